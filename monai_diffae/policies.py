@@ -29,15 +29,7 @@ MISSING_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "null")
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise an error if a value is none of the choices.
-
-    Args:
-        name: what has the value, for the message.
-        value: the value.
-        choices: a ``Literal``, such as :data:`Doubtful`.
-
-    Raises:
-        ConfigError: it is none of them.
+    """Raise an error about the argument ``name`` if a value is none of the choices of a ``Literal``.
 
     Example:
         >>> check_choice("doubtful", "ignore", Doubtful)

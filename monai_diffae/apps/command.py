@@ -35,9 +35,6 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
     as on the command line and in a bundle's JSON. All three therefore accept the same values and report the same
     errors.
 
-    Raises:
-        ConfigError: (by the decorated function) an argument is missing, unknown, or has a value that it cannot take.
-
     Example:
         >>> from typing import Annotated
         >>> from annotated_types import Ge
@@ -88,15 +85,7 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def refuse_results_among_scans(cohort: Any, **folders: Any) -> None:
-    """Refuse folders for results inside a folder of scans, where the next command would take pictures for scans.
-
-    Args:
-        cohort: the folder of scans; anything else is not checked.
-        folders: folders by the names of their arguments; files and other values are not checked.
-
-    Raises:
-        ConfigError: names the argument.
-    """
+    """Refuse folders for results inside a cohort's folder, where the next command would take pictures for scans."""
     if not isinstance(cohort, Path) or not cohort.is_dir():
         return
     for name, folder in folders.items():
@@ -109,11 +98,7 @@ def refuse_results_among_scans(cohort: Any, **folders: Any) -> None:
 
 
 def check_overlays(overlays: Iterable[Path]) -> None:
-    """Check that the files of overlays exist.
-
-    Raises:
-        ConfigError: one does not.
-    """
+    """Check that the files of overlays exist."""
     for overlay in overlays:
         if not overlay.is_file():
             raise ConfigError(f"overlays: there is no file {overlay.name}; the bundle's configs/overlays has some")
@@ -156,11 +141,7 @@ def _values(settings: Any) -> Mapping[str, Any] | None:
 
 
 def _refuse_booleans(kwargs: Mapping[str, Any], settings_names: set[str], function: Callable[..., Any]) -> None:
-    """Refuse True and False for numbers, which pydantic would convert.
-
-    Raises:
-        ConfigError: names the argument.
-    """
+    """Refuse True and False for numbers, which pydantic would convert."""
     settings = [_values(kwargs[name]) or {} for name in kwargs.keys() & settings_names]
     for name, value in [item for values in (kwargs, *settings) for item in values.items()]:
         values = value if isinstance(value, list | tuple) else [value]

@@ -45,14 +45,9 @@ def command_keys(command: Command) -> dict[str, str]:
 
 
 def keys_and_call(function: Callable[..., Any], names: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration of a function's arguments.
+    """The keys of a function's arguments with their defaults, and the arguments of the call that refer to these keys.
 
-    Args:
-        function: a command as it is written, with its settings dataclasses.
-        names: keys of arguments that have another name in the configuration.
-
-    Returns:
-        The keys with their defaults, and the arguments of the call that refer to these keys.
+    ``names`` are keys of arguments that have another name in the configuration.
     """
     values: dict[str, Any] = {}
     call: dict[str, Any] = {}
@@ -75,11 +70,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_command_configs(bundle: Path) -> list[Path]:
-    """Write the configurations of all commands into a bundle's ``configs``; for a first stage, that of ``export``.
-
-    Returns:
-        The files.
-    """
+    """Write the configurations of all commands into a bundle's ``configs``; for a first stage, that of ``export``."""
     from monai_diffae.apps.inference_config import evaluation_config, inference_config
 
     with_model = {"inference.json": inference_config, "evaluate.json": evaluation_config}

@@ -12,11 +12,7 @@ from monai_diffae.apps.commands import COMMANDS
 
 
 def command_line(name: str, arguments: Mapping[str, Any]) -> str:
-    """The line for a shell that calls a command with these arguments.
-
-    Args:
-        name: the command, such as ``fit-direction``.
-        arguments: its arguments by their names in Python; None, False and empty values are left out.
+    """The line for a shell that calls a command with these arguments, without those that are None, False or empty.
 
     Example:
         >>> command_line("embed", {"bundle": "my model", "cohort": "scans.csv", "out": "results", "batch_size": 8})

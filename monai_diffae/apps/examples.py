@@ -30,10 +30,6 @@ def find_targets(table: pd.DataFrame, targets: Sequence[str] = ()) -> list[str]:
 
     A column is used if it has numbers, or up to 10 classes with at least five cases each. Columns with one value, and
     text that differs from case to case (such as names), are not used.
-
-    Args:
-        table: of embeddings.
-        targets: columns to use; empty: those that are found.
     """
     if targets:
         return list(targets)
@@ -52,12 +48,7 @@ def _can_be_predicted(values: pd.Series) -> bool:
 def find_positive(table: pd.DataFrame, target: str) -> str | None:
     """The class of a label to compare with the rest: the rarest that is not called normal or the like.
 
-    Args:
-        table: of embeddings.
-        target: the label column.
-
-    Returns:
-        The class; None: the label is a number, or its two classes are equals, such as F and M.
+    None if the label is a number, or its two classes are equals, such as F and M.
 
     Example:
         >>> find_positive(pd.DataFrame({"finding": ["normal", "benign", "benign", "malignant"]}), "finding")
@@ -81,11 +72,6 @@ def find_examples(table: pd.DataFrame, target: str, number: int) -> list[str]:
     """Ids of held-out cases from both ends of a label, alternating: the first, the last, the second, ...
 
     The class of :func:`find_positive` is one end, all others the other; other labels are sorted as they are.
-
-    Args:
-        table: of embeddings.
-        target: the label column.
-        number: how many cases; fewer if the table has fewer.
 
     Example:
         >>> table = pd.DataFrame({"id": list("abcd"), "split": "test", "sick": [1, 0, 0, 1]})

@@ -121,10 +121,6 @@ def inference_config(command: Command, bundle: Path) -> dict[str, Any]:
 
     Its runs ``evaluating`` and ``run`` are the command ``reconstruct``. It also describes the model, as ``train.json``
     does, with MONAI's standard components, because MONAI's tools read them by their names.
-
-    Args:
-        command: the command ``reconstruct``.
-        bundle: the bundle's folder.
     """
     config = _with_evaluator(command, bundle, _EVALUATOR)
     config["output_dir"] = "$@bundle_root + '/reconstructions'"
@@ -137,10 +133,6 @@ def evaluation_config(command: Command, bundle: Path) -> dict[str, Any]:
 
     Its run is the command ``evaluate``. Its ``evaluator`` measures SSIM and PSNR of reconstructions with one condition,
     for tools that take MONAI's components.
-
-    Args:
-        command: the command ``evaluate``.
-        bundle: the bundle's folder.
     """
     return _with_evaluator(command, bundle, _QUALITY)
 

@@ -12,14 +12,7 @@ from monai_diffae.errors import ConfigError
 
 @dataclass(frozen=True)
 class Process:
-    """One of the processes that share the work, as ``torchrun`` numbers them.
-
-    Attributes:
-        rank: number of this process.
-        world_size: number of processes.
-        local_rank: number of this process on its machine.
-        local_world_size: number of processes on its machine.
-    """
+    """One of the processes that share the work, as ``torchrun`` numbers them among all and on its machine."""
 
     rank: int = 0
     world_size: int = 1
@@ -35,11 +28,7 @@ class Process:
 
 
 def this_process() -> Process:
-    """Read this process's numbers from the environment that ``torchrun`` sets; without it, there is one process.
-
-    Raises:
-        ConfigError: RANK, WORLD_SIZE or LOCAL_RANK is not a valid number.
-    """
+    """Read this process's numbers from the environment that ``torchrun`` sets; without it, there is one process."""
     rank, world_size, local_rank = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if not (rank or world_size):
         return Process()

@@ -63,10 +63,6 @@ def warn_of_other_preprocessing(embeddings: str | os.PathLike[str], trained: Tra
     """Log a warning if the scans of a table were preprocessed in another way than a bundle does here.
 
     A table names its model's weights, which are the same with all overrides.
-
-    Args:
-        embeddings: the file of the table.
-        trained: the bundle, with the overrides of the command.
     """
     differ = _differences(read_metadata(embeddings).get("preprocessing"), trained.config)
     if differ:
@@ -78,11 +74,7 @@ def warn_of_other_preprocessing(embeddings: str | os.PathLike[str], trained: Tra
 
 
 def check_same_preprocessing(embeddings: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
-    """Check that the scans of a table were preprocessed as a bundle's own configuration says, without overrides.
-
-    Raises:
-        ConfigError: they were preprocessed in another way; the message names the keys.
-    """
+    """Check that the scans of a table were preprocessed as a bundle's own configuration says, without overrides."""
     differ = _differences(read_metadata(embeddings).get("preprocessing"), config)
     if differ:
         raise ConfigError(
@@ -117,14 +109,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def warn_if_cohort_changed(table: pd.DataFrame, split: SplitCohort, cohort: str | os.PathLike[str], what: str) -> None:
-    """Log a warning if a cohort differs from the one that a table was made from.
-
-    Args:
-        table: the embeddings, with metadata.
-        split: the cohort, read.
-        cohort: its file or folder.
-        what: what the images are read for; the beginning of the message.
-    """
+    """Log a warning, which begins with ``what`` the images are read for, if a cohort differs from that of a table."""
     made_from = table.attrs.get("monai_diffae", {}).get("made_from", {})
     if made_from.get("cohort", split.fingerprint) != split.fingerprint:
         logger.warning(
@@ -134,29 +119,17 @@ def warn_if_cohort_changed(table: pd.DataFrame, split: SplitCohort, cohort: str 
 
 
 def model_checksum(embeddings: str | os.PathLike[str]) -> str:
-    """The SHA-256 of the weights that a table of embeddings was made with, from the record beside the table.
-
-    Raises:
-        ConfigError: there is no record.
-    """
+    """The SHA-256 of the weights that a table of embeddings was made with, from the record beside the table."""
     return _made_from(embeddings)["model"]
 
 
 def encoder_of(embeddings: str | os.PathLike[str]) -> str:
-    """The encoder that made a table of embeddings: ``trained``, ``untrained`` or ``pca``.
-
-    Raises:
-        ConfigError: there is no record.
-    """
+    """The encoder that made a table of embeddings: ``trained``, ``untrained`` or ``pca``."""
     return _values(_record(Path(embeddings)))["encoder"]
 
 
 def check_z_sem(embeddings: str | os.PathLike[str]) -> None:
-    """Check that a table of embeddings has z_sem of a trained bundle, which a decoder can use.
-
-    Raises:
-        ConfigError: an encoder without training made it, or there is no record beside it.
-    """
+    """Check that a table of embeddings has z_sem of a trained bundle, which a decoder can use."""
     _check_trained(Path(embeddings).name, encoder_of(embeddings))
 
 
@@ -169,11 +142,7 @@ def _check_trained(name: str, encoder: str) -> None:
 
 
 def check_same_model(embeddings: str | os.PathLike[str], bundle: str | os.PathLike[str]) -> None:
-    """Check that a table of embeddings was made with this bundle, and that its z_sem can be decoded.
-
-    Raises:
-        ConfigError: another model made the table, or its z_sem are pooled, or there is no record beside it.
-    """
+    """Check that a table of embeddings was made with this bundle, and that its z_sem can be decoded."""
     path = Path(embeddings)
     name, content = path.name, _record(path)
     _check_trained(name, _values(content)["encoder"])
@@ -189,13 +158,8 @@ def check_same_model(embeddings: str | os.PathLike[str], bundle: str | os.PathLi
 
 
 def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
-    """The model, the pool and the encoder that a table was made with.
-
-    A warning is logged if its z_sem were changed, or may be those of another table.
-
-    Raises:
-        ConfigError: there is no record, or it is that of a table of another model.
-    """
+    """The model, the pool and the encoder that a table was made with."""
+    # A warning is logged if its z_sem were changed, or may be those of another table.
     path = Path(embeddings)
     return _compared(path, _record(path))
 
@@ -219,11 +183,7 @@ def _compared(path: Path, content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """The record beside a table.
-
-    Raises:
-        ConfigError: there is no record of a complete table.
-    """
+    """The record beside a table."""
     record = path.with_suffix(".json")
     try:
         content: dict[str, Any] = json.loads(record.read_text())

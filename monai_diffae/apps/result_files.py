@@ -21,10 +21,6 @@ def images_in(folder: Path) -> list[Path]:
 def result_hashes(root: Path, results: Sequence[Path]) -> dict[str, str]:
     """The SHA-256 of each file of a result, by a hash of its name, because names may be ids of cases.
 
-    Args:
-        root: the folder to which names are relative.
-        results: files, and folders of files.
-
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -38,16 +34,7 @@ def result_hashes(root: Path, results: Sequence[Path]) -> dict[str, str]:
 
 
 def missing_results(record: Path, results: Sequence[Path], hashes: Mapping[str, Any]) -> int:
-    """The number of recorded files of a result that no longer exist.
-
-    Args:
-        record: the result's record.
-        results: files, and folders of files, which may also hold files of the user.
-        hashes: what :func:`result_hashes` returned when the result was made.
-
-    Raises:
-        ConfigError: a file differs from what was written, because it was damaged or edited.
-    """
+    """The number of recorded files of a result that no longer exist; its folders may also hold files of the user."""
     from monai_diffae.data.file_checksums import file_checksum
 
     if not all(isinstance(value, str) for value in hashes.values()):

@@ -20,12 +20,7 @@ def embedded(picture: Path) -> str:
 
 
 def result_html(result: CommandResult, address: Callable[[Path], str] = embedded) -> str:
-    """The lines, the table and the pictures of a result.
-
-    Args:
-        result: the result.
-        address: the address of a picture in the page; by default its content.
-    """
+    """The lines, the table and the pictures of a result."""
     lines = "\n".join(result.lines())
     parts = [f'<pre style="line-height: 1.25">{escape(lines)}</pre>'] if lines else []
     table = result.preview()

@@ -14,22 +14,15 @@ from monai_diffae.errors import ConfigError
 
 
 def scans_record(states: Sequence[str], contents: Sequence[str]) -> dict[str, str]:
-    """What a table's record keeps of its scans: one checksum of their files' states, and one of their contents.
-
-    Args:
-        states: from :func:`~monai_diffae.data.contents.scan_states`, before the scans were read.
-        contents: from :func:`~monai_diffae.data.contents.scan_contents`, or taken while the scans were read.
-    """
+    """What a table's record keeps of its scans: one checksum of their files' states, and one of their contents."""
     return {"state": checksum_of(states), "content": checksum_of(contents)}
 
 
 def content_of_scans(cases: Sequence[Case], tables: Sequence[Path]) -> str:
     """A checksum of the contents of scans, for the record of pictures that are made of them.
 
-    Args:
-        cases: a cohort's cases.
-        tables: tables of embeddings. If one of them was made of these scans and no file has changed since, its record
-            has the checksum; else the scans are read.
+    If one of the tables of embeddings was made of these scans and no file has changed since, its record has the
+    checksum; else the scans are read.
     """
     state = checksum_of(scan_states(cases))
     for table in tables:
@@ -44,14 +37,6 @@ def check_scans(table: Path, cases: Sequence[Case], states: Sequence[str]) -> No
 
     If the state of a file has changed, for example because the cohort was copied, the scans are read, and their
     contents are compared. If these are the same, the record gets the new states.
-
-    Args:
-        table: the table.
-        cases: the cohort's cases.
-        states: the states of their files.
-
-    Raises:
-        ConfigError: a scan was replaced.
     """
     record = table.with_suffix(".json")
     content: dict[str, Any] = read_record(record) or {}

@@ -79,25 +79,11 @@ class Steps:
     outcomes: list[Outcome] = field(default_factory=list)
 
     def prepare(self, title: str, command: str, **arguments: Any) -> Any:
-        """Run a step that the other steps need.
-
-        Returns:
-            What the command returns.
-
-        Raises:
-            DiffAEError: the command failed.
-        """
+        """Run a step that the other steps need, and return its result."""
         return self._run(Step(title, command, arguments, is_preparation=True))
 
     def attempt(self, title: str, command: str, **arguments: Any) -> Any:
-        """Run a step that no other step needs; if it fails, the reason is logged and kept.
-
-        Returns:
-            What the command returns; None if it failed.
-
-        Raises:
-            UnsafeInputError: an input is unsafe.
-        """
+        """Run a step that no other step needs; if it fails, the reason is logged and kept, and the result is None."""
         step, start = Step(title, command, arguments), time.monotonic()
         try:
             return self._run(step)

@@ -21,13 +21,7 @@ _PAGE = Markup(
 
 
 def web_page(title: str, body: Markup, styles: Sequence[Path] = (), scripts: Sequence[Path] = ()) -> str:
-    """A whole page with the common style.
-
-    Args:
-        title: its title, as text.
-        body: its content, as HTML.
-        styles: further style sheets, which are copied into the page.
-        scripts: JavaScript files, which are copied into the page.
+    """A whole page with the common style; the style sheets and JavaScript files are copied into it.
 
     Example:
         >>> "<title>a &lt; b</title>" in web_page("a < b", Markup("<main>c</main>"))

@@ -206,11 +206,9 @@ class AnomalyDetector:
         return float(np.interp(quantile, shares, values))
 
     def _p_value(self, scores: Tensor) -> float:
-        """The p-value of an image, or of the slices of a volume.
-
-        The highest score of several slices is compared with the highest scores of held-out volumes. If these are
-        single images, the p-value is corrected for the number of slices (Bonferroni), which is safe but may be high.
-        """
+        """The p-value of an image, or of the slices of a volume."""
+        # The highest score of several slices is compared with the highest scores of held-out volumes. If these are
+        # single images, the p-value is corrected for the number of slices (Bonferroni), which is safe but may be high.
         highest = float(scores.max())
         has_volumes = len(self.scan_scores) < len(self.scores)
         reference = self.scan_scores if len(scores) > 1 and has_volumes else self.scores.numpy()
@@ -222,11 +220,7 @@ class AnomalyDetector:
 def image_residuals(
     trained: TrainedBundle, images: Tensor, z_sem: Tensor, settings: AnomalySettings
 ) -> tuple[Tensor, Tensor]:
-    """The model's estimates (N, C, *S) of images, and the smoothed residuals (N, 1, *S).
-
-    Raises:
-        ConfigError: the model gives values that are not finite; a score would be NaN, and compare with nothing.
-    """
+    """The model's estimates (N, C, *S) of images, and the smoothed residuals (N, 1, *S)."""
     estimates = estimate_from_noised(
         images, z_sem, trained.network, trained.inferer,
         noise_levels=settings.noise_levels, draws=settings.draws, seed=settings.seed,

@@ -54,15 +54,8 @@ def fit_detector(
 ) -> AnomalyDetector:
     """Calibrate with normal cases that the bundle was not trained on.
 
-    Args:
-        trained: the bundle.
-        cases: the cases, in the order of ``images``.
-        images: for each case, the image (C, *S) and what the encoder sees (C', *S), preprocessed.
-        settings: how residuals become maps and scores.
-        made_from: what else the calibration depends on, for its record.
-
-    Raises:
-        CohortError: all cases are of one patient.
+    ``images`` are each case's image (C, *S) and what the encoder sees (C', *S), preprocessed, in the order of the
+    cases.
     """
     patients = np.unique([case.patient for case in cases], return_inverse=True)[1]
     if len(cases) < 2 or patients.max() == 0:

@@ -35,11 +35,7 @@ def write_checksum_list(folder: Path, names: Iterable[str]) -> Path:
 
 
 def read_checksum_list(path: Path) -> dict[str, str]:
-    """The checksums by the names of their files.
-
-    Raises:
-        ScanError: the file is not such a list.
-    """
+    """The checksums by the names of their files."""
     try:
         with path.open("rb") as file:
             content = file.read(_LARGEST_LIST + 1)
@@ -59,11 +55,7 @@ def _is_name(text: str) -> bool:
 
 
 def check_files(folder: Path, checksums: Mapping[str, str]) -> None:
-    """Check that files have the checksums of a list.
-
-    Raises:
-        ConfigError: a file is missing, or has another checksum.
-    """
+    """Check that files have the checksums of a list."""
     for name, expected in checksums.items():
         if not (folder / name).is_file():
             raise ConfigError(f"{name}: is listed in {CHECKSUM_LIST}, but missing; ask the author of the bundle")

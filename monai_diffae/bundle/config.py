@@ -61,9 +61,6 @@ def running_parser() -> ConfigParser:
     """The parser of the bundle run that evaluates the calling expression.
 
     MONAI (1.6.1) gives expressions no access to its parser, so the parser is searched for on the call stack.
-
-    Raises:
-        ConfigError: the caller is not an expression of a bundle's configuration.
     """
     parser = _on_call_stack(ConfigParser)
     if parser is None:
@@ -150,15 +147,9 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
     """Check that every key is used. Otherwise, a misspelt override would silently have no effect.
 
     A top-level key, and a key of the sections ``train`` and ``validate``, must be referred to by another entry, be one
-    of MONAI's, or be in ``known``. A component's keys must be parameters of its ``_target_``.
-
-    Args:
-        config: the merged configuration.
-        known: the top-level keys of the files that were read. They need no reference, as an override may have replaced
-            the entry that refers to them. If they are given, MONAI's keys are only those that a run itself uses.
-
-    Raises:
-        ConfigError: a key is not used; the message names it and the nearest known key.
+    of MONAI's, or be in ``known``. A component's keys must be parameters of its ``_target_``. The top-level keys in
+    ``known``, those of the files that were read, need no reference, as an override may have replaced the entry that
+    refers to them. If they are given, MONAI's keys are only those that a run itself uses.
 
     Example:
         >>> check_config({"lr": 1, "lrr": 2, "train": {"rate": "@lr"}})
@@ -185,9 +176,6 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
 
 def check_arguments(config: dict[str, Any]) -> None:
     """Check that each component's ``_target_`` takes the component's arguments.
-
-    Raises:
-        ConfigError: one does not; the message names the key and the arguments that are taken.
 
     Example:
         >>> check_arguments({"act": {"_target_": "torch.nn.ELU", "beta": 1}})

@@ -17,13 +17,8 @@ from monai_diffae.errors import ConfigError
 def read_config(*files: Path, roots: Sequence[str] | None = None) -> ConfigParser:
     """Read configuration files, of which later ones replace values of earlier ones, and check them for code.
 
-    Args:
-        files: JSON or YAML; the first one is in a folder of a bundle.
-        roots: keys that are used; None: all. Others are not in the result unless one of these refers to them.
-
-    Raises:
-        ConfigError: a file does not exist, or cannot be read.
-        UnsafeInputError: they have code of their own, and are not trusted.
+    The first file is in a folder of a bundle. With ``roots``, the result has only these keys and those that they refer
+    to.
     """
     parser = _read(files)
     if roots is not None:
@@ -36,9 +31,6 @@ def read_own_code(file: Path) -> list[OwnCode]:
     """The own code in a configuration file of a bundle. Nothing of it is run.
 
     Within :func:`~monai_diffae.bundle.trust.trusting`, the file is remembered as trusted.
-
-    Raises:
-        ConfigError: the file cannot be read.
     """
     config = _read([file]).get()
     parts = own_code(config)

@@ -25,24 +25,6 @@ def read_consistently(
 
     If one of the files is replaced meanwhile, they are read again. No lock is taken, so a folder that cannot be
     written can be read.
-
-    Args:
-        bundle: the bundle's folder.
-        read: reads the files from the folder that it is called with.
-        names: the names of the files that ``read`` uses.
-
-    Returns:
-        What ``read`` returns.
-
-    Raises:
-        Exception: what ``read`` raises, unless a file was replaced meanwhile.
-        MachineError: the files were replaced at each of 20 attempts.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as bundle:
-        ...     read_consistently(bundle, lambda models: models.name)
-        'models'
     """
     for attempt in range(_MOST_ATTEMPTS):
         folder = models_folder(bundle)
@@ -64,10 +46,8 @@ def read_consistently(
 
 @contextmanager
 def _watched(bundle: Path, folder: Path, names: Collection[str]) -> Iterator[Callable[[], bool]]:
-    """Watch files; the function that this gives tells whether they still are what they were at the beginning.
-
-    The files are held open, because the system may otherwise give a new file the inode of a deleted one.
-    """
+    """Watch files; the function that this gives tells whether they still are what they were at the beginning."""
+    # The files are held open, because the system may otherwise give a new file the inode of a deleted one.
     with ExitStack() as open_files:
 
         def opened(path: Path) -> os.stat_result | None:

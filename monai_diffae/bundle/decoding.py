@@ -19,14 +19,7 @@ _NOT_SETTINGS = ("schedule", "first_stage", "fast_decoder", "batch_size", "clip"
 
 
 def inferer_overrides(overrides: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
-    """Overrides of a bundle's configuration, extended by settings of its inferer.
-
-    Args:
-        overrides: values for keys of the configuration.
-        settings: arguments of the inferer, such as ``steps`` or ``solver``; None: the bundle's.
-
-    Raises:
-        ConfigError: a setting has no effect on the chosen decoder.
+    """Overrides of a bundle's configuration, extended by settings of its inferer, of which None means the bundle's.
 
     Example:
         >>> inferer_overrides({}, steps=50, solver="unipc", spacing=None)

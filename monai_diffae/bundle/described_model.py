@@ -26,10 +26,6 @@ def describe_model(directory: str | os.PathLike[str], files: Sequence[str] = (IN
 
     ``train.json`` is not among the files, because ``train --overwrite`` begins with its values. Its runs read
     ``models/config.json`` when they start (:func:`~monai_diffae.bundle.run_preparation.prepare_run`).
-
-    Args:
-        directory: the bundle's folder.
-        files: the files in ``configs``.
     """
     root = Path(directory)
     config = root / MODELS / CONFIG

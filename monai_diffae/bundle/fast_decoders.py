@@ -38,18 +38,7 @@ def fast_decoder_config(levels: Sequence[int], autoencoder_sha256: str) -> dict[
 def read_fast_decoder(
     models: Path, network: nn.Module, autoencoder_sha256: str, device: torch.device | str
 ) -> FastDecoder:
-    """Read the fast decoder of an autoencoder.
-
-    Args:
-        models: the folder ``models`` of the bundle.
-        network: the autoencoder, whose ``unet`` has the fast decoder's shape.
-        autoencoder_sha256: the checksum of the autoencoder.
-        device: where to compute.
-
-    Raises:
-        ConfigError: there is no fast decoder, it belongs to another autoencoder, or its description cannot be read.
-        ScanError: its weights cannot be read.
-    """
+    """Read the fast decoder of an autoencoder, whose ``unet`` has the fast decoder's shape."""
     if not (models / FAST_MODEL).is_file():
         raise ConfigError("decoder: there is no fast decoder in this bundle; train it with monai-diffae distill")
     config = read_values(models / FAST_CONFIG, _TRAIN_IT)

@@ -46,12 +46,7 @@ def shipped(kind: str) -> Path:
 def shipped_bundle(name: str, *, or_weights: bool = False) -> Path:
     """The folder of a shipped bundle without weights.
 
-    Args:
-        name: the bundle's name.
-        or_weights: also find bundles with weights; only a part of their files is stored.
-
-    Raises:
-        ConfigError: no such bundle has this name.
+    With ``or_weights``, bundles with weights are found, too; only a part of their files is stored.
     """
     names = sorted([*_names_of_bundles_with(f"{CONFIGS}/{TRAIN}"), *(names_with_weights() if or_weights else ())])
     if name not in names:
@@ -128,12 +123,7 @@ def _untrained_counterpart(bundle: Path) -> Path:
 
 
 def check_new_folder(directory: str | Path) -> None:
-    """Check that a folder is empty or can be created.
-
-    Raises:
-        ConfigError: it is not empty, or it is or lies below a file or a broken link.
-        MachineError: it cannot be written.
-    """
+    """Check that a folder is empty or can be created."""
     target = Path(directory)
     name = target.name or str(target)
     nearest = next((path for path in (target, *target.parents) if os.path.lexists(path)), Path())
@@ -148,12 +138,7 @@ def check_new_folder(directory: str | Path) -> None:
 
 @contextmanager
 def removed_on_failure(folder: Path) -> Iterator[None]:
-    """If the block fails, remove what it wrote into a new folder, and the folders that it made.
-
-    Raises:
-        ConfigError: the folder is not new; see :func:`check_new_folder`.
-        MachineError: it cannot be written.
-    """
+    """If the block fails, remove what it wrote into a new folder, and the folders that it made."""
     check_new_folder(folder)
     new_folders = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
@@ -202,11 +187,7 @@ def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path)
 
 
 def _remove_private_values(file: Path) -> None:
-    """Remove private values from a JSON file.
-
-    Raises:
-        ConfigError: the file is not JSON.
-    """
+    """Remove private values from a JSON file."""
     try:
         content = {"": json.loads(file.read_text())}  # it may be a list
     except (ValueError, RecursionError) as error:

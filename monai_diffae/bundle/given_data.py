@@ -83,11 +83,7 @@ def _start(root: Path, loaded: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _datalist(parser: object, lists: Mapping[str, Sequence[Mapping[str, Any]]], config: Mapping[str, Any]) -> Path:
-    """Write a MONAI datalist of the images, which exists as long as the run.
-
-    Raises:
-        CohortError: a list has no usable image.
-    """
+    """Write a MONAI datalist of the images, which exists as long as the run."""
     keys = list(config["image_keys"])
     for id, items in lists.items():
         if not items:
@@ -115,10 +111,8 @@ def _datalist(parser: object, lists: Mapping[str, Sequence[Mapping[str, Any]]], 
 
 
 def _without_loader(handlers: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str | None]:
-    """Handlers without MONAI's CheckpointLoader, and the file that it would load.
-
-    It would load the weights into the trained network only, and not into their average.
-    """
+    """Handlers without MONAI's CheckpointLoader, and the file that it would load."""
+    # It would load the weights into the trained network only, and not into their average.
     loaders = [handler for handler in handlers if handler.get("_target_") == "CheckpointLoader"]
     others = [handler for handler in handlers if handler not in loaders]
     return others, str(loaders[0]["load_path"]) if loaders else None

@@ -10,17 +10,7 @@ from monai_diffae.errors import ConfigError
 
 
 def read_values(file: Path, advice: str = "copy the bundle again") -> dict[str, Any]:
-    """Read a JSON file with keys and values.
-
-    Args:
-        file: the file.
-        advice: what the user can do if the file cannot be read, for the message.
-
-    Returns:
-        Keys and values; nothing if there is no such file.
-
-    Raises:
-        ConfigError: the file cannot be read, or has no keys.
+    """Read a JSON file with keys and values, none if there is no such file; ``advice`` ends an error's message.
 
     Example:
         >>> read_values(Path("no_such_bundle/models/config.json"))

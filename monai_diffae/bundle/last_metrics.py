@@ -9,14 +9,9 @@ from monai_diffae.bundle.layout import METRICS, models_folder
 
 
 def last_usage(directory: str | os.PathLike[str]) -> float | None:
-    """The last ``z_sem_usage`` of a bundle's training: by how much the decoder depends on z_sem; 1: not at all.
+    """The last ``z_sem_usage`` of a bundle's training; None: not measured, as for imported weights.
 
-    Args:
-        directory: the bundle's folder.
-
-    Returns:
-        The denoising loss with another image's z_sem, divided by that with the image's own; None: not measured, as for
-        imported weights.
+    It is the denoising loss with another image's z_sem, divided by that with the image's own; 1: z_sem is not used.
 
     Example:
         >>> print(last_usage("no_such_bundle"))

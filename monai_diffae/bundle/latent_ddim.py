@@ -99,11 +99,7 @@ def latent_statistics(bundle: str | os.PathLike[str]) -> LatentStatistics | None
 
 
 def _read_latent_config(root: Path) -> ConfigParser:
-    """The configuration of the latent DDIM, if it belongs to the autoencoder beside it.
-
-    Raises:
-        ConfigError: the configuration cannot be read, or the latent DDIM belongs to another autoencoder.
-    """
+    """The configuration of the latent DDIM, if it belongs to the autoencoder beside it."""
     config = models_folder(root) / LATENT_CONFIG
     parser = read_config(config)
     lacks = [key for key in _ROOTS if key not in parser]
@@ -132,9 +128,6 @@ def latent_config(run_config: dict[str, Any], *, z_channels: int, autoencoder_sh
 
 def check_output_folder(bundle_root: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> None:
     """Check that an output folder has no other autoencoder, which :func:`complete_latent_bundle` would replace.
-
-    Raises:
-        ConfigError: it has one.
 
     Example:
         >>> check_output_folder("my_bundle", "a_new_folder")

@@ -71,15 +71,7 @@ def model_config_file(bundle: str | os.PathLike[str]) -> Path:
 
 
 def check_trained(bundle: str | os.PathLike[str], models: Path, *names: str) -> None:
-    """Check that a bundle has the files of a trained model.
-
-    Args:
-        bundle: the bundle's folder, for the message.
-        models: the folder with its model.
-        names: the files that the caller needs; none: the weights.
-
-    Raises:
-        ConfigError: a file does not exist.
+    """Check that a bundle has the files of a trained model; without ``names``, the weights.
 
     Example:
         >>> check_trained("my_bundle", Path("my_bundle/models"))

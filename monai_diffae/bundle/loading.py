@@ -219,11 +219,7 @@ def _loaded(root: Path, models: Path, device: str | torch.device | None, overrid
 
 
 def build_companions(parser: ConfigParser, device: torch.device) -> tuple[DiffusionAutoencoderInferer, Transform]:
-    """The inferer and the preprocessing that a model's configuration describes, for a network on a device.
-
-    Raises:
-        ConfigError: a component cannot be built.
-    """
+    """The inferer and the preprocessing that a model's configuration describes, for a network on a device."""
     inferer = build(parser, "inferer", DiffusionAutoencoderInferer)
     inferer.schedule.to(device)
     preprocessing: Transform = build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
@@ -231,13 +227,7 @@ def build_companions(parser: ConfigParser, device: torch.device) -> tuple[Diffus
 
 
 def described_model(root: Path, overrides: Mapping[str, Any]) -> ConfigParser:
-    """The configuration that describes a bundle's model, trained or not, with overrides, checked.
-
-    Raises:
-        ConfigError: the configuration describes no diffusion autoencoder, an override names an unknown key, or a value
-            cannot be used.
-        UnsafeInputError: the configuration or an override has code of its own, and is not trusted.
-    """
+    """The configuration that describes a bundle's model, trained or not, with overrides, checked."""
     config = layout.model_config_file(root)
     parser = read_config(config)
     lacks = [key for key in ("network_def", "inferer", "preprocessing", "model_range") if key not in parser]
@@ -257,14 +247,7 @@ def described_model(root: Path, overrides: Mapping[str, Any]) -> ConfigParser:
 def set_values(parser: ConfigParser, values: Mapping[str, Any], what: str, file: str) -> None:
     """Set values of a configuration by their ids, such as ``{"inferer#steps": 20}``.
 
-    Args:
-        parser: the configuration.
-        values: values by their ids.
-        what: the configuration's name in error messages.
-        file: the file with its keys, for error messages.
-
-    Raises:
-        ConfigError: the configuration has no such id.
+    ``what`` and ``file`` name the configuration and the file with its keys in errors.
     """
     for key, value in values.items():
         if not key:  # MONAI would replace the whole configuration
@@ -281,17 +264,7 @@ def no_such_key(key: str, what: str, file: str) -> str:
 
 
 def build(parser: ConfigParser, key: str, kind: type[T]) -> T:
-    """Build a component of a configuration.
-
-    Args:
-        parser: the configuration.
-        key: the component's id.
-        kind: the type that it must have.
-
-    Raises:
-        DiffAEError: that of the component's constructor, without MONAI's errors around it.
-        ConfigError: the component cannot be built, or has another type.
-    """
+    """Build the component of a configuration with this id, and check its type."""
     try:
         component = parser.get_parsed_content(key)
     except Exception as error:

@@ -33,9 +33,6 @@ def mark_replaced_weights(bundle: str | os.PathLike[str]) -> None:
     A card of earlier weights is marked, and their figures are removed from ``metadata.json``. A card that says that
     there are no weights says that they are not described. If a file cannot be read or written, a warning is logged.
 
-    Args:
-        bundle: the bundle, whose weights were replaced.
-
     Example:
         >>> mark_replaced_weights("no_such_bundle")
     """

@@ -12,21 +12,7 @@ from monai_diffae.bundle.weights import read_weights
 
 
 def check_model(bundle: Path, config: Path, weights: Path) -> nn.Module:
-    """Build the network of a configuration on the CPU, and check that the weights fit it.
-
-    Args:
-        bundle: the bundle's folder, which may hold a first stage.
-        config: the configuration.
-        weights: the file of weights.
-
-    Returns:
-        The network, without the weights.
-
-    Raises:
-        ConfigError: the network cannot be built, or the weights are those of another network.
-        ScanError: the weights are damaged, or not finite.
-        UnsafeInputError: the configuration has code of its own, and is not trusted.
-    """
+    """Build the network of a configuration on the CPU, check that the weights fit it, and return it without them."""
     parser = read_config(config)
     parser.update({"bundle_root": str(bundle), "device": "cpu"})
     network = build(parser, "network_def", nn.Module)

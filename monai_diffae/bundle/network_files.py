@@ -50,29 +50,17 @@ class NetworkFile:
 
 
 def check_format(format: str) -> None:
-    """Check that the packages of a format are installed.
-
-    Raises:
-        MachineError: they are not.
-    """
+    """Check that the packages of a format are installed."""
     missing = [name for name in _ONNX_PACKAGES if format == "onnx" and find_spec(name) is None]
     if missing:
         raise MachineError(f"format onnx: {missing[0]} is not installed; run pip install 'monai-diffae[export]'")
 
 
 def write_network(part: NetworkPart, format: str, folder: Path) -> NetworkFile:
-    """Write a network to a file, load it again and compare it with the network.
+    """Write a network, which is in evaluation mode on the CPU, to a file, load it again and compare the two.
 
-    It is compared at two batch sizes and, if its size is free, at two image sizes.
-
-    Args:
-        part: the network, in evaluation mode on the CPU.
-        format: the file's format, also its suffix.
-        folder: the file is called ``<part.name>.<format>``.
-
-    Raises:
-        ConfigError: the network cannot be exported, or the loaded file gives something else; there is no file then.
-        MachineError: the folder cannot be written.
+    They are compared at two batch sizes and, if the size is free, at two image sizes. The file is called
+    ``<part.name>.<format>``.
     """
     write, load = _FORMATS[format]
     path = folder / f"{part.name}.{format}"
@@ -119,11 +107,7 @@ def _largest_difference(part: NetworkPart, loaded: _Run, size_is_free: bool) -> 
 
 
 def _exported(part: NetworkPart) -> tuple[ExportedProgram, bool]:
-    """The network as a graph, and whether its image size is free; some networks take a single size.
-
-    Raises:
-        ConfigError: the network cannot be exported.
-    """
+    """The network as a graph, and whether its image size is free; some networks take a single size."""
     free = {2 + i: _multiple(*axis) for i, axis in enumerate(zip(part.axes, part.divisors, strict=True))}
     try:
         return _graph(part, part.larger_size, free), True

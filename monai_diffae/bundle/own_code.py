@@ -50,12 +50,7 @@ class OwnCode:
 def own_code(config: Any, *, places: bool = True) -> list[OwnCode]:
     """All parts of a configuration that run code, or write or send elsewhere, and that no shipped one contains.
 
-    Args:
-        config: the content of a configuration file, several of them merged, or values by their ids.
-        places: whether to look for places outside of the bundle, too.
-
-    Raises:
-        UnsafeInputError: it is nested too deep.
+    Without ``places``, places outside of the bundle do not count.
 
     Example:
         >>> own_code({"network_def": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": "@z"}, "z": 1})

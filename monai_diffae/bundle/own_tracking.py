@@ -15,13 +15,7 @@ def use_own_tracking(parser: ConfigParser) -> bool:
 
     MONAI's handler (1.6.1) logs two parameters, adds to a run of another training that crashed, and ends the training
     if the server fails. The bundle's handler logs all parameters by the configuration's names, and no private value.
-    Handlers of other tracking settings than MONAI's default are kept.
-
-    Args:
-        parser: the configuration of a training.
-
-    Returns:
-        Whether MONAI had added its handlers.
+    Handlers of other tracking settings than MONAI's default are kept. Returns whether MONAI had added its handlers.
     """
     if "mlflow" not in parser:
         return False

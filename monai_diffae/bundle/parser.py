@@ -37,9 +37,6 @@ class ModuleLocator(ComponentLocator):
 class Parser(ConfigParser):
     """MONAI's parser of configurations with a :class:`ModuleLocator`.
 
-    Args:
-        config: the configuration; None: an empty one.
-
     Example:
         >>> Parser({"size": 8, "double": "$2 * @size"}).get_parsed_content("double")
         16

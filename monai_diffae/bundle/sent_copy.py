@@ -57,17 +57,6 @@ def copy_for_others(bundle: Path, folder: Path) -> SentCopy:
     those of this package. Checkpoints, tracking, pictures, tables and any other file stay behind; so does
     ``anomaly.pt``, which is made from the residuals of single cases.
 
-    Args:
-        bundle: a trained bundle, which is only read.
-        folder: an empty folder.
-
-    Raises:
-        ConfigError: the bundle is not trained, its documents still say that it has no weights, its weights do not fit
-            its configuration, a file of weights holds something other than weights, a JSON file is damaged, or the
-            model needs a value that is not sent.
-        UnsafeInputError: loading its weights would run code.
-        ScanError: its weights are damaged.
-
     Example:
         >>> copy_for_others(Path("my_model"), Path("copy"))
         Traceback (most recent call last):

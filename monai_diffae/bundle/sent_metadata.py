@@ -31,9 +31,6 @@ class _Metadata(SentValues):
 def sent_metadata(content: Mapping[str, Any]) -> SentValues:
     """What is sent of ``metadata.json``: the keys of MONAI's schema, as their author wrote them.
 
-    Raises:
-        ConfigError: a text names a path.
-
     Example:
         >>> sent_metadata({"name": "My model", "patients": "Doe"}).content
         {'name': 'My model'}

@@ -16,13 +16,7 @@ from monai_diffae.bundle.sent_weights import check_only_weights, check_same_weig
 
 
 def check_sent_model(folder: Path) -> None:
-    """Check the weights of a copy: they hold nothing else, and fit the networks that the copy describes.
-
-    Raises:
-        ConfigError: they do not fit, or hold something else.
-        UnsafeInputError: loading them would run code, or the configuration has code of its own and is not trusted.
-        ScanError: they are damaged, or not finite.
-    """
+    """Check the weights of a copy: they hold nothing else, and fit the networks that the copy describes."""
     models = folder / layout.MODELS
     network = check_model(folder, layout.model_config_file(folder), models / layout.MODEL)
     networks: dict[str, nn.Module] = {"": network}

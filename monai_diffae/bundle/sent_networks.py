@@ -26,14 +26,6 @@ def copy_networks(models: Path, target: Path, model_sha256: str) -> None:
     """Copy the networks that ``export`` wrote into a folder with a model, and their record.
 
     A network that the record does not list, or lists with another checksum, is not copied.
-
-    Args:
-        models: the folder with the model.
-        target: the folder to copy to.
-        model_sha256: the checksum of the model's weights.
-
-    Raises:
-        ConfigError: the networks have other weights, or name folders of this machine.
     """
     record: dict[str, Any] = {}
     with suppress(ConfigError):  # networks without a readable record are not copied

@@ -116,12 +116,7 @@ class SentValues:
 
 
 def sent_configuration(content: Mapping[str, Any], shipped: Iterable[Mapping[str, Any]]) -> SentValues:
-    """What is sent of a configuration.
-
-    Args:
-        content: the configuration.
-        shipped: the shipped configurations of its kind; the values of the most similar one replace what is removed.
-    """
+    """What is sent of a configuration; the most similar shipped one of its kind replaces what is removed."""
 
     def num_equal(other: Mapping[str, Any]) -> int:
         return sum(key in other and other[key] == value for key, value in content.items())

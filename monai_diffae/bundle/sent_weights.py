@@ -24,19 +24,9 @@ _TRAIN = "train the bundle again"
 
 
 def check_only_weights(path: Path, network: nn.Module) -> Mapping[str, torch.Tensor]:
-    """Check that a file of ``torch.save`` holds weights and nothing else, such as texts or other files.
+    """The weights in a file of ``torch.save``, which may hold nothing else, such as texts or other files.
 
-    Args:
-        path: a state dict that fits the network.
-        network: the network that the weights are for; the names of its layers may be in the file.
-
-    Returns:
-        The weights by their names.
-
-    Raises:
-        UnsafeInputError: loading it would run code.
-        ScanError: it is damaged.
-        ConfigError: it holds something else.
+    The names of the network's layers may be in the file.
     """
     state: dict[str, torch.Tensor] = read_torch_file(path, f"is damaged; {_TRAIN}")
     if not zipfile.is_zipfile(path):
@@ -57,12 +47,7 @@ def check_only_weights(path: Path, network: nn.Module) -> Mapping[str, torch.Ten
 
 
 def check_same_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Check that a ``.safetensors`` file holds the same weights as a file of ``torch.save``, and nothing else.
-
-    Raises:
-        UnsafeInputError: it is damaged.
-        ConfigError: it holds other weights, or something else.
-    """
+    """Check that a ``.safetensors`` file holds the same weights as a file of ``torch.save``, and nothing else."""
     tensors, metadata = read_safetensors(path)
     if tensors.keys() != weights.keys() or not all(_is_equal(tensors[name], weights[name]) for name in weights):
         raise ConfigError(f"{path.name}: holds other weights than the .pt file beside it; remove it, or {_TRAIN}")

@@ -22,11 +22,7 @@ FILE_NAME = "file_name"
 
 
 class ServedEncoder:
-    """Encodes images to z_sem, one row for each.
-
-    Args:
-        trained: the bundle.
-    """
+    """Encodes images to z_sem, one row for each."""
 
     def __init__(self, trained: TrainedBundle) -> None:
         self.trained = trained
@@ -38,9 +34,6 @@ class ServedEncoder:
             model_input: N rows: the content of the image's file in a column for each of the bundle's image keys
                 (``image``), and in ``file_name`` a name whose ending says how the file is read, such as ``a.nii.gz``.
             params: not used; MLflow gives it.
-
-        Raises:
-            ScanError: an image cannot be read.
         """
         rows = [self._encode(row) for row in model_input.to_dict("records")]
         return np.stack(rows).astype(np.float32)

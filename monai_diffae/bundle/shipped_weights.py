@@ -28,13 +28,6 @@ def complete_weights(bundle: Path) -> None:
     DDIM names its autoencoder is computed here. ``train.json`` stays a recipe, as in every trained bundle: its runs
     read ``models/config.json`` and ``models/training.json`` when they start. A calibration of anomaly maps becomes
     ``models/anomaly.pt``.
-
-    Args:
-        bundle: the bundle's folder, with the configurations of an untrained bundle.
-
-    Raises:
-        UnsafeInputError: a file of weights is damaged.
-        MachineError: the folder cannot be written.
     """
     models = bundle / MODELS
     for source, target in ((SAFE_MODEL, MODEL), (LATENT_SAFE_MODEL, LATENT_MODEL)):

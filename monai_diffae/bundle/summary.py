@@ -24,9 +24,6 @@ def bundle_summary(directory: str | os.PathLike[str]) -> dict[str, Any]:
     Returns:
         Values by their names. ``own_code`` has one text for each target, expression or place that no configuration of
         this package has; ``files`` the checksums of the configurations.
-
-    Raises:
-        ConfigError: the bundle is not trained, or a configuration cannot be read.
     """
     root = Path(directory)
     code = bundle_code(root)
@@ -46,9 +43,6 @@ def bundle_code(root: Path) -> list[str]:
     """A bundle's own code: one text for each part. Nothing of it is run.
 
     Within :func:`~monai_diffae.bundle.trust.trusting`, the configurations are remembered as trusted.
-
-    Raises:
-        ConfigError: a configuration cannot be read.
     """
     return [f"{name}: {part}" for name, path in _files(root).items() for part in read_own_code(path)]
 

@@ -48,14 +48,9 @@ def training_settings(config: dict[str, Any], file: str = TRAIN) -> dict[str, An
 
 
 def bundle_config(config: Mapping[str, Any], file: str = TRAIN) -> dict[str, Any]:
-    """The content of the bundle's file with which a run began, parsed as a running configuration is.
+    """The content of the bundle's file with which a run began, parsed as a running configuration is; empty without one.
 
-    Args:
-        config: the configuration of the run, with its ``bundle_root``.
-        file: the bundle's file in ``configs``; a run of several processes also began with ``multi_gpu_train.json``.
-
-    Returns:
-        Keys and values; nothing if the bundle has no such file.
+    A run of several processes also began with ``multi_gpu_train.json``.
     """
     configs = Path(str(config.get("bundle_root", "."))) / CONFIGS
     is_distributed = is_formula(config.get("world_size"))
@@ -73,9 +68,6 @@ def read_training_settings(models: Path, prefix: str = "") -> dict[str, Any]:
     """Read the settings of the training that wrote a ``models`` folder: ids and values; nothing if it wrote none.
 
     The pattern that finds patients in paths is private, and therefore read from the model's own configuration.
-
-    Raises:
-        ConfigError: the file cannot be read.
 
     Example:
         >>> read_training_settings(Path("no_such_bundle/models"))

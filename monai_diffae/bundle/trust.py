@@ -53,13 +53,7 @@ def is_trusting() -> bool:
 def check_code(config: Mapping[str, Any], name: str, *, places: bool = True) -> None:
     """Refuse a configuration with code of its own, unless it is trusted. Nothing of it is run.
 
-    Args:
-        config: the content of one or several files, before MONAI parses it.
-        name: what it is, for the message, such as ``my_model: config.json``.
-        places: whether places outside of the bundle count, too; not for values that the user gave.
-
-    Raises:
-        UnsafeInputError: it has code of its own, and is not trusted.
+    Without ``places``, as for values that the user gave, places outside of the bundle do not count.
     """
     parts = own_code(config, places=places)
     if not parts or is_trusted(config):

@@ -28,24 +28,8 @@ def load_untrained(
 ) -> TrainedBundle:
     """Load a bundle with the preprocessing that its training has or would have, and random weights.
 
-    Args:
-        bundle: a bundle's folder, trained or not, or the name of a shipped bundle.
-        device: where to compute; None: the GPU if there is one.
-        overrides: values for keys of the configuration, such as ``{"image_size": [64, 64]}``.
-        seed: random seed of the weights.
-
-    Returns:
-        The bundle. Its ``sha256`` stands for the configuration and the seed.
-
-    Raises:
-        ConfigError: there is no such bundle, an override names an unknown key, or a component refuses a value.
-        MachineError: the device does not exist.
-
-    Example:
-        >>> load_untrained("no_bundle")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: bundle: there is no 'no_bundle'; choose one of: autoencoder_kl_3d, ...
+    ``bundle`` is a folder, trained or not, or the name of a shipped bundle. The ``sha256`` of the result stands for the
+    configuration and the seed.
     """
     if device is not None:
         check_device(device)

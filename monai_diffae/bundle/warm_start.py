@@ -24,23 +24,7 @@ _DATA_KEYS = ("columns", "patient_pattern")
 
 
 def start_settings(start_from: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings for a training that begins from a trained bundle: those that bind it, and those of its training.
-
-    Args:
-        start_from: the trained bundle.
-
-    Returns:
-        Values by the ids of the training's configuration.
-
-    Raises:
-        ConfigError: the bundle is not trained, or a file cannot be read.
-
-    Example:
-        >>> start_settings("no_such_bundle")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.pt; train the bundle first, or ...
-    """
+    """The settings for a training that begins from a trained bundle: those that bind it, and those of its training."""
 
     def read(models: Path) -> dict[str, Any]:
         config = _binding(_trained_config(Path(start_from), models))
@@ -54,16 +38,10 @@ def start_settings(start_from: str | os.PathLike[str]) -> dict[str, Any]:
 def first_weights(
     start_from: str | os.PathLike[str] | None, output_dir: str | os.PathLike[str], overwrite: bool = False
 ) -> Path | None:
-    """The trained bundle with whose weights a new training begins.
+    """The trained bundle with whose weights a new training begins; None: it resumes, or begins with random weights.
 
-    Args:
-        start_from: the trained bundle that the user named.
-        output_dir: the folder of the training. If it has weights but no checkpoint, like a bundle that others sent,
-            these weights are fine-tuned.
-        overwrite: the training ignores the weights and the checkpoint in its folder.
-
-    Returns:
-        The bundle; None: the training resumes, or begins with random weights.
+    If the folder of the training has weights but no checkpoint, like a bundle that others sent, these weights are
+    fine-tuned.
 
     Example:
         >>> first_weights("my_bundle", "my_new_bundle")
@@ -85,17 +63,7 @@ def remembered_settings(
 ) -> tuple[dict[str, Any], str]:
     """The settings that a training takes from an earlier one: the one that it resumes, or that of its first weights.
 
-    Args:
-        output_dir: the folder of the training.
-        prefix: begins the names of the training's files.
-        start_from: the trained bundle that the user named.
-        overwrite: the training ignores the weights and the checkpoint in its folder.
-
-    Returns:
-        Values by the ids of the training's configuration, and where they are from. No values if the training is new.
-
-    Raises:
-        ConfigError: the named bundle is not trained, or a file cannot be read.
+    Values by the ids of the training's configuration, none if the training is new, and where they are from.
 
     Example:
         >>> remembered_settings("a_new_folder")
@@ -140,20 +108,7 @@ def check_start(
 def start_weights(
     start_from: str | os.PathLike[str], network: nn.Module, config: dict[str, Any]
 ) -> tuple[dict[str, Tensor], str]:
-    """Read the averaged weights of a trained bundle, for a training of the same network.
-
-    Args:
-        start_from: the trained bundle.
-        network: the network that is trained.
-        config: the configuration that describes the model of the training.
-
-    Returns:
-        The state dict, and the SHA-256 of its file.
-
-    Raises:
-        ConfigError: the bundle is not trained, or describes or holds another network.
-        ScanError: the weights are damaged, or not finite.
-    """
+    """Read the averaged weights of a trained bundle to train the same network, and the SHA-256 of their file."""
     root = Path(start_from)
 
     def read(models: Path) -> tuple[dict[str, Tensor], str]:
@@ -164,20 +119,7 @@ def start_weights(
 
 
 def own_weights(models: Path, network: nn.Module, config: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """Read the weights to fine-tune from the folder of the training itself, which has no checkpoint.
-
-    Args:
-        models: the folder ``models`` of the training.
-        network: the network that is trained.
-        config: the configuration that describes the model of the training.
-
-    Returns:
-        The state dict, and the SHA-256 of its file.
-
-    Raises:
-        ConfigError: the folder describes or holds another network, or another preprocessing.
-        ScanError: the weights are damaged, or not finite.
-    """
+    """Read the weights to fine-tune from the folder of the training itself, and the SHA-256 of their file."""
     path = models / layout.MODEL
     if (models / layout.CONFIG).is_file() and (keys := _differing(_trained_config(models.parent, models), config)):
         raise ConfigError(

@@ -14,15 +14,7 @@ from monai_diffae.errors import ConfigError, ScanError, quoted
 def read_weights(path: Path, network: nn.Module) -> dict[str, torch.Tensor]:
     """Read the weights of a network from a file, and check them.
 
-    Args:
-        path: a state dict.
-        network: the network that the weights must fit, newly built. Its buffers that hold NaN, because they are
-            measured later, may do so in the file.
-
-    Raises:
-        UnsafeInputError: reading the file would run code.
-        ScanError: the file is damaged, or holds weights that are not finite.
-        ConfigError: the file is not a state dict, or that of another network.
+    The network is newly built. Its buffers that hold NaN, because they are measured later, may do so in the file.
     """
     state: dict[str, torch.Tensor] = read_torch_file(path, "cannot be read as weights; copy it again, or train again")
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):

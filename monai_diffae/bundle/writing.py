@@ -35,15 +35,7 @@ _DONE = ".done-"
 class WriteLock:
     """The right to write a ``models`` folder. It ends with the process, even if that is killed.
 
-    Args:
-        models: the folder; it is created.
-        patience_s: how long to wait for another process; None: 10 s.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as models, WriteLock(models):
-        ...     print("no other process trains or publishes this bundle")
-        no other process trains or publishes this bundle
+    It waits ``patience_s`` for another process; None: 10 s.
     """
 
     def __init__(self, models: str | Path, patience_s: float | None = None) -> None:
@@ -52,12 +44,7 @@ class WriteLock:
         self._lock = FileLock(self.models / _LOCK)
 
     def acquire(self) -> None:
-        """Take the lock, and complete what a killed process has left incomplete.
-
-        Raises:
-            ConfigError: another process has it.
-            MachineError: the folder cannot be written.
-        """
+        """Take the lock, and complete what a killed process has left incomplete."""
         with disk_errors(self.models.name):
             self.models.mkdir(parents=True, exist_ok=True)
             try:
@@ -95,14 +82,6 @@ def replace_files(models: Path, writers: Mapping[str, Callable[[Path], object]],
     The complete new set is written to a hidden folder, which is then renamed to ``next``. From that moment on, readers
     use the files in ``next``. They are put in their places, and ``next`` is removed. If the process is killed at any
     time, either the old or the new set is complete.
-
-    Args:
-        models: the ``models`` folder.
-        writers: write the new files, by their names.
-        removed: names of files that are removed.
-
-    Raises:
-        MachineError: the disk is full, or the folder cannot be written; the old files stay.
     """
     staged = models / f"{STAGED}{secrets.token_hex(4)}"
     try:
@@ -125,17 +104,8 @@ def replace_files(models: Path, writers: Mapping[str, Callable[[Path], object]],
 def complete_publication(models: Path) -> bool:
     """Put the files of a newer model in their places, if the process that did so was killed, or is doing it now.
 
-    This package reads a newer model from ``next`` in any case. Other programs read only ``models/model.pt``.
-
-    Args:
-        models: the ``models`` folder.
-
-    Returns:
-        Whether there was a newer model.
-
-    Raises:
-        ConfigError: another process does not finish.
-        MachineError: the folder cannot be written.
+    This package reads a newer model from ``next`` in any case. Other programs read only ``models/model.pt``. Returns
+    whether there was a newer model.
     """
     if newest_files(models) == models:
         return False

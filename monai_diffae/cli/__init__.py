@@ -36,11 +36,9 @@ def _shown_default(value: Any) -> Any:
 
 
 def _exactly(type_: Any, tokens: Sequence[Token]) -> Any:
-    """Values as cyclopts converts them, with two exceptions.
-
-    A whole number has to be written as one: cyclopts rounds 2.7 to 3. And an option of one or several values always has
-    several: so the error for an unknown value lists the possible ones.
-    """
+    """Values as cyclopts converts them, with two exceptions."""
+    # A whole number has to be written as one: cyclopts rounds 2.7 to 3. And an option of one or several values always
+    # has several: so the error for an unknown value lists the possible ones.
     if int in (type_, *get_args(type_)):
         for token in tokens:
             if not re.fullmatch(r"[+-]?[0-9]+", token.value):
@@ -129,13 +127,7 @@ def _trust(is_given: bool) -> AbstractContextManager[None]:
 
 
 def parse(app: App, tokens: Iterable[str]) -> tuple[Callable[..., Any], inspect.BoundArguments]:
-    """Read a command line.
-
-    Returns:
-        The command's function, and its arguments. They are converted to their types, but their ranges are not checked.
-
-    Raises:
-        CycloptsError: the command or an option is unknown, or a value has the wrong type.
+    """Read a command line: the command's function and its arguments, whose types are converted and ranges not checked.
 
     Example:
         >>> function, bound = parse(build_app(), ["train", "my_model", "scans.csv"])
@@ -196,11 +188,9 @@ def _show(result: Any, *, as_json: bool) -> int:
 
 
 def _with_dashes(message: str, names: Collection[str]) -> str:
-    """An error with its arguments as a command line writes them.
-
-    ``--batch-size: 0 is below 1`` for ``batch_size: 0 is below 1``, and "set --overwrite" for "set overwrite". Keys of
-    a training's configuration that MONAI names otherwise become the command's arguments.
-    """
+    """An error with its arguments as a command line writes them."""
+    # ``--batch-size: 0 is below 1`` for ``batch_size: 0 is below 1``, and "set --overwrite" for "set overwrite". Keys
+    # of a training's configuration that MONAI names otherwise become the command's arguments.
     name = message.partition(":")[0]
     if name in names:
         message = f"--{message.replace(name, name.replace('_', '-'), 1)}"

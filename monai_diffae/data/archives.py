@@ -9,9 +9,6 @@ from pathlib import Path
 def check_archive(path: Path) -> None:
     """Check that the content of a zip archive is what was written; does nothing for other files.
 
-    Raises:
-        zipfile.BadZipFile: a bit has changed.
-
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -14,12 +14,7 @@ from monai_diffae.errors import MachineError
 
 
 class ArrayStore:
-    """Stores float32 arrays of one shape, which are appended first and then read by position.
-
-    Args:
-        count: the largest number of arrays.
-        shape: the shape of each array.
-        path: the file for the arrays; None: in memory.
+    """Stores up to ``count`` float32 arrays of one shape, on disk or in memory: first appended, then read by position.
 
     Example:
         >>> store = ArrayStore(3, (2,), None)
@@ -35,11 +30,7 @@ class ArrayStore:
         self._stream = None if path is None else open(path, "wb")  # noqa: SIM115
 
     def append(self, array: NDArray[np.float32]) -> None:
-        """Add one array.
-
-        Raises:
-            MachineError: the disk is full.
-        """
+        """Add one array."""
         if self._array is not None:
             self._array[self.filled] = array
         elif self._stream is not None:
@@ -48,11 +39,7 @@ class ArrayStore:
         self.filled += 1
 
     def close(self) -> None:
-        """Finish appending; call this before reading.
-
-        Raises:
-            MachineError: the disk is full.
-        """
+        """Finish appending; call this before reading."""
         if self._stream is not None:
             with _disk_errors():
                 self._stream.close()  # it writes what is still in its buffer

@@ -38,22 +38,6 @@ def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object])
     ``writer`` writes a hidden temporary file with the same suffix in the same folder. That file is then flushed to the
     disk and renamed to ``path`` in one step. If anything fails, the temporary file is deleted and an older ``path``
     stays.
-
-    Args:
-        path: the final path; its folder is created.
-        writer: writes the file at the temporary path that it is called with.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        MachineError: the disk is full, or the folder cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_atomic(Path(folder) / "a.txt", lambda p: p.write_text("done")).read_text()
-        'done'
     """
     path = Path(path)
     temporary = path.parent / f".tmp-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}{_suffix(path)}"
@@ -91,13 +75,7 @@ def _has_ended(name: str) -> bool:
 
 @contextmanager
 def disk_errors(name: str) -> Iterator[None]:
-    """Raise errors of the disk and of its permissions as errors of the machine.
-
-    Args:
-        name: the file or folder that is written.
-
-    Raises:
-        MachineError: the disk is full, or the folder cannot be written.
+    """Raise errors of the disk and of its permissions, in writing a file or folder, as errors of the machine.
 
     Example:
         >>> with disk_errors("a.txt"):

@@ -18,15 +18,7 @@ _held: dict[Path, FileLock] = {}  # until the folder is removed; a lock cannot b
 
 
 def make_cache_folder(parent: str | os.PathLike[str] | None, gib: float) -> Path:
-    """Make a folder for a cache on a disk that has room for it.
-
-    Args:
-        parent: where to make it; None: the system's folder for temporary files.
-        gib: the size of the cache, in GiB.
-
-    Raises:
-        MachineError: ``parent`` cannot be written, or its disk is too small.
-    """
+    """Make a folder for a cache of ``gib`` GiB on a disk with room for it; by default among the temporary files."""
     try:
         folder = _locked_folder(parent)
     except OSError as error:
@@ -61,11 +53,7 @@ def remove_cache_folder(folder: Path, owner: int) -> None:
 
 
 def remove_abandoned_caches(parent: str | os.PathLike[str] | None) -> None:
-    """Remove the caches of processes that were killed: they hold the patients' pixels.
-
-    Args:
-        parent: the folder in which caches are made; None: the system's folder for temporary files.
-    """
+    """Remove the caches of processes that were killed: they hold the patients' pixels."""
     for folder in Path(tempfile.gettempdir() if parent is None else parent).glob(f"{_PREFIX}*"):
         if folder in _held:
             continue

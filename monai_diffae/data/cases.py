@@ -110,9 +110,6 @@ def spread_cases(cases: Sequence[Case], limit: int) -> list[Case]:
 def find_cases(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
     """Find cases by id, or by the name of their files, in the order of the ids, each once.
 
-    Raises:
-        CohortError: no case has such an id.
-
     Example:
         >>> find_cases([Case("sub-04", {"image": Path("a.nii")}, "sub-04")], ["sub-4"])
         Traceback (most recent call last):

@@ -32,9 +32,6 @@ _BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 def check_cohort_exists(path: str | os.PathLike[str]) -> None:
     """Check that there is a cohort at a path, before long work that needs it.
 
-    Raises:
-        CohortError: there is nothing.
-
     Example:
         >>> check_cohort_exists("no_such_folder")
         Traceback (most recent call last):
@@ -113,16 +110,7 @@ def read_cohort(
 
 
 def cases_in_folder(folder: Path, content: FolderContent, pattern: re.Pattern[str] | None = None) -> list[Case]:
-    """The scans that were found in a folder, as cases.
-
-    Args:
-        folder: the folder that was searched.
-        content: what was found.
-        pattern: finds the patient in the image's path within the folder.
-
-    Raises:
-        CohortError: there are no scans.
-    """
+    """The scans found in a folder, as cases; ``pattern`` finds the patient in the image's path within the folder."""
     if not content.scans:
         reason = next(content.left_out(), f"it was searched for {searched_formats()}")
         raise CohortError(f"{folder.name}: there are no scans in this folder; {reason}")
@@ -157,11 +145,7 @@ def _size(path: Path) -> int:
 
 
 def compiled(pattern: str | None) -> re.Pattern[str] | None:
-    """Compile ``patient_pattern``.
-
-    Raises:
-        ConfigError: it is not a regular expression.
-    """
+    """Compile ``patient_pattern``."""
     try:
         return re.compile(pattern) if pattern else None
     except re.error as error:

@@ -21,18 +21,8 @@ def content_hash(files: Sequence[str | os.PathLike[str]]) -> str:
 
     Names and times do not count, so a cohort can be copied or moved. A missing or forbidden file counts as an empty
     text. Right after a scan was read, its files are still in memory, and this costs little. Files that have not changed
-    since the last call are not read again.
-
-    Args:
-        files: the files or folders, also as ``folder#series=UID``; several are the channels of one image, in order.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "a.nii"
-        ...     _ = path.write_bytes(b"scan")
-        ...     content_hash([path])[:16]
-        '59ad1b2fc74287de'
+    since the last call are not read again. Several files or folders, also as ``folder#series=UID``, are the channels of
+    one image, in order.
     """
     # the order of the files within a scan says nothing, and a series may be renamed
     scans = [sorted(_file_hash(inner) for inner in scan_files(file)) for file in files]

@@ -60,12 +60,6 @@ def write_series(
     Returns:
         ``path``, which ``read_scan`` can read.
 
-    Raises:
-        ConfigError: ``array`` has another size than the source or infinite values, or ``path`` exists or has the wrong
-            suffix.
-        ScanError: the source cannot be read, is a colour image, or is of a kind that has no slices.
-        MachineError: the disk is full, or the folder cannot be written.
-
     Example:
         >>> import tempfile
         >>> from pydicom.data import get_testdata_file

@@ -12,9 +12,6 @@ from monai_diffae.policies import Doubtful, Uneven
 def judge(path: Path, doubts: Sequence[Doubt], uneven: Uneven = "resample", doubtful: Doubtful = "warn") -> None:
     """Log each doubt as a warning, once per process, or refuse the scan because of the first one.
 
-    Raises:
-        ScanError: a policy refuses it.
-
     Example:
         >>> doubt = Doubt("uneven", "its slices are unevenly spaced", "they are resampled", "resample it yourself")
         >>> judge(Path("ct"), [doubt], uneven="refuse")

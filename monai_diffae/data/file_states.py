@@ -28,24 +28,10 @@ def file_state(files: Sequence[str | os.PathLike[str]], *, change_times: bool = 
     """A SHA-256 of the names, sizes and modification times of a case's files; no name can be read from it.
 
     A folder, such as a DICOM series, counts with the files in it. Folders above the files do not count, so a cohort can
-    be moved. A file that is missing or forbidden has a state of its own, which changes when the file appears.
-
-    Args:
-        files: the files or folders, also as ``folder#series=UID``.
-        change_times: the times count at which the system saw a change, too, which no program can set. Files that are
-            exchanged for others of the same size and modification time, as an archive may give to all its files, then
-            have another state; but so have copied files.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "a.nii"
-        ...     _ = path.write_bytes(b"scan")
-        ...     before = file_state([path])
-        ...     _ = path.write_bytes(b"another")
-        ...     before == file_state([path])
-        False
+    be moved. A file that is missing or forbidden has a state of its own, which changes when the file appears. With
+    ``change_times``, the times count at which the system saw a change, too, which no program can set. Files that are
+    exchanged for others of the same size and modification time, as an archive may give to all its files, then have
+    another state; but so have copied files.
     """
     # with text, not with Path, which takes ten times as long for the many files of a cohort
     lines = [line for file in files for line in _lines(os.fspath(file), change_times)]
@@ -54,9 +40,6 @@ def file_state(files: Sequence[str | os.PathLike[str]], *, change_times: bool = 
 
 def scan_files(file: str | os.PathLike[str]) -> list[Path]:
     """The files that a scan is read from: the slices of a series, a header with its voxels, or the file itself.
-
-    Args:
-        file: a file or folder, also as ``folder#series=UID``.
 
     Example:
         >>> [path.name for path in scan_files("scans/a.nii.gz")]

@@ -15,7 +15,7 @@ _BIDS_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
 
 
 def find_label_maps(names: Sequence[str]) -> set[str]:
-    """Find the label maps among the scans of a folder.
+    """Find the label maps among the scans of a folder, by their paths within it, with ``/`` and without suffixes.
 
     A scan is a label map if
 
@@ -25,12 +25,6 @@ def find_label_maps(names: Sequence[str]) -> set[str]:
       folder, or for BIDS one of the same subject.
 
     If nothing but label maps would be found, they are what the folder is about, and none is returned.
-
-    Args:
-        names: paths of the scans within the folder, with ``/`` and without suffixes.
-
-    Returns:
-        The names that are label maps.
 
     Example:
         >>> sorted(find_label_maps(["benign/benign (1)", "benign/benign (1)_mask", "benign/benign (1)_mask_1"]))

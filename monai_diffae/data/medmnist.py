@@ -63,21 +63,6 @@ def medmnist_to_cohort(
     Returns:
         The path of ``cohort.csv``, which is written last. Its columns are ``id``, ``image`` (relative to the table),
         ``split``, and ``label``, or ``label_0``, ``label_1``, ... if an image has several labels.
-
-    Raises:
-        ConfigError: there is no such file, set or size, or the folder holds something else.
-        CohortError: the file is not a MedMNIST file.
-        MachineError: the package is missing, the download failed, or the folder cannot be written.
-        UnsafeInputError: the file contains pickled objects.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     images, labels = np.zeros((2, 28, 28), np.uint8), np.array([[0], [1]])
-        ...     arrays = {f"{s}_{k}": v for s in _SPLITS for k, v in (("images", images), ("labels", labels))}
-        ...     np.savez(f"{folder}/tiny.npz", **arrays)
-        ...     pd.read_csv(medmnist_to_cohort(f"{folder}/tiny.npz", f"{folder}/tiny")).columns.tolist()
-        ['id', 'image', 'split', 'label']
     """
     if max_cases is not None and max_cases < 1:
         raise ConfigError(f"max_cases: {max_cases} is below 1")

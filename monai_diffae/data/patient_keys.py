@@ -18,11 +18,7 @@ KEY_FILE = ".patient_key"
 
 @dataclass(frozen=True)
 class PatientKey:
-    """The key that turns patients into hashes.
-
-    Attributes:
-        secret: 32 random hexadecimal digits.
-    """
+    """The key that turns patients into hashes: 32 random hexadecimal digits."""
 
     secret: str
 
@@ -43,12 +39,7 @@ class PatientKey:
 
 
 def folder_key(folder: Path) -> PatientKey:
-    """The key of a folder; it is made if there is none. Only the user can read it.
-
-    Raises:
-        ConfigError: the file with the key is damaged.
-        MachineError: it cannot be written.
-    """
+    """The key of a folder; it is made if there is none. Only the user can read it."""
     file = folder / KEY_FILE
     if file.is_file():
         return _read(file)
@@ -64,15 +55,7 @@ def folder_key(folder: Path) -> PatientKey:
 
 
 def key_beside(table: Path, name: str | None) -> PatientKey:
-    """The key with which the patients of a table were hashed.
-
-    Args:
-        table: the table.
-        name: the name of its key, which the table records; None: it records none.
-
-    Raises:
-        ConfigError: the key is not beside the table, or an earlier version made the table, which had none.
-    """
+    """The key with which the patients of a table were hashed; ``name`` is what the table records of it."""
     if name is None:
         raise ConfigError(f"{table.name}: an earlier version hashed its patients in another way; embed again")
     file = table.parent / KEY_FILE

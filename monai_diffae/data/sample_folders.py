@@ -25,15 +25,7 @@ def is_complete(directory: Path, parameters: Mapping[str, Any]) -> bool:
 def claim_folder(directory: Path, parameters: Mapping[str, Any], *, overwrite: bool) -> None:
     """Prepare a folder for sample data: delete older sample data, and write the parameters into a record.
 
-    Args:
-        directory: the folder; created if missing. Images go into ``directory / "images"``.
-        parameters: what the content depends on; plain JSON values.
-        overwrite: replace sample data of other parameters.
-
-    Raises:
-        ConfigError: the folder holds sample data of other parameters and ``overwrite`` is off, or it holds a
-            ``cohort.csv`` or ``images`` that this package did not write.
-        MachineError: the folder cannot be written.
+    Images go into ``directory / "images"``.
     """
     images = directory / "images"
     record = _read_record(directory)

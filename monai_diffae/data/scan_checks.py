@@ -35,9 +35,6 @@ def fit_scan(
     """Return the scan with the dimensions and channels that a caller needs, and with finite values.
 
     The arguments are those of :func:`~monai_diffae.data.scans.read_scan`; ``name`` is the scan's name in messages.
-
-    Raises:
-        ScanError: the scan cannot be used.
     """
     scan = _fit_dims(name, flattened(scan) if flatten else scan, spatial_dims)
     scan.array = _fit_channels(name, scan.array, channels, colour)
@@ -58,19 +55,8 @@ def scan_of_array(
 ) -> Scan:
     """Make a scan of an array in memory, with the checks of :func:`~monai_diffae.data.scans.read_scan`.
 
-    Args:
-        array: ``[C, X, Y, Z]``, or ``[C, H, W]`` with rows from top to bottom.
-        affine: 4x4, from voxel indices to mm, RAS+; None: the identity.
-        name: the scan's name in messages.
-        spatial_dims: the dimensions that the caller needs, 2 or 3; None: either.
-        channels: the number of channels that the caller needs; None: any.
-        nonfinite: ``"error"``, or a value that replaces NaN and infinite voxels.
-        colour: ``refuse``, ``grey`` or ``rgb``: what to do with colour images, see
-            :func:`~monai_diffae.data.scans.read_scan`.
-        flatten: take a volume with one slice as a 2D image.
-
-    Raises:
-        ScanError: the array or its affine cannot be used.
+    ``array`` is ``[C, X, Y, Z]``, or ``[C, H, W]`` with rows from top to bottom; ``affine`` 4x4, from voxel indices to
+    mm, RAS+ (None: the identity). ``flatten`` takes a volume with one slice as a 2D image.
 
     Example:
         >>> scan_of_array(np.arange(6).reshape(1, 2, 3)).array.shape

@@ -27,19 +27,8 @@ def expand_slices(
 ) -> tuple[list[Case], list[Failure]]:
     """Expand each volume into one case per slice, reading headers only. 2D images pass unchanged.
 
-    Args:
-        cases: the cohort.
-        axis: the direction in which slices are stacked, see :func:`~monai_diffae.data.slices.slice_volume`.
-        range: the part of the axis to use: (0.25, 0.75) is the middle half.
-        step: use every ``step``-th slice of that part.
-
-    Returns:
-        The cases, with ids such as ``case7_z041`` (x sagittal, y coronal, z axial), and the volumes whose header
-        cannot be read.
-
-    Raises:
-        ConfigError: the axis, range or step is invalid.
-        CohortError: a slice would have the id of another case.
+    ``range`` is the part of the axis to use: (0.25, 0.75) is the middle half. Ids are such as ``case7_z041`` (x
+    sagittal, y coronal, z axial). Volumes whose header cannot be read are failures.
     """
     check_axis(axis)
     slice_indices(1, range, step)  # an error about the arguments comes before a scan is read
@@ -64,15 +53,7 @@ def expand_slices(
 
 
 def slice_indices(length: int, range: tuple[float, float] = (0.0, 1.0), step: int = 1) -> list[int]:
-    """The slices of a volume that a part of its axis covers.
-
-    Args:
-        length: the number of slices of the volume.
-        range: the part of the axis to use: (0.25, 0.75) is the middle half.
-        step: use every ``step``-th slice of that part.
-
-    Raises:
-        ConfigError: the range or step is invalid.
+    """The slices of a volume in a part of its axis, of which (0.25, 0.75) is the middle half: every ``step``-th.
 
     Example:
         >>> slice_indices(10, (0.25, 0.75), 2)
@@ -88,12 +69,8 @@ def slice_indices(length: int, range: tuple[float, float] = (0.0, 1.0), step: in
 def gather_slices(expanded: Sequence[Case], failures: Sequence[Failure]) -> tuple[dict[str, list[Case]], list[Failure]]:
     """Gather the slices of each volume that :func:`expand_slices` expanded. One failed slice fails the volume.
 
-    Args:
-        expanded: all cases of :func:`expand_slices`; a 2D image counts as a volume of one slice.
-        failures: the cases of ``expanded`` that failed, and volumes whose header cannot be read.
-
-    Returns:
-        The slices of each complete volume, by the volume's id; and one failure for each of the other volumes.
+    A 2D image counts as a volume of one slice. The slices of each complete volume are by its id; each of the other
+    volumes has one failure.
 
     Example:
         >>> from pathlib import Path

@@ -29,19 +29,10 @@ def assign_splits(
 ) -> list[Case]:
     """Assign every case to a split: ``train``, ``val`` or ``test``. All cases of a patient get the same.
 
-    Patients are ranked by a hash of (seed, patient), so the ranking of two patients depends neither on the order of
-    the files nor on other patients. Existing splits are kept. If there is no ``val`` among them, it is drawn from
-    ``train`` and from patients without a split. ``test`` is drawn from patients without a split only, and only if
-    there is no ``test`` among the existing splits.
-
-    Args:
-        cases: the cohort.
-        val_fraction: fraction of the patients for ``val``; unless 0, at least one of two or more patients.
-        test_fraction: fraction of the patients for ``test``.
-        seed: random seed.
-
-    Raises:
-        ConfigError: a fraction is negative, or both add up to 1 or more.
+    Patients are ranked by a hash of (seed, patient), so the ranking of two patients depends neither on the order of the
+    files nor on other patients. Existing splits are kept. If there is no ``val`` among them, it is drawn from ``train``
+    and from patients without a split. ``test`` is drawn from patients without a split only, and only if there is no
+    ``test`` among the existing splits. Of two or more patients, ``val`` has at least one unless ``val_fraction`` is 0.
 
     Example:
         >>> cases = [Case(f"c{i}", {}, patient=f"p{i // 2}") for i in range(8)]
@@ -107,29 +98,13 @@ def cases_of_one_file(cases: Sequence[Case]) -> list[list[Case]]:
 
 
 def check_splits(cases: Sequence[Case], source: str) -> None:
-    """Raise an error if a patient is in two splits. The message has the ids of cases, because patients are private.
-
-    Args:
-        cases: the cohort.
-        source: the name of its table or folder, for the message.
-
-    Raises:
-        CohortError: a patient is in two splits.
-    """
+    """Raise an error if a patient is in two splits. The message has the ids of cases, because patients are private."""
     for group in patients_in_two_splits(cases):
         raise CohortError(f"{source}: the cases {_pair(group)} belong to one patient; put all of them into one split")
 
 
 def check_links(cases: Sequence[Case], source: str) -> None:
-    """Raise an error if one file is in two splits under two names, by a symbolic or hard link.
-
-    Args:
-        cases: the cohort, with a split for every case.
-        source: the name of its table or folder, for the message.
-
-    Raises:
-        CohortError: a file is in two splits.
-    """
+    """Raise an error if one file is in two splits under two names, by a symbolic or hard link."""
     for group in files_in_two_splits(cases):
         raise CohortError(
             f"{source}: the cases {_pair(group)} are links to one file; keep one, or put both into one split"

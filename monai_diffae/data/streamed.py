@@ -29,18 +29,9 @@ def read_stream(
 ) -> Iterator[Arrays | Exception]:
     """Yield each item's preprocessed images ``[C, *S]``, float32, by key and in order, or the error of a bad item.
 
-    Worker processes read ahead while the caller uses the images.
-
-    Args:
-        data: items as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`.
-        transform: the preprocessing.
-        keys: the entries of its result to yield.
-        workers: number of worker processes; 0 reads in this process.
-        ahead: number of items that the workers read ahead in total, at least 2 each. A caller that collects batches
-            needs a whole batch, or the workers wait while it processes one.
-
-    Raises:
-        MachineError: a worker died.
+    Worker processes read ahead while the caller uses the images. With 0 workers, this process reads. ``ahead`` items
+    are read ahead in total, at least 2 per worker. A caller that collects batches needs a whole batch, or the workers
+    wait while it processes one.
 
     Example:
         >>> read = lambda item: {"image": torch.full((1, 2, 2), item["image"])}
@@ -97,11 +88,7 @@ def log_failure(item: Mapping[str, Any], index: int, key: str, error: Exception,
 
 
 def in_order(dataset: Dataset[Any], workers: int, ahead: int = 2) -> Iterator[Any]:
-    """Yield the items of a dataset in order, with workers that read ahead, see :func:`read_stream`.
-
-    Raises:
-        MachineError: a worker died.
-    """
+    """Yield the items of a dataset in order, with workers that read ahead, see :func:`read_stream`."""
     loader = DataLoader(
         dataset, batch_size=None, num_workers=workers, collate_fn=_identity,
         prefetch_factor=max(2, -(-ahead // workers)) if workers else None, worker_init_fn=leave_signals_to_parent,

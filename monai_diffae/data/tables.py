@@ -44,17 +44,7 @@ class Row:
 
 
 def read_table(path: Path, columns: Mapping[str, str], image_keys: tuple[str, ...]) -> list[Row]:
-    """Read a CSV (comma or semicolon) or TSV with a header.
-
-    Args:
-        path: the table.
-        columns: names that it uses for the image keys, id, patient and split.
-        image_keys: the columns with images.
-
-    Raises:
-        CohortError: a column is missing or there twice, a row has no image or too many cells, the table is empty, or
-            the file is not text.
-    """
+    """Read a CSV (comma or semicolon) or TSV with a header; ``columns`` are its names for the columns that we know."""
     header, lines = _read_lines(path)
     names = {role: columns.get(role, role) for role in (*image_keys, *COLUMN_ROLES)}
     for role, name in names.items():
@@ -92,14 +82,6 @@ def read_datalist(path: Path, columns: Mapping[str, str], image_keys: tuple[str,
 
     An entry is a path, or a mapping with ``image``: a path, or a list with one path per channel. Other keys with
     numbers or text are labels; those with lists or mappings are ignored with a warning.
-
-    Args:
-        path: the datalist.
-        columns: names that it uses for the image keys, id, patient and split.
-        image_keys: the keys with images.
-
-    Raises:
-        CohortError: the file is not JSON, has no such lists, or an entry has no image.
     """
     entries = _read_entries(path)
     rows = [_entry(path, section, n, entry, columns, image_keys) for section, n, entry in entries]
@@ -138,11 +120,7 @@ def _entry(
 
 
 def column_names(path: Path) -> list[str]:
-    """The column names of a CSV or TSV, or the keys of a datalist's entries.
-
-    Raises:
-        CohortError: the file is empty or not text.
-    """
+    """The column names of a CSV or TSV, or the keys of a datalist's entries."""
     if path.suffix.lower() != ".json":
         return _read_lines(path)[0]
     entries = [entry for _, _, entry in _read_entries(path) if isinstance(entry, dict)]
@@ -160,11 +138,7 @@ def check_is_text(path: Path) -> None:
 
 
 def read_columns(path: Path) -> dict[str, list[str]]:
-    """The cells of a CSV or TSV, as text without surrounding spaces, by column.
-
-    Raises:
-        CohortError: the file does not exist, is empty, has no rows, or is not text.
-    """
+    """The cells of a CSV or TSV, as text without surrounding spaces, by column."""
     check_is_text(path)
     if not path.is_file() or path.suffix.lower() not in (".csv", ".tsv", ".txt"):
         raise CohortError(f"{path.name}: there is no such CSV or TSV; check the path of the table")
@@ -221,10 +195,8 @@ def _read_lines(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _check_cells(path: Path, header: list[str], numbered: list[tuple[int, list[str]]]) -> None:
-    """Raise an error if two columns have one name or a cell has no column; warn if lines have too few cells.
-
-    The first column may have no name: pandas writes the numbers of the rows so.
-    """
+    """Raise an error if two columns have one name or a cell has no column; warn if lines have too few cells."""
+    # The first column may have no name: pandas writes the numbers of the rows so.
     double = next((name for name, count in Counter(header).items() if name and count > 1), None)
     if double is not None:
         raise CohortError(_shortened(f"{path.name}: two columns are called '", double, "'; rename one"))

@@ -17,20 +17,12 @@ from monai_diffae.data.atomic import write_atomic
 
 
 def write_tensors(content: Mapping[str, Any], path: Path) -> None:
-    """Write a file that is complete or absent, even if the process is killed.
-
-    Raises:
-        MachineError: the disk is full, or the folder cannot be written.
-    """
+    """Write a file that is complete or absent, even if the process is killed."""
     write_atomic(path, partial(save_tensors, content))
 
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
-    """Write a file, and read it back from the disk. A full disk raises the system's error, not one of torch's own.
-
-    Raises:
-        OSError: the disk is full, the folder cannot be written, or the disk does not give back what was written.
-    """
+    """Write a file, and read it back from the disk. A full disk raises the system's error, not one of torch's own."""
     with path.open("wb") as stream:
         try:
             torch.save(content, stream)

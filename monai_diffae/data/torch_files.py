@@ -19,17 +19,9 @@ _REFUSALS = ("Unsupported global", "unsupported GLOBAL", "Unsupported operand", 
 
 
 def read_torch_file(path: Path, damaged: str, prefix: str | None = None) -> Any:
-    """Read plain values and tensors.
+    """Read plain values and tensors, of a dictionary only the entries whose names begin with ``prefix``.
 
-    Args:
-        path: the file.
-        damaged: what to say about a damaged file, after its name.
-        prefix: which entries of a dictionary are read: those whose names begin with it; None: the whole content.
-
-    Raises:
-        UnsafeInputError: reading the file would call something that it names, or a tensor claims to be larger than
-            what the file holds.
-        ScanError: the file is damaged.
+    ``damaged`` is what to say about a damaged file, after its name.
     """
     try:
         check_archive(path)

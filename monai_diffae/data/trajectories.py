@@ -17,11 +17,6 @@ from monai_diffae.data.array_store import ArrayStore
 class Trajectories(Dataset[dict[str, Any]]):
     """Items ``{"trajectory": (L, C, *S), "z_sem": (Z,), "id": case, "index": position}``, float32.
 
-    Args:
-        store: the trajectories.
-        z_sem: (N, Z), one row per trajectory.
-        ids: the case of each trajectory, for error messages.
-
     Example:
         >>> store = ArrayStore(1, (2, 1, 4, 4), None)
         >>> store.append(np.zeros((2, 1, 4, 4), np.float32))

@@ -20,13 +20,7 @@ _MOST_CLASSES = 20
 
 @dataclass(frozen=True)
 class Pair:
-    """Two twins, and what differs between them.
-
-    Attributes:
-        ids: the ids of the two cases.
-        what: the name of what differs, such as ``split`` or a label.
-        values: its value for each of them.
-    """
+    """The ids of two twins, what differs between them, such as ``split`` or a label, and its two values."""
 
     ids: tuple[str, str]
     what: str
@@ -96,11 +90,7 @@ class TwinReport:
 
 
 def report_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> TwinReport:
-    """Report the twins among cases.
-
-    Args:
-        cases: N cases; labels with at most 20 different values, none a fraction, are compared.
-        groups: twins, by their positions among the cases.
+    """Report the twins among cases; labels with at most 20 different values, none a fraction, are compared.
 
     Example:
         >>> cases = [Case(name, {}, name, split, {"ill": ill})

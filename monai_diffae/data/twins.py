@@ -28,12 +28,7 @@ _PARTNERS = 3  # candidates for the twin of a scan
 
 @dataclass(frozen=True)
 class TwinGroup:
-    """Scans of which each is a twin of another one of the group.
-
-    Attributes:
-        members: their positions, ascending.
-        is_identical: whether all have the same voxels.
-    """
+    """Positions of scans, ascending, of which each is a twin of another; identical if all have the same voxels."""
 
     members: tuple[int, ...]
     is_identical: bool
@@ -46,14 +41,8 @@ def find_twins(fingerprints: Sequence[Fingerprint], patients: Sequence[str]) -> 
     content is removed first, and near twins must correlate much more closely than is usual in the cohort, after a
     small shift and stretch. Crops of up to 2 % on each side are found; mirrored scans are not.
 
-    Near twins are sought among different patients only, as two scans of one patient are expected to be alike.
-
-    Args:
-        fingerprints: those of N scans, of one kind.
-        patients: their patients.
-
-    Returns:
-        The groups, in the order of their first members.
+    Near twins are sought among different patients only, as two scans of one patient are expected to be alike. The
+    groups are in the order of their first members.
 
     Example:
         >>> from monai_diffae.data.fingerprints import fingerprint
@@ -70,26 +59,14 @@ def find_twins(fingerprints: Sequence[Fingerprint], patients: Sequence[str]) -> 
 
 
 def find_twins_among(cases: Sequence[Case], fingerprints: Mapping[int, Fingerprint]) -> list[TwinGroup]:
-    """Find twins among those cases whose scans could be read; see :func:`find_twins`.
-
-    Args:
-        cases: all cases.
-        fingerprints: by the positions of the cases.
-
-    Returns:
-        The groups; their members are positions of ``cases``.
-    """
+    """Find twins among those cases whose scans could be read, as positions of ``cases``; see :func:`find_twins`."""
     positions = [*fingerprints]
     groups = find_twins([*fingerprints.values()], [cases[position].patient for position in positions])
     return [replace(group, members=tuple(positions[member] for member in group.members)) for group in groups]
 
 
 def linked_groups(pairs: Sequence[tuple[int, int]], identity: Sequence[Hashable]) -> list[TwinGroup]:
-    """The groups into which pairs of twins link N scans.
-
-    Args:
-        pairs: their positions.
-        identity: for each scan a value that identical scans share.
+    """The groups into which pairs of positions link N scans; identical scans share a value of ``identity``.
 
     Example:
         >>> linked_groups([(0, 2), (2, 3)], "abcd")

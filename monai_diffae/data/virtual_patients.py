@@ -84,10 +84,6 @@ class VirtualPatient:
 def draw_patient(seed: int, index: int) -> VirtualPatient:
     """Draw one virtual patient; it depends only on ``seed`` and ``index``.
 
-    Args:
-        seed: the cohort's seed, at least 0.
-        index: the patient's number, at least 0.
-
     Example:
         >>> draw_patient(seed=0, index=7).factors == draw_patient(seed=0, index=7).factors
         True
@@ -113,17 +109,8 @@ def render_patient(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """Make the image of a virtual patient at any size; the patient looks the same at every size.
 
-    Args:
-        patient: from :func:`draw_patient`, or with factors of your own.
-        size: voxels along each axis of the cube (or square) of 224 mm, at least 8.
-        spatial_dims: 2 for one axial slice, 3 for a volume.
-
-    Returns:
-        The image, uint8 with background 0, ``[size, size, 1]`` or ``[size, size, size]`` with RAS+ axes, and its 4x4
-        affine in mm. A slice is as thick as its voxels are wide.
-
-    Raises:
-        MachineError: the template is not installed.
+    The image is uint8 with background 0, ``[size, size, 1]`` or ``[size, size, size]`` with RAS+ axes, and 224 mm wide;
+    its 4x4 affine is in mm. A slice is as thick as its voxels are wide.
 
     Example:
         >>> image, affine = render_patient(draw_patient(seed=0, index=0), size=64)
@@ -194,11 +181,9 @@ def _sample_ventricle_field(points: FloatArray) -> FloatArray:
 
 @lru_cache(maxsize=1)
 def _read_ventricle_field() -> tuple[FloatArray, FloatArray, int]:
-    """Displacement (mm) towards the centre of the ventricles, every 3 mm of the template.
-
-    An image that takes its grey values from closer to the centre shows the ventricles larger. Many small steps along
-    the gradient never fold the image, as one large step would.
-    """
+    """Displacement (mm) towards the centre of the ventricles, every 3 mm of the template."""
+    # An image that takes its grey values from closer to the centre shows the ventricles larger. Many small steps along
+    # the gradient never fold the image, as one large step would.
     template, to_index = read_template(0.0)
     step_mm = 3
     coarse = template[::step_mm, ::step_mm, ::step_mm]

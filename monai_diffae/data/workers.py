@@ -35,9 +35,6 @@ def worker_errors() -> Iterator[None]:
 
     torch raises a RuntimeError in the main thread, wherever that is at the time.
 
-    Raises:
-        MachineError: a worker was killed.
-
     Example:
         >>> with worker_errors():
         ...     raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")

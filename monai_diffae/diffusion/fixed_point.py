@@ -17,14 +17,7 @@ _RELATIVE_ROUNDING = 1e-6  # singular values below this share of the largest one
 def fixed_point(step: Callable[[Tensor], Tensor], x: Tensor, *, tolerance: float, max_evaluations: int) -> Tensor:
     """Solve step(x) = x, starting from a guess. All elements of x are one common problem.
 
-    Args:
-        step: the map, from a tensor to one of the same shape.
-        x: the guess, of any shape.
-        tolerance: stop when the mean square of step(x) - x is at most this.
-        max_evaluations: stop after this many evaluations of ``step``.
-
-    Returns:
-        The last step(x).
+    Stops when the mean square of step(x) - x is at most ``tolerance``, and returns the last step(x).
 
     Example:
         >>> x = fixed_point(lambda x: 1 - 3 * x, torch.zeros(2), tolerance=1e-10, max_evaluations=4)

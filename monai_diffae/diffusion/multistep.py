@@ -67,14 +67,9 @@ def interpolated_step(
 ) -> Tensor:
     """One step of x (B, C, *S) from level ``t`` to level ``t_next``, of order ``len(evaluations)``.
 
-    Args:
-        schedule: the noise schedule, which defines the levels.
-        x: the images at level ``t``.
-        t: the level of x. It must be a timestep, not x0 itself, if there are several evaluations.
-        t_next: the level to reach, above or below ``t``.
-        evaluations: evaluations of the network, each at another level. For an explicit step, at ``t`` and at levels
-            before it; for an implicit step or a corrector, also at ``t_next``.
-        parameterisation: the quantity that the polynomial interpolates.
+    With several evaluations, ``t`` must be a timestep, not x0 itself. Each is at another level: for an explicit step,
+    at ``t`` and at levels before it; for an implicit step or a corrector, also at ``t_next``. The polynomial
+    interpolates the quantity ``parameterisation``.
     """
     (alpha, sigma), (alpha_next, sigma_next) = schedule.level(t), schedule.level(t_next)
     scale, scale_next = {
@@ -132,14 +127,8 @@ def exponential_step(
 
     It differs from :func:`interpolated_step` in two ways: log-SNR has no cap, and with two evaluations the slope has
     the weight one half instead of its exact integral, which keeps the second order. Levels without signal, where
-    log-SNR is infinite, are not used for the polynomial.
-
-    Args:
-        schedule: the noise schedule, which defines the levels.
-        x: the images (B, C, *S) at the level of ``evaluations[0]``.
-        t_next: the level to reach.
-        evaluations: evaluations of the network, each at another level. For a corrector, one of them is at ``t_next``.
-        parameterisation: ``x0``, or ``eps`` if there is signal at every level.
+    log-SNR is infinite, are not used for the polynomial. x (B, C, *S) is at the level of ``evaluations[0]``; for a
+    corrector, another evaluation is at ``t_next``. ``eps`` needs signal at every level.
     """
     t = evaluations[0].t
     x_next = interpolated_step(schedule, x, t, t_next, evaluations[:1], parameterisation)

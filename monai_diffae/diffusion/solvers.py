@@ -59,25 +59,8 @@ def ddim(
 
     Along ascending levels it is the paper's inversion (Preechakul et al. 2022, equation 8). Each step then uses the
     network's prediction at the lower level instead of the upper one, so the error of a round trip falls as 1 / steps.
-
-    Args:
-        denoise: the network, with its z_sem bound.
-        schedule: the noise schedule that the network was trained with.
-        x: the images (B, C, *S) at the first level.
-        levels: the levels to visit, in this order.
-        clip_range: clip x0 to this range at every step and recompute eps; None: no clipping.
-        callback: called after each step.
-        eta: 0 is deterministic, 1 as stochastic as DDPM; only for decoding.
-        generator: source of the noise if ``eta`` is above 0.
-
-    Raises:
-        ConfigError: ``eta`` is above 0 and the levels do not fall.
-
-    Example:
-        >>> schedule = DiffusionSchedule(prediction="eps")
-        >>> x_T = torch.randn(1, 1, 4, 4)
-        >>> ddim(lambda x, t: torch.zeros_like(x), schedule, x_T, schedule.decoding_levels(10)).shape
-        torch.Size([1, 1, 4, 4])
+    The arguments are those of :class:`~monai_diffae.diffusion.Solver`; ``eta`` 0 is deterministic, 1 as stochastic as
+    DDPM, and only for decoding.
     """
     if eta > 0:
         _check_falling("ddim with eta", levels)
@@ -104,11 +87,6 @@ def heun(
     For rectified flow it is the classical method, for other schedules that of Karras et al. 2022, algorithm 1, with
     another time variable. As there, the step to x0 is Euler's, because the network knows no level without noise. The
     arguments are those of :class:`~monai_diffae.diffusion.Solver`.
-
-    Example:
-        >>> schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
-        >>> heun(lambda x, t: torch.zeros_like(x), schedule, torch.ones(1, 1, 2, 2), schedule.decoding_levels(5)).mean()
-        tensor(1.)
     """
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
@@ -138,25 +116,8 @@ def adams(
 
     It takes one evaluation per step; the step to x0 is first order. It extrapolates eps if the network predicts eps, as
     UniPC's predictor for noise prediction does (Zhao et al. 2023), else the velocity. ``docs/decoding.md`` compares it
-    with the exact trajectory.
-
-    Args:
-        denoise: the network, with its z_sem bound.
-        schedule: the noise schedule that the network was trained with.
-        x: x_T (B, C, *S).
-        levels: the levels to visit, falling.
-        clip_range: clip x0 to this range at every step and recompute eps; None: no clipping.
-        callback: called after each step.
-        order: the number of levels to extrapolate from; 1 is DDIM.
-
-    Raises:
-        ConfigError: the levels do not fall, or the order is below 1.
-
-    Example:
-        >>> schedule = DiffusionSchedule(prediction="eps")
-        >>> x_T = torch.randn(1, 1, 4, 4)
-        >>> adams(lambda x, t: torch.zeros_like(x), schedule, x_T, schedule.decoding_levels(10)).shape
-        torch.Size([1, 1, 4, 4])
+    with the exact trajectory. The arguments are those of :class:`~monai_diffae.diffusion.Solver`, with falling levels;
+    ``order`` 1 is DDIM.
     """
     _check_falling("adams", levels)
     _check_order(order)
@@ -190,15 +151,6 @@ def dpmpp_2m(
 
     where x0 and x0' are the network's predictions at this level and at the one before; in the first step, D is x0. The
     arguments are those of :class:`~monai_diffae.diffusion.Solver`.
-
-    Raises:
-        ConfigError: the levels do not fall.
-
-    Example:
-        >>> schedule = DiffusionSchedule(prediction="v")
-        >>> x_T = torch.randn(1, 1, 4, 4)
-        >>> dpmpp_2m(lambda x, t: torch.zeros_like(x), schedule, x_T, schedule.decoding_levels(10)).shape
-        torch.Size([1, 1, 4, 4])
     """
     _check_falling("dpmpp_2m", levels)
     before: Evaluation | None = None
@@ -237,26 +189,9 @@ def unipc(
     """UniPC (Zhao et al. 2023, algorithms 1 and 2, B2): a predictor and a corrector, with one evaluation per step.
 
     The network's prediction for the predicted x first corrects this x, and then serves as the start of the next step.
-    In the last steps the order falls to 1, as in the authors' code.
-
-    Args:
-        denoise: the network, with its z_sem bound.
-        schedule: the noise schedule that the network was trained with.
-        x: x_T (B, C, *S).
-        levels: the levels to visit, falling.
-        clip_range: clip x0 to this range at every step and recompute eps; None: no clipping.
-        callback: called after each step.
-        order: order of the predictor; that of the corrector is one higher.
-        parameterisation: the quantity to interpolate, ``x0`` or ``eps``.
-
-    Raises:
-        ConfigError: the levels do not fall, the order is below 1, or the parameterisation is another one.
-
-    Example:
-        >>> schedule = DiffusionSchedule(prediction="v")
-        >>> x_T = torch.randn(1, 1, 4, 4)
-        >>> unipc(lambda x, t: torch.zeros_like(x), schedule, x_T, schedule.decoding_levels(10)).shape
-        torch.Size([1, 1, 4, 4])
+    In the last steps the order falls to 1, as in the authors' code. The arguments are those of
+    :class:`~monai_diffae.diffusion.Solver`, with falling levels; the order of the corrector is ``order`` + 1, and
+    ``parameterisation``, ``x0`` or ``eps``, is the quantity to interpolate.
     """
     _check_falling("unipc", levels)
     _check_order(order)

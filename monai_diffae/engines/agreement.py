@@ -26,17 +26,8 @@ def agreement_loss(first: Tensor, second: Tensor) -> Tensor:
 
     Two things differ from the paper. There is no expander network: the loss is computed from z_sem itself. And the
     network does not normalise z_sem; training determines its scale, and the variance term pulls the standard deviations
-    up to 1. With several processes, each computes the statistics of its own part of the batch.
-
-    Args:
-        first: z_sem of one view (B, Z), with B of at least 2.
-        second: z_sem of the other view (B, Z).
-
-    Returns:
-        One number, float32.
-
-    Raises:
-        ConfigError: there is only one image.
+    up to 1. With several processes, each computes the statistics of its own part of the batch. Both z_sem are (B, Z)
+    with B of at least 2; the loss is float32.
 
     Example:
         >>> z_sem = 3 * torch.eye(2)
@@ -54,15 +45,7 @@ def agreement_loss(first: Tensor, second: Tensor) -> Tensor:
 
 
 def both_views(encoder_images: Tensor, decoder_images: Tensor) -> Tensor:
-    """The two views of each image in one batch (2B, C, *S), for :func:`encoding_both`.
-
-    Args:
-        encoder_images: the images that the encoder sees (B, C, *S).
-        decoder_images: the images that the decoder reconstructs (B, C, *S).
-
-    Raises:
-        ConfigError: they are the same tensor, or have different shapes.
-    """
+    """The two views of each image (B, C, *S) in one batch (2B, C, *S), for :func:`encoding_both`."""
     if encoder_images is decoder_images:
         raise ConfigError(
             "agreement_weight needs two views of an image, but encoder_key is the decoder's image; use another "
@@ -81,13 +64,8 @@ def both_views(encoder_images: Tensor, decoder_images: Tensor) -> Tensor:
 def encoding_both(network: nn.Module) -> Iterator[list[Tensor]]:
     """Within this context, the network encodes :func:`both_views`, and decodes with z_sem of the encoder's images.
 
-    Both views are encoded in one forward pass, because DistributedDataParallel needs a single pass per step.
-
-    Args:
-        network: a :class:`~monai_diffae.networks.DiffusionAutoencoder`, also as a DistributedDataParallel.
-
-    Yields:
-        A list; each forward pass appends z_sem of both views (2B, Z).
+    Both views are encoded in one forward pass, because DistributedDataParallel needs a single pass per step. The
+    network may be a DistributedDataParallel. Each forward pass appends z_sem of both views (2B, Z) to the list.
     """
     passes: list[Tensor] = []
 

@@ -33,11 +33,7 @@ def distributed(network: nn.Module, device: torch.device | str, channels_last: b
 
 
 def lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
-    """Give a network's weights a memory format.
-
-    Raises:
-        ConfigError: they have another one, and the network is wrapped already, see :func:`distributed`.
-    """
+    """Give a network's weights a memory format."""
     strides = [weight.stride() for weight in network.parameters()]
     network.to(memory_format=memory_format)  # type: ignore[call-overload]
     is_changed = strides != [weight.stride() for weight in network.parameters()]

@@ -37,15 +37,7 @@ class DeviceSettings:
 
     @classmethod
     def of(cls, device: torch.device | str, precision: Precision = "auto") -> DeviceSettings:
-        """The settings for a device.
-
-        Args:
-            device: such as ``cuda:1``.
-            precision: the dtype by its name; ``auto``: bf16 if the device computes in it, else fp32.
-
-        Raises:
-            ConfigError: the precision is unknown.
-        """
+        """The settings for a device; precision ``auto`` is bf16 if the device computes in it, else fp32."""
         device = torch.device(device)
         return cls(device, resolve_precision(precision, device), device.type == "cuda", device.type != "cpu")
 
@@ -70,12 +62,6 @@ def description(
     settings: DeviceSettings, memory_format: torch.memory_format, optimizer: torch.optim.Optimizer, loader: object
 ) -> str:
     """One line about how a training uses its device.
-
-    Args:
-        settings: the settings of its device.
-        memory_format: that of the network and the images.
-        optimizer: the optimiser.
-        loader: the loader of its batches.
 
     Example:
         >>> optimizer = torch.optim.AdamW([torch.zeros(1)], fused=True)

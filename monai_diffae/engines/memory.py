@@ -66,19 +66,7 @@ def training_memory(
     """The peak memory of a training step of :class:`~monai_diffae.engines.DiffusionTrainer`.
 
     This is for AdamW, with an average of the weights, ``channels_last``, and gradients that are freed at each update.
-
-    Args:
-        network: a :class:`~monai_diffae.networks.DiffusionAutoencoder`, also on the ``meta`` device.
-        batch_shape: (B, C, *S) of the images.
-        device: where the training would run; this machine need not have it.
-        dtype: the dtype of autocast.
-
-    Example:
-        >>> from monai_diffae.networks import build_autoencoder
-        >>> net = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=16, time_embed_channels=8)
-        >>> one, two = (training_memory(net, (batch, 1, 32, 32)) for batch in (1, 2))
-        >>> one.states == two.states, round(two.kept / one.kept, 1)
-        (True, 2.0)
+    ``batch_shape`` is (B, C, *S). The network may be on the ``meta`` device, and this machine need not have ``device``.
     """
     with FakeTensorMode():
         step = without_data(network, batch_shape)
@@ -115,14 +103,9 @@ def first_stage_memory(
     dtype: torch.dtype = torch.float32,
     decodes: bool = True,
 ) -> Memory:
-    """The peak memory of encoding and decoding images one by one.
+    """The peak memory of encoding images (C, *S) one by one, and of decoding their latents, which needs more.
 
-    Args:
-        first_stage: the first stage; the scale of its latents need not be known.
-        image_shape: (C, *S).
-        device: as for :func:`training_memory`.
-        dtype: the dtype of autocast.
-        decodes: whether latents are also decoded, which needs more memory.
+    The scale of the latents need not be known.
     """
     with FakeTensorMode(), torch.no_grad():
         autoencoder = without_data(first_stage, ()).autoencoder

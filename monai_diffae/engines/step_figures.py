@@ -17,11 +17,6 @@ _MOST_NAMED, _LONGEST_ID = 3, 18  # cases of a batch in a message, and character
 class StepFigures:
     """The figures of one step, which must be finite. They are copied to the host while the device computes further.
 
-    Args:
-        step: number of the step, from 1.
-        ids: the cases of its batch.
-        loss: its mean loss.
-
     Example:
         >>> figures = StepFigures(7, ["case-1"], torch.tensor(float("nan")))
         >>> figures.check()  # doctest: +ELLIPSIS
@@ -41,11 +36,7 @@ class StepFigures:
         self._grad_norm = HostCopy(norm)
 
     def check(self) -> None:
-        """Check the figures. This waits for the device if it has not computed them yet.
-
-        Raises:
-            DivergenceError: the loss or the norm of the gradients is NaN or infinite.
-        """
+        """Check the figures. This waits for the device if it has not computed them yet."""
         if not math.isfinite(self._loss.read()):
             raise diverged(f"the loss is not finite at step {self.step} ({_named(self.ids)})")
         if self._grad_norm is not None and not math.isfinite(norm := self._grad_norm.read()):
@@ -53,10 +44,7 @@ class StepFigures:
 
 
 class HostCopy:
-    """A number on its way from a device to the host.
-
-    Args:
-        value: one number on any device; it must not change later.
+    """A number on its way from a device to the host; it must not change later.
 
     Example:
         >>> HostCopy(torch.tensor(2.5)).read()
@@ -76,10 +64,7 @@ class HostCopy:
 
 
 def diverged(what: str) -> DivergenceError:
-    """The error that ends a training whose numbers are no longer finite.
-
-    Args:
-        what: what is not finite, and at which step.
+    """The error that ends a training because ``what`` (with its step) is no longer finite.
 
     Example:
         >>> diverged("the loss is not finite at step 7")  # doctest: +ELLIPSIS

@@ -208,10 +208,8 @@ class ResumableTrainer(SupervisedTrainer):
         self.fire_event(TrainingEvents.WEIGHTS_UPDATED)
 
     def _step_if_finite(self, norm: Tensor) -> None:
-        """Change the weights, but with a fused optimiser only if the gradients are finite: its kernel reads the flag.
-
-        The flag is the one that torch's gradient scaler sets for fp16. It saves a wait for the device.
-        """
+        """Change the weights; with a fused optimiser only if the gradients are finite: its kernel reads the flag."""
+        # The flag is the one that torch's gradient scaler sets for fp16. It saves a wait for the device.
         optimizer: Any = self.optimizer
         is_fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         if is_fused:

@@ -23,12 +23,8 @@ class TokenGuard:
     """ASGI middleware: refuse requests without the token.
 
     The token is in the address that is opened first (``/?token=...``). The answer sets a cookie, so that later requests
-    need no token in their address. Programs may send it as ``Authorization: Bearer <token>``.
-
-    Args:
-        app: the application.
-        token: the token.
-        port: the port, which is part of the cookie's name: browsers share cookies among the ports of a host.
+    need no token in their address. Programs may send it as ``Authorization: Bearer <token>``. The port is part of the
+    cookie's name, because browsers share cookies among the ports of a host.
     """
 
     def __init__(self, app: ASGIApp, token: str, port: int) -> None:

@@ -31,14 +31,7 @@ Seed = Annotated[int, Query(ge=0, lt=2**32)]
 
 
 def build_app(exploration: Exploration, token: str, port: int, *, loopback_only: bool = True) -> FastAPI:
-    """Build the application.
-
-    Args:
-        exploration: answers the requests.
-        token: what the address must contain.
-        port: the port that the server listens on.
-        loopback_only: whether only requests to this machine's loopback address are served.
-    """
+    """Build the application; ``loopback_only`` serves only requests to this machine's loopback address."""
     app = FastAPI(title="monai_diffae", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TokenGuard, token=token, port=port)
     app.add_middleware(OriginGuard, loopback_only=loopback_only)

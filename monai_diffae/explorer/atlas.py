@@ -57,14 +57,9 @@ class Extreme:
 
 @dataclass(frozen=True, eq=False)
 class Atlas:
-    """A table of embeddings whose rows are cases of a cohort.
+    """A table of embeddings whose rows are cases of a cohort, with all principal components of the training cases.
 
-    Attributes:
-        table: one row per case.
-        cases: the case of each row.
-        training: the training cases.
-        components: all principal components of the training cases.
-        num_components: how many of them are shown for every case, from the first on.
+    The first ``num_components`` of them are shown for every case.
     """
 
     table: pd.DataFrame
@@ -75,12 +70,7 @@ class Atlas:
 
     @classmethod
     def open(cls, embeddings: Path, cases: Sequence[Case], num_components: int) -> Atlas:
-        """Read a table, and keep the rows whose cases are in the cohort.
-
-        Raises:
-            CohortError: the table cannot be used, or has no case of the cohort.
-            ConfigError: there are too few training cases.
-        """
+        """Read a table, and keep the rows whose cases are in the cohort."""
         table = read_embeddings(embeddings)
         if "id" not in table or table["id"].duplicated().any():
             raise CohortError(f"{embeddings.name}: has no column id with a unique name for each case; embed again")
@@ -172,11 +162,7 @@ class Atlas:
 
     @cached_property
     def outliers(self) -> tuple[Floats, Floats]:
-        """The outlier score of each case (``whitened`` of the command ``neighbors``) and its p-value, (N,) each.
-
-        Raises:
-            ConfigError: there are too few training cases of other patients.
-        """
+        """The outlier score of each case (``whitened`` of the command ``neighbors``) and its p-value, (N,) each."""
         training, is_train = self.training, self.table["id"].isin(self.training.rows["id"]).to_numpy()
         reference = training.own_distances(_NUM_NEIGHBORS, whitened=True)
         scores = np.empty(len(self.table))

@@ -33,13 +33,7 @@ _MOST_SAMPLES = 16
 class Exploration:
     """A trained bundle and its embedded cohort, ready for the page.
 
-    Attributes:
-        atlas: the map.
-        studio: decodes images; used in the worker's thread only.
-        thumbnails: of the cases.
-        caller: writes commands.
-        latent: the latent DDIM; None: the bundle has none.
-        worker: the model's thread.
+    ``studio`` is used in the worker's thread only. ``latent`` is None without a latent DDIM.
     """
 
     atlas: Atlas
@@ -121,11 +115,7 @@ class Exploration:
         return {"text": self.studio.progress}
 
     def image(self, recipe: Recipe, quality: Quality, lane: str) -> bytes:
-        """The image of a recipe, its difference from the plain reconstruction, and its scores.
-
-        Raises:
-            SupersededError: a newer request of the lane came.
-        """
+        """The image of a recipe, its difference from the plain reconstruction, and its scores."""
         combination, case, others = self._cases(recipe)
         combination.check_detail(recipe.detail)
         steps = self.studio.preview_steps if quality == "preview" else self.studio.steps
@@ -143,11 +133,7 @@ class Exploration:
         return self._wait(lane, decode)
 
     def samples(self, count: int, seed: int, lane: str) -> bytes:
-        """Images of the latent DDIM, those of ``generate`` with this seed.
-
-        Raises:
-            ConfigError: the bundle has no latent DDIM, or ``count`` is too large.
-        """
+        """Images of the latent DDIM, those of ``generate`` with this seed."""
         latent = self._latent(count)
 
         def decode(check: Check) -> bytes:

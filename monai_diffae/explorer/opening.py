@@ -28,15 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a page.
-
-    Attributes:
-        bundle: the bundle's folder.
-        cohort: the cohort.
-        out: the folder for what the page makes.
-        embeddings: None: they are made first.
-        directions: direction files.
-    """
+    """The files of a page, which puts its own into ``out``; embeddings are made first if they are None."""
 
     bundle: Path
     cohort: Path
@@ -46,12 +38,7 @@ class Files:
 
 
 def open_exploration(files: Files, num_components: int, decoding: Decoding, reading: Reading, run: Run) -> Exploration:
-    """Open everything, and embed the cohort if there is no table.
-
-    Raises:
-        ConfigError: the bundle is not trained, or the embeddings or a direction belong to another model.
-        CohortError: there is no usable case, or the table has none of them.
-    """
+    """Open everything, and embed the cohort if there is no table."""
     directions = {str(file): read_direction(file) for file in files.directions}
     session = Session.open(files.bundle, files.cohort, decoding=decoding, reading=reading, run=run)
     trained = session.trained

@@ -38,11 +38,7 @@ class Recipe(BaseModel):
         return [row for row in (self.blend, self.noise_of) if row is not None]
 
     def combination(self, ids: Mapping[int, str]) -> Combination:
-        """The codes, for the ids of the rows.
-
-        Raises:
-            ConfigError: two x_T are requested.
-        """
+        """The codes, for the ids of the rows."""
         moves = Moves(
             {name: strength for name, strength in self.directions.items() if strength},
             {name: strength for name, strength in self.components.items() if strength},
@@ -54,12 +50,7 @@ class Recipe(BaseModel):
 
 @dataclass(frozen=True)
 class Caller:
-    """Writes calls of ``combine`` and ``generate`` with the files and settings of this page.
-
-    Attributes:
-        bundle, cohort, embeddings: as the command got them.
-        decoding, reading, run: its settings.
-    """
+    """Writes calls of ``combine`` and ``generate`` with the files and settings that the page's command got."""
 
     bundle: Path
     cohort: Path

@@ -40,12 +40,6 @@ class ImageCodes:
 def scores_of(atlas: Atlas, axes: Axes, row: int, codes: ImageCodes) -> dict[str, Any]:
     """The scores of an image.
 
-    Args:
-        atlas: the other cases.
-        axes: the directions.
-        row: the row of the case.
-        codes: those of the case and of the image.
-
     Returns:
         ``directions``: for each direction the predictions for the case, for what was requested (``target``) and for the
         image, and how far the image moved (``drift``, in standard deviations). ``to_itself``, ``nearest`` and

@@ -49,11 +49,7 @@ class Decoded:
 class Studio:
     """Decodes combinations of the cases of a session; for one thread.
 
-    Attributes:
-        session: the bundle and the cohort.
-        axes: the lines along which z_sem is moved.
-        preview_steps: network evaluations of a preview, see :meth:`warm_up`.
-        progress: what takes long now; empty: nothing.
+    ``axes`` are the lines along which z_sem is moved; ``progress`` is what takes long now, or empty.
     """
 
     session: Session
@@ -71,10 +67,8 @@ class Studio:
     def warm_up(self) -> float:
         """Decode noise, so that the first request is not slow, and choose the steps of a preview.
 
-        A fast decoder has one number of steps, so its previews are full images.
-
-        Returns:
-            The time of one network evaluation, in s.
+        A fast decoder has one number of steps, so its previews are full images. Returns the time of one network
+        evaluation, in s.
         """
         trained = self.session.trained
         z_sem = torch.zeros(1, trained.z_channels, device=trained.device)
@@ -92,29 +86,13 @@ class Studio:
         return seconds
 
     def open(self, case: Case) -> OpenedCase:
-        """Open a case, or return it as it was opened before.
-
-        Raises:
-            ScanError: the scan cannot be used.
-        """
+        """Open a case, or return it as it was opened before."""
         return _remembered(self._opened, case.id, lambda: self.session.open_case(case))
 
     def decode(
         self, combination: Combination, case: Case, others: Mapping[str, Case], steps: int, check: Check
     ) -> Decoded:
-        """Decode a combination.
-
-        Args:
-            combination: the codes.
-            case: the case.
-            others: the other cases of the combination, by id.
-            steps: network evaluations.
-            check: called between steps; may raise an error.
-
-        Raises:
-            ScanError: a scan cannot be used.
-            ConfigError: there is no such direction or component.
-        """
+        """Decode a combination with ``steps`` network evaluations; ``check`` is called between them and may raise."""
         opened = {each.id: self.open(each) for each in (case, *others.values())}
         for name in dict.fromkeys([case.id, *combination.x_T_cases]):
             self._invert(opened[name], check)
@@ -162,15 +140,9 @@ class Studio:
 
 
 def shown_arrays(opened: OpenedCase, decoded: Decoded, detail: Detail) -> dict[str, Any]:
-    """The pictures of an image: in the model's grid, or for a picture with its own detail in the scan's own grid.
+    """The pictures ``image`` and ``difference``, ``[C, *S]`` in the model's range, in the model's grid.
 
-    Args:
-        opened: the case.
-        decoded: its image.
-        detail: ``own`` adds the difference to the scan; scans that are not 2D are shown in the model's grid.
-
-    Returns:
-        ``image`` and ``difference``, ``[C, *S]`` in the model's range; in the scan's own grid also ``scan``.
+    Those of a 2D scan with detail ``own`` are in the scan's own grid, with the difference to the scan, and ``scan``.
     """
     if detail == "model" or opened.scan.array.ndim != 3:
         return {"image": decoded.image[0], "difference": decoded.difference[0]}

@@ -24,11 +24,7 @@ _AT_ONCE = BoundedSemaphore(2)
 class Thumbnails:
     """The thumbnails of a cohort.
 
-    Attributes:
-        session: reads and preprocesses the scans.
-        atlas: the cases.
-        folder: where they are kept; those of another preprocessing lie in another folder, and those of a scan that was
-            replaced have another name.
+    Those of another preprocessing lie in another folder, and those of a scan that was replaced have another name.
     """
 
     session: Session
@@ -36,11 +32,7 @@ class Thumbnails:
     folder: Path
 
     def of(self, row: int) -> bytes:
-        """The PNG of a case.
-
-        Raises:
-            ScanError: the scan cannot be used.
-        """
+        """The PNG of a case."""
         table = self.atlas.table
         if "thumbnail" in table and isinstance(table["thumbnail"][row], bytes):
             return bytes(table["thumbnail"][row])
@@ -54,11 +46,7 @@ class Thumbnails:
         return file.read_bytes()
 
     def image(self, row: int) -> NDArray[np.float32]:
-        """The scan of a case as the model sees it, [C, *S].
-
-        Raises:
-            ScanError: the scan cannot be used.
-        """
+        """The scan of a case as the model sees it, [C, *S]."""
         with _AT_ONCE:
             item = preprocessed(self.session.trained.preprocessing, self.atlas.cases[row].item(), ("image",))
         return np.asarray(item["image"], np.float32)

@@ -50,14 +50,9 @@ class ModelWorker:
         self._thread.start()
 
     def submit(self, lane: str | None, run: Callable[[Check], T]) -> Future[T]:
-        """Queue a job.
+        """Queue a job, which may call its argument between steps; it replaces older jobs of its lane, if it has one.
 
-        Args:
-            lane: older jobs of this lane are not needed any more; None: no other job replaces this one.
-            run: the job; it may call its argument between steps.
-
-        Returns:
-            Its result, or a :class:`SupersededError`.
+        A job that was replaced has a :class:`SupersededError`.
         """
         result: Future[T] = Future()
         with self._lock:

@@ -171,11 +171,9 @@ class CheckpointKeeper:
             mark_replaced_weights(self.directory.parent)
 
     def _announce_position(self, engine: Workflow) -> None:
-        """Set the round's first step before the run: MONAI's federated client (1.6.1) counts epochs and steps from it.
-
-        Otherwise, a restarted site would report the steps of all its rounds as those of one round, and would get too
-        much weight in a server's average.
-        """
+        """Set the round's first step before the run: MONAI's federated client (1.6.1) counts epochs and steps by it."""
+        # Otherwise, a restarted site would report the steps of all its rounds as those of one round, and would get too
+        # much weight in a server's average.
         with suppress(DiffAEError):  # the run reports it
             if self.checkpoint.is_file() and not self.overwrite:
                 saved = read_checkpoint(self.checkpoint, {"trainer"})["trainer"]
@@ -217,12 +215,7 @@ class CheckpointKeeper:
             self.ema.network.load_state_dict(self.parts["network"].state_dict())
 
     def _fine_tune(self) -> None:
-        """Begin with the weights in the folder, which has no checkpoint: a bundle that was shipped or sent by others.
-
-        Raises:
-            ConfigError: they are those of another model, of a latent DDIM or of a fast decoder, or ``start_from`` names
-                other weights.
-        """
+        """Begin with the weights in the folder without a checkpoint: a bundle that was shipped or sent by others."""
         if self.prefix or self.description.start_from is not None:
             raise ConfigError(
                 f"{self.model.name}: there are trained weights, but no {self.checkpoint.name} to resume from; choose "

@@ -11,13 +11,7 @@ from monai_diffae.errors import ConfigError, ScanError
 
 
 def read_checkpoint(path: Path, parts: set[str]) -> dict[str, Any]:
-    """Read a checkpoint that has these parts.
-
-    Raises:
-        UnsafeInputError: reading the file would run code.
-        ScanError: the file cannot be read.
-        ConfigError: a part is missing.
-    """
+    """Read a checkpoint that has these parts."""
     damaged = "cannot be read as a checkpoint; copy it again, or set overwrite"
     checkpoint: dict[str, Any] = read_torch_file(path, damaged)
     if not isinstance(checkpoint, dict):

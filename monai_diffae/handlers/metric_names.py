@@ -41,10 +41,7 @@ def is_of_probes(metric: str) -> bool:
 
 
 def tracked_name(column: str) -> str:
-    """The name of a metric in MLflow, which groups charts by what is before the ``/``.
-
-    Args:
-        column: its name in ``curves.csv``.
+    """The name in MLflow of a column of ``curves.csv``; MLflow groups charts by what is before the ``/``.
 
     Example:
         >>> [tracked_name(name) for name in ("loss", "validation_z_sem_usage", "validation_low_of_probe_age (years)")]
@@ -60,10 +57,7 @@ def tracked_name(column: str) -> str:
 
 
 def meaning_of(name: str) -> str:
-    """What a metric means; nothing if it is not known.
-
-    Args:
-        name: its name in MLflow.
+    """What a metric, by its name in MLflow, means; empty if it is not known.
 
     Example:
         >>> meaning_of("training/learning_rate"), meaning_of("probe_low/age")

@@ -13,19 +13,7 @@ class OutsideWeights:
 
     Two signs are compared, because each one misses a case. torch increases a weight's version number whenever a value
     is written to it, even the same value, but not if it is written through ``.data``. A checksum of the values notices
-    every way of writing, but not a write of the same value.
-
-    Args:
-        network: the network that is trained (not its DDP wrapper).
-
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> weights = OutsideWeights(layer)
-        >>> weights.were_set()
-        False
-        >>> layer.weight.data = torch.ones(2, 2)
-        >>> weights.were_set()
-        True
+    every way of writing, but not a write of the same value. The network is the trained one, not its DDP wrapper.
     """
 
     def __init__(self, network: nn.Module) -> None:

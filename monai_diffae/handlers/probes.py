@@ -140,11 +140,7 @@ class ZSemProbes:
 
 
 def _choose(cases: Sequence[Case], is_train: NDArray[np.bool_], targets: Sequence[str]) -> list[QuickProbe]:
-    """The labels to probe.
-
-    Raises:
-        ConfigError: one of ``targets`` does not exist, or cannot be probed.
-    """
+    """The labels to probe."""
     names = list(dict.fromkeys(name for case in cases for name in case.labels))
     unknown = [name for name in targets if name not in names]
     if unknown:

@@ -12,17 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 def set_rates(optimizer: Optimizer, lr_scheduler: LRScheduler, rates: Sequence[tuple[float, float]]) -> None:
     """Use the learning rates and weight decays of this run, at the current position of the schedule.
 
-    Args:
-        optimizer: the optimiser.
-        lr_scheduler: its schedule.
-        rates: for each group of parameters, the learning rate at which the schedule begins, and the weight decay.
-
-    Example:
-        >>> optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1.0)
-        >>> schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
-        >>> set_rates(optimizer, schedule, [(4.0, 0.1)])
-        >>> optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]
-        (2.0, 0.1)
+    ``rates`` are each group's learning rate at which the schedule begins, and its weight decay.
     """
     lr_scheduler.base_lrs = [rate for rate, _ in rates]
     for group, (rate, decay) in zip(optimizer.param_groups, rates, strict=True):
@@ -35,18 +25,7 @@ def set_rates(optimizer: Optimizer, lr_scheduler: LRScheduler, rates: Sequence[t
 def set_schedule_back(lr_scheduler: LRScheduler, position: int, first: int) -> None:
     """Put a schedule that is at step ``position`` back to step ``first``; if they are equal, nothing changes.
 
-    Args:
-        lr_scheduler: the schedule, which is stepped once per iteration.
-        position: the step at which it is.
-        first: the step at which it shall be.
-
-    Example:
-        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        >>> schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
-        >>> schedule.last_epoch = 7
-        >>> set_schedule_back(schedule, 7, 2)
-        >>> optimizer.param_groups[0]["lr"]
-        0.25
+    The schedule is stepped once per iteration.
     """
     if position != first:
         lr_scheduler.last_epoch = first - 1

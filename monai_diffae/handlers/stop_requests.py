@@ -41,12 +41,7 @@ class StopRequests:
         return self._signal is not None or (self.event is not None and self.event.is_set())
 
     def fulfil(self) -> None:
-        """End the training if it should stop.
-
-        Raises:
-            SystemExit: a signal came; the exit code is 143 or 130.
-            TrainingStopped: the event is set.
-        """
+        """End the training if it should stop."""
         if self._signal is not None:
             raise SystemExit(128 + self._signal)
         if self.are_pending:

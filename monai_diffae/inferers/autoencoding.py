@@ -400,15 +400,7 @@ class DiffusionAutoencoderInferer(Inferer):
         network: nn.Module,
         max_evaluations: int | None,
     ) -> tuple[Tensor, Tensor]:
-        """x_T and its decoded x_0; images whose error is above the tolerance are inverted again, one by one.
-
-        Args:
-            target: x_0 and its z_sem.
-            x_T: the first inversion's x_T.
-            decoded: what it decodes to.
-            network: the trained autoencoder.
-            max_evaluations: as for :meth:`round_trip`.
-        """
+        """x_T and its decoded x_0; images too far from ``target`` (x_0 and z_sem) are inverted again, one by one."""
         x_0, z_sem = target
         tolerance = self.invert_tolerance
         inexact = self._inexact(decoded, x_0)

@@ -17,13 +17,6 @@ class FastDecoder:
     Attributes:
         unet: (x_t, t, z_sem) -> what the schedule predicts; in evaluation mode.
         levels: the levels of its steps, from x_T down to x0.
-
-    Example:
-        >>> import torch
-        >>> schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
-        >>> decoder = FastDecoder(nn.Identity(), (999, -1))
-        >>> decoder.decode(lambda x, t: torch.zeros_like(x), schedule, torch.ones(1, 1, 2, 2)).shape
-        torch.Size([1, 1, 2, 2])
     """
 
     unet: nn.Module

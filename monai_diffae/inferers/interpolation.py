@@ -13,14 +13,6 @@ from monai_diffae.errors import ConfigError
 def lerp(first: Tensor, second: Tensor, weights: Sequence[float]) -> Tensor:
     """Points (W, *) on the straight line between ``first`` (1, *) and ``second`` (1, *), one per weight.
 
-    Args:
-        first: the code at weight 0.
-        second: the code at weight 1, of the same shape.
-        weights: one number per point, usually between 0 and 1.
-
-    Raises:
-        ConfigError: the codes have different shapes, or are more than one each.
-
     Example:
         >>> lerp(torch.zeros(1, 2), torch.ones(1, 2), [0, 0.25, 1])[:, 0]
         tensor([0.0000, 0.2500, 1.0000])
@@ -36,15 +28,6 @@ def slerp(first: Tensor, second: Tensor, weights: Sequence[float]) -> Tensor:
     As in the paper's interpolation of x_T (section 4.2), each code is treated as one vector. Noise in many dimensions
     lies close to a sphere; points on a straight line would leave the sphere and decode to blurred images. Between
     parallel codes, the arc is the straight line.
-
-    Args:
-        first: the code at weight 0.
-        second: the code at weight 1, of the same shape.
-        weights: one number per point, usually between 0 and 1.
-
-    Raises:
-        ConfigError: the codes have different shapes, or are more than one each; or there is no unique arc between them,
-            because they are opposite, zero or not finite.
 
     Example:
         >>> first, second = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])

@@ -14,9 +14,6 @@ from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer
 def few_levels(inferer: DiffusionAutoencoderInferer, steps: int) -> list[int]:
     """Choose ``steps`` + 1 of an inferer's levels, from x_T down to x0, at equal distances in its list.
 
-    Raises:
-        ConfigError: ``steps`` is not a whole number, or the inferer has fewer steps.
-
     Example:
         >>> from monai_diffae.diffusion import DiffusionSchedule
         >>> few_levels(DiffusionAutoencoderInferer(DiffusionSchedule(), steps=20, spacing="linspace"), 2)
@@ -36,12 +33,7 @@ def inverted_trajectory(
 ) -> Tensor:
     """The images at ``levels`` on their way up to x_T: (B, L, C, *S), in the order of ``levels``.
 
-    Args:
-        inferer: inverts, with an implicit inversion; its levels include ``levels``.
-        images: (B, C, *S) in the model's range, at most the inferer's ``batch_size``.
-        network: the trained autoencoder.
-        z_sem: (B, Z).
-        levels: levels that :func:`few_levels` chose.
+    The inferer inverts implicitly, and ``levels`` are some of its levels, chosen by :func:`few_levels`.
     """
     ascending = inferer.schedule.inversion_levels(inferer.solver_steps, inferer.spacing)
     first_stage = inferer.first_stage
@@ -59,12 +51,7 @@ def decoded_trajectory(
 ) -> Tensor:
     """Noise at ``levels`` on its way down to an image: (B, L, C, *S), in the order of ``levels``.
 
-    Args:
-        inferer: decodes; its levels include ``levels``.
-        x_T: noise (B, C, *S), at most the inferer's ``batch_size``.
-        network: the trained autoencoder.
-        z_sem: (B, Z).
-        levels: levels that :func:`few_levels` chose.
+    They are some of the inferer's levels, chosen by :func:`few_levels`.
     """
     falling = inferer.schedule.decoding_levels(inferer.solver_steps, inferer.spacing)
     states = {falling[0]: x_T}

@@ -64,17 +64,9 @@ def conv3(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
 
 
 def check_images(x: torch.Tensor, spatial_dims: int, channels: int | None, divisors: Sequence[int], name: str) -> None:
-    """Refuse images that a network cannot take; the error names the nearest sizes that it can.
+    """Refuse images (B, C, *S) that a network cannot take; the error names the nearest sizes that it can.
 
-    Args:
-        x: images (B, C, *S).
-        spatial_dims: number of spatial axes.
-        channels: the C that the network was built for; None: unknown, so that it is not checked.
-        divisors: what each spatial size must be a multiple of.
-        name: what to call the images in the message.
-
-    Raises:
-        ConfigError: wrong number of axes or channels, or a size that the network's levels cannot divide.
+    ``channels`` None is not checked; ``divisors`` are what each spatial size must be a multiple of.
     """
     if x.ndim != spatial_dims + 2:
         shape = "(B, C, H, W)" if spatial_dims == 2 else "(B, C, H, W, D)"
@@ -107,9 +99,6 @@ def shown_divisors(divisors: Sequence[int]) -> str:
 class ChannelGroupNorm(nn.GroupNorm):
     """GroupNorm that derives its number of groups from the width and computes in float32 for any input dtype.
 
-    Args:
-        channels: width C.
-
     Example:
         >>> ChannelGroupNorm(48)(torch.ones(1, 48, 4, 4, dtype=torch.bfloat16)).dtype
         torch.bfloat16
@@ -127,11 +116,8 @@ class ChannelGroupNorm(nn.GroupNorm):
 class HalvingPool(nn.Module):
     """Average pooling over pairs of neighbors along some or all axes.
 
-    In 3D it adds strided slices, because PyTorch's ``avg_pool3d`` supports neither ``channels_last_3d`` nor bfloat16
-    on a CPU, and autocast runs it in float32.
-
-    Args:
-        stride: one number per spatial axis: 2 halves the axis, 1 keeps its size.
+    In 3D it adds strided slices, because PyTorch's ``avg_pool3d`` supports neither ``channels_last_3d`` nor bfloat16 on
+    a CPU, and autocast runs it in float32. The stride of an axis is 2, or 1 to keep its size.
     """
 
     def __init__(self, stride: Sequence[int]) -> None:
@@ -172,13 +158,8 @@ class PlainBlock(nn.Module):
     """The encoder's residual block: ``skip(x) + conv3(SiLU(GN(x)))``.
 
     It has a single convolution, as in the official code: there, only conditioned blocks have the second half.
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: width of the input.
-        out_channels: width of the output.
-        resample: ``"none"`` or ``"down"``; applied before the convolution and in the skip connection.
-        stride: the factor per axis; None: 2 along all axes.
+    ``resample`` (``none`` or ``down``, by ``stride``, 2 along all axes if None) comes before the convolution and in the
+    skip connection.
 
     Example:
         >>> PlainBlock(2, 32, 64, resample="down")(torch.zeros(1, 32, 8, 8)).shape
@@ -208,20 +189,11 @@ class PlainBlock(nn.Module):
 class TwoConditionBlock(nn.Module):
     r"""The UNet's residual block with adaptive group normalisation by the time step and by z_sem.
 
-    ``h = conv3(resample(SiLU(GN(x))))``, then
-    ``h = conv3(Dropout(SiLU(z_s * (t_s * GN(h) + t_b))))`` and ``skip(resample(x)) + h``: Diff-AE (arXiv 2111.15640)
-    equation 7, with ``t_s = 1 + ...`` and ``z_s = 1 + ...`` as in the official code. The second convolution is
-    initialised with 0, so that an untrained block is its skip connection.
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: width of the input.
-        out_channels: width of the output.
-        time_channels: size of the time embedding.
-        z_channels: size of z_sem.
-        dropout: probability of dropping an element before the second convolution.
-        resample: ``"none"``, ``"down"`` or ``"up"``; applied before the first convolution and in the skip connection.
-        stride: the factor per axis; None: 2 along all axes.
+    ``h = conv3(resample(SiLU(GN(x))))``, then ``h = conv3(Dropout(SiLU(z_s * (t_s * GN(h) + t_b))))`` and
+    ``skip(resample(x)) + h``: Diff-AE (arXiv 2111.15640) equation 7, with ``t_s = 1 + ...`` and ``z_s = 1 + ...`` as in
+    the official code. The second convolution is initialised with 0, so that an untrained block is its skip connection.
+    ``resample`` (``none``, ``down`` or ``up``, by ``stride``, 2 along all axes if None) comes before the first
+    convolution and in the skip connection, dropout before the second.
 
     Example:
         >>> block = TwoConditionBlock(2, 32, 64, time_channels=16, z_channels=8, resample="up")
@@ -271,13 +243,6 @@ class TwoConditionBlock(nn.Module):
 class PositionAttention(nn.Module):
     """Adds self-attention between all positions to a feature map; untrained, it is the identity.
 
-    Args:
-        channels: width C of the input and output.
-        num_heads: number of heads, a divisor of C.
-
-    Raises:
-        ConfigError: ``num_heads`` does not divide ``channels``.
-
     Example:
         >>> x = torch.randn(1, 32, 4, 4, 4)
         >>> bool((PositionAttention(32, num_heads=2)(x) == x).all())
@@ -311,9 +276,6 @@ class PositionAttention(nn.Module):
 
 def level_widths(base_channels: int, channel_mult: Sequence[int], attention_levels: Sequence[int]) -> list[int]:
     """The width of every level, full resolution first.
-
-    Raises:
-        ConfigError: there is no level, a width is not positive, or there is attention at a level that does not exist.
 
     Example:
         >>> level_widths(64, (1, 2, 4, 8), attention_levels=(2,))

@@ -32,10 +32,8 @@ def reproducible_kernels(device: torch.device | str) -> Iterator[None]:
     """A training on this device gives the same bits each time, so that a resumed one equals an uninterrupted one.
 
     Beside :func:`exact_convolutions`, a GPU uses deterministic algorithms for the gradients of attention, where torch
-    has them, and cuBLAS a workspace of fixed size. An operation without such an algorithm logs a warning of torch.
-
-    Args:
-        device: where the training runs. On others than CUDA nothing changes.
+    has them, and cuBLAS a workspace of fixed size. An operation without such an algorithm logs a warning of torch. On
+    other devices than CUDA, nothing changes.
     """
     if torch.device(device).type != "cuda":
         yield

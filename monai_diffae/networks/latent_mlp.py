@@ -15,15 +15,7 @@ from monai_diffae.networks.arguments import keeps_config
 
 
 class LatentLayer(nn.Module):
-    """``Dropout(SiLU(LayerNorm(Linear(h) * (b + Linear(SiLU(t))))))``, with Kaiming-normal initial weights.
-
-    Args:
-        in_channels: size of the input.
-        out_channels: size of the output.
-        time_channels: size of the time embedding.
-        dropout: probability of dropping an element of the output.
-        scale_bias: b.
-    """
+    """``Dropout(SiLU(LayerNorm(Linear(h) * (scale_bias + Linear(SiLU(t))))))``, Kaiming-normal initial weights."""
 
     def __init__(
         self, in_channels: int, out_channels: int, time_channels: int, dropout: float = 0.0, scale_bias: float = 1.0

@@ -68,12 +68,7 @@ class NetworkPart:
 
 
 class ImageEncoder(nn.Module):
-    """Images -> z_sem, by the encoder alone or after a first stage.
-
-    Args:
-        encoder: images, or latents, -> z_sem; if it returns several tensors, the first is used.
-        first_stage: images -> latents; None: the encoder takes images.
-    """
+    """Images -> z_sem, by the encoder alone or after a first stage; of several outputs, the first is used."""
 
     def __init__(self, encoder: nn.Module, first_stage: nn.Module | None = None) -> None:
         super().__init__()
@@ -91,11 +86,7 @@ class ImageEncoder(nn.Module):
 
 
 class LatentEncoder(nn.Module):
-    """Images -> normalised latents.
-
-    Args:
-        first_stage: a copy of it without its decoder is kept.
-    """
+    """Images -> normalised latents; keeps a copy of the first stage without its decoder."""
 
     def __init__(self, first_stage: FirstStage) -> None:
         super().__init__()
@@ -107,11 +98,7 @@ class LatentEncoder(nn.Module):
 
 
 class LatentDecoder(nn.Module):
-    """Normalised latents -> images.
-
-    Args:
-        first_stage: a copy of it without its encoder is kept.
-    """
+    """Normalised latents -> images; keeps a copy of the first stage without its encoder."""
 
     def __init__(self, first_stage: FirstStage) -> None:
         super().__init__()
@@ -135,17 +122,7 @@ def autoencoder_parts(
 ) -> list[NetworkPart]:
     """The encoder and the denoiser of a diffusion autoencoder; with a first stage, its two networks as well.
 
-    Args:
-        network: the trained network in evaluation mode.
-        image_shape: (C, *S) of the images that it was trained on.
-        first_stage: maps images to the latents that the network works on; None: it works on images.
-
-    Example:
-        >>> from monai_diffae.networks import build_autoencoder
-        >>> network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
-        >>> encoder, denoiser = autoencoder_parts(network.eval(), (1, 16, 16), None)
-        >>> denoiser.module(*denoiser.example(2, denoiser.larger_size)).shape
-        torch.Size([2, 1, 20, 20])
+    The networks are in evaluation mode, and were trained on images of ``image_shape`` (C, *S).
     """
     seen_channels = network.encoder_in_channels
     size, divisors, latent_size = tuple(image_shape[1:]), network.size_divisors, tuple(image_shape[1:])

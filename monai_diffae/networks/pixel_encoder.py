@@ -11,14 +11,9 @@ from torch import Tensor, nn
 
 
 class PixelEncoder(nn.Module):
-    """Encodes images to fixed linear features of their pixels. There is no decoder.
+    """Encodes images to K fixed linear features of their P pixels, less a mean ``[P]``, along axes ``[K, P]``.
 
-    Args:
-        mean: ``[P]``, subtracted from the P pixels of an image.
-        axes: ``[K, P]``.
-
-    Attributes:
-        z_channels: K.
+    There is no decoder.
 
     Example:
         >>> encoder = PixelEncoder(np.zeros(4), np.eye(2, 4))

@@ -13,14 +13,8 @@ def level_strides(
 ) -> list[tuple[int, ...]]:
     """The strides between a network's levels, one tuple per level below the first; 2 everywhere by default.
 
-    Args:
-        spatial_dims: 2 or 3.
-        num_levels: number of levels of the network.
-        strides: one entry per level below full resolution, each a number or one number per axis. Surplus entries are
-            ignored, because the encoder of a diffusion autoencoder usually has one level more than its UNet.
-
-    Raises:
-        ConfigError: too few strides, or one that is neither 1 nor 2.
+    Entries are numbers, or one number per axis. Surplus ones are ignored, because the encoder of a diffusion
+    autoencoder usually has one level more than its UNet.
 
     Example:
         >>> level_strides(3, 3, [(2, 2, 1), 2])

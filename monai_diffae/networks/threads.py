@@ -22,13 +22,11 @@ _SMALL = 2**22  # multiply-adds; on an idle machine, two threads are faster than
 def threads_for(work: int, device: torch.device | str) -> Iterator[None]:
     """Compute with one thread if the work is small, else with as many as torch uses.
 
-    Threads wait for each other after each operation, which takes longer than a small operation itself, above all
-    beside other programs. The last bits of a result depend on the number of threads, so the number depends on the work
-    alone and not on a measured speed. If ``OMP_NUM_THREADS`` is set, as by ``--threads``, it holds for all work.
-
-    Args:
-        work: multiply-adds: of an evaluation as :func:`evaluation_work` counts them, or one per weight of an optimiser.
-        device: where to compute; only a CPU has threads.
+    Threads wait for each other after each operation, which takes longer than a small operation itself, above all beside
+    other programs. The last bits of a result depend on the number of threads, so the number depends on the work alone
+    and not on a measured speed. If ``OMP_NUM_THREADS`` is set, as by ``--threads``, it holds for all work. The work is
+    counted in multiply-adds: of an evaluation as in :func:`evaluation_work`, or one per weight of an optimiser. Only a
+    CPU has threads.
 
     Example:
         >>> with threads_for(1000, "cpu"):

@@ -17,9 +17,6 @@ from monai_diffae.networks.blocks import zero_initialised
 def grid_cells(spatial_dims: int, z_grid: int | Sequence[int]) -> tuple[int, ...]:
     """The number of cells per axis that z_sem is read from.
 
-    Raises:
-        ConfigError: neither a whole number of 1 or more nor one such number per axis.
-
     Example:
         >>> grid_cells(3, 2), grid_cells(3, [2, 3, 2])
         ((2, 2, 2), (2, 3, 2))
@@ -32,9 +29,6 @@ def grid_cells(spatial_dims: int, z_grid: int | Sequence[int]) -> tuple[int, ...
 
 class CellMeans(nn.Module):
     """Averages a feature map over cells, which overlap if their number does not divide the size of the features.
-
-    Args:
-        cells: number of cells per axis.
 
     Example:
         >>> CellMeans((2, 2))(torch.arange(16.0).view(1, 1, 4, 4)).tolist()
@@ -58,11 +52,7 @@ class CellMeans(nn.Module):
 class ZMap(nn.Module):
     """Adds a coarse map that is linear in z_sem to a feature map; untrained, it is the identity.
 
-    Args:
-        channels: width C of the feature map.
-        z_channels: size of z_sem.
-        cells: number of cells of the map per axis. A cell is repeated over the features that it covers; a feature that
-            covers several cells gets their mean.
+    A cell is repeated over the features that it covers; a feature that covers several cells gets their mean.
 
     Example:
         >>> x, z_map = torch.randn(1, 32, 8, 8), ZMap(32, 16, cells=(4, 4))
@@ -89,18 +79,10 @@ class ZMap(nn.Module):
 
 
 def overlaps(num_cells: int, num_features: int, like: torch.Tensor) -> torch.Tensor:
-    """Which features along an axis each cell covers, as PyTorch's adaptive pooling divides them.
+    """Which of the features along an axis each cell covers, as PyTorch's adaptive pooling divides them: 1 or 0, (N, F).
 
     Adaptive pooling cannot be exported for a free size, and its gradient on a GPU adds numbers in any order. Products
     with these matrices can be exported, are the same to the bit each time, and give the same means.
-
-    Args:
-        num_cells: cells along the axis.
-        num_features: features along the axis.
-        like: a tensor with the device and dtype of the result.
-
-    Returns:
-        1 or 0 for each cell and feature (num_cells, num_features).
 
     Example:
         >>> overlaps(2, 5, torch.zeros(1)).tolist()

@@ -68,12 +68,9 @@ def _predictions_and_truth(predictions: HeldOutPredictions) -> tuple[NDArray[np.
 def calibration_bins(
     predicted: NDArray[np.float64], truth: NDArray[Any], is_class: bool
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The mean prediction and the mean truth in up to 10 bins with about the same number of cases.
+    """The mean prediction and the mean truth, of ``[N]`` each, in up to 10 bins with about as many cases.
 
-    Args:
-        predicted: probabilities, or predicted values, ``[N]``.
-        truth: whether each case is of the class, or true values, ``[N]``.
-        is_class: whether these are probabilities of a class.
+    For a class, predictions are its probabilities.
     """
     from sklearn.calibration import calibration_curve
 

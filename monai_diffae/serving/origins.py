@@ -16,13 +16,9 @@ LOOPBACK_ORIGIN = r"https?://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?"
 class OriginGuard:
     """ASGI middleware: refuse requests that a web page of another machine sends through the user's browser.
 
-    Without it, any page that the user visits could start a training or read images, although the server listens on
-    the loopback address only. Programs such as 3D Slicer send no origin.
-
-    Args:
-        app: the application.
-        loopback_only: whether the Host must be this machine, too, so that a foreign name that resolves to the loopback
-            address (DNS rebinding) is refused.
+    Without it, any page that the user visits could start a training or read images, although the server listens on the
+    loopback address only. Programs such as 3D Slicer send no origin. With ``loopback_only``, the Host must be this
+    machine, too, so that a foreign name that resolves to the loopback address (DNS rebinding) is refused.
     """
 
     def __init__(self, app: ASGIApp, loopback_only: bool = True) -> None:
@@ -49,11 +45,7 @@ class OriginGuard:
 
 
 def may_ask(origin: str, host: str) -> bool:
-    """Whether a page may send requests.
-
-    Args:
-        origin: the header ``Origin``.
-        host: the header ``Host``.
+    """Whether a page with this header ``Origin`` may send requests to this ``Host``.
 
     Example:
         >>> may_ask("http://localhost:3000", "127.0.0.1:8000"), may_ask("https://example.org", "127.0.0.1:8000")

@@ -12,11 +12,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def check_port(host: str, port: int) -> None:
-    """Check that a server can listen.
-
-    Raises:
-        MachineError: the port is in use, or the machine has no such address.
-    """
+    """Check that a server can listen."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as test:

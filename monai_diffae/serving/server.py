@@ -11,14 +11,9 @@ if TYPE_CHECKING:
 
 
 def serve(app: ASGIApp, host: str, port: int, announce: Callable[[], None], *, end_after_s: int = 2) -> None:
-    """Serve an application until Ctrl-C or SIGTERM.
+    """Serve an application until Ctrl-C or SIGTERM; running requests then have ``end_after_s`` seconds.
 
-    Args:
-        app: the application.
-        host: the address to listen on.
-        port: the port; checked before by :func:`~monai_diffae.serving.ports.check_port`.
-        announce: tells the user the address; called when requests are already accepted.
-        end_after_s: seconds that running requests have at the end.
+    ``announce`` tells the user the address; it is called when requests are already accepted.
     """
     import uvicorn
 

@@ -39,19 +39,8 @@ def open_baseline(
 ) -> Session:
     """Open a cohort with an encoder that needs no training, in the place of a trained bundle's.
 
-    Args:
-        encoder: ``untrained``: the bundle's network with random weights; ``pca``: as many principal components of the
-            training images as z_sem would have dimensions, or as many as there can be.
-        bundle: a bundle's folder, trained or not, or the name of a shipped bundle.
-        cohort: a folder, table, datalist or scan.
-        reading: how scans are read.
-        run: device, batch size and overrides.
-        device: where to compute if ``run`` names no device; None: the GPU if there is one.
-        seed: random seed of the weights.
-
-    Raises:
-        ConfigError: there is no such bundle, or an override names an unknown key.
-        CohortError: the cohort has no usable case, or, for ``pca``, fewer than two training images.
+    ``untrained`` is the bundle's network with random weights; ``pca`` are as many principal components of the training
+    images as z_sem would have dimensions, or as many as there can be.
     """
     trained = load_untrained(bundle, run.device or device, run.overrides, seed)
     session = Session.of(trained, cohort, reading=reading, run=run)
@@ -71,15 +60,7 @@ def _with_components(session: Session) -> Session:
 
 
 def _training_images(session: Session, num_least: int) -> Iterator[NDArray[np.float32]]:
-    """The images of the readable training cases, in batches of bounded memory; a single one if they fit into it.
-
-    Args:
-        session: the cohort, and the bundle that prepares its images.
-        num_least: the least number of images in each of several batches.
-
-    Raises:
-        CohortError: there are fewer than two images.
-    """
+    """The images of the readable training cases, in batches of bounded memory and at least ``num_least`` images."""
     key, cases = session.encoder_key, [case for case in session.cohort.cases if case.split == "train"]
     items: list[dict[str, Any]] = [case.item() for case in cases]
     stream = read_stream(

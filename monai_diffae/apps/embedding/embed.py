@@ -246,11 +246,7 @@ def embed(
 
 
 def _table_path(out: Path, cohort: Path, encoder: Encoder) -> Path:
-    """The table's file, checked before anything is encoded.
-
-    Raises:
-        ConfigError: the file would be the cohort's own, has another format, or would share a record with another table.
-    """
+    """The table's file, checked before anything is encoded."""
     if out.suffix.lower() in (".tsv", ".json", ".gz", ".xlsx", ".feather"):
         raise ConfigError(f"{out.name}: tables are .parquet or .csv; choose a file with such a suffix, or a folder")
     name = "embeddings.parquet" if encoder == "trained" else f"embeddings_{encoder}.parquet"

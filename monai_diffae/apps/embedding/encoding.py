@@ -69,28 +69,11 @@ def encode_cohort(
     process: Process,
     failures_name: str | None = None,
 ) -> EncodedCohort | None:
-    """Read, preprocess and encode cases; at most one batch of images is in memory.
+    """Read, preprocess and encode cases, with at most one batch of images in memory; None except in the first process.
 
     Results are written in shards, so that an interrupted run can be resumed. Each of several processes makes every
     ``world_size``-th shard, and the first process gathers all of them. The first process also retries the cases that
     failed in an earlier run, because the disk or network may have been the reason.
-
-    Args:
-        cases: the cases to encode.
-        trained: the bundle.
-        folder: folder for the shards, named by :func:`~monai_diffae.apps.embedding.shards.shards_folder`.
-        encoder_key: the image that the encoder sees.
-        cutter: cuts scans into patches; None: scans are encoded whole.
-        batch_size: images on the device at once.
-        workers: processes that read ahead.
-        process: this process.
-        failures_name: the file that will list the failed cases, for messages.
-
-    Returns:
-        The encoded cases, or None in a process that is not the first.
-
-    Raises:
-        MachineError: a worker died, or another process does not write its shards.
     """
     at_once = images_at_once(trained.image_shape[1:])
     shards = Shards(folder, len(cases), _CALLS_PER_SHARD * at_once if cutter is None else _SCANS_PER_SHARD)
@@ -165,19 +148,9 @@ def encode_stream(
 ) -> tuple[list[int], NDArray[np.float32], list[Failure]]:
     """Encode scans as they are read; at most a batch of images and those of one scan are in memory.
 
-    Args:
-        results: position, item as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`, and result of
-            :func:`~monai_diffae.data.streamed.read_stream` for each scan.
-        trained: the bundle.
-        key: the image that the encoder sees.
-        cut: yields the images of a scan, such as :func:`whole_images`.
-        batch_size: images on the device at once.
-        advance: called after each scan.
-        skipped: logs the failed cases; None: those of these scans only.
-
-    Returns:
-        The position of each row's scan; one row per image, (N, K + D) float32, its place and z_sem; and the failures in
-        the order of their positions, including scans whose z_sem is not finite.
+    Returns the position of each row's scan; one row per image, (N, K + D) float32, its place and z_sem; and the
+    failures in the order of their positions, including scans whose z_sem is not finite. ``advance`` is called after
+    each scan; ``skipped`` logs the failed cases.
     """
     at_once = images_at_once(trained.image_shape[1:])
     batch_size = -(-batch_size // at_once) * at_once  # so that the encoder repeats no image
@@ -228,16 +201,7 @@ def encode_stream(
 
 
 def check_any_encoded(cases: Collection[Any], failures: Sequence[Failure], noun: str) -> None:
-    """Raise an error if all cases failed.
-
-    Args:
-        cases: the cases that did not fail.
-        failures: the others.
-        noun: what a case is, in the plural, for the message.
-
-    Raises:
-        CohortError: ``cases`` is empty; the message has the first reason.
-    """
+    """Raise an error if all cases failed; ``noun`` is what a case is, in the plural."""
     if not cases:
         first = failures[0]
         raise CohortError(f"all {len(failures)} {noun} failed, the first is '{first.case_id}': {first.reason}")

@@ -199,11 +199,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         return torch.cat(z_sem).cpu().numpy()
 
     def _encode_scans(self, items: list[Item], trained: TrainedBundle) -> NDArray[np.float32]:
-        """Encode scans as they are read: z_sem (N, D), NaN for scans that cannot be used.
-
-        Raises:
-            ScanError: a scan cannot be used, and ``on_bad_scan`` is ``raise``.
-        """
+        """Encode scans as they are read: z_sem (N, D), NaN for scans that cannot be used."""
         key = trained.encoder_key
         workers = Reading(workers=self.workers).workers_for(len(items))
         stream = read_stream(items, trained.preprocessing, (key,), workers, ahead=self.batch_size)
@@ -224,11 +220,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         return z_sem
 
     def _items(self, X: Any, trained: TrainedBundle) -> list[Item] | None:
-        """The items that the preprocessing takes, one per row; None if ``X`` holds no paths.
-
-        Raises:
-            ConfigError: paths are missing, or it is not clear which image they are.
-        """
+        """The items that the preprocessing takes, one per row; None if ``X`` holds no paths."""
         columns = self._path_columns(X, trained.image_keys)
         if columns is None:
             return None

@@ -27,15 +27,6 @@ def encode_cases(
     """Encode cases, and yield their codes by id as soon as about ``batch_size`` images are encoded.
 
     A volume in a 2D bundle gets the mean of its slices, in float64 and in their order; one bad slice fails it.
-
-    Args:
-        cases: whole scans, with unique ids.
-        trained: the bundle.
-        batch_size: images on the device at once.
-        workers: processes that read ahead.
-
-    Raises:
-        MachineError: a worker died.
     """
     images, owners, failed = _images(cases, trained)
     if failed:

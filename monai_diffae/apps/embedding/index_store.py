@@ -31,11 +31,7 @@ _TABLES = (
 
 
 class IndexStore:
-    """The database of an index.
-
-    Args:
-        path: its file, which is created by the first :meth:`write`.
-    """
+    """The database of an index, in a file that the first :meth:`write` creates."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -60,13 +56,7 @@ class IndexStore:
         return [name for name, _ in rows], z_sem.astype(np.float32), dict(sorted(failures.items()))
 
     def write(self, model: str, codes: Mapping[str, NDArray[np.float32] | str], states: Mapping[str, str]) -> None:
-        """Add or replace cases of a model, all in one step.
-
-        Args:
-            model: the model's key.
-            codes: the z_sem (D,) of each case, or the reason of its failure, by id.
-            states: the state of the files of at least these cases.
-        """
+        """Add or replace cases of a model by id: z_sem (D,) or why they failed, and file states; all in one step."""
         reasons = {name: code if isinstance(code, str) else None for name, code in codes.items()}
         entries = [(model, name, states[name], reason) for name, reason in reasons.items()]
         rows = [
@@ -98,12 +88,7 @@ class IndexStore:
 
     @contextlib.contextmanager
     def _transaction(self, write: bool = False) -> Iterator[sqlite3.Connection]:
-        """Yield a connection; what was written appears at the end, or not at all.
-
-        Raises:
-            ConfigError: the file is not an index, or another version's.
-            MachineError: the disk is full or cannot be written, or another process holds the file too long.
-        """
+        """Yield a connection; what was written appears at the end, or not at all."""
         try:
             with contextlib.closing(sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)) as database:
                 database.execute("PRAGMA secure_delete = ON")  # the z_sem of removed cases are overwritten
@@ -121,11 +106,7 @@ class IndexStore:
             ) from error
 
     def _prepare(self, database: sqlite3.Connection) -> None:
-        """Create the tables of a new file.
-
-        Raises:
-            ConfigError: another version of this package wrote the file.
-        """
+        """Create the tables of a new file."""
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
             database.execute("BEGIN IMMEDIATE")

@@ -22,19 +22,7 @@ def with_map_columns(
 
     ``x`` and ``y`` are the first two principal components of the training cases' normalised z_sem. ``thumbnail`` is a
     PNG of at most 64 x 64; of a volume, it shows the axial middle plane. Labels with these names get the prefix
-    ``label_``.
-
-    Args:
-        table: the embeddings.
-        cases: the cases of the cohort, among them those of the table.
-        trained: preprocesses the scans, which are read once more.
-        workers: processes that read ahead.
-        common_scale: whether the codes are principal components, whose relative sizes are kept.
-
-    Raises:
-        ConfigError: there are fewer than three training cases.
-        CohortError: there are no training cases.
-        ScanError: a scan can no longer be read.
+    ``label_``. The scans are read once more. ``common_scale`` keeps the relative sizes of principal components.
     """
     z_train = z_matrix(split_rows(table, "train"))
     components = principal_components(z_train, LatentStatistics.of(z_train, common_scale=common_scale), 2)

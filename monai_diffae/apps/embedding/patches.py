@@ -30,21 +30,14 @@ class PatchCutter:
     """Cuts scans into patches of the model's field of view, on a grid, instead of cropping the scans to it.
 
     The bundle's preprocessing is applied without its last step, which crops or pads a scan to the field of view. The
-    scan is then padded symmetrically with the model's lowest value, until the grid covers it. A scan no larger than
-    the field of view makes one patch, equal to the image that the whole preprocessing makes.
-
-    Args:
-        trained: the bundle.
-        key: the image that the encoder sees.
-        overlap: overlap of neighboring patches as a fraction of their size, 0 to less than 1. It is rounded up to
-            whole voxels, but patches always advance by at least one voxel.
+    scan is then padded symmetrically with the model's lowest value, until the grid covers it. A scan no larger than the
+    field of view makes one patch, equal to the image that the whole preprocessing makes. ``overlap`` is a fraction of
+    the patches' size, 0 to less than 1. It is rounded up to whole voxels, but patches always advance by at least one
+    voxel.
 
     Attributes:
         keys: the entries of the result of :meth:`__call__` that :meth:`cut` needs.
         place_names: the names of the numbers that say where a patch lies. ``of`` is the number of patches of the scan.
-
-    Raises:
-        ConfigError: ``overlap`` is out of range, or the preprocessing does not end with ``ResizeWithPadOrCropd``.
     """
 
     def __init__(self, trained: TrainedBundle, key: str, overlap: float) -> None:
@@ -73,9 +66,6 @@ class PatchCutter:
 
         A position has the numbers named in ``place_names``: the patch's number on the grid (background patches count)
         and the coordinates of its centre.
-
-        Raises:
-            ScanError: all patches are background.
         """
         image = torch.from_numpy(scan[self._key])
         overlaps = [side - step for side, step in zip(self._size, self._steps, strict=True)]

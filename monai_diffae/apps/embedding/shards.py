@@ -39,11 +39,6 @@ class Shards:
 
     Which cases a shard holds depends only on ``num_cases`` and ``size``, so a run can be resumed with another number
     of processes.
-
-    Args:
-        folder: for the shards of this table only.
-        num_cases: number of cases in the cohort.
-        size: cases per shard; the last shard may have fewer.
     """
 
     def __init__(self, folder: Path, num_cases: int, size: int) -> None:
@@ -68,15 +63,7 @@ class Shards:
         failures: Sequence[Failure],
         contents: Mapping[int, str],
     ) -> None:
-        """Write a shard.
-
-        Args:
-            shard: its number.
-            positions: (N,) the case that each row belongs to; a case can have several rows.
-            rows: (N, D).
-            failures: the shard's cases without rows.
-            contents: hashes of the cases' scans, by the cases' positions.
-        """
+        """Write a shard: rows (N, D), the cases' position of each (N,), failures, and hashes of scans by position."""
         hashed, hashes = np.array([*contents], np.int64), np.array([*contents.values()], np.str_)
         table = np.array([astuple(failure) for failure in failures], dtype=np.str_).reshape(len(failures), 3)
 
@@ -90,11 +77,7 @@ class Shards:
         write_atomic(self._path(shard), save)
 
     def failed(self, shard: int) -> list[int]:
-        """The positions of a shard's cases that failed.
-
-        Raises:
-            MachineError: the shard cannot be read.
-        """
+        """The positions of a shard's cases that failed."""
         (encoded,) = self._load(shard, "positions")
         return sorted({*self.positions(shard)} - {*encoded.tolist()})
 
@@ -116,14 +99,7 @@ class Shards:
         self.write(shard, all_positions[order].tolist(), merged, failures, all_contents)
 
     def read(self) -> tuple[list[int], NDArray[np.float32], list[Failure]]:
-        """Read all shards.
-
-        Returns:
-            The case's position of each row, the rows (N, D) in the order of the cohort, and the failures.
-
-        Raises:
-            MachineError: a shard cannot be read.
-        """
+        """Read all shards: the case's position of each row, the rows (N, D) in the cohort's order, and the failures."""
         positions: list[int] = []
         blocks: list[NDArray[np.float32]] = []
         failures: list[Failure] = []
@@ -136,25 +112,12 @@ class Shards:
         return positions, np.concatenate(blocks) if blocks else np.empty((0, 0), np.float32), failures
 
     def contents(self) -> list[str]:
-        """The hashes of all cases' scans, in the order of the cohort.
-
-        Raises:
-            MachineError: a shard cannot be read.
-        """
+        """The hashes of all cases' scans, in the order of the cohort."""
         known = {position: content for shard in range(len(self)) for position, content in self._contents(shard).items()}
         return [known[position] for position in range(self.num_cases)]
 
     def wait(self, world_size: int, patience_s: float) -> None:
-        """Wait, in the first process, until the others have written their shards; log a warning now and then.
-
-        Args:
-            world_size: number of processes; each makes every ``world_size``-th shard.
-            patience_s: how long to wait for the next shard.
-
-        Raises:
-            MachineError: no shard was written for ``patience_s`` seconds, or another run has removed shards of the
-                first process.
-        """
+        """Wait until the others have written their shards, ``patience_s`` for each; log a warning now and then."""
         missing, last_progress, warn_at = self.missing(), time.monotonic(), _FIRST_WARNING_S
         while missing:
             own_shards = [shard for shard in missing if shard % world_size == 0]

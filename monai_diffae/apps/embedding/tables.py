@@ -29,21 +29,7 @@ _RESERVED_COLUMNS = re.compile(r"id|file_name|patient|split|slices|patch|patches
 def make_tables(
     cohort: SplitCohort, encoded: EncodedCohort, pool: str, failures_file: Path, key: PatientKey
 ) -> tuple[list[pd.DataFrame], list[Failure]]:
-    """Make the table of an encoded cohort, and the table of its patches if scans were cut; write the failures.
-
-    Args:
-        cohort: the cohort.
-        encoded: its cases, encoded.
-        pool: ``none``, ``mean`` or ``mean_std``.
-        failures_file: where to list the cases (volumes if these are pooled) that have no row.
-        key: hashes the patients.
-
-    Returns:
-        One table, or two with patches; and the failures.
-
-    Raises:
-        CohortError: all cases failed.
-    """
+    """Make the table of an encoded cohort, and that of its patches if scans were cut; write and return the failures."""
     failures = [*cohort.failures, *encoded.failures]
     by_label = count_by_label([failure.case_id for failure in failures], cohort.cases)
     if by_label:
@@ -80,14 +66,7 @@ def _pooled_table(
 def _scan_and_patch_tables(
     cases: Sequence[Case], z_sem: NDArray[np.float32], places: pd.DataFrame, key: PatientKey
 ) -> list[pd.DataFrame]:
-    """A table with one row per scan (the mean z_sem of its patches), and one with one row per patch.
-
-    Args:
-        cases: (N,) the scan that each patch belongs to.
-        z_sem: (N, D) of the patches.
-        places: (N, K) where the patches lie.
-        key: hashes the patients.
-    """
+    """A table with one row per scan (the mean z_sem of its patches), and one with one row per patch."""
     starts = [row for row, case in enumerate(cases) if row == 0 or case.id != cases[row - 1].id]
     codes = np.split(z_sem.astype(np.float64), starts[1:])
     counts = np.array([len(z) for z in codes])

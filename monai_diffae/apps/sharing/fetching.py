@@ -46,18 +46,9 @@ class Fetched:
 
 
 def fetch(repo: str, folder: Path, revision: str | None = None, sha256: str | None = None) -> Fetched:
-    """Get the files of a bundle, and check their checksums.
+    """Get the files of a bundle from a repository, a zip file or its address, and check their checksums.
 
-    Args:
-        repo: a repository, the address of a zip file, or a zip file.
-        folder: an empty folder for the files.
-        revision: of a repository: a tag, branch or commit.
-        sha256: the checksum that the list of checksums, or the zip file, must have.
-
-    Raises:
-        ConfigError: there is no such bundle, or a checksum differs.
-        ScanError: the zip file or the list of checksums is damaged.
-        MachineError: huggingface_hub is not installed, or the machine with the bundle cannot be reached.
+    ``sha256`` is the checksum that the list of checksums, or the zip file, must have.
     """
     is_address = bool(re.match(r"https?://", repo))
     if not is_address and not repo.endswith(".zip"):

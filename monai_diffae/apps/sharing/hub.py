@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 
 def open_hub() -> HfApi:
-    """The hub that ``HF_ENDPOINT`` names, with the token that huggingface_hub finds.
-
-    Raises:
-        MachineError: huggingface_hub is not installed.
-    """
+    """The hub that ``HF_ENDPOINT`` names, with the token that huggingface_hub finds."""
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
@@ -35,12 +31,7 @@ def open_hub() -> HfApi:
 
 @contextmanager
 def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Raise errors of huggingface_hub as errors of one line, without addresses and tokens.
-
-    Raises:
-        ConfigError: the name cannot be a repository's, or the repository or revision does not exist or is not allowed.
-        MachineError: the hub cannot be reached, or refuses for another reason.
-    """
+    """Raise errors of huggingface_hub as errors of one line, without addresses and tokens."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,

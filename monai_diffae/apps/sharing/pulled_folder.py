@@ -20,13 +20,7 @@ _SYSTEM_FILES = (".lock", ".DS_Store")  # written by this package and by macOS, 
 def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """An empty hidden folder, which becomes ``target`` at the end. After an error, nothing has changed.
 
-    Args:
-        target: the folder: new, empty, or with ``overwrite`` that of an earlier pull.
-        overwrite: replace an earlier pull.
-
-    Raises:
-        ConfigError: the folder holds something else, or is the current one.
-        MachineError: it cannot be written.
+    The target is new, empty, or with ``overwrite`` the folder of an earlier pull.
     """
     if target.resolve() == Path.cwd():
         raise ConfigError("out: is the current folder, which cannot be replaced; choose a new folder")

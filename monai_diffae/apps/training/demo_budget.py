@@ -49,17 +49,7 @@ def demo_budget(
     minutes: float,
     num_reconstructions: int,
 ) -> DemoBudget:
-    """Read the decision of an earlier call, or measure how fast this machine trains, and decide.
-
-    Args:
-        file: where the decision is kept.
-        cohort: the table of the cohort.
-        overlay: the file of a configuration overlay.
-        overrides: values for keys of the configuration.
-        device: where to compute; None: the GPU if there is one.
-        minutes: time for the demo.
-        num_reconstructions: test cases to reconstruct if there is enough time.
-    """
+    """Read the decision of an earlier call, or measure how fast this machine trains, and decide."""
     if file.is_file():
         return DemoBudget(**json.loads(file.read_text()))
     parser = read_training_config(Path("diffae_2d"), [overlay])

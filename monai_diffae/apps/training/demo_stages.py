@@ -33,11 +33,7 @@ _BATCH_SIZE = 64
 
 
 def find_overlay(name: str) -> Path:
-    """The file of a shipped configuration overlay.
-
-    Raises:
-        ConfigError: there is none with this name.
-    """
+    """The file of a shipped configuration overlay."""
     file = shipped("overlays") / f"{name}.json"
     if not file.is_file():
         names = ", ".join(sorted(path.stem for path in shipped("overlays").glob("*.json")))
@@ -48,19 +44,7 @@ def find_overlay(name: str) -> Path:
 def train_once(
     model: Path, cohort: Path, overlay: Path, overrides: Mapping[str, Any], device: str | None, workers: int | None
 ) -> None:
-    """Train the shipped 2D bundle into a folder, unless that is complete.
-
-    Args:
-        model: the folder.
-        cohort: the table of the cohort.
-        overlay: the file of a configuration overlay.
-        overrides: values for keys of the configuration.
-        device: where to train; None: the GPU if there is one.
-        workers: processes that read scans; None: as configured.
-
-    Raises:
-        ConfigError: the folder holds a model that was trained with other settings.
-    """
+    """Train the shipped 2D bundle into a folder, unless that is complete."""
     record = model / "demo.json"
     # the overlay trains for longer if the machine computes in bf16
     where = str(overrides.get("device") or device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -87,18 +71,8 @@ def probe_once(
 ) -> list[dict[str, Any]]:
     """Probe z_sem, PCA of the pixels and an untrained encoder, all with the same number of dimensions, and others.
 
-    The two baselines show what a linear probe finds without any training.
-
-    Args:
-        model: the trained bundle.
-        cohort: the table of the cohort.
-        embeddings: its embeddings.
-        table: the file for the scores; read instead if it is newer than the embeddings.
-        workers: processes that read scans.
-        others: embeddings of the same cohort with other bundles, by the names for their features.
-
-    Returns:
-        One row per target and kind of features.
+    The two baselines show what a linear probe finds without any training. One row per target and kind of features. The
+    table is read instead if it is newer than the embeddings.
     """
     if table.is_file() and table.stat().st_mtime >= embeddings.stat().st_mtime:
         scores = pd.read_csv(table).astype(object)

@@ -39,13 +39,7 @@ _SLICES = {
 
 @dataclass(frozen=True)
 class _Model:
-    """What is exported of a bundle.
-
-    Attributes:
-        parts: its networks.
-        config: its configuration.
-        inferer: decodes with its noise schedule; None: it is a first stage.
-    """
+    """What is exported of a bundle: networks, configuration, and the inferer that decodes (None for a first stage)."""
 
     parts: list[NetworkPart]
     config: Mapping[str, Any]
@@ -53,21 +47,7 @@ class _Model:
 
 
 def export_networks(bundle: Path, out: Path, format: str, *, overwrite: bool) -> tuple[dict[str, dict[str, Any]], bool]:
-    """Write the networks of a bundle and ``networks.json``.
-
-    Args:
-        bundle: the bundle's folder.
-        out: the folder for the files.
-        format: ``pt2``, ``onnx`` or ``ts``.
-        overwrite: replace existing results.
-
-    Returns:
-        The figures of each file by its name, and whether the files existed already.
-
-    Raises:
-        ConfigError: the bundle is not trained, or a network cannot be exported.
-        MachineError: packages are not installed, or the folder cannot be written.
-    """
+    """Write the networks of a bundle and ``networks.json``: figures by file name, and whether they existed already."""
     check_format(format)
     if format == "ts":
         logger.warning("TorchScript will be removed from PyTorch and MONAI; use pt2 if your tool reads it")

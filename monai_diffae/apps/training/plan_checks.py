@@ -18,15 +18,7 @@ from monai_diffae.errors import CohortError
 
 
 def unusable_scans(config: Mapping[str, Any], values: Mapping[str, Any]) -> list[Failure]:
-    """Read and preprocess all scans as training does, and return those that it would leave out.
-
-    Args:
-        config: a bundle's ``train.json``, with overlays.
-        values: values by their ids, such as ``dataset_dir`` and ``image_size``.
-
-    Returns:
-        What training would list in ``failures.csv``; test cases, which training does not read, are included.
-    """
+    """Read and preprocess all scans as training does, test cases included, and return those that it would leave out."""
     parser = Parser(copy.deepcopy(dict(config)))
     set_values(parser, values, "the configuration", "configs/train.json")
     cohort = build(parser, "cohort", SplitCohort)

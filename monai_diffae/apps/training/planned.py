@@ -29,12 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Planned:
-    """A training with the settings of a plan.
-
-    Attributes:
-        training: the given settings with those of the plan.
-        steps_end: the time (of ``time.monotonic``) at which no step may begin any more; None: not limited.
-    """
+    """A training with the settings of a plan; no step begins after ``steps_end`` (``time.monotonic``), if given."""
 
     training: Training
     steps_end: float | None = None
@@ -49,12 +44,7 @@ class Planned:
 
 
 def make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:
-    """Copy the shipped bundle that fits most scans of a cohort: ``diffae_3d`` for volumes, ``diffae_2d`` for images.
-
-    Raises:
-        CohortError: no usable scan.
-        ConfigError: the new folder lies in the folder of scans.
-    """
+    """Copy the shipped bundle that fits most scans of a cohort: ``diffae_3d`` for volumes, ``diffae_2d`` for images."""
     refuse_results_among_scans(cohort, bundle=folder)
     name = f"diffae_{survey_cohort(read_cohort(cohort, columns=columns)).spatial_dims}d"
     init_bundle(folder, name)
@@ -66,18 +56,8 @@ def with_plan(
 ) -> Planned:
     """Add the settings of a plan to those of a new training; a training that is resumed remembers its plan.
 
-    If one thread of the CPU is clearly faster than several, torch uses one from now on.
-
-    Args:
-        bundle: the bundle's folder.
-        cohort: the data; None: the ``dataset_dir`` of the configuration.
-        out: folder for the trained bundle; None: the bundle's own.
-        start_from: trained bundle with whose weights the training begins, and whose network it keeps.
-        training: the given settings, which the plan keeps.
-        minutes: time for everything from now on, planning included.
-
-    Raises:
-        ConfigError: there is no cohort.
+    If one thread of the CPU is clearly faster than several, torch uses one from now on. ``minutes`` are for everything
+    from now on, planning included.
     """
     start = time.monotonic()
     folder = Path(training.overrides.get("output_dir", out or bundle))

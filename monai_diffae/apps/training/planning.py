@@ -36,11 +36,7 @@ _TIMED_KEYS = (*CHOSEN_KEYS, "picture_steps")
 
 
 def find_device(device: str | None) -> torch.device:
-    """The device with this name, whether or not this machine has it; None: the GPU if there is one, else the CPU.
-
-    Raises:
-        ConfigError: there is no such kind of device.
-    """
+    """The device with this name, whether or not this machine has it; None: the GPU if there is one, else the CPU."""
     try:
         return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
@@ -48,11 +44,7 @@ def find_device(device: str | None) -> torch.device:
 
 
 def memory_budget(memory_gib: float | None, device: torch.device) -> int:
-    """Bytes that training may use: ``memory_gib``, or else 80 % of the device's free memory.
-
-    Raises:
-        MachineError: this machine does not have the device, or its free memory is unknown.
-    """
+    """Bytes that training may use: ``memory_gib``, or else 80 % of the device's free memory."""
     if memory_gib is not None:
         return int(memory_gib * GIB)
     check_device(device)
@@ -69,15 +61,7 @@ def available(budget: int, device: torch.device) -> int:
 
 
 def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser:
-    """A bundle's ``train.json`` with overlays.
-
-    Args:
-        bundle: a bundle's folder, or the name of a shipped bundle.
-        overlays: configuration files that replace values, in this order.
-
-    Raises:
-        ConfigError: a file does not exist, or an overlay is for a bundle with other dimensions.
-    """
+    """A bundle's ``train.json`` with overlays; ``bundle`` may also be the name of a shipped bundle."""
     folder = bundle if bundle.is_dir() else shipped_bundle(str(bundle))
     file = folder / "configs" / "train.json"
     if not file.is_file():
@@ -100,18 +84,7 @@ def has_device(device: torch.device) -> bool:
 
 
 def timed_proposal(parser: ConfigParser, survey: Survey, machine: Machine, seconds: float) -> TimedProposal:
-    """The finest training that ends within some seconds on this machine and uses z_sem.
-
-    Args:
-        parser: the configuration, with the cohort.
-        survey: of the cohort.
-        machine: the configuration on a device.
-        seconds: for everything.
-
-    Raises:
-        CohortError: there is no usable scan to train on, or none for the validation.
-        MachineError: nothing fits into memory.
-    """
+    """The finest training that ends within some seconds on this machine and uses z_sem."""
     failed = {failure.case_id for failure in survey.failures}
     config = parser.get()
     cohort = build(Parser(copy.deepcopy(config)), "cohort", SplitCohort)  # parsing changes a configuration

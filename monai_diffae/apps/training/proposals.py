@@ -38,12 +38,7 @@ WIDEST = 64  # the paper's width at 64 pixels
 
 @dataclass(frozen=True)
 class Proposal:
-    """Settings that fit into memory.
-
-    Attributes:
-        settings: values for keys of the configuration.
-        memory: the memory that training with them is predicted to use.
-    """
+    """Settings that fit into memory, with the memory that training with them is predicted to use."""
 
     settings: dict[str, Any]
     memory: Memory
@@ -54,10 +49,6 @@ def propose(machine: Machine, survey: Survey) -> Proposal:
 
     A finer grid has priority over a larger batch. Activations are recomputed only if less than half of the
     configuration's batch fits without. On a GPU, the network is then made wider as long as it fits.
-
-    Raises:
-        ConfigError: the configuration's network has no key for its width.
-        MachineError: not even a single image of the coarsest grid fits.
     """
     for grid in grids(survey, len(machine.value(LEVELS)), machine.overrides, machine.factors):
         proposal = fit_grid(machine, {**grid, WIDTH: machine.value(WIDTH)})
@@ -67,11 +58,7 @@ def propose(machine: Machine, survey: Survey) -> Proposal:
 
 
 def open_machine(config: dict[str, Any], overrides: Mapping[str, Any], budget: int, device: torch.device) -> Machine:
-    """A bundle's configuration on a device; its first stage is loaded if it has one.
-
-    Raises:
-        ConfigError: the configuration needs the folder of a first stage.
-    """
+    """A bundle's configuration on a device; its first stage is loaded if it has one."""
     return Machine(_with_first_stage(config, overrides), dict(overrides), budget, device)
 
 
@@ -106,13 +93,8 @@ def grid_3d(
     """Spacing in mm and size of a grid that holds 95 % of the fields of view along each axis.
 
     Axes whose spacing is less than twice the finest get the same spacing. Axes with a larger spacing keep it until the
-    others are as coarse. Sizes are rounded up so that the network's levels can halve them.
-
-    Args:
-        survey: of volumes.
-        coarsening: 1: the cohort's median spacing; 2: twice that.
-        num_levels: levels of the network.
-        factors: by how much a first stage reduces each axis before the network sees it.
+    others are as coarse. Sizes are rounded up so that the network's levels can halve them. ``coarsening`` multiplies
+    the cohort's median spacing; ``factors`` are by how much a first stage reduces each axis before the network sees it.
     """
     median = np.median(survey.spacings_mm, axis=0)
     fine = median < 2 * median.min()
@@ -152,14 +134,7 @@ def grids(
 
 @dataclass(frozen=True)
 class Machine:
-    """A bundle's configuration on a device, with a budget of memory.
-
-    Attributes:
-        config: the bundle's configuration; ``first_stage`` is loaded if there is one.
-        overrides: values by their ids that are decided already.
-        budget: bytes that training may use.
-        device: where training will run; this machine need not have it.
-    """
+    """A bundle's configuration on a device, which this machine need not have, with a budget of memory in bytes."""
 
     config: dict[str, Any]
     overrides: dict[str, Any]
@@ -178,11 +153,7 @@ class Machine:
         return (1, 1, 1) if self.first_stage is None else self.first_stage.size_divisors
 
     def value(self, key: str) -> Any:
-        """The value of a key of the configuration with the overrides.
-
-        Raises:
-            ConfigError: there is no such key, or the network is not built with it.
-        """
+        """The value of a key of the configuration with the overrides."""
         parser = self._parser({})
         is_used = key not in (WIDTH, LEVELS, _RECOMPUTE) or key in references(parser.get("network_def"))
         if key not in parser or not is_used:

@@ -61,18 +61,7 @@ class Speed:
 def measure_speed(
     config: Mapping[str, Any], device: torch.device | str, items: Sequence[Mapping[str, Any]], batch_size: int
 ) -> Speed:
-    """Train a new network for some seconds.
-
-    Args:
-        config: the configuration of the training, with all overlays and overrides.
-        device: where to train.
-        items: a few items of the training split, which are read once, and then augmented and repeated.
-        batch_size: images per step.
-
-    Raises:
-        ConfigError: the trainer cannot be built, or its loss is not finite.
-        CohortError: no item can be read.
-    """
+    """Train a new network for some seconds with a few items, which are read once, then augmented and repeated."""
     parser = Parser(copy.deepcopy(dict(config)))
     parser.update(
         {
@@ -108,10 +97,8 @@ def fastest(measure: Callable[[], Speed]) -> tuple[Speed, int | None]:
     """Measure with one thread of the CPU and with all, and keep the better number.
 
     Threads wait for each other at each operation. Where other programs use the processors, one thread can be several
-    times as fast as two.
-
-    Returns:
-        The speed, and 1 if torch now uses one thread because that is clearly faster, else None.
+    times as fast as two. Returns 1 beside the speed if torch now uses one thread because that is clearly faster, else
+    None.
     """
     threads = torch.get_num_threads()
     if threads == 1:

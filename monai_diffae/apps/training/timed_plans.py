@@ -108,17 +108,6 @@ def propose_in_time(
 
     The coarsest grid is measured first. The time of a step grows at most with the number of pixels, so a measurement
     says how long all finer grids take at most. The finest one that ends in time is measured next, until none is finer.
-
-    Args:
-        machine: the bundle's configuration on a device.
-        survey: of the cohort.
-        work: what the training has to do.
-        measure: measures the speed of training with some settings.
-        budget_s: seconds for everything.
-
-    Raises:
-        ConfigError: the configuration's network has no key for its width.
-        MachineError: not even a single image of the coarsest grid fits.
     """
     search = _Search(machine, list(_candidates(machine, survey)), work, budget_s)
     coarsest = len(search.candidates) - 1

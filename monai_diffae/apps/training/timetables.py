@@ -78,13 +78,7 @@ class Work:
     num_labels: int = 0
 
     def timetable(self, speed: Speed, budget_s: float) -> Timetable:
-        """Fill a budget of seconds, which includes the start of the program, with a training.
-
-        Example:
-            >>> work = Work(100, 10, {"max_epochs": 50, "num_pictures": 4, "calibration_cases": 64}, {})
-            >>> work.timetable(Speed(0.1, 10, 0.05), 600).settings["max_epochs"]
-            451
-        """
+        """Fill a budget of seconds, which includes the start of the program, with a training."""
         steps_per_epoch = max(1, self.num_train // speed.batch_size)
         reading_s = speed.seconds_per_scan * (self.num_train + self.num_val)
         available_s = max(0.0, budget_s - START_S - reading_s)
@@ -127,14 +121,7 @@ class Work:
         return encoding_s + min(MOST_TARGETS, self.num_labels) * _PROBE_S
 
     def _affordable(self, key: str, cost: float, most_s: float, speed: Speed) -> int:
-        """The configuration's number of validation images for something, or fewer if it would take too long.
-
-        Args:
-            key: the key of the number.
-            cost: of one image, in training images.
-            most_s: seconds that it may take.
-            speed: of training.
-        """
+        """The configured number of validation images, of ``cost`` training images each, or what fits in ``most_s``."""
         number = int(self.config.get(key, 0))
         return (
             number if key in self.overrides else min(number, self.num_val, int(most_s * speed.images_per_second / cost))

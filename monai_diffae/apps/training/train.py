@@ -154,19 +154,8 @@ def run_training(
 ) -> TrainingRun:
     """Run one of a bundle's training configurations.
 
-    Args:
-        config: the name of a file in the bundle's ``configs``, without ``.json``.
-        bundle: the bundle's folder.
-        training: the values and overlays that replace the configuration's.
-        given: files and folders by their keys, such as ``dataset_dir``; None: what the configuration names.
-        watch: called with the run before it trains, for example to attach handlers to its trainer.
-        values: further arguments of the command by their keys; None: what the configuration says.
-
-    Returns:
-        The completed run.
-
-    Raises:
-        ConfigError: a file does not exist, or a key or value cannot be used.
+    ``watch`` is called with the run before it trains. None in ``given`` or ``values`` stands for what the configuration
+    says.
     """
     file = _config_file(bundle, config)
     check_overlays(training.overlays)

@@ -27,12 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run of a training configuration.
-
-    Attributes:
-        workflow: the run, not initialised.
-        folder: the folder of its results.
-    """
+    """A run of a training configuration, not initialised, and the folder of its results."""
 
     workflow: ConfigWorkflow
     folder: Path
@@ -43,15 +38,6 @@ def open_training_run(file: Path, overlays: Sequence[Path], values: Mapping[str,
 
     A value is taken from the first of these that has it: ``values``, the overlays, the settings of the training that is
     resumed or of the bundle with whose weights it begins, the bundle's file.
-
-    Args:
-        file: the bundle's file.
-        overlays: configuration files that replace its values.
-        values: values by their ids.
-
-    Raises:
-        ConfigError: the configuration has no such id, or remembered settings do not fit it.
-        UnsafeInputError: the configuration or a value has code of its own, and is not trusted.
     """
     given = read_config(file, *overlays)
     check_code(values, "overrides", places=False)

@@ -31,11 +31,7 @@ def check_table(path: Path) -> None:
 
 
 def write_verification(verification: Verification, table: Path, picture: Path) -> None:
-    """Write the table and the picture.
-
-    Raises:
-        MachineError: they cannot be written.
-    """
+    """Write the table and the picture."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
