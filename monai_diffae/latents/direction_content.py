@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.statistics import LatentStatistics
@@ -39,25 +40,23 @@ def checked_content(content: object) -> dict[str, Any]:
         raise ConfigError(f"keys are missing or unknown: {', '.join(differing)[:200]}; fit the direction again")
     for key, (is_valid, requirement) in _CHECKS.items():
         _require(is_valid(content[key]), key, requirement)
-    values = {
-        key: float(value) if type(value) is int and key not in _COUNTS else value for key, value in content.items()
-    }
-    values |= {key: np.array(content[key], np.float64) for key in ("weight", "pattern")}
-    num, classes, preprocessing = len(values["weight"]), content["classes"], content.get("preprocessing")
-    statistics = {key: content["statistics"][key] for key in ("mean", "std")}
-    _require({len(each) for each in statistics.values()} == {num}, "weight", "as long as the statistics")
-    _require(len(values["pattern"]) == num, "pattern", f"{num} numbers, like the weight")
-    _require(abs(float(np.linalg.norm(values["weight"])) - 1) < 1e-6, "weight", "of length 1")
-    is_pattern = abs(float(values["pattern"] @ values["weight"]) - 1) < 1e-6
-    _require(is_pattern, "pattern", "a vector whose dot product with the weight is 1")
+    classes, preprocessing = content["classes"], content.get("preprocessing")
+    weight, pattern = (_array(content[key]) for key in ("weight", "pattern"))
+    mean, std = (_array(content["statistics"][key]) for key in ("mean", "std"))
+    _require(len(weight) == len(mean) == len(std), "weight", "as long as the statistics")
+    _require(len(pattern) == len(weight), "pattern", f"{len(weight)} numbers, like the weight")
+    _require(abs(float(np.linalg.norm(weight)) - 1) < 1e-6, "weight", "of length 1")
+    _require(abs(float(pattern @ weight) - 1) < 1e-6, "pattern", "a vector whose dot product with the weight is 1")
     _require((classes is None) == (content["kind"] == "continuous"), "classes", "null if the target is continuous")
     is_checksum = isinstance(preprocessing, str) and re.fullmatch(r"[0-9a-f]{64}", preprocessing) is not None
     _require(preprocessing is None or is_checksum, "preprocessing", "a SHA-256 or null")
+    numbers = [key for key, value in content.items() if type(value) is int and key not in (*_COUNTS, "version")]
     return {
-        **{key: value for key, value in values.items() if key not in ("format", "version")},
+        **{key: value for key, value in content.items() if key not in ("format", "version")},
+        **{key: float(content[key]) for key in numbers},
         "classes": None if classes is None else tuple(classes),
-        "fitted_marks": np.array(content["fitted_marks"], np.float64).reshape(-1, 3),
-        "statistics": LatentStatistics(*(np.array(each, np.float64) for each in statistics.values())),
+        "fitted_marks": _array(content["fitted_marks"]).reshape(-1, 3),
+        **{"weight": weight, "pattern": pattern, "statistics": LatentStatistics(mean, std)},
     }
 
 
@@ -68,6 +67,10 @@ def _is_number(value: object) -> bool:
 
 def _is_vector(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_number, value))
+
+
+def _array(values: Any) -> NDArray[Any]:
+    return np.array(values, np.float64)
 
 
 def _require(is_valid: bool, key: str, requirement: str) -> None:

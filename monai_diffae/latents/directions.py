@@ -92,7 +92,7 @@ class Direction:
     fitted_marks: Floats = field(default_factory=lambda: np.empty((0, _NUM_MARKS)))
 
     @property
-    def metric(self) -> str:
+    def score_text(self) -> str:
         """The score in words: AUROC or R2, with its interval if that is known."""
         interval = "" if self.low is None else f" (95 % interval {self.low:.3f} to {self.high:.3f})"
         return f"{'AUROC' if self.kind == 'binary' else 'R2'} {self.score:.3f}{interval}"
@@ -108,7 +108,7 @@ class Direction:
             logger.warning(
                 "direction '%s': its cross-validated %s includes chance, so z_sem may not predict the label, and what "
                 "changes along the direction says nothing about it; label more patients, or train longer",
-                self.target[:60], self.metric,
+                self.target[:60], self.score_text,
             )  # fmt: skip
 
     def is_fitted_to(self, z: ArrayLike) -> NDArray[np.bool_]:

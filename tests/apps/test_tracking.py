@@ -59,7 +59,7 @@ def test_numbers_and_pictures_reach_an_open_run_and_no_case_is_named(labelled, l
         generate(latent_bundle, tmp_path / "s", num_images=1, **FAST)
     logged = client.get_run(run.info.run_id).data
     assert logged.metrics.keys() == {
-        "directions/age _years__score", "directions/wide_score", "grades/wide_train", "grades/wide_val",
+        "directions/age _years__score", "directions/wide_score", "grades/wide_fitted", "grades/wide_val",
         "grades/wide_test", "edits/num_cases", "edits/num_failed", "edits/monotone", "edits/achieved",
         "variations/mean_std", "generated/num_images", "generated/accepted",
     }  # fmt: skip

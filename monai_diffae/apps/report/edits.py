@@ -31,7 +31,7 @@ def edit_section(study: Study, media: Media) -> Section | None:
         towards = f" (towards {direction.classes[1]})" if direction.classes else ""
         parts.append(Markup("<h3>{}{}</h3><p>{}</p>").format(
             direction.target, towards,
-            f"Cross-validated {direction.metric}, fitted to {direction.num_cases} training cases."
+            f"Cross-validated {direction.score_text}, fitted to {direction.num_cases} training cases."
             f"{' It may be chance: what changes says nothing about the label.' if direction.may_be_chance else ''} "
             f"{_judged(study.result(name))}",
         ))  # fmt: skip

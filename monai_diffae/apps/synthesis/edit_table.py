@@ -171,8 +171,8 @@ def warn_of_small_changes(achieved: float | None, along: Along, direction: Direc
         reason = "the weight may point away from all cases: try along pattern, and see monai-diffae diagnose"
     if direction.may_be_chance:
         reason = (
-            f"the direction '{direction.target[:60]}' may be chance (cross-validated {direction.metric}), along which "
-            "images need not change"
+            f"the direction '{direction.target[:60]}' may be chance (cross-validated {direction.score_text}), along "
+            "which images need not change"
         )
     logger.warning("the edited images moved by %.1f %% of the requested strength; %s", 100 * achieved, reason)
 

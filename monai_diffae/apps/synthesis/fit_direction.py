@@ -41,7 +41,7 @@ class FitDirectionResult(CommandResult):
         direction = self.direction
         what = f"from {direction.classes[0]} to {direction.classes[1]}" if direction.classes else "a number"
         yield (
-            f"{direction.target} ({what}): cross-validated {direction.metric}, {direction.num_cases} "
+            f"{direction.target} ({what}): cross-validated {direction.score_text}, {direction.num_cases} "
             f"training cases, {direction.num_omitted} without the label omitted"
         )
         yield str(self.path)

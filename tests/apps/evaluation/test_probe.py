@@ -136,7 +136,7 @@ def test_the_order_of_the_rows_and_the_names_of_the_patients_change_nothing(tabl
     names = dict(zip(rows["patient"].unique(), generator.permutation(30).astype(str), strict=True))
     renamed = rows.assign(patient=rows["patient"].map(names))
     for each, name in ((rows, "a"), (rows.sample(frac=1, random_state=1), "shuffled"), (renamed, "renamed")):
-        options = {"targets": ["age"], "evaluation": "cv", "out": tmp_path / name, **LINEAR}
+        options = {"targets": ["age", "sex"], "evaluation": "cv", "out": tmp_path / name, **LINEAR}
         probe(write(each, f"{name}.parquet"), **options)
     for other in ("shuffled", "renamed"):
         for name in ("probes.csv", "few_labels.csv"):
@@ -145,19 +145,6 @@ def test_the_order_of_the_rows_and_the_names_of_the_patients_change_nothing(tabl
             pd.read_parquet(tmp_path / each / "predictions.parquet").drop(columns="patient") for each in ("a", other)
         )
         pd.testing.assert_frame_equal(first, second, check_exact=True)
-
-
-def test_the_order_of_the_rows_changes_no_probabilities(table, write):
-    table = table[:100]
-    shuffled = table.sample(frac=1, random_state=1)
-    options = {"targets": ["sex"], "evaluation": "cv", **LINEAR}
-    assert probe(write(table), **options).rows == probe(write(shuffled), **options).rows
-
-
-def test_the_same_seed_gives_the_same_and_another_seed_other_numbers(table, write):
-    table["age"] = np.random.default_rng(2).permutation(table["age"])
-    rows = [probe(write(table), targets=["age"], evaluation="cv", seed=seed, **LINEAR).rows for seed in (0, 0, 1)]
-    assert rows[0] == rows[1] != rows[2]
 
 
 def test_without_patients_each_case_is_one_with_a_warning(table, write, caplog):
@@ -179,13 +166,6 @@ def test_pca_baseline_has_as_many_dimensions_and_its_difference_an_interval(tabl
         assert rows[1]["score"] < 0.3 < rows[0]["score"]
         assert rows[1]["difference"] == pytest.approx(rows[0]["score"] - rows[1]["score"])
         assert 0.5 < rows[1]["difference_low"] < rows[1]["difference"] < rows[1]["difference_high"]
-
-
-def test_the_difference_to_the_same_features_is_nothing(table, write):
-    z = table.filter(like="z_0").to_numpy()
-    rows = probe(write(table), targets=["age"], baselines={"twice": z}, evaluation="cv").rows
-    assert [row["probe"] for row in rows] == ["linear", "knn"] * 2
-    assert all(row["difference"] == row["difference_low"] == row["difference_high"] == 0 for row in rows[2:])
 
 
 def test_files_have_the_predictions_and_scores_that_are_sklearns(table, write, tmp_path, monkeypatch):
@@ -264,7 +244,7 @@ def test_a_target_that_cannot_be_probed_is_omitted_with_a_warning(run, table, wr
         assert [row["target"] for row in result.rows] == ["age"]
         assert list(result.omitted_targets) == ["name", "site"]
         assert [message for message in caplog.messages if "omitted" in message] == [
-            "target 'name' is omitted: is text with 200 different values; choose another",
+            "target 'name' is omitted: has 200 different classes; choose another target",
             "target 'site' is omitted: 200 of 200 cases have it, and it is the same for all; choose one that varies",
         ]
     assert pd.read_csv(tmp_path / "o" / "probes.csv")["target"].tolist() == ["age"]
@@ -366,8 +346,8 @@ def test_grouped_twins_are_never_in_training_and_test(with_twins, write, tmp_pat
 def score(**values):
     common = {
         "target": "age", "kind": "numbers", "features": "z_sem", "dims": 8, "probe": "linear", "score": 0.5,
-        "low": 0.25, "high": 0.75,
-        "r2": 0.5, "mae": 123.45, "difference": None, "difference_low": None, "difference_high": None,
+        "low": 0.25, "high": 0.75, "r2": 0.5, "mae": 123.45,
+        "difference": None, "difference_low": None, "difference_high": None,
         "evaluation": "cv", "num_folds": 5, "num_train": 80, "num_test": 100, "num_patients": 90,
     }  # fmt: skip
     return {**common, **values}
