@@ -45,10 +45,7 @@ def test_the_curves_have_a_panel_for_probes_if_there_are_any(tmp_path):
 
 
 def test_a_usage_that_is_not_defined_says_why():
-    progress = TrainingProgress()
-    progress.console = Console(file=io.StringIO())
-    progress._show_validation(
-        SimpleNamespace(state=SimpleNamespace(metrics={"loss": 0.5, "z_sem_usage": float("nan")}))
-    )
-    shown = progress.console.file.getvalue()
-    assert shown == "validation: loss 0.5  z_sem_usage not defined, as there is no other image\n"
+    shown, metrics = io.StringIO(), {"loss": 0.5, "z_sem_usage": float("nan")}
+    progress = TrainingProgress(console=Console(file=shown))
+    progress._show_validation(SimpleNamespace(state=SimpleNamespace(metrics=metrics)))
+    assert shown.getvalue() == "validation: loss 0.5  z_sem_usage not defined, as there is no other image\n"

