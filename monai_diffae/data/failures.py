@@ -69,7 +69,7 @@ class SkippedCases:
         if is_told:
             return
         if self.num_warnings == _MOST_WARNINGS:
-            listed = "" if self.list_name is None else f"; {self.list_name} lists all of them"
+            listed = f"; {self.list_name or 'the list of failures'} has all of them"
             logger.warning("more cases are skipped%s", listed)
         self.num_warnings += 1
 

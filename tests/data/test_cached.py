@@ -207,7 +207,7 @@ def test_after_five_bad_scans_a_line_refers_to_the_list(tmp_path, caplog):
     assert (len(cases), len(cases.failures)) == (2, 8)
     lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(lines) == 6
-    assert lines[5] == "more cases are skipped; my_failures.csv lists all of them"
+    assert lines[5] == "more cases are skipped; my_failures.csv has all of them"
 
 
 @pytest.mark.parametrize("cache", ["memory", "none"])
