@@ -59,6 +59,9 @@ def _leave_memory_of(network: nn.Module, given: Mapping[str, torch.Tensor], pref
     """Move weights of the network to new memory where the weights to load are in the same memory."""
     for name, weight in network.named_parameters():
         other = given.get(prefix + name)
-        if isinstance(other, torch.Tensor) and other.device == weight.device:
-            if other.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr():
-                weight.data = weight.data.clone()
+        if isinstance(other, torch.Tensor) and other.device == weight.device and _share_memory(other, weight):
+            weight.data = weight.data.clone()
+
+
+def _share_memory(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
