@@ -67,7 +67,7 @@ class AppFolder:
 
     @property
     def log_file(self) -> Path:
-        """The server's log, where MONAI Label's route ``/logs`` looks for it."""
+        """The server's log."""
         return self.path / "logs" / "app.log"
 
     def settings(self) -> dict[str, Any]:

@@ -26,10 +26,11 @@ from monai_diffae.label.server_settings import apply_settings, settings_for
 from monai_diffae.serving.origins import LOOPBACK_ORIGIN, OriginGuard
 
 _ROUTES = {"info": 8, "batch_infer": 4, "train": 1, "activelearning": 1, "scoring": 4, "datastore": 8,
-           "session": 4, "logs": 4, "ohif": 8}  # fmt: skip
+           "session": 4, "ohif": 8}  # fmt: skip
 """The modules of MONAI Label with routes, and how many requests of each run at the same time.
 
-``model``, with which clients replace weights, and ``wsi_infer``, which reads any path, are left out.
+``model``, with which clients replace weights, ``wsi_infer``, which reads any path, and ``logs``, whose page runs
+scripts of other servers, are left out.
 """
 
 

@@ -97,6 +97,7 @@ def test_a_site_trains_from_the_weights_of_the_server_and_sends_only_weights_and
     assert_equal(at_start[0], weights)  # the average begins with them, too
 
     sent = site.get_weights()
+    site.evaluate(sent)  # its own weights, which share the network's memory
     assert {key: value.shape for key, value in sent.weights.items()} == {k: v.shape for k, v in weights.items()}
     assert {value.dtype for value in sent.weights.values()} == {torch.float32}
     assert {str(key): type(value) for key, value in sent.statistics.items()} == dict.fromkeys(
@@ -112,10 +113,15 @@ def test_a_site_trains_from_the_weights_of_the_server_and_sends_only_weights_and
 
     site = make_site()
     update = trained_round(site, halved(own))
+    site.train(site.get_weights())  # MONAI's client keeps them, and sends the difference
+    assert_equal(site.global_weights, update)
+    site.send_weight_diff = True
+    trained = site.trainer.network.state_dict()
+    assert_equal(site.get_weights().weights, {key: trained[key] - value for key, value in update.items()})
     assert 0 < distance(update, halved(own)) < 0.3 * distance(update, own)
     per_round = site.trainer.state.epoch_length
     assert site.get_weights().statistics["num_executed_iterations"] == per_round
-    cosine = [1e-3 * (1 + math.cos(math.pi * step / (3 * per_round))) / 2 for step in range(1, 2 * per_round + 1)]
+    cosine = [1e-3 * (1 + math.cos(math.pi * step / (3 * per_round))) / 2 for step in range(1, 3 * per_round + 1)]
     assert learning_rates(tmp_path / "north") == pytest.approx(cosine)  # one schedule over all rounds
 
 

@@ -52,7 +52,7 @@ def test_ohif_is_served_and_routes_and_pages_that_are_not_safe_are_left_out(serv
     page = client.get("/ohif/").text
     assert "<html" in page
     assert '<script src="http' not in page  # no page runs a script of another server
-    for path in ("/docs", "/redoc", "/model/diffae_encode"):
+    for path in ("/docs", "/redoc", "/logs/", "/logs/gpu", "/model/diffae_encode"):
         assert client.get(path).status_code == 404
     assert client.put("/model/diffae_encode", files={"file": ("a.pt", b"x")}).status_code in (404, 405)
     for path in ("/infer/wsi/diffae_encode?image=/etc/passwd", "/reload"):
