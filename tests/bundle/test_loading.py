@@ -32,8 +32,7 @@ def test_an_override_that_nothing_takes_is_named_in_one_line(tiny_bundle, key, m
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("slice_step", 1.5), ("slice_range", [1]), ("val_fraction", float("nan")), ("columns", "image")],
+    ("key", "value"), [("slice_step", 1.5), ("slice_range", [1]), ("val_fraction", float("nan")), ("columns", "image")]
 )
 def test_an_override_with_a_value_that_cannot_be_used_is_named(tiny_bundle, key, value):
     with pytest.raises(ConfigError, match=f"^{key} is .*; it must be "):

@@ -107,10 +107,7 @@ def save_planes(
 
 
 def save_enhanced(
-    path: Path,
-    places: np.ndarray,
-    orientation: Sequence[float] = AXIAL,
-    slopes: Sequence[float] | None = None,
+    path: Path, places: np.ndarray, orientation: Sequence[float] = AXIAL, slopes: Sequence[float] | None = None
 ) -> Path:
     """An enhanced MR file with a frame of :func:`ramp` at each place."""
     pixels = np.stack([ramp(points(p, orientation)) for p in places])

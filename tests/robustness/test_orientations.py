@@ -179,8 +179,7 @@ def test_all_orientations_are_one_image(tmp_path, geometry, orientations, record
             assert made.header[field] == before.header[field]
         worst = max(worst, float(np.abs(made.get_fdata() - before.get_fdata())[native.field].mean()))
     record_property(
-        "figure",
-        f"{geometry}, {len(orientations)} orientations: at most {largest:.1g} apart, mean error {worst:.1f}",
+        "figure", f"{geometry}, {len(orientations)} orientations: at most {largest:.1g} apart, mean error {worst:.1f}"
     )
     assert largest < 1e-5
     assert worst < 8  # 1 % of the range

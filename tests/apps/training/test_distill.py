@@ -9,12 +9,7 @@ import torch
 from tiny_bundles import TINY_FAST
 
 import monai_diffae as mdae
-from monai_diffae.apps.training import (
-    open_teacher,
-    read_teaching_cases,
-    teacher_levels,
-    teaching_trajectories,
-)
+from monai_diffae.apps.training import open_teacher, read_teaching_cases, teacher_levels, teaching_trajectories
 from monai_diffae.bundle import load_bundle
 from monai_diffae.engines import FewStepInferer
 from monai_diffae.errors import ConfigError, MachineError
