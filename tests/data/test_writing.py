@@ -2,7 +2,6 @@
 
 import errno
 import itertools
-import json
 import os
 import resource
 import signal
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scan_files import as_nobody, values
 
-from monai_diffae.data.atomic import remove_abandoned, write_atomic, write_json
+from monai_diffae.data.atomic import remove_abandoned, write_atomic
 from monai_diffae.data.scans import read_scan, slice_volume, write_scan
 from monai_diffae.errors import ConfigError, MachineError
 
@@ -48,22 +47,6 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
         write_atomic(path, fail_with(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
-
-
-def test_the_temporary_file_has_the_suffix_and_the_folder_of_the_file(tmp_path):
-    names = []
-
-    def write(temporary):
-        names.append(temporary)
-        temporary.write_bytes(b"")
-
-    for name in ("b.nii.gz", "c.png"):
-        write_atomic(tmp_path / "new" / name, write)
-    assert [file.parent for file in names] == [tmp_path / "new"] * 2
-    assert names[0].name.endswith(".nii.gz")
-    assert names[1].name.endswith(".png")
-    text = write_json(tmp_path / "a.json", {"a": 1}).read_text()
-    assert json.loads(text) == {"a": 1}
 
 
 @pytest.mark.goal(id="R3")
