@@ -10,9 +10,9 @@ The bundle needs a latent DDIM. All figures are for patients that neither the mo
   probability rises from each strength to the next, along the direction's pattern and along its weight, and the same
   for the direction's own distance.
 - severity: AUROC or R2 of the signed distance on each split, with 95 % intervals over patients.
-- samples: energy distance of sampled z_sem to held-out z_sem, compared with that of a Gaussian fitted to the training
-  z_sem, with the interval of their difference and a permutation test of each; and the distance of samples to training
-  cases, divided by that of held-out cases, in z_sem and in the pixels of decoded images.
+- samples: energy distance of sampled z_sem to held-out z_sem (one image per patient), compared with that of a Gaussian
+  fitted to the training z_sem, with the interval of their difference and a permutation test of each; and the distance
+  of samples to training cases, divided by that of held-out cases, in z_sem and in the pixels of decoded images.
 
 The script writes edits.csv, samples.csv and summary.json, and prints the summary.
 """
@@ -138,7 +138,8 @@ def measure_samples(session: Session, args: argparse.Namespace) -> dict[str, Any
     table = read_embeddings(args.embeddings)
     z, split = z_matrix(table), table["split"].to_numpy()
     statistics = LatentStatistics.of(z[split == "train"])
-    train, held_out = statistics.normalise(z[split == "train"]), statistics.normalise(z[split != "train"])
+    is_first = ~table["patient"].duplicated().to_numpy()  # tests and intervals take cases as independent
+    train, held_out = statistics.normalise(z[split == "train"]), statistics.normalise(z[(split != "train") & is_first])
     latent = load_latent(args.bundle, "cpu")
     z_sem = latent.inferer.sample(latent.network, args.num_samples, seed=args.seed)
     samples = statistics.normalise(z_sem.numpy())

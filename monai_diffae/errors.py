@@ -33,6 +33,17 @@ def shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: max(longest - 3, 0)]}..."
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural unless it is 1.
+
+    Example:
+        >>> counted(1, "scan"), counted(0, "group of scans"), counted(2, "group of scans")
+        ('1 scan', '0 groups of scans', '2 groups of scans')
+    """
+    head, of, tail = noun.partition(" of ")
+    return f"{number} {head}{'' if number == 1 else 's'}{of}{tail}"
+
+
 def quoted(value: object) -> str:
     """A value from a file or an option, as an error quotes it: as Python writes it, with at most 60 characters.
 

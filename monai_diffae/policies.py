@@ -1,4 +1,4 @@
-"""What to do with scans that are not as expected. This module is light: importing it does not load torch.
+"""What to do with scans and labels that are not as expected. This module is light: importing it does not load torch.
 
 The options of commands, the keys of configurations and the functions that read scans take their choices from here.
 """
@@ -23,6 +23,9 @@ Doubtful = Literal["warn", "refuse"]
 
 Ids = Literal["names", "hashed"]
 """What listed scans are called: by the names of their files, or by keyed hashes."""
+
+MISSING_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "null")
+"""Words for a missing label. ``None`` is not one: it can be a class, such as no treatment."""
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from monai_diffae import __version__
 from monai_diffae.apps.result_files import images_in, missing_results, result_hashes
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import BusyError, ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +123,8 @@ def run_once(
 
     Raises:
         ConfigError: there are results made from other things, or results that were damaged or edited, and ``overwrite``
-            is False; or another run wrote into the same folder meanwhile.
+            is False.
+        BusyError: another run is making the same results.
         MachineError: the folder cannot be written.
     """
     from monai_diffae.data.atomic import disk_errors, remove_abandoned
@@ -138,10 +138,14 @@ def run_once(
             record.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise ConfigError(f"{record.parent.name}: is a file, or lies below one; choose a folder as out") from error
-    remove_abandoned(record.parent, *(path for path in results if path.is_dir()))
-    with _unfinished(record, made_from):
+    with _alone(record):
+        figures = finished(record, results, made_from, overwrite=overwrite)  # another run may have ended meanwhile
+        if figures is not None:
+            return figures, True
+        remove_abandoned(record.parent, *(path for path in results if path.is_dir()))
+        write_record(record, made_from, {})  # unfinished, in case this run is killed
         figures = dict(make())
-    write_record(record, made_from, figures, result_hashes(record.parent, results))
+        write_record(record, made_from, figures, result_hashes(record.parent, results))
     return figures, False
 
 
@@ -174,23 +178,29 @@ def finished(
 
 
 @contextmanager
-def _unfinished(record: Path, made_from: Mapping[str, Any]) -> Iterator[None]:
-    """Mark results as unfinished while they are made, in case the run is killed or another one begins.
+def _alone(record: Path) -> Iterator[None]:
+    """Let no other run make the same results meanwhile; a lock ends with its process, however that ends.
 
     Raises:
-        ConfigError: another run replaced the mark. The results of both may be mixed, so neither counts as complete.
+        BusyError: another run is making them.
     """
-    run = uuid4().hex
-    write_record(record, made_from, {}, run=run)
+    from filelock import FileLock, Timeout
+
+    from monai_diffae.data.atomic import disk_errors
+
+    lock = FileLock(record.with_name(f".{record.stem}.lock"), timeout=0)
+    with disk_errors(record.parent.name):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise BusyError(
+                f"{record.parent.name}: another run is writing results there; wait until it ends, or choose another out"
+            ) from error
     try:
         yield
     finally:
-        if (read_record(record) or {}).get("run") != run:
-            write_record(record, made_from, {})
-            raise ConfigError(
-                f"{record.parent.name}: another run wrote results there at the same time, and they may be mixed; "
-                "wait until it ends, then run this one again"
-            )
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def write_record(
@@ -198,7 +208,6 @@ def write_record(
     made_from: Mapping[str, Any],
     results: Mapping[str, Any],
     files: Mapping[str, str] | None = None,
-    run: str | None = None,
     scans: Mapping[str, str] | None = None,
 ) -> None:
     """Write beside a result what it was made from: versions and checksums, no paths and no patients.
@@ -208,7 +217,6 @@ def write_record(
         made_from: what the result depends on.
         results: its figures; empty: the result is not finished.
         files: its files, from :func:`~monai_diffae.apps.result_files.result_hashes`.
-        run: which run makes an unfinished result.
         scans: the state and content of the scans that were read for it.
     """
     from monai_diffae.data.atomic import write_json
@@ -216,8 +224,7 @@ def write_record(
     content = {
         "made_from": dict(made_from), "results": dict(results), "files": dict(files or {}), "versions": versions()
     }  # fmt: skip
-    optional = {"run": run, "scans": scans}
-    write_json(path, content | {key: value for key, value in optional.items() if value is not None})
+    write_json(path, content if scans is None else content | {"scans": scans})
 
 
 @functools.cache

@@ -31,7 +31,7 @@ from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.progress import track
 from monai_diffae.data.splits import SplitOrigin
 from monai_diffae.data.tables import COLUMN_ROLES, column_names
-from monai_diffae.errors import CohortError, ScanError
+from monai_diffae.errors import CohortError, ScanError, counted
 from monai_diffae.inferers.exact_encoding import encode_exactly
 
 logger = logging.getLogger(__name__)
@@ -221,6 +221,7 @@ class Session:
             num_workers=self.reading.workers_for(len(cases)),
             keys=list(dict.fromkeys([*self.trained.image_keys, self.encoder_key])),  # a transform may make the latter
         )
+        dataset.failures_name = failures_name
         listed = [] if named else self.cohort.failures
         try:
             dataset.prepare()
@@ -240,7 +241,7 @@ class Session:
         Raises:
             ScanError: the z_sem of a case is not finite.
         """
-        trained, text = self.trained, f"encoding {len(read.cases)} cases"
+        trained, text = self.trained, f"encoding {counted(len(read.cases), 'case')}"
         parts = [
             encode_exactly(encoder_images.to(trained.device), trained.inferer, trained.network).cpu().numpy()
             for _, _, encoder_images in read.batches(self.run.batch_size, text)

@@ -73,6 +73,9 @@ NONE_GIVEN: Mapping[str, Any] = {}
 """The default of columns and overrides that are arguments of a function; every call gets a copy."""
 
 Columns = Annotated[Mapping[str, str], Parameter(accepts_keys=False, n_tokens=-1, converter=_pairs)]
+LabelKinds = Annotated[
+    Mapping[str, Literal["classes", "numbers"]], Parameter(accepts_keys=False, n_tokens=-1, converter=_pairs)
+]
 NamedFiles = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=_pairs)]
 Overrides = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=_values)]
 Numbers = Annotated[Sequence[float], Parameter(converter=_numbers)]

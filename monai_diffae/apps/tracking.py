@@ -27,19 +27,17 @@ def log_to_training(
         is_private: whether the files have ids of cases; they are then not sent to a server, only to the bundle's own
             database.
     """
-    from monai_diffae.handlers.mlflow import RUN_ID, default_tracking_uri, quiet_mlflow, reason
+    from monai_diffae.handlers.mlflow import RUN_ID, reason, tracking_client
 
     id_file = bundle / RUN_ID
     is_server = "MLFLOW_TRACKING_URI" in os.environ
     has_store = not is_private if is_server else (bundle / "mlflow.db").is_file()
     if not id_file.is_file() or not has_store:
         return
-    quiet_mlflow()
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     try:
-        client, run_id = MlflowClient(default_tracking_uri(bundle)), id_file.read_text().strip()
+        client, run_id = tracking_client(None, bundle), id_file.read_text().strip()
         try:
             client.get_run(run_id)
         except MlflowException as error:

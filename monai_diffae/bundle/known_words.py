@@ -38,7 +38,8 @@ _WRITTEN_BY_COMMANDS = (
     # networks.json
     "networks", "made_from", "format", "onnx", "pt2", "ts", "inputs", "output", "dtype", "bytes", "config",
     "size_is_free", "largest_difference", "images", "batch", "height", "width", "x", "y", "x_t", "timesteps", "latent",
-    "alpha", "sigma",
+    "alpha", "sigma", "axes", "slice_axes", "left to right", "right to left", "top to bottom", "as in the file",
+    "posterior to anterior", "anterior to posterior", "inferior to superior", "superior to inferior",
     "alpha[t] * x0 + sigma[t] * eps", "(x_t - alpha[t] * x0) / sigma[t]", "(x_t - sigma[t] * prediction) / alpha[t]",
     "x_t - sigma[t] * prediction", "alpha[t] * x_t - sigma[t] * prediction",
 )  # fmt: skip

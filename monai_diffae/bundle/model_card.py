@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 
 from monai_diffae.bundle.json_files import read_values
@@ -19,11 +20,18 @@ NOTE = (
     "those of the earlier weights: describe the new ones before you share them."
 )
 
+UNTRAINED = "The bundle has no weights"
+TRAINED = "The weights in this folder are not described here: describe the trained model before you share it."
+"""What a card says instead of :data:`UNTRAINED` and the rest of its sentence, once there are weights."""
+
+_UNTRAINED_SENTENCE = re.compile(f"{UNTRAINED}[^.]*\\.")
+
 
 def mark_replaced_weights(bundle: str | os.PathLike[str]) -> None:
-    """Mark a bundle's model card as that of earlier weights, and remove their figures from ``metadata.json``.
+    """Let a bundle's model card say that it is not about the weights that were just written.
 
-    Does nothing if ``metadata.json`` has no figures. If a file cannot be read or written, a warning is logged.
+    A card of earlier weights is marked, and their figures are removed from ``metadata.json``. A card that says that
+    there are no weights says that they are not described. If a file cannot be read or written, a warning is logged.
 
     Args:
         bundle: the bundle, whose weights were replaced.
@@ -33,10 +41,13 @@ def mark_replaced_weights(bundle: str | os.PathLike[str]) -> None:
     """
     metadata, card = Path(bundle) / CONFIGS / METADATA, Path(bundle) / MODEL_CARD
     try:
+        text = card.read_text(encoding="utf-8") if card.is_file() else NOTE
+        if UNTRAINED in text:
+            text = _UNTRAINED_SENTENCE.sub(TRAINED, text)
+            write_atomic(card, lambda path: path.write_text(text, encoding="utf-8"))
         content = read_values(metadata)
         if not content.get(FIGURES):
             return
-        text = card.read_text(encoding="utf-8") if card.is_file() else NOTE
         if NOTE not in text:
             heading, _, rest = text.partition("\n")
             write_atomic(card, lambda path: path.write_text(f"{heading}\n\n{NOTE}\n{rest}", encoding="utf-8"))

@@ -16,6 +16,7 @@ from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.folders import shipped
 from monai_diffae.bundle.json_files import read_values
+from monai_diffae.bundle.model_card import TRAINED, UNTRAINED
 from monai_diffae.bundle.sent_files import SENT_FILES, SentFile, may_be_in_a_sent_bundle
 from monai_diffae.bundle.sent_metadata import sent_metadata
 from monai_diffae.bundle.sent_model import check_sent_model
@@ -26,8 +27,11 @@ from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError
 
 _DOCS = {  # what the shipped files say about weights, and what a trained bundle has to say instead
-    layout.MODEL_CARD: ("The bundle has no weights", "describe the trained model, its data and its quality there"),
-    "docs/data_license.txt": ("no trained weights", "name the data that the model was trained on, and their licence"),
+    layout.MODEL_CARD: ((UNTRAINED, TRAINED), "describe the trained model, its data and its quality there"),
+    "docs/data_license.txt": (
+        ("no trained weights",),
+        "name the data that the model was trained on, and their licence",
+    ),
 }
 
 
@@ -105,12 +109,12 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _check_documents(bundle: Path) -> None:
-    for name, (phrase, advice) in _DOCS.items():
+    for name, (phrases, advice) in _DOCS.items():
         try:
-            text = (bundle / name).read_text(encoding="utf-8") if (bundle / name).is_file() else phrase
+            text = (bundle / name).read_text(encoding="utf-8") if (bundle / name).is_file() else phrases[0]
         except UnicodeDecodeError as error:
             raise ConfigError(f"{name}: is not UTF-8 text; save it as UTF-8") from error
-        if phrase in " ".join(text.split()):
+        if any(phrase in " ".join(text.split()) for phrase in phrases):
             raise ConfigError(f"{name}: says nothing about the trained weights; {advice}")
 
 

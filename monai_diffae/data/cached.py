@@ -36,8 +36,9 @@ class CachedCases(Dataset[Item]):
     """Preprocessed cases in memory, or on disk if they do not fit into memory.
 
     The first use (or :meth:`prepare`) reads every case once. A bad scan is skipped with a warning and listed in
-    :attr:`failures`. Random transforms get a seed that is a function of (seed, epoch, index), so that an item does not
-    depend on the number of workers or the order of the items.
+    :attr:`failures`; ``failures_name`` is the file that will list them, for messages. Random transforms get a seed that
+    is a function of (seed, epoch, index), so that an item does not depend on the number of workers or the order of the
+    items.
 
     Args:
         data: items as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`; ``"id"`` names an item.
@@ -90,6 +91,7 @@ class CachedCases(Dataset[Item]):
         self.num_workers, self.seed, self.on_bad_scan = num_workers or 0, seed, on_bad_scan
         self.keys, self.progress, self.epoch = tuple(keys), progress, 0
         self.failures: list[Failure] = []
+        self.failures_name: str | None = None
         self.fingerprints: list[Fingerprint] | None = [] if fingerprints else None
         self._contents: list[tuple[str, str]] = []
         self._items: list[Item] | None = None
@@ -115,7 +117,7 @@ class CachedCases(Dataset[Item]):
             raise CohortError("there are no cases to read; check the cohort and its splits")
         remove_abandoned_caches(self.cache_dir)
         items: list[Item] = []
-        skipped = SkippedCases()
+        skipped = SkippedCases(self.failures_name)
         for index, (result, content) in enumerate(self._results()):
             self._contents.append((str(self.data[index].get("id", index)), content))
             error = result if isinstance(result, Exception) else self._keep(result)

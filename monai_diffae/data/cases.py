@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 import re
 import unicodedata
 from collections import Counter
@@ -14,13 +15,14 @@ from typing import Any
 
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.errors import CohortError
+from monai_diffae.policies import MISSING_WORDS
 
 Label = float | int | str | None
 Images = Path | tuple[Path, ...]
 
-MISSING_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "null")
-"""Words for a missing label in a table. ``None`` is not one: it can be a class, such as no treatment."""
+logger = logging.getLogger(__name__)
 
+_DECIMAL = re.compile(r"[+-]?\d+([.,]\d+)?")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 _LONGEST = 100
 _MAX_QUOTED = 60  # characters of an id in an error message
@@ -192,18 +194,28 @@ def _distinct(plain: Sequence[str], texts: Sequence[str]) -> list[str]:
 def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
     """Convert columns of text to numbers if all their values are numbers; :data:`MISSING_WORDS` become None.
 
-    ``01_02`` stays text, although Python reads it as 102.
+    ``01_02`` stays text, although Python reads it as 102, and so do ``001``, ``01`` and ``1`` in one column, which are
+    different codes. A warning names columns that are text because of decimal commas.
 
     Example:
         >>> as_labels({"age": ["41", ""], "score": ["1", "2.5"], "sex": ["F", "M"]})
         {'age': [41, None], 'score': [1.0, 2.5], 'sex': ['F', 'M']}
     """
-    return {name: _as_numbers([cell.strip() for cell in cells]) for name, cells in columns.items()}
+    labels = {name: _as_numbers([cell.strip() for cell in cells]) for name, cells in columns.items()}
+    for name, values in labels.items():
+        texts = [value for value in values if isinstance(value, str)]
+        if any("," in text for text in texts) and all(_DECIMAL.fullmatch(text) for text in texts):
+            logger.warning(
+                "label '%s': is read as text, because numbers such as %s have a comma; write points, or separate the "
+                "columns by semicolons", name, next(text for text in texts if "," in text),
+            )  # fmt: skip
+    return labels
 
 
 def _as_numbers(cells: list[str]) -> list[Label]:
-    kinds = () if any("_" in cell for cell in cells) else (int, float)
-    for kind in kinds:
+    codes = {cell for cell in cells if cell.isdecimal()}
+    is_text = any("_" in cell for cell in cells) or len({int(code) for code in codes}) < len(codes)
+    for kind in () if is_text else (int, float):
         try:
             return [None if cell in MISSING_WORDS else kind(cell) for cell in cells]
         except ValueError:

@@ -15,7 +15,7 @@ from monai_diffae.data.failures import Failure, SkippedCases
 from monai_diffae.data.slice_cases import expand_slices
 from monai_diffae.data.slices import Axis
 from monai_diffae.data.splits import assign_splits, check_links
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import CohortError, ConfigError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -142,5 +142,6 @@ def split_cohort(
     counts = ", ".join(f"{sum(case.split == name for case in cases)} {name}" for name in ("train", "val", "test"))
     selects = len(cases) > num_scans and (tuple(slice_range), slice_step) != ((0, 1), 1)
     selected = f", from volumes with slice_range {list(slice_range)} and slice_step {slice_step}" if selects else ""
-    logger.info("%d scans of %d patients: %s images%s", num_scans, num_patients, counts, selected)
+    scans, patients = counted(num_scans, "scan"), counted(num_patients, "patient")
+    logger.info("%s of %s: %s images%s", scans, patients, counts, selected)
     return SplitCohort(cases, failures, cohort_fingerprint, is_drawn)

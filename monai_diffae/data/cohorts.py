@@ -17,13 +17,15 @@ from monai_diffae.data.formats import dicom, nifti
 from monai_diffae.data.scans import may_be_dicom
 from monai_diffae.data.slice_cases import expand_slices
 from monai_diffae.data.splits import SPLITS, assign_splits, check_splits
-from monai_diffae.data.tables import COLUMN_ROLES, Row, read_datalist, read_table
+from monai_diffae.data.tables import COLUMN_ROLES, Row, check_is_text, read_datalist, read_table
 from monai_diffae.errors import CohortError, ConfigError, quoted
 
 __all__ = ["Case", "Failure", "assign_splits", "expand_slices", "fingerprint", "read_cohort", "write_failures"]
 
 logger = logging.getLogger(__name__)
 
+_WHOLE = re.compile(r"\d+\.0+")
+_SPACES = re.compile(r"\s+|(?<!\d)0+(?=\d)")  # and leading zeros
 _BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 
 
@@ -90,6 +92,7 @@ def read_cohort(
     pattern = compiled(patient_pattern)
     check_cohort_exists(path)
     folder, uid = dicom.split_series(path)
+    check_is_text(path)
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv", ".json"):
         reader = read_datalist if suffix == ".json" else read_table
@@ -183,6 +186,7 @@ def _to_cases(
     names = short_names([name_within(row.first, root) for row in rows])
     counts = Counter(names)
     files = [Path(os.path.relpath(row.first, root)).as_posix() for row in rows]
+    patients = unified_patients([_patient(row, file, pattern) for row, file in zip(rows, files, strict=True)])
     # a.png and a.nii.gz have the same name, and keep their suffixes
     unique_names = [name if counts[name] == 1 else file for name, file in zip(names, files, strict=True)]
     texts = [row.id or name for row, name in zip(rows, unique_names, strict=True)]
@@ -191,13 +195,45 @@ def _to_cases(
     _check_ids(source, rows, texts)
     _warn_of_missing_patients(source, rows)
     file_names = safe_file_names(texts)
-    return [
+    cases = [
         Case(
-            row.id or id, row.images, _patient(row, file, pattern) or name,
-            _split(source, row.id or id, row.split), row.labels, file_name=name,
+            row.id or id, row.images, patient or name, _split(source, row.id or id, row.split), row.labels,
+            file_name=name,
         )
-        for id, name, row, file in zip(safe_ids(texts), file_names, rows, files, strict=True)
+        for id, name, row, patient in zip(safe_ids(texts), file_names, rows, patients, strict=True)
     ]  # fmt: skip
+    _warn_of_similar_patients(source, cases)
+    return cases
+
+
+def unified_patients(patients: Sequence[str | None]) -> list[str | None]:
+    """Patients without spaces around them; a number that was read as a decimal is that number, if it occurs, too.
+
+    Example:
+        >>> unified_patients(["1", "1.0", " p ", "2.0", None])
+        ['1', '1', 'p', '2.0', None]
+    """
+    names = [None if patient is None else patient.strip() for patient in patients]
+    known = {name for name in names if name is not None}
+    are_whole = all(_WHOLE.fullmatch(name) for name in known if "." in name)  # 1.0 beside 1.2 is a name
+    whole = {name: name.partition(".")[0] for name in known if are_whole and "." in name}
+    return [whole[name] if name in whole and whole[name] in known else name for name in names]
+
+
+def _warn_of_similar_patients(source: str, cases: Sequence[Case]) -> None:
+    """Warn of patients whose names differ in capitals, spaces or leading zeros only, and may be in different splits."""
+    splits: dict[str, dict[str, str | None]] = {}
+    for case in cases:
+        if not case.has_own_patient:
+            splits.setdefault(_SPACES.sub("", case.patient).casefold(), {})[case.patient] = case.split
+    similar = [by_name for by_name in splits.values() if len(by_name) > 1]
+    divided = [by_name for by_name in similar if len(set(by_name.values())) > 1 or None in by_name.values()]
+    if divided:
+        logger.warning(
+            "%s: %d patients have names that differ from another's in capitals, spaces or leading zeros only, and may "
+            "be in different splits; if they are the same person, write the name in one way", source,
+            sum(map(len, divided)),
+        )  # fmt: skip
 
 
 def _patient(row: Row, relative: str, pattern: re.Pattern[str] | None) -> str | None:

@@ -137,6 +137,11 @@ def patient_key_name(table: pd.DataFrame) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def encoder_name(table: pd.DataFrame) -> str:
+    """The encoder that made a table: ``trained`` (also if it is not recorded), ``untrained`` or ``pca``."""
+    return str(table.attrs.get("monai_diffae", {}).get("made_from", {}).get("encoder", "trained"))
+
+
 def split_origin(table: pd.DataFrame) -> SplitOrigin | None:
     """Where a table's split is from; None if this was not recorded."""
     origin = table.attrs.get("monai_diffae", {}).get("split_origin")

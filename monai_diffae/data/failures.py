@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from monai_diffae.data.atomic import disk_errors, write_atomic
+from monai_diffae.data.cases import Case, Label
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 _HEADER = "case_id,file,reason"
 _MOST_WARNINGS = 5
+_MOST_CLASSES, _MOST_LABELS = 12, 3  # that are counted
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class SkippedCases:
 
     Consecutive slices of one volume that fail for the same reason are one warning.
 
+    Args:
+        list_name: the name of the file that lists all of them; None: there is none, or it is not known.
+
     Example:
         >>> skipped = SkippedCases()
         >>> skipped.log(Failure("c1", "c1.nii", "c1.nii: the file is empty; copy it again"))
@@ -45,8 +51,8 @@ class SkippedCases:
         1
     """
 
-    def __init__(self) -> None:
-        self.num_warnings = 0
+    def __init__(self, list_name: str | None = None) -> None:
+        self.num_warnings, self.list_name = 0, list_name
         self._last: tuple[str, str] | None = None
 
     def log(self, failure: Failure, volume: str | None = None) -> None:
@@ -63,7 +69,8 @@ class SkippedCases:
         if is_told:
             return
         if self.num_warnings == _MOST_WARNINGS:
-            logger.warning("more cases are skipped; failures.csv lists all of them")
+            listed = "" if self.list_name is None else f"; {self.list_name} lists all of them"
+            logger.warning("more cases are skipped%s", listed)
         self.num_warnings += 1
 
 
@@ -115,6 +122,32 @@ def count_failures(path: str | os.PathLike[str]) -> int:
         return 0
     with open(path, newline="", encoding="utf-8") as stream:
         return sum(1 for _ in csv.reader(stream)) - 1
+
+
+def count_by_label(ids: Collection[str], cases: Sequence[Case]) -> str:
+    """How many cases of each class are among some ids, in brackets; empty if there are no ids or no classes.
+
+    Args:
+        ids: the cases that are counted.
+        cases: all cases.
+
+    Example:
+        >>> cases = [Case(str(k), {}, str(k), labels={"sex": "FM"[k % 2], "age": 50.5 + k}) for k in range(9)]
+        >>> count_by_label(["1", "3"], cases)
+        ' (sex: 0 of 5 F, 2 of 4 M)'
+    """
+    chosen = set(ids)
+    if chosen.isdisjoint(case.id for case in cases):
+        return ""
+    texts = []
+    for name in dict.fromkeys(name for case in cases for name in case.labels):
+        all_of: Counter[Label] = Counter(case.labels.get(name) for case in cases)
+        of_ids: Counter[Label] = Counter(case.labels.get(name) for case in cases if case.id in chosen)
+        are_classes = len(all_of) <= _MOST_CLASSES and not any(isinstance(value, float) for value in all_of)
+        if are_classes and 2 * all_of[None] <= len(cases):
+            values = sorted(all_of, key=str)
+            texts.append(f"{name}: " + ", ".join(f"{of_ids[v]} of {all_of[v]} {v}" for v in values))
+    return f" ({'; '.join(texts[:_MOST_LABELS])})" if texts else ""
 
 
 def _is_list_of_failures(path: Path) -> bool:

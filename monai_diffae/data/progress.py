@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from monai_diffae.errors import counted
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,7 +21,7 @@ def track(items: Sequence[T], text: str) -> Iterator[T]:
     """Yield the items; show a bar on a terminal (if INFO is logged), else log a line at the start and at intervals."""
     if not logger.isEnabledFor(logging.INFO) or not sys.stderr.isatty() or len(items) < 2:
         logger.info("%s", text)
-        report = _LoggedProgress(len(items), " parts")  # items may be batches
+        report = _LoggedProgress(len(items), "part")  # items may be batches
         for item in items:
             yield item
             report()
@@ -52,17 +54,18 @@ def progress(total: int, text: str) -> Iterator[Callable[[], None]]:
 
 class _LoggedProgress:
     def __init__(self, total: int, unit: str = "") -> None:
-        self.total, self.unit, self.done = total, unit, 0
+        self.total, self.done, self.all = total, 0, counted(total, unit) if unit else str(total)
         self.start = self.last = time.monotonic()
 
     def __call__(self) -> None:
         self.done += 1
         now = time.monotonic()
         if now - self.last >= _LOG_SECONDS:
-            rate = self.done / (now - self.start)
-            remaining_s = int((self.total - self.done) / rate)
+            each_s = (now - self.start) / self.done
+            speed = f"{each_s:.3g} s each" if each_s > 1 else f"{1 / each_s:.3g} per second"
+            remaining_s = int((self.total - self.done) * each_s)
             logger.info(
-                "%d of %d%s, %.3g per second, %d:%02d:%02d left", self.done, self.total, self.unit, rate,
+                "%d of %s, %s, %d:%02d:%02d left", self.done, self.all, speed,
                 remaining_s // 3600, remaining_s // 60 % 60, remaining_s % 60,
             )  # fmt: skip
             self.last = now

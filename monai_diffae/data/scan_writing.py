@@ -80,7 +80,7 @@ def write_scan(
         stored, affine = _as_type(path, values, np.dtype(dtype)), np.eye(4) if affine is None else affine
         if name.endswith(".nrrd"):
             image = itk.to_image(path, stored, affine)
-            return write_atomic(path, lambda temporary: itk.write_nrrd(temporary, image))
+            return write_atomic(path, lambda temporary: itk.write_nrrd(temporary, image, path.name))
         return _write_nifti(path, stored, affine, description)
     if not name.endswith(".png") or values.ndim != 3 or len(values) not in (1, 3):
         raise ConfigError(

@@ -110,6 +110,17 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     return _guarded(path, lambda p: _format(p)[1](p))
 
 
+def check_channels(path: str | os.PathLike[str], channels: int, colour: Colour = "refuse") -> None:
+    """Raise the error of :func:`read_scan` about a scan's channels; its voxels are read only if its header cannot tell.
+
+    Raises:
+        ScanError: the scan has other channels, or cannot be read.
+    """
+    usable = {channels, *({"grey": (3,), "rgb": (1,)}.get(colour, ()))}
+    if read_header(path).channels not in usable:
+        read_scan(path, channels=channels, colour=colour)
+
+
 def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
     """Read the size from the header: voxels ``(R, A, S)`` of a volume in RAS order, or ``(H, W)`` of a 2D image.
 

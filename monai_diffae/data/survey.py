@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.fingerprints import Fingerprint, scan_fingerprint
-from monai_diffae.data.scans import Axis, read_geometry, read_scan
+from monai_diffae.data.scans import Axis, check_channels, read_geometry, read_scan
 from monai_diffae.data.slices import slice_shape
 from monai_diffae.errors import CohortError, ScanError
+from monai_diffae.policies import Colour
 
 _OUTLIER_RATIO = 2.0  # ratio of a value to the median, or of the median to a value, beyond which a scan is an outlier
 
@@ -39,7 +40,7 @@ class Survey:
     fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
 
     def after_check(self, failures: Sequence[Failure]) -> Survey:
-        """The survey after all scans were read: ``failures`` are those that cannot be used.
+        """The survey with other ``failures``: all cases that cannot be used.
 
         Raises:
             CohortError: no scan can be used.
@@ -136,6 +137,25 @@ def survey_cohort(
         raise none_usable(failures)
     ids, sizes, spacings = zip(*usable, strict=True)
     return Survey(list(ids), np.array(sizes), np.array(spacings), failures, fingerprint_of)
+
+
+def other_channels(cases: Iterable[Case], channels: int, colour: Colour) -> list[Failure]:
+    """The cases that a model with these channels refuses, or whose pixels cannot be read where the header cannot tell.
+
+    Args:
+        cases: the cohort.
+        channels: the channels of the model's images.
+        colour: what it does with colour images, as for :func:`~monai_diffae.data.scans.read_scan`.
+    """
+    failures = []
+    for case in cases:
+        try:
+            for images in case.images.values():
+                for file in images if isinstance(images, tuple) else (images,):
+                    check_channels(file, 1 if isinstance(images, tuple) else channels, colour)
+        except ScanError as error:
+            failures.append(Failure(case.id, case.file, str(error)))
+    return failures
 
 
 def none_usable(failures: Sequence[Failure]) -> CohortError:

@@ -149,12 +149,23 @@ def column_names(path: Path) -> list[str]:
     return list(dict.fromkeys(key for entry in entries for key in entry))
 
 
+def check_is_text(path: Path) -> None:
+    """Raise an error if a table is an Excel file.
+
+    Raises:
+        CohortError: it is one.
+    """
+    if path.suffix.lower() in (".xlsx", ".xls", ".xlsm", ".ods") and path.is_file():
+        raise CohortError(f"{path.name}: Excel files are not read; save it as CSV, and give that file")
+
+
 def read_columns(path: Path) -> dict[str, list[str]]:
     """The cells of a CSV or TSV, as text without surrounding spaces, by column.
 
     Raises:
         CohortError: the file does not exist, is empty, has no rows, or is not text.
     """
+    check_is_text(path)
     if not path.is_file() or path.suffix.lower() not in (".csv", ".tsv", ".txt"):
         raise CohortError(f"{path.name}: there is no such CSV or TSV; check the path of the table")
     header, lines = _read_lines(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 from monai_diffae.data.cases import Case, Label
 from monai_diffae.data.twins import TwinGroup
+from monai_diffae.errors import counted
 
 ADVICE = "monai-diffae list-scans --group-duplicates gives twins one patient, so that no split separates them"
 _ADVICE_IF_SEPARATED = f"correct the column split of the table; if it has none, {ADVICE}"
@@ -60,7 +61,7 @@ class TwinReport:
             return
         num_scans = sum(map(len, self.groups))
         yield (
-            f"twins: {num_scans} scans in {_count(self.groups, 'group')} are identical or nearly so "
+            f"twins: {num_scans} scans in {counted(len(self.groups), 'group')} are identical or nearly so "
             f"({self.num_identical} identical, {len(self.other_patients)} of different patients): "
             f"{_listed(' = '.join(ids[:3]) for ids in self.groups)}"
         )
@@ -72,7 +73,7 @@ class TwinReport:
         """Lines about twins in different splits and with different labels."""
         if self.separated:
             yield (
-                f"{_count(self.separated, 'group')} of twins in different splits: {_listed(self.separated)}; "
+                f"{counted(len(self.separated), 'group')} of twins in different splits: {_listed(self.separated)}; "
                 f"{_ADVICE_IF_SEPARATED}"
             )
         yield from self.contradictions()
@@ -80,7 +81,7 @@ class TwinReport:
     def contradictions(self) -> Iterator[str]:
         """A line about twins with different labels, if there are any."""
         if self.contradictory:
-            pairs = _count(self.contradictory, "pair")
+            pairs = counted(len(self.contradictory), "pair")
             yield f"{pairs} of twins with different labels: {_listed(self.contradictory)}; correct or remove them"
 
     def figures(self) -> dict[str, Any]:
@@ -137,10 +138,6 @@ def _differing(cases: Sequence[Case], what: str, values: Sequence[Label]) -> lis
         if one != other:
             return [Pair((first, second), what, (one, other))]
     return []
-
-
-def _count(items: Sequence[object], noun: str) -> str:
-    return f"{len(items)} {noun}{'s' if len(items) > 1 else ''}"
 
 
 def _listed(items: Iterable[object]) -> str:

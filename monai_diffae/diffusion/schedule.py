@@ -24,6 +24,13 @@ CLEAN = -1
 """The level of x0 itself: only signal, no noise. Level T is the opposite: only noise."""
 
 
+@NoiseSchedules.add_def("cosine_official", "The cosine schedule of the official Diff-AE code: betas of at most 0.999")
+def _cosine_official(num_train_timesteps: int) -> Tensor:
+    s = torch.linspace(0, 1, num_train_timesteps + 1, dtype=torch.float64)
+    alpha_bar = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+
+
 class DiffusionSchedule(Scheduler):
     """x_t = alpha_t x0 + sigma_t eps, for variance-preserving schedules and for rectified flow.
 
@@ -38,7 +45,7 @@ class DiffusionSchedule(Scheduler):
     Args:
         num_train_timesteps: T, the number of noise levels.
         schedule: one of MONAI's registered noise schedules (``linear_beta``, ``scaled_linear_beta``,
-            ``sigmoid_beta``, ``cosine``) or ``rectified_flow``.
+            ``sigmoid_beta``, ``cosine``), ``cosine_official`` or ``rectified_flow``.
         prediction: what the network predicts: ``eps``, ``x0`` or ``v``.
         zero_terminal_snr: rescale the betas so that x_T holds no signal at all (Lin et al. 2024, algorithm 1).
         timestep_sampling: distribution of t in training: ``uniform``, or ``logit_normal``, which prefers the middle

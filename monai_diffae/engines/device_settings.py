@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from monai_diffae.engines.precision import Precision, resolve_precision
+from monai_diffae.errors import counted
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,6 @@ def description(
 def _loading(loader: DataLoader[Any]) -> list[str]:
     """How a loader uses processes and memory."""
     number = loader.num_workers
-    workers = f"{number} worker{'s' if number > 1 else ''}" if number else "no workers"
+    workers = counted(number, "worker") if number else "no workers"
     persist = f" that persist{'' if number > 1 else 's'}" if loader.persistent_workers else ""
     return [f"{workers}{persist}", *(["pinned memory"] if loader.pin_memory else [])]

@@ -13,7 +13,7 @@ from typing import Any
 from monai_diffae import __version__
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.served_model import FILE_NAME, ServedEncoder
-from monai_diffae.handlers.mlflow import DESCRIPTION, RUN_ID, default_tracking_uri, quiet_mlflow, reason
+from monai_diffae.handlers.mlflow import DESCRIPTION, RUN_ID, reason, tracking_client
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +46,8 @@ def log_bundle(
     id_file = Path(output_dir) / RUN_ID
     if not id_file.is_file():
         return
-    quiet_mlflow()
-    from mlflow import MlflowClient
-
-    client, run_id = MlflowClient(tracking_uri or default_tracking_uri(output_dir)), id_file.read_text().strip()
     try:
+        client, run_id = tracking_client(tracking_uri, output_dir), id_file.read_text().strip()
         with tempfile.TemporaryDirectory() as folder:
             export_bundle(Path(folder) / "bundle")
             logged = _log_model(client, run_id, Path(folder), registered_model or "z_sem_encoder")

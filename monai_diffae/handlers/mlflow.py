@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import platform
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,12 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "mlflow.note.content"  # the tag that MLflow shows as the description
 RUN_ID = "mlflow_run_id"  # file with the run's id, so that a resumed training continues its run
 EXPERIMENT_KIND = "custom_model_development"  # MLflow then opens its page for model training, not that for agents
+_LOCATIONS = {
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "logged_models": ("artifact_location",),
+    "model_versions": ("source", "storage_location"),
+}
 _PACKAGES = ("monai-diffae", "monai", "torch", "pytorch-ignite", "numpy", "mlflow")
 
 
@@ -35,6 +43,60 @@ def default_tracking_uri(output_dir: str | Path) -> str:
     from monai.utils import path_to_sqlite_uri
 
     return os.environ.get("MLFLOW_TRACKING_URI") or path_to_sqlite_uri(str(Path(output_dir).absolute() / "mlflow.db"))
+
+
+def tracking_client(tracking_uri: str | None, output_dir: str | Path) -> Any:
+    """MLflow's client of a training's database or server.
+
+    MLflow stores the artifacts' folders as absolute paths. Those of a folder that was copied or moved with its database
+    are corrected here, so that nothing is written into, or read from, the folder where it was trained.
+
+    Args:
+        tracking_uri: MLflow server or database; None: see :func:`default_tracking_uri`.
+        output_dir: the training's folder.
+    """
+    quiet_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.tracking._tracking_service import utils
+
+    uri = tracking_uri or default_tracking_uri(output_dir)
+    database = _database(uri)
+    if database is not None and database.is_file():
+        _correct_locations(database, is_own=database.parent.resolve() == Path(output_dir).resolve())
+        utils._artifact_repos_cache.clear()  # by run: MLflow would use the folder of a run before it was copied
+    return MlflowClient(uri)
+
+
+def _database(tracking_uri: str) -> Path | None:
+    """The file of a SQLite database; None for a server."""
+    from sqlalchemy import make_url
+
+    name = make_url(tracking_uri).database if tracking_uri.startswith("sqlite:") else None
+    return Path(name).absolute() if name else None
+
+
+def _artifacts(database: Path) -> Path:
+    return database.parent / "mlruns"
+
+
+def _correct_locations(database: Path, is_own: bool) -> None:
+    """Let a database's experiments, runs and models name the folder ``mlruns`` beside it, if that has their files."""
+    folder = _artifacts(database)
+    with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "experiments" not in tables:
+            return
+        roots = connection.execute(
+            "SELECT experiment_id, artifact_location FROM experiments WHERE artifact_location LIKE 'file:%/mlruns'"
+        ).fetchall()
+        for experiment, root in roots:
+            runs = connection.execute("SELECT run_uuid FROM runs WHERE experiment_id = ?", (experiment,))
+            if root == folder.as_uri() or not (is_own or any((folder / run).is_dir() for (run,) in runs)):
+                continue
+            for table in _LOCATIONS.keys() & tables:
+                for column in _LOCATIONS[table]:
+                    update = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"  # noqa: S608
+                    connection.execute(update, (folder.as_uri(), len(root) + 1, len(root), root))
 
 
 class MLflowTracking:
@@ -108,11 +170,9 @@ class MLflowTracking:
             logger.warning("MLflow tracking failed and is off for the rest of this run: %s", reason(error))
 
     def _start(self) -> None:
-        quiet_mlflow()
-        from mlflow import MlflowClient
+        self._client = tracking_client(self.tracking_uri, self.output_dir)
         from mlflow.entities import Param, RunTag
 
-        self._client = MlflowClient(self.tracking_uri)
         self.run_id = self._resumed_run() or self._create_run()
         # In batches: otherwise each parameter would wait for the disk or the server.
         parameters = [Param(key, value) for key, value in self._parameters().items()]
@@ -138,8 +198,8 @@ class MLflowTracking:
     def _create_run(self) -> str:
         experiment = self._client.get_experiment_by_name(self.experiment_name)
         if experiment is None:
-            is_local = self.tracking_uri.startswith("sqlite")
-            artifacts = (self.output_dir.absolute() / "mlruns").as_uri() if is_local else None
+            database = _database(self.tracking_uri)
+            artifacts = _artifacts(database).as_uri() if database else None
             experiment = self._client.get_experiment(self._client.create_experiment(self.experiment_name, artifacts))
         if "mlflow.experimentKind" not in experiment.tags:
             self._client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", EXPERIMENT_KIND)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 
 from ignite.engine import Events
@@ -70,7 +71,8 @@ class TrainingProgress:
 
     def _show_validation(self, evaluator: Workflow) -> None:
         shown = {name: value for name, value in evaluator.state.metrics.items() if not is_of_probes(name)}
-        metrics = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        undefined = "not defined, as there is no other image"  # of z_sem_usage, the only metric that can be NaN
+        metrics = "  ".join(f"{k} {undefined if math.isnan(v) else format(v, '.4g')}" for k, v in shown.items())
         self.console.print(f"validation: {metrics}", highlight=False, soft_wrap=True)
 
     def _end(self, engine: Workflow) -> None:

@@ -22,7 +22,7 @@ from monai_diffae.apps.training.watched import TrainingReport, train_watched
 from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle, publish
 from monai_diffae.bundle.anomaly_calibration import FEWEST_SCANS
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.errors import CohortError, ConfigError, DivergenceError
+from monai_diffae.errors import CohortError, ConfigError, DivergenceError, counted
 from monai_diffae.label.app_folder import AppFolder
 from monai_diffae.label.datastore import image_paths
 from monai_diffae.label.options import check_keys, option_names, shown_options
@@ -123,7 +123,7 @@ class DiffAETrainer(TrainTask):
         paths, failed = image_paths(datastore)
         if not paths:
             raise CohortError("train: there is no image; add scans to the folder or the DICOMweb server")
-        logger.info("training on %d images", len(paths))
+        logger.info("training on %s", counted(len(paths), "image"))
         cohort = write_atomic(work / "images.csv", lambda path: _write_table(path, paths))
         self._state.write({"epoch": 0, "total_epochs": overrides["max_epochs"], "images": len(paths)})
         values = {**overrides, **split_fractions(len(paths)), **self._tracking()}
@@ -160,13 +160,8 @@ class DiffAETrainer(TrainTask):
         publish(new, self._served.folder)
         index.keep_only([trained])
         detector = AnomalyDetector.load_if_usable(trained)
-        num_held_out = 0 if detector is None else len(detector.scan_scores)
-        if num_held_out < FEWEST_SCANS:
-            logger.warning(
-                "anomaly maps of the new model are calibrated with %d scans only, so masks and p-values are coarse; "
-                "run monai-diffae calibrate on the app's bundle with %d other normal scans or more",
-                num_held_out, FEWEST_SCANS,
-            )  # fmt: skip
+        if detector is None or len(detector.scan_scores) < FEWEST_SCANS:
+            logger.warning("%s", calibration_advice(None if detector is None else len(detector.scan_scores)))
         return trained.sha256, len(cases.failures)
 
     def _tracking(self) -> dict[str, Any]:
@@ -196,6 +191,15 @@ def _makes_finite_images(trained: TrainedBundle, image: str) -> bool:
         return bool(trained.open(image).reconstruct().isfinite().all())
     except ConfigError:  # the inferer refuses values that are not finite
         return False
+
+
+def calibration_advice(num_scans: int | None) -> str:
+    """Why anomaly maps are coarse, or that there are none (None), and what to do."""
+    what = "not calibrated, since fewer than two of the images that were held out could be used"
+    if num_scans is not None:
+        what = f"calibrated with {num_scans} scans only, so masks and p-values are coarse"
+    command = f"run monai-diffae calibrate on the app's bundle with {FEWEST_SCANS} other normal scans or more"
+    return f"anomaly maps of the new model are {what}; {command}"
 
 
 def split_fractions(num_images: int) -> dict[str, float]:

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.statistics import LatentStatistics
 
-FORMAT, VERSION = "monai_diffae.direction", 1
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_TEXTS = ("target", "model")
-_NUMBERS = ("intercept", "offset", "score")
-_POSITIVE = ("slope", "std", "regularisation")
-_COUNTS = ("num_cases", "num_omitted")
-_OTHERS = ("format", "version", "kind", "classes", "weight", "pattern", "statistics")
-_KEYS = {*_OTHERS, *_TEXTS, *_NUMBERS, *_POSITIVE, *_COUNTS}
-_OPTIONAL = {"preprocessing"}
+FORMAT, VERSION = "monai_diffae.direction", 2
 
 
 def checked_content(content: object) -> dict[str, Any]:
@@ -43,59 +34,31 @@ def checked_content(content: object) -> dict[str, Any]:
             f"version: this release reads directions of version {VERSION}, not {content.get('version')!r:.20}; "
             "fit the direction again"
         )
-    differing = sorted(map(repr, (set(content) - _OPTIONAL) ^ _KEYS))
+    differing = sorted(map(repr, set(content) - {"format", "version", "preprocessing"} ^ set(_CHECKS)))
     if differing:
         raise ConfigError(f"keys are missing or unknown: {', '.join(differing)[:200]}; fit the direction again")
-    _check_scalars(content)
-    statistics = _statistics(content["statistics"])
-    weight = _vector(content["weight"], "weight")
-    _require(len(weight) == statistics.z_channels, "weight", f"{statistics.z_channels} numbers, like the statistics")
-    _require(abs(float(np.linalg.norm(weight)) - 1) < 1e-6, "weight", "of length 1")
-    pattern = _vector(content["pattern"], "pattern")
-    _require(len(pattern) == len(weight), "pattern", f"{len(weight)} numbers, like the weight")
-    _require(abs(float(pattern @ weight) - 1) < 1e-6, "pattern", "a vector whose dot product with the weight is 1")
-    return {
-        **{key: content[key] for key in (*_TEXTS, *_COUNTS, "kind")},
-        **{key: float(content[key]) for key in (*_NUMBERS, *_POSITIVE)},
-        "preprocessing": content.get("preprocessing"),
-        "classes": None if content["classes"] is None else tuple(content["classes"]),
-        "weight": weight,
-        "pattern": pattern,
-        "statistics": statistics,
+    for key, (is_valid, requirement) in _CHECKS.items():
+        _require(is_valid(content[key]), key, requirement)
+    values = {
+        key: float(value) if type(value) is int and key not in _COUNTS else value for key, value in content.items()
     }
-
-
-def _check_scalars(content: Mapping[str, Any]) -> None:
-    for key in _TEXTS:
-        _require(isinstance(content[key], str) and content[key] != "", key, "some text")
-    for key in (*_NUMBERS, *_POSITIVE):
-        _require(_is_number(content[key]), key, "a finite number")
-    for key in _POSITIVE:
-        _require(content[key] > 0, key, "above 0")
-    for key in _COUNTS:
-        _require(type(content[key]) is int and content[key] >= 0, key, "a whole number from 0")
-    preprocessing = content.get("preprocessing")
-    is_checksum = isinstance(preprocessing, str) and _SHA256.fullmatch(preprocessing) is not None
+    values |= {key: np.array(content[key], np.float64) for key in ("weight", "pattern")}
+    num, classes, preprocessing = len(values["weight"]), content["classes"], content.get("preprocessing")
+    statistics = {key: content["statistics"][key] for key in ("mean", "std")}
+    _require({len(each) for each in statistics.values()} == {num}, "weight", "as long as the statistics")
+    _require(len(values["pattern"]) == num, "pattern", f"{num} numbers, like the weight")
+    _require(abs(float(np.linalg.norm(values["weight"])) - 1) < 1e-6, "weight", "of length 1")
+    is_pattern = abs(float(values["pattern"] @ values["weight"]) - 1) < 1e-6
+    _require(is_pattern, "pattern", "a vector whose dot product with the weight is 1")
+    _require((classes is None) == (content["kind"] == "continuous"), "classes", "null if the target is continuous")
+    is_checksum = isinstance(preprocessing, str) and re.fullmatch(r"[0-9a-f]{64}", preprocessing) is not None
     _require(preprocessing is None or is_checksum, "preprocessing", "a SHA-256 or null")
-    kind, classes = content["kind"], content["classes"]
-    _require(kind in ("binary", "continuous"), "kind", "binary or continuous")
-    is_pair = isinstance(classes, list) and len(classes) == 2 and all(isinstance(name, str) for name in classes)
-    if kind == "binary":
-        _require(is_pair and classes[0] != classes[1], "classes", "two names")
-    else:
-        _require(classes is None, "classes", "null, because the target is continuous")
-
-
-def _statistics(content: object) -> LatentStatistics:
-    if not isinstance(content, Mapping) or set(content) != {"mean", "std"}:
-        raise ConfigError("statistics: must be mean and std; fit the direction again")
-    return LatentStatistics(*(_vector(content[key], f"statistics: {key}") for key in ("mean", "std")))
-
-
-def _vector(values: object, key: str) -> NDArray[Any]:
-    if not isinstance(values, list) or not all(map(_is_number, values)):
-        raise ConfigError(f"{key}: must be a list of finite numbers; fit the direction again")
-    return np.array(values, np.float64)
+    return {
+        **{key: value for key, value in values.items() if key not in ("format", "version")},
+        "classes": None if classes is None else tuple(classes),
+        "fitted_marks": np.array(content["fitted_marks"], np.float64).reshape(-1, 3),
+        "statistics": LatentStatistics(*(np.array(each, np.float64) for each in statistics.values())),
+    }
 
 
 def _is_number(value: object) -> bool:
@@ -103,6 +66,43 @@ def _is_number(value: object) -> bool:
     return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
+def _is_vector(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
 def _require(is_valid: bool, key: str, requirement: str) -> None:
     if not is_valid:
         raise ConfigError(f"{key}: must be {requirement}; fit the direction again")
+
+
+_COUNTS = ("num_cases", "num_omitted")
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("target", "model"), (lambda value: isinstance(value, str) and value != "", "some text")),
+    **dict.fromkeys(("intercept", "offset", "score"), (_is_number, "a finite number")),
+    **dict.fromkeys(("low", "high"), (lambda value: value is None or _is_number(value), "a finite number or null")),
+    **dict.fromkeys(("slope", "std", "regularisation"), (lambda value: _is_number(value) and value > 0, "above 0")),
+    **dict.fromkeys(_COUNTS, (lambda value: type(value) is int and value >= 0, "a whole number from 0")),
+    **dict.fromkeys(("weight", "pattern"), (_is_vector, "a list of finite numbers")),
+    "kind": (lambda value: value in ("binary", "continuous"), "binary or continuous"),
+    "classes": (
+        lambda value: (
+            value is None
+            or (
+                isinstance(value, list)
+                and len({*map(str, value)}) == 2
+                and all(isinstance(name, str) for name in value)
+            )
+        ),
+        "two names or null",
+    ),
+    "statistics": (
+        lambda value: (
+            isinstance(value, Mapping) and set(value) == {"mean", "std"} and all(map(_is_vector, value.values()))
+        ),
+        "mean and std, lists of finite numbers",
+    ),
+    "fitted_marks": (
+        lambda value: isinstance(value, list) and all(_is_vector(row) and len(row) == 3 for row in value),
+        "a list of three numbers per case",
+    ),
+}

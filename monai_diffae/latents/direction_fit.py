@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.directions import Direction
+from monai_diffae.latents.directions import Direction, case_marks
 from monai_diffae.latents.groups import numbered_groups
-from monai_diffae.latents.probing.probes import LOGISTIC_CS, RIDGE_ALPHAS
+from monai_diffae.latents.probing.probes import (
+    LOGISTIC_CS,
+    RIDGE_ALPHAS,
+    FittedProbe,
+    Folds,
+    fit_probe,
+    grouped_folds,
+)
+from monai_diffae.latents.probing.scores import score_with_interval
 from monai_diffae.latents.statistics import LatentStatistics, checked_codes
-from monai_diffae.latents.targets import Target, balanced_choice, read_target
+from monai_diffae.latents.targets import LabelKind, Target, balanced_choice, read_target
 
 Floats = NDArray[np.float64]
-Splits: TypeAlias = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
 
 _LEAST_CASES = 4
-_MOST_FOLDS = 5
 _LEAST_SLOPE = 1e-6  # used if z_sem does not predict the label: each class then has a probability of one half
 
 
@@ -31,6 +37,7 @@ def fit_direction(
     model: str,
     groups: Sequence[Any] | None = None,
     positive: Any = None,
+    kind: LabelKind = "auto",
     max_cases: int | None = None,
     seed: int = 0,
     statistics: LatentStatistics | None = None,
@@ -39,11 +46,10 @@ def fit_direction(
 
     Labels with two values are fitted by logistic regression with balanced class weights, numbers with more values by
     ridge regression, both on normalised z_sem (the linear classifier of Diff-AE, Preechakul et al., CVPR 2022, section
-    4.2). The regularisation is the one whose out-of-fold predictions have the best AUROC or R2, and the strongest if
-    several are equally good. The folds of the (up to 5-fold) cross-validation keep the cases of a group together. The
-    score is slightly optimistic, because the regularisation was chosen by it: evaluate a direction on other cases. With
-    two classes, the slope is fitted to out-of-fold distances, so that probabilities are not overfitted to the training
-    cases.
+    4.2). The regularisation is the one with the smallest (balanced) log loss or squared error in up to 5 folds, which
+    keep the cases of a group together. The score is that of nested cross-validation: each case is predicted by a
+    direction that was fitted, and whose regularisation was chosen, without its group. With two classes, slope and
+    offset are fitted to these out-of-fold distances, so that probabilities are not overfitted to the training cases.
 
     Args:
         z: z_sem of the training cases ``[N, D]``, not normalised, including cases without a label.
@@ -54,6 +60,7 @@ def fit_direction(
             is its own group.
         positive: the class that the direction points to; with more than two values, all other values form the negative
             class. None: the larger number, or the text that sorts last.
+        kind: ``classes``, ``numbers``, or ``auto``; see :func:`~monai_diffae.latents.targets.read_target`.
         max_cases: use at most this many labelled cases, equally many per class as far as possible.
         seed: random seed of the folds and of the choice of ``max_cases``.
         statistics: the statistics that normalise z_sem; None: those of ``z``.
@@ -75,15 +82,14 @@ def fit_direction(
     for name, values in {"labels": labels, "groups": groups}.items():
         if values is not None and len(values) != len(codes):
             raise ConfigError(f"{name}: there are {len(values)} for {len(codes)} cases of z_sem; give one per case")
-    labelled = read_target(labels, target, positive)
+    labelled = read_target(labels, target, positive, kind)
     used = labelled if max_cases is None else balanced_choice(labelled, max_cases, seed)
     names = np.arange(len(codes)) if groups is None else numbered_groups(list(groups))
     group_numbers = numbered_groups(names[used.rows])
     _check_enough(used, group_numbers, target)
     statistics = statistics or LatentStatistics.of(codes)
     z_norm = statistics.normalise(codes).astype(np.float64)
-    fit = _fit_binary if used.kind == "binary" else _fit_continuous
-    fitted = fit(z_norm[used.rows], used.values, group_numbers, seed)
+    fitted = _fitted(z_norm[used.rows], used, group_numbers, seed)
     centred = z_norm - z_norm.mean(axis=0)
     distance = centred @ fitted["weight"]
     std = float(distance.std())
@@ -92,88 +98,74 @@ def fit_direction(
     return Direction(
         target=target, kind=used.kind, classes=used.classes, std=std,
         pattern=centred.T @ distance / (distance @ distance), statistics=statistics, model=model,
-        num_cases=len(used.rows), num_omitted=len(labels) - len(labelled.rows), **fitted,
+        num_cases=len(used.rows), num_omitted=len(labels) - len(labelled.rows),
+        fitted_marks=case_marks(z_norm[used.rows]), **fitted,
     )  # fmt: skip
 
 
-def _fit_binary(z_norm: Floats, y: Floats, groups: NDArray[np.intp], seed: int) -> dict[str, Any]:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedGroupKFold
+def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int) -> dict[str, Any]:
+    num_classes = None if target.classes is None else 2
+    y = target.values if num_classes is None else target.values.astype(np.intp)
 
-    folds = min(_MOST_FOLDS, *(len(np.unique(groups[y == label])) for label in (0, 1)))
-    splits: Splits = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(z_norm, y, groups))
-    if any(len(np.unique(y[train])) < 2 for train, _ in splits):
-        raise ConfigError("groups: cannot be divided into folds with both classes in each; label more patients")
-
-    def fitted(regularisation: float, rows: NDArray[np.intp] | slice) -> Any:
-        model = LogisticRegression(C=regularisation, class_weight="balanced", max_iter=2000)
-        return model.fit(z_norm[rows], y[rows])
-
-    def distances(model: Any, rows: NDArray[np.intp]) -> Floats:
-        # divided by the length, so that the distances of all folds can be ranked together
-        length = max(float(np.linalg.norm(model.coef_)), np.finfo(float).tiny)
-        return np.asarray(model.decision_function(z_norm[rows]) / length)
-
-    def out_of_fold(regularisation: float) -> Floats:
-        return _joined((test, distances(fitted(regularisation, train), test)) for train, test in splits)
-
-    held_out = {float(regularisation): out_of_fold(regularisation) for regularisation in LOGISTIC_CS}
-    scores = {regularisation: float(roc_auc_score(y, distance)) for regularisation, distance in held_out.items()}
-    regularisation = max(scores, key=scores.__getitem__)  # the first of equal scores, i.e. the strongest
-    model = fitted(regularisation, slice(None))
-    weight, length = _unit(model.coef_[0])
-    return {
-        "weight": weight, "intercept": float(model.intercept_[0]) / length, "regularisation": regularisation,
-        "slope": _slope(held_out[regularisation], y), "offset": 0.0, "score": scores[regularisation],
-    }  # fmt: skip
-
-
-def _fit_continuous(z_norm: Floats, y: Floats, groups: NDArray[np.intp], seed: int) -> dict[str, Any]:
-    from sklearn.linear_model import Ridge
-    from sklearn.metrics import r2_score
-    from sklearn.model_selection import KFold
-
-    def out_of_fold(alpha: float) -> Floats:
-        return _joined(
-            (test, Ridge(alpha).fit(z_norm[train], y[train]).predict(z_norm[test])) for train, test in splits
+    def fit(rows: NDArray[np.intp] | slice) -> FittedProbe:
+        return fit_probe(
+            "linear", z_norm[rows], y[rows], groups[rows], num_classes, seed, standardise=False, balanced=True
         )
 
-    patients = np.arange(groups.max() + 1)
-    folds = KFold(min(_MOST_FOLDS, len(patients)), shuffle=True, random_state=seed).split(patients)
-    held_out = [np.isin(groups, test) for _, test in folds]
-    splits: Splits = [(np.flatnonzero(~rows), np.flatnonzero(rows)) for rows in held_out]
-    scores = {float(alpha): float(r2_score(y, out_of_fold(alpha))) for alpha in RIDGE_ALPHAS[::-1]}
-    regularisation = max(scores, key=scores.__getitem__)  # the first of equal scores, i.e. the strongest
-    model = Ridge(regularisation).fit(z_norm, y)
-    weight, length = _unit(model.coef_)
-    # normalised z_sem is 0 at the training mean, so the distance is 0 there, too
-    return {
-        "weight": weight, "intercept": 0.0, "regularisation": regularisation,
-        "slope": length, "offset": float(model.intercept_), "score": scores[regularisation],
-    }  # fmt: skip
+    probe = fit(slice(None))
+    weight, intercept, length = _plane(probe)
+    folds = grouped_folds(y, groups, num_classes, seed)
+    if num_classes is None:
+        # normalised z_sem is 0 at the training mean, so the distance is 0 there, too
+        values = {"intercept": 0.0, "slope": length, "offset": intercept * length}
+        predictions, means = _held_out(folds, lambda train, test: np.stack(
+            [fit(train).predict(z_norm[test]), np.full(len(test), y[train].mean())], axis=1
+        )).T  # fmt: skip
+        scores = score_with_interval("r2", y, predictions, groups.tolist(), seed, means, len(folds))
+    else:
+        if any(len(np.unique(y[train])) < 2 for train, _ in folds):
+            raise ConfigError("groups: cannot be divided into folds with both classes in each; label more patients")
+
+        def predicted(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:
+            fitted = fit(train)
+            part_weight, part_intercept, _ = _plane(fitted)
+            ranking = fitted.ranking(z_norm[test], z_norm[train])[:, 1]
+            return np.stack([z_norm[test] @ part_weight + part_intercept, ranking], axis=1)
+
+        distances, ranking = _held_out(folds, predicted).T
+        slope, offset = _calibration(distances, y)
+        values = {"intercept": intercept, "slope": slope, "offset": offset}
+        scores = score_with_interval("auroc", y, ranking, groups.tolist(), seed, None, len(folds))
+    strongest = LOGISTIC_CS[0] if num_classes else RIDGE_ALPHAS[-1]
+    regularisation = float(strongest if probe.regularisation is None else probe.regularisation)
+    score, low, high = scores
+    return {"weight": weight, **values, "regularisation": regularisation, "score": score, "low": low, "high": high}
 
 
-def _joined(parts: Iterable[tuple[NDArray[np.intp], Floats]]) -> Floats:
-    """Concatenate the predictions of the folds, in the order of the cases."""
-    rows, values = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return np.asarray(values[np.argsort(rows)])
+def _held_out(folds: Folds, predict: Callable[[NDArray[np.intp], NDArray[np.intp]], Floats]) -> Floats:
+    """The predictions for the test cases of all folds, in the order of the cases."""
+    order = np.argsort(np.concatenate([test for _, test in folds]))
+    return np.concatenate([predict(train, test) for train, test in folds])[order]
 
 
-def _unit(weight: Floats) -> tuple[Floats, float]:
+def _plane(probe: FittedProbe) -> tuple[Floats, float, float]:
+    """The weight of length 1, the intercept in the same units, and the length that was divided by."""
+    scaler, model = probe.model
+    weight = np.ravel(model.coef_)
     length = float(np.linalg.norm(weight))
     if not length > 0:
         raise ConfigError("z_sem is the same for all labelled cases; label other cases")
-    return weight / length, length
+    return weight / length, float(np.ravel(model.intercept_)[0] - weight @ scaler.mean_) / length, length
 
 
-def _slope(distance: Floats, y: Floats) -> float:
-    """Fit the ``slope`` of ``logit = slope * distance`` by logistic regression on one number (Platt scaling)."""
+def _calibration(distance: Floats, y: NDArray[Any]) -> tuple[float, float]:
+    """Fit ``logit = slope * distance + offset`` by logistic regression on one number (Platt scaling)."""
     from sklearn.linear_model import LogisticRegression
 
     unit = float(np.sqrt(np.mean(distance**2))) or 1.0
-    model = LogisticRegression(fit_intercept=False, class_weight="balanced").fit(distance[:, None] / unit, y)
-    return max(float(model.coef_[0, 0]) / unit, _LEAST_SLOPE)
+    model = LogisticRegression(class_weight="balanced").fit(distance[:, None] / unit, y)
+    slope = float(model.coef_[0, 0]) / unit
+    return (slope, float(model.intercept_[0])) if slope > _LEAST_SLOPE else (_LEAST_SLOPE, 0.0)
 
 
 def _check_enough(target: Target, groups: NDArray[np.intp], name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 Along = Literal["pattern", "weight"]
+
+_NUM_MARKS, _MARK_TOLERANCE = 3, 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +45,18 @@ class Direction:
         intercept: intercept of the signed distance.
         slope: above 0. Two classes: ``logit = slope * distance + offset``; a number: ``value = slope * distance +
             offset``.
-        offset: 0 for two classes; the value at the training mean for a number.
+        offset: the logit at a distance of 0, which imbalanced training cases shift; the value at the training mean.
         std: standard deviation of the training cases' signed distances.
         statistics: the statistics that normalise z_sem.
         model: SHA-256 of the autoencoder's weights.
         regularisation: chosen by cross-validation: C of the logistic regression, or alpha of the ridge regression.
-        score: cross-validated AUROC or R2 with this regularisation.
+        score: AUROC or R2 of nested cross-validation over patients.
         num_cases: number of cases that the direction was fitted to.
         num_omitted: number of cases without the label.
+        low: lower end of the score's 95% interval; None if it is not known.
+        high: upper end.
+        fitted_marks: ``[K, 3]``, numbers by which the cases are recognised that the direction was fitted to; see
+            :meth:`is_fitted_to`.
         preprocessing: SHA-256 of the preprocessing of the scans; None: unknown, as in older files.
 
     Example:
@@ -81,6 +87,46 @@ class Direction:
     num_cases: int
     num_omitted: int
     preprocessing: str | None = None
+    low: float | None = None
+    high: float | None = None
+    fitted_marks: Floats = field(default_factory=lambda: np.empty((0, _NUM_MARKS)))
+
+    @property
+    def metric(self) -> str:
+        """The score in words: AUROC or R2, with its interval if that is known."""
+        interval = "" if self.low is None else f" (95 % interval {self.low:.3f} to {self.high:.3f})"
+        return f"{'AUROC' if self.kind == 'binary' else 'R2'} {self.score:.3f}{interval}"
+
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether the score's interval includes chance, .5 or 0, or lies below; False if it is not known."""
+        return self.low is not None and self.low <= (0.5 if self.kind == "binary" else 0)
+
+    def warn_if_chance(self) -> None:
+        """Log a warning if z_sem may not predict the label, so that the direction says nothing about it."""
+        if self.may_be_chance:
+            logger.warning(
+                "direction '%s': its cross-validated %s includes chance, so z_sem may not predict the label, and what "
+                "changes along the direction says nothing about it; label more patients, or train longer",
+                self.target[:60], self.metric,
+            )  # fmt: skip
+
+    def is_fitted_to(self, z: ArrayLike) -> NDArray[np.bool_]:
+        """Whether the direction was fitted to each case ``[N]``, recognised by its z_sem up to rounding.
+
+        Args:
+            z: ``[N, D]``, not normalised.
+
+        Raises:
+            ConfigError: the shape differs, or a value is not finite.
+        """
+        from scipy.spatial import KDTree
+
+        codes = checked_codes(z, self.statistics.z_channels, num_least=0).astype(np.float64)
+        if not len(self.fitted_marks) or not len(codes):
+            return np.zeros(len(codes), bool)
+        marks = case_marks(self.statistics.normalise(codes))
+        return KDTree(self.fitted_marks).query(marks, distance_upper_bound=_MARK_TOLERANCE)[0] < np.inf
 
     def distance(self, z: ArrayLike) -> Floats:
         """Return the signed distance ``[N]`` of each case, in normalised z_sem.
@@ -97,7 +143,7 @@ class Direction:
     def predict(self, z: ArrayLike) -> Floats:
         """Return the probability of the positive class, or the value, of each case: ``[N]``.
 
-        The probability assumes that both classes are equally frequent.
+        The probability holds if both classes are equally frequent, as in no clinic: it is no risk of a disease.
 
         Args:
             z: ``[N, D]``, not normalised.
@@ -200,6 +246,7 @@ class Direction:
             "intercept": self.intercept, "slope": self.slope, "offset": self.offset, "std": self.std,
             "statistics": {"mean": self.statistics.mean.tolist(), "std": self.statistics.std.tolist()},
             "model": self.model, "regularisation": self.regularisation, "score": self.score,
+            "low": self.low, "high": self.high, "fitted_marks": self.fitted_marks.tolist(),
             "num_cases": self.num_cases, "num_omitted": self.num_omitted, "preprocessing": self.preprocessing,
         }  # fmt: skip
 
@@ -212,3 +259,9 @@ class Direction:
                 range.
         """
         return cls(**checked_content(content))
+
+
+def case_marks(z_norm: NDArray[np.floating[Any]]) -> Floats:
+    """Three numbers ``[N, 3]`` by which cases are recognised: random projections of normalised z_sem, rounded."""
+    projection = np.random.default_rng(0).normal(size=(z_norm.shape[1], _NUM_MARKS))
+    return np.round(z_norm @ projection / z_norm.shape[1] ** 0.5, 4)

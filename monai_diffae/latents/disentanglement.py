@@ -12,7 +12,7 @@ from monai_diffae.latents.statistics import LatentStatistics, checked_codes
 
 Floats = NDArray[np.float64]
 
-_FOLDS, _MOST_ITERATIONS = 5, 20_000
+_FOLDS, _MOST_ITERATIONS, _LARGEST_P = 5, 20_000, 0.01
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ def dci(z: ArrayLike, factors: ArrayLike, unseen_z: ArrayLike, unseen_factors: A
     """Measure disentanglement, completeness and informativeness with a lasso for each factor.
 
     The importance of a dimension for a factor is the size of its coefficient, with z_sem and factors normalised. The
-    strength of each lasso is chosen by cross-validation over the cases that it is fitted to.
+    strength of each lasso is chosen by cross-validation over the cases that it is fitted to. A factor whose
+    unseen values do not correlate with the predicted ones (p above .01, one-sided) has no importance: the few
+    coefficients that noise leaves would look like disentanglement.
 
     Args:
         z: ``[N, D]``, the cases that the lassos are fitted to; N is at least 10.
@@ -51,6 +53,7 @@ def dci(z: ArrayLike, factors: ArrayLike, unseen_z: ArrayLike, unseen_factors: A
         >>> round(aligned.disentanglement, 2), round(aligned.completeness, 2), round(aligned.informativeness, 2)
         (1.0, 1.0, 1.0)
     """
+    from scipy.stats import pearsonr
     from sklearn.linear_model import LassoCV
     from sklearn.metrics import r2_score
 
@@ -67,8 +70,13 @@ def dci(z: ArrayLike, factors: ArrayLike, unseen_z: ArrayLike, unseen_factors: A
         for values in of_factors.normalise(y).T
     ]
     predicted = np.stack([lasso.predict(of_z.normalise(unseen_x)) for lasso in fitted], axis=1)
-    disentanglement, completeness = scores_of_importance(np.abs([lasso.coef_ for lasso in fitted]).T)
-    return Disentanglement(disentanglement, completeness, float(r2_score(of_factors.normalise(unseen_y), predicted)))
+    truth = of_factors.normalise(unseen_y)
+    is_predicted = [
+        np.ptp(values) > 0 and pearsonr(values, true, alternative="greater").pvalue < _LARGEST_P
+        for values, true in zip(predicted.T, truth.T, strict=True)
+    ]
+    importance = np.abs([lasso.coef_ for lasso in fitted]).T * is_predicted
+    return Disentanglement(*scores_of_importance(importance), float(r2_score(truth, predicted)))
 
 
 def scores_of_importance(importance: ArrayLike) -> tuple[float, float]:
@@ -92,7 +100,7 @@ def scores_of_importance(importance: ArrayLike) -> tuple[float, float]:
 
 def _concentration(rows: Floats) -> Floats:
     """1 minus the entropy of each row, in units of the largest possible entropy; 0 for a row of zeros."""
-    sums = rows.sum(axis=1, keepdims=True)
-    shares = np.divide(rows, sums, out=np.full_like(rows, 1 / rows.shape[1]), where=sums > 0)
-    logarithms = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-    return np.asarray(1 + (shares * logarithms).sum(axis=1) / np.log(rows.shape[1]))
+    from scipy.stats import entropy
+
+    shares = np.where(rows.any(axis=1, keepdims=True), rows, 1)
+    return np.asarray(1 - entropy(shares, base=rows.shape[1], axis=1))

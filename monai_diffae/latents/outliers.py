@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.latents.groups import numbered_groups
 from monai_diffae.latents.neighbors import nearest_neighbors, p_values
-from monai_diffae.latents.statistics import LatentStatistics, checked_codes
+from monai_diffae.latents.statistics import LatentStatistics, checked_codes, scales
 from monai_diffae.latents.whitening import whitening
 
 Floats = NDArray[np.float64]
@@ -28,26 +28,29 @@ class ReferenceCases:
         z_sem: ``[M, D]``, not normalised.
         groups: ``[M]``, the patient of each case, as text.
         statistics: mean and standard deviation of ``z_sem``.
+        common_scale: whether all dimensions have the same scale, as principal components need.
     """
 
     z_sem: NDArray[np.floating[Any]]
     groups: Groups
     statistics: LatentStatistics
+    common_scale: bool = False
 
     @classmethod
-    def of(cls, z_sem: ArrayLike, groups: ArrayLike | None = None) -> ReferenceCases:
+    def of(cls, z_sem: ArrayLike, groups: ArrayLike | None = None, *, common_scale: bool = False) -> ReferenceCases:
         """The reference cases with their statistics.
 
         Args:
             z_sem: ``[M, D]``, not normalised.
             groups: ``[M]``, the patient of each case; None: each case is a patient of its own.
+            common_scale: as for :meth:`LatentStatistics.of <monai_diffae.latents.statistics.LatentStatistics.of>`.
 
         Raises:
             ConfigError: there are fewer than two cases, or all are the same.
         """
         codes = checked_codes(z_sem, num_least=2)
-        names = np.arange(len(codes)) if groups is None else np.asarray(groups)
-        return cls(codes, names.astype(np.str_), LatentStatistics.of(codes))
+        names = (np.arange(len(codes)) if groups is None else np.asarray(groups)).astype(np.str_)
+        return cls(codes, names, LatentStatistics.of(codes, common_scale=common_scale), common_scale)
 
     def normalised(self, z_sem: ArrayLike) -> NDArray[np.floating[Any]]:
         """z_sem ``[N, D]`` of any cases, scaled by the standard deviations of the reference cases."""
@@ -56,9 +59,10 @@ class ReferenceCases:
     def distances(self, z_sem: ArrayLike, groups: ArrayLike, k: int, whitened: bool) -> Floats:
         """The mean distance ``[N]`` from cases to their k nearest reference cases of other patients.
 
-        Whitening is fitted to nine of ten folds of the reference patients, never to the case's own patient. Reference
-        cases are thus scored like unseen cases, and all scores can be compared. The names of the patients decide the
-        fold that is left out, so give names that do not change, such as the id of a patient's first case.
+        Scales, whitening and neighbors are those of nine of ten folds of the reference patients; the case's own patient
+        is in the tenth. Reference cases are thus scored like unseen cases, and all scores can be compared. The names of
+        the patients decide the fold that is left out, so give names that do not change, such as the id of a patient's
+        first case.
 
         Args:
             z_sem: ``[N, D]``, not normalised.
@@ -69,11 +73,10 @@ class ReferenceCases:
         Raises:
             ConfigError: there are fewer than k reference cases of other patients.
         """
-        codes, patients = np.asarray(z_sem), np.asarray(groups, str)
-        if not whitened:
-            return self._distances(codes, patients, k, np.eye(self.z_sem.shape[1]))
+        codes, reference = (checked_codes(z, num_least=1).astype(np.float64) for z in (z_sem, self.z_sem))
+        patients = np.asarray(groups, str)
         names, member = np.unique(self.groups, return_inverse=True)
-        num_folds = min(_FOLDS, len(names))
+        num_folds = max(2, min(_FOLDS, len(names)))
         reference_folds = {str(name): i % num_folds for i, name in enumerate(names)}
         fold = np.array([
             reference_folds[name] if name in reference_folds else seed_of("units", name) % num_folds
@@ -81,8 +84,12 @@ class ReferenceCases:
         ])  # fmt: skip
         scores = np.empty(len(codes))
         for i in np.unique(fold):
-            axes = whitening(self.normalised(self.z_sem[member % num_folds != i]))
-            scores[fold == i] = self._distances(codes[fold == i], patients[fold == i], k, axes)
+            others = member % num_folds != i
+            others |= ~others.any()
+            units = self._units(reference[others], whitened)
+            pool, cases = (z - self.statistics.mean for z in (reference[others], codes[fold == i]))
+            nearest = nearest_neighbors(cases @ units, pool @ units, k, patients[fold == i], self.groups[others])
+            scores[fold == i] = nearest.distances.mean(axis=1)
         return scores
 
     def own_distances(self, k: int, whitened: bool) -> Floats:
@@ -93,9 +100,11 @@ class ReferenceCases:
         """
         return self.distances(self.z_sem, self.groups, k, whitened)
 
-    def _distances(self, z_sem: NDArray[np.floating[Any]], groups: Groups, k: int, axes: Floats) -> Floats:
-        z_norm, z_reference = (self.normalised(each) @ axes for each in (z_sem, self.z_sem))
-        return nearest_neighbors(z_norm, z_reference, k, groups, self.groups).distances.mean(axis=1)
+    def _units(self, fitted: Floats, whitened: bool) -> Floats:
+        """The matrix [D, D] that scales each dimension, or each direction, by the variation of the fitted cases."""
+        std = scales(fitted, self.common_scale)
+        std = np.where(std > 0, std, 1)
+        return (whitening(fitted / std) if whitened else np.eye(len(std))) / std[:, None]
 
 
 @dataclass(frozen=True, eq=False)

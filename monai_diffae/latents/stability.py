@@ -9,15 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.groups import numbered_groups
+from monai_diffae.latents.neighbors import nearest_neighbors
 from monai_diffae.latents.statistics import checked_codes
 
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.intp]
 
 _MAX_PAIRS = 500_000  # the median over a random sample of this size is off by less than a thousandth
-_PAIRS_AT_ONCE = 2**13
-_DISTANCES_AT_ONCE = 2**20
-_ROUNDING = 1e-10  # relative to squared lengths; an upper bound for the error of the sums of products
+_AT_ONCE = 2**13
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,7 @@ class Stability:
     Attributes:
         ratio: the median distance between the two z_sem of a case, divided by the median distance between different
             patients. 0: z_sem does not move; 1: it moves as far as to another patient. The second median is over all
-            pairs of cases if there are at most 500,000 (707 cases of as many patients), else over 500,000 pairs drawn
-            with a fixed seed.
+            pairs of cases if there are at most 500,000 (707 cases), else over 500,000 pairs drawn with a fixed seed.
         ratio_90: the 90th percentile of the first distance, divided by the same median.
         rank_1: the share of cases whose second z_sem is closer to their own than to that of any other patient.
         num_cases: number of compared cases.
@@ -87,7 +85,8 @@ def stability(
     usual_distance = _distance_between_patients(x, patient, compared)
     if usual_distance == 0:
         raise ConfigError("stability: most patients have the same z_sem; train the encoder")
-    is_nearest = _are_nearest(x, again, patient, compared, displacement[compared])
+    others = nearest_neighbors(again[compared], x, 1, patient[compared], patient)
+    is_nearest = displacement[compared] < others.distances[:, 0]
     ratio, ratio_90 = np.percentile(displacement[compared], [50, 90]) / usual_distance
     return Stability(float(ratio), float(ratio_90), float(is_nearest.mean()), len(compared))
 
@@ -105,41 +104,9 @@ def _distance_to_other_scans(x: Floats, again: Floats, group: Numbers, scan: Num
 
 def _distance_between_patients(x: Floats, patient: Numbers, compared: Numbers) -> float:
     """The median distance from the compared cases to cases of other patients, over all pairs or a sample of them."""
-    order, sizes = np.argsort(patient, kind="stable"), np.bincount(patient)
-    starts = np.cumsum(sizes) - sizes
-    ends = np.cumsum(len(x) - sizes[patient[compared]])  # in the list of all pairs, case by case
-    num = int(ends[-1])
+    num = len(compared) * len(x)
     pairs = np.arange(num) if num <= _MAX_PAIRS else np.random.default_rng(0).integers(num, size=_MAX_PAIRS)
-    distances = np.empty(len(pairs))
-    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-        part = pairs[start : start + _PAIRS_AT_ONCE]
-        row = np.searchsorted(ends, part, side="right")
-        own = patient[compared[row]]
-        position = part - ends[row] + len(x) - sizes[own]  # among the cases of other patients
-        other = order[position + np.where(position < starts[own], 0, sizes[own])]
-        distances[start : start + len(part)] = np.linalg.norm(x[other] - x[compared[row]], axis=1)
-    return float(np.median(distances))
-
-
-def _are_nearest(
-    x: Floats, again: Floats, patient: Numbers, compared: Numbers, displacement: Floats
-) -> NDArray[np.bool_]:
-    """Whether each compared case has moved less than the distance to the nearest other patient.
-
-    Distances are computed with matrix products, many cases at once. If rounding could change the answer, they are
-    recomputed from the differences.
-    """
-    squares, is_nearest = np.square(x).sum(axis=1), np.empty(len(compared), bool)
-    step = max(1, _DISTANCES_AT_ONCE // len(x))
-    for start in range(0, len(compared), step):
-        rows = compared[start : start + step]
-        own_squares, limit = np.square(again[rows]).sum(axis=1), displacement[start : start + step] ** 2
-        to_all = own_squares[:, None] + squares - 2 * (again[rows] @ x.T)
-        to_all[patient[rows][:, None] == patient] = np.inf
-        nearest = to_all.min(axis=1)
-        is_nearest[start : start + step] = limit < nearest
-        for i in np.flatnonzero(np.abs(limit - nearest) <= _ROUNDING * (own_squares + squares.max())):
-            others = x[patient != patient[rows[i]]]
-            distances = np.linalg.norm(others - again[rows[i]], axis=1)
-            is_nearest[start + i] = displacement[start + i] < distances.min()
-    return is_nearest
+    rows, others = compared[pairs // len(x)], pairs % len(x)
+    pairs = np.stack([rows, others])[:, patient[rows] != patient[others]]
+    parts = np.split(pairs, range(_AT_ONCE, pairs.shape[1], _AT_ONCE), axis=1)
+    return float(np.median(np.concatenate([np.linalg.norm(x[one] - x[other], axis=1) for one, other in parts])))

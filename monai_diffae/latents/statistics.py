@@ -58,7 +58,7 @@ class LatentStatistics:
             raise ConfigError("statistics of z_sem: the std must be above 0 in every dimension; compute them again")
 
     @classmethod
-    def of(cls, z: ArrayLike) -> LatentStatistics:
+    def of(cls, z: ArrayLike, *, common_scale: bool = False) -> LatentStatistics:
         """Compute the statistics of a training set's z_sem.
 
         A dimension that never varies (std 0, or below 1e-6 times the median of the positive stds) gets std 1, so that
@@ -66,17 +66,17 @@ class LatentStatistics:
 
         Args:
             z: ``[N, D]``, N at least 2.
+            common_scale: all dimensions get the same std, the root of their mean variance. Principal components keep
+                their relative sizes that way.
 
         Raises:
             ConfigError: there are fewer than 2 cases, the shape differs, a value is not finite, or no dimension varies.
         """
         codes = checked_codes(z, num_least=2).astype(np.float64)
-        std = codes.std(axis=0)
-        # rounding in the mean of equal values would leave a tiny std
-        std[np.ptp(codes, axis=0) == 0] = 0
+        std = scales(codes, common_scale)
         if not std.any():
             raise ConfigError(f"z_sem is the same for all {len(codes)} cases; train the encoder, or embed other cases")
-        never = std < _NEVER_VARIES * np.median(std[std > 0])
+        never = std == 0
         if never.any():
             logger.warning("%d of %d dimensions of z_sem never vary and are not rescaled", never.sum(), len(never))
         return cls(codes.mean(axis=0), np.where(never, 1.0, std))
@@ -136,6 +136,18 @@ class LatentStatistics:
         """
         codes = checked_codes(z, self.z_channels)
         return np.where(step == 0, codes, (codes + step * self.std).astype(codes.dtype))
+
+
+def scales(codes: NDArray[np.float64], common_scale: bool) -> NDArray[np.float64]:
+    """The std ``[D]`` of codes ``[N, D]``, or the root of the mean variance for all; 0 where they never vary."""
+    std = codes.std(axis=0)
+    # rounding in the mean of equal values would leave a tiny std
+    std[np.ptp(codes, axis=0) == 0] = 0
+    if common_scale:
+        return np.full_like(std, np.sqrt(np.square(std).mean()))
+    if std.any():
+        std[std < _NEVER_VARIES * np.median(std[std > 0])] = 0
+    return std
 
 
 def checked_codes(z: ArrayLike, z_channels: int | None = None, *, num_least: int | None = None) -> Codes:

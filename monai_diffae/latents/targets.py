@@ -1,18 +1,28 @@
-"""Labels as targets of a linear model: two classes or a number, and which cases have a label."""
+"""What a label is, classes or a number, and which cases have one. The same rule holds wherever labels are read."""
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.policies import MISSING_WORDS
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["binary", "continuous"]
+LabelKind = Literal["auto", "classes", "numbers"]
+
+MAX_VALUES, _LARGEST_CLASS = 10, 20  # of whole numbers that are classes
+_MOST_DIFFERENT = 2 / 3  # of the labels
+_LARGEST = 1e30  # larger values overflow in boosting, whose gradients are in single precision
 _MOST_LISTED = 10
 
 
@@ -33,21 +43,82 @@ class Target:
     rows: NDArray[np.intp]
 
 
-def read_target(labels: Sequence[Any], name: str, positive: Any = None) -> Target:
-    """Read labels as two classes or as a number.
+def are_classes(labels: Sequence[Any], kind: LabelKind = "auto") -> bool:
+    """Whether labels are classes, or numbers.
 
-    Labels with two values are two classes, and so are labels with more values if ``positive`` is given. Numbers with
-    more than two values are continuous.
+    Text, booleans and labels with two values are classes. Whole numbers from 0 to 20 are classes if they have at most
+    10 different values, and at most two thirds as many as there are labels, so that the ages of five people are
+    numbers. All others are numbers.
 
     Args:
-        labels: ``[N]``, numbers, booleans or text; None, NaN and blank text mean that a case has no label.
+        labels: the labels of the cases that have one.
+        kind: ``classes`` or ``numbers`` instead of this rule.
+
+    Raises:
+        ConfigError: the kind is unknown, or is ``numbers``, but a label is text.
+
+    Example:
+        >>> are_classes([0, 1, 2, 1, 0]), are_classes([31, 45, 52, 60, 31]), are_classes([1.5, 3, 3])
+        (True, False, True)
+    """
+    if kind not in get_args(LabelKind):
+        raise ConfigError(f"kind: {kind!r} is not one of {', '.join(get_args(LabelKind))}")
+    is_number = all(isinstance(label, (Real, np.bool_)) for label in labels)
+    if kind == "numbers" and not is_number:
+        raise ConfigError("kind: some labels are text; choose classes, or correct the table")
+    if kind != "auto":
+        return kind == "classes"
+    if not is_number or any(isinstance(label, (bool, np.bool_)) for label in labels):
+        return True
+    values = {float(label) for label in labels}
+    if len(values) <= 2:
+        return True
+    are_small = all(value.is_integer() and 0 <= value <= _LARGEST_CLASS for value in values)
+    return are_small and len(values) <= min(MAX_VALUES, _MOST_DIFFERENT * len(labels))
+
+
+def class_names(labels: Sequence[Any], name: str) -> list[str]:
+    """The names of the classes of labels, in the order of numbers or text; those that may be one are logged.
+
+    Args:
+        labels: the labels of the cases that have one.
+        name: name of the label.
+
+    Raises:
+        ConfigError: a number is infinite or above 1e30.
+    """
+    is_number = all(isinstance(value, (Real, np.bool_)) for value in labels)
+    if is_number and any(abs(value) > _LARGEST for value in labels):
+        raise ConfigError(f"target '{name}': contains infinite numbers or some above 1e30; leave those labels empty")
+    order: Callable[[Any], Any] = float if is_number else class_name
+    names = list(dict.fromkeys(class_name(value) for value in sorted(labels, key=order)))
+    counts = Counter(each.casefold() for each in names)
+    alike = [each for each in names if counts[each.casefold()] > 1]
+    if alike:
+        logger.warning(
+            "target '%s': %s differ only in upper and lower case, and are different classes; correct the table if they "
+            "are one", name, _listed([f"'{each}'" for each in alike]),
+        )  # fmt: skip
+    return names
+
+
+def read_target(labels: Sequence[Any], name: str, positive: Any = None, kind: LabelKind = "auto") -> Target:
+    """Read labels as two classes or as a number.
+
+    With ``positive``, and if :func:`are_classes` finds two classes, they are classes. More classes that are numbers are
+    in an order, so they are taken as a number, unless ``kind`` is ``classes``.
+
+    Args:
+        labels: ``[N]``, numbers, booleans or text; None, NaN, blank text and words such as NA mean that a case has no
+            label.
         name: name of the label, for messages.
         positive: the positive class; with more than two values, all other values form the negative class. None: the
             larger number, or the text that sorts last.
+        kind: whether labels are ``classes`` or ``numbers``; ``auto``: as :func:`are_classes` finds.
 
     Raises:
-        ConfigError: all labels are the same, there are more than two text values and no ``positive``, ``positive`` is
-            not one of the values, or a number is infinite.
+        ConfigError: all labels are the same, there are more than two classes and no ``positive``, ``positive`` is not
+            one of the values or the labels are numbers, or a number is infinite.
 
     Example:
         >>> target = read_target(["ill", "well", None, "ill"], "state", positive="ill")
@@ -59,22 +130,23 @@ def read_target(labels: Sequence[Any], name: str, positive: Any = None) -> Targe
     is_missing = missing(labels)
     rows = np.flatnonzero(~is_missing)
     present = [label for label, is_none in zip(labels, is_missing, strict=True) if not is_none]
-    is_number = all(isinstance(value, (Real, np.bool_)) for value in present)
-    if is_number and not np.isfinite(np.array(present, np.float64)).all():
-        raise ConfigError(f"target '{name}': contains infinite numbers; leave those labels empty")
-    order: Callable[[Any], Any] = float if is_number else class_name
-    classes = list(dict.fromkeys(class_name(value) for value in sorted(present, key=order)))
+    classes = class_names(present, name)
     if len(classes) < 2:
         only = f", all '{classes[0]}'" if classes else ""
         raise ConfigError(
             f"target '{name}': {len(present)} of {len(labels)} cases have it{only}; two classes or numbers that vary "
             "are needed"
         )
-    if positive is None and len(classes) > 2:
-        if not is_number:
+    if positive is not None and kind == "numbers":
+        raise ConfigError(f"positive: target '{name}' is read as numbers; omit positive, or set kind to classes")
+    is_text = not all(isinstance(value, (Real, np.bool_)) for value in present)
+    if positive is None and (kind == "numbers" or len(classes) > 2):
+        if is_text or kind == "classes":
             raise ConfigError(
                 f"target '{name}': is text with {len(classes)} classes ({_listed(classes)}); "
                 "choose one of them as positive, to compare it with the rest"
+                if is_text
+                else f"target '{name}': has {len(classes)} classes ({_listed(classes)}); choose one of them as positive"
             )
         return Target("continuous", None, np.array(present, np.float64), rows)
     positive_class = classes[-1] if positive is None else class_name(positive)
@@ -87,15 +159,17 @@ def read_target(labels: Sequence[Any], name: str, positive: Any = None) -> Targe
 
 
 def missing(labels: Sequence[Any]) -> NDArray[np.bool_]:
-    """Return a mask ``[N]`` of the cases without a label: None, NaN, pandas' NA, and blank text.
+    """Return a mask ``[N]`` of the cases without a label: None, NaN, pandas' NA, and words as in tables.
 
     Example:
-        >>> missing([1.0, None, float("nan"), "", "a"])
-        array([False,  True,  True,  True, False])
+        >>> missing([1.0, None, float("nan"), " ", "NA", "a"])
+        array([False,  True,  True,  True,  True, False])
     """
     import pandas as pd
 
-    return np.array([bool(pd.isna(value)) or (isinstance(value, str) and not value.strip()) for value in labels], bool)
+    return np.array([
+        value.strip() in MISSING_WORDS if isinstance(value, str) else bool(pd.isna(value)) for value in labels
+    ], bool)  # fmt: skip
 
 
 def class_name(value: Any) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents.groups import numbered_groups
 from monai_diffae.latents.statistics import checked_codes
 
 Floats = NDArray[np.float64]
@@ -102,19 +103,30 @@ def mmd(a: ArrayLike, b: ArrayLike, bandwidth: float | None = None) -> float:
 
 
 def permutation_test(
-    statistic: Statistic, a: ArrayLike, b: ArrayLike, *, num: int = 500, seed: int = 0
+    statistic: Statistic,
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    groups: tuple[ArrayLike, ArrayLike] | None = None,
+    num: int = 500,
+    seed: int = 0,
 ) -> PermutationTest:
     """Test whether two samples have the same distribution, by randomly dividing their union again and again.
 
+    Patients are divided, not cases: several scans of a patient are similar, and would make equal distributions look
+    different. Both samples need about equally many scans per patient; otherwise, give one scan of each.
+
     Args:
-        statistic: ``energy`` or ``mmd``.
-        a: ``[N, D]``, independent cases, normalised.
+        statistic: ``energy`` or ``mmd``, over pairs of cases of different patients.
+        a: ``[N, D]``, normalised.
         b: ``[M, D]``, likewise.
+        groups: the patient of each case of a ``[N]`` and of b ``[M]``; None: each case is a patient of its own.
         num: number of permutations; the smallest p-value is ``1 / (num + 1)``.
         seed: random seed of the permutations.
 
     Raises:
-        ConfigError: the statistic is unknown, the shapes do not match, or values are not finite.
+        ConfigError: the statistic is unknown, the shapes do not match, values are not finite, a sample has fewer than
+            two patients, or a patient is in both samples.
 
     Example:
         >>> generator = np.random.default_rng(0)
@@ -125,10 +137,17 @@ def permutation_test(
     x, y = _checked(a, b)
     pooled = np.concatenate([x, y])
     kernel = _kernel(statistic, pooled)
-    is_a = np.repeat([1.0, 0.0], [len(x), len(y)])[:, None]
+    names = np.arange(len(pooled)) if groups is None else np.concatenate([np.asarray(each, str) for each in groups])
+    if names.shape != (len(pooled),):
+        raise ConfigError("groups: give the patient of each case of both samples")
+    member = numbered_groups(names)
+    patients_a, patients_b = np.unique(member[: len(x)]), np.unique(member[len(x) :])
+    if min(len(patients_a), len(patients_b)) < 2 or np.intersect1d(patients_a, patients_b).size:
+        raise ConfigError("groups: each sample needs two patients or more that are not in the other one")
+    is_a = np.isin(np.arange(member.max() + 1), patients_a).astype(np.float64)[:, None]
     draws = np.random.default_rng(seed).permuted(np.tile(is_a, num), axis=0)
-    in_a = np.concatenate([is_a, draws], axis=1)
-    value, *null = _weighted(pooled, kernel, in_a, 1 - in_a)
+    in_a = np.concatenate([is_a, draws], axis=1)[member]
+    value, *null = _weighted(pooled, kernel, in_a, 1 - in_a, member)
     # values that are equal up to rounding count as at least as large: equal cases in another order give the same value
     num_as_large = np.sum(np.array(null) >= value - 1e-12 * max(abs(value), 1.0))
     low, high = np.percentile(null, [2.5, 97.5])
@@ -260,25 +279,31 @@ def _side_by_side(weights_a: Floats, weights_b: Floats) -> tuple[Floats, Floats]
     )
 
 
-def _weighted(z: Floats, kernel: Kernel, weights_a: Floats, weights_b: Floats) -> Floats:
-    """The statistic ``[P]`` for each column of weights ``[N, P]``; no case is paired with itself."""
+def _weighted(
+    z: Floats, kernel: Kernel, weights_a: Floats, weights_b: Floats, groups: NDArray[np.intp] | None = None
+) -> Floats:
+    """The statistic ``[P]`` for each column of weights ``[N, P]``; no case is paired with one of its own group."""
     from sklearn.metrics import pairwise_distances_chunked
 
+    member = np.arange(len(z)) if groups is None else groups
     in_a, in_b, between = np.zeros((3, weights_a.shape[1]))
     start = 0
     for distances in pairwise_distances_chunked(z, metric="euclidean", working_memory=_BLOCK_MIB):
         rows = np.arange(start, start + len(distances))
         pairs = kernel(distances)
-        pairs[np.arange(len(rows)), rows] = 0
+        pairs[member[rows][:, None] == member] = 0
         with_b = pairs @ weights_b
         in_a += np.sum(weights_a[rows] * (pairs @ weights_a), axis=0)
         in_b += np.sum(weights_b[rows] * with_b, axis=0)
         between += np.sum(weights_a[rows] * with_b, axis=0)
         start += len(rows)
     total_a, total_b = weights_a.sum(axis=0), weights_b.sum(axis=0)
-    mean_a = in_a / (total_a**2 - np.sum(weights_a**2, axis=0))
-    mean_b = in_b / (total_b**2 - np.sum(weights_b**2, axis=0))
-    return np.asarray(mean_a + mean_b - 2 * between / (total_a * total_b))
+    group_a, group_b = np.zeros((2, member.max() + 1, weights_a.shape[1]))
+    np.add.at(group_a, member, weights_a)
+    np.add.at(group_b, member, weights_b)
+    mean_a = in_a / (total_a**2 - np.sum(group_a**2, axis=0))
+    mean_b = in_b / (total_b**2 - np.sum(group_b**2, axis=0))
+    return np.asarray(mean_a + mean_b - 2 * between / (total_a * total_b - np.sum(group_a * group_b, axis=0)))
 
 
 def _checked(*samples: ArrayLike, num_least: int = 2) -> list[Floats]:

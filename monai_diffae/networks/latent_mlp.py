@@ -15,17 +15,21 @@ from monai_diffae.networks.arguments import keeps_config
 
 
 class LatentLayer(nn.Module):
-    """``Dropout(SiLU(LayerNorm(Linear(h) * (1 + Linear(SiLU(t))))))``, with Kaiming-normal initial weights.
+    """``Dropout(SiLU(LayerNorm(Linear(h) * (b + Linear(SiLU(t))))))``, with Kaiming-normal initial weights.
 
     Args:
         in_channels: size of the input.
         out_channels: size of the output.
         time_channels: size of the time embedding.
         dropout: probability of dropping an element of the output.
+        scale_bias: b.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, time_channels: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, time_channels: int, dropout: float = 0.0, scale_bias: float = 1.0
+    ) -> None:
         super().__init__()
+        self.scale_bias = scale_bias
         self.linear = nn.Linear(in_channels, out_channels)
         self.time_projection = nn.Linear(time_channels, out_channels)
         self.norm = nn.LayerNorm(out_channels)
@@ -35,7 +39,7 @@ class LatentLayer(nn.Module):
 
     def forward(self, h: torch.Tensor, time_embedding: torch.Tensor) -> torch.Tensor:
         """(B, in_channels), (B, time_channels) -> (B, out_channels)."""
-        h = self.linear(h) * (1 + self.time_projection(F.silu(time_embedding)))
+        h = self.linear(h) * (self.scale_bias + self.time_projection(F.silu(time_embedding)))
         return self.dropout(F.silu(self.norm(h)))
 
 
@@ -53,6 +57,8 @@ class LatentMLP(nn.Module):
         time_channels: width of the sinusoidal time embedding.
         dropout: probability of dropping an element after each layer but the last.
         skip_layers: the layers (0 is the first) that get ``[h, z_t]`` instead of ``h``; None: all after the first.
+        scale_bias: what is added to each layer's scale from the time step; 0 in some official models.
+        time_activation: whether the time embedding ends in SiLU, as in some official models.
 
     Attributes:
         config: the arguments above as JSON can hold them: ``LatentMLP(**config)`` builds an equal network.
@@ -86,6 +92,8 @@ class LatentMLP(nn.Module):
         time_channels: int = 64,
         dropout: float = 0.0,
         skip_layers: Sequence[int] | None = None,
+        scale_bias: float = 1.0,
+        time_activation: bool = False,
     ) -> None:
         super().__init__()
         skips = list(range(1, num_layers)) if skip_layers is None else sorted(skip_layers)
@@ -101,12 +109,15 @@ class LatentMLP(nn.Module):
         self.time_channels = time_channels
         self.skip_layers = frozenset(skips)
         self.time_embed = nn.Sequential(
-            nn.Linear(time_channels, z_channels), nn.SiLU(), nn.Linear(z_channels, z_channels)
-        )
+            nn.Linear(time_channels, z_channels), nn.SiLU(), nn.Linear(z_channels, z_channels),
+            *([nn.SiLU()] if time_activation else []),
+        )  # fmt: skip
         widths = [
             (hidden_channels if i > 0 else z_channels) + (z_channels if i in skips else 0) for i in range(num_layers)
         ]
-        self.layers = nn.ModuleList(LatentLayer(width, hidden_channels, z_channels, dropout) for width in widths[:-1])
+        self.layers = nn.ModuleList(
+            LatentLayer(width, hidden_channels, z_channels, dropout, scale_bias) for width in widths[:-1]
+        )
         self.head = nn.Linear(widths[-1], z_channels)
         self.register_buffer("z_mean", torch.full((z_channels,), torch.nan))
         self.register_buffer("z_std", torch.full((z_channels,), torch.nan))

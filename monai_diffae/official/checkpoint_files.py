@@ -32,19 +32,19 @@ class LightningName:
     Lightning's checkpoints contain its own classes beside the weights: as keys of ``callbacks`` (until version 1.5),
     and as ``AttributeDict``. PyTorch's ``weights_only`` reader refuses such files. With this class in their place,
     Lightning is never imported, and nothing that the file would call is run.
-
-    Example:
-        >>> LightningName("rm", "-rf")
-        OrderedDict()
     """
 
     def __new__(cls, *_: Any) -> Any:
-        """Return an empty dict, whatever the arguments."""
-        # of exactly this type, the only one into which the reader puts the items of an AttributeDict
+        """Return an empty dict: of this type, the only one into which the reader puts an AttributeDict's items."""
         return OrderedDict()
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of :func:`read_checkpoint`."""
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
     """Read the tensors of a ``.safetensors`` or PyTorch file; in a training's checkpoint, those of its ``state_dict``.
 
     The tensors stay on the disk until they are used, so that the optimiser's state in a checkpoint uses no memory.
@@ -54,7 +54,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         path: the file.
 
     Returns:
-        The tensors by their names.
+        The tensors by their names, and the ``hyper_parameters`` of a checkpoint of PyTorch Lightning.
 
     Raises:
         ConfigError: the file does not exist, or holds something else, such as a list.
@@ -62,7 +62,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         UnsafeInputError: the file is damaged, or reading it would run code that it contains.
 
     Example:
-        >>> read_weights("last.ckpt")
+        >>> read_checkpoint("last.ckpt")
         Traceback (most recent call last):
         ...
         monai_diffae.errors.ConfigError: last.ckpt: there is no such file
@@ -74,34 +74,25 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise ConfigError(f"{path.name}: there is no such file")
     try:
         if path.suffix == ".safetensors":
-            return read_safetensors(path)[0]
+            return read_safetensors(path)[0], {}
         content = _read_pytorch(path)
     except OSError as error:
         raise MachineError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
-    place = ""
+    place, hyper_parameters = "", {}
     if isinstance(content, Mapping) and "state_dict" in content:
+        hyper_parameters = content.get("hyper_parameters")
         content, place = content["state_dict"], " as its state_dict"
     if not isinstance(content, Mapping):
         raise ConfigError(
             f"{path.name}: holds a {type(content).__name__}{place}, not named weights; give a checkpoint or state dict"
         )
-    return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    return tensors, hyper_parameters if isinstance(hyper_parameters, Mapping) else {}
 
 
 @contextmanager
 def named_after(source: object) -> Iterator[None]:
-    """Begin the message of a ConfigError with the name of the file whose content it is about.
-
-    Args:
-        source: the file's path; with anything else, the message does not change.
-
-    Example:
-        >>> with named_after("folder/last.ckpt"):
-        ...     raise ConfigError("x_T is missing")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: last.ckpt: x_T is missing
-    """
+    """Begin the message of a ConfigError with the file's name, if ``source`` is a path."""
     try:
         yield
     except ConfigError as error:
@@ -111,11 +102,7 @@ def named_after(source: object) -> Iterator[None]:
 
 
 def _read_pytorch(path: Path) -> Any:
-    """Read what ``torch.save`` wrote: plain Python values and tensors, with names of Lightning replaced.
-
-    Raises:
-        UnsafeInputError: the file is damaged, or names anything else that reading it would call.
-    """
+    """Read what ``torch.save`` wrote: plain Python values and tensors, with names of Lightning replaced."""
     is_zip = zipfile.is_zipfile(path)  # False for files of PyTorch before 1.6, and if the end is missing
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
@@ -123,12 +110,12 @@ def _read_pytorch(path: Path) -> Any:
         if unknown:
             raise UnsafeInputError(
                 f"{path.name}: contains {unknown[0]}, and loading that could run code; "
-                "re-save only its state_dict, or a .safetensors file, on a trusted machine"
+                "re-save only its state_dict, and its hyper_parameters as plain values, on a trusted machine"
             )
         with torch.serialization.safe_globals([(LightningName, name) for name in names]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they name folders, and the error has the same information
             check_archive(path)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and not _is_compressed(path))
     except (OSError, UnsafeInputError):
         raise
     except Exception as error:  # the reader raises almost any error if the bytes are not a checkpoint
@@ -136,6 +123,12 @@ def _read_pytorch(path: Path) -> Any:
             f"{path.name}: damaged, or not a plain state dict (loading it could run code); download it again, or "
             "re-save only its state_dict on a trusted machine"
         ) from error
+
+
+def _is_compressed(path: Path) -> bool:
+    """Whether an archive was packed again by a program that compresses: its tensors must be read, not mapped."""
+    with zipfile.ZipFile(path) as archive:
+        return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks.latent_mlp import LatentMLP
-from monai_diffae.official.checkpoint_files import named_after, read_weights
+from monai_diffae.official.checkpoint_files import named_after, read_checkpoint, read_weights
 from monai_diffae.official.layout import StateDict
+from monai_diffae.official.settings import OfficialSettings, official_settings
 from monai_diffae.official.weights import fitted
 
 # prefixes of the MLP's names, in order of preference
@@ -21,17 +22,22 @@ _FIRST = "layers.0.linear.weight"
 _MLP_NAME = re.compile(r"(layers|time_embed)\.")
 
 
-def load_official_latent(source: str | Path | StateDict, statistics: str | Path | StateDict | None = None) -> LatentMLP:
+def load_official_latent(
+    source: str | Path | StateDict,
+    statistics: str | Path | StateDict | None = None,
+    hyper_parameters: Mapping[str, Any] | None = None,
+) -> LatentMLP:
     """Load the official latent DDIM's MLP and the statistics of z_sem, in evaluation mode.
 
-    Settings that cannot be read from the weights are assumed to be those of the released models: SiLU everywhere,
-    scales around 1 (``net_latent_condition_bias`` 1), no ``residual``, ``last_act`` or ``time_last_act``.
+    Settings that leave no trace in the weights are read as in :func:`load_official`. Those that a checkpoint does not
+    hold either are assumed to be those of the released models: SiLU everywhere, no ``residual`` or ``last_act``.
 
     Args:
         source: a checkpoint of the official latent training (its ``ema_model`` is used), a ``.safetensors`` file, or
             a state dict, with the MLP alone or beside an autoencoder.
         statistics: mean and standard deviation of the training set's z_sem: the official ``latent.pkl``, or a dict
             with ``conds_mean`` and ``conds_std``. None: those in ``source``; if it has none, they remain unknown.
+        hyper_parameters: values of the official ``TrainConfig`` by their names, if ``source`` has none.
 
     Raises:
         UnsafeInputError: a file is damaged, or reading it could run code.
@@ -39,14 +45,15 @@ def load_official_latent(source: str | Path | StateDict, statistics: str | Path 
             cannot be used.
 
     Example:
-        >>> load_official_latent({"encoder.out.3.weight": torch.zeros(2, 2)})
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: there is no latent DDIM's MLP in it; choose a checkpoint of the latent training
+        >>> network = load_official_latent("last.ckpt")  # doctest: +SKIP
     """
-    weights = read_weights(source) if isinstance(source, (str, Path)) else source
+    weights, own = read_checkpoint(source) if isinstance(source, (str, Path)) else (source, {})
     with named_after(source):
-        network = _network(weights)
+        settings, _ = official_settings(own, hyper_parameters)
+        network = _network(weights, settings)
+    if not settings.latent_znormalize:
+        network.set_statistics(torch.zeros(network.z_channels), torch.ones(network.z_channels))
+        return network.eval()
     given = read_weights(statistics) if isinstance(statistics, (str, Path)) else statistics
     if given is not None or {"conds_mean", "conds_std"} & weights.keys():
         with named_after(source if given is None else statistics):
@@ -54,13 +61,16 @@ def load_official_latent(source: str | Path | StateDict, statistics: str | Path 
     return network.eval()
 
 
-def _network(weights: StateDict) -> LatentMLP:
+def _network(weights: StateDict, settings: OfficialSettings) -> LatentMLP:
     layers = select_latent(weights)
     if layers is None:
         raise ConfigError("there is no latent DDIM's MLP in it; choose a checkpoint of the latent training")
     layers = _without_duplicates(layers)
     try:
-        network = LatentMLP(**infer_latent_config(layers))
+        network = LatentMLP(
+            **infer_latent_config(layers), scale_bias=settings.net_latent_condition_bias,
+            time_activation=settings.net_latent_time_last_act,
+        )  # fmt: skip
     except ConfigError:
         raise
     except (ValueError, IndexError) as error:  # the layout is derived from shapes
@@ -85,12 +95,7 @@ def select_latent(weights: StateDict) -> dict[str, torch.Tensor] | None:
 
 
 def infer_latent_config(weights: StateDict) -> dict[str, Any]:
-    """The arguments of :class:`~monai_diffae.networks.LatentMLP` for official weights with names without prefix.
-
-    Raises:
-        ConfigError: the weights have a setting of the official code that this package's network does not have.
-        KeyError: a tensor is missing.
-    """
+    """The arguments of :class:`~monai_diffae.networks.LatentMLP` for official weights with names without prefix."""
     numbers = _layer_numbers(weights)
     hidden = weights[_FIRST].shape[0]
     z_channels, time_channels = weights["time_embed.0.weight"].shape

@@ -76,11 +76,7 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
 
 
 def _refuse_other_networks(weights: StateDict) -> None:
-    """Check that the weights have no setting of the official code that this package does not support.
-
-    Raises:
-        ConfigError: they have one.
-    """
+    """Check that the weights have no setting of the official code that this package does not support."""
     stem = weights["input_blocks.0.0.weight"]
     if not any(name.startswith("encoder.") for name in weights):
         raise _unsupported("no encoder, as the DDPM and DDIM baselines")
@@ -144,11 +140,7 @@ def _unet_res_blocks(weights: StateDict) -> int:
 
 
 def _encoder_res_blocks(weights: StateDict, unet_blocks: int, unet_levels: int) -> int:
-    """The encoder's residual blocks per level: as nothing marks the end of a level, the usual number that fits.
-
-    Raises:
-        ConfigError: no number fits, or several do.
-    """
+    """The encoder's residual blocks per level: as nothing marks the end of a level, the usual number that fits."""
     blocks = len(_numbers(weights, "encoder.input_blocks"))  # with the stem: levels * (n + 1)
     fitting = [n for n in range(1, blocks) if _levels(weights, "encoder.", n) is not None]
     # usually as many blocks as in the UNet, or one level more than in the UNet
@@ -192,11 +184,7 @@ def _levels(weights: StateDict, prefix: str, num_res_blocks: int) -> list[tuple[
 
 
 def _multipliers(levels: list[tuple[int, bool]], base: int) -> list[int]:
-    """The widths of the levels as multiples of ``base``.
-
-    Raises:
-        ConfigError: a width is not a multiple.
-    """
+    """The widths of the levels as multiples of ``base``."""
     for width, _ in levels:
         if width % base:
             raise _unsupported(f"a width of {width}, which is not a multiple of the {base} model_channels")

@@ -6,8 +6,9 @@ may contain: ``.safetensors``, or PyTorch files with ``weights_only=True``.
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,11 @@ import torch
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks.autoencoder import DiffusionAutoencoder
 from monai_diffae.networks.presets import build_autoencoder
-from monai_diffae.official.checkpoint_files import named_after, read_weights
+from monai_diffae.official.checkpoint_files import named_after, read_checkpoint
 from monai_diffae.official.layout import StateDict, infer_config
+from monai_diffae.official.settings import official_settings
+
+logger = logging.getLogger(__name__)
 
 # Patterns of official names (by position) and this package's names; the order matters.
 RENAMES = (
@@ -35,28 +39,34 @@ RENAMES = (
     (r"\.proj_out\.", ".out."),
 )
 
-# Arguments of build_autoencoder that cannot be derived from the weights, or not always.
-_OVERRIDES = ("num_heads", "dropout", "use_checkpoint", "encoder_num_res_blocks")
+# Arguments of build_autoencoder that cannot be derived from the weights, or not always, and their official names.
+_SETTINGS = {"num_heads": "net_beatgans_attn_head", "encoder_num_res_blocks": "net_enc_num_res_blocks"}
+_OVERRIDES = (*_SETTINGS, "dropout", "use_checkpoint")
 # Buffers of Lightning beside the model.
 _BESIDE = ("x_T", "conds_mean", "conds_std")
 
 
-def load_official(source: str | Path | StateDict, **overrides: Any) -> DiffusionAutoencoder:
+def load_official(
+    source: str | Path | StateDict, hyper_parameters: Mapping[str, Any] | None = None, **overrides: Any
+) -> DiffusionAutoencoder:
     """Load the official code's model as a :class:`DiffusionAutoencoder`, in evaluation mode.
 
-    Every setting of the official code is either supported or refused with its name, except for those that cannot be
-    derived from the weights: ``num_heads`` is 1 unless it is given, and old settings (``enc_tanh``, ``time_first``,
-    ``condition_scale_bias``, ``cond_at``, ``time_at``) are assumed to be those of the released models.
+    Every setting of the official code is either supported or refused with its name, except for those that leave no
+    trace in the weights. They are read from the checkpoint's ``hyper_parameters``; where these are silent, from the
+    arguments; and else they are those of the released models (1 attention head). So are old settings (``enc_tanh``,
+    ``time_first``, ``condition_scale_bias``, ``cond_at``, ``time_at``).
 
     Args:
         source: a ``.safetensors`` file, a checkpoint of the official training (its ``ema_model`` is used), or a state
             dict with the official names, with or without a prefix ``ema_model.`` or ``model.``.
-        **overrides: ``num_heads``, ``dropout``, ``use_checkpoint``, and ``encoder_num_res_blocks`` if more than one
-            number fits the weights.
+        hyper_parameters: values of the official ``TrainConfig`` by their names, if ``source`` has none.
+        **overrides: ``dropout``, ``use_checkpoint``, and if ``hyper_parameters`` do not have them ``num_heads``, and
+            ``encoder_num_res_blocks`` if more than one number fits the weights.
 
     Raises:
         UnsafeInputError: the file is damaged, or reading it could run code.
-        ConfigError: the file does not exist, or the weights are not those of an official Diff-AE.
+        ConfigError: the file does not exist, the weights are not those of an official Diff-AE, or an argument is not
+            what the checkpoint says.
 
     Example:
         >>> load_official({"encoder.fc.weight": torch.zeros(2, 2)})
@@ -67,18 +77,25 @@ def load_official(source: str | Path | StateDict, **overrides: Any) -> Diffusion
     for name in overrides:
         if name not in _OVERRIDES:
             raise ConfigError(f"{name}: is derived from the weights; only {', '.join(_OVERRIDES)} can be given")
-    weights = read_weights(source) if isinstance(source, (str, Path)) else source
+    weights, own = read_checkpoint(source) if isinstance(source, (str, Path)) else (source, {})
     with named_after(source):
-        return _network(select_model(weights)[1], overrides)
+        given = {**(hyper_parameters or {}), **{_SETTINGS[n]: overrides.pop(n) for n in _SETTINGS if n in overrides}}
+        settings, _ = official_settings(own, given)
+        which, model = select_model(weights)
+        overrides = {"num_heads": settings.net_beatgans_attn_head, **overrides}
+        network = _network(model, settings.net_enc_num_res_blocks, overrides)
+    if which != "ema_model":
+        logger.warning("no ema_model in it: its weights are used, which may not be averaged over the training")
+    return network
 
 
-def _network(weights: StateDict, overrides: dict[str, Any]) -> DiffusionAutoencoder:
+def _network(weights: StateDict, encoder_num_res_blocks: int | None, overrides: dict[str, Any]) -> DiffusionAutoencoder:
     if "layers.0.linear.weight" in weights or not weights:
         raise ConfigError(
             "there is no autoencoder in it; choose the autoencoder's checkpoint, not that of a latent DDIM alone"
         )
     try:
-        config = infer_config(weights, overrides.pop("encoder_num_res_blocks", None))
+        config = infer_config(weights, encoder_num_res_blocks)
         with torch.device("meta"):  # without random numbers, which would be replaced at once
             network = build_autoencoder(**{**config, **overrides})
     except ConfigError:
@@ -122,8 +139,8 @@ def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> 
         own: the state dict of this package's network; only names and shapes are used.
 
     Raises:
-        ConfigError: a tensor is missing or too many, has another shape or is not a floating-point tensor, or has a
-            value that is not finite (in float32).
+        ConfigError: a tensor is missing or too many, has another shape or is not a floating-point tensor, is expanded
+            from fewer numbers, or has a value that is not finite (in float32).
     """
     ours: dict[str, torch.Tensor] = {}
     misfits = []
@@ -132,9 +149,13 @@ def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> 
         if key in ours or key not in own or not _fits(tensor, own[key].shape):
             misfits.append(name)
             continue
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ConfigError(f"{name}: repeats fewer numbers than its shape {tuple(tensor.shape)} has; save it whole")
         tensor = tensor.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
         if not tensor.isfinite().all():
-            raise ConfigError(f"{name}: has values that are not finite; download the file again, or train again")
+            raise ConfigError(
+                f"{name}: has values that are not finite; download it again, or take an earlier checkpoint"
+            )
         ours[key] = tensor.reshape(own[key].shape)
     missing = own.keys() - {rename(name) for name in weights}
     if misfits or missing:

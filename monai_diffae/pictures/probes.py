@@ -96,7 +96,7 @@ def draw_few_labels(few_labels: pd.DataFrame, path: Path) -> None:
     targets = dict(iter(few_labels.groupby("target", sort=False)))
     figure, panels = _panels(max(1, len(targets)), 1)
     if not targets:
-        panels[0][0].set_title(f"fewer than {min(FEW_PATIENTS)} labelled patients")
+        panels[0][0].set_title(f"fewer than {2 * min(FEW_PATIENTS)} labelled patients to fit to")
     for (name, group), (axes,) in zip(targets.items(), panels, strict=False):
         for (features, probe), rows in group.groupby(["features", "probe"], sort=False):
             (line,) = axes.plot(rows["num_patients"], rows["median"], marker="o", label=f"{features}, {probe}")
@@ -107,7 +107,7 @@ def draw_few_labels(few_labels: pd.DataFrame, path: Path) -> None:
         axes.set_xticks(sorted(group["num_patients"].unique()), sorted(group["num_patients"].unique()))
         axes.minorticks_off()
         axes.set_title(str(name))
-        axes.set_xlabel("labelled patients")
+        axes.set_xlabel("labelled patients (shaded: quartiles of the draws, no confidence interval)")
         axes.set_ylabel(METRIC_NAMES[group["metric"].iloc[0]])
         axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=_DPI)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monai_diffae.transforms.grid import ToRASD, ToRASd, ToRASDict, ToSpacingD, ToSpacingd, ToSpacingDict
+from monai_diffae.transforms.grid import ToRASd, ToSpacingd
 from monai_diffae.transforms.intensity import ToModelRangeD, ToModelRanged, ToModelRangeDict
 from monai_diffae.transforms.native import NativeSpace, check_invertible
 from monai_diffae.transforms.native_writing import write_native
@@ -27,14 +27,10 @@ __all__ = [
     "ToModelRangeD",
     "ToModelRangeDict",
     "ToModelRanged",
-    "ToRASD",
-    "ToRASDict",
     "ToRASd",
     "ToScanSpaceD",
     "ToScanSpaceDict",
     "ToScanSpaced",
-    "ToSpacingD",
-    "ToSpacingDict",
     "ToSpacingd",
     "WriteReconstructionD",
     "WriteReconstructionDict",

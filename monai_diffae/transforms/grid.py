@@ -104,10 +104,6 @@ class ToSpacingd(MapTransform, InvertibleTransform):
         return item
 
 
-ToRASD = ToRASDict = ToRASd
-ToSpacingD = ToSpacingDict = ToSpacingd
-
-
 def spaced_grid(
     shape: Sequence[int], affine: NDArray[np.float64], spacing_mm: Sequence[float]
 ) -> tuple[list[int], NDArray[np.float64]]:

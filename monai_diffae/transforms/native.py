@@ -146,6 +146,10 @@ class NativeSpace(PreprocessedScan):
         """
         return self.scan.array + self.back_difference(difference)
 
+    def storable(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        """An image ``[C, *native S]`` in the scan's units with the values that a file with :attr:`suffix` can hold."""
+        return np.clip(array, 0, 255) if self.suffix == ".png" else array
+
     def to_model_range(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scale an array ``[C, *native S]`` in the scan's units to the model's range, without clipping it."""
         # the way back is an affine function of the intensities of each channel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from monai_diffae.data.scan_writing import no_such_type
 from monai_diffae.data.scans import Scan, write_scan
 from monai_diffae.data.slices import in_file_axes
 from monai_diffae.errors import ConfigError
+
+_INTEGERS = (np.uint8, np.int16, np.uint16, np.int32)
 
 
 def write_native(
@@ -33,9 +36,9 @@ def write_native(
         scan: the scan.
         dtype: data type of the file; uint8 for masks, float32 for maps and differences. With integers, values are
             rounded; values that do not fit are clipped, and their number is logged. None: the type of an image in the
-            scan's units. For a NIfTI volume, this is the type of the scan's file. Otherwise, if the scan has whole
-            numbers, it is the smallest of uint8, int16, uint16 and int32 that holds the scan and the array; else
-            float32. For PNG, values are rounded and clipped to 0..255.
+            scan's units. For a NIfTI volume, this is the type of the scan's file, if it holds the array. Otherwise, if
+            the scan has whole numbers, it is the smallest of uint8, int16, uint16 and int32 that holds the scan and the
+            array; else float32. For PNG, values are rounded and clipped to 0..255.
         description: for NIfTI: the text ``descrip`` of the header.
 
     Raises:
@@ -61,8 +64,9 @@ def write_native(
         return write_scan(path, array, value_range=(0, 255))
     array, scan = in_file_axes(array, scan)
     header = scan.header if len(array) == 1 and not name.lower().endswith(".nrrd") else None
-    if header is not None and dtype is not None:
-        header = _header_of_type(Path(path), header, np.dtype(dtype))
+    if header is not None:
+        is_image = dtype is None
+        header = _wide_header(header, array) if is_image else _header_of_type(Path(path), header, np.dtype(dtype))
     affine = None if scan.lacks_geometry else scan.affine
     stored = _stored_type(array, scan) if dtype is None and header is None else dtype
     dtype = np.float32 if stored is None else stored
@@ -81,14 +85,31 @@ def _header_of_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) 
     return header
 
 
+def _wide_header(header: nib.Nifti1Header, array: NDArray[Any]) -> nib.Nifti1Header:
+    """A scan's header with an integer type that holds an image with these values; its own type if that does."""
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iu" or not np.isfinite(array).all():
+        return header
+    slope, inter = (value or default for value, default in zip(header.get_slope_inter(), (1.0, 0.0), strict=True))
+    ends = sorted((float(end) - inter) / slope for end in (array.min(), array.max()))
+    wide = _smallest_type(*ends, (dtype, *_INTEGERS))
+    if wide != dtype:
+        header = header.copy()
+        header.set_data_dtype(wide)
+    return header
+
+
+def _smallest_type(low: float, high: float, types: Sequence[DTypeLike]) -> DTypeLike:
+    """The first of the integer types that holds two numbers, rounded; else float32."""
+    # Python integers, because float32 rounds the end of int32 up to a number that would wrap around
+    lowest, highest = round(low), round(high)
+    fitting = (each for each in types if np.iinfo(each).min <= lowest and highest <= np.iinfo(each).max)
+    return next(fitting, np.float32)
+
+
 def _stored_type(array: NDArray[Any], scan: Scan) -> DTypeLike:
     # decided by the values: with a slope, or after an export of integers as floats, the file's type says little
     if not (np.equal(np.round(scan.array), scan.array).all() and np.isfinite(array).all()):
         return np.float32
-    # Python integers, because float32 rounds the end of int32 up to a number that would wrap around
-    low = int(min(scan.array.min(), np.round(array.min())))
-    high = int(max(scan.array.max(), np.round(array.max())))
-    for dtype in (np.uint8, np.int16, np.uint16, np.int32):
-        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return dtype
-    return np.float32
+    low, high = min(scan.array.min(), array.min()), max(scan.array.max(), array.max())
+    return _smallest_type(float(low), float(high), _INTEGERS)

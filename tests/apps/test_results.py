@@ -23,7 +23,7 @@ from monai_diffae.apps.results import FolderResult, run_once
 from monai_diffae.apps.steps import Steps
 from monai_diffae.apps.web_page import STYLE, joined, web_page
 from monai_diffae.cli import build_app, parse
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import BusyError, CohortError, ConfigError
 
 
 @pytest.fixture
@@ -98,27 +98,21 @@ def test_files_that_are_not_ours_are_refused(made, tmp_path):
         run_once(tmp_path / "taken" / "below" / "r.json", [tmp_path / "x"], {}, dict, overwrite=False)
 
 
-def test_two_runs_at_once_do_not_mix_their_results(tmp_path):
-    record, table = tmp_path / "t.json", tmp_path / "t.csv"
+@pytest.mark.parametrize("is_first", [True, False])
+def test_of_two_runs_at_once_the_second_is_refused_and_replaces_nothing(made, tmp_path, is_first):
+    if not is_first:
+        made()
+    folder, busy = tmp_path / "out", "out: another run is writing results there; wait until it ends, or choose another"
 
-    def run(seed, work):
-        return run_once(record, [table], {"seed": seed}, work, overwrite=True)
+    def meanwhile():
+        with pytest.raises(BusyError, match=busy):
+            made(seed=2, overwrite=True)
+        (folder / "t.csv").write_text("1")
+        return {"num": 1}
 
-    def write():
-        table.write_text("")
-        return {"num": 3}
-
-    def meet():
-        run(2, write)
-        raise FileNotFoundError("the other run deleted it")
-
-    with pytest.raises(ConfigError, match="another run wrote results there at the same time, and they may be mixed"):
-        run(1, lambda: run(2, write)[0])
-    assert json.loads(record.read_text())["results"] == {}
-    with pytest.raises(ConfigError, match="another run wrote results there"):
-        run(1, meet)
-    assert run(2, write) == ({"num": 3}, False)
-    assert run_once(record, [table], {"seed": 2}, write, overwrite=False) == ({"num": 3}, True)
+    assert run_once(folder / "t.json", [folder / "t.csv"], {}, meanwhile, overwrite=True) == ({"num": 1}, False)
+    assert run_once(folder / "t.json", [folder / "t.csv"], {}, meanwhile, overwrite=False) == ({"num": 1}, True)
+    assert not list(folder.glob("*.lock"))
 
 
 # -- what notebooks and pages show -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from monai_diffae.apps.training.train import train
 from monai_diffae.bundle import init_bundle
 from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.folders import complete_bundle
-from monai_diffae.bundle.model_card import NOTE, mark_replaced_weights
+from monai_diffae.bundle.model_card import NOTE, TRAINED, mark_replaced_weights
 from monai_diffae.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -93,9 +93,17 @@ def test_a_card_is_marked_once_and_its_figures_leave_the_metadata(shipped, bundl
         mark_replaced_weights(shipped)
         assert card.read_text() == f"{heading}\n\n{NOTE}\n{rest}"
         assert figures(shipped) == {}
-    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
-    mark_replaced_weights(bundle)  # which has no figures
-    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+
+
+def test_a_card_that_says_there_are_no_weights_says_that_those_of_a_training_are_not_described(tmp_path):
+    bundle = init_bundle(tmp_path / "new")
+    card, metadata = bundle / "docs" / "README.md", (bundle / "configs" / "metadata.json").read_bytes()
+    before = card.read_text()
+    for _ in range(2):
+        mark_replaced_weights(bundle)
+        changed = "The bundle has no weights: it is trained on the user's own images."
+        assert card.read_text() == before.replace(changed, TRAINED) != before
+    assert (bundle / "configs" / "metadata.json").read_bytes() == metadata
 
 
 def test_the_card_of_a_copy_belongs_to_the_same_weights_only(shipped, tmp_path):

@@ -102,7 +102,10 @@ def test_probes_change_no_weight(make_workflow, cohort, probed, tmp_path):
 
 @pytest.mark.parametrize(
     ("targets", "message"),
-    [(["age"], "the cohort has no label 'age'; it has head_size, tilt"), (["reader"], "target 'reader': is text with")],
+    [
+        (["age"], "the cohort has no label 'age'; it has head_size, tilt"),
+        (["reader"], "target 'reader': has 35 different classes"),
+    ],
 )
 def test_a_label_that_cannot_be_probed_is_an_error_if_it_is_named(make_workflow, cohort, tmp_path, targets, message):
     out = tmp_path / "out"

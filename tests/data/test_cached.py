@@ -203,10 +203,11 @@ def test_many_cases_of_which_some_are_bad(tmp_path, number):
 
 def test_after_five_bad_scans_a_line_refers_to_the_list(tmp_path, caplog):
     cases = CachedCases(cohort(tmp_path, 10, bad=tuple(range(1, 9))), TRANSFORM)
+    cases.failures_name = "my_failures.csv"
     assert (len(cases), len(cases.failures)) == (2, 8)
     lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(lines) == 6
-    assert lines[5] == "more cases are skipped; failures.csv lists all of them"
+    assert lines[5] == "more cases are skipped; my_failures.csv lists all of them"
 
 
 @pytest.mark.parametrize("cache", ["memory", "none"])

@@ -9,6 +9,7 @@ from scan_files import save_nifti, save_series
 from monai_diffae.data.cases import Case, as_labels
 from monai_diffae.data.cohorts import assign_splits, fingerprint, read_cohort
 from monai_diffae.data.scans import read_scan
+from monai_diffae.data.tables import read_columns
 from monai_diffae.errors import CohortError, ConfigError
 
 
@@ -167,6 +168,10 @@ def test_tables_that_cannot_be_used(tmp_path):
     line = refusal(table(tmp_path, "image\nd/x.nii\nd/y.nii\n"))
     assert "none of its 2 files exists (first: d/x.nii); check the paths, which are relative to the table's" in line
     assert len(read_cohort(table(tmp_path, "image\na.nii\ny.nii\n"))) == 2
+    (tmp_path / "t.xlsx").write_bytes(b"PK")
+    assert refusal(tmp_path / "t.xlsx") == "t.xlsx: Excel files are not read; save it as CSV, and give that file"
+    with pytest.raises(CohortError, match="Excel files are not read"):
+        read_columns(tmp_path / "t.xlsx")
     (tmp_path / "bin.csv").write_bytes(b"\xff\xfe\x00image")
     assert "UTF-8" in refusal(tmp_path / "bin.csv")
 
@@ -185,6 +190,22 @@ def test_no_cell_of_a_table_is_lost(tmp_path):
     assert "t.csv: line 3 has a value in a column without a name" in refusal(table)
     table.write_text(",image,age\n0,a.png,41\n1,b.png,52\n")  # the numbers of the rows, as pandas writes them
     assert [case.labels for case in read_cohort(table)] == [{"age": 41}, {"age": 52}]
+
+
+def test_one_patient_under_two_names_is_one_or_a_warning_without_the_names(tmp_path, caplog):
+    touch(*(tmp_path / f"{name}.png" for name in "abcd"))
+    rows = "image,patient,split\na.png,{},train\nb.png,{},test\n"
+    assert "'a' (train) and 'b' (test) belong to one patient" in refusal(table(tmp_path, rows.format("1", "1.0")))
+    entries = [{"image": f"{case}.png", "patient": name} for case, name in zip("ab", (" p1 ", "p1"), strict=True)]
+    (tmp_path / "list.json").write_text(json.dumps({"training": entries[:1], "test": entries[1:]}))
+    assert "belong to one patient" in refusal(tmp_path / "list.json")
+    read_cohort(table(tmp_path, rows.format("1.0", "1.2") + "c.png,1,train\nd.png,10,test\n"))
+    read_cohort(table(tmp_path, rows.format("P1", "P1").replace("test", "train")))
+    assert not caplog.messages
+    read_cohort(table(tmp_path, rows.format("Doe-1", "doe - 01") + "c.png,x,\nd.png,X,\n"))
+    assert len(caplog.messages) == 1
+    assert "4 patients have names that differ from another's in capitals, spaces or leading zeros only" in caplog.text
+    assert "oe" not in caplog.text
 
 
 def test_lines_that_end_early_and_patients_called_na_are_named(tmp_path, caplog):
@@ -252,11 +273,20 @@ def test_labels_that_are_lists_or_mappings_are_ignored_with_one_warning(tmp_path
     ]
 
 
-def test_the_types_of_labels():
+def test_the_types_of_labels(caplog):
     assert as_labels({"visit": ["01_02", "7"], "count": ["1", "2"]}) == {"visit": ["01_02", "7"], "count": [1, 2]}
     for word in ("", " ", "NA", "N/A", "n/a", "NaN", "nan", "null"):
         assert as_labels({"sex": ["F", word], "age": ["41", word]}) == {"sex": ["F", None], "age": [41, None]}
     assert as_labels({"drug": ["None", "aspirin"]}) == {"drug": ["None", "aspirin"]}
+    assert as_labels({"site": ["001", "01", "1"], "month": ["01", "12"]}) == {
+        "site": ["001", "01", "1"],
+        "month": [1, 12],
+    }
+    assert not caplog.messages
+    assert as_labels({"age": ["41,5", "7", ""], "note": ["1,5", "a"]})["age"] == ["41,5", "7", None]
+    assert [message[:58] for message in caplog.messages] == [
+        "label 'age': is read as text, because numbers such as 41,5"
+    ]
 
 
 def test_fingerprint(tmp_path):

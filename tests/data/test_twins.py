@@ -12,9 +12,9 @@ from monai_diffae.data import twins
 from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import SIZE, aligned_correlation, fingerprint, scan_fingerprint
 from monai_diffae.data.formats.scan import Scan
-from monai_diffae.data.listing import find_listed_twins, group_twins, mark_twins
+from monai_diffae.data.listing import group_twins, look_at, mark_twins
 from monai_diffae.data.twin_reports import report_twins
-from monai_diffae.data.twins import TwinGroup, find_twins
+from monai_diffae.data.twins import TwinGroup, find_twins, find_twins_among
 from monai_diffae.data.virtual_patients import draw_patient, render_patient
 from monai_diffae.errors import CohortError
 
@@ -104,15 +104,16 @@ def test_of_very_many_scans_only_identical_ones_are_found(monkeypatch, caplog):
     assert "3 scans are too many" in caplog.text
 
 
-def test_the_same_pixels_in_two_formats_are_identical(tmp_path, caplog):
+def test_the_same_pixels_in_two_formats_are_identical(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (3, 60, 50), np.uint8)
     for name, image in (("a.png", pixels[0]), ("b.png", pixels[1]), ("d.png", pixels[2])):
         Image.fromarray(image).save(tmp_path / name)
     Image.fromarray(pixels[1]).convert("RGB").save(tmp_path / "c.png")
     (tmp_path / "e.png").write_bytes(b"...")
     cases = [Case(name, {"image": tmp_path / f"{name}.png"}, name) for name in "abecd"]
-    assert find_listed_twins(cases) == [TwinGroup((1, 3), is_identical=True)]
-    assert "1 scans cannot be read" in caplog.text
+    seen = look_at(cases)
+    assert find_twins_among(cases, seen.fingerprints) == [TwinGroup((1, 3), is_identical=True)]
+    assert [failure.case_id for failure in seen.failures] == ["e"]
 
 
 def test_twins_that_share_scans_become_one_patient():

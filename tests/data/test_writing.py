@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import re
 import resource
 import signal
 import time
@@ -47,6 +48,20 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
         write_atomic(path, fail_with(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.goal(id="R3")
+@pytest.mark.parametrize("name", ["a.nrrd", "a.nii.gz", "a.png"])
+def test_a_scan_that_does_not_fit_on_the_disk_is_named(tmp_path, name):
+    array = RNG.random((1, 300, 300) if name == "a.png" else (1, 60, 60, 60))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(MachineError, match=rf"^{re.escape(name)}: cannot be written.*; free space or choose"):
+            write_scan(tmp_path / name, array)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.goal(id="R3")

@@ -3,12 +3,19 @@
 import json
 import logging
 import os
+import re
+import shutil
 import sqlite3
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from mlflow.artifacts import list_artifacts
 
+from monai_diffae.apps.tracking import log_to_training
 from monai_diffae.bundle.folders import export_bundle
 from monai_diffae.bundle.private_values import without_paths
 from monai_diffae.data.samples import make_virtual_cohort
@@ -48,15 +55,18 @@ def private_cohort(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tracked(make_workflow_anywhere, private_cohort, tmp_path_factory):
-    """The output folder of a training that was tracked, and later resumed for a second epoch, and its workflow."""
+    """The copy of the folder of a training that was tracked, resumed for a second epoch there, and its workflow."""
     out = tmp_path_factory.mktemp("tracked") / "out"
-    settings = {"output_dir": str(out), "dataset_dir": str(private_cohort), **TRACKED}
+    first = out.with_name("first")
+    settings = {"dataset_dir": str(private_cohort), **TRACKED}
     settings["train#dataset#cache_dir"] = f"{private_cohort.parent}/cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        make_workflow_anywhere(settings).run()
-        (out / "first_run_id").write_text((out / "mlflow_run_id").read_text())
-        workflow = make_workflow_anywhere({**settings, "max_epochs": 2, "registered_model": "tiny"})
+        make_workflow_anywhere({**settings, "output_dir": str(first)}).run()
+        shutil.copytree(first, out)
+        workflow = make_workflow_anywhere(
+            {**settings, "output_dir": str(out), "max_epochs": 2, "registered_model": "tiny"}
+        )
         workflow.run()
     return out, workflow
 
@@ -69,7 +79,7 @@ def client_and_run(out):
 def test_a_run_is_tracked_with_parameters_metrics_and_artifacts_and_resumed_as_the_same_run(tracked):
     out = tracked[0]
     client, run = client_and_run(out)
-    assert run.info.run_id == (out / "first_run_id").read_text()
+    assert run.info.run_id == (out.with_name("first") / "mlflow_run_id").read_text()
     assert len(client.search_runs([run.info.experiment_id])) == 1
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "training/loss")]
     assert steps == pd.read_csv(out / "curves.csv").dropna(subset=["loss"])["step"].tolist() != []
@@ -84,6 +94,27 @@ def test_a_run_is_tracked_with_parameters_metrics_and_artifacts_and_resumed_as_t
     others = {"config.json", "curves.png", "latest.png", "MLmodel", "data/bundle/configs/train.json"}
     assert others | models <= artifacts
     assert any(artifact.startswith("images/reconstructions") for artifact in artifacts)
+
+
+def pictures(out):
+    """The steps of the pictures that MLflow's page shows of a folder's run; all its files are in the folder."""
+    client, run = client_and_run(out)
+    models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
+    for location in (run.info.artifact_uri, *(model.artifact_location for model in models)):
+        assert Path(url2pathname(urlsplit(location).path)).is_relative_to(out)
+        assert list_artifacts(artifact_uri=location)
+    images = [file.path for file in list_artifacts(artifact_uri=f"{run.info.artifact_uri}/images")]
+    return sorted({int(step) for path in images for step in re.findall(r"step\W(\d+)", path)})
+
+
+def test_a_copied_or_moved_folder_tracks_into_itself_and_shows_old_and_new_pictures(tracked, tmp_path):
+    first = tracked[0].with_name("first")
+    steps = pictures(tracked[0])
+    assert (pictures(first), len(steps)) == (steps[:1], 2)
+    moved = shutil.copytree(tracked[0], tmp_path / "copy").rename(tmp_path / "moved")
+    log_to_training(moved, {}, [first / "curves.png"], "report")
+    assert pictures(moved) == steps
+    assert list((moved / "mlruns").rglob("report/curves.png"))
 
 
 def test_nothing_that_is_tracked_names_a_patient_or_a_folder(tracked, private_cohort):

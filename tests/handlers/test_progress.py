@@ -1,10 +1,13 @@
+import io
 import logging
+from types import SimpleNamespace
 
 import pandas as pd
 from PIL import Image
+from rich.console import Console
 
 from monai_diffae.bundle.last_metrics import last_usage
-from monai_diffae.handlers import curves
+from monai_diffae.handlers import TrainingProgress, curves
 from monai_diffae.pictures.curves import draw_curves
 
 
@@ -39,3 +42,13 @@ def test_the_curves_have_a_panel_for_probes_if_there_are_any(tmp_path):
     draw_curves(frame, tmp_path / "with.png")
     widths = [Image.open(tmp_path / name).width for name in ("without.png", "with.png")]
     assert widths == [1080, 1560]
+
+
+def test_a_usage_that_is_not_defined_says_why():
+    progress = TrainingProgress()
+    progress.console = Console(file=io.StringIO())
+    progress._show_validation(
+        SimpleNamespace(state=SimpleNamespace(metrics={"loss": 0.5, "z_sem_usage": float("nan")}))
+    )
+    shown = progress.console.file.getvalue()
+    assert shown == "validation: loss 0.5  z_sem_usage not defined, as there is no other image\n"

@@ -17,7 +17,7 @@ from monai_diffae.errors import BusyError, ConfigError, DiffAEError
 from monai_diffae.label.app_folder import make_app_folder
 from monai_diffae.label.datastore import FolderDatastore
 from monai_diffae.label.served_model import ServedModel
-from monai_diffae.label.trainer import DiffAETrainer
+from monai_diffae.label.trainer import DiffAETrainer, calibration_advice
 
 QUICK = {"max_epochs": 1, "mlflow": False}
 
@@ -52,6 +52,7 @@ def test_the_new_model_is_served_and_broken_images_are_left_out(serve, bundle_3d
         result = train(server).json()
     assert (result["images"], result["failed"]) == (6, 1)
     assert "anomaly maps of the new model are calibrated with" in caplog.text  # with few scans only
+    assert "not calibrated, since fewer than two of the images" in calibration_advice(None)
     answer = server.infer("diffae_encode", "hippocampus_001").json()
     assert answer["model"] == result["model"] == checksum(folder.bundle)
     assert answer["z_sem"] != before

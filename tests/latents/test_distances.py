@@ -76,12 +76,17 @@ def reference():
 
 
 def test_outlier_scores_are_distances_to_the_nearest_reference_cases(reference):
-    new = np.random.default_rng(1).normal(size=(9, 6))
-    statistics = LatentStatistics.of(reference)
-    nearest = nearest_neighbors(statistics.normalise(new), statistics.normalise(reference), 3)
+    """Those of nine of ten folds, never the case's own, in the units of these."""
+    new, folds = np.random.default_rng(1).normal(size=(9, 6)), np.argsort(np.argsort(np.arange(120).astype(str))) % 10
+    expected = np.empty((10, 129))
+    for i in range(10):
+        units = LatentStatistics.of(reference[folds != i]).normalise
+        nearest = nearest_neighbors(units(np.r_[new, reference]), units(reference[folds != i]), 3)
+        expected[i] = nearest.distances.mean(axis=1)
     scores = outlier_scores(new, reference, k=3, whitened=False)
-    np.testing.assert_array_equal(scores.distances, nearest.distances.mean(axis=1))
+    assert np.isclose(scores.distances, expected[:, :9], rtol=1e-5).any(axis=0).all()
     own = ReferenceCases.of(reference).own_distances(3, False)
+    np.testing.assert_allclose(own, expected[folds, 9 + np.arange(120)], rtol=1e-5)
     np.testing.assert_array_equal(scores.p_values, p_values(scores.distances, own, np.zeros(9, bool)))
 
 
@@ -177,8 +182,7 @@ def test_neither_the_case_itself_nor_its_other_slices_count(z):
 
 @pytest.mark.parametrize("at_once", [2**20, 130])
 def test_figures_are_those_of_all_pairs_to_the_bit(z, monkeypatch, at_once):
-    monkeypatch.setattr(stability_module, "_DISTANCES_AT_ONCE", at_once)
-    monkeypatch.setattr(stability_module, "_PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr(stability_module, "_AT_ONCE", at_once)
     rng = np.random.default_rng(2)
     patients, scans, slices = (rng.integers(most, size=60) for most in (20, 3, 2))
     z[7] = z[5] = z[3]  # of ties, rounding must not decide
@@ -262,6 +266,18 @@ def test_equal_samples_have_no_small_p_value_and_a_seed_gives_the_same_test():
     assert permutation_test("energy", np.ones((10, 2)), np.ones((10, 2)), num=99).p_value == 1
     first, again, other = (permutation_test("energy", a, b, num=50, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_permutations_keep_the_scans_of_a_patient_together():
+    """Three equal scans per patient say as much as one, and only pairs of different patients count."""
+    a, b, groups = normal(0, 12, 2), normal(1, 12, 2, shift=0.7), np.repeat(np.arange(12), 3)
+    once = permutation_test("energy", a, b, num=300)
+    thrice = permutation_test("energy", a[groups], b[groups], groups=(groups, groups + 12), num=300)
+    np.testing.assert_allclose(astuple(thrice), astuple(once))
+    assert permutation_test("energy", a[groups], b[groups], num=300).p_value < once.p_value
+    for names, text in (((groups, groups), "not in the other"), ((groups, [12] * 36), "two"), ((groups, [1]), "each")):
+        with pytest.raises(ConfigError, match=f"^groups: .*{text}"):
+            permutation_test("energy", a[groups], b[groups], groups=names)
 
 
 @pytest.mark.parametrize("statistic", ["energy", "mmd"])

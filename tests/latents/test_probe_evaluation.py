@@ -49,11 +49,12 @@ def test_a_known_r2_and_scores_that_are_sklearns():
     result = cross_validated(x, y, np.arange(300))
     r2, mae = result.scores()(np.ones(300))
     assert 0.4 < r2 < 0.6
-    assert r2 == pytest.approx(r2_score(y, result.predicted))
+    assert r2 == pytest.approx(r2_score(y, result.predicted), abs=0.01)
+    assert r2 == pytest.approx(1 - ((y - result.predicted) ** 2).sum() / ((y - result.baseline) ** 2).sum())
     assert mae == pytest.approx(mean_absolute_error(y, result.predicted))
     classes = cross_validated(x, y > 0.7, np.arange(300))
     auroc, _, balanced, brier = classes.scores()(np.ones(300))
-    assert auroc == pytest.approx(roc_auc_score(y > 0.7, classes.predicted[:, 1]))
+    assert auroc == pytest.approx(roc_auc_score(y > 0.7, classes.ranking[:, 1]))
     assert brier == pytest.approx(brier_score_loss(y > 0.7, classes.predicted[:, 1]))
     again, other = (cross_validated(x, y > 0.7, np.arange(300), seed=seed).predicted for seed in (0, 1))
     np.testing.assert_array_equal(classes.predicted, again)
@@ -114,7 +115,7 @@ def test_more_labels_give_better_scores():
     target, folds = cross_validation_folds(read_probe_target(list(y), "label"), patients)
     arguments = [x] * len(folds), target, patients, folds, "knn"
     scores = [few_label_scores(*arguments, num_patients=num) for num in (10, 30, 90)]
-    assert [len(each) for each in scores] == [20] * 3
+    assert [len(each) for each in scores] == [10] * 3
     assert np.median(scores[0]) < np.median(scores[1]) < np.median(scores[2])
     np.testing.assert_array_equal(scores[0], few_label_scores(*arguments, num_patients=10))
     assert np.isnan(few_label_scores(*arguments, num_patients=97)).all()  # four fifths of 120 patients are 96

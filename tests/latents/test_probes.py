@@ -10,18 +10,36 @@ from sklearn.metrics import r2_score, roc_auc_score
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing import QuickProbe
 from monai_diffae.latents.probing.probes import LOGISTIC_CS, RIDGE_ALPHAS, fit_probe, grouped_folds, pca_features
-from monai_diffae.latents.probing.scores import ClassScores, NumberScores, bootstrapped, interval
+from monai_diffae.latents.probing.scores import ClassScores, NumberScores, bootstrapped, difference_interval, interval
 from monai_diffae.latents.probing.targets import copies_of, far_off, read_probe_target
+from monai_diffae.latents.targets import are_classes, read_target
 
 
-def test_numbers_of_few_values_are_classes_in_their_order_and_the_same_as_with_gaps():
+def test_one_rule_says_which_labels_are_classes_and_it_is_the_same_for_all_who_read_labels(caplog):
     whole = read_probe_target([10, 2, 2, 10], "grade")
     assert whole.classes == read_probe_target([10.0, 2.0, None, 10.0], "grade").classes == ("2", "10")
     assert whole.values.tolist() == [1, 0, 0, 1]
     assert read_probe_target([True, False], "is_ill").classes == ("False", "True")
-    assert read_probe_target(range(11), "age").classes is None
-    assert read_probe_target(range(10), "age").classes is not None
-    assert read_probe_target(range(11), "age", np.arange(3)).classes is None  # a few cases of a continuous label
+    assert read_probe_target([0, 1, "NA", " "], "is_ill").classes == ("0", "1")  # the words that are missing in tables
+    stage = [0, 1, 2, 3, 4] * 5
+    assert read_probe_target(stage, "stage").classes is not None
+    assert read_probe_target(stage, "stage", np.arange(3)).classes is not None  # all labels count
+    numbers = ([31, 45, 52, 60, 38], list(range(10)), list(np.arange(15)) * 9, [0.5, 1, 1.5] * 9, [-1, 0, 1] * 9)
+    for labels in numbers:  # ages of five people, more values than 10, fractions, and values below 0
+        assert read_probe_target(labels, "age").classes is None
+        assert read_target(labels, "age").kind == "continuous"
+        assert not are_classes(labels)
+        assert read_probe_target(labels, "age", kind="classes").classes is not None
+    assert (read_target(stage, "stage").kind, read_target([0, 1] * 3, "ill").kind) == ("continuous", "binary")
+    assert read_target([0, 1] * 3, "ill", kind="numbers").kind == "continuous"
+    for options, message in (({"kind": "classes"}, "has 5 classes"), ({"kind": "numbers", "positive": 1}, "positive")):
+        with pytest.raises(ConfigError, match=message):
+            read_target(stage, "stage", **options)
+    with pytest.raises(ConfigError, match="^kind: some labels are text"):
+        read_probe_target(["a", "b"], "state", kind="numbers")
+    assert not caplog.messages
+    assert read_probe_target(["Yes", "yes", "no"], "ill").classes == ("Yes", "no", "yes")
+    assert "target 'ill': 'Yes', 'yes' differ only in upper and lower case" in caplog.text
 
 
 def test_missing_labels_are_omitted_cases_keep_the_requested_order_and_classes_can_be_left_out():
@@ -38,8 +56,8 @@ def test_missing_labels_are_omitted_cases_keep_the_requested_order_and_classes_c
     ("labels", "message"),
     [
         ([3, 3, None], "2 of 3 cases have it, and it is the same for all"),
-        ([*range(20), -1e31], "contains values that are infinite or too large; correct them"),
-        ([f"word {i}" for i in range(21)], "text with 21 different values"),
+        ([*range(20), -1e31], "contains infinite numbers or some above 1e30"),
+        ([f"word {i}" for i in range(21)], "has 21 different classes"),
     ],
 )
 def test_labels_that_are_no_targets_are_refused(labels, message):
@@ -235,6 +253,22 @@ def test_scores_that_are_not_defined_are_nan_and_not_part_of_the_interval():
     assert np.isfinite([balanced, brier]).all()
     assert interval(np.array([np.nan, 1.0, np.nan])) == (1, 1)
     assert np.isnan(interval(np.array([np.nan]))).all()
+
+
+def test_perfect_scores_have_an_interval_that_shrinks_with_the_patients_of_the_rarest_class():
+    lows = []
+    for num in (6, 40, 400):
+        truth = np.r_[np.zeros(2 * num, int), np.ones(num, int)]
+        scores = ClassScores(truth, np.stack([1 - truth, truth], axis=1))
+        intervals = scores.intervals(bootstrapped(scores, np.arange(3 * num)), np.arange(3 * num))
+        assert intervals[0] == intervals[1] == intervals[2]
+        assert intervals[0][1] == 1
+        assert intervals[3][0] == 0 < intervals[3][1]
+        lows.append(intervals[0][0])
+    alone = np.r_[np.arange(800), [-1] * 400]  # the rarest class has one patient
+    assert scores.intervals(bootstrapped(scores, alone), alone)[0] == (0, 1)
+    assert lows == pytest.approx([0.61, 0.954, 0.9955], abs=0.005)
+    assert difference_interval(0.0, np.zeros(1000), 400) == pytest.approx((-0.00123, 0.00123), abs=1e-4)
 
 
 def test_draws_are_of_groups_paired_and_do_not_depend_on_the_order_of_cases_in_a_group():

@@ -161,6 +161,7 @@ def test_a_planted_outlier_comes_first_and_the_scans_of_one_patient_do_not_hide_
     groups = [*range(50), *[50] * 6]
     assert set(outlier_order(z, groups)[:6]) == set(range(50, 56))
     assert not set(outlier_order(z)[:6]) & set(range(50, 56))
+    assert set(select("outlier", z, 6, groups=groups)) == set(range(50, 56))
 
 
 def test_random_depends_on_the_seed_alone_and_rows_must_exist(z_sem):

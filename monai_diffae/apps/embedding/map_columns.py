@@ -15,7 +15,9 @@ from monai_diffae.latents import LatentStatistics, principal_components
 from monai_diffae.pictures import thumbnail
 
 
-def with_map_columns(table: pd.DataFrame, cases: Sequence[Case], trained: TrainedBundle, workers: int) -> pd.DataFrame:
+def with_map_columns(
+    table: pd.DataFrame, cases: Sequence[Case], trained: TrainedBundle, workers: int, *, common_scale: bool
+) -> pd.DataFrame:
     """Add ``x``, ``y`` and ``thumbnail`` to a table with one row per image.
 
     ``x`` and ``y`` are the first two principal components of the training cases' normalised z_sem. ``thumbnail`` is a
@@ -27,6 +29,7 @@ def with_map_columns(table: pd.DataFrame, cases: Sequence[Case], trained: Traine
         cases: the cases of the cohort, among them those of the table.
         trained: preprocesses the scans, which are read once more.
         workers: processes that read ahead.
+        common_scale: whether the codes are principal components, whose relative sizes are kept.
 
     Raises:
         ConfigError: there are fewer than three training cases.
@@ -34,7 +37,7 @@ def with_map_columns(table: pd.DataFrame, cases: Sequence[Case], trained: Traine
         ScanError: a scan can no longer be read.
     """
     z_train = z_matrix(split_rows(table, "train"))
-    components = principal_components(z_train, LatentStatistics.of(z_train), 2)
+    components = principal_components(z_train, LatentStatistics.of(z_train, common_scale=common_scale), 2)
     x, y = components.coordinates(z_matrix(table)).T
     by_id = {case.id: case for case in cases}
     items = [by_id[name].item() for name in table["id"]]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from monai_diffae.apps.embedding.encoding import EncodedCohort, check_any_encoded
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort
-from monai_diffae.data.failures import Failure, write_failures
+from monai_diffae.data.failures import Failure, count_by_label, write_failures
 from monai_diffae.data.patient_keys import PatientKey
 from monai_diffae.data.slice_cases import gather_slices, whole_scan
 from monai_diffae.errors import ConfigError, quoted
@@ -45,6 +45,9 @@ def make_tables(
         CohortError: all cases failed.
     """
     failures = [*cohort.failures, *encoded.failures]
+    by_label = count_by_label([failure.case_id for failure in failures], cohort.cases)
+    if by_label:
+        logger.warning("%d cases have no z_sem%s", len(failures), by_label)
     if pool == "none":
         write_failures(failures_file, failures)
         check_any_encoded(encoded.cases, failures, "cases")

@@ -61,7 +61,7 @@ class AnomalyMaps:
         """
         rows: list[dict[str, Any]] = []
         failed = list(failures)
-        skipped = SkippedCases()
+        skipped = SkippedCases("failures.csv")
         for index, case in enumerate(track(cases, f"comparing {len(cases)} cases with held-out ones")):
             try:
                 opened = self._open(case)

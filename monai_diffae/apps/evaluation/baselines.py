@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from monai_diffae.apps.provenance import (
 )
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
-from monai_diffae.data.embeddings import std_columns, z_columns
+from monai_diffae.data.embeddings import encoder_name, read_metadata, std_columns, z_columns
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.features import INTENSITY_NAME, FeatureSet, intensity_statistics
@@ -139,9 +139,10 @@ class PixelBaselines:
 
 def z_sem_features(table: pd.DataFrame) -> FeatureSet:
     """The codes of a table, named after their encoder, and their standard deviations if the table has them."""
-    encoder = table.attrs.get("monai_diffae", {}).get("made_from", {}).get("encoder", "trained")
+    encoder = encoder_name(table)
     codes = table[[*z_columns(table), *std_columns(table)]].to_numpy(np.float32)
-    return FeatureSet.from_values("z_sem" if encoder == "trained" else str(encoder), codes)
+    features = FeatureSet.from_values("z_sem" if encoder == "trained" else encoder, codes)
+    return replace(features, standardise=encoder != "pca")
 
 
 def feature_set(
@@ -204,7 +205,9 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     is_available = np.isin(np.array(requested, object).astype(str), np.array(ids, object).astype(str))
     if not is_available.any():
         raise CohortError(f"{path.name}: has none of the cases of the embeddings; give their ids in its column id")
-    return FeatureSet.from_values(name, by_id.reindex(requested).to_numpy(np.float64), is_available, columns)
+    values = by_id.reindex(requested).to_numpy(np.float64)
+    is_pca = encoder_name(features) == "pca"
+    return replace(FeatureSet.from_values(name, values, is_available, columns), standardise=not is_pca)
 
 
 def checksum_of_features(values: ArrayLike | os.PathLike[str] | str) -> str:
@@ -227,6 +230,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         if path.suffix.lower() != ".csv":
             return pd.read_parquet(path)
         features = pd.read_csv(path)
+        features.attrs["monai_diffae"] = read_metadata(path)
         if "id" in features:  # a case may be called NA
             features["id"] = pd.read_csv(path, usecols=["id"], dtype=str, keep_default_na=False)["id"]
         return features

@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Le
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, failed_cases
 from monai_diffae.apps.settings import Reading, Seed, Split, UnbatchedRun
+from monai_diffae.errors import counted
 
 _FAILURES = "calibration_failures.csv"
 
@@ -38,7 +39,8 @@ class CalibrateResult(CommandResult):
 
     def lines(self) -> Iterator[str]:
         """The number of cases, the lowest p-value, then the file."""
-        yield f"{self.num_cases} cases of {self.num_patients} patients; the lowest p-value is {self.lowest_p_value:.2g}"
+        cases = f"{counted(self.num_cases, 'case')} of {counted(self.num_patients, 'patient')}"
+        yield f"{cases}; the lowest p-value is {self.lowest_p_value:.2g}"
         yield str(self.path)
 
     def figures(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from monai_diffae.bundle.anomaly_calibration import fit_detector
 from monai_diffae.bundle.layout import ANOMALY, models_folder
 from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import track
+from monai_diffae.errors import counted
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def calibrated(
         logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
         return path, existing, True
     read = session.read(cases, failures.parent, failures.name)
-    text = f"calibrating with {len(read.cases)} cases"
+    text = f"calibrating with {counted(len(read.cases), 'case')}"
     items = (read.dataset[i] for i in track(range(len(read.cases)), text))
     images = ((item["image"], item[session.encoder_key]) for item in items)
     made_from["num_patients"] = len({case.patient for case in read.cases})

@@ -13,6 +13,7 @@ from annotated_types import Ge
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, checksum_of, failed_cases, run_once
 from monai_diffae.apps.settings import Reading, Run, Seed, ValidationChoice
+from monai_diffae.errors import counted
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class DiagnoseResult(CommandResult):
         """The use of z_sem, its dimensions, one line per change of the image, then the folder."""
         yield (
             f"z_sem_usage {self.z_sem_usage:.3f}: loss with another patient's z_sem / own z_sem "
-            f"(with the mean z_sem: {self.z_sem_usage_mean:.3f}; {self.num_cases} cases)"
+            f"(with the mean z_sem: {self.z_sem_usage_mean:.3f}; {counted(self.num_cases, 'case')})"
         )
         dims = self.dimensions
         yield (

@@ -20,7 +20,7 @@ from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
 from monai_diffae.diffusion.noise import image_noise, seed_of
-from monai_diffae.errors import CohortError
+from monai_diffae.errors import CohortError, counted
 from monai_diffae.inferers.exact_encoding import encode_exactly
 from monai_diffae.latents import LatentStatistics
 from monai_diffae.latents.dimensions import active_dimensions
@@ -67,8 +67,8 @@ class Diagnosis:
         patients = CasePatients.of_cases(self.read.cases)
         if patients.num_patients < _FEW_PATIENTS:
             logger.warning(
-                "%d cases of %d patients are few, so the figures are unreliable; use %d patients or more",
-                len(self.read.cases), patients.num_patients, _FEW_PATIENTS,
+                "%s of %s are few, so the figures are unreliable; use %d patients or more",
+                counted(len(self.read.cases), "case"), counted(patients.num_patients, "patient"), _FEW_PATIENTS,
             )  # fmt: skip
         codes = self.encode_views()
         levels = self.noise_levels(patients.codes_to_compare(codes[UNCHANGED]))
@@ -93,7 +93,9 @@ class Diagnosis:
         """z_sem (N, D) of the images that the encoder sees, unchanged and with each change."""
         trained, read = self.session.trained, self.read
         parts: dict[str, list[Codes]] = {}
-        for cases, _, encoder_images in read.batches(self.session.run.batch_size, f"encoding {len(read.cases)} cases"):
+        for cases, _, encoder_images in read.batches(
+            self.session.run.batch_size, f"encoding {counted(len(read.cases), 'case')}"
+        ):
             noise = image_noise(
                 tuple(encoder_images.shape[1:]), self.seed, [seed_of("view", case.id) for case in cases]
             )
@@ -117,7 +119,8 @@ class Diagnosis:
                 {
                     "timestep": timestep, "log_snr": schedule.log_snr(timestep), "loss_own": own, "loss_other": other,
                     "loss_mean": mean, "z_sem_usage": other / own, "z_sem_usage_mean": mean / own,
-                    "own_is_better": float((losses["own"] < losses["other"]).double().mean()),
+                    # a decoder that ignores z_sem has equal losses, which count as half
+                    "own_is_better": float((losses["other"] - losses["own"]).sign().mean() + 1) / 2,
                 }
             )  # fmt: skip
         return pd.DataFrame(rows)
@@ -128,7 +131,7 @@ class Diagnosis:
         inferer = trained.inferer
         timesteps = inferer.schedule.stratified_timesteps(self.num_levels).tolist()
         parts: dict[int, dict[str, list[Tensor]]] = {t: {name: [] for name in codes} for t in timesteps}
-        text = f"denoising {len(read.cases)} cases at {self.num_levels} levels"
+        text = f"denoising {counted(len(read.cases), 'case')} at {counted(self.num_levels, 'level')}"
         start = 0
         for cases, images, _ in read.batches(self.session.run.batch_size, text):
             images = images.to(trained.device)

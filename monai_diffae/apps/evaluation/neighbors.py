@@ -14,7 +14,7 @@ from cyclopts import Group, Parameter
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, checksum_of, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class NeighborsResult(CommandResult):
         """How many images could not be read; training cases count, too."""
         if not self.num_failed:
             return None
-        return f"{self.num_failed} images could not be read: see neighbors_failures.csv"
+        return f"{counted(self.num_failed, 'image')} could not be read: see neighbors_failures.csv"
 
 
 @command

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.data.embeddings import z_matrix
+from monai_diffae.data.embeddings import encoder_name, z_matrix
 from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.latents.neighbors import p_values
 from monai_diffae.latents.outliers import ReferenceCases
@@ -38,7 +38,8 @@ class TrainingCases:
         Raises:
             ConfigError: there are fewer than two cases, or all are the same.
         """
-        return cls(rows, ReferenceCases.of(z_matrix(rows), _named_after_cases(rows, rows)))
+        names, is_pca = _named_after_cases(rows, rows), encoder_name(rows) == "pca"
+        return cls(rows, ReferenceCases.of(z_matrix(rows), names, common_scale=is_pca))
 
     def normalised(self, rows: pd.DataFrame) -> NDArray[np.floating[Any]]:
         """z_sem (N, D) of any rows, scaled by the standard deviations of the training cases."""

@@ -12,8 +12,8 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, run_once
-from monai_diffae.apps.settings import NamedFiles, Reading, Seed, Split
-from monai_diffae.errors import ConfigError
+from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split
+from monai_diffae.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,10 +51,10 @@ class ProbeResult(CommandResult):
     """The result of :func:`probe`.
 
     Attributes:
-        rows: one row per target, feature set and probe: ``target``, ``features``, ``dims``, ``probe``; the main
-            ``metric`` with ``score``, ``low``, ``high``; ``difference``, ``difference_low``, ``difference_high`` (the
-            score of z_sem minus this one, paired); how it was evaluated; and each metric as ``auroc``, ``auroc_low``,
-            ``auroc_high``. Values that do not apply are None.
+        rows: one row per target, feature set and probe: ``target``, ``kind``, ``features``, ``dims``, ``probe``; the
+            main ``metric`` with ``score``, ``low``, ``high``; ``difference``, ``difference_low``, ``difference_high``
+            (the embeddings' score minus this one, paired); how it was evaluated; and each metric as ``auroc``,
+            ``auroc_low``, ``auroc_high``. Values that do not apply are None.
         folder: the folder of the files; None if nothing was written.
         omitted_targets: the targets that cannot be probed, with the reason.
         num_failed: cases of the table whose images could not be read for ``pixel_baselines``.
@@ -90,10 +90,10 @@ class ProbeResult(CommandResult):
         if self.num_failed:
             listed = "set out to get a list" if self.folder is None else f"see {_FAILURES}"
             omitted.append(
-                f"{self.num_failed} cases are omitted: their images are unreadable ({listed}) or not in the cohort"
+                f"{counted(self.num_failed, 'case')} omitted: images are unreadable ({listed}) or not in the cohort"
             )
         if self.omitted_targets:
-            omitted.append(f"{len(self.omitted_targets)} targets are omitted: {', '.join(self.omitted_targets)}")
+            omitted.append(f"{counted(len(self.omitted_targets), 'target')} omitted: {', '.join(self.omitted_targets)}")
         return "; ".join(omitted) or None
 
 
@@ -103,6 +103,7 @@ def probe(
     out: Path | None = None,
     *,
     targets: Sequence[str] = (),
+    kinds: LabelKinds = NONE_GIVEN,
     evaluation: EvaluationName | None = None,
     splits: Sequence[Split] = (),
     probes: Sequence[ProbeName] = ("linear", "knn"),
@@ -114,10 +115,12 @@ def probe(
 ) -> ProbeResult:
     """Predict labels of held-out patients from z_sem, with confidence intervals and baselines.
 
-    A number with more than 10 different values is continuous (ridge regression; R2, MAE), all other labels are classes
-    (logistic regression; AUROC, AUPRC, balanced accuracy, Brier score). Intervals are bootstrapped over the test
-    patients. For a table pooled with ``mean_std``, both means and standard deviations are features. All features are
-    compared on the cases for which all of them are available.
+    Numbers are predicted by ridge regression (R2, MAE), classes by logistic regression (AUROC, AUPRC, balanced
+    accuracy, Brier score). Text, booleans and labels with two values are classes, and so are whole numbers from 0 to 20
+    with at most 10 different values, if there are at most two thirds as many as cases. The title of each table says
+    which, and ``kinds`` sets it. Intervals are bootstrapped over the test patients. For a table pooled with
+    ``mean_std``, both means and standard deviations are features. All features are compared on the cases for which all
+    of them are available.
 
     Cases of different patients with nearly the same z_sem are probably the same image. A warning lists them if a probe
     may be fitted to one and evaluated on the other, or if their labels differ.
@@ -130,6 +133,7 @@ def probe(
         embeddings: Table of embeddings, written by ``embed``.
         out: Folder for tables, predictions, calibration and few-label curves; by default nothing is written.
         targets: Label columns to predict; by default all numeric ones.
+        kinds: Whether labels are ``classes`` or ``numbers``, e.g. ``stage=classes age=numbers``; by default as above.
         evaluation: ``split`` fits to the table's training cases and evaluates on its test cases; ``cv`` is nested
             cross-validation over patients; by default ``split`` if there are enough test patients.
         splits: Cross-validate within these splits only, e.g. ``val test``.
@@ -164,10 +168,13 @@ def probe(
     from monai_diffae.latents.probing.evaluation import ProbeSettings
     from monai_diffae.metrics import warn_if_unused
 
-    settings = ProbeSettings(evaluation, tuple(splits), tuple(dict.fromkeys(probes)), seed)
+    settings = ProbeSettings(evaluation, tuple(splits), tuple(dict.fromkeys(probes)), seed, dict(kinds))
     table = read_embeddings(embeddings)
     warn_if_unused(table.attrs.get("monai_diffae", {}).get("z_sem_usage"))
     names = _target_columns(table, targets, embeddings.name)
+    unknown = [name for name in kinds if name not in names]
+    if unknown:
+        raise ConfigError(f"kinds: '{unknown[0]}' is not among the targets: {', '.join(names)}")
     twins = TableTwins.find(table, names, splits)
     twins = twins.grouped() if group_duplicates else twins
     table, settings = twins.table, twins.settings(settings)

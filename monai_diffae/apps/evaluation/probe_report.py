@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from monai_diffae.data.atomic import write_atomic
+from monai_diffae.errors import counted
 from monai_diffae.latents.probing.evaluation import EvaluatedProbe
 from monai_diffae.pictures.probes import METRIC_NAMES, draw_calibration, draw_few_labels
 
@@ -66,7 +67,8 @@ def score_tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _title(row: Mapping[str, Any]) -> str:
     method = f"{row['num_folds']}-fold nested cross-validation" if row["evaluation"] == "cv" else "the table's split"
     return (
-        f"{row['target']}: evaluated on {row['num_test']} cases of {row['num_patients']} patients, "
+        f"{row['target']} ({row['kind']}): evaluated on {counted(row['num_test'], 'case')} of "
+        f"{counted(row['num_patients'], 'patient')}, "
         f"fitted to {row['num_train']} others, by {method}"
     )
 
@@ -80,7 +82,7 @@ def _table(rows: Sequence[Mapping[str, Any]], has_baseline: bool) -> Any:
     for name in [main, *others]:
         table.add_column(METRIC_NAMES[name], justify="right")
     if has_baseline:
-        table.add_column("z_sem minus this", justify="right")
+        table.add_column(f"{rows[0]['features']} minus this", justify="right")
     for row in rows:
         cells = [_with_interval(row, "score", "low", "high"), *(_number(row[name]) for name in others)]
         if has_baseline:
@@ -104,10 +106,12 @@ def _predictions(table: pd.DataFrame, probe: EvaluatedProbe) -> pd.DataFrame:
     rows = table.iloc[target.rows]
     columns: dict[str, Any] = {name: rows[name].astype(str).to_numpy() for name in ("id", "patient") if name in rows}
     columns |= {name: probe.row[name] for name in ("target", "features", "probe")} | {"fold": predictions.fold}
-    if target.classes is None:
+    if target.classes is None or predictions.ranking is None:
         columns |= {"true_value": target.values, "predicted_value": predictions.predicted}
+        columns |= {} if predictions.baseline is None else {"training_mean": predictions.baseline}
     else:
         names = np.array(target.classes, object)
         columns |= {"truth": names[target.values], "predicted": names[predictions.predicted_class]}
         columns |= {f"probability_{name}": predictions.predicted[:, code] for code, name in enumerate(names)}
+        columns |= {f"ranking_{name}": values for name, values in zip(names, predictions.ranking.T, strict=True)}
     return pd.DataFrame(columns)

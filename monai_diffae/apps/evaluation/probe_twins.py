@@ -13,7 +13,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import z_matrix
 from monai_diffae.data.twin_reports import TwinReport, report_twins
 from monai_diffae.data.twins import TwinGroup, linked_groups, merge_patients
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
 from monai_diffae.latents.probing import ProbeSettings
 from monai_diffae.latents.targets import class_name, missing
 from monai_diffae.latents.twins import near_pairs
@@ -62,9 +62,9 @@ class TableTwins:
         if pairs and not self.is_grouped:
             examples = "; ".join(" = ".join(pair.ids) for pair in pairs[:_EXAMPLES])
             logger.warning(
-                "%d groups of cases of different patients have nearly the same z_sem, such as %s: they are probably "
-                "the same image, so scores may be too high; use --group-duplicates to keep them together",
-                len(pairs), examples,
+                "%s of different patients with nearly the same z_sem, such as %s: they are probably the same image, so "
+                "scores may be too high; monai-diffae probe --group-duplicates keeps them together",
+                counted(len(pairs), "group of cases"), examples,
             )  # fmt: skip
         for line in self.report.contradictions():
             logger.warning("%s", line)

@@ -18,6 +18,7 @@ from monai_diffae.apps.steps import Outcome
 from monai_diffae.apps.web_page import joined
 from monai_diffae.bundle.layout import METRICS, TRAINING, models_folder
 from monai_diffae.data.embeddings import label_columns
+from monai_diffae.errors import counted
 from monai_diffae.metrics import LEAST_USAGE
 
 _MOST_FAILURES, _MOST_WARNINGS = 50, 3
@@ -53,7 +54,7 @@ def failure_section(studies: Sequence[Study], folder: Path, common: Sequence[Out
     if failed:
         rows = [{"case": name, "reason": why, "in": where} for name, why, where in failed[:_MOST_FAILURES]]
         more = "" if len(failed) <= _MOST_FAILURES else f"; the first {_MOST_FAILURES} are shown"
-        parts.append(table(rows, f"{len(failed)} failed case{'s' * (len(failed) > 1)}{more}", text_columns=3))
+        parts.append(table(rows, f"{counted(len(failed), 'failed case')}{more}", text_columns=3))
     if not parts:
         parts.append(Markup('<p class="good">Nothing failed: every case could be read, and every step ran.</p>'))
     lead = "Read this first: steps that were omitted, cases that could not be used, and figures to be careful with."
@@ -103,7 +104,7 @@ def model_section(study: Study) -> Section:
     last = _read_json(models_folder(study.bundle) / METRICS)
     channels = summary.get("in_channels", 1)
     model = {
-        "images": f"{size}, {summary['spatial_dims']}D, {channels} {'channel' if channels == 1 else 'channels'}",
+        "images": f"{size}, {summary['spatial_dims']}D, {counted(channels, 'channel')}",
         "intensities": summary.get("intensity"),
         "z_sem": f"{summary['z_channels']} numbers",
         "parameters": f"{summary['parameters']:,}",

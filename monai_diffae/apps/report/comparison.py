@@ -22,7 +22,7 @@ from monai_diffae.apps.report.sections import Section, number, table
 from monai_diffae.apps.report.study import JOURNAL, Study, shown_line
 from monai_diffae.apps.steps import Outcome, Steps
 from monai_diffae.apps.web_page import joined
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
 
 
 @dataclass
@@ -147,7 +147,7 @@ class Comparison:
 
 def _kind(summary: Mapping[str, Any]) -> str:
     channels = summary.get("in_channels", 1)
-    return f"{summary['spatial_dims']}D images of {channels} channel{'s' * (channels > 1)}"
+    return f"{summary['spatial_dims']}D images of {counted(channels, 'channel')}"
 
 
 def _described(study: Study) -> dict[str, Any]:

@@ -29,11 +29,11 @@ def edit_section(study: Study, media: Media) -> Section | None:
     for name in [each for each in names if each.startswith("edits/") and study.result(each) is not None]:
         direction = study.result(f"directions/{name.removeprefix('edits/')}.json").direction
         towards = f" (towards {direction.classes[1]})" if direction.classes else ""
-        metric = "AUROC" if direction.kind == "binary" else "R2"
         parts.append(Markup("<h3>{}{}</h3><p>{}</p>").format(
             direction.target, towards,
-            f"Cross-validated {metric} of the direction: {number(direction.score)}, fitted to {direction.num_cases} "
-            f"training cases. {_judged(study.result(name))}",
+            f"Cross-validated {direction.metric}, fitted to {direction.num_cases} training cases."
+            f"{' It may be chance: what changes says nothing about the label.' if direction.may_be_chance else ''} "
+            f"{_judged(study.result(name))}",
         ))  # fmt: skip
         frames = make_edit_frames(
             study.folder / name, study.folder / "media" / name, study.file_names, overwrite=study.overwrite
@@ -53,7 +53,7 @@ def _judged(result: object) -> str:
     if achieved is not None:
         texts.append(f"Edited images moved by {achieved:.0%} of the requested strength (median).")
     if monotone is not None:
-        texts.append(f"In {monotone:.0%} of the cases the prediction rises with every step.")
+        texts.append(f"In {monotone:.0%} of the cases the prediction rises with every step, as it may by chance.")
     return " ".join(texts)
 
 

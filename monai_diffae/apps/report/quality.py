@@ -12,6 +12,7 @@ from monai_diffae.apps.report.charts import Axes, Series, interval_mark, line_ch
 from monai_diffae.apps.report.sections import Section, number, omitted, table
 from monai_diffae.apps.steps import Outcome
 from monai_diffae.apps.web_page import joined
+from monai_diffae.errors import counted
 
 Row = Mapping[str, Any]
 
@@ -166,7 +167,7 @@ def _notes(figures: Mapping[str, Any]) -> Iterator[Markup]:
         )
     count, patients = figures["num_cases"], figures["num_patients"]
     yield Markup('<p class="muted small">{}</p>').format(
-        f"{count} cases of {patients} patients, split {figures['split']}."
+        f"{counted(count, 'case')} of {counted(patients, 'patient')}, split {figures['split']}."
     )
     for each in figures["omitted"]:
         bundle = f"{each['bundle']}: " if each.get("bundle") else ""

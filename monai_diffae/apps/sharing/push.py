@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
-from monai_diffae.errors import ConfigError, shortened
+from monai_diffae.errors import ConfigError, counted, shortened
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -43,7 +43,9 @@ class PushResult(CommandResult):
         if not self.sent:
             yield "nothing was sent"
             return
-        yield f"{self.repo}: {len(self.sent)} files" + (f", revision {self.revision}" if self.revision else "")
+        yield f"{self.repo}: {counted(len(self.sent), 'file')}" + (
+            f", revision {self.revision}" if self.revision else ""
+        )
         values = {"repo": self.repo, "out": "my_copy", "revision": self.revision, "sha256": self.sha256}
         yield f"others get it with: {command_line('pull', values)}"
 

@@ -21,14 +21,13 @@ from monai_diffae.data.cohorts import fingerprint, read_cohort
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.failures import count_failures
 from monai_diffae.data.listing import SeparatedTwins
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
 from monai_diffae.metrics import LEAST_USAGE
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _NUM_MOSAIC, _NUM_EXAMPLES = 8, 4
-_CLEARLY_PREDICTED = {"binary": 0.55, "continuous": 0.05}  # AUROC and R2, cross-validated
 _FEW_PATIENTS = 10
 _SLICES = {"bundle": Path("diffae_2d"), "overrides": {"slice_range": [0.2, 0.8], "slice_step": 1}}  # nearly all slices
 
@@ -87,16 +86,17 @@ class FirstHour:
         self.record = self._read_record(request)
         if self.record:
             return
-        colour = "grey" if listed.appearance.num_colour else None
+        colour = "grey" if listed.appearance.colour else None
         are_few = _are_few_volumes(listed)
         plan = self.steps.prepare(
             "Plan the training", "plan", cohort=self.table, minutes=self.minutes, colour=colour, device=self.device,
             **(_SLICES if are_few else {}),
         )  # fmt: skip
         about = [
-            f"{len(listed.listing.cases)} scans of {listed.listing.num_patients} patients; "
+            f"{counted(len(listed.listing.cases), 'scan')} of {counted(listed.listing.num_patients, 'patient')}; "
             f"labels: {', '.join(listed.listing.labels) or 'none'}",
             *(["these are few volumes, so the model is trained on their slices"] if are_few else []),
+            *([plan.incomplete] if plan.incomplete else []),
             f"training of {plan.bundle}: {_described(plan.settings)}",
             *plan.time_lines(),
         ]
@@ -201,13 +201,13 @@ class FirstHour:
         return list(self._next_lines(embedded.path, targets, found))
 
     def _find_direction(self, embeddings: Path, table: pd.DataFrame, targets: Sequence[str]) -> str | None:
-        """The first label that z_sem predicts better than chance, with its direction fitted; None: there is none."""
+        """The first label that z_sem predicts better than chance, as the score's interval says; None: there is none."""
         for target in targets:
             fitted = self.steps.attempt(
                 f"Find the direction of {target}", "fit-direction", embeddings=embeddings, target=target,
                 out=self._direction(target), positive=find_positive(table, target),
             )  # fmt: skip
-            if fitted is not None and fitted.direction.score > _CLEARLY_PREDICTED[fitted.direction.kind]:
+            if fitted is not None and not fitted.direction.may_be_chance:
                 return target
         return None
 
@@ -242,7 +242,10 @@ class FirstHour:
         }  # fmt: skip
         why = "Train a better model, for an hour:"
         if targets and found is None:
-            why = f"z_sem predicts none of the labels ({', '.join(targets)}), so no scan is edited along one. {why}"
+            why = (
+                f"z_sem predicts none of the labels ({', '.join(targets)}) clearly better than chance, so no scan is "
+                f"edited along one. {why}"
+            )
         yield why, command_line("start", longer)
         opened = {"bundle": self.model, "cohort": self.table}
         yield (

@@ -43,7 +43,7 @@ class EditResult(CommandResult):
     def lines(self) -> Iterator[str]:
         """The fraction of monotone cases, then the folder."""
         if self.monotone is not None:
-            yield f"monotone {self.monotone:.4f} of {self.num_cases} cases"
+            yield f"the prediction rises with every step in {round(self.monotone * self.num_cases)} of {self.num_cases}"
         yield str(self.folder)
 
     def figures(self) -> dict[str, Any]:
@@ -163,6 +163,7 @@ def edit(
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
     table = table.for_model(session.trained, measurements.embeddings)
     warn_if_unused(session.trained.z_sem_usage)
+    table.direction.warn_if_chance()
     cases = session.choose(choice)
     check_captions(output.captions, {name for case in cases for name in case.labels})
     embeddings = measurements.embeddings
@@ -182,5 +183,5 @@ def edit(
         return figures
 
     figures, skipped = run_once(out / "edits.json", editing.results, made_from, make, overwrite=run.overwrite)
-    warn_of_small_changes(figures["achieved"], along)
+    warn_of_small_changes(figures["achieved"], along, table.direction)
     return EditResult(out, **figures, skipped=skipped)

@@ -44,7 +44,8 @@ def own_detail(native: NativeSpace, differences: Tensor) -> tuple[Tensor, Tensor
         The edited pictures and their differences, (A, C, H, W) in the model's range.
     """
     array = native.to_model_range(native.scan.array)
-    changes = [native.to_model_range(native.add_difference(difference)) - array for difference in differences]
+    edited = (native.storable(native.add_difference(difference)) for difference in differences)
+    changes = [native.to_model_range(image) - array for image in edited]
     panels = torch.stack([_panel(change, native, 0.0) for change in changes])
     return _panel(array, native, float(array.min())) + panels, panels
 

@@ -162,15 +162,19 @@ def achieved_share(table: pd.DataFrame) -> float | None:
     return float((edits["achieved"] / edits["strength"]).median())
 
 
-def warn_of_small_changes(achieved: float | None, along: Along) -> None:
+def warn_of_small_changes(achieved: float | None, along: Along, direction: Direction) -> None:
     """Log a warning if edited images moved by less than a fifth of what was requested."""
     if achieved is None or achieved >= _LEAST_ACHIEVED:
         return
-    reasons = {
-        "pattern": "the decoder hardly uses z_sem: see monai-diffae diagnose",
-        "weight": "the weight may point away from all cases: try along pattern, and see monai-diffae diagnose",
-    }
-    logger.warning("the edited images moved by %.1f %% of the requested strength; %s", 100 * achieved, reasons[along])
+    reason = "the decoder hardly uses z_sem: see monai-diffae diagnose"
+    if along == "weight":
+        reason = "the weight may point away from all cases: try along pattern, and see monai-diffae diagnose"
+    if direction.may_be_chance:
+        reason = (
+            f"the direction '{direction.target[:60]}' may be chance (cross-validated {direction.metric}), along which "
+            "images need not change"
+        )
+    logger.warning("the edited images moved by %.1f %% of the requested strength; %s", 100 * achieved, reason)
 
 
 def _rises(predictions: pd.Series[float], kind: Kind) -> bool:

@@ -20,6 +20,7 @@ from monai_diffae.apps.synthesis.edit_table import EditTable, achieved_share, mo
 from monai_diffae.apps.synthesis.strengths import strength_names
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
+from monai_diffae.errors import counted
 from monai_diffae.inferers import encode_exactly
 from monai_diffae.pictures import caption
 from monai_diffae.transforms import NativeSpace, check_invertible, write_native
@@ -75,7 +76,7 @@ class Editing:
             remove_images(self.folder / name)
         tables: list[pd.DataFrame] = []
         pictures: list[PicturedCase] = []
-        for coded in self.session.coded(read, f"editing {len(read.cases)} cases"):
+        for coded in self.session.coded(read, f"editing {counted(len(read.cases), 'case')}"):
             rows, images, differences = self._edit(coded)
             tables.append(rows)
             native = NativeSpace(self.session.trained.preprocessing, coded.case.item())
@@ -111,10 +112,13 @@ class Editing:
 
     def _write(self, case: Case, native: NativeSpace, images: Tensor, differences: Tensor) -> None:
         names = strength_names(self.table.strengths)
+        convert = native.add_difference if self.output.detail == "own" else native.back
+        plain = convert((differences if self.output.detail == "own" else images)[self.table.strengths.index(0)])
         for strength, image, difference in zip(names, images, differences, strict=True):
             name = f"{case.file_name}_{strength}"
             description = f"monai_diffae edit: {self.table.direction.target} {strength}" if self.output.dicom else None
-            edited = native.add_difference(difference) if self.output.detail == "own" else native.back(image)
+            edited = convert(difference if self.output.detail == "own" else image)
             write_case_image(self.folder / "images", name, native, edited, case, description)
             file = self.folder / "differences" / f"{name}.nii.gz"
-            write_native(file, native.back_difference(difference), native.scan, np.float32)
+            clipped = native.storable(edited) - edited - (native.storable(plain) - plain)  # 0 where the file holds all
+            write_native(file, native.back_difference(difference) + clipped, native.scan, np.float32)

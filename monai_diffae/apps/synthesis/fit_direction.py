@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -18,6 +18,8 @@ from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
     from monai_diffae.latents import Direction
+
+Kind = Literal["classes", "numbers"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +39,16 @@ class FitDirectionResult(CommandResult):
     def lines(self) -> Iterator[str]:
         """The score and the number of cases, then the file."""
         direction = self.direction
-        metric = "AUROC" if direction.kind == "binary" else "R2"
-        towards = f" towards {direction.classes[1]}" if direction.classes else ""
+        what = f"from {direction.classes[0]} to {direction.classes[1]}" if direction.classes else "a number"
         yield (
-            f"{direction.target}{towards}: cross-validated {metric} {direction.score:.3f}, {direction.num_cases} "
+            f"{direction.target} ({what}): cross-validated {direction.metric}, {direction.num_cases} "
             f"training cases, {direction.num_omitted} without the label omitted"
         )
         yield str(self.path)
 
     def figures(self) -> dict[str, Any]:
         """The direction without its vectors."""
-        keys = ("target", "kind", "classes", "score", "regularisation", "num_cases", "num_omitted")
+        keys = ("target", "kind", "classes", "score", "low", "high", "regularisation", "num_cases", "num_omitted")
         content = self.direction.to_json()
         return {key: content[key] for key in keys}
 
@@ -59,6 +60,7 @@ def fit_direction(
     *,
     target: str,
     positive: str | None = None,
+    kind: Kind | None = None,
     max_cases: Annotated[int, Ge(4)] | None = None,
     seed: Seed = 0,
     overwrite: bool = False,
@@ -66,7 +68,9 @@ def fit_direction(
     """Fit the direction in z_sem along which a label increases, for edit, grade and generate.
 
     The direction is fitted to normalised z_sem of the training cases, or of all cases if the table has no split: by
-    logistic regression for two classes, by ridge regression for a number. Cases without the label are omitted.
+    logistic regression for two classes, by ridge regression for a number. Labels with two values are classes, other
+    numbers a number. Cases without the label are omitted. The score is that of nested cross-validation over patients; a
+    warning is logged if its interval includes chance.
 
     Args:
         embeddings: Table of embeddings, written by ``embed``.
@@ -74,6 +78,7 @@ def fit_direction(
         target: A label column: two classes, or numbers.
         positive: The class that the direction points to; by default the larger value, or the one that sorts last. With
             more than two classes, it is compared with all others.
+        kind: Whether the label is ``classes`` or ``numbers``; by default as above.
         max_cases: Use at most this many labelled cases, equally many per class, for few-shot generation.
         seed: Random seed of the cross-validation's folds, and of the choice of cases.
         overwrite: Replace an existing direction.
@@ -108,7 +113,7 @@ def fit_direction(
     patients = table["patient"].tolist() if "patient" in table else None
     direction = fit(
         z_matrix(table), table[target].tolist(), target=target, model=model_checksum(embeddings), groups=patients,
-        positive=positive, max_cases=max_cases, seed=seed,
+        positive=positive, kind=kind or "auto", max_cases=max_cases, seed=seed,
     )  # fmt: skip
     direction = replace(direction, preprocessing=recorded_preprocessing(table))
     content = direction.to_json()
@@ -116,6 +121,7 @@ def fit_direction(
         raise ConfigError(f"{out.name}: exists and is another direction; set overwrite, or choose another out")
     if direction.num_omitted:
         logger.info("%d cases without the label '%s' are omitted", direction.num_omitted, target)
+    direction.warn_if_chance()
     write_json(out, content)
     log_to_open_run({f"{target}_score": direction.score}, [], "directions")
     return FitDirectionResult(out, direction)

@@ -19,7 +19,7 @@ from monai_diffae.bundle import TrainedBundle, TrainedLatent
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.latents import Direction
 from monai_diffae.pictures import draw_mosaic
 from monai_diffae.transforms.case_images import image_suffix, read_image, write_image
@@ -56,6 +56,7 @@ class ClassFilter:
             raise ConfigError(
                 f"direction: '{direction.target}' is a number; use a direction for a label with two classes"
             )
+        direction.warn_if_chance()
         return cls(direction, side, min_probability)
 
     def probabilities(self, z_sem: Tensor) -> NDArray[np.float64]:
@@ -121,7 +122,7 @@ class Generation:
         codes = self._accepted_codes(num_images)
         files = self._files(num_images)
         missing = [i for i, file in enumerate(files) if not file.exists()]
-        for start in track(range(0, len(missing), batch_size), f"decoding {len(missing)} images"):
+        for start in track(range(0, len(missing), batch_size), f"decoding {counted(len(missing), 'image')}"):
             numbers = missing[start : start + batch_size]
             for i, image in zip(numbers, self._decode(codes, numbers), strict=True):
                 file = files[i].with_name(_name(i))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, log_to_open_run, run_once
+from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.synthesis.direction_files import json_content, read_direction
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,8 @@ class GradeResult(CommandResult):
     Attributes:
         path: the table.
         scores: for each split that has the label: ``metric``, ``score`` with its 95% interval (``low``, ``high``), and
-            ``num_cases``.
+            ``num_cases``. They cover the cases of patients that the direction was not fitted to. ``fitted``: the same
+            for those that it was fitted to, in cross-validation, if the table has some.
         skipped: whether the table was complete already.
     """
 
@@ -39,9 +41,10 @@ class GradeResult(CommandResult):
     def lines(self) -> Iterator[str]:
         """The score of each split, then the table."""
         for split, row in self.scores.items():
+            name = "cases that the direction was fitted to, in cross-validation" if split == "fitted" else split
             yield (
-                f"{split}: {row['metric']} {row['score']:.3f} (95% interval {row['low']:.3f} to {row['high']:.3f}, "
-                f"{row['num_cases']} cases)"
+                f"{name}: {row['metric']} {row['score']:.3f} (95% interval {row['low']:.3f} to {row['high']:.3f}, "
+                f"{counted(row['num_cases'], 'case')})"
             )
         yield str(self.path)
 
@@ -51,12 +54,14 @@ class GradeResult(CommandResult):
 
 
 @command
-def grade(embeddings: Path, out: Path, *, direction: Path, seed: int = 0, overwrite: bool = False) -> GradeResult:
+def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overwrite: bool = False) -> GradeResult:
     """Grade every case by its signed distance along a direction, e.g. as a measure of severity.
 
     ``out`` gets one row per case: ``id``, ``patient``, ``split``, ``distance`` (in standard deviations of the training
-    cases; above 0 on the positive side), ``prediction`` (the probability of the positive class, or the value), and the
-    label if the table has it. A label with one of these names gets the prefix ``label_``.
+    cases; above 0 on the positive side), ``prediction`` (the value; or the probability of the positive class as if both
+    were equally frequent, which is no risk of a disease), ``is_fitted`` (whether the direction was fitted to the case),
+    and the label if the table has it. A label with one of these names gets the prefix ``label_``. Patients with a case
+    that the direction was fitted to are not scored again: their score is that of its cross-validation.
 
     Args:
         embeddings: Table of embeddings, written by ``embed`` with the direction's model.
@@ -120,6 +125,7 @@ def _graded(table: pd.DataFrame, direction: Direction) -> tuple[pd.DataFrame, st
     graded = table[[name for name in ("id", "patient", "split") if name in table]].copy()
     graded["distance"] = direction.distance(z_matrix(table)) / direction.std
     graded["prediction"] = direction.predict(z_matrix(table))
+    graded["is_fitted"] = direction.is_fitted_to(z_matrix(table))
     label = f"label_{direction.target}" if direction.target in graded else direction.target
     if direction.target in table:
         graded[label] = table[direction.target]
@@ -127,20 +133,27 @@ def _graded(table: pd.DataFrame, direction: Direction) -> tuple[pd.DataFrame, st
 
 
 def _scores(graded: pd.DataFrame, label: str, direction: Direction, seed: int) -> dict[str, dict[str, Any]]:
-    """How well the distance predicts the label, for each split that has it."""
+    """How well the distance predicts the label of patients that were not fitted to, for each split that has it."""
     import numpy as np
 
     from monai_diffae.latents.probing.scores import score_with_interval
     from monai_diffae.latents.targets import missing
 
+    is_seen = graded["is_fitted"]
+    if "patient" in graded:
+        is_seen = is_seen | graded["patient"].isin(graded["patient"][is_seen].dropna())
+    metric: Literal["auroc", "r2"] = "auroc" if direction.kind == "binary" else "r2"
+    scores: dict[str, dict[str, Any]] = {}
+    if is_seen.any() and direction.low is not None:
+        ends = {"score": direction.score, "low": direction.low, "high": direction.high}
+        scores["fitted"] = {"metric": metric, **ends, "num_cases": direction.num_cases}
     if label not in graded:
-        return {}
-    labelled = _of_fitted_classes(graded[~missing(graded[label].tolist())], label, direction)
+        return scores
+    labelled = graded[~is_seen & ~missing(graded[label].tolist())]
+    labelled = _of_fitted_classes(labelled, label, direction)
     if "id" in labelled:  # the intervals depend on the order of the rows
         labelled = labelled.sort_values("id", kind="stable")
     splits = {"all": labelled} if "split" not in labelled else dict(iter(labelled.groupby("split")))
-    metric: Literal["auroc", "r2"] = "auroc" if direction.kind == "binary" else "r2"
-    scores = {}
     for name, rows in splits.items():
         truth = direction.truth(rows[label].tolist())
         if len(np.unique(truth)) < 2:

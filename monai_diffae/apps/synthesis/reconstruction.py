@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
+from monai_diffae.errors import counted
 from monai_diffae.inferers import ReconstructionMode, Reconstructor, encode_exactly
 from monai_diffae.metrics.noise import noise_statistics
 from monai_diffae.metrics.reconstruction import reconstruction_errors
@@ -79,7 +80,7 @@ class Reconstruction:
             warn_without_dicom(read.cases)
         rows: list[dict[str, Any]] = []
         for cases, images, encoder_images in read.batches(
-            self.session.run.batch_size, f"reconstructing {len(read.cases)} cases"
+            self.session.run.batch_size, f"reconstructing {counted(len(read.cases), 'case')}"
         ):
             rows += self._batch(cases, images, encoder_images, writer, in_mosaic=max(_IN_MOSAIC - len(rows), 0))
         table = pd.DataFrame(rows)

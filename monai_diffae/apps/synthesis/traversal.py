@@ -21,6 +21,7 @@ from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise
+from monai_diffae.errors import counted
 from monai_diffae.latents import LatentStatistics, PrincipalComponents, principal_components
 from monai_diffae.pictures import draw_mosaic
 from monai_diffae.transforms.case_images import write_image
@@ -109,7 +110,7 @@ class Traversal:
         remove_images(out / "images")
         rows: dict[str, Tensor] = {}
         count = len(components.directions)
-        for k in track(range(count), f"traversing {count} components"):
+        for k in track(range(count), f"traversing {counted(count, 'component')}"):
             images = self._images(codes, k)
             for name, image in zip(strength_names(self.strengths), images, strict=True):
                 file = out / "images" / f"{k + 1:03d}_{name}"

@@ -49,8 +49,8 @@ def export(
     ``first_stage_encoder`` and ``first_stage_decoder``; a first stage (``autoencoder_kl_3d``) has only these two. They
     take any batch size, and any image size that the network takes. Each file is loaded again and compared with the
     network at two batch sizes and two image sizes. If it differs by more than 0.0001 of the largest output, it is
-    removed, and the command fails. ``networks.json`` says how to use the files: shapes, value range, spacing,
-    preprocessing, noise levels and checksums.
+    removed, and the command fails. ``networks.json`` says how to use the files: shapes, axes, value range,
+    spacing, preprocessing, noise levels and checksums.
 
     Args:
         bundle: Folder of a trained bundle.

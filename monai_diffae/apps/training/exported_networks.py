@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,14 @@ from monai_diffae.networks import DiffusionAutoencoder
 from monai_diffae.networks.network_parts import NetworkPart, autoencoder_parts, first_stage_parts
 
 logger = logging.getLogger(__name__)
+
+_RAS = {"x": "left to right", "y": "posterior to anterior", "z": "inferior to superior"}
+_AS_DISPLAYED = {"height": "top to bottom", "width": "left to right"}
+_SLICES = {
+    "axial": {"height": "anterior to posterior", "width": "right to left"},
+    "coronal": {"height": "superior to inferior", "width": "right to left"},
+    "sagittal": {"height": "superior to inferior", "width": "anterior to posterior"},
+}
 
 
 @dataclass(frozen=True)
@@ -100,10 +109,20 @@ def _description(model: _Model, files: list[NetworkFile]) -> dict[str, Any]:
     keys = ("in_channels", "image_size", "model_range", "spacing_mm", "encoder_key", "image_keys")
     description = {
         "networks": {file.path.name: _network(file) for file in files},
-        "images": {key: model.config[key] for key in keys if key in model.config},
+        "images": {key: model.config[key] for key in keys if key in model.config}
+        | _axes(len(model.parts[0].size), model.config),
         "preprocessing": without_paths(preprocessing_config(model.config)),
     }
     return description if model.inferer is None else {**description, "diffusion": _diffusion(model.inferer)}
+
+
+def _axes(spatial_dims: int, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The direction of each axis of an image, from its first index to its last."""
+    if spatial_dims == 2:
+        return {"axes": _AS_DISPLAYED, "slice_axes": _SLICES[config.get("slice_axis", "axial")]}
+    transforms = json.dumps(config.get("preprocessing"))
+    is_ras = "ToRASd" in transforms or ("Orientationd" in transforms and '"RAS"' in transforms)
+    return {"axes": _RAS if is_ras else dict.fromkeys(_RAS, "as in the file")}
 
 
 def _network(file: NetworkFile) -> dict[str, Any]:

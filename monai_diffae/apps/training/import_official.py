@@ -20,25 +20,30 @@ def import_official(
     image_size: Annotated[int, Ge(1)] | None = None,
     latent_statistics: Path | None = None,
     encoder_num_res_blocks: Annotated[int, Ge(1)] | None = None,
-    num_heads: Annotated[int, Ge(1)] = 1,
+    num_heads: Annotated[int, Ge(1)] | None = None,
+    hyper_parameters: Path | None = None,
 ) -> FolderResult:
     """Make a trained bundle from a checkpoint of the official Diff-AE code (phizaz/diffae).
 
     The folder gets a shipped bundle's configurations, ``models/model.pt``, ``models/config.json`` and
     ``models/provenance.json``, and if the checkpoint has a latent DDIM also ``models/latent_model.pt`` and
-    ``models/latent_config.json``. Images are scaled as in the official code: 0..255 to [-1, 1]. They are decoded and
-    inverted as in the shipped bundle; ``reconstruct`` with solver and inversion ``ddim`` and spacing ``leading`` does
-    what the official code does.
+    ``models/latent_config.json``. Settings that leave no trace in the weights (attention heads, beta schedules, the
+    latent DDIM's scales) are read from the checkpoint's ``hyper_parameters``. Options are for what these do not say;
+    what neither says is as in the released models. The command logs what it used. Images are scaled as in the official
+    code: 0..255 to [-1, 1]. They are decoded and inverted as in the shipped bundle; ``reconstruct`` with solver and
+    inversion ``ddim`` and spacing ``leading`` does what the official code does.
 
     Args:
         checkpoint: A ``.ckpt`` of the official training, or its weights as ``.safetensors``.
         out: New folder for the bundle.
         bundle: Name of the shipped bundle whose configurations are used.
-        image_size: Pixels per side; by default that of the checkpoint's ``x_T``, or else the size at which the
-            network's attention sees 16 x 16, as in all official configurations.
+        image_size: Pixels per side; by default that of the checkpoint, or else the size at which the network's
+            attention sees 16 x 16, as in all official configurations.
         latent_statistics: The official ``latent.pkl``, if the checkpoint lacks the statistics of z_sem.
         encoder_num_res_blocks: Residual blocks per level of the encoder; required if several numbers fit the weights.
-        num_heads: Attention heads, which cannot be read from the weights.
+        num_heads: Attention heads, if the checkpoint does not say it.
+        hyper_parameters: JSON file of the official ``TrainConfig`` (``conf.save(file)`` in the official code), if the
+            checkpoint lacks its own.
 
     Returns:
         The folder of the bundle.
@@ -57,6 +62,7 @@ def import_official(
     """
     from monai_diffae.apps.training.official_bundle import OfficialModel, make_official_bundle
 
-    model = OfficialModel(image_size, latent_statistics, encoder_num_res_blocks, num_heads)
+    given = {"net_enc_num_res_blocks": encoder_num_res_blocks, "net_beatgans_attn_head": num_heads}
+    model = OfficialModel(image_size, latent_statistics, hyper_parameters, given)
     make_official_bundle(checkpoint, out, bundle, model)
     return FolderResult(out)

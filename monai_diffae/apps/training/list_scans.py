@@ -27,7 +27,7 @@ class ListScansResult(CommandResult):
     Attributes:
         table: the cohort table.
         listing: the scans, with their labels, and what was left out.
-        appearance: what some of the scans look like.
+        appearance: what the scans look like, or some of them if twins are not sought.
         twins: identical and nearly identical scans; None: not sought.
     """
 
@@ -45,7 +45,7 @@ class ListScansResult(CommandResult):
         if self.twins is not None:
             yield from self.twins.lines()
         yield str(self.table)
-        colour = "grey" if self.appearance.num_colour else None
+        colour = "grey" if self.appearance.colour else None
         yield f"next: {command_line('plan', {'cohort': self.table, 'colour': colour})}"
 
     def figures(self) -> dict[str, Any]:
@@ -118,7 +118,6 @@ def list_scans(
         raise ConfigError("group_duplicates: needs the scans to be read, to find twins; omit skip_twins")
     from monai_diffae.data.listing import (
         Sources,
-        find_listed_twins,
         group_twins,
         list_cases,
         look_at,
@@ -127,19 +126,22 @@ def list_scans(
         write_listing,
     )
     from monai_diffae.data.twin_reports import report_twins
+    from monai_diffae.data.twins import find_twins_among
 
     sources = Sources(labels_from_folders, label_column, table, id_column, patient_pattern)
     listing = list_cases(cohort, sources, columns)
     listing = replace(listing, cases=with_hashes(listing.cases, out.parent, ids))
     if skip_twins:
-        return ListScansResult(write_listing(listing, out, overwrite=overwrite), listing, look_at(listing.cases))
+        appearance = look_at(listing.cases, limit=32)
+        return ListScansResult(write_listing(listing, out, overwrite=overwrite), listing, appearance)
     cases = mark_twins(listing.cases, [])
-    groups = find_listed_twins(cases)
+    appearance = look_at(cases)
+    groups = find_twins_among(cases, appearance.fingerprints)
     listing = replace(listing, cases=group_twins(cases, groups) if group_duplicates else cases)
     marked = replace(listing, cases=mark_twins(listing.cases, groups))
     return ListScansResult(
         write_listing(marked, out, overwrite=overwrite),
         listing,
-        look_at(listing.cases),
+        appearance,
         report_twins(listing.cases, groups),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +17,29 @@ from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.config import check_image_size, model_config
 from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.folders import check_new_folder, init_bundle, removed_on_failure, shipped_bundle
+from monai_diffae.bundle.json_files import read_values
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.data.tensor_files import write_tensors
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DiffusionAutoencoder, LatentMLP
 from monai_diffae.official import load_official, load_official_latent
-from monai_diffae.official.checkpoint_files import read_weights
+from monai_diffae.official.checkpoint_files import named_after, read_checkpoint
 from monai_diffae.official.latent import select_latent
+from monai_diffae.official.settings import OfficialSettings, official_settings
 from monai_diffae.official.weights import select_model
 
 logger = logging.getLogger(__name__)
 
-# The official code's diffusions, and its 8-bit images in [-1, 1].
+# The official code's 8-bit images in [-1, 1], and what its diffusions have in common.
 _OFFICIAL: dict[str, Any] = {
     "intensity": "window",
     "window_hu": [0, 255],
     "model_range": [-1.0, 1.0],
-    "diffusion": {
-        "_target_": "monai_diffae.diffusion.DiffusionSchedule",
-        "num_train_timesteps": 1000,
-        "schedule": "linear_beta",
-        "prediction": "eps",
-        "timestep_sampling": "uniform",
-        "loss_weighting": "none",
-        "clip_range": "@model_range",
-    },
 }
-_LATENT_DIFFUSION: dict[str, Any] = {
-    "_target_": "monai_diffae.diffusion.DiffusionSchedule",
-    "num_train_timesteps": 1000,
-    "schedule": "linear_beta",
-    "beta_start": 0.008,
-    "beta_end": 0.008,
-    "prediction": "eps",
-    "timestep_sampling": "uniform",
-    "loss_weighting": "none",
-    "clip_range": None,
-}
+_DIFFUSION = {
+    "_target_": "monai_diffae.diffusion.DiffusionSchedule", "timestep_sampling": "uniform", "loss_weighting": "none"
+}  # fmt: skip
 _MAX_SIDE = 4096  # pixels: a mistyped number is an error here, before the machine runs out of memory
 _ATTENTION_SIZE = 16  # pixels per side where the official configurations have attention
 
@@ -64,17 +49,17 @@ class OfficialModel:
     """Properties of a checkpoint of the official code that its weights do not show.
 
     Attributes:
-        image_size: pixels per side; None: that of the checkpoint's ``x_T``, or else the size at which the network's
-            attention sees 16 x 16.
+        image_size: pixels per side; None: that of the checkpoint, or else the size at which the network's attention
+            sees 16 x 16.
         latent_statistics: the official ``latent.pkl``; None: the statistics of z_sem are in the checkpoint.
-        encoder_num_res_blocks: residual blocks per level of the encoder; None: the number that fits the weights.
-        num_heads: attention heads, which leave no trace in the weights.
+        hyper_parameters: a JSON file of values of the official ``TrainConfig``, for what the checkpoint does not say.
+        given: such values by their names; None stands for no value.
     """
 
     image_size: int | None = None
     latent_statistics: Path | None = None
-    encoder_num_res_blocks: int | None = None
-    num_heads: int = 1
+    hyper_parameters: Path | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_official_bundle(checkpoint: Path, out: Path, bundle: str, model: OfficialModel) -> None:
@@ -85,21 +70,27 @@ def make_official_bundle(checkpoint: Path, out: Path, bundle: str, model: Offici
         out: the new folder.
         bundle: the shipped bundle whose configurations are used.
         model: properties that the weights do not show.
-
-    Raises:
-        ConfigError: the checkpoint does not exist or is of another network, its image size is unknown or cannot be
-            used, or ``out`` is not empty.
-        UnsafeInputError: a file is damaged, or reading it could run code.
-        MachineError: the folder cannot be written; nothing of it remains.
     """
     check_new_folder(out)
-    weights = read_weights(checkpoint)  # memory-mapped, as in each of the functions below that read the file
-    network = load_official(checkpoint, encoder_num_res_blocks=model.encoder_num_res_blocks, num_heads=model.num_heads)
-    side = model.image_size
-    size = _image_size(checkpoint, weights, network) if side is None else [side] * network.spatial_dims
+    weights, own = read_checkpoint(checkpoint)  # memory-mapped, as in each of the functions below that read the file
+    given = dict(model.given)
+    if model.hyper_parameters is not None:
+        if not model.hyper_parameters.is_file():
+            raise ConfigError(f"{model.hyper_parameters.name}: there is no such file")
+        options = {name: value for name, value in given.items() if value is not None}
+        given = read_values(model.hyper_parameters, "save it as JSON again") | options
+    with named_after(checkpoint):
+        settings, assumed = official_settings(own, given)
+        diffusions = settings.diffusion(), settings.diffusion(of_latents=True)
+    network = load_official(checkpoint, given)
+    size = _image_size(checkpoint, weights, network, settings) if model.image_size is None else (
+        [model.image_size] * network.spatial_dims
+    )  # fmt: skip
     _check_size(network, size)
-    latent = _latent(checkpoint, select_latent(weights) is not None, model.latent_statistics, network.z_channels)
-    config = _config(bundle, network, size)
+    latent = _latent(checkpoint, select_latent(weights) is not None, model.latent_statistics, given, network.z_channels)
+    _log_settings(settings, assumed, has_latent=latent is not None)
+    diffusion = {**_DIFFUSION, **diffusions[0], "clip_range": "@model_range"}
+    config = _config(bundle, network, size, diffusion)
     provenance = {
         "source": "official phizaz/diffae checkpoint",
         "file_sha256": file_checksum(checkpoint),
@@ -115,7 +106,10 @@ def make_official_bundle(checkpoint: Path, out: Path, bundle: str, model: Offici
             write_tensors(latent.state_dict(), models / layout.LATENT_MODEL)
         write_tensors(network.state_dict(), models / layout.MODEL)  # from now on the folder is a trained bundle
         if latent is not None:
-            write_json(models / layout.LATENT_CONFIG, _latent_config(latent, checksum(out)))
+            # the official code clips to [-1, 1]
+            clip_range = [-1.0, 1.0] if settings.latent_clip_sample else None
+            latent_diffusion = {**_DIFFUSION, **diffusions[1], "clip_range": clip_range}
+            write_json(models / layout.LATENT_CONFIG, _latent_config(latent, latent_diffusion, checksum(out)))
     logger.info(
         "%s: a Diff-AE of %.1f M parameters for images of %s with %d channels, z_sem of %d",
         out.name, sum(p.numel() for p in network.parameters()) / 1e6, " x ".join(map(str, size)),
@@ -123,17 +117,32 @@ def make_official_bundle(checkpoint: Path, out: Path, bundle: str, model: Offici
     )  # fmt: skip
 
 
-def _image_size(checkpoint: Path, weights: Mapping[str, Tensor], network: DiffusionAutoencoder) -> list[int]:
-    """The image size for which the network was trained, derived from the weights.
+def _log_settings(settings: OfficialSettings, assumed: list[str], *, has_latent: bool) -> None:
+    """Say which settings the bundle has that its weights do not show; warn of those that are assumed."""
+    values = {
+        name: value for name, value in asdict(settings).items()
+        if value is not None and (has_latent or "latent" not in name)
+    }  # fmt: skip
+    for names, level, text in (
+        (values.keys() - set(assumed), logging.INFO, "from the checkpoint's hyper_parameters or the options: %s"),
+        (values.keys() & set(assumed), logging.WARNING,
+         "not in the checkpoint, so taken from the released models: %s; hyper_parameters gives other values"),
+    ):  # fmt: skip
+        if names:
+            logger.log(level, text, ", ".join(f"{name} {value}" for name, value in values.items() if name in names))
 
-    Raises:
-        ConfigError: the weights do not determine it.
-    """
+
+def _image_size(
+    checkpoint: Path, weights: Mapping[str, Tensor], network: DiffusionAutoencoder, settings: OfficialSettings
+) -> list[int]:
+    """The image size for which the network was trained."""
     x_T = weights.get("x_T")
     if x_T is not None and x_T.ndim == network.spatial_dims + 2:
         size = list(x_T.shape[2:])
         logger.info("image size %s, which is that of x_T in the checkpoint", " x ".join(map(str, size)))
         return size
+    if settings.img_size is not None:
+        return [settings.img_size] * network.spatial_dims
     levels = _arguments(network, "unet")["attention_levels"]
     if len(levels) != 1:
         raise ConfigError(
@@ -141,7 +150,10 @@ def _image_size(checkpoint: Path, weights: Mapping[str, Tensor], network: Diffus
             "give a value"
         )
     side = _ATTENTION_SIZE * 2 ** levels[0]
-    logger.info("image size %d, at which the network's attention sees 16 x 16; image_size changes it", side)
+    logger.warning(
+        "image size %d is a guess: there, the network's attention sees 16 x 16, as in the released models; if the "
+        "model was trained at another size, z_sem is wrong: give it as image_size", side
+    )  # fmt: skip
     return [side] * network.spatial_dims
 
 
@@ -150,15 +162,18 @@ def _check_size(network: DiffusionAutoencoder, size: list[int]) -> None:
         raise ConfigError(
             f"image_size: {max(size)} is above the limit of {_MAX_SIDE} pixels per side; use a smaller one"
         )
-    check_image_size(network, size)
+    try:
+        check_image_size(network, size)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}; at other sizes the official encoder drops rows and columns, ours does not"
+        ) from error
 
 
-def _latent(checkpoint: Path, has_latent: bool, statistics: Path | None, z_channels: int) -> LatentMLP | None:
-    """The checkpoint's latent DDIM; None if there is none.
-
-    Raises:
-        ConfigError: it does not fit the autoencoder, or there are statistics without a latent DDIM.
-    """
+def _latent(
+    checkpoint: Path, has_latent: bool, statistics: Path | None, given: Mapping[str, Any], z_channels: int
+) -> LatentMLP | None:
+    """The checkpoint's latent DDIM; None if there is none."""
     if not has_latent:
         if statistics is not None:
             raise ConfigError(
@@ -166,7 +181,7 @@ def _latent(checkpoint: Path, has_latent: bool, statistics: Path | None, z_chann
             )
         logger.info("the checkpoint has no latent DDIM: it can encode and decode images, but not generate new ones")
         return None
-    latent = load_official_latent(checkpoint, statistics)
+    latent = load_official_latent(checkpoint, statistics, given)
     if latent.z_channels != z_channels:
         raise ConfigError(
             f"{checkpoint.name}: the latent DDIM is for a z_sem of {latent.z_channels}, but the encoder's has "
@@ -177,18 +192,14 @@ def _latent(checkpoint: Path, has_latent: bool, statistics: Path | None, z_chann
     return latent
 
 
-def _config(bundle: str, network: DiffusionAutoencoder, size: list[int]) -> dict[str, Any]:
-    """The configuration that a training would have written beside the weights.
-
-    Raises:
-        ConfigError: the bundle is for images of other dimensions.
-    """
+def _config(bundle: str, network: DiffusionAutoencoder, size: list[int], diffusion: dict[str, Any]) -> dict[str, Any]:
+    """The configuration that a training would have written beside the weights."""
     shipped_config: dict[str, Any] = json.loads((shipped_bundle(bundle) / "configs" / "train.json").read_text())
     if shipped_config["spatial_dims"] != network.spatial_dims:
         raise ConfigError(
             f"bundle: {bundle} is for {shipped_config['spatial_dims']}D images, but the weights are not; choose another"
         )
-    config = shipped_config | _OFFICIAL
+    config = shipped_config | _OFFICIAL | {"diffusion": diffusion}
     config["image_size"] = size
     shared = {key: value for key, value in _arguments(network, "unet").items() if key in config}
     config |= shared
@@ -210,11 +221,11 @@ def _arguments(network: DiffusionAutoencoder, name: str) -> dict[str, Any]:
     return arguments
 
 
-def _latent_config(latent: LatentMLP, autoencoder_sha256: str) -> dict[str, Any]:
+def _latent_config(latent: LatentMLP, diffusion: dict[str, Any], autoencoder_sha256: str) -> dict[str, Any]:
     """The configuration that a training of the latent DDIM would have written beside its weights."""
     return {
         "latent_network_def": {"_target_": "monai_diffae.networks.LatentMLP", **latent.config},
-        "latent_diffusion": _LATENT_DIFFUSION,
+        "latent_diffusion": diffusion,
         "latent_inferer": {"_target_": "monai_diffae.inferers.LatentInferer", "schedule": "@latent_diffusion"},
         "autoencoder_sha256": autoencoder_sha256,
     }

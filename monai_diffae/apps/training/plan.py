@@ -12,7 +12,7 @@ from annotated_types import Gt, Le
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
 from monai_diffae.apps.settings import NONE_GIVEN, Columns, Overrides, colour_values
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.errors import ConfigError, MachineError, counted
 from monai_diffae.policies import Colour
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Plan(CommandResult):
         commands: lines for a shell that train with the proposal.
         timed: the proposal with its measured speed and its timetable; None: it was not measured.
         twins: identical and nearly identical scans; None: the scans were not read.
+        by_label: the scans that cannot be used, by label, in brackets; empty if there are none.
     """
 
     survey: Survey
@@ -50,6 +51,7 @@ class Plan(CommandResult):
     commands: list[str]
     timed: TimedProposal | None = None
     twins: TwinReport | None = None
+    by_label: str = ""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -66,7 +68,7 @@ class Plan(CommandResult):
         yield from self._cohort_lines()
         yield from (f"{key}: {value}" for key, value in self.proposal.settings.items())
         if self.num_cropped:
-            yield f"{self.num_cropped} scans are larger than this grid and will be cropped"
+            yield f"{counted(self.num_cropped, 'scan')} will be cropped to this grid, which is smaller"
         memory = f"{self.proposal.memory.gib:.2f} GiB of {self.budget / _GIB:.2f} GiB on {self.device}"
         yield f"predicted memory: {memory}"
         yield from self.time_lines()
@@ -98,7 +100,7 @@ class Plan(CommandResult):
         timed, table = self.timed, self.timed.timetable
         yield f"speed: {timed.speed}"
         yield f"predicted time: {table}"
-        yield f"the network sees {table.num_images} images in {table.num_steps} steps"
+        yield f"the network sees {counted(table.num_images, 'image')} in {counted(table.num_steps, 'step')}"
         if not timed.ends_in_time:
             yield "even one epoch takes longer than the given time, so max_minutes will end it early: give more minutes"
         if not timed.uses_z_sem:
@@ -111,7 +113,7 @@ class Plan(CommandResult):
         from monai_diffae.apps.training.survey_lines import survey_lines
 
         survey = self.survey
-        yield f"{len(survey.ids)} scans can be used, {len(survey.failures)} cannot"
+        yield f"{counted(len(survey.ids), 'scan')} can be used, {len(survey.failures)} cannot{self.by_label}"
         yield from survey_lines(survey)
         yield from (f"failed: {failure.case_id}: {failure.reason}" for failure in survey.failures[:_MAX_NAMES])
         if len(survey.failures) > _MAX_NAMES:
@@ -140,7 +142,8 @@ class Plan(CommandResult):
     def incomplete(self) -> str | None:
         """How many scans cannot be used."""
         num_failed = len(self.survey.failures)
-        return f"{num_failed} of {num_failed + len(self.survey.ids)} scans cannot be used" if num_failed else None
+        total = num_failed + len(self.survey.ids)
+        return f"{num_failed} of {total} scans cannot be used{self.by_label}" if num_failed else None
 
 
 @command
@@ -201,8 +204,9 @@ def plan(
     from monai_diffae.apps.training.proposals import open_machine, propose
     from monai_diffae.bundle.trust import check_code
     from monai_diffae.data.cohorts import read_cohort
+    from monai_diffae.data.failures import count_by_label
     from monai_diffae.data.progress import track
-    from monai_diffae.data.survey import survey_cohort
+    from monai_diffae.data.survey import other_channels, survey_cohort
 
     overrides = {**colour_values(colour), **overrides}
     target = planning.find_device(device)
@@ -219,6 +223,14 @@ def plan(
     for key in overrides:
         if (key.rpartition("#")[0] or key) not in parser:
             raise ConfigError(f"{key}: the bundle's train.json has no such key; see it for those it has")
+    values = {**parser.get(), **overrides}
+    if isinstance(values.get("in_channels"), int):
+        readable = set(survey.ids)
+        refused = other_channels(
+            track([case for case in cases if case.id in readable], "looking for colour images"),
+            values["in_channels"], values.get("colour", "refuse"),
+        )  # fmt: skip
+        survey = survey.after_check([*survey.failures, *refused])
     data = {"dataset_dir": str(cohort), **{f"columns#{word}": name for word, name in columns.items()}}
     if memory_only or not planning.has_device(target):
         machine = open_machine(parser.get(), overrides, budget, target)
@@ -231,6 +243,7 @@ def plan(
     if check:
         survey = survey.after_check(unusable_scans(parser.get(), {**data, **proposal.settings}))
     commands = planning.command_lines(bundle, cohort, columns, overlays, proposal.settings)
+    by_label = count_by_label([failure.case_id for failure in survey.failures], cases)
     num_cropped = planning.count_cropped(survey, proposal.settings)
     twins = planning.twins_in(cases, survey) if check else None
-    return Plan(survey, proposal, num_cropped, budget, str(target), str(bundle), commands, timed, twins)
+    return Plan(survey, proposal, num_cropped, budget, str(target), str(bundle), commands, timed, twins, by_label)

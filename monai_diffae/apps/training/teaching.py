@@ -120,7 +120,7 @@ def read_teaching_cases(teacher: Session, out: str, limit: int | None = None) ->
         if not any(case.split == split for case in read.cases):
             raise CohortError(
                 f"no case of the split {split} can be used; a fast decoder needs cases of train and of val: add "
-                "some, or repair those in failures.csv"
+                f"some, or repair those in {Path(out).name}/failures.csv"
             )
     return read
 

@@ -65,7 +65,8 @@ class TrainResult(FolderResult):
         return self._failed() if self.num_failed > most else None
 
     def _failed(self) -> str:
-        return f"{self.num_failed} of {self.num_cases} cases could not be used: see {self.failures.name}"
+        failures = self.failures.relative_to(self.folder)
+        return f"{self.num_failed} of {self.num_cases} cases could not be used: see {failures}"
 
 
 @command

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
 from monai_diffae.apps.settings import Reading
+from monai_diffae.errors import counted
 
 if TYPE_CHECKING:
     from monai_diffae.data.verification import Verification
@@ -36,7 +37,7 @@ class VerifyResult(CommandResult):
 
         checked = self.verification
         counts = f"{checked.count('ok')} ok, {checked.count('doubtful')} doubtful, {checked.count('failed')} failed"
-        yield f"{len(checked.verdicts)} scans: {counts}"
+        yield f"{counted(len(checked.verdicts), 'scan')}: {counts}"
         if checked.survey is not None:
             yield from survey_lines(checked.survey)
         remedies = {finding.kind: finding.remedy for verdict in checked.verdicts for finding in verdict.findings}
@@ -73,8 +74,7 @@ class VerifyResult(CommandResult):
         if num_failed := checked.count("failed"):
             problems.append(f"{num_failed} of {len(checked.verdicts)} scans cannot be used")
         if checked.twins is not None and (number := len(checked.twins.separated)):
-            groups = "group of twins is" if number == 1 else "groups of twins are"
-            problems.append(f"{number} {groups} in different splits")
+            problems.append(f"{counted(number, 'group of twins')} {'is' if number == 1 else 'are'} in different splits")
         return ", and ".join(problems) or None
 
 

@@ -152,8 +152,9 @@ def read_header(path: Path) -> Header:
     files, readers, stack = _read_stack(path)
     doubts = _encoding_doubts(files, readers)
     if stack is not None:
-        return Header(stack.sizes, stack.affine, stack.doubts + doubts)
-    return Header(readers[0].GetSize()[1::-1], _affine_2d(readers[0]), doubts)
+        return Header(stack.sizes, stack.affine, stack.doubts + doubts, readers[0].GetNumberOfComponents())
+    size = readers[0].GetSize()[1::-1]
+    return Header(size, _affine_2d(readers[0]), doubts, readers[0].GetNumberOfComponents())
 
 
 def read_stack(path: Path) -> tuple[tuple[Path, ...], Stack | None]:

@@ -60,7 +60,7 @@ def read_header(path: Path) -> Header:
     reader = open_header(path)
     _check_complete(path, reader, decompress=False)
     size = reader.GetSize()[:3]
-    return Header(size[::-1] if len(size) == 2 else size, to_affine(reader))
+    return Header(size[::-1] if len(size) == 2 else size, to_affine(reader), channels=reader.GetNumberOfComponents())
 
 
 def open_header(path: Path, copy: Path | None = None) -> sitk.ImageFileReader:
@@ -150,8 +150,13 @@ def to_image(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]
     return image
 
 
-def write_nrrd(path: Path, image: sitk.Image) -> None:
+def write_nrrd(path: Path, image: sitk.Image, name: str) -> None:
     """Write an image as compressed NRRD.
+
+    Args:
+        path: the file, which may be a temporary one.
+        image: the image.
+        name: the file's name in messages.
 
     Raises:
         MachineError: it cannot be written.
@@ -164,7 +169,8 @@ def write_nrrd(path: Path, image: sitk.Image) -> None:
         with silent_stderr():
             writer.Execute(image)
     except RuntimeError as error:
-        raise MachineError("an NRRD file cannot be written; free space or choose another folder") from error
+        # ITK does not say why
+        raise MachineError(f"{name}: cannot be written; free space or choose another folder") from error
 
 
 def unreadable(path: Path, error: RuntimeError) -> DiffAEError:
@@ -213,19 +219,23 @@ def _check_spacing(path: Path) -> None:
 def check_data_files(path: Path) -> None:
     """Check that a header names no file with voxels in another folder: ITK would read any file of the machine.
 
+    Also check NDims of MHA and MHD, with which ITK would crash.
+
     The search is independent of lines and of the order of fields, so that no header can hide a name from it.
 
     Args:
         path: a file in one of the formats NRRD, MHA and MHD.
 
     Raises:
-        ScanError: it names such a file, or its header does not end.
+        ScanError: it names such a file, has another NDims than 1 to 9, or its header does not end.
     """
     with open(path, "rb") as stream:
         header = stream.read(_LONGEST_HEADER)
     is_nrrd = path.name.lower().endswith(".nrrd")
     if len(header) == _LONGEST_HEADER and re.search(rb"\n\r?\n" if is_nrrd else rb"ElementDataFile", header) is None:
         raise problem(path, "its header does not end", "export it again")
+    if not is_nrrd and re.search(rb"NDims(?!\s*[=:]\s*[1-9]\s)", header):  # MetaIO has room for 10, and checks nothing
+        raise problem(path, "its number of dimensions (NDims) is not 1 to 9", "copy or export it again")
     for match in re.finditer(_NRRD_DATA_FILE if is_nrrd else rb"ElementDataFile\s*[=:]\s*([^\r\n]*)", header):
         names = header[match.start(1) :] if match[1].upper().startswith(b"LIST") else match[1]
         if re.search(rb"[/\\]", names):

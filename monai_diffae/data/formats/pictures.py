@@ -39,11 +39,13 @@ def read(path: Path) -> Scan:
 
 
 def read_header(path: Path) -> Header:
-    """Read the size ``(H, W)`` as displayed."""
+    """Read the size ``(H, W)`` as displayed, and the channels unless a palette or transparency may change them."""
     image = _open(path)
     width, height = image.size
     is_rotated = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # these EXIF orientations exchange rows and columns
-    return Header((width, height) if is_rotated else (height, width), np.eye(4))
+    plain = _PLAIN.get(image.mode, image.mode)
+    bands = None if plain in ("LA", "RGBA") else len(Image.new(plain, (1, 1)).getbands())
+    return Header((width, height) if is_rotated else (height, width), np.eye(4), channels=bands)
 
 
 def _open(path: Path) -> Image.Image:

@@ -100,11 +100,15 @@ class Scan:
 
 @dataclass(frozen=True)
 class Header:
-    """The size ``S`` (2 or 3 axes), affine and doubts of a file, as in `Scan`, known before its voxels are read."""
+    """The size ``S`` (2 or 3 axes), affine and doubts of a file, as in `Scan`, known before its voxels are read.
+
+    ``channels`` are those of the file: three may be a grey picture stored as RGB; None if only its pixels tell.
+    """
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
     doubts: tuple[Doubt, ...] = ()
+    channels: int | None = 1
 
 
 def problem(path: str | os.PathLike[str], wrong: str, todo: str) -> ScanError:

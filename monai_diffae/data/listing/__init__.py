@@ -6,14 +6,13 @@ from monai_diffae.data.listing.appearance import Appearance, look_at
 from monai_diffae.data.listing.listings import Listing, Sources, list_cases
 from monai_diffae.data.listing.pseudonyms import with_hashes
 from monai_diffae.data.listing.tables import write_listing
-from monai_diffae.data.listing.twins import SeparatedTwins, find_listed_twins, group_twins, mark_twins
+from monai_diffae.data.listing.twins import SeparatedTwins, group_twins, mark_twins
 
 __all__ = [
     "Appearance",
     "Listing",
     "SeparatedTwins",
     "Sources",
-    "find_listed_twins",
     "group_twins",
     "list_cases",
     "look_at",

@@ -17,7 +17,7 @@ from monai_diffae.data.listing.joined_labels import with_roles, with_rows
 from monai_diffae.data.listing.joins import join_table
 from monai_diffae.data.scans import may_be_dicom, scan_suffix
 from monai_diffae.data.splits import SPLITS, check_splits
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import CohortError, ConfigError, counted
 
 _BIDS_TABLE = "participants.tsv"
 _MAX_CLASSES = 12  # most values of a label that are listed
@@ -96,7 +96,7 @@ class Listing:
     def lines(self) -> Iterator[str]:
         """What was found, line by line."""
         formats = ", ".join(f"{count} {name}" for name, count in self.formats.most_common())
-        yield f"{self.name}: {len(self.cases)} scans ({formats})"
+        yield f"{self.name}: {counted(len(self.cases), 'scan')} ({formats})"
         if all(case.has_own_patient for case in self.cases):
             yield "patients: not known, so each scan counts as a patient (--patient-pattern finds them in the paths)"
         else:

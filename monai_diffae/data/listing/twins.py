@@ -1,46 +1,21 @@
-"""Twins among listed scans: found by reading every scan, marked in a column, and made one patient."""
+"""Twins among listed scans: marked in a column, and made one patient."""
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from monai_diffae.data.cases import Case, Label
-from monai_diffae.data.fingerprints import Fingerprint, scan_fingerprint
-from monai_diffae.data.progress import track
-from monai_diffae.data.scans import read_scan
 from monai_diffae.data.twin_reports import report_twins
-from monai_diffae.data.twins import TwinGroup, find_twins_among, merge_patients
-from monai_diffae.errors import CohortError, ScanError, quoted
-
-logger = logging.getLogger(__name__)
+from monai_diffae.data.twins import TwinGroup, merge_patients
+from monai_diffae.errors import CohortError, quoted
 
 COLUMN = "twins"
 
 
 class SeparatedTwins(CohortError):
     """The column ``split`` puts twins into different splits, so they cannot become one patient."""
-
-
-def find_listed_twins(cases: Sequence[Case]) -> list[TwinGroup]:
-    """Read every scan (the first file of each image), and find twins; scans that cannot be read are ignored.
-
-    Example:
-        >>> from pathlib import Path
-        >>> find_listed_twins([Case("a", {"image": Path("gone.nii")}, "a")])
-        []
-    """
-    fingerprints: dict[int, Fingerprint] = {}
-    for position, case in enumerate(track(cases, f"reading {len(cases)} scans to find twins")):
-        try:
-            fingerprints[position] = scan_fingerprint(read_scan(case.first_file))
-        except ScanError as error:
-            logger.debug("%s", error)
-    if len(fingerprints) < len(cases):
-        logger.warning("%d scans cannot be read; verify lists them", len(cases) - len(fingerprints))
-    return find_twins_among(cases, fingerprints)
 
 
 def mark_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case]:

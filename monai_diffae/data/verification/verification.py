@@ -19,6 +19,7 @@ from monai_diffae.data.twins import find_twins_among
 from monai_diffae.data.verification.readings import Reading, read_case
 from monai_diffae.data.verification.saved_readings import SavedReadings
 from monai_diffae.data.verification.verdicts import Judgement, Verdict, find_leaks, give_verdicts, usual_kind
+from monai_diffae.errors import counted
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def read_cases(
     missing = [k for k in range(len(cases)) if k not in readings]
     what = "the headers of " if headers else ""
     stream = in_order(_Cases([cases[k] for k in missing], headers), workers)
-    with progress(len(missing), f"reading {what}{len(missing)} scans") as advance:
+    with progress(len(missing), f"reading {what}{counted(len(missing), 'scan')}") as advance:
         for k, reading in zip(missing, stream, strict=True):
             readings[k] = reading
             if saved is not None:

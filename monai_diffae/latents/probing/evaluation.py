@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import numpy as np
@@ -16,13 +16,14 @@ from monai_diffae.latents.probing.features import FeatureSet
 from monai_diffae.latents.probing.folds import Evaluation, ProbedCases, SplitOrigin, TargetFolds, choose_folds
 from monai_diffae.latents.probing.nested import HeldOutPredictions, few_label_scores, predict_held_out
 from monai_diffae.latents.probing.probes import Floats, Probe
-from monai_diffae.latents.probing.scores import bootstrapped, interval
+from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, difference_interval, interval
 from monai_diffae.latents.probing.targets import copies_of
+from monai_diffae.latents.targets import LabelKind
 
 logger = logging.getLogger(__name__)
 
 FEW_PATIENTS = (10, 30, 100, 300)
-"""Numbers of labelled patients for the scores with few labels."""
+"""Numbers of labelled patients for the scores with few labels, as far as they are at most half of all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +52,14 @@ class ProbeSettings:
         splits: use only the cases of these splits, in cross-validation.
         probes: ``linear``, ``knn``, ``boosting``.
         seed: random seed.
+        kinds: for some targets, whether they are ``classes`` or ``numbers``.
     """
 
     evaluation: Evaluation | None = None
     splits: tuple[str, ...] = ()
     probes: tuple[Probe, ...] = ("linear", "knn")
     seed: int = 0
+    kinds: Mapping[str, LabelKind] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.evaluation is not None and self.evaluation not in get_args(Evaluation):
@@ -102,7 +105,10 @@ def evaluate_probes(
     errors: dict[str, ConfigError] = {}
     for name in targets:
         try:
-            target = choose_folds(cases, table[name].tolist(), name, settings.evaluation, settings.seed)
+            target = choose_folds(
+                cases, table[name].tolist(), name, settings.evaluation, settings.seed,
+                settings.kinds.get(name, "auto"),
+            )  # fmt: skip
             evaluated += _evaluate_target(target, feature_sets, settings, with_few_labels)
         except ConfigError as error:
             errors[name] = error
@@ -115,7 +121,7 @@ def _evaluate_target(
     target: TargetFolds, feature_sets: Sequence[FeatureSet], settings: ProbeSettings, with_few_labels: bool
 ) -> list[EvaluatedProbe]:
     evaluated: list[EvaluatedProbe] = []
-    z_sem: dict[str, tuple[float, Floats]] = {}
+    z_sem: dict[str, tuple[EvaluatedProbe, Floats]] = {}
     for features in feature_sets:
         x_by_fold = _features_by_fold(features, target)
         _warn_of_copies(features, target, x_by_fold[0])
@@ -124,9 +130,9 @@ def _evaluate_target(
             if with_few_labels:
                 probe.few_labels.extend(_few_label_rows(probe.row, features, x_by_fold, target, settings.seed))
             if features is feature_sets[0]:
-                z_sem[name] = probe.row["score"], draws
+                z_sem[name] = probe, draws
             else:
-                probe.row.update(_difference(z_sem[name], (probe.row["score"], draws)))
+                probe.row.update(_difference(z_sem[name], (probe, draws), target))
             evaluated.append(probe)
     return evaluated
 
@@ -156,15 +162,16 @@ def _evaluate_probe(
         x_by_fold, target.target, target.patients, target.folds, probe, seed, features.standardise
     )
     scores, test = predictions.scores(), target.test_cases
-    values, draws = scores(np.ones(len(test))), bootstrapped(scores, target.patients[test], seed)
-    intervals = [interval(column) for column in draws.T]
+    values, draws = scores(np.ones(len(test))), bootstrapped(scores, target.patients[test], seed, len(target.folds))
+    intervals = scores.intervals(draws, target.patients[test])
     metrics: dict[str, Any] = {}
     for name, value, (low, high) in zip(scores.metrics, values, intervals, strict=True):
         metrics.update({name: _plain(value), f"{name}_low": _plain(low), f"{name}_high": _plain(high)})
     main = scores.metrics[0]
     regularisation = [value for value in predictions.regularisation if value is not None]
     row = {
-        "target": target.target.name, "features": features.name, "dims": x_by_fold[0].shape[1], "probe": probe,
+        "target": target.target.name, "kind": "numbers" if target.target.classes is None else "classes",
+        "features": features.name, "dims": x_by_fold[0].shape[1], "probe": probe,
         "metric": main, "score": metrics[main], "low": metrics[f"{main}_low"], "high": metrics[f"{main}_high"],
         "difference": None, "difference_low": None, "difference_high": None,
         "evaluation": target.evaluation, "num_folds": len(target.folds),
@@ -181,7 +188,8 @@ def _few_label_rows(
     row: Mapping[str, Any], features: FeatureSet, x_by_fold: Sequence[Floats], target: TargetFolds, seed: int
 ) -> list[dict[str, Any]]:
     rows = []
-    for num_patients in FEW_PATIENTS:
+    most = min(len(np.unique(target.patients[train])) for train, _ in target.folds) // 2
+    for num_patients in (each for each in FEW_PATIENTS if each <= most):
         scores = few_label_scores(
             x_by_fold, target.target, target.patients, target.folds, row["probe"], num_patients=num_patients,
             seed=seed, standardise=features.standardise,
@@ -196,12 +204,18 @@ def _few_label_rows(
     return rows
 
 
-def _difference(z_sem: tuple[float, Floats], other: tuple[float, Floats]) -> dict[str, Any]:
+def _difference(
+    z_sem: tuple[EvaluatedProbe, Floats], other: tuple[EvaluatedProbe, Floats], target: TargetFolds
+) -> dict[str, Any]:
     """The score of z_sem minus that of other features, with the interval over the same draws of patients."""
-    low, high = interval(z_sem[1] - other[1])
-    return {
-        "difference": _plain(z_sem[0] - other[0]), "difference_low": _plain(low), "difference_high": _plain(high)
-    }  # fmt: skip
+    scores, draws = other[0].predictions.scores(), z_sem[1] - other[1]
+    value = z_sem[0].row["score"] - other[0].row["score"]
+    if isinstance(scores, ClassScores):
+        num = scores.patients_of_rarest_class(target.patients[target.test_cases])
+        low, high = difference_interval(value, draws, num)
+    else:
+        low, high = interval(draws)
+    return {"difference": _plain(value), "difference_low": _plain(low), "difference_high": _plain(high)}
 
 
 def _plain(value: float) -> float | None:

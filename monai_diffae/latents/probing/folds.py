@@ -15,6 +15,7 @@ from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.nested import cross_validation_folds, split_folds
 from monai_diffae.latents.probing.probes import Folds, inner_folds
 from monai_diffae.latents.probing.targets import ProbeTarget, far_off, read_probe_target
+from monai_diffae.latents.targets import LabelKind
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,12 @@ class TargetFolds:
 
 
 def choose_folds(
-    cases: ProbedCases, labels: Sequence[Any], name: str, evaluation: Evaluation | None = None, seed: int = 0
+    cases: ProbedCases,
+    labels: Sequence[Any],
+    name: str,
+    evaluation: Evaluation | None = None,
+    seed: int = 0,
+    kind: LabelKind = "auto",
 ) -> TargetFolds:
     """Choose how a target is evaluated. Whatever may make its scores unreliable is logged.
 
@@ -133,12 +139,14 @@ def choose_folds(
         name: name of the target.
         evaluation: ``split`` or ``cv``; None: ``split`` if the table has enough test cases, else ``cv``.
         seed: random seed of the folds.
+        kind: whether labels are ``classes`` or ``numbers``; ``auto``: see
+            :func:`~monai_diffae.latents.targets.are_classes`.
 
     Raises:
         ConfigError: the label is the same for all cases, is text with too many values, or has too few cases; a patient
             has both training and test cases; or the table has no split to evaluate on.
     """
-    all_cases = read_probe_target(labels, name, cases.positions)
+    all_cases = read_probe_target(labels, name, cases.positions, kind)
     patients = cases.patients[all_cases.rows]
     if evaluation is None:
         evaluation = "split" if _is_split_enough(cases, all_cases, patients) else "cv"

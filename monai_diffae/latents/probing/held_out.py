@@ -16,7 +16,7 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import nearest_neighbors
 from monai_diffae.latents.probing.nested import split_folds
 from monai_diffae.latents.probing.probes import Floats, fit_probe
-from monai_diffae.latents.probing.scores import ClassScores, NumberScores, bootstrapped, interval
+from monai_diffae.latents.probing.scores import ClassScores, NumberScores, bootstrapped
 from monai_diffae.latents.probing.targets import ProbeTarget, read_probe_target
 
 NUM_NEIGHBORS = 5
@@ -105,8 +105,9 @@ class QuickProbe:
         truth = self.target.values[self.test]
         is_number = self.target.classes is None
         judged = NumberScores(truth, predicted[:, 0]) if is_number else ClassScores(truth, predicted)
-        draws = bootstrapped(judged, self.patients[self.test], seed)[:, 0]
-        return QuickScores(float(judged(np.ones(len(truth)))[0]), *interval(draws), self._agreement(x))
+        patients = self.patients[self.test]
+        ends = judged.intervals(bootstrapped(judged, patients, seed), patients)[0]
+        return QuickScores(float(judged(np.ones(len(truth)))[0]), *ends, self._agreement(x))
 
     def _predicted(self, x: Floats, seed: int) -> Floats:
         """A column of predictions for each class, or one column of numbers, for the held-out cases."""

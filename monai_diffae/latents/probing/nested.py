@@ -29,6 +29,10 @@ class HeldOutPredictions:
         target: the target of the K test cases, with the classes of all cases.
         fold: ``[K]``, the fold in which each case was predicted.
         predicted: ``[K, classes]`` probabilities, or ``[K]`` numbers.
+        baseline: ``[K]``, for numbers in cross-validation, the mean of the fold's training cases, which R2 compares
+            the predictions with; else None.
+        ranking: ``[K, classes]``, values that rank the cases of all folds together, for AUROC and AUPRC; None for
+            numbers. See :meth:`~monai_diffae.latents.probing.FittedProbe.ranking`.
         predicted_class: ``[K]``, the class that would be most probable if all were equally frequent among the training
             cases; None for numbers.
         regularisation: the regularisation of the probe of each fold.
@@ -37,14 +41,16 @@ class HeldOutPredictions:
     target: ProbeTarget
     fold: NDArray[np.intp]
     predicted: Floats
+    baseline: Floats | None
+    ranking: Floats | None
     predicted_class: NDArray[np.intp] | None
     regularisation: tuple[float | None, ...]
 
     def scores(self) -> ClassScores | NumberScores:
         """The scores of the predictions, as a function of the cases' weights."""
         if self.target.classes is None:
-            return NumberScores(self.target.values, self.predicted)
-        return ClassScores(self.target.values, self.predicted, self.predicted_class)
+            return NumberScores(self.target.values, self.predicted, self.baseline)
+        return ClassScores(self.target.values, self.predicted, self.predicted_class, self.ranking)
 
 
 def cross_validation_folds(target: ProbeTarget, groups: NDArray[Any], seed: int = 0) -> tuple[ProbeTarget, Folds]:
@@ -148,20 +154,24 @@ def predict_held_out(
         ((100, 2), True)
     """
     num_classes = _num_classes(target)
-    parts, classes, regularisation = [], [], []
+    parts, rankings, classes, regularisation = [], [], [], []
     for x, (train, test) in zip(features, folds, strict=True):
         fitted = fit_probe(probe, x[train], target.values[train], groups[train], num_classes, seed, standardise)
         parts.append(fitted.predict(x[test]))
         if num_classes is not None:
+            rankings.append(fitted.ranking(x[test], x[train]))
             classes.append(fitted.classify(parts[-1]))
         regularisation.append(fitted.regularisation)
     tests = np.concatenate([test for _, test in folds])
     order = np.argsort(tests)
     fold = np.repeat(np.arange(len(folds)), [len(test) for _, test in folds])[order]
+    means = np.array([target.values[train].mean() for train, _ in folds])
+    baseline = means[fold] if num_classes is None and len(folds) > 1 else None
     test_target = ProbeTarget(target.name, target.classes, target.values[tests[order]], target.rows[tests[order]])
     return HeldOutPredictions(
-        test_target, fold, np.concatenate(parts)[order], np.concatenate(classes)[order] if classes else None,
-        tuple(regularisation),
+        test_target, fold, np.concatenate(parts)[order], baseline,
+        np.concatenate(rankings)[order] if rankings else None,
+        np.concatenate(classes)[order] if classes else None, tuple(regularisation),
     )  # fmt: skip
 
 
@@ -177,11 +187,12 @@ def few_label_scores(
     seed: int = 0,
     standardise: bool = True,
 ) -> Floats:
-    """AUROC or R2 ``[num_draws]`` of probes that are fitted to the labels of a few patients.
+    """AUROC or R2 ``[draws]`` of probes that are fitted to the labels of a few patients.
 
-    Each draw selects patients from the training cases of one fold, taking the folds in turn, and predicts all test
-    cases of that fold. A draw has at least two patients of each class; the others are selected at random. With the
-    same seed, a draw of more patients contains the draw of fewer. Scores that are not defined are NaN.
+    Each draw selects patients from the training cases of every fold, and predicts all test cases. A draw has at least
+    two patients of each class; the others are selected at random. With the same seed, a draw of more patients contains
+    the draw of fewer. Scores that are not defined are NaN. The draws share their test cases, and with many patients
+    also most training cases, so their spread is no confidence interval.
 
     Args:
         features: ``[K, D]`` for each fold.
@@ -190,19 +201,21 @@ def few_label_scores(
         folds: as for :func:`predict_held_out`.
         probe: ``linear``, ``knn`` or ``boosting``.
         num_patients: number of labelled patients, with all of their cases.
-        num_draws: number of draws.
+        num_draws: number of draws; half as many with several folds, each of which is fitted in every draw.
         seed: random seed of the draws.
         standardise: scale each feature; see :func:`~monai_diffae.latents.probing.probes.fit_probe`.
     """
     scores = []
-    for draw in range(num_draws):
-        x, (train, test) = features[draw % len(folds)], folds[draw % len(folds)]
-        labelled = _draw(target, groups, train, num_patients, np.random.default_rng([seed, draw]))
-        if labelled is None:
+    for draw in range(num_draws if len(folds) == 1 else -(-num_draws // 2)):
+        labelled = [
+            _draw(target, groups, train, num_patients, np.random.default_rng([seed, draw])) for train, _ in folds
+        ]
+        few = [(train, test) for train, (_, test) in zip(labelled, folds, strict=True) if train is not None]
+        if len(few) < len(folds):
             scores.append(float("nan"))
             continue
-        predictions = predict_held_out([x], target, groups, [(labelled, test)], probe, seed, standardise)
-        scores.append(float(predictions.scores()(np.ones(len(test)))[0]))
+        held_out = predict_held_out(features, target, groups, few, probe, seed, standardise).scores()
+        scores.append(float(held_out(np.ones(len(held_out.truth)))[0]))
     return np.array(scores)
 
 

@@ -23,6 +23,7 @@ RIDGE_ALPHAS = np.logspace(-3, 6, 19)
 LOGISTIC_CS = np.logspace(-4, 2, 7)
 NUM_NEIGHBORS = (100, 30, 10, 3)
 _MAX_FOLDS = 5
+_LEAST_STD = 1e-9  # smaller ones are rounding errors
 _MOST_FOR_NEWTON = 2048  # weights; each of its steps takes their number squared
 
 
@@ -49,6 +50,28 @@ class FittedProbe:
             return np.asarray(self.model.predict(features), np.float64)
         return _probabilities(self.model, features, self.num_classes)
 
+    def ranking(self, features: Floats, training: Floats) -> Floats:
+        """Values ``[N, num_classes]`` by which the cases of several folds can be ranked together, unlike probabilities.
+
+        Probes that are fitted to different cases have different regularisations and base rates. Their pooled
+        probabilities rank cases by fold, too, which lowers AUROC below chance if there is nothing to learn (Forman and
+        Scholz 2010, doi:10.1145/1882471.1882479). These are logits (for ``knn`` shares), minus their mean and divided
+        by their standard deviation among the probe's training cases.
+
+        Args:
+            features: ``[N, D]``.
+            training: ``[M, D]``, the features that the probe was fitted to.
+        """
+        values, reference = (self._unbounded(self.predict(x)) for x in (features, training))
+        std = reference.std(axis=0)
+        return np.asarray((values - reference.mean(axis=0)) / np.where(std > _LEAST_STD, std, 1))
+
+    def _unbounded(self, probabilities: Floats) -> Floats:
+        from scipy.special import logit
+
+        is_share = not hasattr(self.model[-1], "decision_function")
+        return probabilities if is_share else np.asarray(logit(np.clip(probabilities, 1e-15, 1 - 1e-15)))
+
     def classify(self, probabilities: Floats) -> NDArray[np.intp]:
         """The class ``[N]`` that would be most probable if all were equally frequent; best for balanced accuracy."""
         ratio = np.divide(probabilities, self.priors, out=np.zeros_like(probabilities), where=self.priors > 0)
@@ -63,6 +86,7 @@ def fit_probe(
     num_classes: int | None,
     seed: int = 0,
     standardise: bool = True,
+    balanced: bool = False,
 ) -> FittedProbe:
     """Fit a probe with the regularisation that has the smallest loss on held-out patients.
 
@@ -80,6 +104,7 @@ def fit_probe(
         seed: random seed of the folds and of boosting.
         standardise: scale each feature to a standard deviation of 1. Not for features whose scales are informative,
             such as principal components, the last of which are noise.
+        balanced: weight the cases of ``linear`` as if all classes were equally frequent.
 
     Raises:
         ConfigError: all training cases have the same class.
@@ -100,11 +125,15 @@ def fit_probe(
     num_cases = min([len(train) for train, _ in folds], default=len(target))
     num_weights = features.shape[1] * (num_classes or 1)
     model, parameter, values = _model(probe, num_classes is not None, num_cases, num_weights, seed)
+    weights = np.ones(len(target))
+    if balanced and num_classes is not None:
+        model.set_params(class_weight="balanced")
+        weights = 1 / np.bincount(target)[target]
     scaler = StandardScaler(with_std=standardise)
     best = None
     if parameter:
         if folds:
-            losses = _losses(model, parameter, values, (features, target, num_classes), scaler, folds)
+            losses = _losses(model, parameter, values, (features, target, weights, num_classes), scaler, folds)
             best = values[int(losses.argmin())]  # the first, and so the strongest, of equals
         model.set_params(**{parameter: values[0] if best is None else best})
     priors = np.bincount(target, minlength=num_classes) / len(target) if num_classes is not None else np.empty(0)
@@ -206,14 +235,14 @@ def _losses(
     model: Any,
     parameter: str,
     values: Sequence[float],
-    data: tuple[Floats, NDArray[Any], int | None],
+    data: tuple[Floats, NDArray[Any], Floats, int | None],
     scaler: Any,
     folds: Folds,
 ) -> Floats:
     """The summed loss on held-out patients for each value of the parameter."""
     from sklearn import config_context
 
-    features, target, num_classes = data
+    features, target, weights, num_classes = data
     losses = np.zeros(len(values))
     # checking the same arrays in every fit would take longer than small fits do
     with config_context(assume_finite=True, skip_parameter_validation=True):
@@ -226,16 +255,16 @@ def _losses(
                 continue
             for i, value in enumerate(values):
                 model.set_params(**{parameter: value}).fit(x_train, target[train])
-                losses[i] += _loss(model, x_test, target[test], num_classes)
+                losses[i] += weights[test] @ _loss(model, x_test, target[test], num_classes)
     return losses
 
 
-def _loss(model: Any, features: Floats, target: NDArray[Any], num_classes: int | None) -> float:
-    """The summed log loss, or squared error."""
+def _loss(model: Any, features: Floats, target: NDArray[Any], num_classes: int | None) -> Floats:
+    """The log loss, or squared error, of each case."""
     if num_classes is None:
-        return float(((model.predict(features) - target) ** 2).sum())
+        return np.asarray((model.predict(features) - target) ** 2)
     p = _probabilities(model, features, num_classes)[np.arange(len(target)), target]
-    return float(-np.log(np.maximum(p, 1e-6)).sum())  # a class without any neighbor is not impossible
+    return np.asarray(-np.log(np.maximum(p, 1e-6)))  # a class without any neighbor is not impossible
 
 
 def _probabilities(model: Any, features: Floats, num_classes: int) -> Floats:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.targets import class_name, missing
+from monai_diffae.latents.targets import MAX_VALUES, LabelKind, are_classes, class_name, class_names, missing
 
-MAX_VALUES = 10  # numbers with more different values are continuous
 _MAX_CLASSES = 20
-_LARGEST = 1e30  # larger values overflow in boosting, whose gradients are in single precision
 _SHARE_OF_VALUES = 0.9  # a rounded copy of the target has at least this share of its values
 _FAR, _FAR_AS_LOGARITHM = 10, 4  # interquartile ranges
 
@@ -58,17 +55,20 @@ class ProbeTarget:
         }
 
 
-def read_probe_target(labels: Sequence[Any], name: str, rows: NDArray[np.intp] | None = None) -> ProbeTarget:
-    """Read a label: numbers with more than 10 different values are continuous, all others are classes.
+def read_probe_target(
+    labels: Sequence[Any], name: str, rows: NDArray[np.intp] | None = None, kind: LabelKind = "auto"
+) -> ProbeTarget:
+    """Read a label as classes or numbers; see :func:`~monai_diffae.latents.targets.are_classes`.
 
     Args:
-        labels: ``[N]``, numbers, booleans or text; None, NaN and blank text are missing. All of them count for whether
-            the label is continuous, not only those of ``rows``.
+        labels: ``[N]``, numbers, booleans or text; None, NaN, blank text and words such as NA are missing. All of them
+            count for whether the label is a number, not only those of ``rows``.
         name: name of the label.
         rows: the cases to use, in this order; None: all.
+        kind: ``classes``, ``numbers``, or ``auto``.
 
     Raises:
-        ConfigError: there is only one value, more than 20 different texts, or numbers are infinite or above 1e30.
+        ConfigError: there is only one value, more than 20 different classes, or numbers are infinite or above 1e30.
 
     Example:
         >>> target = read_probe_target(["ill", "well", None, "ill"], "state")
@@ -79,26 +79,21 @@ def read_probe_target(labels: Sequence[Any], name: str, rows: NDArray[np.intp] |
     """
     is_labelled = ~missing(labels)
     all_values = [value for value, has_label in zip(labels, is_labelled, strict=True) if has_label]
-    is_number = all(isinstance(value, (Real, np.bool_)) for value in all_values)
-    if is_number and any(abs(value) > _LARGEST for value in all_values):
-        raise ConfigError(
-            f"target '{name}': contains values that are infinite or too large; correct them, or empty these labels"
-        )
-    is_continuous = is_number and len({class_name(value) for value in all_values}) > MAX_VALUES
+    names = class_names(all_values, name)
     requested = np.arange(len(labels)) if rows is None else rows
     labelled = requested[is_labelled[requested]]
     values = [labels[row] for row in labelled]
-    ordered = sorted(values, key=float if is_number else class_name)
-    classes = tuple(dict.fromkeys(class_name(value) for value in ordered))
+    present = {class_name(value) for value in values}
+    classes = tuple(each for each in names if each in present)
     if len(classes) < 2:
         raise ConfigError(
             f"target '{name}': {len(values)} of {len(requested)} cases have it, and it is the same for all; "
             "choose one that varies"
         )
-    if is_continuous:
+    if not are_classes(all_values, kind):
         return ProbeTarget(name, None, np.array(values, np.float64), labelled)
     if len(classes) > _MAX_CLASSES:
-        raise ConfigError(f"target '{name}': is text with {len(classes)} different values; choose another")
+        raise ConfigError(f"target '{name}': has {len(classes)} different classes; choose another target")
     codes = np.array([classes.index(class_name(value)) for value in values], np.intp)
     return ProbeTarget(name, classes, codes, labelled)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.latents.groups import numbered_groups
 from monai_diffae.latents.statistics import checked_codes
+from monai_diffae.latents.two_samples import nearest_distances
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -107,16 +106,6 @@ def typical_first(z: ArrayLike, covered: ArrayLike, count: int, seed: int = 0) -
         done[row] = True
         num_done[best] += 1
     return np.array(selected, np.intp)
-
-
-def nearest_distances(z: Floats, reference: NDArray[Any]) -> Floats:
-    """The Euclidean distance ``[N]`` from each case to the nearest of ``[M, D]`` reference cases."""
-    from sklearn.metrics import pairwise_distances_argmin
-
-    nearest = reference[pairwise_distances_argmin(z, reference)]
-    # recomputed for these pairs, since the fast search rounds small distances
-    distances: Floats = np.linalg.norm(z - nearest, axis=1)
-    return distances
 
 
 def _clusters(z: Floats, count: int, seed: int) -> Rows:

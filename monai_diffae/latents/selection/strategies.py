@@ -13,8 +13,9 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.latents.groups import numbered_groups
 from monai_diffae.latents.outliers import ReferenceCases
 from monai_diffae.latents.selection.coverage import farthest_first, typical_first
-from monai_diffae.latents.selection.uncertainty import Kind, are_classes, uncertainty
+from monai_diffae.latents.selection.uncertainty import uncertainty
 from monai_diffae.latents.statistics import LatentStatistics, checked_codes
+from monai_diffae.latents.targets import LabelKind, are_classes
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -29,12 +30,13 @@ class _Task:
     """What a strategy knows: all cases ``z`` (normalised), those with labels, and those that may be selected."""
 
     z: Floats
+    groups: ArrayLike | None
     labelled: Rows
     labels: Sequence[Any]
     proposed: Rows
     candidates: Rows
     count: int
-    kind: Kind
+    kind: LabelKind
     seed: int
 
     @property
@@ -63,7 +65,8 @@ def select(
     labelled: ArrayLike = (),
     labels: Sequence[Any] = (),
     proposed: ArrayLike = (),
-    kind: Kind = "auto",
+    groups: ArrayLike | None = None,
+    kind: LabelKind = "auto",
     seed: int = 0,
 ) -> Rows:
     """Select the cases to label next.
@@ -88,6 +91,8 @@ def select(
         labelled: ``[L]``, rows with a label; they are not selected.
         labels: ``[L]``, the labels; not needed for strategies without a probe.
         proposed: rows that were selected earlier and are not labelled yet; they are not selected again.
+        groups: ``[N]``, the patient of each case, so that ``outlier`` does not take an unusual patient with several
+            scans for usual; None: each case is a patient of its own.
         kind: whether labels are classes or numbers, as for :func:`uncertainty`.
         seed: random seed.
 
@@ -109,7 +114,7 @@ def select(
     candidates = np.setdiff1d(np.arange(len(codes)), np.concatenate([known, earlier]))
     if count < 1 or not len(candidates):
         return candidates[:0]
-    task = _Task(_normalised(codes), known, labels, earlier, candidates, count, kind, seed)
+    task = _Task(_normalised(codes), groups, known, labels, earlier, candidates, count, kind, seed)
     return STRATEGIES[strategy](task)
 
 
@@ -141,7 +146,7 @@ def outlier_order(z_sem: ArrayLike, groups: ArrayLike | None = None) -> Rows:
 
 
 def _outliers(task: _Task) -> Rows:
-    order = outlier_order(task.z)
+    order = outlier_order(task.z, task.groups)
     return order[np.isin(order, task.candidates)][: task.count]
 
 

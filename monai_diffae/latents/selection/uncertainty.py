@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,15 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing.probes import fit_probe
 from monai_diffae.latents.statistics import checked_codes
-from monai_diffae.latents.targets import class_name
+from monai_diffae.latents.targets import LabelKind, are_classes, class_name, missing
 
 Floats = NDArray[np.float64]
-Kind = Literal["auto", "classes", "numbers"]
-
-_LARGEST_CLASS = 20
 
 
-def uncertainty(z: ArrayLike, labelled: ArrayLike, labels: Sequence[Any], *, kind: Kind = "auto") -> Floats:
+def uncertainty(z: ArrayLike, labelled: ArrayLike, labels: Sequence[Any], *, kind: LabelKind = "auto") -> Floats:
     """How uncertain a probe is about each case, after it was fitted to the labelled cases.
 
     For classes, the probe is a logistic regression, and the uncertainty is the entropy of its probabilities, divided
@@ -32,8 +28,8 @@ def uncertainty(z: ArrayLike, labelled: ArrayLike, labels: Sequence[Any], *, kin
         z: ``[N, D]``, normalised, all cases.
         labelled: ``[L]``, the rows of ``z`` with a label.
         labels: ``[L]``, their labels: numbers, booleans or text.
-        kind: whether labels are ``classes`` or ``numbers``; ``auto``: text, booleans and whole numbers from 0 to 20 are
-            classes, and other numbers are numbers.
+        kind: whether labels are ``classes`` or ``numbers``; ``auto``: see
+            :func:`~monai_diffae.latents.targets.are_classes`.
 
     Returns:
         ``[N]``, above or equal to 0.
@@ -50,6 +46,8 @@ def uncertainty(z: ArrayLike, labelled: ArrayLike, labels: Sequence[Any], *, kin
     codes, rows = checked_codes(z, num_least=1).astype(np.float64), np.asarray(labelled, np.intp)
     if rows.shape != (len(labels),):
         raise ConfigError(f"labels: {len(labels)} labels for {rows.size} labelled cases; give one for each")
+    if missing(labels).any():
+        raise ConfigError("labels: some are missing or infinite; give only cases with a label")
     if are_classes(labels, kind):
         names, target = np.unique([class_name(label) for label in labels], return_inverse=True)
         if len(names) < 2:
@@ -59,16 +57,6 @@ def uncertainty(z: ArrayLike, labelled: ArrayLike, labels: Sequence[Any], *, kin
         probe = fit_probe("linear", codes[rows], target, rows, len(names), standardise=False)
         return _entropy(probe.predict(codes)) / np.log(len(names))
     return _predictive_std(codes, rows, _numbers(labels))
-
-
-def are_classes(labels: Sequence[Any], kind: Kind) -> bool:
-    """Whether labels are classes, or numbers; see :func:`uncertainty`."""
-    return kind == "classes" or (kind == "auto" and all(map(_is_class, labels)))
-
-
-def _is_class(label: Any) -> bool:
-    is_number = isinstance(label, Real) and not isinstance(label, bool)
-    return not is_number or (float(label).is_integer() and 0 <= label <= _LARGEST_CLASS)
 
 
 def _numbers(labels: Sequence[Any]) -> Floats:

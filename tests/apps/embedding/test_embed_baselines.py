@@ -116,6 +116,8 @@ def test_probes_and_neighbors_work(made, labelled, tmp_path, caplog):
         rows = probe(path, targets=["head_size"], probes=["linear"], evaluation="cv").rows
         assert np.isfinite(rows[0]["score"])
         assert rows[0]["features"] == path.stem.removeprefix("embeddings_")
+    result = probe(made["pca"], baselines={"radiomics": labelled.cohort}, targets=["head_size"], probes=["linear"])
+    assert "pca minus this" in "\n".join(result.lines())
     caplog.clear()
     images = {"bundle": "diffae_2d", "cohort": labelled.cohort, "limit": 1, "k": 2}
     neighbors(made["pca"], tmp_path / "n", **images)  # drawn with the preprocessing of the table

@@ -229,18 +229,19 @@ def test_bad_scans_of_ten_kinds_are_one_line_each_and_the_others_are_the_same(ru
     assert "Traceback" not in log
 
 
-def test_each_table_of_a_folder_has_its_own_list_of_failures(run, labelled, tmp_path):
+def test_each_table_of_a_folder_has_its_own_list_of_failures(run, labelled, tmp_path, caplog):
     out, scans = tmp_path / "out", tmp_path / "scans"
     names = pictures(scans, 2)
     for name in ("a", "b", "c"):
-        bad = [] if name == "c" else [f"{name}.png"]
+        bad = [] if name == "c" else [f"{name}{number}.png" for number in range(6)]
         for file in bad:
             (scans / file).write_bytes(b"")
         code, _, error = run(*words(labelled.bundle, table_of(scans, [*names, *bad]), out / f"{name}.csv"))
         assert code == (3 if bad else 0)
-        assert not bad or error.splitlines()[-1] == f"1 of 3 cases failed: see {name}_failures.csv"
+        assert not bad or error.splitlines()[-1] == f"6 of 8 cases failed: see {name}_failures.csv"
+        assert not bad or f"more cases are skipped; {name}_failures.csv lists all of them" in caplog.text
     for name in ("a", "b"):
-        assert pd.read_csv(out / f"{name}_failures.csv")["file"].tolist() == [f"{name}.png"]
+        assert pd.read_csv(out / f"{name}_failures.csv")["file"].tolist() == [f"{name}{n}.png" for n in range(6)]
     assert len(list(out.glob("*failures.csv"))) == 2
     code, _, error = run(*words(labelled.bundle, scans, out))
     assert (code, error.splitlines()[-1].endswith("cases failed: see failures.csv")) == (3, True)

@@ -213,7 +213,7 @@ def test_unreadable_images_end_the_command_with_3(run, labelled, with_a_bad_scan
     words += ["--bundle", labelled.bundle, "--cohort", with_a_bad_scan, "--out", tmp_path / "o"]
     for more in ([], ["--json"]):  # the second time it is complete already
         code, printed, error = run("-q", "probe", labelled.embeddings, *words, *more)
-        omitted = "1 cases are omitted: their images are unreadable (see probe_failures.csv) or not in the cohort"
+        omitted = "1 case omitted: images are unreadable (see probe_failures.csv) or not in the cohort"
         assert (code, error.splitlines()[-1:]) == (3, [omitted])
         assert "intensity statistics" in printed
     (name,) = pd.read_csv(tmp_path / "o" / "probe_failures.csv")["case_id"]

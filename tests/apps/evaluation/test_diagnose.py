@@ -88,6 +88,10 @@ def test_a_decoder_that_ignores_z_sem_has_a_usage_of_1(labelled, tmp_path):
     result = diagnose(bundle, labelled.cohort, tmp_path / "o", split=None, num_levels=2, device="cpu")
     assert result.z_sem_usage == pytest.approx(1, abs=1e-6)
     assert result.z_sem_usage_mean == pytest.approx(1, abs=1e-6)
+    assert [row["own_is_better"] for row in result.noise_levels] == [
+        0.5,
+        0.5,
+    ]  # by chance, although all losses are equal
 
 
 @pytest.mark.slow

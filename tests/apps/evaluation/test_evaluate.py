@@ -266,8 +266,18 @@ def test_differences_are_paired_over_common_cases(values):
     (row,) = difference_rows([*case_rows("a", values[0]), *case_rows("b", values[1][:10])], "a", patients)
     assert row["num_cases"] == 10
     assert row["value"] == pytest.approx((values[1][:10] - values[0][:10]).mean())
-    (row,) = mean_rows(case_rows("a", [np.inf, 1.0]), patients)
-    assert row["value"] is None
+
+
+def test_a_case_without_any_error_does_not_blank_the_mean_of_the_others(values):
+    """The PSNR of an exact reconstruction is infinite."""
+    patients = {f"c{i}": f"p{i}" for i in range(40)}
+    (others,) = mean_rows(case_rows("a", values[0][1:]), {f"c{i}": f"p{i}" for i in range(39)})
+    row, identical = mean_rows(case_rows("a", [np.inf, *values[0][1:]]), patients)
+    assert row["value"] == pytest.approx(others["value"])
+    assert (row["low"], row["high"]) == pytest.approx((others["low"], others["high"]), abs=0.05)
+    assert (row["num_cases"], identical["metric"], identical["value"]) == (39, "mse_identical", 1)
+    row, identical = mean_rows(case_rows("a", [np.inf, np.inf]), patients)
+    assert (row["value"], row["low"], identical["value"]) == (None, None, 2)
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_a_copy_has_a_distance_of_0(tiny_bundle, tmp_path):
 
 
 @pytest.mark.slow
-def test_distances_of_image_features(report, latent_bundle, cohort, tmp_path, monkeypatch):
+def test_distances_of_image_features(report, latent_bundle, cohort, tmp_path, monkeypatch, caplog):
     """FID, KID, precision and recall with the means of four quarters as features, in place of a network's."""
 
     def features(images, model_range):
@@ -109,7 +109,16 @@ def test_distances_of_image_features(report, latent_bundle, cohort, tmp_path, mo
     assert value("kid") == pytest.approx(kernel_distance(drawn, real), rel=0.05)
     realistic, covered = precision_and_recall(real, drawn)
     assert (value("precision"), value("recall")) == (realistic.mean(), covered.mean())
-    assert rows_of(result, "fid_training")[0]["steps"] is None
+    (row,) = rows_of(result, "fid_training")
+    train = session.read(session.cohort.split("train"), tmp_path)
+    num = len(train.cases)
+    assert (row["steps"], row["num_cases"]) == (None, num)
+    assert f"fid_training is that of {num} training images, as there are not more" in caplog.text
+    learnt = features(train.batch(0, num)[0], (-1, 1)).double().numpy()
+    for metric, flags in zip(
+        ("precision_training", "recall_training"), precision_and_recall(real, learnt), strict=True
+    ):
+        assert value(metric) == flags.mean()
     assert "| fid ↓ |" in (result.folder / "tables.md").read_text()
     # those of z_sem come from all held-out cases also if fewer are reconstructed, which once ended the run
     of_z_sem = [
@@ -117,7 +126,8 @@ def test_distances_of_image_features(report, latent_bundle, cohort, tmp_path, mo
         for each in (report, result)
     ]
     assert of_z_sem[0] == of_z_sem[1]
-    assert {row["metric"] for row in of_z_sem[0]} == {"mmd", "precision", "recall", "copying_ratio"}
+    sharpness = {"precision", "recall", "precision_training", "recall_training"}
+    assert {row["metric"] for row in of_z_sem[0]} == {"mmd", "copying_ratio", *sharpness}
     # generated images that are the held-out cases themselves have a distance of 0
     monkeypatch.setattr(GeneratedImages, "decode", lambda self, condition, limit=None: test[:limit])
     result = evaluate(tmp_path / "copies", **arguments)

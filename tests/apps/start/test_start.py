@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from monai_diffae.apps.results import FolderResult
-from monai_diffae.apps.start import first_hour
 from monai_diffae.apps.start.first_hour import FirstHour
 from monai_diffae.apps.start.page import write_page
 from monai_diffae.apps.start.start import start
@@ -25,6 +24,7 @@ from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.engines import workload
 from monai_diffae.engines.memory import Memory
 from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.latents import Direction
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +101,16 @@ def test_another_duration_or_added_scans_need_another_folder(started, pictures, 
 
 @pytest.mark.slow
 def test_a_label_that_z_sem_does_not_predict_is_not_edited(started, pictures, monkeypatch):
-    monkeypatch.setattr(first_hour, "_CLEARLY_PREDICTED", {"binary": 2.0, "continuous": 2.0})
+    monkeypatch.setattr(Direction, "may_be_chance", True)
     hour = FirstHour(pictures, started.folder, 1, [], {}, "cpu")
     hour.look()
     next_lines = hour.run()
     assert [outcome.step.command for outcome in hour.steps.outcomes if not outcome.step.is_preparation] == [
         "probe", "fit-direction", "traverse", "neighbors", "reconstruct",
     ]  # fmt: skip
-    assert next_lines[0][0].startswith("z_sem predicts none of the labels (label), so no scan is edited along one.")
+    assert next_lines[0][0].startswith(
+        "z_sem predicts none of the labels (label) clearly better than chance, so no scan is"
+    )
 
 
 # -- before the training -----------------------------------------------------------------------------------------------

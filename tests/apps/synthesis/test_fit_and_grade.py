@@ -46,7 +46,7 @@ def test_infinite_labels_are_refused_whatever_the_other_labels(table, changed, t
     two = pd.Series(1.0 + (table.index % 2), table.index)
     path = changed(grade=two.mask(table.index == first, np.inf), one=two.where(two == 1, np.inf))
     for name, positive in (("grade", None), ("grade", "2"), ("one", None)):
-        with pytest.raises(ConfigError, match=f"^target '{name}': contains infinite numbers; leave those labels empty"):
+        with pytest.raises(ConfigError, match=f"^target '{name}': contains infinite numbers or some above 1e30"):
             fit_direction(path, tmp_path / "d.json", target=name, positive=positive)
 
 
@@ -124,6 +124,8 @@ def test_grades_replace_grades_only_with_overwrite_and_nothing_else(labelled, ch
     embeddings = changed("embeddings")
     with pytest.raises(ConfigError, match="g.csv: exists and was made with other"):
         grade(changed("more", tilt=0.0), out, **options)
+    with pytest.raises(ConfigError, match="^seed: -1 is below 0"):
+        grade(changed("more", tilt=0.0), out, **options, seed=-1)
     table.to_csv(tmp_path / "scans.csv", index=False)
     for name, there in {"embeddings": "embeddings.json", "scans": "scans.csv"}.items():
         before = (tmp_path / there).read_bytes()
@@ -136,23 +138,38 @@ def test_grades_replace_grades_only_with_overwrite_and_nothing_else(labelled, ch
 def test_grades_are_distances_in_standard_deviations(labelled, table, tmp_path):
     grade(labelled.embeddings, tmp_path / "g.csv", direction=labelled.direction)
     graded = pd.read_csv(tmp_path / "g.csv")
-    assert list(graded.columns) == ["id", "patient", "split", "distance", "prediction", "wide"]
+    assert list(graded.columns) == ["id", "patient", "split", "distance", "prediction", "is_fitted", "wide"]
     direction = read_direction(labelled.direction)
     np.testing.assert_allclose(graded["distance"], direction.distance(z_matrix(table)) / direction.std)
     np.testing.assert_allclose(graded["prediction"], direction.predict(z_matrix(table)))
     assert graded["distance"][table["split"] == "train"].std(ddof=0) == pytest.approx(1)
     assert graded["wide"].tolist() == table["wide"].tolist()
+    assert graded["is_fitted"].tolist() == (table["split"] == "train").tolist()
 
 
-def test_scores_of_grades_are_scikit_learns_on_each_split(labelled, tmp_path):
+def test_scores_of_grades_are_scikit_learns_on_each_split_that_was_not_fitted_to(
+    run, labelled, table, changed, tmp_path
+):
     result = grade(labelled.embeddings, tmp_path / "g.csv", direction=labelled.direction)
-    graded = pd.read_csv(tmp_path / "g.csv")
-    assert result.scores.keys() == {"train", "val", "test"}
-    for split, rows in graded.groupby("split"):
+    graded, direction = pd.read_csv(tmp_path / "g.csv"), read_direction(labelled.direction)
+    assert result.scores.keys() == {"fitted", "val", "test"}
+    for split, rows in graded[~graded["is_fitted"]].groupby("split"):
         row = result.scores[split]
         assert row["score"] == pytest.approx(roc_auc_score(rows["wide"] == "yes", rows["distance"]))
         assert row["low"] <= row["score"] <= row["high"]
         assert (row["metric"], row["num_cases"]) == ("auroc", len(rows))
+    # the training cases: in cross-validation
+    row = result.scores["fitted"]
+    assert (row["score"], row["low"], row["high"]) == (direction.score, direction.low, direction.high)
+    printed = run("--quiet", "grade", labelled.embeddings, tmp_path / "g.csv", "--direction", labelled.direction)[1]
+    assert printed.startswith("cases that the direction was fitted to, in cross-validation: auroc ")
+    # other cases of a patient that was fitted to are not scored, and training cases of another cohort are
+    patient = table["patient"].mask(table["split"] == "test", table["patient"][table["split"] == "train"].iloc[0])
+    assert grade(changed(patient=patient), tmp_path / "p.csv", direction=labelled.direction).scores.keys() == {
+        "fitted", "val"
+    }  # fmt: skip
+    other = changed("other", z_000=table["z_000"] + 3)
+    assert grade(other, tmp_path / "o.csv", direction=labelled.direction).scores.keys() == {"train", "val", "test"}
 
 
 def test_folds_and_intervals_are_over_patients(table, changed, tmp_path):
@@ -160,7 +177,10 @@ def test_folds_and_intervals_are_over_patients(table, changed, tmp_path):
     direction = fit_direction(pairs, tmp_path / "large.json", target="ventricles").direction
     of_cases = fit_direction(changed("cases", split="train"), tmp_path / "c.json", target="ventricles").direction
     assert direction.score != of_cases.score
-    row = grade(pairs, tmp_path / "v.csv", direction=tmp_path / "large.json").scores["train"]
+    others = changed(
+        "others", patient=[f"p{i // 2}" for i in range(len(table))], z_000=table["z_000"] + 3, split="test"
+    )
+    row = grade(others, tmp_path / "v.csv", direction=tmp_path / "large.json").scores["test"]
     rows = pd.read_csv(tmp_path / "v.csv").sort_values("id")
     values = rows["ventricles"], rows["prediction"]
     assert (row["metric"], row["score"]) == ("r2", pytest.approx(r2_score(*values)))
@@ -177,12 +197,12 @@ def test_labels_may_be_missing_absent_unknown_or_of_one_class(labelled, table, c
     wide[wide.index[table["split"] == "train"][0]] = "perhaps"
     result = grade(changed(wide=wide), tmp_path / "g.csv", direction=labelled.direction)
     assert "val" not in result.scores
-    assert result.scores["train"]["num_cases"] == (table["split"] == "train").sum() - 1
+    assert result.scores.keys() == {"fitted"}
     assert len(pd.read_csv(result.path)) == len(table)
     path = changed("without")
     pd.read_parquet(path).drop(columns="wide").to_parquet(path)
     result = grade(path, tmp_path / "w.csv", direction=labelled.direction)
-    assert result.scores == {}
+    assert result.scores.keys() == {"fitted"}
     assert len(pd.read_csv(result.path)) == len(table)
 
 
@@ -194,7 +214,7 @@ def test_a_label_with_the_name_of_a_column_of_ours_does_not_replace_it(table, ch
     direction = read_direction(tmp_path / "d.json")
     np.testing.assert_allclose(graded["distance"], direction.distance(z_matrix(table)) / direction.std)
     assert graded["label_distance"].tolist() == table["wide"].tolist()
-    assert result.scores.keys() == {"train", "val", "test"}
+    assert result.scores.keys() == {"fitted", "val", "test"}
 
 
 @pytest.mark.goal(id="R24")
@@ -205,6 +225,7 @@ def test_z_sem_of_other_preprocessing_is_warned_of(labelled, table, tmp_path, ca
     grade(labelled.embeddings, tmp_path / "g.csv", direction=labelled.direction)
     grade(other, tmp_path / "h.csv", direction=tmp_path / "d.json")
     assert "preprocessed" not in caplog.text
+    assert "its cross-validated AUROC" in caplog.text  # 8 cases
     line = "direction 'wide': was fitted to scans that were preprocessed in another way than here, so it does not fit"
     for embeddings, direction in ((other, labelled.direction), (labelled.embeddings, tmp_path / "d.json")):
         caplog.clear()

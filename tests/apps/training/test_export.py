@@ -1,18 +1,24 @@
 """Networks as files: they give what the bundle's networks give, at other sizes too, and a description says how."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 from tiny_bundles import tiny_kl
 
-from monai_diffae import export, load_bundle
+from monai_diffae import embed, export, load_bundle
 from monai_diffae.apps.training.exported_networks import _diffusion
 from monai_diffae.bundle.network_files import TOLERANCE, write_network
 from monai_diffae.data.file_checksums import file_checksum
@@ -153,6 +159,73 @@ def test_the_formulas_of_the_description_are_those_of_the_schedule(arguments):
     clipped = DiffusionSchedule(clip_range=(-1.0, 1.0), **arguments)
     ranges = [_diffusion(DiffusionAutoencoderInferer(clipped, clip=clip))["clip_range"] for clip in (True, False)]
     assert ranges == [(-1.0, 1.0), None]
+
+
+ORIENTATIONS = {"RAS": (3, 2, 2.5), "LIA": (1, 5, 0.8), "PSR": (1.3, 1, 4)}
+
+
+@pytest.fixture
+def documented(monkeypatch, tmp_path):
+    """Runs the scripts of docs/export.md in a folder; ONNX Runtime is replaced by the same network as TorchScript."""
+    text = (Path(__file__).parents[3] / "docs" / "export.md").read_text()
+    scripts = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+
+    class Session(SimpleNamespace):
+        def run(self, _, inputs):
+            return [torch.jit.load(self.path.replace("onnx", "ts"))(*map(torch.from_numpy, inputs.values())).numpy()]
+
+    fake = SimpleNamespace(InferenceSession=lambda path: Session(path=path))
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+
+    def run(index, old="", new=""):
+        names = {}
+        exec(scripts[index].replace(old, new), names)
+        return names["z_sem"]
+
+    return run
+
+
+def save_volume(path, codes, spacing):
+    """A smooth volume whose axes point to these directions."""
+    orientation = nib.orientations.axcodes2ornt(tuple(codes))
+    affine = np.eye(4)
+    for axis, (ras_axis, sign) in enumerate(orientation):
+        affine[:3, axis] = np.eye(3)[int(ras_axis)] * sign * spacing[axis]
+    noise = np.random.default_rng(0).standard_normal((21, 14, 33))
+    nib.save(nib.Nifti1Image(gaussian_filter(noise, 2).astype(np.float32), affine), path)
+
+
+def test_a_volume_by_the_documentation_has_the_z_sem_of_embed(documented, tmp_path):
+    export(GOLDEN / "3d", tmp_path / "exported", format="ts")
+    described = json.loads((tmp_path / "exported" / "networks.json").read_text())["images"]["axes"]
+    assert described == {"x": "left to right", "y": "posterior to anterior", "z": "inferior to superior"}
+    (tmp_path / "scans").mkdir()
+    for codes, spacing in ORIENTATIONS.items():
+        save_volume(tmp_path / "scans" / f"{codes}.nii.gz", codes, spacing)
+    table = pd.read_parquet(embed(GOLDEN / "3d", tmp_path / "scans", tmp_path / "embedded", device="cpu").path)
+    expected = table.set_index("id").filter(regex=r"^z_\d")
+    for codes in ORIENTATIONS:
+        z_sem = documented(0, "scan.nii.gz", f"scans/{codes}.nii.gz")
+        np.testing.assert_allclose(z_sem[0], expected.loc[codes], rtol=0, atol=1e-4)
+
+
+def test_a_picture_and_a_slice_by_the_documentation_have_the_z_sem_of_embed(documented, bundle, tmp_path):
+    export(bundle, tmp_path / "exported", format="ts")
+    described = json.loads((tmp_path / "exported" / "networks.json").read_text())["images"]
+    assert described["axes"] == {"height": "top to bottom", "width": "left to right"}
+    assert described["slice_axes"] == {"height": "anterior to posterior", "width": "right to left"}
+    pixels = gaussian_filter(np.random.default_rng(0).standard_normal((45, 61)), 2)
+    Image.fromarray(np.uint8(128 + 100 * pixels / abs(pixels).max())).save(tmp_path / "scan.png")
+    save_volume(tmp_path / "scan.nii.gz", "LIA", (1, 5, 0.8))
+    trained = load_bundle(bundle, "cpu")
+    z_sem = documented(1)
+    np.testing.assert_allclose(z_sem, trained.open(tmp_path / "scan.png").z_sem, rtol=0, atol=1e-4)
+    volume = nib.as_closest_canonical(nib.load(tmp_path / "scan.nii.gz")).get_fdata()
+    np.save("plane.npy", volume[:, :, 4].T[::-1, ::-1])
+    z_sem = documented(1, 'Image.open("scan.png").convert("L")', 'np.load("plane.npy")')
+    expected = trained.open(tmp_path / "scan.nii.gz", slice=4).z_sem
+    np.testing.assert_allclose(z_sem, expected, rtol=0, atol=1e-4)
 
 
 def test_a_network_that_draws_noise_is_refused(tmp_path):

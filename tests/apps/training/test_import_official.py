@@ -38,7 +38,7 @@ MEAN, STD = torch.arange(12.0), torch.linspace(0.5, 2, 12)
 def save(official, tmp_path):
     """Writes a checkpoint as the official training does: a tiny model of 3 channels, changed by ``changes``."""
 
-    def write(name="last.ckpt", changes=(), latent=True, beside=("x_T", "conds_mean", "conds_std")):
+    def write(name="last.ckpt", changes=(), latent=True, beside=("x_T", "conds_mean", "conds_std"), **settings):
         of = official.Official(**{"channels": 3, **TINY, **dict(changes)})
         state = {f"ema_model.{key}": tensor for key, tensor in official.random_weights(of, seed=1).items()}
         state |= {f"model.{key}": tensor for key, tensor in official.random_weights(of, seed=2).items()}
@@ -47,7 +47,12 @@ def save(official, tmp_path):
             state |= {f"ema_model.latent_net.{k}": t for k, t in official.random_latent(3, **sizes).items()}
         values = {"x_T": torch.zeros(4, 3, SIZE, SIZE), "conds_mean": MEAN[None], "conds_std": STD[None]}
         state |= {key: values[key] for key in beside}
-        torch.save({"state_dict": state, "epoch": 1, "optimizer_states": [torch.zeros(1000)]}, tmp_path / name)
+        other = {
+            "epoch": 1,
+            "optimizer_states": [torch.zeros(1000)],
+            "hyper_parameters": {"net_attn": (16,), **settings},
+        }
+        torch.save({"state_dict": state, **other}, tmp_path / name)
         return tmp_path / name
 
     return write
@@ -132,6 +137,9 @@ def test_a_checkpoint_without_a_latent_ddim_says_so(save, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "monai_diffae"):
         out = imported(save(latent=False), tmp_path / "bundle")
     assert "has no latent DDIM" in caplog.text
+    assert re.search(
+        r"released models: net_beatgans_attn_head 1, T 1000, beta_scheduler linear, [^,]*; hyp", caplog.text
+    )
     assert not (out / "models" / "latent_model.pt").exists()
     assert not [key for key in json.loads((out / "models" / "config.json").read_text()) if "latent" in key]
     with pytest.raises(ConfigError, match=r"^last\.ckpt: has no latent DDIM .*; omit latent_statistics"):
@@ -178,7 +186,7 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
     checkpoint = save(beside=(), latent=False)  # attention at level 1: 32 there and 16 behind it
     with caplog.at_level(logging.INFO, "monai_diffae"):
         out = imported(checkpoint, tmp_path / "from_attention")
-    assert "image size 32, at which the network's attention sees 16 x 16" in caplog.text
+    assert "image size 32 is a guess: there, the network's attention sees 16 x 16" in caplog.text
     assert bundle_summary(out)["image_size"] == [32, 32]
     assert bundle_summary(imported(checkpoint, tmp_path / "said", image_size=48))["image_size"] == [48, 48]
     for levels in ((), (0, 1)):
@@ -192,16 +200,57 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
     assert not (tmp_path / "no").exists()
 
 
-def test_said_arguments_reach_the_network(save, tmp_path):
-    checkpoint = save(
-        changes={"mult": (1, 1), "enc_mult": (1, 1, 1), "attention": (), "enc_attention": (), "blocks": 2}
-    )
-    with pytest.raises(ConfigError, match="1 or 2 residual blocks per level fit"):
-        import_official(checkpoint, tmp_path / "no")
-    out = imported(checkpoint, tmp_path / "bundle", encoder_num_res_blocks=1, num_heads=2)
-    network_def = json.loads((out / "models" / "config.json").read_text())["network_def"]
-    assert (network_def["encoder"]["num_res_blocks"], network_def["unet"]["num_heads"]) == (1, 2)
-    assert network_def["encoder"]["num_heads"] == 2
+def test_settings_that_the_weights_do_not_show_are_those_of_the_checkpoint(save, official, tmp_path, caplog):
+    """Its ``hyper_parameters``, else a JSON file or options; never both with different values."""
+    settings = {
+        "net_beatgans_attn_head": 2, "net_enc_num_res_blocks": 1, "T": 500, "beta_scheduler": "cosine",
+        "net_latent_condition_bias": 0, "net_latent_time_last_act": True, "latent_beta_scheduler": "const0.0015",
+        "latent_clip_sample": True, "latent_znormalize": False, "img_size": 48,
+        "beatgans_rescale_timesteps": False, "latent_rescale_timesteps": False,
+    }  # fmt: skip
+    checkpoint = save(beside=(), **settings)
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    weights = {name.removeprefix("ema_model."): value for name, value in state.items()}
+    mlp = {name.removeprefix("latent_net."): value for name, value in weights.items() if "latent_net" in name}
+    (tmp_path / "conf.json").write_text(json.dumps({"name": "ffhq", "total_samples": 1, **settings}))
+    x, z_t, t = torch.rand(2, 3, SIZE, SIZE) * 2 - 1, torch.randn(2, 12), torch.tensor([7, 400])
+    with caplog.at_level(logging.INFO, "monai_diffae"):
+        outs = [imported(checkpoint, tmp_path / "from_checkpoint")]
+    assert "hyper_parameters or the options: net_beatgans_attn_head 2, " in caplog.text
+    assert "latent_clip_sample True" in caplog.text
+    assert not re.search("ema_model|guess|released models", caplog.text)
+    outs.append(imported(save("silent.ckpt"), tmp_path / "from_json", hyper_parameters=tmp_path / "conf.json"))
+    for out in outs:
+        trained, latent = load_bundle(out, "cpu"), load_latent(out, "cpu")
+        z_sem = official.encode(weights, x, 1, heads=2)
+        with torch.inference_mode():
+            torch.testing.assert_close(trained.network.encode(x), z_sem, rtol=0, atol=1e-5)
+            eps = official.predict(weights, x, t, z_sem, 1, heads=2)
+            torch.testing.assert_close(trained.network(x, t, z_sem), eps, rtol=0, atol=1e-5)
+            eps = official.predict_latent(mlp, z_t, t, bias=0, time_last_act=True)
+            torch.testing.assert_close(latent.network(z_t, t), eps, rtol=0, atol=1e-5)
+        f = np.cos((np.linspace(0, 1, 501) + 0.008) / 1.008 * np.pi / 2) ** 2
+        alpha_bar = np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], 0.999))
+        np.testing.assert_allclose(trained.inferer.schedule.alphas_cumprod, alpha_bar, rtol=1e-9)
+        schedule = latent.inferer.schedule
+        np.testing.assert_allclose(schedule.alphas_cumprod, 0.997 ** np.arange(1, 501), rtol=1e-4)  # twice the beta
+        assert schedule.clip_range == (-1.0, 1.0)
+        assert torch.equal(latent.network.denormalise(z_t), z_t)
+    sizes = [load_bundle(out, "cpu").config["image_size"] for out in outs]
+    assert sizes == [[48, 48], [SIZE, SIZE]]  # x_T is the better witness
+    for changes, options, message in (
+        ({}, {"num_heads": 4}, "net_beatgans_attn_head is 2 in the checkpoint, but 4 was given; omit the option"),
+        (
+            {"T": 100, "beatgans_rescale_timesteps": True},
+            {},
+            "beatgans_rescale_timesteps with T 100 cannot be imported",
+        ),
+        ({"T": "x"}, {}, "T: is 'x', which the official code does not allow"),
+        ({"beta_scheduler": "sqrt"}, {}, "beta_scheduler: the official code has no schedule 'sqrt'"),
+        ({"img_size": 18}, {}, r"needs multiples of 4, .*; at other sizes the official encoder drops rows and columns"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            import_official(save(**{"beside": (), **settings, **changes}), tmp_path / "no", **options)
 
 
 @pytest.mark.slow
@@ -267,20 +316,8 @@ def test_bad_checkpoints_are_one_line_and_leave_nothing(save, official, run, tmp
     refused(tmp_path, tmp_path / "volumes.ckpt", ConfigError, "they are 3D, but the official code is for 2D images")
     with pytest.raises(ConfigError, match="there is no 'diffae_4d'; choose one of: .*diffae_2d"):
         import_official(save(), tmp_path / "out", bundle="diffae_4d")
-
-
-def test_a_folder_that_holds_something_is_refused_before_anything_is_read(tmp_path):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine").write_text("mine")
-    (tmp_path / "link").symlink_to(tmp_path / "gone")
-    for out, message in (
-        ("full", "full: the folder is not empty"),
-        ("full/mine", "^mine: is a file; choose a new folder$"),
-        ("full/mine/sub", "^mine: is a file; choose a new folder$"),
-        ("link", "^link: is a broken link; choose a new folder$"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            import_official(tmp_path / "none.ckpt", tmp_path / out)
+    with pytest.raises(ConfigError, match=r"^cut\.ckpt: is a file; choose a new folder$"):
+        import_official(tmp_path / "none.ckpt", tmp_path / "cut.ckpt" / "sub")
 
 
 @contextmanager

@@ -9,12 +9,17 @@ from PIL import Image
 from scan_files import save_series
 
 from monai_diffae.apps.training.list_scans import list_scans
+from monai_diffae.apps.training.plan import plan
 from monai_diffae.apps.training.sample_data import sample_data
+from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.patient_keys import folder_key
+from monai_diffae.data.survey import other_channels
 from monai_diffae.data.twin_reports import ADVICE
 from monai_diffae.errors import ConfigError
+from monai_diffae.handlers import BadScans
+from monai_diffae.transforms.reading import ReadScand
 
 
 def test_a_folder_becomes_a_table(tmp_path):
@@ -28,7 +33,8 @@ def test_a_folder_becomes_a_table(tmp_path):
         "files that cannot be read are left out: 1 .tif; convert them to .nii.gz or .png",
         "the folders benign, malignant are classes: column label (--no-labels-from-folders omits it)",
         "column label: 2 benign, 2 malignant",
-        "4 cannot be read, the first: a.png: this is not a readable PNG or JPEG; export it again",
+        "4 cannot be read (label: 2 of 2 benign, 2 of 2 malignant), the first: a.png: this is not a readable PNG or "
+        "JPEG; export it again",
         str(tmp_path / "scans.csv"),
         f"next: monai-diffae plan {tmp_path / 'scans.csv'}",
     ]
@@ -69,13 +75,29 @@ def test_twins_become_one_patient(pictures, tmp_path):
     assert list_scans(table, tmp_path / "again.csv").twins.other_patients == []
 
 
-def test_the_next_command_takes_colour(tmp_path):
-    for number in range(4):
-        image = np.random.default_rng(number).integers(0, 255, (24, 24, 3), np.uint8)
-        Image.fromarray(image).save(tmp_path / f"{number}.png")
-    lines = list(list_scans(tmp_path, tmp_path / "scans.csv", skip_twins=True).lines())
-    assert "4 are in colour: train with --colour grey or --colour rgb, or they are left out" in lines
-    assert lines[-1] == f"next: monai-diffae plan {tmp_path / 'scans.csv'} --colour grey"
+def test_colour_and_transparency_of_all_scans_are_known_by_class_before_training(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    for number in range(63):  # the first 32 would not tell: 3 are in colour, one is transparent, all of one class
+        folder = tmp_path / "scans" / ("ill" if number > 40 else "well")
+        folder.mkdir(parents=True, exist_ok=True)
+        mode = {41: "RGB", 42: "RGB", 43: "RGB", 44: "LA"}.get(number, "L")
+        image = Image.fromarray(rng.integers(0, 255, (9, 9, 3 if mode == "RGB" else 1), np.uint8).squeeze())
+        image = Image.merge("LA", [image, image]) if mode == "LA" else image.convert("RGB" if number % 2 else mode)
+        image.save(folder / f"{number}.png")
+    table = tmp_path / "scans.csv"
+    lines = list(list_scans(tmp_path / "scans", table).lines())
+    colour = "3 are in colour (label: 3 of 22 ill, 0 of 41 well)"
+    assert f"{colour}: train with --colour grey or --colour rgb, or they are left out" in lines
+    assert "1 cannot be read (label: 1 of 22 ill, 0 of 41 well), the first: 44.png: the picture is" in "\n".join(lines)
+    assert lines[-1] == f"next: monai-diffae plan {table} --colour grey"
+    small = {"image_size": [16, 16], "channel_mult": [1, 2], "base_channels": 4}
+    planned = plan(table, memory_only=True, memory_gib=4, device="cpu", overrides=small)
+    assert next(planned.lines()) == "59 scans can be used, 4 cannot (label: 4 of 22 ill, 0 of 41 well)"
+    cases = read_cohort(table)
+    assert [len(other_channels(cases, *choice)) for choice in ((1, "grey"), (3, "rgb"))] == [1, 1]
+    read = CachedCases([case.item() for case in cases], ReadScand("image", 2, channels=1), cache="none")
+    BadScans(tmp_path, [read], cases=cases)()
+    assert "4 cases cannot be used (label: 4 of 22 ill, 0 of 41 well); failures.csv lists them" in caplog.text
 
 
 def test_the_command_line_can_leave_class_folders_out(pictures, tmp_path, run):

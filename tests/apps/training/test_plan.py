@@ -150,7 +150,7 @@ def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, quick):
     for words in (
         "10 scans can be used, 0 cannot",
         "predicted time: not measured",
-        "1 scans are larger than this grid",
+        "1 scan will be cropped to this grid",
     ):
         assert words in printed
     assert "predicted memory" in printed

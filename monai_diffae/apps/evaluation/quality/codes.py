@@ -11,13 +11,12 @@ from monai.metrics import EmbeddingCollapseMetric
 
 from monai_diffae.apps.evaluation.diagnosis import CasePatients, Codes, Diagnosis
 from monai_diffae.apps.evaluation.quality.journal import Row
-from monai_diffae.apps.evaluation.quality.summary import summary_row
+from monai_diffae.apps.evaluation.quality.summary import mean_interval, summary_row
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.data.cases import Case
 from monai_diffae.data.samples import FACTORS
 from monai_diffae.errors import ConfigError, OmittableError
 from monai_diffae.latents import LatentStatistics, active_dimensions, dci
-from monai_diffae.latents.probing.scores import Floats, bootstrapped, interval
 from monai_diffae.latents.probing.targets import read_probe_target
 
 Z_SEM = "z_sem"
@@ -53,7 +52,7 @@ class CodeFigures:
         name: the bundle's name in the tables.
         held_out: the held-out cases.
         train: the training cases.
-        seed: random seed of noise and bootstrap.
+        seed: random seed of the noise.
         omit: is called with a metric and the reason why it cannot be measured.
     """
 
@@ -93,13 +92,12 @@ class CodeFigures:
             np.stack([np.asarray(by_name[name]) for by_name in losses.values()], axis=1) for name in ("own", "other")
         )
 
-        def usage(weights: Floats) -> Floats:
-            by_level = weights @ other, weights @ own
-            return np.append(by_level[0] / by_level[1], by_level[0].sum() / by_level[1].sum())
-
-        draws, values = bootstrapped(usage, patients.patients, self.seed), usage(np.ones(len(own)))
+        own, other = (np.column_stack([each, each.sum(axis=1)]) for each in (own, other))
+        values = other.sum(axis=0) / own.sum(axis=0)
+        linear = values + (other - values * own) / own.mean(axis=0)  # its mean is the ratio
         for i, timestep in enumerate([*losses, None]):
-            yield self._row("z_sem_usage", values[i], len(own), interval(draws[:, i]), timestep=timestep)
+            ends = mean_interval(linear[:, i], patients.patients)
+            yield self._row("z_sem_usage", values[i], len(own), ends, timestep=timestep)
 
     def _row(
         self, metric: str, value: float, num: int, ends: tuple[float, float] | None = None, **condition: object

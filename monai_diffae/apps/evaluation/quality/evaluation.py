@@ -66,11 +66,10 @@ class Evaluation:
         parts, journal = self._prepared(overwrite)
         patients = {case.id: case.patient for each in parts for case in each.reconstructions.read.cases}
         case_rows, rows = self._measured(parts, journal)
-        rows = mean_rows(case_rows, patients, self.seed) + rows
+        rows = mean_rows(case_rows, patients) + rows
         comparable = self._comparable()
-        differences = difference_rows(
-            [row for row in case_rows if row["bundle"] in comparable], self.bundles[0].name, patients, self.seed
-        )
+        compared = [row for row in case_rows if row["bundle"] in comparable]
+        differences = difference_rows(compared, self.bundles[0].name, patients)
         self._write(rows, differences, case_rows, patients)
         journal.remove()
         num_failed = max(len(each.reconstructions.read.failures) for each in parts)
@@ -172,8 +171,7 @@ class Evaluation:
     def _notes(self, num_cases: int, num_patients: int) -> list[str]:
         """How the tables were measured, as sentences below each other."""
         held_out = f"{num_cases} {'' if self.held_out.not_held_out else 'held-out '}cases of {num_patients} patients"
-        notes = [f"Means over {held_out} (split {self.held_out.split}), with 95 % intervals from a bootstrap over the "
-                 "patients."]  # fmt: skip
+        notes = [f"Means over {held_out} (split {self.held_out.split}), with 95 % intervals over the patients."]
         if self.held_out.not_held_out:
             notes.append("These cases may have been trained on: the figures are better than those of new cases.")
         for omission in self.omitted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -33,6 +34,8 @@ FeatureNetwork = Callable[[Tensor, tuple[float, float]], Tensor]
 """A function from images (B, C, *S) and their range to features (B, F)."""
 
 _IN_PICTURE = 8
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,22 +121,36 @@ class GeneratedImages:
         yield row("mmd", mmd(samples, real))
         yield from self._precision_and_recall({"features": "z_sem"}, real, samples, held_out.cases)
         if train is not None:
-            known = statistics.normalise(train.z)
+            known, rows = statistics.normalise(train.z), self._evenly_spaced(train.cases)
+            yield from self._precision_and_recall(
+                {"features": "z_sem"}, real, known[rows], held_out.cases, [train.cases[i] for i in rows]
+            )
             distances = nearest_distances(samples, known), nearest_distances(real, known)
             yield self._copying({"features": "z_sem"}, *distances, held_out.cases)
 
     def _training_rows(self) -> Iterator[Row]:
-        """FID and KID of training images in place of generated ones: what a perfect model would reach."""
+        """The figures of training images in place of generated ones: what a perfect model would reach."""
         if self.train is None:
             return
-        num = min(self.num_images, len(self.train.cases))
-        positions = [i * len(self.train.cases) // num for i in range(num)]
+        positions = self._evenly_spaced(self.train.cases)
+        num, cases = len(positions), [self.train.cases[i] for i in positions]
+        if num < self.num_images and self.networks:
+            logger.warning(
+                "fid_training is that of %d training images, as there are not more, but fid that of %d generated ones; "
+                "fewer images have a higher FID, so compare them with num_images=%d", num, self.num_images, num,
+            )  # fmt: skip
         images = torch.stack([self.train.batch(i, i + 1)[0][0] for i in positions])
         for name in self.networks:
-            features = self._features(name, images)
+            features, real = self._features(name, images), self._real_features[name]
             condition = {"features": name}
-            yield self._row(condition, "fid_training", frechet_distance(features, self._real_features[name]))
-            yield self._row(condition, "kid_training", kernel_distance(features, self._real_features[name]))
+            yield self._row(condition, "fid_training", frechet_distance(features, real), num=num)
+            yield self._row(condition, "kid_training", kernel_distance(features, real), num=num)
+            yield from self._precision_and_recall(condition, real, features, self.held_out.cases, cases)
+
+    def _evenly_spaced(self, cases: Sequence[Case]) -> list[int]:
+        """The positions of as many training cases as there are generated images, or of all."""
+        num = min(self.num_images, len(cases))
+        return [i * len(cases) // num for i in range(num)]
 
     def _condition_rows(self, condition: Condition) -> Iterator[Row]:
         images = self.decode(condition)
@@ -190,17 +207,24 @@ class GeneratedImages:
         return torch.cat(features).double().numpy()
 
     def _precision_and_recall(
-        self, condition: Mapping[str, Any], real: Any, made: Any, cases: Sequence[Case]
+        self,
+        condition: Mapping[str, Any],
+        real: Any,
+        made: Any,
+        cases: Sequence[Case],
+        training_cases: Sequence[Case] | None = None,
     ) -> Iterator[Row]:
-        """Precision and recall, with ``real`` features of the held-out ``cases``."""
-        realistic, covered = precision_and_recall(real, made)
-        patients = [case.patient for case in cases]
-        for metric, values, groups in (
-            ("precision", realistic, range(len(realistic))), ("recall", covered, patients)
-        ):  # fmt: skip
-            mean = partial(_weighted_mean, values)
-            ends = interval(bootstrapped(mean, list(groups), self.seed)[:, 0])
-            yield self._row(condition, metric, float(values.mean()), ends)
+        """Precision and recall, with ``real`` features of the held-out ``cases``; ``made`` may be of training cases."""
+        suffix = "" if training_cases is None else "_training"
+        made_groups = range(len(made)) if training_cases is None else [case.patient for case in training_cases]
+        for metric, values, groups in zip(
+            ("precision", "recall"),
+            precision_and_recall(real, made),
+            (made_groups, [case.patient for case in cases]),
+            strict=True,
+        ):
+            ends = interval(bootstrapped(partial(_weighted_mean, values), list(groups), self.seed)[:, 0])
+            yield self._row(condition, metric + suffix, float(values.mean()), ends, len(made))
 
     def _copying(
         self, condition: Mapping[str, Any], of_samples: Floats, of_held_out: Floats, cases: Sequence[Case]
@@ -226,11 +250,15 @@ class GeneratedImages:
         return self._row(condition, "copying_ratio", float(ratio(np.ones(len(distances)))[0]), interval(draws[:, 0]))
 
     def _row(
-        self, condition: Mapping[str, Any], metric: str, value: float, ends: tuple[float, float] | None = None
+        self,
+        condition: Mapping[str, Any],
+        metric: str,
+        value: float,
+        ends: tuple[float, float] | None = None,
+        num: int | None = None,
     ) -> Row:
-        return summary_row(
-            {"table": GENERATION, "bundle": self.name, **condition}, metric, value, ends, self.num_images
-        )
+        fields = {"table": GENERATION, "bundle": self.name, **condition}
+        return summary_row(fields, metric, value, ends, self.num_images if num is None else num)
 
 
 def _weighted_mean(values: Floats, weights: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""The rows of the tables: means over cases with bootstrap intervals, and paired differences between bundles."""
+"""The rows of the tables: means over cases with intervals, and paired differences between bundles."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.apps.evaluation.quality.journal import Row
-from monai_diffae.latents.probing.scores import Floats, bootstrapped, interval
+
+Floats = NDArray[np.float64]
 
 CONDITION = ("table", "bundle", "solver", "steps", "features", "timestep")
 """What a line of a table is about; fields that do not apply are None."""
@@ -45,32 +47,37 @@ def plain(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def mean_rows(case_rows: Iterable[Row], patients: Mapping[str, str], seed: int = 0) -> list[Row]:
-    """The mean of each metric over the cases, by condition, with an interval from a bootstrap over the patients.
+def mean_rows(case_rows: Iterable[Row], patients: Mapping[str, str]) -> list[Row]:
+    """The mean of each metric over the cases, by condition, with its interval over the patients.
+
+    The mean is over finite values. PSNR is infinite for a case that is reconstructed exactly: ``psnr_identical`` counts
+    these, if there are any.
 
     Args:
         case_rows: rows with the fields of :data:`CONDITION`, an ``id``, and metrics.
         patients: the patient of each id.
-        seed: random seed of the bootstrap.
     """
     rows = []
     for condition, metrics in _by_condition(case_rows):
-        values = _finite(metrics)
         groups = [patients[name] for name in metrics.index]
-        rows += _rows(condition, metrics.columns, values, groups, seed)
+        rows += _rows(condition, metrics, groups)
+        num_infinite = np.isinf(metrics.astype(np.float64)).sum()
+        rows += [
+            summary_row(condition, f"{metric}_identical", num, None, len(metrics))
+            for metric, num in num_infinite[num_infinite > 0].items()
+        ]
     return rows
 
 
-def difference_rows(case_rows: Iterable[Row], reference: str, patients: Mapping[str, str], seed: int = 0) -> list[Row]:
+def difference_rows(case_rows: Iterable[Row], reference: str, patients: Mapping[str, str]) -> list[Row]:
     """The paired difference of each bundle to a reference, by condition: the metric of the bundle minus its own.
 
-    Only cases and conditions that both have are compared, and the patients are drawn once for both.
+    Only cases and conditions that both have are compared.
 
     Args:
         case_rows: as for :func:`mean_rows`.
         reference: the name of the bundle that the others are compared with.
         patients: the patient of each id.
-        seed: random seed of the bootstrap.
     """
     conditions = _by_condition(case_rows)
     of_reference = {_without_bundle(condition): metrics for condition, metrics in conditions
@@ -82,7 +89,7 @@ def difference_rows(case_rows: Iterable[Row], reference: str, patients: Mapping[
             continue
         difference = (metrics - other).dropna(axis="columns", how="all").dropna(axis="index", how="all")
         groups = [patients[name] for name in difference.index]
-        made = _rows(condition, difference.columns, _finite(difference), groups, seed)
+        made = _rows(condition, difference, groups)
         rows += [{**row, "reference": reference} for row in made]
     return rows
 
@@ -103,20 +110,34 @@ def _without_bundle(condition: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(value for name, value in condition.items() if name != "bundle")
 
 
-def _finite(metrics: pd.DataFrame) -> Floats:
-    """The values, with NaN for infinite ones, such as the PSNR of an exact copy."""
-    values = metrics.to_numpy(np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
+def _rows(condition: Mapping[str, Any], metrics: pd.DataFrame, groups: Sequence[str]) -> list[Row]:
+    """The mean of the finite values of each metric, with its interval."""
+    rows = []
+    for metric, column in metrics.astype(np.float64).items():
+        is_finite = np.isfinite(column.to_numpy())
+        values = column.to_numpy()[is_finite]
+        ends = mean_interval(values, np.asarray(groups)[is_finite])
+        value = values.mean() if len(values) else math.nan
+        rows.append(summary_row(condition, str(metric), value, ends, len(values)))
+    return rows
 
 
-def _rows(
-    condition: Mapping[str, Any], metrics: Iterable[str], values: Floats, groups: Sequence[str], seed: int
-) -> list[Row]:
-    def means(weights: Floats) -> Floats:
-        return np.asarray(weights @ values / weights.sum())
+def mean_interval(values: Floats, groups: ArrayLike) -> tuple[float, float] | None:
+    """The 95 % interval of a mean over cases ``[N]`` by Student's t over their patients; None with fewer than two.
 
-    draws = bootstrapped(means, groups, seed)
-    value = means(np.ones(len(values)))
-    return [
-        summary_row(condition, metric, value[i], interval(draws[:, i]), len(values)) for i, metric in enumerate(metrics)
-    ]
+    The standard error is that of a mean over clusters. With few patients, a bootstrap of them is too narrow.
+
+    Example:
+        >>> mean_interval(np.array([1.0, 2.0, 3.0, 3.0]), ["a", "b", "c", "c"])
+        (0.1..., 4.3...)
+    """
+    from scipy import stats
+
+    member = np.unique(groups, return_inverse=True)[1]
+    num = int(member.max(initial=-1)) + 1
+    if num < 2:
+        return None
+    sums = np.bincount(member, values - values.mean())
+    error = np.sqrt(np.square(sums).sum() * num / (num - 1)) / len(values)
+    low, high = values.mean() + stats.t.ppf([0.025, 0.975], num - 1) * error
+    return float(low), float(high)

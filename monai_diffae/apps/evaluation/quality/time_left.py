@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from monai_diffae.errors import counted
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,5 +50,4 @@ def _duration(seconds: float) -> str:
     """
     if seconds >= 5400:
         return f"{seconds / 3600:.1f} hours"
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes} minute{'' if minutes == 1 else 's'}"
+    return counted(max(1, round(seconds / 60)), "minute")

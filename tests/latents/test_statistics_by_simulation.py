@@ -1,0 +1,150 @@
+"""Printed scores on synthetic z_sem with a known truth: chance for labels of noise, and intervals that hold the truth.
+
+``error`` is the Monte Carlo standard error of a mean or share over the runs of a test. Larger runs of the same
+simulations are in the messages of the commits that changed an estimator.
+"""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit, logit, ndtri
+from sklearn.linear_model import LogisticRegression
+
+from monai_diffae.apps.evaluation.probe import probe
+from monai_diffae.apps.synthesis.fit_direction import fit_direction
+from monai_diffae.apps.synthesis.grade import grade
+from monai_diffae.latents import fit_direction as fit
+from monai_diffae.latents.probing import QuickProbe, cross_validation_folds, predict_held_out, read_probe_target
+from monai_diffae.latents.probing import scores as scores_module
+from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, difference_interval
+
+pytestmark = pytest.mark.slow
+
+DIMS, SHARE_OF_PATIENT = 32, 0.7
+
+
+def z_sem(generator, num_patients, scans=1):
+    """Codes whose standard deviations fall like 1 / sqrt(k); scans of a patient are alike."""
+    own, scan = generator.normal(size=(num_patients, 1, DIMS)), generator.normal(size=(num_patients, scans, DIMS))
+    z = np.sqrt(SHARE_OF_PATIENT) * own + np.sqrt(1 - SHARE_OF_PATIENT) * scan
+    return (z / np.sqrt(np.arange(1, DIMS + 1))).reshape(-1, DIMS)
+
+
+def balanced(generator, num, classes=2):
+    return generator.permutation(np.arange(num) % classes)
+
+
+def mean_and_error(values):
+    return np.mean(values), np.std(values) / len(values) ** 0.5
+
+
+def assert_share_is(is_true, expected, at_least=False):
+    """Within three standard errors of what is expected."""
+    share, error = np.mean(is_true), (expected * (1 - expected) / len(is_true)) ** 0.5
+    assert share >= expected - 3 * error
+    assert at_least or share <= expected + 3 * error
+
+
+@pytest.mark.parametrize(("num", "tables", "labels"), [(20, 10, 12), (60, 6, 8), (300, 3, 4)])
+def test_labels_of_noise_get_chance_from_probe_fit_direction_and_grade(num, tables, labels, labelled, tmp_path):
+    generator, scores = np.random.default_rng(num), {"linear": [], "knn": [], "direction": [], "grade": []}
+    path, direction = tmp_path / "embeddings.parquet", tmp_path / "direction.json"
+    shutil.copy(labelled.embeddings.with_suffix(".json"), path.with_suffix(".json"))
+    names = [f"label_{k}" for k in range(labels)]
+    for _ in range(tables):
+        codes = pd.DataFrame(z_sem(generator, 2 * num), columns=[f"z_{k:03d}" for k in range(DIMS)], dtype=np.float32)
+        made = {name: np.r_[balanced(generator, num), balanced(generator, num)] for name in names}
+        table = pd.concat([codes, pd.DataFrame(made)], axis=1).assign(
+            id=[f"c{i}" for i in range(2 * num)], split=np.repeat(["train", "test"], num)
+        )
+        table.to_parquet(path)
+        for row in probe(path, targets=names, evaluation="cv", splits=["train"]).rows:
+            scores[row["probe"]].append((row["score"], row["low"], row["high"]))
+        for name in names[: labels // 2]:
+            fitted = fit_direction(path, direction, target=name, overwrite=True).direction
+            graded = grade(path, tmp_path / "grades.csv", direction=direction, overwrite=True).scores
+            assert graded.keys() == {"fitted", "test"}
+            assert graded["fitted"]["score"] == fitted.score
+            scores["direction"].append((fitted.score, fitted.low, fitted.high))
+            scores["grade"].append(tuple(graded["test"][key] for key in ("score", "low", "high")))
+    for values in scores.values():
+        score, low, high = np.transpose(values)
+        mean, error = mean_and_error(score)
+        assert abs(mean - 0.5) < 0.02 + 2 * error
+        assert_share_is((low <= 0.5) & (high >= 0.5), 0.95, at_least=True)
+    assert_share_is(
+        [low <= 0.5 for _, low, _ in scores["direction"]], 0.975, at_least=True
+    )  # start takes no such label
+
+
+@pytest.mark.parametrize("num", [20, 60, 200])
+@pytest.mark.parametrize("auroc", [0.7, 0.93, 0.99])
+def test_intervals_of_a_fixed_prediction_hold_its_true_scores(auroc, num, monkeypatch):
+    monkeypatch.setattr(scores_module, "_BOOTSTRAPS", 300)
+    generator = np.random.default_rng(num)
+
+    def predicted(ill, separation):
+        noise = np.sqrt(SHARE_OF_PATIENT) * generator.normal(size=(len(ill), 1))
+        noise = noise + np.sqrt(1 - SHARE_OF_PATIENT) * generator.normal(size=(len(ill), 3))  # three scans
+        p = expit(separation * (ill[:, None] - 0.5) + noise).ravel()
+        return ClassScores(np.repeat(ill, 3), np.stack([1 - p, p], axis=1))
+
+    separations = [np.sqrt(2) * ndtri(area) for area in (auroc, auroc - 0.06)]
+    many = (np.arange(40_000) < 14_000).astype(int)
+    truth = np.stack([predicted(many, separation)(np.ones(120_000)) for separation in separations])
+    ill, patients = (np.arange(num) < 0.35 * num).astype(int), np.repeat(np.arange(num), 3)
+    holds = []
+    for _ in range(80):
+        both = [predicted(ill, separation) for separation in separations]
+        draws = [bootstrapped(scores, patients) for scores in both]
+        low, high = np.transpose(both[0].intervals(draws[0], patients))
+        assert (low < high).all()
+        areas = [scores(np.ones(3 * num))[0] for scores in both]
+        ends = difference_interval(areas[0] - areas[1], draws[0][:, 0] - draws[1][:, 0], int(ill.sum()))
+        difference = truth[0, 0] - truth[1, 0]
+        holds.append([*((low <= truth[0]) & (truth[0] <= high)), ends[0] <= difference <= ends[1]])
+    for column in np.transpose(holds):
+        assert_share_is(column, 0.95, at_least=True)
+
+
+def test_three_classes_of_noise_get_chance_in_cross_validation():
+    generator, areas = np.random.default_rng(0), []
+    for _ in range(60):
+        x, labels = z_sem(generator, 45), balanced(generator, 45, 3).astype(str)
+        target, folds = cross_validation_folds(read_probe_target(list(labels), "site"), np.arange(45))
+        predictions = predict_held_out([x] * len(folds), target, np.arange(45), folds, "linear")
+        areas.append(predictions.scores()(np.ones(45))[0])
+    mean, error = mean_and_error(areas)
+    assert abs(mean - 0.5) < 0.02 + 2 * error
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_intervals_of_probes_during_training_hold_the_score_of_the_same_probe_on_many_cases(classes):
+    generator, holds = np.random.default_rng(classes), []
+    for _ in range(60):
+        z = z_sem(generator, 1100)
+        strength = z[:, 0] + 0.8 * z[:, 1] * np.sqrt(2) + generator.normal(size=1100)
+        labels = [
+            f"class {k}" for k in np.searchsorted(np.quantile(strength, np.arange(1, classes) / classes), strength)
+        ]
+        is_train, is_few = np.arange(1100) < 60, np.arange(1100) < 100  # 40 held-out patients
+        few = QuickProbe.choose(labels[:100], "stage", np.arange(100), is_train[:100]).scores(z[is_few])
+        many = QuickProbe.choose(labels, "stage", np.arange(1100), is_train)
+        truth = ClassScores(many.target.values[many.test], many._predicted(z, 0))(np.ones(1040))[0]
+        holds.append(few.low <= truth <= few.high)
+    assert_share_is(holds, 0.95, at_least=True)
+
+
+@pytest.mark.parametrize("num", [300, 1000])
+def test_predictions_of_a_rare_class_are_calibrated_as_if_classes_were_equally_frequent(num):
+    generator, intercepts = np.random.default_rng(num), []
+    for _ in range(12):
+        z, unseen = z_sem(generator, num), z_sem(generator, 6000)
+        ill, truth = ((generator.random(len(x)) < expit(3 * x[:, 0] - 3.4)).astype(int) for x in (z, unseen))  # 10 %
+        direction = fit(z, ill, target="ill", model="a" * 64)
+        outputs = logit(direction.predict(unseen))[:, None]
+        intercepts.append(LogisticRegression(C=1e6, class_weight="balanced").fit(outputs, truth).intercept_[0])
+    mean, error = mean_and_error(intercepts)
+    assert abs(mean) < 0.1 + 2 * error
