@@ -100,16 +100,6 @@ def test_medmnist(tmp_path, shape):
     assert "has results of other --images, --overlays or --overrides; choose another folder" in again.stderr
 
 
-def test_medmnist_refuses_classes_that_have_no_auroc(tmp_path, monkeypatch, capsys):
-    arrays = {f"{name}_images": np.zeros((4, 16, 16), np.uint8) for name in ("train", "val", "test")}
-    arrays |= {f"{name}_labels": np.array([0, 1, 2, 0]) for name in ("train", "val")}
-    np.savez(tmp_path / "odd.npz", **arrays, test_labels=np.array([0, 0, 2, 2]))
-    monkeypatch.setattr(sys, "argv", ["medmnist.py", str(tmp_path / "odd.npz"), str(tmp_path / "out")])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(BENCHMARKS / "medmnist.py"), run_name="__main__")
-    assert "the label has other classes in val or test than in train" in capsys.readouterr().err.splitlines()[-1]
-
-
 @pytest.mark.slow
 def test_all_that_runs_on_a_gpu_runs_on_a_cpu(tmp_path):
     out = tmp_path / "gpu.json"

@@ -1,14 +1,11 @@
 """What README and docs tell people to type exists and runs."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -32,14 +29,14 @@ PAGES = [
 ]  # fmt: skip
 
 
-def blocks(language: str) -> list[Any]:
+def blocks(language):
     found = []
     for page in PAGES:
         for number, text in enumerate(
             re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
         ):
             is_long = re.search(r"onnxruntime|mdae\.train|MonaiAlgo\(|mdae\.diagnose", text)
-            marks: list[Any] = [pytest.mark.slow] if is_long else []
+            marks = [pytest.mark.slow] if is_long else []
             if re.search("nvflare|flwr", text, flags=re.I):
                 marks.append(pytest.mark.skip(reason="needs the processes of a federation"))
             if re.search(r"push_to_hf_hub|site\.(train|get_data_stats)\(", text):
@@ -48,7 +45,7 @@ def blocks(language: str) -> list[Any]:
     return found
 
 
-def commands(program: str) -> list[list[str]]:
+def commands(program):
     lines = [line for block in blocks("bash") for line in block.values[0].splitlines()]
     words = [shlex.split(re.sub(r"(^|\s)#.*", "", line)) for line in lines]  # shlex cuts ids such as a#b
     return [w for w in words if w and w[0] == program]
@@ -56,9 +53,7 @@ def commands(program: str) -> list[list[str]]:
 
 @pytest.mark.usefixtures("one_migration")
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_blocks_run(
-    code: str, tiny_bundle: Any, class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_python_blocks_run(code, tiny_bundle, class_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(class_folders, tmp_path / "scans")
     if "minutes=10" in code:  # a machine on which a minute suffices for a few steps, and memory for everything
@@ -97,7 +92,7 @@ def test_make_targets_exist():
     assert wanted <= targets
 
 
-def bundle_runs() -> list[list[str]]:
+def bundle_runs():
     """The bundle runs; tests/bundles/test_monai_tools_page.py runs MONAI's other commands."""
     words = [w for program in ("python", "torchrun") for w in commands(program)]
     return [w for w in words if "monai.bundle" in w and "run" in w]
@@ -145,7 +140,7 @@ def test_the_slurm_script_can_be_read_and_runs_the_training_of_one_machine():
 @pytest.mark.parametrize(
     "page", [ROOT / "docs" / "synthesis.md", *(bundle / "docs" / "README.md" for bundle in BUNDLES)]
 )
-def test_every_bundle_run_of_a_command_is_documented(page: Path):
+def test_every_bundle_run_of_a_command_is_documented(page):
     text = page.read_text(encoding="utf-8")
     runs = re.findall(r"run (\w+) --config_file \S*configs/(\w+)\.json", text)
     actions = {

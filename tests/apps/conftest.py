@@ -1,14 +1,12 @@
 """What the tests of commands share."""
 
-from __future__ import annotations
-
 import pytest
 
 
 class WrittenShards(list):
     """The shards that ``embed`` has written, in order; after ``stop_after`` of them Ctrl-C is simulated."""
 
-    stop_after: int | None = None
+    stop_after = None
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from monai_diffae.apps.training.train import train
-from monai_diffae.bundle import export_bundle, init_bundle
+from monai_diffae.bundle import init_bundle
 from monai_diffae.bundle.described_model import describe_model
 from monai_diffae.bundle.folders import complete_bundle
 from monai_diffae.bundle.model_card import NOTE, TRAINED, mark_replaced_weights
@@ -38,12 +38,6 @@ def test_init_copies_the_overlays_that_fit(name, expected, tmp_path):
     ("name", "overlay", "overrides", "message"),
     [
         ("diffae_3d", "ct", {}, r"spacing_mm is \[1.5, 1.5, 1.5\], but spatial_dims is 2; give 2 numbers, or omit the"),
-        (
-            "diffae_2d",
-            "latent_space",
-            {"first_stage_bundle": "gone"},
-            "slice_axis is a key of 2D bundles, but spatial_",
-        ),
         ("diffae_3d", None, {"image_size": [64, 64]}, r"image_size is \[64, 64\], but spatial_dims is 3; give 3"),
     ],
 )
@@ -63,25 +57,6 @@ def read(file):
 
 def inference(bundle):
     return bundle / "configs" / "inference.json"
-
-
-def assert_describes_the_model(bundle):
-    described, model = read(inference(bundle)), read(bundle / "models" / "config.json")
-    keys = model.keys() - {"_meta_", "imports"}
-    assert {key: described[key] for key in keys} == {key: model[key] for key in keys}
-    assert set(model["imports"]) <= set(described["imports"])
-    assert "_meta_" not in described
-    shipped = read(inference(ROOT / "bundles" / "diffae_2d"))
-    others = shipped.keys() - model.keys()
-    assert {key: described[key] for key in others} == {key: shipped[key] for key in others}
-
-
-def test_an_export_is_described_and_the_source_untouched(bundle, tmp_path):
-    source = init_bundle(tmp_path / "untrained")
-    before = inference(source).read_bytes()
-    export_bundle(source, bundle, tmp_path / "exported")
-    assert_describes_the_model(tmp_path / "exported")
-    assert inference(source).read_bytes() == before
 
 
 def test_keys_of_the_user_stay_and_nothing_is_written_twice(bundle, caplog):

@@ -6,7 +6,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from monai_diffae.bundle.checksums import config_checksum
 from monai_diffae.bundle.consistent_reading import read_consistently
 from monai_diffae.bundle.layout import LATENT_FILES, MODEL_FILES
 from monai_diffae.bundle.writing import WriteLock
-from monai_diffae.data.atomic import _HOST
 from monai_diffae.errors import ConfigError, DiffAEError, MachineError
 
 
@@ -106,18 +104,6 @@ def test_a_full_disk_changes_nothing(models, limit):
         signal.signal(signal.SIGXFSZ, handler)
     assert files(target) == before
     assert hidden(target) == []
-
-
-@pytest.mark.goal(id="R3")
-def test_temporary_files_of_a_killed_process_are_removed_everywhere(bundle):
-    process = subprocess.Popen(["true"])
-    process.wait()
-    folders = [bundle, *(bundle / name for name in ("models", "configs", "pictures"))]
-    for folder in folders:
-        folder.mkdir(exist_ok=True)
-        (folder / f".tmp-{_HOST}-{process.pid}-0.json").write_text("half")
-    with WriteLock(bundle / "models"):
-        assert [file for folder in folders for file in folder.glob(".tmp-*")] == []
 
 
 def test_only_one_process_writes_at_a_time(models, monkeypatch):

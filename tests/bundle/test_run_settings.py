@@ -1,18 +1,12 @@
 """Values of bundle runs: what a training remembers, what a run overrides, and how ``monai.bundle`` shows errors."""
 
 import json
-import logging
-import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from monai.bundle import ConfigParser
 
-from monai_diffae.bundle.run_messages import show_plain_messages_in_bundle_runs
 from monai_diffae.bundle.training_settings import read_training_settings, training_settings
-from monai_diffae.errors import ConfigError
 
 ROOT = Path(__file__).parents[2] / "bundles" / "diffae_2d"
 
@@ -54,9 +48,6 @@ def test_settings_are_read_with_the_pattern_of_patients_of_the_models_own_config
     (tmp_path / "training.json").write_text(json.dumps({"_meta_": {"started_from": "f"}, "max_epochs": 3}))
     (tmp_path / "config.json").write_text(json.dumps({"patient_pattern": "sub-(.*)"}))
     assert read_training_settings(tmp_path) == {"max_epochs": 3, "patient_pattern": "sub-(.*)"}
-    (tmp_path / "training.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"^training\.json: cannot be read; remove it, and give the settings of"):
-        read_training_settings(tmp_path)
 
 
 # -- the overrides of a run --------------------------------------------------------------------------------------------
@@ -109,27 +100,3 @@ def test_values_that_a_run_adds_replaces_or_leaves_out(found):
 
 
 # -- errors and log lines in ``python -m monai.bundle``, and nowhere else ----------------------------------------------
-
-
-def test_a_bundle_run_prints_errors_of_ours_as_one_line_and_other_programs_keep_theirs(monkeypatch, capsys):
-    log, hook = logging.getLogger("monai_diffae"), sys.excepthook
-    monkeypatch.setattr(sys, "excepthook", hook)
-    monkeypatch.setattr(log, "handlers", [])
-    monkeypatch.setattr(log, "propagate", log.propagate)
-    level = log.level
-    show_plain_messages_in_bundle_runs()
-    assert (sys.excepthook, log.handlers) == (hook, [])
-    program = ModuleType("__main__")
-    program.__spec__ = ModuleSpec("monai.bundle.__main__", None)
-    monkeypatch.setitem(sys.modules, "__main__", program)
-    try:
-        show_plain_messages_in_bundle_runs()
-        assert log.isEnabledFor(logging.INFO)
-    finally:
-        log.setLevel(level)
-    wrapped = RuntimeError("a component cannot be built\nsee above")
-    wrapped.__cause__ = ConfigError("batch_size is 0;\nit must be at least 1")
-    sys.excepthook(RuntimeError, wrapped, None)
-    assert capsys.readouterr().err == "error: batch_size is 0; it must be at least 1\n"
-    sys.excepthook(ValueError, ValueError("a bug"), None)
-    assert "ValueError: a bug" in capsys.readouterr().err

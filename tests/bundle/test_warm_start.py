@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 from ignite.engine import Events
+from tiny_bundles import contents, weights
 
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.bundle.warm_start import start_settings
 from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.errors import ConfigError, DiffAEError
 
@@ -65,10 +65,6 @@ def train(prepare, out, stop_at=None, **values):
         trainer.run()
 
 
-def weights(folder):
-    return torch.load(folder / "models" / "model.pt", weights_only=True)
-
-
 def equal(a, b):
     assert a.keys() == b.keys()
     return all(torch.equal(a[name], b[name]) for name in a)
@@ -78,12 +74,8 @@ def origin(folder):
     return json.loads((folder / "models" / "training.json").read_text())["_meta_"]["started_from"]
 
 
-def content(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
-
-
 def test_it_begins_with_the_weights_that_it_is_given(begin, bundle, tmp_path):
-    before = content(bundle)
+    before = contents(bundle)
     assert equal(begin(tmp_path / "other", start_from=str(bundle)), weights(bundle))
     shutil.copytree(bundle, tmp_path / "own")
     assert equal(begin(tmp_path / "own"), weights(bundle))  # there is no checkpoint: this is fine-tuning
@@ -91,7 +83,7 @@ def test_it_begins_with_the_weights_that_it_is_given(begin, bundle, tmp_path):
     assert not equal(begin(tmp_path / "new", overwrite=True), weights(bundle))
     differing = {"inferer#steps": 7, "val_fraction": 0.3, "seed": 5, "learning_rate": 1e-5, "precision": "fp32"}
     assert equal(begin(tmp_path / "differing", start_from=str(bundle), **differing), weights(bundle))
-    assert content(bundle) == before
+    assert contents(bundle) == before
 
 
 def test_a_training_that_is_killed_and_resumed_ends_as_the_whole_one(prepare, bundle, tmp_path):
@@ -134,13 +126,13 @@ def test_so_does_a_training_in_another_folder(prepare, bundle, tmp_path):
     ],
 )
 def test_what_the_weights_were_trained_for_is_kept(prepare, begin, bundle, tmp_path, values, keys):
-    before = content(bundle)
+    before = contents(bundle)
     with pytest.raises(ConfigError, match=f"^start_from: bundle was trained with other values of {keys}; "):
         prepare(tmp_path / "out", start_from=str(bundle), dataset_dir="no such scans", **values)
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match=r"^model\.pt: .* with other values of .*; use its values, choose"):
         begin(bundle, **values)
-    assert content(bundle) == before
+    assert contents(bundle) == before
 
 
 def test_weights_that_cannot_be_used_are_one_line(begin, bundle, tmp_path):
@@ -158,17 +150,3 @@ def test_weights_that_cannot_be_used_are_one_line(begin, bundle, tmp_path):
     model = bundle / "models" / "model.pt"
     torch.save({"a": torch.zeros(1)}, model)
     assert "weights do not fit the configuration's network" in refused(tmp_path / "out", bundle)
-    model.write_bytes(b"0")
-    assert refused(tmp_path / "out", bundle).startswith("model.pt: cannot be read as weights")
-    model.unlink()
-    assert refused(tmp_path / "out", bundle).startswith("bundle: there is no models/model.pt; train the")
-
-
-def test_start_settings_bind_the_network_and_leave_out_what_names_columns_and_patients(bundle):
-    file = bundle / "models" / "training.json"
-    settings = {**json.loads(file.read_text()), "columns#image": "file", "patient_pattern": "(.)", "learning_rate": 0.5}
-    file.write_text(json.dumps(settings))
-    read = start_settings(bundle)
-    assert (read["image_size"], read["learning_rate"]) == ([16, 16], 0.5)
-    assert {"network_def", "preprocessing", "diffusion", "model_range", "percentiles"} <= read.keys()
-    assert not {key for key in read if key.startswith(("columns", "patient_pattern", "device", "cohort", "dataset"))}

@@ -1,21 +1,18 @@
 """The bundle autoencoder_kl_3d: its training measures the scale of its latents, and its files are a bundle's."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from tiny_bundles import TINY_KL
 
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data.samples import make_virtual_cohort
-from monai_diffae.errors import ConfigError
 
-BUNDLE = Path(__file__).parents[2] / "bundles" / "autoencoder_kl_3d"
 TINY = {**TINY_KL, "max_epochs": 2, "num_pictures": 2, "report_every": 1}
 
 
@@ -48,18 +45,6 @@ def test_the_scale_is_that_of_whole_training_images_under_the_averaged_weights(t
     assert (trained.directory / "pictures" / "latest.png").is_file()
 
 
-def test_inference_writes_every_reconstruction(trained, tmp_path):
-    root = trained.directory
-    files = [str(root / "configs" / "inference.json"), str(root / "models" / "config.json")]
-    workflow = ConfigWorkflow(files, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
-    values = {"bundle_root": str(root), "dataset_dir": str(trained.cohort), "output_dir": str(tmp_path)}
-    workflow.parser.update({**values, "device": "cpu"})
-    workflow.initialize()
-    assert workflow.check_properties() == []
-    workflow.run()
-    assert {p.name for p in tmp_path.iterdir()} == {f"{name}.nii.gz" for name in pd.read_csv(trained.cohort)["id"]}
-
-
 @pytest.mark.slow
 def test_a_resumed_training_ends_as_an_uninterrupted_one(trained, tmp_path):
     settings = {**TINY, "lr_schedule": "constant"}
@@ -67,8 +52,3 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(trained, tmp_path):
         train(trained.directory, trained.cohort, tmp_path / out, overrides={**settings, "max_epochs": epochs})
     one, other = (torch.load(tmp_path / out / "models/model.pt", weights_only=True) for out in ("part", "whole"))
     torch.testing.assert_close(one, other, rtol=0, atol=0)
-
-
-def test_patches_that_the_levels_cannot_take_are_refused_before_a_scan_is_read(tmp_path):
-    with pytest.raises(ConfigError, match="patch_size is .2, 16, 16.; each must be above 4"):
-        train(BUNDLE, tmp_path / "none", tmp_path / "out", overrides={**TINY, "patch_size": [2, 16, 16]})

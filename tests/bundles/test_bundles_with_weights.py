@@ -17,7 +17,7 @@ from make_weights import LARGEST_FILE, PLACEHOLDER
 from monai.bundle import load
 
 from monai_diffae import anomaly, embed, generate, info, init, load_bundle, push, reconstruct, train
-from monai_diffae.bundle import AnomalyDetector, folders
+from monai_diffae.bundle import AnomalyDetector
 from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.model_card import NOTE
 from monai_diffae.errors import ConfigError, MachineError
@@ -117,14 +117,6 @@ def test_an_init_that_the_disk_cuts_short_leaves_nothing(made, tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert {path.name: list(path.iterdir()) for path in tmp_path.iterdir()} == {"empty": []}
     assert (init(tmp_path / "empty", bundle="chest_xray").folder / "models" / "model.pt").is_file()
-
-
-def test_no_bundle_with_weights_is_taken_for_one_to_train(made):
-    made("hippocampus")
-    with pytest.raises(ConfigError, match="there is no 'chest_xray'; choose one of: autoencoder_kl_3d, diffae_2d, dif"):
-        folders.shipped_bundle("chest_xray")
-    with pytest.raises(ConfigError, match="choose one of: autoencoder_kl_3d, chest_xray, diffae_2d, diffae_3d, hippo"):
-        folders.shipped_bundle("head", or_weights=True)
 
 
 # -- what is in the repository -----------------------------------------------------------------------------------------

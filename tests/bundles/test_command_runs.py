@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from complaints import complaint
 from monai.bundle import ConfigWorkflow
 from tiny_bundles import copy_tiny
 
 import monai_diffae
 from monai_diffae import calibrate, embed, fit_direction
-from monai_diffae.errors import find_diffae_error, one_line
 
 QUICK = {"steps": 2, "invert_steps": 2, "device": "cpu"}
 KEYS = {"bundle": "bundle_root", "cohort": "dataset_dir", "out": "output_dir"}
@@ -78,13 +78,6 @@ def run(made, name, values):
     workflow.finalize()
 
 
-def complaint(made, name, values):
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
-        run(made, name, values)
-    assert find_diffae_error(caught.value) is not None, repr(caught.value)
-    return one_line(caught.value)
-
-
 def contents(path):
     """What was made, without the cache of preprocessed scans."""
     files = [path, path.with_suffix(".csv")] if path.suffix else list(path.rglob("*"))
@@ -114,7 +107,7 @@ def test_a_run_takes_the_python_functions_result_as_its_own(made, tmp_path):
     before = (tmp_path / "out" / "variations.json").stat().st_mtime_ns
     run(made, "vary", {**values, "out": str(tmp_path / "out")})
     assert (tmp_path / "out" / "variations.json").stat().st_mtime_ns == before
-    line = complaint(made, "vary", {**values, "out": str(tmp_path / "out"), "seed": 1})
+    line = complaint(run, made, "vary", {**values, "out": str(tmp_path / "out"), "seed": 1})
     assert "made with other seed" in line
 
 
@@ -126,13 +119,6 @@ def test_a_run_without_a_cohort_reads_no_image(made, tmp_path, name):
     assert not list(tmp_path.rglob("neighbors.png"))
     made_from = json.loads((tmp_path / "out" / f"{name}.json").read_text())["made_from"]
     assert made_from[{"probe": "pixel_baselines", "neighbors": "images"}[name]] is None
-
-
-def test_overrides_reach_the_bundles_config(made, tmp_path):
-    values = {**arguments(made, "vary"), "out": str(tmp_path / "out"), "steps": None, "invert_steps": None}
-    run(made, "vary", {**values, "overrides": {"inferer#steps": 3}})
-    record = json.loads((tmp_path / "out" / "variations.json").read_text())
-    assert record["made_from"]["steps"] == 3
 
 
 def test_strengths_may_be_what_the_command_line_makes_of_numbers_with_commas(made, tmp_path):
@@ -148,26 +134,21 @@ def test_a_key_that_is_not_set_is_named(made, name):
     values = {**arguments(made, name), "out": "never"}
     del values[needed[-1]]
     (key,) = keys_of(name, {needed[-1]: None})
-    assert complaint(made, name, values) == f"{key}: is required; give it a value"
+    assert complaint(run, made, name, values) == f"{key}: is required; give it a value"
 
 
 @pytest.mark.parametrize(
     ("name", "key", "value", "words"),
     [
         ("probe", "prob", 1, "unknown config key 'prob'"),
-        ("generate", "num_images", "many", "num_images: 'many' cannot be used: input should be a valid integer"),
-        ("generate", "side", "left", "side: 'left' is not one of positive, negative"),
-        ("edit", "strengths", [True], "strengths: [True] cannot be used: input should be a number"),
         ("edit", "cases", "a", "cases: 'a' cannot be used: 'str' instances are not allowed"),
         ("neighbors", "k", 0, "k: 0 is below 1"),
-        ("vary", "overrides", "inferer#steps=5", "cannot be used: input should be a valid dictionary"),
         ("vary", "case", 99, "the cohort has no '99'"),
-        ("embed", "overlap", 0.5, "overlap: applies to patches"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line(made, tmp_path, name, key, value, words):
     out = tmp_path / "out"
-    assert words in complaint(made, name, {**arguments(made, name), "out": str(out), key: value})
+    assert words in complaint(run, made, name, {**arguments(made, name), "out": str(out), key: value})
     assert not out.exists()
 
 

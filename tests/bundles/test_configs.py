@@ -53,24 +53,6 @@ def test_metadata_have_the_version_and_requirements_of_the_package(bundle):
     assert all(f'"{name.lower()}{versions}"' in declared for name, versions in required.items())
 
 
-@pytest.mark.parametrize(
-    ("bundle", "divisors", "size"),
-    [(FLAT, [16, 16], (16, 48)), (VOLUME, [16, 8, 16], (32, 24, 16)), (FIRST_STAGE, [4, 4, 4], (8, 12, 16))],
-    ids=["2d", "3d", "first stage"],
-)
-def test_network_gives_what_the_metadata_says(bundle, divisors, size):
-    form = read(bundle / "configs" / "metadata.json")["network_data_format"]
-    assert form["inputs"]["image"]["spatial_shape"] == [f"{d}*n" for d in divisors]
-    parser = parser_of(bundle / "configs" / "train.json")
-    network = parser.get_parsed_content("network_def").eval()
-    assert list(network.size_divisors) == divisors
-    image = torch.rand(1, form["inputs"]["image"]["num_channels"], *size)
-    with torch.no_grad():
-        pred = network(image)
-    assert pred.shape == (1, form["outputs"]["pred"]["num_channels"], *size)
-    assert str(pred.dtype) == "torch." + form["outputs"]["pred"]["dtype"]
-
-
 @UNTRAINED
 def test_training_and_inference_describe_the_same_model_and_data(bundle):
     train, infer = read(bundle / "configs" / "train.json"), read(bundle / "configs" / "inference.json")
@@ -81,28 +63,6 @@ def test_training_and_inference_describe_the_same_model_and_data(bundle):
     if bundle != FIRST_STAGE:
         of_slices = {"slice_axis", "slice_range", "slice_step"} if bundle == FLAT else {"spacing_mm"}
         assert {"cohort", "columns", "encoder_key", *of_slices} <= infer.keys()
-
-
-def test_both_bundles_differ_only_in_what_3d_needs():
-    names = {bundle: sorted(p.name for p in (bundle / "configs").iterdir()) for bundle in (FLAT, VOLUME)}
-    assert names[FLAT] == names[VOLUME]
-    other = {
-        "imports", "slice_axis", "slice_range", "slice_step", "spacing_mm", "spatial_dims", "image_size", "batch_size",
-        "val_batch_size", "num_pictures", "z_grid", "strides", "diffusion", "cohort", "preprocessing", "augmentation",
-    }  # fmt: skip
-    for name in set(names[FLAT]) - {"metadata.json"}:
-        flat, volume = read(FLAT / "configs" / name), read(VOLUME / "configs" / name)
-        volume = json.loads(json.dumps(volume).replace(VOLUME.name, FLAT.name))
-        differ = {key for key in flat.keys() | volume.keys() if flat.get(key) != volume.get(key)}
-        sizes = {"batch_size", "val_batch_size"} if name == "distill.json" else set()
-        assert differ <= (other if name in ("train.json", "inference.json", "evaluate.json") else sizes)
-    two, three = (read(bundle / "configs" / "train.json") for bundle in (FLAT, VOLUME))
-    assert two["network_def"] == three["network_def"]
-    first_stage = read(FIRST_STAGE / "configs" / "train.json")
-    assert first_stage["preprocessing"] == three["preprocessing"]
-    schedules = two["diffusion"], three["diffusion"]
-    differ = {key for key in schedules[0] | schedules[1] if schedules[0].get(key) != schedules[1].get(key)}
-    assert differ == {"timestep_shift"}
 
 
 def test_the_settings_of_decoding_are_those_of_the_documentation():

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from ignite.engine import Events
+from tiny_bundles import weights
 
 from monai_diffae.bundle import init_bundle
 from monai_diffae.engines import DiffusionTrainer
@@ -49,10 +50,6 @@ def train(make_workflow, out, poisoned_step=None, save_at=None, value=math.nan, 
     except RuntimeError as error:  # MONAI's wrapping
         raise error.__cause__ or error from None
     return trainer
-
-
-def weights(out):
-    return torch.load(out / "models" / "model.pt", weights_only=True)
 
 
 def saved_step(out):

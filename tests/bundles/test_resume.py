@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from complaints import complaint
 from ignite.engine import Events
+from tiny_bundles import weights
 
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.errors import DivergenceError, find_diffae_error, one_line
+from monai_diffae.errors import DivergenceError
 from monai_diffae.handlers import TrainingCurves, validation
 
 ROOT = Path(__file__).parents[2] / "bundles" / "diffae_2d"
@@ -80,10 +82,6 @@ def trained_whole(train, tmp_path_factory):
 def whole(trained_whole, tmp_path):
     """A copy of the output of an uninterrupted training."""
     return Path(shutil.copytree(trained_whole, tmp_path / "whole"))
-
-
-def weights(folder):
-    return torch.load(folder / "models" / "model.pt", weights_only=True)
 
 
 def assert_same_weights(first, second):
@@ -187,13 +185,6 @@ def test_a_resumed_training_has_its_own_epochs_and_rates_and_tells_of_other_rand
     assert group["weight_decay"] == 0.1
     assert pd.read_csv(whole / "curves.csv").dropna(subset=["loss"])["step"].tolist() == [16, 17, 18, 19, 20]
     assert "checkpoint.pt: another version of monai_diffae began this training" in caplog.text
-
-
-def complaint(train, out, **overrides):
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
-        train(out, **overrides)
-    assert find_diffae_error(caught.value) is not None, repr(caught.value)
-    return one_line(caught.value)
 
 
 def without_checkpoint(models):

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forked_program import free_port
 from monai.bundle import run
 
 import monai_diffae
@@ -47,9 +47,7 @@ def training(out, cohort, world_size, bundle=ROOT, file="train.json", **settings
         **(SMALL if bundle == ROOT and file == "train.json" else {}), **settings,
     }  # fmt: skip
     files = [str(bundle / "configs" / name) for name in (file, f"multi_gpu_{file}")[:world_size]]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1], files, world_size, values
+    return free_port(), files, world_size, values
 
 
 def rank_process(rank, port, files, world_size, values):

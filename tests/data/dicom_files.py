@@ -1,11 +1,5 @@
 """DICOM files of every kind, made with pydicom from a function of space."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian
@@ -16,31 +10,29 @@ ROWS, COLUMNS, SPACING = 14, 10, (0.75, 0.5)
 """The size of each plane, and the distance between rows and between columns in mm."""
 
 
-def normal(orientation: Sequence[float]) -> np.ndarray:
+def normal(orientation):
     return np.cross(orientation[:3], orientation[3:])
 
 
-def positions(orientation: Sequence[float] = AXIAL, n: int = 5, step: float = 2.0, tilt: float = 0.0) -> np.ndarray:
+def positions(orientation=AXIAL, n=5, step=2.0, tilt=0.0):
     """Where n planes begin, in LPS; with ``tilt`` they move ``tilt`` mm along their columns from each to the next."""
     across = step * normal(orientation) + tilt * np.array(orientation[3:])
     return np.array([-31.5, 12.25, 40.0]) + np.arange(n)[:, None] * across
 
 
-def points(position: Sequence[float], orientation: Sequence[float]) -> np.ndarray:
+def points(position, orientation):
     """Where the voxels ``[rows, columns]`` of a plane lie, in LPS: the formula of DICOM PS3.3 C.7.6.2.1.1."""
     row, column = np.indices((ROWS, COLUMNS))
     along, down = np.array(orientation[:3]) * SPACING[1], np.array(orientation[3:]) * SPACING[0]
     return np.array(position) + column[..., None] * along + row[..., None] * down
 
 
-def ramp(place: np.ndarray) -> np.ndarray:
+def ramp(place):
     """A value for each point in space, whole numbers and different everywhere nearby."""
     return np.round(500 + place @ np.array([7.0, -3.0, 11.0]))
 
 
-def make_plane(
-    position: Sequence[float], orientation: Sequence[float] = AXIAL, number: int = 1, **tags: Any
-) -> FileDataset:
+def make_plane(position, orientation=AXIAL, number=1, **tags):
     """One slice of :func:`ramp`; ``tags`` are set last, those that are None taken away.
 
     ``little_endian=False`` is no tag: the file is big-endian.
@@ -55,47 +47,24 @@ def make_plane(
     dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128), **encoding)
     stored = tags.pop("stored", None)
     pixels = ramp(points(position, orientation)) if stored is None else np.asarray(stored)
-    fixed: dict[str, Any] = {
-        "SOPClassUID": CTImageStorage,
-        "SOPInstanceUID": f"1.2.3.{number}",
-        "StudyInstanceUID": "1.2",
-        "SeriesInstanceUID": "1.2.3",
-        "FrameOfReferenceUID": "1.2.9",
-        "Modality": "CT",
-        "PatientName": "Planted^Name",
-        "PatientID": "MRN-0042",
-        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
-        "SeriesNumber": 7,
-        "InstanceNumber": number,
-        "ImagePositionPatient": [f"{v:.10g}" for v in position],
-        "ImageOrientationPatient": [f"{v:.12g}" for v in orientation],
-        "PixelSpacing": list(SPACING),
-        "SliceThickness": 1.5,
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "Rows": pixels.shape[-2],
-        "Columns": pixels.shape[-1],
-        "BitsAllocated": 16,
-        "BitsStored": 16,
-        "HighBit": 15,
-        "PixelRepresentation": 1,
-        "WindowCenter": 40,
-        "WindowWidth": 400,
+    fixed = {
+        "SOPClassUID": CTImageStorage, "SOPInstanceUID": f"1.2.3.{number}", "StudyInstanceUID": "1.2",
+        "SeriesInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.9", "Modality": "CT", "PatientName": "Planted^Name",
+        "PatientID": "MRN-0042", "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "SeriesNumber": 7,
+        "InstanceNumber": number, "ImagePositionPatient": [f"{v:.10g}" for v in position],
+        "ImageOrientationPatient": [f"{v:.12g}" for v in orientation], "PixelSpacing": list(SPACING),
+        "SliceThickness": 1.5, "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": pixels.shape[-2], "Columns": pixels.shape[-1], "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15,
+        "PixelRepresentation": 1, "WindowCenter": 40, "WindowWidth": 400,
         "PixelData": pixels.astype(np.int16).tobytes(),
-    }
+    }  # fmt: skip
     for keyword, value in {**fixed, **tags}.items():
         if value is not None:
             setattr(dataset, keyword, value)
     return dataset
 
 
-def save_planes(
-    folder: Path,
-    places: np.ndarray,
-    orientation: Sequence[float] = AXIAL,
-    change: Callable[[int, FileDataset], object] = lambda k, dataset: None,
-    **tags: Any,
-) -> Path:
+def save_planes(folder, places, orientation=AXIAL, change=lambda k, dataset: None, **tags):
     """A series whose files are named in an order of their own; ``change`` sees each slice before it is written."""
     folder.mkdir(parents=True, exist_ok=True)
     names = np.random.default_rng(3).permutation(len(places))
@@ -106,12 +75,7 @@ def save_planes(
     return folder
 
 
-def save_enhanced(
-    path: Path,
-    places: np.ndarray,
-    orientation: Sequence[float] = AXIAL,
-    slopes: Sequence[float] | None = None,
-) -> Path:
+def save_enhanced(path, places, orientation=AXIAL, slopes=None):
     """An enhanced MR file with a frame of :func:`ramp` at each place."""
     pixels = np.stack([ramp(points(p, orientation)) for p in places])
     meta = {"Modality": "MR", "SOPClassUID": EnhancedMRImageStorage, "ImagePositionPatient": None}
@@ -133,16 +97,14 @@ def save_enhanced(
     return path
 
 
-def _item(**tags: Any) -> Dataset:
+def _item(**tags):
     dataset = Dataset()
     for keyword, value in tags.items():
         setattr(dataset, keyword, value)
     return dataset
 
 
-def misplaced(
-    array: np.ndarray, affine: np.ndarray, *, intercept: float = 0.0, where: np.ndarray | None = None
-) -> float:
+def misplaced(array, affine, *, intercept=0.0, where=None):
     """How far, at most, the values of ``[X, Y, Z]`` are from those of :func:`ramp` where the affine says they lie."""
     index = np.stack([*np.indices(array.shape), np.ones(array.shape)], axis=-1)
     place = (index @ affine.T)[..., :3] * [-1, -1, 1]  # RAS to LPS

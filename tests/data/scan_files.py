@@ -1,10 +1,7 @@
 """Scan files, good and bad, made for the tests."""
 
-from __future__ import annotations
-
 import contextlib
 import locale
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -19,17 +16,17 @@ from monai_diffae.errors import ScanError
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
-def shared(name: str) -> Path:
+def shared(name):
     path = SHARED / name
     if not path.exists():
         pytest.skip(f"real data {name} are not here")
     return path
 
 
-def refusal(path: Path | str, **wanted: object) -> str:
+def refusal(path, **wanted):
     """The one line that refuses a file."""
     with pytest.raises(ScanError) as caught:
-        read_scan(path, **wanted)  # type: ignore[arg-type]
+        read_scan(path, **wanted)
     line = str(caught.value)
     assert "\n" not in line
     assert len(line) <= 200
@@ -38,11 +35,11 @@ def refusal(path: Path | str, **wanted: object) -> str:
     return line
 
 
-def grown_mb(call: Callable[[], object]) -> float:
+def grown_mb(call):
     """By how much the largest memory of this process grows during a call, in MB."""
     status = Path("/proc/self/status")
 
-    def peak() -> float:
+    def peak():
         return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
     try:
@@ -55,7 +52,7 @@ def grown_mb(call: Callable[[], object]) -> float:
 
 
 @contextlib.contextmanager
-def as_nobody(folder: Path | None = None) -> Iterator[None]:
+def as_nobody(folder=None):
     """Without root's rights to everything; ``folder`` and the folders in it may then be entered, and not written.
 
     The user stays root: another one could not import modules or enter pytest's folders.
@@ -67,25 +64,17 @@ def as_nobody(folder: Path | None = None) -> Iterator[None]:
         yield
 
 
-def values(*shape: int) -> np.ndarray:
+def values(*shape):
     return np.random.default_rng(0).normal(100, 20, shape).astype(np.float32)
 
 
-def save_nifti(path: Path, array: np.ndarray | None = None, affine: np.ndarray | None = None) -> Path:
+def save_nifti(path, array=None, affine=None):
     image = nib.Nifti1Image(values(5, 6, 7) if array is None else array, np.eye(4) if affine is None else affine)
     nib.save(image, path)
     return path
 
 
-def save_series(
-    folder: Path,
-    n: int = 5,
-    uid: str = "1.2.3",
-    prefix: str = "",
-    patient: str = "MRN-0042",
-    suffix: str = ".dcm",
-    modality: str = "CT",
-) -> Path:
+def save_series(folder, n=5, uid="1.2.3", prefix="", patient="MRN-0042", suffix=".dcm", modality="CT"):
     """A DICOM series, 2 mm apart, whose slice k holds values around 100 k; files are named against the order."""
     folder.mkdir(parents=True, exist_ok=True)
     encoding = locale.setlocale(locale.LC_CTYPE)
@@ -95,17 +84,10 @@ def save_series(
         image = sitk.GetImageFromArray((np.arange(4 * 6).reshape(4, 6) + 100 * k).astype(np.int16))
         image.SetSpacing((0.5, 0.75))
         tags = {
-            "0008|0060": modality,
-            "0008|0018": f"{uid}.{k + 1}",
-            "0010|0010": "Planted^Name",
-            "0010|0020": patient,
-            "0020|000d": "1.2",
-            "0020|000e": uid,
-            "0020|0013": str(k + 1),
-            "0020|0032": f"0\\0\\{2 * k}",
-            "0020|0037": "1\\0\\0\\0\\1\\0",
-            "0018|0050": "2",
-        }
+            "0008|0060": modality, "0008|0018": f"{uid}.{k + 1}", "0010|0010": "Planted^Name", "0010|0020": patient,
+            "0020|000d": "1.2", "0020|000e": uid, "0020|0013": str(k + 1), "0020|0032": f"0\\0\\{2 * k}",
+            "0020|0037": "1\\0\\0\\0\\1\\0", "0018|0050": "2",
+        }  # fmt: skip
         for tag, value in tags.items():
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{prefix}{n - k:03d}.dcm"))

@@ -88,8 +88,7 @@ def test_the_same_result_is_the_same_series(tmp_path):
 
 @pytest.mark.goal(id="R11")
 @pytest.mark.parametrize(
-    ("low", "high", "signed", "step"),
-    [(0, 65535, 0, 1), (-32768, 32767, 1, 1), (-1e6, 2e5, 1, 30.6)],
+    ("low", "high", "signed", "step"), [(0, 65535, 0, 1), (-32768, 32767, 1, 1), (-1e6, 2e5, 1, 30.6)]
 )
 def test_nothing_wraps(tmp_path, low, high, signed, step):
     source = save_planes(tmp_path / "ct", positions())

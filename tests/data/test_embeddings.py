@@ -8,9 +8,7 @@ import torch
 from monai_diffae.data.embeddings import (
     EmbeddedCases,
     embeddings_fingerprint,
-    label_columns,
     read_embeddings,
-    z_columns,
     z_matrix,
 )
 from monai_diffae.engines import training_loader, validation_loader
@@ -62,12 +60,6 @@ def test_a_csv_gets_its_provenance_from_the_record_beside_it(table, tmp_path):
     record.write_text('{"made_from": {"model": "m"}, "results": {"num_cases": 1}}')
     attributes = read_embeddings(tmp_path / "e.csv").attrs["monai_diffae"]
     assert attributes == {"made_from": {"model": "m"}}
-
-
-def test_columns_are_told_apart(table):
-    assert z_columns(table) == ["z_000", "z_001", "z_002"]
-    assert label_columns(table) == ["age", "z_score"]
-    assert z_matrix(table).dtype == np.float32
 
 
 @pytest.mark.parametrize("value", [np.inf, "text"])
@@ -122,11 +114,6 @@ def test_each_draw_of_a_case_has_an_index_of_its_own(table):
     assert [cases[i]["id"] for i in (0, 2, 3, 17)] == ["014", "014", "015", "019"]
     with pytest.raises(IndexError):
         cases[18]
-
-
-def test_a_split_without_cases_is_named(table):
-    with pytest.raises(CohortError, match="no case of the split 'test'"):
-        EmbeddedCases(table, "test")
 
 
 def test_rows_that_occur_twice_are_warned_of(tmp_path, caplog):

@@ -94,20 +94,11 @@ def test_class_folders_are_found(folders, level):
 @pytest.mark.parametrize(
     "folders",
     [
-        [""],
-        ["all"],
-        ["a", ""],
-        ["sub-01/anat", "sub-02/anat", "sub-02/func"],
-        ["sub-01/ses-1", "sub-02/ses-2"],
-        ["patient_01", "patient_02", "patient_10"],
-        ["101", "102", "103", "117"],
-        ["T1", "T2", "FLAIR"],
-        ["imagesTr", "imagesTs"],
-        ["train", "test"],
-        ["BraTS_001/t1", "BraTS_002/t1"],
-        ["P1/DICOM/S1", "P2/DICOM/S1"],
+        [""], ["all"], ["a", ""], ["sub-01/anat", "sub-02/anat", "sub-02/func"], ["sub-01/ses-1", "sub-02/ses-2"],
+        ["patient_01", "patient_02", "patient_10"], ["101", "102", "103", "117"], ["T1", "T2", "FLAIR"],
+        ["imagesTr", "imagesTs"], ["train", "test"], ["BraTS_001/t1", "BraTS_002/t1"], ["P1/DICOM/S1", "P2/DICOM/S1"],
     ],
-)
+)  # fmt: skip
 def test_other_folders_are_no_classes(folders):
     assert find_class_folders(paths(*folders)).classes == []
     assert find_class_folders(paths("Ann", "Bob", "Eve", each=1)).classes == []

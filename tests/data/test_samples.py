@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_bundles import contents
 
 from monai_diffae.data import virtual_patients
 from monai_diffae.data.cohorts import read_cohort
@@ -14,10 +15,6 @@ from monai_diffae.data.virtual_patients import draw_patient, render_patient
 from monai_diffae.errors import ConfigError
 
 MIDDLE = {"head_size": 1.0, "tilt": 0.0, "contrast": 1.0, "slice_level": 15.0, "ventricles": 0.3}
-
-
-def everything(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def sweep(name, *, size=96, spatial_dims=2, patient=3):
@@ -68,7 +65,7 @@ def test_the_table_says_what_was_drawn(cohort):
 
 def test_same_bytes_for_any_number_of_workers(cohort, tmp_path):
     again = make_virtual_cohort(tmp_path, num_patients=12, size=32, seed=5, workers=1)
-    assert everything(again.parent) == everything(cohort.parent)
+    assert contents(again.parent) == contents(cohort.parent)
 
 
 def test_another_seed_gives_other_patients():
@@ -78,7 +75,7 @@ def test_another_seed_gives_other_patients():
 
 def test_a_larger_cohort_begins_with_the_smaller(cohort, tmp_path):
     larger = make_virtual_cohort(tmp_path, num_patients=14, size=32, seed=5)
-    before, after = everything(cohort.parent), everything(larger.parent)
+    before, after = contents(cohort.parent), contents(larger.parent)
     images = [name for name in before if name.startswith("images/")]
     assert len(images) == 12
     assert all(before[name] == after[name] for name in images)
@@ -93,31 +90,26 @@ def test_splits_are_of_patients_and_of_the_size_asked():
     assert {split_by_number(index, 0, 0) for index in range(500)} == {"train"}
 
 
-def test_a_second_call_writes_nothing(cohort):
-    before = {path: path.stat().st_mtime_ns for path in cohort.parent.rglob("*")}
-    assert make_virtual_cohort(cohort.parent, num_patients=12, size=32, seed=5) == cohort
-    assert {path: path.stat().st_mtime_ns for path in cohort.parent.rglob("*")} == before
-
-
-def test_other_parameters_are_refused_unless_overwritten(tmp_path):
+def test_a_second_call_writes_nothing_and_other_parameters_are_refused_unless_overwritten(tmp_path):
     table = make_virtual_cohort(tmp_path, num_patients=6, size=16)
-    before = everything(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert make_virtual_cohort(tmp_path, num_patients=6, size=16) == table
     with pytest.raises(ConfigError, match="num_patients 6 instead of 3"):
         make_virtual_cohort(tmp_path, num_patients=3, size=16)
-    assert everything(tmp_path) == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     make_virtual_cohort(tmp_path, num_patients=3, size=16, overwrite=True)
     assert len(pd.read_csv(table)) == len(list((tmp_path / "images").iterdir())) == 3
 
 
 def test_an_unfinished_cohort_is_finished(tmp_path):
     table = make_virtual_cohort(tmp_path, num_patients=4, size=16)
-    whole = everything(tmp_path)
+    whole = contents(tmp_path)
     (tmp_path / "images" / "mni-000002.nii").unlink()
     make_virtual_cohort(tmp_path, num_patients=4, size=16)
-    assert everything(tmp_path) == whole
+    assert contents(tmp_path) == whole
     table.unlink()
     make_virtual_cohort(tmp_path, num_patients=4, size=16)
-    assert everything(tmp_path) == whole
+    assert contents(tmp_path) == whole
 
 
 @pytest.mark.parametrize("name", ["cohort.csv", "images/mine-1.nii"])
@@ -127,7 +119,7 @@ def test_files_of_the_user_are_never_replaced(tmp_path, name):
     mine.write_text("mine")
     with pytest.raises(ConfigError, match="of your own"):
         make_virtual_cohort(tmp_path, num_patients=3, size=16, overwrite=True)
-    assert everything(tmp_path) == {name: b"mine"}
+    assert contents(tmp_path) == {name: b"mine"}
 
 
 def test_head_size_scales_the_area():

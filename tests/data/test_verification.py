@@ -140,8 +140,6 @@ def test_readings_come_back_until_the_file_changes(tmp_path):
     assert SavedReadings(tmp_path / "readings.jsonl", headers=True).get(cases[0]) is None
     save_nifti(tmp_path / "a.nii", values(5, 6, 8))
     assert SavedReadings(tmp_path / "readings.jsonl").get(cases[0]) is None
-    (tmp_path / "readings.jsonl").write_bytes(b"\xff\n x {}\n")
-    assert SavedReadings(tmp_path / "readings.jsonl").get(cases[1]) is None
 
 
 @pytest.mark.goal(id="R12")

@@ -2,7 +2,6 @@
 
 import errno
 import itertools
-import json
 import os
 import re
 import resource
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scan_files import as_nobody, values
 
-from monai_diffae.data.atomic import remove_abandoned, write_atomic, write_json
+from monai_diffae.data.atomic import remove_abandoned, write_atomic
 from monai_diffae.data.scans import read_scan, slice_volume, write_scan
 from monai_diffae.errors import ConfigError, MachineError
 
@@ -63,22 +62,6 @@ def test_a_scan_that_does_not_fit_on_the_disk_is_named(tmp_path, name):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
-
-
-def test_the_temporary_file_has_the_suffix_and_the_folder_of_the_file(tmp_path):
-    names = []
-
-    def write(temporary):
-        names.append(temporary)
-        temporary.write_bytes(b"")
-
-    for name in ("b.nii.gz", "c.png"):
-        write_atomic(tmp_path / "new" / name, write)
-    assert [file.parent for file in names] == [tmp_path / "new"] * 2
-    assert names[0].name.endswith(".nii.gz")
-    assert names[1].name.endswith(".png")
-    text = write_json(tmp_path / "a.json", {"a": 1}).read_text()
-    assert json.loads(text) == {"a": 1}
 
 
 @pytest.mark.goal(id="R3")

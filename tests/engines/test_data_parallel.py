@@ -2,11 +2,11 @@
 
 import hashlib
 import multiprocessing
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
+from forked_program import free_port
 from ignite.engine import Events
 from torch.nn.parallel import DistributedDataParallel
 
@@ -55,11 +55,8 @@ def test_two_processes_equal_one(train, channels_last, epochs):
     fork = multiprocessing.get_context("fork")
 
     def run(world_size):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         results = fork.Queue()
-        arguments = (world_size, port, channels_last, epochs, results)
+        arguments = (world_size, free_port(), channels_last, epochs, results)
         ranks = [fork.Process(target=train, args=(rank, *arguments), daemon=True) for rank in range(world_size)]
         for rank in ranks:
             rank.start()

@@ -1,21 +1,15 @@
 """Which settings follow from a device. No GPU is needed: a setting is a function of the device's name."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from torch.optim.optimizer import _get_fused_kernels_supported_devices
 
 from monai_diffae.engines import training_loader, validation_loader
 from monai_diffae.engines.device_settings import DeviceSettings
 from monai_diffae.engines.precision import cpu_has_bf16, resolve_precision
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
-TRAININGS = sorted(
-    path for name in ("train", "train_latent", "distill") for path in BUNDLES.glob(f"*/configs/{name}.json")
-)
-DEVICES = ("cpu", "cuda", "mps", "xpu")  # those that the key ``device`` accepts
 
 
 @pytest.mark.parametrize(
@@ -75,20 +69,3 @@ def test_workers_never_touch_a_gpu(monkeypatch, tmp_path):
     assert batch["image"].shape == (2, 1, 16, 16)
     assert all(value.device.type == "cpu" for value in batch.values() if isinstance(value, torch.Tensor))
     del batches, loader
-
-
-@pytest.mark.parametrize("path", TRAININGS, ids=lambda path: f"{path.parts[-3]}/{path.stem}")
-def test_shipped_trainings_leave_these_settings_to_the_device(path):
-    config = json.loads(path.read_text())
-    is_of_vectors = path.stem == "train_latent"  # in float32, which costs little there
-    assert config["precision"] == ("fp32" if is_of_vectors else "auto")
-    assert config["optimizer"]["fused"] is True
-    assert set(DEVICES) <= set(_get_fused_kernels_supported_devices())
-    for part in ("train", "validate"):
-        assert config[part]["dataloader"]["device"] == "@device"
-        assert "pin_memory" not in config[part]["dataloader"]
-    trainer = config["train"]["trainer"]
-    assert (trainer["precision"], trainer["device"]) == ("@precision", "@device")
-    assert trainer["channels_last"] == (False if is_of_vectors else "@channels_last")
-    assert config.get("channels_last", False) is not is_of_vectors
-    assert config["validate"]["evaluator"].get("device") == "@device"

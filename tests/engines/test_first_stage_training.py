@@ -1,6 +1,6 @@
 import pytest
 import torch
-from monai.networks.nets import AutoencoderKL
+from tiny_bundles import tiny_kl
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference
 
@@ -12,16 +12,8 @@ from monai_diffae.inferers import FirstStageInferer
 from monai_diffae.networks import FirstStage
 
 
-def kl(spatial_dims):
-    torch.manual_seed(0)
-    return AutoencoderKL(
-        spatial_dims, channels=(4, 8), attention_levels=(False, False), num_res_blocks=1, norm_num_groups=4,
-        with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False,
-    )  # fmt: skip
-
-
 def make(**kwargs):
-    network = FirstStage(kl(2))
+    network = FirstStage(tiny_kl(2))
     trainer = FirstStageTrainer(
         network=network, device=torch.device("cpu"), max_epochs=1, train_data_loader=[batch()], precision="fp32",
         optimizer=torch.optim.SGD(network.parameters(), lr=0.0),
@@ -104,7 +96,7 @@ class Counted(FirstStage):
 
 @pytest.fixture
 def first_stage():
-    stage = Counted(kl(3)).eval()
+    stage = Counted(tiny_kl()).eval()
     stage.measure([read({"image": 0})["image"]])
     return stage
 

@@ -4,7 +4,6 @@ import gzip
 import re
 import shlex
 import shutil
-import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,24 +13,16 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from forked_program import free_port
 from PIL import Image
 
-from monai_diffae import explore
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.apps.synthesis.combination import Combination
 from monai_diffae.apps.synthesis.combine import Mixture, Moves
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
-from monai_diffae.errors import CohortError, ConfigError, MachineError
+from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.explorer.atlas import Atlas, Extreme
 from monai_diffae.explorer.recipes import Caller, Recipe
-
-
-def test_a_port_in_use_is_refused_before_anything_is_loaded():
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        with pytest.raises(MachineError, match="Address already in use"):
-            explore("no_bundle", "no_cohort", port=other.getsockname()[1])
 
 
 def test_files_of_another_model_or_cohort_are_refused(labelled, tiny_bundle, small_cohort, open_explored, tmp_path):
@@ -59,12 +50,9 @@ def test_without_a_table_the_cohort_is_embedded_once(labelled, open_explored, tm
 
 
 def test_the_server_as_a_process(labelled, start_program, tmp_path):
-    with socket.socket() as test:
-        test.bind(("127.0.0.1", 0))
-        port = test.getsockname()[1]
     words = ["explore", "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--embeddings", labelled.embeddings]
     shown = tmp_path / "shown"
-    process = start_program(*words, "--out", tmp_path / "out", "--port", port, "--no-browser", output=shown)
+    process = start_program(*words, "--out", tmp_path / "out", "--port", free_port(), "--no-browser", output=shown)
     address = r"open (http://127\.0\.0\.1:\d+/\?token=[\w-]{32}) \(Ctrl-C ends the server\)\n"
     while not (opened := re.search(address, shown.read_text())):
         assert process.is_alive(), shown.read_text()

@@ -83,6 +83,29 @@ def copy_tiny(folder: Path, kind: str, ignore: tuple[str, ...] = ()) -> Path:
     return bundle
 
 
+def weights(bundle: Path) -> dict[str, Any]:
+    import torch
+
+    return torch.load(bundle / "models" / "model.pt", weights_only=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files below a folder, without its cache and its lock."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != ".lock"]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files if ".cache" not in file.parts}
+
+
+def tiny_kl(spatial_dims: int = 3, channels: tuple[int, ...] = (4, 8), **settings: Any) -> Any:
+    """MONAI's ``AutoencoderKL`` without attention, with random weights."""
+    import torch
+    from monai.networks.nets import AutoencoderKL
+
+    torch.manual_seed(0)
+    settings |= dict.fromkeys(("with_encoder_nonlocal_attn", "with_decoder_nonlocal_attn"), False)
+    settings |= {"attention_levels": [False] * len(channels), "num_res_blocks": 1, "norm_num_groups": 4}
+    return AutoencoderKL(spatial_dims, channels=channels, **settings)
+
+
 def shake(model: Path) -> None:
     """Change weights at random, so that z_sem tells cases apart and the decoder uses it."""
     import torch

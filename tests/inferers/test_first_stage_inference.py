@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from monai.networks.nets import AutoencoderKL
+from tiny_bundles import tiny_kl
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines import AutoencoderPrepareBatch, FixedPrepareBatch
@@ -24,12 +24,7 @@ def first_stage(images):
 
 
 def measured(spatial_dims, images):
-    torch.manual_seed(0)
-    plain = {"with_encoder_nonlocal_attn": False, "with_decoder_nonlocal_attn": False}
-    autoencoder = AutoencoderKL(
-        spatial_dims, channels=(4, 8), attention_levels=(False, False), num_res_blocks=1, norm_num_groups=4, **plain
-    )
-    first_stage = FirstStage(autoencoder).eval()
+    first_stage = FirstStage(tiny_kl(spatial_dims)).eval()
     first_stage.measure(images)
     return first_stage
 

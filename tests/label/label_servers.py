@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -115,10 +114,3 @@ class ServerProcess:
         wait_until(lambda: self.exit_code() is not None, 30)
         self.process.kill()
         return self.exit_code()
-
-
-def free_port():
-    """A port on which no server listens."""
-    with socket.socket() as test:
-        test.bind(("127.0.0.1", 0))
-        return test.getsockname()[1]

@@ -29,15 +29,10 @@ class Orthanc:
         self.url = f"http://127.0.0.1:{port}"
         self.dicom_web_url = f"{self.url}/dicom-web"
         settings = {
-            "StorageDirectory": str(folder / "storage"),
-            "IndexDirectory": str(folder / "storage"),
-            "Plugins": [str(PLUGIN)],
-            "HttpPort": port,
-            "RemoteAccessAllowed": False,
-            "AuthenticationEnabled": False,
-            "DicomServerEnabled": False,
-            "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-        }
+            "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "storage"),
+            "Plugins": [str(PLUGIN)], "HttpPort": port, "RemoteAccessAllowed": False, "AuthenticationEnabled": False,
+            "DicomServerEnabled": False, "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        }  # fmt: skip
         (folder / "orthanc.json").write_text(json.dumps(settings))
         self._log = (folder / "orthanc.log").open("wb")
         self._process = subprocess.Popen([PROGRAM, folder / "orthanc.json"], stdout=self._log, stderr=self._log)

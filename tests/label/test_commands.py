@@ -55,20 +55,9 @@ def test_nothing_is_overwritten_and_nothing_is_left(run, tiny_bundle, tmp_path):
     assert os.listdir(tmp_path / "app") == ["notes.txt"]
 
 
-def test_the_settings_of_an_app_are_checked(tmp_path):
-    folder = AppFolder(tmp_path)
-    folder.settings_file.write_text("{}")
+def test_a_server_needs_an_app_studies_a_free_port_and_monai_label(tiny_bundle, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="is not an app folder; make one with monai-diffae label-app"):
         label_server(tmp_path, str(tmp_path))
-    folder.main.write_text("")
-    for settings, message in (("{", "is not valid JSON"), ('{"bundle": 3}', "has no bundle"),
-                              ('{"bundle": "bundle", "colour": "red"}', "'colour' is unknown")):  # fmt: skip
-        folder.settings_file.write_text(settings)
-        with pytest.raises(ConfigError, match=message):
-            label_server(tmp_path, str(tmp_path))
-
-
-def test_a_server_needs_studies_a_free_port_and_monai_label(tiny_bundle, tmp_path, monkeypatch):
     app = label_app(tmp_path / "app", bundle=tiny_bundle.directory, refer=True).folder
     with pytest.raises(ConfigError, match="studies: scans is not a folder"):
         label_server(app, str(tmp_path / "scans"))

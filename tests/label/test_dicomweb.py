@@ -13,8 +13,9 @@ import pydicom
 import pytest
 from dicom_files import positions, save_planes
 from dicomweb_server import dicomweb_server
+from forked_program import free_port
 from label_scans import Studies, shared
-from label_servers import free_port, server_in_this_process
+from label_servers import server_in_this_process
 
 from monai_diffae import label_app
 from monai_diffae.label import dicomweb

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import requests
 import uvicorn
+from forked_program import free_port
 from label_scans import fill
-from label_servers import free_port, server_in_this_process
+from label_servers import server_in_this_process
 from monailabel.client import MONAILabelClient
 
 PAGE = (Path(__file__).parents[2] / "docs" / "label.md").read_text(encoding="utf-8")

@@ -12,9 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import requests
-from forked_program import wait_until
+from forked_program import free_port, wait_until
 from label_scans import direction_for, fill, shared
-from label_servers import ServerProcess, free_port
+from label_servers import ServerProcess
 from monailabel.client import MONAILabelClient
 
 from monai_diffae import label_app

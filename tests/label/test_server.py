@@ -7,20 +7,6 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import pytest
-import requests
-import torch
-from fastapi import HTTPException
-from label_scans import fill
-from label_servers import same_settings
-from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
-from PIL import Image
-
-from monai_diffae.errors import ScanError
-from monai_diffae.label.answers import answered
-from monai_diffae.label.server_settings import apply_settings, settings_for
-
 TASKS = {"diffae_anomaly", "diffae_anomaly_map", "diffae_reconstruct", "diffae_edit", "diffae_encode",
          "diffae_neighbors"}  # fmt: skip
 SCAN = "hippocampus_001"
@@ -186,56 +172,3 @@ def test_monai_labels_own_server_runs_the_app_with_the_same_checks(server_3d):
             assert refusal(response) in ((400, "image"), (404, "image"))
         assert client.post("/infer/wsi/diffae_encode?image=/etc/passwd").status_code == 404
         assert client.post("/train/diffae?run_sync=true", json={"max_epochs": 0}).status_code == 400
-
-
-def test_images_of_another_dimension_or_colour_are_refused(serve, bundle_3d, bundle_2d, studies_2d, tmp_path):
-    response = serve(bundle_3d, studies_2d).infer("diffae_encode", next(iter(studies_2d.source)))
-    assert response.status_code == 422
-    assert "a 2D image (224 x 224), expected a 3D volume" in response.json()["detail"]
-    studies = fill(tmp_path / "colour", {})
-    pixels = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(studies.folder / "colour.png")
-    response = serve(bundle_2d, studies).infer("diffae_encode", "colour")
-    assert response.status_code == 422
-    assert "it has 3 channels (colour), expected 1" in response.json()["detail"]
-
-
-def test_weights_that_vanish_or_change_are_answered(serve, bundle_3d, studies_3d):
-    server = serve(bundle_3d, studies_3d)
-    weights = server.app.folder.bundle / "models" / "model.pt"
-    content = weights.read_bytes()
-    weights.unlink()
-    response = server.infer("diffae_encode", SCAN)
-    assert (response.status_code, "no models/model.pt" in response.json()["detail"]) == (400, True)
-    torch.save({"other": torch.ones(3)}, weights)
-    response = server.infer("diffae_encode", SCAN)
-    assert (response.status_code, "do not fit" in response.json()["detail"]) == (400, True)
-    weights.write_bytes(b"damaged")
-    assert server.infer("diffae_encode", SCAN).status_code == 422
-    weights.write_bytes(content)
-    assert server.infer("diffae_encode", SCAN).status_code == 200
-
-
-def test_every_error_has_its_status_and_no_address():
-    for error, status in ((ImageNotFoundException("x"), 404), (ScanError("x"), 422), (HTTPException(418, "x"), 418),
-                          (MONAILabelException(MONAILabelError.INVALID_INPUT, "x"), 400)):  # fmt: skip
-        with pytest.raises(HTTPException) as answer, answered():
-            raise error
-        assert (answer.value.status_code, answer.value.detail) == (status, "x")
-    with pytest.raises(HTTPException, match="503: studies: the DICOMweb server") as answer, answered():
-        raise requests.ConnectionError("http://secret:8042")
-    assert "secret" not in str(answer.value)
-
-
-def test_settings_reach_monai_label_and_its_jobs_and_those_of_the_user_stay(tmp_path):
-    with same_settings() as settings:
-        apply_settings(settings_for(tmp_path / "app", "/scans", 8123, "MR"), keep=False)
-        assert str((tmp_path / "app").resolve()) == settings.MONAI_LABEL_APP_DIR
-        assert (settings.MONAI_LABEL_STUDIES, settings.MONAI_LABEL_SERVER_PORT) == ("/scans", 8123)
-        assert settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER == {"Modality": "MR"}
-        # the server keeps the list of images, its jobs only read it
-        assert settings.MONAI_LABEL_DATASTORE_READ_ONLY is False
-        assert type(settings)().MONAI_LABEL_DATASTORE_READ_ONLY is True
-        apply_settings(settings_for(tmp_path / "app", "/others", 8123))
-        assert settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER == {"Modality": "MR"}
-        assert settings.MONAI_LABEL_STUDIES == "/others"

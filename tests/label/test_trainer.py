@@ -10,6 +10,7 @@ import pytest
 import torch
 from filelock import FileLock
 from label_scans import fill
+from tiny_bundles import weights
 
 from monai_diffae.bundle import checksum
 from monai_diffae.errors import BusyError, ConfigError, DiffAEError
@@ -23,10 +24,6 @@ QUICK = {"max_epochs": 1, "mlflow": False}
 
 def train(server, **params):
     return server.client.post("/train/diffae?run_sync=true", json={**QUICK, **params})
-
-
-def weights(bundle):
-    return torch.load(bundle / "models" / "model.pt", weights_only=True)
 
 
 def largest_change(before, after):

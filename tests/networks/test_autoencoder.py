@@ -3,7 +3,6 @@ import math
 
 import pytest
 import torch
-from monai.networks.nets import ViT, resnet18
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DenoisingUNet, DiffusionAutoencoder, SemanticEncoder, build_autoencoder
@@ -169,14 +168,6 @@ def test_components_that_are_no_networks_or_do_not_fit_are_refused():
         DiffusionAutoencoder(SemanticEncoder(3, z_channels=12, base_channels=8, channel_mult=(1,)), unet)
 
 
-def test_wrong_inputs_are_one_line():
-    network = small()
-    with pytest.raises(ConfigError, match="the noisy image has 3 channels: the network was built for 1"):
-        network(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ConfigError, match=r"context has the shape \(1, 11\): the UNet takes z_sem of shape \(1, 12\)"):
-        network(torch.zeros(1, 1, 8, 8), torch.tensor([1]), torch.zeros(1, 11))
-
-
 def test_weights_of_which_none_is_of_this_network_are_refused():
     network = small()
     weights = network.state_dict()
@@ -188,23 +179,6 @@ def test_weights_of_which_none_is_of_this_network_are_refused():
 
 
 # -- encoders of other packages -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("spatial_dims", "build"),
-    [
-        (3, lambda: resnet18(spatial_dims=3, n_input_channels=1, num_classes=12)),
-        (2, lambda: ViT(1, (32, 32), (16, 16), 12, 24, 1, 2, classification=True, num_classes=12, spatial_dims=2)),
-    ],
-    ids=["resnet", "vit"],
-)
-def test_encoder_may_be_a_monai_network(spatial_dims, build):
-    network = small(spatial_dims, encoder=build())
-    assert network.size_divisors == (2,) * spatial_dims
-    x = torch.randn(1, 1, *(32,) * spatial_dims)
-    assert network.encode(x).shape == (1, 12)
-    assert network(x, torch.tensor([3]), x).shape == x.shape
-    assert type(network.encoder).__module__.startswith("monai.networks.nets.")
 
 
 class Patches(torch.nn.Module):
@@ -228,27 +202,6 @@ def test_the_size_rules_of_another_packages_encoder_count():
     assert network(x, torch.tensor([3]), x).shape == x.shape
     with pytest.raises(ConfigError, match=r"56 x 32: .* multiples of 28; crop, pad or resize to 56 x 28 or 56$"):
         network.encode(torch.zeros(1, 1, 56, 32))
-
-
-def test_a_frozen_encoder_stays_as_it_is_and_another_trains():
-    encoder = Patches()
-    network = small(encoder=encoder, encoder_frozen=True).train()
-    assert network.unet.training
-    assert not any(module.training for module in encoder.modules())
-    assert not any(parameter.requires_grad for parameter in encoder.parameters())
-    assert all(parameter.requires_grad for parameter in network.unet.parameters())
-    before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    x0, t = torch.randn(4, 1, 28, 28), torch.tensor([3] * 4)
-    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], weight_decay=0.1)
-    assert not network.encode(x0).requires_grad
-    network(x0, t, x0).square().mean().backward()
-    optimizer.step()
-    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
-    assert not network.eval().unet.training
-    trained = Patches()
-    small(encoder=trained).train()(x0, t, x0).square().mean().backward()
-    assert trained.patches.weight.grad.abs().max() > 0
-    assert trained.norm.num_batches_tracked == 1
 
 
 # -- grids of z_sem -------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.networks.blocks import (
     ChannelGroupNorm,
     HalvingPool,
-    PlainBlock,
     PositionAttention,
     TwoConditionBlock,
     conv3,
@@ -86,33 +85,6 @@ def test_attention_is_the_softmax_of_scaled_products(num_heads):
     h = (v @ weights.transpose(1, 2)).reshape(2, 8, 12)
     expected = x + attention.out(h.transpose(1, 2)).transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(attention(x), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("spatial_dims", [2, 3])
-@pytest.mark.parametrize("layer", ["down", "two_up", "attention"])
-def test_channels_last_goes_through_every_layer(spatial_dims, layer):
-    memory_format = torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
-    x = torch.randn(2, 16, *(4,) * spatial_dims).contiguous(memory_format=memory_format)
-    module, arguments = {
-        "down": (PlainBlock(spatial_dims, 16, 8, resample="down"), ()),
-        "two_up": (TwoConditionBlock(spatial_dims, 16, 8, 4, 4, resample="up"), (torch.randn(2, 4), torch.randn(2, 8))),
-        "attention": (PositionAttention(16), ()),
-    }[layer]
-    module = randomise(module).to(memory_format=memory_format)
-    formats = []
-
-    def note(inner, _inputs, out):
-        if isinstance(inner, torch.nn.Conv2d | torch.nn.Conv3d):  # with one thread PyTorch's conv3d drops the format
-            return out.contiguous(memory_format=memory_format)
-        if out.ndim == spatial_dims + 2:
-            formats.append(out.is_contiguous(memory_format=memory_format))
-        return out
-
-    for inner in module.modules():
-        inner.register_forward_hook(note)
-    module(x, *arguments)
-    assert formats
-    assert all(formats)
 
 
 def test_what_gives_no_network_is_refused():

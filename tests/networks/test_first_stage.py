@@ -1,19 +1,13 @@
 import pytest
 import torch
-from monai.networks.nets import AutoencoderKL
+from tiny_bundles import tiny_kl
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import FirstStage
 
 
-def make(spatial_dims=3, channels=(4, 8), **kwargs):
-    torch.manual_seed(0)
-    plain = {"with_encoder_nonlocal_attn": False, "with_decoder_nonlocal_attn": False}
-    autoencoder = AutoencoderKL(
-        spatial_dims, channels=channels, attention_levels=(False,) * len(channels), num_res_blocks=1, latent_channels=2,
-        norm_num_groups=4, **plain, **kwargs,
-    )  # fmt: skip
-    return FirstStage(autoencoder).eval()
+def make(spatial_dims=3, channels=(4, 8)):
+    return FirstStage(tiny_kl(spatial_dims, channels, latent_channels=2)).eval()
 
 
 def images(count=3, size=(8, 12, 16)):

@@ -102,10 +102,3 @@ def test_wrong_statistics_are_one_line_and_change_nothing(mean, std, message):
     with pytest.raises(ConfigError, match=message):
         network.set_statistics(mean, std)
     assert network.z_mean.isnan().all()
-
-
-def test_wrong_settings_and_inputs_are_one_line():
-    with pytest.raises(ConfigError, match=r"skip_layers=\[4\]: there are layers 0 to 3"):
-        small(skip_layers=(4,))
-    with pytest.raises(ConfigError, match=r"z has the shape .*: the latent network takes \(B, 6\)"):
-        small()(torch.zeros(2, 5), torch.tensor([1, 2]))

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -76,6 +77,13 @@ class Program:
 def shared_program():
     """The one of this test session; its server ends with it, as its input ends."""
     return Program()
+
+
+def free_port():
+    """A port on which no server listens."""
+    with socket.socket() as test:
+        test.bind(("127.0.0.1", 0))
+        return test.getsockname()[1]
 
 
 def wait_until(is_true, seconds=LONGEST_S):

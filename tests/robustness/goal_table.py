@@ -4,27 +4,25 @@ A test names its goal with ``@pytest.mark.goal(id="R5")``, and reports what it m
 ``record_property("figure", "200 of 200 flips noticed")``.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 
 import pytest
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure(config):
     config.addinivalue_line("markers", "goal(id): tests a goal of docs/reliability.md; run by `make test-robustness`")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     for item in items:  # user properties travel from the worker processes of pytest-xdist, markers do not
         item.user_properties.extend(("goal", mark.kwargs["id"]) for mark in item.iter_markers("goal"))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter, config):
     if "goal" not in (config.option.markexpr or ""):
         return
-    outcomes: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    figures: dict[str, list[str]] = defaultdict(list)
+    outcomes = defaultdict(lambda: defaultdict(int))
+    figures = defaultdict(list)
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.getreports(outcome):
             if not isinstance(report, pytest.TestReport):  # a whole file was skipped, or could not be read

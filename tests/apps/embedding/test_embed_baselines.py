@@ -149,14 +149,8 @@ def test_what_decodes_z_sem_refuses_the_table_in_one_line(made, labelled, tmp_pa
     assert not out.exists()
 
 
-def test_what_cannot_be_used_is_one_line(labelled, tmp_path):
+def test_components_without_training_images_are_refused(labelled, tmp_path):
     options = {"encoder": "pca", "overrides": SMALL}
-    with pytest.raises(ConfigError, match="bundle: there is no 'no_bundle'; choose one of: .*diffae_2d"):
-        embed("no_bundle", labelled.cohort, tmp_path / "o", encoder="pca")
-    with pytest.raises(ConfigError, match="image_size is .15, 16.; the network needs multiples of 4"):
-        embed("diffae_2d", labelled.cohort, tmp_path / "o", encoder="pca", overrides={**SMALL, "image_size": [15, 16]})
     pd.read_csv(labelled.cohort).assign(split="test").to_csv(tmp_path / "test.csv", index=False)
     with pytest.raises(CohortError, match="encoder: principal components are fitted to training images, but only 0"):
         embed("diffae_2d", tmp_path / "test.csv", tmp_path / "o", **options)
-    with pytest.raises(ConfigError, match="there is no models/model.pt"):
-        embed(init_bundle(tmp_path / "b"), labelled.cohort, tmp_path / "o")

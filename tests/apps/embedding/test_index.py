@@ -59,8 +59,11 @@ def test_the_rows_are_those_of_embed_to_the_bit_whatever_the_pieces(labelled, tr
     assert index.update(trained, images) == IndexUpdate()
 
 
-def test_only_changed_scans_are_encoded_again_and_those_gone_are_removed(trained, images, index, monkeypatch):
+def test_only_changed_scans_are_encoded_again_and_those_gone_are_removed(trained, images, index, tmp_path, monkeypatch):
     index.update(trained, images)
+    moved = shutil.move(tmp_path / "images", tmp_path / "elsewhere")
+    images = {name: moved / path.name for name, path in images.items()}
+    assert index.update(trained, images) == IndexUpdate()
     before = rows(index.read(trained))
     a, b, c = sorted(images)[:3]
     shutil.copy(images[b], images[a])
@@ -78,27 +81,16 @@ def test_only_changed_scans_are_encoded_again_and_those_gone_are_removed(trained
     np.testing.assert_array_equal(after[b], before[b])
 
 
-def test_ids_that_the_database_would_change_and_what_is_no_path_are_refused(trained, images, index):
+def test_ids_that_the_database_would_change_are_refused(trained, images, index):
     """The number 1 came back as "1", so each update removed the case and encoded it again."""
     name, path = next(iter(images.items()))
     for wrong, text in {1: "of type int", None: "of type NoneType", "a\udc80": "not valid Unicode"}.items():
         with pytest.raises(ConfigError, match=f"^images: the id .*{text}"):
             index.update(trained, {wrong: path})
-    for image in (None, [], b"a.nii", np.zeros((1, 4, 4))):
-        with pytest.raises(ConfigError, match="'image' of case 'a' is not a path or a list of paths"):
-            index.update(trained, {"a": image})
     assert index.read(trained).ids == []
     update = index.update(trained, {name: path, "other": "a\0b.nii", name[0]: path})
     assert (update.new, list(update.failed)) == (sorted([name, name[0]]), ["other"])
-    with pytest.raises(ConfigError, match="list of texts"):
-        index.remove(name)
     assert index.read(trained).ids == sorted([name, name[0]])
-
-
-def test_a_moved_cohort_is_not_encoded_again(trained, images, index, tmp_path):
-    index.update(trained, images)
-    moved = shutil.move(tmp_path / "images", tmp_path / "elsewhere")
-    assert index.update(trained, {name: moved / path.name for name, path in images.items()}) == IndexUpdate()
 
 
 @pytest.mark.goal(id="R24")
@@ -139,14 +131,9 @@ def test_a_bad_scan_is_listed_and_tried_again_only_when_its_file_changes(trained
     shutil.copy(images[good], images[missing])
     assert index.update(trained, images) == IndexUpdate(changed=[bad, missing])
     assert index.read(trained).failures == {}
-
-
-def test_a_scan_that_breaks_loses_its_row(trained, images, index):
-    index.update(trained, images)
-    name = min(images)
-    images[name].write_bytes(b"no scan")
-    assert index.update(trained, images).failed.keys() == {name}
-    assert name not in index.read(trained).ids
+    images[good].write_bytes(b"no scan")  # it loses its row
+    assert index.update(trained, images).failed.keys() == {good}
+    assert good not in index.read(trained).ids
 
 
 def test_the_index_holds_no_paths_and_no_file_names(trained, images, index):
@@ -242,18 +229,6 @@ def test_a_bundle_with_several_images_needs_all_of_them(unusual, index):
     )
     with pytest.raises(ConfigError, match="^images: case 'x' has no 'encoder_image'; give image, encoder_image for"):
         index.update(trained, {"x": images["case-0"]["image"]})
-
-
-def test_a_file_that_is_no_index_is_named(trained, images, index):
-    index.folder.mkdir()
-    (index.folder / "embeddings.sqlite").write_bytes(b"no database, but long enough to be one" * 99)
-    with pytest.raises(ConfigError, match=r"^embeddings\.sqlite: is damaged or not an index .*; delete it"):
-        index.read(trained)
-    (index.folder / "embeddings.sqlite").unlink()
-    with sqlite3.connect(index.folder / "embeddings.sqlite") as database:
-        database.execute("PRAGMA user_version = 99")
-    with pytest.raises(ConfigError, match=r"^embeddings\.sqlite: another version wrote this index"):
-        index.update(trained, images)
 
 
 @pytest.mark.slow

@@ -120,33 +120,14 @@ def test_a_file_that_is_in_the_archive_twice_has_its_listed_checksum(archive, tm
         pull(str(tmp_path / "a.zip"), tmp_path / "copy")
 
 
-def with_flags(content):
-    """Marks all files as encrypted."""
-    changed = bytearray(content)
-    for start, flags in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
-        at = -1
-        while (at := changed.find(start, at + 1)) >= 0:
-            changed[at + flags] |= 1
-    return bytes(changed)
-
-
-def with_size(content):
-    """Gives the first file a size that it does not have."""
-    at = content.find(b"PK\x01\x02") + 24
-    return content[:at] + (2**31).to_bytes(4, "little") + content[at + 4 :]
-
-
 def flipped(content, at):
     return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
 
 
 def test_a_damaged_archive_is_one_line(archive, tmp_path):
     content, path = archive.read_bytes(), tmp_path / "damaged.zip"
-    path.write_bytes(with_flags(content))
-    with pytest.raises(ScanError, match="damaged.zip: is encrypted; get one without a password"):
-        pull(str(path), tmp_path / "copy")
     places = range(100, len(content), len(content) // 10)
-    for damaged in (content[: len(content) // 2], with_size(content), *(flipped(content, at) for at in places)):
+    for damaged in (content[: len(content) // 2], *(flipped(content, at) for at in places)):
         path.write_bytes(damaged)
         with pytest.raises(DiffAEError) as caught:
             pull(str(path), tmp_path / "copy")

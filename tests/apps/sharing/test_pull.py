@@ -9,6 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from hub_stub import Repository
+from tiny_bundles import contents
 
 from monai_diffae import load_bundle
 from monai_diffae.apps.sharing.pull import pull
@@ -17,10 +18,6 @@ from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError, DiffAEError, MachineError, ScanError
 
 REPO = "owner/heads"
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture

@@ -121,7 +121,6 @@ SHIPPED = Path(__file__).parents[3] / "bundles" / "diffae_2d" / "docs" / "README
 @pytest.mark.parametrize(
     ("name", "content", "error"),
     [
-        ("configs/distill.json", b"{broken", "distill.json: cannot be read; repair or remove it"),
         ("docs/README.md", b"M\xfcller", "docs/README.md: is not UTF-8 text; save it as UTF-8"),
         ("docs/README.md", SHIPPED.read_bytes(), "docs/README.md: says nothing about the trained weights"),
     ],

@@ -1,7 +1,5 @@
 """Plans without the prediction of memory, which takes seconds."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

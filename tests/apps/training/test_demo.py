@@ -74,11 +74,6 @@ def test_z_sem_is_probed_beside_two_baselines_and_another_models(labelled, tmp_p
     assert (tmp_path / "probes.csv").stat().st_mtime_ns == before
 
 
-def test_demo_names_the_overlays_that_there_are(tmp_path):
-    with pytest.raises(ConfigError, match=r"choose one of: .*demo"):
-        demo(tmp_path, overlay="other")
-
-
 OVERRIDES = {"image_size": [16, 16], "base_channels": 8, "channel_mult": [1, 2], "batch_size": 8}
 
 

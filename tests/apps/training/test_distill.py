@@ -9,12 +9,7 @@ import torch
 from tiny_bundles import TINY_FAST
 
 import monai_diffae as mdae
-from monai_diffae.apps.training import (
-    open_teacher,
-    read_teaching_cases,
-    teacher_levels,
-    teaching_trajectories,
-)
+from monai_diffae.apps.training import open_teacher, read_teaching_cases, teacher_levels, teaching_trajectories
 from monai_diffae.bundle import load_bundle
 from monai_diffae.engines import FewStepInferer
 from monai_diffae.errors import ConfigError, MachineError
@@ -143,12 +138,8 @@ def test_a_limit_chooses_cases_of_the_whole_split_and_wrong_numbers_are_refused(
     train = [case.id for case in teacher.cohort.split("train")]
     read = read_teaching_cases(teacher, str(tmp_path), limit=2)
     assert [case.id for case in read.cases if case.split == "train"] == [train[0], train[len(train) // 2]]
-    for limit in (0, 2.5, "x", True):
-        with pytest.raises(ConfigError, match=f"limit is {limit!r}; it must be a whole number above 0, or null"):
-            read_teaching_cases(teacher, str(tmp_path), limit)
-    for mixed in (-1, "x", None, True, float("nan")):
-        with pytest.raises(ConfigError, match=f"mixed is {mixed!r}; it must be a number of at least 0"):
-            teaching_trajectories(teacher, read, "train", teacher_levels(teacher, 1), mixed=mixed)
+    with pytest.raises(ConfigError, match="limit is 0; it must be a whole number above 0, or null"):
+        read_teaching_cases(teacher, str(tmp_path), 0)
     steps = teacher.trained.inferer.solver_steps
     assert len(teacher_levels(teacher, steps)) == steps + 1
     with pytest.raises(ConfigError, match=f"must be a whole number between 1 and {steps}"):
@@ -186,17 +177,6 @@ def test_a_bundle_without_one_or_with_that_of_another_autoencoder_is_refused(fas
     with pytest.raises(ConfigError, match=r"there is no fast decoder in this bundle; train it with monai-diffae"):
         load_bundle(labelled.bundle, "cpu", FAST)
     bundle = copy_of(fast_bundle, tmp_path / "bundle")
-    file = bundle / "models" / "fast_config.json"
-    config = json.loads(file.read_text())
-    for levels in ("12", [], [5, 999, -1], [999, 3], [999.5, -1], [5000, -1]):
-        file.write_text(json.dumps({**config, "levels": levels}))
-        with pytest.raises(ConfigError, match=r"train it again with monai-diffae distill"):
-            load_bundle(bundle, "cpu", FAST)
-    for content, message in (("[]", "cannot be read"), ("{}", "does not describe a fast decoder")):
-        file.write_text(content)
-        with pytest.raises(ConfigError, match=rf"fast_config\.json: {message}; "):
-            load_bundle(bundle, "cpu", FAST)
-    file.write_text(json.dumps(config))
     model = bundle / "models" / "model.pt"
     torch.save({name: value * 1.01 for name, value in torch.load(model, weights_only=True).items()}, model)
     with pytest.raises(ConfigError, match=r"fast_model\.pt: belongs to another autoencoder"):

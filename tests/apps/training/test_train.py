@@ -53,19 +53,6 @@ def test_init_copies_a_shipped_bundle_and_overwrites_nothing(tmp_path):
         init(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"max_epoch": 1}, "did you mean 'max_epochs'"),
-        ({"z_channels": 9, "device": "cpu"}, "another model with other values of z_channels; "),
-        ({"nope#x": 1}, "nope#x: the configuration has no such key"),
-    ],
-)
-def test_a_wrong_key_or_value_is_one_line(tiny_bundle, overrides, message):
-    with pytest.raises(ConfigError, match=message):
-        train(tiny_bundle.directory, tiny_bundle.cohort, overrides=overrides)
-
-
 def test_what_is_not_there_is_one_line(tiny_bundle, tmp_path):
     for minutes in (None, 2):  # with minutes, it is not taken for a shipped one
         with pytest.raises(ConfigError, match=r"mine: there is no configs/train\.json; make a bundle with monai"):
@@ -280,12 +267,6 @@ def test_a_new_training_or_another_folder_remembers_nothing(interrupted, tmp_pat
     assert opened(interrupted, output_dir=str(out)).get("max_epochs") == 3
     (interrupted / "models" / "checkpoint.pt").unlink()
     assert opened(interrupted).get("max_epochs") == 100
-
-
-def test_settings_that_do_not_fit_the_bundle_are_one_line(interrupted):
-    remember(interrupted, {"augmentation#transforms#99#prob": 1})
-    with pytest.raises(ConfigError, match=r"^training\.json: its settings do not fit configs/train\.json; use the "):
-        opened(interrupted)
 
 
 def test_a_warm_start_uses_the_settings_of_the_trained_bundle_until_it_has_its_own(interrupted, tiny_bundle):
