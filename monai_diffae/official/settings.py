@@ -41,6 +41,7 @@ class OfficialSettings:
         if self.T != 1000 and getattr(self, f"{prefix}_rescale_timesteps"):
             raise ConfigError(f"{prefix}_rescale_timesteps with T {self.T} cannot be imported; use the official code")
         scale = 1000 / self.T
+        betas: dict[str, Any]
         if name == "cosine":
             betas = {"schedule": "cosine_official"}
         elif name == "linear":
@@ -72,10 +73,10 @@ def official_settings(
     values: dict[str, Any] = {}
     for source in (hyper_parameters, given or {}):
         for field in fields(OfficialSettings):
-            value = source.get(field.name)
+            value: Any = source.get(field.name)
             if value is None:
                 continue
-            kind = int if field.default is None else type(field.default)
+            kind: Any = int if field.default is None else type(field.default)
             if kind is float and type(value) is int:
                 value = float(value)
             if type(value) is not kind or (kind is int and value < 1):

@@ -91,8 +91,8 @@ def _wide_header(header: nib.Nifti1Header, array: NDArray[Any]) -> nib.Nifti1Hea
     if dtype.kind not in "iu" or not np.isfinite(array).all():
         return header
     slope, inter = (value or default for value, default in zip(header.get_slope_inter(), (1.0, 0.0), strict=True))
-    ends = sorted((float(end) - inter) / slope for end in (array.min(), array.max()))
-    wide = _smallest_type(*ends, (dtype, *_INTEGERS))
+    low, high = sorted((float(end) - inter) / slope for end in (array.min(), array.max()))
+    wide = _smallest_type(low, high, (dtype, *_INTEGERS))
     if wide != dtype:
         header = header.copy()
         header.set_data_dtype(wide)
