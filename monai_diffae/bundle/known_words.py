@@ -31,6 +31,7 @@ _CHOICES = (
     ReconstructionMode, SolverName, SpacingName, TimestepSampling, Uneven,
 )  # fmt: skip
 _WRITTEN_BY_COMMANDS = (
+    "axcodes", "labels", "RAS",  # of earlier bundles
     "", "_meta_", "data_fingerprint", "started_from", "autoencoder_sha256", "sha256", "prefix", "levels", "constant",
     # provenance.json
     "source", "official phizaz/diffae checkpoint", "file_sha256", "weights", "ema_model", "model", "bare",
