@@ -128,11 +128,7 @@ def column_names(path: Path) -> list[str]:
 
 
 def check_is_text(path: Path) -> None:
-    """Raise an error if a table is an Excel file.
-
-    Raises:
-        CohortError: it is one.
-    """
+    """Raise an error if a table is an Excel file."""
     if path.suffix.lower() in (".xlsx", ".xls", ".xlsm", ".ods") and path.is_file():
         raise CohortError(f"{path.name}: Excel files are not read; save it as CSV, and give that file")
 

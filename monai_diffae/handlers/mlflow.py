@@ -29,12 +29,10 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "mlflow.note.content"  # the tag that MLflow shows as the description
 RUN_ID = "mlflow_run_id"  # file with the run's id, so that a resumed training continues its run
 EXPERIMENT_KIND = "custom_model_development"  # MLflow then opens its page for model training, not that for agents
-_LOCATIONS = {
-    "experiments": ("artifact_location",),
-    "runs": ("artifact_uri",),
-    "logged_models": ("artifact_location",),
-    "model_versions": ("source", "storage_location"),
-}
+_LOCATIONS = (  # tables and columns with absolute paths of artifacts
+    ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+    ("model_versions", "source"), ("model_versions", "storage_location"),
+)  # fmt: skip
 _PACKAGES = ("monai-diffae", "monai", "torch", "pytorch-ignite", "numpy", "mlflow")
 
 
@@ -75,28 +73,19 @@ def _database(tracking_uri: str) -> Path | None:
     return Path(name).absolute() if name else None
 
 
-def _artifacts(database: Path) -> Path:
-    return database.parent / "mlruns"
-
-
 def _correct_locations(database: Path, is_own: bool) -> None:
     """Let a database's experiments, runs and models name the folder ``mlruns`` beside it, if that has their files."""
-    folder = _artifacts(database)
+    folder = database.parent / "mlruns"
     with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if "experiments" not in tables:
-            return
-        roots = connection.execute(
-            "SELECT experiment_id, artifact_location FROM experiments WHERE artifact_location LIKE 'file:%/mlruns'"
-        ).fetchall()
-        for experiment, root in roots:
+        query = "SELECT experiment_id, artifact_location FROM experiments WHERE artifact_location LIKE 'file:%/mlruns'"
+        for experiment, root in connection.execute(query).fetchall() if "experiments" in tables else ():
             runs = connection.execute("SELECT run_uuid FROM runs WHERE experiment_id = ?", (experiment,))
             if root == folder.as_uri() or not (is_own or any((folder / run).is_dir() for (run,) in runs)):
                 continue
-            for table in _LOCATIONS.keys() & tables:
-                for column in _LOCATIONS[table]:
-                    update = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"  # noqa: S608
-                    connection.execute(update, (folder.as_uri(), len(root) + 1, len(root), root))
+            for table, column in (place for place in _LOCATIONS if place[0] in tables):
+                update = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"  # noqa: S608
+                connection.execute(update, (folder.as_uri(), len(root) + 1, len(root), root))
 
 
 class MLflowTracking:
@@ -199,7 +188,7 @@ class MLflowTracking:
         experiment = self._client.get_experiment_by_name(self.experiment_name)
         if experiment is None:
             database = _database(self.tracking_uri)
-            artifacts = _artifacts(database).as_uri() if database else None
+            artifacts = (database.parent / "mlruns").as_uri() if database else None
             experiment = self._client.get_experiment(self._client.create_experiment(self.experiment_name, artifacts))
         if "mlflow.experimentKind" not in experiment.tags:
             self._client.set_experiment_tag(experiment.experiment_id, "mlflow.experimentKind", EXPERIMENT_KIND)

@@ -151,16 +151,7 @@ def to_image(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]
 
 
 def write_nrrd(path: Path, image: sitk.Image, name: str) -> None:
-    """Write an image as compressed NRRD.
-
-    Args:
-        path: the file, which may be a temporary one.
-        image: the image.
-        name: the file's name in messages.
-
-    Raises:
-        MachineError: it cannot be written.
-    """
+    """Write an image as compressed NRRD; ``name`` is the file's in the error of a full disk."""
     writer = sitk.ImageFileWriter()
     writer.SetFileName(str(path))
     writer.SetImageIO("NrrdImageIO")

@@ -235,7 +235,7 @@ def test_each_table_of_a_folder_has_its_own_list_of_failures(run, labelled, tmp_
     for name in ("a", "b", "c"):
         bad = [] if name == "c" else [f"{name}{number}.png" for number in range(6)]
         for file in bad:
-            (scans / file).write_bytes((scans / names[0]).read_bytes()[:-40])
+            Image.new("L", (16, 16)).save(scans / file)
         code, _, error = run(*words(labelled.bundle, table_of(scans, [*names, *bad]), out / f"{name}.csv"))
         assert code == (3 if bad else 0)
         assert not bad or error.splitlines()[-1] == f"6 of 8 cases failed: see {name}_failures.csv"
