@@ -42,7 +42,7 @@ class OfficialSettings:
             raise ConfigError(f"{prefix}_rescale_timesteps with T {self.T} cannot be imported; use the official code")
         scale = 1000 / self.T
         if name == "cosine":
-            betas = {"schedule": "cosine_official"}
+            betas: dict[str, Any] = {"schedule": "cosine_official"}
         elif name == "linear":
             betas = {"schedule": "linear_beta", "beta_start": scale * 0.0001, "beta_end": scale * 0.02}
         else:
@@ -75,10 +75,10 @@ def official_settings(
             value = source.get(field.name)
             if value is None:
                 continue
-            kind = int if field.default is None else type(field.default)
+            kind: type = int if field.default is None else type(field.default)
             if kind is float and type(value) is int:
                 value = float(value)
-            if type(value) is not kind or (kind is int and value < 1):
+            if type(value) is not kind or (isinstance(value, int) and kind is int and value < 1):
                 raise ConfigError(
                     f"{field.name}: is {quoted(value)}, which the official code does not allow; correct it"
                 )
