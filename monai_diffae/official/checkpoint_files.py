@@ -78,7 +78,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Mapping[
         content = _read_pytorch(path)
     except OSError as error:
         raise MachineError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
-    place, hyper_parameters = "", {}
+    place = ""
+    hyper_parameters: Any = {}
     if isinstance(content, Mapping) and "state_dict" in content:
         hyper_parameters = content.get("hyper_parameters")
         content, place = content["state_dict"], " as its state_dict"
