@@ -272,18 +272,3 @@ def test_a_first_stage_is_exported(format, index, tmp_path):
     expected = first_stage.encode(image) if index == 0 else first_stage.decode(inputs)
     torch.testing.assert_close(part.module(inputs), expected)
     assert file.output_shape == tuple(expected.shape[1:])
-
-
-@pytest.mark.slow
-def test_onnx_gives_z_sem_in_onnxruntime(bundle, tmp_path):
-    needs_onnx()
-    import onnxruntime
-
-    export(bundle, tmp_path / "out", format="onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "out" / "encoder.onnx")
-    trained = load_bundle(bundle, "cpu")
-    for shape in ((1, 1, 16, 16), (4, 1, 32, 24)):
-        images = torch.rand(shape) * 2 - 1
-        (z_sem,) = session.run(None, {"image": images.numpy()})
-        expected = trained.inferer.encode(images, trained.network).numpy()
-        np.testing.assert_allclose(z_sem, expected, rtol=1e-4, atol=1e-5)
