@@ -109,7 +109,7 @@ def test_commands_that_make_images_in_turn(run, latent_bundle, labelled, tmp_pat
     fit = ["fit-direction", embeddings, direction, "--target", "tilt"]
     assert succeeds(*fit).splitlines()[-1] == str(direction)
     graded = succeeds("grade", embeddings, tmp_path / "g.csv", "--direction", direction, "--json")
-    assert json.loads(graded)["train"]["metric"] == "r2"
+    assert json.loads(graded)["fitted"]["metric"] == "r2"
     edited = ["--direction", direction, "--strengths", "-1,1", "--limit", 2, "--watch", direction, "--along", "weight"]
     assert "of 2 cases" in succeeds("edit", *model, tmp_path / "edit", *quick, *edited)
     assert "drift_tilt" in pd.read_csv(tmp_path / "edit" / "edits.csv")

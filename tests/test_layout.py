@@ -19,7 +19,7 @@ LINES = {"package": 56_300, "tests": 36_000}
 """Budgets. Who raises one says in the message of the commit why the project is worth more lines."""
 
 TEST_FUNCTIONS = 1_630
-TRAININGS = 53
+TRAININGS = 51
 
 
 def count_lines(folder: Path) -> int:

@@ -84,7 +84,8 @@ def _correct_locations(database: Path, is_own: bool) -> None:
             if root == folder.as_uri() or not (is_own or any((folder / run).is_dir() for (run,) in runs)):
                 continue
             for table, column in (place for place in _LOCATIONS if place[0] in tables):
-                update = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"  # noqa: S608
+                change = f"{column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
+                update = f"UPDATE {table} SET {change}"  # noqa: S608, names of _LOCATIONS
                 connection.execute(update, (folder.as_uri(), len(root) + 1, len(root), root))
 
 

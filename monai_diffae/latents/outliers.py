@@ -145,7 +145,7 @@ def outlier_scores(
     Example:
         >>> reference = np.random.default_rng(0).normal(size=(99, 2))
         >>> outlier_scores([[0.0, 0.0], [9.0, 9.0]], reference).p_values
-        array([0.66, 0.01])
+        array([0.59, 0.01])
     """
     references, codes = checked_codes(reference, num_least=2), checked_codes(z_sem, num_least=1)
     reference_names = (

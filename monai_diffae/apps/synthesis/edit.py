@@ -43,7 +43,8 @@ class EditResult(CommandResult):
     def lines(self) -> Iterator[str]:
         """The fraction of monotone cases, then the folder."""
         if self.monotone is not None:
-            yield f"the prediction rises with every step in {round(self.monotone * self.num_cases)} of {self.num_cases}"
+            num_rising = round(self.monotone * self.num_cases)
+            yield f"the prediction rises with every step in {num_rising} of {counted(self.num_cases, 'case')}"
         yield str(self.folder)
 
     def figures(self) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_what_is_not_there_is_one_line(tiny_bundle, tmp_path):
     [(0, True, True), (10, False, True), (1, True, False), (11, False, False)],
 )
 def test_a_training_is_complete_if_few_cases_failed(num_failed, is_strict, is_complete):
-    result = TrainResult(Path("bundle"), Path("failures.csv"), num_failed, 100, "monai-diffae embed", is_strict)
+    result = TrainResult(Path("bundle"), Path("bundle/failures.csv"), num_failed, 100, "monai-diffae embed", is_strict)
     line = f"{num_failed} of 100 cases could not be used: see failures.csv"
     assert result.incomplete == (None if is_complete else line)
     shown = ["bundle", "next: monai-diffae embed"]

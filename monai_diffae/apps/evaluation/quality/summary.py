@@ -129,7 +129,7 @@ def mean_interval(values: Floats, groups: ArrayLike) -> tuple[float, float] | No
 
     Example:
         >>> mean_interval(np.array([1.0, 2.0, 3.0, 3.0]), ["a", "b", "c", "c"])
-        (0.1..., 4.3...)
+        (-0.34..., 4.84...)
     """
     from scipy import stats
 
