@@ -13,6 +13,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, checksum_of, failed_cases, log_to_open_run, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run
 from monai_diffae.apps.synthesis.strengths import STRENGTHS, strength_names
+from monai_diffae.errors import counted
 
 Along = Literal["pattern", "weight"]
 Detail = Literal["own", "model"]
