@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_diffae.bundle.anomaly import AnomalyDetector, AnomalySettings, calibrated_model, image_residuals
+from monai_diffae.bundle.layout import MODELS, SAFE_ANOMALY
 from monai_diffae.bundle.loading import TrainedBundle, load_bundle
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
@@ -43,6 +44,17 @@ def draw_scans(cases: Sequence[Case], limit: int, seed: int = 0) -> list[Case]:
         ranked += [(turn, seed_of(seed, patient), scan) for turn, (_, scan) in enumerate(order)]
     drawn = {scan for _, _, scan in sorted(ranked)[:limit]}
     return [case for case in cases if str(case.images) in drawn]
+
+
+def complete_calibration(folder: Path) -> None:
+    """Turn the calibration that a bundle with weights is shipped with into ``models/anomaly.pt``, if there is one.
+
+    It is stored without a pickle, and without the checksums of the weights, which depend on the version of torch.
+    """
+    shipped = folder / MODELS / SAFE_ANOMALY
+    if shipped.is_file():
+        AnomalyDetector.read_shipped(load_bundle(folder, "cpu"), shipped).save(folder)
+        shipped.unlink()
 
 
 def fit_detector(

@@ -13,7 +13,6 @@ from monai_diffae.bundle.layout import (
     LATENT_SAFE_MODEL,
     MODEL,
     MODELS,
-    SAFE_ANOMALY,
     SAFE_MODEL,
 )
 from monai_diffae.data.atomic import write_json
@@ -26,8 +25,7 @@ def complete_weights(bundle: Path) -> None:
 
     MONAI's tools load the state dicts. Their bytes depend on the version of torch, so the checksum by which the latent
     DDIM names its autoencoder is computed here. ``train.json`` stays a recipe, as in every trained bundle: its runs
-    read ``models/config.json`` and ``models/training.json`` when they start. A calibration of anomaly maps becomes
-    ``models/anomaly.pt``.
+    read ``models/config.json`` and ``models/training.json`` when they start.
     """
     models = bundle / MODELS
     for source, target in ((SAFE_MODEL, MODEL), (LATENT_SAFE_MODEL, LATENT_MODEL)):
@@ -38,9 +36,3 @@ def complete_weights(bundle: Path) -> None:
         latent = json.loads((models / LATENT_CONFIG).read_text(encoding="utf-8"))
         write_json(models / LATENT_CONFIG, {**latent, "autoencoder_sha256": checksum(bundle)})
     describe_model(bundle)
-    if (models / SAFE_ANOMALY).is_file():  # it names the weights and the configuration by their checksums, too
-        from monai_diffae.bundle.anomaly import AnomalyDetector  # not above: loading imports this module
-        from monai_diffae.bundle.loading import load_bundle
-
-        AnomalyDetector.read_shipped(load_bundle(bundle, "cpu"), models / SAFE_ANOMALY).save(bundle)
-        (models / SAFE_ANOMALY).unlink()

@@ -61,4 +61,9 @@ def init(out: Path, *, bundle: str = "diffae_2d") -> InitResult:
     """
     from monai_diffae.bundle.folders import init_bundle, names_with_weights
 
-    return InitResult(init_bundle(out, bundle), bundle in names_with_weights())
+    folder, has_weights = init_bundle(out, bundle), bundle in names_with_weights()
+    if has_weights:
+        from monai_diffae.bundle.anomaly_calibration import complete_calibration
+
+        complete_calibration(folder)
+    return InitResult(folder, has_weights)
