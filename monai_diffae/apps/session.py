@@ -184,7 +184,7 @@ class Session:
         if num_unlike > _MANY * len(z_sem):
             logger.warning(
                 "%d of %d z_sem are unlike those of the training: these scans may be of another kind, orientation, "
-                "field of view or intensity; look at what z_sem says of them (monai-diffae reconstruct --mode z_sem)",
+                "field of view or intensity; compare them with monai-diffae reconstruct --mode z_sem",
                 num_unlike, len(z_sem),
             )  # fmt: skip
 

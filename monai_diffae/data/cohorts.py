@@ -25,7 +25,7 @@ __all__ = ["Case", "Failure", "assign_splits", "expand_slices", "fingerprint", "
 logger = logging.getLogger(__name__)
 
 _WHOLE = re.compile(r"\d+\.0+")
-_SPACES = re.compile(r"\s+|(?<!\d)0+(?=\d)")  # and leading zeros
+_INSIGNIFICANT = re.compile(r"\s+|(?<!\d)0+(?=\d)")  # spaces and leading zeros
 _BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 
 
@@ -199,9 +199,11 @@ def unified_patients(patients: Sequence[str | None]) -> list[str | None]:
     """
     names = [None if patient is None else patient.strip() for patient in patients]
     known = {name for name in names if name is not None}
-    are_whole = all(_WHOLE.fullmatch(name) for name in known if "." in name)  # 1.0 beside 1.2 is a name
-    whole = {name: name.partition(".")[0] for name in known if are_whole and "." in name}
-    return [whole[name] if name in whole and whole[name] in known else name for name in names]
+    decimals = {name for name in known if "." in name}
+    if not all(map(_WHOLE.fullmatch, decimals)):  # 1.0 beside 1.2 is a name
+        return names
+    whole: dict[str | None, str] = {name: name.partition(".")[0] for name in decimals}
+    return [whole[name] if whole.get(name) in known else name for name in names]
 
 
 def _warn_of_similar_patients(source: str, cases: Sequence[Case]) -> None:
@@ -209,7 +211,7 @@ def _warn_of_similar_patients(source: str, cases: Sequence[Case]) -> None:
     splits: dict[str, dict[str, str | None]] = {}
     for case in cases:
         if not case.has_own_patient:
-            splits.setdefault(_SPACES.sub("", case.patient).casefold(), {})[case.patient] = case.split
+            splits.setdefault(_INSIGNIFICANT.sub("", case.patient).casefold(), {})[case.patient] = case.split
     similar = [by_name for by_name in splits.values() if len(by_name) > 1]
     divided = [by_name for by_name in similar if len(set(by_name.values())) > 1 or None in by_name.values()]
     if divided:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 _HEADER = "case_id,file,reason"
 _MOST_WARNINGS = 5
-_MOST_CLASSES, _MOST_LABELS = 12, 3  # that are counted
+_MOST_CLASSES, _MOST_LABELS = 12, 3  # in messages that count by label
 
 
 @dataclass(frozen=True)
@@ -136,17 +136,17 @@ def count_by_label(ids: Collection[str], cases: Sequence[Case]) -> str:
         >>> count_by_label(["1", "3"], cases)
         ' (sex: 0 of 5 F, 2 of 4 M)'
     """
-    chosen = set(ids)
-    if chosen.isdisjoint(case.id for case in cases):
+    counted_ids = set(ids)
+    if counted_ids.isdisjoint(case.id for case in cases):
         return ""
     texts = []
     for name in dict.fromkeys(name for case in cases for name in case.labels):
-        all_of: Counter[Label] = Counter(case.labels.get(name) for case in cases)
-        of_ids: Counter[Label] = Counter(case.labels.get(name) for case in cases if case.id in chosen)
-        are_classes = len(all_of) <= _MOST_CLASSES and not any(isinstance(value, float) for value in all_of)
-        if are_classes and 2 * all_of[None] <= len(cases):
-            values = sorted(all_of, key=str)
-            texts.append(f"{name}: " + ", ".join(f"{of_ids[v]} of {all_of[v]} {v}" for v in values))
+        totals: Counter[Label] = Counter(case.labels.get(name) for case in cases)
+        counts: Counter[Label] = Counter(case.labels.get(name) for case in cases if case.id in counted_ids)
+        are_classes = len(totals) <= _MOST_CLASSES and not any(isinstance(value, float) for value in totals)
+        if are_classes and 2 * totals[None] <= len(cases):
+            values = sorted(totals, key=str)
+            texts.append(f"{name}: " + ", ".join(f"{counts[v]} of {totals[v]} {v}" for v in values))
     return f" ({'; '.join(texts[:_MOST_LABELS])})" if texts else ""
 
 

@@ -74,19 +74,20 @@ def _database(tracking_uri: str) -> Path | None:
 
 
 def _correct_locations(database: Path, is_own: bool) -> None:
-    """Let a database's experiments, runs and models name the folder ``mlruns`` beside it, if that has their files."""
+    """Replace absolute paths in a database by the folder ``mlruns`` beside it, if that has the experiment's files."""
     folder = database.parent / "mlruns"
     with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         query = "SELECT experiment_id, artifact_location FROM experiments WHERE artifact_location LIKE 'file:%/mlruns'"
-        for experiment, root in connection.execute(query).fetchall() if "experiments" in tables else ():
+        for experiment, old in connection.execute(query).fetchall() if "experiments" in tables else ():
             runs = connection.execute("SELECT run_uuid FROM runs WHERE experiment_id = ?", (experiment,))
-            if root == folder.as_uri() or not (is_own or any((folder / run).is_dir() for (run,) in runs)):
+            if old == folder.as_uri() or not (is_own or any((folder / run).is_dir() for (run,) in runs)):
                 continue
-            for table, column in (place for place in _LOCATIONS if place[0] in tables):
-                change = f"{column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
-                update = f"UPDATE {table} SET {change}"  # noqa: S608, names of _LOCATIONS
-                connection.execute(update, (folder.as_uri(), len(root) + 1, len(root), root))
+            for table, column in _LOCATIONS:
+                if table in tables:
+                    change = f"{column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
+                    update = f"UPDATE {table} SET {change}"  # noqa: S608, names of _LOCATIONS
+                    connection.execute(update, (folder.as_uri(), len(old) + 1, len(old), old))
 
 
 class MLflowTracking:

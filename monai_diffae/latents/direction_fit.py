@@ -84,12 +84,12 @@ def fit_direction(
             raise ConfigError(f"{name}: there are {len(values)} for {len(codes)} cases of z_sem; give one per case")
     labelled = read_target(labels, target, positive, kind)
     used = labelled if max_cases is None else balanced_choice(labelled, max_cases, seed)
-    names = np.arange(len(codes)) if groups is None else numbered_groups(list(groups))
-    group_numbers = numbered_groups(names[used.rows])
-    _check_enough(used, group_numbers, target)
+    members = np.arange(len(codes)) if groups is None else numbered_groups(list(groups))
+    patients = numbered_groups(members[used.rows])
+    _check_enough(used, patients, target)
     statistics = statistics or LatentStatistics.of(codes)
     z_norm = statistics.normalise(codes).astype(np.float64)
-    fitted = _fitted(z_norm[used.rows], used, group_numbers, seed)
+    fitted = _fitted(z_norm[used.rows], used, patients, seed)
     centred = z_norm - z_norm.mean(axis=0)
     distance = centred @ fitted["weight"]
     std = float(distance.std())
@@ -121,24 +121,21 @@ def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int)
         predictions, means = _held_out(folds, lambda train, test: np.stack(
             [fit(train).predict(z_norm[test]), np.full(len(test), y[train].mean())], axis=1
         )).T  # fmt: skip
-        scores = score_with_interval("r2", y, predictions, groups.tolist(), seed, means, len(folds))
+        score, low, high = score_with_interval("r2", y, predictions, groups.tolist(), seed, means, len(folds))
     else:
-        if any(len(np.unique(y[train])) < 2 for train, _ in folds):
-            raise ConfigError("groups: cannot be divided into folds with both classes in each; label more patients")
 
         def predicted(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:
             fitted = fit(train)
-            part_weight, part_intercept, _ = _plane(fitted)
+            fold_weight, fold_intercept, _ = _plane(fitted)
             ranking = fitted.ranking(z_norm[test], z_norm[train])[:, 1]
-            return np.stack([z_norm[test] @ part_weight + part_intercept, ranking], axis=1)
+            return np.stack([z_norm[test] @ fold_weight + fold_intercept, ranking], axis=1)
 
         distances, ranking = _held_out(folds, predicted).T
         slope, offset = _calibration(distances, y)
         values = {"intercept": intercept, "slope": slope, "offset": offset}
-        scores = score_with_interval("auroc", y, ranking, groups.tolist(), seed, None, len(folds))
+        score, low, high = score_with_interval("auroc", y, ranking, groups.tolist(), seed, None, len(folds))
     strongest = LOGISTIC_CS[0] if num_classes else RIDGE_ALPHAS[-1]
     regularisation = float(strongest if probe.regularisation is None else probe.regularisation)
-    score, low, high = scores
     return {"weight": weight, **values, "regularisation": regularisation, "score": score, "low": low, "high": high}
 
 

@@ -55,9 +55,9 @@ class Direction:
         num_omitted: number of cases without the label.
         low: lower end of the score's 95% interval; None if it is not known.
         high: upper end.
-        fitted_marks: ``[K, 3]``, numbers by which the cases are recognised that the direction was fitted to; see
-            :meth:`is_fitted_to`.
-        preprocessing: SHA-256 of the preprocessing of the scans; None: unknown, as in older files.
+        fitted_marks: ``[K, 3]``, three numbers for each case that the direction was fitted to, by which
+            :meth:`is_fitted_to` recognises it.
+        preprocessing: SHA-256 of the preprocessing of the scans; None: unknown.
 
     Example:
         >>> direction = Direction(
@@ -143,7 +143,7 @@ class Direction:
     def predict(self, z: ArrayLike) -> Floats:
         """Return the probability of the positive class, or the value, of each case: ``[N]``.
 
-        The probability holds if both classes are equally frequent, as in no clinic: it is no risk of a disease.
+        The probability assumes that both classes are equally frequent, so it is no risk of a disease.
 
         Args:
             z: ``[N, D]``, not normalised.

@@ -85,7 +85,7 @@ class ReferenceCases:
         scores = np.empty(len(codes))
         for i in np.unique(fold):
             others = member % num_folds != i
-            others |= ~others.any()
+            others |= ~others.any()  # a single reference patient cannot be divided
             units = self._units(reference[others], whitened)
             pool, cases = (z - self.statistics.mean for z in (reference[others], codes[fold == i]))
             nearest = nearest_neighbors(cases @ units, pool @ units, k, patients[fold == i], self.groups[others])

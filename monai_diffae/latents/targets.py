@@ -47,7 +47,7 @@ def are_classes(labels: Sequence[Any], kind: LabelKind = "auto") -> bool:
     """Whether labels are classes, or numbers.
 
     Text, booleans and labels with two values are classes. Whole numbers from 0 to 20 are classes if they have at most
-    10 different values, and at most two thirds as many as there are labels, so that the ages of five people are
+    10 different values, and at most two thirds as many values as there are labels, so that the ages of five people are
     numbers. All others are numbers.
 
     Args:
@@ -63,12 +63,11 @@ def are_classes(labels: Sequence[Any], kind: LabelKind = "auto") -> bool:
     """
     if kind not in get_args(LabelKind):
         raise ConfigError(f"kind: {kind!r} is not one of {', '.join(get_args(LabelKind))}")
-    is_number = all(isinstance(label, (Real, np.bool_)) for label in labels)
-    if kind == "numbers" and not is_number:
+    if kind == "numbers" and not _are_numbers(labels):
         raise ConfigError("kind: some labels are text; choose classes, or correct the table")
     if kind != "auto":
         return kind == "classes"
-    if not is_number or any(isinstance(label, (bool, np.bool_)) for label in labels):
+    if not _are_numbers(labels) or any(isinstance(label, (bool, np.bool_)) for label in labels):
         return True
     values = {float(label) for label in labels}
     if len(values) <= 2:
@@ -87,7 +86,7 @@ def class_names(labels: Sequence[Any], name: str) -> list[str]:
     Raises:
         ConfigError: a number is infinite or above 1e30.
     """
-    is_number = all(isinstance(value, (Real, np.bool_)) for value in labels)
+    is_number = _are_numbers(labels)
     if is_number and any(abs(value) > _LARGEST for value in labels):
         raise ConfigError(f"target '{name}': contains infinite numbers or some above 1e30; leave those labels empty")
     order: Callable[[Any], Any] = float if is_number else class_name
@@ -105,8 +104,8 @@ def class_names(labels: Sequence[Any], name: str) -> list[str]:
 def read_target(labels: Sequence[Any], name: str, positive: Any = None, kind: LabelKind = "auto") -> Target:
     """Read labels as two classes or as a number.
 
-    With ``positive``, and if :func:`are_classes` finds two classes, they are classes. More classes that are numbers are
-    in an order, so they are taken as a number, unless ``kind`` is ``classes``.
+    Labels with two values are classes, and so are all labels with ``positive``. Numbers with more values are a number,
+    also those that :func:`are_classes` takes for classes, because these are in an order.
 
     Args:
         labels: ``[N]``, numbers, booleans or text; None, NaN, blank text and words such as NA mean that a case has no
@@ -114,11 +113,11 @@ def read_target(labels: Sequence[Any], name: str, positive: Any = None, kind: La
         name: name of the label, for messages.
         positive: the positive class; with more than two values, all other values form the negative class. None: the
             larger number, or the text that sorts last.
-        kind: whether labels are ``classes`` or ``numbers``; ``auto``: as :func:`are_classes` finds.
+        kind: ``classes`` or ``numbers`` instead of this rule.
 
     Raises:
         ConfigError: all labels are the same, there are more than two classes and no ``positive``, ``positive`` is not
-            one of the values or the labels are numbers, or a number is infinite.
+            one of the values or ``kind`` is ``numbers``, or a number is infinite.
 
     Example:
         >>> target = read_target(["ill", "well", None, "ill"], "state", positive="ill")
@@ -139,14 +138,12 @@ def read_target(labels: Sequence[Any], name: str, positive: Any = None, kind: La
         )
     if positive is not None and kind == "numbers":
         raise ConfigError(f"positive: target '{name}' is read as numbers; omit positive, or set kind to classes")
-    is_text = not all(isinstance(value, (Real, np.bool_)) for value in present)
     if positive is None and (kind == "numbers" or len(classes) > 2):
+        is_text = not _are_numbers(present)
         if is_text or kind == "classes":
             raise ConfigError(
-                f"target '{name}': is text with {len(classes)} classes ({_listed(classes)}); "
+                f"target '{name}': {'is text with' if is_text else 'has'} {len(classes)} classes ({_listed(classes)}); "
                 "choose one of them as positive, to compare it with the rest"
-                if is_text
-                else f"target '{name}': has {len(classes)} classes ({_listed(classes)}); choose one of them as positive"
             )
         return Target("continuous", None, np.array(present, np.float64), rows)
     positive_class = classes[-1] if positive is None else class_name(positive)
@@ -202,6 +199,10 @@ def balanced_choice(target: Target, count: int, seed: int) -> Target:
         place_in_class[class_values == label] = np.arange((class_values == label).sum())
     selected = np.sort(order[np.argsort(place_in_class, kind="stable")][:count])
     return Target(target.kind, target.classes, target.values[selected], target.rows[selected])
+
+
+def _are_numbers(labels: Sequence[Any]) -> bool:
+    return all(isinstance(label, (Real, np.bool_)) for label in labels)
 
 
 def _listed(classes: Sequence[str]) -> str:

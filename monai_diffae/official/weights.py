@@ -150,7 +150,9 @@ def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> 
             misfits.append(name)
             continue
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ConfigError(f"{name}: repeats fewer numbers than its shape {tuple(tensor.shape)} has; save it whole")
+            raise ConfigError(
+                f"{name}: holds fewer numbers than its shape {tuple(tensor.shape)}; save a contiguous copy"
+            )
         tensor = tensor.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
         if not tensor.isfinite().all():
             raise ConfigError(

@@ -147,7 +147,7 @@ OTHER_NETWORKS = {
         lambda w: {n: t.transpose(0, 1) if n.endswith("qkv.weight") else t for n, t in w.items()},
         r"qkv\.weight.* of another shape",
     ),
-    "expanded": (lambda w: w | {"out.0.weight": torch.ones(1).expand(32)}, r"^out\.0\.weight: repeats fewer numbers"),
+    "expanded": (lambda w: w | {"out.0.weight": torch.ones(1).expand(32)}, r"^out\.0\.weight: holds fewer numbers"),
     "NaN": (lambda w: w | {"out.0.weight": torch.full((32,), torch.nan)}, r"^out\.0\.weight: .* not finite"),
     "something else": (lambda _: {"fc.weight": ONE}, "input_blocks.0.0.weight is missing"),
 }

@@ -155,7 +155,7 @@ def evaluate(
     ``reconstruction`` is from both codes: ``mse``, ``psnr``, ``ssim``, ``ms_ssim`` and ``lpips``, with ``x_T_std`` and
     ``x_T_neighbor_correlation`` (1 and 0 for perfect noise). ``z_sem_only`` is from z_sem alone with sampled x_T: the
     same metrics, and ``diversity``, the standard deviation of a voxel over several x_T. Each value is a mean over the
-    cases with a 95 % interval from a bootstrap over the patients. ``out/cases.csv`` has one row per case and condition.
+    cases with a 95 % interval over the patients. ``out/cases.csv`` has one row per case and condition.
 
     ``generation`` compares synthetic images of the latent DDIM with held-out cases (``fid``, ``kid``, ``mmd``,
     ``precision``, ``recall``) and with the training set (``copying_ratio``). ``z_sem`` has the use of z_sem by noise

@@ -116,11 +116,11 @@ def probe(
     """Predict labels of held-out patients from z_sem, with confidence intervals and baselines.
 
     Numbers are predicted by ridge regression (R2, MAE), classes by logistic regression (AUROC, AUPRC, balanced
-    accuracy, Brier score). Text, booleans and labels with two values are classes, and so are whole numbers from 0 to 20
-    with at most 10 different values, if there are at most two thirds as many as cases. The title of each table says
-    which, and ``kinds`` sets it. Intervals are bootstrapped over the test patients. For a table pooled with
-    ``mean_std``, both means and standard deviations are features. All features are compared on the cases for which all
-    of them are available.
+    accuracy, Brier score). Text, booleans and labels with two values are classes. So are whole numbers from 0 to 20
+    with at most 10 different values, if these are at most two thirds as many as the labels. The title of each table
+    says what a label was taken for; ``kinds`` changes it. Intervals are bootstrapped over the test patients. For a
+    table pooled with ``mean_std``, both means and standard deviations are features. All features are compared on the
+    cases for which all of them are available.
 
     Cases of different patients with nearly the same z_sem are probably the same image. A warning lists them if a probe
     may be fitted to one and evaluated on the other, or if their labels differ.

@@ -53,7 +53,7 @@ def _judged(result: object) -> str:
     if achieved is not None:
         texts.append(f"Edited images moved by {achieved:.0%} of the requested strength (median).")
     if monotone is not None:
-        texts.append(f"In {monotone:.0%} of the cases the prediction rises with every step, as it may by chance.")
+        texts.append(f"In {monotone:.0%} of the cases the prediction rises with every step, which may be chance.")
     return " ".join(texts)
 
 

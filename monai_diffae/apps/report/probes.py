@@ -30,7 +30,7 @@ def probe_section(studies: Sequence[Study]) -> Section | None:
     if rows:
         rows.sort(key=lambda row: str(row["label"]))
         parts.append(
-            table(rows, "Scores on patients that the probe has not seen, with 95 % bootstrap intervals", text_columns=1)
+            table(rows, "Scores on patients that the probe has not seen, with 95 % intervals", text_columns=1)
         )
         parts.append(Markup("<h3>Calibration</h3>"))
         parts.append(Markup('<div class="charts">{}</div>').format(joined(_calibration(scored))))

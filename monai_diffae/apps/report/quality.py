@@ -56,7 +56,7 @@ def quality_section(outcome: Outcome | None, line: str = "") -> Section | None:
         content = joined([*parts, *_differences(figures["differences"]), *_notes(figures)])
     lead = (
         "Held-out cases, encoded and decoded in fewer and more steps. Points are means over the cases, bars are 95 % "
-        "bootstrap intervals by patient. ↑: higher is better, ↓: lower is better."
+        "intervals over the patients. ↑: higher is better, ↓: lower is better."
     )
     return Section("quality", "Quality over steps", lead, content, [line] if line else [])
 

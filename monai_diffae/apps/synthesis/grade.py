@@ -60,8 +60,9 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overw
     ``out`` gets one row per case: ``id``, ``patient``, ``split``, ``distance`` (in standard deviations of the training
     cases; above 0 on the positive side), ``prediction`` (the value; or the probability of the positive class as if both
     were equally frequent, which is no risk of a disease), ``is_fitted`` (whether the direction was fitted to the case),
-    and the label if the table has it. A label with one of these names gets the prefix ``label_``. Patients with a case
-    that the direction was fitted to are not scored again: their score is that of its cross-validation.
+    and the label if the table has it. A label with one of these names gets the prefix ``label_``. The scores of
+    the splits are for patients that the direction was not fitted to; for the others, its cross-validated score is
+    given.
 
     Args:
         embeddings: Table of embeddings, written by ``embed`` with the direction's model.

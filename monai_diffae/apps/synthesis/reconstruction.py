@@ -122,9 +122,9 @@ class Reconstruction:
         ]
         if self.grid == "native":
             columns["field_share"] = torch.tensor([item["field_share"] for item in written])
-            spaces = [NativeSpace(trained.preprocessing, case.item()) for case in cases[:in_mosaic]]
-            high = trained.model_range[1]
-            decoded["scan"] = torch.stack([_whole_scan(space, high) for space in spaces] or [images[0]])
+            if in_mosaic:
+                spaces = (NativeSpace(trained.preprocessing, case.item()) for case in cases[:in_mosaic])
+                decoded["scan"] = torch.stack([_whole_scan(space, trained.model_range[1]) for space in spaces])
         for name, stack in decoded.items():
             self._mosaic.setdefault(name, []).append(stack[:in_mosaic].cpu())
         values = {name: column.cpu() for name, column in columns.items()}

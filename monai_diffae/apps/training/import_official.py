@@ -28,9 +28,9 @@ def import_official(
     The folder gets a shipped bundle's configurations, ``models/model.pt``, ``models/config.json`` and
     ``models/provenance.json``, and if the checkpoint has a latent DDIM also ``models/latent_model.pt`` and
     ``models/latent_config.json``. Settings that leave no trace in the weights (attention heads, beta schedules, the
-    latent DDIM's scales) are read from the checkpoint's ``hyper_parameters``. Options are for what these do not say;
-    what neither says is as in the released models. The command logs what it used. Images are scaled as in the official
-    code: 0..255 to [-1, 1]. They are decoded and inverted as in the shipped bundle; ``reconstruct`` with solver and
+    latent DDIM's scales) are read from the checkpoint's ``hyper_parameters``. Options give those that it lacks; all
+    others are as in the released models. The command logs what it used. Images are scaled as in the official code:
+    0..255 to [-1, 1]. They are decoded and inverted as in the shipped bundle; ``reconstruct`` with solver and
     inversion ``ddim`` and spacing ``leading`` does what the official code does.
 
     Args:
@@ -41,7 +41,7 @@ def import_official(
             attention sees 16 x 16, as in all official configurations.
         latent_statistics: The official ``latent.pkl``, if the checkpoint lacks the statistics of z_sem.
         encoder_num_res_blocks: Residual blocks per level of the encoder; required if several numbers fit the weights.
-        num_heads: Attention heads, if the checkpoint does not say it.
+        num_heads: Number of attention heads, if the checkpoint lacks it.
         hyper_parameters: JSON file of the official ``TrainConfig`` (``conf.save(file)`` in the official code), if the
             checkpoint lacks its own.
 

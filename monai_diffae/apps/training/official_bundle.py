@@ -73,19 +73,13 @@ def make_official_bundle(checkpoint: Path, out: Path, bundle: str, model: Offici
     """
     check_new_folder(out)
     weights, own = read_checkpoint(checkpoint)  # memory-mapped, as in each of the functions below that read the file
-    given = dict(model.given)
-    if model.hyper_parameters is not None:
-        if not model.hyper_parameters.is_file():
-            raise ConfigError(f"{model.hyper_parameters.name}: there is no such file")
-        options = {name: value for name, value in given.items() if value is not None}
-        given = read_values(model.hyper_parameters, "save it as JSON again") | options
+    given = _given_settings(model)
     with named_after(checkpoint):
         settings, assumed = official_settings(own, given)
         diffusions = settings.diffusion(), settings.diffusion(of_latents=True)
     network = load_official(checkpoint, given)
-    size = _image_size(checkpoint, weights, network, settings) if model.image_size is None else (
-        [model.image_size] * network.spatial_dims
-    )  # fmt: skip
+    side = model.image_size
+    size = [side] * network.spatial_dims if side else _image_size(checkpoint, weights, network, settings)
     _check_size(network, size)
     latent = _latent(checkpoint, select_latent(weights) is not None, model.latent_statistics, given, network.z_channels)
     _log_settings(settings, assumed, has_latent=latent is not None)
@@ -117,8 +111,17 @@ def make_official_bundle(checkpoint: Path, out: Path, bundle: str, model: Offici
     )  # fmt: skip
 
 
+def _given_settings(model: OfficialModel) -> dict[str, Any]:
+    options = {name: value for name, value in model.given.items() if value is not None}
+    if model.hyper_parameters is None:
+        return options
+    if not model.hyper_parameters.is_file():
+        raise ConfigError(f"{model.hyper_parameters.name}: there is no such file")
+    return read_values(model.hyper_parameters, "save it as JSON again") | options
+
+
 def _log_settings(settings: OfficialSettings, assumed: list[str], *, has_latent: bool) -> None:
-    """Say which settings the bundle has that its weights do not show; warn of those that are assumed."""
+    """Log the settings that the weights do not show; those that are assumed as a warning."""
     values = {
         name: value for name, value in asdict(settings).items()
         if value is not None and (has_latent or "latent" not in name)
@@ -126,7 +129,7 @@ def _log_settings(settings: OfficialSettings, assumed: list[str], *, has_latent:
     for names, level, text in (
         (values.keys() - set(assumed), logging.INFO, "from the checkpoint's hyper_parameters or the options: %s"),
         (values.keys() & set(assumed), logging.WARNING,
-         "not in the checkpoint, so taken from the released models: %s; hyper_parameters gives other values"),
+         "not in the checkpoint, so taken from the released models: %s; set others with hyper_parameters"),
     ):  # fmt: skip
         if names:
             logger.log(level, text, ", ".join(f"{name} {value}" for name, value in values.items() if name in names))
@@ -151,8 +154,8 @@ def _image_size(
         )
     side = _ATTENTION_SIZE * 2 ** levels[0]
     logger.warning(
-        "image size %d is a guess: there, the network's attention sees 16 x 16, as in the released models; if the "
-        "model was trained at another size, z_sem is wrong: give it as image_size", side
+        "image size %d is a guess: at this size, the network's attention sees 16 x 16, as in the released models; if "
+        "the model was trained at another size, z_sem is wrong: set image_size", side
     )  # fmt: skip
     return [side] * network.spatial_dims
 

@@ -28,7 +28,8 @@ class Appearance:
         sizes: the sizes of the readable scans: rows and columns, or voxels along R, A and S.
         spacings_mm: their spacings along the same axes.
         failures: scans that cannot be read.
-        by_label: the scans in colour, and those that cannot be read, by label; empty if there are none.
+        by_label: how many scans of each class are in colour, and how many cannot be read, in brackets; each is empty
+            if there are none.
         fingerprints: by the positions of the cases, to find twins; empty if only some scans were looked at.
     """
 
@@ -100,7 +101,10 @@ def look_at(cases: Sequence[Case], limit: int | None = None) -> Appearance:
     num_volumes = sum(len(size) == 3 for size in sizes)
     seen = [cases[position] for position in positions]
     by_label = (count_by_label(colour, seen), count_by_label([failure.case_id for failure in failures], seen))
-    return Appearance(len(sizes) - num_volumes, num_volumes, colour, sizes, spacings, failures, by_label, fingerprints)
+    return Appearance(
+        num_images=len(sizes) - num_volumes, num_volumes=num_volumes, colour=colour, sizes=sizes, spacings_mm=spacings,
+        failures=failures, by_label=by_label, fingerprints=fingerprints,
+    )  # fmt: skip
 
 
 def _range(values: Sequence[Sequence[float]]) -> str:

@@ -72,7 +72,7 @@ class ClassScores:
         return min(len(np.unique(member[self.truth == code])) for code in np.unique(self.truth))
 
     def intervals(self, draws: Floats, groups: Sequence[Any] | NDArray[Any]) -> list[tuple[float, float]]:
-        """The 95% interval of each score: :func:`bounded_interval`; see :func:`bootstrapped` for the arguments."""
+        """The 95% interval of each score, by :func:`bounded_interval`, from the draws of :func:`bootstrapped`."""
         values, num = self(np.ones(len(self.truth))), self.patients_of_rarest_class(groups)
         tops = (1.0, 1.0, 1.0, 1.0 if len(self._ranks) == 1 else 2.0)
         columns = zip(values, draws.T, tops, strict=True)
@@ -86,8 +86,7 @@ class NumberScores:
         truth: ``[N]``, the true numbers.
         predicted: ``[N]``, the predicted numbers.
         baseline: ``[N]``, what R2 compares the predictions with, such as the mean of each fold's training cases; None:
-            the mean of the given cases, as in scikit-learn. In cross-validation that is a little better than what could
-            be known, which lowers R2 by about 1 / N and its bootstrap draws by twice as much.
+            the mean of the given cases, as in scikit-learn, which lowers R2 by about 1 / N in cross-validation.
 
     Example:
         >>> scores = NumberScores([1, 2, 3], [1, 2, 4])
@@ -139,8 +138,8 @@ def bootstrapped(
     values = np.array([scores(draw[member].astype(np.float64)) for draw in draws])
     if num_folds < 2:
         return values
-    of_all = scores(np.ones(len(member)))
-    return np.asarray(of_all + (1 + num_folds / (num_folds - 1)) ** 0.5 * (values - of_all))
+    score = scores(np.ones(len(member)))
+    return np.asarray(score + (1 + num_folds / (num_folds - 1)) ** 0.5 * (values - score))
 
 
 def interval(draws: Floats) -> tuple[float, float]:
@@ -159,10 +158,9 @@ def interval(draws: Floats) -> tuple[float, float]:
 def bounded_interval(value: float, draws: Floats, num_patients: int, top: float = 1) -> tuple[float, float]:
     """The 95% interval of a score between 0 and ``top``, such as AUROC: a t interval of its logit.
 
-    Percentiles are too narrow where a score is high and patients are few, and a perfect score would have an interval
-    without a width: with 20 patients and a true AUROC of .99, they contain it in 63 % of the cases. The standard error
-    is the bootstrap's, but at least a quarter of a patient (``scipy.stats.bootstrap`` draws no groups, and has no
-    interval for a perfect score either).
+    Percentiles are too narrow where a score is high and patients are few: with 20 patients and a true AUROC of .99,
+    they contain it in 63 % of the cases, and for a perfect score they have no width. The standard error is the
+    bootstrap's, but at least a quarter of a patient.
 
     Args:
         value: the score of all cases.
@@ -250,9 +248,8 @@ def score_with_interval(
     else:
         scores = ClassScores(y, np.stack([-prediction, prediction], axis=1))
     members = np.arange(len(y)) if groups is None else groups
-    return float(scores(np.ones(len(y)))[0]), *scores.intervals(
-        bootstrapped(scores, members, seed, num_folds), members
-    )[0]
+    low, high = scores.intervals(bootstrapped(scores, members, seed, num_folds), members)[0]
+    return float(scores(np.ones(len(y)))[0]), low, high
 
 
 def _areas(is_class: Floats, rank: NDArray[np.intp], weights: Floats) -> tuple[float, float] | None:

@@ -113,7 +113,7 @@ def test_distances_of_image_features(report, latent_bundle, cohort, tmp_path, mo
     train = session.read(session.cohort.split("train"), tmp_path)
     num = len(train.cases)
     assert (row["steps"], row["num_cases"]) == (None, num)
-    assert f"fid_training is that of {num} training images, as there are not more" in caplog.text
+    assert f"fid_training uses all {num} training images" in caplog.text
     learnt = features(train.batch(0, num)[0], (-1, 1)).double().numpy()
     for metric, flags in zip(
         ("precision_training", "recall_training"), precision_and_recall(real, learnt), strict=True

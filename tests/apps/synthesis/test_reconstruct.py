@@ -160,13 +160,19 @@ def test_settings_that_are_not_possible_are_refused(tiny_bundle, tmp_path, wrong
     assert not any(tmp_path.iterdir())
 
 
-def test_outside_the_field_of_view_the_image_is_empty_and_the_share_is_told(tiny_bundle_3d, tmp_path, caplog):
+def test_outside_the_field_of_view_the_image_is_empty_and_the_share_is_told(
+    tiny_bundle_3d, tmp_path, caplog, monkeypatch
+):
     cohort = pd.read_csv(tiny_bundle_3d.cohort)
     file = tiny_bundle_3d.cohort.parent / cohort["image"][0]
     scan = nib.load(file)
+    (tmp_path / "scans").mkdir()
     large = np.pad(scan.get_fdata(dtype=np.float32), 16, constant_values=7)
-    nib.save(nib.Nifti1Image(large, scan.affine), tmp_path / "large.nii.gz")
-    result = reconstruct(tiny_bundle_3d.directory, tmp_path / "large.nii.gz", tmp_path / "out", steps=2, device="cpu")
+    for name in ("large", "not_in_the_mosaic"):
+        nib.save(nib.Nifti1Image(large, scan.affine), tmp_path / "scans" / f"{name}.nii.gz")
+    monkeypatch.setattr("monai_diffae.apps.synthesis.reconstruction._IN_MOSAIC", 1)
+    options = {"steps": 2, "device": "cpu", "batch_size": 1}
+    result = reconstruct(tiny_bundle_3d.directory, tmp_path / "scans", tmp_path / "out", **options)
     made = nib.load(tmp_path / "out" / "x_T" / "large.nii.gz").get_fdata(dtype=np.float32)
     share = result.means["field_share"]
     assert 0 < share < 0.5

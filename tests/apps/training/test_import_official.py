@@ -185,7 +185,7 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
     checkpoint = save(beside=(), latent=False)  # attention at level 1: 32 there and 16 behind it
     with caplog.at_level(logging.INFO, "monai_diffae"):
         out = imported(checkpoint, tmp_path / "from_attention")
-    assert "image size 32 is a guess: there, the network's attention sees 16 x 16" in caplog.text
+    assert "image size 32 is a guess: at this size, the network's attention sees 16 x 16" in caplog.text
     assert bundle_summary(out)["image_size"] == [32, 32]
     assert bundle_summary(imported(checkpoint, tmp_path / "said", image_size=48))["image_size"] == [48, 48]
     for levels in ((), (0, 1)):

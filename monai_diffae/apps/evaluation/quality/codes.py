@@ -94,7 +94,7 @@ class CodeFigures:
 
         own, other = (np.column_stack([each, each.sum(axis=1)]) for each in (own, other))
         values = other.sum(axis=0) / own.sum(axis=0)
-        linear = values + (other - values * own) / own.mean(axis=0)  # its mean is the ratio
+        linear = values + (other - values * own) / own.mean(axis=0)  # delta method: their mean is the ratio
         for i, timestep in enumerate([*losses, None]):
             ends = mean_interval(linear[:, i], patients.patients)
             yield self._row("z_sem_usage", values[i], len(own), ends, timestep=timestep)

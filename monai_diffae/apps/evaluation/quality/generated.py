@@ -136,8 +136,8 @@ class GeneratedImages:
         num, cases = len(positions), [self.train.cases[i] for i in positions]
         if num < self.num_images and self.networks:
             logger.warning(
-                "fid_training is that of %d training images, as there are not more, but fid that of %d generated ones; "
-                "fewer images have a higher FID, so compare them with num_images=%d", num, self.num_images, num,
+                "fid_training uses all %d training images, but fid %d generated ones; FID is higher for fewer images, "
+                "so compare them with num_images=%d", num, self.num_images, num,
             )  # fmt: skip
         images = torch.stack([self.train.batch(i, i + 1)[0][0] for i in positions])
         for name in self.networks:
