@@ -137,7 +137,7 @@ def test_a_checkpoint_without_a_latent_ddim_says_so(save, tmp_path, caplog):
         out = imported(save(latent=False), tmp_path / "bundle")
     assert "has no latent DDIM" in caplog.text
     assert re.search(
-        r"released models: net_beatgans_attn_head 1, T 1000, beta_scheduler linear, [^,]*; hyp", caplog.text
+        r"released models: net_beatgans_attn_head 1, T 1000, beta_scheduler linear, [^,]*; set ", caplog.text
     )
     assert not (out / "models" / "latent_model.pt").exists()
     assert not [key for key in json.loads((out / "models" / "config.json").read_text()) if "latent" in key]
