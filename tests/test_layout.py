@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "monai_diffae"
 MOST_PARAMETERS = 12
 
-LINES = {"package": 56_300, "tests": 36_000}
+LINES = {"package": 55_400, "tests": 35_800}
 """Budgets. Who raises one says in the message of the commit why the project is worth more lines."""
 
 TEST_FUNCTIONS = 1_630
