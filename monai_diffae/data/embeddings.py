@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pyarrow.parquet import read_schema
 from torch.utils.data import Dataset
 
-from monai_diffae.data.cases import MISSING_WORDS
+from monai_diffae.data.cases import MISSING_WORDS, as_labels
 from monai_diffae.data.splits import SplitOrigin
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -78,10 +78,14 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    names, text_columns = pd.read_csv(path, nrows=0).columns, ("id", "file_name", "patient")
-    missing = {name: list(MISSING_WORDS) for name in names if name not in text_columns}  # an id may be NA
-    text = {name: str for name in text_columns if name in names}
-    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
+    header = pd.read_csv(path, nrows=0)
+    labels, text_columns = label_columns(header), ("id", "file_name", "patient")
+    texts = {name: str for name in map(str, header) if name in (*labels, *text_columns)}
+    missing = {name: list(MISSING_WORDS) for name in map(str, header) if name not in texts}  # an id may be NA
+    table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=missing)
+    columns = {name: [cell.strip() for cell in table[name]] for name in labels}
+    for name, values in as_labels(columns).items():  # as in a cohort, where 001 and 01 are two classes
+        table[name] = pd.Series(values, dtype=object).infer_objects()
     if metadata := read_metadata(path):  # a table without a record is valid, too
         table.attrs["monai_diffae"] = metadata
     return table

@@ -28,7 +28,8 @@ def table():
 
 def test_csv_and_parquet_give_the_same(table, tmp_path):
     words = ["None", "ill", "", "NA", "N/A", "n/a", "NaN", "nan", "null", None]
-    table = table.assign(drug=words * 2, size=[1.5, None] * 10, id=["NA", "null", "None", *table["id"][3:]])
+    site = ["001", "01", "1", "2"] * 5  # four codes, not three numbers
+    table = table.assign(drug=words * 2, size=[1.5, None] * 10, site=site, id=["NA", "null", "None", *table["id"][3:]])
     table.to_parquet(tmp_path / "e.parquet", index=False)
     table.to_csv(tmp_path / "e.csv", index=False)
     parquet, csv = read_embeddings(tmp_path / "e.parquet"), read_embeddings(tmp_path / "e.csv")
@@ -37,7 +38,8 @@ def test_csv_and_parquet_give_the_same(table, tmp_path):
         assert read["drug"].notna().tolist() == [True, True, *[False] * 8] * 2
         for column in ("id", "patient"):
             assert read[column].tolist() == table[column].tolist()
-    pd.testing.assert_series_equal(csv["size"], parquet["size"])
+    for column in ("age", "size", "site"):
+        pd.testing.assert_series_equal(csv[column], parquet[column])
     assert (z_matrix(csv) == z_matrix(parquet)).all()
     assert embeddings_fingerprint(csv) == embeddings_fingerprint(parquet)
 

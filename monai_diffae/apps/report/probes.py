@@ -29,9 +29,7 @@ def probe_section(studies: Sequence[Study]) -> Section | None:
     rows = [_row(study, row, is_named=len(studies) > 1) for study in scored for row in study.result("probe").rows]
     if rows:
         rows.sort(key=lambda row: str(row["label"]))
-        parts.append(
-            table(rows, "Scores on patients that the probe has not seen, with 95 % intervals", text_columns=1)
-        )
+        parts.append(table(rows, "Scores on patients that the probe has not seen, with 95 % intervals", text_columns=1))
         parts.append(Markup("<h3>Calibration</h3>"))
         parts.append(Markup('<div class="charts">{}</div>').format(joined(_calibration(scored))))
     lead = (

@@ -145,6 +145,11 @@ def _scores(graded: pd.DataFrame, label: str, direction: Direction, seed: int) -
         is_seen = is_seen | graded["patient"].isin(graded["patient"][is_seen].dropna())
     metric: Literal["auroc", "r2"] = "auroc" if direction.kind == "binary" else "r2"
     scores: dict[str, dict[str, Any]] = {}
+    if not is_seen.any():
+        logger.warning(
+            "none of these cases is one that the direction was fitted to; if their patients are here with other cases, "
+            "such as pooled slices or other visits, the scores are too good: grade other patients"
+        )
     if is_seen.any() and direction.low is not None:
         ends = {"score": direction.score, "low": direction.low, "high": direction.high}
         scores["fitted"] = {"metric": metric, **ends, "num_cases": direction.num_cases}
