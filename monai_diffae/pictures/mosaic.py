@@ -40,7 +40,8 @@ def draw_mosaic(
         draw.text((margin + (i + 0.5) * width * enlarged / len(columns), 13), text, "black", font, anchor="mm")
     for i, (label, strip) in enumerate(zip(rows, strips, strict=True)):
         top = heading + i * height * enlarged
-        size = (round(strip.width * height * enlarged / strip.height), height * enlarged)
+        factor = enlarged * min(height / strip.height, width / strip.width)  # no strip leaves the picture
+        size = (round(strip.width * factor), round(strip.height * factor))
         how = Image.Resampling.NEAREST if strip.height == height else Image.Resampling.BICUBIC
         mosaic.paste(strip.resize(size, how), (margin, top))
         draw.text((10, top + height * enlarged // 2), label, "black", font, anchor="lm")

@@ -239,6 +239,14 @@ def test_wrong_geometry_and_types(tmp_path):
     for dims in ("0", "93", "999999999", "-3", "3e9"):  # ITK would crash: MetaIO has room for 10
         (tmp_path / "d.mha").write_text(_MHD.replace("NDims = 3", f"NDims = {dims}") + "ElementDataFile = LOCAL\n")
         assert "dimensions (NDims)" in refusal(tmp_path / "d.mha")
+    (tmp_path / "n.mha").write_text(f"{_MHD}Name = {'n' * 300}\nElementDataFile = LOCAL\n")
+    assert "Name is too long" in refusal(tmp_path / "n.mha")
+    nrrd = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 4 4 4\nencoding: raw\n"
+    for line in ("a" * 1000, f"kinds: {'x' * 1000}", "\x01" * 64 * 99):  # ITK would crash: the last has no blank line
+        (tmp_path / "l.nrrd").write_text(nrrd + line)
+        assert "line that is too long" in refusal(tmp_path / "l.nrrd")
+    (tmp_path / "l.nrrd").write_bytes(f"{nrrd}#{'c' * 1000}\na:={'v' * 1000}\n\n".encode() + bytes(range(64)))
+    assert read_scan(tmp_path / "l.nrrd").array.max() == 63  # 3D Slicer writes long values
     for spacing in (0.0, -1.0, np.nan, np.inf):
         path = _write_header(tmp_path / "s.nii", pixdim=[1, 1, spacing, 1, 0, 0, 0, 0])
         assert f"spacing (pixdim) is 1 x {spacing:g} x 1 mm" in refusal(path)

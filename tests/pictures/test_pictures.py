@@ -64,6 +64,13 @@ def test_volumes_show_their_three_middle_planes_as_a_radiologist_sees_them():
     assert left == shown.shape[1]
 
 
+def test_a_row_of_wider_images_stays_in_the_mosaic(tmp_path):
+    wide = torch.zeros(2, 1, 20, 60)
+    wide[1, :, :, -10:] = 1.0
+    pixels = mosaic(tmp_path, {"a": wide, "b": torch.zeros(2, 1, 10, 10)}, model_range=(0.0, 2.0))
+    assert (pixels == 128).all(axis=-1).sum() > 1000
+
+
 def test_differences_are_blue_white_and_red_in_the_mosaic(tmp_path):
     model_range = (0.0, 2.0)
     colours = in_colours(flat(-0.5, 0.0, 0.5), 0.5, model_range=model_range)

@@ -210,7 +210,7 @@ def _check_spacing(path: Path) -> None:
 def check_data_files(path: Path) -> None:
     """Check that a header names no file with voxels in another folder: ITK would read any file of the machine.
 
-    Also check NDims of MHA and MHD, with which ITK would crash.
+    Also check what ITK would crash with: NDims and Name of MHA and MHD, and the lengths of lines of NRRD.
 
     The search is independent of lines and of the order of fields, so that no header can hide a name from it.
 
@@ -218,15 +218,20 @@ def check_data_files(path: Path) -> None:
         path: a file in one of the formats NRRD, MHA and MHD.
 
     Raises:
-        ScanError: it names such a file, has another NDims than 1 to 9, or its header does not end.
+        ScanError: it names such a file, ITK would crash with it, or its header does not end.
     """
     with open(path, "rb") as stream:
         header = stream.read(_LONGEST_HEADER)
     is_nrrd = path.name.lower().endswith(".nrrd")
     if len(header) == _LONGEST_HEADER and re.search(rb"\n\r?\n" if is_nrrd else rb"ElementDataFile", header) is None:
         raise problem(path, "its header does not end", "export it again")
+    lines = re.split(rb"[\r\n]", re.split(rb"\n\r?\n", header, maxsplit=1)[0])
+    if is_nrrd and any(len(line) > 900 and not re.match(rb"#|[^:]*:=", line) for line in lines):  # ITK would crash
+        raise problem(path, "its header has a line that is too long, or does not end", "copy or export it again")
     if not is_nrrd and re.search(rb"NDims(?!\s*[=:]\s*[1-9]\s)", header):  # MetaIO has room for 10, and checks nothing
         raise problem(path, "its number of dimensions (NDims) is not 1 to 9", "copy or export it again")
+    if not is_nrrd and re.search(rb"Name\s*[=:][^\n]{255}", header):  # MetaIO has room for 254
+        raise problem(path, "its Name is too long", "copy or export it again")
     for match in re.finditer(_NRRD_DATA_FILE if is_nrrd else rb"ElementDataFile\s*[=:]\s*([^\r\n]*)", header):
         names = header[match.start(1) :] if match[1].upper().startswith(b"LIST") else match[1]
         if re.search(rb"[/\\]", names):
