@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientation, ResizeWithPadOrCrop
+from monai.transforms import ResizeWithPadOrCrop
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from monai_diffae.inferers import ReconstructionMode, Reconstructor, encode_exac
 from monai_diffae.metrics.noise import noise_statistics
 from monai_diffae.metrics.reconstruction import reconstruction_errors
 from monai_diffae.pictures import draw_mosaic
-from monai_diffae.transforms import WriteReconstructiond
+from monai_diffae.transforms import ToRASd, WriteReconstructiond
 from monai_diffae.transforms.case_images import warn_without_dicom
 from monai_diffae.transforms.native import NativeSpace
 from monai_diffae.transforms.reconstructions import Grid
@@ -167,13 +167,15 @@ def _warn_of_small_field(share: pd.Series[float]) -> None:
 def _whole_scan(space: NativeSpace, high: float) -> Tensor:
     """The whole scan, finer than the model's image but with its proportions, and the outline of the field of view."""
     affine = torch.from_numpy(space.scan.affine)
-    arrays = (space.to_model_range(space.scan.array), space.field[None].astype(np.float32))
-    images: list[Any] = [MetaTensor(torch.from_numpy(np.ascontiguousarray(a)), affine=affine) for a in arrays]
+    arrays = {"scan": space.to_model_range(space.scan.array), "field": space.field[None].astype(np.float32)}
+    images: dict[Any, Any] = {
+        name: MetaTensor(torch.from_numpy(np.ascontiguousarray(a)), affine=affine) for name, a in arrays.items()
+    }
     spacing = torch.tensor(space.scan.spacing_mm)
     if space.scan.spatial_dims == 3:
-        images = [Orientation("RAS", labels=None)(image) for image in images]
-        spacing = torch.as_tensor(images[0].pixdim)
-    scan, field = (torch.as_tensor(image) for image in images)
+        images = ToRASd(("scan", "field"))(images)
+        spacing = torch.as_tensor(images["scan"].pixdim)
+    scan, field = (torch.as_tensor(images[name]) for name in arrays)
     shape = torch.tensor(space.image.shape[1:])
     target, extent = shape * math.ceil(_FINE / int(shape.max())), torch.tensor(scan.shape[1:]) * spacing
     size = (extent * (target / extent).min()).round().clamp(min=1).int().tolist()
