@@ -19,7 +19,6 @@ class Command:
         group: its heading in the help.
         example: a command line for its help.
         config: the file of its bundle run in ``configs/``; None: it has no bundle run.
-        writes_a_file: whether ``out`` is a file, not a folder.
     """
 
     name: str
@@ -27,7 +26,6 @@ class Command:
     group: str
     example: str
     config: str | None = None
-    writes_a_file: bool = False
 
     def load(self) -> Callable[..., Any]:
         """Import the function."""
@@ -40,31 +38,30 @@ class Command:
         return inspect.unwrap(self.load())
 
 
-def _command(name: str, module: str, group: str, example: str, *, run: bool = True, room: str = "apps") -> Command:
+def _command(name: str, module: str, group: str, example: str, *, run: bool = False, room: str = "apps") -> Command:
     function = name.replace("-", "_")
     config = f"{function}.json" if run else None
     example = f"monai-diffae {name} {example}"
-    return Command(name, f"{room}.{module}:{function}", group, example, config, name in _WRITES_A_FILE)
+    return Command(name, f"{room}.{module}:{function}", group, example, config)
 
 
-_WRITES_A_FILE = ("list-scans", "fit-direction", "grade")
 _START, _TRAIN, _EMBED, _MAKE, _EVALUATE = "Start", "Train", "Embed", "Make images", "Evaluate"
 _ANNOTATE, _SHARE = "Annotate with MONAI Label", "Share"
 
 COMMANDS: tuple[Command, ...] = (
-    _command("demo", "training.demo", _START, "--out demo", run=False),
-    _command("start", "start.start", _START, "scans/ first_hour --minutes 10", run=False),
-    _command("sample-data", "training.sample_data", _START, "virtual --num-patients 200", run=False),
-    _command("list-scans", "training.list_scans", _START, "scans scans.csv --table participants.csv", run=False),
-    _command("verify", "training.verify", _START, "scans.csv verified", run=False),
-    _command("init", "training.init", _START, "my_model --bundle diffae_2d", run=False),
-    _command("plan", "training.plan", _START, "scans.csv --minutes 30", run=False),
-    _command("train", "training.train", _TRAIN, "my_model scans.csv --minutes 30", run=False),
-    _command("train-latent", "training.train_latent", _TRAIN, "my_model scans.csv", run=False),
-    _command("distill", "training.distill", _TRAIN, "my_model scans.csv --steps 4", run=False),
-    _command("import-official", "training.import_official", _TRAIN, "last.ckpt my_model", run=False),
-    _command("export", "training.export", _TRAIN, "my_model exported --format onnx"),
-    _command("embed", "embedding.embed", _EMBED, "my_model scans.csv embedded --columns image=file"),
+    _command("demo", "training.demo", _START, "--out demo"),
+    _command("start", "start.start", _START, "scans/ first_hour --minutes 10"),
+    _command("sample-data", "training.sample_data", _START, "virtual --num-patients 200"),
+    _command("list-scans", "training.list_scans", _START, "scans scans.csv --table participants.csv"),
+    _command("verify", "training.verify", _START, "scans.csv verified"),
+    _command("init", "training.init", _START, "my_model --bundle diffae_2d"),
+    _command("plan", "training.plan", _START, "scans.csv --minutes 30"),
+    _command("train", "training.train", _TRAIN, "my_model scans.csv --minutes 30"),
+    _command("train-latent", "training.train_latent", _TRAIN, "my_model scans.csv"),
+    _command("distill", "training.distill", _TRAIN, "my_model scans.csv --steps 4"),
+    _command("import-official", "training.import_official", _TRAIN, "last.ckpt my_model"),
+    _command("export", "training.export", _TRAIN, "my_model exported --format onnx", run=True),
+    _command("embed", "embedding.embed", _EMBED, "my_model scans.csv embedded --columns image=file", run=True),
     Command(
         "reconstruct",
         "apps.synthesis.reconstruct:reconstruct",
@@ -72,14 +69,9 @@ COMMANDS: tuple[Command, ...] = (
         "monai-diffae reconstruct my_model scans.csv reconstructed --limit 8",
         "inference.json",
     ),
-    _command("generate", "synthesis.generate", _MAKE, "my_model generated --num-images 64"),
+    _command("generate", "synthesis.generate", _MAKE, "my_model generated --num-images 64", run=True),
     _command("interpolate", "synthesis.interpolate", _MAKE, "my_model scans.csv morph --start case-1 --end case-2"),
-    _command(
-        "combine",
-        "synthesis.combine",
-        _MAKE,
-        "my_model scans.csv mixed --case case-1 --blend case-2",
-    ),
+    _command("combine", "synthesis.combine", _MAKE, "my_model scans.csv mixed --case case-1 --blend case-2"),
     _command("vary", "synthesis.vary", _MAKE, "my_model scans.csv variations --case case-1"),
     _command("traverse", "synthesis.traverse", _MAKE, "my_model embedded/embeddings.parquet traversed"),
     _command("fit-direction", "synthesis.fit_direction", _MAKE, "embedded/embeddings.parquet sex.json --target sex"),
@@ -90,13 +82,13 @@ COMMANDS: tuple[Command, ...] = (
     _command("calibrate", "evaluation.calibrate", _EVALUATE, "my_model normal_scans.csv"),
     _command("anomaly", "evaluation.anomaly", _EVALUATE, "my_model scans.csv unusual"),
     _command("diagnose", "evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed"),
-    _command("evaluate", "evaluation.evaluate", _EVALUATE, "evaluated --bundle my_model --cohort scans.csv"),
-    _command("report", "report.report", _EVALUATE, "my_model report --cohort scans.csv", run=False),
-    _command("compare", "report.compare", _EVALUATE, "compared --bundle a b --cohort scans.csv", run=False),
-    _command("explore", "explore", _EVALUATE, "--bundle my_model --cohort scans.csv", run=False, room="explorer"),
-    _command("info", "evaluation.info", _EVALUATE, "my_model", run=False),
-    _command("push", "sharing.push", _SHARE, "my_model owner/my-model --tag v1", run=False),
-    _command("pull", "sharing.pull", _SHARE, "owner/my-model my_copy --revision v1", run=False),
-    _command("label-app", "label_app", _ANNOTATE, "my_app --bundle my_model", run=False, room="label"),
-    _command("label-server", "label_server", _ANNOTATE, "my_app scans", run=False, room="label"),
+    _command("evaluate", "evaluation.evaluate", _EVALUATE, "evaluated --bundle my_model --cohort scans.csv", run=True),
+    _command("report", "report.report", _EVALUATE, "my_model report --cohort scans.csv"),
+    _command("compare", "report.compare", _EVALUATE, "compared --bundle a b --cohort scans.csv"),
+    _command("explore", "explore", _EVALUATE, "--bundle my_model --cohort scans.csv", room="explorer"),
+    _command("info", "evaluation.info", _EVALUATE, "my_model"),
+    _command("push", "sharing.push", _SHARE, "my_model owner/my-model --tag v1"),
+    _command("pull", "sharing.pull", _SHARE, "owner/my-model my_copy --revision v1"),
+    _command("label-app", "label_app", _ANNOTATE, "my_app --bundle my_model", room="label"),
+    _command("label-server", "label_server", _ANNOTATE, "my_app scans", room="label"),
 )

@@ -12,9 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from monai_diffae.bundle.checksums import checksum
-from monai_diffae.bundle.loading import TrainedBundle
-from monai_diffae.bundle.preprocessing_config import preprocessing_checksum, preprocessing_config
+from monai_diffae.bundle.loading import TrainedBundle, preprocessing_checksum, preprocessing_config
+from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.embeddings import has_sampled_rows, read_metadata
 from monai_diffae.data.file_checksums import file_checksum
@@ -62,7 +61,7 @@ def recorded_preprocessing(table: pd.DataFrame) -> str | None:
 def warn_of_other_preprocessing(embeddings: str | os.PathLike[str], trained: TrainedBundle) -> None:
     """Log a warning if the scans of a table were preprocessed in another way than a bundle does here.
 
-    A table names its model's weights, which are the same with all overrides.
+    A table names the file of its model, which is the same with all overrides.
     """
     differ = _differences(read_metadata(embeddings).get("preprocessing"), trained.config)
     if differ:
@@ -119,7 +118,7 @@ def warn_if_cohort_changed(table: pd.DataFrame, split: SplitCohort, cohort: str 
 
 
 def model_checksum(embeddings: str | os.PathLike[str]) -> str:
-    """The SHA-256 of the weights that a table of embeddings was made with, from the record beside the table."""
+    """The SHA-256 of the model that a table of embeddings was made with, from the record beside the table."""
     return _made_from(embeddings)["model"]
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from monai_diffae.apps.results import checksum_of
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Sampling
 from monai_diffae.bundle import layout
-from monai_diffae.bundle.config_reading import read_config
-from monai_diffae.bundle.decoding import inferer_overrides, inferer_settings
-from monai_diffae.bundle.latent_ddim import latent_statistics
-from monai_diffae.bundle.loading import TrainedBundle, load_bundle
+from monai_diffae.bundle.config import check_rules, is_formula
+from monai_diffae.bundle.loading import TrainedBundle, inferer_overrides, inferer_settings, load_bundle
 from monai_diffae.bundle.opened_case import OpenedCase
+from monai_diffae.bundle.parser import read_values
+from monai_diffae.bundle.parts import latent_statistics
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort, split_cohort
@@ -140,8 +140,8 @@ class Session:
     @classmethod
     def of(cls, trained: TrainedBundle, cohort: str | os.PathLike[str], *, reading: Reading, run: Run) -> Session:
         """List a cohort for a loaded bundle; the arguments and errors are those of :meth:`open`."""
-        split, encoder_key = _split_cohort(trained, cohort, reading.columns, run.overrides)
-        return cls(trained, split, encoder_key, reading, run)
+        split = split_for(trained, cohort, reading.columns, run.overrides)
+        return cls(trained, split, trained.encoder_key, reading, run)
 
     @property
     def encoder_sees_decoded_images(self) -> bool:
@@ -323,28 +323,36 @@ def made_from_bundle(trained: TrainedBundle, run: Run, *, decodes: bool = True) 
     return {**trained.made_from, "overrides": dict(run.overrides), **settings}
 
 
-def _split_cohort(
+def split_for(
     trained: TrainedBundle,
     cohort: str | os.PathLike[str],
-    columns: Mapping[str, str],
-    overrides: Mapping[str, Any],
-) -> tuple[SplitCohort, str]:
-    """The cohort, split and sliced as the bundle's configuration says, and the encoder's image key.
+    columns: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> SplitCohort:
+    """The cohort, split and sliced as the training of a bundle did it.
 
     A warning is logged if the split is drawn because the cohort is not the one of the training.
+
+    Args:
+        trained: the bundle.
+        cohort: a folder, table, datalist or scan.
+        columns: names of the table's columns; None: those of the training, if the table has them.
+        overrides: values for keys of the model's description.
 
     Raises:
         CohortError: the cohort has no usable case.
     """
-    from monai_diffae.bundle.parser import Parser
-
-    config = trained.folder / layout.CONFIGS / layout.TRAIN  # has the keys that do not describe the model
-    parser = read_config(config, roots=(*_COHORT_KEYS, "encoder_key")) if config.is_file() else Parser()
-    parser.update({**trained.config, **overrides})
-    values = {key: parser.get_parsed_content(key) for key in _COHORT_KEYS if key in parser}
+    columns = columns or {}
+    training = read_values(trained.folder / layout.CONFIGS / layout.TRAIN)  # names of columns are no part of a model
+    named = {key: training[key] for key in ("columns", "patient_pattern") if key in training}
+    values: dict[str, Any] = {
+        **{key: value for key, value in named.items() if not is_formula(value)},
+        **{key: trained.config[key] for key in _COHORT_KEYS if key in trained.config},
+        **{key: value for key, value in (overrides or {}).items() if key in _COHORT_KEYS},
+    }
+    check_rules(values)
     training_columns = {word: name for word, name in (values.get("columns") or {}).items() if word not in columns}
     values["columns"] = {**_columns_present(training_columns, Path(cohort)), **columns}
-    encoder_key = parser.get_parsed_content("encoder_key") if "encoder_key" in parser else "image"
     split = split_cohort(cohort, **values)
     if _is_drawn_again(trained, split):
         logger.warning(
@@ -352,7 +360,7 @@ def _split_cohort(
             "model was trained on; to evaluate the model, add a column split (test for new scans)",
             Path(cohort).name,
         )
-    return split, str(encoder_key)
+    return split
 
 
 def _is_drawn_again(trained: TrainedBundle, split: SplitCohort) -> bool:
@@ -362,7 +370,7 @@ def _is_drawn_again(trained: TrainedBundle, split: SplitCohort) -> bool:
 
 def _trained_on(trained: TrainedBundle) -> str | None:
     """The fingerprint of the cohort of the training; None if it was not recorded."""
-    fingerprint: str | None = trained.config.get("_meta_", {}).get("data_fingerprint")
+    fingerprint: str | None = trained.config.get("data", {}).get("fingerprint")
     return fingerprint
 
 

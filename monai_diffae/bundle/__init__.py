@@ -1,38 +1,32 @@
-"""Bundle folders: their files, configuration, checks, and the trained models in them."""
+"""Bundle folders: their files, the model in them, and the training that makes it."""
 
 from __future__ import annotations
 
-from monai_diffae.bundle.anomaly import Anomaly, AnomalyDetector, AnomalySettings
-from monai_diffae.bundle.anomaly_calibration import calibrate_trained
-from monai_diffae.bundle.checksums import checksum
-from monai_diffae.bundle.config import (
-    check_all_set,
-    check_image_size,
-    check_running_config,
-    model_config,
-    running_config,
-)
-from monai_diffae.bundle.fast_decoders import export_fast_bundle, fast_decoder_config
-from monai_diffae.bundle.first_stages import check_latent_image_size, load_first_stage, self_contained
-from monai_diffae.bundle.folders import complete_bundle, export_bundle, init_bundle
-from monai_diffae.bundle.given_data import use_given_data
-from monai_diffae.bundle.latent_ddim import (
+from monai_diffae.bundle import layout
+from monai_diffae.bundle.anomaly import Anomaly, AnomalyDetector, AnomalySettings, calibrate_trained
+from monai_diffae.bundle.code import trusting
+from monai_diffae.bundle.config import check_image_size
+from monai_diffae.bundle.folders import describe_folder, init_bundle, publish
+from monai_diffae.bundle.loading import TrainedBundle, load_bundle, preprocessing_of
+from monai_diffae.bundle.model_file import checksum
+from monai_diffae.bundle.opened_case import OpenedCase
+from monai_diffae.bundle.parts import (
     TrainedLatent,
-    complete_latent_bundle,
-    export_latent_bundle,
-    latent_config,
+    check_latent_image_size,
+    describe_fast_decoder,
+    load_first_stage,
     load_latent,
     set_statistics,
 )
-from monai_diffae.bundle.loading import TrainedBundle, grid_affine, load_bundle
-from monai_diffae.bundle.opened_case import OpenedCase
-from monai_diffae.bundle.publication import publish
-from monai_diffae.bundle.run_overrides import run_overrides
-from monai_diffae.bundle.run_preparation import check_trained_weights, prepare_run
-from monai_diffae.bundle.training_description import TrainingDescription
-from monai_diffae.bundle.training_settings import training_settings
-from monai_diffae.bundle.trust import trusting
-from monai_diffae.bundle.warm_start import check_start
+from monai_diffae.bundle.training import (
+    TrainingDescription,
+    check_all_set,
+    check_monai_weights,
+    check_run,
+    describe_latent,
+    describe_model,
+    running_config,
+)
 
 __all__ = [
     "Anomaly",
@@ -46,30 +40,21 @@ __all__ = [
     "check_all_set",
     "check_image_size",
     "check_latent_image_size",
-    "check_running_config",
-    "check_start",
-    "check_trained_weights",
+    "check_monai_weights",
+    "check_run",
     "checksum",
-    "complete_bundle",
-    "complete_latent_bundle",
-    "export_bundle",
-    "export_fast_bundle",
-    "export_latent_bundle",
-    "fast_decoder_config",
-    "grid_affine",
+    "describe_fast_decoder",
+    "describe_folder",
+    "describe_latent",
+    "describe_model",
     "init_bundle",
-    "latent_config",
+    "layout",
     "load_bundle",
     "load_first_stage",
     "load_latent",
-    "model_config",
-    "prepare_run",
+    "preprocessing_of",
     "publish",
-    "run_overrides",
     "running_config",
-    "self_contained",
     "set_statistics",
-    "training_settings",
     "trusting",
-    "use_given_data",
 ]

@@ -1,35 +1,47 @@
-"""Anomaly maps, scores and masks of a case, calibrated with the held-out cases that the bundle stores."""
+"""Anomaly maps, scores and masks of a case, calibrated with held-out cases, which the bundle stores."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from monai_diffae.bundle.code import trusting
 from monai_diffae.bundle.config import model_config
-from monai_diffae.bundle.layout import ANOMALY, MODELS, models_folder
-from monai_diffae.bundle.private_values import without_private_values
-from monai_diffae.bundle.writing import WriteLock
-from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.torch_files import read_torch_file
-from monai_diffae.errors import ConfigError, OmittableError, ScanError
+from monai_diffae.bundle.folders import WriteLock
+from monai_diffae.bundle.layout import ANOMALY, models_folder
+from monai_diffae.bundle.loading import TrainedBundle, load_bundle
+from monai_diffae.bundle.model_file import read_model, write_model
+from monai_diffae.bundle.opened_case import OpenedCase
+from monai_diffae.data.cached import CachedCases
+from monai_diffae.data.cases import Case
+from monai_diffae.data.progress import track
+from monai_diffae.diffusion.noise import seed_of
+from monai_diffae.errors import CohortError, ConfigError, OmittableError, ScanError, one_line
+from monai_diffae.inferers.exact_encoding import encode_exactly
 from monai_diffae.inferers.noised_images import estimate_from_noised
 from monai_diffae.latents.neighbors import p_values
-from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
-from monai_diffae.official.checkpoint_files import read_safetensors
+from monai_diffae.metrics.anomaly import (
+    anomaly_maps,
+    cross_fitted_maps,
+    highest_mean,
+    residual_spread,
+    smoothed_residuals,
+)
 
-if TYPE_CHECKING:
-    from monai_diffae.bundle.loading import TrainedBundle
-    from monai_diffae.bundle.opened_case import OpenedCase
+logger = logging.getLogger(__name__)
 
+_TOO_LARGE = 2**32  # for a number of the settings
+_TENSORS = ("mean_squares", "scores", "scans", "quantiles")
 _WHAT_MAPS_DEPEND_ON = ("network_def", "preprocessing", "diffusion", "model_range", "encoder_key")
 
 
@@ -84,7 +96,7 @@ class Anomaly:
 
 @dataclass(frozen=True, eq=False)
 class AnomalyDetector:
-    """Compares the residuals of a case with those of held-out cases, which ``models/anomaly.pt`` holds.
+    """Compares the residuals of a case with those of held-out cases, which ``models/anomaly.safetensors`` holds.
 
     The residual is the difference between an image and the model's estimate of it from its noised version and z_sem
     (:func:`~monai_diffae.inferers.noised_images.estimate_from_noised`). A map is the smoothed residual divided by its
@@ -121,43 +133,39 @@ class AnomalyDetector:
             name: the bundle's name in error messages, such as ``my_app/bundle``; None: that of its folder.
 
         Raises:
-            ConfigError: the bundle is not calibrated, or was calibrated with other weights or another configuration.
-            UnsafeInputError: reading the file would run code.
+            ConfigError: the bundle is not calibrated, or belongs to another model or configuration.
+            UnsafeInputError: the file holds a formula or a free text.
             ScanError: the file is damaged.
         """
         path, name = models_folder(trained.folder) / ANOMALY, name or trained.folder.name
         advice = f"run monai-diffae calibrate {name} COHORT"
         if not path.is_file():
             raise ConfigError(f"{name}: is not calibrated for anomaly maps (no models/{ANOMALY}); {advice}")
-        content = read_torch_file(path, f"cannot be read; {advice}")
+        model = read_model(path, "anomaly")
         try:
-            settings = AnomalySettings(**content["settings"])
-            tensors = {key: content[key] for key in ("mean_squares", "scores", "scans", "quantiles")}
-            detector = cls(settings, **tensors, made_from=content["made_from"])
-        except (KeyError, TypeError) as error:
+            values = model.description["settings"]
+            settings = AnomalySettings(**{**values, "noise_levels": tuple(values["noise_levels"])})
+            numbers = (*settings.noise_levels, *astuple(settings)[1:])
+            is_usable = all(0 <= number < _TOO_LARGE for number in numbers) and isinstance(settings.draws, int)
+            if not is_usable or settings.fraction > 1:
+                raise ValueError(numbers)
+            tensors = {key: model.tensors[key] for key in _TENSORS}
+            detector = cls(settings, **tensors, made_from=dict(model.description["made_from"]))
+        except (KeyError, TypeError, ValueError) as error:
             raise ScanError(f"{name}: models/{ANOMALY} cannot be read; {advice}") from error
         current = calibrated_model(trained)
         differ = [key for key in current if detector.made_from.get(key) != current[key]]
         if differ:
-            what = {"model": "other weights", "config": "another configuration"}[differ[0]]
+            what = {"model": "another model", "config": "another configuration"}[differ[0]]
             raise ConfigError(f"{name}: models/{ANOMALY} belongs to {what}; {advice}")
         return detector
-
-    @classmethod
-    def read_shipped(cls, trained: TrainedBundle, path: Path) -> AnomalyDetector:
-        """Read the detector that is shipped with a bundle's weights, ``models/anomaly.safetensors``."""
-        tensors, metadata = read_safetensors(path)
-        settings = json.loads(metadata["settings"])
-        settings["noise_levels"] = tuple(settings["noise_levels"])
-        made_from = {**json.loads(metadata["made_from"]), **calibrated_model(trained)}
-        return cls(AnomalySettings(**settings), **tensors, made_from=made_from)
 
     @classmethod
     def load_if_usable(cls, trained: TrainedBundle) -> AnomalyDetector | None:
         """Read the detector of a trained bundle; None if there is none, or it is of another model, or damaged.
 
         Raises:
-            UnsafeInputError: reading the file would run code.
+            UnsafeInputError: the file holds a formula or a free text.
         """
         try:
             return cls.load(trained)
@@ -171,10 +179,11 @@ class AnomalyDetector:
             ConfigError: another process trains or publishes the bundle.
             MachineError: the disk is full, or the folder cannot be written.
         """
-        tensors = {key: getattr(self, key) for key in ("mean_squares", "scores", "scans", "quantiles")}
-        content = {"settings": asdict(self.settings), **tensors, "made_from": dict(self.made_from)}
-        with WriteLock(folder / MODELS):  # a new model that is put in place meanwhile would remove the file
-            return write_atomic(folder / MODELS / ANOMALY, lambda path: torch.save(content, path))
+        tensors = {key: getattr(self, key) for key in _TENSORS}
+        description = {"settings": asdict(self.settings), "made_from": dict(self.made_from)}
+        models = models_folder(folder)
+        with WriteLock(models):  # a new model that is put in place meanwhile would remove the file
+            return write_model(models / ANOMALY, "anomaly", tensors, description)
 
     def __call__(self, case: OpenedCase) -> Anomaly:
         """The anomaly map, score and p-value of a case."""
@@ -235,7 +244,110 @@ def image_residuals(
 
 
 def calibrated_model(trained: TrainedBundle) -> dict[str, str]:
-    """Checksums of what anomaly maps depend on: the weights, and the configuration without paths and solvers."""
-    config = without_private_values(model_config(trained.config, roots=_WHAT_MAPS_DEPEND_ON))
-    text = json.dumps(config, sort_keys=True, default=str)
+    """Checksums of what anomaly maps depend on: the model, and its description with overrides, without solvers."""
+    text = json.dumps(model_config(trained.config, roots=_WHAT_MAPS_DEPEND_ON), sort_keys=True, default=str)
     return {"model": trained.sha256, "config": hashlib.sha256(text.encode()).hexdigest()}
+
+
+# -- calibration -------------------------------------------------------------------------------------------------------
+
+
+FEWEST_SCANS = 19  # with fewer, no p-value can be below .05
+_SHARES = np.concatenate([np.linspace(0, 0.9, 91), 1 - np.geomspace(0.1, 1e-6, 101)[1:], [1.0]])
+_MOST_VOXELS = 2**22  # of the held-out maps, from which the quantiles are computed
+
+
+def draw_scans(cases: Sequence[Case], limit: int, seed: int = 0) -> list[Case]:
+    """Draw at most ``limit`` scans, with all slices of a volume; as many patients as possible take part.
+
+    The draw is a function of the seed and the ids of the patients and scans, not of the order of the cases. The cases
+    stay in their order.
+    """
+    files: dict[str, dict[str, str]] = {}  # by patient and scan; the draw must not depend on the folders in a path
+    for case in cases:
+        files.setdefault(case.patient, {})[str(case.images)] = case.file
+    ranked: list[tuple[int, int, str]] = []
+    for patient, own in files.items():
+        order = sorted((seed_of(seed, file), scan) for scan, file in own.items())
+        ranked += [(turn, seed_of(seed, patient), scan) for turn, (_, scan) in enumerate(order)]
+    drawn = {scan for _, _, scan in sorted(ranked)[:limit]}
+    return [case for case in cases if str(case.images) in drawn]
+
+
+def fit_detector(
+    trained: TrainedBundle,
+    cases: Sequence[Case],
+    images: Iterator[tuple[Tensor, Tensor]],
+    settings: AnomalySettings,
+    made_from: Mapping[str, Any] | None = None,
+) -> AnomalyDetector:
+    """Calibrate with normal cases that the bundle was not trained on.
+
+    ``images`` are each case's image (C, *S) and what the encoder sees (C', *S), preprocessed, in the order of the
+    cases.
+    """
+    patients = np.unique([case.patient for case in cases], return_inverse=True)[1]
+    if len(cases) < 2 or patients.max() == 0:
+        raise CohortError("calibration needs held-out cases of at least 2 patients; give more patients")
+    residuals = torch.cat([_residual(trained, image, encoder_image, settings) for image, encoder_image in images])
+    maps = cross_fitted_maps(residuals, patients.tolist(), settings.floor, settings.smoothing)
+    scans = np.unique([str(case.images) for case in cases], return_inverse=True)[1]
+    if scans.max() + 1 < FEWEST_SCANS:
+        logger.warning(
+            "calibration: with %d held-out scans, the lowest possible p-value is %.2g; %d scans or more allow p-values "
+            "of .05", scans.max() + 1, 1 / (scans.max() + 2), FEWEST_SCANS,
+        )  # fmt: skip
+    voxels = maps.flatten()
+    values = np.quantile(voxels[:: -(-len(voxels) // _MOST_VOXELS)].double().numpy(), _SHARES)
+    return AnomalyDetector(
+        settings=settings,
+        mean_squares=residuals.square().mean(dim=0),
+        scores=highest_mean(maps, settings.fraction).double(),
+        scans=torch.from_numpy(scans),
+        quantiles=torch.from_numpy(np.stack([_SHARES, values])),
+        made_from={**calibrated_model(trained), **(made_from or {})},
+    )
+
+
+def _residual(trained: TrainedBundle, image: Tensor, encoder_image: Tensor, settings: AnomalySettings) -> Tensor:
+    """The residual (1, 1, *S) of an image, on the CPU."""
+    image, encoder_image = (tensor.as_subclass(Tensor)[None].to(trained.device) for tensor in (image, encoder_image))
+    z_sem = encode_exactly(encoder_image, trained.inferer, trained.network)
+    return image_residuals(trained, image, z_sem, settings)[1].cpu()
+
+
+def calibrate_trained(
+    folder: str | Path, cases: Sequence[Case], dataset: CachedCases, *, limit: int, device: str | torch.device
+) -> None:
+    """Calibrate a bundle at the end of its training, unless it is calibrated already.
+
+    Any problem is a warning only, because the training is complete; the next run of it, or the command ``calibrate``,
+    calibrates again.
+
+    Args:
+        folder: the trained bundle.
+        cases: the validation cases.
+        dataset: their preprocessed images; cases that could not be read are absent.
+        limit: how many scans to use at most; 0: do not calibrate.
+        device: where to compute.
+    """
+    folder = Path(folder)
+    if limit == 0:
+        return
+    try:
+        with trusting():  # its code has just been trained
+            trained = load_bundle(folder, device)
+        if AnomalyDetector.load_if_usable(trained) is not None:
+            return
+        readable = {str(item["id"]): index for index, item in enumerate(dataset.items)}
+        drawn = draw_scans([case for case in cases if case.id in readable], limit)
+        text = f"calibrating anomaly maps with {len(drawn)} held-out cases"
+        scans = dataset.images()
+        items = (scans[readable[case.id]] for case in track(drawn, text))
+        images = ((item["image"], item[trained.encoder_key]) for item in items)
+        fit_detector(trained, drawn, images, AnomalySettings()).save(folder)
+    except Exception as error:  # whatever happens here, the model is trained
+        logger.warning(
+            "the training is complete, but anomaly maps are not calibrated (%s); run monai-diffae calibrate %s COHORT "
+            "with other held-out cases", one_line(error), folder.name,
+        )  # fmt: skip

@@ -1,34 +1,26 @@
-"""The configuration of a bundle run: read from MONAI's parser, checked for unused keys, reduced to the model."""
+"""Checks of a configuration before anything is built: unused keys, unknown arguments, values that cannot be used."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import json
+import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence, Set
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from monai.bundle import ConfigParser, ConfigWorkflow
+import torch
+from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 
-from monai_diffae.bundle import config_values
-from monai_diffae.bundle.config_values import (
-    check_dimensions,
-    check_required_values,
-    check_values,
-    check_views,
-    references,
-    strings,
-)
-from monai_diffae.bundle.layout import CONFIGS
 from monai_diffae.bundle.parser import ModuleLocator
-from monai_diffae.bundle.private_values import SEPARATOR
-from monai_diffae.bundle.run_messages import show_plain_messages_in_bundle_runs
-from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.errors import ConfigError, MachineError, find_diffae_error, one_line, quoted, shortened
+from monai_diffae.networks.blocks import shown_divisors
+from monai_diffae.policies import Colour, Doubtful, OnBadScan, Uneven
 
 _T = TypeVar("_T")
 
@@ -47,86 +39,16 @@ _SECTION_IDS = {
 }  # fmt: skip
 
 
-def running_config() -> dict[str, Any]:
-    """The configuration of the bundle run that evaluates the calling expression, with all overrides, not evaluated.
+def check_config_of_run(config: dict[str, Any]) -> None:
+    """Check the configuration of a run before anything is built.
 
-    Raises:
-        ConfigError: the caller is not an expression of a bundle's configuration.
-    """
-    config: dict[str, Any] = deepcopy(running_parser().get())
-    return config
-
-
-def running_parser() -> ConfigParser:
-    """The parser of the bundle run that evaluates the calling expression.
-
-    MONAI (1.6.1) gives expressions no access to its parser, so the parser is searched for on the call stack.
-    """
-    parser = _on_call_stack(ConfigParser)
-    if parser is None:
-        raise ConfigError("running_config: can only be called from an expression of a bundle's configuration")
-    return parser
-
-
-def _on_call_stack(kind: type[_T]) -> _T | None:
-    """The innermost object of this type with a method on the call stack."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, kind):
-            return owner
-        frame = frame.f_back
-    return None
-
-
-def is_called_by(function: Callable[..., Any]) -> bool:
-    """Whether a function has called the caller of this one, directly or not.
-
-    Example:
-        >>> def outer():
-        ...     return is_called_by(outer)
-        >>> outer(), is_called_by(outer)
-        (True, False)
-    """
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_code is not function.__code__:
-        frame = frame.f_back
-    return frame is not None
-
-
-def use_folder_of_config() -> None:
-    """In a MONAI workflow whose ``bundle_root`` is ``.``, the default of all files, use the folder with ``configs``.
-
-    For MONAI (1.6.1), ``.`` is the current directory.
-    """
-    parser, workflow = running_parser(), _on_call_stack(ConfigWorkflow)
-    if workflow is not None and parser.get("bundle_root") == "." and workflow.config_root_path.name == CONFIGS:
-        parser["bundle_root"] = str(workflow.config_root_path.parent)
-
-
-def check_all_set() -> None:
-    """Check that the running configuration has all values that it needs, when its run starts.
-
-    Raises:
-        ConfigError: a key is used and still ``???``; the message names it.
-    """
-    check_required_values(running_config())
-
-
-def check_running_config() -> None:
-    """Check the running configuration before anything is built. ``python -m monai.bundle`` then shows plain errors.
-
-    If it describes a network, only the values that the network needs have to be given: MONAI's tools build it without
-    data. :func:`check_all_set` checks the others when the run starts.
+    If it describes a network, only the values that the network needs have to be given.
 
     Raises:
         ConfigError: a key is unknown or has a value that cannot be used; see :func:`check_config` and
-            :mod:`~monai_diffae.bundle.config_values`.
+            :data:`RULES`.
         MachineError: this machine does not have the device.
     """
-    show_plain_messages_in_bundle_runs()
-    use_folder_of_config()
-    config = running_config()
     check_required_values(model_config(config, roots=("network_def",)) if "network_def" in config else config)
     check_dimensions(config)
     check_config(config, known=_keys_of_files_read(config))
@@ -140,7 +62,7 @@ def check_image_size(network: object, image_size: Sequence[int]) -> None:
     Raises:
         ConfigError: it cannot; the message names the nearest usable size.
     """
-    config_values.check_image_size(image_size, getattr(network, "size_divisors", (1,) * len(image_size)))
+    check_sizes(image_size, getattr(network, "size_divisors", (1,) * len(image_size)))
 
 
 def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
@@ -184,7 +106,7 @@ def check_arguments(config: dict[str, Any]) -> None:
         monai_diffae.errors.ConfigError: unknown config key 'act#beta': torch.nn.ELU takes alpha, inplace
     """
     locator = ModuleLocator()
-    for path, component in _components(config):
+    for path, component in components(config):
         parameters = _parameters(component["_target_"], locator)
         if parameters is None:
             continue
@@ -195,33 +117,6 @@ def check_arguments(config: dict[str, Any]) -> None:
                     f"unknown config key {quoted(f'{path}#{key}')}: {component['_target_']} takes {named}"
                     f"{_nearest(key, parameters)}"
                 )
-
-
-def model_config(
-    config: dict[str, Any],
-    roots: tuple[str, ...] = ("network_def", "preprocessing", "inferer", "encoder_key", "cohort"),
-) -> dict[str, Any]:
-    """The part of a configuration that describes the model and the split of its cohort.
-
-    This part is enough to load the trained model and to tell on which cases it was trained. It can replace the same
-    keys in any other configuration of the bundle. The place of the data is omitted.
-
-    Args:
-        config: the configuration of the training.
-        roots: the keys that describe the model; everything that they refer to is included.
-
-    Example:
-        >>> model_config({"network_def": {"_target_": "N", "z": "@z"}, "z": 8, "lr": 1}, roots=("network_def",))
-        {'network_def': {'_target_': 'N', 'z': '@z'}, 'z': 8}
-    """
-    keys, to_visit = {"imports"}, [root for root in roots if root in config]
-    while to_visit:
-        key = to_visit.pop()
-        if key in keys:
-            continue
-        keys.add(key)
-        to_visit += references(config[key]) & config.keys()
-    return {key: value for key, value in config.items() if key in keys - {"dataset_dir"}}
 
 
 def _keys_of_files_read(config: dict[str, Any]) -> set[str]:
@@ -235,17 +130,16 @@ def _keys_of_files_read(config: dict[str, Any]) -> set[str]:
     return set().union(*(file_keys for file_keys in keys if file_keys <= config.keys()))
 
 
-def _components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """The components in a part of a configuration, with their ids."""
     if isinstance(value, dict):
         if "_target_" in value:
             yield path, value
         for key, item in value.items():
-            if key != "_meta_":
-                yield from _components(item, f"{path}#{key}" if path else key)
+            yield from components(item, f"{path}#{key}" if path else key)
     elif isinstance(value, list):
         for i, item in enumerate(value):
-            yield from _components(item, f"{path}#{i}")
+            yield from components(item, f"{path}#{i}")
 
 
 def _parameters(target: Any, locator: ModuleLocator) -> set[str] | None:
@@ -292,3 +186,323 @@ def _unknown(id: str, used: set[str]) -> str:
 def _nearest(key: str, known: set[str]) -> str:
     matches = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+# -- values and references ---------------------------------------------------------------------------------------------
+
+MODEL_ROOTS = ("network_def", "preprocessing", "inferer", "encoder_key", "cohort")
+"""The keys that describe an autoencoder; everything that they refer to belongs to them."""
+
+SEPARATOR = re.compile("#|::")  # separates the parts of an id: ``#`` as people write it, ``::`` as MONAI stores it
+_REFERENCE = re.compile(r"[@%](?:::|#)*([A-Za-z_]\w*)")
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """The condition for the values of a key: as a function, and in words for messages."""
+
+    holds: Callable[[Any], bool]
+    text: str
+
+
+def _whole(least: int, or_null: bool = False) -> _Rule:
+    def holds(value: Any) -> bool:
+        if value is None:
+            return or_null
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    return _Rule(holds, f"a whole number of at least {least}" + (", or null" if or_null else ""))
+
+
+def _number(low: float, high: float = math.inf, text: str = "", or_null: bool = False) -> _Rule:
+    def holds(value: Any) -> bool:
+        if value is None:
+            return or_null
+        return _is_number(value) and low <= value < high
+
+    return _Rule(holds, text or f"a number of at least {low:g}")
+
+
+_BOOL = _Rule(lambda value: isinstance(value, bool), "True or False")
+_NAMES = _Rule(lambda value: isinstance(value, list) and bool(value), "a list of names")
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max  # whole numbers of a configuration can be larger
+
+
+def _one_of(*choices: Any) -> _Rule:
+    names = ["null" if choice is None else repr(choice) for choice in choices]
+    return _Rule(lambda value: value in choices, f"{', '.join(names[:-1])} or {names[-1]}")
+
+
+RULES: dict[str, _Rule] = {
+    **dict.fromkeys(("overwrite", "mlflow", "channels_last", "check_memory", "use_checkpoint", "cache_latents"), _BOOL),
+    **dict.fromkeys(
+        ("max_epochs", "batch_size", "val_batch_size", "accumulation_steps", "val_interval", "report_every",
+         "picture_steps", "slice_step", "in_channels", "world_size", "z_channels", "base_channels", "num_res_blocks",
+         "num_rounds"),
+        _whole(1),
+    ),
+    **dict.fromkeys(("seed", "warmup_steps", "num_pictures", "probe_interval", "rank"), _whole(0)),
+    "workers": _whole(0, or_null=True),
+    "early_stop_patience": _whole(1, or_null=True),
+    "calibration_cases": _whole(0),
+    "max_minutes": _number(1e-3, text="a number above 0, or null", or_null=True),
+    **dict.fromkeys(
+        ("learning_rate", "weight_decay", "agreement_weight", "gradient_weight", "lpips_weight", "mixed",
+         "checkpoint_minutes", "cache_gib"),
+        _number(0),
+    ),
+    "max_grad_norm": _number(1e-12, text="a number above 0, or null", or_null=True),
+    "ema_decay": _number(0, 1, "a number from 0 to below 1"),
+    **dict.fromkeys(("val_fraction", "test_fraction"), _number(0, 1, "a number from 0 to below 1")),
+    "spatial_dims": _one_of(2, 3),
+    "image_keys": _NAMES,
+    "probe_targets": _Rule(
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value), "a list of labels"
+    ),
+    "image_size": _Rule(
+        lambda value: isinstance(value, list) and len(value) in (2, 3) and all(_whole(1).holds(v) for v in value),
+        "a list of whole numbers, such as [64, 64]",
+    ),
+    "spacing_mm": _Rule(
+        lambda value: isinstance(value, (list, tuple)) and bool(value) and all(_is_number(v) and v > 0 for v in value),
+        "a list of numbers above 0 in mm, one per axis, such as [1.5, 1.5, 3]",
+    ),
+    "channel_mult": _Rule(
+        lambda value: isinstance(value, list) and bool(value) and all(_whole(1).holds(v) for v in value),
+        "a list of whole numbers of at least 1, one per level, such as [1, 2, 4]",
+    ),
+    "attention_levels": _Rule(
+        lambda value: isinstance(value, list) and all(_whole(0).holds(v) for v in value),
+        "a list of levels, such as [2, 3], where 0 is full resolution",
+    ),
+    "strides": _Rule(
+        lambda value: value is None or isinstance(value, list),
+        "a list with one stride per level below the first, such as [2, [2, 2, 1]], or null",
+    ),
+    "on_bad_scan": _one_of(*get_args(OnBadScan)),
+    "colour": _one_of(*get_args(Colour)),
+    "uneven": _one_of(*get_args(Uneven)),
+    "doubtful": _one_of(*get_args(Doubtful)),
+    "nonfinite": _Rule(lambda value: value == "error" or _number(-math.inf).holds(value), "'error' or a number"),
+    "percentiles": _Rule(
+        lambda value: isinstance(value, list) and len(value) == 2 and 0 <= value[0] < value[1] <= 100,
+        "two numbers from 0 to 100, the lower one first",
+    ),
+    "slice_range": _Rule(
+        lambda value: isinstance(value, list) and len(value) == 2 and 0 <= value[0] < value[1] <= 1,
+        "two numbers from 0 to 1, the lower one first",
+    ),
+    "patient_pattern": _Rule(lambda value: value is None or isinstance(value, str), "a regular expression, or null"),
+    "columns": _Rule(lambda value: isinstance(value, dict), "names of the table's columns, such as {'image': 'file'}"),
+}  # fmt: skip
+"""The rules for keys of the training configurations. Arguments of commands are checked by their own annotations."""
+
+
+def check_values(config: dict[str, Any]) -> None:
+    """Check the plain values of the top-level keys. Expressions and references are not evaluated.
+
+    Example:
+        >>> check_values({"batch_size": 0})
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: batch_size is 0; it must be a whole number of at least 1
+    """
+    check_rules(config)
+    out = config.get("output_dir")
+    if isinstance(out, str) and Path(out).is_file():
+        raise MachineError(f"output_dir: {Path(out).name} is a file, not a folder; choose another output_dir")
+    device = config.get("device")
+    if isinstance(device, str) and not is_formula(device):
+        check_device(device)
+
+
+def check_rules(config: Mapping[str, Any]) -> None:
+    """Check the plain values of the top-level keys by :data:`RULES`; a tuple counts as a list.
+
+    Example:
+        >>> check_rules({"slice_range": [0.2, 1.2]})
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: slice_range is [0.2, 1.2]; it must be two numbers from 0 to 1, the lower ...
+    """
+    for key, rule in RULES.items():
+        value = config.get(key)
+        if key not in config or is_formula(value):
+            continue
+        if value == "???":
+            raise ConfigError(f"{key}: is required; give it a value")
+        value = list(value) if isinstance(value, tuple) else value
+        try:
+            is_valid = rule.holds(value)
+        except TypeError:
+            is_valid = False
+        if not is_valid:
+            raise ConfigError(f"{key} is {quoted(value)}; it must be {rule.text}")
+
+
+def check_dimensions(config: dict[str, Any]) -> None:
+    """Check that sizes have as many axes as ``spatial_dims``; an overlay for another bundle may change that.
+
+    Example:
+        >>> check_dimensions({"spatial_dims": 3, "image_size": [64, 64]})
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: image_size is [64, 64], but spatial_dims is 3; give 3 numbers, or omit ...
+    """
+    dims = config.get("spatial_dims")
+    if dims not in (2, 3):
+        return
+    todo = "omit the overlay for others; configs/overlays has those that fit"
+    for key in ("spacing_mm", "image_size"):
+        value = config.get(key, [])
+        if isinstance(value, list) and value and len(value) != dims:
+            raise ConfigError(f"{key} is {quoted(value)}, but spatial_dims is {dims}; give {dims} numbers, or {todo}")
+    if dims == 3 and "slice_axis" in config:
+        raise ConfigError(f"slice_axis is a key of 2D bundles, but spatial_dims is 3; {todo}")
+
+
+def check_views(config: Mapping[str, Any]) -> None:
+    """Check that ``agreement_weight`` has what it needs: another view for the encoder, and several images in a batch.
+
+    Example:
+        >>> check_views({"agreement_weight": 0.02, "encoder_key": "image", "spatial_dims": 2})
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: agreement_weight is 0.02, but the encoder sees the decoder's image ...
+    """
+    weight = config.get("agreement_weight", 0)
+    if weight and config.get("encoder_key") in (None, "image"):
+        overlay = "encoder_view_3d" if config.get("spatial_dims") == 3 else "encoder_view"
+        raise ConfigError(
+            f"agreement_weight is {weight:g}, but the encoder sees the decoder's image (encoder_key); "
+            f"add the overlay {overlay}, which gives it another view"
+        )
+    if weight and config.get("batch_size") == 1:
+        raise ConfigError(
+            f"agreement_weight is {weight:g}, but batch_size is 1; it needs at least 2 images in a batch: enlarge "
+            "batch_size, or set agreement_weight to 0"
+        )
+
+
+def check_sizes(image_size: Sequence[int], divisors: Sequence[int]) -> None:
+    """Check that a network's levels can halve images of this size.
+
+    Args:
+        image_size: voxels per axis.
+        divisors: one number per axis, of which the size must be a multiple.
+
+    Raises:
+        ConfigError: they cannot; the message names the nearest usable size.
+
+    Example:
+        >>> check_sizes([50, 64], (16, 16))
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: image_size is [50, 64]; the network needs multiples of 16, such as [48, 64]
+    """
+    if len(image_size) != len(divisors):
+        raise ConfigError(
+            f"image_size is {quoted(list(image_size))}; a {len(divisors)}D network takes {len(divisors)} sizes"
+        )
+    if any(size % d or size < 1 for size, d in zip(image_size, divisors, strict=True)):
+        nearest = [max(d, round(size / d) * d) for size, d in zip(image_size, divisors, strict=True)]
+        multiples = f"multiples of {shown_divisors(divisors)}"
+        raise ConfigError(
+            f"image_size is {quoted(list(image_size))}; the network needs {multiples}, such as {quoted(nearest)}"
+        )
+
+
+def check_required_values(config: dict[str, Any]) -> None:
+    """Check that no key that is used is still ``???``.
+
+    Example:
+        >>> check_required_values({"output_dir": "???", "run": {"_target_": "print", "out": "@output_dir"}})
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: output_dir: is required; give it a value
+    """
+    missing = [key for key in config if config[key] == "???" and key in references(config)]
+    if config.get("embeddings"):  # train_latent needs only one of the two
+        missing = [key for key in missing if key != "dataset_dir"]
+    if missing:
+        raise ConfigError(f"{missing[0]}: is required; give it a value")
+
+
+def is_formula(value: Any) -> bool:
+    """Whether a value is an expression or a reference, not a plain value."""
+    return isinstance(value, str) and value[:1] in ("$", "@", "%")
+
+
+def references(value: Any) -> set[str]:
+    """The top-level keys that a part of a configuration refers to.
+
+    Example:
+        >>> sorted(references({"rate": "@lr", "steps": ["$@train#epochs * 2", "%gpu"]}))
+        ['gpu', 'lr', 'train']
+    """
+    return {name for text in strings(value) for name in _REFERENCE.findall(text)}
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a part of a configuration, without the keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+
+
+def check_device(device: str | torch.device) -> None:
+    """Check that this machine has a device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        kind = str(device).split(":")[0]
+        if kind not in ("cpu", "cuda", "mps", "xpu"):
+            raise ConfigError(f"device: there is no {quoted(str(device))}; choose cpu or cuda") from error
+        raise MachineError(f"device: {quoted(str(device))} is not usable on this machine; choose cpu") from error
+
+
+def model_config(
+    config: Mapping[str, Any], roots: tuple[str, ...] = MODEL_ROOTS, *, in_formulas: bool = True
+) -> dict[str, Any]:
+    """The part of a configuration that ``roots`` and everything that they refer to make up.
+
+    References in formulas count only with ``in_formulas``.
+
+    Example:
+        >>> model_config({"network_def": {"_target_": "N", "z": "@z"}, "z": 8, "lr": 1}, roots=("network_def",))
+        {'network_def': {'_target_': 'N', 'z': '@z'}, 'z': 8}
+    """
+    keys: set[str] = set()
+    to_visit = [root for root in roots if root in config]
+    while to_visit:
+        key = to_visit.pop()
+        if key not in keys:
+            keys.add(key)
+            texts = [text for text in strings(config[key]) if in_formulas or not text.startswith("$")]
+            to_visit += references(texts) & config.keys()
+    return {key: value for key, value in config.items() if key in keys}
+
+
+def build(parser: ConfigParser, key: str, kind: type[_T]) -> _T:
+    """Build the component of a configuration with this id, and check its type."""
+    try:
+        component = parser.get_parsed_content(key)
+    except Exception as error:
+        cause = find_diffae_error(error)
+        if cause is not None:
+            raise type(cause)(str(cause)) from error
+        check_arguments(model_config(parser.get(), roots=(key,)))
+        reason = shortened(one_line(error), 160)
+        raise ConfigError(f"{key}: cannot be built from the configuration: {reason}") from error
+    if not isinstance(component, kind):
+        raise ConfigError(f"{key}: must be a {kind.__name__}, but the configuration gives {type(component).__name__}")
+    return component

@@ -1,54 +1,65 @@
-"""Bundle folders: shipped ones are copied, trained ones are completed or exported."""
+"""Bundle folders: shipped ones are copied, trained ones are completed, described, copied or published."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from monai_diffae.bundle.config_values import references
-from monai_diffae.bundle.consistent_reading import read_consistently
-from monai_diffae.bundle.described_model import describe_model
+from filelock import FileLock, Timeout
+
+from monai_diffae.bundle.config import references
+from monai_diffae.bundle.description import recipe_of, write_description
 from monai_diffae.bundle.layout import (
+    ANOMALY,
     CHECKPOINT,
-    CONFIG,
     CONFIGS,
-    EVALUATE,
-    INFERENCE,
+    FAST_MODEL,
+    LATENT_MODEL,
+    METADATA,
+    METRICS,
     MODEL,
+    MODEL_CARD,
     MODEL_FILES,
     MODELS,
-    SAFE_MODEL,
+    MONAI_MODEL,
+    PICTURES,
+    PROVENANCE,
     TRAIN,
+    model_file,
     models_folder,
+    shipped,
 )
-from monai_diffae.bundle.model_card import mark_replaced_weights
-from monai_diffae.bundle.private_values import without_private_values
-from monai_diffae.bundle.shipped_weights import complete_weights
-from monai_diffae.data.atomic import write_json
-from monai_diffae.data.file_checksums import file_checksum
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.bundle.model_file import (
+    FIRST_STAGE,
+    ModelFile,
+    read_description,
+    read_model,
+    refuse_other_weights,
+    write_for_monai,
+)
+from monai_diffae.bundle.parser import read_values
+from monai_diffae.data.atomic import TEMPORARY, disk_errors, remove_abandoned, temporary_path, write_atomic, write_json
+from monai_diffae.errors import ConfigError, DiffAEError, MachineError, one_line
 
-_PACKAGE = Path(__file__).parents[1]
-_STATIC = ("LICENSE", "docs", "configs")  # what training does not change
+logger = logging.getLogger(__name__)
+
+_STATIC = ("LICENSE", "docs", CONFIGS)  # what training does not change
+_LOCK = ".lock"
+_PATIENCE_S = 10.0  # worker processes of a killed training need a few seconds to end
 
 
-def shipped(kind: str) -> Path:
-    """The folder of the shipped ``bundles`` or ``overlays``: in the installed package, or beside it in a checkout."""
-    in_wheel = _PACKAGE / kind
-    return in_wheel if in_wheel.is_dir() else _PACKAGE.parent / {"overlays": "configs"}.get(kind, kind)
-
-
-def shipped_bundle(name: str, *, or_weights: bool = False) -> Path:
-    """The folder of a shipped bundle without weights.
-
-    With ``or_weights``, bundles with weights are found, too; only a part of their files is stored.
-    """
-    names = sorted([*_names_of_bundles_with(f"{CONFIGS}/{TRAIN}"), *(names_with_weights() if or_weights else ())])
+def shipped_bundle(name: str) -> Path:
+    """The folder of a shipped bundle without weights."""
+    names = _names_of_bundles_with(f"{CONFIGS}/{TRAIN}")
     if name not in names:
         raise ConfigError(f"bundle: there is no {name!r}; choose one of: {', '.join(names)}")
     return shipped("bundles") / name
@@ -61,47 +72,79 @@ def names_with_weights() -> list[str]:
         >>> set(names_with_weights()) <= {"chest_xray", "hippocampus"}
         True
     """
-    return _names_of_bundles_with(f"{MODELS}/{SAFE_MODEL}")
+    return _names_of_bundles_with(f"{MODELS}/{MODEL}")
 
 
 def _names_of_bundles_with(file: str) -> list[str]:
     return sorted(folder.name for folder in shipped("bundles").iterdir() if (folder / file).is_file())
 
 
-def init_bundle(directory: str | Path, bundle: str = "diffae_2d") -> Path:
-    """Copy a shipped bundle to ``directory``, and the overlays that can be used with it to ``configs/overlays``.
+def init_bundle(directory: str | Path, bundle: str | os.PathLike[str] = "diffae_2d") -> Path:
+    """Make a new bundle folder: a shipped bundle, or a copy of a trained one, whose training it can continue.
 
-    A bundle with weights is stored without the files that are the same as in ``diffae_2d`` or ``diffae_3d``. In this
-    case, ``diffae_2d`` or ``diffae_3d`` is copied first, and then the stored files. After an error, ``directory`` is as
-    before.
+    A bundle with weights is shipped without configurations: it gets those of ``diffae_2d`` or ``diffae_3d``, with the
+    values of its model's description. So does the file of a model. After an error or a kill, ``directory`` is as it
+    was.
+
+    Args:
+        directory: a new folder.
+        bundle: the name of a shipped bundle, the folder of a trained one, or the file of its model.
 
     Raises:
-        ConfigError: no shipped bundle has this name, or ``directory`` is not empty or cannot be a folder.
+        ConfigError: there is no such bundle, it is not trained, or ``directory`` is not empty or cannot be a folder.
         MachineError: the disk is full, or ``directory`` cannot be written.
     """
-    stored, target = shipped_bundle(bundle, or_weights=True), Path(directory)
-    has_weights = bundle in names_with_weights()
-    source = _untrained_counterpart(stored) if has_weights else stored
-    try:
-        with removed_on_failure(target):
-            target.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target, prefix=".new-") as folder:
-                hidden = Path(folder)
-                _copy_static(source, hidden)
-                (hidden / CONFIGS / "overlays").mkdir()
-                for overlay in overlays_of(source):
-                    shutil.copy2(overlay, hidden / CONFIGS / "overlays")
-                (hidden / MODELS).mkdir(exist_ok=True)
-                if has_weights:
-                    shutil.copytree(stored, hidden, dirs_exist_ok=True)
-                    complete_weights(hidden)
-                # Without ``configs``, which comes last, no training begins: its first weights would be random
-                for part in sorted(hidden.iterdir(), key=lambda path: path.name == CONFIGS):
-                    part.rename(target / part.name)
-    except OSError as error:
-        reason = error.strerror or "not all files could be copied"  # shutil raises one error for all files
-        raise MachineError(f"{target.name}: cannot be written ({reason}); free space or choose another") from error
+    target, source = Path(directory), _source(bundle)
+    with new_folder(target) as folder:
+        fill_folder(folder, source)
     return target
+
+
+def _source(bundle: str | os.PathLike[str]) -> Path:
+    names = sorted({*_names_of_bundles_with(f"{CONFIGS}/{TRAIN}"), *names_with_weights()})
+    if str(bundle) in names:
+        return shipped("bundles") / bundle
+    if not Path(bundle).exists():
+        raise ConfigError(
+            f"bundle: there is no {str(bundle)!r}; choose one of: {', '.join(names)}, or a trained bundle"
+        )
+    model_file(bundle)
+    return Path(bundle)
+
+
+def fill_folder(folder: Path, source: Path, *, is_built: bool = True) -> None:
+    """Fill a new folder with a bundle: shipped, trained, without configurations, or the file of a model.
+
+    Without ``is_built``, the model need not be trusted: nothing of it is built, and its code is in no configuration.
+    """
+    (folder / MODELS).mkdir()
+    if (source / CONFIGS / TRAIN).is_file():
+        _copy_static(source, folder)
+        if source.parent == shipped("bundles"):
+            _copy_overlays(source, folder)
+        else:
+            copy_model(source, folder)
+        return
+    file = model_file(source)
+    model = read_model(file, "autoencoder", "first_stage", is_built=is_built)
+    recipe = shipped_bundle(recipe_of(model.description))
+    _copy_static(recipe, folder)
+    _copy_overlays(recipe, folder)
+    _copy_static(source, folder)
+    if file.name == MODEL:
+        copy_model(source, folder)
+    else:  # what is beside it belongs to another model
+        shutil.copyfile(file, folder / MODELS / MODEL)
+        _write_for_monai(folder, model)
+    write_description(model.description, folder)
+    if not (source / CONFIGS / METADATA).is_file():
+        write_model_card(folder, model.description, is_described=(source / MODEL_CARD).is_file())
+
+
+def _copy_overlays(recipe: Path, folder: Path) -> None:
+    (folder / CONFIGS / "overlays").mkdir(exist_ok=True)  # it has those of the latent DDIM and of federations already
+    for overlay in overlays_of(recipe):
+        shutil.copy2(overlay, folder / CONFIGS / "overlays")
 
 
 def overlays_of(bundle: Path) -> list[Path]:
@@ -117,11 +160,6 @@ def overlays_of(bundle: Path) -> list[Path]:
     return usable
 
 
-def _untrained_counterpart(bundle: Path) -> Path:
-    config = json.loads((bundle / MODELS / CONFIG).read_text(encoding="utf-8"))
-    return shipped_bundle(f"diffae_{config['spatial_dims']}d")
-
-
 def check_new_folder(directory: str | Path) -> None:
     """Check that a folder is empty or can be created."""
     target = Path(directory)
@@ -132,94 +170,286 @@ def check_new_folder(directory: str | Path) -> None:
         raise ConfigError(f"{nearest.name}: is {kind}; choose a new folder")
     if not os.access(nearest, os.W_OK | os.X_OK | (os.R_OK if nearest == target else 0)):
         raise MachineError(f"{name}: cannot be written (Permission denied); choose another folder")
-    if nearest == target and any(target.iterdir()):
+    if nearest == target and not all(path.name.startswith(TEMPORARY) for path in target.iterdir()):
         raise ConfigError(f"{name}: the folder is not empty; choose a new one")
 
 
 @contextmanager
-def removed_on_failure(folder: Path) -> Iterator[None]:
-    """If the block fails, remove what it wrote into a new folder, and the folders that it made."""
-    check_new_folder(folder)
-    new_folders = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+def new_folder(target: Path, *, replaces: bool = False) -> Iterator[Path]:
+    """An empty hidden folder, which becomes ``target`` at the end. After an error, all is as before.
+
+    ``target`` is new or empty, or a folder that is replaced. If the process is killed, ``target`` is not there, and the
+    hidden folder is removed by the next call.
+    """
+    remove_abandoned(target.parent, target)
+    if not replaces:
+        check_new_folder(target)
+    is_inside = target.is_dir() and not replaces  # it may be the current folder, or that of a mounted disk
+    missing = [path for path in target.parents if not path.exists()]
+    hidden = temporary_path(target if is_inside else target.parent)
+    new, old = hidden / "new", hidden / "old"
+    moved: list[Path] = []
     try:
-        yield
-    except BaseException:
-        with suppress(OSError):  # the user needs to see the first error
-            for content in folder.iterdir():
-                shutil.rmtree(content) if content.is_dir() else content.unlink()
-        for path in new_folders:
+        new.mkdir(parents=True)
+        yield new
+        if is_inside:
+            # Without ``configs``, which comes last, no training begins: its first weights would be random
+            for part in sorted(new.iterdir(), key=lambda path: path.name == CONFIGS):
+                moved.append(part.rename(target / part.name))
+        else:
+            if replaces:
+                target.rename(old)
+            new.rename(target)
+    except BaseException as error:
+        if old.is_dir():
+            old.rename(target)
+        for part in (hidden, *moved):
+            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+        for path in missing:
             with suppress(OSError):  # somebody else may have written into it
                 path.rmdir()
+        if isinstance(error, OSError):
+            reason = error.strerror or "not all files could be copied"  # shutil raises one error for all files
+            raise MachineError(f"{target.name}: cannot be written ({reason}); free space or choose another") from error
         raise
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
-def complete_bundle(bundle_root: str | Path, output_dir: str | Path) -> None:
-    """Complete an output folder to a bundle, unless it is the bundle: with configurations, docs and licence.
+def complete_bundle(bundle_root: str | Path, output_dir: str | Path, *, with_model: bool = False) -> None:
+    """Complete an output folder to a bundle, unless it is one: with configurations, docs and licence.
 
-    Its ``inference.json`` and ``evaluate.json`` then describe the trained model. A model card of other weights is
-    marked as such.
-    """
-    if Path(bundle_root).resolve() != Path(output_dir).resolve():
-        _copy_static(Path(bundle_root), Path(output_dir))
-        describe_model(output_dir)
-        source, weights = (models_folder(root) / MODEL for root in (bundle_root, output_dir))
-        if source.is_file() and weights.is_file() and file_checksum(source) != file_checksum(weights):
-            mark_replaced_weights(output_dir)
-
-
-def export_bundle(bundle_root: str | Path, output_dir: str | Path, folder: Path) -> None:
-    """Copy the trained bundle to ``folder``: configurations, docs, licence and weights, but nothing of the data.
-
-    Paths and patterns that the user wrote into the configurations are removed, and so are configurations in YAML.
-    Links to folders are not followed. Its ``train.json`` describes the trained model, too.
+    ``with_model`` copies the bundle's model, too, as the folder of a latent DDIM or fast decoder needs it.
 
     Raises:
-        ConfigError: a file that ends with ``.json`` is not JSON.
+        ConfigError: the output folder has the model of another autoencoder.
     """
-    _copy_static(Path(bundle_root), folder, ignore=_not_copied_for_others)
-    copy_model(Path(output_dir), folder)
-    describe_model(folder, (TRAIN, INFERENCE, EVALUATE))
-    for file in (folder / CONFIGS).rglob("*"):
-        if file.is_file() and file.suffix != ".json":
-            file.unlink()
-    for file in folder.rglob("*.json"):
-        _remove_private_values(file)
+    root, folder = Path(bundle_root), Path(output_dir)
+    if root.resolve() == folder.resolve():
+        return
+    if not (folder / CONFIGS / TRAIN).is_file():
+        _copy_static(root, folder)
+    if with_model:
+        check_no_other_model(root, folder)
+        copy_model(root, folder, (MODEL, METRICS))
 
 
-def _remove_private_values(file: Path) -> None:
-    """Remove private values from a JSON file."""
-    try:
-        content = {"": json.loads(file.read_text())}  # it may be a list
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file.name}: is not a JSON file, so nothing was copied; repair or remove it") from error
-    public = without_private_values(content)
-    if public != content:
-        write_json(file, public[""])
+def describe_folder(folder: str | Path) -> None:
+    """Let the model card and ``metadata.json`` of a trained bundle say what its model is, at the end of a training."""
+    write_model_card(folder, read_description(model_file(folder)))
 
 
-def copy_model(source: Path, target: Path) -> None:
-    """Copy a trained model from one bundle to another, with its first stage, but without its checkpoint."""
-    (target / MODELS).mkdir(exist_ok=True)
-    names = [name for name in MODEL_FILES if name != CHECKPOINT]
-
-    def copy(models: Path) -> None:
-        for name in names:
-            if (models / name).is_file():  # without config.json, configs/train.json describes the model
-                shutil.copy2(models / name, target / MODELS / name)
-
-    read_consistently(source, copy, names)
+def check_no_other_model(bundle_root: str | Path, output_dir: str | Path) -> None:
+    """Check that an output folder has no other autoencoder, which the files of this one would replace."""
+    root, folder = Path(bundle_root), Path(output_dir)
+    files = [models_folder(each) / MODEL for each in (root, folder)]
+    if all(file.is_file() for file in files) and files[0].read_bytes() != files[1].read_bytes():
+        raise ConfigError(
+            f"output_dir: {folder.resolve().name} holds another trained model than {root.resolve().name}; choose "
+            "another output_dir"
+        )
 
 
-def _copy_static(source: Path, target: Path, ignore: Callable[[str, list[str]], list[str]] | None = None) -> None:
+def copy_model(source: str | Path, target: Path, names: tuple[str, ...] = MODEL_FILES) -> None:
+    """Copy the files of a model into a bundle, each in one atomic step; checkpoints stay behind.
+
+    The weights for MONAI's tools are written from the copied file, as a training may replace the source meanwhile.
+    """
+    models = models_folder(source)
+
+    def copy(file: Path, temporary: Path) -> None:
+        shutil.copyfile(file, temporary)
+        if file.name == MODEL:
+            _write_for_monai(target, read_model(temporary, is_built=False))
+
+    for name in names:
+        if (models / name).is_file():
+            write_atomic(target / MODELS / name, partial(copy, models / name))
+
+
+def _write_for_monai(folder: Path, model: ModelFile) -> None:
+    weights = {key: value for key, value in model.tensors.items() if not key.startswith(FIRST_STAGE)}
+    write_for_monai(folder / MODELS / MONAI_MODEL, weights)
+
+
+def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Replace the model of a bundle by that of another bundle.
+
+    A process that loads the target meanwhile gets either the old or the new model, also if this process is killed. The
+    calibration of the old model is removed. A latent DDIM and a fast decoder of the target are kept unless the source
+    has one; they are refused when they are loaded, because they belong to another autoencoder.
+
+    Args:
+        source: a trained bundle, which is only read.
+        target: a bundle, trained or not.
+
+    Raises:
+        ConfigError: the source is not trained, the target is not a bundle, both are the same folder, or another process
+            trains or publishes the target.
+        ScanError: the source is damaged.
+        MachineError: the disk is full, or the target cannot be written; its model stays as it is.
+
+    Example:
+        >>> publish("my_model", "my_model")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: my_model: cannot be published to itself; choose another target
+    """
+    source, target = Path(source), Path(target)
+    if source.resolve() == target.resolve():
+        raise ConfigError(f"{source.name}: cannot be published to itself; choose another target")
+    if not (target / CONFIGS / TRAIN).is_file():
+        raise ConfigError(f"{target.name}: is not a bundle (no configs/train.json); make one with monai-diffae init")
+    read_model(model_file(source), "autoencoder", "first_stage")  # raises the error of a source that cannot be used
+    refuse_other_weights(source)
+    models = target / MODELS
+    with WriteLock(models):
+        copy_model(source, target, (MODEL,))
+        for name in (ANOMALY, METRICS, PROVENANCE, CHECKPOINT):  # of the old model
+            (models / name).unlink(missing_ok=True)
+        copy_model(source, target, (ANOMALY, METRICS, PROVENANCE, LATENT_MODEL, FAST_MODEL))
+        description = read_model(models / MODEL).description
+        write_description(description, target)
+        write_model_card(target, description)
+
+
+class WriteLock:
+    """The right to write a ``models`` folder. It ends with the process, even if that is killed."""
+
+    def __init__(self, models: str | Path) -> None:
+        self.models = Path(models)
+        self._lock = FileLock(self.models / _LOCK)
+
+    def acquire(self) -> None:
+        """Take the lock, and remove the temporary files of killed processes."""
+        with disk_errors(self.models.name):
+            self.models.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=_PATIENCE_S)
+            except Timeout as error:
+                raise ConfigError(
+                    f"{self.models.resolve().parent.name}: another process trains or publishes this bundle; wait until "
+                    "it has ended, or choose another folder"
+                ) from error
+        bundle = self.models.parent
+        remove_abandoned(self.models, bundle, bundle / CONFIGS, bundle / PICTURES)
+
+    def release(self) -> None:
+        """Give the lock back; does nothing without it."""
+        self._lock.release()
+
+    def __enter__(self) -> WriteLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+def _copy_static(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in _STATIC:
         if (source / name).is_dir():
-            shutil.copytree(source / name, target / name, ignore=ignore, dirs_exist_ok=True)
+            shutil.copytree(source / name, target / name, dirs_exist_ok=True)
         elif (source / name).is_file():
             shutil.copy2(source / name, target / name)
 
 
-def _not_copied_for_others(folder: str, names: list[str]) -> list[str]:
-    """Links to folders, such as one with scans, broken links, and what is neither file nor folder."""
-    paths = {name: Path(folder, name) for name in names}
-    return [name for name, path in paths.items() if not path.is_file() and (path.is_symlink() or not path.is_dir())]
+# -- model card --------------------------------------------------------------------------------------------------------
+
+UNTRAINED = "The bundle has no weights"
+NOTE = (
+    "> **This page is about earlier weights.** A training has replaced them. Figures, data and training below are "
+    "those of the earlier weights: describe the new ones before you share them."
+)
+TO_BE_SAID = "Say here which scans these are"
+_MARK = "<!-- The sections Data and Performance are written by each training. -->"
+
+
+def write_model_card(
+    folder: str | os.PathLike[str], description: Mapping[str, Any], *, is_described: bool = False
+) -> None:
+    """Let the model card of a bundle say what its model's description says: its data, training, figures and limits.
+
+    A card that somebody else wrote is marked as that of earlier weights, unless ``is_described``. If a file cannot be
+    read or written, a warning is logged.
+
+    Example:
+        >>> write_model_card("no_such_bundle", {})
+    """
+    metadata, card = Path(folder) / CONFIGS / METADATA, Path(folder) / MODEL_CARD
+    try:
+        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        new = text
+        if not is_described and (UNTRAINED in text or _MARK in text):
+            new = _filled(text, description)
+        elif not is_described and text and NOTE not in text:
+            heading, _, rest = text.partition("\n")
+            new = f"{heading}\n\n{NOTE}\n{rest}"
+        if new != text:
+            write_atomic(card, lambda path: path.write_text(new, encoding="utf-8"))
+        content = read_values(metadata)
+        described = {**_with_channels(content, description), "eval_metrics": description.get("figures", {})}
+        if content and described != content:
+            write_json(metadata, described)
+    except (DiffAEError, OSError, ValueError, TypeError, AttributeError) as error:
+        logger.warning("the model card still describes the earlier weights (%s); change it yourself", one_line(error))
+
+
+def _with_channels(metadata: dict[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata with the channels of what the network gets and gives: images, or latents of a first stage."""
+    channels = description.get("network_def", {}).get("unet", {}).get("in_channels")
+    channels = description.get("in_channels") if channels == "@in_channels" else channels
+    new = deepcopy(metadata)
+    for side in new.get("network_data_format", {}).values() if isinstance(channels, int) else ():
+        for image in side.values():
+            image["num_channels"] = channels
+    return new
+
+
+def _filled(text: str, description: Mapping[str, Any]) -> str:
+    """The card of a recipe with what is known of the trained model."""
+    text = re.sub(rf"{UNTRAINED}[^.]*\.", "The weights were trained by the user of this bundle.", text)
+    text = _with_section(text, "Data", f"{_MARK}\n{_data(description)}")
+    return _with_section(text, "Performance", _performance(description))
+
+
+def _with_section(text: str, heading: str, content: str) -> str:
+    """The text with another content between a heading and the next one."""
+    pattern = rf"(## \*\*{heading}\*\*\n).*?(?=\n#+ )"
+    return re.sub(pattern, lambda match: f"{match[1]}{content}\n", text, count=1, flags=re.DOTALL)
+
+
+def _data(description: Mapping[str, Any]) -> str:
+    data, recipe = description.get("data", {}), description.get("recipe", {})
+    counts = ", ".join(f"{data[name]} for {word}" for name, word in _SPLITS if data.get(name))
+    size = " x ".join(map(str, description.get("image_size", [])))
+    spacing = " x ".join(f"{side:g}" for side in description.get("spacing_mm", []))
+    settings = ", ".join(f"`{key}` {value}" for key, value in recipe.items() if isinstance(value, int | float | str))
+    lines = [
+        f"Cases: {counts or 'not recorded'}. {TO_BE_SAID} (organ, modality, hospital, patients), and who may use them: "
+        "the model knows these scans only.",
+        f"Images of {size}" + (f" voxels of {spacing} mm" if spacing else " pixels") + f", {_intensity(description)}.",
+        f"Training: {settings or 'the values of the recipe'}.",
+    ]
+    return "\n\n".join(lines)
+
+
+_SPLITS = (("train", "training"), ("val", "validation"), ("test", "test"))
+
+
+def _intensity(description: Mapping[str, Any]) -> str:
+    if description.get("intensity") == "window":
+        low, high = description.get("window_hu", ("?", "?"))
+        return f"intensities from {low} to {high} HU"
+    low, high = description.get("percentiles", ("?", "?"))
+    return f"intensities from the {low}th to the {high}th percentile of each image"
+
+
+def _performance(description: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in description.get("figures", {}).items())
+    return (
+        "Measured by the training on its validation cases:\n\n| metric | value |\n|---|---|\n"
+        + (rows or "| none yet | |")
+        + "\n\n`z_sem_usage` above 1 means that the decoder uses z_sem. `monai-diffae evaluate` and `probe` measure "
+        "the model on scans of other patients."
+    )

@@ -7,79 +7,67 @@ from pathlib import Path
 
 from monai_diffae.errors import ConfigError
 
+_PACKAGE = Path(__file__).parents[1]
+
 CONFIGS, MODELS, PICTURES = "configs", "models", "pictures"
 
-TRAIN, TRAIN_LATENT, DISTILL = "train.json", "train_latent.json", "distill.json"
-INFERENCE, EVALUATE = "inference.json", "evaluate.json"
+TRAIN = "train.json"
 METADATA = "metadata.json"  # MONAI's description of a bundle
 MODEL_CARD = "docs/README.md"
+DATA_LICENSE = "docs/data_license.txt"
 MULTI_GPU = "multi_gpu_"  # prefix of the file in ``CONFIGS`` that is laid over a training configuration
-MODEL = "model.pt"  # the averaged weights as a flat state dict
-SAFE_MODEL = "model.safetensors"  # the same weights, as a bundle with weights is shipped
-CONFIG = "config.json"  # describes the network, preprocessing and inferer of ``MODEL``
-METRICS = "metrics.json"  # the metrics of the last validation, such as ``z_sem_usage``
-ANOMALY = "anomaly.pt"  # the residuals of held-out cases, with which anomaly maps and scores are calibrated
-SAFE_ANOMALY = "anomaly.safetensors"  # the same, as it is shipped with weights
-CHECKPOINT = "checkpoint.pt"  # everything that a training needs to resume
-TRAINING = "training.json"  # the settings of the training, as an overlay of its configuration
-PROVENANCE = "provenance.json"  # from which official checkpoint the weights are
 NETWORKS = "networks.json"  # describes the networks that ``export`` wrote beside it
 
-LATENT_PREFIX = "latent_"  # prefix of the files of a latent DDIM
-LATENT_MODEL, LATENT_CONFIG = "latent_model.pt", "latent_config.json"
-LATENT_SAFE_MODEL = f"{LATENT_PREFIX}{SAFE_MODEL}"
-FAST_PREFIX = "fast_"  # prefix of the files of a fast decoder
-FAST_MODEL, FAST_CONFIG = "fast_model.pt", "fast_config.json"
-FIRST_STAGE_PREFIX = "first_stage_"  # prefix of the files of a first stage beside the model on its latents
+MODEL = "model.safetensors"  # the averaged weights and their description: all that this package reads
+MONAI_MODEL = "model.pt"  # the same weights as a flat state dict, for MONAI's own tools; never read
+METRICS = "metrics.json"  # the metrics of the last validation, such as ``z_sem_usage``
+CHECKPOINT = "checkpoint.pt"  # everything that a training needs to resume
+ANOMALY = "anomaly.safetensors"  # the residuals of held-out cases, with which anomaly maps and scores are calibrated
+PROVENANCE = "provenance.json"  # from which official checkpoint the weights are
 
-LOADED_FILES = (MODEL, CONFIG, f"{FIRST_STAGE_PREFIX}{MODEL}", f"{FIRST_STAGE_PREFIX}{CONFIG}")
-"""The files that a trained model is loaded from."""
+LATENT_PREFIX, FAST_PREFIX = "latent_", "fast_"  # prefixes of the files of a latent DDIM and of a fast decoder
+LATENT_MODEL, FAST_MODEL = f"{LATENT_PREFIX}{MODEL}", f"{FAST_PREFIX}{MODEL}"
 
-MODEL_FILES = (*LOADED_FILES, SAFE_MODEL, CHECKPOINT, TRAINING, METRICS, ANOMALY, PROVENANCE)
-"""The files that belong to a model and are replaced together."""
+MODEL_FILES = (MODEL, LATENT_MODEL, FAST_MODEL, ANOMALY, METRICS, PROVENANCE)
+"""The files in ``models`` that are copied with a model; the one for MONAI's tools is written anew."""
 
-LATENT_FILES = tuple(f"{LATENT_PREFIX}{name}" for name in (MODEL, SAFE_MODEL, CONFIG, CHECKPOINT, TRAINING, METRICS))
-"""The files of a latent DDIM; they name the autoencoder that they belong to."""
 
-FAST_FILES = tuple(f"{FAST_PREFIX}{name}" for name in (MODEL, CONFIG, CHECKPOINT, TRAINING, METRICS))
-"""The files of a fast decoder; they name the autoencoder that they belong to."""
-
-FILES_THAT_RUN = {
-    MODELS: (CONFIG, LATENT_CONFIG, f"{FIRST_STAGE_PREFIX}{CONFIG}"),
-    CONFIGS: (TRAIN, TRAIN_LATENT, DISTILL),
-}
-"""The configurations that commands build or run, by their folders. Others are for MONAI's own tools."""
-
-NEXT = "next"  # folder in ``MODELS`` with a newer set of all these files, while they are moved to their places
+def shipped(kind: str) -> Path:
+    """The folder of the shipped ``bundles`` or ``overlays``: in the installed package, or beside it in a checkout."""
+    in_wheel = _PACKAGE / kind
+    return in_wheel if in_wheel.is_dir() else _PACKAGE.parent / {"overlays": "configs"}.get(kind, kind)
 
 
 def models_folder(bundle: str | os.PathLike[str]) -> Path:
-    """The folder with a bundle's model: ``models``, or ``models/next`` while a newer model is put in its place."""
-    return newest_files(Path(bundle) / MODELS)
-
-
-def newest_files(models: Path) -> Path:
-    """A ``models`` folder, or the folder ``next`` in it while a newer model is put in its place."""
-    newer = models / NEXT
-    return newer if newer.is_dir() else models
-
-
-def model_config_file(bundle: str | os.PathLike[str]) -> Path:
-    """The file that describes a bundle's model: ``models/config.json``, or ``configs/train.json`` without it."""
-    written_by_training = models_folder(bundle) / CONFIG
-    return written_by_training if written_by_training.is_file() else Path(bundle) / CONFIGS / TRAIN
-
-
-def check_trained(bundle: str | os.PathLike[str], models: Path, *names: str) -> None:
-    """Check that a bundle has the files of a trained model; without ``names``, the weights.
+    """The folder with the model files of a bundle, which is a folder, or the file of a model itself.
 
     Example:
-        >>> check_trained("my_bundle", Path("my_bundle/models"))
+        >>> models_folder("my_bundle"), models_folder("a/model.safetensors")
+        (PosixPath('my_bundle/models'), PosixPath('a'))
+    """
+    path = Path(bundle)
+    return path.parent if path.suffix == Path(MODEL).suffix else path / MODELS
+
+
+def model_file(bundle: str | os.PathLike[str]) -> Path:
+    """The file of a bundle's model; a bundle is a folder, or the file itself.
+
+    Raises:
+        ConfigError: there is no such file.
+
+    Example:
+        >>> model_file("my_bundle")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: my_bundle: there is no models/model.pt; train the bundle first, or ...
+        monai_diffae.errors.ConfigError: my_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
-    for name in names or (MODEL,):
-        if not (models / name).is_file():
-            other = "choose a trained one" if Path(bundle).is_dir() else "check the path: there is no such folder"
-            raise ConfigError(f"{Path(bundle).name}: there is no models/{name}; train the bundle first, or {other}")
+    root = Path(bundle)
+    if root.suffix == Path(MODEL).suffix:
+        if not root.is_file():
+            raise ConfigError(f"{root.name}: there is no such file; give a trained bundle, or the file of its model")
+        return root
+    path = root / MODELS / MODEL
+    if not path.is_file():
+        other = "choose a trained one" if root.is_dir() else "check the path: there is no such folder"
+        raise ConfigError(f"{root.resolve().name}: there is no {MODELS}/{MODEL}; train the bundle first, or {other}")
+    return path

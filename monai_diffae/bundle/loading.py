@@ -1,39 +1,47 @@
-"""A trained bundle: its network, inferer and preprocessing, loaded from its folder."""
+"""A trained bundle: its network, inferer and preprocessing, loaded from the file of its model."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
+import json
 import os
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from monai.transforms import Transform
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from monai_diffae.bundle import layout
-from monai_diffae.bundle.checksums import checksum, config_checksum
-from monai_diffae.bundle.config import check_arguments, model_config
-from monai_diffae.bundle.config_reading import read_config
-from monai_diffae.bundle.config_values import check_device, check_rules
-from monai_diffae.bundle.consistent_reading import read_consistently
-from monai_diffae.bundle.fast_decoders import read_fast_decoder
-from monai_diffae.bundle.last_metrics import last_usage
+from monai_diffae.bundle.code import check_code
+from monai_diffae.bundle.config import (
+    build,
+    check_device,
+    check_dimensions,
+    check_image_size,
+    check_rules,
+    model_config,
+)
+from monai_diffae.bundle.description import describe
+from monai_diffae.bundle.folders import shipped_bundle
+from monai_diffae.bundle.layout import CONFIGS, MODEL, TRAIN, model_file, models_folder
+from monai_diffae.bundle.model_file import SECTIONS, checksum, model_parser, read_model, refuse_other_weights
 from monai_diffae.bundle.opened_case import CaseImages, OpenedCase, open_case
-from monai_diffae.bundle.preprocessing_config import preprocessing_checksum, preprocessing_config
-from monai_diffae.bundle.trust import check_code
-from monai_diffae.bundle.weights import read_weights
-from monai_diffae.data.file_checksums import file_checksum
-from monai_diffae.errors import ConfigError, find_diffae_error, one_line, quoted
+from monai_diffae.bundle.parser import Parser, no_such_key, read_config, set_values
+from monai_diffae.bundle.parts import first_stage_of, load_fast_decoder
+from monai_diffae.diffusion import Solver
+from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
-if TYPE_CHECKING:
-    from monai.bundle import ConfigParser
-
-T = TypeVar("T")
+_NEEDED = ("network_def", "inferer", "preprocessing", "model_range")
+_SAID = (*SECTIONS, "frozen", "first_stage", "first_stage_sha256")  # other values would have no effect
+_OF_THE_COHORT = ("columns", "patient_pattern")  # no part of a description, as they can name patients
 
 
 @dataclass
@@ -41,16 +49,14 @@ class TrainedBundle:
     """A trained model with everything needed to use it.
 
     Attributes:
-        folder: the bundle's folder.
+        folder: the bundle's folder, or the file of its model.
         network: in evaluation mode, on ``device``, with the averaged weights.
         inferer: encodes, inverts, decodes.
         preprocessing: a MONAI transform from a case's item to ``[C, *S]`` in ``model_range``.
-        config: the values of the model's config keys, such as ``image_size``.
-        sha256: SHA-256 of the loaded weights.
-        config_sha256: SHA-256 of the configuration that describes the model.
+        config: the model's description, with overrides: configurations of its parts, and values such as ``image_size``.
+        sha256: SHA-256 of the model's file.
         device: where the network is.
-        z_sem_usage: how much the decoder uses z_sem, from the last validation of the training; None: not measured.
-        fast_sha256: SHA-256 of the fast decoder's weights; None: the bundle was loaded with the exact decoder.
+        fast_sha256: SHA-256 of the fast decoder's file; None: the bundle was loaded with the exact decoder.
     """
 
     folder: Path
@@ -59,27 +65,33 @@ class TrainedBundle:
     preprocessing: Callable[[Any], Any]
     config: dict[str, Any] = field(repr=False)
     sha256: str
-    config_sha256: str
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    z_sem_usage: float | None = None
     fast_sha256: str | None = None
 
     def is_current(self) -> bool:
         """Whether the bundle's folder still has this model, or another one since it was loaded.
 
-        Weights and configuration are compared by their checksums. The weights are only read if their file changed.
+        The file is only read if it changed.
 
         Raises:
             ConfigError: the folder has no trained model any more.
         """
-        current = read_consistently(self.folder, lambda _: (checksum(self.folder), config_checksum(self.folder)))
-        return current == (self.sha256, self.config_sha256)
+        return checksum(self.folder) == self.sha256
 
     @property
     def made_from(self) -> dict[str, Any]:
         """What every result of this bundle depends on: the beginning of its record."""
         fast = {} if self.fast_sha256 is None else {"fast_decoder": self.fast_sha256}
-        return {"model": self.sha256, "config": self.config_sha256, **fast}
+        return {"model": self.sha256, **fast}
+
+    @property
+    def z_sem_usage(self) -> float | None:
+        """How much the decoder uses z_sem, from the training's last validation; None: not measured.
+
+        It is the denoising loss with another image's z_sem, divided by that with the image's own; 1: z_sem is not used.
+        """
+        usage = self.config.get("figures", {}).get("z_sem_usage")
+        return None if usage is None else float(usage)
 
     @property
     def preprocessing_sha256(self) -> str:
@@ -99,8 +111,10 @@ class TrainedBundle:
 
     @property
     def grid_affine(self) -> NDArray[np.float64] | None:
-        """The affine of volumes in the model's grid; None for 2D models."""
-        return grid_affine(self.config)
+        """The affine of volumes in the model's grid, with the first voxel at 0 mm; None for 2D models."""
+        if "spacing_mm" not in self.config:
+            return None
+        return np.diag([*map(float, self.config["spacing_mm"]), 1.0])
 
     @property
     def x_T_shape(self) -> tuple[int, ...]:
@@ -146,21 +160,6 @@ class TrainedBundle:
         return open_case(self, image, slice=slice, id=id)
 
 
-def grid_affine(config: Mapping[str, Any]) -> NDArray[np.float64] | None:
-    """Return the affine of a volume in the grid of a model with this configuration, with the first voxel at 0 mm.
-
-    Returns:
-        ``[4, 4]`` from ``spacing_mm``, or None for a 2D model.
-
-    Example:
-        >>> grid_affine({"spatial_dims": 3, "spacing_mm": [1.5, 1.5, 3.0]}).diagonal().tolist()
-        [1.5, 1.5, 3.0, 1.0]
-    """
-    if "spacing_mm" not in config:
-        return None
-    return np.diag([*map(float, config["spacing_mm"]), 1.0])
-
-
 def load_bundle(
     bundle: str | os.PathLike[str],
     device: str | torch.device | None = None,
@@ -168,111 +167,204 @@ def load_bundle(
 ) -> TrainedBundle:
     """Load a trained bundle.
 
-    The model is described by ``models/config.json``, which training writes beside the weights, or by
-    ``configs/train.json`` if that file does not exist.
+    Everything is read from one file, ``models/model.safetensors``, whose header describes the model.
 
     Args:
-        bundle: the bundle's folder.
+        bundle: the bundle's folder, or the file itself.
         device: where to compute; None: the GPU if there is one.
-        overrides: values for keys of the configuration, such as ``{"inferer#steps": 20}``.
+        overrides: values for keys of the model's description, such as ``{"inferer#steps": 20}``.
 
     Raises:
         ConfigError: the bundle is not trained, its weights are of another network, an override names an unknown key,
             or a component refuses a value.
-        UnsafeInputError: the configuration has code of its own, and is not trusted (:func:`trusting`).
+        ScanError: the file is damaged.
+        UnsafeInputError: the model names something to build that can do more than compute, and is not trusted
+            (:func:`trusting`).
         MachineError: the device does not exist.
 
     Example:
         >>> load_bundle("my_model")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: my_model: there is no models/model.pt; train the bundle first, or ...
+        monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, or ...
     """
-    overrides = dict(overrides or {})
-    if "device" in overrides:
-        raise ConfigError("device: is not a key of the model's configuration; use the argument device")
-    if device is not None:
-        check_device(device)
+    if "device" in (overrides or {}):
+        raise ConfigError("device: is not a key of the model's description; use the argument device")
+    device = _device(device)
     root = Path(bundle)
-    return read_consistently(root, lambda models: _loaded(root, models, device, overrides))
-
-
-def _loaded(root: Path, models: Path, device: str | torch.device | None, overrides: Mapping[str, Any]) -> TrainedBundle:
-    """Load a bundle whose model is in the folder ``models``; :func:`load_bundle` lists the errors."""
-    layout.check_trained(root, models)
-    parser = described_model(root, overrides)
-    values = dict(parser.get())
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    parser.update({"bundle_root": str(root), "device": device})  # a first stage is in the bundle, too
+    path = model_file(root)
+    model = read_model(path, "autoencoder")
+    refuse_other_weights(root)
+    config = _with_overrides(model.description, overrides or {}, f"{root.name}: {MODEL}")
+    parser = model_parser(config)
+    if "first_stage" in config:
+        parser["first_stage"] = first_stage_of(model).to(device)
     network = build(parser, "network_def", nn.Module)
-    network.load_state_dict(read_weights(models / layout.MODEL, network))
+    model.load_into(network)
     network.to(device).eval().requires_grad_(False)
-    checksums = checksum(root), config_checksum(root)
-    inferer, preprocessing = build_companions(parser, device)
+    inferer, preprocessing = _companions(parser, device)
     fast_sha256 = None
     if inferer.decoder == "fast":
-        inferer = inferer.replace(fast_decoder=read_fast_decoder(models, network, checksums[0], device))
-        fast_sha256 = file_checksum(models / layout.FAST_MODEL)
-    return TrainedBundle(
-        root, network, inferer, preprocessing, values, *checksums, device, last_usage(root), fast_sha256
-    )
+        fast_decoder, fast_sha256 = load_fast_decoder(models_folder(root), network, model.sha256, device)
+        inferer = inferer.replace(fast_decoder=fast_decoder)
+    return TrainedBundle(root, network, inferer, preprocessing, config, model.sha256, device, fast_sha256)
 
 
-def build_companions(parser: ConfigParser, device: torch.device) -> tuple[DiffusionAutoencoderInferer, Transform]:
-    """The inferer and the preprocessing that a model's configuration describes, for a network on a device."""
+def load_untrained(
+    bundle: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> TrainedBundle:
+    """Load a bundle with the preprocessing that its training has or would have, and random weights.
+
+    ``bundle`` is a folder, trained or not, or the name of a shipped bundle. The ``sha256`` of the result stands for the
+    description and the seed.
+    """
+    device = _device(device)
+    root = Path(bundle) if Path(bundle).exists() else shipped_bundle(str(bundle))
+    try:
+        path = model_file(root)
+    except ConfigError:
+        parser = read_config(root / CONFIGS / TRAIN)
+        check_code(overrides or {}, "overrides", places=False)
+        set_values(parser, {**(overrides or {}), "bundle_root": str(root)}, "the configuration", f"configs/{TRAIN}")
+        check_rules(dict(parser.get()))
+        check_dimensions(dict(parser.get()))
+        parser.parse()
+        config = describe(parser)
+    else:
+        description = read_model(path, "autoencoder").description
+        config = _with_overrides(description, overrides or {}, f"{root.name}: {MODEL}")
+        check_dimensions(config)
+    network = untrained_network(config, seed).to(device)
+    check_image_size(network, config["image_size"])
+    companions = _companions(model_parser(config), device)
+    text = json.dumps([seed, config], sort_keys=True, default=str)
+    return TrainedBundle(root, network, *companions, config, hashlib.sha256(text.encode()).hexdigest(), device)
+
+
+def untrained_network(config: Mapping[str, Any], seed: int = 0) -> nn.Module:
+    """The network that a description describes, with random weights, in evaluation mode on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(model_parser(config), "network_def", nn.Module)
+    return network.eval().requires_grad_(False)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is not None:
+        check_device(device)
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _with_overrides(description: Mapping[str, Any], overrides: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A model's description with other values; ``name`` is that of its file in errors."""
+    lacks = [key for key in _NEEDED if key not in description]
+    if lacks:
+        raise ConfigError(f"{name} lacks {quoted(lacks[0])}; choose the file of a diffusion autoencoder")
+    check_code(overrides, "overrides", places=False)
+    what, command = "the model's description", f"monai-diffae info {name.partition(':')[0]}"
+    frozen = set(description.get("frozen", ()))
+    for key, value in overrides.items():
+        top = str(key).partition("#")[0]
+        if top == key and key not in {*description, *_OF_THE_COHORT}:  # components may get new arguments
+            raise ConfigError(no_such_key(key, what, command))
+        if top in _SAID:
+            raise ConfigError(f"{key}: says what the model is, so it cannot be changed; omit it")
+        if top in frozen and value != description.get(key):
+            raise ConfigError(
+                f"{key}: other values were computed from it when the model was trained, so it cannot be changed; "
+                "train a model with this value"
+            )
+    parser = Parser(deepcopy(dict(description)))
+    set_values(parser, overrides, what, command)
+    config = dict(parser.get())
+    config.pop("_meta_", None)
+    check_rules(config)
+    return config
+
+
+def preprocessing_of(description: Mapping[str, Any]) -> Transform:
+    """The preprocessing that a description describes."""
+    transform: Transform = build(model_parser(description), "preprocessing", Transform)  # type: ignore[type-abstract]
+    return transform
+
+
+def _companions(parser: Parser, device: torch.device) -> tuple[DiffusionAutoencoderInferer, Transform]:
+    """The inferer and the preprocessing that a description describes, for a network on a device."""
     inferer = build(parser, "inferer", DiffusionAutoencoderInferer)
     inferer.schedule.to(device)
     preprocessing: Transform = build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
     return inferer, preprocessing
 
 
-def described_model(root: Path, overrides: Mapping[str, Any]) -> ConfigParser:
-    """The configuration that describes a bundle's model, trained or not, with overrides, checked."""
-    config = layout.model_config_file(root)
-    parser = read_config(config)
-    lacks = [key for key in ("network_def", "inferer", "preprocessing", "model_range") if key not in parser]
-    if lacks:
-        raise ConfigError(
-            f"{root.name}: {config.name} lacks {quoted(lacks[0])}; copy it again, or choose a diffusion autoencoder"
-        )
-    check_code(overrides, "overrides", places=False)
-    unknown = [key for key in overrides if "#" not in key and key not in parser]  # components may get new arguments
-    if unknown:
-        raise ConfigError(no_such_key(unknown[0], "the model's configuration", "models/config.json"))
-    set_values(parser, overrides, "the model's configuration", "models/config.json")
-    check_rules(dict(parser.get()))
-    return parser
+# -- preprocessing -----------------------------------------------------------------------------------------------------
 
 
-def set_values(parser: ConfigParser, values: Mapping[str, Any], what: str, file: str) -> None:
-    """Set values of a configuration by their ids, such as ``{"inferer#steps": 20}``.
+def preprocessing_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a model's description that says how scans are preprocessed, with the keys that it refers to."""
+    return model_config(config, roots=("preprocessing",))
 
-    ``what`` and ``file`` name the configuration and the file with its keys in errors.
+
+def preprocessing_checksum(preprocessing: Mapping[str, Any]) -> str:
+    """SHA-256 of the values of :func:`preprocessing_config`; 1 and 1.0 are the same value.
+
+    Example:
+        >>> preprocessing_checksum({"percentiles": (1, 99)}) == preprocessing_checksum({"percentiles": [1.0, 99.0]})
+        True
     """
-    for key, value in values.items():
-        if not key:  # MONAI would replace the whole configuration
-            raise ConfigError(no_such_key("''", what, file))
-        try:
-            parser[key] = value
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise ConfigError(no_such_key(key, what, file)) from error
+    plain = json.loads(json.dumps(preprocessing), parse_int=float)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def no_such_key(key: str, what: str, file: str) -> str:
-    """The message about an id that a configuration does not have."""
-    return f"{key}: {what} has no such key; see {file} for those it has"
+# -- decoding ----------------------------------------------------------------------------------------------------------
+
+# Components have a configuration or weights of their own, the batch size does not change the result, and ``clip_range``
+# is None without ``clip``.
+_NOT_SETTINGS = ("schedule", "first_stage", "fast_decoder", "batch_size", "clip")
 
 
-def build(parser: ConfigParser, key: str, kind: type[T]) -> T:
-    """Build the component of a configuration with this id, and check its type."""
-    try:
-        component = parser.get_parsed_content(key)
-    except Exception as error:
-        cause = find_diffae_error(error)
-        if cause is not None:
-            raise type(cause)(str(cause)) from error
-        check_arguments(model_config(parser.get(), roots=(key,)))
-        raise ConfigError(f"{key}: cannot be built from the configuration: {one_line(error)}") from error
-    if not isinstance(component, kind):
-        raise ConfigError(f"{key}: must be a {kind.__name__}, but the configuration gives {type(component).__name__}")
-    return component
+def inferer_overrides(overrides: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+    """Overrides of a bundle's configuration, extended by settings of its inferer, of which None means the bundle's.
+
+    Example:
+        >>> inferer_overrides({}, steps=50, solver="unipc", spacing=None)
+        {'inferer#invert_steps': None, 'inferer#steps': 50, 'inferer#solver': 'unipc'}
+    """
+    if (settings.get("decoder") or overrides.get("inferer#decoder")) == "fast":
+        unused = next((name for name in ("steps", "solver", "spacing") if settings.get(name) is not None), None)
+        if unused is not None:
+            raise ConfigError(f"{unused}: has no effect on the fast decoder; omit it, or choose decoder exact")
+    # If ``steps`` is given, it also sets the number of inversion steps, instead of the bundle's.
+    default = {} if settings.get("steps") is None else {"inferer#invert_steps": None}
+    given = {f"inferer#{key}": value for key, value in settings.items() if value is not None}
+    return {**default, **overrides, **given}
+
+
+def inferer_settings(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:
+    """How an inferer decodes and inverts, as plain values, whether a command or the configuration chose them.
+
+    All of its arguments are included, so a result's record also names an argument that is added later.
+
+    Example:
+        >>> from monai_diffae.diffusion import DiffusionSchedule
+        >>> settings = inferer_settings(DiffusionAutoencoderInferer(DiffusionSchedule(), solver="ddim", steps=5))
+        >>> settings["solver"], settings["steps"], settings["invert_steps"], settings["spacing"]
+        ('ddim', 5, 5, 'logsnr')
+    """
+    arguments = [name for name in inspect.signature(type(inferer)).parameters if name not in _NOT_SETTINGS]
+    return {
+        **{name: getattr(inferer, name) for name in arguments},
+        "solver": _solver_name(inferer.solver),
+        "spacing": inferer.spacing or inferer.schedule.spacing,
+        "clip_range": None if inferer.clip_range is None else list(inferer.clip_range),
+    }
+
+
+def _solver_name(solver: Solver | functools.partial[Tensor]) -> str:
+    """``unipc``, or ``unipc(order=2)`` for a functools.partial; a configuration can name any callable."""
+    if isinstance(solver, functools.partial):
+        options = ", ".join(f"{name}={value}" for name, value in solver.keywords.items())
+        return f"{_solver_name(solver.func)}({options})"
+    return str(getattr(solver, "__name__", type(solver).__name__))

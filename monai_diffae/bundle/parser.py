@@ -1,22 +1,18 @@
-"""MONAI's parser of configurations, for programs of several threads."""
+"""MONAI's parser of configurations for programs of several threads, and what is built with it."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from monai.bundle import ComponentLocator, ConfigParser
 
-# MONAI's transforms (1.6.1) give a volume another grid if its affine is rounded differently
-_KEYS, _SPACING = {"keys": "@image_keys"}, {"keys": "@image_keys", "pixdim": "@spacing_mm"}
-_REPLACED = {
-    json.dumps(old, sort_keys=True): {"_target_": f"monai_diffae.transforms.{name}", **arguments}
-    for old, name, arguments in (
-        ({"_target_": "Orientationd", "axcodes": "RAS", "labels": None, **_KEYS}, "ToRASd", _KEYS),
-        ({"_target_": "Spacingd", "mode": "bilinear", "padding_mode": "border", **_SPACING}, "ToSpacingd", _SPACING),
-    )
-}
+from monai_diffae.bundle.code import check_code
+from monai_diffae.errors import ConfigError
 
 
 class ModuleLocator(ComponentLocator):
@@ -46,12 +42,56 @@ class Parser(ConfigParser):
         super().__init__(config)
         self.locator = ModuleLocator()
 
-    @classmethod
-    def load_config_files(cls, files: Any, **options: Any) -> dict[str, Any]:
-        """Read configurations; transforms that earlier versions wrote are replaced by those of this one."""
-        content: dict[str, Any] = super().load_config_files(files, **options)
-        preprocessing = content.get("preprocessing")
-        if isinstance(preprocessing, dict) and isinstance(preprocessing.get("transforms"), list):
-            new = [_REPLACED.get(json.dumps(one, sort_keys=True), one) for one in preprocessing["transforms"]]
-            content["preprocessing"] = {**preprocessing, "transforms": new}
-        return content
+
+def read_config(*files: Path) -> Parser:
+    """Read the configurations of a training, of which later ones replace values of earlier ones, and check their code.
+
+    The first file is in a folder of a bundle.
+    """
+    bundle, names = files[0].absolute().parents[1].name, ", ".join(file.name for file in files)
+    parser = Parser()
+    try:
+        parser.read_config([str(file) for file in files])
+        dict(parser.get())
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError) as error:
+        raise ConfigError(f"{bundle}: {names} cannot be read; copy the bundle again") from error
+    check_code(parser.get(), f"{bundle}: {names}")
+    return parser
+
+
+def set_values(parser: ConfigParser, values: Mapping[str, Any], what: str, file: str) -> None:
+    """Set values of a configuration by their ids, such as ``{"inferer#steps": 20}``.
+
+    ``what`` and ``file`` name the configuration and the file with its keys in errors.
+    """
+    for key, value in values.items():
+        # of an id with an empty part, MONAI ignores the part, or replaces the whole configuration
+        if not (isinstance(key, str) and all(re.split("#|::", key))):
+            raise ConfigError(no_such_key(str(key) or "''", what, file))
+        try:
+            parser[key] = value
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise ConfigError(no_such_key(key, what, file)) from error
+
+
+def no_such_key(key: str, what: str, file: str) -> str:
+    """The message about an id that a configuration does not have."""
+    return f"{key}: {what} has no such key; see {file} for those it has"
+
+
+def read_values(file: Path, advice: str = "copy the bundle again") -> dict[str, Any]:
+    """Read a JSON file with keys and values, none if there is no such file; ``advice`` ends an error's message.
+
+    Example:
+        >>> read_values(Path("no_such_bundle/configs/train.json"))
+        {}
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):  # the bundle can be the file of a model
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file.name}: cannot be read; {advice}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file.name}: cannot be read; {advice}")
+    return content

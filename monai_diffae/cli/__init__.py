@@ -100,7 +100,7 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
             json_output: Print the result as JSON.
             quiet: Show only warnings and errors.
             debug: Show tracebacks and every line of the log.
-            trust: Run code that the bundle brings along, now and whenever its configuration is the same.
+            trust: Build what the bundle names although it can do more than compute: its author's code runs.
             threads: Number of CPU threads; by default one for small images and networks, else one per core.
         """
         _set_up_logging(quiet, debug)
@@ -121,7 +121,7 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
 def _trust(is_given: bool) -> AbstractContextManager[None]:
     if not is_given:
         return nullcontext()
-    from monai_diffae.bundle.trust import trusting
+    from monai_diffae.bundle.code import trusting
 
     return trusting()
 

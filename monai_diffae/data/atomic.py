@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,9 @@ _MACHINE_ERRORS = {
 }  # fmt: skip
 
 
+TEMPORARY = ".tmp-"
+"""The beginning of the names of temporary files and folders."""
+
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-")
 _ABANDONED_AFTER_S = 86400.0
@@ -40,7 +44,7 @@ def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object])
     stays.
     """
     path = Path(path)
-    temporary = path.parent / f".tmp-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}{_suffix(path)}"
+    temporary = temporary_path(path.parent, _suffix(path))
     try:
         with disk_errors(path.name):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,16 +58,23 @@ def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object])
     return path
 
 
-def remove_abandoned(*folders: Path) -> None:
-    """Delete the temporary files that killed processes have left in these folders.
+def temporary_path(folder: Path, suffix: str = "") -> Path:
+    """A name that no other file or folder has, and that says which process uses it."""
+    return folder / f"{TEMPORARY}{_HOST}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
 
-    A file is abandoned if its process was one of this machine and has ended, or after a day.
+
+def remove_abandoned(*folders: Path) -> None:
+    """Delete the temporary files and folders that killed processes have left in these folders.
+
+    They are abandoned if their process was one of this machine and has ended, or after a day.
     """
     for folder in folders:
-        for file in folder.glob(".tmp-*"):
+        for path in folder.glob(f"{TEMPORARY}*"):
             with suppress(OSError):
-                if _has_ended(file.name) or time.time() - file.stat().st_mtime > _ABANDONED_AFTER_S:
-                    file.unlink()
+                if _has_ended(path.name):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                elif time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
+                    path.unlink()
 
 
 def _has_ended(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,27 @@ def save_tensors(content: Mapping[str, Any], path: Path) -> None:
     _check_written(path)
 
 
-def _check_written(path: Path) -> None:
-    """Compare a new file with the checksums that torch has computed of the tensors in memory."""
+def save_bytes(parts: Sequence[bytes | memoryview], path: Path) -> None:
+    """Write a file of several parts, and read it back from the disk."""
+    with path.open("wb") as stream:
+        stream.writelines(parts)
+    _flush(path)
+    with path.open("rb") as stream:
+        if any(stream.read(len(part)) != part for part in parts):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def _flush(path: Path) -> None:
+    """Write a file to the disk, so that it is then read from there and not from the system's copy in memory."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
-        if hasattr(os, "posix_fadvise"):  # else the system may give back its copy in memory
+        if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _check_written(path: Path) -> None:
+    """Compare a new file with the checksums that torch has computed of the tensors in memory."""
+    _flush(path)
     try:
         is_whole = zipfile.is_zipfile(path)
         check_archive(path)

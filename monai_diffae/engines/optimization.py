@@ -50,7 +50,7 @@ def learning_rate_schedule(
         if step > total_steps and final_factor == 0:
             raise ConfigError(
                 f"lr_schedule: 'cosine' ends at step {total_steps} with a learning rate of 0, but the training "
-                "continues; in federated training, add configs/federated.json and set num_rounds to all rounds"
+                "continues; in federated training, add configs/overlays/federated.json and set num_rounds to all rounds"
             )
         done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
         return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * done))

@@ -38,7 +38,7 @@ class Thumbnails:
             return bytes(table["thumbnail"][row])
         case = self.atlas.cases[row]
         (state,) = scan_states([case])
-        file = self.folder / self.session.trained.config_sha256[:12] / f"{case.file_name}-{state[:12]}.png"
+        file = self.folder / self.session.trained.sha256[:12] / f"{case.file_name}-{state[:12]}.png"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             content = self._make(row)

@@ -7,7 +7,7 @@ from monai_diffae.handlers.checkpoint import CheckpointKeeper
 from monai_diffae.handlers.checkpoint_file import check_resumes
 from monai_diffae.handlers.curves import TrainingCurves
 from monai_diffae.handlers.ema import EMA
-from monai_diffae.handlers.first_stage import FirstStageKeeper, FirstStagePictures, LatentRemover, LatentScale
+from monai_diffae.handlers.first_stage import FirstStagePictures, LatentRemover, LatentScale
 from monai_diffae.handlers.logged_model import log_bundle
 from monai_diffae.handlers.mlflow import MLflowTracking, default_tracking_uri
 from monai_diffae.handlers.pictures import ReconstructionPictures
@@ -22,7 +22,6 @@ __all__ = [
     "EMA",
     "BadScans",
     "CheckpointKeeper",
-    "FirstStageKeeper",
     "FirstStagePictures",
     "LatentRemover",
     "LatentScale",

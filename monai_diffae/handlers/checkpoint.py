@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,19 @@ from ignite.engine import Events
 from monai.engines import Workflow
 from torch import nn
 
-from monai_diffae.bundle.layout import ANOMALY, CHECKPOINT, CONFIG, METRICS, MODEL, PROVENANCE, SAFE_MODEL, TRAINING
-from monai_diffae.bundle.model_card import mark_replaced_weights
-from monai_diffae.bundle.training_description import TrainingDescription
-from monai_diffae.bundle.warm_start import own_weights, start_weights
-from monai_diffae.bundle.writing import WriteLock, replace_files
+from monai_diffae.bundle.folders import WriteLock, write_model_card
+from monai_diffae.bundle.layout import ANOMALY, CHECKPOINT, METRICS, MODEL, MONAI_MODEL, PROVENANCE
+from monai_diffae.bundle.model_file import FIRST_STAGE, read_model, refuse_other_weights, write_for_monai, write_model
+from monai_diffae.bundle.training import TrainingDescription
 from monai_diffae.data.atomic import write_json
-from monai_diffae.data.tensor_files import save_tensors, write_tensors
+from monai_diffae.data.tensor_files import write_tensors
 from monai_diffae.engines.step_draws import SCHEME
 from monai_diffae.engines.step_figures import diverged
 from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.errors import ConfigError, DiffAEError
 from monai_diffae.handlers.checkpoint_file import read_checkpoint
 from monai_diffae.handlers.ema import EMA
+from monai_diffae.handlers.metric_names import is_of_probes
 from monai_diffae.handlers.outside_weights import OutsideWeights
 from monai_diffae.handlers.resumed_optimizer import lay_out_like_parameters, set_rates, set_schedule_back
 from monai_diffae.handlers.stop_requests import StopRequests
@@ -39,15 +37,15 @@ logger = logging.getLogger(__name__)
 class CheckpointKeeper:
     """Ignite handler: save and resume a training: weights, EMA, optimiser, learning-rate schedule, scaler and step.
 
-    ``models/checkpoint.pt`` has everything, ``models/model.pt`` the flat EMA state dict that MONAI bundles load, and
-    ``models/metrics.json`` the metrics of the last validation. All are written to temporary files, flushed to the disk,
-    read back and then renamed (MONAI's and Ignite's savers delete the old file first). They are saved at the end of
-    each epoch, every ``interval_minutes`` within an epoch, and when the training is asked to stop (``stop_requests``:
-    SIGTERM, Ctrl-C or an event), which ends the process with exit code 143 or 130, or raises TrainingStopped. Nothing
-    is saved between accumulation steps, and the last step of an epoch only after its validation. Weights that are not
-    finite are never saved: training ends with an error instead, and the files of the last save do not change. A
-    training's first save replaces the files of an older model in one step, and no other process can write the folder
-    until the training ends.
+    ``models/checkpoint.pt`` has everything, ``models/model.safetensors`` the averaged weights and their description,
+    ``models/model.pt`` the same weights for MONAI's tools, and ``models/metrics.json`` the metrics of the last
+    validation. Each is written to a temporary file, flushed to the disk and then renamed (MONAI's and Ignite's savers
+    delete the old file first). They are saved at the end of each epoch, every ``interval_minutes`` within an epoch, and
+    when the training is asked to stop (``stop_requests``: SIGTERM, Ctrl-C or an event), which ends the process with
+    exit code 143 or 130, or raises TrainingStopped. Nothing is saved between accumulation steps, and the last step of
+    an epoch only after its validation. Weights that are not finite are never saved: training ends with an error
+    instead, and the files of the last save do not change. No other process can write the folder until the training
+    ends. When it begins, the folder's configurations get its values.
 
     A folder with weights but no checkpoint, such as a bundle with shipped weights, is fine-tuned: a new training begins
     with these weights, and its first save replaces them.
@@ -67,12 +65,12 @@ class CheckpointKeeper:
         optimizer: its optimiser.
         lr_scheduler: the learning-rate schedule, stepped once per iteration.
         validation: the handler with the state of early stopping.
-        description: model, data and settings, which are written beside the weights; a resumed run must have the same
-            model and data. It can name a trained bundle from whose weights the training begins.
+        description: model and data, which are written into the model's file; a resumed run must have the same.
         prefix: prefix of the files' names, so that several models can share the folder: with ``latent_`` they are
-            ``latent_checkpoint.pt``, ``latent_model.pt`` and ``latent_config.json``.
+            ``latent_checkpoint.pt`` and ``latent_model.safetensors``.
         interval_minutes: the longest time between two saves.
         overwrite: start from the first step, although there are weights or a checkpoint.
+        fine_tune: begin with the weights in the folder, although there is a checkpoint.
         enabled: False on ranks other than 0, which read but do not write.
     """
 
@@ -89,6 +87,7 @@ class CheckpointKeeper:
         interval_minutes: float = 5.0,
         overwrite: bool = False,
         enabled: bool = True,
+        fine_tune: bool = False,
     ) -> None:
         self.directory = Path(directory)
         self.checkpoint, self.model = self.directory / f"{prefix}{CHECKPOINT}", self.directory / f"{prefix}{MODEL}"
@@ -104,6 +103,7 @@ class CheckpointKeeper:
         self.description = description
         self.interval_s = interval_minutes * 60
         self.overwrite = overwrite
+        self.fine_tune = fine_tune
         self.enabled = enabled
         self._has_saved = False
         self._has_run = False
@@ -142,40 +142,38 @@ class CheckpointKeeper:
         checkpoint["trainer"] = {"iteration": state.iteration, "epoch_length": state.epoch_length}
         checkpoint["unreported"] = getattr(state, "unreported", None)
         checkpoint |= {**self.description.state_dict(), "started_from": self._started_from, "random_numbers": SCHEME}
-        model = self.ema.network.state_dict()
-        if self._has_saved and (self.directory / f"{self.prefix}{CONFIG}").is_file():  # nobody deleted the folder
-            # The checkpoint comes last: a training that is killed between the two repeats its last steps.
-            write_tensors(model, self.model)
-            write_tensors(checkpoint, self.checkpoint)
-            write_json(self.directory / f"{self.prefix}{METRICS}", self.parts["validation"].metrics)
-        else:
-            self._replace_files(model, checkpoint)
-            self._has_saved = True
+        first = not self._has_saved or not self.model.is_file()  # somebody may have deleted the folder
+        # The checkpoint comes first: a training that is killed before the model is written writes it when it resumes.
+        write_tensors(checkpoint, self.checkpoint)
+        self._write_model()
+        if first and not self.prefix:
+            for name in (ANOMALY, PROVENANCE):  # of an earlier model
+                (self.directory / name).unlink(missing_ok=True)
+            write_model_card(self.directory.parent, self._description())
+        self._has_saved = True
         self._saved_at = time.monotonic()
 
-    def _replace_files(self, model: dict[str, Any], checkpoint: dict[str, Any]) -> None:
-        """Put this training's files in the place of an older model's, in one step."""
-        texts = {
-            CONFIG: self.description.config_text,
-            TRAINING: self.description.settings_text(self._started_from),
-            METRICS: json.dumps(self.parts["validation"].metrics, indent=2) + "\n",
-        }
-        tensors = {MODEL: model, CHECKPOINT: checkpoint}
-        writers = {
-            **{f"{self.prefix}{name}": partial(_write_text, text) for name, text in texts.items()},
-            **{f"{self.prefix}{name}": partial(save_tensors, content) for name, content in tensors.items()},
-        }
-        removed = (f"{self.prefix}{SAFE_MODEL}", *(() if self.prefix else (ANOMALY, PROVENANCE)))
-        replace_files(self.directory, writers, removed=removed)
+    def _write_model(self) -> None:
+        """Write the averaged weights with their description, and copies for MONAI's tools and for people."""
+        weights, stage = self.ema.network.state_dict(), self.description.first_stage
+        tensors = {f"{FIRST_STAGE}{name}": tensor for name, tensor in (stage.state_dict() if stage else {}).items()}
         if not self.prefix:
-            mark_replaced_weights(self.directory.parent)
+            write_for_monai(self.directory / MONAI_MODEL, weights)
+        write_json(self.directory / f"{self.prefix}{METRICS}", self.parts["validation"].metrics)
+        # The model comes last: if it has the weights of the checkpoint, a resumed training need not write the others.
+        write_model(self.model, self.description.kind, {**weights, **tensors}, self._description())
+
+    def _description(self) -> dict[str, Any]:
+        # figures of probes have the names of the table's columns, which are no part of a model
+        metrics = self.parts["validation"].metrics
+        return self.description.described({name: v for name, v in metrics.items() if not is_of_probes(name)})
 
     def _announce_position(self, engine: Workflow) -> None:
         """Set the round's first step before the run: MONAI's federated client (1.6.1) counts epochs and steps by it."""
         # Otherwise, a restarted site would report the steps of all its rounds as those of one round, and would get too
         # much weight in a server's average.
         with suppress(DiffAEError):  # the run reports it
-            if self.checkpoint.is_file() and not self.overwrite:
+            if self.checkpoint.is_file() and not (self.overwrite or self.fine_tune):
                 saved = read_checkpoint(self.checkpoint, {"trainer"})["trainer"]
                 length, per_round = saved["epoch_length"], engine.state.max_epochs
                 engine.state.epoch = saved["iteration"] // length // per_round * per_round
@@ -197,45 +195,41 @@ class CheckpointKeeper:
 
     def _resume_or_begin(self, engine: Workflow) -> None:
         is_given = self._outside_weights.were_set()
-        if is_given and self.description.start_from is not None:
-            raise ConfigError("start_from: has no effect, because a program has set the weights; omit start_from")
-        if self.checkpoint.is_file() and not self.overwrite:
+        if self.checkpoint.is_file() and not (self.overwrite or self.fine_tune):
             self._resume(engine, self.checkpoint, is_given)
         elif self.model.is_file() and not self.overwrite and not is_given:
-            self._fine_tune()
-        elif (self.directory / f"{self.prefix}{SAFE_MODEL}").is_file() and not self.overwrite and not is_given:
-            raise ConfigError(
-                f"{self.prefix}{SAFE_MODEL}: there is no {self.model.name} with the same weights beside it; copy the "
-                "bundle again, or set overwrite to train with random weights"
-            )
-        elif self.description.start_from is not None:
-            network, config = self.parts["network"], self.description.model_config
-            self._begin_with(*start_weights(self.description.start_from, network, config))
+            self._begin_with_own_weights()
         elif is_given:
             self.ema.network.load_state_dict(self.parts["network"].state_dict())
+        if self.enabled:
+            self.description.write_configs(self.directory.parent)
 
-    def _fine_tune(self) -> None:
-        """Begin with the weights in the folder without a checkpoint: a bundle that was shipped or sent by others."""
-        if self.prefix or self.description.start_from is not None:
+    def _begin_with_own_weights(self) -> None:
+        """Begin with the weights in the folder without a checkpoint: a bundle that was shipped, copied or sent."""
+        if self.prefix:
             raise ConfigError(
                 f"{self.model.name}: there are trained weights, but no {self.checkpoint.name} to resume from; choose "
                 "another output_dir, or set overwrite to replace them"
             )
-        self._begin_with(*own_weights(self.directory, self.parts["network"], self.description.model_config))
+        refuse_other_weights(self.directory.parent)
+        model = read_model(self.model, self.description.kind)
+        if keys := self.description.differing(model.description, only_weights=True):
+            raise ConfigError(
+                f"{self.model.name}: was trained with other values of {', '.join(keys)}; use its values, choose "
+                "another output_dir, or set overwrite to train another model"
+            )
+        for network in (self.parts["network"], self.ema.network):
+            model.load_into(network)
+        self._started_from = model.sha256
         logger.warning(
-            "fine-tuning: a new training begins with the weights of %s, because there is no %s to resume from. Its "
-            "first save replaces these weights; to keep them, stop now, and train with start_from into another folder",
-            self.model.name,
-            self.checkpoint.name,
-        )
-
-    def _begin_with(self, weights: dict[str, torch.Tensor], checksum: str) -> None:
-        self.parts["network"].load_state_dict(weights)
-        self.ema.network.load_state_dict(weights)
-        self._started_from = checksum
+            "fine-tuning: a new training begins with the weights of %s; it resumes none from %s. Its "
+            "first save replaces these weights; to keep them, stop now, and train a copy of the bundle: monai-diffae "
+            "init new_model --bundle %s",
+            self.model.name, self.checkpoint.name, self.directory.resolve().parent.name,
+        )  # fmt: skip
 
     def _resume(self, engine: Workflow, path: Path, is_given: bool) -> None:
-        checkpoint = read_checkpoint(path, {*self.parts, "trainer", "fingerprint", "model_config"})
+        checkpoint = read_checkpoint(path, {*self.parts, "trainer", "fingerprint", "model"})
         self.description.check_resumes(checkpoint, path.name)
         self._started_from = checkpoint.get("started_from")
         if checkpoint.get("random_numbers") != SCHEME:
@@ -259,8 +253,8 @@ class CheckpointKeeper:
             iteration = state.iteration
             set_schedule_back(self.parts["lr_scheduler"], saved["iteration"], iteration)
         lay_out_like_parameters(self.parts["optimizer"])
-        if self.enabled and not self.model.is_file():
-            write_tensors(self.ema.network.state_dict(), self.model)
+        if self.enabled and not self._has_same_weights():
+            self._write_model()
         has_all_steps = iteration >= state.max_epochs * state.epoch_length
         limit = "max_epochs" if has_all_steps else self.parts["validation"].stopping_key
         if limit is not None:
@@ -268,9 +262,19 @@ class CheckpointKeeper:
             return
         state.iteration = iteration
         state.epoch = iteration // state.epoch_length
-        state.unreported = checkpoint.get("unreported")  # a checkpoint of an earlier version has none
+        state.unreported = checkpoint["unreported"]
         weights = ", with the weights that a program has set" if is_given else ""
         logger.info("resuming from step %d of %d%s", iteration, state.max_epochs * state.epoch_length, weights)
+
+    def _has_same_weights(self) -> bool:
+        """Whether the model's file has the averaged weights of the checkpoint, which is written before it."""
+        if not self.model.is_file():
+            return False
+        with suppress(DiffAEError):  # a damaged file is written again
+            tensors = read_model(self.model).tensors
+            return all(torch.equal(tensors[name], value.cpu()) if name in tensors else False
+                       for name, value in self.ema.network.state_dict().items())  # fmt: skip
+        return False
 
     def _complete(self, engine: Workflow, iteration: int, limit: str) -> None:
         engine.is_complete = True  # type: ignore[attr-defined]
@@ -317,7 +321,3 @@ class CheckpointKeeper:
 def _is_finite(network: nn.Module) -> bool:
     # parameters alone: a buffer may hold infinities (a mask) or NaN (a value that is not known yet)
     return all(bool(parameter.isfinite().all()) for parameter in network.parameters())
-
-
-def _write_text(text: str, path: Path) -> None:
-    path.write_text(text)

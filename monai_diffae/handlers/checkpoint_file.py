@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.bundle.training_description import TrainingDescription
+from monai_diffae.bundle.training import TrainingDescription
 from monai_diffae.data.torch_files import read_torch_file
 from monai_diffae.errors import ConfigError, ScanError
 
@@ -42,4 +42,4 @@ def check_resumes(description: TrainingDescription, path: str | Path, overwrite:
     """
     path = Path(path)
     if path.is_file() and not overwrite:
-        description.check_resumes(read_checkpoint(path, {"fingerprint", "model_config"}), path.name)
+        description.check_resumes(read_checkpoint(path, {"fingerprint", "model"}), path.name)

@@ -1,19 +1,14 @@
-"""Handlers for first stages: the scale of their latents, their pictures, and a copy beside the model on the latents."""
+"""Handlers for first stages: the scale of their latents, their pictures, and the files of latents."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ignite.engine import Events
 from monai.engines import Workflow
 from torch import Tensor
 
-from monai_diffae.bundle.layout import CONFIG, FIRST_STAGE_PREFIX, MODEL
-from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.engines.latent_cases import LatentCases
 from monai_diffae.engines.precision import autocast
@@ -53,30 +48,6 @@ class LatentScale:
             self.averaged.measure(images[i * size // count]["image"] for i in range(count))
         for buffer, measured in zip(self.network.buffers(), self.averaged.buffers(), strict=True):
             buffer.copy_(measured)
-
-
-class FirstStageKeeper:
-    """Ignite handler for the trainer of a model on a first stage's latents: copy the first stage beside the model.
-
-    The model's bundle then has everything that it needs. The copy is made when the training starts, after all checks
-    of the run.
-
-    Args:
-        source: the ``models`` folder of the first stage's own bundle.
-        target: the ``models`` folder of the model.
-    """
-
-    def __init__(self, source: str | Path, target: str | Path) -> None:
-        self.source, self.target = Path(source), Path(target)
-
-    def attach(self, engine: Workflow) -> None:
-        """Register with a trainer."""
-        engine.add_event_handler(Events.STARTED, self)
-
-    def __call__(self) -> None:
-        """Copy the first stage's weights and configuration."""
-        for name in (CONFIG, MODEL):
-            write_atomic(self.target / f"{FIRST_STAGE_PREFIX}{name}", partial(shutil.copyfile, self.source / name))
 
 
 class LatentRemover:

@@ -1,4 +1,7 @@
-"""The trained bundle as a model of MLflow: logged, registered and ready to be served."""
+"""The trained bundle as a model of MLflow: logged, registered, and served, which answers with z_sem for image files.
+
+MLflow loads the bundle with this module (its ``loader_module``), so the model holds no pickled code.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,25 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from monai_diffae import __version__
-from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.bundle.served_model import FILE_NAME, ServedEncoder
+from monai_diffae.bundle.code import trusting
+from monai_diffae.bundle.folders import copy_model
+from monai_diffae.bundle.loading import TrainedBundle, load_bundle
+from monai_diffae.data.scans import scan_suffix
 from monai_diffae.handlers.mlflow import DESCRIPTION, RUN_ID, reason, tracking_client
 
 logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILE_NAME = "file_name"
 
 _SERVING = """To get z_sem from a server, install monai-diffae there, and run
 
@@ -28,18 +40,16 @@ _SERVING = """To get z_sem from a server, install monai-diffae there, and run
 
 def log_bundle(
     output_dir: str | Path,
-    export_bundle: Callable[[Path], object],
     tracking_uri: str | None = None,
     registered_model: str | None = None,
 ) -> None:
     """Log the trained bundle as a model of the training's MLflow run, and register it.
 
-    A training calls this after the calibration, so that the exported bundle is complete. A failure is logged as a
+    A training calls this after the calibration, so that the logged bundle is complete. A failure is logged as a
     warning. A store without a registry gets the model all the same.
 
     Args:
         output_dir: the training's folder, with the id of its run; without one, nothing is logged.
-        export_bundle: called with a folder to fill with the trained bundle.
         tracking_uri: as in :class:`MLflowTracking`.
         registered_model: the name of the registered model, which gets a new version; None: it is not registered.
     """
@@ -49,7 +59,7 @@ def log_bundle(
     try:
         client, run_id = tracking_client(tracking_uri, output_dir), id_file.read_text().strip()
         with tempfile.TemporaryDirectory() as folder:
-            export_bundle(Path(folder) / "bundle")
+            copy_model(output_dir, Path(folder) / "bundle")
             logged = _log_model(client, run_id, Path(folder), registered_model or "z_sem_encoder")
     except Exception as error:  # whatever a tracking server does, the model is trained
         logger.warning("the trained bundle is not logged with MLflow: %s", reason(error))
@@ -68,7 +78,8 @@ def _log_model(client: Any, run_id: str, folder: Path, name: str) -> Any:
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
-    run, trained = client.get_run(run_id), load_bundle(folder / "bundle", "cpu")
+    with trusting():  # its code has just been trained
+        run, trained = client.get_run(run_id), load_bundle(folder / "bundle", "cpu")
     outputs = run.outputs.model_outputs if run.outputs else []
     if any(client.get_logged_model(output.model_id).tags.get("sha256") == trained.sha256 for output in outputs):
         return None
@@ -81,7 +92,7 @@ def _log_model(client: Any, run_id: str, folder: Path, name: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about an example of the input, which would be a patient's scan
         pyfunc.save_model(
-            folder / "model", loader_module=ServedEncoder.__module__, data_path=str(folder / "bundle"),
+            folder / "model", loader_module=__name__, data_path=str(folder / "bundle"),
             mlflow_model=model, signature=signature, pip_requirements=[f"monai-diffae=={__version__}"],
         )  # fmt: skip
     client.log_model_artifacts(model_id, str(folder / "model"))
@@ -103,7 +114,6 @@ def _log_metrics(client: Any, run: Any, model_id: str, step: int) -> None:
 
 
 def _signature(image_keys: list[str], z_channels: int) -> Any:
-    import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
@@ -129,3 +139,35 @@ def _register(client: Any, run_id: str, logged: Any, name: str) -> None:
     serving = _SERVING.format(name=name, version=version.version)
     description = run.data.tags.get(DESCRIPTION, "")
     client.set_tag(run_id, DESCRIPTION, "\n\n".join(filter(None, (description, serving))))
+
+
+class ServedEncoder:
+    """Encodes images to z_sem, one row for each."""
+
+    def __init__(self, trained: TrainedBundle) -> None:
+        self.trained = trained
+
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
+        """The z_sem (N, D) of N images; for a volume in a 2D bundle, the mean over its slices in use.
+
+        Args:
+            model_input: N rows: the content of the image's file in a column for each of the bundle's image keys
+                (``image``), and in ``file_name`` a name whose ending says how the file is read, such as ``a.nii.gz``.
+            params: not used; MLflow gives it.
+        """
+        rows = [self._encode(row) for row in model_input.to_dict("records")]
+        return np.stack(rows).astype(np.float32)
+
+    def _encode(self, row: dict[Any, Any]) -> NDArray[np.float32]:
+        suffix = scan_suffix(str(row[FILE_NAME]))
+        with tempfile.TemporaryDirectory() as folder:
+            files = {key: Path(folder) / f"{key}{suffix}" for key in self.trained.image_keys}
+            for key, file in files.items():
+                file.write_bytes(row[key])
+            z_sem = self.trained.open(files, id="image").z_sem
+        return np.asarray(z_sem.mean(dim=0).cpu().numpy())
+
+
+def _load_pyfunc(path: str) -> ServedEncoder:
+    """What MLflow calls with the folder of the bundle."""
+    return ServedEncoder(load_bundle(path))

@@ -6,10 +6,11 @@ import json
 import logging
 import os
 import platform
+import re
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any
 from ignite.engine import Events
 from monai.engines import Workflow
 
-from monai_diffae.bundle.private_values import PRIVATE_KEYS, flat_parameters, without_paths
+from monai_diffae.bundle.config import SEPARATOR, is_formula
+from monai_diffae.bundle.folders import copy_model
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.handlers.metric_names import tracked_name
@@ -33,6 +35,11 @@ _LOCATIONS = (  # tables and columns with absolute paths of artifacts
     ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
     ("model_versions", "source"), ("model_versions", "storage_location"),
 )  # fmt: skip
+# Values that may name a patient, a file or a folder are never tracked.
+_PRIVATE_KEYS = ("_meta_", "dataset_dir", "output_dir", "bundle_root", "patient_pattern", "tracking_uri", "embeddings")
+
+# A slash or backslash in plain text, or in an expression a quoted absolute path with at least two folders.
+_PATH = re.compile(r"^[^$@%].*[/\\]|^[/\\]|^\$.*['\"]([A-Za-z]:)?[/\\][^'\"/\\]+[/\\]")
 _PACKAGES = ("monai-diffae", "monai", "torch", "pytorch-ignite", "numpy", "mlflow")
 
 
@@ -94,7 +101,7 @@ class MLflowTracking:
     """Ignite handler: track a training with MLflow. Training continues if tracking fails.
 
     Parameters have the names of the configuration's keys. Nothing that names a patient, file or folder is sent:
-    ``private_keys`` of the configuration are omitted, and the data are described by their fingerprint.
+    values that may name one are omitted, and the data are described by their fingerprint.
 
     Args:
         output_dir: the run's folder; it has the artifacts, and the run's id for a resumed training.
@@ -105,9 +112,7 @@ class MLflowTracking:
         tags: further properties of the run, such as the data's fingerprint.
         training: what is trained on what: the run's name, tags and description; None: MLflow chooses a name.
         evaluator: the evaluator whose metrics are logged after each validation.
-        export_bundle: called at the end with a folder to fill with the trained bundle; None: no bundle is logged,
-            or :func:`~monai_diffae.handlers.log_bundle` does this later.
-        private_keys: top-level configuration keys whose values are not sent, nor is anything that looks like a path.
+        with_model: log the files of the model at the end; :func:`~monai_diffae.handlers.log_bundle` registers it, too.
         enabled: False: track nothing.
     """
 
@@ -121,19 +126,18 @@ class MLflowTracking:
         tags: dict[str, Any] | None = None,
         training: TrackedTraining | None = None,
         evaluator: Workflow | None = None,
-        export_bundle: Callable[[Path], object] | None = None,
-        private_keys: Sequence[str] = PRIVATE_KEYS,
+        with_model: bool = False,
         enabled: bool = True,
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.config = without_paths(run_config, private_keys)
+        self.config = without_paths(run_config)
         self.tracking_uri = tracking_uri or default_tracking_uri(output_dir)
         self.experiment_name = experiment_name
         self.training = training
         self.run_name = run_name or (training and training.name)
         self.tags = {**(training.tags if training else {}), **(tags or {})}
         self.evaluator = evaluator
-        self.export_bundle = export_bundle
+        self.with_model = with_model
         self.enabled = enabled
         self.run_id: str | None = None
         self._client: Any = None
@@ -260,9 +264,9 @@ class MLflowTracking:
         self._client.log_batch(self.run_id, metrics=values)
 
     def _finish(self) -> None:
-        if self.export_bundle is not None and self.run_id is not None:
+        if self.with_model:
             with tempfile.TemporaryDirectory() as folder:
-                self.export_bundle(Path(folder))
+                copy_model(self.output_dir, Path(folder))
                 self._client.log_artifacts(self.run_id, folder, "bundle")
         self._end("FINISHED")
 
@@ -306,3 +310,56 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+# -- what is sent ------------------------------------------------------------------------------------------------------
+
+
+def without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration to show to others: without data items, and without anything that looks like a path.
+
+    Keys that may name a patient, file or folder are removed; below the top level, a formula stays.
+
+    Example:
+        >>> without_paths({"dataset_dir": "doe", "a": {"cache_dir": "/doe/cache", "b": "$@output_dir + '/cache'"}})
+        {'a': {'cache_dir': '(path)', 'b': "$@output_dir + '/cache'"}}
+    """
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                k: "(data)" if k == "data" and isinstance(v, list) else clean(v)
+                for k, v in value.items()
+                if SEPARATOR.split(k)[-1] not in _PRIVATE_KEYS or is_formula(v)
+            }
+        if isinstance(value, list):
+            return [clean(item) for item in value]
+        return "(path)" if isinstance(value, str) and _PATH.search(value) else value
+
+    return {key: clean(value) for key, value in config.items() if key not in _PRIVATE_KEYS}
+
+
+def flat_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """The plain values of a configuration by their ids: ``{"train#trainer#max_epochs": 10, ...}``.
+
+    Expressions, references and lists of components are omitted, as the configuration file has them.
+
+    Example:
+        >>> flat_parameters({"a": 1, "b": {"c": [2, 3], "d": "@a"}})
+        {'a': 1, 'b#c': [2, 3]}
+    """
+    flat: dict[str, Any] = {}
+
+    def visit(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if key not in ("_target_", "_meta_", "_desc_"):
+                    visit(f"{prefix}#{key}" if prefix else key, item)
+        elif isinstance(value, list) and any(isinstance(item, (dict, str)) for item in value):
+            for i, item in enumerate(value):
+                visit(f"{prefix}#{i}", item)
+        elif not is_formula(value):
+            flat[prefix] = value
+
+    visit("", config)
+    return flat

@@ -146,11 +146,10 @@ class Validation(ValidationHandler):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of early stopping, and the last metrics."""
-        self.metrics = state.get("metrics", {})  # a checkpoint of an earlier version has none
-        self.probe_scores = list(state.get("probe_scores", []))
+        self.metrics, self.probe_scores = state["metrics"], list(state["probe_scores"])
         self.has_reported_stall = any(has_stalled(self.probe_scores[:n]) for n in range(len(self.probe_scores) + 1))
         self.best, self.validations_since_best = state["best"], state["validations_since_best"]
-        self._seconds_before = state.get("seconds", 0.0)  # absent in checkpoints of earlier versions
+        self._seconds_before = state["seconds"]
         self._start_clock()
 
 

@@ -97,7 +97,7 @@ class AppFolder:
         Raises:
             UnsafeInputError: there is other code, and it is not trusted.
         """
-        from monai_diffae.bundle.trust import is_trusted_content
+        from monai_diffae.bundle.code import is_trusting
 
         shutil.rmtree(self.path / "__pycache__", ignore_errors=True)
         code = {
@@ -107,7 +107,7 @@ class AppFolder:
         }
         if code.get(self.main.name) == _MAIN.encode():
             del code[self.main.name]
-        if code and not is_trusted_content(repr(code).encode()):
+        if code and not is_trusting():
             raise UnsafeInputError(
                 f"{self.path.name}: {min(code)!r} is code that label-app did not write; nothing was run. Read it, and "
                 "add --trust if you trust its author"
@@ -142,11 +142,11 @@ def make_app_folder(path: Path, bundle: Path, *, refer: bool) -> AppFolder:
 
     Raises:
         ConfigError: the bundle is not trained, or ``path`` is not a new folder.
-        UnsafeInputError: the bundle has code of its own and is not trusted, or a file would run code.
+        UnsafeInputError: the bundle has code of its own and is not trusted.
         MachineError: the folder cannot be written.
     """
     from monai_diffae.bundle import AnomalyDetector, load_bundle
-    from monai_diffae.bundle.folders import check_new_folder, complete_bundle, copy_model
+    from monai_diffae.bundle.folders import check_new_folder, init_bundle
 
     check_new_folder(path)
     AnomalyDetector.load_if_usable(load_bundle(bundle, "cpu"))  # unsafe files are refused before they are copied
@@ -157,8 +157,7 @@ def make_app_folder(path: Path, bundle: Path, *, refer: bool) -> AppFolder:
             unfinished.main.write_text(_MAIN, encoding="utf-8")
             unfinished.directions.mkdir()
             if not refer:
-                complete_bundle(bundle, unfinished.copied_bundle)
-                copy_model(bundle, unfinished.copied_bundle)
+                init_bundle(unfinished.copied_bundle, bundle)
             write_json(unfinished.settings_file, {"bundle": str(bundle.resolve()) if refer else "bundle"})
             unfinished.path.chmod(0o755)
             unfinished.path.replace(path)

@@ -20,7 +20,7 @@ from monai_diffae.apps.embedding.index import EmbeddingIndex
 from monai_diffae.apps.settings import Seed, Training
 from monai_diffae.apps.training.watched import TrainingReport, train_watched
 from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle, publish
-from monai_diffae.bundle.anomaly_calibration import FEWEST_SCANS
+from monai_diffae.bundle.anomaly import FEWEST_SCANS
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import CohortError, ConfigError, DivergenceError, counted
 from monai_diffae.label.app_folder import AppFolder
@@ -129,7 +129,7 @@ class DiffAETrainer(TrainTask):
         values = {**overrides, **split_fractions(len(paths)), **self._tracking()}
         training = Training(overrides=values, device=self._served.device)
         try:
-            train_watched(bundle, cohort, work / "bundle", start_from=bundle, training=training, report=self._report)
+            train_watched(work / "bundle", cohort, start_from=bundle, training=training, report=self._report)
             sha256, num_unusable = self._encode_and_publish(work / "bundle", paths)
         finally:
             shutil.rmtree(work / "bundle" / "models", ignore_errors=True)  # curves and pictures stay until the next

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from monai.networks.nets import AutoencoderKL
@@ -31,6 +32,7 @@ class FirstStage(nn.Module):
         latent_channels: channels of the latents.
         size_divisors: the factors by which latents are smaller than images, one per axis; each spatial size of an image
             must be a multiple of its factor.
+        description: how it was trained, if it was loaded from a bundle.
 
     Raises:
         ConfigError: not an AutoencoderKL; in ``encode`` and ``decode``, a wrong shape, or latents without a scale.
@@ -57,6 +59,7 @@ class FirstStage(nn.Module):
             raise ConfigError(f"autoencoder is a {type(autoencoder).__name__}; it must be MONAI's AutoencoderKL")
         self.autoencoder = autoencoder
         self.image_range = image_range
+        self.description: dict[str, Any] = {}
         self.latent_channels = int(autoencoder.latent_channels)
         encoder = autoencoder.encoder
         self.spatial_dims, self.in_channels = int(encoder.spatial_dims), int(encoder.in_channels)  # type: ignore[arg-type]

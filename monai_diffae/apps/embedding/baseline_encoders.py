@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
-from monai_diffae.bundle.untrained import load_untrained
+from monai_diffae.bundle.loading import load_untrained
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import CohortError

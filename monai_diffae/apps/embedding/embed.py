@@ -155,7 +155,7 @@ def embed(
         >>> embed("no_bundle", "cohort.csv", "out")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: no_bundle: there is no models/model.pt; train the bundle first, or ...
+        monai_diffae.errors.ConfigError: no_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
     if patches and pool != "none":
         raise ConfigError("pool: patches are averaged already; omit pool or patches")
@@ -174,7 +174,7 @@ def embed(
     from monai_diffae.apps.processes import this_process
     from monai_diffae.apps.scans_of_table import check_scans, scans_record
     from monai_diffae.apps.session import Session
-    from monai_diffae.bundle.preprocessing_config import preprocessing_config
+    from monai_diffae.bundle.loading import preprocessing_config
     from monai_diffae.data.atomic import remove_abandoned
     from monai_diffae.data.contents import scan_states
     from monai_diffae.data.embeddings import read_embeddings, rows_sample, z_matrix

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from monai_diffae.apps.embedding.encoding import encode_stream, whole_images
 from monai_diffae.apps.settings import Reading
-from monai_diffae.bundle.checksums import checksum, config_checksum
 from monai_diffae.bundle.loading import TrainedBundle, load_bundle
+from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import read_stream
@@ -42,8 +42,8 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
 
     ``fit`` learns nothing; it only checks its arguments. (The bundle itself was trained, so evaluate on patients that
     were not in its training.) The model is not part of the estimator: a copy or a pickle holds the bundle's path and
-    the checksums of its weights and configuration, and refuses a bundle that has changed since ``fit``. Each process
-    keeps the model that it used last, for all estimators.
+    the checksum of its model, and refuses a bundle that has changed since ``fit``. Each process keeps the model that it
+    used last, for all estimators.
 
     ``X`` is either of:
 
@@ -66,8 +66,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
 
     Attributes:
         z_channels_: the number of features, which is the size of z_sem.
-        model_sha256_: the checksum of the bundle's weights.
-        config_sha256_: the checksum of its configuration.
+        model_sha256_: the checksum of the model's file.
         n_features_in_: C * prod(S), after a fit to numbers; ``feature_names_in_`` are the names of their columns.
 
     Raises:
@@ -78,7 +77,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         >>> DiffAEEncoder("no_bundle").fit(["a.nii", "b.nii"])
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: no_bundle: there is no models/model.pt; train the bundle first, or ...
+        monai_diffae.errors.ConfigError: no_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         if self._items(X, trained) is None:
             self._images(self._numbers(X, trained, reset=True), trained)
         self.z_channels_, self._fitted_state = trained.z_channels, state
-        self.model_sha256_, self.config_sha256_ = state["weights"], state["config"]
+        self.model_sha256_ = state["model"]
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -148,21 +147,17 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
             raise ConfigError(f"on_bad_scan: {self.on_bad_scan!r} is not one of {', '.join(get_args(OnBadScan))}")
 
     def _open(self) -> tuple[TrainedBundle, dict[str, str]]:
-        """Load the bundle, with all that its z_sem depend on: weights, configuration and overrides."""
+        """Load the bundle, with all that its z_sem depend on: the model's file and overrides."""
         if self.bundle is None:
             raise ConfigError("bundle: is not given; give the folder of a trained bundle")
         folder = Path(self.bundle)
-        weights = checksum(folder)
-        try:
-            config = config_checksum(folder)
-        except OSError as error:
-            raise ConfigError(f"{folder.name}: its config cannot be read; copy the bundle again") from error
+        sha256 = checksum(folder)
         try:
             overrides = json.dumps(dict(self.overrides or {}), sort_keys=True)
         except TypeError as error:
             raise ConfigError(f"overrides: are not plain values ({error}); give numbers, text and lists") from error
-        trained = _load(folder.resolve(), weights, config, overrides, self.device)
-        return trained, {"weights": weights, "config": config, "overrides": overrides}
+        trained = _load(folder.resolve(), sha256, overrides, self.device)
+        return trained, {"model": sha256, "overrides": overrides}
 
     def _numbers(self, X: Any, trained: TrainedBundle, *, reset: bool) -> NDArray[np.float32]:
         """Flattened images (N, F), float32, checked as scikit-learn checks a table."""
@@ -271,9 +266,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
 
 
 @functools.lru_cache(maxsize=1)  # the folds of a cross-validation, and copies, share one model
-def _load(
-    folder: Path, _weights: str, _config: str, overrides: str, device: str | torch.device | None
-) -> TrainedBundle:
+def _load(folder: Path, _sha256: str, overrides: str, device: str | torch.device | None) -> TrainedBundle:
     return load_bundle(folder, device, json.loads(overrides))
 
 

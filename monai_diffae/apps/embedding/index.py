@@ -72,9 +72,9 @@ class EmbeddingIndex:
     """The z_sem of a set of scans that grows and changes, such as the images of an annotation server.
 
     A case is encoded again only if a file of it has another size or another time (of modification, or of a change
-    that the system saw, such as a copy), or if the weights or the configuration of the model have changed. A case that
-    cannot be used is listed with the reason, and is not tried again until its file changes (or :meth:`remove` is called
-    with its id). The entries of several models are kept apart; :meth:`keep_only` removes those of former models.
+    that the system saw, such as a copy), or if the model or its overrides have changed. A case that cannot be used
+    is listed with the reason, and is not tried again until its file changes (or :meth:`remove` is called with its id).
+    The entries of several models are kept apart; :meth:`keep_only` removes those of former models.
 
     z_sem equal those of :func:`monai_diffae.embed` to the bit. A volume in a 2D bundle has one row: the mean over the
     slices that the bundle takes from it, as with ``pool="mean"``; one bad slice fails the volume.
@@ -192,7 +192,7 @@ class EmbeddingIndex:
 
 
 def _model_key(trained: TrainedBundle) -> str:
-    """A checksum of all that a z_sem depends on besides the image: weights, and configuration with overrides."""
+    """A checksum of all that a z_sem depends on besides the image: the model, with overrides."""
     return checksum_of([trained.made_from, model_config(trained.config, roots=_CODE_ROOTS)])
 
 

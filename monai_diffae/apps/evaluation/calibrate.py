@@ -22,7 +22,7 @@ class CalibrateResult(CommandResult):
     """The result of :func:`calibrate`.
 
     Attributes:
-        path: ``models/anomaly.pt`` of the bundle.
+        path: ``models/anomaly.safetensors`` of the bundle.
         num_cases: cases that were used; slices of a volume count as one each.
         num_patients: their patients.
         lowest_p_value: the p-value of a scan that is more unusual than all of them.
@@ -70,9 +70,8 @@ def calibrate(
     """Calibrate anomaly maps and scores with held-out cases, and store the calibration in the bundle.
 
     Training does this at its end with validation cases. Run this command to calibrate with more cases, or with a table
-    of normal cases only. ``models/anomaly.pt`` is replaced, unless it was computed from the same cases and arguments.
-    It holds no images: the mean squared residual of each voxel, the scores of the cases, and
-    quantiles.
+    of normal cases only. ``models/anomaly.safetensors`` is replaced, unless it was computed from the same cases and
+    arguments. It holds no images: the mean squared residual of each voxel, the scores of the cases, and quantiles.
 
     Args:
         bundle: Folder of a trained bundle.
@@ -103,8 +102,7 @@ def calibrate(
     from monai_diffae.apps.evaluation.calibration import calibrated
     from monai_diffae.apps.session import Session
     from monai_diffae.apps.settings import Choice
-    from monai_diffae.bundle.anomaly import AnomalySettings
-    from monai_diffae.bundle.anomaly_calibration import draw_scans
+    from monai_diffae.bundle.anomaly import AnomalySettings, draw_scans
 
     session = Session.open(bundle, cohort, reading=reading, run=run.batched)
     if split is None and session.split_origin != "drawn":

@@ -9,8 +9,7 @@ from typing import Any
 
 from monai_diffae.apps.results import checksum_of
 from monai_diffae.apps.session import Session
-from monai_diffae.bundle.anomaly import AnomalyDetector, AnomalySettings
-from monai_diffae.bundle.anomaly_calibration import fit_detector
+from monai_diffae.bundle.anomaly import AnomalyDetector, AnomalySettings, fit_detector
 from monai_diffae.bundle.layout import ANOMALY, models_folder
 from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import track

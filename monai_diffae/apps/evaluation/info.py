@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_DECODING = ("steps", "invert_steps", "solver", "inversion", "spacing")
+_PROPERTIES = (
+    "spatial_dims", "in_channels", "image_size", "spacing_mm", "image_keys", "intensity", "model_range", "slice_axis",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -16,57 +24,69 @@ class InfoResult(CommandResult):
     """The result of :func:`info`.
 
     Attributes:
-        summary: properties of the bundle by name, such as ``image_size``, ``parameters``, ``steps`` and ``sha256``.
-            ``own_code`` lists the bundle's own code; ``files`` has the checksums of its configurations.
+        summary: properties of the model by name, such as ``image_size``, ``parameters``, ``steps`` and ``sha256``.
+        description: the whole description in the file of the model.
+        own_code: what the model would build that can do more than compute; nothing of it was run.
     """
 
     summary: dict[str, Any]
-
-    @property
-    def was_run(self) -> bool:
-        """Whether the model was built; not if the bundle has code of its own that is not trusted, or has no weights."""
-        return "parameters" in self.summary
+    description: dict[str, Any]
+    own_code: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
-        """One line per property, file and part of the bundle's own code."""
-        for name, value in self.summary.items():
-            if name == "own_code":
-                yield from (f"own code: {part}" for part in value or ["none"])
-            elif name == "files":
-                yield from (f"{file}: sha256 {checksum}" for file, checksum in value.items())
-            else:
-                yield f"{name}: {value}"
-        if not self.was_run:
+        """One line per property, and the classes that are not known to compute only."""
+        yield from (f"{name}: {value}" for name, value in self.summary.items())
+        yield from (f"own code: {target}" for target in self.own_code or ("none",))
+        if "parameters" not in self.summary:
             yield "nothing was run; if you trust the author of this code, add --trust"
 
     def figures(self) -> dict[str, Any]:
-        """The properties."""
-        return self.summary
+        """The properties, and the description."""
+        return {**self.summary, "own_code": list(self.own_code), "description": self.description}
 
 
 @command
 def info(bundle: Path) -> InfoResult:
-    """Show a trained bundle: its images, size, decoding settings, own code and checksums.
+    """Show what a trained model is: its images, size, decoding settings, training data, figures and checksum.
 
-    Own code is everything in the bundle's configurations that would call, evaluate or import something that this
-    package's own configurations do not, or write or send to places outside of the bundle. Nothing of such a bundle is
-    run without ``--trust``, neither by this command nor by others.
+    All of it stands in the file of the model, ``models/model.safetensors``; ``--json`` shows the whole description.
 
     Args:
-        bundle: Folder of a trained bundle.
+        bundle: Folder of a trained bundle, or the file of its model.
 
     Returns:
         The properties.
 
     Raises:
-        ConfigError: the bundle is not trained, or a configuration cannot be read.
+        ConfigError: the bundle is not trained.
+        ScanError: the file is damaged.
 
     Example:
         >>> info("my_model")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: my_model: there is no models/model.pt; train the bundle first, or ...
+        monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, ...
     """
-    from monai_diffae.bundle.summary import bundle_summary
+    from monai_diffae.bundle.code import is_trusting
+    from monai_diffae.bundle.layout import model_file
+    from monai_diffae.bundle.loading import inferer_settings, load_bundle
+    from monai_diffae.bundle.model_file import checksum, read_description, unknown_targets
+    from monai_diffae.bundle.parts import load_first_stage
 
-    return InfoResult(bundle_summary(bundle))
+    description = read_description(model_file(bundle))
+    code = tuple(unknown_targets(description))
+    about = {"kind": description["kind"], **{key: description[key] for key in _PROPERTIES if key in description}}
+    told = {**description.get("data", {}), **description.get("figures", {}), **description.get("recipe", {})}
+    about |= {name: value for name, value in told.items() if not isinstance(value, dict)}
+    if not code or is_trusting():
+        network: nn.Module
+        settings: dict[str, Any]
+        if description["kind"] == "first_stage":
+            network, settings = load_first_stage(bundle), {}
+        else:
+            trained = load_bundle(bundle, "cpu")
+            network, settings = trained.network, inferer_settings(trained.inferer)
+            about["z_channels"] = trained.z_channels
+        about["parameters"] = sum(parameter.numel() for parameter in network.parameters())
+        about |= {name: settings[name] for name in _DECODING if name in settings}
+    return InfoResult({**about, "sha256": checksum(bundle)}, description, code)

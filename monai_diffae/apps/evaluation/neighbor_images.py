@@ -22,7 +22,7 @@ from monai_diffae.apps.provenance import (
 from monai_diffae.apps.scans_of_table import content_of_scans
 from monai_diffae.apps.session import ReadCases, Session, decode_in_batches, open_bundle
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
-from monai_diffae.bundle.untrained import load_untrained
+from monai_diffae.bundle.loading import load_untrained
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.failures import Failure, write_failures

@@ -16,7 +16,8 @@ from monai_diffae.apps.report.sections import Section, facts, number, table
 from monai_diffae.apps.report.study import Study, failures_in
 from monai_diffae.apps.steps import Outcome
 from monai_diffae.apps.web_page import joined
-from monai_diffae.bundle.layout import METRICS, TRAINING, models_folder
+from monai_diffae.bundle.layout import model_file
+from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.embeddings import label_columns
 from monai_diffae.errors import counted
 from monai_diffae.metrics import LEAST_USAGE
@@ -100,8 +101,8 @@ def model_section(study: Study) -> Section:
     """What was trained on what."""
     summary = study.result("info").summary
     size = " × ".join(map(str, summary["image_size"]))
-    settings = _read_json(models_folder(study.bundle) / TRAINING)
-    last = _read_json(models_folder(study.bundle) / METRICS)
+    description = read_description(model_file(study.bundle))
+    settings, last = description.get("recipe", {}), description.get("figures", {})
     channels = summary.get("in_channels", 1)
     model = {
         "images": f"{size}, {summary['spatial_dims']}D, {counted(channels, 'channel')}",
@@ -109,10 +110,10 @@ def model_section(study: Study) -> Section:
         "z_sem": f"{summary['z_channels']} numbers",
         "parameters": f"{summary['parameters']:,}",
         "decoding": f"{summary['steps']} steps of {summary['solver']}, inversion in {summary['invert_steps']} steps",
-        "SHA-256 of the weights": Markup("<code>{}…</code>").format(summary["sha256"][:16]),
+        "SHA-256 of the model": Markup("<code>{}…</code>").format(summary["sha256"][:16]),
     }
     training = {**_seen(curves_of(study.bundle)), **_last(last)}
-    changed = {name: json.dumps(value) for name, value in settings.items() if name != "_meta_"}
+    changed = {name: json.dumps(value) for name, value in settings.items()}
     parts = [Markup("<h3>Model</h3>"), facts(model), Markup("<h3>Training</h3>"), facts(training)]
     if changed:
         details = Markup(
@@ -216,10 +217,3 @@ def _last(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The last validation, without the ends of intervals, which the curves show."""
     shown = {name: value for name, value in metrics.items() if not f"validation_{name}".startswith(_INTERVALS)}
     return {f"last {name.replace('_', ' ')}": number(value) for name, value in shown.items()}
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content

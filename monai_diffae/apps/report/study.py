@@ -154,7 +154,7 @@ class Study:
             UnsafeInputError: the bundle has code of its own, and is not trusted.
         """
         if "info" not in self.outcomes:
-            if not self.steps.prepare("Look at the model", "info", bundle=self.bundle).was_run:
+            if "z_channels" not in self.steps.prepare("Look at the model", "info", bundle=self.bundle).summary:
                 load_bundle(self.bundle, "cpu")  # raises the error that says why
             self._keep("info")
         summary: dict[str, Any] = self.result("info").summary

@@ -1,3 +1,3 @@
-"""Send trained bundles to others, and get theirs: ``monai_diffae.push`` and ``monai_diffae.pull``."""
+"""Send trained models to others, and get theirs: ``monai_diffae.push`` and ``monai_diffae.pull``."""
 
 __all__: list[str] = []

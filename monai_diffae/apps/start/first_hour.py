@@ -14,7 +14,7 @@ from monai_diffae.apps.command_lines import command_line
 from monai_diffae.apps.examples import find_examples, find_positive, find_targets, held_out_split
 from monai_diffae.apps.steps import Steps
 from monai_diffae.bundle import layout
-from monai_diffae.bundle.last_metrics import last_usage
+from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cases import safe_id
 from monai_diffae.data.cohorts import fingerprint, read_cohort
@@ -154,7 +154,8 @@ class FirstHour:
 
     def verdict(self) -> Iterator[str]:
         """How good the model is, in short."""
-        usage = last_usage(self.model)
+        figures = read_description(layout.model_file(self.model)).get("figures", {})
+        usage = figures.get("z_sem_usage")
         if usage is not None:
             use = "the decoder hardly uses z_sem" if usage < LEAST_USAGE else "the decoder uses z_sem"
             yield f"z_sem_usage {usage:.2f}: {use} (1: not at all)"

@@ -101,17 +101,15 @@ def generate(
     from monai_diffae.apps.session import made_from_bundle, open_bundle
     from monai_diffae.apps.synthesis.generation import ClassFilter, Generation, generated_suffix
     from monai_diffae.bundle import load_latent
-    from monai_diffae.bundle.layout import LATENT_CONFIG, LATENT_MODEL, models_folder
     from monai_diffae.data.file_checksums import file_checksum
 
     trained = open_bundle(bundle, decoding=sampling, run=run)
     latent = load_latent(bundle, trained.device)
     class_filter = None if direction is None else ClassFilter.read(direction, trained, side, min_probability)
     suffix = generated_suffix(image_format, trained.image_shape)
-    latent_files = {"latent_model": LATENT_MODEL, "latent_config": LATENT_CONFIG}
     made_from = {
         **made_from_bundle(trained, run), "seed": seed, "image_format": suffix,
-        **{name: file_checksum(models_folder(bundle) / file) for name, file in latent_files.items()},
+        "latent_model": latent.sha256,
         "direction": None if direction is None else file_checksum(direction),
     }  # fmt: skip
     if direction is not None:

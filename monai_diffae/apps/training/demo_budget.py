@@ -13,7 +13,7 @@ from typing import Any
 
 from monai_diffae.apps.training.planning import MEASURED_SCANS, find_device, read_training_config
 from monai_diffae.apps.training.speed import fastest, measure_speed
-from monai_diffae.bundle.loading import build
+from monai_diffae.bundle.config import build
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cohort_split import SplitCohort
 

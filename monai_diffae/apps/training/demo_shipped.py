@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 from monai_diffae.bundle import layout
-from monai_diffae.bundle.folders import init_bundle, names_with_weights, shipped
+from monai_diffae.bundle.folders import init_bundle, names_with_weights
+from monai_diffae.bundle.layout import shipped
 
 
 def copy_once(folder: Path, name: str) -> Path | None:

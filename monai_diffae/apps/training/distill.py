@@ -26,8 +26,7 @@ def distill(
     It gives nearly the same images as the bundle's own decoder, with few network evaluations. Encoding and inversion
     do not change. ``reconstruct``, ``edit``, ``generate`` and the other commands that make images use it with
     ``--decoder fast``. It starts from the bundle's decoder, and learns from the cohort's scans with their codes, and
-    from mixed codes. The model is written to ``models/fast_model.pt`` and ``models/fast_config.json``, the curves to
-    the folder ``fast``.
+    from mixed codes. The model is written to ``models/fast_model.safetensors``, the curves to the folder ``fast``.
 
     Args:
         bundle: Folder of a trained bundle.
@@ -47,10 +46,10 @@ def distill(
         >>> distill("no_such_bundle", "cohort.csv")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.pt; train the bundle first, or ...
+        monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.safetensors; train the bundle ...
     """
     from monai_diffae.apps.command_lines import command_line
-    from monai_diffae.bundle.checksums import checksum
+    from monai_diffae.bundle.model_file import checksum
 
     checksum(bundle)  # raises an error if the bundle is not trained
     run = run_training("distill", bundle, training, {"dataset_dir": cohort, "output_dir": out}, values={"steps": steps})

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffae.apps.results import run_once, versions
+from monai_diffae.apps.training.network_files import NetworkFile, check_format, write_network
 from monai_diffae.bundle import layout
-from monai_diffae.bundle.checksums import checksum, config_checksum
-from monai_diffae.bundle.config_reading import read_config
-from monai_diffae.bundle.first_stages import load_first_stage
-from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.bundle.network_files import NetworkFile, check_format, write_network
-from monai_diffae.bundle.preprocessing_config import preprocessing_config
-from monai_diffae.bundle.private_values import without_paths
+from monai_diffae.bundle.loading import load_bundle, preprocessing_config
+from monai_diffae.bundle.model_file import checksum, read_description
+from monai_diffae.bundle.parts import load_first_stage
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.diffusion.schedule import RECTIFIED_FLOW
@@ -51,7 +48,7 @@ def export_networks(bundle: Path, out: Path, format: str, *, overwrite: bool) ->
     check_format(format)
     if format == "ts":
         logger.warning("TorchScript will be removed from PyTorch and MONAI; use pt2 if your tool reads it")
-    made_from = {"model": checksum(bundle), "config": config_checksum(bundle), "format": format}
+    made_from = {"model": checksum(bundle), "format": format}
     model = _read_model(bundle)
     results = [out / f"{part.name}.{format}" for part in model.parts] + [out / layout.NETWORKS]
 
@@ -65,10 +62,9 @@ def export_networks(bundle: Path, out: Path, format: str, *, overwrite: bool) ->
 
 
 def _read_model(bundle: Path) -> _Model:
-    config = dict(read_config(layout.model_config_file(bundle)).get())
-    definition = config.get("network_def")
-    if isinstance(definition, dict) and definition.get("_target_") == "monai_diffae.networks.FirstStage":
-        first_stage = load_first_stage(bundle / layout.MODELS)
+    if read_description(layout.model_file(bundle))["kind"] == "first_stage":
+        first_stage = load_first_stage(bundle)
+        config = first_stage.description
         return _Model(first_stage_parts(first_stage, config["image_size"]), config, None)
     trained = load_bundle(bundle, "cpu")
     if not isinstance(trained.network, DiffusionAutoencoder):
@@ -91,7 +87,7 @@ def _description(model: _Model, files: list[NetworkFile]) -> dict[str, Any]:
         "networks": {file.path.name: _network(file) for file in files},
         "images": {key: model.config[key] for key in keys if key in model.config}
         | _axes(len(model.parts[0].size), model.config),
-        "preprocessing": without_paths(preprocessing_config(model.config)),
+        "preprocessing": preprocessing_config(model.config),
     }
     return description if model.inferer is None else {**description, "diffusion": _diffusion(model.inferer)}
 

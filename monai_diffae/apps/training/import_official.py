@@ -25,13 +25,13 @@ def import_official(
 ) -> FolderResult:
     """Make a trained bundle from a checkpoint of the official Diff-AE code (phizaz/diffae).
 
-    The folder gets a shipped bundle's configurations, ``models/model.pt``, ``models/config.json`` and
-    ``models/provenance.json``, and if the checkpoint has a latent DDIM also ``models/latent_model.pt`` and
-    ``models/latent_config.json``. Settings that leave no trace in the weights (attention heads, beta schedules, the
-    latent DDIM's scales) are read from the checkpoint's ``hyper_parameters``. Options give those that it lacks; all
-    others are as in the released models. The command logs what it used. Images are scaled as in the official code:
-    0..255 to [-1, 1]. They are decoded and inverted as in the shipped bundle; ``reconstruct`` with solver and
-    inversion ``ddim`` and spacing ``leading`` does what the official code does.
+    The folder gets a shipped bundle's configurations, ``models/model.safetensors`` and ``models/provenance.json``, and
+    if the checkpoint has a latent DDIM also ``models/latent_model.safetensors``. Settings that leave no trace in the
+    weights (attention heads, beta schedules, the latent DDIM's scales) are read from the checkpoint's
+    ``hyper_parameters``. Options give those that it lacks; all others are as in the released models. The command logs
+    what it used. Images are scaled as in the official code: 0..255 to [-1, 1]. They are decoded and
+    inverted as in the shipped bundle; ``reconstruct`` with solver and inversion ``ddim`` and spacing ``leading`` does
+    what the official code does.
 
     Args:
         checkpoint: A ``.ckpt`` of the official training, or its weights as ``.safetensors``.

@@ -1,4 +1,4 @@
-"""The command ``init``: copy a shipped bundle."""
+"""The command ``init``: make a new bundle from a shipped or trained one."""
 
 from __future__ import annotations
 
@@ -34,23 +34,24 @@ class InitResult(FolderResult):
 
 
 @command
-def init(out: Path, *, bundle: str = "diffae_2d") -> InitResult:
-    """Copy a shipped bundle into a new folder: an untrained one to train, or one with weights to use at once.
+def init(out: Path, *, bundle: str | Path = "diffae_2d") -> InitResult:
+    """Make a new bundle: a shipped one, to train or with weights to use at once, or a copy of a trained one.
 
     The folder gets the bundle's configurations, its documentation and licence, and in ``configs/overlays`` the
     configuration overlays that can be used with it. ``chest_xray`` and ``hippocampus`` have trained weights;
-    their ``docs/README.md`` says what the weights can do and what they must not be used for. ``train`` fine-tunes them.
+    their ``docs/README.md`` says what the weights can do and what they must not be used for. ``train`` fine-tunes the
+    weights of a bundle that has them: shipped, copied or pulled.
 
     Args:
         out: New folder for the bundle.
         bundle: Name of a shipped bundle: ``diffae_2d``, ``diffae_3d`` or ``autoencoder_kl_3d`` without weights,
-            ``chest_xray`` or ``hippocampus`` with weights.
+            ``chest_xray`` or ``hippocampus`` with weights; or a trained bundle, or the file of its model.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: no bundle has this name, or ``out`` is not empty or cannot be a folder.
+        ConfigError: there is no such bundle, it is not trained, or ``out`` is not empty or cannot be a folder.
         MachineError: the folder cannot be written.
 
     Example:
@@ -59,11 +60,8 @@ def init(out: Path, *, bundle: str = "diffae_2d") -> InitResult:
         ...
         monai_diffae.errors.ConfigError: bundle: there is no 'diffae_4d'; choose one of: autoencoder_kl_3d, ...
     """
-    from monai_diffae.bundle.folders import init_bundle, names_with_weights
+    from monai_diffae.bundle.folders import init_bundle
+    from monai_diffae.bundle.layout import MODEL, MODELS
 
-    folder, has_weights = init_bundle(out, bundle), bundle in names_with_weights()
-    if has_weights:
-        from monai_diffae.bundle.anomaly_calibration import complete_calibration
-
-        complete_calibration(folder)
-    return InitResult(folder, has_weights)
+    folder = init_bundle(out, bundle)
+    return InitResult(folder, (folder / MODELS / MODEL).is_file())

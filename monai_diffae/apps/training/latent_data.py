@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.provenance import check_same_model, check_same_preprocessing
-from monai_diffae.bundle.loading import described_model
+from monai_diffae.bundle.layout import model_file
+from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.embeddings import read_embeddings, split_rows, z_matrix
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.statistics import LatentStatistics
@@ -54,7 +54,7 @@ def embedded_cohort(
     if embeddings is not None:
         table = read_embeddings(embeddings)
         check_same_model(embeddings, bundle)
-        check_same_preprocessing(embeddings, described_model(Path(bundle), {}).get())
+        check_same_preprocessing(embeddings, read_description(model_file(bundle)))
         return table
     if cohort is None:
         raise ConfigError(

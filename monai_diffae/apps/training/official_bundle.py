@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,14 +14,13 @@ from torch import Tensor
 
 from monai_diffae import __version__
 from monai_diffae.bundle import layout
-from monai_diffae.bundle.checksums import checksum
-from monai_diffae.bundle.config import check_image_size, model_config
-from monai_diffae.bundle.described_model import describe_model
-from monai_diffae.bundle.folders import check_new_folder, init_bundle, removed_on_failure, shipped_bundle
-from monai_diffae.bundle.json_files import read_values
+from monai_diffae.bundle.config import check_image_size
+from monai_diffae.bundle.description import describe, versions
+from monai_diffae.bundle.folders import check_new_folder, init_bundle, shipped_bundle
+from monai_diffae.bundle.model_file import checksum, write_model
+from monai_diffae.bundle.parser import Parser, read_values
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.file_checksums import file_checksum
-from monai_diffae.data.tensor_files import write_tensors
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DiffusionAutoencoder, LatentMLP
 from monai_diffae.official import load_official, load_official_latent
@@ -84,26 +84,24 @@ def make_official_bundle(checkpoint: Path, out: Path, bundle: str, model: Offici
     latent = _latent(checkpoint, select_latent(weights) is not None, model.latent_statistics, given, network.z_channels)
     _log_settings(settings, assumed, has_latent=latent is not None)
     diffusion = {**_DIFFUSION, **diffusions[0], "clip_range": "@model_range"}
-    config = _config(bundle, network, size, diffusion)
+    description = _description(bundle, network, size, diffusion)
     provenance = {
         "source": "official phizaz/diffae checkpoint",
         "file_sha256": file_checksum(checkpoint),
         "weights": select_model(weights)[0],
         "monai_diffae": __version__,
     }
-    with removed_on_failure(out):
-        models = init_bundle(out, bundle) / layout.MODELS
-        write_json(models / layout.CONFIG, config)
-        describe_model(out)
-        write_json(models / "provenance.json", provenance)
-        if latent is not None:
-            write_tensors(latent.state_dict(), models / layout.LATENT_MODEL)
-        write_tensors(network.state_dict(), models / layout.MODEL)  # from now on the folder is a trained bundle
+    with tempfile.TemporaryDirectory() as temporary:
+        models = Path(temporary)
+        file = write_model(models / layout.MODEL, "autoencoder", network.state_dict(), description)
+        write_json(models / layout.PROVENANCE, provenance)
         if latent is not None:
             # the official code clips to [-1, 1]
             clip_range = [-1.0, 1.0] if settings.latent_clip_sample else None
             latent_diffusion = {**_DIFFUSION, **diffusions[1], "clip_range": clip_range}
-            write_json(models / layout.LATENT_CONFIG, _latent_config(latent, latent_diffusion, checksum(out)))
+            described = _latent_description(latent, latent_diffusion, checksum(file))
+            write_model(models / layout.LATENT_MODEL, "latent", latent.state_dict(), described)
+        init_bundle(out, file)
     logger.info(
         "%s: a Diff-AE of %.1f M parameters for images of %s with %d channels, z_sem of %d",
         out.name, sum(p.numel() for p in network.parameters()) / 1e6, " x ".join(map(str, size)),
@@ -195,8 +193,10 @@ def _latent(
     return latent
 
 
-def _config(bundle: str, network: DiffusionAutoencoder, size: list[int], diffusion: dict[str, Any]) -> dict[str, Any]:
-    """The configuration that a training would have written beside the weights."""
+def _description(
+    bundle: str, network: DiffusionAutoencoder, size: list[int], diffusion: dict[str, Any]
+) -> dict[str, Any]:
+    """The description that a training would have written with the weights."""
     shipped_config: dict[str, Any] = json.loads((shipped_bundle(bundle) / "configs" / "train.json").read_text())
     if shipped_config["spatial_dims"] != network.spatial_dims:
         raise ConfigError(
@@ -215,7 +215,9 @@ def _config(bundle: str, network: DiffusionAutoencoder, size: list[int], diffusi
                 for key, value in _arguments(network, name).items()
             },
         }
-    return model_config(config)
+    parser = Parser(config)
+    parser.parse()
+    return {**describe(parser), "versions": versions()}
 
 
 def _arguments(network: DiffusionAutoencoder, name: str) -> dict[str, Any]:
@@ -224,11 +226,13 @@ def _arguments(network: DiffusionAutoencoder, name: str) -> dict[str, Any]:
     return arguments
 
 
-def _latent_config(latent: LatentMLP, diffusion: dict[str, Any], autoencoder_sha256: str) -> dict[str, Any]:
-    """The configuration that a training of the latent DDIM would have written beside its weights."""
+def _latent_description(latent: LatentMLP, diffusion: dict[str, Any], autoencoder_sha256: str) -> dict[str, Any]:
+    """The description that a training of the latent DDIM would have written with its weights."""
     return {
         "latent_network_def": {"_target_": "monai_diffae.networks.LatentMLP", **latent.config},
         "latent_diffusion": diffusion,
         "latent_inferer": {"_target_": "monai_diffae.inferers.LatentInferer", "schedule": "@latent_diffusion"},
+        "z_channels": latent.z_channels,
         "autoencoder_sha256": autoencoder_sha256,
+        "versions": versions(),
     }

@@ -202,7 +202,7 @@ def plan(
     from monai_diffae.apps.training import planning
     from monai_diffae.apps.training.plan_checks import unusable_scans
     from monai_diffae.apps.training.proposals import open_machine, propose
-    from monai_diffae.bundle.trust import check_code
+    from monai_diffae.bundle.code import check_code
     from monai_diffae.data.cohorts import read_cohort
     from monai_diffae.data.failures import count_by_label
     from monai_diffae.data.progress import track

@@ -19,7 +19,7 @@ from monai_diffae.apps.training.planning import read_training_config
 from monai_diffae.apps.training.timetables import CHOSEN_KEYS
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.folders import init_bundle
-from monai_diffae.bundle.warm_start import first_weights, start_settings
+from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.survey import survey_cohort
 from monai_diffae.errors import ConfigError
@@ -51,25 +51,25 @@ def make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:
     logger.info("%s: a new bundle, made from %s", folder.name, name)
 
 
-def with_plan(
-    bundle: Path, cohort: Path | None, out: Path | None, start_from: Path | None, training: Training, minutes: float
-) -> Planned:
-    """Add the settings of a plan to those of a new training; a training that is resumed remembers its plan.
+def with_plan(bundle: Path, cohort: Path | None, out: Path | None, training: Training, minutes: float) -> Planned:
+    """Add the settings of a plan to those of a new training; a training that is resumed keeps its plan.
 
     If one thread of the CPU is clearly faster than several, torch uses one from now on. ``minutes`` are for everything
     from now on, planning included.
     """
     start = time.monotonic()
     folder = Path(training.overrides.get("output_dir", out or bundle))
-    if (layout.newest_files(folder / layout.MODELS) / layout.CHECKPOINT).is_file() and not training.overwrite:
+    if (folder / layout.MODELS / layout.CHECKPOINT).is_file() and not training.overwrite:
         logger.info("the training continues with the plan that it began with")
         return Planned(training)
-    source = first_weights(start_from, folder, training.overwrite)
-    fixed: dict[str, Any] = {} if source is None else start_settings(source)
-    fixed = {key: value for key, value in fixed.items() if key not in CHOSEN_KEYS}
     named = {"batch_size": training.batch_size, "uneven": training.uneven}
     given = {key: value for key, value in named.items() if value is not None}
     parser = read_training_config(bundle, training.overlays)
+    fixed: dict[str, Any] = {}
+    weights = folder / layout.MODELS / layout.MODEL
+    if weights.is_file() and not training.overwrite:  # they are fine-tuned
+        known = {key: value for key, value in read_description(weights).items() if key in parser}
+        fixed = {key: value for key, value in known.items() if key not in CHOSEN_KEYS and not isinstance(value, dict)}
     if cohort is None and parser.get("dataset_dir") == "???":
         raise ConfigError("cohort: is required, as the bundle's configuration names none; give it a value")
     result = plan(

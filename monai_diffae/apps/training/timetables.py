@@ -84,6 +84,7 @@ class Work:
         available_s = max(0.0, budget_s - START_S - reading_s)
         most_s = _MOST_FOR_CALIBRATION * available_s
         calibrated = self._affordable("calibration_cases", _PER_CALIBRATED_IMAGE, most_s, speed)
+        calibrated = calibrated if calibrated > 1 else 0  # a calibration needs two patients
         calibration_s = calibrated * _PER_CALIBRATED_IMAGE / speed.images_per_second
         picture_cost = _PER_PICTURE_STEP * int(self.config.get("picture_steps", 20))
         pictures = self._affordable("num_pictures", picture_cost, _MOST_FOR_PICTURES * available_s, speed)

@@ -81,22 +81,20 @@ def train(
 ) -> TrainResult:
     """Train a bundle's autoencoder on a cohort, fine-tune its weights, or resume its training after an interruption.
 
-    The same run as ``python -m monai.bundle run training --config_file my_bundle/configs/train.json --bundle_root
-    my_bundle --dataset_dir scans.csv``. The folder ``models`` gets the weights (``model.pt``), their configuration
-    (``config.json``), a checkpoint and the settings (``training.json``); ``curves.csv``, ``curves.png`` and
-    ``pictures`` show the progress. A training that is resumed uses the settings with which it began, so that they need
-    not be given again.
+    The same run as ``python -m monai.bundle run training --config_file my_bundle/configs/train.json --dataset_dir
+    scans.csv``. When it begins, it writes its values into ``configs/train.json``, so that the same command resumes it
+    without its options. The folder ``models`` gets the model (``model.safetensors``), its weights for MONAI's tools
+    (``model.pt``) and a checkpoint; ``curves.csv``, ``curves.png`` and ``pictures`` show the progress.
 
     A bundle that has weights but no checkpoint, such as ``chest_xray`` or one that ``pull`` got, is fine-tuned: a new
-    training begins with its weights and settings, and replaces these weights at its first save. To keep them, give
-    another folder as ``out``, and the bundle as ``start_from``.
+    training begins with its weights, and replaces them at its first save. To keep them, train a copy: ``start_from``.
 
     Args:
         bundle: Folder of a bundle, made with ``monai-diffae init``. With ``minutes`` it is made if it does not exist.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan; by default the ``dataset_dir`` of the configuration.
         out: Folder for the trained bundle; by default the bundle's own.
-        start_from: Trained bundle with whose weights a new training begins, on any cohort. Its network, preprocessing
-            and other settings are used; it is only read.
+        start_from: Trained bundle with whose weights a new training begins, on any cohort: the folder is made from it,
+            as by ``monai-diffae init``. It is only read.
         minutes: Time for everything: image size, network and epochs are chosen as by ``monai-diffae plan``, and the
             training ends in time. By default, all of them are as configured.
         training: How to train.
@@ -106,7 +104,7 @@ def train(
 
     Raises:
         ConfigError: the bundle or an overlay does not exist, a key or value of the configuration cannot be used, the
-            training is complete already, or ``start_from`` is not trained or has another network or preprocessing.
+            training is complete already, or ``start_from`` is not trained.
         CohortError: no usable case.
         MachineError: the training does not fit into memory, or the disk is full.
 
@@ -120,16 +118,17 @@ def train(
     from monai_diffae.data.failures import count_failures
 
     watch = None
+    if start_from is not None:
+        bundle, out = begin_from(out or bundle, start_from), None
     if minutes is not None:
         from monai_diffae.apps.training.planned import make_bundle, with_plan
 
-        if cohort is not None and start_from is None and not bundle.exists():
+        if cohort is not None and not bundle.exists():
             make_bundle(bundle, cohort, training.columns)
         _config_file(bundle, "train")
-        planned = with_plan(bundle, cohort, out, start_from, training, minutes)
+        planned = with_plan(bundle, cohort, out, training, minutes)
         training, watch = planned.training, planned.watch
-    given = {"dataset_dir": cohort, "output_dir": out, "start_from": start_from}
-    run = run_training("train", bundle, training, given, watch)
+    run = run_training("train", bundle, training, {"dataset_dir": cohort, "output_dir": out}, watch)
     parser = run.workflow.parser
     split_cohort = parser.get_parsed_content("cohort")
     num_cases = sum(len(split_cohort.split(name)) for name in ("train", "val")) + len(split_cohort.failures)
@@ -157,11 +156,12 @@ def run_training(
     ``watch`` is called with the run before it trains. None in ``given`` or ``values`` stands for what the configuration
     says.
     """
+    out = given.get("output_dir")
+    if out is not None and not training.overwrite and _has_values(config, bundle, out):
+        bundle = out
     file = _config_file(bundle, config)
     check_overlays(training.overlays)
     from monai_diffae.apps.training.training_run import open_training_run
-    from monai_diffae.bundle.summary import bundle_code
-    from monai_diffae.bundle.trust import is_trusting
 
     chosen = {key: value for key, value in (values or {}).items() if value is not None}
     values = {"bundle_root": str(bundle), **chosen, **_values(given, training)}
@@ -177,9 +177,40 @@ def run_training(
         if cause is None or cause is error:
             raise
         raise cause from error
-    if is_trusting():
-        bundle_code(run.folder)  # remembers the results of the training as trusted, too
     return run
+
+
+def _has_values(config: str, bundle: Path, out: Path) -> bool:
+    """Whether the configuration of the folder for the results has the values with which its training began."""
+    from monai_diffae.bundle.folders import check_no_other_model
+
+    if config != "train":  # it has the bundle's model, too
+        check_no_other_model(bundle, out)
+        if not (out / "models" / "model.safetensors").is_file():
+            return False
+    return (out / "configs" / f"{config}.json").is_file()
+
+
+def begin_from(folder: Path, start_from: Path) -> Path:
+    """Make a bundle with the weights of a trained one to fine-tune them; a training that did so is resumed."""
+    from monai_diffae.bundle import checksum, init_bundle
+    from monai_diffae.bundle.layout import model_file
+    from monai_diffae.data.torch_files import read_torch_file
+
+    weights, checkpoint = checksum(start_from), folder / "models" / "checkpoint.pt"
+    if model_file(start_from).resolve() == (folder / "models" / "model.safetensors").resolve():
+        raise ConfigError(f"start_from: {folder.name} is the folder that is trained; choose a new folder, or omit it")
+    if not folder.exists() or not any(folder.iterdir()):
+        return init_bundle(folder, start_from)
+    if checkpoint.is_file():
+        begun = read_torch_file(checkpoint, "cannot be read as a checkpoint", prefix="started_from").get("started_from")
+    else:
+        begun = checksum(folder)
+    if begun != weights:
+        raise ConfigError(
+            f"{folder.name}: exists, and was not made from {start_from.name}; choose a new folder, or omit start_from"
+        )
+    return folder
 
 
 def _config_file(bundle: Path, config: str) -> Path:

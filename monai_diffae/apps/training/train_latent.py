@@ -22,7 +22,7 @@ def train_latent(
     """Train a bundle's latent DDIM, which ``generate`` needs, or resume its training after an interruption.
 
     The cohort is embedded first, into ``embeddings`` in the output folder, unless that is done already. The model is
-    written to ``models/latent_model.pt`` and ``models/latent_config.json``, the curves to the folder ``latent``.
+    written to ``models/latent_model.safetensors``, the curves to the folder ``latent``.
 
     Args:
         bundle: Folder of a trained bundle.
@@ -43,13 +43,13 @@ def train_latent(
         >>> train_latent("no_such_bundle", "cohort.csv")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.pt; train the bundle first, or ...
+        monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.safetensors; train the bundle ...
     """
     unused = {"cohort": cohort is not None, "columns": bool(training.columns), "workers": training.workers is not None}
     for name in (name for name, is_given in unused.items() if is_given and embeddings is not None):
         raise ConfigError(f"{name}: has no effect if there are embeddings; omit {name} or embeddings")
     from monai_diffae.apps.command_lines import command_line
-    from monai_diffae.bundle.checksums import checksum
+    from monai_diffae.bundle.model_file import checksum
     from monai_diffae.data.failures import count_failures
 
     checksum(bundle)  # raises an error if the bundle is not trained

@@ -12,7 +12,7 @@ from monai.bundle import ConfigWorkflow
 from monai.engines import Workflow
 
 from monai_diffae.apps.settings import Training
-from monai_diffae.apps.training.train import run_training
+from monai_diffae.apps.training.train import begin_from, run_training
 from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.handlers.stop_requests import TrainingStopped
 
@@ -71,7 +71,7 @@ def train_watched(
         bundle: folder of a bundle.
         cohort: the data; None: the ``dataset_dir`` of the configuration.
         out: folder for the trained bundle; None: the bundle's own.
-        start_from: trained bundle with whose weights a new training begins.
+        start_from: trained bundle with whose weights a new training begins; the folder is made from it.
         training: how to train.
         stop: if it is set, the training saves a checkpoint at the next step and ends. While scans are read, it waits
             until they are read.
@@ -95,10 +95,13 @@ def train_watched(
         if report is not None:
             trainer.add_event_handler(TrainingEvents.STATISTICS, lambda engine: report(_report(engine)))
 
-    given = {"dataset_dir": cohort, "output_dir": out, "start_from": start_from}
-    paths = {key: None if path is None else Path(path) for key, path in given.items()}
+    paths = {"dataset_dir": cohort, "output_dir": out}
+    given = {key: None if path is None else Path(path) for key, path in paths.items()}
+    bundle = Path(bundle)
+    if start_from is not None:
+        bundle = begin_from(given.pop("output_dir", None) or bundle, Path(start_from))
     try:
-        folder = run_training("train", Path(bundle), training, paths, watch).folder
+        folder = run_training("train", bundle, training, given, watch).folder
     except TrainingStopped:
         return WatchedTraining(folders[0], is_stopped=True)
     return WatchedTraining(folder, is_stopped=False)

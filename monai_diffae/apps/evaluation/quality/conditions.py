@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from monai_diffae.bundle.decoding import inferer_settings
+from monai_diffae.bundle.loading import inferer_settings
 from monai_diffae.diffusion.names import DecoderName
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 

@@ -16,7 +16,7 @@ from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.bundle import TrainedLatent, load_latent
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
-from monai_diffae.bundle.preprocessing_config import preprocessing_config
+from monai_diffae.bundle.loading import preprocessing_config
 from monai_diffae.data.cases import Case, spread_cases
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError

@@ -20,7 +20,7 @@ from monai_diffae.apps.evaluation.quality.summary import summary_row
 from monai_diffae.apps.evaluation.quality.time_left import TimeLeft
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.bundle import TrainedLatent
-from monai_diffae.bundle.decoding import inferer_settings
+from monai_diffae.bundle.loading import inferer_settings
 from monai_diffae.data.cases import Case
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import OmittableError

@@ -13,7 +13,7 @@ from monai_diffae.apps.evaluation.quality.conditions import Condition
 from monai_diffae.apps.evaluation.quality.journal import Journal, Row
 from monai_diffae.apps.evaluation.quality.time_left import TimeLeft
 from monai_diffae.apps.session import ReadCases, Session
-from monai_diffae.bundle.decoding import inferer_settings
+from monai_diffae.bundle.loading import inferer_settings
 from monai_diffae.data.cases import Case
 from monai_diffae.inferers import Reconstructor, encode_exactly
 from monai_diffae.metrics import ImageQuality, noise_statistics

@@ -1,0 +1,331 @@
+"""The description of a model: taken from the configuration of its training, and written into other configurations."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from monai_diffae.bundle.code import check_code
+from monai_diffae.bundle.config import MODEL_ROOTS, SEPARATOR, is_formula, model_config, references, strings
+from monai_diffae.bundle.layout import CONFIGS, MODEL, MULTI_GPU, TRAIN, shipped
+from monai_diffae.bundle.model_file import model_parser, unknown_targets
+from monai_diffae.bundle.parser import Parser
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.errors import ConfigError, UnsafeInputError, one_line, quoted, shortened
+
+logger = logging.getLogger(__name__)
+
+_NOT_DESCRIBED = {
+    "imports", "bundle_root", "dataset_dir", "device", "cohort", "columns", "patient_pattern", "first_stage",
+    "first_stage_bundle",
+}  # fmt: skip
+# Keys of the training that belong to a description, so that the model can be trained further in the same way.
+_RECIPE = (
+    "max_epochs", "batch_size", "accumulation_steps", "learning_rate", "weight_decay", "warmup_steps", "lr_schedule",
+    "max_grad_norm", "agreement_weight", "ema_decay", "val_interval", "augmentation",
+)  # fmt: skip
+# Not written into a folder's configurations: where the files of a run are, and on which machine it runs.
+_OF_THE_RUN = {
+    "_meta_", "bundle_root", "dataset_dir", "output_dir", "overwrite", "fine_tune", "device", "workers", "rank",
+    "world_size", "save_execute_config", "tracking_uri", "embeddings", "cache_gib", "check_memory",
+}  # fmt: skip
+_PATH = re.compile(r"(?![$@%]).*[/\\]|\$\s*['\"]([A-Za-z]:)?[/\\]", re.DOTALL)
+_OWN_FIRST_STAGE = "$@bundle_root + '/models/model.safetensors'"
+_NOTE = "_desc_"  # of MONAI's configurations: free text
+_ABSENT = object()
+_WIDTH = 110  # columns
+
+
+def describe(parser: ConfigParser, roots: tuple[str, ...] = MODEL_ROOTS) -> dict[str, Any]:
+    """The description of a model: the part of a parsed configuration that ``roots`` make up, with formulas evaluated.
+
+    ``frozen`` lists the keys that formulas have used, also through references: their values cannot be changed any more.
+
+    Raises:
+        ConfigError: a formula gives something other than plain values.
+    """
+    config = model_config(parser.get(), roots, in_formulas=False)
+    described = {key: evaluated(parser, value, key) for key, value in config.items() if key not in _NOT_DESCRIBED}
+    used = tuple(name for text in strings(config) if text.startswith("$") for name in references(text))
+    frozen = sorted(model_config(parser.get(), used).keys() & described.keys())
+    return {**described, **({"frozen": frozen} if frozen else {})}
+
+
+def describe_training(parser: ConfigParser) -> dict[str, Any]:
+    """How a description's model was trained: the values that differ from the shipped recipe, by their ids."""
+    config = parser.get()
+    recipe = read_parsed(shipped("bundles") / recipe_of(config) / CONFIGS / TRAIN)
+    part = {key: config[key] for key in _RECIPE if key in config}
+    found = changes({key: recipe[key] for key in part if key in recipe}, part)
+    return {id: evaluated(parser, value, id) for id, value in found if SEPARATOR.split(id)[-1] != _NOTE}
+
+
+def recipe_of(description: Mapping[str, Any]) -> str:
+    """The name of the shipped bundle with whose configurations a model can be trained.
+
+    Example:
+        >>> recipe_of({"spatial_dims": 3, "network_def": {"_target_": "monai_diffae.networks.DiffusionAutoencoder"}})
+        'diffae_3d'
+    """
+    network = description.get("network_def")
+    target = str(network.get("_target_")) if isinstance(network, Mapping) else ""
+    return f"{'autoencoder_kl' if target.endswith('.FirstStage') else 'diffae'}_{description.get('spatial_dims')}d"
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that make a model what it is."""
+    return {name: version(name.replace("_", "-")) for name in ("monai_diffae", "monai", "torch")}
+
+
+def evaluated(parser: ConfigParser, value: Any, id: str) -> Any:
+    """A value of a configuration with this id, with formulas replaced by what they give; references stay.
+
+    MONAI's notes to a component, ``_desc_``, are left out.
+    """
+    if isinstance(value, dict):
+        parts = {key: evaluated(parser, item, f"{id}#{key}") for key, item in value.items() if key != _NOTE}
+        return parts | ({"pretrained": False} if "pretrained" in parts else {})  # the weights are in the model's file
+    if isinstance(value, list | tuple):
+        return [evaluated(parser, item, f"{id}#{number}") for number, item in enumerate(value)]
+    if not (isinstance(value, str) and value.startswith("$")):
+        return value
+    try:
+        plain: Any = json.loads(json.dumps(_plain(parser.get_parsed_content(id))))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{id}: the formula {quoted(value)} gives no plain value, so a model file cannot hold it; write a number, "
+            "a single word, or a component with _target_"
+        ) from error
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") else value
+
+
+def resolved(description: Mapping[str, Any], key: str) -> Any:
+    """A part of a description with all references replaced by what they refer to.
+
+    Example:
+        >>> resolved({"net": {"_target_": "N", "dims": "@dims"}, "dims": 3}, "net")
+        {'_target_': 'N', 'dims': 3}
+    """
+    parser = model_parser(description)
+
+    def replace(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: replace(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [replace(item) for item in value]
+        is_reference = isinstance(value, str) and value.startswith("@")
+        return replace(parser[value[1:]]) if is_reference else value
+
+    try:
+        return replace(parser[key])
+    except (LookupError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{key}: refers to what the description of the model does not have; train again") from error
+
+
+# -- configurations of a folder ----------------------------------------------------------------------------------------
+
+
+def read_parsed(*files: Path) -> dict[str, Any]:
+    """The content of configuration files as a running configuration has it; empty if they cannot be read."""
+    parser = Parser()
+    try:
+        parser.read_config([str(file) for file in files])
+        parser.parse()  # MONAI writes ids in another way into a configuration that it has parsed
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    return dict(parser.get())
+
+
+def write_values(run_config: Mapping[str, Any], folder: Path, file: str = TRAIN) -> bool:
+    """Write what a training's configuration changes into the configuration of its folder, and say whether it did.
+
+    The file then describes the training: the same command resumes it without its options, and MONAI's tools build its
+    network. Values of the run alone, such as devices, and paths are not written; the order of the keys stays.
+    """
+    path = folder / CONFIGS / file
+    is_distributed = is_formula(run_config.get("world_size"))
+    overlays = sorted((folder / CONFIGS).rglob(f"{MULTI_GPU}{file}")) if is_distributed else []
+    before = read_parsed(path, *overlays)
+    content = json.loads(path.read_text(encoding="utf-8")) if before else {}
+    old = deepcopy(content)
+    for id, value in changes(before, run_config) if before else ():
+        parts = SEPARATOR.split(id)
+        first, name = parts[0], parts[-1]
+        if name == "first_stage_bundle":
+            value = _OWN_FIRST_STAGE
+        elif first in _OF_THE_RUN or (name != "patient_pattern" and _has_path(value)):
+            if first in before or first in _OF_THE_RUN:
+                continue
+            value = "???"  # an overlay needs it, and the run asks for it
+        set_value(content, id, _as_written(value))
+    if content != old:
+        write_config(path, content)
+    return bool(content != old)
+
+
+def write_description(description: Mapping[str, Any], folder: Path) -> None:
+    """Write the values of a model's description into the training configuration of a folder with a shipped recipe.
+
+    A model on a first stage's latents gets the overlay ``latent_space.json``, and reads the first stage from
+    ``models/model.safetensors`` of the folder. Only formulas of the recipe are evaluated, with plain values, so nothing
+    of the description is built but a first stage that computes only. Code that is not trusted is not written.
+
+    Raises:
+        ConfigError: the description does not fit the recipe.
+    """
+    path, parser = folder / CONFIGS / TRAIN, Parser()
+    try:
+        parser.read_config(str(path))
+        if "first_stage" in description:
+            parser.read_config([str(path), str(folder / CONFIGS / "overlays" / "latent_space.json")])
+            parser["first_stage_bundle"] = _OWN_FIRST_STAGE
+        content = dict(parser.get())
+        content.pop("_meta_", None)
+        _fill_in(content, description, folder)
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = shortened(one_line(error), 120)
+        raise ConfigError(
+            f"{MODEL}: its description does not fit {CONFIGS}/{TRAIN}: {reason}; choose another model"
+        ) from error
+    check_code(content, MODEL)  # MONAI's tools would run it
+    write_config(path, content)
+
+
+def write_config(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace the content of a configuration; the blank lines between its groups of keys stay."""
+    text = as_json(content)
+    for key in re.findall(r'\n\n    "(\w+)":', path.read_text(encoding="utf-8")):
+        text = text.replace(f'\n    "{key}":', f'\n\n    "{key}":', 1)
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _fill_in(content: dict[str, Any], description: Mapping[str, Any], folder: Path) -> None:
+    """Set the values of a training's configuration to those of a description."""
+    model = {key: value for key, value in description.items() if key not in _NOT_DESCRIBED | _OF_THE_RUN | {"frozen"}}
+    for key in model.keys() & content.keys():
+        if _is_plain(model[key]) and not is_formula(content[key]):
+            content[key] = model[key]
+    described = model_config(content)
+    if "first_stage" not in description or not unknown_targets(description):
+        parser = Parser({**json.loads(json.dumps(content)), "bundle_root": str(folder)})
+        parser.parse()
+        described = describe(parser)
+    for id, value in changes(described, {key: model[key] for key in described if key in model}):
+        key = id.partition("#")[0]
+        is_whole = is_formula(content[key])  # it gives a list of lists
+        _set_known(content, key if is_whole else id, model[key] if is_whole else value)
+    for id, value in description.get("recipe", {}).items():
+        if SEPARATOR.split(id)[0] in _RECIPE:
+            with suppress(KeyError, IndexError, TypeError, ValueError):  # of another version of the recipe
+                _set_known(content, id, value)
+
+
+def _set_known(content: dict[str, Any], id: str, value: Any) -> None:
+    try:
+        check_code({id: value}, MODEL)
+    except UnsafeInputError:
+        logger.warning("%s/%s lacks the model's %s, which is not trusted; add --trust", CONFIGS, TRAIN, id)
+    else:
+        set_value(content, id, value)
+
+
+def set_value(config: dict[str, Any], id: str, value: Any) -> None:
+    """Set a value of a configuration by its id, such as ``inferer#steps``; the index after a list's last appends."""
+    *parents, last = SEPARATOR.split(id)
+    part: Any = config
+    for key in parents:
+        part = part[int(key)] if isinstance(part, list) else part[key]
+    if isinstance(part, list) and int(last) == len(part):
+        part.append(value)
+    else:
+        part[int(last) if isinstance(part, list) else last] = value
+
+
+def changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The ids of values that differ, and the values after the change; each list of plain values is one value.
+
+    Example:
+        >>> before = {"a": {"b": 1, "c": 2}, "size": [1, 2], "list": [{"p": 1}, {"p": 2}]}
+        >>> after = {"a": {"b": 1, "c": 3, "d": 4}, "size": [1, 3], "list": [{"p": 1}, {"p": 0}]}
+        >>> list(changes(before, after))
+        [('a#c', 3), ('a#d', 4), ('size', [1, 3]), ('list#1#p', 0)]
+    """
+    prefix = f"{path}#" if path else ""
+    if isinstance(before, dict) and isinstance(after, dict) and (not path or before.keys() <= after.keys()):
+        for key in after:
+            yield from changes(before.get(key, _ABSENT), after[key], f"{prefix}{key}")
+    elif _is_list_of_parts(before) and _is_list_of_parts(after) and len(before) <= len(after):
+        for number, item in enumerate(after):
+            yield from changes(before[number] if number < len(before) else _ABSENT, item, f"{prefix}{number}")
+    else:
+        after = list(after) if isinstance(after, tuple) else after
+        if before != after:
+            yield path, after
+
+
+def _is_list_of_parts(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, (dict, list)) or is_formula(item) for item in value)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return not isinstance(value, dict) and not is_formula(value)
+
+
+def _has_path(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_path, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_path, value))
+    return isinstance(value, str) and bool(_PATH.match(value) or (value and Path(value).is_file()))
+
+
+def _as_written(value: Any) -> Any:
+    """A value with ids as people write them."""
+    if isinstance(value, dict):
+        return {key: _as_written(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_written(item) for item in value]
+    if not is_formula(value):
+        return value
+    return re.sub(r"[@%]\w+(::\w+)+", lambda match: match[0].replace("::", "#"), value)
+
+
+def as_json(value: Any, indent: str = "") -> str:
+    """A configuration as the text of its file: what is short, or a list of numbers, is on one line.
+
+    Example:
+        >>> print(as_json({"image_size": [64, 64], "embed": {"pool": "@pool"}}), end="")
+        {
+            "image_size": [64, 64],
+            "embed": {
+                "pool": "@pool"
+            }
+        }
+    """
+    inner, line = f"{indent}    ", json.dumps(value)
+    is_short = len(indent) + len(line) < _WIDTH
+    if isinstance(value, dict) and value and not (is_short and len(indent) > 4):
+        lines, (start, end) = [f"{json.dumps(key)}: {as_json(item, inner)}" for key, item in value.items()], "{}"
+    elif isinstance(value, list) and not is_short and not all(isinstance(item, int | float) for item in value):
+        lines, (start, end) = [as_json(item, inner) for item in value], "[]"
+    else:
+        return line
+    text = f",\n{inner}".join(lines)
+    return f"{start}\n{inner}{text}\n{indent}{end}" + ("" if indent else "\n")

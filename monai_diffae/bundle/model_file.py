@@ -1,0 +1,325 @@
+"""A model as one plain file: tensors, and the description of the model in the header, in the format safetensors.
+
+The header's metadata has one entry, ``monai_diffae``: a JSON object with the version of this format, the kind of model,
+its description, and the SHA-256 of all of the file but itself. A description has ``_target_``, plain values and
+``@key``; it has no formulas and no free texts, so it cannot run code, and cannot hold the name of a patient or folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from monai_diffae.bundle.code import MODEL_TARGETS, refuse_code
+from monai_diffae.bundle.config import components, references
+from monai_diffae.bundle.layout import MODEL, MODELS, MONAI_MODEL, model_file
+from monai_diffae.bundle.parser import Parser
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.file_checksums import cached_checksum
+from monai_diffae.data.tensor_files import save_bytes, save_tensors
+from monai_diffae.errors import ConfigError, ScanError, UnsafeInputError, quoted
+
+VERSION = 1
+"""The version of this format; files of a newer one are refused."""
+
+FIRST_STAGE = "first_stage."
+"""The beginning of the names of a first stage's tensors in the file of the model on its latents."""
+
+_ENTRY = "monai_diffae"
+_KINDS = {
+    "autoencoder": "a diffusion autoencoder", "first_stage": "a first stage", "latent": "a latent DDIM",
+    "fast": "a fast decoder", "anomaly": "a calibration",
+}  # fmt: skip
+_DAMAGED = "is damaged or not complete; copy it again, or train again"
+_WORD = re.compile(r"[@\w.+*#:()-]{0,80}", re.ASCII)
+_KEY = re.compile(r"[A-Za-z]\w{0,59}", re.ASCII)
+SECTIONS = ("data", "figures", "recipe", "versions")  # of a description: nothing of them is built
+_DEEPEST, _LARGEST, _MOST = 40, 2**53, 20_000
+_MARK = b"monai_diffae"  # the comment of the archives that this package writes for MONAI's tools
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """The content of a model's file.
+
+    Attributes:
+        name: the name of the file.
+        kind: ``autoencoder``, ``first_stage``, ``latent``, ``fast`` or ``anomaly``.
+        description: what the model is: the configuration of its parts, and the values that they refer to.
+        tensors: by their names.
+        sha256: SHA-256 of the whole file.
+    """
+
+    name: str
+    kind: str
+    description: dict[str, Any]
+    tensors: dict[str, Tensor]
+    sha256: str
+
+    def load_into(self, network: nn.Module, prefix: str = "") -> None:
+        """Load the tensors of a part into a network that was just built: of the model, or of its first stage.
+
+        Raises:
+            ConfigError: they are those of another network.
+            ScanError: they are not finite. Buffers that are NaN in the new network may be so in the file.
+        """
+        is_chosen = {key: key.startswith(FIRST_STAGE) == (prefix == FIRST_STAGE) for key in self.tensors}
+        state = {key.removeprefix(prefix): value for key, value in self.tensors.items() if is_chosen[key]}
+        measured_later = {name for name, buffer in network.named_buffers() if buffer.isnan().any()}
+        for name, value in state.items():
+            if value.is_floating_point() and name not in measured_later and not value.isfinite().all():
+                raise ScanError(f"{self.name}: holds weights that are not finite; copy it again, or train again")
+        check_fit(state, network, self.name)
+        network.load_state_dict(state)
+
+
+def check_fit(state: Mapping[str, Tensor], network: nn.Module, name: str) -> None:
+    """Check that weights, which the file ``name`` holds, are those of a network."""
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+    keys = shapes.keys() | state.keys()
+    misfits = [key for key in keys if key not in state or key not in shapes or state[key].shape != shapes[key]]
+    if misfits:
+        raise ConfigError(
+            f"{name}: {len(misfits)} of {len(keys)} weights do not fit the network of the configuration, the first is "
+            f"{quoted(min(misfits))}; use the configuration with which the model was trained"
+        )
+
+
+def write_model(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> Path:
+    """Write a model's file, in one atomic step; the same model gives the same bytes.
+
+    Args:
+        path: the file.
+        kind: as in :class:`ModelFile`.
+        tensors: by their names.
+        description: what the model is.
+
+    Raises:
+        ConfigError: the description holds a formula or a free text; the message names its key.
+        MachineError: the disk is full, or the folder cannot be written.
+    """
+    check_writable(description)
+    # a copy of each tensor, as safetensors takes none that share memory
+    content = save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()})
+    start = 8 + int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8:start]), memoryview(content)[start:]
+    entry = {"version": VERSION, "kind": kind, "description": description}
+    entry["sha256"] = _digest(entry, header, data)
+    head = json.dumps({"__metadata__": {_ENTRY: json.dumps(entry)}, **header}).encode()
+    head += b" " * (-len(head) % 8)
+    return write_atomic(path, partial(save_bytes, [len(head).to_bytes(8, "little"), head, data]))
+
+
+def check_writable(description: Mapping[str, Any]) -> None:
+    """Check that a model's file can hold a description, e.g. before a training.
+
+    Raises:
+        ConfigError: it holds a formula or a free text; the message names its key.
+    """
+    for found in _not_plain(description, ""):
+        raise ConfigError(
+            f"{found}, which a model file cannot hold; write a number, a single word, or a component with _target_"
+        )
+
+
+def read_model(path: Path, *kinds: str, is_built: bool = True) -> ModelFile:
+    """Read a model's file of one of these kinds, and check it. Nothing of it is run.
+
+    Without ``is_built``, nothing will be built of it, so it need not be trusted.
+
+    Raises:
+        ConfigError: the file is not there, is none of this package, is of another kind or of a newer version.
+        ScanError: it is damaged.
+        UnsafeInputError: its description holds a formula or a free text, or names something to build that can do more
+            than compute, and is not trusted (:func:`~monai_diffae.bundle.code.trusting`).
+    """
+    content = _bytes(path)
+    entry, header, start = _entry(content, path.name)
+    try:
+        tensors = load(content)
+        is_whole = _digest(entry, header, content[start:]) == entry.get("sha256")
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ScanError(f"{path.name}: {_DAMAGED}") from error
+    if not is_whole:
+        raise ScanError(f"{path.name}: {_DAMAGED}")
+    if kinds and entry["kind"] not in kinds:
+        kind, wanted = (_KINDS.get(name, quoted(name)) for name in (entry["kind"], kinds[0]))
+        raise ConfigError(f"{path.name}: holds {kind}, not {wanted}; choose another bundle or file")
+    _check_plain(entry["description"], path.name)
+    if is_built:
+        refuse_code([f"the target {quoted(target)}" for target in unknown_targets(entry["description"])], path.name)
+    return ModelFile(path.name, entry["kind"], entry["description"], tensors, hashlib.sha256(content).hexdigest())
+
+
+def checksum(bundle: str | os.PathLike[str]) -> str:
+    """SHA-256 of the file of a bundle's model.
+
+    Raises:
+        ConfigError: the bundle is not trained.
+    """
+    return cached_checksum(model_file(bundle))
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The kind of a model and its description, whether its targets are trusted or not; nothing of it is run."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        size = int.from_bytes(start, "little")
+        header = file.read(size) if size <= path.stat().st_size else b""
+    entry, _, _ = _entry(start + header, path.name)
+    _check_plain(entry["description"], path.name)
+    return {"kind": entry["kind"], **entry["description"]}
+
+
+def unknown_targets(description: Mapping[str, Any]) -> list[str]:
+    """What a description builds that is not known to compute only, by the dotted names."""
+    targets = set()
+    for _, part in components(built_part(description)):
+        is_pretrained = part.get("pretrained") not in (None, False)  # it is downloaded, or read from a file
+        targets.add(f"{part['_target_']}{'(pretrained)' if is_pretrained else ''}")
+    return sorted(targets - MODEL_TARGETS)
+
+
+def model_parser(description: Mapping[str, Any]) -> Parser:
+    """A parser of what a description builds, to which a recipe does not belong."""
+    return Parser(deepcopy(built_part(description)))
+
+
+def built_part(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A description without its data, figures, recipe and versions, of which nothing is built."""
+    return {key: value for key, value in description.items() if key not in SECTIONS}
+
+
+def _check_plain(description: Mapping[str, Any], name: str) -> None:
+    for text in _not_plain(description, ""):
+        raise UnsafeInputError(f"{name}: {text}, which a model file never holds; nothing was run. Do not use it")
+
+
+def _is_small(description: Mapping[str, Any]) -> bool:
+    """Whether a description stays small when every reference is replaced by what it refers to, and none is circular."""
+    parser = Parser(dict(description))
+    to_visit: list[tuple[str, Any]] = [("", description)]
+    for _ in range(_MOST):
+        if not to_visit:
+            return True
+        id, value = to_visit.pop()
+        if isinstance(value, Mapping):
+            to_visit += [(f"{id}::{key}" if id else str(key), item) for key, item in value.items()]
+        elif isinstance(value, list | tuple):
+            to_visit += [(f"{id}::{number}", item) for number, item in enumerate(value)]
+        elif isinstance(value, str) and value.startswith("@"):
+            with suppress(LookupError, ValueError, TypeError):  # refused when it is built
+                target = Parser.resolve_relative_ids(id, value)[1:]
+                to_visit.append((target, parser[target]))
+    return False
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path.name}: there is no such file; train the bundle first") from error
+    except OSError as error:
+        raise ScanError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _digest(entry: Mapping[str, Any], header: Mapping[str, Any], data: bytes | memoryview) -> str:
+    """SHA-256 of everything in a file but the SHA-256 itself."""
+    plain = {key: entry[key] for key in ("version", "kind", "description")}
+    digest = hashlib.sha256(json.dumps([plain, header], sort_keys=True).encode())
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def _entry(content: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Our entry in a header, the entries of the tensors, and where the tensors begin."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    try:
+        header = json.loads(content[8:start])
+        text = header.pop("__metadata__", {}).get(_ENTRY)
+        entry: Any = None if text is None else json.loads(text)
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ScanError(f"{name}: {_DAMAGED}") from error
+    if not (isinstance(entry, dict) and isinstance(entry.get("version"), int)):
+        raise ConfigError(f"{name}: has no description of a model of this package; choose another file")
+    if entry["version"] > VERSION:
+        raise ConfigError(f"{name}: was written by a newer version of monai_diffae; update the package")
+    if not (isinstance(entry.get("kind"), str) and isinstance(entry.get("description"), dict)):
+        raise ScanError(f"{name}: {_DAMAGED}")
+    return entry, header, start
+
+
+def _not_plain(value: Any, id: str, depth: int = 0) -> Iterator[str]:
+    """Formulas, free texts and objects in a description, each as the beginning of a message."""
+    if depth > _DEEPEST:
+        yield f"{id[:60]}: is nested too deep"
+    elif not _has_its_kind(id, value):
+        yield f"{id}: is {quoted(value)}"
+    elif isinstance(value, Mapping):
+        is_free = id.partition("#")[0] in SECTIONS
+        for key, item in value.items():
+            if not (key == "_target_" or (_WORD if is_free else _KEY).fullmatch(str(key))):
+                yield f"{quoted(f'{id}#{key}' if id else str(key))}: is no name of a value"
+            yield from _not_plain(item, f"{id}#{key}" if id else str(key), depth + 1)
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _not_plain(item, f"{id}#{number}", depth + 1)
+    elif isinstance(value, str):
+        if not _WORD.fullmatch(value) or references(value) & set(SECTIONS):  # of which nothing may be built
+            yield f"{id}: is {quoted(value)}"
+    elif isinstance(value, int | float):
+        if not (abs(value) <= _LARGEST if isinstance(value, int) else math.isfinite(value)):
+            yield f"{id}: is NaN, infinite, or above {_LARGEST}"
+    elif value is not None:
+        yield f"{id}: is a {type(value).__name__}"
+    if not depth and not _is_small(value):
+        yield "its references are circular, or refer to too many values"
+
+
+def _has_its_kind(id: str, value: Any) -> bool:
+    """Whether a section has keys, each figure is a number, and the frozen keys are a list of words."""
+    if id == "frozen":
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if id.startswith("figures#"):
+        return isinstance(value, int | float)
+    return id not in SECTIONS or isinstance(value, Mapping)
+
+
+def refuse_other_weights(bundle: Path) -> None:
+    """Refuse a bundle's folder in which another program has written the weights for MONAI's tools."""
+    path = bundle / MODELS / MONAI_MODEL
+    if not (bundle.is_dir() and path.is_file()):
+        return
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(_MARK)))
+        if file.read() != _MARK:
+            raise ConfigError(
+                f"{path.name}: another program has written it, and it is not the model in {MODEL}; remove it to use "
+                f"{MODEL}"
+            )
+
+
+def write_for_monai(path: Path, tensors: Mapping[str, Tensor]) -> Path:
+    """Write the weights of a model as MONAI's tools load them: a flat state dict, marked as this package's."""
+
+    def write(temporary: Path) -> None:
+        save_tensors({name: tensors[name].detach().cpu().clone() for name in sorted(tensors)}, temporary)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.comment = _MARK
+
+    return write_atomic(path, write)

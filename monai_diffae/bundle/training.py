@@ -1,0 +1,364 @@
+"""What a training needs from its bundle: the running configuration, its checks, and what it trains."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import math
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+from torch import nn
+
+from monai_diffae.bundle.config import (
+    MODEL_ROOTS,
+    check_config_of_run,
+    check_required_values,
+    is_formula,
+    model_config,
+)
+from monai_diffae.bundle.description import (
+    describe,
+    describe_training,
+    versions,
+    write_values,
+)
+from monai_diffae.bundle.folders import complete_bundle
+from monai_diffae.bundle.layout import CONFIGS, MODEL, MODELS, MONAI_MODEL, TRAIN
+from monai_diffae.bundle.model_file import built_part, check_fit, check_writable, read_description
+from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.torch_files import read_torch_file
+from monai_diffae.errors import CohortError, ConfigError, find_diffae_error, one_line
+from monai_diffae.networks import FirstStage
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_DIGITS = 16  # of the hash of each scan that a checkpoint keeps
+_AGAIN = "another output_dir, or set overwrite to start again"
+_EXTENDED = (
+    "imports", "train#handlers", "validate#handlers", "preprocessing#transforms", "augmentation#transforms",
+    "initialize", "training",
+)  # fmt: skip
+_TRAIN, _VAL = "train#dataset#data", "validate#dataset#data"
+_FIRST_STAGE_KEYS = ("intensity", "percentiles", "window_hu", "model_range", "spacing_mm")
+_OF_THE_WEIGHTS = ("network_def", "preprocessing", "encoder_key", "diffusion", "first_stage", "first_stage_sha256")
+_LATENT_ROOTS = ("latent_network_def", "latent_inferer")
+
+
+# -- the running configuration -----------------------------------------------------------------------------------------
+
+
+def running_parser() -> ConfigParser:
+    """The parser of the bundle run that evaluates the calling expression.
+
+    Raises:
+        ConfigError: the caller is not an expression of a bundle's configuration.
+    """
+    parser = _on_call_stack(ConfigParser)
+    if parser is None:
+        raise ConfigError("running_config: can only be called from an expression of a bundle's configuration")
+    return parser
+
+
+def running_config() -> dict[str, Any]:
+    """The configuration of the bundle run that evaluates the calling expression, with all overrides, not evaluated."""
+    config: dict[str, Any] = deepcopy(running_parser().get())
+    return config
+
+
+def _on_call_stack(kind: type[_T]) -> _T | None:
+    """The innermost object of this type whose method is running: MONAI (1.6.1) gives expressions no other access."""
+    frame = inspect.currentframe()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), kind):
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["self"]
+
+
+def check_run(file: str = TRAIN) -> None:
+    """Check a run's configuration before anything is built, as the first expression of ``initialize``.
+
+    ``bundle_root`` becomes the folder of the configuration if it is ``.``, which MONAI (1.6.1) takes for the current
+    directory. MONAI's option ``--tracking mlflow`` turns on the bundle's own tracking, and lists of images, which MONAI
+    Label gives to ``train.json``, become the cohort. Only the values that the network needs have to be given: MONAI's
+    tools build it without data. :func:`check_all_set` checks the others when the run starts.
+
+    Raises:
+        ConfigError: a key is unknown or has a value that cannot be used.
+        CohortError: an application lists no usable image.
+        MachineError: this machine does not have the device.
+    """
+    _show_errors_as_one_line()
+    parser, workflow = running_parser(), _on_call_stack(ConfigWorkflow)
+    if workflow is not None and parser.get("bundle_root") == "." and workflow.config_root_path.name == CONFIGS:
+        parser["bundle_root"] = str(workflow.config_root_path.parent)
+    _use_own_tracking(parser)
+    for id in _EXTENDED:
+        _drop_repetition(parser.get(id), id)
+    if file == TRAIN:
+        _use_given_images(parser)
+    check_config_of_run(parser.get())
+
+
+def _drop_repetition(items: Any, id: str) -> None:
+    """Remove the end of a list that only repeats what is before it."""
+    # a training writes what an overlay added into train.json; if the same command resumes it, the overlay adds it again
+    for count in range(1, len(items) // 2 + 1) if isinstance(items, list) else ():
+        if items[-count:] == items[-2 * count : -count]:
+            del items[-count:]
+            log = logger.debug if id == "imports" else logger.warning
+            log("%s: the last entries are there twice, as if by an overlay, and count once", id)
+            return
+
+
+def check_all_set() -> None:
+    """Check that the running configuration has all values that it needs, when its run starts.
+
+    Raises:
+        ConfigError: a key is used and still ``???``; the message names it.
+    """
+    check_required_values(running_config())
+
+
+def _show_errors_as_one_line() -> None:
+    """In ``python -m monai.bundle``, show this package's errors as one line without a traceback."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is None or spec.name != "monai.bundle.__main__":
+        return
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if find_diffae_error(error) is None:
+            sys.__excepthook__(kind, error, trace)
+        else:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+
+    sys.excepthook = show
+
+
+def _use_own_tracking(parser: ConfigParser) -> None:
+    """Replace the handlers of MONAI's ``--tracking mlflow`` by the bundle's own tracking."""
+    # MONAI's (1.6.1) adds to a run of another training that crashed, and ends the training if the server fails
+    defaults: dict[str, Any] = DEFAULT_MLFLOW_SETTINGS["configs"]  # type: ignore[assignment]
+    for section, engine in (("train#handlers", "trainer"), ("validate#handlers", "validator")):
+        handlers = parser.get(section)
+        if "mlflow" in parser and isinstance(handlers, list) and defaults[engine] in handlers:
+            parser[section] = [handler for handler in handlers if handler != defaults[engine]]
+            parser["mlflow"] = True
+            parser.get().pop("is_not_rank0", None)  # only MONAI's handlers refer to it
+
+
+# -- images that an application lists ----------------------------------------------------------------------------------
+
+
+def _use_given_images(parser: ConfigParser) -> None:
+    """Train on exactly the images of ``train#dataset#data`` and ``validate#dataset#data``, if they are lists."""
+    # MONAI Label (0.8.5) puts such lists and a CheckpointLoader into train.json. They become the cohort, so that its
+    # fingerprint is that of the images seen, and volumes are cut into slices. With the loader, weights are fine-tuned.
+    lists = {id: parser.get(id) for id in (_TRAIN, _VAL)}
+    if all(is_formula(data) for data in lists.values()):
+        return
+    if any(is_formula(data) for data in lists.values()):
+        listed, other = (id for id in sorted(lists, key=lambda id: is_formula(lists[id])))
+        raise ConfigError(
+            f"{other}: must be a list, because {listed} is one; give both (in MONAI Label, set val_split above 0)"
+        )
+    config: dict[str, Any] = parser.get()
+    original = json.loads((Path(str(config["bundle_root"])) / CONFIGS / TRAIN).read_text(encoding="utf-8"))
+    handlers = parser.get("train#handlers")
+    loaders = [handler for handler in handlers if handler.get("_target_") == "CheckpointLoader"]
+    max_epochs = parser.get("train#trainer#max_epochs")
+    parser[_TRAIN], parser[_VAL] = (original[section]["dataset"]["data"] for section in ("train", "validate"))
+    parser["train#handlers"] = [handler for handler in handlers if handler not in loaders]
+    parser["dataset_dir"], parser["columns"] = str(_datalist(parser, lists, config)), {}
+    if not is_formula(max_epochs):
+        parser["max_epochs"], parser["train#trainer#max_epochs"] = max_epochs, "@max_epochs"
+    if loaders:
+        parser["fine_tune"] = True
+
+
+def _datalist(parser: object, lists: Mapping[str, Sequence[Mapping[str, Any]]], config: Mapping[str, Any]) -> Path:
+    """Write a MONAI datalist of the images, which exists as long as the run."""
+    keys = list(config["image_keys"])
+    for id, items in lists.items():
+        if not items:
+            raise CohortError(
+                f"{id}: there is no image; in MONAI Label, label more images, or choose another val_split"
+            )
+    entries = {id: [{key: item.get(key) for key in keys} for item in items] for id, items in lists.items()}
+    folder = Path(tempfile.mkdtemp(prefix="diffae-data-"))
+    weakref.finalize(parser, shutil.rmtree, folder, ignore_errors=True)
+    file = folder / "given_images.json"
+    # as one list without splits, because a patient who is in both would be an error
+    file.write_text(json.dumps([*entries[_TRAIN], *entries[_VAL]]))
+    cases = read_cohort(file, image_keys=keys, patient_pattern=config.get("patient_pattern"))
+    num_train = len(entries[_TRAIN])
+    trained = {case.patient for case in cases[:num_train]}
+    kept = [entry for entry, case in zip(entries[_VAL], cases[num_train:], strict=True) if case.patient not in trained]
+    if not kept:
+        raise CohortError(f"{_VAL}: all of its patients are also trained on; give images of other patients")
+    if len(kept) < len(entries[_VAL]):
+        logger.warning(
+            "%d of %d images are not used for validation, as their patients are also trained on",
+            len(entries[_VAL]) - len(kept), len(entries[_VAL]),
+        )  # fmt: skip
+    file.write_text(json.dumps({"training": entries[_TRAIN], "validation": kept}))
+    return file
+
+
+# -- what is trained ---------------------------------------------------------------------------------------------------
+
+
+def describe_model(first_stage: FirstStage | None = None) -> dict[str, Any]:
+    """The description of the autoencoder or first stage that the running configuration trains.
+
+    A warning is logged if the first stage was trained with another intensity scaling or spacing than the model.
+    """
+    parser = running_parser()
+    description = {**describe(parser, MODEL_ROOTS), "recipe": describe_training(parser), "versions": versions()}
+    if first_stage is not None:
+        trained_on = first_stage.description
+        differ = [key for key in _FIRST_STAGE_KEYS if key in trained_on and trained_on[key] != description.get(key)]
+        if differ:
+            logger.warning("the first stage was trained with other values of %s than this model", ", ".join(differ))
+        description["first_stage"] = trained_on["network_def"]
+        description["first_stage_sha256"] = trained_on["weights_sha256"]
+    check_writable(description)  # now, not when the first epoch ends
+    return description
+
+
+def describe_latent(z_channels: int, autoencoder_sha256: str) -> dict[str, Any]:
+    """The description of the latent DDIM that the running configuration trains, and the autoencoder it belongs to."""
+    described = describe(running_parser(), _LATENT_ROOTS)
+    described.pop("frozen", None)
+    return {**described, "z_channels": z_channels, "autoencoder_sha256": autoencoder_sha256, "versions": versions()}
+
+
+@dataclass(frozen=True)
+class TrainingDescription:
+    """What a training trains, for its files and its checkpoint; a resumed run must describe the same.
+
+    Attributes:
+        model: the description that is written into the model's file.
+        run_config: the configuration of the run, from which values are written into the folder's configurations.
+        file: the name of the configuration's file.
+        fingerprint: fingerprint of the data and their split.
+        scans: the id of each case and the hash of its scan, as they were read; none: scans are not compared.
+        first_stage: the first stage on whose latents the model works; it is written into the model's file.
+        counts: the number of cases by their split.
+    """
+
+    model: dict[str, Any]
+    run_config: dict[str, Any] = field(default_factory=dict)
+    file: str = TRAIN
+    fingerprint: str = ""
+    scans: Sequence[tuple[str, str]] = ()
+    first_stage: FirstStage | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def described(self, figures: Mapping[str, float]) -> dict[str, Any]:
+        """The description of the model with its data and the figures of its last validation."""
+        data = {"fingerprint": self.fingerprint, **self.counts}
+        usable = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+        return {**self.model, "data": data, "figures": usable}
+
+    @property
+    def kind(self) -> str:
+        """The kind of the model's file."""
+        if "latent_network_def" in self.model:
+            return "latent"
+        if "levels" in self.model:
+            return "fast"
+        target = self.model.get("network_def", {}).get("_target_", "")
+        return "first_stage" if target.endswith(".FirstStage") else "autoencoder"
+
+    def write_configs(self, folder: Path) -> None:
+        """Make the folder of the training a bundle, whose configurations describe it."""
+        root = Path(str(self.run_config.get("bundle_root", ".")))
+        if (root / CONFIGS / self.file).is_file():
+            complete_bundle(root, folder, with_model=self.kind in ("latent", "fast"))
+            write_values(self.run_config, folder, self.file)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The part of the description that a checkpoint keeps; it contains no ids of scans."""
+        return {
+            "fingerprint": self.fingerprint, "model": json.dumps(built_part(self.model), sort_keys=True),
+            "scans": self._scan_hashes,
+        }  # fmt: skip
+
+    @property
+    def _scan_hashes(self) -> list[str]:
+        return [content[:_DIGITS] for _, content in self.scans]
+
+    def differing(self, other: Mapping[str, Any], *, only_weights: bool = False) -> list[str]:
+        """The keys in which another description is that of another model.
+
+        With ``only_weights``, the split of the cohort and the settings of decoding may differ.
+        """
+        now, before = built_part(self.model), built_part(other)
+        if only_weights:
+            now, before = (model_config(each, _OF_THE_WEIGHTS) for each in (now, before))
+        return sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
+
+    def check_resumes(self, checkpoint: Mapping[str, Any], name: str) -> None:
+        """Check that a checkpoint, the content of the file ``name``, is one of this training.
+
+        Raises:
+            ConfigError: it belongs to another model or other data.
+        """
+        if differing := self.differing(json.loads(checkpoint["model"])):
+            raise ConfigError(
+                f"{name}: belongs to another model with other values of {', '.join(differing)}; use its values, "
+                f"choose {_AGAIN}"
+            )
+        if checkpoint["fingerprint"] != self.fingerprint:
+            raise ConfigError(
+                f"{name}: was trained on other data, or on another split; use the same dataset_dir or {_AGAIN}"
+            )
+        pairs = zip(checkpoint["scans"], self._scan_hashes, self.scans, strict=False)
+        replaced = [scan_id for before, now, (scan_id, _) in pairs if before != now]
+        if replaced:
+            raise ConfigError(
+                f"{name}: {len(replaced)} of {len(self.scans)} scans are not those of the training (the first is "
+                f"'{replaced[0][:60]}'): they were replaced, or are damaged; restore them, or choose {_AGAIN}"
+            )
+
+
+def check_monai_weights(network: nn.Module, folder: str | Path) -> None:
+    """Check that the weights that MONAI's tools load are those of a network; without weights, it can be any.
+
+    MONAI (1.6.1) loads those weights that fit, and ignores the others without a message.
+
+    Raises:
+        ConfigError: the weights are those of another network.
+        ScanError: they are damaged.
+        UnsafeInputError: reading them would run code.
+    """
+    path = Path(folder) / MODELS / MONAI_MODEL
+    if not path.is_file():
+        return
+    state = read_torch_file(path, "cannot be read as weights; copy it again, or train again")
+    try:
+        check_fit(state if isinstance(state, dict) else {}, network, path.name)
+    except ConfigError as error:
+        model, running = path.with_name(MODEL), running_parser().get()
+        trained = read_description(model) if model.is_file() else {}
+        keys = [key for key, value in trained.items() if key in running and running[key] != value]
+        differ = sorted(key for key in keys if not isinstance(running[key], dict) and not is_formula(running[key]))
+        if not differ:
+            raise
+        raise ConfigError(
+            f"{path.name}: belongs to another model with other values of {', '.join(differ)}; use its values, choose "
+            "another output_dir, or set overwrite to train another model"
+        ) from error
