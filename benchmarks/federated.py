@@ -9,7 +9,7 @@ used. Each hospital has ``--patients`` patients, and the given share of them has
 each hospital, drawn in the same way) are in no training and the same for all seeds; a seed draws the patients of the
 hospitals and the first weights.
 
-Each hospital is a site of MONAI's federated client (``MonaiAlgo``) with ``configs/federated.json``, in this process,
+Each hospital is a site of MONAI's federated client (``MonaiAlgo``), with ``overlays/federated.json``, in this process,
 one after the other; the server averages their weights by the number of their steps. A hospital sees as many images
 alone as in the federation; the training on all scans in one place sees as many as both together. ``--trainings`` can
 also name federations that exchange the moving averages, or forget the moments of the optimisers at each round.
@@ -52,7 +52,7 @@ from sklearn.preprocessing import StandardScaler
 from monai_diffae.bundle import init_bundle
 from monai_diffae.data.atomic import write_json
 
-FILES = ["configs/train.json", "configs/federated.json"]
+FILES = ["configs/train.json", "configs/overlays/federated.json"]
 HOSPITAL, SCANS, FIGURES = "hospital", "scans.csv", "figures.json"
 HELD_OUT_SEED = 1000
 NEVER = 10**6  # epochs

@@ -31,8 +31,8 @@ from convolution_rate import best_rate, synchronise
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from monai_diffae.bundle.folders import shipped
-from monai_diffae.bundle.untrained import load_untrained
+from monai_diffae.bundle.layout import shipped
+from monai_diffae.bundle.loading import load_untrained
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.data_parallel import memory_format
 from monai_diffae.engines.precision import autocast, cpu_has_bf16, resolve_precision

@@ -70,7 +70,7 @@ def command(found: dict[str, Any], name: str, *arguments: object) -> None:
 
 def with_model(found: dict[str, Any], name: str, model: Path, cohort: Path, result: Path, *arguments: object) -> None:
     """Run a command with the trained model, unless its result is newer than the model."""
-    weights = model / "models" / "model.pt"
+    weights = model / "models" / "model.safetensors"
     if not result.exists() or result.stat().st_mtime < weights.stat().st_mtime:
         command(found, name, name.split()[0], model, cohort, result.parent, "--overwrite", *arguments)
 

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tiny_bundles import TINY, TINY_LATENT, copy_tiny, shake, tiny_cohort
+from tiny_bundles import TINY, TINY_LATENT, copy_tiny, rewrite, shake, tiny_cohort
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -105,14 +105,6 @@ class TinyBundle:
 
     directory: Path
     cohort: Path
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_bundle_is_trusted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What ``--trust`` remembers goes to a folder of this session, not to that of the user."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        yield
 
 
 @pytest.fixture
@@ -342,16 +334,13 @@ def unusual(
     request: pytest.FixtureRequest, tiny_bundle: TinyBundle, tmp_path_factory: pytest.TempPathFactory
 ) -> Labelled:
     """A bundle of colour pictures, or one whose encoder sees another image than the decoder draws; both untrained."""
-    import json
-
     import numpy as np
     import pandas as pd
-    import torch
-    from monai.bundle import ConfigParser
     from PIL import Image
 
     from monai_diffae.apps.embedding.embed import embed
     from monai_diffae.apps.synthesis.fit_direction import fit_direction
+    from monai_diffae.bundle.loading import load_bundle, untrained_network
 
     root = tmp_path_factory.mktemp(request.param)
     colour = request.param == "colour"
@@ -364,13 +353,12 @@ def unusual(
             pixels = rng.integers(256, size=(20, 24, 3) if colour else (20, 24), dtype=np.uint8)
             Image.fromarray(pixels).save(root / file)
     table.to_csv(root / "cohort.csv", index=False)
-    bundle = shutil.copytree(tiny_bundle.directory, root / "bundle", ignore=shutil.ignore_patterns("cache"))
+    bundle = Path(shutil.copytree(tiny_bundle.directory, root / "bundle", ignore=shutil.ignore_patterns("cache")))
     second = {"image_keys": ["image", "encoder_image"], "encoder_key": "encoder_image"}
-    models = bundle / "models"
-    config = json.loads((models / "config.json").read_text()) | ({"in_channels": 3} if colour else second)
-    (models / "config.json").write_text(json.dumps(config))
-    torch.save(ConfigParser(config).get_parsed_content("network_def").state_dict(), models / "model.pt")
-    shake(models / "model.pt")
+    description = {"in_channels": 3} if colour else second
+    network = untrained_network({**load_bundle(bundle, "cpu").config, **description})
+    rewrite(bundle, lambda _: network.state_dict(), **description)
+    shake(bundle)
     embedded = embed(bundle, root / "cohort.csv", root / "embedded", device="cpu").path
     fit_direction(embedded, root / "wide.json", target="wide")
     return Labelled(bundle, root / "cohort.csv", embedded, root / "wide.json")

@@ -157,7 +157,7 @@ def test_sample_data(run, tmp_path):
 
 def test_debug_shows_the_traceback(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["monai-diffae", "--debug", "info", str(tmp_path)])
-    with pytest.raises(ValueError, match=r"no models/model\.pt"):
+    with pytest.raises(ValueError, match=r"no models/model\.safetensors"):
         cli.main()
 
 

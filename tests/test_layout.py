@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "monai_diffae"
 MOST_PARAMETERS = 12
 
-LINES = {"package": 55_400, "tests": 35_800}
+LINES = {"package": 53_400, "tests": 35_100}
 """Budgets. Who raises one says in the message of the commit why the project is worth more lines."""
 
 TEST_FUNCTIONS = 1_630
-TRAININGS = 51
+TRAININGS = 49
 
 
 def count_lines(folder: Path) -> int:
@@ -85,7 +85,7 @@ def test_a_decoding_option_is_a_field_and_an_argument_of_the_inferer():
     from inspect import signature
 
     from monai_diffae.apps.settings import Decoding
-    from monai_diffae.bundle.decoding import inferer_settings
+    from monai_diffae.bundle.loading import inferer_settings
     from monai_diffae.diffusion import DiffusionSchedule
     from monai_diffae.inferers import DiffusionAutoencoderInferer
 

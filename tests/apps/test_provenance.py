@@ -21,8 +21,8 @@ from monai_diffae.apps.synthesis.combine import combine
 from monai_diffae.apps.synthesis.edit import edit
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.traverse import traverse
-from monai_diffae.bundle.checksums import checksum
 from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.model_file import checksum
 from monai_diffae.errors import ConfigError
 from monai_diffae.explorer.opening import Files, open_exploration
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_bundles import copy_tiny
+from tiny_bundles import copy_tiny, rewrite
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.session import ReadCases, Session
@@ -110,11 +110,6 @@ def test_what_results_depend_on_holds_no_names(session, labelled):
 
 def test_a_split_that_is_drawn_again_is_one_warning(tiny_bundle, caplog, tmp_path):
     folder, bundle = tiny_bundle.cohort.parent, copy_tiny(tmp_path / "bundle", "2d")
-    description = bundle / "models" / "config.json"
-    config = json.loads(description.read_text()) | {"test_fraction": 0.3}
-
-    def describe(meta):
-        description.write_text(json.dumps({**config, "_meta_": meta}))
 
     def opened(cohort):
         """Where the split is from, and the warnings."""
@@ -122,8 +117,8 @@ def test_a_split_that_is_drawn_again_is_one_warning(tiny_bundle, caplog, tmp_pat
         origin = Session.open(bundle, cohort, run=CPU).split_origin
         return origin, [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
-    describe({})
-    describe({"data_fingerprint": Session.open(bundle, folder, run=CPU).cohort.fingerprint})
+    rewrite(bundle, test_fraction=0.3)
+    rewrite(bundle, data={"fingerprint": Session.open(bundle, folder, run=CPU).cohort.fingerprint})
     assert opened(folder) == ("training", [])
     table = pd.read_csv(tiny_bundle.cohort)
     table["image"] = [str(folder / image) for image in table["image"]]
@@ -137,15 +132,15 @@ def test_a_split_that_is_drawn_again_is_one_warning(tiny_bundle, caplog, tmp_pat
     assert line.startswith("drawn.csv is not the cohort of the training, so its split is drawn at random")
     assert str(tmp_path) not in line
     assert opened(table["image"][0])[1] == []  # one scan is in no split to be judged on
-    describe({})  # as in old bundles
+    rewrite(bundle, data={})  # as in bundles with shipped weights
     assert opened(tmp_path / "drawn.csv") == ("drawn", [])
 
 
 @pytest.mark.parametrize("word", ["patient", "image"])
 def test_a_column_that_only_the_training_table_has_is_named(tiny_bundle, tmp_path, word):
     bundle = copy_tiny(tmp_path / "bundle", "2d")
-    config = json.loads((bundle / "models" / "config.json").read_text())
-    (bundle / "models" / "config.json").write_text(json.dumps({**config, "columns": {word: "key"}}))
+    train = bundle / "configs" / "train.json"
+    train.write_text(json.dumps({**json.loads(train.read_text()), "columns": {word: "key"}}))
     table = pd.read_csv(tiny_bundle.cohort)
     table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
     table = table.rename(columns={word: "other"})

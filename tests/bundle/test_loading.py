@@ -1,18 +1,10 @@
-"""Loading a trained bundle: overrides, whether it is current, MONAI's parser, and what MLflow serves of it."""
+"""Loading a trained bundle: overrides, and whether it is current."""
 
-import base64
-import io
-
-import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
+from tiny_bundles import rewrite
 
-from monai_diffae.bundle.checksums import checksum
-from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.bundle.served_model import _load_pyfunc
-from monai_diffae.data.file_checksums import file_checksum
-from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.bundle import checksum, load_bundle
+from monai_diffae.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -20,8 +12,9 @@ from monai_diffae.errors import ConfigError, ScanError
     [
         ("inferer#step", r"unknown config key 'inferer#step': \S+Inferer takes .*; did you mean 'steps'\?"),
         ("preprocessing#transforms#2#nope", r"unknown config key 'preprocessing#transforms#2#nope': Resized takes .*"),
-        ("inferer#steps#nope", "inferer#steps#nope: the model's configuration has no such key; see .*"),
-        ("nope", "nope: the model's configuration has no such key; see .*"),
+        ("inferer#steps#nope", "inferer#steps#nope: the model's description has no such key; see monai-diffae info .*"),
+        ("nope", "nope: the model's description has no such key; see monai-diffae info .*"),
+        ("device", "device: is not a key of the model's description; use the argument device"),
     ],
 )
 def test_an_override_that_nothing_takes_is_named_in_one_line(tiny_bundle, key, message):
@@ -36,49 +29,22 @@ def test_overrides_replace_values_and_add_arguments(tiny_bundle):
     assert list(loaded.config["slice_range"]) == [0.2, 0.8]
 
 
-def test_a_loaded_model_keeps_its_checksums_when_the_folder_gets_another_one(bundle):
-    trained = load_bundle(bundle, "cpu")
-    before = trained.made_from
-    assert before == {"model": checksum(bundle), "config": file_checksum(bundle / "models" / "config.json")}
-    assert trained.is_current()
-    content = (bundle / "models" / "model.pt").read_bytes()
-    (bundle / "models" / "model.pt").write_bytes(content + b"0")
+def test_a_loaded_model_keeps_its_checksum_when_the_folder_gets_another_one(bundle):
+    trained, file = load_bundle(bundle, "cpu"), bundle / "models" / "model.safetensors"
+    before, content = trained.made_from, file.read_bytes()
+    assert before == {"model": checksum(bundle)}
+    rewrite(bundle, lambda tensors: tensors, percentiles=[1, 99])
     assert not trained.is_current()
     assert trained.made_from == before
-    (bundle / "models" / "model.pt").write_bytes(content)
+    file.write_bytes(content)
     assert trained.is_current()
-    with (bundle / "models" / "config.json").open("a") as stream:
-        stream.write("\n")
-    assert not trained.is_current()
-    (bundle / "models" / "model.pt").unlink()
-    with pytest.raises(ConfigError, match=r"^bundle: there is no models/model\.pt"):
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"^bundle: there is no models/model\.safetensors"):
         trained.is_current()
 
 
-# -- the model that MLflow serves --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def served(tiny_bundle):
-    return _load_pyfunc(str(tiny_bundle.directory))
-
-
-def test_z_sem_is_that_of_the_opened_file_to_the_bit(served, tiny_bundle, trained):
-    frame = pd.read_csv(tiny_bundle.cohort).head(3)
-    files = [tiny_bundle.cohort.parent / image for image in frame["image"]]
-    rows = [{"image": file.read_bytes(), "file_name": file.name} for file in files]
-    answers = served.predict(pd.DataFrame(rows))
-    expected = [trained.open(file).z_sem.mean(dim=0).numpy() for file in files]
-    assert answers.dtype == np.float32
-    assert np.array_equal(answers, np.stack(expected))
-
-
-def test_the_name_matters_only_for_its_ending_and_is_not_told(served):
-    stream = io.BytesIO()
-    Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)).save(stream, "png")
-    names = ["scan.png", "../../etc/Mustermann.PNG", "https://example.org/a.png"]
-    answers = served.predict(pd.DataFrame({"image": [stream.getvalue()] * 3, "file_name": names}))
-    assert (answers == answers[0]).all()
-    with pytest.raises(ScanError) as error:
-        served.predict(pd.DataFrame({"image": [base64.b64decode("bm8gaW1hZ2U=")], "file_name": ["Mustermann.png"]}))
-    assert "Mustermann" not in str(error.value)
+def test_a_file_is_a_bundle_without_its_folder(tiny_bundle, tmp_path):
+    file = tmp_path / "any_name.safetensors"
+    file.write_bytes((tiny_bundle.directory / "models" / "model.safetensors").read_bytes())
+    assert load_bundle(file, "cpu").sha256 == checksum(file) == checksum(tiny_bundle.directory)
+    assert load_bundle(file, "cpu").z_sem_usage == 1.0

@@ -1,6 +1,5 @@
 """The bundle autoencoder_kl_3d: its training measures the scale of its latents, and its files are a bundle's."""
 
-import json
 from types import SimpleNamespace
 
 import pandas as pd
@@ -11,6 +10,7 @@ from tiny_bundles import TINY_KL
 
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.samples import make_virtual_cohort
 
 TINY = {**TINY_KL, "max_epochs": 2, "num_pictures": 2, "report_every": 1}
@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
 
 def test_the_scale_is_that_of_whole_training_images_under_the_averaged_weights(trained):
     state = torch.load(trained.directory / "models" / "model.pt", weights_only=True)
-    parser = ConfigParser(json.loads((trained.directory / "models" / "config.json").read_text()))
+    parser = ConfigParser(read_description(trained.directory / "models" / "model.safetensors"))
     first_stage = parser.get_parsed_content("network_def").eval()
     first_stage.load_state_dict(state)
     table = pd.read_csv(trained.cohort)

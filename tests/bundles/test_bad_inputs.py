@@ -7,7 +7,7 @@ import pytest
 from complaints import complaint
 from scan_files import save_nifti, values
 
-from monai_diffae.bundle.config_values import check_values
+from monai_diffae.bundle.config import check_values
 from monai_diffae.errors import ConfigError
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "diffae_2d"

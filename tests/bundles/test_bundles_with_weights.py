@@ -18,10 +18,9 @@ from monai.bundle import load
 
 from monai_diffae import anomaly, embed, generate, info, init, load_bundle, push, reconstruct, train
 from monai_diffae.bundle import AnomalyDetector
-from monai_diffae.bundle.checksums import checksum
-from monai_diffae.bundle.model_card import NOTE
+from monai_diffae.bundle.folders import NOTE
+from monai_diffae.bundle.model_file import checksum, read_description, read_model
 from monai_diffae.errors import ConfigError, MachineError
-from monai_diffae.official.checkpoint_files import read_safetensors
 
 ROOT = Path(__file__).parents[2]
 NAMES = {"chest_xray": 2, "hippocampus": 3}
@@ -45,27 +44,19 @@ def made(tmp_path):
 @BOTH
 def test_init_makes_a_complete_trained_bundle(made, name, tmp_path):
     bundle = made(name)
-    stored, _ = read_safetensors(ROOT / "bundles" / name / "models" / "model.safetensors")
+    stored = read_model(ROOT / "bundles" / name / "models" / "model.safetensors").tensors
     for workflow_type in ("train", "inference"):
         network = load(bundle.name, bundle_dir=bundle.parent, workflow_type=workflow_type, device="cpu")
         state = network.state_dict()
         assert state.keys() == stored.keys()
         assert [key for key in state if not torch.equal(state[key], stored[key])] == []
-    description = read(ROOT / "bundles" / name / "models" / "config.json")
-    for file in ("inference.json", "evaluate.json"):
-        content = read(bundle / "configs" / file)
-        assert {key for key, value in description.items() if content[key] != value} <= {"imports"}
-    recipe = ROOT / "bundles" / f"diffae_{NAMES[name]}d" / "configs" / "train.json"
-    assert (bundle / "configs" / "train.json").read_bytes() == recipe.read_bytes()
-    summary = info(bundle).summary
-    assert summary["own_code"] == []
-    assert summary["spatial_dims"] == NAMES[name]
+    about = info(bundle)
+    assert about.own_code == ()
+    assert about.summary["spatial_dims"] == NAMES[name]
     assert {path.name for path in (bundle / "configs" / "overlays").iterdir()} > {"fp32.json"}
     detector = AnomalyDetector.load(load_bundle(bundle, "cpu"))
     assert len(detector.scan_scores) == {"chest_xray": 133, "hippocampus": 20}[name]
-    assert not (bundle / "models" / "anomaly.safetensors").exists()
-    if name == "chest_xray":
-        assert read(bundle / "models" / "latent_config.json")["autoencoder_sha256"] == checksum(bundle)
+    assert read_description(bundle / "models" / "latent_model.safetensors")["autoencoder_sha256"] == checksum(bundle)
     assert list(init(tmp_path / "other", bundle=name).lines())[-1].startswith("next: monai-diffae embed ")
 
 
@@ -75,15 +66,14 @@ def test_the_commands_work_at_once(made, name, tmp_path):
     bundle = made(name)
     scans = write_golden_scans(tmp_path / "scans", NAMES[name])
     for file in scans.glob("*.nii.gz"):  # as large as the model's field of view needs
-        affine = np.diag([*read(bundle / "models" / "config.json")["spacing_mm"], 1.0])
+        affine = np.diag([*read_description(bundle / "models" / "model.safetensors")["spacing_mm"], 1.0])
         nib.save(nib.Nifti1Image(np.asarray(nib.load(file).dataobj), affine), file)
     assert len(pd.read_parquet(embed(bundle, scans, tmp_path / "out", device="cpu").path)) == 6
     made_images = reconstruct(bundle, scans, tmp_path / "reconstructed", limit=1, steps=3, device="cpu")
     assert made_images.means["mse_x_T"] < 1
     assert len(pd.read_csv(anomaly(bundle, scans, tmp_path / "unusual", device="cpu").folder / "anomaly.csv")) == 6
-    if (bundle / "models" / "latent_model.pt").is_file():
-        assert generate(bundle, tmp_path / "synthetic", num_images=2, steps=2, device="cpu").folder.is_dir()
-    assert "models/model.pt" in push(bundle, str(tmp_path / "sent.zip"), yes=True).sent
+    assert generate(bundle, tmp_path / "synthetic", num_images=2, steps=2, device="cpu").folder.is_dir()
+    assert "models/model.safetensors" in push(bundle, str(tmp_path / "sent.zip"), yes=True).sent
 
 
 @pytest.mark.slow
@@ -92,12 +82,10 @@ def test_fine_tuning_is_the_command_of_training(made, class_folders, tmp_path, c
     first = torch.load(bundle / "models" / "model.pt", weights_only=True)
     with caplog.at_level(logging.INFO, logger="monai_diffae"):
         train(bundle, class_folders, device="cpu", overrides=QUICK)
-    assert "fine-tuning: a new training begins with the weights of model.pt" in caplog.text
+    assert "fine-tuning: a new training begins with the weights of model.safetensors" in caplog.text
     after = torch.load(bundle / "models" / "model.pt", weights_only=True)
     assert [key for key in first if not torch.equal(first[key], after[key])] == []
-    assert not (bundle / "models" / "model.safetensors").exists()
     assert NOTE in (bundle / "docs" / "README.md").read_text()
-    assert json.loads((bundle / "configs" / "metadata.json").read_text())["eval_metrics"] == {}
     train(bundle, class_folders, device="cpu", overrides={"max_epochs": 2})  # resumes
     with pytest.raises(ConfigError, match="the latent model belongs to another autoencoder"):
         generate(bundle, tmp_path / "others", num_images=1, device="cpu")
@@ -107,7 +95,7 @@ def test_fine_tuning_is_the_command_of_training(made, class_folders, tmp_path, c
 def test_an_init_that_the_disk_cuts_short_leaves_nothing(made, tmp_path):
     (tmp_path / "empty").mkdir()
     old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000_000, old[1]))  # model.pt fits, model.safetensors does not
+    resource.setrlimit(resource.RLIMIT_FSIZE, (11_000_000, old[1]))  # the latent model fits, the model does not
     try:
         for name in ("my_model", "empty"):
             with pytest.raises(MachineError, match=f"{name}: cannot be written"):
@@ -128,7 +116,7 @@ def test_no_file_is_too_large_or_a_pickle():
     assert max(sizes.values()) <= LARGEST_FILE
     assert sum(sizes.values()) < 55_000_000  # the wheel stays below 60 MB: weights hardly become smaller in it
     suffixes = {Path(name).suffix for name in sizes}
-    assert suffixes <= {"", ".json", ".md", ".txt", ".safetensors"}
+    assert suffixes <= {"", ".json", ".md", ".txt", ".safetensors", ".conf"}
 
 
 @BOTH
@@ -136,20 +124,12 @@ def test_only_what_differs_is_stored_and_nothing_of_cases(name):
     folder = ROOT / "bundles" / name
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     needed = {"docs/README.md", "docs/data_license.txt", "configs/metadata.json"}
-    models = {
-        "model.safetensors", "config.json", "training.json", "metrics.json", "latent_model.safetensors",
-        "latent_config.json", "anomaly.safetensors",
-    }  # fmt: skip
-    assert needed | {"models/model.safetensors", "models/config.json"} <= files
-    assert files <= needed | {f"models/{file}" for file in models}
-    config = read(folder / "models" / "config.json")
-    assert config["columns"] == {}
-    assert config.get("patient_pattern") is None
-    assert "_meta_" not in config
+    models = {"model.safetensors", "metrics.json", "latent_model.safetensors", "anomaly.safetensors"}
+    assert files == needed | {f"models/{file}" for file in models}
+    description = read_description(folder / "models" / "model.safetensors")
+    assert not {"columns", "patient_pattern", "dataset_dir", "data"} & description.keys()
     for path in (folder / file for file in files if file.endswith(".json")):
         assert not [text for text in ("/work", "/home", "/tmp", "/root", "\\\\") if text in path.read_text()]
-    _, metadata = read_safetensors(folder / "models" / "model.safetensors")
-    assert metadata == {}
 
 
 @BOTH
@@ -177,6 +157,9 @@ def test_z_sem_of_formulas_is_the_stored_one(made, name, tmp_path):
     """To 1e-4 of the standard deviation of z_sem, since other processors round differently."""
     bundle, scans = made(name), write_golden_scans(tmp_path / "scans", NAMES[name])
     form = read(bundle / "configs" / "metadata.json")["network_data_format"]
-    assert form["inputs"]["image"]["spatial_shape"] == read(bundle / "models" / "config.json")["image_size"]
+    assert (
+        form["inputs"]["image"]["spatial_shape"]
+        == read_description(bundle / "models" / "model.safetensors")["image_size"]
+    )
     table = embed(bundle, scans, tmp_path / "out", device="cpu").path
     assert difference_from_stored(ROOT / "tests" / "weights" / name, table) <= 1e-4

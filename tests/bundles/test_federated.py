@@ -17,7 +17,7 @@ from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.errors import ConfigError
 
 NAMES = ("Zebra", "Quagga", "north_hospital", "secret_label")
-SITE = ["configs/train.json", "configs/federated.json"]
+SITE = ["configs/train.json", "configs/overlays/federated.json"]
 
 
 @pytest.fixture(scope="module")
@@ -174,5 +174,5 @@ def test_a_round_too_many_is_refused_instead_of_training_nothing(make_site):
         trained_round(site, weights)
     site = make_site("south", files=["configs/train.json"])
     weights = trained_round(site, initial_weights(site))
-    with pytest.raises(ConfigError, match=r"in federated training, add configs/federated\.json and set num_rounds"):
+    with pytest.raises(ConfigError, match=r"add configs/overlays/federated\.json and set num_rounds"):
         trained_round(site, weights)

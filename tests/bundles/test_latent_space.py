@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from complaints import complaint
-from monai.bundle import ConfigWorkflow, load, run
-from tiny_bundles import TINY_ON_LATENTS, copy_tiny, tiny_cohort
+from monai.bundle import ConfigWorkflow, load
+from tiny_bundles import TINY_ON_LATENTS, copy_tiny, rewrite, tiny_cohort, weights
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.synthesis.edit import edit
@@ -25,10 +24,9 @@ from monai_diffae.apps.synthesis.vary import vary
 from monai_diffae.apps.training.export import export
 from monai_diffae.apps.training.train import train
 from monai_diffae.apps.training.train_latent import train_latent
-from monai_diffae.bundle.checksums import checksum
-from monai_diffae.bundle.first_stages import load_first_stage
-from monai_diffae.bundle.folders import export_bundle, init_bundle
 from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.model_file import read_model
+from monai_diffae.bundle.parts import load_first_stage
 from monai_diffae.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -53,10 +51,10 @@ def trained(tmp_path_factory):
 
 
 def test_the_bundle_holds_its_first_stage_and_no_path_and_encodes_latents(trained):
-    models = trained.bundle / "models"
-    assert checksum(trained.first_stage) in (models / "config.json").read_text()
-    assert (models / "first_stage_model.pt").read_bytes() == (trained.first_stage / "models/model.pt").read_bytes()
-    for file in models.glob("*.json"):
+    own = weights(trained.first_stage)
+    tensors = read_model(trained.bundle / "models" / "model.safetensors").tensors
+    assert all(torch.equal(tensors[f"first_stage.{name}"], tensor) for name, tensor in own.items())
+    for file in (trained.bundle / "configs").glob("*.json"):
         assert '"/' not in file.read_text()
     loaded = load_bundle(trained.bundle, "cpu")
     assert loaded.inferer.first_stage is not None
@@ -64,7 +62,7 @@ def test_the_bundle_holds_its_first_stage_and_no_path_and_encodes_latents(traine
     assert loaded.image_shape == (1, *SHAPE)
     assert loaded.x_T_shape == (4, 8, 8, 12)
     assert not any(parameter.requires_grad for parameter in loaded.inferer.first_stage.parameters())
-    first_stage = load_first_stage(trained.first_stage / "models")
+    first_stage = load_first_stage(trained.first_stage)
     images = torch.rand(2, 1, *SHAPE) * 2 - 1
     z_sem = loaded.network.encode(first_stage.encode(images))
     torch.testing.assert_close(loaded.inferer.encode(images, loaded.network), z_sem)
@@ -141,8 +139,8 @@ def test_a_latent_ddim_is_trained_on_it_and_generates(trained, quick_latent, tmp
 
 def test_a_bundle_run_reconstructs_too(trained, tmp_path):
     root = trained.bundle
-    files = [str(root / "configs" / "inference.json"), str(root / "models" / "config.json")]
-    workflow = ConfigWorkflow(files, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
+    file = str(root / "configs" / "inference.json")
+    workflow = ConfigWorkflow(file, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
     paths = {"bundle_root": str(root), "dataset_dir": str(trained.cohort), "output_dir": str(tmp_path)}
     workflow.parser.update({**paths, "device": "cpu", "split": "test", "mode": "z_sem", "grid": "model"})
     workflow.initialize()
@@ -157,44 +155,27 @@ def test_a_bundle_run_reconstructs_too(trained, tmp_path):
         assert (tmp_path / "evaluated" / "z_sem" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_monai_loads_the_network_with_the_first_stage_in_the_bundle_but_needs_its_folder_to_train(trained):
-    expected = torch.load(trained.bundle / "models" / "model.pt", weights_only=True)
+def test_monai_loads_the_network_with_the_first_stage_in_the_model(trained):
     for kind in ("train", "inference"):
         network = load(trained.bundle.name, bundle_dir=trained.bundle.parent, workflow_type=kind, device="cpu")
-        torch.testing.assert_close(dict(network.state_dict()), dict(expected), rtol=0, atol=0)
-    config_file = str(trained.bundle / "configs" / "train.json")
-    line = complaint(run, "training", config_file=config_file, dataset_dir=str(trained.cohort), device="cpu")
-    assert line == "first_stage_bundle: is required; give it a value"
+        torch.testing.assert_close(dict(network.state_dict()), weights(trained.bundle), rtol=0, atol=0)
 
 
-def test_an_exported_bundle_loads_only_with_its_own_first_stage(trained, tmp_path):
-    bundle = tmp_path / "bundle"
-    export_bundle(trained.bundle, trained.bundle, bundle)
-    assert load_bundle(bundle, "cpu").inferer.first_stage is not None
-    change_first_stage(bundle / "models" / "first_stage_model.pt")
-    with pytest.raises(ConfigError, match="model.pt: is not the first stage that the model was trained with"):
-        load_bundle(bundle, "cpu")
-    (bundle / "models" / "first_stage_model.pt").unlink()
-    with pytest.raises(ConfigError, match="bundle: there is no models/first_stage_model.pt; copy the whole bundle"):
-        load_bundle(bundle, "cpu")
+def change_first_stage(bundle, latent_std=None):
+    rewrite(bundle, lambda state: state | {"latent_std": state["latent_std"] * 2 if latent_std is None else latent_std})
 
 
-def change_first_stage(file, latent_std=None):
-    content = torch.load(file, weights_only=True)
-    torch.save({**content, "latent_std": content["latent_std"] * 2 if latent_std is None else latent_std}, file)
-
-
-def test_what_is_no_first_stage_is_refused(trained, tmp_path):
-    with pytest.raises(ConfigError, match="there is no models/model.pt; train the bundle first"):
+def test_what_is_no_first_stage_is_refused(trained, tiny_bundle, tmp_path):
+    with pytest.raises(ConfigError, match="there is no models/model.safetensors; train the bundle first"):
         load_first_stage(trained.bundle / "configs")
-    with pytest.raises(ConfigError, match="bundle: is a DiffusionAutoencoder, not a first stage"):
-        load_first_stage(trained.bundle / "models")
-    with pytest.raises(ConfigError, match="lacks 'inferer'.*choose a diffusion autoencoder"):
+    with pytest.raises(ConfigError, match="bundle: is no first stage but a model of the kind autoencoder"):
+        load_first_stage(tiny_bundle.directory)
+    with pytest.raises(ConfigError, match="holds a first stage, not a diffusion autoencoder; choose another"):
         load_bundle(trained.first_stage, "cpu")
     shutil.copytree(trained.first_stage, tmp_path / "first")
-    change_first_stage(tmp_path / "first" / "models" / "model.pt", torch.tensor(torch.nan))
+    change_first_stage(tmp_path / "first", torch.tensor(torch.nan))
     with pytest.raises(ConfigError, match="the scale of its latents is not measured yet"):
-        load_first_stage(tmp_path / "first" / "models")
+        load_first_stage(tmp_path / "first")
 
 
 def start(trained, out, **overrides):
@@ -212,13 +193,13 @@ def test_image_size_is_checked_for_both_networks(trained, tmp_path):
 def test_a_training_resumes_only_with_the_same_first_stage(trained, tmp_path, caplog):
     start(trained, tmp_path / "out", percentiles=[2, 98])
     assert "the first stage was trained with other values of percentiles" in caplog.text
-    before = (tmp_path / "out" / "models" / "first_stage_model.pt").read_bytes()
+    before = (tmp_path / "out" / "models" / "model.safetensors").read_bytes()
     shutil.copytree(trained.first_stage, tmp_path / "other")
-    change_first_stage(tmp_path / "other" / "models" / "model.pt")
+    change_first_stage(tmp_path / "other")
     settings = {"percentiles": [2, 98], "max_epochs": 2}
-    with pytest.raises(ConfigError, match="another model with other values of first_stage"):
+    with pytest.raises(ConfigError, match="another model with other values of first_stage_sha256"):
         start(trained, tmp_path / "out", first_stage_bundle=str(tmp_path / "other"), **settings)
-    assert (tmp_path / "out" / "models" / "first_stage_model.pt").read_bytes() == before
+    assert (tmp_path / "out" / "models" / "model.safetensors").read_bytes() == before
     start(trained, tmp_path / "out", **settings)
     assert len(pd.read_csv(tmp_path / "out" / "curves.csv")["validation_loss"].dropna()) == 2
 
@@ -241,25 +222,24 @@ def test_a_training_on_cached_latents_is_the_same(trained, tmp_path):
     columns = [name for name in before if "loss" in name or "usage" in name or "probe" in name]
     assert len(columns) > 3
     pd.testing.assert_frame_equal(after[columns], before[columns], check_exact=True)
-    files = ["pictures/latest.png", "models/model.pt", "models/config.json"]
+    files = ["pictures/latest.png", "models/model.pt", "models/model.safetensors"]
     for name in files:
         assert (made[True] / name).read_bytes() == (made[False] / name).read_bytes(), name
-    assert all((out / "models" / "anomaly.pt").is_file() for out in made.values())
+    assert all((out / "models" / "anomaly.safetensors").is_file() for out in made.values())
     assert not (made[True] / "cache" / "latents").exists()
 
 
 @pytest.mark.slow
 def test_a_training_starts_from_its_weights_with_the_same_first_stage(trained, tmp_path):
-    bundle, out = init_bundle(tmp_path / "bundle", "diffae_3d"), tmp_path / "out"
-    settings = {"first_stage_bundle": str(trained.first_stage), "learning_rate": 0.0}
-    train(bundle, trained.cohort, out, start_from=trained.bundle, device="cpu", overrides=settings)
-    before, after = (torch.load(b / "models" / "model.pt", weights_only=True) for b in (trained.bundle, out))
+    out = tmp_path / "out"
+    train(out, trained.cohort, start_from=trained.bundle, device="cpu", overrides={"learning_rate": 0.0})
+    before, after = weights(trained.bundle), weights(out)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert load_bundle(out, "cpu").inferer.first_stage is not None
     other = shutil.copytree(trained.first_stage, tmp_path / "other")
-    change_first_stage(other / "models" / "model.pt")
-    with pytest.raises(ConfigError, match="^start_from: bundle was trained with other values of first_stage; "):
+    change_first_stage(other)
+    with pytest.raises(ConfigError, match="was trained with other values of first_stage_sha256; "):
         train(
-            bundle, trained.cohort, tmp_path / "new", start_from=trained.bundle, device="cpu",
-            overrides=settings | {"first_stage_bundle": str(other)},
+            tmp_path / "new", trained.cohort, start_from=trained.bundle, device="cpu",
+            overrides={"first_stage_bundle": str(other)},
         )  # fmt: skip

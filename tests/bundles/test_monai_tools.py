@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from complaints import complaint
-from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, create_workflow, load, run
+from monai.bundle import ConfigWorkflow, ckpt_export, create_workflow, load, run
 from scan_files import as_nobody
 from tiny_bundles import contents, weights
 
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.bundle import export_bundle, init_bundle
+from monai_diffae.bundle import init_bundle, load_bundle
+from monai_diffae.bundle.folders import copy_model
 
 KINDS = {"train": "train.json", "inference": "inference.json"}
 
@@ -68,60 +69,32 @@ def test_each_way_gives_every_tensor(request, tmp_path, monkeypatch, name, kind)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_export_is_described_for_tools_that_read_a_file_only(tiny_bundle, tmp_path):
-    export_bundle(tiny_bundle.directory, tiny_bundle.directory, tmp_path / "exported")
-    for file in ("train.json", "inference.json", "evaluate.json"):
-        parser = ConfigParser()
-        parser.read_config(str(tmp_path / "exported" / "configs" / file))
-        parser.get_parsed_content("network_def").load_state_dict(weights(tiny_bundle.directory))
-    assert_has(loaded(tmp_path / "exported"), weights(tiny_bundle.directory))
+def test_a_copy_of_the_model_alone_loads(tiny_bundle, tmp_path):
+    copy_model(tiny_bundle.directory, tmp_path / "copied")
+    for given in (tmp_path / "copied", tmp_path / "copied" / "models" / "model.safetensors"):
+        assert_has(load_bundle(given, "cpu").network, weights(tiny_bundle.directory))
 
 
-def test_an_untrained_bundle_opens_too(tmp_path):
+def test_an_untrained_bundle_opens_for_training_and_says_why_not_otherwise(tmp_path):
     bundle = init_bundle(tmp_path / "new")
-    for kind in KINDS:
-        assert opened(bundle, kind).network_def is not None
+    assert opened(bundle).network_def is not None
+    line = complaint(getattr, opened(bundle, "inference"), "network_def")
+    assert line.startswith("new: there is no models/model.safetensors; train the bundle first")
 
 
 def test_another_network_than_that_of_the_weights_is_one_line(bundle):
     override = {"unet#base_channels": 16}
-    assert complaint(loaded, bundle, "inference", net_override=override).startswith(
-        "model.pt: belongs to another model with other values of network_def; use its values"
-    )
-    assert_has(loaded(bundle, "inference", net_override={"use_checkpoint": True}), weights(bundle))
-    assert "other values of z_channels; use its values" in complaint(opened, bundle, "inference", z_channels=4)
+    assert "weights do not fit the network of the configuration" in complaint(loaded, bundle, net_override=override)
+    assert_has(loaded(bundle, net_override={"use_checkpoint": True}), weights(bundle))
+    assert "other values of z_channels; use its values" in complaint(opened, bundle, z_channels=4)
 
 
-def test_damaged_weights_and_descriptions_are_one_line(bundle):
+def test_weights_that_another_program_has_replaced_are_one_line(bundle):
     state = weights(bundle)
     torch.save(dict(list(state.items())[1:]), bundle / "models" / "model.pt")
-    assert "weights do not fit the configuration's network" in complaint(loaded, bundle, "inference")
-    torch.save({name: value * float("nan") for name, value in state.items()}, bundle / "models" / "model.pt")
-    assert "model.pt: holds weights that are not finite" in complaint(loaded, bundle, "inference")
-    (bundle / "models" / "config.json").write_text("{")
-    assert complaint(loaded, bundle, "inference") == "config.json: cannot be read; copy the bundle again"
-
-
-@pytest.fixture
-def killed_publication(bundle):
-    """Leaves the bundle as a publication that was killed before it put a file in its place; the newer weights."""
-    newer = shutil.copytree(bundle / "models", bundle / "models" / "next")
-    state = {name: value + 0.01 for name, value in weights(bundle).items()}
-    torch.save(state, newer / "model.pt")
-    config = json.loads((newer / "config.json").read_text())
-    (newer / "config.json").write_text(json.dumps(config | {"percentiles": [1, 99]}))
-    return state
-
-
-def test_after_a_killed_publication_the_newer_model_is_used(bundle, killed_publication, tmp_path):
-    other = Path(shutil.copytree(bundle, tmp_path / "other"))
-    message = "model.pt: was replaced by a newer model while it was loaded; load it again"
-    assert complaint(loaded, bundle) == message  # MONAI has read the older weights at this point
-    assert_has(loaded(bundle), killed_publication)
-    assert opened(bundle, "inference").parser["percentiles"] == [1, 99]
-    assert not (bundle / "models" / "next").exists()
-    assert opened(other, "train").parser["percentiles"] == [1, 99]  # a workflow completes it, too
-    assert_has(loaded(other, "train"), killed_publication)
+    assert "weights do not fit the network of the configuration" in complaint(loaded, bundle)
+    line = complaint(getattr, opened(bundle, "inference"), "network_def")
+    assert line.startswith("model.pt: another program has written it")
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
@@ -148,14 +121,11 @@ def test_a_first_stage_is_run_from_anywhere(first_stage, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config, cohort = first_stage / "configs" / "inference.json", str(first_stage.parent / "cohort")
     run("evaluating", config_file=str(config), dataset_dir=cohort, output_dir="alone", device="cpu")
-    files = [str(config), str(first_stage / "models" / "config.json")]
-    run("evaluating", config_file=files, dataset_dir=cohort, output_dir="described", device="cpu")
     assert len(contents(tmp_path / "alone")) == 8
-    assert contents(tmp_path / "alone") == contents(tmp_path / "described")
 
 
 @pytest.mark.slow
-def test_a_plain_training_run_resumes_with_the_settings_of_the_training(bundle, tiny_bundle, tmp_path, monkeypatch):
+def test_a_plain_training_run_has_the_values_of_the_training(bundle, tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = weights(bundle)
     values = {"dataset_dir": str(tiny_bundle.cohort), "device": "cpu", "max_epochs": 2}
@@ -166,8 +136,8 @@ def test_a_plain_training_run_resumes_with_the_settings_of_the_training(bundle, 
     after = weights(bundle)
     assert after.keys() == before.keys()
     assert any(not torch.equal(after[name], value) for name, value in before.items())
-    settings = json.loads((bundle / "models" / "training.json").read_text())
-    assert (settings["batch_size"], settings["max_epochs"], settings["z_channels"]) == (4, 2, 8)
+    config = json.loads((bundle / "configs" / "train.json").read_text())
+    assert (config["batch_size"], config["max_epochs"], config["z_channels"]) == (4, 2, 8)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
@@ -220,15 +190,14 @@ def test_a_read_only_bundle_opens_and_a_run_that_writes_to_it_is_one_line(bundle
 def test_ckpt_export_gives_what_the_network_gives(request, tmp_path, name, size):
     """TorchScript: our networks are scripted; MONAI's AutoencoderKL can only be traced."""
     made = request.getfixturevalue(name)
-    source, bundle = getattr(made, "directory", made), tmp_path / "bundle"
-    export_bundle(source, source, bundle)  # its files describe the trained network
+    bundle = getattr(made, "directory", made)
     images = torch.rand(2, 1, *size) * 2 - 1
     ckpt_export(
         net_id="network_def", filepath=str(tmp_path / "exported"), ckpt_file=str(bundle / "models" / "model.pt"),
-        meta_file=str(bundle / "configs" / "metadata.json"), config_file=str(bundle / "configs" / "inference.json"),
+        meta_file=str(bundle / "configs" / "metadata.json"), config_file=str(bundle / "configs" / "train.json"),
         use_trace=name == "first_stage", input_shape=images.shape,
     )  # fmt: skip
-    network = opened(bundle, "inference").network_def.eval()
+    network = opened(bundle).network_def.eval()
     network.load_state_dict(weights(bundle))
     with torch.no_grad():
         expected = network(images)

@@ -154,9 +154,7 @@ def test_overwrite_begins_again_and_a_deleted_folder_is_written_again_as_a_whole
 
     train(whole, (Events.ITERATION_COMPLETED(once=7), delete), overwrite=True)
     assert len(deleted) == 1  # it did train
-    assert {"config.json", "training.json", "model.pt", "checkpoint.pt"} <= {
-        file.name for file in (whole / "models").iterdir()
-    }
+    assert {"model.safetensors", "model.pt", "checkpoint.pt"} <= {file.name for file in (whole / "models").iterdir()}
     assert_loads(whole)
     assert_same_weights(trained_whole, whole)
 
@@ -204,7 +202,11 @@ def cut_checkpoint(models):
         ({"percentiles": [1, 99]}, None, "belongs to another model with other values of percentiles;"),
         ({"base_channels": 24}, None, "belongs to another model with other values of base_channels;"),
         ({"batch_size": 5}, None, "5 steps per epoch, but this run has 2"),
-        ({"percentiles": [0, 100]}, without_checkpoint, "model.pt: was trained with other values of percentiles; use"),
+        (
+            {"percentiles": [0, 100]},
+            without_checkpoint,
+            "model.safetensors: was trained with other values of percentiles; use",
+        ),
         ({"max_epochs": 4}, cut_checkpoint, "checkpoint.pt: cannot be read as a checkpoint"),
     ],
 )

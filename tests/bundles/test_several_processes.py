@@ -46,7 +46,8 @@ def training(out, cohort, world_size, bundle=ROOT, file="train.json", **settings
         "precision": "fp32", "mlflow": False, "batch_size": 4 // world_size,
         **(SMALL if bundle == ROOT and file == "train.json" else {}), **settings,
     }  # fmt: skip
-    files = [str(bundle / "configs" / name) for name in (file, f"multi_gpu_{file}")[:world_size]]
+    overlay = "multi_gpu_train.json" if file == "train.json" else f"overlays/multi_gpu_{file}"
+    files = [str(bundle / "configs" / name) for name in (file, overlay)[:world_size]]
     return free_port(), files, world_size, values
 
 
@@ -191,7 +192,7 @@ def test_torchrun_trains_resumes_and_writes_once(small_cohort, tmp_path):
         command = [*torchrun, *bundle, "--max_epochs", str(max_epochs), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
         assert done.returncode == 0, done.stderr[-6000:]
-        return done.stderr
+        return done.stdout
 
     launch(1)
     assert "resuming from step 2 of 4" in launch(2)

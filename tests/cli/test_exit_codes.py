@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
-from tiny_bundles import copy_tiny
+from tiny_bundles import copy_tiny, rewrite
 
 from monai_diffae import errors
 from monai_diffae.apps.training.verify import VerifyResult
@@ -94,15 +93,13 @@ def test_4_no_usable_case(run, embed, pictures, tmp_path):
     assert run("list-scans", tmp_path / "scans.csv", tmp_path / "out.csv")[0] == 4
 
 
-def test_5_unsafe_input(run, embed, tmp_path):
-    class Touch:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / "proof",)
-
+def test_5_unsafe_input(run, embed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     bundle = copy_tiny(tmp_path / "hostile", "2d")
-    torch.save({"network": Touch()}, bundle / "models" / "model.pt")  # loading it would run code
+    rewrite(bundle, lambda weights: weights, inferer={"_target_": "os.mkdir", "path": "proof"})
     assert embed(bundle=bundle)[0] == 5
-    assert run("info", bundle)[0] == 5
+    code, shown, _ = run("info", bundle)
+    assert (code, "own code: os.mkdir\nnothing was run" in shown) == (0, True)
     assert not (tmp_path / "proof").exists()
 
 

@@ -38,8 +38,7 @@ def make_golden(folder: Path) -> None:
             train(bundle, write_golden_scans(work / "train", spatial_dims, 12), device="cpu", overrides=TINY | sizes)
             models = folder / kind / "models"
             models.mkdir(parents=True)
-            for file in ("config.json", "model.pt"):  # all that `embed` needs
-                shutil.copy(bundle / "models" / file, models)
+            shutil.copy(bundle / "models" / "model.safetensors", models)
             found = embed(folder / kind, write_golden_scans(work / "scans", spatial_dims), work / "out", device="cpu")
             table = pd.read_parquet(found.path).sort_values("id")
             codes = [column for column in table if column.startswith("z_")]

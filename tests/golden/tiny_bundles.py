@@ -6,6 +6,7 @@ Their weights know nothing of heads. Where a test needs a decoder that uses z_se
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +74,17 @@ def copy_tiny(folder: Path, kind: str, ignore: tuple[str, ...] = ()) -> Path:
 
     It has no ``checkpoint.pt``: a test of resuming trains.
     """
-    from monai_diffae.bundle.described_model import describe_model
     from monai_diffae.bundle.folders import init_bundle
 
-    bundle = init_bundle(folder, KINDS[kind])
-    patterns = shutil.ignore_patterns(*ignore)
-    shutil.copytree(STORED / kind, bundle, ignore=patterns, dirs_exist_ok=True)
-    describe_model(bundle)  # as a training does
+    bundle = init_bundle(folder, STORED / kind / "models" / "model.safetensors")
+    for file in (file for pattern in ignore for file in (bundle / "models").glob(pattern)):
+        file.unlink()
+    shutil.copytree(STORED / kind, bundle, ignore=shutil.ignore_patterns(*ignore), dirs_exist_ok=True)
     return bundle
 
 
 def weights(bundle: Path) -> dict[str, Any]:
+    """The averaged weights, which are the same in the model's file and in the one for MONAI's tools."""
     import torch
 
     return torch.load(bundle / "models" / "model.pt", weights_only=True)
@@ -106,16 +107,43 @@ def tiny_kl(spatial_dims: int = 3, channels: tuple[int, ...] = (4, 8), **setting
     return AutoencoderKL(spatial_dims, channels=channels, **settings)
 
 
-def shake(model: Path) -> None:
+def shake(bundle: Path) -> None:
     """Change weights at random, so that z_sem tells cases apart and the decoder uses it."""
     import torch
 
     rng = torch.Generator().manual_seed(0)
-    state = torch.load(model, weights_only=True)
-    shaken = {name: value + 0.05 * torch.randn(value.shape, generator=rng) for name, value in state.items()}
-    head = {name: 100 * value for name, value in shaken.items() if name.startswith("encoder.head.4.")}
-    assert head
-    torch.save(shaken | head, model)
+
+    def shaken(state: dict[str, Any]) -> dict[str, Any]:
+        own = {name: value for name, value in state.items() if not name.startswith("first_stage.")}
+        new = {name: value + 0.05 * torch.randn(value.shape, generator=rng) for name, value in own.items()}
+        head = {name: 100 * value for name, value in new.items() if name.startswith("encoder.head.4.")}
+        assert head
+        return state | new | head
+
+    rewrite(bundle, shaken)
+
+
+def rewrite(
+    bundle: Path,
+    change: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    file: str = "model.safetensors",
+    **description: Any,
+) -> None:
+    """Change the tensors of a bundle's model, and values of its description."""
+    from monai_diffae.bundle.model_file import read_model, write_for_monai, write_model
+
+    path = bundle / "models" / file
+    model = read_model(path)
+    tensors = change(model.tensors)
+    write_model(path, model.kind, tensors, model.description | description)
+    if file == "model.safetensors":
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith("first_stage.")}
+        write_for_monai(path.with_suffix(".pt"), own)
+
+
+def scaled(factor: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Multiplies all tensors."""
+    return lambda tensors: {name: factor * tensor for name, tensor in tensors.items()}
 
 
 def train_tiny_bundles(stored: Path, work: Path) -> None:
@@ -135,12 +163,12 @@ def train_tiny_bundles(stored: Path, work: Path) -> None:
     )  # fmt: skip
     bundles["2d_all"] = Path(shutil.copytree(bundles["2d"], work / "2d_all"))
     for kind in ("2d_all", "3d", "3d_on_latents"):
-        shake(bundles[kind] / "models" / "model.pt")
+        shake(bundles[kind])
     calibrate(bundles["2d_all"], cohorts["2d"], device="cpu")
     table = embed(bundles["2d_all"], cohorts["2d"], work / "z", device="cpu").path
     train_latent(bundles["2d_all"], embeddings=table, overrides=TINY_LATENT)
     distill(bundles["2d_all"], cohorts["2d"], steps=2, training={"overrides": TINY_FAST})
     shutil.rmtree(stored, ignore_errors=True)
-    unneeded = shutil.ignore_patterns("*checkpoint.pt", "*.lock", "configs", "docs", "LICENSE", "cache", "*.png")
+    unneeded = shutil.ignore_patterns("*.pt", "*.lock", "configs", "docs", "LICENSE", "cache", "*.png")
     for kind, bundle in bundles.items():
         shutil.copytree(bundle, stored / kind, ignore=unneeded)

@@ -16,10 +16,9 @@ from mlflow import MlflowClient
 from mlflow.artifacts import list_artifacts
 
 from monai_diffae.apps.tracking import log_to_training
-from monai_diffae.bundle.folders import export_bundle
-from monai_diffae.bundle.private_values import without_paths
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.handlers.logged_model import log_bundle
+from monai_diffae.handlers.mlflow import without_paths
 
 NAME = "Mustermann"
 TRACKED = {
@@ -90,8 +89,8 @@ def test_a_run_is_tracked_with_parameters_metrics_and_artifacts_and_resumed_as_t
     assert {*metrics, "validation/z_sem_usage"} <= run.data.metrics.keys()
     files = [file.relative_to(out / "mlruns").as_posix() for file in (out / "mlruns").rglob("*") if file.is_file()]
     artifacts = {file.split("artifacts/")[-1] for file in files}
-    models = {f"data/bundle/models/{name}" for name in ("model.pt", "config.json", "anomaly.pt")}
-    others = {"config.json", "curves.png", "latest.png", "MLmodel", "data/bundle/configs/train.json"}
+    models = {f"data/bundle/models/{name}" for name in ("model.pt", "model.safetensors", "anomaly.safetensors")}
+    others = {"config.json", "curves.png", "latest.png", "MLmodel"}
     assert others | models <= artifacts
     assert any(artifact.startswith("images/reconstructions") for artifact in artifacts)
 
@@ -147,8 +146,7 @@ def test_a_training_that_is_complete_registers_nothing_again(tracked):
     tracked[1].parser["overwrite"] = False
     out, workflow = tracked
     workflow.parser.get_parsed_content("train#trainer").run()
-    root = workflow.parser.get_parsed_content("bundle_root")
-    log_bundle(out, lambda folder: export_bundle(root, out, folder), registered_model="tiny")
+    log_bundle(out, registered_model="tiny")
     client, run = client_and_run(out)
     assert len(client.search_model_versions("name='tiny'")) == 1
     assert len(run.outputs.model_outputs) == 2  # of the first epoch, and of the second
@@ -193,20 +191,6 @@ PRIVATE = {
     "cache": f"C:\\{NAME}",
 }
 PUBLIC = {"output_dir": "@bundle_root", "ckpt_path": "$@bundle_root + '/models/model.pt'", "lr": 1, "mode": "x_T"}
-
-
-def test_what_the_user_wrote_of_the_data_is_not_exported(tmp_path):
-    (tmp_path / "b" / "configs" / "overlays").mkdir(parents=True)
-    (tmp_path / "b" / "models").mkdir()
-    (tmp_path / "b" / "models" / "model.pt").write_bytes(b"weights")
-    for name in ("configs/train.json", "configs/overlays/mine.json", "models/config.json"):
-        (tmp_path / "b" / name).write_text(json.dumps({**PRIVATE, **PUBLIC}))
-    (tmp_path / "b" / "configs" / "overlays" / "mine.yaml").write_text(f"dataset_dir: /data/{NAME}")
-    export_bundle(tmp_path / "b", tmp_path / "b", tmp_path / "e")
-    exported = [p for p in (tmp_path / "e").rglob("*") if p.is_file()]
-    assert len(exported) == 4
-    assert [p.name for p in exported if NAME.encode() in p.read_bytes()] == []
-    assert PUBLIC.items() <= json.loads((tmp_path / "e" / "configs" / "train.json").read_text()).items()
 
 
 def test_what_the_user_wrote_of_the_data_is_not_tracked():

@@ -6,7 +6,7 @@ import pandas as pd
 from PIL import Image
 from rich.console import Console
 
-from monai_diffae.bundle.last_metrics import last_usage
+from monai_diffae.bundle.model_file import read_description
 from monai_diffae.handlers import TrainingProgress, curves
 from monai_diffae.pictures.curves import draw_curves
 
@@ -30,7 +30,7 @@ def test_a_training_draws_each_row_of_its_curves_once_and_warns_once_at_its_end(
     assert usage < 1.02
     (warning,) = [record.message for record in caplog.records if "hardly uses z_sem" in record.message]
     assert warning.startswith(f"z_sem_usage {usage:.3f}: ")
-    assert last_usage(tmp_path / "out") == usage
+    assert read_description(tmp_path / "out" / "models" / "model.safetensors")["figures"]["z_sem_usage"] == usage
     assert "twins" not in caplog.text
 
 

@@ -1,14 +1,17 @@
 """Real scans and tiny bundles for the tests of the MONAI Label app."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_bundles import copy_tiny
+from tiny_bundles import copy_tiny, rewrite
 
 from monai_diffae import calibrate, load_bundle
+from monai_diffae.bundle.description import write_description
+from monai_diffae.bundle.model_file import read_model
 from monai_diffae.latents import Direction
 from monai_diffae.latents.statistics import LatentStatistics
 
@@ -57,10 +60,12 @@ def tiny_bundle_for(root, kind, scans):
 def stored_bundle(folder, kind):
     """A stored tiny bundle, 2d or 3d, with voxels of 3 mm, without anomalies, and quickly satisfied with an x_T."""
     bundle = copy_tiny(folder, {"2d": "2d_all", "3d": "3d"}[kind], ignore=("latent*", "fast*", "anomaly*"))
-    for name in ("config.json", "training.json"):
-        file = bundle / "models" / name
-        text = file.read_text().replace("14.0", "3.0")
-        file.write_text(text.replace('"invert_tolerance": 0.001', '"invert_tolerance": 0.01'))
+    changes = {"inferer": {**load_bundle(bundle, "cpu").config["inferer"], "invert_tolerance": 0.01}}
+    rewrite(bundle, **changes, **({"spacing_mm": [3.0, 3.0, 3.0]} if kind == "3d" else {}))
+    write_description(read_model(bundle / "models" / "model.safetensors").description, bundle)
+    train = bundle / "configs" / "train.json"
+    quick = {"num_pictures": 0, "probe_interval": 0, "check_memory": False}
+    train.write_text(json.dumps({**json.loads(train.read_text()), **quick}))
     return bundle
 
 

@@ -37,7 +37,7 @@ def test_an_app_can_refer_to_a_bundle_and_needs_a_calibrated_one(run, tiny_bundl
     assert (code, json.loads(printed)) == (0, {"folder": str(tmp_path / "app")})
     folder = AppFolder(tmp_path / "app")
     assert (folder.bundle, folder.owns_its_bundle, folder.copied_bundle.exists()) == (bundle, False, False)
-    (bundle / "models" / "anomaly.pt").unlink()
+    (bundle / "models" / "anomaly.safetensors").unlink()
     code, printed, _ = run("label-app", tmp_path / "other", "--bundle", bundle)
     assert code == 0
     assert f"run monai-diffae calibrate {tmp_path / 'other' / 'bundle'} COHORT" in printed
@@ -49,7 +49,7 @@ def test_nothing_is_overwritten_and_nothing_is_left(run, tiny_bundle, tmp_path):
     code, _, error = run("label-app", tmp_path / "app", "--bundle", tiny_bundle.directory)
     assert (code, "the folder is not empty" in error) == (2, True)
     init_bundle(tmp_path / "untrained", "diffae_2d")
-    with pytest.raises(ConfigError, match=r"there is no models/model\.pt"):
+    with pytest.raises(ConfigError, match=r"there is no models/model\.safetensors"):
         label_app(tmp_path / "new", bundle=tmp_path / "untrained")
     assert sorted(os.listdir(tmp_path)) == ["app", "untrained"]
     assert os.listdir(tmp_path / "app") == ["notes.txt"]

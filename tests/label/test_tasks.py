@@ -68,7 +68,7 @@ def test_masks_are_label_maps_as_viewers_ask_for_them(server_3d, tmp_path):
 
 def test_a_bundle_that_is_not_calibrated_says_what_to_do(serve, bundle_3d, studies_3d):
     server = serve(bundle_3d, studies_3d)
-    file = server.app.folder.bundle / "models" / "anomaly.pt"
+    file = server.app.folder.bundle / "models" / "anomaly.safetensors"
     content = file.read_bytes()
     file.unlink()
     refused = server.infer("diffae_anomaly", SCAN)

@@ -1,6 +1,5 @@
 """Training on the server: on all images, published in one step; what fails changes nothing. The served bundle."""
 
-import json
 import logging
 import shutil
 import time
@@ -10,7 +9,7 @@ import pytest
 import torch
 from filelock import FileLock
 from label_scans import fill
-from tiny_bundles import weights
+from tiny_bundles import rewrite, weights
 
 from monai_diffae.bundle import checksum
 from monai_diffae.errors import BusyError, ConfigError, DiffAEError
@@ -103,10 +102,11 @@ def bundle(tiny_bundle, tmp_path):
 
 
 def change_weights(bundle):
-    state = weights(bundle)
-    name = next(name for name, value in state.items() if value.is_floating_point())
-    state[name] = state[name] + 1
-    torch.save(state, bundle / "models" / "model.pt")
+    def changed(state):
+        name = next(name for name, value in state.items() if value.is_floating_point())
+        return {**state, name: state[name] + 1}
+
+    rewrite(bundle, changed)
 
 
 def test_a_bundle_is_loaded_once_and_again_when_its_weights_change(bundle):
@@ -119,22 +119,20 @@ def test_a_bundle_is_loaded_once_and_again_when_its_weights_change(bundle):
     with served.in_use() as after:
         assert after.sha256 != before.sha256
         assert largest_change(before.network.state_dict(), after.network.state_dict()) == 1
-    (bundle / "models" / "model.pt").rename(bundle / "away.pt")
-    with pytest.raises(ConfigError, match=r"no models/model\.pt"), served.in_use():
+    model = bundle / "models" / "model.safetensors"
+    model.rename(bundle / "away")
+    with pytest.raises(ConfigError, match=r"no models/model\.safetensors"), served.in_use():
         pass
-    (bundle / "away.pt").rename(bundle / "models" / "model.pt")
+    (bundle / "away").rename(model)
     with served.in_use() as trained:
         assert trained.sha256 == after.sha256
 
 
 def test_bundles_that_cannot_be_served_are_refused(bundle):
-    config = bundle / "models" / "config.json"
-    values = json.loads(config.read_text())
-    config.write_text(json.dumps({**values, "image_keys": ["image", "t2"]}))
+    rewrite(bundle, image_keys=["image", "t2"])
     with pytest.raises(ConfigError, match="MONAI Label has one image per id"):
         ServedModel(bundle, "cpu")
-    config.write_text(json.dumps(values))
-    torch.save({"layer.weight": torch.ones(2, 2)}, bundle / "models" / "model.pt")
+    rewrite(bundle, lambda _: {"layer.weight": torch.ones(2, 2)})
     with pytest.raises(DiffAEError, match="weights do not fit"):
         ServedModel(bundle, "cpu")
 
@@ -156,7 +154,7 @@ def test_one_request_at_a_time_uses_it(bundle):
 
 
 def test_a_request_during_a_publication_is_to_be_sent_again(bundle):
-    (bundle / "models" / "anomaly.pt").unlink()
+    (bundle / "models" / "anomaly.safetensors").unlink()
     served = ServedModel(bundle, "cpu")
     with served.in_use() as trained:
         with pytest.raises(ConfigError, match="calibrate"):

@@ -33,7 +33,7 @@ TRAININGS = {
     "tests/apps/training/test_train_latent.py": 4,
     "tests/apps/training/test_distill.py": 2,
     "tests/bundle/test_given_data.py": 1,
-    "tests/bundle/test_warm_start.py": 3,
+    "tests/bundle/test_fine_tuning.py": 1,
     "tests/bundles/test_autoencoder_kl.py": 1,
     "tests/bundles/test_federated.py": 3,
     "tests/bundles/test_monai_tools.py": 1,  # it is refused

@@ -20,6 +20,7 @@ from fuzzing import (
     only_own_errors,
     peak_mb,
 )  # fmt: skip
+from hostile_models import write_unchecked
 from hypothesis import strategies as st
 from PIL import Image
 from scan_files import save_nifti, values
@@ -28,8 +29,8 @@ from monai_diffae import verify
 from monai_diffae.apps.settings import Run
 from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.bundle import load_bundle
-from monai_diffae.bundle.config import check_config
-from monai_diffae.bundle.config_values import check_dimensions, check_values
+from monai_diffae.bundle.config import check_config, check_dimensions, check_values
+from monai_diffae.bundle.model_file import read_model
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohorts import assign_splits, read_cohort
 from monai_diffae.data.scans import read_geometry, read_scan
@@ -199,7 +200,7 @@ def damaged_directions(folder, request):
 def damaged_configurations(folder, request):
     bundle = request.getfixturevalue("tiny_bundle").directory
     train = json.loads((bundle / "configs" / "train.json").read_text())
-    model = json.loads((bundle / "models" / "config.json").read_text())
+    described = read_model(bundle / "models" / "model.safetensors").description
     number = 0
 
     def check(example):
@@ -222,19 +223,39 @@ def damaged_configurations(folder, request):
     plain = st.one_of(
         SCALARS.filter(lambda v: not isinstance(v, str)), texts, st.lists(st.integers(-2, 32), max_size=4)
     )
-    keys = st.one_of(st.sampled_from(sorted({*train, *model, "inferer#steps", "network_def#unet"})), texts)
+    keys = st.one_of(st.sampled_from(sorted({*train, *described, "inferer#steps", "network_def#unet"})), texts)
     changes = st.tuples(st.sampled_from(["set", "delete", "wrap"]), st.lists(st.integers(0, 99), max_size=2), plain)
     return st.tuples(keys, plain, st.lists(changes, max_size=2)), check
+
+
+def damaged_models(folder, request):
+    """Any other byte is noticed; so is a description that cannot be used, though its checksum is right."""
+    file = request.getfixturevalue("tiny_bundle").directory / "models" / "model.safetensors"
+    whole, data, path = read_model(file), file.read_bytes(), folder / "model.safetensors"
+
+    def check(example):
+        mutations, changes = example
+        if changes is None:
+            path.write_bytes(mutated(data, mutations))
+            is_read = only_own_errors(lambda: read_model(path))
+            assert not is_read or path.read_bytes() == data
+            return is_read
+        description = changed_json(whole.description, changes)
+        write_unchecked(path, whole, description)
+        return only_own_errors(lambda: load_bundle(path, "cpu"))
+
+    return st.tuples(MUTATIONS, st.one_of(st.none(), JSON_CHANGES)), check
 
 
 @pytest.mark.goal(id="R30")
 @pytest.mark.parametrize(
     ("examples", "seconds"),
-    [(40, 0.0), pytest.param(300, 60.0, marks=pytest.mark.slow)],  # five inputs: five minutes in all
+    [(40, 0.0), pytest.param(300, 60.0, marks=pytest.mark.slow)],  # six inputs: six minutes in all
     ids=["short", "long"],
 )
 @pytest.mark.parametrize(
-    "damaged", [damaged_scans, damaged_tables, damaged_datalists, damaged_directions, damaged_configurations]
+    "damaged",
+    [damaged_scans, damaged_tables, damaged_datalists, damaged_directions, damaged_configurations, damaged_models],
 )
 def test_random_damage_is_one_line_of_ours(tmp_path, request, record_property, damaged, examples, seconds):
     inputs, check = damaged(tmp_path, request)

@@ -1,5 +1,6 @@
 """R19: files of strangers run nothing when they are read; each is refused as unsafe, with exit code 5."""
 
+import json
 import pickle
 import shutil
 import zipfile
@@ -11,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hostile_models import write_unchecked
 
 from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.bundle import AnomalyDetector, load_bundle, load_latent
+from monai_diffae.bundle.model_file import read_model
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.medmnist import medmnist_to_cohort
 from monai_diffae.data.torch_files import read_torch_file
@@ -89,25 +92,118 @@ def test_a_file_that_would_run_code_is_unsafe(tmp_path):
     assert not proof.exists()
 
 
-def test_each_model_file_of_a_bundle_is_refused_with_5(fast_bundle, tmp_path, run):
-    proof = tmp_path / "proof"
-    bundle = Path(shutil.copytree(fast_bundle, tmp_path / "bundle"))
+LOADED = {
+    "anomaly.safetensors": AnomalyDetector.load,
+    "latent_model.safetensors": lambda trained: load_latent(trained.folder),
+    "fast_model.safetensors": lambda trained: load_bundle(trained.folder, "cpu", {"inferer#decoder": "fast"}),
+    "model.safetensors": lambda trained: load_bundle(trained.folder),
+}
+
+
+def test_a_pickle_in_place_of_a_model_file_is_damaged(fast_bundle, tmp_path):
+    proof, bundle = tmp_path / "proof", Path(shutil.copytree(fast_bundle, tmp_path / "bundle"))
     trained = load_bundle(bundle, "cpu")
-    for make in (CODE["zip"], CODE["legacy"], BOMBS["expanded"]):
-        make(proof, bundle / "models" / "anomaly.pt")
-        for load in (AnomalyDetector.load, AnomalyDetector.load_if_usable):
-            with pytest.raises(UnsafeInputError):
+    for name, load in LOADED.items():
+        file = bundle / "models" / name
+        whole = file.read_bytes()
+        for make in (CODE | BOMBS).values():
+            make(proof, file)
+            with pytest.raises(ScanError, match=f"^{name}: is damaged"):
                 load(trained)
-        make(proof, bundle / "models" / "latent_model.pt")
-        with pytest.raises(UnsafeInputError):
-            load_latent(bundle, "cpu")
-        make(proof, bundle / "models" / "fast_model.pt")
-        with pytest.raises(UnsafeInputError):
-            load_bundle(bundle, "cpu", {"inferer#decoder": "fast"})
-    CODE["zip"](proof, bundle / "models" / "model.pt")
-    code, _, error = run("info", bundle)
-    assert (code, error.startswith("error: model.pt: ")) == (5, True)
+        file.write_bytes(whole)
     assert not proof.exists()
+
+
+def test_the_file_for_monais_tools_is_not_read(tiny_bundle, tmp_path):
+    proof, bundle = tmp_path / "proof", Path(shutil.copytree(tiny_bundle.directory, tmp_path / "bundle"))
+    CODE["zip"](proof, bundle / "models" / "model.pt")
+    with pytest.raises(ConfigError, match=r"^model\.pt: another program has written it"):
+        load_bundle(bundle, "cpu")
+    with zipfile.ZipFile(bundle / "models" / "model.pt", "a") as archive:
+        archive.comment = b"monai_diffae"  # as if it were ours
+    assert load_bundle(bundle, "cpu").z_channels == 8
+    assert not proof.exists()
+
+
+# -- the folder of a stranger: commands that use a model read the files of models, and nothing else of it --------------
+
+
+@pytest.fixture(scope="module")
+def stranger(fast_bundle, tmp_path_factory):
+    """A trained bundle of which everything but the files of models would write the file ``proof`` beside it."""
+    bundle = Path(shutil.copytree(fast_bundle, tmp_path_factory.mktemp("stranger") / "bundle"))
+    proof = bundle.parent / "proof"
+    touch = f"__import__('pathlib').Path({str(proof)!r}).touch()"
+    code = {"in_channels": f"${touch} or 1", "columns": f"${touch}", "patient_pattern": f"${touch}"}
+    for file in (bundle / "configs").glob("*.json"):
+        content = json.loads(file.read_text()) | code
+        for name in ("imports", "initialize"):
+            content[name] = [f"${touch}", *content.get(name, [])]
+        file.write_text(json.dumps(content))
+    for name in ("wave.py", "configs/wave.py", "scripts/__init__.py", "torch.py"):
+        (bundle / name).parent.mkdir(exist_ok=True)
+        (bundle / name).write_text(f"open({str(proof)!r}, 'w')")
+    for name in ("model.pt", "checkpoint.pt", "latent_checkpoint.pt", "fast_checkpoint.pt"):
+        CODE["zip"](proof, bundle / "models" / name)
+    with zipfile.ZipFile(bundle / "models" / "model.pt", "a") as archive:
+        archive.comment = b"monai_diffae"
+    return bundle
+
+
+USES = [
+    "info BUNDLE",
+    "init OUT --bundle BUNDLE",
+    "label-app OUT --bundle BUNDLE",
+    "embed BUNDLE COHORT OUT",
+    "generate BUNDLE OUT --num-images 1 --steps 1",
+]
+MORE_USES = [
+    "reconstruct BUNDLE COHORT OUT --limit 1 --decoder fast", "vary BUNDLE COHORT OUT --case mni-000000 --steps 1",
+    "interpolate BUNDLE COHORT OUT --start mni-000000 --end mni-000001 --num-images 3 --steps 1",
+    "traverse BUNDLE EMBEDDINGS OUT --num-components 1 --steps 1",
+    "combine BUNDLE COHORT OUT --case mni-000000 --blend mni-000001 --steps 1",
+    "edit BUNDLE COHORT OUT --direction DIRECTION --limit 1 --steps 1", "anomaly BUNDLE COHORT OUT --limit 1",
+    "diagnose BUNDLE COHORT OUT --limit 2 --num-levels 2", "calibrate BUNDLE COHORT --limit 2 --draws 1",
+    "evaluate OUT --bundle BUNDLE --cohort COHORT --limit 2 --steps 1 --draws 1 --num-images 0",
+    "neighbors EMBEDDINGS OUT --bundle BUNDLE --cohort COHORT --cases mni-000000 --reconstruction-error",
+    "report BUNDLE OUT", "export BUNDLE OUT --format ts",
+]  # fmt: skip
+"""A command line for each command that uses a model."""
+
+TRAINS = [
+    "train BUNDLE COHORT", "train BUNDLE COHORT OUT --overrides max_epochs=1", "train BUNDLE COHORT --minutes 1",
+    "train OUT COHORT --start-from BUNDLE", "train-latent BUNDLE COHORT", "train-latent BUNDLE --embeddings EMBEDDINGS",
+    "distill BUNDLE COHORT", "plan COHORT --bundle BUNDLE",
+]  # fmt: skip
+"""A command line for each command that runs a training's configuration."""
+
+
+@pytest.fixture
+def command(run, stranger, labelled, tmp_path):
+    """Runs a command line with the stranger's bundle: the exit code and the errors."""
+    words = {
+        "BUNDLE": shutil.copytree(stranger, tmp_path / "bundle"), "COHORT": labelled.cohort, "OUT": tmp_path / "out",
+        "EMBEDDINGS": labelled.embeddings, "DIRECTION": labelled.direction,
+    }  # fmt: skip
+
+    def call(line):
+        code, _, errors = run(*(words.get(word, word) for word in line.split()))
+        assert not (stranger.parent / "proof").exists()
+        return code, errors
+
+    return call
+
+
+@pytest.mark.parametrize("line", [*USES, *(pytest.param(line, marks=pytest.mark.slow) for line in MORE_USES)])
+def test_a_command_that_uses_a_model_runs_nothing_else_of_its_folder(command, line):
+    code, errors = command(line)
+    assert code == 0, errors
+
+
+@pytest.mark.parametrize("line", TRAINS)
+def test_a_command_that_trains_refuses_code_with_5(command, line):
+    code, errors = command(line)
+    assert (code, "is not trusted to use" in errors) == (5, True), errors
 
 
 def test_json_nested_too_deep_is_one_line(tiny_bundle, tmp_path):
@@ -116,14 +212,19 @@ def test_json_nested_too_deep_is_one_line(tiny_bundle, tmp_path):
     file.write_text(deep)
     with pytest.raises(ConfigError, match=r"^direction\.json: is not a direction"):
         read_direction(file)
-    bundle = Path(shutil.copytree(tiny_bundle.directory, tmp_path / "bundle"))
-    (bundle / "models" / "config.json").write_text(deep)
-    with pytest.raises(ConfigError, match=r"^bundle: config\.json cannot be read"):
-        load_bundle(bundle, "cpu")
     header = deep.encode()
     (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(UnsafeInputError):
         read_official_weights(tmp_path / "w.safetensors")
+    with pytest.raises(ScanError, match="is damaged"):
+        load_bundle(tmp_path / "w.safetensors", "cpu")
+    model = read_model(tiny_bundle.directory / "models" / "model.safetensors")
+    description = model.description
+    for _ in range(100):
+        description = {**model.description, "preprocessing": description}
+    write_unchecked(tmp_path / "deep.safetensors", model, description)
+    with pytest.raises(UnsafeInputError, match="is nested too deep"):
+        load_bundle(tmp_path / "deep.safetensors", "cpu")
 
 
 def test_the_metadata_of_a_table_run_nothing(tmp_path):
@@ -155,8 +256,7 @@ def test_an_array_of_objects_is_not_unpickled(tmp_path):
 
 
 @pytest.fixture
-def app(tiny_bundle, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+def app(tiny_bundle, tmp_path):
     return make_app_folder(tmp_path / "app", tiny_bundle.directory, refer=False)
 
 

@@ -11,7 +11,6 @@ from dicom_files import make_plane
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
-from monai.transforms import Orientationd, Spacingd
 from scan_files import shared
 from scipy.spatial.transform import Rotation
 
@@ -19,7 +18,7 @@ from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.formats.itk import to_image
 from monai_diffae.data.scans import Scan
-from monai_diffae.transforms import NativeSpace, ToRASd, ToSpacingd, write_native
+from monai_diffae.transforms import NativeSpace, write_native
 
 pytestmark = pytest.mark.goal(id="R10")
 
@@ -124,13 +123,6 @@ def test_z_sem_does_not_depend_on_format_or_rounding(tmp_path, record_property):
     apart = np.linalg.norm(np.array(untilted)[:, None] - np.array(untilted), axis=2) + np.diag([np.inf] * 12)
     record_property("figure", f"{len(errors) * 24} pairs: z_sem moves by {max(moved):.1g} of {apart.min():.1f}")
     assert max(moved) < 1e-4 * apart.min()
-
-
-def test_earlier_bundles_get_the_grid_that_rounding_does_not_move():
-    preprocessing = load_bundle(Path(__file__).parents[1] / "golden" / "0.1.0" / "3d", "cpu").preprocessing
-    kinds = [type(transform) for transform in preprocessing.flatten().transforms]
-    assert {ToRASd, ToSpacingd} < {*kinds}
-    assert not {Orientationd, Spacingd} & {*kinds}
 
 
 def _preprocessing(spacing_mm, image_size):

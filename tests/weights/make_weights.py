@@ -3,8 +3,8 @@
 The folder in ``bundles/`` has the documents and ``configs/metadata.json`` already, written by hand. This program adds
 what comes from the training, and fills in the figures. What it writes:
 
-* ``models``: the weights as ``.safetensors``, also of a latent DDIM, the files that describe them, the settings of the
-  training, and the metrics of its last validation. Nothing of single cases, and no checkpoint.
+* ``models``: the files of the autoencoder, of a latent DDIM and of the calibration, and the metrics of the training's
+  last validation. Nothing of single cases, no fingerprint of the data, and no checkpoint.
 * ``docs/README.md``: the cells ``value`` and ``interval`` of each figure's row, and words that begin with ``FIGURE_``.
 * ``configs/metadata.json``: ``eval_metrics``.
 * ``tests/weights/<name>/z_sem.csv``: what ``embed`` finds in images of formulas (not of patients), for the tests.
@@ -23,15 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from golden_bundles import write_golden_scans
-from safetensors.torch import save_file
 
 from monai_diffae import embed
 from monai_diffae.bundle import init_bundle, layout
-from monai_diffae.bundle.private_values import without_private_values
-from monai_diffae.bundle.sent_copy import copy_for_others
-from monai_diffae.bundle.summary import bundle_code
+from monai_diffae.bundle.model_file import read_description, read_model, unknown_targets, write_model
 from monai_diffae.data.embeddings import z_columns
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import DiffAEError
@@ -41,10 +37,6 @@ HERE = Path(__file__).parent
 BUNDLES = HERE.parents[1] / "bundles"
 LARGEST_FILE = 25_000_000  # bytes; the model zoo takes no larger files
 PLACEHOLDER = re.compile(r"FIGURE_\w+")
-_SAFE = {layout.MODEL: layout.SAFE_MODEL, layout.LATENT_MODEL: layout.LATENT_SAFE_MODEL}
-_COPIED = (layout.CONFIG, layout.TRAINING, layout.LATENT_CONFIG, layout.METRICS)
-# Settings of the training that say nothing about the model, and are the user's to choose.
-_OWN_SETTINGS = ("columns", "patient_pattern", "mlflow", "max_minutes", "tracking_uri", "experiment_name", "run_name")
 
 
 def make_weights(bundle: Path, name: str, figures: Mapping[str, Any], *, bundles: Path = BUNDLES) -> list[str]:
@@ -60,52 +52,30 @@ def make_weights(bundle: Path, name: str, figures: Mapping[str, Any], *, bundles
         The placeholders in the documents that no figure has replaced.
     """
     target = bundles / name
-    with tempfile.TemporaryDirectory() as temporary:
-        copy = Path(temporary) / "copy"
-        _copy_for_others(bundle, target, Path(temporary) / "described", copy)
-        _write_models(copy / layout.MODELS, target / layout.MODELS)
+    code = unknown_targets(read_description(bundle / layout.MODELS / layout.MODEL))
+    if code:
+        sys.exit(f"{bundle.name}: has code of its own ({code[0]}); only bundles without it are shipped")
+    _write_models(bundle / layout.MODELS, target / layout.MODELS)
     _describe_tensors(target)
     return fill_in(target, {**_texts(target), **figures})
 
 
-def _copy_for_others(bundle: Path, target: Path, described: Path, copy: Path) -> None:
-    """A copy without private values, as ``push`` makes it, with the documents of the shipped bundle."""
-    ignored = shutil.ignore_patterns("cache", "pictures", "embeddings", "latent", "mlruns", "*.db", "*checkpoint.pt")
-    shutil.copytree(bundle, described, ignore=ignored)
-    shutil.copytree(target / "docs", described / "docs", dirs_exist_ok=True)
-    if code := bundle_code(described):
-        sys.exit(f"{bundle.name}: has code of its own ({code[0]}); only bundles without it are shipped")
-    copy_for_others(described, copy)
-    # not sent by `push`, but fine-tuning needs its augmentation if the encoder has its own view of the images
-    settings = described / layout.MODELS / layout.TRAINING
-    _write(copy / layout.MODELS / layout.TRAINING, without_private_values(_read(settings)))
-
-
 def _write_models(source: Path, target: Path) -> None:
+    """Copy the models without the fingerprint of their data; those beside the autoencoder name its new checksum."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for weights, safe in _SAFE.items():
-        if (source / weights).is_file():
-            state = torch.load(source / weights, weights_only=True)
-            save_file({key: tensor.contiguous() for key, tensor in state.items()}, target / safe)
-    for file in _COPIED:
-        if (source / file).is_file():
-            content = _read(source / file)
-            content.pop("_meta_", None)  # a fingerprint of the data
-            if "columns" in content:
-                content["columns"] = {}  # of the training's table, not of the user's
-            if file == layout.TRAINING:
-                content = {key: value for key, value in content.items() if not key.startswith(_OWN_SETTINGS)}
-            _write(target / file, content)
-    if (target / layout.LATENT_CONFIG).is_file():  # `init` writes the checksum of the file that it makes
-        latent = _read(target / layout.LATENT_CONFIG)
-        latent["autoencoder_sha256"] = file_checksum(target / layout.SAFE_MODEL)
-        _write(target / layout.LATENT_CONFIG, latent)
-    if (source / layout.ANOMALY).is_file():
-        content = torch.load(source / layout.ANOMALY, weights_only=True)
-        content["made_from"] = {key: content["made_from"][key] for key in ("num_patients", "num_failed")}
-        texts = {key: json.dumps(content.pop(key)) for key in ("settings", "made_from")}
-        save_file({key: tensor.contiguous() for key, tensor in content.items()}, target / layout.SAFE_ANOMALY, texts)
+    shutil.copyfile(source / layout.METRICS, target / layout.METRICS)
+    for file in (layout.MODEL, layout.LATENT_MODEL, layout.ANOMALY):
+        if not (source / file).is_file():
+            continue
+        model = read_model(source / file)
+        description = {key: value for key, value in model.description.items() if key != "data"}
+        if "autoencoder_sha256" in description:
+            description["autoencoder_sha256"] = file_checksum(target / layout.MODEL)
+        if "made_from" in description:
+            kept = {key: description["made_from"][key] for key in ("num_patients", "num_failed", "config")}
+            description["made_from"] = {**kept, "model": file_checksum(target / layout.MODEL)}
+        write_model(target / file, model.kind, model.tensors, description)
     for path in target.iterdir():
         if path.stat().st_size > LARGEST_FILE:
             sys.exit(f"{path.name}: has {path.stat().st_size / 1e6:.1f} MB, but at most 25 MB can be shipped")
@@ -113,7 +83,7 @@ def _write_models(source: Path, target: Path) -> None:
 
 def _describe_tensors(target: Path) -> None:
     """Write the size of the images that the model was trained on into the metadata."""
-    size = _read(target / layout.MODELS / layout.CONFIG)["image_size"]
+    size = read_description(target / layout.MODELS / layout.MODEL)["image_size"]
     metadata = _read(target / "configs" / "metadata.json")
     for kind, name in (("inputs", "image"), ("outputs", "pred")):
         metadata["network_data_format"][kind][name]["spatial_shape"] = size
@@ -165,8 +135,8 @@ def fill_in(target: Path, figures: Mapping[str, Any]) -> list[str]:
 
 def _texts(target: Path) -> dict[str, str]:
     """What the model's own files say for the documents."""
-    models = target / layout.MODELS
-    values = {**_read(models / layout.CONFIG), "epochs": _read(models / layout.TRAINING).get("max_epochs")}
+    description = read_description(target / layout.MODELS / layout.MODEL)
+    values = {**description, "epochs": description["recipe"].get("max_epochs")}
     names = ("z_channels", "image_size", "spacing_mm", "epochs")
     given = {name: values[name] for name in names if values.get(name) is not None}
     return {name: " x ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in given.items()}
@@ -180,7 +150,7 @@ def store_z_sem(name: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         bundle = init_bundle(Path(temporary) / "bundle", name)
-        spatial_dims = _read(bundle / layout.MODELS / layout.CONFIG)["spatial_dims"]
+        spatial_dims = read_description(bundle / layout.MODELS / layout.MODEL)["spatial_dims"]
         scans = write_golden_scans(Path(temporary) / "scans", spatial_dims)
         table = pd.read_parquet(embed(bundle, scans, Path(temporary) / "out", device="cpu").path).sort_values("id")
     table[["id", *z_columns(table)]].to_csv(folder / "z_sem.csv", index=False, float_format="%.7g")

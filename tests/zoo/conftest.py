@@ -1,10 +1,9 @@
 """Entries for the model zoo, of bundles with tiny weights and of those that are shipped with weights."""
 
-import shutil
 from pathlib import Path
 
 import pytest
-from tiny_bundles import STORED
+from tiny_bundles import STORED, rewrite
 from zoo_entry import write_zoo_entry
 
 from monai_diffae.bundle.folders import names_with_weights
@@ -21,17 +20,15 @@ def trained_bundle(tmp_path_factory):
     def make(kind):
         from monai_diffae.bundle.folders import init_bundle
 
-        bundle = init_bundle(tmp_path_factory.mktemp("zoo") / "bundle", kind)
+        folder = tmp_path_factory.mktemp("zoo") / "bundle"
         if kind in names_with_weights():
-            return bundle
+            return init_bundle(folder, kind)
+        stored = STORED / "first_stage" if kind == "autoencoder_kl_3d" else GOLDEN / kind.removeprefix("diffae_")
+        bundle = init_bundle(folder, stored / "models" / "model.safetensors")
         if kind == "autoencoder_kl_3d":
-            shutil.copytree(STORED / "first_stage" / "models", bundle / "models", dirs_exist_ok=True)
-            config = bundle / "models" / "config.json"
-            config.write_text(config.read_text().replace("14.0", "1.0"))  # the voxels of small scans
-        else:
-            shutil.copytree(GOLDEN / kind.removeprefix("diffae_") / "models", bundle / "models", dirs_exist_ok=True)
+            rewrite(bundle, dict, spacing_mm=[1.0, 1.0, 1.0])  # the voxels of small scans
         for name, before, after in (
-            ("README.md", "The bundle has no weights", "The weights were trained on twelve pictures of formulas"),
+            ("README.md", "The weights were trained by the user of this bundle", "The weights are of twelve pictures"),
             ("data_license.txt", "no data and no trained weights", "weights trained on pictures of formulas (CC0)"),
         ):
             file = bundle / "docs" / name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +16,7 @@ from typing import Any
 
 import yaml
 
-from monai_diffae.bundle.checksum_list import CHECKSUM_LIST
-from monai_diffae.bundle.sent_copy import copy_for_others
+from monai_diffae.bundle import init_bundle, layout
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import DiffAEError
 
@@ -43,8 +43,10 @@ def write_zoo_entry(
         largest_file: the size in bytes above which a file is only named in ``large_files.yml``.
     """
     target = out / "models" / name
-    sizes = copy_for_others(bundle, target).sizes
-    (target / CHECKSUM_LIST).unlink()  # two of the files that it lists change below
+    init_bundle(target, bundle / "models" / layout.MODEL)  # the package's configurations with the model's values
+    for file in (layout.MODEL_CARD, layout.DATA_LICENSE, f"{layout.CONFIGS}/{layout.METADATA}"):
+        shutil.copyfile(bundle / file, target / file)
+    sizes = {str(path.relative_to(target)): path.stat().st_size for path in target.rglob("*") if path.is_file()}
     metadata = _read(target / "configs" / "metadata.json")
     readme = (target / "docs" / "README.md").read_text(encoding="utf-8")
     if figures is not None:

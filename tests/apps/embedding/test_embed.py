@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from tiny_bundles import rewrite
 
 from monai_diffae import probe
 from monai_diffae.apps.embedding.embed import embed
@@ -128,8 +129,8 @@ def test_renamed_columns_and_labels_with_reserved_names(labelled, other_cohort, 
 
 def test_a_table_with_standard_names_needs_no_names_of_the_training_table(tiny_bundle, tmp_path):
     directory = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle")
-    model = directory / "models" / "config.json"
-    model.write_text(json.dumps({**json.loads(model.read_text()), "columns": {"image": "file"}}))
+    train = directory / "configs" / "train.json"
+    train.write_text(json.dumps({**json.loads(train.read_text()), "columns": {"image": "file"}}))
     assert embed(directory, tiny_bundle.cohort, tmp_path / "o", device="cpu").num_cases == 12
     images = [str(tiny_bundle.cohort.parent / image) for image in pd.read_csv(tiny_bundle.cohort)["image"]]
     (tmp_path / "list.json").write_text(json.dumps({"test": [{"image": image} for image in images[:2]]}))
@@ -157,15 +158,8 @@ def test_a_complete_table_is_skipped_and_one_that_was_made_with_something_else_r
     original.assign(sex="F").to_csv(cohort, index=False)
     is_refused("labels")
     original.to_csv(cohort, index=False)
-    config = bundle / "models" / "config.json"
-    text = config.read_text()
-    config.write_text(json.dumps({**json.loads(text), "percentiles": [20, 80]}))
-    is_refused("config")
-    config.write_text(text)
-    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    torch.save({name: 1.01 * value for name, value in weights.items()}, bundle / "models" / "model.pt")
+    rewrite(bundle, percentiles=[20, 80])
     is_refused("model")
-    torch.save(weights, bundle / "models" / "model.pt")
     again = embed(labelled.bundle, cohort, out, device="cpu")
     assert (again.skipped, again.num_cases) == (True, 12)
     assert made.path.read_bytes() == content
@@ -343,7 +337,7 @@ def test_scans_unlike_those_of_the_training_are_noticed(latent_bundle, labelled,
         embed(latent_bundle, cohort, tmp_path / "other", device="cpu")
         assert "12 of 12 z_sem are unlike those of the training: these scans may be of another kind" in caplog.text
     bundle = shutil.copytree(latent_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
-    torch.save({}, bundle / "models" / "latent_model.pt")  # damaged
+    (bundle / "models" / "latent_model.safetensors").write_bytes(b"")  # damaged
     assert embed(bundle, cohort, tmp_path / "out", device="cpu").num_cases == 12
 
 

@@ -19,7 +19,7 @@ from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.folders import init_bundle
-from monai_diffae.bundle.untrained import load_untrained
+from monai_diffae.bundle.loading import load_untrained
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.inferers.exact_encoding import encode_exactly

@@ -1,6 +1,5 @@
 """Scans larger than the model's field of view, cut into patches."""
 
-import json
 import shutil
 from itertools import product
 
@@ -10,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from tiny_bundles import rewrite
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.provenance import check_same_model
@@ -19,7 +19,6 @@ from monai_diffae.data.embeddings import label_columns, read_embeddings, z_matri
 from monai_diffae.errors import CohortError, ConfigError
 
 MM = ["x_mm", "y_mm", "z_mm"]
-SPACING = {"spacing_mm": [3.0, 3.0, 3.0], "intensity": "none"}  # fields of 48 mm; no voxel affects the value of another
 SIDE = 16
 
 
@@ -49,15 +48,20 @@ def write(folder, volumes, affine=None):
     return folder / "cohort.csv"
 
 
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle_3d, tmp_path_factory):
+    """The 3D bundle with fields of 48 mm; no voxel affects the value of another."""
+    copied = shutil.copytree(tiny_bundle_3d.directory, tmp_path_factory.mktemp("bundle") / "bundle")
+    rewrite(copied, spacing_mm=[3.0, 3.0, 3.0], intensity="none")
+    return copied
+
+
 @pytest.fixture
-def cut(tiny_bundle_3d, tmp_path):
+def cut(bundle, tmp_path):
     """Embeds a cohort by patches: (the result, the table of the scans, that of the patches)."""
 
-    def run(cohort, name="out", overlap=0.0, overrides=SPACING, **options):
-        result = embed(
-            tiny_bundle_3d.directory, cohort, tmp_path / name, patches=True, overlap=overlap, device="cpu",
-            overrides=overrides, **options,
-        )  # fmt: skip
+    def run(cohort, name="out", overlap=0.0, **options):
+        result = embed(bundle, cohort, tmp_path / name, patches=True, overlap=overlap, device="cpu", **options)
         return result, read_embeddings(result.path), read_embeddings(result.patches)
 
     return run
@@ -83,7 +87,7 @@ def test_the_tables_have_one_row_per_scan_and_per_patch(cut, tmp_path):
 
 
 @pytest.mark.parametrize(("angles", "step"), [((0, 0, 0), 16), ((20, -35, 65), 12), ((80, 5, -100), 16)])
-def test_a_patch_has_the_voxels_around_its_position(cut, tiny_bundle_3d, tmp_path, angles, step):
+def test_a_patch_has_the_voxels_around_its_position(cut, bundle, tmp_path, angles, step):
     """Compared with an independent computation from the file's affine with nibabel and numpy."""
     volume = noise((19, 40, 13))
     image = nib.Nifti1Image(volume, affine_of(angles, (-1, 1, -1)))
@@ -102,18 +106,18 @@ def test_a_patch_has_the_voxels_around_its_position(cut, tiny_bundle_3d, tmp_pat
     np.testing.assert_allclose(patches[MM], np.array(places)[:, :3], atol=1e-3)
     padded = np.pad(voxels, SIDE, constant_values=-1.0)
     windows = [padded[tuple(slice(s + SIDE, s + 2 * SIDE) for s in start)] for start in starts]
-    trained = load_bundle(tiny_bundle_3d.directory, "cpu")
+    trained = load_bundle(bundle, "cpu")
     z_sem = trained.inferer.encode(torch.from_numpy(np.stack(windows))[:, None], trained.network).numpy()
     np.testing.assert_allclose(z_matrix(patches), z_sem, rtol=1e-3, atol=1e-4 * np.abs(z_sem).max())
     assert np.ptp(z_sem, axis=0).max() > 1e-2 * np.abs(z_sem).max()
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (6, 16, 10)])
-def test_a_scan_no_larger_than_the_field_of_view_is_one_patch(cut, tiny_bundle_3d, tmp_path, caplog, shape):
+def test_a_scan_no_larger_than_the_field_of_view_is_one_patch(cut, bundle, tmp_path, caplog, shape):
     cohort = write(tmp_path / "c", {"a": noise(shape)}, affine_of())
     _, scans, patches = cut(cohort, overlap=0.25)
     assert "every scan is one patch: after preprocessing, none is larger than the model's field of view" in caplog.text
-    whole = embed(tiny_bundle_3d.directory, cohort, tmp_path / "w", device="cpu", overrides=SPACING).path
+    whole = embed(bundle, cohort, tmp_path / "w", device="cpu").path
     np.testing.assert_array_equal(z_matrix(scans), z_matrix(read_embeddings(whole)))
     np.testing.assert_array_equal(z_matrix(patches), z_matrix(scans))
     centre = affine_of() @ [*((np.array(shape) - 1) / 2), 1]
@@ -123,9 +127,9 @@ def test_a_scan_no_larger_than_the_field_of_view_is_one_patch(cut, tiny_bundle_3
 def finer(bundle, folder):
     """The 2D bundle at twice its resolution: its longest side is scaled to two fields."""
     copied = shutil.copytree(bundle, folder / "finer")
-    config = json.loads((copied / "models" / "config.json").read_text())
-    config["preprocessing"]["transforms"][2]["spatial_size"] = 32
-    (copied / "models" / "config.json").write_text(json.dumps(config))
+    preprocessing = load_bundle(copied, "cpu").config["preprocessing"]
+    preprocessing["transforms"][2]["spatial_size"] = 32
+    rewrite(copied, preprocessing=preprocessing)
     return copied
 
 
@@ -191,7 +195,7 @@ def test_patches_are_the_same_whatever_the_batch_the_order_and_the_workers(cut, 
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_resumes_and_a_complete_one_is_skipped(cut, tiny_bundle_3d, tmp_path, written, monkeypatch):
+def test_an_interrupted_run_resumes_and_a_complete_one_is_skipped(cut, bundle, tmp_path, written, monkeypatch):
     monkeypatch.setattr("monai_diffae.apps.embedding.encoding._SCANS_PER_SHARD", 2)
     cohort = write(tmp_path / "c", {f"v{i}": noise((20, 16, 16), i) for i in range(5)})
     written.stop_after = 2
@@ -208,20 +212,20 @@ def test_an_interrupted_run_resumes_and_a_complete_one_is_skipped(cut, tiny_bund
         cut(cohort, overlap=0.5)
     for path in (result.path, result.patches):
         with pytest.raises(ConfigError, match=rf"{path.name}: exists and was made with other pool; set"):
-            embed(tiny_bundle_3d.directory, cohort, path, device="cpu", overrides=SPACING)
+            embed(bundle, cohort, path, device="cpu")
     result.patches.unlink()
     assert not cut(cohort)[0].skipped
 
 
-def test_only_z_sem_of_single_patches_can_be_decoded(cut, tiny_bundle_3d, tmp_path):
+def test_only_z_sem_of_single_patches_can_be_decoded(cut, bundle, tmp_path):
     result, *_ = cut(write(tmp_path / "c", {"a": noise((20, 20, 16))}))
     refused = (
         r"embeddings\.parquet: its z_sem are averages, which do not belong to single images; embed the cohort without "
         "patches"
     )
     with pytest.raises(ConfigError, match=refused):
-        traverse(tiny_bundle_3d.directory, result.path, tmp_path / "traversed")
-    check_same_model(result.patches, tiny_bundle_3d.directory)
+        traverse(bundle, result.path, tmp_path / "traversed")
+    check_same_model(result.patches, bundle)
 
 
 @pytest.mark.parametrize("unusual", ["two_modalities"], indirect=True)
@@ -239,10 +243,10 @@ def test_the_image_that_the_encoder_sees_is_cut(unusual, tmp_path):
     pd.testing.assert_frame_equal(tables["image"], tables["own"], check_exact=True)
 
 
-def test_what_cannot_be_cut_is_refused(cut, labelled, tiny_bundle_3d, tmp_path):
+def test_what_cannot_be_cut_is_refused(cut, labelled, bundle, tmp_path):
     cohort = write(tmp_path / "c", {"a": noise((20, 20, 16))})
     with pytest.raises(ConfigError, match="^overlap: applies to patches; set patches too, or omit overlap$"):
-        embed(tiny_bundle_3d.directory, cohort, tmp_path / "out", overlap=0.25)
+        embed(bundle, cohort, tmp_path / "out", overlap=0.25)
     with pytest.raises(ConfigError, match="^pool: patches are averaged already; omit pool or patches"):
         embed(labelled.bundle, labelled.cohort, tmp_path / "out", pool="mean", patches=True, device="cpu")
     assert not (tmp_path / "out").exists()
@@ -252,9 +256,9 @@ def test_what_cannot_be_cut_is_refused(cut, labelled, tiny_bundle_3d, tmp_path):
     assert not (tmp_path / "out" / "embeddings.parquet").exists()
 
 
-def test_the_command_names_both_tables(run, tiny_bundle_3d, tmp_path):
-    options = ["--bundle", tiny_bundle_3d.directory, "--cohort", write(tmp_path / "c", {"a": noise((40, 20, 16))})]
-    options += ["--device", "cpu", "--overrides", "spacing_mm=[3,3,3]", "--overlap", "0.5", "--patches"]
+def test_the_command_names_both_tables(run, bundle, tmp_path):
+    options = ["--bundle", bundle, "--cohort", write(tmp_path / "c", {"a": noise((40, 20, 16))})]
+    options += ["--device", "cpu", "--overlap", "0.5", "--patches"]
     code, printed, _ = run("--quiet", "embed", *options, "--out", tmp_path / "o")
     assert (code, printed.split()) == (0, [str(tmp_path / "o" / f"embeddings{s}.parquet") for s in ("", "_patches")])
     assert read_embeddings(tmp_path / "o" / "embeddings.parquet")["patches"].item() == 4 * 2

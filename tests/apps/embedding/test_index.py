@@ -10,8 +10,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from scan_files import shared
+from tiny_bundles import rewrite, scaled
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.embedding.index import EmbeddingIndex, IndexUpdate
@@ -163,8 +163,7 @@ def test_removed_cases_leave_no_trace_and_can_come_back(trained, images, index):
 
 def test_models_and_preprocessings_never_mix(labelled, trained, images, index, tmp_path):
     other_folder = shutil.copytree(labelled.bundle, tmp_path / "other")
-    weights = other_folder / "models" / "model.pt"
-    torch.save({k: v * 1.01 for k, v in torch.load(weights, weights_only=True).items()}, weights)
+    rewrite(other_folder, scaled(1.01))
     other = load_bundle(other_folder, "cpu")
     brighter = load_bundle(labelled.bundle, "cpu", {"percentiles": [5.0, 95.0]})
     slower = load_bundle(labelled.bundle, "cpu", {"inferer#steps": 7})

@@ -4,9 +4,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 from scan_files import shared
+from tiny_bundles import rewrite, weights
 
 import monai_diffae as mdae
 from monai_diffae.bundle import AnomalyDetector
@@ -142,7 +142,7 @@ def test_a_bundle_is_calibrated_once_with_the_same_cases_and_again_with_others(r
     code, out, _ = run("calibrate", bundle, tiny_bundle.cohort, "--split", "test", "--draws", 1)
     assert code == 0
     assert "the lowest p-value is 0." in out
-    assert out.splitlines()[-1].endswith("anomaly.pt")
+    assert out.splitlines()[-1].endswith("anomaly.safetensors")
     assert "19 scans or more allow p-values of .05" in caplog.text
 
 
@@ -182,15 +182,12 @@ def test_the_lowest_p_value_of_volumes_is_that_of_a_volume_not_of_a_slice(bundle
 
 def test_a_model_that_estimates_nan_is_refused(bundle, tiny_bundle, tmp_path):
     """Its scores would be NaN, and NaN compares with nothing, so every case would have a p-value of 1."""
-    path = bundle / "models" / "model.pt"
-    weights = torch.load(path, weights_only=True)
-    grown = {name: value * 1e30 if name.startswith("unet") else value for name, value in weights.items()}
-    torch.save(grown, path)
+    rewrite(bundle, lambda weights: {k: v * 1e30 if k.startswith("unet") else v for k, v in weights.items()})
     with pytest.raises(ConfigError, match="bundle: the model estimates values that are not finite; train it again"):
         mdae.calibrate(bundle, tiny_bundle.cohort, draws=1)
     trained = mdae.load_bundle(tiny_bundle.directory, "cpu")
     detector = AnomalyDetector.load(trained)
     case = trained.open(tiny_bundle.cohort.parent / pd.read_csv(tiny_bundle.cohort)["image"][0])
-    trained.network.load_state_dict(grown)
+    trained.network.load_state_dict(weights(bundle))
     with pytest.raises(ConfigError, match="not finite"):
         detector(case)

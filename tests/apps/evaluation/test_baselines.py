@@ -1,10 +1,9 @@
-import json
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from tiny_bundles import rewrite, scaled
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.baselines import PixelBaselines, read_features
@@ -100,12 +99,10 @@ def test_baselines_are_read_through_the_bundle(labelled, tmp_path):
 
 def test_a_bundle_of_other_preprocessing_than_the_table_is_refused(labelled, tmp_path):
     bundle = shutil.copytree(labelled.bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
-    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    torch.save({name: 2 * value for name, value in weights.items()}, bundle / "models" / "model.pt")
+    rewrite(bundle, scaled(2))
     table = read_embeddings(labelled.embeddings)
     read(["intensity"], bundle, labelled.cohort, table)  # other weights do not matter
-    config = json.loads((bundle / "models" / "config.json").read_text())
-    (bundle / "models" / "config.json").write_text(json.dumps({**config, "percentiles": [10, 90]}))
+    rewrite(bundle, percentiles=[10, 90])
     message = "^pixel_baselines: the preprocessing of bundle differs from that of the table: percentiles; give the bun"
     with pytest.raises(ConfigError, match=message):
         read(["intensity"], bundle, labelled.cohort, table)

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from tiny_bundles import rewrite, scaled
 
 from monai_diffae.apps.evaluation.evaluate import evaluate
 from monai_diffae.apps.evaluation.quality import journal as journal_module
@@ -115,8 +115,7 @@ def test_an_interrupted_run_resumes(report, labelled, tmp_path, monkeypatch):
 
 def test_bundles_are_compared_case_by_case(labelled, tmp_path):
     other = shutil.copytree(labelled.bundle, tmp_path / "other")
-    weights = torch.load(other / "models" / "model.pt", weights_only=True)
-    torch.save({name: 0.9 * weight for name, weight in weights.items()}, other / "models" / "model.pt")
+    rewrite(other, scaled(0.9))
     result = evaluated(labelled, tmp_path / "out", bundle=[labelled.bundle, other, labelled.bundle])
     content = result.content
     assert [bundle["name"] for bundle in content["bundles"]] == ["bundle", "other", "bundle (2)"]
@@ -135,10 +134,9 @@ def test_bundles_are_compared_case_by_case(labelled, tmp_path):
 
 def test_bundles_that_cannot_be_compared_or_measured_cost_one_line(labelled, tmp_path, caplog):
     other = shutil.copytree(labelled.bundle, tmp_path / "other")
-    config = json.loads((other / "models" / "config.json").read_text())
-    (other / "models" / "config.json").write_text(json.dumps(config | {"image_size": [20, 20]}))
-    empty = shutil.copytree(labelled.bundle, tmp_path / "empty", ignore=shutil.ignore_patterns("*.pt"))
-    with pytest.raises(ConfigError, match=r"empty: there is no models/model.pt; train the bundle first"):
+    rewrite(other, image_size=[20, 20])
+    empty = shutil.copytree(labelled.bundle, tmp_path / "empty", ignore=shutil.ignore_patterns("model.*"))
+    with pytest.raises(ConfigError, match=r"empty: there is no models/model.safetensors; train the bundle first"):
         evaluated(labelled, tmp_path / "out", bundle=empty)
     result = evaluated(labelled, tmp_path / "out", bundle=[empty, labelled.bundle, other], steps=[2], num_codes=0)
     assert result.incomplete == "empty is left out"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from monai.metrics import EmbeddingCollapseMetric
 from PIL import Image
+from tiny_bundles import rewrite, scaled
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.diagnose import diagnose
@@ -155,8 +156,7 @@ def test_another_latent_ddim_is_another_result(latent_bundle, cohort, tmp_path):
     bundle = shutil.copytree(latent_bundle, tmp_path / "bundle")
     arguments = {"bundle": bundle, "cohort": cohort, "steps": [2], "num_images": 6, "num_codes": 0, "device": "cpu"}
     evaluate(tmp_path / "out", **arguments)
-    weights = torch.load(bundle / "models" / "latent_model.pt", weights_only=True)
-    torch.save({name: 1.1 * value for name, value in weights.items()}, bundle / "models" / "latent_model.pt")
+    rewrite(bundle, scaled(1.1), "latent_model.safetensors")
     with pytest.raises(ConfigError, match="made with other bundles"):
         evaluate(tmp_path / "out", **arguments)
 

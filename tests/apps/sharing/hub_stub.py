@@ -20,26 +20,24 @@ class Repository:
     refs: dict = field(default_factory=dict)
     tags: dict = field(default_factory=dict)
 
-    def files(self, revision):
-        return self.commits.get(self.commit(revision))
-
     def commit(self, revision):
         return {**self.refs, **self.tags, **{commit: commit for commit in self.commits}}.get(revision)
 
 
 class HubStub(ThreadingHTTPServer):
-    """The server: ``repositories`` by name, ``requests`` as (method, path), ``objects`` are large files by checksum."""
+    """The server: ``repositories`` by name, ``requests`` as (method, path)."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.repositories, self.requests, self.objects = {}, [], {}
+        self.repositories, self.requests = {}, []
 
     @property
     def address(self):
         return f"http://127.0.0.1:{self.server_port}"
 
     def sent(self, repo, revision="main"):
-        return self.repositories[repo].files(revision)
+        repository = self.repositories[repo]
+        return repository.commits[repository.commit(revision)]
 
     def add_commit(self, repo, files):
         repository = self.repositories[repo]
@@ -56,33 +54,22 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self):
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append((self.command, path))
-        is_chunked = self.headers.get("Transfer-Encoding") == "chunked"
-        body = self._chunks() if is_chunked else self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         may_write = self.headers.get("Authorization") == f"Bearer {TOKEN}"
-        if path.startswith("/objects/"):
-            self.server.objects[path.removeprefix("/objects/")] = body
-            return self._send({})
         if path == "/api/validate-yaml":
             return self._send({"errors": [], "warnings": []})
         if self.command == "POST" and not may_write:
             return self._send({"error": "no"}, 403)
         if path == "/api/repos/create":
             return self._create(json.loads(body))
-        match = re.fullmatch(r"(?:/api/models)?/([\w.-]+/[\w.-]+?)(?:\.git)?(?:/(.*))?", path)
+        match = re.fullmatch(r"(?:/api/models)?/([\w.-]+/[\w.-]+?)(?:/(.*))?", path)
         repository = self.server.repositories.get(match[1]) if match else None
         if repository is None or (repository.private and not may_write):
             return self._send({"error": "no"}, 404, "RepoNotFound")
-        return self._of_repository(match[1], repository, match[2] or "", body)
+        kind, _, value = (match[2] or "").partition("/")
+        return getattr(self, f"_{kind or 'revision'}")(match[1], repository, value, body)
 
-    do_GET = do_HEAD = do_PUT = do_POST = _answer
-
-    def _chunks(self):
-        body = b""
-        while size := int(self.rfile.readline(), 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
+    do_GET = do_HEAD = do_POST = _answer
 
     def _create(self, values):
         name = f"{values['organization']}/{values['name']}"
@@ -91,62 +78,39 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.add_commit(name, {".gitattributes": b""})
         self._send({"url": f"{self.server.address}/{name}", "id": name})
 
-    def _of_repository(self, name, repository, rest, body):
-        kind, _, value = rest.partition("/")
-        if kind == "refs":
-            refs = {
-                kind: [{"name": n, "ref": f"refs/{where}/{n}", "targetCommit": c} for n, c in of.items()]
-                for kind, where, of in (("branches", "heads", repository.refs), ("tags", "tags", repository.tags))
-            }
-            self._send({**refs, "converts": []})
-        elif kind == "preupload":
-            mode = {True: "lfs", False: "regular"}
-            self._send({"files": [
-                {"path": f["path"], "uploadMode": mode[f["path"].endswith(".pt")], "shouldIgnore": False, "oid": None}
-                for f in json.loads(body)["files"]
-            ]})  # fmt: skip
-        elif kind == "info":  # of large files
-            self._send({"transfer": "basic", "objects": [
-                {**o, "actions": {"upload": {"href": f"{self.server.address}/objects/{o['oid']}"}}}
-                for o in json.loads(body)["objects"]
-            ]})  # fmt: skip
-        elif kind == "commit":
-            self._commit(name, [json.loads(line) for line in body.splitlines()])
-        elif kind == "tag":
-            repository.tags[json.loads(body)["tag"]] = repository.commit(value)
-            self._send({})
-        elif kind == "tree":
-            self._send([
-                {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for path, content in repository.files(value).items()
-            ])  # fmt: skip
-        elif kind in ("", "revision"):
-            commit = repository.commit(value or "main")
-            if commit is None:
-                self._send({"error": "no"}, 404, "RevisionNotFound")
-                return
-            files = [{"rfilename": path} for path in repository.commits[commit]]
-            self._send({"id": name, "sha": commit, "private": repository.private, "siblings": files, "tags": []})
-        elif kind == "resolve":
-            revision, _, path = value.partition("/")
-            content = (repository.files(revision) or {}).get(path)
-            if content is None:
-                self._send({"error": "no"}, 404, "EntryNotFound")
-                return
-            self._send(content, commit=repository.commit(revision))
-        else:
-            raise AssertionError(rest)
+    def _refs(self, name, repository, value, body):
+        tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": c} for n, c in repository.tags.items()]
+        self._send({"branches": [], "tags": tags, "converts": []})
 
-    def _commit(self, name, lines):
+    def _preupload(self, name, repository, value, body):
+        paths = [file["path"] for file in json.loads(body)["files"]]
+        plain = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
+        self._send({"files": [{"path": path, **plain} for path in paths]})
+
+    def _commit(self, name, repository, value, body):
         files = dict(self.server.sent(name))
-        for line in lines:
-            value = line["value"]
+        for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                files[value["path"]] = self.server.objects[value["oid"]]
+                files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "deletedFile":
+                del files[line["value"]["path"]]
         commit = self.server.add_commit(name, files)
         self._send({"commitUrl": f"{self.server.address}/{name}/commit/{commit}", "commitOid": commit})
+
+    def _tag(self, name, repository, value, body):
+        repository.tags[json.loads(body)["tag"]] = repository.commit(value)
+        self._send({})
+
+    def _revision(self, name, repository, value, body):
+        commit = repository.commit(value or "main")
+        if commit is None:
+            return self._send({"error": "no"}, 404, "RevisionNotFound")
+        files = [{"rfilename": path} for path in repository.commits[commit]]
+        return self._send({"id": name, "sha": commit, "private": repository.private, "siblings": files, "tags": []})
+
+    def _resolve(self, name, repository, value, body):
+        revision, _, path = value.partition("/")
+        self._send(self.server.sent(name, revision)[path], commit=repository.commit(revision))
 
     def _send(self, content, status=200, error=None, commit=None):
         body = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -1,27 +1,27 @@
-"""Whatever an archive or a list of checksums holds: `pull` writes files of a bundle into its folder, or refuses."""
+"""Whatever an archive holds: `pull` makes a bundle with configurations of this package, or refuses it in one line."""
 
-import hashlib
-import json
 import stat
 import zipfile
 from contextlib import suppress
 
 import pytest
+from hostile_models import write_unchecked
+from tiny_bundles import STORED
 
-from monai_diffae import load_bundle
-from monai_diffae.apps.sharing.pull import pull
+from monai_diffae import load_bundle, pull
+from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.bundle.model_file import read_model
+from monai_diffae.bundle.parser import read_config
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, UnsafeInputError
 
-
-def listed(files, more=""):
-    """The files with a list of their checksums."""
-    lines = [f"{hashlib.sha256(c).hexdigest()}  {n}\n" for n, c in files.items() if n != "SHA256SUMS"]
-    return {**files, "SHA256SUMS": ("".join(lines) + more).encode()}
+MODEL = "models/model.safetensors"
+STORED_MODEL = STORED / "2d" / MODEL
+FILES = {MODEL: STORED_MODEL.read_bytes(), "docs/README.md": b"# Heads\n"}
 
 
 @pytest.fixture
 def pull_archive(tmp_path):
-    """Writes files into an archive and pulls it; names of its folder must not be used for anything else."""
+    """Writes files into an archive and pulls it."""
 
     def call(files):
         with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -32,104 +32,140 @@ def pull_archive(tmp_path):
     return call
 
 
-OUTSIDE = {
-    "absolute": ["/tmp/evil.json"],
-    "parent": ["../evil.json", "configs/../a.json", "configs/../../evil.json"],
-    "windows": ["C:\\evil.json", "configs\\evil.json", "NUL", "configs/NUL", "configs/a.json:evil", "configs/a.json."],
-    "upper case twin": ["configs/TRAIN.json", "Models/model.pt", "models/Model.pt"],
-    "unicode": [
-        "configs/tra\u0131n.json",
-        "configs/train\u200b.json",
-        "configs/e\u0301.json",
-        "configs/\u202enosj.json",
-    ],
-    "long": [f"configs/{'a' * 200}.json", f"configs/{'a/' * 60}a.json"],
-    "hidden": ["configs/.json", ".git/hooks/post-checkout", "configs/..json"],
-    "code": ["scripts/run.py", "hubconf.py", "configs/run.py", "models/run.so", "models/checkpoint.pt", "mlflow.db"],
-    "slashes": ["configs//a.json", "./configs/a.json"],
-}
+def forged(tmp_path, values):
+    """The content of a model's file with other values in its description."""
+    model = read_model(STORED_MODEL)
+    write_unchecked(tmp_path / "forged", model, {**model.description, **values})
+    return (tmp_path / "forged").read_bytes()
 
 
-@pytest.mark.parametrize("names", OUTSIDE.values(), ids=list(OUTSIDE))
-def test_only_files_of_a_bundle_are_written(files, pull_archive, tmp_path, names):
-    before, copy = set(tmp_path.parent.rglob("*")), tmp_path / "copy"
-    with suppress(DiffAEError):
-        pull_archive(listed({**files, **dict.fromkeys(names, b"{}")}))
-    got = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
-    assert got in (files.keys(), set())
-    assert set(tmp_path.parent.rglob("*")) - before <= {tmp_path / "a.zip", copy, *copy.rglob("*")}
+def names_in(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_around_the_bundle_and_files_in_the_places_of_folders_are_ignored(files, pull_archive, tmp_path):
-    around = {f"heads/{name}": content for name, content in listed(files).items()}
-    pull_archive({**around, "heads/../../evil.json": b"{}", "heads/configs": b"", "heads/models/": b""})
-    assert {
-        str(p.relative_to(tmp_path / "copy")) for p in (tmp_path / "copy").rglob("*") if p.is_file()
-    } == files.keys()
-    assert not list(tmp_path.parent.glob("evil.json"))
+NAMES = [
+    "/tmp/evil.json", "../evil.json", "configs/../a.json", "configs/../../evil.json", "C:\\evil.json", "NUL",
+    "configs\\evil.json", "Models/model.safetensors", "models/MODEL.safetensors", "./models/latent_model.safetensors",
+    "models//fast_model.safetensors", f"configs/{'a' * 200}.json", "configs/\u202enosj.json", "configs/train.json",
+    "configs/inference.json", "configs/logging.conf", ".git/hooks/post-checkout", "scripts/run.py", "models/run.so",
+    "models/model.pt", "models/checkpoint.pt", "models/anomaly.safetensors", "models/metrics.json", "README.md",
+]  # fmt: skip
 
 
-def test_code_of_a_bundle_is_told_and_runs_only_when_trusted(files, pull_archive, tmp_path):
-    config = json.loads(files["models/config.json"])
-    config["imports"] = [f"$__import__('pathlib').Path({str(tmp_path / 'ran')!r}).touch()"]
-    result = pull_archive(listed({**files, "models/config.json": json.dumps(config).encode()}))
-    assert any(part.startswith("models/config.json: expression") for part in result.own_code)
-    assert "commands refuse to run it without --trust" in "\n".join(result.lines())
-    with pytest.raises(UnsafeInputError, match="add --trust if you trust its author"):
-        load_bundle(tmp_path / "copy", "cpu")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_an_archive_without_weights_configuration_or_list_is_refused(files, pull_archive):
-    for lacking in (["models/model.pt"], ["models/config.json", "configs/train.json"]):
-        with pytest.raises(ConfigError, match=f"lists no {lacking[0]}"):
-            pull_archive(listed({name: content for name, content in files.items() if name not in lacking}))
-    with pytest.raises(ConfigError, match="has no SHA256SUMS"):
-        pull_archive({name: content for name, content in files.items() if name != "SHA256SUMS"})
-
-
-def test_a_list_with_a_name_twice_or_with_too_many_is_refused(files, pull_archive):
-    for more in ("".join(f"{'0' * 64}  configs/{i}.json\n" for i in range(20_000)), f"{'0' * 64}  models/model.pt\n"):
-        with pytest.raises(ScanError, match="SHA256SUMS: is not a list"):
-            pull_archive(listed(files, more))
+def test_only_the_files_of_a_model_are_used(pull_archive, tmp_path):
+    before = set(tmp_path.parent.rglob("*"))
+    own = init_bundle(tmp_path / "own", STORED_MODEL)
+    result = pull_archive({**dict.fromkeys(NAMES, b'{"evil": 1}'), **FILES, "models/": b""})
+    copy = tmp_path / "copy"
+    assert result.left_out == tuple(sorted({*NAMES} - {"models/metrics.json", "README.md"}))
+    assert "left out 22 files that no model has, such as '../evil.json', " in "\n".join(result.lines())
+    unused = {"models/metrics.json", "models/anomaly.safetensors", ".pulled.json"}
+    assert names_in(copy) - unused == names_in(own) - unused
+    assert not [name for name in names_in(copy) if b"evil" in (copy / name).read_bytes()]
+    for name in (name for name in names_in(own) if name.startswith("configs/")):
+        assert (copy / name).read_bytes() == (own / name).read_bytes()
+    assert set(tmp_path.parent.rglob("*")) - before <= {
+        tmp_path / "a.zip",
+        own,
+        copy,
+        *own.rglob("*"),
+        *copy.rglob("*"),
+    }
 
 
 @pytest.mark.goal(id="R15")
-@pytest.mark.parametrize("name", ["models/model.pt", "notes.txt"])
-def test_an_archive_that_explodes_is_refused(files, pull_archive, tmp_path, name):
+@pytest.mark.parametrize("name", [MODEL, "notes.txt"])
+def test_an_archive_that_explodes_is_refused(pull_archive, tmp_path, name):
     with pytest.raises(UnsafeInputError, match=r"a.zip: would be more than 20 times as large when it is unpacked"):
-        pull_archive(listed(files) | {name: bytes(120_000_000)})
-    assert not (tmp_path / "copy").exists()
+        pull_archive(FILES | {name: bytes(120_000_000)})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
-def test_a_link_in_an_archive_is_no_link(files, tmp_path):
-    link = zipfile.ZipInfo("configs/vary2.json")
+@pytest.mark.parametrize("content", [b"x" * 200_001, b"\x1b[31mred", b"M\xfcller", b"\0"])
+def test_a_document_is_a_short_text(pull_archive, tmp_path, content):
+    with pytest.raises(UnsafeInputError, match=r"docs/data_license.txt: is no text"):
+        pull_archive(FILES | {"docs/data_license.txt": content})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_a_link_in_an_archive_is_no_link(tmp_path):
+    link = zipfile.ZipInfo("LICENSE")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        for name, content in listed({**files, link.filename: b"/etc/passwd"}).items():
-            archive.writestr(link if name == link.filename else name, content)
+        for name, content in FILES.items():
+            archive.writestr(name, content)
+        archive.writestr(link, b"/etc/passwd")
     pull(str(tmp_path / "a.zip"), tmp_path / "copy")
     assert not any(path.is_symlink() for path in (tmp_path / "copy").rglob("*"))
+    assert (tmp_path / "copy" / "LICENSE").read_bytes() == b"/etc/passwd"
 
 
-def test_a_file_that_is_in_the_archive_twice_has_its_listed_checksum(archive, tmp_path):
-    (tmp_path / "a.zip").write_bytes(archive.read_bytes())
-    with zipfile.ZipFile(tmp_path / "a.zip", "a") as changed, pytest.warns(UserWarning, match="Duplicate name"):
-        changed.writestr("configs/train.json", b"{}")
-    with pytest.raises(ConfigError, match="configs/train.json: its sha256 is"):
-        pull(str(tmp_path / "a.zip"), tmp_path / "copy")
+def test_an_encrypted_archive_and_one_without_a_model_are_refused(pull_archive, tmp_path):
+    with pytest.raises(ConfigError, match=f"a.zip: has no {MODEL}"):
+        pull_archive({"docs/README.md": b"", f"folder/{MODEL}": FILES[MODEL]})
+    pull_archive(FILES)
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 8] |= 1  # the flag of encryption in the last entry of the directory
+    (tmp_path / "b.zip").write_bytes(content)
+    with pytest.raises(ScanError, match=r"b.zip: is encrypted"):
+        pull(str(tmp_path / "b.zip"), tmp_path / "other")
 
 
-def flipped(content, at):
-    return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
-
-
-def test_a_damaged_archive_is_one_line(archive, tmp_path):
-    content, path = archive.read_bytes(), tmp_path / "damaged.zip"
-    places = range(100, len(content), len(content) // 10)
-    for damaged in (content[: len(content) // 2], *(flipped(content, at) for at in places)):
+def test_a_damaged_archive_is_one_line(pull_archive, tmp_path):
+    pull_archive(FILES)
+    content, path = (tmp_path / "a.zip").read_bytes(), tmp_path / "damaged.zip"
+    flipped = [content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :] for at in range(100, len(content), 2000)]
+    for damaged in (content[: len(content) // 2], b"", *flipped):
         path.write_bytes(damaged)
-        with pytest.raises(DiffAEError) as caught:
-            pull(str(path), tmp_path / "copy")
-        assert "\n" not in str(caught.value)
-        assert not (tmp_path / "copy").exists()
+        with suppress(DiffAEError):
+            pull(str(path), tmp_path / "other")
+            pytest.fail("it was taken")
+        assert not (tmp_path / "other").exists()
+
+
+# What a description refers to is built when the training's formulas are evaluated, or when the model is loaded.
+RUNS = {"_target_": "os.mkdir", "path": "ran"}
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"z_channels": "$__import__('os').mkdir('ran')"}, "which a model file never holds"),
+        ({"z_channels": "%configs/train.json::z_channels"}, "which a model file never holds"),
+        ({"z_channels": "@data#x", "data": {"x": RUNS}}, "which a model file never holds"),
+        ({"network_def": {"_target_": "torch.nn.Linear", "_mode_": "callable"}}, "which a model file never holds"),
+        ({"spatial_dims": "../../evil"}, "which a model file never holds"),
+        ({"spatial_dims": 7}, "there is no 'diffae_7d'"),
+        ({"recipe": [1]}, "which a model file never holds"),
+        ({"figures": {"loss": 10**400}}, "which a model file never holds"),
+        ({"figures": {"loss": float("nan")}}, "which a model file never holds"),
+        ({"image_size": {"a": 1}, "channel_mult": 3}, "its description does not fit configs/train.json"),
+    ],
+)
+def test_a_description_that_is_none_is_refused(pull_archive, tmp_path, monkeypatch, values, error):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DiffAEError, match=error):
+        pull_archive({**FILES, MODEL: forged(tmp_path, values)})
+    assert {path.name for path in tmp_path.iterdir()} == {"a.zip", "forged"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image_size": "@augmentation", "recipe": {"augmentation": RUNS}},
+        {"image_size": "@own", "own": RUNS},
+        {"network_def": 3, "preprocessing": None},
+        {"recipe": {"train#trainer#_target_": "os.mkdir", "augmentation#_target_": "os.mkdir"}},
+        {"output_dir": "elsewhere", "overwrite": True, "imports": ["os"], "percentiles": 3},
+    ],
+)
+def test_no_description_runs_code_or_sets_where_a_training_writes(pull_archive, tmp_path, monkeypatch, values):
+    monkeypatch.chdir(tmp_path)
+    pull_archive({MODEL: forged(tmp_path, values)})
+    config = read_config(tmp_path / "copy" / "configs" / "train.json").get()  # which checks its code
+    recipe = read_config(init_bundle(tmp_path / "own") / "configs" / "train.json").get()
+    for key in ("train", "validate", "output_dir", "overwrite", "imports", "initialize", "run"):
+        assert config[key] == recipe[key]
+    with suppress(DiffAEError):
+        load_bundle(tmp_path / "copy", "cpu")
+    assert not (tmp_path / "ran").exists()

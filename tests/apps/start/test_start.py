@@ -77,7 +77,7 @@ def test_every_step_is_done_and_shown(started):
 
 
 def test_a_second_call_does_nothing_again(started, pictures):
-    model = started.folder / "model" / "models" / "model.pt"
+    model = started.folder / "model" / "models" / "model.safetensors"
     before = model.stat().st_mtime_ns
     again = start(pictures, started.folder, minutes=1, device="cpu", yes=True)
     assert model.stat().st_mtime_ns == before

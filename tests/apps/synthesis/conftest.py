@@ -1,12 +1,11 @@
 """Fixtures of the tests of directions and images: tables with other columns, bundles with a latent DDIM."""
 
-import hashlib
-import json
 import shutil
 
 import pytest
-from tiny_bundles import STORED
+from tiny_bundles import STORED, rewrite
 
+from monai_diffae.bundle import checksum
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.patient_keys import KEY_FILE
 
@@ -36,12 +35,9 @@ def with_latent(tmp_path):
 
     def copy(bundle):
         new = shutil.copytree(bundle, tmp_path / "with_latent", ignore=shutil.ignore_patterns("cache"))
-        models = new / "models"
         for file in (STORED / "2d_all" / "models").glob("latent*"):
-            shutil.copy(file, models)
-        config = json.loads((models / "latent_config.json").read_text())
-        config["autoencoder_sha256"] = hashlib.sha256((models / "model.pt").read_bytes()).hexdigest()
-        (models / "latent_config.json").write_text(json.dumps(config))
+            shutil.copy(file, new / "models")
+        rewrite(new, file="latent_model.safetensors", autoencoder_sha256=checksum(new))
         return new
 
     return copy

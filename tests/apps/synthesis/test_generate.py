@@ -141,7 +141,9 @@ def test_with_a_direction_only_what_it_takes_for_the_class_is_decoded(labelled, 
         np.testing.assert_allclose(image, whole[f"{place:05d}.nii.gz"], atol=1e-5)
 
 
-def test_what_generate_cannot_do_is_one_line(labelled, latent_bundle, tmp_path, monkeypatch):
+def test_what_generate_cannot_do_is_one_line(
+    labelled, latent_bundle, tiny_bundle_3d, with_latent, tmp_path, monkeypatch
+):
     fit_direction(labelled.embeddings, tmp_path / "ventricles.json", target="ventricles")
     monkeypatch.setattr("monai_diffae.apps.synthesis.generation._MOST_CANDIDATES", 300)
     strict = {"direction": labelled.direction, "min_probability": 0.999999, "num_images": 2}
@@ -149,7 +151,7 @@ def test_what_generate_cannot_do_is_one_line(labelled, latent_bundle, tmp_path, 
     for bundle, options, message in (
         (latent_bundle, strict, "accepted 0 of 768 z_sem, but 2 are needed; lower min_probability"),
         (latent_bundle, number, "'ventricles' is a number; use a direction for a label with two classes"),
-        (latent_bundle, {"overrides": {"image_size": [16, 16, 16]}, "image_format": "png"}, "PNG cannot hold"),
+        (with_latent(tiny_bundle_3d.directory), {"image_format": "png"}, "PNG cannot hold"),
         (labelled.bundle, {}, "no latent model; train it with monai-diffae train-latent"),
     ):
         with pytest.raises((ConfigError, CohortError), match=message):

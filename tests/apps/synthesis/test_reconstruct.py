@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from tiny_bundles import rewrite
 
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.bundle.loading import load_bundle
@@ -41,15 +42,14 @@ def test_both_modes_are_written_with_their_errors(both):
     assert result.means["mse_x_T"] == pytest.approx(table["mse_x_T"].mean())
 
 
-def test_results_of_another_configuration_are_not_complete(both, tiny_bundle, tmp_path):
+def test_results_of_another_model_are_not_complete(both, tiny_bundle, tmp_path):
     result, options = both
     folder = shutil.copytree(result.folder, tmp_path / "out")
     bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
     again = reconstruct(bundle, tiny_bundle.cohort, folder, mode="both", **options)
     assert (again.skipped, again.means) == (True, result.means)
-    file = bundle / "models" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"percentiles": [10, 90]}))
-    with pytest.raises(ConfigError, match="made with other config"):
+    rewrite(bundle, percentiles=[10, 90])
+    with pytest.raises(ConfigError, match="made with other model"):
         reconstruct(bundle, tiny_bundle.cohort, folder, mode="both", **options)
     other = reconstruct(bundle, tiny_bundle.cohort, folder, mode="both", **options, overwrite=True)
     assert (other.skipped, other.means == result.means) == (False, False)
@@ -81,9 +81,9 @@ def test_in_the_models_grid_which_a_preprocessing_that_cannot_be_undone_needs(ti
     with pytest.raises(ConfigError, match="scan's own space"):
         reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "no", grid="model", dicom=True, **options)
     bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle")
-    config = json.loads((bundle / "models" / "config.json").read_text())
-    config["preprocessing"]["transforms"].append({"_target_": "NormalizeIntensityd", "keys": "@image_keys"})
-    (bundle / "models" / "config.json").write_text(json.dumps(config))
+    preprocessing = load_bundle(bundle, "cpu").config["preprocessing"]
+    preprocessing["transforms"].append({"_target_": "NormalizeIntensityd", "keys": "@image_keys"})
+    rewrite(bundle, preprocessing=preprocessing)
     with pytest.raises(ConfigError, match=r"NormalizeIntensityd cannot be undone.*or use grid model$"):
         reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", **options)
     assert reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", grid="model", **options).num_cases == 1

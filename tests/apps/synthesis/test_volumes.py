@@ -1,5 +1,6 @@
 """Commands on volumes, with a 3D bundle: all that they write lies in the scan's space, or in the model's grid."""
 
+import shutil
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -9,6 +10,7 @@ import pydicom
 import pytest
 from dicom_files import AXIAL, make_plane, positions
 from PIL import Image
+from tiny_bundles import rewrite
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.synthesis.edit import edit
@@ -107,8 +109,9 @@ def series(folder):
 
 def test_a_dicom_series_comes_back_as_nifti_and_as_a_series(heads, tmp_path):
     folder = series(tmp_path / "scans" / "head")
-    values = {"spacing_mm": [1.0, 1.0, 2.0], "val_fraction": 0.0}
-    reconstruct(heads.bundle, folder, tmp_path / "out", dicom=True, overrides=values, **CPU)
+    bundle = shutil.copytree(heads.bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
+    rewrite(bundle, spacing_mm=[1.0, 1.0, 2.0], val_fraction=0.0)
+    reconstruct(bundle, folder, tmp_path / "out", dicom=True, **CPU)
     before = read_scan(folder)
     (nifti,) = (tmp_path / "out" / "x_T").glob("*.nii.gz")
     assert nib.load(nifti).shape == before.array.shape[1:]

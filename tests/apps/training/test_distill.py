@@ -6,11 +6,12 @@ import shutil
 import pandas as pd
 import pytest
 import torch
-from tiny_bundles import TINY_FAST
+from tiny_bundles import TINY_FAST, rewrite, scaled
 
 import monai_diffae as mdae
 from monai_diffae.apps.training import open_teacher, read_teaching_cases, teacher_levels, teaching_trajectories
 from monai_diffae.bundle import load_bundle
+from monai_diffae.bundle.model_file import read_description, read_model
 from monai_diffae.engines import FewStepInferer
 from monai_diffae.errors import ConfigError, MachineError
 
@@ -22,7 +23,7 @@ def copy_of(bundle, folder):
 
 
 def fast_weights(bundle):
-    return torch.load(bundle / "models" / "fast_model.pt", weights_only=True)
+    return read_model(bundle / "models" / "fast_model.safetensors").tensors
 
 
 def distilled(bundle, labelled, out, **overrides):
@@ -44,12 +45,12 @@ def test_a_training_leaves_the_autoencoder_and_validates_by_the_error_of_images(
     result = distilled(out, labelled, None)
     assert (result.folder, result.num_failed) == (out, 0)
     assert "--decoder fast" in result.next_line
-    for name in ("model.pt", "config.json", "latent_model.pt"):
+    for name in ("model.safetensors", "model.pt", "latent_model.safetensors"):
         assert (out / "models" / name).read_bytes() == (latent_bundle / "models" / name).read_bytes()
-    config = json.loads((out / "models" / "fast_config.json").read_text())
-    assert len(config["levels"]) == 3
+    description = read_description(out / "models" / "fast_model.safetensors")
+    assert len(description["levels"]) == 3
     trained = load_bundle(out, "cpu", {**FAST, "inferer#invert_tolerance": None})
-    assert config["autoencoder_sha256"] == trained.sha256
+    assert description["autoencoder_sha256"] == trained.sha256
     assert not list(out.rglob("*.f32"))
     own, fast = trained.network.unet.state_dict(), fast_weights(out)
     assert own.keys() == fast.keys()
@@ -92,8 +93,8 @@ def test_values_that_cannot_be_used_are_refused_before_scans_are_read(
 @pytest.mark.parametrize("run", [mdae.distill, mdae.train_latent])
 def test_the_model_of_another_bundle_is_not_replaced(fast_bundle, labelled, tmp_path, run):
     other = copy_of(fast_bundle, tmp_path / "other")
-    model = other / "models" / "model.pt"
-    torch.save({name: value * 1.01 for name, value in torch.load(model, weights_only=True).items()}, model)
+    rewrite(other, scaled(1.01))
+    model = other / "models" / "model.safetensors"
     before = model.read_bytes()
     with pytest.raises(ConfigError, match=r"output_dir: other holds another trained model than bundle; choose another"):
         run(fast_bundle, labelled.cohort, other, training={"overrides": {"mlflow": False}})
@@ -177,7 +178,6 @@ def test_a_bundle_without_one_or_with_that_of_another_autoencoder_is_refused(fas
     with pytest.raises(ConfigError, match=r"there is no fast decoder in this bundle; train it with monai-diffae"):
         load_bundle(labelled.bundle, "cpu", FAST)
     bundle = copy_of(fast_bundle, tmp_path / "bundle")
-    model = bundle / "models" / "model.pt"
-    torch.save({name: value * 1.01 for name, value in torch.load(model, weights_only=True).items()}, model)
-    with pytest.raises(ConfigError, match=r"fast_model\.pt: belongs to another autoencoder"):
+    rewrite(bundle, scaled(1.01))
+    with pytest.raises(ConfigError, match=r"fast_model\.safetensors: belongs to another autoencoder"):
         load_bundle(bundle, "cpu", FAST)

@@ -20,7 +20,7 @@ from tiny_bundles import tiny_kl
 
 from monai_diffae import embed, export, load_bundle
 from monai_diffae.apps.training.exported_networks import _diffusion
-from monai_diffae.bundle.network_files import TOLERANCE, write_network
+from monai_diffae.apps.training.network_files import TOLERANCE, write_network
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.errors import ConfigError

@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.bundle import ConfigParser
 from PIL import Image
 
 from monai_diffae import __version__
 from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.evaluation.info import info
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.apps.training.import_official import import_official
 from monai_diffae.bundle.config import check_config
-from monai_diffae.bundle.latent_ddim import load_latent
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.bundle.summary import bundle_summary
+from monai_diffae.bundle.parser import read_config
+from monai_diffae.bundle.parts import load_latent
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.networks import LatentMLP
@@ -102,7 +102,7 @@ def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, ca
     record = json.loads((tmp_path / "made" / "reconstructions.json").read_text())["made_from"]
     assert official.items() <= record.items()
     assert Image.open(tmp_path / "made" / "x_T" / "0.png").mode == "RGB"
-    summary = bundle_summary(out)
+    summary = info(out).summary
     assert (summary["in_channels"], summary["image_size"], summary["intensity"]) == (3, [16, 16], "window")
 
     inferer, schedule = trained.inferer, trained.inferer.schedule
@@ -139,8 +139,7 @@ def test_a_checkpoint_without_a_latent_ddim_says_so(save, tmp_path, caplog):
     assert re.search(
         r"released models: net_beatgans_attn_head 1, T 1000, beta_scheduler linear, [^,]*; set ", caplog.text
     )
-    assert not (out / "models" / "latent_model.pt").exists()
-    assert not [key for key in json.loads((out / "models" / "config.json").read_text()) if "latent" in key]
+    assert not (out / "models" / "latent_model.safetensors").exists()
     with pytest.raises(ConfigError, match=r"^last\.ckpt: has no latent DDIM .*; omit latent_statistics"):
         import_official(save(latent=False), tmp_path / "other", latent_statistics=tmp_path / "latent.pkl")
 
@@ -149,7 +148,7 @@ def test_statistics_from_a_file_of_their_own(save, tmp_path, caplog):
     checkpoint, file = save(beside=["x_T"]), tmp_path / "latent.pkl"
     out = imported(checkpoint, tmp_path / "unknown")
     assert "latent_statistics adds them" in caplog.text
-    with pytest.raises(ConfigError, match=r"^latent_model\.pt: the mean and std of z_sem are unknown; import"):
+    with pytest.raises(ConfigError, match=r"^latent_model\.safetensors: the mean and std of z_sem are unknown; import"):
         load_latent(out, "cpu")
     for content, message in (
         ({"conds_mean": MEAN}, "there is no tensor conds_std"),
@@ -160,8 +159,7 @@ def test_statistics_from_a_file_of_their_own(save, tmp_path, caplog):
             import_official(checkpoint, tmp_path / "known", latent_statistics=file)
     torch.save({"conds": torch.zeros(9, 12), "conds_mean": MEAN, "conds_std": STD}, file)
     out = imported(checkpoint, tmp_path / "known", latent_statistics=file)
-    state = torch.load(out / "models" / "latent_model.pt", weights_only=True)
-    assert torch.equal(state["z_std"], STD)
+    assert torch.equal(load_latent(out, "cpu").network.z_std, STD)
 
 
 def test_provenance_has_checksums_and_no_paths_and_the_configs_fit(save, tmp_path):
@@ -175,10 +173,7 @@ def test_provenance_has_checksums_and_no_paths_and_the_configs_fit(save, tmp_pat
     }
     texts = [file.read_text() for file in (out / "models").glob("*.json")]
     assert not any(str(tmp_path) in text or "last.ckpt" in text for text in texts)
-    for kind in ("inference", "train"):  # the description can be laid over the bundle's own
-        parser = ConfigParser()
-        parser.read_config([str(out / "configs" / f"{kind}.json"), str(out / "models" / "config.json")])
-        check_config(parser.get())  # as every bundle run does before it builds anything
+    check_config(read_config(out / "configs" / "train.json").get())
 
 
 def test_image_size_without_x_T(save, tmp_path, caplog):
@@ -186,8 +181,8 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "monai_diffae"):
         out = imported(checkpoint, tmp_path / "from_attention")
     assert "image size 32 is a guess: at this size, the network's attention sees 16 x 16" in caplog.text
-    assert bundle_summary(out)["image_size"] == [32, 32]
-    assert bundle_summary(imported(checkpoint, tmp_path / "said", image_size=48))["image_size"] == [48, 48]
+    assert info(out).summary["image_size"] == [32, 32]
+    assert info(imported(checkpoint, tmp_path / "said", image_size=48)).summary["image_size"] == [48, 48]
     for levels in ((), (0, 1)):
         other = save(changes={"attention": levels}, beside=(), latent=False)
         with pytest.raises(ConfigError, match=f"^image_size: .* attention at {len(levels)} levels; give a value"):
@@ -326,7 +321,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(save, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (18_000, hard))  # no file can grow beyond it
     try:
-        with pytest.raises(MachineError, match=r"^latent_model\.pt: cannot be written \(File too large\)"):
+        with pytest.raises(MachineError, match=r"^model\.safetensors: cannot be written \(File too large\)"):
             import_official(checkpoint, out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -16,6 +16,8 @@ from monai_diffae.apps.training import speed as measuring
 from monai_diffae.apps.training.plan import plan
 from monai_diffae.apps.training.proposals import grid_2d, grid_3d
 from monai_diffae.apps.training.speed import Speed, fastest, measure_speed
+from monai_diffae.bundle.description import describe
+from monai_diffae.bundle.model_file import write_model
 from monai_diffae.cli import build_app, parse
 from monai_diffae.data.survey import Survey
 from monai_diffae.errors import ConfigError, MachineError
@@ -204,16 +206,16 @@ OVERLAY = ROOT / "configs" / "latent_space.json"
 def first_stage(tmp_path_factory):
     """A first stage with random weights, as if it were trained: halves volumes once, to 4 channels."""
     folder = tmp_path_factory.mktemp("stage") / "my_first_stage"
-    (folder / "models").mkdir(parents=True)
     config = json.loads((ROOT / "bundles" / "autoencoder_kl_3d" / "configs" / "train.json").read_text())
     config["network_def"]["autoencoder"] |= {
         "channels": [16, 16], "attention_levels": [False, False], "norm_num_groups": 4
     }  # fmt: skip
-    (folder / "models" / "config.json").write_text(json.dumps(config))
-    network = ConfigParser(config).get_parsed_content("network_def")
+    parser = ConfigParser(config)
+    network = parser.get_parsed_content("network_def")
     network.latent_mean.zero_()
     network.latent_std.fill_(1)
-    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    description = describe(parser, ("network_def",))
+    write_model(folder / "models" / "model.safetensors", "first_stage", network.state_dict(), description)
     return folder
 
 

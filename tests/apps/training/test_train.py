@@ -30,13 +30,12 @@ from monai_diffae.apps.training.train import TrainResult, train
 from monai_diffae.apps.training.training_run import open_training_run
 from monai_diffae.apps.training.watched import train_watched
 from monai_diffae.bundle import init_bundle, load_bundle
-from monai_diffae.bundle.last_metrics import last_usage
 from monai_diffae.engines.memory import Memory
 from monai_diffae.errors import ConfigError
 
 
-def remembered(bundle):
-    return json.loads((bundle / "models" / "training.json").read_text())
+def configured(bundle):
+    return json.loads((bundle / "configs" / "train.json").read_text())
 
 
 def test_init_copies_a_shipped_bundle_and_overwrites_nothing(tmp_path):
@@ -61,7 +60,7 @@ def test_what_is_not_there_is_one_line(tiny_bundle, tmp_path):
         train(tiny_bundle.directory, tiny_bundle.cohort, overlays=["gone.json"])
     with pytest.raises(ConfigError, match="cohort: is required"):
         train(init_bundle(tmp_path / "bundle", "diffae_2d"), minutes=2, device="cpu")
-    with pytest.raises(ConfigError, match="is also the folder of the results"):
+    with pytest.raises(ConfigError, match="^start_from: bundle is the folder that is trained; choose a new folder"):
         train(tiny_bundle.directory, tiny_bundle.cohort, start_from=tiny_bundle.directory, device="cpu")
 
 
@@ -146,8 +145,8 @@ def test_training_leaves_out_what_the_check_of_a_plan_lists(tmp_path, tiny_setti
     assert ("colour.png" in " ".join(reason for _, reason in left_out)) == (name == "diffae_2d" and colour is None)
     assert result.num_failed == len(left_out)
     assert result.num_cases == (17 if name == "diffae_2d" else 11)  # slices count in 2D
-    assert (last_usage(bundle) is None) == (name == "diffae_3d")
     trained = load_bundle(bundle, "cpu")
+    assert (trained.z_sem_usage is None) == (name == "diffae_3d")
     assert trained.config["image_size"] == made.proposal.settings["image_size"]
     assert trained.config["in_channels"] == (3 if colour == "rgb" else 1)
     assert not (bundle / "mlflow.db").exists()  # our key `mlflow`, not MONAI's argument
@@ -189,7 +188,7 @@ def test_the_plan_of_minutes_becomes_the_settings(small_cohort, tmp_path, in_min
     monkeypatch.setattr(planned, "plan", lambda *args, **kwargs: pytest.fail("a second plan"))
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "new", small_cohort, minutes=2, device="cpu")
-    assert given[1][0].overrides == {}  # the remembered ones
+    assert given[1][0].overrides == {}  # those of the folder's configuration
 
 
 @pytest.mark.slow
@@ -198,14 +197,14 @@ def test_a_training_in_minutes_plans_once(small_cohort, tmp_path, in_minutes, kn
     caplog.set_level(logging.INFO, logger="monai_diffae")
     train(bundle, small_cohort, minutes=2, device="cpu", overrides=in_minutes)
     assert "predicted time: 0:01:" in caplog.text
-    assert (remembered(bundle)["max_epochs"], remembered(bundle)["image_size"]) == (3, [16, 16])
-    assert remembered(bundle)["max_minutes"] < 2
+    assert (configured(bundle)["max_epochs"], configured(bundle)["image_size"]) == (3, [16, 16])
+    assert configured(bundle)["max_minutes"] < 2
     train(bundle, small_cohort, minutes=2, device="cpu")
     assert "the training continues with the plan that it began with" in caplog.text
     assert "training is complete after 6 steps" in caplog.text
     out = tmp_path / "out"
     train(bundle, small_cohort, out, start_from=bundle, minutes=2, device="cpu")  # keeps the network
-    assert (remembered(out)["image_size"], remembered(out)["channel_mult"]) == ([16, 16], [1, 2])
+    assert (configured(out)["image_size"], configured(out)["channel_mult"]) == ([16, 16], [1, 2])
     monkeypatch.undo()
     monkeypatch.setattr(planning, "measure_speed", lambda config, device, items, batch_size: Speed(12.0, batch_size))
     monkeypatch.setattr(Timetable, "steps_end_s", -1.0)  # reading took long
@@ -214,72 +213,26 @@ def test_a_training_in_minutes_plans_once(small_cohort, tmp_path, in_minutes, kn
     assert "max_minutes: 0 minutes are over at step 1 of 6; the other steps are left out" in caplog.text
 
 
-# -- which value a training uses: a given one, that of an overlay, a remembered one, or the bundle's -------------------
+# -- which value a training uses: a given one, that of an overlay, or that of the bundle's file ------------------------
 
 
-@pytest.fixture
-def interrupted(tmp_path):
-    """A bundle with a checkpoint, and settings that its training remembers."""
-    directory = init_bundle(tmp_path / "bundle", "diffae_2d")
-    (directory / "models" / "checkpoint.pt").touch()
-    remember(directory, {"max_epochs": 3, "image_size": [16, 16], "network_def#unet#dropout": 0.2})
-    return directory
-
-
-def remember(directory, settings):
-    (directory / "models" / "training.json").write_text(json.dumps(settings))
-
-
-def opened(bundle, overlays=(), **values):
-    file = bundle / "configs" / "train.json"
-    return open_training_run(file, overlays, {"bundle_root": str(bundle), **values}).workflow.parser
-
-
-def test_a_given_value_wins_over_an_overlay_a_remembered_one_and_the_bundles(interrupted, tmp_path):
-    config = opened(interrupted)
-    assert (config.get("max_epochs"), config.get("image_size"), config.get("learning_rate")) == (3, [16, 16], 0.001)
-    assert config.get("network_def#unet#dropout") == 0.2
-    assert opened(interrupted, max_epochs=100).get("max_epochs") == 100  # although it is the bundle's own
-    overlay = tmp_path / "mine.json"
+def test_a_given_value_wins_over_an_overlay_and_that_over_the_bundles_file(tmp_path):
+    bundle, overlay = init_bundle(tmp_path / "bundle", "diffae_2d"), tmp_path / "mine.json"
     overlay.write_text(json.dumps({"max_epochs": 5, "learning_rate": 0.5}))
-    config = opened(interrupted, [overlay], learning_rate=0.25)
-    assert [config.get(key) for key in ("max_epochs", "learning_rate", "image_size")] == [5, 0.25, [16, 16]]
+    values = {"bundle_root": str(bundle), "learning_rate": 0.25}
+    config = open_training_run(bundle / "configs" / "train.json", [overlay], values).workflow.parser
+    assert [config.get(key) for key in ("max_epochs", "learning_rate", "batch_size")] == [5, 0.25, 16]
 
 
-def test_an_overlay_that_extends_a_list_can_be_given_again(interrupted):
-    overlay = interrupted / "configs" / "overlays" / "encoder_view.json"
-    checkpoint = interrupted / "models" / "checkpoint.pt"
-    checkpoint.unlink()
-    first = opened(interrupted, [overlay]).get("preprocessing#transforms")
-    checkpoint.touch()
-    remember(interrupted, {"preprocessing#transforms": first, "max_epochs": 3})
-    for overlays in ([], [overlay]):
-        config = opened(interrupted, overlays)
-        assert config.get("preprocessing#transforms") == first
-        assert config.get("max_epochs") == 3
-
-
-def test_a_new_training_or_another_folder_remembers_nothing(interrupted, tmp_path):
-    assert opened(interrupted, overwrite=True).get("max_epochs") == 100
-    out = tmp_path / "out"
-    assert opened(interrupted, output_dir=str(out)).get("max_epochs") == 100
-    shutil.copytree(interrupted / "models", out / "models")
-    assert opened(interrupted, output_dir=str(out)).get("max_epochs") == 3
-    (interrupted / "models" / "checkpoint.pt").unlink()
-    assert opened(interrupted).get("max_epochs") == 100
-
-
-def test_a_warm_start_uses_the_settings_of_the_trained_bundle_until_it_has_its_own(interrupted, tiny_bundle):
-    start = str(tiny_bundle.directory)
-    assert opened(interrupted, start_from=start).get("max_epochs") == 3  # resumed
-    (interrupted / "models" / "checkpoint.pt").unlink()
-    config = opened(interrupted, start_from=start)
-    assert [config.get(key) for key in ("max_epochs", "z_channels", "network_def#unet#time_embed_channels")] == [
-        1,
-        8,
-        16,
-    ]
-    assert opened(interrupted, start_from=start, z_channels=9).get("z_channels") == 9  # refused later
+def test_a_training_into_another_folder_resumes_with_the_values_of_that_folder(tmp_path, monkeypatch):
+    bundle, out = (init_bundle(tmp_path / name, "diffae_2d") for name in ("bundle", "out"))
+    opened = []
+    place = "monai_diffae.apps.training.training_run.open_training_run"
+    monkeypatch.setattr(place, lambda file, *_: opened.append(file))
+    for overwrite in (False, True):  # a new training has the values of the bundle
+        with pytest.raises(AttributeError):
+            train(bundle, "scans.csv", out, training=Training(overwrite=overwrite))
+    assert [file.parents[1] for file in opened] == [out, bundle]
 
 
 # -- a training that another program watches and stops, in any thread --------------------------------------------------
@@ -293,7 +246,8 @@ def bundle(tiny_bundle, tmp_path):
 
 @pytest.fixture
 def training(tiny_settings):
-    return Training(overrides={**tiny_settings, "max_epochs": 4, "batch_size": 2, "report_every": 1})
+    settings = {"max_epochs": 4, "batch_size": 2, "report_every": 1, "calibration_cases": 0}
+    return Training(overrides={**tiny_settings, **settings})
 
 
 def in_thread(function, *args, **kwargs):
@@ -323,7 +277,7 @@ def test_a_watched_training_keeps_no_tensors_reports_stops_and_resumes_without_i
     tiny_bundle, bundle, training, count_tensors, monkeypatch, caplog
 ):
     """It keeps as many tensors after 8 steps as after 5. Meanwhile, a second training of the folder is refused."""
-    monkeypatch.setattr("monai_diffae.bundle.writing._PATIENCE_S", 0.1)
+    monkeypatch.setattr("monai_diffae.bundle.folders._PATIENCE_S", 0.1)
     caplog.set_level(logging.INFO, logger="monai_diffae")
     stop, reports, tensors, errors = threading.Event(), [], [], []
 
@@ -346,11 +300,12 @@ def test_a_watched_training_keeps_no_tensors_reports_stops_and_resumes_without_i
     assert tensors[0] == tensors[1] > 10
     assert errors[0].startswith("bundle: another process trains or publishes this bundle; wait until it has ended")
 
-    train(bundle, tiny_bundle.cohort, device="cpu", overrides={"max_epochs": 3, "learning_rate": 1e-5})
+    shorter = {"max_epochs": 3, "learning_rate": 1e-5, "check_memory": False}
+    train(bundle, tiny_bundle.cohort, device="cpu", overrides=shorter)
     assert "resuming from step 8 of 9" in caplog.text
-    settings = remembered(bundle)
+    settings = configured(bundle)
     assert (settings["max_epochs"], settings["learning_rate"], settings["image_size"]) == (3, 1e-5, [16, 16])
-    assert "device" not in settings
+    assert settings["device"].startswith("$")  # that of this run is not written
     assert steps_saved(bundle) == 9
 
 
@@ -371,9 +326,8 @@ def test_a_stopped_training_ends_as_the_whole_one_also_as_a_bundle_run(tiny_bund
 
         assert train_watched(bundle, tiny_bundle.cohort, training=training, stop=stop, report=report).is_stopped
         assert steps_saved(bundle) == at
-    files = [str(bundle / "configs" / "train.json"), str(bundle / "models" / "training.json")]
     values = {"bundle_root": str(bundle), "dataset_dir": str(tiny_bundle.cohort), "device": "cpu"}
-    workflow = ConfigWorkflow(files, logging_file=False, **values)
+    workflow = ConfigWorkflow(str(bundle / "configs" / "train.json"), logging_file=False, **values)
     workflow.initialize()
     workflow.run()
     a, b = load_bundle(whole, "cpu").network.state_dict(), load_bundle(bundle, "cpu").network.state_dict()

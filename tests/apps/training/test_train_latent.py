@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 import torch
 from scipy.spatial.distance import cdist
-from tiny_bundles import TINY_LATENT
+from tiny_bundles import TINY_LATENT, rewrite, scaled
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.folders import init_bundle
-from monai_diffae.bundle.latent_ddim import load_latent
 from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.model_file import checksum, read_description, read_model
+from monai_diffae.bundle.parts import load_latent
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
-from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import CohortError, ConfigError, ScanError
 from monai_diffae.latents.statistics import LatentStatistics
 
@@ -56,17 +56,17 @@ def saved(table, trained, file):
 
 
 def weights(folder):
-    return torch.load(folder / "models" / "latent_model.pt", weights_only=True)
+    return read_model(folder / "models" / "latent_model.safetensors").tensors
 
 
 def test_the_files_the_statistics_of_the_training_cases_and_the_autoencoder_as_it_was(trained_once, labelled):
-    for name in ("models/model.pt", "models/config.json", "curves.csv"):
+    for name in ("models/model.safetensors", "curves.csv"):
         assert (trained_once / name).read_bytes() == (labelled.bundle / name).read_bytes()
-    config = json.loads((trained_once / "models" / "latent_config.json").read_text())
-    assert config.keys() >= {"latent_network_def", "latent_diffusion", "latent_inferer"}
-    assert config["autoencoder_sha256"] == file_checksum(trained_once / "models" / "model.pt")
-    assert config["z_channels"] == 8
-    assert not {"embedded", "dataset_dir", "bundle_root", "embeddings"} & config.keys()
+    description = read_description(trained_once / "models" / "latent_model.safetensors")
+    assert description.keys() >= {"latent_network_def", "latent_diffusion", "latent_inferer"}
+    assert description["autoencoder_sha256"] == checksum(trained_once)
+    assert description["z_channels"] == 8
+    assert not {"embedded", "dataset_dir", "bundle_root", "embeddings"} & description.keys()
     curves = pd.read_csv(trained_once / "latent" / "curves.csv").dropna(subset=["validation_loss"])
     assert np.isfinite(curves[["validation_loss", "validation_copying_ratio"]].to_numpy()).all()
     assert len(curves) == 2
@@ -91,8 +91,6 @@ def test_more_epochs_resume_and_end_like_an_uninterrupted_run(trained, tmp_path,
     with caplog.at_level(logging.INFO, logger="monai_diffae"):
         train_latent(trained, embeddings=table_of(trained), overrides=LONGER)
     assert "resuming from step" in caplog.text
-    # a bundle that configs describe needs no other config
-    shutil.copy(trained / "models" / "config.json", trained / "configs" / "train.json")
     whole = train_latent(trained, embeddings=table_of(trained), out=tmp_path / "whole", overrides=LONGER).folder
     torch.testing.assert_close(weights(trained), weights(whole), rtol=0, atol=0)
     # it is a bundle of its own, without the embeddings
@@ -127,30 +125,28 @@ def test_embeddings_of_another_autoencoder_preprocessing_or_of_none_are_refused(
     table.with_suffix(".json").unlink()
     with pytest.raises(ConfigError, match=r"no record e\.json beside it"):
         train_latent(bundle, embeddings=table, overrides=TINY_LATENT)
-    assert not (bundle / "models" / "latent_model.pt").exists()
+    assert not (bundle / "models" / "latent_model.safetensors").exists()
 
 
 def test_a_latent_model_of_another_autoencoder_unreadable_or_missing_is_one_line(latent_bundle, tiny_bundle, tmp_path):
     with pytest.raises(ConfigError, match="there is no latent model; train it with monai-diffae train-latent"):
         load_latent(tiny_bundle.directory, "cpu")
     bundle = shutil.copytree(latent_bundle, tmp_path / "bundle")
-    path = bundle / "models" / "latent_model.pt"
+    path = bundle / "models" / "latent_model.safetensors"
     whole = path.read_bytes()
     for content in (b"", b"no weights", whole[:500]):
         path.write_bytes(content)
-        with pytest.raises(ScanError, match=r"latent_model\.pt: cannot be read as weights"):
+        with pytest.raises(ScanError, match=r"latent_model\.safetensors: is damaged or not complete"):
             load_latent(bundle, "cpu")
     path.write_bytes(whole)
-    model = bundle / "models" / "model.pt"
-    state = torch.load(model, weights_only=True)
-    torch.save({name: value + 0.01 for name, value in state.items()}, model)
+    rewrite(bundle, scaled(1.01))
     with pytest.raises(ConfigError, match="belongs to another autoencoder") as caught:
         load_latent(bundle, "cpu")
     assert "\n" not in str(caught.value)
 
 
 def test_arguments_that_do_not_fit_are_one_line(labelled, tmp_path):
-    with pytest.raises(ConfigError, match=r"no models/model\.pt; train the bundle first"):
+    with pytest.raises(ConfigError, match=r"no models/model\.safetensors; train the bundle first"):
         train_latent(init_bundle(tmp_path / "new"), labelled.cohort)
     with pytest.raises(ConfigError, match="did you mean 'max_epochs'"):
         train_latent(labelled.bundle, labelled.cohort, tmp_path / "out", overrides={**TINY_LATENT, "max_epoch": 3})

@@ -37,7 +37,7 @@ def make_images(folder, config):
 class TestBundle(unittest.TestCase):
     def setUp(self):
         self.folder = Path(tempfile.mkdtemp())
-        self.config = json.loads((BUNDLE / "models" / "config.json").read_text())
+        self.config = json.loads((BUNDLE / "configs" / "train.json").read_text())
         (self.folder / "scans").mkdir()
         make_images(self.folder / "scans", self.config)
 
@@ -45,13 +45,13 @@ class TestBundle(unittest.TestCase):
         shutil.rmtree(self.folder)
 
     def run_workflow(self, name, kind, output):
-        files = [str(BUNDLE / "configs" / name), str(BUNDLE / "models" / "config.json")]
         keys = json.loads((BUNDLE / "configs" / name).read_text())
         values = {
             "bundle_root": str(BUNDLE), "dataset_dir": str(self.folder / "scans"), "output_dir": str(output), **QUICK
         }  # fmt: skip
         workflow = ConfigWorkflow(
-            workflow_type=kind, config_file=files, meta_file=str(BUNDLE / "configs" / "metadata.json"),
+            workflow_type=kind, config_file=str(BUNDLE / "configs" / name),
+            meta_file=str(BUNDLE / "configs" / "metadata.json"),
             logging_file=False, **{key: value for key, value in values.items() if key in keys},
         )  # fmt: skip
         workflow.initialize()

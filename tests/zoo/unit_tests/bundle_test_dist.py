@@ -23,7 +23,7 @@ QUICK = {
 class TestBundleOnSeveralDevices(unittest.TestCase):
     def setUp(self):
         self.folder = Path(tempfile.mkdtemp())
-        config = json.loads((BUNDLE / "models" / "config.json").read_text())
+        config = json.loads((BUNDLE / "configs" / "train.json").read_text())
         size = config["image_size"] if config["spatial_dims"] == 3 else [*config["image_size"], 1]
         (self.folder / "scans").mkdir()
         for number in range(10):
@@ -35,7 +35,7 @@ class TestBundleOnSeveralDevices(unittest.TestCase):
         shutil.rmtree(self.folder)
 
     def test_train_mgpu_config(self):
-        names = ("configs/train.json", "models/config.json", "configs/multi_gpu_train.json")
+        names = ("configs/train.json", "configs/multi_gpu_train.json")
         keys = json.loads((BUNDLE / "configs" / "train.json").read_text())
         values = {
             "bundle_root": BUNDLE, "dataset_dir": self.folder / "scans", "output_dir": self.folder / "trained", **QUICK
