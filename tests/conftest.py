@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import shutil
@@ -26,6 +27,14 @@ def one_patient_key() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("monai_diffae.data.patient_keys._new_secret", lambda: "0123456789abcdef" * 2)
         yield
+
+
+@pytest.fixture(autouse=True)
+def one_level_of_logging() -> Iterator[None]:
+    """MONAI's runs apply the bundle's ``logging.conf`` to the whole process."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture
