@@ -1,7 +1,6 @@
 """Campaigns of goals R1, R2, R3, R16, R17 and R27: kills and full disks harm no result, and memory does not grow.
 
-Their fast tests are in tests/bundles/test_resume.py, tests/robustness/test_outputs.py,
-tests/data/test_writing.py, tests/apps and tests/handlers (docs/reliability.md lists one for each goal).
+Fast tests of these goals have the same mark (docs/reliability.md).
 """
 
 import json
