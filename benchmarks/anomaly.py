@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from monai_diffae.apps.evaluation.calibration import draw_scans
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.bundle import AnomalySettings, TrainedBundle
-from monai_diffae.bundle.anomaly import draw_scans
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.diffusion.noise import image_noise, seed_of

@@ -42,9 +42,9 @@ from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.probe import probe
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
+from monai_diffae.bundle.config import build
 from monai_diffae.bundle.loading import TrainedBundle
 from monai_diffae.bundle.model_file import checksum
-from monai_diffae.bundle.parser import build
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.embeddings import read_embeddings

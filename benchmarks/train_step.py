@@ -34,8 +34,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from monai_diffae.bundle.layout import shipped
 from monai_diffae.bundle.loading import load_untrained
 from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.engines.data_parallel import memory_format
 from monai_diffae.engines.precision import autocast, cpu_has_bf16, resolve_precision
+from monai_diffae.engines.trainer import memory_format
 from monai_diffae.handlers import EMA
 from monai_diffae.networks.kernels import reproducible_kernels
 from monai_diffae.networks.threads import threads_for

@@ -77,9 +77,9 @@ def one_picture_of_curves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     if "monai.bundle" not in sys.modules:
         yield
         return
-    from monai_diffae.handlers import curves
+    from monai_diffae.handlers import progress
 
-    draw, folder = curves.draw_curves, tmp_path_factory.mktemp("curves")
+    draw, folder = progress.draw_curves, tmp_path_factory.mktemp("curves")
     drawn: dict[tuple[str, ...], Path] = {}
 
     def draw_once(frame: Any, path: str | Path) -> None:
@@ -91,7 +91,7 @@ def one_picture_of_curves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         shutil.copyfile(drawn[columns], path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curves, "draw_curves", draw_once)
+        patch.setattr(progress, "draw_curves", draw_once)
         yield
 
 

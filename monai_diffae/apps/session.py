@@ -18,11 +18,16 @@ from torch import Tensor
 from monai_diffae.apps.results import checksum_of
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Sampling
 from monai_diffae.bundle import layout
+from monai_diffae.bundle.code import read_values
 from monai_diffae.bundle.config import check_rules, is_formula
-from monai_diffae.bundle.loading import TrainedBundle, inferer_overrides, inferer_settings, load_bundle
-from monai_diffae.bundle.opened_case import OpenedCase
-from monai_diffae.bundle.parser import read_values
-from monai_diffae.bundle.parts import latent_statistics
+from monai_diffae.bundle.loading import (
+    TrainedBundle,
+    inferer_overrides,
+    inferer_settings,
+    latent_statistics,
+    load_bundle,
+)
+from monai_diffae.bundle.model_case import ModelCase
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort, split_cohort
@@ -263,7 +268,7 @@ class Session:
             x_T, _ = trained.inferer.round_trip(image, trained.network, z_sem)
             yield CodedCase(read.cases[i], image, z_sem, x_T)
 
-    def open_case(self, case: Case) -> OpenedCase:
+    def open_case(self, case: Case) -> ModelCase:
         """Open one case of the cohort; its codes are computed when they are asked for.
 
         Raises:

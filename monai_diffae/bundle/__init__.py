@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from monai_diffae.bundle import layout
-from monai_diffae.bundle.anomaly import Anomaly, AnomalyDetector, AnomalySettings, calibrate_trained
 from monai_diffae.bundle.code import trusting
 from monai_diffae.bundle.config import check_image_size
 from monai_diffae.bundle.folders import describe_folder, init_bundle, publish
-from monai_diffae.bundle.loading import TrainedBundle, load_bundle, preprocessing_of
-from monai_diffae.bundle.model_file import checksum
-from monai_diffae.bundle.opened_case import OpenedCase
-from monai_diffae.bundle.parts import (
+from monai_diffae.bundle.loading import (
+    TrainedBundle,
     TrainedLatent,
     check_latent_image_size,
     describe_fast_decoder,
+    load_bundle,
     load_first_stage,
     load_latent,
-    set_statistics,
+    preprocessing_of,
 )
+from monai_diffae.bundle.model_case import Anomaly, AnomalyDetector, AnomalySettings, ModelCase
+from monai_diffae.bundle.model_file import checksum
 from monai_diffae.bundle.training import (
     TrainingDescription,
     check_all_set,
@@ -32,11 +32,10 @@ __all__ = [
     "Anomaly",
     "AnomalyDetector",
     "AnomalySettings",
-    "OpenedCase",
+    "ModelCase",
     "TrainedBundle",
     "TrainedLatent",
     "TrainingDescription",
-    "calibrate_trained",
     "check_all_set",
     "check_image_size",
     "check_latent_image_size",
@@ -55,6 +54,5 @@ __all__ = [
     "preprocessing_of",
     "publish",
     "running_config",
-    "set_statistics",
     "trusting",
 ]

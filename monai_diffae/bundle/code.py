@@ -1,7 +1,8 @@
-"""What a configuration may call: a model file lists only what computes, and a training only what shipped ones contain.
+"""Configurations: how they are read, and what they may call.
 
 MONAI turns a configuration into Python calls: ``_target_`` names what is called, texts that begin with ``$`` are
-evaluated, and ``%file.json`` inserts another file. Anything that is not listed here runs only within :func:`trusting`.
+evaluated, and ``%file.json`` inserts another file. A model file may name only what computes, and a training only what
+shipped ones contain; anything else runs only within :func:`trusting`.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import functools
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
+from monai.bundle import ComponentLocator, ConfigParser
 
 from monai_diffae.bundle.layout import CONFIGS, shipped
-from monai_diffae.errors import UnsafeInputError, quoted
+from monai_diffae.errors import ConfigError, UnsafeInputError, quoted
 
 TRUST = "MONAI_DIFFAE_TRUST"
 """The environment variable of :func:`trusting`, so that processes that a command starts trust as it does."""
@@ -68,11 +70,11 @@ _SHIPPED = (
     "latent_paper.json", "federated.json",
 )  # fmt: skip
 _WRITTEN_BY_TRAINING = ("$@bundle_root + '/models/model.safetensors'",)
-_LONGEST_CHAIN = 20  # of references
-# The user's own places that are only read.
-_READ_FROM = {"dataset_dir", "embeddings", "first_stage_bundle", "patient_pattern"}
-_READS = {*_READ_FROM, "bundle", "cohort"}  # arguments that get them
-_PLACE = re.compile(r"[/\\~]|[A-Za-z][\w+.-]*:[/\\]|(.*[/\\])?\.\.([/\\]|$)", re.DOTALL)
+# The user's own places that are only read, and the arguments that get them.
+_PLACES = {"dataset_dir", "embeddings", "first_stage_bundle", "patient_pattern"}
+_READERS = {*_PLACES, "bundle", "cohort"}
+# A slash or backslash in plain text; in an expression an absolute path in quotes, unless it is appended to something.
+_PATH = re.compile(r"(?![$@%]).*[/\\]|\$(.*[^+\s])?\s*['\"]([A-Za-z]:)?[/\\]", re.DOTALL)
 
 
 @contextmanager
@@ -112,50 +114,49 @@ def refuse_code(found: list[str], name: str) -> None:
 def check_code(config: Mapping[str, Any], name: str, *, places: bool = True) -> None:
     """Refuse a training's configuration with code that no shipped one contains; nothing of it is run.
 
-    Places outside of the bundle, to which a training could write or send, are refused, too, unless ``places`` is False,
-    as for values that the user gave.
+    Paths, to which a training could write or send, are refused, too, unless ``places`` is False, as for values that the
+    user gave.
     """
     try:
-        found = list(_code(config, "", ConfigParser(dict(config)) if places else None))
+        found = list(_code(config, "", places))
     except RecursionError as error:
         raise UnsafeInputError(f"{name}: is nested too deep; get it again") from error
     refuse_code(found, name)
 
 
-def _code(value: Any, id: str, parser: ConfigParser | None) -> Iterator[str]:
-    """Code in a part of a configuration; with the parser of all of it, also places."""
+def looks_like_path(text: str) -> bool:
+    """Whether a text of a configuration may name a place on a disk or server.
+
+    Example:
+        >>> [looks_like_path(text) for text in ("a/b", "$'/doe'", "$@bundle_root + '/models'", "@dataset_dir")]
+        [True, True, False, False]
+    """
+    return text.startswith("~") or bool(_PATH.match(text))
+
+
+def _code(value: Any, id: str, places: bool) -> Iterator[str]:
+    """Code in a part of a configuration, and places if they are asked for."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _code_of_item(str(key), item, f"{id}#{key}" if id else str(key), parser)
+            yield from _code_of_item(str(key), item, f"{id}#{key}" if id else str(key), places)
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
-            yield from _code(item, f"{id}#{number}", parser)
+            yield from _code(item, f"{id}#{number}", places)
     elif isinstance(value, str):
-        if value.startswith("$") and value.replace("#", "::") not in _shipped_code()[1]:
-            yield f"the expression {quoted(value)} at {quoted(id)}"
+        if value.startswith("$"):
+            if value.replace("#", "::") not in _shipped_code()[1]:
+                yield f"the expression {quoted(value)} at {quoted(id)}"
         elif value.startswith("%") and re.search(r"\.(json|ya?ml)", value, re.IGNORECASE):
             yield f"the file {quoted(value)} at {quoted(id)}"
-        elif parser is not None and not value.startswith("$") and _PLACE.match(place := _referred(value, id, parser)):
-            yield f"the place {quoted(place)} at {quoted(id)}"
+        elif places and (looks_like_path(value) or _refers_to_place(value)):
+            yield f"the place {quoted(value)} at {quoted(id)}"
 
 
-def _referred(text: str, id: str, parser: ConfigParser) -> str:
-    """The text that a value stands for: itself, or that at the end of its references."""
-    id = id.replace("#", "::")
-    for _ in range(_LONGEST_CHAIN):
-        if not text.startswith(("@", "%")):
-            return text
-        try:
-            id = ConfigParser.resolve_relative_ids(id, text)[1:]
-            text = "/" if id.startswith("_meta_") else parser[id]  # of which no places are checked
-        except (LookupError, ValueError, TypeError):
-            return ""  # refused when it is evaluated
-        if not isinstance(text, str):
-            return ""  # it is checked where it is
-    return "/"
+def _refers_to_place(text: str) -> bool:
+    return text.startswith(("@", "%")) and not {*_READERS, "_meta_"}.isdisjoint(re.split("[@%#:]", text))
 
 
-def _code_of_item(key: str, item: Any, id: str, parser: ConfigParser | None) -> Iterator[str]:
+def _code_of_item(key: str, item: Any, id: str, places: bool) -> Iterator[str]:
     name = re.split("#|::", key)[-1].removeprefix("+")
     if name == "_target_":
         if not (isinstance(item, str) and item in _shipped_code()[0]):
@@ -164,8 +165,8 @@ def _code_of_item(key: str, item: Any, id: str, parser: ConfigParser | None) -> 
         yield f"the argument {quoted(str(item))} at {quoted(id)}"
     else:
         is_text = isinstance(item, str) and not re.match(r"[/\\]{2}", item)
-        is_read = is_text and name in (_READS if item.startswith("@") else _READ_FROM)
-        yield from _code(item, id, None if is_read or id == "_meta_" else parser)
+        is_read = is_text and name in (_READERS if item.startswith("@") else _PLACES)
+        yield from _code(item, id, places and not is_read and id != "_meta_" and name != "_desc_")
 
 
 @functools.cache
@@ -192,3 +193,65 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
             yield from _texts(item, "")
     elif isinstance(value, str):
         yield key, value
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+class ModuleLocator(ComponentLocator):
+    """MONAI's search for components by their short names, while other threads import modules."""
+
+    def _find_module_names(self) -> list[str]:
+        names = list(sys.modules)  # MONAI (1.6.1) goes through sys.modules itself, which fails if it changes meanwhile
+        return [name for name in names if name.startswith(self.MOD_START) and not any(s in name for s in self.excludes)]
+
+
+class Parser(ConfigParser):
+    """MONAI's parser of configurations for programs of several threads."""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self.locator = ModuleLocator()
+
+
+def read_config(*files: Path) -> Parser:
+    """Read and check the configurations of a training in a bundle's folder; later ones replace earlier values."""
+    bundle, names = files[0].absolute().parents[1].name, ", ".join(file.name for file in files)
+    parser = Parser()
+    try:
+        parser.read_config([str(file) for file in files])
+        dict(parser.get())
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError) as error:
+        raise ConfigError(f"{bundle}: {names} cannot be read; copy the bundle again") from error
+    check_code(parser.get(), f"{bundle}: {names}")
+    return parser
+
+
+def set_values(parser: ConfigParser, values: Mapping[str, Any], what: str, file: str) -> None:
+    """Set values of a configuration, named ``what`` and ``file`` in errors, by their ids such as ``inferer#steps``."""
+    for key, value in values.items():
+        # of an id with an empty part, MONAI ignores the part, or replaces the whole configuration
+        if not (isinstance(key, str) and all(re.split("#|::", key))):
+            raise ConfigError(no_such_key(str(key) or "''", what, file))
+        try:
+            parser[key] = value
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise ConfigError(no_such_key(key, what, file)) from error
+
+
+def no_such_key(key: str, what: str, file: str) -> str:
+    """The message about an id that a configuration does not have."""
+    return f"{key}: {what} has no such key; see {file} for those it has"
+
+
+def read_values(file: Path, advice: str = "copy the bundle again") -> dict[str, Any]:
+    """Read a JSON file with keys and values, none if there is no such file; ``advice`` ends an error's message."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):  # the bundle can be the file of a model
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file.name}: cannot be read; {advice}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file.name}: cannot be read; {advice}")
+    return content

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import json
 import math
+import pydoc
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -17,7 +18,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 
-from monai_diffae.bundle.parser import ModuleLocator
+from monai_diffae.bundle.code import ModuleLocator
 from monai_diffae.errors import ConfigError, MachineError, find_diffae_error, one_line, quoted, shortened
 from monai_diffae.networks.blocks import shown_divisors
 from monai_diffae.policies import Colour, Doubtful, OnBadScan, Uneven
@@ -40,19 +41,13 @@ _SECTION_IDS = {
 
 
 def check_config_of_run(config: dict[str, Any]) -> None:
-    """Check the configuration of a run before anything is built.
-
-    If it describes a network, only the values that the network needs have to be given.
-
-    Raises:
-        ConfigError: a key is unknown or has a value that cannot be used; see :func:`check_config` and
-            :data:`RULES`.
-        MachineError: this machine does not have the device.
-    """
+    """Check the configuration of a run before anything is built; of ``???``, only what a network needs is an error."""
     check_required_values(model_config(config, roots=("network_def",)) if "network_def" in config else config)
     check_dimensions(config)
     check_config(config, known=_keys_of_files_read(config))
-    check_values(config)
+    check_rules(config)
+    if isinstance(config.get("device"), str) and not is_formula(config["device"]):
+        check_device(config["device"])
     check_views(config)
 
 
@@ -69,9 +64,8 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
     """Check that every key is used. Otherwise, a misspelt override would silently have no effect.
 
     A top-level key, and a key of the sections ``train`` and ``validate``, must be referred to by another entry, be one
-    of MONAI's, or be in ``known``. A component's keys must be parameters of its ``_target_``. The top-level keys in
-    ``known``, those of the files that were read, need no reference, as an override may have replaced the entry that
-    refers to them. If they are given, MONAI's keys are only those that a run itself uses.
+    of MONAI's, or be in ``known``: those of the files that were read, since an override may have replaced what refers
+    to them. A component's keys must be parameters of its ``_target_``.
 
     Example:
         >>> check_config({"lr": 1, "lrr": 2, "train": {"rate": "@lr"}})
@@ -97,14 +91,7 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
 
 
 def check_arguments(config: dict[str, Any]) -> None:
-    """Check that each component's ``_target_`` takes the component's arguments.
-
-    Example:
-        >>> check_arguments({"act": {"_target_": "torch.nn.ELU", "beta": 1}})
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: unknown config key 'act#beta': torch.nn.ELU takes alpha, inplace
-    """
+    """Check that each component's ``_target_`` takes the component's arguments."""
     locator = ModuleLocator()
     for path, component in components(config):
         parameters = _parameters(component["_target_"], locator)
@@ -142,39 +129,23 @@ def components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]
             yield from components(item, f"{path}#{i}")
 
 
-def _parameters(target: Any, locator: ModuleLocator) -> set[str] | None:
+def _parameters(target: Any, locator: ModuleLocator) -> Set[str] | None:
     """The keyword parameters of a target; None if it takes any keyword, or if they are unknown."""
-    if not isinstance(target, str):
-        return None
-    if "." not in target:
-        modules = ensure_tuple(locator.get_component_module_name(target))
-        if not modules or modules[0] is None:
-            return None
-        target = f"{modules[0]}.{target}"
-    module, _, name = target.rpartition(".")
+    if isinstance(target, str) and "." not in target:
+        target = f"{ensure_tuple(locator.get_component_module_name(target))[0]}.{target}"
     try:
-        __import__(module)
-        signature = inspect.signature(getattr(sys.modules[module], name))
-    except (ImportError, AttributeError, ValueError, TypeError):
+        component: Any = pydoc.locate(target)
+        signatures = [inspect.signature(component)]
+        if target.startswith("monai_diffae."):  # our classes pass ``**kwargs`` on; those of others may do anything
+            bases = getattr(component, "__mro__", (component, object))[1:-1]
+            signatures += [inspect.signature(base) for base in bases if "__init__" in vars(base)]
+    except (pydoc.ErrorDuringImport, AttributeError, IndexError, TypeError, ValueError):
         return None
-    names = signature.parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in names.values()):
-        # Our classes pass ``**kwargs`` on to their base class; other packages may do anything with them.
-        is_ours = module.startswith("monai_diffae.")
-        return _parameters_of_bases(getattr(sys.modules[module], name), set(names)) if is_ours else None
-    return set(names)
-
-
-def _parameters_of_bases(target: Any, names: set[str]) -> set[str] | None:
-    """The parameters of a class that passes ``**kwargs`` on to its base class; None if the base class takes any."""
-    for base in getattr(target, "__mro__", (None, None))[1:]:
-        if base is None or base is object:
-            return None
-        if "__init__" in vars(base):
-            parameters = inspect.signature(base).parameters
-            names |= set(parameters)
-            if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-                return names
+    names: set[str] = set()
+    for signature in signatures:
+        names |= signature.parameters.keys()
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+            return names
     return None
 
 
@@ -183,7 +154,7 @@ def _unknown(id: str, used: set[str]) -> str:
     return f"unknown config key {quoted(id)}: nothing in the configuration uses it{hint}"
 
 
-def _nearest(key: str, known: set[str]) -> str:
+def _nearest(key: str, known: Set[str]) -> str:
     matches = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
@@ -207,24 +178,32 @@ class _Rule:
 
 def _whole(least: int, or_null: bool = False) -> _Rule:
     def holds(value: Any) -> bool:
-        if value is None:
-            return or_null
-        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+        return (value is None and or_null) or (type(value) is int and value >= least)
 
     return _Rule(holds, f"a whole number of at least {least}" + (", or null" if or_null else ""))
 
 
 def _number(low: float, high: float = math.inf, text: str = "", or_null: bool = False) -> _Rule:
     def holds(value: Any) -> bool:
-        if value is None:
-            return or_null
-        return _is_number(value) and low <= value < high
+        return (value is None and or_null) or (_is_number(value) and low <= value < high)
 
     return _Rule(holds, text or f"a number of at least {low:g}")
 
 
-_BOOL = _Rule(lambda value: isinstance(value, bool), "True or False")
-_NAMES = _Rule(lambda value: isinstance(value, list) and bool(value), "a list of names")
+def _pair(high: float) -> _Rule:
+    def holds(value: Any) -> bool:
+        return isinstance(value, list) and len(value) == 2 and 0 <= value[0] < value[1] <= high
+
+    return _Rule(holds, f"two numbers from 0 to {high:g}, the lower one first")
+
+
+def _list(holds: Callable[[Any], bool], text: str) -> _Rule:
+    return _Rule(lambda value: isinstance(value, list) and all(map(holds, value)), f"a list of {text}")
+
+
+def _one_of(*choices: Any) -> _Rule:
+    names = [repr(choice) for choice in choices]
+    return _Rule(lambda value: value in choices, f"{', '.join(names[:-1])} or {names[-1]}")
 
 
 def _is_number(value: Any) -> bool:
@@ -232,103 +211,47 @@ def _is_number(value: Any) -> bool:
     return is_number and abs(value) <= sys.float_info.max  # whole numbers of a configuration can be larger
 
 
-def _one_of(*choices: Any) -> _Rule:
-    names = ["null" if choice is None else repr(choice) for choice in choices]
-    return _Rule(lambda value: value in choices, f"{', '.join(names[:-1])} or {names[-1]}")
-
-
+_BOOL = _Rule(lambda value: isinstance(value, bool), "True or False")
 RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("overwrite", "mlflow", "channels_last", "check_memory", "use_checkpoint", "cache_latents"), _BOOL),
+    **dict.fromkeys(("overwrite", "fine_tune", "mlflow", "channels_last", "check_memory", "cache_latents"), _BOOL),
     **dict.fromkeys(
         ("max_epochs", "batch_size", "val_batch_size", "accumulation_steps", "val_interval", "report_every",
-         "picture_steps", "slice_step", "in_channels", "world_size", "z_channels", "base_channels", "num_res_blocks",
-         "num_rounds"),
+         "picture_steps", "slice_step", "in_channels", "world_size", "num_rounds"),
         _whole(1),
     ),
-    **dict.fromkeys(("seed", "warmup_steps", "num_pictures", "probe_interval", "rank"), _whole(0)),
+    **dict.fromkeys(("seed", "warmup_steps", "num_pictures", "probe_interval", "rank", "calibration_cases"), _whole(0)),
     "workers": _whole(0, or_null=True),
     "early_stop_patience": _whole(1, or_null=True),
-    "calibration_cases": _whole(0),
     "max_minutes": _number(1e-3, text="a number above 0, or null", or_null=True),
+    "max_grad_norm": _number(1e-12, text="a number above 0, or null", or_null=True),
     **dict.fromkeys(
         ("learning_rate", "weight_decay", "agreement_weight", "gradient_weight", "lpips_weight", "mixed",
          "checkpoint_minutes", "cache_gib"),
         _number(0),
     ),
-    "max_grad_norm": _number(1e-12, text="a number above 0, or null", or_null=True),
-    "ema_decay": _number(0, 1, "a number from 0 to below 1"),
-    **dict.fromkeys(("val_fraction", "test_fraction"), _number(0, 1, "a number from 0 to below 1")),
+    **dict.fromkeys(("ema_decay", "val_fraction", "test_fraction"), _number(0, 1, "a number from 0 to below 1")),
     "spatial_dims": _one_of(2, 3),
-    "image_keys": _NAMES,
-    "probe_targets": _Rule(
-        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value), "a list of labels"
-    ),
-    "image_size": _Rule(
-        lambda value: isinstance(value, list) and len(value) in (2, 3) and all(_whole(1).holds(v) for v in value),
-        "a list of whole numbers, such as [64, 64]",
-    ),
-    "spacing_mm": _Rule(
-        lambda value: isinstance(value, (list, tuple)) and bool(value) and all(_is_number(v) and v > 0 for v in value),
-        "a list of numbers above 0 in mm, one per axis, such as [1.5, 1.5, 3]",
-    ),
-    "channel_mult": _Rule(
-        lambda value: isinstance(value, list) and bool(value) and all(_whole(1).holds(v) for v in value),
-        "a list of whole numbers of at least 1, one per level, such as [1, 2, 4]",
-    ),
-    "attention_levels": _Rule(
-        lambda value: isinstance(value, list) and all(_whole(0).holds(v) for v in value),
-        "a list of levels, such as [2, 3], where 0 is full resolution",
-    ),
-    "strides": _Rule(
-        lambda value: value is None or isinstance(value, list),
-        "a list with one stride per level below the first, such as [2, [2, 2, 1]], or null",
+    "image_keys": _list(lambda value: isinstance(value, str), "names"),
+    "probe_targets": _list(lambda value: isinstance(value, str), "labels"),
+    "image_size": _list(lambda value: type(value) is int and value > 0, "whole numbers, such as [64, 64]"),
+    "spacing_mm": _list(
+        lambda value: _is_number(value) and value > 0, "numbers above 0 in mm, one per axis, such as [1.5, 1.5, 3]"
     ),
     "on_bad_scan": _one_of(*get_args(OnBadScan)),
     "colour": _one_of(*get_args(Colour)),
     "uneven": _one_of(*get_args(Uneven)),
     "doubtful": _one_of(*get_args(Doubtful)),
-    "nonfinite": _Rule(lambda value: value == "error" or _number(-math.inf).holds(value), "'error' or a number"),
-    "percentiles": _Rule(
-        lambda value: isinstance(value, list) and len(value) == 2 and 0 <= value[0] < value[1] <= 100,
-        "two numbers from 0 to 100, the lower one first",
-    ),
-    "slice_range": _Rule(
-        lambda value: isinstance(value, list) and len(value) == 2 and 0 <= value[0] < value[1] <= 1,
-        "two numbers from 0 to 1, the lower one first",
-    ),
+    "nonfinite": _Rule(lambda value: value == "error" or _is_number(value), "'error' or a number"),
+    "percentiles": _pair(100),
+    "slice_range": _pair(1),
     "patient_pattern": _Rule(lambda value: value is None or isinstance(value, str), "a regular expression, or null"),
     "columns": _Rule(lambda value: isinstance(value, dict), "names of the table's columns, such as {'image': 'file'}"),
 }  # fmt: skip
 """The rules for keys of the training configurations. Arguments of commands are checked by their own annotations."""
 
 
-def check_values(config: dict[str, Any]) -> None:
-    """Check the plain values of the top-level keys. Expressions and references are not evaluated.
-
-    Example:
-        >>> check_values({"batch_size": 0})
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: batch_size is 0; it must be a whole number of at least 1
-    """
-    check_rules(config)
-    out = config.get("output_dir")
-    if isinstance(out, str) and Path(out).is_file():
-        raise MachineError(f"output_dir: {Path(out).name} is a file, not a folder; choose another output_dir")
-    device = config.get("device")
-    if isinstance(device, str) and not is_formula(device):
-        check_device(device)
-
-
 def check_rules(config: Mapping[str, Any]) -> None:
-    """Check the plain values of the top-level keys by :data:`RULES`; a tuple counts as a list.
-
-    Example:
-        >>> check_rules({"slice_range": [0.2, 1.2]})
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: slice_range is [0.2, 1.2]; it must be two numbers from 0 to 1, the lower ...
-    """
+    """Check the plain values of the top-level keys by :data:`RULES`; a tuple counts as a list."""
     for key, rule in RULES.items():
         value = config.get(key)
         if key not in config or is_formula(value):
@@ -345,14 +268,7 @@ def check_rules(config: Mapping[str, Any]) -> None:
 
 
 def check_dimensions(config: dict[str, Any]) -> None:
-    """Check that sizes have as many axes as ``spatial_dims``; an overlay for another bundle may change that.
-
-    Example:
-        >>> check_dimensions({"spatial_dims": 3, "image_size": [64, 64]})
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: image_size is [64, 64], but spatial_dims is 3; give 3 numbers, or omit ...
-    """
+    """Check that sizes have as many axes as ``spatial_dims``; an overlay for another bundle may change that."""
     dims = config.get("spatial_dims")
     if dims not in (2, 3):
         return
@@ -366,14 +282,7 @@ def check_dimensions(config: dict[str, Any]) -> None:
 
 
 def check_views(config: Mapping[str, Any]) -> None:
-    """Check that ``agreement_weight`` has what it needs: another view for the encoder, and several images in a batch.
-
-    Example:
-        >>> check_views({"agreement_weight": 0.02, "encoder_key": "image", "spatial_dims": 2})
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: agreement_weight is 0.02, but the encoder sees the decoder's image ...
-    """
+    """Check that ``agreement_weight`` has what it needs: another view for the encoder, and several images per batch."""
     weight = config.get("agreement_weight", 0)
     if weight and config.get("encoder_key") in (None, "image"):
         overlay = "encoder_view_3d" if config.get("spatial_dims") == 3 else "encoder_view"
@@ -389,14 +298,7 @@ def check_views(config: Mapping[str, Any]) -> None:
 
 
 def check_sizes(image_size: Sequence[int], divisors: Sequence[int]) -> None:
-    """Check that a network's levels can halve images of this size.
-
-    Args:
-        image_size: voxels per axis.
-        divisors: one number per axis, of which the size must be a multiple.
-
-    Raises:
-        ConfigError: they cannot; the message names the nearest usable size.
+    """Check that each side of an image is a multiple of its divisor.
 
     Example:
         >>> check_sizes([50, 64], (16, 16))
@@ -417,14 +319,7 @@ def check_sizes(image_size: Sequence[int], divisors: Sequence[int]) -> None:
 
 
 def check_required_values(config: dict[str, Any]) -> None:
-    """Check that no key that is used is still ``???``.
-
-    Example:
-        >>> check_required_values({"output_dir": "???", "run": {"_target_": "print", "out": "@output_dir"}})
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: output_dir: is required; give it a value
-    """
+    """Check that no key that is used is still ``???``."""
     missing = [key for key in config if config[key] == "???" and key in references(config)]
     if config.get("embeddings"):  # train_latent needs only one of the two
         missing = [key for key in missing if key != "dataset_dir"]

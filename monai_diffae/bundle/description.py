@@ -14,11 +14,10 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from monai_diffae.bundle.code import check_code
+from monai_diffae.bundle.code import Parser, check_code, looks_like_path
 from monai_diffae.bundle.config import MODEL_ROOTS, SEPARATOR, is_formula, model_config, references, strings
 from monai_diffae.bundle.layout import CONFIGS, MODEL, MULTI_GPU, TRAIN, shipped
 from monai_diffae.bundle.model_file import model_parser, unknown_targets
-from monai_diffae.bundle.parser import Parser
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import ConfigError, UnsafeInputError, one_line, quoted, shortened
 
@@ -38,7 +37,6 @@ _OF_THE_RUN = {
     "_meta_", "bundle_root", "dataset_dir", "output_dir", "overwrite", "fine_tune", "device", "workers", "rank",
     "world_size", "save_execute_config", "tracking_uri", "embeddings", "cache_gib", "check_memory",
 }  # fmt: skip
-_PATH = re.compile(r"(?![$@%]).*[/\\]|\$\s*['\"]([A-Za-z]:)?[/\\]", re.DOTALL)
 _OWN_FIRST_STAGE = "$@bundle_root + '/models/model.safetensors'"
 _NOTE = "_desc_"  # of MONAI's configurations: free text
 _ABSENT = object()
@@ -49,9 +47,6 @@ def describe(parser: ConfigParser, roots: tuple[str, ...] = MODEL_ROOTS) -> dict
     """The description of a model: the part of a parsed configuration that ``roots`` make up, with formulas evaluated.
 
     ``frozen`` lists the keys that formulas have used, also through references: their values cannot be changed any more.
-
-    Raises:
-        ConfigError: a formula gives something other than plain values.
     """
     config = model_config(parser.get(), roots, in_formulas=False)
     described = {key: evaluated(parser, value, key) for key, value in config.items() if key not in _NOT_DESCRIBED}
@@ -70,12 +65,7 @@ def describe_training(parser: ConfigParser) -> dict[str, Any]:
 
 
 def recipe_of(description: Mapping[str, Any]) -> str:
-    """The name of the shipped bundle with whose configurations a model can be trained.
-
-    Example:
-        >>> recipe_of({"spatial_dims": 3, "network_def": {"_target_": "monai_diffae.networks.DiffusionAutoencoder"}})
-        'diffae_3d'
-    """
+    """The name of the shipped bundle with whose configurations a model can be trained, such as ``diffae_3d``."""
     network = description.get("network_def")
     target = str(network.get("_target_")) if isinstance(network, Mapping) else ""
     return f"{'autoencoder_kl' if target.endswith('.FirstStage') else 'diffae'}_{description.get('spatial_dims')}d"
@@ -87,10 +77,7 @@ def versions() -> dict[str, str]:
 
 
 def evaluated(parser: ConfigParser, value: Any, id: str) -> Any:
-    """A value of a configuration with this id, with formulas replaced by what they give; references stay.
-
-    MONAI's notes to a component, ``_desc_``, are left out.
-    """
+    """A value of a configuration with this id, with formulas replaced by what they give; without MONAI's notes."""
     if isinstance(value, dict):
         parts = {key: evaluated(parser, item, f"{id}#{key}") for key, item in value.items() if key != _NOTE}
         return parts | ({"pretrained": False} if "pretrained" in parts else {})  # the weights are in the model's file
@@ -99,28 +86,16 @@ def evaluated(parser: ConfigParser, value: Any, id: str) -> Any:
     if not (isinstance(value, str) and value.startswith("$")):
         return value
     try:
-        plain: Any = json.loads(json.dumps(_plain(parser.get_parsed_content(id))))
-    except (TypeError, ValueError) as error:
+        return json.loads(json.dumps(parser.get_parsed_content(id), default=lambda number: number.item()))
+    except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{id}: the formula {quoted(value)} gives no plain value, so a model file cannot hold it; write a number, "
             "a single word, or a component with _target_"
         ) from error
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.item() if hasattr(value, "item") else value
 
 
 def resolved(description: Mapping[str, Any], key: str) -> Any:
-    """A part of a description with all references replaced by what they refer to.
-
-    Example:
-        >>> resolved({"net": {"_target_": "N", "dims": "@dims"}, "dims": 3}, "net")
-        {'_target_': 'N', 'dims': 3}
-    """
+    """A part of a description with all references replaced by what they refer to."""
     parser = model_parser(description)
 
     def replace(value: Any) -> Any:
@@ -184,9 +159,6 @@ def write_description(description: Mapping[str, Any], folder: Path) -> None:
     A model on a first stage's latents gets the overlay ``latent_space.json``, and reads the first stage from
     ``models/model.safetensors`` of the folder. Only formulas of the recipe are evaluated, with plain values, so nothing
     of the description is built but a first stage that computes only. Code that is not trusted is not written.
-
-    Raises:
-        ConfigError: the description does not fit the recipe.
     """
     path, parser = folder / CONFIGS / TRAIN, Parser()
     try:
@@ -293,18 +265,12 @@ def _has_path(value: Any) -> bool:
         return any(map(_has_path, value.values()))
     if isinstance(value, list | tuple):
         return any(map(_has_path, value))
-    return isinstance(value, str) and bool(_PATH.match(value) or (value and Path(value).is_file()))
+    return isinstance(value, str) and (looks_like_path(value) or bool(value and Path(value).is_file()))
 
 
 def _as_written(value: Any) -> Any:
     """A value with ids as people write them."""
-    if isinstance(value, dict):
-        return {key: _as_written(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_as_written(item) for item in value]
-    if not is_formula(value):
-        return value
-    return re.sub(r"[@%]\w+(::\w+)+", lambda match: match[0].replace("::", "#"), value)
+    return json.loads(re.sub(r"[@%]\w+(::\w+)+", lambda match: match[0].replace("::", "#"), json.dumps(value)))
 
 
 def as_json(value: Any, indent: str = "") -> str:

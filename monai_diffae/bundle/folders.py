@@ -8,14 +8,15 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from jinja2 import Template
 
+from monai_diffae.bundle.code import read_values
 from monai_diffae.bundle.config import references
 from monai_diffae.bundle.description import recipe_of, write_description
 from monai_diffae.bundle.layout import (
@@ -46,14 +47,22 @@ from monai_diffae.bundle.model_file import (
     refuse_other_weights,
     write_for_monai,
 )
-from monai_diffae.bundle.parser import read_values
-from monai_diffae.data.atomic import TEMPORARY, disk_errors, remove_abandoned, temporary_path, write_atomic, write_json
+from monai_diffae.data.atomic import TEMPORARY, remove_abandoned, temporary_path, write_atomic, write_json
+from monai_diffae.data.locks import ProcessLock
 from monai_diffae.errors import ConfigError, DiffAEError, MachineError, one_line
 
 logger = logging.getLogger(__name__)
 
+UNTRAINED = "The bundle has no weights"
+NOTE = (
+    "> **This page is about earlier weights.** A training has replaced them. Figures, data and training below are "
+    "those of the earlier weights: describe the new ones before you share them."
+)
+TO_BE_SAID = "Say here which scans these are"
+_MARK = "<!-- The sections Data and Performance are written by each training. -->"
+_CARD = Path(__file__).with_name("model_card.md.jinja")
+_SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _STATIC = ("LICENSE", "docs", CONFIGS)  # what training does not change
-_LOCK = ".lock"
 _PATIENCE_S = 10.0  # worker processes of a killed training need a few seconds to end
 
 
@@ -66,12 +75,7 @@ def shipped_bundle(name: str) -> Path:
 
 
 def names_with_weights() -> list[str]:
-    """The names of the shipped bundles with weights.
-
-    Example:
-        >>> set(names_with_weights()) <= {"chest_xray", "hippocampus"}
-        True
-    """
+    """The names of the shipped bundles with weights."""
     return _names_of_bundles_with(f"{MODELS}/{MODEL}")
 
 
@@ -113,10 +117,7 @@ def _source(bundle: str | os.PathLike[str]) -> Path:
 
 
 def fill_folder(folder: Path, source: Path, *, is_built: bool = True) -> None:
-    """Fill a new folder with a bundle: shipped, trained, without configurations, or the file of a model.
-
-    Without ``is_built``, the model need not be trusted: nothing of it is built, and its code is in no configuration.
-    """
+    """Fill a new folder with a bundle, or with a model's file, which need not be trusted without ``is_built``."""
     (folder / MODELS).mkdir()
     if (source / CONFIGS / TRAIN).is_file():
         _copy_static(source, folder)
@@ -161,68 +162,44 @@ def overlays_of(bundle: Path) -> list[Path]:
 
 
 def check_new_folder(directory: str | Path) -> None:
-    """Check that a folder is empty or can be created."""
+    """Check that a folder is empty or not there."""
     target = Path(directory)
-    name = target.name or str(target)
-    nearest = next((path for path in (target, *target.parents) if os.path.lexists(path)), Path())
-    if not nearest.is_dir():
-        kind = "a file" if nearest.exists() else "a broken link"
-        raise ConfigError(f"{nearest.name}: is {kind}; choose a new folder")
-    if not os.access(nearest, os.W_OK | os.X_OK | (os.R_OK if nearest == target else 0)):
-        raise MachineError(f"{name}: cannot be written (Permission denied); choose another folder")
-    if nearest == target and not all(path.name.startswith(TEMPORARY) for path in target.iterdir()):
-        raise ConfigError(f"{name}: the folder is not empty; choose a new one")
+    if os.path.lexists(target) and not target.is_dir():
+        raise ConfigError(f"{target.name}: is {'a file' if target.exists() else 'a broken link'}; choose a new folder")
+    if target.is_dir() and not all(path.name.startswith(TEMPORARY) for path in target.iterdir()):
+        raise ConfigError(f"{target.resolve().name}: the folder is not empty; choose a new one")
 
 
 @contextmanager
 def new_folder(target: Path, *, replaces: bool = False) -> Iterator[Path]:
-    """An empty hidden folder, which becomes ``target`` at the end. After an error, all is as before.
-
-    ``target`` is new or empty, or a folder that is replaced. If the process is killed, ``target`` is not there, and the
-    hidden folder is removed by the next call.
-    """
+    """An empty hidden folder, which becomes ``target``, new or empty, at the end; after an error it is as before."""
     remove_abandoned(target.parent, target)
     if not replaces:
         check_new_folder(target)
     is_inside = target.is_dir() and not replaces  # it may be the current folder, or that of a mounted disk
-    missing = [path for path in target.parents if not path.exists()]
     hidden = temporary_path(target if is_inside else target.parent)
     new, old = hidden / "new", hidden / "old"
-    moved: list[Path] = []
     try:
         new.mkdir(parents=True)
         yield new
-        if is_inside:
-            # Without ``configs``, which comes last, no training begins: its first weights would be random
-            for part in sorted(new.iterdir(), key=lambda path: path.name == CONFIGS):
-                moved.append(part.rename(target / part.name))
-        else:
-            if replaces:
-                target.rename(old)
+        if replaces:
+            target.rename(old)
+        # Without ``configs``, which comes last, no training begins: its first weights would be random
+        for part in sorted(new.iterdir(), key=lambda path: path.name == CONFIGS) if is_inside else ():
+            part.rename(target / part.name)
+        if not is_inside:
             new.rename(target)
-    except BaseException as error:
-        if old.is_dir():
+    except OSError as error:
+        reason = error.strerror or "not all files could be copied"  # shutil raises one error for all files
+        raise MachineError(f"{target.name}: cannot be written ({reason}); free space or choose another") from error
+    finally:
+        if old.is_dir() and not target.exists():
             old.rename(target)
-        for part in (hidden, *moved):
-            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
-        for path in missing:
-            with suppress(OSError):  # somebody else may have written into it
-                path.rmdir()
-        if isinstance(error, OSError):
-            reason = error.strerror or "not all files could be copied"  # shutil raises one error for all files
-            raise MachineError(f"{target.name}: cannot be written ({reason}); free space or choose another") from error
-        raise
-    shutil.rmtree(hidden, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def complete_bundle(bundle_root: str | Path, output_dir: str | Path, *, with_model: bool = False) -> None:
-    """Complete an output folder to a bundle, unless it is one: with configurations, docs and licence.
-
-    ``with_model`` copies the bundle's model, too, as the folder of a latent DDIM or fast decoder needs it.
-
-    Raises:
-        ConfigError: the output folder has the model of another autoencoder.
-    """
+    """Complete an output folder to a bundle, also with the model that a latent DDIM or fast decoder belongs to."""
     root, folder = Path(bundle_root), Path(output_dir)
     if root.resolve() == folder.resolve():
         return
@@ -250,15 +227,12 @@ def check_no_other_model(bundle_root: str | Path, output_dir: str | Path) -> Non
 
 
 def copy_model(source: str | Path, target: Path, names: tuple[str, ...] = MODEL_FILES) -> None:
-    """Copy the files of a model into a bundle, each in one atomic step; checkpoints stay behind.
-
-    The weights for MONAI's tools are written from the copied file, as a training may replace the source meanwhile.
-    """
+    """Copy the files of a model into a bundle, each in one atomic step; checkpoints stay behind."""
     models = models_folder(source)
 
     def copy(file: Path, temporary: Path) -> None:
         shutil.copyfile(file, temporary)
-        if file.name == MODEL:
+        if file.name == MODEL:  # from the copy, as a training may replace the source meanwhile
             _write_for_monai(target, read_model(temporary, is_built=False))
 
     for name in names:
@@ -312,37 +286,18 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
         write_model_card(target, description)
 
 
-class WriteLock:
-    """The right to write a ``models`` folder. It ends with the process, even if that is killed."""
+class WriteLock(ProcessLock):
+    """The right to write a ``models`` folder; taking it removes the temporary files of killed processes."""
 
     def __init__(self, models: str | Path) -> None:
-        self.models = Path(models)
-        self._lock = FileLock(self.models / _LOCK)
+        busy = "another process trains or publishes this bundle; wait until it has ended, or choose another folder"
+        super().__init__(Path(models) / ".lock", f"{Path(models).resolve().parent.name}: {busy}", _PATIENCE_S)
 
     def acquire(self) -> None:
-        """Take the lock, and remove the temporary files of killed processes."""
-        with disk_errors(self.models.name):
-            self.models.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(timeout=_PATIENCE_S)
-            except Timeout as error:
-                raise ConfigError(
-                    f"{self.models.resolve().parent.name}: another process trains or publishes this bundle; wait until "
-                    "it has ended, or choose another folder"
-                ) from error
-        bundle = self.models.parent
-        remove_abandoned(self.models, bundle, bundle / CONFIGS, bundle / PICTURES)
-
-    def release(self) -> None:
-        """Give the lock back; does nothing without it."""
-        self._lock.release()
-
-    def __enter__(self) -> WriteLock:
-        self.acquire()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
+        """Take the lock."""
+        super().acquire()
+        models = self.path.parent
+        remove_abandoned(models, *(models.parent / name for name in ("", CONFIGS, PICTURES)))
 
 
 def _copy_static(source: Path, target: Path) -> None:
@@ -356,25 +311,13 @@ def _copy_static(source: Path, target: Path) -> None:
 
 # -- model card --------------------------------------------------------------------------------------------------------
 
-UNTRAINED = "The bundle has no weights"
-NOTE = (
-    "> **This page is about earlier weights.** A training has replaced them. Figures, data and training below are "
-    "those of the earlier weights: describe the new ones before you share them."
-)
-TO_BE_SAID = "Say here which scans these are"
-_MARK = "<!-- The sections Data and Performance are written by each training. -->"
-
 
 def write_model_card(
     folder: str | os.PathLike[str], description: Mapping[str, Any], *, is_described: bool = False
 ) -> None:
-    """Let the model card of a bundle say what its model's description says: its data, training, figures and limits.
+    """Let a bundle's model card and metadata say what its model's description says; a failure is a warning.
 
-    A card that somebody else wrote is marked as that of earlier weights, unless ``is_described``. If a file cannot be
-    read or written, a warning is logged.
-
-    Example:
-        >>> write_model_card("no_such_bundle", {})
+    A card that somebody else wrote is marked as that of earlier weights, unless ``is_described``.
     """
     metadata, card = Path(folder) / CONFIGS / METADATA, Path(folder) / MODEL_CARD
     try:
@@ -408,48 +351,18 @@ def _with_channels(metadata: dict[str, Any], description: Mapping[str, Any]) -> 
 
 def _filled(text: str, description: Mapping[str, Any]) -> str:
     """The card of a recipe with what is known of the trained model."""
-    text = re.sub(rf"{UNTRAINED}[^.]*\.", "The weights were trained by the user of this bundle.", text)
-    text = _with_section(text, "Data", f"{_MARK}\n{_data(description)}")
-    return _with_section(text, "Performance", _performance(description))
-
-
-def _with_section(text: str, heading: str, content: str) -> str:
-    """The text with another content between a heading and the next one."""
-    pattern = rf"(## \*\*{heading}\*\*\n).*?(?=\n#+ )"
-    return re.sub(pattern, lambda match: f"{match[1]}{content}\n", text, count=1, flags=re.DOTALL)
-
-
-def _data(description: Mapping[str, Any]) -> str:
     data, recipe = description.get("data", {}), description.get("recipe", {})
-    counts = ", ".join(f"{data[name]} for {word}" for name, word in _SPLITS if data.get(name))
-    size = " x ".join(map(str, description.get("image_size", [])))
-    spacing = " x ".join(f"{side:g}" for side in description.get("spacing_mm", []))
-    settings = ", ".join(f"`{key}` {value}" for key, value in recipe.items() if isinstance(value, int | float | str))
-    lines = [
-        f"Cases: {counts or 'not recorded'}. {TO_BE_SAID} (organ, modality, hospital, patients), and who may use them: "
-        "the model knows these scans only.",
-        f"Images of {size}" + (f" voxels of {spacing} mm" if spacing else " pixels") + f", {_intensity(description)}.",
-        f"Training: {settings or 'the values of the recipe'}.",
-    ]
-    return "\n\n".join(lines)
-
-
-_SPLITS = (("train", "training"), ("val", "validation"), ("test", "test"))
-
-
-def _intensity(description: Mapping[str, Any]) -> str:
-    if description.get("intensity") == "window":
-        low, high = description.get("window_hu", ("?", "?"))
-        return f"intensities from {low} to {high} HU"
-    low, high = description.get("percentiles", ("?", "?"))
-    return f"intensities from the {low}th to the {high}th percentile of each image"
-
-
-def _performance(description: Mapping[str, Any]) -> str:
-    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in description.get("figures", {}).items())
-    return (
-        "Measured by the training on its validation cases:\n\n| metric | value |\n|---|---|\n"
-        + (rows or "| none yet | |")
-        + "\n\n`z_sem_usage` above 1 means that the decoder uses z_sem. `monai-diffae evaluate` and `probe` measure "
-        "the model on scans of other patients."
-    )
+    unknown = {"image_size": [], "figures": {}, "window_hu": "??", "percentiles": "??"}
+    values = {
+        **unknown, **description, "placeholder": TO_BE_SAID,
+        "counts": ", ".join(f"{data[name]} for {word}" for name, word in _SPLITS.items() if data.get(name)),
+        "settings": ", ".join(f"`{key}` {v}" for key, v in recipe.items() if isinstance(v, int | float | str)),
+    }  # fmt: skip
+    card = Template(_CARD.read_text(encoding="utf-8"))
+    text = re.sub(rf"{UNTRAINED}[^.]*\.", "The weights were trained by the user of this bundle.", text)
+    for name, block in card.blocks.items():
+        content = "".join(block(card.new_context(values)))
+        heading = f"## **{name.title()}**\n"
+        pattern = rf"{re.escape(heading)}.*?(?=\n#+ )"
+        text = re.sub(pattern, (heading + content + "\n").replace("\\", r"\\"), text, count=1, flags=re.DOTALL)
+    return text

@@ -1,4 +1,4 @@
-"""A trained bundle: its network, inferer and preprocessing, loaded from the file of its model."""
+"""Trained models, loaded from their files: the autoencoder of a bundle, first stage, latent DDIM and fast decoder."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import functools
 import hashlib
 import inspect
 import json
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +21,45 @@ from monai.transforms import Transform
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from monai_diffae.bundle.code import check_code
+from monai_diffae.bundle.code import Parser, check_code, no_such_key, read_config, set_values
 from monai_diffae.bundle.config import (
     build,
     check_device,
     check_dimensions,
     check_image_size,
     check_rules,
+    check_sizes,
     model_config,
 )
-from monai_diffae.bundle.description import describe
+from monai_diffae.bundle.description import describe, resolved
 from monai_diffae.bundle.folders import shipped_bundle
-from monai_diffae.bundle.layout import CONFIGS, MODEL, TRAIN, model_file, models_folder
-from monai_diffae.bundle.model_file import SECTIONS, checksum, model_parser, read_model, refuse_other_weights
-from monai_diffae.bundle.opened_case import CaseImages, OpenedCase, open_case
-from monai_diffae.bundle.parser import Parser, no_such_key, read_config, set_values
-from monai_diffae.bundle.parts import first_stage_of, load_fast_decoder
+from monai_diffae.bundle.layout import CONFIGS, FAST_MODEL, LATENT_MODEL, MODEL, TRAIN, model_file, models_folder
+from monai_diffae.bundle.model_case import CaseImages, ModelCase
+from monai_diffae.bundle.model_file import (
+    FIRST_STAGE,
+    SECTIONS,
+    ModelFile,
+    checksum,
+    model_parser,
+    read_model,
+    refuse_other_weights,
+)
 from monai_diffae.diffusion import Solver
-from monai_diffae.errors import ConfigError, quoted
-from monai_diffae.inferers import DiffusionAutoencoderInferer
+from monai_diffae.errors import ConfigError, DiffAEError, quoted
+from monai_diffae.inferers import DiffusionAutoencoderInferer, LatentInferer
+from monai_diffae.inferers.fast_decoder import FastDecoder
+from monai_diffae.latents.statistics import LatentStatistics
+from monai_diffae.networks import FirstStage, LatentMLP
+
+logger = logging.getLogger(__name__)
 
 _NEEDED = ("network_def", "inferer", "preprocessing", "model_range")
-_SAID = (*SECTIONS, "frozen", "first_stage", "first_stage_sha256")  # other values would have no effect
-_OF_THE_COHORT = ("columns", "patient_pattern")  # no part of a description, as they can name patients
+_FIXED = (*SECTIONS, "frozen", "first_stage", "first_stage_sha256")  # other values would have no effect
+_COHORT_KEYS = ("columns", "patient_pattern")  # no part of a description, as they can name patients
+_DISTILL, _TRAIN_LATENT = "train it again with monai-diffae distill", "monai-diffae train-latent"
+# Components have a configuration or weights of their own, the batch size does not change the result, and ``clip_range``
+# is None without ``clip``.
+_NOT_SETTINGS = ("schedule", "first_stage", "fast_decoder", "batch_size", "clip")
 
 
 @dataclass
@@ -69,13 +87,7 @@ class TrainedBundle:
     fast_sha256: str | None = None
 
     def is_current(self) -> bool:
-        """Whether the bundle's folder still has this model, or another one since it was loaded.
-
-        The file is only read if it changed.
-
-        Raises:
-            ConfigError: the folder has no trained model any more.
-        """
+        """Whether the bundle's folder still has the model that was loaded."""
         return checksum(self.folder) == self.sha256
 
     @property
@@ -136,7 +148,7 @@ class TrainedBundle:
         """The columns of the cohort's table that hold the paths of a case's images."""
         return list(self.config["image_keys"])
 
-    def open(self, image: CaseImages, *, slice: int | None = None, id: str | None = None) -> OpenedCase:
+    def open(self, image: CaseImages, *, slice: int | None = None, id: str | None = None) -> ModelCase:
         """Open one case: read and preprocess it. Codes and reconstructions are computed when they are asked for.
 
         Args:
@@ -157,7 +169,7 @@ class TrainedBundle:
             >>> case = trained.open("scan.nii.gz")  # doctest: +SKIP
             >>> case.write("reconstructed.nii.gz", case.back(case.reconstruct("z_sem")))  # doctest: +SKIP
         """
-        return open_case(self, image, slice=slice, id=id)
+        return ModelCase(self, image, slice=slice, id=id)
 
 
 def load_bundle(
@@ -216,11 +228,7 @@ def load_untrained(
     overrides: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> TrainedBundle:
-    """Load a bundle with the preprocessing that its training has or would have, and random weights.
-
-    ``bundle`` is a folder, trained or not, or the name of a shipped bundle. The ``sha256`` of the result stands for the
-    description and the seed.
-    """
+    """Load a bundle, or a shipped one by its name, with random weights; ``sha256`` is that of description and seed."""
     device = _device(device)
     root = Path(bundle) if Path(bundle).exists() else shipped_bundle(str(bundle))
     try:
@@ -268,9 +276,9 @@ def _with_overrides(description: Mapping[str, Any], overrides: Mapping[str, Any]
     frozen = set(description.get("frozen", ()))
     for key, value in overrides.items():
         top = str(key).partition("#")[0]
-        if top == key and key not in {*description, *_OF_THE_COHORT}:  # components may get new arguments
+        if top == key and key not in {*description, *_COHORT_KEYS}:  # components may get new arguments
             raise ConfigError(no_such_key(key, what, command))
-        if top in _SAID:
+        if top in _FIXED:
             raise ConfigError(f"{key}: says what the model is, so it cannot be changed; omit it")
         if top in frozen and value != description.get(key):
             raise ConfigError(
@@ -295,8 +303,7 @@ def _companions(parser: Parser, device: torch.device) -> tuple[DiffusionAutoenco
     """The inferer and the preprocessing that a description describes, for a network on a device."""
     inferer = build(parser, "inferer", DiffusionAutoencoderInferer)
     inferer.schedule.to(device)
-    preprocessing: Transform = build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
-    return inferer, preprocessing
+    return inferer, build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
 
 
 # -- preprocessing -----------------------------------------------------------------------------------------------------
@@ -308,30 +315,16 @@ def preprocessing_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preprocessing_checksum(preprocessing: Mapping[str, Any]) -> str:
-    """SHA-256 of the values of :func:`preprocessing_config`; 1 and 1.0 are the same value.
-
-    Example:
-        >>> preprocessing_checksum({"percentiles": (1, 99)}) == preprocessing_checksum({"percentiles": [1.0, 99.0]})
-        True
-    """
+    """SHA-256 of the values of :func:`preprocessing_config`; 1 and 1.0 are the same value."""
     plain = json.loads(json.dumps(preprocessing), parse_int=float)
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 # -- decoding ----------------------------------------------------------------------------------------------------------
 
-# Components have a configuration or weights of their own, the batch size does not change the result, and ``clip_range``
-# is None without ``clip``.
-_NOT_SETTINGS = ("schedule", "first_stage", "fast_decoder", "batch_size", "clip")
-
 
 def inferer_overrides(overrides: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
-    """Overrides of a bundle's configuration, extended by settings of its inferer, of which None means the bundle's.
-
-    Example:
-        >>> inferer_overrides({}, steps=50, solver="unipc", spacing=None)
-        {'inferer#invert_steps': None, 'inferer#steps': 50, 'inferer#solver': 'unipc'}
-    """
+    """Overrides of a bundle's configuration, extended by settings of its inferer, of which None means the bundle's."""
     if (settings.get("decoder") or overrides.get("inferer#decoder")) == "fast":
         unused = next((name for name in ("steps", "solver", "spacing") if settings.get(name) is not None), None)
         if unused is not None:
@@ -343,16 +336,7 @@ def inferer_overrides(overrides: Mapping[str, Any], **settings: Any) -> dict[str
 
 
 def inferer_settings(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:
-    """How an inferer decodes and inverts, as plain values, whether a command or the configuration chose them.
-
-    All of its arguments are included, so a result's record also names an argument that is added later.
-
-    Example:
-        >>> from monai_diffae.diffusion import DiffusionSchedule
-        >>> settings = inferer_settings(DiffusionAutoencoderInferer(DiffusionSchedule(), solver="ddim", steps=5))
-        >>> settings["solver"], settings["steps"], settings["invert_steps"], settings["spacing"]
-        ('ddim', 5, 5, 'logsnr')
-    """
+    """All arguments of an inferer that change its results, as plain values, for the records of results."""
     arguments = [name for name in inspect.signature(type(inferer)).parameters if name not in _NOT_SETTINGS]
     return {
         **{name: getattr(inferer, name) for name in arguments},
@@ -368,3 +352,152 @@ def _solver_name(solver: Solver | functools.partial[Tensor]) -> str:
         options = ", ".join(f"{name}={value}" for name, value in solver.keywords.items())
         return f"{_solver_name(solver.func)}({options})"
     return str(getattr(solver, "__name__", type(solver).__name__))
+
+
+# -- first stage -------------------------------------------------------------------------------------------------------
+
+
+def load_first_stage(bundle: str | os.PathLike[str], device: str | torch.device = "cpu") -> FirstStage:
+    """Load a trained first stage, frozen and in evaluation mode.
+
+    Args:
+        bundle: its bundle, or the file of a model: its own, or that of a model on its latents.
+        device: where to compute.
+
+    Raises:
+        ConfigError: there is no trained first stage.
+        ScanError: its weights cannot be read.
+
+    Example:
+        >>> load_first_stage("my_first_stage")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: my_first_stage: there is no models/model.safetensors; train the bundle ...
+    """
+    model = read_model(model_file(bundle))
+    if model.kind != "first_stage" and "first_stage" not in model.description:
+        raise ConfigError(
+            f"{Path(bundle).name}: is no first stage but a model of the kind {quoted(model.kind)}; use a trained "
+            "autoencoder_kl_3d"
+        )
+    return first_stage_of(model).to(device)
+
+
+def first_stage_of(model: ModelFile) -> FirstStage:
+    """The first stage in the file of a model: the model itself, or the one on whose latents it works."""
+    is_own = model.kind == "first_stage"
+    definition = resolved(model.description, "network_def" if is_own else "first_stage")
+    network = build(Parser({"network_def": definition}), "network_def", FirstStage)
+    model.load_into(network, "" if is_own else FIRST_STAGE)
+    if network.latent_std.isnan():
+        raise ConfigError(
+            f"{model.name}: the scale of its latents is not measured yet; train it at least to its first validation"
+        )
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    network.description = {**model.description, "network_def": definition, "weights_sha256": digest.hexdigest()}
+    return network.eval().requires_grad_(False)
+
+
+def check_latent_image_size(first_stage: FirstStage, network: nn.Module, image_size: Sequence[int]) -> None:
+    """Check that the first stage, and then the network on its latents, can halve images of this size."""
+    factors = first_stage.size_divisors
+    own: Sequence[int] = getattr(network, "size_divisors", [1] * len(factors))
+    check_sizes(image_size, [f * d for f, d in zip(factors, own, strict=True)])
+
+
+# -- latent DDIM -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainedLatent:
+    """A trained latent DDIM.
+
+    Attributes:
+        network: in evaluation mode, with the averaged weights and the statistics of its training set.
+        inferer: samples z_sem from the network.
+        sha256: SHA-256 of its file.
+    """
+
+    network: LatentMLP
+    inferer: LatentInferer
+    sha256: str = ""
+
+
+def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | None = None) -> TrainedLatent:
+    """Load the latent DDIM of a trained bundle from ``models/latent_model.safetensors``.
+
+    Args:
+        bundle: the bundle's folder, or the file of its model.
+        device: where to compute; None: the GPU if there is one.
+
+    Raises:
+        ConfigError: there is no latent DDIM, it belongs to another autoencoder, or the statistics of z_sem are unknown.
+        ScanError: its weights cannot be read.
+    """
+    model = _read_latent(bundle)
+    parser = model_parser(model.description)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    network = build(parser, "latent_network_def", LatentMLP)
+    model.load_into(network)
+    if network.z_std.isnan().any():
+        raise ConfigError(
+            f"{model.name}: the mean and std of z_sem are unknown; import the checkpoint again with the official "
+            "latent.pkl as latent_statistics"
+        )
+    network.to(device).eval().requires_grad_(False)
+    inferer = build(parser, "latent_inferer", LatentInferer)
+    inferer.schedule.to(device)
+    return TrainedLatent(network, inferer, model.sha256)
+
+
+def latent_statistics(bundle: str | os.PathLike[str]) -> LatentStatistics | None:
+    """Mean and standard deviation of z_sem over the training of a bundle's latent DDIM; None without a usable one."""
+    if not (models_folder(bundle) / LATENT_MODEL).is_file():
+        return None
+    try:
+        tensors = _read_latent(bundle).tensors
+        return LatentStatistics(tensors["z_mean"].numpy(), tensors["z_std"].numpy())
+    except (DiffAEError, KeyError, TypeError, ValueError) as error:
+        logger.debug("the statistics of z_sem are not known: %s", error)
+        return None
+
+
+def _read_latent(bundle: str | os.PathLike[str]) -> ModelFile:
+    path = models_folder(bundle) / LATENT_MODEL
+    if not path.is_file():
+        raise ConfigError(f"{Path(bundle).name}: there is no latent model; train it with {_TRAIN_LATENT}")
+    model = read_model(path, "latent")
+    if model.description.get("autoencoder_sha256") != checksum(bundle):
+        name = Path(bundle).name
+        raise ConfigError(
+            f"{name}: the latent model belongs to another autoencoder; train it again with {_TRAIN_LATENT}"
+        )
+    return model
+
+
+# -- fast decoder ------------------------------------------------------------------------------------------------------
+
+
+def describe_fast_decoder(levels: Sequence[int], autoencoder_sha256: str) -> dict[str, Any]:
+    """The description of a fast decoder: the levels of its steps, and the autoencoder that it belongs to."""
+    return {"levels": list(levels), "autoencoder_sha256": autoencoder_sha256}
+
+
+def load_fast_decoder(
+    models: Path, network: nn.Module, autoencoder_sha256: str, device: torch.device | str
+) -> tuple[FastDecoder, str]:
+    """Load the fast decoder of an autoencoder, whose ``unet`` has its shape, and the SHA-256 of its file."""
+    path = models / FAST_MODEL
+    if not path.is_file():
+        raise ConfigError("decoder: there is no fast decoder in this bundle; train it with monai-diffae distill")
+    model = read_model(path, "fast")
+    levels = model.description.get("levels", [-1])
+    if len(levels) < 2 or levels[-1] != -1 or any(low >= high for high, low in pairwise(levels)):
+        raise ConfigError(f"{FAST_MODEL}: does not describe a fast decoder; {_DISTILL}")
+    if model.description.get("autoencoder_sha256") != autoencoder_sha256:
+        raise ConfigError(f"{FAST_MODEL}: belongs to another autoencoder; {_DISTILL}")
+    unet: nn.Module = deepcopy(network.unet)  # type: ignore[assignment]
+    model.load_into(unet)
+    return FastDecoder(unet.to(device).eval().requires_grad_(False), tuple(levels)), model.sha256

@@ -25,10 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from monai_diffae.bundle.code import MODEL_TARGETS, refuse_code
+from monai_diffae.bundle.code import MODEL_TARGETS, Parser, refuse_code
 from monai_diffae.bundle.config import components, references
 from monai_diffae.bundle.layout import MODEL, MODELS, MONAI_MODEL, model_file
-from monai_diffae.bundle.parser import Parser
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.file_checksums import cached_checksum
 from monai_diffae.data.tensor_files import save_bytes, save_tensors
@@ -72,14 +71,10 @@ class ModelFile:
     sha256: str
 
     def load_into(self, network: nn.Module, prefix: str = "") -> None:
-        """Load the tensors of a part into a network that was just built: of the model, or of its first stage.
-
-        Raises:
-            ConfigError: they are those of another network.
-            ScanError: they are not finite. Buffers that are NaN in the new network may be so in the file.
-        """
+        """Load the tensors of a part into a network that was just built: of the model, or of its first stage."""
         is_chosen = {key: key.startswith(FIRST_STAGE) == (prefix == FIRST_STAGE) for key in self.tensors}
         state = {key.removeprefix(prefix): value for key, value in self.tensors.items() if is_chosen[key]}
+        # buffers that are NaN in the new network may be so in the file
         measured_later = {name for name, buffer in network.named_buffers() if buffer.isnan().any()}
         for name, value in state.items():
             if value.is_floating_point() and name not in measured_later and not value.isfinite().all():
@@ -101,18 +96,7 @@ def check_fit(state: Mapping[str, Tensor], network: nn.Module, name: str) -> Non
 
 
 def write_model(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> Path:
-    """Write a model's file, in one atomic step; the same model gives the same bytes.
-
-    Args:
-        path: the file.
-        kind: as in :class:`ModelFile`.
-        tensors: by their names.
-        description: what the model is.
-
-    Raises:
-        ConfigError: the description holds a formula or a free text; the message names its key.
-        MachineError: the disk is full, or the folder cannot be written.
-    """
+    """Write a model's file, in one atomic step; the same model gives the same bytes."""
     check_writable(description)
     # a copy of each tensor, as safetensors takes none that share memory
     content = save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()})
@@ -126,11 +110,7 @@ def write_model(path: Path, kind: str, tensors: Mapping[str, Tensor], descriptio
 
 
 def check_writable(description: Mapping[str, Any]) -> None:
-    """Check that a model's file can hold a description, e.g. before a training.
-
-    Raises:
-        ConfigError: it holds a formula or a free text; the message names its key.
-    """
+    """Check that a model's file can hold a description, e.g. before a training."""
     for found in _not_plain(description, ""):
         raise ConfigError(
             f"{found}, which a model file cannot hold; write a number, a single word, or a component with _target_"
@@ -141,12 +121,6 @@ def read_model(path: Path, *kinds: str, is_built: bool = True) -> ModelFile:
     """Read a model's file of one of these kinds, and check it. Nothing of it is run.
 
     Without ``is_built``, nothing will be built of it, so it need not be trusted.
-
-    Raises:
-        ConfigError: the file is not there, is none of this package, is of another kind or of a newer version.
-        ScanError: it is damaged.
-        UnsafeInputError: its description holds a formula or a free text, or names something to build that can do more
-            than compute, and is not trusted (:func:`~monai_diffae.bundle.code.trusting`).
     """
     content = _bytes(path)
     entry, header, start = _entry(content, path.name)

@@ -21,19 +21,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from torch import nn
 
-from monai_diffae.bundle.config import (
-    MODEL_ROOTS,
-    check_config_of_run,
-    check_required_values,
-    is_formula,
-    model_config,
-)
-from monai_diffae.bundle.description import (
-    describe,
-    describe_training,
-    versions,
-    write_values,
-)
+from monai_diffae.bundle.config import MODEL_ROOTS, check_config_of_run, check_required_values, is_formula, model_config
+from monai_diffae.bundle.description import describe, describe_training, versions, write_values
 from monai_diffae.bundle.folders import complete_bundle
 from monai_diffae.bundle.layout import CONFIGS, MODEL, MODELS, MONAI_MODEL, TRAIN
 from monai_diffae.bundle.model_file import built_part, check_fit, check_writable, read_description
@@ -47,7 +36,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _DIGITS = 16  # of the hash of each scan that a checkpoint keeps
-_AGAIN = "another output_dir, or set overwrite to start again"
+_AGAIN = "choose another output_dir, or set overwrite to start again"
 _EXTENDED = (
     "imports", "train#handlers", "validate#handlers", "preprocessing#transforms", "augmentation#transforms",
     "initialize", "training",
@@ -62,11 +51,7 @@ _LATENT_ROOTS = ("latent_network_def", "latent_inferer")
 
 
 def running_parser() -> ConfigParser:
-    """The parser of the bundle run that evaluates the calling expression.
-
-    Raises:
-        ConfigError: the caller is not an expression of a bundle's configuration.
-    """
+    """The parser of the bundle run that evaluates the calling expression."""
     parser = _on_call_stack(ConfigParser)
     if parser is None:
         raise ConfigError("running_config: can only be called from an expression of a bundle's configuration")
@@ -94,11 +79,6 @@ def check_run(file: str = TRAIN) -> None:
     directory. MONAI's option ``--tracking mlflow`` turns on the bundle's own tracking, and lists of images, which MONAI
     Label gives to ``train.json``, become the cohort. Only the values that the network needs have to be given: MONAI's
     tools build it without data. :func:`check_all_set` checks the others when the run starts.
-
-    Raises:
-        ConfigError: a key is unknown or has a value that cannot be used.
-        CohortError: an application lists no usable image.
-        MachineError: this machine does not have the device.
     """
     _show_errors_as_one_line()
     parser, workflow = running_parser(), _on_call_stack(ConfigWorkflow)
@@ -124,11 +104,7 @@ def _drop_repetition(items: Any, id: str) -> None:
 
 
 def check_all_set() -> None:
-    """Check that the running configuration has all values that it needs, when its run starts.
-
-    Raises:
-        ConfigError: a key is used and still ``???``; the message names it.
-    """
+    """Check that the running configuration has all values that it needs, when its run starts."""
     check_required_values(running_config())
 
 
@@ -159,7 +135,7 @@ def _use_own_tracking(parser: ConfigParser) -> None:
             parser.get().pop("is_not_rank0", None)  # only MONAI's handlers refer to it
 
 
-# -- images that an application lists ----------------------------------------------------------------------------------
+# -- images that MONAI Label lists -------------------------------------------------------------------------------------
 
 
 def _use_given_images(parser: ConfigParser) -> None:
@@ -169,11 +145,11 @@ def _use_given_images(parser: ConfigParser) -> None:
     lists = {id: parser.get(id) for id in (_TRAIN, _VAL)}
     if all(is_formula(data) for data in lists.values()):
         return
-    if any(is_formula(data) for data in lists.values()):
-        listed, other = (id for id in sorted(lists, key=lambda id: is_formula(lists[id])))
-        raise ConfigError(
-            f"{other}: must be a list, because {listed} is one; give both (in MONAI Label, set val_split above 0)"
-        )
+    for id, data in lists.items():
+        if is_formula(data) or not data:
+            raise CohortError(
+                f"{id}: there is no image; in MONAI Label, label more, or choose another val_split above 0"
+            )
     config: dict[str, Any] = parser.get()
     original = json.loads((Path(str(config["bundle_root"])) / CONFIGS / TRAIN).read_text(encoding="utf-8"))
     handlers = parser.get("train#handlers")
@@ -191,29 +167,20 @@ def _use_given_images(parser: ConfigParser) -> None:
 def _datalist(parser: object, lists: Mapping[str, Sequence[Mapping[str, Any]]], config: Mapping[str, Any]) -> Path:
     """Write a MONAI datalist of the images, which exists as long as the run."""
     keys = list(config["image_keys"])
-    for id, items in lists.items():
-        if not items:
-            raise CohortError(
-                f"{id}: there is no image; in MONAI Label, label more images, or choose another val_split"
-            )
-    entries = {id: [{key: item.get(key) for key in keys} for item in items] for id, items in lists.items()}
+    train, val = ([{key: item.get(key) for key in keys} for item in lists[id]] for id in (_TRAIN, _VAL))
     folder = Path(tempfile.mkdtemp(prefix="diffae-data-"))
     weakref.finalize(parser, shutil.rmtree, folder, ignore_errors=True)
     file = folder / "given_images.json"
-    # as one list without splits, because a patient who is in both would be an error
-    file.write_text(json.dumps([*entries[_TRAIN], *entries[_VAL]]))
+    file.write_text(json.dumps([*train, *val]))  # without splits, as a patient who is in both would be an error
     cases = read_cohort(file, image_keys=keys, patient_pattern=config.get("patient_pattern"))
-    num_train = len(entries[_TRAIN])
-    trained = {case.patient for case in cases[:num_train]}
-    kept = [entry for entry, case in zip(entries[_VAL], cases[num_train:], strict=True) if case.patient not in trained]
+    trained = {case.patient for case in cases[: len(train)]}
+    kept = [entry for entry, case in zip(val, cases[len(train) :], strict=True) if case.patient not in trained]
     if not kept:
         raise CohortError(f"{_VAL}: all of its patients are also trained on; give images of other patients")
-    if len(kept) < len(entries[_VAL]):
-        logger.warning(
-            "%d of %d images are not used for validation, as their patients are also trained on",
-            len(entries[_VAL]) - len(kept), len(entries[_VAL]),
-        )  # fmt: skip
-    file.write_text(json.dumps({"training": entries[_TRAIN], "validation": kept}))
+    if len(kept) < len(val):
+        text = "%d of %d images are not used for validation, as their patients are also trained on"
+        logger.warning(text, len(val) - len(kept), len(val))
+    file.write_text(json.dumps({"training": train, "validation": kept}))
     return file
 
 
@@ -221,10 +188,7 @@ def _datalist(parser: object, lists: Mapping[str, Sequence[Mapping[str, Any]]], 
 
 
 def describe_model(first_stage: FirstStage | None = None) -> dict[str, Any]:
-    """The description of the autoencoder or first stage that the running configuration trains.
-
-    A warning is logged if the first stage was trained with another intensity scaling or spacing than the model.
-    """
+    """The description of the autoencoder or first stage that the running configuration trains."""
     parser = running_parser()
     description = {**describe(parser, MODEL_ROOTS), "recipe": describe_training(parser), "versions": versions()}
     if first_stage is not None:
@@ -294,44 +258,33 @@ class TrainingDescription:
         """The part of the description that a checkpoint keeps; it contains no ids of scans."""
         return {
             "fingerprint": self.fingerprint, "model": json.dumps(built_part(self.model), sort_keys=True),
-            "scans": self._scan_hashes,
+            "scans": [content[:_DIGITS] for _, content in self.scans],
         }  # fmt: skip
 
-    @property
-    def _scan_hashes(self) -> list[str]:
-        return [content[:_DIGITS] for _, content in self.scans]
-
     def differing(self, other: Mapping[str, Any], *, only_weights: bool = False) -> list[str]:
-        """The keys in which another description is that of another model.
-
-        With ``only_weights``, the split of the cohort and the settings of decoding may differ.
-        """
+        """The keys in which another description is that of another model, or only of other weights."""
         now, before = built_part(self.model), built_part(other)
         if only_weights:
             now, before = (model_config(each, _OF_THE_WEIGHTS) for each in (now, before))
         return sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
 
     def check_resumes(self, checkpoint: Mapping[str, Any], name: str) -> None:
-        """Check that a checkpoint, the content of the file ``name``, is one of this training.
-
-        Raises:
-            ConfigError: it belongs to another model or other data.
-        """
+        """Check that a checkpoint, the content of the file ``name``, is one of this training."""
         if differing := self.differing(json.loads(checkpoint["model"])):
             raise ConfigError(
-                f"{name}: belongs to another model with other values of {', '.join(differing)}; use its values, "
-                f"choose {_AGAIN}"
+                f"{name}: belongs to another model with other values of {', '.join(differing)}; use its "
+                f"values, {_AGAIN}"
             )
         if checkpoint["fingerprint"] != self.fingerprint:
             raise ConfigError(
-                f"{name}: was trained on other data, or on another split; use the same dataset_dir or {_AGAIN}"
+                f"{name}: was trained on other data, or on another split; use the same dataset_dir, {_AGAIN}"
             )
-        pairs = zip(checkpoint["scans"], self._scan_hashes, self.scans, strict=False)
-        replaced = [scan_id for before, now, (scan_id, _) in pairs if before != now]
+        pairs = zip(checkpoint["scans"], self.scans, strict=False)
+        replaced = [scan_id for before, (scan_id, now) in pairs if before != now[:_DIGITS]]
         if replaced:
             raise ConfigError(
                 f"{name}: {len(replaced)} of {len(self.scans)} scans are not those of the training (the first is "
-                f"'{replaced[0][:60]}'): they were replaced, or are damaged; restore them, or choose {_AGAIN}"
+                f"'{replaced[0][:60]}'): they were replaced, or are damaged; restore them, {_AGAIN}"
             )
 
 
@@ -339,11 +292,6 @@ def check_monai_weights(network: nn.Module, folder: str | Path) -> None:
     """Check that the weights that MONAI's tools load are those of a network; without weights, it can be any.
 
     MONAI (1.6.1) loads those weights that fit, and ignores the others without a message.
-
-    Raises:
-        ConfigError: the weights are those of another network.
-        ScanError: they are damaged.
-        UnsafeInputError: reading them would run code.
     """
     path = Path(folder) / MODELS / MONAI_MODEL
     if not path.is_file():
@@ -354,11 +302,10 @@ def check_monai_weights(network: nn.Module, folder: str | Path) -> None:
     except ConfigError as error:
         model, running = path.with_name(MODEL), running_parser().get()
         trained = read_description(model) if model.is_file() else {}
-        keys = [key for key, value in trained.items() if key in running and running[key] != value]
-        differ = sorted(key for key in keys if not isinstance(running[key], dict) and not is_formula(running[key]))
-        if not differ:
-            raise
-        raise ConfigError(
-            f"{path.name}: belongs to another model with other values of {', '.join(differ)}; use its values, choose "
-            "another output_dir, or set overwrite to train another model"
-        ) from error
+        plain = {key: value for key, value in running.items() if not (isinstance(value, dict) or is_formula(value))}
+        if differ := sorted(key for key, value in trained.items() if plain.get(key, value) != value):
+            raise ConfigError(
+                f"{path.name}: belongs to another model with other values of {', '.join(differ)}; use its "
+                f"values, {_AGAIN}"
+            ) from error
+        raise

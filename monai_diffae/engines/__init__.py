@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from monai_diffae.engines.batches import StepBatchSampler, training_loader, validation_loader
-from monai_diffae.engines.data_parallel import distributed
+from monai_diffae.engines.batches import StepBatchSampler, StepDraws, StepSeeding, training_loader, validation_loader
 from monai_diffae.engines.distillation import DistillationTrainer, FewStepInferer, first_and_last
 from monai_diffae.engines.evaluator import DiffusionEvaluator
 from monai_diffae.engines.first_stage import FirstStageEvaluator, FirstStageTrainer
-from monai_diffae.engines.image_loss import ImageLoss, gradient_difference
 from monai_diffae.engines.latent_cases import LatentCases
-from monai_diffae.engines.optimization import learning_rate_schedule
+from monai_diffae.engines.losses import ImageLoss, gradient_difference
 from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch, FixedPrepareBatch
-from monai_diffae.engines.seeding import StepSeeding
-from monai_diffae.engines.step_draws import StepDraws
-from monai_diffae.engines.trainer import DiffusionTrainer, ResumableTrainer, TrainingEvents
+from monai_diffae.engines.trainer import (
+    DiffusionTrainer,
+    ResumableTrainer,
+    TrainingEvents,
+    distributed,
+    learning_rate_schedule,
+)
 from monai_diffae.engines.workload import Workload, check_memory
 
 __all__ = [

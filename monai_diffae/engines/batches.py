@@ -1,18 +1,84 @@
-"""The images of each batch, as a function of the step: a resumed run sees the same as an uninterrupted one."""
+"""The images and the random numbers of each step, as functions of the step: a resumed run sees the same."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from monai_diffae.data.workers import leave_signals_to_parent
+from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.engines.device_settings import DeviceSettings
-from monai_diffae.engines.step_draws import StepDraws
+
+
+@dataclass(frozen=True)
+class StepDraws:
+    """Draws the random numbers of one process's images: a function of seed, step and their place in the global batch.
+
+    The global batch consists of the images of all processes in a step. Every process draws for all of them and keeps
+    its own rows: one call, which is much faster than one call per image. A CPU and a GPU draw different numbers.
+
+    Attributes:
+        seed: random seed of the training.
+        step: number of the step, from 0.
+        first: place of this process's first image in the global batch.
+        count: number of its images.
+        total: number of images in the global batch.
+
+    Example:
+        >>> alone, second = StepDraws(0, 7, first=0, count=4, total=4), StepDraws(0, 7, first=2, count=2, total=4)
+        >>> bool((alone.noise((1, 8, 8), "cpu")[2:] == second.noise((1, 8, 8), "cpu")).all())
+        True
+    """
+
+    seed: int
+    step: int
+    first: int
+    count: int
+    total: int
+
+    def noise(self, shape: Sequence[int], device: torch.device | str) -> Tensor:
+        """Standard normal noise (count, *shape), float32."""
+        generator = torch.Generator(device).manual_seed(seed_of(self.seed, self.step, "noise"))
+        return self._own_rows(torch.randn((self.total, *shape), generator=generator, device=device))
+
+    def timesteps(self, schedule: DiffusionSchedule) -> Tensor:
+        """Timesteps (count,), on the CPU, sampled as the schedule's ``timestep_sampling`` says."""
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.step, "timesteps"))
+        return self._own_rows(schedule.sample_timesteps(self.total, generator))
+
+    def _own_rows(self, rows: Tensor) -> Tensor:
+        return rows[self.first : self.first + self.count]
+
+
+class StepSeeding:
+    """Ignite handler: before each iteration, seed torch and numpy with (seed, rank, iteration).
+
+    Dropout, and whatever else draws from these generators, is then the same in a resumed run. Noise and timesteps have
+    numbers of their own: :class:`StepDraws`.
+    """
+
+    def __init__(self, seed: int, rank: int = 0) -> None:
+        self.seed = seed
+        self.rank = rank
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Seed torch (CPU and GPU) and numpy for the iteration that begins."""
+        seed = seed_of(self.seed, self.rank, engine.state.iteration)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - MONAI and its users draw from the global generator
 
 
 class StepBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -100,13 +166,7 @@ def training_loader(
 
 
 def validation_loader(dataset: Dataset[Any], batch_size: int, device: torch.device | str = "cpu") -> DataLoader[Any]:
-    """A loader over all images in a fixed random order, so that consecutive ones are rarely slices of one volume.
-
-    Args:
-        dataset: the validation images.
-        batch_size: images per batch.
-        device: where the batches are used.
-    """
+    """A loader over all images in a fixed random order, so that consecutive ones are rarely slices of one volume."""
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()  # type: ignore[arg-type]
     pin_memory = DeviceSettings.of(device).pin_memory
     return DataLoader(dataset, batch_size=batch_size, sampler=order, pin_memory=pin_memory)

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cached import CachedCases
+from monai_diffae.data.locks import ProcessLock
 from monai_diffae.data.streamed import Arrays
-from monai_diffae.errors import ConfigError, MachineError, ScanError
+from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.networks import FirstStage
 
 _SAVED = re.compile(r"[0-9a-f]{64}\.f32|\.tmp-.*\.f32|\.lock")
@@ -53,17 +53,6 @@ class LatentCases(CachedCases):
             raise ConfigError("cache is 'none', but cache_latents keeps latents; set cache to 'memory' or 'disk'")
         self._folder = Path(kwargs["cache_dir"]) / "latents"
 
-    def prepare(self) -> LatentCases:
-        """Read, preprocess and encode all cases, if this has not been done, and return the dataset itself."""
-        if self._items is None and self.first_stage is not None:
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                (self._folder / ".lock").touch()
-            except OSError as error:
-                raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another folder") from error
-        super().prepare()
-        return self
-
     def images(self) -> CachedCases:
         """The same cases with their images, which are read and preprocessed at each access."""
         return self if self.first_stage is None else self.uncached()
@@ -90,7 +79,7 @@ class LatentCases(CachedCases):
         digest = hashlib.sha256(self._weights + str(image.shape).encode() + image.tobytes()).hexdigest()
         file = self._folder / f"{digest}.f32"
         shape = first_stage.latent_shape(image.shape)
-        with FileLock(self._folder / ".lock"):  # other processes wait, and then read this file and encode another one
+        with ProcessLock(self._folder / ".lock"):  # others wait, then read this file and encode another one
             with suppress(FileNotFoundError):  # another training with this folder may delete it at any time
                 latents = np.fromfile(file, np.float32)
                 if latents.size == math.prod(shape):

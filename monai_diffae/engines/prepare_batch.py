@@ -11,8 +11,8 @@ from torch import Tensor
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.noise import image_noise
+from monai_diffae.engines.batches import StepDraws
 from monai_diffae.engines.device_settings import send
-from monai_diffae.engines.step_draws import StepDraws
 from monai_diffae.networks import FirstStage
 
 

@@ -1,11 +1,12 @@
-"""Training steps: MONAI's SupervisedTrainer, extended for long trainings and for diffusion."""
+"""Training: MONAI's SupervisedTrainer for long trainings of diffusion models, its learning rate, and its processes."""
 
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import ignite.distributed as idist
 import torch
@@ -14,21 +15,22 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 
 from monai_diffae.data.workers import dead_worker
 from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.engines.agreement import agreement_loss, both_views, encoding_both
 from monai_diffae.engines.batches import StepBatchSampler
-from monai_diffae.engines.data_parallel import lay_out, memory_format
 from monai_diffae.engines.device_settings import DeviceSettings, description
+from monai_diffae.engines.losses import agreement_loss, encoding_both
 from monai_diffae.engines.precision import Precision, autocast
-from monai_diffae.engines.step_figures import StepFigures, diverged
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, DivergenceError, quoted
 from monai_diffae.networks.kernels import reproducible_kernels
 from monai_diffae.networks.threads import threads_for
 
 logger = logging.getLogger(__name__)
 
+_MOST_NAMED, _LONGEST_ID = 3, 18  # cases of a batch in a message, and characters of their ids
 _SMALLEST_SCALE = 1e-4  # for fp16 gradients, as in fairseq: a smaller scale is only needed after divergence
 
 
@@ -64,8 +66,8 @@ class ResumableTrainer(SupervisedTrainer):
         kwargs: arguments of ``monai.engines.SupervisedTrainer``. ``loss_function`` must not reduce.
 
     Raises:
-        ConfigError: the precision is unknown, ``amp`` is set (use ``precision``), the loss reduces, or the network was
-            wrapped for several processes without :func:`~monai_diffae.engines.distributed`.
+        ConfigError: the precision is unknown, or the network was wrapped for several processes without
+            :func:`~monai_diffae.engines.distributed`.
     """
 
     def __init__(
@@ -76,12 +78,6 @@ class ResumableTrainer(SupervisedTrainer):
         channels_last: bool = True,
         **kwargs: Any,
     ) -> None:
-        if kwargs.pop("amp", False):
-            raise ConfigError(
-                "train#trainer#amp: cannot be used; set precision to 'bf16' or 'fp16', or 'auto' for the machine's best"
-            )
-        if getattr(kwargs.get("loss_function"), "reduction", "none") != "none":
-            raise ConfigError("loss_function: must have reduction 'none', as each image's loss is computed from it")
         kwargs.setdefault("decollate", False)
         kwargs.setdefault("optim_set_to_none", True)
         super().__init__(**kwargs, event_names=[TrainingEvents])
@@ -127,11 +123,7 @@ class ResumableTrainer(SupervisedTrainer):
         return step % self.accumulation_steps != 0
 
     def check_last_step(self) -> None:
-        """Check that loss and gradients of the last step are finite; this waits for the device.
-
-        Raises:
-            DivergenceError: they are not.
-        """
+        """Check that loss and gradients of the last step are finite; this waits for the device."""
         if self._last_step is not None:
             self._last_step.check()
 
@@ -229,7 +221,7 @@ class DiffusionTrainer(ResumableTrainer):
 
     Args:
         schedule: the noise schedule, which weights the loss of each noise level.
-        agreement_weight: weight of :func:`~monai_diffae.engines.agreement.agreement_loss`, for which the encoder also
+        agreement_weight: weight of :func:`~monai_diffae.engines.losses.agreement_loss`, for which the encoder also
             sees the image that the decoder reconstructs; 0: the diffusion loss alone.
         kwargs: arguments of :class:`ResumableTrainer`.
     """
@@ -255,7 +247,7 @@ class DiffusionTrainer(ResumableTrainer):
         self, images: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         """The network's output, and z_sem of both views (2B, Z) if they are to agree."""
-        views = both_views(kwargs["condition"], images) if self.agreement_weight else None
+        views = torch.cat([kwargs["condition"], images]) if self.agreement_weight else None
         images = images.to(memory_format=self.memory_format)
         if views is None:
             return self.inferer(images, self.network, *args, **kwargs), None
@@ -267,3 +259,146 @@ class DiffusionTrainer(ResumableTrainer):
 
 def _is_not_repeated(record: logging.LogRecord) -> bool:
     return "terminating due to exception" not in record.getMessage()
+
+
+# -- figures of a step -------------------------------------------------------------------------------------------------
+
+
+class AsyncScalar:
+    """Asynchronous copy of a scalar to the CPU; the scalar must not change later.
+
+    Example:
+        >>> AsyncScalar(torch.tensor(2.5)).read()
+        2.5
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        # To pinned memory, from a GPU. On other devices nothing would tell when the number has arrived.
+        self._value = value.detach().to("cpu", non_blocking=value.is_cuda)
+        self._arrival = torch.cuda.current_stream(value.device).record_event() if value.is_cuda else None
+
+    def read(self) -> float:
+        """The number; waits until it has arrived."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return float(self._value)
+
+
+class StepFigures:
+    """Loss and norm of the gradients of one step, which must be finite."""
+
+    def __init__(self, step: int, ids: Sequence[Any], loss: Tensor) -> None:
+        self.step = step
+        self.ids = ids
+        self._loss = AsyncScalar(loss)
+        self._grad_norm: AsyncScalar | None = None
+
+    def add_grad_norm(self, norm: Tensor) -> None:
+        """Add the norm of the gradients with which the step updated the weights."""
+        self._grad_norm = AsyncScalar(norm)
+
+    def check(self) -> None:
+        """Check the figures. This waits for the device if it has not computed them yet."""
+        if not math.isfinite(self._loss.read()):
+            raise diverged(f"the loss is not finite at step {self.step} ({_named(self.ids)})")
+        if self._grad_norm is not None and not math.isfinite(norm := self._grad_norm.read()):
+            raise diverged(f"the gradients are not finite at step {self.step} (norm {norm:g})")
+
+
+def diverged(what: str) -> DivergenceError:
+    """The error that ends a training because ``what`` (with its step) is no longer finite."""
+    return DivergenceError(f"{what}; the last checkpoint is kept. Use a lower learning_rate, or precision fp32")
+
+
+def _named(ids: Sequence[Any]) -> str:
+    names = ", ".join(str(name)[:_LONGEST_ID] for name in ids[:_MOST_NAMED]) or "unknown"
+    others = len(ids) - _MOST_NAMED
+    return f"cases {names} and {others} others" if others > 0 else f"cases {names}"
+
+
+# -- learning rate -----------------------------------------------------------------------------------------------------
+
+
+def learning_rate_schedule(
+    optimizer: torch.optim.Optimizer,
+    kind: Literal["constant", "cosine"] = "constant",
+    warmup_steps: int = 0,
+    total_steps: int | None = None,
+    final_factor: float = 0.0,
+) -> LambdaLR:
+    """A learning rate with linear warm-up, then constant or with cosine decay. It is stepped once per iteration.
+
+    Args:
+        optimizer: the optimiser, whose learning rate is the maximum.
+        kind: ``constant``, or ``cosine`` down to ``final_factor`` times the maximum at ``total_steps``.
+        warmup_steps: iterations from 0 to the maximum.
+        total_steps: iterations of the whole training; required for ``cosine``.
+        final_factor: the last learning rate, as a fraction of the maximum.
+
+    Raises:
+        ConfigError: the kind is unknown, or ``cosine`` has no ``total_steps``; or (after a step) a training continues
+            beyond ``total_steps``, where its learning rate would be 0.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> schedule = learning_rate_schedule(optimizer, "cosine", warmup_steps=2, total_steps=10)
+        >>> [round(schedule.lr_lambdas[0](step), 2) for step in (0, 1, 2, 6, 10)]
+        [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    if kind not in ("constant", "cosine"):
+        raise ConfigError(f"lr_schedule is {quoted(kind)}; choose one of: constant, cosine")
+    if kind == "cosine" and total_steps is None:
+        raise ConfigError("lr_schedule 'cosine' needs total_steps; give it, or use 'constant'")
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if kind == "constant" or total_steps is None:
+            return 1.0
+        if step > total_steps and final_factor == 0:
+            raise ConfigError(
+                f"lr_schedule: 'cosine' ends at step {total_steps} with a learning rate of 0, but the training "
+                "continues; in federated training, add configs/overlays/federated.json and set num_rounds to all rounds"
+            )
+        done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * done))
+
+    return LambdaLR(optimizer, factor)
+
+
+# -- several processes -------------------------------------------------------------------------------------------------
+
+
+def memory_format(network: nn.Module, channels_last: bool) -> torch.memory_format:
+    """The memory format of a network's weights and images: channels last for 2D or 3D, or torch's usual one."""
+    if not channels_last:
+        return torch.contiguous_format
+    return torch.channels_last_3d if any(p.ndim == 5 for p in network.parameters()) else torch.channels_last
+
+
+def distributed(network: nn.Module, device: torch.device | str, channels_last: bool = True) -> DistributedDataParallel:
+    """Wrap a network for a training by several processes, whose gradients are averaged.
+
+    The weights get their memory format first. DistributedDataParallel (torch 2.13) assumes that it never changes: if
+    it changes later, the averaged gradients are assigned to other weights of the same layer, without an error.
+
+    Args:
+        network: on ``device``.
+        device: the process's own.
+        channels_last: as the trainer's.
+    """
+    device = torch.device(device)
+    network.to(memory_format=memory_format(network, channels_last))  # type: ignore[call-overload]
+    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+
+def lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
+    """Give a network's weights a memory format."""
+    strides = [weight.stride() for weight in network.parameters()]
+    network.to(memory_format=memory_format)  # type: ignore[call-overload]
+    is_changed = strides != [weight.stride() for weight in network.parameters()]
+    if is_changed and isinstance(network, DistributedDataParallel):
+        raise ConfigError(
+            "train#trainer#network: DistributedDataParallel would mix up the gradients, because channels_last changes "
+            "the weights' layout; copy multi_gpu_train.json again with init, or use monai_diffae.engines.distributed"
+        )

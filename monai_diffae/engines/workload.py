@@ -10,14 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from monai_diffae.engines.memory import (
-    GIB,
-    Memory,
-    first_stage_memory,
-    free_memory,
-    inference_memory,
-    training_memory,
-)
+from monai_diffae.engines.memory import GIB, Memory, first_stage_memory, free_memory, inference_memory, training_memory
 from monai_diffae.engines.precision import Precision, resolve_precision
 from monai_diffae.errors import DiffAEError, MachineError
 from monai_diffae.networks import FirstStage

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.synthesis.combination import Axes, Combination
-from monai_diffae.bundle.opened_case import Detail, OpenedCase
+from monai_diffae.bundle.model_case import Detail, ModelCase
 from monai_diffae.data.cases import Case
 from monai_diffae.explorer.worker import Check
 from monai_diffae.transforms import NativeSpace
@@ -56,7 +56,7 @@ class Studio:
     axes: Axes
     preview_steps: int = _LEAST_STEPS
     progress: str = ""
-    _opened: OrderedDict[str, OpenedCase] = field(default_factory=OrderedDict)
+    _opened: OrderedDict[str, ModelCase] = field(default_factory=OrderedDict)
     _plain: OrderedDict[tuple[str, int], Tensor] = field(default_factory=OrderedDict)
 
     @property
@@ -85,7 +85,7 @@ class Studio:
         self.preview_steps = min(self.steps, max(_LEAST_STEPS, min(_MOST_STEPS, int(_PREVIEW_S / seconds))))
         return seconds
 
-    def open(self, case: Case) -> OpenedCase:
+    def open(self, case: Case) -> ModelCase:
         """Open a case, or return it as it was opened before."""
         return _remembered(self._opened, case.id, lambda: self.session.open_case(case))
 
@@ -109,7 +109,7 @@ class Studio:
         images = [self._decode(z, x, self.steps, check) for z, x in zip(z_sem.split(1), x_T.split(1), strict=True)]
         return torch.cat(images)
 
-    def _invert(self, opened: OpenedCase, check: Check) -> None:
+    def _invert(self, opened: ModelCase, check: Check) -> None:
         """Invert a case, and report the progress; a known inversion is not repeated."""
         phases = iter(("Inverting the scan", "Decoding it to check x_T"))
         phase = ""
@@ -125,7 +125,7 @@ class Studio:
         finally:
             self.progress = ""
 
-    def _plain_image(self, name: str, own: OpenedCase, steps: int, check: Check) -> Tensor:
+    def _plain_image(self, name: str, own: ModelCase, steps: int, check: Check) -> Tensor:
         return _remembered(self._plain, (name, steps), lambda: self._decode(own.z_sem, own.x_T, steps, check))
 
     def _decode(self, z_sem: Tensor, x_T: Tensor, steps: int, check: Check) -> Tensor:
@@ -139,14 +139,14 @@ class Studio:
         return self.session.trained.inferer.encode(image, self.session.trained.network)
 
 
-def shown_arrays(opened: OpenedCase, decoded: Decoded, detail: Detail) -> dict[str, Any]:
+def shown_arrays(opened: ModelCase, decoded: Decoded, detail: Detail) -> dict[str, Any]:
     """The pictures ``image`` and ``difference``, ``[C, *S]`` in the model's range, in the model's grid.
 
     Those of a 2D scan with detail ``own`` are in the scan's own grid, with the difference to the scan, and ``scan``.
     """
     if detail == "model" or opened.scan.array.ndim != 3:
         return {"image": decoded.image[0], "difference": decoded.difference[0]}
-    (native,) = (space for space in opened.space.spaces.values() if isinstance(space, NativeSpace))
+    (native,) = (space for space in opened.spaces.values() if isinstance(space, NativeSpace))
     edited = opened.add_difference(decoded.difference)
     scan, image = native.to_model_range(opened.scan.array), native.to_model_range(edited)
     return {"scan": scan, "image": image, "difference": image - scan}

@@ -1,11 +1,14 @@
-"""Checkpoints of a training. A full disk or a killed process never destroys the last good one."""
+"""Checkpoints of a training, and requests to stop it. No full disk or kill destroys the last good checkpoint."""
 
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -19,19 +22,62 @@ from monai_diffae.bundle.model_file import FIRST_STAGE, read_model, refuse_other
 from monai_diffae.bundle.training import TrainingDescription
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.tensor_files import write_tensors
-from monai_diffae.engines.step_draws import SCHEME
-from monai_diffae.engines.step_figures import diverged
-from monai_diffae.engines.trainer import TrainingEvents
-from monai_diffae.errors import ConfigError, DiffAEError
-from monai_diffae.handlers.checkpoint_file import read_checkpoint
-from monai_diffae.handlers.ema import EMA
-from monai_diffae.handlers.metric_names import is_of_probes
-from monai_diffae.handlers.outside_weights import OutsideWeights
-from monai_diffae.handlers.resumed_optimizer import lay_out_like_parameters, set_rates, set_schedule_back
-from monai_diffae.handlers.stop_requests import StopRequests
-from monai_diffae.handlers.validation import Validation
+from monai_diffae.data.torch_files import read_torch_file
+from monai_diffae.engines.trainer import TrainingEvents, diverged
+from monai_diffae.errors import ConfigError, DiffAEError, ScanError
+from monai_diffae.handlers.validation import Validation, is_of_probes
+from monai_diffae.handlers.weights import EMA, WeightMonitor, lay_out_like_parameters, set_rates, set_schedule_back
 
 logger = logging.getLogger(__name__)
+
+
+class TrainingStopped(SystemExit):
+    """Ends a training whose program asked it to stop, after its checkpoint was saved."""
+
+
+class StopRequests:
+    """Requests to stop a training. They are noted, and fulfilled at a step at which a checkpoint can be saved.
+
+    SIGTERM and Ctrl-C are noted if the training runs in the main thread; a second signal ends the process at once.
+
+    Attributes:
+        event: set by the program that runs the training, from any thread; None: there is none.
+    """
+
+    def __init__(self) -> None:
+        self.event: threading.Event | None = None
+        self._signal: int | None = None
+        self._handlers_before: dict[int, Any] = {}
+
+    @property
+    def are_pending(self) -> bool:
+        """Whether the training should stop."""
+        return self._signal is not None or (self.event is not None and self.event.is_set())
+
+    def fulfil(self) -> None:
+        """End the training if it should stop."""
+        if self._signal is not None:
+            raise SystemExit(128 + self._signal)
+        if self.are_pending:
+            raise TrainingStopped
+
+    def listen(self) -> None:
+        """Note signals from now on; does nothing outside the main thread, which alone receives them."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signal = number
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handlers_before[number] = signal.signal(number, note)
+
+    def stop_listening(self) -> None:
+        """Leave signals to the handlers from before."""
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+        self._handlers_before.clear()
 
 
 class CheckpointKeeper:
@@ -39,24 +85,18 @@ class CheckpointKeeper:
 
     ``models/checkpoint.pt`` has everything, ``models/model.safetensors`` the averaged weights and their description,
     ``models/model.pt`` the same weights for MONAI's tools, and ``models/metrics.json`` the metrics of the last
-    validation. Each is written to a temporary file, flushed to the disk and then renamed (MONAI's and Ignite's savers
-    delete the old file first). They are saved at the end of each epoch, every ``interval_minutes`` within an epoch, and
-    when the training is asked to stop (``stop_requests``: SIGTERM, Ctrl-C or an event), which ends the process with
-    exit code 143 or 130, or raises TrainingStopped. Nothing is saved between accumulation steps, and the last step of
-    an epoch only after its validation. Weights that are not finite are never saved: training ends with an error
-    instead, and the files of the last save do not change. No other process can write the folder until the training
-    ends. When it begins, the folder's configurations get its values.
+    validation. Each is replaced in one step (MONAI's and Ignite's savers delete the old file first). They are saved at
+    the end of each epoch after its validation, every ``interval_minutes`` within an epoch, and when the training is
+    asked to stop (``stop_requests``), but not between accumulation steps. Weights that are not finite are never saved:
+    training ends with an error instead. No other process can write the folder until the training ends.
 
-    A folder with weights but no checkpoint, such as a bundle with shipped weights, is fine-tuned: a new training begins
-    with these weights, and its first save replaces them.
+    A folder with weights but no checkpoint, such as a bundle with shipped weights, is fine-tuned. A resumed run uses
+    the checkpoint's weights, averages, moments and step, and its own ``max_epochs``, learning rate and schedule, weight
+    decay, decay of the average and precision.
 
-    A resumed run uses the checkpoint's weights, averages, moments and step. The following come from its own
-    configuration: ``max_epochs``, learning rate and schedule, weight decay, decay of the average, precision.
-
-    **Weights that were set from outside are kept.** In federated training, a program sets the weights of the network
-    before each run of the same trainer. The first run then resumes everything but the weights, and repeats a round that
-    was interrupted from its first step; a round has the trainer's first ``max_epochs``. A later run of the same trainer
-    reads no checkpoint: it continues from what is in memory.
+    In federated training, a server replaces the weights before each run of the same trainer. The first run then resumes
+    everything but the weights, and repeats an interrupted round from its first step; a round has the trainer's first
+    ``max_epochs``. A later run continues from what is in memory.
 
     Args:
         directory: the ``models`` folder.
@@ -66,8 +106,7 @@ class CheckpointKeeper:
         lr_scheduler: the learning-rate schedule, stepped once per iteration.
         validation: the handler with the state of early stopping.
         description: model and data, which are written into the model's file; a resumed run must have the same.
-        prefix: prefix of the files' names, so that several models can share the folder: with ``latent_`` they are
-            ``latent_checkpoint.pt`` and ``latent_model.safetensors``.
+        prefix: prefix of the files' names, such as ``latent_``, so that several models can share the folder.
         interval_minutes: the longest time between two saves.
         overwrite: start from the first step, although there are weights or a checkpoint.
         fine_tune: begin with the weights in the folder, although there is a checkpoint.
@@ -93,12 +132,9 @@ class CheckpointKeeper:
         self.checkpoint, self.model = self.directory / f"{prefix}{CHECKPOINT}", self.directory / f"{prefix}{MODEL}"
         self.prefix = prefix
         self.parts: dict[str, Any] = {
-            "network": network,
-            "ema": ema,
-            "optimizer": optimizer,
-            "lr_scheduler": lr_scheduler,
+            "network": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler,
             "validation": validation,
-        }
+        }  # fmt: skip
         self.ema = ema
         self.description = description
         self.interval_s = interval_minutes * 60
@@ -107,7 +143,7 @@ class CheckpointKeeper:
         self.enabled = enabled
         self._has_saved = False
         self._has_run = False
-        self._outside_weights = OutsideWeights(network)
+        self._weights = WeightMonitor(network)
         self._saved_at = time.monotonic()
         self.stop_requests = StopRequests()
         self._started_from: str | None = None  # checksum of the weights
@@ -115,7 +151,7 @@ class CheckpointKeeper:
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer: resume before it runs, and save while it runs."""
-        self._outside_weights.remember()
+        self._weights.remember()
         self._announce_position(engine)
         engine.add_event_handler(TrainingEvents.BEFORE_RUN, self._start)
         engine.add_event_handler(Events.STARTED, self.stop_requests.listen)
@@ -126,12 +162,7 @@ class CheckpointKeeper:
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self._end(has_run=False))
 
     def save(self, engine: Workflow) -> None:
-        """Write the checkpoint, the weights and the metrics now.
-
-        Raises:
-            DivergenceError: the weights or their averages are not finite; raised on every rank.
-            MachineError: the disk is full, or the folder cannot be written.
-        """
+        """Write the checkpoint, the weights and the metrics now, or raise DivergenceError on every rank."""
         state = engine.state
         if not (_is_finite(self.parts["network"]) and _is_finite(self.ema.network)):
             raise diverged(f"the weights are not finite at step {state.iteration}")
@@ -141,7 +172,7 @@ class CheckpointKeeper:
         checkpoint = {name: part.state_dict() for name, part in self.parts.items()}
         checkpoint["trainer"] = {"iteration": state.iteration, "epoch_length": state.epoch_length}
         checkpoint["unreported"] = getattr(state, "unreported", None)
-        checkpoint |= {**self.description.state_dict(), "started_from": self._started_from, "random_numbers": SCHEME}
+        checkpoint |= {**self.description.state_dict(), "started_from": self._started_from}
         first = not self._has_saved or not self.model.is_file()  # somebody may have deleted the folder
         # The checkpoint comes first: a training that is killed before the model is written writes it when it resumes.
         write_tensors(checkpoint, self.checkpoint)
@@ -194,7 +225,7 @@ class CheckpointKeeper:
             raise
 
     def _resume_or_begin(self, engine: Workflow) -> None:
-        is_given = self._outside_weights.were_set()
+        is_given = self._weights.were_replaced()
         if self.checkpoint.is_file() and not (self.overwrite or self.fine_tune):
             self._resume(engine, self.checkpoint, is_given)
         elif self.model.is_file() and not self.overwrite and not is_given:
@@ -232,11 +263,6 @@ class CheckpointKeeper:
         checkpoint = read_checkpoint(path, {*self.parts, "trainer", "fingerprint", "model"})
         self.description.check_resumes(checkpoint, path.name)
         self._started_from = checkpoint.get("started_from")
-        if checkpoint.get("random_numbers") != SCHEME:
-            logger.warning(
-                "%s: another version of monai_diffae began this training, and drew noise and timesteps in another way. "
-                "The training resumes, but not as it would have continued; set overwrite to start again", path.name
-            )  # fmt: skip
         state, saved = engine.state, checkpoint["trainer"]
         if saved["epoch_length"] != state.epoch_length:
             raise ConfigError(
@@ -278,14 +304,13 @@ class CheckpointKeeper:
 
     def _complete(self, engine: Workflow, iteration: int, limit: str) -> None:
         engine.is_complete = True  # type: ignore[attr-defined]
-        self._outside_weights.remember()
+        self._weights.remember()
         self._lock.release()
-        logger.info(
+        text = (
             "training is complete after %d steps; nothing to do. Increase %s to train further, choose another "
-            "output_dir, or set overwrite to start again",
-            iteration,
-            limit,
+            "output_dir, or set overwrite to start again"
         )
+        logger.info(text, iteration, limit)
 
     def _after_iteration(self, engine: Workflow) -> None:
         # A checkpoint of an epoch's last step means that its validation is complete.
@@ -313,7 +338,7 @@ class CheckpointKeeper:
 
     def _end(self, has_run: bool) -> None:
         self._has_run = has_run
-        self._outside_weights.remember()
+        self._weights.remember()
         self.stop_requests.stop_listening()
         self._lock.release()
 
@@ -321,3 +346,30 @@ class CheckpointKeeper:
 def _is_finite(network: nn.Module) -> bool:
     # parameters alone: a buffer may hold infinities (a mask) or NaN (a value that is not known yet)
     return all(bool(parameter.isfinite().all()) for parameter in network.parameters())
+
+
+def read_checkpoint(path: Path, parts: set[str]) -> dict[str, Any]:
+    """Read a checkpoint that has these parts."""
+    damaged = "cannot be read as a checkpoint; copy it again, or set overwrite"
+    checkpoint: dict[str, Any] = read_torch_file(path, damaged)
+    if not isinstance(checkpoint, dict):
+        raise ScanError(f"{path.name}: {damaged}")
+    missing = parts - checkpoint.keys()
+    if missing:
+        raise ConfigError(
+            f"{path.name}: is not a checkpoint of this package (no {min(missing)!r}); set overwrite to start again"
+        )
+    return checkpoint
+
+
+def check_resumes(description: TrainingDescription, path: str | Path, overwrite: bool = False) -> None:
+    """Check that a training can resume from a checkpoint, if there is one, before it prepares its data for long.
+
+    Raises:
+        ConfigError: the checkpoint belongs to another model or other data.
+        UnsafeInputError: reading the file would run code.
+        ScanError: the file cannot be read.
+    """
+    path = Path(path)
+    if path.is_file() and not overwrite:
+        description.check_resumes(read_checkpoint(path, {"fingerprint", "model"}), path.name)

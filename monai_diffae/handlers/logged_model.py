@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from monai_diffae.bundle.code import trusting
 from monai_diffae.bundle.folders import copy_model
 from monai_diffae.bundle.loading import TrainedBundle, load_bundle
 from monai_diffae.data.scans import scan_suffix
-from monai_diffae.handlers.mlflow import DESCRIPTION, RUN_ID, reason, tracking_client
+from monai_diffae.handlers.mlflow import RUN_ID, reason, tracking_client
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FILE_NAME = "file_name"
-
-_SERVING = """To get z_sem from a server, install monai-diffae there, and run
-
-    mlflow models serve --model-uri models:/{name}/{version} --env-manager local --port 5001
-
-    curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' \\
-      -d "{{\\"dataframe_records\\": [{{\\"image\\": \\"$(base64 -w0 scan.png)\\", \\"file_name\\": \\"scan.png\\"}}]}}"
-"""
 
 
 def log_bundle(
@@ -46,7 +37,7 @@ def log_bundle(
     """Log the trained bundle as a model of the training's MLflow run, and register it.
 
     A training calls this after the calibration, so that the logged bundle is complete. A failure is logged as a
-    warning. A store without a registry gets the model all the same.
+    warning.
 
     Args:
         output_dir: the training's folder, with the id of its run; without one, nothing is logged.
@@ -61,15 +52,10 @@ def log_bundle(
         with tempfile.TemporaryDirectory() as folder:
             copy_model(output_dir, Path(folder) / "bundle")
             logged = _log_model(client, run_id, Path(folder), registered_model or "z_sem_encoder")
+        if registered_model is not None and logged is not None:
+            _register(client, run_id, logged, registered_model)
     except Exception as error:  # whatever a tracking server does, the model is trained
-        logger.warning("the trained bundle is not logged with MLflow: %s", reason(error))
-        return
-    if registered_model is None or logged is None:
-        return
-    try:
-        _register(client, run_id, logged, registered_model)
-    except Exception as error:  # as above
-        logger.info("the model is logged with MLflow, but not registered: %s", reason(error))
+        logger.warning("the trained bundle is not logged or registered with MLflow: %s", reason(error))
 
 
 def _log_model(client: Any, run_id: str, folder: Path, name: str) -> Any:
@@ -83,62 +69,44 @@ def _log_model(client: Any, run_id: str, folder: Path, name: str) -> Any:
     outputs = run.outputs.model_outputs if run.outputs else []
     if any(client.get_logged_model(output.model_id).tags.get("sha256") == trained.sha256 for output in outputs):
         return None
-    logged = client.create_logged_model(
-        run.info.experiment_id, name, run_id, {"sha256": trained.sha256}, run.data.params, "diffusion autoencoder"
-    )
+    logged = client.create_logged_model(run.info.experiment_id, name, run_id, {"sha256": trained.sha256})
     model_id = str(logged.model_id)
     model = Model(artifact_path=name, model_uuid=model_id, run_id=run_id, model_id=model_id)  # names no folder
-    signature = _signature(trained.image_keys, trained.z_channels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about an example of the input, which would be a patient's scan
         pyfunc.save_model(
-            folder / "model", loader_module=__name__, data_path=str(folder / "bundle"),
-            mlflow_model=model, signature=signature, pip_requirements=[f"monai-diffae=={__version__}"],
+            folder / "model", loader_module=__name__, data_path=str(folder / "bundle"), mlflow_model=model,
+            signature=_signature(trained), pip_requirements=[f"monai-diffae=={__version__}"],
         )  # fmt: skip
     client.log_model_artifacts(model_id, str(folder / "model"))
     client.finalize_logged_model(model_id, "READY")
     step = max((metric.step for metric in client.get_metric_history(run_id, "validation/loss")), default=0)
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
-    _log_metrics(client, run, model_id, step)
     return logged
 
 
-def _log_metrics(client: Any, run: Any, model_id: str, step: int) -> None:
-    """Show the run's last metrics of held-out cases beside its model, too."""
-    from mlflow.entities import Metric
-
-    run_id, now_ms = run.info.run_id, int(time.time() * 1000)
-    held_out = {key: value for key, value in run.data.metrics.items() if not key.startswith("training/")}
-    metrics = [Metric(key, value, now_ms, step, model_id, run_id=run_id) for key, value in held_out.items()]
-    client.log_batch(run_id, metrics=metrics)
-
-
-def _signature(image_keys: list[str], z_channels: int) -> Any:
+def _signature(trained: TrainedBundle) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
-    images = [ColSpec(DataType.binary, key) for key in image_keys]
-    z_sem = TensorSpec(np.dtype(np.float32), (-1, z_channels))
+    images = [ColSpec(DataType.binary, key) for key in trained.image_keys]
+    z_sem = TensorSpec(np.dtype(np.float32), (-1, trained.z_channels))
     return ModelSignature(Schema([*images, ColSpec(DataType.string, FILE_NAME)]), Schema([z_sem]))
 
 
 def _register(client: Any, run_id: str, logged: Any, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
-    run = client.get_run(run_id)
     try:
         client.create_registered_model(name, description="The encoder of a diffusion autoencoder: z_sem of an image")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     # not "models:/<id>" as source: MLflow (3.17) looks it up in the process's own database, not in the client's
-    version = client.create_model_version(
-        name, logged.artifact_location, run_id, description=run.info.run_name, await_creation_for=0,
-        model_id=logged.model_id,
-    )  # fmt: skip
-    serving = _SERVING.format(name=name, version=version.version)
-    description = run.data.tags.get(DESCRIPTION, "")
-    client.set_tag(run_id, DESCRIPTION, "\n\n".join(filter(None, (description, serving))))
+    name_of_run = client.get_run(run_id).info.run_name
+    client.create_model_version(
+        name, logged.artifact_location, run_id, description=name_of_run, await_creation_for=0, model_id=logged.model_id
+    )
 
 
 class ServedEncoder:

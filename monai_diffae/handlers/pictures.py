@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.inferers import DiffusionAutoencoderInferer
+from monai_diffae.networks import FirstStage
 from monai_diffae.pictures.mosaic import draw_mosaic
 
 
@@ -114,3 +115,21 @@ class ReconstructionPictures(Pictures):
             "z_sem only": self.inferer.decode(z_sem, noise, self.network),
             "inverted x_T": self.inferer.decode(z_sem, self.inferer.invert(images, self.network, z_sem), self.network),
         }
+
+
+class FirstStagePictures(Pictures):
+    """Ignite handler for the evaluator: after a validation, draw a few images and their reconstructions.
+
+    Args:
+        network: the averaged network.
+        kwargs: arguments of :class:`Pictures`.
+    """
+
+    def __init__(self, *, network: FirstStage, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.network = network
+
+    def rows(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Images (B, C, *S) by their labels."""
+        images = self._stack(items, self.image_key)
+        return {"input": images, "reconstruction": self.network.decode(self.network.encode(images))}

@@ -1,22 +1,120 @@
-"""The progress of a training: a bar on a terminal, a line from time to time elsewhere."""
+"""The figures of a training: measured every few steps, shown as a bar or lines, and kept as a table and a picture."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import ignite.distributed as idist
+import pandas as pd
+import torch
 from ignite.engine import Events
 from monai.engines import Workflow
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.engines.device_settings import send
 from monai_diffae.engines.trainer import TrainingEvents
-from monai_diffae.handlers.metric_names import is_of_probes
-from monai_diffae.handlers.statistics import Statistics
+from monai_diffae.handlers.validation import is_of_probes
 from monai_diffae.metrics import warn_if_unused
+from monai_diffae.pictures.curves import draw_curves
 
 logger = logging.getLogger(__name__)
+
+TABLE, PICTURE = "curves.csv", "curves.png"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Figures of the steps since the last report.
+
+    Attributes:
+        step: training steps (batches) since the training began.
+        images_seen: images shown to the network since the training began, on all ranks.
+        images_per_s: speed of reading and training, without validation.
+        loss: mean over the reported steps and all ranks.
+        learning_rate: current learning rate.
+        seconds_left: time to the end of the training at this speed, without validation.
+    """
+
+    step: int
+    images_seen: int
+    images_per_s: float
+    loss: float
+    learning_rate: float
+    seconds_left: float
+
+
+class RunningStatistics:
+    """Ignite handler: every ``every`` steps, store :class:`Statistics` in ``engine.state.statistics``.
+
+    The loss is read from the device only then, so that a GPU does not have to wait at each step.
+
+    Args:
+        images_per_step: the batch size times the number of ranks.
+        optimizer: the optimiser whose learning rate is reported.
+        every: steps between two reports.
+    """
+
+    def __init__(self, images_per_step: int, optimizer: torch.optim.Optimizer, every: int = 20) -> None:
+        self.images_per_step = images_per_step
+        self.optimizer = optimizer
+        self.every = every
+        self._step_started = 0.0
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with a :class:`~monai_diffae.engines.ResumableTrainer`.
+
+        What is not reported yet is in ``engine.state.unreported``, which checkpoints keep.
+        """
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._start_step)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._end_step)
+
+    def _start(self, engine: Workflow) -> None:
+        if not engine.state.iteration or getattr(engine.state, "unreported", None) is None:
+            engine.state.unreported = _nothing()
+
+    def _start_step(self) -> None:
+        self._step_started = time.perf_counter()
+
+    def _end_step(self, engine: Workflow) -> None:
+        state, sums = engine.state, engine.state.unreported
+        loss = state.output[0]["loss"]
+        sums["loss"] = send(sums["loss"], loss.device) + loss
+        sums["steps"] += 1
+        is_last_of_epoch = state.iteration % state.epoch_length == 0
+        is_due = state.iteration % self.every == 0 or is_last_of_epoch or engine.ends_after_step  # type: ignore[attr-defined]
+        mean_loss = _mean_loss(sums) if is_due else 0.0  # waits for the GPU, so it comes before the clock
+        sums["seconds"] += time.perf_counter() - self._step_started
+        if not is_due:
+            return
+        steps_per_s = sums["steps"] / max(sums["seconds"], 1e-9)
+        state.statistics = Statistics(
+            step=state.iteration,
+            images_seen=state.iteration * self.images_per_step,
+            images_per_s=steps_per_s * self.images_per_step,
+            loss=mean_loss,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            seconds_left=(state.max_epochs * state.epoch_length - state.iteration) / steps_per_s,
+        )
+        state.unreported = _nothing()
+        engine.fire_event(TrainingEvents.STATISTICS)
+
+
+def _nothing() -> dict[str, Any]:
+    return {"seconds": 0.0, "steps": 0, "loss": torch.zeros(())}
+
+
+def _mean_loss(sums: Mapping[str, Any]) -> float:
+    total = idist.all_reduce(sums["loss"])  # all ranks report at the same steps
+    return float(total) / (sums["steps"] * idist.get_world_size())
 
 
 class TrainingProgress:
@@ -99,3 +197,84 @@ def describe(statistics: Statistics) -> str:
         f"{statistics.images_seen:,} images  loss {statistics.loss:.4f}  "
         f"{statistics.images_per_s:.1f} images/s  {left} left"
     )
+
+
+class TrainingCurves:
+    """Ignite handler: write ``curves.csv`` (one row per report or validation) and ``curves.png``.
+
+    They are written after each epoch and validation, and when a training is interrupted; the table also before each
+    checkpoint, so that it has no holes after a kill. A resumed run keeps the rows up to the step at which it resumes.
+
+    Args:
+        directory: the folder of both files.
+        evaluator: the evaluator whose metrics are written after each validation, as ``validation_<name>``.
+    """
+
+    def __init__(self, directory: str | Path, evaluator: Workflow | None = None) -> None:
+        self.directory = Path(directory)
+        self.evaluator = evaluator
+        self.rows: list[dict[str, Any]] = []
+        self._num_written = self._num_drawn = 0
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with a trainer, and with the evaluator."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(TrainingEvents.STATISTICS, self._add_training)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_table)
+        engine.add_event_handler(TrainingEvents.SAVING, self._write_table)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self._add_validation)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self.write())
+        self._trainer = engine
+
+    def _start(self, engine: Workflow) -> None:
+        # now, so that it comes after the validation, whose row is in the same picture
+        if not engine.has_event_handler(self.write, Events.EPOCH_COMPLETED):  # a trainer can run several times
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+        table = self.directory / TABLE
+        if engine.state.iteration and table.is_file():
+            try:
+                before = pd.read_csv(table, dtype=str).to_dict("records")
+                rows = [{str(k): _number(v) for k, v in row.items() if not pd.isna(v)} for row in before]
+                self.rows = [row for row in rows if row["step"] <= engine.state.iteration]
+            except (ValueError, KeyError, TypeError):  # pandas' errors are ValueErrors
+                logger.warning("%s cannot be read, and is replaced", table.name)
+
+    def _add_training(self, engine: Workflow) -> None:
+        s = engine.state.statistics
+        self.rows.append(
+            {
+                "step": s.step,
+                "images_seen": s.images_seen,
+                "loss": s.loss,
+                "images_per_s": round(s.images_per_s, 2),
+                "learning_rate": s.learning_rate,
+            }
+        )
+
+    def _add_validation(self, evaluator: Workflow) -> None:
+        metrics = {f"validation_{name}": value for name, value in evaluator.state.metrics.items()}
+        s = self._trainer.state.statistics
+        self.rows.append({"step": s.step, "images_seen": s.images_seen, **metrics})
+        self.write()
+
+    def write(self) -> None:
+        """Write table and picture, each if it lacks a row."""
+        self._write_table()
+        picture = self.directory / PICTURE
+        if self.rows and not (len(self.rows) == self._num_drawn and picture.is_file()):
+            frame = pd.DataFrame(self.rows)
+            write_atomic(picture, lambda path: draw_curves(frame, path))
+            self._num_drawn = len(self.rows)
+
+    def _write_table(self) -> None:
+        table = self.directory / TABLE
+        if self.rows and not (len(self.rows) == self._num_written and table.is_file()):
+            frame = pd.DataFrame(self.rows)
+            write_atomic(table, lambda path: frame.to_csv(path, index=False))
+            self._num_written = len(self.rows)
+
+
+def _number(text: str) -> float:
+    """A number as Python wrote it, to the last bit; pandas may round it."""
+    return int(text) if text.isdecimal() else float(text)

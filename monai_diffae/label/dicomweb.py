@@ -15,13 +15,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import requests
-from filelock import FileLock
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX, DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 from monailabel.datastore.utils.convert import dicom_to_nifti
 from monailabel.datastore.utils.dicom import dicom_web_download_series
 
+from monai_diffae.data.locks import ProcessLock
 from monai_diffae.data.scans import Scan, read_scan
 from monai_diffae.errors import ConfigError, MachineError, ScanError
 from monai_diffae.label.datastore import CheckedIds
@@ -121,7 +121,7 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
         uid = self.check_known(image_id)
         cache = Path(self._datastore.image_path())
         series, image = cache / uid, cache / f"{uid}.nii.gz"
-        with FileLock(cache / f".{uid}.lock"):
+        with ProcessLock(cache / f".{uid}.lock"):
             if not series.is_dir():
                 self._fetch(uid, series)
             if self._convert_to_nifti and not image.exists():

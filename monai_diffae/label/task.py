@@ -25,7 +25,7 @@ from monai_diffae.label.options import check_keys, option_names, shown_options
 from monai_diffae.label.served_model import ServedModel
 
 if TYPE_CHECKING:
-    from monai_diffae.bundle.opened_case import OpenedCase
+    from monai_diffae.bundle.model_case import ModelCase
 
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
 
@@ -50,7 +50,7 @@ class Request:
     served: ServedModel
     folder: AppFolder
 
-    def open(self) -> OpenedCase:
+    def open(self) -> ModelCase:
         """Read the scan as the bundle sees it.
 
         Raises:
@@ -69,7 +69,7 @@ class NativeImage:
         is_picture: whether the array has the intensities of a picture, from 0 to 255, so that PNG can hold it.
     """
 
-    case: OpenedCase
+    case: ModelCase
     array: NDArray[Any]
     is_picture: bool = False
 

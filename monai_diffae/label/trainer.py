@@ -17,10 +17,10 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.embedding.index import EmbeddingIndex
+from monai_diffae.apps.evaluation.calibration import FEWEST_SCANS
 from monai_diffae.apps.settings import Seed, Training
 from monai_diffae.apps.training.watched import TrainingReport, train_watched
 from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle, publish
-from monai_diffae.bundle.anomaly import FEWEST_SCANS
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import CohortError, ConfigError, DivergenceError, counted
 from monai_diffae.label.app_folder import AppFolder

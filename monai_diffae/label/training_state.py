@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from monai_diffae.data.atomic import write_json
+from monai_diffae.data.locks import ProcessLock
 from monai_diffae.errors import BusyError
 
 IS_RUNNING = "train: a training is running; wait for it, or stop it with DELETE /train/"
@@ -41,33 +38,14 @@ class TrainingState:
             return {**status, "total_time": "stopped"}  # viewers show a bar as long as there is none
         return status
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the lock of the training; the operating system releases it if the process is killed.
-
-        Raises:
-            BusyError: another training is running.
-        """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        lock = self._lock()
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise BusyError(IS_RUNNING) from error
-        try:
-            yield
-        finally:
-            lock.release()
+    def alone(self) -> ProcessLock:
+        """The lock of the training; taking it raises BusyError if another training is running."""
+        return ProcessLock(self._folder / ".lock", IS_RUNNING, timeout_s=0)
 
     def is_running(self) -> bool:
         """Whether a training holds the lock."""
-        lock = self._lock()
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            with self.alone():
+                return False
+        except BusyError:
             return True
-        lock.release()
-        return False
-
-    def _lock(self) -> FileLock:
-        return FileLock(self._folder / ".lock")

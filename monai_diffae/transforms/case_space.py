@@ -45,7 +45,7 @@ class CaseSpace:
         >>> preprocessing = [ReadScand("image", 2), ToModelRanged("image", method="minmax")]
         >>> volume = np.arange(24.0).reshape(1, 2, 3, 4)
         >>> space = CaseSpace(preprocessing, {"image": volume}, choose_slices=lambda length: range(1, length, 2))
-        >>> images = space.images("image")
+        >>> images = space.inputs("image")
         >>> images.shape, space.back(images).shape
         (torch.Size([2, 1, 3, 2]), (1, 2, 3, 4))
         >>> space.back(images)[0, 0, 0].tolist()  # slices 1 and 3 of 4
@@ -118,7 +118,7 @@ class CaseSpace:
         fields = [space.field[None] for space in self._native()]
         return self._gather(fields, np.zeros((1, *self.scan.array.shape[1:]), np.bool_))[0]
 
-    def images(self, key: str) -> torch.Tensor:
+    def inputs(self, key: str) -> torch.Tensor:
         """The preprocessed images (N, C, *S) under a key, in the model's range."""
         return torch.stack([space.images[key].as_tensor().float() for space in self.spaces.values()])
 

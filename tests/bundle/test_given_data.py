@@ -101,7 +101,7 @@ def test_what_is_refused_changes_nothing(bundle, images):
     before = contents(bundle)
     train, val = items(images[:3]), items(images[3:5])
     assert "train#dataset#data: there is no image; in MONAI Label, label more" in complaint(prepare, bundle, [], val)
-    assert "validate#dataset#data: must be a list" in complaint(prepare, bundle, train, "$@cohort.items('val')")
+    assert "validate#dataset#data: there is no image" in complaint(prepare, bundle, train, "$@cohort.items('val')")
     assert 'has no "image" path' in complaint(prepare, bundle, [{"label": "a"}], val)
     assert "have the same file" in complaint(prepare, bundle, train, train)
     assert "z_channels" in complaint(prepare, bundle, train, val, z_channels=4)

@@ -7,7 +7,7 @@ import pytest
 from complaints import complaint
 from scan_files import save_nifti, values
 
-from monai_diffae.bundle.config import check_values
+from monai_diffae.bundle.config import check_rules
 from monai_diffae.errors import ConfigError
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "diffae_2d"
@@ -57,7 +57,7 @@ def test_a_wrong_key_or_value_is_named(make_workflow, overrides, words):
 def test_a_value_out_of_range_is_named(value, words):
     config = json.loads((BUNDLE / "configs" / "train.json").read_text())
     with pytest.raises(ConfigError) as caught:
-        check_values({**config, **value})
+        check_rules({**config, **value})
     assert words in str(caught.value)
 
 

@@ -21,7 +21,7 @@ import monai_diffae
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.engines import DiffusionTrainer
-from monai_diffae.handlers import curves
+from monai_diffae.handlers import progress
 
 ROOT = Path(__file__).parents[2] / "bundles" / "diffae_2d"
 TOLERANCE = 1e-4  # of the loss, relative; docs/training.md states it
@@ -57,7 +57,7 @@ def rank_process(rank, port, files, world_size, values):
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     torch.set_num_threads(1)
-    curves.draw_curves = lambda frame, path: path.write_bytes(b"")  # matplotlib is slow
+    progress.draw_curves = lambda frame, path: path.write_bytes(b"")  # matplotlib is slow
     run("training", config_file=files, **values)
 
 

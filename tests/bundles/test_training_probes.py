@@ -9,7 +9,7 @@ from tiny_bundles import weights
 
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.samples import make_virtual_cohort
-from monai_diffae.handlers import probes
+from monai_diffae.handlers import validation
 from monai_diffae.latents.probing import QuickProbe
 
 NAME = "Mustermann"
@@ -22,7 +22,7 @@ EPOCHS = {
 def _always_in_time():
     """Tiny trainings take as long as their probes, which would be left out."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probes, "_MOST_TIME", 1e9)
+        patch.setattr(validation, "_MOST_TIME", 1e9)
         yield
 
 

@@ -16,7 +16,7 @@ from monai_diffae.data.contents import content_hash, item_hash
 from monai_diffae.data.file_checksums import cached_checksum
 from monai_diffae.data.file_states import file_state
 from monai_diffae.errors import ConfigError, ScanError, UnsafeInputError
-from monai_diffae.handlers.checkpoint_file import read_checkpoint
+from monai_diffae.handlers.checkpoint import read_checkpoint
 
 
 def flip_last_bit(path):

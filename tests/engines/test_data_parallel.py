@@ -11,8 +11,8 @@ from ignite.engine import Events
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_diffae.engines import distributed
-from monai_diffae.engines.agreement import both_views, encoding_both
-from monai_diffae.engines.data_parallel import lay_out, memory_format
+from monai_diffae.engines.losses import encoding_both
+from monai_diffae.engines.trainer import lay_out, memory_format
 from monai_diffae.errors import ConfigError
 
 pytestmark = pytest.mark.goal(id="R18")
@@ -99,7 +99,7 @@ def test_a_wrapped_network_encodes_both_views_and_gives_them_gradients(group, ma
     for called in (network, distributed(network, "cpu", channels_last=False)):
         network.zero_grad()
         with encoding_both(called) as z_sem:
-            output = called(x_t, torch.tensor([5, 500, 7, 0]), both_views(seen, drawn))
+            output = called(x_t, torch.tensor([5, 500, 7, 0]), torch.cat([seen, drawn]))
         (output.square().mean() + (z_sem[0] ** 3).mean()).backward()
         gradients.append(torch.cat([p.grad.flatten().clone() for p in network.parameters()]))
     torch.testing.assert_close(*gradients)

@@ -159,5 +159,5 @@ def test_what_would_mix_up_images_and_latents_is_refused(first_stage, tmp_path):
     with pytest.raises(ConfigError, match="cache is 'none', but cache_latents keeps latents; set cache to 'memory'"):
         LatentCases(**arguments, cache="none")
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(MachineError, match="^cache_dir: cannot be written .*; choose another folder$"):
+    with pytest.raises(MachineError, match="^latents: cannot be written .* choose another folder$"):
         dataset(first_stage, tmp_path / "cache").prepare()

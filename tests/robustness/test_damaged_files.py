@@ -29,7 +29,7 @@ from monai_diffae import verify
 from monai_diffae.apps.settings import Run
 from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.bundle import load_bundle
-from monai_diffae.bundle.config import check_config, check_dimensions, check_values
+from monai_diffae.bundle.config import check_config, check_dimensions, check_rules
 from monai_diffae.bundle.model_file import read_model
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohorts import assign_splits, read_cohort
@@ -211,7 +211,7 @@ def damaged_configurations(folder, request):
         def checked():
             check_dimensions(config)
             check_config(config, known=set(train))
-            check_values(config)
+            check_rules(config)
 
         number += 1
         if number % 10 == 0:  # a bundle takes longer

@@ -47,7 +47,7 @@ def test_slices_come_back_into_the_volume_whatever_its_orientation(tmp_path, cod
     source = nib.load(tmp_path / "in.nii.gz")
     exact = Compose([ReadScand("image", 2), ToModelRanged("image", method="none", model_range=(0, 1))])
     space = CaseSpace(exact, {"image": str(tmp_path / "in.nii.gz")}, all_slices)
-    images = space.images("image")
+    images = space.inputs("image")
     assert images.shape == (4, 1, 7, 5)
     # the model sees the same slices whatever the order of the file's axes, from inferior to superior
     expected = np.stack([np.rot90(ras[::-1, :, k]) for k in range(4)])
@@ -81,7 +81,7 @@ def test_slices_that_cannot_be_used_are_skipped(caplog):
     space = CaseSpace(preprocessing(), {"image": array}, all_slices)
     assert list(space.spaces) == [0, 1, 2, 3]
     assert "2 of 6 slices are skipped; the first: " in caplog.text
-    np.testing.assert_array_equal(space.back(space.images("image"))[..., 4:], 0)
+    np.testing.assert_array_equal(space.back(space.inputs("image"))[..., 4:], 0)
     with pytest.raises(ScanError, match="^none of the 2 slices can be used; the first: "):
         CaseSpace(preprocessing(), {"image": array}, lambda _: (4, 5))
 
@@ -105,9 +105,9 @@ def test_a_volume_of_one_slice_is_one_image_and_comes_back_as_the_volume(tmp_pat
     exact = [ReadScand("image", 2), ToModelRanged("image", method="none", model_range=(0, 1))]
     space = CaseSpace(exact, {"image": str(tmp_path / "a.nii")}, lambda _: ())
     assert list(space.spaces) == [None]
-    assert torch.equal(space.images("image")[0], exact[0]({"image": str(tmp_path / "a.nii")})["image"].as_tensor())
+    assert torch.equal(space.inputs("image")[0], exact[0]({"image": str(tmp_path / "a.nii")})["image"].as_tensor())
     native = NativeSpace(exact, {"image": str(tmp_path / "a.nii")})  # as ``reconstruct`` and ``edit`` write it
-    for array, scan in ((space.back(space.images("image")), space.scan), (native.back(native.image), native.scan)):
+    for array, scan in ((space.back(space.inputs("image")), space.scan), (native.back(native.image), native.scan)):
         written = nib.load(write_native(tmp_path / "out.nii", array, scan))
         np.testing.assert_array_equal(written.get_fdata(), source.get_fdata())
         assert written.shape == source.shape
@@ -122,7 +122,7 @@ def test_a_nifti_of_two_dimensions_stays_one(tmp_path):
         tmp_path / "a.nii",
     )
     space = CaseSpace(preprocessing(), {"image": tmp_path / "a.nii"}, all_slices)
-    written = nib.load(write_native(tmp_path / "out.nii", space.back(space.images("image")), space.scan))
+    written = nib.load(write_native(tmp_path / "out.nii", space.back(space.inputs("image")), space.scan))
     assert written.shape == (12, 9)
     assert np.array_equal(written.affine, nib.load(tmp_path / "a.nii").affine)
 
@@ -131,7 +131,7 @@ def test_a_preprocessing_without_inverse_gives_images_only():
     one_way = Compose([*preprocessing().transforms[:2], NormalizeIntensityd("image"), *preprocessing().transforms[2:]])
     array = np.random.default_rng(0).random((1, 9, 8, 6))
     space = CaseSpace(one_way, {"image": array}, all_slices)
-    assert space.images("image").shape == (6, 1, 16, 16)
+    assert space.inputs("image").shape == (6, 1, 16, 16)
     assert space.scan.array.shape == (1, 9, 8, 6)
     for convert in (space.back, space.back_map, space.back_mask, space.back_difference, lambda _: space.field):
         with pytest.raises(ConfigError, match="^preprocessing: NormalizeIntensityd cannot be undone, "):
@@ -144,10 +144,10 @@ def test_several_images_are_sliced_together():
     pair = [ReadScand(["image", "other"], 2), ToModelRanged(["image", "other"], method="minmax")]
     volumes = {key: np.random.default_rng(seed).random((1, 4, 5, 6)) for seed, key in enumerate(("image", "other"))}
     space = CaseSpace(pair, volumes, all_slices)
-    assert space.images("other").shape == (6, 1, 5, 4)
-    np.testing.assert_allclose(space.back(space.images("image")), volumes["image"], rtol=1e-6)
+    assert space.inputs("other").shape == (6, 1, 5, 4)
+    np.testing.assert_allclose(space.back(space.inputs("image")), volumes["image"], rtol=1e-6)
     alone = CaseSpace(pair, {**volumes, "slice": 3}, all_slices)
-    assert torch.equal(alone.images("other")[0], space.images("other")[3])
+    assert torch.equal(alone.inputs("other")[0], space.inputs("other")[3])
     with pytest.raises(ScanError, match="^slice 5 does not exist: the volume has 5 axial slices"):
         CaseSpace(pair, {**volumes, "other": volumes["other"][..., :5]}, all_slices)
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from monai_diffae.apps.embedding.index_encoding import encode_cases
@@ -23,8 +21,9 @@ from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.loading import TrainedBundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.file_states import file_state
+from monai_diffae.data.locks import ProcessLock
 from monai_diffae.data.progress import progress
-from monai_diffae.errors import BusyError, ConfigError, counted
+from monai_diffae.errors import ConfigError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +124,8 @@ class EmbeddingIndex:
         """
         files = {name: _files(name, image, trained.image_keys) for name, image in images.items()}
         model = _model_key(trained)
-        with self._lock(wait_s):
+        busy = f"{self.folder.name}: another process is updating this index; try again when it has finished"
+        with ProcessLock(self.folder / _LOCK, busy, wait_s):
             states = {
                 name: file_state([*itertools.chain(*each.values())], change_times=True) for name, each in files.items()
             }
@@ -169,26 +169,6 @@ class EmbeddingIndex:
     def keep_only(self, trained: Sequence[TrainedBundle]) -> None:
         """Remove the cases of all models but these, for example of former weights."""
         self._store.keep_only([_model_key(each) for each in trained])
-
-    @contextlib.contextmanager
-    def _lock(self, wait_s: float | None) -> Iterator[None]:
-        """Hold the lock of the updates; the operating system releases it if the process is killed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.info("another process is updating the index")
-            try:
-                lock.acquire(timeout=-1 if wait_s is None else wait_s)
-            except Timeout as error:
-                raise BusyError(
-                    f"{self.folder.name}: another process is updating this index; try again when it has finished"
-                ) from error
-        try:
-            yield
-        finally:
-            lock.release()
 
 
 def _model_key(trained: TrainedBundle) -> str:

@@ -97,7 +97,7 @@ def anomaly(
     """
     from monai_diffae.apps.evaluation.anomaly_maps import AnomalyMaps, whole_scans
     from monai_diffae.apps.session import Session
-    from monai_diffae.bundle.anomaly import AnomalyDetector
+    from monai_diffae.bundle import AnomalyDetector
     from monai_diffae.bundle.layout import ANOMALY, models_folder
     from monai_diffae.data.file_checksums import file_checksum
 

@@ -13,7 +13,7 @@ import pandas as pd
 from torch import Tensor
 
 from monai_diffae.apps.session import Session
-from monai_diffae.bundle import Anomaly, AnomalyDetector, OpenedCase
+from monai_diffae.bundle import Anomaly, AnomalyDetector, ModelCase
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, SkippedCases, write_failures
@@ -80,7 +80,7 @@ class AnomalyMaps:
         num_unusual = int((table["p_value"] <= _UNUSUAL).sum())
         return {"num_cases": len(rows), "num_unusual": num_unusual, "num_failed": len(failed)}
 
-    def _open(self, case: Case) -> OpenedCase:
+    def _open(self, case: Case) -> ModelCase:
         """Open a case and read its images.
 
         Raises:
@@ -90,7 +90,7 @@ class AnomalyMaps:
         images = {key: item[key] for key in self.session.trained.image_keys}
         return self.session.trained.open(images, slice=case.slice_index, id=case.id)
 
-    def _row(self, case: Case, opened: OpenedCase) -> dict[str, Any]:
+    def _row(self, case: Case, opened: ModelCase) -> dict[str, Any]:
         """Write the map and the mask of a case, and return its row of the table."""
         anomaly = self.detector(opened)
         mask = opened.back_mask(anomaly.mask(self.quantile))
@@ -107,7 +107,7 @@ class AnomalyMaps:
             "mask_voxels": voxels, "mask_mm3": None if mm3 is None else voxels * mm3,
         }  # fmt: skip
 
-    def _picture(self, opened: OpenedCase, anomaly: Anomaly) -> dict[str, Tensor]:
+    def _picture(self, opened: ModelCase, anomaly: Anomaly) -> dict[str, Tensor]:
         """What the picture shows of a case; of several slices, the one with the map's highest value."""
         index = int(anomaly.map.flatten(1).amax(dim=1).argmax())
         tensors: Mapping[str, Tensor] = {

@@ -99,10 +99,10 @@ def calibrate(
         ...
         monai_diffae.errors.ConfigError: limit: 1 is below 2
     """
-    from monai_diffae.apps.evaluation.calibration import calibrated
+    from monai_diffae.apps.evaluation.calibration import calibrated, draw_scans
     from monai_diffae.apps.session import Session
     from monai_diffae.apps.settings import Choice
-    from monai_diffae.bundle.anomaly import AnomalySettings, draw_scans
+    from monai_diffae.bundle import AnomalySettings
 
     session = Session.open(bundle, cohort, reading=reading, run=run.batched)
     if split is None and session.split_origin != "drawn":

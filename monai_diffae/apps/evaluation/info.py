@@ -69,9 +69,8 @@ def info(bundle: Path) -> InfoResult:
     """
     from monai_diffae.bundle.code import is_trusting
     from monai_diffae.bundle.layout import model_file
-    from monai_diffae.bundle.loading import inferer_settings, load_bundle
+    from monai_diffae.bundle.loading import inferer_settings, load_bundle, load_first_stage
     from monai_diffae.bundle.model_file import checksum, read_description, unknown_targets
-    from monai_diffae.bundle.parts import load_first_stage
 
     description = read_description(model_file(bundle))
     code = tuple(unknown_targets(description))

@@ -120,7 +120,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 def _check_replaceable(folder: Path) -> None:
     """Check that a folder holds what a pull has written, and nothing of the user's own."""
-    from monai_diffae.bundle.parser import read_values
+    from monai_diffae.bundle.code import read_values
 
     if folder.is_symlink() or Path.cwd().is_relative_to(folder.resolve()):
         raise ConfigError(f"out: {folder.name} is a link or the current folder, which is not replaced; choose another")

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.folders import NOTE, TO_BE_SAID, UNTRAINED
-from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.loading import load_bundle, load_fast_decoder, load_first_stage, load_latent
 from monai_diffae.bundle.model_file import checksum, read_description, read_model, unknown_targets
-from monai_diffae.bundle.parts import load_fast_decoder, load_first_stage, load_latent
 from monai_diffae.errors import ConfigError, UnsafeInputError
 
 MODEL, LATENT, FAST, METRICS = (

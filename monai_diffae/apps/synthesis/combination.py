@@ -17,7 +17,7 @@ from monai_diffae.apps.provenance import check_same_model, warn_of_other_preproc
 from monai_diffae.apps.synthesis.combine import Mixture, Moves
 from monai_diffae.apps.synthesis.direction_files import read_direction
 from monai_diffae.bundle import TrainedBundle
-from monai_diffae.bundle.opened_case import Detail, OpenedCase
+from monai_diffae.bundle.model_case import Detail, ModelCase
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import training_z_sem
 from monai_diffae.data.file_checksums import file_checksum
@@ -186,7 +186,7 @@ class Combination:
             "strengths": list(self.directions.values()), "components": dict(self.components),
         }  # fmt: skip
 
-    def codes(self, case: str, opened: Mapping[str, OpenedCase], axes: Axes) -> tuple[Tensor, Tensor]:
+    def codes(self, case: str, opened: Mapping[str, ModelCase], axes: Axes) -> tuple[Tensor, Tensor]:
         """Return z_sem (1, D) and x_T (1, C, *S).
 
         Args:
@@ -204,7 +204,7 @@ class Combination:
         moved = axes.moved(z_sem.cpu().numpy(), self)
         return torch.from_numpy(moved).to(z_sem), self._x_T(own, opened)
 
-    def _x_T(self, own: OpenedCase, opened: Mapping[str, OpenedCase]) -> Tensor:
+    def _x_T(self, own: ModelCase, opened: Mapping[str, ModelCase]) -> Tensor:
         if self.noise_seed is not None:
             trained = own.trained
             return image_noise(trained.x_T_shape, self.noise_seed, [0]).to(trained.device)
@@ -215,7 +215,7 @@ class Combination:
         return own.x_T
 
 
-def write_combined(path: Path, case: Case, opened: OpenedCase, image: Tensor, difference: Tensor | None = None) -> Path:
+def write_combined(path: Path, case: Case, opened: ModelCase, image: Tensor, difference: Tensor | None = None) -> Path:
     """Write an image in the space of a case.
 
     Args:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from monai_diffae import __version__
 from monai_diffae.bundle import layout
+from monai_diffae.bundle.code import Parser, read_values
 from monai_diffae.bundle.config import check_image_size
 from monai_diffae.bundle.description import describe, versions
 from monai_diffae.bundle.folders import check_new_folder, init_bundle, shipped_bundle
 from monai_diffae.bundle.model_file import checksum, write_model
-from monai_diffae.bundle.parser import Parser, read_values
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError

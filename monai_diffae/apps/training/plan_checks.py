@@ -9,8 +9,8 @@ from typing import Any
 
 from monai.transforms import Transform
 
+from monai_diffae.bundle.code import Parser, set_values
 from monai_diffae.bundle.config import build
-from monai_diffae.bundle.parser import Parser, set_values
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.failures import Failure

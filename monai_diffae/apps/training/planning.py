@@ -17,9 +17,9 @@ from monai_diffae.apps.training.proposals import Machine
 from monai_diffae.apps.training.speed import Speed, measure_speed
 from monai_diffae.apps.training.timed_plans import TimedProposal, propose_in_time
 from monai_diffae.apps.training.timetables import CHOSEN_KEYS, Work
+from monai_diffae.bundle.code import Parser, read_config
 from monai_diffae.bundle.config import build, check_device, check_dimensions
 from monai_diffae.bundle.folders import shipped_bundle
-from monai_diffae.bundle.parser import Parser, read_config
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.survey import Survey

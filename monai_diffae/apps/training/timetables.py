@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from monai_diffae.apps.training.speed import Speed
-from monai_diffae.handlers.probes import MOST_CASES, MOST_TARGETS
+from monai_diffae.handlers.validation import MOST_CASES, MOST_TARGETS
 
 CHOSEN_KEYS = (
     "max_epochs", "max_minutes", "val_interval", "ema_decay", "num_pictures", "calibration_cases", "probe_interval"

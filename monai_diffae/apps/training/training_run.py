@@ -10,8 +10,7 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
-from monai_diffae.bundle.code import check_code
-from monai_diffae.bundle.parser import ModuleLocator, read_config, set_values
+from monai_diffae.bundle.code import ModuleLocator, check_code, read_config, set_values
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from monai.engines import Workflow
 from monai_diffae.apps.settings import Training
 from monai_diffae.apps.training.train import begin_from, run_training
 from monai_diffae.engines.trainer import TrainingEvents
-from monai_diffae.handlers.stop_requests import TrainingStopped
+from monai_diffae.handlers.checkpoint import TrainingStopped
 
 
 @dataclass(frozen=True)

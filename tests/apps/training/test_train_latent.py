@@ -14,9 +14,8 @@ from tiny_bundles import TINY_LATENT, rewrite, scaled
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.folders import init_bundle
-from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.loading import load_bundle, load_latent
 from monai_diffae.bundle.model_file import checksum, read_description, read_model
-from monai_diffae.bundle.parts import load_latent
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import CohortError, ConfigError, ScanError
 from monai_diffae.latents.statistics import LatentStatistics

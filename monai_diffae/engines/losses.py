@@ -1,4 +1,4 @@
-"""Agreement of two views: a loss that makes the z_sem of two views of an image similar (VICReg)."""
+"""Losses beside the diffusion loss: agreement of two views (VICReg), and sharpness of decoded images."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss, relu
+from torch.nn.functional import avg_pool2d, avg_pool3d, mse_loss, relu
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.metrics import PerceptualDistance
 
 _INVARIANCE, _VARIANCE, _COVARIANCE = 25.0, 25.0, 1.0  # the paper's weights
 _SMALLEST_VARIANCE = 1e-4  # added to each variance, so that the gradient of the standard deviation is finite
+_SCALES = 3  # of the gradients: full, half and quarter size
 
 
 def agreement_loss(first: Tensor, second: Tensor) -> Tensor:
@@ -44,28 +46,11 @@ def agreement_loss(first: Tensor, second: Tensor) -> Tensor:
     return _INVARIANCE * mse_loss(first, second) + _VARIANCE * variance + _COVARIANCE * covariance
 
 
-def both_views(encoder_images: Tensor, decoder_images: Tensor) -> Tensor:
-    """The two views of each image (B, C, *S) in one batch (2B, C, *S), for :func:`encoding_both`."""
-    if encoder_images is decoder_images:
-        raise ConfigError(
-            "agreement_weight needs two views of an image, but encoder_key is the decoder's image; use another "
-            "encoder_key, or set agreement_weight to 0"
-        )
-    if encoder_images.shape != decoder_images.shape:
-        raise ConfigError(
-            f"agreement_weight needs two views of one shape, but the encoder's image is "
-            f"{tuple(encoder_images.shape[1:])} and the decoder's {tuple(decoder_images.shape[1:])}; set "
-            "agreement_weight to 0"
-        )
-    return torch.cat([encoder_images, decoder_images])
-
-
 @contextmanager
 def encoding_both(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Within this context, the network encodes :func:`both_views`, and decodes with z_sem of the encoder's images.
+    """Within this context, the network encodes two views (2B, C, *S), and decodes with z_sem of the first half.
 
-    Both views are encoded in one forward pass, because DistributedDataParallel needs a single pass per step. The
-    network may be a DistributedDataParallel. Each forward pass appends z_sem of both views (2B, Z) to the list.
+    One forward pass encodes both, as DistributedDataParallel needs; it appends z_sem of both (2B, Z) to the list.
     """
     passes: list[Tensor] = []
 
@@ -90,3 +75,62 @@ def _covariance_term(z_sem: Tensor) -> Tensor:
     centred = z_sem - z_sem.mean(dim=0)
     covariance = centred.mT @ centred / (len(z_sem) - 1)
     return (covariance - covariance.diagonal().diag()).square().sum() / z_sem.shape[1]
+
+
+class ImageLoss(nn.Module):
+    """A loss of decoded images: differences of their gradients, and LPIPS.
+
+    Args:
+        gradient_weight: weight of :func:`gradient_difference`.
+        lpips_weight: weight of LPIPS.
+        lpips: measures LPIPS; None: ``lpips_weight`` is 0.
+        model_range: black and white.
+
+    Example:
+        >>> images, target = torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16)
+        >>> loss = ImageLoss(gradient_weight=0.1)(images, target)
+        >>> torch.equal(loss, 0.1 * gradient_difference(images, target))
+        True
+    """
+
+    def __init__(
+        self,
+        gradient_weight: float = 0.0,
+        lpips_weight: float = 0.0,
+        lpips: PerceptualDistance | None = None,
+        model_range: tuple[float, float] = (-1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.gradient_weight = gradient_weight
+        self.lpips_weight = lpips_weight
+        self.lpips = lpips
+        self.model_range = model_range
+
+    def forward(self, images: Tensor, target: Tensor) -> Tensor:
+        """The loss (B,) of images (B, C, *S); terms with weight 0 are not computed."""
+        loss = images.new_zeros(len(images))
+        if self.gradient_weight:
+            loss = loss + self.gradient_weight * gradient_difference(images, target)
+        if self.lpips is not None:
+            loss = loss + self.lpips_weight * self.lpips(images, target, self.model_range)
+        return loss
+
+
+def gradient_difference(images: Tensor, target: Tensor) -> Tensor:
+    """The mean absolute difference (B,) of the gradients of images (B, C, *S) at full, half and quarter size.
+
+    A gradient is the difference between neighboring voxels along an axis.
+
+    Example:
+        >>> ramp = torch.arange(8.0).expand(1, 1, 8, 8)
+        >>> gradient_difference(ramp, ramp + 5)
+        tensor([0.])
+    """
+    pool = avg_pool2d if images.ndim == 4 else avg_pool3d
+    difference = images - target  # pooling and gradients are linear
+    values = []
+    for _ in range(_SCALES):
+        axes = [axis for axis in range(2, difference.ndim) if difference.shape[axis] > 1]
+        values += [difference.diff(dim=axis).abs().flatten(1).mean(dim=1) for axis in axes]
+        difference = pool(difference, [min(2, side) for side in difference.shape[2:]])
+    return torch.stack(values).mean(dim=0)

@@ -1,0 +1,424 @@
+"""One case as a trained bundle sees it: its images, codes and reconstructions, and how unusual it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+from monai_diffae.bundle.config import model_config
+from monai_diffae.bundle.folders import WriteLock
+from monai_diffae.bundle.layout import ANOMALY, models_folder
+from monai_diffae.bundle.model_file import read_model, write_model
+from monai_diffae.data.cases import safe_id
+from monai_diffae.data.formats.dicom import split_series
+from monai_diffae.data.scans import Scan, scan_suffix
+from monai_diffae.data.slice_cases import slice_indices
+from monai_diffae.diffusion.integration import StepCallback
+from monai_diffae.errors import ConfigError, OmittableError, ScanError
+from monai_diffae.inferers import DiffusionAutoencoderInferer, ReconstructionMode, Reconstructor, encode_exactly
+from monai_diffae.inferers.exact_encoding import images_at_once
+from monai_diffae.inferers.noised_images import estimate_from_noised
+from monai_diffae.latents.neighbors import p_values
+from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
+from monai_diffae.transforms import write_native
+from monai_diffae.transforms.case_space import CaseSpace
+
+if TYPE_CHECKING:
+    from monai_diffae.bundle.loading import TrainedBundle
+
+ScanPath: TypeAlias = "str | os.PathLike[str]"
+CaseImage: TypeAlias = "ScanPath | Sequence[ScanPath] | NDArray[Any] | Tensor | Scan"
+CaseImages: TypeAlias = "CaseImage | Mapping[str, CaseImage]"
+"""What :meth:`TrainedBundle.open` opens."""
+Detail = Literal["own", "model"]
+"""What an edited image shows beside the edit: the scan's own detail, or what the model decodes."""
+_TENSORS = ("mean_squares", "scores", "scans", "quantiles")
+_ANOMALY_ROOTS = ("network_def", "preprocessing", "diffusion", "model_range", "encoder_key")
+
+
+class ModelCase(CaseSpace):
+    """One case, opened by :meth:`~monai_diffae.bundle.TrainedBundle.open`; it also converts images back to its scan.
+
+    N is 1; for a volume that a 2D bundle opened without ``slice``, it is the number of its slices in use.
+
+    Args:
+        trained: the bundle.
+        image: as for :meth:`~monai_diffae.bundle.TrainedBundle.open`, also ``slice`` and ``id``.
+
+    Attributes:
+        scan: the scan in its own space and units: the whole scan, or the slice that was opened.
+        id: the given id, or the file's name without its suffix, or ``""``.
+    """
+
+    def __init__(
+        self, trained: TrainedBundle, image: CaseImages, *, slice: int | None = None, id: str | None = None
+    ) -> None:
+        images = dict(image) if isinstance(image, Mapping) else {"image": image}
+        keys, config = trained.image_keys, trained.config
+        if set(images) != set(keys):
+            given, needed = (", ".join(sorted(names)) or "none" for names in (images, keys))
+            raise ConfigError(
+                f"image: the bundle takes the images {needed}, but got {given}; give a mapping of these keys"
+            )
+        self.trained = trained
+        self.id = _name(images["image"]) if id is None else id
+        item: dict[str, Any] = {**images, "id": self.id or "image"}
+        if slice is not None:
+            item["slice"] = operator.index(slice)
+
+        def choose_slices(length: int) -> Sequence[int]:
+            return slice_indices(length, tuple(config.get("slice_range", (0, 1))), config.get("slice_step", 1))
+
+        super().__init__(trained.preprocessing, item, choose_slices)
+
+    @property
+    def slices(self) -> list[int | None]:
+        """The index of the slice that each of the N images shows; ``[None]`` for a whole image."""
+        return list(self.spaces)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The model's images, float32 (N, C, *S) in its range, on its device."""
+        return self.inputs("image").to(self.trained.device)
+
+    @cached_property
+    def z_sem(self) -> Tensor:
+        """The semantic codes (N, D), the same to the bit as those that ``embed`` writes."""
+        key = self.trained.encoder_key
+        images = self.images if key == "image" else self.inputs(key).to(self.trained.device)
+        return encode_exactly(images, self.trained.inferer, self.trained.network)
+
+    @property
+    def x_T(self) -> Tensor:
+        """The stochastic codes (N, C, *S), inverted with the bundle's settings; cached."""
+        return self.invert()
+
+    def invert(
+        self, *, steps: int | None = None, max_evaluations: int | None = None, callback: StepCallback | None = None
+    ) -> Tensor:
+        """The stochastic codes (N, C, *S), from which :meth:`decode` recovers the images; cached.
+
+        Args:
+            steps: network evaluations for inversion, and the same number for decoding; None: the bundle's.
+            max_evaluations: most network evaluations for refining the inversion of one image. They bound its time
+                whatever the machine. None: no limit, 0: no refinement.
+            callback: called after each step of the inversion, then of the decoding that checks it, with the steps done,
+                all steps and the image; not during refinement, and not if the codes are known.
+
+        Raises:
+            ConfigError: an argument is out of range.
+        """
+        return self._round_trip(steps, max_evaluations, callback)[1]
+
+    def decode(self, z_sem: Tensor, x_T: Tensor, *, steps: int | None = None) -> Tensor:
+        """Decode images (N, C, *S); a single z_sem (1, D) or x_T (1, C, *S) serves all images.
+
+        Args:
+            z_sem: (N, D).
+            x_T: (N, C, *S), noise or stochastic codes.
+            steps: network evaluations; None: the bundle's. Codes of :meth:`invert` need the same number again.
+        """
+        count = max(len(z_sem), len(x_T))
+        codes, noise = z_sem.expand(count, -1), x_T.expand(count, *x_T.shape[1:])
+        return self._inferer(steps).decode(codes, noise, self.trained.network)
+
+    def reconstruct(
+        self,
+        mode: ReconstructionMode = "z_sem",
+        *,
+        steps: int | None = None,
+        draws: int = 1,
+        seed: int = 0,
+        max_evaluations: int | None = None,
+    ) -> Tensor:
+        """Reconstruct the images, (N, C, *S). The same arguments give the same result to the bit.
+
+        Args:
+            mode: ``z_sem`` decodes z_sem with Gaussian noise; ``x_T`` with the inverted x_T, which is near-exact.
+            steps: network evaluations for inversion and for decoding; None: the bundle's.
+            draws: in mode ``z_sem``, the result is the mean over this many decodings from different noise.
+            seed: random seed of the noise, which is a function of the seed, the draw and the slice.
+            max_evaluations: in mode ``x_T``, as for :meth:`invert`.
+
+        Raises:
+            ConfigError: an argument is out of range.
+        """
+        if mode == "x_T" and draws == 1:
+            return self._round_trip(steps, max_evaluations)[0]
+        names = None if self.slices == [None] else [f"slice {index}" for index in self.slices]
+        reconstructor = Reconstructor(self._inferer(steps), mode, seed, draws, max_evaluations)
+        return reconstructor.decode(self.images, self.trained.network, self.z_sem, names)[0]
+
+    def edited(
+        self,
+        z_sem: Tensor,
+        *,
+        detail: Detail = "own",
+        steps: int | None = None,
+        max_evaluations: int | None = None,
+    ) -> NDArray[np.float32]:
+        """The scan with another z_sem, decoded with its own x_T: ``[C, *native S]`` in the scan's units.
+
+        Args:
+            z_sem: (N, D), such as a moved :attr:`z_sem`.
+            detail: ``own`` adds the difference that the change of z_sem makes to the scan, which keeps its own detail;
+                with the case's own z_sem, the result is the scan to the bit. ``model`` is the decoded image itself.
+            steps: network evaluations for inversion and for decoding; None: the bundle's.
+            max_evaluations: as for :meth:`invert`.
+
+        Raises:
+            ConfigError: an argument is out of range.
+        """
+        if detail not in get_args(Detail):
+            raise ConfigError(f"detail: {detail!r} is not one of {', '.join(get_args(Detail))}")
+        x_T = self.invert(steps=steps, max_evaluations=max_evaluations)
+        images = self.decode(z_sem, x_T, steps=steps)
+        if detail == "model":
+            return self.back(images)
+        return self.add_difference(images - self.decode(self.z_sem, x_T, steps=steps))
+
+    def write(self, path: ScanPath, array: NDArray[Any], dtype: DTypeLike | None = None) -> Path:
+        """Write an array ``[C, *native S]`` in the scan's space, with the scan's affine to the bit.
+
+        Args:
+            path: ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.png``. PNG takes uint8 only.
+            array: as the methods ``back...`` return it.
+            dtype: data type of the file; None: the array's. Values are rounded to integers.
+
+        Raises:
+            ConfigError: the array has another size than the scan, or the file format cannot hold it.
+            MachineError: the disk is full, or the folder cannot be written.
+        """
+        return write_native(path, array, self.scan, array.dtype if dtype is None else dtype)
+
+    @cached_property
+    def _round_trips(self) -> dict[tuple[int | None, int | None], tuple[Tensor, Tensor]]:
+        return {}
+
+    def _round_trip(
+        self, steps: int | None, max_evaluations: int | None, callback: StepCallback | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The near-exact reconstruction, and x_T; computed once for the same settings."""
+        key = (steps, max_evaluations)
+        if key not in self._round_trips:
+            reconstructor = Reconstructor(self._inferer(steps), "x_T", max_evaluations=max_evaluations)
+            images, network = self.images, self.trained.network
+            self._round_trips[key] = reconstructor.decode(images, network, self.z_sem, callback=callback)
+        return self._round_trips[key]
+
+    def _inferer(self, steps: int | None) -> DiffusionAutoencoderInferer:
+        """The bundle's inferer with this number of steps, and a batch size that depends on the image size alone."""
+        batch_size = images_at_once(self.trained.image_shape[1:])
+        given = {} if steps is None else {"steps": steps, "invert_steps": None}
+        return self.trained.inferer.replace(batch_size=batch_size, **given)
+
+
+def _name(image: CaseImage) -> str:
+    """A case's id from the name of its file; ``""`` for a folder, or an image in memory."""
+    first = image[0] if isinstance(image, (list, tuple)) and image else image
+    if not isinstance(first, (str, os.PathLike)) or not os.fspath(first):
+        return ""
+    file, uid = split_series(first)
+    return "" if uid is not None or file.is_dir() else safe_id(file.name[: len(file.name) - len(scan_suffix(file))])
+
+
+# -- anomaly maps ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AnomalySettings:
+    """How residuals become maps and scores. The defaults were chosen by ``benchmarks/anomaly.py``.
+
+    Attributes:
+        noise_levels: the share of all timesteps at which images are noised: more noise removes larger lesions, but
+            keeps less of the image.
+        draws: noises per level.
+        seed: random seed of the noise.
+        smoothing: standard deviation in voxels of the Gaussian that smooths residuals, and then maps.
+        floor: share of the mean variance that is added to each voxel's.
+        fraction: a score is the mean of this share of the voxels, those with the highest values.
+    """
+
+    noise_levels: tuple[float, ...] = (0.3,)
+    draws: int = 8
+    seed: int = 0
+    smoothing: float = 1.0
+    floor: float = 1.0
+    fraction: float = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Anomaly:
+    """What :class:`AnomalyDetector` finds in a case.
+
+    Attributes:
+        map: (N, 1, *S), the size of the residual divided by its usual size at the voxel.
+        score: the mean of the highest values of the map; of several slices, the highest.
+        p_value: the share of held-out cases with at least this score, from 1 / (n + 1) to 1. A new case of the same
+            kind has a p-value below a with a probability of about a.
+        reconstruction: (N, C, *S), the image that the model expects.
+    """
+
+    map: Tensor
+    score: float
+    p_value: float
+    reconstruction: Tensor = field(repr=False)
+    _detector: AnomalyDetector = field(repr=False)
+
+    def mask(self, quantile: float = 0.99) -> Tensor:
+        """The voxels (N, 1, *S) whose map is above a quantile of the voxels of held-out cases, bool.
+
+        Raises:
+            ConfigError: the quantile is not from 0 to 1.
+        """
+        return self.map > self._detector.threshold(quantile)
+
+
+@dataclass(frozen=True, eq=False)
+class AnomalyDetector:
+    """Compares the residuals of a case with those of held-out cases, which ``models/anomaly.safetensors`` holds.
+
+    The residual is the difference between an image and the model's estimate of it from its noised version and z_sem
+    (:func:`~monai_diffae.inferers.noised_images.estimate_from_noised`). A map is the smoothed residual divided by its
+    root mean square over held-out cases, voxel by voxel, and smoothed again.
+
+    Attributes:
+        settings: how residuals become maps and scores.
+        mean_squares: (1, *S), the mean over held-out cases of the squared residuals.
+        scores: (n,) float64, the scores of the held-out images, with a spread fitted without their patients.
+        scans: (n,), the number of the scan of each image: equal for the slices of a volume.
+        quantiles: (2, Q) float64: shares, and the values of the held-out maps below which these shares of voxels lie.
+        made_from: checksums of the weights and of what else the maps depend on.
+
+    Example:
+        >>> trained = load_bundle("my_model")  # doctest: +SKIP
+        >>> case = trained.open("scan.nii.gz")  # doctest: +SKIP
+        >>> anomaly = AnomalyDetector.load(trained)(case)  # doctest: +SKIP
+        >>> case.write("mask.nii.gz", case.back_mask(anomaly.mask(0.99)))  # doctest: +SKIP
+    """
+
+    settings: AnomalySettings
+    mean_squares: Tensor
+    scores: Tensor
+    scans: Tensor
+    quantiles: Tensor
+    made_from: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, trained: TrainedBundle, name: str | None = None) -> AnomalyDetector:
+        """Read the detector of a trained bundle; ``name`` is the bundle's in error messages.
+
+        Raises:
+            ConfigError: the bundle is not calibrated, or belongs to another model or configuration.
+            UnsafeInputError: the file holds a formula or a free text.
+            ScanError: the file is damaged.
+        """
+        path, name = models_folder(trained.folder) / ANOMALY, name or trained.folder.name
+        advice = f"run monai-diffae calibrate {name} COHORT"
+        if not path.is_file():
+            raise ConfigError(f"{name}: is not calibrated for anomaly maps (no models/{ANOMALY}); {advice}")
+        model = read_model(path, "anomaly")
+        try:
+            values = model.description["settings"]
+            settings = AnomalySettings(**{**values, "noise_levels": tuple(values["noise_levels"])})
+            tensors = {key: model.tensors[key] for key in _TENSORS}
+            detector = cls(settings, **tensors, made_from=dict(model.description["made_from"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ScanError(f"{name}: models/{ANOMALY} cannot be read; {advice}") from error
+        current = calibrated_model(trained)
+        differ = [key for key in current if detector.made_from.get(key) != current[key]]
+        if differ:
+            what = {"model": "another model", "config": "another configuration"}[differ[0]]
+            raise ConfigError(f"{name}: models/{ANOMALY} belongs to {what}; {advice}")
+        return detector
+
+    @classmethod
+    def load_if_usable(cls, trained: TrainedBundle) -> AnomalyDetector | None:
+        """Read the detector of a trained bundle; None if there is none, or it is of another model, or damaged."""
+        try:
+            return cls.load(trained)
+        except OmittableError:
+            return None
+
+    def save(self, folder: Path) -> Path:
+        """Write the detector into a bundle's folder, in one atomic step."""
+        tensors = {key: getattr(self, key) for key in _TENSORS}
+        description = {"settings": asdict(self.settings), "made_from": dict(self.made_from)}
+        models = models_folder(folder)
+        with WriteLock(models):  # a new model that is put in place meanwhile would remove the file
+            return write_model(models / ANOMALY, "anomaly", tensors, description)
+
+    def __call__(self, case: ModelCase) -> Anomaly:
+        """The anomaly map, score and p-value of a case."""
+        reconstruction, residuals = image_residuals(case.trained, case.images, case.z_sem, self.settings)
+        maps = anomaly_maps(residuals, self.spread.to(residuals.device), self.settings.smoothing)
+        scores = highest_mean(maps, self.settings.fraction)
+        return Anomaly(maps, float(scores.max()), self._p_value(scores), reconstruction, self)
+
+    @cached_property
+    def spread(self) -> Tensor:
+        """The usual size of the residual at each voxel, (1, *S)."""
+        return residual_spread(self.mean_squares, self.settings.floor)
+
+    @cached_property
+    def scan_scores(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The scores of the held-out scans: of a volume's slices, the highest."""
+        scans = self.scans.numpy()
+        return np.array([self.scores.numpy()[scans == scan].max() for scan in np.unique(scans)])
+
+    def threshold(self, quantile: float) -> float:
+        """The map's value below which this share of the voxels of held-out cases lies.
+
+        Raises:
+            ConfigError: the quantile is not from 0 to 1.
+        """
+        if not 0 <= quantile <= 1:
+            raise ConfigError(f"quantile: {quantile!r} is not from 0 to 1")
+        shares, values = self.quantiles.numpy()
+        return float(np.interp(quantile, shares, values))
+
+    def _p_value(self, scores: Tensor) -> float:
+        """The p-value of an image, or of the slices of a volume."""
+        # The highest score of several slices is compared with the highest scores of held-out volumes. If these are
+        # single images, the p-value is corrected for the number of slices (Bonferroni), which is safe but may be high.
+        highest = float(scores.max())
+        has_volumes = len(self.scan_scores) < len(self.scores)
+        reference = self.scan_scores if len(scores) > 1 and has_volumes else self.scores.numpy()
+        p_value = float(p_values([highest], reference, [False])[0])
+        return p_value if has_volumes else min(1.0, p_value * len(scores))
+
+
+@torch.no_grad()
+def image_residuals(
+    trained: TrainedBundle, images: Tensor, z_sem: Tensor, settings: AnomalySettings
+) -> tuple[Tensor, Tensor]:
+    """The model's estimates (N, C, *S) of images, and the smoothed residuals (N, 1, *S)."""
+    estimates = estimate_from_noised(
+        images, z_sem, trained.network, trained.inferer,
+        noise_levels=settings.noise_levels, draws=settings.draws, seed=settings.seed,
+    )  # fmt: skip
+    residuals = smoothed_residuals(images, estimates, settings.smoothing)
+    if not bool(residuals.isfinite().all()):
+        raise ConfigError(
+            f"{trained.folder.name}: the model estimates values that are not finite; train it again with a lower "
+            "learning_rate"
+        )
+    return estimates, residuals
+
+
+def calibrated_model(trained: TrainedBundle) -> dict[str, str]:
+    """Checksums of what anomaly maps depend on: the model, and its description with overrides, without solvers."""
+    text = json.dumps(model_config(trained.config, roots=_ANOMALY_ROOTS), sort_keys=True, default=str)
+    return {"model": trained.sha256, "config": hashlib.sha256(text.encode()).hexdigest()}

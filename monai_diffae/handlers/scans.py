@@ -1,0 +1,155 @@
+"""Handlers about the scans of a training: those that cannot be used, twins, and latents of a first stage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from ignite.engine import Events
+from monai.engines import Workflow
+
+from monai_diffae.data.cached import CachedCases
+from monai_diffae.data.cases import Case
+from monai_diffae.data.failures import Failure, count_by_label, write_failures
+from monai_diffae.data.twin_reports import report_twins
+from monai_diffae.data.twins import find_twins
+from monai_diffae.engines.latent_cases import LatentCases
+from monai_diffae.engines.precision import autocast
+from monai_diffae.engines.trainer import ResumableTrainer, TrainingEvents
+from monai_diffae.errors import counted
+from monai_diffae.networks import FirstStage
+
+logger = logging.getLogger(__name__)
+
+
+class BadScans:
+    """Ignite handler: before an engine runs, read all scans and list those that cannot be used in ``failures.csv``.
+
+    Args:
+        directory: the run's folder.
+        datasets: the data sets whose scans are read.
+        failures: failures from listing the cohort.
+        enabled: False on ranks other than 0.
+        cases: the cohort, with the labels by which the failures are counted.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        datasets: Sequence[CachedCases],
+        failures: Sequence[Failure] = (),
+        enabled: bool = True,
+        cases: Sequence[Case] = (),
+    ) -> None:
+        self.path = Path(directory) / "failures.csv"
+        self.datasets = list(datasets)
+        self.failures = list(failures)
+        self.enabled, self.cases = enabled, cases
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with a trainer or an evaluator."""
+        is_trainer = isinstance(engine, ResumableTrainer)
+        engine.add_event_handler(TrainingEvents.BEFORE_RUN if is_trainer else Events.STARTED, self)
+
+    def __call__(self) -> None:
+        """Read every scan, and write the table. It is deleted if no scan failed."""
+        for dataset in self.datasets:
+            dataset.failures_name = self.path.name
+        failures = self.failures + [f for dataset in self.datasets for f in dataset.prepare().failures]
+        if not self.enabled:
+            return
+        write_failures(self.path, failures)
+        if failures:
+            read = {item.get("id") for dataset in self.datasets for item in dataset.data}
+            by_label = count_by_label([f.case_id for f in failures], [case for case in self.cases if case.id in read])
+            count, name = counted(len(failures), "case"), self.path.name
+            logger.warning("%s cannot be used%s; %s lists them with the reasons", count, by_label, name)
+
+
+class TwinScans:
+    """Ignite handler: before a training, warn of twins of different patients.
+
+    Twins of training and validation make the validation too optimistic, but training is not refused: labels play no
+    part in it, near twins may be a false alarm, and a training that was begun must be able to resume.
+
+    Args:
+        cases: the cohort, with splits and labels.
+        datasets: the data sets whose images are compared; those that keep no fingerprints are not.
+        enabled: False on ranks other than 0.
+    """
+
+    def __init__(self, cases: Sequence[Case], datasets: Sequence[CachedCases], enabled: bool = True) -> None:
+        self.cases = {case.id: case for case in cases}
+        self.datasets = list(datasets)
+        self.enabled = enabled
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with a trainer."""
+        if self.enabled:
+            engine.add_event_handler(TrainingEvents.BEFORE_RUN, self)
+
+    def __call__(self) -> None:
+        """Compare all images, and log a warning for twins in different splits and with different labels."""
+        kept = [dataset.prepare() for dataset in self.datasets if dataset.fingerprints is not None]
+        fingerprints = [each for dataset in kept for each in dataset.fingerprints or ()]
+        cases = [self.cases[str(item["id"])] for dataset in kept for item in dataset.items]
+        groups = find_twins(fingerprints, [case.patient for case in cases])
+        for line in report_twins(cases, groups).problems():
+            logger.warning("%s", line)
+
+
+class LatentScale:
+    """Ignite handler for the evaluator: after a validation, measure the scale of the averaged network's latents.
+
+    The scale is stored in both networks, and thus in their checkpoints. It is measured on whole training images
+    without augmentation, spread over the set.
+
+    Args:
+        averaged: the averaged network, which encodes the images.
+        network: the network that is trained.
+        dataset: the training images.
+        num_images: how many of them are measured.
+    """
+
+    def __init__(self, averaged: FirstStage, network: FirstStage, dataset: CachedCases, num_images: int = 32) -> None:
+        self.averaged, self.network = averaged, network
+        self.dataset = dataset
+        self.num_images = num_images
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Workflow) -> None:
+        """Measure the scale, in the evaluator's precision."""
+        images = self.dataset.without_augmentation()
+        size = len(images)
+        count = min(self.num_images, size)
+        with autocast(engine.state.device, engine.dtype):  # type: ignore[attr-defined]
+            self.averaged.measure(images[i * size // count]["image"] for i in range(count))
+        for buffer, measured in zip(self.network.buffers(), self.averaged.buffers(), strict=True):
+            buffer.copy_(measured)
+
+
+class LatentRemover:
+    """Ignite handler for the trainer: at the end of a training, delete the latents that its datasets saved.
+
+    A training that is interrupted keeps them, so that it can resume without encoding again.
+
+    Args:
+        datasets: the images of training and validation.
+    """
+
+    def __init__(self, datasets: Sequence[LatentCases]) -> None:
+        self.datasets = list(datasets)
+
+    def attach(self, engine: Workflow) -> None:
+        """Register with a trainer, also for a training that was complete already: its scans were read nevertheless."""
+        engine.add_event_handler(TrainingEvents.ALREADY_COMPLETE, self)
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self) -> None:
+        """Delete them."""
+        for dataset in self.datasets:
+            dataset.remove_latents()
