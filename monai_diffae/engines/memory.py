@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from torch.utils._pytree import tree_leaves
 
 from monai_diffae.diffusion.integration import KEPT_IMAGES
 from monai_diffae.engines.precision import autocast
-from monai_diffae.engines.without_data import predict_without_data, without_data
 from monai_diffae.networks import FirstStage
 
 GIB = 1024**3
@@ -69,10 +69,10 @@ def training_memory(
     ``batch_shape`` is (B, C, *S). The network may be on the ``meta`` device, and this machine need not have ``device``.
     """
     with FakeTensorMode():
-        step = without_data(network, batch_shape)
+        step = _without_data(network, batch_shape)
         with _LiveBytes() as live:
             x0, x_t, target = (torch.empty(batch_shape) for _ in range(3))
-            loss = (predict_without_data(step, x0, x_t, dtype).float() - target).square().mean()
+            loss = (_predict_without_data(step, x0, x_t, dtype).float() - target).square().mean()
             kept = live.now
             loss.backward()
     return _memory(_size(network) + 3 * _size_of_trained(network), kept, live, torch.device(device))
@@ -89,10 +89,10 @@ def inference_memory(
     The arguments are those of :func:`training_memory`.
     """
     with FakeTensorMode(), torch.no_grad():
-        evaluation = without_data(network, batch_shape)
+        evaluation = _without_data(network, batch_shape)
         with _LiveBytes() as live:
             images = [torch.empty(batch_shape) for _ in range(KEPT_IMAGES)]
-            predict_without_data(evaluation, images[0], images[1], dtype)
+            _predict_without_data(evaluation, images[0], images[1], dtype)
     return _memory(_size(network), 0, live, torch.device(device))
 
 
@@ -108,7 +108,7 @@ def first_stage_memory(
     The scale of the latents need not be known.
     """
     with FakeTensorMode(), torch.no_grad():
-        autoencoder = without_data(first_stage, ()).autoencoder
+        autoencoder = _without_data(first_stage, ()).autoencoder
         with _LiveBytes() as live, autocast("cpu", dtype):
             latents = autoencoder.encode(torch.empty(1, *image_shape))[0]  # type: ignore[operator, union-attr]
             if decodes:
@@ -190,3 +190,30 @@ def _memory(states: int, kept: int, live: _LiveBytes, device: torch.device) -> M
     else:
         overhead = _CUDA_BLOCKS * live.peak
     return Memory(states, kept, live.peak - kept, int(overhead))
+
+
+def _without_data(network: nn.Module, batch_shape: Sequence[int]) -> nn.Module:
+    """A copy of the network whose parameters have shape, dtype and memory format, but no data (FakeTensorMode)."""
+    copies: dict[int, Any] = {}
+    for parameter in network.parameters():
+        empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+        if empty.ndim == len(batch_shape):
+            empty = _channels_last(empty)
+        copies[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in network.buffers():
+        copies[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return copy.deepcopy(network, copies)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.to(memory_format=torch.channels_last_3d if tensor.ndim == 5 else torch.channels_last)
+
+
+def _predict_without_data(network: nn.Module, x0: Tensor, x_t: Tensor, dtype: torch.dtype) -> Tensor:
+    """The network's prediction for a batch without data, in ``dtype``, as a training step computes it."""
+    channels = getattr(network, "encoder_in_channels", None) or x0.shape[1]
+    seen = x0 if channels == x0.shape[1] else torch.empty(len(x0), channels, *x0.shape[2:])
+    timesteps = torch.empty(len(x0))
+    with autocast("cpu", dtype):
+        output: Tensor = network(_channels_last(x_t), timesteps, _channels_last(seen))
+    return output

@@ -94,7 +94,7 @@ class MLflowTracking(MLFlowHandler):
         """Register with a trainer, and with the evaluator."""
         if not self.enabled:
             return
-        self._trainer = engine
+        self._trainer: Any = engine
         engine.add_event_handler(Events.STARTED, lambda: self._try(lambda: self.start(engine)))
         engine.add_event_handler(TrainingEvents.STATISTICS, lambda: self._try(self._log_training))
         engine.add_event_handler(Events.COMPLETED, lambda: self._try(self.complete))

@@ -151,13 +151,6 @@ def test_what_a_formula_used_by_way_of_a_reference_is_frozen_too(folder):
     assert {"image_size", "size"} <= set(run(folder).get_parsed_content("model_description")["frozen"])
 
 
-def test_a_resumed_training_adds_the_augmentations_of_an_overlay_only_once(folder, tmp_path):
-    (tmp_path / "more.json").write_text('{"+augmentation#transforms": [{"_target_": "RandFlipd", "keys": "image"}]}')
-    expected = run(folder, [tmp_path / "more"]).get("augmentation")
-    write(folder, [tmp_path / "more"])
-    assert run(folder, [tmp_path / "more"]).get("augmentation") == expected
-
-
 def test_a_formula_that_gives_no_plain_value_is_named(folder):
     with trusting():
         parser = run(folder, **{"inferer#spacing": "$torch.nn.Identity()"})

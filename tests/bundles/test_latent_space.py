@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow, load
+from monai.bundle import load
 from tiny_bundles import TINY_ON_LATENTS, copy_tiny, rewrite, tiny_cohort, weights
 
 from monai_diffae.apps.embedding.embed import embed
@@ -24,9 +24,8 @@ from monai_diffae.apps.synthesis.vary import vary
 from monai_diffae.apps.training.export import export
 from monai_diffae.apps.training.train import train
 from monai_diffae.apps.training.train_latent import train_latent
-from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.loading import load_bundle, load_first_stage
 from monai_diffae.bundle.model_file import read_model
-from monai_diffae.bundle.parts import load_first_stage
 from monai_diffae.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -135,24 +134,6 @@ def test_a_latent_ddim_is_trained_on_it_and_generates(trained, quick_latent, tmp
     train_latent(trained.bundle, embeddings=trained.embeddings, out=tmp_path / "generator", overrides=quick_latent)
     made = generate(tmp_path / "generator", tmp_path / "s", num_images=2, device="cpu")
     assert {nib.load(image).shape for image in (made.folder / "images").glob("*.nii.gz")} == {SHAPE}
-
-
-def test_a_bundle_run_reconstructs_too(trained, tmp_path):
-    root = trained.bundle
-    file = str(root / "configs" / "inference.json")
-    workflow = ConfigWorkflow(file, str(root / "configs" / "metadata.json"), logging_file=False, workflow_type="infer")
-    paths = {"bundle_root": str(root), "dataset_dir": str(trained.cohort), "output_dir": str(tmp_path)}
-    workflow.parser.update({**paths, "device": "cpu", "split": "test", "mode": "z_sem", "grid": "model"})
-    workflow.initialize()
-    workflow.run()
-    files = list((tmp_path / "z_sem").glob("*.nii.gz"))
-    assert files
-    assert all(nib.load(file).shape[:3] == SHAPE for file in files)
-    # the evaluator for MONAI's tools writes the same images
-    workflow.parser.update({"output_dir": str(tmp_path / "evaluated")})
-    workflow.parser.get_parsed_content("evaluator").run()
-    for file in files:
-        assert (tmp_path / "evaluated" / "z_sem" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_monai_loads_the_network_with_the_first_stage_in_the_model(trained):

@@ -93,10 +93,8 @@ def test_the_command_ends_with_7_and_one_line_and_resumes(run, small_cohort, tin
 @pytest.mark.parametrize(
     ("step", "save_at", "kept", "value", "overrides"),
     [
-        (10, None, 5, math.nan, {}),  # the save at the end of the epoch follows
         (15, None, 10, math.inf, {}),  # the last step of the training
         (7, 7, 5, -math.inf, {}),  # a save by the clock follows
-        (15, None, 10, math.nan, {"max_grad_norm": None}),
         (9, None, 5, math.nan, {"accumulation_steps": 2}),  # steps 6+7, 8+9 and 10 are one update each
     ],
 )
@@ -108,13 +106,3 @@ def test_a_training_resumes_from_before_a_bad_gradient(make_workflow, tmp_path, 
     assert saved_step(out) == kept
     train(make_workflow, out, **overrides)
     torch.testing.assert_close(weights(out), weights(tmp_path / "whole"), rtol=0, atol=0)
-
-
-@pytest.mark.slow
-def test_weights_that_overflow_although_the_gradients_are_finite_are_not_saved(make_workflow, tmp_path):
-    out = tmp_path / "out"
-    train(make_workflow, out, max_epochs=1)
-    before = {path.name: path.read_bytes() for path in (out / "models").iterdir()}
-    with pytest.raises(DivergenceError, match=r"the weights are not finite at step 7; the last checkpoint is kept"):
-        train(make_workflow, out, save_at=7, learning_rate=1e38, weight_decay=10.0, lr_schedule="constant")
-    assert {path.name: path.read_bytes() for path in (out / "models").iterdir()} == before

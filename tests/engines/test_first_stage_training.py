@@ -34,8 +34,8 @@ def test_kl_divergence_is_the_mean_over_latent_values_whatever_their_number():
     torch.testing.assert_close(twice, expected)
 
 
-@pytest.mark.parametrize("kl_weight", [0.0, 0.5])
-def test_loss_is_the_absolute_error_and_the_weighted_divergence(kl_weight):
+def test_loss_is_the_absolute_error_and_the_weighted_divergence():
+    kl_weight = 0.5
     trainer, network = make(kl_weight=kl_weight)
     torch.manual_seed(2)
     losses = trainer.image_losses(batch())
