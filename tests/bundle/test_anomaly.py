@@ -10,7 +10,6 @@ from tiny_bundles import rewrite
 
 from monai_diffae.apps.evaluation.calibration import draw_scans
 from monai_diffae.bundle import AnomalyDetector, load_bundle
-from monai_diffae.bundle.folders import copy_model
 from monai_diffae.bundle.model_file import write_model
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohorts import read_cohort
@@ -153,8 +152,3 @@ def test_a_missing_a_damaged_and_a_stale_file_are_refused_with_the_command_to_ru
     assert refused().startswith("anomaly.safetensors: is damaged")
     path.unlink()
     assert refused() == f"bundle: is not calibrated for anomaly maps (no models/anomaly.safetensors); {run}"
-
-
-def test_the_file_travels_with_the_model(bundle, tmp_path):
-    copy_model(bundle, tmp_path / "other")
-    AnomalyDetector.load(load_bundle(tmp_path / "other", "cpu"))

@@ -12,7 +12,7 @@ from tiny_bundles import rewrite
 
 from monai_diffae.bundle import load_bundle
 from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.scans import read_scan, write_scan
+from monai_diffae.data.scans import write_scan
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.inferers import Reconstructor, encode_exactly
 
@@ -102,16 +102,6 @@ def test_a_volume_in_a_2d_bundle_comes_back_as_the_volume(trained, volume, tmp_p
 def test_what_cannot_be_opened_is_named_in_one_line(trained, image, arguments, error, message):
     with pytest.raises(error, match=message):
         trained.open(image, **arguments)
-
-
-def test_pictures_are_written_as_png_only_in_uint8(trained, tmp_path):
-    case = trained.open(write_scan(tmp_path / "in.png", np.random.default_rng(0).random((1, 20, 24))))
-    image = case.back(case.reconstruct("x_T"))
-    with pytest.raises(ConfigError, match="^a.png: PNG holds uint8, not float32; use .nii.gz or .nrrd, or write uint8"):
-        case.write(tmp_path / "a.png", image)
-    assert read_scan(case.write(tmp_path / "a.png", image, np.uint8)).array.shape == case.scan.array.shape
-    with pytest.raises(ConfigError, match=r"^a.nii: the size is \[1, 16, 16\], but the scan's is "):
-        case.write(tmp_path / "a.nii", case.images[0].numpy())
 
 
 def test_the_batch_size_of_the_bundle_changes_no_bit(trained, tiny_bundle, volume):

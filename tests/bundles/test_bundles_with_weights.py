@@ -1,7 +1,6 @@
 """The shipped bundles with weights: complete after ``init``, the same in MONAI's tools, small, and without cases."""
 
 import json
-import logging
 import resource
 import signal
 import subprocess
@@ -16,11 +15,10 @@ from golden_bundles import difference_from_stored, write_golden_scans
 from make_weights import LARGEST_FILE, PLACEHOLDER
 from monai.bundle import load
 
-from monai_diffae import anomaly, embed, generate, info, init, load_bundle, push, reconstruct, train
+from monai_diffae import anomaly, embed, generate, info, init, load_bundle, push, reconstruct
 from monai_diffae.bundle import AnomalyDetector
-from monai_diffae.bundle.folders import NOTE
 from monai_diffae.bundle.model_file import checksum, read_description, read_model
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.errors import MachineError
 
 ROOT = Path(__file__).parents[2]
 NAMES = {"chest_xray": 2, "hippocampus": 3}
@@ -74,21 +72,6 @@ def test_the_commands_work_at_once(made, name, tmp_path):
     assert len(pd.read_csv(anomaly(bundle, scans, tmp_path / "unusual", device="cpu").folder / "anomaly.csv")) == 6
     assert generate(bundle, tmp_path / "synthetic", num_images=2, steps=2, device="cpu").folder.is_dir()
     assert "models/model.safetensors" in push(bundle, str(tmp_path / "sent.zip"), yes=True).sent
-
-
-@pytest.mark.slow
-def test_fine_tuning_is_the_command_of_training(made, class_folders, tmp_path, caplog):
-    bundle = made("chest_xray")
-    first = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    with caplog.at_level(logging.INFO, logger="monai_diffae"):
-        train(bundle, class_folders, device="cpu", overrides=QUICK)
-    assert "fine-tuning: a new training begins with the weights of model.safetensors" in caplog.text
-    after = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    assert [key for key in first if not torch.equal(first[key], after[key])] == []
-    assert NOTE in (bundle / "docs" / "README.md").read_text()
-    train(bundle, class_folders, device="cpu", overrides={"max_epochs": 2})  # resumes
-    with pytest.raises(ConfigError, match="the latent model belongs to another autoencoder"):
-        generate(bundle, tmp_path / "others", num_images=1, device="cpu")
 
 
 @pytest.mark.slow

@@ -90,20 +90,6 @@ def test_a_key_that_is_not_set_is_named(made, name):
     assert complaint(run, made, name, values) == f"{key}: is required; give it a value"
 
 
-@pytest.mark.parametrize(
-    ("name", "key", "value", "words"),
-    [
-        ("embed", "pol", 1, "unknown config key 'pol'"),
-        ("evaluate", "solvers", "a", "solvers: 'a' cannot be used"),
-        ("generate", "num_images", 0, "num_images: 0 is below 1"),
-    ],
-)
-def test_a_wrong_key_or_value_is_one_line(made, tmp_path, name, key, value, words):
-    out = tmp_path / "out"
-    assert words in complaint(run, made, name, {**arguments(made, name), "out": str(out), key: value})
-    assert not out.exists()
-
-
 def test_the_evaluator_of_evaluate_measures_what_the_command_measures(made, tmp_path):
     workflow = ConfigWorkflow(str(made.root / "configs" / "evaluate.json"), logging_file=False, workflow_type="eval")
     paths = {"bundle_root": str(made.root), "dataset_dir": str(made.cohort), "output_dir": str(tmp_path)}

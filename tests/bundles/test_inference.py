@@ -38,7 +38,7 @@ def evaluate(bundle, cohort, out, **values):
     made.evaluator.run()
 
 
-@pytest.mark.parametrize("run_id", ["run", "evaluating", "reconstruct"])
+@pytest.mark.parametrize("run_id", ["run", "reconstruct"])
 def test_the_run_makes_the_files_of_the_command(tiny_bundle, bundle, tmp_path, run_id):
     options = {"mode": "both", "split": "test", "batch_size": 2, "steps": 2}
     reconstruct(bundle, tiny_bundle.cohort, tmp_path / "command", device="cpu", **options)

@@ -14,13 +14,8 @@ from monai.bundle import load
 from tiny_bundles import TINY_ON_LATENTS, copy_tiny, rewrite, tiny_cohort, weights
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.synthesis.edit import edit
-from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.generate import generate
-from monai_diffae.apps.synthesis.interpolate import interpolate
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.apps.synthesis.traverse import traverse
-from monai_diffae.apps.synthesis.vary import vary
 from monai_diffae.apps.training.export import export
 from monai_diffae.apps.training.train import train
 from monai_diffae.apps.training.train_latent import train_latent
@@ -111,25 +106,6 @@ def test_reconstruct_compares_with_the_images_and_with_the_first_stage_alone(tra
 
 
 @pytest.mark.slow
-def test_every_command_makes_images(trained, tmp_path):
-    a, b = (str(name) for name in trained.table["id"][:2])
-    fit_direction(trained.embeddings, tmp_path / "wide.json", target="wide")
-    on, case = (trained.bundle, trained.cohort), {"device": "cpu"}
-    options = {"num_components": 1, "strengths": [1], "num_noises": 2}
-    folders = [
-        vary(*on, tmp_path / "v", case=a, num_images=2, **case).folder,
-        traverse(trained.bundle, trained.embeddings, tmp_path / "w", **options, **case).folder,
-        interpolate(*on, tmp_path / "i", start=a, end=b, num_images=2, **case).folder,
-    ]
-    for folder in folders:
-        (image, *_) = (folder / "images").glob("*.nii.gz")
-        assert nib.load(image).shape == SHAPE
-    edited = edit(*on, tmp_path / "e", direction=tmp_path / "wide.json", cases=[a], strengths=[-1, 1], **case)
-    assert nib.load(edited.folder / "images" / f"{a}_+1.00.nii.gz").shape == nib.load(trained.table["image"][0]).shape
-    assert pd.read_csv(edited.folder / "edits.csv")["prediction"].notna().all()
-
-
-@pytest.mark.slow
 def test_a_latent_ddim_is_trained_on_it_and_generates(trained, quick_latent, tmp_path):
     train_latent(trained.bundle, embeddings=trained.embeddings, out=tmp_path / "generator", overrides=quick_latent)
     made = generate(tmp_path / "generator", tmp_path / "s", num_images=2, device="cpu")
@@ -208,19 +184,3 @@ def test_a_training_on_cached_latents_is_the_same(trained, tmp_path):
         assert (made[True] / name).read_bytes() == (made[False] / name).read_bytes(), name
     assert all((out / "models" / "anomaly.safetensors").is_file() for out in made.values())
     assert not (made[True] / "cache" / "latents").exists()
-
-
-@pytest.mark.slow
-def test_a_training_starts_from_its_weights_with_the_same_first_stage(trained, tmp_path):
-    out = tmp_path / "out"
-    train(out, trained.cohort, start_from=trained.bundle, device="cpu", overrides={"learning_rate": 0.0})
-    before, after = weights(trained.bundle), weights(out)
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert load_bundle(out, "cpu").inferer.first_stage is not None
-    other = shutil.copytree(trained.first_stage, tmp_path / "other")
-    change_first_stage(other)
-    with pytest.raises(ConfigError, match="was trained with other values of first_stage_sha256; "):
-        train(
-            tmp_path / "new", trained.cohort, start_from=trained.bundle, device="cpu",
-            overrides={"first_stage_bundle": str(other)},
-        )  # fmt: skip

@@ -1,6 +1,5 @@
 """MONAI's own ways into a trained bundle: each gives the network of ``models/model.pt``, or one line."""
 
-import json
 import shutil
 import sqlite3
 from functools import partial
@@ -14,8 +13,7 @@ from scan_files import as_nobody
 from tiny_bundles import contents, weights
 
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.bundle import init_bundle, load_bundle
-from monai_diffae.bundle.folders import copy_model
+from monai_diffae.bundle import init_bundle
 
 KINDS = {"train": "train.json", "inference": "inference.json"}
 
@@ -69,12 +67,6 @@ def test_each_way_gives_every_tensor(request, tmp_path, monkeypatch, name, kind)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_copy_of_the_model_alone_loads(tiny_bundle, tmp_path):
-    copy_model(tiny_bundle.directory, tmp_path / "copied")
-    for given in (tmp_path / "copied", tmp_path / "copied" / "models" / "model.safetensors"):
-        assert_has(load_bundle(given, "cpu").network, weights(tiny_bundle.directory))
-
-
 def test_an_untrained_bundle_opens_for_training_and_says_why_not_otherwise(tmp_path):
     bundle = init_bundle(tmp_path / "new")
     assert opened(bundle).network_def is not None
@@ -122,23 +114,6 @@ def test_a_first_stage_is_run_from_anywhere(first_stage, tmp_path, monkeypatch):
     config, cohort = first_stage / "configs" / "inference.json", str(first_stage.parent / "cohort")
     run("evaluating", config_file=str(config), dataset_dir=cohort, output_dir="alone", device="cpu")
     assert len(contents(tmp_path / "alone")) == 8
-
-
-@pytest.mark.slow
-def test_a_plain_training_run_has_the_values_of_the_training(bundle, tiny_bundle, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    before = weights(bundle)
-    values = {"dataset_dir": str(tiny_bundle.cohort), "device": "cpu", "max_epochs": 2}
-    run("training", config_file=str(bundle / "configs" / "train.json"), **values)
-    checkpoint = torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)
-    steps = checkpoint["trainer"]
-    assert steps["iteration"] == 2 * steps["epoch_length"]
-    after = weights(bundle)
-    assert after.keys() == before.keys()
-    assert any(not torch.equal(after[name], value) for name, value in before.items())
-    config = json.loads((bundle / "configs" / "train.json").read_text())
-    assert (config["batch_size"], config["max_epochs"], config["z_channels"]) == (4, 2, 8)
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 # -- MONAI's tracking -------------------------------------------------------------------------------------------------

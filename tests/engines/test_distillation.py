@@ -77,9 +77,8 @@ def test_the_loss_of_images_is_added_in_the_last_step_only():
         assert (more > 0).all() if iteration == 3 else not more.any()
 
 
-@pytest.mark.parametrize("settings", [{}, {"precision": "bf16", "channels_last": True, "image_loss": ImageLoss(0.1)}])
-def test_it_learns_a_map_from_noise_to_images(settings):
-    trainer = make_trainer(max_epochs=12, **settings)
+def test_it_learns_a_map_from_noise_to_images():
+    trainer = make_trainer(max_epochs=12, precision="bf16", channels_last=True, image_loss=ImageLoss(0.1))
     inferer = FewStepInferer(trainer.schedule, LEVELS)
 
     def error():
@@ -108,7 +107,7 @@ def test_gradients_at_each_scale():
     assert gradient_difference(board + 0.5, board) == 0
 
 
-@pytest.mark.parametrize("size", [(16, 12), (8, 8, 8), (2, 2)])
+@pytest.mark.parametrize("size", [(8, 8, 8), (2, 2)])
 def test_one_value_per_image_that_a_blurred_image_lowers(size):
     generator = torch.Generator().manual_seed(0)
     target = torch.rand(2, 1, *size, generator=generator)

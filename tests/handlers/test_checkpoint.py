@@ -1,6 +1,5 @@
 """The files that a training saves, on disks that fill up and in processes that are killed."""
 
-import errno
 import json
 import os
 import resource
@@ -107,38 +106,6 @@ def test_a_disk_that_does_not_give_back_what_was_written_keeps_the_old_files(tmp
     with pytest.raises(MachineError, match=r"^checkpoint\.pt: cannot be written \(Input/output error\); free space or"):
         kept.save(ENGINE)
     assert files(tmp_path) == before
-
-
-@pytest.mark.goal(id="R3")
-@pytest.mark.parametrize("name", ["fsync", "replace"])
-def test_an_error_at_any_call_of_the_system_keeps_files_that_load(tmp_path, monkeypatch, name):
-    kept = keeper(tmp_path)
-    kept.save(ENGINE)
-    names, function = sorted(p.name for p in tmp_path.iterdir()), getattr(os, name)
-    for call in range(1, 100):
-        calls = iter(range(1, 100))
-
-        def failing(*args, at=call, calls=calls, **kwargs):
-            if next(calls) == at:
-                raise OSError(errno.ENOSPC, "")
-            return function(*args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, name, failing)
-            try:
-                kept.save(ENGINE)
-            except MachineError:
-                is_over = False
-            else:
-                is_over = True
-        assert sorted(p.name for p in tmp_path.iterdir()) == names
-        read_model(tmp_path / MODEL)
-        for file in tmp_path.glob("*.pt"):
-            torch.load(file, weights_only=True)
-        if is_over:
-            break
-    assert is_over
-    assert call > 3
 
 
 def test_a_first_save_that_the_disk_cuts_short_leaves_nothing_that_looks_finished(tmp_path):

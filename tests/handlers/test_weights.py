@@ -60,33 +60,19 @@ def network():
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
 
 
-def load(layers):
-    layers.load_state_dict(network().state_dict())
-
-
 def load_the_same(layers):
     layers.load_state_dict(layers.state_dict())
-
-
-def replace_data(layers):
-    layers[0].bias.data = layers[0].bias.data + 1
 
 
 def write_to_data(layers):
     layers[0].weight.data[0, 0, 0, 0] += 1
 
 
-def exchange_values(layers):
-    layers[0].bias.data = layers[0].bias.data.flip(0)
-
-
 def from_a_vector(layers):
     vector_to_parameters(torch.zeros(sum(weight.numel() for weight in layers.parameters())), layers.parameters())
 
 
-@pytest.mark.parametrize(
-    "set_weights", [load, load_the_same, replace_data, write_to_data, exchange_values, from_a_vector]
-)
+@pytest.mark.parametrize("set_weights", [load_the_same, write_to_data, from_a_vector])
 def test_every_way_to_set_weights_is_noticed_once(set_weights):
     layers = network()
     weights = WeightMonitor(layers)

@@ -31,7 +31,7 @@ from monai_diffae.apps.training.training_run import open_training_run
 from monai_diffae.apps.training.watched import train_watched
 from monai_diffae.bundle import init_bundle, load_bundle
 from monai_diffae.engines.memory import Memory
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import BusyError, ConfigError
 
 
 def configured(bundle):
@@ -286,7 +286,7 @@ def test_a_watched_training_keeps_no_tensors_reports_stops_and_resumes_without_i
         if what.step in (5, 8):
             tensors.append(count_tensors())
         if what.step == 1:
-            with pytest.raises(ConfigError) as refused:
+            with pytest.raises(BusyError) as refused:
                 in_thread(train_watched, bundle, tiny_bundle.cohort, training=training)
             errors.append(str(refused.value))
         if what.step == 8:
