@@ -30,13 +30,13 @@ from sklearn.metrics import r2_score, roc_auc_score
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.latents import LatentStatistics
 from monai_diffae.latents.probing.probes import fit_probe
-from monai_diffae.latents.probing.targets import ProbeTarget, read_probe_target
 from monai_diffae.latents.selection import STRATEGIES, select
+from monai_diffae.latents.targets import Target, read_target
 
 BUDGETS = (5, 10, 20, 40, 80, 160, 320)
 
 
-def quality(z: NDArray[np.float64], target: ProbeTarget, labelled: NDArray[np.intp], held: NDArray[np.intp]) -> float:
+def quality(z: NDArray[np.float64], target: Target, labelled: NDArray[np.intp], held: NDArray[np.intp]) -> float:
     """AUROC or R2 on the held-out cases of a linear probe that was fitted to the labelled cases."""
     num_classes = None if target.classes is None else len(target.classes)
     truth, values = target.values[held], target.values[labelled]
@@ -51,7 +51,7 @@ def quality(z: NDArray[np.float64], target: ProbeTarget, labelled: NDArray[np.in
     return float(np.mean(scores))
 
 
-def simulate(z_sem: NDArray[np.float32], target: ProbeTarget, strategy: str, seed: int, most: int) -> Iterator[dict]:
+def simulate(z_sem: NDArray[np.float32], target: Target, strategy: str, seed: int, most: int) -> Iterator[dict]:
     """Label a pool by a strategy, and yield the probe's quality at each budget."""
     order = np.random.default_rng(seed).permutation(len(z_sem))
     held, pool = np.sort(order[: len(order) // 3]), np.sort(order[len(order) // 3 :])
@@ -107,12 +107,12 @@ def draw(table: pd.DataFrame, metrics: dict[str, str], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def read_cases(embeddings: Path, target: str) -> tuple[NDArray[np.float32], ProbeTarget]:
+def read_cases(embeddings: Path, target: str) -> tuple[NDArray[np.float32], Target]:
     """The first scan of each patient that has the label, and the labels."""
     table = read_embeddings(embeddings).drop_duplicates("patient")
-    labels = read_probe_target(table[target].tolist(), target)
+    labels = read_target(table[target].tolist(), target)
     z_sem = z_matrix(table)[labels.rows]
-    return z_sem, ProbeTarget(target, labels.classes, labels.values, np.arange(len(z_sem)))
+    return z_sem, Target(target, labels.classes, labels.values, np.arange(len(z_sem)))
 
 
 def run(embeddings: Path, targets: Sequence[str], out: Path, strategies: Sequence[str], seeds: int, most: int) -> None:

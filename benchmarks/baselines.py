@@ -52,7 +52,7 @@ from monai_diffae.engines import training_loader
 from monai_diffae.engines.first_stage import kl_divergence
 from monai_diffae.engines.precision import autocast, resolve_precision
 from monai_diffae.latents.probing.scores import score_with_interval
-from monai_diffae.latents.probing.targets import ProbeTarget, read_probe_target
+from monai_diffae.latents.targets import Target, read_target
 from monai_diffae.networks import SemanticEncoder
 
 BATCH, LEARNING_RATE, KL_WEIGHT = 32, 1e-3, 1e-6
@@ -169,7 +169,7 @@ def autoencoder_kl(data: Data, minutes: float) -> NDArray[np.float32]:
 
 def supervised(data: Data, minutes: float, name: str) -> NDArray[np.float32]:
     """The outputs of a network of the encoder's shape that was trained on a label."""
-    target = read_probe_target(data.table[name].tolist(), name)
+    target = read_target(data.table[name].tolist(), name)
     outputs = 1 if target.classes is None else len(target.classes)
     network = SemanticEncoder(**{**data.trained.network.encoder.config, "z_channels": outputs})
     truth_of = dict(zip(data.table["id"].iloc[target.rows], target.values, strict=True))
@@ -199,7 +199,7 @@ def supervised(data: Data, minutes: float, name: str) -> NDArray[np.float32]:
     return best["said"]  # type: ignore[return-value]
 
 
-def validation_score(target: ProbeTarget, said: NDArray[np.float32], rows: NDArray[np.intp]) -> float:
+def validation_score(target: Target, said: NDArray[np.float32], rows: NDArray[np.intp]) -> float:
     """Which epoch is best: the correlation, or the mean AUROC of each class against the rest."""
     chosen = np.isin(target.rows, rows)
     truth, said = target.values[chosen], said[target.rows[chosen]]

@@ -21,7 +21,7 @@ import torch
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.session import Session
 from monai_diffae.data.streamed import read_stream
-from monai_diffae.inferers.exact_encoding import encode_exactly
+from monai_diffae.inferers.reconstruction import encode_exactly
 
 
 def seconds(bundle: Path, cohort: Path, workers: int, folder: Path, device: str = "cpu") -> dict[str, float]:

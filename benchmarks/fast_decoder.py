@@ -26,7 +26,7 @@ from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Choice, Reading, Run
 from monai_diffae.bundle import TrainedBundle
 from monai_diffae.data.cases import spread_cases
-from monai_diffae.metrics.reconstruction import reconstruction_errors
+from monai_diffae.metrics.image_quality import reconstruction_errors
 
 DEVICE, TRAIN_CASES, MOVES, REPEATS = "cpu", 720, (-2.0, 2.0), 5
 

@@ -111,7 +111,9 @@ def measure_decoding(bundle: TrainedBundle, images: Tensor) -> pd.DataFrame:
     schedule, network = bundle.inferer.schedule, bundle.network
     z_sem = bundle.inferer.encode(images, network)
     x_T = image_noise(tuple(images.shape[1:]), 0, list(range(len(images))))
-    exact = DiffusionAutoencoderInferer(schedule, "ddim", 1000, spacing="leading").decode(z_sem, x_T, network)
+    exact = DiffusionAutoencoderInferer(schedule, solver="ddim", steps=1000, spacing="leading").decode(
+        z_sem, x_T, network
+    )
     rows = []
 
     def add(solver: str, spacing: str, evaluations: int, decode: Callable[[], Tensor]) -> None:
@@ -123,7 +125,7 @@ def measure_decoding(bundle: TrainedBundle, images: Tensor) -> pd.DataFrame:
     for solver in SOLVERS:
         for spacing in SPACINGS:
             for n in BUDGETS if solver_facts(SOLVERS[solver]).order == 1 else BUDGETS[:4]:
-                inferer = DiffusionAutoencoderInferer(schedule, solver, n, spacing=spacing)  # type: ignore[arg-type]
+                inferer = DiffusionAutoencoderInferer(schedule, solver=solver, steps=n, spacing=spacing)
                 add(solver, spacing, inferer.steps, partial(inferer.decode, z_sem, x_T, network))
     for name, scheduler in monai_schedulers(bundle).items():
         for n in BUDGETS:

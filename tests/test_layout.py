@@ -95,7 +95,7 @@ def test_a_decoding_option_is_a_field_and_an_argument_of_the_inferer():
 
 
 def test_a_solver_is_a_function_and_a_name():
-    assert files_with(r"\bdpmpp_2m\b") == {"diffusion/solvers.py", "diffusion/names.py"}
+    assert files_with(r"\bdpmpp_2m\b") == {"diffusion/solvers.py", "diffusion/settings.py"}
 
 
 def test_a_command_is_a_module_and_two_lines():

@@ -15,7 +15,7 @@ from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.training import planning, proposals
 from monai_diffae.apps.training.speed import Speed
 from monai_diffae.cli import build_app, parse
-from monai_diffae.diffusion import registry
+from monai_diffae.diffusion.solvers import SOLVERS
 from monai_diffae.engines import workload
 from monai_diffae.engines.memory import Memory
 
@@ -72,12 +72,12 @@ def test_python_blocks_run(code, tiny_bundle, class_folders, tmp_path, monkeypat
     if "results/embeddings.parquet" in code:
         made = embed("my_bundle", tiny_bundle.cohort, "results", device="cpu").path
         pd.read_parquet(made).rename(columns={"head_size": "age"}).to_parquet(made)
-    before = dict(registry.SOLVERS)
+    before = dict(SOLVERS)
     try:
         exec(compile(code, "block", "exec"), {})
     finally:  # a page shows how to register a solver
-        for name in registry.SOLVERS.keys() - before.keys():
-            del registry.SOLVERS[name]
+        for name in SOLVERS.keys() - before.keys():
+            del SOLVERS[name]
 
 
 def test_commands_can_be_typed():

@@ -37,7 +37,7 @@ from monai_diffae.data.progress import track
 from monai_diffae.data.splits import SplitOrigin
 from monai_diffae.data.tables import COLUMN_ROLES, column_names
 from monai_diffae.errors import CohortError, ScanError, counted
-from monai_diffae.inferers.exact_encoding import encode_exactly
+from monai_diffae.inferers.reconstruction import encode_exactly
 
 logger = logging.getLogger(__name__)
 

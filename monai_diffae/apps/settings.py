@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Lt
 from cyclopts import Group, Parameter, Token
 
-from monai_diffae.diffusion.names import DecoderName, InversionName, SolverName, SpacingName
+from monai_diffae.diffusion.settings import DecoderName, InversionName, SolverName, SpacingName
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.policies import Colour, Uneven
 

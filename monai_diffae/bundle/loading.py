@@ -47,7 +47,7 @@ from monai_diffae.bundle.model_file import (
 from monai_diffae.diffusion import Solver
 from monai_diffae.errors import ConfigError, DiffAEError, quoted
 from monai_diffae.inferers import DiffusionAutoencoderInferer, LatentInferer
-from monai_diffae.inferers.fast_decoder import FastDecoder
+from monai_diffae.inferers.autoencoding import FastDecoder
 from monai_diffae.latents.statistics import LatentStatistics
 from monai_diffae.networks import FirstStage, LatentMLP
 

@@ -25,11 +25,10 @@ from monai_diffae.data.cases import safe_id
 from monai_diffae.data.formats.dicom import split_series
 from monai_diffae.data.scans import Scan, scan_suffix
 from monai_diffae.data.slice_cases import slice_indices
-from monai_diffae.diffusion.integration import StepCallback
+from monai_diffae.diffusion.steps import StepCallback
 from monai_diffae.errors import ConfigError, OmittableError, ScanError
 from monai_diffae.inferers import DiffusionAutoencoderInferer, ReconstructionMode, Reconstructor, encode_exactly
-from monai_diffae.inferers.exact_encoding import images_at_once
-from monai_diffae.inferers.noised_images import estimate_from_noised
+from monai_diffae.inferers.reconstruction import estimate_from_noised, images_at_once
 from monai_diffae.latents.neighbors import p_values
 from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
 from monai_diffae.transforms import write_native
@@ -291,7 +290,7 @@ class AnomalyDetector:
     """Compares the residuals of a case with those of held-out cases, which ``models/anomaly.safetensors`` holds.
 
     The residual is the difference between an image and the model's estimate of it from its noised version and z_sem
-    (:func:`~monai_diffae.inferers.noised_images.estimate_from_noised`). A map is the smoothed residual divided by its
+    (:func:`~monai_diffae.inferers.reconstruction.estimate_from_noised`). A map is the smoothed residual divided by its
     root mean square over held-out cases, voxel by voxel, and smoothed again.
 
     Attributes:

@@ -18,23 +18,64 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
-from monai_diffae.diffusion.fixed_point import fixed_point
-from monai_diffae.diffusion.integration import ClipRange, Denoiser, StepCallback, evaluate, integrate
-from monai_diffae.diffusion.multistep import Evaluation, interpolated_step, natural_parameterisation
 from monai_diffae.diffusion.schedule import DiffusionSchedule
+from monai_diffae.diffusion.steps import (
+    ClipRange,
+    Denoiser,
+    Evaluation,
+    StepCallback,
+    evaluate,
+    integrate,
+    interpolated_step,
+    natural_parameterisation,
+)
 from monai_diffae.errors import ConfigError
+
+MEMORY = 4
+"""How many of the latest evaluations the next guess is computed from."""
+_RELATIVE_ROUNDING = 1e-6  # singular values below this share of the largest one are rounding errors
+
+
+def fixed_point(step: Callable[[Tensor], Tensor], x: Tensor, *, tolerance: float, max_evaluations: int) -> Tensor:
+    """Solve step(x) = x, starting from a guess. All elements of x are one common problem.
+
+    Stops when the mean square of step(x) - x is at most ``tolerance``, and returns the last step(x).
+    """
+    mapped: list[Tensor] = []
+    residuals: list[Tensor] = []
+    for _ in range(max_evaluations):
+        mapped = [*mapped[1 - MEMORY :], step(x)]
+        residuals = [*residuals[1 - MEMORY :], mapped[-1] - x]
+        if not tolerance < float(residuals[-1].square().mean()) < math.inf:
+            break
+        x = _accelerated(mapped, residuals)
+    return mapped[-1]
+
+
+def _accelerated(mapped: list[Tensor], residuals: list[Tensor]) -> Tensor:
+    """The next guess: the combination of earlier values for which the residual, if it were linear, is smallest."""
+    if len(mapped) == 1:
+        return mapped[0]
+    changes = torch.stack([(residuals[-1] - earlier).flatten() for earlier in residuals[:-1]])
+    # At most three unknowns: solved on the CPU, because not every device has float64.
+    normal = (changes @ changes.T).cpu().double()
+    right_side = (changes @ residuals[-1].flatten()).cpu().double()
+    weights = torch.linalg.pinv(normal, rtol=_RELATIVE_ROUNDING, hermitian=True) @ right_side
+    x = mapped[-1]
+    for weight, earlier in zip(weights.tolist(), mapped[:-1], strict=True):
+        x = x - weight * (mapped[-1] - earlier)
+    return x
+
 
 GUESS_ORDER = 3
 """Number of levels from which the first guess of a step is extrapolated."""
-
 SWEEPS = 3
 """Most passes over all levels in a refinement."""
-
 STEP_EVALUATIONS = 10
 """Most network evaluations for one refined step; most steps need one to three."""
-
 STEP_TOLERANCE = 1e-4
 """Tolerance of a refined step as a fraction of the tolerance of the image, because decoding amplifies its error."""
 
@@ -123,7 +164,7 @@ def refined_inversion(
     A step of :func:`~monai_diffae.diffusion.solvers.adams` from level t_k down to t_(k-1) uses the network's
     predictions at t_k and at the levels above. Seen from below, it is an equation for x at t_k once the predictions
     above are known. Here they are taken from the previous sweep over the levels, and each equation is solved by
-    :func:`~monai_diffae.diffusion.fixed_point.fixed_point`. x is kept at all levels, and a sweep takes about 100
+    :func:`~monai_diffae.diffusion.inversion.fixed_point`. x is kept at all levels, and a sweep takes about 100
     evaluations.
 
     Args:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # seeds are needed where torch is not
+    from torch import Tensor
 
 
 def seed_of(*parts: int | str) -> int:
@@ -18,7 +20,7 @@ def seed_of(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def image_noise(shape: tuple[int, ...], seed: int, indices: list[int]) -> torch.Tensor:
+def image_noise(shape: tuple[int, ...], seed: int, indices: list[int]) -> Tensor:
     """Standard normal noise (len(indices), *shape); each row depends on ``seed`` and its index only.
 
     So an image gets the same noise in every batch.
@@ -27,5 +29,7 @@ def image_noise(shape: tuple[int, ...], seed: int, indices: list[int]) -> torch.
         >>> bool((image_noise((1, 4), 0, [3, 5])[1] == image_noise((1, 4), 0, [5])[0]).all())
         True
     """
+    import torch
+
     rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed_of(seed, "noise", i))) for i in indices]
     return torch.stack(rows)

@@ -1,4 +1,4 @@
-"""The noise schedule: the shares of signal and noise in x_t, and conversions between x0, eps and v."""
+"""The noise schedule: signal and noise in x_t, conversions between x0, eps and v, and the levels of a run."""
 
 from __future__ import annotations
 
@@ -7,18 +7,63 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from monai.networks.schedulers.scheduler import NoiseSchedules, Scheduler
 from torch import Tensor
 
-from monai_diffae.diffusion.names import SpacingName
-from monai_diffae.diffusion.timesteps import SPACINGS
+from monai_diffae.diffusion.settings import SpacingName
 from monai_diffae.errors import ConfigError, quoted
 
+NOISE_LEFT = 0.15
+"""Noise-to-signal ratio sigma / alpha at the cleanest level of a run of one step; with n steps it is n times smaller.
+
+The last step, from this level to x0, is first order, so it must not be coarser than the steps before it. With 10 steps
+the ratio is 1.5 %, about two grey levels of an 8-bit image.
+"""
+
+
+def logsnr(steps: int, log_snr: Sequence[float]) -> list[int]:
+    """Equal steps of log-SNR, from T - 1 to a level with hardly any noise (:data:`NOISE_LEFT`).
+
+    Compared with equal steps of t, more steps are spent on the noisiest and the cleanest levels. Where the steps at the
+    clean end would be smaller than one timestep, consecutive timesteps are used.
+    """
+    falling = np.asarray(log_snr)
+    total = len(falling)
+    cleanest = min(int(np.searchsorted(-falling, -math.log(steps / NOISE_LEFT))), total - steps)
+    targets = np.linspace(falling[-1], falling[cleanest], steps)[::-1]
+    t = np.round(np.interp(-targets, -falling, np.arange(total))).astype(int)
+    index = np.arange(steps)
+    t = np.maximum.accumulate(t - index) + index  # no timestep occurs twice ...
+    return np.minimum(t, total - steps + index).tolist()  # ... and none is above T - 1
+
+
+def leading(steps: int, log_snr: Sequence[float]) -> list[int]:
+    """0, s, 2s, ...: equal steps of t from the clean end (the paper's code), which leave out the noisiest levels."""
+    return [i * (len(log_snr) // steps) for i in range(steps)]
+
+
+def trailing(steps: int, log_snr: Sequence[float]) -> list[int]:
+    """..., T - 1 - s, T - 1: equal steps of t that end at the noisiest level (Lin et al. 2024)."""
+    return [round((i + 1) * len(log_snr) / steps) - 1 for i in range(steps)]
+
+
+def linspace(steps: int, log_snr: Sequence[float]) -> list[int]:
+    """0, ..., T - 1: equal steps of t that include both ends."""
+    last = len(log_snr) - 1
+    return [last] if steps == 1 else [round(i * last / (steps - 1)) for i in range(steps)]
+
+
+SPACINGS: dict[str, Callable[[int, Sequence[float]], list[int]]] = {
+    "logsnr": logsnr,
+    "leading": leading,
+    "trailing": trailing,
+    "linspace": linspace,
+}
 Prediction = Literal["eps", "x0", "v"]
 TimestepSampling = Literal["uniform", "logit_normal"]
 LossWeighting = Literal["none", "min_snr"]
-
 RECTIFIED_FLOW = "rectified_flow"
 CLEAN = -1
 """The level of x0 itself: only signal, no noise. Level T is the opposite: only noise."""
@@ -55,7 +100,7 @@ class DiffusionSchedule(Scheduler):
             hidden. The square root of (number of voxels / 64^2) is a good value.
         loss_weighting: ``none``, or ``min_snr`` with gamma 5 (Hang et al. 2023).
         spacing: how the levels of a run of few steps are spaced: ``logsnr``, ``leading`` (the paper's), ``trailing``
-            or ``linspace``; see :mod:`monai_diffae.diffusion.timesteps`.
+            or ``linspace``; see :mod:`monai_diffae.diffusion.schedule`.
         clip_range: x0 is clipped to this range during decoding and inversion; None: no clipping.
         schedule_args: arguments of MONAI's noise schedule, such as ``beta_start`` and ``beta_end``.
 
@@ -153,11 +198,7 @@ class DiffusionSchedule(Scheduler):
     # -- levels ---------------------------------------------------------------------------------------------------
 
     def level(self, t: int) -> tuple[float, float]:
-        """alpha_t and sigma_t of one level, from -1 (x0 itself) to T (only noise).
-
-        Raises:
-            ConfigError: there is no such level.
-        """
+        """alpha_t and sigma_t of one level, from -1 (x0 itself) to T (only noise)."""
         if not CLEAN <= t <= self.num_train_timesteps:
             raise ConfigError(
                 f"there is no level {t}; levels are -1 (x0 itself) to {self.num_train_timesteps} (only noise)"
@@ -184,11 +225,7 @@ class DiffusionSchedule(Scheduler):
         )
 
     def inference_timesteps(self, steps: int, spacing: SpacingName | None = None) -> list[int]:
-        """The timesteps of a run of ``steps`` steps, ascending, in [0, T).
-
-        Raises:
-            ConfigError: ``steps`` is not in [1, T], or the spacing is unknown.
-        """
+        """The timesteps of a run of ``steps`` steps, ascending, in [0, T)."""
         total = self.num_train_timesteps
         if not 1 <= steps <= total:
             raise ConfigError(f"steps is {steps}; it must be between 1 and {total}, the levels of the schedule")

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from monai_diffae.diffusion.integration import KEPT_IMAGES
+from monai_diffae.diffusion.steps import KEPT_IMAGES
 from monai_diffae.engines.precision import autocast
 from monai_diffae.networks import FirstStage
 

@@ -18,8 +18,8 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import MAP_COLUMNS, label_columns, read_embeddings, split_rows, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import PrincipalComponents
-from monai_diffae.latents.dimensions import ACTIVE_SHARE
 from monai_diffae.latents.neighbors import nearest_neighbors, p_values
+from monai_diffae.latents.statistics import ACTIVE_SHARE
 
 Floats = NDArray[np.float64]
 

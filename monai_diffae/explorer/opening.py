@@ -21,7 +21,7 @@ from monai_diffae.explorer.exploration import Exploration
 from monai_diffae.explorer.recipes import Caller
 from monai_diffae.explorer.studio import Studio
 from monai_diffae.explorer.thumbnails import Thumbnails
-from monai_diffae.metrics import warn_if_unused
+from monai_diffae.latents.representation import warn_if_unused
 
 logger = logging.getLogger(__name__)
 

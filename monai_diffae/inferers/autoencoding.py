@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
 from functools import partial
+from inspect import Parameter, Signature, signature
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,13 +16,9 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from monai_diffae.diffusion import (
-    DecoderName,
+    DecodingSettings,
     Denoiser,
     DiffusionSchedule,
-    InversionName,
-    Solver,
-    SolverName,
-    SpacingName,
     StepCallback,
     find_solver,
     implicit_inversion,
@@ -29,23 +27,57 @@ from monai_diffae.diffusion import (
 )
 from monai_diffae.diffusion.solvers import ddim
 from monai_diffae.errors import ConfigError, quoted
-from monai_diffae.inferers.fast_decoder import FastDecoder
-from monai_diffae.inferers.slices import from_slices, to_slices
 from monai_diffae.networks import DenoisingUNet, DiffusionAutoencoder
 from monai_diffae.networks.first_stage import FirstStage
 from monai_diffae.networks.kernels import exact_convolutions
 from monai_diffae.networks.threads import evaluation_work, threads_for
 
-ReconstructionMode = Literal["x_T", "z_sem"]
 
+def to_slices(volumes: Tensor) -> Tensor:
+    """The slices of volumes along the last axis: (B, C, H, W, D) -> (B * D, C, H, W); codes (B, D, Z) -> (B * D, Z)."""
+    return volumes.movedim(-1, 1).flatten(0, 1) if volumes.ndim > 3 else volumes.flatten(0, 1)
+
+
+def from_slices(slices: Tensor, num_slices: int) -> Tensor:
+    """The inverse of :func:`to_slices`; ``num_slices`` is D."""
+    stacked = slices.unflatten(0, (-1, num_slices))
+    return stacked.movedim(1, -1) if slices.ndim > 2 else stacked
+
+
+@dataclass(frozen=True)
+class FastDecoder:
+    """A denoiser that leads from x_T to x0 in few DDIM steps, because it was trained for just these steps.
+
+    Attributes:
+        unet: (x_t, t, z_sem) -> what the schedule predicts; in evaluation mode.
+        levels: the levels of its steps, from x_T down to x0.
+    """
+
+    unet: nn.Module
+    levels: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        """The number of steps, with one network evaluation each."""
+        return len(self.levels) - 1
+
+    def decode(
+        self, denoise: Denoiser, schedule: DiffusionSchedule, x_T: Tensor, callback: StepCallback | None = None
+    ) -> Tensor:
+        """x_0 (B, C, *S) of x_T; ``denoise`` is :attr:`unet` with its z_sem bound.
+
+        x_0 is clipped to the schedule's range after the last step only: before it, a step does not aim at x_0.
+        """
+        x_0 = ddim(denoise, schedule, x_T, self.levels, callback=callback)
+        return x_0 if schedule.clip_range is None else x_0.clamp(*schedule.clip_range)
+
+
+ReconstructionMode = Literal["x_T", "z_sem"]
 logger = logging.getLogger(__name__)
 
 
 class DiffusionAutoencoderInferer(Inferer):
     """Encodes, inverts and decodes images. Calling it is the forward pass of training, or a reconstruction.
-
-    The defaults follow from the curves that ``benchmarks/solvers.py`` draws: 20 network evaluations for inversion and
-    20 for decoding reproduce an image more exactly than the paper's 250 and 100.
 
     With a 2D network, images may also be volumes (B, C, H, W, D). They are processed slice by slice along the last
     axis, and z_sem is (B, D, Z).
@@ -55,22 +87,9 @@ class DiffusionAutoencoderInferer(Inferer):
 
     Args:
         schedule: the noise schedule that the network is trained with.
-        solver: a solver's name, or a function with the signature of :class:`~monai_diffae.diffusion.Solver`.
-        steps: network evaluations for decoding. A solver that takes several evaluations per step makes as many steps as
-            fit: Heun's method takes two per step but one for the last step, so it uses one less than an even number.
-        invert_steps: network evaluations for inversion; None: as many as for decoding. If there are more, the levels
-            are still the decoder's, and the cleanest of them get more than one evaluation. If there are fewer, the
-            levels differ from the decoder's, which costs accuracy.
-        inversion: ``implicit`` undoes the solver's steps; ``ddim`` is first order, and the paper's inversion if spacing
-            is ``leading``.
-        invert_tolerance: an implicit inversion is refined by :meth:`round_trip` if the mean squared error of the
-            decoded image (with a first stage: latent) is above this; None: never.
-        spacing: how the levels are spaced; None: as the schedule says.
-        clip: clip x0 to the schedule's ``clip_range`` at every step.
-        batch_size: largest number of images that are processed at once.
         first_stage: maps images to the latents that the network works on; None: the network works on images.
-        decoder: ``exact``: images are decoded as described above; ``fast``: by ``fast_decoder``. Inversion is the same.
         fast_decoder: a decoder with few evaluations, trained from the network's own; None: there is none.
+        **settings: fields of :class:`~monai_diffae.diffusion.DecodingSettings`, such as ``steps`` and ``solver``.
 
     Raises:
         ConfigError: a name is unknown, the schedule has fewer levels than steps, or latents would be clipped.
@@ -87,70 +106,45 @@ class DiffusionAutoencoderInferer(Inferer):
     def __init__(
         self,
         schedule: DiffusionSchedule,
-        solver: SolverName | Solver = "adams",
-        steps: int = 20,
-        invert_steps: int | None = None,
-        inversion: InversionName = "implicit",
-        invert_tolerance: float | None = 1e-3,
-        spacing: SpacingName | None = None,
-        clip: bool = True,
-        batch_size: int = 64,
+        *,
         first_stage: FirstStage | None = None,
-        decoder: DecoderName = "exact",
         fast_decoder: FastDecoder | None = None,
+        **settings: Any,
     ) -> None:
         if not isinstance(schedule, DiffusionSchedule):
             raise ConfigError(f"schedule is {quoted(schedule)}; it must be a DiffusionSchedule")
-        if inversion not in get_args(InversionName):
-            raise ConfigError(f"inversion is {quoted(inversion)}; choose one of: {', '.join(get_args(InversionName))}")
-        if decoder not in get_args(DecoderName):
-            raise ConfigError(f"decoder is {quoted(decoder)}; choose one of: {', '.join(get_args(DecoderName))}")
-        _check_counts(steps=steps, invert_steps=invert_steps, batch_size=batch_size)
-        if invert_tolerance is not None and not (type(invert_tolerance) in (int, float) and invert_tolerance > 0):
-            raise ConfigError(f"invert_tolerance is {quoted(invert_tolerance)}; it must be a number above 0, or null")
-        if type(clip) is not bool:
-            raise ConfigError(f"clip is {quoted(clip)}; it must be true or false")
-        self._arguments = {
-            "schedule": schedule, "solver": solver, "steps": steps, "invert_steps": invert_steps,
-            "inversion": inversion, "invert_tolerance": invert_tolerance, "spacing": spacing, "clip": clip,
-            "batch_size": batch_size, "first_stage": first_stage, "decoder": decoder, "fast_decoder": fast_decoder,
-        }  # fmt: skip
-        self.schedule = schedule
-        self.solver = find_solver(solver)
+        self._parts = {"schedule": schedule, "first_stage": first_stage, "fast_decoder": fast_decoder}
+        self.settings = chosen = DecodingSettings(**settings)
+        self.schedule, self.first_stage, self.fast_decoder = schedule, first_stage, fast_decoder
+        self.inversion, self.invert_tolerance, self.decoder = chosen.inversion, chosen.invert_tolerance, chosen.decoder
+        self.spacing, self.batch_size = chosen.spacing, chosen.batch_size
+        self.solver = find_solver(chosen.solver)
         facts = solver_facts(self.solver)
-        self.solver_steps = facts.steps(steps)
+        self.solver_steps = facts.steps(chosen.steps)
         self.steps = facts.evaluations(self.solver_steps)
-        self.invert_steps = self.steps if invert_steps is None else invert_steps
+        self.invert_steps = self.steps if chosen.invert_steps is None else chosen.invert_steps
         self.inversion_order = facts.inversion_order
-        self.inversion = inversion
-        self.invert_tolerance = invert_tolerance
-        self.spacing = spacing
-        self.clip_range = schedule.clip_range if clip else None
-        self.batch_size = batch_size
+        self.clip_range = schedule.clip_range if chosen.clip else None
         if first_stage is not None and self.clip_range is not None:
             raise ConfigError(
                 f"clip_range is {list(self.clip_range)}; a first stage's latents have no bounds: set it to null"
             )
-        self.first_stage = first_stage
-        self.decoder = decoder
-        self.fast_decoder = fast_decoder
         num_levels = schedule.num_train_timesteps
-        if self.solver_steps > num_levels:
-            raise ConfigError(
-                f"steps is {steps}; it must be between 1 and {facts.evaluations(num_levels)}, "
-                f"as the schedule has {num_levels} levels"
-            )
+        most = {"steps": facts.evaluations(num_levels)}
+        if self.inversion == "ddim":
+            most["invert_steps"] = num_levels
+        for name, limit in most.items():
+            if getattr(self, name) > limit:
+                number = getattr(chosen, name) or self.steps
+                raise ConfigError(
+                    f"{name} is {number}; it must be between 1 and {limit}, as the schedule has {num_levels} levels"
+                )
         if fast_decoder is not None and fast_decoder.levels[0] >= num_levels:
             raise ConfigError(
                 f"the fast decoder begins at level {fast_decoder.levels[0]}, but the schedule has {num_levels} levels; "
                 "train it again with monai-diffae distill"
             )
-        schedule.inference_timesteps(self.solver_steps, spacing)  # raises an error for an unknown spacing
-        if inversion == "ddim" and self.invert_steps > num_levels:
-            raise ConfigError(
-                f"invert_steps is {self.invert_steps}; with inversion 'ddim' it must be at most "
-                f"{num_levels}, the number of levels of the schedule"
-            )
+        schedule.inference_timesteps(self.solver_steps, self.spacing)  # raises an error for an unknown spacing
 
     def __call__(  # type: ignore[override]
         self,
@@ -174,9 +168,6 @@ class DiffusionAutoencoderInferer(Inferer):
 
         Returns:
             The network's output (B, C, *S) for x_t drawn from q(x_t | inputs), or what :meth:`reconstruct` returns.
-
-        Raises:
-            ConfigError: only some of noise, timesteps and condition are given.
         """
         if noise is None and timesteps is None and condition is None:
             # MONAI Label passes a MetaTensor, which would track every operation
@@ -206,15 +197,12 @@ class DiffusionAutoencoderInferer(Inferer):
     def replace(self, **arguments: Any) -> DiffusionAutoencoderInferer:
         """Return an inferer with other values for some of the constructor's arguments.
 
-        Raises:
-            ConfigError: a value cannot be used.
-
         Example:
             >>> inferer = DiffusionAutoencoderInferer(DiffusionSchedule(), steps=20)
             >>> inferer.replace(steps=5).invert_steps
             5
         """
-        return type(self)(**{**self._arguments, **arguments})
+        return type(self)(**{**self._parts, **vars(self.settings), **arguments})
 
     @torch.no_grad()
     def invert(
@@ -256,9 +244,6 @@ class DiffusionAutoencoderInferer(Inferer):
             x_T: noise, or the stochastic codes that :meth:`invert` returns.
             network: the trained autoencoder.
             callback: called after each step; with more images than ``batch_size``, after each step of each batch.
-
-        Raises:
-            ConfigError: the solver changes the shape.
         """
 
         def run(x_T: Tensor, z_sem: Tensor) -> tuple[Tensor]:
@@ -459,10 +444,12 @@ class DiffusionAutoencoderInferer(Inferer):
         return threads_for(evaluation_work(network, images), images.device)
 
 
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and (type(count) is not int or count < 1):
-            raise ConfigError(f"{name} is {quoted(count)}; it must be a whole number, at least 1")
+# ``help`` and checks of configurations see each setting as a keyword argument.
+_PARAMETERS = signature(DiffusionAutoencoderInferer).parameters
+DiffusionAutoencoderInferer.__signature__ = Signature([  # type: ignore[attr-defined]
+    *(parameter for name, parameter in _PARAMETERS.items() if name != "settings"),
+    *(Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default) for each in fields(DecodingSettings)),
+])  # fmt: skip
 
 
 def _check_inputs(images: Tensor, codes: tuple[Tensor, ...], is_sliced: bool) -> None:

@@ -92,9 +92,6 @@ class LatentInferer(Inferer):
             seed: seed of the noise.
             start: index of the first sample in the sequence of samples of this seed.
             callback: called after each step of each batch of 64 samples, with normalised z_sem.
-
-        Raises:
-            ConfigError: a number is invalid, or the network is in training mode or has no statistics.
         """
         for name, value, least in (("num_samples", num_samples, 1), ("seed", seed, 0), ("start", start, 0)):
             if type(value) is not int or value < least:

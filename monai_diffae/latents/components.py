@@ -1,17 +1,18 @@
-"""Principal components of z_sem: the directions in which a cohort varies most, without any label."""
+"""Principal components, without any label: of z_sem, and of the pixels of images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.statistics import Codes, LatentStatistics, checked_codes
+from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes
 
-Floats = NDArray[np.float64]
+_FEW_IMAGES = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +32,7 @@ class PrincipalComponents:
     statistics: LatentStatistics
 
     def coordinates(self, z: ArrayLike) -> Floats:
-        """Where cases lie along the components: ``[N, K]``, in normalised z_sem.
-
-        Args:
-            z: ``[N, D]``, not normalised.
-        """
+        """Where cases ``[N, D]`` lie along the components: ``[N, K]``, in normalised z_sem."""
         return np.asarray(self.statistics.normalise(z) @ self.directions.T, np.float64)
 
     def traverse(self, z: ArrayLike, component: int, strengths: Sequence[float]) -> Codes:
@@ -48,19 +45,14 @@ class PrincipalComponents:
 
         Returns:
             ``[A, D]``, in the dtype of ``z``.
-
-        Raises:
-            ConfigError: the component does not exist, a strength is not finite, or z_sem does not fit.
         """
         if not 0 <= component < len(self.directions):
             raise ConfigError(f"component: {component} is not one of 0 to {len(self.directions) - 1}")
         if not np.isfinite(strengths).all():
             raise ConfigError("strengths: must be finite numbers")
-        start = checked_codes(z, self.statistics.z_channels)
-        if start.size != self.statistics.z_channels:
-            raise ConfigError(f"z_sem: a traversal starts from one case, not from {len(start)}")
+        start = checked_codes(np.ravel(z), self.statistics.z_channels)
         step = self.stds[component] * self.directions[component]
-        return np.stack([self.statistics.moved(start.reshape(-1), strength * step) for strength in strengths])
+        return np.stack([self.statistics.moved(start, strength * step) for strength in strengths])
 
 
 def principal_components(z: ArrayLike, statistics: LatentStatistics, count: int) -> PrincipalComponents:
@@ -98,3 +90,49 @@ def principal_components(z: ArrayLike, statistics: LatentStatistics, count: int)
     # divided by N, as in the statistics; scikit-learn divides by N - 1
     stds = np.sqrt(pca.explained_variance_ * (len(codes) - 1) / len(codes))
     return PrincipalComponents(directions, stds, pca.explained_variance_ratio_, statistics)
+
+
+@dataclass(frozen=True, eq=False)
+class PixelComponents:
+    """Principal components of P pixels: the baseline of every probe, and an embedding without any training.
+
+    Attributes:
+        mean: ``[P]``, the mean of the images.
+        axes: ``[K, P]``, the components, scaled so that the K features have a standard deviation of about 1.
+    """
+
+    mean: NDArray[np.floating[Any]]
+    axes: NDArray[np.floating[Any]]
+
+    @classmethod
+    def fit(cls, batches: Iterable[NDArray[np.floating[Any]]], dims: int) -> PixelComponents:
+        """Fit components to images. The same images give the same components to the bit.
+
+        Args:
+            batches: one array ``[N, ...]`` of all images, or several for the incremental algorithm, which holds one of
+                them in memory. Each of several batches needs more images than ``dims``.
+            dims: number of components; fewer if there are not as many images or pixels (N images span N - 1).
+        """
+        from sklearn.decomposition import PCA, IncrementalPCA
+
+        iterator = map(_flat, batches)
+        first, second = next(iterator), next(iterator, None)
+        num = max(1, min(dims, len(first) - 1, first.shape[1]))
+        if second is None:
+            # the randomised solver is faster, but with few images it is inaccurate for the last components
+            solver = "full" if min(first.shape) <= _FEW_IMAGES else "auto"
+            pca = PCA(num, svd_solver=solver, random_state=0).fit(first)
+        else:
+            pca = IncrementalPCA(num).partial_fit(first).partial_fit(second)
+            for batch in iterator:
+                pca.partial_fit(batch)
+        scale = np.sqrt(pca.explained_variance_.mean()) or 1.0
+        return cls(pca.mean_, (pca.components_ / scale).astype(pca.components_.dtype))
+
+    def features(self, images: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+        """The features ``[N, K]`` of images ``[N, ...]``."""
+        return (_flat(images) - self.mean) @ self.axes.T
+
+
+def _flat(images: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    return images.reshape(len(images), -1)

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, Field, ValidationError
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.direction_content import FORMAT, VERSION, checked_content
-from monai_diffae.latents.statistics import Codes, LatentStatistics, checked_codes
-from monai_diffae.latents.targets import Kind, class_name, missing, rest_of
+from monai_diffae.latents.neighbors import numbered_groups
+from monai_diffae.latents.probing.probes import (
+    LOGISTIC_CS,
+    RIDGE_ALPHAS,
+    FittedProbe,
+    Folds,
+    fit_probe,
+    grouped_folds,
+)
+from monai_diffae.latents.probing.scores import score_with_interval
+from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes
+from monai_diffae.latents.targets import Kind, LabelKind, Target, class_name, missing, read_line_target, rest_of
 
 logger = logging.getLogger(__name__)
 
-Floats = NDArray[np.float64]
 Along = Literal["pattern", "weight"]
 
+FORMAT, VERSION = "monai_diffae.direction", 2
 _NUM_MARKS, _MARK_TOLERANCE = 3, 1e-3
+_LEAST_CASES = 4
+_LEAST_SLOPE = 1e-6  # used if z_sem does not predict the label: each class then has a probability of one half
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,14 +124,7 @@ class Direction:
             )  # fmt: skip
 
     def is_fitted_to(self, z: ArrayLike) -> NDArray[np.bool_]:
-        """Whether the direction was fitted to each case ``[N]``, recognised by its z_sem up to rounding.
-
-        Args:
-            z: ``[N, D]``, not normalised.
-
-        Raises:
-            ConfigError: the shape differs, or a value is not finite.
-        """
+        """Whether the direction was fitted to each case ``[N]``, recognised by its z_sem ``[N, D]`` up to rounding."""
         from scipy.spatial import KDTree
 
         codes = checked_codes(z, self.statistics.z_channels, num_least=0).astype(np.float64)
@@ -129,27 +134,14 @@ class Direction:
         return KDTree(self.fitted_marks).query(marks, distance_upper_bound=_MARK_TOLERANCE)[0] < np.inf
 
     def distance(self, z: ArrayLike) -> Floats:
-        """Return the signed distance ``[N]`` of each case, in normalised z_sem.
-
-        Args:
-            z: ``[N, D]``, not normalised.
-
-        Raises:
-            ConfigError: the shape differs, or a value is not finite.
-        """
+        """The signed distance ``[N]`` of cases ``[N, D]``, which are not normalised, in normalised z_sem."""
         codes = checked_codes(z, self.statistics.z_channels, num_least=0)
         return self.statistics.normalise(codes.astype(np.float64)) @ self.weight + self.intercept
 
     def predict(self, z: ArrayLike) -> Floats:
-        """Return the probability of the positive class, or the value, of each case: ``[N]``.
+        """The probability ``[N]`` of the positive class, or the value, of cases ``[N, D]``, which are not normalised.
 
         The probability assumes that both classes are equally frequent, so it is no risk of a disease.
-
-        Args:
-            z: ``[N, D]``, not normalised.
-
-        Raises:
-            ConfigError: the shape differs, or a value is not finite.
         """
         from scipy.special import expit
 
@@ -157,11 +149,7 @@ class Direction:
         return np.asarray(expit(output)) if self.kind == "binary" else output
 
     def line(self, along: Along) -> Floats:
-        """Return the vector ``[D]`` that an edit adds to normalised z_sem to increase the distance by 1.
-
-        Raises:
-            ConfigError: ``along`` is neither ``pattern`` nor ``weight``.
-        """
+        """The vector ``[D]`` that an edit adds to normalised z_sem to increase the distance by 1."""
         if along not in get_args(Along):
             raise ConfigError(f"along: {along!r} is not one of {', '.join(get_args(Along))}")
         return self.pattern if along == "pattern" else self.weight
@@ -176,20 +164,13 @@ class Direction:
 
         Returns:
             The moved z_sem, in the shape and dtype of ``z``.
-
-        Raises:
-            ConfigError: the strength or a value is not finite, or the shape differs.
         """
         if not np.isfinite(strength):
             raise ConfigError(f"strength: {strength} is not finite; choose a number such as -3 to 3")
         return self.statistics.moved(z, strength * self.std * self.line(along))
 
     def truth(self, labels: Sequence[Any]) -> Floats:
-        """Return what :meth:`predict` should return for labels: 1 and 0 for the two classes, or the numbers; ``[N]``.
-
-        Raises:
-            ConfigError: a label is missing, belongs to another class, or is not a number.
-        """
+        """What :meth:`predict` should return for labels: 1 and 0 for the two classes, or the numbers; ``[N]``."""
         if missing(labels).any():
             raise ConfigError(f"target '{self.target}': some cases have no label; omit them")
         if self.classes is None:
@@ -216,19 +197,12 @@ class Direction:
             model_sha256: SHA-256 of the model's weights.
             z_channels: size of the model's z_sem.
             preprocessing: SHA-256 of the preprocessing of the scans; None: unknown.
-
-        Raises:
-            ConfigError: the size or the weights differ.
         """
-        if z_channels != self.statistics.z_channels:
+        size = self.statistics.z_channels
+        if size != z_channels or model_sha256 != self.model:
             raise ConfigError(
-                f"direction '{self.target}': is for z_sem of {self.statistics.z_channels} numbers, but this model has "
-                f"{z_channels}; fit it again to this model's embeddings"
-            )
-        if model_sha256 != self.model:
-            raise ConfigError(
-                f"direction '{self.target}': was fitted to another model ({self.model[:8]}, this one is "
-                f"{model_sha256[:8]}); fit it again to this model's embeddings"
+                f"direction '{self.target}': was fitted to another model ({self.model[:8]} with z_sem of {size} "
+                f"numbers; this one is {model_sha256[:8]} with {z_channels}); fit it again to this model's embeddings"
             )
         if None not in (preprocessing, self.preprocessing) and preprocessing != self.preprocessing:
             logger.warning(
@@ -239,16 +213,11 @@ class Direction:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of a direction file, without any loss of precision."""
-        return {
-            "format": FORMAT, "version": VERSION,
-            "target": self.target, "kind": self.kind, "classes": None if self.classes is None else list(self.classes),
-            "weight": self.weight.tolist(), "pattern": self.pattern.tolist(),
-            "intercept": self.intercept, "slope": self.slope, "offset": self.offset, "std": self.std,
-            "statistics": {"mean": self.statistics.mean.tolist(), "std": self.statistics.std.tolist()},
-            "model": self.model, "regularisation": self.regularisation, "score": self.score,
-            "low": self.low, "high": self.high, "fitted_marks": self.fitted_marks.tolist(),
-            "num_cases": self.num_cases, "num_omitted": self.num_omitted, "preprocessing": self.preprocessing,
-        }  # fmt: skip
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values["statistics"] = {"mean": self.statistics.mean.tolist(), "std": self.statistics.std.tolist()}
+        plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
+        plain["classes"] = None if self.classes is None else list(self.classes)
+        return {"format": FORMAT, "version": VERSION, **plain}
 
     @classmethod
     def from_json(cls, content: object) -> Direction:
@@ -257,11 +226,234 @@ class Direction:
         Raises:
             ConfigError: a key is missing or unknown, the version differs, or a value has the wrong type, length or
                 range.
+
+        Example:
+            >>> Direction.from_json([1, 2])
+            Traceback (most recent call last):
+            ...
+            monai_diffae.errors.ConfigError: not a direction; make one with monai-diffae fit-direction
         """
-        return cls(**checked_content(content))
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ConfigError("not a direction; make one with monai-diffae fit-direction")
+        if content.get("version") != VERSION:
+            raise ConfigError(
+                f"version: this release reads directions of version {VERSION}, not {content.get('version')!r:.20}; "
+                "fit the direction again"
+            )
+        try:
+            values = _Content.model_validate(content).model_dump(exclude={"format", "version"})
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))[:60]
+            raise ConfigError(f"{key}: {first['msg'].lower()}; fit the direction again") from error
+        values |= {name: np.array(values[name], np.float64) for name in ("weight", "pattern", "fitted_marks")}
+        values["fitted_marks"] = values["fitted_marks"].reshape(-1, _NUM_MARKS)
+        values["statistics"] = LatentStatistics(**values["statistics"])
+        values["classes"] = None if values["classes"] is None else tuple(values["classes"])
+        direction = cls(**values)
+        if not direction._is_consistent():
+            raise ConfigError("weight: does not fit the pattern, statistics or classes; fit the direction again")
+        return direction
+
+    def _is_consistent(self) -> bool:
+        weight, pattern, kind = self.weight, self.pattern, "continuous" if self.classes is None else "binary"
+        sizes = {len(weight), len(pattern), self.statistics.z_channels}
+        if len(sizes) > 1 or kind != self.kind or len(set(self.classes or "ab")) < 2:
+            return False
+        return bool(abs(np.linalg.norm(weight) - 1) < 1e-6 and abs(pattern @ weight - 1) < 1e-6)
+
+
+_Numbers = list[float]
+
+
+class _Statistics(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
+    mean: _Numbers
+    std: _Numbers
+
+
+class _Content(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
+    """The content of a direction file. Such files travel between people and machines, so every value is checked."""
+
+    format: str
+    version: int
+    target: Annotated[str, Field(min_length=1)]
+    kind: Kind
+    classes: Annotated[list[str], Field(min_length=2, max_length=2)] | None
+    weight: _Numbers
+    pattern: _Numbers
+    intercept: float
+    slope: Annotated[float, Field(gt=0)]
+    offset: float
+    std: Annotated[float, Field(gt=0)]
+    statistics: _Statistics
+    model: Annotated[str, Field(min_length=1)]
+    regularisation: Annotated[float, Field(gt=0)]
+    score: float
+    low: float | None
+    high: float | None
+    fitted_marks: list[Annotated[_Numbers, Field(min_length=_NUM_MARKS, max_length=_NUM_MARKS)]]
+    num_cases: Annotated[int, Field(ge=0)]
+    num_omitted: Annotated[int, Field(ge=0)]
+    preprocessing: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
 
 def case_marks(z_norm: NDArray[np.floating[Any]]) -> Floats:
     """Three numbers ``[N, 3]`` by which cases are recognised: random projections of normalised z_sem, rounded."""
     projection = np.random.default_rng(0).normal(size=(z_norm.shape[1], _NUM_MARKS))
     return np.round(z_norm @ projection / z_norm.shape[1] ** 0.5, 4)
+
+
+def fit_direction(
+    z: ArrayLike,
+    labels: Sequence[Any],
+    *,
+    target: str,
+    model: str,
+    groups: Sequence[Any] | None = None,
+    positive: Any = None,
+    kind: LabelKind = "auto",
+    max_cases: int | None = None,
+    seed: int = 0,
+    statistics: LatentStatistics | None = None,
+) -> Direction:
+    """Fit the direction in z_sem along which a label increases.
+
+    Labels with two values are fitted by logistic regression with balanced class weights, numbers with more values by
+    ridge regression, both on normalised z_sem (the linear classifier of Diff-AE, Preechakul et al., CVPR 2022, section
+    4.2). The regularisation is the one with the smallest (balanced) log loss or squared error in up to 5 folds, which
+    keep the cases of a group together. The score is that of nested cross-validation: each case is predicted by a
+    direction that was fitted, and whose regularisation was chosen, without its group. With two classes, slope and
+    offset are fitted to these out-of-fold distances, so that probabilities are not overfitted to the training cases.
+
+    Args:
+        z: z_sem of the training cases ``[N, D]``, not normalised, including cases without a label.
+        labels: ``[N]``, numbers, booleans or text; None, NaN and blank text mean that a case has no label.
+        target: name of the label.
+        model: SHA-256 of the autoencoder's weights.
+        groups: ``[N]``, e.g. patients; no group is in both the training and the test part of a fold. None: every case
+            is its own group.
+        positive: the class that the direction points to; with more than two values, all other values form the negative
+            class. None: the larger number, or the text that sorts last.
+        kind: ``classes``, ``numbers``, or ``auto``; see :func:`~monai_diffae.latents.targets.read_line_target`.
+        max_cases: use at most this many labelled cases, equally many per class as far as possible.
+        seed: random seed of the folds and of the choice of ``max_cases``.
+        statistics: the statistics that normalise z_sem; None: those of ``z``.
+
+    Raises:
+        ConfigError: the numbers of cases differ, the labels give no direction (one value only, text with several
+            classes without ``positive``, fewer than 4 cases, or fewer than 2 cases or groups of a class), or z_sem is
+            not finite, never varies, or does not fit ``statistics``.
+
+    Example:
+        >>> z = np.random.default_rng(0).normal(size=(200, 3))
+        >>> direction = fit_direction(z, z[:, 0] > 0, target="large", model="a" * 64)
+        >>> direction.classes, direction.score > 0.98, bool(direction.weight[0] > 0.95)
+        (('False', 'True'), True, True)
+        >>> bool(direction.predict(direction.move(z[:1], 5))[0] > direction.predict(z[:1])[0])
+        True
+    """
+    codes = checked_codes(z, None if statistics is None else statistics.z_channels, num_least=2).astype(np.float64)
+    for name, values in {"labels": labels, "groups": groups}.items():
+        if values is not None and len(values) != len(codes):
+            raise ConfigError(f"{name}: there are {len(values)} for {len(codes)} cases of z_sem; give one per case")
+    labelled = read_line_target(labels, target, positive, kind)
+    used = labelled if max_cases is None else labelled.balanced_choice(max_cases, seed)
+    members = np.arange(len(codes)) if groups is None else numbered_groups(list(groups))
+    patients = numbered_groups(members[used.rows])
+    _check_enough(used, patients)
+    statistics = statistics or LatentStatistics.of(codes)
+    z_norm = statistics.normalise(codes).astype(np.float64)
+    fitted = _fitted(z_norm[used.rows], used, patients, seed)
+    centred = z_norm - z_norm.mean(axis=0)
+    distance = centred @ fitted["weight"]
+    std = float(distance.std())
+    if not std > 0:
+        raise ConfigError(f"target '{target}': no line in z_sem predicts it; choose another target")
+    return Direction(
+        target=target, kind="continuous" if used.classes is None else "binary", std=std,
+        classes=used.classes,  # type: ignore[arg-type] # two
+        pattern=centred.T @ distance / (distance @ distance), statistics=statistics, model=model,
+        num_cases=len(used.rows), num_omitted=len(labels) - len(labelled.rows),
+        fitted_marks=case_marks(z_norm[used.rows]), **fitted,
+    )  # fmt: skip
+
+
+def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int) -> dict[str, Any]:
+    num_classes, y = target.num_classes, target.values
+
+    def fit(rows: NDArray[np.intp] | slice) -> FittedProbe:
+        return fit_probe(
+            "linear", z_norm[rows], y[rows], groups[rows], num_classes, seed, standardise=False, balanced=True
+        )
+
+    probe = fit(slice(None))
+    weight, intercept, length = _plane(probe)
+    folds = grouped_folds(y, groups, num_classes, seed)
+    if num_classes is None:
+        # normalised z_sem is 0 at the training mean, so the distance is 0 there, too
+        values = {"intercept": 0.0, "slope": length, "offset": intercept * length}
+        predictions, means = _held_out(folds, lambda train, test: np.stack(
+            [fit(train).predict(z_norm[test]), np.full(len(test), y[train].mean())], axis=1
+        )).T  # fmt: skip
+        score, low, high = score_with_interval("r2", y, predictions, groups.tolist(), seed, means, len(folds))
+    else:
+
+        def predicted(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:
+            fitted = fit(train)
+            fold_weight, fold_intercept, _ = _plane(fitted)
+            ranking = fitted.ranking(z_norm[test], z_norm[train])[:, 1]
+            return np.stack([z_norm[test] @ fold_weight + fold_intercept, ranking], axis=1)
+
+        distances, ranking = _held_out(folds, predicted).T
+        slope, offset = _calibration(distances, y)
+        values = {"intercept": intercept, "slope": slope, "offset": offset}
+        score, low, high = score_with_interval("auroc", y, ranking, groups.tolist(), seed, None, len(folds))
+    strongest = LOGISTIC_CS[0] if num_classes else RIDGE_ALPHAS[-1]
+    regularisation = float(strongest if probe.regularisation is None else probe.regularisation)
+    return {"weight": weight, **values, "regularisation": regularisation, "score": score, "low": low, "high": high}
+
+
+def _held_out(folds: Folds, predict: Callable[[NDArray[np.intp], NDArray[np.intp]], Floats]) -> Floats:
+    """The predictions for the test cases of all folds, in the order of the cases."""
+    order = np.argsort(np.concatenate([test for _, test in folds]))
+    return np.concatenate([predict(train, test) for train, test in folds])[order]
+
+
+def _plane(probe: FittedProbe) -> tuple[Floats, float, float]:
+    """The weight of length 1, the intercept in the same units, and the length that was divided by."""
+    scaler, model = probe.model
+    weight = np.ravel(model.coef_)
+    length = float(np.linalg.norm(weight))
+    if not length > 0:
+        raise ConfigError("z_sem is the same for all labelled cases; label other cases")
+    return weight / length, float(np.ravel(model.intercept_)[0] - weight @ scaler.mean_) / length, length
+
+
+def _calibration(distance: Floats, y: NDArray[Any]) -> tuple[float, float]:
+    """Fit ``logit = slope * distance + offset`` by logistic regression on one number (Platt scaling)."""
+    from sklearn.linear_model import LogisticRegression
+
+    unit = float(np.sqrt(np.mean(distance**2))) or 1.0
+    model = LogisticRegression(class_weight="balanced").fit(distance[:, None] / unit, y)
+    slope = float(model.coef_[0, 0]) / unit
+    return (slope, float(model.intercept_[0])) if slope > _LEAST_SLOPE else (_LEAST_SLOPE, 0.0)
+
+
+def _check_enough(target: Target, groups: NDArray[np.intp]) -> None:
+    """Refuse too few cases or groups for a fit and a cross-validation."""
+    num_cases, num_groups = len(target.rows), len(np.unique(groups))
+    if target.classes is None:
+        if num_cases < _LEAST_CASES or num_groups < 2:
+            raise ConfigError(
+                f"target '{target.name}': {num_cases} labelled cases of {num_groups} patients are too few; at least "
+                f"{_LEAST_CASES} cases of 2 patients are needed"
+            )
+        return
+    counts = np.bincount(target.values, minlength=2).tolist()
+    patients = list(target.patients_of_classes(groups).values())
+    if num_cases < _LEAST_CASES or min(counts) < 2 or min(patients) < 2:
+        each = zip(counts, target.classes, patients, strict=True)
+        listed = " and ".join(f"{count} of '{label}' ({num} patients)" for count, label, num in each)
+        raise ConfigError(
+            f"target '{target.name}': {listed} are too few; label at least 2 cases of 2 patients of each class"
+        )

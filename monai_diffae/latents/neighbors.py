@@ -1,16 +1,38 @@
-"""The nearest cases in z_sem, and p-values of scores among those of reference cases."""
+"""The nearest cases in z_sem: neighbors, near twins, outlier scores and their p-values."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.statistics import checked_codes
+from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes, scales, whitening
 
-Floats = NDArray[np.float64]
+logger = logging.getLogger(__name__)
+
+_FOLDS = 10
+_TWINS = 3  # a case may have this many twins, less one
+_CLOSE = 0.15  # of the usual distance to the last of these neighbors
+_MOST_COMPARED = 20_000
+
+
+def numbered_groups(groups: ArrayLike) -> NDArray[np.intp]:
+    """Number groups ``[N]``, such as patients, from 0 in the order of their first cases.
+
+    Patients are hashed with a key that differs between folders. Folds and draws of these numbers are the same in all
+    of them, those of the hashes are not.
+
+    Example:
+        >>> numbered_groups(["f00", "a11", "f00", "c22"])
+        array([0, 1, 0, 2])
+    """
+    _, first, member = np.unique(np.asarray(groups).astype(str), return_index=True, return_inverse=True)
+    numbers: NDArray[np.intp] = np.argsort(np.argsort(first))[member]
+    return numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +90,27 @@ def nearest_neighbors(
     return Neighbors(np.take_along_axis(indices, order, axis=1), np.take_along_axis(distances, order, axis=1))
 
 
+def near_pairs(z: ArrayLike, patients: ArrayLike) -> NDArray[np.intp]:
+    """Find pairs of cases of different patients whose z_sem are much closer than those of neighbors usually are.
+
+    Images that were saved again have nearly the same z_sem. Those of cropped or brighter copies may be as different as
+    those of other patients, depending on the encoder.
+    The rows of each pair ``[P, 2]`` ascend; there are none for fewer than 4 patients or more than 20,000 cases.
+    """
+    x, groups = checked_codes(z, num_least=1).astype(np.float64), np.asarray(patients, str)
+    _, sizes = np.unique(groups, return_counts=True)
+    if len(x) > _MOST_COMPARED:
+        logger.info("%d cases are too many to compare all z_sem: twins are not sought", len(x))
+    if len(x) > _MOST_COMPARED or len(sizes) <= _TWINS or len(x) - sizes.max() < _TWINS:
+        return np.empty((0, 2), np.intp)
+    x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), np.finfo(float).tiny)
+    neighbors = nearest_neighbors(x, x, _TWINS, groups, groups)
+    limit = _CLOSE * np.median(neighbors.distances[:, -1])
+    rows, columns = np.nonzero(neighbors.distances < limit)
+    pairs = np.stack([rows, neighbors.indices[rows, columns]], axis=1)
+    return np.unique(np.sort(pairs, axis=1), axis=0)
+
+
 def p_values(scores: ArrayLike, reference: ArrayLike, is_in_reference: ArrayLike) -> Floats:
     """The probability that a reference case scores at least as high: ``(1 + number of those that do) / (1 + n)``.
 
@@ -94,3 +137,121 @@ def p_values(scores: ArrayLike, reference: ArrayLike, is_in_reference: ArrayLike
     num_as_high = n - np.searchsorted(ordered, values, side="left")
     p = np.where(np.asarray(is_in_reference, bool), num_as_high / n, (1 + num_as_high) / (1 + n))
     return np.where(np.isnan(values), np.nan, p)
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceCases:
+    """The cases, such as those of the training, with which other cases are compared.
+
+    Attributes:
+        z_sem: ``[M, D]``, not normalised.
+        groups: ``[M]``, the patient of each case, as text.
+        statistics: mean and standard deviation of ``z_sem``.
+        common_scale: whether all dimensions have the same scale, as principal components need.
+    """
+
+    z_sem: Codes
+    groups: NDArray[np.str_]
+    statistics: LatentStatistics
+    common_scale: bool = False
+
+    @classmethod
+    def of(cls, z_sem: ArrayLike, groups: ArrayLike | None = None, *, common_scale: bool = False) -> ReferenceCases:
+        """The reference cases ``[M, D]`` with their statistics; without groups, each case is a patient of its own."""
+        codes = checked_codes(z_sem, num_least=2)
+        names = (np.arange(len(codes)) if groups is None else np.asarray(groups)).astype(np.str_)
+        return cls(codes, names, LatentStatistics.of(codes, common_scale=common_scale), common_scale)
+
+    def normalised(self, z_sem: ArrayLike) -> Codes:
+        """z_sem ``[N, D]`` of any cases, scaled by the standard deviations of the reference cases."""
+        return self.statistics.normalise(z_sem)
+
+    def distances(self, z_sem: ArrayLike, groups: ArrayLike, k: int, whitened: bool) -> Floats:
+        """The mean distance ``[N]`` from cases to their k nearest reference cases of other patients.
+
+        Scales, whitening and neighbors are those of nine of ten folds of the reference patients; the case's own patient
+        is in the tenth. Reference cases are thus scored like unseen cases, and all scores can be compared. The names of
+        the patients decide the fold that is left out, so give names that do not change, such as the id of a patient's
+        first case.
+
+        Args:
+            z_sem: ``[N, D]``, not normalised.
+            groups: ``[N]``, the patient of each case.
+            k: number of neighbors.
+            whitened: scale each direction of z_sem by the variation of the reference cases, not only each dimension.
+        """
+        codes, reference = (checked_codes(z, num_least=1).astype(np.float64) for z in (z_sem, self.z_sem))
+        patients = np.asarray(groups, str)
+        names, member = np.unique(self.groups, return_inverse=True)
+        num_folds = max(2, min(_FOLDS, len(names)))
+        number = {str(name): i for i, name in enumerate(names)}
+        fold = np.array([number.get(name, seed_of("units", name)) % num_folds for name in patients.tolist()])
+        scores = np.empty(len(codes))
+        for i in np.unique(fold):
+            others = member % num_folds != i
+            others |= ~others.any()  # a single reference patient cannot be divided
+            units = self._units(reference[others], whitened)
+            pool, cases = (z - self.statistics.mean for z in (reference[others], codes[fold == i]))
+            nearest = nearest_neighbors(cases @ units, pool @ units, k, patients[fold == i], self.groups[others])
+            scores[fold == i] = nearest.distances.mean(axis=1)
+        return scores
+
+    def own_distances(self, k: int, whitened: bool) -> Floats:
+        """The :meth:`distances` of the reference cases themselves."""
+        return self.distances(self.z_sem, self.groups, k, whitened)
+
+    def _units(self, fitted: Floats, whitened: bool) -> Floats:
+        """The matrix [D, D] that scales each dimension, or each direction, by the variation of the fitted cases."""
+        std = scales(fitted, self.common_scale)
+        std = np.where(std > 0, std, 1)
+        return (whitening(fitted / std) if whitened else np.eye(len(std))) / std[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class OutlierScores:
+    """The result of :func:`outlier_scores`.
+
+    Attributes:
+        distances: ``[N]``, the mean distance to the nearest reference cases, higher for more unusual cases.
+        p_values: ``[N]``, the probability of a distance at least as high among the reference cases.
+    """
+
+    distances: Floats
+    p_values: Floats
+
+
+def outlier_scores(
+    z_sem: ArrayLike,
+    reference: ArrayLike,
+    *,
+    k: int = 5,
+    whitened: bool = True,
+    groups: ArrayLike | None = None,
+    reference_groups: ArrayLike | None = None,
+) -> OutlierScores:
+    """Score how unusual new cases are compared with reference cases, with the arithmetic of ``neighbors``.
+
+    Args:
+        z_sem: ``[N, D]``, not normalised; none of them is a reference case.
+        reference: ``[M, D]``, the reference cases, such as those of the training.
+        k: number of neighbors.
+        whitened: scale each direction of z_sem by the variation of the reference cases, not only each dimension.
+        groups: ``[N]``, the patient of each case; None: none is a patient of the reference cases.
+        reference_groups: ``[M]``, their patients; None: each case is a patient of its own.
+
+    Raises:
+        ConfigError: there are fewer than k reference cases of other patients, or the shapes do not match.
+
+    Example:
+        >>> reference = np.random.default_rng(0).normal(size=(99, 2))
+        >>> outlier_scores([[0.0, 0.0], [9.0, 9.0]], reference).p_values
+        array([0.59, 0.01])
+    """
+    num_reference, num = len(np.asarray(reference)), len(np.asarray(z_sem))
+    reference_names = range(num_reference) if reference_groups is None else np.asarray(reference_groups).tolist()
+    names = [f"case {i}" for i in range(num)] if groups is None else np.asarray(groups).tolist()
+    numbers = numbered_groups([*reference_names, *names])
+    cases = ReferenceCases.of(reference, numbers[:num_reference])
+    distances = cases.distances(z_sem, numbers[num_reference:], k, whitened)
+    p = p_values(distances, cases.own_distances(k, whitened), np.zeros(len(distances), bool))
+    return OutlierScores(distances, p)

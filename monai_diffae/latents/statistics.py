@@ -1,4 +1,4 @@
-"""Mean and standard deviation of z_sem over a training set, and the normalised z_sem that they define."""
+"""Mean and standard deviation of z_sem over a training set, and what they define: normalised and whitened z_sem."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
 
+Floats = NDArray[np.float64]
 Codes = NDArray[np.floating[Any]]
+
+ACTIVE_SHARE = 0.01
+"""A dimension is active if its variance is above this share of the mean variance of all dimensions."""
 
 # A dimension whose std is below this fraction of the median std holds a constant and its rounding errors.
 _NEVER_VARIES = 1e-6
+_EXPLAINED = 0.95
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +57,11 @@ class LatentStatistics:
                 f"statistics of z_sem: mean and std have the shapes {self.mean.shape} and {self.std.shape}; "
                 "both must be (D,)"
             )
-        if not (np.isfinite(self.mean).all() and np.isfinite(self.std).all()):
-            raise ConfigError("statistics of z_sem: the mean or the std is not finite; compute them again")
-        if (self.std < np.finfo(np.float32).tiny).any():
-            raise ConfigError("statistics of z_sem: the std must be above 0 in every dimension; compute them again")
+        if not np.isfinite([self.mean, self.std]).all() or (self.std < np.finfo(np.float32).tiny).any():
+            raise ConfigError(
+                "statistics of z_sem: mean and std must be finite, and the std above 0 in every dimension; compute "
+                "them again"
+            )
 
     @classmethod
     def of(cls, z: ArrayLike, *, common_scale: bool = False) -> LatentStatistics:
@@ -68,9 +74,6 @@ class LatentStatistics:
             z: ``[N, D]``, N at least 2.
             common_scale: all dimensions get the same std, the root of their mean variance. Principal components keep
                 their relative sizes that way.
-
-        Raises:
-            ConfigError: there are fewer than 2 cases, the shape differs, a value is not finite, or no dimension varies.
         """
         codes = checked_codes(z, num_least=2).astype(np.float64)
         std = scales(codes, common_scale)
@@ -90,20 +93,17 @@ class LatentStatistics:
         """Normalise z_sem ``[N, D]`` or ``[D]`` to mean 0 and standard deviation 1 over the training set.
 
         The dtype is that of z; float16 becomes float32.
-
-        Raises:
-            ConfigError: the shape differs, or a value is not finite.
         """
-        codes = checked_codes(z, self.z_channels)
-        return (codes - self.mean) / self.std
+        return (checked_codes(z, self.z_channels) - self.mean) / self.std
+
+    def denormalise(self, z: ArrayLike) -> Codes:
+        """Undo :meth:`normalise`."""
+        return checked_codes(z, self.z_channels) * self.std + self.mean
 
     def deviations(self, z: ArrayLike) -> Codes:
         """How far z_sem ``[N, D]`` is from the training set: ``[N]``, its mean square after :meth:`normalise`.
 
         The mean over the training set is 1.
-
-        Raises:
-            ConfigError: the shape differs, or a value is not finite.
 
         Example:
             >>> LatentStatistics.of([[1.0, 0.0], [3.0, 4.0]]).deviations([[3.0, 4.0], [2.0, 8.0]])
@@ -112,16 +112,7 @@ class LatentStatistics:
         deviations: Codes = np.square(self.normalise(z)).mean(axis=-1)
         return deviations
 
-    def denormalise(self, z: ArrayLike) -> Codes:
-        """Undo :meth:`normalise`.
-
-        Raises:
-            ConfigError: the shape differs, or a value is not finite.
-        """
-        codes = checked_codes(z, self.z_channels)
-        return codes * self.std + self.mean
-
-    def moved(self, z: ArrayLike, step: NDArray[np.floating[Any]]) -> Codes:
+    def moved(self, z: ArrayLike, step: Codes) -> Codes:
         """Move z_sem by a step of normalised z_sem: ``denormalise(normalise(z) + step)``, without the round trip.
 
         Args:
@@ -130,15 +121,12 @@ class LatentStatistics:
 
         Returns:
             The moved z_sem, in the shape and dtype of ``z``.
-
-        Raises:
-            ConfigError: the shape differs, or a value is not finite.
         """
         codes = checked_codes(z, self.z_channels)
         return np.where(step == 0, codes, (codes + step * self.std).astype(codes.dtype))
 
 
-def scales(codes: NDArray[np.float64], common_scale: bool) -> NDArray[np.float64]:
+def scales(codes: Floats, common_scale: bool) -> Floats:
     """The std ``[D]`` of codes ``[N, D]``, or the root of the mean variance for all; 0 where they never vary."""
     std = codes.std(axis=0)
     # rounding in the mean of equal values would leave a tiny std
@@ -151,15 +139,7 @@ def scales(codes: NDArray[np.float64], common_scale: bool) -> NDArray[np.float64
 
 
 def checked_codes(z: ArrayLike, z_channels: int | None = None, *, num_least: int | None = None) -> Codes:
-    """Check z_sem and return it as an array of floats.
-
-    Args:
-        z: ``[N, D]``; without ``num_least`` also ``[D]``.
-        z_channels: required D; None: any.
-        num_least: smallest N.
-
-    Raises:
-        ConfigError: the values are not numbers or not finite, the shape differs, or there are too few cases.
+    """Check z_sem ``[N, D]`` (without ``num_least`` also ``[D]``) and return it as an array of floats.
 
     Example:
         >>> checked_codes([[1, 2]]).dtype
@@ -174,11 +154,10 @@ def checked_codes(z: ArrayLike, z_channels: int | None = None, *, num_least: int
         raise ConfigError(f"z_sem: holds {codes.dtype}, not numbers; give an array of floats")
     if codes.dtype.kind != "f":
         codes = codes.astype(np.float64)
-    expected = "(N, D)" if z_channels is None else f"(N, {z_channels})"
-    if codes.ndim != 2 and not (codes.ndim == 1 and num_least is None):
-        raise ConfigError(f"z_sem: has the shape {codes.shape}; {expected} is needed")
-    if codes.shape[-1] != (z_channels or codes.shape[-1]) or codes.shape[-1] == 0:
-        raise ConfigError(f"z_sem: has the shape {codes.shape}; {expected} is needed, z_sem of the same model")
+    is_matrix = codes.ndim == 2 or (codes.ndim == 1 and num_least is None)
+    if not is_matrix or codes.shape[-1] == 0 or codes.shape[-1] != (z_channels or codes.shape[-1]):
+        expected = "(N, D)" if z_channels is None else f"(N, {z_channels}), z_sem of the same model"
+        raise ConfigError(f"z_sem: has the shape {codes.shape}; it must have the shape {expected}")
     if num_least is not None and len(codes) < num_least:
         raise ConfigError(f"z_sem: {len(codes)} cases are too few; {num_least} are the least")
     not_finite = ~np.isfinite(codes).all(axis=-1)
@@ -187,3 +166,71 @@ def checked_codes(z: ArrayLike, z_channels: int | None = None, *, num_least: int
             f"z_sem: {not_finite.sum()} of {not_finite.size} cases hold values that are not finite; embed again"
         )
     return codes
+
+
+@dataclass(frozen=True)
+class ActiveDimensions:
+    """The result of :func:`active_dimensions`.
+
+    Attributes:
+        dims: D, the number of dimensions.
+        active: dimensions whose variance over the cases is above 1 % of the mean variance of all dimensions.
+        participation_ratio: the squared sum of the covariance's eigenvalues, divided by the sum of their squares: D if
+            all directions vary equally, 1 if all cases lie on a line.
+        dims_for_95_percent: principal components that explain 95 % of the variance.
+    """
+
+    dims: int
+    active: int
+    participation_ratio: float
+    dims_for_95_percent: int
+
+
+def active_dimensions(z: ArrayLike) -> ActiveDimensions:
+    """Count the dimensions of z_sem ``[N, D]`` in which the cases differ.
+
+    ``active`` follows the active units of Burda et al. 2016, dimensions with a variance above .01 under a prior with
+    variance 1; z_sem has no prior, so its mean variance is used instead. The other two figures are computed from the
+    covariance and reveal redundant dimensions; for N cases they cannot exceed N - 1.
+
+    Example:
+        >>> z = np.random.default_rng(0).normal(size=(500, 3))
+        >>> active_dimensions(np.concatenate([z, z[:, :1], np.zeros((500, 4))], axis=1))
+        ActiveDimensions(dims=8, active=4, participation_ratio=2.6..., dims_for_95_percent=3)
+    """
+    codes = checked_codes(z, num_least=2).astype(np.float64)
+    centred = codes - codes.mean(axis=0)
+    variance = centred.var(axis=0)
+    eigenvalues = np.linalg.svd(centred, compute_uv=False) ** 2
+    total = eigenvalues.sum()
+    if total == 0:
+        return ActiveDimensions(codes.shape[1], 0, 0.0, 0)
+    explained = np.cumsum(eigenvalues) / total
+    return ActiveDimensions(
+        dims=codes.shape[1],
+        active=int((variance > ACTIVE_SHARE * variance.mean()).sum()),
+        participation_ratio=float(total**2 / np.square(eigenvalues).sum()),
+        dims_for_95_percent=int(np.searchsorted(explained, _EXPLAINED - 1e-12) + 1),
+    )
+
+
+def whitening(z: ArrayLike) -> Floats:
+    """The matrix ``[D, D]`` that maps z_sem to axes along which the cases have a variance of 1.
+
+    ``z @ matrix`` reveals a case that deviates, however little, in a direction in which the others hardly vary. The
+    variance along each axis is increased by 1 % of the variance of a normalised dimension, so that empty directions
+    are not amplified without limit.
+
+    Args:
+        z: ``[N, D]``, normalised.
+
+    Example:
+        >>> z = np.random.default_rng(0).normal(size=(1000, 2)) @ [[1.0, 1.0], [0.1, -0.1]]
+        >>> np.round(np.cov(z @ whitening(z), rowvar=False), 1) + 0.0
+        array([[0.7, 0. ],
+               [0. , 1. ]])
+    """
+    codes = checked_codes(z, num_least=1).astype(np.float64)
+    variance, axes = np.linalg.eigh(np.cov(codes.T, bias=True).reshape(codes.shape[1], -1))
+    whitened: Floats = axes / np.sqrt(variance.clip(min=0) + ACTIVE_SHARE)
+    return whitened

@@ -1,4 +1,4 @@
-"""What a label is, classes or a number, and which cases have one. The same rule holds wherever labels are read."""
+"""Labels as targets: classes or a number, and which cases have one. The same rule holds wherever labels are read."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents.statistics import Floats
 from monai_diffae.policies import MISSING_WORDS
 
 logger = logging.getLogger(__name__)
@@ -21,26 +22,66 @@ Kind = Literal["binary", "continuous"]
 LabelKind = Literal["auto", "classes", "numbers"]
 
 MAX_VALUES, _LARGEST_CLASS = 10, 20  # of whole numbers that are classes
+_MAX_CLASSES = 20
 _MOST_DIFFERENT = 2 / 3  # of the labels
 _LARGEST = 1e30  # larger values overflow in boosting, whose gradients are in single precision
 _MOST_LISTED = 10
+_SHARE_OF_VALUES = 0.9  # a rounded copy of the target has at least this share of its values
+_FAR, _FAR_AS_LOGARITHM = 10, 4  # interquartile ranges
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The labels of the cases that have one.
+    """A label, for the K cases that have it.
 
     Attributes:
-        kind: ``binary`` or ``continuous``.
-        classes: names of the negative and the positive class; None for a continuous target.
-        values: ``[K]``: 1 for the positive class and 0 for the negative one, or the number.
-        rows: ``[K]``, the row numbers of these cases, ascending.
+        name: name of the label.
+        classes: names of the classes, sorted as numbers or text (the negative one first if one is positive); None for a
+            continuous label.
+        values: ``[K]``, the class of each case, counted from 0, or the number.
+        rows: ``[K]``, the rows of these cases, in the requested order.
     """
 
-    kind: Kind
-    classes: tuple[str, str] | None
-    values: NDArray[np.float64]
+    name: str
+    classes: tuple[str, ...] | None
+    values: NDArray[Any]
     rows: NDArray[np.intp]
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes; None for a continuous label."""
+        return None if self.classes is None else len(self.classes)
+
+    def at(self, cases: NDArray[Any]) -> Target:
+        """The target of some of its cases, given as positions or as a mask, with all classes."""
+        return Target(self.name, self.classes, self.values[cases], self.rows[cases])
+
+    def only(self, keep: NDArray[np.bool_]) -> Target:
+        """The target of some of its cases, without classes that none of them has."""
+        if self.classes is None:
+            return self.at(keep)
+        remaining, codes = np.unique(self.values[keep], return_inverse=True)
+        return Target(self.name, tuple(self.classes[k] for k in remaining), codes, self.rows[keep])
+
+    def patients_of_classes(self, groups: NDArray[Any], cases: NDArray[np.intp] | None = None) -> dict[str, int]:
+        """The number of patients ``[K]`` with a case of each class; only ``cases`` count if they are given."""
+        cases = np.arange(len(self.values)) if cases is None else cases
+        return {
+            name: len(np.unique(groups[cases][self.values[cases] == code]))
+            for code, name in enumerate(self.classes or ())
+        }
+
+    def balanced_choice(self, count: int, seed: int) -> Target:
+        """Choose ``count`` cases at random, equally many per class as far as possible.
+
+        With the same seed, a larger choice contains the smaller one.
+        """
+        order = np.random.default_rng(seed).permutation(len(self.rows))
+        class_values = np.zeros(len(order)) if self.classes is None else self.values[order]
+        place_in_class = np.empty(len(order), np.intp)
+        for label in np.unique(class_values):
+            place_in_class[class_values == label] = np.arange((class_values == label).sum())
+        return self.at(np.sort(order[np.argsort(place_in_class, kind="stable")][:count]))
 
 
 def are_classes(labels: Sequence[Any], kind: LabelKind = "auto") -> bool:
@@ -53,9 +94,6 @@ def are_classes(labels: Sequence[Any], kind: LabelKind = "auto") -> bool:
     Args:
         labels: the labels of the cases that have one.
         kind: ``classes`` or ``numbers`` instead of this rule.
-
-    Raises:
-        ConfigError: the kind is unknown, or is ``numbers``, but a label is text.
 
     Example:
         >>> are_classes([0, 1, 2, 1, 0]), are_classes([31, 45, 52, 60, 31]), are_classes([1.5, 3, 3])
@@ -76,16 +114,83 @@ def are_classes(labels: Sequence[Any], kind: LabelKind = "auto") -> bool:
     return are_small and len(values) <= min(MAX_VALUES, _MOST_DIFFERENT * len(labels))
 
 
-def class_names(labels: Sequence[Any], name: str) -> list[str]:
-    """The names of the classes of labels, in the order of numbers or text; those that may be one are logged.
+def read_target(
+    labels: Sequence[Any], name: str, rows: NDArray[np.intp] | None = None, kind: LabelKind = "auto"
+) -> Target:
+    """Read a label as classes or numbers; see :func:`are_classes`.
 
     Args:
-        labels: the labels of the cases that have one.
+        labels: ``[N]``, numbers, booleans or text; None, NaN, blank text and words such as NA are missing. All of them
+            count for whether the label is a number, not only those of ``rows``.
         name: name of the label.
+        rows: the cases to use, in this order; None: all.
+        kind: ``classes``, ``numbers``, or ``auto``.
 
     Raises:
-        ConfigError: a number is infinite or above 1e30.
+        ConfigError: there is only one value, more than 20 different classes, or numbers are infinite or above 1e30.
+
+    Example:
+        >>> target = read_target(["ill", "well", None, "ill"], "state")
+        >>> target.classes, target.values, target.rows
+        (('ill', 'well'), array([0, 1, 0]), array([0, 1, 3]))
+        >>> read_target(np.arange(20.0), "age").classes is None
+        True
     """
+    labels = list(labels)
+    is_labelled = ~missing(labels)
+    all_values = [labels[row] for row in np.flatnonzero(is_labelled)]
+    requested = np.arange(len(labels)) if rows is None else rows
+    labelled = requested[is_labelled[requested]]
+    values = [labels[row] for row in labelled]
+    classes = _varying_classes(all_values, values, name, len(requested))
+    if not are_classes(all_values, kind):
+        return Target(name, None, np.array(values, np.float64), labelled)
+    if len(classes) > _MAX_CLASSES:
+        raise ConfigError(f"target '{name}': has {len(classes)} different classes; choose another target")
+    codes = np.array([classes.index(class_name(value)) for value in values], np.intp)
+    return Target(name, classes, codes, labelled)
+
+
+def read_line_target(labels: Sequence[Any], name: str, positive: Any = None, kind: LabelKind = "auto") -> Target:
+    """Read labels as two classes or as a number, along which there is a direction.
+
+    Labels with two values are classes, and so are all labels with ``positive``. Numbers with more values are a number,
+    also those that :func:`are_classes` takes for classes, because these are in an order.
+    With more than two values, all values but ``positive`` form the negative class. By default, the larger number is
+    positive, or the text that sorts last.
+
+    Example:
+        >>> target = read_line_target(["ill", "well", None, "ill"], "state", positive="ill")
+        >>> target.classes, target.values, target.rows
+        (('well', 'ill'), array([1, 0, 1]), array([0, 1, 3]))
+        >>> read_line_target([1, 2, 3, 2], "grade", positive=3).classes
+        ('not 3', '3')
+    """
+    labels = list(labels)
+    rows = np.flatnonzero(~missing(labels))
+    present = [labels[row] for row in rows]
+    classes = _varying_classes(present, present, name, len(labels))
+    if positive is not None and kind == "numbers":
+        raise ConfigError(f"positive: target '{name}' is read as numbers; omit positive, or set kind to classes")
+    if positive is None and (kind == "numbers" or len(classes) > 2):
+        is_text = not _are_numbers(present)
+        if is_text or kind == "classes":
+            raise ConfigError(
+                f"target '{name}': {'is text with' if is_text else 'has'} {len(classes)} classes ({_listed(classes)}); "
+                "choose one of them as positive, to compare it with the rest"
+            )
+        return Target(name, None, np.array(present, np.float64), rows)
+    positive_class = classes[-1] if positive is None else class_name(positive)
+    if positive_class not in classes:
+        raise ConfigError(f"positive: target '{name}' has no class '{positive_class}'; it has {_listed(classes)}")
+    others = [other for other in classes if other != positive_class]
+    negative = others[0] if len(others) == 1 else rest_of(positive_class)
+    is_positive = np.array([class_name(value) == positive_class for value in present])
+    return Target(name, (negative, positive_class), is_positive.astype(np.intp), rows)
+
+
+def _varying_classes(labels: Sequence[Any], values: Sequence[Any], name: str, num_cases: int) -> tuple[str, ...]:
+    """The classes of some values, in the order of numbers or text of all labels; those that may be one are logged."""
     is_number = _are_numbers(labels)
     if is_number and any(abs(value) > _LARGEST for value in labels):
         raise ConfigError(f"target '{name}': contains infinite numbers or some above 1e30; leave those labels empty")
@@ -98,70 +203,16 @@ def class_names(labels: Sequence[Any], name: str) -> list[str]:
             "target '%s': %s differ only in upper and lower case, and are different classes; correct the table if they "
             "are one", name, _listed([f"'{each}'" for each in alike]),
         )  # fmt: skip
-    return names
-
-
-def read_target(labels: Sequence[Any], name: str, positive: Any = None, kind: LabelKind = "auto") -> Target:
-    """Read labels as two classes or as a number.
-
-    Labels with two values are classes, and so are all labels with ``positive``. Numbers with more values are a number,
-    also those that :func:`are_classes` takes for classes, because these are in an order.
-
-    Args:
-        labels: ``[N]``, numbers, booleans or text; None, NaN, blank text and words such as NA mean that a case has no
-            label.
-        name: name of the label, for messages.
-        positive: the positive class; with more than two values, all other values form the negative class. None: the
-            larger number, or the text that sorts last.
-        kind: ``classes`` or ``numbers`` instead of this rule.
-
-    Raises:
-        ConfigError: all labels are the same, there are more than two classes and no ``positive``, ``positive`` is not
-            one of the values or ``kind`` is ``numbers``, or a number is infinite.
-
-    Example:
-        >>> target = read_target(["ill", "well", None, "ill"], "state", positive="ill")
-        >>> target.kind, target.classes, target.values, target.rows
-        ('binary', ('well', 'ill'), array([1., 0., 1.]), array([0, 1, 3]))
-        >>> read_target([1, 2, 3, 2], "grade", positive=3).classes
-        ('not 3', '3')
-    """
-    is_missing = missing(labels)
-    rows = np.flatnonzero(~is_missing)
-    present = [label for label, is_none in zip(labels, is_missing, strict=True) if not is_none]
-    classes = class_names(present, name)
+    present = {class_name(value) for value in values}
+    classes = tuple(each for each in names if each in present)
     if len(classes) < 2:
         only = f", all '{classes[0]}'" if classes else ""
-        raise ConfigError(
-            f"target '{name}': {len(present)} of {len(labels)} cases have it{only}; two classes or numbers that vary "
-            "are needed"
-        )
-    if positive is not None and kind == "numbers":
-        raise ConfigError(f"positive: target '{name}' is read as numbers; omit positive, or set kind to classes")
-    if positive is None and (kind == "numbers" or len(classes) > 2):
-        is_text = not _are_numbers(present)
-        if is_text or kind == "classes":
-            raise ConfigError(
-                f"target '{name}': {'is text with' if is_text else 'has'} {len(classes)} classes ({_listed(classes)}); "
-                "choose one of them as positive, to compare it with the rest"
-            )
-        return Target("continuous", None, np.array(present, np.float64), rows)
-    positive_class = classes[-1] if positive is None else class_name(positive)
-    if positive_class not in classes:
-        raise ConfigError(f"positive: target '{name}' has no class '{positive_class}'; it has {_listed(classes)}")
-    others = [other for other in classes if other != positive_class]
-    negative = others[0] if len(others) == 1 else rest_of(positive_class)
-    is_positive = [float(class_name(value) == positive_class) for value in present]
-    return Target("binary", (negative, positive_class), np.array(is_positive), rows)
+        raise ConfigError(f"target '{name}': {len(values)} of {num_cases} cases have it{only}; choose one that varies")
+    return classes
 
 
 def missing(labels: Sequence[Any]) -> NDArray[np.bool_]:
-    """Return a mask ``[N]`` of the cases without a label: None, NaN, pandas' NA, and words as in tables.
-
-    Example:
-        >>> missing([1.0, None, float("nan"), " ", "NA", "a"])
-        array([False,  True,  True,  True,  True, False])
-    """
+    """Return a mask ``[N]`` of the cases without a label: None, NaN, pandas' NA, and words as in tables."""
     import pandas as pd
 
     return np.array([
@@ -183,22 +234,44 @@ def class_name(value: Any) -> str:
 
 
 def rest_of(positive: str) -> str:
-    """Return the name for all classes but one."""
+    """The name for all classes but one."""
     return f"not {positive}"
 
 
-def balanced_choice(target: Target, count: int, seed: int) -> Target:
-    """Choose ``count`` of a target's cases at random, equally many per class as far as possible.
+def far_off(values: Floats) -> NDArray[np.bool_]:
+    """Find numbers ``[K]`` that are so far from the others that they are probably errors or codes.
 
-    With the same seed, a larger choice contains the smaller one.
+    These are numbers more than 10 interquartile ranges from the median. If all other numbers are positive or 0, as
+    amounts are, their logarithms must also be more than 4 interquartile ranges away, so that the tail of a log-normal
+    distribution does not count.
     """
-    order = np.random.default_rng(seed).permutation(len(target.rows))
-    class_values = target.values[order] if target.kind == "binary" else np.zeros(len(order))
-    place_in_class = np.empty(len(order), np.intp)
-    for label in np.unique(class_values):
-        place_in_class[class_values == label] = np.arange((class_values == label).sum())
-    selected = np.sort(order[np.argsort(place_in_class, kind="stable")][:count])
-    return Target(target.kind, target.classes, target.values[selected], target.rows[selected])
+    is_far = _distance(values) > _FAR
+    if is_far.any() and (is_far | (values >= 0)).all():
+        is_far[values > 0] &= _distance(np.log(values[values > 0])) > _FAR_AS_LOGARITHM
+    return is_far
+
+
+def copies_of(target: Target, features: Floats) -> NDArray[np.intp]:
+    """Find the columns of features ``[K, D]`` that determine the target: monotonic in it, or codes of the classes."""
+    order = np.argsort(target.values, kind="stable")
+    target_changes = np.diff(target.values[order]) != 0
+    steps = np.diff(features[order], axis=0)
+    if target.classes is None:
+        min_steps = max(MAX_VALUES, _SHARE_OF_VALUES * target_changes.sum())  # fewer may be monotonic by chance
+        is_monotonic = (steps >= 0).all(axis=0) | (steps <= 0).all(axis=0)
+        return np.flatnonzero(is_monotonic & ((steps != 0).sum(axis=0) >= min_steps))
+    codes = np.sort(features[order][np.r_[True, target_changes]], axis=0)
+    is_constant_in_class = (steps[~target_changes] == 0).all(axis=0)
+    return np.flatnonzero(is_constant_in_class & (np.diff(codes, axis=0) != 0).all(axis=0))
+
+
+def _distance(values: Floats) -> Floats:
+    """The distance from the median, in interquartile ranges."""
+    low, median, high = np.percentile(values, [25, 50, 75])
+    distance = np.abs(values - median)
+    if not distance.any():
+        return distance
+    return distance / (high - low or np.median(distance[distance > 0]))  # the latter if most values are equal
 
 
 def _are_numbers(labels: Sequence[Any]) -> bool:

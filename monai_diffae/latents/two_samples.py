@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.groups import numbered_groups
+from monai_diffae.latents.neighbors import numbered_groups
 from monai_diffae.latents.statistics import checked_codes
 
 Floats = NDArray[np.float64]
@@ -70,9 +70,6 @@ def energy_distance(a: ArrayLike, b: ArrayLike) -> float:
         a: ``[N, D]``, N at least 2.
         b: ``[M, D]``, M at least 2.
 
-    Raises:
-        ConfigError: the shapes do not match, or values are not finite.
-
     Example:
         >>> energy_distance([[0.0], [1.0]], [[10.0], [11.0]])
         18.0
@@ -90,9 +87,6 @@ def mmd(a: ArrayLike, b: ArrayLike, bandwidth: float | None = None) -> float:
         a: ``[N, D]``, N at least 2.
         b: ``[M, D]``, M at least 2.
         bandwidth: above 0; None: the median distance between the cases of both samples (at most 1000, evenly spaced).
-
-    Raises:
-        ConfigError: the shapes do not match, values are not finite, or the bandwidth is not above 0.
 
     Example:
         >>> round(mmd([[0.0], [1.0]], [[100.0], [101.0]], bandwidth=1.0), 3)  # 2 exp(-1/2)
@@ -204,9 +198,6 @@ def difference_interval(
 
 def nearest_distances(a: ArrayLike, b: ArrayLike) -> Floats:
     """The distance from each row of a to its nearest row of b: ``[N, D]``, ``[M, D]`` -> ``[N]``.
-
-    Raises:
-        ConfigError: the shapes do not match, or values are not finite.
 
     Example:
         >>> nearest_distances([[0.0, 0.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 4.0]])

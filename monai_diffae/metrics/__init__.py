@@ -7,19 +7,13 @@ from monai_diffae.metrics.anomaly import (
     residual_spread,
     smoothed_residuals,
 )
-from monai_diffae.metrics.copying import CopyingRatio
+from monai_diffae.metrics.codes import changed_views, level_losses, noise_statistics
+from monai_diffae.metrics.deep_features import InceptionFeatures, PerceptualDistance, RadImageNetFeatures
 from monai_diffae.metrics.feature_distances import frechet_distance, kernel_distance, precision_and_recall
-from monai_diffae.metrics.image_features import InceptionFeatures, RadImageNetFeatures
-from monai_diffae.metrics.image_quality import ImageQuality
-from monai_diffae.metrics.noise import noise_statistics
-from monai_diffae.metrics.perceptual_distance import PerceptualDistance
-from monai_diffae.metrics.reconstruction import reconstruction_errors
-from monai_diffae.metrics.validation_loss import ValidationLoss, ZSemUsage
-from monai_diffae.metrics.views import changed_views
-from monai_diffae.metrics.z_usage import LEAST_USAGE, level_losses, warn_if_unused
+from monai_diffae.metrics.image_quality import ImageQuality, reconstruction_errors
+from monai_diffae.metrics.training import CopyingRatio, ValidationLoss, ZSemUsage
 
 __all__ = [
-    "LEAST_USAGE",
     "CopyingRatio",
     "ImageQuality",
     "InceptionFeatures",
@@ -39,5 +33,4 @@ __all__ = [
     "reconstruction_errors",
     "residual_spread",
     "smoothed_residuals",
-    "warn_if_unused",
 ]

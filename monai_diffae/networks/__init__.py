@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from monai_diffae.networks.autoencoder import DiffusionAutoencoder
+from monai_diffae.networks.arguments import anisotropic_strides
+from monai_diffae.networks.autoencoder import PRESETS, DiffusionAutoencoder, build_autoencoder, preset
 from monai_diffae.networks.denoising_unet import DenoisingUNet
 from monai_diffae.networks.encoder_adapter import EncoderAdapter
 from monai_diffae.networks.first_stage import FirstStage
 from monai_diffae.networks.latent_mlp import LatentMLP
-from monai_diffae.networks.presets import PRESETS, build_autoencoder, preset
 from monai_diffae.networks.semantic_encoder import SemanticEncoder
-from monai_diffae.networks.strides import anisotropic_strides
 
 __all__ = [
     "PRESETS",

@@ -1,11 +1,14 @@
-"""The constructor arguments of a network as its ``config``: the signature is the only place that lists them."""
+"""Constructor arguments of networks: the widths, strides and cells that they give, and their record as a config."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec
+
+from monai_diffae.errors import ConfigError, quoted
 
 P = ParamSpec("P")
 
@@ -40,3 +43,89 @@ def keeps_config(init: Callable[Concatenate[Any, P], None]) -> Callable[Concaten
 
 def _as_json(value: Any) -> Any:
     return [_as_json(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def level_widths(base_channels: int, channel_mult: Sequence[int], attention_levels: Sequence[int]) -> list[int]:
+    """The width of every level, full resolution first."""
+    widths = [base_channels * mult for mult in channel_mult]
+    if not widths or min(widths) < 1:
+        raise ConfigError(
+            f"base_channels={base_channels} and channel_mult={list(channel_mult)} give no usable widths; all must be "
+            "above 0"
+        )
+    unknown = [level for level in attention_levels if not 0 <= level < len(widths)]
+    if unknown:
+        raise ConfigError(f"attention at level {unknown[0]}: there are levels 0 to {len(widths) - 1} (0 is full size)")
+    return widths
+
+
+def grid_cells(spatial_dims: int, z_grid: int | Sequence[int]) -> tuple[int, ...]:
+    """The number of cells per axis that z_sem is read from."""
+    cells = (z_grid,) * spatial_dims if isinstance(z_grid, int) else tuple(z_grid)
+    if len(cells) != spatial_dims or not all(isinstance(n, int) and n >= 1 for n in cells):
+        raise ConfigError(f"z_grid={quoted(z_grid)} is neither a whole number of 1 or more nor {spatial_dims} of them")
+    return cells
+
+
+def level_strides(
+    spatial_dims: int, num_levels: int, strides: Sequence[int | Sequence[int]] | None
+) -> list[tuple[int, ...]]:
+    """The strides between a network's levels, one tuple per level below the first; 2 everywhere by default.
+
+    Entries are numbers, or one number per axis. Surplus ones are ignored, because the encoder of a diffusion
+    autoencoder usually has one level more than its UNet.
+    """
+    if strides is None:
+        return [(2,) * spatial_dims] * (num_levels - 1)
+    if len(strides) < num_levels - 1:
+        raise ConfigError(f"strides: there are {len(strides)}, but {num_levels} levels need {num_levels - 1}")
+    each = [(s,) * spatial_dims if isinstance(s, int) else tuple(s) for s in strides[: num_levels - 1]]
+    for stride in each:
+        if len(stride) != spatial_dims or not set(stride) <= {1, 2}:
+            raise ConfigError(f"strides: {list(stride)} must be {spatial_dims} numbers, each 1 or 2")
+    return each
+
+
+def size_divisors(spatial_dims: int, strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """What each spatial size must be a multiple of, for these strides.
+
+    Example:
+        >>> size_divisors(3, [(2, 2, 1), (2, 2, 2)])
+        (4, 4, 2)
+    """
+    return tuple(math.prod(stride[axis] for stride in strides) for axis in range(spatial_dims))
+
+
+def anisotropic_strides(image_size: Sequence[int], spacing_mm: Sequence[float], count: int) -> list[list[int]]:
+    """Strides that first bring all axes to comparable spacings, and then halve all of them.
+
+    At each level, an axis is halved if its spacing is less than twice the finest spacing, as in nnU-Net (Isensee et
+    al. 2021, doi:10.1038/s41592-020-01008-z), and if its size can be halved to 2 or more. So an axis of thick slices
+    keeps its size until the voxels are about as large along the other axes, and a volume of 22 slices needs no padding.
+
+    Args:
+        image_size: voxels along each axis.
+        spacing_mm: millimetres between voxels along each axis; only the ratios matter.
+        count: number of strides, one less than the levels of the deepest network.
+
+    Raises:
+        ConfigError: the two have different lengths, or a value is not positive.
+
+    Example:
+        >>> anisotropic_strides([160, 160, 22], [1, 1, 6.5], 4)
+        [[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 1]]
+    """
+    if len(image_size) != len(spacing_mm) or not all(v > 0 for v in (*image_size, *spacing_mm)):
+        raise ConfigError(
+            f"image_size {list(image_size)} and spacing_mm {list(spacing_mm)} must be positive numbers, one per axis"
+        )
+    sizes, spacings = list(image_size), [float(v) for v in spacing_mm]
+    strides = []
+    for _ in range(count):
+        can_halve = [size % 2 == 0 and size >= 4 for size in sizes]
+        finest = min((s for s, possible in zip(spacings, can_halve, strict=True) if possible), default=math.inf)
+        stride = [2 if possible and s < 2 * finest else 1 for s, possible in zip(spacings, can_halve, strict=True)]
+        sizes = [size // step for size, step in zip(sizes, stride, strict=True)]
+        spacings = [s * step for s, step in zip(spacings, stride, strict=True)]
+        strides.append(stride)
+    return strides

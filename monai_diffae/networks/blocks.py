@@ -6,6 +6,7 @@ copies between two convolutions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,10 +21,6 @@ def group_count(channels: int) -> int:
     """The number of GroupNorm groups for a width: its largest divisor up to 32.
 
     For the widths that the official code uses, this equals its ``min(32, channels)``.
-
-    Example:
-        >>> [group_count(c) for c in (128, 96, 48, 20, 7)]
-        [32, 32, 24, 20, 7]
     """
     return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
 
@@ -87,22 +84,12 @@ def check_images(x: torch.Tensor, spatial_dims: int, channels: int | None, divis
 
 
 def shown_divisors(divisors: Sequence[int]) -> str:
-    """Size divisors as text for a message: one number if all axes have the same.
-
-    Example:
-        >>> shown_divisors([16, 16]), shown_divisors([16, 16, 2])
-        ('16', '16 x 16 x 2')
-    """
+    """Size divisors as text for a message: one number if all axes have the same."""
     return str(divisors[0]) if len(set(divisors)) == 1 else " x ".join(map(str, divisors))
 
 
 class ChannelGroupNorm(nn.GroupNorm):
-    """GroupNorm that derives its number of groups from the width and computes in float32 for any input dtype.
-
-    Example:
-        >>> ChannelGroupNorm(48)(torch.ones(1, 48, 4, 4, dtype=torch.bfloat16)).dtype
-        torch.bfloat16
-    """
+    """GroupNorm that derives its number of groups from the width and computes in float32 for any input dtype."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(group_count(channels), channels)
@@ -160,10 +147,6 @@ class PlainBlock(nn.Module):
     It has a single convolution, as in the official code: there, only conditioned blocks have the second half.
     ``resample`` (``none`` or ``down``, by ``stride``, 2 along all axes if None) comes before the convolution and in the
     skip connection.
-
-    Example:
-        >>> PlainBlock(2, 32, 64, resample="down")(torch.zeros(1, 32, 8, 8)).shape
-        torch.Size([1, 64, 4, 4])
     """
 
     def __init__(
@@ -241,13 +224,7 @@ class TwoConditionBlock(nn.Module):
 
 
 class PositionAttention(nn.Module):
-    """Adds self-attention between all positions to a feature map; untrained, it is the identity.
-
-    Example:
-        >>> x = torch.randn(1, 32, 4, 4, 4)
-        >>> bool((PositionAttention(32, num_heads=2)(x) == x).all())
-        True
-    """
+    """Adds self-attention between all positions to a feature map; untrained, it is the identity."""
 
     def __init__(self, channels: int, num_heads: int = 1) -> None:
         super().__init__()
@@ -274,20 +251,68 @@ class PositionAttention(nn.Module):
         return x + self.out(h).transpose(1, 2).reshape(x.shape)
 
 
-def level_widths(base_channels: int, channel_mult: Sequence[int], attention_levels: Sequence[int]) -> list[int]:
-    """The width of every level, full resolution first.
+class CellMeans(nn.Module):
+    """Averages a feature map over cells, which overlap if their number does not divide the size of the features."""
 
-    Example:
-        >>> level_widths(64, (1, 2, 4, 8), attention_levels=(2,))
-        [64, 128, 256, 512]
+    def __init__(self, cells: Sequence[int]) -> None:
+        super().__init__()
+        self.cells = list(cells)
+        self.pool = Pool[Pool.ADAPTIVEAVG, len(cells)](tuple(cells))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, *S) -> (B, C, *cells)."""
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
+            if _needs_products(x):
+                each = [overlaps(n, size, x) for n, size in zip(self.cells, x.shape[2:], strict=True)]
+                return _along_axes(x, each)
+        return self.pool(x)
+
+
+class ZMap(nn.Module):
+    """Adds a coarse map that is linear in z_sem to a feature map; untrained, it is the identity.
+
+    A cell is repeated over the features that it covers; a feature that covers several cells gets their mean.
     """
-    widths = [base_channels * mult for mult in channel_mult]
-    if not widths or min(widths) < 1:
-        raise ConfigError(
-            f"base_channels={base_channels} and channel_mult={list(channel_mult)} give no usable widths; all must be "
-            "above 0"
-        )
-    unknown = [level for level in attention_levels if not 0 <= level < len(widths)]
-    if unknown:
-        raise ConfigError(f"attention at level {unknown[0]}: there are levels 0 to {len(widths) - 1} (0 is full size)")
-    return widths
+
+    def __init__(self, channels: int, z_channels: int, cells: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = [channels, *cells]
+        self.linear = zero_initialised(nn.Linear(z_channels, math.prod(self.shape)))
+
+    def values(self, z_sem: torch.Tensor) -> torch.Tensor:
+        """The map (B, C, *cells) of z_sem (B, z_channels); the same for all time steps."""
+        return self.linear(z_sem).unflatten(1, self.shape)
+
+    def forward(self, x: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """(B, C, *S), (B, C, *cells) of :meth:`values` -> (B, C, *S)."""
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
+            if _needs_products(x):
+                each = [overlaps(n, size, x).mT for n, size in zip(self.shape[1:], x.shape[2:], strict=True)]
+                return x + _along_axes(cells, each)
+        return x + F.interpolate(cells, size=x.shape[2:], mode="area").to(x.dtype)
+
+
+def overlaps(num_cells: int, num_features: int, like: torch.Tensor) -> torch.Tensor:
+    """Which of the features along an axis each cell covers, as PyTorch's adaptive pooling divides them: 1 or 0, (N, F).
+
+    Adaptive pooling cannot be exported for a free size, and its gradient on a GPU adds numbers in any order. Products
+    with these matrices can be exported, are the same to the bit each time, and give the same means.
+    """
+    cell = torch.arange(num_cells, device=like.device)[:, None]
+    feature = torch.arange(num_features, device=like.device)[None]
+    starts = cell * num_features < (feature + 1) * num_cells
+    goes_on = feature * num_cells < (cell + 1) * num_features
+    return (starts & goes_on).to(like.dtype)
+
+
+def _needs_products(x: torch.Tensor) -> bool:
+    """Whether products with :func:`overlaps` replace PyTorch's adaptive pooling."""
+    return torch.compiler.is_exporting() or x.is_cuda
+
+
+def _along_axes(x: torch.Tensor, members: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Means along each spatial axis of (B, C, *S), over the members that a matrix (new size, size) marks with 1."""
+    for axis, matrix in enumerate(members, 2):
+        weights = matrix / matrix.sum(dim=1, keepdim=True)
+        x = (x.transpose(axis, -1) @ weights.mT).transpose(axis, -1)
+    return x

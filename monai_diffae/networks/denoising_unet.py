@@ -11,18 +11,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.networks.arguments import keeps_config
+from monai_diffae.networks.arguments import grid_cells, keeps_config, level_strides, level_widths, size_divisors
 from monai_diffae.networks.blocks import (
     ChannelGroupNorm,
     PositionAttention,
     TwoConditionBlock,
+    ZMap,
     check_images,
     conv3,
-    level_widths,
     zero_initialised,
 )
-from monai_diffae.networks.strides import level_strides, size_divisors
-from monai_diffae.networks.z_grid import ZMap, grid_cells
 
 
 class UNetStage(nn.Module):
@@ -182,9 +180,6 @@ class DenoisingUNet(nn.Module):
 
         Returns:
             (B, in_channels, *S), in the dtype of ``x`` (also under autocast).
-
-        Raises:
-            ConfigError: wrong number of channels, a size that the levels cannot divide, or a z_sem of a wrong shape.
         """
         if context.ndim == 3 and context.shape[1] == 1:
             context = context[:, 0]

@@ -1,13 +1,15 @@
-"""Networks of other packages as encoders: an adapter that prepares their images and projects their features."""
+"""Other encoders: an adapter for networks of other packages, and principal components of the pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from monai_diffae.errors import ConfigError, quoted
 
@@ -95,9 +97,6 @@ class EncoderAdapter(nn.Module):
 
         Returns:
             z_sem (B, z_channels), in the dtype of ``x`` (also under autocast).
-
-        Raises:
-            ConfigError: wrong number of channels.
         """
         if not torch.jit.is_scripting() and x.shape[1] != self.in_channels:
             raise ConfigError(
@@ -127,9 +126,6 @@ class EncoderAdapter(nn.Module):
 
         Args:
             weights: the state dict of the network as its package saves it.
-
-        Raises:
-            ConfigError: the weights are those of another network.
         """
         prefix = None if self.head is None else f"{self.head}."
         kept = {name: value for name, value in weights.items() if prefix is None or not name.startswith(prefix)}
@@ -171,3 +167,20 @@ def _replace_by_identity(network: nn.Module, name: str) -> None:
         layers = ", ".join(child for child, _ in network.named_children())
         raise ConfigError(f"head: {type(network).__name__} has no layer {quoted(name)}; it has {layers}") from error
     setattr(parent, last, nn.Identity())
+
+
+class PixelEncoder(nn.Module):
+    """Encodes images to K fixed linear features of their P pixels, less a mean ``[P]``, along axes ``[K, P]``.
+
+    There is no decoder.
+    """
+
+    def __init__(self, mean: NDArray[np.floating[Any]], axes: NDArray[np.floating[Any]]) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.from_numpy(mean).float(), requires_grad=False)
+        self.axes = nn.Parameter(torch.from_numpy(axes).float(), requires_grad=False)
+        self.z_channels = len(axes)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The features (B, K) of images (B, C, *S)."""
+        return (images.flatten(1) - self.mean) @ self.axes.T

@@ -121,16 +121,9 @@ class FirstStage(nn.Module):
 
     @torch.no_grad()
     def measure(self, images: Iterable[Tensor]) -> None:
-        """Set shift and scale from images (C, *S): each channel's mean, and the standard deviation around these means.
-
-        Raises:
-            ConfigError: all latents are equal, or some are not finite.
-        """
-        count, total, squares = (
-            0,
-            torch.zeros(self.latent_channels, dtype=torch.float64),
-            torch.zeros((), dtype=torch.float64),
-        )
+        """Set shift and scale from images (C, *S): the mean of each channel, and the std around these means."""
+        count, total = 0, torch.zeros(self.latent_channels, dtype=torch.float64)
+        squares = torch.zeros((), dtype=torch.float64)
         for image in images:
             values = self._posterior_mean(image[None].to(self.latent_std.device)).flatten(2)[0].double().cpu()
             count += values.shape[1]
@@ -150,20 +143,16 @@ class FirstStage(nn.Module):
 
         So few voxels give little to learn from. In addition, if the first of three axes has size 2, oneDNN computes
         wrong weight gradients in bfloat16 (see :class:`~monai_diffae.networks.blocks.SameConv3d`).
-
-        Raises:
-            ConfigError: the patch has such a size, or is larger than the image.
         """
         sizes, divisors = list(patch_size), self.size_divisors
         if len(sizes) != self.spatial_dims or len(image_size) != self.spatial_dims:
             raise ConfigError(
                 f"patch_size is {sizes}, image_size {list(image_size)}; both must have {self.spatial_dims} sizes"
             )
-        if any(size % d for size, d in zip(sizes, divisors, strict=True)):
-            raise ConfigError(f"patch_size is {sizes}; the autoencoder needs multiples of {shown_divisors(divisors)}")
-        if any(size <= 2 * d for size, d in zip(sizes, divisors, strict=True)):
+        if any(size % d or size <= 2 * d for size, d in zip(sizes, divisors, strict=True)):
             raise ConfigError(
-                f"patch_size is {sizes}; each must be above {2 * divisors[0]}, or the deepest level has too few voxels"
+                f"patch_size is {sizes}; the autoencoder needs multiples of {shown_divisors(divisors)}, above "
+                f"{2 * divisors[0]} so that the deepest level has enough voxels"
             )
         if any(size > whole for size, whole in zip(sizes, image_size, strict=True)):
             raise ConfigError(f"patch_size is {sizes}; it must not be larger than image_size {list(image_size)}")

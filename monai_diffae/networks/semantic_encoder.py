@@ -10,17 +10,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from monai_diffae.networks.arguments import keeps_config
+from monai_diffae.networks.arguments import grid_cells, keeps_config, level_strides, level_widths, size_divisors
 from monai_diffae.networks.blocks import (
+    CellMeans,
     ChannelGroupNorm,
     PlainBlock,
     PositionAttention,
     check_images,
     conv3,
-    level_widths,
 )
-from monai_diffae.networks.strides import level_strides, size_divisors
-from monai_diffae.networks.z_grid import CellMeans, grid_cells
 
 
 class SemanticEncoder(nn.Module):
@@ -115,9 +113,6 @@ class SemanticEncoder(nn.Module):
 
         Returns:
             z_sem (B, z_channels), in the dtype of ``x`` (also under autocast).
-
-        Raises:
-            ConfigError: wrong number of channels, or a size that the levels cannot divide.
         """
         dtype = x.dtype
         if not torch.jit.is_scripting():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import mmap
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -14,14 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from monai_diffae.data.archives import check_archive
 from monai_diffae.errors import ConfigError, MachineError, UnsafeInputError
-
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 
 _LIGHTNING = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
 
@@ -55,17 +48,6 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Mapping[
 
     Returns:
         The tensors by their names, and the ``hyper_parameters`` of a checkpoint of PyTorch Lightning.
-
-    Raises:
-        ConfigError: the file does not exist, or holds something else, such as a list.
-        MachineError: the file cannot be read.
-        UnsafeInputError: the file is damaged, or reading it would run code that it contains.
-
-    Example:
-        >>> read_checkpoint("last.ckpt")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: last.ckpt: there is no such file
     """
     path = Path(path)
     if path.is_dir():
@@ -133,46 +115,11 @@ def _is_compressed(path: Path) -> bool:
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read the tensors and the metadata of a ``.safetensors`` file (format: safetensors of Hugging Face).
-
-    The tensors stay on the disk until they are used. Changing them does not change the file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The tensors by their names, and the metadata.
-
-    Raises:
-        UnsafeInputError: the header is not JSON, or does not describe the bytes that follow.
-    """
+    """The tensors and the metadata of a ``.safetensors`` file."""
     try:
-        with Path(path).open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        start = 8 + int.from_bytes(content[:8], "little")
-        if start > len(content):
-            raise ValueError("the header is longer than the file")
-        header = json.loads(content[8:start])
-        metadata = header.pop("__metadata__", {})
-        return {name: _tensor(entry, content, start) for name, entry in header.items()}, metadata
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, ValueError, RuntimeError) as error:
         raise UnsafeInputError(
             f"{Path(path).name}: damaged, or not a .safetensors file ({type(error).__name__}); download it again"
         ) from error
-
-
-def _tensor(entry: dict[str, Any], content: mmap.mmap, start: int) -> torch.Tensor:
-    dtype, shape = SAFETENSORS_DTYPES[entry["dtype"]], entry["shape"]
-    first, end = entry["data_offsets"]
-    count = math.prod(shape)
-    if (
-        not 0 <= first <= end <= len(content) - start
-        or end - first != count * dtype.itemsize
-        or min(shape, default=0) < 0
-    ):
-        raise ValueError("a tensor lies outside of the file")
-    if count == 0:
-        return torch.empty(shape, dtype=dtype)
-    if (start + first) % dtype.itemsize:  # some programs write unaligned tensors
-        return torch.frombuffer(bytearray(content[start + first : start + end]), dtype=dtype).reshape(shape)
-    return torch.frombuffer(content, dtype=dtype, count=count, offset=start + first).reshape(shape)

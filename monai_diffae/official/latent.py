@@ -12,9 +12,7 @@ import torch
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks.latent_mlp import LatentMLP
 from monai_diffae.official.checkpoint_files import named_after, read_checkpoint, read_weights
-from monai_diffae.official.layout import StateDict
-from monai_diffae.official.settings import OfficialSettings, official_settings
-from monai_diffae.official.weights import fitted
+from monai_diffae.official.weights import OfficialSettings, StateDict, fitted, lack, official_settings
 
 # prefixes of the MLP's names, in order of preference
 _PREFIXES = ("ema_model.latent_net.", "model.latent_net.", "latent_net.", "ema_model.", "model.", "")
@@ -73,12 +71,8 @@ def _network(weights: StateDict, settings: OfficialSettings) -> LatentMLP:
         )  # fmt: skip
     except ConfigError:
         raise
-    except (ValueError, IndexError) as error:  # the layout is derived from shapes
-        raise ConfigError("these are not the weights of an official latent DDIM: a tensor lacks axes") from error
-    except KeyError as error:
-        raise ConfigError(
-            f"these are not the weights of an official latent DDIM: {error.args[0]} is missing"
-        ) from error
+    except (ValueError, IndexError, KeyError) as error:  # the layout is derived from shapes
+        raise ConfigError(f"these are not the weights of an official latent DDIM: {lack(error)}") from error
     own = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("z_")}
     network.load_state_dict(fitted(layers, _renaming(network.config["num_layers"]), own), strict=False)
     return network

@@ -1,5 +1,3 @@
-from itertools import pairwise
-
 import pytest
 import torch
 from gaussian import KINDS, STD, curved, exact
@@ -16,18 +14,6 @@ def data(*shape, seed=0):
 
 def error(a, b):
     return float((a - b).abs().mean())
-
-
-@pytest.mark.parametrize(("name", "prediction"), FEW_KINDS)
-def test_the_papers_round_trip_error_falls_as_one_over_steps(name, prediction):
-    schedule = DiffusionSchedule(schedule=name, prediction=prediction, spacing="trailing")
-    x0, errors = data(2, 1, 4, 4), []
-    for steps in (20, 40, 80, 160):
-        x_T = ddim(curved(schedule), schedule, x0, schedule.inversion_levels(steps))
-        errors.append(error(ddim(curved(schedule), schedule, x_T, schedule.decoding_levels(steps)), x0))
-    ratios = [a / b for a, b in pairwise(errors)]
-    assert errors[-1] < 0.02
-    assert all(1.5 < ratio < 3 for ratio in ratios), (errors, ratios)
 
 
 @pytest.mark.parametrize(("name", "prediction"), FEW_KINDS)

@@ -5,8 +5,8 @@ from monai.data import MetaTensor
 from monai_diffae.diffusion import SOLVERS, DiffusionSchedule
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer, encode_exactly
-from monai_diffae.inferers.exact_encoding import images_at_once
-from monai_diffae.inferers.fast_decoder import FastDecoder
+from monai_diffae.inferers.autoencoding import FastDecoder
+from monai_diffae.inferers.reconstruction import images_at_once
 from monai_diffae.networks import build_autoencoder, preset
 
 SIZES = {"base_channels": 4, "channel_mult": (1, 2), "num_res_blocks": 1, "z_channels": 4, "time_embed_channels": 8}
@@ -161,7 +161,7 @@ def test_the_default_inversion_undoes_every_solver_better_than_the_papers(name, 
     schedule = DiffusionSchedule(schedule=name, prediction="v")
 
     def error(**settings):
-        inferer = DiffusionAutoencoderInferer(schedule, solver, steps=21, **settings)
+        inferer = DiffusionAutoencoderInferer(schedule, solver=solver, steps=21, **settings)
         return float((inferer.reconstruct(images, network) - images).square().mean())
 
     assert error() < error(inversion="ddim") / 3
@@ -222,7 +222,7 @@ def test_in_autocast_the_network_is_fast_and_the_solver_exact(inferer, network, 
         ({"inversion": "exact"}, "inversion is 'exact'; choose one of: implicit, ddim"),
         ({"steps": 0}, "steps is 0"),
         ({"solver": "heun", "steps": 5000}, "steps is 5000; it must be between 1 and 1999"),
-        ({"inversion": "ddim", "invert_steps": 1001}, "invert_steps is 1001; with inversion 'ddim' it must be at most"),
+        ({"inversion": "ddim", "invert_steps": 1001}, "invert_steps is 1001; it must be between 1 and 1000"),
         ({"clip": "maybe"}, "clip is 'maybe'; it must be true or false"),
     ],
 )
@@ -246,7 +246,7 @@ def test_inputs_that_would_give_wrong_results_silently_are_refused(inferer, netw
         inferer.reconstruct(images, network, x_T=x_T)
     with pytest.raises(ConfigError, match=r"x_T has the shape .3, 1, 8, 8.; with these images it must be .3, 1, 16"):
         inferer.reconstruct(images, network, mode="z_sem", x_T=x_T[..., :8, :8])
-    halving = DiffusionAutoencoderInferer(inferer.schedule, lambda denoise, schedule, x, levels, **_: x[..., :8])
+    halving = DiffusionAutoencoderInferer(inferer.schedule, solver=lambda denoise, schedule, x, levels, **_: x[..., :8])
     with pytest.raises(ConfigError, match="it must keep the shape"):
         halving.decode(z_sem, x_T, network)
     with pytest.raises(ConfigError, match=r"in training mode.*call network.eval\(\)"):

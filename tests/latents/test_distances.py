@@ -8,16 +8,13 @@ from scipy import stats
 from scipy.spatial.distance import cdist, pdist
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents import stability as stability_module
-from monai_diffae.latents import two_samples
-from monai_diffae.latents.neighbors import nearest_neighbors, p_values
-from monai_diffae.latents.outliers import ReferenceCases, outlier_scores
+from monai_diffae.latents import representation, two_samples
+from monai_diffae.latents.neighbors import ReferenceCases, near_pairs, nearest_neighbors, outlier_scores, p_values
 from monai_diffae.latents.probing.probes import grouped_folds
 from monai_diffae.latents.probing.scores import score_with_interval
+from monai_diffae.latents.representation import stability
 from monai_diffae.latents.selection import outlier_order
-from monai_diffae.latents.stability import stability
 from monai_diffae.latents.statistics import LatentStatistics
-from monai_diffae.latents.twins import near_pairs
 from monai_diffae.latents.two_samples import (
     copying_ratio,
     difference_interval,
@@ -90,16 +87,6 @@ def test_outlier_scores_are_distances_to_the_nearest_reference_cases(reference):
     np.testing.assert_array_equal(scores.p_values, p_values(scores.distances, own, np.zeros(9, bool)))
 
 
-def test_one_in_twenty_cases_like_the_reference_is_unusual_and_an_odd_one_always():
-    shares = []
-    for seed in range(4):
-        generator = np.random.default_rng(seed)
-        reference, new = generator.normal(size=(200, 8)), generator.normal(size=(200, 8))
-        shares.append((outlier_scores(new, reference).p_values < 0.05).mean())
-        assert outlier_scores(new[:1] + 9, reference).p_values[0] == pytest.approx(1 / 201)
-    assert 0.02 < np.mean(shares) < 0.08
-
-
 def test_scans_of_a_case_s_own_patient_do_not_count(reference):
     groups = [f"p{i}" for i in range(120)]
     copy = outlier_scores(reference[:1], reference, groups=["p0"], reference_groups=groups)
@@ -136,7 +123,7 @@ def test_results_do_not_depend_on_the_names_of_groups(monkeypatch):
         yield outlier_scores(z[:60], z[60:], groups=groups[:60], reference_groups=groups[60:], k=2).distances.tolist()
         yield outlier_order(z, groups).tolist()
 
-    monkeypatch.setattr("monai_diffae.latents.stability._MAX_PAIRS", 100)  # so that pairs are drawn
+    monkeypatch.setattr("monai_diffae.latents.representation._MAX_PAIRS", 100)  # so that pairs are drawn
     assert list(results(groups)) == list(results(names))
 
 
@@ -182,7 +169,7 @@ def test_neither_the_case_itself_nor_its_other_slices_count(z):
 
 @pytest.mark.parametrize("at_once", [2**20, 130])
 def test_figures_are_those_of_all_pairs_to_the_bit(z, monkeypatch, at_once):
-    monkeypatch.setattr(stability_module, "_AT_ONCE", at_once)
+    monkeypatch.setattr(representation, "_AT_ONCE", at_once)
     rng = np.random.default_rng(2)
     patients, scans, slices = (rng.integers(most, size=60) for most in (20, 3, 2))
     z[7] = z[5] = z[3]  # of ties, rounding must not decide
@@ -194,7 +181,7 @@ def test_figures_are_those_of_all_pairs_to_the_bit(z, monkeypatch, at_once):
         own = same & (scans[:, None] != scans) & (slices[:, None] == slices)
         assert astuple(stability(z, again, patients, scans, slices)) == stability_over_all_pairs(z, again, own, ~same)
     assert 0 < measured.rank_1 < 1
-    monkeypatch.setattr(stability_module, "_MAX_PAIRS", 800)  # of many pairs, a sample
+    monkeypatch.setattr(representation, "_MAX_PAIRS", 800)  # of many pairs, a sample
     some = stability(z, again, patients)
     assert some.ratio != measured.ratio
     assert some.ratio == pytest.approx(measured.ratio, rel=0.1)

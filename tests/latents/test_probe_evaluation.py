@@ -15,11 +15,11 @@ from monai_diffae.latents.probing.nested import (
     split_folds,
 )
 from monai_diffae.latents.probing.scores import bootstrapped, interval
-from monai_diffae.latents.probing.targets import read_probe_target
+from monai_diffae.latents.targets import read_target
 
 
 def cross_validated(x, labels, patients, probe="linear", seed=0):
-    target, folds = cross_validation_folds(read_probe_target(list(labels), "label"), patients, seed)
+    target, folds = cross_validation_folds(read_target(list(labels), "label"), patients, seed)
     groups = patients[target.rows]
     return predict_held_out([x[target.rows]] * len(folds), target, groups, folds, probe, seed)
 
@@ -81,24 +81,24 @@ def test_each_case_is_predicted_by_the_fold_that_did_not_have_its_patient():
 def test_classes_that_are_too_small_are_omitted():
     labels = ["a"] * 20 + ["b"] * 20 + ["c"] * 6
     patients = np.r_[np.arange(40), [50, 50, 50, 51, 51, 51]]
-    target, folds = cross_validation_folds(read_probe_target(labels, "kind"), patients)
+    target, folds = cross_validation_folds(read_target(labels, "kind"), patients)
     assert (target.classes, len(target.rows), len(folds)) == (("a", "b"), 40, 5)
     is_train = np.r_[np.arange(40) % 2 == 0, [True, True, True, False, False, False]]
-    target, ((train, test),) = split_folds(read_probe_target(labels, "kind"), patients, is_train, ~is_train)
+    target, ((train, test),) = split_folds(read_target(labels, "kind"), patients, is_train, ~is_train)
     assert (target.classes, len(train), len(test)) == (("a", "b"), 20, 20)
     with pytest.raises(
         ConfigError, match=r"at least two classes must be large enough \(b: 20, c: 2 patients, at least"
     ):
-        cross_validation_folds(read_probe_target(labels[20:], "kind"), patients[20:])
+        cross_validation_folds(read_target(labels[20:], "kind"), patients[20:])
 
 
 def test_sides_that_share_a_patient_or_have_too_few_are_refused():
     patients = np.r_[np.arange(20), np.arange(3), np.arange(20, 37)]
     is_train = np.arange(40) < 20
-    target = read_probe_target(list(np.arange(40) % 2), "label")
+    target = read_target(list(np.arange(40) % 2), "label")
     with pytest.raises(ConfigError, match="^evaluation: 3 patients have both training and test cases; give each"):
         split_folds(target, patients, is_train, ~is_train)
-    target, is_single = read_probe_target(list(np.arange(12) * 1.0), "age"), np.arange(12) < 5
+    target, is_single = read_target(list(np.arange(12) * 1.0), "age"), np.arange(12) < 5
     patients = np.where(is_single, 99, np.arange(12))
     for is_train, counts in ((is_single, "1 training and 7 test"), (~is_single, "7 training and 1 test")):
         with pytest.raises(ConfigError, match=f"^target 'age': {counts} patients are too few; at least 2 of each"):
@@ -112,7 +112,7 @@ def test_more_labels_give_better_scores():
     generator = np.random.default_rng(9)
     x, patients = generator.normal(size=(240, 8)), np.arange(240) // 2
     y = x @ generator.normal(size=8) + generator.normal(size=240)
-    target, folds = cross_validation_folds(read_probe_target(list(y), "label"), patients)
+    target, folds = cross_validation_folds(read_target(list(y), "label"), patients)
     arguments = [x] * len(folds), target, patients, folds, "knn"
     scores = [few_label_scores(*arguments, num_patients=num) for num in (10, 30, 90)]
     assert [len(each) for each in scores] == [10] * 3
@@ -120,7 +120,7 @@ def test_more_labels_give_better_scores():
     np.testing.assert_array_equal(scores[0], few_label_scores(*arguments, num_patients=10))
     assert np.isnan(few_label_scores(*arguments, num_patients=97)).all()  # four fifths of 120 patients are 96
     # two patients of each class at least
-    rare = read_probe_target(["rare"] * 8 + ["common"] * 392, "kind")
+    rare = read_target(["rare"] * 8 + ["common"] * 392, "kind")
     target, folds = cross_validation_folds(rare, np.arange(400))
     arguments = [generator.normal(size=(400, 2))] * len(folds), target, np.arange(400), folds, "linear"
     assert np.isfinite(few_label_scores(*arguments, num_patients=10, num_draws=3)).all()

@@ -11,42 +11,41 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing import QuickProbe
 from monai_diffae.latents.probing.probes import LOGISTIC_CS, RIDGE_ALPHAS, fit_probe, grouped_folds, pca_features
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores, bootstrapped, difference_interval, interval
-from monai_diffae.latents.probing.targets import copies_of, far_off, read_probe_target
-from monai_diffae.latents.targets import are_classes, read_target
+from monai_diffae.latents.targets import are_classes, copies_of, far_off, read_line_target, read_target
 
 
 def test_one_rule_says_which_labels_are_classes_and_it_is_the_same_for_all_who_read_labels(caplog):
-    whole = read_probe_target([10, 2, 2, 10], "grade")
-    assert whole.classes == read_probe_target([10.0, 2.0, None, 10.0], "grade").classes == ("2", "10")
+    whole = read_target([10, 2, 2, 10], "grade")
+    assert whole.classes == read_target([10.0, 2.0, None, 10.0], "grade").classes == ("2", "10")
     assert whole.values.tolist() == [1, 0, 0, 1]
-    assert read_probe_target([True, False], "is_ill").classes == ("False", "True")
-    assert read_probe_target([0, 1, "NA", " "], "is_ill").classes == ("0", "1")  # the words that are missing in tables
+    assert read_target([True, False], "is_ill").classes == ("False", "True")
+    assert read_target([0, 1, "NA", " "], "is_ill").classes == ("0", "1")  # the words that are missing in tables
     stage = [0, 1, 2, 3, 4] * 5
-    assert read_probe_target(stage, "stage").classes is not None
-    assert read_probe_target(stage, "stage", np.arange(3)).classes is not None  # all labels count
+    assert read_target(stage, "stage").classes is not None
+    assert read_target(stage, "stage", np.arange(3)).classes is not None  # all labels count
     numbers = ([31, 45, 52, 60, 38], list(range(10)), list(np.arange(15)) * 9, [0.5, 1, 1.5] * 9, [-1, 0, 1] * 9)
     for labels in numbers:  # ages of five people, more values than 10, fractions, and values below 0
-        assert read_probe_target(labels, "age").classes is None
-        assert read_target(labels, "age").kind == "continuous"
+        assert read_target(labels, "age").classes is None
+        assert read_line_target(labels, "age").classes is None
         assert not are_classes(labels)
-        assert read_probe_target(labels, "age", kind="classes").classes is not None
-    assert (read_target(stage, "stage").kind, read_target([0, 1] * 3, "ill").kind) == ("continuous", "binary")
-    assert read_target([0, 1] * 3, "ill", kind="numbers").kind == "continuous"
+        assert read_target(labels, "age", kind="classes").classes is not None
+    assert (read_line_target(stage, "stage").num_classes, read_line_target([0, 1] * 3, "ill").num_classes) == (None, 2)
+    assert read_line_target([0, 1] * 3, "ill", kind="numbers").classes is None
     for options, message in (({"kind": "classes"}, "has 5 classes"), ({"kind": "numbers", "positive": 1}, "positive")):
         with pytest.raises(ConfigError, match=message):
-            read_target(stage, "stage", **options)
+            read_line_target(stage, "stage", **options)
     with pytest.raises(ConfigError, match="^kind: some labels are text"):
-        read_probe_target(["a", "b"], "state", kind="numbers")
+        read_target(["a", "b"], "state", kind="numbers")
     assert not caplog.messages
-    assert read_probe_target(["Yes", "yes", "no"], "ill").classes == ("Yes", "no", "yes")
+    assert read_target(["Yes", "yes", "no"], "ill").classes == ("Yes", "no", "yes")
     assert "target 'ill': 'Yes', 'yes' differ only in upper and lower case" in caplog.text
 
 
 def test_missing_labels_are_omitted_cases_keep_the_requested_order_and_classes_can_be_left_out():
-    target = read_probe_target(["b", None, " ", "a", np.nan, "b"], "kind", np.array([5, 4, 3, 2, 1, 0]))
+    target = read_target(["b", None, " ", "a", np.nan, "b"], "kind", np.array([5, 4, 3, 2, 1, 0]))
     assert target.rows.tolist() == [5, 3, 0]
     assert target.values.tolist() == [1, 0, 1]
-    target = read_probe_target(["a", "b", "b", "c", "c", "c"], "kind")
+    target = read_target(["a", "b", "b", "c", "c", "c"], "kind")
     assert target.patients_of_classes(np.array([1, 1, 2, 3, 3, 4])) == {"a": 1, "b": 2, "c": 2}
     fewer = target.only(np.array([True, False, False, True, True, True]))
     assert (fewer.classes, fewer.values.tolist(), fewer.rows.tolist()) == (("a", "c"), [0, 1, 1, 1], [0, 3, 4, 5])
@@ -55,14 +54,14 @@ def test_missing_labels_are_omitted_cases_keep_the_requested_order_and_classes_c
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([3, 3, None], "2 of 3 cases have it, and it is the same for all"),
+        ([3, 3, None], "2 of 3 cases have it, all '3'; choose one that varies"),
         ([*range(20), -1e31], "contains infinite numbers or some above 1e30"),
         ([f"word {i}" for i in range(21)], "has 21 different classes"),
     ],
 )
 def test_labels_that_are_no_targets_are_refused(labels, message):
     with pytest.raises(ConfigError, match=f"^target 'label': .*{message}"):
-        read_probe_target(labels, "label")
+        read_target(labels, "label")
 
 
 def test_typing_errors_and_codes_are_far_off_and_skewed_amounts_are_not():
@@ -80,9 +79,9 @@ def test_copies_of_numbers_are_monotonic_in_them_and_those_of_classes_have_a_val
     rng = np.random.default_rng(0)
     age = rng.normal(50, 10, 300)
     features = [age, 365.25 * age + 3, -np.log(age.clip(1)), age + rng.normal(0, 0.01, 300), age > 50, np.ones(300)]
-    assert copies_of(read_probe_target(age, "age"), np.stack(features, axis=1)).tolist() == [0, 1, 2]
+    assert copies_of(read_target(age, "age"), np.stack(features, axis=1)).tolist() == [0, 1, 2]
     site = np.arange(60) % 3
-    target = read_probe_target(np.array(["a", "b", "c"])[site], "site")
+    target = read_target(np.array(["a", "b", "c"])[site], "site")
     codes = [np.array(values)[site] for values in ([2.0, 7.0, -1.0], [1.0, 0.0, 1.0])]
     assert copies_of(target, np.stack([*codes, rng.random(60)], axis=1)).tolist() == [0]
 

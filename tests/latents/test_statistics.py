@@ -7,12 +7,9 @@ from sklearn.preprocessing import StandardScaler
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents import dci
-from monai_diffae.latents.components import principal_components
-from monai_diffae.latents.dimensions import active_dimensions
-from monai_diffae.latents.disentanglement import scores_of_importance
-from monai_diffae.latents.pixel_components import PixelComponents
-from monai_diffae.latents.statistics import LatentStatistics
-from monai_diffae.latents.whitening import whitening
+from monai_diffae.latents.components import PixelComponents, principal_components
+from monai_diffae.latents.representation import scores_of_importance
+from monai_diffae.latents.statistics import LatentStatistics, active_dimensions, whitening
 from monai_diffae.networks import LatentMLP
 
 

@@ -17,7 +17,7 @@ from monai_diffae.apps.evaluation.probe import probe
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.latents import fit_direction as fit
-from monai_diffae.latents.probing import QuickProbe, cross_validation_folds, predict_held_out, read_probe_target
+from monai_diffae.latents.probing import QuickProbe, cross_validation_folds, predict_held_out, read_target
 from monai_diffae.latents.probing import scores as scores_module
 from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, difference_interval
 
@@ -112,7 +112,7 @@ def test_three_classes_of_noise_get_chance_in_cross_validation():
     generator, areas = np.random.default_rng(0), []
     for _ in range(60):
         x, labels = z_sem(generator, 45), balanced(generator, 45, 3).astype(str)
-        target, folds = cross_validation_folds(read_probe_target(list(labels), "site"), np.arange(45))
+        target, folds = cross_validation_folds(read_target(list(labels), "site"), np.arange(45))
         predictions = predict_held_out([x] * len(folds), target, np.arange(45), folds, "linear")
         areas.append(predictions.scores()(np.ones(45))[0])
     mean, error = mean_and_error(areas)

@@ -16,8 +16,7 @@ from monai_diffae.metrics import (
     kernel_distance,
     precision_and_recall,
 )
-from monai_diffae.metrics.image_features import INCEPTION
-from monai_diffae.metrics.perceptual_distance import ALEXNET, pairwise_distance
+from monai_diffae.metrics.deep_features import ALEXNET, INCEPTION, pairwise_distance
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,17 @@ import torch
 import torch.nn.functional as F
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.networks.arguments import level_widths
 from monai_diffae.networks.blocks import (
+    CellMeans,
     ChannelGroupNorm,
     HalvingPool,
     PositionAttention,
     TwoConditionBlock,
+    ZMap,
     conv3,
     group_count,
-    level_widths,
 )
-from monai_diffae.networks.z_grid import CellMeans, ZMap
 
 
 def randomise(module):

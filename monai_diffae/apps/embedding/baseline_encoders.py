@@ -18,8 +18,8 @@ from monai_diffae.bundle.loading import load_untrained
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import CohortError
-from monai_diffae.latents.pixel_components import PixelComponents
-from monai_diffae.networks.pixel_encoder import PixelEncoder
+from monai_diffae.latents.components import PixelComponents
+from monai_diffae.networks.encoder_adapter import PixelEncoder
 
 logger = logging.getLogger(__name__)
 

@@ -179,7 +179,7 @@ def embed(
     from monai_diffae.data.contents import scan_states
     from monai_diffae.data.embeddings import read_embeddings, rows_sample, z_matrix
     from monai_diffae.data.patient_keys import folder_key
-    from monai_diffae.metrics import warn_if_unused
+    from monai_diffae.latents.representation import warn_if_unused
 
     path, process = _table_path(out, cohort, encoder), this_process()
     if encoder == "trained":

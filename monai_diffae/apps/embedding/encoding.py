@@ -24,7 +24,7 @@ from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_hashed_stream
 from monai_diffae.data.workers import worker_errors
 from monai_diffae.errors import CohortError, ScanError, counted
-from monai_diffae.inferers.exact_encoding import encode_exactly, images_at_once
+from monai_diffae.inferers.reconstruction import encode_exactly, images_at_once
 
 _CALLS_PER_SHARD = 16  # calls of the encoder: some seconds of work
 _SCANS_PER_SHARD = 4  # if each scan is cut into many patches

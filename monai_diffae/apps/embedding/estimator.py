@@ -27,7 +27,7 @@ from monai_diffae.data.failures import Failure
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.inferers.exact_encoding import encode_exactly
+from monai_diffae.inferers.reconstruction import encode_exactly
 
 OnBadScan = Literal["raise", "nan"]
 Item = dict[str, Any]

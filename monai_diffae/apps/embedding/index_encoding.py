@@ -15,7 +15,7 @@ from monai_diffae.bundle.loading import TrainedBundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.slice_cases import expand_slices
 from monai_diffae.data.streamed import read_stream
-from monai_diffae.inferers.exact_encoding import images_at_once
+from monai_diffae.inferers.reconstruction import images_at_once
 
 Code: TypeAlias = NDArray[np.float32] | str
 """The z_sem (D,) of a case, or the reason of its failure."""

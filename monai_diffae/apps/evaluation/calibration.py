@@ -22,7 +22,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.errors import CohortError, counted, one_line
-from monai_diffae.inferers.exact_encoding import encode_exactly
+from monai_diffae.inferers.reconstruction import encode_exactly
 from monai_diffae.metrics.anomaly import cross_fitted_maps, highest_mean
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ class DiagnoseResult(CommandResult):
         folder: holds ``noise_levels.csv``, ``stability.csv``, ``diagnosis.png`` and ``diagnosis.json``.
         z_sem_usage: the loss with another patient's z_sem divided by the loss with a case's own, over all noise levels.
         z_sem_usage_mean: the same with the mean z_sem of all other patients.
-        dimensions: the fields of :class:`~monai_diffae.latents.dimensions.ActiveDimensions`.
+        dimensions: the fields of :class:`~monai_diffae.latents.statistics.ActiveDimensions`.
         noise_levels: the rows of ``noise_levels.csv``.
         stability: the rows of ``stability.csv``.
         num_cases: number of cases.
@@ -126,7 +126,7 @@ def diagnose(
     """
     from monai_diffae.apps.evaluation.diagnosis import Diagnosis
     from monai_diffae.apps.session import Session
-    from monai_diffae.metrics import warn_if_unused
+    from monai_diffae.latents.representation import warn_if_unused
 
     session = Session.open(bundle, cohort, reading=reading, run=run)
     cases = session.choose(choice)

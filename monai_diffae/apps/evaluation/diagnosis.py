@@ -21,12 +21,11 @@ from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import CohortError, counted
-from monai_diffae.inferers.exact_encoding import encode_exactly
+from monai_diffae.inferers.reconstruction import encode_exactly
 from monai_diffae.latents import LatentStatistics
-from monai_diffae.latents.dimensions import active_dimensions
-from monai_diffae.latents.stability import stability
-from monai_diffae.metrics.views import changed_views
-from monai_diffae.metrics.z_usage import level_losses
+from monai_diffae.latents.representation import stability
+from monai_diffae.latents.statistics import active_dimensions
+from monai_diffae.metrics.codes import changed_views, level_losses
 from monai_diffae.pictures import draw_diagnosis
 
 logger = logging.getLogger(__name__)

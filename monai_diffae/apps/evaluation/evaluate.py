@@ -16,7 +16,7 @@ from cyclopts import Group, Parameter
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult, failed_cases, finished, run_once
 from monai_diffae.apps.settings import Decoding, Reading, Run, Seed, Split
-from monai_diffae.diffusion.names import DecoderName, SolverName
+from monai_diffae.diffusion.settings import DecoderName, SolverName
 from monai_diffae.errors import ConfigError, OmittableError, one_line
 
 if TYPE_CHECKING:

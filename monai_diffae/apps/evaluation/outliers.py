@@ -11,8 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.data.embeddings import encoder_name, z_matrix
 from monai_diffae.diffusion.noise import seed_of
-from monai_diffae.latents.neighbors import p_values
-from monai_diffae.latents.outliers import ReferenceCases
+from monai_diffae.latents.neighbors import ReferenceCases, p_values
 
 Floats = NDArray[np.float64]
 
@@ -50,7 +49,7 @@ class TrainingCases:
         return sorted(self.rows["id"].astype(str), key=lambda name: seed_of(seed, "reference", name))[:count]
 
     def distances(self, rows: pd.DataFrame, k: int, whitened: bool) -> Floats:
-        """The :meth:`~monai_diffae.latents.outliers.ReferenceCases.distances` (N,) of rows of a table.
+        """The :meth:`~monai_diffae.latents.neighbors.ReferenceCases.distances` (N,) of rows of a table.
 
         Raises:
             ConfigError: there are fewer than k training cases of other patients.

@@ -166,7 +166,7 @@ def probe(
     from monai_diffae.data.embeddings import read_embeddings
     from monai_diffae.data.file_checksums import file_checksum
     from monai_diffae.latents.probing.evaluation import ProbeSettings
-    from monai_diffae.metrics import warn_if_unused
+    from monai_diffae.latents.representation import warn_if_unused
 
     settings = ProbeSettings(evaluation, tuple(splits), tuple(dict.fromkeys(probes)), seed, dict(kinds))
     table = read_embeddings(embeddings)

@@ -14,9 +14,9 @@ from monai_diffae.data.embeddings import z_matrix
 from monai_diffae.data.twin_reports import TwinReport, report_twins
 from monai_diffae.data.twins import TwinGroup, linked_groups, merge_patients
 from monai_diffae.errors import ConfigError, counted
+from monai_diffae.latents.neighbors import near_pairs
 from monai_diffae.latents.probing import ProbeSettings
 from monai_diffae.latents.targets import class_name, missing
-from monai_diffae.latents.twins import near_pairs
 
 logger = logging.getLogger(__name__)
 

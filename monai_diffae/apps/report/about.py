@@ -20,7 +20,7 @@ from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.embeddings import label_columns
 from monai_diffae.errors import counted
-from monai_diffae.metrics import LEAST_USAGE
+from monai_diffae.latents.representation import LEAST_USAGE
 
 _MOST_FAILURES, _MOST_WARNINGS = 50, 3
 _INTERVALS = ("validation_low_of_", "validation_high_of_")

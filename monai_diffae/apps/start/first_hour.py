@@ -22,7 +22,7 @@ from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.failures import count_failures
 from monai_diffae.data.listing import SeparatedTwins
 from monai_diffae.errors import ConfigError, counted
-from monai_diffae.metrics import LEAST_USAGE
+from monai_diffae.latents.representation import LEAST_USAGE
 
 if TYPE_CHECKING:
     import pandas as pd

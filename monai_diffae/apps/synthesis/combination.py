@@ -24,7 +24,7 @@ from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.data.scan_writing import SYNTHETIC
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError
-from monai_diffae.inferers.interpolation import lerp, slerp
+from monai_diffae.inferers.paths import lerp, slerp
 from monai_diffae.latents import Direction, LatentStatistics, PrincipalComponents, principal_components
 from monai_diffae.transforms import write_native
 from monai_diffae.transforms.native import fits_png

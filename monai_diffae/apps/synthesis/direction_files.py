@@ -43,7 +43,7 @@ def read_direction(path: str | os.PathLike[str]) -> Direction:
 
 def is_direction(path: Path) -> bool:
     """Return whether a file is a direction, of any version."""
-    from monai_diffae.latents.direction_content import FORMAT
+    from monai_diffae.latents.directions import FORMAT
 
     content = json_content(path)
     return isinstance(content, dict) and content.get("format") == FORMAT

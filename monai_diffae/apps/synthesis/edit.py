@@ -158,7 +158,7 @@ def edit(
     from monai_diffae.apps.synthesis.edit_table import EditTable, warn_of_small_changes
     from monai_diffae.apps.synthesis.editing import Editing
     from monai_diffae.data.file_checksums import file_checksum
-    from monai_diffae.metrics import warn_if_unused
+    from monai_diffae.latents.representation import warn_if_unused
     from monai_diffae.pictures import check_captions
 
     table = EditTable.read(direction, along, strengths, measurements.watch)

@@ -23,8 +23,8 @@ from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
 from monai_diffae.errors import counted
 from monai_diffae.inferers import ReconstructionMode, Reconstructor, encode_exactly
-from monai_diffae.metrics.noise import noise_statistics
-from monai_diffae.metrics.reconstruction import reconstruction_errors
+from monai_diffae.metrics.codes import noise_statistics
+from monai_diffae.metrics.image_quality import reconstruction_errors
 from monai_diffae.pictures import draw_mosaic
 from monai_diffae.transforms import ToRASd, WriteReconstructiond
 from monai_diffae.transforms.case_images import warn_without_dicom

@@ -26,8 +26,7 @@ from monai_diffae.networks import DiffusionAutoencoder, LatentMLP
 from monai_diffae.official import load_official, load_official_latent
 from monai_diffae.official.checkpoint_files import named_after, read_checkpoint
 from monai_diffae.official.latent import select_latent
-from monai_diffae.official.settings import OfficialSettings, official_settings
-from monai_diffae.official.weights import select_model
+from monai_diffae.official.weights import OfficialSettings, official_settings, select_model
 
 logger = logging.getLogger(__name__)
 

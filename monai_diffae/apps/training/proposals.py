@@ -22,7 +22,7 @@ from monai_diffae.engines.memory import GIB, Memory
 from monai_diffae.engines.workload import Workload, run_memory
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.networks import FirstStage, anisotropic_strides
-from monai_diffae.networks.strides import size_divisors
+from monai_diffae.networks.arguments import size_divisors
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from monai_diffae.data.trajectories import Trajectories
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.engines import ImageLoss
 from monai_diffae.errors import CohortError, ConfigError, quoted
-from monai_diffae.inferers.exact_encoding import encode_exactly
-from monai_diffae.inferers.trajectories import decoded_trajectory, few_levels, inverted_trajectory
-from monai_diffae.metrics.perceptual_distance import SMALLEST_SIDE, PerceptualDistance
+from monai_diffae.inferers.paths import decoded_trajectory, few_levels, inverted_trajectory
+from monai_diffae.inferers.reconstruction import encode_exactly
+from monai_diffae.metrics.deep_features import SMALLEST_SIDE, PerceptualDistance
 
 
 def open_teacher(

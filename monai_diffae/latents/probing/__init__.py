@@ -2,10 +2,10 @@
 
 from monai_diffae.latents.probing.evaluation import EvaluatedProbe, ProbeSettings, evaluate_probes
 from monai_diffae.latents.probing.features import FeatureSet, intensity_statistics
-from monai_diffae.latents.probing.folds import ProbedCases, TargetFolds, choose_folds
-from monai_diffae.latents.probing.held_out import QuickProbe, QuickScores
 from monai_diffae.latents.probing.nested import (
     HeldOutPredictions,
+    QuickProbe,
+    QuickScores,
     cross_validation_folds,
     few_label_scores,
     predict_held_out,
@@ -13,7 +13,7 @@ from monai_diffae.latents.probing.nested import (
 )
 from monai_diffae.latents.probing.probes import FittedProbe, fit_probe, pca_features
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores, score_with_interval
-from monai_diffae.latents.probing.targets import ProbeTarget, read_probe_target
+from monai_diffae.latents.targets import Target, read_target
 
 __all__ = [
     "ClassScores",
@@ -23,12 +23,9 @@ __all__ = [
     "HeldOutPredictions",
     "NumberScores",
     "ProbeSettings",
-    "ProbeTarget",
-    "ProbedCases",
     "QuickProbe",
     "QuickScores",
-    "TargetFolds",
-    "choose_folds",
+    "Target",
     "cross_validation_folds",
     "evaluate_probes",
     "few_label_scores",
@@ -36,7 +33,7 @@ __all__ = [
     "intensity_statistics",
     "pca_features",
     "predict_held_out",
-    "read_probe_target",
+    "read_target",
     "score_with_interval",
     "split_folds",
 ]

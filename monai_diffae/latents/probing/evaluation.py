@@ -6,21 +6,210 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.features import FeatureSet
-from monai_diffae.latents.probing.folds import Evaluation, ProbedCases, SplitOrigin, TargetFolds, choose_folds
-from monai_diffae.latents.probing.nested import HeldOutPredictions, few_label_scores, predict_held_out
-from monai_diffae.latents.probing.probes import Floats, Probe
+from monai_diffae.latents.probing.nested import (
+    HeldOutPredictions,
+    cross_validation_folds,
+    few_label_scores,
+    predict_held_out,
+    split_folds,
+)
+from monai_diffae.latents.probing.probes import Floats, Folds, Probe, inner_folds
 from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, difference_interval, interval
-from monai_diffae.latents.probing.targets import copies_of
-from monai_diffae.latents.targets import LabelKind
+from monai_diffae.latents.targets import LabelKind, Target, copies_of, far_off, read_target
 
 logger = logging.getLogger(__name__)
+Evaluation = Literal["split", "cv"]
+SplitOrigin = Literal["training", "given", "drawn"]  # as of monai_diffae.data.splits
+_MIN_PATIENTS, _MIN_PATIENTS_OF_CLASS = 30, 10
+
+
+@dataclass(frozen=True, eq=False)
+class ProbedCases:
+    """The cases of a table that take part in a probe (``positions``), with patients and splits of all its rows."""
+
+    positions: NDArray[np.intp]
+    patients: NDArray[Any]
+    splits: NDArray[np.str_]  # empty if the table has none
+    is_restricted: bool = False
+    split_origin: SplitOrigin | None = None
+
+    @classmethod
+    def from_table(
+        cls,
+        table: pd.DataFrame,
+        is_available: NDArray[np.bool_],
+        splits: Sequence[str] = (),
+        split_origin: SplitOrigin | None = None,
+    ) -> ProbedCases:
+        """The cases for which all features are available, only those of the given splits if there are any."""
+        ids = [str(case) for case in (table["id"] if "id" in table else range(len(table)))]
+        names = table["patient"] if "patient" in table else [None] * len(ids)
+        if "patient" not in table:
+            logger.warning("the table has no column patient: each case counts as a patient of its own")
+        patients = np.array([
+            f"case {case}" if pd.isna(name) else str(name) for case, name in zip(ids, names, strict=True)
+        ])  # fmt: skip
+        split_of_rows = table["split"].astype(str).to_numpy(str) if "split" in table else np.array([], str)
+        existing = sorted(set(split_of_rows.tolist()))
+        missing = [name for name in splits if name not in existing]
+        if missing:
+            raise ConfigError(f"splits: the table has no split '{missing[0]}'; it has {', '.join(existing) or 'none'}")
+        is_in_splits = np.isin(split_of_rows, list(splits)) if splits else np.ones(len(table), bool)
+        num_unavailable = int((is_in_splits & ~is_available).sum())
+        if num_unavailable:
+            logger.warning("%d cases are omitted: not all features are available for them", num_unavailable)
+        if not (is_in_splits & is_available).any():
+            raise CohortError("probe: no case has all features; give features of the same cases")
+        order = np.argsort(np.array(ids), kind="stable")  # patients are hashes, which differ between folders
+        if split_origin == "drawn":
+            logger.warning(
+                "it is not known which cases the autoencoder was trained on: the split was drawn at random for this "
+                "table; if it was trained on some, their scores may be too high"
+            )
+        return cls(order[(is_in_splits & is_available)[order]], patients, split_of_rows, bool(splits), split_origin)
+
+    def has_split(self) -> bool:
+        """Whether the table has training cases, and validation or test cases."""
+        return "train" in self.splits and bool({"val", "test"} & {*self.splits})
+
+
+@dataclass(frozen=True, eq=False)
+class TargetFolds:
+    """A target of K cases, the patients ``[K]``, and the folds in which it is evaluated, as positions among them."""
+
+    target: Target
+    patients: NDArray[Any]
+    folds: Folds
+    evaluation: Evaluation
+    num_omitted: int  # cases without the label, or of a class that is too small to be evaluated
+    small_classes: dict[str, int]  # test patients of each class that has fewer than 10
+    num_seen: int | None  # test cases of patients that the autoencoder was trained on, as far as is known
+    is_split_of_training: bool = True  # False if that is only possible
+
+    @property
+    def test_cases(self) -> NDArray[np.intp]:
+        """The cases that are evaluated, as positions among the K cases, ascending."""
+        return np.sort(np.concatenate([test for _, test in self.folds]))
+
+
+def choose_folds(
+    cases: ProbedCases,
+    labels: Sequence[Any],
+    name: str,
+    evaluation: Evaluation | None = None,
+    seed: int = 0,
+    kind: LabelKind = "auto",
+) -> TargetFolds:
+    """Choose how a target is evaluated, by default by the table's split if it has enough test cases.
+
+    Whatever may make the scores unreliable is logged.
+    """
+    all_cases = read_target(labels, name, cases.positions, kind)
+    patients = cases.patients[all_cases.rows]
+    if evaluation is None:
+        evaluation = "split" if _is_split_enough(cases, all_cases, patients) else "cv"
+    if evaluation == "split":
+        target, folds = split_folds(all_cases, patients, *_sides(cases, all_cases.rows))
+        num_considered = int(sum(side.sum() for side in _sides(cases, cases.positions)))
+    else:
+        target, folds = cross_validation_folds(all_cases, patients, seed)
+        num_considered = len(cases.positions)
+    patients = cases.patients[target.rows]
+    test = np.sort(np.concatenate([test for _, test in folds]))
+    counts = target.patients_of_classes(patients, test)
+    target_folds = TargetFolds(
+        target=target, patients=patients, folds=folds, evaluation=evaluation,
+        num_omitted=num_considered - len(target.rows),
+        small_classes={label: count for label, count in counts.items() if count < _MIN_PATIENTS_OF_CLASS},
+        num_seen=_num_seen(cases, patients[test]), is_split_of_training=cases.split_origin != "given",
+    )  # fmt: skip
+    _log_omitted(target_folds, all_cases)
+    _log_unreliable(target_folds, seed)
+    return target_folds
+
+
+def _sides(cases: ProbedCases, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether each of some rows of the table is a training case, and whether it is a test case."""
+    if not cases.has_split():
+        raise ConfigError(
+            "evaluation: the table has no training cases, or no validation or test cases; set evaluation to cv, or "
+            "embed a cohort with splits"
+        )
+    splits = cases.splits[rows]
+    return splits == "train", splits == ("test" if "test" in cases.splits else "val")
+
+
+def _is_split_enough(cases: ProbedCases, target: Target, patients: NDArray[Any]) -> bool:
+    """Whether the table's split has training cases and enough test patients, in total and of each class."""
+    if cases.is_restricted or not cases.has_split():
+        return False
+    is_train, is_test = _sides(cases, target.rows)
+    if len(np.unique(patients[is_test])) < _MIN_PATIENTS or not is_train.any():
+        return False
+    counts = target.patients_of_classes(patients, np.flatnonzero(is_test))
+    return all(count >= _MIN_PATIENTS_OF_CLASS for count in counts.values())
+
+
+def _num_seen(cases: ProbedCases, patients: NDArray[Any]) -> int | None:
+    if cases.split_origin == "drawn":
+        return None
+    return int(np.isin(patients, cases.patients[: len(cases.splits)][cases.splits == "train"]).sum())
+
+
+def _log_omitted(target_folds: TargetFolds, all_cases: Target) -> None:
+    name, classes = target_folds.target.name, target_folds.target.classes or ()
+    if target_folds.num_omitted:
+        logger.info("target '%s': %d cases without a usable label are omitted", name, target_folds.num_omitted)
+    omitted_classes = [label for label in all_cases.classes or () if label not in classes]
+    if omitted_classes:
+        logger.warning("target '%s': classes with too few patients are omitted: %s", name, ", ".join(omitted_classes))
+
+
+def _log_unreliable(target_folds: TargetFolds, seed: int) -> None:
+    """Log a warning for everything that makes the scores unreliable."""
+    target, name, test = target_folds.target, target_folds.target.name, target_folds.test_cases
+    for label, count in target_folds.small_classes.items():
+        logger.warning(
+            "target '%s': there are only %d test patients of class '%s', so its scores are unreliable",
+            name, count, label,
+        )  # fmt: skip
+    num_patients = len(np.unique(target_folds.patients[test]))
+    if target.classes is None and num_patients < _MIN_PATIENTS_OF_CLASS:
+        logger.warning("target '%s': there are only %d test patients, so its scores are unreliable", name, num_patients)
+    num_without = sum(
+        not inner_folds(target.values[train], target_folds.patients[train], target.num_classes, seed)
+        for train, _ in target_folds.folds
+    )
+    if num_without:
+        logger.warning(
+            "target '%s': %d of %d folds have too few training patients to choose a regularisation, so the strongest "
+            "is used; label more patients", name, num_without, len(target_folds.folds),
+        )  # fmt: skip
+    if target.classes is None and (is_far := far_off(target.values)).any():
+        outliers = target.values[is_far]
+        logger.warning(
+            "target '%s': %d of %d values are far from all others, such as %g, and can dominate the scores; correct "
+            "or empty them if they are errors or codes",
+            name, len(outliers), len(is_far), outliers[abs(outliers).argmax()],
+        )  # fmt: skip
+    if target_folds.num_seen:
+        text = (
+            "target '%s': the autoencoder was trained on patients of %d of the %d test cases (without labels), so the "
+            "scores of z_sem may be too high; set splits to val and test to exclude them"
+            if target_folds.is_split_of_training
+            else "target '%s': if the autoencoder was trained on the table's training cases, it has seen patients of "
+            "%d of the %d test cases, and their scores may be too high; set splits to val and test to exclude them"
+        )
+        logger.warning(text, name, target_folds.num_seen, len(test))
+
 
 FEW_PATIENTS = (10, 30, 100, 300)
 """Numbers of labelled patients for the scores with few labels, as far as they are at most half of all."""

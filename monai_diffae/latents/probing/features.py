@@ -44,11 +44,7 @@ class FeatureSet:
     def from_values(
         cls, name: str, values: NDArray[Any], is_available: NDArray[np.bool_] | None = None, columns: Sequence[str] = ()
     ) -> FeatureSet:
-        """Given features ``[N, D]``; nothing is fitted.
-
-        Raises:
-            ConfigError: there are no features, or values are not finite or above 1e100.
-        """
+        """Given features ``[N, D]``; nothing is fitted."""
         x = np.asarray(values, np.float64)
         is_available = np.ones(len(x), bool) if is_available is None else is_available
         if x.ndim != 2 or x.shape[1] == 0:

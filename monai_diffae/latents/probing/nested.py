@@ -1,4 +1,4 @@
-"""Predictions for held-out patients, from nested cross-validation or from one split."""
+"""Predictions for held-out patients, from nested cross-validation or from one split, with all labels or few."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.groups import numbered_groups
+from monai_diffae.latents.neighbors import nearest_neighbors, numbered_groups
 from monai_diffae.latents.probing.probes import Floats, Folds, Probe, fit_probe, grouped_folds
-from monai_diffae.latents.probing.scores import ClassScores, NumberScores
-from monai_diffae.latents.probing.targets import ProbeTarget
+from monai_diffae.latents.probing.scores import ClassScores, NumberScores, bootstrapped
+from monai_diffae.latents.targets import Target, read_target
 
-_MIN_TRAINING, _MIN_TEST = 4, 2
+_MIN_CASES, _MIN_TRAINING = 6, 4
 _MIN_PATIENTS = 3  # patients of each class in cross-validation: one to test, two to train and choose a regularisation
 _MIN_PATIENTS_PER_SIDE = 2  # training patients, and test patients: one gives neither a regularisation nor an interval
 _MIN_LABELLED = 2  # patients of each class in a draw of few labels
@@ -38,7 +38,7 @@ class HeldOutPredictions:
         regularisation: the regularisation of the probe of each fold.
     """
 
-    target: ProbeTarget
+    target: Target
     fold: NDArray[np.intp]
     predicted: Floats
     baseline: Floats | None
@@ -53,7 +53,7 @@ class HeldOutPredictions:
         return ClassScores(self.target.values, self.predicted, self.predicted_class, self.ranking)
 
 
-def cross_validation_folds(target: ProbeTarget, groups: NDArray[Any], seed: int = 0) -> tuple[ProbeTarget, Folds]:
+def cross_validation_folds(target: Target, groups: NDArray[Any], seed: int = 0) -> tuple[Target, Folds]:
     """The outer folds of nested cross-validation, and the target without classes that are too small.
 
     Args:
@@ -66,17 +66,17 @@ def cross_validation_folds(target: ProbeTarget, groups: NDArray[Any], seed: int 
     """
     target, groups = _without_small_classes(target, groups, {"": (np.arange(len(target.rows)), _MIN_PATIENTS)})
     patients = len(np.unique(groups))
-    if len(target.rows) < _MIN_TRAINING + _MIN_TEST or patients < _MIN_PATIENTS:
+    if len(target.rows) < _MIN_CASES or patients < _MIN_PATIENTS:
         raise ConfigError(
             f"target '{target.name}': {len(target.rows)} cases of {patients} patients are too few; "
-            f"at least {_MIN_TRAINING + _MIN_TEST} cases of {_MIN_PATIENTS} patients are needed"
+            f"at least {_MIN_CASES} cases of {_MIN_PATIENTS} patients are needed"
         )
-    return target, grouped_folds(target.values, groups, _num_classes(target), seed)
+    return target, grouped_folds(target.values, groups, target.num_classes, seed)
 
 
 def split_folds(
-    target: ProbeTarget, groups: NDArray[Any], is_train: NDArray[np.bool_], is_test: NDArray[np.bool_]
-) -> tuple[ProbeTarget, Folds]:
+    target: Target, groups: NDArray[Any], is_train: NDArray[np.bool_], is_test: NDArray[np.bool_]
+) -> tuple[Target, Folds]:
     """A given split as the only fold, and the target without classes that are too small.
 
     Args:
@@ -105,17 +105,13 @@ def split_folds(
     return target_used, [(train, test)]
 
 
-def _check_sides(target: ProbeTarget, groups: NDArray[Any], train: NDArray[np.intp], test: NDArray[np.intp]) -> None:
-    if len(train) < _MIN_TRAINING or len(test) < _MIN_TEST:
-        raise ConfigError(
-            f"target '{target.name}': {len(train)} training and {len(test)} test cases are too few; "
-            f"at least {_MIN_TRAINING} and {_MIN_TEST} are needed"
-        )
+def _check_sides(target: Target, groups: NDArray[Any], train: NDArray[np.intp], test: NDArray[np.intp]) -> None:
     num_train, num_test = (len(np.unique(groups[side])) for side in (train, test))
-    if min(num_train, num_test) < _MIN_PATIENTS_PER_SIDE:
+    if len(train) < _MIN_TRAINING or min(num_train, num_test) < _MIN_PATIENTS_PER_SIDE:
         raise ConfigError(
             f"target '{target.name}': {num_train} training and {num_test} test patients are too few; at least "
-            f"{_MIN_PATIENTS_PER_SIDE} of each are needed; choose another target, or label more patients"
+            f"{_MIN_PATIENTS_PER_SIDE} of each, and {_MIN_TRAINING} training cases, are needed; choose another target, "
+            "or label more patients"
         )
     if any(len(np.unique(target.values[side])) < 2 for side in (train, test)):
         raise ConfigError(
@@ -125,7 +121,7 @@ def _check_sides(target: ProbeTarget, groups: NDArray[Any], train: NDArray[np.in
 
 def predict_held_out(
     features: Sequence[Floats],
-    target: ProbeTarget,
+    target: Target,
     groups: NDArray[Any],
     folds: Folds,
     probe: Probe,
@@ -146,14 +142,14 @@ def predict_held_out(
         standardise: scale each feature; see :func:`~monai_diffae.latents.probing.probes.fit_probe`.
 
     Example:
-        >>> from monai_diffae.latents.probing.targets import read_probe_target
+        >>> from monai_diffae.latents.targets import read_target
         >>> x, patients = np.random.default_rng(0).normal(size=(100, 3)), np.arange(100) // 2
-        >>> target, folds = cross_validation_folds(read_probe_target(list(x[:, 0] > 0), "large"), patients)
+        >>> target, folds = cross_validation_folds(read_target(list(x[:, 0] > 0), "large"), patients)
         >>> predictions = predict_held_out([x] * len(folds), target, patients, folds, "linear")
         >>> predictions.predicted.shape, bool(predictions.scores()(np.ones(100))[0] > 0.95)
         ((100, 2), True)
     """
-    num_classes = _num_classes(target)
+    num_classes = target.num_classes
     parts, rankings, classes, regularisation = [], [], [], []
     for x, (train, test) in zip(features, folds, strict=True):
         fitted = fit_probe(probe, x[train], target.values[train], groups[train], num_classes, seed, standardise)
@@ -167,9 +163,8 @@ def predict_held_out(
     fold = np.repeat(np.arange(len(folds)), [len(test) for _, test in folds])[order]
     means = np.array([target.values[train].mean() for train, _ in folds])
     baseline = means[fold] if num_classes is None and len(folds) > 1 else None
-    test_target = ProbeTarget(target.name, target.classes, target.values[tests[order]], target.rows[tests[order]])
     return HeldOutPredictions(
-        test_target, fold, np.concatenate(parts)[order], baseline,
+        target.at(tests[order]), fold, np.concatenate(parts)[order], baseline,
         np.concatenate(rankings)[order] if rankings else None,
         np.concatenate(classes)[order] if classes else None, tuple(regularisation),
     )  # fmt: skip
@@ -177,7 +172,7 @@ def predict_held_out(
 
 def few_label_scores(
     features: Sequence[Floats],
-    target: ProbeTarget,
+    target: Target,
     groups: NDArray[Any],
     folds: Folds,
     probe: Probe,
@@ -220,7 +215,7 @@ def few_label_scores(
 
 
 def _draw(
-    target: ProbeTarget, groups: NDArray[Any], train: NDArray[np.intp], num: int, generator: np.random.Generator
+    target: Target, groups: NDArray[Any], train: NDArray[np.intp], num: int, generator: np.random.Generator
 ) -> NDArray[np.intp] | None:
     """The training cases of ``num`` random patients; None if there are not as many."""
     member = numbered_groups(groups[train])
@@ -236,18 +231,10 @@ def _draw(
     return train[np.isin(member, drawn)]
 
 
-def _num_classes(target: ProbeTarget) -> int | None:
-    return None if target.classes is None else len(target.classes)
-
-
 def _without_small_classes(
-    target: ProbeTarget, groups: NDArray[Any], sides: dict[str, tuple[NDArray[np.intp], int]]
-) -> tuple[ProbeTarget, NDArray[Any]]:
-    """The target and its patients without classes that have too few patients on a side.
-
-    Raises:
-        ConfigError: fewer than two classes are left.
-    """
+    target: Target, groups: NDArray[Any], sides: dict[str, tuple[NDArray[np.intp], int]]
+) -> tuple[Target, NDArray[Any]]:
+    """The target and its patients without classes that have too few patients on a side."""
     if target.classes is None:
         return target, groups
     counts = {side: (target.patients_of_classes(groups, rows), least) for side, (rows, least) in sides.items()}
@@ -263,3 +250,110 @@ def _without_small_classes(
         )
     keep = np.isin(np.array(target.classes)[target.values], large)
     return target.only(keep), groups[keep]
+
+
+NUM_NEIGHBORS = 5
+_FEWEST_PATIENTS = 10  # held-out patients with the label; fewer say nothing
+
+
+@dataclass(frozen=True)
+class QuickScores:
+    """How well z_sem predicts a label of held-out patients.
+
+    Attributes:
+        score: AUROC of a linear probe for classes (0.5 is chance), R2 for numbers (0 is chance).
+        low: lower end of its 95% interval, from a bootstrap over the held-out patients.
+        high: upper end.
+        neighbors: agreement of a held-out case with its 5 nearest training cases. For classes: how many of these have
+            its class, as a mean over the classes (1 / number of classes is chance); for numbers: the correlation with
+            their mean (0 is chance).
+    """
+
+    score: float
+    low: float
+    high: float
+    neighbors: float
+
+
+@dataclass(frozen=True, eq=False)
+class QuickProbe:
+    """A label, and the cases on which it is probed: a linear model learns from some and predicts the others.
+
+    For classes it is a ridge regression of each class against the rest, which is much faster than a logistic one.
+
+    Attributes:
+        target: the label of K cases; its rows are those of the N cases.
+        patients: ``[K]``, their patients.
+        train: positions of the training cases among the K.
+        test: positions of the held-out cases.
+
+    Example:
+        >>> z = np.random.default_rng(0).normal(size=(200, 4))
+        >>> probe = QuickProbe.choose(list(z[:, 0] > 0), "large", np.arange(200), np.arange(200) < 120)
+        >>> scores = probe.scores(z)
+        >>> scores.score > 0.95, scores.low <= scores.score <= scores.high, scores.neighbors > 0.7
+        (True, True, True)
+    """
+
+    target: Target
+    patients: NDArray[Any]
+    train: NDArray[np.intp]
+    test: NDArray[np.intp]
+
+    @classmethod
+    def choose(
+        cls, labels: Sequence[Any], name: str, patients: NDArray[Any], is_train: NDArray[np.bool_]
+    ) -> QuickProbe:
+        """Choose the cases of a label, without classes that are too small.
+
+        Args:
+            labels: ``[N]``.
+            name: the label's name.
+            patients: ``[N]``.
+            is_train: ``[N]``, whether a case is a training case; the others are held out.
+
+        Raises:
+            ConfigError: the label cannot be probed: it is the same for all, text with too many values, or has too few
+                patients.
+        """
+        every = read_target(labels, name)
+        sides = is_train[every.rows], ~is_train[every.rows]
+        target, [(train, test)] = split_folds(every, patients[every.rows], *sides)
+        kept = patients[target.rows]
+        if (count := len(np.unique(kept[test]))) < _FEWEST_PATIENTS:
+            raise ConfigError(
+                f"target '{name}': {count} held-out patients are too few; at least {_FEWEST_PATIENTS} are needed"
+            )
+        return cls(target, kept, train, test)
+
+    def scores(self, z: Floats, seed: int = 0) -> QuickScores:
+        """Probe z_sem ``[N, D]`` of all N cases; ``seed`` is that of the folds and of the bootstrap."""
+        x = z[self.target.rows]
+        predicted = self._predicted(x, seed)
+        truth, patients = self.target.values[self.test], self.patients[self.test]
+        is_number = self.target.classes is None
+        scores = NumberScores(truth, predicted[:, 0]) if is_number else ClassScores(truth, predicted)
+        ends = scores.intervals(bootstrapped(scores, patients, seed), patients)[0]
+        return QuickScores(float(scores(np.ones(len(truth)))[0]), *ends, self._agreement(x))
+
+    def _predicted(self, x: Floats, seed: int) -> Floats:
+        """A column of predictions for each class, or one column of numbers, for the held-out cases."""
+        values, num_classes = self.target.values, self.target.num_classes
+        first = 1 if num_classes == 2 else 0
+        columns = [values] if num_classes is None else [values == k for k in range(first, num_classes)]
+        train, groups = self.train, self.patients[self.train]
+        fitted = [fit_probe("linear", x[train], y[train].astype(np.float64), groups, None, seed) for y in columns]
+        predicted = np.stack([probe.predict(x[self.test]) for probe in fitted], axis=1)
+        return np.concatenate([-predicted, predicted], axis=1) if num_classes == 2 else predicted
+
+    def _agreement(self, x: Floats) -> float:
+        std = x[self.train].std(axis=0)
+        scaled = x / np.where(std > 0, std, 1)
+        nearest = nearest_neighbors(scaled[self.test], scaled[self.train], min(NUM_NEIGHBORS, len(self.train)))
+        theirs = self.target.values[self.train][nearest.indices]
+        own = self.target.values[self.test]
+        if self.target.classes is not None:
+            share = (theirs == own[:, None]).mean(axis=1)
+            return float(np.mean([share[own == k].mean() for k in np.unique(own)]))
+        mean = theirs.mean(axis=1)
+        return float(np.corrcoef(mean, own)[0, 1]) if np.ptp(mean) > 0 else 0.0

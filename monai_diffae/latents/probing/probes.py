@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.groups import numbered_groups
-from monai_diffae.latents.pixel_components import PixelComponents
+from monai_diffae.latents.components import PixelComponents
+from monai_diffae.latents.neighbors import numbered_groups
 
 Floats = NDArray[np.float64]
 Probe = Literal["linear", "knn", "boosting"]
@@ -142,19 +142,7 @@ def fit_probe(
 
 
 def inner_folds(target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, seed: int = 0) -> Folds:
-    """The folds that choose a probe's regularisation: :func:`grouped_folds` whose training part has several classes.
-
-    Args:
-        target: ``[N]``, the training cases: classes counted from 0, or numbers.
-        groups: ``[N]``, the patients.
-        num_classes: number of classes; None for a continuous target.
-        seed: random seed of the division.
-
-    Example:
-        >>> target = np.array([0, 0, 1, 1])
-        >>> len(inner_folds(target, np.array([1, 2, 3, 4]), 2)), len(inner_folds(target, np.array([1, 2, 3, 3]), 2))
-        (2, 0)
-    """
+    """The folds that choose a probe's regularisation: :func:`grouped_folds` whose training part has several classes."""
     folds = grouped_folds(target, groups, num_classes, seed)
     return [fold for fold in folds if num_classes is None or len(np.unique(target[fold[0]])) > 1]
 
@@ -163,12 +151,6 @@ def grouped_folds(target: NDArray[Any], groups: NDArray[Any], num_classes: int |
     """Divide patients into up to 5 folds with classes as balanced as possible, whatever their names.
 
     The number of folds does not exceed the number of patients of the rarest class; there are none if that is 1.
-
-    Args:
-        target: ``[N]``, classes counted from 0, or numbers.
-        groups: ``[N]``, the patients; each is in one fold.
-        num_classes: number of classes; None for a continuous target.
-        seed: random seed of the division.
     """
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.groups import numbered_groups
+from monai_diffae.latents.neighbors import numbered_groups
 
 Floats = NDArray[np.float64]
 
@@ -143,12 +143,7 @@ def bootstrapped(
 
 
 def interval(draws: Floats) -> tuple[float, float]:
-    """The 2.5 and 97.5 percentiles of the draws in which a score is defined; NaN if it never is.
-
-    Example:
-        >>> interval(np.r_[np.arange(101.0), np.nan])
-        (2.5, 97.5)
-    """
+    """The 2.5 and 97.5 percentiles of the draws in which a score is defined; NaN if it never is."""
     if np.isnan(draws).all():
         return float("nan"), float("nan")
     low, high = np.nanpercentile(draws, [2.5, 97.5])

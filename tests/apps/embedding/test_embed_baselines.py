@@ -22,7 +22,7 @@ from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.loading import load_untrained
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.inferers.exact_encoding import encode_exactly
+from monai_diffae.inferers.reconstruction import encode_exactly
 
 SMALL = {"image_size": [16, 16], "base_channels": 4, "channel_mult": [1, 2], "z_channels": 5}
 ENCODERS = ["untrained", "pca"]

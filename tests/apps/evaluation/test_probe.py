@@ -245,7 +245,7 @@ def test_a_target_that_cannot_be_probed_is_omitted_with_a_warning(run, table, wr
         assert list(result.omitted_targets) == ["name", "site"]
         assert [message for message in caplog.messages if "omitted" in message] == [
             "target 'name' is omitted: has 200 different classes; choose another target",
-            "target 'site' is omitted: 200 of 200 cases have it, and it is the same for all; choose one that varies",
+            "target 'site' is omitted: 200 of 200 cases have it, all '1'; choose one that varies",
         ]
     assert pd.read_csv(tmp_path / "o" / "probes.csv")["target"].tolist() == ["age"]
     code, printed, error = run("-q", "probe", write(table), tmp_path / "o", "--targets", *targets, "--probes", "linear")

@@ -24,7 +24,7 @@ from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.data.scans import read_scan
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.inferers.interpolation import lerp, slerp
+from monai_diffae.inferers.paths import lerp, slerp
 from monai_diffae.latents.components import principal_components
 from monai_diffae.latents.statistics import LatentStatistics
 

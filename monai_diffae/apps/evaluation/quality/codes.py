@@ -17,7 +17,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.samples import FACTORS
 from monai_diffae.errors import ConfigError, OmittableError
 from monai_diffae.latents import LatentStatistics, active_dimensions, dci
-from monai_diffae.latents.probing.targets import read_probe_target
+from monai_diffae.latents.targets import read_target
 
 Z_SEM = "z_sem"
 NUM_LEVELS = 10
@@ -125,7 +125,7 @@ class CodeFigures:
         """Each label with classes: its name, the rows that have it and their classes."""
         for label in dict.fromkeys(name for case in self.held_out.cases for name in case.labels):
             try:
-                target = read_probe_target([case.labels.get(label) for case in self.held_out.cases], label)
+                target = read_target([case.labels.get(label) for case in self.held_out.cases], label)
             except ConfigError:  # it is the same for all, or text such as a comment
                 continue
             if target.classes is not None and len(target.rows) > len(target.classes):

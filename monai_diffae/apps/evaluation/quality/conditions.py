@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from monai_diffae.bundle.loading import inferer_settings
-from monai_diffae.diffusion.names import DecoderName
+from monai_diffae.diffusion.settings import DecoderName
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 FAST = "fast decoder"

@@ -1,4 +1,4 @@
-"""Trajectories: an image, or a noise image, at some of the noise levels between x_T and x0."""
+"""Paths between codes, and between an image and its noise."""
 
 from __future__ import annotations
 
@@ -11,14 +11,47 @@ from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer
 
 
-def few_levels(inferer: DiffusionAutoencoderInferer, steps: int) -> list[int]:
-    """Choose ``steps`` + 1 of an inferer's levels, from x_T down to x0, at equal distances in its list.
+def lerp(first: Tensor, second: Tensor, weights: Sequence[float]) -> Tensor:
+    """Points (W, *) on the straight line between ``first`` (1, *) and ``second`` (1, *), one per weight."""
+    _check(first, second)
+    w = _column(weights, first)
+    return (1 - w) * first + w * second
 
-    Example:
-        >>> from monai_diffae.diffusion import DiffusionSchedule
-        >>> few_levels(DiffusionAutoencoderInferer(DiffusionSchedule(), steps=20, spacing="linspace"), 2)
-        [999, 473, -1]
+
+def slerp(first: Tensor, second: Tensor, weights: Sequence[float]) -> Tensor:
+    """Points (W, *) on the arc between ``first`` (1, *) and ``second`` (1, *), one per weight (Shoemake 1985).
+
+    As in the paper's interpolation of x_T (section 4.2), each code is treated as one vector. Noise in many dimensions
+    lies close to a sphere; points on a straight line would leave the sphere and decode to blurred images. Between
+    parallel codes, the arc is the straight line.
     """
+    _check(first, second)
+    a, b = first.double().flatten(), second.double().flatten()
+    cosine = (a @ b / (a.norm() * b.norm())).clamp(-1, 1)
+    if not cosine > 1e-12 - 1:  # written so that NaN is refused, too
+        raise ConfigError("there is no arc between codes that are opposite, zero or not finite; choose other codes")
+    angle = torch.arccos(cosine)
+    if angle.sin() < 1e-6:
+        return lerp(first, second, weights)
+    w = _column(weights, first.double())
+    arc = ((1 - w) * angle).sin() * first.double() + (w * angle).sin() * second.double()
+    return (arc / angle.sin()).to(first.dtype)
+
+
+def _column(weights: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(weights, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 1))
+
+
+def _check(first: Tensor, second: Tensor) -> None:
+    if first.shape != second.shape or len(first) != 1:
+        raise ConfigError(
+            f"codes of shape {tuple(first.shape)} and {tuple(second.shape)} do not match; "
+            "give one of each, of the same shape"
+        )
+
+
+def few_levels(inferer: DiffusionAutoencoderInferer, steps: int) -> list[int]:
+    """Choose ``steps`` + 1 of an inferer's levels, from x_T down to x0, at equal distances in its list."""
     levels = inferer.schedule.decoding_levels(inferer.solver_steps, inferer.spacing)
     if type(steps) is not int or not 1 <= steps < len(levels):
         most = len(levels) - 1

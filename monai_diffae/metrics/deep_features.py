@@ -1,10 +1,11 @@
-"""LPIPS, the learned perceptual distance of Zhang et al. 2018 (arXiv 1801.03924), with AlexNet, also for volumes."""
+"""Networks whose features metrics use, with the user's weights: AlexNet (LPIPS), Inception v3 and RadImageNet."""
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,12 +14,44 @@ from torch.nn.functional import interpolate
 
 from monai_diffae.data.torch_files import read_torch_file
 from monai_diffae.errors import MachineError, ScanError
-from monai_diffae.metrics.image_planes import IMAGES_AT_ONCE, colour_planes, mean_features
+
+IMAGES_AT_ONCE = 64
+
+
+def colour_planes(images: Tensor, model_range: tuple[float, float]) -> list[Tensor]:
+    """Images (B, C, *S) in ``model_range`` as stacks of colour images (B * n, 3, H, W) from -1 to 1.
+
+    There is one stack, or one for each plane of volumes. A channel counts as a grey image, except that three channels
+    are colours. Values beyond the range are clipped.
+    """
+    low, high = model_range
+    scaled = ((images.float() - low) / (high - low) * 2 - 1).clamp(-1, 1)
+    if scaled.shape[1] != 3:
+        scaled = scaled.flatten(0, 1)[:, None].expand(-1, 3, *scaled.shape[2:])
+    if scaled.ndim == 4:
+        return [scaled]
+    return [scaled.movedim(axis, 1).flatten(0, 1) for axis in (2, 3, 4)]
+
+
+@torch.no_grad()
+def mean_features(run: Callable[[Tensor], Tensor], images: Tensor, model_range: tuple[float, float]) -> Tensor:
+    """The features (B, F) of images (B, C, *S): the mean over the slices of each plane, and then over the planes.
+
+    Args:
+        run: gives the features (N, F) of colour images (N, 3, H, W) from -1 to 1.
+        images: in 2D or 3D.
+        model_range: black and white.
+    """
+    planes = []
+    for stack in colour_planes(images, model_range):
+        features = torch.cat([run(part) for part in stack.split(IMAGES_AT_ONCE)])
+        planes.append(features.unflatten(0, (len(images), -1)).mean(dim=1))
+    return torch.stack(planes).mean(dim=0)
+
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
 SMALLEST_SIDE = 32
 """Pixels: AlexNet pools smaller images to nothing."""
-
 _LEAST_FOR_FEATURES = 64  # pixels; 2 x 2 positions are left of them after the last convolution
 
 
@@ -80,13 +113,7 @@ class PerceptualDistance(nn.Module):
 
 
 def read_alexnet(weights: str | os.PathLike[str] | None) -> dict[str, Tensor]:
-    """Read the convolutions of AlexNet from a file of weights; None: where torch keeps downloaded weights.
-
-    Raises:
-        MachineError: there is no such file.
-        UnsafeInputError: reading the file would run code.
-        ScanError: the file cannot be read, or holds other weights.
-    """
+    """Read the convolutions of AlexNet from a file of weights; None: where torch keeps downloaded weights."""
     file = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET if weights is None else Path(weights)
     if not file.is_file():
         raise MachineError(f"there is no {file.name}; give the file, or put it where torch looks for it (TORCH_HOME)")
@@ -110,3 +137,73 @@ def pairwise_distance(distance: PerceptualDistance, draws: Tensor, model_range: 
     """The mean distance (B,) over all pairs of draws (B, K, C, *S) of an image; K is at least 2."""
     pairs = itertools.combinations(range(draws.shape[1]), 2)
     return torch.stack([distance(draws[:, i], draws[:, j], model_range) for i, j in pairs]).mean(dim=0)
+
+
+INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
+_RADIMAGENET_SIZE = 224  # pixels, as it was trained
+
+
+class InceptionFeatures(nn.Module):
+    """The 2048 features of Inception v3 that published FIDs use, by the package ``pytorch-fid``.
+
+    Its weights, ``pt_inception-2015-12-05-6726825d.pth``, must be where torch keeps downloads. Nothing is downloaded.
+
+    Args:
+        device: where to compute.
+
+    Raises:
+        MachineError: the package is not installed, or there are no weights.
+    """
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        super().__init__()
+        if not (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).is_file():
+            raise MachineError(f"there is no {INCEPTION} where torch looks for it (TORCH_HOME)")
+        if importlib.util.find_spec("pytorch_fid") is None:
+            raise MachineError("the package pytorch-fid is not installed: pip install pytorch-fid")
+        from pytorch_fid.inception import InceptionV3
+
+        self.network = InceptionV3().eval().to(device)
+
+    def forward(self, images: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+        """The features (B, 2048) of images (B, C, *S) in ``model_range``, in 2D or 3D."""
+        return mean_features(lambda part: self.network((part + 1) / 2)[0].flatten(1), images, model_range)
+
+
+class RadImageNetFeatures(nn.Module):
+    """The 2048 features of a ResNet-50 that was trained on RadImageNet (Mei et al. 2022), at 224 x 224.
+
+    Args:
+        weights: the file with its weights for torchvision, ``ResNet50.pt``.
+        device: where to compute.
+
+    Raises:
+        MachineError: torchvision is not installed.
+        ScanError: the file holds other weights.
+    """
+
+    def __init__(self, weights: str | os.PathLike[str], device: str | torch.device = "cpu") -> None:
+        super().__init__()
+        if importlib.util.find_spec("torchvision") is None:
+            raise MachineError("torchvision is not installed: pip install 'monai-diffae[lpips]'")
+        from torchvision.models import resnet50
+
+        layers = list(resnet50(weights=None).children())[:9]  # all but the classifier
+        self.backbone = nn.Sequential(*layers)
+        other = "does not hold a ResNet-50 of RadImageNet, with keys backbone.0.weight"
+        state = read_torch_file(Path(weights), other)
+        try:
+            self.load_state_dict(state)
+        except Exception as error:
+            raise ScanError(f"{Path(weights).name}: {other}") from error
+        self.eval().requires_grad_(False).to(device)
+
+    def forward(self, images: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+        """The features (B, 2048) of images (B, C, *S) in ``model_range``, in 2D or 3D."""
+        size = (_RADIMAGENET_SIZE, _RADIMAGENET_SIZE)
+
+        def run(part: Tensor) -> Tensor:
+            features: Tensor = self.backbone(interpolate(part, size=size, mode="bilinear"))
+            return features.flatten(1)
+
+        return mean_features(run, images, model_range)

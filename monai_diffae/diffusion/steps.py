@@ -17,18 +17,19 @@ with the network at the levels where the network was evaluated.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_diffae.diffusion.schedule import DiffusionSchedule
 
 Parameterisation = Literal["x0", "eps", "velocity"]
-
 # With 32 points the quadrature of a step, whose integrand is smooth, is exact to rounding.
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 
@@ -158,3 +159,42 @@ def half_log_snr(schedule: DiffusionSchedule, t: int) -> float:
     """log(alpha / sigma), lambda in the solvers' papers: infinite for x0 itself, minus infinity without signal."""
     alpha, sigma = schedule.level(t)
     return -math.inf if alpha == 0 else math.inf if sigma == 0 else math.log(alpha / sigma)
+
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (B, C, *S), t (B,)) -> the network's output (B, C, *S), in the schedule's parameterisation (``prediction``)."""
+StepCallback = Callable[[int, int, Tensor], None]
+"""Called after each step with (steps done, total steps, x at the new level). It must not change x in place."""
+ClipRange = tuple[float, float] | None
+"""The least and the greatest value of x0; None: no clipping."""
+KEPT_IMAGES = 10
+"""Upper bound of the images (B, C, *S) that solvers and inversion hold while the network is evaluated, x_T and x0
+included. Estimates of memory assume it, and a test holds all registered solvers to it."""
+
+
+def evaluate(denoise: Denoiser, schedule: DiffusionSchedule, x: Tensor, t: int, clip_range: ClipRange) -> Evaluation:
+    """Evaluate the network once, for x (B, C, *S) at level ``t``.
+
+    The network was trained on the timesteps 0 to T - 1. For x0 itself (level -1) and for pure noise (level T) it is
+    given the nearest of them.
+    """
+    trained_t = min(max(t, 0), schedule.num_train_timesteps - 1)
+    batch = torch.full((x.shape[0],), trained_t, device=x.device)
+    return Evaluation(t, *schedule.to_x0_eps(denoise(x, batch), x, batch, clip_range))
+
+
+def integrate(
+    x: Tensor, levels: Sequence[int], step: Callable[[Tensor, int, int], Tensor], callback: StepCallback | None
+) -> Tensor:
+    """Apply ``step(x, t, t_next)`` between each two consecutive levels, to x (B, C, *S) in float32 or better.
+
+    Example:
+        >>> integrate(torch.ones(1), [4, 2, -1], lambda x, t, t_next: x + t - t_next, None)
+        tensor([6.])
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    for done, (t, t_next) in enumerate(pairwise(levels), start=1):
+        x = step(x, t, t_next)
+        if callback is not None:
+            callback(done, len(levels) - 1, x)
+    return x

@@ -1,0 +1,340 @@
+"""Which cases to label next: diverse, typical, unusual or uncertain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from monai_diffae.errors import ConfigError
+from monai_diffae.latents.neighbors import ReferenceCases, numbered_groups
+from monai_diffae.latents.probing.probes import fit_probe
+from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes
+from monai_diffae.latents.targets import LabelKind, are_classes, class_name, missing
+from monai_diffae.latents.two_samples import nearest_distances
+
+Rows = NDArray[np.intp]
+
+_TYPICAL_NEIGHBORS = 20  # typicality is measured within this many nearest members of a cluster, as in TypiClust
+_MOST_CLUSTERS = 500
+_CASES_PER_CLUSTER = 1000  # with more, searching the neighbors of all members would take minutes
+_MANY_CASES = 10_000
+_FEW_LABELS = 10  # with fewer, typical cases teach a probe more than those it is uncertain about
+_NEIGHBORS = 5
+_MOST_REFERENCE_CASES = 5000
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What a strategy knows: all cases ``z`` (normalised), those with labels, and those that may be selected."""
+
+    z: Floats
+    groups: ArrayLike | None
+    labelled: Rows
+    labels: Sequence[Any]
+    proposed: Rows
+    candidates: Rows
+    count: int
+    kind: LabelKind
+    seed: int
+
+    @property
+    def covered(self) -> Rows:
+        return np.concatenate([self.labelled, self.proposed])
+
+    def best(self, scores: Floats) -> Rows:
+        """The candidates with the highest of scores ``[N]``; of equals the first."""
+        order = np.argsort(-scores[self.candidates], kind="stable")
+        return self.candidates[order][: self.count]
+
+    def farthest(self, weights: Floats | None = None) -> Rows:
+        """The candidates that are farthest from the covered cases."""
+        factors = None if weights is None else weights[self.candidates]
+        return self.candidates[farthest_first(self.z[self.candidates], self.z[self.covered], self.count, factors)]
+
+    def typical(self) -> Rows:
+        return typical_first(self.z, self.covered, self.count, self.seed)
+
+    def uncertainty(self) -> Floats:
+        return uncertainty(self.z, self.labelled, self.labels, kind=self.kind)
+
+
+def select(
+    strategy: str,
+    z_sem: ArrayLike,
+    count: int = 1,
+    *,
+    labelled: ArrayLike = (),
+    labels: Sequence[Any] = (),
+    proposed: ArrayLike = (),
+    groups: ArrayLike | None = None,
+    kind: LabelKind = "auto",
+    seed: int = 0,
+) -> Rows:
+    """Select the cases to label next.
+
+    The result is a function of the arguments. Of equally good cases, the first row is selected; so sort the rows by id.
+    ``mixed`` needed the fewest labels for classes in our measurements; for numbers, no strategy was reliably better
+    than ``random`` after the first few labels. As long as no probe can be fitted, because there is no label or all are
+    the same, ``uncertain`` and ``mixed`` select as ``typical`` does.
+
+    - ``random``: any case, by the seed.
+    - ``diversity``: the farthest from all labelled and proposed cases (:func:`farthest_first`).
+    - ``typical``: the centres of regions without a labelled or proposed case (:func:`typical_first`).
+    - ``outlier``: the most unusual (:func:`outlier_order`).
+    - ``uncertain``: those that a probe of the labels is least certain about (:func:`uncertainty`).
+    - ``mixed``: for classes, with fewer than 10 labels as ``typical``, then farthest first with distances multiplied by
+      the uncertainty; for numbers as ``typical``, because the uncertainty of a regression did not help.
+
+    Args:
+        strategy: one of :data:`STRATEGIES`.
+        z_sem: ``[N, D]``, not normalised, all cases, labelled or not, sorted by id.
+        count: number of cases to select.
+        labelled: ``[L]``, rows with a label; they are not selected.
+        labels: ``[L]``, the labels; not needed for strategies without a probe.
+        proposed: rows that were selected earlier and are not labelled yet; they are not selected again.
+        groups: ``[N]``, the patient of each case, so that ``outlier`` does not take an unusual patient with several
+            scans for usual; None: each case is a patient of its own.
+        kind: whether labels are classes or numbers, as for :func:`uncertainty`.
+        seed: random seed.
+
+    Returns:
+        Rows, the most useful first; fewer than ``count`` if not as many are left.
+
+    Raises:
+        ConfigError: the strategy is unknown, a row does not exist, or values are not finite.
+
+    Example:
+        >>> z_sem = [[0.0], [1.0], [5.0], [9.0]]
+        >>> select("diversity", z_sem, labelled=[0]), select("diversity", z_sem, labelled=[0], proposed=[3])
+        (array([3]), array([2]))
+    """
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"strategy: {strategy!r} is not one of {', '.join(STRATEGIES)}")
+    codes = checked_codes(z_sem, num_least=0)
+    known, earlier = (_rows(rows, len(codes), name) for rows, name in ((labelled, "labelled"), (proposed, "proposed")))
+    candidates = np.setdiff1d(np.arange(len(codes)), np.concatenate([known, earlier]))
+    if count < 1 or not len(candidates):
+        return candidates[:0]
+    task = _Task(_normalised(codes), groups, known, labels, earlier, candidates, count, kind, seed)
+    return STRATEGIES[strategy](task)
+
+
+def _outliers(task: _Task) -> Rows:
+    order = outlier_order(task.z, task.groups)
+    return order[np.isin(order, task.candidates)][: task.count]
+
+
+def _uncertain(task: _Task) -> Rows:
+    scores = task.uncertainty()
+    return task.best(scores) if np.ptp(scores) else task.typical()
+
+
+def _mixed(task: _Task) -> Rows:
+    if len(task.labelled) < _FEW_LABELS or not are_classes(task.labels, task.kind):
+        return task.typical()
+    scores = task.uncertainty()
+    return task.farthest(scores) if np.ptp(scores) else task.typical()
+
+
+STRATEGIES: dict[str, Callable[[_Task], Rows]] = {
+    "random": lambda task: task.best(np.random.default_rng(task.seed).random(len(task.z))),
+    "diversity": _Task.farthest,
+    "typical": _Task.typical,
+    "outlier": _outliers,
+    "uncertain": _uncertain,
+    "mixed": _mixed,
+}
+"""The strategies of :func:`select`, by name."""
+
+
+def _normalised(codes: Codes) -> Floats:
+    """z_sem scaled by the standard deviations of all cases; zeros if all are the same."""
+    if len(codes) < 2 or not np.ptp(codes, axis=0).any():
+        return np.zeros(codes.shape)
+    return LatentStatistics.of(codes).normalise(codes).astype(np.float64)
+
+
+def _rows(rows: ArrayLike, num_cases: int, name: str) -> Rows:
+    checked = np.asarray(rows, np.intp).reshape(-1)
+    if not ((checked >= 0) & (checked < num_cases)).all():
+        raise ConfigError(f"{name}: a row is outside 0 to {num_cases - 1}; give row numbers of z_sem")
+    return checked
+
+
+def farthest_first(z: ArrayLike, reference: ArrayLike, count: int, weights: ArrayLike | None = None) -> Rows:
+    """Select the case that is farthest from all reference and selected cases, again and again.
+
+    This is the greedy k-center algorithm, which Sener & Savarese 2018 call core-set selection: the largest distance
+    from any case to the nearest selected one is at most twice as large as it can be. Without reference cases, the
+    first selection is the case nearest to the mean. Of equally far cases, the first row is selected.
+
+    Args:
+        z: ``[N, D]``, normalised, the cases to select from.
+        reference: ``[M, D]``, normalised, cases that are covered already, such as those with labels; M may be 0.
+        count: number of cases to select.
+        weights: ``[N]``, factors of the distances, such as uncertainties; None: 1.
+
+    Returns:
+        ``[min(count, N)]``, rows of ``z`` in the order of their selection.
+
+    Example:
+        >>> farthest_first([[0.0], [1.0], [5.0], [9.0]], [[0.0]], 2)
+        array([3, 2])
+    """
+    codes = checked_codes(z, num_least=0).astype(np.float64)
+    factors = np.ones(len(codes)) if weights is None else np.asarray(weights, np.float64)
+    covered = np.asarray(reference, np.float64)
+    nearest = nearest_distances(codes, covered) if len(covered) else np.full(len(codes), np.inf)
+    selected: list[int] = []
+    while len(selected) < min(count, len(codes)):
+        scores = nearest * factors if selected or len(covered) else -np.linalg.norm(codes - codes.mean(axis=0), axis=1)
+        scores[selected] = -np.inf
+        selected.append(int(scores.argmax()))
+        nearest = np.minimum(nearest, np.linalg.norm(codes - codes[selected[-1]], axis=1))
+    return np.array(selected, np.intp)
+
+
+def typical_first(z: ArrayLike, covered: ArrayLike, count: int, seed: int = 0) -> Rows:
+    """Select the most typical case of each of the largest clusters without a covered case (TypiClust).
+
+    With few labels, typical cases teach a classifier more than uncertain ones (Hacohen et al. 2022). The cases are
+    divided by k-means into as many clusters as there will be covered cases (at most 500, and at least one for 1,000
+    cases). A case is typical if the mean distance to its 20 nearest neighbors in its cluster is small.
+
+    Args:
+        z: ``[N, D]``, normalised, all cases.
+        covered: rows of ``z`` that are labelled or proposed already.
+        count: number of cases to select.
+        seed: random seed of k-means.
+
+    Returns:
+        Rows of ``z`` in the order of their selection, none of them covered; ``count`` of them if there are as many.
+
+    Example:
+        >>> z = [[0.0], [0.1], [0.2], [9.0], [9.1], [9.3]]
+        >>> typical_first(z, [1], 1), typical_first(z, [], 2)
+        (array([4]), array([1, 4]))
+    """
+    codes = checked_codes(z, num_least=0).astype(np.float64)
+    done = np.zeros(len(codes), bool)
+    done[np.asarray(covered, np.intp)] = True
+    num_covered = int(done.sum())
+    count = min(count, len(codes) - num_covered)
+    if count <= 0:
+        return np.empty(0, np.intp)
+    num_clusters = max(min(num_covered + count, _MOST_CLUSTERS), len(codes) // _CASES_PER_CLUSTER)
+    clusters = _clusters(codes, num_clusters, seed)
+    num_done = np.bincount(clusters[done], minlength=clusters.max() + 1)
+    sizes = np.bincount(clusters, minlength=len(num_done))
+    selected: list[int] = []
+    while len(selected) < count:
+        left = np.bincount(clusters[~done], minlength=len(sizes))
+        # clusters with the fewest covered cases first, of these the largest, of these the first
+        best = np.lexsort((np.arange(len(sizes)), -sizes, num_done, left == 0))[0]
+        members = np.flatnonzero(clusters == best)
+        typical = members[np.argsort(_mean_distances(codes[members]), kind="stable")]
+        row = int(typical[~done[typical]][0])
+        selected.append(row)
+        done[row] = True
+        num_done[best] += 1
+    return np.array(selected, np.intp)
+
+
+def _clusters(z: Floats, count: int, seed: int) -> Rows:
+    """The cluster ``[N]`` of each case, numbered in the order of their first rows."""
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
+    algorithm = KMeans if len(z) <= _MANY_CASES else MiniBatchKMeans
+    distinct = len(np.unique(z, axis=0))
+    labels = algorithm(min(count, distinct), n_init=1, random_state=seed).fit_predict(z)
+    return numbered_groups(labels)
+
+
+def _mean_distances(z: Floats) -> Floats:
+    """The mean distance ``[N]`` from each member of a cluster to its nearest other members; 0 for a single one."""
+    from sklearn.neighbors import NearestNeighbors
+
+    k = min(_TYPICAL_NEIGHBORS, len(z) - 1)
+    if k == 0:
+        return np.zeros(len(z))
+    distances: Floats = NearestNeighbors(n_neighbors=k + 1).fit(z).kneighbors(z)[0][:, 1:].mean(axis=1)
+    return distances
+
+
+def outlier_order(z_sem: ArrayLike, groups: ArrayLike | None = None) -> Rows:
+    """All rows, the most unusual first: by the mean distance to the nearest 5 cases of other patients, whitened.
+
+    With more than 5,000 cases, all are compared with the same 5,000 random ones.
+
+    Args:
+        z_sem: ``[N, D]``, not normalised.
+        groups: ``[N]``, the patient of each case; None: each case is a patient of its own.
+
+    Example:
+        >>> outlier_order([[0.0], [0.1], [9.0], [0.3]])[:1]
+        array([2])
+    """
+    codes = checked_codes(z_sem, num_least=0)
+    names = np.arange(len(codes)) if groups is None else numbered_groups(groups)
+    sample = np.sort(np.random.default_rng(0).permutation(len(codes))[:_MOST_REFERENCE_CASES])
+    _, sizes = np.unique(names[sample], return_counts=True)
+    k = min(_NEIGHBORS, len(sample) - int(sizes.max(initial=0)))
+    if k < 1 or not np.ptp(codes[sample], axis=0).any():  # one patient, or all the same: no case is unusual
+        return np.arange(len(codes))
+    scores = ReferenceCases.of(codes[sample], names[sample]).distances(codes, names, k, whitened=True)
+    return np.argsort(-scores, kind="stable")
+
+
+def uncertainty(z: ArrayLike, labelled: ArrayLike, labels: Sequence[Any], *, kind: LabelKind = "auto") -> Floats:
+    """How uncertain a probe is about each case ``[N]``, after it was fitted to the labelled cases.
+
+    For classes, the probe is a logistic regression, and the uncertainty is the entropy of its probabilities, divided
+    by that of equal probabilities (0 to 1). For numbers, it is scikit-learn's ``BayesianRidge``, and the uncertainty is
+    the standard deviation of its prediction, in the unit of the labels. If nothing can be fitted, because fewer than
+    two cases are labelled or all labels are the same, all cases are equally uncertain: 1.
+
+    Args:
+        z: ``[N, D]``, normalised, all cases.
+        labelled: ``[L]``, the rows of ``z`` with a label.
+        labels: ``[L]``, their labels: numbers, booleans or text.
+        kind: whether labels are ``classes`` or ``numbers``; ``auto``: see
+            :func:`~monai_diffae.latents.targets.are_classes`.
+
+    Example:
+        >>> z = np.linspace(-1, 1, 5)[:, None]
+        >>> entropy = uncertainty(z, [0, 1, 3, 4], ["ill", "ill", "well", "well"])
+        >>> int(entropy.argmax()), uncertainty(z, [0], ["ill"])
+        (2, array([1., 1., 1., 1., 1.]))
+    """
+    codes, rows = checked_codes(z, num_least=1).astype(np.float64), np.asarray(labelled, np.intp)
+    if rows.shape != (len(labels),) or missing(labels).any():
+        raise ConfigError(f"labels: {rows.size} labelled cases need {rows.size} labels, none of them missing")
+    if are_classes(labels, kind):
+        names, target = np.unique([class_name(label) for label in labels], return_inverse=True)
+        if len(names) < 2:
+            return np.ones(len(codes))
+        order = np.argsort(rows)  # the folds depend on the order of the cases
+        rows, target = rows[order], target[order]
+        probe = fit_probe("linear", codes[rows], target, rows, len(names), standardise=False)
+        return _entropy(probe.predict(codes)) / np.log(len(names))
+    return _predictive_std(codes, rows, np.asarray(labels, np.float64))
+
+
+def _entropy(probabilities: Floats) -> Floats:
+    p = np.clip(probabilities, np.finfo(np.float64).tiny, 1)
+    entropy: Floats = -(p * np.log(p)).sum(axis=1)
+    return entropy
+
+
+def _predictive_std(z: Floats, rows: Rows, values: Floats) -> Floats:
+    from sklearn.linear_model import BayesianRidge
+
+    if len(values) < 2 or not np.ptp(values):
+        return np.ones(len(z))
+    scale = values.std()
+    _, std = BayesianRidge().fit(z[rows], values / scale).predict(z, return_std=True)
+    return np.asarray(std * scale, np.float64)

@@ -1,0 +1,121 @@
+"""What codes say: is x_T noise, does the decoder use z_sem, and how do changes of an image change z_sem?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from monai_diffae.errors import ConfigError
+from monai_diffae.inferers import DiffusionAutoencoderInferer
+
+
+def noise_statistics(x_T: Tensor) -> dict[str, Tensor]:
+    """Mean, standard deviation and neighbor correlation of each stochastic code: 0, 1 and 0 for Gaussian noise.
+
+    A code with another standard deviation, or one in which neighboring voxels are correlated, still encodes image
+    structure. It decodes well with its own z_sem, but not with an edited one.
+
+    Args:
+        x_T: stochastic codes (B, C, *S), with at least one spatial axis.
+
+    Returns:
+        ``mean``, ``std`` and ``neighbor_correlation`` (over voxels, not over channels), each (B,) float32. Statistics
+        that are not defined, such as those of a code with a single voxel or a single value, are NaN.
+
+    Example:
+        >>> noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+        >>> {name: f"{abs(float(value)):.1f}" for name, value in noise_statistics(noise).items()}
+        {'mean': '0.0', 'std': '1.0', 'neighbor_correlation': '0.0'}
+    """
+    x_T = x_T.detach().float()
+    mean, std = x_T.flatten(1).mean(dim=1), x_T.flatten(1).std(dim=1)
+    centred = x_T - mean.view(-1, *[1] * (x_T.ndim - 1))
+    products = [
+        (centred.narrow(axis, 1, x_T.shape[axis] - 1) * centred.narrow(axis, 0, x_T.shape[axis] - 1)).flatten(1)
+        for axis in range(2, x_T.ndim)
+        if x_T.shape[axis] > 1
+    ]
+    variance = centred.square().flatten(1).mean(dim=1)
+    covariance = torch.stack([p.mean(dim=1) for p in products]).mean(dim=0) if products else variance * torch.nan
+    correlation = covariance / variance
+    return {"mean": mean, "std": std, "neighbor_correlation": correlation}
+
+
+@torch.no_grad()
+def level_losses(
+    x0: Tensor,
+    codes: Mapping[str, Tensor],
+    network: nn.Module,
+    inferer: DiffusionAutoencoderInferer,
+    timestep: int,
+    noise: Tensor,
+) -> dict[str, Tensor]:
+    """The denoising loss of each image with several z_sem in turn.
+
+    The noisy image is the same for all of them, so losses differ because of z_sem only. The loss is the unweighted one
+    of the training: the squared error of the schedule's target.
+
+    Args:
+        x0: (B, C, *S), images, or their latents if the model has a first stage.
+        codes: z_sem (B, D) by name, such as the images' own and those of other images.
+        network: the autoencoder, in evaluation mode.
+        inferer: the inferer with the schedule.
+        timestep: the noise level, in [0, T).
+        noise: eps (B, C, *S).
+
+    Returns:
+        For each name in ``codes``, the loss of each image, (B,) float32.
+
+    Example:
+        >>> from monai_diffae.diffusion import DiffusionSchedule
+        >>> from monai_diffae.networks import build_autoencoder
+        >>> network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
+        >>> x0, codes = torch.zeros(2, 1, 16, 16), {"own": torch.zeros(2, 4)}
+        >>> inferer = DiffusionAutoencoderInferer(DiffusionSchedule())
+        >>> level_losses(x0, codes, network.eval(), inferer, 500, torch.randn_like(x0))["own"].shape
+        torch.Size([2])
+    """
+    t = torch.full((len(x0),), timestep, device=x0.device)
+    target = inferer.schedule.target(x0, noise, t)
+    outputs = {
+        name: inferer(x0, network, noise=noise, timesteps=t, condition=z_sem.to(x0)) for name, z_sem in codes.items()
+    }
+    return {name: (output.float() - target).square().flatten(1).mean(dim=1) for name, output in outputs.items()}
+
+
+_AXES = {2: ("up-down", "left-right"), 3: ("left-right", "front-back", "up-down")}  # axes of volumes are in RAS order
+
+
+def changed_views(images: Tensor, noise: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> dict[str, Tensor]:
+    """Change images in several ways: flip them, add noise, shift them, and scale their intensities.
+
+    Args:
+        images: (B, C, *S) in the model's range; 2D images as a radiologist sees them, volumes in RAS order.
+        noise: standard normal, (B, C, *S); it is added with 1 and 5 % of the range.
+        model_range: black and white; values beyond it are clipped, as by the preprocessing.
+
+    Returns:
+        The changed images (B, C, *S), by the name of the change.
+
+    Example:
+        >>> views = changed_views(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))
+        >>> list(views)[:4]
+        ['flip up-down', 'flip left-right', 'noise 1 %', 'noise 5 %']
+    """
+    low, high = model_range
+    if images.ndim - 2 not in _AXES:
+        raise ConfigError(f"views: the images have the shape {tuple(images.shape)}; (B, C, *S) in 2D or 3D is needed")
+    axes = dict(enumerate(_AXES[images.ndim - 2], start=2))
+    views = {f"flip {name}": images.flip(axis) for axis, name in axes.items()}
+    views |= {f"noise {share} %": images + share / 100 * (high - low) * noise for share in (1, 5)}
+    views |= {f"shift {n} {name}": _shifted(images, n, axis) for n in (1, 2) for axis, name in axes.items()}
+    views |= {f"intensity x {scale}": low + scale * (images - low) for scale in (0.9, 1.1)}
+    return {name: view.clamp(low, high) for name, view in views.items()}
+
+
+def _shifted(images: Tensor, voxels: int, axis: int) -> Tensor:
+    """Shift images along an axis; the border is repeated."""
+    sources = torch.arange(images.shape[axis], device=images.device) - voxels
+    return images.index_select(axis, sources.clamp(min=0))
