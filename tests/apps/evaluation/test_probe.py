@@ -279,7 +279,7 @@ def test_what_cannot_be_probed_is_refused_in_one_line(table, write, tmp_path):
     file = write(table)
     for options, message in (
         ({"targets": ["age", "ages"]}, "^targets: there is no label column 'ages'.*choose from: age, sex, grade, site"),
-        ({"targets": ["site"]}, "target 'site': .*same for all"),
+        ({"targets": ["site"]}, "target 'site': .* cases have it, all '3'"),
         ({"probes": []}, "^probes: is empty; choose from linear, knn, boosting"),
         ({"baselines": {"short": np.zeros((3, 1))}}, "^short: has 3 rows for 200 cases"),
         ({"baselines": {"images": np.zeros((199, 1, 4, 4))}}, "^images: has 199 rows for 200 cases; give one row per"),
