@@ -32,7 +32,7 @@ test-wheel: $(VENV)/.dev  ## build the wheel, install it elsewhere, and train an
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_wheel.py
 
 test-browser: $(VENV)/.dev  ## the pages in a browser; needs Debian's chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "browser and not slow" -rs tests/apps/report tests/explorer
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "browser and not slow" -rs tests/apps/pages tests/explorer
 
 LABEL_TESTS = tests/label tests/data/test_dicom*.py
 

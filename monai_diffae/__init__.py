@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.info import info as info
     from monai_diffae.apps.evaluation.neighbors import neighbors as neighbors
     from monai_diffae.apps.evaluation.probe import probe as probe
-    from monai_diffae.apps.report.compare import compare as compare
-    from monai_diffae.apps.report.report import report as report
+    from monai_diffae.apps.pages.compare import compare as compare
+    from monai_diffae.apps.pages.report import report as report
+    from monai_diffae.apps.pages.start import start as start
     from monai_diffae.apps.settings import Choice as Choice
     from monai_diffae.apps.settings import Decoding as Decoding
     from monai_diffae.apps.settings import Reading as Reading
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from monai_diffae.apps.settings import Training as Training
     from monai_diffae.apps.sharing.pull import pull as pull
     from monai_diffae.apps.sharing.push import push as push
-    from monai_diffae.apps.start.start import start as start
     from monai_diffae.apps.synthesis.combine import combine as combine
     from monai_diffae.apps.synthesis.edit import edit as edit
     from monai_diffae.apps.synthesis.fit_direction import fit_direction as fit_direction
@@ -79,7 +79,7 @@ _MODULES = {
     "Training": "apps.settings",
     "anomaly": "apps.evaluation.anomaly",
     "calibrate": "apps.evaluation.calibrate",
-    "compare": "apps.report.compare",
+    "compare": "apps.pages.compare",
     "combine": "apps.synthesis.combine",
     "demo": "apps.training.demo",
     "diagnose": "apps.evaluation.diagnose",
@@ -106,9 +106,9 @@ _MODULES = {
     "pull": "apps.sharing.pull",
     "push": "apps.sharing.push",
     "reconstruct": "apps.synthesis.reconstruct",
-    "report": "apps.report.report",
+    "report": "apps.pages.report",
     "sample_data": "apps.training.sample_data",
-    "start": "apps.start.start",
+    "start": "apps.pages.start",
     "train": "apps.training.train",
     "train_latent": "apps.training.train_latent",
     "traverse": "apps.synthesis.traverse",

@@ -50,7 +50,7 @@ _ANNOTATE, _SHARE = "Annotate with MONAI Label", "Share"
 
 COMMANDS: tuple[Command, ...] = (
     _command("demo", "training.demo", _START, "--out demo"),
-    _command("start", "start.start", _START, "scans/ first_hour --minutes 10"),
+    _command("start", "pages.start", _START, "scans/ first_hour --minutes 10"),
     _command("sample-data", "training.sample_data", _START, "virtual --num-patients 200"),
     _command("list-scans", "training.list_scans", _START, "scans scans.csv --table participants.csv"),
     _command("verify", "training.verify", _START, "scans.csv verified"),
@@ -83,8 +83,8 @@ COMMANDS: tuple[Command, ...] = (
     _command("anomaly", "evaluation.anomaly", _EVALUATE, "my_model scans.csv unusual"),
     _command("diagnose", "evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed"),
     _command("evaluate", "evaluation.evaluate", _EVALUATE, "evaluated --bundle my_model --cohort scans.csv", run=True),
-    _command("report", "report.report", _EVALUATE, "my_model report --cohort scans.csv"),
-    _command("compare", "report.compare", _EVALUATE, "compared --bundle a b --cohort scans.csv"),
+    _command("report", "pages.report", _EVALUATE, "my_model report --cohort scans.csv"),
+    _command("compare", "pages.compare", _EVALUATE, "compared --bundle a b --cohort scans.csv"),
     _command("explore", "explore", _EVALUATE, "--bundle my_model --cohort scans.csv", room="explorer"),
     _command("info", "evaluation.info", _EVALUATE, "my_model"),
     _command("push", "sharing.push", _SHARE, "my_model owner/my-model --tag v1"),

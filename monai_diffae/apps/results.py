@@ -52,7 +52,7 @@ class CommandResult:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from monai_diffae.apps.result_html import result_html
+        from monai_diffae.apps.pages.page import result_html
 
         return result_html(self)
 

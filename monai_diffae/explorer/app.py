@@ -1,25 +1,36 @@
-"""The server of the page: its routes, as a FastAPI application."""
+"""The server of the page: who may use it, and its routes, as a FastAPI application."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import parse_qs
 
 from fastapi import FastAPI, Query, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from monai_diffae import __version__
-from monai_diffae.apps.web_page import MAP_SCRIPTS, STYLE
-from monai_diffae.explorer.access import TokenGuard
+from monai_diffae.apps.pages.page import SHARED, TEMPLATES
 from monai_diffae.explorer.exploration import Exploration, Quality
 from monai_diffae.explorer.recipes import Recipe
-from monai_diffae.explorer.worker import SupersededError
+from monai_diffae.explorer.studio import SupersededError
 from monai_diffae.serving.answers import answered
-from monai_diffae.serving.origins import OriginGuard
+from monai_diffae.serving.server import OriginGuard
 
+_SECURITY = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 _PAGE = Path(__file__).parent / "page"
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
@@ -43,7 +54,7 @@ def build_app(exploration: Exploration, token: str, port: int, *, loopback_only:
 
 
 def _add_page(app: FastAPI) -> None:
-    for file in [*sorted(_PAGE.iterdir()), STYLE, *MAP_SCRIPTS]:
+    for file in [*sorted(_PAGE.iterdir()), *(TEMPLATES / name for name in SHARED)]:
         content, kind = file.read_bytes(), _TYPES[file.suffix]
         path = "/" if file.name == "index.html" else f"/{file.name}"
         app.add_api_route(path, _constant(content, kind), response_class=Response)
@@ -123,3 +134,45 @@ async def _in_one_line(request: Request, error: Exception) -> JSONResponse:
     problems = error.errors() if isinstance(error, RequestValidationError) else []
     reasons = [f"{'.'.join(map(str, each['loc'][1:])) or 'request'}: {each['msg']}" for each in problems[:3]]
     return JSONResponse({"detail": "; ".join(reasons)}, 422)
+
+
+class TokenGuard:
+    """ASGI middleware: refuse requests without the token, which is in the first address, then in a cookie."""
+
+    # browsers share cookies among the ports of a host, so the port is part of the cookie's name
+
+    def __init__(self, app: ASGIApp, token: str, port: int) -> None:
+        self.app, self._token, self._cookie = app, token, f"monai_diffae_{port}"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        in_address = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        is_first = self._is_token(in_address)
+        in_cookie = cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
+        in_header = headers.get("authorization", "").removeprefix("Bearer ")
+
+        async def send_safely(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer = MutableHeaders(scope=message)
+                for name, value in _SECURITY.items():
+                    answer.setdefault(name, value)
+                if is_first:
+                    cookie = f"{self._cookie}={self._token}; Path=/; HttpOnly; SameSite=Strict"
+                    answer.append("Set-Cookie", cookie)
+            await send(message)
+
+        if is_first or self._is_token(in_cookie) or self._is_token(in_header):
+            await self.app(scope, receive, send_safely)
+            return
+        refused = PlainTextResponse(
+            "This page needs its token: open the whole address that monai-diffae explore shows in the terminal.\n", 403
+        )
+        await refused(scope, receive, send_safely)
+
+    def _is_token(self, text: str) -> bool:
+        return secrets.compare_digest(text.encode("utf-8", "surrogateescape"), self._token.encode())

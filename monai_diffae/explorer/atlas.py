@@ -1,4 +1,4 @@
-"""The map of a cohort's z_sem: coordinates, neighbors, outlier scores and positions along principal components."""
+"""The map of a cohort's z_sem: coordinates, neighbors, outliers, components, and the scores of edited images."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monai_diffae.apps.evaluation.outliers import TrainingCases, patients_of, splits_of
-from monai_diffae.apps.synthesis.combination import components_of
+from monai_diffae.apps.synthesis.combination import Axes, components_of
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import MAP_COLUMNS, label_columns, read_embeddings, split_rows, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.latents import PrincipalComponents
+from monai_diffae.latents import Direction, PrincipalComponents
 from monai_diffae.latents.neighbors import nearest_neighbors, p_values
 from monai_diffae.latents.statistics import ACTIVE_SHARE
 
@@ -30,37 +30,22 @@ _UNUSUAL, _TYPICAL = 2.5, 2.0  # whitened standard deviations
 
 @dataclass(frozen=True)
 class Extreme:
-    """The position of a case along a component.
+    """The position of a case along a component."""
 
-    Attributes:
-        component: its number, from 1.
-        position: in standard deviations of the training cases.
-        whitened: the same as the outlier score counts it.
-        share: its share of the squared whitened distance from the mean, from 0 to 1.
-    """
-
-    component: int
-    position: float
-    whitened: float
-    share: float
+    component: int  # from 1
+    position: float  # in standard deviations of the training cases
+    whitened: float  # the same as the outlier score counts it
+    share: float  # of the squared whitened distance from the mean
 
     @property
     def to_typical(self) -> float:
-        """The move, in standard deviations, to the border of what is usual on the same side; 0: it is usual.
-
-        Example:
-            >>> Extreme(7, 8.0, 8.0, 0.1).to_typical, Extreme(7, -2.4, -2.4, 0.1).to_typical
-            (-6.0, 0.0)
-        """
+        """The move, in standard deviations, to the border of what is usual on the same side; 0: it is usual."""
         return (_TYPICAL / abs(self.whitened) - 1) * self.position if abs(self.whitened) > _UNUSUAL else 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Atlas:
-    """A table of embeddings whose rows are cases of a cohort, with all principal components of the training cases.
-
-    The first ``num_components`` of them are shown for every case.
-    """
+    """A table of embeddings whose rows are cases of a cohort, with all principal components of the training cases."""
 
     table: pd.DataFrame
     cases: Sequence[Case]
@@ -101,12 +86,9 @@ class Atlas:
         return np.asarray(z_norm @ self.components.directions.T / stds)
 
     def extremes(self, row: int) -> list[Extreme]:
-        """The components along which a case is most extreme, the most extreme first.
-
-        All unusual ones are included, and always enough that some have no fixed slider. As in the outlier score,
-        positions are whitened with a little added variance: a component along which the training cases hardly vary
-        counts less than its standard deviations suggest.
-        """
+        """The components along which a case is most extreme, the most extreme first."""
+        # all unusual ones, and always enough that some have no fixed slider; whitened as in the outlier score, so that
+        # a component along which the training cases hardly vary counts less than its standard deviations suggest
         stds, positions = self.components.stds, self.positions[row]
         whitened = positions * stds / np.sqrt(stds**2 + ACTIVE_SHARE)
         shares = whitened**2 / max(float((whitened**2).sum()), np.finfo(float).tiny)
@@ -184,6 +166,49 @@ class Atlas:
     @cached_property
     def _patients(self) -> NDArray[np.str_]:
         return patients_of(self.table)
+
+
+@dataclass(frozen=True)
+class ImageCodes:
+    """The codes that an image is scored by, (1, D) each."""
+
+    case: NDArray[np.floating[Any]]
+    target: NDArray[np.floating[Any]]  # what was decoded
+    image: NDArray[np.floating[Any]] | None  # of the decoded image; None: it is not known
+    is_preview: bool  # decoded with few steps; it has no outlier scores then, which take a while
+
+    @property
+    def known(self) -> dict[str, NDArray[np.floating[Any]]]:
+        """The codes by name; ``image`` only if it is known."""
+        return {"case": self.case, "target": self.target} | ({} if self.image is None else {"image": self.image})
+
+
+def scores_of(atlas: Atlas, axes: Axes, row: int, codes: ImageCodes) -> dict[str, Any]:
+    """The scores of an image."""
+    directions = [_along(name, each, codes) for name, each in axes.directions.items()]
+    z_shown = codes.target if codes.image is None else codes.image
+    z_norm, z_norm_case = (atlas.training.reference.normalised(z) for z in (z_shown, codes.case))
+    nearest = atlas.nearest_other(z_norm[0], row)
+    return {
+        "directions": directions,
+        "to_itself": float(np.linalg.norm(z_norm - z_norm_case)),
+        "nearest": None if nearest is None else nearest[1],
+        "nearest_row": None if nearest is None else nearest[0],
+        "outlier": None if codes.is_preview else _outlier_scores(atlas, row, codes),
+        "components": atlas.positions_of(z_norm)[0].tolist(),
+    }
+
+
+def _outlier_scores(atlas: Atlas, row: int, codes: ImageCodes) -> dict[str, float] | None:
+    scores = atlas.outlier_scores_of(np.concatenate(list(codes.known.values())), row)
+    return None if scores is None else dict(zip(codes.known, scores, strict=True))
+
+
+def _along(name: str, direction: Direction, codes: ImageCodes) -> dict[str, Any]:
+    values: dict[str, Any] = {key: float(direction.predict(z)[0]) for key, z in codes.known.items()}
+    if codes.image is not None:
+        values["drift"] = float((direction.distance(codes.image) - direction.distance(codes.case))[0] / direction.std)
+    return {"name": name, **values}
 
 
 def _plain(value: Any) -> Any:

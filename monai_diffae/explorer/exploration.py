@@ -1,48 +1,106 @@
-"""What the page shows: the answers to its requests, as plain values and bytes."""
+"""What the page shows: opens the bundle and the cohort, and answers requests with plain values and bytes."""
 
 from __future__ import annotations
 
+import json
+import logging
+import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from threading import Thread
+from threading import BoundedSemaphore, Thread
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from monai_diffae.apps.command_lines import command_line
+from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
+from monai_diffae.apps.session import Session
+from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.apps.synthesis.combination import Axes, write_combined
-from monai_diffae.bundle import TrainedLatent
-from monai_diffae.data.embeddings import z_matrix
+from monai_diffae.apps.synthesis.direction_files import read_direction
+from monai_diffae.bundle import TrainedLatent, load_latent
+from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
+from monai_diffae.data.streamed import preprocessed
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError, one_line
-from monai_diffae.explorer.atlas import Atlas
-from monai_diffae.explorer.pixels import packed
+from monai_diffae.explorer.atlas import Atlas, ImageCodes, scores_of
 from monai_diffae.explorer.recipes import Caller, Recipe
-from monai_diffae.explorer.scores import ImageCodes, scores_of
-from monai_diffae.explorer.studio import Studio, shown_arrays
-from monai_diffae.explorer.thumbnails import Thumbnails
-from monai_diffae.explorer.worker import Check, ModelWorker
+from monai_diffae.explorer.studio import Check, ModelWorker, Studio, shown_arrays
+from monai_diffae.latents.representation import warn_if_unused
+from monai_diffae.pictures import thumbnail
 from monai_diffae.serving.answers import NotFoundError
+
+logger = logging.getLogger(__name__)
 
 Quality = Literal["preview", "full"]
 
 _MOST_SAMPLES = 16
+_READ_AT_ONCE = BoundedSemaphore(2)
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a page; the embeddings are made first, in ``out``, if they are None."""
+
+    bundle: Path
+    cohort: Path
+    out: Path
+    embeddings: Path | None = None
+    directions: Sequence[Path] = ()
+
+
+def open_exploration(files: Files, num_components: int, decoding: Decoding, reading: Reading, run: Run) -> Exploration:
+    """Open everything, and embed the cohort if there is no table."""
+    directions = {str(file): read_direction(file) for file in files.directions}
+    session = Session.open(files.bundle, files.cohort, decoding=decoding, reading=reading, run=run)
+    trained = session.trained
+    for direction in directions.values():
+        direction.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
+    warn_if_unused(trained.z_sem_usage)
+    embeddings = files.embeddings or _embedded(files, reading, run)
+    check_same_model(embeddings, files.bundle)
+    warn_of_other_preprocessing(embeddings, trained)
+    atlas = Atlas.open(embeddings, session.cohort.cases, num_components)
+    num_missing = len(session.cohort.cases) - len(atlas.cases)
+    if num_missing:
+        logger.warning("%d cases of the cohort are not in %s, and not on the map", num_missing, embeddings.name)
+    studio = Studio(session, Axes(directions, atlas.components))
+    seconds = studio.warm_up()
+    logger.info("one network evaluation takes %.0f ms: previews take %d", 1000 * seconds, studio.preview_steps)
+    caller = Caller(files.bundle, files.cohort, embeddings, decoding, reading, run)
+    return Exploration(atlas, studio, caller, _latent(session))
+
+
+def _embedded(files: Files, reading: Reading, run: Run) -> Path:
+    """The table of embeddings; made as by the command ``embed``, which skips it if it is complete."""
+    arguments = {"bundle": str(files.bundle), "cohort": str(files.cohort), "out": str(files.out)}
+    logger.info("$ %s", command_line("embed", arguments))
+    return embed(files.bundle, files.cohort, files.out, reading=reading, run=run).path
+
+
+def _latent(session: Session) -> TrainedLatent | None:
+    bundle = session.trained.folder
+    return load_latent(bundle, session.trained.device) if (models_folder(bundle) / LATENT_MODEL).is_file() else None
 
 
 @dataclass(frozen=True)
 class Exploration:
-    """A trained bundle and its embedded cohort, ready for the page.
-
-    ``studio`` is used in the worker's thread only. ``latent`` is None without a latent DDIM.
-    """
+    """A trained bundle and its embedded cohort, ready for the page."""
 
     atlas: Atlas
     studio: Studio
-    thumbnails: Thumbnails
     caller: Caller
     latent: TrainedLatent | None = None
     worker: ModelWorker = field(default_factory=ModelWorker)
     _outliers: Future[dict[str, Any]] = field(default_factory=Future)
+    _thumbnails: dict[int, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         Thread(target=self._score, name="outliers", daemon=True).start()
@@ -71,14 +129,11 @@ class Exploration:
             "map_stds": atlas.components.stds[:2].tolist(),
             "components": [{"name": str(k), "explained": share} for k, share in enumerate(explained, start=1)],
             "directions": [
-                {"name": name, "target": each.target, "kind": each.kind, "classes": each.classes, "score": each.score}
+                {"name": name, "target": each.target, "kind": each.kind, "classes": each.classes}
                 for name, each in self.axes.directions.items()
             ],
             "has_samples": self.latent is not None,
             "z_channels": trained.z_channels,
-            "steps": self.studio.steps,
-            "preview_steps": self.studio.preview_steps,
-            "z_sem_usage": trained.z_sem_usage,
         }
 
     def outliers(self) -> dict[str, Any]:
@@ -88,27 +143,38 @@ class Exploration:
     def about(self, row: int) -> dict[str, Any]:
         """What is known about a case without decoding anything."""
         self._check(row)
-        atlas, z_sem = self.atlas, self._z_sem(row)
+        atlas = self.atlas
         return {
             "row": row,
-            "id": atlas.cases[row].id,
             "split": atlas.splits[row],
             "labels": {name: values[row] for name, values in atlas.labels.items()},
             "neighbors": [{"row": each, "distance": distance} for each, distance in atlas.neighbors(row)],
             "components": atlas.positions[row].tolist(),
             "extremes": [{**asdict(each), "to_typical": each.to_typical} for each in atlas.extremes(row)],
-            "predictions": {name: float(each.predict(z_sem)[0]) for name, each in self.axes.directions.items()},
         }
 
     def thumbnail(self, row: int) -> bytes:
-        """A small PNG of a case."""
+        """A small PNG of a case: from the table if it has them, else made once."""
         self._check(row)
-        return self.thumbnails.of(row)
+        table = self.atlas.table
+        if "thumbnail" in table and isinstance(table["thumbnail"][row], bytes):
+            return bytes(table["thumbnail"][row])
+        if row not in self._thumbnails:
+            model_range = self.studio.session.trained.model_range
+            self._thumbnails[row] = thumbnail(torch.from_numpy(self._image(row)), model_range)
+        return self._thumbnails[row]
 
     def scan(self, row: int) -> bytes:
         """The scan as the model sees it; read at once, even while the model is busy."""
         self._check(row)
-        return packed({"image": self.thumbnails.image(row)})
+        return packed({"image": self._image(row)})
+
+    def _image(self, row: int) -> NDArray[np.float32]:
+        """The scan of a case as the model sees it, [C, *S]."""
+        with _READ_AT_ONCE:
+            preprocessing = self.studio.session.trained.preprocessing
+            item = preprocessed(preprocessing, self.atlas.cases[row].item(), ("image",))
+        return np.asarray(item["image"], np.float32)
 
     def progress(self) -> dict[str, str]:
         """What the model does now, if it takes long: a ``text``, empty if there is nothing to tell."""
@@ -183,17 +249,14 @@ class Exploration:
         """The combination, the case and the other cases of a recipe."""
         for row in (recipe.case, *recipe.other_rows):
             self._check(row)
+        components = [str(k) for k in range(1, len(self.atlas.components.directions) + 1)]
         unknown = [name for name in recipe.directions if name not in self.axes.directions]
-        unknown += [name for name in recipe.components if name not in self._component_names]
+        unknown += [name for name in recipe.components if name not in components]
         if unknown:
             raise ConfigError(f"{unknown[0][:60]}: is no direction or component of this page")
         others = {row: self.atlas.cases[row] for row in recipe.other_rows}
         combination = recipe.combination({row: case.id for row, case in others.items()})
         return combination, self.atlas.cases[recipe.case], {case.id: case for case in others.values()}
-
-    @property
-    def _component_names(self) -> list[str]:
-        return [str(k) for k in range(1, len(self.atlas.components.directions) + 1)]
 
     def _check(self, row: int) -> None:
         if not 0 <= row < len(self.atlas.cases):
@@ -206,9 +269,6 @@ class Exploration:
             raise ConfigError(f"count: {count} is not from 1 to {_MOST_SAMPLES}")
         return self.latent
 
-    def _z_sem(self, row: int) -> Any:
-        return z_matrix(self.atlas.table.iloc[[row]])
-
     def _score(self) -> None:
         try:
             scores, p = self.atlas.outliers
@@ -217,3 +277,20 @@ class Exploration:
             self._outliers.set_result({"reason": one_line(error)})
         except BaseException as error:
             self._outliers.set_exception(error)
+
+
+def packed(arrays: Mapping[str, Tensor | NDArray[Any]], **header: Any) -> bytes:
+    """Arrays and other values as bytes: the header's length (uint32, little endian), the header, the arrays."""
+    values = {name: _float32(array) for name, array in arrays.items()}
+    places, offset = {}, 0
+    for name, array in values.items():
+        places[name] = {"shape": list(array.shape), "offset": offset}
+        offset += array.nbytes
+    text = json.dumps({**header, "arrays": places}, allow_nan=False).encode()
+    text += b" " * (-len(text) % 4)  # the browser needs arrays at multiples of 4
+    return b"".join([struct.pack("<I", len(text)), text, *(array.tobytes() for array in values.values())])
+
+
+def _float32(array: Tensor | NDArray[Any]) -> NDArray[np.float32]:
+    values = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    return np.ascontiguousarray(values, "<f4")

@@ -64,7 +64,7 @@ def explore(
     Args:
         bundle: Folder of a trained bundle.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
-        out: Folder for the table of embeddings, if none is given, and for thumbnails.
+        out: Folder for the table of embeddings, if none is given.
         embeddings: Table of embeddings of the cohort; by default it is made first, as by ``embed``.
         directions: Direction files, written by ``fit-direction``: one slider each.
         num_components: Number of principal components with sliders.
@@ -89,8 +89,8 @@ def explore(
         monai_diffae.errors.ConfigError: no_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
     from monai_diffae.explorer.app import build_app
-    from monai_diffae.explorer.opening import Files, open_exploration
-    from monai_diffae.serving.ports import LOOPBACK, check_port
+    from monai_diffae.explorer.exploration import Files, open_exploration
+    from monai_diffae.serving.server import LOOPBACK, check_port
 
     refuse_results_among_scans(cohort, out=out)  # the default, too, which lies in the working folder
     check_port(address.host, address.port)
@@ -100,7 +100,10 @@ def explore(
     if address.host not in LOOPBACK:
         logger.warning("host: everyone who can reach %s and knows the token can see the scans", address.host)
     app = build_app(exploration, token, address.port, loopback_only=address.host in LOOPBACK)
-    _serve(app, address, token)
+    try:
+        _serve(app, address, token)
+    finally:
+        exploration.close()
     return CommandResult()
 
 

@@ -1,10 +1,12 @@
-"""Decodes the images of the page: cases are opened once, and what does not change is computed once."""
+"""Decodes the images of the page in one thread: cases are opened once, and newer requests replace older ones."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,11 +17,13 @@ from monai_diffae.apps.session import Session
 from monai_diffae.apps.synthesis.combination import Axes, Combination
 from monai_diffae.bundle.model_case import Detail, ModelCase
 from monai_diffae.data.cases import Case
-from monai_diffae.explorer.worker import Check
+from monai_diffae.serving.answers import ConflictError
 from monai_diffae.transforms import NativeSpace
 
 T = TypeVar("T")
 U = TypeVar("U")
+Check = Callable[[], None]
+"""Raises :class:`SupersededError` if a newer job has replaced the one that runs."""
 
 _KEPT = 12  # cases that stay open, and plain reconstructions
 _PREVIEW_S = 0.1
@@ -28,29 +32,17 @@ _LEAST_STEPS, _MOST_STEPS = 2, 8  # network evaluations of a preview
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image of a combination.
+    """An image of a combination."""
 
-    Attributes:
-        image: (1, C, *S) in the model's range.
-        difference: (1, C, *S), from the plain reconstruction with as many steps.
-        z_target: (1, D), the z_sem that was decoded.
-        z_image: (1, D), the z_sem of the decoded image; None: the encoder cannot look at it.
-        steps: network evaluations.
-    """
-
-    image: Tensor
-    difference: Tensor
-    z_target: Tensor
-    z_image: Tensor | None
-    steps: int
+    image: Tensor  # (1, C, *S) in the model's range
+    difference: Tensor  # from the plain reconstruction with as many steps
+    z_target: Tensor  # (1, D), what was decoded
+    z_image: Tensor | None  # (1, D), of the decoded image; None: the encoder cannot look at it
 
 
 @dataclass
 class Studio:
-    """Decodes combinations of the cases of a session; for one thread.
-
-    ``axes`` are the lines along which z_sem is moved; ``progress`` is what takes long now, or empty.
-    """
+    """Decodes combinations of the cases of a session; for one thread."""
 
     session: Session
     axes: Axes
@@ -65,18 +57,14 @@ class Studio:
         return self.session.trained.inferer.decoding_evaluations
 
     def warm_up(self) -> float:
-        """Decode noise, so that the first request is not slow, and choose the steps of a preview.
-
-        A fast decoder has one number of steps, so its previews are full images. Returns the time of one network
-        evaluation, in s.
-        """
+        """Decode noise, so that the first request is not slow, and choose the steps of a preview."""
         trained = self.session.trained
         z_sem = torch.zeros(1, trained.z_channels, device=trained.device)
         x_T = torch.zeros(1, *trained.x_T_shape, device=trained.device)
         times = []
         for _ in range(4):
             start = time.perf_counter()
-            self._decode(z_sem, x_T, _LEAST_STEPS, _no_check)
+            self._decode(z_sem, x_T, _LEAST_STEPS, lambda: None)
             times.append((time.perf_counter() - start) / _LEAST_STEPS)
         seconds = min(times)  # the first one is slow, and others may be on a busy machine
         if trained.inferer.decoder == "fast":
@@ -102,7 +90,7 @@ class Studio:
         plain = self._plain_image(case.id, own, steps, check)
         is_plain = combination.has_own_x_T and torch.equal(z_sem, own.z_sem)
         image = plain if is_plain else self._decode(z_sem, x_T, steps, check)
-        return Decoded(image, image - plain, z_sem, self._encoded(image), steps)
+        return Decoded(image, image - plain, z_sem, self._encoded(image))
 
     def sample(self, z_sem: Tensor, x_T: Tensor, check: Check) -> Tensor:
         """Decode z_sem (N, D) with x_T (N, C, *S), one by one."""
@@ -139,11 +127,48 @@ class Studio:
         return self.session.trained.inferer.encode(image, self.session.trained.network)
 
 
-def shown_arrays(opened: ModelCase, decoded: Decoded, detail: Detail) -> dict[str, Any]:
-    """The pictures ``image`` and ``difference``, ``[C, *S]`` in the model's range, in the model's grid.
+class SupersededError(ConflictError):
+    """A newer job of the same lane replaced this one."""
 
-    Those of a 2D scan with detail ``own`` are in the scan's own grid, with the difference to the scan, and ``scan``.
-    """
+
+class ModelWorker:
+    """Runs one job after the other in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._newest: dict[str, int] = {}
+        self._count = 0
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def submit(self, lane: str | None, run: Callable[[Check], T]) -> Future[T]:
+        """Queue a job, which may call its argument between steps; it replaces older jobs of its lane, if it has one."""
+        with self._lock:
+            self._count += 1
+            number = self._count
+            if lane is not None:
+                self._newest[lane] = number
+
+        def check() -> None:
+            if self._is_closed or (lane is not None and self._newest[lane] != number):
+                raise SupersededError(
+                    "request: a newer one of this window replaced it, or the server ends; send it again"
+                )
+
+        def start() -> T:
+            check()
+            return run(check)
+
+        return self._thread.submit(start)
+
+    def close(self) -> None:
+        """End the thread after the job that runs; waiting jobs are superseded."""
+        self._is_closed = True
+        self._thread.shutdown()
+
+
+def shown_arrays(opened: ModelCase, decoded: Decoded, detail: Detail) -> dict[str, Any]:
+    """The pictures ``image`` and ``difference``, ``[C, *S]`` in the model's range, in the model's grid."""
     if detail == "model" or opened.scan.array.ndim != 3:
         return {"image": decoded.image[0], "difference": decoded.difference[0]}
     (native,) = (space for space in opened.spaces.values() if isinstance(space, NativeSpace))
@@ -160,7 +185,3 @@ def _remembered(memory: OrderedDict[T, U], key: T, make: Callable[[], U]) -> U:
     while len(memory) > _KEPT:
         memory.popitem(last=False)
     return memory[key]
-
-
-def _no_check() -> None:
-    pass

@@ -23,7 +23,7 @@ from monai_diffae.engines.device_settings import send
 from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.handlers.validation import is_of_probes
 from monai_diffae.latents.representation import warn_if_unused
-from monai_diffae.pictures.curves import draw_curves
+from monai_diffae.pictures.charts import draw_curves
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.label.app_folder import AppFolder
 from monai_diffae.label.logs import set_up_logging
 from monai_diffae.label.server_settings import apply_settings, settings_for
-from monai_diffae.serving.origins import LOOPBACK_ORIGIN, OriginGuard
+from monai_diffae.serving.server import LOOPBACK_ORIGIN, OriginGuard
 
 _ROUTES = {"info": 8, "batch_infer": 4, "train": 1, "activelearning": 1, "scoring": 4, "datastore": 8,
            "session": 4, "ohif": 8}  # fmt: skip

@@ -58,7 +58,7 @@ def label_server(
         monai_diffae.errors.ConfigError: no_app: is not an app folder; make one with monai-diffae label-app
     """
     from monai_diffae.label.app_folder import AppFolder
-    from monai_diffae.serving.ports import LOOPBACK, check_port
+    from monai_diffae.serving.server import LOOPBACK, check_port
 
     folder = AppFolder(app)
     folder.settings()
@@ -82,8 +82,7 @@ def _serve(app: Path, studies: str, host: str, port: int, modality: str | None) 
     from monai_diffae.label.asgi import build_app
     from monai_diffae.label.logs import set_up_logging
     from monai_diffae.label.server_settings import apply_settings, settings_for
-    from monai_diffae.serving.ports import LOOPBACK
-    from monai_diffae.serving.server import serve
+    from monai_diffae.serving.server import LOOPBACK, serve
 
     apply_settings(settings_for(app, studies, port, modality))
     set_up_logging(AppFolder(app).log_file)

@@ -1,17 +1,20 @@
-"""Grids of small captioned images."""
+"""Grids of small captioned images; a caption says only what is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffae.pictures.mosaic import three_planes
+from monai_diffae.errors import ConfigError
+from monai_diffae.pictures.mosaic import in_rgb, three_planes
 
 _INCHES = 1.4
+_LONGEST = 24
 
 
 def draw_cells(
@@ -45,5 +48,44 @@ def _pixels(image: Tensor, model_range: tuple[float, float]) -> NDArray[np.float
     low, high = model_range
     images = (image.as_subclass(Tensor)[None].float() - low) / (high - low)
     images = three_planes(images) if images.ndim == 5 else images
-    images = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
-    return images[0].clamp(0, 1).permute(1, 2, 0).numpy()
+    return in_rgb(images)[0].clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def check_captions(names: Sequence[str], labels: Collection[str]) -> None:
+    """Check that captions can show what they are asked to.
+
+    Args:
+        names: ``id`` and names of labels.
+        labels: the labels of the cases.
+
+    Raises:
+        ConfigError: a name is neither.
+    """
+    for name in names:
+        if name != "id" and name not in labels:
+            choices = ", ".join(["id", *sorted(labels)])
+            raise ConfigError(f"captions: there is no {name!r}; choose from: {choices}")
+
+
+def caption(values: Mapping[Any, Any], names: Sequence[str]) -> str:
+    """The id of a case, and its labels with their names, one per line; a missing label is a dash.
+
+    Example:
+        >>> print(caption({"id": "case-1", "age": 61.2345, "sex": None}, ["id", "age", "sex"]))
+        case-1
+        age 61.23
+        sex -
+    """
+    return "\n".join(
+        _short(_text(values.get(name)) if name == "id" else f"{name} {_text(values.get(name))}") for name in names
+    )
+
+
+def _text(value: Any) -> str:
+    if value is None or value != value:  # NaN
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -1,13 +1,16 @@
-"""A mosaic of images in labelled rows."""
+"""Images as PNG: a mosaic in labelled rows, anomaly maps, differences in colours, planes of volumes, thumbnails."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
+
+_OUTLINE = (1.0, 0.25, 0.1)  # red, green, blue, of a mask
 
 
 def draw_mosaic(
@@ -101,8 +104,7 @@ def three_planes(volumes: Tensor, voxel: Sequence[int] | None = None) -> Tensor:
 
 def _strip(images: Tensor) -> Image.Image:
     images = three_planes(images) if images.ndim == 5 else images
-    images = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
-    images = nn.functional.pad(images, (1, 1, 1, 1), value=1.0).clamp(0, 1)
+    images = nn.functional.pad(in_rgb(images), (1, 1, 1, 1), value=1.0).clamp(0, 1)
     strip = torch.cat(list(images), dim=-1).permute(1, 2, 0)
     return Image.fromarray((strip * 255).round().to(torch.uint8).numpy())
 
@@ -123,3 +125,69 @@ def plane_slices(volume: Tensor, plane: str) -> Tensor:
     """
     axis = {"sagittal": 1, "coronal": 2, "axial": 3}[plane]
     return volume.movedim(axis, 1).flip(2, 3).transpose(2, 3)
+
+
+def draw_anomalies(
+    cases: Sequence[Mapping[str, Tensor]],
+    captions: Sequence[str],
+    path: Path,
+    model_range: tuple[float, float] = (-1.0, 1.0),
+) -> None:
+    """Draw one column per case: the input, the reconstruction, the map in colours, the input with the mask's outline.
+
+    Args:
+        cases: ``image`` and ``reconstruction`` (C, *S), ``map`` (1, *S) and ``mask`` (1, *S) of each case. Volumes are
+            shown in three planes through the map's highest value.
+        captions: a heading for each case.
+        path: the PNG.
+        model_range: black and white.
+    """
+    limit = max(float(case["map"].max()) for case in cases)
+    rows: dict[str, list[Tensor]] = {"input": [], "expected": [], "anomaly map": [], "mask": []}
+    for case in cases:
+        flat = _in_planes(case)
+        rows["input"].append(in_rgb(flat["image"]))
+        rows["expected"].append(in_rgb(flat["reconstruction"]))
+        rows["anomaly map"].append(in_colours(flat["map"], limit, "inferno", model_range))
+        rows["mask"].append(_outlined(in_rgb(flat["image"]), flat["mask"], model_range))
+    draw_mosaic({name: torch.cat(images) for name, images in rows.items()}, path, model_range, captions)
+
+
+def _in_planes(case: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors (1, C, H, W) of a case."""
+    tensors = {name: tensor.as_subclass(Tensor)[None].float().cpu() for name, tensor in case.items()}
+    if tensors["map"].ndim == 4:
+        return tensors
+    peak = torch.unravel_index(tensors["map"].argmax(), tensors["map"].shape)[2:]
+    planes = {name: three_planes(tensor, [int(i) for i in peak]) for name, tensor in tensors.items()}
+    return {name: plane.nan_to_num(posinf=0.0) if name in ("map", "mask") else plane for name, plane in planes.items()}
+
+
+def in_rgb(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W); those with another number of channels by their first channel."""
+    return images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
+
+
+def _outlined(images: Tensor, masks: Tensor, model_range: tuple[float, float]) -> Tensor:
+    """Images (1, 3, H, W) with the pixels at the inner border of the mask in colour."""
+    low, high = model_range
+    eroded = -nn.functional.max_pool2d(-nn.functional.pad(masks, (1, 1, 1, 1)), 3, stride=1)
+    border = (masks > 0) & (eroded <= 0)
+    colour = torch.tensor(_OUTLINE).view(1, 3, 1, 1) * (high - low) + low
+    return torch.where(border, colour, images)
+
+
+def thumbnail(image: Tensor, model_range: tuple[float, float], side_px: int = 64, kind: str = "png") -> bytes:
+    """A small picture of an image (C, *S); of a volume, its axial middle plane."""
+    if image.ndim == 4:
+        image = plane_slices(image, "axial")[:, image.shape[3] // 2]
+    low, high = model_range
+    grey = (((image if len(image) == 3 else image[:1]).as_subclass(Tensor).float().cpu() - low) / (high - low)).clamp(
+        0, 1
+    )
+    pixels = (grey * 255).round().byte().numpy().transpose(1, 2, 0)
+    picture = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+    picture.thumbnail((side_px, side_px))
+    file = io.BytesIO()
+    picture.save(file, kind, quality=88)
+    return file.getvalue()

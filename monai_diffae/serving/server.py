@@ -1,20 +1,40 @@
-"""Serve an application until Ctrl-C."""
+"""A server of this machine: its port, which web pages may use it, and how long it runs."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from monai_diffae.errors import MachineError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Addresses that only this machine can reach."""
+LOOPBACK_ORIGIN = r"https?://(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?"
+"""A pattern for origins on this machine."""
+
+
+def check_port(host: str, port: int) -> None:
+    """Check that a server can listen."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as test:
+            test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            test.bind(address)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else "no such address"
+        raise MachineError(f"port: {host}:{port} cannot be used ({reason}); choose another port") from error
 
 
 def serve(app: ASGIApp, host: str, port: int, announce: Callable[[], None], *, end_after_s: int = 2) -> None:
-    """Serve an application until Ctrl-C or SIGTERM; running requests then have ``end_after_s`` seconds.
-
-    ``announce`` tells the user the address; it is called when requests are already accepted.
-    """
+    """Serve until Ctrl-C or SIGTERM; ``announce`` tells the user the address when requests are already accepted."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -25,3 +45,46 @@ def serve(app: ASGIApp, host: str, port: int, announce: Callable[[], None], *, e
     announce()
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it has ended
         uvicorn.Server(config).run(sockets=[listening])
+
+
+class OriginGuard:
+    """ASGI middleware: refuse requests that a web page of another machine sends through the user's browser.
+
+    Without it, any page that the user visits could start a training or read images, although the server listens on the
+    loopback address only. Programs such as 3D Slicer send no origin. With ``loopback_only``, the Host must be this
+    machine, too, so that a foreign name that resolves to the loopback address (DNS rebinding) is refused.
+    """
+
+    def __init__(self, app: ASGIApp, loopback_only: bool = True) -> None:
+        self.app, self.loopback_only = app, loopback_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            host, origin = headers.get("host", ""), headers.get("origin")
+            is_local = re.fullmatch(LOOPBACK_ORIGIN, f"http://{host}") is not None
+            if self.loopback_only and not is_local:
+                reason = "host: the server answers only this machine; use localhost, or start it with --host"
+                await _refuse(reason, scope, receive, send)
+                return
+            if origin is not None and not may_ask(origin, host):
+                await _refuse("origin: web pages of other machines may not use this server", scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def may_ask(origin: str, host: str) -> bool:
+    """Whether a page with this header ``Origin`` may send requests to this ``Host``.
+
+    Example:
+        >>> may_ask("http://localhost:3000", "127.0.0.1:8000"), may_ask("https://example.org", "127.0.0.1:8000")
+        (True, False)
+        >>> may_ask("http://server.clinic:8000", "server.clinic:8000")
+        True
+    """
+    return re.fullmatch(LOOPBACK_ORIGIN, origin) is not None or urlsplit(origin).netloc == host != ""
+
+
+async def _refuse(reason: str, scope: Scope, receive: Receive, send: Send) -> None:
+    await JSONResponse({"detail": reason}, status_code=403)(scope, receive, send)

@@ -24,7 +24,7 @@ from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.errors import ConfigError
-from monai_diffae.explorer.opening import Files, open_exploration
+from monai_diffae.explorer.exploration import Files, open_exploration
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import uvicorn
 
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.explorer.app import build_app
-from monai_diffae.explorer.opening import Files, open_exploration
+from monai_diffae.explorer.exploration import Files, open_exploration
 
 TOKEN = "the-token"
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from monai_diffae.bundle.model_file import read_description
 from monai_diffae.handlers import TrainingProgress, progress
-from monai_diffae.pictures.curves import draw_curves
+from monai_diffae.pictures.charts import draw_curves
 
 
 def test_a_training_draws_each_row_of_its_curves_once_and_warns_once_at_its_end(

@@ -11,8 +11,8 @@ from PIL import Image
 from monai_diffae.data.scans import Scan, slice_volume
 from monai_diffae.errors import ConfigError
 from monai_diffae.pictures import caption, check_captions, draw_anomalies, draw_cells, thumbnail
+from monai_diffae.pictures.charts import calibration_bins
 from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, three_planes
-from monai_diffae.pictures.probes import calibration_bins
 
 
 def mosaic(tmp_path, rows, **options):

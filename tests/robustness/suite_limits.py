@@ -27,7 +27,7 @@ LOOP_S = 0.035
 """Processor seconds of ``_loop`` on a quiet core of the machine on which the limit was chosen."""
 
 TRAININGS = {
-    "tests/apps/start/test_start.py": 1,
+    "tests/apps/pages/test_start.py": 1,
     "tests/apps/training/test_plan.py": 2,  # some steps each, to measure the speed
     "tests/apps/training/test_train.py": 4,
     "tests/apps/training/test_train_latent.py": 4,

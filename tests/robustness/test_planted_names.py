@@ -124,11 +124,11 @@ def look_around(exploration, file):
 def written(cohort, tmp_path_factory):
     """The folder of what the commands write and log, and of what the page of ``explore`` answers."""
     import monai_diffae as diffae
-    from monai_diffae.apps.report import study
+    from monai_diffae.apps.pages import data as report_data
     from monai_diffae.apps.settings import Decoding, Reading, Run
     from monai_diffae.apps.training import planning
     from monai_diffae.apps.training.speed import Speed
-    from monai_diffae.explorer.opening import Files, open_exploration
+    from monai_diffae.explorer.exploration import Files, open_exploration
 
     out = tmp_path_factory.mktemp("out")
     log, logger = logging.FileHandler(out / "log.txt"), logging.getLogger("monai_diffae")
@@ -145,7 +145,7 @@ def written(cohort, tmp_path_factory):
     settings = Decoding(steps=2), Reading(), Run(device="cpu")
     look_around(open_exploration(Files(bundle, cohort, out / "explored", embedded), 2, *settings), out / "answers")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "_EVALUATION", {"steps": [2], "limit": 2, "draws": 1, "num_images": 0})
+        patch.setattr(report_data, "_EVALUATION", {"steps": [2], "limit": 2, "draws": 1, "num_images": 0})
         diffae.report(bundle, out / "report", cohort=cohort, targets=["size"], embed=True, device="cpu")
         patch.setattr(planning, "measure_speed", lambda config, device, items, batch_size: Speed(8.0, batch_size))
         diffae.start(cohort, out / "started", minutes=0.5, targets=["size"], device="cpu", yes=True)

@@ -13,8 +13,7 @@ from starlette.testclient import TestClient
 
 from monai_diffae import errors
 from monai_diffae.serving.answers import ConflictError, NotFoundError, answered
-from monai_diffae.serving.origins import OriginGuard
-from monai_diffae.serving.ports import check_port
+from monai_diffae.serving.server import OriginGuard, check_port
 
 
 def test_every_error_has_its_status():

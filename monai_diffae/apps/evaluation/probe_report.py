@@ -13,7 +13,7 @@ import pandas as pd
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import counted
 from monai_diffae.latents.probing.evaluation import EvaluatedProbe
-from monai_diffae.pictures.probes import METRIC_NAMES, draw_calibration, draw_few_labels
+from monai_diffae.pictures.charts import METRIC_NAMES, draw_calibration, draw_few_labels
 
 FILES = ("probes.csv", "predictions.parquet", "calibration.png", "few_labels.csv", "few_labels.png")
 

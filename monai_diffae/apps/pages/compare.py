@@ -1,0 +1,97 @@
+"""The command ``compare``: the page of ``report`` for several models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai_diffae.apps.command import command
+from monai_diffae.apps.pages.report import ReportResult
+from monai_diffae.errors import ConfigError, counted
+
+
+@dataclass(frozen=True)
+class CompareResult(ReportResult):
+    """The result of :func:`compare`; see :class:`~monai_diffae.apps.pages.report.ReportResult`."""
+
+    @property
+    def page(self) -> Path:
+        """The page."""
+        return self.folder / "compare.html"
+
+
+@command
+def compare(
+    out: Path,
+    *,
+    bundle: Sequence[Path],
+    cohort: Path | None = None,
+    targets: Sequence[str] = (),
+    embed: bool = False,
+    device: str | None = None,
+    overwrite: bool = False,
+) -> CompareResult:
+    """Show what several models have learnt, on one page: curves, the same cases, quality, maps, probes side by side.
+
+    ``out/compare.html`` is a page like that of ``report``. All models see the same cases, and ``evaluate`` compares
+    them with the first one, case by case. The commands' results are in ``out``, in one folder per model.
+
+    Args:
+        out: Folder for the page and all results.
+        bundle: Folders of two or more trained bundles; the others are compared with the first.
+        cohort: Folder, CSV/TSV or MONAI datalist; by default only the trainings are compared.
+        targets: Label columns to predict; by default those that are found.
+        embed: Copy all pictures into the page, which can then be sent as a single file of less than 15 MB.
+        device: Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one.
+        overwrite: Replace existing results.
+
+    Returns:
+        The folder, and the outcome of each step.
+
+    Raises:
+        ConfigError: there are fewer than two bundles, one is not trained, or a target is no label.
+
+    Example:
+        >>> compare("out", bundle=["model"])
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: bundle: one model cannot be compared; give two or more, or use report
+    """
+    if len(bundle) < 2:
+        raise ConfigError("bundle: one model cannot be compared; give two or more, or use report")
+    from monai_diffae.apps.evaluation.quality import unique_names
+    from monai_diffae.apps.pages.data import JOURNAL, ReportData
+    from monai_diffae.apps.pages.page import write_page
+    from monai_diffae.apps.pages.sections import Report
+    from monai_diffae.apps.steps import Steps
+
+    steps = Steps(journal=out / JOURNAL)
+    models = [
+        ReportData(path, out / name, cohort, out, name, targets, device, overwrite, steps)
+        for path, name in zip(bundle, unique_names(bundle), strict=True)
+    ]
+    _check_kinds({model.name: model.describe() for model in models})
+    for model in models:
+        model.run_common(cases=models[0].shown_cases)
+    if models[0].result("embeddings") is not None:
+        models[0].evaluate(bundle, out)
+    result = CompareResult(out, steps.outcomes)
+    write_page(result.page, "report.html", embed=embed, **Report(models).values())
+    return result
+
+
+def _check_kinds(summaries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that the models take the same kind of images."""
+    kinds = {
+        name: f"{summary['spatial_dims']}D images of {counted(summary.get('in_channels', 1), 'channel')}"
+        for name, summary in summaries.items()
+    }
+    (first, kind), *others = kinds.items()
+    for name, other in others:
+        if other != kind:
+            raise ConfigError(
+                f"bundle: {first} takes {kind} and {name} takes {other}, so they cannot see the same cases; compare "
+                "models of one kind"
+            )

@@ -1,0 +1,215 @@
+"""The ordinary data of a report: what commands found out about one bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from monai_diffae.apps.command_lines import command_line
+from monai_diffae.apps.examples import find_examples, find_positive, find_targets, held_out_split
+from monai_diffae.apps.steps import Outcome, Step, Steps
+from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.data.cases import safe_id
+from monai_diffae.data.embeddings import label_columns, read_embeddings
+from monai_diffae.errors import ConfigError
+
+NUM_MOSAIC = {2: 8, 3: 4}
+"""Reconstructed cases in the page, by the number of spatial axes: volumes take more room."""
+
+JOURNAL = "steps.json"
+"""The file in the folder of a page that keeps durations and warnings of the steps."""
+
+_EVALUATION = {"steps": [5, 10, 20], "limit": 16, "draws": 1, "num_images": 32, "num_codes": 500}
+_NUM_EDITED, _NUM_SAMPLES, _MOST_EDITED_TARGETS = 4, 16, 2
+
+
+@dataclass
+class ReportData:
+    """A bundle, and what the commands find out about it."""
+
+    bundle: Path
+    folder: Path  # of the results, with one folder per command
+    cohort: Path | None = None  # None: only what needs no scans is shown
+    root: Path | None = None  # the folder of the page; None: ``folder``
+    name: str = ""  # on the page; by default that of the bundle's folder
+    targets: Sequence[str] = ()  # label columns to predict and to edit; empty: those that are found
+    device: str | None = None
+    overwrite: bool = False
+    steps: Steps = field(default_factory=Steps)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # what became of each step, by the name of its folder
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.bundle.resolve().name
+
+    @property
+    def embeddings(self) -> Path:
+        """The table of embeddings."""
+        return self.folder / "embeddings" / "embeddings.parquet"
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The embeddings of the cohort."""
+        return read_embeddings(self.embeddings)
+
+    @property
+    def file_names(self) -> Mapping[str, str]:
+        """The names of each case's files without suffix, by its id."""
+        names = self.table["file_name"] if "file_name" in self.table else self.table["id"]
+        return dict(zip(self.table["id"], names, strict=True))
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The labels to predict."""
+        names = label_columns(self.table)
+        missing = next((name for name in self.targets if name not in names), None)
+        if missing is not None:
+            raise ConfigError(f"targets: there is no label {missing!r}; choose from: {', '.join(names) or 'none'}")
+        return find_targets(self.table, self.targets)
+
+    def read(self, file: str) -> pd.DataFrame:
+        """A table that a command wrote, such as ``neighbors/outliers.csv``."""
+        text = {"id": str, "neighbor": str}
+        return pd.read_csv(self.folder / file, dtype=text, low_memory=False)
+
+    def result(self, name: str) -> Any:
+        """What a step returned; None if there was no such step, or if it failed."""
+        return self.outcomes[name].result if name in self.outcomes else None
+
+    def lines(self, *names: str) -> list[str]:
+        """The commands of some steps as lines for a shell, without the folders that they were given."""
+        return [
+            _shown_line(self.outcomes[name].step, self.root or self.folder) for name in names if name in self.outcomes
+        ]
+
+    def failures(self) -> list[dict[str, str]]:
+        """The failed cases that all commands of the page listed, and the names of the lists' folders."""
+        folders: dict[tuple[str, str], list[str]] = {}
+        for file in sorted((self.root or self.folder).rglob("*failures.csv")):
+            for row in pd.read_csv(file, dtype=str, keep_default_na=False).to_dict("records"):
+                folders.setdefault((str(row["case_id"]), str(row["reason"])), []).append(file.parent.name)
+        return [
+            {"case": case_id, "reason": reason, "in": ", ".join(dict.fromkeys(names))}
+            for (case_id, reason), names in folders.items()
+        ]
+
+    @property
+    def shown_cases(self) -> list[str]:
+        """The cases to reconstruct: held-out ones from both ends of the first label, or the first held-out ones."""
+        if self.result("embeddings") is None:
+            return []
+        count = NUM_MOSAIC[int(self.result("info").summary["spatial_dims"])]
+        return self._examples(self.labels[0] if self.labels else None, count)
+
+    def _examples(self, target: str | None, count: int) -> list[str]:
+        examples = [] if target is None else find_examples(self.table, target, count)
+        if examples:
+            return examples
+        split = held_out_split(self.table)
+        rows = self.table if split is None else self.table[self.table["split"] == split]
+        return rows["id"].astype(str).tolist()[:count]
+
+    def evaluate(self, bundles: Sequence[Path], folder: Path) -> None:
+        """Evaluate this bundle, or several that the page compares."""
+        split = held_out_split(self.table)
+        title = "Evaluate the model" if len(bundles) == 1 else "Evaluate the models"
+        overwrite = {"overwrite": True} if self.overwrite else {}
+        self.steps.attempt(
+            title, "evaluate", out=folder / "evaluation", bundle=list(bundles), cohort=self.cohort, **_EVALUATION,
+            split=split or "train", not_held_out=split is None, device=self.device, **overwrite,
+        )  # fmt: skip
+        self._keep("evaluation")
+
+    def run(self) -> None:
+        """Run all commands; complete results are skipped."""
+        self.run_common()
+        if self.result("embeddings") is not None:
+            for target in self.labels[:_MOST_EDITED_TARGETS]:
+                self._edit(target)
+            self.evaluate([self.bundle], self.folder)
+        if (models_folder(self.bundle) / LATENT_MODEL).is_file():
+            self._generate()
+
+    def describe(self) -> dict[str, Any]:
+        """Run ``info`` and return its summary of the model, which must be trained."""
+        if "info" not in self.outcomes:
+            if "z_channels" not in self.steps.prepare("Look at the model", "info", bundle=self.bundle).summary:
+                load_bundle(self.bundle, "cpu")  # raises the error that says why
+            self._keep("info")
+        summary: dict[str, Any] = self.result("info").summary
+        return summary
+
+    def run_common(self, cases: Sequence[str] = ()) -> None:
+        """Run what several models can be compared by: embed, reconstruct these cases, find neighbors, probe."""
+        self.describe()
+        if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened):
+            return
+        self._attempt(
+            "reconstructions", "Reconstruct scans", "reconstruct", **self._opened, mode="both", grid="model",
+            cases=list(cases) or self.shown_cases,
+        )  # fmt: skip
+        self._attempt("neighbors", "Find similar scans and outliers", "neighbors", embeddings=self.embeddings)
+        if self.labels:
+            self._attempt("probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=self.labels)
+
+    @property
+    def _opened(self) -> dict[str, Any]:
+        return {"bundle": self.bundle, "cohort": self.cohort}
+
+    def _edit(self, target: str) -> None:
+        """Edit scans from both ends of a label along its direction."""
+        name = safe_id(target)
+        direction = self.folder / "directions" / f"{name}.json"
+        fitted = self._attempt(
+            f"directions/{name}.json", f"Find the direction of {target}", "fit-direction", embeddings=self.embeddings,
+            target=target, positive=find_positive(self.table, target),
+        )  # fmt: skip
+        if fitted is not None:
+            self._attempt(
+                f"edits/{name}", f"Edit scans along {target}", "edit", **self._opened, direction=direction,
+                captions=[target], cases=self._examples(target, _NUM_EDITED),
+            )  # fmt: skip
+
+    def _generate(self) -> None:
+        samples = self._attempt(
+            "samples", "Generate synthetic images", "generate", bundle=self.bundle, num_images=_NUM_SAMPLES
+        )
+        if samples is not None and self.result("embeddings") is not None:
+            self._attempt(
+                "samples_neighbors", "Find the cases nearest to the synthetic images", "neighbors",
+                embeddings=self.embeddings, queries=self.folder / "samples" / "generated.parquet",
+            )  # fmt: skip
+
+    def _attempt(self, name: str, title: str, command: str, **arguments: Any) -> Any:
+        """Run a step whose results go to ``folder / name``."""
+        given = {**arguments, "out": self.folder / name}
+        if command not in ("probe", "neighbors", "fit-direction"):
+            given["device"] = self.device
+        if self.overwrite:
+            given["overwrite"] = True
+        result = self.steps.attempt(title, command, **given)
+        self._keep(name)
+        return result
+
+    def _keep(self, name: str) -> None:
+        self.outcomes[name] = self.steps.outcomes[-1]
+
+
+def _shown_line(step: Step, folder: Path) -> str:
+    """A step as a line for a shell; paths have no folders above ``folder``, because these may name people."""
+    root = folder.resolve()
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, list):
+            return [shown(each) for each in value]
+        if not isinstance(value, Path):
+            return value
+        path = value.resolve()
+        return path.relative_to(root.parent) if path.is_relative_to(root) else Path(path.name)
+
+    return command_line(step.command, {name: shown(value) for name, value in step.arguments.items()})

@@ -1,0 +1,244 @@
+"""The images of a report's cases: reconstructions and edits as files, and thumbnails inside the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from monai_diffae.apps.pages.data import ReportData
+from monai_diffae.apps.pages.page import data_address
+from monai_diffae.apps.results import checksum_of
+from monai_diffae.apps.session import Session
+from monai_diffae.apps.settings import Choice, Run
+from monai_diffae.data.atomic import write_atomic, write_json
+from monai_diffae.data.cases import safe_file_name
+from monai_diffae.data.file_checksums import file_checksum
+from monai_diffae.data.scans import Scan
+from monai_diffae.data.slices import to_ras
+from monai_diffae.pictures import in_colours, plane_slices, three_planes, thumbnail
+from monai_diffae.transforms.case_images import read_image
+
+Pixels = NDArray[np.uint8]
+Range = tuple[float, float]
+
+PANELS = ("input", "z_sem", "z_sem_difference", "x_T", "x_T_difference")
+LIMIT = 0.25
+"""The end of the scale of differences of reconstructions, as a fraction of the model's range."""
+
+_PLANES = ("axial", "coronal", "sagittal")
+_LEAST_SIDE, _TALLEST = 128, 16_383  # pixels; WebP pictures cannot be taller
+_MOST_THUMBNAILS, _THUMBNAIL_SIDE = 2048, 96
+_EDIT_SIDE, _EDIT_PLANE_SIDE = 224, 112  # of an image, and of one of three planes
+_LEAST_EDIT_LIMIT = 0.1  # the end of the scale of differences of edits, as a fraction of the range of the scan
+
+
+@dataclass(frozen=True)
+class Strips:
+    """One panel of a reconstructed case: a file per plane, with the slices below each other."""
+
+    files: Mapping[str, Path]
+    counts: Mapping[str, int]  # of slices
+    sizes: Mapping[str, str]  # width and height of a slice, as CSS writes its aspect ratio
+
+
+class ReportImages:
+    """Reads the cases of a report through the bundle's preprocessing."""
+
+    def __init__(self, data: ReportData, cohort: Path) -> None:
+        self._data, self._cohort = data, cohort
+        self.folder = data.folder / "media"
+
+    @cached_property
+    def session(self) -> Session:
+        """The bundle and the cohort, opened."""
+        return Session.open(self._data.bundle, self._cohort, run=Run(device=self._data.device))
+
+    def read(self, ids: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Ids and images (C, *S) in the model's range; cases that cannot be read are left out."""
+        cases = self.session.choose(Choice(cases=list(dict.fromkeys(ids))))
+        read = self.session.read(cases, self.folder, "pictures_failures.csv", named=True)
+        yield from ((case.id, read.dataset[i]["image"]) for i, case in enumerate(read.cases))
+
+    def thumbnails(self, ids: Sequence[str], most: int = _MOST_THUMBNAILS) -> dict[str, str]:
+        """Pictures of the first ``most`` cases, as addresses by id; of volumes the middle axial slice."""
+        ids = list(dict.fromkeys(ids))[:most]
+        made_from = [file_checksum(self._data.embeddings), self._data.result("info").summary["sha256"], ids]
+
+        def make() -> dict[str, str]:
+            model_range = self.session.trained.model_range
+            return {name: _address(image, model_range) for name, image in self.read(ids)}
+
+        return _kept(self.folder / "thumbnails", made_from, make, overwrite=self._data.overwrite)
+
+    def reconstructions(self) -> dict[str, dict[str, Strips]]:
+        """Write the panels of the reconstructed cases, by id and :data:`PANELS`."""
+        results, config = self._data.folder / "reconstructions", self.session.trained.config
+        ids = self._data.read("reconstructions/reconstructions.csv")["id"].tolist()
+        spacing = config.get("spacing_mm", (1.0, 1.0, 1.0))
+        cases = {}
+        for name, image in self.read(ids):
+            file_name, panels = safe_file_name(name), {}
+            shown = _panels(image, results, self._data.file_names[name], self.session.trained.model_range)
+            for panel, each in shown.items():
+                panels[panel] = _write_strips(
+                    each, self.session.trained.model_range, spacing, self.folder / f"{file_name}_{panel}"
+                )
+            cases[name] = panels
+        return cases
+
+
+def sample_thumbnails(data: ReportData) -> dict[str, str]:
+    """Pictures of the synthetic images of a report, as addresses by id."""
+    folder, summary = data.folder / "samples", data.result("info").summary
+    rows = data.read("samples/generated.csv")
+    low, high = map(float, summary["model_range"])
+
+    def make() -> dict[str, str]:
+        images = (
+            (name, read_image(folder / file, (low, high))) for name, file in zip(rows["id"], rows["file"], strict=True)
+        )
+        return {
+            name: _address(_without_slice_axis(image, summary["spatial_dims"]), (low, high)) for name, image in images
+        }
+
+    made_from = [file_checksum(folder / "generated.parquet")]
+    return _kept(data.folder / "media" / "synthetic", made_from, make, overwrite=data.overwrite)
+
+
+def _address(image: Tensor, model_range: Range) -> str:
+    return data_address(thumbnail(image, model_range, _THUMBNAIL_SIDE, "webp"), "webp")
+
+
+def _kept(
+    path: Path, made_from: Sequence[Any], make: Callable[[], dict[str, str]], *, overwrite: bool
+) -> dict[str, str]:
+    """What ``make`` returns, kept in a file until something that it is made from changes."""
+    file = path.with_name(f"{path.name}-{checksum_of(made_from)[:16]}.json")
+    if overwrite or not file.is_file():
+        for old in path.parent.glob(f"{path.name}-*.json"):
+            old.unlink()
+        write_json(file, make())
+    kept: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+    return kept
+
+
+def _pixels(slices: Tensor, model_range: Range) -> Pixels:
+    """Slices (C, N, H, W) as (N, H, W, 3) from 0 to 255; with other than 3 channels, the first channel in grey."""
+    low, high = model_range
+    shown = slices if len(slices) == 3 else slices[:1].expand(3, -1, -1, -1)
+    values = ((shown.detach().as_subclass(Tensor).float().cpu() - low) / (high - low)).clamp(0, 1)
+    result: Pixels = (values * 255).round().byte().permute(1, 2, 3, 0).numpy()
+    return result
+
+
+def _write(pixels: Pixels, file: Path) -> Path:
+    picture = Image.fromarray(pixels)
+    return write_atomic(file, lambda temporary: picture.save(temporary, "webp", quality=88))
+
+
+# -- reconstructions ---------------------------------------------------------------------------------------------------
+
+
+def _write_strips(image: Tensor, model_range: Range, spacing_mm: Sequence[float], path: Path) -> Strips:
+    """Write an image (C, *S): its slices in three planes, or the only "slice" of a 2D image."""
+    is_volume = image.ndim == 4
+    files, counts, sizes = {}, {}, {}
+    for plane in _PLANES if is_volume else ("image",):
+        slices = plane_slices(image, plane) if is_volume else image[:, None]
+        r, a, s = spacing_mm if is_volume else (1.0, 1.0, 1.0)
+        width_mm, height_mm = {"axial": (r, a), "coronal": (r, s), "sagittal": (a, s)}.get(plane, (1.0, 1.0))
+        frames = enlarged(_pixels(slices, model_range), width_mm / height_mm)
+        height, width = frames[0].shape[:2]
+        frames = frames[:: -(-len(frames) * height // _TALLEST)]
+        files[plane] = _write(np.concatenate(frames), path.with_name(f"{path.name}_{plane}.webp"))
+        counts[plane], sizes[plane] = len(frames), f"{width}/{height}"
+    return Strips(files, counts, sizes)
+
+
+def enlarged(frames: Pixels, pixel_aspect: float = 1.0) -> list[Pixels]:
+    """Frames ``[N, H, W, 3]`` with at least 128 square pixels; ``pixel_aspect`` is width over height of theirs."""
+    height, width = frames.shape[1], frames.shape[2] * pixel_aspect
+    factor = max(1.0, _LEAST_SIDE / max(height, width))
+    size = (round(width * factor), round(height * factor))
+    return [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames]
+
+
+def _panels(image: Tensor, results: Path, file_name: str, model_range: Range) -> dict[str, Tensor]:
+    panels = {"input": image.as_subclass(Tensor)}
+    limit = LIMIT * (model_range[1] - model_range[0])
+    for mode in ("z_sem", "x_T"):
+        files = (results / mode / f"{file_name}{suffix}" for suffix in (".png", ".nii.gz"))
+        decoded = read_image(next(file for file in files if file.is_file()), model_range)
+        panels[mode] = _without_slice_axis(decoded, image.ndim - 1)
+        difference = (panels[mode] - panels["input"])[None]
+        panels[f"{mode}_difference"] = in_colours(difference, limit, model_range=model_range)[0]
+    return panels
+
+
+def _without_slice_axis(image: Tensor, spatial_dims: int) -> Tensor:
+    return image[..., 0] if image.ndim > spatial_dims + 1 else image
+
+
+# -- edits -------------------------------------------------------------------------------------------------------------
+
+
+def edit_frames(
+    edits: Path, folder: Path, file_name: str, strengths: Sequence[float]
+) -> dict[float, tuple[Path, Path]]:
+    """Write small pictures of a case that ``edit`` has edited: the image and its difference by strength."""
+    images = torch.stack(list(_edited(edits / "images", file_name, strengths)), dim=1)
+    differences = torch.stack(list(_edited(edits / "differences", file_name, strengths)), dim=1)
+    plain = images[:, list(strengths).index(0)]
+    low, high = np.percentile(plain[plain.isfinite()].numpy(), (0.5, 99.5)).tolist()
+    high = max(high, low + 1e-6)
+    limit = max(float(differences.abs().max()), _LEAST_EDIT_LIMIT * (high - low))
+    colours = in_colours(differences.movedim(1, 0), limit, model_range=(0.0, 1.0)).movedim(0, 1)
+    shown = {"image": _pixels(images, (low, high)), "difference": _pixels(colours, (0.0, 1.0))}
+    return {
+        strength: (
+            _write(shown["image"][i], folder / f"{file_name}_{strength:+.2f}.webp"),
+            _write(shown["difference"][i], folder / f"{file_name}_{strength:+.2f}_difference.webp"),
+        )
+        for i, strength in enumerate(strengths)
+    }
+
+
+def _edited(folder: Path, file_name: str, strengths: Sequence[float]) -> Iterator[Tensor]:
+    """Images (C, H, W) in a square, or three planes of a volume side by side; large ones are scaled down."""
+    for strength in strengths:
+        files = (folder / f"{file_name}_{strength:+.2f}{suffix}" for suffix in (".png", ".nii.gz"))
+        file = next(file for file in files if file.is_file())
+        image = read_image(file, (0.0, 255.0))
+        image = image[..., 0] if image.ndim == 4 and image.shape[-1] == 1 else image
+        if image.ndim == 3:
+            lengths = [float(length) for length in image.shape[1:]]
+            yield _fitted(image[None], lengths, min(_EDIT_SIDE, max(image.shape[1:])))[0]
+            continue
+        volume = to_ras(Scan(image.numpy(), np.asarray(nib.Nifti1Image.from_filename(file).affine)))
+        lengths_mm = np.array(volume.array.shape[1:]) * np.linalg.norm(volume.affine[:3, :3], axis=0)
+        cube = torch.from_numpy(np.ascontiguousarray(volume.array, np.float32))[None]
+        planes = three_planes(_fitted(cube, lengths_mm.tolist(), _EDIT_PLANE_SIDE))
+        yield planes[0].nan_to_num(posinf=0.0)
+
+
+def _fitted(image: Tensor, lengths: Sequence[float], side: int) -> Tensor:
+    """An image (1, C, *S) scaled so that the longest side has ``side`` pixels, with the lowest value around it."""
+    sizes = [max(1, round(length * side / max(lengths))) for length in lengths]
+    smaller = [min(size, own) for size, own in zip(sizes, image.shape[2:], strict=True)]
+    mode = "bilinear" if len(sizes) == 2 else "trilinear"
+    scaled = nn.functional.interpolate(nn.functional.interpolate(image, smaller, mode="area"), sizes, mode=mode)
+    spare = [side - size for size in reversed(sizes)]  # of the last axis first
+    padding = [n for each in spare for n in (each // 2, each - each // 2)]
+    background = 0.0 if float(scaled.min()) < 0 < float(scaled.max()) else float(scaled.min())
+    return nn.functional.pad(scaled, padding, value=background)

@@ -1,0 +1,223 @@
+"""Scores on a report's page: of probes, and the quality of reconstructions over steps and solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from monai_diffae.apps.pages.data import ReportData
+from monai_diffae.apps.pages.figures import Axes, Chart, Series, line_chart
+from monai_diffae.apps.pages.page import number
+from monai_diffae.errors import counted
+from monai_diffae.pictures.charts import METRIC_NAMES, calibration_bins
+
+Row = Mapping[str, Any]
+
+_CHANCE = {"auroc": 0.5, "r2": 0.0}
+_LEAST = {"auroc": 0.3, "r2": -0.2}
+_TABLES = {
+    "reconstruction": "From both codes",
+    "z_sem_only": "From z_sem alone",
+    "generation": "Synthetic images",
+    "z_sem": "z_sem itself",
+}
+_NAMES = {
+    "mse": "MSE ↓", "psnr": "PSNR (dB) ↑", "ssim": "SSIM ↑", "ms_ssim": "MS-SSIM ↑", "lpips": "LPIPS ↓",
+    "fid": "FID ↓", "kid": "KID ↓", "mmd": "MMD ↓", "precision": "precision ↑", "recall": "recall ↑",
+    "x_T_std": "std of x_T (noise: 1)",
+    "x_T_neighbor_correlation": "neighbor correlation of x_T (noise: 0)", "diversity": "diversity",
+    "copying_ratio": "copying ratio", "z_sem_usage": "use of z_sem ↑", "dims": "dimensions",
+    "active": "active dimensions", "participation_ratio": "participation ratio",
+    "dims_for_95_percent": "dimensions for 95 % of the variance",
+    "collapse_effective_rank": "collapse (0: none, 1: a line)",
+    "collapse_centroid_similarity": "similarity of the classes' centres",
+    "collapse_separation": "overlap of classes (1: they are one)",
+}  # fmt: skip
+_COMPARED = ("psnr", "ssim", "ms_ssim", "lpips", "fid", "kid", "precision", "recall")
+_DRAWN = {"reconstruction": ("psnr", "ssim", "lpips", "x_T_std"), "z_sem_only": ("ssim", "lpips", "diversity")}
+
+
+def interval_mark(
+    value: float, low: float | None, high: float | None, limits: tuple[float, float], reference: float
+) -> dict[str, float | None]:
+    """Where a value, its interval and a reference lie between two limits, in percent.
+
+    Example:
+        >>> interval_mark(0.75, 0.5, 0.9, (0.0, 1.0), 0.5)
+        {'value': 75.0, 'low': 50.0, 'high': 90.0, 'reference': 50.0}
+    """
+
+    def place(x: float | None) -> float | None:
+        if x is None or x != x:  # NaN
+            return None
+        share = (min(max(x, limits[0]), limits[1]) - limits[0]) / ((limits[1] - limits[0]) or 1)
+        return round(100 * share, 1)
+
+    return {"value": place(value), "low": place(low), "high": place(high), "reference": place(reference)}
+
+
+# -- probes ------------------------------------------------------------------------------------------------------------
+
+
+def probe_rows(models: Sequence[ReportData]) -> list[dict[str, Any]]:
+    """The scores of all models' probes, sorted by label."""
+    rows = [_probe_row(model, row) for model in models for row in model.result("probe").rows]
+    return sorted(rows, key=lambda row: str(row["label"]))
+
+
+def _probe_row(model: ReportData, row: Row) -> dict[str, Any]:
+    metric, score, low, high = row["metric"], row["score"], row["low"], row["high"]
+    limits = (_LEAST.get(metric, min(0.0, score)), 1.0)
+    return {
+        "label": row["target"],
+        "model": model.name,
+        "probe": _probe_name(row["probe"], row["features"]),
+        "metric": METRIC_NAMES[metric],
+        "score": number(score),
+        "interval": "" if low is None else f"({number(low)} to {number(high)})",
+        "mark": interval_mark(score, low, high, limits, _CHANCE.get(metric, 0.0)),
+        "patients": f"{row['num_patients']:,}",
+    }
+
+
+def _probe_name(probe: str, features: str) -> str:
+    return probe if features == "z_sem" else f"{probe}, {features}"
+
+
+def calibration_charts(models: Sequence[ReportData], *, is_named: bool) -> list[Chart]:
+    """One chart per label, with one line per model and probe."""
+    lines: dict[str, list[Series]] = {}
+    classes: dict[str, bool] = {}
+    for model in models:
+        predictions = pd.read_parquet(model.folder / "probe" / "predictions.parquet")
+        for (target, features, probe), rows in predictions.groupby(["target", "features", "probe"], sort=False):
+            predicted, truth = _predicted_and_truth(rows)
+            is_class = classes[str(target)] = bool("truth" in rows and rows["truth"].notna().any())
+            x, y = calibration_bins(predicted, truth, is_class)
+            name = f"{f'{model.name}: ' if is_named else ''}{_probe_name(str(probe), str(features))}"
+            lines.setdefault(str(target), []).append(Series(name, x.tolist(), y.tolist()))
+    return [line_chart(each, _calibration_axes(each, is_class=classes[name]), name) for name, each in lines.items()]
+
+
+def _calibration_axes(series: Sequence[Series], *, is_class: bool) -> Axes:
+    values = [value for each in series for value in (*each.x, *each.y)]
+    ends = (0.0, 1.0) if is_class else (min(values), max(values))
+    names = ("predicted probability", "observed frequency") if is_class else ("predicted value", "observed mean")
+    return Axes(*names, diagonal=ends)
+
+
+def _predicted_and_truth(rows: pd.DataFrame) -> tuple[Any, Any]:
+    """Predictions and true values: those of the second class if there are two classes, else those of all classes."""
+    if "truth" not in rows or rows["truth"].isna().all():
+        return rows["predicted_value"].to_numpy(float), rows["true_value"].to_numpy(float)
+    columns = [name for name in rows if str(name).startswith("probability_") and rows[name].notna().all()]
+    shown = columns[1:] if len(columns) == 2 else columns
+    truth = np.stack([rows["truth"].astype(str) == str(name).removeprefix("probability_") for name in shown])
+    return rows[shown].to_numpy(float).T.ravel(), truth.ravel()
+
+
+# -- quality over steps and solvers ------------------------------------------------------------------------------------
+
+
+def quality_values(figures: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The figures of ``evaluate`` as charts, tables, differences and notes; all empty without figures."""
+    if figures is None:
+        return {"parts": [], "differences": [], "may_be_trained_on": False, "notes": []}
+    rows = figures["rows"]
+    notes = [
+        f"{counted(figures['num_cases'], 'case')} of {counted(figures['num_patients'], 'patient')}, "
+        f"split {figures['split']}."
+    ]
+    for each in figures["omitted"]:
+        bundle = f"{each['bundle']}: " if each.get("bundle") else ""
+        notes.append(f"{bundle}{each['metric']} is left out: {each['reason']}")
+    return {
+        "parts": [_part(rows, name) for name in _TABLES if any(row["table"] == name for row in rows)],
+        "differences": list(_differences(figures["differences"])),
+        "may_be_trained_on": not figures["held_out"],
+        "notes": notes,
+    }
+
+
+def _part(rows: Sequence[Row], name: str) -> dict[str, Any]:
+    shown = [row for row in rows if row["table"] == name and row["value"] is not None]
+    charts = [_chart(shown, metric) for metric in _DRAWN.get(name, ()) if _has_steps(shown, metric)]
+    levels = [row for row in shown if row.get("timestep") is not None]
+    if levels:
+        charts.append(_usage_chart(levels))
+    tables = _wide([row for row in shown if row.get("timestep") is None])
+    return {"title": _TABLES[name], "charts": charts, "tables": tables}
+
+
+def _usage_chart(rows: Sequence[Row]) -> Chart:
+    """The use of z_sem over the noise levels, one line per model."""
+    series = []
+    for bundle in dict.fromkeys(row["bundle"] for row in rows):
+        drawn = sorted((row for row in rows if row["bundle"] == bundle), key=lambda row: row["timestep"])
+        series.append(Series(bundle, [row["timestep"] for row in drawn], [row["value"] for row in drawn]))
+    return line_chart(series, Axes("timestep (right: pure noise)", "z_sem_usage", reference=1.0))
+
+
+def _has_steps(rows: Sequence[Row], metric: str) -> bool:
+    return len({row["steps"] for row in rows if row["metric"] == metric}) > 1
+
+
+def _chart(rows: Sequence[Row], metric: str) -> Chart:
+    series = []
+    for bundle, solver in dict.fromkeys((row["bundle"], row["solver"]) for row in rows):
+        drawn = [row for row in rows if (row["bundle"], row["solver"], row["metric"]) == (bundle, solver, metric)]
+        drawn.sort(key=lambda row: row["steps"])
+        columns = {key: [row[key] for row in drawn] for key in ("steps", "value", "low", "high")}
+        name = " ".join(filter(None, [bundle if _is_several(rows, "bundle") else "", solver]))
+        series.append(Series(name, columns["steps"], columns["value"], columns["low"], columns["high"]))
+    reference = 1.0 if metric == "x_T_std" else None
+    return line_chart(series, Axes("steps", _NAMES.get(metric, metric), log_x=True, reference=reference))
+
+
+def _is_several(rows: Sequence[Row], key: str) -> bool:
+    return len({row[key] for row in rows}) > 1
+
+
+def _wide(rows: Sequence[Row]) -> list[list[dict[str, Any]]]:
+    """One line per condition, one column per metric; lines that have different metrics are different tables."""
+    keys = ("bundle", "solver", "steps", "features")
+    names = [key for key in keys if any(row.get(key) is not None for row in rows)]
+    names = [key for key in names if key != "bundle" or _is_several(rows, key)]
+    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        condition = tuple(row.get(key) for key in names)
+        line = lines.setdefault(condition, dict(zip(names, condition, strict=True)))
+        value = number(row["value"], 4)
+        has_interval = row["low"] is not None
+        interval = {"value": value, "low": number(row["low"], 4), "high": number(row["high"], 4)}
+        line[_NAMES.get(row["metric"]) or row["metric"]] = interval if has_interval else value
+    tables: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for line in lines.values():
+        tables.setdefault(tuple(line), []).append(line)
+    return [[_without_empty(line, group) for line in group] for group in tables.values()]
+
+
+def _without_empty(line: Row, group: Sequence[Row]) -> dict[str, Any]:
+    """A line without the columns that are empty in all lines."""
+    return {key: value for key, value in line.items() if any(other[key] is not None for other in group)}
+
+
+def _differences(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Paired differences between models."""
+    for row in rows:
+        value, low, high = row["value"], row["low"], row["high"]
+        if value is None or row["metric"] not in _COMPARED:
+            continue
+        reach = max(abs(value), abs(low or 0), abs(high or 0)) or 1.0
+        yield {
+            **row,
+            "of": _TABLES.get(row["table"], row["table"]),
+            "metric": _NAMES[row["metric"]],
+            "is_clear": low is not None and (low > 0 or high < 0),
+            "value": f"{value:+.3g}",
+            "interval": "" if low is None else f"{low:+.3g} to {high:+.3g}",
+            "mark": interval_mark(value, low, high, (-reach, reach), 0.0),
+        }

@@ -1,0 +1,503 @@
+"""The sections of a report: each is a function here, which ``SECTIONS`` lists, and a template of its key's name."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from monai_diffae import __version__
+from monai_diffae.apps.pages.data import ReportData
+from monai_diffae.apps.pages.figures import Axes, Chart, Series, line_chart
+from monai_diffae.apps.pages.images import LIMIT, PANELS, ReportImages, Strips, edit_frames, sample_thumbnails
+from monai_diffae.apps.pages.latent_map import map_data, nearest, outliers, thumbnail_order
+from monai_diffae.apps.pages.page import number
+from monai_diffae.apps.pages.scores import calibration_charts, probe_rows, quality_values
+from monai_diffae.bundle.layout import model_file
+from monai_diffae.bundle.model_file import read_description
+from monai_diffae.data.embeddings import label_columns
+from monai_diffae.errors import counted
+from monai_diffae.latents import Direction
+from monai_diffae.latents.representation import LEAST_USAGE
+
+_INTERVALS = ("validation_low_of_", "validation_high_of_")
+_METRIC_TITLES = {
+    "z_sem_usage": "Use of z_sem: loss with another image's z_sem / own",
+    "copying_ratio": "Copying ratio: distance of samples to training cases / of held-out cases",
+    "kl": "KL divergence of the latents",
+}
+_PANEL_TITLES = dict(
+    zip(PANELS, ("input", "from z_sem alone", "difference", "from both codes", "difference"), strict=True)
+)
+_NUM_SHOWN = 3  # neighbors beside an outlier or a synthetic image
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page."""
+
+    key: str  # its anchor, and the name of its template
+    title: str
+    values: Mapping[str, Any] = field(default_factory=dict)  # ``v`` in the template
+    omitted: Sequence[str] = ()  # why steps have no result
+    lines: Sequence[str] = ()  # the commands that made it
+
+
+@dataclass(frozen=True)
+class Report:
+    """The models of a page."""
+
+    models: Sequence[ReportData]
+
+    @property
+    def is_comparison(self) -> bool:
+        """Whether the page has several models."""
+        return len(self.models) > 1
+
+    def having(self, step: str) -> list[ReportData]:
+        """The models for which a step was run, whether it failed or not."""
+        return [model for model in self.models if step in model.outcomes]
+
+    def section(self, key: str, title: str, steps: Sequence[str], values: Mapping[str, Any]) -> Section:
+        """A section about some steps of all models."""
+        outcomes = [model.outcomes[step] for model in self.models for step in steps if step in model.outcomes]
+        errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+        return Section(key, title, values, errors, [line for model in self.models for line in model.lines(*steps)])
+
+    @cached_property
+    def images(self) -> dict[str, ReportImages]:
+        """The images of each model's cases by its name; only of models with a cohort."""
+        return {
+            model.name: ReportImages(model, model.cohort)
+            for model in self.models
+            if model.cohort is not None and model.result("embeddings") is not None
+        }
+
+    @cached_property
+    def thumbnails(self) -> dict[str, dict[str, str]]:
+        """Thumbnails of each model's cases by its name; the cases that sections show come first."""
+        return {
+            model.name: self.images[model.name].thumbnails(thumbnail_order(model))
+            for model in self.models
+            if model.name in self.images
+        }
+
+    def values(self) -> dict[str, Any]:
+        """The values of the template ``report.html``."""
+        names = [model.name for model in self.models]
+        sections = [section(self) for section in SECTIONS]
+        return {
+            "title": " and ".join([*([", ".join(names[:-1])] if self.is_comparison else []), names[-1]]),
+            "is_comparison": self.is_comparison,
+            "tiles": _compared_tiles(self.models) if self.is_comparison else _tiles(self.models[0]),
+            "sections": [section for section in sections if section is not None],
+            "version": __version__,
+        }
+
+
+# -- what failed, models, curves ---------------------------------------------------------------------------------------
+
+
+def failure_section(report: Report) -> Section:
+    """What failed, and what to be careful about."""
+
+    def name(model: ReportData, step: str) -> str:
+        return f" ({model.name})" if report.is_comparison and step != "evaluation" else ""
+
+    outcomes = [
+        (f"{outcome.step.title}{name(model, step)}", outcome)
+        for model in report.models
+        for step, outcome in model.outcomes.items()
+    ]
+    failed = report.models[0].failures()
+    cautions = [
+        f"{model.name}: {text}" if report.is_comparison else text
+        for model in report.models
+        for text in _cautions(model)
+    ]
+    values = {
+        "omitted": [(title, outcome.error) for title, outcome in outcomes if outcome.result is None],
+        "cautions": cautions,
+        "warnings": [(title, outcome.warnings) for title, outcome in outcomes if outcome.warnings],
+        "failed": failed,
+        "caption": f"{counted(len(failed), 'failed case')}{'; the first 50 are shown' if len(failed) > 50 else ''}",
+    }
+    return Section("failures", "What failed", values)
+
+
+def _cautions(model: ReportData) -> Iterator[str]:
+    """Properties of the model and the cohort that make other figures misleading."""
+    usage = model.result("info").summary.get("z_sem_usage")
+    if usage is not None and usage < LEAST_USAGE:
+        yield (
+            f"The decoder hardly uses z_sem: z_sem_usage is {usage:.3f}, and 1 means not at all. Probes, neighbors and "
+            "edits tell little; train for longer."
+        )
+    if model.cohort is None:
+        yield "No cohort was given, so this page only shows the training and synthetic images."
+    if model.result("embeddings") is not None and not {"val", "test"} & set(model.table.get("split", [])):
+        yield "The cohort has no held-out cases, so all figures may be too good: the model may have seen every case."
+    reconstructions = model.result("reconstructions")
+    std = None if reconstructions is None else reconstructions.means.get("x_T_std")
+    if std is not None and abs(std - 1) > 0.1:
+        yield f"x_T is not Gaussian noise (standard deviation {std:.2f} instead of 1), so edits decode poorly."
+    probe = model.result("probe")
+    if probe is not None:
+        yield from (f"The label {name} is not predicted: {reason}" for name, reason in probe.omitted_targets.items())
+
+
+def model_section(report: Report) -> Section:
+    """What was trained on what: models side by side, or one in detail."""
+    if report.is_comparison:
+        values: dict[str, Any] = {"models": [_model_row(model) for model in report.models]}
+    else:
+        values = _model_facts(report.models[0])
+    return report.section("model", "What was trained on what", ("info", "embeddings"), values)
+
+
+def _model_row(model: ReportData) -> dict[str, Any]:
+    summary, curves = model.result("info").summary, _curves_of(model)
+    row = {
+        "model": model.name,
+        "z_sem": summary["z_channels"],
+        "images": _size(summary),
+        "parameters": f"{summary['parameters']:,}",
+        "images seen": None if curves is None else f"{curves['images_seen'].max():,.0f}",
+        "use of z_sem": number(summary.get("z_sem_usage")),
+        "decoding": f"{summary['steps']} steps of {summary['solver']}",
+    }
+    if model.result("reconstructions") is not None:
+        means = model.result("reconstructions").means
+        row |= {"PSNR, both codes": f"{means['psnr_x_T']:.1f}", "PSNR, z_sem alone": f"{means['psnr_z_sem']:.1f}"}
+    return row
+
+
+def _model_facts(model: ReportData) -> dict[str, Any]:
+    summary, curves = model.result("info").summary, _curves_of(model)
+    description = read_description(model_file(model.bundle))
+    facts = {
+        "images": f"{_size(summary)}, {summary['spatial_dims']}D, {counted(summary.get('in_channels', 1), 'channel')}",
+        "intensities": summary.get("intensity"),
+        "z_sem": f"{summary['z_channels']} numbers",
+        "parameters": f"{summary['parameters']:,}",
+        "decoding": f"{summary['steps']} steps of {summary['solver']}, inversion in {summary['invert_steps']} steps",
+        "SHA-256 of the model": f"{summary['sha256'][:16]}…",
+    }
+    training = {}
+    if curves is not None:
+        last = curves.iloc[-1]
+        training = {"training steps": f"{last['step']:,.0f}", "images seen": f"{last['images_seen']:,.0f}"}
+    for name, value in description.get("figures", {}).items():
+        if not f"validation_{name}".startswith(_INTERVALS):  # the curves show the ends of intervals
+            training[f"last {name.replace('_', ' ')}"] = number(value)
+    return {
+        "models": None,
+        "model": facts,
+        "training": training,
+        "changed": {name: json.dumps(value) for name, value in description.get("recipe", {}).items()},
+        "cohort": None if model.result("embeddings") is None else _cohort_rows(model.table),
+    }
+
+
+def _size(summary: Mapping[str, Any]) -> str:
+    return " × ".join(map(str, summary["image_size"]))
+
+
+def _cohort_rows(cases: pd.DataFrame) -> list[dict[str, Any]]:
+    """Cases, patients and labels of each split."""
+    splits = cases["split"].astype(str) if "split" in cases else pd.Series("all", index=cases.index)
+    labels = [name for name in label_columns(cases)[:6] if _is_shown(cases[name])]
+    rows = []
+    for name in [each for each in ("train", "val", "test", "all") if each in set(splits)]:
+        part = cases[splits == name]
+        patients = {"patients": f"{part['patient'].nunique():,}"} if "patient" in part else {}
+        row = {"split": name, "cases": f"{len(part):,}", **patients}
+        rows.append({**row, **{label: _distribution(part[label]) for label in labels}})
+    return rows
+
+
+def _is_shown(values: pd.Series[Any]) -> bool:
+    """Whether a label has few classes or numbers; other text may be names."""
+    return pd.api.types.is_numeric_dtype(values) or values.nunique() <= 12
+
+
+def _distribution(values: pd.Series[Any]) -> str:
+    present = values.dropna()
+    if present.empty:
+        return "–"
+    if pd.api.types.is_numeric_dtype(present) and present.nunique() > 10:
+        return f"{present.mean():.3g} ± {present.std():.2g}"
+    counts = Counter(present.astype(str))
+    return ", ".join(f"{name}: {count}" for name, count in counts.most_common(4))
+
+
+def curve_section(report: Report) -> Section | None:
+    """The curves of the trainings; None if no bundle has any."""
+    curves = {model.name: frame for model in report.models if (frame := _curves_of(model)) is not None}
+    if not curves:
+        return None
+    charts = [line_chart(_losses(curves), Axes("images seen", "denoising loss", log_y=True), "Loss")]
+    metrics = [str(name) for frame in curves.values() for name in frame if frame[name].notna().any()]
+    metrics = [name for name in metrics if name.startswith("validation_")]
+    hidden = {"validation_loss", "validation_loss_other_z_sem"}
+    for metric in dict.fromkeys(name for name in metrics if name not in hidden and not name.startswith(_INTERVALS)):
+        charts.append(_metric_chart(curves, metric))
+    return Section("curves", "Training curves", {"charts": charts})
+
+
+def _curves_of(model: ReportData) -> pd.DataFrame | None:
+    file = model.bundle / "curves.csv"
+    return pd.read_csv(file) if file.is_file() else None
+
+
+def _losses(curves: Mapping[str, pd.DataFrame]) -> list[Series]:
+    series = []
+    for name, frame in curves.items():
+        prefix = f"{name}: " if len(curves) > 1 else ""
+        if "loss" in frame:
+            rows = frame.dropna(subset=["loss"])
+            smooth = rows["loss"].rolling(max(1, len(rows) // 50), min_periods=1).mean()
+            series.append(Series(f"{prefix}training", rows["images_seen"].tolist(), smooth.tolist(), has_markers=False))
+        if "validation_loss" in frame:
+            rows = frame.dropna(subset=["validation_loss"])
+            series.append(Series(f"{prefix}validation", rows["images_seen"].tolist(), rows["validation_loss"].tolist()))
+    return series
+
+
+def _metric_chart(curves: Mapping[str, pd.DataFrame], metric: str) -> Chart:
+    series = []
+    for name, frame in curves.items():
+        if metric in frame:
+            rows = frame.dropna(subset=[metric])
+            ends = [metric.replace("validation_", prefix) for prefix in _INTERVALS]
+            low, high = (rows[end].tolist() if end in rows else None for end in ends)
+            series.append(Series(name, rows["images_seen"].tolist(), rows[metric].tolist(), low, high))
+    short = metric.removeprefix("validation_")
+    reference = 1.0 if metric.endswith(("usage", "copying_ratio")) else None
+    title = _METRIC_TITLES.get(short, short.replace("_", " "))
+    return line_chart(series, Axes("images seen", short, reference=reference), title)
+
+
+# -- reconstructions, quality, map, probes -----------------------------------------------------------------------------
+
+
+def reconstruction_section(report: Report) -> Section | None:
+    """The same cases, reconstructed by all models; None if the first model reconstructed none."""
+    models = [model for model in report.models if model.result("reconstructions") is not None]
+    if not models or models[0] is not report.models[0]:
+        return None
+    cases = {model.name: report.images[model.name].reconstructions() for model in models}
+    ids = [name for name in cases[models[0].name] if all(name in each for each in cases.values())]
+    panels: list[tuple[str, str, str]] = []  # title, model, key
+    if report.is_comparison:
+        panels.append(("input", models[0].name, "input"))
+        for key in ("z_sem", "x_T"):
+            panels += [(f"{model.name}: {_PANEL_TITLES[key]}", model.name, key) for model in models]
+        lead = f"{_held_out(models[0])} The same cases for all models; the input is that of {models[0].name}."
+    else:
+        panels += [(title, models[0].name, key) for key, title in _PANEL_TITLES.items()]
+        lead = (
+            f"{_held_out(models[0])} From z_sem alone, the detail is drawn at random: what agrees with the input is "
+            "what z_sem knows. From both codes, an image should come back almost exactly."
+        )
+    captions = _psnr_captions(models, ids)
+    shown = [(case_id, [cases[model][case_id][key] for _, model, key in panels]) for case_id in ids]
+    values = {
+        "lead": lead,
+        "titles": [title for title, *_ in panels],
+        "is_volumes": any("axial" in strips[0].counts for _, strips in shown),
+        "cases": [_shown_case(case_id, strips, captions[case_id]) for case_id, strips in shown],
+        "limit": None if report.is_comparison else f"{LIMIT:.0%}",
+    }
+    return report.section("reconstructions", "Reconstructions", ["reconstructions"], values)
+
+
+def _shown_case(case_id: str, panels: Sequence[Strips], caption: str) -> dict[str, Any]:
+    return {"id": case_id, "panels": panels, "counts": panels[0].counts, "caption": caption}
+
+
+def _held_out(model: ReportData) -> str:
+    cases = model.table.set_index(model.table["id"].astype(str))
+    ids = model.outcomes["reconstructions"].step.arguments["cases"]
+    splits = set(cases.loc[ids, "split"]) if "split" in cases else {"train"}
+    return f"{len(ids)} {'cases, some of which the model was trained on.' if 'train' in splits else 'held-out cases.'}"
+
+
+def _psnr_captions(models: Sequence[ReportData], ids: Sequence[str]) -> dict[str, str]:
+    tables = {model.name: model.read("reconstructions/reconstructions.csv").set_index("id") for model in models}
+
+    def caption(case_id: str) -> str:
+        alone = {name: f"{number(table['psnr_z_sem'][case_id])} dB" for name, table in tables.items()}
+        if len(models) > 1:
+            return "PSNR from z_sem alone: " + ", ".join(f"{name} {psnr}" for name, psnr in alone.items())
+        ((name, table),) = tables.items()
+        return f"PSNR {alone[name]} from z_sem alone, {number(table['psnr_x_T'][case_id])} dB from both"
+
+    return {case_id: caption(case_id) for case_id in ids}
+
+
+def quality_section(report: Report) -> Section | None:
+    """The quality over steps and solvers, from ``evaluate``; None if nothing was evaluated."""
+    outcome = report.models[0].outcomes.get("evaluation")
+    if outcome is None:
+        return None
+    values = quality_values(None if outcome.result is None else outcome.result.figures())
+    return report.section("quality", "Quality over steps", ["evaluation"], values)
+
+
+def map_section(report: Report) -> Section | None:
+    """The maps of z_sem; None without a cohort."""
+    if not report.having("embeddings"):
+        return None
+    maps = [
+        {"name": model.name if report.is_comparison else "", "data": map_data(model, report.thumbnails[model.name])}
+        for model in report.models
+        if model.result("embeddings") is not None
+    ]
+    title = "Maps of z_sem" if report.is_comparison else "Map of z_sem"
+    return report.section("map", title, ["embeddings"], {"maps": maps})
+
+
+def probe_section(report: Report) -> Section | None:
+    """Scores of probes of all models, and their calibration; None if nothing was predicted."""
+    if not report.having("probe"):
+        return None
+    models = [model for model in report.models if model.result("probe") is not None]
+    values = {
+        "is_comparison": report.is_comparison, "rows": probe_rows(models),
+        "charts": calibration_charts(models, is_named=report.is_comparison),
+    }  # fmt: skip
+    return report.section("probes", "What z_sem knows: probes", ["probe"], values)
+
+
+# -- edits, synthetic images, outliers ---------------------------------------------------------------------------------
+
+
+def edit_section(report: Report) -> Section | None:
+    """Edited cases, and what the model sees in them; None if no label was edited."""
+    model = report.models[0]
+    names = [name for name in model.outcomes if name.startswith(("edits/", "directions/"))]
+    if not names:
+        return None
+    labels = [
+        _edited_label(model, name) for name in names if name.startswith("edits/") and model.result(name) is not None
+    ]
+    return report.section("edits", "Edits along a label", names, {"labels": labels})
+
+
+def _edited_label(model: ReportData, name: str) -> dict[str, Any]:
+    direction = model.result(f"directions/{name.removeprefix('edits/')}.json").direction
+    achieved, monotone = (getattr(model.result(name), key, None) for key in ("achieved", "monotone"))
+    texts = [f"Cross-validated {direction.score_text}, fitted to {direction.num_cases} training cases."]
+    if direction.may_be_chance:
+        texts.append("It may be chance: what changes says nothing about the label.")
+    if achieved is not None:
+        texts.append(f"Edited images moved by {achieved:.0%} of the requested strength (median).")
+    if monotone is not None:
+        texts.append(f"In {monotone:.0%} of the cases the prediction rises with every step, which may be chance.")
+    rows = model.read(f"{name}/edits.csv").sort_values("strength")
+    values = model.table.set_index(model.table["id"].astype(str))[direction.target]
+    return {
+        "name": direction.target,
+        "title": direction.target + (f" (towards {direction.classes[1]})" if direction.classes else ""),
+        "text": " ".join(texts),
+        "cases": [
+            {"id": case_id, "value": values[case_id], "frames": _frames(model, name, direction, part)}
+            for case_id, part in rows.groupby("id", sort=False)
+        ],
+    }
+
+
+def _frames(model: ReportData, name: str, direction: Direction, rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """The pictures of an edited case, with what the model predicts for each."""
+    file_name, folder = model.file_names[rows["id"].iloc[0]], model.folder / "media" / name
+    files = edit_frames(model.folder / name, folder, file_name, rows["strength"].tolist())
+    frames = []
+    for row in rows.to_dict("records"):
+        prediction = row.get("prediction")
+        text = "" if prediction is None else f"{prediction:.0%}" if direction.kind == "binary" else number(prediction)
+        image, difference = files[row["strength"]]
+        frames.append({"strength": row["strength"], "prediction": text, "image": image, "difference": difference})
+    return frames
+
+
+def sample_section(report: Report) -> Section | None:
+    """Synthetic images beside their nearest cases; None without a latent DDIM."""
+    model = report.models[0]
+    if "samples" not in model.outcomes:
+        return None
+    samples = {} if model.result("samples") is None else sample_thumbnails(model)
+    near = pd.DataFrame({"id": [], "neighbor": [], "distance": []})
+    if model.result("samples_neighbors") is not None:
+        near = nearest(model, "samples_neighbors")
+    images = []
+    for name in samples:
+        rows = near[near["id"] == name]
+        distance = number(rows["distance"].min()) if len(rows) else None
+        images.append({"id": name, "near": rows["neighbor"].tolist()[:_NUM_SHOWN], "distance": distance})
+    values = {"samples": samples, "thumbnails": report.thumbnails.get(model.name, {}), "images": images}
+    title = "Synthetic images and their nearest cases"
+    return report.section("samples", title, ["samples", "samples_neighbors"], values)
+
+
+def outlier_section(report: Report) -> Section | None:
+    """The most unusual cases, each with its nearest neighbors; only for one model."""
+    model = report.models[0]
+    if report.is_comparison or "neighbors" not in model.outcomes:
+        return None
+    values: dict[str, Any] = {"cases": []}
+    if model.result("neighbors") is not None:
+        near = nearest(model)
+        shares = model.result("neighbors").unusual_shares.get("whitened", {})
+        values = {
+            "cases": [
+                {**row, "near": near.loc[near["id"] == row["id"], "neighbor"].tolist()[:_NUM_SHOWN]}
+                for row in outliers(model).to_dict("records")
+            ],
+            "shares": ", ".join(f"{share:.1%} of {split}" for split, share in shares.items()),
+            "thumbnails": report.thumbnails[model.name],
+        }
+    return report.section("outliers", "Outliers", ["neighbors"], values)
+
+
+SECTIONS: Sequence[Callable[[Report], Section | None]] = (
+    failure_section, model_section, curve_section, reconstruction_section, quality_section, map_section, probe_section,
+    edit_section, sample_section, outlier_section,
+)  # fmt: skip
+"""All sections, in the order of the page."""
+
+
+# -- figures at a glance -----------------------------------------------------------------------------------------------
+
+
+def _tiles(model: ReportData) -> dict[str, tuple[str, str]]:
+    """The figures at a glance, with a remark each."""
+    summary = model.result("info").summary
+    tiles = {"images": (_size(summary), f"become {summary['z_channels']} numbers, z_sem")}
+    curves = _curves_of(model)
+    if curves is not None:
+        tiles["training images seen"] = (f"{curves['images_seen'].max():,.0f}", f"{curves['step'].max():,.0f} steps")
+    if summary.get("z_sem_usage") is not None:
+        tiles["use of z_sem"] = (number(summary["z_sem_usage"]), "1: the decoder ignores it")
+    if model.result("embeddings") is not None:
+        patients = f"{model.table['patient'].nunique():,} patients" if "patient" in model.table else ""
+        tiles["cases"] = (f"{len(model.table):,}", patients)
+    if model.result("reconstructions") is not None:
+        means = model.result("reconstructions").means
+        remark = f"{means['psnr_z_sem']:.1f} dB from z_sem alone"
+        tiles["PSNR from both codes"] = (f"{means['psnr_x_T']:.1f} dB", remark)
+    if model.result("probe") is not None:
+        best = max(model.result("probe").rows, key=lambda row: row["score"])
+        interval = "" if best["low"] is None else f" ({number(best['low'])} to {number(best['high'])})"
+        tiles[f"best probe: {best['target']}"] = (number(best["score"]), f"{best['metric'].upper()}{interval}")
+    return tiles
+
+
+def _compared_tiles(models: Sequence[ReportData]) -> dict[str, tuple[str, str]]:
+    usage = {model.name: model.result("info").summary.get("z_sem_usage") for model in models}
+    return {f"use of z_sem: {name}": (number(value), "1: the decoder ignores it") for name, value in usage.items()}

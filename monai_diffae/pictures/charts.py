@@ -1,0 +1,219 @@
+"""Charts as PNG: training curves, diagnoses, calibration and few-label curves of probes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from monai_diffae.latents.probing.evaluation import FEW_PATIENTS, EvaluatedProbe
+from monai_diffae.latents.probing.nested import HeldOutPredictions
+
+METRIC_NAMES = {
+    "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "brier": "Brier", "r2": "R2",
+    "mae": "MAE",
+}  # fmt: skip
+
+_MAX_BINS, _MIN_CASES_PER_BIN = 10, 10
+_MAX_COLUMNS = 4
+_DPI = 120
+_BESIDE_LOSSES = {
+    "validation_kl": "KL divergence of the latents\n(nats per value)",
+    "validation_copying_ratio": "copying ratio\n(distance of samples to training cases / of held-out cases)",
+    "validation_z_sem_usage": "z_sem_usage\n(loss with another image's z_sem / own)",
+}
+_PROBE = "validation_probe_"
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")  # Okabe and Ito
+
+
+def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
+    """Draw the losses over the images seen, and beside them the metric that matters for this kind of model, as a PNG.
+
+    A third panel has the probes, if there are any.
+
+    Args:
+        frame: the table that :class:`~monai_diffae.handlers.TrainingCurves` writes.
+        path: the file.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    probed = [name.removeprefix(_PROBE) for name in map(str, frame.columns) if name.startswith(_PROBE)]
+    figure = Figure(figsize=(13 if probed else 9, 3.4), layout="constrained")
+    left, right, *others = figure.subplots(1, 3 if probed else 2)
+    metric, label = next((m, text) for m, text in _BESIDE_LOSSES.items() if m in frame or m == "validation_z_sem_usage")
+    training = frame.dropna(subset=["loss"]) if "loss" in frame else frame.iloc[:0]
+    if len(training):
+        window = max(1, len(training) // 50)
+        left.plot(training["images_seen"], training["loss"], color="0.8", linewidth=0.8)
+        smooth = training["loss"].rolling(window, min_periods=1).mean()
+        left.plot(training["images_seen"], smooth, color="C0", label="training")
+    if "validation_loss" in frame:
+        validation = frame.dropna(subset=["validation_loss"])
+        left.plot(
+            validation["images_seen"], validation["validation_loss"], "o-", color="C1", label="validation", markersize=3
+        )
+        if metric in validation:
+            right.plot(validation["images_seen"], validation[metric], "o-", color="C2", markersize=3)
+    for panel in others:
+        _draw_probes(panel, frame, probed)
+    for panel in (left, right, *others):
+        panel.ticklabel_format(axis="y", useOffset=False)
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1M: longer numbers would overlap
+    left.set(xlabel="images seen", ylabel="loss", yscale="log")
+    left.legend(frameon=False)
+    right.axhline(1, color="0.6", linestyle=":")
+    right.set(xlabel="images seen", ylabel=label)
+    figure.savefig(path, dpi=120, format="png")
+
+
+def _draw_probes(panel: Any, frame: pd.DataFrame, labels: Sequence[str]) -> None:
+    """Draw the probe of each label, with its interval."""
+    for number, label in enumerate(labels):
+        colour, name = _COLOURS[number % len(_COLOURS)], f"{_PROBE}{label}"
+        rows = frame.dropna(subset=[name])
+        ends = [f"validation_{end}_of_probe_{label}" for end in ("low", "high")]
+        panel.plot(rows["images_seen"], rows[name], "o-", color=colour, markersize=3, label=label)
+        if set(ends) <= set(frame.columns):
+            panel.fill_between(rows["images_seen"], *(rows[end] for end in ends), color=colour, alpha=0.1, linewidth=0)
+    panel.set(xlabel="images seen", ylabel="probes of z_sem\n(AUROC of classes, R2 of numbers)", ylim=(-0.1, 1.02))
+    panel.axhline(0.5, color="0.6", linestyle=":")
+    panel.legend(frameon=False, fontsize="small", ncols=2)
+
+
+def draw_diagnosis(levels: pd.DataFrame, stability: pd.DataFrame, path: Path) -> None:
+    """Draw the losses by noise level, their ratios, and how far changes of the image move z_sem.
+
+    Args:
+        levels: the table ``noise_levels.csv``.
+        stability: the table ``stability.csv``.
+        path: the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    names = {"own": "own z_sem", "mean": "mean z_sem of the others", "other": "another patient's z_sem"}
+    for colour, (name, label) in zip(("C0", "C1", "C2"), names.items(), strict=True):
+        left.plot(levels["timestep"], levels[f"loss_{name}"], "o-", color=colour, label=label, markersize=3)
+    for colour, name in (("C1", "z_sem_usage_mean"), ("C2", "z_sem_usage")):
+        middle.plot(levels["timestep"], levels[name], "o-", color=colour, markersize=3)
+    left.set(xlabel="timestep (right: pure noise)", ylabel="denoising loss", yscale="log")
+    left.legend(frameon=False)
+    middle.axhline(1, color="0.6", linestyle=":")
+    lowest, highest = middle.get_ylim()
+    middle.set_ylim(min(lowest, 0.99), max(highest, 1.05))  # so that a ratio of 1 looks like 1
+    middle.ticklabel_format(axis="y", useOffset=False)
+    middle.set(xlabel="timestep (right: pure noise)", ylabel="loss / loss with own z_sem")
+    places = range(len(stability))
+    right.barh(places, stability["ratio"], color="C0", height=0.6)
+    right.hlines(places, stability["ratio"], stability["ratio_90"], color="0.3", linewidth=1)
+    right.set_yticks(places, [f"{row.change} ({row.rank_1:.0%})" for row in stability.itertuples()], fontsize=8)
+    right.invert_yaxis()
+    right.axvline(1, color="0.6", linestyle=":")
+    xlabel = "z_sem moves (median; line: 90 %)\n1: as far as to another patient"
+    right.set(xlabel=xlabel, title="change (rank-1)")
+    figure.savefig(path, dpi=120, format="png")
+
+
+def draw_calibration(probes: Sequence[EvaluatedProbe], path: Path) -> None:
+    """Draw calibration curves: one panel per target, with a histogram of the predictions below.
+
+    Args:
+        probes: the evaluated probes.
+        path: the PNG.
+    """
+    targets: dict[str, list[EvaluatedProbe]] = {}
+    for probe in probes:
+        targets.setdefault(probe.row["target"], []).append(probe)
+    figure, panels = _panels(len(targets), 2)
+    for (name, group), (curve, histogram) in zip(targets.items(), panels, strict=True):
+        curve.set_title(name)
+        _draw_target(group, curve, histogram)
+    figure.savefig(path, dpi=_DPI)
+
+
+def _draw_target(probes: Sequence[EvaluatedProbe], curve: Any, histogram: Any) -> None:
+    is_class = probes[0].predictions.target.classes is not None
+    all_predictions = np.concatenate([_predictions_and_truth(probe.predictions)[0] for probe in probes])
+    limits = (0.0, 1.0) if is_class else (float(all_predictions.min()), float(all_predictions.max()))
+    for probe in probes:
+        predicted, truth = _predictions_and_truth(probe.predictions)
+        x, y = calibration_bins(predicted, truth, is_class)
+        curve.plot(x, y, marker="o", markersize=3, label=f"{probe.row['features']}, {probe.row['probe']}")
+        histogram.hist(predicted, bins=20, histtype="step", range=limits)
+    curve.plot(limits, limits, color="grey", linewidth=0.8, zorder=0)
+    curve.set_ylabel("observed frequency" if is_class else "observed mean")
+    curve.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    histogram.set_xlabel("predicted probability" if is_class else "predicted value")
+    histogram.set_ylabel("predictions")
+
+
+def _predictions_and_truth(predictions: HeldOutPredictions) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """Predicted and true values: those of the second class if there are two classes, else those of all classes."""
+    if predictions.target.classes is None:
+        return predictions.predicted, predictions.target.values
+    is_class = np.eye(len(predictions.target.classes))[predictions.target.values]
+    drawn = slice(1, 2) if len(predictions.target.classes) == 2 else slice(None)
+    return predictions.predicted[:, drawn].ravel(), is_class[:, drawn].ravel()
+
+
+def calibration_bins(
+    predicted: NDArray[np.float64], truth: NDArray[Any], is_class: bool
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The mean prediction and the mean truth, of ``[N]`` each, in up to 10 bins with about as many cases.
+
+    For a class, predictions are its probabilities.
+    """
+    from sklearn.calibration import calibration_curve
+
+    num = int(np.clip(len(predicted) // _MIN_CASES_PER_BIN, 2, _MAX_BINS))
+    if is_class:
+        frequency, mean = calibration_curve(truth, predicted, n_bins=num, strategy="quantile")
+        return mean, frequency
+    bins = np.nan_to_num(pd.qcut(predicted, num, labels=False, duplicates="drop"))  # all NaN if all values are equal
+    means = pd.DataFrame({"predicted": predicted, "truth": truth}).groupby(bins).mean()
+    return means["predicted"].to_numpy(), means["truth"].to_numpy()
+
+
+def draw_few_labels(few_labels: pd.DataFrame, path: Path) -> None:
+    """Draw scores over the number of labelled patients: median and quartiles of the draws, one panel per target.
+
+    Args:
+        few_labels: the table ``few_labels.csv``.
+        path: the PNG.
+    """
+    targets = dict(iter(few_labels.groupby("target", sort=False)))
+    figure, panels = _panels(max(1, len(targets)), 1)
+    if not targets:
+        panels[0][0].set_title(f"fewer than {2 * min(FEW_PATIENTS)} labelled patients to fit to")
+    for (name, group), (axes,) in zip(targets.items(), panels, strict=False):
+        for (features, probe), rows in group.groupby(["features", "probe"], sort=False):
+            (line,) = axes.plot(rows["num_patients"], rows["median"], marker="o", label=f"{features}, {probe}")
+            axes.fill_between(
+                rows["num_patients"], rows["low_quartile"], rows["high_quartile"], color=line.get_color(), alpha=0.15
+            )
+        axes.set_xscale("log")
+        axes.set_xticks(sorted(group["num_patients"].unique()), sorted(group["num_patients"].unique()))
+        axes.minorticks_off()
+        axes.set_title(str(name))
+        axes.set_xlabel("labelled patients (shaded: quartiles of the draws, no confidence interval)")
+        axes.set_ylabel(METRIC_NAMES[group["metric"].iloc[0]])
+        axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.savefig(path, dpi=_DPI)
+
+
+def _panels(num: int, num_axes: int) -> tuple[Any, list[Sequence[Any]]]:
+    """A figure with ``num`` panels, each with one axis, or with two axes, the second of which is small."""
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and needs a display
+
+    columns = min(num, _MAX_COLUMNS)
+    rows = -(-num // columns)
+    figure = Figure(figsize=(6.0 * columns, (3 + 1.3 * (num_axes - 1)) * rows), layout="constrained")
+    ratios = {"height_ratios": [3.0, 1.0][:num_axes]}
+    parts = figure.subfigures(rows, columns, squeeze=False).ravel()[:num]
+    return figure, [part.subplots(num_axes, 1, squeeze=False, sharex=True, gridspec_kw=ratios)[:, 0] for part in parts]

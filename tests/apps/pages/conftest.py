@@ -1,0 +1,79 @@
+"""A report of the tiny bundle, made once."""
+
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+
+import pytest
+
+from monai_diffae.apps.pages import data
+from monai_diffae.apps.pages.report import report
+
+
+@dataclass
+class Element:
+    """An opening tag with its attributes."""
+
+    tag: str
+    attributes: dict = field(default_factory=dict)
+
+
+class PageReader(HTMLParser):
+    """The elements of a page, its text, and tags that are not closed in order."""
+
+    EMPTY = ("meta", "link", "img", "input", "br")
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.text, self._open = [], "", []
+        self.feed(html)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append(Element(tag, dict(attrs)))
+        if tag not in self.EMPTY:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append(Element(tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open and self._open[-1] not in ("style", "script"):
+            self.text += data
+
+    def all(self, tag, **attributes):
+        """The elements with a tag and attributes."""
+        named = {name.rstrip("_"): value for name, value in attributes.items()}
+        return [each for each in self.elements if each.tag == tag and named.items() <= each.attributes.items()]
+
+    @property
+    def sections(self):
+        return [each.attributes["id"] for each in self.all("details", class_="card")]
+
+
+@pytest.fixture(scope="session")
+def page_reader():
+    """Reads a page, which must be well-formed."""
+    return lambda file: PageReader(file.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def quick_evaluation():
+    """An evaluation of a second or two, and few pictures; of the module only, since it patches what others test."""
+    with pytest.MonkeyPatch.context() as patch:
+        few = {"steps": [2, 3], "limit": 2, "draws": 1, "num_images": 0, "num_codes": 10}
+        patch.setattr(data, "_EVALUATION", few)
+        patch.setattr(data, "NUM_MOSAIC", {2: 2, 3: 1})
+        patch.setattr(data, "_NUM_EDITED", 2)
+        patch.setattr(data, "_NUM_SAMPLES", 4)
+        patch.setattr("monai_diffae.latents.probing.evaluation._few_label_rows", lambda *arguments: [])
+        yield
+
+
+@pytest.fixture(scope="module")
+def reported(labelled, quick_evaluation, tmp_path_factory):
+    """The report of the tiny bundle about its cohort."""
+    out = tmp_path_factory.mktemp("reported") / "report"
+    return report(labelled.bundle, out, cohort=labelled.cohort, targets=["wide", "head_size"], device="cpu")

@@ -1,0 +1,201 @@
+"""The page has every section, shows what was computed, and contains nothing that it should not."""
+
+import html
+import json
+import re
+import shlex
+import shutil
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from monai_diffae.apps.pages.compare import compare
+from monai_diffae.apps.pages.data import ReportData
+from monai_diffae.apps.pages.page import number
+from monai_diffae.apps.pages.report import report
+from monai_diffae.apps.steps import Steps
+from monai_diffae.cli import build_app, parse
+from monai_diffae.errors import CohortError, ConfigError
+
+
+def sources(page):
+    """The addresses of the pictures."""
+    return [each.attributes["src"] for each in page.all("img")]
+
+
+def test_every_section_is_there_in_order_and_open(reported, page_reader):
+    page = page_reader(reported.page)
+    expected = ["failures", "model", "curves", "reconstructions", "quality", "map", "probes", "edits", "outliers"]
+    assert page.sections == expected
+    assert all("open" in each.attributes for each in page.all("details", class_="card"))
+    assert [each.attributes["href"] for each in page.all("a") if each.attributes["href"] != "#content"] == [
+        f"#{name}" for name in expected
+    ]
+    assert reported.incomplete is None
+    assert not page.all("p", class_="error")
+    assert "The decoder hardly uses z_sem" in page.text  # the tiny bundle knows nothing
+    files = {unquote(source) for source in sources(page) if not source.startswith("data:")}
+    assert len(files) > 5
+    assert all((reported.folder / file).is_file() for file in files)
+    assert all(each.attributes["aria-label"] for each in page.elements if each.attributes.get("role") == "img")
+    assert all(each.attributes["alt"] for each in page.all("img"))
+    assert len(page.all("svg")) > 5
+
+
+def test_the_numbers_are_those_of_the_commands(reported, page_reader):
+    text = page_reader(reported.page).text
+    made = pd.read_csv(reported.folder / "reconstructions" / "reconstructions.csv")
+    assert f"{made['psnr_x_T'].mean():.1f} dB" in text
+    assert f"{made['psnr_z_sem'].mean():.1f} dB from z_sem alone" in text
+    probes = pd.read_csv(reported.folder / "probe" / "probes.csv")
+    assert set(probes["target"]) == {"wide", "head_size"}
+    evaluated = json.loads((reported.folder / "evaluation" / "evaluation.json").read_text())["rows"]
+    quality = [row["value"] for row in evaluated if row["metric"] in ("psnr", "ssim", "mse")]
+    assert len(quality) == 3 * 2 * 2
+    for value in (*map(number, probes["score"]), *(number(value, 4) for value in quality)):
+        assert value in text
+
+
+def test_the_page_needs_no_network_and_names_no_folders_and_no_patients(reported, labelled):
+    text = reported.page.read_text()
+    assert not re.findall(r"(?:src|href|url\()\s*=?\s*['\"]?(?:https?:)?//", text)
+    assert "fetch(" not in text
+    assert str(labelled.cohort.parent) not in text
+    assert str(reported.folder.parent) not in text
+    hashes = pd.read_parquet(reported.folder / "embeddings" / "embeddings.parquet")["patient"]
+    assert not [name for name in hashes if name in text]
+
+
+def test_every_command_on_the_page_can_be_typed(reported):
+    lines = re.findall(r'<pre class="line">(monai-diffae .*?)</pre>', reported.page.read_text())
+    names = {shlex.split(line)[1] for line in lines}
+    assert names >= {"info", "embed", "reconstruct", "evaluate", "neighbors", "probe", "fit-direction", "edit"}
+    for line in lines:
+        parse(build_app(), shlex.split(html.unescape(line))[1:])
+
+
+def test_the_map_has_every_case_with_its_labels(reported):
+    text = reported.page.read_text()
+    (content,) = re.findall(r'<script type="application/json" id="map-[^"]+">(.*?)</script>', text, flags=re.S)
+    data = json.loads(content)
+    table = pd.read_parquet(reported.folder / "embeddings" / "embeddings.parquet")
+    assert data["ids"] == table["id"].tolist()
+    wide = data["labels"]["wide"]
+    assert [wide["classes"][code] for code in wide["codes"]] == table["wide"].tolist()
+    assert {"split", "outlier score", "head_size"} <= data["labels"].keys()
+    assert "patient" not in data["labels"]
+    assert set(data["thumbnails"]) == set(data["ids"])
+    assert len(data["x"]) == len(data["y"]) == len(table)
+    nearest = pd.read_csv(reported.folder / "neighbors" / "neighbors.csv", dtype=str)
+    for i in (0, 5):
+        expected = nearest[nearest["id"] == data["ids"][i]]["neighbor"].tolist()
+        assert [data["ids"][j] for j in data["neighbors"][i]] == expected
+
+
+ARGUMENTS = {"targets": ["wide", "head_size"], "device": "cpu"}
+
+
+def test_a_second_call_computes_nothing_again(reported, labelled, page_reader):
+    before = reported.page.read_bytes()
+    assert "the autoencoder was trained on patients of" in page_reader(reported.page).text  # a warning
+    again = report(labelled.bundle, reported.folder, cohort=labelled.cohort, **ARGUMENTS)
+    assert again.page.read_bytes() == before  # with its warnings
+    assert all(getattr(outcome.result, "skipped", True) for outcome in again.outcomes)
+    with pytest.raises(ConfigError, match="targets: there is no label 'nothing'; choose from: .*wide"):
+        report(labelled.bundle, reported.folder, cohort=labelled.cohort, **{**ARGUMENTS, "targets": ["nothing"]})
+
+
+def test_one_file_can_have_all_pictures_inside(reported, labelled, page_reader):
+    before = reported.page.read_bytes()
+    made = report(labelled.bundle, reported.folder, cohort=labelled.cohort, **ARGUMENTS, embed=True)
+    embedded = sources(page_reader(made.page))
+    assert len(embedded) > 5
+    assert all(source.startswith("data:image/") for source in embedded)
+    reported.page.write_bytes(before)
+
+
+def test_what_fails_comes_first_and_samples_stand_beside_their_nearest_cases(
+    labelled, latent_bundle, quick_evaluation, tmp_path, page_reader
+):
+    table = pd.read_csv(labelled.cohort)
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    table.loc[0, "image"] = str(tmp_path / "broken.png")
+    table["lonely"] = np.where(table.index == 1, "a", "b")  # one case of a class: no direction can be fitted
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    made = report(latent_bundle, tmp_path / "out", cohort=tmp_path / "cohort.csv", targets=["lonely"], device="cpu")
+    page = page_reader(made.page)
+    assert "Predict the labels" in made.incomplete
+    assert "is omitted" in page.text
+    assert "1 failed case" in page.text
+    assert page.text.index("broken.png") < page.text.index("The model, how long it was trained")
+    assert str(tmp_path) not in made.page.read_text()
+    assert {"failures", "samples"} < set(page.sections)
+    synthetic = [each for each in page.all("img") if each.attributes["alt"].startswith("synthetic")]
+    assert len(synthetic) == 4
+
+
+def test_without_labels_a_few_held_out_cases_are_shown(labelled, reported):
+    data = ReportData(labelled.bundle, reported.folder, labelled.cohort)
+    data.table = data.table.assign(wide=None)
+    assert set(data.table.set_index("id").loc[data._examples("wide", 2), "split"]) == {"test"}
+
+
+def test_a_mistyped_cohort_is_refused_before_any_work_and_a_bug_is_not_hidden(labelled, tmp_path, monkeypatch):
+    with pytest.raises(CohortError, match=r"^missing\.csv: there is no such folder, table or scan"):
+        report(labelled.bundle, tmp_path / "out", cohort=tmp_path / "missing.csv")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(Steps, "attempt", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report(labelled.bundle, tmp_path / "out", cohort=labelled.cohort, device="cpu")
+
+
+@pytest.mark.slow
+def test_volumes_have_sliders_in_three_planes(tiny_bundle_3d, quick_evaluation, tmp_path, page_reader, monkeypatch):
+    monkeypatch.setattr("monai_diffae.apps.pages.data._MOST_EDITED_TARGETS", 0)
+    made = report(
+        tiny_bundle_3d.directory, tmp_path / "out", cohort=tiny_bundle_3d.cohort, device="cpu", targets=["head_size"]
+    )
+    page = page_reader(made.page)
+    sliders = [each for each in page.all("input", type="range") if "data-frames" in each.attributes]
+    assert {each.attributes["data-frames"].rsplit("_", 1)[1] for each in sliders} == {"axial", "coronal", "sagittal"}
+    assert {each.attributes["max"] for each in sliders} == {"15"}
+    groups = {each.attributes.get("data-group") for each in page.elements}
+    assert {each.attributes["data-frames"] for each in sliders} <= groups
+
+
+# -- several models on one page ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_models_stand_side_by_side(labelled, tiny_bundle, quick_evaluation, tmp_path, page_reader):
+    other = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
+    made = compare(
+        tmp_path / "out", bundle=[labelled.bundle, other], cohort=labelled.cohort, targets=["head_size"], device="cpu"
+    )
+    page = page_reader(made.page)
+    assert page.sections == ["failures", "model", "curves", "reconstructions", "quality", "map", "probes"]
+    assert "bundle (2): from z_sem alone" in page.text
+    assert "bundle (2) minus bundle" in page.text
+    assert len([each for each in page.all("div") if "data-map" in each.attributes]) == 2
+    ids = [each.attributes["id"] for each in page.elements if "id" in each.attributes]
+    assert len(set(ids)) == len(ids)
+    assert str(tmp_path) not in made.page.read_text()
+
+
+def test_without_a_cohort_trainings_are_shown_and_compared(tiny_bundle, labelled, tmp_path, page_reader):
+    for made in (
+        report(labelled.bundle, tmp_path / "report"),
+        compare(tmp_path / "compared", bundle=[labelled.bundle, tiny_bundle.directory]),
+    ):
+        assert page_reader(made.page).sections == ["failures", "model", "curves"]
+
+
+def test_models_that_cannot_be_compared_are_refused_before_any_work(tiny_bundle, tiny_bundle_3d, tmp_path):
+    with pytest.raises(ConfigError, match="use report"):
+        compare(tmp_path / "out", bundle=["a"])
+    bundles = [tiny_bundle.directory, tiny_bundle_3d.directory]
+    with pytest.raises(ConfigError, match="takes 2D images of 1 channel and .* takes 3D images of 1 channel"):
+        compare(tmp_path / "out", bundle=bundles, cohort=tiny_bundle.cohort, device="cpu")
+    assert not list((tmp_path / "out").rglob("embeddings*"))
