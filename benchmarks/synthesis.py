@@ -33,9 +33,8 @@ from torch import Tensor, nn
 
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Choice, Reading, Run, Split
-from monai_diffae.apps.synthesis.direction_files import read_direction
+from monai_diffae.apps.synthesis.directions import STRENGTHS, read_direction
 from monai_diffae.apps.synthesis.grade import grade
-from monai_diffae.apps.synthesis.strengths import STRENGTHS
 from monai_diffae.bundle.loading import load_latent
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.diffusion.noise import image_noise

@@ -173,18 +173,18 @@ def main() -> None:
     save()
     test_cases = ["--split", "test", "--limit"]
     with_model(found, "embed", model, cohort, out / "embedded" / "embeddings.parquet")
-    with_model(found, "diagnose", model, cohort, out / "diagnosed" / "diagnosis.json", *test_cases, options.diagnosed)
+    with_model(found, "diagnose", model, cohort, out / "diagnosed" / "record.json", *test_cases, options.diagnosed)
     chosen = ["--mode", "both", "--batch-size", 2, *test_cases, options.reconstructions]
-    with_model(found, "reconstruct", model, cohort, out / "reconstructed" / "reconstructions.json", *chosen)
+    with_model(found, "reconstruct", model, cohort, out / "reconstructed" / "record.json", *chosen)
     if options.scan is not None:
-        for name, file in (("embed", "embeddings.parquet"), ("reconstruct", "reconstructions.json")):
+        for name, file in (("embed", "embeddings.parquet"), ("reconstruct", "record.json")):
             with_model(found, f"{name} of the scan", model, options.scan, out / f"scan_{name}" / file)
     save()
     rows, errors = probes(model, cohort, out)
     rows.to_csv(out / "probes.csv", index=False)
     found |= errors | {
-        "z_sem_usage": json.loads((out / "diagnosed" / "diagnosis.json").read_text())["results"]["z_sem_usage"],
-        "reconstructions": json.loads((out / "reconstructed" / "reconstructions.json").read_text())["results"]["means"],
+        "z_sem_usage": json.loads((out / "diagnosed" / "record.json").read_text())["figures"]["z_sem_usage"],
+        "reconstructions": json.loads((out / "reconstructed" / "record.json").read_text())["figures"]["means"],
         "peak_gib_of_the_probes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2, 2),
     }
     save()

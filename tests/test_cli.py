@@ -109,7 +109,7 @@ def test_commands_that_make_images_in_turn(run, latent_bundle, labelled, tmp_pat
     fit = ["fit-direction", embeddings, direction, "--target", "tilt"]
     assert succeeds(*fit).splitlines()[-1] == str(direction)
     graded = succeeds("grade", embeddings, tmp_path / "g.csv", "--direction", direction, "--json")
-    assert json.loads(graded)["fitted"]["metric"] == "r2"
+    assert json.loads(graded)["scores"]["fitted"]["metric"] == "r2"
     edited = ["--direction", direction, "--strengths", "-1,1", "--limit", 2, "--watch", direction, "--along", "weight"]
     assert "of 2 cases" in succeeds("edit", *model, tmp_path / "edit", *quick, *edited)
     assert "drift_tilt" in pd.read_csv(tmp_path / "edit" / "edits.csv")
@@ -125,7 +125,7 @@ def test_the_official_decoding_can_be_chosen(run, tiny_bundle, tmp_path):
     official = ["--solver", "ddim", "--inversion", "ddim", "--spacing", "leading", "--steps", 2, "--invert-steps", 4]
     code, _, error = run(*model, "--limit", 1, *official)
     assert code == 0, error
-    record = json.loads((tmp_path / "official" / "reconstructions.json").read_text())["made_from"]
+    record = json.loads((tmp_path / "official" / "record.json").read_text())["made_from"]
     settings = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 2, "invert_steps": 4}
     assert settings.items() <= record.items()
 

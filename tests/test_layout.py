@@ -98,9 +98,10 @@ def test_a_solver_is_a_function_and_a_name():
     assert files_with(r"\bdpmpp_2m\b") == {"diffusion/solvers.py", "diffusion/settings.py"}
 
 
-def test_a_command_is_a_module_and_two_lines():
-    elsewhere = files_with(r"\"vary\"|import vary\b|\(\"vary\"")
-    assert elsewhere == {"apps/commands.py", "__init__.py"}
+def test_a_command_is_a_file_and_a_line():
+    assert files_with(r"\"vary\"|\bvary\b:|synthesis\.vary\b|import vary\b") == {
+        "apps/commands.py", "apps/synthesis/vary.py"
+    }  # fmt: skip
 
 
 def test_a_network_argument_is_one_place_per_network():

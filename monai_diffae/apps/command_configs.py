@@ -242,7 +242,16 @@ def write_command_configs(bundle: Path) -> list[Path]:
     return files
 
 
+def door_stub() -> str:
+    """The text of ``monai_diffae/__init__.pyi``, by which editors and type checkers know what the door opens."""
+    import monai_diffae
+
+    imports = [f"from monai_diffae.{module} import {name} as {name}" for name, module in monai_diffae.MODULES.items()]
+    return "\n".join([*sorted(imports), "", "__version__: str", "MODULES: dict[str, str]", "__all__: list[str]", ""])
+
+
 if __name__ == "__main__":  # make configs
+    (Path(__file__).parents[1] / "__init__.pyi").write_text(door_stub())
     for folder in map(Path, sys.argv[1:]):
         if (folder / "configs" / "train.json").is_file():  # bundles with weights use those of another one
             write_command_configs(folder)

@@ -1,4 +1,4 @@
-"""The list of commands. Their help, options, checks and bundle runs are generated from the functions in this list."""
+"""The list of commands. Their help, options, checks, bundle runs and the door of the package are made from it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,35 @@ class Command:
     """One command.
 
     Attributes:
-        name: the word after ``monai-diffae``.
-        function: its function, as ``module:name`` below the package; importing it loads neither torch nor MONAI.
+        module: the file with its function, which has the same name; importing it loads neither torch nor MONAI.
         group: its heading in the help.
-        example: a command line for its help.
+        arguments: an example for its help.
         config: the file of its bundle run in ``configs/``; None: it has no bundle run.
     """
 
-    name: str
-    function: str
+    module: str
     group: str
-    example: str
+    arguments: str
     config: str | None = None
+
+    @property
+    def function(self) -> str:
+        """The name of its function."""
+        return self.module.rpartition(".")[2]
+
+    @property
+    def name(self) -> str:
+        """The word after ``monai-diffae``."""
+        return self.function.replace("_", "-")
+
+    @property
+    def example(self) -> str:
+        """A line for a shell."""
+        return f"monai-diffae {self.name} {self.arguments}"
 
     def load(self) -> Callable[..., Any]:
         """Import the function."""
-        module, name = self.function.split(":")
-        function: Callable[..., Any] = getattr(import_module(f"monai_diffae.{module}"), name)
+        function: Callable[..., Any] = getattr(import_module(f"monai_diffae.{self.module}"), self.function)
         return function
 
     def declared(self) -> Callable[..., Any]:
@@ -38,57 +50,44 @@ class Command:
         return inspect.unwrap(self.load())
 
 
-def _command(name: str, module: str, group: str, example: str, *, run: bool = False, room: str = "apps") -> Command:
-    function = name.replace("-", "_")
-    config = f"{function}.json" if run else None
-    example = f"monai-diffae {name} {example}"
-    return Command(name, f"{room}.{module}:{function}", group, example, config)
-
-
 _START, _TRAIN, _EMBED, _MAKE, _EVALUATE = "Start", "Train", "Embed", "Make images", "Evaluate"
 _ANNOTATE, _SHARE = "Annotate with MONAI Label", "Share"
 
 COMMANDS: tuple[Command, ...] = (
-    _command("demo", "training.demo", _START, "--out demo"),
-    _command("start", "pages.start", _START, "scans/ first_hour --minutes 10"),
-    _command("sample-data", "training.sample_data", _START, "virtual --num-patients 200"),
-    _command("list-scans", "training.list_scans", _START, "scans scans.csv --table participants.csv"),
-    _command("verify", "training.verify", _START, "scans.csv verified"),
-    _command("init", "training.init", _START, "my_model --bundle diffae_2d"),
-    _command("plan", "training.plan", _START, "scans.csv --minutes 30"),
-    _command("train", "training.train", _TRAIN, "my_model scans.csv --minutes 30"),
-    _command("train-latent", "training.train_latent", _TRAIN, "my_model scans.csv"),
-    _command("distill", "training.distill", _TRAIN, "my_model scans.csv --steps 4"),
-    _command("import-official", "training.import_official", _TRAIN, "last.ckpt my_model"),
-    _command("export", "training.export", _TRAIN, "my_model exported --format onnx", run=True),
-    _command("embed", "embedding.embed", _EMBED, "my_model scans.csv embedded --columns image=file", run=True),
-    Command(
-        "reconstruct",
-        "apps.synthesis.reconstruct:reconstruct",
-        _MAKE,
-        "monai-diffae reconstruct my_model scans.csv reconstructed --limit 8",
-        "inference.json",
-    ),
-    _command("generate", "synthesis.generate", _MAKE, "my_model generated --num-images 64", run=True),
-    _command("interpolate", "synthesis.interpolate", _MAKE, "my_model scans.csv morph --start case-1 --end case-2"),
-    _command("combine", "synthesis.combine", _MAKE, "my_model scans.csv mixed --case case-1 --blend case-2"),
-    _command("vary", "synthesis.vary", _MAKE, "my_model scans.csv variations --case case-1"),
-    _command("traverse", "synthesis.traverse", _MAKE, "my_model embedded/embeddings.parquet traversed"),
-    _command("fit-direction", "synthesis.fit_direction", _MAKE, "embedded/embeddings.parquet sex.json --target sex"),
-    _command("edit", "synthesis.edit", _MAKE, "my_model scans.csv edited --direction sex.json --limit 8"),
-    _command("grade", "synthesis.grade", _MAKE, "embedded/embeddings.parquet grades.csv --direction sick.json"),
-    _command("probe", "evaluation.probe", _EVALUATE, "embedded/embeddings.parquet probed --targets age"),
-    _command("neighbors", "evaluation.neighbors", _EVALUATE, "embedded/embeddings.parquet near --cases case-1"),
-    _command("calibrate", "evaluation.calibrate", _EVALUATE, "my_model normal_scans.csv"),
-    _command("anomaly", "evaluation.anomaly", _EVALUATE, "my_model scans.csv unusual"),
-    _command("diagnose", "evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed"),
-    _command("evaluate", "evaluation.evaluate", _EVALUATE, "evaluated --bundle my_model --cohort scans.csv", run=True),
-    _command("report", "pages.report", _EVALUATE, "my_model report --cohort scans.csv"),
-    _command("compare", "pages.compare", _EVALUATE, "compared --bundle a b --cohort scans.csv"),
-    _command("explore", "explore", _EVALUATE, "--bundle my_model --cohort scans.csv", room="explorer"),
-    _command("info", "evaluation.info", _EVALUATE, "my_model"),
-    _command("push", "sharing.push", _SHARE, "my_model owner/my-model --tag v1"),
-    _command("pull", "sharing.pull", _SHARE, "owner/my-model my_copy --revision v1"),
-    _command("label-app", "label_app", _ANNOTATE, "my_app --bundle my_model", room="label"),
-    _command("label-server", "label_server", _ANNOTATE, "my_app scans", room="label"),
+    Command("apps.training.demo", _START, "--out demo"),
+    Command("apps.pages.start", _START, "scans/ first_hour --minutes 10"),
+    Command("apps.training.sample_data", _START, "virtual --num-patients 200"),
+    Command("apps.training.list_scans", _START, "scans scans.csv --table participants.csv"),
+    Command("apps.training.verify", _START, "scans.csv verified"),
+    Command("apps.training.init", _START, "my_model --bundle diffae_2d"),
+    Command("apps.training.plan", _START, "scans.csv --minutes 30"),
+    Command("apps.training.train", _TRAIN, "my_model scans.csv --minutes 30"),
+    Command("apps.training.train_latent", _TRAIN, "my_model scans.csv"),
+    Command("apps.training.distill", _TRAIN, "my_model scans.csv --steps 4"),
+    Command("apps.training.import_official", _TRAIN, "last.ckpt my_model"),
+    Command("apps.training.export", _TRAIN, "my_model exported --format onnx", "export.json"),
+    Command("apps.embedding.embed", _EMBED, "my_model scans.csv embedded --columns image=file", "embed.json"),
+    Command("apps.synthesis.reconstruct", _MAKE, "my_model scans.csv reconstructed --limit 8", "inference.json"),
+    Command("apps.synthesis.generate", _MAKE, "my_model generated --num-images 64", "generate.json"),
+    Command("apps.synthesis.interpolate", _MAKE, "my_model scans.csv morph --start case-1 --end case-2"),
+    Command("apps.synthesis.combine", _MAKE, "my_model scans.csv mixed --case case-1 --blend case-2"),
+    Command("apps.synthesis.vary", _MAKE, "my_model scans.csv variations --case case-1"),
+    Command("apps.synthesis.traverse", _MAKE, "my_model embedded/embeddings.parquet traversed"),
+    Command("apps.synthesis.fit_direction", _MAKE, "embedded/embeddings.parquet sex.json --target sex"),
+    Command("apps.synthesis.edit", _MAKE, "my_model scans.csv edited --direction sex.json --limit 8"),
+    Command("apps.synthesis.grade", _MAKE, "embedded/embeddings.parquet grades.csv --direction sick.json"),
+    Command("apps.evaluation.probe", _EVALUATE, "embedded/embeddings.parquet probed --targets age"),
+    Command("apps.evaluation.neighbors", _EVALUATE, "embedded/embeddings.parquet near --cases case-1"),
+    Command("apps.evaluation.calibrate", _EVALUATE, "my_model normal_scans.csv"),
+    Command("apps.evaluation.anomaly", _EVALUATE, "my_model scans.csv unusual"),
+    Command("apps.evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed"),
+    Command("apps.evaluation.evaluate", _EVALUATE, "evaluated --bundle my_model --cohort scans.csv", "evaluate.json"),
+    Command("apps.pages.report", _EVALUATE, "my_model report --cohort scans.csv"),
+    Command("apps.pages.compare", _EVALUATE, "compared --bundle a b --cohort scans.csv"),
+    Command("explorer.explore", _EVALUATE, "--bundle my_model --cohort scans.csv"),
+    Command("apps.evaluation.info", _EVALUATE, "my_model"),
+    Command("apps.sharing.push", _SHARE, "my_model owner/my-model --tag v1"),
+    Command("apps.sharing.pull", _SHARE, "owner/my-model my_copy --revision v1"),
+    Command("label.label_app", _ANNOTATE, "my_app --bundle my_model"),
+    Command("label.label_server", _ANNOTATE, "my_app scans"),
 )

@@ -1,13 +1,13 @@
-"""The processes that share the work of a command, as ``torchrun`` starts them."""
+"""The processes that share the work of a command: those of ``torchrun``, or the jobs of a Slurm array."""
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
-import torch
-
 from monai_diffae.errors import ConfigError
+from monai_diffae.lazy import torch
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,18 @@ class Process:
         return f"cuda:{self.local_rank % torch.cuda.device_count()}"
 
 
-def this_process() -> Process:
-    """Read this process's numbers from the environment that ``torchrun`` sets; without it, there is one process."""
+def this_process(part: str | None = None) -> Process:
+    """This process by ``part``, such as ``3/16``, or by the environment that ``torchrun`` sets; else there is one.
+
+    Example:
+        >>> this_process("3/16").rank
+        2
+    """
+    if part is not None:
+        numbers = re.fullmatch(r"(\d+)/(\d+)", part)
+        if numbers is None or not 1 <= int(numbers[1]) <= int(numbers[2]):
+            raise ConfigError(f"part: {part!r} is not a part such as 3/16, from 1/16 to 16/16")
+        return Process(int(numbers[1]) - 1, int(numbers[2]))
     rank, world_size, local_rank = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if not (rank or world_size):
         return Process()

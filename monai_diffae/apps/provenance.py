@@ -6,15 +6,19 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from monai_diffae.apps.result import checksum_of, read_record, record_of
 from monai_diffae.bundle.loading import TrainedBundle, preprocessing_checksum, preprocessing_config
 from monai_diffae.bundle.model_file import checksum
+from monai_diffae.data.atomic import write_json
+from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort
+from monai_diffae.data.contents import scan_contents, scan_states
 from monai_diffae.data.embeddings import has_sampled_rows, read_metadata
 from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.errors import ConfigError
@@ -165,7 +169,7 @@ def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
 
 def _compared(path: Path, content: Mapping[str, Any]) -> dict[str, str]:
     """The values of a table's record, which is compared with the table."""
-    record, recorded = path.with_suffix(".json"), _values(content)
+    record, recorded = record_of(path), _values(content)
     own = {} if path.suffix.lower() == ".csv" else read_metadata(path)  # a CSV has no metadata of its own
     model = own.get("made_from", {}).get("model")
     if model not in (None, recorded["model"]):  # copied over a table of the same name
@@ -183,17 +187,13 @@ def _compared(path: Path, content: Mapping[str, Any]) -> dict[str, str]:
 
 def _record(path: Path) -> dict[str, Any]:
     """The record beside a table."""
-    record = path.with_suffix(".json")
-    try:
-        content: dict[str, Any] = json.loads(record.read_text())
-        _values(content)
-        is_finished = bool(content["results"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    content = read_record(record_of(path))
+    if content is None or "model" not in content["made_from"]:
         raise ConfigError(
-            f"{path.name}: there is no record {record.name} beside it, so its model is unknown; make both with "
-            "monai-diffae embed"
-        ) from error
-    if not is_finished:  # the run was killed between writing the record and the table
+            f"{path.name}: there is no record {record_of(path).name} beside it, so its model is unknown; make both "
+            "with monai-diffae embed"
+        )
+    if not content["complete"]:  # the run was killed between writing the record and the table
         raise ConfigError(f"{path.name}: is not complete; run monai-diffae embed again")
     return content
 
@@ -206,6 +206,48 @@ def _values(record: Mapping[str, Any]) -> dict[str, str]:
 
 def _has_recorded_rows(path: Path, record: Mapping[str, Any]) -> bool:
     """Whether the z_sem of a table are those that a record describes, as far as can be told."""
-    sample = record["results"].get("rows")
-    is_unchanged = not path.is_file() or file_checksum(path) in record.get("files", {}).values()
+    sample = record["figures"].get("rows")
+    is_unchanged = not path.is_file() or file_checksum(path) in record["files"].values()
     return is_unchanged or not isinstance(sample, str) or has_sampled_rows(path, sample)
+
+
+# -- the scans that a table was made of: a replaced scan is noticed, even if its size is the same ----------------------
+
+
+def scans_record(states: Sequence[str], contents: Sequence[str]) -> dict[str, str]:
+    """What a table's record keeps of its scans: one checksum of their files' states, and one of their contents."""
+    return {"state": checksum_of(states), "content": checksum_of(contents)}
+
+
+def content_of_scans(cases: Sequence[Case], tables: Sequence[Path]) -> str:
+    """A checksum of the contents of scans, for the record of pictures that are made of them.
+
+    If one of the tables of embeddings was made of these scans and no file has changed since, its record has the
+    checksum; else the scans are read.
+    """
+    state = checksum_of(scan_states(cases))
+    for table in tables:
+        recorded = (read_record(record_of(table)) or {}).get("scans", {})
+        if recorded.get("state") == state:
+            return str(recorded["content"])
+    return checksum_of(scan_contents(cases))
+
+
+def check_scans(table: Path, cases: Sequence[Case], states: Sequence[str]) -> None:
+    """Check that a complete table was made of these scans.
+
+    If the state of a file has changed, for example because the cohort was copied, the scans are read, and their
+    contents are compared. If these are the same, the record gets the new states.
+    """
+    record = record_of(table)
+    content: dict[str, Any] = read_record(record) or {}
+    recorded = content.get("scans", {})
+    if recorded.get("state") == checksum_of(states):
+        return
+    current = scans_record(states, scan_contents(cases))
+    if recorded.get("content") != current["content"]:
+        raise ConfigError(
+            f"{table.name}: exists and was made of other scans, some were replaced since; set overwrite, or choose "
+            "another out"
+        )
+    write_json(record, {**content, "scans": current})

@@ -36,6 +36,10 @@ class CommandResult:
         """The figures for ``--json``: plain values."""
         return {}
 
+    def json(self) -> dict[str, Any]:
+        """The figures."""
+        return self.figures()
+
     @property
     def incomplete(self) -> str | None:
         """One line if some cases failed or were omitted: how many, and where they are listed."""

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffae.apps.results import checksum_of
+from monai_diffae.apps.result import checksum_of
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Sampling
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.code import read_values

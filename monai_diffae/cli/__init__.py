@@ -171,12 +171,10 @@ def _set_up_logging(quiet: bool, debug: bool) -> None:
 
 def _show(result: Any, *, as_json: bool) -> int:
     """Print a command's result, and return the exit code."""
-    from monai_diffae.apps.results import CommandResult
-
-    if not isinstance(result, CommandResult):  # help and version
+    if not hasattr(result, "lines"):  # help and version
         return 0
     if as_json:
-        print(json.dumps(result.figures(), indent=2))
+        print(json.dumps(result.json(), indent=2))
     else:
         for line in result.lines():
             print(line)

@@ -104,8 +104,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
             attributes = json.loads((read_schema(path).metadata or {})[b"PANDAS_ATTRS"])
             return dict(attributes["monai_diffae"])
         content = json.loads(path.with_suffix(".json").read_text())
-        if content["results"]:  # empty if the run was killed
-            figures = {name: content["results"][name] for name in _FIGURES if name in content["results"]}
+        if content["complete"]:
+            figures = {name: content["figures"][name] for name in _FIGURES if name in content["figures"]}
             return {"made_from": dict(content["made_from"]), **figures}
     return {}
 

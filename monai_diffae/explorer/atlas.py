@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from monai_diffae.apps.evaluation.outliers import TrainingCases, patients_of, splits_of
-from monai_diffae.apps.synthesis.combination import Axes, components_of
+from monai_diffae.apps.evaluation.neighbors import TrainingCases, patients_of, splits_of
+from monai_diffae.apps.synthesis.combine import Axes, components_of
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import MAP_COLUMNS, label_columns, read_embeddings, split_rows, z_matrix
 from monai_diffae.errors import CohortError, ConfigError

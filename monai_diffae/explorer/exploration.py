@@ -23,8 +23,8 @@ from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Decoding, Reading, Run
-from monai_diffae.apps.synthesis.combination import Axes, write_combined
-from monai_diffae.apps.synthesis.direction_files import read_direction
+from monai_diffae.apps.synthesis.combine import Axes, write_combined
+from monai_diffae.apps.synthesis.directions import read_direction
 from monai_diffae.bundle import TrainedLatent, load_latent
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.data.streamed import preprocessed
@@ -82,7 +82,7 @@ def _embedded(files: Files, reading: Reading, run: Run) -> Path:
     """The table of embeddings; made as by the command ``embed``, which skips it if it is complete."""
     arguments = {"bundle": str(files.bundle), "cohort": str(files.cohort), "out": str(files.out)}
     logger.info("$ %s", command_line("embed", arguments))
-    return embed(files.bundle, files.cohort, files.out, reading=reading, run=run).path
+    return Path(embed(files.bundle, files.cohort, files.out, reading=reading, run=run))
 
 
 def _latent(session: Session) -> TrainedLatent | None:

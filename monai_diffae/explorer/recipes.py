@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from monai_diffae.apps.command_lines import command_line
-from monai_diffae.apps.results import checksum_of
+from monai_diffae.apps.result import checksum_of
 from monai_diffae.apps.settings import Decoding, Reading, Run
-from monai_diffae.apps.synthesis.combination import Combination
-from monai_diffae.apps.synthesis.combine import Mixture, Moves
+from monai_diffae.apps.synthesis.combine import Combination, Mixture, Moves
 
 Strength = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 

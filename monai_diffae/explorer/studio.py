@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.session import Session
-from monai_diffae.apps.synthesis.combination import Axes, Combination
+from monai_diffae.apps.synthesis.combine import Axes, Combination
 from monai_diffae.bundle.model_case import Detail, ModelCase
 from monai_diffae.data.cases import Case
 from monai_diffae.serving.answers import ConflictError

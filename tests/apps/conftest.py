@@ -3,24 +3,24 @@
 import pytest
 
 
-class WrittenShards(list):
-    """The shards that ``embed`` has written, in order; after ``stop_after`` of them Ctrl-C is simulated."""
+class WrittenParts(list):
+    """The positions of the cases of the parts that ``embed`` has written; after ``stop_after`` parts comes Ctrl-C."""
 
     stop_after = None
 
 
 @pytest.fixture
 def written(monkeypatch):
-    """The shards that ``embed`` writes, and a way to interrupt it."""
-    from monai_diffae.apps.embedding.shards import Shards
+    """The parts that ``embed`` writes, and a way to interrupt it."""
+    from monai_diffae.data.store import PartStore
 
-    shards, original = WrittenShards(), Shards.write
+    parts, original = WrittenParts(), PartStore.append
 
-    def write(self, shard, *content):
-        original(self, shard, *content)
-        shards.append(shard)
-        if len(shards) == shards.stop_after:
+    def append(self, rows):
+        original(self, rows)
+        parts.append(sorted(set(rows["position"].tolist())))
+        if len(parts) == parts.stop_after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Shards, "write", write)
-    return shards
+    monkeypatch.setattr(PartStore, "append", append)
+    return parts

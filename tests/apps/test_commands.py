@@ -12,7 +12,7 @@ import pytest
 
 import monai_diffae
 from monai_diffae.apps import settings
-from monai_diffae.apps.command_configs import inference_config, write_command_configs
+from monai_diffae.apps.command_configs import door_stub, inference_config, write_command_configs
 from monai_diffae.apps.commands import COMMANDS
 from monai_diffae.cli import build_app, parse
 
@@ -68,6 +68,11 @@ def test_names_are_unique_and_have_one_meaning():
     assert {name for name, types in owners.items() if len(types) > 1} == set()
     words = (ROOT / "docs" / "words.md").read_text(encoding="utf-8")
     assert {name for name in owners if f"`{name}`" not in words} == set()
+
+
+def test_the_door_is_known_to_type_checkers():
+    stub = Path(monai_diffae.__file__).with_suffix(".pyi")
+    assert stub.read_text(encoding="utf-8") == door_stub(), "run make configs"
 
 
 # -- bundle runs -------------------------------------------------------------------------------------------------------

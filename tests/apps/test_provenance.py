@@ -36,9 +36,9 @@ def copied(labelled, tmp_path):
 
     def change(**values):
         content = json.loads(record.read_text())
-        made_from = {**content["made_from"], **{k: v for k, v in values.items() if k != "results"}}
-        results = values.get("results", content["results"])
-        record.write_text(json.dumps({**content, "made_from": made_from, "results": results}))
+        made_from = {**content["made_from"], **{k: v for k, v in values.items() if k != "complete"}}
+        complete = values.get("complete", content["complete"])
+        record.write_text(json.dumps({**content, "made_from": made_from, "complete": complete}))
 
     return tmp_path / "embeddings.parquet", change
 
@@ -59,7 +59,7 @@ def test_tables_that_cannot_be_decoded_with_a_bundle_are_refused(labelled, copie
     change(model="0" * 64)
     with pytest.raises(ConfigError, match=r"^embeddings\.parquet: another autoencoder made it; embed the cohort with"):
         check_same_model(path, labelled.bundle)
-    change(results={})
+    change(complete=False)
     with pytest.raises(ConfigError, match=r"^embeddings\.parquet: is not complete; run monai-diffae embed again$"):
         model_checksum(path)
     path.with_suffix(".json").unlink()

@@ -5,21 +5,21 @@ import json
 import logging
 import re
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from markupsafe import Markup
 from PIL import Image
 
 import monai_diffae as mdae
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import Command
-from monai_diffae.apps.embedding.embed import EmbedResult
 from monai_diffae.apps.examples import find_examples, find_positive, find_targets
+from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.pages.page import result_html
-from monai_diffae.apps.results import FolderResult, run_once
 from monai_diffae.apps.steps import Steps
+from monai_diffae.apps.web_page import STYLE, joined, web_page
 from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import BusyError, CohortError, ConfigError
 
@@ -40,7 +40,7 @@ def made(tmp_path):
             return {"num": 3}
 
         results = [folder / "t.csv", folder / "images"]
-        return run_once(folder / "t.json", results, {"seed": seed}, work, overwrite=overwrite)
+        return run_once("make", folder, results, {"seed": seed}, work, overwrite=overwrite)
 
     return make
 
@@ -52,7 +52,7 @@ def test_complete_results_are_not_made_again_and_those_of_other_things_refused(m
         made(seed=1)
     assert made(seed=1, overwrite=True) == ({"num": 3}, False)
     assert made(seed=1) == ({"num": 3}, True)
-    hashes = json.loads((tmp_path / "out" / "t.json").read_text())["files"]
+    hashes = json.loads((tmp_path / "out" / "record.json").read_text())["files"]
     assert len(hashes) == 4
     assert not any("png" in name or "csv" in name for name in hashes)
 
@@ -77,7 +77,7 @@ def test_what_was_deleted_is_made_again_and_what_was_changed_is_refused(made, tm
 def test_a_run_that_failed_without_a_result_refuses_no_other(made, tmp_path):
     with pytest.raises(KeyError):
         made(stops=True)
-    assert json.loads((tmp_path / "out" / "t.json").read_text())["results"] == {}
+    assert not json.loads((tmp_path / "out" / "record.json").read_text())["complete"]
     assert made(seed=1) == ({"num": 3}, False)
     with pytest.raises(KeyError):
         made(seed=2, overwrite=True, stops=True)
@@ -87,13 +87,19 @@ def test_a_run_that_failed_without_a_result_refuses_no_other(made, tmp_path):
 
 def test_files_that_are_not_ours_are_refused(made, tmp_path):
     made()
-    for name in ("t.json", "t.csv"):
+    for name in ("record.json", "t.csv"):
         (tmp_path / "out" / name).unlink()
-    with pytest.raises(ConfigError, match=r"images: exists, and no t\.json beside it .*; set overwrite"):
+    with pytest.raises(ConfigError, match=r"images: exists, and no record\.json beside it .*; set overwrite"):
         made()
     (tmp_path / "taken").write_text("")
     with pytest.raises(ConfigError, match="is a file, or lies below one; choose a folder as out"):
-        run_once(tmp_path / "taken" / "below" / "r.json", [tmp_path / "x"], {}, dict, overwrite=False)
+        run_once("make", tmp_path / "taken" / "below", [tmp_path / "x"], {}, dict, overwrite=False)
+
+
+def test_a_folder_holds_the_result_of_one_command(made, tmp_path):
+    made()
+    with pytest.raises(ConfigError, match=r"out: holds what make made \(record\.json\); choose another out"):
+        run_once("draw", tmp_path / "out", [tmp_path / "out" / "d.csv"], {}, dict, overwrite=True)
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -108,8 +114,8 @@ def test_of_two_runs_at_once_the_second_is_refused_and_replaces_nothing(made, tm
         (folder / "t.csv").write_text("1")
         return {"num": 1}
 
-    assert run_once(folder / "t.json", [folder / "t.csv"], {}, meanwhile, overwrite=True) == ({"num": 1}, False)
-    assert run_once(folder / "t.json", [folder / "t.csv"], {}, meanwhile, overwrite=False) == ({"num": 1}, True)
+    assert run_once("make", folder, [folder / "t.csv"], {}, meanwhile, overwrite=True) == ({"num": 1}, False)
+    assert run_once("make", folder, [folder / "t.csv"], {}, meanwhile, overwrite=False) == ({"num": 1}, True)
     assert not list(folder.glob("*.lock"))
 
 
@@ -120,12 +126,12 @@ def test_lines_are_escaped_and_pictures_are_inside_or_linked(tmp_path):
     folder = tmp_path / "<b>&"
     folder.mkdir()
     Image.new("L", (3, 2)).save(folder / "mosaic.png")
-    html = FolderResult(folder)._repr_html_()
+    html = Result(folder)._repr_html_()
     assert "&lt;b&gt;&amp;" in html
     assert "<b>&" not in html
     content = re.search(r'src="data:image/png;base64,([^"]+)"', html)
     assert base64.b64decode(content[1]) == (folder / "mosaic.png").read_bytes()
-    assert 'src="there/mosaic.png"' in result_html(FolderResult(folder), lambda path: f"there/{path.name}")
+    assert 'src="there/mosaic.png"' in result_html(Result(folder), lambda path: f"there/{path.name}")
 
 
 def test_a_result_is_a_path_for_the_next_command_if_it_has_files(labelled, tmp_path):
@@ -133,13 +139,24 @@ def test_a_result_is_a_path_for_the_next_command_if_it_has_files(labelled, tmp_p
     def use(folder: Path, other: Path | None = None) -> list[Path | None]:
         return [folder, other]
 
-    assert use(FolderResult(tmp_path), other=FolderResult(tmp_path)) == [tmp_path, tmp_path]
-    html = EmbedResult(labelled.embeddings)._repr_html_()
+    assert use(Result(tmp_path), other=Result(tmp_path)) == [tmp_path, tmp_path]
+    html = Result(labelled.embeddings)._repr_html_()
     assert "<table" in html
     assert "z_000" in html
     scores = mdae.probe(labelled.embeddings, targets=["wide"], evaluation="cv")
     with pytest.raises(ConfigError, match="wrote no files"):
         mdae.neighbors(scores, "out")
+
+
+def test_a_page_contains_its_style_and_scripts_and_escapes_texts(tmp_path):
+    script = tmp_path / "a.js"
+    script.write_text("if (1 < 2 && true) {}")
+    page = web_page("<b>", joined(["a < b", Markup("<main>c</main>")]), scripts=[script])
+    assert STYLE.read_text(encoding="utf-8") in page
+    assert "<script>\nif (1 < 2 && true) {}</script>" in page
+    assert "<title>&lt;b&gt;</title>" in page
+    assert "a &lt; b\n<main>c</main>" in page
+    assert "//" not in web_page("t", Markup("")).replace("http-equiv", "")  # no address of the network
 
 
 # -- steps run real commands, show them, and outlive the failure of an optional one ------------------------------------
@@ -171,17 +188,10 @@ def test_a_step_that_fails_is_kept_with_its_reason_unless_others_need_it(tmp_pat
     assert "Predict: omitted (no.parquet" in caplog.text
 
 
-@dataclass(frozen=True)
-class Made(FolderResult):
-    """A result that says whether it was complete already."""
-
-    skipped: bool = False
-
-
 def test_a_later_call_knows_durations_and_warnings_of_the_first(tmp_path, monkeypatch):
     def loud(**arguments):
         logging.getLogger("monai_diffae.anything").warning("be careful with %s", arguments["out"].name)
-        return Made(arguments["out"], skipped=skipped)
+        return Result(arguments["out"], skipped=skipped)
 
     skipped = False
     monkeypatch.setattr(Command, "load", lambda self: loud)
@@ -204,7 +214,7 @@ def test_a_later_call_knows_durations_and_warnings_of_the_first(tmp_path, monkey
 
 @pytest.mark.goal(id="R21")
 def test_a_journal_has_no_paths_unless_it_keeps_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(Command, "load", lambda self: lambda out: Made(out))
+    monkeypatch.setattr(Command, "load", lambda self: lambda out: Result(out))
     for name, keeps_lines in (("private", True), ("shared", False)):
         steps = Steps(tmp_path / f"{name}.json", keeps_lines=keeps_lines)
         steps.prepare("Embed", "embed", out=tmp_path / "Doe")

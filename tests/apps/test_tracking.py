@@ -6,7 +6,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.results import log_to_open_run
+from monai_diffae.apps.result import log_to_open_run
 from monai_diffae.apps.synthesis.edit import edit
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.generate import generate
@@ -89,7 +89,7 @@ def test_without_an_open_run_nothing_happens_and_a_server_that_fails_only_warns(
         (tmp_path / "no").write_text("a file where a folder should be")
         fit_direction(labelled.embeddings, tmp_path / "wide.json", target="wide")
         mlflow.set_tracking_uri(address)
-    warnings = [record.getMessage() for record in caplog.records if record.name == "monai_diffae.apps.results"]
+    warnings = [record.getMessage() for record in caplog.records if record.name == "monai_diffae.apps.result"]
     assert [text.partition(": ")[0] for text in warnings] == ["MLflow tracking failed"] * 2
     assert "mni-" not in "".join(warnings)
     assert (tmp_path / "wide.json").read_bytes() == labelled.direction.read_bytes()

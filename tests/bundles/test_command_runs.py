@@ -72,9 +72,9 @@ def test_a_run_makes_the_files_of_the_python_function(made, tmp_path, name):
 def test_a_run_takes_the_python_functions_result_as_its_own(made, tmp_path):
     values = {**arguments(made, "generate"), "out": tmp_path / "out"}
     monai_diffae.generate(**values)
-    before = (tmp_path / "out" / "generated.json").stat().st_mtime_ns
+    before = (tmp_path / "out" / "record.json").stat().st_mtime_ns
     run(made, "generate", {**values, "out": str(tmp_path / "out")})
-    assert (tmp_path / "out" / "generated.json").stat().st_mtime_ns == before
+    assert (tmp_path / "out" / "record.json").stat().st_mtime_ns == before
     line = complaint(run, made, "generate", {**values, "out": str(tmp_path / "out"), "seed": 1})
     assert "made with other seed" in line
 
@@ -99,7 +99,7 @@ def test_the_evaluator_of_evaluate_measures_what_the_command_measures(made, tmp_
     evaluator = workflow.parser.get_parsed_content("evaluator")
     evaluator.run()
     options = {"bundle": made.root, "cohort": made.cohort, "steps": [3], "num_codes": 0, "device": "cpu"}
-    rows = monai_diffae.evaluate(tmp_path / "out", **options).content["rows"]
+    rows = monai_diffae.evaluate(tmp_path / "out", **options).figures["rows"]
     values = {row["metric"]: row["value"] for row in rows if row["table"] == "reconstruction"}
     assert evaluator.state.metrics["ssim"] == pytest.approx(values["ssim"], abs=1e-4)
     assert evaluator.state.metrics["psnr"] == pytest.approx(values["psnr"], rel=1e-4)

@@ -44,7 +44,7 @@ def test_the_run_makes_the_files_of_the_command(tiny_bundle, bundle, tmp_path, r
     reconstruct(bundle, tiny_bundle.cohort, tmp_path / "command", device="cpu", **options)
     workflow(bundle, tiny_bundle.cohort, tmp_path / "run", **options)._run_expr(run_id)
     command = contents(tmp_path / "command")
-    assert command.keys() >= {"reconstructions.csv", "reconstructions.json", "mosaic.png"}
+    assert command.keys() >= {"reconstructions.csv", "record.json", "mosaic.png"}
     assert contents(tmp_path / "run") == command
 
 
@@ -54,7 +54,7 @@ def test_values_of_the_model_are_the_overrides_of_the_command(tiny_bundle, bundl
     reconstruct(bundle, tiny_bundle.cohort, tmp_path / "command", device="cpu", **options)
     workflow(bundle, tiny_bundle.cohort, tmp_path / "run", **options).run()
     assert contents(tmp_path / "run") == contents(tmp_path / "command")
-    record = json.loads((tmp_path / "run" / "reconstructions.json").read_text())["made_from"]
+    record = json.loads((tmp_path / "run" / "record.json").read_text())["made_from"]
     assert (record["steps"], record["overrides"]) == (2, changes)
     assert "percentiles" in complaint(workflow, bundle, tiny_bundle.cohort, tmp_path, percentiles=[5, 95])
 

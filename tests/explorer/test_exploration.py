@@ -17,8 +17,7 @@ from forked_program import free_port
 from PIL import Image
 
 from monai_diffae.apps.settings import Decoding, Reading, Run
-from monai_diffae.apps.synthesis.combination import Combination
-from monai_diffae.apps.synthesis.combine import Mixture, Moves
+from monai_diffae.apps.synthesis.combine import Combination, Mixture, Moves
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.explorer.atlas import Atlas, Extreme

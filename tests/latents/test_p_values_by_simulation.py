@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from monai_diffae.apps.evaluation.neighbors import neighbors
-from monai_diffae.apps.evaluation.quality.summary import difference_rows
+from monai_diffae.apps.evaluation.quality_tables import difference_rows
 from monai_diffae.latents import dci, permutation_test
 
 pytestmark = pytest.mark.slow

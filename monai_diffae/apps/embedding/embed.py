@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import glob
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Lt
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result_files import result_hashes
-from monai_diffae.apps.results import CommandResult, checksum_of, failed_cases, finished, versions, write_record
+from monai_diffae.apps.result import Result, checksum_of, failed_cases, finished, versions, write_record
 from monai_diffae.apps.settings import Reading, Run, Seed
 from monai_diffae.errors import ConfigError
 
@@ -27,56 +27,8 @@ Pool = Literal["none", "mean", "mean_std"]
 Encoder = Literal["trained", "untrained", "pca"]
 
 _SUFFIXES = (".parquet", ".csv")
-_MOST_SHOWN = 4  # columns of z_sem in a preview
+_SUM_DIGITS = 12
 _OVERLAP = 0.25
-
-
-@dataclass(frozen=True)
-class EmbedResult(CommandResult):
-    """The result of :func:`embed`.
-
-    Attributes:
-        path: the table, ``embeddings.parquet``, or e.g. ``embeddings_pca.parquet`` for another encoder.
-        patches: the table of patches beside it, ``embeddings_patches.parquet``, if scans were cut into patches.
-        num_cases: number of rows of ``path``.
-        num_failed: number of cases (volumes if their slices are pooled) that failed, listed in ``failures``.
-        skipped: whether the table was complete already.
-        z_sem_usage: how much the decoder uses z_sem, from the training; None: unknown.
-    """
-
-    path: Path
-    patches: Path | None = None
-    num_cases: int = 0
-    num_failed: int = 0
-    skipped: bool = False
-    z_sem_usage: float | None = None
-
-    @property
-    def failures(self) -> Path:
-        """``failures.csv`` beside the table, or ``z_failures.csv`` beside a table called ``z.parquet``."""
-        return _failures_file(self.path)
-
-    def lines(self) -> Iterator[str]:
-        """The tables."""
-        yield str(self.path)
-        if self.patches is not None:
-            yield str(self.patches)
-
-    def figures(self) -> dict[str, Any]:
-        """The number of cases, and how much the decoder uses z_sem."""
-        return {"num_cases": self.num_cases, "num_failed": self.num_failed, "z_sem_usage": self.z_sem_usage}
-
-    def preview(self) -> pd.DataFrame:
-        """The first rows of the table, with a few columns of z_sem."""
-        from monai_diffae.data.embeddings import read_embeddings, z_columns
-
-        table = read_embeddings(self.path).head()
-        return table.drop(columns=z_columns(table)[_MOST_SHOWN:])
-
-    @property
-    def incomplete(self) -> str | None:
-        """One line that says how many cases failed; None if none did."""
-        return failed_cases(self.num_failed, self.num_cases, self.failures.name)
 
 
 @command
@@ -91,9 +43,10 @@ def embed(
     overlap: Annotated[float, Ge(0), Lt(1)] | None = None,
     map_columns: bool = False,
     seed: Seed = 0,
+    part: str | None = None,
     reading: Reading = Reading(),
     run: Run = Run(),
-) -> EmbedResult:
+) -> Result:
     """Encode every case to z_sem: a table with one row per case, resumable, for any classifier.
 
     The columns are ``id``, ``patient`` (a hash, the same for all cases of a patient; the file ``.patient_key`` beside
@@ -123,11 +76,12 @@ def embed(
     is that of the bundle's training. The table, e.g. ``embeddings_pca.parquet``, can be used with ``probe`` and
     ``neighbors``; commands that decode z_sem refuse it.
 
-    Scans are read while others are encoded; none is kept in memory. An interrupted run resumes and retries the cases
-    that failed. Several processes started by ``torchrun`` (on one machine, or on several with a common disk) share the
-    work: the table is the same, and the first process writes it. The metadata of a Parquet table,
-    ``pandas.read_parquet(path).attrs["monai_diffae"]``, and the ``.json`` beside the table record what the table was
-    made with.
+    Scans are read while others are encoded; none is kept in memory. z_sem is written in parts, to a hidden folder
+    beside the table that pandas, DuckDB or Spark can read, and merged at the end: an interrupted run resumes, and
+    retries the cases that failed. Processes of ``torchrun`` share the work, and the first one writes the table. So do
+    the jobs of a Slurm array with ``part``; run the command without it when all have ended. The table is the same in
+    each case. The metadata of a Parquet table, ``pandas.read_parquet(path).attrs["monai_diffae"]``, and the ``.json``
+    beside the table record what the table was made with.
 
     Args:
         bundle: Folder of a trained bundle. For other encoders also an untrained one, or the name of a shipped bundle.
@@ -140,11 +94,14 @@ def embed(
         overlap: Overlap of neighboring patches as a fraction of their size; by default 0.25.
         map_columns: Add the columns ``x``, ``y`` and ``thumbnail``, with which other tools draw a map.
         seed: Random seed of the weights of the encoder ``untrained``.
+        part: Encode this part of the cases only, e.g. ``3/16``, and write no table.
         reading: How scans are read.
         run: How the command runs.
 
     Returns:
-        The table's path and the number of cases.
+        The table; ``num_cases``, its rows; ``num_failed``, cases (volumes if their slices are pooled) that failed,
+        listed in ``failures``; ``patches``, the table of patches; and ``z_sem_usage``, how much the decoder uses z_sem
+        (None: unknown).
 
     Raises:
         ConfigError: the bundle is not trained, there are no slices to pool, the preprocessing does not end with a crop
@@ -166,22 +123,21 @@ def embed(
     if map_columns and out.suffix.lower() == ".csv":
         raise ConfigError("map_columns: a CSV cannot hold thumbnails; choose a .parquet file as out")
     from monai_diffae.apps.embedding.baseline_encoders import open_baseline
-    from monai_diffae.apps.embedding.encoding import encode_cohort
-    from monai_diffae.apps.embedding.map_columns import with_map_columns
+    from monai_diffae.apps.embedding.encoding import CohortEncoder
     from monai_diffae.apps.embedding.patches import PatchCutter
-    from monai_diffae.apps.embedding.shards import shards_folder
-    from monai_diffae.apps.embedding.tables import make_tables
+    from monai_diffae.apps.embedding.tables import make_tables, with_map_columns
     from monai_diffae.apps.processes import this_process
-    from monai_diffae.apps.scans_of_table import check_scans, scans_record
+    from monai_diffae.apps.provenance import check_scans, scans_record
     from monai_diffae.apps.session import Session
     from monai_diffae.bundle.loading import preprocessing_config
     from monai_diffae.data.atomic import remove_abandoned
     from monai_diffae.data.contents import scan_states
     from monai_diffae.data.embeddings import read_embeddings, rows_sample, z_matrix
     from monai_diffae.data.patient_keys import folder_key
+    from monai_diffae.data.store import PartStore
     from monai_diffae.latents.representation import warn_if_unused
 
-    path, process = _table_path(out, cohort, encoder), this_process()
+    path, process = _table_path(out, cohort, encoder), this_process(part)
     if encoder == "trained":
         session = Session.open(bundle, cohort, reading=reading, run=run, device=process.device)
     else:
@@ -201,7 +157,6 @@ def embed(
     if map_columns:
         made_from["map_columns"] = True
     files = {path: made_from} if cutter is None else _with_patches(path, made_from, overlap)
-    patch_table = next((file for file in files if file != path), None)
     usage = session.trained.z_sem_usage
     warn_if_unused(usage)
     figures = _finished(files, run.overwrite)
@@ -209,40 +164,52 @@ def embed(
     if figures is not None:
         check_scans(path, cases, states)
         logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
-        num_cases, num_failed = figures["num_cases"], figures["num_failed"]
         if encoder == "trained":
             session.warn_if_unlike(z_matrix(read_embeddings(path)))
-        return EmbedResult(path, patch_table, num_cases, num_failed, skipped=True, z_sem_usage=usage)
+        return _result(files, figures["num_cases"], figures["num_failed"], usage, skipped=True)
     remove_abandoned(path.parent)
-    # shards of an interrupted run can be used only by the same run, and only if no scan file was replaced
-    shards_checksum = checksum_of([files[path], versions(), states])
-    encoded = encode_cohort(
-        cases, session.trained, shards_folder(path, shards_checksum), encoder_key=session.encoder_key, cutter=cutter,
-        batch_size=run.batch_size, workers=reading.workers_for(len(cases), process.local_world_size), process=process,
-        failures_name=_failures_file(path).name,
-    )  # fmt: skip
-    if encoded is None:  # the first process gathers the shards of this one
-        return EmbedResult(path, patch_table)
-    key = folder_key(path.parent)
-    tables, failures = make_tables(session.cohort, encoded, pool, _failures_file(path), key)
+    # parts of an interrupted run can be used only by the same run, and only if no scan file was replaced
+    key = checksum_of([files[path], versions(), states])
+    store = PartStore(path.parent / f".{path.stem}-{key[:_SUM_DIGITS]}", key, id_column="row", process=process.rank)
+    coder = CohortEncoder(cases, session.trained, store, process, session.encoder_key, cutter)
+    workers = reading.workers_for(len(cases), process.local_world_size)
+    coder.encode(run.batch_size, workers, _failures_file(path).name)
+    if part is not None:
+        return Result(None, notes=[f"part {part} is encoded; when all parts are, run the command without --part"])
+    if process.rank:  # the first process gathers the parts of this one
+        return _result(files, 0, 0, None)
+    encoded, patient_key = coder.gather(), folder_key(path.parent)
+    tables, failures = make_tables(session.cohort, encoded, pool, _failures_file(path), patient_key)
     if map_columns:
         workers = reading.workers_for(len(tables[0]))
-        is_pca = encoder == "pca"
-        tables = [with_map_columns(tables[0], cases, session.trained, workers, common_scale=is_pca)]
+        tables = [with_map_columns(tables[0], cases, session.trained, workers, common_scale=encoder == "pca")]
     described = {
-        "preprocessing": preprocessing_config(session.trained.config), "z_sem_usage": usage, "patient_key": key.name
+        "preprocessing": preprocessing_config(session.trained.config), "z_sem_usage": usage,
+        "patient_key": patient_key.name,
     }  # fmt: skip
     if encoder == "trained":
         described["split_origin"] = session.split_origin
         session.warn_if_unlike(z_matrix(tables[0]))
     _write(dict(zip(files, tables, strict=True)), files, described)
-    result = EmbedResult(path, patch_table, len(tables[0]), len(failures), z_sem_usage=usage)
+    result = _result(files, len(tables[0]), len(failures), usage)
     for (file, file_made_from), table in zip(files.items(), tables, strict=True):
-        record, hashes = file.with_suffix(".json"), result_hashes(file.parent, [file])
-        figures = {**result.figures(), **described, "rows": rows_sample(table)}
-        write_record(record, file_made_from, figures, hashes, scans=scans_record(states, encoded.contents))
-    encoded.shards.remove()
+        figures = {**result.figures, **described, "rows": rows_sample(table)}
+        scans = scans_record(states, encoded.contents)
+        write_record("embed", file, file_made_from, figures, [file], scans=scans)
+    for folder in path.parent.glob(glob.escape(f".{path.stem}-") + "[0-9a-f]" * _SUM_DIGITS):
+        shutil.rmtree(folder, ignore_errors=True)  # also those of runs with other settings, which the table ends
     return result
+
+
+def _result(
+    files: Mapping[Path, Any], num_cases: int, num_failed: int, usage: float | None, *, skipped: bool = False
+) -> Result:
+    path, *others = files
+    failures = _failures_file(path)
+    figures = {"num_cases": num_cases, "num_failed": num_failed, "z_sem_usage": usage}
+    content = {"patches": next(iter(others), None), "failures": failures}
+    incomplete = failed_cases(num_failed, num_cases, failures.name)
+    return Result(path, figures, [], incomplete, list(map(str, others)), skipped, content)
 
 
 def _table_path(out: Path, cohort: Path, encoder: Encoder) -> Path:
@@ -275,9 +242,7 @@ def _with_patches(path: Path, made_from: dict[str, Any], overlap: float) -> dict
 
 def _finished(files: Mapping[Path, dict[str, Any]], overwrite: bool) -> dict[str, Any] | None:
     """The figures of tables that are all complete and made from the same things, else None."""
-    figures = [
-        finished(file.with_suffix(".json"), [file], made_from, overwrite=overwrite) for file, made_from in files.items()
-    ]
+    figures = [finished("embed", file, [file], made_from, overwrite=overwrite) for file, made_from in files.items()]
     return None if None in figures else figures[0]
 
 
@@ -289,6 +254,6 @@ def _write(
 
     for file, table in tables.items():
         table.attrs["monai_diffae"] = {"made_from": made_from[file], **described, "versions": versions()}
-        write_record(file.with_suffix(".json"), made_from[file], {})  # in case the run is killed before the end
+        write_record("embed", file, made_from[file])  # in case the run is killed before the end
         write = table.to_csv if file.suffix.lower() == ".csv" else table.to_parquet
         write_atomic(file, functools.partial(write, index=False))

@@ -1,11 +1,11 @@
-"""Encode scans to z_sem while they are read, and whole cohorts in shards."""
+"""Encode scans to z_sem while they are read; whole cohorts in parts on disk, which resume and are shared."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,38 +15,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_diffae.apps.embedding.patches import PatchCutter
-from monai_diffae.apps.embedding.shards import Shards
 from monai_diffae.apps.processes import Process
 from monai_diffae.bundle.loading import TrainedBundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, SkippedCases
 from monai_diffae.data.progress import progress
+from monai_diffae.data.store import PartStore
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_hashed_stream
 from monai_diffae.data.workers import worker_errors
-from monai_diffae.errors import CohortError, ScanError, counted
+from monai_diffae.errors import CohortError, MachineError, ScanError, counted
 from monai_diffae.inferers.reconstruction import encode_exactly, images_at_once
 
-_CALLS_PER_SHARD = 16  # calls of the encoder: some seconds of work
-_SCANS_PER_SHARD = 4  # if each scan is cut into many patches
+_CALLS_PER_PART = 16  # calls of the encoder: some seconds of work
+_SCANS_PER_PART = 4  # if each scan is cut into many patches
+_POLL_S = 0.2
+PATIENCE_S = 3600.0
+"""How long the first process waits for the next part of another process."""
 
 Cut = Callable[[Arrays], Iterator[tuple[NDArray[np.float32], Tensor]]]
 """A function that yields a scan's images ``[C, *S]``, each with an array that says where in the scan it lies."""
 
-PATIENCE_S = 3600.0
-"""How long the first process waits for the next shard of another process."""
-
 
 @dataclass(frozen=True)
 class EncodedCohort:
-    """The result of :func:`encode_cohort`.
+    """An encoded cohort, in its order.
 
     Attributes:
-        cases: (N,) the case of each row, in the cohort's order; with patches, a case has one row per patch.
+        cases: (N,) the case of each row; with patches, a case has one row per patch.
         z_sem: (N, D) float32.
         places: where each patch lies, with the columns :attr:`PatchCutter.place_names`; None without patches.
         failures: the cases without rows.
-        contents: hashes of the scans of all cases, in the cohort's order, taken while they were read.
-        shards: the shards on disk, to be removed when all tables are written.
+        contents: hashes of the scans of all cases, taken while they were read.
     """
 
     cases: list[Case]
@@ -54,57 +53,115 @@ class EncodedCohort:
     places: pd.DataFrame | None
     failures: list[Failure]
     contents: list[str]
-    shards: Shards
 
 
-def encode_cohort(
-    cases: Sequence[Case],
-    trained: TrainedBundle,
-    folder: Path,
-    *,
-    encoder_key: str = "image",
-    cutter: PatchCutter | None = None,
-    batch_size: int = 64,
-    workers: int = 0,
-    process: Process,
-    failures_name: str | None = None,
-) -> EncodedCohort | None:
-    """Read, preprocess and encode cases, with at most one batch of images in memory; None except in the first process.
+@dataclass(frozen=True)
+class CohortEncoder:
+    """Encodes cases into a store, with at most one batch of images in memory.
 
-    Results are written in shards, so that an interrupted run can be resumed. Each of several processes makes every
-    ``world_size``-th shard, and the first process gathers all of them. The first process also retries the cases that
-    failed in an earlier run, because the disk or network may have been the reason.
+    The rows of the store are one image or patch each, or one case that failed: ``row``, ``position`` of the case in the
+    cohort, ``id``, ``content`` (the hash of its scan), ``place`` of a patch and ``z_sem``, or ``file`` and ``reason``.
+
+    Attributes:
+        cases: the cohort.
+        trained: the encoder.
+        store: the parts.
+        process: which share of the cases to encode.
+        encoder_key: the image that the encoder sees.
+        cutter: cuts scans into patches; None: a scan is one image.
     """
-    at_once = images_at_once(trained.image_shape[1:])
-    shards = Shards(folder, len(cases), _CALLS_PER_SHARD * at_once if cutter is None else _SCANS_PER_SHARD)
-    retries = _failed_before(shards) if process.rank == 0 else {}
-    if cutter is None and encoder_key != "image":  # the first image of a shard determines the size of its others
-        retries = {shard: list(shards.positions(shard)) for shard in retries}
-    missing = [shard for shard in shards.missing() if shard % process.world_size == process.rank]
-    work = retries | {shard: list(shards.positions(shard)) for shard in missing}
-    positions = [position for shard in sorted(work) for position in work[shard]]
-    items = [cases[position].item() for position in positions]
-    transform, keys = (trained.preprocessing, (encoder_key,)) if cutter is None else (cutter, cutter.keys)
-    # read a batch ahead; a scan that is cut is a whole volume, and one keeps the encoder busy
-    ahead = max(batch_size, at_once) if cutter is None else 1
-    contents: dict[int, str] = {}
-    skipped = SkippedCases(failures_name)
-    stream = _noted(positions, read_hashed_stream(items, transform, keys, workers, ahead), contents)
-    with worker_errors(), progress(len(positions), f"encoding {counted(len(positions), 'case')}") as advance:
-        numbered = zip(positions, items, stream, strict=True)
-        for shard, results in groupby(numbered, lambda result: result[0] // shards.size):
-            cut = whole_images(trained, encoder_key) if cutter is None else cutter.cut
-            save = shards.write if len(work[shard]) == len(shards.positions(shard)) else shards.add
-            encoded = encode_stream(results, trained, encoder_key, cut, batch_size, advance, skipped)
-            save(shard, *encoded, {position: contents.pop(position) for position in work[shard]})
-    if process.rank > 0:
-        return None
-    shards.wait(process.world_size, PATIENCE_S)
-    row_positions, rows, failures = shards.read()
-    names = () if cutter is None else cutter.place_names
-    places = pd.DataFrame(rows[:, : len(names)], columns=names) if names and row_positions else None
-    row_cases = [cases[position] for position in row_positions]
-    return EncodedCohort(row_cases, rows[:, len(names) :], places, failures, shards.contents(), shards)
+
+    cases: Sequence[Case]
+    trained: TrainedBundle
+    store: PartStore
+    process: Process
+    encoder_key: str = "image"
+    cutter: PatchCutter | None = None
+
+    def encode(self, batch_size: int, workers: int, failures_name: str) -> None:
+        """Encode this process's share, without what an earlier run has encoded.
+
+        Cases that failed are tried again by the first process, because the disk or network may have been the reason.
+        """
+        at_once = images_at_once(self.trained.image_shape[1:])
+        size = _CALLS_PER_PART * at_once if self.cutter is None else _SCANS_PER_PART
+        positions = self._to_encode(size)
+        items = [self.cases[position].item() for position in positions]
+        transform: Callable[[Any], Any] = self.trained.preprocessing
+        keys: tuple[str, ...] = (self.encoder_key,)
+        cut, ahead = whole_images(self.trained, self.encoder_key), max(batch_size, at_once)
+        if self.cutter is not None:  # a scan that is cut is a whole volume, and one keeps the encoder busy
+            transform, keys, cut, ahead = self.cutter, self.cutter.keys, self.cutter.cut, 1
+        contents: dict[int, str] = {}
+        skipped = SkippedCases(failures_name)
+        stream = _noted(positions, read_hashed_stream(items, transform, keys, workers, ahead), contents)
+        with worker_errors(), progress(len(positions), f"encoding {counted(len(positions), 'case')}") as advance:
+            numbered = zip(positions, items, stream, strict=True)
+            for part, results in groupby(numbered, lambda result: result[0] // size):
+                if self.cutter is None:  # the first image of a part decides the size of its others
+                    cut = whole_images(self.trained, self.encoder_key)
+                encoded = encode_stream(results, self.trained, self.encoder_key, cut, batch_size, advance, skipped)
+                own = [position for position in positions if position // size == part]
+                self.store.append(self._rows(own, *encoded, {position: contents.pop(position) for position in own}))
+
+    def gather(self) -> EncodedCohort:
+        """Wait for the parts of the other processes, and read all of them."""
+        self._wait()
+        table = self.store.read().sort_values(["position", "row"], kind="stable")
+        rows = table[table["reason"].isna()]
+        lost = table[table["reason"].notna() & ~table["position"].isin(rows["position"])]
+        failures = [Failure(*each) for each in lost[["id", "file", "reason"]].itertuples(index=False)]
+        contents = table.drop_duplicates("position")["content"].tolist()
+        z_sem = np.stack([*rows["z_sem"]]) if len(rows) else np.empty((0, 0), np.float32)
+        places = None
+        if self.cutter is not None and len(rows):
+            places = pd.DataFrame(np.stack([*rows["place"]]), columns=self.cutter.place_names)
+        return EncodedCohort([self.cases[position] for position in rows["position"]], z_sem, places, failures, contents)
+
+    def _to_encode(self, size: int) -> list[int]:
+        """The positions of this process's share that have no z_sem yet."""
+        table = self.store.read()
+        encoded: set[int] = {*table["position"][table["reason"].isna()]} if len(table) else set()
+        failed: set[int] = {*table["position"]} - encoded if len(table) else set()
+        share = [p for p in range(len(self.cases)) if p // size % self.process.world_size == self.process.rank]
+        todo = {*share} - encoded - failed
+        if self.process.rank == 0:
+            todo |= failed
+            if self.cutter is None and self.encoder_key != "image":  # see encode
+                parts = {position // size for position in failed}
+                todo |= {position for position in encoded if position // size in parts}
+        return sorted(todo)
+
+    def _rows(
+        self, own: Sequence[int], positions: Sequence[int], rows: NDArray[np.float32], failures: Sequence[Failure],
+        contents: Mapping[int, str],
+    ) -> pd.DataFrame:  # fmt: skip
+        num_places = 0 if self.cutter is None else len(self.cutter.place_names)
+        made = [
+            {"row": f"{position:09d}" + (f"/{int(row[0]):06d}" if num_places else ""), "position": position,
+             "place": row[:num_places], "z_sem": row[num_places:], "file": None, "reason": None}
+            for position, row in zip(positions, rows, strict=True)
+        ]  # fmt: skip
+        lost = [
+            {"row": f"{position:09d}", "position": position, "file": each.file, "reason": each.reason}
+            for position, each in zip(sorted({*own} - {*positions}), failures, strict=True)
+        ]
+        for row in (*made, *lost):
+            row |= {"id": self.cases[row["position"]].id, "content": contents[row["position"]]}
+        return pd.DataFrame([*made, *lost])
+
+    def _wait(self) -> None:
+        """Wait until every case has a row; the others get ``PATIENCE_S`` for each part."""
+        last, since = -1, time.monotonic()
+        while (num_missing := len(self.cases) - len({row[:9] for row in self.store.done()})) > 0:
+            if num_missing != last:
+                last, since = num_missing, time.monotonic()
+            elif self.process.world_size == 1 or time.monotonic() - since > PATIENCE_S:
+                raise MachineError(
+                    f"{self.store.folder.name}: {counted(num_missing, 'case')} were not encoded by other processes, or "
+                    "another run removed them; run the command again to resume"
+                )
+            time.sleep(_POLL_S)
 
 
 def _noted(
@@ -114,12 +171,6 @@ def _noted(
     for position, (result, content) in zip(positions, stream, strict=True):
         contents[position] = content
         yield result
-
-
-def _failed_before(shards: Shards) -> dict[int, list[int]]:
-    """The failed cases of the shards that an earlier run has written; other processes do not write these shards."""
-    written = set(range(len(shards))) - set(shards.missing())
-    return {shard: failed for shard in sorted(written) if (failed := shards.failed(shard))}
 
 
 def whole_images(trained: TrainedBundle, key: str) -> Cut:

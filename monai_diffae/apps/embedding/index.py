@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.apps.embedding.index_encoding import encode_cases
 from monai_diffae.apps.embedding.index_store import IndexStore
-from monai_diffae.apps.results import checksum_of
+from monai_diffae.apps.result import checksum_of
 from monai_diffae.apps.settings import Reading
 from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.loading import TrainedBundle

@@ -11,15 +11,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from monai_diffae.apps.embedding.encoding import EncodedCohort, check_any_encoded
+from monai_diffae.bundle import TrainedBundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort
+from monai_diffae.data.embeddings import MAP_COLUMNS, split_rows, z_matrix
 from monai_diffae.data.failures import Failure, count_by_label, write_failures
 from monai_diffae.data.patient_keys import PatientKey
 from monai_diffae.data.slice_cases import gather_slices, whole_scan
+from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.latents import LatentStatistics, principal_components
+from monai_diffae.pictures import thumbnail
 
 logger = logging.getLogger(__name__)
 
@@ -116,3 +122,26 @@ def _as_column(values: list[Any]) -> list[Any]:
         too_large = any(isinstance(value, int) and abs(value) >= 2**63 for value in labels)
         return [value if value is None or not too_large else float(value) for value in values]
     return [None if value is None else str(value) for value in values]
+
+
+def with_map_columns(
+    table: pd.DataFrame, cases: Sequence[Case], trained: TrainedBundle, workers: int, *, common_scale: bool
+) -> pd.DataFrame:
+    """Add ``x``, ``y`` and ``thumbnail`` to a table with one row per image.
+
+    ``x`` and ``y`` are the first two principal components of the training cases' normalised z_sem. ``thumbnail`` is a
+    PNG of at most 64 x 64; of a volume, it shows the axial middle plane. Labels with these names get the prefix
+    ``label_``. The scans are read once more. ``common_scale`` keeps the relative sizes of principal components.
+    """
+    z_train = z_matrix(split_rows(table, "train"))
+    components = principal_components(z_train, LatentStatistics.of(z_train, common_scale=common_scale), 2)
+    x, y = components.coordinates(z_matrix(table)).T
+    by_id = {case.id: case for case in cases}
+    items = [by_id[name].item() for name in table["id"]]
+    pictures = []
+    for image in read_stream(items, trained.preprocessing, ("image",), workers):
+        if isinstance(image, Exception):
+            raise image
+        pictures.append(thumbnail(torch.from_numpy(image["image"]), trained.model_range))
+    labels = table.rename(columns={name: f"label_{name}" for name in MAP_COLUMNS})
+    return labels.assign(x=x, y=y, thumbnail=pictures)

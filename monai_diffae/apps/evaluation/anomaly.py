@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import FolderResult, failed_cases, remove_images, run_once
+from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Reading, UnbatchedRun
+from monai_diffae.errors import CohortError, ScanError
+from monai_diffae.lazy import np, pd, pictures
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@dataclass(frozen=True)
-class AnomalyResult(FolderResult):
-    """The result of :func:`anomaly`.
+    from monai_diffae.apps.session import Session
+    from monai_diffae.bundle import Anomaly, AnomalyDetector, ModelCase
+    from monai_diffae.data.cases import Case
+    from monai_diffae.data.failures import Failure
+    from monai_diffae.data.scans import Scan
 
-    Attributes:
-        folder: holds the folders ``maps`` and ``masks``, ``anomaly.csv`` and ``anomaly.png``.
-        num_cases: rows of the table.
-        num_unusual: cases with a p-value of at most .05.
-        num_failed: cases that could not be used, listed in ``failures.csv``.
-        skipped: whether the results were complete already.
-    """
-
-    num_cases: int
-    num_unusual: int
-    num_failed: int
-    skipped: bool = False
-
-    def lines(self) -> Iterator[str]:
-        """How many cases are unusual, then the folder."""
-        yield f"{self.num_unusual} of {self.num_cases} cases have a p-value of at most .05"
-        yield from super().lines()
-
-    def figures(self) -> dict[str, Any]:
-        """The folder and the numbers of cases."""
-        names = ("num_cases", "num_unusual", "num_failed")
-        return {**super().figures(), **{name: getattr(self, name) for name in names}}
-
-    @property
-    def incomplete(self) -> str | None:
-        """How many cases failed."""
-        return failed_cases(self.num_failed, self.num_cases)
+_UNUSUAL = 0.05
 
 
 @command
@@ -58,7 +39,7 @@ def anomaly(
     choice: Choice = Choice(),
     columns: Columns = NONE_GIVEN,
     run: UnbatchedRun = UnbatchedRun(),
-) -> AnomalyResult:
+) -> Result:
     """Show what is unusual inside scans: maps and masks in the scan's own space, and scores with p-values.
 
     ``out/maps/<id>.nii.gz`` is the anomaly map (float32): how much a voxel differs from what the model expects, in
@@ -82,7 +63,8 @@ def anomaly(
         run: How the command runs.
 
     Returns:
-        The folder, and how many cases are unusual.
+        The folder, ``num_cases``, ``num_unusual`` (with a p-value of at most .05), and ``num_failed``, listed in
+        ``failures.csv``.
 
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained or not calibrated, or ``out`` holds results
@@ -95,7 +77,6 @@ def anomaly(
         ...
         monai_diffae.errors.ConfigError: quantile: 2 is above 1
     """
-    from monai_diffae.apps.evaluation.anomaly_maps import AnomalyMaps, whole_scans
     from monai_diffae.apps.session import Session
     from monai_diffae.bundle import AnomalyDetector
     from monai_diffae.bundle.layout import ANOMALY, models_folder
@@ -107,7 +88,7 @@ def anomaly(
         cases, failures = session.choose(choice), []
     else:
         cases, failures = (
-            whole_scans(session.choose(Choice(split=choice.split)))[: choice.limit],
+            _whole_scans(session.choose(Choice(split=choice.split)))[: choice.limit],
             session.cohort.failures,
         )
     calibration = file_checksum(models_folder(bundle) / ANOMALY)
@@ -119,7 +100,96 @@ def anomaly(
     def make() -> Mapping[str, Any]:
         for folder in results[2:]:
             remove_images(folder)
-        return AnomalyMaps(session, detector, out, quantile, num_pictures).run(cases, failures)
+        return _AnomalyMaps(session, detector, out, quantile, num_pictures).run(cases, failures)
 
-    figures, skipped = run_once(out / "anomaly.json", results, made_from, make, overwrite=run.overwrite)
-    return AnomalyResult(out, **figures, skipped=skipped)
+    figures, skipped = run_once("anomaly", out, results, made_from, make, overwrite=run.overwrite)
+    notes = [f"{figures['num_unusual']} of {figures['num_cases']} cases have a p-value of at most .05"]
+    return Result(out, figures, notes, failed_cases(figures["num_failed"], figures["num_cases"]), skipped=skipped)
+
+
+@dataclass
+class _AnomalyMaps:
+    """Writes the maps, masks, table and picture of cases."""
+
+    session: Session
+    detector: AnomalyDetector
+    folder: Path
+    quantile: float
+    num_pictures: int
+    _shown: list[tuple[float, str, dict[str, Tensor]]] = field(default_factory=list)
+
+    def run(self, cases: Sequence[Case], failures: Sequence[Failure]) -> dict[str, int]:
+        """Process whole scans, or single slices; those that cannot be read are listed in ``failures.csv``."""
+        from monai_diffae.data.atomic import write_atomic
+        from monai_diffae.data.failures import SkippedCases, write_failures
+        from monai_diffae.data.progress import track
+        from monai_diffae.data.streamed import log_failure
+
+        rows: list[dict[str, Any]] = []
+        failed = list(failures)
+        skipped = SkippedCases("failures.csv")
+        for index, case in enumerate(track(cases, f"comparing {len(cases)} cases with held-out ones")):
+            try:
+                opened = self._open(case)
+            except ScanError as error:
+                failed.append(log_failure(case.item(), index, "image", error, skipped))
+            else:
+                rows.append(self._row(case, opened))
+        write_failures(self.folder / "failures.csv", failed)
+        if not rows:
+            raise CohortError(f"all {len(cases)} cases failed, the first is '{failed[0].case_id}': {failed[0].reason}")
+        table = pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable")
+        captions, shown = [each[1] for each in self._shown], [each[2] for each in self._shown]
+        model_range = self.session.trained.model_range
+        draw = pictures.draw_anomalies
+        write_atomic(self.folder / "anomaly.png", lambda path: draw(shown, captions, path, model_range))
+        write_atomic(self.folder / "anomaly.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+        num_unusual = int((table["p_value"] <= _UNUSUAL).sum())
+        return {"num_cases": len(rows), "num_unusual": num_unusual, "num_failed": len(failed)}
+
+    def _open(self, case: Case) -> ModelCase:
+        """Open a case and read its images."""
+        item = case.item()
+        images = {key: item[key] for key in self.session.trained.image_keys}
+        return self.session.trained.open(images, slice=case.slice_index, id=case.id)
+
+    def _row(self, case: Case, opened: ModelCase) -> dict[str, Any]:
+        """Write the map and the mask of a case, and return its row of the table."""
+        anomaly = self.detector(opened)
+        mask = opened.back_mask(anomaly.mask(self.quantile))
+        opened.write(self.folder / "maps" / f"{case.file_name}.nii.gz", opened.back_map(anomaly.map))
+        voxels, mm3 = int(mask.sum()), _voxel_mm3(opened.scan)
+        if mm3 is None:
+            opened.write(self.folder / "masks" / f"{case.file_name}.png", mask * np.uint8(255))
+        else:
+            opened.write(self.folder / "masks" / f"{case.file_name}.nii.gz", mask)
+        self._shown.append((anomaly.score, f"p {anomaly.p_value:.2g}", self._picture(opened, anomaly)))
+        self._shown = sorted(self._shown, key=lambda shown: -shown[0])[: self.num_pictures]
+        return {
+            "id": case.id, "score": anomaly.score, "p_value": anomaly.p_value,
+            "mask_voxels": voxels, "mask_mm3": None if mm3 is None else voxels * mm3,
+        }  # fmt: skip
+
+    def _picture(self, opened: ModelCase, anomaly: Anomaly) -> dict[str, Tensor]:
+        """What the picture shows of a case; of several slices, the one with the map's highest value."""
+        index = int(anomaly.map.flatten(1).amax(dim=1).argmax())
+        tensors: Mapping[str, Tensor] = {
+            "image": opened.images, "reconstruction": anomaly.reconstruction,
+            "map": anomaly.map, "mask": anomaly.mask(self.quantile),
+        }  # fmt: skip
+        return {name: tensor[index].cpu() for name, tensor in tensors.items()}
+
+
+def _whole_scans(cases: Sequence[Case]) -> list[Case]:
+    """One case per scan: the slices of a volume become the volume."""
+    from monai_diffae.data.slice_cases import gather_slices, whole_scan
+
+    volumes, _ = gather_slices(cases, [])
+    return [whole_scan(slices[0]) for slices in volumes.values()]
+
+
+def _voxel_mm3(scan: Scan) -> float | None:
+    """The volume of a voxel in mm^3; None for a picture, whose size in mm is not known."""
+    if scan.lacks_geometry:
+        return None
+    return math.fabs(float(np.linalg.det(scan.affine[:3, :3])))

@@ -2,56 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult, failed_cases
-from monai_diffae.apps.settings import Reading, Seed, Split, UnbatchedRun
+from monai_diffae.apps.result import Result, failed_cases
+from monai_diffae.apps.settings import Choice, Reading, Seed, Split, UnbatchedRun
 from monai_diffae.errors import counted
 
 _FAILURES = "calibration_failures.csv"
-
-
-@dataclass(frozen=True)
-class CalibrateResult(CommandResult):
-    """The result of :func:`calibrate`.
-
-    Attributes:
-        path: ``models/anomaly.safetensors`` of the bundle.
-        num_cases: cases that were used; slices of a volume count as one each.
-        num_patients: their patients.
-        lowest_p_value: the p-value of a scan that is more unusual than all of them.
-        num_failed: cases that could not be used, listed in ``calibration_failures.csv`` in the bundle.
-        skipped: whether the bundle was calibrated with the same cases and arguments already.
-    """
-
-    path: Path
-    num_cases: int
-    num_patients: int
-    lowest_p_value: float
-    num_failed: int
-    skipped: bool = False
-
-    def lines(self) -> Iterator[str]:
-        """The number of cases, the lowest p-value, then the file."""
-        cases = f"{counted(self.num_cases, 'case')} of {counted(self.num_patients, 'patient')}"
-        yield f"{cases}; the lowest p-value is {self.lowest_p_value:.2g}"
-        yield str(self.path)
-
-    def figures(self) -> dict[str, Any]:
-        """All figures."""
-        names = ("num_cases", "num_patients", "lowest_p_value", "num_failed")
-        return {"path": str(self.path), **{name: getattr(self, name) for name in names}}
-
-    @property
-    def incomplete(self) -> str | None:
-        """How many cases failed."""
-        return failed_cases(self.num_failed, self.num_cases, _FAILURES)
 
 
 @command
@@ -66,7 +27,7 @@ def calibrate(
     seed: Seed = 0,
     reading: Reading = Reading(),
     run: UnbatchedRun = UnbatchedRun(),
-) -> CalibrateResult:
+) -> Result:
     """Calibrate anomaly maps and scores with held-out cases, and store the calibration in the bundle.
 
     Training does this at its end with validation cases. Run this command to calibrate with more cases, or with a table
@@ -87,7 +48,8 @@ def calibrate(
         run: How the command runs.
 
     Returns:
-        The file, and the number of cases.
+        The file ``models/anomaly.safetensors``; ``num_cases`` (slices of a volume count as one each), their
+        ``num_patients``, ``lowest_p_value`` (of a scan that is more unusual than all of them), and ``num_failed``.
 
     Raises:
         ConfigError: an argument is out of range, or the bundle is not trained.
@@ -101,7 +63,6 @@ def calibrate(
     """
     from monai_diffae.apps.evaluation.calibration import calibrated, draw_scans
     from monai_diffae.apps.session import Session
-    from monai_diffae.apps.settings import Choice
     from monai_diffae.bundle import AnomalySettings
 
     session = Session.open(bundle, cohort, reading=reading, run=run.batched)
@@ -110,7 +71,11 @@ def calibrate(
     cases = draw_scans(session.choose(Choice(split=split)), limit, seed)
     settings = AnomalySettings(noise_levels=(noise_level,), draws=draws, seed=seed)
     path, detector, skipped = calibrated(session, cases, settings, bundle / _FAILURES, overwrite=run.overwrite)
-    made_from, lowest = detector.made_from, 1 / (1 + len(detector.scan_scores))
-    return CalibrateResult(
-        path, len(detector.scores), made_from["num_patients"], lowest, made_from["num_failed"], skipped
-    )
+    figures = {
+        "num_cases": len(detector.scores), "num_patients": detector.made_from["num_patients"],
+        "lowest_p_value": 1 / (1 + len(detector.scan_scores)), "num_failed": detector.made_from["num_failed"],
+    }  # fmt: skip
+    patients = f"{counted(figures['num_cases'], 'case')} of {counted(figures['num_patients'], 'patient')}"
+    notes = [f"{patients}; the lowest p-value is {figures['lowest_p_value']:.2g}"]
+    incomplete = failed_cases(figures["num_failed"], figures["num_cases"], _FAILURES)
+    return Result(path, figures, notes, incomplete, skipped=skipped)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_diffae.apps.results import checksum_of
+from monai_diffae.apps.result import checksum_of
 from monai_diffae.apps.session import Session
 from monai_diffae.bundle.code import trusting
 from monai_diffae.bundle.layout import ANOMALY, models_folder

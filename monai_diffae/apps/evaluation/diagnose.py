@@ -2,75 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult, checksum_of, failed_cases, run_once
+from monai_diffae.apps.result import Result, checksum_of, failed_cases, log_to_open_run, run_once
 from monai_diffae.apps.settings import Reading, Run, Seed, ValidationChoice
-from monai_diffae.errors import counted
+from monai_diffae.errors import CohortError, counted
+from monai_diffae.lazy import inferers, latents, metrics, np, pd, pictures, torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from monai_diffae.apps.session import ReadCases, Session
+    from monai_diffae.data.cases import Case
+
+    Codes = NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 
 _FAILURES = "diagnosis_failures.csv"
-
-
-@dataclass(frozen=True)
-class DiagnoseResult(CommandResult):
-    """The result of :func:`diagnose`.
-
-    Attributes:
-        folder: holds ``noise_levels.csv``, ``stability.csv``, ``diagnosis.png`` and ``diagnosis.json``.
-        z_sem_usage: the loss with another patient's z_sem divided by the loss with a case's own, over all noise levels.
-        z_sem_usage_mean: the same with the mean z_sem of all other patients.
-        dimensions: the fields of :class:`~monai_diffae.latents.statistics.ActiveDimensions`.
-        noise_levels: the rows of ``noise_levels.csv``.
-        stability: the rows of ``stability.csv``.
-        num_cases: number of cases.
-        num_failed: cases that could not be used, listed in ``diagnosis_failures.csv``.
-        skipped: whether the results were complete already.
-    """
-
-    folder: Path
-    z_sem_usage: float
-    z_sem_usage_mean: float
-    dimensions: dict[str, Any]
-    noise_levels: list[dict[str, Any]]
-    stability: list[dict[str, Any]]
-    num_cases: int
-    num_failed: int
-    skipped: bool = False
-
-    def lines(self) -> Iterator[str]:
-        """The use of z_sem, its dimensions, one line per change of the image, then the folder."""
-        yield (
-            f"z_sem_usage {self.z_sem_usage:.3f}: loss with another patient's z_sem / own z_sem "
-            f"(with the mean z_sem: {self.z_sem_usage_mean:.3f}; {counted(self.num_cases, 'case')})"
-        )
-        dims = self.dimensions
-        yield (
-            f"{dims['active']} of {dims['dims']} dimensions active, participation ratio "
-            f"{dims['participation_ratio']:.1f}, {dims['dims_for_95_percent']} components for 95 % of the variance"
-        )
-        for row in self.stability:
-            moved = f"z_sem moves {row['ratio']:.3f} of the way to another patient"
-            yield f"{row['change']}: {moved}, rank-1 {row['rank_1']:.1%}"
-        yield str(self.folder)
-
-    def figures(self) -> dict[str, Any]:
-        """All figures."""
-        names = ("num_cases", "z_sem_usage", "z_sem_usage_mean", "dimensions", "noise_levels", "stability")
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def incomplete(self) -> str | None:
-        """How many cases failed."""
-        return failed_cases(self.num_failed, self.num_cases, _FAILURES)
+_UNCHANGED, _OTHER_SCAN = "unchanged", "other scan"
+_FEW_PATIENTS = 30
 
 
 @command
@@ -84,7 +44,7 @@ def diagnose(
     choice: ValidationChoice = ValidationChoice(),
     reading: Reading = Reading(),
     run: Run = Run(),
-) -> DiagnoseResult:
+) -> Result:
     """Measure whether the decoder uses z_sem, how many dimensions of z_sem are active, and how stable it is.
 
     ``out/noise_levels.csv`` has one row per noise level: ``timestep``, ``log_snr``; the denoising loss with a case's
@@ -97,7 +57,7 @@ def diagnose(
     divided by the median distance between patients; and ``rank_1``, the share of cases that are still closest to
     themselves. z_sem is normalised over these cases.
 
-    ``out/diagnosis.png`` shows both tables. ``out/diagnosis.json`` has all figures, also the number of active
+    ``out/diagnosis.png`` shows both tables. ``out/record.json`` has all figures, also the number of active
     dimensions.
 
     Args:
@@ -111,7 +71,10 @@ def diagnose(
         run: How the command runs.
 
     Returns:
-        The figures.
+        The folder, with ``noise_levels.csv``, ``stability.csv``, ``diagnosis.png`` and ``record.json``. Figures:
+        ``z_sem_usage``, the loss with another patient's z_sem divided by the loss with a case's own, over all noise
+        levels; ``z_sem_usage_mean``, the same with the mean z_sem of all other patients; ``dimensions``, the fields of
+        :class:`~monai_diffae.latents.ActiveDimensions`; ``noise_levels`` and ``stability``, the rows of the tables.
 
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained, or ``out`` holds results made from other
@@ -124,7 +87,6 @@ def diagnose(
         ...
         monai_diffae.errors.ConfigError: num_levels: 0 is below 1
     """
-    from monai_diffae.apps.evaluation.diagnosis import Diagnosis
     from monai_diffae.apps.session import Session
     from monai_diffae.latents.representation import warn_if_unused
 
@@ -138,6 +100,182 @@ def diagnose(
         return Diagnosis(session, read, num_levels, seed).run(out)
 
     results = [out / name for name in ("noise_levels.csv", "stability.csv", "diagnosis.png")]
-    figures, skipped = run_once(out / "diagnosis.json", results, made_from, make, overwrite=run.overwrite)
+    figures, skipped = run_once("diagnose", out, results, made_from, make, overwrite=run.overwrite)
     warn_if_unused(figures["z_sem_usage"])
-    return DiagnoseResult(out, **figures, skipped=skipped)
+    incomplete = failed_cases(figures["num_failed"], figures["num_cases"], _FAILURES)
+    return Result(out, figures, _notes(figures), incomplete, skipped=skipped)
+
+
+def _notes(figures: Mapping[str, Any]) -> list[str]:
+    """The use of z_sem, its dimensions, and one line per change of the image."""
+    dims = figures["dimensions"]
+    return [
+        f"z_sem_usage {figures['z_sem_usage']:.3f}: loss with another patient's z_sem / own z_sem "
+        f"(with the mean z_sem: {figures['z_sem_usage_mean']:.3f}; {counted(figures['num_cases'], 'case')})",
+        f"{dims['active']} of {dims['dims']} dimensions active, participation ratio "
+        f"{dims['participation_ratio']:.1f}, {dims['dims_for_95_percent']} components for 95 % of the variance",
+        *(
+            f"{row['change']}: z_sem moves {row['ratio']:.3f} of the way to another patient, rank-1 {row['rank_1']:.1%}"
+            for row in figures["stability"]
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Diagnoses a bundle on the cases of a session."""
+
+    session: Session
+    read: ReadCases
+    num_levels: int
+    seed: int
+
+    def run(self, out: Path) -> dict[str, Any]:
+        """Write the tables and the picture into a folder, and return the figures."""
+        from monai_diffae.data.atomic import write_atomic
+
+        patients = CasePatients.of_cases(self.read.cases)
+        if patients.num_patients < _FEW_PATIENTS:
+            logger.warning(
+                "%s of %s are few, so the figures are unreliable; use %d patients or more",
+                counted(len(self.read.cases), "case"), counted(patients.num_patients, "patient"), _FEW_PATIENTS,
+            )  # fmt: skip
+        codes = self.encode_views()
+        levels = self.noise_levels(patients.codes_to_compare(codes[_UNCHANGED]))
+        stable = stability_table(codes, patients)
+        for name, table in {"noise_levels.csv": levels, "stability.csv": stable}.items():
+            write_atomic(out / name, functools.partial(table.to_csv, index=False, lineterminator="\n"))
+        picture = out / "diagnosis.png"
+        write_atomic(picture, lambda path: pictures.draw_diagnosis(levels, stable, path))
+        own, other, mean = levels[["loss_own", "loss_other", "loss_mean"]].sum()
+        usage = {"z_sem_usage": float(other / own), "z_sem_usage_mean": float(mean / own)}
+        log_to_open_run(usage, [picture], "diagnosis")
+        return {
+            **usage,
+            "dimensions": asdict(latents.active_dimensions(codes[_UNCHANGED])),
+            "noise_levels": levels.to_dict("records"),
+            "stability": stable.to_dict("records"),
+            "num_cases": len(self.read.cases),
+            "num_failed": len(self.read.failures),
+        }
+
+    def encode_views(self) -> dict[str, Codes]:
+        """z_sem (N, D) of the images that the encoder sees, unchanged and with each change."""
+        from monai_diffae.diffusion.noise import image_noise, seed_of
+
+        trained, read = self.session.trained, self.read
+        parts: dict[str, list[Codes]] = {}
+        for cases, _, encoder_images in read.batches(
+            self.session.run.batch_size, f"encoding {counted(len(read.cases), 'case')}"
+        ):
+            noise = image_noise(
+                tuple(encoder_images.shape[1:]), self.seed, [seed_of("view", case.id) for case in cases]
+            )
+            views = {_UNCHANGED: encoder_images, **metrics.changed_views(encoder_images, noise, trained.model_range)}
+            for name, view in views.items():
+                z_sem = inferers.encode_exactly(view.to(trained.device), trained.inferer, trained.network)
+                parts.setdefault(name, []).append(z_sem.cpu().numpy())
+        return {name: np.concatenate(part) for name, part in parts.items()}
+
+    def noise_levels(self, codes: Mapping[str, Codes]) -> pd.DataFrame:
+        """The table of losses, one row per timestep."""
+        schedule = self.session.trained.inferer.schedule
+        rows = []
+        for timestep, losses in self.losses(codes).items():
+            own, other, mean = (float(losses[name].mean()) for name in ("own", "other", "mean"))
+            rows.append(
+                {
+                    "timestep": timestep, "log_snr": schedule.log_snr(timestep), "loss_own": own, "loss_other": other,
+                    "loss_mean": mean, "z_sem_usage": other / own, "z_sem_usage_mean": mean / own,
+                    # a decoder that ignores z_sem has equal losses, which count as half
+                    "own_is_better": float((losses["other"] - losses["own"]).sign().mean() + 1) / 2,
+                }
+            )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def losses(self, codes: Mapping[str, Codes]) -> dict[int, dict[str, Tensor]]:
+        """The loss (N,) of each case, by timestep and name of the z_sem."""
+        from monai_diffae.diffusion.noise import image_noise, seed_of
+
+        trained, read = self.session.trained, self.read
+        inferer = trained.inferer
+        timesteps = inferer.schedule.stratified_timesteps(self.num_levels).tolist()
+        parts: dict[int, dict[str, list[Tensor]]] = {t: {name: [] for name in codes} for t in timesteps}
+        text = f"denoising {counted(len(read.cases), 'case')} at {counted(self.num_levels, 'level')}"
+        start = 0
+        for cases, images, _ in read.batches(self.session.run.batch_size, text):
+            images = images.to(trained.device)
+            x0 = images if inferer.first_stage is None else inferer.first_stage.encode(images)
+            z_sem = {name: torch.from_numpy(z[start : start + len(cases)]).to(x0) for name, z in codes.items()}
+            start += len(cases)
+            for t in timesteps:
+                noise = image_noise(tuple(x0.shape[1:]), self.seed, [seed_of(t, case.id) for case in cases]).to(x0)
+                for name, losses in metrics.level_losses(x0, z_sem, trained.network, inferer, t, noise).items():
+                    parts[t][name].append(losses.cpu())
+        return {t: {name: torch.cat(part).double() for name, part in by_name.items()} for t, by_name in parts.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class CasePatients:
+    """The patient, scan and slice of each of N cases.
+
+    Attributes:
+        patients: (N,), the number of the patient.
+        scans: (N,), the number of the scan.
+        slices: (N,), the number of the slice within its scan.
+    """
+
+    patients: NDArray[np.intp]
+    scans: NDArray[np.intp]
+    slices: NDArray[np.intp]
+
+    @classmethod
+    def of_cases(cls, cases: Sequence[Case]) -> CasePatients:
+        """Number the patients, scans and slices of cases."""
+        patients, scans, slices = (
+            np.unique([str(value(case)) for case in cases], return_inverse=True)[1]
+            for value in (lambda c: c.patient, lambda c: c.images, lambda c: c.slice_index)
+        )
+        if patients.max() == 0:
+            raise CohortError(
+                "all cases are of one patient, but z_sem is compared between patients; give more patients"
+            )
+        return cls(patients, scans, slices)
+
+    @property
+    def num_patients(self) -> int:
+        """The number of patients."""
+        return int(self.patients.max()) + 1
+
+    @property
+    def have_other_scans(self) -> bool:
+        """Whether a patient has several scans, or the same slice of several scans."""
+        scans = set(zip(self.patients.tolist(), self.slices.tolist(), self.scans.tolist(), strict=True))
+        return len(scans) > len({scan[:2] for scan in scans})
+
+    def codes_to_compare(self, z: Codes) -> dict[str, Codes]:
+        """Codes (N, D) for the loss: a case's own, that of the next case of another patient, the others' mean."""
+        twice = np.tile(self.patients, 2)  # the first case follows the last
+        changes = np.flatnonzero(twice[1:] != twice[:-1]) + 1
+        others = changes[np.searchsorted(changes, np.arange(len(z)), side="right")]
+        patient_sums = np.zeros((self.num_patients, z.shape[1]))
+        np.add.at(patient_sums, self.patients, z)
+        sum_of_others = patient_sums.sum(axis=0) - patient_sums[self.patients]
+        num_others = len(z) - np.bincount(self.patients)[self.patients]
+        mean = (sum_of_others / num_others[:, None]).astype(np.float32)
+        return {"own": z, "other": z[others % len(z)], "mean": mean}
+
+
+def stability_table(codes: Mapping[str, Codes], patients: CasePatients) -> pd.DataFrame:
+    """The table of changes, one row per change; other scans are compared if a patient has several."""
+    from monai_diffae.latents.representation import stability
+
+    statistics = latents.LatentStatistics.of(codes[_UNCHANGED])
+    z_norm = {name: statistics.normalise(z) for name, z in codes.items()}
+    z = z_norm.pop(_UNCHANGED)
+    changes = {name: stability(z, changed, patients.patients) for name, changed in z_norm.items()}
+    if patients.have_other_scans:
+        changes[_OTHER_SCAN] = stability(z, z, patients.patients, patients.scans, patients.slices)
+    else:
+        logger.info("no patient has several scans among these cases, so other scans are not compared")
+    return pd.DataFrame([{"change": name, **asdict(each)} for name, each in changes.items()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,15 +15,37 @@ from annotated_types import Ge
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult, failed_cases, finished, run_once
+from monai_diffae.apps.evaluation.measured_rows import MeasuredRows
+from monai_diffae.apps.evaluation.quality_tables import (
+    Row,
+    difference_rows,
+    mean_rows,
+    result_lines,
+    write_csv,
+    write_markdown,
+    write_tables,
+)
+from monai_diffae.apps.result import Result, failed_cases, finished, log_to_open_run, run_once
 from monai_diffae.apps.settings import Decoding, Reading, Run, Seed, Split
 from monai_diffae.diffusion.settings import DecoderName, SolverName
-from monai_diffae.errors import ConfigError, OmittableError, one_line
+from monai_diffae.errors import ConfigError, MachineError, OmittableError, one_line
+from monai_diffae.lazy import metrics, pd
 
 if TYPE_CHECKING:
-    from monai_diffae.apps.evaluation.quality import EvaluatedBundle
+    from monai_diffae.apps.evaluation.code_quality import CodeFigures
+    from monai_diffae.apps.evaluation.generation_quality import FeatureNetwork, GeneratedImages
+    from monai_diffae.apps.evaluation.reconstruction_quality import Condition, Reconstructions
+    from monai_diffae.apps.processes import Process
+    from monai_diffae.apps.session import ReadCases, Session
+    from monai_diffae.bundle import TrainedLatent
+    from monai_diffae.data.cases import Case
+    from monai_diffae.metrics import PerceptualDistance
 
 logger = logging.getLogger(__name__)
+
+_SUMMARY, _PARTS, _GENERATION = "evaluation.json", ".parts", "generation"
+_FAILURES = "evaluation_failures.csv"
+_TRAINING_CURVE = "curves.csv"
 
 
 @Parameter(name="*", group=Group("Cases", sort_key=2))
@@ -82,11 +105,7 @@ class Weights:
     """A ResNet-50 of RadImageNet, whose features FID, KID, precision and recall then use, too."""
 
     def check(self) -> None:
-        """Check that the files exist.
-
-        Raises:
-            ConfigError: one does not.
-        """
+        """Check that the files exist."""
         for name, file in (("alexnet", self.alexnet), ("radimagenet", self.radimagenet)):
             if file is not None and not file.is_file():
                 raise ConfigError(f"{name}: there is no file {file.name}; check the path, or omit it")
@@ -98,42 +117,6 @@ class Weights:
 
         files = {"alexnet": self.alexnet, "radimagenet": self.radimagenet}
         return {name: file_checksum(file) for name, file in files.items() if file is not None}
-
-
-@dataclass(frozen=True)
-class EvaluateResult(CommandResult):
-    """The result of :func:`evaluate`.
-
-    Attributes:
-        folder: holds ``evaluation.json``, ``tables.md``, ``tables/`` and ``cases.csv``.
-        content: what ``evaluation.json`` holds.
-        num_failed: cases that could not be read, listed in ``evaluation_failures.csv``.
-        skipped: whether the results were complete already.
-    """
-
-    folder: Path
-    content: dict[str, Any] = field(repr=False)
-    num_failed: int
-    skipped: bool = False
-
-    def lines(self) -> Iterator[str]:
-        """One table per kind of result, then the folder."""
-        from monai_diffae.apps.evaluation.quality.terminal import result_lines
-
-        yield from result_lines(self.content["rows"])
-        yield str(self.folder)
-
-    def figures(self) -> dict[str, Any]:
-        """The content of ``evaluation.json``."""
-        return self.content
-
-    @property
-    def incomplete(self) -> str | None:
-        """How many cases failed, and which bundles were left out."""
-        bundles = [each["bundle"] for each in self.content["omitted"] if each["metric"] == "all"]
-        lines = [failed_cases(self.num_failed, self.content["num_cases"], "evaluation_failures.csv")]
-        lines += [f"{name} is left out" for name in bundles]
-        return "; ".join(line for line in lines if line) or None
 
 
 @command
@@ -148,7 +131,7 @@ def evaluate(
     weights: Weights = Weights(),
     reading: Reading = Reading(),
     run: Run = Run(),
-) -> EvaluateResult:
+) -> Result:
     """Measure reconstructions, synthetic images and z_sem on held-out cases, for one bundle or several side by side.
 
     ``out/tables.md`` has the tables in Markdown, ``out/tables/`` as CSV, and ``out/evaluation.json`` everything.
@@ -177,7 +160,8 @@ def evaluate(
         run: How the command runs.
 
     Returns:
-        The tables.
+        The folder with ``evaluation.json``, ``tables.md``, ``tables/`` and ``cases.csv``; its figures are the content
+        of ``evaluation.json``.
 
     Raises:
         ConfigError: an argument is out of range, no bundle is trained, the cases may have been trained on, or ``out``
@@ -193,16 +177,15 @@ def evaluate(
     if held_out.split == "train" and not held_out.not_held_out:
         raise ConfigError("split: train has the cases that the bundle was trained on; choose test, or set not_held_out")
     weights.check()
-    from monai_diffae.apps.evaluation.quality import SUMMARY, EvaluatedBundle, Evaluation
     from monai_diffae.apps.processes import this_process
 
     folders, process = [bundle] if isinstance(bundle, Path) else list(bundle), this_process()
     open_one = partial(
-        EvaluatedBundle.open, cohort=cohort, held_out=held_out, decoding=conditions.decoding, reading=reading, run=run,
+        _EvaluatedBundle.open, cohort=cohort, held_out=held_out, decoding=conditions.decoding, reading=reading, run=run,
         device=process.device,
     )  # fmt: skip
     bundles, omitted = _open(folders, open_one)
-    evaluation = Evaluation(bundles, conditions, held_out, weights, seed, out, process, omitted)
+    evaluation = _Evaluation(bundles, conditions, held_out, weights, seed, out, process, omitted)
     made_from = {
         "bundles": {each.name: each.made_from for each in bundles},
         "steps": list(conditions.steps), "solvers": list(conditions.solvers), "draws": conditions.draws,
@@ -214,27 +197,24 @@ def evaluate(
     def make() -> Mapping[str, Any]:
         return evaluation.run(run.overwrite)
 
-    results = [out / SUMMARY, out / "tables.md", out / "cases.csv"]
+    results = [out / _SUMMARY, out / "tables.md", out / "cases.csv"]
     if process.rank:  # the first process gathers what this one measures
-        if finished(out / "evaluate.json", results, made_from, overwrite=run.overwrite) is None:
+        if finished("evaluate", out, results, made_from, overwrite=run.overwrite) is None:
             evaluation.measure_share(run.overwrite)
-        return EvaluateResult(out, {"rows": [], "omitted": [], "num_cases": 0}, 0)
-    figures, skipped = run_once(out / "evaluate.json", results, made_from, make, overwrite=run.overwrite)
-    return EvaluateResult(out, json.loads((out / SUMMARY).read_text()), figures["num_failed"], skipped)
+        return Result(out, {"rows": [], "omitted": [], "num_cases": 0})
+    made, skipped = run_once("evaluate", out, results, made_from, make, overwrite=run.overwrite)
+    figures = json.loads((out / _SUMMARY).read_text())
+    lines = [failed_cases(made["num_failed"], figures["num_cases"], _FAILURES)]
+    lines += [f"{each['bundle']} is left out" for each in figures["omitted"] if each["metric"] == "all"]
+    incomplete = "; ".join(line for line in lines if line) or None
+    return Result(out, figures, list(result_lines(figures["rows"])), incomplete, skipped=skipped)
 
 
 def _open(
-    folders: Sequence[Path], open_one: Callable[[Path, str], EvaluatedBundle]
-) -> tuple[list[EvaluatedBundle], list[dict[str, Any]]]:
-    """The bundles that can be evaluated, and why the others cannot.
-
-    Raises:
-        OmittableError: no bundle can be evaluated.
-        UnsafeInputError: a bundle has code of its own that is not trusted, or unsafe weights.
-    """
-    from monai_diffae.apps.evaluation.quality import unique_names
-
-    bundles: list[EvaluatedBundle] = []
+    folders: Sequence[Path], open_one: Callable[[Path, str], _EvaluatedBundle]
+) -> tuple[list[_EvaluatedBundle], list[dict[str, Any]]]:
+    """The bundles that can be evaluated, and why the others cannot; those that are not safe are refused."""
+    bundles: list[_EvaluatedBundle] = []
     errors: dict[str, OmittableError] = {}
     for folder, name in zip(folders, unique_names(folders), strict=True):
         try:
@@ -247,3 +227,323 @@ def _open(
     for omission in omitted:
         logger.warning("%(bundle)s is left out: %(reason)s", omission)
     return bundles, omitted
+
+
+def unique_names(folders: Sequence[Path]) -> list[str]:
+    """The names of the folders; a name that is there already gets a number."""
+    names: list[str] = []
+    for folder in folders:
+        name = folder.resolve().name
+        count = sum(each == name or each.startswith(f"{name} (") for each in names)
+        names.append(name if count == 0 else f"{name} ({count + 1})")
+    return names
+
+
+@dataclass(frozen=True)
+class _EvaluatedBundle:
+    """One bundle of an evaluation: its name in the tables, all held-out cases, and the most to reconstruct."""
+
+    name: str
+    session: Session
+    held_out: list[Case]
+    limit: int
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        name: str,
+        cohort: Path,
+        held_out: HeldOut,
+        decoding: Decoding,
+        reading: Reading,
+        run: Run,
+        device: str | None,
+    ) -> _EvaluatedBundle:
+        """Load a bundle, on ``device`` unless ``run`` names one, and choose its held-out cases."""
+        from monai_diffae.apps.session import Session
+
+        session = Session.open(folder, cohort, decoding=decoding, reading=reading, run=run, device=device)
+        if session.may_hold_training_cases and not held_out.not_held_out:
+            raise ConfigError(
+                f"{cohort.name}: is not the cohort that {name} was trained on, and has no split, so its cases may have "
+                "been trained on; add a column split (test, if these are new scans), or set not_held_out"
+            )
+        return cls(name, session, session.cohort.choose((), held_out.split), held_out.limit)
+
+    @property
+    def cases(self) -> list[Case]:
+        """The cases to reconstruct."""
+        from monai_diffae.data.cases import spread_cases
+
+        return spread_cases(self.held_out, self.limit)
+
+    @property
+    def train(self) -> list[Case]:
+        """The training cases of the cohort."""
+        return self.session.cohort.split("train")
+
+    @property
+    def latent(self) -> TrainedLatent:
+        """The bundle's latent DDIM."""
+        from monai_diffae.bundle import load_latent
+
+        return load_latent(self.session.trained.folder, self.session.trained.device)
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """What the bundle's results depend on."""
+        from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
+        from monai_diffae.data.file_checksums import file_checksum
+
+        latent = models_folder(self.session.trained.folder) / LATENT_MODEL
+        return self.session.made_from(self.held_out, latent_model=file_checksum(latent) if latent.is_file() else None)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the bundle is, as plain values."""
+        trained = self.session.trained
+        return {
+            "name": self.name,
+            "z_sem_dims": trained.z_channels,
+            "image_size": list(trained.image_shape[1:]),
+            "spatial_dims": len(trained.image_shape) - 1,
+            "channels": trained.image_shape[0],
+            "train_images_seen": _images_seen(trained.folder),
+            "model": trained.sha256,
+        }
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Everything that an image and its errors depend on before the model sees it."""
+        from monai_diffae.bundle.loading import preprocessing_config
+
+        content = preprocessing_config(self.session.trained.config)
+        content["model_range"] = list(self.session.trained.model_range)
+        return dict(json.loads(json.dumps(content)))
+
+    def differs_from(self, other: _EvaluatedBundle) -> list[str]:
+        """The keys of the preprocessing in which two bundles differ, so that their errors cannot be compared."""
+        own, others = self.preprocessing, other.preprocessing
+        return sorted(key for key in {*own, *others} if own.get(key) != others.get(key))
+
+
+def _images_seen(folder: Path) -> int | None:
+    """The images that the network was shown in training, if the bundle's folder has the training's curve."""
+    try:
+        return int(pd.read_csv(folder / _TRAINING_CURVE)["images_seen"].max())
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class _BundleEvaluation:
+    """What is measured of one bundle; ``codes`` and ``generated`` are None if they are not."""
+
+    bundle: _EvaluatedBundle
+    conditions: list[Condition]
+    reconstructions: Reconstructions
+    codes: CodeFigures | None = None
+    generated: GeneratedImages | None = None
+
+    @classmethod
+    def prepare(
+        cls, bundle: _EvaluatedBundle, evaluation: _Evaluation, omit: Callable[[str, str], None]
+    ) -> _BundleEvaluation:
+        """Read and encode the cases of a bundle; ``omit`` is called with a metric and why it cannot be measured."""
+        from monai_diffae.apps.evaluation.code_quality import CodeFigures, EncodedCases
+        from monai_diffae.apps.evaluation.generation_quality import GeneratedImages
+        from monai_diffae.apps.evaluation.reconstruction_quality import Reconstructions, conditions_of
+
+        session, trained, settings = bundle.session, bundle.session.trained, evaluation.conditions
+        read = session.read(bundle.cases, evaluation.folder, _FAILURES)
+        quality = metrics.ImageQuality(trained.image_shape[1:], trained.model_range, evaluation.lpips)
+        for metric, reason in quality.omitted().items():
+            omit(metric, reason)
+        seed = evaluation.seed
+        reconstructions = Reconstructions(bundle.name, session, read, quality, settings.draws, seed)
+        conditions = conditions_of(trained.inferer, settings.solvers, settings.steps, settings.decoders)
+        if not settings.num_codes and not settings.num_images:
+            return cls(bundle, conditions, reconstructions)
+
+        def read_some(cases: Sequence[Case], failures: str) -> ReadCases | None:
+            chosen = spread_cases(cases, settings.num_codes)
+            return session.read(chosen, evaluation.folder, failures) if chosen else None
+
+        from monai_diffae.data.cases import spread_cases
+
+        held_out = read_some(bundle.held_out, "held_out_failures.csv") or read
+        train = read_some(bundle.train, "training_failures.csv")
+        encoded = EncodedCases.of(session, held_out), None if train is None else EncodedCases.of(session, train)
+        codes = CodeFigures(bundle.name, *encoded, seed, omit) if settings.num_codes else None
+        generated = None
+        if settings.num_images:
+            try:
+                generated = GeneratedImages(
+                    bundle.name, session, bundle.latent, read, train, encoded, evaluation.feature_networks,
+                    settings.num_images, seed, omit,
+                )  # fmt: skip
+            except OmittableError as error:
+                omit(_GENERATION, str(error))
+        return cls(bundle, conditions, reconstructions, codes, generated)
+
+    @property
+    def num_evaluations(self) -> int:
+        """Network evaluations of single images."""
+        count = self.reconstructions.evaluations(self.conditions)
+        return count + (0 if self.generated is None else self.generated.evaluations(self.conditions))
+
+    def generation_rows(self, measured: MeasuredRows) -> Iterator[Row]:
+        """The rows about synthetic images."""
+        if self.generated is not None:
+            yield from self.generated.rows(self.conditions, self.bundle.made_from, measured)
+
+    def z_sem_rows(self) -> Iterator[Row]:
+        """The rows about z_sem, with progress bars of their own."""
+        if self.codes is not None:
+            yield from self.codes.usage_rows(self.bundle.session, self.reconstructions.read)
+            yield from self.codes.rows()
+
+    def draw(self, folder: Path) -> None:
+        """Draw generated images beside their nearest training cases, as with the most steps."""
+        from monai_diffae.data.cases import safe_id
+
+        if self.generated is not None:
+            most_steps = max(self.conditions, key=lambda condition: condition.steps)
+            self.generated.draw_nearest(most_steps, folder / f"generated_{safe_id(self.bundle.name)}.png")
+
+
+@dataclass
+class _Evaluation:
+    """Evaluates bundles on the held-out cases of a cohort; the others are compared with the first."""
+
+    bundles: Sequence[_EvaluatedBundle]
+    conditions: Conditions
+    held_out: HeldOut
+    weights: Weights
+    seed: int
+    folder: Path
+    process: Process
+    omitted: list[Row] = field(default_factory=list)
+
+    def run(self, overwrite: bool = False) -> dict[str, Any]:
+        """Measure everything and write all files, in the first process; ``overwrite`` ignores an interrupted run."""
+        from monai_diffae.data.progress import progress
+
+        each_bundle = self._prepared()
+        patients = {case.id: case.patient for each in each_bundle for case in each.reconstructions.read.cases}
+        case_rows: list[Row] = []
+        rows: list[Row] = []
+        total = sum(each.num_evaluations for each in each_bundle)
+        with progress(total, f"evaluating {', '.join(bundle.name for bundle in self.bundles)}") as advance:
+            measured = MeasuredRows(self.folder / _PARTS, self.process, advance, overwrite)
+            for each in each_bundle:
+                case_rows += each.reconstructions.rows(each.conditions, measured)
+                rows += each.generation_rows(measured)
+        for each in each_bundle:
+            rows += each.z_sem_rows()
+            each.draw(self.folder)
+        rows = mean_rows(case_rows, patients) + rows
+        comparable = self._comparable()
+        compared = [row for row in case_rows if row["bundle"] in comparable]
+        self._write(rows, difference_rows(compared, self.bundles[0].name, patients), case_rows, patients)
+        measured.remove()
+        num_failed = max(len(each.reconstructions.read.failures) for each in each_bundle)
+        return {"num_cases": len(patients), "num_failed": num_failed, "num_omitted": len(self.omitted)}
+
+    def measure_share(self, overwrite: bool = False) -> None:
+        """Measure this process's share of the reconstructions, for the first process; in the others."""
+        measured = MeasuredRows(self.folder / _PARTS, self.process, lambda: None, overwrite)
+        for each in self._prepared():
+            for _ in each.reconstructions.rows(each.conditions, measured):
+                pass
+
+    def _prepared(self) -> list[_BundleEvaluation]:
+        return [_BundleEvaluation.prepare(each, self, partial(self._omit, each.name)) for each in self.bundles]
+
+    @functools.cached_property
+    def lpips(self) -> PerceptualDistance | None:
+        """LPIPS, if its weights are there."""
+        try:
+            return metrics.PerceptualDistance(self.weights.alexnet, self.bundles[0].session.trained.device)
+        except MachineError as error:
+            self._omit(None, "lpips", str(error))
+            return None
+
+    @functools.cached_property
+    def feature_networks(self) -> dict[str, FeatureNetwork]:
+        """The networks for FID, KID, precision and recall for which there are weights."""
+        device = self.bundles[0].session.trained.device
+        networks: dict[str, FeatureNetwork] = {} if self.lpips is None else {"alexnet": self.lpips.features}
+        if self.weights.radimagenet is not None:
+            networks["radimagenet"] = metrics.RadImageNetFeatures(self.weights.radimagenet, device)
+        try:
+            networks["inception"] = metrics.InceptionFeatures(device)
+        except MachineError as error:
+            logger.debug("no features of Inception v3: %s", error)
+        return networks
+
+    def _comparable(self) -> set[str]:
+        """The names of the bundles whose preprocessing is that of the first."""
+        first, *others = self.bundles
+        names = {first.name}
+        for other in others:
+            if differing := other.differs_from(first):
+                reason = f"the preprocessing differs from that of {first.name} in {', '.join(differing)}"
+                self._omit(other.name, "differences", reason)
+            else:
+                names.add(other.name)
+        return names
+
+    def _omit(self, bundle: str | None, metric: str, reason: str) -> None:
+        omission = {"bundle": bundle, "metric": metric, "reason": reason}
+        if omission not in self.omitted:
+            level = logging.INFO if metric == _GENERATION else logging.WARNING  # most bundles have no latent DDIM
+            logger.log(level, "%s%s is left out: %s", "" if bundle is None else f"{bundle}: ", metric, reason)
+            self.omitted.append(omission)
+
+    def _write(
+        self, rows: list[Row], differences: list[Row], case_rows: list[Row], patients: Mapping[str, str]
+    ) -> None:
+        from monai_diffae.apps.tracking import log_to_training
+        from monai_diffae.data.atomic import write_json
+
+        num_patients = len(set(patients.values()))
+        content = {
+            "bundles": [bundle.description for bundle in self.bundles],
+            "rows": rows, "differences": differences, "omitted": self.omitted,
+            "held_out": not self.held_out.not_held_out, "split": self.held_out.split,
+            "num_cases": len(patients), "num_patients": num_patients,
+            "draws": self.conditions.draws, "seed": self.seed,
+        }  # fmt: skip
+        tables = write_tables(self.folder, rows)
+        write_csv(self.folder / "cases.csv", case_rows)
+        markdown = self.folder / "tables.md"
+        write_markdown(markdown, rows, self._notes(len(patients), num_patients))
+        write_json(self.folder / _SUMMARY, content)
+        files = [*tables, markdown, *sorted(self.folder.glob("generated_*.png"))]
+        log_to_open_run(_figures(rows), [*files, self.folder / _SUMMARY], "evaluation")
+        for bundle in self.bundles:
+            own_rows = [{**row, "bundle": None} for row in rows if row["bundle"] == bundle.name]
+            log_to_training(bundle.session.trained.folder, _figures(own_rows), files, "evaluation")
+
+    def _notes(self, num_cases: int, num_patients: int) -> list[str]:
+        """How the tables were measured, as sentences below each other."""
+        held_out = f"{num_cases} {'' if self.held_out.not_held_out else 'held-out '}cases of {num_patients} patients"
+        notes = [f"Means over {held_out} (split {self.held_out.split}), with 95 % intervals over the patients."]
+        if self.held_out.not_held_out:
+            notes.append("These cases may have been trained on: the figures are better than those of new cases.")
+        for omission in self.omitted:
+            bundle = f"{omission['bundle']}: " if omission["bundle"] and len(self.bundles) > 1 else ""
+            notes.append(f"{bundle}{omission['metric']} is left out: {omission['reason']}.")
+        return notes
+
+
+def _figures(rows: Sequence[Row]) -> dict[str, float]:
+    """The values by a name that says what they are, for MLflow."""
+    names = ("bundle", "table", "solver", "steps", "features", "timestep", "metric")
+    return {
+        "/".join(str(row[name]) for name in names if row[name] is not None): row["value"]
+        for row in rows
+        if row["value"] is not None
+    }

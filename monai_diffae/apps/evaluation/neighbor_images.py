@@ -14,12 +14,12 @@ from torch import Tensor
 
 from monai_diffae.apps.provenance import (
     check_same_model,
+    content_of_scans,
     encoder_of,
     preprocessing_differences,
     safe_overrides,
     warn_if_cohort_changed,
 )
-from monai_diffae.apps.scans_of_table import content_of_scans
 from monai_diffae.apps.session import ReadCases, Session, decode_in_batches, open_bundle
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
 from monai_diffae.bundle.loading import load_untrained
@@ -31,7 +31,6 @@ from monai_diffae.errors import CohortError
 from monai_diffae.pictures import caption, draw_cells
 
 if TYPE_CHECKING:
-    from monai_diffae.apps.evaluation.neighbor_search import NeighborSearch
     from monai_diffae.apps.evaluation.neighbors import Images
 
 logger = logging.getLogger(__name__)
@@ -43,16 +42,7 @@ _IN_PICTURE = 8
 
 @dataclass
 class CaseImages:
-    """The images of the selected cases and of the table's cases.
-
-    Attributes:
-        settings: where the images are.
-        query_session: the bundle, and the cohort of the selected cases.
-        table_session: the bundle, and the table's cohort; the same session unless the cases are of another cohort.
-        folder: folder for the list of failures, and for preprocessed images.
-        tables: the tables of embeddings: the one that is searched, and that of the selected cases.
-        failures: the cases that could not be read, by id.
-    """
+    """The images of the selected cases and of the table's cases; ``failures`` are the unreadable ones, by id."""
 
     settings: Images
     query_session: Session
@@ -71,11 +61,7 @@ class CaseImages:
         reading: Reading,
         run: Run,
     ) -> CaseImages:
-        """Open the cohorts with the bundle that made the embeddings, or whose preprocessing another encoder used.
-
-        Raises:
-            ConfigError: another bundle made them, or their z_sem are pooled.
-        """
+        """Open the cohorts with the bundle that made the embeddings, or whose preprocessing another encoder used."""
         if settings.bundle is None or settings.cohort is None:
             raise ValueError("images are read with a bundle and a cohort")
         if encoder_of(tables[0]) == "trained" or settings.reconstruction_error:
@@ -103,20 +89,22 @@ class CaseImages:
             reconstruction_error=errors if settings.reconstruction_error else None,
         )
 
-    def warn_of_differences(self, search: NeighborSearch, embeddings: Path, queries: Path | None) -> None:
+    def warn_of_differences(
+        self, table: pd.DataFrame, cases: pd.DataFrame, embeddings: Path, queries: Path | None
+    ) -> None:
         """Log a warning if the images differ from those that the tables were made from."""
         cohort, query_cohort = self.settings.cohort, self.settings.query_cohort or self.settings.cohort
-        tables = [(search.table, embeddings, self.table_session, cohort)]
+        tables = [(table, embeddings, self.table_session, cohort)]
         if queries is not None:
-            tables.append((search.cases, queries, self.query_session, query_cohort))
-        for table, file, session, path in tables:
-            differ = preprocessing_differences(table, session.trained.config)
+            tables.append((cases, queries, self.query_session, query_cohort))
+        for each, file, session, path in tables:
+            differ = preprocessing_differences(each, session.trained.config)
             if differ:
                 logger.warning(
                     "images: the preprocessing of %s differs from that of %s: %s",
                     session.trained.folder.resolve().name, file.name, ", ".join(differ),
                 )  # fmt: skip
-            warn_if_cohort_changed(table, session.cohort, str(path), "images")
+            warn_if_cohort_changed(each, session.cohort, str(path), "images")
 
     def reconstruction_errors(self, session: Session, ids: Sequence[str]) -> pd.DataFrame:
         """The mean squared error of decoded images in the model's range, one row per case.
@@ -137,12 +125,6 @@ class CaseImages:
         """Draw the first 8 cases, each in a row with its neighbors and their distances.
 
         The picture has no ids unless they are asked for, so that it can be shown to others.
-
-        Args:
-            path: the PNG.
-            neighbors: the table of neighbors, with equally many rows per case; at most 8 are drawn.
-            cases: the selected cases.
-            table: the cases among which neighbors were searched.
         """
         drawn = neighbors[neighbors["rank"] <= _IN_PICTURE]
         ids = cases["id"].tolist()[:_IN_PICTURE]
@@ -174,11 +156,7 @@ class CaseImages:
         return {case.id: read.dataset[i]["image"] for i, case in enumerate(read.cases)}
 
     def _read(self, session: Session, ids: Sequence[str]) -> ReadCases:
-        """Read cases by their ids; those that cannot be read become failures.
-
-        Raises:
-            CohortError: no case can be read.
-        """
+        """Read cases by their ids; those that cannot be read become failures."""
         listed = {failure.case_id: failure for failure in session.cohort.failures}  # their headers are unreadable
         self.failures.update({name: listed[name] for name in ids if name in listed})
         readable = [name for name in ids if name not in listed]

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult, checksum_of, run_once
+from monai_diffae.apps.result import Result, checksum_of, log_to_open_run, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
-from monai_diffae.errors import ConfigError, counted
+from monai_diffae.errors import CohortError, ConfigError, counted
+from monai_diffae.lazy import embeddings as tables
+from monai_diffae.lazy import latents, np, pd, pictures
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from monai_diffae.apps.evaluation.neighbor_images import CaseImages
+    from monai_diffae.latents import ReferenceCases
+
+    Floats = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
+
+_SCORES = {"distance": False, "whitened": True}
+_UNUSUAL = 0.05
 
 
 @Parameter(name="*", group=Group("Images", sort_key=3))
@@ -40,43 +54,6 @@ class Images:
     """Random seed of the choice of these cases and of the noise for decoding z_sem alone."""
 
 
-@dataclass(frozen=True)
-class NeighborsResult(CommandResult):
-    """The result of :func:`neighbors`.
-
-    Attributes:
-        folder: holds ``neighbors.csv``, ``outliers.csv`` and, with a cohort, ``neighbors.png``.
-        unusual_shares: for each score and split, the share of cases with a p-value below .05: of all cases for
-            distances, of the selected cases for reconstruction errors.
-        num_cases: number of selected cases.
-        num_failed: images that could not be read, listed in ``neighbors_failures.csv``.
-        skipped: whether the results were complete already.
-    """
-
-    folder: Path
-    unusual_shares: dict[str, dict[str, float]]
-    num_cases: int
-    num_failed: int
-    skipped: bool = False
-
-    def lines(self) -> Iterator[str]:
-        """The shares of unusual cases, then the folder."""
-        for score, shares in self.unusual_shares.items():
-            yield from (f"{score}: p < .05 for {share:.1%} of {split}" for split, share in shares.items())
-        yield str(self.folder)
-
-    def figures(self) -> dict[str, Any]:
-        """The number of cases, and the shares of unusual ones."""
-        return {"num_cases": self.num_cases, "unusual_shares": self.unusual_shares}
-
-    @property
-    def incomplete(self) -> str | None:
-        """How many images could not be read; training cases count, too."""
-        if not self.num_failed:
-            return None
-        return f"{counted(self.num_failed, 'image')} could not be read: see neighbors_failures.csv"
-
-
 @command
 def neighbors(
     embeddings: Path,
@@ -90,7 +67,7 @@ def neighbors(
     decoding: Decoding = Decoding(),
     reading: Reading = Reading(),
     run: UnbatchedRun = UnbatchedRun(),
-) -> NeighborsResult:
+) -> Result:
     """Find the nearest cases of other patients in z_sem, and score how unusual each case is.
 
     z_sem is scaled by the standard deviations of the training cases; distances are Euclidean.
@@ -118,7 +95,9 @@ def neighbors(
         run: How the command runs.
 
     Returns:
-        The folder, and the share of unusual cases by each score.
+        The folder; ``unusual_shares``, for each score and split the share of cases with a p-value below .05 (of all
+        cases for distances, of the selected ones for reconstruction errors); ``num_cases``, selected; and
+        ``num_failed``, images that could not be read, listed in ``neighbors_failures.csv``.
 
     Raises:
         CohortError: there is no table of embeddings, no training case in it, or no case with such an id.
@@ -133,20 +112,16 @@ def neighbors(
     """
     _check_images(images, queries, decoding, {"columns": reading.columns, "overrides": run.overrides})
     from monai_diffae.apps.evaluation.neighbor_images import CaseImages
-    from monai_diffae.apps.evaluation.neighbor_search import NeighborSearch
-    from monai_diffae.apps.evaluation.outliers import TrainingCases
-    from monai_diffae.data.embeddings import label_columns, training_rows
     from monai_diffae.data.file_checksums import file_checksum
-    from monai_diffae.pictures import check_captions
 
-    search = NeighborSearch.open(embeddings, queries, choice, k, same_patient)
-    check_captions(images.captions, label_columns(search.table))
-    training = TrainingCases.from_rows(training_rows(embeddings))
+    search = _NeighborSearch.open(embeddings, queries, choice, k, same_patient)
+    pictures.check_captions(images.captions, tables.label_columns(search.table))
+    training = TrainingCases.from_rows(tables.training_rows(embeddings))
     case_images = None
-    tables = [embeddings] if queries is None else [embeddings, queries]
+    files = [embeddings] if queries is None else [embeddings, queries]
     if images.cohort is not None:
-        case_images = CaseImages.open(images, out, tables, decoding, reading, run.batched)
-        case_images.warn_of_differences(search, embeddings, queries)
+        case_images = CaseImages.open(images, out, files, decoding, reading, run.batched)
+        case_images.warn_of_differences(search.table, search.cases, embeddings, queries)
     made_from = {
         "images": None if case_images is None else case_images.made_from,
         "embeddings": file_checksum(embeddings),
@@ -162,8 +137,15 @@ def neighbors(
 
     names = ["neighbors.csv", "outliers.csv", *([] if case_images is None else ["neighbors.png"])]
     results = [out / name for name in names]
-    figures, skipped = run_once(out / "neighbors.json", results, made_from, make, overwrite=run.overwrite)
-    return NeighborsResult(out, figures["unusual_shares"], figures["num_cases"], figures["num_failed"], skipped)
+    figures, skipped = run_once("neighbors", out, results, made_from, make, overwrite=run.overwrite)
+    notes = [
+        f"{score}: p < .05 for {share:.1%} of {split}"
+        for score, shares in figures["unusual_shares"].items()
+        for split, share in shares.items()
+    ]
+    failed = figures["num_failed"]
+    incomplete = f"{counted(failed, 'image')} could not be read: see neighbors_failures.csv" if failed else None
+    return Result(out, figures, notes, incomplete, skipped=skipped)
 
 
 def _check_images(
@@ -183,3 +165,227 @@ def _check_images(
         raise ConfigError("reconstruction_error: the images must be decoded; also give bundle and cohort")
     if images.query_cohort is not None and (queries is None or images.cohort is None):
         raise ConfigError("query_cohort: applies to queries; also give queries, bundle and cohort, or omit it")
+
+
+@dataclass(frozen=True)
+class _NeighborSearch:
+    """The selected cases, one a row, and the table that they are looked up in, which may be another one."""
+
+    cases: pd.DataFrame
+    table: pd.DataFrame
+    are_queries: bool
+    k: int
+    same_patient: bool
+
+    @classmethod
+    def open(
+        cls, embeddings: Path, queries: Path | None, choice: Choice, k: int, same_patient: bool
+    ) -> _NeighborSearch:
+        """Read the tables and select the cases."""
+        from monai_diffae.apps.provenance import model_checksum, preprocessing_differences
+        from monai_diffae.data.patient_keys import KEY_FILE
+
+        table = _read(embeddings)
+        rows = table if queries is None else _read(queries)
+        if queries is not None:
+            is_same_kind = len(tables.z_columns(rows)) == len(tables.z_columns(table)) and all(
+                (pooled in rows) == (pooled in table) for pooled in ("slices", "patches")
+            )
+            if not is_same_kind or model_checksum(queries) != model_checksum(embeddings):
+                raise ConfigError(
+                    f"queries: {queries.name} was made with another model or pool than {embeddings.name}; embed both "
+                    "in the same way"
+                )
+            recorded = table.attrs.get("monai_diffae", {}).get("preprocessing")
+            differ = preprocessing_differences(rows, recorded) if recorded is not None else []
+            if differ:
+                logger.warning(
+                    "%s and %s were made with different preprocessing (%s), so distances and scores say little; embed "
+                    "both in the same way", queries.name, embeddings.name, ", ".join(differ),
+                )  # fmt: skip
+            has_patients = "patient" in rows  # synthetic images have none
+            if has_patients and not same_patient and tables.patient_key_name(rows) != tables.patient_key_name(table):
+                logger.warning(
+                    "%s and %s hide their patients with different keys, so neighbors may be of the same patient; copy "
+                    "%s from the folder of one to that of the other, and embed that one again with overwrite",
+                    queries.name, embeddings.name, KEY_FILE,
+                )  # fmt: skip
+        return cls(_selected(rows, choice), table, queries is not None, k, same_patient)
+
+    @property
+    def splits(self) -> NDArray[Any]:
+        """The split of each selected case; ``queries`` for those of another table."""
+        return np.full(len(self.cases), "queries") if self.are_queries else splits_of(self.cases)
+
+    def run(self, training: TrainingCases, out: Path, images: CaseImages | None) -> dict[str, Any]:
+        """Write the tables and the picture, and return the figures."""
+        from monai_diffae.data.atomic import write_atomic
+
+        neighbors = self.neighbors(training)
+        outliers, shares = self.outliers(training)
+        picture = out / "neighbors.png"
+        if images is not None:
+            images.draw(picture, neighbors, self.cases, self.table)
+            if images.settings.reconstruction_error:
+                outliers = self._with_reconstruction_errors(outliers, training, images)
+                for name in ("mse_z_sem", "mse_x_T"):
+                    shares[name] = unusual_shares(self.splits, outliers[f"p_{name}"])
+            images.write_failures()
+        for name, table in {"neighbors.csv": neighbors, "outliers.csv": outliers}.items():
+            write_atomic(out / name, functools.partial(table.to_csv, index=False, lineterminator="\n"))
+        figures = {f"{score}_{name}": share for score, each in shares.items() for name, share in each.items()}
+        log_to_open_run(figures, [] if images is None else [picture], "neighbors")
+        num_failed = 0 if images is None else len(images.failures)
+        return {"unusual_shares": shares, "num_cases": len(outliers), "num_failed": num_failed}
+
+    def neighbors(self, training: TrainingCases) -> pd.DataFrame:
+        """The table of neighbors: one row per case and neighbor."""
+        cases, table, k = self.cases, self.table, self.k
+        groups = [each["id"].to_numpy(str) if self.same_patient else patients_of(each) for each in (cases, table)]
+        nearest = latents.nearest_neighbors(training.normalised(cases), training.normalised(table), k, *groups)
+        rows = cases.loc[cases.index.repeat(k)].reset_index(drop=True)
+        neighbor_rows = table.iloc[nearest.indices.ravel()].reset_index(drop=True)
+        result = pd.DataFrame({"id": rows["id"], "rank": np.tile(np.arange(1, k + 1), len(cases))})
+        result = result.assign(neighbor=neighbor_rows["id"], distance=nearest.distances.ravel())
+        for name in tables.label_columns(table):
+            if name in rows:
+                result[f"label_{name}" if name in result else name] = rows[name]
+            result[f"neighbor_{name}"] = neighbor_rows[name]
+        return result
+
+    def outliers(self, training: TrainingCases) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
+        """The table of outlier scores by distance, and the share of unusual cases in each split of the whole table."""
+        table, cases, k = self.table, self.cases, self.k
+        is_train = table.index.isin(training.rows.index)
+        outliers, shares = pd.DataFrame({"id": cases["id"].to_numpy(), "split": self.splits}), {}
+        for name, whitened in _SCORES.items():
+            table_scores = np.empty(len(table))
+            table_scores[is_train] = training.own_distances(k, whitened)
+            if not is_train.all():
+                table_scores[~is_train] = training.distances(table[~is_train], k, whitened)
+            table_p = latents.p_values(table_scores, table_scores[is_train], is_train)
+            shares[name] = unusual_shares(splits_of(table), table_p)
+            if self.are_queries:
+                scores = training.distances(cases, k, whitened)
+                p = latents.p_values(scores, table_scores[is_train], np.zeros(len(cases), bool))
+                shares[name] |= unusual_shares(self.splits, p)
+            else:
+                scores, p = table_scores[cases.index], table_p[cases.index]
+            outliers = outliers.assign(**{name: scores, f"p_{name}": p})
+        return outliers, shares
+
+    def _with_reconstruction_errors(
+        self, outliers: pd.DataFrame, training: TrainingCases, images: CaseImages
+    ) -> pd.DataFrame:
+        settings = images.settings
+        reference, ids = training.sample(settings.num_reference, settings.seed), outliers["id"].tolist()
+        if self.are_queries:
+            errors = images.reconstruction_errors(images.query_session, ids)
+            reference_errors = images.reconstruction_errors(images.table_session, reference)
+            return with_reconstruction_errors(outliers, errors, reference_errors, are_queries=True)
+        errors = images.reconstruction_errors(images.table_session, [*reference, *ids])
+        reference_errors = errors.reindex(reference).dropna()
+        return with_reconstruction_errors(outliers, errors, reference_errors, are_queries=False)
+
+
+def _read(embeddings: Path) -> pd.DataFrame:
+    table = tables.read_embeddings(embeddings)
+    if "id" not in table or table["id"].duplicated().any():
+        raise CohortError(f"{embeddings.name}: has no column id with a unique name for each case; embed again")
+    return table.assign(id=table["id"].astype(str))
+
+
+def _selected(rows: pd.DataFrame, choice: Choice) -> pd.DataFrame:
+    """The rows with the given ids in their order, else the first ``limit`` of a split."""
+    if choice.cases:
+        ids: Sequence[str] = list(dict.fromkeys(choice.cases))
+        missing = [name for name in ids if name not in set(rows["id"])]
+        if missing:
+            raise CohortError(f"cases: the table has no case '{missing[0]}'; check the ids in its column id")
+        selected = rows.loc[[rows.index[rows["id"] == name][0] for name in ids]]
+        choice.check_cases(dict(zip(ids, splits_of(selected), strict=True)))
+        return selected
+    return (rows if choice.split is None else tables.split_rows(rows, choice.split))[: choice.limit]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingCases:
+    """The training rows of a table, with which all cases are compared, and their z_sem and patients."""
+
+    rows: pd.DataFrame
+    reference: ReferenceCases
+
+    @classmethod
+    def from_rows(cls, rows: pd.DataFrame) -> TrainingCases:
+        """The training cases of a table of embeddings."""
+        names, is_pca = _named_after_cases(rows, rows), tables.encoder_name(rows) == "pca"
+        return cls(rows, latents.ReferenceCases.of(tables.z_matrix(rows), names, common_scale=is_pca))
+
+    def normalised(self, rows: pd.DataFrame) -> NDArray[np.floating[Any]]:
+        """z_sem (N, D) of any rows, scaled by the standard deviations of the training cases."""
+        return self.reference.normalised(tables.z_matrix(rows))
+
+    def sample(self, count: int, seed: int) -> list[str]:
+        """The ids of at most ``count`` random training cases; they do not depend on the order of the table."""
+        from monai_diffae.diffusion.noise import seed_of
+
+        return sorted(self.rows["id"].astype(str), key=lambda name: seed_of(seed, "reference", name))[:count]
+
+    def distances(self, rows: pd.DataFrame, k: int, whitened: bool) -> Floats:
+        """The :meth:`~monai_diffae.latents.neighbors.ReferenceCases.distances` (N,) of rows of a table."""
+        return self.reference.distances(tables.z_matrix(rows), self.groups_of(rows), k, whitened)
+
+    def groups_of(self, rows: pd.DataFrame) -> NDArray[np.str_]:
+        """The patient (N,) of rows of a table, under the name that it has in ``reference``."""
+        return _named_after_cases(rows, self.rows)
+
+    def own_distances(self, k: int, whitened: bool) -> Floats:
+        """The :meth:`distances` of the training cases themselves."""
+        return self.reference.own_distances(k, whitened)
+
+
+def patients_of(rows: pd.DataFrame) -> NDArray[np.str_]:
+    """The patient of each case; the case itself if the table has no column ``patient``."""
+    return rows["patient" if "patient" in rows else "id"].to_numpy(str)
+
+
+def _named_after_cases(rows: pd.DataFrame, training: pd.DataFrame) -> NDArray[np.str_]:
+    """The patient of each case: the first id of its training cases, else its own id.
+
+    The names decide which tenth of the training patients a score leaves out. The hashes in the column ``patient`` would
+    give other scores in each folder.
+    """
+    first: dict[str, str] = {}
+    for name, patient in sorted(zip(training["id"].astype(str), patients_of(training).tolist(), strict=True)):
+        first.setdefault(patient, f"training {name}")
+    own = zip(rows["id"].astype(str), patients_of(rows).tolist(), strict=True)
+    return np.array([first.get(patient, f"other {name}") for name, patient in own])
+
+
+def splits_of(rows: pd.DataFrame) -> NDArray[np.str_]:
+    """The split of each case; ``train`` if the table has no column ``split``."""
+    return rows["split"].to_numpy(str) if "split" in rows else np.full(len(rows), "train")
+
+
+def with_reconstruction_errors(
+    outliers: pd.DataFrame, errors: pd.DataFrame, reference: pd.DataFrame, *, are_queries: bool
+) -> pd.DataFrame:
+    """Add reconstruction errors and their p-values to the table of outliers."""
+    ids = outliers["id"].to_numpy(str)
+    is_in_reference = np.isin(ids, reference.index.to_numpy(str)) & (not are_queries)
+    for name, values in errors.reindex(ids).items():
+        scores = values.to_numpy(np.float64)
+        p = latents.p_values(scores, reference[name], is_in_reference)
+        outliers = outliers.assign(**{str(name): scores, f"p_{name}": p})
+    return outliers
+
+
+def unusual_shares(splits: ArrayLike, p: ArrayLike) -> dict[str, float]:
+    """The share of cases with a p-value below .05 in each split; cases without a p-value do not count.
+
+    Example:
+        >>> unusual_shares(["train", "val", "val"], [0.5, 0.01, 0.5])
+        {'train': 0.0, 'val': 0.5}
+    """
+    p_by_split = pd.Series(np.asarray(p), index=np.asarray(splits, str)).dropna()
+    return {str(name): float(share) for name, share in p_by_split.lt(_UNUSUAL).groupby(level=0).mean().items()}

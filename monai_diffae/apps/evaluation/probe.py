@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,13 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult, run_once
+from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split
 from monai_diffae.errors import ConfigError, counted
+from monai_diffae.lazy import np, pd, pictures
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from monai_diffae.apps.evaluation.baselines import PixelBaselines
     from monai_diffae.apps.evaluation.probe_twins import TableTwins
     from monai_diffae.latents.probing.evaluation import EvaluatedProbe, ProbeSettings
@@ -29,6 +29,11 @@ ProbeName = Literal["linear", "knn", "boosting"]
 PixelBaseline = Literal["pca", "intensity"]
 
 _FAILURES = "probe_failures.csv"
+_FILES = ("probes.csv", "predictions.parquet", "calibration.png", "few_labels.csv", "few_labels.png")
+_WIDTH = 140  # columns of text, for tables that are written to a file
+_FEW_LABEL_COLUMNS = (
+    "target", "features", "probe", "metric", "num_patients", "num_draws", "median", "low_quartile", "high_quartile"
+)  # fmt: skip
 
 
 @Parameter(name="*", group=Group("Comparison", sort_key=3))
@@ -46,57 +51,6 @@ class Comparison:
     """The cohort that was embedded: folder, CSV/TSV, MONAI datalist or single scan."""
 
 
-@dataclass(frozen=True)
-class ProbeResult(CommandResult):
-    """The result of :func:`probe`.
-
-    Attributes:
-        rows: one row per target, feature set and probe: ``target``, ``kind``, ``features``, ``dims``, ``probe``; the
-            main ``metric`` with ``score``, ``low``, ``high``; ``difference``, ``difference_low``, ``difference_high``
-            (the embeddings' score minus this one, paired); how it was evaluated; and each metric as ``auroc``,
-            ``auroc_low``, ``auroc_high``. Values that do not apply are None.
-        folder: the folder of the files; None if nothing was written.
-        omitted_targets: the targets that cannot be probed, with the reason.
-        num_failed: cases of the table whose images could not be read for ``pixel_baselines``.
-        skipped: whether the results were complete already.
-        twins: groups of cases of different patients with nearly the same z_sem, and which of them differ in split or
-            labels.
-    """
-
-    rows: list[dict[str, Any]]
-    folder: Path | None = None
-    omitted_targets: dict[str, str] = field(default_factory=dict)
-    num_failed: int = 0
-    skipped: bool = False
-    twins: dict[str, Any] = field(default_factory=dict)
-
-    def lines(self) -> Iterator[str]:
-        """One table per target, then the folder."""
-        from monai_diffae.apps.evaluation.probe_report import score_tables
-
-        yield from score_tables(self.rows)
-        if self.folder is not None:
-            yield str(self.folder)
-
-    def figures(self) -> dict[str, Any]:
-        """The rows, what they do not cover, and twins."""
-        omitted = {"omitted_targets": self.omitted_targets, "num_failed": self.num_failed}
-        return {"rows": self.rows, **omitted, "twins": self.twins}
-
-    @property
-    def incomplete(self) -> str | None:
-        """How many cases and which targets were omitted."""
-        omitted = []
-        if self.num_failed:
-            listed = "set out to get a list" if self.folder is None else f"see {_FAILURES}"
-            omitted.append(
-                f"{counted(self.num_failed, 'case')} omitted: images are unreadable ({listed}) or not in the cohort"
-            )
-        if self.omitted_targets:
-            omitted.append(f"{counted(len(self.omitted_targets), 'target')} omitted: {', '.join(self.omitted_targets)}")
-        return "; ".join(omitted) or None
-
-
 @command
 def probe(
     embeddings: Path,
@@ -112,7 +66,7 @@ def probe(
     comparison: Comparison = Comparison(),
     reading: Reading = Reading(),
     overwrite: bool = False,
-) -> ProbeResult:
+) -> Result:
     """Predict labels of held-out patients from z_sem, with confidence intervals and baselines.
 
     Numbers are predicted by ridge regression (R2, MAE), classes by logistic regression (AUROC, AUPRC, balanced
@@ -146,7 +100,11 @@ def probe(
         overwrite: Replace existing results.
 
     Returns:
-        The scores.
+        ``rows``, one per target, feature set and probe: ``target``, ``kind``, ``features``, ``dims``, ``probe``; the
+        main ``metric`` with ``score``, ``low``, ``high``; ``difference``, ``difference_low``, ``difference_high`` (the
+        embeddings' score minus this one, paired); how it was evaluated; and each metric as ``auroc``, ``auroc_low``,
+        ``auroc_high``. Also ``omitted_targets``, with the reason; ``num_failed``, cases whose images could not be read;
+        and ``twins``, cases of different patients with nearly the same z_sem.
 
     Raises:
         CohortError: a file is not a table of embeddings, or not a table of features of its cases.
@@ -161,7 +119,6 @@ def probe(
     """
     _check_comparison(comparison)
     from monai_diffae.apps.evaluation.baselines import PixelBaselines, checksum_of_features
-    from monai_diffae.apps.evaluation.probe_report import FILES, write_report
     from monai_diffae.apps.evaluation.probe_twins import TableTwins
     from monai_diffae.data.embeddings import read_embeddings
     from monai_diffae.data.file_checksums import file_checksum
@@ -194,11 +151,11 @@ def probe(
 
     def make() -> Mapping[str, Any]:
         evaluated, figures = _evaluate(table, names, settings, comparison.baselines, pixels, folder)
-        write_report(folder, table, evaluated)
+        _write_report(folder, table, evaluated)
         return figures
 
-    results = [folder / name for name in FILES]
-    figures, skipped = run_once(folder / "probe.json", results, made_from, make, overwrite=overwrite)
+    results = [folder / name for name in _FILES]
+    figures, skipped = run_once("probe", folder, results, made_from, make, overwrite=overwrite)
     return _result(figures, twins, folder, skipped)
 
 
@@ -214,11 +171,7 @@ def _check_comparison(comparison: Comparison) -> None:
 
 
 def _target_columns(table: pd.DataFrame, targets: Sequence[str], name: str) -> list[str]:
-    """The label columns to predict.
-
-    Raises:
-        ConfigError: there is no such column, or no numeric one if none was named.
-    """
+    """The label columns to predict."""
     from pandas.api.types import is_numeric_dtype
 
     from monai_diffae.data.embeddings import label_columns
@@ -271,10 +224,105 @@ def _evaluate(
     return evaluated, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
 
 
-def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, skipped: bool) -> ProbeResult:
+def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, skipped: bool) -> Result:
     for target, reason in figures["omitted_targets"].items():
         logger.warning("target '%s' is omitted: %s", target, reason)
-    rows = figures["rows"]
-    twins.warn(is_split=all(row["evaluation"] == "split" for row in rows))
-    omitted, num_failed = figures["omitted_targets"], figures["num_failed"]
-    return ProbeResult(rows, folder, omitted, num_failed, skipped, twins.report.figures())
+    twins.warn(is_split=all(row["evaluation"] == "split" for row in figures["rows"]))
+    incomplete = []
+    if num_failed := figures["num_failed"]:
+        listed = "set out to get a list" if folder is None else f"see {_FAILURES}"
+        incomplete.append(
+            f"{counted(num_failed, 'case')} omitted: images are unreadable ({listed}) or not in the cohort"
+        )
+    if omitted := figures["omitted_targets"]:
+        incomplete.append(f"{counted(len(omitted), 'target')} omitted: {', '.join(omitted)}")
+    figures = {**figures, "twins": twins.report.figures()}
+    return Result(folder, figures, _score_tables(figures["rows"]), "; ".join(incomplete) or None, skipped=skipped)
+
+
+def _write_report(folder: Path, table: pd.DataFrame, probes: Sequence[EvaluatedProbe]) -> None:
+    """Write the files of the result."""
+    from monai_diffae.data.atomic import write_atomic
+
+    few_labels = pd.DataFrame([row for probe in probes for row in probe.few_labels], columns=list(_FEW_LABEL_COLUMNS))
+    predictions = pd.concat([_predictions(table, probe) for probe in probes], ignore_index=True)
+    scores = pd.DataFrame([probe.row for probe in probes])
+    writers = (
+        lambda path: scores.to_csv(path, index=False, lineterminator="\n"),
+        lambda path: predictions.to_parquet(path, index=False),
+        lambda path: pictures.draw_calibration(probes, path),
+        lambda path: few_labels.to_csv(path, index=False, lineterminator="\n"),
+        lambda path: pictures.draw_few_labels(few_labels, path),
+    )
+    for name, write in zip(_FILES, writers, strict=True):
+        write_atomic(folder / name, write)
+
+
+def _score_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The lines of one table of scores per target."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False, markup=False)
+    has_baseline = any(row["difference"] is not None for row in rows)
+    with console.capture() as capture:
+        for target in dict.fromkeys(row["target"] for row in rows):
+            rows_of_target = [row for row in rows if row["target"] == target]
+            console.print(_title(rows_of_target[0]))
+            console.print(_table(rows_of_target, has_baseline))
+        console.print("in brackets: number of features, and 95% intervals over patients")
+    return capture.get().splitlines()
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    method = f"{row['num_folds']}-fold nested cross-validation" if row["evaluation"] == "cv" else "the table's split"
+    return (
+        f"{row['target']} ({row['kind']}): evaluated on {counted(row['num_test'], 'case')} of "
+        f"{counted(row['num_patients'], 'patient')}, "
+        f"fitted to {row['num_train']} others, by {method}"
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]], has_baseline: bool) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    from monai_diffae.pictures.charts import METRIC_NAMES
+
+    main, *others = [name for name in METRIC_NAMES if name in rows[0]]
+    table = Table("features", "probe", box=box.SIMPLE_HEAD)
+    for name in [main, *others]:
+        table.add_column(METRIC_NAMES[name], justify="right")
+    if has_baseline:
+        table.add_column(f"{rows[0]['features']} minus this", justify="right")
+    for row in rows:
+        cells = [_with_interval(row, "score", "low", "high"), *(_number(row[name]) for name in others)]
+        if has_baseline:
+            cells.append(_with_interval(row, "difference", "difference_low", "difference_high"))
+        table.add_row(f"{row['features']} ({row['dims']})", row["probe"], *cells)
+    return table
+
+
+def _with_interval(row: Mapping[str, Any], value: str, low: str, high: str) -> str:
+    return "" if row[value] is None else f"{_number(row[value])} ({_number(row[low])}, {_number(row[high])})"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def _predictions(table: pd.DataFrame, probe: EvaluatedProbe) -> pd.DataFrame:
+    """One row per test case: its class as text with the probabilities of all classes, or numbers."""
+    predictions = probe.predictions
+    target = predictions.target
+    rows = table.iloc[target.rows]
+    columns: dict[str, Any] = {name: rows[name].astype(str).to_numpy() for name in ("id", "patient") if name in rows}
+    columns |= {name: probe.row[name] for name in ("target", "features", "probe")} | {"fold": predictions.fold}
+    if target.classes is None or predictions.ranking is None:
+        columns |= {"true_value": target.values, "predicted_value": predictions.predicted}
+        columns |= {} if predictions.baseline is None else {"training_mean": predictions.baseline}
+    else:
+        names = np.array(target.classes, object)
+        columns |= {"truth": names[target.values], "predicted": names[predictions.predicted_class]}
+        columns |= {f"probability_{name}": predictions.predicted[:, code] for code, name in enumerate(names)}
+        columns |= {f"ranking_{name}": values for name, values in zip(names, predictions.ranking.T, strict=True)}
+    return pd.DataFrame(columns)

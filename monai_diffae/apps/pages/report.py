@@ -36,7 +36,7 @@ class ReportResult(StepsResult):
             {
                 "command": outcome.step.line,
                 "error": outcome.error,
-                "figures": None if outcome.result is None else outcome.result.figures(),
+                "figures": None if outcome.result is None else outcome.result.json(),
             }
             for outcome in self.outcomes
         ]

@@ -1,19 +1,34 @@
-"""The command ``combine``: one image from the codes of one or two cases, moved along directions and components."""
+"""The command ``combine``: one image from the codes of one or two cases, moved along directions and components.
+
+``explore`` shows the same combinations on its page.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
 from cyclopts import Group, Parameter, Token
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import FolderResult, remove_images, run_once
+from monai_diffae.apps.result import Result, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
+from monai_diffae.apps.synthesis.directions import read_direction
 from monai_diffae.apps.synthesis.edit import Detail
+from monai_diffae.errors import ConfigError
+from monai_diffae.lazy import latents, np, torch, transforms
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from monai_diffae.bundle import TrainedBundle
+    from monai_diffae.bundle.model_case import ModelCase
+    from monai_diffae.data.cases import Case
+    from monai_diffae.latents import Direction, PrincipalComponents
 
 
 def _strengths(type_: Any, tokens: Sequence[Token]) -> dict[str, float]:
@@ -71,7 +86,7 @@ def combine(
     decoding: Decoding = Decoding(),
     reading: Reading = Reading(),
     run: UnbatchedRun = UnbatchedRun(),
-) -> FolderResult:
+) -> Result:
     """Make one image from the codes of a case: moved, blended with another case, or with another x_T.
 
     This is what the page of ``explore`` shows, as a command. z_sem is that of the case, blended with that of a second
@@ -107,7 +122,6 @@ def combine(
         monai_diffae.errors.ConfigError: embeddings: the components are computed from them; give the table, or omit ...
     """
     from monai_diffae.apps.session import Session
-    from monai_diffae.apps.synthesis.combination import Axes, Combination, write_combined
 
     combination = Combination.of(mixture, moves)
     combination.check_detail(detail)
@@ -127,5 +141,170 @@ def combine(
         write_combined(images / cases[case].file_name, cases[case], own, image, difference)
         return {"num_images": 1}
 
-    run_once(out / "combined.json", [images], made_from, make, overwrite=run.overwrite)
-    return FolderResult(out)
+    figures, skipped = run_once("combine", out, [images], made_from, make, overwrite=run.overwrite)
+    return Result(out, figures, skipped=skipped)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The lines along which z_sem can be moved; ``components`` are None if there are none."""
+
+    directions: Mapping[str, Direction]
+    components: PrincipalComponents | None = None
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, moves: Moves) -> Axes:
+        """Read the direction files, and compute as many components as are used."""
+        from monai_diffae.data.embeddings import training_z_sem
+        from monai_diffae.data.file_checksums import file_checksum
+
+        if moves.components and moves.embeddings is None:
+            raise ConfigError("embeddings: the components are computed from them; give the table, or omit components")
+        if moves.embeddings is not None and not moves.components:
+            raise ConfigError("embeddings: are used for components only; give components, or omit embeddings")
+        directions = {name: read_direction(name) for name in moves.directions}
+        made_from: dict[str, Any] = {"direction_files": [file_checksum(Path(name)) for name in moves.directions]}
+        components = None
+        if moves.embeddings is not None:
+            components = components_of(training_z_sem(moves.embeddings), max(map(component_number, moves.components)))
+            made_from["embeddings"] = file_checksum(moves.embeddings)
+        return cls(directions, components, made_from)
+
+    def check_fits(self, trained: TrainedBundle, embeddings: Path | None) -> None:
+        """Refuse directions and embeddings of another model."""
+        from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
+
+        for direction in self.directions.values():
+            direction.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
+        if embeddings is not None:
+            check_same_model(embeddings, trained.folder)
+            warn_of_other_preprocessing(embeddings, trained)
+
+    def moved(self, z_sem: NDArray[np.float32], combination: Combination) -> NDArray[np.float32]:
+        """z_sem (1, D), moved along directions and components."""
+        for name, strength in combination.directions.items():
+            if name not in self.directions:
+                raise ConfigError(f"directions: '{name}' is not one of {', '.join(self.directions) or 'none'}")
+            z_sem = self.directions[name].move(z_sem, strength)
+        for name, strength in combination.components.items():
+            index = component_number(name) - 1
+            if self.components is None or index >= len(self.components.directions):
+                raise ConfigError(f"components: there is no component {name}")
+            z_sem = self.components.traverse(z_sem, index, [strength])
+        return z_sem
+
+
+def components_of(z_train: NDArray[np.float32], count: int) -> PrincipalComponents:
+    """The first principal components of the training cases' z_sem (N, D)."""
+    return latents.principal_components(z_train, latents.LatentStatistics.of(z_train), count)
+
+
+def component_number(name: str) -> int:
+    """The number of a component, from 1.
+
+    Example:
+        >>> component_number("3")
+        3
+    """
+    if not name.isdecimal() or int(name) < 1:
+        raise ConfigError(f"components: {name!r} is not the number of a component; they are numbered from 1")
+    return int(name)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """The codes of an image: those of a case, mixed with others and moved.
+
+    Attributes:
+        blend: id of a second case.
+        weight: how much of it, from 0 to 1.
+        noise_of: id of the case whose x_T is used.
+        noise_seed: seed of the noise that is used as x_T.
+        directions: strengths by the names of the directions.
+        components: strengths by the numbers of the components, from 1.
+    """
+
+    blend: str | None = None
+    weight: float = 0.5
+    noise_of: str | None = None
+    noise_seed: int | None = None
+    directions: Mapping[str, float] = field(default_factory=dict)
+    components: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, mixture: Mixture, moves: Moves) -> Combination:
+        """The combination that a command's arguments describe."""
+        if mixture.noise_of is not None and mixture.noise_seed is not None:
+            raise ConfigError("noise_seed: noise_of also chooses the x_T; omit one of them")
+        strengths = {**moves.directions, **moves.components}
+        bad = next((name for name, strength in strengths.items() if not np.isfinite(strength)), None)
+        if bad is not None:
+            raise ConfigError(f"strength: that of '{bad}' is not finite; choose a number such as -3 to 3")
+        return cls(**asdict(mixture), directions=dict(moves.directions), components=dict(moves.components))
+
+    @property
+    def other_cases(self) -> list[str]:
+        """The ids of the other cases that are used."""
+        return list(dict.fromkeys(name for name in (self.blend, self.noise_of) if name is not None))
+
+    @property
+    def x_T_cases(self) -> list[str]:
+        """The ids of the other cases whose x_T is used."""
+        if self.noise_seed is not None:
+            return []
+        return [name for name in (self.noise_of or self.blend,) if name is not None]
+
+    @property
+    def has_own_x_T(self) -> bool:
+        """Whether x_T is that of the case alone."""
+        return self.blend is None and self.noise_of is None and self.noise_seed is None
+
+    def check_detail(self, detail: Detail) -> None:
+        """Refuse to add the change to the scan if the image is not an edit of that scan."""
+        if detail == "own" and not self.has_own_x_T:
+            raise ConfigError("detail: own is for edits with the case's own x_T; choose model, or omit the other x_T")
+
+    def made_from(self) -> dict[str, Any]:
+        """What the image depends on; directions by their strengths only, as their files have checksums."""
+        return {
+            "blend": self.blend, "weight": self.weight, "noise_of": self.noise_of, "noise_seed": self.noise_seed,
+            "strengths": list(self.directions.values()), "components": dict(self.components),
+        }  # fmt: skip
+
+    def codes(self, case: str, opened: Mapping[str, ModelCase], axes: Axes) -> tuple[Tensor, Tensor]:
+        """The z_sem (1, D) and x_T (1, C, *S) of a case; ``opened`` has it and :attr:`other_cases`, by id."""
+        from monai_diffae.inferers.paths import lerp
+
+        own = opened[case]
+        z_sem = own.z_sem
+        if self.blend is not None:
+            z_sem = lerp(z_sem, opened[self.blend].z_sem, [self.weight])
+        moved = axes.moved(z_sem.cpu().numpy(), self)
+        return torch.from_numpy(moved).to(z_sem), self._x_T(own, opened)
+
+    def _x_T(self, own: ModelCase, opened: Mapping[str, ModelCase]) -> Tensor:
+        from monai_diffae.diffusion.noise import image_noise
+        from monai_diffae.inferers.paths import slerp
+
+        if self.noise_seed is not None:
+            trained = own.trained
+            return image_noise(trained.x_T_shape, self.noise_seed, [0]).to(trained.device)
+        if self.noise_of is not None:
+            return opened[self.noise_of].x_T
+        if self.blend is not None:
+            return slerp(own.x_T, opened[self.blend].x_T, [self.weight])
+        return own.x_T
+
+
+def write_combined(path: Path, case: Case, opened: ModelCase, image: Tensor, difference: Tensor | None = None) -> Path:
+    """Write an image (1, C, *S), or a scan plus a difference, in the space of a case: PNG or NIfTI, which is returned.
+
+    ``path`` has no suffix. The difference is that from the case's plain reconstruction.
+    """
+    from monai_diffae.data.scan_writing import SYNTHETIC
+    from monai_diffae.transforms.native import fits_png
+
+    array = opened.back(image) if difference is None else opened.add_difference(difference)
+    suffix = ".png" if fits_png(case.first_file, opened.scan) else ".nii.gz"
+    return transforms.write_native(path.with_name(f"{path.name}{suffix}"), array, opened.scan, description=SYNTHETIC)

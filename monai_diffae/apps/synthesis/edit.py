@@ -2,60 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult, checksum_of, failed_cases, log_to_open_run, run_once
+from monai_diffae.apps.result import Result, checksum_of, failed_cases, log_to_open_run, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run
-from monai_diffae.apps.synthesis.strengths import STRENGTHS, strength_names
-from monai_diffae.errors import counted
+from monai_diffae.apps.synthesis.directions import STRENGTHS, read_direction, strength_names, strength_titles
+from monai_diffae.errors import CohortError, ConfigError, counted
+from monai_diffae.lazy import embeddings as tables
+from monai_diffae.lazy import np, pd, pictures, torch, transforms
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from monai_diffae.apps.session import CodedCase, ReadCases, Session
+    from monai_diffae.bundle import TrainedBundle
+    from monai_diffae.data.cases import Case
+    from monai_diffae.data.patient_keys import PatientKey
+    from monai_diffae.latents import Direction
+    from monai_diffae.latents.targets import Kind
+    from monai_diffae.transforms import NativeSpace
+
+    Floats = NDArray[np.floating[Any]]
+
+logger = logging.getLogger(__name__)
+
+_NUM_PICTURED = 4
+_PANEL_PX, _PLANE_PX = 224, 112  # per side of a 2D image and of a plane of a volume, or the model's if it is larger
+_LEAST_SCALE = 0.1  # end of the colour scale, as a fraction of the model's range: small differences should look small
+_LEAST_ACHIEVED = 0.2  # fraction of the requested strength; below it, a warning is logged
 
 Along = Literal["pattern", "weight"]
 Detail = Literal["own", "model"]
-
-
-@dataclass(frozen=True)
-class EditResult(CommandResult):
-    """The result of :func:`edit`.
-
-    Attributes:
-        folder: holds ``images/``, ``differences/``, ``edits.csv`` and ``edits.png``.
-        num_cases: number of edited cases.
-        num_failed: number of cases that could not be used, listed in ``failures.csv``.
-        monotone: fraction of cases whose prediction rises from each strength to the next; None with a single strength,
-            or if the encoder cannot look at edited images.
-        achieved: median of the achieved over the requested strength, 1 for edits as strong as requested; None if 0 is
-            the only strength, or the encoder cannot look at edited images.
-        skipped: whether the results were complete already.
-    """
-
-    folder: Path
-    num_cases: int
-    num_failed: int
-    monotone: float | None
-    achieved: float | None
-    skipped: bool = False
-
-    def lines(self) -> Iterator[str]:
-        """The fraction of monotone cases, then the folder."""
-        if self.monotone is not None:
-            num_rising = round(self.monotone * self.num_cases)
-            yield f"the prediction rises with every step in {num_rising} of {counted(self.num_cases, 'case')}"
-        yield str(self.folder)
-
-    def figures(self) -> dict[str, Any]:
-        """The number of cases, and how well the edits worked."""
-        return {"num_cases": self.num_cases, "monotone": self.monotone, "achieved": self.achieved}
-
-    @property
-    def incomplete(self) -> str | None:
-        """How many cases failed."""
-        return failed_cases(self.num_failed, self.num_cases)
 
 
 @Parameter(name="*", group=Group("Measurements", sort_key=2))
@@ -98,7 +83,7 @@ def edit(
     decoding: Decoding = Decoding(),
     reading: Reading = Reading(),
     run: Run = Run(),
-) -> EditResult:
+) -> Result:
     """Edit cases along a direction: images, differences and measurements, in the scan's own space.
 
     Each case is inverted, its z_sem moved, and decoded with its own x_T (section 4.3 of the paper).
@@ -139,7 +124,10 @@ def edit(
         run: How the command runs.
 
     Returns:
-        The folder, the number of cases, and how well the edits worked.
+        The folder with ``images/``, ``differences/``, ``edits.csv`` and ``edits.png``; ``num_cases``; ``num_failed``,
+        listed in ``failures.csv``; ``monotone``, the fraction of cases whose prediction rises from each strength to the
+        next; and ``achieved``, the median of the achieved over the requested strength (1: as strong as requested). The
+        last two are None if they cannot be measured.
 
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained, a direction or the embeddings belong to
@@ -155,19 +143,16 @@ def edit(
     strengths = sorted({0.0, *strengths})  # 0 is the plain reconstruction, which everything is compared with
     strength_names(strengths)  # refuses unusable strengths before anything is loaded
     from monai_diffae.apps.session import Session
-    from monai_diffae.apps.synthesis.edit_table import EditTable, warn_of_small_changes
-    from monai_diffae.apps.synthesis.editing import Editing
     from monai_diffae.data.file_checksums import file_checksum
     from monai_diffae.latents.representation import warn_if_unused
-    from monai_diffae.pictures import check_captions
 
-    table = EditTable.read(direction, along, strengths, measurements.watch)
+    table = _EditTable.read(direction, along, strengths, measurements.watch)
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
     table = table.for_model(session.trained, measurements.embeddings)
     warn_if_unused(session.trained.z_sem_usage)
     table.direction.warn_if_chance()
     cases = session.choose(choice)
-    check_captions(output.captions, {name for case in cases for name in case.labels})
+    pictures.check_captions(output.captions, {name for case in cases for name in case.labels})
     embeddings = measurements.embeddings
     made_from = session.made_from(
         cases, strengths=strengths, along=along, detail=output.detail, dicom=output.dicom,
@@ -175,15 +160,292 @@ def edit(
         watch=[file_checksum(file) for file in measurements.watch], direction=file_checksum(direction),
         embeddings=None if embeddings is None else file_checksum(embeddings),
     )  # fmt: skip
-    editing = Editing(session, table, out, output)
+    edits = _Edits(session, table, out, output)
 
     def make() -> Mapping[str, Any]:
-        read = session.read(cases, out, named=bool(choice.cases))
-        figures = editing.run(read)
+        figures = edits.run(session.read(cases, out, named=bool(choice.cases)))
         numbers = {name: value for name, value in figures.items() if value is not None}
-        log_to_open_run(numbers, [editing.picture], "edits")
+        log_to_open_run(numbers, [edits.picture], "edits")
         return figures
 
-    figures, skipped = run_once(out / "edits.json", editing.results, made_from, make, overwrite=run.overwrite)
-    warn_of_small_changes(figures["achieved"], along, table.direction)
-    return EditResult(out, **figures, skipped=skipped)
+    figures, skipped = run_once("edit", out, edits.results, made_from, make, overwrite=run.overwrite)
+    _warn_of_small_changes(figures["achieved"], along, table.direction)
+    num_cases, notes = figures["num_cases"], []
+    if figures["monotone"] is not None:
+        num_rising = round(figures["monotone"] * num_cases)
+        notes.append(f"the prediction rises with every step in {num_rising} of {counted(num_cases, 'case')}")
+    return Result(out, figures, notes, failed_cases(figures["num_failed"], num_cases), skipped=skipped)
+
+
+@dataclass(frozen=True)
+class _Edits:
+    """Edits the cases of a session."""
+
+    session: Session
+    table: _EditTable
+    folder: Path
+    output: EditedImages
+
+    @property
+    def picture(self) -> Path:
+        """The mosaic of the first cases."""
+        return self.folder / "edits.png"
+
+    @property
+    def results(self) -> list[Path]:
+        """The table, the picture, and the folders of images."""
+        return [self.folder / "edits.csv", self.picture, self.folder / "images", self.folder / "differences"]
+
+    def run(self, read: ReadCases) -> dict[str, Any]:
+        """Edit all cases, and return the figures of the result."""
+        from monai_diffae.data.atomic import write_atomic
+        from monai_diffae.transforms.case_images import warn_without_dicom
+
+        transforms.check_invertible(self.session.trained.preprocessing)
+        if self.output.dicom:
+            warn_without_dicom(read.cases)
+        if not self.session.encoder_sees_decoded_images:
+            logger.warning(
+                "the encoder sees %s, which an edit does not change: prediction, achieved, identity and drift are "
+                "not measured", self.session.encoder_key,
+            )  # fmt: skip
+        for name in ("images", "differences"):
+            remove_images(self.folder / name)
+        edited: list[pd.DataFrame] = []
+        pictured: list[_PicturedCase] = []
+        for coded in self.session.coded(read, f"editing {counted(len(read.cases), 'case')}"):
+            rows, images, differences = self._edit(coded)
+            edited.append(rows)
+            native = transforms.NativeSpace(self.session.trained.preprocessing, coded.case.item())
+            self._write(coded.case, native, images, differences)
+            if len(pictured) < _NUM_PICTURED:
+                pictured.append(self._pictured(coded.case, native, images, differences))
+        table = pd.concat(edited)
+        write_atomic(self.results[0], lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+        _draw_edits(self.picture, pictured, self.table.strengths, self.session.trained.model_range)
+        return {
+            "num_cases": len(read.cases), "num_failed": len(read.failures),
+            "monotone": _monotone_share(table, self.table.direction.kind), "achieved": _achieved_share(table),
+        }  # fmt: skip
+
+    def _pictured(self, case: Case, native: NativeSpace, images: Tensor, differences: Tensor) -> _PicturedCase:
+        text = pictures.caption({"id": case.id, **case.labels}, self.output.captions)
+        if self.output.detail == "own":
+            images, differences = _own_detail(native, differences)
+        return _PicturedCase(images, differences, text)
+
+    def _edit(self, coded: CodedCase) -> tuple[pd.DataFrame, Tensor, Tensor]:
+        """Return the rows, the edited images (A, C, *S), and their differences from the plain reconstruction."""
+        from monai_diffae.inferers import encode_exactly
+
+        trained = self.session.trained
+        z_moved = self.table.moved(coded.z_sem.cpu().numpy())
+        images = self.session.decode(torch.from_numpy(z_moved).to(coded.x_T), coded.x_T)
+        differences = images - images[self.table.strengths.index(0)]
+        z_edited = None
+        if self.session.encoder_sees_decoded_images:
+            z_edited = encode_exactly(images, trained.inferer, trained.network).cpu().numpy()
+        mse = differences.square().flatten(1).mean(dim=1).cpu().numpy()
+        rows = self.table.rows(coded.case.id, coded.case.patient, z_moved, z_edited, mse)
+        return rows, images.cpu(), differences.cpu()
+
+    def _write(self, case: Case, native: NativeSpace, images: Tensor, differences: Tensor) -> None:
+        from monai_diffae.transforms.case_images import write_case_image
+
+        names = strength_names(self.table.strengths)
+        convert = native.add_difference if self.output.detail == "own" else native.back
+        plain = convert((differences if self.output.detail == "own" else images)[self.table.strengths.index(0)])
+        for strength, image, difference in zip(names, images, differences, strict=True):
+            name = f"{case.file_name}_{strength}"
+            description = f"monai_diffae edit: {self.table.direction.target} {strength}" if self.output.dicom else None
+            edited = convert(difference if self.output.detail == "own" else image)
+            write_case_image(self.folder / "images", name, native, edited, case, description)
+            file = self.folder / "differences" / f"{name}.nii.gz"
+            clipped = native.storable(edited) - edited - (native.storable(plain) - plain)  # 0 where the file holds all
+            transforms.write_native(file, native.back_difference(difference) + clipped, native.scan, np.float32)
+
+
+@dataclass(frozen=True)
+class _OtherPatients:
+    """The normalised z_sem (N, D) of a cohort, the hashed patient of each (N,), and the key that hashes them."""
+
+    z_norm: Floats
+    patients: NDArray[np.str_]
+    key: PatientKey
+
+    @classmethod
+    def read(cls, embeddings: Path, direction: Direction) -> _OtherPatients:
+        """Read them from a table of embeddings."""
+        from monai_diffae.data.patient_keys import key_beside
+
+        table = tables.read_embeddings(embeddings)
+        if "patient" not in table or table["patient"].nunique() < 2:
+            raise CohortError("embeddings: the table has fewer than two patients; embed a cohort with a column patient")
+        key = key_beside(embeddings, tables.patient_key_name(table))
+        return cls(direction.statistics.normalise(tables.z_matrix(table)), table["patient"].to_numpy(str), key)
+
+    def nearest(self, z_norm: Floats, patient: str) -> Floats:
+        """Return the distance of each z_sem (A, D) to the nearest one of another patient: (A,)."""
+        z_others = self.z_norm[self.patients != self.key.hash(patient)]
+        return np.array([np.linalg.norm(z_others - z, axis=1).min() for z in z_norm])
+
+
+@dataclass(frozen=True)
+class _EditTable:
+    """Measures edited cases; ``strengths`` are ascending, and one of them is 0."""
+
+    direction: Direction
+    along: Along
+    strengths: Sequence[float]
+    watched: Sequence[Direction]
+    others: _OtherPatients | None = None
+
+    @classmethod
+    def read(cls, direction: Path, along: Along, strengths: Sequence[float], watch: Sequence[Path]) -> _EditTable:
+        """Read the directions."""
+        watched = [read_direction(file) for file in watch]
+        targets = [each.target for each in watched]
+        duplicate = next((target for target in targets if targets.count(target) > 1), None)
+        if duplicate is not None:
+            raise ConfigError(f"watch: two directions are for '{duplicate}', and would share a column; omit one")
+        return cls(read_direction(direction), along, strengths, watched)
+
+    def for_model(self, trained: TrainedBundle, embeddings: Path | None) -> _EditTable:
+        """Check that the directions belong to a model, and add the other patients of its embeddings."""
+        from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
+
+        for each in (self.direction, *self.watched):
+            each.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
+        if embeddings is None:
+            return self
+        check_same_model(embeddings, trained.folder)
+        warn_of_other_preprocessing(embeddings, trained)
+        return replace(self, others=_OtherPatients.read(embeddings, self.direction))
+
+    def moved(self, z_sem: Floats) -> Floats:
+        """Return the z_sem (1, D) of a case, moved by each strength: (A, D)."""
+        return np.concatenate([self.direction.move(z_sem, strength, self.along) for strength in self.strengths])
+
+    def rows(
+        self, case_id: str, patient: str, z_moved: Floats, z_edited: Floats | None, mse: NDArray[np.floating[Any]]
+    ) -> pd.DataFrame:
+        """One row per strength; ``z_edited`` (A, D) is None if the encoder cannot look at edited images."""
+        columns: dict[str, Any] = {"id": case_id, "strength": self.strengths, "target": self.direction.predict(z_moved)}
+        if z_edited is None:
+            return pd.DataFrame({**columns, "mse": mse})
+        z_case = z_moved[self.strengths.index(0)]
+        z_norm = self.direction.statistics.normalise(z_edited)
+        change = z_norm - self.direction.statistics.normalise(z_case)
+        orthogonal = change - np.outer(change @ self.direction.weight, self.direction.line(self.along))
+        columns |= {"prediction": self.direction.predict(z_edited), "achieved": self._travel(self.direction, z_edited)}
+        columns |= {"mse": mse, "identity": np.linalg.norm(orthogonal, axis=1)}
+        if self.others is not None:
+            columns["nearest_other"] = self.others.nearest(z_norm, patient)
+            columns["is_itself"] = np.linalg.norm(change, axis=1) < columns["nearest_other"]
+        columns |= {f"drift_{each.target}": self._travel(each, z_edited) for each in self.watched}
+        return pd.DataFrame(columns)
+
+    def _travel(self, direction: Direction, z_edited: Floats) -> Floats:
+        """How far edited images moved along a direction from the plain reconstruction, in standard deviations."""
+        distance = direction.distance(z_edited)
+        return (distance - distance[self.strengths.index(0)]) / direction.std
+
+
+def _monotone_share(table: pd.DataFrame, kind: Kind) -> float | None:
+    """Return the fraction of cases whose prediction rises; None without predictions, or with one strength only."""
+    if "prediction" not in table or table["strength"].nunique() < 2:
+        return None
+    return float(table.groupby("id", sort=False)["prediction"].apply(_rises, kind=kind).mean())
+
+
+def _achieved_share(table: pd.DataFrame) -> float | None:
+    """Return the median of achieved over requested strength; None if it is not measured, or 0 is the only strength."""
+    if "achieved" not in table or not table["strength"].any():
+        return None
+    edits = table[table["strength"] != 0]
+    return float((edits["achieved"] / edits["strength"]).median())
+
+
+def _warn_of_small_changes(achieved: float | None, along: Along, direction: Direction) -> None:
+    """Log a warning if edited images moved by less than a fifth of what was requested."""
+    if achieved is None or achieved >= _LEAST_ACHIEVED:
+        return
+    reason = "the decoder hardly uses z_sem: see monai-diffae diagnose"
+    if along == "weight":
+        reason = "the weight may point away from all cases: try along pattern, and see monai-diffae diagnose"
+    if direction.may_be_chance:
+        reason = (
+            f"the direction '{direction.target[:60]}' may be chance (cross-validated {direction.score_text}), along "
+            "which images need not change"
+        )
+    logger.warning("the edited images moved by %.1f %% of the requested strength; %s", 100 * achieved, reason)
+
+
+def _rises(predictions: pd.Series[float], kind: Kind) -> bool:
+    """Whether each prediction is above the one before. A probability that rounds to 0 or 1 may stay the same."""
+    values = predictions.to_numpy()
+    if kind == "continuous":
+        return bool((np.diff(values) > 0).all())
+    is_saturated = (np.maximum(values[:-1], values[1:]) < 1e-6) | (np.minimum(values[:-1], values[1:]) > 1 - 1e-6)
+    return bool(((np.diff(values) > 0) | is_saturated).all())
+
+
+class _PicturedCase(NamedTuple):
+    """The edited images of a case, or pictures of them, and their differences, (A, C, *S) in the model's range."""
+
+    images: Tensor
+    differences: Tensor
+    caption: str = ""
+
+
+def _own_detail(native: NativeSpace, differences: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures (A, C, H, W) as fine as the scan, up to a size: the case with the differences added, and these alone."""
+    array = native.to_model_range(native.scan.array)
+    edited = (native.storable(native.add_difference(difference)) for difference in differences)
+    changes = [native.to_model_range(image) - array for image in edited]
+    panels = torch.stack([_panel(change, native, 0.0) for change in changes])
+    return _panel(array, native, float(array.min())) + panels, panels
+
+
+def _panel(array: NDArray[np.float32], native: NativeSpace, background: float) -> Tensor:
+    """A square picture (C, P, P) of an image, or (C, P, 3 P) of a volume, in whose corners is the background."""
+    from monai_diffae.data.scans import Scan
+    from monai_diffae.data.slices import to_ras
+
+    size = native.image.shape[1:]
+    if native.scan.spatial_dims == 2:
+        return _fitted(array, array.shape[1:], max(_PANEL_PX, *size), background)
+    volume = to_ras(Scan(array, native.scan.affine))
+    lengths_mm = np.array(volume.array.shape[1:]) * np.linalg.norm(volume.affine[:3, :3], axis=0)
+    fitted = _fitted(np.ascontiguousarray(volume.array), lengths_mm.tolist(), max(_PLANE_PX, *size), background)
+    return pictures.three_planes(fitted[None])[0]
+
+
+def _fitted(array: NDArray[np.float32], lengths: Sequence[float], pixels: int, background: float) -> Tensor:
+    """An image scaled to fit into a square or cube (C, pixels, pixels, ...); an enlarged one shows its own pixels."""
+    sizes = [max(1, round(length * pixels / max(lengths))) for length in lengths]
+    smaller = [min(size, own) for size, own in zip(sizes, array.shape[1:], strict=True)]
+    image = torch.nn.functional.interpolate(torch.from_numpy(array)[None].float(), smaller, mode="area")
+    image = torch.nn.functional.interpolate(image, sizes, mode="nearest-exact")[0]
+    spare = [pixels - size for size in reversed(sizes)]  # of the last axis first
+    return torch.nn.functional.pad(
+        image, [n for each in spare for n in (each // 2, each - each // 2)], value=background
+    )
+
+
+def _draw_edits(
+    path: Path,
+    cases: Sequence[_PicturedCase],
+    strengths: Sequence[float],
+    model_range: tuple[float, float],
+) -> None:
+    """Draw edited images, and below them their differences in colour."""
+    from monai_diffae.data.atomic import write_atomic
+
+    low, high = model_range
+    limit = max(_LEAST_SCALE * (high - low), *(float(case.differences.abs().max()) for case in cases))
+    rows: dict[str, Tensor] = {}
+    for i, case in enumerate(cases, start=1):
+        rows["\n".join(filter(None, [f"case {i}", case.caption]))] = case.images
+        rows[f"difference {i} (±{limit:.2g})"] = pictures.in_colours(case.differences, limit, model_range=model_range)
+    write_atomic(path, lambda temporary: pictures.draw_mosaic(rows, temporary, model_range, strength_titles(strengths)))

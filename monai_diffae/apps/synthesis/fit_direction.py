@@ -3,54 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult, log_to_open_run
+from monai_diffae.apps.result import Result, log_to_open_run
 from monai_diffae.apps.settings import Seed
-from monai_diffae.apps.synthesis.direction_files import is_direction, json_content
+from monai_diffae.apps.synthesis.directions import is_direction, json_content
 from monai_diffae.errors import ConfigError
-
-if TYPE_CHECKING:
-    from monai_diffae.latents import Direction
 
 Kind = Literal["classes", "numbers"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FitDirectionResult(CommandResult):
-    """The result of :func:`fit_direction`.
-
-    Attributes:
-        path: the direction file.
-        direction: its content.
-    """
-
-    path: Path
-    direction: Direction
-
-    def lines(self) -> Iterator[str]:
-        """The score and the number of cases, then the file."""
-        direction = self.direction
-        what = f"from {direction.classes[0]} to {direction.classes[1]}" if direction.classes else "a number"
-        yield (
-            f"{direction.target} ({what}): cross-validated {direction.score_text}, {direction.num_cases} "
-            f"training cases, {direction.num_omitted} without the label omitted"
-        )
-        yield str(self.path)
-
-    def figures(self) -> dict[str, Any]:
-        """The direction without its vectors."""
-        keys = ("target", "kind", "classes", "score", "low", "high", "regularisation", "num_cases", "num_omitted")
-        content = self.direction.to_json()
-        return {key: content[key] for key in keys}
 
 
 @command
@@ -64,7 +31,7 @@ def fit_direction(
     max_cases: Annotated[int, Ge(4)] | None = None,
     seed: Seed = 0,
     overwrite: bool = False,
-) -> FitDirectionResult:
+) -> Result:
     """Fit the direction in z_sem along which a label increases, for edit, grade and generate.
 
     The direction is fitted to normalised z_sem of the training cases, or of all cases if the table has no split: by
@@ -85,7 +52,7 @@ def fit_direction(
         overwrite: Replace an existing direction.
 
     Returns:
-        The file and the direction in it.
+        The file; ``direction``, which is in it; ``score``, with its interval from ``low`` to ``high``.
 
     Raises:
         CohortError: the table cannot be used, or has splits and no training case.
@@ -125,4 +92,10 @@ def fit_direction(
     direction.warn_if_chance()
     write_json(out, content)
     log_to_open_run({f"{target}_score": direction.score}, [], "directions")
-    return FitDirectionResult(out, direction)
+    keys = ("target", "kind", "classes", "score", "low", "high", "regularisation", "num_cases", "num_omitted")
+    what = f"from {direction.classes[0]} to {direction.classes[1]}" if direction.classes else "a number"
+    note = (
+        f"{target} ({what}): cross-validated {direction.score_text}, {direction.num_cases} training cases, "
+        f"{direction.num_omitted} without the label omitted"
+    )
+    return Result(out, {key: content[key] for key in keys}, [note], content={"direction": direction})

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult, log_to_open_run, run_once
+from monai_diffae.apps.result import Result, log_to_open_run, record_of, run_once
 from monai_diffae.apps.settings import Seed
-from monai_diffae.apps.synthesis.direction_files import json_content, read_direction
+from monai_diffae.apps.synthesis.directions import json_content, read_direction
 from monai_diffae.errors import ConfigError, counted
+from monai_diffae.lazy import np
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,39 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class GradeResult(CommandResult):
-    """The result of :func:`grade`.
-
-    Attributes:
-        path: the table.
-        scores: for each split that has the label: ``metric``, ``score`` with its 95% interval (``low``, ``high``), and
-            ``num_cases``. They cover the cases of patients that the direction was not fitted to. ``fitted``: the same
-            for those that it was fitted to, in cross-validation, if the table has some.
-        skipped: whether the table was complete already.
-    """
-
-    path: Path
-    scores: dict[str, dict[str, Any]]
-    skipped: bool = False
-
-    def lines(self) -> Iterator[str]:
-        """The score of each split, then the table."""
-        for split, row in self.scores.items():
-            name = "cases that the direction was fitted to, in cross-validation" if split == "fitted" else split
-            yield (
-                f"{name}: {row['metric']} {row['score']:.3f} (95% interval {row['low']:.3f} to {row['high']:.3f}, "
-                f"{counted(row['num_cases'], 'case')})"
-            )
-        yield str(self.path)
-
-    def figures(self) -> dict[str, Any]:
-        """The scores by split."""
-        return self.scores
-
-
 @command
-def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overwrite: bool = False) -> GradeResult:
+def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overwrite: bool = False) -> Result:
     """Grade every case by its signed distance along a direction, e.g. as a measure of severity.
 
     ``out`` gets one row per case: ``id``, ``patient``, ``split``, ``distance`` (in standard deviations of the training
@@ -72,7 +41,9 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overw
         overwrite: Replace existing grades.
 
     Returns:
-        The table and the scores by split.
+        The table, and ``scores``: for each split that has the label ``metric``, ``score`` with its 95 % interval
+        (``low``, ``high``) and ``num_cases``, of patients that the direction was not fitted to; ``fitted`` is the
+        cross-validated score of the others, if the table has some.
 
     Raises:
         ConfigError: the direction belongs to another model, or ``out`` exists and is no table of grades, or holds
@@ -96,8 +67,10 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overw
     check_z_sem(embeddings)
     fitted.check_fits(model_checksum(embeddings), z_matrix(table).shape[1], recorded_preprocessing(table))
     made_from = {"embeddings": file_checksum(embeddings), "direction": file_checksum(direction), "seed": seed}
-    record = out.with_suffix(".json")
-    _check_replaceable(out, record, made_from)
+    existing = next((file for file in (out, record_of(out)) if file.exists()), None)
+    content = json_content(record_of(out))
+    if existing is not None and not (isinstance(content, dict) and content.get("command") == "grade"):
+        raise ConfigError(f"{existing.name}: exists and was not written by grade; choose another out")
 
     def make() -> Mapping[str, Any]:
         graded, label = _graded(table, fitted)
@@ -106,17 +79,13 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overw
         log_to_open_run({f"{fitted.target}_{name}": row["score"] for name, row in scores.items()}, [], "grades")
         return {"scores": scores}
 
-    figures, skipped = run_once(record, [out], made_from, make, overwrite=overwrite)
-    return GradeResult(out, figures["scores"], skipped)
-
-
-def _check_replaceable(out: Path, record: Path, made_from: Mapping[str, Any]) -> None:
-    """Refuse to replace a table, or a record of the same name, that ``grade`` has not written, e.g. a cohort."""
-    existing = next((file for file in (out, record) if file.exists()), None)
-    content = json_content(record)
-    recorded = content.get("made_from") if isinstance(content, dict) else None
-    if existing is not None and not (isinstance(recorded, dict) and recorded.keys() == made_from.keys()):
-        raise ConfigError(f"{existing.name}: exists and was not written by grade; choose another out")
+    figures, skipped = run_once("grade", out, [out], made_from, make, overwrite=overwrite)
+    notes = []
+    for split, row in figures["scores"].items():
+        name = "cases that the direction was fitted to, in cross-validation" if split == "fitted" else split
+        interval = f"95% interval {row['low']:.3f} to {row['high']:.3f}, {counted(row['num_cases'], 'case')}"
+        notes.append(f"{name}: {row['metric']} {row['score']:.3f} ({interval})")
+    return Result(out, figures, notes, skipped=skipped)
 
 
 def _graded(table: pd.DataFrame, direction: Direction) -> tuple[pd.DataFrame, str]:
@@ -135,8 +104,6 @@ def _graded(table: pd.DataFrame, direction: Direction) -> tuple[pd.DataFrame, st
 
 def _scores(graded: pd.DataFrame, label: str, direction: Direction, seed: int) -> dict[str, dict[str, Any]]:
     """How well the distance predicts the label of patients that were not fitted to, for each split that has it."""
-    import numpy as np
-
     from monai_diffae.latents.probing.scores import score_with_interval
     from monai_diffae.latents.targets import missing
 

@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult, log_to_open_run, remove_images, run_once
+from monai_diffae.apps.result import Result, log_to_open_run, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
 from monai_diffae.errors import CohortError, ConfigError
 
 if TYPE_CHECKING:
     from monai_diffae.apps.session import Session
     from monai_diffae.data.cases import Case
-
-
-@dataclass(frozen=True)
-class InterpolateResult(CommandResult):
-    """The result of :func:`interpolate`.
-
-    Attributes:
-        folder: holds ``images/``, with one image per position, and the strip ``interpolation.png``.
-        skipped: whether the results were complete already.
-    """
-
-    folder: Path
-    skipped: bool = False
-
-    def lines(self) -> Iterator[str]:
-        """The folder."""
-        yield str(self.folder)
 
 
 @command
@@ -48,7 +30,7 @@ def interpolate(
     decoding: Decoding = Decoding(),
     reading: Reading = Reading(),
     run: Run = Run(),
-) -> InterpolateResult:
+) -> Result:
     """Morph one case into another: images between the two, and a strip.
 
     z_sem is interpolated linearly and x_T spherically (section 4.2 of the paper). ``out/images/`` gets the images in
@@ -93,16 +75,12 @@ def interpolate(
         log_to_open_run({}, [picture], "interpolation")
         return {"num_images": num_images}
 
-    _, skipped = run_once(out / "interpolation.json", [picture, images], made_from, make, overwrite=run.overwrite)
-    return InterpolateResult(out, skipped)
+    figures, skipped = run_once("interpolate", out, [picture, images], made_from, make, overwrite=run.overwrite)
+    return Result(out, figures, skipped=skipped)
 
 
 def _write_morph(session: Session, cases: list[Case], num_images: int, out: Path) -> None:
-    """Write the images and the strip.
-
-    Raises:
-        CohortError: one of the two cases cannot be read.
-    """
+    """Write the images and the strip."""
     import numpy as np
 
     from monai_diffae.data.atomic import write_atomic

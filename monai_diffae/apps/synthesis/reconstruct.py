@@ -3,53 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult, failed_cases, remove_images, run_once
+from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Seed
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
+from monai_diffae.lazy import inferers, metrics, np, pd, pictures, torch, transforms
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from monai_diffae.apps.session import ReadCases, Session
+    from monai_diffae.data.cases import Case
+    from monai_diffae.inferers import ReconstructionMode
+    from monai_diffae.transforms import NativeSpace, WriteReconstructiond
 
 logger = logging.getLogger(__name__)
 
 Mode = Literal["x_T", "z_sem", "both"]
 Grid = Literal["native", "model"]
 
-
-@dataclass(frozen=True)
-class ReconstructResult(CommandResult):
-    """The result of :func:`reconstruct`.
-
-    Attributes:
-        folder: holds the images in one folder per mode, ``reconstructions.csv`` and ``mosaic.png``.
-        means: the mean of each numeric column of the table, such as ``mse_x_T``.
-        num_cases: rows of the table.
-        num_failed: cases that could not be used, listed in ``failures.csv``.
-        skipped: whether the results were complete already.
-    """
-
-    folder: Path
-    means: dict[str, float]
-    num_cases: int
-    num_failed: int
-    skipped: bool = False
-
-    def lines(self) -> Iterator[str]:
-        """The means, then the folder."""
-        yield from (f"{name} {value:.6g}" for name, value in self.means.items())
-        yield str(self.folder)
-
-    def figures(self) -> dict[str, Any]:
-        """The means and the number of cases."""
-        return {"num_cases": self.num_cases, "means": self.means}
-
-    @property
-    def incomplete(self) -> str | None:
-        """How many cases failed."""
-        return failed_cases(self.num_failed, self.num_cases)
+MODES: tuple[ReconstructionMode, ...] = ("z_sem", "x_T")
+_IN_MOSAIC = 8
+_ROWS = {"scan": "scan, with\nfield of view", "input": "input", "z_sem": "z_sem only", "x_T": "inverted x_T"}
+_FINE = 128  # pixels along the longest side of a whole scan in the mosaic
+_LEAST_SHARE = 0.5  # share of a scan's voxels in the field of view, below which its image is mostly empty
 
 
 @command
@@ -66,7 +50,7 @@ def reconstruct(
     decoding: Decoding = Decoding(),
     reading: Reading = Reading(),
     run: Run = Run(),
-) -> ReconstructResult:
+) -> Result:
     """Encode and decode cases: images in the scan's own space, a table of errors, a mosaic.
 
     ``out/<mode>/<id>`` are images in the scan's own space: its shape, affine, units and, for NIfTI, data type. They
@@ -95,7 +79,8 @@ def reconstruct(
         run: How the command runs.
 
     Returns:
-        The folder, the mean errors and the number of cases.
+        The folder; ``means``, the mean of each numeric column of the table, such as ``mse_x_T``; ``num_cases``; and
+        ``num_failed``, listed in ``failures.csv``.
 
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained, or ``out`` holds results of other inputs.
@@ -110,7 +95,6 @@ def reconstruct(
     if dicom and grid == "model":
         raise ConfigError("dicom: DICOM series are written in the scan's own space; use grid native")
     from monai_diffae.apps.session import Session
-    from monai_diffae.apps.synthesis.reconstruction import MODES, Reconstruction
 
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
     cases = session.choose(choice)
@@ -123,8 +107,144 @@ def reconstruct(
         read = session.read(cases, out, named=bool(choice.cases))
         for name in MODES:
             remove_images(out / name)
-        means = Reconstruction(session, out, modes, grid, dicom, seed).run(read, table, mosaic)
+        means = _Reconstruction(session, out, modes, grid, dicom, seed).run(read, table, mosaic)
         return {"means": means, "num_cases": len(read.cases), "num_failed": len(read.failures)}
 
-    figures, skipped = run_once(out / "reconstructions.json", results, made_from, make, overwrite=run.overwrite)
-    return ReconstructResult(out, figures["means"], figures["num_cases"], figures["num_failed"], skipped)
+    figures, skipped = run_once("reconstruct", out, results, made_from, make, overwrite=run.overwrite)
+    notes = [f"{name} {value:.6g}" for name, value in figures["means"].items()]
+    return Result(out, figures, notes, failed_cases(figures["num_failed"], figures["num_cases"]), skipped=skipped)
+
+
+@dataclass
+class _Reconstruction:
+    """Reconstructs the cases of a session."""
+
+    session: Session
+    folder: Path
+    modes: Sequence[ReconstructionMode]
+    grid: Grid
+    dicom: bool
+    seed: int
+    _mosaic: dict[str, list[Tensor]] = field(default_factory=dict)
+    _z_sem: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def run(self, read: ReadCases, table_file: Path, mosaic: Path) -> dict[str, float]:
+        """Write the images of all cases, their table and the mosaic; return the means of the table."""
+        from monai_diffae.data.atomic import write_atomic
+        from monai_diffae.transforms.case_images import warn_without_dicom
+
+        trained = self.session.trained
+        writer = transforms.WriteReconstructiond(
+            self.modes, self.folder, read.cases, trained.preprocessing, grid=self.grid,
+            model_range=trained.model_range, affine=trained.grid_affine, dicom=self.dicom, overwrite=True,
+        )  # fmt: skip
+        if self.dicom:
+            warn_without_dicom(read.cases)
+        rows: list[dict[str, Any]] = []
+        text = f"reconstructing {counted(len(read.cases), 'case')}"
+        with torch.no_grad():
+            for batch in read.batches(self.session.run.batch_size, text):
+                rows += self._batch(*batch, writer, in_mosaic=max(_IN_MOSAIC - len(rows), 0))
+        table = pd.DataFrame(rows)
+        if "field_share" in table and table["field_share"][:_IN_MOSAIC].min() == 1:
+            del self._mosaic["scan"]  # the input shows the same
+        rows_of_mosaic = {label: torch.cat(self._mosaic[name]) for name, label in _ROWS.items() if name in self._mosaic}
+        write_atomic(mosaic, lambda path: pictures.draw_mosaic(rows_of_mosaic, path, trained.model_range))
+        write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+        means = {str(name): float(value) for name, value in table.drop(columns="id").mean().items()}
+        self.session.warn_if_unlike(np.concatenate(self._z_sem))
+        _warn_of_structure(means)
+        if "field_share" in table:
+            _warn_of_small_field(table["field_share"])
+        return means
+
+    def _batch(
+        self, cases: list[Case], images: Tensor, encoder_images: Tensor, writer: WriteReconstructiond, in_mosaic: int
+    ) -> list[dict[str, Any]]:
+        """Decode, write and measure one batch; keep its first images for the mosaic."""
+        trained = self.session.trained
+        images, encoder_images = images.to(trained.device), encoder_images.to(trained.device)
+        z_sem = inferers.encode_exactly(encoder_images, trained.inferer, trained.network)
+        self._z_sem.append(z_sem.cpu().numpy())
+        decoded: dict[str, Tensor] = {"input": images}
+        columns: dict[str, Tensor] = {}
+        for mode in MODES:
+            count = len(images) if mode in self.modes else min(in_mosaic, len(images))
+            decoded[mode], x_T = self._decode(mode, cases[:count], images[:count], z_sem[:count])
+            if mode in self.modes:
+                columns |= self._errors(images, decoded[mode], mode)
+            if mode == "x_T" and mode in self.modes:
+                columns |= {f"x_T_{statistic}": values for statistic, values in metrics.noise_statistics(x_T).items()}
+        first_stage = trained.inferer.first_stage
+        if first_stage is not None:  # the error of the first stage alone, without the diffusion model
+            columns |= self._errors(images, first_stage.decode(first_stage.encode(images)), "first_stage")
+        written = [
+            writer({"id": case.id, **{mode: decoded[mode][i] for mode in self.modes}}) for i, case in enumerate(cases)
+        ]
+        if self.grid == "native":
+            columns["field_share"] = torch.tensor([item["field_share"] for item in written])
+            if in_mosaic:
+                spaces = (transforms.NativeSpace(trained.preprocessing, case.item()) for case in cases[:in_mosaic])
+                decoded["scan"] = torch.stack([_whole_scan(space, trained.model_range[1]) for space in spaces])
+        for name, stack in decoded.items():
+            self._mosaic.setdefault(name, []).append(stack[:in_mosaic].cpu())
+        values = {name: column.cpu() for name, column in columns.items()}
+        return [{"id": case.id, **{key: float(v[i]) for key, v in values.items()}} for i, case in enumerate(cases)]
+
+    def _decode(
+        self, mode: ReconstructionMode, cases: Sequence[Case], images: Tensor, z_sem: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Decode images (B, C, *S) in a mode; also return the x_T that they were decoded with."""
+        if len(images) == 0:
+            return images, images
+        reconstructor = inferers.Reconstructor(self.session.trained.inferer, mode, self.seed)
+        return reconstructor.decode(images, self.session.trained.network, z_sem, [case.id for case in cases])
+
+    def _errors(self, images: Tensor, decoded: Tensor, name: str) -> dict[str, Tensor]:
+        errors = metrics.reconstruction_errors(images, decoded, self.session.trained.model_range)
+        return {f"{metric}_{name}": values for metric, values in errors.items()}
+
+
+def _warn_of_structure(means: Mapping[str, float]) -> None:
+    std, correlation = means.get("x_T_std", 1.0), means.get("x_T_neighbor_correlation", 0.0)
+    if not (abs(std - 1) <= 0.1 and abs(correlation) <= 0.2):  # NaN too
+        logger.warning(
+            "x_T is not Gaussian noise (standard deviation %.2f instead of 1, neighbor correlation %.2f instead of 0) "
+            "and still encodes image structure, so edits of z_sem will decode poorly: the scans may be unlike those of "
+            "the training, the steps too few, or the training too short",
+            std, correlation,
+        )  # fmt: skip
+
+
+def _warn_of_small_field(share: pd.Series[float]) -> None:
+    if num_small := int((share < _LEAST_SHARE).sum()):
+        logger.warning(
+            "%d of %d scans are larger than the model's field of view, which holds %.1f %% of their voxels "
+            "(median); their images are empty elsewhere. Crop the scans to what the model was trained on",
+            num_small, len(share), 100 * float(share[share < _LEAST_SHARE].median()),
+        )  # fmt: skip
+
+
+def _whole_scan(space: NativeSpace, high: float) -> Tensor:
+    """The whole scan, finer than the model's image but with its proportions, and the outline of the field of view."""
+    from monai.data import MetaTensor
+    from monai.transforms import ResizeWithPadOrCrop
+    from scipy.ndimage import binary_erosion
+
+    affine = torch.from_numpy(space.scan.affine)
+    arrays = {"scan": space.to_model_range(space.scan.array), "field": space.field[None].astype(np.float32)}
+    images: dict[Any, Any] = {
+        name: MetaTensor(torch.from_numpy(np.ascontiguousarray(a)), affine=affine) for name, a in arrays.items()
+    }
+    spacing = torch.tensor(space.scan.spacing_mm)
+    if space.scan.spatial_dims == 3:
+        images = transforms.ToRASd(("scan", "field"))(images)
+        spacing = torch.as_tensor(images["scan"].pixdim)
+    scan, field = (torch.as_tensor(images[name]) for name in arrays)
+    shape = torch.tensor(space.image.shape[1:])
+    target, extent = shape * math.ceil(_FINE / int(shape.max())), torch.tensor(scan.shape[1:]) * spacing
+    size = (extent * (target / extent).min()).round().clamp(min=1).int().tolist()
+    small = torch.nn.functional.interpolate(scan[None], size, mode="area")[0]
+    inside = torch.nn.functional.interpolate(field[None], size)[0, 0].numpy() > 0
+    small[:, torch.from_numpy(inside & ~binary_erosion(inside))] = high
+    return torch.as_tensor(ResizeWithPadOrCrop(target.tolist(), value=float(space.image.min()))(small))

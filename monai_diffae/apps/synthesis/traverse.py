@@ -1,44 +1,29 @@
-"""The command ``traverse``: images along the principal components of z_sem."""
+"""The command ``traverse``: move along the principal components of z_sem."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult, log_to_open_run, run_once
+from monai_diffae.apps.result import Result, log_to_open_run, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run, Seed
-from monai_diffae.apps.synthesis.strengths import STRENGTHS, strength_names
-from monai_diffae.errors import ConfigError
+from monai_diffae.apps.synthesis.directions import STRENGTHS, strength_names, strength_titles
+from monai_diffae.errors import ConfigError, counted
+from monai_diffae.lazy import latents, np, pd, pictures, torch
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
 
-@dataclass(frozen=True)
-class TraverseResult(CommandResult):
-    """The result of :func:`traverse`.
-
-    Attributes:
-        folder: holds ``images/``, ``components.csv`` and ``traversal.png``.
-        explained: each component's share of the variance of normalised z_sem, from 0 to 1.
-        skipped: whether the results were complete already.
-    """
-
-    folder: Path
-    explained: list[float]
-    skipped: bool = False
-
-    def lines(self) -> Iterator[str]:
-        """The share of each component, then the folder."""
-        for number, share in enumerate(self.explained, start=1):
-            yield f"component {number} explained {share:.4f}"
-        yield str(self.folder)
-
-    def figures(self) -> dict[str, Any]:
-        """The share of each component."""
-        return {"explained": self.explained}
+    from monai_diffae.apps.session import Session
+    from monai_diffae.bundle import TrainedBundle
+    from monai_diffae.data.cases import Case
+    from monai_diffae.latents import LatentStatistics, PrincipalComponents
 
 
 @command
@@ -56,7 +41,7 @@ def traverse(
     decoding: Decoding = Decoding(),
     reading: Reading = Reading(),
     run: Run = Run(),
-) -> TraverseResult:
+) -> Result:
     """Traverse the principal components of z_sem: images of what varies most in a cohort, without labels.
 
     The components are those of the training cases' normalised z_sem. The traversal starts at their mean, or at a case.
@@ -80,7 +65,7 @@ def traverse(
         run: How the command runs.
 
     Returns:
-        The folder and each component's share of the variance.
+        The folder, and ``explained``: each component's share of the variance.
 
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained, another model made the embeddings, or
@@ -102,27 +87,26 @@ def traverse(
     strength_names(strengths)  # refuses unusable strengths before anything is loaded
     from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
     from monai_diffae.apps.session import Session, made_from_bundle, open_bundle
-    from monai_diffae.apps.synthesis.traversal import CaseStart, MeanStart, Traversal
     from monai_diffae.data.embeddings import training_z_sem
     from monai_diffae.data.file_checksums import file_checksum
 
     z_train = training_z_sem(embeddings)
     check_same_model(embeddings, bundle)
-    start: CaseStart | MeanStart
+    start: _CaseStart | _MeanStart
     if cohort is None or case is None:
         trained = open_bundle(bundle, decoding=decoding, run=run)
         made_from = {**made_from_bundle(trained, run), "cases": None, "num_noises": num_noises, "seed": seed}
-        start = MeanStart(num_noises, seed)
+        start = _MeanStart(num_noises, seed)
     else:
         session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
         cases = session.choose(Choice(cases=(case,)))
         trained, made_from = session.trained, session.made_from(cases)
-        start = CaseStart(session, cases[0], out)
+        start = _CaseStart(session, cases[0], out)
     warn_of_other_preprocessing(embeddings, trained)
     made_from |= {
         "embeddings": file_checksum(embeddings), "num_components": num_components, "strengths": list(strengths)
     }  # fmt: skip
-    traversal = Traversal.of(trained, z_train, num_components, strengths, run.batch_size)
+    traversal = _Traversal.of(trained, z_train, num_components, strengths, run.batch_size)
     picture = out / "traversal.png"
 
     def make() -> Mapping[str, Any]:
@@ -131,5 +115,102 @@ def traverse(
         return {"explained": [float(share) for share in traversal.components.explained]}
 
     results = [picture, out / "components.csv", out / "images"]
-    figures, skipped = run_once(out / "traversal.json", results, made_from, make, overwrite=run.overwrite)
-    return TraverseResult(out, figures["explained"], skipped)
+    figures, skipped = run_once("traverse", out, results, made_from, make, overwrite=run.overwrite)
+    notes = [f"component {number} explained {share:.4f}" for number, share in enumerate(figures["explained"], start=1)]
+    return Result(out, figures, notes, skipped=skipped)
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """Where a traversal starts: z_sem (1, D), x_T (N, C, *S), and the file name that decides the images' format."""
+
+    z_sem: Tensor
+    x_T: Tensor
+    source: str
+
+
+@dataclass(frozen=True)
+class _MeanStart:
+    """Starts at the training cases' mean z_sem, with ``num_noises`` noise images of ``seed`` as x_T."""
+
+    num_noises: int
+    seed: int
+
+    def codes(self, trained: TrainedBundle, statistics: LatentStatistics) -> _Codes:
+        """The codes of the start; an image is the mean over all x_T."""
+        from monai_diffae.diffusion.noise import image_noise
+
+        x_T = image_noise(trained.x_T_shape, self.seed, list(range(self.num_noises))).to(trained.device)
+        return _Codes(torch.from_numpy(statistics.mean)[None].to(trained.device), x_T, ".png")
+
+
+@dataclass(frozen=True)
+class _CaseStart:
+    """Starts at a case of a session, with its own x_T; ``out`` gets the list of failures."""
+
+    session: Session
+    case: Case
+    out: Path
+
+    def codes(self, trained: TrainedBundle, statistics: LatentStatistics) -> _Codes:
+        """The codes of the start."""
+        read = self.session.read([self.case], self.out, named=True)
+        coded = next(self.session.coded(read, "inverting the case"))
+        return _Codes(coded.z_sem, coded.x_T, self.case.file)
+
+
+@dataclass(frozen=True)
+class _Traversal:
+    """A traversal of principal components."""
+
+    trained: TrainedBundle
+    components: PrincipalComponents
+    strengths: Sequence[float]
+    batch_size: int
+
+    @classmethod
+    def of(
+        cls,
+        trained: TrainedBundle,
+        z_train: NDArray[np.floating[Any]],
+        num_components: int,
+        strengths: Sequence[float],
+        batch_size: int,
+    ) -> _Traversal:
+        """Compute the components of the training cases' z_sem ``[N, D]``."""
+        components = latents.principal_components(z_train, latents.LatentStatistics.of(z_train), num_components)
+        return cls(trained, components, strengths, batch_size)
+
+    def write(self, start: _CaseStart | _MeanStart, out: Path) -> None:
+        """Write the images, the picture and the table of components to the folder ``out``."""
+        from monai_diffae.data.atomic import write_atomic
+        from monai_diffae.data.progress import track
+        from monai_diffae.transforms.case_images import write_image
+
+        trained, components = self.trained, self.components
+        codes = start.codes(trained, components.statistics)
+        remove_images(out / "images")
+        rows: dict[str, Tensor] = {}
+        count = len(components.directions)
+        for k in track(range(count), f"traversing {counted(count, 'component')}"):
+            images = self._images(codes, k)
+            for name, image in zip(strength_names(self.strengths), images, strict=True):
+                file = out / "images" / f"{k + 1:03d}_{name}"
+                write_image(file, image, trained.model_range, codes.source, trained.grid_affine)
+            rows[f"{k + 1}: {components.explained[k]:.0%}"] = images
+        titles = strength_titles(self.strengths)
+        write_atomic(out / "traversal.png", lambda path: pictures.draw_mosaic(rows, path, trained.model_range, titles))
+        columns = {"component": range(1, count + 1), "std": components.stds, "explained": components.explained}
+        table = pd.DataFrame(columns)
+        write_atomic(out / "components.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+
+    def _images(self, codes: _Codes, component: int) -> Tensor:
+        """Decode one image per strength, the mean over all x_T: (A, C, *S)."""
+        from monai_diffae.apps.session import decode_in_batches
+
+        z_start = codes.z_sem.cpu().numpy()
+        z_sem = torch.from_numpy(self.components.traverse(z_start, component, self.strengths)).to(codes.x_T.device)
+        num_strengths, num_noises = len(z_sem), len(codes.x_T)
+        x_T = codes.x_T.repeat(num_strengths, *[1] * (codes.x_T.ndim - 1))
+        images = decode_in_batches(self.trained, z_sem.repeat_interleave(num_noises, dim=0), x_T, self.batch_size)
+        return images.unflatten(0, (num_strengths, num_noises)).mean(dim=1)

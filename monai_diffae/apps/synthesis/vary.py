@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult, log_to_open_run, run_once
+from monai_diffae.apps.result import Result, log_to_open_run, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
+from monai_diffae.lazy import pictures, torch
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@dataclass(frozen=True)
-class VaryResult(CommandResult):
-    """The result of :func:`vary`.
+    from monai_diffae.apps.session import CodedCase, Session
 
-    Attributes:
-        folder: holds ``images/``, ``mean``, ``std.nii.gz`` and ``variations.png``.
-        mean_std: standard deviation over the variations, averaged over the image, in the model's range.
-        skipped: whether the results were complete already.
-    """
-
-    folder: Path
-    mean_std: float
-    skipped: bool = False
-
-    def lines(self) -> Iterator[str]:
-        """The mean standard deviation, then the folder."""
-        yield f"mean_std {self.mean_std:.6g}"
-        yield str(self.folder)
-
-    def figures(self) -> dict[str, Any]:
-        """The mean standard deviation."""
-        return {"mean_std": self.mean_std}
+_IN_PICTURE = 8
 
 
 @command
@@ -50,7 +33,7 @@ def vary(
     decoding: Decoding = Decoding(),
     reading: Reading = Reading(),
     run: UnbatchedRun = UnbatchedRun(),
-) -> VaryResult:
+) -> Result:
     """Decode the z_sem of a case with new x_T: images with the same meaning and other details.
 
     This shows what z_sem does not determine (section 4.1 of the paper). ``out/images/`` gets the variations in the
@@ -69,7 +52,8 @@ def vary(
         run: How the command runs.
 
     Returns:
-        The folder and the mean standard deviation.
+        The folder, and ``mean_std``: the standard deviation over the variations, averaged over the image, in the
+        model's range.
 
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained, or ``out`` holds results of other inputs.
@@ -82,7 +66,6 @@ def vary(
         monai_diffae.errors.ConfigError: num_images: 1 is below 2
     """
     from monai_diffae.apps.session import Session
-    from monai_diffae.apps.synthesis.variation import write_variations
     from monai_diffae.transforms.case_images import image_suffix
 
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
@@ -93,9 +76,44 @@ def vary(
 
     def make() -> Mapping[str, Any]:
         coded = next(session.coded(session.read(cases, out, named=True), "inverting the case"))
-        figures = {"mean_std": write_variations(session, coded, num_images, seed, out)}
+        figures = {"mean_std": _write_variations(session, coded, num_images, seed, out)}
         log_to_open_run(figures, [picture], "variations")
         return figures
 
-    figures, skipped = run_once(out / "variations.json", results, made_from, make, overwrite=run.overwrite)
-    return VaryResult(out, figures["mean_std"], skipped)
+    figures, skipped = run_once("vary", out, results, made_from, make, overwrite=run.overwrite)
+    return Result(out, figures, [f"mean_std {figures['mean_std']:.6g}"], skipped=skipped)
+
+
+def _write_variations(session: Session, coded: CodedCase, num_images: int, seed: int, out: Path) -> float:
+    """Write the variations, their mean, standard deviation and picture; return the mean standard deviation."""
+    from monai_diffae.data.atomic import write_atomic
+    from monai_diffae.data.scans import write_scan
+    from monai_diffae.diffusion.noise import image_noise
+    from monai_diffae.transforms.case_images import write_image
+
+    trained = session.trained
+    x_T = image_noise(trained.x_T_shape, seed, list(range(num_images))).to(trained.device)
+    images = session.decode(coded.z_sem, x_T)
+    mean, std = images.mean(dim=0, keepdim=True), images.std(dim=0, keepdim=True)
+    remove_images(out / "images")
+    for suffix in (".png", ".nii.gz"):  # the mean of an earlier case may have the other suffix
+        (out / f"mean{suffix}").unlink(missing_ok=True)
+    files = {f"images/{i:03d}": image for i, image in enumerate(images)} | {"mean": mean[0]}
+    for name, image in files.items():
+        write_image(out / name, image, trained.model_range, coded.case.file, trained.grid_affine)
+    write_scan(out / "std.nii.gz", std[0].cpu().numpy(), trained.grid_affine)
+    reconstruction = session.decode(coded.z_sem, coded.x_T)
+    largest = float(std.max())
+    std_in_colours = pictures.in_colours(std, largest, "magma", trained.model_range)
+    rows = {
+        "input, own x_T": torch.cat([coded.image, reconstruction]),
+        "new x_T": images[:_IN_PICTURE],
+        f"mean, std (to {largest:.2f})": torch.cat([_in_three_channels(mean).cpu(), std_in_colours]),
+    }
+    write_atomic(out / "variations.png", lambda path: pictures.draw_mosaic(rows, path, trained.model_range))
+    return float(std.mean())
+
+
+def _in_three_channels(images: Tensor) -> Tensor:
+    """Return images (B, C, *S) as the mosaic shows them: in colour, or the first channel in grey."""
+    return images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, *images.shape[2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
@@ -65,7 +66,7 @@ def embedded_cohort(
     made = embed(bundle, cohort, out, columns=columns or {}, workers=workers, device=device, overwrite=overwrite)
     if dist.is_available() and dist.is_initialized():
         dist.barrier()  # the first process writes the table
-    return read_embeddings(made.path)
+    return read_embeddings(Path(made))
 
 
 def training_statistics(table: pd.DataFrame) -> LatentStatistics:

@@ -169,16 +169,16 @@ def test_a_complete_table_is_skipped_and_one_that_was_made_with_something_else_r
 def test_an_interrupted_result_is_finished_by_the_same_call(tiny_bundle, tmp_path, monkeypatch):
     record = tmp_path / "embeddings.json"
     # stopped between the table and its record
-    monkeypatch.setattr("monai_diffae.apps.embedding.embed.EmbedResult", None)
+    monkeypatch.setattr("monai_diffae.data.embeddings.rows_sample", None)
     with pytest.raises(TypeError):
         embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu")
     monkeypatch.undo()
-    assert json.loads(record.read_text())["results"] == {}
+    assert not json.loads(record.read_text())["complete"]
     with pytest.raises(ConfigError, match="made with other overrides"):
         embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu", overrides={"slice_step": 3})
     again = embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, device="cpu")
     assert not again.skipped
-    results = json.loads(record.read_text())["results"]
+    results = json.loads(record.read_text())["figures"]
     assert (results["num_cases"], results["num_failed"]) == (12, 0)
 
 

@@ -3,7 +3,6 @@
 import gzip
 import json
 import logging
-import os
 import re
 import shutil
 import signal
@@ -17,10 +16,9 @@ import torch
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.embedding.shards import Shards
 from monai_diffae.data.embeddings import read_embeddings, split_origin, z_matrix
-from monai_diffae.data.failures import Failure
 from monai_diffae.data.formats import nifti
+from monai_diffae.data.store import PartStore
 from monai_diffae.errors import ConfigError, MachineError, ScanError
 
 
@@ -40,12 +38,12 @@ def table_of(folder, names):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shards_of_four():
-    """Four scans are a shard, as 256 pictures of this size are for users; one thread, for the last bits of results."""
+def parts_of_four():
+    """Four scans are a part, as 256 pictures of this size are for users; one thread, for the last bits of results."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("monai_diffae.apps.embedding.encoding._CALLS_PER_SHARD", 1)
+        patch.setattr("monai_diffae.apps.embedding.encoding._CALLS_PER_PART", 1)
         patch.setattr("monai_diffae.apps.embedding.encoding.images_at_once", lambda size: 4)
         yield
     torch.set_num_threads(threads)
@@ -53,7 +51,7 @@ def shards_of_four():
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """11 pictures: three shards."""
+    """11 pictures: three parts."""
     folder = tmp_path_factory.mktemp("many")
     return table_of(folder, pictures(folder, 11))
 
@@ -66,10 +64,10 @@ def whole(labelled, cohort, tmp_path_factory):
 
 @pytest.fixture
 def interrupted(written, labelled):
-    """A run that is stopped after so many shards."""
+    """A run that is stopped after so many parts."""
 
-    def run(num_shards, cohort, out, **options):
-        written.stop_after = len(written) + num_shards
+    def run(num_parts, cohort, out, **options):
+        written.stop_after = len(written) + num_parts
         with pytest.raises(KeyboardInterrupt):
             embed(labelled.bundle, cohort, out, device="cpu", **options)
 
@@ -84,26 +82,26 @@ def words(bundle, cohort, out):
 def test_a_killed_run_resumes_and_the_table_is_the_same_to_the_byte(
     labelled, cohort, whole, start_program, monkeypatch, tmp_path
 ):
-    write, out = Shards.write, tmp_path / "z.parquet"
+    append, out = PartStore.append, tmp_path / "z.parquet"
     calls = []
 
-    def write_two(self, *arguments):
-        calls.append(arguments[0])
+    def append_two(self, rows):
+        calls.append(sorted(rows["position"]))
         if len(calls) > 2:
             time.sleep(300)
-        write(self, *arguments)
+        append(self, rows)
 
-    monkeypatch.setattr(Shards, "write", write_two)
+    monkeypatch.setattr(PartStore, "append", append_two)
     process = start_program(*words(labelled.bundle, cohort, out))
     until = time.monotonic() + 60
-    while len(list(tmp_path.glob(".z-*/0*.npz"))) < 2 and time.monotonic() < until:
+    while len(list(tmp_path.glob(".z-*/part-*.parquet"))) < 2 and time.monotonic() < until:
         time.sleep(0.01)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert not out.exists()
     assert embed(labelled.bundle, cohort, out, device="cpu").num_cases == 11
-    assert calls == [2]
+    assert calls == [[8, 9, 10]]
     assert out.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob(".z-*"))
 
@@ -122,7 +120,24 @@ def test_processes_share_a_cohort_and_the_table_is_the_same(
     assert out.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob(".z-*"))
     embed(labelled.bundle, cohort, tmp_path / "second.parquet", device="cpu")  # of two processes, the second alone
-    assert written == [1]
+    assert written == [[4, 5, 6, 7]]
+
+
+def test_the_jobs_of_an_array_encode_parts_and_the_last_call_merges_them(labelled, cohort, whole, written, tmp_path):
+    out = tmp_path / "z.parquet"
+    for part in ("2/2", "1/2"):
+        result = embed(labelled.bundle, cohort, out, device="cpu", part=part)
+        assert result.path is None
+        assert f"part {part} is encoded" in next(result.lines())
+        with pytest.raises(ConfigError, match="part: '3/2' is not a part such as 3/16"):
+            embed(labelled.bundle, cohort, out, device="cpu", part="3/2")
+    assert not out.exists()
+    (parts,) = tmp_path.glob(".z-*")
+    assert sorted(pd.read_parquet(parts)["position"]) == list(range(11))  # one table for other programs, too
+    assert embed(labelled.bundle, cohort, out, device="cpu").num_cases == 11
+    assert written == [[4, 5, 6, 7], [0, 1, 2, 3], [8, 9, 10]]
+    assert out.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob(".z-*"))
 
 
 def test_worker_processes_give_the_same_table(labelled, cohort, whole, tmp_path):
@@ -137,7 +152,7 @@ def test_an_interrupted_run_knows_the_contents_of_all_its_scans(labelled, cohort
     assert first == second
 
 
-def test_shards_of_scans_that_were_replaced_are_not_used(labelled, interrupted, tmp_path):
+def test_parts_of_scans_that_were_replaced_are_not_used(labelled, interrupted, tmp_path):
     cohort = table_of(tmp_path, pictures(tmp_path, 7))
     interrupted(1, cohort, tmp_path / "z.parquet")
     for number, name in enumerate(pictures(tmp_path / "other", 7, start=5000)):
@@ -147,28 +162,22 @@ def test_shards_of_scans_that_were_replaced_are_not_used(labelled, interrupted, 
     assert again.read_bytes() == fresh.read_bytes()
 
 
-def test_shards_of_other_versions_are_not_used(interrupted, tmp_path, monkeypatch):
+def test_parts_of_other_versions_are_not_used(interrupted, tmp_path, monkeypatch):
     cohort, out = table_of(tmp_path, pictures(tmp_path, 3)), tmp_path / "out" / "z.parquet"
     for version in ("1", "2"):
-        monkeypatch.setattr("monai_diffae.apps.results.__version__", version)
+        monkeypatch.setattr("monai_diffae.apps.result.__version__", version)
         interrupted(1, cohort, out)
     assert len(list(out.parent.glob(".z-*"))) == 2
 
 
-def test_abandoned_shards_of_other_settings_are_deleted_when_a_table_is_complete(labelled, interrupted, tmp_path):
+def test_parts_of_other_settings_are_deleted_when_a_table_is_complete(labelled, interrupted, tmp_path):
     cohort, out = table_of(tmp_path, pictures(tmp_path, 3)), tmp_path / "out" / "z.parquet"
     interrupted(1, cohort, out, overrides={"percentiles": [1, 99]})
-    (old,) = out.parent.glob(".z-*")
-    interrupted(1, cohort, out, overrides={"percentiles": [2, 98]})
-    (new,) = set(out.parent.glob(".z-*")) - {old}
     others = [out.parent / name for name in (".zz-0123456789ab", ".z-0123456789ab-0123456789ab", ".z-mine")]
     for folder in others:
         folder.mkdir()
-    for folder in (old, *others):
-        os.utime(folder, (time.time() - 90_000,) * 2)
     embed(labelled.bundle, cohort, out, device="cpu")
-    remaining = {path.name for path in out.parent.iterdir() if path.is_dir()}
-    assert remaining == {new.name, *(folder.name for folder in others)}
+    assert {path.name for path in out.parent.iterdir() if path.is_dir()} == {folder.name for folder in others}
 
 
 # -- bad scans ---------------------------------------------------------------------------------------------------------
@@ -274,13 +283,13 @@ def test_only_what_failed_in_an_earlier_run_is_tried_again(labelled, tmp_path, i
     for name in ("a.nii", "b.nii", "for_good.nii"):
         image(tmp_path / name, is_finite=name != "for_good.nii")
     away.update({"a.nii", "b.nii"})
-    cohort = table_of(tmp_path, ["a.nii", names[0], "for_good.nii", "b.nii", *names[1:]])  # two shards
+    cohort = table_of(tmp_path, ["a.nii", names[0], "for_good.nii", "b.nii", *names[1:]])  # two parts
     interrupted(1, cohort, tmp_path / "z.parquet")
     away.clear()
     caplog.set_level(logging.INFO, "monai_diffae")
     made = embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu")
     assert (made.num_cases, made.num_failed) == (5, 1)
-    assert "encoding 5 cases" in caplog.text  # three that failed, and the second shard
+    assert "encoding 5 cases" in caplog.text  # three that failed, and the second part
     fresh = embed(labelled.bundle, cohort, tmp_path / "fresh" / "z.parquet", device="cpu")
     assert made.path.read_bytes() == fresh.path.read_bytes()
     assert made.failures.read_text() == fresh.failures.read_text()
@@ -289,7 +298,7 @@ def test_only_what_failed_in_an_earlier_run_is_tried_again(labelled, tmp_path, i
 def test_the_first_process_tries_again_what_failed_for_others(labelled, tmp_path, monkeypatch, away):
     image(tmp_path / "a.nii")
     away.add("a.nii")
-    names = pictures(tmp_path, 9)  # three shards, the second of which belongs to the other process
+    names = pictures(tmp_path, 9)  # three parts, the second of which belongs to the other process
     cohort = table_of(tmp_path, [*names[:5], "a.nii", *names[5:]])
     with monkeypatch.context() as patch:
         for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "1"}.items():
@@ -298,6 +307,8 @@ def test_the_first_process_tries_again_what_failed_for_others(labelled, tmp_path
         away.clear()
         patch.setenv("RANK", "0")
         patch.setattr("monai_diffae.apps.embedding.encoding.PATIENCE_S", 1.0)
+        with pytest.raises(MachineError, match="4 cases were not encoded by other processes"):
+            embed(labelled.bundle, cohort, tmp_path / "alone.parquet", device="cpu")
         assert embed(labelled.bundle, cohort, tmp_path / "z.parquet", device="cpu").num_failed == 0
     fresh = embed(labelled.bundle, cohort, tmp_path / "fresh.parquet", device="cpu")
     assert (tmp_path / "z.parquet").read_bytes() == fresh.path.read_bytes()
@@ -366,47 +377,3 @@ def test_words_for_missing_values_are_no_labels_and_none_is_a_class(labelled, tm
         assert read["drug"].dropna().tolist() == ["None", "ill"]
         assert read["sex"].dropna().tolist() == ["F", "M", "F"]
         assert read["age"].dropna().tolist() == [1, 2, 3]
-
-
-# -- shards on disk ----------------------------------------------------------------------------------------------------
-
-
-def test_shards_hold_what_was_written_and_know_what_is_missing(tmp_path):
-    shards = Shards(tmp_path / "shards", 10, 4)
-    z = np.arange(6, dtype=np.float32).reshape(3, 2)
-    assert [list(shards.positions(shard)) for shard in range(len(shards))] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    shards.write(0, [0, 1, 3], z, [Failure("c", "c.nii", "c.nii: is empty; copy it again")], {})
-    shards.write(2, [], np.empty((0, 2), np.float32), [Failure("i", "i", "é"), Failure("j", "j", "")], {})
-    assert shards.missing() == [1]
-    with pytest.raises(MachineError, match="^1 of 3 shards were not written by rank 1; run the command again to re"):
-        shards.wait(2, patience_s=0.3)
-    shards.write(1, [5], z[:1] + 100, [], {})
-    shards.wait(2, patience_s=0.3)
-    positions, codes, failures = shards.read()
-    assert positions == [0, 1, 3, 5]
-    assert np.array_equal(codes, np.concatenate([z, z[:1] + 100]))
-    assert [failure.case_id for failure in failures] == ["c", "i", "j"]
-    assert failures[1].reason == "é"
-    whole = (tmp_path / "shards" / "000001.npz").read_bytes()
-    for broken in (b"broken", whole[:-30]):
-        (tmp_path / "shards" / "000001.npz").write_bytes(broken)
-        with pytest.raises(MachineError, match=r"shards/000001\.npz: cannot be read; delete it and run the command"):
-            shards.read()
-
-
-def test_retried_patches_are_merged_in_the_cohorts_order(tmp_path):
-    shards = Shards(tmp_path / "shards", 6, 3)
-    z = np.arange(10, dtype=np.float32).reshape(5, 2)
-    failed = [Failure(name, name, "the disk; run it again") for name in "abc"]
-    shards.write(0, [], np.empty((0, 0), np.float32), failed, {})
-    shards.write(1, [3, 3, 5], z[:3], failed[:1], {})
-    assert (shards.failed(0), shards.failed(1)) == ([0, 1, 2], [4])
-    shards.add(0, [0, 2, 2], z[:3], failed[1:2], {})
-    shards.add(1, [4, 4], z[3:], [], {})
-    assert (shards.failed(0), shards.failed(1)) == ([1], [])
-    positions, rows, failures = shards.read()
-    assert positions == [0, 2, 2, 3, 3, 4, 4, 5]
-    np.testing.assert_array_equal(rows, np.concatenate([z[:3], z[:2], z[3:], z[2:3]]))
-    assert failures == failed[1:2]
-    shards.add(0, [], np.empty((0, 0), np.float32), failed[1:2], {})
-    assert shards.read()[0] == positions

@@ -196,13 +196,13 @@ def test_patches_are_the_same_whatever_the_batch_the_order_and_the_workers(cut, 
 
 @pytest.mark.slow
 def test_an_interrupted_run_resumes_and_a_complete_one_is_skipped(cut, bundle, tmp_path, written, monkeypatch):
-    monkeypatch.setattr("monai_diffae.apps.embedding.encoding._SCANS_PER_SHARD", 2)
+    monkeypatch.setattr("monai_diffae.apps.embedding.encoding._SCANS_PER_PART", 2)
     cohort = write(tmp_path / "c", {f"v{i}": noise((20, 16, 16), i) for i in range(5)})
     written.stop_after = 2
     with pytest.raises(KeyboardInterrupt):
         cut(cohort)
     result, scans, patches = cut(cohort)
-    assert written == [0, 1, 2]
+    assert written == [[0, 1], [2, 3], [4]]
     assert not result.skipped
     _, expected_scans, expected_patches = cut(cohort, "in_one_go")
     pd.testing.assert_frame_equal(scans, expected_scans, check_exact=True)

@@ -94,7 +94,7 @@ def test_baselines_are_read_through_the_bundle(labelled, tmp_path):
     assert (again.rows, again.skipped) == (result.rows, True)
     with pytest.raises(ConfigError, match="made with other pixel_baselines"):
         probe(labelled.embeddings, tmp_path / "o", pixel_baselines=["pca"], **options)
-    assert str(tmp_path.parent) not in (tmp_path / "o" / "probe.json").read_text()
+    assert str(tmp_path.parent) not in (tmp_path / "o" / "record.json").read_text()
 
 
 def test_a_bundle_of_other_preprocessing_than_the_table_is_refused(labelled, tmp_path):

@@ -55,10 +55,10 @@ def test_the_batch_does_not_matter_and_a_second_call_skips(report, labelled, tmp
     assert before == after
     again = diagnosed(labelled, report.folder)
     assert again.skipped
-    assert again.figures() == report.figures()
+    assert again.figures == report.figures
     with pytest.raises(ConfigError, match="made with other num_levels"):
         diagnosed(labelled, report.folder, num_levels=2)
-    assert "mni" not in (report.folder / "diagnosis.json").read_text()
+    assert "mni" not in (report.folder / "record.json").read_text()
 
 
 @pytest.mark.slow

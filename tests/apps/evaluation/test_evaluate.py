@@ -8,10 +8,9 @@ import pytest
 from tiny_bundles import rewrite, scaled
 
 from monai_diffae.apps.evaluation.evaluate import evaluate
-from monai_diffae.apps.evaluation.quality import journal as journal_module
-from monai_diffae.apps.evaluation.quality.journal import Journal
-from monai_diffae.apps.evaluation.quality.reconstructions import Reconstructions
-from monai_diffae.apps.evaluation.quality.summary import difference_rows, mean_rows
+from monai_diffae.apps.evaluation.measured_rows import MeasuredRows
+from monai_diffae.apps.evaluation.quality_tables import difference_rows, mean_rows
+from monai_diffae.apps.evaluation.reconstruction_quality import Reconstructions
 from monai_diffae.apps.processes import Process
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
@@ -61,7 +60,7 @@ def test_the_files_say_the_same(report):
     assert text.count("ms_ssim") == 1
 
 
-def test_the_figures_are_those_of_reconstruct(report, labelled, tmp_path, caplog):
+def test_the_figures_are_those_of_reconstruct(report, labelled, tmp_path):
     settings = {"overrides": {"inferer#invert_tolerance": None}, "split": "test", "steps": 3, "device": "cpu"}
     made = reconstruct(labelled.bundle, labelled.cohort, tmp_path, mode="both", **settings)
     table = pd.read_csv(made.folder / "reconstructions.csv").set_index("id")
@@ -71,9 +70,7 @@ def test_the_figures_are_those_of_reconstruct(report, labelled, tmp_path, caplog
         np.testing.assert_allclose(both[metric], table[f"{metric}_x_T"], rtol=1e-4)
     for metric in ("x_T_std", "x_T_neighbor_correlation"):
         np.testing.assert_allclose(both[metric], table[metric], rtol=1e-4, atol=1e-6)
-    with caplog.at_level(logging.INFO, "monai_diffae"):
-        alone = evaluated(labelled, tmp_path / "one", draws=1)  # the first draw is that of reconstruct
-    assert f"{len(table) * (2 + 3) * 3} network evaluations of single images: about 1 minute" in caplog.text
+    alone = evaluated(labelled, tmp_path / "one", draws=1)  # the first draw is that of reconstruct
     cases = pd.read_csv(alone.folder / "cases.csv")
     one = cases[(cases["table"] == "z_sem_only") & (cases["steps"] == 3)].set_index("id").loc[table.index]
     np.testing.assert_allclose(one["mse"], table["mse_z_sem"], rtol=1e-4)
@@ -83,11 +80,11 @@ def test_the_figures_are_those_of_reconstruct(report, labelled, tmp_path, caplog
 @pytest.mark.slow
 def test_the_batch_does_not_matter_and_a_second_call_skips(report, labelled, tmp_path):
     other = evaluated(labelled, tmp_path / "o", batch_size=1)
-    before, after = ([row["value"] for row in r.content["rows"]] for r in (report, other))
+    before, after = ([row["value"] for row in r.figures["rows"]] for r in (report, other))
     np.testing.assert_allclose(before, after, rtol=1e-3, atol=1e-6)
     again = evaluated(labelled, report.folder)
     assert again.skipped
-    assert again.figures() == report.figures()
+    assert again.figures == report.figures
     with pytest.raises(ConfigError, match="made with other steps"):
         evaluated(labelled, report.folder, steps=[2])
 
@@ -107,7 +104,7 @@ def test_an_interrupted_run_resumes(report, labelled, tmp_path, monkeypatch):
         evaluated(labelled, tmp_path)
     resumed = evaluated(labelled, tmp_path)
     assert len(calls) == 3  # two conditions, of which one was interrupted
-    assert resumed.figures() == report.figures()
+    assert resumed.figures == report.figures
     calls.clear()
     evaluated(labelled, tmp_path, overwrite=True)  # measures everything again
     assert len(calls) == 2
@@ -117,7 +114,7 @@ def test_bundles_are_compared_case_by_case(labelled, tmp_path):
     other = shutil.copytree(labelled.bundle, tmp_path / "other")
     rewrite(other, scaled(0.9))
     result = evaluated(labelled, tmp_path / "out", bundle=[labelled.bundle, other, labelled.bundle])
-    content = result.content
+    content = result.figures
     assert [bundle["name"] for bundle in content["bundles"]] == ["bundle", "other", "bundle (2)"]
     for row in content["differences"]:
         condition = {key: row[key] for key in ("solver", "steps")}
@@ -140,9 +137,9 @@ def test_bundles_that_cannot_be_compared_or_measured_cost_one_line(labelled, tmp
         evaluated(labelled, tmp_path / "out", bundle=empty)
     result = evaluated(labelled, tmp_path / "out", bundle=[empty, labelled.bundle, other], steps=[2], num_codes=0)
     assert result.incomplete == "empty is left out"
-    assert {row["bundle"] for row in result.content["rows"]} == {"bundle", "other"}
-    assert result.content["differences"] == []
-    (omission,) = [each for each in result.content["omitted"] if each["metric"] == "differences"]
+    assert {row["bundle"] for row in result.figures["rows"]} == {"bundle", "other"}
+    assert result.figures["differences"] == []
+    (omission,) = [each for each in result.figures["omitted"] if each["metric"] == "differences"]
     assert omission["reason"] == "the preprocessing differs from that of bundle in image_size"
     assert omission["reason"] in caplog.text
 
@@ -161,7 +158,7 @@ def test_without_held_out_cases(labelled, tmp_path):
         evaluated(labelled, tmp_path / "out", decoder="fast")
     assert not (tmp_path / "out").exists()
     result = evaluated(labelled, tmp_path / "out", split="train", not_held_out=True, limit=2, steps=[2])
-    assert (result.content["held_out"], result.content["num_cases"]) == (False, 2)
+    assert (result.figures["held_out"], result.figures["num_cases"]) == (False, 2)
     text = (result.folder / "tables.md").read_text()
     assert "2 cases of 2 patients" in text
     assert "may have been trained on" in text
@@ -169,8 +166,8 @@ def test_without_held_out_cases(labelled, tmp_path):
 
 def test_volumes(tiny_bundle_3d, tmp_path):
     result = evaluate(tmp_path, bundle=tiny_bundle_3d.directory, cohort=tiny_bundle_3d.cohort, steps=[2], device="cpu")
-    assert result.content["bundles"][0]["spatial_dims"] == 3
-    assert value(result.content, "z_sem_only", "diversity") > 0
+    assert result.figures["bundles"][0]["spatial_dims"] == 3
+    assert value(result.figures, "z_sem_only", "diversity") > 0
 
 
 def test_the_program_shows_the_tables(labelled, tmp_path, run):
@@ -202,21 +199,21 @@ def test_two_processes_give_the_results_of_one(report, labelled, start_program, 
         assert process.exitcode == 0
         if rank == 1:
             rows = (out / ".cache" / "rows_1.jsonl").read_text().split("\n")[1:]
-            assert len(rows) == -(-alone.content["num_cases"] // 2)  # half of the batches of two conditions
+            assert len(rows) == -(-alone.figures["num_cases"] // 2)  # half of the batches of two conditions
             assert not (out / "evaluation.json").exists()
     content = json.loads((out / "evaluation.json").read_text())
-    assert content["rows"] == alone.content["rows"]
+    assert content["rows"] == alone.figures["rows"]
     assert (out / "cases.csv").read_bytes() == (tmp_path / "alone" / "cases.csv").read_bytes()
     assert not list((out / ".cache").glob("rows*"))
 
 
 def test_both_decoders_side_by_side(labelled, fast_bundle, tmp_path):
     few = {"bundle": fast_bundle, "limit": 2, "num_images": 2, "num_codes": 4}
-    both = evaluated(labelled, tmp_path / "both", decoder=["exact", "fast"], steps=[3], **few).content
+    both = evaluated(labelled, tmp_path / "both", decoder=["exact", "fast"], steps=[3], **few).figures
     for table in ("reconstruction", "z_sem_only", "generation"):
         rows = {(row["solver"], row["steps"]) for row in both["rows"] if row["table"] == table and row["steps"]}
         assert rows == {("adams", 3), ("fast decoder", 2)}
-    fast = evaluated(labelled, tmp_path / "fast", decoder="fast", **few).content
+    fast = evaluated(labelled, tmp_path / "fast", decoder="fast", **few).figures
     expected = [row for row in both["rows"] if row["solver"] == "fast decoder"]
     assert [row for row in fast["rows"] if row["steps"]] == expected
     made = reconstruct(
@@ -227,7 +224,7 @@ def test_both_decoders_side_by_side(labelled, fast_bundle, tmp_path):
     assert value(fast, "reconstruction", "mse", steps=2) == pytest.approx(table["mse_x_T"].mean(), rel=1e-4)
 
 
-# -- means, differences and the journal of a run -----------------------------------------------------------------------
+# -- means, differences and the rows of an interrupted run -----------------------------------------------------------
 
 
 def case_rows(bundle, values, steps=10):
@@ -279,46 +276,47 @@ def test_a_case_without_any_error_does_not_blank_the_mean_of_the_others(values):
 
 
 @pytest.fixture
-def file(tmp_path):
-    return tmp_path / ".cache" / "rows.jsonl"
+def opened(tmp_path):
+    """Opens the rows of a process; the keys that it measures now are added to ``opened.calls``."""
+
+    def open_rows(rank=0, world_size=1, overwrite=False):
+        return MeasuredRows(tmp_path / ".parts", Process(rank, world_size), lambda: None, overwrite)
+
+    open_rows.calls = []
+    return open_rows
 
 
-def measure(journal, key, value):
-    return journal.rows({"case": key}, lambda: [{"id": key, "mse": value}])
+def measured(rows, names, calls, value=1.0):
+    def make(name):
+        calls.append(name)
+        return [{"id": name, "mse": value}]
+
+    shared = [rows.shared_rows({"case": name}, lambda name=name: make(name), 1) for name in names]
+    return [row["id"] for each in shared for row in each]
 
 
-def test_rows_are_measured_once_and_a_line_that_was_not_written_to_its_end_again(file):
-    journal = Journal(file)
-    assert measure(journal, "a", float("inf")) == ([{"id": "a", "mse": float("inf")}], True)
-    measure(journal, "b", 2.0)
-    file.write_text(file.read_text()[:-5])
-    resumed = Journal(file)
-    assert measure(resumed, "a", 9.0) == ([{"id": "a", "mse": float("inf")}], False)
-    assert measure(resumed, "b", 3.0) == ([{"id": "b", "mse": 3.0}], True)
-    again = Journal(file)
-    assert measure(again, "b", 4.0) == ([{"id": "b", "mse": 3.0}], False)
-    again.remove()
-    assert not file.exists()
-    assert measure(again, "a", 2.0) == ([{"id": "a", "mse": 2.0}], True)
+def test_rows_are_measured_once(opened, tmp_path):
+    calls = opened.calls
+    measured(opened(), "ab", calls, float("inf"))
+    resumed = opened()
+    assert resumed.rows({"case": "a"}, list, 1) == [{"id": "a", "mse": float("inf")}]
+    assert measured(resumed, "abc", calls) == ["a", "b", "c"]
+    assert calls == ["a", "b", "c"]
+    measured(opened(overwrite=True), "a", calls)
+    assert calls == ["a", "b", "c", "a"]
+    resumed.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
-def share(journal, names):
-    """Whether each row was measured now; and the rows."""
-    shared = [journal.shared_rows({"case": name}, lambda name=name: [{"id": name}]) for name in names]
-    return [measured for _, measured in shared], [row["id"] for rows, _ in shared for row in rows]
+def test_each_process_measures_its_share_and_the_first_gets_all_rows(opened):
+    calls = opened.calls
+    assert measured(opened(1, 2), "abcde", calls) == ["b", "d"]
+    assert measured(opened(0, 2), "abcde", calls) == ["a", "b", "c", "d", "e"]
+    assert calls == ["b", "d", "a", "c", "e"]
 
 
-def test_each_process_measures_its_share_and_the_first_gets_all_rows(file):
-    assert share(Journal(file, Process(1, 2)), "abcde") == ([False, True, False, True, False], ["b", "d"])
-    first = Journal(file, Process(0, 2))
-    assert share(first, "abcde") == ([True, False, True, False, True], ["a", "b", "c", "d", "e"])
-    assert share(Journal(file), "abcde") == ([False] * 5, ["a", "b", "c", "d", "e"])  # a resumed run
-    first.remove()
-    assert list(file.parent.iterdir()) == []
-
-
-def test_the_first_process_measures_what_another_one_does_not(file, monkeypatch, caplog):
-    monkeypatch.setattr(journal_module, "_PATIENCE_S", 0.05)
+def test_the_first_process_measures_what_another_one_does_not(opened, monkeypatch, caplog):
+    monkeypatch.setattr("monai_diffae.apps.evaluation.measured_rows._PATIENCE_S", 0.05)
     with caplog.at_level(logging.WARNING, logger="monai_diffae"):
-        assert share(Journal(file, Process(0, 2)), "ab") == ([True, True], ["a", "b"])
+        assert measured(opened(0, 2), "ab", opened.calls) == ["a", "b"]
     assert caplog.messages == ["rank 1 has not measured its batch; this process measures it"]

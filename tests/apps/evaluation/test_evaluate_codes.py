@@ -13,7 +13,7 @@ from tiny_bundles import rewrite, scaled
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.diagnose import diagnose
 from monai_diffae.apps.evaluation.evaluate import evaluate
-from monai_diffae.apps.evaluation.quality.generated import GeneratedImages, nearest_images
+from monai_diffae.apps.evaluation.generation_quality import GeneratedImages, nearest_images
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.apps.synthesis.generate import generate
 from monai_diffae.data.embeddings import read_embeddings, split_rows, z_matrix
@@ -41,7 +41,7 @@ def report(latent_bundle, cohort, tmp_path_factory):
 
 
 def rows_of(report, metric):
-    return [row for row in report.content["rows"] if row["table"] == "generation" and row["metric"] == metric]
+    return [row for row in report.figures["rows"] if row["table"] == "generation" and row["metric"] == metric]
 
 
 def test_the_figures_of_z_sem_are_those_of_the_samples_that_generate_writes(
@@ -93,7 +93,7 @@ def test_distances_of_image_features(report, latent_bundle, cohort, tmp_path, mo
     def features(images, model_range):
         return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
 
-    monkeypatch.setattr("monai_diffae.apps.evaluation.quality.evaluation.InceptionFeatures", lambda device: features)
+    monkeypatch.setattr("monai_diffae.metrics.InceptionFeatures", lambda device: features)
     arguments = {"bundle": latent_bundle, "cohort": cohort, "steps": [3], "num_images": 12, "device": "cpu"}
     result = evaluate(tmp_path / "out", **arguments)
 
@@ -123,7 +123,7 @@ def test_distances_of_image_features(report, latent_bundle, cohort, tmp_path, mo
     assert "| fid ↓ |" in (result.folder / "tables.md").read_text()
     # those of z_sem come from all held-out cases also if fewer are reconstructed, which once ended the run
     of_z_sem = [
-        [row for row in each.content["rows"] if row["table"] == "generation" and row["features"] == "z_sem"]
+        [row for row in each.figures["rows"] if row["table"] == "generation" and row["features"] == "z_sem"]
         for each in (report, result)
     ]
     assert of_z_sem[0] == of_z_sem[1]
@@ -138,9 +138,9 @@ def test_distances_of_image_features(report, latent_bundle, cohort, tmp_path, mo
 @pytest.mark.slow
 def test_without_a_latent_ddim_or_training_cases(labelled, latent_bundle, cohort, tmp_path):
     result = evaluate(tmp_path / "a", bundle=labelled.bundle, cohort=cohort, steps=[2], device="cpu")
-    reasons = {each["metric"]: each["reason"] for each in result.content["omitted"]}
+    reasons = {each["metric"]: each["reason"] for each in result.figures["omitted"]}
     assert reasons["generation"] == "bundle: there is no latent model; train it with monai-diffae train-latent"
-    assert not [row for row in result.content["rows"] if row["table"] == "generation"]
+    assert not [row for row in result.figures["rows"] if row["table"] == "generation"]
     table = pd.read_csv(cohort)
     table[table["split"] == "test"].to_csv(tmp_path / "test.csv", index=False)
     result = evaluate(
@@ -148,7 +148,7 @@ def test_without_a_latent_ddim_or_training_cases(labelled, latent_bundle, cohort
     )
     assert rows_of(result, "mmd")
     assert not rows_of(result, "copying_ratio")
-    reasons = {each["metric"]: each["reason"] for each in result.content["omitted"]}
+    reasons = {each["metric"]: each["reason"] for each in result.figures["omitted"]}
     assert reasons["copying_ratio"] == "the cohort has no training cases"
 
 
@@ -174,7 +174,7 @@ def codes(labelled, tmp_path_factory):
 def values(codes):
     return {
         (row["metric"], row["features"] or row["timestep"]): row
-        for row in codes.content["rows"]
+        for row in codes.figures["rows"]
         if row["table"] == "z_sem"
     }
 
@@ -203,10 +203,10 @@ def test_dimensions_and_collapse_are_those_of_the_embeddings(values, labelled):
 
 
 def test_what_few_cases_cannot_show_costs_a_line(codes, labelled, tmp_path):
-    reasons = {each["metric"]: each["reason"] for each in codes.content["omitted"]}
+    reasons = {each["metric"]: each["reason"] for each in codes.figures["omitted"]}
     assert "7 cases are too few" in reasons["disentanglement"]
     alone = evaluate(tmp_path, bundle=labelled.bundle, cohort=labelled.cohort, steps=[2], limit=1, device="cpu")
-    reasons = {each["metric"]: each["reason"] for each in alone.content["omitted"]}
+    reasons = {each["metric"]: each["reason"] for each in alone.figures["omitted"]}
     assert "all cases are of one patient" in reasons["z_sem_usage"]
 
 
@@ -214,7 +214,7 @@ def test_what_few_cases_cannot_show_costs_a_line(codes, labelled, tmp_path):
 def test_disentanglement_is_that_of_all_held_out_cases(labelled, tmp_path):
     cohort = make_virtual_cohort(tmp_path / "cohort", num_patients=24, size=16, val_fraction=0, test_fraction=0.3)
     arguments = {"bundle": labelled.bundle, "cohort": cohort, "steps": [2], "limit": 2, "device": "cpu"}
-    rows = evaluate(tmp_path / "out", **arguments).content["rows"]
+    rows = evaluate(tmp_path / "out", **arguments).figures["rows"]
     values = {row["metric"]: row for row in rows if row["table"] == "z_sem" and row["timestep"] is None}
     table = read_embeddings(embed(labelled.bundle, cohort, tmp_path / "e", device="cpu").path)
     train, test = split_rows(table, "train"), split_rows(table, "test")
@@ -222,5 +222,5 @@ def test_disentanglement_is_that_of_all_held_out_cases(labelled, tmp_path):
     expected = dci(z_matrix(train), train[names], z_matrix(test), test[names])
     assert values["disentanglement"]["value"] == pytest.approx(expected.disentanglement)
     assert values["disentanglement"]["num_cases"] == len(test)  # not only those that are decoded
-    rows = evaluate(tmp_path / "none", **arguments, num_codes=0).content["rows"]
+    rows = evaluate(tmp_path / "none", **arguments, num_codes=0).figures["rows"]
     assert {row["table"] for row in rows} == {"reconstruction", "z_sem_only"}

@@ -11,14 +11,14 @@ from monai_diffae.errors import ConfigError
 
 def test_the_properties_of_a_model_and_its_description(run, tiny_bundle, tmp_path):
     result = info(tiny_bundle.directory)
-    summary = result.summary
+    summary = result.figures
     assert (summary["steps"], summary["invert_steps"], summary["solver"]) == (3, 4, "adams")
     assert (summary["kind"], summary["image_size"], summary["z_channels"]) == ("autoencoder", [16, 16], 8)
     assert result.description["inferer"]["_target_"] == "monai_diffae.inferers.DiffusionAutoencoderInferer"
     shown = run("info", tiny_bundle.directory)[1].splitlines()
     assert {"solver: adams", "own code: none"} < set(shown)
     assert run("info", tiny_bundle.directory / "models" / "model.safetensors")[1].splitlines() == shown
-    assert json.loads(run("info", tiny_bundle.directory, "--json")[1]) == result.figures()
+    assert json.loads(run("info", tiny_bundle.directory, "--json")[1]) == result.figures
     with pytest.raises(ConfigError, match=r"there is no models/model\.safetensors"):
         info(tmp_path)
 

@@ -7,10 +7,11 @@ from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation import neighbor_images
-from monai_diffae.apps.evaluation.neighbors import neighbors
-from monai_diffae.apps.evaluation.outliers import TrainingCases, unusual_shares
+from monai_diffae.apps.evaluation.neighbors import TrainingCases, neighbors, unusual_shares
 from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.errors import CohortError, ConfigError
+
+RECORD = {"command": "embed", "complete": True, "figures": {}, "files": {}}
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def write(tmp_path):
     def to_file(table, name="e", model="m"):
         path = tmp_path / f"{name}.parquet"
         table.to_parquet(path, index=False)
-        path.with_suffix(".json").write_text(json.dumps({"made_from": {"model": model}, "results": {"num_cases": 1}}))
+        path.with_suffix(".json").write_text(json.dumps(RECORD | {"made_from": {"model": model}}))
         return path
 
     return to_file
@@ -165,7 +166,7 @@ def test_complete_results_are_skipped(table, write, tmp_path):
     assert first.unusual_shares == second.unusual_shares
     with pytest.raises(ConfigError, match="made with other k"):
         neighbors(path, tmp_path / "o", k=2)
-    record = (tmp_path / "o" / "neighbors.json").read_text()
+    record = (tmp_path / "o" / "record.json").read_text()
     assert "c000" not in record
 
 

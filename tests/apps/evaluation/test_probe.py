@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, mean_absolute_error, r2_score, roc_auc_score
 
-from monai_diffae.apps.evaluation.probe import probe
-from monai_diffae.apps.evaluation.probe_report import score_tables
+from monai_diffae.apps.evaluation.probe import _score_tables, probe
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing import evaluation as probe_evaluation
 
@@ -231,7 +230,7 @@ def test_complete_results_are_skipped_and_others_not_replaced(table, write, tmp_
         probe(file, out, targets=["age"])
     with pytest.raises(ConfigError, match="made with other baselines"):
         probe(file, out, targets=["age"], baselines={"noise": np.zeros((200, 2))}, **LINEAR)
-    assert str(tmp_path) not in (out / "probe.json").read_text()
+    assert str(tmp_path) not in (out / "record.json").read_text()
 
 
 @pytest.mark.slow
@@ -323,10 +322,10 @@ def test_twins_of_different_patients_are_listed(table, with_twins, write, caplog
         "10 groups of cases of different patients with nearly the same z_sem, such as c1 = twin_c1;"
     )
     assert lines[1].startswith("5 pairs of twins with different labels: ")
-    assert len(result.figures()["twins"]["groups"]) == 10
-    assert len(result.figures()["twins"]["contradictory"]) == 5
-    assert json.loads(json.dumps(result.figures())) == result.figures()
-    assert probe(write(table), targets=["age"], **LINEAR).figures()["twins"]["groups"] == []
+    assert len(result.figures["twins"]["groups"]) == 10
+    assert len(result.figures["twins"]["contradictory"]) == 5
+    assert json.loads(json.dumps(result.figures)) == result.figures
+    assert probe(write(table), targets=["age"], **LINEAR).figures["twins"]["groups"] == []
 
 
 def test_grouped_twins_are_never_in_training_and_test(with_twins, write, tmp_path, caplog):
@@ -354,11 +353,11 @@ def score(**values):
 
 
 def test_the_printed_tables_have_intervals_and_differences():
-    plain = "\n".join(score_tables([score(), score(target="weight", evaluation="split")]))
+    plain = "\n".join(_score_tables([score(), score(target="weight", evaluation="split")]))
     assert "age (numbers): evaluated on 100 cases of 90 patients, fitted to 80 others, by 5-fold nested" in plain
     assert "weight (numbers): evaluated on 100 cases of 90 patients, fitted to 80 others, by the table's split" in plain
     assert "0.500 (0.250, 0.750)" in plain
     difference = {"difference": 0.125, "difference_low": -0.25, "difference_high": 0.5}
-    compared = "\n".join(score_tables([score(), score(features="PCA", **difference)]))
+    compared = "\n".join(_score_tables([score(), score(features="PCA", **difference)]))
     assert "z_sem minus this" in compared
     assert "0.125 (-0.250, 0.500)" in compared

@@ -13,15 +13,19 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Resized
 from PIL import Image
 
+from monai_diffae import pictures
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.synthesis import edit_picture
-from monai_diffae.apps.synthesis.direction_files import read_direction
-from monai_diffae.apps.synthesis.edit import edit
-from monai_diffae.apps.synthesis.edit_picture import PicturedCase, draw_edits, own_detail
-from monai_diffae.apps.synthesis.edit_table import _rises, warn_of_small_changes
+from monai_diffae.apps.synthesis.directions import read_direction, strength_names, strength_titles
+from monai_diffae.apps.synthesis.edit import (
+    _draw_edits,
+    _own_detail,
+    _PicturedCase,
+    _rises,
+    _warn_of_small_changes,
+    edit,
+)
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.apps.synthesis.strengths import strength_names, strength_titles
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.data.scans import read_scan
@@ -236,7 +240,7 @@ def test_what_does_not_fit_is_one_line(labelled, options, tmp_path):
     for suffix in (".parquet", ".json"):  # goal R21: without the key, the case's own patient would be another one
         shutil.copy(labelled.embeddings.with_suffix(suffix), tmp_path / f"no_key{suffix}")
     shutil.copy(labelled.embeddings, tmp_path / "foreign.parquet")
-    other_model = {"made_from": {"model": "0" * 64}, "results": {"num_cases": 1}}
+    other_model = {"command": "embed", "complete": True, "files": {}, "made_from": {"model": "0" * 64}, "figures": {}}
     (tmp_path / "foreign.json").write_text(json.dumps(other_model))
     for changed, message in (
         ({"embeddings": tmp_path / "foreign.parquet"}, "foreign.parquet: another autoencoder made it"),
@@ -280,8 +284,8 @@ def test_in_colour_and_of_what_the_encoder_sees_with_workers(unusual, tmp_path, 
 def drawn(monkeypatch):
     """The rows of the last picture."""
     rows = {}
-    whole = edit_picture.draw_mosaic
-    monkeypatch.setattr(edit_picture, "draw_mosaic", lambda new, *rest: rows.update(new) or whole(new, *rest))
+    whole = pictures.draw_mosaic
+    monkeypatch.setattr(pictures, "draw_mosaic", lambda new, *rest: rows.update(new) or whole(new, *rest))
     return rows
 
 
@@ -290,7 +294,7 @@ def test_the_scale_of_differences_is_theirs_or_a_tenth_of_the_range(drawn, tmp_p
     for largest, model_range, scale in ((0.05, (-1.0, 1.0), 0.2), (0.5, (-1.0, 1.0), 0.5), (0.05, (0.0, 1.0), 0.1)):
         drawn.clear()
         differences = torch.full_like(images, -largest)
-        draw_edits(tmp_path / "edits.png", [PicturedCase(images, differences, "a\nsex f")], [0], model_range)
+        _draw_edits(tmp_path / "edits.png", [_PicturedCase(images, differences, "a\nsex f")], [0], model_range)
         assert list(drawn) == ["case 1\na\nsex f", f"difference 1 (±{scale})"]
         expected = in_colours(differences, scale, model_range=model_range)
         torch.testing.assert_close(drawn[f"difference 1 (±{scale})"], expected)
@@ -300,7 +304,7 @@ def test_a_2d_scan_is_shown_with_its_own_detail_and_in_its_own_shape():
     stripes = np.tile(np.array([0.0, 100.0]), (96, 24))[None]  # no model of 16 pixels can show them
     native = NativeSpace(Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")]), {"image": stripes})
     differences = torch.stack([torch.zeros(1, 96, 48), torch.full((1, 96, 48), 0.5)])
-    images, changes = own_detail(native, differences)
+    images, changes = _own_detail(native, differences)
     assert images.shape == changes.shape == (2, 1, 224, 224)
     middle = images[0, 0, :, 56:168]  # 96 x 48 pixels become 224 x 112
     assert set(middle.unique().tolist()) == {-1.0, 1.0}
@@ -319,7 +323,7 @@ def test_a_volume_is_shown_in_three_planes_of_its_own_detail_in_mm():
         {"image": MetaTensor(array, affine=affine)},
     )
     differences = torch.stack([torch.zeros(1, 14, 14, 10), torch.full((1, 14, 14, 10), 0.5)])
-    images, changes = own_detail(native, differences)
+    images, changes = _own_detail(native, differences)
     assert images.shape == changes.shape == (2, 1, 112, 3 * 112)
     assert not changes[0].any()
     # 56 x 80 x 56 mm (right, anterior, superior), so the coronal plane is 78 pixels high and wide
@@ -335,12 +339,12 @@ def test_a_volume_is_shown_in_three_planes_of_its_own_detail_in_mm():
 def test_a_warning_of_small_changes_blames_what_is_to_blame_and_monotone_is_strict(labelled, caplog):
     clear = replace(read_direction(labelled.direction), low=0.8)
     for achieved in (None, 0.2, 1.0):
-        warn_of_small_changes(achieved, "pattern", clear)
+        _warn_of_small_changes(achieved, "pattern", clear)
     assert not caplog.records
-    warn_of_small_changes(0.19, "pattern", clear)
+    _warn_of_small_changes(0.19, "pattern", clear)
     assert "moved by 19.0 % of the requested strength; the decoder hardly uses z_sem" in caplog.text
     caplog.clear()
-    warn_of_small_changes(0.19, "pattern", replace(clear, low=0.4))
+    _warn_of_small_changes(0.19, "pattern", replace(clear, low=0.4))
     assert "of the requested strength; the direction 'wide' may be chance (cross-validated AUROC" in caplog.text
     assert "decoder" not in caplog.text
     certain = pd.Series([1e-9, 1e-9, 0.2, 0.9, 1 - 1e-9, 1 - 1e-9])  # probabilities may stay there

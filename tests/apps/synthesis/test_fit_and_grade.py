@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import r2_score, roc_auc_score
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.synthesis.direction_files import read_direction
+from monai_diffae.apps.synthesis.directions import read_direction
 from monai_diffae.apps.synthesis.edit import edit
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.generate import generate

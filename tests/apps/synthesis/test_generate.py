@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from monai_diffae.apps.synthesis.direction_files import read_direction
+from monai_diffae.apps.synthesis.directions import read_direction
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.generate import generate
 from monai_diffae.bundle.loading import load_bundle
@@ -75,8 +75,8 @@ def test_an_image_depends_on_its_place_and_the_seed_and_not_on_the_others(five, 
 
 @pytest.mark.goal(id="R16")
 def test_a_killed_run_resumes_with_what_is_missing(five, copied, latent_bundle):
-    record = json.loads((copied / "generated.json").read_text())
-    (copied / "generated.json").write_text(json.dumps({**record, "results": {}}))  # as a killed run leaves it
+    record = json.loads((copied / "record.json").read_text())
+    (copied / "record.json").write_text(json.dumps({**record, "complete": False}))  # as a killed run leaves it
     for name in ("generated.csv", "generated.parquet", "generated.png", "images/00001.nii.gz", "images/00004.nii.gz"):
         (copied / name).unlink()
     for other in ({"seed": 1}, {"image_format": "png"}):
@@ -145,7 +145,7 @@ def test_what_generate_cannot_do_is_one_line(
     labelled, latent_bundle, tiny_bundle_3d, with_latent, tmp_path, monkeypatch
 ):
     fit_direction(labelled.embeddings, tmp_path / "ventricles.json", target="ventricles")
-    monkeypatch.setattr("monai_diffae.apps.synthesis.generation._MOST_CANDIDATES", 300)
+    monkeypatch.setattr("monai_diffae.apps.synthesis.generate._MOST_CANDIDATES", 300)
     strict = {"direction": labelled.direction, "min_probability": 0.999999, "num_images": 2}
     number = {"direction": tmp_path / "ventricles.json"}
     for bundle, options, message in (

@@ -13,8 +13,7 @@ from PIL import Image
 from monai_diffae import combine, edit
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Choice
-from monai_diffae.apps.synthesis.combination import Axes, Combination
-from monai_diffae.apps.synthesis.combine import Mixture, Moves
+from monai_diffae.apps.synthesis.combine import Axes, Combination, Mixture, Moves
 from monai_diffae.apps.synthesis.interpolate import interpolate
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.apps.synthesis.traverse import traverse
@@ -191,7 +190,7 @@ def test_from_a_case_strength_0_is_its_reconstruction(labelled, tmp_path):
         np.testing.assert_allclose(made, expected, atol=1e-4)
         moved = nib.load(out / "images" / f"{component}_+60.00.nii.gz").get_fdata()
         assert np.abs(moved - made).max() > 1e-3
-    assert case not in (out / "traversal.json").read_text()
+    assert case not in (out / "record.json").read_text()
     # its own x_T needs neither noise nor seed
     assert traverse(labelled.bundle, labelled.embeddings, out, **{**options, "num_noises": 3}, seed=1).skipped
 

@@ -106,8 +106,7 @@ def test_x_T_that_holds_structure_is_warned_of(tiny_bundle, tmp_path, monkeypatc
     for std, correlation, is_warned in ((1.05, 0.1, False), (1.2, 0.0, True), (1.0, 0.25, True), (1.0, np.nan, True)):
         values = {"mean": 0.0, "std": std, "neighbor_correlation": correlation}
         statistics = {key: torch.tensor([value]) for key, value in values.items()}
-        module = "monai_diffae.apps.synthesis.reconstruction"
-        monkeypatch.setattr(f"{module}.noise_statistics", lambda x_T, statistics=statistics: statistics)
+        monkeypatch.setattr("monai_diffae.metrics.noise_statistics", lambda x_T, statistics=statistics: statistics)
         caplog.clear()
         options = {"limit": 1, "device": "cpu", "steps": 1, "overwrite": True}
         reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, **options)
@@ -123,7 +122,7 @@ def test_settings_that_are_not_given_are_the_bundles_and_the_record_has_all(tiny
     ]):  # fmt: skip
         out = tmp_path / str(i)
         reconstruct(tiny_bundle.directory, tiny_bundle.cohort, out, limit=1, device="cpu", **settings)
-        record = json.loads((out / "reconstructions.json").read_text())["made_from"]
+        record = json.loads((out / "record.json").read_text())["made_from"]
         assert {key: record[key] for key in DEFAULTS} == {**DEFAULTS, **differs}
 
 
@@ -170,7 +169,7 @@ def test_outside_the_field_of_view_the_image_is_empty_and_the_share_is_told(
     large = np.pad(scan.get_fdata(dtype=np.float32), 16, constant_values=7)
     for name in ("large", "not_in_the_mosaic"):
         nib.save(nib.Nifti1Image(large, scan.affine), tmp_path / "scans" / f"{name}.nii.gz")
-    monkeypatch.setattr("monai_diffae.apps.synthesis.reconstruction._IN_MOSAIC", 1)
+    monkeypatch.setattr("monai_diffae.apps.synthesis.reconstruct._IN_MOSAIC", 1)
     overrides = {"inferer#invert_tolerance": None}  # the images need not be exact
     options = {"steps": 2, "device": "cpu", "batch_size": 1, "overrides": overrides}
     result = reconstruct(tiny_bundle_3d.directory, tmp_path / "scans", tmp_path / "out", **options)

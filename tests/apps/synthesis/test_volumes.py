@@ -125,4 +125,4 @@ def test_a_dicom_series_comes_back_as_nifti_and_as_a_series(heads, tmp_path):
     assert one.StudyInstanceUID == other.StudyInstanceUID
     assert other.SeriesDescription == "monai_diffae reconstruction from x_T"
     # the record beside it says nothing of whose it is
-    assert "Planted" not in (tmp_path / "out" / "reconstructions.json").read_text()
+    assert "Planted" not in (tmp_path / "out" / "record.json").read_text()

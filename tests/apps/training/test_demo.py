@@ -44,7 +44,7 @@ def test_demo_makes_everything_and_skips_it_the_second_time(tmp_path, a_shipped_
     assert {row["features"] for row in first.probes} == features
     assert len(pd.read_csv(first.paths["probes"])) == 20
     assert first.z_sem_usage is not None
-    record = json.loads((tmp_path / "reconstructions" / "reconstructions.json").read_text())["made_from"]
+    record = json.loads((tmp_path / "reconstructions" / "record.json").read_text())["made_from"]
     assert (record["steps"], record["invert_steps"], record["solver"]) == (5, 6, "adams")  # the bundle's
     written = {path: path.stat().st_mtime_ns for path in first.paths.values()}
     second = demo(tmp_path, **options)

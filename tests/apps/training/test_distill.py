@@ -155,7 +155,7 @@ def test_commands_that_make_images_use_it(fast_bundle, labelled, tmp_path):
     for name in ("fast", "exact"):
         out, options = tmp_path / name, {"device": "cpu", "decoder": name}
         mdae.reconstruct(fast_bundle, labelled.cohort, out / "made", mode="z_sem", limit=2, **options)
-        record = json.loads((out / "made" / "reconstructions.json").read_text())["made_from"]
+        record = json.loads((out / "made" / "record.json").read_text())["made_from"]
         assert ("fast_decoder" in record) == (name == "fast")
         mdae.generate(fast_bundle, out / "new", num_images=2, **options)
         contents.append({path.name: path.read_bytes() for path in (out / "new" / "images").iterdir()})

@@ -98,10 +98,10 @@ def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, ca
     official = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 3, "invert_steps": 4}
     result = reconstruct(out, images, tmp_path / "made", mode="both", device="cpu", **official)
     assert (result.num_cases, result.num_failed) == (3, 0)
-    record = json.loads((tmp_path / "made" / "reconstructions.json").read_text())["made_from"]
+    record = json.loads((tmp_path / "made" / "record.json").read_text())["made_from"]
     assert official.items() <= record.items()
     assert Image.open(tmp_path / "made" / "x_T" / "0.png").mode == "RGB"
-    summary = info(out).summary
+    summary = info(out).figures
     assert (summary["in_channels"], summary["image_size"], summary["intensity"]) == (3, [16, 16], "window")
 
     inferer, schedule = trained.inferer, trained.inferer.schedule
@@ -180,8 +180,8 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "monai_diffae"):
         out = imported(checkpoint, tmp_path / "from_attention")
     assert "image size 32 is a guess: at this size, the network's attention sees 16 x 16" in caplog.text
-    assert info(out).summary["image_size"] == [32, 32]
-    assert info(imported(checkpoint, tmp_path / "said", image_size=48)).summary["image_size"] == [48, 48]
+    assert info(out).figures["image_size"] == [32, 32]
+    assert info(imported(checkpoint, tmp_path / "said", image_size=48)).figures["image_size"] == [48, 48]
     for levels in ((), (0, 1)):
         other = save(changes={"attention": levels}, beside=(), latent=False)
         with pytest.raises(ConfigError, match=f"^image_size: .* attention at {len(levels)} levels; give a value"):

@@ -1,9 +1,11 @@
-"""Files of directions in z_sem: read, and recognised among other JSON files."""
+"""Directions in z_sem: their files, and the strengths of moves along them."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,11 @@ from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
     from monai_diffae.latents import Direction
+
+STRENGTHS: tuple[float, ...] = (-3, -2, -1, 0, 1, 2, 3)
+"""Standard deviations of the training cases."""
+
+_LARGEST = 100
 
 
 def read_direction(path: str | os.PathLike[str]) -> Direction:
@@ -55,3 +62,37 @@ def json_content(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def strength_names(strengths: Sequence[float]) -> list[str]:
+    """Return the parts of file names that stand for strengths.
+
+    Raises:
+        ConfigError: there are no strengths, one is not finite or far beyond all cases, or two have the same name.
+
+    Example:
+        >>> strength_names([-2, 0, 0.5])
+        ['-2.00', '+0.00', '+0.50']
+    """
+    if not len(strengths) or not all(map(math.isfinite, strengths)):
+        raise ConfigError(f"strengths: {list(strengths)} are not numbers; give some, such as -2 and 2")
+    largest = max(strengths, key=abs)
+    if abs(largest) > _LARGEST:
+        raise ConfigError(f"strengths: {largest:g} is beyond {_LARGEST} standard deviations; choose from -3 to 3")
+    names = [f"{strength:+.2f}" for strength in strengths]
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise ConfigError(
+            f"strengths: two of them are {duplicate} when rounded to two digits, as in the images' names; omit one"
+        )
+    return names
+
+
+def strength_titles(strengths: Sequence[float]) -> list[str]:
+    """Return the titles of a picture's columns, one per strength.
+
+    Example:
+        >>> strength_titles([-2, 0, 0.5])
+        ['-2', '0', '+0.5']
+    """
+    return [f"{strength:+g}" if strength else "0" for strength in strengths]

@@ -1,4 +1,4 @@
-"""The figures of z_sem itself: its use by the decoder, its dimensions, collapse, and disentanglement."""
+"""z_sem in ``evaluate``: its use by the decoder, its dimensions, collapse, and disentanglement."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from monai.metrics import EmbeddingCollapseMetric
+from numpy.typing import NDArray
 
-from monai_diffae.apps.evaluation.diagnosis import CasePatients, Codes, Diagnosis
-from monai_diffae.apps.evaluation.quality.journal import Row
-from monai_diffae.apps.evaluation.quality.summary import mean_interval, summary_row
+from monai_diffae.apps.evaluation.diagnose import CasePatients, Diagnosis
+from monai_diffae.apps.evaluation.quality_tables import Row, mean_interval, summary_row
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.data.cases import Case
 from monai_diffae.data.samples import FACTORS
@@ -28,15 +28,10 @@ _FACTORS = [factor.name for factor in FACTORS]
 
 @dataclass(frozen=True, eq=False)
 class EncodedCases:
-    """Cases with their z_sem.
-
-    Attributes:
-        cases: the cases.
-        z: their z_sem (N, D).
-    """
+    """Cases with their z_sem (N, D)."""
 
     cases: Sequence[Case]
-    z: Codes
+    z: NDArray[np.float32]
 
     @classmethod
     def of(cls, session: Session, read: ReadCases) -> EncodedCases:
@@ -46,15 +41,7 @@ class EncodedCases:
 
 @dataclass(frozen=True, eq=False)
 class CodeFigures:
-    """Measures z_sem of one bundle.
-
-    Attributes:
-        name: the bundle's name in the tables.
-        held_out: the held-out cases.
-        train: the training cases.
-        seed: random seed of the noise.
-        omit: is called with a metric and the reason why it cannot be measured.
-    """
+    """Measures z_sem of one bundle; ``omit`` is called with a metric and the reason why it cannot be measured."""
 
     name: str
     held_out: EncodedCases
@@ -75,12 +62,7 @@ class CodeFigures:
                 self.omit(metric, str(error))
 
     def usage_rows(self, session: Session, read: ReadCases) -> Iterator[Row]:
-        """The loss with another patient's z_sem divided by the loss with the own, by noise level and over all of them.
-
-        Args:
-            session: the bundle and the cohort.
-            read: the cases to denoise.
-        """
+        """The loss with another patient's z_sem divided by the loss with the own, by noise level and over all."""
         try:
             patients = CasePatients.of_cases(read.cases)
         except OmittableError as error:

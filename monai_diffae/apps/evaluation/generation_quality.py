@@ -1,4 +1,4 @@
-"""Synthetic images of a bundle's latent DDIM, compared with held-out cases and with the training set."""
+"""Synthetic images in ``evaluate``, compared with held-out cases and with the training set."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_diffae.apps.evaluation.quality.codes import EncodedCases
-from monai_diffae.apps.evaluation.quality.conditions import Condition
-from monai_diffae.apps.evaluation.quality.journal import Journal, Row
-from monai_diffae.apps.evaluation.quality.summary import summary_row
-from monai_diffae.apps.evaluation.quality.time_left import TimeLeft
+from monai_diffae.apps.evaluation.code_quality import EncodedCases
+from monai_diffae.apps.evaluation.measured_rows import MeasuredRows
+from monai_diffae.apps.evaluation.quality_tables import Row, summary_row
+from monai_diffae.apps.evaluation.reconstruction_quality import Condition
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.bundle import TrainedLatent
 from monai_diffae.bundle.loading import inferer_settings
@@ -40,20 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class GeneratedImages:
-    """Images that a bundle generates, exactly those of the command ``generate`` with the same seed.
-
-    Attributes:
-        name: the bundle's name in the tables.
-        session: the bundle and the cohort.
-        latent: samples z_sem.
-        held_out: the held-out cases.
-        train: the training cases; None: there are none.
-        encoded: z_sem of both.
-        networks: features of images by the name of the network.
-        num_images: how many images to generate.
-        seed: random seed of z_sem and x_T.
-        omit: is called with a metric and the reason why it cannot be measured.
-    """
+    """Images that a bundle generates, exactly those of the command ``generate`` with the same seed."""
 
     name: str
     session: Session
@@ -71,16 +57,9 @@ class GeneratedImages:
         return self.num_images * sum(condition.steps for condition in conditions)
 
     def rows(
-        self, conditions: Sequence[Condition], made_from: Mapping[str, Any], journal: Journal, time_left: TimeLeft
+        self, conditions: Sequence[Condition], made_from: Mapping[str, Any], measured: MeasuredRows
     ) -> Iterator[Row]:
-        """One row per condition, features and metric.
-
-        Args:
-            conditions: solvers and numbers of steps.
-            made_from: what the images depend on, besides the conditions.
-            journal: rows of an interrupted run; gets new ones.
-            time_left: counts the evaluations.
-        """
+        """One row per condition, features and metric."""
         if self.train is None:
             self.omit("copying_ratio", "the cohort has no training cases")
         yield from self._measured("mmd", self._z_sem_rows)
@@ -88,9 +67,8 @@ class GeneratedImages:
         for condition in conditions:
             settings = {**made_from, **inferer_settings(condition.inferer), "generated": self.num_images}
             make = partial(self._condition_rows, condition)
-            rows, measured = journal.rows(settings, lambda make=make: list(self._measured("fid", make)))  # type: ignore[misc]
-            time_left.add(self.num_images * condition.steps, measured=measured)
-            yield from rows
+            listed = lambda make=make: list(self._measured("fid", make))  # noqa: E731
+            yield from measured.rows(settings, listed, self.num_images * condition.steps)
 
     @cached_property
     def z_sem(self) -> Tensor:
@@ -229,14 +207,7 @@ class GeneratedImages:
     def _copying(
         self, condition: Mapping[str, Any], of_samples: Floats, of_held_out: Floats, cases: Sequence[Case]
     ) -> Row:
-        """The copying ratio, with an interval over generated images and held-out patients.
-
-        Args:
-            condition: the fields of the row.
-            of_samples: the distance of each generated image to its nearest training case.
-            of_held_out: that of each held-out case.
-            cases: the held-out cases.
-        """
+        """The copying ratio, with an interval over generated images and held-out patients."""
         distances = np.concatenate([of_samples, of_held_out])
         is_sample = np.arange(len(distances)) < len(of_samples)
 

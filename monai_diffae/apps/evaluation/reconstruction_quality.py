@@ -1,4 +1,4 @@
-"""Reconstructions of a bundle's cases, measured case by case: from both codes, and from z_sem alone."""
+"""Reconstructions in ``evaluate``, case by case under every condition: from both codes, and from z_sem alone."""
 
 from __future__ import annotations
 
@@ -9,17 +9,72 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from monai_diffae.apps.evaluation.quality.conditions import Condition
-from monai_diffae.apps.evaluation.quality.journal import Journal, Row
-from monai_diffae.apps.evaluation.quality.time_left import TimeLeft
+from monai_diffae.apps.evaluation.measured_rows import MeasuredRows
+from monai_diffae.apps.evaluation.quality_tables import Row
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.bundle.loading import inferer_settings
 from monai_diffae.data.cases import Case
-from monai_diffae.inferers import Reconstructor, encode_exactly
+from monai_diffae.diffusion.settings import DecoderName
+from monai_diffae.inferers import DiffusionAutoencoderInferer, Reconstructor, encode_exactly
 from monai_diffae.metrics import ImageQuality, noise_statistics
 
+FAST = "fast decoder"
+"""What the tables name in place of a solver."""
 RECONSTRUCTION, Z_SEM_ONLY = "reconstruction", "z_sem_only"
 _X_T_STATISTICS = ("std", "neighbor_correlation")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How images are inverted and decoded in one line of a table.
+
+    Attributes:
+        inferer: inverts and decodes; with the exact decoder, with as many evaluations for both.
+        solver: the solver's name, or ``fast decoder``.
+        steps: network evaluations for decoding.
+    """
+
+    inferer: DiffusionAutoencoderInferer
+    solver: str
+    steps: int
+
+    def evaluations(self, draws: int) -> int:
+        """Network evaluations for the reconstructions of one image: from both codes, and from z_sem with each draw."""
+        return self.inferer.invert_steps + self.steps * (1 + draws)
+
+
+def conditions_of(
+    inferer: DiffusionAutoencoderInferer,
+    solvers: Sequence[str],
+    steps: Sequence[int],
+    decoders: Sequence[DecoderName] = (),
+) -> list[Condition]:
+    """Every solver with every number of steps, for the exact decoder; and the fast decoder as it is.
+
+    A solver that takes two evaluations per step may use one less than ``steps``; conditions that become equal are
+    listed once.
+    """
+    conditions: list[Condition] = []
+    for decoder in dict.fromkeys(decoders or [inferer.decoder]):
+        variant = inferer.replace(decoder=decoder)
+        if decoder == "fast":
+            conditions.append(Condition(variant, FAST, variant.decoding_evaluations))
+        else:
+            conditions += _exact_conditions(variant, solvers, steps)
+    return conditions
+
+
+def _exact_conditions(
+    inferer: DiffusionAutoencoderInferer, solvers: Sequence[str], steps: Sequence[int]
+) -> list[Condition]:
+    variants = [inferer.replace(solver=solver) for solver in solvers] or [inferer]
+    conditions: dict[tuple[str, int], Condition] = {}
+    for variant in variants:
+        for number in steps:
+            changed = variant.replace(steps=number, invert_steps=None)
+            name = str(inferer_settings(changed)["solver"])
+            conditions.setdefault((name, changed.steps), Condition(changed, name, changed.steps))
+    return list(conditions.values())
 
 
 @dataclass(frozen=True)
@@ -27,14 +82,6 @@ class Reconstructions:
     """Measures how well a bundle reconstructs its cases.
 
     An inversion is not refined beyond its number of steps, so that a line of a table says what these steps give.
-
-    Attributes:
-        name: the bundle's name in the tables.
-        session: the bundle and the cohort.
-        read: the cases.
-        quality: the metrics.
-        draws: x_T that each z_sem is decoded with.
-        seed: random seed of x_T.
     """
 
     name: str
@@ -48,22 +95,15 @@ class Reconstructions:
         """Network evaluations of single images that the conditions need."""
         return len(self.read.cases) * sum(condition.evaluations(self.draws) for condition in conditions)
 
-    def rows(self, conditions: Sequence[Condition], journal: Journal, time_left: TimeLeft) -> Iterator[Row]:
-        """One row per case, table and condition.
-
-        Args:
-            conditions: solvers and numbers of steps.
-            journal: rows of an interrupted run; gets new ones.
-            time_left: counts the evaluations.
-        """
+    def rows(self, conditions: Sequence[Condition], measured: MeasuredRows) -> Iterator[Row]:
+        """One row per case, table and condition."""
         batch_size = self.session.run.batch_size
         for condition in conditions:
             for start in range(0, len(self.read.cases), batch_size):
                 cases = self.read.cases[start : start + batch_size]
                 make = partial(self._batch, condition, start)
-                rows, measured = journal.shared_rows(self._made_from(condition, cases), make)
-                time_left.add(len(cases) * condition.evaluations(self.draws), measured=measured)
-                yield from rows
+                evaluations = len(cases) * condition.evaluations(self.draws)
+                yield from measured.shared_rows(self._made_from(condition, cases), make, evaluations)
 
     def _made_from(self, condition: Condition, cases: Sequence[Case]) -> dict[str, object]:
         return {

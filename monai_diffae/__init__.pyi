@@ -1,0 +1,52 @@
+from monai_diffae.apps.embedding.embed import embed as embed
+from monai_diffae.apps.embedding.estimator import DiffAEEncoder as DiffAEEncoder
+from monai_diffae.apps.embedding.index import EmbeddingIndex as EmbeddingIndex
+from monai_diffae.apps.evaluation.anomaly import anomaly as anomaly
+from monai_diffae.apps.evaluation.calibrate import calibrate as calibrate
+from monai_diffae.apps.evaluation.diagnose import diagnose as diagnose
+from monai_diffae.apps.evaluation.evaluate import evaluate as evaluate
+from monai_diffae.apps.evaluation.info import info as info
+from monai_diffae.apps.evaluation.neighbors import neighbors as neighbors
+from monai_diffae.apps.evaluation.probe import probe as probe
+from monai_diffae.apps.report.compare import compare as compare
+from monai_diffae.apps.report.report import report as report
+from monai_diffae.apps.settings import Choice as Choice
+from monai_diffae.apps.settings import Decoding as Decoding
+from monai_diffae.apps.settings import Reading as Reading
+from monai_diffae.apps.settings import Run as Run
+from monai_diffae.apps.settings import Training as Training
+from monai_diffae.apps.sharing.pull import pull as pull
+from monai_diffae.apps.sharing.push import push as push
+from monai_diffae.apps.start.start import start as start
+from monai_diffae.apps.synthesis.combine import combine as combine
+from monai_diffae.apps.synthesis.edit import edit as edit
+from monai_diffae.apps.synthesis.fit_direction import fit_direction as fit_direction
+from monai_diffae.apps.synthesis.generate import generate as generate
+from monai_diffae.apps.synthesis.grade import grade as grade
+from monai_diffae.apps.synthesis.interpolate import interpolate as interpolate
+from monai_diffae.apps.synthesis.reconstruct import reconstruct as reconstruct
+from monai_diffae.apps.synthesis.traverse import traverse as traverse
+from monai_diffae.apps.synthesis.vary import vary as vary
+from monai_diffae.apps.training.demo import demo as demo
+from monai_diffae.apps.training.distill import distill as distill
+from monai_diffae.apps.training.export import export as export
+from monai_diffae.apps.training.import_official import import_official as import_official
+from monai_diffae.apps.training.init import init as init
+from monai_diffae.apps.training.list_scans import list_scans as list_scans
+from monai_diffae.apps.training.plan import plan as plan
+from monai_diffae.apps.training.sample_data import sample_data as sample_data
+from monai_diffae.apps.training.train import train as train
+from monai_diffae.apps.training.train_latent import train_latent as train_latent
+from monai_diffae.apps.training.verify import verify as verify
+from monai_diffae.bundle import load_bundle as load_bundle
+from monai_diffae.bundle import trusting as trusting
+from monai_diffae.diffusion import DiffusionSchedule as DiffusionSchedule
+from monai_diffae.explorer.explore import explore as explore
+from monai_diffae.inferers import DiffusionAutoencoderInferer as DiffusionAutoencoderInferer
+from monai_diffae.label.label_app import label_app as label_app
+from monai_diffae.label.label_server import label_server as label_server
+from monai_diffae.networks import DiffusionAutoencoder as DiffusionAutoencoder
+
+__version__: str
+MODULES: dict[str, str]
+__all__: list[str]

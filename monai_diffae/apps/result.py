@@ -1,0 +1,334 @@
+"""What a command made: one class for all commands, and a record that lets a complete result be skipped."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai_diffae import __version__
+from monai_diffae.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+RECORD = "record.json"
+FILE_SUFFIXES = (".parquet", ".csv", ".json")
+"""Suffixes of results that are a file, whose record ``<name>.json`` lies beside them; others are folders."""
+
+_TABLE_SUFFIXES = (".parquet", ".csv")
+_MOST_SHOWN = 4  # columns of z_sem in a notebook
+_NAME_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command made, as a terminal, a notebook and ``--json`` show it.
+
+    A result is also a path, so the next command takes it as it is. Each figure is an attribute, too.
+
+    Attributes:
+        path: the folder or file that the command wrote; None: it wrote nothing.
+        figures: plain values, for ``--json``.
+        notes: lines for a terminal, which stand above the path.
+        incomplete: one line if some cases failed or were left out; the exit code is then 3.
+        next: what usually follows, as lines for a terminal.
+        skipped: whether the result was complete already.
+        content: what only Python can use, such as a fitted direction; also attributes.
+
+    Example:
+        >>> result = Result(Path("probed"), {"score": 0.9}, notes=["score 0.9"], next=["next: monai-diffae report"])
+        >>> result.score, list(result.lines()), str(Path(result))
+        (0.9, ['score 0.9', 'probed', 'next: monai-diffae report'], 'probed')
+    """
+
+    path: Path | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    incomplete: str | None = None
+    next: Sequence[str] = ()
+    skipped: bool = False
+    content: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the result; for a file, the one that it lies in."""
+        path = Path(self)
+        return path.parent if path.suffix in FILE_SUFFIXES else path
+
+    def __getattr__(self, name: str) -> Any:
+        for values in (self.__dict__.get("figures", {}), self.__dict__.get("content", {})):
+            if name in values:
+                return values[name]
+        raise AttributeError(f"the result has no {name!r}")
+
+    def __fspath__(self) -> str:
+        if self.path is None:
+            raise ConfigError("the command wrote no files, so its result is no path; set out")
+        return str(self.path)
+
+    def lines(self) -> Iterator[str]:
+        """The lines for a terminal."""
+        yield from self.notes
+        if self.path is not None:
+            yield str(self.path)
+        yield from self.next
+
+    def json(self) -> dict[str, Any]:
+        """The plain values of ``--json``."""
+        return {**({} if self.path is None else {"path": str(self.path)}), **self.figures}
+
+    def pictures(self) -> list[Path]:
+        """The pictures at the top of the result's folder."""
+        return [] if self.path is None or self.path.suffix in FILE_SUFFIXES else sorted(self.path.glob("*.png"))
+
+    def preview(self) -> pd.DataFrame | None:
+        """The first rows of a result that is a table, with a few columns of z_sem."""
+        if self.path is None or self.path.suffix not in _TABLE_SUFFIXES:
+            return None
+        from monai_diffae.data.embeddings import read_embeddings, z_columns
+
+        table = read_embeddings(self.path).head()
+        return table.drop(columns=z_columns(table)[_MOST_SHOWN:])
+
+    def _repr_html_(self) -> str:
+        from monai_diffae.apps.pages.page import result_html
+
+        return result_html(self)
+
+
+def failed_cases(num_failed: int, num_cases: int, failures_name: str = "failures.csv") -> str | None:
+    """The line of :attr:`Result.incomplete` about cases that failed, if there are any.
+
+    Example:
+        >>> failed_cases(2, 8)
+        '2 of 10 cases failed: see failures.csv'
+    """
+    if not num_failed:
+        return None
+    return f"{num_failed} of {num_failed + num_cases} cases failed: see {failures_name}"
+
+
+# -- the record of a result --------------------------------------------------------------------------------------------
+
+
+def record_of(path: Path) -> Path:
+    """The record of a result: ``record.json`` in its folder, or ``embeddings.json`` beside ``embeddings.parquet``."""
+    return path.with_suffix(".json") if path.suffix.lower() in FILE_SUFFIXES else path / RECORD
+
+
+def run_once(
+    command: str,
+    out: Path,
+    results: Sequence[Path],
+    made_from: Mapping[str, Any],
+    make: Callable[[], Mapping[str, Any]],
+    *,
+    overwrite: bool,
+) -> tuple[dict[str, Any], bool]:
+    """Make results unless they are complete already.
+
+    Args:
+        command: the name of the command.
+        out: the folder or file of the results.
+        results: files and folders of images. Their hashes are recorded, and results are complete only if all files
+            still have them.
+        made_from: what the results depend on: begun by :meth:`~monai_diffae.apps.session.Session.made_from`.
+        make: makes the results and returns their figures.
+        overwrite: replace existing results.
+
+    Returns:
+        The figures, and whether the results were there already.
+
+    Raises:
+        ConfigError: there are results made from other things, or results that were damaged or edited, and ``overwrite``
+            is False.
+        BusyError: another run is writing results into the same folder.
+        MachineError: the folder cannot be written.
+    """
+    from monai_diffae.data.atomic import disk_errors, remove_abandoned
+    from monai_diffae.data.locks import ProcessLock
+
+    record = record_of(out)
+    figures = finished(command, out, results, made_from, overwrite=overwrite)
+    if figures is not None:
+        logger.info("%s is complete; nothing to do (overwrite replaces it)", results[0].name)
+        return figures, True
+    with disk_errors(record.parent.name):
+        try:
+            record.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(f"{record.parent.name}: is a file, or lies below one; choose a folder as out") from error
+    busy = f"{record.parent.name}: another run is writing results there; wait until it ends, or choose another out"
+    with ProcessLock(record.with_name(f".{record.stem}.lock"), busy, timeout_s=0) as lock:
+        try:
+            figures = finished(command, out, results, made_from, overwrite=overwrite)  # another run may have ended
+            if figures is not None:
+                return figures, True
+            remove_abandoned(record.parent, *(path for path in results if path.is_dir()))
+            write_record(command, out, made_from)  # in case this run is killed
+            figures = dict(make())
+            write_record(command, out, made_from, figures, results)
+        finally:
+            lock.path.unlink(missing_ok=True)
+    return figures, False
+
+
+def finished(
+    command: str, out: Path, results: Sequence[Path], made_from: Mapping[str, Any], *, overwrite: bool
+) -> dict[str, Any] | None:
+    """The figures of complete results made from the same things; None if the work has to be done."""
+    record = record_of(out)
+    content = read_record(record)
+    if content is not None and content["command"] != command:
+        raise ConfigError(
+            f"{record.parent.name}: holds what {content['command']} made ({record.name}); choose another out"
+        )
+    was_killed = content is not None and not content["complete"]  # images without a table cannot be used
+    existing = next((path for path in results if path.is_file() or (not was_killed and images_in(path))), None)
+    if overwrite or existing is None:
+        return None
+    if content is None:
+        raise ConfigError(
+            f"{existing.name}: exists, and no {record.name} beside it says what it was made from; "
+            "set overwrite, or choose another out"
+        )
+    differ = sorted(key for key in made_from if content["made_from"].get(key) != made_from[key])
+    if differ:
+        raise ConfigError(
+            f"{existing.name}: exists and was made with other {', '.join(differ)}; set overwrite, or choose another out"
+        )
+    is_whole = all(path.exists() for path in results) and not _num_missing(record.parent, results, content["files"])
+    return dict(content["figures"]) if content["complete"] and is_whole else None
+
+
+def write_record(
+    command: str,
+    out: Path,
+    made_from: Mapping[str, Any],
+    figures: Mapping[str, Any] | None = None,
+    results: Sequence[Path] = (),
+    **more: Any,
+) -> None:
+    """Write what a result was made from: settings, versions and checksums, no paths and no patients.
+
+    Args:
+        command: the name of the command.
+        out: the folder or file of the result.
+        made_from: what the result depends on.
+        figures: its figures; None: the result is not complete.
+        results: its files and folders, which are hashed.
+        more: other entries of the record.
+    """
+    from monai_diffae.data.atomic import write_json
+
+    record = record_of(out)
+    files = {} if figures is None else _hashes(record.parent, results)
+    write_json(record, {
+        "command": command, "complete": figures is not None, "made_from": dict(made_from),
+        "figures": dict(figures or {}), "files": files, "versions": versions(), **more,
+    })  # fmt: skip
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A record, or None if there is none; any other file of this name is refused, so that it is not overwritten."""
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or not {"command", "complete", "made_from", "figures", "files"} <= content.keys():
+        raise ConfigError(f"{path.name}: exists and is not a record of this package; choose another out")
+    return content
+
+
+def versions() -> dict[str, str]:
+    """The versions that results depend on."""
+    return {"monai_diffae": __version__, "monai": _version_of("monai"), "torch": _version_of("torch")}
+
+
+@functools.cache
+def _version_of(package: str) -> str:
+    return version(package)  # parses the package's metadata
+
+
+# -- the files of a result ---------------------------------------------------------------------------------------------
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images in a folder; none if it does not exist."""
+    return [*folder.glob("*.png"), *folder.glob("*.nii.gz")]
+
+
+def remove_images(folder: Path) -> None:
+    """Delete the images of an earlier run, which would otherwise stay beside the new ones."""
+    for image in images_in(folder):
+        image.unlink()
+
+
+def checksum_of(values: Sequence[Any]) -> str:
+    """A SHA-256 of plain values, from which they cannot be read."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def _hashes(root: Path, results: Sequence[Path]) -> dict[str, str]:
+    """The SHA-256 of each file of a result, by a hash of its name, because names may be ids of cases."""
+    from monai_diffae.data.file_checksums import file_checksum
+
+    return {key: file_checksum(file) for key, file in _files(root, results)}
+
+
+def _num_missing(root: Path, results: Sequence[Path], hashes: Mapping[str, str]) -> int:
+    """The number of a result's files that no longer exist; its folders may also hold files of the user."""
+    from monai_diffae.data.file_checksums import file_checksum
+
+    existing = dict(_files(root, results))
+    for key in existing.keys() & hashes.keys():
+        if file_checksum(existing[key]) != hashes[key]:
+            raise ConfigError(
+                f"{existing[key].name}: is not what was written (it was damaged or edited since); set overwrite to "
+                "make it again, or choose another out"
+            )
+    return len(hashes.keys() - existing.keys())
+
+
+def _files(root: Path, results: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """The files of a result, each with a hash of its name."""
+    for path in results:  # hidden files are not results
+        for file in [path] if path.is_file() else [file for file in path.rglob("[!.]*") if file.is_file()]:
+            name = Path(os.path.relpath(file, root)).as_posix()
+            yield hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:_NAME_DIGITS], file
+
+
+def log_to_open_run(metrics: Mapping[str, float], files: Sequence[Path], folder: str) -> None:
+    """Log figures and files to MLflow if a run is open in this process; tracking never fails a command.
+
+    Args:
+        metrics: figures of the whole cohort; nothing about single cases.
+        files: pictures and tables.
+        folder: the folder of the run's artifacts, also the prefix of the metrics.
+    """
+    mlflow = sys.modules.get("mlflow")
+    if mlflow is None or mlflow.active_run() is None:
+        return
+    try:
+        # a table's column may have a name that MLflow refuses, such as "age (years)"
+        values = {re.sub(r"[^\w\-. /]", "_", f"{folder}/{name}"): float(value) for name, value in metrics.items()}
+        mlflow.log_metrics(values)
+        for file in files:
+            mlflow.log_artifact(str(file), folder)
+    except Exception as error:  # whatever a tracking server does, the results are on disk
+        logger.warning("MLflow tracking failed: %s", type(error).__name__)

@@ -1,0 +1,41 @@
+"""Modules that are imported when they are first used, so that ``--help`` loads neither torch nor pandas.
+
+A command imports what it needs from here, as ``from monai_diffae.lazy import np, torch``; a type checker sees the real
+modules.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+class _Lazy:
+    """Stands for a module: each attribute is that of the module, which is imported for the first one."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(import_module(self._name), attribute)
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from monai_diffae import diffusion, inferers, latents, metrics, pictures, transforms
+    from monai_diffae.apps import session
+    from monai_diffae.data import embeddings, scans
+else:
+    np, pd, torch = _Lazy("numpy"), _Lazy("pandas"), _Lazy("torch")
+    diffusion, inferers, latents = (_Lazy(f"monai_diffae.{room}") for room in ("diffusion", "inferers", "latents"))
+    metrics, pictures, transforms = (_Lazy(f"monai_diffae.{room}") for room in ("metrics", "pictures", "transforms"))
+    session = _Lazy("monai_diffae.apps.session")
+    embeddings, scans = (_Lazy(f"monai_diffae.data.{module}") for module in ("embeddings", "scans"))
+
+__all__ = [
+    "diffusion", "embeddings", "inferers", "latents", "metrics", "np", "pd", "pictures", "scans", "session", "torch",
+    "transforms",
+]  # fmt: skip
