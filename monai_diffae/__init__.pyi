@@ -8,8 +8,9 @@ from monai_diffae.apps.evaluation.evaluate import evaluate as evaluate
 from monai_diffae.apps.evaluation.info import info as info
 from monai_diffae.apps.evaluation.neighbors import neighbors as neighbors
 from monai_diffae.apps.evaluation.probe import probe as probe
-from monai_diffae.apps.report.compare import compare as compare
-from monai_diffae.apps.report.report import report as report
+from monai_diffae.apps.pages.compare import compare as compare
+from monai_diffae.apps.pages.report import report as report
+from monai_diffae.apps.pages.start import start as start
 from monai_diffae.apps.settings import Choice as Choice
 from monai_diffae.apps.settings import Decoding as Decoding
 from monai_diffae.apps.settings import Reading as Reading
@@ -17,7 +18,6 @@ from monai_diffae.apps.settings import Run as Run
 from monai_diffae.apps.settings import Training as Training
 from monai_diffae.apps.sharing.pull import pull as pull
 from monai_diffae.apps.sharing.push import push as push
-from monai_diffae.apps.start.start import start as start
 from monai_diffae.apps.synthesis.combine import combine as combine
 from monai_diffae.apps.synthesis.edit import edit as edit
 from monai_diffae.apps.synthesis.fit_direction import fit_direction as fit_direction

@@ -10,16 +10,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from markupsafe import Markup
+from monai_diffae.apps.web_page import STYLE, joined, web_page
 from PIL import Image
 
 import monai_diffae as mdae
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import Command
 from monai_diffae.apps.examples import find_examples, find_positive, find_targets
-from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.pages.page import result_html
+from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.steps import Steps
-from monai_diffae.apps.web_page import STYLE, joined, web_page
 from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import BusyError, CohortError, ConfigError
 

@@ -61,7 +61,7 @@ def compare(
     """
     if len(bundle) < 2:
         raise ConfigError("bundle: one model cannot be compared; give two or more, or use report")
-    from monai_diffae.apps.evaluation.quality import unique_names
+    from monai_diffae.apps.evaluation.evaluate import unique_names
     from monai_diffae.apps.pages.data import JOURNAL, ReportData
     from monai_diffae.apps.pages.page import write_page
     from monai_diffae.apps.pages.sections import Report

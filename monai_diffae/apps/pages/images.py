@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.page import data_address
-from monai_diffae.apps.results import checksum_of
+from monai_diffae.apps.result import checksum_of
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Choice, Run
 from monai_diffae.data.atomic import write_atomic, write_json

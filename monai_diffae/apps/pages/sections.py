@@ -346,7 +346,7 @@ def quality_section(report: Report) -> Section | None:
     outcome = report.models[0].outcomes.get("evaluation")
     if outcome is None:
         return None
-    values = quality_values(None if outcome.result is None else outcome.result.figures())
+    values = quality_values(None if outcome.result is None else outcome.result.json())
     return report.section("quality", "Quality over steps", ["evaluation"], values)
 
 

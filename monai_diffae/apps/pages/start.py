@@ -65,7 +65,7 @@ class StartResult(StepsResult):
                     "command": outcome.step.line,
                     "seconds": round(outcome.seconds, 1),
                     "error": outcome.error,
-                    "figures": None if outcome.result is None else outcome.result.figures(),
+                    "figures": None if outcome.result is None else outcome.result.json(),
                 }
                 for outcome in self.outcomes
             ],
