@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from markupsafe import Markup
-from monai_diffae.apps.web_page import STYLE, joined, web_page
 from PIL import Image
 
 import monai_diffae as mdae
@@ -146,17 +144,6 @@ def test_a_result_is_a_path_for_the_next_command_if_it_has_files(labelled, tmp_p
     scores = mdae.probe(labelled.embeddings, targets=["wide"], evaluation="cv")
     with pytest.raises(ConfigError, match="wrote no files"):
         mdae.neighbors(scores, "out")
-
-
-def test_a_page_contains_its_style_and_scripts_and_escapes_texts(tmp_path):
-    script = tmp_path / "a.js"
-    script.write_text("if (1 < 2 && true) {}")
-    page = web_page("<b>", joined(["a < b", Markup("<main>c</main>")]), scripts=[script])
-    assert STYLE.read_text(encoding="utf-8") in page
-    assert "<script>\nif (1 < 2 && true) {}</script>" in page
-    assert "<title>&lt;b&gt;</title>" in page
-    assert "a &lt; b\n<main>c</main>" in page
-    assert "//" not in web_page("t", Markup("")).replace("http-equiv", "")  # no address of the network
 
 
 # -- steps run real commands, show them, and outlive the failure of an optional one ------------------------------------

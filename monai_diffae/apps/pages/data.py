@@ -103,7 +103,7 @@ class ReportData:
         """The cases to reconstruct: held-out ones from both ends of the first label, or the first held-out ones."""
         if self.result("embeddings") is None:
             return []
-        count = NUM_MOSAIC[int(self.result("info").summary["spatial_dims"])]
+        count = NUM_MOSAIC[int(self.result("info").figures["spatial_dims"])]
         return self._examples(self.labels[0] if self.labels else None, count)
 
     def _examples(self, target: str | None, count: int) -> list[str]:
@@ -138,10 +138,10 @@ class ReportData:
     def describe(self) -> dict[str, Any]:
         """Run ``info`` and return its summary of the model, which must be trained."""
         if "info" not in self.outcomes:
-            if "z_channels" not in self.steps.prepare("Look at the model", "info", bundle=self.bundle).summary:
+            if "z_channels" not in self.steps.prepare("Look at the model", "info", bundle=self.bundle).figures:
                 load_bundle(self.bundle, "cpu")  # raises the error that says why
             self._keep("info")
-        summary: dict[str, Any] = self.result("info").summary
+        summary: dict[str, Any] = self.result("info").figures
         return summary
 
     def run_common(self, cases: Sequence[str] = ()) -> None:

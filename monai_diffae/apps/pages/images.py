@@ -73,7 +73,7 @@ class ReportImages:
     def thumbnails(self, ids: Sequence[str], most: int = _MOST_THUMBNAILS) -> dict[str, str]:
         """Pictures of the first ``most`` cases, as addresses by id; of volumes the middle axial slice."""
         ids = list(dict.fromkeys(ids))[:most]
-        made_from = [file_checksum(self._data.embeddings), self._data.result("info").summary["sha256"], ids]
+        made_from = [file_checksum(self._data.embeddings), self._data.result("info").figures["sha256"], ids]
 
         def make() -> dict[str, str]:
             model_range = self.session.trained.model_range
@@ -100,7 +100,7 @@ class ReportImages:
 
 def sample_thumbnails(data: ReportData) -> dict[str, str]:
     """Pictures of the synthetic images of a report, as addresses by id."""
-    folder, summary = data.folder / "samples", data.result("info").summary
+    folder, summary = data.folder / "samples", data.result("info").figures
     rows = data.read("samples/generated.csv")
     low, high = map(float, summary["model_range"])
 

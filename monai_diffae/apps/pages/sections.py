@@ -132,7 +132,7 @@ def failure_section(report: Report) -> Section:
 
 def _cautions(model: ReportData) -> Iterator[str]:
     """Properties of the model and the cohort that make other figures misleading."""
-    usage = model.result("info").summary.get("z_sem_usage")
+    usage = model.result("info").figures.get("z_sem_usage")
     if usage is not None and usage < LEAST_USAGE:
         yield (
             f"The decoder hardly uses z_sem: z_sem_usage is {usage:.3f}, and 1 means not at all. Probes, neighbors and "
@@ -161,7 +161,7 @@ def model_section(report: Report) -> Section:
 
 
 def _model_row(model: ReportData) -> dict[str, Any]:
-    summary, curves = model.result("info").summary, _curves_of(model)
+    summary, curves = model.result("info").figures, _curves_of(model)
     row = {
         "model": model.name,
         "z_sem": summary["z_channels"],
@@ -178,7 +178,7 @@ def _model_row(model: ReportData) -> dict[str, Any]:
 
 
 def _model_facts(model: ReportData) -> dict[str, Any]:
-    summary, curves = model.result("info").summary, _curves_of(model)
+    summary, curves = model.result("info").figures, _curves_of(model)
     description = read_description(model_file(model.bundle))
     facts = {
         "images": f"{_size(summary)}, {summary['spatial_dims']}D, {counted(summary.get('in_channels', 1), 'channel')}",
@@ -477,7 +477,7 @@ SECTIONS: Sequence[Callable[[Report], Section | None]] = (
 
 def _tiles(model: ReportData) -> dict[str, tuple[str, str]]:
     """The figures at a glance, with a remark each."""
-    summary = model.result("info").summary
+    summary = model.result("info").figures
     tiles = {"images": (_size(summary), f"become {summary['z_channels']} numbers, z_sem")}
     curves = _curves_of(model)
     if curves is not None:
@@ -499,5 +499,5 @@ def _tiles(model: ReportData) -> dict[str, tuple[str, str]]:
 
 
 def _compared_tiles(models: Sequence[ReportData]) -> dict[str, tuple[str, str]]:
-    usage = {model.name: model.result("info").summary.get("z_sem_usage") for model in models}
+    usage = {model.name: model.result("info").figures.get("z_sem_usage") for model in models}
     return {f"use of z_sem: {name}": (number(value), "1: the decoder ignores it") for name, value in usage.items()}
