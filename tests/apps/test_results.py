@@ -7,14 +7,12 @@ import re
 import shlex
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from PIL import Image
 
 import monai_diffae as mdae
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import Command
-from monai_diffae.apps.examples import find_examples, find_positive, find_targets
 from monai_diffae.apps.pages.page import result_html
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.steps import Steps
@@ -208,39 +206,3 @@ def test_a_journal_has_no_paths_unless_it_keeps_lines(tmp_path, monkeypatch):
     assert "Doe" in (tmp_path / "private.json").read_text()
     assert "Doe" not in (tmp_path / "shared.json").read_text()
     assert steps.with_earlier() == steps.outcomes
-
-
-# -- which labels ``start`` predicts, and which cases it edits ---------------------------------------------------------
-
-
-def table(**labels):
-    number = len(next(iter(labels.values())))
-    return pd.DataFrame({"id": [f"c{i}" for i in range(number)], **labels, "z_000": 0.0})
-
-
-def test_numbers_and_classes_are_targets_and_names_and_constants_are_not():
-    ages, names = [float(20 + i) for i in range(20)], [f"person {i}" for i in range(20)]
-    rare, missing = ["common"] * 19 + ["rare"], ["F", None] * 10
-    labels = {"name": names, "age": ages, "scanner": ["A"] * 20, "finding": rare, "known": missing}
-    assert find_targets(table(**labels, sex=["F", "M"] * 10)) == ["age", "sex"]
-    many = table(**{f"score_{i}": [float(j + i) for j in range(20)] for i in range(8)})
-    assert find_targets(many) == [f"score_{i}" for i in range(5)]
-    assert find_targets(many, ["score_7", "other"]) == ["score_7", "other"]
-
-
-def test_examples_are_held_out_cases_from_both_ends():
-    frame = table(age=[float(i) for i in range(8)], split=["train"] * 3 + ["test"] * 4 + ["val"])
-    assert find_examples(frame, "age", 4) == ["c3", "c6", "c4", "c5"]
-    assert find_examples(frame, "age", 3) == ["c3", "c6", "c4"]
-    assert find_examples(frame.drop(columns="split"), "age", 2) == ["c0", "c7"]
-    assert sorted(find_examples(table(sex=["F", "M", "F"]), "sex", 10)) == ["c0", "c1", "c2"]
-    frame = table(finding=["x", "b", "normal", "b", "x"], split="test")
-    assert find_examples(frame, "finding", 4) == ["c0", "c3", "c2", "c1"]  # a class alternates with the rest
-
-
-def test_the_rarest_unusual_class_is_compared_with_the_rest():
-    three = ["benign"] * 5 + ["malignant"] * 3 + ["normal"] * 2
-    assert find_positive(table(finding=three), "finding") == "malignant"
-    assert find_positive(table(finding=["abnormal", "normal", None]), "finding") == "abnormal"
-    assert find_positive(table(sex=["F", "M"]), "sex") is None
-    assert find_positive(table(grade=[1.0, 2.0, 3.0]), "grade") is None

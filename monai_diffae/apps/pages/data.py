@@ -1,7 +1,8 @@
-"""The ordinary data of a report: what commands found out about one bundle."""
+"""The ordinary data of a report: what commands found out about one bundle, and the labels and cases to show."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from monai_diffae.apps.command_lines import command_line
-from monai_diffae.apps.examples import find_examples, find_positive, find_targets, held_out_split
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.bundle.loading import load_bundle
@@ -27,6 +28,17 @@ JOURNAL = "steps.json"
 
 _EVALUATION = {"steps": [5, 10, 20], "limit": 16, "draws": 1, "num_images": 32, "num_codes": 500}
 _NUM_EDITED, _NUM_SAMPLES, _MOST_EDITED_TARGETS = 4, 16, 2
+_MOST_TARGETS, _MOST_CLASSES, _FEWEST_PER_CLASS = 5, 10, 5
+_USUAL = (
+    "normal",
+    "healthy",
+    "control",
+    "controls",
+    "hc",
+    "negative",
+    "none",
+    "no finding",
+)  # not the class to look at
 
 
 @dataclass
@@ -213,3 +225,66 @@ def _shown_line(step: Step, folder: Path) -> str:
         return path.relative_to(root.parent) if path.is_relative_to(root) else Path(path.name)
 
     return command_line(step.command, {name: shown(value) for name, value in step.arguments.items()})
+
+
+# -- labels that a probe can learn, and cases that show both ends of one -----------------------------------------------
+
+
+def find_targets(table: pd.DataFrame, targets: Sequence[str] = ()) -> list[str]:
+    """At most five label columns that can be predicted: numbers, or up to 10 classes with at least five cases each."""
+    if targets:
+        return list(targets)
+    return [name for name in label_columns(table) if _can_be_predicted(table[name].dropna())][:_MOST_TARGETS]
+
+
+def _can_be_predicted(values: pd.Series) -> bool:
+    counts = Counter(values)
+    if len(counts) < 2:
+        return False
+    if len(counts) > _MOST_CLASSES:
+        return is_numeric_dtype(values)
+    return min(counts.values()) >= _FEWEST_PER_CLASS
+
+
+def find_positive(table: pd.DataFrame, target: str) -> str | None:
+    """The class of a label to compare with the rest: the rarest that is not called normal or the like.
+
+    None if the label is a number, or its two classes are equals, such as F and M.
+
+    Example:
+        >>> find_positive(pd.DataFrame({"finding": ["normal", "benign", "benign", "malignant"]}), "finding")
+        'malignant'
+    """
+    values = table[target].dropna()
+    counts = Counter(map(str, values))
+    unusual = [name for name in counts if name.lower() not in _USUAL]  # the class to look at
+    if is_numeric_dtype(values) or len(counts) < 2 or (len(counts) == 2 and len(unusual) != 1):
+        return None
+    return min(unusual or counts, key=lambda name: (counts[name], name))
+
+
+def held_out_split(table: pd.DataFrame) -> str | None:
+    """The split of the held-out cases of a table of embeddings: ``test``, else ``val``; None: it has neither."""
+    splits = set(table["split"]) if "split" in table else set()
+    return next((name for name in ("test", "val") if name in splits), None)
+
+
+def find_examples(table: pd.DataFrame, target: str, number: int) -> list[str]:
+    """Ids of held-out cases from both ends of a label, alternating: the first, the last, the second, ...
+
+    The class of :func:`find_positive` is one end, all others the other; other labels are sorted as they are.
+
+    Example:
+        >>> table = pd.DataFrame({"id": list("abcd"), "split": "test", "sick": [1, 0, 0, 1]})
+        >>> find_examples(table, "sick", 2)
+        ['b', 'd']
+    """
+    labelled = table[table[target].notna()]
+    split = held_out_split(labelled)
+    if split is not None:
+        labelled = labelled[labelled["split"] == split]
+    positive = find_positive(table, target)
+    ends = labelled[target] if positive is None else labelled[target].astype(str) == positive
+    ids = labelled.loc[ends.sort_values(kind="stable").index, "id"].astype(str).tolist()
+    from_both_ends = [ids[i // 2] if i % 2 == 0 else ids[-1 - i // 2] for i in range(len(ids))]
+    return from_both_ends[:number]

@@ -283,7 +283,7 @@ class FirstHour:
 
     def run(self) -> list[tuple[str, str]]:
         """Train, embed, and show what was learned; return what can be done next."""
-        from monai_diffae.apps.examples import find_targets, held_out_split
+        from monai_diffae.apps.pages.data import find_targets, held_out_split
         from monai_diffae.data.embeddings import read_embeddings
 
         self._train()
@@ -320,7 +320,7 @@ class FirstHour:
 
     def _find_direction(self, embeddings: Path, table: pd.DataFrame, targets: Sequence[str]) -> str | None:
         """The first label that z_sem predicts better than chance, as the score's interval says; None: there is none."""
-        from monai_diffae.apps.examples import find_positive
+        from monai_diffae.apps.pages.data import find_positive
 
         for target in targets:
             fitted = self.steps.attempt(
@@ -338,7 +338,7 @@ class FirstHour:
 
     def _cases(self, table: pd.DataFrame, target: str | None) -> dict[str, Any]:
         """The arguments that choose cases for pictures: held-out ones, from both ends of a label."""
-        from monai_diffae.apps.examples import find_examples, held_out_split
+        from monai_diffae.apps.pages.data import find_examples, held_out_split
 
         if target is not None and (ids := find_examples(table, target, _NUM_EXAMPLES)):
             return {"cases": ids}
