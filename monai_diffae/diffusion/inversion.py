@@ -36,7 +36,19 @@ from monai_diffae.errors import ConfigError
 
 MEMORY = 4
 """How many of the latest evaluations the next guess is computed from."""
+
 _RELATIVE_ROUNDING = 1e-6  # singular values below this share of the largest one are rounding errors
+GUESS_ORDER = 3
+"""Number of levels from which the first guess of a step is extrapolated."""
+
+SWEEPS = 3
+"""Most passes over all levels in a refinement."""
+
+STEP_EVALUATIONS = 10
+"""Most network evaluations for one refined step; most steps need one to three."""
+
+STEP_TOLERANCE = 1e-4
+"""Tolerance of a refined step as a fraction of the tolerance of the image, because decoding amplifies its error."""
 
 
 def fixed_point(step: Callable[[Tensor], Tensor], x: Tensor, *, tolerance: float, max_evaluations: int) -> Tensor:
@@ -68,16 +80,6 @@ def _accelerated(mapped: list[Tensor], residuals: list[Tensor]) -> Tensor:
     for weight, earlier in zip(weights.tolist(), mapped[:-1], strict=True):
         x = x - weight * (mapped[-1] - earlier)
     return x
-
-
-GUESS_ORDER = 3
-"""Number of levels from which the first guess of a step is extrapolated."""
-SWEEPS = 3
-"""Most passes over all levels in a refinement."""
-STEP_EVALUATIONS = 10
-"""Most network evaluations for one refined step; most steps need one to three."""
-STEP_TOLERANCE = 1e-4
-"""Tolerance of a refined step as a fraction of the tolerance of the image, because decoding amplifies its error."""
 
 
 def implicit_inversion(

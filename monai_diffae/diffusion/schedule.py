@@ -22,6 +22,13 @@ The last step, from this level to x0, is first order, so it must not be coarser 
 the ratio is 1.5 %, about two grey levels of an 8-bit image.
 """
 
+Prediction = Literal["eps", "x0", "v"]
+TimestepSampling = Literal["uniform", "logit_normal"]
+LossWeighting = Literal["none", "min_snr"]
+RECTIFIED_FLOW = "rectified_flow"
+CLEAN = -1
+"""The level of x0 itself: only signal, no noise. Level T is the opposite: only noise."""
+
 
 def logsnr(steps: int, log_snr: Sequence[float]) -> list[int]:
     """Equal steps of log-SNR, from T - 1 to a level with hardly any noise (:data:`NOISE_LEFT`).
@@ -61,12 +68,6 @@ SPACINGS: dict[str, Callable[[int, Sequence[float]], list[int]]] = {
     "trailing": trailing,
     "linspace": linspace,
 }
-Prediction = Literal["eps", "x0", "v"]
-TimestepSampling = Literal["uniform", "logit_normal"]
-LossWeighting = Literal["none", "min_snr"]
-RECTIFIED_FLOW = "rectified_flow"
-CLEAN = -1
-"""The level of x0 itself: only signal, no noise. Level T is the opposite: only noise."""
 
 
 @NoiseSchedules.add_def("cosine_official", "The cosine schedule of the official Diff-AE code: betas of at most 0.999")

@@ -98,6 +98,7 @@ class SolverFacts:
 
 SOLVERS: dict[str, Solver] = {}
 """All registered solvers by name. Import it from :mod:`monai_diffae.diffusion`, where it is filled."""
+
 _S = TypeVar("_S", bound=Solver)
 
 

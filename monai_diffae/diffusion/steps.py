@@ -30,8 +30,21 @@ from torch import Tensor
 from monai_diffae.diffusion.schedule import DiffusionSchedule
 
 Parameterisation = Literal["x0", "eps", "velocity"]
+
 # With 32 points the quadrature of a step, whose integrand is smooth, is exact to rounding.
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (B, C, *S), t (B,)) -> the network's output (B, C, *S), in the schedule's parameterisation (``prediction``)."""
+
+StepCallback = Callable[[int, int, Tensor], None]
+"""Called after each step with (steps done, total steps, x at the new level). It must not change x in place."""
+
+ClipRange = tuple[float, float] | None
+"""The least and the greatest value of x0; None: no clipping."""
+
+KEPT_IMAGES = 10
+"""Upper bound of the images (B, C, *S) that solvers and inversion hold while the network is evaluated, x_T and x0
+included. Estimates of memory assume it, and a test holds all registered solvers to it."""
 
 
 @dataclass(frozen=True)
@@ -159,17 +172,6 @@ def half_log_snr(schedule: DiffusionSchedule, t: int) -> float:
     """log(alpha / sigma), lambda in the solvers' papers: infinite for x0 itself, minus infinity without signal."""
     alpha, sigma = schedule.level(t)
     return -math.inf if alpha == 0 else math.inf if sigma == 0 else math.log(alpha / sigma)
-
-
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (B, C, *S), t (B,)) -> the network's output (B, C, *S), in the schedule's parameterisation (``prediction``)."""
-StepCallback = Callable[[int, int, Tensor], None]
-"""Called after each step with (steps done, total steps, x at the new level). It must not change x in place."""
-ClipRange = tuple[float, float] | None
-"""The least and the greatest value of x0; None: no clipping."""
-KEPT_IMAGES = 10
-"""Upper bound of the images (B, C, *S) that solvers and inversion hold while the network is evaluated, x_T and x0
-included. Estimates of memory assume it, and a test holds all registered solvers to it."""
 
 
 def evaluate(denoise: Denoiser, schedule: DiffusionSchedule, x: Tensor, t: int, clip_range: ClipRange) -> Evaluation:

@@ -32,6 +32,10 @@ from monai_diffae.networks.first_stage import FirstStage
 from monai_diffae.networks.kernels import exact_convolutions
 from monai_diffae.networks.threads import evaluation_work, threads_for
 
+ReconstructionMode = Literal["x_T", "z_sem"]
+
+logger = logging.getLogger(__name__)
+
 
 def to_slices(volumes: Tensor) -> Tensor:
     """The slices of volumes along the last axis: (B, C, H, W, D) -> (B * D, C, H, W); codes (B, D, Z) -> (B * D, Z)."""
@@ -70,10 +74,6 @@ class FastDecoder:
         """
         x_0 = ddim(denoise, schedule, x_T, self.levels, callback=callback)
         return x_0 if schedule.clip_range is None else x_0.clamp(*schedule.clip_range)
-
-
-ReconstructionMode = Literal["x_T", "z_sem"]
-logger = logging.getLogger(__name__)
 
 
 class DiffusionAutoencoderInferer(Inferer):
@@ -446,6 +446,7 @@ class DiffusionAutoencoderInferer(Inferer):
 
 # ``help`` and checks of configurations see each setting as a keyword argument.
 _PARAMETERS = signature(DiffusionAutoencoderInferer).parameters
+
 DiffusionAutoencoderInferer.__signature__ = Signature([  # type: ignore[attr-defined]
     *(parameter for name, parameter in _PARAMETERS.items() if name != "settings"),
     *(Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default) for each in fields(DecodingSettings)),

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
+_AXES = {2: ("up-down", "left-right"), 3: ("left-right", "front-back", "up-down")}  # axes of volumes are in RAS order
+
 
 def noise_statistics(x_T: Tensor) -> dict[str, Tensor]:
     """Mean, standard deviation and neighbor correlation of each stochastic code: 0, 1 and 0 for Gaussian noise.
@@ -83,9 +85,6 @@ def level_losses(
         name: inferer(x0, network, noise=noise, timesteps=t, condition=z_sem.to(x0)) for name, z_sem in codes.items()
     }
     return {name: (output.float() - target).square().flatten(1).mean(dim=1) for name, output in outputs.items()}
-
-
-_AXES = {2: ("up-down", "left-right"), 3: ("left-right", "front-back", "up-down")}  # axes of volumes are in RAS order
 
 
 def changed_views(images: Tensor, noise: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> dict[str, Tensor]:

@@ -16,6 +16,13 @@ from monai_diffae.data.torch_files import read_torch_file
 from monai_diffae.errors import MachineError, ScanError
 
 IMAGES_AT_ONCE = 64
+ALEXNET = "alexnet-owt-7be5be79.pth"
+SMALLEST_SIDE = 32
+"""Pixels: AlexNet pools smaller images to nothing."""
+
+_LEAST_FOR_FEATURES = 64  # pixels; 2 x 2 positions are left of them after the last convolution
+INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
+_RADIMAGENET_SIZE = 224  # pixels, as it was trained
 
 
 def colour_planes(images: Tensor, model_range: tuple[float, float]) -> list[Tensor]:
@@ -47,12 +54,6 @@ def mean_features(run: Callable[[Tensor], Tensor], images: Tensor, model_range: 
         features = torch.cat([run(part) for part in stack.split(IMAGES_AT_ONCE)])
         planes.append(features.unflatten(0, (len(images), -1)).mean(dim=1))
     return torch.stack(planes).mean(dim=0)
-
-
-ALEXNET = "alexnet-owt-7be5be79.pth"
-SMALLEST_SIDE = 32
-"""Pixels: AlexNet pools smaller images to nothing."""
-_LEAST_FOR_FEATURES = 64  # pixels; 2 x 2 positions are left of them after the last convolution
 
 
 class PerceptualDistance(nn.Module):
@@ -137,10 +138,6 @@ def pairwise_distance(distance: PerceptualDistance, draws: Tensor, model_range: 
     """The mean distance (B,) over all pairs of draws (B, K, C, *S) of an image; K is at least 2."""
     pairs = itertools.combinations(range(draws.shape[1]), 2)
     return torch.stack([distance(draws[:, i], draws[:, j], model_range) for i, j in pairs]).mean(dim=0)
-
-
-INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
-_RADIMAGENET_SIZE = 224  # pixels, as it was trained
 
 
 class InceptionFeatures(nn.Module):

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from monai_diffae.metrics.deep_features import SMALLEST_SIDE, PerceptualDistance, pairwise_distance
 
+SMALLEST_MS_SSIM_SIDE = 176
+"""Voxels: MS-SSIM halves images four times, and its window of 11 must still fit into them."""
+
 
 def reconstruction_errors(
     images: Tensor, reconstructions: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)
@@ -46,10 +49,6 @@ def reconstruction_errors(
         # MONAI (1.6.1) computes it in float32, which rounds equal images to above 1
         "ssim": ssim(reconstructions, images).flatten().clamp(max=1),  # type: ignore[union-attr]
     }
-
-
-SMALLEST_MS_SSIM_SIDE = 176
-"""Voxels: MS-SSIM halves images four times, and its window of 11 must still fit into them."""
 
 
 @dataclass(frozen=True)

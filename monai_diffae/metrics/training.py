@@ -14,6 +14,8 @@ from torch import Tensor
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents import copying_ratio
 
+logger = logging.getLogger(__name__)
+
 
 class ValidationLoss(Metric):
     """The mean over all validation images of one entry of the evaluator's output.
@@ -81,9 +83,6 @@ class ZSemUsage(Metric):
     def compute(self) -> float:
         """The ratio of the two sums."""
         return float(self.other / self.own) if self.count > 1 else math.nan
-
-
-logger = logging.getLogger(__name__)
 
 
 class CopyingRatio(Metric):

@@ -17,6 +17,22 @@ from monai_diffae.networks.denoising_unet import DenoisingUNet, UNetStage
 from monai_diffae.networks.encoder_adapter import EncoderAdapter
 from monai_diffae.networks.semantic_encoder import SemanticEncoder
 
+# paper_*: the official configurations, with attention where a square image of that size is 16 x 16
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "base_channels": 32,
+        "channel_mult": (1, 2, 2),
+        "num_res_blocks": 1,
+        "z_channels": 128,
+        "time_embed_channels": 128,
+    },
+    "paper_64": {"base_channels": 64, "channel_mult": (1, 2, 4, 8), "attention_levels": (2,), "dropout": 0.1},
+    "paper_128": {"base_channels": 128, "channel_mult": (1, 1, 2, 3, 4), "attention_levels": (3,), "dropout": 0.1},
+    "paper_256": {"base_channels": 128, "channel_mult": (1, 1, 2, 2, 4, 4), "attention_levels": (4,), "dropout": 0.1},
+}
+
+_FOR_ENCODER = "encoder_"
+
 
 class DiffusionAutoencoder(nn.Module):
     """``z_sem = Enc(x0)`` and ``eps_theta(x_t, t, z_sem)`` in one module, so that DDP sees one forward.
@@ -181,22 +197,6 @@ def _divisors(network: nn.Module, spatial_dims: int) -> Sequence[int]:
             "at least 1, one per axis"
         )
     return divisors
-
-
-# paper_*: the official configurations, with attention where a square image of that size is 16 x 16
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "base_channels": 32,
-        "channel_mult": (1, 2, 2),
-        "num_res_blocks": 1,
-        "z_channels": 128,
-        "time_embed_channels": 128,
-    },
-    "paper_64": {"base_channels": 64, "channel_mult": (1, 2, 4, 8), "attention_levels": (2,), "dropout": 0.1},
-    "paper_128": {"base_channels": 128, "channel_mult": (1, 1, 2, 3, 4), "attention_levels": (3,), "dropout": 0.1},
-    "paper_256": {"base_channels": 128, "channel_mult": (1, 1, 2, 2, 4, 4), "attention_levels": (4,), "dropout": 0.1},
-}
-_FOR_ENCODER = "encoder_"
 
 
 def preset(name: str, spatial_dims: int = 2, in_channels: int = 1, **overrides: Any) -> DiffusionAutoencoder:

@@ -19,6 +19,47 @@ from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.networks.autoencoder import DiffusionAutoencoder, build_autoencoder
 from monai_diffae.official.checkpoint_files import named_after, read_checkpoint
 
+StateDict = Mapping[str, torch.Tensor]
+
+# Names that only unsupported networks of the official code have, and its setting that leads to them.
+_FOREIGN_NAMES = (
+    (r"\.op\.|^output_blocks\.\d+\.\d\.conv\.", "convolutions that change the resolution (resblock_updown=False)"),
+    (r"^encoder\.out\.(?![03]\.)", "an encoder that does not end in a mean over the image (enc_pool)"),
+    (r"^time_embed\.(?!time_embed\.)", "another mixture of time and z_sem (style_time_mode)"),
+    (r"^encoder\.time_embed\.", "an encoder with the time step as input (use_time_condition)"),
+    (r"emb_inlayers\.", "conditions before a block's first convolution (resnet_use_inlayers_condition)"),
+    (r"\.cond2_emb_layers\.", "a third condition (three_cond)"),
+    (r"\.after_norm\.", "a norm after each block (resnet_use_after_norm)"),
+    (r"^(initial|initial_conv|pre_blocks|merger)\b", "a decoder with an initial part of its own (has_init)"),
+    (r"^label_emb\.", "class labels (num_classes)"),
+    (r"^(noise_net|vectorizer)\.", "a network from noise to z_sem (net_noise_type)"),
+)
+
+logger = logging.getLogger(__name__)
+
+# Patterns of official names (by position) and this package's names; the order matters.
+RENAMES = (
+    (r"^time_embed\.time_embed\.", "time_embed."),
+    (r"^input_blocks\.0\.0\.", "stem."),
+    (r"^middle_block\.", "middle_stage."),
+    (r"^out\.", "head."),
+    (r"\.in_layers\.0\.", ".norm1."),
+    (r"\.in_layers\.2\.", ".conv1."),
+    (r"\.out_layers\.0\.", ".norm2."),
+    (r"\.out_layers\.3\.", ".conv2."),
+    (r"\.cond_emb_layers\.1\.", ".z_projection."),
+    (r"\.emb_layers\.1\.", ".time_projection."),
+    (r"\.skip_connection\.", ".skip."),
+    (r"\.proj_out\.", ".out."),
+)
+
+# Arguments of build_autoencoder that cannot be derived from the weights, or not always, and their official names.
+_SETTINGS = {"num_heads": "net_beatgans_attn_head", "encoder_num_res_blocks": "net_enc_num_res_blocks"}
+_OVERRIDES = (*_SETTINGS, "dropout", "use_checkpoint")
+
+# Buffers of Lightning beside the model.
+_BESIDE = ("x_T", "conds_mean", "conds_std")
+
 
 @dataclass(frozen=True)
 class OfficialSettings:
@@ -67,12 +108,7 @@ def official_settings(
 ) -> tuple[OfficialSettings, list[str]]:
     """The settings of a checkpoint; where it is silent, those that are given, and else those of the released models.
 
-    Args:
-        hyper_parameters: those of the checkpoint; other keys than the fields of the settings are ignored.
-        given: values of the user, by the same names; None stands for no value.
-
-    Returns:
-        The settings, and the names of those that neither the checkpoint nor the user has.
+    Also returned are the names of those that neither the checkpoint nor the user has.
     """
     values: dict[str, Any] = {}
     for source in (hyper_parameters, given or {}):
@@ -95,29 +131,10 @@ def official_settings(
     return OfficialSettings(**values), [field.name for field in fields(OfficialSettings) if field.name not in values]
 
 
-StateDict = Mapping[str, torch.Tensor]
-# Names that only unsupported networks of the official code have, and its setting that leads to them.
-_FOREIGN_NAMES = (
-    (r"\.op\.|^output_blocks\.\d+\.\d\.conv\.", "convolutions that change the resolution (resblock_updown=False)"),
-    (r"^encoder\.out\.(?![03]\.)", "an encoder that does not end in a mean over the image (enc_pool)"),
-    (r"^time_embed\.(?!time_embed\.)", "another mixture of time and z_sem (style_time_mode)"),
-    (r"^encoder\.time_embed\.", "an encoder with the time step as input (use_time_condition)"),
-    (r"emb_inlayers\.", "conditions before a block's first convolution (resnet_use_inlayers_condition)"),
-    (r"\.cond2_emb_layers\.", "a third condition (three_cond)"),
-    (r"\.after_norm\.", "a norm after each block (resnet_use_after_norm)"),
-    (r"^(initial|initial_conv|pre_blocks|merger)\b", "a decoder with an initial part of its own (has_init)"),
-    (r"^label_emb\.", "class labels (num_classes)"),
-    (r"^(noise_net|vectorizer)\.", "a network from noise to z_sem (net_noise_type)"),
-)
-
-
 def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) -> dict[str, Any]:
-    """The arguments of :func:`~monai_diffae.networks.build_autoencoder` for official weights.
+    """The arguments of :func:`~monai_diffae.networks.build_autoencoder` for official weights without a prefix.
 
-    Args:
-        weights: weights with the official names, without a prefix; only names and shapes are used.
-        encoder_num_res_blocks: the encoder's residual blocks per level (``net_enc_num_res_blocks``); required if more
-            than one number fits the weights.
+    ``encoder_num_res_blocks`` (``net_enc_num_res_blocks``) is required if more than one number fits the weights.
     """
     _refuse_other_networks(weights)
     stem = weights["input_blocks.0.0.weight"]
@@ -125,9 +142,7 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
     num_res_blocks = _unet_res_blocks(weights)
     levels = _levels(weights, "", num_res_blocks)
     if levels is None:
-        raise ConfigError(
-            "the UNet's widths or its attention differ within a level, as in no official Diff-AE; download it again"
-        )
+        raise _uneven("UNet")
     if encoder_num_res_blocks is None:
         encoder_num_res_blocks = _encoder_res_blocks(weights, num_res_blocks, len(levels))
     encoder_levels = _levels(weights, "encoder.", encoder_num_res_blocks)
@@ -135,9 +150,6 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
         raise ConfigError(
             f"encoder_num_res_blocks: {encoder_num_res_blocks} does not fit the encoder's weights; omit it"
         )
-    out_channels = weights["out.2.weight"].shape[0]
-    if out_channels != stem.shape[1]:
-        raise _unsupported(f"a UNet that predicts {out_channels} channels for images with {stem.shape[1]}")
     return {
         "spatial_dims": stem.ndim - 2,
         "in_channels": stem.shape[1],
@@ -185,22 +197,30 @@ def _refuse_other_shapes(weights: StateDict, stem: torch.Tensor) -> None:
         if width > 32 and width % 32:
             raise _unsupported(f"a width of {width}, which is not a multiple of the official 32 groups of GroupNorm")
     width = weights["middle_block.0.out_layers.0.weight"].shape[0]
-    if weights["middle_block.0.emb_layers.1.weight"].shape[0] != 2 * width:
-        raise _unsupported("a scale without a shift from the time step (resnet_time_emb_2xwidth=False)")
-    z_projection = weights["middle_block.0.cond_emb_layers.1.weight"]
-    if z_projection.shape[0] == 2 * width:
-        raise _unsupported("scale and shift from z_sem (resnet_cond_emb_2xwidth=True)")
-    z_channels = weights["encoder.out.3.weight"].shape[0]
-    if z_channels == 2 * z_projection.shape[1]:
-        raise _unsupported("an encoder that gives a mean and a variance (is_stochastic)")
-    if z_channels != z_projection.shape[1]:
-        raise _unsupported(f"an encoder that gives {z_channels} numbers and a UNet that takes {z_projection.shape[1]}")
-    if weights["out.2.weight"].shape[0] == 2 * stem.shape[1]:
-        raise _unsupported("a learned variance (beatgans_model_var_type)")
+    time_scales = weights["middle_block.0.emb_layers.1.weight"].shape[0]
+    z_scales, z_taken = weights["middle_block.0.cond_emb_layers.1.weight"].shape
+    z_given, predicted = weights["encoder.out.3.weight"].shape[0], weights["out.2.weight"].shape[0]
+    others = {
+        "a scale without a shift from the time step (resnet_time_emb_2xwidth=False)": time_scales != 2 * width,
+        "scale and shift from z_sem (resnet_cond_emb_2xwidth=True)": z_scales == 2 * width,
+        "an encoder that gives a mean and a variance (is_stochastic)": z_given == 2 * z_taken,
+        f"an encoder that gives {z_given} numbers and a UNet that takes {z_taken}": z_given != z_taken,
+        "a learned variance (beatgans_model_var_type)": predicted == 2 * stem.shape[1],
+        f"a UNet that predicts {predicted} channels for images with {stem.shape[1]}": predicted != stem.shape[1],
+    }
+    for meaning, is_other in others.items():
+        if is_other:
+            raise _unsupported(meaning)
 
 
 def _unsupported(meaning: str) -> ConfigError:
     return ConfigError(f"these weights cannot be imported: {meaning}; use the code that they were trained with")
+
+
+def _uneven(network: str) -> ConfigError:
+    return ConfigError(
+        f"the {network}'s widths or its attention differ within a level, as in no official Diff-AE; download it again"
+    )
 
 
 def _unet_res_blocks(weights: StateDict) -> int:
@@ -229,9 +249,7 @@ def _encoder_res_blocks(weights: StateDict, unet_blocks: int, unet_levels: int) 
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
-        raise ConfigError(
-            "the encoder's widths or its attention differ within a level, as in no official Diff-AE; download it again"
-        )
+        raise _uneven("encoder")
     numbers = " or ".join(map(str, candidates))
     raise ConfigError(
         f"encoder_num_res_blocks: {numbers} residual blocks per level fit the encoder's weights; choose one "
@@ -275,29 +293,6 @@ def _numbers(weights: StateDict, blocks: str) -> list[int]:
     """The numbers of the blocks that have weights."""
     match: Callable[[str], re.Match[str] | None] = re.compile(re.escape(blocks) + r"\.(\d+)\.").match
     return sorted({int(result.group(1)) for result in map(match, weights) if result})
-
-
-logger = logging.getLogger(__name__)
-# Patterns of official names (by position) and this package's names; the order matters.
-RENAMES = (
-    (r"^time_embed\.time_embed\.", "time_embed."),
-    (r"^input_blocks\.0\.0\.", "stem."),
-    (r"^middle_block\.", "middle_stage."),
-    (r"^out\.", "head."),
-    (r"\.in_layers\.0\.", ".norm1."),
-    (r"\.in_layers\.2\.", ".conv1."),
-    (r"\.out_layers\.0\.", ".norm2."),
-    (r"\.out_layers\.3\.", ".conv2."),
-    (r"\.cond_emb_layers\.1\.", ".z_projection."),
-    (r"\.emb_layers\.1\.", ".time_projection."),
-    (r"\.skip_connection\.", ".skip."),
-    (r"\.proj_out\.", ".out."),
-)
-# Arguments of build_autoencoder that cannot be derived from the weights, or not always, and their official names.
-_SETTINGS = {"num_heads": "net_beatgans_attn_head", "encoder_num_res_blocks": "net_enc_num_res_blocks"}
-_OVERRIDES = (*_SETTINGS, "dropout", "use_checkpoint")
-# Buffers of Lightning beside the model.
-_BESIDE = ("x_T", "conds_mean", "conds_std")
 
 
 def load_official(
@@ -368,12 +363,7 @@ def lack(error: Exception) -> str:
 def select_model(weights: StateDict) -> tuple[Literal["ema_model", "model", "bare"], dict[str, torch.Tensor]]:
     """Select the autoencoder in a state dict: names with ``ema_model.``, else with ``model.``, else all names.
 
-    Args:
-        weights: the official state dict.
-
-    Returns:
-        The prefix (``bare``: none), and the weights without it. A latent DDIM in the same checkpoint and the buffers
-        beside the model are omitted.
+    A latent DDIM in the same checkpoint and the buffers beside the model are omitted.
     """
     which: Literal["ema_model", "model", "bare"] = "bare"
     inner = {name: tensor for name, tensor in weights.items() if name not in _BESIDE}
@@ -386,13 +376,7 @@ def select_model(weights: StateDict) -> tuple[Literal["ema_model", "model", "bar
 
 
 def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> dict[str, torch.Tensor]:
-    """Official tensors with this package's names and shapes, as contiguous float32: exactly those of the network.
-
-    Args:
-        weights: weights with the official names.
-        rename: turns an official name into this package's.
-        own: the state dict of this package's network; only names and shapes are used.
-    """
+    """Official tensors with our names and shapes, as contiguous float32: exactly those of our state dict ``own``."""
     ours: dict[str, torch.Tensor] = {}
     misfits = []
     for name, tensor in weights.items():

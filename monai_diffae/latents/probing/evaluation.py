@@ -26,9 +26,12 @@ from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, diffe
 from monai_diffae.latents.targets import LabelKind, Target, copies_of, far_off, read_target
 
 logger = logging.getLogger(__name__)
+
 Evaluation = Literal["split", "cv"]
 SplitOrigin = Literal["training", "given", "drawn"]  # as of monai_diffae.data.splits
 _MIN_PATIENTS, _MIN_PATIENTS_OF_CLASS = 30, 10
+FEW_PATIENTS = (10, 30, 100, 300)
+"""Numbers of labelled patients for the scores with few labels, as far as they are at most half of all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,10 +212,6 @@ def _log_unreliable(target_folds: TargetFolds, seed: int) -> None:
             "%d of the %d test cases, and their scores may be too high; set splits to val and test to exclude them"
         )
         logger.warning(text, name, target_folds.num_seen, len(test))
-
-
-FEW_PATIENTS = (10, 30, 100, 300)
-"""Numbers of labelled patients for the scores with few labels, as far as they are at most half of all."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,8 @@ _MIN_CASES, _MIN_TRAINING = 6, 4
 _MIN_PATIENTS = 3  # patients of each class in cross-validation: one to test, two to train and choose a regularisation
 _MIN_PATIENTS_PER_SIDE = 2  # training patients, and test patients: one gives neither a regularisation nor an interval
 _MIN_LABELLED = 2  # patients of each class in a draw of few labels
+NUM_NEIGHBORS = 5
+_FEWEST_PATIENTS = 10  # held-out patients with the label; fewer say nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,10 +252,6 @@ def _without_small_classes(
         )
     keep = np.isin(np.array(target.classes)[target.values], large)
     return target.only(keep), groups[keep]
-
-
-NUM_NEIGHBORS = 5
-_FEWEST_PATIENTS = 10  # held-out patients with the label; fewer say nothing
 
 
 @dataclass(frozen=True)
