@@ -40,8 +40,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
     """Read the tensors of a ``.safetensors`` or PyTorch file; in a training's checkpoint, those of its ``state_dict``.
 
-    The tensors of PyTorch files stay on the disk until they are used, so that an optimiser's state uses no memory; files
-    of PyTorch before 1.6 are the exception. Also returned are the ``hyper_parameters`` of PyTorch Lightning.
+    The tensors of PyTorch files stay on the disk until they are used, so an optimiser's state uses no memory; those of
+    PyTorch before 1.6 are the exception. Also returned are the ``hyper_parameters`` of PyTorch Lightning.
     """
     path = Path(path)
     if path.is_dir():
