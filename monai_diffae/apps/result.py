@@ -20,6 +20,7 @@ from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.table import Table
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ FILE_SUFFIXES = (".parquet", ".csv", ".json")
 _TABLE_SUFFIXES = (".parquet", ".csv")
 _MOST_SHOWN = 4  # columns of z_sem in a notebook
 _NAME_DIGITS = 16
+_MAX_WIDTH = 160  # columns of text tables; a table is only as wide as its text
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,26 @@ def failed_cases(num_failed: int, num_cases: int, failures_name: str = "failures
     if not num_failed:
         return None
     return f"{num_failed} of {num_failed + num_cases} cases failed: see {failures_name}"
+
+
+def table_lines(table: Table) -> Iterator[str]:
+    """The lines of a table.
+
+    Example:
+        >>> from rich.table import Table
+        >>> table = Table("name", "value", box=None)
+        >>> table.add_row("loss", "0.5")
+        >>> [line.split() for line in table_lines(table)]
+        [['name', 'value'], ['loss', '0.5']]
+    """
+    from io import StringIO
+
+    from rich.console import Console
+
+    console = Console(file=StringIO(), width=_MAX_WIDTH, highlight=False, markup=False)
+    with console.capture() as capture:
+        console.print(table)
+    yield from (line.rstrip() for line in capture.get().splitlines())
 
 
 # -- the record of a result --------------------------------------------------------------------------------------------

@@ -134,17 +134,13 @@ class ValidationChoice(Choice):
 
 @Parameter(name="*", group=Group("Decoding", sort_key=3))
 @dataclass(frozen=True)
-class Decoding:
-    """How a bundle inverts and decodes images, where this differs from the bundle's configuration."""
+class Sampling:
+    """How a bundle decodes images, where this differs from the bundle's configuration."""
 
     steps: Annotated[int, Ge(1)] | None = None
     """Network evaluations for decoding; by default the bundle's."""
-    invert_steps: Annotated[int, Ge(1)] | None = None
-    """Network evaluations for inversion; by default as many as ``steps`` if that is given, else the bundle's."""
     solver: SolverName | None = None
     """Solver of the probability-flow ODE; by default the bundle's."""
-    inversion: InversionName | None = None
-    """``implicit`` undoes the solver's steps, ``ddim`` is the paper's; by default the bundle's."""
     spacing: SpacingName | None = None
     """How the noise levels are spaced; ``leading`` is the paper's; by default the bundle's."""
     decoder: DecoderName | None = None
@@ -153,17 +149,13 @@ class Decoding:
 
 @Parameter(name="*", group=Group("Decoding", sort_key=3))
 @dataclass(frozen=True)
-class Sampling:
-    """How a bundle decodes noise, where this differs from the bundle's configuration; nothing is inverted."""
+class Decoding(Sampling):
+    """How a bundle inverts and decodes images, where this differs from the bundle's configuration."""
 
-    steps: Annotated[int, Ge(1)] | None = None
-    """Network evaluations for decoding; by default the bundle's."""
-    solver: SolverName | None = None
-    """Solver of the probability-flow ODE; by default the bundle's."""
-    spacing: SpacingName | None = None
-    """How the noise levels are spaced; ``leading`` is the paper's; by default the bundle's."""
-    decoder: DecoderName | None = None
-    """``fast`` decodes with the 1 to 8 evaluations of the decoder that ``distill`` trains; by default ``exact``."""
+    invert_steps: Annotated[int, Ge(1)] | None = None
+    """Network evaluations for inversion; by default as many as ``steps`` if that is given, else the bundle's."""
+    inversion: InversionName | None = None
+    """``implicit`` undoes the solver's steps, ``ddim`` is the paper's; by default the bundle's."""
 
 
 @Parameter(name="*", group=Group("Reading", sort_key=4))
@@ -187,17 +179,29 @@ class Reading:
 
 @Parameter(name="*", group=Group("Run", sort_key=5))
 @dataclass(frozen=True)
-class Run:
-    """How a command runs, whatever it makes."""
+class UnbatchedRun:
+    """How a command runs that decodes images one by one, so that they do not depend on each other to the bit."""
 
-    batch_size: Annotated[int, Ge(1)] = 32
-    """Images on the device at once."""
     device: str | None = None
     """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one."""
     overrides: Overrides = field(default_factory=dict)
     """Values for keys of the bundle's configuration, e.g. ``slice_step=1 inferer#invert_tolerance=null``."""
     overwrite: bool = False
     """Replace existing results."""
+
+    @property
+    def batched(self) -> Run:
+        """The same settings with a batch size of 1."""
+        return Run(device=self.device, overrides=self.overrides, overwrite=self.overwrite, batch_size=1)
+
+
+@Parameter(name="*", group=Group("Run", sort_key=5))
+@dataclass(frozen=True)
+class Run(UnbatchedRun):
+    """How a command runs, whatever it makes."""
+
+    batch_size: Annotated[int, Ge(1)] = 32
+    """Images on the device at once."""
 
 
 @Parameter(name="*", group=Group("Training", sort_key=4))
@@ -227,21 +231,3 @@ class Training:
     """Start from the first step, and replace the existing model."""
     strict: bool = False
     """End with exit code 3 if any case cannot be used; by default only if more than 10 % of them cannot."""
-
-
-@Parameter(name="*", group=Group("Run", sort_key=5))
-@dataclass(frozen=True)
-class UnbatchedRun:
-    """How a command runs that decodes images one by one, so that they do not depend on each other to the bit."""
-
-    device: str | None = None
-    """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one."""
-    overrides: Overrides = field(default_factory=dict)
-    """Values for keys of the bundle's configuration, e.g. ``slice_step=1 inferer#invert_tolerance=null``."""
-    overwrite: bool = False
-    """Replace existing results."""
-
-    @property
-    def batched(self) -> Run:
-        """The same settings with a batch size of 1."""
-        return Run(batch_size=1, device=self.device, overrides=self.overrides, overwrite=self.overwrite)

@@ -256,7 +256,7 @@ def result_lines(rows: Sequence[Row]) -> Iterator[str]:
     """Each table with its title, without intervals, which are in the files."""
     from rich.table import Table
 
-    from monai_diffae.apps.text_tables import table_lines
+    from monai_diffae.apps.result import table_lines
 
     for name, title in TABLES.items():
         lines = wide_lines(rows, name)

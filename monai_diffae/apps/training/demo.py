@@ -47,7 +47,7 @@ class DemoResult(CommandResult):
 
     def lines(self) -> Iterator[str]:
         """The figures in tables, the files to look at, and how long it took."""
-        from monai_diffae.apps.text_tables import table_lines
+        from monai_diffae.apps.result import table_lines
 
         yield DISCLAIMER
         yield from table_lines(self._probe_table())

@@ -13,7 +13,7 @@ def survey_lines(survey: Survey) -> Iterator[str]:
     """A table of sizes, spacings and fields of view, and a line about outliers."""
     from rich.table import Table
 
-    from monai_diffae.apps.text_tables import table_lines
+    from monai_diffae.apps.result import table_lines
 
     summary = survey.summary()
     axes = "R x A x S" if survey.spatial_dims == 3 else "rows x columns"
