@@ -104,7 +104,7 @@ def test_the_signature_shows_the_fields_in_place_of_their_dataclasses():
     parameters = inspect.signature(draw).parameters
     assert list(parameters) == [
         "bundle", "out", "mode", "share", "overlap", "overrides",
-        "cases", "split", "limit", "steps", "invert_steps", "solver", "inversion", "spacing", "decoder",
+        "cases", "split", "limit", "steps", "solver", "spacing", "decoder", "invert_steps", "inversion",
     ]  # fmt: skip
     assert parameters["solver"].default is None
     assert inspect.unwrap(draw).__name__ == draw.__name__ == "draw"
