@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.config import disable_value_validation
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom import uid
+from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.formats import dicom
-from monai_diffae.data.formats.dicom_slices import read_slices
+from monai_diffae.data.formats.dicom_pixels import is_inverted, lenient, write_dataset
+from monai_diffae.data.formats.dicom_planes import Stack
+from monai_diffae.data.formats.itk import LPS_TO_RAS
+from monai_diffae.data.formats.scan import problem
 from monai_diffae.errors import ConfigError
 
 Pixels = NDArray[np.int16] | NDArray[np.uint16]
 
 _WRITER = "MONAI_DIFFAE"
 """The files' ImplementationVersionName, which marks files that may be replaced."""
+
+_SHARED, _FRAMES = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+_MULTI_FRAME_TAGS = (_SHARED, _FRAMES, "NumberOfFrames", "DimensionOrganizationSequence", "DimensionIndexSequence")
+_SINGLE_FRAME_CLASS = {
+    uid.EnhancedMRImageStorage: uid.MRImageStorage,
+    uid.EnhancedCTImageStorage: uid.CTImageStorage,
+    uid.EnhancedPETImageStorage: uid.PositronEmissionTomographyImageStorage,
+}
+_PIXEL_TAGS = (
+    "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
+    "PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "VOILUTSequence", "IconImageSequence",
+    "MACParametersSequence", "DigitalSignaturesSequence", "InstanceCreationDate", "InstanceCreationTime",
+)  # fmt: skip
+_CURVES_AND_OVERLAYS = (0x50, 0x60)  # the high bytes of their groups
 
 
 def write_series(
@@ -73,8 +91,8 @@ def write_series(
     path, source = Path(path), Path(source)
     files, stack = dicom.read_stack(source)
     _check_target(path, stack is not None, overwrite)
-    with disable_value_validation():
-        slices = read_slices(source, files, stack)
+    with lenient():
+        slices = _read_slices(source, files, stack)
         size = stack.sizes if stack is not None else (int(slices[0].Rows), int(slices[0].Columns))
         if array.shape != (1, *size) or not np.isfinite(array).all():
             raise ConfigError(
@@ -87,10 +105,61 @@ def write_series(
         series = _series_uid(slices[0], description, storage, pixels)
         for k, dataset in enumerate(slices):
             _describe(dataset, series, k, description)
-            _set_pixels(dataset, storage, pixels[k], is_flat=stack is None)
+            _set_pixels(dataset, storage, pixels[k])
         if stack is None:
-            return write_atomic(path, lambda file: _save(slices[0], file))
+            return write_atomic(path, lambda file: write_dataset(file, slices[0], writer=_WRITER))
         return write_atomic(path, lambda folder: _save_all(slices, folder, path))
+
+
+def _read_slices(path: Path, files: Sequence[Path], stack: Stack | None) -> list[Dataset]:
+    """Read one data set without pixels per slice of a scan, and remove what describes the source's pixels."""
+    order = [0] if stack is None else stack.nearest_planes()
+    if len(files) == 1 < len(order):
+        slices = _split_frames(path, _read_tags(files[0]), order)
+    else:
+        slices = [_read_tags(files[k]) for k in order]
+    for k, dataset in enumerate(slices):
+        if not str(dataset.get("PhotometricInterpretation")).startswith("MONOCHROME"):
+            raise problem(path, "colour images cannot be written as DICOM", "write PNG or NIfTI")
+        _strip(dataset)
+        if stack is not None and (stack.lean.any() or not stack.is_even):
+            corner = LPS_TO_RAS @ stack.affine @ [0, 0, k, 1]
+            dataset.ImagePositionPatient = [format_number_as_ds(float(v)) for v in corner[:3]]
+            for keyword in ("GantryDetectorTilt", "SpacingBetweenSlices"):
+                dataset.pop(keyword, None)
+    return slices
+
+
+def _read_tags(path: Path) -> Dataset:
+    return pydicom.dcmread(path, stop_before_pixels=True, force=True)
+
+
+def _split_frames(path: Path, dataset: Dataset, order: list[int]) -> list[Dataset]:
+    kind = _SINGLE_FRAME_CLASS.get(dataset.SOPClassUID)
+    if kind is None:
+        name = uid.UID(dataset.SOPClassUID).name
+        raise problem(path, f"frames of {name} cannot be written as DICOM slices", "write NIfTI")
+    shared, frames = dataset.get(_SHARED) or [], dataset[_FRAMES].value
+    dataset.SOPClassUID = kind
+    for keyword in _MULTI_FRAME_TAGS:
+        dataset.pop(keyword, None)
+    slices = []
+    for k in order:
+        single = copy.deepcopy(dataset)
+        for group in (*shared, frames[k]):
+            for macro in group:
+                if macro.VR == "SQ" and macro.value and macro.keyword != "FrameContentSequence":
+                    single.update(copy.deepcopy(macro.value[0]))
+        slices.append(single)
+    return slices
+
+
+def _strip(dataset: Dataset) -> None:
+    dataset.remove_private_tags()
+    for keyword in _PIXEL_TAGS:
+        dataset.pop(keyword, None)
+    for tag in [tag for tag in dataset.keys() if tag.group >> 8 in _CURVES_AND_OVERLAYS]:  # noqa: SIM118
+        del dataset[tag]
 
 
 @dataclass(frozen=True)
@@ -127,14 +196,16 @@ def _series_uid(first: Dataset, description: str, storage: _Storage, pixels: lis
     digest = hashlib.sha256(repr(storage).encode())
     for plane in pixels:
         digest.update(plane.tobytes())
-    return generate_uid(entropy_srcs=["monai_diffae", str(first.SeriesInstanceUID), description, digest.hexdigest()])
+    return uid.generate_uid(
+        entropy_srcs=["monai_diffae", str(first.SeriesInstanceUID), description, digest.hexdigest()]
+    )
 
 
 def _describe(dataset: Dataset, series: str, k: int, description: str) -> None:
     origin = Dataset()
     origin.ReferencedSOPClassUID, origin.ReferencedSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
     dataset.SourceImageSequence = [origin]
-    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[series, str(k)])
+    dataset.SOPInstanceUID = uid.generate_uid(entropy_srcs=[series, str(k)])
     dataset.SeriesInstanceUID = series
     dataset.SeriesNumber = int(dataset.get("SeriesNumber") or 0) + 1000
     dataset.InstanceNumber = k + 1
@@ -144,9 +215,8 @@ def _describe(dataset: Dataset, series: str, k: int, description: str) -> None:
     dataset.DerivationDescription = description
 
 
-def _set_pixels(dataset: Dataset, storage: _Storage, pixels: Pixels, is_flat: bool) -> None:
-    is_inverted = is_flat and dataset.get("PresentationLUTShape") == "INVERSE"
-    if is_inverted or dataset.PhotometricInterpretation == "MONOCHROME1":
+def _set_pixels(dataset: Dataset, storage: _Storage, pixels: Pixels) -> None:
+    if is_inverted(dataset):
         # read_scan inverts these values, and the window no longer fits
         dataset.PhotometricInterpretation = "MONOCHROME2"
         for keyword in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "PresentationLUTShape"):
@@ -160,24 +230,12 @@ def _set_pixels(dataset: Dataset, storage: _Storage, pixels: Pixels, is_flat: bo
     dataset.add_new("PixelData", "OW", pixels.tobytes())
 
 
-def _save(dataset: Dataset, path: Path) -> None:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
-    meta.TransferSyntaxUID, meta.ImplementationVersionName = ExplicitVRLittleEndian, _WRITER
-    dataset.file_meta, dataset.preamble = meta, bytes(128)
-    if int(pydicom.__version__.partition(".")[0]) >= 3:
-        pydicom.dcmwrite(path, dataset, implicit_vr=False, little_endian=True, enforce_file_format=True)
-    else:  # MONAI Label 0.8 needs pydicom 2
-        dataset.is_implicit_VR, dataset.is_little_endian = False, True
-        pydicom.dcmwrite(path, dataset, write_like_original=False)
-
-
 def _save_all(slices: list[Dataset], folder: Path, old: Path) -> None:
     """Write all files or none: a series without its last slices would look complete."""
     try:
         folder.mkdir()
         for k, dataset in enumerate(slices):
-            _save(dataset, folder / f"{k + 1:04d}.dcm")
+            write_dataset(folder / f"{k + 1:04d}.dcm", dataset, writer=_WRITER)
         if old.exists():
             shutil.rmtree(old)
     except BaseException:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.data.formats.scan import MAX_BYTES, Scan, as_float32, check_affine, problem
+from monai_diffae.data.formats.scan import Scan, as_float32, check_affine, check_budget, problem
 from monai_diffae.data.slices import flattened
 from monai_diffae.errors import ConfigError
 from monai_diffae.policies import Colour, check_choice
@@ -72,9 +72,7 @@ def scan_of_array(
     if values.ndim not in (3, 4):
         axes = f"it has {values.ndim} axes, expected [C, H, W] or [C, X, Y, Z]"
         raise problem(path, axes, "add or remove axes, such as that of a batch")
-    if not values.size or values.size * 4 > MAX_BYTES:
-        sizes, gib = " x ".join(map(str, values.shape)), values.size * 4 / 1024**3
-        raise problem(path, f"its size is {sizes}, {gib:.1f} GiB; expected up to 2 GiB", "crop or resample it")
+    check_budget(path, values.shape[1:], len(values))
     matrix = np.eye(4) if affine is None else np.asarray(affine, np.float64)
     if matrix.shape != (4, 4):
         sizes = " x ".join(map(str, matrix.shape))
@@ -103,17 +101,13 @@ def check_colour(colour: str, channels: int) -> None:
 
 
 def _fit_dims(path: Path, scan: Scan, spatial_dims: int | None) -> Scan:
-    if spatial_dims == 2 and scan.spatial_dims == 3:
-        sizes = " x ".join(map(str, scan.array.shape[1:]))
+    if spatial_dims in (None, scan.spatial_dims):
+        return scan
+    sizes = " x ".join(map(str, scan.array.shape[1:]))
+    if spatial_dims == 2:
         raise problem(path, f"a 3D volume ({sizes}), expected a 2D image", "slice it, or use a 3D model")
-    if spatial_dims == 3 and scan.spatial_dims == 2:
-        sizes = " x ".join(map(str, scan.array.shape[1:]))
-        raise problem(
-            path,
-            f"a 2D image ({sizes}), expected a 3D volume",
-            "leave it out or give its whole series, or use a 2D model",
-        )
-    return scan
+    todo = "leave it out or give its whole series, or use a 2D model"
+    raise problem(path, f"a 2D image ({sizes}), expected a 3D volume", todo)
 
 
 def _fit_channels(path: Path, array: NDArray[np.float32], channels: int | None, colour: Colour) -> NDArray[np.float32]:
@@ -127,10 +121,8 @@ def _fit_channels(path: Path, array: NDArray[np.float32], channels: int | None, 
     if channels is not None and len(array) != channels:
         is_colour = len(array) == 3 and channels == 1
         text = f"it has {len(array)} channels{' (colour)' if is_colour else ''}, expected {channels}"
-        advice = (
-            "train with colour grey or rgb, or convert it" if is_colour else "convert it, or train a model for them"
-        )
-        raise problem(path, text, advice)
+        todo = "train with colour grey or rgb, or convert it" if is_colour else "convert it, or train a model for them"
+        raise problem(path, text, todo)
     return array
 
 

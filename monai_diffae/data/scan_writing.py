@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from PIL import Image
 
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.formats import itk, nifti
+from monai_diffae.data.formats import itk
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -65,56 +65,56 @@ def write_scan(
     path, given = Path(path), np.asarray(array)
     if given.dtype.kind not in "biuf":
         raise ConfigError(f"{path.name}: values of type {given.dtype} cannot be written; give real numbers")
-    values = given.astype(np.float32)
-    if values.ndim not in (3, 4):
-        raise ConfigError(f"{path.name}: an array with {values.ndim} axes cannot be written; expected [C, *S]")
-    name = path.name.lower()
-    if name.endswith((".nii", ".nii.gz")) and not path.name.endswith((".nii", ".nii.gz")):
-        raise ConfigError(f"{path.name}: nibabel needs a suffix in small letters; use .nii or .nii.gz")
-    if header is not None and name.endswith((".nii", ".nii.gz")):
-        return _write_like(path, values[0], header, description)
-    if name.endswith((".nii", ".nii.gz", ".nrrd")):
-        if values.ndim == 3:
-            values = values[..., None]
-            affine = _DISPLAYED if affine is None else affine
-        stored, affine = _as_type(path, values, np.dtype(dtype)), np.eye(4) if affine is None else affine
-        if name.endswith(".nrrd"):
-            image = itk.to_image(path, stored, affine)
-            return write_atomic(path, lambda temporary: itk.write_nrrd(temporary, image, path.name))
-        return _write_nifti(path, stored, affine, description)
-    if not name.endswith(".png") or values.ndim != 3 or len(values) not in (1, 3):
+    values, name = given.astype(np.float32), path.name
+    if name.endswith(".png") and values.ndim == 3 and len(values) in (1, 3):
+        return _write_png(path, values, value_range or (float(values.min()), float(values.max())))
+    if not name.endswith((".nii", ".nii.gz", ".nrrd")) or values.ndim not in (3, 4):
         raise ConfigError(
-            f"{path.name}: cannot hold an array {list(values.shape)}; use .nii.gz or .nrrd (or .png for [1 or 3, H, W])"
+            f"{name}: cannot hold an array {list(values.shape)}; use .nii.gz or .nrrd (or .png for [1 or 3, H, W])"
         )
-    return _write_png(path, values, value_range or (float(values.min()), float(values.max())))
+    if header is not None and not name.endswith(".nrrd"):
+        return _write_like(path, values[0], header, description)
+    if values.ndim == 3:
+        values = values[..., None]
+        affine = _DISPLAYED if affine is None else affine
+    stored, affine = _as_type(path, values, np.dtype(dtype)), np.eye(4) if affine is None else affine
+    if name.endswith(".nrrd"):
+        image = itk.to_image(path, stored, affine)
+        return write_atomic(path, lambda temporary: itk.write_nrrd(temporary, image, name))
+    set_nifti_type(path, nib.Nifti1Header(), stored.dtype)
+    image = nib.Nifti1Image(stored[0] if len(stored) == 1 else np.moveaxis(stored, 0, -1), affine)
+    image.header.set_xyzt_units("mm")
+    return _write_nifti(path, image, description)
+
+
+def set_nifti_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) -> None:
+    """Set the data type of a header, without a scaling."""
+    try:
+        header.set_data_dtype(np.uint8 if dtype.kind == "b" else dtype)
+    except HeaderDataError as error:
+        raise ConfigError(f"{path.name}: NIfTI cannot hold {dtype}; use float32, float64 or an integer type") from error
+    header.set_slope_inter(1.0, 0.0)
 
 
 def _write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header, description: str) -> Path:
-    _check_finite(path, array, header.get_data_dtype())
-    num_clipped = 0
+    """Write a volume ``[X, Y, Z]`` with the size, affine, codes, units, type and scaling of another file."""
+    header = header.copy()
+    for text in ("descrip", "aux_file", "intent_name", "db_name"):  # they may contain names
+        if text in header:  # NIfTI-2 has no db_name
+            header[text] = b""
+    dtype, (slope, intercept) = header.get_data_dtype(), header.get_slope_inter()
+    if dtype.kind not in "iu":
+        slope = intercept = None
+    stored = _as_type(path, array, dtype, (slope or 1.0, intercept or 0.0)).reshape(header.get_data_shape())
+    image_class = nib.Nifti2Image if int(header["sizeof_hdr"]) == 540 else nib.Nifti1Image
+    image = image_class(stored, header.get_best_affine(), header)
+    image.header.set_slope_inter(slope, intercept)
+    return _write_nifti(path, image, description)
 
-    def write(temporary: Path) -> None:
-        nonlocal num_clipped
-        num_clipped = nifti.write_like(temporary, array, header, description)
 
-    write_atomic(path, write)
-    _warn_of_clipped(path, num_clipped, header.get_data_dtype())
-    return path
-
-
-def _write_nifti(path: Path, stored: NDArray[Any], affine: NDArray[np.float64], description: str) -> Path:
-    try:
-        image = nib.Nifti1Image(stored[0] if len(stored) == 1 else np.moveaxis(stored, 0, -1), affine)
-    except HeaderDataError as error:
-        raise ConfigError(no_such_type(path, stored.dtype)) from error
-    image.header.set_xyzt_units("mm")
+def _write_nifti(path: Path, image: nib.Nifti1Image, description: str) -> Path:
     image.header["descrip"] = description.encode()
     return write_atomic(path, lambda temporary: nib.save(image, temporary))
-
-
-def no_such_type(path: Path, dtype: np.dtype[Any]) -> str:
-    """The message about a data type that a NIfTI file cannot have."""
-    return f"{path.name}: NIfTI cannot hold {dtype}; use float32, float64 or an integer type"
 
 
 def _write_png(path: Path, values: NDArray[np.float32], value_range: tuple[float, float]) -> Path:
@@ -125,23 +125,19 @@ def _write_png(path: Path, values: NDArray[np.float32], value_range: tuple[float
     return write_atomic(path, lambda temporary: picture.save(temporary, "PNG"))
 
 
-def _as_type(path: Path, values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _as_type(
+    path: Path, values: NDArray[np.float32], dtype: np.dtype[Any], scaling: tuple[float, float] = (1.0, 0.0)
+) -> NDArray[Any]:
     """Convert values to the type of a file; integers are rounded, and clipped if they do not fit."""
     dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype
     if dtype.kind not in "iu":
         return values.astype(dtype)
-    _check_finite(path, values, dtype)
-    limits, rounded = np.iinfo(dtype), np.round(values.astype(np.float64))
-    _warn_of_clipped(path, int(((rounded < limits.min) | (rounded > limits.max)).sum()), dtype)
+    if not np.isfinite(values).all():
+        raise ConfigError(f"{path.name}: {dtype} cannot hold values that are NaN or infinite; use float32")
+    slope, intercept = scaling
+    limits, rounded = np.iinfo(dtype), np.round((values.astype(np.float64) - intercept) / slope)
+    num_clipped = int(((rounded < limits.min) | (rounded > limits.max)).sum())
+    if num_clipped:
+        logger.warning("%s: %d voxels do not fit into %s and were clipped", path.name, num_clipped, dtype)
     highest = np.nextafter(float(limits.max), 0) if dtype.itemsize == 8 else limits.max  # float64 cannot hold 2^63 - 1
     return np.clip(rounded, limits.min, highest).astype(dtype)
-
-
-def _check_finite(path: Path, values: NDArray[np.float32], dtype: np.dtype[Any]) -> None:
-    if dtype.kind in "iu" and not np.isfinite(values).all():
-        raise ConfigError(f"{path.name}: {dtype} cannot hold values that are NaN or infinite; use float32")
-
-
-def _warn_of_clipped(path: Path, number: int, dtype: np.dtype[Any]) -> None:
-    if number:
-        logger.warning("%s: %d voxels do not fit into %s and were clipped", path.name, number, dtype)

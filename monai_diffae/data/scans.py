@@ -7,15 +7,14 @@ dimensions and channels that the caller needs. Otherwise a :class:`~monai_diffae
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from monai_diffae.data.doubts import judge
 from monai_diffae.data.formats import dicom, itk, nifti, pictures
-from monai_diffae.data.formats.scan import Header, Scan, problem
+from monai_diffae.data.formats.scan import Doubt, Header, Scan, problem, warn_once
 from monai_diffae.data.scan_checks import fit_scan
 from monai_diffae.data.scan_writing import write_scan
 from monai_diffae.data.slices import Axis, flat_axis, ras_axes, slice_shape, slice_volume
@@ -37,8 +36,10 @@ __all__ = [
 
 T = TypeVar("T")
 
-SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr", *dicom.SUFFIXES, ".nrrd", ".mha", ".mhd", *pictures.SUFFIXES)
-"""The suffixes of files that can be read; DICOM files may also have none. A NIfTI pair is read by its .hdr file."""
+_FORMATS = (nifti, dicom, itk, pictures)  # modules with SUFFIXES, read and read_header
+
+SUFFIXES = tuple(suffix for each in _FORMATS for suffix in each.SUFFIXES)
+"""The suffixes of files that can be read; DICOM files may also have none."""
 
 
 def read_scan(
@@ -85,56 +86,54 @@ def read_scan(
         ((1, 2, 3, 4), (1.0, 1.0, 3.0))
     """
     path = _as_path(path)
-    scan = _guarded(path, lambda p: _format(p)[0](p))
-    judge(path, scan.doubts, uneven, doubtful)
+    scan: Scan = _guarded(path, lambda p: _format(p).read(p))
+    apply_policy(path, scan.doubts, uneven, doubtful)
     return fit_scan(path, scan, spatial_dims, channels, nonfinite, colour=colour, flatten=flatten)
 
 
 def read_with_doubts(path: str | os.PathLike[str]) -> Scan:
-    """Read one scan of any dimensions and channels, as :func:`read_scan`, but leave its doubts to the caller.
-
-    Raises:
-        ScanError: the scan cannot be used.
-    """
+    """Read one scan of any dimensions and channels, as :func:`read_scan`, but leave its doubts to the caller."""
     path = _as_path(path)
-    return fit_scan(path, _guarded(path, lambda p: _format(p)[0](p)), None, None, "error")
+    return fit_scan(path, _guarded(path, lambda p: _format(p).read(p)), None, None, "error")
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read the size and affine in the file's own axes, and the doubts about them, from the header.
-
-    Raises:
-        ScanError: the header cannot be read.
-    """
+    """Read the size and affine in the file's own axes, and the doubts about them, from the header."""
     path = _as_path(path)
-    return _guarded(path, lambda p: _format(p)[1](p))
+    header: Header = _guarded(path, lambda p: _format(p).read_header(p))
+    return header
+
+
+def apply_policy(path: Path, doubts: Sequence[Doubt], uneven: Uneven = "resample", doubtful: Doubtful = "warn") -> None:
+    """Log each doubt as a warning, once per process, or refuse the scan because of the first one.
+
+    Example:
+        >>> doubt = Doubt("uneven", "its slices are unevenly spaced", "they are resampled", "resample it yourself")
+        >>> apply_policy(Path("ct"), [doubt], uneven="refuse")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ScanError: ct: its slices are unevenly spaced; resample it yourself
+    """
+    for doubt in doubts:
+        if (uneven if doubt.kind == "uneven" else doubtful) == "refuse":
+            raise problem(path, doubt.wrong, doubt.remedy)
+        warn_once(path, str(doubt))
 
 
 def check_channels(path: str | os.PathLike[str], channels: int, colour: Colour = "refuse") -> None:
-    """Raise the error of :func:`read_scan` about a scan's channels; its voxels are read only if its header cannot tell.
-
-    Raises:
-        ScanError: the scan has other channels, or cannot be read.
-    """
+    """Raise the error of :func:`read_scan` about a scan's channels; voxels are read only if the header cannot tell."""
     usable = {channels, *({"grey": (3,), "rgb": (1,)}.get(colour, ()))}
     if read_header(path).channels not in usable:
         read_scan(path, channels=channels, colour=colour)
 
 
 def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Read the size from the header: voxels ``(R, A, S)`` of a volume in RAS order, or ``(H, W)`` of a 2D image.
-
-    Raises:
-        ScanError: the header cannot be read.
-    """
+    """Read the size from the header: voxels ``(R, A, S)`` of a volume in RAS order, or ``(H, W)`` of a 2D image."""
     return read_geometry(path)[0]
 
 
 def read_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Read the size, as :func:`read_shape`, and the voxel spacing in mm along the same axes (1 for PNG and JPEG).
-
-    Raises:
-        ScanError: the header cannot be read.
 
     Example:
         >>> import tempfile
@@ -144,7 +143,7 @@ def read_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[
         ((4, 5, 6), (1.0, 1.0, 3.0))
     """
     header = read_header(path)
-    judge(Path(path), header.doubts)
+    apply_policy(Path(path), header.doubts)
     return displayed_geometry(header)
 
 
@@ -173,6 +172,11 @@ def scan_suffix(path: str | os.PathLike[str]) -> str:
     return next((s for s in SUFFIXES if name.endswith(s)), "")
 
 
+def is_picture(path: str | os.PathLike[str]) -> bool:
+    """Whether a scan has a suffix of PNG or JPEG, which have no geometry."""
+    return scan_suffix(path) in pictures.SUFFIXES
+
+
 def may_be_dicom(path: Path) -> bool:
     """Whether a scan has a suffix of DICOM, or none, as series do: its file need not exist.
 
@@ -189,25 +193,20 @@ def _as_path(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def _format(path: Path) -> tuple[Callable[[Path], Scan], Callable[[Path], Header]]:
-    """The functions that read a file's scan and its header, after the checks that do not depend on the format."""
+def _format(path: Path) -> Any:
+    """The module of a file's format, after the checks that do not depend on the format."""
     folder, uid = dicom.split_series(path)
     if folder.is_dir():
-        return dicom.read_series, dicom.read_header
+        return dicom
     if uid is not None or not path.exists():
         raise problem(folder, "there is no such file", "check the path")
-    if not path.stat().st_size:
-        raise problem(path, "the file is empty", "copy it again")
-    with open(path, "rb"):  # without permission it raises here; libraries would call the file damaged
-        suffix = scan_suffix(path)
-    if suffix.startswith((".nii", ".hdr")):
-        return nifti.read, nifti.read_header
-    if suffix in pictures.SUFFIXES:
-        return pictures.read, pictures.read_header
-    if suffix in (".nrrd", ".mha", ".mhd"):
-        return itk.read, itk.read_header
-    if suffix in dicom.SUFFIXES or dicom.is_dicom(path):
-        return dicom.read_file, dicom.read_header
+    with open(path, "rb") as stream:  # without permission it raises here; libraries would call the file damaged
+        if not stream.read(1):
+            raise problem(path, "the file is empty", "copy it again")
+    suffix = scan_suffix(path)
+    for each in _FORMATS:
+        if suffix in each.SUFFIXES or (each is dicom and dicom.is_dicom(path)):
+            return each
     if path.name.lower().endswith((".img", ".img.gz")):
         raise problem(path, "a pair of .hdr and .img files is read by its header", "give its .hdr file")
     raise problem(path, "files with this suffix cannot be read", "convert it to .nii.gz, .png or DICOM")
@@ -226,6 +225,5 @@ def _guarded(path: Path, read: Callable[[Path], T]) -> T:
     except OSError as error:
         raise problem(path, f"it cannot be read ({error.strerror or error})", "copy it again") from error
     except Exception as error:  # random bytes can fail anywhere in a library
-        raise problem(
-            path, f"it cannot be read ({type(error).__name__}: {error})", "copy or export it again"
-        ) from error
+        wrong = f"it cannot be read ({type(error).__name__}: {error})"
+        raise problem(path, wrong, "copy or export it again") from error

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from monai_diffae.data.scans import Axis, Scan, slice_volume
 from monai_diffae.data.slices import AXES, flat_axis, insert_slices, ras_shape
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.transforms.native import NativeSpace, PreprocessedScan, check_invertible, check_reader
+from monai_diffae.transforms.native import NativeSpace, check_reader
 from monai_diffae.transforms.reading import ReadScand
 
 logger = logging.getLogger(__name__)
@@ -34,11 +34,6 @@ class CaseSpace:
     Attributes:
         scan: the whole scan, or the slice ``item["slice"]``.
         spaces: the images by the index of their slice; the key of a whole image is None.
-
-    Raises:
-        ScanError: the scan cannot be used.
-        ConfigError: the preprocessing does not begin with `ReadScand`, or ``item["slice"]`` names a slice of something
-            without slices. The ways back raise one if the preprocessing cannot be inverted.
 
     Example:
         >>> from monai_diffae.transforms import ToModelRanged
@@ -61,15 +56,14 @@ class CaseSpace:
     ) -> None:
         reader: ReadScand = check_reader(preprocessing)[0]
         self._preprocessing, self._key = preprocessing, key
-        self._make: type[PreprocessedScan] = NativeSpace if _is_invertible(preprocessing) else PreprocessedScan
         self._axis: Axis | None = None
-        self.spaces: dict[int | None, PreprocessedScan] = {}
+        self.spaces: dict[int | None, NativeSpace] = {}
         if reader.spatial_dims == 2:
             self._open_2d(reader, item, choose_slices)
             return
         if item.get("slice") is not None:
             raise ConfigError(f"slice: is {item['slice']}, but this bundle takes whole volumes; leave it out")
-        whole = self._make(preprocessing, item, key)
+        whole = NativeSpace(preprocessing, item, key)
         self.scan, self.spaces[None] = whole.scan, whole
 
     def _open_2d(
@@ -83,9 +77,9 @@ class CaseSpace:
             if index is not None:
                 raise ConfigError(f"slice: is {index}, but the image is 2D and has no slices; leave it out")
             self._axis = flat
-            self.spaces[None] = self._make(self._preprocessing, {**item, **scans}, self._key)
+            self.spaces[None] = NativeSpace(self._preprocessing, {**item, **scans}, self._key)
         elif index is not None:
-            one = self._make(self._preprocessing, {**item, **_slice_all(scans, reader.axis, index)}, self._key)
+            one = NativeSpace(self._preprocessing, {**item, **_slice_all(scans, reader.axis, index)}, self._key)
             self.scan, self.spaces[index] = one.scan, one
         else:
             self._axis = reader.axis
@@ -94,16 +88,12 @@ class CaseSpace:
     def _open_slices(
         self, item: Mapping[str, Any], scans: Mapping[str, Scan], axis: Axis, chosen: Sequence[int]
     ) -> None:
-        """Preprocess slices. One that cannot be used, such as an empty one, is skipped.
-
-        Raises:
-            ScanError: no slice can be used.
-        """
+        """Preprocess slices. One that cannot be used, such as an empty one, is skipped."""
         error: ScanError | None = None
         for index in chosen:
             slices = _slice_all(scans, axis, index)
             try:
-                self.spaces[index] = self._make(self._preprocessing, {**item, **slices}, self._key)
+                self.spaces[index] = NativeSpace(self._preprocessing, {**item, **slices}, self._key)
             except ScanError as caught:
                 error = error or caught
         num_skipped = len(chosen) - len(self.spaces)
@@ -115,7 +105,7 @@ class CaseSpace:
     @property
     def field(self) -> NDArray[np.bool_]:
         """``[*native S]``, True for voxels within the model's field of view."""
-        fields = [space.field[None] for space in self._native()]
+        fields = [space.field[None] for space in self.spaces.values()]
         return self._gather(fields, np.zeros((1, *self.scan.array.shape[1:]), np.bool_))[0]
 
     def inputs(self, key: str) -> torch.Tensor:
@@ -126,71 +116,40 @@ class CaseSpace:
         """Convert images of the model, (N, C, *S), to the case's space, ``[C, *native S]`` in the scan's units.
 
         The image has the scan's lowest value outside the model's field of view, and in slices that are not used.
-
-        Raises:
-            ConfigError: the number or size of the images is not that of the case.
         """
         return self._gather(self._each(NativeSpace.back, images), self.scan.empty)
 
     def back_difference(self, differences: torch.Tensor) -> NDArray[np.float32]:
-        """Convert differences of two images of the model, (N, C, *S), to ``[C, *native S]``; 0 where none is known.
-
-        Raises:
-            ConfigError: the number or size of the images is not that of the case.
-        """
+        """Convert differences of two images of the model, (N, C, *S), to ``[C, *native S]``; 0 where none is known."""
         return self._gather(self._each(NativeSpace.back_difference, differences), np.zeros_like(self.scan.array))
 
     def add_difference(self, differences: torch.Tensor) -> NDArray[np.float32]:
         """Add differences of two images of the model, (N, C, *S), to the scan: ``[C, *native S]`` in its units.
 
         The scan keeps its own detail; where a difference is 0 or unknown, it keeps its values to the bit.
-
-        Raises:
-            ConfigError: the number or size of the images is not that of the case.
         """
         return self.scan.array + self.back_difference(differences)
 
     def back_map(self, maps: torch.Tensor) -> NDArray[np.float32]:
-        """Convert maps (N, C', *S) to ``[C', *native S]`` without rescaling their values; 0 where none is known.
-
-        Raises:
-            ConfigError: the number or size of the maps is not that of the case.
-        """
+        """Convert maps (N, C', *S) to ``[C', *native S]`` without rescaling their values; 0 where none is known."""
         parts = self._each(NativeSpace.back_map, maps)
         return self._gather(parts, np.zeros((maps.shape[1], *self.scan.array.shape[1:]), np.float32))
 
     def back_mask(self, masks: torch.Tensor) -> NDArray[np.uint8]:
-        """Convert masks (N, C', *S) to uint8 ``[C', *native S]``, with the nearest value; 0 where none is known.
-
-        Raises:
-            ConfigError: the number or size of the masks is not that of the case, or they hold other values than whole
-                numbers of 0 to 255.
-        """
+        """Convert masks (N, C', *S) to uint8 ``[C', *native S]``, with the nearest value; 0 where none is known."""
         parts = self._each(NativeSpace.back_mask, masks)
         return self._gather(parts, np.zeros((masks.shape[1], *self.scan.array.shape[1:]), np.uint8))
 
     def _each(self, convert: Callable[[NativeSpace, torch.Tensor], NDArray[Any]], images: torch.Tensor) -> list[Any]:
         if len(images) != len(self.spaces):
             raise ConfigError(f"there are {len(images)} images, but the case has {len(self.spaces)}; give one for each")
-        return [convert(space, image) for space, image in zip(self._native(), images, strict=True)]
-
-    def _native(self) -> list[NativeSpace]:
-        check_invertible(self._preprocessing)
-        return [space for space in self.spaces.values() if isinstance(space, NativeSpace)]
+        return [convert(space, image) for space, image in zip(self.spaces.values(), images, strict=True)]
 
     def _gather(self, parts: list[NDArray[Any]], background: NDArray[Any]) -> NDArray[Any]:
         if self._axis is None:
             return parts[0]
         slices = {0 if index is None else index: part for index, part in zip(self.spaces, parts, strict=True)}
         return insert_slices(background, self.scan.affine, self._axis, slices)
-
-
-def _is_invertible(preprocessing: Callable[[Any], Any]) -> bool:
-    try:
-        check_invertible(preprocessing)
-    except ConfigError:
-        return False
-    return True
 
 
 def _slice_all(scans: Mapping[str, Scan], axis: Axis, index: int) -> dict[str, Scan]:

@@ -116,6 +116,3 @@ class ToModelRanged(MapTransform, InvertibleTransform):
             torch.tensor(low.reshape(channels, *ones), dtype=torch.float32, device=image.device),
             torch.tensor(high.reshape(channels, *ones), dtype=torch.float32, device=image.device),
         )
-
-
-ToModelRangeD = ToModelRangeDict = ToModelRanged

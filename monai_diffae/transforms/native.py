@@ -16,18 +16,21 @@ from monai.transforms.utils import allow_missing_keys_mode, convert_applied_inte
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
-from monai_diffae.data.formats import pictures
-from monai_diffae.data.scans import Scan, scan_suffix
+from monai_diffae.data.scans import Scan, is_picture
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
 from monai_diffae.transforms.intensity import ToModelRanged
 from monai_diffae.transforms.reading import ReadScand, as_tensor
-from monai_diffae.transforms.smoothing import SmoothForSpacingd
+from monai_diffae.transforms.resampling import SmoothForSpacingd
 
 _NOTHING_TO_INVERT = (CopyItemsd, EnsureTyped, SmoothForSpacingd)
 
 
-class PreprocessedScan:
-    """One image of a case, preprocessed for the model, and the scan that it was made of.
+class NativeSpace:
+    """Preprocesses one image of a case, and converts images that the model makes from it back to the scan's space.
+
+    The way back inverts the preprocessing's transforms, with linear interpolation if they interpolate linearly. Outside
+    the model's field of view, which the preprocessing crops to, an image has the scan's lowest value, and a difference
+    is 0.
 
     Args:
         preprocessing: a bundle's preprocessing, from the case's item to ``[C, *S]`` in the model's range. It begins
@@ -43,7 +46,14 @@ class PreprocessedScan:
 
     Raises:
         ScanError: the scan cannot be used.
-        ConfigError: the first transform of the preprocessing is not `ReadScand`.
+        ConfigError: the first transform of the preprocessing is not `ReadScand`; on the way back: a transform cannot be
+            inverted, or the size is not that of the model's image.
+
+    Example:
+        >>> preprocessing = Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")])
+        >>> native = NativeSpace(preprocessing, {"image": np.arange(12.0).reshape(1, 3, 4)})
+        >>> float(native.image.max()), float(native.back(native.image).max())
+        (1.0, 11.0)
     """
 
     def __init__(self, preprocessing: Callable[[Any], Any], item: Mapping[str, Any], key: str = "image") -> None:
@@ -65,45 +75,20 @@ class PreprocessedScan:
                     "the preprocessing"
                 ) from error
             raise type(cause)(str(cause)) from error
-        self.images: dict[Any, MetaTensor] = {
-            name: value for name, value in preprocessed.items() if isinstance(value, MetaTensor)
-        }
+        self.images: dict[Any, MetaTensor] = {k: v for k, v in preprocessed.items() if isinstance(v, MetaTensor)}
         self.image = self.images[key]
         first = item[key][0] if isinstance(item[key], (list, tuple)) else item[key]
         is_file = isinstance(first, (str, os.PathLike))
         self.suffix = ".png" if is_file and fits_png(first, self.scan) else ".nii.gz"
 
-
-def fits_png(file: str | os.PathLike[str], scan: Scan) -> bool:
-    """Whether a scan comes from a PNG or JPEG of 8 bits, so that PNG can hold images with its intensities."""
-    is_picture = scan_suffix(file) in pictures.SUFFIXES and len(scan.array) in (1, 3)
-    return is_picture and bool(scan.array.max() <= 255)
-
-
-class NativeSpace(PreprocessedScan):
-    """Preprocesses one case, and converts images that the model makes from it back to the scan's space.
-
-    The way back inverts the preprocessing's transforms, with linear interpolation if they interpolate linearly. Outside
-    the model's field of view, which the preprocessing crops to, an image has the scan's lowest value, and a difference
-    is 0. The arguments and attributes are those of :class:`PreprocessedScan`.
-
-    Raises:
-        ScanError: the scan cannot be used.
-        ConfigError: a transform of the preprocessing cannot be inverted, or the first is not `ReadScand`.
-
-    Example:
-        >>> preprocessing = Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")])
-        >>> native = NativeSpace(preprocessing, {"image": np.arange(12.0).reshape(1, 3, 4)})
-        >>> float(native.image.max()), float(native.back(native.image).max())
-        (1.0, 11.0)
-    """
-
-    def __init__(self, preprocessing: Callable[[Any], Any], item: Mapping[str, Any], key: str = "image") -> None:
-        check_invertible(preprocessing)
-        super().__init__(preprocessing, item, key)
+    @cached_property
+    def _inverses(self) -> tuple[list[InvertibleTransform], list[InvertibleTransform]]:
+        """The transforms of intensities and those of space, the last one first."""
+        check_invertible(self._transforms)
         invertible = [t for t in reversed(self._transforms) if isinstance(t, InvertibleTransform)]
-        self._intensities = [t for t in invertible if isinstance(t, ToModelRanged)]
-        self._spatial = [t for t in invertible if not isinstance(t, ToModelRanged)]
+        return [t for t in invertible if isinstance(t, ToModelRanged)], [
+            t for t in invertible if not isinstance(t, ToModelRanged)
+        ]
 
     @cached_property
     def field(self) -> NDArray[np.bool_]:
@@ -113,23 +98,16 @@ class NativeSpace(PreprocessedScan):
     @cached_property
     def _weight(self) -> NDArray[np.float32]:
         # MONAI pads with zeros when it inverts a crop, so zeros mark voxels outside the field of view
-        return self._invert(self._spatial, torch.ones(self.image.shape))
+        return self._invert(self._inverses[1], torch.ones(self.image.shape))
 
     def back(self, decoded: torch.Tensor) -> NDArray[np.float32]:
-        """Convert an image of the model, ``[C, *S]``, to the scan's space, ``[C, *native S]`` in the scan's units.
-
-        Raises:
-            ConfigError: the size is not that of the model's image.
-        """
+        """Convert an image of the model, ``[C, *S]``, to the scan's space, ``[C, *native S]`` in the scan's units."""
         return np.where(self.field, self._inside(decoded), self.scan.empty)
 
     def back_difference(self, difference: torch.Tensor) -> NDArray[np.float32]:
         """Convert a difference of two images of the model, ``[C, *S]``, to ``[C, *native S]`` in the scan's units.
 
         The result is the difference of the two images after :meth:`back`, so 0 stays 0.
-
-        Raises:
-            ConfigError: the size is not that of the model's image.
         """
         # the way back is an affine function of the intensities, and its value at 0 is the offset
         offset = self._inside(torch.zeros(self.image.shape))
@@ -140,9 +118,6 @@ class NativeSpace(PreprocessedScan):
 
         The scan keeps its own detail, however coarse the model's grid is, and intensities beyond the model's range. A
         difference of 0 returns the scan to the bit.
-
-        Raises:
-            ConfigError: the size is not that of the model's image.
         """
         return self.scan.array + self.back_difference(difference)
 
@@ -153,7 +128,7 @@ class NativeSpace(PreprocessedScan):
     def to_model_range(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scale an array ``[C, *native S]`` in the scan's units to the model's range, without clipping it."""
         # the way back is an affine function of the intensities of each channel
-        constants = (self._invert(self._intensities, torch.full(self.image.shape, value)) for value in (0.0, 1.0))
+        constants = (self._invert(self._inverses[0], torch.full(self.image.shape, value)) for value in (0.0, 1.0))
         zero, one = (each.reshape(len(each), -1)[:, 0] for each in constants)
         return np.moveaxis((np.moveaxis(array, 0, -1) - zero) / (one - zero), -1, 0)
 
@@ -162,34 +137,28 @@ class NativeSpace(PreprocessedScan):
 
         A map, such as a residual, has values of its own, so only the spatial transforms are inverted, with linear
         interpolation. It is 0 outside the model's field of view.
-
-        Raises:
-            ConfigError: the size S is not that of the model's image.
         """
         self._check_size(maps)
-        inside = self._invert(self._spatial, maps.float()) / np.where(self.field, self._weight[:1], np.float32(1))
+        inside = self._invert(self._inverses[1], maps.float()) / np.where(self.field, self._weight[:1], np.float32(1))
         return np.where(self.field, inside, np.float32(0))
 
     def back_mask(self, masks: torch.Tensor) -> NDArray[np.uint8]:
         """Convert masks or label maps in the model's grid, ``[C', *S]`` of 0 to 255, to uint8 ``[C', *native S]``.
 
         Each voxel gets the nearest value. It is 0 outside the model's field of view.
-
-        Raises:
-            ConfigError: the size S is not that of the model's image, or the values are not whole numbers of 0 to 255.
         """
         self._check_size(masks)
         labels = masks.to(torch.uint8)
         if not bool((labels == masks).all()):
             raise ConfigError("the mask has values that are not whole numbers of 0 to 255; threshold it, or use a map")
-        inside = self._invert(self._spatial, labels, nearest=True)
+        inside = self._invert(self._inverses[1], labels, nearest=True)
         return np.where(self.field, np.round(inside).astype(np.uint8), np.uint8(0))
 
     def _inside(self, image: torch.Tensor) -> NDArray[np.float32]:
         """Convert an image; valid where ``field`` is True. Zeros from beyond a crop's edge are divided out."""
         self._check_size(image, channels=len(self.image))
-        spatial = self._invert(self._spatial, image) / np.where(self.field, self._weight, np.float32(1))
-        return self._invert(self._intensities, torch.from_numpy(spatial))
+        spatial = self._invert(self._inverses[1], image) / np.where(self.field, self._weight, np.float32(1))
+        return self._invert(self._inverses[0], torch.from_numpy(spatial))
 
     def _check_size(self, image: torch.Tensor, channels: int | None = None) -> None:
         size = [len(image) if channels is None else channels, *self.image.shape[1:]]
@@ -214,6 +183,11 @@ class NativeSpace(PreprocessedScan):
         return np.asarray(item[self._key].as_tensor().numpy(), np.float32)
 
 
+def fits_png(file: str | os.PathLike[str], scan: Scan) -> bool:
+    """Whether a scan comes from a PNG or JPEG of 8 bits, so that PNG can hold images with its intensities."""
+    return is_picture(file) and len(scan.array) in (1, 3) and bool(scan.array.max() <= 255)
+
+
 def _nearest(operation: dict[str, Any]) -> dict[str, Any]:
     """The record of a transform, so that its inverse takes the nearest value."""
     nearest: dict[str, Any] = convert_applied_interp_mode(operation)
@@ -223,11 +197,7 @@ def _nearest(operation: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_reader(preprocessing: Callable[[Any], Any]) -> list[Any]:
-    """Check that a preprocessing begins with `ReadScand`, and return its transforms; no scan is read.
-
-    Raises:
-        ConfigError: it does not.
-    """
+    """Check that a preprocessing begins with `ReadScand`, and return its transforms; no scan is read."""
     transforms = list(Compose(preprocessing).flatten().transforms)
     if not (transforms and isinstance(transforms[0], ReadScand)):
         raise ConfigError("preprocessing: must begin with ReadScand, which keeps the scan's own space; put it first")

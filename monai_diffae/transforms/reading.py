@@ -155,9 +155,6 @@ class ReadScand(MapTransform):
         return scan
 
 
-ReadScanD = ReadScanDict = ReadScand
-
-
 def as_tensor(scan: Scan) -> MetaTensor:
     """Convert a scan to a MetaTensor ``[C, *S]`` with its affine and without its path."""
     meta = {

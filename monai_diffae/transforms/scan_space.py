@@ -12,8 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
-from monai_diffae.data.formats import pictures
-from monai_diffae.data.scans import Scan, scan_suffix
+from monai_diffae.data.scans import Scan, is_picture
 from monai_diffae.data.slices import in_file_axes
 from monai_diffae.errors import ConfigError
 from monai_diffae.transforms.native import NativeSpace, check_invertible
@@ -97,14 +96,11 @@ class ToScanSpaced(MapTransform):
         return item
 
 
-ToScanSpaceD = ToScanSpaceDict = ToScanSpaced
-
-
 def _in_monai_layout(array: NDArray[np.float32], scan: Scan, path: str) -> NDArray[Any]:
     """An image ``[1, *native S]`` in the layout and type that MONAI's writers expect."""
     if scan.spatial_dims == 3:
         return array
-    if scan_suffix(path) not in pictures.SUFFIXES:
+    if not is_picture(path):
         return array[..., None]
     dtype = np.uint8 if scan.array.max() <= 255 else np.uint16
     whole: NDArray[Any] = np.round(array[0]).clip(0, np.iinfo(dtype).max).astype(dtype)

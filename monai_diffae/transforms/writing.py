@@ -1,19 +1,196 @@
-"""Write results to files, as a MONAI transform."""
+"""Write images: in a scan's own space or the model's grid, by functions and as MONAI transforms."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import nibabel as nib
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+from monai.utils import ensure_tuple, ensure_tuple_rep
+from numpy.typing import DTypeLike, NDArray
+from PIL import Image
+from torch import Tensor
 
-from monai_diffae.data.cases import safe_file_name
-from monai_diffae.data.scans import write_scan
-from monai_diffae.errors import ConfigError
+from monai_diffae.data.cases import Case, safe_file_name
+from monai_diffae.data.dicom_series import write_series
+from monai_diffae.data.formats.dicom import is_dicom, split_series
+from monai_diffae.data.scan_writing import SYNTHETIC, set_nifti_type
+from monai_diffae.data.scans import Scan, is_picture, write_scan
+from monai_diffae.data.slices import in_file_axes
+from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.transforms.native import NativeSpace, check_invertible
+
+logger = logging.getLogger(__name__)
+
+Grid = Literal["native", "model"]
+
+_INTEGERS = (np.uint8, np.int16, np.uint16, np.int32)
+
+
+def write_native(
+    path: str | os.PathLike[str],
+    array: NDArray[Any],
+    scan: Scan,
+    dtype: DTypeLike | None = None,
+    *,
+    description: str = "",
+) -> Path:
+    """Write an image in a scan's space as NIfTI or NRRD with the scan's affine, or as PNG, atomically.
+
+    Args:
+        path: ``.nii``, ``.nii.gz``, ``.nrrd`` or, for 2D images, ``.png``: see :attr:`NativeSpace.suffix`.
+        array: ``[C', *native S]`` in the scan's units, or a map with values and channels of its own.
+        scan: the scan.
+        dtype: data type of the file; uint8 for masks, float32 for maps and differences. With integers, values are
+            rounded; values that do not fit are clipped, and their number is logged. None: the type of an image in the
+            scan's units. For a NIfTI volume, this is the type of the scan's file, if it holds the array. Otherwise, if
+            the scan has whole numbers, it is the smallest of uint8, int16, uint16 and int32 that holds the scan and the
+            array; else float32. For PNG, values are rounded and clipped to 0..255.
+        description: for NIfTI: the text ``descrip`` of the header.
+
+    Raises:
+        ConfigError: ``array`` has another size than the scan, or the file format cannot hold it.
+        MachineError: the disk is full, or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> scan = Scan(np.zeros((1, 2, 2), np.float32), np.eye(4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_native(Path(folder) / "a.png", np.full((1, 2, 2), 37.2), scan)
+        ...     np.asarray(Image.open(path)).tolist()
+        [[37, 37], [37, 37]]
+    """
+    name = Path(path).name
+    if array.shape[1:] != scan.array.shape[1:]:
+        sizes = f"{list(array.shape)}, but the scan's is {list(scan.array.shape)}"
+        raise ConfigError(f"{name}: the size is {sizes}; convert it to the scan's space first")
+    if name.lower().endswith(".png"):
+        if dtype is not None and np.dtype(dtype) not in (np.uint8, np.bool_):
+            raise ConfigError(f"{name}: PNG holds uint8, not {np.dtype(dtype)}; use .nii.gz or .nrrd, or write uint8")
+        return write_scan(path, array, value_range=(0, 255))
+    array, scan = in_file_axes(array, scan)
+    header = scan.header if len(array) == 1 and not name.lower().endswith(".nrrd") else None
+    if header is not None:
+        is_image = dtype is None
+        header = _wide_header(header, array) if is_image else _header_of_type(Path(path), header, np.dtype(dtype))
+    affine = None if scan.lacks_geometry else scan.affine
+    stored = _stored_type(array, scan) if dtype is None and header is None else dtype
+    dtype = np.float32 if stored is None else stored
+    return write_scan(path, array, affine, dtype=dtype, header=header, description=description)
+
+
+def _header_of_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) -> nib.Nifti1Header:
+    """A scan's header for an array of another type, whose values are not the scan's intensities."""
+    header = header.copy()
+    set_nifti_type(path, header, dtype)
+    header["cal_min"] = header["cal_max"] = 0.0  # a viewer would use the scan's window
+    return header
+
+
+def _wide_header(header: nib.Nifti1Header, array: NDArray[Any]) -> nib.Nifti1Header:
+    """A scan's header with an integer type that holds an image with these values; its own type if that does."""
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iu" or not np.isfinite(array).all():
+        return header
+    slope, inter = (value or default for value, default in zip(header.get_slope_inter(), (1.0, 0.0), strict=True))
+    low, high = sorted((float(end) - inter) / slope for end in (array.min(), array.max()))
+    wide = _smallest_type(low, high, (dtype, *_INTEGERS))
+    if wide != dtype:
+        header = header.copy()
+        header.set_data_dtype(wide)
+    return header
+
+
+def _smallest_type(low: float, high: float, types: Sequence[DTypeLike]) -> DTypeLike:
+    """The first of the integer types that holds two numbers, rounded; else float32."""
+    # Python integers, because float32 rounds the end of int32 up to a number that would wrap around
+    lowest, highest = round(low), round(high)
+    fitting = (each for each in types if np.iinfo(each).min <= lowest and highest <= np.iinfo(each).max)
+    return next(fitting, np.float32)
+
+
+def _stored_type(array: NDArray[Any], scan: Scan) -> DTypeLike:
+    # decided by the values: with a slope, or after an export of integers as floats, the file's type says little
+    if not (np.equal(np.round(scan.array), scan.array).all() and np.isfinite(array).all()):
+        return np.float32
+    low, high = min(scan.array.min(), array.min()), max(scan.array.max(), array.max())
+    return _smallest_type(float(low), float(high), _INTEGERS)
+
+
+def image_suffix(shape: Sequence[int], source: str = ".png") -> str:
+    """Return ``.png`` for a grey or colour 2D image ``[C, *S]`` of a PNG or JPEG scan, else ``.nii.gz``.
+
+    Example:
+        >>> image_suffix((3, 16, 16), "a.jpeg"), image_suffix((1, 16, 16), "a.nii"), image_suffix((2, 16, 16), "a.png")
+        ('.png', '.nii.gz', '.nii.gz')
+    """
+    return ".png" if is_picture(source) and len(shape) == 3 and shape[0] in (1, 3) else ".nii.gz"
+
+
+def write_image(
+    path: Path,
+    image: Tensor,
+    model_range: tuple[float, float],
+    source: str = ".png",
+    affine: NDArray[np.float64] | None = None,
+) -> Path:
+    """Write a decoded image (C, *S) in the model's grid as 8-bit PNG, or as float32 NIfTI if its scan is no picture.
+
+    ``path`` has no suffix, ``model_range`` is black and white, ``source`` the file name of the scan, and ``affine``
+    that of the model's grid (for NIfTI; None: voxels of 1 mm). Returns the file.
+    """
+    values, suffix = image.detach().float().cpu().numpy(), image_suffix(image.shape, source)
+    file = path.with_name(f"{path.name}{suffix}")
+    value_range = model_range if suffix == ".png" else None
+    return write_scan(file, values, affine, value_range=value_range, description=SYNTHETIC)
+
+
+def read_image(path: Path, model_range: tuple[float, float]) -> Tensor:
+    """Read a file of :func:`write_image`: (C, *S), or (C, H, W, 1) for a 2D image in a NIfTI file."""
+    low, high = model_range
+    values: NDArray[np.floating[Any]]
+    if path.suffix == ".png":
+        values, num_axes = np.asarray(Image.open(path), np.float32) / 255 * (high - low) + low, 2
+    else:
+        values, num_axes = nib.Nifti1Image.from_filename(path).get_fdata(dtype=np.float32), 3
+    return torch.from_numpy(values[None] if values.ndim == num_axes else np.moveaxis(values, -1, 0))
+
+
+def write_case_image(
+    folder: Path, name: str, native: NativeSpace, array: NDArray[np.float32], case: Case, dicom: str | None = None
+) -> Path:
+    """Write a decoded image ``[C, *native S]`` of a case as ``folder/<name>.nii.gz`` or ``.png``; return the file.
+
+    With ``dicom``, the description of a series, a DICOM case is also written as a series, ``folder/dicom/<name>``.
+    """
+    file = write_native(folder / f"{name}{native.suffix}", array, native.scan, description=SYNTHETIC)
+    if dicom is not None and is_dicom_case(case):
+        target = folder / "dicom" / (name if native.scan.spatial_dims == 3 else f"{name}.dcm")
+        write_series(target, array, str(case.images["image"]), description=dicom, overwrite=True)
+    return file
+
+
+def warn_without_dicom(cases: Sequence[Case]) -> None:
+    """Log a warning if DICOM series are requested but no case is one."""
+    if not any(map(is_dicom_case, cases)):
+        logger.warning("dicom: none of the cases is a DICOM file or series as a whole, so no series is written")
+
+
+def is_dicom_case(case: Case) -> bool:
+    """Return whether a case is one whole DICOM file or series."""
+    image = case.images["image"]
+    if case.slice_index is not None or not isinstance(image, Path):
+        return False
+    folder, _ = split_series(image)
+    return folder.is_dir() or is_dicom(folder)
 
 
 class WriteScand(MapTransform):
@@ -61,4 +238,96 @@ class WriteScand(MapTransform):
         return item
 
 
-WriteScanD = WriteScanDict = WriteScand
+class WriteReconstructiond(MapTransform):
+    """Writes reconstructed images of a case to ``<directory>/<folder>/<file_name>.nii.gz`` or ``.png``.
+
+    With grid ``native``, an image lies in its scan's own space: shape, affine, units and, for NIfTI, data type. With
+    grid ``model``, it lies in the model's grid and range. The model sees a field of view only: outside of it, the image
+    has the scan's lowest value, and the item gets ``field_share``, the share of the scan's voxels inside.
+
+    Args:
+        keys: reconstructed images ``[C, *S]`` of an item, in the model's range. The item's ``id`` names its case.
+        directory: the folder for the results; created if missing.
+        cases: the cases that items can belong to.
+        preprocessing: the bundle's preprocessing, which is inverted for grid ``native``.
+        folders: one folder below ``directory`` per key; None: named after the keys.
+        grid: ``native`` or ``model``.
+        model_range: black and white of the model.
+        affine: affine of the model's grid; None: voxels of 1 mm.
+        dicom: write DICOM cases also as series, ``<directory>/<folder>/dicom/<file_name>``.
+        overwrite: replace existing files.
+        allow_missing_keys: ignore keys that an item does not have.
+
+    Raises:
+        ConfigError: the preprocessing cannot be inverted, or ``dicom`` is combined with grid ``model``; on call: the
+            item's ``id`` is not a case, or the file exists and ``overwrite`` is False.
+
+    Example:
+        >>> import tempfile
+        >>> from monai.transforms import Compose
+        >>> from monai_diffae.data.scans import write_scan
+        >>> from monai_diffae.transforms import ReadScand, ToModelRanged
+        >>> preprocessing = Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     scan = write_scan(Path(folder) / "scan.nii.gz", np.arange(16.0).reshape(1, 4, 4))
+        ...     write = WriteReconstructiond("pred", folder, [Case("a", {"image": scan}, "a")], preprocessing)
+        ...     _ = write({"pred": torch.zeros(1, 4, 4), "id": "a"})
+        ...     print(*os.listdir(Path(folder) / "pred"))
+        a.nii.gz
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        directory: str | os.PathLike[str],
+        cases: Sequence[Case],
+        preprocessing: Callable[[Any], Any],
+        *,
+        folders: str | Sequence[str] | None = None,
+        grid: Grid = "native",
+        model_range: tuple[float, float] = (-1.0, 1.0),
+        affine: NDArray[np.float64] | None = None,
+        dicom: bool = False,
+        overwrite: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if grid not in ("native", "model"):
+            raise ConfigError(f"grid: {quoted(grid)} is not one of native, model")
+        if dicom and grid == "model":
+            raise ConfigError("dicom: DICOM series are written in the scan's own space; use grid native")
+        if grid == "native":
+            try:
+                check_invertible(preprocessing)
+            except ConfigError as error:
+                raise ConfigError(f"{error}; or use grid model") from error
+        names = ensure_tuple(self.keys if folders is None else folders)
+        self.folders = [Path(directory) / str(name) for name in ensure_tuple_rep(names, len(self.keys))]
+        self.cases = {case.id: case for case in cases}
+        self.preprocessing, self.grid = preprocessing, grid
+        self.model_range, self.affine = (float(model_range[0]), float(model_range[1])), affine
+        self.dicom, self.overwrite = dicom, overwrite
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the item's images; return the item, with grid ``native`` with ``field_share``."""
+        item = dict(data)
+        case = self.cases.get(str(item.get("id")))
+        if case is None:
+            raise ConfigError(f"id: '{item.get('id')}' is not a case of the cohort; give the item its case's id")
+        native = NativeSpace(self.preprocessing, case.item()) if self.grid == "native" else None
+        if native is not None:
+            item["field_share"] = float(native.field.mean())
+        for key, folder in self.key_iterator(item, self.folders):
+            image = torch.as_tensor(item[key]).detach().float().cpu()
+            suffix = image_suffix(image.shape, case.file) if native is None else native.suffix
+            self._check_new(folder / f"{case.file_name}{suffix}")
+            if native is None:
+                write_image(folder / case.file_name, image, self.model_range, case.file, self.affine)
+            else:
+                description = f"monai_diffae reconstruction from {folder.name}" if self.dicom else None
+                write_case_image(folder, case.file_name, native, native.back(image), case, description)
+        return item
+
+    def _check_new(self, file: Path) -> None:
+        if file.exists() and not self.overwrite:
+            raise ConfigError(f"{file.name}: exists; set overwrite, or choose another output_dir")

@@ -23,7 +23,7 @@ from monai_diffae.errors import ScanError
 ORIENTATIONS = {"axial": AXIAL, "sagittal": (0, 1, 0, 0, 0, -1), "feet first": (-1, 0, 0, 0, 1, 0), "oblique": OBLIQUE}
 
 
-def test_implicit_elements_under_an_explicit_transfer_syntax_are_read_with_a_warning(tmp_path, caplog):
+def test_implicit_elements_under_an_explicit_transfer_syntax_are_read(tmp_path):
     """GDCM (in SimpleITK 2.5) alone needs 4 s for such files."""
     path = save_planes(tmp_path / "ct", positions())
     right = read_scan(path)
@@ -32,9 +32,6 @@ def test_implicit_elements_under_an_explicit_transfer_syntax_are_read_with_a_war
     wrong = read_scan(path)
     np.testing.assert_array_equal(wrong.array, right.array)
     np.testing.assert_array_equal(wrong.affine, right.affine)
-    line = "ct: its elements are implicit, but its transfer syntax says explicit"
-    assert caplog.messages == [f"{line}; they are read as implicit"]
-    assert line in refusal(path, doubtful="refuse")
 
 
 def test_a_series_is_read_in_spatial_order_and_told_from_others(tmp_path):
@@ -156,7 +153,7 @@ def test_encodings(tmp_path):
     dataset = make_plane(positions()[0], **big)
     dataset.PixelData = np.arange(140, dtype=">i4").tobytes()
     dataset.save_as(tmp_path / "a.dcm")
-    assert "32-bit big-endian" in refusal(tmp_path / "a.dcm")  # GDCM decodes it wrongly
+    np.testing.assert_array_equal(read_scan(tmp_path / "a.dcm").array.ravel(), np.arange(140))  # GDCM would not
 
 
 def test_bits_above_the_stored_ones_are_no_values(tmp_path):

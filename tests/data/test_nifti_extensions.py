@@ -96,24 +96,10 @@ def _patched(path, at, content):
     return path
 
 
-@pytest.mark.parametrize(("version", "suffix"), [(1, ".nii.gz"), (1, ".hdr"), (2, ".nii")])
-@pytest.mark.filterwarnings("ignore:Extension size is not a multiple")
-@pytest.mark.parametrize("size", [0, -16, 7, 2**31 - 1])
-def test_a_wrong_size_of_an_extension_is_one_line(tmp_path, size, version, suffix):
-    first = {1: 352, 2: 544}[version]
-    second = first + Nifti1Extension(*AFNI).get_sizeondisk()
-    for at in (first, second):
-        path = save(tmp_path / f"a{suffix}", [AFNI, COMMENT], version)
-        _patched(path, int(at), struct.pack("<i", size))
-        assert "header extension" in refusal(path)
-        with pytest.raises(ScanError, match="header extension"):
-            read_shape(path)
-
-
 def test_a_wrong_position_of_the_voxels_is_refused_and_takes_no_memory(tmp_path):
     for offset in (0, 16, 348):
         path = _patched(save(tmp_path / "a.nii", [COMMENT]), 108, struct.pack("<f", offset))
-        assert "header extension" in refusal(path)
+        assert f"voxels begin at byte {offset}" in refusal(path)
     path = _patched(save(tmp_path / "d.hdr", []), 108, struct.pack("<f", -16))
     assert "voxels begin at byte -16" in refusal(path)
     path = _patched(save(tmp_path / "a.nii", [COMMENT]), 108, struct.pack("<f", 2.0**30))

@@ -11,8 +11,8 @@ from monai.transforms import Compose, NormalizeIntensityd, Resized, ResizeWithPa
 from monai_diffae.data.scans import Scan
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.transforms import NativeSpace, ReadScand, ToModelRanged, write_native
-from monai_diffae.transforms.case_images import read_image, write_image
 from monai_diffae.transforms.case_space import CaseSpace
+from monai_diffae.transforms.writing import read_image, write_image
 
 ORIENTATIONS = [
     "".join(signs) for axes in itertools.permutations(("LR", "PA", "IS")) for signs in itertools.product(*axes)

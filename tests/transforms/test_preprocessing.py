@@ -203,7 +203,9 @@ def scan(shape, spacing):
 
 def test_a_spacing_that_leaves_less_than_two_voxels_is_named():
     item = scan((35, 51, 36), (1.0, 1.0, 1.0))
-    with pytest.raises(ScanError, match="^case-7: 35 x 51 x 36 mm are less than 2 voxels along an axis at spacing_mm"):
+    with pytest.raises(
+        ScanError, match="^case-7: at spacing_mm .*, 35 x 51 x 36 mm are less than 2 voxels along an axis"
+    ):
         SmoothForSpacingd("image", [30, 10, 10])(item)
     assert SmoothForSpacingd("image", [17.5, 10, 18])(item)["image"].shape == (1, 35, 51, 36)
     thick = scan((30, 30, 2), (1.0, 1.0, 8.0))  # few slices, which stay as they are
@@ -214,7 +216,9 @@ def test_a_spacing_that_leaves_less_than_two_voxels_is_named():
 
 @pytest.mark.goal(id="R15")
 def test_a_wrong_spacing_does_not_ask_for_all_memory():
-    with pytest.raises(ScanError, match=r"15.3 GiB at spacing_mm 1 x 1 x 1, and the limit is 2 GiB; correct the scan"):
+    with pytest.raises(
+        ScanError, match=r"at spacing_mm 1 x 1 x 1, .* 15.3 GiB, and the limit is 2 GiB; correct the scan"
+    ):
         SmoothForSpacingd("image", [1, 1, 1])(scan((16, 16, 16), (1e6, 1.0, 1.0)))
 
 

@@ -23,7 +23,7 @@ from monai_diffae.transforms import (
     ToSpacingd,
     WriteReconstructiond,
 )
-from monai_diffae.transforms.case_images import read_image
+from monai_diffae.transforms.writing import read_image
 
 PREPROCESSING = Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")])
 

@@ -86,7 +86,7 @@ def _write_morph(session: Session, cases: list[Case], num_images: int, out: Path
     from monai_diffae.data.atomic import write_atomic
     from monai_diffae.inferers.paths import lerp, slerp
     from monai_diffae.pictures import draw_mosaic
-    from monai_diffae.transforms.case_images import write_image
+    from monai_diffae.transforms.writing import write_image
 
     read = session.read(cases, out, named=True)
     if read.failures:

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.formats import pictures
-from monai_diffae.data.scans import scan_suffix
+from monai_diffae.data.scans import is_picture
 from monai_diffae.data.verification import Verdict, Verification
 from monai_diffae.errors import ConfigError
 from monai_diffae.pictures import CohortOverview, draw_cohort_overview
@@ -48,7 +47,7 @@ def _rows(verification: Verification) -> Iterator[list[object]]:
     twins = {id: f"group {number}" for number, ids in enumerate(groups, 1) for id in ids}
     for verdict in verification.verdicts:
         case, reading, findings = verdict.case, verdict.reading, verdict.findings
-        spacing_mm = () if scan_suffix(case.file) in pictures.SUFFIXES else reading.spacing_mm
+        spacing_mm = () if is_picture(case.file) else reading.spacing_mm
         yield [
             case.id, case.file, case.split, verdict.judgement,
             *(" / ".join(getattr(finding, name) for finding in findings) for name in ("kind", "reason", "remedy")),

@@ -6,7 +6,6 @@ SimpleITK fills the missing part of a truncated file with zeros, so lengths are 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import math
 import os
 import re
@@ -17,19 +16,27 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from pydicom.errors import InvalidDicomError
 
-from monai_diffae.data.formats.scan import Header, Scan, as_float32, check_affine, check_budget, check_packed, problem
-from monai_diffae.errors import ConfigError, DiffAEError, MachineError
+from monai_diffae.data.formats.scan import (
+    Header,
+    Scan,
+    as_float32,
+    check_affine,
+    check_budget,
+    check_packed,
+    check_spacing,
+    problem,
+)
+from monai_diffae.errors import ConfigError, MachineError, ScanError
+
+SUFFIXES = (".nrrd", ".mha", ".mhd")
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 _STDERR = threading.RLock()
 
-_SUFFIXES = (".nrrd", ".mha", ".mhd")
 _LONGEST_HEADER = 1024**2
 _SLACK = 64 * 1024**2  # bytes allowed after the voxels
 _NRRD_DATA_FILE = re.compile(rb"data ?file\s*:\s*([^\r\n]*)", re.IGNORECASE)
@@ -43,47 +50,52 @@ def read(path: Path) -> Scan:
     Raises:
         ScanError: the file is damaged or incomplete, or its content cannot be a scan.
     """
-    _check_spacing(path)
-    reader = open_header(path)
-    _check_complete(path, reader)
+    reader = _open(path)
     try:
         with silent_stderr():
             image = reader.Execute()
     except RuntimeError as error:
-        raise unreadable(path, error) from error
+        raise _unreadable(path) from error
     return Scan(to_array(path, image), to_affine(image))
 
 
 def read_header(path: Path) -> Header:
     """Read size and affine, without the voxels, and check the length of files that are not compressed."""
-    _check_spacing(path)
-    reader = open_header(path)
-    _check_complete(path, reader, decompress=False)
+    reader = _open(path, decompress=False)
     size = reader.GetSize()[:3]
     return Header(size[::-1] if len(size) == 2 else size, to_affine(reader), channels=reader.GetNumberOfComponents())
 
 
-def open_header(path: Path, copy: Path | None = None) -> sitk.ImageFileReader:
-    """Read and check a file's header, and return the reader, which may read a ``copy`` of the file instead."""
-    if path.name.lower().endswith(_SUFFIXES):
-        check_data_files(path)
+def _open(path: Path, decompress: bool = True) -> sitk.ImageFileReader:
+    """A reader that has read the header, after all checks that come before the voxels."""
+    check_data_files(path)
+    with open(path, "rb") as stream:
+        fields, start = _text_header(stream), stream.tell()
+    declared = f"{fields.get('elementspacing', '')} {fields.get('spacings', '').lower().replace('nan', '')}"
+    try:
+        spacing_mm = [float(text) for text in declared.split()]
+    except ValueError:  # ITK notices
+        spacing_mm = []
+    check_spacing(path, spacing_mm)  # ITK would take the absolute value
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(copy or path))
+    reader.SetFileName(str(path))
     try:
         with silent_stderr():
             reader.ReadImageInformation()
     except RuntimeError as error:
-        raise unreadable(path, error) from error
+        raise _unreadable(path) from error
     sizes = reader.GetSize()
     check_budget(path, sizes, reader.GetNumberOfComponents())
-    if len(sizes) not in (2, 3):
-        if len(sizes) < 2 or any(n > 1 for n in sizes[3:]):
-            raise problem(path, f"a {len(sizes)}D file; expected 3D", "save its 3D volumes as files of their own")
+    if len(sizes) > 3:
         reader.SetExtractIndex([0] * len(sizes))
         reader.SetExtractSize([*sizes[:3], *[0] * (len(sizes) - 3)])
-    _itemsize(path, reader)
+    _check_complete(path, fields, start, _num_bytes(path, reader), decompress)
     check_affine(path, to_affine(reader))
     return reader
+
+
+def _unreadable(path: Path) -> ScanError:  # ITK's own text has many lines, and names of folders
+    return problem(path, "it is damaged, or not in the format that its name says", "copy or export it again")
 
 
 @contextlib.contextmanager
@@ -128,16 +140,7 @@ def to_affine(image: sitk.Image | sitk.ImageFileReader) -> NDArray[np.float64]:
 
 
 def to_image(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> sitk.Image:
-    """Convert a volume ``[C, X, Y, Z]`` with an affine in RAS+ to an image, whose geometry is in LPS.
-
-    Args:
-        path: the file to be written, for the message.
-        array: the volume.
-        affine: 4x4, from voxel indices to mm.
-
-    Raises:
-        ConfigError: ITK has no such data type.
-    """
+    """Convert a volume ``[C, X, Y, Z]`` with an affine in RAS+ to an image, whose geometry is in LPS."""
     voxels = array.transpose(3, 2, 1, 0) if len(array) > 1 else array[0].transpose(2, 1, 0)
     try:
         image = sitk.GetImageFromArray(np.ascontiguousarray(voxels), isVector=len(array) > 1)
@@ -164,47 +167,13 @@ def write_nrrd(path: Path, image: sitk.Image, name: str) -> None:
         raise MachineError(f"{name}: cannot be written; free space or choose another folder") from error
 
 
-def unreadable(path: Path, error: RuntimeError) -> DiffAEError:
-    """Convert an error of ITK, which has many lines, to one line."""
-    text = str(error).lower()
-    if "spacing" in text:
-        return problem(
-            path, "its voxel spacing is zero, negative or not a number", "export it again with a valid spacing"
-        )
-    if "determinant" in text or "cosine" in text or "orientation" in text:
-        return problem(path, "its affine is singular (two axes point the same way)", "repair its direction")
-    if "transfer syntax" in text or "codec" in text or "compress" in text:
-        return problem(path, f"its compression{_compression(path)} cannot be decoded", "export it uncompressed")
-    return problem(path, "it is damaged, or not in the format that its name says", "copy or export it again")
-
-
-def _compression(path: Path) -> str:
-    """The name of a DICOM file's transfer syntax, in brackets; nothing if it has none."""
-    try:
-        syntax = pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID
-    except (InvalidDicomError, AttributeError, OSError):
-        return ""
-    return f" ({syntax.name})"
-
-
-def _itemsize(path: Path, reader: sitk.ImageFileReader) -> int:
-    """Bytes of one component."""
+def _num_bytes(path: Path, reader: sitk.ImageFileReader) -> int:
+    """Bytes of the voxels that the header declares."""
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     match = re.fullmatch(r"(?:vector of )?(\d+)-bit .*", kind)
     if match is None:
         raise problem(path, f"its voxels are of the type '{kind}'", "save one real number per voxel")
-    return int(match[1]) // 8
-
-
-def _check_spacing(path: Path) -> None:
-    """Raise an error if a spacing is not positive: ITK would take its absolute value."""
-    with open(path, "rb") as stream:
-        fields = _text_header(stream)
-    declared = f"{fields.get('elementspacing', '')} {fields.get('spacings', '')}".split()
-    for text in declared:
-        if re.fullmatch(r"-.*|[+]?0*[.]?0*(e.*)?", text, re.IGNORECASE):
-            spacing = " x ".join(declared)
-            raise problem(path, f"its voxel spacing is {spacing} mm", "export it again with a valid spacing")
+    return math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * int(match[1]) // 8
 
 
 def check_data_files(path: Path) -> None:
@@ -214,11 +183,6 @@ def check_data_files(path: Path) -> None:
 
     The search is independent of lines and of the order of fields, so that no header can hide a name from it.
 
-    Args:
-        path: a file in one of the formats NRRD, MHA and MHD.
-
-    Raises:
-        ScanError: it names such a file, ITK would crash with it, or its header does not end.
     """
     with open(path, "rb") as stream:
         header = stream.read(_LONGEST_HEADER)
@@ -238,36 +202,28 @@ def check_data_files(path: Path) -> None:
             raise problem(path, "its voxels are in a file of another folder", "put that file beside it")
 
 
-def _check_complete(path: Path, reader: sitk.ImageFileReader, decompress: bool = True) -> None:
+def _check_complete(path: Path, fields: dict[str, str], start: int, expected: int, decompress: bool) -> None:
     """Compare the number of bytes with the header; compressed files are checked if ``decompress`` is set."""
-    expected = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * _itemsize(path, reader)
-    with open(path, "rb") as stream:
-        fields = _text_header(stream)
-        names = (fields.get(key) for key in ("elementdatafile", "data file", "datafile"))
-        data_file = next(filter(None, names), "LOCAL")
-        check_packed(path, expected, _stored_bytes(path, data_file))
-        is_compressed = fields.get("compresseddata", "").lower() == "true" or fields.get("encoding", "").lower() in (
-            "gz",
-            "gzip",
-        )
-        if fields.get("encoding", "raw").lower() not in ("raw", "gz", "gzip") or (is_compressed and not decompress):
-            return  # ITK notices a missing end of text
-        if data_file.upper() == "LOCAL":
-            length = _length(path, stream, is_compressed, "encoding" in fields, expected)
-        else:
-            data = path.parent / Path(data_file).name
-            if " " in data_file or "%" in data_file or not data.is_file():
-                return  # several files, or a missing one, which ITK notices
-            with open(data, "rb") as raw:
-                length = _length(path, raw, is_compressed, "encoding" in fields, expected)
+    names = (fields.get(key) for key in ("elementdatafile", "data file", "datafile"))
+    data_file = next(filter(None, names), "LOCAL")
+    is_local, data = data_file.upper() == "LOCAL", path.parent / Path(data_file).name
+    check_packed(path, expected, _stored_bytes(path if is_local else data))
+    encoding = fields.get("encoding", "raw").lower()
+    is_packed = fields.get("compresseddata", "").lower() == "true" or encoding in ("gz", "gzip")
+    if encoding not in ("raw", "gz", "gzip") or (is_packed and not decompress):
+        return  # ITK notices a missing end of text
+    if not is_local and (" " in data_file or "%" in data_file or not data.is_file()):
+        return  # several files, or a missing one, which ITK notices
+    with open(path if is_local else data, "rb") as stream:
+        stream.seek(start if is_local else 0)
+        length = _length(path, stream, is_packed, "encoding" in fields, expected)
     if length < expected:
         raise problem(path, f"its data end early ({length} of {expected} bytes)", "copy it again")
 
 
-def _stored_bytes(path: Path, data_file: str) -> int:
-    """The size of the file or files that a header and its voxels are in; a pattern or list may name any beside it."""
-    named = path if data_file.upper() == "LOCAL" else path.parent / Path(data_file).name
-    files = [named] if named.is_file() else [file for file in path.parent.iterdir() if file.is_file()]
+def _stored_bytes(named: Path) -> int:
+    """The size of the file with the voxels; a pattern or list may name any of the files in its folder."""
+    files = [named] if named.is_file() else [file for file in named.parent.iterdir() if file.is_file()]
     return sum(file.stat().st_size for file in files)
 
 
@@ -287,11 +243,7 @@ def _text_header(stream: BinaryIO) -> dict[str, str]:
 
 
 def _length(path: Path, stream: BinaryIO, is_compressed: bool, as_gzip: bool, expected: int) -> int:
-    """Count the bytes from here to the end, after decompression.
-
-    Raises:
-        ScanError: the stream is damaged, or has far more bytes than ``expected``.
-    """
+    """Count the bytes from here to the end, after decompression."""
     start = stream.tell()
     if not is_compressed:
         return stream.seek(0, 2) - start
@@ -303,7 +255,7 @@ def _length(path: Path, stream: BinaryIO, is_compressed: bool, as_gzip: bool, ex
             if length > expected + _SLACK:
                 raise problem(path, "it has far more data than its header declares", "export it again")
         length += len(unpack.flush())
-    except (zlib.error, gzip.BadGzipFile) as error:
+    except zlib.error as error:
         raise problem(path, "its compressed data are damaged", "copy it again") from error
     if not unpack.eof:
         raise problem(path, "its compressed data end early", "copy it again")

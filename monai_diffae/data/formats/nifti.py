@@ -1,4 +1,4 @@
-"""Read NIfTI-1 and NIfTI-2, in one file or as a .hdr/.img pair, plain or gzipped; write NIfTI like another file.
+"""Read NIfTI-1 and NIfTI-2, in one file or as a .hdr/.img pair, plain or gzipped.
 
 Files are read to their end, because only there gzip compares its checksum and notices a flipped bit or a missing end.
 (nibabel stops at the last voxel and accepts 9 of 10 such files.)
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_diffae.data.formats.nifti_extensions import check_extensions
-from monai_diffae.data.formats.nifti_orientation import doubts
 from monai_diffae.data.formats.scan import (
     Doubt,
     Header,
@@ -29,14 +26,19 @@ from monai_diffae.data.formats.scan import (
     check_affine,
     check_budget,
     check_packed,
+    check_spacing,
     problem,
 )
-from monai_diffae.errors import DiffAEError
+
+SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
+"""A pair is read by its .hdr file."""
 
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 _SLACK = 64 * 1024**2  # bytes allowed before the voxels, for header extensions, and after them, for appended data
 _PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz"}
+_SAME_SPACING = 0.02  # relative difference of two spacings that are the same
+_SHEARED = 0.01  # cosine of two axes
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,6 @@ class _Layout:
 
 def read(path: Path) -> Scan:
     """Read a NIfTI file in its own voxel order: array ``[1, X, Y, Z]``, or ``[1, X, Y, 1]`` in two dimensions.
-
-    Header extensions are checked and skipped.
 
     Raises:
         ScanError: the file is damaged, is not NIfTI, or its content cannot be a scan.
@@ -98,63 +98,15 @@ def voxel_file(path: Path) -> Path:
     return path
 
 
-def write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header, description: str = "") -> int:
-    """Write a volume ``[X, Y, Z]`` with the size, affine, codes, units, type and scaling of another file.
-
-    For integer types, values are rounded and clipped. Texts in the header are not copied, because they may contain
-    names; ``descrip`` gets a description of its own.
-
-    Returns:
-        The number of clipped voxels.
-    """
-    header = header.copy()
-    for text in ("descrip", "aux_file", "intent_name", "db_name"):
-        if text in header:  # NIfTI-2 has no db_name
-            header[text] = b""
-    header["descrip"] = description.encode()
-    slope, inter = header.get_slope_inter()
-    dtype, num_clipped = header.get_data_dtype(), 0
-    if dtype.kind in "iu":
-        scaled = np.round((array.astype(np.float64) - (inter or 0.0)) / (slope or 1.0))
-        limits = np.iinfo(dtype)
-        num_clipped = int(((scaled < limits.min) | (scaled > limits.max)).sum())
-        # float64 cannot represent the largest 64-bit integers
-        highest = np.nextafter(float(limits.max), 0) if dtype.itemsize == 8 else limits.max
-        stored = np.clip(scaled, limits.min, highest).astype(dtype)
-    else:
-        stored = array.astype(dtype)
-        slope, inter = None, None
-    image_class = nib.Nifti2Image if int(header["sizeof_hdr"]) == 540 else nib.Nifti1Image
-    image = image_class(stored.reshape(header.get_data_shape()), header.get_best_affine(), header)
-    image.header.set_slope_inter(slope, inter)
-    nib.save(image, path)
-    return num_clipped
-
-
 @contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
-    """Open a file's decompressed stream, and turn errors in it into one line."""
-    try:
-        with open(path, "rb") as plain:
-            is_gzipped = plain.read(2) == b"\x1f\x8b"
-            plain.seek(0)
-            if is_gzipped:
-                with gzip.GzipFile(fileobj=plain) as stream:
-                    yield cast(BinaryIO, stream)
-            else:
-                yield plain
-    except DiffAEError:
-        raise
-    except EOFError as error:
-        raise problem(path, "the compressed file ends early", "copy it again") from error
-    except (zlib.error, gzip.BadGzipFile) as error:
-        raise problem(
-            path, "the compressed file is damaged (its checksum or stream is wrong)", "copy it again"
-        ) from error
-    except OSError:
-        raise
-    except Exception as error:  # random bytes in a header can fail anywhere in nibabel
-        raise problem(path, f"its NIfTI header cannot be used ({error})", "export it again") from error
+    with open(path, "rb") as plain:
+        is_gzipped = plain.read(2) == b"\x1f\x8b"
+        plain.seek(0)
+        try:
+            yield cast(BinaryIO, gzip.GzipFile(fileobj=plain)) if is_gzipped else plain
+        except EOFError as error:
+            raise problem(path, "the compressed file ends early", "copy it again") from error
 
 
 @contextmanager
@@ -171,27 +123,14 @@ def _open_voxels(path: Path, stream: BinaryIO) -> Iterator[tuple[Path, BinaryIO]
 
 
 def _layout(path: Path, stream: BinaryIO) -> _Layout:
-    """Read the file up to the voxels, or a .hdr file to its end."""
     header, has_extensions = _header(path, stream)
-    shape, affine, geometry_doubts = _geometry(path, header)
+    shape, affine = _geometry(path, header)
     declared, after_header = int(header.get_data_offset()), int(header["sizeof_hdr"]) + 4
     is_pair = voxel_file(path) != path
-    if declared > after_header + _SLACK or (is_pair and declared < 0):
+    start = declared if is_pair else max(declared, after_header)
+    if not 0 <= start <= after_header + _SLACK or (has_extensions and not is_pair and declared < after_header):
         raise problem(path, f"its header says that the voxels begin at byte {declared}", "export it again")
-    if is_pair:
-        layout = _Layout(header, shape, affine, declared, geometry_doubts)
-        content = stream.read(_SLACK + 1)
-        if len(content) > _SLACK:
-            raise problem(path, "it has far more data than a header", "export it again")
-    else:
-        layout = _Layout(header, shape, affine, max(declared, after_header), geometry_doubts)
-        if has_extensions and declared < after_header:
-            raise problem(path, "it has a header extension, but no position of the voxels", "export it again")
-        content = stream.read(layout.start - after_header)
-        _check_length(path, after_header + len(content), layout.start)
-    if has_extensions:
-        check_extensions(path, content, header.endianness)
-    return layout
+    return _Layout(header, shape, affine, start, tuple(_doubts(header, affine)))
 
 
 def _header(path: Path, stream: BinaryIO) -> tuple[nib.Nifti1Header, bool]:
@@ -202,70 +141,76 @@ def _header(path: Path, stream: BinaryIO) -> tuple[nib.Nifti1Header, bool]:
     if size is None:
         raise problem(path, f"this is not a NIfTI file{_guess_type(raw)}", "download or export it again")
     raw += stream.read(size + 4 - len(raw))
-    if len(raw) < size:
-        raise problem(path, "the file ends within its header", "copy it again")
+    _check_length(path, len(raw), size)
     header = _HEADERS[size](raw[:size], check=False)
-    _check_magic(path, bytes(header["magic"]).rstrip(b"\0")[:3])
+    is_pair = voxel_file(path) != path
+    if bytes(header["magic"])[:3] not in ((b"ni1", b"ni2") if is_pair else (b"n+1", b"n+2")):
+        kind = "the header of a NIfTI .hdr/.img pair (perhaps of Analyze 7.5)" if is_pair else "a single NIfTI file"
+        raise problem(path, f"its magic is not that of {kind}", "convert it to .nii.gz")
     return header, raw[size : size + 1] not in (b"", b"\0")
-
-
-def _check_magic(path: Path, magic: bytes) -> None:
-    if voxel_file(path) == path:
-        if magic not in (b"n+1", b"n+2"):
-            raise problem(path, "its magic is not that of a single NIfTI file", "convert it to .nii.gz")
-    elif magic not in (b"ni1", b"ni2"):
-        raise problem(
-            path, "it is not the header of a NIfTI .hdr/.img pair (perhaps of Analyze 7.5)", "convert it to .nii.gz"
-        )
 
 
 def _guess_type(raw: bytes) -> str:
     start = raw.lstrip()[:40].lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return " but a web page"
-    if start.startswith(b"version https://git-lfs"):
-        return " but a git-lfs pointer"
-    return ""
+    return " but a git-lfs pointer" if start.startswith(b"version https://git-lfs") else ""
 
 
-def _geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], NDArray[np.float64], tuple[Doubt, ...]]:
-    """The size along three axes, the affine in mm, and doubts about it."""
+def _geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """The size along three axes, and the affine in mm."""
     dims = [int(n) for n in header["dim"]]
     if not 1 < dims[0] <= 7:
         raise problem(path, f"its header declares {dims[0]} dimensions", "export it again as a 3D volume")
     shape = dims[1 : 1 + dims[0]]
     check_budget(path, shape)
-    if any(n > 1 for n in shape[3:]):
-        sizes = " x ".join(map(str, shape))
-        raise problem(path, f"a {len(shape)}D file ({sizes}); expected 3D", "save its 3D volumes as files of their own")
-    _check_dtype(path, header)
-    _check_scaling(path, header)
-    spacing = [float(v) for v in header["pixdim"][1 : 1 + min(dims[0], 3)]]
-    if not all(math.isfinite(v) and v > 0 for v in spacing):
-        spacing_text = " x ".join(f"{v:g}" for v in spacing)
-        raise problem(path, f"its voxel spacing (pixdim) is {spacing_text} mm", "export it again with a valid spacing")
+    if header.get_data_dtype().kind not in "iufb":
+        raise problem(path, "its voxels are complex numbers, colours or records", "save one real number per voxel")
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if math.isinf(slope) or not (slope == 0 or math.isnan(slope) or math.isfinite(inter)):  # nibabel would ignore it
+        wrong = f"its scaling is not finite (scl_slope {slope:g}, scl_inter {inter:g})"
+        raise problem(path, wrong, "export it again, or set the right scaling")
+    check_spacing(path, [float(v) for v in header["pixdim"][1 : 1 + min(dims[0], 3)]])
     if dims[0] == 2 and not header["pixdim"][3] > 0:
         header = header.copy()
         header["pixdim"][3] = 1.0
     affine = np.array(header.get_best_affine(), np.float64)
     affine[:3] *= _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
     check_affine(path, affine)
-    return tuple((*shape, 1)[:3]), affine, tuple(doubts(header, affine))
+    return tuple((*shape, 1)[:3]), affine
 
 
-def _check_dtype(path: Path, header: nib.Nifti1Header) -> None:
-    dtype = header.get_data_dtype()
-    if dtype.kind not in "iufb":
-        kind = "complex numbers" if dtype.kind == "c" else "colours or other records"
-        raise problem(path, f"its voxels are {kind}, not plain numbers", "save one real number per voxel")
+def _doubts(header: nib.Nifti1Header, affine: NDArray[np.float64]) -> Iterator[Doubt]:
+    """What is doubtful about the geometry; the sform is used if its code is above 0, else the qform (as in nibabel)."""
+    has_sform, has_qform = (int(header[f"{name}_code"]) > 0 for name in ("sform", "qform"))
+    if not has_sform and not has_qform:
+        wrong = "it has no orientation (the codes of sform and qform are 0)"
+        yield Doubt("orientation", wrong, "left and right are a guess", "set its sform from the original scan")
+    if has_sform and has_qform and _is_mirrored(header):
+        wrong = "its sform and qform disagree about left and right"
+        yield Doubt("orientation", wrong, "the sform is used", "convert it again from the original scan")
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if np.abs(axes.T @ axes - np.eye(3)).max() > _SHEARED:
+        yield Doubt("sheared", "its affine is sheared", "distances are approximate", "resample it to a plain grid")
+    elif has_sform and _has_other_spacing(header):
+        wrong = "its voxel spacing (pixdim) is not that of its sform"
+        yield Doubt("spacing", wrong, "the sform is used", "convert it again from the original scan")
 
 
-def _check_scaling(path: Path, header: nib.Nifti1Header) -> None:
-    """Refuse a scaling that is not finite; nibabel would ignore it. A slope of 0 or NaN means that there is none."""
-    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
-    if math.isinf(slope) or not (slope == 0 or math.isnan(slope) or math.isfinite(inter)):
-        wrong = f"its scaling is not finite (scl_slope {slope:g}, scl_inter {inter:g})"
-        raise problem(path, wrong, "export it again, or set the right scaling")
+def _is_mirrored(header: nib.Nifti1Header) -> bool:
+    """Whether one of sform and qform is the mirror image of the other; False if the qform's numbers are no rotation."""
+    try:
+        qform = header.get_qform()
+    except ValueError:
+        return False
+    return bool(np.linalg.det(header.get_sform()[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0)
+
+
+def _has_other_spacing(header: nib.Nifti1Header) -> bool:
+    sides = int(header["dim"][0])
+    spacing = np.linalg.norm(header.get_sform()[:3, :3], axis=0)[:sides]
+    declared = np.asarray(header["pixdim"][1:4], np.float64)[:sides]
+    return not np.allclose(spacing, declared, rtol=_SAME_SPACING)
 
 
 def _check_length(path: Path, length: int, expected: int) -> None:

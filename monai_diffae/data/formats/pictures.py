@@ -20,10 +20,7 @@ _PLAIN = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "L
 def read(path: Path) -> Scan:
     """Read a picture: array ``[C, H, W]`` in the file's own values (0..255, or 0..65535 for 16 bits), rotated upright.
 
-    An opaque alpha channel is dropped.
-
-    Raises:
-        ScanError: the file is damaged, is not PNG or JPEG, is partly transparent, or has several channels of 16 bits.
+    An opaque alpha channel is dropped; a partly transparent picture, or colours of 16 bits, are an error.
     """
     image = _open(path)
     try:
@@ -53,14 +50,10 @@ def _open(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_budget has its own limit
             image = Image.open(path, formats=("PNG", "JPEG"))
-    except Image.DecompressionBombError as error:
-        raise problem(path, "its header declares too many pixels", "scale it down") from error
-    except OSError as error:
-        if error.errno is not None:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
             raise
         raise problem(path, "this is not a readable PNG or JPEG", "export it again") from error
-    except Exception as error:
-        raise problem(path, f"its header is damaged ({error})", "copy it again") from error
     _check_depth(path, image)
     check_budget(path, image.size, len(image.getbands()))
     check_packed(path, _num_bytes(image), path.stat().st_size)

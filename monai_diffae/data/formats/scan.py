@@ -30,7 +30,7 @@ _PART = 1 << 20  # values that are scaled at once, in float64
 _MOST_PACKED = 1032  # bytes from one byte: the limit of deflate (gzip, PNG), which Huffman codes of JPEG do not reach
 
 
-DoubtKind = Literal["uneven", "incomplete", "tilted", "orientation", "spacing", "sheared", "encoding"]
+DoubtKind = Literal["uneven", "incomplete", "tilted", "orientation", "spacing", "sheared"]
 
 
 @dataclass(frozen=True)
@@ -136,16 +136,8 @@ def as_float32(
 ) -> NDArray[np.float32]:
     """Convert values to float32 in C order; values that overflow become infinite.
 
-    A small signal on a large offset (possible in a float64 file) loses precision: a warning says so if fewer than 256
-    steps remain. The result is the only copy of the values: they are scaled in parts.
-
-    Args:
-        path: the file, for messages.
-        values: of any number type.
-        scaling: slope and intercept, by which values along one axis are scaled in float64; None: they are as stored.
-
-    Raises:
-        ScanError: fewer than 8 steps remain.
+    ``scaling`` is a slope and an intercept, which are applied in float64 (in parts, so that memory holds one copy). A
+    small signal on a large offset loses precision: a warning if fewer than 256 steps remain, an error below 8.
     """
     rounded = np.empty(values.shape, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported later, as non-finite values
@@ -164,16 +156,10 @@ def as_float32(
     if is_exact or bool(np.all(values == values.flat[0])):  # constant images are reported later, for all types
         return rounded
     if num_steps < _TOO_FEW_STEPS:
-        raise problem(
-            path,
-            f"its values, about {high:.2g}, are too close together for float32",
-            "subtract the offset and export it again",
-        )
-    warn_once(
-        path,
-        f"its values, about {high:.2g}, are close together: only {num_steps:.0f} steps remain in float32; subtract the "
-        "offset",
-    )
+        wrong = f"its values, about {high:.2g}, are too close together for float32"
+        raise problem(path, wrong, "subtract the offset and export it again")
+    steps = f"only {num_steps:.0f} steps remain in float32"
+    warn_once(path, f"its values, about {high:.2g}, are close together: {steps}; subtract the offset")
     return rounded
 
 
@@ -192,11 +178,6 @@ def _scaled_parts(
 def check_packed(path: str | os.PathLike[str], needed: int, stored: int) -> None:
     """Raise an error if a compressed file is too small for what its header declares, before memory is allocated.
 
-    Args:
-        path: the scan.
-        needed: bytes that the header declares.
-        stored: bytes of the file.
-
     Example:
         >>> check_packed("a.nii.gz", 1000, 10)
         >>> check_packed("a.nii.gz", 10**9, 352)
@@ -210,29 +191,28 @@ def check_packed(path: str | os.PathLike[str], needed: int, stored: int) -> None
 
 
 def check_budget(path: str | os.PathLike[str], sizes: Sequence[int], components: int = 1) -> None:
-    """Raise an error if a size is not positive or needs more than :data:`MAX_BYTES`, before memory is allocated."""
-    if any(n < 1 for n in sizes):
-        raise problem(path, f"its header declares the size {_times(sizes)}", "export it again")
-    gib = math.prod(sizes) * components * 4 / 1024**3
+    """Raise an error if the sizes are not those of a 2D or 3D image of up to :data:`MAX_BYTES`, before it is read."""
+    text, gib = " x ".join(map(str, sizes)), math.prod(sizes) * components * 4 / 1024**3
+    if any(n < 1 for n in sizes) or len(sizes) < 2:
+        raise problem(path, f"its size is {text}", "export it again")
+    if any(n > 1 for n in sizes[3:]):
+        raise problem(path, f"a {len(sizes)}D file ({text}); expected 3D", "save its 3D volumes as files of their own")
     if gib * 1024**3 > MAX_BYTES:
-        raise problem(
-            path,
-            f"its header declares {_times(sizes)} voxels, {gib:.1f} GiB; the limit is 2 GiB",
-            "crop or resample it",
-        )
+        raise problem(path, f"its size is {text}, {gib:.1f} GiB; the limit is 2 GiB", "crop or resample it")
+
+
+def check_spacing(path: str | os.PathLike[str], spacing_mm: Sequence[float] | NDArray[np.float64]) -> None:
+    """Raise an error if a spacing is not a positive number."""
+    if not all(1e-9 < v < math.inf for v in spacing_mm):
+        text = " x ".join(f"{v:g}" for v in spacing_mm)
+        raise problem(path, f"its voxel spacing is {text} mm", "export it again with a valid spacing")
 
 
 def check_affine(path: str | os.PathLike[str], affine: NDArray[np.float64]) -> None:
     """Raise an error if spacings are not positive numbers, or axes are not independent."""
     if not np.isfinite(affine).all():
         raise problem(path, "its affine or spacing is not finite", "export it again with a valid spacing")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if (spacing < 1e-9).any():
-        spacing_text = " x ".join(f"{v:g}" for v in spacing)
-        raise problem(path, f"its voxel spacing is {spacing_text} mm", "export it again with a valid spacing")
-    if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-4:
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    check_spacing(path, spacing_mm)
+    if abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < 1e-4:
         raise problem(path, "its affine is singular (two axes point the same way)", "repair its sform or direction")
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return " x ".join(str(n) for n in sizes)

@@ -21,7 +21,7 @@ from monai_diffae.data.samples import FACTORS, make_virtual_cohort
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents import LatentStatistics, active_dimensions, copying_ratio, dci, mmd
 from monai_diffae.metrics import frechet_distance, kernel_distance, precision_and_recall
-from monai_diffae.transforms.case_images import read_image
+from monai_diffae.transforms.writing import read_image
 
 
 @pytest.fixture(scope="module")

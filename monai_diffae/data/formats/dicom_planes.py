@@ -9,17 +9,18 @@ resampled to the finest one.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
-from pydicom.config import disable_value_validation
+from pydicom.dataset import Dataset
 from scipy import ndimage
 
+from monai_diffae.data.formats.dicom_pixels import lenient
 from monai_diffae.data.formats.itk import LPS_TO_RAS
-from monai_diffae.data.formats.plane_gaps import incomplete_doubts, place_planes, uneven_doubt
 from monai_diffae.data.formats.scan import Doubt, check_affine, check_budget, problem
 
 FloatArray = NDArray[np.float64]
@@ -33,7 +34,16 @@ _PLACE = {  # the tags that say where a plane lies: how many numbers each has, a
 _VALUES = ("RescaleSlope", "RescaleIntercept")
 _COUNTS = ("NumberOfSlices", "ImagesInAcquisition", "NumberOfSeriesRelatedInstances")
 _SAME_DIRECTION = 2e-3  # 0.1 degrees; scanners round to 4 decimals or more
-_TAGS = [*_PLACE, *_COUNTS, "InstanceNumber", "NumberOfFrames", _SHARED, _FRAMES]
+_FLAT_PLACE = [(keyword, group) for keyword, (_, group) in _PLACE.items()][:2]
+_FLAT_SPACINGS = [("PixelSpacing", "PixelMeasuresSequence"), ("ImagerPixelSpacing",), ("NominalScannedPixelSpacing",)]
+TAGS = (
+    *_PLACE, *_VALUES, "DoseGridScaling", *_COUNTS, "ImagerPixelSpacing", "NominalScannedPixelSpacing",
+    "SpacingBetweenSlices", "InstanceNumber", "NumberOfFrames", _SHARED, _FRAMES,
+)  # fmt: skip
+_EVEN = 0.1  # tolerance for even spacing, as a fraction of the distance between planes
+_WIDE = 1.5  # a gap that is this many times wider than the fine ones
+_PLANNED = 3  # wide gaps in a row, at least; fewer are taken for missing slices
+_FINE_FRACTION = 0.1  # at least this fraction of the gaps is as narrow as the fine gap
 _LEAN = 0.5  # voxels between the first and the last plane: a smaller shift is no tilt
 
 
@@ -45,7 +55,7 @@ class Plane:
         position: centre of its first voxel, in mm.
         directions: 3x2, unit vectors along a row and along a column.
         spacing: mm between the voxels of a row, and of a column.
-        rescale: slope and intercept from stored values to the scan's values, for frames; otherwise 1 and 0.
+        rescale: slope and intercept from stored values to the scan's values.
         number: the InstanceNumber of a file; None for frames.
         num_declared: the number of slices that the header of a file declares; 0: none.
     """
@@ -68,6 +78,7 @@ class Stack:
         sizes: size of the volume, after straightening if it is tilted.
         affine: affine of the volume, to mm in RAS+.
         lean: shift of the volume's planes against the ones before, in voxels along x and y; zeros without a tilt.
+        rescales: slope and intercept of each given plane.
         doubts: whether planes are unevenly spaced, tilted or perhaps missing.
     """
 
@@ -76,6 +87,7 @@ class Stack:
     sizes: tuple[int, int, int]
     affine: FloatArray
     lean: FloatArray
+    rescales: list[tuple[float, float]]
     doubts: tuple[Doubt, ...] = ()
 
     @property
@@ -89,30 +101,52 @@ class Stack:
         return [self.order[k] for k in np.argmin(distances, axis=1)]
 
 
-def read_planes(path: Path, copy: Path | None = None) -> list[Plane]:
-    """Read the planes of a file, or of a ``copy`` of it: one, or one per frame.
-
-    Raises:
-        ScanError: the tags do not say where a plane lies.
-    """
-    with disable_value_validation():
-        dataset = pydicom.dcmread(copy or path, stop_before_pixels=True, force=True, specific_tags=_TAGS)
-        if int(dataset.get("NumberOfFrames") or 1) == 1 and _FRAMES not in dataset:
-            return [
-                replace(
-                    _plane(path, [dataset]),
-                    number=_whole(dataset, "InstanceNumber"),
-                    num_declared=max(_whole(dataset, keyword) or 0 for keyword in _COUNTS),
-                )
-            ]
-        shared, frames = dataset.get(_SHARED) or [], dataset.get(_FRAMES) or []
-        if not frames:
+def read_planes(path: Path, header: Dataset) -> list[Plane]:
+    """The planes of a file: one, or one per frame."""
+    with lenient():
+        if int(header.get("NumberOfFrames") or 1) > 1 and not header.get(_FRAMES):
             wrong = "its frames have no positions (it is a film, or of an old kind)"
             raise problem(path, wrong, "save them as slices, or as NIfTI")
-        return [_plane(path, [frame, *shared]) for frame in frames]
+        planes = [_plane(path, groups) for groups in _frames(header)]
+        if header.get(_FRAMES):
+            return planes
+        declared = max(_whole(header, keyword) or 0 for keyword in _COUNTS)
+        return [replace(planes[0], number=_whole(header, "InstanceNumber"), num_declared=declared)]
 
 
-def _plane(path: Path, groups: list[pydicom.Dataset]) -> Plane:
+def read_rescale(groups: Sequence[Dataset]) -> tuple[float, float]:
+    """Slope and intercept from stored values to the scan's values, of a frame's groups."""
+    slope, intercept = (_numbers(groups, keyword, "PixelValueTransformationSequence") for keyword in _VALUES)
+    slope = slope or _numbers(groups, "DoseGridScaling")
+    return (slope[0] if slope else 0.0) or 1.0, intercept[0] if intercept else 0.0
+
+
+def flat_geometry(header: Dataset) -> tuple[FloatArray, tuple[float, float]]:
+    """The affine of one image, from (row, column, 0) to mm, and its rescale; without tags, a plain grid of 1 mm.
+
+    The spacing is calibrated, or that of the detector, or of a scanned film.
+    """
+    with lenient():
+        (groups, *_) = _frames(header)
+        position, axes, *spacings = (_numbers(groups, *tag) for tag in [*_FLAT_PLACE, *_FLAT_SPACINGS])
+        gap = _numbers(groups, "SpacingBetweenSlices") or [1.0]
+        rescale = read_rescale(groups)
+    spacing = next((s for s in spacings if len(s) == 2 and 0 < min(s) <= max(s) < math.inf), [1.0, 1.0])
+    directions = np.reshape(axes if len(axes) == 6 else (1, 0, 0, 0, 1, 0), (2, 3))
+    across, down = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    affine = np.eye(4)
+    affine[:3, :3] = np.transpose([down * spacing[0], across * spacing[1], np.cross(across, down) * (gap[0] or 1.0)])
+    affine[:3, 3] = position if len(position) == 3 else 0
+    return LPS_TO_RAS @ affine, rescale
+
+
+def _frames(header: Dataset) -> list[list[Dataset]]:
+    """For each frame, the data sets that describe it: the first one that has a tag counts."""
+    shared, frames = header.get(_SHARED) or [], header.get(_FRAMES) or []
+    return [[frame, *shared] for frame in frames] or [[header]]
+
+
+def _plane(path: Path, groups: list[Dataset]) -> Plane:
     """The plane that is described in ``groups``; for each tag the first group that has it is used."""
     place = {}
     for keyword, (count, group) in _PLACE.items():
@@ -123,18 +157,17 @@ def _plane(path: Path, groups: list[pydicom.Dataset]) -> Plane:
     directions = place["ImageOrientationPatient"].reshape(2, 3).T
     if np.abs(directions.T @ directions - np.eye(2)).max() > 0.01:
         raise problem(path, "its ImageOrientationPatient is not two perpendicular directions", "repair that tag")
-    slope, intercept = (_numbers(groups, keyword, "PixelValueTransformationSequence") for keyword in _VALUES)
     return Plane(
         place["ImagePositionPatient"],
         directions / np.linalg.norm(directions, axis=0),
         place["PixelSpacing"][::-1],
-        (slope[0] if slope else 1.0, intercept[0] if intercept else 0.0),
+        read_rescale(groups),
     )
 
 
-def _numbers(groups: list[pydicom.Dataset], keyword: str, group: str) -> list[float]:
+def _numbers(groups: Sequence[Dataset], keyword: str, group: str | None = None) -> list[float]:
     for dataset in groups:
-        inner = dataset.get(group) or [dataset]
+        inner = (dataset.get(group) if group else None) or [dataset]
         try:
             return [float(v) for v in np.atleast_1d(inner[0][keyword].value)]
         except (KeyError, TypeError, ValueError):
@@ -142,7 +175,7 @@ def _numbers(groups: list[pydicom.Dataset], keyword: str, group: str) -> list[fl
     return []
 
 
-def _whole(dataset: pydicom.Dataset, keyword: str) -> int | None:
+def _whole(dataset: Dataset, keyword: str) -> int | None:
     try:
         return int(dataset[keyword].value)
     except (KeyError, TypeError, ValueError):
@@ -190,7 +223,7 @@ def make_stack(path: Path, planes: list[Plane], columns: int, rows: int) -> Stac
     affine = LPS_TO_RAS @ affine
     check_affine(path, affine)
     check_budget(path, sizes)
-    stack = Stack(order, places, (sizes[0], sizes[1], sizes[2]), affine, lean)
+    stack = Stack(order, places, (sizes[0], sizes[1], sizes[2]), affine, lean, [plane.rescale for plane in planes])
     if not stack.is_even:
         doubts.insert(0, uneven_doubt(np.diff(heights), float(step @ normal)))
     return replace(stack, doubts=tuple(doubts))
@@ -244,3 +277,97 @@ def _resample(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
     weight = ((np.arange(stack.sizes[2]) - low) / (high - low)).astype(np.float32)
     volume: NDArray[np.float32] = array[..., below] * (1 - weight) + array[..., below + 1] * weight
     return volume
+
+
+# -- evenly spaced, planned with several spacings, or incomplete -------------------------------------------------------
+
+
+def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None]) -> FloatArray:
+    """Compute the positions of planes in an evenly spaced volume.
+
+    Args:
+        path: the scan, for messages.
+        heights: positions of the planes along their normal in mm, ascending.
+        numbers: their InstanceNumbers.
+
+    Returns:
+        Their positions in units of the volume's planes: 0, 1, 2, ... if they are evenly spaced. Otherwise the volume
+        has about the spacing of the finest planes (a few gaps may be narrower), and only the first and the last plane
+        lie at whole numbers.
+
+    Raises:
+        ScanError: slices are missing or duplicated.
+
+    Example:
+        >>> heights = np.array([0.0, 2, 4, 6, 8, 12, 16, 20])
+        >>> place_planes(Path("ct"), heights, range(8)).tolist()
+        [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0]
+    """
+    gaps = np.diff(heights)
+    if gaps.min() < max(0.01 * float(np.median(gaps)), 1e-3):
+        raise problem(
+            path, "two of its slices have the same position (duplicates, or 4D)", "keep one file per position"
+        )
+    fine = _fine_gap(gaps)
+    _check_missing(path, gaps, fine, numbers)
+    even = np.linspace(heights[0], heights[-1], len(heights))
+    if np.abs(heights - even).max() <= _EVEN * float(np.median(gaps)):
+        return np.arange(len(heights), dtype=np.float64)
+    extent = heights - heights[0]
+    places: FloatArray = extent / extent[-1] * round(extent[-1] / fine)
+    return places
+
+
+def uneven_doubt(gaps: FloatArray, spacing_mm: float) -> Doubt:
+    """The doubt about unevenly spaced slices, which are resampled to ``spacing_mm``."""
+    wrong = f"its slices are unevenly spaced ({gaps.min():.3g} to {gaps.max():.3g} mm)"
+    return Doubt(
+        "uneven",
+        wrong,
+        f"they are resampled to {spacing_mm:.3g} mm",
+        "accept that (uneven: resample), or omit it",
+    )
+
+
+def incomplete_doubts(numbers: Sequence[int | None], declared: int) -> Iterator[Doubt]:
+    """Yield a doubt if a series has fewer slices than its header declares, or than its highest InstanceNumber.
+
+    Positions cannot show that the first or last slice of a series is missing.
+
+    Args:
+        numbers: the InstanceNumbers of its slices.
+        declared: the number of slices in its header; 0 if it declares none.
+
+    Example:
+        >>> [doubt.wrong for doubt in incomplete_doubts([2, 3, 4], 0)]
+        ['it has 3 slices, but their numbers reach 4']
+    """
+    highest = max((number for number in numbers if number is not None), default=0)
+    for count, source in ((declared, "its header declares"), (highest, "their numbers reach")):
+        if count > len(numbers):
+            wrong = f"it has {len(numbers)} slices, but {source} {count}"
+            yield Doubt("incomplete", wrong, "slices may be missing", "copy the whole series again")
+            return
+
+
+def _fine_gap(gaps: FloatArray) -> float:
+    """The finest gap, apart from a few exceptions that are narrower."""
+    num_exceptions = 0 if len(gaps) <= _PLANNED else max(1, int(_FINE_FRACTION * len(gaps)))
+    return float(np.sort(gaps)[num_exceptions])
+
+
+def _check_missing(path: Path, gaps: FloatArray, fine: float, numbers: Sequence[int | None]) -> None:
+    """Raise an error if wide gaps are too few to be planned, or if numbers are missing there."""
+    is_wide = gaps > _WIDE * fine
+    runs = [len([*run]) for wide, run in groupby(is_wide) if wide]
+    if runs and (min(runs) < _PLANNED or _numbers_jump(is_wide, numbers)):
+        gap = f"{gaps.max():.3g} mm, but others are {fine:.3g} mm"
+        raise problem(path, f"a slice is missing (a gap of {gap})", "copy the whole series again")
+
+
+def _numbers_jump(is_wide: NDArray[np.bool_], numbers: Sequence[int | None]) -> bool:
+    """Whether the slices' numbers differ by more across a wide gap than across the others."""
+    if any(number is None for number in numbers):
+        return False
+    steps = np.abs(np.diff(np.array(numbers, np.int64)))
+    return bool(steps[is_wide].max() > np.median(steps[~is_wide]))

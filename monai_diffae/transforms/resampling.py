@@ -1,8 +1,9 @@
-"""Bring volumes to the axes and the spacing of a model, whatever the rounding of their affine."""
+"""Bring volumes to the axes and the spacing of a model, whatever the rounding of their affine, without aliasing."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,15 @@ from monai.transforms import InvertibleTransform, MapTransform, SpatialResample
 from monai.transforms.spatial.functional import orientation
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
+from monai_diffae.data.formats.scan import MAX_BYTES
 from monai_diffae.data.slices import ras_orientation
+from monai_diffae.errors import ConfigError, ScanError
 
 _DECIMALS = 3  # of a size in voxels before it is rounded: 13.4999999 and 13.5 are the same size
+_FEWEST_VOXELS = 2  # along an axis, at the new spacing
+_TRUNCATE = 4.0001  # standard deviations; with 4, rounding would decide about the last voxel at 2.75 mm for 1 mm
 
 
 class ToRASd(MapTransform, InvertibleTransform):
@@ -102,6 +108,67 @@ class ToSpacingd(MapTransform, InvertibleTransform):
         for key in self.key_iterator(item):
             item[key] = self._resample.inverse(item[key])
         return item
+
+
+class SmoothForSpacingd(MapTransform):
+    """Smooths each image along the axes that `ToSpacingd` will make coarser, to prevent aliasing.
+
+    The standard deviation of the Gaussian is ``(factor - 1) / 2`` voxels, where ``factor`` is the new spacing divided
+    by the image's own. MONAI's ``Resized(anti_aliasing=True)`` does the same; its ``Spacingd`` (1.6.1) has no such
+    option. Axes with finer or equal new spacing are not smoothed. The transform has no inverse and needs none, because
+    it changes neither sizes nor positions.
+
+    Args:
+        keys: images ``[C, *S]`` as MetaTensor, whose affine has their spacing.
+        pixdim: the spacing that `ToSpacingd` gets, in mm.
+        allow_missing_keys: skip keys that an item does not have.
+
+    Raises:
+        ConfigError: ``pixdim`` is not one positive number per axis.
+        ScanError: (on call) an image would have less than 2 voxels along an axis, or need more than 2 GiB.
+
+    Example:
+        >>> image = MetaTensor(torch.eye(8)[None], affine=torch.eye(4))
+        >>> SmoothForSpacingd("image", [1, 3])({"image": image})["image"][0, 0].numpy().round(2)
+        array([0.7 , 0.3 , 0.06, 0.  , 0.  , 0.  , 0.  , 0.  ], dtype=float32)
+    """
+
+    def __init__(self, keys: KeysCollection, pixdim: Sequence[float], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if not all(isinstance(v, (int, float)) and v > 0 for v in pixdim):
+            raise ConfigError(f"spacing_mm: {list(pixdim)} must be positive numbers in mm, one per axis")
+        self.pixdim = tuple(float(v) for v in pixdim)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace each image by the smoothed image, with the same geometry."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            image: MetaTensor = item[key]
+            spacing = [float(v) for v in image.pixdim]
+            if len(spacing) != len(self.pixdim):
+                raise ConfigError(f"spacing_mm: {list(self.pixdim)} must be {len(spacing)} numbers, one per axis")
+            self._check_extent(str(item.get("id", key)), image, spacing)
+            sigma = [max(0.0, (new / old - 1) / 2) for new, old in zip(self.pixdim, spacing, strict=True)]
+            if max(sigma) > 0:
+                smooth = gaussian_filter(image.numpy(), (0.0, *sigma), mode="nearest", truncate=_TRUNCATE)
+                item[key] = MetaTensor(
+                    torch.from_numpy(smooth), meta=image.meta, applied_operations=image.applied_operations
+                )
+        return item
+
+    def _check_extent(self, name: str, image: MetaTensor, spacing: Sequence[float]) -> None:
+        extent_mm = [size * old for size, old in zip(image.shape[1:], spacing, strict=True)]
+        new_size = [mm / new for mm, new in zip(extent_mm, self.pixdim, strict=True)]
+        extent, spacing_mm = (" x ".join(f"{v:.4g}" for v in values) for values in (extent_mm, self.pixdim))
+        num_bytes = 4 * image.shape[0] * math.prod(new_size)
+        if min(new_size) < _FEWEST_VOXELS - 1e-3:
+            wrong, todo = f"less than {_FEWEST_VOXELS} voxels along an axis", "choose a finer spacing"
+        elif num_bytes > MAX_BYTES:
+            wrong = f"{num_bytes / 1024**3:.1f} GiB, and the limit is {MAX_BYTES / 1024**3:g} GiB"
+            todo = "correct the scan's spacing or unit, or choose a coarser spacing"
+        else:
+            return
+        raise ScanError(f"{name}: at spacing_mm {spacing_mm}, {extent} mm are {wrong}; {todo}")
 
 
 def spaced_grid(
