@@ -27,7 +27,7 @@ from monai_diffae.bundle.folders import complete_bundle
 from monai_diffae.bundle.layout import CONFIGS, MODEL, MODELS, MONAI_MODEL, TRAIN
 from monai_diffae.bundle.model_file import built_part, check_fit, check_writable, read_description
 from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.torch_files import read_torch_file
+from monai_diffae.data.tensor_files import read_torch_file
 from monai_diffae.errors import CohortError, ConfigError, find_diffae_error, one_line
 from monai_diffae.networks import FirstStage
 

@@ -21,8 +21,7 @@ from monai_diffae.bundle.layout import ANOMALY, CHECKPOINT, METRICS, MODEL, MONA
 from monai_diffae.bundle.model_file import FIRST_STAGE, read_model, refuse_other_weights, write_for_monai, write_model
 from monai_diffae.bundle.training import TrainingDescription
 from monai_diffae.data.atomic import write_json
-from monai_diffae.data.tensor_files import write_tensors
-from monai_diffae.data.torch_files import read_torch_file
+from monai_diffae.data.tensor_files import read_torch_file, write_tensors
 from monai_diffae.engines.trainer import TrainingEvents, diverged
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError
 from monai_diffae.handlers.validation import Validation, is_of_probes

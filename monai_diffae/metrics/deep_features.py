@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from monai_diffae.data.torch_files import read_torch_file
+from monai_diffae.data.tensor_files import read_torch_file
 from monai_diffae.errors import MachineError, ScanError
 
 IMAGES_AT_ONCE = 64

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from monai_diffae.data.archives import check_archive
+from monai_diffae.data.tensor_files import check_archive
 from monai_diffae.errors import ConfigError, MachineError, UnsafeInputError
 
 _LIGHTNING = ("pytorch_lightning.", "lightning.", "lightning_fabric.")

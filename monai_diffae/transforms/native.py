@@ -82,13 +82,13 @@ class NativeSpace:
         self.suffix = ".png" if is_file and fits_png(first, self.scan) else ".nii.gz"
 
     @cached_property
-    def _inverses(self) -> tuple[list[InvertibleTransform], list[InvertibleTransform]]:
-        """The transforms of intensities and those of space, the last one first."""
-        check_invertible(self._transforms)
-        invertible = [t for t in reversed(self._transforms) if isinstance(t, InvertibleTransform)]
-        return [t for t in invertible if isinstance(t, ToModelRanged)], [
-            t for t in invertible if not isinstance(t, ToModelRanged)
-        ]
+    def _intensities(self) -> list[InvertibleTransform]:
+        return [t for t in reversed(check_invertible(self._transforms)) if isinstance(t, ToModelRanged)]
+
+    @cached_property
+    def _spatial(self) -> list[InvertibleTransform]:
+        transforms = reversed(check_invertible(self._transforms))
+        return [t for t in transforms if isinstance(t, InvertibleTransform) and not isinstance(t, ToModelRanged)]
 
     @cached_property
     def field(self) -> NDArray[np.bool_]:
@@ -98,7 +98,7 @@ class NativeSpace:
     @cached_property
     def _weight(self) -> NDArray[np.float32]:
         # MONAI pads with zeros when it inverts a crop, so zeros mark voxels outside the field of view
-        return self._invert(self._inverses[1], torch.ones(self.image.shape))
+        return self._invert(self._spatial, torch.ones(self.image.shape))
 
     def back(self, decoded: torch.Tensor) -> NDArray[np.float32]:
         """Convert an image of the model, ``[C, *S]``, to the scan's space, ``[C, *native S]`` in the scan's units."""
@@ -128,7 +128,7 @@ class NativeSpace:
     def to_model_range(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scale an array ``[C, *native S]`` in the scan's units to the model's range, without clipping it."""
         # the way back is an affine function of the intensities of each channel
-        constants = (self._invert(self._inverses[0], torch.full(self.image.shape, value)) for value in (0.0, 1.0))
+        constants = (self._invert(self._intensities, torch.full(self.image.shape, value)) for value in (0.0, 1.0))
         zero, one = (each.reshape(len(each), -1)[:, 0] for each in constants)
         return np.moveaxis((np.moveaxis(array, 0, -1) - zero) / (one - zero), -1, 0)
 
@@ -139,7 +139,7 @@ class NativeSpace:
         interpolation. It is 0 outside the model's field of view.
         """
         self._check_size(maps)
-        inside = self._invert(self._inverses[1], maps.float()) / np.where(self.field, self._weight[:1], np.float32(1))
+        inside = self._invert(self._spatial, maps.float()) / np.where(self.field, self._weight[:1], np.float32(1))
         return np.where(self.field, inside, np.float32(0))
 
     def back_mask(self, masks: torch.Tensor) -> NDArray[np.uint8]:
@@ -151,14 +151,14 @@ class NativeSpace:
         labels = masks.to(torch.uint8)
         if not bool((labels == masks).all()):
             raise ConfigError("the mask has values that are not whole numbers of 0 to 255; threshold it, or use a map")
-        inside = self._invert(self._inverses[1], labels, nearest=True)
+        inside = self._invert(self._spatial, labels, nearest=True)
         return np.where(self.field, np.round(inside).astype(np.uint8), np.uint8(0))
 
     def _inside(self, image: torch.Tensor) -> NDArray[np.float32]:
         """Convert an image; valid where ``field`` is True. Zeros from beyond a crop's edge are divided out."""
         self._check_size(image, channels=len(self.image))
-        spatial = self._invert(self._inverses[1], image) / np.where(self.field, self._weight, np.float32(1))
-        return self._invert(self._inverses[0], torch.from_numpy(spatial))
+        spatial = self._invert(self._spatial, image) / np.where(self.field, self._weight, np.float32(1))
+        return self._invert(self._intensities, torch.from_numpy(spatial))
 
     def _check_size(self, image: torch.Tensor, channels: int | None = None) -> None:
         size = [len(image) if channels is None else channels, *self.image.shape[1:]]

@@ -126,9 +126,8 @@ class ReadScand(MapTransform):
         names = [str(image) if isinstance(image, (str, os.PathLike)) else key for image in images]
         scan = _stacked(names, scans)
         if len(scan.array) != self.channels:
-            raise problem(
-                names[0], f"there are {len(images)} files; expected {self.channels}", "give one file per channel"
-            )
+            wrong = f"there are {len(images)} files; expected {self.channels}"
+            raise problem(names[0], wrong, "give one file per channel")
         return scan
 
     def _volumes(self, images: Sequence[Any], num_channels: int, key: str) -> Sequence[Scan]:
@@ -172,16 +171,13 @@ def _read_volume(paths: tuple[str, ...], _state: str, policies: tuple[tuple[str,
 
 
 def _stacked(paths: Sequence[str], scans: Sequence[Scan]) -> Scan:
-    first = scans[0]
+    first, todo = scans[0], "resample the channels to one grid"
     for path, other in zip(paths[1:], scans[1:], strict=True):
-        if other.array.shape[1:] != first.array.shape[1:]:
-            sizes = " x ".join(map(str, other.array.shape[1:]))
-            expected = " x ".join(map(str, first.array.shape[1:]))
-            raise problem(
-                path, f"its size is {sizes}, but the first channel's is {expected}", "resample the channels to one grid"
-            )
+        sizes, expected = (" x ".join(map(str, scan.array.shape[1:])) for scan in (other, first))
+        if sizes != expected:
+            raise problem(path, f"its size is {sizes}, but the first channel's is {expected}", todo)
         if not np.allclose(other.affine, first.affine, atol=0.01):
-            raise problem(path, "its affine differs from the first channel's", "resample the channels to one grid")
+            raise problem(path, "its affine differs from the first channel's", todo)
     return replace(first, array=np.concatenate([s.array for s in scans]), header=None) if len(scans) > 1 else first
 
 

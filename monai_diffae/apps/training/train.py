@@ -195,7 +195,7 @@ def begin_from(folder: Path, start_from: Path) -> Path:
     """Make a bundle with the weights of a trained one to fine-tune them; a training that did so is resumed."""
     from monai_diffae.bundle import checksum, init_bundle
     from monai_diffae.bundle.layout import model_file
-    from monai_diffae.data.torch_files import read_torch_file
+    from monai_diffae.data.tensor_files import read_torch_file
 
     weights, checkpoint = checksum(start_from), folder / "models" / "checkpoint.pt"
     if model_file(start_from).resolve() == (folder / "models" / "model.safetensors").resolve():

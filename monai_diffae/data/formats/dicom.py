@@ -133,12 +133,7 @@ def _text(tags: Dataset, keyword: str) -> str | None:
 def read(path: Path) -> Scan:
     """Read a file, the only series of a folder, or the one named by ``#series=UID``.
 
-    Returns:
-        ``[C, X, Y, Z]`` of several slices or frames; else ``[C, H, W]``.
-
-    Raises:
-        ScanError: a file is damaged or incomplete or cannot be decoded, slices are missing or duplicated, or the folder
-            has no series or more than one.
+    It is ``[C, X, Y, Z]`` if there are several slices or frames, else ``[C, H, W]``.
     """
     files, headers, stack = _read_headers(path)
     flat_affine, flat_rescale = flat_geometry(headers[0])

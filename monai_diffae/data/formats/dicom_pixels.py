@@ -32,11 +32,7 @@ logging.getLogger("pydicom").setLevel(logging.ERROR)
 _NATIVE = (
     uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian,
 )  # fmt: skip
-_PALETTE = [
-    f"{colour}PaletteColorLookupTable{part}"
-    for colour in ("Red", "Green", "Blue")
-    for part in ("Descriptor", "Data")
-]  # fmt: skip
+_PALETTE = [f"{c}PaletteColorLookupTable{part}" for c in ("Red", "Green", "Blue") for part in ("Descriptor", "Data")]
 _PIXEL_TAGS = [
     "SOPClassUID", "SOPInstanceUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
     "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
@@ -83,14 +79,9 @@ def write_dataset(path: Path, dataset: Dataset, syntax: str = uid.ExplicitVRLitt
 
 
 def decode(path: Path, rescales: NDArray[np.float64]) -> tuple[NDArray[np.float32], Mask]:
-    """Decode the pixels of a file.
+    """Decode a file to ``[C, X, Y, frames]``, white high; the mask, if any, has what its header declares as padding.
 
-    Args:
-        path: the file.
-        rescales: slope and intercept of each frame, ``[frames, 2]``.
-
-    Returns:
-        The values ``[C, X, Y, frames]``, white high, and a mask of those that the header declares as padding, if any.
+    ``rescales`` has the slope and intercept of each frame, ``[frames, 2]``.
     """
     with lenient():
         dataset = read_tags(path, _PIXEL_TAGS, pixels=True)

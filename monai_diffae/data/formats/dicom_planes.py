@@ -183,17 +183,7 @@ def _whole(dataset: Dataset, keyword: str) -> int | None:
 
 
 def make_stack(path: Path, planes: list[Plane], columns: int, rows: int) -> Stack:
-    """Sort planes of ``rows`` x ``columns`` voxels into a volume.
-
-    Args:
-        path: the scan, for messages.
-        planes: two or more, in any order.
-        columns: voxels in a row of a plane, the volume's X.
-        rows: voxels in a column of a plane, the volume's Y.
-
-    Raises:
-        ScanError: planes are missing or duplicated, or differ in orientation or spacing.
-    """
+    """Sort two or more planes of ``rows`` x ``columns`` voxels into a volume, whose X runs along the rows."""
     first = planes[0]
     if any(np.abs(p.directions - first.directions).max() > _SAME_DIRECTION for p in planes):
         raise problem(path, "its slices have different orientations", "split localisers from the volume")
@@ -225,7 +215,9 @@ def make_stack(path: Path, planes: list[Plane], columns: int, rows: int) -> Stac
     check_budget(path, sizes)
     stack = Stack(order, places, (sizes[0], sizes[1], sizes[2]), affine, lean, [plane.rescale for plane in planes])
     if not stack.is_even:
-        doubts.insert(0, uneven_doubt(np.diff(heights), float(step @ normal)))
+        gaps, todo = np.diff(heights), "accept that (uneven: resample), or omit it"
+        wrong = f"its slices are unevenly spaced ({gaps.min():.3g} to {gaps.max():.3g} mm)"
+        doubts.insert(0, Doubt("uneven", wrong, f"they are resampled to {float(step @ normal):.3g} mm", todo))
     return replace(stack, doubts=tuple(doubts))
 
 
@@ -251,10 +243,7 @@ def to_volume(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
 
 
 def _straighten(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
-    """Shift each plane of a tilted stack to its position, by linear interpolation within the plane.
-
-    Where there is no plane, the volume has the array's smallest value.
-    """
+    """Shift each plane of a tilted stack to its position; where there is no plane, the volume has the lowest value."""
     if not stack.lean.any():
         return array
     start = -np.minimum(stack.lean * (stack.sizes[2] - 1), 0)
@@ -283,20 +272,10 @@ def _resample(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
 
 
 def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None]) -> FloatArray:
-    """Compute the positions of planes in an evenly spaced volume.
+    """Compute the positions of planes, whose ``heights`` in mm ascend, in units of an evenly spaced volume's planes.
 
-    Args:
-        path: the scan, for messages.
-        heights: positions of the planes along their normal in mm, ascending.
-        numbers: their InstanceNumbers.
-
-    Returns:
-        Their positions in units of the volume's planes: 0, 1, 2, ... if they are evenly spaced. Otherwise the volume
-        has about the spacing of the finest planes (a few gaps may be narrower), and only the first and the last plane
-        lie at whole numbers.
-
-    Raises:
-        ScanError: slices are missing or duplicated.
+    They are 0, 1, 2, ... if the planes are evenly spaced. Otherwise the volume has about the spacing of the finest
+    planes (a few gaps may be narrower), and only the first and the last plane lie at whole numbers.
 
     Example:
         >>> heights = np.array([0.0, 2, 4, 6, 8, 12, 16, 20])
@@ -305,9 +284,8 @@ def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None])
     """
     gaps = np.diff(heights)
     if gaps.min() < max(0.01 * float(np.median(gaps)), 1e-3):
-        raise problem(
-            path, "two of its slices have the same position (duplicates, or 4D)", "keep one file per position"
-        )
+        wrong = "two of its slices have the same position (duplicates, or 4D)"
+        raise problem(path, wrong, "keep one file per position")
     fine = _fine_gap(gaps)
     _check_missing(path, gaps, fine, numbers)
     even = np.linspace(heights[0], heights[-1], len(heights))
@@ -318,25 +296,10 @@ def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None])
     return places
 
 
-def uneven_doubt(gaps: FloatArray, spacing_mm: float) -> Doubt:
-    """The doubt about unevenly spaced slices, which are resampled to ``spacing_mm``."""
-    wrong = f"its slices are unevenly spaced ({gaps.min():.3g} to {gaps.max():.3g} mm)"
-    return Doubt(
-        "uneven",
-        wrong,
-        f"they are resampled to {spacing_mm:.3g} mm",
-        "accept that (uneven: resample), or omit it",
-    )
-
-
 def incomplete_doubts(numbers: Sequence[int | None], declared: int) -> Iterator[Doubt]:
-    """Yield a doubt if a series has fewer slices than its header declares, or than its highest InstanceNumber.
+    """Yield a doubt if a series has fewer slices than its header declares (0: none), or than its highest number.
 
     Positions cannot show that the first or last slice of a series is missing.
-
-    Args:
-        numbers: the InstanceNumbers of its slices.
-        declared: the number of slices in its header; 0 if it declares none.
 
     Example:
         >>> [doubt.wrong for doubt in incomplete_doubts([2, 3, 4], 0)]

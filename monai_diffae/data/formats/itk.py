@@ -45,11 +45,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def read(path: Path) -> Scan:
-    """Read a file: ``[C, X, Y, Z]``, or ``[C, H, W]`` in two dimensions.
-
-    Raises:
-        ScanError: the file is damaged or incomplete, or its content cannot be a scan.
-    """
+    """Read a file: ``[C, X, Y, Z]``, or ``[C, H, W]`` in two dimensions."""
     reader = _open(path)
     try:
         with silent_stderr():

@@ -57,11 +57,7 @@ class _Layout:
 
 
 def read(path: Path) -> Scan:
-    """Read a NIfTI file in its own voxel order: array ``[1, X, Y, Z]``, or ``[1, X, Y, 1]`` in two dimensions.
-
-    Raises:
-        ScanError: the file is damaged, is not NIfTI, or its content cannot be a scan.
-    """
+    """Read a NIfTI file in its own voxel order: array ``[1, X, Y, Z]``, or ``[1, X, Y, 1]`` in two dimensions."""
     with _open(path) as stream:
         layout = _layout(path, stream)
         with _open_voxels(path, stream) as (file, voxels):

@@ -1,4 +1,4 @@
-"""NIfTI files with header extensions, as AFNI, dcmstack and nibabel write them, alone or as .hdr/.img pairs."""
+"""NIfTI of both versions and byte orders, alone or as pairs, with the header extensions of AFNI, dcmstack and nibabel."""
 
 import gzip
 import struct
