@@ -1,4 +1,4 @@
-"""NIfTI of both versions and byte orders, alone or as pairs, with the header extensions of AFNI, dcmstack and nibabel."""
+"""NIfTI of both versions and byte orders, alone or as pairs, with header extensions as AFNI and nibabel write them."""
 
 import gzip
 import struct

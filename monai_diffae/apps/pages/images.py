@@ -27,7 +27,7 @@ from monai_diffae.data.file_checksums import file_checksum
 from monai_diffae.data.scans import Scan
 from monai_diffae.data.slices import to_ras
 from monai_diffae.pictures import in_colours, plane_slices, three_planes, thumbnail
-from monai_diffae.transforms.case_images import read_image
+from monai_diffae.transforms.writing import read_image
 
 Pixels = NDArray[np.uint8]
 Range = tuple[float, float]
