@@ -199,7 +199,7 @@ class _Edits:
     def run(self, read: ReadCases) -> dict[str, Any]:
         """Edit all cases, and return the figures of the result."""
         from monai_diffae.data.atomic import write_atomic
-        from monai_diffae.transforms.case_images import warn_without_dicom
+        from monai_diffae.transforms.writing import warn_without_dicom
 
         transforms.check_invertible(self.session.trained.preprocessing)
         if self.output.dicom:
@@ -250,7 +250,7 @@ class _Edits:
         return rows, images.cpu(), differences.cpu()
 
     def _write(self, case: Case, native: NativeSpace, images: Tensor, differences: Tensor) -> None:
-        from monai_diffae.transforms.case_images import write_case_image
+        from monai_diffae.transforms.writing import write_case_image
 
         names = strength_names(self.table.strengths)
         convert = native.add_difference if self.output.detail == "own" else native.back

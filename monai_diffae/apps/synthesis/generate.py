@@ -173,7 +173,7 @@ class _Generation:
         """Write the missing images, all tables and the picture; return the accepted fraction of sampled z_sem."""
         from monai_diffae.data.atomic import write_atomic
         from monai_diffae.data.progress import track
-        from monai_diffae.transforms.case_images import write_image
+        from monai_diffae.transforms.writing import write_image
 
         codes = self._accepted_codes(num_images)
         files = self._files(num_images)
@@ -249,7 +249,7 @@ class _Generation:
 
 def _suffix_of(image_format: Format | None, shape: tuple[int, ...]) -> str:
     """The suffix of images ``[C, *S]``."""
-    from monai_diffae.transforms.case_images import image_suffix
+    from monai_diffae.transforms.writing import image_suffix
 
     possible = image_suffix(shape)
     if image_format == "png" and possible != ".png":
@@ -262,7 +262,7 @@ def _name(number: int) -> str:
 
 
 def _rows_of_picture(files: list[Path], model_range: tuple[float, float]) -> dict[str, Tensor]:
-    from monai_diffae.transforms.case_images import read_image
+    from monai_diffae.transforms.writing import read_image
 
     images = [read_image(file, model_range) for file in files]
     starts = range(0, len(images), _COLUMNS)

@@ -131,7 +131,7 @@ class _Reconstruction:
     def run(self, read: ReadCases, table_file: Path, mosaic: Path) -> dict[str, float]:
         """Write the images of all cases, their table and the mosaic; return the means of the table."""
         from monai_diffae.data.atomic import write_atomic
-        from monai_diffae.transforms.case_images import warn_without_dicom
+        from monai_diffae.transforms.writing import warn_without_dicom
 
         trained = self.session.trained
         writer = transforms.WriteReconstructiond(

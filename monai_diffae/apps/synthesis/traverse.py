@@ -185,7 +185,7 @@ class _Traversal:
         """Write the images, the picture and the table of components to the folder ``out``."""
         from monai_diffae.data.atomic import write_atomic
         from monai_diffae.data.progress import track
-        from monai_diffae.transforms.case_images import write_image
+        from monai_diffae.transforms.writing import write_image
 
         trained, components = self.trained, self.components
         codes = start.codes(trained, components.statistics)

@@ -66,7 +66,7 @@ def vary(
         monai_diffae.errors.ConfigError: num_images: 1 is below 2
     """
     from monai_diffae.apps.session import Session
-    from monai_diffae.transforms.case_images import image_suffix
+    from monai_diffae.transforms.writing import image_suffix
 
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
     cases = session.choose(Choice(cases=(case,)))
@@ -89,7 +89,7 @@ def _write_variations(session: Session, coded: CodedCase, num_images: int, seed:
     from monai_diffae.data.atomic import write_atomic
     from monai_diffae.data.scans import write_scan
     from monai_diffae.diffusion.noise import image_noise
-    from monai_diffae.transforms.case_images import write_image
+    from monai_diffae.transforms.writing import write_image
 
     trained = session.trained
     x_T = image_noise(trained.x_T_shape, seed, list(range(num_images))).to(trained.device)
