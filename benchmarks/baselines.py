@@ -43,7 +43,7 @@ from monai_diffae.apps.evaluation.probe import probe
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.bundle.config import build
-from monai_diffae.bundle.loading import TrainedBundle
+from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.cached import CachedCases

@@ -32,7 +32,8 @@ import torch
 from monai.networks.schedulers import DDIMScheduler
 from torch import Tensor
 
-from monai_diffae.bundle.loading import TrainedBundle, load_bundle
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.data.cohort_split import split_cohort
 from monai_diffae.diffusion import SOLVERS, SPACINGS, solver_facts
 from monai_diffae.diffusion.noise import image_noise

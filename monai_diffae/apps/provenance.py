@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 
 from monai_diffae.apps.result import checksum_of, read_record, record_of
-from monai_diffae.bundle.loading import TrainedBundle, preprocessing_checksum, preprocessing_config
+from monai_diffae.bundle.config import preprocessing_checksum, preprocessing_config
+from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cases import Case

@@ -20,14 +20,8 @@ from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Sampling
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.code import read_values
 from monai_diffae.bundle.config import check_rules, is_formula
-from monai_diffae.bundle.loading import (
-    TrainedBundle,
-    inferer_overrides,
-    inferer_settings,
-    latent_statistics,
-    load_bundle,
-)
-from monai_diffae.bundle.model_case import ModelCase
+from monai_diffae.bundle.loading import inferer_overrides, inferer_settings, latent_statistics, load_bundle
+from monai_diffae.bundle.model import ModelCase, TrainedBundle
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort, split_cohort

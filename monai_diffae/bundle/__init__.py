@@ -7,7 +7,6 @@ from monai_diffae.bundle.code import trusting
 from monai_diffae.bundle.config import check_image_size
 from monai_diffae.bundle.folders import describe_folder, init_bundle, publish
 from monai_diffae.bundle.loading import (
-    TrainedBundle,
     TrainedLatent,
     check_latent_image_size,
     describe_fast_decoder,
@@ -16,7 +15,7 @@ from monai_diffae.bundle.loading import (
     load_latent,
     preprocessing_of,
 )
-from monai_diffae.bundle.model_case import Anomaly, AnomalyDetector, AnomalySettings, ModelCase
+from monai_diffae.bundle.model import Anomaly, AnomalyDetector, AnomalySettings, ModelCase, TrainedBundle
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.bundle.training import (
     TrainingDescription,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
 import json
 import math
@@ -277,8 +278,6 @@ def check_dimensions(config: dict[str, Any]) -> None:
         value = config.get(key, [])
         if isinstance(value, list) and value and len(value) != dims:
             raise ConfigError(f"{key} is {quoted(value)}, but spatial_dims is {dims}; give {dims} numbers, or {todo}")
-    if dims == 3 and "slice_axis" in config:
-        raise ConfigError(f"slice_axis is a key of 2D bundles, but spatial_dims is 3; {todo}")
 
 
 def check_views(config: Mapping[str, Any]) -> None:
@@ -385,6 +384,17 @@ def model_config(
             texts = [text for text in strings(config[key]) if in_formulas or not text.startswith("$")]
             to_visit += references(texts) & config.keys()
     return {key: value for key, value in config.items() if key in keys}
+
+
+def preprocessing_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a model's description that says how scans are preprocessed, with the keys that it refers to."""
+    return model_config(config, roots=("preprocessing",))
+
+
+def preprocessing_checksum(preprocessing: Mapping[str, Any]) -> str:
+    """SHA-256 of the values of :func:`preprocessing_config`; 1 and 1.0 are the same value."""
+    plain = json.loads(json.dumps(preprocessing), parse_int=float)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def build(parser: ConfigParser, key: str, kind: type[_T]) -> _T:

@@ -8,36 +8,25 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.transforms import Transform
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from monai_diffae.bundle.code import Parser, check_code, no_such_key, read_config, set_values
-from monai_diffae.bundle.config import (
-    build,
-    check_device,
-    check_dimensions,
-    check_image_size,
-    check_rules,
-    check_sizes,
-    model_config,
-)
+from monai_diffae.bundle.config import build, check_device, check_dimensions, check_image_size, check_rules, check_sizes
 from monai_diffae.bundle.description import describe, resolved
 from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.bundle.layout import CONFIGS, FAST_MODEL, LATENT_MODEL, MODEL, TRAIN, model_file, models_folder
-from monai_diffae.bundle.model_case import CaseImages, ModelCase
+from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.bundle.model_file import (
     FIRST_STAGE,
-    SECTIONS,
     ModelFile,
     checksum,
     model_parser,
@@ -54,122 +43,11 @@ from monai_diffae.networks import FirstStage, LatentMLP
 logger = logging.getLogger(__name__)
 
 _NEEDED = ("network_def", "inferer", "preprocessing", "model_range")
-_FIXED = (*SECTIONS, "frozen", "first_stage", "first_stage_sha256")  # other values would have no effect
 _COHORT_KEYS = ("columns", "patient_pattern")  # no part of a description, as they can name patients
 _DISTILL, _TRAIN_LATENT = "train it again with monai-diffae distill", "monai-diffae train-latent"
 # Components have a configuration or weights of their own, the batch size does not change the result, and ``clip_range``
 # is None without ``clip``.
 _NOT_SETTINGS = ("schedule", "first_stage", "fast_decoder", "batch_size", "clip")
-
-
-@dataclass
-class TrainedBundle:
-    """A trained model with everything needed to use it.
-
-    Attributes:
-        folder: the bundle's folder, or the file of its model.
-        network: in evaluation mode, on ``device``, with the averaged weights.
-        inferer: encodes, inverts, decodes.
-        preprocessing: a MONAI transform from a case's item to ``[C, *S]`` in ``model_range``.
-        config: the model's description, with overrides: configurations of its parts, and values such as ``image_size``.
-        sha256: SHA-256 of the model's file.
-        device: where the network is.
-        fast_sha256: SHA-256 of the fast decoder's file; None: the bundle was loaded with the exact decoder.
-    """
-
-    folder: Path
-    network: nn.Module
-    inferer: DiffusionAutoencoderInferer
-    preprocessing: Callable[[Any], Any]
-    config: dict[str, Any] = field(repr=False)
-    sha256: str
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    fast_sha256: str | None = None
-
-    def is_current(self) -> bool:
-        """Whether the bundle's folder still has the model that was loaded."""
-        return checksum(self.folder) == self.sha256
-
-    @property
-    def made_from(self) -> dict[str, Any]:
-        """What every result of this bundle depends on: the beginning of its record."""
-        fast = {} if self.fast_sha256 is None else {"fast_decoder": self.fast_sha256}
-        return {"model": self.sha256, **fast}
-
-    @property
-    def z_sem_usage(self) -> float | None:
-        """How much the decoder uses z_sem, from the training's last validation; None: not measured.
-
-        It is the denoising loss with another image's z_sem, divided by that with the image's own; 1: z_sem is not used.
-        """
-        usage = self.config.get("figures", {}).get("z_sem_usage")
-        return None if usage is None else float(usage)
-
-    @property
-    def preprocessing_sha256(self) -> str:
-        """SHA-256 of the preprocessing, with overrides: the weights alone do not say which z_sem a scan gets."""
-        return preprocessing_checksum(preprocessing_config(self.config))
-
-    @property
-    def model_range(self) -> tuple[float, float]:
-        """The intensities of the model's images: lowest and highest."""
-        low, high = self.config["model_range"]
-        return float(low), float(high)
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """Shape (C, *S) of the model's images."""
-        return (int(self.config["in_channels"]), *map(int, self.config["image_size"]))
-
-    @property
-    def grid_affine(self) -> NDArray[np.float64] | None:
-        """The affine of volumes in the model's grid, with the first voxel at 0 mm; None for 2D models."""
-        if "spacing_mm" not in self.config:
-            return None
-        return np.diag([*map(float, self.config["spacing_mm"]), 1.0])
-
-    @property
-    def x_T_shape(self) -> tuple[int, ...]:
-        """Shape (C, *S) of an image's stochastic code: that of the image, or of its latents."""
-        return self.inferer.x_T_shape(self.image_shape)
-
-    @property
-    def z_channels(self) -> int:
-        """The number of values in z_sem."""
-        return int(self.network.z_channels)  # type: ignore[arg-type]
-
-    @property
-    def encoder_key(self) -> str:
-        """The key of the image that the encoder sees; the decoder reconstructs ``"image"``."""
-        return str(self.config.get("encoder_key", "image"))
-
-    @property
-    def image_keys(self) -> list[str]:
-        """The columns of the cohort's table that hold the paths of a case's images."""
-        return list(self.config["image_keys"])
-
-    def open(self, image: CaseImages, *, slice: int | None = None, id: str | None = None) -> ModelCase:
-        """Open one case: read and preprocess it. Codes and reconstructions are computed when they are asked for.
-
-        Args:
-            image: a path; a list of paths, the channels of one image; an array ``[C, *S]``; a MetaTensor, which brings
-                its affine; or a mapping from image keys to one of these, for bundles with several images. A 2D image
-                has rows first. A volume in a 2D bundle is opened as all slices that the bundle's ``slice_range`` and
-                ``slice_step`` select.
-            slice: for a volume in a 2D bundle: this slice only, counted from 0 at the inferior (axial), posterior
-                (coronal) or left (sagittal) end, not along the file.
-            id: the case's id; None: the file's name without its suffix, or ``""``.
-
-        Raises:
-            ScanError: the scan cannot be used.
-            ConfigError: the image keys or ``slice`` do not fit the bundle, or its preprocessing cannot be inverted.
-
-        Example:
-            >>> trained = load_bundle("my_model")  # doctest: +SKIP
-            >>> case = trained.open("scan.nii.gz")  # doctest: +SKIP
-            >>> case.write("reconstructed.nii.gz", case.back(case.reconstruct("z_sem")))  # doctest: +SKIP
-        """
-        return ModelCase(self, image, slice=slice, id=id)
 
 
 def load_bundle(
@@ -200,8 +78,6 @@ def load_bundle(
         ...
         monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, or ...
     """
-    if "device" in (overrides or {}):
-        raise ConfigError("device: is not a key of the model's description; use the argument device")
     device = _device(device)
     root = Path(bundle)
     path = model_file(root)
@@ -278,8 +154,6 @@ def _with_overrides(description: Mapping[str, Any], overrides: Mapping[str, Any]
         top = str(key).partition("#")[0]
         if top == key and key not in {*description, *_COHORT_KEYS}:  # components may get new arguments
             raise ConfigError(no_such_key(key, what, command))
-        if top in _FIXED:
-            raise ConfigError(f"{key}: says what the model is, so it cannot be changed; omit it")
         if top in frozen and value != description.get(key):
             raise ConfigError(
                 f"{key}: other values were computed from it when the model was trained, so it cannot be changed; "
@@ -304,20 +178,6 @@ def _companions(parser: Parser, device: torch.device) -> tuple[DiffusionAutoenco
     inferer = build(parser, "inferer", DiffusionAutoencoderInferer)
     inferer.schedule.to(device)
     return inferer, build(parser, "preprocessing", Transform)  # type: ignore[type-abstract]
-
-
-# -- preprocessing -----------------------------------------------------------------------------------------------------
-
-
-def preprocessing_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a model's description that says how scans are preprocessed, with the keys that it refers to."""
-    return model_config(config, roots=("preprocessing",))
-
-
-def preprocessing_checksum(preprocessing: Mapping[str, Any]) -> str:
-    """SHA-256 of the values of :func:`preprocessing_config`; 1 and 1.0 are the same value."""
-    plain = json.loads(json.dumps(preprocessing), parse_int=float)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 # -- decoding ----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.synthesis.combine import Axes, Combination
-from monai_diffae.bundle.model_case import Detail, ModelCase
+from monai_diffae.bundle.model import Detail, ModelCase
 from monai_diffae.data.cases import Case
 from monai_diffae.serving.answers import ConflictError
 from monai_diffae.transforms import NativeSpace

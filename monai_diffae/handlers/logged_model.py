@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from monai_diffae import __version__
 from monai_diffae.bundle.code import trusting
 from monai_diffae.bundle.folders import copy_model
-from monai_diffae.bundle.loading import TrainedBundle, load_bundle
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.handlers.mlflow import RUN_ID, reason, tracking_client
 

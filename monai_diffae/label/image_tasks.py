@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 from monai_diffae.apps.command import command
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.synthesis.directions import read_direction
-from monai_diffae.bundle.model_case import Detail
+from monai_diffae.bundle.model import Detail
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.app_folder import AppFolder
 from monai_diffae.label.task import Answer, DiffAETask, NativeImage

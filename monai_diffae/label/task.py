@@ -25,7 +25,7 @@ from monai_diffae.label.options import check_keys, option_names, shown_options
 from monai_diffae.label.served_model import ServedModel
 
 if TYPE_CHECKING:
-    from monai_diffae.bundle.model_case import ModelCase
+    from monai_diffae.bundle.model import ModelCase
 
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
 

@@ -14,7 +14,6 @@ from monai_diffae.errors import ConfigError
         ("preprocessing#transforms#2#nope", r"unknown config key 'preprocessing#transforms#2#nope': Resized takes .*"),
         ("inferer#steps#nope", "inferer#steps#nope: the model's description has no such key; see monai-diffae info .*"),
         ("nope", "nope: the model's description has no such key; see monai-diffae info .*"),
-        ("device", "device: is not a key of the model's description; use the argument device"),
     ],
 )
 def test_an_override_that_nothing_takes_is_named_in_one_line(tiny_bundle, key, message):

@@ -129,7 +129,7 @@ def embed(
     from monai_diffae.apps.processes import this_process
     from monai_diffae.apps.provenance import check_scans, scans_record
     from monai_diffae.apps.session import Session
-    from monai_diffae.bundle.loading import preprocessing_config
+    from monai_diffae.bundle.config import preprocessing_config
     from monai_diffae.data.atomic import remove_abandoned
     from monai_diffae.data.contents import scan_states
     from monai_diffae.data.embeddings import read_embeddings, rows_sample, z_matrix

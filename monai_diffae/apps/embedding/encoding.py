@@ -16,7 +16,7 @@ from torch import Tensor
 
 from monai_diffae.apps.embedding.patches import PatchCutter
 from monai_diffae.apps.processes import Process
-from monai_diffae.bundle.loading import TrainedBundle
+from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, SkippedCases
 from monai_diffae.data.progress import progress

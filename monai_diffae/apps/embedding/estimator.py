@@ -21,7 +21,8 @@ from torch import Tensor
 
 from monai_diffae.apps.embedding.encoding import encode_stream, whole_images
 from monai_diffae.apps.settings import Reading
-from monai_diffae.bundle.loading import TrainedBundle, load_bundle
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.progress import progress

@@ -18,7 +18,7 @@ from monai_diffae.apps.embedding.index_store import IndexStore
 from monai_diffae.apps.result import checksum_of
 from monai_diffae.apps.settings import Reading
 from monai_diffae.bundle.config import model_config
-from monai_diffae.bundle.loading import TrainedBundle
+from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.file_states import file_state
 from monai_diffae.data.locks import ProcessLock

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.apps.embedding.encoding import encode_stream, whole_images
-from monai_diffae.bundle.loading import TrainedBundle
+from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.slice_cases import expand_slices
 from monai_diffae.data.streamed import read_stream

@@ -14,7 +14,7 @@ from monai.transforms import Compose, CopyItemsd, EnsureTyped, ResizeWithPadOrCr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffae.bundle.loading import TrainedBundle
+from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.data.streamed import Arrays
 from monai_diffae.errors import ConfigError, ScanError, quoted
 from monai_diffae.transforms import ReadScand

@@ -15,8 +15,8 @@ from monai_diffae.apps.result import checksum_of
 from monai_diffae.apps.session import Session
 from monai_diffae.bundle.code import trusting
 from monai_diffae.bundle.layout import ANOMALY, models_folder
-from monai_diffae.bundle.loading import TrainedBundle, load_bundle
-from monai_diffae.bundle.model_case import AnomalyDetector, AnomalySettings, calibrated_model, image_residuals
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.model import AnomalyDetector, AnomalySettings, TrainedBundle, calibrated_model, image_residuals
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import track

@@ -316,7 +316,7 @@ class _EvaluatedBundle:
     @property
     def preprocessing(self) -> dict[str, Any]:
         """Everything that an image and its errors depend on before the model sees it."""
-        from monai_diffae.bundle.loading import preprocessing_config
+        from monai_diffae.bundle.config import preprocessing_config
 
         content = preprocessing_config(self.session.trained.config)
         content["model_range"] = list(self.session.trained.model_range)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from monai_diffae.bundle import TrainedBundle
-    from monai_diffae.bundle.model_case import ModelCase
+    from monai_diffae.bundle.model import ModelCase
     from monai_diffae.data.cases import Case
     from monai_diffae.latents import Direction, PrincipalComponents
 

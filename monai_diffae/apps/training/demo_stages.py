@@ -20,7 +20,8 @@ from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.layout import shipped
-from monai_diffae.bundle.loading import TrainedBundle, untrained_network
+from monai_diffae.bundle.loading import untrained_network
+from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.engines.precision import resolve_precision

@@ -12,7 +12,8 @@ from typing import Any
 from monai_diffae.apps.results import run_once, versions
 from monai_diffae.apps.training.network_files import NetworkFile, check_format, write_network
 from monai_diffae.bundle import layout
-from monai_diffae.bundle.loading import load_bundle, load_first_stage, preprocessing_config
+from monai_diffae.bundle.config import preprocessing_config
+from monai_diffae.bundle.loading import load_bundle, load_first_stage
 from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.file_checksums import file_checksum

@@ -1,4 +1,4 @@
-"""One case as a trained bundle sees it: its images, codes and reconstructions, and how unusual it is."""
+"""A trained bundle, and one case as it sees it: images, codes and reconstructions, and how unusual the case is."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import hashlib
 import json
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from monai_diffae.bundle.config import model_config
+from monai_diffae.bundle.config import model_config, preprocessing_checksum, preprocessing_config
 from monai_diffae.bundle.folders import WriteLock
 from monai_diffae.bundle.layout import ANOMALY, models_folder
-from monai_diffae.bundle.model_file import read_model, write_model
+from monai_diffae.bundle.model_file import checksum, read_model, write_model
 from monai_diffae.data.cases import safe_id
 from monai_diffae.data.formats.dicom import split_series
 from monai_diffae.data.scans import Scan, scan_suffix
@@ -34,9 +34,6 @@ from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_sp
 from monai_diffae.transforms import write_native
 from monai_diffae.transforms.case_space import CaseSpace
 
-if TYPE_CHECKING:
-    from monai_diffae.bundle.loading import TrainedBundle
-
 ScanPath: TypeAlias = "str | os.PathLike[str]"
 CaseImage: TypeAlias = "ScanPath | Sequence[ScanPath] | NDArray[Any] | Tensor | Scan"
 CaseImages: TypeAlias = "CaseImage | Mapping[str, CaseImage]"
@@ -45,6 +42,113 @@ Detail = Literal["own", "model"]
 """What an edited image shows beside the edit: the scan's own detail, or what the model decodes."""
 _TENSORS = ("mean_squares", "scores", "scans", "quantiles")
 _ANOMALY_ROOTS = ("network_def", "preprocessing", "diffusion", "model_range", "encoder_key")
+
+
+@dataclass
+class TrainedBundle:
+    """A trained model with everything needed to use it.
+
+    Attributes:
+        folder: the bundle's folder, or the file of its model.
+        network: in evaluation mode, on ``device``, with the averaged weights.
+        inferer: encodes, inverts, decodes.
+        preprocessing: a MONAI transform from a case's item to ``[C, *S]`` in ``model_range``.
+        config: the model's description, with overrides: configurations of its parts, and values such as ``image_size``.
+        sha256: SHA-256 of the model's file.
+        device: where the network is.
+        fast_sha256: SHA-256 of the fast decoder's file; None: the bundle was loaded with the exact decoder.
+    """
+
+    folder: Path
+    network: nn.Module
+    inferer: DiffusionAutoencoderInferer
+    preprocessing: Callable[[Any], Any]
+    config: dict[str, Any] = field(repr=False)
+    sha256: str
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    fast_sha256: str | None = None
+
+    def is_current(self) -> bool:
+        """Whether the bundle's folder still has the model that was loaded."""
+        return checksum(self.folder) == self.sha256
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """What every result of this bundle depends on: the beginning of its record."""
+        fast = {} if self.fast_sha256 is None else {"fast_decoder": self.fast_sha256}
+        return {"model": self.sha256, **fast}
+
+    @property
+    def z_sem_usage(self) -> float | None:
+        """Denoising loss with another image's z_sem, divided by that with the image's own; None: not measured."""
+        usage = self.config.get("figures", {}).get("z_sem_usage")
+        return None if usage is None else float(usage)
+
+    @property
+    def preprocessing_sha256(self) -> str:
+        """SHA-256 of the preprocessing, with overrides: the weights alone do not say which z_sem a scan gets."""
+        return preprocessing_checksum(preprocessing_config(self.config))
+
+    @property
+    def model_range(self) -> tuple[float, float]:
+        """The intensities of the model's images: lowest and highest."""
+        low, high = self.config["model_range"]
+        return float(low), float(high)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape (C, *S) of the model's images."""
+        return (int(self.config["in_channels"]), *map(int, self.config["image_size"]))
+
+    @property
+    def grid_affine(self) -> NDArray[np.float64] | None:
+        """The affine of volumes in the model's grid, with the first voxel at 0 mm; None for 2D models."""
+        if "spacing_mm" not in self.config:
+            return None
+        return np.diag([*map(float, self.config["spacing_mm"]), 1.0])
+
+    @property
+    def x_T_shape(self) -> tuple[int, ...]:
+        """Shape (C, *S) of an image's stochastic code: that of the image, or of its latents."""
+        return self.inferer.x_T_shape(self.image_shape)
+
+    @property
+    def z_channels(self) -> int:
+        """The number of values in z_sem."""
+        return int(self.network.z_channels)  # type: ignore[arg-type]
+
+    @property
+    def encoder_key(self) -> str:
+        """The key of the image that the encoder sees; the decoder reconstructs ``"image"``."""
+        return str(self.config.get("encoder_key", "image"))
+
+    @property
+    def image_keys(self) -> list[str]:
+        """The columns of the cohort's table that hold the paths of a case's images."""
+        return list(self.config["image_keys"])
+
+    def open(self, image: CaseImages, *, slice: int | None = None, id: str | None = None) -> ModelCase:
+        """Open one case: read and preprocess it. Codes and reconstructions are computed when they are asked for.
+
+        Args:
+            image: a path; a list of paths, the channels of one image; an array ``[C, *S]``; a MetaTensor, which brings
+                its affine; or a mapping from image keys to one of these, for bundles with several images. A 2D image
+                has rows first. A volume in a 2D bundle is opened as all slices that the bundle's ``slice_range`` and
+                ``slice_step`` select.
+            slice: for a volume in a 2D bundle: this slice only, counted from 0 at the inferior (axial), posterior
+                (coronal) or left (sagittal) end, not along the file.
+            id: the case's id; None: the file's name without its suffix, or ``""``.
+
+        Raises:
+            ScanError: the scan cannot be used.
+            ConfigError: the image keys or ``slice`` do not fit the bundle, or its preprocessing cannot be inverted.
+
+        Example:
+            >>> trained = load_bundle("my_model")  # doctest: +SKIP
+            >>> case = trained.open("scan.nii.gz")  # doctest: +SKIP
+            >>> case.write("reconstructed.nii.gz", case.back(case.reconstruct("z_sem")))  # doctest: +SKIP
+        """
+        return ModelCase(self, image, slice=slice, id=id)
 
 
 class ModelCase(CaseSpace):
@@ -81,6 +185,7 @@ class ModelCase(CaseSpace):
             return slice_indices(length, tuple(config.get("slice_range", (0, 1))), config.get("slice_step", 1))
 
         super().__init__(trained.preprocessing, item, choose_slices)
+        self._round_trips: dict[tuple[int | None, int | None], tuple[Tensor, Tensor]] = {}
 
     @property
     def slices(self) -> list[int | None]:
@@ -111,13 +216,8 @@ class ModelCase(CaseSpace):
 
         Args:
             steps: network evaluations for inversion, and the same number for decoding; None: the bundle's.
-            max_evaluations: most network evaluations for refining the inversion of one image. They bound its time
-                whatever the machine. None: no limit, 0: no refinement.
-            callback: called after each step of the inversion, then of the decoding that checks it, with the steps done,
-                all steps and the image; not during refinement, and not if the codes are known.
-
-        Raises:
-            ConfigError: an argument is out of range.
+            max_evaluations: most network evaluations for refining the inversion of one image; None: no limit.
+            callback: called with the steps done, all steps and the image after each step of inversion and decoding.
         """
         return self._round_trip(steps, max_evaluations, callback)[1]
 
@@ -150,9 +250,6 @@ class ModelCase(CaseSpace):
             draws: in mode ``z_sem``, the result is the mean over this many decodings from different noise.
             seed: random seed of the noise, which is a function of the seed, the draw and the slice.
             max_evaluations: in mode ``x_T``, as for :meth:`invert`.
-
-        Raises:
-            ConfigError: an argument is out of range.
         """
         if mode == "x_T" and draws == 1:
             return self._round_trip(steps, max_evaluations)[0]
@@ -176,9 +273,6 @@ class ModelCase(CaseSpace):
                 with the case's own z_sem, the result is the scan to the bit. ``model`` is the decoded image itself.
             steps: network evaluations for inversion and for decoding; None: the bundle's.
             max_evaluations: as for :meth:`invert`.
-
-        Raises:
-            ConfigError: an argument is out of range.
         """
         if detail not in get_args(Detail):
             raise ConfigError(f"detail: {detail!r} is not one of {', '.join(get_args(Detail))}")
@@ -201,10 +295,6 @@ class ModelCase(CaseSpace):
             MachineError: the disk is full, or the folder cannot be written.
         """
         return write_native(path, array, self.scan, array.dtype if dtype is None else dtype)
-
-    @cached_property
-    def _round_trips(self) -> dict[tuple[int | None, int | None], tuple[Tensor, Tensor]]:
-        return {}
 
     def _round_trip(
         self, steps: int | None, max_evaluations: int | None, callback: StepCallback | None = None
@@ -241,8 +331,7 @@ class AnomalySettings:
     """How residuals become maps and scores. The defaults were chosen by ``benchmarks/anomaly.py``.
 
     Attributes:
-        noise_levels: the share of all timesteps at which images are noised: more noise removes larger lesions, but
-            keeps less of the image.
+        noise_levels: the share of all timesteps at which images are noised; more noise removes larger lesions.
         draws: noises per level.
         seed: random seed of the noise.
         smoothing: standard deviation in voxels of the Gaussian that smooths residuals, and then maps.
@@ -277,11 +366,7 @@ class Anomaly:
     _detector: AnomalyDetector = field(repr=False)
 
     def mask(self, quantile: float = 0.99) -> Tensor:
-        """The voxels (N, 1, *S) whose map is above a quantile of the voxels of held-out cases, bool.
-
-        Raises:
-            ConfigError: the quantile is not from 0 to 1.
-        """
+        """The voxels (N, 1, *S) whose map is above a quantile, from 0 to 1, of the voxels of held-out cases, bool."""
         return self.map > self._detector.threshold(quantile)
 
 
@@ -321,7 +406,6 @@ class AnomalyDetector:
 
         Raises:
             ConfigError: the bundle is not calibrated, or belongs to another model or configuration.
-            UnsafeInputError: the file holds a formula or a free text.
             ScanError: the file is damaged.
         """
         path, name = models_folder(trained.folder) / ANOMALY, name or trained.folder.name
@@ -378,11 +462,7 @@ class AnomalyDetector:
         return np.array([self.scores.numpy()[scans == scan].max() for scan in np.unique(scans)])
 
     def threshold(self, quantile: float) -> float:
-        """The map's value below which this share of the voxels of held-out cases lies.
-
-        Raises:
-            ConfigError: the quantile is not from 0 to 1.
-        """
+        """The map's value below which this share of the voxels of held-out cases lies."""
         if not 0 <= quantile <= 1:
             raise ConfigError(f"quantile: {quantile!r} is not from 0 to 1")
         shares, values = self.quantiles.numpy()
