@@ -123,93 +123,64 @@ def warn_if_cohort_changed(table: pd.DataFrame, split: SplitCohort, cohort: str 
 
 
 def model_checksum(embeddings: str | os.PathLike[str]) -> str:
-    """The SHA-256 of the model that a table of embeddings was made with, from the record beside the table."""
-    return _made_from(embeddings)["model"]
+    """The SHA-256 of the model that a table of embeddings was made with."""
+    return _made_from(Path(embeddings))["model"]
 
 
 def encoder_of(embeddings: str | os.PathLike[str]) -> str:
     """The encoder that made a table of embeddings: ``trained``, ``untrained`` or ``pca``."""
-    return _values(_record(Path(embeddings)))["encoder"]
+    return _made_from(Path(embeddings))["encoder"]
 
 
 def check_z_sem(embeddings: str | os.PathLike[str]) -> None:
     """Check that a table of embeddings has z_sem of a trained bundle, which a decoder can use."""
-    _check_trained(Path(embeddings).name, encoder_of(embeddings))
-
-
-def _check_trained(name: str, encoder: str) -> None:
-    if encoder != "trained":
+    if (encoder := encoder_of(embeddings)) != "trained":
         raise ConfigError(
-            f"{name}: was made with encoder {encoder}, so it has no z_sem that a bundle could decode; train a bundle "
-            "and embed the cohort with it, or use this table for probe and neighbors"
+            f"{Path(embeddings).name}: was made with encoder {encoder}, so it has no z_sem that a bundle could decode; "
+            "train a bundle and embed the cohort with it, or use this table for probe and neighbors"
         )
 
 
 def check_same_model(embeddings: str | os.PathLike[str], bundle: str | os.PathLike[str]) -> None:
     """Check that a table of embeddings was made with this bundle, and that its z_sem can be decoded."""
-    path = Path(embeddings)
-    name, content = path.name, _record(path)
-    _check_trained(name, _values(content)["encoder"])
-    made_from = _compared(path, content)
-    pool = made_from["pool"]
+    check_z_sem(embeddings)
+    name, made_from = Path(embeddings).name, _made_from(Path(embeddings))
     if made_from["model"] != checksum(bundle):
         raise ConfigError(f"{name}: another autoencoder made it; embed the cohort with this bundle")
-    if pool not in _IMAGE_POOLS:
-        option = "patches" if pool == "patches" else "pool"
+    if made_from["pool"] not in _IMAGE_POOLS:
+        option = "patches" if made_from["pool"] == "patches" else "pool"
         raise ConfigError(
             f"{name}: its z_sem are averages, which do not belong to single images; embed the cohort without {option}"
         )
 
 
-def _made_from(embeddings: str | os.PathLike[str]) -> dict[str, str]:
-    """The model, the pool and the encoder that a table was made with."""
-    # A warning is logged if its z_sem were changed, or may be those of another table.
-    path = Path(embeddings)
-    return _compared(path, _record(path))
-
-
-def _compared(path: Path, content: Mapping[str, Any]) -> dict[str, str]:
-    """The values of a table's record, which is compared with the table."""
-    record, recorded = record_of(path), _values(content)
-    own = {} if path.suffix.lower() == ".csv" else read_metadata(path)  # a CSV has no metadata of its own
-    model = own.get("made_from", {}).get("model")
-    if model not in (None, recorded["model"]):  # copied over a table of the same name
-        raise ConfigError(
-            f"{path.name}: another autoencoder made it than the record {record.name} beside it says; copy each table "
-            "together with its record, or embed again"
-        )
-    if model is None and not _has_recorded_rows(path, content):
-        logger.warning(
-            "%s: its z_sem are not those that the record %s beside it describes: they were changed, or another "
-            "autoencoder made them; copy each table together with its record", path.name, record.name,
-        )  # fmt: skip
-    return recorded
-
-
-def _record(path: Path) -> dict[str, Any]:
-    """The record beside a table."""
-    content = read_record(record_of(path))
-    if content is None or "model" not in content["made_from"]:
-        raise ConfigError(
-            f"{path.name}: there is no record {record_of(path).name} beside it, so its model is unknown; make both "
-            "with monai-diffae embed"
-        )
-    if not content["complete"]:  # the run was killed between writing the record and the table
-        raise ConfigError(f"{path.name}: is not complete; run monai-diffae embed again")
-    return content
-
-
-def _values(record: Mapping[str, Any]) -> dict[str, str]:
-    made_from = record["made_from"]
+def _made_from(path: Path) -> dict[str, str]:
+    """The model, pool and encoder of a table, from its own metadata, or from the record beside it."""
+    own = {} if path.suffix.lower() == ".csv" else read_metadata(path)  # other tools drop the metadata of a Parquet
+    made_from = own.get("made_from") or _recorded(path)
     defaults = {"pool": "none", "encoder": "trained"}
     return {"model": str(made_from["model"]), **{key: str(made_from.get(key, defaults[key])) for key in defaults}}
 
 
-def _has_recorded_rows(path: Path, record: Mapping[str, Any]) -> bool:
-    """Whether the z_sem of a table are those that a record describes, as far as can be told."""
-    sample = record["figures"].get("rows")
-    is_unchanged = not path.is_file() or file_checksum(path) in record["files"].values()
-    return is_unchanged or not isinstance(sample, str) or has_sampled_rows(path, sample)
+def _recorded(path: Path) -> dict[str, Any]:
+    """What the record beside a table says; a warning is logged if the table's z_sem are others."""
+    record = record_of(path)
+    content = read_record(record)
+    if content is None or "model" not in content["made_from"]:
+        raise ConfigError(
+            f"{path.name}: there is no record {record.name} beside it, so its model is unknown; make both with "
+            "monai-diffae embed"
+        )
+    if not content["complete"]:  # the run was killed between writing the record and the table
+        raise ConfigError(f"{path.name}: is not complete; run monai-diffae embed again")
+    sample = content["figures"].get("rows")
+    is_unchanged = not path.is_file() or file_checksum(path) in content["files"].values()
+    if not is_unchanged and isinstance(sample, str) and not has_sampled_rows(path, sample):
+        logger.warning(
+            "%s: its z_sem are not those that the record %s beside it describes: they were changed, or another "
+            "autoencoder made them; copy each table together with its record", path.name, record.name,
+        )  # fmt: skip
+    return dict(content["made_from"])
 
 
 # -- the scans that a table was made of: a replaced scan is noticed, even if its size is the same ----------------------

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -27,60 +28,41 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.explorer.exploration import Files, open_exploration
 
 
-@pytest.fixture
-def copied(labelled, tmp_path):
-    """A copy of the table of embeddings and of its record, and a function that changes the record."""
-    for suffix in (".parquet", ".json"):
-        shutil.copy(labelled.embeddings.with_suffix(suffix), tmp_path)
-    record = tmp_path / "embeddings.json"
-
-    def change(**values):
-        content = json.loads(record.read_text())
-        made_from = {**content["made_from"], **{k: v for k, v in values.items() if k != "complete"}}
-        complete = values.get("complete", content["complete"])
-        record.write_text(json.dumps({**content, "made_from": made_from, "complete": complete}))
-
-    return tmp_path / "embeddings.parquet", change
-
-
-def test_tables_that_cannot_be_decoded_with_a_bundle_are_refused(labelled, copied):
-    path, change = copied
-    assert model_checksum(path) == checksum(labelled.bundle)
-    check_same_model(path, labelled.bundle)
-    for pool, option in {"mean": "pool", "patches": "patches"}.items():
-        change(pool=pool)
-        with pytest.raises(ConfigError, match=f"single images; embed the cohort without {option}$"):
-            check_same_model(path, labelled.bundle)
-    change(pool="patch")
-    check_same_model(path, labelled.bundle)
+def with_made_from(path, **values):
+    """Changes what a table says of itself."""
     table = pd.read_parquet(path)
-    table.attrs["monai_diffae"]["made_from"]["model"] = "0" * 64
+    table.attrs["monai_diffae"]["made_from"] |= values
     table.to_parquet(path)
-    change(model="0" * 64)
-    with pytest.raises(ConfigError, match=r"^embeddings\.parquet: another autoencoder made it; embed the cohort with"):
-        check_same_model(path, labelled.bundle)
-    change(complete=False)
-    with pytest.raises(ConfigError, match=r"^embeddings\.parquet: is not complete; run monai-diffae embed again$"):
-        model_checksum(path)
-    path.with_suffix(".json").unlink()
-    with pytest.raises(ConfigError, match=r"^embeddings\.parquet: there is no record embeddings\.json beside it, so"):
-        model_checksum(path)
 
 
 @pytest.mark.goal(id="R24")
-def test_a_table_that_was_copied_over_that_of_another_model_is_refused(labelled, copied):
-    """Its record then names the other model, and a direction would be fitted to the wrong z_sem."""
-    path, _ = copied
-    table = pd.read_parquet(path)
-    table.attrs["monai_diffae"]["made_from"]["model"] = "0" * 64
-    table.to_parquet(path)
-    with pytest.raises(ConfigError, match="another autoencoder made it than the record embeddings.json beside it says"):
+def test_tables_that_cannot_be_decoded_with_a_bundle_are_refused(labelled, tmp_path):
+    path = Path(shutil.copy(labelled.embeddings, tmp_path))  # without its record, as it is sent to others
+    assert model_checksum(path) == checksum(labelled.bundle)
+    check_same_model(path, labelled.bundle)
+    for pool, option in {"mean": "pool", "patches": "patches"}.items():
+        with_made_from(path, pool=pool)
+        with pytest.raises(ConfigError, match=f"single images; embed the cohort without {option}$"):
+            check_same_model(path, labelled.bundle)
+    with_made_from(path, pool="patch")
+    check_same_model(path, labelled.bundle)
+    with_made_from(path, model="0" * 64)
+    with pytest.raises(ConfigError, match=r"^embeddings\.parquet: another autoencoder made it; embed the cohort with"):
         check_same_model(path, labelled.bundle)
-    with pytest.raises(ConfigError, match="copy each table together with its record, or embed again"):
-        model_checksum(path)
+
+
+def test_a_table_without_metadata_needs_its_record(labelled, tmp_path):
+    path = Path(shutil.copy(labelled.embeddings, tmp_path))
+    table = pd.read_parquet(path)
     table.attrs = {}  # as other tools write it
     table.sort_values("z_000").to_parquet(path)
+    with pytest.raises(ConfigError, match=r"^embeddings\.parquet: there is no record embeddings\.json beside it, so"):
+        model_checksum(path)
+    record = Path(shutil.copy(labelled.embeddings.with_suffix(".json"), tmp_path))
     assert model_checksum(path) == checksum(labelled.bundle)
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"complete": False}))
+    with pytest.raises(ConfigError, match=r"^embeddings\.parquet: is not complete; run monai-diffae embed again$"):
+        model_checksum(path)
 
 
 @pytest.mark.goal(id="R24")

@@ -1,6 +1,5 @@
 """The command ``edit``: its images, differences, measurements and picture."""
 
-import json
 import shutil
 from dataclasses import replace
 
@@ -236,12 +235,10 @@ def test_a_case_that_cannot_be_read_is_one_line_and_exit_code_3(labelled, run, t
 
 def test_what_does_not_fit_is_one_line(labelled, options, tmp_path):
     read_embeddings(labelled.embeddings).iloc[:1].to_parquet(tmp_path / "alone.parquet")
-    shutil.copy(labelled.embeddings.with_suffix(".json"), tmp_path / "alone.json")
-    for suffix in (".parquet", ".json"):  # goal R21: without the key, the case's own patient would be another one
-        shutil.copy(labelled.embeddings.with_suffix(suffix), tmp_path / f"no_key{suffix}")
-    shutil.copy(labelled.embeddings, tmp_path / "foreign.parquet")
-    other_model = {"command": "embed", "complete": True, "files": {}, "made_from": {"model": "0" * 64}, "figures": {}}
-    (tmp_path / "foreign.json").write_text(json.dumps(other_model))
+    shutil.copy(labelled.embeddings, tmp_path / "no_key.parquet")  # goal R21: the case's own patient would be another
+    foreign = pd.read_parquet(labelled.embeddings)
+    foreign.attrs["monai_diffae"]["made_from"]["model"] = "0" * 64
+    foreign.to_parquet(tmp_path / "foreign.parquet")
     for changed, message in (
         ({"embeddings": tmp_path / "foreign.parquet"}, "foreign.parquet: another autoencoder made it"),
         ({"embeddings": tmp_path / "alone.parquet"}, "embeddings: the table has fewer than two patients"),

@@ -1,6 +1,5 @@
 """The commands ``interpolate``, ``combine``, ``traverse`` and ``vary``."""
 
-import json
 import shutil
 
 import nibabel as nib
@@ -197,9 +196,9 @@ def test_from_a_case_strength_0_is_its_reconstruction(labelled, tmp_path):
 
 def test_embeddings_of_another_model_are_refused(labelled, tmp_path):
     other = shutil.copytree(labelled.embeddings.parent, tmp_path / "other") / "embeddings.parquet"
-    record = json.loads(other.with_suffix(".json").read_text())
-    record["made_from"]["model"] = "0" * 64
-    other.with_suffix(".json").write_text(json.dumps(record))
+    table = pd.read_parquet(other)
+    table.attrs["monai_diffae"]["made_from"]["model"] = "0" * 64
+    table.to_parquet(other)
     with pytest.raises(ConfigError, match=r"embeddings\.parquet: another autoencoder made it"):
         traverse(labelled.bundle, other, tmp_path / "out", **QUICK)
     with pytest.raises(ConfigError, match="cohort: is required with a case"):
