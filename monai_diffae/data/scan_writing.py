@@ -82,9 +82,9 @@ def write_scan(
         image = itk.to_image(path, stored, affine)
         return write_atomic(path, lambda temporary: itk.write_nrrd(temporary, image, name))
     set_nifti_type(path, nib.Nifti1Header(), stored.dtype)
-    image = nib.Nifti1Image(stored[0] if len(stored) == 1 else np.moveaxis(stored, 0, -1), affine)
-    image.header.set_xyzt_units("mm")
-    return _write_nifti(path, image, description)
+    volume = nib.Nifti1Image(stored[0] if len(stored) == 1 else np.moveaxis(stored, 0, -1), affine)
+    volume.header.set_xyzt_units("mm")
+    return _write_nifti(path, volume, description)
 
 
 def set_nifti_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) -> None:

@@ -83,11 +83,11 @@ class NativeSpace:
 
     @cached_property
     def _intensities(self) -> list[InvertibleTransform]:
-        return [t for t in reversed(check_invertible(self._transforms)) if isinstance(t, ToModelRanged)]
+        return [t for t in reversed(check_invertible(self._preprocessing)) if isinstance(t, ToModelRanged)]
 
     @cached_property
     def _spatial(self) -> list[InvertibleTransform]:
-        transforms = reversed(check_invertible(self._transforms))
+        transforms = reversed(check_invertible(self._preprocessing))
         return [t for t in transforms if isinstance(t, InvertibleTransform) and not isinstance(t, ToModelRanged)]
 
     @cached_property
