@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import FolderResult
-from monai_diffae.errors import ConfigError, counted, quoted
+from monai_diffae.errors import ConfigError, MachineError, ScanError, UnsafeInputError, quoted
 
 _RECORD = ".pulled.json"  # the checksums of the files of a pulled folder, so that another pull may replace it
 _SYSTEM_FILES = (_RECORD, ".lock", ".DS_Store")  # not written by the user
+_LARGEST_RATIO = 20  # of the unpacked to the packed size; weights hardly become smaller in a zip file
+_ALWAYS_ALLOWED = 100_000_000  # bytes, unpacked
 
 
 @dataclass(frozen=True)
@@ -23,22 +26,17 @@ class PullResult(FolderResult):
         revision: the commit; None for a zip file.
         sha256: SHA-256 of the model's file.
         own_code: what the model builds that this package does not know; nothing of it was run.
-        left_out: the other files of the repository or zip file.
     """
 
     revision: str | None
     sha256: str
     own_code: tuple[str, ...]
-    left_out: tuple[str, ...]
 
     def lines(self) -> Iterator[str]:
-        """The folder, how to get the same again, what was left out, and whether the model must be trusted."""
+        """The folder, how to get the same again, and whether the model must be trusted."""
         yield from super().lines()
         revision = f"--revision {self.revision} " if self.revision else ""
         yield f"to get exactly this model again: {revision}--sha256 {self.sha256}"
-        if self.left_out:
-            names = ", ".join(map(quoted, self.left_out[:5]))
-            yield f"left out {counted(len(self.left_out), 'file')} that no model has, such as {names}"
         if self.own_code:
             yield f"the model has code of its own, which commands only run with --trust: {', '.join(self.own_code)}"
             yield "configs/train.json does not have it; to train the model, pull it with --trust, too"
@@ -84,8 +82,7 @@ def pull(
     """
     import shutil
 
-    from monai_diffae.apps.sharing.sent_files import METRICS, MODEL, unknown_code
-    from monai_diffae.apps.sharing.transport import fetch
+    from monai_diffae.apps.sharing.hub import METRICS, MODEL
     from monai_diffae.bundle.folders import fill_folder, new_folder
     from monai_diffae.bundle.model_file import read_description
     from monai_diffae.data.atomic import write_json
@@ -95,8 +92,9 @@ def pull(
         _check_replaceable(out)
     with new_folder(out, replaces=replaces) as folder:
         fetched = folder / ".fetched"
-        commit, left_out = fetch(repo, fetched, revision, sha256)
-        own_code = unknown_code(fetched)
+        fetched.mkdir()
+        commit = _fetch(repo, fetched, revision, sha256)
+        own_code = _unknown_code(fetched)
         fill_folder(folder, fetched, is_built=False)
         shutil.rmtree(fetched)
         write_json(folder / METRICS, read_description(folder / MODEL).get("figures", {}))
@@ -104,7 +102,101 @@ def pull(
         write_json(folder / _RECORD, files)
         if replaces:  # a training may have begun meanwhile
             _check_replaceable(out)
-    return PullResult(out, commit, files[MODEL], tuple(own_code), tuple(left_out))
+    return PullResult(out, commit, files[MODEL], tuple(own_code))
+
+
+def _fetch(repo: str, folder: Path, revision: str | None, sha256: str | None) -> str | None:
+    """Get the files of a model from a repository, a zip file or its address; returns the commit of a repository."""
+    from monai_diffae.apps.sharing.hub import MODEL, open_hub
+    from monai_diffae.data.file_checksums import file_checksum
+
+    is_address, commit = bool(re.match(r"https?://", repo)), None
+    if not is_address and not repo.endswith(".zip"):
+        with open_hub(repo, revision) as hub:
+            info = hub.model_info(repo, revision=revision)
+            commit = info.sha  # all files are those of one commit
+            _get_files(
+                repo, [file.rfilename for file in info.siblings or ()], folder,
+                lambda name: hub.hf_hub_download(repo, name, revision=commit, local_dir=folder),
+            )  # fmt: skip
+    elif revision is not None:
+        raise ConfigError("revision: a zip file has none; omit revision")
+    elif is_address and sha256 is None:
+        raise ConfigError("sha256: is needed for an address; ask the author of the model for it")
+    else:
+        _unpack(_download(repo, folder) if is_address else Path(repo), folder)
+    if sha256 is not None and file_checksum(folder / MODEL) != sha256.lower():
+        raise ConfigError(f"sha256: {MODEL} has another than {sha256[:12]}...; ask its author which is right")
+    return commit
+
+
+def _get_files(repo: str, names: list[str], folder: Path, get: Callable[[str], object]) -> None:
+    """Get all files that a model can have but the figures, which are in the model's file."""
+    from monai_diffae.apps.sharing.hub import DOCUMENTS, METRICS, MODEL, NAMES, read_document
+
+    if MODEL not in names:
+        raise ConfigError(
+            f"{repo}: has no {MODEL}, so monai-diffae push did not send it; other bundles can be had with: "
+            "python -m monai.bundle download"
+        )
+    for name in NAMES:
+        if name in names and name != METRICS:
+            (folder / name).parent.mkdir(exist_ok=True)
+            get(name)
+            if name in DOCUMENTS:
+                read_document(folder, name)
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    import shutil
+    import zipfile
+    import zlib
+
+    if not path.is_file():
+        raise ConfigError(f"{path.name}: there is no such file; give a zip file, or a repository as owner/name")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            most = max(_ALWAYS_ALLOWED, _LARGEST_RATIO * path.stat().st_size)
+            if sum(member.file_size for member in archive.infolist()) > most:
+                raise UnsafeInputError(
+                    f"{path.name}: would be more than {_LARGEST_RATIO} times as large when it is unpacked, so it holds "
+                    "more than weights; do not unpack it, and ask its author for another file"
+                )
+
+            def get(name: str) -> None:
+                with archive.open(name) as source, (folder / name).open("wb") as target:
+                    shutil.copyfileobj(source, target)
+
+            _get_files(path.name, archive.namelist(), folder, get)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: it is encrypted
+        raise ScanError(f"{path.name}: is damaged or encrypted; get it again") from error
+
+
+def _download(address: str, folder: Path) -> Path:
+    from monai.apps.utils import download_url
+
+    path = folder / (re.sub(r"[^\w.-]", "_", address.partition("?")[0].rpartition("/")[2]) or "model.zip")
+    try:
+        download_url(address, path, progress=False)
+    except (OSError, RuntimeError) as error:  # MONAI raises a RuntimeError if nothing was sent
+        raise MachineError(f"{path.name}: cannot be downloaded ({type(error).__name__}); check the address") from error
+    return path
+
+
+def _unknown_code(folder: Path) -> list[str]:
+    """Check that the models in a folder belong together, and list what they build that may do more than compute."""
+    from monai_diffae.apps.sharing.hub import FAST, LATENT, MODEL
+    from monai_diffae.bundle.model_file import read_model, unknown_targets
+
+    model = read_model(folder / MODEL, "autoencoder", "first_stage", is_built=False)
+    targets = set(unknown_targets(model.description))
+    for name, kind in ((LATENT, "latent"), (FAST, "fast")):
+        if (folder / name).is_file():
+            other = read_model(folder / name, kind, is_built=False)
+            if other.description.get("autoencoder_sha256") != model.sha256:
+                raise ConfigError(f"{name}: belongs to another model than {MODEL}; ask its author for the right one")
+            targets.update(unknown_targets(other.description))
+    return sorted(targets)
 
 
 def _checksums(folder: Path) -> dict[str, str]:

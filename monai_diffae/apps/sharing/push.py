@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,18 @@ from typing import Any
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
 from monai_diffae.errors import ConfigError, counted, quoted
+
+_NO_WEIGHTS = "no trained weights"  # in the data licence of a recipe
+_PAGE_HEADER = b"""---
+library_name: monai
+tags:
+- monai
+- medical
+license: other
+license_name: see-data-license
+license_link: docs/data_license.txt
+---
+"""  # of a repository; the licence of its weights depends on the data that they were trained on
 
 
 @dataclass(frozen=True)
@@ -78,23 +91,116 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
     """
     import hashlib
 
-    from monai_diffae.apps.sharing.sent_files import MODEL, files_to_send
-    from monai_diffae.apps.sharing.transport import sender
+    from monai_diffae.apps.sharing.hub import MODEL
 
-    files = files_to_send(bundle)
-    place, send = sender(repo, tag, public=public)
-    sent = {name: len(content) for name, content in files.items()}
+    files = _files_to_send(bundle)
+    place, send = _archive(Path(repo), tag) if repo.endswith(".zip") else _repository(repo, tag, public)
+    sizes = {name: len(content) for name, content in files.items()}
     names = sorted(path.relative_to(bundle).as_posix() for path in bundle.rglob("[!.]*") if path.is_file())
-    stay = [quoted(name) for name in sorted(names, key=lambda name: name.startswith("configs")) if name not in sent]
-    for name, size in [*sent.items(), (f"in all, to {place}", sum(sent.values()))]:
+    others = [quoted(name) for name in sorted(names, key=lambda name: name.startswith("configs")) if name not in sizes]
+    for name, size in [*sizes.items(), (f"in all, to {place}", sum(sizes.values()))]:
         print(f"{size / 1e3:12,.1f} kB  {name}", file=sys.stderr)
-    print(f"not sent: {counted(len(stay), 'file')}, such as {', '.join(stay[:5])}", file=sys.stderr)
+    print(f"not sent: {counted(len(others), 'file')}, such as {', '.join(others[:5])}", file=sys.stderr)
     if not yes and not _agreed():
         return PushResult({}, repo)
-    return PushResult(sent, repo, send(files), hashlib.sha256(files[MODEL]).hexdigest())
+    return PushResult(sizes, repo, send(files), hashlib.sha256(files[MODEL]).hexdigest())
 
 
 def _agreed() -> bool:
     if not sys.stdin.isatty():
         raise ConfigError("nothing was sent, as there is no terminal to ask whether to send these files; add yes")
     return input("Send these files? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _files_to_send(bundle: Path) -> dict[str, bytes]:
+    """The files of a bundle that others get, by their names, whose models load and whose documents describe them."""
+    from monai_diffae.apps.sharing.hub import CARD, DATA_LICENSE, DOCUMENTS, FAST, LATENT, METRICS, NAMES, read_document
+    from monai_diffae.bundle import layout
+    from monai_diffae.bundle.folders import NOTE, TO_BE_SAID, UNTRAINED
+    from monai_diffae.bundle.loading import load_bundle
+    from monai_diffae.bundle.model_file import read_description
+    from monai_diffae.bundle.parts import load_fast_decoder, load_first_stage, load_latent
+
+    description = read_description(layout.model_file(bundle))
+    files = {name: (bundle / name).read_bytes() for name in NAMES if (bundle / name).is_file()}
+    files[METRICS] = f"{json.dumps(description.get('figures', {}), indent=2)}\n".encode()
+    texts = {name: " ".join(read_document(bundle, name).split()) for name in DOCUMENTS if name in files}
+    card, licence = texts.get(CARD, UNTRAINED), texts.get(DATA_LICENSE, _NO_WEIGHTS)
+    for is_found, text in (
+        (UNTRAINED in card, f"{CARD}: says nothing about the trained weights; describe their data, quality and limits"),
+        (NOTE in card, f"{CARD}: is about earlier weights; describe the new ones, and remove the note at its top"),
+        (TO_BE_SAID in card, f"{CARD}: replace '{TO_BE_SAID} ...' by the organ, modality, hospital and patients"),
+        (_NO_WEIGHTS in licence, f"{DATA_LICENSE}: is about no weights; write whose the scans are, and their licence"),
+    ):
+        if is_found:
+            raise ConfigError(text)
+    if description["kind"] == "first_stage":
+        load_first_stage(bundle)
+    else:
+        trained = load_bundle(bundle, "cpu")
+        if FAST in files:
+            load_fast_decoder(layout.models_folder(bundle), trained.network, trained.sha256, "cpu")
+    if LATENT in files:
+        load_latent(bundle, "cpu")
+    return files
+
+
+_Send = Callable[[Mapping[str, bytes]], str | None]
+
+
+def _archive(path: Path, tag: str | None) -> tuple[str, _Send]:
+    """The name of a zip file, and a function that writes files into it."""
+    import zipfile
+
+    from monai_diffae.data.atomic import write_atomic
+
+    if tag is not None:
+        raise ConfigError("tag: a zip file has none; write it into the file's name")
+    if path.exists():
+        raise ConfigError(f"{path.name}: exists already; choose another name")
+
+    def send(files: Mapping[str, bytes]) -> None:
+        def write(temporary: Path) -> None:
+            with zipfile.ZipFile(temporary, "w") as archive:  # not packed: weights hardly become smaller
+                for name, content in files.items():
+                    archive.writestr(name, content)
+
+        write_atomic(path, write)
+
+    return path.name, send
+
+
+def _repository(repo: str, tag: str | None, public: bool) -> tuple[str, _Send]:
+    """What kind of repository it is, and a function that sends files in one commit, which it returns."""
+    from monai_diffae.apps.sharing.hub import CARD, NAMES, open_hub
+
+    existing: set[str] = set()
+    with open_hub(repo) as hub:
+        is_new = not hub.repo_exists(repo)
+        if not is_new:
+            info = hub.model_info(repo)
+            if not info.private and not public:
+                raise ConfigError(f"{repo}: everybody can see this repository; add public if that is what you want")
+            if tag is not None and tag in {ref.name for ref in hub.list_repo_refs(repo).tags}:
+                raise ConfigError(f"tag: {repo} has {tag!r} already; choose another name for this version")
+            public, existing = not info.private, {file.rfilename for file in info.siblings or ()}
+
+    def send(files: Mapping[str, bytes]) -> str:
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        page = files[CARD] if files[CARD].startswith(b"---\n") else _PAGE_HEADER + files[CARD]
+        changes: list[Any] = [
+            CommitOperationAdd(name, content) for name, content in {"README.md": page, **files}.items()
+        ]
+        earlier = existing & set(NAMES) - files.keys()  # of an earlier model
+        changes += [CommitOperationDelete(name) for name in earlier]
+        with open_hub(repo) as hub:
+            if is_new:
+                hub.create_repo(repo, private=not public)
+            commit = hub.create_commit(repo, changes, commit_message=f"Model {tag}" if tag else "Model")
+            if tag is not None:
+                hub.create_tag(repo, tag=tag, revision=commit.oid)
+        return str(commit.oid)
+
+    kind = f"{'new, ' if is_new else ''}{'public: everybody can see it' if public else 'private'}"
+    return f"{repo} ({kind})" + (f", tag {tag}" if tag else ""), send

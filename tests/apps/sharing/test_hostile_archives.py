@@ -55,10 +55,8 @@ NAMES = [
 def test_only_the_files_of_a_model_are_used(pull_archive, tmp_path):
     before = set(tmp_path.parent.rglob("*"))
     own = init_bundle(tmp_path / "own", STORED_MODEL)
-    result = pull_archive({**dict.fromkeys(NAMES, b'{"evil": 1}'), **FILES, "models/": b""})
+    pull_archive({**dict.fromkeys(NAMES, b'{"evil": 1}'), **FILES, "models/": b""})
     copy = tmp_path / "copy"
-    assert result.left_out == tuple(sorted({*NAMES} - {"models/metrics.json", "README.md"}))
-    assert "left out 22 files that no model has, such as '../evil.json', " in "\n".join(result.lines())
     unused = {"models/metrics.json", "models/anomaly.safetensors", ".pulled.json"}
     assert names_in(copy) - unused == names_in(own) - unused
     assert not [name for name in names_in(copy) if b"evil" in (copy / name).read_bytes()]
@@ -107,7 +105,7 @@ def test_an_encrypted_archive_and_one_without_a_model_are_refused(pull_archive, 
     content = bytearray((tmp_path / "a.zip").read_bytes())
     content[content.rindex(b"PK\x01\x02") + 8] |= 1  # the flag of encryption in the last entry of the directory
     (tmp_path / "b.zip").write_bytes(content)
-    with pytest.raises(ScanError, match=r"b.zip: is encrypted"):
+    with pytest.raises(ScanError, match=r"b.zip: is damaged or encrypted"):
         pull(str(tmp_path / "b.zip"), tmp_path / "other")
 
 
