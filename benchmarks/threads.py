@@ -2,13 +2,11 @@
 
     python benchmarks/threads.py [--size 32 --base-channels 16 --batch 16 --rounds 3 --seconds 6]
 
-Each setting is a process that waits for its turn: one thread; all threads as OpenMP has them (they keep their
-processors busy while they wait); all threads with ``OMP_WAIT_POLICY=PASSIVE``; and what every command of
-``monai-diffae`` does: it computes small work with one thread and other work with all, which sleep while they wait as
-long as other programs use the processors.
+Each setting is a process that waits for its turn: one thread; and all threads, which spin for some time while they wait
+for each other before they sleep (``GOMP_SPINCOUNT``). The commands of ``monai-diffae`` use 1,000.
 
 Prints medians: training images per second, network evaluations per second when single images and batches are decoded,
-and embedded images per second. Then the rates of the commands as shares of the best other setting.
+and embedded images per second.
 """
 
 from __future__ import annotations
@@ -21,15 +19,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 
 CORES = os.cpu_count() or 1
-COMMANDS = "as in commands"
 SETTINGS: dict[str, dict[str, str]] = {
     "one thread": {"OMP_NUM_THREADS": "1"},
     "all threads": {"OMP_NUM_THREADS": str(CORES)},
-    "all threads, passive": {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "PASSIVE"},
-    COMMANDS: {},
+    **{f"spin {n:,}": {"OMP_NUM_THREADS": str(CORES), "GOMP_SPINCOUNT": str(n)} for n in (1000, 10_000, 100_000)},
 }
 TASKS = {
     "training": "images/s", "decoding single images": "evaluations/s", "decoding batches": "evaluations/s",
@@ -66,24 +62,19 @@ def measured_tasks(args: argparse.Namespace) -> dict[str, tuple[Callable[[], obj
 
 def work(args: argparse.Namespace) -> None:
     """Measure all tasks and print their rates, each time that a line is read."""
-    from monai_diffae.cli.waiting import considerate_waiting
-
     tasks = measured_tasks(args)
     for action, _ in tasks.values():
         action()
     print("ready", flush=True)
     for _ in sys.stdin:
-        with considerate_waiting() if args.work == COMMANDS else nullcontext():
-            rates = []
-            for i, (action, units) in enumerate(tasks.values()):
-                end = time.perf_counter() + (2.5 if args.work == COMMANDS and i == 0 else 0.2)  # it looks every 2 s
-                while time.perf_counter() < end:
-                    action()
-                start, times = time.perf_counter(), 0
-                while time.perf_counter() < start + args.seconds:
-                    action()
-                    times += 1
-                rates.append(units * times / (time.perf_counter() - start))
+        rates = []
+        for action, units in tasks.values():
+            action()
+            start, times = time.perf_counter(), 0
+            while time.perf_counter() < start + args.seconds:
+                action()
+                times += 1
+            rates.append(units * times / (time.perf_counter() - start))
         print(*rates, flush=True)
 
 
@@ -150,11 +141,7 @@ def main() -> None:
         medians = {name: [statistics.median(v) for v in zip(*rows, strict=True)] for name, rows in by_setting.items()}
         for name, values in medians.items():
             shown = (f"{task} {value:.2f} {unit}" for (task, unit), value in zip(TASKS.items(), values, strict=True))
-            print(f"  {name:20s} {', '.join(shown)}")
-        commands = medians.pop(COMMANDS)
-        best = [max(values) for values in zip(*medians.values(), strict=True)]
-        shares = (f"{task} {own / other:.0%}" for task, own, other in zip(TASKS, commands, best, strict=True))
-        print(f"  share of the best: {', '.join(shares)}", flush=True)
+            print(f"  {name:20s} {', '.join(shown)}", flush=True)
 
 
 if __name__ == "__main__":

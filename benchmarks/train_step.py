@@ -38,7 +38,6 @@ from monai_diffae.engines.precision import autocast, cpu_has_bf16, resolve_preci
 from monai_diffae.engines.trainer import memory_format
 from monai_diffae.handlers import EMA
 from monai_diffae.networks.kernels import reproducible_kernels
-from monai_diffae.networks.threads import threads_for
 
 RECIPES = {  # bundle and overlay
     "diffae_2d": ("diffae_2d", None), "gpu": ("diffae_2d", "gpu"), "paper_64": ("diffae_2d", "paper_64"),
@@ -103,7 +102,6 @@ def default_step(
     layout = memory_format(network, channels_last)
     network.to(memory_format=layout)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
-    num_weights = sum(weight.numel() for weight in network.parameters())
     average = EMA(network, decay=0.9999)
     denoise = torch.compile(network) if is_compiled else network
 
@@ -115,8 +113,7 @@ def default_step(
             output = denoise(schedule.q_sample(x0, eps, t), t, x0)
         (output.float() - schedule.target(x0, eps, t)).square().mean().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        with threads_for(num_weights, x0.device):
-            optimizer.step()
+        optimizer.step()
         average.update()
 
     return step

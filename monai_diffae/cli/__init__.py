@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import json
 import logging
 import os
+import platform
 import re
 import sys
 import warnings
@@ -18,14 +20,13 @@ from cyclopts.exceptions import CycloptsError
 
 from monai_diffae import __version__
 from monai_diffae.apps.commands import COMMANDS
-from monai_diffae.cli.threads import set_threads
-from monai_diffae.cli.waiting import considerate_waiting
-from monai_diffae.errors import DiffAEError, find_diffae_error, one_line
+from monai_diffae.errors import ConfigError, DiffAEError, find_diffae_error, one_line
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 a bug, 2 usage, 3 done but some cases failed (failures.csv), 4 no usable case, "
     "5 unsafe input refused, 6 disk or device, 7 training not finite."
 )
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # in <malloc.h>
 
 
 def _shown_default(value: Any) -> Any:
@@ -101,21 +102,35 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
             quiet: Show only warnings and errors.
             debug: Show tracebacks and every line of the log.
             trust: Build what the bundle names although it can do more than compute: its author's code runs.
-            threads: Number of CPU threads; by default one for small images and networks, else one per core.
+            threads: Number of CPU threads; by default one per core.
         """
         _set_up_logging(quiet, debug)
-        if threads is not None:
-            set_threads(threads)
+        _set_up_torch(threads)
         function, bound = parse(app, tokens)
         run = checked.get(function, function)  # help and version are functions of their own
-        waiting = considerate_waiting() if function in checked else nullcontext()
         try:
-            with waiting, _trust(trust):
+            with _trust(trust):
                 return _show(run(*bound.args, **bound.kwargs), as_json=json_output)
         except DiffAEError as error:
             raise type(error)(_with_dashes(str(error), inspect.signature(run).parameters)) from error
 
     return launch
+
+
+def _set_up_torch(threads: int | None) -> None:
+    """Set what torch's libraries read when they are loaded."""
+    if threads is not None and threads < 1:
+        raise ConfigError(f"--threads: {threads} is below 1; give at least 1, or omit it")
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    # Threads that spin while they wait hold up the one that they wait for, if other programs use the processors.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # glibc gives the memory of a step back to the system, which clears it before the next step gets it.
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 512 * 2**20)
 
 
 def _trust(is_given: bool) -> AbstractContextManager[None]:

@@ -26,7 +26,6 @@ from monai_diffae.engines.losses import agreement_loss, encoding_both
 from monai_diffae.engines.precision import Precision, autocast
 from monai_diffae.errors import ConfigError, DivergenceError, quoted
 from monai_diffae.networks.kernels import reproducible_kernels
-from monai_diffae.networks.threads import threads_for
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +88,6 @@ class ResumableTrainer(SupervisedTrainer):
         lay_out(self.network, self.memory_format)
         # fp16 gradients underflow without a scaler; a disabled scaler changes nothing.
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype == torch.float16)
-        self._num_weights = sum(weight.numel() for weight in self.network.parameters() if weight.requires_grad)
         self._last_step: StepFigures | None = None  # not checked yet; the device may still be computing them
         self._reported: BaseException | None = None
         self.logger.addFilter(_is_not_repeated)  # Ignite logs an exception twice before raising it
@@ -206,8 +204,7 @@ class ResumableTrainer(SupervisedTrainer):
         is_fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         if is_fused:
             optimizer.found_inf = (~norm.isfinite()).float()
-        with threads_for(self._num_weights, norm.device):  # AdamW starts all threads for each of its tensors
-            optimizer.step()
+        optimizer.step()
         if is_fused:
             del optimizer.found_inf
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from inspect import Parameter, Signature, signature
@@ -30,7 +29,6 @@ from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.networks import DenoisingUNet, DiffusionAutoencoder
 from monai_diffae.networks.first_stage import FirstStage
 from monai_diffae.networks.kernels import exact_convolutions
-from monai_diffae.networks.threads import evaluation_work, threads_for
 
 ReconstructionMode = Literal["x_T", "z_sem"]
 
@@ -395,12 +393,11 @@ class DiffusionAutoencoderInferer(Inferer):
         levels = self.schedule.inversion_levels(self.solver_steps, self.spacing)
         for i in inexact:
             denoise, one = _denoiser(network, z_sem[i : i + 1]), x_0[i : i + 1]
-            with threads_for(evaluation_work(network, one), one.device):
-                refined = refined_inversion(
-                    denoise, partial(self._decoded, denoise=denoise), self.schedule, one, levels,
-                    tolerance=tolerance, order=self.inversion_order, clip_range=self.clip_range,
-                    max_evaluations=max_evaluations, decode_evaluations=self.steps,
-                )  # fmt: skip
+            refined = refined_inversion(
+                denoise, partial(self._decoded, denoise=denoise), self.schedule, one, levels,
+                tolerance=tolerance, order=self.inversion_order, clip_range=self.clip_range,
+                max_evaluations=max_evaluations, decode_evaluations=self.steps,
+            )  # fmt: skip
             if refined is None:  # there are too few evaluations for a refinement
                 continue
             new_x_T, new_decoded = refined
@@ -432,16 +429,9 @@ class DiffusionAutoencoderInferer(Inferer):
         parts = []
         with exact_convolutions():
             for batch in zip(*(tensor.split(self.batch_size) for tensor in inputs), strict=True):
-                with self._threads(network, batch[0]):
-                    parts.append(run(*batch))
+                parts.append(run(*batch))
         outputs = [torch.cat(part) for part in zip(*parts, strict=True)]
         return [from_slices(output, images.shape[-1]) for output in outputs] if is_sliced else outputs
-
-    def _threads(self, network: nn.Module, images: Tensor) -> AbstractContextManager[None]:
-        """The threads for a batch (B, C, *S): all with a first stage, which works on whole images, never small."""
-        if self.first_stage is not None:
-            return nullcontext()
-        return threads_for(evaluation_work(network, images), images.device)
 
 
 # ``help`` and checks of configurations see each setting as a keyword argument.

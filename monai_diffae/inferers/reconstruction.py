@@ -16,7 +16,6 @@ from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode
 from monai_diffae.networks import FirstStage
 from monai_diffae.networks.kernels import exact_convolutions
-from monai_diffae.networks.threads import evaluation_work, threads_for
 
 _MAX_BATCH_SIZE = 16
 _VOXELS_PER_BATCH = 2**17
@@ -224,8 +223,7 @@ def estimate_from_noised(
             for eps in noise.split(images_at_once(shape[1:])):
                 timesteps, codes = torch.full((len(eps),), t, device=eps.device), code.to(dtype).expand(len(eps), -1)
                 x_t = schedule.q_sample(x_0.expand_as(eps), eps, timesteps)
-                with threads_for(evaluation_work(network, x_t), x_t.device):
-                    output = network(x_t.to(dtype), timesteps, codes)
+                output = network(x_t.to(dtype), timesteps, codes)
                 estimates, _ = schedule.to_x0_eps(output, x_t, timesteps, inferer.clip_range)
                 decoded = estimates if first_stage is None else first_stage.decode(estimates)
                 total += decoded.sum(dim=0, keepdim=True)
