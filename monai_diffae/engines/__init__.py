@@ -8,6 +8,7 @@ from monai_diffae.engines.evaluator import DiffusionEvaluator
 from monai_diffae.engines.first_stage import FirstStageEvaluator, FirstStageTrainer
 from monai_diffae.engines.latent_cases import LatentCases
 from monai_diffae.engines.losses import ImageLoss, gradient_difference
+from monai_diffae.engines.memory import Workload, check_memory
 from monai_diffae.engines.precision import resolve_precision
 from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch, FixedPrepareBatch
 from monai_diffae.engines.trainer import (
@@ -17,7 +18,6 @@ from monai_diffae.engines.trainer import (
     distributed,
     learning_rate_schedule,
 )
-from monai_diffae.engines.workload import Workload, check_memory
 
 __all__ = [
     "AutoencoderPrepareBatch",

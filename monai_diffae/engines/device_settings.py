@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from monai_diffae.engines.precision import Precision, resolve_precision
-from monai_diffae.errors import counted
 
 
 @dataclass(frozen=True)
@@ -56,35 +53,3 @@ def send(tensor: Tensor, device: torch.device | str) -> Tensor:
     if settings.pin_memory and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=settings.non_blocking)
-
-
-def description(
-    settings: DeviceSettings, memory_format: torch.memory_format, optimizer: torch.optim.Optimizer, loader: object
-) -> str:
-    """One line about how a training uses its device.
-
-    Example:
-        >>> optimizer = torch.optim.AdamW([torch.zeros(1)], fused=True)
-        >>> loader = DataLoader([0], num_workers=2, persistent_workers=True)
-        >>> description(DeviceSettings.of("cpu", "bf16"), torch.channels_last, optimizer, loader)
-        'cpu: bfloat16, channels last, fused AdamW, 2 workers that persist'
-    """
-    is_cuda = settings.device.type == "cuda" and torch.cuda.is_available()
-    name = f"{settings.device} ({torch.cuda.get_device_name(settings.device)})" if is_cuda else str(settings.device)
-    layout = "contiguous" if memory_format is torch.contiguous_format else "channels last"
-    is_fused = optimizer.defaults.get("fused") or False
-    parts = [str(settings.dtype).removeprefix("torch."), layout]
-    parts.append(f"{'fused ' if is_fused else ''}{type(optimizer).__name__}")
-    if isinstance(loader, DataLoader):
-        parts += _loading(loader)
-    if settings.device.type == "cuda":
-        parts.append("deterministic kernels, no TF32")
-    return f"{name}: {', '.join(parts)}"
-
-
-def _loading(loader: DataLoader[Any]) -> list[str]:
-    """How a loader uses processes and memory."""
-    number = loader.num_workers
-    workers = counted(number, "worker") if number else "no workers"
-    persist = f" that persist{'' if number > 1 else 's'}" if loader.persistent_workers else ""
-    return [f"{workers}{persist}", *(["pinned memory"] if loader.pin_memory else [])]

@@ -1,14 +1,17 @@
-"""How much memory a network needs, predicted by running it once on tensors without data."""
+"""How much memory a training needs, predicted by running its network once on tensors without data."""
 
 from __future__ import annotations
 
 import copy
+import logging
+import math
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,8 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from monai_diffae.diffusion.steps import KEPT_IMAGES
-from monai_diffae.engines.precision import autocast
+from monai_diffae.engines.precision import Precision, autocast, resolve_precision
+from monai_diffae.errors import DiffAEError, MachineError
 from monai_diffae.networks import FirstStage
+
+logger = logging.getLogger(__name__)
 
 GIB = 1024**3
 _MIB = 1024**2
@@ -37,19 +43,19 @@ class Memory:
     Attributes:
         states: weights and, for training, their average and AdamW's two moments; frozen weights count once.
         kept: activations that the forward pass keeps for the backward pass; 0 for inference.
-        passing: what is added at the peak: gradients, recomputed activations, a layer's input and output.
+        transient: what is added at the peak: gradients, recomputed activations, a layer's input and output.
         overhead: memory of libraries and allocator.
     """
 
     states: int
     kept: int
-    passing: int
+    transient: int
     overhead: int
 
     @property
     def total(self) -> int:
         """The sum, in bytes."""
-        return self.states + self.kept + self.passing + self.overhead
+        return self.states + self.kept + self.transient + self.overhead
 
     @property
     def gib(self) -> float:
@@ -72,7 +78,7 @@ def training_memory(
         step = _without_data(network, batch_shape)
         with _LiveBytes() as live:
             x0, x_t, target = (torch.empty(batch_shape) for _ in range(3))
-            loss = (_predict_without_data(step, x0, x_t, dtype).float() - target).square().mean()
+            loss = (_predict(step, x0, x_t, dtype).float() - target).square().mean()
             kept = live.now
             loss.backward()
     return _memory(_size(network) + 3 * _size_of_trained(network), kept, live, torch.device(device))
@@ -92,7 +98,7 @@ def inference_memory(
         evaluation = _without_data(network, batch_shape)
         with _LiveBytes() as live:
             images = [torch.empty(batch_shape) for _ in range(KEPT_IMAGES)]
-            _predict_without_data(evaluation, images[0], images[1], dtype)
+            _predict(evaluation, images[0], images[1], dtype)
     return _memory(_size(network), 0, live, torch.device(device))
 
 
@@ -119,17 +125,15 @@ def first_stage_memory(
 def free_memory(device: torch.device | str) -> int | None:
     """Bytes that a process can still use on a device; None if that is unknown.
 
-    On a CPU, this is the memory that Linux calls available, within the limit of the process's container (cgroup 2).
+    On a CPU, this is what the system calls available, within the limit of the process's container (cgroup 2).
     """
     device = torch.device(device)
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    meminfo = Path("/proc/meminfo")
-    if device.type != "cpu" or not meminfo.is_file():
+    if device.type != "cpu":
         return None
-    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    available = int(lines["MemAvailable"].split()[0]) * 1024
+    available: int = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     limit = (group / "memory.max").read_text().strip() if (group / "memory.max").is_file() else "max"
     if limit == "max":
@@ -137,6 +141,81 @@ def free_memory(device: torch.device | str) -> int | None:
     inactive_files = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
     used = int((group / "memory.current").read_text()) - int(inactive_files)
     return min(available, int(limit) - used)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The batches of a training run.
+
+    Attributes:
+        image_shape: (C, *S).
+        device: where the training runs.
+        precision: as in the configuration.
+        batch_size: images per training step.
+        val_batch_size: images per step of validation.
+        num_pictures: images that are reconstructed at once, in float32.
+        first_stage: the first stage on whose latents the network works; None: it works on images.
+    """
+
+    image_shape: Sequence[int]
+    device: torch.device | str
+    precision: Precision
+    batch_size: int
+    val_batch_size: int
+    num_pictures: int
+    first_stage: FirstStage | None = None
+
+
+def run_memory(network: nn.Module, workload: Workload) -> Memory:
+    """The peak memory of a training run: of its steps, or of its validation or pictures if these need more."""
+    stage, device = workload.first_stage, workload.device
+    shape = tuple(workload.image_shape if stage is None else stage.latent_shape(workload.image_shape))
+    dtype = resolve_precision(workload.precision, device)
+    training = training_memory(network, (workload.batch_size, *shape), device, dtype)
+    batches = ((workload.val_batch_size, dtype), (workload.num_pictures, torch.float32))
+    num_images, largest_dtype = max(batches, key=lambda batch: batch[0] * batch[1].itemsize)
+    inference = inference_memory(network, (num_images, *shape), device, largest_dtype)
+    moments = [training, inference]
+    image_bytes = 0
+    if stage is not None:
+        stage_dtype, decodes = (torch.float32, True) if workload.num_pictures else (dtype, False)
+        moments.append(first_stage_memory(stage, workload.image_shape, device, stage_dtype, decodes))
+        # the images beside their latents
+        image_bytes = 4 * math.prod(workload.image_shape) * max(workload.batch_size, num_images)
+    states = training.states + (0 if stage is None else moments[-1].states)
+    fullest = max(moments, key=lambda memory: memory.total - memory.states)
+    return replace(fullest, states=states, transient=fullest.transient + image_bytes)
+
+
+def check_memory(network: nn.Module, workload: Workload) -> None:
+    """Refuse a training that cannot fit before its first step.
+
+    A warning is logged if training would take more than 80 % of what is free. Nothing is checked on a device whose
+    free memory is unknown, or for a network that cannot run on tensors without data.
+
+    Raises:
+        MachineError: the prediction exceeds what is free; names both and what to change.
+        ConfigError: encoder and UNet do not fit each other, such as a z_sem of another size.
+    """
+    free = free_memory(workload.device)
+    if free is None:
+        return
+    try:
+        needed = run_memory(network, workload)
+    except DiffAEError:  # it would end the first step, too
+        raise
+    except Exception as error:  # another package's encoder may look at values, which these tensors do not have
+        logger.debug("the memory that training takes is unknown: %s", error)
+        return
+    logger.info("training takes about %.2f GiB of %.2f GiB free", needed.gib, free / GIB)
+    amounts = f"about {needed.gib:.2f} GiB are needed on {workload.device}, {free / GIB:.2f} GiB are free"
+    if needed.total > free:
+        raise MachineError(
+            f"not enough memory: {amounts}; lower batch_size, val_batch_size or image_size, set "
+            "use_checkpoint, or ask monai-diffae plan (check_memory=false trains nevertheless)"
+        )
+    if needed.total > 0.8 * free:
+        logger.warning("memory may run short: %s; monai-diffae plan proposes what fits", amounts)
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -193,7 +272,7 @@ def _memory(states: int, kept: int, live: _LiveBytes, device: torch.device) -> M
 
 
 def _without_data(network: nn.Module, batch_shape: Sequence[int]) -> nn.Module:
-    """A copy of the network whose parameters have shape, dtype and memory format, but no data (FakeTensorMode)."""
+    """A copy of the network, within ``FakeTensorMode``: its parameters have shape, dtype and format, but no data."""
     copies: dict[int, Any] = {}
     for parameter in network.parameters():
         empty = torch.empty(parameter.shape, dtype=parameter.dtype)
@@ -209,7 +288,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.to(memory_format=torch.channels_last_3d if tensor.ndim == 5 else torch.channels_last)
 
 
-def _predict_without_data(network: nn.Module, x0: Tensor, x_t: Tensor, dtype: torch.dtype) -> Tensor:
+def _predict(network: nn.Module, x0: Tensor, x_t: Tensor, dtype: torch.dtype) -> Tensor:
     """The network's prediction for a batch without data, in ``dtype``, as a training step computes it."""
     channels = getattr(network, "encoder_in_channels", None) or x0.shape[1]
     seen = x0 if channels == x0.shape[1] else torch.empty(len(x0), channels, *x0.shape[2:])

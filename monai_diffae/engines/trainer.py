@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from monai_diffae.data.workers import dead_worker
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.batches import StepBatchSampler
-from monai_diffae.engines.device_settings import DeviceSettings, description
+from monai_diffae.engines.device_settings import DeviceSettings
 from monai_diffae.engines.losses import agreement_loss, encoding_both
 from monai_diffae.engines.precision import Precision, autocast
 from monai_diffae.errors import ConfigError, DivergenceError, quoted
@@ -107,7 +107,7 @@ class ResumableTrainer(SupervisedTrainer):
             self.fire_event(TrainingEvents.ALREADY_COMPLETE)
             return
         if idist.get_rank() == 0:
-            logger.info(description(self.settings, self.memory_format, self.optimizer, self.data_loader))
+            logger.info("%s: %s, %s", self.settings.device, self.dtype, self.memory_format)
         try:
             with reproducible_kernels(self.settings.device):
                 super().run()

@@ -12,9 +12,16 @@ from complaints import complaint
 from monai.networks.nets import resnet10
 from tiny_bundles import tiny_kl
 
-from monai_diffae.engines import workload
-from monai_diffae.engines.memory import GIB, first_stage_memory, inference_memory, training_memory
-from monai_diffae.engines.workload import Workload, check_memory, run_memory
+from monai_diffae.engines import memory
+from monai_diffae.engines.memory import (
+    GIB,
+    Workload,
+    check_memory,
+    first_stage_memory,
+    inference_memory,
+    run_memory,
+    training_memory,
+)
 from monai_diffae.errors import MachineError
 from monai_diffae.networks import EncoderAdapter, FirstStage, anisotropic_strides, build_autoencoder
 
@@ -74,10 +81,10 @@ def test_recomputing_and_bfloat16_keep_less_and_a_batch_keeps_as_often_as_much()
 def test_a_first_stage_takes_more_for_larger_volumes_and_to_decode():
     stage = FirstStage(tiny_kl(latent_channels=2))  # untrained: the scale of its latents is not measured
     small, large = (first_stage_memory(stage, (1, *[size] * 3)) for size in (16, 32))
-    assert large.passing == pytest.approx(8 * small.passing, rel=0.1)
+    assert large.transient == pytest.approx(8 * small.transient, rel=0.1)
     assert small.states == sum(4 * tensor.numel() for tensor in (*stage.parameters(), *stage.buffers()))
     encoding = first_stage_memory(stage, (1, 32, 32, 32), decodes=False)
-    assert large.passing > encoding.passing > 4 * 4 * 32**3  # the first level's channels
+    assert large.transient > encoding.transient > 4 * 4 * 32**3  # the first level's channels
     assert first_stage_memory(stage, (1, 32, 32, 32), dtype=torch.bfloat16).total < large.total
     assert large.kept == 0
 
@@ -120,7 +127,7 @@ def test_more_than_is_free_is_refused_and_nearly_all_of_it_is_warned_of(monkeypa
     needed = run_memory(network(), WORKLOAD).total
 
     def check(share):
-        monkeypatch.setattr(workload, "free_memory", lambda device: int(needed / share))
+        monkeypatch.setattr(memory, "free_memory", lambda device: int(needed / share))
         check_memory(network(), WORKLOAD)
 
     with pytest.raises(MachineError, match="GiB are needed.*GiB are free.*monai-diffae plan") as caught:
@@ -135,5 +142,5 @@ def test_more_than_is_free_is_refused_and_nearly_all_of_it_is_warned_of(monkeypa
 
 
 def test_a_training_that_cannot_fit_ends_before_any_scan_is_read(make_workflow, monkeypatch):
-    monkeypatch.setattr(workload, "free_memory", lambda device: GIB // 100)
+    monkeypatch.setattr(memory, "free_memory", lambda device: GIB // 100)
     assert "not enough memory" in complaint(make_workflow, {"dataset_dir": "/gone", "check_memory": True})
