@@ -34,7 +34,7 @@ from convolution_rate import best_rate
 from train_step import recipe
 
 from monai_diffae.apps.settings import Training
-from monai_diffae.apps.training.watched import train_watched
+from monai_diffae.apps.training import train_with_callbacks
 from monai_diffae.bundle import load_bundle
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data.samples import make_virtual_cohort
@@ -90,8 +90,8 @@ def trained(bundle: Path, cohort: Path, out: Path, device: torch.device, stops_o
     if stops_once:
         stop = threading.Event()
         stop.set()  # a checkpoint is saved at the first step
-        assert train_watched(bundle, cohort, out, training=training, stop=stop).is_stopped
-    train_watched(bundle, cohort, out, training=training)
+        assert train_with_callbacks(bundle, cohort, out, training=training, stop=stop).is_stopped
+    train_with_callbacks(bundle, cohort, out, training=training)
     return dict(load_bundle(out, "cpu").network.state_dict())
 
 

@@ -12,11 +12,10 @@ import pytest
 
 from monai_diffae import export
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.training import planning, proposals
-from monai_diffae.apps.training.speed import Speed
+from monai_diffae.apps.training import grids, speed
 from monai_diffae.cli import build_app, parse
 from monai_diffae.diffusion.solvers import SOLVERS
-from monai_diffae.engines import workload
+from monai_diffae.engines import memory
 from monai_diffae.engines.memory import Memory
 
 ROOT = Path(__file__).parents[1]
@@ -59,9 +58,9 @@ def test_python_blocks_run(code, tiny_bundle, class_folders, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     shutil.copytree(class_folders, tmp_path / "scans")
     if "minutes=10" in code:  # a machine on which a minute suffices for a few steps, and memory for everything
-        for module in (proposals, workload):
+        for module in (grids, memory):
             monkeypatch.setattr(module, "run_memory", lambda network, workload: Memory(0, 0, 0, 0))
-        monkeypatch.setattr(planning, "measure_speed", lambda config, device, items, batch_size: Speed(8.0, batch_size))
+        monkeypatch.setattr(speed, "measure_speed", lambda config, device, items, size: speed.Speed(8.0, size))
         code = code.replace("minutes=10", "minutes=1")
     (tmp_path / "my_bundle").symlink_to(tiny_bundle.directory)
     (tmp_path / "scan.nii").symlink_to(next((tiny_bundle.cohort.parent / "images").iterdir()))

@@ -222,7 +222,7 @@ RULES: dict[str, _Rule] = {
     ),
     **dict.fromkeys(("seed", "warmup_steps", "num_pictures", "probe_interval", "rank", "calibration_cases"), _whole(0)),
     "workers": _whole(0, or_null=True),
-    "early_stop_patience": _whole(1, or_null=True),
+    **dict.fromkeys(("early_stop_patience", "limit"), _whole(1, or_null=True)),
     "max_minutes": _number(1e-3, text="a number above 0, or null", or_null=True),
     "max_grad_norm": _number(1e-12, text="a number above 0, or null", or_null=True),
     **dict.fromkeys(

@@ -19,7 +19,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.embedding.index import EmbeddingIndex
 from monai_diffae.apps.evaluation.calibration import FEWEST_SCANS
 from monai_diffae.apps.settings import Seed, Training
-from monai_diffae.apps.training.watched import TrainingReport, train_watched
+from monai_diffae.apps.training import TrainingReport, train_with_callbacks
 from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle, publish
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import CohortError, ConfigError, DivergenceError, counted
@@ -129,7 +129,7 @@ class DiffAETrainer(TrainTask):
         values = {**overrides, **split_fractions(len(paths)), **self._tracking()}
         training = Training(overrides=values, device=self._served.device)
         try:
-            train_watched(work / "bundle", cohort, start_from=bundle, training=training, report=self._report)
+            train_with_callbacks(work / "bundle", cohort, start_from=bundle, training=training, report=self._report)
             sha256, num_unusable = self._encode_and_publish(work / "bundle", paths)
         finally:
             shutil.rmtree(work / "bundle" / "models", ignore_errors=True)  # curves and pictures stay until the next

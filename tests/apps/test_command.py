@@ -157,7 +157,7 @@ def ranges(hint):
 
 def all_ranges():
     """The ranges of every argument: those of the first command that has it, and others by ``command.argument``."""
-    found = {}
+    found = {"steps": [Ge(1)]}  # of most commands; distill has another
     for each in COMMANDS:
         hints = get_type_hints(each.declared(), include_extras=True)
         for name, parameter in inspect.signature(each.declared()).parameters.items():
@@ -174,7 +174,7 @@ def all_ranges():
 SOLVERS = ("adams", "ddim", "dpmpp_2m", "heun", "unipc")
 AT_LEAST_1 = (
     "batch_size", "draws", "encoder_num_res_blocks", "image_size", "invert_steps", "k", "limit", "num_components",
-    "num_heads", "num_images", "num_levels", "num_noises", "num_pictures", "num_reconstructions", "num_reference",
+    "num_heads", "num_images", "num_levels", "num_noises", "num_pictures", "num_reference",
     "steps", "sample-data.num_patients", "sample-data.size",
 )  # fmt: skip
 
@@ -251,7 +251,7 @@ def test_numbers_are_separated_by_commas_or_spaces():
             "fit-direction",
             {"embeddings": Path("e.parquet"), "out": Path("my a.json"), "target": "it's", "max_cases": 8},
         ),
-        ("plan", {"cohort": Path("s.csv"), "check": True}),
+        ("list-scans", {"cohort": Path("s"), "out": Path("s.csv"), "skip_twins": True}),
         ("probe", {"embeddings": Path("e.parquet"), "out": Path("probed"), "targets": ["age", "head size"]}),
     ],
 )

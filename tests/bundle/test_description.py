@@ -7,7 +7,7 @@ import pytest
 from complaints import complaint
 from tiny_bundles import KINDS, STORED, TINY, TINY_ON_LATENTS, copy_tiny
 
-from monai_diffae.apps.training.training_run import open_training_run
+from monai_diffae.apps.training.train import open_training
 from monai_diffae.bundle import init_bundle, trusting
 from monai_diffae.bundle.description import write_values
 from monai_diffae.bundle.model_file import read_description, read_model, write_model
@@ -21,7 +21,7 @@ def run(folder, overlays=(), **values):
     files = [folder / "configs" / "overlays" / f"{name}.json" for name in overlays]
     unchecked = dict.fromkeys(read(folder).keys() & {"check_memory"}, False)
     values = {"bundle_root": str(folder), "device": "cpu", **unchecked, **values}
-    workflow = open_training_run(folder / "configs" / "train.json", files, values).workflow
+    workflow = open_training(folder / "configs" / "train.json", files, values)
     workflow.initialize()
     return workflow.parser
 

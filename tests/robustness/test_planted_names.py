@@ -126,8 +126,7 @@ def written(cohort, tmp_path_factory):
     import monai_diffae as diffae
     from monai_diffae.apps.pages import data as report_data
     from monai_diffae.apps.settings import Decoding, Reading, Run
-    from monai_diffae.apps.training import planning
-    from monai_diffae.apps.training.speed import Speed
+    from monai_diffae.apps.training import speed
     from monai_diffae.explorer.exploration import Files, open_exploration
 
     out = tmp_path_factory.mktemp("out")
@@ -147,7 +146,7 @@ def written(cohort, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report_data, "_EVALUATION", {"steps": [2], "limit": 2, "draws": 1, "num_images": 0})
         diffae.report(bundle, out / "report", cohort=cohort, targets=["size"], embed=True, device="cpu")
-        patch.setattr(planning, "measure_speed", lambda config, device, items, batch_size: Speed(8.0, batch_size))
+        patch.setattr(speed, "measure_speed", lambda config, device, items, size: speed.Speed(8.0, size))
         diffae.start(cohort, out / "started", minutes=0.5, targets=["size"], device="cpu", yes=True)
     logging.getLogger().removeHandler(log)
     logger.setLevel(level)

@@ -215,7 +215,7 @@ class FirstHour:
         ]
         self.record = {
             "request": request, "bundle": plan.bundle, "settings": plan.settings, "summary": summary,
-            "is_trained": False, "threads": None if plan.timed is None else plan.timed.threads,
+            "is_trained": False,
         }  # fmt: skip
 
     def _list(self) -> Any:
@@ -345,8 +345,6 @@ class FirstHour:
         return {"split": held_out_split(table), "limit": _NUM_EXAMPLES}
 
     def _train(self) -> None:
-        import torch
-
         from monai_diffae.data.atomic import write_json
 
         write_json(self._record_file, self.record)
@@ -354,12 +352,10 @@ class FirstHour:
             self.steps.prepare("Make a bundle", "init", out=self.model, bundle=self.record["bundle"])
         if self.record["is_trained"]:
             return
-        settings, threads = self.record["settings"], self.record["threads"]
-        if threads is not None:
-            torch.set_num_threads(threads)
         self.steps.prepare(
-            "Train", "train", bundle=self.model, cohort=self.table, device=self.device, overrides=settings
-        )
+            "Train", "train", bundle=self.model, cohort=self.table, device=self.device,
+            overrides=self.record["settings"],
+        )  # fmt: skip
         self.record["is_trained"] = True
         write_json(self._record_file, self.record)
 

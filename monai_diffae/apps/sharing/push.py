@@ -117,9 +117,8 @@ def _files_to_send(bundle: Path) -> dict[str, bytes]:
     from monai_diffae.apps.sharing.hub import CARD, DATA_LICENSE, DOCUMENTS, FAST, LATENT, METRICS, NAMES, read_document
     from monai_diffae.bundle import layout
     from monai_diffae.bundle.folders import NOTE, TO_BE_SAID, UNTRAINED
-    from monai_diffae.bundle.loading import load_bundle
+    from monai_diffae.bundle.loading import load_bundle, load_fast_decoder, load_first_stage, load_latent
     from monai_diffae.bundle.model_file import read_description
-    from monai_diffae.bundle.parts import load_fast_decoder, load_first_stage, load_latent
 
     description = read_description(layout.model_file(bundle))
     files = {name: (bundle / name).read_bytes() for name in NAMES if (bundle / name).is_file()}

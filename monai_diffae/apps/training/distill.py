@@ -1,15 +1,26 @@
-"""The command ``distill``: train a decoder with 1 to 8 network evaluations."""
+"""The command ``distill``: train a decoder with 1 to 8 evaluations on trajectories of the bundle's own decoder."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Le
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.settings import Training
-from monai_diffae.apps.training.train import TrainResult, run_training
+from monai_diffae.apps.settings import Reading, Run, Training
+from monai_diffae.apps.training.train import TrainResult, results_folder, run_training
+from monai_diffae.errors import CohortError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from monai_diffae.apps.session import ReadCases, Session
+    from monai_diffae.data.trajectories import Trajectories
+    from monai_diffae.engines import ImageLoss
 
 
 @command
@@ -52,11 +63,215 @@ def distill(
     from monai_diffae.bundle.model_file import checksum
 
     checksum(bundle)  # raises an error if the bundle is not trained
-    run = run_training("distill", bundle, training, {"dataset_dir": cohort, "output_dir": out}, values={"steps": steps})
-    read = run.workflow.parser.get_parsed_content("teaching_cases")
+    paths = {"dataset_dir": cohort, "output_dir": out}
+    workflow = run_training("distill", bundle, training, paths, values={"steps": steps})
+    folder, read = results_folder(workflow), workflow.parser.get_parsed_content("teaching_cases")
     num_cases = len(read.cases) + len(read.failures)
     next_line = command_line(
-        "reconstruct", {"bundle": run.folder, "cohort": cohort, "out": "reconstructed", "decoder": "fast"}
+        "reconstruct", {"bundle": folder, "cohort": cohort, "out": "reconstructed", "decoder": "fast"}
     )
-    failures = run.folder / "fast" / "failures.csv"
-    return TrainResult(run.folder, failures, len(read.failures), num_cases, next_line, training.strict)
+    failures = folder / "fast" / "failures.csv"
+    return TrainResult(folder, failures, len(read.failures), num_cases, next_line, training.strict)
+
+
+# -- what ``configs/distill.json`` calls -------------------------------------------------------------------------------
+
+
+def open_teacher(
+    bundle: str,
+    cohort: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    workers: int | None = None,
+    device: torch.device | str | None = None,
+    batch_size: int = 64,
+) -> Session:
+    """Open a trained bundle and the cohort on which its decoder is shown to the fast one."""
+    from monai_diffae.apps.session import Session
+
+    # the levels of an inversion must be those of the decoder
+    exact = {"inferer#decoder": "exact", "inferer#inversion": "implicit", "inferer#invert_steps": None}
+    run = Run(batch_size=batch_size, device=None if device is None else str(device), overrides=exact)
+    return Session.open(bundle, cohort, reading=Reading(columns=columns or {}, workers=workers), run=run)
+
+
+def teacher_levels(teacher: Session, steps: int) -> list[int]:
+    """The levels of a decoder with ``steps`` evaluations, chosen from those of the bundle's decoder."""
+    from monai_diffae.inferers.paths import few_levels
+
+    return few_levels(teacher.trained.inferer, steps)
+
+
+def student(teacher: Session) -> nn.Module:
+    """A copy of the bundle's denoiser to be trained."""
+    from copy import deepcopy
+
+    unet: nn.Module = deepcopy(teacher.trained.network.unet)  # type: ignore[assignment]
+    return unet.requires_grad_(True)
+
+
+def image_loss(
+    teacher: Session, gradient_weight: float = 0.0, lpips_weight: float = 0.0, alexnet: str | None = None
+) -> ImageLoss:
+    """The loss of decoded images that is added to their squared error.
+
+    Args:
+        teacher: the bundle and the cohort.
+        gradient_weight: weight of the mean absolute difference of gradients, at full, half and quarter size.
+        lpips_weight: weight of LPIPS.
+        alexnet: AlexNet's weights for LPIPS; None: where torch keeps downloaded weights (TORCH_HOME).
+    """
+    from monai_diffae.engines import ImageLoss
+    from monai_diffae.metrics.deep_features import SMALLEST_SIDE, PerceptualDistance
+
+    trained = teacher.trained
+    if not lpips_weight:
+        return ImageLoss(gradient_weight)
+    if trained.inferer.first_stage is not None:
+        raise ConfigError("lpips_weight: this bundle's decoder makes latents, which have no LPIPS; set it to 0")
+    size = trained.image_shape[1:]
+    if min(size) < SMALLEST_SIDE:
+        raise ConfigError(
+            f"lpips_weight: images of {' x '.join(map(str, size))} are too small for LPIPS; "
+            f"it needs {SMALLEST_SIDE} along each axis: set it to 0, or use gradient_weight"
+        )
+    return ImageLoss(gradient_weight, lpips_weight, PerceptualDistance(alexnet, trained.device), trained.model_range)
+
+
+def read_teaching_cases(teacher: Session, out: str, limit: int | None = None) -> ReadCases:
+    """Read the cases of the splits ``train`` and ``val``; unreadable ones are listed in ``failures.csv`` in ``out``.
+
+    At most ``limit`` training cases are used, evenly spread over all of them.
+    """
+    from monai_diffae.data.cases import spread_cases
+
+    train = teacher.cohort.split("train")
+    cases = [*(train if limit is None else spread_cases(train, limit)), *teacher.cohort.split("val")]
+    read = teacher.read(cases, Path(out))
+    for split in ("train", "val"):
+        if not any(case.split == split for case in read.cases):
+            raise CohortError(
+                f"no case of the split {split} can be used; a fast decoder needs cases of train and of val: add "
+                f"some, or repair those in {Path(out).name}/failures.csv"
+            )
+    return read
+
+
+def teaching_trajectories(
+    teacher: Session,
+    read: ReadCases,
+    split: str,
+    levels: Sequence[int],
+    *,
+    mixed: float = 0.0,
+    seed: int = 0,
+    cache_dir: str | None = None,
+    cache_gib: float = 4.0,
+) -> Trajectories:
+    """Compute the trajectories of a split's cases, and of codes that are mixed from them.
+
+    The trajectory of a case leads from its inverted x_T to the case itself. Mixed ones are computed by the bundle's
+    decoder: from noise with a z_sem between those of two random cases, and from the x_T of a random case with its
+    z_sem, moved by a part of the difference between two others. So the fast decoder learns to decode new and edited
+    codes, too. All of them are functions of the seed.
+
+    Args:
+        teacher: the bundle and the cohort.
+        read: the cases.
+        split: ``train`` or ``val``.
+        levels: the levels to keep, from x_T down to x0.
+        mixed: number of mixed trajectories per case.
+        seed: random seed of the mixed ones.
+        cache_dir: folder for the trajectories if they need more than ``cache_gib``; it is deleted at the end.
+        cache_gib: the largest memory for the trajectories, in GiB.
+    """
+    positions = [i for i, case in enumerate(read.cases) if case.split == split]
+    num_mixed = round(mixed * len(positions))
+    folder = _folder(cache_dir, cache_gib, (len(positions) + num_mixed, len(levels), *teacher.trained.x_T_shape))
+    inverted = _inverted(teacher, read, positions, levels, folder)
+    return inverted + _mixed(teacher, inverted, levels, num_mixed, seed, folder) if num_mixed else inverted
+
+
+def _inverted(
+    teacher: Session, read: ReadCases, positions: Sequence[int], levels: Sequence[int], folder: Path | None
+) -> Trajectories:
+    import torch
+
+    from monai_diffae.data.array_store import ArrayStore
+    from monai_diffae.data.trajectories import Trajectories
+    from monai_diffae.inferers.paths import inverted_trajectory
+    from monai_diffae.inferers.reconstruction import encode_exactly
+
+    trained = teacher.trained
+    store = ArrayStore(len(positions), (len(levels), *trained.x_T_shape), folder and folder / "inverted.f32")
+    codes: list[Tensor] = []
+    for batch in _batches(positions, teacher.run.batch_size, f"inverting {len(positions)} cases"):
+        items = [read.dataset[i] for i in batch]
+        images, encoder_images = (
+            torch.stack([item[key] for item in items]).to(trained.device) for key in ("image", read.encoder_key)
+        )
+        codes.append(encode_exactly(encoder_images, trained.inferer, trained.network))
+        for states in inverted_trajectory(trained.inferer, images, trained.network, codes[-1], levels).cpu():
+            store.append(states.numpy())
+    store.close()
+    return Trajectories(store, torch.cat(codes), [read.cases[i].id for i in positions])
+
+
+def _mixed(
+    teacher: Session, inverted: Trajectories, levels: Sequence[int], count: int, seed: int, folder: Path | None
+) -> Trajectories:
+    import torch
+
+    from monai_diffae.data.array_store import ArrayStore
+    from monai_diffae.data.trajectories import Trajectories
+    from monai_diffae.inferers.paths import decoded_trajectory
+
+    trained = teacher.trained
+    store = ArrayStore(count, (len(levels), *trained.x_T_shape), folder and folder / "mixed.f32")
+    codes: list[Tensor] = []
+    for numbers in _batches(range(count), teacher.run.batch_size, f"decoding {count} mixed codes"):
+        drawn = [_mixture(seed, number, inverted) for number in numbers]
+        x_T, z_sem = (torch.stack(parts).to(trained.device) for parts in zip(*drawn, strict=True))
+        codes.append(z_sem)
+        for states in decoded_trajectory(trained.inferer, x_T, trained.network, z_sem, levels).cpu():
+            store.append(states.numpy())
+    store.close()
+    return Trajectories(store, torch.cat(codes), [f"mixture {number}" for number in range(count)])
+
+
+def _mixture(seed: int, number: int, inverted: Trajectories) -> tuple[Tensor, Tensor]:
+    """x_T (C, *S) and z_sem (Z,): noise and a point between two random cases, or the edited codes of a random case."""
+    import torch
+
+    from monai_diffae.diffusion.noise import image_noise, seed_of
+
+    generator = torch.Generator().manual_seed(seed_of(seed, "mixture", number))
+    first, last, edited = torch.randint(len(inverted), (3,), generator=generator).tolist()
+    z_sem, weight = inverted.z_sem, float(torch.rand((), generator=generator))
+    way = weight * (z_sem[last] - z_sem[first])
+    x_T = inverted[edited]["trajectory"][0]
+    if number % 2:
+        return image_noise(tuple(x_T.shape), seed, [number])[0], z_sem[first] + way
+    return x_T, z_sem[edited] + way
+
+
+def _batches(numbers: Sequence[int], size: int, text: str) -> Iterator[Sequence[int]]:
+    from monai_diffae.data.progress import track
+
+    return (numbers[start : start + size] for start in track(range(0, len(numbers), size), text))
+
+
+def _folder(cache_dir: str | None, cache_gib: float, shape: Sequence[int]) -> Path | None:
+    """A folder for float32 arrays of this shape in all; None: they fit into memory."""
+    import atexit
+    import os
+
+    from monai_diffae.data.cache_folders import make_cache_folder, remove_abandoned_caches, remove_cache_folder
+
+    remove_abandoned_caches(cache_dir)
+    gib = math.prod(shape) * 4 / 1024**3
+    if gib <= cache_gib:
+        return None
+    folder = make_cache_folder(cache_dir, gib)
+    atexit.register(remove_cache_folder, folder, os.getpid())
+    return folder

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
+from monai_diffae import __version__
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import FolderResult
+from monai_diffae.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from monai_diffae.networks import DiffusionAutoencoder, LatentMLP
+    from monai_diffae.official.weights import OfficialSettings
+
+logger = logging.getLogger(__name__)
+
+# The official code's 8-bit images in [-1, 1], and what its diffusions have in common.
+_OFFICIAL: dict[str, Any] = {"intensity": "window", "window_hu": [0, 255], "model_range": [-1.0, 1.0]}
+_DIFFUSION = {
+    "_target_": "monai_diffae.diffusion.DiffusionSchedule", "timestep_sampling": "uniform", "loss_weighting": "none"
+}  # fmt: skip
+_MAX_SIDE = 4096  # pixels: a mistyped number is an error here, before the machine runs out of memory
+_ATTENTION_SIZE = 16  # pixels per side where the official configurations have attention
 
 
 @command
@@ -60,9 +83,192 @@ def import_official(
         ...
         monai_diffae.errors.ConfigError: last.ckpt: there is no such file
     """
-    from monai_diffae.apps.training.official_bundle import OfficialModel, make_official_bundle
+    from monai_diffae.bundle import layout
+    from monai_diffae.bundle.folders import check_new_folder, init_bundle
+    from monai_diffae.bundle.model_file import checksum, write_model
+    from monai_diffae.data.atomic import write_json
+    from monai_diffae.data.file_checksums import file_checksum
+    from monai_diffae.official import load_official
+    from monai_diffae.official.checkpoint_files import named_after, read_checkpoint
+    from monai_diffae.official.latent import select_latent
+    from monai_diffae.official.weights import official_settings, select_model
 
-    given = {"net_enc_num_res_blocks": encoder_num_res_blocks, "net_beatgans_attn_head": num_heads}
-    model = OfficialModel(image_size, latent_statistics, hyper_parameters, given)
-    make_official_bundle(checkpoint, out, bundle, model)
+    check_new_folder(out)
+    weights, own = read_checkpoint(checkpoint)  # memory-mapped, as in each of the functions below that read the file
+    given = _given_settings(hyper_parameters, encoder_num_res_blocks, num_heads)
+    with named_after(checkpoint):
+        settings, assumed = official_settings(own, given)
+        diffusions = settings.diffusion(), settings.diffusion(of_latents=True)
+    network = load_official(checkpoint, given)
+    size = [image_size] * network.spatial_dims if image_size else _image_size(checkpoint, weights, network, settings)
+    _check_size(network, size)
+    latent = _latent(checkpoint, select_latent(weights) is not None, latent_statistics, given, network.z_channels)
+    _log_settings(settings, assumed, has_latent=latent is not None)
+    description = _description(bundle, network, size, {**_DIFFUSION, **diffusions[0], "clip_range": "@model_range"})
+    provenance = {
+        "source": "official phizaz/diffae checkpoint",
+        "file_sha256": file_checksum(checkpoint),
+        "weights": select_model(weights)[0],
+        "monai_diffae": __version__,
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        models = Path(temporary)
+        file = write_model(models / layout.MODEL, "autoencoder", network.state_dict(), description)
+        write_json(models / layout.PROVENANCE, provenance)
+        if latent is not None:
+            # the official code clips to [-1, 1]
+            clip_range = [-1.0, 1.0] if settings.latent_clip_sample else None
+            latent_diffusion = {**_DIFFUSION, **diffusions[1], "clip_range": clip_range}
+            described = _latent_description(latent, latent_diffusion, checksum(file))
+            write_model(models / layout.LATENT_MODEL, "latent", latent.state_dict(), described)
+        init_bundle(out, file)
+    logger.info(
+        "%s: a Diff-AE of %.1f M parameters for images of %s with %d channels, z_sem of %d",
+        out.name, sum(p.numel() for p in network.parameters()) / 1e6, " x ".join(map(str, size)),
+        network.in_channels, network.z_channels,
+    )  # fmt: skip
     return FolderResult(out)
+
+
+def _given_settings(
+    hyper_parameters: Path | None, encoder_num_res_blocks: int | None, num_heads: int | None
+) -> dict[str, Any]:
+    from monai_diffae.bundle.code import read_values
+
+    named = {"net_enc_num_res_blocks": encoder_num_res_blocks, "net_beatgans_attn_head": num_heads}
+    options = {name: value for name, value in named.items() if value is not None}
+    if hyper_parameters is None:
+        return options
+    if not hyper_parameters.is_file():
+        raise ConfigError(f"{hyper_parameters.name}: there is no such file")
+    return read_values(hyper_parameters, "save it as JSON again") | options
+
+
+def _log_settings(settings: OfficialSettings, assumed: list[str], *, has_latent: bool) -> None:
+    """Log the settings that the weights do not show; those that are assumed as a warning."""
+    values = {
+        name: value for name, value in asdict(settings).items()
+        if value is not None and (has_latent or "latent" not in name)
+    }  # fmt: skip
+    for names, level, text in (
+        (values.keys() - set(assumed), logging.INFO, "from the checkpoint's hyper_parameters or the options: %s"),
+        (values.keys() & set(assumed), logging.WARNING,
+         "not in the checkpoint, so taken from the released models: %s; set others with hyper_parameters"),
+    ):  # fmt: skip
+        if names:
+            logger.log(level, text, ", ".join(f"{name} {value}" for name, value in values.items() if name in names))
+
+
+def _image_size(
+    checkpoint: Path, weights: Mapping[str, Tensor], network: DiffusionAutoencoder, settings: OfficialSettings
+) -> list[int]:
+    """The image size for which the network was trained."""
+    x_T = weights.get("x_T")
+    if x_T is not None and x_T.ndim == network.spatial_dims + 2:
+        size = list(x_T.shape[2:])
+        logger.info("image size %s, which is that of x_T in the checkpoint", " x ".join(map(str, size)))
+        return size
+    if settings.img_size is not None:
+        return [settings.img_size] * network.spatial_dims
+    levels = _arguments(network, "unet")["attention_levels"]
+    if len(levels) != 1:
+        raise ConfigError(
+            f"image_size: is unknown, as {checkpoint.name} has no x_T, and attention at {len(levels)} levels; "
+            "give a value"
+        )
+    side = _ATTENTION_SIZE * 2 ** levels[0]
+    logger.warning(
+        "image size %d is a guess: at this size, the network's attention sees 16 x 16, as in the released models; if "
+        "the model was trained at another size, z_sem is wrong: set image_size", side
+    )  # fmt: skip
+    return [side] * network.spatial_dims
+
+
+def _check_size(network: DiffusionAutoencoder, size: list[int]) -> None:
+    from monai_diffae.bundle.config import check_image_size
+
+    if max(size) > _MAX_SIDE:
+        raise ConfigError(
+            f"image_size: {max(size)} is above the limit of {_MAX_SIDE} pixels per side; use a smaller one"
+        )
+    try:
+        check_image_size(network, size)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}; at other sizes the official encoder drops rows and columns, ours does not"
+        ) from error
+
+
+def _latent(
+    checkpoint: Path, has_latent: bool, statistics: Path | None, given: Mapping[str, Any], z_channels: int
+) -> LatentMLP | None:
+    """The checkpoint's latent DDIM; None if there is none."""
+    from monai_diffae.official import load_official_latent
+
+    if not has_latent:
+        if statistics is not None:
+            raise ConfigError(
+                f"{checkpoint.name}: has no latent DDIM to which statistics could belong; omit latent_statistics"
+            )
+        logger.info("the checkpoint has no latent DDIM: it can encode and decode images, but not generate new ones")
+        return None
+    latent = load_official_latent(checkpoint, statistics, given)
+    if latent.z_channels != z_channels:
+        raise ConfigError(
+            f"{checkpoint.name}: the latent DDIM is for a z_sem of {latent.z_channels}, but the encoder's has "
+            f"{z_channels}; choose a checkpoint in which both belong together"
+        )
+    if latent.z_std.isnan().any():
+        logger.warning("the mean and std of z_sem are not in the checkpoint; latent_statistics adds them")
+    return latent
+
+
+def _description(
+    bundle: str, network: DiffusionAutoencoder, size: list[int], diffusion: dict[str, Any]
+) -> dict[str, Any]:
+    """The description that a training would have written with the weights."""
+    from monai_diffae.bundle.code import Parser
+    from monai_diffae.bundle.description import describe, versions
+    from monai_diffae.bundle.folders import shipped_bundle
+
+    shipped_config: dict[str, Any] = json.loads((shipped_bundle(bundle) / "configs" / "train.json").read_text())
+    if shipped_config["spatial_dims"] != network.spatial_dims:
+        raise ConfigError(
+            f"bundle: {bundle} is for {shipped_config['spatial_dims']}D images, but the weights are not; choose another"
+        )
+    config = shipped_config | _OFFICIAL | {"diffusion": diffusion}
+    config["image_size"] = size
+    shared = {key: value for key, value in _arguments(network, "unet").items() if key in config}
+    config |= shared
+    for name in ("unet", "encoder"):
+        # A value that the shipped config shares between the networks stays a key of its own.
+        config["network_def"][name] = {
+            "_target_": config["network_def"][name]["_target_"],
+            **{
+                key: f"@{key}" if key in shared and shared[key] == value else value
+                for key, value in _arguments(network, name).items()
+            },
+        }
+    parser = Parser(config)
+    parser.parse()
+    return {**describe(parser), "versions": versions()}
+
+
+def _arguments(network: DiffusionAutoencoder, name: str) -> dict[str, Any]:
+    """The arguments with which the encoder or the UNet was built."""
+    arguments: dict[str, Any] = getattr(network, name).config
+    return arguments
+
+
+def _latent_description(latent: LatentMLP, diffusion: dict[str, Any], autoencoder_sha256: str) -> dict[str, Any]:
+    """The description that a training of the latent DDIM would have written with its weights."""
+    from monai_diffae.bundle.description import versions
+
+    return {
+        "latent_network_def": {"_target_": "monai_diffae.networks.LatentMLP", **latent.config},
+        "latent_diffusion": diffusion,
+        "latent_inferer": {"_target_": "monai_diffae.inferers.LatentInferer", "schedule": "@latent_diffusion"},
+        "z_channels": latent.z_channels,
+        "autoencoder_sha256": autoencoder_sha256,
+        "versions": versions(),
+    }

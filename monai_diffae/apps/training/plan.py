@@ -1,28 +1,34 @@
-"""The command ``plan``: propose how to train a bundle on a cohort and a machine."""
+"""The command ``plan``: settings of a training that fits into this machine's memory and ends within some minutes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt, Le
 
-from monai_diffae.apps.command import command
+from monai_diffae.apps.command import check_overlays, command
 from monai_diffae.apps.results import CommandResult
 from monai_diffae.apps.settings import NONE_GIVEN, Columns, Overrides, colour_values
-from monai_diffae.errors import ConfigError, MachineError, counted
+from monai_diffae.errors import CohortError, ConfigError, MachineError, counted, quoted
 from monai_diffae.policies import Colour
 
 if TYPE_CHECKING:
-    from monai_diffae.apps.training.proposals import Proposal
-    from monai_diffae.apps.training.timed_plans import TimedProposal
-    from monai_diffae.data.survey import Survey
-    from monai_diffae.data.twin_reports import TwinReport
+    import torch
+    from monai.bundle import ConfigParser
 
+    from monai_diffae.apps.training.grids import Proposal
+    from monai_diffae.apps.training.speed import Speed, Timetable, Work
+    from monai_diffae.data.cases import Case
+    from monai_diffae.data.survey import Survey
+
+_GIB = 2**30
+_USABLE = 0.8  # of the free memory
 _MAX_NAMES = 5  # most failed scans that are listed on a terminal
-_GIB = 2**30  # as in monai_diffae.engines.memory; this module loads no torch
+_MEASURED_SCANS = 3
 
 
 @dataclass(frozen=True)
@@ -31,110 +37,106 @@ class Plan(CommandResult):
 
     Attributes:
         survey: the sizes and spacings of the cohort's scans.
-        proposal: values for keys of the configuration, and the memory that training with them is predicted to use.
-        num_cropped: scans that are larger than the proposed grid along an axis.
+        proposal: grid, network and batch, with their memory.
+        speed: the speed of training with them on this machine.
+        work: what the training has to do.
+        budget_s: seconds for everything.
         budget: bytes that training may use.
-        device: where it will run.
+        device: where it runs.
         bundle: folder or name of the bundle to train.
         commands: lines for a shell that train with the proposal.
-        timed: the proposal with its measured speed and its timetable; None: it was not measured.
-        twins: identical and nearly identical scans; None: the scans were not read.
         by_label: the scans that cannot be used, by label, in brackets; empty if there are none.
     """
 
     survey: Survey
     proposal: Proposal
-    num_cropped: int
+    speed: Speed
+    work: Work
+    budget_s: float
     budget: int
     device: str
     bundle: str
     commands: list[str]
-    timed: TimedProposal | None = None
-    twins: TwinReport | None = None
     by_label: str = ""
+
+    @property
+    def timetable(self) -> Timetable:
+        """How long each part takes, and how many epochs the training has."""
+        return self.work.timetable(self.speed, self.budget_s)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Values for keys of the configuration."""
-        return self.proposal.settings
+        return {**self.proposal.settings, **self.timetable.settings}
 
     @property
-    def predicted_s(self) -> float | None:
-        """Predicted duration of the training in seconds, from the start of the program; None: not measured."""
-        return None if self.timed is None else self.timed.timetable.total_s
+    def needed_images(self) -> int:
+        """Images that the network should see so that z_sem is used."""
+        from monai_diffae.apps.training.speed import needed_images
+
+        return needed_images(self.settings["image_size"], self.speed.batch_size)
+
+    @property
+    def num_cropped(self) -> int:
+        """Volumes that are larger than the grid along an axis; 0 for images, which are resized."""
+        if "spacing_mm" not in self.settings:
+            return 0
+        size, spacing_mm = self.settings["image_size"], self.settings["spacing_mm"]
+        largest_mm = [(n + 0.5) * mm for n, mm in zip(size, spacing_mm, strict=True)]
+        return int((self.survey.fields_mm > largest_mm).any(axis=1).sum())
 
     def lines(self) -> Iterator[str]:
         """The cohort, the proposal with its memory and time, and the commands."""
-        yield from self._cohort_lines()
-        yield from (f"{key}: {value}" for key, value in self.proposal.settings.items())
+        from monai_diffae.apps.training.survey_lines import survey_lines
+
+        failures = self.survey.failures
+        yield f"{counted(len(self.survey.ids), 'scan')} can be used, {len(failures)} cannot{self.by_label}"
+        yield from survey_lines(self.survey)
+        yield from (f"failed: {failure.case_id}: {failure.reason}" for failure in failures[:_MAX_NAMES])
+        if len(failures) > _MAX_NAMES:
+            yield f"failed: {len(failures) - _MAX_NAMES} more; the result as JSON lists them all"
+        yield from (f"{key}: {value}" for key, value in self.settings.items())
         if self.num_cropped:
             yield f"{counted(self.num_cropped, 'scan')} will be cropped to this grid, which is smaller"
-        memory = f"{self.proposal.memory.gib:.2f} GiB of {self.budget / _GIB:.2f} GiB on {self.device}"
-        yield f"predicted memory: {memory}"
+        yield (f"predicted memory: {self.proposal.memory.gib:.2f} GiB of {self.budget / _GIB:.2f} GiB on {self.device}")
         yield from self.time_lines()
-        if self.timed is not None and self.timed.threads is not None:
-            yield (
-                "other programs use the processors, so one thread is fastest: train with --threads 1 "
-                "(start and train --minutes use one thread anyway)"
-            )
         yield from self.commands
-
-    def within(self, seconds: float) -> Plan:
-        """The same grid with another budget of time, and other epochs.
-
-        Raises:
-            MachineError: no time was measured.
-        """
-        if self.timed is None:
-            raise MachineError(
-                f"minutes: this machine has no {self.device}, so its speed cannot be measured; choose another device"
-            )
-        timed = self.timed.within(seconds)
-        return replace(self, proposal=replace(self.proposal, settings=timed.settings), timed=timed)
 
     def time_lines(self) -> Iterator[str]:
         """Speed and predicted time."""
-        if self.timed is None:
-            yield "predicted time: not measured"
-            return
-        timed, table = self.timed, self.timed.timetable
-        yield f"speed: {timed.speed}"
+        table = self.timetable
+        yield f"speed: {self.speed}"
         yield f"predicted time: {table}"
         yield f"the network sees {counted(table.num_images, 'image')} in {counted(table.num_steps, 'step')}"
-        if not timed.ends_in_time:
+        if table.total_s > self.budget_s:
             yield "even one epoch takes longer than the given time, so max_minutes will end it early: give more minutes"
-        if not timed.uses_z_sem:
-            yield (
-                f"z_sem may hardly be used after so few images; about {timed.needed_images} are needed: give more "
-                "minutes"
-            )
-
-    def _cohort_lines(self) -> Iterator[str]:
-        from monai_diffae.apps.training.survey_lines import survey_lines
-
-        survey = self.survey
-        yield f"{counted(len(survey.ids), 'scan')} can be used, {len(survey.failures)} cannot{self.by_label}"
-        yield from survey_lines(survey)
-        yield from (f"failed: {failure.case_id}: {failure.reason}" for failure in survey.failures[:_MAX_NAMES])
-        if len(survey.failures) > _MAX_NAMES:
-            yield f"failed: {len(survey.failures) - _MAX_NAMES} more; the result as JSON lists them all"
-        if self.twins is not None:
-            yield from self.twins.lines()
+        if table.num_images < self.needed_images:
+            few = f"z_sem may hardly be used after so few images; about {self.needed_images} are needed"
+            yield f"{few}: give more minutes"
 
     def figures(self) -> dict[str, Any]:
         """Everything; memory in GiB."""
-        memory = {
-            "predicted_gib": round(self.proposal.memory.gib, 3),
-            "budget_gib": round(self.budget / _GIB, 3),
-            "device": self.device,
-        }
+        table, speed = self.timetable, self.speed
+        figures = {
+            "seconds_per_step": speed.seconds_per_step, "images_per_second": speed.images_per_second,
+            "seconds_per_scan": speed.seconds_per_scan, "predicted_s": table.total_s,
+        }  # fmt: skip
         return {
             "cohort": self.survey.summary(),
-            "twins": None if self.twins is None else self.twins.figures(),
-            "settings": self.proposal.settings,
+            "settings": self.settings,
             "num_cropped": self.num_cropped,
-            "memory": memory,
-            "time": None if self.timed is None else self.timed.figures(),
+            "memory": {
+                "predicted_gib": round(self.proposal.memory.gib, 3),
+                "budget_gib": round(self.budget / _GIB, 3),
+                "device": self.device,
+            },
+            "time": {
+                **{name: float(f"{value:.4g}") for name, value in figures.items()},
+                "parts_s": {name: round(seconds, 1) for name, seconds in table.seconds.items()},
+                "num_images": table.num_images,
+                "num_steps": table.num_steps,
+                "needed_images": self.needed_images,
+            },
             "commands": self.commands,
         }
 
@@ -152,10 +154,8 @@ def plan(
     *,
     bundle: Path | None = None,
     minutes: Annotated[float, Gt(0), Le(100_000)] = 10.0,
-    memory_only: bool = False,
     memory_gib: Annotated[float, Gt(0), Le(1_000_000)] | None = None,
     device: str | None = None,
-    check: bool = False,
     overlays: Sequence[Path] = (),
     columns: Columns = NONE_GIVEN,
     colour: Colour | None = None,
@@ -166,19 +166,14 @@ def plan(
     The proposal is the finest grid on which training ends within ``minutes``, fits into memory, and sees so many images
     that z_sem is used. For this, it trains for some seconds on a few grids. For volumes, the grid holds 95 % of the
     fields of view along each axis. 2D images are resized to a square. In latent space (overlay ``latent_space``), the
-    memory of the first stage counts as well. Only the headers of the other scans are read, unless ``check`` is set.
+    memory of the first stage counts as well. Only the headers of the other scans are read; ``verify`` reads them all.
 
     Args:
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
         bundle: Folder or name of a bundle; by default ``diffae_3d`` if most scans are volumes, else ``diffae_2d``.
         minutes: Time for the whole training, with reading, validation and pictures.
-        memory_only: Propose the finest grid that fits into memory, and measure no time. This is also done if this
-            machine does not have the device.
         memory_gib: Memory that training may use, in GiB; by default 80 % of the device's free memory.
-        device: Where training will run, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one. If
-            ``memory_gib`` is given, this machine need not have it.
-        check: Read and preprocess every scan as training does, list those that it would leave out, and find twins:
-            scans that are identical or nearly so. The command ``verify`` says more about the scans themselves.
+        device: Where training will run, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one.
         overlays: Configuration files that replace values of the bundle's, in this order.
         columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
         colour: Colour images: ``refuse`` them, convert them to ``grey``, or train on ``rgb``; by default the bundle's.
@@ -191,7 +186,7 @@ def plan(
         ConfigError: the bundle, an overlay or the device does not exist, a key is unknown, or the network cannot halve
             the image size.
         CohortError: no usable scan.
-        MachineError: nothing fits into the memory.
+        MachineError: this machine does not have the device, or nothing fits into its memory.
 
     Example:
         >>> plan("scans.csv", memory_gib=-1)
@@ -199,51 +194,142 @@ def plan(
         ...
         monai_diffae.errors.ConfigError: memory_gib: -1 is not above 0
     """
-    from monai_diffae.apps.training import planning
-    from monai_diffae.apps.training.plan_checks import unusable_scans
-    from monai_diffae.apps.training.proposals import open_machine, propose
+    from monai_diffae.apps.training.grids import grid_options, open_machine
+    from monai_diffae.apps.training.speed import TIME_KEYS, Work, finest_in_time
     from monai_diffae.bundle.code import check_code
     from monai_diffae.data.cohorts import read_cohort
     from monai_diffae.data.failures import count_by_label
-    from monai_diffae.data.progress import track
-    from monai_diffae.data.survey import other_channels, survey_cohort
+    from monai_diffae.data.survey import survey_cohort
 
     overrides = {**colour_values(colour), **overrides}
-    target = planning.find_device(device)
-    budget = planning.memory_budget(memory_gib, target)
-    given = {} if bundle is None else planning.read_training_config(bundle, overlays).get()
+    target = find_device(device)
+    budget = memory_budget(memory_gib, target)
+    given = {} if bundle is None else read_training_config(bundle, overlays).get()
     cases = read_cohort(
         cohort, columns={**given.get("columns", {}), **columns}, image_keys=given.get("image_keys", ["image"])
     )
-    scans = track(cases, "reading every scan") if check else cases
-    survey = survey_cohort(scans, given.get("spatial_dims"), fingerprints=check)
+    survey = survey_cohort(cases, given.get("spatial_dims"))
     bundle = bundle or Path(f"diffae_{survey.spatial_dims}d")
-    parser = planning.read_training_config(bundle, overlays)
+    parser = read_training_config(bundle, overlays)
     check_code(overrides, "overrides", places=False)
     for key in overrides:
         if (key.rpartition("#")[0] or key) not in parser:
             raise ConfigError(f"{key}: the bundle's train.json has no such key; see it for those it has")
-    values = {**parser.get(), **overrides}
-    if isinstance(values.get("in_channels"), int):
-        readable = set(survey.ids)
-        refused = other_channels(
-            track([case for case in cases if case.id in readable], "looking for colour images"),
-            values["in_channels"], values.get("colour", "refuse"),
-        )  # fmt: skip
-        survey = survey.after_check([*survey.failures, *refused])
-    data = {"dataset_dir": str(cohort), **{f"columns#{word}": name for word, name in columns.items()}}
-    if memory_only or not planning.has_device(target):
-        machine = open_machine(parser.get(), overrides, budget, target)
-        proposal, timed = propose(machine, survey), None
-    else:
-        parser.update({**data, **overrides})
-        machine = open_machine(parser.get(), overrides, planning.available(budget, target), target)
-        timed = planning.timed_proposal(parser, survey, machine, 60 * minutes)
-        proposal = replace(timed.grid, settings=timed.settings)
-    if check:
-        survey = survey.after_check(unusable_scans(parser.get(), {**data, **proposal.settings}))
-    commands = planning.command_lines(bundle, cohort, columns, overlays, proposal.settings)
+    survey = _without_other_colours(survey, cases, {**parser.get(), **overrides})
+    parser.update({"dataset_dir": str(cohort), **{f"columns#{word}": name for word, name in columns.items()}})
+    parser.update(overrides)
+    machine = open_machine(parser.get(), overrides, budget, target)
+    options = grid_options(machine, survey)
+    train, val = _split(parser, survey)
+    work = Work(len(train), len(val), {key: machine.value(key) for key in (*TIME_KEYS, "picture_steps")}, overrides)
+    proposal, speed = finest_in_time(machine, options, work, _measure(parser, target, train), 60 * minutes)
     by_label = count_by_label([failure.case_id for failure in survey.failures], cases)
-    num_cropped = planning.count_cropped(survey, proposal.settings)
-    twins = planning.twins_in(cases, survey) if check else None
-    return Plan(survey, proposal, num_cropped, budget, str(target), str(bundle), commands, timed, twins, by_label)
+    result = Plan(survey, proposal, speed, work, 60 * minutes, budget, str(target), str(bundle), [], by_label)
+    return replace(result, commands=command_lines(bundle, cohort, columns, overlays, result.settings))
+
+
+def find_device(device: str | None) -> torch.device:
+    """The device with this name, which this machine has; None: the GPU if there is one, else the CPU."""
+    import torch
+
+    from monai_diffae.bundle.config import check_device
+
+    try:
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ConfigError(f"device: there is no {quoted(device)}; choose cpu or cuda") from error
+    check_device(target)
+    return target
+
+
+def memory_budget(memory_gib: float | None, device: torch.device) -> int:
+    """Bytes that training may use: 80 % of the device's free memory, or ``memory_gib`` if that much is free."""
+    from monai_diffae.engines.memory import free_memory
+
+    free = free_memory(device)
+    if memory_gib is None and free is None:
+        raise MachineError(f"memory_gib: the free memory of {device} is unknown on this machine; give a value")
+    given = int(_USABLE * (free or 0)) if memory_gib is None else int(memory_gib * _GIB)
+    return given if free is None else min(given, free)
+
+
+def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser:
+    """A bundle's ``train.json`` with overlays; ``bundle`` may also be the name of a shipped bundle."""
+    from monai_diffae.bundle.code import read_config
+    from monai_diffae.bundle.config import check_dimensions
+    from monai_diffae.bundle.folders import shipped_bundle
+
+    folder = bundle if bundle.is_dir() else shipped_bundle(str(bundle))
+    file = folder / "configs" / "train.json"
+    if not file.is_file():
+        raise ConfigError(
+            f"{folder.name}: there is no configs/train.json; give the folder of a bundle that monai-diffae init made"
+        )
+    check_overlays(overlays)
+    parser = read_config(file, *overlays)
+    check_dimensions(parser.get())
+    return parser
+
+
+def command_lines(
+    bundle: Path, cohort: Path, columns: Mapping[str, str], overlays: Sequence[Path], settings: Mapping[str, Any]
+) -> list[str]:
+    """Lines for a shell: ``init`` if the bundle is a shipped one, and ``train`` with these settings.
+
+    Example:
+        >>> command_lines(Path("diffae_2d"), Path("scans"), {}, [], {"image_size": [64, 64]})[1]
+        "monai-diffae train my_bundle scans --overrides 'image_size=[64,64]'"
+    """
+    from monai_diffae.apps.command_lines import command_line
+
+    is_shipped = not bundle.is_dir()
+    folder = "my_bundle" if is_shipped else str(bundle)
+    training = {
+        "bundle": folder, "cohort": cohort, "overlays": list(overlays), "columns": columns, "overrides": settings,
+    }  # fmt: skip
+    init = [command_line("init", {"out": folder, "bundle": bundle})] if is_shipped else []
+    return [*init, command_line("train", training)]
+
+
+def _without_other_colours(survey: Survey, cases: Sequence[Case], config: Mapping[str, Any]) -> Survey:
+    """The survey without the scans that a model with these channels refuses."""
+    from monai_diffae.data.progress import track
+    from monai_diffae.data.survey import other_channels
+
+    if not isinstance(config.get("in_channels"), int):
+        return survey
+    readable = set(survey.ids)
+    scans = track([case for case in cases if case.id in readable], "looking for colour images")
+    refused = other_channels(scans, config["in_channels"], config.get("colour", "refuse"))
+    return survey.after_check([*survey.failures, *refused])
+
+
+def _split(parser: ConfigParser, survey: Survey) -> list[list[Case]]:
+    """The usable cases for training and for validation."""
+    from monai_diffae.bundle.code import Parser
+    from monai_diffae.bundle.config import build
+    from monai_diffae.data.cohort_split import SplitCohort
+
+    failed = {failure.case_id for failure in survey.failures}
+    cohort = build(Parser(copy.deepcopy(parser.get())), "cohort", SplitCohort)  # parsing changes a configuration
+    splits = [[case for case in cohort.split(name) if case.id not in failed] for name in ("train", "val")]
+    for name, usable in zip(("train", "val"), splits, strict=True):
+        if not usable:
+            cohort.items(name)  # raises the error of an empty split
+            raise CohortError(
+                f"no scan in the split '{name}' can be read: {survey.failures[0].reason}; verify lists all"
+            )
+    return splits
+
+
+def _measure(parser: ConfigParser, device: torch.device, train: Sequence[Case]) -> Callable[[Mapping[str, Any]], Speed]:
+    """A function that measures how fast a training with some settings is."""
+    from monai_diffae.apps.training import speed
+
+    items = [case.item() for case in train[:_MEASURED_SCANS]]
+
+    def measure(settings: Mapping[str, Any]) -> Speed:
+        batch_size = max(1, min(int(settings["batch_size"]), len(train)))
+        return speed.measure_speed({**parser.get(), **settings}, device, items, batch_size)
+
+    return measure

@@ -1,24 +1,28 @@
-"""The command ``train``: train a bundle, as ``python -m monai.bundle run`` does."""
+"""The command ``train``: train a bundle, as ``python -m monai.bundle run`` does; also inside another program."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt, Le
 
-from monai_diffae.apps.command import check_overlays, command
+from monai_diffae.apps.command import check_overlays, command, refuse_results_among_scans
 from monai_diffae.apps.results import FolderResult
 from monai_diffae.apps.settings import Training, colour_values
 from monai_diffae.errors import ConfigError, find_diffae_error
 
 if TYPE_CHECKING:
+    import threading
+
     from monai.bundle import ConfigWorkflow
 
-    from monai_diffae.apps.training.training_run import TrainingRun
-
+logger = logging.getLogger(__name__)
 
 _MOST_FAILED = 0.1  # of the cases of a training
 
@@ -117,67 +121,193 @@ def train(
     from monai_diffae.apps.command_lines import command_line
     from monai_diffae.data.failures import count_failures
 
-    watch = None
     if start_from is not None:
         bundle, out = begin_from(out or bundle, start_from), None
     if minutes is not None:
-        from monai_diffae.apps.training.planned import make_bundle, with_plan
-
-        if cohort is not None and not bundle.exists():
-            make_bundle(bundle, cohort, training.columns)
-        _config_file(bundle, "train")
-        planned = with_plan(bundle, cohort, out, training, minutes)
-        training, watch = planned.training, planned.watch
-    run = run_training("train", bundle, training, {"dataset_dir": cohort, "output_dir": out}, watch)
-    parser = run.workflow.parser
+        training = _plan(bundle, cohort, out, training, minutes)
+    workflow = run_training("train", bundle, training, {"dataset_dir": cohort, "output_dir": out})
+    parser, folder = workflow.parser, results_folder(workflow)
     split_cohort = parser.get_parsed_content("cohort")
     num_cases = sum(len(split_cohort.split(name)) for name in ("train", "val")) + len(split_cohort.failures)
     data = parser.get_parsed_content("dataset_dir")
     if "inferer" in parser:
-        next_line = command_line("embed", {"bundle": run.folder, "cohort": data, "out": "results"})
+        next_line = command_line("embed", {"bundle": folder, "cohort": data, "out": "results"})
     else:  # it is a first stage
         overlays = ["my_model/configs/overlays/latent_space.json"]
-        latent = {"overlays": overlays, "overrides": {"first_stage_bundle": str(run.folder)}}
+        latent = {"overlays": overlays, "overrides": {"first_stage_bundle": str(folder)}}
         next_line = command_line("train", {"bundle": "my_model", "cohort": data, **latent})
-    failures = run.folder / "failures.csv"
-    return TrainResult(run.folder, failures, count_failures(failures), num_cases, next_line, training.strict)
+    failures = folder / "failures.csv"
+    return TrainResult(folder, failures, count_failures(failures), num_cases, next_line, training.strict)
+
+
+# -- inside another program --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """How far a training is.
+
+    Attributes:
+        epoch: the current epoch, from 1.
+        max_epochs: the number of epochs.
+        step: training steps since the training began.
+        num_steps: steps of the whole training.
+        loss: mean since the last report.
+        seconds_left: time to the end of the training at the current speed, without validation.
+    """
+
+    epoch: int
+    max_epochs: int
+    step: int
+    num_steps: int
+    loss: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class TrainingEnd:
+    """How a training inside another program ended.
+
+    Attributes:
+        folder: the folder of the results.
+        is_stopped: whether it was stopped; the same call resumes it.
+    """
+
+    folder: Path
+    is_stopped: bool
+
+
+def train_with_callbacks(
+    bundle: str | os.PathLike[str],
+    cohort: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    start_from: str | os.PathLike[str] | None = None,
+    training: Training = Training(),
+    stop: threading.Event | None = None,
+    report: Callable[[TrainingReport], object] | None = None,
+) -> TrainingEnd:
+    """Train a bundle as :func:`monai_diffae.train` does, inside a program that continues afterwards.
+
+    It can run in any thread. In the main thread, SIGTERM and Ctrl-C save a checkpoint and then raise ``SystemExit``.
+    The random numbers are those of torch's global generator, as in every training: if another thread draws from that
+    generator meanwhile, the weights are not reproducible to the bit.
+
+    Args:
+        bundle: folder of a bundle.
+        cohort: the data; None: the ``dataset_dir`` of the configuration.
+        out: folder for the trained bundle; None: the bundle's own.
+        start_from: trained bundle with whose weights a new training begins; the folder is made from it.
+        training: how to train.
+        stop: if it is set, the training saves a checkpoint at the next step and ends. While scans are read, it waits
+            until they are read.
+        report: called from the training's thread every ``report_every`` steps and at the end of each epoch; its errors
+            end the training.
+
+    Returns:
+        The folder, and whether the training was stopped.
+
+    Raises:
+        ConfigError: a file does not exist, or a key or value cannot be used.
+        CohortError: no usable case.
+        MachineError: the training does not fit into memory, or the disk is full.
+    """
+    from monai_diffae.engines.trainer import TrainingEvents
+    from monai_diffae.handlers.checkpoint import TrainingStopped
+
+    def notify(engine: Any) -> None:
+        state, statistics = engine.state, engine.state.statistics
+        num_steps = state.max_epochs * state.epoch_length
+        if report is not None:
+            report(
+                TrainingReport(
+                    state.epoch, state.max_epochs, state.iteration, num_steps, statistics.loss, statistics.seconds_left
+                )
+            )
+
+    def prepare(workflow: ConfigWorkflow) -> None:
+        folders.append(results_folder(workflow))
+        workflow.parser.get_parsed_content("train#checkpoint").stop_requests.event = stop
+        workflow.parser.get_parsed_content("train#trainer").add_event_handler(TrainingEvents.STATISTICS, notify)
+
+    folders: list[Path] = []
+    paths = {"dataset_dir": cohort, "output_dir": out}
+    given = {key: None if path is None else Path(path) for key, path in paths.items()}
+    bundle = Path(bundle)
+    if start_from is not None:
+        bundle = begin_from(given.pop("output_dir", None) or bundle, Path(start_from))
+    try:
+        run_training("train", bundle, training, given, prepare=prepare)
+    except TrainingStopped:
+        return TrainingEnd(folders[0], is_stopped=True)
+    return TrainingEnd(folders[0], is_stopped=False)
+
+
+# -- the run of a configuration ----------------------------------------------------------------------------------------
 
 
 def run_training(
     config: str,
     bundle: Path,
     training: Training,
-    given: Mapping[str, Path | None],
-    watch: Callable[[ConfigWorkflow], object] | None = None,
+    paths: Mapping[str, Path | None],
+    *,
     values: Mapping[str, Any] | None = None,
-) -> TrainingRun:
+    prepare: Callable[[ConfigWorkflow], object] | None = None,
+) -> ConfigWorkflow:
     """Run one of a bundle's training configurations.
 
-    ``watch`` is called with the run before it trains. None in ``given`` or ``values`` stands for what the configuration
-    says.
+    ``prepare`` is called with the run before it trains. None in ``paths`` or ``values`` stands for what the
+    configuration says.
     """
-    out = given.get("output_dir")
+    out = paths.get("output_dir")
     if out is not None and not training.overwrite and _has_values(config, bundle, out):
         bundle = out
     file = _config_file(bundle, config)
     check_overlays(training.overlays)
-    from monai_diffae.apps.training.training_run import open_training_run
-
     chosen = {key: value for key, value in (values or {}).items() if value is not None}
-    values = {"bundle_root": str(bundle), **chosen, **_values(given, training)}
-    run = open_training_run(file, training.overlays, values)
+    workflow = open_training(
+        file, training.overlays, {"bundle_root": str(bundle), **chosen, **_values(paths, training)}
+    )
     try:
-        run.workflow.initialize()
-        if watch is not None:
-            watch(run.workflow)
-        run.workflow.run()
-        run.workflow.finalize()
+        workflow.initialize()
+        if prepare is not None:
+            prepare(workflow)
+        workflow._run_expr(id=workflow.run_id)  # MONAI (1.6.1)'s run() lets imports find modules in the bundle's folder
+        workflow.finalize()
     except Exception as error:
         cause = find_diffae_error(error)
         if cause is None or cause is error:
             raise
         raise cause from error
-    return run
+    return workflow
+
+
+def results_folder(workflow: ConfigWorkflow) -> Path:
+    """The folder of a training's results."""
+    return Path(str(workflow.parser.get_parsed_content("output_dir")))
+
+
+def open_training(file: Path, overlays: Sequence[Path], values: Mapping[str, Any]) -> ConfigWorkflow:
+    """Read the configuration of a training: a value is taken from ``values``, the overlays, or the bundle's file."""
+    from monai.bundle import ConfigWorkflow
+
+    from monai_diffae.bundle.code import ModuleLocator, check_code, read_config, set_values
+
+    read_config(file, *overlays)  # checks their code
+    check_code(values, "overrides", places=False)
+    # MONAI warns about each overlay from another folder, and about the lack of a logging file
+    log = logging.getLogger("monai.bundle.workflows")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        workflow = ConfigWorkflow(list(map(str, (file, *overlays))), logging_file=False, workflow_type="train")
+    finally:
+        log.setLevel(level)
+    workflow.parser.locator = ModuleLocator()
+    # not as keyword arguments of ConfigWorkflow: its `tracking` (MONAI 1.6.1) is not our key
+    set_values(workflow.parser, values, "the configuration", f"configs/{file.name}")
+    return workflow
 
 
 def _has_values(config: str, bundle: Path, out: Path) -> bool:
@@ -222,13 +352,68 @@ def _config_file(bundle: Path, config: str) -> Path:
     return file
 
 
-def _values(given: Mapping[str, Path | None], training: Training) -> dict[str, Any]:
+def _values(paths: Mapping[str, Path | None], training: Training) -> dict[str, Any]:
     """The values that replace those of the configuration, by their ids; ``overrides`` win over the other arguments."""
     named = {
-        **given, "seed": training.seed, "device": training.device, "batch_size": training.batch_size,
+        **paths, "seed": training.seed, "device": training.device, "batch_size": training.batch_size,
         "workers": training.workers, "uneven": training.uneven, "overwrite": training.overwrite or None,
     }  # fmt: skip
     values = {key: str(value) if isinstance(value, Path) else value for key, value in named.items()}
     columns = {f"columns#{word}": name for word, name in training.columns.items()}
-    given_values = {key: value for key, value in values.items() if value is not None}
-    return {**given_values, **columns, **colour_values(training.colour), **training.overrides}
+    given = {key: value for key, value in values.items() if value is not None}
+    return {**given, **columns, **colour_values(training.colour), **training.overrides}
+
+
+# -- train --minutes ---------------------------------------------------------------------------------------------------
+
+
+def _plan(bundle: Path, cohort: Path | None, out: Path | None, training: Training, minutes: float) -> Training:
+    """Add the settings of a plan to those of a new training; a training that is resumed keeps its plan.
+
+    ``minutes`` are for everything from now on, planning included. A bundle that does not exist is made.
+    """
+    from monai_diffae.apps.training.plan import plan, read_training_config
+    from monai_diffae.apps.training.speed import TIME_KEYS
+    from monai_diffae.bundle import layout
+    from monai_diffae.bundle.model_file import read_description
+
+    start = time.monotonic()
+    if cohort is not None and not bundle.exists():
+        _make_bundle(bundle, cohort, training.columns)
+    _config_file(bundle, "train")
+    folder = Path(training.overrides.get("output_dir", out or bundle))
+    if (folder / layout.MODELS / layout.CHECKPOINT).is_file() and not training.overwrite:
+        logger.info("the training continues with the plan that it began with")
+        return training
+    parser = read_training_config(bundle, training.overlays)
+    if cohort is None and parser.get("dataset_dir") == "???":
+        raise ConfigError("cohort: is required, as the bundle's configuration names none; give it a value")
+    fixed: dict[str, Any] = {}
+    weights = folder / layout.MODELS / layout.MODEL
+    if weights.is_file() and not training.overwrite:  # they are fine-tuned
+        model = {key: value for key, value in read_description(weights).items() if key in parser}
+        fixed = {key: value for key, value in model.items() if key not in TIME_KEYS and not isinstance(value, dict)}
+    named = {"batch_size": training.batch_size, "uneven": training.uneven}
+    given = {key: value for key, value in named.items() if value is not None}
+    result = plan(
+        cohort or parser.get_parsed_content("dataset_dir"), bundle=bundle, minutes=minutes, device=training.device,
+        overlays=training.overlays, columns=training.columns, colour=training.colour,
+        overrides={**fixed, **given, **training.overrides},
+    )  # fmt: skip
+    result = replace(result, budget_s=60 * minutes - (time.monotonic() - start))
+    new = {key: value for key, value in result.settings.items() if key not in fixed}
+    for line in (*(f"{key}: {value}" for key, value in new.items()), *result.time_lines()):
+        logger.info("%s", line)
+    return replace(training, overrides={**new, **training.overrides})
+
+
+def _make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:
+    """Copy the shipped bundle that fits most scans of a cohort: ``diffae_3d`` for volumes, ``diffae_2d`` for images."""
+    from monai_diffae.bundle import init_bundle
+    from monai_diffae.data.cohorts import read_cohort
+    from monai_diffae.data.survey import survey_cohort
+
+    refuse_results_among_scans(cohort, bundle=folder)
+    name = f"diffae_{survey_cohort(read_cohort(cohort, columns=columns)).spatial_dims}d"
+    init_bundle(folder, name)
+    logger.info("%s: a new bundle, made from %s", folder.name, name)

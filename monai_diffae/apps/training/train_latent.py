@@ -1,13 +1,21 @@
-"""The command ``train-latent``: train the latent DDIM, which samples new z_sem."""
+"""The command ``train-latent``: train the latent DDIM, which samples new z_sem; and what its configuration calls."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.settings import Training
-from monai_diffae.apps.training.train import TrainResult, run_training
+from monai_diffae.apps.training.train import TrainResult, results_folder, run_training
 from monai_diffae.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from monai_diffae.latents.statistics import LatentStatistics
 
 
 @command
@@ -54,9 +62,58 @@ def train_latent(
 
     checksum(bundle)  # raises an error if the bundle is not trained
     given = {"dataset_dir": cohort, "output_dir": out, "embeddings": embeddings}
-    run = run_training("train_latent", bundle, training, given)
-    failures = run.folder / "embeddings" / "failures.csv"
+    workflow = run_training("train_latent", bundle, training, given)
+    folder = results_folder(workflow)
+    failures = folder / "embeddings" / "failures.csv"
     num_failed = 0 if embeddings is not None else count_failures(failures)
-    num_cases = len(run.workflow.parser.get_parsed_content("embedded")) + num_failed
-    next_line = command_line("generate", {"bundle": run.folder, "out": "generated"})
-    return TrainResult(run.folder, failures, num_failed, num_cases, next_line, training.strict)
+    num_cases = len(workflow.parser.get_parsed_content("embedded")) + num_failed
+    next_line = command_line("generate", {"bundle": folder, "out": "generated"})
+    return TrainResult(folder, failures, num_failed, num_cases, next_line, training.strict)
+
+
+# -- what ``configs/train_latent.json`` calls --------------------------------------------------------------------------
+
+
+def embedded_cohort(
+    bundle: str,
+    cohort: str | None,
+    out: str,
+    *,
+    embeddings: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    workers: int | None = None,
+    device: torch.device | str | None = None,
+    overwrite: bool = False,
+) -> pd.DataFrame:
+    """Read a cohort's embeddings, or embed the cohort into ``out`` unless that is done; processes share this."""
+    import torch.distributed as dist
+
+    from monai_diffae.apps.embedding.embed import embed
+    from monai_diffae.apps.provenance import check_same_model, check_same_preprocessing
+    from monai_diffae.bundle.layout import model_file
+    from monai_diffae.bundle.model_file import read_description
+    from monai_diffae.data.embeddings import read_embeddings
+
+    if embeddings is not None:
+        table = read_embeddings(embeddings)
+        check_same_model(embeddings, bundle)
+        check_same_preprocessing(embeddings, read_description(model_file(bundle)))
+        return table
+    if cohort is None:
+        raise ConfigError(
+            "cohort: is required unless there are embeddings; give one of them (in a bundle run, dataset_dir or "
+            "embeddings)"
+        )
+    device = None if device is None else str(device)
+    made = embed(bundle, cohort, out, columns=columns or {}, workers=workers, device=device, overwrite=overwrite)
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()  # the first process writes the table
+    return read_embeddings(Path(made))
+
+
+def training_statistics(table: pd.DataFrame) -> LatentStatistics:
+    """Mean and standard deviation of the training cases' z_sem."""
+    from monai_diffae.data.embeddings import split_rows, z_matrix
+    from monai_diffae.latents.statistics import LatentStatistics
+
+    return LatentStatistics.of(z_matrix(split_rows(table, "train")))

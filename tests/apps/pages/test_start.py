@@ -14,11 +14,10 @@ from PIL import Image
 from monai_diffae.apps.pages.start import FirstHour, start, write_start_page
 from monai_diffae.apps.results import FolderResult
 from monai_diffae.apps.steps import Outcome, Step
-from monai_diffae.apps.training import planning, proposals
-from monai_diffae.apps.training.speed import Speed
+from monai_diffae.apps.training import grids, speed
 from monai_diffae.cli import build_app, parse
 from monai_diffae.data.samples import make_virtual_cohort
-from monai_diffae.engines import workload
+from monai_diffae.engines import memory
 from monai_diffae.engines.memory import Memory
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction
@@ -44,9 +43,9 @@ def volumes(tmp_path):
 def slow_machine():
     """A machine on which one minute suffices for a few steps only, and whose memory suffices for everything."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (proposals, workload):
+        for module in (grids, memory):
             patch.setattr(module, "run_memory", lambda network, workload: Memory(0, 0, 0, 0))
-        patch.setattr(planning, "measure_speed", lambda config, device, items, size: Speed(8.0, size))
+        patch.setattr(speed, "measure_speed", lambda config, device, items, size: speed.Speed(8.0, size))
         yield
 
 

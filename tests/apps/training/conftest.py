@@ -1,22 +1,37 @@
-"""Plans without the prediction of memory, which takes seconds."""
+"""Plans without measurements: predictions of memory and speed take seconds."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 
-from monai_diffae.apps.training import proposals
-from monai_diffae.engines.memory import Memory
+from monai_diffae.apps.training import grids, speed
+from monai_diffae.engines import memory
+from monai_diffae.engines.memory import GIB, Memory
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Predictions by a rule of thumb in place of the network's run: 1 MiB per voxel and image, a tenth recomputed."""
+def machine(monkeypatch):
+    """A machine whose speed and memory are set by the test; it keeps the sizes of the grids that it measured.
+
+    Memory is by a rule of thumb: KiB per voxel and image at a width of 16, a tenth if activations are recomputed.
+    """
+    this = SimpleNamespace(pixels_per_second=1e5, kib_per_voxel=10, free_gib=4, measured=[])
 
     def run_memory(network, workload):
         share = 0.1 if network.unet.middle_stage.use_checkpoint else 1
         width = network.unet.config["base_channels"] / 16
-        training = workload.batch_size * share * width
-        return Memory(
-            0, int(np.prod(workload.image_shape) * 2**20 * max(training, workload.val_batch_size * 0.05)), 0, 0
-        )
+        images = max(workload.batch_size * share * width, workload.val_batch_size * 0.05)
+        return Memory(0, int(np.prod(workload.image_shape) * this.kib_per_voxel * 2**10 * images), 0, 0)
 
-    monkeypatch.setattr(proposals, "run_memory", run_memory)
+    def measure_speed(config, device, items, batch_size):
+        parser = ConfigParser(dict(config))
+        size, width = parser.get("image_size"), parser.get("base_channels")
+        this.measured.append(size)
+        return speed.Speed(batch_size * np.prod(size) * (width / 16) ** 2 / this.pixels_per_second, batch_size, 0.1)
+
+    monkeypatch.setattr(grids, "run_memory", run_memory)
+    monkeypatch.setattr(speed, "measure_speed", measure_speed)
+    monkeypatch.setattr(memory, "free_memory", lambda device: this.free_gib and int(this.free_gib * GIB))
+    return this

@@ -1,4 +1,4 @@
-"""Plans: the grid, what fits, the command that they end with; also in the latent mode."""
+"""Plans: the grid, what fits, what ends in time, the command that they end with; also in the latent mode."""
 
 import json
 import shlex
@@ -7,15 +7,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from monai_diffae.apps.training import planning
 from monai_diffae.apps.training import speed as measuring
+from monai_diffae.apps.training.grids import grid_2d, grid_3d
 from monai_diffae.apps.training.plan import plan
-from monai_diffae.apps.training.proposals import grid_2d, grid_3d
-from monai_diffae.apps.training.speed import Speed, fastest, measure_speed
+from monai_diffae.apps.training.speed import START_S, Speed, Work, measure_speed, needed_images
 from monai_diffae.bundle.description import describe
 from monai_diffae.bundle.model_file import write_model
 from monai_diffae.cli import build_app, parse
@@ -24,7 +22,9 @@ from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.networks import FirstStage
 
 ROOT = Path(__file__).parents[3]
+OVERLAY = ROOT / "configs" / "latent_space.json"
 SMALL = {"base_channels": 4, "channel_mult": [1, 2], "z_channels": 8}
+FINE = {"base_channels": 16, "channel_mult": [1, 2]}
 
 
 def survey(sizes, spacings):
@@ -44,9 +44,21 @@ def volumes(tmp_path):
     return tmp_path
 
 
-def planned(cohort, **options):
-    """A plan by memory alone, for the CPU."""
-    return plan(cohort, **{"device": "cpu", "memory_only": True, "memory_gib": 40, **options})
+@pytest.fixture
+def heads(tmp_path):
+    """Ten volumes of 64 x 80 x 64 voxels of 3 mm."""
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        volume = nib.Nifti1Image(rng.integers(0, 100, (64, 80, 64), np.uint8), np.diag([3.0, 3.0, 3.0, 1.0]))
+        nib.save(volume, tmp_path / f"{i}.nii")
+    return tmp_path
+
+
+@pytest.fixture
+def fast(machine):
+    """A machine on which time is no limit."""
+    machine.pixels_per_second = 1e9
+    return machine
 
 
 @pytest.mark.parametrize(
@@ -69,15 +81,18 @@ def test_grids_of_images():
     assert grid_2d(survey([[3000, 2000]], [[1, 1]]), 1, 4) == [256, 256]
 
 
-def test_a_plan_of_volumes(volumes, quick):
-    result = planned(volumes, memory_gib=999, overrides=SMALL)
-    settings = result.proposal.settings
+# -- what fits into memory ---------------------------------------------------------------------------------------------
+
+
+def test_the_finest_grid_of_volumes(volumes, fast):
+    result = plan(volumes, device="cpu", overrides=SMALL)
+    settings = result.settings
     assert settings["spacing_mm"] == [1, 1, 5]
     assert settings["image_size"] == [42, 36, 10]  # 41 mm is the 95th percentile, two levels
     assert (settings["batch_size"], settings["use_checkpoint"]) == (8, False)
     assert result.num_cropped == 1
     assert result.survey.outliers == []
-    assert result.proposal.memory.total < result.budget == 999 * 2**30
+    assert result.proposal.memory.total < result.budget == int(3.2 * 2**30)  # 80 % of what is free
 
 
 @pytest.mark.parametrize(
@@ -86,16 +101,17 @@ def test_a_plan_of_volumes(volumes, quick):
         (119, [42, 36, 10], False, 8, None),
         (60, [42, 36, 10], False, 4, 4),
         (58, [42, 36, 10], True, 8, None),
-        (5, [42, 36, 10], True, 3, 3),
+        (5, [42, 36, 10], True, 2, 2),
         (1.4, [34, 30, 10], True, 1, 1),
     ],
 )
 def test_less_memory_gives_recomputing_then_smaller_batches_then_coarser_grids(
-    volumes, quick, gib, image_size, use_checkpoint, batch_size, val_batch_size
+    volumes, fast, gib, image_size, use_checkpoint, batch_size, val_batch_size
 ):
-    proposal = planned(volumes, memory_gib=gib, overrides={"channel_mult": [1, 2]}).proposal
-    settings = proposal.settings
-    assert proposal.memory.gib <= gib
+    fast.kib_per_voxel, fast.free_gib = 1024, 999
+    result = plan(volumes, device="cpu", memory_gib=gib, overrides=FINE)
+    settings = result.settings
+    assert result.proposal.memory.gib <= gib
     assert settings["image_size"] == image_size
     assert settings["use_checkpoint"] is use_checkpoint
     assert settings["batch_size"] == batch_size
@@ -103,25 +119,18 @@ def test_less_memory_gives_recomputing_then_smaller_batches_then_coarser_grids(
     assert settings["batch_size"] * settings.get("accumulation_steps", 1) >= 8
 
 
-def test_on_a_gpu_networks_become_wider(volumes, quick):
-    narrow = {"channel_mult": [1, 2], "precision": "bf16"}
-    proposal = plan(volumes, memory_gib=1000, device="cuda", overrides=narrow).proposal
-    assert proposal.settings["base_channels"] == 64
-
-
-def test_what_is_settled_stays(volumes, quick):
-    settled = {**SMALL, "spacing_mm": [3, 3, 5], "image_size": [16, 16, 8], "batch_size": 3}
-    settings = planned(volumes, overrides=settled).proposal.settings
-    assert settled.items() <= settings.items()
+def test_what_is_settled_stays(volumes, fast):
+    settled = {**SMALL, "spacing_mm": [3, 3, 5], "image_size": [16, 16, 8], "batch_size": 3, "max_epochs": 7}
+    assert settled.items() <= plan(volumes, device="cpu", overrides=settled).settings.items()
     wrong = {**settled, "image_size": [15, 16, 8], "strides": None}
     with pytest.raises(ConfigError, match=r"image_size is \[15, 16, 8\]"):
-        planned(volumes, overrides=wrong)
+        plan(volumes, device="cpu", overrides=wrong)
 
 
-def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
+def test_what_cannot_be_planned_is_one_line(volumes, machine):
     large = {**SMALL, "image_size": [16, 16, 8], "spacing_mm": [9, 9, 9]}
-    with pytest.raises(MachineError, match="^memory_gib: nothing fits into 0.01 GiB; .* in latent space") as caught:
-        planned(volumes, memory_gib=0.01, overrides=large)
+    with pytest.raises(MachineError, match="^memory_gib: nothing fits into 0.00 GiB; .* in latent space") as caught:
+        plan(volumes, device="cpu", memory_gib=1e-4, overrides=large)
     assert "\n" not in str(caught.value)
     preset = {"network_def": {"_target_": "monai_diffae.networks.preset", "name": "tiny", "spatial_dims": 3}}
     for options, message in (
@@ -134,72 +143,131 @@ def test_what_cannot_be_planned_is_one_line(volumes, quick, monkeypatch):
         ({"overlays": [OVERLAY]}, "^first_stage_bundle: is required; give a trained"),
     ):
         with pytest.raises(ConfigError, match=message):
-            plan(volumes, memory_gib=1, **options)
-    monkeypatch.setattr(planning, "free_memory", lambda device: None)
+            plan(volumes, device="cpu", **options)
+    machine.free_gib = None
     with pytest.raises(MachineError, match="^memory_gib: the free memory of cpu is unknown.*; give a value"):
         plan(volumes, device="cpu")
 
 
+# -- what ends in time -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_more_minutes_and_faster_machines_give_finer_grids_that_end_in_time(heads, machine):
+    voxels = []
+    for machine.pixels_per_second, minutes in ((2e4, 10), (1e5, 60), (1e6, 60)):
+        machine.measured.clear()
+        result = plan(heads, minutes=minutes, device="cpu")
+        assert 0.5 * 60 * minutes < result.timetable.total_s <= 60 * minutes
+        assert result.timetable.num_images >= result.needed_images
+        assert result.settings["image_size"] in machine.measured
+        assert len(machine.measured) <= 5
+        voxels.append(np.prod(result.settings["image_size"]))
+    assert voxels[0] < voxels[1] < voxels[2]
+    machine.pixels_per_second = 1e9
+    little, much = (plan(heads, minutes=600, device="cpu", memory_gib=gib) for gib in (0.2, 4))
+    assert little.proposal.memory.gib <= 0.2  # memory still is a bound
+    assert np.prod(little.settings["image_size"]) < np.prod(much.settings["image_size"])
+
+
+def test_the_coarsest_grid_with_a_warning_if_the_time_is_too_short(heads, machine, run):
+    machine.pixels_per_second = 1000
+    code, printed, _ = run("plan", heads, "--minutes", 2, "--device", "cpu")
+    assert code == 0
+    assert "image_size: [8, 12, 8]" in printed
+    assert "z_sem may hardly be used after so few images; about 1500 are needed: give more minutes" in printed
+    machine.pixels_per_second = 10
+    _, printed, _ = run("plan", heads, "--minutes", 2, "--device", "cpu")
+    assert "even one epoch takes longer than the given time, so max_minutes will end it early" in printed
+
+
+def test_small_grids_have_fewer_levels_and_more_cells(heads, machine):
+    machine.pixels_per_second = 2e4
+    settings = plan(heads, device="cpu").settings
+    assert (max(settings["image_size"]) <= 48, settings["channel_mult"]) == (True, [1, 2, 4])
+    assert settings["z_grid"] == [min(4, side // 4) for side in settings["image_size"]]
+
+
+def test_the_finest_grid_gets_a_wider_network(tmp_path, machine):
+    for i in range(9):
+        Image.fromarray(np.full((64, 64), i, np.uint8)).save(tmp_path / f"{i}.png")
+    machine.pixels_per_second = 1e7
+    settings = plan(tmp_path, device="cpu").settings
+    assert (settings["image_size"], settings["base_channels"]) == ([64, 64], 64)
+
+
+def test_settings_that_are_decided_also_say_how_many_images_there_are(heads, machine):
+    images = {}
+    for step in (1, 4):
+        slices = {"slice_step": step, "slice_range": [0.2, 0.8], "max_epochs": 1, "batch_size": 1}
+        images[step] = plan(heads, bundle=Path("diffae_2d"), device="cpu", overrides=slices).timetable.num_images
+    assert images[1] > 3 * images[4]
+
+
+CONFIG = {"num_pictures": 4, "calibration_cases": 64, "ema_decay": 0.999, "probe_interval": 5, "picture_steps": 20}
+
+
+@pytest.mark.parametrize(("num_train", "seconds_per_step"), [(3, 0.5), (100, 0.01), (5000, 0.5)])
+def test_a_timetable_fills_the_budget(num_train, seconds_per_step):
+    work = Work(num_train, max(1, num_train // 10), CONFIG, {})
+    table = work.timetable(Speed(seconds_per_step, min(8, num_train), 0.01), 600)
+    settings = table.settings
+    assert 0.7 * 600 < table.total_s <= 600
+    assert 60 * settings["max_minutes"] <= 600 - START_S
+    assert table.num_steps == settings["max_epochs"] * max(1, num_train // 8)
+    assert 1 <= settings["max_epochs"] / settings["val_interval"] <= 8
+    assert settings["probe_interval"] == settings["val_interval"]
+    assert 1 / (1 - settings["ema_decay"]) <= max(10, table.num_steps / 10)
+
+
+def test_a_timetable_keeps_what_is_decided():
+    table = Work(100, 10, CONFIG, {"max_epochs": 3, "z_grid": 2}).timetable(Speed(1.0, 10), 600)
+    assert {"max_epochs": 3, "z_grid": 2}.items() <= table.settings.items()
+    assert table.seconds["training"] == pytest.approx(30.6)  # with a checkpoint for each epoch
+
+
+def test_finer_grids_need_more_images():
+    assert needed_images([12, 16, 12], 4) == 1500
+    assert needed_images([96, 96], 4) == 3000  # with the square root of the pixels
+    assert needed_images([8, 8], 64) == 150 * 64
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
-OPTIONS = ("--memory-gib", 40, "--device", "cpu", "--memory-only", "--overrides")
-SMALL_OPTIONS = (*OPTIONS, *(f"{key}={str(value).replace(' ', '')}" for key, value in SMALL.items()))
 
-
-def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, quick):
-    code, printed, error = run("plan", volumes, *SMALL_OPTIONS)
+def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, fast):
+    small = [f"{key}={str(value).replace(' ', '')}" for key, value in SMALL.items()]
+    code, printed, error = run("plan", volumes, "--device", "cpu", "--overrides", *small)
     assert code == 0, error
     for words in (
         "10 scans can be used, 0 cannot",
-        "predicted time: not measured",
+        "predicted time: 0:0",
         "1 scan will be cropped to this grid",
+        "predicted memory: 0.",
     ):
         assert words in printed
-    assert "predicted memory" in printed
     *_, init, train = printed.splitlines()
     assert init == "monai-diffae init my_bundle --bundle diffae_3d"
     _, bound = parse(build_app(), shlex.split(train)[1:])
     assert bound.args[:2] == (Path("my_bundle"), volumes)
-    assert bound.arguments["training"].overrides == planned(volumes, overrides=SMALL).proposal.settings
+    assert bound.arguments["training"].overrides == plan(volumes, device="cpu", overrides=SMALL).settings
 
 
-def test_json_of_images_and_a_bad_header(run, tmp_path, quick):
-    for i in range(3):
+def test_json_of_images_and_a_bad_header(run, tmp_path, fast):
+    for i in range(12):
         Image.fromarray(np.zeros((60, 48), np.uint8)).save(tmp_path / f"{i}.png")
     (tmp_path / "bad.png").write_bytes(b"bad")
-    code, printed, _ = run("plan", tmp_path, *OPTIONS, "channel_mult=[1,2]", "--json")
+    code, printed, _ = run("plan", tmp_path, "--device", "cpu", "--overrides", "channel_mult=[1,2]", "--json")
     assert code == 3
     result = json.loads(printed)
     assert result["settings"]["image_size"] == [60, 60]
-    assert result["cohort"]["num_scans"] == 3
+    assert result["cohort"]["num_scans"] == 12
     assert result["cohort"]["failures"][0]["case_id"] == "bad"
-    assert 0 < result["memory"]["predicted_gib"] < result["memory"]["budget_gib"] == 40
-
-
-def test_every_scan_is_read_on_demand_and_all_failures_and_twins_are_told(run, tmp_path, quick):
-    rng = np.random.default_rng(0)
-    for i in range(10):
-        array = rng.integers(0, 1000, (16, 16, 8)).astype(np.int16)
-        file = tmp_path / f"{i}.nii.gz"
-        nib.save(nib.Nifti1Image(array, np.eye(4)), file)
-        if i > 3:
-            file.write_bytes(file.read_bytes()[:-50])
-    (tmp_path / "3.nii.gz").write_bytes((tmp_path / "1.nii.gz").read_bytes())
-    code, printed, _ = run("plan", tmp_path, *SMALL_OPTIONS)
-    assert code == 0
-    assert "twins:" not in printed
-    code, printed, error = run("plan", tmp_path, *SMALL_OPTIONS, "--check")
-    assert code == 3
-    assert error.endswith("6 of 10 scans cannot be used\n")
-    assert "4 scans can be used, 6 cannot" in printed
-    assert printed.count("the compressed file ends early") == 5
-    assert "failed: 1 more; the result as JSON lists them all" in printed
-    assert "1 identical, 1 of different patients): 1 = 3" in printed
+    assert 0 < result["memory"]["predicted_gib"] < result["memory"]["budget_gib"] == 3.2  # 80 % of 4
+    assert result["time"]["num_images"] > result["time"]["needed_images"]
 
 
 # -- the latent mode: the first stage divides the grid, and counts in memory and time ----------------------------------
-
-OVERLAY = ROOT / "configs" / "latent_space.json"
 
 
 @pytest.fixture(scope="module")
@@ -231,27 +299,28 @@ def settled(first_stage, **changes):
     return {**SMALL, "first_stage_bundle": str(first_stage), **changes}
 
 
-def test_the_grid_is_one_that_both_networks_divide_and_the_line_has_the_overlay(first_stage, scans, quick):
-    result = planned(scans, overlays=[OVERLAY], overrides=settled(first_stage))
-    settings = result.proposal.settings
+def test_the_grid_is_one_that_both_networks_divide_and_the_line_has_the_overlay(first_stage, scans, fast):
+    result = plan(scans, minutes=60, device="cpu", overlays=[OVERLAY], overrides=settled(first_stage))
+    settings = result.settings
     assert (settings["spacing_mm"], settings["image_size"]) == ([1, 1, 1], [32, 36, 24])  # by 2 and once more by 2
     assert settings["batch_size"] == 2  # the overlay's
-    _, bound = parse(build_app(), shlex.split([*result.lines()][-1].removeprefix("next: "))[1:])
+    _, bound = parse(build_app(), shlex.split(result.commands[-1])[1:])
     training = bound.arguments["training"]
     assert tuple(training.overlays) == (OVERLAY,)
     assert training.overrides["first_stage_bundle"] == str(first_stage)
     with pytest.raises(ConfigError, match=r"image_size is \[32, 36, 21\]; the network needs multiples of .*, such as"):
-        planned(scans, overlays=[OVERLAY], overrides=settled(first_stage, image_size=[32, 36, 21]))
+        plan(scans, device="cpu", overlays=[OVERLAY], overrides=settled(first_stage, image_size=[32, 36, 21]))
 
 
-def test_the_first_stage_takes_time_too(first_stage, scans, quick, monkeypatch):
+def test_the_first_stage_takes_time_too(first_stage, scans, machine, monkeypatch):
+    monkeypatch.setattr(measuring, "measure_speed", measure_speed)
     monkeypatch.setattr(measuring, "_MIN_SECONDS", 0.0)
     calls, encode = [], FirstStage.encode
     monkeypatch.setattr(FirstStage, "encode", lambda self, images: calls.append(images.shape) or encode(self, images))
     overrides = settled(first_stage, precision="fp32", image_size=[8, 8, 8])
-    result = planned(scans, memory_only=False, overlays=[OVERLAY], overrides=overrides)
+    result = plan(scans, device="cpu", overlays=[OVERLAY], overrides=overrides)
     assert set(calls) == {(2, 1, 8, 8, 8)}
-    assert result.timed.work.num_train == 4
+    assert result.work.num_train == 4
 
 
 # -- the measured speed of a training: steps of the real trainer on a few scans ----------------------------------------
@@ -272,13 +341,3 @@ def test_the_speed_is_that_of_the_bundles_own_trainer_also_for_a_second_modality
     assert speed.seconds_per_scan > 0
     assert speed.images_per_second == pytest.approx(3 / speed.seconds_per_step)
     assert config["train"]["trainer"]["train_handlers"] != "$[@ema]"  # what was given is as it was
-
-
-def test_one_thread_is_used_where_it_is_clearly_faster(two_threads):
-    for one, expected in ((0.9, None), (0.1, 1)):
-        torch.set_num_threads(2)
-        seconds = {1: one, 2: 1.0}
-        speed, threads = fastest(lambda seconds=seconds: Speed(seconds[torch.get_num_threads()], 1))
-        assert threads == expected
-        assert speed.seconds_per_step == (one if expected else 1.0)
-        assert torch.get_num_threads() == (expected or 2)
