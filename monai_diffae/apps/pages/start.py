@@ -204,7 +204,7 @@ class FirstHour:
         plan = self.steps.prepare(
             "Plan the training", "plan", cohort=self.table, minutes=self.minutes, colour=colour, device=self.device,
             **(_SLICES if are_few else {}),
-        )  # fmt: skip
+        ).plan  # fmt: skip
         summary = [
             f"{counted(len(listed.listing.cases), 'scan')} of {counted(listed.listing.num_patients, 'patient')}; "
             f"labels: {', '.join(listed.listing.labels) or 'none'}",

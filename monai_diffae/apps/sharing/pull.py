@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import FolderResult
+from monai_diffae.apps.result import Result
 from monai_diffae.errors import ConfigError, MachineError, ScanError, UnsafeInputError, quoted
 
 _RECORD = ".pulled.json"  # the checksums of the files of a pulled folder, so that another pull may replace it
@@ -18,38 +16,10 @@ _LARGEST_RATIO = 20  # of the unpacked to the packed size; weights hardly become
 _ALWAYS_ALLOWED = 100_000_000  # bytes, unpacked
 
 
-@dataclass(frozen=True)
-class PullResult(FolderResult):
-    """The result of :func:`pull`.
-
-    Attributes:
-        revision: the commit; None for a zip file.
-        sha256: SHA-256 of the model's file.
-        own_code: what the model builds that this package does not know; nothing of it was run.
-    """
-
-    revision: str | None
-    sha256: str
-    own_code: tuple[str, ...]
-
-    def lines(self) -> Iterator[str]:
-        """The folder, how to get the same again, and whether the model must be trusted."""
-        yield from super().lines()
-        revision = f"--revision {self.revision} " if self.revision else ""
-        yield f"to get exactly this model again: {revision}--sha256 {self.sha256}"
-        if self.own_code:
-            yield f"the model has code of its own, which commands only run with --trust: {', '.join(self.own_code)}"
-            yield "configs/train.json does not have it; to train the model, pull it with --trust, too"
-
-    def figures(self) -> dict[str, Any]:
-        """The fields."""
-        return {**asdict(self), **super().figures()}
-
-
 @command
 def pull(
     repo: str, out: Path, *, revision: str | None = None, sha256: str | None = None, overwrite: bool = False
-) -> PullResult:
+) -> Result:
     """Get a model from the Hugging Face Hub or from a zip file, as ``push`` has sent it, into a new bundle.
 
     The bundle gets the weights and the documents of the model, and the configurations of this package with its values.
@@ -66,7 +36,8 @@ def pull(
         overwrite: Replace the folder of an earlier pull, if nothing in it has changed.
 
     Returns:
-        The folder, and what it was made from.
+        The folder; ``revision``, which is None for a zip file; ``sha256`` of the model; and ``own_code``: what it
+        builds that this package does not know.
 
     Raises:
         ConfigError: there is no such model, its checksum is another one, or ``out`` holds something else.
@@ -102,7 +73,14 @@ def pull(
         write_json(folder / _RECORD, files)
         if replaces:  # a training may have begun meanwhile
             _check_replaceable(out)
-    return PullResult(out, commit, files[MODEL], tuple(own_code))
+    revision = f"--revision {commit} " if commit else ""
+    lines = [f"to get exactly this model again: {revision}--sha256 {files[MODEL]}"]
+    if own_code:
+        lines += [
+            f"the model has code of its own, which commands only run with --trust: {', '.join(own_code)}",
+            "configs/train.json does not have it; to train the model, pull it with --trust, too",
+        ]
+    return Result(out, {"revision": commit, "sha256": files[MODEL], "own_code": own_code}, next=lines)
 
 
 def _fetch(repo: str, folder: Path, revision: str | None, sha256: str | None) -> str | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult
+from monai_diffae.apps.result import Result
 from monai_diffae.errors import ConfigError, counted, quoted
 
 _NO_WEIGHTS = "no trained weights"  # in the data licence of a recipe
@@ -26,39 +25,8 @@ license_link: docs/data_license.txt
 """  # of a repository; the licence of its weights depends on the data that they were trained on
 
 
-@dataclass(frozen=True)
-class PushResult(CommandResult):
-    """The result of :func:`push`.
-
-    Attributes:
-        sent: the sizes in bytes of the files that were sent, by their names; empty if you did not agree.
-        repo: the repository or the zip file.
-        revision: the commit; None for a zip file.
-        sha256: SHA-256 of the model's file, with which ``pull`` can check it.
-    """
-
-    sent: dict[str, int]
-    repo: str
-    revision: str | None = None
-    sha256: str | None = None
-
-    def lines(self) -> Iterator[str]:
-        """Where the model is, and the command that gets it."""
-        from monai_diffae.apps.command_lines import command_line
-
-        if not self.sent:
-            yield "nothing was sent"
-            return
-        yield f"{self.repo}: {counted(len(self.sent), 'file')}"
-        yield f"others get it with: {command_line('pull', {**asdict(self), 'out': 'my_copy'})}"
-
-    def figures(self) -> dict[str, Any]:
-        """The fields."""
-        return asdict(self)
-
-
 @command
-def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = False, yes: bool = False) -> PushResult:
+def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = False, yes: bool = False) -> Result:
     """Send a trained model to a repository on the Hugging Face Hub, or write it into a zip file.
 
     ``push`` sends the file of the model, its latent DDIM and fast decoder, the figures of its last validation, the
@@ -76,7 +44,8 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
         yes: Send without asking.
 
     Returns:
-        What was sent, and the commit.
+        ``sent``: the sizes of the files in bytes by their names, empty if you did not agree; ``repo``; ``revision``,
+        which is None for a zip file; and ``sha256`` of the model, with which ``pull`` can check it.
 
     Raises:
         ConfigError: the bundle is not trained, its models do not load, its documents say nothing about its weights, the
@@ -91,6 +60,7 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
     """
     import hashlib
 
+    from monai_diffae.apps.command_lines import command_line
     from monai_diffae.apps.sharing.hub import MODEL
 
     files = _files_to_send(bundle)
@@ -102,8 +72,12 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
         print(f"{size / 1e3:12,.1f} kB  {name}", file=sys.stderr)
     print(f"not sent: {counted(len(others), 'file')}, such as {', '.join(others[:5])}", file=sys.stderr)
     if not yes and not _agreed():
-        return PushResult({}, repo)
-    return PushResult(sizes, repo, send(files), hashlib.sha256(files[MODEL]).hexdigest())
+        return Result(None, {"sent": {}, "repo": repo}, ["nothing was sent"])
+    figures = {
+        "sent": sizes, "repo": repo, "revision": send(files), "sha256": hashlib.sha256(files[MODEL]).hexdigest()
+    }  # fmt: skip
+    line = command_line("pull", {**figures, "out": "my_copy"})
+    return Result(None, figures, [f"{repo}: {counted(len(sizes), 'file')}", f"others get it with: {line}"])
 
 
 def _agreed() -> bool:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge, Le
 
 from monai_diffae.apps.command import command
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Reading, Run, Training
-from monai_diffae.apps.training.train import TrainResult, results_folder, run_training
+from monai_diffae.apps.training.train import results_folder, run_training, training_result
 from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.lazy import torch
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from monai_diffae.apps.session import ReadCases, Session
@@ -31,7 +32,7 @@ def distill(
     *,
     steps: Annotated[int, Ge(1), Le(8)] | None = None,
     training: Training = Training(),
-) -> TrainResult:
+) -> Result:
     """Train a bundle's fast decoder, or resume its training after an interruption.
 
     It gives nearly the same images as the bundle's own decoder, with few network evaluations. Encoding and inversion
@@ -71,7 +72,7 @@ def distill(
         "reconstruct", {"bundle": folder, "cohort": cohort, "out": "reconstructed", "decoder": "fast"}
     )
     failures = folder / "fast" / "failures.csv"
-    return TrainResult(folder, failures, len(read.failures), num_cases, next_line, training.strict)
+    return training_result(folder, failures, len(read.failures), num_cases, next_line, training.strict)
 
 
 # -- what ``configs/distill.json`` calls -------------------------------------------------------------------------------
@@ -195,8 +196,6 @@ def teaching_trajectories(
 def _inverted(
     teacher: Session, read: ReadCases, positions: Sequence[int], levels: Sequence[int], folder: Path | None
 ) -> Trajectories:
-    import torch
-
     from monai_diffae.data.array_store import ArrayStore
     from monai_diffae.data.trajectories import Trajectories
     from monai_diffae.inferers.paths import inverted_trajectory
@@ -220,8 +219,6 @@ def _inverted(
 def _mixed(
     teacher: Session, inverted: Trajectories, levels: Sequence[int], count: int, seed: int, folder: Path | None
 ) -> Trajectories:
-    import torch
-
     from monai_diffae.data.array_store import ArrayStore
     from monai_diffae.data.trajectories import Trajectories
     from monai_diffae.inferers.paths import decoded_trajectory
@@ -241,8 +238,6 @@ def _mixed(
 
 def _mixture(seed: int, number: int, inverted: Trajectories) -> tuple[Tensor, Tensor]:
     """x_T (C, *S) and z_sem (Z,): noise and a point between two random cases, or the edited codes of a random case."""
-    import torch
-
     from monai_diffae.diffusion.noise import image_noise, seed_of
 
     generator = torch.Generator().manual_seed(seed_of(seed, "mixture", number))

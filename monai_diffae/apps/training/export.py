@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import FolderResult, run_once, versions
+from monai_diffae.apps.result import Result, run_once, versions
 from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,38 +29,8 @@ _SLICES = {
 }
 
 
-@dataclass(frozen=True)
-class ExportResult(FolderResult):
-    """The result of :func:`export`.
-
-    Attributes:
-        networks: for each file by its name: ``bytes``, ``size_is_free``, and ``largest_difference`` from the network
-            as a share of its largest output.
-        skipped: whether the files existed already.
-    """
-
-    networks: dict[str, dict[str, Any]]
-    skipped: bool = False
-
-    def lines(self) -> Iterator[str]:
-        """The size and the difference of each file, then the folder."""
-        for name, figures in self.networks.items():
-            size = "" if figures["size_is_free"] else ", for one image size only"
-            yield (
-                f"{name}: {figures['bytes'] / 1e6:.1f} MB, largest difference {figures['largest_difference']:.1e} of "
-                f"the largest output{size}"
-            )
-        yield from super().lines()
-
-    def figures(self) -> dict[str, Any]:
-        """The folder and the figures of each file."""
-        return {**super().figures(), "networks": self.networks}
-
-
 @command
-def export(
-    bundle: Path, out: Path, *, format: Literal["pt2", "onnx", "ts"] = "pt2", overwrite: bool = False
-) -> ExportResult:
+def export(bundle: Path, out: Path, *, format: Literal["pt2", "onnx", "ts"] = "pt2", overwrite: bool = False) -> Result:
     """Write the networks of a trained bundle as files that run without this package.
 
     The files are ``encoder`` and ``denoiser``, with the format as suffix. A model in latent mode also has
@@ -78,7 +48,8 @@ def export(
         overwrite: Replace existing results.
 
     Returns:
-        The folder, and the size and the difference of each file.
+        The folder, and ``networks``: for each file by its name ``bytes``, ``size_is_free``, and ``largest_difference``
+        from the network as a share of its largest output.
 
     Raises:
         ConfigError: the bundle is not trained, or one of its networks cannot be exported to this format.
@@ -107,8 +78,13 @@ def export(
         write_json(out / layout.NETWORKS, {"made_from": made_from | versions()} | _description(model, files))
         return {"networks": {file.path.name: _figures(file) for file in files}}
 
-    figures, skipped = run_once(out / "export.json", results, made_from, make, overwrite=overwrite)
-    return ExportResult(out, figures["networks"], skipped)
+    figures, skipped = run_once("export", out, results, made_from, make, overwrite=overwrite)
+    notes = [
+        f"{name}: {each['bytes'] / 1e6:.1f} MB, largest difference {each['largest_difference']:.1e} of the largest "
+        f"output{'' if each['size_is_free'] else ', for one image size only'}"
+        for name, each in figures["networks"].items()
+    ]
+    return Result(out, figures, notes, skipped=skipped)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from annotated_types import Ge
 
 from monai_diffae import __version__
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import FolderResult
+from monai_diffae.apps.result import Result
 from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def import_official(
     encoder_num_res_blocks: Annotated[int, Ge(1)] | None = None,
     num_heads: Annotated[int, Ge(1)] | None = None,
     hyper_parameters: Path | None = None,
-) -> FolderResult:
+) -> Result:
     """Make a trained bundle from a checkpoint of the official Diff-AE code (phizaz/diffae).
 
     The folder gets a shipped bundle's configurations, ``models/model.safetensors`` and ``models/provenance.json``, and
@@ -127,7 +127,7 @@ def import_official(
         out.name, sum(p.numel() for p in network.parameters()) / 1e6, " x ".join(map(str, size)),
         network.in_channels, network.z_channels,
     )  # fmt: skip
-    return FolderResult(out)
+    return Result(out)
 
 
 def _given_settings(

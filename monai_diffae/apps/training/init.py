@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import FolderResult
-
-
-@dataclass(frozen=True)
-class InitResult(FolderResult):
-    """The result of :func:`init`.
-
-    Attributes:
-        folder: the new folder.
-        has_weights: whether the bundle is trained.
-    """
-
-    has_weights: bool = False
-
-    def lines(self) -> Iterator[str]:
-        """The folder and the next command."""
-        from monai_diffae.apps.command_lines import command_line
-
-        yield from super().lines()
-        cohort = {"bundle": self.folder, "cohort": "scans.csv"}
-        if self.has_weights:
-            yield f"next: {command_line('embed', {**cohort, 'out': 'results'})}"
-        else:
-            yield f"next: {command_line('train', {**cohort, 'minutes': 10})}"
+from monai_diffae.apps.result import Result
 
 
 @command
-def init(out: Path, *, bundle: str | Path = "diffae_2d") -> InitResult:
+def init(out: Path, *, bundle: str | Path = "diffae_2d") -> Result:
     """Make a new bundle: a shipped one, to train or with weights to use at once, or a copy of a trained one.
 
     The folder gets the bundle's configurations, its documentation and licence, and in ``configs/overlays`` the
@@ -60,8 +35,12 @@ def init(out: Path, *, bundle: str | Path = "diffae_2d") -> InitResult:
         ...
         monai_diffae.errors.ConfigError: bundle: there is no 'diffae_4d'; choose one of: autoencoder_kl_3d, ...
     """
+    from monai_diffae.apps.command_lines import command_line
     from monai_diffae.bundle.folders import init_bundle
     from monai_diffae.bundle.layout import MODEL, MODELS
 
     folder = init_bundle(out, bundle)
-    return InitResult(folder, (folder / MODELS / MODEL).is_file())
+    is_trained = (folder / MODELS / MODEL).is_file()
+    options = {"out": "results"} if is_trained else {"minutes": 10}
+    line = command_line("embed" if is_trained else "train", {"bundle": folder, "cohort": "scans.csv", **options})
+    return Result(folder, next=[f"next: {line}"])

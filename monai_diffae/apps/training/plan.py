@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Gt, Le
 
 from monai_diffae.apps.command import check_overlays, command
-from monai_diffae.apps.results import CommandResult
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, Columns, Overrides, colour_values
 from monai_diffae.errors import CohortError, ConfigError, MachineError, counted, quoted
+from monai_diffae.lazy import torch
 from monai_diffae.policies import Colour
 
 if TYPE_CHECKING:
-    import torch
     from monai.bundle import ConfigParser
 
     from monai_diffae.apps.training.grids import Proposal
@@ -32,8 +32,8 @@ _MEASURED_SCANS = 3
 
 
 @dataclass(frozen=True)
-class Plan(CommandResult):
-    """The result of :func:`plan`.
+class Plan:
+    """How to train a bundle on a cohort and this machine.
 
     Attributes:
         survey: the sizes and spacings of the cohort's scans.
@@ -160,7 +160,7 @@ def plan(
     columns: Columns = NONE_GIVEN,
     colour: Colour | None = None,
     overrides: Overrides = NONE_GIVEN,
-) -> Plan:
+) -> Result:
     """Propose image size, network, batch size and epochs to train a bundle on these scans and this machine.
 
     The proposal is the finest grid on which training ends within ``minutes``, fits into memory, and sees so many images
@@ -180,7 +180,8 @@ def plan(
         overrides: Values that are decided already, e.g. ``batch_size=8``; the others are chosen to fit.
 
     Returns:
-        The proposal, with the command lines that train with it.
+        The proposal as ``plan``, and as figures: ``settings``, ``memory``, ``time``, ``cohort``, ``num_cropped`` and
+        the ``commands`` that train with it.
 
     Raises:
         ConfigError: the bundle, an overlay or the device does not exist, a key is unknown, or the network cannot halve
@@ -225,13 +226,14 @@ def plan(
     proposal, speed = finest_in_time(machine, options, work, _measure(parser, target, train), 60 * minutes)
     by_label = count_by_label([failure.case_id for failure in survey.failures], cases)
     result = Plan(survey, proposal, speed, work, 60 * minutes, budget, str(target), str(bundle), [], by_label)
-    return replace(result, commands=command_lines(bundle, cohort, columns, overlays, result.settings))
+    result = replace(result, commands=command_lines(bundle, cohort, columns, overlays, result.settings))
+    return Result(
+        None, result.figures(), notes=list(result.lines()), incomplete=result.incomplete, content={"plan": result}
+    )
 
 
 def find_device(device: str | None) -> torch.device:
     """The device with this name, which this machine has; None: the GPU if there is one, else the CPU."""
-    import torch
-
     from monai_diffae.bundle.config import check_device
 
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Gt, Le
 
 from monai_diffae.apps.command import check_overlays, command, refuse_results_among_scans
-from monai_diffae.apps.results import FolderResult
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Training, colour_values
 from monai_diffae.errors import ConfigError, find_diffae_error
 
@@ -27,52 +27,6 @@ logger = logging.getLogger(__name__)
 _MOST_FAILED = 0.1  # of the cases of a training
 
 
-@dataclass(frozen=True)
-class TrainResult(FolderResult):
-    """The result of a training.
-
-    Attributes:
-        folder: the trained bundle.
-        failures: the list of cases that could not be used; it exists if there are any.
-        num_failed: how many they are.
-        num_cases: the cases of training and validation, with those that could not be used.
-        next_line: the next command, as a line for a shell.
-        is_strict: whether no case may fail; else at most 10 % may.
-    """
-
-    failures: Path
-    num_failed: int
-    num_cases: int
-    next_line: str
-    is_strict: bool = False
-
-    def lines(self) -> Iterator[str]:
-        """How many cases could not be used, the folder and the next command."""
-        if self.num_failed and self.incomplete is None:
-            yield self._failed()
-        yield from super().lines()
-        yield f"next: {self.next_line}"
-
-    def pictures(self) -> list[Path]:
-        """The curves, and the newest reconstructions of validation images."""
-        latest = self.folder / "pictures" / "latest.png"
-        return [*super().pictures(), *([latest] if latest.is_file() else [])]
-
-    def figures(self) -> dict[str, Any]:
-        """The folder, the number of cases, and how many could not be used."""
-        return {**super().figures(), "num_cases": self.num_cases, "num_failed": self.num_failed}
-
-    @property
-    def incomplete(self) -> str | None:
-        """How many cases were not used, if they are too many."""
-        most = 0 if self.is_strict else _MOST_FAILED * self.num_cases
-        return self._failed() if self.num_failed > most else None
-
-    def _failed(self) -> str:
-        failures = self.failures.relative_to(self.folder)
-        return f"{self.num_failed} of {self.num_cases} cases could not be used: see {failures}"
-
-
 @command
 def train(
     bundle: Path,
@@ -82,7 +36,7 @@ def train(
     start_from: Path | None = None,
     minutes: Annotated[float, Gt(0), Le(100_000)] | None = None,
     training: Training = Training(),
-) -> TrainResult:
+) -> Result:
     """Train a bundle's autoencoder on a cohort, fine-tune its weights, or resume its training after an interruption.
 
     The same run as ``python -m monai.bundle run training --config_file my_bundle/configs/train.json --dataset_dir
@@ -137,7 +91,20 @@ def train(
         latent = {"overlays": overlays, "overrides": {"first_stage_bundle": str(folder)}}
         next_line = command_line("train", {"bundle": "my_model", "cohort": data, **latent})
     failures = folder / "failures.csv"
-    return TrainResult(folder, failures, count_failures(failures), num_cases, next_line, training.strict)
+    return training_result(folder, failures, count_failures(failures), num_cases, next_line, training.strict)
+
+
+def training_result(
+    folder: Path, failures: Path, num_failed: int, num_cases: int, next_line: str, is_strict: bool
+) -> Result:
+    """The result of a training, which is incomplete if too many cases failed: with ``is_strict`` any, else 10 %."""
+    line = f"{num_failed} of {num_cases} cases could not be used: see {failures.relative_to(folder)}"
+    is_incomplete = num_failed > (0 if is_strict else _MOST_FAILED * num_cases)
+    return Result(
+        folder, {"num_cases": num_cases, "num_failed": num_failed},
+        notes=[line] if num_failed and not is_incomplete else [], incomplete=line if is_incomplete else None,
+        next=[f"next: {next_line}"], content={"failures": failures},
+    )  # fmt: skip
 
 
 # -- inside another program --------------------------------------------------------------------------------------------
@@ -399,7 +366,7 @@ def _plan(bundle: Path, cohort: Path | None, out: Path | None, training: Trainin
         cohort or parser.get_parsed_content("dataset_dir"), bundle=bundle, minutes=minutes, device=training.device,
         overlays=training.overlays, columns=training.columns, colour=training.colour,
         overrides={**fixed, **given, **training.overrides},
-    )  # fmt: skip
+    ).plan  # fmt: skip
     result = replace(result, budget_s=60 * minutes - (time.monotonic() - start))
     new = {key: value for key, value in result.settings.items() if key not in fixed}
     for line in (*(f"{key}: {value}" for key, value in new.items()), *result.time_lines()):

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monai_diffae.apps.command import command
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Training
-from monai_diffae.apps.training.train import TrainResult, results_folder, run_training
+from monai_diffae.apps.training.train import results_folder, run_training, training_result
 from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def train_latent(
     *,
     embeddings: Path | None = None,
     training: Training = Training(),
-) -> TrainResult:
+) -> Result:
     """Train a bundle's latent DDIM, which ``generate`` needs, or resume its training after an interruption.
 
     The cohort is embedded first, into ``embeddings`` in the output folder, unless that is done already. The model is
@@ -68,7 +69,7 @@ def train_latent(
     num_failed = 0 if embeddings is not None else count_failures(failures)
     num_cases = len(workflow.parser.get_parsed_content("embedded")) + num_failed
     next_line = command_line("generate", {"bundle": folder, "out": "generated"})
-    return TrainResult(folder, failures, num_failed, num_cases, next_line, training.strict)
+    return training_result(folder, failures, num_failed, num_cases, next_line, training.strict)
 
 
 # -- what ``configs/train_latent.json`` calls --------------------------------------------------------------------------

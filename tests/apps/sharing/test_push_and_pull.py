@@ -312,7 +312,7 @@ def test_code_of_the_author_is_told_and_not_run(kind, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(bundle / "models" / "model.safetensors", "models/model.safetensors")
     result = pull(str(tmp_path / "a.zip"), tmp_path / "copy")
-    assert result.own_code == ("acme.Crop",)
+    assert result.own_code == ["acme.Crop"]
     assert "only run with --trust: acme.Crop" in "\n".join(result.lines())
     assert "acme.Crop" not in (result.folder / "configs" / "train.json").read_text()
     with pytest.raises(UnsafeInputError, match="not trusted to use the target 'acme.Crop'"):

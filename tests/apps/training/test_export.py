@@ -87,7 +87,7 @@ def test_files_give_what_the_bundle_gives_without_this_package(bundle, tmp_path)
     """In another process, which has no monai_diffae and no MONAI."""
     result = export(bundle, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "encoder.pt2", "denoiser.pt2", "networks.json", "export.json"
+        "encoder.pt2", "denoiser.pt2", "networks.json", "record.json"
     }  # fmt: skip
     assert all(figures["largest_difference"] <= TOLERANCE for figures in result.networks.values())
     trained = load_bundle(bundle, "cpu")

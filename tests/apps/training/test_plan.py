@@ -10,9 +10,9 @@ import pytest
 from monai.bundle import ConfigParser
 from PIL import Image
 
+from monai_diffae import plan as plan_command
 from monai_diffae.apps.training import speed as measuring
 from monai_diffae.apps.training.grids import grid_2d, grid_3d
-from monai_diffae.apps.training.plan import plan
 from monai_diffae.apps.training.speed import START_S, Speed, Work, measure_speed, needed_images
 from monai_diffae.bundle.description import describe
 from monai_diffae.bundle.model_file import write_model
@@ -25,6 +25,10 @@ ROOT = Path(__file__).parents[3]
 OVERLAY = ROOT / "configs" / "latent_space.json"
 SMALL = {"base_channels": 4, "channel_mult": [1, 2], "z_channels": 8}
 FINE = {"base_channels": 16, "channel_mult": [1, 2]}
+
+
+def plan(cohort, **options):
+    return plan_command(cohort, **options).plan
 
 
 def survey(sizes, spacings):

@@ -23,7 +23,7 @@ from PIL import Image
 from monai_diffae.apps.settings import Training
 from monai_diffae.apps.training import train_with_callbacks
 from monai_diffae.apps.training.init import init
-from monai_diffae.apps.training.train import TrainResult, open_training, train
+from monai_diffae.apps.training.train import open_training, train, training_result
 from monai_diffae.bundle import init_bundle, load_bundle
 from monai_diffae.errors import BusyError, ConfigError
 
@@ -37,7 +37,7 @@ def test_init_copies_a_shipped_bundle_and_overwrites_nothing(tmp_path):
     folder, following = result.lines()
     assert folder == str(tmp_path / "mine")
     assert following.startswith("next: monai-diffae train ")
-    assert result.figures() == {"folder": str(tmp_path / "mine")}
+    assert result.json() == {"path": str(tmp_path / "mine")}
     assert json.loads((tmp_path / "mine" / "configs" / "train.json").read_text())["spatial_dims"] == 3
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match="file: is a file; choose a new folder"):
@@ -63,7 +63,8 @@ def test_what_is_not_there_is_one_line(tiny_bundle, tmp_path):
     [(0, True, True), (10, False, True), (1, True, False), (11, False, False)],
 )
 def test_a_training_is_complete_if_few_cases_failed(num_failed, is_strict, is_complete):
-    result = TrainResult(Path("bundle"), Path("bundle/failures.csv"), num_failed, 100, "monai-diffae embed", is_strict)
+    folder, next_line = Path("bundle"), "monai-diffae embed"
+    result = training_result(folder, folder / "failures.csv", num_failed, 100, next_line, is_strict)
     line = f"{num_failed} of 100 cases could not be used: see failures.csv"
     assert result.incomplete == (None if is_complete else line)
     shown = ["bundle", "next: monai-diffae embed"]
