@@ -123,7 +123,7 @@ def _figures(file: NetworkFile) -> dict[str, Any]:
 
 
 def _description(model: _Model, files: Sequence[NetworkFile]) -> dict[str, Any]:
-    from monai_diffae.bundle.loading import preprocessing_config
+    from monai_diffae.bundle.config import preprocessing_config
 
     keys = ("in_channels", "image_size", "model_range", "spacing_mm", "encoder_key", "image_keys")
     description = {
