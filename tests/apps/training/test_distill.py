@@ -44,7 +44,7 @@ def test_a_training_leaves_the_autoencoder_and_validates_by_the_error_of_images(
     out = copy_of(latent_bundle, tmp_path / "bundle")
     result = distilled(out, labelled, None)
     assert (result.folder, result.num_failed) == (out, 0)
-    assert "--decoder fast" in result.next_line
+    assert "--decoder fast" in result.next[0]
     for name in ("model.safetensors", "model.pt", "latent_model.safetensors"):
         assert (out / "models" / name).read_bytes() == (latent_bundle / "models" / name).read_bytes()
     description = read_description(out / "models" / "fast_model.safetensors")
