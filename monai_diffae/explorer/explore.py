@@ -16,7 +16,7 @@ from annotated_types import Ge, Le
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command, refuse_results_among_scans
-from monai_diffae.apps.results import CommandResult
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Decoding, Reading, Run
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def explore(
     decoding: Decoding = Decoding(),
     reading: Reading = Reading(),
     run: Run = Run(),
-) -> CommandResult:
+) -> Result:
     """Open a page that shows what a model has learned: a map of z_sem, and scans that change with sliders.
 
     The page shows every case on a map. A click opens its scan, its neighbors, its labels and its outlier score.
@@ -104,7 +104,7 @@ def explore(
         _serve(app, address, token)
     finally:
         exploration.close()
-    return CommandResult()
+    return Result()
 
 
 def _serve(app: FastAPI, address: Address, token: str) -> None:

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.pages.report import ReportResult
+from monai_diffae.apps.pages.report import page_result
+from monai_diffae.apps.result import Result
 from monai_diffae.errors import ConfigError, counted
-
-
-@dataclass(frozen=True)
-class CompareResult(ReportResult):
-    """The result of :func:`compare`; see :class:`~monai_diffae.apps.pages.report.ReportResult`."""
-
-    @property
-    def page(self) -> Path:
-        """The page."""
-        return self.folder / "compare.html"
 
 
 @command
@@ -32,7 +22,7 @@ def compare(
     embed: bool = False,
     device: str | None = None,
     overwrite: bool = False,
-) -> CompareResult:
+) -> Result:
     """Show what several models have learnt, on one page: curves, the same cases, quality, maps, probes side by side.
 
     ``out/compare.html`` is a page like that of ``report``. All models see the same cases, and ``evaluate`` compares
@@ -48,7 +38,7 @@ def compare(
         overwrite: Replace existing results.
 
     Returns:
-        The folder, and the outcome of each step.
+        The folder, the ``page``, and the ``outcomes`` of all steps.
 
     Raises:
         ConfigError: there are fewer than two bundles, one is not trained, or a target is no label.
@@ -77,9 +67,8 @@ def compare(
         model.run_common(cases=models[0].shown_cases)
     if models[0].result("embeddings") is not None:
         models[0].evaluate(bundle, out)
-    result = CompareResult(out, steps.outcomes)
-    write_page(result.page, "report.html", embed=embed, **Report(models).values())
-    return result
+    page = write_page(out / "compare.html", "report.html", embed=embed, **Report(models).values())
+    return page_result(page, steps.outcomes)
 
 
 def _check_kinds(summaries: Mapping[str, Mapping[str, Any]]) -> None:

@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.step_results import StepsResult
+from monai_diffae.apps.result import Result
 
-
-@dataclass(frozen=True)
-class ReportResult(StepsResult):
-    """The result of :func:`report`.
-
-    Attributes:
-        folder: holds ``report.html`` and the results of every command that it shows.
-        outcomes: the commands that were run, with their results.
-    """
-
-    @property
-    def page(self) -> Path:
-        """The page."""
-        return self.folder / "report.html"
-
-    def lines(self) -> Iterator[str]:
-        """The duration of each step, or why it was omitted; then the page."""
-        yield from self.step_lines()
-        yield f"open {self.page} ({self.page.stat().st_size / 1e6:.1f} MB)"
-
-    def figures(self) -> dict[str, Any]:
-        """The page, and the figures of every step."""
-        steps = [
-            {
-                "command": outcome.step.line,
-                "error": outcome.error,
-                "figures": None if outcome.result is None else outcome.result.json(),
-            }
-            for outcome in self.outcomes
-        ]
-        return {"folder": str(self.folder), "page": str(self.page), "bytes": self.page.stat().st_size, "steps": steps}
+if TYPE_CHECKING:
+    from monai_diffae.apps.steps import Outcome
 
 
 @command
@@ -53,7 +23,7 @@ def report(
     embed: bool = False,
     device: str | None = None,
     overwrite: bool = False,
-) -> ReportResult:
+) -> Result:
     """Show what a model has learnt, as one page: failures, training, images, a map, probes, edits, outliers.
 
     ``out/report.html`` opens in any browser and needs no network. Everything on it is made by ordinary commands, whose
@@ -72,7 +42,7 @@ def report(
         overwrite: Replace existing results.
 
     Returns:
-        The folder, and the outcome of each step.
+        The folder, the ``page``, and the ``outcomes`` of all steps.
 
     Raises:
         ConfigError: the bundle is not trained, or a target is no label.
@@ -96,8 +66,33 @@ def report(
     steps = Steps(journal=out / JOURNAL)
     data = ReportData(bundle, out, cohort, targets=targets, device=device, overwrite=overwrite, steps=steps)
     data.run()
-    result = ReportResult(out, steps.outcomes)
-    write_page(result.page, "report.html", embed=embed, **Report([data]).values())
+    page = write_page(out / "report.html", "report.html", embed=embed, **Report([data]).values())
     if embed:
-        log_to_training(bundle, {}, [result.page], "report", is_private=True)
-    return result
+        log_to_training(bundle, {}, [page], "report", is_private=True)
+    return page_result(page, steps.outcomes)
+
+
+def page_result(page: Path, outcomes: Sequence[Outcome], next_lines: Sequence[tuple[str, str]] = ()) -> Result:
+    """The result of a command that ran others and wrote a page: durations, failures, and what can be done next."""
+    failed = [outcome.step.title for outcome in outcomes if outcome.result is None]
+    steps = [
+        {
+            "command": outcome.step.line,
+            "seconds": round(outcome.seconds, 1),
+            "error": outcome.error,
+            "figures": None if outcome.result is None else outcome.result.json(),
+        }
+        for outcome in outcomes
+    ]
+    notes = [
+        f"{outcome.step.title}: {outcome.seconds:.0f} s" + (f", omitted ({outcome.error})" if outcome.error else "")
+        for outcome in outcomes
+    ]
+    return Result(
+        page.parent,
+        {"bytes": page.stat().st_size, "steps": steps},
+        notes,
+        f"omitted: {', '.join(failed)}" if failed else None,
+        [f"open {page} ({page.stat().st_size / 1e6:.1f} MB)", *(f"{why}\n  {line}" for why, line in next_lines)],
+        content={"page": page, "outcomes": outcomes, "next_lines": next_lines},
+    )

@@ -14,8 +14,9 @@ from annotated_types import Gt, Le
 
 from monai_diffae import __version__
 from monai_diffae.apps.command import command
+from monai_diffae.apps.pages.report import page_result
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, Columns
-from monai_diffae.apps.step_results import StepsResult
 from monai_diffae.errors import ConfigError, counted
 
 if TYPE_CHECKING:
@@ -26,50 +27,6 @@ if TYPE_CHECKING:
 _NUM_MOSAIC, _NUM_EXAMPLES = 8, 4
 _FEW_PATIENTS = 10
 _SLICES = {"bundle": Path("diffae_2d"), "overrides": {"slice_range": [0.2, 0.8], "slice_step": 1}}  # nearly all slices
-
-
-@dataclass(frozen=True)
-class StartResult(StepsResult):
-    """The result of :func:`start`.
-
-    Attributes:
-        folder: holds the model, the results of every step and ``index.html``.
-        outcomes: the commands that were run, with their results; empty: the user did not agree to start.
-        next_lines: what can be done next: an explanation, and the line for a shell.
-    """
-
-    next_lines: Sequence[tuple[str, str]] = ()
-
-    @property
-    def page(self) -> Path:
-        """The page with everything."""
-        return self.folder / "index.html"
-
-    def lines(self) -> Iterator[str]:
-        """The results in short, the page, and what can be done next; if the user did not agree, only that."""
-        if not self.outcomes:
-            yield "not started: nothing was trained"
-            return
-        yield from self.step_lines()
-        yield f"open {self.page}"
-        for explanation, line in self.next_lines:
-            yield f"{explanation}\n  {line}"
-
-    def figures(self) -> dict[str, Any]:
-        """The figures of every step."""
-        return {
-            "folder": str(self.folder),
-            "page": str(self.page),
-            "steps": [
-                {
-                    "command": outcome.step.line,
-                    "seconds": round(outcome.seconds, 1),
-                    "error": outcome.error,
-                    "figures": None if outcome.result is None else outcome.result.json(),
-                }
-                for outcome in self.outcomes
-            ],
-        }
 
 
 @command
@@ -85,7 +42,7 @@ def start(
     columns: Columns = NONE_GIVEN,
     device: str | None = None,
     yes: bool = False,
-) -> StartResult:
+) -> Result:
     r"""Look at scans, train a model for some minutes, and show what it learned: table, probe, neighbors, edits, page.
 
     Everything is done by ordinary commands, which are shown as they run and are listed on the page. The same command
@@ -106,7 +63,7 @@ def start(
         yes: Start without asking; this is also done if nobody can answer, as in a script.
 
     Returns:
-        The folder, and the outcome of each step.
+        The folder, the ``page``, the ``outcomes`` of all steps, and ``next_lines``: what can be done next.
 
     Raises:
         CohortError: no usable scan, or too few.
@@ -128,12 +85,11 @@ def start(
     for line in summary:
         print(line, file=sys.stderr)
     if not yes and sys.stdin.isatty() and not _agreed():
-        return StartResult(out)
+        return Result(notes=["not started: nothing was trained"], content={"outcomes": ()})
     next_lines = hour.run()
-    result = StartResult(out, hour.steps.outcomes, next_lines)
-    title = f"The first hour with {cohort.name}"
-    write_start_page(result.page, title, [*summary, *hour.assess()], hour.steps.with_earlier(), next_lines)
-    return result
+    title, summary = f"The first hour with {cohort.name}", [*summary, *hour.assess()]
+    page = write_start_page(out / "index.html", title, summary, hour.steps.with_earlier(), next_lines)
+    return page_result(page, hour.steps.outcomes, next_lines)
 
 
 def write_start_page(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from monai_diffae.apps.pages.start import FirstHour, start, write_start_page
-from monai_diffae.apps.results import FolderResult
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.steps import Outcome, Step
 from monai_diffae.apps.training import grids, speed
 from monai_diffae.cli import build_app, parse
@@ -83,7 +83,7 @@ def test_a_second_call_does_nothing_again(started, pictures):
     assert "the training in" in page
     assert "z_sem_usage" in page
     assert again.incomplete is None
-    json.dumps(again.figures())
+    json.dumps(again.json())
 
 
 def test_another_duration_or_added_scans_need_another_folder(started, pictures, tmp_path):
@@ -173,8 +173,8 @@ def test_results_come_first_pictures_are_linked_and_names_are_text(tmp_path, pag
     folder, arguments = tmp_path / "what is # here", {"bundle": "m", "cohort": "c", "out": "o"}
     folder.mkdir()
     Image.new("L", (3, 2)).save(folder / "edits.png")
-    prepared = Outcome(Step("Embed", "embed", arguments, True), 1.0, FolderResult(tmp_path))
-    shown = Outcome(Step("Edit", "edit", arguments), 1.0, FolderResult(folder))
+    prepared = Outcome(Step("Embed", "embed", arguments, True), 1.0, Result(tmp_path))
+    shown = Outcome(Step("Edit", "edit", arguments), 1.0, Result(folder))
     page = write_start_page(tmp_path / "index.html", "t", ["about"], [prepared, shown], [("Next:", "monai-diffae x")])
     reader = page_reader(page)
     assert ["open" in each.attributes for each in reader.all("details")] == [True, False]
@@ -190,7 +190,7 @@ def test_results_come_first_pictures_are_linked_and_names_are_text(tmp_path, pag
 def test_warnings_and_steps_of_earlier_calls_are_shown(tmp_path, page_reader):
     before = Outcome(Step("Train", "train", {}, True, typed="monai-diffae train m c"), 400.0)
     warnings = tuple(f"warning {i}" for i in range(9))
-    loud = Outcome(Step("Edit", "edit", {}), 1.0, FolderResult(tmp_path), warnings=warnings)
+    loud = Outcome(Step("Edit", "edit", {}), 1.0, Result(tmp_path), warnings=warnings)
     text = page_reader(write_start_page(tmp_path / "index.html", "t", [], [before, loud], [])).text
     for words in (
         "Train (400 s)",
