@@ -9,7 +9,8 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.pages.start import StartResult, start
+from monai_diffae.apps.pages.start import start
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.training.sample_data import sample_data
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ def demo(
     size: Annotated[int, Ge(8)] = 48,
     minutes: Annotated[float, Gt(0), Le(100_000)] = 10.0,
     device: str | None = None,
-) -> StartResult:
+) -> Result:
     """Make a virtual cohort, train a small model on it, and show what it learned: ``sample-data``, then ``start``.
 
     Nothing is downloaded. The same command resumes after an interruption.
