@@ -117,15 +117,13 @@ class PixelBaselines:
     def _images(self, ids: Sequence[str], out: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The images ``[N, C, *S]`` that the encoder sees, and whether each is available; zeros if not."""
         requested = set(ids)
-        cases = [case for case in self.session.cohort.cases if {case.id, case.file_name} & requested]
+        cases = [case for case in self.session.cohort.cases if case.id in requested]
         if not cases:
             raise CohortError(
                 "pixel_baselines: no case of the table is in the cohort; give the cohort that was embedded"
             )
         read, key = self.session.read(cases, out, "probe_failures.csv"), self.session.encoder_key
-        # tables of earlier versions have the names of files as ids
-        positions = {case.file_name: position for position, case in enumerate(read.cases)}
-        positions |= {case.id: position for position, case in enumerate(read.cases)}
+        positions = {case.id: position for position, case in enumerate(read.cases)}
         first = read.dataset[0][key]
         gib = len(ids) * first.numel() * 4 / 1024**3
         if gib > _LARGE_GIB:
