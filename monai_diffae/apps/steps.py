@@ -13,7 +13,7 @@ from typing import Any
 
 from monai_diffae.apps.command_lines import command_line
 from monai_diffae.apps.commands import COMMANDS
-from monai_diffae.apps.results import CommandResult, checksum_of
+from monai_diffae.apps.result import Result, checksum_of
 from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import OmittableError, find_diffae_error, one_line
 
@@ -58,7 +58,7 @@ class Outcome:
 
     step: Step
     seconds: float
-    result: CommandResult | None = None
+    result: Result | None = None
     error: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -109,12 +109,12 @@ class Steps:
         ]
         return [*earlier, *self.outcomes]
 
-    def _run(self, step: Step) -> CommandResult:
+    def _run(self, step: Step) -> Result:
         logger.info("\n%s\n$ %s", step.title, step.line)
         start = time.monotonic()
         command = next(command for command in COMMANDS if command.name == step.command)
         with _kept_warnings() as warnings:
-            result: CommandResult = command.load()(**step.arguments)
+            result: Result = command.load()(**step.arguments)
         for line in result.lines():
             if not line.startswith("next: "):  # what comes next is the next step
                 logger.info("%s", line)
