@@ -40,7 +40,7 @@ from monai_diffae.apps.training.init import init
 from monai_diffae.apps.training.train import train
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
-from monai_diffae.data.medmnist import medmnist_to_cohort
+from monai_diffae.data.samples import medmnist_to_cohort
 from monai_diffae.errors import DiffAEError
 from monai_diffae.latents.probing import fit_probe, pca_features
 

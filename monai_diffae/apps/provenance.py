@@ -12,16 +12,15 @@ from typing import Any
 
 import pandas as pd
 
-from monai_diffae.apps.result import checksum_of, read_record, record_of
+from monai_diffae.apps.result import read_record, record_of
 from monai_diffae.bundle.config import preprocessing_checksum, preprocessing_config
 from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort
-from monai_diffae.data.contents import scan_contents, scan_states
 from monai_diffae.data.embeddings import has_sampled_rows, read_metadata
-from monai_diffae.data.file_checksums import file_checksum
+from monai_diffae.data.fingerprints import file_checksum, json_digest, scan_contents, scan_states
 from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -188,7 +187,7 @@ def _recorded(path: Path) -> dict[str, Any]:
 
 def scans_record(states: Sequence[str], contents: Sequence[str]) -> dict[str, str]:
     """What a table's record keeps of its scans: one checksum of their files' states, and one of their contents."""
-    return {"state": checksum_of(states), "content": checksum_of(contents)}
+    return {"state": json_digest(states), "content": json_digest(contents)}
 
 
 def content_of_scans(cases: Sequence[Case], tables: Sequence[Path]) -> str:
@@ -197,12 +196,12 @@ def content_of_scans(cases: Sequence[Case], tables: Sequence[Path]) -> str:
     If one of the tables of embeddings was made of these scans and no file has changed since, its record has the
     checksum; else the scans are read.
     """
-    state = checksum_of(scan_states(cases))
+    state = json_digest(scan_states(cases))
     for table in tables:
         recorded = (read_record(record_of(table)) or {}).get("scans", {})
         if recorded.get("state") == state:
             return str(recorded["content"])
-    return checksum_of(scan_contents(cases))
+    return json_digest(scan_contents(cases))
 
 
 def check_scans(table: Path, cases: Sequence[Case], states: Sequence[str]) -> None:
@@ -214,7 +213,7 @@ def check_scans(table: Path, cases: Sequence[Case], states: Sequence[str]) -> No
     record = record_of(table)
     content: dict[str, Any] = read_record(record) or {}
     recorded = content.get("scans", {})
-    if recorded.get("state") == checksum_of(states):
+    if recorded.get("state") == json_digest(states):
         return
     current = scans_record(states, scan_contents(cases))
     if recorded.get("content") != current["content"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_diffae import __version__
-from monai_diffae.errors import ConfigError
+from monai_diffae.data.fingerprints import digest, file_checksum
+from monai_diffae.errors import CohortError, ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +101,10 @@ class Result:
             return None
         from monai_diffae.data.embeddings import read_embeddings, z_columns
 
-        table = read_embeddings(self.path).head()
+        try:
+            table = read_embeddings(self.path).head()
+        except CohortError:  # a table of scans
+            return None
         return table.drop(columns=z_columns(table)[_MOST_SHOWN:])
 
     def _repr_html_(self) -> str:
@@ -179,8 +182,7 @@ def run_once(
         BusyError: another run is writing results into the same folder.
         MachineError: the folder cannot be written.
     """
-    from monai_diffae.data.atomic import disk_errors, remove_abandoned
-    from monai_diffae.data.locks import ProcessLock
+    from monai_diffae.data.atomic import ProcessLock, disk_errors, remove_abandoned
 
     record = record_of(out)
     figures = finished(command, out, results, made_from, overwrite=overwrite)
@@ -300,23 +302,13 @@ def remove_images(folder: Path) -> None:
         image.unlink()
 
 
-def checksum_of(values: Sequence[Any]) -> str:
-    """A SHA-256 of plain values, from which they cannot be read."""
-    text = json.dumps(values, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-
-
 def _hashes(root: Path, results: Sequence[Path]) -> dict[str, str]:
     """The SHA-256 of each file of a result, by a hash of its name, because names may be ids of cases."""
-    from monai_diffae.data.file_checksums import file_checksum
-
     return {key: file_checksum(file) for key, file in _files(root, results)}
 
 
 def _num_missing(root: Path, results: Sequence[Path], hashes: Mapping[str, str]) -> int:
     """The number of a result's files that no longer exist; its folders may also hold files of the user."""
-    from monai_diffae.data.file_checksums import file_checksum
-
     existing = dict(_files(root, results))
     for key in existing.keys() & hashes.keys():
         if file_checksum(existing[key]) != hashes[key]:
@@ -332,7 +324,7 @@ def _files(root: Path, results: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     for path in results:  # hidden files are not results
         for file in [path] if path.is_file() else [file for file in path.rglob("[!.]*") if file.is_file()]:
             name = Path(os.path.relpath(file, root)).as_posix()
-            yield hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:_NAME_DIGITS], file
+            yield digest(name)[:_NAME_DIGITS], file
 
 
 def log_to_open_run(metrics: Mapping[str, float], files: Sequence[Path], folder: str) -> None:

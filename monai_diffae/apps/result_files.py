@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import ConfigError
 
 _NAME_DIGITS = 16
@@ -28,15 +28,11 @@ def result_hashes(root: Path, results: Sequence[Path]) -> dict[str, str]:
         ...     [len(sha256) for sha256 in result_hashes(Path(folder), [Path(folder) / "a.csv"]).values()]
         [64]
     """
-    from monai_diffae.data.file_checksums import file_checksum  # here, since help of commands loads no torch
-
     return {_key(root, file): file_checksum(file) for file in _files(results)}
 
 
 def missing_results(record: Path, results: Sequence[Path], hashes: Mapping[str, Any]) -> int:
     """The number of recorded files of a result that no longer exist; its folders may also hold files of the user."""
-    from monai_diffae.data.file_checksums import file_checksum
-
     if not all(isinstance(value, str) for value in hashes.values()):
         return 0  # the record of an older version, which counted images
     existing = {_key(record.parent, file): file for file in _files(results)}
@@ -59,4 +55,4 @@ def _files(results: Sequence[Path]) -> Iterator[Path]:
 
 def _key(root: Path, file: Path) -> str:
     name = Path(os.path.relpath(file, root)).as_posix()
-    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:_NAME_DIGITS]
+    return digest(name)[:_NAME_DIGITS]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import re
@@ -241,12 +240,6 @@ def versions() -> dict[str, str]:
     return {
         "monai_diffae": __version__, "monai": _installed_version("monai"), "torch": _installed_version("torch")
     }  # fmt: skip
-
-
-def checksum_of(values: Sequence[Any]) -> str:
-    """A SHA-256 of plain values, from which they cannot be read."""
-    text = json.dumps(values, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def remove_images(folder: Path) -> None:

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffae.apps.result import checksum_of
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Sampling
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.code import read_values
@@ -25,11 +24,11 @@ from monai_diffae.bundle.model import ModelCase, TrainedBundle
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort, split_cohort
-from monai_diffae.data.contents import scan_contents
+from monai_diffae.data.cohorts import COLUMN_ROLES, column_names
 from monai_diffae.data.failures import Failure, write_failures
+from monai_diffae.data.fingerprints import json_digest, scan_contents
 from monai_diffae.data.progress import track
 from monai_diffae.data.splits import SplitOrigin
-from monai_diffae.data.tables import COLUMN_ROLES, column_names
 from monai_diffae.errors import CohortError, ScanError, counted
 from monai_diffae.inferers.reconstruction import encode_exactly
 
@@ -170,8 +169,8 @@ class Session:
         """
         made_from = {**made_from_bundle(self.trained, self.run, decodes=decodes), "cohort": self.cohort.fingerprint}
         if cases is not None:
-            made_from["cases"] = checksum_of([case.id for case in cases])
-            made_from["scans"] = checksum_of(scan_contents(cases))
+            made_from["cases"] = json_digest([case.id for case in cases])
+            made_from["scans"] = json_digest(scan_contents(cases))
         return {**made_from, **more}
 
     def warn_if_unlike(self, z_sem: NDArray[np.floating[Any]]) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 from monai_diffae.apps.command_lines import command_line
 from monai_diffae.apps.commands import COMMANDS
-from monai_diffae.apps.result import Result, checksum_of
+from monai_diffae.apps.result import Result
 from monai_diffae.data.atomic import write_json
+from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import OmittableError, find_diffae_error, one_line
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ class Steps:
 
 def _key(step: Step) -> str:
     """What the journal calls a step: a hash, because its line may have paths."""
-    return checksum_of([step.line])[:16]
+    return json_digest([step.line])[:16]
 
 
 @contextmanager

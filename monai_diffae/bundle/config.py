@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import inspect
 import json
 import math
@@ -20,6 +19,7 @@ from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 
 from monai_diffae.bundle.code import ModuleLocator
+from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import ConfigError, MachineError, find_diffae_error, one_line, quoted, shortened
 from monai_diffae.networks.blocks import shown_divisors
 from monai_diffae.policies import Colour, Doubtful, OnBadScan, Uneven
@@ -394,7 +394,7 @@ def preprocessing_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def preprocessing_checksum(preprocessing: Mapping[str, Any]) -> str:
     """SHA-256 of the values of :func:`preprocessing_config`; 1 and 1.0 are the same value."""
     plain = json.loads(json.dumps(preprocessing), parse_int=float)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return json_digest(plain)
 
 
 def build(parser: ConfigParser, key: str, kind: type[_T]) -> _T:

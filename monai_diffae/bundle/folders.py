@@ -47,8 +47,7 @@ from monai_diffae.bundle.model_file import (
     refuse_other_weights,
     write_for_monai,
 )
-from monai_diffae.data.atomic import TEMPORARY, remove_abandoned, temporary_path, write_atomic, write_json
-from monai_diffae.data.locks import ProcessLock
+from monai_diffae.data.atomic import TEMPORARY, ProcessLock, remove_abandoned, temporary_path, write_atomic, write_json
 from monai_diffae.errors import ConfigError, DiffAEError, MachineError, one_line
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import json
 import logging
@@ -33,6 +32,7 @@ from monai_diffae.bundle.model_file import (
     read_model,
     refuse_other_weights,
 )
+from monai_diffae.data.fingerprints import digest
 from monai_diffae.diffusion import Solver
 from monai_diffae.errors import ConfigError, DiffAEError, quoted
 from monai_diffae.inferers import DiffusionAutoencoderInferer, LatentInferer
@@ -125,7 +125,7 @@ def load_untrained(
     check_image_size(network, config["image_size"])
     companions = _companions(model_parser(config), device)
     text = json.dumps([seed, config], sort_keys=True, default=str)
-    return TrainedBundle(root, network, *companions, config, hashlib.sha256(text.encode()).hexdigest(), device)
+    return TrainedBundle(root, network, *companions, config, digest(text), device)
 
 
 def untrained_network(config: Mapping[str, Any], seed: int = 0) -> nn.Module:
@@ -253,10 +253,9 @@ def first_stage_of(model: ModelFile) -> FirstStage:
         raise ConfigError(
             f"{model.name}: the scale of its latents is not measured yet; train it at least to its first validation"
         )
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    network.description = {**model.description, "network_def": definition, "weights_sha256": digest.hexdigest()}
+    weights = sorted(network.state_dict().items())
+    sha256 = digest(*(part for name, tensor in weights for part in (name, tensor.numpy())))
+    network.description = {**model.description, "network_def": definition, "weights_sha256": sha256}
     return network.eval().requires_grad_(False)
 
 

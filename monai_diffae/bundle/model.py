@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +20,7 @@ from monai_diffae.bundle.folders import WriteLock
 from monai_diffae.bundle.layout import ANOMALY, models_folder
 from monai_diffae.bundle.model_file import checksum, read_model, write_model
 from monai_diffae.data.cases import safe_id
+from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.formats.dicom import split_series
 from monai_diffae.data.scans import Scan, scan_suffix
 from monai_diffae.data.slice_cases import slice_indices
@@ -499,5 +498,4 @@ def image_residuals(
 
 def calibrated_model(trained: TrainedBundle) -> dict[str, str]:
     """Checksums of what anomaly maps depend on: the model, and its description with overrides, without solvers."""
-    text = json.dumps(model_config(trained.config, roots=_ANOMALY_ROOTS), sort_keys=True, default=str)
-    return {"model": trained.sha256, "config": hashlib.sha256(text.encode()).hexdigest()}
+    return {"model": trained.sha256, "config": json_digest(model_config(trained.config, roots=_ANOMALY_ROOTS))}

@@ -7,7 +7,6 @@ its description, and the SHA-256 of all of the file but itself. A description ha
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -29,7 +28,7 @@ from monai_diffae.bundle.code import MODEL_TARGETS, Parser, refuse_code
 from monai_diffae.bundle.config import components, references
 from monai_diffae.bundle.layout import MODEL, MODELS, MONAI_MODEL, model_file
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.file_checksums import cached_checksum
+from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.data.tensor_files import save_bytes, save_tensors
 from monai_diffae.errors import ConfigError, ScanError, UnsafeInputError, quoted
 
@@ -137,7 +136,7 @@ def read_model(path: Path, *kinds: str, is_built: bool = True) -> ModelFile:
     _check_plain(entry["description"], path.name)
     if is_built:
         refuse_code([f"the target {quoted(target)}" for target in unknown_targets(entry["description"])], path.name)
-    return ModelFile(path.name, entry["kind"], entry["description"], tensors, hashlib.sha256(content).hexdigest())
+    return ModelFile(path.name, entry["kind"], entry["description"], tensors, digest(content))
 
 
 def checksum(bundle: str | os.PathLike[str]) -> str:
@@ -146,7 +145,7 @@ def checksum(bundle: str | os.PathLike[str]) -> str:
     Raises:
         ConfigError: the bundle is not trained.
     """
-    return cached_checksum(model_file(bundle))
+    return file_checksum(model_file(bundle))
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -215,9 +214,7 @@ def _bytes(path: Path) -> bytes:
 def _digest(entry: Mapping[str, Any], header: Mapping[str, Any], data: bytes | memoryview) -> str:
     """SHA-256 of everything in a file but the SHA-256 itself."""
     plain = {key: entry[key] for key in ("version", "kind", "description")}
-    digest = hashlib.sha256(json.dumps([plain, header], sort_keys=True).encode())
-    digest.update(data)
-    return digest.hexdigest()
+    return digest(json.dumps([plain, header], sort_keys=True), data)
 
 
 def _entry(content: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any], int]:

@@ -1,26 +1,46 @@
-"""Scans, cohorts and splits, from files to arrays. This package does not use networks."""
+"""Scans, cohorts and splits, from files to arrays. This package does not use networks.
+
+The names below are imported when they are first used, so that reading a cohort loads no torch.
+"""
 
 from __future__ import annotations
 
-from monai_diffae.data.cached import CachedCases
-from monai_diffae.data.cases import Case
-from monai_diffae.data.cohort_split import SplitCohort, split_cohort
-from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.embeddings import EmbeddedCases, embeddings_fingerprint, read_embeddings
-from monai_diffae.data.samples import make_virtual_cohort
-from monai_diffae.data.scans import Scan, read_scan, write_scan
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "CachedCases",
-    "Case",
-    "EmbeddedCases",
-    "Scan",
-    "SplitCohort",
-    "embeddings_fingerprint",
-    "make_virtual_cohort",
-    "read_cohort",
-    "read_embeddings",
-    "read_scan",
-    "split_cohort",
-    "write_scan",
-]
+if TYPE_CHECKING:
+    from monai_diffae.data.cached import CachedCases as CachedCases
+    from monai_diffae.data.cases import Case as Case
+    from monai_diffae.data.cohort_split import SplitCohort as SplitCohort
+    from monai_diffae.data.cohort_split import split_cohort as split_cohort
+    from monai_diffae.data.cohorts import read_cohort as read_cohort
+    from monai_diffae.data.embeddings import EmbeddedCases as EmbeddedCases
+    from monai_diffae.data.embeddings import embeddings_fingerprint as embeddings_fingerprint
+    from monai_diffae.data.embeddings import read_embeddings as read_embeddings
+    from monai_diffae.data.samples import make_virtual_cohort as make_virtual_cohort
+    from monai_diffae.data.scans import Scan as Scan
+    from monai_diffae.data.scans import read_scan as read_scan
+    from monai_diffae.data.scans import write_scan as write_scan
+
+_MODULES = {
+    "CachedCases": "cached",
+    "Case": "cases",
+    "EmbeddedCases": "embeddings",
+    "Scan": "scans",
+    "SplitCohort": "cohort_split",
+    "embeddings_fingerprint": "embeddings",
+    "make_virtual_cohort": "samples",
+    "read_cohort": "cohorts",
+    "read_embeddings": "embeddings",
+    "read_scan": "scans",
+    "split_cohort": "cohort_split",
+    "write_scan": "scans",
+}
+
+__all__ = [*_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'monai_diffae.data' has no attribute {name!r}")
+    return getattr(import_module(f"monai_diffae.data.{_MODULES[name]}"), name)

@@ -1,9 +1,8 @@
-"""Write files so that they appear under their own name only when they are complete."""
+"""Write files so that they appear under their own name only when they are complete, and locks between processes."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -17,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock, Timeout
 
-from monai_diffae.errors import MachineError
+from monai_diffae.data.fingerprints import digest
+from monai_diffae.errors import BusyError, MachineError
 
 # A full disk, an exceeded quota, a failing or read-only disk or a forbidden folder is a problem of the machine, not a
 # bug. So is a folder that is a file, or a name that the file system does not accept.
@@ -31,18 +32,13 @@ _MACHINE_ERRORS = {
 TEMPORARY = ".tmp-"
 """The beginning of the names of temporary files and folders."""
 
-_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_HOST = digest(socket.gethostname())[:8]
 _TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-")
 _ABANDONED_AFTER_S = 86400.0
 
 
 def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object]) -> Path:
-    """Write a file so that it is either complete or absent, even if the process is killed.
-
-    ``writer`` writes a hidden temporary file with the same suffix in the same folder. That file is then flushed to the
-    disk and renamed to ``path`` in one step. If anything fails, the temporary file is deleted and an older ``path``
-    stays.
-    """
+    """Write a file so that it is either complete or absent, even if the process is killed."""
     path = Path(path)
     temporary = temporary_path(path.parent, _suffix(path))
     try:
@@ -86,15 +82,7 @@ def _has_ended(name: str) -> bool:
 
 @contextmanager
 def disk_errors(name: str) -> Iterator[None]:
-    """Raise errors of the disk and of its permissions, in writing a file or folder, as errors of the machine.
-
-    Example:
-        >>> with disk_errors("a.txt"):
-        ...     raise OSError(errno.ENOSPC, "")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.MachineError: a.txt: cannot be written (No space left on device); free space or choose ...
-    """
+    """Raise errors of the disk and of its permissions, in writing a file or folder, as errors of the machine."""
     try:
         yield
     except OSError as error:
@@ -121,3 +109,32 @@ def flush(path: Path) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> Path:
     """Write an indented JSON file."""
     return write_atomic(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+class ProcessLock:
+    """A lock that one process at a time can have. The operating system releases it when its process ends."""
+
+    def __init__(self, path: str | os.PathLike[str], busy: str = "", timeout_s: float | None = None) -> None:
+        self.path = Path(path)
+        self._busy = busy
+        self._lock = FileLock(self.path, timeout=-1 if timeout_s is None else timeout_s)
+
+    def acquire(self) -> None:
+        """Take the lock."""
+        with disk_errors(self.path.parent.name):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire()
+            except Timeout as error:
+                raise BusyError(self._busy) from error
+
+    def release(self) -> None:
+        """Give the lock back; does nothing without it."""
+        self._lock.release()
+
+    def __enter__(self) -> ProcessLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.release()

@@ -1,22 +1,27 @@
-"""A dataset that reads and preprocesses every scan once."""
+"""A dataset that reads and preprocesses every scan once, and keeps the images in memory or on disk."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
+import secrets
+import shutil
+import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from monai_diffae.data.array_store import ArrayStore
-from monai_diffae.data.cache_folders import make_cache_folder, remove_abandoned_caches, remove_cache_folder
+from monai_diffae.data.atomic import ProcessLock
 from monai_diffae.data.failures import Failure, SkippedCases
-from monai_diffae.data.fingerprints import Fingerprint, fingerprint
+from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import (
     Arrays,
@@ -26,7 +31,7 @@ from monai_diffae.data.streamed import (
     preprocessed,
     read_hashed_stream,
 )
-from monai_diffae.errors import CohortError, ConfigError, DiffAEError, ScanError
+from monai_diffae.errors import BusyError, CohortError, ConfigError, DiffAEError, MachineError, ScanError
 from monai_diffae.policies import OnBadScan, check_choice
 
 Item = dict[str, Any]
@@ -54,7 +59,6 @@ class CachedCases(Dataset[Item]):
         on_bad_scan: ``"skip"``, or ``"stop"`` to raise the :class:`ScanError` of the first bad scan.
         keys: the entries of the transform's result to keep.
         progress: show a bar on a terminal, or log a line elsewhere.
-        fingerprints: keep a fingerprint of each image while it is read, in :attr:`fingerprints`, to find twins.
 
     Raises:
         CohortError: (on first use) no scan can be used.
@@ -80,7 +84,6 @@ class CachedCases(Dataset[Item]):
         on_bad_scan: OnBadScan = "skip",
         keys: Sequence[str] = ("image",),
         progress: bool = True,
-        fingerprints: bool = False,
     ) -> None:
         if cache not in ("memory", "disk", "none"):
             raise ConfigError(f"cache: '{cache}' is not one of memory, disk, none")
@@ -92,7 +95,6 @@ class CachedCases(Dataset[Item]):
         self.keys, self.progress, self.epoch = tuple(keys), progress, 0
         self.failures: list[Failure] = []
         self.failures_name: str | None = None
-        self.fingerprints: list[Fingerprint] | None = [] if fingerprints else None
         self._contents: list[tuple[str, str]] = []
         self._items: list[Item] | None = None
         self._stores: dict[str, ArrayStore] = {}
@@ -123,8 +125,6 @@ class CachedCases(Dataset[Item]):
             error = result if isinstance(result, Exception) else self._keep(result)
             if error is None:
                 items.append(self.data[index])
-                if self.fingerprints is not None and not isinstance(result, Exception):
-                    self.fingerprints.append(fingerprint(result[self.keys[0]]))
             elif (isinstance(error, DiffAEError) and not isinstance(error, ScanError)) or self.on_bad_scan == "stop":
                 raise error
             else:
@@ -217,10 +217,152 @@ class CachedCases(Dataset[Item]):
 
 def _seed(transform: Any, seed: int, epoch: int, index: int) -> None:
     if hasattr(transform, "set_random_state"):
-        digest = hashlib.sha256(f"{seed}:{epoch}:{index}".encode()).digest()
-        transform.set_random_state(seed=int.from_bytes(digest[:4], "little"))
+        seed_bytes = bytes.fromhex(digest(f"{seed}:{epoch}:{index}"))
+        transform.set_random_state(seed=int.from_bytes(seed_bytes[:4], "little"))
 
 
 @contextlib.contextmanager
 def _no_progress() -> Iterator[Callable[[], None]]:
     yield lambda: None
+
+
+# -- arrays in memory or on disk ---------------------------------------------------------------------------------------
+
+
+class ArrayStore:
+    """Up to ``count`` float32 arrays of one shape, on disk or in memory: first appended, then read by position."""
+
+    def __init__(self, count: int, shape: tuple[int, ...], path: Path | None) -> None:
+        self.shape, self.path, self.filled = shape, path, 0
+        self._array = np.empty((count, *shape), np.float32) if path is None else None
+        # written, not memory-mapped: a full disk then raises an error and does not kill the process
+        self._stream = None if path is None else open(path, "wb")  # noqa: SIM115
+
+    def append(self, array: NDArray[np.float32]) -> None:
+        """Add one array."""
+        if self._array is not None:
+            self._array[self.filled] = array
+        elif self._stream is not None:
+            with _disk_errors():
+                self._stream.write(np.ascontiguousarray(array).tobytes())
+        self.filled += 1
+
+    def close(self) -> None:
+        """Finish appending; call this before reading."""
+        if self._stream is not None:
+            with _disk_errors():
+                self._stream.close()  # it writes what is still in its buffer
+            self._stream = None
+
+    def __getitem__(self, position: int) -> NDArray[np.float32]:
+        """Return a copy of one array."""
+        if self._array is None:
+            if self.path is None:
+                raise RuntimeError("the store has neither an array nor a file")
+            self._array = np.memmap(self.path, np.float32, "r", shape=(self.filled, *self.shape))
+        return np.array(self._array[position])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a spawned worker gets the name of the file, not its contents
+        return {**self.__dict__, "_stream": None, "_array": None if self.path else self._array}
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another disk") from error
+
+
+class Trajectories(Dataset[dict[str, Any]]):
+    """Items ``{"trajectory": (L, C, *S), "z_sem": (Z,), "id": case, "index": position}``, float32."""
+
+    def __init__(self, store: ArrayStore | JoinedStores, z_sem: Tensor, ids: Sequence[str]) -> None:
+        self.store = store
+        self.z_sem = z_sem.cpu()
+        self.ids = list(ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        """Return the item at a position, or at (epoch, position), as a training loader uses it."""
+        position = range(len(self))[index[1] if isinstance(index, tuple) else index]
+        return {
+            "trajectory": torch.from_numpy(self.store[position]), "z_sem": self.z_sem[position],
+            "id": self.ids[position], "index": position,
+        }  # fmt: skip
+
+    def __add__(self, other: Trajectories) -> Trajectories:  # type: ignore[override]
+        """Both sets of trajectories, one after the other."""
+        z_sem = torch.cat([self.z_sem, other.z_sem])
+        return Trajectories(JoinedStores(self.store, other.store), z_sem, [*self.ids, *other.ids])
+
+
+class JoinedStores:
+    """Two stores that are read as one, the first one first."""
+
+    def __init__(self, first: ArrayStore | JoinedStores, second: ArrayStore | JoinedStores) -> None:
+        self.first, self.second = first, second
+
+    @property
+    def filled(self) -> int:
+        """The number of arrays."""
+        return self.first.filled + self.second.filled
+
+    def __getitem__(self, position: int) -> NDArray[np.float32]:
+        """Return a copy of one array."""
+        count = self.first.filled
+        return self.first[position] if position < count else self.second[position - count]
+
+
+# -- folders on disk ---------------------------------------------------------------------------------------------------
+
+_PREFIX, _LOCK = "diffae-cache-", ".lock"
+_held: dict[Path, ProcessLock] = {}  # until the folder is removed; a lock cannot be sent to worker processes
+
+
+def make_cache_folder(parent: str | os.PathLike[str] | None, gib: float) -> Path:
+    """Make a folder for a cache of ``gib`` GiB on a disk with room for it; by default among the temporary files."""
+    try:
+        folder = _locked_folder(parent)
+    except OSError as error:
+        raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another folder") from error
+    free = shutil.disk_usage(folder).free / 1024**3
+    if free < gib:
+        remove_cache_folder(folder, os.getpid())
+        raise MachineError(
+            f"cache_dir: the cache needs {gib:.1f} GiB, but {free:.1f} GiB are free; choose another disk"
+        )
+    return folder
+
+
+def _locked_folder(parent: str | os.PathLike[str] | None) -> Path:
+    root = Path(tempfile.gettempdir() if parent is None else parent)
+    root.mkdir(parents=True, exist_ok=True)
+    hidden = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=root))
+    lock = ProcessLock(hidden / _LOCK)
+    lock.acquire()
+    folder = root / f"{_PREFIX}{secrets.token_hex(4)}"
+    hidden.rename(folder)  # it gets this name only once it is locked
+    _held[folder] = lock
+    return folder
+
+
+def remove_cache_folder(folder: Path, owner: int) -> None:
+    """Remove a cache, unless this is another process than its owner, such as a worker that ends."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock := _held.pop(folder, None):
+            lock.release()
+
+
+def remove_abandoned_caches(parent: str | os.PathLike[str] | None) -> None:
+    """Remove the caches of processes that were killed: they hold the patients' pixels."""
+    for folder in Path(tempfile.gettempdir() if parent is None else parent).glob(f"{_PREFIX}*"):
+        if folder in _held:
+            continue
+        # it may belong to another user, or be in use
+        with contextlib.suppress(OSError, BusyError), ProcessLock(folder / _LOCK, timeout_s=0):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,8 @@
-"""A case: one scan of a cohort with its id, patient, split and labels."""
+"""A case: one scan of a cohort with its id, patient, split and labels; and a row, from which it is made."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
 import re
 import unicodedata
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.errors import CohortError
 from monai_diffae.policies import MISSING_WORDS
@@ -85,37 +85,42 @@ class Case:
         return {**item, "id": self.id}
 
 
-def first_file(images: Mapping[str, Images]) -> Path:
-    """The first file of ``"image"``, which may have one file per channel.
+@dataclass(frozen=True)
+class Row:
+    """One row of a table, or one scan of a folder."""
 
-    Example:
-        >>> first_file({"image": (Path("t1.nii"), Path("t2.nii"))}).name
-        't1.nii'
-    """
+    images: dict[str, Images]
+    id: str | None = None
+    patient: str | None = None
+    split: str | None = None
+    labels: dict[str, Label] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Path:
+        """The first file of ``"image"``."""
+        return first_file(self.images)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of ``"image"``."""
+        image = self.images["image"]
+        return image if isinstance(image, tuple) else (image,)
+
+
+def first_file(images: Mapping[str, Images]) -> Path:
+    """The first file of ``"image"``, which may have one file per channel."""
     image = images["image"]
     return image if isinstance(image, Path) else image[0]
 
 
 def spread_cases(cases: Sequence[Case], limit: int) -> list[Case]:
-    """At most ``limit`` cases, evenly spread over all of them, so that they are of many patients and classes.
-
-    Example:
-        >>> spread_cases("abcdefghij", 4)
-        ['a', 'c', 'f', 'h']
-    """
+    """At most ``limit`` cases, evenly spread over all of them, so that they are of many patients and classes."""
     count = min(limit, len(cases))
     return [cases[i * len(cases) // count] for i in range(count)]
 
 
 def find_cases(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
-    """Find cases by id, or by the name of their files, in the order of the ids, each once.
-
-    Example:
-        >>> find_cases([Case("sub-04", {"image": Path("a.nii")}, "sub-04")], ["sub-4"])
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: cases: the cohort has no 'sub-4'; did you mean 'sub-04'?
-    """
+    """Find cases by id, or by the name of their files, in the order of the ids, each once."""
     by_id = {case.file_name: case for case in cases} | {case.id: case for case in cases}
     for name in ids:
         if name not in by_id:
@@ -145,33 +150,18 @@ def safe_id(text: str) -> str:
 
 
 def safe_file_name(id: str) -> str:
-    """Convert an id to a safe file name without suffix. Unique ids have unique names: one that differs gets a hash.
-
-    Example:
-        >>> safe_file_name("case-1"), safe_file_name("benign (1)"), safe_file_name("x.nii.gz")
-        ('case-1', 'benign_1-eec8c400', 'x-f4936330')
-    """
+    """Convert an id to a safe file name without suffix. Unique ids have unique names: one that differs gets a hash."""
     plain = safe_id(_without_suffix(id))
     return plain if plain == id else f"{plain[: _LONGEST - 9].lstrip('_')}-{_short_hash(id)}"
 
 
 def safe_file_names(ids: Sequence[str]) -> list[str]:
-    """Convert unique ids to unique safe file names without suffix; ids with the same name get a hash.
-
-    Example:
-        >>> safe_file_names(["x.nii.gz", "benign (1)"]), safe_file_names(["x.nii.gz", "x"])
-        (['x', 'benign_1'], ['x-f4936330', 'x-2d711642'])
-    """
+    """Convert unique ids to unique safe file names without suffix; ids with the same name get a hash."""
     return _distinct([safe_id(_without_suffix(id)) for id in ids], ids)
 
 
 def safe_ids(texts: Sequence[str]) -> list[str]:
-    """Convert unique texts to unique safe ids; texts with the same safe id get a hash. The order does not matter.
-
-    Example:
-        >>> safe_ids(["a/b", "a_b", "c"])
-        ['a_b-c14cddc0', 'a_b-648fa9b3', 'c']
-    """
+    """Convert unique texts to unique safe ids; texts with the same safe id get a hash. The order does not matter."""
     return _distinct([safe_id(text) for text in texts], texts)
 
 
@@ -190,9 +180,6 @@ def _distinct(plain: Sequence[str], texts: Sequence[str]) -> list[str]:
 
 def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
     """Convert columns of text to numbers if all their values are numbers; :data:`MISSING_WORDS` become None.
-
-    ``01_02`` stays text, although Python reads it as 102, and so do ``001``, ``01`` and ``1`` in one column, which are
-    different codes. A warning names columns that are text because of decimal commas.
 
     Example:
         >>> as_labels({"age": ["41", ""], "score": ["1", "2.5"], "sex": ["F", "M"]})
@@ -221,4 +208,4 @@ def _as_numbers(cells: list[str]) -> list[Label]:
 
 
 def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return digest(text)[:8]

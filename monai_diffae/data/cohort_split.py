@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffae.data.cases import Case, find_cases
-from monai_diffae.data.cohorts import fingerprint, read_cohort
+from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.failures import Failure, SkippedCases
+from monai_diffae.data.fingerprints import cohort_fingerprint
 from monai_diffae.data.slice_cases import expand_slices
 from monai_diffae.data.slices import Axis
 from monai_diffae.data.splits import assign_splits, check_links
@@ -127,7 +128,7 @@ def split_cohort(
     cases = assign_splits(listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
     check_links(cases, Path(dataset_dir).name)
     is_drawn = any(before.split is None and after.split != "train" for before, after in zip(listed, cases, strict=True))
-    cohort_fingerprint = fingerprint(cases)
+    fingerprint = cohort_fingerprint(cases)
     failures: list[Failure] = []
     num_scans, num_patients = len(cases), len({case.patient for case in cases})
     if spatial_dims == 2:
@@ -144,4 +145,4 @@ def split_cohort(
     selected = f", from volumes with slice_range {list(slice_range)} and slice_step {slice_step}" if selects else ""
     scans, patients = counted(num_scans, "scan"), counted(num_patients, "patient")
     logger.info("%s of %s: %s images%s", scans, patients, counts, selected)
-    return SplitCohort(cases, failures, cohort_fingerprint, is_drawn)
+    return SplitCohort(cases, failures, fingerprint, is_drawn)

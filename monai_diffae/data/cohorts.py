@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
+import csv
+import difflib
+import json
 import logging
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from monai_diffae.data.cases import MISSING_WORDS, Case, Images, safe_file_names, safe_ids
-from monai_diffae.data.failures import Failure, write_failures
-from monai_diffae.data.folders import FolderContent, name_within, search_folder, searched_formats, short_names
-from monai_diffae.data.formats import dicom, nifti
-from monai_diffae.data.scans import may_be_dicom
-from monai_diffae.data.slice_cases import expand_slices
-from monai_diffae.data.splits import SPLITS, assign_splits, check_splits
-from monai_diffae.data.tables import COLUMN_ROLES, Row, check_is_text, read_datalist, read_table
-from monai_diffae.errors import CohortError, ConfigError, quoted
-
-__all__ = ["Case", "Failure", "assign_splits", "expand_slices", "fingerprint", "read_cohort", "write_failures"]
+from monai_diffae.data.cases import MISSING_WORDS, Case, Images, Row, as_labels, safe_file_names, safe_ids
+from monai_diffae.data.folders import FolderContent, name_within, search_folder, short_names
+from monai_diffae.data.formats import dicom
+from monai_diffae.data.formats.scan import warn_once
+from monai_diffae.data.scans import SUFFIXES, may_be_dicom, scan_suffix
+from monai_diffae.data.splits import SPLITS, check_splits
+from monai_diffae.errors import CohortError, ConfigError, quoted, shortened
 
 logger = logging.getLogger(__name__)
 
+COLUMN_ROLES = ("id", "patient", "split")
+"""The standard column names besides the image keys."""
+
+_SECTIONS = ("", "training", "train", "validation", "val", "test", "testing")
+_LONGEST_LIST = 120  # characters of names in a message
+_DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d+)")
 _WHOLE = re.compile(r"\d+\.0+")
 _INSIGNIFICANT = re.compile(r"\s+|(?<!\d)0+(?=\d)")  # spaces and leading zeros
 _BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 
 
 def check_cohort_exists(path: str | os.PathLike[str]) -> None:
-    """Check that there is a cohort at a path, before long work that needs it.
-
-    Example:
-        >>> check_cohort_exists("no_such_folder")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no_such_folder: there is no such folder, table or scan; check the path ...
-    """
+    """Check that there is a cohort at a path, before long work that needs it."""
     folder, _ = dicom.split_series(Path(path))
     if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises if a parent folder is forbidden
         raise CohortError(f"{folder.name}: there is no such folder, table or scan; check the path of the cohort")
@@ -82,26 +80,25 @@ def read_cohort(
         {'age': 41}
     """
     path = Path(path)
-    unknown = sorted(set(columns or {}) - {*image_keys, *COLUMN_ROLES})
-    if unknown:
+    names = {role: role for role in (*image_keys, *COLUMN_ROLES)} | dict(columns or {})
+    if unknown := sorted(set(names) - {*image_keys, *COLUMN_ROLES}):
         roles = ", ".join((*image_keys, *COLUMN_ROLES))
         raise ConfigError(f"columns: {quoted(unknown[0])} is unknown; use one of {roles}")
     pattern = compiled(patient_pattern)
     check_cohort_exists(path)
     folder, uid = dicom.split_series(path)
-    check_is_text(path)
     suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv", ".json"):
-        reader = read_datalist if suffix == ".json" else read_table
-        rows = reader(path, dict(columns or {}), tuple(image_keys))
-        root = _common_folder(path.parent, rows)
+    if folder.is_dir() and uid is None:
+        content = search_folder(path)
+        for line in content.left_out():
+            logger.warning("%s: %s", path.name, line)
+        return cases_in_folder(path, content, pattern)
+    if is_table := suffix in (".csv", ".tsv", ".json", *_EXCEL):
+        read = _read_datalist if suffix == ".json" else _read_table
+        rows = read(path, names, tuple(image_keys), set(columns or {}))
     else:
-        if folder.is_dir() and uid is None:
-            content = search_folder(path)
-            for line in content.left_out():
-                logger.warning("%s: %s", path.name, line)
-            return cases_in_folder(path, content, pattern)
-        rows, root = [Row({"image": path})], folder.parent
+        rows = [Row({"image": path})]
+    root = _common_folder(path.parent, rows) if is_table else folder.parent
     cases = _to_cases(path.name, rows, root, pattern, refuse_leaks=refuse_leaks)
     if refuse_leaks:
         check_splits(cases, path.name)
@@ -109,47 +106,174 @@ def read_cohort(
     return cases
 
 
-def cases_in_folder(folder: Path, content: FolderContent, pattern: re.Pattern[str] | None = None) -> list[Case]:
-    """The scans found in a folder, as cases; ``pattern`` finds the patient in the image's path within the folder."""
-    if not content.scans:
-        reason = next(content.left_out(), f"it was searched for {searched_formats()}")
-        raise CohortError(f"{folder.name}: there are no scans in this folder; {reason}")
-    rows = [Row({"image": scan.path}, patient=scan.patient) for scan in content.scans]
-    return _to_cases(folder.name, rows, folder, pattern)
+# -- tables and datalists ----------------------------------------------------------------------------------------------
+
+_EXCEL = (".xlsx", ".xls", ".xlsm", ".ods")
 
 
-def fingerprint(cases: Sequence[Case]) -> str:
-    """SHA-256 of a cohort's ids, slices, splits and file sizes, in any order; no name can be read from it."""
-    sizes: dict[Path, int] = {}
-    lines = []
-    for case in cases:
-        files = [(key, file) for key in sorted(case.images) for file in _files(case.images[key])]
-        for _, file in files:
-            if file not in sizes:
-                sizes[file] = _size(file)
-        file_sizes = [f"{key}={sizes[file]}" for key, file in files]
-        id_hash = hashlib.sha256(case.file_name.encode()).hexdigest()
-        lines.append(" ".join([id_hash, str(case.slice_index), str(case.split), *file_sizes]))
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+def column_names(path: Path) -> list[str]:
+    """The column names of a CSV or TSV, or the keys of a datalist's entries."""
+    if path.suffix.lower() != ".json":
+        return list(read_columns(path, may_be_empty=True))
+    entries = [entry for _, _, entry in _read_entries(path) if isinstance(entry, dict)]
+    return list(dict.fromkeys(key for entry in entries for key in entry))
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file, of both files of a NIfTI pair, or of all files in a series' folder; -1 if one is missing."""
-    folder, _ = dicom.split_series(path)
+def read_columns(path: Path, *, may_be_empty: bool = False) -> dict[str, list[str]]:
+    """The cells of a CSV (comma or semicolon) or TSV, as text without surrounding spaces, by column."""
+    if path.suffix.lower() in _EXCEL and path.is_file():
+        raise CohortError(f"{path.name}: Excel files are not read; save it as CSV, and give that file")
+    if not path.is_file() or path.suffix.lower() not in (".csv", ".tsv", ".txt"):
+        raise CohortError(f"{path.name}: there is no such CSV or TSV; check the path of the table")
     try:
-        if folder.is_dir():
-            return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
-        return sum(file.stat().st_size for file in {folder, nifti.voxel_file(folder)})
-    except OSError:
-        return -1
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            first_line = stream.readline()
+            stream.seek(0)
+            delimiter = _delimiter(path, first_line)
+            reader = csv.reader(stream, delimiter=delimiter)
+            lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if any(line)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CohortError(f"{path.name}: this is not a table in UTF-8 ({error}); save it as CSV again") from error
+    except OSError as error:
+        raise CohortError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
+    if not lines:
+        raise CohortError(f"{path.name}: the table is empty; it needs a header with a column image, and rows")
+    if len(lines) == 1 and not may_be_empty:
+        raise CohortError(f"{path.name}: the table has no rows; add one row per scan or patient")
+    (_, header), *rows = lines
+    _check_cells(path, header, rows)
+    if delimiter == ";":  # written by a program in whose language 1,5 is a number
+        rows = [(n, [re.sub(rf"^{_DECIMAL_COMMA.pattern}$", r"\1.\2", cell) for cell in row]) for n, row in rows]
+    # The first column may have no name: pandas writes the numbers of the rows so.
+    return {name: [row[i] if i < len(row) else "" for _, row in rows] for i, name in enumerate(header) if name}
 
 
-def compiled(pattern: str | None) -> re.Pattern[str] | None:
-    """Compile ``patient_pattern``."""
+def _check_cells(path: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> None:
+    """Raise an error if two columns have one name or a cell has no column; warn if lines have too few cells."""
+    double = next((name for name, count in Counter(header).items() if name and count > 1), None)
+    if double is not None:
+        raise CohortError(f"{path.name}: two columns are called '{shortened(double, 100)}'; rename one")
+    nameless = [i for i, name in enumerate(header) if i and not name]
+    advice = "put text that contains the separator in quotes"
+    for number, row in rows:
+        if any(row[len(header) :]):
+            wrong = f"line {number} has {len(row)} cells, but there are {len(header)} columns"
+            raise CohortError(f"{path.name}: {wrong}; {advice}")
+        if any(row[i] for i in nameless if i < len(row)):
+            wrong = f"line {number} has a value in a column without a name"
+            raise CohortError(f"{path.name}: {wrong}; name the column, or {advice}")
+    width = max((i + 1 for i, name in enumerate(header) if name), default=0)
+    short = [(number, len(row)) for number, row in rows if len(row) < width]
+    if short:
+        others = f" (and {len(short) - 1} more lines are short)" if len(short) > 1 else ""
+        number, num_cells = short[0]
+        warn_once(
+            path,
+            f"line {number} has {num_cells} cells, but there are {width} columns{others}; the missing cells count as "
+            "empty, so check that the table is complete",
+        )
+
+
+def _delimiter(path: Path, first_line: str) -> str:
+    if path.suffix.lower() == ".tsv" or ("\t" in first_line and "," not in first_line):
+        return "\t"
+    return ";" if ";" in first_line and "," not in first_line else ","
+
+
+def _read_table(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...], explicit: set[str]) -> list[Row]:
+    """The rows of a CSV or TSV; ``explicit`` are the roles whose columns must exist, besides the images."""
+    cells = read_columns(path)
+    for role, name in names.items():
+        if name not in cells and (role in image_keys or role in explicit):
+            raise _missing_column(path, role, name, cells, is_image=role in image_keys)
+    for role in COLUMN_ROLES:
+        similar = next((name for name in cells if name.lower() == role and name not in names.values()), None)
+        if similar is not None and role not in cells:
+            logger.warning(
+                "%s: the column %s is a label; set columns %s=%s if it is not", path.name, similar, role, similar
+            )
+    labels = as_labels({name: column for name, column in cells.items() if name not in names.values()})
+    rows = []
+    for i in range(len(next(iter(cells.values())))):
+        missing = next((names[key] for key in image_keys if not cells[names[key]][i]), None)
+        if missing is not None:
+            raise CohortError(f'{path.name}: row {i + 1} has no file in column "{missing}"; fill it or remove the row')
+        images: dict[str, Images] = {key: path.parent / cells[names[key]][i] for key in image_keys}
+        standard = {role: cells[names[role]][i] or None for role in COLUMN_ROLES if names[role] in cells}
+        rows.append(Row(images, **standard, labels={name: column[i] for name, column in labels.items()}))
+    return rows
+
+
+def _missing_column(path: Path, role: str, name: str, cells: Mapping[str, list[str]], *, is_image: bool) -> CohortError:
+    """The error that a column is missing, with a guess at its name."""
+    guess: str | None = next(iter(difflib.get_close_matches(name, cells, n=1, cutoff=0.0)), "file")
+    if is_image:
+        firsts = {column: path.parent / values[0] for column, values in cells.items() if values[0]}
+        tables = (".csv", ".tsv")
+        guess = next(
+            (c for c, f in firsts.items() if scan_suffix(f) or (f.exists() and f.suffix.lower() not in tables)), None
+        )
+    advice = f"set columns, e.g. {role}={guess} (in a bundle run --columns#{role} {guess})"
+    if guess is None:
+        advice = f"join it to its scans: monai-diffae list-scans FOLDER scans.csv --table {path.name}"
+    start = f'{path.name}: no column "{name}" (has '
+    return CohortError(f"{start}{shortened(', '.join(cells), 197 - len(start) - len(advice))}); {advice}")
+
+
+def _read_datalist(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...], _: set[str]) -> list[Row]:
+    """The rows of a MONAI datalist: lists of entries under ``training``, ``validation``, ``test``, or a single list.
+
+    An entry is a path, or a mapping with ``image``: a path, or a list with one path per channel. Other keys with
+    numbers or text are labels; those with lists or mappings are ignored with a warning.
+    """
+    entries = _read_entries(path)
+    rows = [_entry(path, section, n, entry, names, image_keys) for section, n, entry in entries]
+    mappings = [entry for *_, entry in entries if isinstance(entry, dict)]
+    nested = {key for entry in mappings for key, value in entry.items() if isinstance(value, (list, dict))}
+    if nested := nested.difference(names.values()):
+        logger.warning(
+            "%s: lists and mappings cannot be labels, so these are ignored: %s; give each value a key of its own",
+            path.name, ", ".join(sorted(nested)),
+        )  # fmt: skip
+    return rows
+
+
+def _read_entries(path: Path) -> list[tuple[str, int, Any]]:
+    """Section, number and content of each entry of a datalist."""
     try:
-        return re.compile(pattern) if pattern else None
-    except re.error as error:
-        raise ConfigError(f"patient_pattern: '{pattern}' is not a regular expression ({error})") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CohortError(f"{path.name}: this is not JSON ({error}); repair the file") from error
+    sections = {"": content} if isinstance(content, list) else content
+    if not isinstance(sections, dict):
+        raise CohortError(f"{path.name}: expected a list of entries, or lists under training, validation and test")
+    lists = {section: sections[section] for section in _SECTIONS if isinstance(sections.get(section), list)}
+    entries = [(section, n, entry) for section, each in lists.items() for n, entry in enumerate(each)]
+    if not entries:
+        keys = shortened(", ".join(map(str, sections)) or "nothing", 80)
+        raise CohortError(f"{path.name}: no entries under training, validation or test (has {keys}); add them")
+    return entries
+
+
+def _entry(path: Path, section: str, n: int, entry: Any, names: Mapping[str, str], image_keys: tuple[str, ...]) -> Row:
+    values = {names["image"]: entry} if isinstance(entry, str) else entry if isinstance(entry, dict) else {}
+    images: dict[str, Images] = {}
+    for key in image_keys:
+        value = values.get(names[key])
+        files: list[Any] = value if isinstance(value, list) else [value]
+        if not files or not all(isinstance(f, str) and f for f in files):
+            place = f"{section or 'entry'} {n + 1}"
+            raise CohortError(f'{path.name}: {place} has no "{names[key]}" path; add it, or set columns')
+        images[key] = tuple(path.parent / f for f in files) if isinstance(value, list) else path.parent / files[0]
+    standard = {role: values.get(names[role]) for role in COLUMN_ROLES}
+    # pandas writes NaN for missing values
+    texts = {role: str(value) for role, value in standard.items() if value is not None and value == value}
+    labels = {
+        key: None if str(value).strip() in MISSING_WORDS else value
+        for key, value in values.items()
+        if key not in names.values() and (value is None or isinstance(value, (str, int, float)))
+    }
+    return Row(images, texts.get("id"), texts.get("patient"), texts.get("split", section) or None, labels)
 
 
 def _common_folder(folder: Path, rows: Sequence[Row]) -> Path:
@@ -164,6 +288,39 @@ def _common_folder(folder: Path, rows: Sequence[Row]) -> Path:
         return Path(table_folder)
 
 
+def _check_existence(path: Path, rows: Sequence[Row]) -> None:
+    """Raise an error if all files are missing; a single missing file is a failure of its case."""
+    files = (dicom.split_series(file)[0] for row in rows for file in row.files)
+    if not any(os.path.exists(file) for file in files):  # noqa: PTH110 - as above
+        first = rows[0].first
+        name = first.relative_to(path.parent).as_posix() if first.is_relative_to(path.parent) else first.name
+        short_name = name if len(name) <= 100 else f"...{name[-97:]}"
+        raise CohortError(
+            f"{path.name}: none of its {len(rows)} files exists (first: {short_name}); "
+            "check the paths, which are relative to the table's folder, or use list-scans"
+        )
+
+
+# -- from rows to cases ------------------------------------------------------------------------------------------------
+
+
+def cases_in_folder(folder: Path, content: FolderContent, pattern: re.Pattern[str] | None = None) -> list[Case]:
+    """The scans found in a folder, as cases; ``pattern`` finds the patient in the image's path within the folder."""
+    if not content.scans:
+        searched = f"it was searched for {' '.join(SUFFIXES)} or DICOM without suffix"
+        reason = next(content.left_out(), searched)
+        raise CohortError(f"{folder.name}: there are no scans in this folder; {reason}")
+    return _to_cases(folder.name, content.scans, folder, pattern)
+
+
+def compiled(pattern: str | None) -> re.Pattern[str] | None:
+    """Compile ``patient_pattern``."""
+    try:
+        return re.compile(pattern) if pattern else None
+    except re.error as error:
+        raise ConfigError(f"patient_pattern: '{pattern}' is not a regular expression ({error})") from error
+
+
 def _to_cases(
     source: str, rows: Sequence[Row], root: Path, pattern: re.Pattern[str] | None, *, refuse_leaks: bool = True
 ) -> list[Case]:
@@ -174,10 +331,7 @@ def _to_cases(
     # a.png and a.nii.gz have the same name, and keep their suffixes
     unique_names = [name if counts[name] == 1 else file for name, file in zip(names, files, strict=True)]
     texts = [row.id or name for row, name in zip(rows, unique_names, strict=True)]
-    if refuse_leaks:
-        _check_files(source, rows, texts)
-    _check_ids(source, rows, texts)
-    _warn_of_missing_patients(source, rows)
+    _check_rows(source, rows, texts, refuse_leaks=refuse_leaks)
     file_names = safe_file_names(texts)
     cases = [
         Case(
@@ -186,8 +340,18 @@ def _to_cases(
         )
         for id, name, row, patient in zip(safe_ids(texts), file_names, rows, patients, strict=True)
     ]  # fmt: skip
-    _warn_of_similar_patients(source, cases)
+    _warn_of_patients(source, rows, cases)
     return cases
+
+
+def _patient(row: Row, relative: str, pattern: re.Pattern[str] | None) -> str | None:
+    if pattern is not None and (match := pattern.search(relative)):
+        return next((g for g in match.groups() if g), match[0])
+    if row.patient is not None:
+        return row.patient
+    if match := _BIDS.search(relative):
+        return match[1]
+    return dicom.read_patient(row.first) if may_be_dicom(row.first) else None
 
 
 def unified_patients(patients: Sequence[str | None]) -> list[str | None]:
@@ -206,8 +370,41 @@ def unified_patients(patients: Sequence[str | None]) -> list[str | None]:
     return [whole[name] if whole.get(name) in known else name for name in names]
 
 
-def _warn_of_similar_patients(source: str, cases: Sequence[Case]) -> None:
-    """Warn of patients whose names differ in capitals, spaces or leading zeros only, and may be in different splits."""
+def _split(source: str, id: str, split: str | None) -> str | None:
+    if split is not None and split.lower() not in SPLITS:
+        raise CohortError(f"{source}: case '{id}' has the unknown split '{split[:40]}'; use train, val or test")
+    return None if split is None else SPLITS[split.lower()]
+
+
+def _check_rows(source: str, rows: Sequence[Row], ids: Sequence[str], *, refuse_leaks: bool) -> None:
+    """Raise an error if an id or, with ``refuse_leaks``, a file occurs twice."""
+    by_file: dict[tuple[str, ...], str] = {}
+    for row, id in zip(rows, ids, strict=True) if refuse_leaks else ():
+        files = tuple(os.path.normpath(p) for p in row.files)
+        if files in by_file:
+            raise CohortError(
+                f"{source}: the cases '{by_file[files][:60]}' and '{id[:60]}' have the same file; keep one"
+            )
+        by_file[files] = id
+    unprintable = next((row.id for row in rows if row.id is not None and not row.id.isprintable()), None)
+    if unprintable is not None:
+        raise CohortError(
+            f"{source}: the id {quoted(unprintable)} has a line break or another control character; remove it"
+        )
+    double = next((id for id, count in Counter(ids).items() if count > 1), None)
+    if double is not None:
+        raise CohortError(f"{source}: the id '{double[:60]}' occurs twice; give every case an id of its own")
+
+
+def _warn_of_patients(source: str, rows: Sequence[Row], cases: Sequence[Case]) -> None:
+    """Warn of patients called NA, as R writes missing values, and of those that may be one person in two splits."""
+    counts = Counter(row.patient for row in rows)
+    for word in MISSING_WORDS:
+        if counts[word] > 1:
+            logger.warning(
+                "%s: %d cases have the patient '%s', and count as one patient; leave the cell empty if their patients "
+                "are unknown", source, counts[word], word,
+            )  # fmt: skip
     splits: dict[str, dict[str, str | None]] = {}
     for case in cases:
         if not case.has_own_patient:
@@ -220,72 +417,3 @@ def _warn_of_similar_patients(source: str, cases: Sequence[Case]) -> None:
             "be in different splits; if they are the same person, write the name in one way", source,
             sum(map(len, divided)),
         )  # fmt: skip
-
-
-def _patient(row: Row, relative: str, pattern: re.Pattern[str] | None) -> str | None:
-    if pattern is not None and (match := pattern.search(relative)):
-        return next((g for g in match.groups() if g), match[0])
-    if row.patient is not None:
-        return row.patient
-    if match := _BIDS.search(relative):
-        return match[1]
-    return dicom.read_patient(row.first) if may_be_dicom(row.first) else None
-
-
-def _warn_of_missing_patients(source: str, rows: Sequence[Row]) -> None:
-    """Warn if several patients are called NA or the like, as R writes missing values."""
-    counts = Counter(row.patient for row in rows)
-    for word in MISSING_WORDS:
-        if counts[word] > 1:
-            logger.warning(
-                "%s: %d cases have the patient '%s', and count as one patient; leave the cell empty if their patients "
-                "are unknown", source, counts[word], word,
-            )  # fmt: skip
-
-
-def _split(source: str, id: str, split: str | None) -> str | None:
-    if split is None:
-        return None
-    if split.lower() not in SPLITS:
-        raise CohortError(f"{source}: case '{id}' has the unknown split '{split[:40]}'; use train, val or test")
-    return SPLITS[split.lower()]
-
-
-def _check_ids(source: str, rows: Sequence[Row], ids: Sequence[str]) -> None:
-    earlier_ids: set[str] = set()
-    for row, id in zip(rows, ids, strict=True):
-        if row.id is not None and not row.id.isprintable():
-            raise CohortError(
-                f"{source}: the id {quoted(row.id)} has a line break or another control character; remove it"
-            )
-        if id in earlier_ids:
-            raise CohortError(f"{source}: the id '{id[:60]}' occurs twice; give every case an id of its own")
-        earlier_ids.add(id)
-
-
-def _check_files(source: str, rows: Sequence[Row], ids: Sequence[str]) -> None:
-    by_file: dict[tuple[str, ...], str] = {}
-    for row, id in zip(rows, ids, strict=True):
-        files = tuple(os.path.normpath(p) for p in _files(row.images["image"]))
-        if files in by_file:
-            raise CohortError(
-                f"{source}: the cases '{by_file[files][:60]}' and '{id[:60]}' have the same file; keep one"
-            )
-        by_file[files] = id
-
-
-def _check_existence(path: Path, rows: Sequence[Row]) -> None:
-    """Raise an error if all files are missing; a single missing file is a failure of its case."""
-    files = (dicom.split_series(file)[0] for row in rows for file in _files(row.images["image"]))
-    if not any(os.path.exists(file) for file in files):  # noqa: PTH110 - as above
-        first = rows[0].first
-        name = first.relative_to(path.parent).as_posix() if first.is_relative_to(path.parent) else first.name
-        short_name = name if len(name) <= 100 else f"...{name[-97:]}"
-        raise CohortError(
-            f"{path.name}: none of its {len(rows)} files exists (first: {short_name}); "
-            "check the paths, which are relative to the table's folder, or use list-scans"
-        )
-
-
-def _files(images: Images) -> tuple[Path, ...]:
-    return images if isinstance(images, tuple) else (images,)

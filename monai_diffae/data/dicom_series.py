@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.valuerep import format_number_as_ds
 
 from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.formats.dicom_pixels import is_inverted, lenient, write_dataset
 from monai_diffae.data.formats.dicom_planes import Stack
@@ -193,11 +193,8 @@ def _choose_storage(low: float, high: float, slices: list[Dataset]) -> _Storage:
 
 
 def _series_uid(first: Dataset, description: str, storage: _Storage, pixels: list[Pixels]) -> str:
-    digest = hashlib.sha256(repr(storage).encode())
-    for plane in pixels:
-        digest.update(plane.tobytes())
     return uid.generate_uid(
-        entropy_srcs=["monai_diffae", str(first.SeriesInstanceUID), description, digest.hexdigest()]
+        entropy_srcs=["monai_diffae", str(first.SeriesInstanceUID), description, digest(repr(storage), *pixels)]
     )
 
 

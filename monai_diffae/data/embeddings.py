@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from pyarrow.parquet import read_schema
 from torch.utils.data import Dataset
 
 from monai_diffae.data.cases import MISSING_WORDS, as_labels
+from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.splits import SplitOrigin
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -92,12 +92,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what a table was made with, without its rows: its own metadata (Parquet), or the record beside it (CSV).
-
-    Returns:
-        ``made_from``, ``preprocessing``, ``z_sem_usage``, ``patient_key`` and ``split_origin``, as far as they are
-        known.
-    """
+    """Read what a table was made with, without its rows: its own metadata (Parquet), or the record beside it (CSV)."""
     path = Path(path)
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # another tool may have written the table
         if path.suffix.lower() != ".csv":
@@ -119,12 +114,7 @@ def rows_sample(table: pd.DataFrame) -> str:
 
 
 def has_sampled_rows(path: str | os.PathLike[str], sample: str) -> bool:
-    """Whether the z_sem of a table are those that a sample was taken of, or a part of them, whatever their order.
-
-    Args:
-        path: the table. Other tools may have sorted it, or have added columns and rows.
-        sample: from :func:`rows_sample`.
-    """
+    """Whether the z_sem of a table are those that a sample was taken of, or a part of them, whatever their order."""
     sampled, hashes = set(sample.split()), _row_hashes(read_embeddings(path))
     last = max(sampled) if len(sampled) == _MOST_SAMPLED else "g"  # with fewer, all rows were sampled
     others = [each for each in hashes if each < last and each not in sampled]
@@ -132,7 +122,7 @@ def has_sampled_rows(path: str | os.PathLike[str], sample: str) -> bool:
 
 
 def _row_hashes(table: pd.DataFrame) -> list[str]:
-    return sorted(hashlib.sha256(row.tobytes()).hexdigest()[:12] for row in z_matrix(table).astype("<f4"))
+    return sorted(digest(row)[:12] for row in z_matrix(table).astype("<f4"))
 
 
 def patient_key_name(table: pd.DataFrame) -> str | None:
@@ -153,12 +143,7 @@ def split_origin(table: pd.DataFrame) -> SplitOrigin | None:
 
 
 def z_columns(table: pd.DataFrame) -> list[str]:
-    """The names of the columns with z_sem.
-
-    Example:
-        >>> z_columns(pd.DataFrame(columns=["id", "z_score", "z_000", "z_001"]))
-        ['z_000', 'z_001']
-    """
+    """The names of the columns with z_sem."""
     return [name for name in table.columns if _Z.fullmatch(name)]
 
 
@@ -168,12 +153,7 @@ def std_columns(table: pd.DataFrame) -> list[str]:
 
 
 def label_columns(table: pd.DataFrame) -> list[str]:
-    """The names of the label columns: all that neither hold z_sem nor describe the case, the patch or the map.
-
-    Example:
-        >>> label_columns(pd.DataFrame(columns=["id", "patient", "split", "age", "z_000"]))
-        ['age']
-    """
+    """The names of the label columns: all that neither hold z_sem nor describe the case, the patch or the map."""
     patch_columns = _PATCH_COLUMNS if "patch" in table else ()
     map_columns = MAP_COLUMNS if "thumbnail" in table else ()
     others = {*_CASE_COLUMNS, *patch_columns, *map_columns, *z_columns(table), *std_columns(table)}
@@ -181,15 +161,7 @@ def label_columns(table: pd.DataFrame) -> list[str]:
 
 
 def z_matrix(table: pd.DataFrame) -> NDArray[np.float32]:
-    """The z_sem (N, D) of a table, float32, in the order of its rows.
-
-    Raises:
-        CohortError: values are not finite numbers.
-
-    Example:
-        >>> z_matrix(pd.DataFrame({"id": ["a"], "z_000": [1.0], "z_001": [2.0]}))
-        array([[1., 2.]], dtype=float32)
-    """
+    """The z_sem (N, D) of a table, float32, in the order of its rows."""
     try:
         z = table[z_columns(table)].to_numpy(np.float32)
     except (TypeError, ValueError):
@@ -200,11 +172,7 @@ def z_matrix(table: pd.DataFrame) -> NDArray[np.float32]:
 
 
 def split_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The rows of a split: ``train``, ``val`` or ``test``.
-
-    Raises:
-        CohortError: there is no column ``split``, or no such row.
-    """
+    """The rows of a split: ``train``, ``val`` or ``test``."""
     rows = table[table["split"] == split] if "split" in table else table.iloc[:0]
     if rows.empty:
         raise CohortError(f"the embeddings have no case of the split '{split}'; embed a cohort that has one")
@@ -213,9 +181,7 @@ def split_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
 
 def embeddings_fingerprint(table: pd.DataFrame) -> str:
     """SHA-256 of the z_sem and splits of a table, without ids and labels."""
-    digest = hashlib.sha256(z_matrix(table).astype("<f4").tobytes())
-    digest.update("\n".join(table["split"].astype(str)).encode())
-    return digest.hexdigest()
+    return digest(z_matrix(table).astype("<f4"), "\n".join(table["split"].astype(str)))
 
 
 class EmbeddedCases(Dataset[dict[str, Any]]):
@@ -266,11 +232,7 @@ class EmbeddedCases(Dataset[dict[str, Any]]):
 
 
 def training_rows(embeddings: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read the rows of a table's training cases, or all rows if it has no column ``split``.
-
-    Raises:
-        CohortError: the table cannot be read, or has a column ``split`` but no training case.
-    """
+    """Read the rows of a table's training cases, or all rows if it has no column ``split``."""
     table = read_embeddings(embeddings)
     try:
         return split_rows(table, "train") if "split" in table else table

@@ -23,45 +23,22 @@ _MOST_CLASSES, _MOST_LABELS = 12, 3  # in messages that count by label
 
 @dataclass(frozen=True)
 class Failure:
-    """One case that cannot be used.
+    """One case that cannot be used."""
 
-    Attributes:
-        case_id: the case's id.
-        file: the name of its (first) file, without folders, because these often contain patients' names.
-        reason: one line that says what is wrong and what to do.
-    """
-
-    case_id: str
-    file: str
-    reason: str
+    case_id: str  # the case's id
+    file: str  # the name of its (first) file, without folders, because these often contain patients' names
+    reason: str  # one line that says what is wrong and what to do
 
 
 class SkippedCases:
-    """Logs a warning for each of the first 5 cases that are skipped.
-
-    Consecutive slices of one volume that fail for the same reason are one warning.
-
-    Args:
-        list_name: the name of the file that lists all of them; None: there is none, or it is not known.
-
-    Example:
-        >>> skipped = SkippedCases()
-        >>> skipped.log(Failure("c1", "c1.nii", "c1.nii: the file is empty; copy it again"))
-        >>> skipped.num_warnings
-        1
-    """
+    """Logs a warning for each of the first 5 cases that are skipped."""
 
     def __init__(self, list_name: str | None = None) -> None:
         self.num_warnings, self.list_name = 0, list_name
         self._last: tuple[str, str] | None = None
 
     def log(self, failure: Failure, volume: str | None = None) -> None:
-        """Log that a case is skipped.
-
-        Args:
-            failure: the case, and why.
-            volume: the volume that the case is a slice of; None: it is no slice.
-        """
+        """Log that a case is skipped."""
         this = (failure.case_id if volume is None else volume, failure.reason)
         is_told, self._last = this == self._last, this
         level = logging.DEBUG if is_told or self.num_warnings >= _MOST_WARNINGS else logging.WARNING
@@ -75,20 +52,7 @@ class SkippedCases:
 
 
 def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) -> Path:
-    """Write failures to a CSV with the columns ``case_id, file, reason``; without failures, delete an older one.
-
-    Raises:
-        ConfigError: ``path`` exists and was not written by this function.
-        MachineError: the disk is full, or the folder cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     out = write_failures(Path(folder) / "failures.csv", [Failure("c1", "c1.nii", "c1.nii: empty file")])
-        ...     print(out.read_text().strip())
-        case_id,file,reason
-        c1,c1.nii,c1.nii: empty file
-    """
+    """Write failures to a CSV with the columns ``case_id, file, reason``; without failures, delete an older one."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8") as stream:
@@ -112,12 +76,7 @@ def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) ->
 
 
 def count_failures(path: str | os.PathLike[str]) -> int:
-    """The number of cases in a list of failures; 0 if there is no such list.
-
-    Example:
-        >>> count_failures("no_such_folder/failures.csv")
-        0
-    """
+    """The number of cases in a list of failures; 0 if there is no such list."""
     if not _is_list_of_failures(Path(path)):
         return 0
     with open(path, newline="", encoding="utf-8") as stream:
@@ -125,17 +84,7 @@ def count_failures(path: str | os.PathLike[str]) -> int:
 
 
 def count_by_label(ids: Collection[str], cases: Sequence[Case]) -> str:
-    """How many cases of each class are among some ids, in brackets; empty if there are no ids or no classes.
-
-    Args:
-        ids: the cases that are counted.
-        cases: all cases.
-
-    Example:
-        >>> cases = [Case(str(k), {}, str(k), labels={"sex": "FM"[k % 2], "age": 50.5 + k}) for k in range(9)]
-        >>> count_by_label(["1", "3"], cases)
-        ' (sex: 0 of 5 F, 2 of 4 M)'
-    """
+    """How many cases of each class are among some ids, in brackets; empty if there are no ids or no classes."""
     counted_ids = set(ids)
     if counted_ids.isdisjoint(case.id for case in cases):
         return ""

@@ -1,125 +1,221 @@
-"""Fingerprints of scans, by which identical and nearly identical scans are found."""
+"""Is it the same? SHA-256 of texts, arrays and files, and the state and the content of the files of a scan."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from dataclasses import dataclass
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from scipy.ndimage import map_coordinates, uniform_filter
+if TYPE_CHECKING:  # every command imports this module, so it is light
+    from numpy.typing import NDArray
 
-from monai_diffae.data.formats.scan import Scan
-from monai_diffae.data.slices import to_ras
+    from monai_diffae.data.cases import Case
 
-SIZE = 32  # rows and columns of a thumbnail
-_WINDOW = 9  # pixels of a thumbnail over which its coarse content is averaged
-_FLAT = 1e-6  # least standard deviation of the details, in units of the thumbnail's range
-_STEPS, _LEAST_GAIN = 8, 0.002  # of the alignment
+_NOT_IMAGES = ("id", "slice")  # entries of a case's item
 
-Thumbnail = NDArray[np.float32]
-"""``[P, 32, 32]`` in 0..1: a picture, or the middle planes of a volume across each of its axes."""
+# The suffixes of header files, with those of the files that hold their voxels.
+_PARTNERS = {".hdr": ".img", ".hdr.gz": ".img.gz"}
+# The suffixes of headers that can name the files with their voxels, and the field that does so.
+_ELEMENT_DATA_FILE = re.compile(rb"ElementDataFile\s*[=:]\s*([^\r\n]*)")
+_NAMES_VOXELS = {
+    ".mhd": _ELEMENT_DATA_FILE,
+    ".mha": _ELEMENT_DATA_FILE,
+    ".nrrd": re.compile(rb"(?im)^data ?file\s*:\s*([^\r\n]*)"),
+}
+_LONGEST_HEADER = 1 << 16
 
-_AXIS = np.arange(SIZE, dtype=np.float64)
-_CENTRED = np.stack(np.meshgrid(_AXIS, _AXIS, indexing="ij")) - _AXIS.mean()
-
-
-@dataclass(frozen=True, eq=False)
-class Fingerprint:
-    """What is kept of a scan to compare it with others.
-
-    Attributes:
-        digest: SHA-256 of the voxels and the size.
-        thumbnail: a small version; None if it shows nothing, such as an empty slice.
-    """
-
-    digest: bytes
-    thumbnail: Thumbnail | None
+_SETTLED_NS = 2 * 10**9  # file systems store the time of a change to 2 s or better
+_MOST_CACHED = 16384
+_checksums: dict[tuple[int, ...], str] = {}  # of files, by what changes whenever a file is written or replaced
 
 
-def fingerprint(array: NDArray[np.float32]) -> Fingerprint:
-    """The fingerprint of an image ``[C, H, W]`` or a volume ``[C, X, Y, Z]``.
+def digest(*parts: str | bytes | memoryview | NDArray[Any]) -> str:
+    """SHA-256 of texts (in UTF-8), bytes and arrays (in C order), one after the other, as 64 hexadecimal digits.
 
     Example:
-        >>> image = np.random.default_rng(0).random((1, 50, 40), np.float32)
-        >>> fingerprint(image).digest == fingerprint(image.copy()).digest, fingerprint(image).thumbnail.shape
-        (True, (1, 32, 32))
+        >>> digest("ab", b"c") == digest("abc"), digest("abc")[:8]
+        (True, 'ba7816bf')
     """
-    digest = hashlib.sha256(repr(array.shape).encode())
-    digest.update(np.ascontiguousarray(array, dtype="<f4").data)
-    return Fingerprint(digest.digest(), _thumbnail(array))
+    sha256 = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            sha256.update(part.encode("utf-8", "surrogatepass"))
+        else:
+            sha256.update(part if isinstance(part, (bytes, memoryview)) else part.tobytes())
+    return sha256.hexdigest()
 
 
-def scan_fingerprint(scan: Scan) -> Fingerprint:
-    """The fingerprint of a scan, whatever the order of a volume's voxels in its file."""
-    return fingerprint(scan.array if scan.spatial_dims == 2 else to_ras(scan).array)
+def json_digest(value: Any) -> str:
+    """SHA-256 of plain values, as JSON with sorted keys; other values count as their text."""
+    return digest(json.dumps(value, sort_keys=True, default=str))
 
 
-def details(thumbnail: Thumbnail) -> NDArray[np.float64]:
-    """The fine content ``[P * 32 * 32]`` of a thumbnail, with norm 1: scans of one kind have the coarse one in common.
+def file_checksum(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file; a file that has not changed since the last call is not read again.
 
-    Example:
-        >>> image = np.random.default_rng(0).random((1, 32, 32))
-        >>> bool(np.isclose(details(image) @ details(0.5 * image + 0.2), 1))
-        True
+    A change always updates the file's time of change, which no program can set. That time is only as fine as the file
+    system's clock, so a file that changed within the last two seconds is read at every call.
     """
-    fine = np.stack([plane - uniform_filter(plane, _WINDOW) for plane in thumbnail.astype(np.float64)])
-    fine -= fine.mean()
-    return (fine / max(float(np.linalg.norm(fine)), np.finfo(float).tiny)).ravel()
+    with open(path, "rb") as stream:
+        state = os.fstat(stream.fileno())
+        identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        if identity not in _checksums:
+            sha256 = hashlib.sha256()
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                sha256.update(block)
+            if not 0 <= state.st_ctime_ns < time.time_ns() - _SETTLED_NS:
+                return sha256.hexdigest()
+            if len(_checksums) >= _MOST_CACHED:
+                _checksums.clear()
+            _checksums[identity] = sha256.hexdigest()
+        return _checksums[identity]
 
 
-def aligned_correlation(first: Thumbnail, second: Thumbnail) -> float:
-    """The correlation of two thumbnails' details after a small shift and stretch of one of them, as after a crop.
+def scan_files(file: str | os.PathLike[str]) -> list[Path]:
+    """The files that a scan is read from: the slices of a series, a header with its voxels, or the file itself."""
+    from monai_diffae.data.formats.dicom import list_series, split_series
 
-    The shift and stretch are found by Gauss-Newton steps, for each plane of a volume separately.
+    path, uid = split_series(file)
+    if path.is_dir():
+        with contextlib.suppress(OSError):
+            series = list_series(path)
+            return [slice_ for name in series if uid in (None, name) for slice_ in series[name].files]
+        return []
+    partners = [Path(partner) for partner in _partners(os.fspath(path)) if partner != os.fspath(path)]
+    return [path, *(inner for partner in partners for inner in _regular_files(partner))]
 
-    Example:
-        >>> image = uniform_filter(np.random.default_rng(0).random((40, 40)), 5)
-        >>> shifted = image[None, 1:33, 1:33], image[None, :32, :32]
-        >>> bool(details(shifted[0]) @ details(shifted[1]) < 0.8 < 0.95 < aligned_correlation(*shifted))
-        True
+
+def content_hash(files: Sequence[str | os.PathLike[str]]) -> str:
+    """The SHA-256 of the bytes of a case's files; for a single file, the one that ``sha256sum`` prints.
+
+    Names and times do not count, so a cohort can be copied or moved. A missing or forbidden file counts as an empty
+    text. Right after a scan was read, its files are still in memory, and this costs little. Several files or folders,
+    also as ``folder#series=UID``, are the channels of one image, in order.
     """
-    pairs = list(zip(first, second, strict=True))
-    return float(np.mean([max(_aligned(a, b), _aligned(b, a)) for a, b in pairs]))
+    # the order of the files within a scan says nothing, and a series may be renamed
+    scans = [sorted(_file_hash(inner) for inner in scan_files(file)) for file in files]
+    if len(scans) == 1 and len(scans[0]) == 1:
+        return scans[0][0]
+    return digest("\n".join(" ".join(hashes) for hashes in scans))
 
 
-def _aligned(moving: NDArray[np.float32], fixed: NDArray[np.float32]) -> float:
-    target = details(fixed[None])
-    moved, movement, best = moving, np.zeros((2, 2)), -1.0  # movement: shift and stretch of rows and columns
-    for _ in range(_STEPS):
-        fine = details(moved[None])
-        correlation = float(fine @ target)
-        if correlation < best + _LEAST_GAIN:
-            return max(best, correlation)
-        best = correlation
-        gradients = np.stack(np.gradient(fine.reshape(SIZE, SIZE)))
-        columns = np.concatenate([fine[None], gradients.reshape(2, -1), (_CENTRED * gradients).reshape(2, -1)])
-        amplitude, *steps = np.linalg.lstsq(columns.T, target, rcond=None)[0]
-        if amplitude <= 0:
-            break
-        movement += np.reshape(steps, (2, 2)) / amplitude
-        shift, stretch = movement[..., None, None]
-        moved = map_coordinates(moving, _CENTRED * (1 + stretch) + shift + _AXIS.mean(), order=1, mode="nearest")
-    return best
+def item_hash(item: Mapping[str, Any]) -> str:
+    """The :func:`content_hash` of all images of an item of :class:`Case`; images in memory do not count."""
+    return content_hash(_files(item))
 
 
-def _thumbnail(array: NDArray[np.float32]) -> Thumbnail | None:
-    sizes = array.shape[1:]
-    if len(sizes) == 2:
-        planes = [array]
-    else:
-        planes = [np.take(array, size // 2, axis=1 + axis) for axis, size in enumerate(sizes)]
-    small = np.stack([_small(plane) for plane in planes])
-    low, high = float(small.min()), float(small.max())
-    if not high > low:
-        return None
-    small = (small - low) / (high - low)
-    return small if np.std(small) > _FLAT else None
+def scan_contents(cases: Sequence[Case]) -> list[str]:
+    """The hash of each case's images, see :func:`content_hash`; the files are read."""
+    return [item_hash(case.item()) for case in cases]
 
 
-def _small(plane: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The mean of the channels of ``[C, H, W]``, averaged over 32 x 32 cells."""
-    tensor = torch.from_numpy(np.ascontiguousarray(plane))[None]
-    resized: NDArray[np.float32] = torch.nn.functional.adaptive_avg_pool2d(tensor, SIZE)[0].mean(dim=0).numpy()
-    return resized
+def file_state(files: Sequence[str | os.PathLike[str]]) -> str:
+    """A SHA-256 of the names, sizes and times of a case's files, by which a change is recognised without reading them.
+
+    A folder, such as a DICOM series, counts with the files in it. Folders above the files do not count, so a cohort can
+    be moved. A file that is missing or forbidden has a state of its own, which changes when the file appears. The times
+    at which the system saw a change count, too, which no program can set: an archive may give one size and modification
+    time to all its files. A copy therefore has another state, although its :func:`content_hash` is the same.
+    """
+    # with text, not with Path, which takes ten times as long for the many files of a cohort
+    return digest("\0".join(line for file in files for line in _state_lines(os.fspath(file))))
+
+
+def scan_states(cases: Sequence[Case]) -> list[str]:
+    """The :func:`file_state` of each case; nothing is read."""
+    cached_state = cache(file_state)  # many cases may be slices of a volume
+    return [cached_state(_files(case.item())) for case in cases]
+
+
+def cohort_fingerprint(cases: Sequence[Case]) -> str:
+    """SHA-256 of a cohort's ids, slices, splits and file sizes, in any order; no name can be read from it."""
+    size = cache(_size)
+    lines = []
+    for case in cases:
+        images = sorted(case.images.items())
+        files = [(key, file) for key, image in images for file in (image if isinstance(image, tuple) else (image,))]
+        sizes = [f"{key}={size(file)}" for key, file in files]
+        lines.append(" ".join([digest(case.file_name), str(case.slice_index), str(case.split), *sizes]))
+    return digest("\n".join(sorted(lines)))
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, of both files of a NIfTI pair, or of all files in a series' folder; -1 if one is missing."""
+    from monai_diffae.data.formats.dicom import split_series
+    from monai_diffae.data.formats.nifti import voxel_file
+
+    folder, _ = split_series(path)
+    try:
+        if folder.is_dir():
+            return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
+        return sum(file.stat().st_size for file in {folder, voxel_file(folder)})
+    except OSError:
+        return -1
+
+
+def _files(item: Mapping[str, Any]) -> tuple[str, ...]:
+    images = [value for key, value in sorted(item.items()) if key not in _NOT_IMAGES]
+    files = [file for image in images for file in (image if isinstance(image, (list, tuple)) else [image])]
+    return tuple(os.fspath(file) for file in files if isinstance(file, (str, os.PathLike)))
+
+
+def _file_hash(file: Path) -> str:
+    try:
+        return file_checksum(file)
+    except (OSError, ValueError):  # no file has a name with a null character
+        return ""
+
+
+def _state_lines(file: str) -> Iterator[str]:
+    path = file.rpartition("#series=")[0] or file
+    for name, each in ((file, path), *((partner, partner) for partner in _partners(path))):
+        yield os.path.basename(name)  # noqa: PTH119 - see above
+        try:
+            state = os.stat(each)  # noqa: PTH116 - see above
+            if not stat.S_ISDIR(state.st_mode):
+                yield _state_text(state)
+            else:
+                with os.scandir(each) as entries:
+                    states = [(inner.name, inner.stat()) for inner in entries if inner.is_file()]
+                yield from sorted(f"{entry} {_state_text(state)}" for entry, state in states)
+        except (OSError, ValueError):  # no file has a name with a null character
+            yield "absent"
+
+
+def _state_text(state: os.stat_result) -> str:
+    return f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
+
+
+def _regular_files(path: Path) -> list[Path]:
+    return sorted(inner for inner in path.iterdir() if inner.is_file()) if path.is_dir() else [path]
+
+
+def _partners(path: str) -> Iterator[str]:
+    """The files with the voxels of a header file; the folder that holds them if the header names several or none."""
+    for header, partner in _PARTNERS.items():
+        if path.lower().endswith(header):
+            yield path[: -len(header)] + partner
+    for suffix, pattern in _NAMES_VOXELS.items():
+        if path.lower().endswith(suffix):
+            yield from _detached_voxels(path, pattern)
+
+
+def _detached_voxels(path: str, pattern: re.Pattern[bytes]) -> Iterator[str]:
+    folder, header = os.path.dirname(path), b""  # noqa: PTH120 - see above
+    with contextlib.suppress(OSError, ValueError), open(path, "rb") as stream:
+        header = stream.read(_LONGEST_HEADER)
+    match = pattern.search(header)
+    name = match[1].decode(errors="surrogateescape").strip() if match else "LOCAL"
+    if match is None and path.lower().endswith(".mhd"):
+        name = ""  # its voxels are never in the file itself
+    if name != "LOCAL":  # else the voxels follow the header
+        voxels = os.path.join(folder, name)  # noqa: PTH118 - see above
+        yield voxels if os.path.isfile(voxels) else folder or "."  # noqa: PTH113 - see above

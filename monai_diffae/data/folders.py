@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from monai_diffae.data.cases import Row
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.label_maps import find_label_maps
-from monai_diffae.data.scans import SUFFIXES, scan_suffix
+from monai_diffae.data.scans import scan_suffix
 
 logger = logging.getLogger(__name__)
 
@@ -23,30 +24,14 @@ UNREADABLE_SUFFIXES = frozenset(
 )  # fmt: skip
 """Suffixes of files that may hold images and cannot be read."""
 
-_MAX_SUFFIXES = 3
-
-
-@dataclass(frozen=True)
-class FoundScan:
-    """A scan in a folder: its path, its name within the folder without suffix, and the hash of its DICOM patient."""
-
-    path: Path
-    name: str
-    patient: str | None = None
-
 
 @dataclass(frozen=True)
 class FolderContent:
-    """What a folder holds.
+    """What a folder holds."""
 
-    Attributes:
-        scans: its scans, sorted by name.
-        label_maps: names of the label maps beside them, which are left out.
-        unreadable: the number of image files whose format cannot be read, by suffix.
-    """
-
-    scans: list[FoundScan]
-    label_maps: list[str] = field(default_factory=list)
+    scans: list[Row]  # its scans, sorted by name; of a DICOM file, the patient is a hash
+    label_maps: list[str] = field(default_factory=list)  # names of the label maps beside them, which are left out
+    # the number of image files whose format cannot be read, by suffix
     unreadable: Counter[str] = field(default_factory=Counter)
 
     def left_out(self) -> Iterator[str]:
@@ -54,7 +39,7 @@ class FolderContent:
         if self.label_maps:
             yield f"label maps beside the scans are left out: {len(self.label_maps)}, e.g. {self.label_maps[0]}"
         if self.unreadable:
-            suffixes = ", ".join(f"{count} {suffix}" for suffix, count in self.unreadable.most_common(_MAX_SUFFIXES))
+            suffixes = ", ".join(f"{count} {suffix}" for suffix, count in self.unreadable.most_common(3))
             yield f"files that cannot be read are left out: {suffixes}; convert them to .nii.gz or .png"
 
 
@@ -65,7 +50,7 @@ def search_folder(root: Path) -> FolderContent:
     suffix are included, so that they are reported as failures when they are read. Label maps beside the scans are left
     out, see :func:`~monai_diffae.data.label_maps.find_label_maps`.
     """
-    scans: list[FoundScan] = []
+    scans: list[Row] = []
     unreadable: Counter[str] = Counter()
     visited: set[str] = set()
     for folder, folders, files in os.walk(root, onerror=_warn, followlinks=True):
@@ -76,18 +61,15 @@ def search_folder(root: Path) -> FolderContent:
         visited.add(real_path)
         visible = [Path(folder) / f for f in sorted(files) if not f.startswith(".")]
         unreadable.update(s for p in visible if (s := p.suffix.lower()) in UNREADABLE_SUFFIXES and not scan_suffix(p))
-        non_dicom = [p for p in visible if (s := scan_suffix(p)) and s not in dicom.SUFFIXES]
-        scans += [FoundScan(p, name_within(p, root)) for p in non_dicom]
-        dicom_names = {
-            p.name for p in visible if (not scan_suffix(p) or p.suffix.lower() in dicom.SUFFIXES) and dicom.is_dicom(p)
-        }
+        scans += [Row({"image": p}) for p in visible if (s := scan_suffix(p)) and s not in dicom.SUFFIXES]
+        dicom_names = {p.name for p in visible if scan_suffix(p) in ("", *dicom.SUFFIXES) and dicom.is_dicom(p)}
         if dicom_names:
-            scans += _search_dicom(Path(folder), dicom_names, root)
-    scans.sort(key=lambda scan: (scan.name, str(scan.path)))
-    label_maps = find_label_maps([scan.name for scan in scans])
+            scans += _search_dicom(Path(folder), dicom_names)
+    named = sorted(((name_within(scan.first, root), scan) for scan in scans), key=lambda n: (n[0], str(n[1].first)))
+    label_maps = find_label_maps([name for name, _ in named])
     return FolderContent(
-        [scan for scan in scans if scan.name not in label_maps],
-        [Path(os.path.relpath(scan.path, root)).as_posix() for scan in scans if scan.name in label_maps],
+        [scan for name, scan in named if name not in label_maps],
+        [Path(os.path.relpath(scan.first, root)).as_posix() for name, scan in named if name in label_maps],
         unreadable,
     )
 
@@ -120,22 +102,17 @@ def short_names(names: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else list(names)
 
 
-def _search_dicom(folder: Path, names: set[str], root: Path) -> Iterator[FoundScan]:
+def _search_dicom(folder: Path, names: set[str]) -> Iterator[Row]:
     series = dicom.list_series(folder)
     for uid, s in series.items():
         if len(s.files) > 1 and s.modality not in dicom.PROJECTIONS:
             path = folder if len(series) == 1 else Path(f"{folder}{dicom.SERIES}{uid}")
-            yield FoundScan(path, name_within(path, root), s.patient)
+            yield Row({"image": path}, patient=s.patient)
         else:
-            yield from (FoundScan(folder / Path(f).name, name_within(Path(f), root), s.patient) for f in s.files)
+            yield from (Row({"image": folder / Path(f).name}, patient=s.patient) for f in s.files)
     unreadable = names.difference(Path(f).name for s in series.values() for f in s.files)
-    yield from (FoundScan(folder / f, name_within(folder / f, root)) for f in sorted(unreadable))
+    yield from (Row({"image": folder / f}) for f in sorted(unreadable))
 
 
 def _warn(error: OSError) -> None:
     logger.warning("%s: this folder is skipped (%s)", Path(error.filename or "").name, error.strerror)
-
-
-def searched_formats() -> str:
-    """The formats that a search finds, for messages."""
-    return f"{' '.join(SUFFIXES)} or DICOM without suffix"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import secrets
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkstemp
 
+from monai_diffae.data.cases import Case
+from monai_diffae.data.fingerprints import digest
+from monai_diffae.data.formats.dicom import read_patient
+from monai_diffae.data.scans import may_be_dicom
 from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.policies import Ids
 
 KEY_FILE = ".patient_key"
 """The file with the key, in the folder of the tables that it was used for. It must not be published with them."""
@@ -25,15 +30,10 @@ class PatientKey:
     @property
     def name(self) -> str:
         """Eight digits that tell keys apart and do not reveal them; tables record them."""
-        return hashlib.sha256(f"monai_diffae:key:{self.secret}".encode()).hexdigest()[:8]
+        return digest(f"monai_diffae:key:{self.secret}")[:8]
 
     def hash(self, patient: str) -> str:
-        """The first 16 hexadecimal digits of the HMAC-SHA-256 of a patient: the same for all cases of a patient.
-
-        Example:
-            >>> PatientKey("ab").hash("sub-01") == PatientKey("ab").hash("sub-01"), PatientKey("cd").hash("sub-01")
-            (True, '89970eb52baacfbd')
-        """
+        """The first 16 hexadecimal digits of the HMAC-SHA-256 of a patient: the same for all cases of a patient."""
         message = patient.encode("utf-8", "surrogatepass")
         return hmac.new(self.secret.encode(), message, "sha256").hexdigest()[:16]
 
@@ -92,3 +92,26 @@ def _read(file: Path) -> PatientKey:
 
 def _new_secret() -> str:
     return secrets.token_hex(16)
+
+
+def with_hashes(cases: Sequence[Case], folder: Path, ids: Ids = "names") -> list[Case]:
+    """The cases with hashes for DICOM's PatientIDs or, if ``ids`` is ``"hashed"``, for all ids and patients."""
+    if ids == "hashed":
+        key = folder_key(folder)
+        hashes = [f"case-{key.hash(case.id)}" for case in cases]
+        return [
+            replace(case, id=id, file_name="", patient=id if case.has_own_patient else key.hash(case.patient))
+            for case, id in zip(cases, hashes, strict=True)
+        ]
+    has_patient_id = [_is_known_by_patient_id(case) for case in cases]
+    if not any(has_patient_id):
+        return list(cases)
+    key = folder_key(folder)
+    return [
+        replace(case, patient=key.hash(case.patient)) if is_patient_id else case
+        for case, is_patient_id in zip(cases, has_patient_id, strict=True)
+    ]
+
+
+def _is_known_by_patient_id(case: Case) -> bool:
+    return may_be_dicom(case.first_file) and case.patient == read_patient(case.first_file)

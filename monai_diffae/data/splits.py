@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from monai_diffae.data.cases import Case
+from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.formats import dicom
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -33,11 +33,6 @@ def assign_splits(
     files nor on other patients. Existing splits are kept. If there is no ``val`` among them, it is drawn from ``train``
     and from patients without a split. ``test`` is drawn from patients without a split only, and only if there is no
     ``test`` among the existing splits. Of two or more patients, ``val`` has at least one unless ``val_fraction`` is 0.
-
-    Example:
-        >>> cases = [Case(f"c{i}", {}, patient=f"p{i // 2}") for i in range(8)]
-        >>> [case.split for case in assign_splits(cases, val_fraction=0.25, test_fraction=0.25)]
-        ['test', 'test', 'train', 'train', 'val', 'val', 'train', 'train']
     """
     if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
         raise ConfigError(
@@ -57,13 +52,7 @@ def assign_splits(
 
 
 def patients_in_two_splits(cases: Sequence[Case]) -> list[list[Case]]:
-    """The cases of each patient that is in several splits. Cases without a split do not count.
-
-    Example:
-        >>> cases = [Case("a", {}, "p", "train"), Case("b", {}, "p", "test"), Case("c", {}, "q", "test")]
-        >>> [[case.id for case in group] for group in patients_in_two_splits(cases)]
-        [['a', 'b']]
-    """
+    """The cases of each patient that is in several splits. Cases without a split do not count."""
     groups: dict[str, list[Case]] = {}
     for case in cases:
         if case.split is not None:
@@ -72,10 +61,7 @@ def patients_in_two_splits(cases: Sequence[Case]) -> list[list[Case]]:
 
 
 def files_in_two_splits(cases: Sequence[Case]) -> list[list[Case]]:
-    """The cases of each file that is in several splits, by its path or by a symbolic or hard link.
-
-    Cases without a split do not count, nor do missing files, which fail when they are read.
-    """
+    """The cases of each file that is in several splits, by its path or by a symbolic or hard link."""
     groups: dict[object, list[Case]] = {}
     for case in cases:
         if case.split is not None and (file := _identity(case.first_file)) is not None:
@@ -84,13 +70,7 @@ def files_in_two_splits(cases: Sequence[Case]) -> list[list[Case]]:
 
 
 def cases_of_one_file(cases: Sequence[Case]) -> list[list[Case]]:
-    """The cases of each file that several cases have, by its path.
-
-    Example:
-        >>> cases = [Case(str(n), {"image": Path(file)}, "p") for n, file in enumerate(("a.nii", "b.nii", "a.nii"))]
-        >>> [[case.id for case in group] for group in cases_of_one_file(cases)]
-        [['0', '2']]
-    """
+    """The cases of each file that several cases have, by its path."""
     groups: dict[object, list[Case]] = {}
     for case in cases:
         groups.setdefault(case.images["image"], []).append(case)
@@ -133,4 +113,4 @@ def _identity(file: Path) -> tuple[int, int] | str | None:
 
 
 def _rank(seed: int, patient: str) -> str:
-    return hashlib.sha256(f"{seed}:{patient}".encode("utf-8", "surrogatepass")).hexdigest()
+    return digest(f"{seed}:{patient}")

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from monai_diffae.data.contents import item_hash
 from monai_diffae.data.failures import Failure, SkippedCases
-from monai_diffae.data.workers import leave_signals_to_parent, worker_errors
-from monai_diffae.errors import ScanError, find_diffae_error, one_line
+from monai_diffae.data.fingerprints import item_hash
+from monai_diffae.errors import MachineError, ScanError, find_diffae_error, one_line
 
 Arrays = dict[str, NDArray[np.float32]]
 """The images ``[C, *S]`` of one item, by key."""
@@ -32,13 +37,8 @@ def read_stream(
     Worker processes read ahead while the caller uses the images. With 0 workers, this process reads. ``ahead`` items
     are read ahead in total, at least 2 per worker. A caller that collects batches needs a whole batch, or the workers
     wait while it processes one.
-
-    Example:
-        >>> read = lambda item: {"image": torch.full((1, 2, 2), item["image"])}
-        >>> [arrays["image"].shape for arrays in read_stream([{"image": 1.0}, {"image": 2.0}], read, ("image",))]
-        [(1, 2, 2), (1, 2, 2)]
     """
-    yield from in_order(_PreprocessedItems(data, transform, keys), workers, ahead)
+    yield from in_order(data, partial(_preprocessed_or_error, transform, keys), workers, ahead)
 
 
 def read_hashed_stream(
@@ -48,11 +48,53 @@ def read_hashed_stream(
     workers: int = 0,
     ahead: int = 2,
 ) -> Iterator[tuple[Arrays | Exception, str]]:
-    """Yield what :func:`read_stream` does, each with the hash of the item's files, also of files that cannot be used.
+    """Yield what :func:`read_stream` does, each with the hash of the item's files, also of bad items."""
+    yield from in_order(data, partial(_with_hash, transform, keys), workers, ahead)
 
-    The files are hashed right after they were read, while they are still in memory.
-    """
-    yield from in_order(_HashedItems(data, transform, keys), workers, ahead)
+
+def in_order(items: Sequence[Any], function: Callable[[Any], Any], workers: int, ahead: int = 2) -> Iterator[Any]:
+    """Yield a function of each item, in order, with workers that compute ahead, see :func:`read_stream`."""
+    loader = DataLoader(
+        _Mapped(items, function), batch_size=None, num_workers=workers, collate_fn=_identity,
+        prefetch_factor=max(2, -(-ahead // workers)) if workers else None, worker_init_fn=leave_signals_to_parent,
+    )  # fmt: skip
+    with worker_errors():
+        yield from loader
+
+
+@dataclass(frozen=True)
+class _Mapped(Dataset[Any]):
+    items: Sequence[Any]
+    function: Callable[[Any], Any]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.function(self.items[index])
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+def _preprocessed_or_error(
+    transform: Callable[[Any], Any], keys: tuple[str, ...], item: Mapping[str, Any]
+) -> Arrays | Exception:
+    """The images, or the error as a value: an exception in a worker would arrive as a traceback and end all."""
+    try:
+        return preprocessed(transform, item, keys)
+    except Exception as error:
+        return find_diffae_error(error) or ScanError(
+            f"the preprocessing fails ({one_line(error)[:200]}); omit this case, or check the preprocessing"
+        )
+
+
+def _with_hash(
+    transform: Callable[[Any], Any], keys: tuple[str, ...], item: Mapping[str, Any]
+) -> tuple[Arrays | Exception, str]:
+    # in this order, as the files are still in memory after they were read
+    return _preprocessed_or_error(transform, keys, item), item_hash(item)
 
 
 def preprocessed(transform: Callable[[Any], Any], item: Mapping[str, Any], keys: tuple[str, ...]) -> Arrays:
@@ -87,46 +129,43 @@ def log_failure(item: Mapping[str, Any], index: int, key: str, error: Exception,
     return failure
 
 
-def in_order(dataset: Dataset[Any], workers: int, ahead: int = 2) -> Iterator[Any]:
-    """Yield the items of a dataset in order, with workers that read ahead, see :func:`read_stream`."""
-    loader = DataLoader(
-        dataset, batch_size=None, num_workers=workers, collate_fn=_identity,
-        prefetch_factor=max(2, -(-ahead // workers)) if workers else None, worker_init_fn=leave_signals_to_parent,
-    )  # fmt: skip
-    with worker_errors():
-        yield from loader
+# -- worker processes --------------------------------------------------------------------------------------------------
 
 
-class _PreprocessedItems(Dataset[Any]):
-    """Preprocessed items, with errors as values: an exception in a worker would arrive as a traceback and end all."""
+def leave_signals_to_parent(_worker: int = 0) -> None:
+    """Make a worker process ignore Ctrl-C, and SIGTERM unless its parent sends it: a ``worker_init_fn``.
 
-    def __init__(
-        self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any], keys: tuple[str, ...]
-    ) -> None:
-        self.data, self.transform, self.keys = data, transform, keys
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._result(index)
-
-    def _result(self, index: int) -> Arrays | Exception:
-        try:
-            return preprocessed(self.transform, self.data[index], self.keys)
-        except Exception as error:
-            known = find_diffae_error(error)
-            return known or ScanError(
-                f"the preprocessing fails ({one_line(error)[:200]}); omit this case, or check the preprocessing"
-            )
+    Slurm, systemd and containers signal all processes of a job. A worker that ended then would take the training down
+    before it has saved its last steps; the parent ends its workers itself.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS and Windows do not tell who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
 
 
-class _HashedItems(_PreprocessedItems):
-    """Preprocessed items, each with the hash of its files."""
+def _obey_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
-    def __getitem__(self, index: int) -> Any:
-        return self._result(index), item_hash(self.data[index])
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Raise the death of a worker process as an error of the machine."""
+    try:
+        yield
+    except RuntimeError as error:
+        if dead := dead_worker(error):
+            raise dead from error
+        raise
 
 
-def _identity(value: Any) -> Any:
-    return value
+def dead_worker(error: BaseException) -> MachineError | None:
+    """The error of the machine, if torch says that a worker process died; else None."""
+    if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")):
+        return None
+    return MachineError(
+        "a worker process that reads scans was killed, usually because memory ran out; use fewer workers, then the "
+        "same command resumes"
+    )

@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from monai_diffae.data.workers import leave_signals_to_parent
+from monai_diffae.data.streamed import leave_signals_to_parent
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.engines.device_settings import DeviceSettings

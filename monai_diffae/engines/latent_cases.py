@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from contextlib import suppress
@@ -14,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.atomic import ProcessLock, write_atomic
 from monai_diffae.data.cached import CachedCases
-from monai_diffae.data.locks import ProcessLock
+from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.streamed import Arrays
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.networks import FirstStage
@@ -76,8 +75,8 @@ class LatentCases(CachedCases):
 
     def _encoded(self, image: NDArray[np.float32], first_stage: FirstStage) -> NDArray[np.float32]:
         """The latents (C', *S / f) of an image (C, *S), read if they are saved."""
-        digest = hashlib.sha256(self._weights + str(image.shape).encode() + image.tobytes()).hexdigest()
-        file = self._folder / f"{digest}.f32"
+        name = digest(self._weights, str(image.shape), image)
+        file = self._folder / f"{name}.f32"
         shape = first_stage.latent_shape(image.shape)
         with ProcessLock(self._folder / ".lock"):  # others wait, then read this file and encode another one
             with suppress(FileNotFoundError):  # another training with this folder may delete it at any time
@@ -90,9 +89,7 @@ class LatentCases(CachedCases):
         return latents
 
     @cached_property
-    def _weights(self) -> bytes:
+    def _weights(self) -> str:
         """A hash of the first stage's weights, the scale of its latents included."""
-        digest = hashlib.sha256()
-        for value in self.first_stage.state_dict().values() if self.first_stage is not None else ():
-            digest.update(value.cpu().contiguous().numpy().tobytes())
-        return digest.digest()
+        weights = self.first_stage.state_dict().values() if self.first_stage is not None else ()
+        return digest(*(value.cpu().contiguous().numpy() for value in weights))

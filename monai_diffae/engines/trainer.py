@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from monai_diffae.data.workers import dead_worker
+from monai_diffae.data.streamed import dead_worker
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.batches import StepBatchSampler
 from monai_diffae.engines.device_settings import DeviceSettings

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from monai_diffae.apps.command_lines import command_line
-from monai_diffae.apps.result import checksum_of
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.apps.synthesis.combine import Combination, Mixture, Moves
+from monai_diffae.data.fingerprints import json_digest
 
 Strength = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
@@ -70,7 +70,7 @@ class Caller:
             "detail": None if detail == "model" else detail,
             "columns": dict(self.reading.columns), **self._decoding(),
         }  # fmt: skip
-        return _both("combine", {**arguments, "out": f"combined/{checksum_of([arguments])[:8]}"})
+        return _both("combine", {**arguments, "out": f"combined/{json_digest([arguments])[:8]}"})
 
     def generate(self, count: int, seed: int) -> tuple[str, str]:
         """The same for images of the latent DDIM."""

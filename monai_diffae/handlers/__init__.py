@@ -7,7 +7,7 @@ from monai_diffae.handlers.logged_model import log_bundle
 from monai_diffae.handlers.mlflow import MLflowTracking, default_tracking_uri
 from monai_diffae.handlers.pictures import FirstStagePictures, ReconstructionPictures
 from monai_diffae.handlers.progress import RunningStatistics, TrainingCurves, TrainingProgress
-from monai_diffae.handlers.scans import BadScans, LatentRemover, LatentScale, TwinScans
+from monai_diffae.handlers.scans import BadScans, LatentRemover, LatentScale
 from monai_diffae.handlers.validation import Validation, ZSemProbes
 from monai_diffae.handlers.weights import EMA
 
@@ -23,7 +23,6 @@ __all__ = [
     "RunningStatistics",
     "TrainingCurves",
     "TrainingProgress",
-    "TwinScans",
     "Validation",
     "ZSemProbes",
     "check_resumes",

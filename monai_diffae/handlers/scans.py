@@ -12,8 +12,7 @@ from monai.engines import Workflow
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure, count_by_label, write_failures
-from monai_diffae.data.twin_reports import report_twins
-from monai_diffae.data.twins import find_twins
+from monai_diffae.data.inspection.twins import find_identical, report_twins
 from monai_diffae.engines.latent_cases import LatentCases
 from monai_diffae.engines.precision import autocast
 from monai_diffae.engines.trainer import ResumableTrainer, TrainingEvents
@@ -26,12 +25,15 @@ logger = logging.getLogger(__name__)
 class BadScans:
     """Ignite handler: before an engine runs, read all scans and list those that cannot be used in ``failures.csv``.
 
+    Warnings name identical files in training and validation, and those with different labels. Training is not refused,
+    as labels play no part in it, and a training that was begun must be able to resume.
+
     Args:
         directory: the run's folder.
         datasets: the data sets whose scans are read.
         failures: failures from listing the cohort.
         enabled: False on ranks other than 0.
-        cases: the cohort, with the labels by which the failures are counted.
+        cases: the cohort, with splits and labels.
     """
 
     def __init__(
@@ -65,37 +67,9 @@ class BadScans:
             by_label = count_by_label([f.case_id for f in failures], [case for case in self.cases if case.id in read])
             count, name = counted(len(failures), "case"), self.path.name
             logger.warning("%s cannot be used%s; %s lists them with the reasons", count, by_label, name)
-
-
-class TwinScans:
-    """Ignite handler: before a training, warn of twins of different patients.
-
-    Twins of training and validation make the validation too optimistic, but training is not refused: labels play no
-    part in it, near twins may be a false alarm, and a training that was begun must be able to resume.
-
-    Args:
-        cases: the cohort, with splits and labels.
-        datasets: the data sets whose images are compared; those that keep no fingerprints are not.
-        enabled: False on ranks other than 0.
-    """
-
-    def __init__(self, cases: Sequence[Case], datasets: Sequence[CachedCases], enabled: bool = True) -> None:
-        self.cases = {case.id: case for case in cases}
-        self.datasets = list(datasets)
-        self.enabled = enabled
-
-    def attach(self, engine: Workflow) -> None:
-        """Register with a trainer."""
-        if self.enabled:
-            engine.add_event_handler(TrainingEvents.BEFORE_RUN, self)
-
-    def __call__(self) -> None:
-        """Compare all images, and log a warning for twins in different splits and with different labels."""
-        kept = [dataset.prepare() for dataset in self.datasets if dataset.fingerprints is not None]
-        fingerprints = [each for dataset in kept for each in dataset.fingerprints or ()]
-        cases = [self.cases[str(item["id"])] for dataset in kept for item in dataset.items]
-        groups = find_twins(fingerprints, [case.patient for case in cases])
-        for line in report_twins(cases, groups).problems():
+        contents = dict(content for dataset in self.datasets for content in dataset.contents)
+        groups = find_identical(self.cases, [contents.get(case.id, "") for case in self.cases])
+        for line in report_twins(self.cases, groups).problems():
             logger.warning("%s", line)
 
 

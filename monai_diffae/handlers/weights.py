@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from monai_diffae.data.fingerprints import digest
 from monai_diffae.engines.trainer import TrainingEvents
 
 
@@ -97,10 +97,9 @@ class WeightMonitor:
         return [weight._version for weight in self._network.parameters()]
 
     def _current_checksum(self) -> str:
-        digest = hashlib.sha256()
-        for weight in self._network.parameters():  # in the order of their indices, whatever the memory format is
-            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        weights = (weight.detach().cpu() for weight in self._network.parameters())
+        # in the order of their indices, whatever the memory format is
+        return digest(*(weight.contiguous().reshape(-1).view(torch.uint8).numpy() for weight in weights))
 
 
 def _leave_memory_of(network: nn.Module, given: Mapping[str, Tensor], prefix: str, *_: object) -> None:

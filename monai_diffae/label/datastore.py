@@ -16,7 +16,7 @@ from typing import Any
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore
 
-from monai_diffae.data.folders import search_folder
+from monai_diffae.data.folders import name_within, search_folder
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.scans import SUFFIXES
 from monai_diffae.errors import ConfigError, DiffAEError, one_line
@@ -218,7 +218,8 @@ class FolderDatastore(CheckedIds, LocalDatastore):
     def _search(self) -> None:
         """Find the scans of the folder."""
         root, labels = Path(self._datastore.image_path()), f"{self._datastore.labels_dir}/"
-        found = [(scan.name.replace("/", "_"), os.path.relpath(scan.path, root)) for scan in search_folder(root).scans]
+        files = [scan.first for scan in search_folder(root).scans]
+        found = [(name_within(file, root).replace("/", "_"), os.path.relpath(file, root)) for file in files]
         scans = [(id, path) for id, path in found if not path.startswith(labels)]
         self._scans = dict(reversed(scans))
         self._nested = {path: id for id, path in scans if path == "." or "/" in path or dicom.SERIES in path}

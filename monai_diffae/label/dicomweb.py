@@ -21,7 +21,7 @@ from monailabel.datastore.local import LocalDatastore
 from monailabel.datastore.utils.convert import dicom_to_nifti
 from monailabel.datastore.utils.dicom import dicom_web_download_series
 
-from monai_diffae.data.locks import ProcessLock
+from monai_diffae.data.atomic import ProcessLock
 from monai_diffae.data.scans import Scan, read_scan
 from monai_diffae.errors import ConfigError, MachineError, ScanError
 from monai_diffae.label.datastore import CheckedIds

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.data.atomic import write_json
-from monai_diffae.data.locks import ProcessLock
+from monai_diffae.data.atomic import ProcessLock, write_json
 from monai_diffae.errors import BusyError
 
 IS_RUNNING = "train: a training is running; wait for it, or stop it with DELETE /train/"

@@ -16,7 +16,7 @@ from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
-from monai_diffae.data.file_states import file_state
+from monai_diffae.data.fingerprints import file_state
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import problem
 from monai_diffae.data.scan_checks import check_colour, scan_of_array
@@ -135,7 +135,7 @@ class ReadScand(MapTransform):
         if all(isinstance(image, (str, os.PathLike)) for image in images):
             paths = tuple(map(str, images))
             policies = {**self._policies(num_channels), "uneven": self.uneven, "doubtful": self.doubtful}
-            return _read_volume(paths, file_state(paths, change_times=True), tuple(policies.items()))
+            return _read_volume(paths, file_state(paths), tuple(policies.items()))
         return [self._scan(image, None, num_channels, key) for image in images]
 
     def _policies(self, channels: int) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.apps.settings import Choice, Reading, Run, ValidationChoice
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.data.cohorts import fingerprint, read_cohort
+from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
+from monai_diffae.data.fingerprints import cohort_fingerprint
 from monai_diffae.errors import CohortError, ConfigError
 
 CPU = Run(device="cpu")
@@ -179,7 +180,7 @@ def test_given_ids_stay_in_all_results_and_their_files_have_safe_names(tiny_bund
     (table,) = (tmp_path / "out").glob("*.csv")
     assert pd.read_csv(table)["id"].tolist() == ids
     frame.assign(id=names).to_csv(tmp_path / "old.csv", index=False)  # earlier versions had the names of files as ids
-    assert fingerprint(read_cohort(tmp_path / "old.csv")) == fingerprint(cases)
+    assert cohort_fingerprint(read_cohort(tmp_path / "old.csv")) == cohort_fingerprint(cases)
     (tmp_path / "broken.csv").write_text(f'image,id\n{images[0]},"a\nb"\n')
     with pytest.raises(CohortError, match=r"the id 'a\\nb' has a line break"):
         read_cohort(tmp_path / "broken.csv")

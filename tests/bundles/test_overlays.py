@@ -14,7 +14,7 @@ from monai.networks.nets import resnet18
 
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle import init_bundle, load_bundle, trusting
-from monai_diffae.data.medmnist import medmnist_to_cohort
+from monai_diffae.data.samples import medmnist_to_cohort
 from monai_diffae.errors import UnsafeInputError
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_bundles import copy_tiny, rewrite
 
 from monai_diffae import errors
-from monai_diffae.apps.training.verify import VerifyResult
+from monai_diffae.apps.result import Result
 from monai_diffae.errors import DiffAEError
 
 pytestmark = pytest.mark.goal(id="R25")
@@ -53,7 +53,7 @@ def test_1_a_bug(run, monkeypatch, pictures):
     def broken(self):
         raise KeyError("lr")
 
-    monkeypatch.setattr(VerifyResult, "lines", broken)
+    monkeypatch.setattr(Result, "lines", broken)
     code, _, errors = run("verify", pictures, "--headers")
     assert (code, errors.splitlines()[-1]) == (1, "this is a bug; --debug shows where")
 

@@ -14,10 +14,8 @@ from monai.transforms import Compose, Lambdad, RandFlipd, RandGaussianNoised, Re
 from scan_files import save_nifti, values
 from torch.utils.data import DataLoader, default_collate
 
-from monai_diffae.data.array_store import ArrayStore
-from monai_diffae.data.cached import CachedCases
+from monai_diffae.data.cached import ArrayStore, CachedCases
 from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.fingerprints import fingerprint
 from monai_diffae.errors import CohortError, ConfigError, MachineError, ScanError
 from monai_diffae.transforms import ReadScand, ToModelRanged
 
@@ -208,16 +206,6 @@ def test_after_five_bad_scans_a_line_refers_to_the_list(tmp_path, caplog):
     lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(lines) == 6
     assert lines[5] == "more cases are skipped; my_failures.csv has all of them"
-
-
-@pytest.mark.parametrize("cache", ["memory", "none"])
-def test_fingerprints_are_those_of_the_usable_images(tmp_path, cache):
-    cases = CachedCases(cohort(tmp_path, 4, bad=(1,)), TRANSFORM, cache=cache, fingerprints=True).prepare()
-    assert cases.fingerprints is not None
-    assert [f.digest for f in cases.fingerprints] == [
-        fingerprint(cases[i]["image"].numpy()).digest for i in range(len(cases))
-    ]
-    assert CachedCases(cohort(tmp_path, 4), TRANSFORM).prepare().fingerprints is None
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full disk")

@@ -7,9 +7,10 @@ import pytest
 from scan_files import save_nifti, save_series
 
 from monai_diffae.data.cases import Case, as_labels
-from monai_diffae.data.cohorts import assign_splits, fingerprint, read_cohort
+from monai_diffae.data.cohorts import read_cohort, read_columns
+from monai_diffae.data.fingerprints import cohort_fingerprint
 from monai_diffae.data.scans import read_scan
-from monai_diffae.data.tables import read_columns
+from monai_diffae.data.splits import assign_splits
 from monai_diffae.errors import CohortError, ConfigError
 
 
@@ -293,9 +294,9 @@ def test_fingerprint(tmp_path):
     save_nifti(tmp_path / "a.nii")
     save_series(tmp_path / "ct")
     cases = read_cohort(tmp_path)
-    assert fingerprint(cases) == fingerprint(cases[::-1])
-    assert len(fingerprint(cases)) == 64
-    before = fingerprint(cases)
+    assert cohort_fingerprint(cases) == cohort_fingerprint(cases[::-1])
+    assert len(cohort_fingerprint(cases)) == 64
+    before = cohort_fingerprint(cases)
     (tmp_path / "a.nii").write_bytes(b"other")
-    assert fingerprint(cases) != before
-    assert fingerprint([Case("x", {"image": tmp_path / "gone"}, "x")])
+    assert cohort_fingerprint(cases) != before
+    assert cohort_fingerprint([Case("x", {"image": tmp_path / "gone"}, "x")])

@@ -10,7 +10,8 @@ import pytest
 from nibabel.nifti1 import Nifti1Extension
 from scan_files import grown_mb, refusal, values
 
-from monai_diffae.data.cohorts import fingerprint, read_cohort
+from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.fingerprints import cohort_fingerprint
 from monai_diffae.data.scans import read_scan, read_shape
 from monai_diffae.errors import ScanError
 from monai_diffae.transforms import write_native
@@ -139,7 +140,7 @@ def test_a_pair_in_a_folder_is_one_case_and_its_fingerprint_covers_both_files(tm
     save(tmp_path / "a.hdr", [COMMENT])
     (case,) = read_cohort(tmp_path)
     assert (case.id, case.images) == ("a", {"image": tmp_path / "a.hdr"})
-    before = fingerprint([case])
+    before = cohort_fingerprint([case])
     with (tmp_path / "a.img").open("ab") as file:
         file.write(b"more")
-    assert fingerprint([case]) != before
+    assert cohort_fingerprint([case]) != before

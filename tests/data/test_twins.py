@@ -8,14 +8,21 @@ import pytest
 from PIL import Image
 from scan_files import values
 
-from monai_diffae.data import twins
 from monai_diffae.data.cases import Case
-from monai_diffae.data.fingerprints import SIZE, aligned_correlation, fingerprint, scan_fingerprint
 from monai_diffae.data.formats.scan import Scan
-from monai_diffae.data.listing import group_twins, look_at, mark_twins
-from monai_diffae.data.twin_reports import report_twins
-from monai_diffae.data.twins import TwinGroup, find_twins, find_twins_among
-from monai_diffae.data.virtual_patients import draw_patient, render_patient
+from monai_diffae.data.inspection import twins
+from monai_diffae.data.inspection.survey import look_at
+from monai_diffae.data.inspection.twins import (
+    SIZE,
+    TwinGroup,
+    array_print,
+    find_twins,
+    group_twins,
+    mark_twins,
+    report_twins,
+    scan_print,
+)
+from monai_diffae.data.samples.virtual_patients import draw_patient, render_patient
 from monai_diffae.errors import CohortError
 
 
@@ -23,27 +30,17 @@ def test_the_same_voxels_have_the_same_digest_whatever_their_order_in_the_file()
     array = values(6, 7, 8)
     scan = Scan(array[None], np.eye(4))
     turned = Scan(array[None, ::-1].swapaxes(2, 3).copy(), np.diag([-1.0, 1, 1, 1])[:, [0, 2, 1, 3]])
-    assert scan_fingerprint(scan).digest == scan_fingerprint(turned).digest
-    assert scan_fingerprint(scan).thumbnail.shape == (3, SIZE, SIZE)
+    assert scan_print(scan).digest == scan_print(turned).digest
+    assert scan_print(scan).thumbnail.shape == (3, SIZE, SIZE)
 
 
 def test_another_size_or_another_voxel_is_another_digest():
     array = values(1, 6, 8)
     changed = array.copy()
     changed[0, 3, 3] += 1
-    assert len({fingerprint(each).digest for each in (array, array.reshape(1, 8, 6), changed)}) == 3
+    assert len({array_print(each).digest for each in (array, array.reshape(1, 8, 6), changed)}) == 3
     for constant in (np.zeros((1, 40, 40), np.float32), np.full((1, 9, 9, 9), 7, np.float32)):
-        assert fingerprint(constant).thumbnail is None
-
-
-def test_alignment_finds_a_crop_but_no_likeness_of_other_images():
-    from scipy.ndimage import gaussian_filter, zoom
-
-    rng = np.random.default_rng(0)
-    image, other = (gaussian_filter(rng.random((200, 200)), 6).astype(np.float32) for _ in range(2))
-    thumbnails = [fingerprint(each[None]).thumbnail for each in (image, zoom(image[4:-4, 4:-4], 1.1, order=1), other)]
-    assert aligned_correlation(thumbnails[0], thumbnails[1]) > 0.96
-    assert aligned_correlation(thumbnails[0], thumbnails[2]) < 0.6
+        assert array_print(constant).thumbnail is None
 
 
 def saved_again(picture):
@@ -52,19 +49,18 @@ def saved_again(picture):
     return Image.open(stream)
 
 
-def cropped(picture):
-    width, height = picture.size
-    return picture.crop((width // 60, height // 60, width - width // 60, height - height // 60))
-
-
 CHANGES = {
     "saved again": saved_again,
     "smaller": lambda picture: picture.resize((70, 80), Image.Resampling.BILINEAR),
     "larger": lambda picture: picture.resize((300, 280), Image.Resampling.BICUBIC),
     "brighter": lambda picture: picture.point(lambda value: value * 1.2 + 10),
     "gamma": lambda picture: picture.point(lambda value: 255 * (value / 255) ** 0.8),
-    "cropped": cropped,
 }
+
+
+def twins_of(arrays, patients=None):
+    prints = {position: array_print(array) for position, array in enumerate(arrays)}
+    return find_twins(prints, patients or [str(position) for position in prints])
 
 
 @pytest.mark.parametrize(("spatial_dims", "size", "count"), [(2, 96, 30), (3, 24, 8)])
@@ -74,32 +70,30 @@ def test_changed_copies_of_a_head_are_twins_and_deformed_ones_are_not(spatial_di
     changed = [arrays[0] + np.random.default_rng(0).normal(0, 2.5, arrays[0].shape)]
     if spatial_dims == 2:
         changed += [change(Image.fromarray(arrays[0])) for change in CHANGES.values()]
-    fingerprints = [fingerprint(np.asarray(image, np.float32)[None]) for image in (*arrays, *changed)]
-    groups = find_twins(fingerprints, [str(position) for position in range(len(fingerprints))])
+    groups = twins_of([np.asarray(image, np.float32)[None] for image in (*arrays, *changed)])
     assert groups == [TwinGroup((0, *range(count, count + len(changed))), is_identical=False)]
 
 
 def test_copies_are_one_group_and_identical_also_within_a_patient():
     scans = list(np.random.default_rng(0).random((5, 1, 40, 40), np.float32))
-    copies = [fingerprint(scan) for scan in [*scans, scans[3], scans[1], scans[3]]]
     groups = [TwinGroup((1, 6), is_identical=True), TwinGroup((3, 5, 7), is_identical=True)]
-    assert find_twins(copies, ["one patient"] * 8) == groups
+    assert twins_of([*scans, scans[3], scans[1], scans[3]], ["one patient"] * 8) == groups
 
 
 def test_pairs_that_are_no_twins():
     scan = np.random.default_rng(0).random((1, 40, 40), np.float32)
-    pair, empty = [fingerprint(scan), fingerprint(scan + 1)], fingerprint(np.zeros((1, 20, 20), np.float32))
-    assert find_twins(pair, ["a", "b"]) == [TwinGroup((0, 1), is_identical=False)]
-    assert find_twins(pair, ["a", "a"]) == []  # of one patient
-    assert find_twins([empty, empty], ["a", "b"]) == []
-    assert find_twins(pair[:1], ["a"]) == find_twins([], []) == []
+    pair, empty = [scan, scan + 1], np.zeros((1, 20, 20), np.float32)
+    assert twins_of(pair) == [TwinGroup((0, 1), is_identical=False)]
+    assert twins_of(pair, ["a", "a"]) == []  # of one patient
+    assert twins_of([empty, empty]) == []
+    assert twins_of(pair[:1]) == twins_of([]) == []
 
 
 def test_of_very_many_scans_only_identical_ones_are_found(monkeypatch, caplog):
-    monkeypatch.setattr(twins, "MOST_COMPARED", 2)
+    monkeypatch.setattr(twins, "_MOST_COMPARED", 2)
     scan = np.random.default_rng(0).random((1, 40, 40), np.float32)
     with caplog.at_level("INFO", "monai_diffae"):
-        groups = find_twins([fingerprint(each) for each in (scan, scan + 1, scan, scan + 2)], ["a", "b", "c", "d"])
+        groups = twins_of([scan, scan + 1, scan, scan + 2])
     assert groups == [TwinGroup((0, 2), is_identical=True)]
     assert "3 scans are too many" in caplog.text
 
@@ -112,7 +106,7 @@ def test_the_same_pixels_in_two_formats_are_identical(tmp_path):
     (tmp_path / "e.png").write_bytes(b"...")
     cases = [Case(name, {"image": tmp_path / f"{name}.png"}, name) for name in "abecd"]
     seen = look_at(cases)
-    assert find_twins_among(cases, seen.fingerprints) == [TwinGroup((1, 3), is_identical=True)]
+    assert find_twins(seen.prints, "abecd") == [TwinGroup((1, 3), is_identical=True)]
     assert [failure.case_id for failure in seen.failures] == ["e"]
 
 

@@ -9,13 +9,13 @@ import SimpleITK as sitk
 from PIL import Image
 from scan_files import save_nifti, values
 
-from monai_diffae.apps.training.survey_lines import survey_lines
+from monai_diffae.apps.training.verify import survey_lines
 from monai_diffae.data.cases import Case
 from monai_diffae.data.failures import Failure
 from monai_diffae.data.formats.scan import Doubt
+from monai_diffae.data.inspection.survey import survey_cohort
+from monai_diffae.data.inspection.verification import Reading, check_cases, read_case, read_cases
 from monai_diffae.data.scans import read_geometry
-from monai_diffae.data.survey import survey_cohort
-from monai_diffae.data.verification import Reading, SavedReadings, give_verdicts, read_case
 from monai_diffae.errors import CohortError
 
 
@@ -90,15 +90,14 @@ def test_plain_files_that_are_shorter_than_their_header_says_fail_without_being_
     assert all("early" in failure.reason for failure in survey.failures)
 
 
-def test_a_survey_reads_headers_and_fingerprints_on_demand(tmp_path):
+def test_a_survey_reads_headers_only(tmp_path):
     whole, short = noise(tmp_path / "whole.nii.gz"), noise(tmp_path / "short.nii.gz")
     cut(short, len(short.images["image"].read_bytes()) - 100)
     flat = volume(tmp_path / "flat.nii.gz", (10, 12, 8), (1.0, 1.0, 1.0))  # one value everywhere
     cases = [whole, short, flat]
-    assert survey_cohort(cases).failures == []
-    survey = survey_cohort(cases, fingerprints=True)
+    survey = survey_cohort(cases)
+    assert survey.failures == []
     assert survey.ids == ["whole", "short", "flat"]
-    assert list(survey.fingerprints) == ["whole"]
     checked = survey.after_check([Failure("short", "short.nii.gz", "it ends early")])
     assert (checked.ids, len(checked.sizes)) == (["whole", "flat"], 2)
 
@@ -119,31 +118,31 @@ def test_all_files_of_a_case_are_read(tmp_path):
     assert read_case(Case("a", {"t1": bad, "image": good}, "a"), headers=True).error.startswith("b.nii: ")
 
 
-def test_readings_come_back_until_the_file_changes(tmp_path):
+def test_readings_come_back_until_the_file_changes(tmp_path, monkeypatch):
     image = nib.Nifti1Image(values(5, 6, 7), None)  # without orientation, which is a doubt
     nib.save(image, tmp_path / "a.nii")
     (tmp_path / "b.nii").write_bytes(b"junk")
     cases = [Case(name, {"image": tmp_path / f"{name}.nii"}, name) for name in "ab"]
-    readings = [read_case(case) for case in cases]
-    saved = SavedReadings(tmp_path / "readings.jsonl")
-    for case, reading in zip(cases, readings, strict=True):
-        saved.add(case, reading)
-    for case, reading in zip(cases, readings, strict=True):
-        again = SavedReadings(tmp_path / "readings.jsonl").get(case)
-        assert again is not None
-        plain, expected = ({**vars(each), "fingerprint": None} for each in (again, reading))
-        assert plain == expected
-        if reading.fingerprint is not None:
-            assert again.fingerprint is not None
-            assert again.fingerprint.digest == reading.fingerprint.digest
-            np.testing.assert_array_equal(again.fingerprint.thumbnail, reading.fingerprint.thumbnail)
-    assert SavedReadings(tmp_path / "readings.jsonl", headers=True).get(cases[0]) is None
+    readings = read_cases(cases, folder=tmp_path / "readings")
+    for again, reading in zip(saved_readings(cases, tmp_path / "readings", monkeypatch), readings, strict=True):
+        assert {**vars(again), "print": None} == {**vars(reading), "print": None}
+        if reading.print is not None:
+            assert again.print.digest == reading.print.digest
+            np.testing.assert_array_equal(again.print.thumbnail, reading.print.thumbnail)
+    assert read_cases(cases, headers=True, folder=tmp_path / "readings")[0].channels == 0
     save_nifti(tmp_path / "a.nii", values(5, 6, 8))
-    assert SavedReadings(tmp_path / "readings.jsonl").get(cases[0]) is None
+    assert read_cases(cases, folder=tmp_path / "readings")[0].size == (5, 6, 8)
+
+
+def saved_readings(cases, folder, monkeypatch):
+    """The readings, all of which must be saved."""
+    with monkeypatch.context() as patch:
+        patch.setattr("monai_diffae.data.inspection.verification.read_case", pytest.fail)
+        return read_cases(cases, folder=folder)
 
 
 @pytest.mark.goal(id="R12")
-def test_files_of_one_name_size_and_time_are_not_confused(tmp_path):
+def test_files_of_one_name_size_and_time_are_not_confused(tmp_path, monkeypatch):
     """The reading of one patient's scan came back for that of another, from which no defect was then reported."""
     cases = []
     for patient, array in {"p1": np.full((5, 6, 7), np.nan, np.float32), "p2": values(5, 6, 7)}.items():
@@ -151,18 +150,15 @@ def test_files_of_one_name_size_and_time_are_not_confused(tmp_path):
         path = save_nifti(tmp_path / patient / "t1.nii", array.astype(np.float32))
         os.utime(path, ns=(0, 10**18))  # as in an archive
         cases.append(Case(f"{patient}/t1", {"image": path}, patient))
-    saved = SavedReadings(tmp_path / "readings.jsonl")
-    for case in cases:
-        saved.add(case, read_case(case))
-    first, second = (SavedReadings(tmp_path / "readings.jsonl").get(case) for case in cases)
-    assert first is not None
-    assert second is not None
-    assert (first.fingerprint, second.fingerprint is None) == (None, False)
+    read_cases(cases, folder=tmp_path / "readings")
+    first, second = saved_readings(cases, tmp_path / "readings", monkeypatch)
+    assert (first.print, second.print is None) == (None, False)
     for case in cases:
         case.first_file.rename(case.first_file.with_suffix(".old"))
     (tmp_path / "p1" / "t1.old").rename(cases[1].first_file)
     (tmp_path / "p2" / "t1.old").rename(cases[0].first_file)
-    assert [SavedReadings(tmp_path / "readings.jsonl").get(case) for case in cases] == [None, None]
+    first, second = read_cases(cases, folder=tmp_path / "readings")
+    assert (first.print is None, second.print) == (False, None)
 
 
 _VOLUME = Reading(size=(4, 5, 6), spacing_mm=(1, 1, 1), channels=1)
@@ -171,11 +167,11 @@ _COLOUR = Reading(size=(4, 5), spacing_mm=(1, 1), channels=3)
 
 
 def _judge(readings, outliers=()):
-    return give_verdicts([Case(str(k), {}, str(k)) for k in range(len(readings))], readings, outliers)
+    return check_cases([Case(str(k), {}, str(k)) for k in range(len(readings))], readings, outliers)
 
 
 @pytest.mark.parametrize(
-    ("readings", "judgement", "kind"),
+    ("readings", "status", "kind"),
     [
         ([_VOLUME] * 3, "ok", ""),
         ([_VOLUME, _VOLUME, _IMAGE], "failed", "a 2D image among volumes"),
@@ -185,14 +181,14 @@ def _judge(readings, outliers=()):
         ([Reading(error="a.nii: it is bad; x"), Reading(error="b.nii: it is bad; x"), _VOLUME], "ok", ""),
     ],
 )
-def test_a_case_is_compared_with_most_others(readings, judgement, kind):
+def test_a_case_is_compared_with_most_others(readings, status, kind):
     last = _judge(readings)[-1]
-    assert (last.judgement, "".join(finding.kind for finding in last.findings)) == (judgement, kind)
+    assert (last.status, "".join(finding.kind for finding in last.findings)) == (status, kind)
 
 
 def test_doubts_and_outliers_are_findings():
     doubt = Doubt("uneven", "its slices are uneven", "they are resampled", "resample it")
     doubtful = Reading(size=(4, 5, 6), spacing_mm=(1, 1, 1), channels=1, doubts=(doubt,))
     first, second = _judge([doubtful, _VOLUME], ["1"])
-    assert (first.judgement, first.findings[0].reason) == ("doubtful", "its slices are uneven; they are resampled")
+    assert (first.status, first.findings[0].reason) == ("doubtful", "its slices are uneven; they are resampled")
     assert [finding.kind for finding in second.findings] == ["unusual geometry"]

@@ -32,9 +32,10 @@ from monai_diffae.bundle import load_bundle
 from monai_diffae.bundle.config import check_config, check_dimensions, check_rules
 from monai_diffae.bundle.model_file import read_model
 from monai_diffae.data.cases import Case
-from monai_diffae.data.cohorts import assign_splits, read_cohort
+from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.inspection.verification import read_case
 from monai_diffae.data.scans import read_geometry, read_scan
-from monai_diffae.data.verification import read_case
+from monai_diffae.data.splits import assign_splits
 
 
 def _picture(path):

@@ -18,7 +18,7 @@ from monai_diffae.apps.synthesis.directions import read_direction
 from monai_diffae.bundle import AnomalyDetector, load_bundle, load_latent
 from monai_diffae.bundle.model_file import read_model
 from monai_diffae.data.embeddings import read_embeddings
-from monai_diffae.data.medmnist import medmnist_to_cohort
+from monai_diffae.data.samples import medmnist_to_cohort
 from monai_diffae.data.tensor_files import read_torch_file
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, UnsafeInputError
 from monai_diffae.handlers.checkpoint import read_checkpoint

@@ -163,7 +163,7 @@ def test_names_are_in_no_byte_of_embeddings_and_reconstructions(tiny_bundle, coh
     bundle, options = tiny_bundle.directory, {"device": "cpu", "workers": 0}
     diffae.embed(bundle, cohort, tmp_path / "embedded", map_columns=True, **options)
     diffae.reconstruct(bundle, cohort, tmp_path / "reconstructed", limit=2, steps=2, **options)
-    listed = diffae.list_scans(cohort.parent / "scans", tmp_path / "private" / "scans.csv", ids="hashed").table
+    listed = diffae.list_scans(cohort.parent / "scans", tmp_path / "private" / "scans.csv", ids="hashed").path
     assert listed.read_text().count("Plantedfile") == NUM_CASES  # it tells which scan is which
     diffae.embed(bundle, listed, tmp_path / "hashed", **options)
     shutil.rmtree(listed.parent)

@@ -29,7 +29,7 @@ from monai_diffae import embed
 from monai_diffae.bundle import init_bundle, layout
 from monai_diffae.bundle.model_file import read_description, read_model, unknown_targets, write_model
 from monai_diffae.data.embeddings import z_columns
-from monai_diffae.data.file_checksums import file_checksum
+from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import DiffAEError
 from monai_diffae.latents.probing.features import PCA_NAME
 

@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 from zoo_entry import LARGEST_FILE, write_zoo_entry
 
 from monai_diffae.bundle.folders import names_with_weights
-from monai_diffae.data.file_checksums import file_checksum
+from monai_diffae.data.fingerprints import file_checksum
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from monai_diffae.bundle import init_bundle, layout
-from monai_diffae.data.file_checksums import file_checksum
+from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import DiffAEError
 
 LARGEST_FILE = 25_000_000  # bytes; the zoo takes no larger files

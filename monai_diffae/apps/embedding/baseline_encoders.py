@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.bundle.loading import load_untrained
+from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import CohortError
@@ -55,7 +55,7 @@ def _with_components(session: Session) -> Session:
     if len(components.axes) < trained.z_channels:
         logger.info("pca: %d components, as there are not more images or pixels", len(components.axes))
     encoder = PixelEncoder(components.mean, components.axes).to(trained.device).eval()
-    sha256 = hashlib.sha256(components.mean.tobytes() + components.axes.tobytes()).hexdigest()
+    sha256 = digest(components.mean, components.axes)
     return replace(session, trained=replace(trained, network=encoder, sha256=sha256))
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Lt
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, checksum_of, failed_cases, finished, versions, write_record
+from monai_diffae.apps.result import Result, failed_cases, finished, versions, write_record
 from monai_diffae.apps.settings import Reading, Run, Seed
+from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -131,8 +132,8 @@ def embed(
     from monai_diffae.apps.session import Session
     from monai_diffae.bundle.config import preprocessing_config
     from monai_diffae.data.atomic import remove_abandoned
-    from monai_diffae.data.contents import scan_states
     from monai_diffae.data.embeddings import read_embeddings, rows_sample, z_matrix
+    from monai_diffae.data.fingerprints import scan_states
     from monai_diffae.data.patient_keys import folder_key
     from monai_diffae.data.store import PartStore
     from monai_diffae.latents.representation import warn_if_unused
@@ -147,10 +148,10 @@ def embed(
         raise ConfigError("pool: the bundle does not slice the volumes of this cohort; omit pool")
     overlap = _OVERLAP if overlap is None else overlap
     cutter = PatchCutter(session.trained, session.encoder_key, overlap) if patches else None
-    labels = checksum_of(
+    labels = json_digest(
         sorted(((case.id, case.patient, case.split, case.labels) for case in cases), key=itemgetter(0))
     )
-    case_order = checksum_of([case.id for case in cases])  # the rows of the table have the order of the cohort
+    case_order = json_digest([case.id for case in cases])  # the rows of the table have the order of the cohort
     made_from = session.made_from(decodes=False, labels=labels, case_order=case_order, pool=pool)
     if encoder != "trained":
         made_from["encoder"] = encoder
@@ -169,7 +170,7 @@ def embed(
         return _result(files, figures["num_cases"], figures["num_failed"], usage, skipped=True)
     remove_abandoned(path.parent)
     # parts of an interrupted run can be used only by the same run, and only if no scan file was replaced
-    key = checksum_of([files[path], versions(), states])
+    key = json_digest([files[path], versions(), states])
     store = PartStore(path.parent / f".{path.stem}-{key[:_SUM_DIGITS]}", key, id_column="row", process=process.rank)
     coder = CohortEncoder(cases, session.trained, store, process, session.encoder_key, cutter)
     workers = reading.workers_for(len(cases), process.local_world_size)

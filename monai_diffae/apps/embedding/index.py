@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from monai_diffae.apps.embedding.index_encoding import encode_cases
 from monai_diffae.apps.embedding.index_store import IndexStore
-from monai_diffae.apps.result import checksum_of
 from monai_diffae.apps.settings import Reading
 from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.model import TrainedBundle
+from monai_diffae.data.atomic import ProcessLock
 from monai_diffae.data.cases import Case
-from monai_diffae.data.file_states import file_state
-from monai_diffae.data.locks import ProcessLock
+from monai_diffae.data.fingerprints import file_state, json_digest
 from monai_diffae.data.progress import progress
 from monai_diffae.errors import ConfigError, counted
 
@@ -126,9 +125,7 @@ class EmbeddingIndex:
         model = _model_key(trained)
         busy = f"{self.folder.name}: another process is updating this index; try again when it has finished"
         with ProcessLock(self.folder / _LOCK, busy, wait_s):
-            states = {
-                name: file_state([*itertools.chain(*each.values())], change_times=True) for name, each in files.items()
-            }
+            states = {name: file_state([*itertools.chain(*each.values())]) for name, each in files.items()}
             before = self._store.states(model)
             removed = sorted(before.keys() - states.keys())
             self._store.remove(removed, model)
@@ -173,7 +170,7 @@ class EmbeddingIndex:
 
 def _model_key(trained: TrainedBundle) -> str:
     """A checksum of all that a z_sem depends on besides the image: the model, with overrides."""
-    return checksum_of([trained.made_from, model_config(trained.config, roots=_CODE_ROOTS)])
+    return json_digest([trained.made_from, model_config(trained.config, roots=_CODE_ROOTS)])
 
 
 def _files(name: str, image: Image | Mapping[str, Image], keys: Sequence[str]) -> dict[str, list[PathLike]]:

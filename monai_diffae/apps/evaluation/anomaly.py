@@ -80,7 +80,7 @@ def anomaly(
     from monai_diffae.apps.session import Session
     from monai_diffae.bundle import AnomalyDetector
     from monai_diffae.bundle.layout import ANOMALY, models_folder
-    from monai_diffae.data.file_checksums import file_checksum
+    from monai_diffae.data.fingerprints import file_checksum
 
     session = Session.open(bundle, cohort, reading=Reading(columns=columns), run=run.batched)
     detector = AnomalyDetector.load(session.trained)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import tempfile
@@ -24,7 +23,7 @@ from monai_diffae.apps.provenance import (
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.data.embeddings import encoder_name, read_metadata, std_columns, z_columns
-from monai_diffae.data.file_checksums import file_checksum
+from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.features import INTENSITY_NAME, FeatureSet, intensity_statistics
 
@@ -218,7 +217,7 @@ def checksum_of_features(values: ArrayLike | os.PathLike[str] | str) -> str:
         if not Path(values).is_file():
             raise CohortError(f"{Path(values).name}: there is no such table of features; check its path")
         return file_checksum(values)
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+    return digest(np.asarray(values))
 
 
 def _read_table(path: Path) -> pd.DataFrame:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_diffae.apps.result import checksum_of
 from monai_diffae.apps.session import Session
 from monai_diffae.bundle.code import trusting
 from monai_diffae.bundle.layout import ANOMALY, models_folder
@@ -19,6 +18,7 @@ from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model import AnomalyDetector, AnomalySettings, TrainedBundle, calibrated_model, image_residuals
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
+from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.errors import CohortError, counted, one_line
@@ -54,7 +54,7 @@ def calibrated(
     path = models_folder(trained.folder) / ANOMALY
     made_from: dict[str, Any] = {
         "cohort": session.cohort.fingerprint,
-        "cases": checksum_of([(case.id, case.patient) for case in cases]),
+        "cases": json_digest([(case.id, case.patient) for case in cases]),
     }
     existing = None if overwrite else AnomalyDetector.load_if_usable(trained)
     if existing is not None and existing.settings == settings and made_from.items() <= existing.made_from.items():

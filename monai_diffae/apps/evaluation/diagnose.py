@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, checksum_of, failed_cases, log_to_open_run, run_once
+from monai_diffae.apps.result import Result, failed_cases, log_to_open_run, run_once
 from monai_diffae.apps.settings import Reading, Run, Seed, ValidationChoice
+from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import CohortError, counted
 from monai_diffae.lazy import inferers, latents, metrics, np, pd, pictures, torch
 
@@ -92,7 +93,7 @@ def diagnose(
 
     session = Session.open(bundle, cohort, reading=reading, run=run)
     cases = session.choose(choice)
-    patients = checksum_of([case.patient for case in cases])
+    patients = json_digest([case.patient for case in cases])
     made_from = session.made_from(cases, decodes=False, patients=patients, num_levels=num_levels, seed=seed)
 
     def make() -> Mapping[str, Any]:

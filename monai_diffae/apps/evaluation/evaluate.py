@@ -113,7 +113,7 @@ class Weights:
     @property
     def checksums(self) -> dict[str, str]:
         """The checksums of the given files."""
-        from monai_diffae.data.file_checksums import file_checksum
+        from monai_diffae.data.fingerprints import file_checksum
 
         files = {"alexnet": self.alexnet, "radimagenet": self.radimagenet}
         return {name: file_checksum(file) for name, file in files.items() if file is not None}
@@ -294,7 +294,7 @@ class _EvaluatedBundle:
     def made_from(self) -> dict[str, Any]:
         """What the bundle's results depend on."""
         from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
-        from monai_diffae.data.file_checksums import file_checksum
+        from monai_diffae.data.fingerprints import file_checksum
 
         latent = models_folder(self.session.trained.folder) / LATENT_MODEL
         return self.session.made_from(self.held_out, latent_model=file_checksum(latent) if latent.is_file() else None)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_diffae.apps.result import checksum_of
+from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.lazy import pd
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class MeasuredRows:
 
     def rows(self, made_from: Mapping[str, Any], make: Callable[[], list[Row]], num_evaluations: int) -> list[Row]:
         """The rows made from these things, measured now unless they are on disk."""
-        key = checksum_of([dict(made_from)])
+        key = json_digest([dict(made_from)])
         if key not in self._done:
             start = time.monotonic()
             self._done[key] = make()
@@ -61,7 +61,7 @@ class MeasuredRows:
             return self.rows(made_from, make, num_evaluations)
         if self._process.rank:
             return []
-        self._wait(checksum_of([dict(made_from)]), rank)
+        self._wait(json_digest([dict(made_from)]), rank)
         return self.rows(made_from, make, num_evaluations)
 
     def remove(self) -> None:

@@ -13,8 +13,9 @@ from annotated_types import Ge
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, checksum_of, log_to_open_run, run_once
+from monai_diffae.apps.result import Result, log_to_open_run, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
+from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.lazy import embeddings as tables
 from monai_diffae.lazy import latents, np, pd, pictures
@@ -112,7 +113,7 @@ def neighbors(
     """
     _check_images(images, queries, decoding, {"columns": reading.columns, "overrides": run.overrides})
     from monai_diffae.apps.evaluation.neighbor_images import CaseImages
-    from monai_diffae.data.file_checksums import file_checksum
+    from monai_diffae.data.fingerprints import file_checksum
 
     search = _NeighborSearch.open(embeddings, queries, choice, k, same_patient)
     pictures.check_captions(images.captions, tables.label_columns(search.table))
@@ -126,7 +127,7 @@ def neighbors(
         "images": None if case_images is None else case_images.made_from,
         "embeddings": file_checksum(embeddings),
         "queries": None if queries is None else file_checksum(queries),
-        "cases": checksum_of(search.cases["id"].tolist()),
+        "cases": json_digest(search.cases["id"].tolist()),
         "captions": list(images.captions),
         "k": k,
         "same_patient": same_patient,

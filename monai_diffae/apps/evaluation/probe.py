@@ -121,7 +121,7 @@ def probe(
     from monai_diffae.apps.evaluation.baselines import PixelBaselines, checksum_of_features
     from monai_diffae.apps.evaluation.probe_twins import TableTwins
     from monai_diffae.data.embeddings import read_embeddings
-    from monai_diffae.data.file_checksums import file_checksum
+    from monai_diffae.data.fingerprints import file_checksum
     from monai_diffae.latents.probing.evaluation import ProbeSettings
     from monai_diffae.latents.representation import warn_if_unused
 

@@ -11,8 +11,7 @@ import pandas as pd
 
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import z_matrix
-from monai_diffae.data.twin_reports import TwinReport, report_twins
-from monai_diffae.data.twins import TwinGroup, linked_groups, merge_patients
+from monai_diffae.data.inspection.twins import TwinGroup, TwinReport, linked_groups, merge_patients, report_twins
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.latents.neighbors import near_pairs
 from monai_diffae.latents.probing import ProbeSettings

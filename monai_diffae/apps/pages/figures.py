@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Sequence
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
+
+from monai_diffae.data.fingerprints import digest
 
 _SIZE_PX = (420, 280)
 _INK, _LINE, _SURFACE = "#586070", "#dcdfe4", "#fefefe"
@@ -117,7 +118,7 @@ def _finish(panel: Any, axes: Axes) -> None:
 def _inline(svg: str, text: str) -> Markup:
     """The element of a SVG file with the page's colours and ids of its own, so that a page may have several."""
     svg = svg[svg.index("<svg ") :]
-    key = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    key = digest(svg)[:8]
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>c{key}-", svg)
     svg = re.sub(r'xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)  # would hold for the whole page

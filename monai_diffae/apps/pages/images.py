@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.page import data_address
-from monai_diffae.apps.result import checksum_of
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Choice, Run
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.cases import safe_file_name
-from monai_diffae.data.file_checksums import file_checksum
+from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.data.scans import Scan
 from monai_diffae.data.slices import to_ras
 from monai_diffae.pictures import in_colours, plane_slices, three_planes, thumbnail
@@ -124,7 +123,7 @@ def _kept(
     path: Path, made_from: Sequence[Any], make: Callable[[], dict[str, str]], *, overwrite: bool
 ) -> dict[str, str]:
     """What ``make`` returns, kept in a file until something that it is made from changes."""
-    file = path.with_name(f"{path.name}-{checksum_of(made_from)[:16]}.json")
+    file = path.with_name(f"{path.name}-{json_digest(made_from)[:16]}.json")
     if overwrite or not file.is_file():
         for old in path.parent.glob(f"{path.name}-*.json"):
             old.unlink()

@@ -143,7 +143,8 @@ class FirstHour:
 
     def plan(self) -> None:
         """List the scans, and plan the training unless that was done by an earlier call."""
-        from monai_diffae.data.cohorts import fingerprint, read_cohort
+        from monai_diffae.data.cohorts import read_cohort
+        from monai_diffae.data.fingerprints import cohort_fingerprint
 
         listed = self._list_again() if self._record_file.is_file() else self._list()
         missing = next((name for name in self.targets if name not in listed.listing.labels), None)
@@ -151,7 +152,7 @@ class FirstHour:
             raise ConfigError(
                 f"targets: there is no label {missing!r}; there are: {', '.join(listed.listing.labels) or 'none'}"
             )
-        request = {"cohort": fingerprint(read_cohort(self.table)), "minutes": self.minutes}
+        request = {"cohort": cohort_fingerprint(read_cohort(self.table)), "minutes": self.minutes}
         self.record = self._read_record(request)
         if self.record:
             return
@@ -176,7 +177,7 @@ class FirstHour:
 
     def _list(self) -> Any:
         """List the scans, with twins as one patient unless they are in different splits."""
-        from monai_diffae.data.listing import SeparatedTwins
+        from monai_diffae.data.inspection.twins import SeparatedTwins
 
         arguments = {"cohort": self.cohort, "out": self.table, **self.listing}
         try:

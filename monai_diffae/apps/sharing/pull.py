@@ -86,7 +86,7 @@ def pull(
 def _fetch(repo: str, folder: Path, revision: str | None, sha256: str | None) -> str | None:
     """Get the files of a model from a repository, a zip file or its address; returns the commit of a repository."""
     from monai_diffae.apps.sharing.hub import MODEL, open_hub
-    from monai_diffae.data.file_checksums import file_checksum
+    from monai_diffae.data.fingerprints import file_checksum
 
     is_address, commit = bool(re.match(r"https?://", repo)), None
     if not is_address and not repo.endswith(".zip"):
@@ -179,7 +179,7 @@ def _unknown_code(folder: Path) -> list[str]:
 
 def _checksums(folder: Path) -> dict[str, str]:
     """The checksums of all files in a folder; links to folders have none."""
-    from monai_diffae.data.file_checksums import file_checksum
+    from monai_diffae.data.fingerprints import file_checksum
 
     files = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
     return {

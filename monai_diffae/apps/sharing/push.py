@@ -10,6 +10,7 @@ from typing import Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
+from monai_diffae.data.fingerprints import digest
 from monai_diffae.errors import ConfigError, counted, quoted
 
 _NO_WEIGHTS = "no trained weights"  # in the data licence of a recipe
@@ -58,8 +59,6 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
         ...
         monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, or ...
     """
-    import hashlib
-
     from monai_diffae.apps.command_lines import command_line
     from monai_diffae.apps.sharing.hub import MODEL
 
@@ -74,7 +73,7 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
     if not yes and not _agreed():
         return Result(None, {"sent": {}, "repo": repo}, ["nothing was sent"])
     figures = {
-        "sent": sizes, "repo": repo, "revision": send(files), "sha256": hashlib.sha256(files[MODEL]).hexdigest()
+        "sent": sizes, "repo": repo, "revision": send(files), "sha256": digest(files[MODEL])
     }  # fmt: skip
     line = command_line("pull", {**figures, "out": "my_copy"})
     return Result(None, figures, [f"{repo}: {counted(len(sizes), 'file')}", f"others get it with: {line}"])

@@ -157,7 +157,7 @@ class Axes:
     def read(cls, moves: Moves) -> Axes:
         """Read the direction files, and compute as many components as are used."""
         from monai_diffae.data.embeddings import training_z_sem
-        from monai_diffae.data.file_checksums import file_checksum
+        from monai_diffae.data.fingerprints import file_checksum
 
         if moves.components and moves.embeddings is None:
             raise ConfigError("embeddings: the components are computed from them; give the table, or omit components")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, checksum_of, failed_cases, log_to_open_run, remove_images, run_once
+from monai_diffae.apps.result import Result, failed_cases, log_to_open_run, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run
 from monai_diffae.apps.synthesis.directions import STRENGTHS, read_direction, strength_names, strength_titles
+from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.lazy import embeddings as tables
 from monai_diffae.lazy import np, pd, pictures, torch, transforms
@@ -143,7 +144,7 @@ def edit(
     strengths = sorted({0.0, *strengths})  # 0 is the plain reconstruction, which everything is compared with
     strength_names(strengths)  # refuses unusable strengths before anything is loaded
     from monai_diffae.apps.session import Session
-    from monai_diffae.data.file_checksums import file_checksum
+    from monai_diffae.data.fingerprints import file_checksum
     from monai_diffae.latents.representation import warn_if_unused
 
     table = _EditTable.read(direction, along, strengths, measurements.watch)
@@ -156,7 +157,7 @@ def edit(
     embeddings = measurements.embeddings
     made_from = session.made_from(
         cases, strengths=strengths, along=along, detail=output.detail, dicom=output.dicom,
-        captions=list(output.captions), patients=checksum_of([case.patient for case in cases]),
+        captions=list(output.captions), patients=json_digest([case.patient for case in cases]),
         watch=[file_checksum(file) for file in measurements.watch], direction=file_checksum(direction),
         embeddings=None if embeddings is None else file_checksum(embeddings),
     )  # fmt: skip

@@ -84,7 +84,7 @@ def generate(
     """
     from monai_diffae.apps.session import made_from_bundle, open_bundle
     from monai_diffae.bundle import load_latent
-    from monai_diffae.data.file_checksums import file_checksum
+    from monai_diffae.data.fingerprints import file_checksum
 
     trained = open_bundle(bundle, decoding=sampling, run=run)
     latent = load_latent(bundle, trained.device)

@@ -59,7 +59,7 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overw
     from monai_diffae.apps.provenance import check_z_sem, model_checksum, recorded_preprocessing
     from monai_diffae.data.atomic import write_atomic
     from monai_diffae.data.embeddings import read_embeddings, z_matrix
-    from monai_diffae.data.file_checksums import file_checksum
+    from monai_diffae.data.fingerprints import file_checksum
 
     if out.suffix != ".csv":
         raise ConfigError(f"{out.name}: grades are written as .csv; choose a name that ends in .csv")

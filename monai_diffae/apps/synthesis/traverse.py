@@ -88,7 +88,7 @@ def traverse(
     from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
     from monai_diffae.apps.session import Session, made_from_bundle, open_bundle
     from monai_diffae.data.embeddings import training_z_sem
-    from monai_diffae.data.file_checksums import file_checksum
+    from monai_diffae.data.fingerprints import file_checksum
 
     z_train = training_z_sem(embeddings)
     check_same_model(embeddings, bundle)

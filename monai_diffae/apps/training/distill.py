@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from monai_diffae.apps.session import ReadCases, Session
-    from monai_diffae.data.trajectories import Trajectories
+    from monai_diffae.data.cached import Trajectories
     from monai_diffae.engines import ImageLoss
 
 
@@ -196,8 +196,7 @@ def teaching_trajectories(
 def _inverted(
     teacher: Session, read: ReadCases, positions: Sequence[int], levels: Sequence[int], folder: Path | None
 ) -> Trajectories:
-    from monai_diffae.data.array_store import ArrayStore
-    from monai_diffae.data.trajectories import Trajectories
+    from monai_diffae.data.cached import ArrayStore, Trajectories
     from monai_diffae.inferers.paths import inverted_trajectory
     from monai_diffae.inferers.reconstruction import encode_exactly
 
@@ -219,8 +218,7 @@ def _inverted(
 def _mixed(
     teacher: Session, inverted: Trajectories, levels: Sequence[int], count: int, seed: int, folder: Path | None
 ) -> Trajectories:
-    from monai_diffae.data.array_store import ArrayStore
-    from monai_diffae.data.trajectories import Trajectories
+    from monai_diffae.data.cached import ArrayStore, Trajectories
     from monai_diffae.inferers.paths import decoded_trajectory
 
     trained = teacher.trained
@@ -261,7 +259,7 @@ def _folder(cache_dir: str | None, cache_gib: float, shape: Sequence[int]) -> Pa
     import atexit
     import os
 
-    from monai_diffae.data.cache_folders import make_cache_folder, remove_abandoned_caches, remove_cache_folder
+    from monai_diffae.data.cached import make_cache_folder, remove_abandoned_caches, remove_cache_folder
 
     remove_abandoned_caches(cache_dir)
     gib = math.prod(shape) * 4 / 1024**3

@@ -145,7 +145,7 @@ def _axes(spatial_dims: int, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _network(file: NetworkFile) -> dict[str, Any]:
-    from monai_diffae.data.file_checksums import file_checksum
+    from monai_diffae.data.fingerprints import file_checksum
 
     part, divisors = file.part, file.part.divisors
     output_size = file.output_shape[1:]

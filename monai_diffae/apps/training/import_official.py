@@ -87,7 +87,7 @@ def import_official(
     from monai_diffae.bundle.folders import check_new_folder, init_bundle
     from monai_diffae.bundle.model_file import checksum, write_model
     from monai_diffae.data.atomic import write_json
-    from monai_diffae.data.file_checksums import file_checksum
+    from monai_diffae.data.fingerprints import file_checksum
     from monai_diffae.official import load_official
     from monai_diffae.official.checkpoint_files import named_after, read_checkpoint
     from monai_diffae.official.latent import select_latent

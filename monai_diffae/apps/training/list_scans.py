@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult
+from monai_diffae.apps.command_lines import command_line
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, Columns
 from monai_diffae.errors import ConfigError
 from monai_diffae.policies import Ids
 
 if TYPE_CHECKING:
-    from monai_diffae.data.listing import Appearance, Listing
-    from monai_diffae.data.twin_reports import TwinReport
-
-
-@dataclass(frozen=True)
-class ListScansResult(CommandResult):
-    """The result of :func:`list_scans`.
-
-    Attributes:
-        table: the cohort table.
-        listing: the scans, with their labels, and what was left out.
-        appearance: what the scans look like, or some of them if twins are not sought.
-        twins: identical and nearly identical scans; None: not sought.
-    """
-
-    table: Path
-    listing: Listing
-    appearance: Appearance
-    twins: TwinReport | None = None
-
-    def lines(self) -> Iterator[str]:
-        """What was found, the table and the next command."""
-        from monai_diffae.apps.command_lines import command_line
-
-        yield from self.listing.lines()
-        yield from self.appearance.lines()
-        if self.twins is not None:
-            yield from self.twins.lines()
-        yield str(self.table)
-        colour = "grey" if self.appearance.colour else None
-        yield f"next: {command_line('plan', {'cohort': self.table, 'colour': colour})}"
-
-    def figures(self) -> dict[str, Any]:
-        """The table and the counts."""
-        twins = None if self.twins is None else self.twins.figures()
-        return {"table": str(self.table), **self.listing.figures(), **self.appearance.figures(), "twins": twins}
+    from monai_diffae.data.inspection.listing import Listing
+    from monai_diffae.data.inspection.survey import Appearance
+    from monai_diffae.data.inspection.twins import TwinReport
 
 
 @command
@@ -69,7 +36,7 @@ def list_scans(
     group_duplicates: bool = False,
     skip_twins: bool = False,
     overwrite: bool = False,
-) -> ListScansResult:
+) -> Result:
     r"""List the scans of a folder as a table with their labels, which all other commands take.
 
     Labels come from class folders (``benign/`` and ``malignant/``, perhaps below ``train/`` and ``test/``), from a
@@ -99,7 +66,7 @@ def list_scans(
         overwrite: Replace another file of this name.
 
     Returns:
-        The table, and what was found and left out.
+        The table, and what was found and left out; as ``listing`` and ``appearance`` the scans.
 
     Raises:
         ConfigError: ``out`` exists with other content or is not a ``.csv`` or ``.tsv``, or ``group_duplicates`` is
@@ -116,32 +83,32 @@ def list_scans(
     """
     if group_duplicates and skip_twins:
         raise ConfigError("group_duplicates: needs the scans to be read, to find twins; omit skip_twins")
-    from monai_diffae.data.listing import (
-        Sources,
-        group_twins,
-        list_cases,
-        look_at,
-        mark_twins,
-        with_hashes,
-        write_listing,
-    )
-    from monai_diffae.data.twin_reports import report_twins
-    from monai_diffae.data.twins import find_twins_among
+    from monai_diffae.data.inspection.listing import Sources, list_cases, write_listing
+    from monai_diffae.data.inspection.survey import look_at
+    from monai_diffae.data.inspection.twins import find_twins, group_twins, mark_twins, report_twins
+    from monai_diffae.data.patient_keys import with_hashes
 
     sources = Sources(labels_from_folders, label_column, table, id_column, patient_pattern)
     listing = list_cases(cohort, sources, columns)
     listing = replace(listing, cases=with_hashes(listing.cases, out.parent, ids))
     if skip_twins:
-        appearance = look_at(listing.cases, limit=32)
-        return ListScansResult(write_listing(listing, out, overwrite=overwrite), listing, appearance)
+        return _result(write_listing(listing, out, overwrite=overwrite), listing, look_at(listing.cases, limit=32))
     cases = mark_twins(listing.cases, [])
     appearance = look_at(cases)
-    groups = find_twins_among(cases, appearance.fingerprints)
+    groups = find_twins(appearance.prints, [case.patient for case in cases])
     listing = replace(listing, cases=group_twins(cases, groups) if group_duplicates else cases)
     marked = replace(listing, cases=mark_twins(listing.cases, groups))
-    return ListScansResult(
-        write_listing(marked, out, overwrite=overwrite),
-        listing,
-        appearance,
-        report_twins(listing.cases, groups),
+    table = write_listing(marked, out, overwrite=overwrite)
+    return _result(table, listing, appearance, report_twins(listing.cases, groups))
+
+
+def _result(table: Path, listing: Listing, appearance: Appearance, twins: TwinReport | None = None) -> Result:
+    """What was found, the table and the next command."""
+    found = {"twins": None if twins is None else twins.figures()}
+    return Result(
+        table,
+        {"table": str(table), **listing.figures(), **appearance.figures(), **found},
+        [*listing.lines(), *appearance.lines(), *(() if twins is None else twins.lines())],
+        next=[f"next: {command_line('plan', {'cohort': table, 'colour': 'grey' if appearance.colour else None})}"],
+        content={"listing": listing, "appearance": appearance},
     )

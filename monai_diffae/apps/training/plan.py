@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.training.grids import Proposal
     from monai_diffae.apps.training.speed import Speed, Timetable, Work
     from monai_diffae.data.cases import Case
-    from monai_diffae.data.survey import Survey
+    from monai_diffae.data.inspection.survey import Survey
 
 _GIB = 2**30
 _USABLE = 0.8  # of the free memory
@@ -87,7 +87,7 @@ class Plan:
 
     def lines(self) -> Iterator[str]:
         """The cohort, the proposal with its memory and time, and the commands."""
-        from monai_diffae.apps.training.survey_lines import survey_lines
+        from monai_diffae.apps.training.verify import survey_lines
 
         failures = self.survey.failures
         yield f"{counted(len(self.survey.ids), 'scan')} can be used, {len(failures)} cannot{self.by_label}"
@@ -200,7 +200,7 @@ def plan(
     from monai_diffae.bundle.code import check_code
     from monai_diffae.data.cohorts import read_cohort
     from monai_diffae.data.failures import count_by_label
-    from monai_diffae.data.survey import survey_cohort
+    from monai_diffae.data.inspection.survey import survey_cohort
 
     overrides = {**colour_values(colour), **overrides}
     target = find_device(device)
@@ -295,8 +295,8 @@ def command_lines(
 
 def _without_other_colours(survey: Survey, cases: Sequence[Case], config: Mapping[str, Any]) -> Survey:
     """The survey without the scans that a model with these channels refuses."""
+    from monai_diffae.data.inspection.survey import other_channels
     from monai_diffae.data.progress import track
-    from monai_diffae.data.survey import other_channels
 
     if not isinstance(config.get("in_channels"), int):
         return survey

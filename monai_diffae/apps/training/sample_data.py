@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Seed
 from monai_diffae.errors import ConfigError
 
 _NUM_PATIENTS, _SIZE, _MEDMNIST_SIZE = 1000, 48, 28
-
-
-@dataclass(frozen=True)
-class SampleDataResult(CommandResult):
-    """The result of :func:`sample_data`.
-
-    Attributes:
-        table: ``cohort.csv``, with one row per image.
-    """
-
-    table: Path
-
-    def lines(self) -> Iterator[str]:
-        """The table."""
-        yield str(self.table)
-
-    def figures(self) -> dict[str, Any]:
-        """The table."""
-        return {"table": str(self.table)}
 
 
 @command
@@ -46,7 +25,7 @@ def sample_data(
     spatial_dims: Literal[2, 3] | None = None,
     seed: Seed | None = None,
     overwrite: bool = False,
-) -> SampleDataResult:
+) -> Result:
     """Write sample data: a virtual cohort (one brain template with simulated variation) or a MedMNIST set.
 
     The patients of the virtual cohort differ in factors of known strength, such as the size of the ventricles; the
@@ -83,11 +62,12 @@ def sample_data(
             out, num_patients=num_patients or _NUM_PATIENTS, size=size or _SIZE, spatial_dims=spatial_dims or 2,
             seed=seed or 0, overwrite=overwrite,
         )  # fmt: skip
-        return SampleDataResult(table)
+        return Result(table, {"table": str(table)})
     given = {"num_patients": num_patients, "spatial_dims": spatial_dims, "seed": seed}
     unused = next((name for name, value in given.items() if value is not None), None)
     if unused is not None:
         raise ConfigError(f"{unused}: applies to the virtual cohort; omit {unused} or medmnist")
-    from monai_diffae.data.medmnist import medmnist_to_cohort
+    from monai_diffae.data.samples import medmnist_to_cohort
 
-    return SampleDataResult(medmnist_to_cohort(medmnist, out, size=size or _MEDMNIST_SIZE, overwrite=overwrite))
+    table = medmnist_to_cohort(medmnist, out, size=size or _MEDMNIST_SIZE, overwrite=overwrite)
+    return Result(table, {"table": str(table)})

@@ -378,7 +378,7 @@ def _make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None
     """Copy the shipped bundle that fits most scans of a cohort: ``diffae_3d`` for volumes, ``diffae_2d`` for images."""
     from monai_diffae.bundle import init_bundle
     from monai_diffae.data.cohorts import read_cohort
-    from monai_diffae.data.survey import survey_cohort
+    from monai_diffae.data.inspection.survey import survey_cohort
 
     refuse_results_among_scans(cohort, bundle=folder)
     name = f"diffae_{survey_cohort(read_cohort(cohort, columns=columns)).spatial_dims}d"

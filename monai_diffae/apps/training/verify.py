@@ -2,80 +2,32 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Reading
-from monai_diffae.errors import counted
+from monai_diffae.errors import ConfigError, counted
+from monai_diffae.lazy import np, pictures
 
 if TYPE_CHECKING:
-    from monai_diffae.data.verification import Verification
+    from numpy.typing import NDArray
+
+    from monai_diffae.data.inspection.survey import Survey
+    from monai_diffae.data.inspection.verification import CheckedCase, Verification
+    from monai_diffae.pictures import CohortOverview
 
 _EXAMPLES = 3
-_TABLE, _PICTURE, _SAVED = "verify.csv", "overview.png", "readings.jsonl"
-
-
-@dataclass(frozen=True)
-class VerifyResult(CommandResult):
-    """The result of :func:`verify`.
-
-    Attributes:
-        verification: a verdict on each case, and what is wrong with the whole.
-        folder: the folder with the table and the picture; None: nothing was written.
-    """
-
-    verification: Verification
-    folder: Path | None = None
-
-    def lines(self) -> Iterator[str]:
-        """Counts, geometry, each kind of problem with examples, twins, and the files."""
-        from monai_diffae.apps.training.survey_lines import survey_lines
-
-        checked = self.verification
-        counts = f"{checked.count('ok')} ok, {checked.count('doubtful')} doubtful, {checked.count('failed')} failed"
-        yield f"{counted(len(checked.verdicts), 'scan')}: {counts}"
-        if checked.survey is not None:
-            yield from survey_lines(checked.survey)
-        remedies = {finding.kind: finding.remedy for verdict in checked.verdicts for finding in verdict.findings}
-        for kind, is_failure, ids in checked.kinds():
-            examples = ", ".join(ids[:_EXAMPLES]) + (", ..." if len(ids) > _EXAMPLES else "")
-            yield f"{'failed' if is_failure else 'doubtful'}: {kind}: {len(ids)} ({examples}); {remedies[kind]}"
-        if checked.twins is None:
-            yield "only headers were read: damaged voxels and twins are found without --headers"
-        else:
-            yield from checked.twins.lines()
-        if checked.fingerprint is not None:
-            yield f"fingerprint: {checked.fingerprint}"
-        if self.folder is not None:
-            yield from (str(self.folder / name) for name in (_TABLE, _PICTURE))
-
-    def figures(self) -> dict[str, Any]:
-        """The counts, the geometry, the problems with the ids of their cases, and the twins."""
-        checked = self.verification
-        return {
-            **{judgement: checked.count(judgement) for judgement in ("ok", "doubtful", "failed")},
-            "problems": [
-                {"kind": kind, "is_failure": is_failure, "ids": ids} for kind, is_failure, ids in checked.kinds()
-            ],
-            "geometry": None if checked.survey is None else checked.survey.summary(),
-            "twins": None if checked.twins is None else checked.twins.figures(),
-            "fingerprint": checked.fingerprint,
-            "folder": None if self.folder is None else str(self.folder),
-        }
-
-    @property
-    def incomplete(self) -> str | None:
-        """How many scans cannot be used, and how many groups of twins are in different splits."""
-        checked, problems = self.verification, []
-        if num_failed := checked.count("failed"):
-            problems.append(f"{num_failed} of {len(checked.verdicts)} scans cannot be used")
-        if checked.twins is not None and (number := len(checked.twins.separated)):
-            problems.append(f"{counted(number, 'group of twins')} {'is' if number == 1 else 'are'} in different splits")
-        return ", and ".join(problems) or None
+_TABLE, _PICTURE, _READINGS = "verify.csv", "overview.png", "readings"
+_COLUMNS = (
+    "case_id", "file", "split", "verdict", "kind", "reason", "remedy", "size", "spacing_mm", "channels", "minimum",
+    "p1", "median", "p99", "maximum", "twins", "sha256",
+)  # fmt: skip
+_MOST_THUMBNAILS = 36
+_MOST_OUTLIERS = 5  # that are listed
 
 
 @command
@@ -86,7 +38,7 @@ def verify(
     headers: bool = False,
     patient_pattern: str | None = None,
     reading: Reading = Reading(),
-) -> VerifyResult:
+) -> Result:
     r"""Find what is wrong with a cohort before a model is trained on it.
 
     Every scan is read completely: it must be whole, finite, not constant, and of the kind of the others. Scans that can
@@ -96,9 +48,9 @@ def verify(
     problem. Otherwise, a model would be tested on what it was trained on.
 
     With ``out``, ``verify.csv`` has one row per case: verdict, reason, remedy, geometry, intensities, twins and the
-    SHA-256 of its files. ``overview.png`` shows this as a picture, without names. ``readings.jsonl`` keeps what was
-    read, with small versions of the scans: a run that was stopped resumes, and later ones read only new and changed
-    scans.
+    SHA-256 of its files. ``overview.png`` shows this as a picture, without names. ``readings/`` keeps what was read
+    as Parquet files, with small versions of the scans: a run that was stopped resumes, and later ones read only new and
+    changed scans.
 
     Exit codes: 0 if all scans can be used, 3 if some cannot or twins are in different splits, 4 if none can be read.
 
@@ -110,7 +62,7 @@ def verify(
         reading: How scans are found and read.
 
     Returns:
-        The verdicts, and what is wrong with the whole cohort.
+        The figures, and as ``verification`` what is wrong with each case and with the whole cohort.
 
     Raises:
         CohortError: no scan can be read, or the table is wrong.
@@ -123,22 +75,146 @@ def verify(
         ...
         monai_diffae.errors.CohortError: no_such_folder: there is no such folder, table or scan; check the path ...
     """
-    from monai_diffae.apps.training.verify_files import check_table, write_verification
     from monai_diffae.data.cohorts import read_cohort
     from monai_diffae.data.failures import Failure
-    from monai_diffae.data.survey import none_usable
-    from monai_diffae.data.verification import SavedReadings, read_cases, verify_cases
+    from monai_diffae.data.inspection.survey import none_usable
+    from monai_diffae.data.inspection.verification import read_cases, verify_cases
 
     if out is not None:
-        check_table(out / _TABLE)
+        _check_table(out / _TABLE)
     cases = read_cohort(cohort, columns=reading.columns, patient_pattern=patient_pattern, refuse_leaks=False)
-    saved = None if out is None else SavedReadings(out / _SAVED, headers)
-    readings = read_cases(cases, headers, reading.workers_for(len(cases)), saved)
+    readings = read_cases(cases, headers, reading.workers_for(len(cases)), out and out / _READINGS)
     verification = verify_cases(cases, readings)
     if out is not None:
-        write_verification(verification, out / _TABLE, out / _PICTURE)
+        _write(verification, out / _TABLE, out / _PICTURE)
     if all(found.error for found in readings):
         raise none_usable(
             [Failure(case.id, case.file, found.error) for case, found in zip(cases, readings, strict=True)]
         )
-    return VerifyResult(verification, out)
+    return Result(
+        out, _figures(verification), [*_lines(verification)], _incomplete(verification),
+        content={"verification": verification},
+    )  # fmt: skip
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def _lines(checked: Verification) -> Iterator[str]:
+    """Counts, geometry, each kind of problem with examples, and twins."""
+    counts = f"{checked.count('ok')} ok, {checked.count('doubtful')} doubtful, {checked.count('failed')} failed"
+    yield f"{counted(len(checked.cases), 'scan')}: {counts}"
+    if checked.survey is not None:
+        yield from survey_lines(checked.survey)
+    remedies = {finding.kind: finding.remedy for case in checked.cases for finding in case.findings}
+    for kind, is_failure, ids in checked.kinds():
+        examples = ", ".join(ids[:_EXAMPLES]) + (", ..." if len(ids) > _EXAMPLES else "")
+        yield f"{'failed' if is_failure else 'doubtful'}: {kind}: {len(ids)} ({examples}); {remedies[kind]}"
+    if checked.twins is None:
+        yield "only headers were read: damaged voxels and twins are found without --headers"
+    else:
+        yield from checked.twins.lines()
+    if checked.fingerprint is not None:
+        yield f"fingerprint: {checked.fingerprint}"
+
+
+def _figures(checked: Verification) -> dict[str, Any]:
+    """The counts, the geometry, the problems with the ids of their cases, and the twins."""
+    return {
+        **{status: checked.count(status) for status in ("ok", "doubtful", "failed")},
+        "problems": [{"kind": kind, "is_failure": is_failure, "ids": ids} for kind, is_failure, ids in checked.kinds()],
+        "geometry": None if checked.survey is None else checked.survey.summary(),
+        "twins": None if checked.twins is None else checked.twins.figures(),
+        "fingerprint": checked.fingerprint,
+    }
+
+
+def _incomplete(checked: Verification) -> str | None:
+    """How many scans cannot be used, and how many groups of twins are in different splits."""
+    problems = []
+    if num_failed := checked.count("failed"):
+        problems.append(f"{num_failed} of {len(checked.cases)} scans cannot be used")
+    if checked.twins is not None and (number := len(checked.twins.separated)):
+        problems.append(f"{counted(number, 'group of twins')} {'is' if number == 1 else 'are'} in different splits")
+    return ", and ".join(problems) or None
+
+
+def survey_lines(survey: Survey) -> Iterator[str]:
+    """A table of sizes, spacings and fields of view, and a line about outliers."""
+    from rich.table import Table
+
+    from monai_diffae.apps.result import table_lines
+
+    summary = survey.summary()
+    axes = "R x A x S" if survey.spatial_dims == 3 else "rows x columns"
+    table = Table(axes, "5th percentile", "median", "95th percentile")
+    in_mm = [("spacing (mm)", "spacing_mm"), ("field of view (mm)", "field_mm")] if survey.has_mm else []
+    for name, key in (("size", "size"), *in_mm):
+        table.add_row(name, *(" x ".join(f"{v:g}" for v in summary[key][p]) for p in ("p5", "p50", "p95")))
+    yield from table_lines(table)
+    if survey.outliers:
+        names = ", ".join(survey.outliers[:_MOST_OUTLIERS]) + (", ..." if len(survey.outliers) > _MOST_OUTLIERS else "")
+        yield f"{len(survey.outliers)} scans differ from the median by more than a factor of two: {names}"
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _check_table(path: Path) -> None:
+    """Raise an error if the file exists and was not written by ``verify``."""
+    if path.is_file() and not path.read_bytes().startswith(",".join(_COLUMNS).encode()):
+        raise ConfigError(f"{path.name}: already exists and was not written by verify; move it, or choose another out")
+
+
+def _write(verification: Verification, table: Path, picture: Path) -> None:
+    """Write the table and the picture."""
+    from monai_diffae.data.atomic import write_atomic
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(_COLUMNS)
+            writer.writerows(_rows(verification))
+
+    write_atomic(table, write)
+    write_atomic(picture, lambda temporary: pictures.draw_cohort_overview(_overview(verification), temporary))
+
+
+def _rows(verification: Verification) -> Iterator[list[object]]:
+    from monai_diffae.data.scans import is_picture
+
+    groups = [] if verification.twins is None else verification.twins.groups
+    twins = {id: f"group {number}" for number, ids in enumerate(groups, 1) for id in ids}
+    for checked in verification.cases:
+        case, reading, findings = checked.case, checked.reading, checked.findings
+        spacing_mm = () if is_picture(case.file) else reading.spacing_mm
+        yield [
+            case.id, case.file, case.split, checked.status,
+            *(" / ".join(getattr(finding, name) for finding in findings) for name in ("kind", "reason", "remedy")),
+            " x ".join(map(str, reading.size)), " x ".join(f"{v:.6g}" for v in spacing_mm),
+            reading.channels or None, *(reading.intensities or [None] * 5), twins.get(case.id), reading.content,
+        ]  # fmt: skip
+
+
+def _overview(verification: Verification) -> CohortOverview:
+    survey = verification.survey
+    geometry: list[tuple[str, NDArray[Any]]] = [] if survey is None else [("size (voxels)", survey.sizes)]
+    if survey is not None and survey.has_mm:
+        geometry += [("spacing (mm)", survey.spacings_mm), ("field of view (mm)", survey.fields_mm)]
+    read = [checked for checked in verification.cases if checked.reading.intensities]
+    return pictures.CohortOverview(
+        ("R", "A", "S") if survey is None or survey.spatial_dims == 3 else ("rows", "columns"),
+        geometry,
+        np.array([checked.reading.intensities for checked in read]),
+        [(kind, is_failure, len(ids)) for kind, is_failure, ids in verification.kinds()],
+        _thumbnails(read),
+    )
+
+
+def _thumbnails(cases: list[CheckedCase]) -> list[NDArray[np.float32]]:
+    """A square number of small scans, evenly chosen; for volumes, the axial plane, front up."""
+    prints = [checked.reading.print for checked in cases]
+    small = [each.thumbnail for each in prints if each is not None and each.thumbnail is not None]
+    number = int(min(len(small), _MOST_THUMBNAILS) ** 0.5) ** 2
+    chosen = [small[k] for k in np.linspace(0, len(small) - 1, number).astype(int)]
+    return [planes[0] if len(planes) == 1 else planes[2].T[::-1] for planes in chosen]

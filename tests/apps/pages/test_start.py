@@ -163,7 +163,7 @@ def test_twins_in_the_given_train_and_test_folders_are_no_dead_end(pictures, tmp
     hour.plan()
     listed = hour.steps.outcomes[0]
     assert "group_duplicates" not in listed.step.arguments
-    assert len(listed.result.twins.separated) == 1
+    assert len(listed.result.twins["separated"]) == 1
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

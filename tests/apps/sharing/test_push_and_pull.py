@@ -21,7 +21,7 @@ from tiny_bundles import TINY, TINY_3D, TINY_KL, contents, copy_tiny, rewrite, t
 from monai_diffae import embed, generate, load_bundle, pull, push, train, trusting
 from monai_diffae.bundle import load_first_stage
 from monai_diffae.bundle.folders import NOTE, init_bundle
-from monai_diffae.data.file_checksums import file_checksum
+from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import DiffAEError, MachineError, UnsafeInputError
 
 REPO = "owner/heads"

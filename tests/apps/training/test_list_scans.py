@@ -14,9 +14,9 @@ from monai_diffae.apps.training.sample_data import sample_data
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.formats.dicom import hash_patient
+from monai_diffae.data.inspection.survey import other_channels
+from monai_diffae.data.inspection.twins import ADVICE
 from monai_diffae.data.patient_keys import folder_key
-from monai_diffae.data.survey import other_channels
-from monai_diffae.data.twin_reports import ADVICE
 from monai_diffae.errors import ConfigError
 from monai_diffae.handlers import BadScans
 from monai_diffae.transforms.reading import ReadScand
@@ -38,7 +38,7 @@ def test_a_folder_becomes_a_table(tmp_path):
         str(tmp_path / "scans.csv"),
         f"next: monai-diffae plan {tmp_path / 'scans.csv'}",
     ]
-    assert json.loads(json.dumps(result.figures()))["labels"] == {"label": {"benign": 2, "malignant": 2}}
+    assert json.loads(json.dumps(result.json()))["labels"] == {"label": {"benign": 2, "malignant": 2}}
     assert len(read_cohort(result.table)) == 4
     assert list_scans(tmp_path / "us", tmp_path / "scans.csv").table == result.table
 
@@ -62,8 +62,8 @@ def test_twins_are_listed_and_marked(pictures, tmp_path):
         f"a random split may separate twins of different patients; {ADVICE}",
         "1 pair of twins with different labels: 1 (label benign) and copy (label malignant); correct or remove them",
     ]
-    assert result.figures()["twins"]["groups"] == [["1", "copy"]]
-    assert result.figures()["twins"]["contradictory"][0]["values"] == ["benign", "malignant"]
+    assert result.figures["twins"]["groups"] == [["1", "copy"]]
+    assert result.figures["twins"]["contradictory"][0]["values"] == ["benign", "malignant"]
     assert {case.id for case in read_cohort(result.table) if case.labels["twins"] == "group 1"} == {"1", "copy"}
 
 
@@ -72,7 +72,7 @@ def test_twins_become_one_patient(pictures, tmp_path):
     cases = read_cohort(table)
     assert len({case.patient for case in cases}) == 6
     assert len({case.patient for case in cases if case.id in ("1", "copy")}) == 1
-    assert list_scans(table, tmp_path / "again.csv").twins.other_patients == []
+    assert list_scans(table, tmp_path / "again.csv").twins["num_of_different_patients"] == 0
 
 
 @pytest.fixture

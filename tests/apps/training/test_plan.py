@@ -17,7 +17,7 @@ from monai_diffae.apps.training.speed import START_S, Speed, Work, measure_speed
 from monai_diffae.bundle.description import describe
 from monai_diffae.bundle.model_file import write_model
 from monai_diffae.cli import build_app, parse
-from monai_diffae.data.survey import Survey
+from monai_diffae.data.inspection.survey import Survey
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.networks import FirstStage
 

@@ -7,7 +7,9 @@ images, so it is known what a representation should have learned.
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,11 +19,14 @@ import nibabel as nib
 import pandas as pd
 
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.sample_folders import claim_folder, is_complete, write_image
-from monai_diffae.data.virtual_patients import FACTORS, FIELD_OF_VIEW_MM, draw_patient, read_template, render_patient
-from monai_diffae.errors import ConfigError
-
-__all__ = ["FACTORS", "make_virtual_cohort", "split_by_number"]
+from monai_diffae.data.samples.virtual_patients import (
+    FACTORS,
+    FIELD_OF_VIEW_MM,
+    draw_patient,
+    read_template,
+    render_patient,
+)
+from monai_diffae.errors import ConfigError, MachineError
 
 _README = """\
 Virtual cohort: ONE real brain template with simulated variation. These are not patients.
@@ -121,10 +126,6 @@ def split_by_number(index: int, val_fraction: float, test_fraction: float) -> st
 
     The multiples of the golden ratio fill [0, 1) evenly (a low-discrepancy sequence). Random draws would sometimes
     leave a small cohort without a test set.
-
-    Example:
-        >>> [split_by_number(index, 0.2, 0.2) for index in range(5)]
-        ['train', 'test', 'train', 'train', 'val']
     """
     position = (index + 0.5) * 0.6180339887498949 % 1
     if position >= 1 - test_fraction:
@@ -156,3 +157,59 @@ def _write_patient(directory: Path, index: int, *, size: int, spatial_dims: int,
     # uncompressed, because the bytes of gzip depend on the version of zlib
     write_image(directory / "images" / f"{name}.nii", image.to_bytes())
     return {"id": name, "patient": name, "image": f"images/{name}.nii", **patient.factors}
+
+
+# -- folders of sample data -------------------------------------------------------------------------------------------
+
+RECORD = "sample-data.json"
+
+
+def is_complete(directory: Path, parameters: Mapping[str, Any]) -> bool:
+    """Whether ``directory`` holds the complete sample data of these parameters: record, table and all images."""
+    table = directory / "cohort.csv"
+    if _read_record(directory) != dict(parameters) or not table.is_file():
+        return False
+    rows = table.read_text().count("\n") - 1
+    return sum(1 for _ in (directory / "images").glob("*-*")) == rows
+
+
+def claim_folder(directory: Path, parameters: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Prepare a folder for sample data: delete older sample data, and write the parameters into a record."""
+    images = directory / "images"
+    record = _read_record(directory)
+    if record is None:
+        if (directory / "cohort.csv").exists() or (images.is_dir() and any(images.iterdir())):
+            raise ConfigError(f"{directory}: holds a cohort.csv or images of your own; choose another folder")
+    elif record != dict(parameters) and not overwrite:
+        keys = sorted(key for key in {*record, *parameters} if record.get(key) != parameters.get(key))
+        changed = ", ".join(f"{key} {record.get(key)} instead of {parameters.get(key)}" for key in keys)
+        raise ConfigError(f"{directory}: holds sample data with {changed}; set overwrite or choose another folder")
+    try:
+        (directory / "cohort.csv").unlink(
+            missing_ok=True
+        )  # first, because without it the sample data count as incomplete
+        images.mkdir(parents=True, exist_ok=True)
+        for old in images.glob("*-*"):
+            old.unlink()
+    except OSError as error:
+        raise MachineError(f"{directory}: cannot be written ({error.strerror}); choose another folder") from error
+    text = json.dumps(dict(parameters), indent=2) + "\n"
+    write_atomic(directory / RECORD, lambda path: path.write_text(text))
+
+
+def write_image(path: Path, content: bytes) -> None:
+    """Write one of many images. It is not atomic: the table, which is written last, marks them as complete."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise MachineError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
+        ) from error
+
+
+def _read_record(directory: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads((directory / RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None

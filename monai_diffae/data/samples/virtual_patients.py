@@ -66,30 +66,16 @@ _DISPLACEMENT_MM = 2.0
 
 @dataclass(frozen=True)
 class VirtualPatient:
-    """A virtual patient: its factors, and the waves of the displacement that no factor describes.
+    """A virtual patient: its factors, and the waves of the displacement that no factor describes."""
 
-    Attributes:
-        factors: one value for each of :data:`FACTORS`.
-        wave_vectors: ``[K, 3]``, radians per mm.
-        phases: ``[K]``, radians.
-        amplitudes_mm: ``[K, 3]``.
-    """
-
-    factors: Mapping[str, float]
-    wave_vectors: FloatArray
-    phases: FloatArray
-    amplitudes_mm: FloatArray
+    factors: Mapping[str, float]  # one value for each of :data:`FACTORS`
+    wave_vectors: FloatArray  # ``[K, 3]``, radians per mm
+    phases: FloatArray  # ``[K]``, radians
+    amplitudes_mm: FloatArray  # ``[K, 3]``
 
 
 def draw_patient(seed: int, index: int) -> VirtualPatient:
-    """Draw one virtual patient; it depends only on ``seed`` and ``index``.
-
-    Example:
-        >>> draw_patient(seed=0, index=7).factors == draw_patient(seed=0, index=7).factors
-        True
-        >>> sorted(draw_patient(seed=0, index=7).factors)
-        ['contrast', 'head_size', 'slice_level', 'tilt', 'ventricles']
-    """
+    """Draw one virtual patient; it depends only on ``seed`` and ``index``."""
     rng = np.random.default_rng([seed, index])
     # rounded before use, so that the table has exactly the values that were used
     factors = {factor.name: round(float(rng.uniform(factor.low, factor.high)), 5) for factor in FACTORS}
@@ -107,16 +93,7 @@ def draw_patient(seed: int, index: int) -> VirtualPatient:
 def render_patient(
     patient: VirtualPatient, *, size: int = 48, spatial_dims: int = 2
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Make the image of a virtual patient at any size; the patient looks the same at every size.
-
-    The image is uint8 with background 0, ``[size, size, 1]`` or ``[size, size, size]`` with RAS+ axes, and 224 mm wide;
-    its 4x4 affine is in mm. A slice is as thick as its voxels are wide.
-
-    Example:
-        >>> image, affine = render_patient(draw_patient(seed=0, index=0), size=64)
-        >>> image.shape, image.dtype.name, float(affine[0, 0])
-        ((64, 64, 1), 'uint8', 3.5)
-    """
+    """Make the image of a virtual patient at any size; the patient looks the same at every size."""
     spacing_mm = FIELD_OF_VIEW_MM / size
     factors = patient.factors
     points, affine = _voxel_centres(factors, size, spatial_dims, spacing_mm)  # (3, *S) in the scanner's mm
@@ -201,10 +178,7 @@ def _read_ventricle_field() -> tuple[FloatArray, FloatArray, int]:
 
 @lru_cache(maxsize=2)
 def read_template(spacing_mm: float) -> tuple[FloatArray, FloatArray]:
-    """The template in [0, 1], smoothed for voxels of this size, and the offset from its mm to its voxel indices.
-
-    Its file is located without importing nilearn, which takes seconds.
-    """
+    """The template in [0, 1], smoothed for voxels of this size, and the offset from its mm to its voxel indices."""
     advice = "pip install 'monai-diffae[samples]'"
     spec = importlib.util.find_spec("nilearn")
     folders = list(spec.submodule_search_locations or []) if spec else []

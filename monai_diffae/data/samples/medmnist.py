@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.file_checksums import file_checksum
-from monai_diffae.data.sample_folders import claim_folder, is_complete, write_image
+from monai_diffae.data.fingerprints import file_checksum
+from monai_diffae.data.samples.virtual_cohort import claim_folder, is_complete, write_image
 from monai_diffae.errors import CohortError, ConfigError, MachineError, UnsafeInputError
 
 _SPLITS = ("train", "val", "test")

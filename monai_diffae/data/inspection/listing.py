@@ -1,0 +1,308 @@
+"""List the scans of a folder as a table: with labels from class folders, from a table of participants and from BIDS."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.cases import Case, Label
+from monai_diffae.data.cohorts import cases_in_folder, compiled, read_cohort
+from monai_diffae.data.folders import name_within, search_folder, short_names
+from monai_diffae.data.inspection.joins import bids_details, join_table, with_roles, with_rows
+from monai_diffae.data.scans import may_be_dicom, scan_suffix
+from monai_diffae.data.splits import SPLITS, check_splits
+from monai_diffae.errors import CohortError, ConfigError, counted, quoted
+
+_MAX_CLASSES = 12  # most values of a label that are listed
+
+_MODALITIES = frozenset(
+    (
+        "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "pd", "pdw", "dwi", "adc", "swi", "asl", "bold",
+        "mr", "mri", "mra", "ct", "cta", "pet", "us", "dx", "cr", "mg", "axial", "coronal", "sagittal",
+    )
+)  # fmt: skip
+_CLASS_WORDS = ("class", "grade", "label", "stage", "type", "kl", "birads", "bi-rads", "pirads", "score", "level")
+_NO_CLASSES = re.compile(r"images?(?:Tr|Ts|Val)?$|scans?$|dicom", re.IGNORECASE)
+_MOST_CLASS_FOLDERS = 50
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where labels come from."""
+
+    from_folders: bool | None = None  # take the names of folders as labels; None: if they look like classes
+    label: str = "label"  # the name of the label column for the folders
+    # a table with labels, which is joined to the scans; None: ``participants.tsv`` in the folder, if it is there
+    table: Path | None = None
+    id_column: str | None = None  # the column of the table that names scans or patients; None: found by its name
+    patient_pattern: str | None = None  # a regular expression that finds the patient in the image's path
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The scans of a folder or table, with their labels."""
+
+    name: str  # the folder or table
+    cases: list[Case]  # the scans
+    notes: list[str] = field(default_factory=list)  # one line for each thing that was found, decided or left out
+
+    @property
+    def formats(self) -> Counter[str]:
+        """The number of scans of each format: a suffix, or ``DICOM``."""
+        files = [case.first_file for case in self.cases]
+        return Counter("DICOM" if may_be_dicom(file) else scan_suffix(file) for file in files)
+
+    @property
+    def labels(self) -> dict[str, Counter[Label]]:
+        """For each label the number of scans with each value; None: missing."""
+        names = dict.fromkeys(name for case in self.cases for name in case.labels)
+        return {name: Counter(case.labels.get(name) for case in self.cases) for name in names}
+
+    @property
+    def num_patients(self) -> int:
+        """The number of patients."""
+        return len({case.patient for case in self.cases})
+
+    @property
+    def splits(self) -> Counter[str | None]:
+        """The number of scans in each split; None: not decided."""
+        return Counter(case.split for case in self.cases)
+
+    def figures(self) -> dict[str, Any]:
+        """Counts and notes as plain values; of labels with many values only their number."""
+        labels = {
+            name: {str(value): count for value, count in values.items()} if len(values) <= _MAX_CLASSES else len(values)
+            for name, values in self.labels.items()
+        }
+        return {
+            "num_scans": len(self.cases),
+            "num_patients": self.num_patients,
+            "formats": dict(self.formats),
+            "splits": {str(name): count for name, count in self.splits.items()},
+            "labels": labels,
+            "notes": self.notes,
+        }
+
+    def lines(self) -> Iterator[str]:
+        """What was found, line by line."""
+        formats = ", ".join(f"{count} {name}" for name, count in self.formats.most_common())
+        yield f"{self.name}: {counted(len(self.cases), 'scan')} ({formats})"
+        if all(case.has_own_patient for case in self.cases):
+            yield "patients: not known, so each scan counts as a patient (--patient-pattern finds them in the paths)"
+        else:
+            yield f"patients: {self.num_patients}"
+        yield from self.notes
+        if set(self.splits) != {None}:
+            yield f"column split: {_counts({name or 'none': count for name, count in self.splits.items()})}"
+        for name, values in self.labels.items():
+            yield f"column {name}: {_described(values)}"
+
+
+def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str, str] | None = None) -> Listing:
+    """List the scans of a cohort, with labels from its folders, from a table and from the names of BIDS."""
+    notes: list[str] = []
+    is_folder = cohort.is_dir()
+    root = cohort if is_folder else cohort.parent
+    if is_folder:
+        content = search_folder(cohort)
+        notes += content.left_out()
+        cases = _with_plain_ids(cases_in_folder(cohort, content, compiled(sources.patient_pattern)), root)
+    else:
+        cases = read_cohort(cohort, columns=columns, patient_pattern=sources.patient_pattern)
+    if sources.from_folders or (sources.from_folders is None and is_folder):
+        cases, lines = _with_classes(cases, root, sources)
+        notes += lines
+    participants = cohort / "participants.tsv"
+    table = sources.table or (participants if participants.is_file() else None)
+    names = dict(columns or {}) if is_folder else {}  # of the table that is joined
+    if table is not None:
+        cases, lines = _with_table(cases, root, table, sources, names)
+        notes += lines
+    elif unused := "id_column" if sources.id_column else "columns" if names else "":
+        raise ConfigError(f"{unused}: there is no table whose columns it could name; omit {unused}, or set table")
+    name = cohort.name or cohort.resolve().name
+    check_splits(cases, name)
+    return Listing(name, _with_bids_details(cases, root), notes)
+
+
+def write_listing(listing: Listing, path: Path, *, overwrite: bool = False) -> Path:
+    """Write a listing as a table: one row per scan, with its path relative to the table, id and labels."""
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        raise ConfigError(f"{path.name}: the table is a .csv or .tsv; choose such a name as out")
+    content = _table_text(listing, path).encode()
+    if path.exists() and not overwrite:
+        if path.is_file() and path.read_bytes() == content:
+            return path
+        raise ConfigError(f"{path.name}: exists and has other content; set overwrite, or choose another out")
+    return write_atomic(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _table_text(listing: Listing, path: Path) -> str:
+    keys, labels = list(listing.cases[0].images), list(listing.labels)
+    is_known = {
+        "id": True,
+        "patient": not all(case.has_own_patient for case in listing.cases),
+        "split": any(case.split is not None for case in listing.cases),
+    }
+    clash = next((name for name in labels if name in (*keys, *is_known)), None)
+    if clash is not None:
+        raise CohortError(f"a label is named {quoted(clash)}, like another column of the table; rename it")
+    columns = [name for name, known in is_known.items() if known]
+    stream = io.StringIO()
+    table = csv.writer(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", lineterminator="\n")
+    table.writerow([*keys, *columns, *labels])
+    for case in listing.cases:
+        images = [case.images[key] for key in keys]
+        if any(isinstance(image, tuple) for image in images):
+            raise CohortError(f"{case.id}: has one file per channel, which a table cannot list; use the datalist")
+        files = [Path(os.path.relpath(str(image), path.parent)).as_posix() for image in images]
+        table.writerow([*files, *(getattr(case, name) for name in columns), *map(case.labels.get, labels)])
+    return stream.getvalue()
+
+
+def _with_plain_ids(cases: list[Case], root: Path) -> list[Case]:
+    """The cases with the names of their scans as ids, as they are: not made safe as file names."""
+    ids = short_names([name_within(case.first_file, root) for case in cases])
+    if len(set(ids)) < len(ids):
+        return cases
+    return [
+        replace(case, id=id, patient=id if case.has_own_patient else case.patient)
+        for case, id in zip(cases, ids, strict=True)
+    ]
+
+
+def _with_labels(cases: Sequence[Case], name: str, values: Sequence[Label]) -> list[Case]:
+    return [replace(case, labels={**case.labels, name: value}) for case, value in zip(cases, values, strict=True)]
+
+
+# -- the names of files and folders ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """What the folders say about each scan."""
+
+    classes: list[str | None]  # the class folder of each scan, or None; empty: there are no class folders
+    splits: list[str | None]  # ``train``, ``val`` or ``test``, if folders have such names; empty: they do not
+
+
+def find_class_folders(folders: Sequence[Sequence[str]], *, strict: bool = True) -> ClassFolders:
+    """Find the classes and splits in the folders of scans.
+
+    A level of folders holds classes if all scans are in one of at least two folders of this level, there are at least
+    two scans per folder on average, and the names are not those of patients (``patient_01``, ``patient_02``), of BIDS
+    (``sub-01``, ``anat``), of modalities (``T1``, ``FLAIR``) or of ``images``. The highest such level is used. A level
+    whose folders are all named ``train``, ``val`` or ``test`` (or ``training``, ``validation``, ``testing``) is the
+    split.
+    """
+    num_levels = max((len(each) for each in folders), default=0) if not strict else min(map(len, folders), default=0)
+    levels = [[each[level] if level < len(each) else None for each in folders] for level in range(num_levels)]
+    splits: list[str | None] = []
+    for names in levels:
+        if strict and any(name is not None and name.startswith(("sub-", "ses-")) for name in names):
+            break
+        if all(name is not None and name.lower() in SPLITS for name in names):
+            several = len(set(names)) > 1  # a folder ``train`` without ``test`` splits nothing
+            splits = [SPLITS[name.lower()] for name in names if name is not None] if several else splits
+        elif _are_classes(names) if strict else len(set(names)) > 1:
+            return ClassFolders(names, splits)
+    return ClassFolders([], splits)
+
+
+def _are_classes(names: Sequence[str | None]) -> bool:
+    folders = sorted({name for name in names if name is not None})
+    if not 2 <= len(folders) <= min(_MOST_CLASS_FOLDERS, len(names) // 2):
+        return False
+    if any(_NO_CLASSES.match(folder) for folder in folders):
+        return False
+    if all(re.split(r"[-_ ]", folder.lower())[0] in _MODALITIES for folder in folders):
+        return False
+    return not _are_numbered(folders)
+
+
+def _are_numbered(folders: Sequence[str]) -> bool:
+    """Whether the names differ in their numbers only, as patients do; grades (``0`` to ``4``) do not count."""
+    shapes = Counter(re.sub(r"\d+", "#", folder) for folder in folders)
+    shape, count = shapes.most_common(1)[0]
+    if "#" not in shape or 2 * count <= len(folders):
+        return False
+    is_grades = len(folders) <= 10 and all(len(n) == 1 for folder in folders for n in re.findall(r"\d+", folder))
+    is_class_name = shape.replace("#", "").strip(" _-").lower() in ("", *_CLASS_WORDS)
+    return not (is_grades and is_class_name)
+
+
+def _with_classes(cases: Sequence[Case], root: Path, sources: Sources) -> tuple[list[Case], list[str]]:
+    """The cases with the labels and splits of their folders, and lines that say what was found."""
+    folders = [Path(name_within(case.first_file, root)).parts[:-1] for case in cases]
+    levels = find_class_folders(folders, strict=sources.from_folders is None)
+    if sources.from_folders and not levels.classes:
+        raise CohortError(
+            "labels_from_folders: the scans are not in two folders of one level; omit labels_from_folders, or set table"
+        )
+    notes = []
+    if levels.classes:
+        names = ", ".join(sorted({name for name in levels.classes if name is not None})[:_MAX_CLASSES])
+        notes.append(f"the folders {names} are classes: column {sources.label} (--no-labels-from-folders omits it)")
+        cases = _with_labels(cases, sources.label, levels.classes)
+    splits = [next((SPLITS[folder.lower()] for folder in each if folder.lower() in SPLITS), None) for each in folders]
+    if levels.splits:
+        notes.append("the folders train, val or test are the column split")
+        cases = [replace(case, split=case.split or split) for case, split in zip(cases, levels.splits, strict=True)]
+    elif None in splits and len(set(splits)) > 2:
+        notes.append(
+            "the folders train, val or test are no column split, because "
+            f"{cases[splits.index(None)].id[:60]} is in none of them; move or remove such scans, or add a column split"
+        )
+    return list(cases), notes
+
+
+def _with_bids_details(cases: list[Case], root: Path) -> list[Case]:
+    """The cases with the session and suffix in their BIDS names as labels, if these differ and no table has them."""
+    details = [bids_details(name_within(case.first_file, root)) for case in cases]
+    for word in ("session", "suffix"):
+        values = [each.get(word) for each in details]
+        if len(set(values)) > 1 and not any(word in case.labels for case in cases):
+            cases = _with_labels(cases, word, values)
+    return cases
+
+
+def _with_table(
+    cases: list[Case], root: Path, table: Path, sources: Sources, names: dict[str, str]
+) -> tuple[list[Case], list[str]]:
+    """The cases with the cells of a table, and lines that say how they were joined."""
+    join = join_table(cases, root, table, sources.id_column or names.pop("id", None))
+    notes = list(join.notes(table.name, cases))
+    join, lines = with_roles(join, table.name, names)
+    is_double = sources.label in join.columns and any(sources.label in case.labels for case in cases)
+    if is_double and sources.from_folders is None:
+        lines.append(f"{table.name} has a column {sources.label}, so the folders are not used as labels")
+        cases = [replace(case, labels={k: v for k, v in case.labels.items() if k != sources.label}) for case in cases]
+    return with_rows(cases, join, table.name), notes + lines
+
+
+# -- texts -------------------------------------------------------------------------------------------------------------
+
+
+def _described(values: Mapping[Label, int]) -> str:
+    missing = values.get(None, 0)
+    present = {value: count for value, count in values.items() if value is not None}
+    numbers = [value for value in present if isinstance(value, int | float)]
+    if len(numbers) > _MAX_CLASSES or any(isinstance(number, float) for number in numbers):
+        text = f"{min(numbers):g} to {max(numbers):g}"
+    elif len(present) > _MAX_CLASSES:
+        text = f"{len(present)} values"
+    else:
+        text = _counts(present)
+    return f"{text}, {missing} missing" if missing else text
+
+
+def _counts(counts: Mapping[Any, int]) -> str:
+    return ", ".join(f"{count} {value}" for value, count in sorted(counts.items(), key=lambda item: str(item[0])))

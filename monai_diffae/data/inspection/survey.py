@@ -1,0 +1,209 @@
+"""What the scans of a cohort are like: volumes or images, their sizes and spacings, colour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_diffae.data.cases import Case
+from monai_diffae.data.failures import Failure, count_by_label
+from monai_diffae.data.inspection.twins import ScanPrint, scan_print
+from monai_diffae.data.progress import track
+from monai_diffae.data.scans import Axis, check_channels, read_geometry, read_scan
+from monai_diffae.data.slices import ras_axes, slice_shape
+from monai_diffae.errors import CohortError, ScanError
+from monai_diffae.policies import Colour
+
+_OUTLIER_RATIO = 2.0  # ratio of a value to the median, or of the median to a value, beyond which a scan is an outlier
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """Sizes and spacings of a cohort's scans of one kind: volumes or 2D images."""
+
+    ids: list[str]  # (N,) ids of the scans
+    sizes: NDArray[np.int64]  # (N, D) voxels along R, A and S of volumes, or rows and columns of images
+    spacings_mm: NDArray[np.float64]  # (N, D) voxel spacings in mm
+    # cases whose header cannot be read, or that are of the other kind
+    failures: list[Failure] = field(default_factory=list)
+
+    def after_check(self, failures: Sequence[Failure]) -> Survey:
+        """The survey with other ``failures``: all cases that cannot be used."""
+        failed = {failure.case_id for failure in failures}
+        usable = [row for row, id in enumerate(self.ids) if id not in failed]
+        if not usable:
+            raise none_usable(failures)
+        ids = [self.ids[row] for row in usable]
+        return replace(
+            self, ids=ids, sizes=self.sizes[usable], spacings_mm=self.spacings_mm[usable], failures=list(failures)
+        )
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+        return int(self.sizes.shape[1])
+
+    @property
+    def has_mm(self) -> bool:
+        """Whether the spacings are known: PNG and JPEG have none, and are read as 1."""
+        return self.spatial_dims == 3 or bool((self.spacings_mm != 1).any())
+
+    @property
+    def fields_mm(self) -> NDArray[np.float64]:
+        """(N, D) the scans' fields of view in mm."""
+        extents: NDArray[np.float64] = self.sizes * self.spacings_mm
+        return extents
+
+    @property
+    def outliers(self) -> list[str]:
+        """Ids of scans with a spacing or field of view below half the median, or above twice the median, of an axis."""
+        is_outlier = np.zeros(len(self.ids), bool)
+        for values in (self.spacings_mm, self.fields_mm):
+            ratio = values / np.median(values, axis=0)
+            is_outlier |= ((ratio > _OUTLIER_RATIO) | (ratio < 1 / _OUTLIER_RATIO)).any(axis=1)
+        return [id for id, outlying in zip(self.ids, is_outlier, strict=True) if outlying]
+
+    def summary(self) -> dict[str, Any]:
+        """Counts, and the 5th, 50th and 95th percentile per axis, as plain values for JSON."""
+        measures = {"size": self.sizes, "spacing_mm": self.spacings_mm, "field_mm": self.fields_mm}
+        percentiles = {
+            name: {f"p{p}": np.percentile(values, p, axis=0).round(3).tolist() for p in (5, 50, 95)}
+            for name, values in measures.items()
+        }
+        failures = [{"case_id": f.case_id, "file": f.file, "reason": f.reason} for f in self.failures]
+        counts = {"num_scans": len(self.ids), "num_failed": len(failures), "spatial_dims": self.spatial_dims}
+        return {**counts, **percentiles, "outliers": self.outliers, "failures": failures}
+
+
+def survey_cohort(cases: Iterable[Case], spatial_dims: int | None = None, slice_axis: Axis = "axial") -> Survey:
+    """Survey a cohort: read the header of each case's first image."""
+    scans: list[tuple[Case, tuple[int, ...], tuple[float, ...]]] = []
+    failures: list[Failure] = []
+    for case in cases:
+        try:
+            scans.append((case, *read_geometry(case.first_file)))
+        except ScanError as error:
+            failures.append(Failure(case.id, case.file, str(error)))
+    if spatial_dims is None:
+        num_volumes = sum(len(size) == 3 for _, size, _ in scans)
+        spatial_dims = 3 if 2 * num_volumes > len(scans) else 2
+    for case, size, _ in scans:
+        if len(size) < spatial_dims:
+            failures.append(
+                Failure(case.id, case.file, f"{case.file}: a 2D image among volumes; use a cohort of its own for it")
+            )
+    usable = [(case.id, *_model_view(size, spacing, slice_axis, spatial_dims)) for case, size, spacing in scans
+              if len(size) >= spatial_dims]  # fmt: skip
+    if not usable:
+        raise none_usable(failures)
+    ids, sizes, spacings = zip(*usable, strict=True)
+    return Survey(list(ids), np.array(sizes), np.array(spacings), failures)
+
+
+def other_channels(cases: Iterable[Case], channels: int, colour: Colour) -> list[Failure]:
+    """The cases that a model with these channels refuses, or whose pixels cannot be read."""
+    failures = []
+    for case in cases:
+        try:
+            for images in case.images.values():
+                for file in images if isinstance(images, tuple) else (images,):
+                    check_channels(file, 1 if isinstance(images, tuple) else channels, colour)
+        except ScanError as error:
+            failures.append(Failure(case.id, case.file, str(error)))
+    return failures
+
+
+def none_usable(failures: Sequence[Failure]) -> CohortError:
+    """Make the error that no scan can be used, with the first reason."""
+    first = failures[0]
+    return CohortError(f"none of {len(failures)} scans can be used, the first is '{first.case_id}': {first.reason}")
+
+
+def _model_view(
+    size: tuple[int, ...], spacing_mm: tuple[float, ...], axis: Axis, spatial_dims: int
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Size and spacing of what the model sees: a slice of a volume for a 2D model, else the whole scan."""
+    if len(size) == spatial_dims:
+        return size, spacing_mm
+    rows, columns = slice_shape(range(3), axis)
+    return (size[rows], size[columns]), (spacing_mm[rows], spacing_mm[columns])
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """What some scans of a cohort look like."""
+
+    num_images: int = 0  # scans that are 2D images
+    num_volumes: int = 0  # scans that are volumes
+    colour: list[str] = field(default_factory=list)  # ids of the images (or volumes) with three different channels
+    # the sizes of the readable scans: rows and columns, or voxels along R, A and S
+    sizes: list[tuple[int, ...]] = field(default_factory=list)
+    spacings_mm: list[tuple[float, ...]] = field(default_factory=list)  # their spacings along the same axes
+    failures: list[Failure] = field(default_factory=list)  # scans that cannot be read
+    by_label: tuple[str, str] = ("", "")
+    # by the positions of the cases, to find twins; empty if only some scans were looked at
+    prints: dict[int, ScanPrint] = field(default_factory=dict)
+
+    def lines(self) -> Iterator[str]:
+        """One line about the kinds and sizes, and one each about colour, mixed kinds and unreadable scans."""
+        total = self.num_images + self.num_volumes
+        for dims, kind in ((2, "2D images"), (3, "volumes")):
+            rows = [row for row, size in enumerate(self.sizes) if len(size) == dims]
+            if rows:
+                sizes = _range([self.sizes[row] for row in rows])
+                spacing = f", voxels of {_range([self.spacings_mm[row] for row in rows])} mm" if dims == 3 else ""
+                yield f"{len(rows)} of {total} scans looked at are {kind}: {sizes}{spacing}"
+        if self.colour:
+            count = f"{len(self.colour)} are in colour{self.by_label[0]}"
+            yield f"{count}: train with --colour grey or --colour rgb, or they are left out"
+        if self.num_images and self.num_volumes:
+            yield "2D images and volumes are mixed: a 3D model leaves the images out, a 2D model slices the volumes"
+        if self.failures:
+            yield f"{len(self.failures)} cannot be read{self.by_label[1]}, the first: {self.failures[0].reason}"
+
+    def figures(self) -> dict[str, Any]:
+        """Counts as plain values."""
+        return {
+            "num_images": self.num_images,
+            "num_volumes": self.num_volumes,
+            "num_colour": len(self.colour),
+            "num_unreadable": len(self.failures),
+        }
+
+
+def look_at(cases: Sequence[Case], limit: int | None = None) -> Appearance:
+    """Read the first file of each case, and describe the scans."""
+    sizes, spacings, failures, colour, prints = [], [], [], [], {}
+    count = min(limit or len(cases), len(cases))
+    positions = np.unique(np.linspace(0, len(cases) - 1, count).astype(int)).tolist()
+    for position in positions if limit else track(positions, f"reading {len(cases)} scans to find twins"):
+        case = cases[position]
+        try:
+            scan = read_scan(case.first_file)
+        except ScanError as error:
+            failures.append(Failure(case.id, case.file, str(error)))
+            continue
+        order = range(2) if scan.spatial_dims == 2 else np.argsort(ras_axes(scan.affine))
+        sizes.append(tuple(scan.array.shape[1 + axis] for axis in order))
+        spacings.append(tuple(scan.spacing_mm[axis] for axis in order))
+        if len(scan.array) == 3:
+            colour.append(case.id)
+        if limit is None:
+            prints[position] = scan_print(scan)
+    num_volumes = sum(len(size) == 3 for size in sizes)
+    seen = [cases[position] for position in positions]
+    by_label = (count_by_label(colour, seen), count_by_label([failure.case_id for failure in failures], seen))
+    return Appearance(
+        num_images=len(sizes) - num_volumes, num_volumes=num_volumes, colour=colour, sizes=sizes, spacings_mm=spacings,
+        failures=failures, by_label=by_label, prints=prints,
+    )  # fmt: skip
+
+
+def _range(values: Sequence[Sequence[float]]) -> str:
+    """``40 x 50`` if all are equal, else ``40-60 x 50``."""
+    ends = zip(np.min(values, axis=0), np.max(values, axis=0), strict=True)
+    return " x ".join(f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g}-{high:.3g}" for low, high in ends)

@@ -1,0 +1,311 @@
+"""Twins: scans that occur twice in a cohort, as they are, or saved again, resized or brighter."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_diffae.data.cases import Case, Images, Label
+from monai_diffae.data.fingerprints import digest
+from monai_diffae.data.formats.scan import Scan
+from monai_diffae.data.slices import to_ras
+from monai_diffae.errors import CohortError, counted, quoted
+
+logger = logging.getLogger(__name__)
+
+SIZE = 32  # rows and columns of a thumbnail
+_WINDOW = 9  # pixels of a thumbnail over which its coarse content is averaged
+_FLAT = 1e-6  # least standard deviation of a thumbnail, in units of its range
+_LEAST_CORRELATION = 0.975  # of the details of twins; radiographs of two patients reach .91, similar heads .95
+_MOST_COMPARED = 20_000  # among more scans, only identical ones are found
+_BLOCK = 1024
+
+COLUMN = "twins"
+ADVICE = "monai-diffae list-scans --group-duplicates gives twins one patient, so that no split separates them"
+_EXAMPLES = 5
+_MOST_CLASSES = 20
+
+Thumbnail = NDArray[np.float32]
+"""``[P, 32, 32]`` in 0..1: a picture, or the middle planes of a volume across each of its axes."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScanPrint:
+    """What is kept of a scan to compare it with others."""
+
+    digest: str  # SHA-256 of the voxels and the size
+    thumbnail: Thumbnail | None  # a small version; None if it shows nothing, such as an empty slice
+
+
+@dataclass(frozen=True)
+class TwinGroup:
+    """Positions of scans, ascending, of which each is a twin of another; identical if all have the same voxels."""
+
+    members: tuple[int, ...]
+    is_identical: bool
+
+
+def array_print(array: NDArray[np.float32]) -> ScanPrint:
+    """The print of an image ``[C, H, W]`` or a volume ``[C, X, Y, Z]``."""
+    return ScanPrint(digest(repr(array.shape), array.astype("<f4")), _thumbnail(array))
+
+
+def scan_print(scan: Scan) -> ScanPrint:
+    """The print of a scan, whatever the order of a volume's voxels in its file."""
+    return array_print(scan.array if scan.spatial_dims == 2 else to_ras(scan).array)
+
+
+def find_twins(prints: Mapping[int, ScanPrint], patients: Sequence[str]) -> list[TwinGroup]:
+    """Find groups of identical or nearly identical scans.
+
+    The coarse content of thumbnails is removed, which scans of one kind have in common; the rest of twins correlates.
+    Crops and mirrored scans are not found. Near twins are sought among different patients only, as two scans of one
+    patient are expected to be alike.
+    """
+    firsts: dict[str, int] = {}
+    pairs = [(firsts.setdefault(each.digest, position), position) for position, each in prints.items()]
+    pairs = [pair for pair in pairs if pair[0] != pair[1] and prints[pair[1]].thumbnail is not None]
+    for planes in (1, 3):  # pictures, and volumes
+        thumbnails = {position: prints[position].thumbnail for position in firsts.values()}
+        pairs += _similar_pairs({k: t for k, t in thumbnails.items() if t is not None and len(t) == planes}, patients)
+    identity = {position: each.digest for position, each in prints.items()}
+    return linked_groups(pairs, [identity.get(position) for position in range(len(patients))])
+
+
+def find_identical(cases: Sequence[Case], contents: Sequence[str]) -> list[TwinGroup]:
+    """Groups of cases with the same files, by the hashes of their contents; of a volume, the first slice counts."""
+    groups: dict[str, dict[tuple[tuple[str, Images], ...], int]] = {}
+    for position, (case, content) in enumerate(zip(cases, contents, strict=True)):
+        if content:
+            groups.setdefault(content, {}).setdefault(tuple(sorted(case.images.items())), position)
+    return [TwinGroup(tuple(group.values()), is_identical=True) for group in groups.values() if len(group) > 1]
+
+
+def linked_groups(pairs: Sequence[tuple[int, int]], identity: Sequence[Hashable]) -> list[TwinGroup]:
+    """The groups into which pairs of positions link N scans; identical scans share a value of ``identity``.
+
+    Example:
+        >>> linked_groups([(0, 2), (2, 3)], "abcd")
+        [TwinGroup(members=(0, 2, 3), is_identical=False)]
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if not pairs:
+        return []
+    ones, (rows, columns) = np.ones(len(pairs)), np.array(pairs).T
+    _, groups = connected_components(coo_array((ones, (rows, columns)), shape=(len(identity),) * 2), directed=False)
+    members: dict[int, list[int]] = {}
+    for position, group in enumerate(groups.tolist()):
+        members.setdefault(group, []).append(position)
+    return [
+        TwinGroup(tuple(positions), len({identity[position] for position in positions}) == 1)
+        for positions in members.values()
+        if len(positions) > 1
+    ]
+
+
+def merge_patients(patients: Sequence[str], groups: Sequence[TwinGroup]) -> list[str]:
+    """The patients of N scans, with one name for all patients whose scans are linked by twins."""
+    first: dict[str, int] = {}
+    pairs = [(first.setdefault(patient, position), position) for position, patient in enumerate(patients)]
+    pairs += [(group.members[0], member) for group in groups for member in group.members]
+    merged = list(patients)
+    for group in linked_groups(pairs, patients):
+        for member in group.members:
+            merged[member] = patients[group.members[0]]
+    return merged
+
+
+def _similar_pairs(thumbnails: Mapping[int, Thumbnail], patients: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Each scan with the one behind it that is most like it, if these are twins of different patients."""
+    if len(thumbnails) > _MOST_COMPARED:
+        logger.info("%d scans are too many to compare all: only identical twins are found", len(thumbnails))
+        return
+    if len(thumbnails) < 2:
+        return
+    positions = np.array([*thumbnails])
+    details = np.stack([_details(thumbnail) for thumbnail in thumbnails.values()]).astype(np.float32)
+    _, codes = np.unique([patients[position] for position in positions], return_inverse=True)
+    for start in range(0, len(details), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        correlations = np.triu(details[block] @ details[start:].T, 1)
+        correlations[codes[block, None] == codes[start:]] = 0
+        closest = correlations.argmax(axis=1)
+        for row in np.flatnonzero(correlations.max(axis=1) >= _LEAST_CORRELATION):
+            yield int(positions[start + row]), int(positions[start + closest[row]])
+
+
+def _details(thumbnail: Thumbnail) -> NDArray[np.float64]:
+    """The fine content ``[P * 32 * 32]`` of a thumbnail, with norm 1."""
+    from scipy.ndimage import uniform_filter
+
+    fine = np.stack([plane - uniform_filter(plane, _WINDOW) for plane in thumbnail.astype(np.float64)])
+    fine -= fine.mean()
+    return (fine / max(float(np.linalg.norm(fine)), np.finfo(float).tiny)).ravel()
+
+
+def _thumbnail(array: NDArray[np.float32]) -> Thumbnail | None:
+    sizes = array.shape[1:]
+    if len(sizes) == 2:
+        planes = [array]
+    else:
+        planes = [np.take(array, size // 2, axis=1 + axis) for axis, size in enumerate(sizes)]
+    small = np.stack([_cell_means(_cell_means(plane.mean(axis=0, dtype=np.float64)).T).T for plane in planes])
+    low, high = float(small.min()), float(small.max())
+    if not high > low:
+        return None
+    scaled: Thumbnail = ((small - low) / (high - low)).astype(np.float32)
+    return scaled if np.std(scaled) > _FLAT else None
+
+
+def _cell_means(plane: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The means of 32 cells of rows, which overlap by up to a row."""
+    length, cells = len(plane), np.arange(SIZE)
+    first, stop = cells * length // SIZE, -(-(cells + 1) * length // SIZE)
+    sums = np.concatenate([np.zeros((1, plane.shape[1])), plane.cumsum(axis=0)])
+    means: NDArray[np.float64] = (sums[stop] - sums[first]) / (stop - first)[:, None]
+    return means
+
+
+# -- what twins mean for a cohort --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The ids of two twins, what differs between them, such as ``split`` or a label, and its two values."""
+
+    ids: tuple[str, str]
+    what: str
+    values: tuple[Label, Label]
+
+    def __str__(self) -> str:
+        (first, second), (one, other) = self.ids, self.values
+        return f"{first} ({self.what} {one}) and {second} ({self.what} {other})"
+
+
+@dataclass(frozen=True)
+class TwinReport:
+    """The twins of a cohort."""
+
+    groups: list[list[str]]  # the ids of each group
+    num_identical: int  # groups whose scans have the same voxels
+    separated: list[Pair]  # one pair per group that is in several splits
+    contradictory: list[Pair]  # one pair per group and label that its scans do not share
+    other_patients: list[Pair]  # one pair per group with several patients
+
+    def lines(self) -> Iterator[str]:
+        """Lines with counts, examples and advice; none if there are no twins."""
+        if not self.groups:
+            return
+        num_scans = sum(map(len, self.groups))
+        yield (
+            f"twins: {num_scans} scans in {counted(len(self.groups), 'group')} are identical or nearly so "
+            f"({self.num_identical} identical, {len(self.other_patients)} of different patients): "
+            f"{_listed(' = '.join(ids[:3]) for ids in self.groups)}"
+        )
+        if self.other_patients and not self.separated:
+            yield f"a random split may separate twins of different patients; {ADVICE}"
+        yield from self.problems()
+
+    def problems(self) -> Iterator[str]:
+        """Lines about twins in different splits and with different labels."""
+        if self.separated:
+            yield (
+                f"{counted(len(self.separated), 'group')} of twins in different splits: {_listed(self.separated)}; "
+                f"correct the column split of the table; if it has none, {ADVICE}"
+            )
+        yield from self.contradictions()
+
+    def contradictions(self) -> Iterator[str]:
+        """A line about twins with different labels, if there are any."""
+        if self.contradictory:
+            pairs = counted(len(self.contradictory), "pair")
+            yield f"{pairs} of twins with different labels: {_listed(self.contradictory)}; correct or remove them"
+
+    def figures(self) -> dict[str, Any]:
+        """Everything, as plain values for JSON."""
+        pairs = {"separated": self.separated, "contradictory": self.contradictory}
+        listed = {
+            name: [{"ids": list(pair.ids), "what": pair.what, "values": list(pair.values)} for pair in content]
+            for name, content in pairs.items()
+        }
+        return {"groups": self.groups, "num_identical": self.num_identical, **listed,
+                "num_of_different_patients": len(self.other_patients)}  # fmt: skip
+
+
+def report_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> TwinReport:
+    """Report the twins among cases; labels with at most 20 different values, none a fraction, are compared."""
+    names = dict.fromkeys(name for case in cases for name in case.labels)
+    classes = [name for name in names if _are_classes([case.labels.get(name) for case in cases])]
+    report = TwinReport([], sum(group.is_identical for group in groups), [], [], [])
+    for group in groups:
+        members = [cases[position] for position in group.members]
+        report.groups.append([case.id for case in members])
+        report.separated.extend(_differing(members, "split", [case.split for case in members]))
+        report.other_patients.extend(_differing(members, "patient", [case.patient for case in members]))
+        for name in classes:
+            report.contradictory.extend(_differing(members, name, [case.labels.get(name) for case in members]))
+    return report
+
+
+def mark_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case]:
+    """The cases with a column ``twins``, which is the same text for the twins of a group, such as ``group 1``."""
+    for case in cases:
+        former = case.labels.get(COLUMN)
+        if former is not None and not re.fullmatch(r"group \d+", str(former)):
+            raise CohortError(
+                f"the column {COLUMN} of the table has a label, {quoted(str(former))}, which the twins that are "
+                "found would replace; rename it, or set skip_twins"
+            )
+    names = {position: f"group {number}" for number, group in enumerate(groups, 1) for position in group.members}
+    marks: list[dict[str, Label]] = [{COLUMN: names.get(position)} if groups else {} for position in range(len(cases))]
+    return [
+        replace(case, labels={name: label for name, label in case.labels.items() if name != COLUMN} | mark)
+        for case, mark in zip(cases, marks, strict=True)
+    ]
+
+
+def group_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case]:
+    """The cases with one patient for all twins of a group, and for all other scans of their patients."""
+    separated = report_twins(cases, groups).separated
+    if separated:
+        raise SeparatedTwins(
+            f"the column split separates twins, such as {separated[0]}, so they cannot become one patient; run "
+            "monai-diffae list-scans without --group-duplicates, correct the column split in its table where the "
+            "column twins has a group, and use that table"
+        )
+    patients = merge_patients([case.patient for case in cases], groups)
+    return [replace(case, patient=patient) for case, patient in zip(cases, patients, strict=True)]
+
+
+class SeparatedTwins(CohortError):
+    """The column ``split`` puts twins into different splits, so they cannot become one patient."""
+
+
+def _are_classes(values: Sequence[Label]) -> bool:
+    """Whether a label names classes, which twins should share, unlike a measurement or the name of a file."""
+    different = {value for value in values if value is not None}
+    has_fractions = any(isinstance(value, float) and not value.is_integer() for value in different)
+    return len(different) <= min(_MOST_CLASSES, len(values) // 2 + 1) and not has_fractions
+
+
+def _differing(cases: Sequence[Case], what: str, values: Sequence[Label]) -> list[Pair]:
+    """The first pair with different known values, or none."""
+    known = [(case.id, value) for case, value in zip(cases, values, strict=True) if value is not None]
+    for (first, one), (second, other) in combinations(known, 2):
+        if one != other:
+            return [Pair((first, second), what, (one, other))]
+    return []
+
+
+def _listed(items: Iterable[object]) -> str:
+    texts = [str(item) for item in items]
+    return "; ".join(texts[:_EXAMPLES]) + (f"; and {len(texts) - _EXAMPLES} more" if len(texts) > _EXAMPLES else "")
