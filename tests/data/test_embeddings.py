@@ -59,7 +59,7 @@ def test_a_csv_gets_its_provenance_from_the_record_beside_it(table, tmp_path):
     for other in ("no record", "[]"):
         record.write_text(other)
         assert read_embeddings(tmp_path / "e.csv").attrs == {}
-    record.write_text('{"made_from": {"model": "m"}, "results": {"num_cases": 1}}')
+    record.write_text('{"complete": true, "made_from": {"model": "m"}, "figures": {"num_cases": 1}}')
     attributes = read_embeddings(tmp_path / "e.csv").attrs["monai_diffae"]
     assert attributes == {"made_from": {"model": "m"}}
 
