@@ -50,7 +50,7 @@ def test_init_makes_a_complete_trained_bundle(made, name, tmp_path):
         assert [key for key in state if not torch.equal(state[key], stored[key])] == []
     about = info(bundle)
     assert not about.own_code
-    assert about.summary["spatial_dims"] == NAMES[name]
+    assert about.spatial_dims == NAMES[name]
     assert {path.name for path in (bundle / "configs" / "overlays").iterdir()} > {"fp32.json"}
     detector = AnomalyDetector.load(load_bundle(bundle, "cpu"))
     assert len(detector.scan_scores) == {"chest_xray": 133, "hippocampus": 20}[name]
