@@ -43,9 +43,8 @@ def list_scans(
     table of participants or scans, and from BIDS names (session and suffix). Label maps beside the scans
     (``a_seg.nii.gz``, ``labelsTr/``) are left out.
 
-    Every scan is read to find twins: scans that are identical, or nearly so (saved again, resized, slightly cropped,
-    brighter). They are marked in the column ``twins``. Twins in different splits, and twins with different labels, are
-    listed.
+    Every scan is read to find twins: scans that are identical, or nearly so (saved again, resized, brighter). They are
+    marked in the column ``twins``. Twins in different splits, and twins with different labels, are listed.
 
     Args:
         cohort: Folder, which is searched with its subfolders; or a CSV/TSV, MONAI datalist or single scan.
