@@ -85,9 +85,9 @@ class Machine:
             check_image_size(network, image_size)
         else:
             check_latent_image_size(self.first_stage, network, image_size)
-        batches = [int(parser.get(key)) for key in ("batch_size", "val_batch_size", "num_pictures")]
+        batches = {key: int(parser.get(key)) for key in ("batch_size", "val_batch_size", "num_pictures")}
         shape = (int(parser.get("in_channels")), *image_size)
-        workload = Workload(shape, self.device, parser.get("precision"), *batches, self.first_stage)
+        workload = Workload(shape, self.device, parser.get("precision"), first_stage=self.first_stage, **batches)
         proposal = Proposal({**settings, **self.overrides}, run_memory(network, workload))
         logger.debug("%.2f GiB: %s", proposal.memory.gib, proposal.settings)
         return proposal
