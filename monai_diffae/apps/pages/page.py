@@ -21,7 +21,6 @@ from monai_diffae.data.atomic import write_atomic
 
 if TYPE_CHECKING:
     from monai_diffae.apps.result import Result
-    from monai_diffae.apps.results import CommandResult
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +115,6 @@ def write_page(file: Path, template: str, *, embed: bool = False, **values: Any)
     return write_atomic(file, lambda temporary: temporary.write_text(html, encoding="utf-8"))
 
 
-def result_html(result: Result | CommandResult, address: Callable[[Path], str] | None = None) -> str:
+def result_html(result: Result, address: Callable[[Path], str] | None = None) -> str:
     """The lines, the table and the pictures of a result; without ``address``, the pictures are embedded."""
     return render("result.html", result=result, address=address or (lambda file: data_address(file.read_bytes())))
