@@ -4,7 +4,7 @@ import gc
 from importlib.util import find_spec
 from pathlib import Path
 
-pytest_plugins = ["goal_table", "no_network", "suite_limits", "zoo_table"]  # in tests/robustness and tests/zoo
+pytest_plugins = ["goal_table", "no_network", "suite_limits"]  # in tests/robustness
 
 LABEL = Path(__file__).parent / "monai_diffae" / "label"
 WITHOUT_MONAI_LABEL = {"__init__.py", "app_folder.py", "ids.py", "label_app.py", "label_server.py", "logs.py"}

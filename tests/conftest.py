@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tiny_bundles import TINY, TINY_LATENT, copy_tiny, rewrite, shake, tiny_cohort
+from tiny_bundles import TINY, copy_tiny, rewrite, shake, tiny_cohort
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -172,12 +172,6 @@ def tiny_bundle_3d(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     """A 3D bundle without a checkpoint: 7 virtual patients of 16 x 16 x 16, weights shaken."""
     root = tmp_path_factory.mktemp("tiny_3d")
     return TinyBundle(copy_tiny(root / "bundle", "3d"), tiny_cohort(root / "cohort", "3d"))
-
-
-@pytest.fixture(scope="session")
-def quick_latent() -> dict[str, Any]:
-    """What makes the training of a latent DDIM take a second or two."""
-    return dict(TINY_LATENT)
 
 
 @pytest.fixture(scope="session")

@@ -13,26 +13,20 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from monai_diffae.apps.training.train import train
-from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data.samples import make_virtual_cohort
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.slow
-def test_baselines(tmp_path, tiny_settings):
+def test_baselines(tmp_path, tiny_bundle):
     cohort = make_virtual_cohort(tmp_path / "cohort", num_patients=80, size=16, val_fraction=0.2, test_fraction=0.3)
     table = pd.read_csv(cohort)
     table.assign(large=(table["head_size"] > table["head_size"].median()).astype(int)).to_csv(cohort, index=False)
-    bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
-    train(bundle, cohort, overrides=tiny_settings)
     options = ["--target", "head_size", "--target", "large", "--minutes", "0.02", "--supervised-minutes", "0.02"]
+    command = [sys.executable, BENCHMARKS / "baselines.py", tiny_bundle.directory, cohort, *options]
     for _ in range(2):  # the second run uses the features that the first one stored
-        subprocess.run(
-            [sys.executable, BENCHMARKS / "baselines.py", bundle, cohort, *options, "--out", tmp_path / "out"],
-            check=True, timeout=500,
-        )  # fmt: skip
+        subprocess.run([*command, "--out", tmp_path / "out"], check=True, timeout=500)
     table = pd.read_csv(tmp_path / "out" / "baselines.csv")
     assert set(table["target"]) == {"head_size", "large"}
     kinds = {"z_sem", "PCA of pixels", "intensity statistics", "AutoencoderKL", "untrained encoder", "pixels"}
@@ -50,9 +44,8 @@ def test_active_learning(tmp_path):
     ids = [f"case-{i}" for i in range(200)]
     table.assign(id=ids, patient=ids, split="train", **labels).to_parquet(tmp_path / "z.parquet")
     options = ["--target", "rare", "--target", "size", "--seeds", "3", "--most", "20", "--out", tmp_path / "out"]
-    for strategies in (["typical"], ["typical", "mixed"]):  # the second run continues with the scores that are there
-        command = [sys.executable, BENCHMARKS / "active_learning.py", tmp_path / "z.parquet", *options]
-        subprocess.run([*command, "--strategies", *strategies], check=True, timeout=500)
+    command = [sys.executable, BENCHMARKS / "active_learning.py", tmp_path / "z.parquet", *options]
+    subprocess.run([*command, "--strategies", "typical", "mixed"], check=True, timeout=500)
     scores = pd.read_csv(tmp_path / "out" / "active_learning.csv")
     assert len(scores) == 2 * 3 * 3 * 3  # targets, strategies, budgets, seeds
     table = pd.read_csv(tmp_path / "out" / "differences.csv").set_index(["target", "budget", "strategy"])
@@ -63,12 +56,11 @@ def test_active_learning(tmp_path):
 
 
 @pytest.mark.slow
-def test_anomaly(tmp_path, tiny_settings):
+def test_anomaly(tmp_path, tiny_bundle):
     cohort = make_virtual_cohort(tmp_path / "cohort", num_patients=40, size=16, val_fraction=0.3, test_fraction=0.2)
-    bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
-    train(bundle, cohort, overrides=tiny_settings)
     options = ["--minutes", "0.02", "--cases", "6", "--out", tmp_path / "out"]
-    subprocess.run([sys.executable, BENCHMARKS / "anomaly.py", bundle, cohort, *options], check=True, timeout=500)
+    command = [sys.executable, BENCHMARKS / "anomaly.py", tiny_bundle.directory, cohort, *options]
+    subprocess.run(command, check=True, timeout=500)
     table = pd.read_csv(tmp_path / "out" / "anomaly.csv").set_index("reconstruction")
     assert {"Diff-AE, estimated from noised images", "AutoencoderKL", "voxel-wise mean"} <= set(table.index)
     assert table["auroc_voxel"].str.match(r"[01]\.\d{3} \(").all()
@@ -76,7 +68,7 @@ def test_anomaly(tmp_path, tiny_settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 3), (12, 12, 12)])
+@pytest.mark.parametrize("shape", [(28, 28, 3), (12, 12, 12)])
 def test_medmnist(tmp_path, shape):
     generator = np.random.default_rng(0)
     arrays = {}
@@ -93,11 +85,7 @@ def test_medmnist(tmp_path, shape):
         subprocess.run(command, check=True, timeout=500)
     table = (tmp_path / "out" / "results.md").read_text()
     assert float(table.partition("| z_sem | probe | ")[2].split()[0]) > 90
-    assert ("DINO" in table) == (len(shape) == 2 or shape[-1] == 3)
-
-    args = [*command, "--images", "24"]
-    again = subprocess.run(args, capture_output=True, text=True, timeout=500)
-    assert "has results of other --images, --overlays or --overrides; choose another folder" in again.stderr
+    assert ("DINO" in table) == (shape[-1] == 3)
 
 
 @pytest.mark.slow
@@ -132,11 +120,6 @@ def test_whole_heads(tmp_path):
     assert {"mse_z_sem", "mse_x_T", "mse_first_stage"} <= found["reconstructions"].keys()
     assert all(found[name]["peak_gib"] > 0.1 for name in ("train model", "embed", "diagnose", "reconstruct"))
     assert set(pd.read_csv(tmp_path / "probes.csv")["features"]) == {"z_sem", "PCA of voxels"}
-    assert not (tmp_path / "model" / "cache" / "latents").exists()
-    subprocess.run([*command, "--epochs", "1"], check=True, timeout=500)  # all is there
-    assert json.loads((tmp_path / "whole_heads.json").read_text()) == found | {
-        "peak_gib_of_the_probes": pytest.approx(found["peak_gib_of_the_probes"], rel=0.5)
-    }
 
 
 @pytest.mark.slow
@@ -151,10 +134,7 @@ def test_scaling(tmp_path):
     subprocess.run(command, check=True, timeout=500, env=env)
     results = json.loads((out / "scaling.json").read_text())
     assert all(seconds > 0 for point in results["points"] for seconds in point["measured"]["seconds"])
-    assert isinstance(results["exponents"]["decoding steps"]["time"], float)
-    assert (out / "scaling.png").read_bytes() == (tmp_path / "images" / "scaling.png").read_bytes()
     assert (out / "scaling.md").read_text() in page.read_text()
-    assert not (out / "work").exists()
 
 
 @pytest.mark.slow
@@ -172,8 +152,7 @@ def test_federated(tmp_path, tiny_settings, monkeypatch):
     options += ["--rounds", "2", "--steps", "1", "--seeds", "0", "--settings", json.dumps(tiny_settings)]
     monkeypatch.setattr(sys, "argv", ["federated.py", str(tmp_path / "cohort.csv"), "--out", str(out), *options])
     monkeypatch.chdir(tmp_path)  # MONAI reads the configuration once before it sets bundle_root
-    for _ in range(2):  # the second reads what is there
-        runpy.run_path(str(BENCHMARKS / "federated.py"), run_name="__main__")
+    runpy.run_path(str(BENCHMARKS / "federated.py"), run_name="__main__")
     table = pd.read_csv(out / "federated.csv").set_index("training")
     names = ["hospital 1 alone", "hospital 2 alone", "federated", "all scans in one place"]
     assert table.index.tolist() == names
@@ -181,7 +160,3 @@ def test_federated(tmp_path, tiny_settings, monkeypatch):
     assert table["loss"].to_numpy() == pytest.approx(
         table[["hospital_1", "hospital_2"]].mean(axis=1).to_numpy(), abs=1e-3
     )
-    assert (table["best"] <= table["loss"] + 1e-4).all()
-    scans = pd.read_csv(out / "seed_0" / "federated" / "scans.csv")
-    assert scans["id"].is_unique
-    assert scans.groupby("hospital")["label"].agg(lambda labels: (labels == "light").mean()).tolist() == [0.75, 0.25]

@@ -30,9 +30,8 @@ main()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["-u"]], ids=["buffered", "unbuffered"])
-def test_a_reader_that_stops_reading_is_no_error(tiny_bundle, options):
-    program = [sys.executable, *options, "-m", "monai_diffae", "info", str(tiny_bundle.directory)]
+def test_a_reader_that_stops_reading_is_no_error(tiny_bundle):
+    program = [sys.executable, "-m", "monai_diffae", "info", str(tiny_bundle.directory)]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         error = process.stderr.read()
@@ -48,16 +47,6 @@ def test_help_shows_every_command_in_its_group_and_the_exit_codes(run):
         assert re.search(rf"^│ {command.name} ", printed, flags=re.M), command.name
 
 
-@pytest.mark.slow
-def test_help_of_each_command_shows_its_arguments_and_an_example(run):
-    for command in COMMANDS:
-        code, help_of_command, _ = run(command.name, "--help")
-        assert code == 0
-        assert f"Usage: monai-diffae {command.name} " in help_of_command
-        assert f"Example: monai-diffae {command.name}" in " ".join(help_of_command.split())
-        assert {"--json", "--quiet", "--debug"} <= set(re.findall(r"--\w+", help_of_command))
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -66,9 +55,7 @@ def test_help_of_each_command_shows_its_arguments_and_an_example(run):
         (["embed", "b", "c", "o", "--nope"], "Unknown option: --nope"),
         (["embed", "b", "c", "o", "--batch-size", "many"], "'many' is not a whole number"),
         (["embed", "b", "c", "o", "--batch-size", "0"], "--batch-size: 0 is below 1"),
-        (["train", "b", "c", "--overrides", "x"], "is not of the form name=value"),
         (["reconstruct", "b", "c", "o", "--overrides", "seed=1", "seed=2"], "'seed' is given twice"),
-        (["reconstruct", "b", "c", "o", "--solver", "magic"], '"magic"'),
         (["train", "none", "c"], "none: there is no configs/train.json; make a bundle with monai-diffae init"),
     ],
 )
@@ -118,16 +105,6 @@ def test_commands_that_make_images_in_turn(run, latent_bundle, labelled, tmp_pat
     generated = ["--num-images", 2, "--image-format", "nii.gz", *quick]
     assert succeeds("generate", latent_bundle, tmp_path / "s", *generated) == f"{tmp_path / 's'}\n"
     assert len(list((tmp_path / "s" / "images").glob("*.nii.gz"))) == 2
-
-
-def test_the_official_decoding_can_be_chosen(run, tiny_bundle, tmp_path):
-    model = ["reconstruct", tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "official", "--device", "cpu"]
-    official = ["--solver", "ddim", "--inversion", "ddim", "--spacing", "leading", "--steps", 2, "--invert-steps", 4]
-    code, _, error = run(*model, "--limit", 1, *official)
-    assert code == 0, error
-    record = json.loads((tmp_path / "official" / "record.json").read_text())["made_from"]
-    settings = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 2, "invert_steps": 4}
-    assert settings.items() <= record.items()
 
 
 @pytest.mark.goal(id="R6")

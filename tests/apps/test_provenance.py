@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,7 +14,6 @@ from monai_diffae.apps.provenance import (
     preprocessing_differences,
     recorded_overrides,
     safe_overrides,
-    warn_if_cohort_changed,
 )
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.apps.synthesis.combine import combine
@@ -92,16 +90,6 @@ def test_preprocessing_is_compared_and_only_plain_overrides_are_safe(labelled):
     table.attrs["monai_diffae"] = {"made_from": {"overrides": {**plain, **other}}}
     assert recorded_overrides(table) == {**plain, **other}
     assert safe_overrides(table) == plain
-
-
-def test_a_changed_cohort_is_a_warning(caplog):
-    table, split = pd.DataFrame(), SimpleNamespace(fingerprint="1")
-    table.attrs["monai_diffae"] = {"made_from": {"cohort": "1"}}
-    warn_if_cohort_changed(table, split, "c.csv", "images")
-    assert not caplog.records
-    table.attrs["monai_diffae"] = {"made_from": {"cohort": "2"}}
-    warn_if_cohort_changed(table, split, "somewhere/c.csv", "images")
-    assert "images: c.csv has changed since the table was made" in caplog.text
 
 
 @pytest.mark.goal(id="R24")

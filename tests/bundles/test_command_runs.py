@@ -1,6 +1,6 @@
-"""The bundle runs of the commands: their keys are the functions' arguments, and they make the same files."""
+"""The bundle runs of the commands, and MONAI's evaluators of the same: one program, one result."""
 
-import inspect
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from complaints import complaint
 from monai.bundle import ConfigWorkflow
-from tiny_bundles import copy_tiny
+from tiny_bundles import contents, copy_tiny, rewrite
 
 import monai_diffae
 
@@ -20,83 +20,85 @@ RUNS = ["embed", "generate", pytest.param("evaluate", marks=pytest.mark.slow)]
 
 @pytest.fixture(scope="module")
 def made(tiny_bundle, tmp_path_factory):
-    """A bundle with a latent model, and its cohort, whose ids look like numbers."""
+    """A bundle with a latent model, whose training had a seed of its own, and a cohort whose ids look like numbers."""
     folder = tmp_path_factory.mktemp("runs")
     table = pd.read_csv(tiny_bundle.cohort)
     table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
     table["id"] = range(100, 100 + len(table))  # MONAI's command line makes numbers of such names
     table.to_csv(folder / "cohort.csv", index=False)
-    root = copy_tiny(folder / "bundle", "2d_all", ignore=("fast*",))
-    return SimpleNamespace(root=root, cohort=folder / "cohort.csv")
+    root = copy_tiny(folder / "bundle", "2d_all", ignore=("fast*", "latent*"))
+    rewrite(root, dict, seed=7)  # which must not become that of the noise
+    return SimpleNamespace(root=root, cohort=folder / "cohort.csv", generator=copy_tiny(folder / "generator", "2d_all"))
 
 
 def arguments(made, name):
     """What a run needs and what makes it quick, under the function's names, without ``out``."""
-    bundle = {"bundle": str(made.root), "cohort": str(made.cohort)}
+    bundle = {"bundle": str(made.root), "cohort": str(made.cohort), "device": "cpu"}
     return {
-        "embed": {**bundle, "device": "cpu", "overrides": {"seed": 3}},
-        "generate": {"bundle": str(made.root), "steps": 2, "device": "cpu", "num_images": 2},
-        "evaluate": {**bundle, "steps": [2], "device": "cpu"},
+        "embed": {**bundle, "overrides": {"seed": 3}},
+        "generate": {"bundle": str(made.generator), "steps": 2, "device": "cpu", "num_images": 2},
+        "evaluate": {**bundle, "steps": [2]},
+        "reconstruct": {**bundle, "mode": "both", "split": "test", "batch_size": 2, "steps": 2, "limit": 2},
     }[name]
 
 
-def keys_of(values):
-    return {KEYS.get(argument, argument): value for argument, value in values.items()}
-
-
-def run(made, name, values):
-    """Run with values under the function's names."""
-    workflow = ConfigWorkflow(str(made.root / "configs" / f"{name}.json"), logging_file=False, workflow_type="infer")
-    workflow.parser.update({"bundle_root": str(made.root), **keys_of(values)})
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
-
-
-def contents(path):
-    """What was made, without the cache of preprocessed scans."""
-    return {file.name: file.read_bytes() for file in path.rglob("*") if file.is_file() and ".cache" not in file.parts}
+def workflow(made, name, values, kind="infer"):
+    """With values under the function's names."""
+    root = values.get("bundle", made.root)
+    file, metadata = (f"{root}/configs/{each}.json" for each in (name, "metadata"))
+    opened = ConfigWorkflow(file, metadata, logging_file=False, workflow_type=kind)
+    opened.parser.update({"bundle_root": str(root), **{KEYS.get(key, key): value for key, value in values.items()}})
+    opened.initialize()
+    return opened
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_makes_the_files_of_the_python_function(made, tmp_path, name):
     by_config, by_python = (tmp_path / way for way in ("config", "python"))
     values = arguments(made, name)
-    run(made, name, {**values, "out": str(by_config)})
+    workflow(made, name, {**values, "out": str(by_config)}).run()
     getattr(monai_diffae, name)(**values, out=by_python)
-    assert contents(by_config).keys() == contents(by_python).keys()
     assert contents(by_config) == contents(by_python)
     assert any(not file.endswith(".json") for file in contents(by_python))
 
 
-def test_a_run_takes_the_python_functions_result_as_its_own(made, tmp_path):
-    values = {**arguments(made, "generate"), "out": tmp_path / "out"}
-    monai_diffae.generate(**values)
-    before = (tmp_path / "out" / "record.json").stat().st_mtime_ns
-    run(made, "generate", {**values, "out": str(tmp_path / "out")})
-    assert (tmp_path / "out" / "record.json").stat().st_mtime_ns == before
-    line = complaint(run, made, "generate", {**values, "out": str(tmp_path / "out"), "seed": 1})
-    assert "made with other seed" in line
+@pytest.mark.parametrize("run_id", ["run", "reconstruct"])
+def test_inference_makes_the_files_of_reconstruct_whose_overrides_are_values_of_the_model(made, tmp_path, run_id):
+    values = {**arguments(made, "reconstruct"), "overrides": {"percentiles": [5, 95]}}
+    monai_diffae.reconstruct(**values, out=tmp_path / "command")
+    workflow(made, "inference", {**values, "out": str(tmp_path / "run")})._run_expr(run_id)
+    command = contents(tmp_path / "command")
+    assert command.keys() >= {"reconstructions.csv", "record.json", "mosaic.png"}
+    assert contents(tmp_path / "run") == command
+    record = json.loads(command["record.json"])["made_from"]
+    assert (record["steps"], record["overrides"]) == (2, values["overrides"])
 
 
-@pytest.mark.parametrize("name", ["embed", "generate", "evaluate"])
-def test_a_key_that_is_not_set_is_named(made, name):
-    """The last argument without a default."""
-    parameters = inspect.signature(getattr(monai_diffae, name)).parameters.items()
-    needed = [key for key, about in parameters if about.default is inspect.Parameter.empty and key != "bundle"]
-    values = {**arguments(made, name), "out": "never"}
-    del values[needed[-1]]
-    (key,) = keys_of({needed[-1]: None})
-    assert complaint(run, made, name, values) == f"{key}: is required; give it a value"
+def test_a_key_that_is_not_set_or_unknown_is_named(made, tmp_path):
+    values = arguments(made, "embed")
+    assert complaint(workflow, made, "embed", values) == "output_dir: is required; give it a value"
+    values = {**arguments(made, "reconstruct"), "out": str(tmp_path), "percentiles": [5, 95]}
+    assert "percentiles" in complaint(workflow, made, "inference", values)
+
+
+@pytest.mark.parametrize(("mode", "grid"), [("x_T", "native"), ("z_sem", "model")])
+def test_the_evaluator_of_inference_writes_the_images_of_reconstruct(made, tmp_path, mode, grid):
+    bundle = {"bundle": str(made.root), "cohort": str(made.cohort), "device": "cpu"}
+    options = {**bundle, "mode": mode, "grid": grid, "batch_size": 5, "split": "train"}
+    monai_diffae.reconstruct(**options, out=tmp_path / "command", seed=3)
+    opened = workflow(made, "inference", {**options, "out": str(tmp_path / "evaluator"), "noise_seed": 3})
+    assert opened.check_properties() == []
+    opened.evaluator.run()
+    images = contents(tmp_path / "command" / mode)
+    assert len(images) > options["batch_size"]
+    assert contents(tmp_path / "evaluator") == {f"{mode}/{name}": content for name, content in images.items()}
 
 
 def test_the_evaluator_of_evaluate_measures_what_the_command_measures(made, tmp_path):
-    workflow = ConfigWorkflow(str(made.root / "configs" / "evaluate.json"), logging_file=False, workflow_type="eval")
-    paths = {"bundle_root": str(made.root), "dataset_dir": str(made.cohort), "output_dir": str(tmp_path)}
     overrides = {"inferer#invert_steps": 3, "inferer#invert_tolerance": None}
-    workflow.parser.update({**paths, "device": "cpu", "overrides": overrides})
-    workflow.initialize()
-    evaluator = workflow.parser.get_parsed_content("evaluator")
+    values = {"bundle": str(made.root), "cohort": str(made.cohort), "out": str(tmp_path), "device": "cpu"}
+    opened = workflow(made, "evaluate", {**values, "overrides": overrides}, kind="eval")
+    evaluator = opened.parser.get_parsed_content("evaluator")
     evaluator.run()
     options = {"bundle": made.root, "cohort": made.cohort, "steps": [3], "num_codes": 0, "device": "cpu"}
     rows = monai_diffae.evaluate(tmp_path / "out", **options).figures["rows"]
@@ -108,7 +110,7 @@ def test_the_evaluator_of_evaluate_measures_what_the_command_measures(made, tmp_
 @pytest.mark.slow
 def test_monai_runs_one_from_the_command_line(made, tmp_path):
     settings = {
-        "config_file": made.root / "configs" / "generate.json", "bundle_root": made.root, "num_images": 2,
+        "config_file": made.generator / "configs" / "generate.json", "bundle_root": made.generator, "num_images": 2,
         "output_dir": tmp_path / "generated", "device": "cpu", "steps": "2",
     }  # fmt: skip
     command = [sys.executable, "-m", "monai.bundle", "run", "generate"]
@@ -118,8 +120,7 @@ def test_monai_runs_one_from_the_command_line(made, tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     assert len(list((tmp_path / "generated" / "images").iterdir())) == 2
     wrong = subprocess.run([*command, "--stepps", "1"], capture_output=True, text=True, env=env, timeout=300)
-    errors = [line for line in wrong.stderr.splitlines() if line.startswith("error: ")]
+    (error,) = [line for line in wrong.stderr.splitlines() if line.startswith("error: ")]
     assert wrong.returncode != 0
-    assert len(errors) == 1
-    assert "did you mean 'steps'" in errors[0]
+    assert "did you mean 'steps'" in error
     assert "Traceback" not in wrong.stderr

@@ -143,30 +143,6 @@ def test_a_restarted_client_continues_as_if_it_had_never_stopped(make_site, tmp_
 
 
 @pytest.mark.slow
-def test_a_killed_round_is_repeated_from_its_first_step(make_site, tmp_path):
-    class Killed(Exception):
-        pass
-
-    def kill(engine):
-        if engine.state.epoch == 3:
-            raise Killed
-
-    site = make_site(local_epochs=2, num_rounds=2)
-    weights = trained_round(site, initial_weights(site))
-    site.trainer.add_event_handler(Events.EPOCH_COMPLETED, kill)
-    with pytest.raises(Killed):
-        trained_round(site, weights)
-    site = make_site(local_epochs=2, num_rounds=2)
-    trained_round(site, weights)
-    rates = learning_rates(tmp_path / "north")
-    per_epoch = site.trainer.state.epoch_length
-    assert site.get_weights().statistics["num_executed_iterations"] == 2 * per_epoch
-    assert site.trainer.state.epoch == 4
-    assert len(rates) == 4 * per_epoch
-    assert rates == sorted(rates, reverse=True)
-
-
-@pytest.mark.slow
 def test_a_round_too_many_is_refused_instead_of_training_nothing(make_site):
     site = make_site(num_rounds=1)
     weights = trained_round(site, initial_weights(site))

@@ -1,7 +1,6 @@
 """MONAI's own ways into a trained bundle: each gives the network of ``models/model.pt``, or one line."""
 
 import shutil
-import sqlite3
 from functools import partial
 from pathlib import Path
 
@@ -81,14 +80,6 @@ def test_another_network_than_that_of_the_weights_is_one_line(bundle):
     assert "other values of z_channels; use its values" in complaint(opened, bundle, z_channels=4)
 
 
-def test_weights_that_another_program_has_replaced_are_one_line(bundle):
-    state = weights(bundle)
-    torch.save(dict(list(state.items())[1:]), bundle / "models" / "model.pt")
-    assert "weights do not fit the network of the configuration" in complaint(loaded, bundle)
-    line = complaint(getattr, opened(bundle, "inference"), "network_def")
-    assert line.startswith("model.pt: another program has written it")
-
-
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -101,44 +92,18 @@ def test_missing_values_are_reported_when_the_run_starts(tiny_bundle, first_stag
         assert complaint(getattr, workflow, engine) == "dataset_dir: is required; give it a value"
 
 
-def test_a_run_from_anywhere_makes_the_files_of_the_command(tiny_bundle, tmp_path, monkeypatch):
+def test_a_run_from_anywhere_makes_the_files_of_the_command(tiny_bundle, first_stage, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "command", device="cpu", limit=2)
     values = {"dataset_dir": str(tiny_bundle.cohort), "output_dir": "run", "device": "cpu", "limit": 2}
     run("evaluating", config_file=str(tiny_bundle.directory / "configs" / "inference.json"), **values)
     assert contents(tmp_path / "run") == contents(tmp_path / "command")
-
-
-def test_a_first_stage_is_run_from_anywhere(first_stage, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     config, cohort = first_stage / "configs" / "inference.json", str(first_stage.parent / "cohort")
     run("evaluating", config_file=str(config), dataset_dir=cohort, output_dir="alone", device="cpu")
     assert len(contents(tmp_path / "alone")) == 8
 
 
 # -- MONAI's tracking -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_migration")
-def test_monais_tracking_is_that_of_the_bundle(tiny_settings, tiny_bundle, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    bundle = init_bundle(tmp_path / "bundle")
-    data = {"dataset_dir": str(tiny_bundle.cohort), "patient_pattern": "secret(.)", "registered_model": None}
-    file = str(bundle / "configs" / "train.json")
-    run("training", config_file=file, tracking="mlflow", **{**tiny_settings, "mlflow": False, **data})
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-    with sqlite3.connect(bundle / "mlflow.db") as database:
-        parameters = dict(database.execute("select key, value from params"))
-        metrics = {name for (name,) in database.execute("select distinct key from metrics")}
-        assert list(database.execute("select status from runs")) == [("FINISHED",)]
-    assert parameters["z_channels"] == "8"
-    assert parameters["network_def/unet/time_embed_channels"] == "16"
-    assert parameters["max_epochs"] == "1"
-    assert any("loss" in name for name in metrics)
-    logged = b"".join(path.read_bytes() for path in [bundle / "mlflow.db", *(bundle / "mlruns").rglob("*.json")])
-    assert str(tiny_bundle.cohort).encode() not in logged
-    assert b"secret(.)" not in logged
 
 
 def test_monai_finds_every_training_property(make_workflow):

@@ -93,7 +93,6 @@ def test_the_command_ends_with_7_and_one_line_and_resumes(run, small_cohort, tin
 @pytest.mark.parametrize(
     ("step", "save_at", "kept", "value", "overrides"),
     [
-        (15, None, 10, math.inf, {}),  # the last step of the training
         (7, 7, 5, -math.inf, {}),  # a save by the clock follows
         (9, None, 5, math.nan, {"accumulation_steps": 2}),  # steps 6+7, 8+9 and 10 are one update each
     ],

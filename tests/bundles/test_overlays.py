@@ -139,9 +139,3 @@ def test_an_encoder_that_does_not_fit_is_refused_before_any_scan_is_read(make_wo
     settings = {"network_def#encoder": {**encoder, "num_classes": 5}, "image_size": [32, 32], "dataset_dir": "/gone"}
     settings["check_memory"] = True  # which runs the network without data
     assert "the encoder ResNet gives (4, 5): z_channels=8 needs (B, 8)" in complaint(make_workflow, settings)
-    sizes = {"network_def#encoder": {
-        "_target_": "monai_diffae.networks.EncoderAdapter", "network": {"_target_": "torch.nn.Identity"},
-        "channels": 1, "size_divisors": [14, 14],
-    }}  # fmt: skip
-    line = complaint(make_workflow, {**sizes, "dataset_dir": "/gone"})
-    assert "image_size is [16, 16]; the network needs multiples of 14" in line

@@ -194,7 +194,6 @@ def cut_checkpoint(models):
     ("overrides", "change", "message"),
     [
         ({"percentiles": [1, 99]}, None, "belongs to another model with other values of percentiles;"),
-        ({"base_channels": 24}, None, "belongs to another model with other values of base_channels;"),
         ({"batch_size": 5}, None, "5 steps per epoch, but this run has 2"),
         (
             {"percentiles": [0, 100]},

@@ -200,9 +200,6 @@ def test_torchrun_trains_resumes_and_writes_once(small_cohort, tmp_path):
     saved = checkpoint(tmp_path / "out")
     assert saved["trainer"] == {"iteration": 4, "epoch_length": 2}
     assert not any(name.startswith("module.") for name in saved["network"])
-    curves = pd.read_csv(tmp_path / "out" / "curves.csv")
-    steps = curves.dropna(subset=["loss"])
+    steps = pd.read_csv(tmp_path / "out" / "curves.csv").dropna(subset=["loss"])
     assert steps["step"].tolist() == [1, 2, 3, 4]
     assert steps["images_seen"].tolist() == [4, 8, 12, 16]
-    assert curves.dropna(subset=["validation_loss"])["step"].tolist() == [2, 4]
-    assert len(list((tmp_path / "out" / "pictures").glob("step_*.png"))) == 2

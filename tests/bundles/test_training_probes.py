@@ -100,13 +100,6 @@ def test_probes_change_no_weight(make_workflow, cohort, probed, tmp_path):
     assert not [name for name in validations(tmp_path / "without") if "probe" in name]
 
 
-@pytest.mark.parametrize(
-    ("targets", "message"),
-    [
-        (["age"], "the cohort has no label 'age'; it has head_size, tilt"),
-        (["reader"], "target 'reader': has 35 different classes"),
-    ],
-)
-def test_a_label_that_cannot_be_probed_is_an_error_if_it_is_named(make_workflow, cohort, tmp_path, targets, message):
-    out = tmp_path / "out"
-    assert message in complaint(trained, make_workflow, cohort, out, max_epochs=1, probe_targets=targets)
+def test_a_label_that_cannot_be_probed_is_an_error_if_it_is_named(make_workflow, cohort, tmp_path):
+    line = complaint(trained, make_workflow, cohort, tmp_path / "out", max_epochs=1, probe_targets=["reader"])
+    assert "target 'reader': has 35 different classes" in line

@@ -18,66 +18,48 @@ class NoNetworkError(OSError):
     """A test tried to reach another machine."""
 
 
-def _is_local(host):
-    if isinstance(host, bytes):
-        host = host.decode(errors="replace")
-    if not isinstance(host, str) or host in ("", "localhost", socket.gethostname()):
-        return True
+def _address(host):
     try:
-        address = ipaddress.ip_address(host.partition("%")[0])
+        return ipaddress.ip_address(str(host).partition("%")[0])
     except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
+        return None
 
 
 def _check(what, host):
-    if not _is_local(host):
+    host = host.decode(errors="replace") if isinstance(host, bytes) else host
+    address = _address(host)
+    is_local = (
+        host in (None, "", "localhost", socket.gethostname())
+        if address is None
+        else (address.is_loopback or address.is_unspecified)
+    )
+    if not is_local:
         _refused.append(f"{what} {host}")
         raise NoNetworkError(f"tests may not use the network: {what} {host}")
 
 
-def _is_number(host):
-    try:
-        ipaddress.ip_address(str(host).partition("%")[0])
-    except ValueError:
-        return False
-    return True
+def _guard(owner, name, what, host_of):
+    original = getattr(owner, name)
+
+    def guarded(*arguments, **options):
+        _check(what, host_of(*arguments))
+        return original(*arguments, **options)
+
+    setattr(owner, name, guarded)
 
 
 def pytest_configure(config):
-    connect, connect_ex, sendto = socket.socket.connect, socket.socket.connect_ex, socket.socket.sendto
-    getaddrinfo, gethostbyname = socket.getaddrinfo, socket.gethostbyname
+    def of_socket(sock, *arguments):
+        is_internet = sock.family in (socket.AF_INET, socket.AF_INET6) and isinstance(arguments[-1], tuple)
+        return arguments[-1][0] if is_internet else None
 
-    def checked(sock, address):
-        if sock.family in (socket.AF_INET, socket.AF_INET6) and isinstance(address, tuple):
-            _check("connection to", address[0])
+    def of_name(host, *_):
+        return None if _address(host) else host  # a number is not looked up
 
-    def guarded_connect(self, address):
-        checked(self, address)
-        connect(self, address)
-
-    def guarded_connect_ex(self, address):
-        checked(self, address)
-        return connect_ex(self, address)
-
-    def guarded_sendto(self, data, *rest):
-        checked(self, rest[-1])
-        return sendto(self, data, *rest)
-
-    def guarded_getaddrinfo(host, *rest, **more):
-        if not _is_number(host):  # a number is not looked up
-            _check("search for the address of", host)
-        return getaddrinfo(host, *rest, **more)
-
-    def guarded_gethostbyname(host):
-        if not _is_number(host):
-            _check("search for the address of", host)
-        return gethostbyname(host)
-
-    socket.socket.connect = guarded_connect
-    socket.socket.connect_ex = guarded_connect_ex
-    socket.socket.sendto = guarded_sendto
-    socket.getaddrinfo, socket.gethostbyname = guarded_getaddrinfo, guarded_gethostbyname
+    for name in ("connect", "connect_ex", "sendto"):
+        _guard(socket.socket, name, "connection to", of_socket)
+    for name in ("getaddrinfo", "gethostbyname"):
+        _guard(socket, name, "search for the address of", of_name)
 
 
 @pytest.fixture(autouse=True)

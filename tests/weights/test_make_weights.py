@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from monai_diffae.bundle import AnomalyDetector, checksum, load_bundle
-from monai_diffae.bundle.model_file import read_model, write_model
+from monai_diffae.bundle.model_file import read_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,44 +48,3 @@ def test_weights_and_figures_are_written_and_nothing_of_the_training_s_data(late
     assert sorted(path.name for path in (target / "models").iterdir() if path.name[0] != ".") == [
         "anomaly.safetensors", "latent_model.safetensors", "metrics.json", "model.safetensors",
     ]  # fmt: skip
-
-
-def test_figures_are_read_from_the_results_of_commands(tmp_path: Path):
-    rows = [
-        {"table": "reconstruction", "metric": "mse", "timestep": None, "features": None},
-        {"table": "z_sem_only", "metric": "ssim", "timestep": None, "features": None},
-        {"table": "z_sem", "metric": "z_sem_usage", "timestep": 50, "features": None},
-        {"table": "z_sem", "metric": "z_sem_usage", "timestep": None, "features": None},
-        {"table": "generation", "metric": "copying_ratio", "timestep": None, "features": "z_sem"},
-        {"table": "generation", "metric": "copying_ratio", "timestep": None, "features": "alexnet"},
-    ]
-    numbered = [{**row, "value": i, "low": i - 0.5, "high": i + 0.5} for i, row in enumerate(rows)]
-    (tmp_path / "evaluation.json").write_text(json.dumps({"rows": numbered}))
-    (tmp_path / "probes.csv").write_text(
-        "target,features,probe,metric,score,low,high\n"
-        "label,z_sem,linear,auroc,0.9,0.8,0.95\n"
-        "label,z_sem,knn,auroc,0.7,0.6,0.8\n"
-        "label,PCA of pixels,linear,auroc,0.5,0.4,0.6\n"
-        "label,intensity statistics,linear,auroc,0.4,0.3,0.6\n"
-    )
-    assert make_weights.measured_figures(tmp_path, tmp_path) == {
-        "mse_x_T": [0, -0.5, 0.5], "ssim_z_sem": [1, 0.5, 1.5], "z_sem_usage": [3, 2.5, 3.5],
-        "copying_ratio": [4, 3.5, 4.5], "label_auroc": [0.9, 0.8, 0.95], "label_auroc_pca": [0.5, 0.4, 0.6],
-    }  # fmt: skip
-
-
-def test_what_cannot_be_shipped_is_refused(
-    latent_bundle: Path, bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    with pytest.raises(SystemExit, match="loss: docs/README.md of chest_xray has no row for this figure"):
-        make_weights.make_weights(latent_bundle, "chest_xray", {"loss": 1.0}, bundles=bundles)
-    own = Path(shutil.copytree(latent_bundle, tmp_path / "own", ignore=shutil.ignore_patterns("cache")))
-    file = own / "models" / "model.safetensors"
-    model = read_model(file)
-    code = {"_target_": "os.system", "command": "true"}
-    write_model(file, model.kind, model.tensors, {**model.description, "preprocessing": code})
-    with pytest.raises(SystemExit, match="own: has code of its own"):
-        make_weights.make_weights(own, "chest_xray", {}, bundles=bundles)
-    monkeypatch.setattr(make_weights, "LARGEST_FILE", 1000)
-    with pytest.raises(SystemExit, match=r"at most 25 MB can be shipped"):
-        make_weights.make_weights(latent_bundle, "chest_xray", {}, bundles=bundles)

@@ -1,6 +1,6 @@
-"""The checks of MONAI's model zoo, without its exemptions: on bundles with weights, and on copies with tiny weights.
+"""The checks of MONAI's model zoo: on bundles with weights, and on copies with tiny weights (``make zoo-check``).
 
-``make zoo-check`` runs them all and prints a table.
+``tests/bundles/test_monai_tools_page.py`` runs those that are commands of MONAI.
 """
 
 import io
@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 from golden_bundles import write_golden_scans
-from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigWorkflow, verify_metadata
 from packaging.specifiers import SpecifierSet
 from zoo_entry import LARGEST_FILE, write_zoo_entry
 
@@ -37,39 +37,29 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def arguments(bundle):
-    return {
-        "net_id": "network_def", "meta_file": str(bundle / "configs" / "metadata.json"),
-        "config_file": str(bundle / "configs" / "inference.json"), "bundle_root": str(bundle),
-    }  # fmt: skip
-
-
 @ALL
-@pytest.mark.zoo(check="files")
-def test_necessary_and_preferred_files_exist(entry, kind):
+def test_the_files_metadata_and_documents_fulfil_the_rules(entry, kind, tmp_path):
     bundle = entry(kind) / "models" / kind
     for name in ("LICENSE", "configs/metadata.json", "models/model.pt", "configs/inference.json", "configs/train.json"):
         assert (bundle / name).is_file()
-
-
-@ALL
-@pytest.mark.zoo(check="verify_metadata")
-def test_metadata_fulfils_the_rules(entry, kind, tmp_path):
+    assert max(path.stat().st_size for path in entry(kind).rglob("*") if path.is_file()) <= LARGEST_FILE
     shutil.copy(RULES, tmp_path / "schema.json")  # MONAI downloads the schema unless the file exists
-    meta = entry(kind) / "models" / kind / "configs" / "metadata.json"
-    verify_metadata(str(meta), filepath=str(tmp_path / "schema.json"))
-    jsonschema.validate(read(meta), read(RULES))
-
-
-@ALL
-@pytest.mark.zoo(check="version and changelog")
-def test_version_is_in_the_changelog(entry, kind):
-    metadata = read(entry(kind) / "models" / kind / "configs" / "metadata.json")
+    verify_metadata(str(bundle / "configs" / "metadata.json"), filepath=str(tmp_path / "schema.json"))
+    metadata, readme = read(bundle / "configs" / "metadata.json"), (bundle / "docs" / "README.md").read_text()
+    jsonschema.validate(metadata, read(RULES))
     assert metadata["version"] in metadata["changelog"]
+    positions = [readme.index(heading) for heading in HEADINGS]
+    assert positions == sorted(positions)
+    performance = readme.partition("## **Performance**")[2].partition("\n## ")[0]
+    assert metadata["eval_metrics"]
+    for name, value in metadata["eval_metrics"].items():
+        assert f"| {name} | {value:.4g} |" in performance
+    licence = (bundle / "docs" / "data_license.txt").read_text()
+    assert ("CC BY" if kind in names_with_weights() else "CC0") in licence
+    assert "no trained weights" not in licence
 
 
 @ALL
-@pytest.mark.zoo(check="pins on Python 3.10")
 def test_required_packages_can_be_installed_on_the_zoos_python(entry, kind):
     metadata = read(entry(kind) / "models" / kind / "configs" / "metadata.json")
     releases = read(HERE / "python_310.json")["releases"]  # a release of each package that Python 3.10 can have
@@ -83,7 +73,6 @@ def test_required_packages_can_be_installed_on_the_zoos_python(entry, kind):
 
 @pytest.mark.slow
 @ALL
-@pytest.mark.zoo(check="check_properties")
 def test_workflows_have_all_properties(entry, kind, tmp_path):
     bundle = entry(kind) / "models" / kind
     scans = write_golden_scans(tmp_path / "scans", 2 if kind in ("diffae_2d", "chest_xray") else 3, 12)
@@ -98,52 +87,6 @@ def test_workflows_have_all_properties(entry, kind, tmp_path):
 
 
 @ALL
-@pytest.mark.zoo(check="verify_net_in_out")
-def test_network_has_the_shapes_of_the_metadata(entry, kind):
-    verify_net_in_out(**arguments(entry(kind) / "models" / kind), device="cpu")
-
-
-@ALL
-@pytest.mark.slow
-@pytest.mark.zoo(check="ckpt_export")
-def test_weights_become_a_torchscript_file(entry, kind, tmp_path):
-    bundle = entry(kind) / "models" / kind
-    weights = str(bundle / "models" / "model.pt")
-    # TorchScript cannot compile MONAI's AutoencoderKL, but it can trace it
-    traced = {"use_trace": True, "input_shape": [1, 1, 16, 16, 16]} if kind == "autoencoder_kl_3d" else {}
-    ckpt_export(**arguments(bundle), filepath=str(tmp_path / "model.ts"), ckpt_file=weights, **traced)
-    assert (tmp_path / "model.ts").is_file()
-
-
-@ALL
-@pytest.mark.zoo(check="file sizes")
-def test_no_file_is_too_large(entry, kind):
-    assert max(path.stat().st_size for path in entry(kind).rglob("*") if path.is_file()) <= LARGEST_FILE
-
-
-@ALL
-@pytest.mark.zoo(check="README and figures")
-def test_readme_has_the_zoos_headings_and_figures(entry, kind):
-    bundle = entry(kind) / "models" / kind
-    readme, metrics = (bundle / "docs" / "README.md").read_text(), read(bundle / "configs" / "metadata.json")
-    positions = [readme.index(heading) for heading in HEADINGS]
-    assert positions == sorted(positions)
-    performance = readme.partition("## **Performance**")[2].partition("\n## ")[0]
-    assert metrics["eval_metrics"]
-    for name, value in metrics["eval_metrics"].items():
-        assert f"| {name} | {value:.4g} |" in performance
-
-
-@ALL
-@pytest.mark.zoo(check="data licence")
-def test_the_licence_of_the_data_is_named(entry, kind):
-    text = (entry(kind) / "models" / kind / "docs" / "data_license.txt").read_text()
-    assert ("CC BY" if kind in names_with_weights() else "CC0") in text
-    assert "no trained weights" not in text
-
-
-@ALL
-@pytest.mark.zoo(check="hf_models entry")
 def test_the_entry_for_weights_on_the_hub(entry, kind):
     folder = entry(kind) / "hf_models" / kind
     assert {path.name for path in folder.iterdir()} == {"LICENSE", "README.md", "metadata.json"}
@@ -156,10 +99,7 @@ def test_the_entry_for_weights_on_the_hub(entry, kind):
 
 @ALL
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", [
-    pytest.param("", marks=pytest.mark.zoo(check="unit test")),
-    pytest.param("_dist", marks=pytest.mark.zoo(check="unit test, 2 processes")),
-])  # fmt: skip
+@pytest.mark.parametrize("suffix", ["", "_dist"])
 def test_the_zoos_unit_test_passes(entry, kind, suffix, monkeypatch):
     """As the zoo's runner does it: the module is loaded by its name from its folder, and runs beside ``models``."""
     monkeypatch.chdir(entry(kind))

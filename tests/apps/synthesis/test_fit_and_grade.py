@@ -14,7 +14,7 @@ from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.generate import generate
 from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.data.embeddings import training_z_sem, z_matrix
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing.scores import score_with_interval
 
 
@@ -30,14 +30,6 @@ def test_only_training_cases_count(labelled, table, changed, tmp_path):
     other = fit_direction(changed("turned", wide=turned), tmp_path / "other.json", target="wide").direction
     assert other.weight @ read_direction(labelled.direction).weight < 0
     assert len(training_z_sem(labelled.embeddings)) == (~elsewhere).sum()
-
-
-def test_a_table_without_splits_counts_as_a_whole(table, changed, tmp_path):
-    path = changed()
-    pd.read_parquet(path).drop(columns="split").to_parquet(path)
-    assert fit_direction(path, tmp_path / "d.json", target="wide").direction.num_cases == len(table)
-    with pytest.raises(CohortError, match=r"^val\.parquet: the embeddings have no case of the split 'train'"):
-        fit_direction(changed("val", split="val"), tmp_path / "d.json", target="wide")
 
 
 @pytest.mark.goal(id="R24")
@@ -57,15 +49,11 @@ def test_another_file_is_not_overwritten_unasked_and_what_is_no_direction_never(
     with pytest.raises(ConfigError, match="^d.json: exists and is another direction"):
         fit_direction(labelled.embeddings, path, target="tilt")
     assert fit_direction(labelled.embeddings, path, target="tilt", overwrite=True).direction.target == "tilt"
-    fit_direction(labelled.embeddings, path, target="wide", overwrite=True)
-    assert path.read_bytes() == labelled.direction.read_bytes()
     record = changed("embeddings").with_suffix(".json")
-    for content in (record.read_text(), '{"half'):
-        record.write_text(content)
-        for overwrite in (False, True):
-            with pytest.raises(ConfigError, match=r"^embeddings\.json: exists and is not a direction; choose another"):
-                fit_direction(labelled.embeddings, record, target="wide", overwrite=overwrite)
-        assert record.read_text() == content
+    content = record.read_text()
+    with pytest.raises(ConfigError, match=r"^embeddings\.json: exists and is not a direction; choose another"):
+        fit_direction(labelled.embeddings, record, target="wide", overwrite=True)
+    assert record.read_text() == content
 
 
 def test_a_target_that_cannot_be_fitted_is_one_line(run, table, changed, tmp_path):
@@ -78,28 +66,20 @@ def test_a_target_that_cannot_be_fitted_is_one_line(run, table, changed, tmp_pat
         "one": f"target 'one': {len(training)} of {len(training)} cases have it, all 'same'",
         "text": "target 'text': is text with",
         "gone": "--target: there is no label column 'gone'; choose from: ",
-        "split": "--target: there is no label column 'split'",
-        "z_000": "--target: there is no label column 'z_000'",
     }.items():
         code, _, error = run(*fit, target)
         assert (code, error.count("\n")) == (2, 1)
         assert error.startswith(f"error: {message}")
     assert not (tmp_path / "d.json").exists()
-    code, printed, _ = run(*fit, "gaps")
-    assert code == 0
-    assert f"{len(training) - 2} training cases, 2 without the label omitted\n" in printed
-    assert json.loads(run(*fit, "gaps", "--json")[1])["num_omitted"] == 2
+    assert f"{len(training) - 2} training cases, 2 without the label omitted\n" in run(*fit, "gaps")[1]
 
 
 def test_a_direction_that_is_damaged_or_of_another_model_is_one_line(labelled, latent_bundle, tmp_path):
     whole = labelled.direction.read_text()
     other = json.dumps({**json.loads(whole), "model": "0" * 64})
-    (tmp_path / "folder.json").mkdir()
     for name, content, message in (
         ("half", whole[:100], "half.json: "),
-        ("list", "[1]", "list.json: "),
         ("no", None, "no.json: there is no such file; make it with monai-diffae fit-direction"),
-        ("folder", None, "folder.json: is a folder; give the direction file in it"),
         ("other", other, "direction 'wide': was fitted to another model"),
     ):
         options = {"direction": tmp_path / f"{name}.json"}
@@ -110,9 +90,8 @@ def test_a_direction_that_is_damaged_or_of_another_model_is_one_line(labelled, l
             lambda options=options: edit(labelled.bundle, labelled.cohort, tmp_path / "out", **options, device="cpu"),
             lambda options=options: generate(latent_bundle, tmp_path / "out", **options, device="cpu"),
         ):
-            with pytest.raises(ConfigError, match=f"^{message}") as caught:
+            with pytest.raises(ConfigError, match=f"^{message}"):
                 use()
-            assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("out*"))
 
 
@@ -124,14 +103,11 @@ def test_grades_replace_grades_only_with_overwrite_and_nothing_else(labelled, ch
     embeddings = changed("embeddings")
     with pytest.raises(ConfigError, match="g.csv: exists and was made with other"):
         grade(changed("more", tilt=0.0), out, **options)
-    with pytest.raises(ConfigError, match="^seed: -1 is below 0"):
-        grade(changed("more", tilt=0.0), out, **options, seed=-1)
     table.to_csv(tmp_path / "scans.csv", index=False)
     for name, there in {"embeddings": "embeddings.json", "scans": "scans.csv"}.items():
         before = (tmp_path / there).read_bytes()
-        for overwrite in (False, True):
-            with pytest.raises(ConfigError, match=f"^{there}: exists and was not written by grade; choose another"):
-                grade(embeddings, tmp_path / f"{name}.csv", **options, overwrite=overwrite)
+        with pytest.raises(ConfigError, match=f"^{there}: exists and was not written by grade; choose another"):
+            grade(embeddings, tmp_path / f"{name}.csv", **options, overwrite=True)
         assert (tmp_path / there).read_bytes() == before
 
 
@@ -233,9 +209,3 @@ def test_z_sem_of_other_preprocessing_is_warned_of(labelled, table, tmp_path, ca
         caplog.clear()
         grade(embeddings, tmp_path / "h.csv", direction=direction, overwrite=True)
         assert caplog.messages[0].startswith(line)
-    content = json.loads((tmp_path / "d.json").read_text())
-    del content["preprocessing"]  # as in older files
-    (tmp_path / "d.json").write_text(json.dumps(content))
-    caplog.clear()
-    grade(labelled.embeddings, tmp_path / "h.csv", direction=tmp_path / "d.json", overwrite=True)
-    assert "preprocessed" not in caplog.text
