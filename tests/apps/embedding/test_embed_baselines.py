@@ -11,6 +11,7 @@ from monai_diffae.apps.embedding import baseline_encoders
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.neighbors import neighbors
 from monai_diffae.apps.session import Session
+from monai_diffae.apps.synthesis.edit import edit
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.training.train_latent import train_latent
@@ -100,6 +101,7 @@ def test_what_decodes_z_sem_refuses_the_table_in_one_line(made, labelled, tmp_pa
             lambda e=embeddings: fit_direction(e, tmp_path / "d.json", target="wide"),
             lambda e=embeddings: traverse(bundle, e, out),
             lambda e=embeddings: train_latent(bundle, out=out, embeddings=e),
+            lambda e=embeddings: edit(bundle, cohort, out, direction=labelled.direction, embeddings=e),
             lambda e=embeddings: neighbors(e, out, reconstruction_error=True, bundle=bundle, cohort=cohort),
         ]
         for call in calls:
