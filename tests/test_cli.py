@@ -126,24 +126,7 @@ def test_train_ends_with_3_if_more_than_a_tenth_of_the_scans_cannot_be_used(run,
     assert "bad.nii" in (bundle / "failures.csv").read_text()
 
 
-def test_sample_data(run, tmp_path):
-    code, printed, _ = run("sample-data", tmp_path / "v", "--num-patients", 3, "--size", 16)
-    assert (code, printed) == (0, f"{tmp_path / 'v' / 'cohort.csv'}\n")
-    assert len(pd.read_csv(tmp_path / "v" / "cohort.csv")) == 3
-
-
 def test_debug_shows_the_traceback(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["monai-diffae", "--debug", "info", str(tmp_path)])
     with pytest.raises(ValueError, match=r"no models/model\.safetensors"):
         cli.main()
-
-
-def test_a_bug_ends_with_1_and_says_how_to_see_it(run, monkeypatch, tmp_path):
-    from monai_diffae.bundle import folders
-
-    def fail(*arguments):
-        raise ZeroDivisionError("a bug")
-
-    monkeypatch.setattr(folders, "init_bundle", fail)
-    code, _, error = run("init", tmp_path / "new")
-    assert (code, error) == (1, "error: ZeroDivisionError: a bug\nthis is a bug; --debug shows where\n")

@@ -1,14 +1,10 @@
-"""Commands check and convert their arguments by their annotations, from the command line, from JSON and in Python.
-
-Ranges and choices of all commands are checked here, once.
-"""
+"""Commands check and convert their arguments by their annotations, from the command line, from JSON and in Python."""
 
 import inspect
 import os
 import shlex
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
@@ -18,7 +14,6 @@ from cyclopts.exceptions import CycloptsError
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.command_lines import command_line
-from monai_diffae.apps.commands import COMMANDS
 from monai_diffae.apps.processes import Process, this_process
 from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Decoding, Numbers, Overrides, Reading
 from monai_diffae.cli import build_app, parse
@@ -121,67 +116,6 @@ def test_results_do_not_go_among_the_scans(tmp_path):
     assert measure("diffae_2d", scans, tmp_path / "results").name == "results"
     (scans / "table.csv").write_text("image")
     assert measure("diffae_2d", scans / "table.csv", scans / "results").name == "results"
-
-
-# -- ranges and choices of all commands --------------------------------------------------------------------------------
-
-
-def ranges(hint):
-    """The limits and choices in an annotation."""
-    if get_origin(hint) is Annotated:
-        limits = [limit for limit in hint.__metadata__ if isinstance(limit, Ge | Gt | Le | Lt)]
-        return [*limits, *ranges(get_args(hint)[0])]
-    if get_origin(hint) is Literal:
-        return [get_args(hint)]
-    return [found for part in get_args(hint) for found in ranges(part)]
-
-
-def all_ranges():
-    """The ranges of every argument: those of the first command that has it, and others by ``command.argument``."""
-    found = {"steps": [Ge(1)]}  # of most commands; distill has another
-    for each in COMMANDS:
-        hints = get_type_hints(each.declared(), include_extras=True)
-        for name, parameter in inspect.signature(each.declared()).parameters.items():
-            own = {name: hints[name]}
-            if is_dataclass(parameter.default):
-                declared = get_type_hints(type(parameter.default), include_extras=True)
-                own = {field.name: declared[field.name] for field in fields(parameter.default)}
-            for argument, hint in own.items():
-                if found.setdefault(argument, ranges(hint)) != ranges(hint):
-                    found[f"{each.name}.{argument}"] = ranges(hint)
-    return {argument: limits for argument, limits in found.items() if limits or "." in argument}
-
-
-SOLVERS = ("adams", "ddim", "dpmpp_2m", "heun", "unipc")
-AT_LEAST_1 = (
-    "batch_size", "draws", "encoder_num_res_blocks", "image_size", "invert_steps", "k", "limit", "num_components",
-    "num_heads", "num_images", "num_levels", "num_noises", "num_pictures", "num_reference",
-    "steps", "sample-data.num_patients", "sample-data.size",
-)  # fmt: skip
-
-
-def test_every_command_has_the_ranges_and_choices_that_it_should_have():
-    expected = {
-        **{name: [Ge(1)] for name in AT_LEAST_1},
-        "workers": [Ge(0)], "evaluate.num_images": [Ge(0)], "num_codes": [Ge(0)], "calibrate.limit": [Ge(2)],
-        "interpolate.num_images": [Ge(2)], "vary.num_images": [Ge(2)], "max_cases": [Ge(4)], "size": [Ge(8)],
-        "num_patients": [Ge(20)], "distill.steps": [Ge(1), Le(8)], "port": [Ge(1), Le(65535)],
-        "minutes": [Gt(0), Le(100_000)], "memory_gib": [Gt(0), Le(1_000_000)], "noise_level": [Gt(0), Le(1)],
-        "weight": [Ge(0), Le(1)], "quantile": [Ge(0), Le(1)], "overlap": [Ge(0), Lt(1)],
-        "min_probability": [Ge(0), Lt(1)], "seed": [Ge(0), Lt(2**32)], "noise_seed": [Ge(0), Lt(2**32)],
-        "along": [("pattern", "weight")], "colour": [("refuse", "grey", "rgb")], "decoder": [("exact", "fast")],
-        "evaluate.decoder": [("exact", "fast")] * 2, "detail": [("own", "model")],
-        "encoder": [("trained", "untrained", "pca")], "evaluation": [("split", "cv")],
-        "format": [("pt2", "onnx", "ts")], "grid": [("native", "model")], "ids": [("names", "hashed")],
-        "image_format": [("png", "nii.gz")], "inversion": [("implicit", "ddim")], "kind": [("classes", "numbers")],
-        "kinds": [("classes", "numbers")], "mode": [("x_T", "z_sem", "both")],
-        "pixel_baselines": [("pca", "intensity")], "pool": [("none", "mean", "mean_std")],
-        "probes": [("linear", "knn", "boosting")], "side": [("positive", "negative")], "solver": [SOLVERS],
-        "solvers": [SOLVERS], "spacing": [("logsnr", "leading", "trailing", "linspace")], "spatial_dims": [(2, 3)],
-        "split": [("train", "val", "test")], "splits": [("train", "val", "test")], "uneven": [("resample", "refuse")],
-    }  # fmt: skip
-    found = all_ranges()
-    assert found == expected
 
 
 # -- texts of the command line -----------------------------------------------------------------------------------------

@@ -1,9 +1,6 @@
 """The bundle runs of the commands, and MONAI's evaluators of the same: one program, one result."""
 
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pandas as pd
@@ -105,22 +102,3 @@ def test_the_evaluator_of_evaluate_measures_what_the_command_measures(made, tmp_
     values = {row["metric"]: row["value"] for row in rows if row["table"] == "reconstruction"}
     assert evaluator.state.metrics["ssim"] == pytest.approx(values["ssim"], abs=1e-4)
     assert evaluator.state.metrics["psnr"] == pytest.approx(values["psnr"], rel=1e-4)
-
-
-@pytest.mark.slow
-def test_monai_runs_one_from_the_command_line(made, tmp_path):
-    settings = {
-        "config_file": made.generator / "configs" / "generate.json", "bundle_root": made.generator, "num_images": 2,
-        "output_dir": tmp_path / "generated", "device": "cpu", "steps": "2",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "monai.bundle", "run", "generate"]
-    command += [str(x) for key, value in settings.items() for x in (f"--{key}", value)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert len(list((tmp_path / "generated" / "images").iterdir())) == 2
-    wrong = subprocess.run([*command, "--stepps", "1"], capture_output=True, text=True, env=env, timeout=300)
-    (error,) = [line for line in wrong.stderr.splitlines() if line.startswith("error: ")]
-    assert wrong.returncode != 0
-    assert "did you mean 'steps'" in error
-    assert "Traceback" not in wrong.stderr

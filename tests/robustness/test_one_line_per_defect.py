@@ -3,14 +3,17 @@
 import csv
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from defects import DEFECTS, READ_WITH_A_WARNING, SIZE, SPACING_MM, cohort_with_all
 from plain_user import as_plain_user
 
+from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data import failures
+from monai_diffae.data.embeddings import z_matrix
 
 pytestmark = pytest.mark.goal(id="R6")
 
@@ -49,17 +52,25 @@ def check(code, log, folder, record_property):
     record_property("figure", f"{len(lengths)} defects, one line each, of at most {max(lengths)} characters")
 
 
+@pytest.mark.goal(id="R7")
 @pytest.mark.parametrize(("model", "scans"), [("2d", 2), ("3d", 3), ("2d", 3)])
-def test_embed_skips_each_in_one_line(console, request, model, scans, tmp_path, record_property):
+def test_embed_skips_each_in_one_line_and_the_others_are_the_same(
+    console, request, model, scans, tmp_path, record_property
+):
     bundle = request.getfixturevalue("tiny_bundle" if model == "2d" else "tiny_bundle_3d").directory
     cohort, out = cohort_with_all(tmp_path / "scans", scans), tmp_path / "out"
     with as_plain_user():
         code, log = console("embed", bundle, cohort, out, "--device", "cpu", "--workers", 0)
     check(code, log, out, record_property)
-    ids = [id.partition("_z")[0] for id in pd.read_parquet(out / "embeddings.parquet")["id"]]
+    table = pd.read_parquet(out / "embeddings.parquet")
     slices = 3 if (model, scans) == ("2d", 3) else 1
     expected = ["g0", "g1", "g2", "g3", "bad-sheared_affine", "g4", "g5", "g6", "g7"]
-    assert ids == [id for id in expected for _ in range(slices)]
+    assert [id.partition("_z")[0] for id in table["id"]] == [id for id in expected for _ in range(slices)]
+    good = "\n".join(line for line in cohort.read_text().splitlines() if line[:3] != "bad")
+    (cohort.parent / "good.csv").write_text(good)
+    alone = embed(bundle, cohort.parent / "good.csv", tmp_path / "alone", device="cpu", workers=0).path
+    is_good = table["id"].str.startswith("g")
+    np.testing.assert_array_equal(z_matrix(table[is_good]), z_matrix(pd.read_parquet(alone)))
 
 
 @pytest.mark.slow

@@ -12,8 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from golden_bundles import write_golden_scans
-from monai.bundle import ConfigWorkflow, verify_metadata
+from monai.bundle import verify_metadata
 from packaging.specifiers import SpecifierSet
 from zoo_entry import LARGEST_FILE, write_zoo_entry
 
@@ -69,21 +68,6 @@ def test_required_packages_can_be_installed_on_the_zoos_python(entry, kind):
     assert ranges.pop("monai-diffae") == f">={metadata['version']}"
     for package, wanted in ranges.items():
         assert releases[package.lower()] in SpecifierSet(wanted), package
-
-
-@pytest.mark.slow
-@ALL
-def test_workflows_have_all_properties(entry, kind, tmp_path):
-    bundle = entry(kind) / "models" / kind
-    scans = write_golden_scans(tmp_path / "scans", 2 if kind in ("diffae_2d", "chest_xray") else 3, 12)
-    for name, workflow_type in (("inference.json", "infer"), ("train.json", "train")):
-        workflow = ConfigWorkflow(
-            str(bundle / "configs" / name), str(bundle / "configs" / "metadata.json"), logging_file=False,
-            workflow_type=workflow_type, bundle_root=str(bundle), dataset_dir=str(scans),
-            output_dir=str(tmp_path / workflow_type),
-        )  # fmt: skip
-        workflow.initialize()
-        assert workflow.check_properties() == []
 
 
 @ALL

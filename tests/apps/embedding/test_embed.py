@@ -88,20 +88,6 @@ def test_the_metadata_say_what_a_table_was_made_with(labelled):
     assert str(labelled.cohort.parent) not in str(metadata)
 
 
-@pytest.mark.goal(id="R23")
-def test_z_does_not_depend_on_the_batch_the_workers_or_the_other_cases(labelled, other_cohort, tmp_path):
-    whole = z_table(labelled.embeddings)
-    for options in ({"batch_size": 1}, {"batch_size": 5}, {"batch_size": 100, "workers": 1}):
-        out = tmp_path / f"batch_{options['batch_size']}"
-        made = embed(labelled.bundle, labelled.cohort, out, device="cpu", **options)
-        pd.testing.assert_frame_equal(z_table(made.path), whole, check_exact=True)
-    cohort = other_cohort(lambda table: table.iloc[[7, 3, 0, 11, 5]])
-    made = embed(labelled.bundle, cohort, tmp_path / "some", device="cpu")
-    assert pd.read_parquet(made.path)["id"].tolist() == pd.read_csv(cohort)["id"].tolist()
-    some = z_table(made.path)
-    pd.testing.assert_frame_equal(some, whole.loc[some.index], check_exact=True)
-
-
 def test_a_csv_has_the_same_numbers_to_the_bit_and_its_suffix_may_be_in_capitals(labelled, tmp_path):
     made = embed(labelled.bundle, labelled.cohort, tmp_path / "Z.CSV", device="cpu")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".patient_key", "Z.CSV", "Z.json"]

@@ -1,6 +1,5 @@
 """Cohorts of many scans: interrupted and resumed, shared among processes, with bad scans among them."""
 
-import gzip
 import json
 import logging
 import re
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.data.embeddings import read_embeddings, split_origin, z_matrix
+from monai_diffae.data.embeddings import read_embeddings, split_origin
 from monai_diffae.data.formats import nifti
 from monai_diffae.data.store import PartStore
 from monai_diffae.errors import ConfigError, MachineError, ScanError
@@ -161,61 +160,6 @@ def test_parts_of_other_settings_are_deleted_when_a_table_is_complete(labelled, 
 
 
 # -- bad scans ---------------------------------------------------------------------------------------------------------
-
-
-def volume():
-    image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32), np.eye(4))
-    return gzip.compress(bytes(image.to_bytes()))
-
-
-def flipped(content):
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-
-
-def cut_picture(path):
-    (name,) = pictures(path.parent / "whole", 1, start=9000)
-    path.write_bytes((path.parent / "whole" / name).read_bytes()[:100])
-
-
-KINDS = {
-    "empty.png": lambda path: path.write_bytes(b""),
-    "text.png": lambda path: path.write_text("this is no picture"),
-    "cut.png": cut_picture,
-    "missing.nii": lambda path: None,
-    "html.nii.gz": lambda path: path.write_text("<html>404 Not Found</html>"),
-    "cut.nii.gz": lambda path: path.write_bytes(volume()[:-200]),
-    "flipped.nii.gz": lambda path: path.write_bytes(flipped(volume())),
-    "nan.nii": lambda path: nib.save(nib.Nifti1Image(np.full((16, 16), np.nan, np.float32), np.eye(4)), path),
-    "time.nii": lambda path: nib.save(nib.Nifti1Image(np.ones((16, 16, 3, 4), np.float32), np.eye(4)), path),
-    "header.nii": lambda path: path.write_bytes(b"\x5c\x01\x00\x00" + b"\xff" * 400),
-}
-
-
-@pytest.mark.goal(id="R7")
-def test_bad_scans_of_ten_kinds_are_one_line_each_and_the_others_are_the_same(run, labelled, tmp_path):
-    good, bad = pictures(tmp_path, 30), []
-    for number, (kind, spoil) in enumerate([*KINDS.items()] * 2):
-        bad.append(f"{number}_{kind}")
-        spoil(tmp_path / bad[-1])
-    alone = embed(labelled.bundle, table_of(tmp_path, good), tmp_path / "alone", device="cpu").path
-    names = good + bad
-    np.random.default_rng(0).shuffle(names)
-    out = tmp_path / "embedded"
-    cohort = table_of(tmp_path, names)
-    code, _, log = run("embed", "--bundle", labelled.bundle, "--cohort", cohort, "--out", out, "--device", "cpu")
-    assert code == 3
-    table, failures = pd.read_parquet(out / "embeddings.parquet"), pd.read_csv(out / "failures.csv")
-    assert table["id"].tolist() == [name.removesuffix(".png") for name in names if name in set(good)]
-    assert table["age"].tolist() == [i for i, name in enumerate(names) if name in set(good)]
-    expected = pd.read_parquet(alone).set_index("id").loc[table["id"]]
-    np.testing.assert_array_equal(z_matrix(table), z_matrix(expected))
-    assert sorted(failures["file"]) == sorted(bad)
-    for reason in failures["reason"]:
-        assert "; " in reason
-        assert "\n" not in reason
-        assert str(tmp_path) not in reason
-    assert "Traceback" not in log
 
 
 def test_each_table_of_a_folder_has_its_own_list_of_failures(run, labelled, tmp_path, caplog):

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from tiny_bundles import rewrite
 
 from monai_diffae.apps.embedding.embed import embed
@@ -149,18 +148,6 @@ def test_patches_of_slices_have_the_volumes_world_coordinates(labelled, tmp_path
     distance_mm = np.linalg.norm(before[MM].to_numpy() - landmark[:3], axis=1)
     assert changed[distance_mm.argmin()]
     assert distance_mm.min() < 16 * 3 / 2 * np.sqrt(2)
-
-
-def test_patches_of_pictures_have_pixel_but_no_world_coordinates(labelled, tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 128), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    made = embed(finer(labelled.bundle, tmp_path), tmp_path / "a.png", tmp_path / "z.csv", patches=True, overlap=0.0)
-    patches = read_embeddings(made.patches)
-    assert made.patches.name == "z_patches.csv"
-    assert patches["row_px"].tolist() == [31.5, 31.5]
-    assert patches["column_px"].tolist() == [31.5, 95.5]
-    assert patches[MM].isna().all(axis=None)
-    assert label_columns(patches) == []
 
 
 def test_patches_of_background_are_skipped_and_counted(cut, tmp_path):

@@ -244,28 +244,10 @@ def test_a_case_without_any_error_does_not_blank_the_mean_of_the_others(values):
     assert (row["value"], row["low"], identical["value"]) == (None, None, 2)
 
 
-@pytest.fixture
-def opened(tmp_path):
-    """Opens the rows of a process; the keys that it measures now are added to ``opened.calls``."""
-
-    def open_rows(rank=0, world_size=1, overwrite=False):
-        return MeasuredRows(tmp_path / ".parts", Process(rank, world_size), lambda: None, overwrite)
-
-    open_rows.calls = []
-    return open_rows
-
-
-def measured(rows, names, calls, value=1.0):
-    def make(name):
-        calls.append(name)
-        return [{"id": name, "mse": value}]
-
-    shared = [rows.shared_rows({"case": name}, lambda name=name: make(name), 1) for name in names]
-    return [row["id"] for each in shared for row in each]
-
-
-def test_the_first_process_measures_what_another_one_does_not(opened, monkeypatch, caplog):
+def test_the_first_process_measures_what_another_one_does_not(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("monai_diffae.apps.evaluation.measured_rows._PATIENCE_S", 0.05)
+    rows = MeasuredRows(tmp_path / ".parts", Process(0, 2), lambda: None, False)
     with caplog.at_level(logging.WARNING, logger="monai_diffae"):
-        assert measured(opened(0, 2), "ab", opened.calls) == ["a", "b"]
+        shared = [rows.shared_rows({"case": name}, lambda name=name: [{"id": name}], 1) for name in "ab"]
+    assert [row["id"] for each in shared for row in each] == ["a", "b"]
     assert caplog.messages == ["rank 1 has not measured its batch; this process measures it"]
