@@ -92,8 +92,10 @@ class Result:
         return {**({} if self.path is None else {"path": str(self.path)}), **self.figures}
 
     def pictures(self) -> list[Path]:
-        """The pictures at the top of the result's folder."""
-        return [] if self.path is None or self.path.suffix in FILE_SUFFIXES else sorted(self.path.glob("*.png"))
+        """The pictures at the top of the result's folder, and the latest one of a training."""
+        if self.path is None or self.path.suffix in FILE_SUFFIXES:
+            return []
+        return [*sorted(self.path.glob("*.png")), *self.path.glob("pictures/latest.png")]
 
     def preview(self) -> pd.DataFrame | None:
         """The first rows of a result that is a table, with a few columns of z_sem."""
