@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.apps.command_lines import command_line
-from monai_diffae.apps.commands import COMMANDS
+from monai_diffae.apps.commands import COMMANDS, command_line
 from monai_diffae.apps.result import Result
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.fingerprints import json_digest

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffae.apps.command_lines import command_line
+from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
 from monai_diffae.apps.session import Session

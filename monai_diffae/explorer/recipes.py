@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from monai_diffae.apps.command_lines import command_line
+from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.apps.synthesis.combine import Combination, Mixture, Moves
 from monai_diffae.data.fingerprints import json_digest

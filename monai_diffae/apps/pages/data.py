@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from monai_diffae.apps.command_lines import command_line
+from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.bundle.loading import load_bundle

@@ -317,7 +317,7 @@ class FirstHour:
         write_json(self._record_file, self.record)
 
     def _next_lines(self, embeddings: Path, targets: Sequence[str], edited: str | None) -> Iterator[tuple[str, str]]:
-        from monai_diffae.apps.command_lines import command_line
+        from monai_diffae.apps.commands import command_line
 
         longer = {
             "cohort": self.table, "out": f"{self.out}_longer", "minutes": 60, "targets": list(self.targets),

@@ -59,7 +59,7 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
         ...
         monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, or ...
     """
-    from monai_diffae.apps.command_lines import command_line
+    from monai_diffae.apps.commands import command_line
     from monai_diffae.apps.sharing.hub import MODEL
 
     files = _files_to_send(bundle)

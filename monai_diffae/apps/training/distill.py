@@ -60,7 +60,7 @@ def distill(
         ...
         monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.safetensors; train the bundle ...
     """
-    from monai_diffae.apps.command_lines import command_line
+    from monai_diffae.apps.commands import command_line
     from monai_diffae.bundle.model_file import checksum
 
     checksum(bundle)  # raises an error if the bundle is not trained

@@ -35,7 +35,7 @@ def init(out: Path, *, bundle: str | Path = "diffae_2d") -> Result:
         ...
         monai_diffae.errors.ConfigError: bundle: there is no 'diffae_4d'; choose one of: autoencoder_kl_3d, ...
     """
-    from monai_diffae.apps.command_lines import command_line
+    from monai_diffae.apps.commands import command_line
     from monai_diffae.bundle.folders import init_bundle
     from monai_diffae.bundle.layout import MODEL, MODELS
 

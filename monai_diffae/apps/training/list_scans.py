@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.command_lines import command_line
+from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, Columns
 from monai_diffae.errors import ConfigError

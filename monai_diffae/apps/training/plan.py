@@ -282,7 +282,7 @@ def command_lines(
         >>> command_lines(Path("diffae_2d"), Path("scans"), {}, [], {"image_size": [64, 64]})[1]
         "monai-diffae train my_bundle scans --overrides 'image_size=[64,64]'"
     """
-    from monai_diffae.apps.command_lines import command_line
+    from monai_diffae.apps.commands import command_line
 
     is_shipped = not bundle.is_dir()
     folder = "my_bundle" if is_shipped else str(bundle)

@@ -72,7 +72,7 @@ def train(
         ...
         monai_diffae.errors.ConfigError: no_such_bundle: there is no configs/train.json; make a bundle with ...
     """
-    from monai_diffae.apps.command_lines import command_line
+    from monai_diffae.apps.commands import command_line
     from monai_diffae.data.failures import count_failures
 
     if start_from is not None:

@@ -57,7 +57,7 @@ def train_latent(
     unused = {"cohort": cohort is not None, "columns": bool(training.columns), "workers": training.workers is not None}
     for name in (name for name, is_given in unused.items() if is_given and embeddings is not None):
         raise ConfigError(f"{name}: has no effect if there are embeddings; omit {name} or embeddings")
-    from monai_diffae.apps.command_lines import command_line
+    from monai_diffae.apps.commands import command_line
     from monai_diffae.bundle.model_file import checksum
     from monai_diffae.data.failures import count_failures
 
