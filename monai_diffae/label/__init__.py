@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from monai_diffae.label.app import DiffAEApp as DiffAEApp
-    from monai_diffae.label.app_folder import AppFolder as AppFolder
+    from monai_diffae.label.label_app import AppFolder as AppFolder
 
-_MODULES = {"AppFolder": "app_folder", "DiffAEApp": "app"}
+_MODULES = {"AppFolder": "label_app", "DiffAEApp": "app"}
 
 __all__ = ["AppFolder", "DiffAEApp"]
 

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import requests
+from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
-from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
+from monailabel.interfaces.tasks.batch_infer import BatchInferTask
+from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
 import monai_diffae
 from monai_diffae.errors import CohortError
-from monai_diffae.label.anomaly_tasks import ANOMALY_LABELS, diffae_anomaly, diffae_anomaly_map
-from monai_diffae.label.answers import answered
-from monai_diffae.label.app_folder import AppFolder
-from monai_diffae.label.batch import BatchInference
-from monai_diffae.label.code_tasks import diffae_encode, diffae_neighbors
-from monai_diffae.label.datastore import FolderDatastore
+from monai_diffae.label.datastore import FolderDatastore, check_tag
 from monai_diffae.label.dicomweb import DicomWebDatastore
-from monai_diffae.label.ids import check_id, check_tag
-from monai_diffae.label.image_tasks import EditTask, diffae_edit, diffae_reconstruct
-from monai_diffae.label.logs import silence_monai_label
-from monai_diffae.label.scoring import EmbedScoring
-from monai_diffae.label.served_model import ServedModel
-from monai_diffae.label.strategies import strategies
-from monai_diffae.label.task import DiffAETask
+from monai_diffae.label.label_app import AppFolder
+from monai_diffae.label.label_server import silence_monai_label
+from monai_diffae.label.strategies import EmbedScoring, strategies
+from monai_diffae.label.task import ServedModel
+from monai_diffae.label.tasks import all_tasks
 from monai_diffae.label.trainer import DiffAETrainer
+from monai_diffae.serving import answers
 from monai_diffae.serving.answers import NotFoundError
 
 logger = logging.getLogger(__name__)
@@ -49,12 +49,13 @@ class DiffAEApp(MONAILabelApp):
 
     Raises:
         ConfigError: the folder is not an app, or its bundle cannot be loaded.
+        MachineError: the DICOMweb server cannot be reached.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         silence_monai_label()
         self.folder = AppFolder(Path(app_dir))
-        self.served = ServedModel(self.folder.bundle, self.folder.settings().get("device"))
+        self.served = ServedModel(self.folder.bundle, self.folder.settings()["device"])
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -65,11 +66,7 @@ class DiffAEApp(MONAILabelApp):
         )
 
     def init_datastore(self) -> Datastore:
-        """The datastore, with checked ids and tags.
-
-        Raises:
-            MachineError: the DICOMweb server cannot be reached.
-        """
+        """The folder or the DICOMweb server."""
         if self.studies.startswith(("http://", "https://")):
             datastore = DicomWebDatastore(self.studies.rstrip("/"), settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER)
             datastore.check_reachable()
@@ -82,17 +79,7 @@ class DiffAEApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, InferTask]:
         """The inference tasks by name."""
-        served, folder = self.served, self.folder
-        return {
-            "diffae_anomaly": DiffAETask(
-                diffae_anomaly, served, folder, type=InferType.SEGMENTATION, labels=ANOMALY_LABELS
-            ),
-            "diffae_anomaly_map": DiffAETask(diffae_anomaly_map, served, folder),
-            "diffae_reconstruct": DiffAETask(diffae_reconstruct, served, folder),
-            "diffae_edit": EditTask(diffae_edit, served, folder),
-            "diffae_encode": DiffAETask(diffae_encode, served, folder, makes_image=False),
-            "diffae_neighbors": DiffAETask(diffae_neighbors, served, folder, makes_image=False),
-        }
+        return dict(all_tasks(self.served, self.folder))
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         """The scoring methods by name."""
@@ -106,87 +93,40 @@ class DiffAEApp(MONAILabelApp):
         """The trainers by name."""
         return {"diffae": DiffAETrainer(self.served, self.folder)}
 
-    def init_batch_infer(self) -> BatchInference:
+    def init_batch_infer(self) -> BatchInferTask:
         """What runs a task for many images."""
         return BatchInference()
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Run a task for one image.
+        """Run a task for one image, which is an id of the datastore or a session, never a path.
 
         Args:
-            request: ``model``, ``image`` (an id of the datastore) or ``session`` (with its ``name``), and options.
+            request: ``model``, ``image`` or ``session`` (with its ``name``), and options.
             datastore: the images; None: the app's.
 
         Returns:
             ``file``: a temporary file with the image, or None; ``label``: the id of a stored label, or the file;
             ``tag``, and ``params``: the figures.
-
-        Raises:
-            HTTPException: the request cannot be served; with the reason.
         """
-        with answered():
-            store = datastore or self.datastore()
-            task = self._task(self._infers, request.get("model"), "model")
-            id, path = self._image(request, store)
-            tag = check_tag(request.get("label_tag", DefaultLabelTag.ORIGINAL))
-            file, figures = task({**request, "image": path, "image_id": id})
-            label = file
-            if file and id and request.get("save_label"):
-                label = store.save_label(id, file, tag, {"model": request["model"], "params": figures})
-            return {"label": label, "tag": tag, "file": file, "params": figures}
-
-    def infer_wsi(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Refuse inference on whole slides, for which MONAI Label reads any path.
-
-        Raises:
-            HTTPException: always.
-        """
-        with answered():
-            raise NotFoundError("wsi: whole-slide images are not supported; use POST /infer/")
-
-    def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Run a task for many images; see :class:`BatchInference`.
-
-        Raises:
-            HTTPException: the request cannot be served; with the reason.
-        """
-        with answered():
-            self._task(self._infers, request.get("model"), "model")
-            return dict(self._batch_infer(request, datastore or self.datastore(), self.infer))
-
-    def scoring(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Run a scoring method.
-
-        Raises:
-            HTTPException: the request cannot be served; with the reason.
-        """
-        with answered():
-            self._task(self._scoring_methods, request.get("method"), "method")
-            return dict(super().scoring(dict(request), datastore))
-
-    def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Run a training.
-
-        Raises:
-            HTTPException: the request cannot be served; with the reason.
-        """
-        with answered():
-            self._task(self._trainers, request.get("model"), "model")
-            return dict(super().train(dict(request)))
+        store = datastore or self.datastore()
+        task = self._infers.get(request.get("model"))
+        if task is None:
+            raise NotFoundError(f"model: must be one of {', '.join(sorted(self._infers))}")
+        id, path = self._image(request, store)
+        tag = check_tag(request.get("label_tag", DefaultLabelTag.ORIGINAL))
+        file, figures = task({**request, "image": path, "image_id": id})
+        label = file
+        if file and id and request.get("save_label"):
+            label = store.save_label(id, file, tag, {"model": request["model"], "params": figures})
+        return {"label": label, "tag": tag, "file": file, "params": figures}
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Choose the image to label next.
-
-        Raises:
-            HTTPException: there is no image, or none has been scored; with the reason.
-        """
-        with answered():
-            self._task(self._strategies, request.get("strategy") or "random", "strategy")
-            if isinstance(self.datastore(), FolderDatastore):
-                self.datastore().refresh()
-            if not self.datastore().list_images():
-                raise CohortError("studies: there is no image; add scans to the folder or the DICOMweb server")
-            return dict(super().next_sample(dict(request)) or {})
+        """Choose the image to label next."""
+        if isinstance(self.datastore(), FolderDatastore):
+            self.datastore().refresh()
+        if not self.datastore().list_images():
+            raise CohortError("studies: there is no image; add scans to the folder or the DICOMweb server")
+        return dict(super().next_sample(dict(request)) or {})
 
     def async_scoring(self, method: str | None, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Start a scoring beside the server; without a method only if there are images to score.
@@ -199,22 +139,63 @@ class DiffAEApp(MONAILabelApp):
         return dict(super().async_scoring(method, params) or {})
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
-        """Log that a label was saved, without its id; MONAI Label calls this."""
+        """Log that a label was saved; MONAI Label calls this."""
         logger.info("a label was saved")
-
-    def _task(self, tasks: Mapping[str, Any], name: Any, what: str) -> Any:
-        if not isinstance(name, str) or name not in tasks:
-            raise NotFoundError(f"{what}: {str(name)[:40]!r} is not one of {', '.join(sorted(tasks))}")
-        return tasks[name]
 
     def _image(self, request: Mapping[str, Any], store: Datastore) -> tuple[str, str]:
         """The id and path of a request's image; the id of an uploaded one is ``""``."""
-        session = request.get("session")
-        if session is None:
-            id = check_id(request.get("image"))
+        if request.get("session") is None:
+            id = str(request.get("image") or "")
             return id, str(store.get_image_uri(id))
-        name = check_id(session.get("name") if isinstance(session, Mapping) else session, "session")
-        known = self.sessions().get_session(name) if self.sessions() is not None else None
-        if known is None:
+        session = self.sessions().get_session(str(request["session"]["name"]))
+        if session is None:
             raise NotFoundError("session: there is no such session, or it has expired; upload the scan again")
-        return "", str(known.image)
+        return "", str(session.image)
+
+
+class BatchInference(BatchInferTask):
+    """Runs a task for the images of the datastore, one after the other, and stores the images that it makes as labels.
+
+    MONAI Label's own (0.8.5) divides by zero on a machine without a GPU, and ends at the first image that fails.
+    """
+
+    def __call__(
+        self, request: Mapping[str, Any], datastore: Datastore, infer: Callable[..., dict[str, Any]]
+    ) -> dict[str, dict[str, Any]]:
+        """What the task returns for each image by id, or ``{"error": reason}``."""
+        tag = check_tag(request.get("label_tag", DefaultLabelTag.ORIGINAL))
+        ids = sorted(self.get_images(request, datastore))
+        results: dict[str, dict[str, Any]] = {}
+        for id in ids[: request.get("max_batch_size") or None]:
+            save = request.get("save_label", True)
+            try:
+                with answered():
+                    result = infer({**request, "image": id, "save_label": save, "label_tag": tag}, datastore)
+                if result.get("file"):
+                    Path(result["file"]).unlink(missing_ok=True)
+                results[id] = {key: value for key, value in result.items() if key != "file"}
+            except HTTPException as error:
+                results[id] = {"error": error.detail}
+        num_failed = sum("error" in result for result in results.values())
+        logger.info("batch: %d images done, %d failed", len(results) - num_failed, num_failed)
+        return results
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Turn errors of this package, MONAI Label and the DICOMweb server into ``HTTPException`` with one line of reason.
+
+    MONAI Label (0.8.5) answers every error with a bare 500.
+    """
+    with answers.answered():
+        try:
+            yield
+        except MONAILabelException as error:
+            is_missing = isinstance(error, (ImageNotFoundException, LabelNotFoundException))
+            raise HTTPException(404 if is_missing else 400, " ".join(str(error.msg).split())) from error
+        except json.JSONDecodeError as error:
+            raise HTTPException(400, "params: is not valid JSON; send a JSON object") from error
+        except requests.RequestException as error:
+            raise HTTPException(
+                503, "studies: the DICOMweb server did not return the data; check that it is running"
+            ) from error

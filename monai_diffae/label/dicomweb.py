@@ -1,4 +1,4 @@
-"""MONAI Label's datastore for a DICOMweb server, with checked ids and without series that hold no images."""
+"""MONAI Label's datastore for a DICOMweb server: complete and regular series only, each a volume."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from monailabel.datastore.utils.dicom import dicom_web_download_series
 from monai_diffae.data.atomic import ProcessLock
 from monai_diffae.data.scans import Scan, read_scan
 from monai_diffae.errors import ConfigError, MachineError, ScanError
-from monai_diffae.label.datastore import CheckedIds
-from monai_diffae.label.ids import check_id, check_tag
+from monai_diffae.label.datastore import CheckedWrites, check_tag
 from monai_diffae.serving.answers import NotFoundError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ _SAME_PLACE_MM = 0.1
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 
 
-class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
+class DicomWebDatastore(CheckedWrites, DICOMWebDatastore):
     """A DICOMweb server whose series are the images; ids are their SeriesInstanceUIDs.
 
     Args:
@@ -72,11 +71,7 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
         )
 
     def check_reachable(self) -> None:
-        """Ask the server for its series, once; dicomweb_client would try again for half a minute.
-
-        Raises:
-            MachineError: it does not answer, or not with a list of series.
-        """
+        """Ask the server for its series, once; dicomweb_client would try again for half a minute."""
         self._client.set_http_retry_params(retry=False)
         try:
             self.list_images()
@@ -92,35 +87,16 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
         finally:
             self._client.set_http_retry_params()
 
-    def check_known(self, image_id: object) -> str:
-        """Return the SeriesInstanceUID of a series that is in the cache or on the server.
-
-        Raises:
-            ConfigError: it is not a UID.
-            NotFoundError: the server has no such series.
-        """
-        uid = check_id(image_id)
-        if not _UID.fullmatch(uid):
-            raise ConfigError("image: is not a SeriesInstanceUID; GET /datastore/?output=all lists them")
-        cached = Path(self._datastore.image_path()) / uid
-        if not cached.is_dir() and not self._client.search_for_series(search_filters={"SeriesInstanceUID": uid}):
-            raise NotFoundError("image: the DICOMweb server has no such series; GET /datastore/?output=all lists them")
-        return uid
-
     def get_image_uri(self, image_id: str) -> str:
         """The path of a series as NIfTI (or of its folder, if series are not converted); it is fetched once.
 
         MONAI Label (0.8.5) takes a folder that another process or thread is still filling for the whole series, and
         converts slices of any distance and tilt. Here a series is complete before it is seen, and is checked.
-
-        Raises:
-            ConfigError: the id is not a UID.
-            NotFoundError: the server has no such series.
-            ScanError: the series is no regular volume: slices are missing, or the gantry was tilted.
         """
-        uid = self.check_known(image_id)
-        cache = Path(self._datastore.image_path())
+        uid, cache = _check_uid(image_id), Path(self._datastore.image_path())
         series, image = cache / uid, cache / f"{uid}.nii.gz"
+        if not series.is_dir() and not self._client.search_for_series(search_filters={"SeriesInstanceUID": uid}):
+            raise NotFoundError("image: the DICOMweb server has no such series; GET /datastore/?output=all lists them")
         with ProcessLock(cache / f".{uid}.lock"):
             if not series.is_dir():
                 self._fetch(uid, series)
@@ -149,11 +125,7 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
                 LocalDatastore.update_image_info(self, uid, self._dicom_info(uid))
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Refuse an upload; series are stored on the DICOMweb server itself.
-
-        Raises:
-            ConfigError: always.
-        """
+        """Refuse an upload; series are stored on the DICOMweb server itself."""
         raise ConfigError("image: cannot be uploaded here; store the series on the DICOMweb server")
 
     def list_images(self) -> list[str]:
@@ -186,15 +158,18 @@ class DicomWebDatastore(CheckedIds, DICOMWebDatastore):
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         """The path of a label: that of an image, as it was saved here, or a DICOM-SEG on the server."""
-        id, tag = check_id(label_id, "label"), check_tag(label_tag)
-        saved = str(LocalDatastore.get_label_uri(self, id, tag))
-        if saved or tag != "final":
-            return saved
-        return str(DICOMWebDatastore.get_label_uri(self, id, tag, check_id(image_id or id)))
+        uid, tag = _check_uid(label_id), check_tag(label_tag)
+        stored = str(LocalDatastore.get_label_uri(self, uid, tag))
+        if stored or tag != "final":
+            return stored
+        return str(DICOMWebDatastore.get_label_uri(self, uid, tag, _check_uid(image_id or uid)))
 
-    def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """What is known about a series."""
-        return dict(LocalDatastore.get_image_info(self, check_id(image_id)))
+
+def _check_uid(text: object) -> str:
+    """Return a SeriesInstanceUID, which becomes part of a path."""
+    if not isinstance(text, str) or not _UID.fullmatch(text):
+        raise ConfigError("image: is not a SeriesInstanceUID; GET /datastore/?output=all lists them")
+    return text
 
 
 def _convert(series: Path, image: Path) -> None:

@@ -2,13 +2,84 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.results import FolderResult
-from monai_diffae.errors import DiffAEError
+from monai_diffae.data.atomic import write_json
+from monai_diffae.errors import ConfigError, DiffAEError, MachineError
+
+_COPY = "bundle"
+_MAIN = '''"""A MONAI Label app that serves the diffusion autoencoder named in settings.json."""
+
+from monai_diffae.label import DiffAEApp
+
+__all__ = ["DiffAEApp"]
+'''
+
+
+@dataclass(frozen=True)
+class AppFolder:
+    """The folder of an app.
+
+    Attributes:
+        path: the folder. It holds ``main.py``, which MONAI Label imports, ``settings.json``, which names the bundle and
+            the device, the bundle, directions for edits, and what the server writes: the embedding index, trainings and
+            logs.
+    """
+
+    path: Path
+
+    @property
+    def directions(self) -> Path:
+        """The folder with files of ``monai-diffae fit-direction``, for the task ``diffae_edit``."""
+        return self.path / "directions"
+
+    @property
+    def index(self) -> Path:
+        """The folder of the embedding index."""
+        return self.path / "index"
+
+    @property
+    def training(self) -> Path:
+        """The folder in which the server trains."""
+        return self.path / "training"
+
+    @property
+    def log_file(self) -> Path:
+        """The server's log."""
+        return self.path / "logs" / "app.log"
+
+    def settings(self) -> dict[str, Any]:
+        """The content of ``settings.json``.
+
+        Raises:
+            ConfigError: this is not the folder of an app, or the file cannot be used.
+        """
+        file = self.path / "settings.json"
+        if not ((self.path / "main.py").is_file() and file.is_file()):
+            raise ConfigError(f"{self.path.name}: is not an app folder; make one with monai-diffae label-app")
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            return {"bundle": str(settings["bundle"]), "device": settings.get("device")}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError("settings.json: must be a JSON object with bundle, the folder of a bundle") from error
+
+    @property
+    def bundle(self) -> Path:
+        """The folder of the bundle that the app serves."""
+        return self.path / self.settings()["bundle"]  # an absolute path replaces the folder
+
+    @property
+    def owns_its_bundle(self) -> bool:
+        """Whether the app serves its own copy, which training may replace."""
+        return self.bundle == self.path / _COPY
 
 
 @dataclass(frozen=True)
@@ -48,6 +119,7 @@ def label_app(out: Path, *, bundle: Path, refer: bool = False) -> AppResult:
 
     Raises:
         ConfigError: the bundle is not trained, or ``out`` is not empty or cannot be a folder.
+        UnsafeInputError: the bundle has code of its own and is not trusted.
         MachineError: the folder cannot be written.
 
     Example:
@@ -57,11 +129,38 @@ def label_app(out: Path, *, bundle: Path, refer: bool = False) -> AppResult:
         monai_diffae.errors.ConfigError: no_model: there is no models/model.safetensors; train the bundle first, ...
     """
     from monai_diffae.bundle import AnomalyDetector, load_bundle
-    from monai_diffae.label.app_folder import make_app_folder
+    from monai_diffae.bundle.folders import check_new_folder
 
-    app = make_app_folder(out, bundle, refer=refer)
+    check_new_folder(out)
+    AnomalyDetector.load_if_usable(load_bundle(bundle, "cpu"))  # unsafe files are refused before they are copied
+    app = _make_folder(out, bundle, refer)
     try:
         AnomalyDetector.load(load_bundle(app.bundle, "cpu"), str(app.bundle))
     except DiffAEError as error:
         return AppResult(app.path, str(error))
     return AppResult(app.path)
+
+
+def _make_folder(path: Path, bundle: Path, refer: bool) -> AppFolder:
+    """Make the folder of an app, which appears only when it is complete."""
+    from monai_diffae.bundle.folders import init_bundle
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = AppFolder(Path(mkdtemp(prefix=".tmp-", dir=path.parent)))
+        try:
+            (unfinished.path / "main.py").write_text(_MAIN, encoding="utf-8")
+            unfinished.directions.mkdir()
+            if not refer:
+                init_bundle(unfinished.path / _COPY, bundle)
+            write_json(unfinished.path / "settings.json", {"bundle": str(bundle.resolve()) if refer else _COPY})
+            unfinished.path.chmod(0o755)
+            unfinished.path.replace(path)
+        finally:
+            shutil.rmtree(unfinished.path, ignore_errors=True)
+    except OSError as error:
+        reason = error.strerror or "not all files could be copied"  # shutil raises one error for all files
+        raise MachineError(
+            f"{path.name}: cannot be written ({reason}); free disk space or choose another folder"
+        ) from error
+    return AppFolder(path)

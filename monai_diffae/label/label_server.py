@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
+import sys
 import threading
+from collections.abc import Mapping
 from importlib.util import find_spec
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Le
 
@@ -15,9 +20,15 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.results import CommandResult
 from monai_diffae.errors import ConfigError
 
+if TYPE_CHECKING:
+    from monai_diffae.label.label_app import AppFolder
+
 logger = logging.getLogger(__name__)
 
 _END_AFTER_S = 5
+# jobs read the list of images, but do not write it: a job could replace a list to which the server has added a label
+_FOR_JOBS = {"MONAI_LABEL_DATASTORE_READ_ONLY": "true", "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false"}
+_FIXED = {"MONAI_LABEL_APP_DIR", "MONAI_LABEL_STUDIES", "MONAI_LABEL_SERVER_PORT", "PATH", *_FOR_JOBS}
 
 
 @command
@@ -32,10 +43,10 @@ def label_server(
     """Serve an app to 3D Slicer, OHIF and other clients of MONAI Label, until Ctrl-C.
 
     The server has no passwords. By default, only programs on this machine can reach it; ``host`` changes that. OHIF
-    works only with port 8000. The log, without names and ids, is ``logs/app.log`` in the app's folder.
+    works only with port 8000. The log is ``logs/app.log`` in the app's folder.
 
     Args:
-        app: Folder of an app, made with ``monai-diffae label-app``.
+        app: Folder of an app, made with ``monai-diffae label-app``. Its ``main.py`` is run.
         studies: Folder of scans, or URL of a DICOMweb server such as ``http://127.0.0.1:8042/dicom-web``. The server
             writes the labels and its list of images into the folder.
         host: Address to listen on.
@@ -48,7 +59,7 @@ def label_server(
 
     Raises:
         ConfigError: MONAI Label is not installed, the folders do not exist, or the bundle cannot be loaded.
-        UnsafeInputError: the app or its bundle has code of its own, and is not trusted.
+        UnsafeInputError: the bundle has code of its own, and is not trusted.
         MachineError: the port is in use, or the DICOMweb server cannot be reached.
 
     Example:
@@ -57,12 +68,10 @@ def label_server(
         ...
         monai_diffae.errors.ConfigError: no_app: is not an app folder; make one with monai-diffae label-app
     """
-    from monai_diffae.label.app_folder import AppFolder
+    from monai_diffae.label.label_app import AppFolder
     from monai_diffae.serving.server import LOOPBACK, check_port
 
-    folder = AppFolder(app)
-    folder.settings()
-    folder.check_code()
+    AppFolder(app).settings()
     is_url = studies.startswith(("http://", "https://"))
     if not is_url and not Path(studies).is_dir():
         raise ConfigError(f"studies: {Path(studies).name} is not a folder; give a folder of scans or a DICOMweb URL")
@@ -73,20 +82,18 @@ def label_server(
         logger.warning(
             "host: everyone who can reach %s can read the scans and replace labels, because there is no password", host
         )
-    _serve(folder.path, studies if is_url else str(Path(studies).resolve()), host, port, modality)
+    _serve(AppFolder(app.resolve()), studies if is_url else str(Path(studies).resolve()), host, port, modality)
     return CommandResult()
 
 
-def _serve(app: Path, studies: str, host: str, port: int, modality: str | None) -> None:
-    from monai_diffae.label.app_folder import AppFolder
-    from monai_diffae.label.asgi import build_app
-    from monai_diffae.label.logs import set_up_logging
-    from monai_diffae.label.server_settings import apply_settings, settings_for
+def _serve(folder: AppFolder, studies: str, host: str, port: int, modality: str | None) -> None:
     from monai_diffae.serving.server import LOOPBACK, serve
 
-    apply_settings(settings_for(app, studies, port, modality))
-    set_up_logging(AppFolder(app).log_file)
+    apply_settings(settings_for(folder.path, studies, port, modality))
+    set_up_logging(folder.log_file)
     from monailabel.interfaces.utils.app import app_instance
+
+    from monai_diffae.label.server import build_app
 
     app_instance()  # here, so that an error ends the command with its one line
     application = build_app(loopback_only=host in LOOPBACK)
@@ -104,3 +111,70 @@ def _abandon_requests() -> None:
         logger.info("the server has ended; what was still running was aborted")
         logging.shutdown()
         os._exit(0)
+
+
+def settings_for(app: Path, studies: str, port: int, modality: str | None = None) -> dict[str, str]:
+    """MONAI Label's environment variables for a server.
+
+    Example:
+        >>> settings_for(Path("app"), "scans", 8000)["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"]
+        '{}'
+    """
+    return {
+        "MONAI_LABEL_APP_DIR": str(app),
+        "MONAI_LABEL_STUDIES": studies,
+        "MONAI_LABEL_SERVER_PORT": str(port),
+        # by default CT only
+        "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": modality} if modality else {}),
+        "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(app / "dicom"),
+        "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "600",  # by default two hours, in which labels of others do not count
+        "MONAI_LABEL_SESSION_PATH": str(app / "sessions"),
+        "MONAI_LABEL_DATASTORE_READ_ONLY": "false",
+        "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "true",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # MONAI Label (0.8.5) starts no job without it
+        "PATH": _path_with_dcmqi(),
+    }
+
+
+def apply_settings(values: Mapping[str, str]) -> None:
+    """Set MONAI Label's settings for this process, and for its jobs; other variables that the user has set stay."""
+    for name, value in values.items():
+        os.environ[name] = value if name in _FIXED else os.environ.get(name, value)
+    from monailabel.config import settings
+
+    present = type(settings)()  # MONAI Label may have been imported, and its settings read, before
+    for name in type(settings).model_fields:
+        setattr(settings, name, getattr(present, name))
+    os.environ.update(_FOR_JOBS)
+
+
+def _path_with_dcmqi() -> str:
+    """PATH; with the folder of this Python's programs if only they include ``itkimage2segimage``, for DICOM-SEG."""
+    path = os.environ.get("PATH", "")
+    programs = str(Path(sys.executable).parent)
+    if shutil.which("itkimage2segimage") is None and shutil.which("itkimage2segimage", path=programs) is not None:
+        return f"{programs}{os.pathsep}{path}"
+    return path
+
+
+def silence_monai_label() -> None:
+    """Keep MONAI Label from logging requests, ids and paths, in the server and in its jobs."""
+    for name in ("monailabel", "dicomweb_client", "__main__"):  # a job is started as MONAI Label's module
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("timeloop").disabled = True  # it sets its own level
+
+
+def set_up_logging(file: Path) -> None:
+    """Send the log to the terminal and to a file, of which the last four megabytes are kept."""
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(logging.StreamHandler())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    root.addHandler(RotatingFileHandler(file, maxBytes=2**20, backupCount=3, encoding="utf-8"))
+    for handler in root.handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    # the loggers task_* repeat each line that a job prints
+    for name in ("monai_diffae", "uvicorn.error", "task_train", "task_scoring", "task_batch_infer"):
+        if logging.getLogger(name).level == logging.NOTSET:
+            logging.getLogger(name).setLevel(logging.INFO)
+    silence_monai_label()

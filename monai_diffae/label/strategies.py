@@ -1,22 +1,38 @@
-"""Strategies of active learning: which image an annotator should label next."""
+"""Active learning: scoring, the strategies that propose the next image, and the targets of their probes.
+
+MONAI Label's labels are label maps. A probe needs one value per image, which is one of these:
+
+- the **class** that was given when the label was saved: ``params={"class": "pneumonia"}`` of ``PUT /datastore/label``;
+- else the **volume** of the label map (its area for a 2D image): of all structures together, or of one structure.
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
+import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from monailabel.interfaces.datastore import Datastore
+import numpy as np
+import SimpleITK as sitk
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from monai_diffae.apps.embedding.index import EmbeddingIndex
-from monai_diffae.label.app_folder import AppFolder
-from monai_diffae.label.label_targets import AUTO, CLASS, label_targets
-from monai_diffae.label.options import check_keys
-from monai_diffae.label.served_model import ServedModel
+from monai_diffae.errors import ConfigError, DiffAEError
+from monai_diffae.label.datastore import image_paths
+from monai_diffae.label.label_app import AppFolder
+from monai_diffae.label.task import ServedModel, check_keys
 from monai_diffae.latents.selection import select
 from monai_diffae.serving.answers import ConflictError
 
+logger = logging.getLogger(__name__)
+
+CLASS, VOLUME, AUTO = "class", "volume", "auto"
 DESCRIPTIONS = {
     "mixed": "Typical images first, then those that are uncertain and far from labelled ones",
     "diversity": "The image that is farthest in z_sem from all labelled and proposed ones",
@@ -27,16 +43,39 @@ DESCRIPTIONS = {
 _WITH_PROBE = ("uncertain", "mixed")
 
 
+class EmbedScoring(ScoringMethod):
+    """Scoring ``diffae_embed``: encode images that are new, have changed, or were encoded with other weights."""
+
+    def __init__(self, served: ServedModel, folder: AppFolder) -> None:
+        super().__init__("Encodes new and changed images to z_sem, for the strategies and for diffae_neighbors")
+        self._served, self._folder = served, folder
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Update the index; returns numbers of images, and the reason for each that cannot be used, by id."""
+        check_keys(request, {"method"})
+        index = EmbeddingIndex(self._folder.index)
+        paths, failed = image_paths(datastore)
+        with self._served.in_use() as trained:
+            update = index.update(trained, paths)
+            cases = index.read(trained)
+        failed |= cases.failures
+        new, changed, removed = len(update.new), len(update.changed), len(update.removed)
+        logger.info("%d images encoded (%d new, %d changed, %d removed), %d cannot be used",
+                    len(cases.ids), new, changed, removed, len(failed))  # fmt: skip
+        return {"images": len(cases.ids), "new": new, "changed": changed, "removed": removed, "failed": failed}
+
+    def is_current(self, datastore: Datastore) -> bool:
+        """Whether every image of the datastore has been encoded with the present weights, or cannot be used."""
+        with self._served.in_use() as trained:
+            cases = EmbeddingIndex(self._folder.index).read(trained)
+        return {*cases.ids, *cases.failures} >= set(datastore.list_images())
+
+
 class DiffAEStrategy(Strategy):
     """A strategy ``diffae_<selection>``, which selects by the z_sem of scored images.
 
     An image that was proposed, by any strategy and to any annotator, is not proposed again until all have been; then
     the one that was proposed longest ago is. Images that cannot be used are never proposed.
-
-    Args:
-        selection: one of :data:`DESCRIPTIONS`.
-        served: the bundle.
-        folder: the app's folder.
     """
 
     def __init__(self, selection: str, served: ServedModel, folder: AppFolder) -> None:
@@ -49,21 +88,8 @@ class DiffAEStrategy(Strategy):
         return {**super().info(), "config": config}
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        """Choose an image.
-
-        Args:
-            request: for strategies with a probe also ``target``, what the probe predicts: see
-                :mod:`monai_diffae.label.label_targets`.
-            datastore: the images and labels.
-
-        Returns:
-            ``id``, and the numbers behind the choice; None if all images are labelled.
-
-        Raises:
-            ConflictError: no image without a label has been scored.
-            ConfigError: the request has another option, or no label has the target.
-        """
-        check_keys(request, {"strategy", *self.info()["config"]}, "params")
+        """Choose an image, and return its ``id`` and the numbers behind the choice; None if all are labelled."""
+        check_keys(request, {"strategy", *self.info()["config"]})
         unlabelled = datastore.get_unlabeled_images()
         if not unlabelled:
             return None
@@ -109,12 +135,8 @@ class RandomStrategy(Strategy):
         super().__init__("Any image that is neither labelled nor proposed")
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        """Choose an image; None if all are labelled.
-
-        Raises:
-            ConfigError: the request has options.
-        """
-        check_keys(request, {"strategy"}, "params")
+        """Choose an image; None if all are labelled."""
+        check_keys(request, {"strategy"})
         unlabelled = datastore.get_unlabeled_images()
         if not unlabelled:
             return None
@@ -129,10 +151,7 @@ def strategies(served: ServedModel, folder: AppFolder) -> dict[str, Strategy]:
 
 
 def proposals(datastore: Datastore, ids: list[str]) -> dict[str, int]:
-    """When each of these images was last proposed, in seconds; images that never were are left out.
-
-    MONAI Label stores the time in the image's info after each ``next_sample``.
-    """
+    """When each of these images was last proposed, in seconds, which MONAI Label notes in the image's info."""
     times: dict[str, int] = {}
     for id in ids:
         by_strategy = datastore.get_image_info(id).get("strategy") or {}
@@ -140,3 +159,80 @@ def proposals(datastore: Datastore, ids: list[str]) -> dict[str, int]:
         if stamps:
             times[id] = max(stamps)
     return times
+
+
+def label_targets(datastore: Datastore, ids: Sequence[str], target: str = AUTO) -> tuple[str, dict[str, Any]]:
+    """The value of each labelled image, by id: texts for ``class``, or volumes in ml (areas in cm2) for ``volume``.
+
+    Args:
+        datastore: the images and labels.
+        ids: labelled images.
+        target: ``class``; ``volume``: of all structures; the name or number of one structure: its volume; ``auto``:
+            ``class`` if an image has one, else ``volume``.
+
+    Images without a class, and those whose label cannot be read, are left out.
+    """
+    infos = {id: _label_info(datastore, id) for id in ids}
+    classes = {id: str(info[CLASS]) for id, info in infos.items() if info.get(CLASS) not in (None, "")}
+    if target == CLASS or (target == AUTO and classes):
+        return CLASS, classes
+    numbers = {id: None if target in (AUTO, VOLUME) else _structure(info, target) for id, info in infos.items()}
+    if target not in (AUTO, VOLUME):
+        numbers = {id: number for id, number in numbers.items() if number is not None}
+        if infos and not numbers:
+            raise ConfigError(
+                f"target: no label has a structure {target[:40]!r}; use the name or number of a structure, or volume"
+            )
+    volumes: dict[str, float] = {}
+    for id, number in numbers.items():
+        sizes = _sizes_of_label(datastore, id)
+        if sizes is not None:
+            volumes[id] = sum(sizes.values()) if number is None else sizes.get(number, 0.0)
+    return VOLUME, volumes
+
+
+def structure_sizes(path: Path) -> dict[int, float]:
+    """The size of each structure of a label map: volumes in ml, or areas in cm2 for a 2D image; 0 is background.
+
+    Of several channels, a voxel is in structure 1 if any is above 0.
+    """
+    state = path.stat()
+    return dict(_sizes_in_state(str(path), state.st_mtime_ns, state.st_size))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _sizes_in_state(path: str, _changed: int, _size: int) -> tuple[tuple[int, float], ...]:
+    image = sitk.ReadImage(path)
+    values = np.nan_to_num(np.asarray(sitk.GetArrayViewFromImage(image)), nan=0.0, posinf=0.0, neginf=0.0)
+    if path.lower().endswith(".png") and image.GetNumberOfComponentsPerPixel() in (2, 4):
+        values = values[..., :-1]  # transparency is not a structure
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        values = np.asarray((values > 0).any(axis=-1))
+    numbers, counts = np.unique(np.round(values).astype(np.int64), return_counts=True)
+    voxel = math.prod(image.GetSpacing()) / 10.0 ** image.GetDimension()  # mm to cm
+    return tuple((int(n), float(count * voxel)) for n, count in zip(numbers, counts, strict=True) if n != 0)
+
+
+def _sizes_of_label(datastore: Datastore, id: str) -> dict[int, float] | None:
+    try:
+        return structure_sizes(Path(datastore.get_label_uri(id, DefaultLabelTag.FINAL)))
+    except (OSError, RuntimeError, DiffAEError):  # a damaged label, which the annotator can save again
+        return None
+
+
+def _label_info(datastore: Datastore, id: str) -> Mapping[str, Any]:
+    try:
+        return datastore.get_label_info(id, DefaultLabelTag.FINAL) or {}
+    except DiffAEError:  # a DICOM-SEG that another program has stored
+        return {}
+
+
+def _structure(info: Mapping[str, Any], target: str) -> int | None:
+    """The number of a structure: 3D Slicer and OHIF send names and numbers as ``label_info``."""
+    if target.isdecimal():
+        return int(target)
+    entries = info.get("label_info")
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, Mapping) and entry.get("name") == target and str(entry.get("idx", "")).isdecimal():
+            return int(entry["idx"])
+    return None

@@ -9,25 +9,107 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import RLock
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from numpy.typing import NDArray
 
-from monai_diffae.bundle import TrainedBundle
+from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle
+from monai_diffae.bundle.model import ModelCase
 from monai_diffae.errors import ConfigError
-from monai_diffae.label.app_folder import AppFolder
-from monai_diffae.label.options import check_keys, option_names, shown_options
-from monai_diffae.label.served_model import ServedModel
-
-if TYPE_CHECKING:
-    from monai_diffae.bundle.model import ModelCase
+from monai_diffae.label.label_app import AppFolder
 
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
+# what 3D Slicer, OHIF, MONAILabelClient and MONAI Label itself add to requests
+_FROM_OTHERS = frozenset({
+    "result_extension", "result_dtype", "result_compress", "restore_label_idx", "client_id", "label_info",
+    "label_prompt", "user", "model", "image", "description", "session", "session_id", "device", "logging", "timeout",
+    "images", "multi_gpu", "gpus", "save_label", "label_tag", "max_workers", "max_batch_size", "local_rank", "_id",
+    "_image_id", "image_id",
+})  # fmt: skip
+
+
+def check_keys(request: Mapping[str, Any], known: set[str]) -> None:
+    """Refuse keys that neither a task declares nor viewers send.
+
+    Example:
+        >>> check_keys({"model": "diffae_encode", "roi": [0, 1]}, {"slice"})
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: params: 'roi' is unknown; use slice
+    """
+    unknown = sorted(set(map(str, request)) - known - _FROM_OTHERS)
+    if unknown:
+        raise ConfigError(f"params: {unknown[0][:40]!r} is unknown; use {', '.join(sorted(known)) or 'none'}")
+
+
+def option_names(function: Callable[..., Any]) -> list[str]:
+    """The names of a function's keyword arguments."""
+    parameters = inspect.signature(inspect.unwrap(function)).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def shown_options(function: Callable[..., Any]) -> dict[str, Any]:
+    """The options as clients show them: the default, or a list of choices that begins with the default.
+
+    Example:
+        >>> def draw(request, *, mode: Literal["fast", "exact"] = "exact", seed: int = 0, limit: int | None = None): ...
+        >>> shown_options(draw)
+        {'mode': ['exact', 'fast'], 'seed': 0}
+    """
+    declared = inspect.unwrap(function)
+    hints = get_type_hints(declared)
+    shown: dict[str, Any] = {}
+    for name in option_names(function):
+        default = inspect.signature(declared).parameters[name].default
+        if get_origin(hints[name]) is Literal:
+            shown[name] = [default, *(choice for choice in get_args(hints[name]) if choice != default)]
+        elif default is not None:
+            shown[name] = default
+    return shown
+
+
+class ServedModel:
+    """A trained bundle for the requests of many threads, one at a time; it is loaded again when its files change.
+
+    Args:
+        folder: the bundle's folder.
+        device: where to compute; None: the GPU if there is one.
+    """
+
+    def __init__(self, folder: Path, device: str | None = None) -> None:
+        self.folder, self.device = folder, device
+        self._lock = RLock()
+        self._trained = self._load()
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+        return int(self._trained.config["spatial_dims"])
+
+    @contextmanager
+    def in_use(self) -> Iterator[TrainedBundle]:
+        """The bundle with the weights that are in its folder now, for this thread alone."""
+        with self._lock:
+            if not self._trained.is_current():
+                self._trained = self._load()
+            yield self._trained
+
+    def _load(self) -> TrainedBundle:
+        trained = load_bundle(self.folder, self.device)
+        if trained.image_keys != ["image"]:
+            keys = ", ".join(trained.image_keys)
+            raise ConfigError(
+                f"{self.folder.name}: needs the images {keys} per case, but MONAI Label has one image per id; "
+                "use another bundle"
+            )
+        return trained
 
 
 @dataclass(frozen=True)
@@ -39,7 +121,6 @@ class Request:
         id: its id in the datastore; ``""`` for an uploaded scan.
         slice: the slice of a volume that a 2D bundle uses; None: all of them.
         trained: the bundle.
-        served: where the bundle comes from.
         folder: the app's folder.
     """
 
@@ -47,43 +128,40 @@ class Request:
     id: str
     slice: int | None
     trained: TrainedBundle
-    served: ServedModel
     folder: AppFolder
 
     def open(self) -> ModelCase:
-        """Read the scan as the bundle sees it.
-
-        Raises:
-            ScanError: it cannot be used, for instance because it has other dimensions than the bundle's images.
-        """
+        """Read the scan as the bundle sees it."""
         return self.trained.open(self.image, slice=self.slice)
+
+    def detector(self) -> AnomalyDetector:
+        """The bundle's anomaly detector."""
+        return AnomalyDetector.load(self.trained, "/".join(self.trained.folder.parts[-2:]))
 
 
 @dataclass(frozen=True)
-class NativeImage:
-    """An image in the space of a scan.
+class Answer:
+    """The answer to a request.
 
     Attributes:
-        case: the case of the scan.
-        array: ``[C, *native S]``.
-        is_picture: whether the array has the intensities of a picture, from 0 to 255, so that PNG can hold it.
+        figures: plain values for the client.
+        case: the case whose space the image has; None: there is no image.
+        array: the image, ``[C, *native S]``.
+        is_picture: whether it has the intensities of a picture, from 0 to 255, so that PNG can hold it.
     """
 
-    case: ModelCase
-    array: NDArray[Any]
+    figures: dict[str, Any]
+    case: ModelCase | None = None
+    array: NDArray[Any] | None = None
     is_picture: bool = False
 
-    def write(self, suffix: str | None, dtype_name: str | None) -> str:
-        """Write a temporary file, whose name says nothing about the scan, and return its path.
-
-        Args:
-            suffix: the kind of file; None: PNG for pictures, else NIfTI.
-            dtype_name: the data type that a client asked for; None: any.
-
-        Raises:
-            ConfigError: the image has another data type, or the kind of file cannot hold it.
-        """
+    def write(self, suffix: str | None, dtype_name: str | None) -> str | None:
+        """Write the image to a temporary file of this kind; None: PNG for pictures, else NIfTI."""
+        if self.case is None or self.array is None:
+            return None
         suffix, array = suffix or (".png" if self.is_picture else ".nii.gz"), self.array
+        if suffix not in _SUFFIXES:
+            raise ConfigError(f"result_extension: {str(suffix)[:20]!r} is not one of {', '.join(_SUFFIXES)}")
         if suffix == ".png" and self.is_picture:
             array = np.clip(np.round(array), 0, 255).astype(np.uint8)
         if dtype_name not in (None, array.dtype.name):
@@ -100,27 +178,12 @@ class NativeImage:
 
 @functools.cache
 def _answers_folder() -> str:
-    """A folder of this process for the files of answers, which the server removes once they are sent.
-
-    They do not lie in the temporary folder itself: there, ``MONAILabelClient`` (0.8.5) on the same machine saves what
-    it gets under the same name, and would lose it.
-    """
+    """A folder of this process for the files of answers, which the server removes once they are sent."""
+    # not the temporary folder itself: MONAILabelClient (0.8.5) on the same machine saves what it gets there under the
+    # same name, and would lose it
     folder = tempfile.mkdtemp(prefix="monai-diffae-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to a request.
-
-    Attributes:
-        figures: plain values for the client.
-        image: an image for the client; None: there are figures only.
-    """
-
-    figures: dict[str, Any]
-    image: NativeImage | None = None
 
 
 class DiffAETask(InferTask):
@@ -131,9 +194,7 @@ class DiffAETask(InferTask):
             defaults, and every value that a client sends is checked by their types.
         served: the bundle.
         folder: the app's folder.
-        type: what viewers list the task as.
-        labels: the labels of the image that the task makes.
-        makes_image: whether the answer has an image.
+        labels: the labels of the label map that the task makes; viewers list only tasks with labels.
     """
 
     def __init__(
@@ -141,70 +202,48 @@ class DiffAETask(InferTask):
         function: Callable[..., Answer],
         served: ServedModel,
         folder: AppFolder,
-        *,
-        type: InferType = InferType.OTHERS,
         labels: Mapping[str, int] | None = None,
-        makes_image: bool = True,
     ) -> None:
-        description = (inspect.getdoc(function) or "").partition("\n")[0].replace("`", "")
         super().__init__(
-            type=type,
+            type=InferType.SEGMENTATION if labels else InferType.OTHERS,
             labels=dict(labels or {}),
             dimension=served.spatial_dims,
-            description=description,
+            description=(inspect.getdoc(function) or "").partition("\n")[0].replace("`", ""),
             config=shown_options(function),
         )
         self._function, self._served, self._folder = function, served, folder
         self._options = option_names(function)
-        self.makes_image = makes_image
 
     def is_valid(self) -> bool:
         """Always: the bundle was loaded when the app started."""
         return True
 
+    def config(self) -> dict[str, Any]:
+        """The options, with the names of the directions that the app has at the moment."""
+        options = dict(super().config())
+        return {**options, "direction": direction_names(self._folder) or ""} if "direction" in options else options
+
     def __call__(self, request: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-        """Answer a request.
-
-        Args:
-            request: ``image`` (a path), the options, and what clients and MONAI Label add.
-
-        Returns:
-            The path of a temporary file with the image, or None, and the figures.
-
-        Raises:
-            ConfigError: the request has an unknown key, or a value that cannot be used.
-            ScanError: the scan cannot be used.
-        """
-        check_keys(request, {*self._options, "slice"}, "params")
+        """The path of a temporary file with the image, or None, and the figures."""
+        check_keys(request, {*self._options, "slice"})
         options = {name: request[name] for name in self._options if name in request}
-        check_file_format(request)
         started = time.monotonic()
         with self._served.in_use() as trained:
             image, id = str(request["image"]), str(request.get("image_id", ""))
-            call = Request(image, id, _slice(request), trained, self._served, self._folder)
-            answer = self._function(call, **options)
-            asked = (request.get("result_extension") or None, request.get("result_dtype"))
-            file = None if answer.image is None else answer.image.write(*asked)
+            answer = self._function(Request(image, id, _slice(request), trained, self._folder), **options)
+            file = answer.write(request.get("result_extension"), request.get("result_dtype"))
             figures = {**answer.figures, "model": trained.sha256}
         seconds = round(time.monotonic() - started, 3)
         return file, {**figures, "label_names": self.labels, "latencies": {"total": seconds}}
 
 
+def direction_names(folder: AppFolder) -> list[str]:
+    """The names of the files in an app's folder ``directions``, sorted."""
+    return sorted(path.stem for path in folder.directions.glob("*.json"))
+
+
 def _slice(request: Mapping[str, Any]) -> int | None:
     value = request.get("slice")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if value is not None and (type(value) is not int or value < 0):
         raise ConfigError("slice: must be a whole number, 0 or above")
     return value
-
-
-def check_file_format(request: Mapping[str, Any]) -> None:
-    """Check the kind of file that a client asks for.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    suffix = request.get("result_extension")
-    if suffix and suffix not in _SUFFIXES:
-        raise ConfigError(f"result_extension: {str(suffix)[:20]!r} is not one of {', '.join(_SUFFIXES)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import json
 import logging
 import os
 import shutil
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 from annotated_types import Ge, Gt
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
@@ -21,17 +22,16 @@ from monai_diffae.apps.evaluation.calibration import FEWEST_SCANS
 from monai_diffae.apps.settings import Seed, Training
 from monai_diffae.apps.training import TrainingReport, train_with_callbacks
 from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle, publish
-from monai_diffae.data.atomic import write_atomic
-from monai_diffae.errors import CohortError, ConfigError, DivergenceError, counted
-from monai_diffae.label.app_folder import AppFolder
+from monai_diffae.data.atomic import ProcessLock, write_atomic, write_json
+from monai_diffae.errors import BusyError, CohortError, ConfigError, DivergenceError, counted
 from monai_diffae.label.datastore import image_paths
-from monai_diffae.label.options import check_keys, option_names, shown_options
-from monai_diffae.label.served_model import ServedModel
-from monai_diffae.label.training_state import TrainingState
+from monai_diffae.label.label_app import AppFolder
+from monai_diffae.label.task import ServedModel, check_keys, option_names, shown_options
 
 logger = logging.getLogger(__name__)
 
 _REPORT_EVERY_S = 5.0
+IS_RUNNING = "train: a training is running; wait for it, or stop it with DELETE /train/"
 
 
 @command
@@ -44,12 +44,6 @@ def training_options(
 ) -> dict[str, Any]:
     """The values of the training's configuration that a client may set, by key; the others are those of the bundle.
 
-    Args:
-        max_epochs: number of epochs.
-        learning_rate: learning rate; None: that of the bundle's training.
-        seed: random seed.
-        mlflow: track the training with MLflow.
-
     Example:
         >>> training_options(max_epochs=3)
         {'max_epochs': 3, 'seed': 0, 'mlflow': True}
@@ -58,16 +52,45 @@ def training_options(
     return values if learning_rate is None else {**values, "learning_rate": learning_rate}
 
 
+class TrainingState:
+    """An app's training: one at a time, and how far it is, across the server and its jobs."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._status_file = folder, folder / "status.json"
+
+    def write(self, status: dict[str, Any]) -> None:
+        """Write how far the training is, or how it ended."""
+        write_json(self._status_file, status)
+
+    def read(self) -> dict[str, Any]:
+        """What :meth:`write` wrote last; ``total_time`` is ``stopped`` if that training has ended before its end."""
+        try:
+            status: dict[str, Any] = json.loads(self._status_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        if "total_time" not in status and not self.is_running():
+            return {**status, "total_time": "stopped"}  # viewers show a bar as long as there is none
+        return status
+
+    def alone(self) -> ProcessLock:
+        """The lock of the training; taking it raises BusyError if another training is running."""
+        return ProcessLock(self._folder / ".lock", IS_RUNNING, timeout_s=0)
+
+    def is_running(self) -> bool:
+        """Whether a training holds the lock."""
+        try:
+            with self.alone():
+                return False
+        except BusyError:
+            return True
+
+
 class DiffAETrainer(TrainTask):
     """The trainer ``diffae``: continues the bundle's training on all images of the datastore, labelled or not.
 
     It trains in a folder of its own, from the bundle's weights, and replaces the bundle's model in one step at the end.
     A training that fails or is stopped therefore changes nothing. MLflow's database is ``mlflow.db`` in the app's
     folder, unless ``MLFLOW_TRACKING_URI`` is set.
-
-    Args:
-        served: the bundle.
-        folder: the app's folder.
     """
 
     def __init__(self, served: ServedModel, folder: AppFolder) -> None:
@@ -85,29 +108,15 @@ class DiffAETrainer(TrainTask):
         return self._state.read()
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Train, and publish the new model.
+        """Train, publish the new model, and return the numbers of images and the checksum of the new weights.
 
-        Args:
-            request: the options, beside each other or as ``{"diffae": {...}}``, as OHIF sends them.
-            datastore: the images.
-
-        Returns:
-            ``images``: number of images; ``failed``: how many could not be used; ``seconds``; ``model``: checksum of
-            the new weights.
-
-        Raises:
-            ConfigError: an option cannot be used, or the app refers to a bundle outside its folder.
-            CohortError: there is no usable image.
-            BusyError: another training is running.
+        The options of ``request`` stand beside each other or in ``{"diffae": {...}}``, as OHIF sends them.
         """
-        nested = request.get("diffae") or {}
-        if not isinstance(nested, Mapping):
-            raise ConfigError("diffae: must be a JSON object with options; omit it for none")
-        given = {**request, **nested}
-        given.pop("diffae", None)
+        values = {**request, **(request.get("diffae") or {})}
+        values.pop("diffae", None)
         names = option_names(training_options)
-        check_keys(given, set(names), "params")
-        overrides = training_options(**{name: given[name] for name in names if given.get(name) is not None})
+        check_keys(values, set(names))
+        overrides = training_options(**{name: values[name] for name in names if values.get(name) is not None})
         if not self._folder.owns_its_bundle:
             raise ConfigError(
                 "train: the app uses a bundle outside its folder, and training would change it; make an app "
@@ -124,7 +133,8 @@ class DiffAETrainer(TrainTask):
         if not paths:
             raise CohortError("train: there is no image; add scans to the folder or the DICOMweb server")
         logger.info("training on %s", counted(len(paths), "image"))
-        cohort = write_atomic(work / "images.csv", lambda path: _write_table(path, paths))
+        table = pd.DataFrame({"id": list(paths), "image": list(paths.values())})
+        cohort = write_atomic(work / "images.csv", lambda path: table.to_csv(path, index=False))
         self._state.write({"epoch": 0, "total_epochs": overrides["max_epochs"], "images": len(paths)})
         values = {**overrides, **split_fractions(len(paths)), **self._tracking()}
         training = Training(overrides=values, device=self._served.device)
@@ -142,13 +152,9 @@ class DiffAETrainer(TrainTask):
         return {"images": len(paths), "failed": num_failed, "seconds": seconds, "model": sha256}
 
     def _encode_and_publish(self, new: Path, paths: Mapping[str, str]) -> tuple[str, int]:
-        """Encode all images with the new model, so that strategies need not wait, and publish it.
+        """Encode all images with the new model, so that strategies need not wait, and publish it if it is finite.
 
-        Returns:
-            The checksum of the new weights, and the number of images that cannot be used.
-
-        Raises:
-            DivergenceError: the new model has diverged; it is not published.
+        Returns the checksum of the new weights, and the number of images that cannot be used.
         """
         trained, index = load_bundle(new, self._served.device), EmbeddingIndex(self._folder.index)
         index.update(trained, paths)
@@ -210,10 +216,3 @@ def split_fractions(num_images: int) -> dict[str, float]:
         [0.1, 0.3, 0.5]
     """
     return {"val_fraction": min(0.5, max(0.1, 3 / num_images)), "test_fraction": 0.0}
-
-
-def _write_table(path: Path, images: Mapping[str, str]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["id", "image"])
-        writer.writerows(images.items())

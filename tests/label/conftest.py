@@ -8,11 +8,8 @@ import pytest
 from label_scans import fill, shared, tiny_bundle_for
 from label_servers import server_in_this_process
 
-WITHOUT_MONAI_LABEL = {"test_commands.py", "test_ids_and_logs.py"}
 if find_spec("monailabel") is None:  # `make test-label` has it, in an environment of its own
-    collect_ignore = [
-        file.name for file in Path(__file__).parent.glob("test_*") if file.name not in WITHOUT_MONAI_LABEL
-    ]
+    collect_ignore = [file.name for file in Path(__file__).parent.glob("test_*") if file.name != "test_commands.py"]
 
 
 @pytest.fixture(scope="session")

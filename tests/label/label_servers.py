@@ -60,14 +60,14 @@ def server_in_this_process(folder, bundle, studies):
     from fastapi.testclient import TestClient
     from monailabel.interfaces.utils.app import app_instance, apps
 
-    from monai_diffae.label.app_folder import make_app_folder
-    from monai_diffae.label.asgi import build_app
-    from monai_diffae.label.server_settings import apply_settings, settings_for
+    from monai_diffae import label_app
+    from monai_diffae.label.label_server import apply_settings, settings_for
+    from monai_diffae.label.server import build_app
 
-    make_app_folder(folder, bundle, refer=False)
+    label_app(folder, bundle=bundle)
     quiet = {"MONAI_LABEL_AUTO_UPDATE_SCORING": "false", "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false"}
     with same_settings():
-        apply_settings({**settings_for(folder, str(studies.folder), 8000), **quiet}, keep=False)
+        apply_settings({**settings_for(folder, str(studies.folder), 8000), **quiet})
         with TestClient(build_app(), base_url="http://127.0.0.1:8000") as client:
             yield Server(client, app_instance(), studies)
         apps.clear()

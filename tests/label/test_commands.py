@@ -12,7 +12,7 @@ from monai_diffae import label_app, label_server
 from monai_diffae.bundle import checksum
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.errors import ConfigError, MachineError
-from monai_diffae.label.app_folder import AppFolder
+from monai_diffae.label.label_app import AppFolder
 
 
 def test_an_app_has_its_own_copy_of_the_bundle_and_can_be_moved(run, tiny_bundle, tmp_path):
@@ -28,7 +28,7 @@ def test_an_app_has_its_own_copy_of_the_bundle_and_can_be_moved(run, tiny_bundle
     assert checksum(folder.bundle) == checksum(tiny_bundle.directory)
     assert (folder.bundle / "configs" / "train.json").is_file()  # from which training continues
     assert not (folder.bundle / "cache").exists()
-    assert "from monai_diffae.label import DiffAEApp" in folder.main.read_text()
+    assert "from monai_diffae.label import DiffAEApp" in (folder.path / "main.py").read_text()
 
 
 def test_an_app_can_refer_to_a_bundle_and_needs_a_calibrated_one(run, tiny_bundle, tmp_path):
@@ -36,7 +36,7 @@ def test_an_app_can_refer_to_a_bundle_and_needs_a_calibrated_one(run, tiny_bundl
     code, printed, _ = run("label-app", tmp_path / "app", "--bundle", bundle, "--refer", "--json")
     assert (code, json.loads(printed)) == (0, {"folder": str(tmp_path / "app")})
     folder = AppFolder(tmp_path / "app")
-    assert (folder.bundle, folder.owns_its_bundle, folder.copied_bundle.exists()) == (bundle, False, False)
+    assert (folder.bundle, folder.owns_its_bundle, (folder.path / "bundle").exists()) == (bundle, False, False)
     (bundle / "models" / "anomaly.safetensors").unlink()
     code, printed, _ = run("label-app", tmp_path / "other", "--bundle", bundle)
     assert code == 0
@@ -62,6 +62,12 @@ def test_a_server_needs_an_app_studies_a_free_port_and_monai_label(tiny_bundle, 
     with pytest.raises(ConfigError, match="studies: scans is not a folder"):
         label_server(app, str(tmp_path / "scans"))
     assert not (tmp_path / "scans").exists()
+    settings = app / "settings.json"
+    content = settings.read_text()
+    settings.write_text('{"device": "cpu"}')
+    with pytest.raises(ConfigError, match=r"^settings\.json: must be a JSON object with bundle"):
+        label_server(app, str(tmp_path))
+    settings.write_text(content)
     for port in (0, "x"):
         with pytest.raises(ConfigError, match=r"^port: "):
             label_server(app, str(tmp_path), port=port)

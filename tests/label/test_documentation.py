@@ -67,7 +67,7 @@ def test_the_examples_with_curl_run(server_url, volumes, tmp_path):
 
 
 def test_every_task_option_and_strategy_is_explained(server_url):
-    from monai_diffae.label.options import option_names
+    from monai_diffae.label.task import option_names
     from monai_diffae.label.trainer import training_options
 
     info = requests.get(f"{server_url}/info/", timeout=30).json()

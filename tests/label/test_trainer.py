@@ -11,11 +11,12 @@ from filelock import FileLock
 from label_scans import fill
 from tiny_bundles import rewrite, weights
 
+from monai_diffae import label_app
 from monai_diffae.bundle import checksum
-from monai_diffae.errors import BusyError, ConfigError, DiffAEError
-from monai_diffae.label.app_folder import make_app_folder
+from monai_diffae.errors import ConfigError, DiffAEError
 from monai_diffae.label.datastore import FolderDatastore
-from monai_diffae.label.served_model import ServedModel
+from monai_diffae.label.label_app import AppFolder
+from monai_diffae.label.task import ServedModel
 from monai_diffae.label.trainer import DiffAETrainer, calibration_advice
 
 QUICK = {"max_epochs": 1, "mlflow": False}
@@ -91,7 +92,8 @@ def test_without_usable_images_or_a_bundle_of_its_own_nothing_is_trained(serve, 
     assert (response.status_code, checksum(server.app.folder.bundle)) == (404, before), response.text
     response = train(serve(bundle_3d, fill(tmp_path / "empty", {})))
     assert (response.status_code, response.json()["detail"][:23]) == (404, "train: there is no imag")
-    trainer = DiffAETrainer(ServedModel(bundle_3d, "cpu"), make_app_folder(tmp_path / "refers", bundle_3d, refer=True))
+    refers = AppFolder(label_app(tmp_path / "refers", bundle=bundle_3d, refer=True).folder)
+    trainer = DiffAETrainer(ServedModel(bundle_3d, "cpu"), refers)
     with pytest.raises(ConfigError, match="uses a bundle outside its folder"):
         trainer({"model": "diffae", **QUICK}, FolderDatastore(str(tmp_path / "empty")))
 
@@ -151,14 +153,3 @@ def test_one_request_at_a_time_uses_it(bundle):
     with ThreadPoolExecutor(5) as threads:
         list(threads.map(use, range(5)))
     assert most == [1] * 5
-
-
-def test_a_request_during_a_publication_is_to_be_sent_again(bundle):
-    (bundle / "models" / "anomaly.safetensors").unlink()
-    served = ServedModel(bundle, "cpu")
-    with served.in_use() as trained:
-        with pytest.raises(ConfigError, match="calibrate"):
-            served.detector(trained)
-        change_weights(bundle)
-        with pytest.raises(BusyError, match="send the request again"):
-            served.detector(trained)

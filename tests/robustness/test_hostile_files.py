@@ -22,7 +22,6 @@ from monai_diffae.data.samples import medmnist_to_cohort
 from monai_diffae.data.tensor_files import read_torch_file
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, UnsafeInputError
 from monai_diffae.handlers.checkpoint import read_checkpoint
-from monai_diffae.label.app_folder import AppFolder, make_app_folder
 from monai_diffae.official.checkpoint_files import read_weights as read_official_weights
 
 pytestmark = pytest.mark.goal(id="R19")
@@ -236,26 +235,3 @@ def test_an_array_of_objects_is_not_unpickled(tmp_path):
     with pytest.raises(UnsafeInputError):
         medmnist_to_cohort(tmp_path / "medmnist.npz", tmp_path / "cohort")
     assert not proof.exists()
-
-
-@pytest.fixture
-def app(tiny_bundle, tmp_path):
-    return make_app_folder(tmp_path / "app", tiny_bundle.directory, refer=False)
-
-
-def test_the_code_of_an_app_is_that_of_label_app_or_refused(app, tmp_path, run):
-    app.check_code()
-    main = app.main.read_text()
-    app.main.write_text(f"{main}\nopen({str(tmp_path / 'proof')!r}, 'w')\n")
-    with pytest.raises(UnsafeInputError, match=r"^app: 'main\.py' is code that label-app did not write"):
-        app.check_code()
-    assert run("label-server", app.path, tmp_path)[0] == 5
-    app.main.write_text(main)
-    (app.path / "cucim").mkdir()
-    (app.path / "cucim" / "clara.py").write_text("")
-    with pytest.raises(UnsafeInputError, match=r"'cucim/clara\.py'"):
-        app.check_code()
-    assert not (tmp_path / "proof").exists()
-    app.settings_file.write_text('{"bundle": "b", "code": "$1"}')
-    with pytest.raises(ConfigError, match=r"^settings\.json: "):
-        AppFolder(app.path).settings()
