@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import FolderResult
+from monai_diffae.apps.result import Result
 from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import ConfigError, DiffAEError, MachineError
 
@@ -82,27 +81,8 @@ class AppFolder:
         return self.bundle == self.path / _COPY
 
 
-@dataclass(frozen=True)
-class AppResult(FolderResult):
-    """The result of :func:`label_app`: the folder, and how to start the server.
-
-    Attributes:
-        not_calibrated: why the task ``diffae_anomaly`` cannot be used, and what to do; None if it can.
-    """
-
-    not_calibrated: str | None = None
-
-    def lines(self) -> Iterator[str]:
-        """The folder, the command that starts the server, and how to calibrate the bundle if it is not."""
-        yield from super().lines()
-        yield f"start the server with: monai-diffae label-server {self.folder} STUDIES"
-        yield "STUDIES is a folder of scans, or the URL of a DICOMweb server"
-        if self.not_calibrated:
-            yield f"diffae_anomaly cannot be used yet. {self.not_calibrated}"
-
-
 @command
-def label_app(out: Path, *, bundle: Path, refer: bool = False) -> AppResult:
+def label_app(out: Path, *, bundle: Path, refer: bool = False) -> Result:
     """Make a MONAI Label app that serves a trained bundle.
 
     The app's folder holds a copy of the bundle. Training on the server changes this copy only. To let annotators edit
@@ -115,7 +95,7 @@ def label_app(out: Path, *, bundle: Path, refer: bool = False) -> AppResult:
         refer: Use the bundle itself instead of a copy. The server then refuses to train.
 
     Returns:
-        The folder, and whether the bundle must be calibrated.
+        The folder, how to start the server, and how to calibrate the bundle if it is not.
 
     Raises:
         ConfigError: the bundle is not trained, or ``out`` is not empty or cannot be a folder.
@@ -136,9 +116,11 @@ def label_app(out: Path, *, bundle: Path, refer: bool = False) -> AppResult:
     app = _make_folder(out, bundle, refer)
     try:
         AnomalyDetector.load(load_bundle(app.bundle, "cpu"), str(app.bundle))
+        advice = []
     except DiffAEError as error:
-        return AppResult(app.path, str(error))
-    return AppResult(app.path)
+        advice = [f"diffae_anomaly cannot be used yet. {error}"]
+    start = f"start the server with: monai-diffae label-server {app.path} STUDIES"
+    return Result(app.path, next=[start, "STUDIES is a folder of scans, or the URL of a DICOMweb server", *advice])
 
 
 def _make_folder(path: Path, bundle: Path, refer: bool) -> AppFolder:

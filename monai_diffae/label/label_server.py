@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge, Le
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.results import CommandResult
+from monai_diffae.apps.result import Result
 from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def label_server(
     host: str = "127.0.0.1",
     port: Annotated[int, Ge(1), Le(65535)] = 8000,
     modality: str | None = None,
-) -> CommandResult:
+) -> Result:
     """Serve an app to 3D Slicer, OHIF and other clients of MONAI Label, until Ctrl-C.
 
     The server has no passwords. By default, only programs on this machine can reach it; ``host`` changes that. OHIF
@@ -83,7 +83,7 @@ def label_server(
             "host: everyone who can reach %s can read the scans and replace labels, because there is no password", host
         )
     _serve(AppFolder(app.resolve()), studies if is_url else str(Path(studies).resolve()), host, port, modality)
-    return CommandResult()
+    return Result()
 
 
 def _serve(folder: AppFolder, studies: str, host: str, port: int, modality: str | None) -> None:

@@ -34,7 +34,7 @@ def test_an_app_has_its_own_copy_of_the_bundle_and_can_be_moved(run, tiny_bundle
 def test_an_app_can_refer_to_a_bundle_and_needs_a_calibrated_one(run, tiny_bundle, tmp_path):
     bundle = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
     code, printed, _ = run("label-app", tmp_path / "app", "--bundle", bundle, "--refer", "--json")
-    assert (code, json.loads(printed)) == (0, {"folder": str(tmp_path / "app")})
+    assert (code, json.loads(printed)) == (0, {"path": str(tmp_path / "app")})
     folder = AppFolder(tmp_path / "app")
     assert (folder.bundle, folder.owns_its_bundle, (folder.path / "bundle").exists()) == (bundle, False, False)
     (bundle / "models" / "anomaly.safetensors").unlink()

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from monai_diffae.apps.embedding.index_encoding import encode_cases
-from monai_diffae.apps.embedding.index_store import IndexStore
+from monai_diffae.apps.embedding.encoding import encode_stream, whole_images
 from monai_diffae.apps.settings import Reading
 from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.model import TrainedBundle
-from monai_diffae.data.atomic import ProcessLock
+from monai_diffae.data.atomic import ProcessLock, write_atomic
 from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_state, json_digest
 from monai_diffae.data.progress import progress
+from monai_diffae.data.slice_cases import expand_slices
+from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import ConfigError, counted
-
-logger = logging.getLogger(__name__)
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Image: TypeAlias = PathLike | Sequence[PathLike]
 """A scan: a file, a folder with a DICOM series, or the files of its channels."""
+Code: TypeAlias = NDArray[np.float32] | str
+"""The z_sem (D,) of a case, or the reason of its failure."""
 
-_DATABASE, _LOCK = "embeddings.sqlite", "embeddings.lock"
+_SAVE_EVERY_S = 10.0
+_SCHEMA = pa.schema([("id", pa.string()), ("state", pa.string()), ("reason", pa.string()),
+                     ("z_sem", pa.list_(pa.float32()))])  # fmt: skip
 _CODE_ROOTS = ("network_def", "preprocessing", "encoder_key", "slice_axis", "slice_range", "slice_step")
 
 
@@ -77,10 +84,10 @@ class EmbeddingIndex:
     z_sem equal those of :func:`monai_diffae.embed` to the bit. A volume in a 2D bundle has one row: the mean over the
     slices that the bundle takes from it, as with ``pool="mean"``; one bad slice fails the volume.
 
-    The index is an SQLite database in a folder of its own. Results are saved in batches, each in one transaction: a
-    process that is killed loses the batch under way and nothing else, and readers never see half of one. One process
-    or thread updates at a time, the others wait; reading is possible at any time. The index holds ids, checksums, z_sem
-    and reasons, and no paths. Use a local disk, because locks of network file systems are not reliable.
+    The index is a folder with one Parquet file per model, which is replaced as a whole: a process that is killed loses
+    some seconds of work, and readers see one state. One process or thread updates at a time, the others wait. The index
+    holds ids, checksums, z_sem and reasons, and no paths. Use a local disk, because locks of network file systems are
+    not reliable.
 
     Args:
         folder: the folder of the index, which the first update creates.
@@ -93,7 +100,6 @@ class EmbeddingIndex:
 
     def __init__(self, folder: PathLike) -> None:
         self.folder = Path(folder)
-        self._store = IndexStore(self.folder / _DATABASE)
 
     def update(
         self,
@@ -102,100 +108,191 @@ class EmbeddingIndex:
         *,
         batch_size: int = 32,
         workers: int | None = None,
-        wait_s: float | None = None,
     ) -> IndexUpdate:
         """Encode the scans that are new or have changed, and remove those that are not listed any more.
 
         Args:
             trained: the bundle.
             images: all scans by id; for a bundle with several images, a mapping of them by image key.
-            batch_size: images on the device at once; also the number of images after which results are saved.
+            batch_size: images on the device at once.
             workers: processes that read scans; 0: none; None: one per core (at most 8) for 256 scans or more.
-            wait_s: how long to wait for another process that updates the index; None: until it has finished.
 
         Returns:
             What has changed.
 
         Raises:
-            BusyError: another process is updating the index, and ``wait_s`` is over.
-            ConfigError: an id is not text, a case lacks an image of the bundle, or the database is damaged.
+            ConfigError: a case lacks an image of the bundle.
             MachineError: the disk is full, or a worker died.
         """
         files = {name: _files(name, image, trained.image_keys) for name, image in images.items()}
-        model = _model_key(trained)
-        busy = f"{self.folder.name}: another process is updating this index; try again when it has finished"
-        with ProcessLock(self.folder / _LOCK, busy, wait_s):
+        with self._lock():
             states = {name: file_state([*itertools.chain(*each.values())]) for name, each in files.items()}
-            before = self._store.states(model)
+            file = self._file(trained)
+            known = _read(file, ["id", "state"])
+            before = dict(zip(known["id"].to_pylist(), known["state"].to_pylist(), strict=True))
             removed = sorted(before.keys() - states.keys())
-            self._store.remove(removed, model)
             todo = sorted(name for name, state in states.items() if before.get(name) != state)
-            failed: dict[str, str] = {}
-            if todo:
-                workers = Reading(workers=workers).workers_for(len(todo))
-                with progress(len(todo), f"encoding {counted(len(todo), 'case')}") as advance:
-                    for batch in encode_cases(
-                        [_case(name, files[name]) for name in todo], trained, batch_size, workers
-                    ):
-                        self._store.write(model, batch, states)
-                        failed |= {name: code for name, code in batch.items() if isinstance(code, str)}
-                        for _ in batch:
-                            advance()
+            codes: dict[str, Code] = {}
+            if removed or todo:
+                kept = _without(_read(file), [*removed, *todo])
+                cases = [_case(name, files[name]) for name in todo]
+                batches = _encode(cases, trained, batch_size, Reading(workers=workers).workers_for(len(todo)))
+                codes = _save_as_encoded(file, kept, batches, states, len(todo))
+        failed = {name: code for name, code in codes.items() if isinstance(code, str)}
         encoded = [name for name in todo if name not in failed]
-        new, changed = ([name for name in encoded if (name in before) == known] for known in (False, True))
+        new, changed = ([name for name in encoded if (name in before) == is_old] for is_old in (False, True))
         return IndexUpdate(new, changed, removed, failed)
 
     def read(self, trained: TrainedBundle) -> IndexedCases:
-        """Return the cases of this model, as a consistent snapshot even while another process updates the index.
-
-        Raises:
-            ConfigError: the database is damaged.
-        """
-        return IndexedCases(*self._store.read(_model_key(trained)))
+        """Return the cases of this model, as a consistent snapshot even while another process updates the index."""
+        table = _read(self._file(trained))
+        is_usable = pc.is_null(table["reason"])
+        usable, failed = table.filter(is_usable), table.filter(pc.invert(is_usable))
+        values = usable["z_sem"].combine_chunks().flatten().to_numpy()
+        z_sem = values.reshape(len(usable), -1 if len(usable) else 0).copy()
+        failures = dict(zip(failed["id"].to_pylist(), failed["reason"].to_pylist(), strict=True))
+        return IndexedCases(usable["id"].to_pylist(), z_sem, failures)
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Remove cases from all models; unknown ids are ignored. An update encodes a case again if it is listed.
-
-        Raises:
-            ConfigError: ``ids`` is not a list of texts, or the database is damaged.
-        """
-        if isinstance(ids, str) or not all(isinstance(name, str) for name in ids):
-            raise ConfigError("ids: must be a list of texts; put a single id into a list")
-        self._store.remove(ids)
+        """Remove cases from all models; unknown ids are ignored. An update encodes a case again if it is listed."""
+        with self._lock():
+            for file in self.folder.glob("*.parquet"):
+                _write(file, _without(_read(file), ids))
 
     def keep_only(self, trained: Sequence[TrainedBundle]) -> None:
         """Remove the cases of all models but these, for example of former weights."""
-        self._store.keep_only([_model_key(each) for each in trained])
+        with self._lock():
+            for file in {*self.folder.glob("*.parquet")} - {self._file(each) for each in trained}:
+                file.unlink()
+
+    def _file(self, trained: TrainedBundle) -> Path:
+        """The file of a model: its name is a checksum of all that a z_sem depends on besides the image."""
+        key = json_digest([trained.made_from, model_config(trained.config, roots=_CODE_ROOTS)])
+        return self.folder / f"{key}.parquet"
+
+    def _lock(self) -> ProcessLock:
+        return ProcessLock(self.folder / ".lock")
 
 
-def _model_key(trained: TrainedBundle) -> str:
-    """A checksum of all that a z_sem depends on besides the image: the model, with overrides."""
-    return json_digest([trained.made_from, model_config(trained.config, roots=_CODE_ROOTS)])
+def _read(file: Path, columns: list[str] | None = None) -> pa.Table:
+    """One state of a model's cases, sorted by id."""
+    try:
+        return pq.ParquetFile(file).read(columns)
+    except FileNotFoundError:
+        return _SCHEMA.empty_table()
+
+
+def _write(file: Path, table: pa.Table) -> None:
+    write_atomic(file, lambda path: pq.write_table(table.sort_by("id"), path))
+
+
+def _without(table: pa.Table, ids: Sequence[str]) -> pa.Table:
+    return table.filter(pc.invert(pc.is_in(table["id"], pa.array(ids, pa.string()))))
+
+
+def _table(codes: Mapping[str, Code], states: Mapping[str, str]) -> pa.Table:
+    rows = [
+        {"id": name, "state": states[name], "reason": code} if isinstance(code, str)
+        else {"id": name, "state": states[name], "z_sem": code}
+        for name, code in codes.items()
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, _SCHEMA)
+
+
+def _save_as_encoded(
+    file: Path, kept: pa.Table, batches: Iterator[dict[str, Code]], states: Mapping[str, str], num_cases: int
+) -> dict[str, Code]:
+    """Write the codes beside the rows that are kept: every few seconds, at the end, and if an error ends the work."""
+    codes: dict[str, Code] = {}
+
+    def save() -> None:
+        _write(file, pa.concat_tables([kept, _table(codes, states)]))
+
+    saved_at = time.monotonic()
+    try:
+        with progress(num_cases, f"encoding {counted(num_cases, 'case')}") as advance:
+            for batch in batches:
+                codes |= batch
+                for _ in batch:
+                    advance()
+                if time.monotonic() - saved_at > _SAVE_EVERY_S:
+                    save()
+                    saved_at = time.monotonic()
+    finally:
+        save()
+    return codes
+
+
+def _encode(cases: Sequence[Case], trained: TrainedBundle, batch_size: int, workers: int) -> Iterator[dict[str, Code]]:
+    """The codes of so many cases at a time, by id.
+
+    A volume in a 2D bundle gets the mean of its slices, in float64 and in their order; one bad slice fails it.
+    """
+    images, owners, codes = _images(cases, trained)
+    yield codes
+    key, items = trained.encoder_key, [image.item() for image in images]
+    stream = read_stream(items, trained.preprocessing, (key,), workers, ahead=batch_size)
+    numbered, cut = zip(range(len(items)), items, stream, strict=True), whole_images(trained, key)
+    for _, results in groupby(numbered, lambda result: owners[result[0]] // batch_size):
+        read: list[int] = []
+        positions, rows, failures = encode_stream(_noted(results, read), trained, key, cut, batch_size, lambda: None)
+        by_position: dict[int, Code] = dict(zip(positions, rows, strict=True))
+        bad = sorted({*read} - {*positions})
+        by_position |= {position: failure.reason for position, failure in zip(bad, failures, strict=True)}
+        yield {
+            cases[owner].id: _pooled(cases[owner], [(images[position], by_position[position]) for position in members])
+            for owner, members in groupby(read, owners.__getitem__)
+        }
+
+
+def _noted(results: Iterator[tuple[int, Any, Any]], positions: list[int]) -> Iterator[tuple[int, Any, Any]]:
+    for result in results:
+        positions.append(result[0])
+        yield result
+
+
+def _pooled(case: Case, codes: Sequence[tuple[Case, Code]]) -> Code:
+    """The code of a case from those of its images."""
+    reason = next((_reason(case, image, code) for image, code in codes if isinstance(code, str)), None)
+    if reason is not None:
+        return reason
+    z_sem = np.stack([code for _, code in codes if not isinstance(code, str)]).astype(np.float64).mean(axis=0)
+    return z_sem.astype(np.float32)
+
+
+def _images(cases: Sequence[Case], trained: TrainedBundle) -> tuple[list[Case], list[int], dict[str, Code]]:
+    """The images to encode, the case that each belongs to, and the reasons of cases whose header cannot be read."""
+    if trained.config["spatial_dims"] == 3:
+        return list(cases), list(range(len(cases))), {}
+    names = {"axis": "slice_axis", "range": "slice_range", "step": "slice_step"}
+    settings = {name: trained.config[key] for name, key in names.items() if key in trained.config}
+    images: list[Case] = []
+    owners: list[int] = []
+    failed: dict[str, Code] = {}
+    for owner, case in enumerate(cases):
+        slices, failures = expand_slices([case], **settings)
+        images += slices
+        owners += [owner] * len(slices)
+        if failures:
+            failed[case.id] = _reason(case, case, failures[0].reason)
+    return images, owners, failed
+
+
+def _reason(case: Case, image: Case, reason: str) -> str:
+    """A reason without paths and file names, which may contain patients' names."""
+    for files in case.images.values():
+        for file in (files,) if isinstance(files, Path) else files:
+            reason = reason.removeprefix(f"{file.name}: ").replace(str(file), case.id).replace(str(file.parent), "")
+    return reason if image.slice_index is None else f"slice {image.slice_index}: {reason}"
 
 
 def _files(name: str, image: Image | Mapping[str, Image], keys: Sequence[str]) -> dict[str, list[PathLike]]:
     """The files of each image of a case, by image key."""
-    _check_id(name)
     images = image if isinstance(image, Mapping) else {keys[0]: image}
     missing = [key for key in keys if key not in images]
     if missing:
         raise ConfigError(f"images: case '{name[:60]}' has no {missing[0]!r}; give {', '.join(keys)} for every case")
-    files = {key: [each] if isinstance(each := images[key], str | os.PathLike) else each for key in keys}
-    for key, paths in files.items():
-        if not isinstance(paths, Sequence) or not paths or not all(isinstance(p, str | os.PathLike) for p in paths):
-            raise ConfigError(f"images: {key!r} of case '{name[:60]}' is not a path or a list of paths; omit the case")
-    return {key: list(paths) for key, paths in files.items()}
-
-
-def _check_id(name: object) -> None:
-    """Refuse ids that the database would return as something else: it holds text."""
-    if not isinstance(name, str):
-        kind = type(name).__name__
-        raise ConfigError(f"images: the id {str(name)[:60]!r} is of type {kind}, not text; convert the ids with str")
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"images: the id {name[:60]!r} is not valid Unicode; choose another id") from error
+    return {key: [each] if isinstance(each := images[key], str | os.PathLike) else list(each) for key in keys}
 
 
 def _case(name: str, files: Mapping[str, Sequence[PathLike]]) -> Case:
