@@ -39,7 +39,7 @@ def correlation(first, second):
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory):
-    """Volumes of one grid that is neither isotropic nor in RAS order, as NIfTI, NRRD and MHA, and wide pictures."""
+    """Volumes of one grid that is neither isotropic nor in RAS order, as NIfTI and NRRD, and wide pictures."""
     folder = tmp_path_factory.mktemp("scans")
     affine = np.array([[0, 0, 2.5, -11], [-1.5, 0, 0, 40], [0, 2.0, 0, -7], [0, 0, 0, 1.0]])
     for i in range(6):
@@ -48,7 +48,6 @@ def scans(tmp_path_factory):
         nib.save(image, folder / f"scan-{i}.nii.gz")
     source = sitk.ReadImage(str(folder / "scan-0.nii.gz"))
     sitk.WriteImage(source, str(folder / "nrrd-0.nrrd"))
-    sitk.WriteImage(source, str(folder / "mha-0.mha"))
     pixels = ball((22, 30))
     Image.fromarray(pixels).save(folder / "picture-1.png")
     Image.fromarray(pixels).save(folder / "xray-0.jpeg", quality=95)
@@ -116,13 +115,12 @@ def test_every_kind_of_file_is_listed_and_both_bundles_are_served(client, scans)
 
 def test_volumes_come_back_in_the_scan_s_own_grid(client, scans, tmp_path):
     source = nib.load(scans / "scan-0.nii.gz")
-    for name, suffix in (("scan-0", ".nii.gz"), ("mha-0", ".mha")):
-        answer = opened(infer(client, "diffae_3d", name), tmp_path / f"{name}{suffix}")
-        assert answer.shape == source.shape
-        np.testing.assert_array_equal(answer.affine, source.affine)
-        assert answer.get_data_dtype() == np.float32
-        assert correlation(answer.get_fdata(), source.get_fdata()) > 0.9
-        assert abs(answer.get_fdata() - source.get_fdata()).mean() < 0.1 * np.ptp(source.get_fdata())  # in its units
+    answer = opened(infer(client, "diffae_3d", "scan-0"), tmp_path / "answer.nii.gz")
+    assert answer.shape == source.shape
+    np.testing.assert_array_equal(answer.affine, source.affine)
+    assert answer.get_data_dtype() == np.float32
+    assert correlation(answer.get_fdata(), source.get_fdata()) > 0.9
+    assert abs(answer.get_fdata() - source.get_fdata()).mean() < 0.1 * np.ptp(source.get_fdata())  # in its units
     asked = infer(client, "diffae_3d", "nrrd-0", result_extension=".nrrd", result_dtype="uint8")  # as 3D Slicer asks
     answer = opened(asked, tmp_path / "asked.nrrd")
     assert answer.shape == source.shape
