@@ -25,7 +25,7 @@ from tiny_bundles import TINY, copy_tiny, rewrite, shake, tiny_cohort
 def one_patient_key() -> Iterator[None]:
     """All folders get the same key for the hashes of patients, so that tables in different folders can be equal."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("monai_diffae.data.patient_keys._new_secret", lambda: "0123456789abcdef" * 2)
+        patch.setattr("monai_diffae.data.cases._new_secret", lambda: "0123456789abcdef" * 2)
         yield
 
 

@@ -25,9 +25,8 @@ from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort, split_cohort
 from monai_diffae.data.cohorts import COLUMN_ROLES, column_names
-from monai_diffae.data.failures import Failure, write_failures
 from monai_diffae.data.fingerprints import json_digest, scan_contents
-from monai_diffae.data.progress import track
+from monai_diffae.data.progress import Failure, track, write_failures
 from monai_diffae.data.splits import SplitOrigin
 from monai_diffae.errors import CohortError, ScanError, counted
 from monai_diffae.inferers.reconstruction import encode_exactly

@@ -20,10 +20,10 @@ from monai_diffae.bundle.folders import WriteLock
 from monai_diffae.bundle.layout import ANOMALY, models_folder
 from monai_diffae.bundle.model_file import checksum, read_model, write_model
 from monai_diffae.data.cases import safe_id
+from monai_diffae.data.cohort_split import slice_indices
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.formats.dicom import split_series
 from monai_diffae.data.scans import Scan, scan_suffix
-from monai_diffae.data.slice_cases import slice_indices
 from monai_diffae.diffusion.steps import StepCallback
 from monai_diffae.errors import ConfigError, OmittableError, ScanError
 from monai_diffae.inferers import DiffusionAutoencoderInferer, ReconstructionMode, Reconstructor, encode_exactly

@@ -1,4 +1,4 @@
-"""Write files so that they appear under their own name only when they are complete, and locks between processes."""
+"""Files that are complete or absent, locks between processes, and a table that grows by such files."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from filelock import FileLock, Timeout
 
 from monai_diffae.data.fingerprints import digest
-from monai_diffae.errors import BusyError, MachineError
+from monai_diffae.errors import BusyError, ConfigError, MachineError
+
+if TYPE_CHECKING:  # both take half a second to import
+    import pandas as pd
+    import pyarrow as pa
 
 # A full disk, an exceeded quota, a failing or read-only disk or a forbidden folder is a problem of the machine, not a
 # bug. So is a folder that is a file, or a name that the file system does not accept.
@@ -138,3 +142,162 @@ class ProcessLock:
 
     def __exit__(self, *_: Any) -> None:
         self.release()
+
+
+# -- a table that grows ------------------------------------------------------------------------------------------------
+
+_RECORD = ".made_from.json"  # readers of Parquet folders skip hidden files
+_ROWS = 10_000  # of a batch and of a row group
+
+
+class PartStore:
+    """Rows by id, written by any number of processes; a killed run resumes with the ids that are missing.
+
+    Each :meth:`append` writes one Parquet file, which is complete or absent. pandas, pyarrow, Spark and DuckDB
+    (``folder/*.parquet``) read the folder as one table. If an id was written twice, the later row counts here.
+
+    Args:
+        folder: the folder with the parts. It is made by the first :meth:`append`.
+        key: everything that the rows are made from: text, or values for JSON.
+        id_column: the column with the ids.
+        process: the number of this process, which becomes part of the names of its files.
+        replace: delete parts that were made from something else, instead of refusing them.
+
+    Raises:
+        ConfigError: the folder holds parts that were made from something else.
+
+    Example:
+        >>> import tempfile
+        >>> import pandas as pd
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> store = PartStore(folder / "parts", {"size": 64})
+        >>> store.append(pd.DataFrame({"id": ["b", "a"], "error": [None, None]}))
+        >>> store.append(pd.DataFrame({"id": ["c"], "error": ["is empty"]}))
+        >>> sorted(store.done()), len(store.read())
+        (['a', 'b', 'c'], 3)
+        >>> pd.read_parquet(store.merge(folder / "all.parquet", order="abc"))["id"].tolist()
+        ['a', 'b', 'c']
+    """
+
+    def __init__(
+        self, folder: Path, key: Any, *, id_column: str = "id", process: int = 0, replace: bool = False
+    ) -> None:
+        self.folder, self.id_column, self.process = folder, id_column, process
+        self._token = secrets.token_hex(4)
+        self._number = 0
+        self._ids: dict[str, list[str]] = {}  # by the name of a part; parts never change
+        self._key = {"made_from": json.loads(json.dumps(key, sort_keys=True))}
+        remove_abandoned(folder)
+        if self._parts() and self._recorded_key() != self._key:
+            if not replace:
+                raise ConfigError(
+                    f"{folder.name}: holds results of other settings or another model; run with these again, or delete "
+                    "the folder"
+                )
+            self.remove()
+
+    def append(self, rows: pd.DataFrame) -> None:
+        """Write rows as one part.
+
+        A part takes milliseconds, and as much again for each hundred columns: collect some seconds of work before, and
+        put vectors into one column, with an array per row.
+
+        Raises:
+            MachineError: the disk is full, or forbids it.
+        """
+        import pyarrow as pa
+
+        if rows.empty:
+            return
+        if not self._number:
+            self._number = max((int(part.name.split("-")[1]) for part in self._parts()), default=0)
+            write_json(self.folder / _RECORD, self._key)
+        self._number += 1
+        name = f"part-{self._number:06d}-{self.process:04d}-{self._token}.parquet"  # by name: in the order of time
+        table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
+        write_atomic(self.folder / name, lambda path: _write(path, table.schema, [table]))
+        self._ids[name] = table[self.id_column].to_pylist()
+
+    def done(self) -> set[str]:
+        """The ids of all rows, also those of other processes. Parts that were read before are not read again."""
+        return {each for part in self._parts() for each in self._part_ids(part)}
+
+    def read(self) -> pd.DataFrame:
+        """All rows, sorted by id."""
+        import pyarrow as pa
+
+        return pa.concat_tables([self._schema().empty_table(), *self.batches(sorted(self.done()))]).to_pandas()
+
+    def batches(self, order: Sequence[str]) -> Iterator[pa.Table]:
+        """The rows with these ids, in this order, as tables of 10,000 rows at most. Ids without a row are left out.
+
+        Only one batch and one part are in memory at a time. Parts whose rows are in about this order are read once.
+        """
+        import pyarrow as pa
+
+        rows = {each: (part, k) for part in self._parts() for k, each in enumerate(self._part_ids(part))}
+        present, schema = [each for each in order if each in rows], self._schema()
+        for start in range(0, len(present), _ROWS):
+            positions: dict[Path, list[tuple[int, int]]] = {}
+            for target, each in enumerate(present[start : start + _ROWS]):
+                part, row = rows[each]
+                positions.setdefault(part, []).append((row, target))
+            taken = [self._load(part).take([row for row, _ in pairs]) for part, pairs in positions.items()]
+            table = pa.concat_tables([schema.empty_table(), *taken], promote_options="permissive").combine_chunks()
+            targets = [target for pairs in positions.values() for _, target in pairs]
+            yield table.take(sorted(range(len(targets)), key=targets.__getitem__))
+
+    def merge(self, to: Path, order: Sequence[str] | None = None, metadata: dict[str, str] | None = None) -> Path:
+        """Write one Parquet file with all rows, sorted by id, or with the rows of ``order``; see :meth:`batches`."""
+        order = sorted(self.done()) if order is None else order
+        schema = self._schema().with_metadata(metadata)
+        return write_atomic(to, lambda path: _write(path, schema, self.batches(order)))
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._ids.clear()
+        self._number = 0
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def _part_ids(self, part: Path) -> list[str]:
+        if part.name not in self._ids:
+            self._ids[part.name] = self._load(part, [self.id_column])[self.id_column].to_pylist()
+        return self._ids[part.name]
+
+    def _schema(self) -> pa.Schema:
+        """The columns of all parts: a column without values in one part has a type in another."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schemas = [pq.read_schema(part) for part in self._parts()] or [pa.schema([(self.id_column, pa.string())])]
+        return pa.unify_schemas(schemas, promote_options="permissive")
+
+    def _load(self, part: Path, columns: list[str] | None = None) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.ParquetFile(part).read(columns)
+        except (OSError, pa.ArrowException) as error:
+            raise MachineError(
+                f"{self.folder.name}/{part.name}: cannot be read; delete it and run the command again"
+            ) from error
+
+    def _recorded_key(self) -> dict[str, Any] | None:
+        try:
+            return dict(json.loads((self.folder / _RECORD).read_text()))
+        except (OSError, ValueError):
+            return None
+
+
+def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    with pq.ParquetWriter(path, schema, use_dictionary=texts, write_statistics=texts) as writer:
+        for table in tables:
+            writer.write_table(table.cast(schema), row_group_size=_ROWS)

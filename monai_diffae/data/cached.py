@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from monai_diffae.data.atomic import ProcessLock
-from monai_diffae.data.failures import Failure, SkippedCases
 from monai_diffae.data.fingerprints import digest
-from monai_diffae.data.progress import progress
+from monai_diffae.data.progress import Failure, SkippedCases, progress
 from monai_diffae.data.streamed import (
     Arrays,
     check_size,

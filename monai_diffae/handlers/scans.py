@@ -11,8 +11,8 @@ from monai.engines import Workflow
 
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
-from monai_diffae.data.failures import Failure, count_by_label, write_failures
 from monai_diffae.data.inspection.twins import find_identical, report_twins
+from monai_diffae.data.progress import Failure, count_by_label, write_failures
 from monai_diffae.engines.latent_cases import LatentCases
 from monai_diffae.engines.precision import autocast
 from monai_diffae.engines.trainer import ResumableTrainer, TrainingEvents

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from monai_diffae.data.fingerprints import file_state
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import problem
-from monai_diffae.data.scan_checks import check_colour, scan_of_array
-from monai_diffae.data.scans import Axis, Scan, read_scan, slice_volume
+from monai_diffae.data.scans import Axis, Scan, check_colour, read_scan, scan_of_array, slice_volume
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.policies import Colour, Doubtful, Uneven, check_choice
 

@@ -12,7 +12,7 @@ class WrittenParts(list):
 @pytest.fixture
 def written(monkeypatch):
     """The parts that ``embed`` writes, and a way to interrupt it."""
-    from monai_diffae.data.store import PartStore
+    from monai_diffae.data.atomic import PartStore
 
     parts, original = WrittenParts(), PartStore.append
 

@@ -10,7 +10,7 @@ from dicom_files import OBLIQUE, make_plane, positions, save_enhanced, save_plan
 from pydicom.data import get_testdata_file
 from scan_files import as_nobody
 
-from monai_diffae.data.dicom_series import write_series
+from monai_diffae.data.scan_writing import write_series
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import ConfigError, MachineError, ScanError
 

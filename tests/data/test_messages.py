@@ -5,8 +5,7 @@ import logging
 import pytest
 
 from monai_diffae.data import progress as progress_module
-from monai_diffae.data.failures import Failure, SkippedCases, write_failures
-from monai_diffae.data.progress import progress, track
+from monai_diffae.data.progress import Failure, SkippedCases, progress, track, write_failures
 from monai_diffae.errors import ConfigError
 
 FAILURE = Failure("c1", "c1.nii", 'c1.nii: "odd", cut; copy it again')

@@ -7,10 +7,10 @@ import stat
 import pytest
 from scan_files import save_series
 
-from monai_diffae.data import patient_keys
+from monai_diffae.data import cases as patient_keys
+from monai_diffae.data.cases import KEY_FILE, PatientKey, folder_key, key_beside, with_hashes
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.inspection.listing import list_cases
-from monai_diffae.data.patient_keys import KEY_FILE, PatientKey, folder_key, key_beside, with_hashes
 from monai_diffae.errors import ConfigError, MachineError
 
 pytestmark = pytest.mark.goal(id="R21")

@@ -7,7 +7,7 @@ import SimpleITK as sitk
 from PIL import Image
 from scan_files import shared
 
-from monai_diffae.data.dicom_series import write_series
+from monai_diffae.data.scan_writing import write_series
 from monai_diffae.data.scans import read_scan
 
 

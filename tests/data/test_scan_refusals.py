@@ -12,8 +12,7 @@ from dicom_files import make_plane
 from PIL import Image
 from scan_files import as_nobody, grown_mb, refusal, save_nifti, save_series, values
 
-from monai_diffae.data.scan_checks import scan_of_array
-from monai_diffae.data.scans import read_geometry, read_scan, read_shape, write_scan
+from monai_diffae.data.scans import read_geometry, read_scan, read_shape, scan_of_array, write_scan
 from monai_diffae.errors import ScanError
 
 _MHD = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"

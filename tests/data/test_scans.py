@@ -9,8 +9,7 @@ import SimpleITK as sitk
 from PIL import Image
 from scan_files import refusal, save_nifti, values
 
-from monai_diffae.data.scan_checks import scan_of_array
-from monai_diffae.data.scans import Scan, read_scan, read_shape, slice_volume
+from monai_diffae.data.scans import Scan, read_scan, read_shape, scan_of_array, slice_volume
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.transforms import ReadScand
 

@@ -11,11 +11,10 @@ from PIL import Image
 from scan_files import save_nifti, values
 
 from monai_diffae.data.cases import Case, find_cases, safe_file_name, safe_file_names, safe_id
-from monai_diffae.data.cohort_split import split_cohort
+from monai_diffae.data.cohort_split import expand_slices, gather_slices, split_cohort
 from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.failures import Failure
+from monai_diffae.data.progress import Failure
 from monai_diffae.data.scans import write_scan
-from monai_diffae.data.slice_cases import expand_slices, gather_slices
 from monai_diffae.data.splits import assign_splits
 from monai_diffae.errors import CohortError, ConfigError
 

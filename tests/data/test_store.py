@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from monai_diffae.data.store import PartStore
+from monai_diffae.data.atomic import PartStore
 from monai_diffae.errors import ConfigError, MachineError
 
 

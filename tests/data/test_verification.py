@@ -11,10 +11,10 @@ from scan_files import save_nifti, values
 
 from monai_diffae.apps.training.verify import survey_lines
 from monai_diffae.data.cases import Case
-from monai_diffae.data.failures import Failure
 from monai_diffae.data.formats.scan import Doubt
 from monai_diffae.data.inspection.survey import survey_cohort
 from monai_diffae.data.inspection.verification import Reading, check_cases, read_case, read_cases
+from monai_diffae.data.progress import Failure
 from monai_diffae.data.scans import read_geometry
 from monai_diffae.errors import CohortError
 

@@ -12,7 +12,7 @@ from plain_user import as_plain_user
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.bundle.folders import init_bundle
-from monai_diffae.data import failures
+from monai_diffae.data import progress
 from monai_diffae.data.embeddings import z_matrix
 
 pytestmark = pytest.mark.goal(id="R6")
@@ -23,7 +23,7 @@ LONGEST_LINE = 200
 @pytest.fixture(autouse=True)
 def all_lines(monkeypatch):
     """Not only the first five bad cases have a line on the console."""
-    monkeypatch.setattr(failures, "_MOST_WARNINGS", 100)
+    monkeypatch.setattr(progress, "_MOST_WARNINGS", 100)
 
 
 def check(code, log, folder, record_property):

@@ -22,8 +22,8 @@ from dicom_files import make_plane
 from PIL import Image
 from tiny_bundles import TINY
 
+from monai_diffae.data.cases import KEY_FILE
 from monai_diffae.data.formats.dicom import hash_patient
-from monai_diffae.data.patient_keys import KEY_FILE
 
 pytestmark = pytest.mark.goal(id="R21")
 

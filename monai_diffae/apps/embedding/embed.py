@@ -131,11 +131,10 @@ def embed(
     from monai_diffae.apps.provenance import check_scans, scans_record
     from monai_diffae.apps.session import Session
     from monai_diffae.bundle.config import preprocessing_config
-    from monai_diffae.data.atomic import remove_abandoned
+    from monai_diffae.data.atomic import PartStore, remove_abandoned
+    from monai_diffae.data.cases import folder_key
     from monai_diffae.data.embeddings import read_embeddings, rows_sample, z_matrix
     from monai_diffae.data.fingerprints import scan_states
-    from monai_diffae.data.patient_keys import folder_key
-    from monai_diffae.data.store import PartStore
     from monai_diffae.latents.representation import warn_if_unused
 
     path, process = _table_path(out, cohort, encoder), this_process(part)

@@ -17,10 +17,9 @@ from torch import Tensor
 from monai_diffae.apps.embedding.patches import PatchCutter
 from monai_diffae.apps.processes import Process
 from monai_diffae.bundle.model import TrainedBundle
+from monai_diffae.data.atomic import PartStore
 from monai_diffae.data.cases import Case
-from monai_diffae.data.failures import Failure, SkippedCases
-from monai_diffae.data.progress import progress
-from monai_diffae.data.store import PartStore
+from monai_diffae.data.progress import Failure, SkippedCases, progress
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_hashed_stream, worker_errors
 from monai_diffae.errors import CohortError, MachineError, ScanError, counted
 from monai_diffae.inferers.reconstruction import encode_exactly, images_at_once

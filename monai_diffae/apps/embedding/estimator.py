@@ -24,8 +24,7 @@ from monai_diffae.apps.settings import Reading
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.bundle.model_file import checksum
-from monai_diffae.data.failures import Failure
-from monai_diffae.data.progress import progress
+from monai_diffae.data.progress import Failure, progress
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.inferers.reconstruction import encode_exactly

@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 
 from monai_diffae.apps.embedding.encoding import EncodedCohort, check_any_encoded
 from monai_diffae.bundle import TrainedBundle
-from monai_diffae.data.cases import Case
-from monai_diffae.data.cohort_split import SplitCohort
+from monai_diffae.data.cases import Case, PatientKey
+from monai_diffae.data.cohort_split import SplitCohort, gather_slices, whole_scan
 from monai_diffae.data.embeddings import MAP_COLUMNS, split_rows, z_matrix
-from monai_diffae.data.failures import Failure, count_by_label, write_failures
-from monai_diffae.data.patient_keys import PatientKey
-from monai_diffae.data.slice_cases import gather_slices, whole_scan
+from monai_diffae.data.progress import Failure, count_by_label, write_failures
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.latents import LatentStatistics, principal_components

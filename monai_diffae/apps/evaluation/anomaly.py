@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.session import Session
     from monai_diffae.bundle import Anomaly, AnomalyDetector, ModelCase
     from monai_diffae.data.cases import Case
-    from monai_diffae.data.failures import Failure
+    from monai_diffae.data.progress import Failure
     from monai_diffae.data.scans import Scan
 
 _UNUSUAL = 0.05
@@ -121,8 +121,7 @@ class _AnomalyMaps:
     def run(self, cases: Sequence[Case], failures: Sequence[Failure]) -> dict[str, int]:
         """Process whole scans, or single slices; those that cannot be read are listed in ``failures.csv``."""
         from monai_diffae.data.atomic import write_atomic
-        from monai_diffae.data.failures import SkippedCases, write_failures
-        from monai_diffae.data.progress import track
+        from monai_diffae.data.progress import SkippedCases, track, write_failures
         from monai_diffae.data.streamed import log_failure
 
         rows: list[dict[str, Any]] = []
@@ -182,7 +181,7 @@ class _AnomalyMaps:
 
 def _whole_scans(cases: Sequence[Case]) -> list[Case]:
     """One case per scan: the slices of a volume become the volume."""
-    from monai_diffae.data.slice_cases import gather_slices, whole_scan
+    from monai_diffae.data.cohort_split import gather_slices, whole_scan
 
     volumes, _ = gather_slices(cases, [])
     return [whole_scan(slices[0]) for slices in volumes.values()]

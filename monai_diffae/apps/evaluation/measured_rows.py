@@ -27,7 +27,7 @@ class MeasuredRows:
     """Rows by what they were made from, a batch of cases under one condition each; ``advance`` moves a bar by one."""
 
     def __init__(self, folder: Path, process: Process, advance: Callable[[], None], overwrite: bool) -> None:
-        from monai_diffae.data.store import PartStore
+        from monai_diffae.data.atomic import PartStore
 
         self._process, self._advance = process, advance
         self._store = PartStore(folder, "evaluate", process=process.rank)

@@ -25,7 +25,7 @@ from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
 from monai_diffae.bundle.loading import load_untrained
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.embeddings import read_embeddings
-from monai_diffae.data.failures import Failure, write_failures
+from monai_diffae.data.progress import Failure, write_failures
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import CohortError
 from monai_diffae.pictures import caption, draw_cells

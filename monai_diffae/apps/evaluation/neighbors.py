@@ -184,7 +184,7 @@ class _NeighborSearch:
     ) -> _NeighborSearch:
         """Read the tables and select the cases."""
         from monai_diffae.apps.provenance import model_checksum, preprocessing_differences
-        from monai_diffae.data.patient_keys import KEY_FILE
+        from monai_diffae.data.cases import KEY_FILE
 
         table = _read(embeddings)
         rows = table if queries is None else _read(queries)

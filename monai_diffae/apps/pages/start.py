@@ -226,7 +226,7 @@ class FirstHour:
         """How good the model is, in short."""
         from monai_diffae.bundle.layout import model_file
         from monai_diffae.bundle.model_file import read_description
-        from monai_diffae.data.failures import count_failures
+        from monai_diffae.data.progress import count_failures
         from monai_diffae.latents.representation import LEAST_USAGE
 
         figures = read_description(model_file(self.model)).get("figures", {})

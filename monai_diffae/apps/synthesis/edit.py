@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from monai_diffae.apps.session import CodedCase, ReadCases, Session
     from monai_diffae.bundle import TrainedBundle
-    from monai_diffae.data.cases import Case
-    from monai_diffae.data.patient_keys import PatientKey
+    from monai_diffae.data.cases import Case, PatientKey
     from monai_diffae.latents import Direction
     from monai_diffae.latents.targets import Kind
     from monai_diffae.transforms import NativeSpace
@@ -277,7 +276,7 @@ class _OtherPatients:
     @classmethod
     def read(cls, embeddings: Path, direction: Direction) -> _OtherPatients:
         """Read them from a table of embeddings."""
-        from monai_diffae.data.patient_keys import key_beside
+        from monai_diffae.data.cases import key_beside
 
         table = tables.read_embeddings(embeddings)
         if "patient" not in table or table["patient"].nunique() < 2:

@@ -82,10 +82,10 @@ def list_scans(
     """
     if group_duplicates and skip_twins:
         raise ConfigError("group_duplicates: needs the scans to be read, to find twins; omit skip_twins")
+    from monai_diffae.data.cases import with_hashes
     from monai_diffae.data.inspection.listing import Sources, list_cases, write_listing
     from monai_diffae.data.inspection.survey import look_at
     from monai_diffae.data.inspection.twins import find_twins, group_twins, mark_twins, report_twins
-    from monai_diffae.data.patient_keys import with_hashes
 
     sources = Sources(labels_from_folders, label_column, table, id_column, patient_pattern)
     listing = list_cases(cohort, sources, columns)

@@ -199,8 +199,8 @@ def plan(
     from monai_diffae.apps.training.speed import TIME_KEYS, Work, finest_in_time
     from monai_diffae.bundle.code import check_code
     from monai_diffae.data.cohorts import read_cohort
-    from monai_diffae.data.failures import count_by_label
     from monai_diffae.data.inspection.survey import survey_cohort
+    from monai_diffae.data.progress import count_by_label
 
     overrides = {**colour_values(colour), **overrides}
     target = find_device(device)

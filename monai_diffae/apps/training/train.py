@@ -73,7 +73,7 @@ def train(
         monai_diffae.errors.ConfigError: no_such_bundle: there is no configs/train.json; make a bundle with ...
     """
     from monai_diffae.apps.commands import command_line
-    from monai_diffae.data.failures import count_failures
+    from monai_diffae.data.progress import count_failures
 
     if start_from is not None:
         bundle, out = begin_from(out or bundle, start_from), None

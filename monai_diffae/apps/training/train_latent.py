@@ -59,7 +59,7 @@ def train_latent(
         raise ConfigError(f"{name}: has no effect if there are embeddings; omit {name} or embeddings")
     from monai_diffae.apps.commands import command_line
     from monai_diffae.bundle.model_file import checksum
-    from monai_diffae.data.failures import count_failures
+    from monai_diffae.data.progress import count_failures
 
     checksum(bundle)  # raises an error if the bundle is not trained
     given = {"dataset_dir": cohort, "output_dir": out, "embeddings": embeddings}

@@ -76,9 +76,9 @@ def verify(
         monai_diffae.errors.CohortError: no_such_folder: there is no such folder, table or scan; check the path ...
     """
     from monai_diffae.data.cohorts import read_cohort
-    from monai_diffae.data.failures import Failure
     from monai_diffae.data.inspection.survey import none_usable
     from monai_diffae.data.inspection.verification import read_cases, verify_cases
+    from monai_diffae.data.progress import Failure
 
     if out is not None:
         _check_table(out / _TABLE)

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.data.cases import Case
-from monai_diffae.data.failures import Failure, count_by_label
 from monai_diffae.data.inspection.twins import ScanPrint, scan_print
-from monai_diffae.data.progress import track
+from monai_diffae.data.progress import Failure, count_by_label, track
 from monai_diffae.data.scans import Axis, check_channels, read_geometry, read_scan
 from monai_diffae.data.slices import ras_axes, slice_shape
 from monai_diffae.errors import CohortError, ScanError

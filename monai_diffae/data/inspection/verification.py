@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from monai_diffae.data.atomic import PartStore
 from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import digest, item_hash, scan_states
 from monai_diffae.data.formats.scan import Doubt, Header, Scan
@@ -24,7 +25,6 @@ from monai_diffae.data.inspection.twins import SIZE, ScanPrint, TwinReport, find
 from monai_diffae.data.progress import progress
 from monai_diffae.data.scans import displayed_geometry, read_header, read_with_doubts
 from monai_diffae.data.splits import cases_of_one_file, files_in_two_splits, patients_in_two_splits
-from monai_diffae.data.store import PartStore
 from monai_diffae.errors import ScanError, counted
 
 PERCENTILES = (0, 1, 50, 99, 100)

@@ -17,8 +17,8 @@ from monai_diffae import probe
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.embedding.encoding import encode_stream
 from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.data.cases import KEY_FILE, folder_key
 from monai_diffae.data.embeddings import label_columns, read_embeddings, split_origin, z_matrix
-from monai_diffae.data.patient_keys import KEY_FILE, folder_key
 from monai_diffae.data.scans import write_scan
 from monai_diffae.errors import CohortError, ConfigError
 

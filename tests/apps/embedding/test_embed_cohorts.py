@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.data.atomic import PartStore
 from monai_diffae.data.embeddings import read_embeddings, split_origin
 from monai_diffae.data.formats import nifti
-from monai_diffae.data.store import PartStore
 from monai_diffae.errors import ConfigError, MachineError, ScanError
 
 

@@ -9,7 +9,7 @@ from monai_diffae.apps.evaluation.baselines import PixelBaselines, read_features
 from monai_diffae.apps.evaluation.probe import Comparison, probe
 from monai_diffae.apps.settings import Reading
 from monai_diffae.data.embeddings import read_embeddings
-from monai_diffae.data.failures import Failure, write_failures
+from monai_diffae.data.progress import Failure, write_failures
 from monai_diffae.errors import CohortError, ConfigError
 
 

@@ -6,8 +6,8 @@ import pytest
 from tiny_bundles import STORED, rewrite
 
 from monai_diffae.bundle import checksum
+from monai_diffae.data.cases import KEY_FILE
 from monai_diffae.data.embeddings import read_embeddings
-from monai_diffae.data.patient_keys import KEY_FILE
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from monai_diffae.apps.training.list_scans import list_scans
 from monai_diffae.apps.training.plan import plan
 from monai_diffae.apps.training.sample_data import sample_data
 from monai_diffae.data.cached import CachedCases
+from monai_diffae.data.cases import folder_key
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.inspection.survey import other_channels
 from monai_diffae.data.inspection.twins import ADVICE
-from monai_diffae.data.patient_keys import folder_key
 from monai_diffae.errors import ConfigError
 from monai_diffae.handlers import BadScans
 from monai_diffae.transforms.reading import ReadScand
