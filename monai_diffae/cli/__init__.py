@@ -21,7 +21,6 @@ from cyclopts.exceptions import CycloptsError
 from monai_diffae import __version__
 from monai_diffae.apps.commands import COMMANDS
 from monai_diffae.errors import ConfigError, DiffAEError, find_diffae_error, one_line
-from monai_diffae.lazy import put_off_optional_packages
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 a bug, 2 usage, 3 done but some cases failed (failures.csv), 4 no usable case, "
@@ -215,7 +214,6 @@ def _with_dashes(message: str, names: Collection[str]) -> str:
 
 def main() -> NoReturn:
     """The program: an error of ours becomes one line and an exit code; ``--debug`` shows tracebacks."""
-    put_off_optional_packages()
     try:
         code = build_app().meta()
     except CycloptsError as error:
