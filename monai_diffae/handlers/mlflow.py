@@ -17,7 +17,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.engines import Workflow
-from monai.handlers import MLFlowHandler, mlflow_handler
+from monai.handlers import MLFlowHandler
 
 from monai_diffae.bundle.code import looks_like_path
 from monai_diffae.bundle.config import SEPARATOR, is_formula
@@ -105,9 +105,7 @@ class MLflowTracking(MLFlowHandler):
     def start(self, engine: Engine) -> None:
         """Start or continue the run, and log parameters, tags and the configuration."""
         from mlflow.entities import RunTag
-        from mlflow.exceptions import MlflowException
 
-        mlflow_handler.MlflowException = MlflowException  # see monai_diffae.lazy.put_off_optional_packages
         client = tracking_client(self.tracking_uri, self.output_dir)
         super().__init__(
             self.tracking_uri, experiment_name=self.experiment_name, run_name=self.run_name,
