@@ -51,4 +51,4 @@ def demo(
     """
     logger.info("One real template (MNI152) with simulated variation of known strength: these are not patients.")
     cohort = sample_data(out / "cohort", num_patients=num_patients, size=size)
-    return start(cohort.table, out, minutes=minutes, device=device, yes=True)
+    return start(Path(cohort), out, minutes=minutes, device=device, yes=True)
