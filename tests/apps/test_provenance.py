@@ -19,6 +19,7 @@ from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.apps.synthesis.combine import combine
 from monai_diffae.apps.synthesis.edit import edit
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
+from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model_file import checksum
@@ -113,6 +114,9 @@ def test_every_command_warns_of_z_sem_of_other_preprocessing(labelled, tmp_path,
 
     assert lines(lambda: edit_all("edits")) == [direction, table]
     assert lines(lambda: edit_all("same", overrides=overrides)) == []
+    of_direction = {"direction": tmp_path / "d.json"}
+    assert lines(lambda: grade(labelled.embeddings, tmp_path / "g.csv", **of_direction)) == [direction]
+    assert lines(lambda: grade(other, tmp_path / "h.csv", **of_direction)) == []
     moves = {"directions": {str(tmp_path / "d.json"): 1.0}, "components": {"1": 1.0}, "embeddings": other}
     combined = {"case": ids[0], **moves, **few}
     assert lines(lambda: combine(bundle, cohort, tmp_path / "combined", **combined)) == [direction, table]

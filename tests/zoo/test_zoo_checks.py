@@ -11,13 +11,11 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-import yaml
 from monai.bundle import verify_metadata
 from packaging.specifiers import SpecifierSet
-from zoo_entry import LARGEST_FILE, write_zoo_entry
+from zoo_entry import LARGEST_FILE
 
 from monai_diffae.bundle.folders import names_with_weights
-from monai_diffae.data.fingerprints import file_checksum
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -93,19 +91,3 @@ def test_the_zoos_unit_test_passes(entry, kind, suffix, monkeypatch):
     result = unittest.TextTestRunner(stream=io.StringIO()).run(tests)
     assert result.testsRun
     assert "".join(text for _, text in [*result.errors, *result.failures]) == ""
-
-
-def test_large_files_are_named_with_their_checksum(trained_bundle, tmp_path):
-    bundle = trained_bundle("diffae_2d")
-    values = {"repo": "owner/name", "figures": {"loss": 1.0}, "largest_file": 100_000}
-    with pytest.raises(SystemExit, match=r"models/model.pt: is too large for the zoo; give --address"):
-        write_zoo_entry(bundle, "name", tmp_path / "refused", **values)
-    write_zoo_entry(bundle, "name", tmp_path / "entry", address="https://example.org/v1/", **values)
-    target = tmp_path / "entry" / "models" / "name"
-    assert yaml.safe_load((target / "large_files.yml").read_text()) == {
-        "large_files": [{
-            "path": "models/model.pt", "url": "https://example.org/v1/models/model.pt",
-            "hash_val": file_checksum(bundle / "models" / "model.pt"), "hash_type": "sha256",
-        }]
-    }  # fmt: skip
-    assert not (target / "models" / "model.pt").exists()

@@ -75,14 +75,6 @@ def test_pictures_get_masks_as_pictures_and_bad_ones_are_listed(tiny_bundle, tmp
         assert read_scan(tmp_path / "out" / "maps" / f"{row.id}.nii.gz").array.shape == (1, 20, 30)
 
 
-def test_volumes_of_a_3d_bundle_show_the_planes_through_the_highest_value(tiny_bundle_3d, tmp_path):
-    bundle = shutil.copytree(tiny_bundle_3d.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
-    mdae.calibrate(bundle, tiny_bundle_3d.cohort, split="train", draws=1)
-    mdae.anomaly(bundle, tiny_bundle_3d.cohort, tmp_path / "out", limit=2)
-    assert Image.open(tmp_path / "out" / "anomaly.png").width > 500
-    assert len(list((tmp_path / "out" / "masks").iterdir())) == 2
-
-
 def test_a_volume_is_one_case_of_a_2d_bundle_and_comes_back_in_its_own_space(tiny_bundle, tmp_path):
     source = shared("hippocampus_msd/images/hippocampus_001.nii.gz")
     overrides = {"slice_range": [0.4, 0.6], "slice_step": 3}

@@ -150,16 +150,6 @@ def test_without_held_out_cases(labelled, tmp_path):
     assert "may have been trained on" in (result.folder / "tables.md").read_text()
 
 
-def test_the_program_shows_the_tables(labelled, tmp_path, run):
-    code, out, err = run(
-        "evaluate", tmp_path / "o", "--bundle", labelled.bundle, "--cohort", labelled.cohort, "--steps", 2,
-        "--num-codes", 0, "--device", "cpu",
-    )  # fmt: skip
-    assert code == 0, err
-    assert "Reconstruction from z_sem alone" in out
-    assert out.splitlines()[-1] == str(tmp_path / "o")
-
-
 @pytest.mark.slow
 def test_two_processes_give_the_results_of_one(report, labelled, start_program, monkeypatch, tmp_path):
     out = tmp_path / "out"

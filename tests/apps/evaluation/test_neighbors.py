@@ -141,17 +141,6 @@ def test_queries_with_other_patient_keys_or_preprocessing_are_warned_of(table, w
     assert "other.parquet and e.parquet were made with different preprocessing (percentiles)" in caplog.text
 
 
-def test_complete_results_are_skipped(table, write, tmp_path):
-    path = write(table)
-    first, second = (neighbors(path, tmp_path / "o") for _ in range(2))
-    assert (first.skipped, second.skipped) == (False, True)
-    assert first.unusual_shares == second.unusual_shares
-    with pytest.raises(ConfigError, match="made with other k"):
-        neighbors(path, tmp_path / "o", k=2)
-    record = (tmp_path / "o" / "record.json").read_text()
-    assert "c000" not in record
-
-
 def test_wrong_arguments_are_one_line(table, write, tmp_path):
     path = write(table)
     for options, text in (

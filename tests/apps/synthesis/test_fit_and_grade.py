@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from sklearn.metrics import r2_score, roc_auc_score
 
-from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.synthesis.directions import read_direction
 from monai_diffae.apps.synthesis.edit import edit
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
@@ -193,19 +192,3 @@ def test_a_label_with_the_name_of_a_column_of_ours_does_not_replace_it(table, ch
     np.testing.assert_allclose(graded["distance"], direction.distance(z_matrix(table)) / direction.std)
     assert graded["label_distance"].tolist() == table["wide"].tolist()
     assert result.scores.keys() == {"fitted", "val", "test"}
-
-
-@pytest.mark.goal(id="R24")
-def test_z_sem_of_other_preprocessing_is_warned_of(labelled, table, tmp_path, caplog):
-    """The weights of a direction's model are the same with all overrides, so its file names the preprocessing, too."""
-    other = embed(labelled.bundle, labelled.cohort, tmp_path, overrides={"percentiles": [20, 60]}, device="cpu").path
-    fit_direction(other, tmp_path / "d.json", target="wide")
-    grade(labelled.embeddings, tmp_path / "g.csv", direction=labelled.direction)
-    grade(other, tmp_path / "h.csv", direction=tmp_path / "d.json")
-    assert "preprocessed" not in caplog.text
-    assert "its cross-validated AUROC" in caplog.text  # 8 cases
-    line = "direction 'wide': was fitted to scans that were preprocessed in another way than here, so it does not fit"
-    for embeddings, direction in ((other, labelled.direction), (labelled.embeddings, tmp_path / "d.json")):
-        caplog.clear()
-        grade(embeddings, tmp_path / "h.csv", direction=direction, overwrite=True)
-        assert caplog.messages[0].startswith(line)
