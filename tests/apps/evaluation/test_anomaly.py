@@ -46,6 +46,8 @@ def test_scores_are_those_of_the_detector_whatever_else_is_in_the_run(result, ti
     mdae.anomaly(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "one", cases=[name])
     alone = pd.read_csv(tmp_path / "one" / "anomaly.csv").set_index("id")
     assert alone.loc[name].to_dict() == table.loc[name].to_dict()
+    with pytest.raises(ConfigError, match="made with other quantile"):
+        mdae.anomaly(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "one", cases=[name], quantile=0.5)
     trained = mdae.load_bundle(tiny_bundle.directory, "cpu")
     cohort = pd.read_csv(tiny_bundle.cohort).set_index("id")
     anomaly = AnomalyDetector.load(trained)(trained.open(tiny_bundle.cohort.parent / cohort.loc[name, "image"]))

@@ -93,6 +93,8 @@ def test_an_interrupted_run_resumes(report, labelled, tmp_path, monkeypatch):
     resumed = evaluated(labelled, tmp_path)
     assert len(calls) == 3  # two conditions, of which one was interrupted
     assert resumed.figures == report.figures
+    with pytest.raises(ConfigError, match="made with other steps"):
+        evaluated(labelled, tmp_path, steps=[2])
     calls.clear()
     evaluated(labelled, tmp_path, overwrite=True)  # measures everything again
     assert len(calls) == 2

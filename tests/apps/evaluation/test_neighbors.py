@@ -83,6 +83,10 @@ def test_the_same_patient_is_excluded_unless_asked_for(table, write, tmp_path):
     assert everyone["neighbor"].tolist() == ["c011"]
     assert everyone["distance"].tolist() == [0]
     assert others["neighbor"].item() not in ("c010", "c011")
+    assert neighbors(tmp_path / "e.parquet", tmp_path / "others", **options).skipped
+    for other in ({"k": 2}, {"same_patient": True}):
+        with pytest.raises(ConfigError, match=f"made with other {next(iter(other))}"):
+            neighbors(tmp_path / "e.parquet", tmp_path / "others", **{**options, **other})
 
 
 def test_p_values_are_calibrated_on_training_cases_and_an_outlier_has_the_lowest(table, write, tmp_path):
