@@ -25,8 +25,7 @@ import monai_diffae
 from monai_diffae.errors import CohortError
 from monai_diffae.label.datastore import FolderDatastore, check_tag
 from monai_diffae.label.dicomweb import DicomWebDatastore
-from monai_diffae.label.label_app import AppFolder
-from monai_diffae.label.label_server import silence_monai_label
+from monai_diffae.label.label_app import AppFolder, silence_monai_label
 from monai_diffae.label.strategies import EmbedScoring, strategies
 from monai_diffae.label.task import ServedModel
 from monai_diffae.label.tasks import all_tasks

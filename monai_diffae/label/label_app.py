@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,3 +147,10 @@ def _make_folder(path: Path, bundle: Path, refer: bool) -> AppFolder:
             f"{path.name}: cannot be written ({reason}); free disk space or choose another folder"
         ) from error
     return AppFolder(path)
+
+
+def silence_monai_label() -> None:
+    """Keep MONAI Label from logging requests, ids and paths, in the server and in its jobs."""
+    for name in ("monailabel", "dicomweb_client", "__main__"):  # a job is started as MONAI Label's module
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("timeloop").disabled = True  # it sets its own level

@@ -157,15 +157,10 @@ def _path_with_dcmqi() -> str:
     return path
 
 
-def silence_monai_label() -> None:
-    """Keep MONAI Label from logging requests, ids and paths, in the server and in its jobs."""
-    for name in ("monailabel", "dicomweb_client", "__main__"):  # a job is started as MONAI Label's module
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    logging.getLogger("timeloop").disabled = True  # it sets its own level
-
-
 def set_up_logging(file: Path) -> None:
     """Send the log to the terminal and to a file, of which the last four megabytes are kept."""
+    from monai_diffae.label.label_app import silence_monai_label
+
     root = logging.getLogger()
     if not root.handlers:
         root.addHandler(logging.StreamHandler())
