@@ -1,5 +1,6 @@
 """The benchmarks that are no more than a table run through, on a tiny model."""
 
+import ast
 import json
 import os
 import runpy
@@ -16,6 +17,16 @@ from PIL import Image
 from monai_diffae.data.samples import make_virtual_cohort
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_what_benchmarks_import_from_the_package_and_from_each_other_exists(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    names = {"monai_diffae", *(file.stem for file in BENCHMARKS.glob("*.py"))}
+    for file in BENCHMARKS.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            module = getattr(node, "module", None) or ""
+            if isinstance(node, ast.ImportFrom) and module.partition(".")[0] in names:
+                exec(ast.unparse(node), {})
 
 
 @pytest.mark.slow

@@ -10,10 +10,10 @@ from monai.utils import SpaceKeys
 from scan_files import shared
 from tiny_bundles import rewrite
 
-from monai_diffae.bundle import load_bundle
+from monai_diffae.bundle import checksum, load_bundle
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.scans import write_scan
-from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import Reconstructor, encode_exactly
 
 OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])
@@ -91,19 +91,6 @@ def test_a_volume_in_a_2d_bundle_comes_back_as_the_volume(trained, volume, tmp_p
     assert nib.load(written).get_data_dtype() == np.float32
 
 
-@pytest.mark.parametrize(
-    ("image", "arguments", "error", "message"),
-    [
-        (np.ones((1, 1, 1, 8, 8)), {}, ScanError, r"^image: it has 5 axes, expected \[C, H, W\] or "),
-        (np.eye(8)[None], {"slice": 2}, ConfigError, "^slice: is 2, but the image is 2D and has no slices; "),
-        ("nothing.nii.gz", {}, ScanError, "^nothing.nii.gz: there is no such file; "),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_opened_is_named_in_one_line(trained, image, arguments, error, message):
-    with pytest.raises(error, match=message):
-        trained.open(image, **arguments)
-
-
 def test_the_batch_size_of_the_bundle_changes_no_bit(trained, tiny_bundle, volume):
     other = load_bundle(tiny_bundle.directory, "cpu", {"inferer#batch_size": 1})
     for mode, draws in (("z_sem", 3), ("x_T", 1)):
@@ -160,3 +147,43 @@ def test_tensors_of_other_types(trained):
         assert torch.equal(trained.open(values.to(dtype)).images, expected)
     assert torch.equal(trained.open(values.float().requires_grad_()).images, expected)
     assert torch.equal(trained.open(np.asfortranarray(values.numpy())[..., ::-1][..., ::-1]).images, expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("inferer#step", r"unknown config key 'inferer#step': \S+Inferer takes .*; did you mean 'steps'\?"),
+        ("nope", "nope: the model's description has no such key; see monai-diffae info .*"),
+    ],
+)
+def test_an_override_that_nothing_takes_is_named_in_one_line(tiny_bundle, key, message):
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        load_bundle(tiny_bundle.directory, "cpu", overrides={key: 1})
+
+
+def test_overrides_replace_values_and_add_arguments(tiny_bundle):
+    overrides = {"slice_range": (0.2, 0.8), "inferer#batch_size": 7, "inferer#steps": 5}
+    loaded = load_bundle(tiny_bundle.directory, "cpu", overrides=overrides)
+    assert (loaded.inferer.batch_size, loaded.inferer.steps) == (7, 5)
+    assert list(loaded.config["slice_range"]) == [0.2, 0.8]
+
+
+def test_a_loaded_model_keeps_its_checksum_when_the_folder_gets_another_one(bundle):
+    trained, file = load_bundle(bundle, "cpu"), bundle / "models" / "model.safetensors"
+    before, content = trained.made_from, file.read_bytes()
+    assert before == {"model": checksum(bundle)}
+    rewrite(bundle, lambda tensors: tensors, percentiles=[1, 99])
+    assert not trained.is_current()
+    assert trained.made_from == before
+    file.write_bytes(content)
+    assert trained.is_current()
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"^bundle: there is no models/model\.safetensors"):
+        trained.is_current()
+
+
+def test_a_file_is_a_bundle_without_its_folder(tiny_bundle, tmp_path):
+    file = tmp_path / "any_name.safetensors"
+    file.write_bytes((tiny_bundle.directory / "models" / "model.safetensors").read_bytes())
+    assert load_bundle(file, "cpu").sha256 == checksum(file) == checksum(tiny_bundle.directory)
+    assert load_bundle(file, "cpu").z_sem_usage == 1.0

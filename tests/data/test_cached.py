@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Compose, Lambdad, RandFlipd, RandGaussianNoised, Resized
+from monai.transforms import Compose, RandFlipd, RandGaussianNoised, Resized
+from monai_diffae.data.failures import Failure, SkippedCases, write_failures
 from scan_files import save_nifti, values
 from torch.utils.data import DataLoader, default_collate
 
+from monai_diffae.data import progress as progress_module
 from monai_diffae.data.cached import ArrayStore, CachedCases
 from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.errors import CohortError, ConfigError, MachineError, ScanError
+from monai_diffae.data.progress import progress, track
+from monai_diffae.errors import CohortError, ConfigError, MachineError
 from monai_diffae.transforms import ReadScand, ToModelRanged
 
 TRANSFORM = Compose([ReadScand("image", 3), Resized("image", (4, 4, 4)), ToModelRanged("image")])
@@ -54,22 +57,6 @@ def test_bad_scans_are_skipped_with_one_line(tmp_path, cache, workers, caplog):
     assert cases.contents == expected
 
 
-def test_a_preprocessing_that_fails_for_a_scan_says_what_to_do(tmp_path):
-    def fails_if_bright(image):
-        return image * int(1 / float(image.min() < 99))
-
-    save_nifti(tmp_path / "c9.nii.gz", values(5, 6, 7) + 99)
-    cases = CachedCases(cohort(tmp_path, 1), Compose([ReadScand("image", 3), Lambdad("image", fails_if_bright)]))
-    assert len(cases) == 1
-    assert [(failure.case_id, failure.reason) for failure in cases.failures] == [
-        (
-            "c9",
-            "the preprocessing fails (ZeroDivisionError: float division by zero); omit this case, or check the "
-            "preprocessing",
-        )
-    ]
-
-
 def test_items_are_copies(tmp_path):
     for cache in ("memory", "disk"):
         cases = CachedCases(cohort(tmp_path, 2), TRANSFORM, cache=cache)
@@ -79,13 +66,6 @@ def test_items_are_copies(tmp_path):
     assert torch.equal(cases[-1]["image"], cases[1]["image"])
     with pytest.raises(IndexError):
         cases[2]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_stop_raises_the_scan_error_itself(tmp_path, workers):
-    cases = CachedCases(cohort(tmp_path, 3, bad=(1,)), TRANSFORM, num_workers=workers, on_bad_scan="stop")
-    with pytest.raises(ScanError, match=r"^c1\.nii\.gz: the compressed file ends early"):
-        cases.prepare()
 
 
 def test_cases_that_all_fail_or_differ_in_size(tmp_path):
@@ -154,32 +134,6 @@ def test_disk_cache(tmp_path):
     assert not made.exists()
 
 
-def test_the_cache_of_a_killed_process_is_removed_and_that_of_a_running_one_stays(tmp_path):
-    (tmp_path / "scans").mkdir()
-    items, folder = cohort(tmp_path / "scans", 2), tmp_path / "cache"
-    cases = CachedCases(items, TRANSFORM, cache="disk", cache_dir=folder).prepare()
-    (own,) = folder.iterdir()
-    if (pid := os.fork()) == 0:
-        try:
-            held = CachedCases(items, TRANSFORM, cache="disk", cache_dir=folder, progress=False).prepare()
-            assert held.items
-        finally:
-            os.kill(os.getpid(), 9)
-    os.waitpid(pid, 0)
-    assert len(list(folder.iterdir())) == 2
-    CachedCases(items, TRANSFORM, cache_dir=folder).prepare()  # in memory
-    assert list(folder.iterdir()) == [own]
-    assert cases[1]["image"].shape == (1, 4, 4, 4)
-
-
-def test_a_wrong_setting_is_no_bad_scan(tmp_path):
-    def transform(item):
-        raise ConfigError("size: 7 cannot be divided; use 8")
-
-    with pytest.raises(ConfigError, match="size"):
-        CachedCases(cohort(tmp_path, 2), transform).prepare()
-
-
 def die(item):
     os._exit(9)
 
@@ -199,15 +153,6 @@ def test_many_cases_of_which_some_are_bad(tmp_path, number):
     assert all(torch.equal(cases[i]["image"], good[i]["image"]) for i in range(len(good)))
 
 
-def test_after_five_bad_scans_a_line_refers_to_the_list(tmp_path, caplog):
-    cases = CachedCases(cohort(tmp_path, 10, bad=tuple(range(1, 9))), TRANSFORM)
-    cases.failures_name = "my_failures.csv"
-    assert (len(cases), len(cases.failures)) == (2, 8)
-    lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert len(lines) == 6
-    assert lines[5] == "more cases are skipped; my_failures.csv has all of them"
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full disk")
 @pytest.mark.parametrize("size", [2, 100_000])
 def test_a_disk_that_is_full_is_one_line_also_at_the_end(size):
@@ -219,3 +164,52 @@ def test_a_disk_that_is_full_is_one_line_also_at_the_end(size):
 
     with pytest.raises(MachineError, match=r"^cache_dir: cannot be written \(No space left on device\); choose"):
         fill()
+
+
+FAILURE = Failure("c1", "c1.nii", 'c1.nii: "odd", cut; copy it again')
+
+
+def test_the_list_of_failures_is_replaced_and_deleted_but_never_a_file_of_the_user(tmp_path):
+    path = tmp_path / "new" / "failures.csv"
+    assert write_failures(path, []) == path
+    assert not path.exists()
+    write_failures(path, [FAILURE])
+    assert path.read_text() == 'case_id,file,reason\nc1,c1.nii,"c1.nii: ""odd"", cut; copy it again"\n'
+    write_failures(path, [])
+    assert not path.exists()
+    path.write_text("mine")
+    write_failures(path, [])
+    with pytest.raises(ConfigError, match=r"^failures\.csv: already exists and was not written by this package"):
+        write_failures(path, [FAILURE])
+    assert path.read_text() == "mine"
+
+
+def test_slices_of_one_volume_that_fail_alike_are_one_warning(caplog):
+    skipped = SkippedCases()
+    for volume in "ab":
+        for k in range(9):
+            reason = f"{volume}.nii: the file is empty; copy it again" if k else "another reason"
+            skipped.log(Failure(f"{volume}_z{k:03d}", f"{volume}.nii", reason), volume)
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert lines == [
+        "case a_z000 skipped: another reason",
+        "case a_z001 skipped: a.nii: the file is empty; copy it again",
+        "case b_z000 skipped: another reason",
+        "case b_z001 skipped: b.nii: the file is empty; copy it again",
+    ]
+
+
+def test_without_a_terminal_lines_say_how_far_long_work_is(caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "monai_diffae")
+    seconds = iter([0, 31, 50, 0, 10, 40, 50])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(seconds))
+    assert list(track("ab", "inverting")) == ["a", "b"]
+    with progress(7203, "encoding") as advance:
+        for _ in range(3):
+            advance()
+    assert caplog.messages == [
+        "inverting",
+        "1 of 2 parts, 31 s each, 0:00:31 left",
+        "encoding",
+        "2 of 7203, 20 s each, 40:00:20 left",
+    ]

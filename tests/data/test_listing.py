@@ -24,21 +24,6 @@ def test_class_folders_are_a_label_and_ids_stay_as_given(scans):
     ]
 
 
-def test_class_folders_can_be_ignored_or_renamed(scans):
-    folder = scans(*ULTRASOUND)
-    assert list_cases(folder, Sources(from_folders=False)).labels == {}
-    assert list(list_cases(folder, Sources(label="kind")).labels) == ["kind"]
-    with pytest.raises(CohortError, match="not in two folders of one level"):
-        list_cases(folder / "benign", Sources(from_folders=True))
-
-
-def test_ids_have_their_folders_if_names_occur_twice(scans):
-    folder = scans("train/NORMAL/1.png", "train/NORMAL/2.png", "test/SICK/1.png", "test/SICK/2.png")
-    listing = list_cases(folder)
-    assert [case.id for case in listing.cases] == ["test/SICK/1", "test/SICK/2", "train/NORMAL/1", "train/NORMAL/2"]
-    assert listing.splits == {"train": 2, "test": 2}
-
-
 def test_participants_of_bids_are_joined(scans):
     folder = scans("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/func/sub-01_bold.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz")
     (folder / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t41\tF\nsub-02\tn/a\tM\n")
@@ -86,12 +71,6 @@ def test_scans_with_one_row_or_patient_are_one_patient(scans, tmp_path):
         list_cases(folder, Sources(), {"patient": "x"})
 
 
-def test_rows_that_fit_scans_of_other_folders_are_refused(scans, tmp_path):
-    table, folder = tmp_path / "labels.csv", scans("benign/1.png", "benign/2.png", "malignant/1.png", "malignant/2.png")
-    with pytest.raises(CohortError, match="row 1 fits the scans 'benign/1' and 'malignant/1' of other folders"):
-        list_with(table, "file,age\n1.png,41\n2.png,52\n", folder)
-
-
 def test_a_class_folder_is_not_the_id_of_a_row(scans):
     folder = scans("0/17.png", "0/18.png", "1/19.png", "1/20.png")
     table = folder.parent / "ages.csv"
@@ -101,15 +80,6 @@ def test_a_class_folder_is_not_the_id_of_a_row(scans):
     table.write_text("id,age\n0,1\n1,2\n")
     with pytest.raises(CohortError, match=r"if the folders 0, 1 are not classes, use --no-labels-from-folders"):
         list_cases(folder, Sources(table=table))
-
-
-def test_a_tables_label_wins_over_folders_that_were_not_asked_for(scans, tmp_path):
-    (tmp_path / "labels.csv").write_text("file,label\nbenign (1),0\n")
-    listing = list_cases(scans(*ULTRASOUND), Sources(table=tmp_path / "labels.csv"))
-    assert listing.labels == {"label": {0: 1, None: 3}}
-    assert "labels.csv has a column label, so the folders are not used as labels" in listing.notes
-    with pytest.raises(CohortError, match="its column 'label' is also found in the folders"):
-        list_cases(scans(*ULTRASOUND), Sources(table=tmp_path / "labels.csv", from_folders=True))
 
 
 def test_the_written_table_is_read_as_the_same_cohort(scans, tmp_path):
@@ -132,38 +102,6 @@ def test_another_file_is_replaced_on_request_only(scans, tmp_path):
     assert "benign (1)" in write_listing(listing, table, overwrite=True).read_text()
     with pytest.raises(ConfigError, match=r"the table is a \.csv or \.tsv"):
         write_listing(listing, tmp_path / "scans")
-
-
-def test_the_tables_own_ids_win_over_its_file_names(scans, tmp_path):
-    (tmp_path / "labels.csv").write_text("id,file,age\ncase 1,x/a.png,41\ncase 2,x/b.png,52\n")
-    listing = list_cases(scans("x/a.png", "x/b.png"), Sources(table=tmp_path / "labels.csv"))
-    assert [(c.id, c.labels) for c in listing.cases] == [("case 1", {"age": 41}), ("case 2", {"age": 52})]
-
-
-def test_sessions_with_rows_of_their_own_keep_their_ids(scans, tmp_path):
-    folder = scans(*(f"sub-1/ses-{n}/anat/sub-1_ses-{n}_T1w.nii.gz" for n in (1, 2)))
-    (folder / "participants.tsv").write_text("participant_id\tsession_id\tage\nsub-1\t1\t41\nsub-1\t2\t42\n")
-    cases = read_cohort(write_listing(list_cases(folder), tmp_path / "scans.csv"))
-    assert [(case.id, case.patient, case.labels["age"]) for case in cases] == [
-        ("sub-1_ses-1_T1w", "sub-1", 41),
-        ("sub-1_ses-2_T1w", "sub-1", 42),
-    ]
-
-
-def test_an_id_from_the_table_that_another_scan_has_is_not_used(scans, tmp_path):
-    folder = scans("a.png", "b.png")
-    table = tmp_path / "labels.csv"
-    table.write_text("file,id,age\na.png,b,40\n")
-    listing = list_cases(folder, Sources(table=table))
-    assert [case.id for case in read_cohort(write_listing(listing, tmp_path / "scans.csv"))] == ["a", "b"]
-
-
-def test_a_scan_outside_of_the_folders_of_splits_is_named(scans):
-    folder = scans("train/N/a.png", "train/S/b.png", "test/N/c.png", "test/S/d.png", "logo.png")
-    notes = list_cases(folder).notes
-    assert any("are no column split, because logo is in none of them" in note for note in notes)
-    (folder / "logo.png").unlink()
-    assert not any("no column split" in note for note in list_cases(folder).notes)
 
 
 def test_a_patient_in_two_folders_of_splits_is_refused_when_listed(scans):
@@ -220,11 +158,8 @@ def test_rows_find_their_scans(scans, files, content, rows):
     [
         ("id,age\n1,41\n2,42\n", None, "different rows fit the file name and the folder of '1/2'; use ids with"),
         ("name,age\na,1\n", None, "labels.csv: set id_column to the column that names the scans: name, age"),
-        ("name,age\na,1\n", "MRID", "id_column: labels.csv has no column 'MRID'; it has name, age"),
         ("id,age\na,1\nb,2\na,3\n", None, "labels.csv: the id 'a' is in the rows 1 and 3; keep one row per id"),
         ("id,age\nx,1\n", None, "no id in the column id (e.g. 'x') fits a scan (e.g. 'a'); set id_column to"),
-        ("id,age\na,1\na.png,2\n", None, "the rows 'a' and 'a.png' both fit the scan 'a'; keep one"),
-        ("id,age\n", None, "labels.csv: the table has no rows"),
     ],
 )
 def test_what_cannot_be_joined_is_said(scans, table, id_column, message):
@@ -277,17 +212,6 @@ def test_class_folders_are_found(folders, level):
 def test_other_folders_are_no_classes(folders):
     assert find_class_folders(paths(*folders)).classes == []
     assert find_class_folders(paths("Ann", "Bob", "Eve", each=1)).classes == []
-
-
-def test_splits_get_their_standard_names():
-    found = find_class_folders(paths("Training/a", "valid/b", "TESTING/a", each=2))
-    assert found.splits == ["train"] * 2 + ["val"] * 2 + ["test"] * 2
-    assert found.classes == ["a", "a", "b", "b", "a", "a"]
-
-
-def test_any_level_can_be_asked_for():
-    found = find_class_folders([("x", "patient_01"), ("x", "patient_02"), ("x",)], strict=False)
-    assert found.classes == ["patient_01", "patient_02", None]
 
 
 @pytest.mark.parametrize(

@@ -60,21 +60,6 @@ def test_voxels_and_affine_are_those_of_nibabel(tmp_path, version, suffix):
         assert_same_as_nibabel(save(tmp_path / f"a{suffix}", extensions, version))
 
 
-@pytest.mark.parametrize("suffix", [".nii", ".hdr"])
-@pytest.mark.parametrize("version", [1, 2])
-def test_big_endian_with_a_slope(tmp_path, version, suffix):
-    path = tmp_path / f"a{suffix}"
-    kind = image_class(path, version)
-    header = kind.header_class(endianness=">")
-    header.set_data_dtype(np.dtype(">i2"))
-    image = kind(values(5, 6, 7).astype(">i2"), AFFINE, header)
-    image.header.extensions.append(Nifti1Extension(*AFNI))
-    image.header.set_slope_inter(2, 3)
-    nib.save(image, path)
-    assert path.read_bytes()[:2] == b"\0\0"  # a size of 348 or 540, its high bytes first
-    assert_same_as_nibabel(path)
-
-
 @pytest.mark.parametrize(("version", "suffix"), [(1, ".nii.gz"), (2, ".hdr")])
 def test_a_result_in_the_scans_own_space_has_its_type_and_no_extension(tmp_path, version, suffix):
     source = save(tmp_path / f"in{suffix}", [LARGE, (6, b"Doe^Jane")], version)
@@ -123,17 +108,6 @@ def test_truncated_pairs(tmp_path):
     assert "a.img" in refusal(path)
     with pytest.raises(ScanError, match=r"a\.img"):
         read_shape(path)
-
-
-def test_halves_of_pairs_and_files_of_analyze(tmp_path):
-    save(tmp_path / "a.hdr", [])
-    assert "give its .hdr file" in refusal(tmp_path / "a.img")
-    (tmp_path / "a.hdr").rename(tmp_path / "a.nii")
-    assert "single NIfTI file" in refusal(tmp_path / "a.nii")
-    save(tmp_path / "b.nii", []).rename(tmp_path / "b.hdr")
-    assert ".hdr/.img pair" in refusal(tmp_path / "b.hdr")
-    nib.save(nib.AnalyzeImage(values(4, 4, 4), np.eye(4)), tmp_path / "c.hdr")
-    assert "Analyze" in refusal(tmp_path / "c.hdr")
 
 
 def test_a_pair_in_a_folder_is_one_case_and_its_fingerprint_covers_both_files(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from dicom_files import make_plane
 from PIL import Image
-from scan_files import as_nobody, grown_mb, refusal, save_nifti, save_series, values
+from scan_files import as_nobody, grown_mb, refusal, save_nifti, values
 
 from monai_diffae.data.scans import read_geometry, read_scan, read_shape, scan_of_array, write_scan
 from monai_diffae.errors import ScanError
@@ -91,15 +91,6 @@ def test_a_flipped_bit_in_the_last_row_of_a_png_is_refused(tmp_path):
     content[-25] ^= 1  # before the 4 bytes of zlib's checksum, the chunk's checksum, and the last chunk of 12 bytes
     (tmp_path / "a.png").write_bytes(content)
     assert "the picture is damaged" in refusal(tmp_path / "a.png")
-
-
-def test_simpleitk_and_nibabel_stay_silent(tmp_path, capfd):
-    folder = save_series(tmp_path / "ct")
-    (folder / "006.dcm").write_bytes(b"junk")
-    (tmp_path / "a.mha").write_bytes(b"ObjectType = Image\nNDims = 3\n")
-    for path in (folder, tmp_path / "a.mha", _write_header(tmp_path / "a.nii", pixdim=[1, -1, 1, 1, 0, 0, 0, 0])):
-        refusal(path)
-    assert capfd.readouterr() == ("", "")
 
 
 # ---------------------------------------------------------------- memory, and files of others
@@ -363,12 +354,8 @@ def test_an_array_is_the_scan_that_its_file_is(tmp_path):
     ("array", "affine", "message"),
     [
         (VOLUME[0, 0], None, "image: it has 2 axes, expected .*; add or remove axes"),
-        (np.broadcast_to(np.float32(1), (1, 1024, 1024, 513)), None, "image: its size is .*, 2.0 GiB"),
-        (VOLUME + 1j, None, "image: its values are complex128, not plain numbers"),
         (np.full_like(VOLUME, np.inf), None, "image: 60 of its voxels are NaN or infinite"),
-        (1e12 + VOLUME, None, "image: its values, about 1e.12, are too close together for float32"),
         (VOLUME, np.eye(3), "image: its affine is 3 x 3, expected 4 x 4"),
-        (VOLUME, np.diag([1.0, 0, 1, 1]), "image: its voxel spacing is 1 x 0 x 1 mm"),
         (VOLUME[0], None, "image: it has 3 channels.*, expected 1"),
     ],
 )

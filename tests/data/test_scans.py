@@ -117,17 +117,6 @@ def test_an_axial_slice_shows_the_patients_right_on_the_left():
     assert tuple(np.argwhere(plane == 1)[0]) == (0, 1)
 
 
-def test_slices_that_do_not_exist():
-    volume = Scan(values(1, 3, 3, 3), np.eye(4))
-    for index in (-1, 3):
-        with pytest.raises(ScanError, match="does not exist"):
-            slice_volume(volume, "axial", index)
-    with pytest.raises(ConfigError, match="axis"):
-        slice_volume(volume, "oblique", 0)
-    with pytest.raises(ScanError, match="no slices"):
-        slice_volume(Scan(values(1, 3, 3), np.eye(4)), "axial", 0)
-
-
 # ---------------------------------------------------------------- pictures
 
 
@@ -190,17 +179,3 @@ def test_channels_that_are_equal_but_for_noise_are_grey(colours, colour):
     grey = np.stack([colours[..., 0].astype(float)] * 3)
     grey[1] += 2
     np.testing.assert_array_equal(scan_of_array(grey, channels=1, colour=colour).array, grey[:1])
-
-
-def test_each_kind_of_picture_has_one_behaviour(tmp_path, colours):
-    picture = Image.fromarray(colours)
-    for name, image, channels in (
-        ("palette.png", picture.convert("P"), 3),
-        ("opaque.png", picture.convert("RGBA"), 3),
-        ("cmyk.jpg", picture.convert("CMYK"), 3),
-        ("colour.jpg", picture, 3),
-    ):
-        image.save(tmp_path / name)
-        assert len(read_scan(tmp_path / name).array) == channels
-    Image.fromarray(np.dstack([colours, np.full((8, 10), 128, np.uint8)])).save(tmp_path / "t.png")
-    assert "the picture is partly transparent" in refusal(tmp_path / "t.png")

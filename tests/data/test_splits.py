@@ -1,6 +1,5 @@
 """Splits keep patients together; volumes become slices; ids are unique and safe names of files."""
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -129,30 +128,9 @@ def test_expand_slices(tmp_path):
             expand_slices(volume, **wrong)
 
 
-def test_a_header_that_a_2d_model_cannot_read_is_a_warning(tmp_path, caplog):
-    for name in "ab":
-        save_nifti(tmp_path / f"{name}.nii")
-    save_nifti(tmp_path / "bad.nii", values(4, 5, 6, 2))
-    assert [failure.case_id for failure in split_cohort(tmp_path, spatial_dims=2).failures] == ["bad"]
-    (line,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
-    assert line.startswith("case bad skipped: bad.nii: a 4D file")
-
-
 def slices(name, *indices):
     image = {"image": Path(f"{name}.nii")}
     return [Case(f"{name}_z{k:03d}", image, name, slice_index=k) for k in indices]
-
-
-def test_slices_are_gathered_by_volume_in_their_order():
-    picture = Case("a_z001", {"image": Path("a.png")}, "p")
-    volumes, failures = gather_slices([*slices("b_1", 2, 4), picture, *slices("b", 3)], [])
-    assert {name: [case.id for case in cases] for name, cases in volumes.items()} == {
-        "b_1": ["b_1_z002", "b_1_z004"],
-        "a_z001": ["a_z001"],
-        "b": ["b_z003"],
-    }
-    assert list(volumes) == ["b_1", "a_z001", "b"]
-    assert failures == []
 
 
 def test_a_volume_fails_as_a_whole_and_once():

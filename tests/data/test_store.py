@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from monai_diffae.data.atomic import PartStore
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.errors import ConfigError
 
 
 def rows(*ids: str, error: str | None = None, value: float = 0.0) -> pd.DataFrame:
@@ -47,20 +47,6 @@ def test_parts_of_other_settings_are_refused_or_replaced(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="parts: holds results of other settings"):
         PartStore(tmp_path / "parts", {"size": (32, 32)})
     assert PartStore(tmp_path / "parts", {"size": (32, 32)}, replace=True).done() == set()
-
-
-def test_a_damaged_part_is_named(tmp_path: Path) -> None:
-    PartStore(tmp_path, "a").append(rows("a"))
-    next(tmp_path.glob("*.parquet")).write_bytes(b"PAR1")
-    with pytest.raises(MachineError, match=r"part-.*cannot be read; delete it"):
-        PartStore(tmp_path, "a").done()
-
-
-def test_an_empty_store_reads_as_no_rows(tmp_path: Path) -> None:
-    store = PartStore(tmp_path / "none", "a")
-    assert store.done() == set()
-    assert store.read().empty
-    assert not store.folder.exists()
 
 
 def _append_forever(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Twins: scans that occur twice, as they are or changed, are found, reported and kept together."""
 
 import io
-import json
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from scan_files import values
 
 from monai_diffae.data.cases import Case
 from monai_diffae.data.formats.scan import Scan
-from monai_diffae.data.inspection import twins
 from monai_diffae.data.inspection.survey import look_at
 from monai_diffae.data.inspection.twins import (
     SIZE,
@@ -32,15 +30,6 @@ def test_the_same_voxels_have_the_same_digest_whatever_their_order_in_the_file()
     turned = Scan(array[None, ::-1].swapaxes(2, 3).copy(), np.diag([-1.0, 1, 1, 1])[:, [0, 2, 1, 3]])
     assert scan_print(scan).digest == scan_print(turned).digest
     assert scan_print(scan).thumbnail.shape == (3, SIZE, SIZE)
-
-
-def test_another_size_or_another_voxel_is_another_digest():
-    array = values(1, 6, 8)
-    changed = array.copy()
-    changed[0, 3, 3] += 1
-    assert len({array_print(each).digest for each in (array, array.reshape(1, 8, 6), changed)}) == 3
-    for constant in (np.zeros((1, 40, 40), np.float32), np.full((1, 9, 9, 9), 7, np.float32)):
-        assert array_print(constant).thumbnail is None
 
 
 def saved_again(picture):
@@ -89,15 +78,6 @@ def test_pairs_that_are_no_twins():
     assert twins_of(pair[:1]) == twins_of([]) == []
 
 
-def test_of_very_many_scans_only_identical_ones_are_found(monkeypatch, caplog):
-    monkeypatch.setattr(twins, "_MOST_COMPARED", 2)
-    scan = np.random.default_rng(0).random((1, 40, 40), np.float32)
-    with caplog.at_level("INFO", "monai_diffae"):
-        groups = twins_of([scan, scan + 1, scan, scan + 2])
-    assert groups == [TwinGroup((0, 2), is_identical=True)]
-    assert "3 scans are too many" in caplog.text
-
-
 def test_the_same_pixels_in_two_formats_are_identical(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (3, 60, 50), np.uint8)
     for name, image in (("a.png", pixels[0]), ("b.png", pixels[1]), ("d.png", pixels[2])):
@@ -124,13 +104,6 @@ def test_twins_in_two_splits_cannot_be_one_patient():
         group_twins(cases, [TwinGroup((0, 1), is_identical=True)])
 
 
-def test_marks_of_an_earlier_listing_are_replaced():
-    cases = mark_twins([Case(name, {}, name) for name in "abc"], [TwinGroup((0, 1), is_identical=True)])
-    again = mark_twins(cases, [TwinGroup((1, 2), is_identical=True)])
-    assert [case.labels["twins"] for case in again] == [None, "group 1", "group 1"]
-    assert [case.labels for case in mark_twins(again, [])] == [{}, {}, {}]
-
-
 def test_a_label_named_twins_is_not_replaced_silently():
     with pytest.raises(CohortError, match="column twins of the table has a label, 'monozygotic'"):
         mark_twins([Case("a", {}, "a", labels={"twins": "monozygotic"})], [])
@@ -150,13 +123,3 @@ def test_only_twins_of_other_patients_splits_or_labels_are_problems():
     assert [*report_twins([case("a"), case("b")], []).lines()] == []
     cases = [case(str(i), age=i, ill=i % 2) for i in range(30)]  # measurements with many values may differ
     assert [pair.what for pair in report_twins(cases, [TwinGroup((3, 4), is_identical=False)]).contradictory] == ["ill"]
-
-
-def test_a_long_list_shows_examples_and_json_shows_all():
-    cases = [case(str(i), split="train" if i % 2 else "test") for i in range(20)]
-    report = report_twins(cases, [TwinGroup((i, i + 1), is_identical=True) for i in range(0, 20, 2)])
-    (line,) = report.problems()
-    assert line.startswith("10 groups of twins in different splits: 0 (split test) and 1 (split train); ")
-    assert "and 5 more" in line
-    assert "--group-duplicates" in line
-    assert len(json.loads(json.dumps(report.figures()))["separated"]) == 10

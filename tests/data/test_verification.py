@@ -11,12 +11,10 @@ from scan_files import save_nifti, values
 
 from monai_diffae.apps.training.verify import survey_lines
 from monai_diffae.data.cases import Case
-from monai_diffae.data.formats.scan import Doubt
 from monai_diffae.data.inspection.survey import survey_cohort
 from monai_diffae.data.inspection.verification import Reading, check_cases, read_case, read_cases
 from monai_diffae.data.progress import Failure
 from monai_diffae.data.scans import read_geometry
-from monai_diffae.errors import CohortError
 
 
 def volume(path, shape, spacing, orientation="RAS"):
@@ -60,12 +58,6 @@ def test_percentiles_outliers_and_failures(tmp_path):
     assert summary["spacing_mm"]["p95"][2] > 2
 
 
-def test_a_cohort_without_a_usable_scan_is_refused(tmp_path):
-    Image.fromarray(np.zeros((5, 7), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(CohortError, match="none of 1 scans can be used, the first is 'a': a.png: a 2D image"):
-        survey_cohort([Case("a", {"image": tmp_path / "a.png"}, "a")], 3)
-
-
 def cut(case, num_bytes):
     path = case.images["image"]
     path.write_bytes(path.read_bytes()[:num_bytes])
@@ -100,15 +92,6 @@ def test_a_survey_reads_headers_only(tmp_path):
     assert survey.ids == ["whole", "short", "flat"]
     checked = survey.after_check([Failure("short", "short.nii.gz", "it ends early")])
     assert (checked.ids, len(checked.sizes)) == (["whole", "flat"], 2)
-
-
-def test_a_volume_is_described_as_it_is_displayed(tmp_path):
-    affine = np.diag([1.0, 2, 3, 1])[:, [2, 0, 1, 3]]  # stored with S first
-    path = save_nifti(tmp_path / "a.nii", values(4, 5, 6), affine)
-    for headers in (False, True):
-        reading = read_case(Case("a", {"image": path}, "a"), headers)
-        assert (reading.size, reading.spacing_mm, reading.error) == ((5, 6, 4), (1, 2, 3), "")
-    assert read_case(Case("a", {"image": path}, "a")).intensities[2] == np.median(values(4, 5, 6))
 
 
 def test_all_files_of_a_case_are_read(tmp_path):
@@ -184,11 +167,3 @@ def _judge(readings, outliers=()):
 def test_a_case_is_compared_with_most_others(readings, status, kind):
     last = _judge(readings)[-1]
     assert (last.status, "".join(finding.kind for finding in last.findings)) == (status, kind)
-
-
-def test_doubts_and_outliers_are_findings():
-    doubt = Doubt("uneven", "its slices are uneven", "they are resampled", "resample it")
-    doubtful = Reading(size=(4, 5, 6), spacing_mm=(1, 1, 1), channels=1, doubts=(doubt,))
-    first, second = _judge([doubtful, _VOLUME], ["1"])
-    assert (first.status, first.findings[0].reason) == ("doubtful", "its slices are uneven; they are resampled")
-    assert [finding.kind for finding in second.findings] == ["unusual geometry"]

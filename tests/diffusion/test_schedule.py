@@ -59,11 +59,8 @@ def test_the_schedules_are_those_of_the_papers():
     ("settings", "message"),
     [
         ({"prediction": "eps", "schedule": "rectified_flow"}, "eps.*use prediction 'v'"),
-        ({"prediction": "eps", "zero_terminal_snr": True}, "eps.*use prediction 'v'"),
         ({"spacing": "x"}, "spacing is .*choose one of"),
-        ({"timestep_shift": 0}, "timestep_shift is"),
         ({"schedule": "linear_beta", "nope": 1}, "nope: the schedule linear_beta takes beta_start, beta_end"),
-        ({"schedule": "rectified_flow", "beta_end": 1}, "beta_end: the schedule rectified_flow takes no such argument"),
     ],
 )
 def test_settings_that_give_no_schedule_are_refused(settings, message):
@@ -175,14 +172,6 @@ def test_timesteps_are_as_many_as_steps_ascending_and_in_range(spacing, name, pr
         assert all(type(level) is int for level in t)
         if spacing in ("trailing", "logsnr"):
             assert t[-1] == 999
-
-
-def test_impossible_numbers_of_steps_and_unknown_spacings_are_refused():
-    for steps in (0, 1001):
-        with pytest.raises(ConfigError, match="steps is"):
-            DiffusionSchedule().inference_timesteps(steps)
-    with pytest.raises(ConfigError, match="spacing is 'log'; choose one of: logsnr, leading"):
-        DiffusionSchedule().inference_timesteps(5, "log")
 
 
 @pytest.mark.parametrize(("name", "prediction"), SCHEDULES)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from monai_diffae.engines import training_loader, validation_loader
+from monai_diffae.engines import training_loader
 from monai_diffae.engines.device_settings import DeviceSettings
 from monai_diffae.engines.precision import cpu_has_bf16, resolve_precision
 
@@ -36,13 +36,6 @@ def test_auto_asks_the_gpu_that_is_used(capability, dtype, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (asked.append(device), capability)[1])
     assert resolve_precision("auto", "cuda:1") == dtype
     assert asked == [torch.device("cuda", 1)]
-
-
-def test_loaders_pin_memory_for_a_gpu_only_and_their_workers_persist():
-    for loader in (training_loader, validation_loader):
-        assert loader(range(4), 2, device="cuda").pin_memory
-        assert not loader(range(4), 2, device="cpu").pin_memory
-    assert training_loader(range(4), 2, num_workers=2).persistent_workers
 
 
 def test_workers_never_touch_a_gpu(monkeypatch, tmp_path):

@@ -7,7 +7,6 @@ from torch.distributions import kl_divergence as reference
 from monai_diffae.data import CachedCases
 from monai_diffae.engines import FirstStageEvaluator, FirstStageTrainer, LatentCases, StepDraws
 from monai_diffae.engines.first_stage import kl_divergence
-from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.inferers import FirstStageInferer
 from monai_diffae.networks import FirstStage
 
@@ -149,14 +148,3 @@ def test_latents_that_are_lost_or_cut_are_encoded_again(first_stage, tmp_path):
     second.write_bytes(second.read_bytes()[:-4])
     assert torch.equal(dataset(first_stage, tmp_path)[0]["image"], expected)
     assert first_stage.encoded == 5
-
-
-def test_what_would_mix_up_images_and_latents_is_refused(first_stage, tmp_path):
-    arguments = {"data": [], "transform": read, "cache_dir": tmp_path / "cache", "first_stage": first_stage}
-    with pytest.raises(ConfigError, match="cannot be augmented; set augmentation to null"):
-        LatentCases(**arguments, random_transform=read)
-    with pytest.raises(ConfigError, match="cache is 'none', but cache_latents keeps latents; set cache to 'memory'"):
-        LatentCases(**arguments, cache="none")
-    (tmp_path / "cache").write_text("a file")
-    with pytest.raises(MachineError, match="^latents: cannot be written .* choose another folder$"):
-        dataset(first_stage, tmp_path / "cache").prepare()

@@ -95,11 +95,3 @@ def test_each_seed_step_and_place_has_its_own_numbers_whatever_was_drawn_before(
     first = noise_and_timesteps(3, 4)
     torch.manual_seed(5)
     assert all(torch.equal(one, other) for one, other in zip(first, noise_and_timesteps(3, 4), strict=True))
-
-
-def test_without_draws_in_the_batch_they_come_from_torchs_generator():
-    prepare = AutoencoderPrepareBatch(DiffusionSchedule())
-    torch.manual_seed(1)
-    *_, inputs = prepare({"image": torch.zeros(2, 1, 4, 4)}, torch.device("cpu"))
-    torch.manual_seed(1)
-    assert torch.equal(inputs["noise"], torch.randn(2, 1, 4, 4))

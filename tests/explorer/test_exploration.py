@@ -109,12 +109,6 @@ def test_extremes_are_found_among_all_components(atlas, labelled):
         assert position + Extreme(1, position, position, 0.1).to_typical == pytest.approx(np.copysign(2, position))
 
 
-def test_the_nearest_other_patient_of_a_case_is_its_first_neighbor(atlas):
-    for row in range(len(atlas.cases)):
-        nearest, distance = atlas.nearest_other(atlas.z_norm[row], row)
-        assert (nearest, pytest.approx(distance, rel=1e-4)) == atlas.neighbors(row)[0]
-
-
 def test_only_cases_of_the_cohort_are_on_the_map_but_all_training_cases_count(labelled, explored, tmp_path):
     some = Atlas.open(labelled.embeddings, explored.atlas.cases[:3], 2)
     assert len(some.cases) == 3

@@ -207,23 +207,6 @@ def test_a_click_on_the_map_opens_the_case_under_it(page, explored):
     assert page.page.locator("#case-id").text_content() == explored.atlas.cases[3].id
 
 
-def test_keys_walk_through_cases_and_undo(page):
-    page.move(lambda: page.page.keyboard.press("n"))
-    first = page.page.locator("#case-id").text_content()
-    page.move(lambda: page.page.keyboard.press("p"))
-    assert page.page.locator("#case-id").text_content() != first
-    plain = page.pixels()
-    page.move(lambda: page.page.keyboard.press("d"))
-    assert page.pixels() != plain
-    page.move(lambda: page.page.keyboard.press("r"))
-    assert page.pixels() == plain
-    page.page.keyboard.down("f")
-    assert page.page.locator("figcaption").nth(1).text_content() == "Scan"
-    page.page.keyboard.up("f")
-    page.page.keyboard.press("/")
-    assert page.page.evaluate("document.activeElement.id") == "search"
-
-
 def test_a_drag_shows_the_image_of_its_last_place(page):
     """Many moves in a row: previews follow, and the full image is that of the last one."""
     open_first(page)

@@ -1,17 +1,12 @@
 """What a training shows of its figures and of its scans."""
 
-import io
 import logging
 import shutil
-from types import SimpleNamespace
 
 import pandas as pd
-from PIL import Image
-from rich.console import Console
 
 from monai_diffae.bundle.model_file import read_description
-from monai_diffae.handlers import TrainingProgress, progress
-from monai_diffae.pictures.charts import draw_curves
+from monai_diffae.handlers import progress
 
 
 def test_a_training_draws_each_row_of_its_curves_once_and_warns_once_at_its_end(
@@ -35,23 +30,6 @@ def test_a_training_draws_each_row_of_its_curves_once_and_warns_once_at_its_end(
     assert warning.startswith(f"z_sem_usage {usage:.3f}: ")
     assert read_description(tmp_path / "out" / "models" / "model.safetensors")["figures"]["z_sem_usage"] == usage
     assert "twins" not in caplog.text
-
-
-def test_the_curves_have_a_panel_for_probes_if_there_are_any(tmp_path):
-    frame = pd.DataFrame({"images_seen": [10, 20], "loss": [1.0, 0.5], "validation_loss": [None, 0.6]})
-    draw_curves(frame, tmp_path / "without.png")
-    for end, value in (("", 0.7), ("low_of_", 0.6), ("high_of_", 0.8)):
-        frame[f"validation_{end}probe_age"] = [None, value]
-    draw_curves(frame, tmp_path / "with.png")
-    widths = [Image.open(tmp_path / name).width for name in ("without.png", "with.png")]
-    assert widths == [1080, 1560]
-
-
-def test_a_usage_that_is_not_defined_says_why():
-    shown, metrics = io.StringIO(), {"loss": 0.5, "z_sem_usage": float("nan")}
-    bar = TrainingProgress(console=Console(file=shown))
-    bar._show_validation(SimpleNamespace(state=SimpleNamespace(metrics=metrics)))
-    assert shown.getvalue() == "validation: loss 0.5  z_sem_usage not defined, as there is no other image\n"
 
 
 def test_a_training_warns_of_twins_and_lists_a_bad_scan(make_workflow, small_cohort, tmp_path, caplog):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from monai_diffae.diffusion import SOLVERS, DiffusionSchedule
+from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer, encode_exactly
 from monai_diffae.inferers.autoencoding import FastDecoder
@@ -136,45 +136,6 @@ def test_the_evaluations_of_a_round_trip_can_be_bounded(inferer, network, images
         few.round_trip(images, network, z_sem, max_evaluations=-1)
 
 
-@pytest.mark.parametrize(
-    ("settings", "inversion", "decoding"),
-    [
-        ({}, 20, 20),
-        ({"steps": 10, "invert_steps": 5}, 5, 10),
-        ({"solver": "heun", "steps": 9}, 9, 9),
-        ({"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 10, "invert_steps": 25}, 25, 10),
-    ],
-)
-def test_steps_are_network_evaluations(inferer, network, images, evaluations, settings, inversion, decoding):
-    inferer = DiffusionAutoencoderInferer(inferer.schedule, **settings)
-    x_T = inferer.invert(images, network)
-    assert len(evaluations) == inversion
-    inferer.decode(inferer.encode(images, network), x_T, network)
-    assert len(evaluations) == inversion + decoding
-
-
-# not eps: where there is hardly any signal, x0 cannot be computed from an untrained network's eps
-@pytest.mark.parametrize(
-    ("name", "solver"), [("linear_beta", "adams"), *(("rectified_flow", solver) for solver in SOLVERS)]
-)
-def test_the_default_inversion_undoes_every_solver_better_than_the_papers(name, solver, network, images):
-    schedule = DiffusionSchedule(schedule=name, prediction="v")
-
-    def error(**settings):
-        inferer = DiffusionAutoencoderInferer(schedule, solver=solver, steps=21, **settings)
-        return float((inferer.reconstruct(images, network) - images).square().mean())
-
-    assert error() < error(inversion="ddim") / 3
-
-
-def test_an_inferer_can_be_replaced_by_one_with_other_arguments(inferer, network, images):
-    other = inferer.replace(steps=3, solver="ddim")
-    assert (other.steps, other.invert_steps, other.schedule) == (3, 3, inferer.schedule)
-    expected = DiffusionAutoencoderInferer(inferer.schedule, steps=3, solver="ddim", clip=False)
-    assert torch.equal(other.reconstruct(images, network), expected.reconstruct(images, network))
-    assert inferer.replace().steps == inferer.steps
-
-
 def test_volumes_are_processed_slice_by_slice_by_a_2d_network(inferer, network, evaluations):
     inferer = inferer.replace(steps=3, batch_size=4, invert_tolerance=None)
     volumes = torch.rand(2, 1, 16, 16, 5) * 2 - 1
@@ -220,10 +181,7 @@ def test_in_autocast_the_network_is_fast_and_the_solver_exact(inferer, network, 
     ("settings", "message"),
     [
         ({"inversion": "exact"}, "inversion is 'exact'; choose one of: implicit, ddim"),
-        ({"steps": 0}, "steps is 0"),
         ({"solver": "heun", "steps": 5000}, "steps is 5000; it must be between 1 and 1999"),
-        ({"inversion": "ddim", "invert_steps": 1001}, "invert_steps is 1001; it must be between 1 and 1000"),
-        ({"clip": "maybe"}, "clip is 'maybe'; it must be true or false"),
     ],
 )
 def test_invalid_settings_are_refused_at_construction(inferer, settings, message):

@@ -53,13 +53,6 @@ def test_codes_without_a_unique_arc_between_them_are_refused(factor):
             slerp(a, b, [0, 0.5, 1])
 
 
-def test_codes_that_do_not_match_are_refused():
-    with pytest.raises(ConfigError, match=r"shape \(1, 4\) and \(1, 5\)"):
-        slerp(torch.ones(1, 4), torch.ones(1, 5), [0.5])
-    with pytest.raises(ConfigError, match="give one of each"):
-        slerp(torch.ones(2, 4), torch.ones(2, 4), [0.5])
-
-
 def test_slices_are_those_along_the_last_axis_one_volume_after_the_other_and_the_way_back_is_exact():
     volumes, codes = torch.randn(2, 1, 4, 5, 3), torch.randn(2, 3, 6)
     slices = to_slices(volumes)
@@ -85,14 +78,6 @@ def test_up_and_down_are_the_same_trajectory(network, images, schedule):
     down = decoded_trajectory(inferer, up[:, 0], network, z_sem, levels)
     assert torch.equal(down[:, 0], up[:, 0])
     assert (down - up).square().mean() < 1e-3
-
-
-def test_more_steps_than_the_decoder_has_are_refused(network):
-    inferer = DiffusionAutoencoderInferer(DiffusionSchedule(**FLOW), steps=4)
-    assert few_levels(inferer, 4) == inferer.schedule.decoding_levels(4)
-    for steps in (0, 5, 2.5):
-        with pytest.raises(ConfigError, match=f"steps is {steps}; it must be a whole number between 1 and 4"):
-            few_levels(inferer, steps)
 
 
 @pytest.fixture
@@ -129,10 +114,3 @@ def test_a_round_trip_refines_x_T_only_where_the_exact_decoder_needs_it(exact, n
     assert not torch.allclose(fast_decoded, decoded, atol=1e-4)
     unchecked = fast(exact, network, 2).replace(invert_tolerance=None).round_trip(images, network)[0]
     assert torch.equal(unchecked, exact.invert(images, network))
-
-
-def test_without_a_fast_decoder_it_is_refused(exact, network, images):
-    with pytest.raises(ConfigError, match="there is no fast decoder; train it with monai-diffae distill"):
-        exact.replace(decoder="fast").reconstruct(images, network)
-    with pytest.raises(ConfigError, match="decoder is 'slow'; choose one of: exact, fast"):
-        exact.replace(decoder="slow")

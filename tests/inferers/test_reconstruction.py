@@ -63,13 +63,6 @@ def test_draws_are_averaged_and_the_first_is_that_of_a_single_one(inferer, netwo
     assert spread[1] < spread[0] / 4  # the mean depends less on the noise
 
 
-def test_wrong_modes_and_draws_are_refused(inferer):
-    with pytest.raises(ConfigError, match="'z' is not one of x_T, z_sem"):
-        Reconstructor(inferer, mode="z")
-    with pytest.raises(ConfigError, match="^draws is 0; it must be a whole number, at least 1$"):
-        Reconstructor(inferer, "z_sem", draws=0)
-
-
 # -- estimates from noised images: deterministic, and between the image itself and what z_sem alone gives -------------
 
 

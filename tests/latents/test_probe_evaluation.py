@@ -7,7 +7,7 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, mean_abso
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing.evaluation import ProbeSettings, evaluate_probes
-from monai_diffae.latents.probing.features import FeatureSet, intensity_statistics
+from monai_diffae.latents.probing.features import FeatureSet
 from monai_diffae.latents.probing.nested import (
     cross_validation_folds,
     few_label_scores,
@@ -139,15 +139,6 @@ def test_features_are_finite_and_pca_is_fitted_to_the_training_cases_of_a_fold()
     first, second = (FeatureSet.pca(x, 3).extract(train) for x in (images, changed))
     np.testing.assert_allclose(first[:20], second[:20], atol=1e-5)
     assert not np.allclose(first, FeatureSet.pca(images, 3).extract(train + 10), atol=0.1)
-
-
-def test_intensity_statistics_are_moments_and_deciles():
-    images = np.random.default_rng(2).normal(3, 2, size=(2, 2, 50, 50))
-    statistics = intensity_statistics(images)
-    assert statistics.shape == (2, 26)
-    np.testing.assert_allclose(statistics[:, :2], [[3, 3]] * 2, atol=0.15)
-    np.testing.assert_allclose(statistics[0, 2 * 8], np.median(images[0, 0]))
-    assert np.isfinite(intensity_statistics(np.zeros((1, 1, 4, 4)))).all()
 
 
 def test_feature_sets_are_compared_on_the_same_cases_and_targets_that_cannot_be_probed_are_omitted():

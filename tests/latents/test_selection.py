@@ -40,14 +40,6 @@ def test_every_selection_is_the_farthest_from_all_before_it_and_the_radius_at_mo
     assert radius(z, z[farthest_first(z, np.empty((0, 2)), 3)]) <= 2 * best
 
 
-def test_a_longer_selection_begins_with_the_shorter_and_ends_with_the_cases():
-    z = codes(0)
-    rows = farthest_first(z, z[:0], 99)
-    assert sorted(rows) == list(range(40))
-    np.testing.assert_array_equal(farthest_first(z, z[:0], 7), rows[:7])
-    np.testing.assert_array_equal(farthest_first(z, z[rows[:3]], 8)[:4], rows[3:7])
-
-
 def test_of_equals_the_first_row_is_selected_duplicates_come_last_and_weights_multiply_the_distances():
     z = np.array([[1.0], [-1.0], [1.0], [0.0], [0.0]])
     assert farthest_first(z, [[0.0]], 5).tolist() == [0, 1, 2, 3, 4]
@@ -73,19 +65,6 @@ def test_typical_cases_are_those_of_regions_not_yet_covered():
         assert np.linalg.norm(z[row] - own.mean(axis=0)) < np.median(far)
     covered = np.flatnonzero(np.isin(blob, [0, 2]))[[0, -1]]
     assert blob[typical_first(z, covered, 2)].tolist() == [1, 3]
-
-
-def test_typical_cases_are_new_and_as_many_as_there_are():
-    z = codes(0)
-    covered = [0, 5, 39]
-    rows = typical_first(z, covered, 99, seed=1)
-    assert sorted([*rows, *covered]) == list(range(40))
-    np.testing.assert_array_equal(typical_first(z, covered, 99, seed=1), rows)
-    assert typical_first(np.ones((3, 2)), [0], 5).tolist() == [1, 2]
-    assert typical_first(z, range(40), 3).tolist() == []
-    many = codes(0, 3000, 4)  # more than one cluster
-    (row,) = typical_first(many, [], 1)
-    assert np.linalg.norm(many[row]) < np.median(np.linalg.norm(many, axis=1))
 
 
 @pytest.fixture
@@ -118,14 +97,6 @@ def test_diversity_does_not_depend_on_the_units_of_the_dimensions(z_sem):
     z = LatentStatistics.of(z_sem).normalise(z_sem)
     np.testing.assert_array_equal(np.arange(1, 50)[farthest_first(z[1:], z[:1], 8)], rows)
     np.testing.assert_array_equal(select("diversity", z_sem * [1, 100, 3, 7], 8, labelled=[0]), rows)
-
-
-def test_uncertain_cases_are_the_most_uncertain_of_those_left(z_sem):
-    labels = KINDS["classes"]
-    scores = uncertainty(LatentStatistics.of(z_sem).normalise(z_sem), LABELLED, labels)
-    rows = select("uncertain", z_sem, 4, labelled=LABELLED, labels=labels)
-    scores[LABELLED] = -1
-    np.testing.assert_array_equal(rows, np.argsort(-scores, kind="stable")[:4])
 
 
 def test_mixed_takes_one_of_two_equal_uncertain_cases():

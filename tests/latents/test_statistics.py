@@ -7,7 +7,7 @@ from sklearn.preprocessing import StandardScaler
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents import dci
-from monai_diffae.latents.components import PixelComponents, principal_components
+from monai_diffae.latents.components import principal_components
 from monai_diffae.latents.representation import scores_of_importance
 from monai_diffae.latents.statistics import LatentStatistics, active_dimensions, whitening
 from monai_diffae.networks import LatentMLP
@@ -31,14 +31,6 @@ def test_normalised_z_is_that_of_scikit_learn_and_of_the_latent_network_and_come
     np.testing.assert_allclose(statistics.denormalise(normalised[7]), z[7], rtol=1e-5, atol=1e-6)
 
 
-def test_moving_is_a_step_in_normalised_z(z):
-    statistics, step = LatentStatistics.of(z), np.array([0.5, 0, -2, 1, 0])
-    moved = statistics.moved(z, step)
-    expected = statistics.denormalise(statistics.normalise(z.astype(np.float64)) + step)
-    np.testing.assert_allclose(moved, expected, rtol=1e-5)
-    np.testing.assert_array_equal(moved[:, [1, 4]].view(np.uint32), z[:, [1, 4]].view(np.uint32))
-
-
 def test_dimensions_that_never_vary_are_left_alone_and_small_ones_are_not(z, caplog):
     np.testing.assert_allclose(LatentStatistics.of(z * 1e-6).std, z.std(axis=0) * 1e-6, rtol=1e-4)
     z = z.astype(np.float64)
@@ -48,22 +40,6 @@ def test_dimensions_that_never_vary_are_left_alone_and_small_ones_are_not(z, cap
         assert statistics.std[2] == 1
         assert np.abs(statistics.normalise(z)[:, 2]).max() < 1e-6
     assert caplog.text.count("1 of 5 dimensions") == 2
-
-
-def test_z_without_statistics_of_another_size_or_not_finite_is_refused(z):
-    for wrong, message in (
-        (z[:1], "1 cases are too few"),
-        (np.where(z > 15, np.nan, z), "cases hold values that are not finite"),
-        (np.full((4, 3), 0.1), "same for all 4 cases"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            LatentStatistics.of(wrong)
-    statistics = LatentStatistics.of(z)
-    for run in (statistics.normalise, statistics.denormalise, lambda z: statistics.moved(z, np.ones(5))):
-        with pytest.raises(ConfigError, match="z_sem of the same model"):
-            run(z[:, :4])
-        with pytest.raises(ConfigError, match="1 of 1 cases"):
-            run(np.full(5, np.nan))
 
 
 def test_the_training_set_has_a_mean_deviation_of_one(z):
@@ -138,26 +114,6 @@ def test_a_traversal_goes_by_standard_deviations_and_starts_at_the_case(mixed_z,
     along = components.statistics.normalise(traversed.astype(np.float64)) @ components.directions.T
     np.testing.assert_allclose(along - along[1], np.outer(strengths, components.stds * [0, 1, 0, 0]), atol=1e-5)
     np.testing.assert_array_equal(components.traverse(mixed_z[4:5], 1, strengths), traversed)
-
-
-@pytest.fixture
-def images():
-    """300 images of three components with noise, in 6 batches."""
-    rng = np.random.default_rng(0)
-    codes, axes = rng.normal(size=(300, 3)) * [30, 10, 3], np.linalg.qr(rng.normal(size=(40, 3)))[0].T
-    return (codes @ axes + 100 + rng.normal(0, 0.1, (300, 40))).reshape(300, 1, 5, 8)
-
-
-def test_pixel_components_do_not_depend_on_the_batches(images):
-    whole = PixelComponents.fit([images], 3).features(images)
-    batches = PixelComponents.fit(np.split(images, 6), 3).features(images)
-    for i in range(3):
-        assert abs(np.corrcoef(whole[:, i], batches[:, i])[0, 1]) > 0.999
-    assert np.sqrt((whole**2).mean()) == pytest.approx(1, rel=0.01)
-    one, other = (PixelComponents.fit(iter([images]), 40) for _ in range(2))
-    assert (one.axes == other.axes).all()
-    assert PixelComponents.fit([images[:5]], 40).features(images).shape == (300, 4)
-    assert np.isfinite(PixelComponents.fit([np.ones((3, 2))], 2).features(np.ones((1, 2)))).all()
 
 
 def measured(z, factors):

@@ -13,7 +13,6 @@ from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.latents import copying_ratio
 from monai_diffae.latents.neighbors import p_values
-from monai_diffae.latents.representation import LEAST_USAGE, warn_if_unused
 from monai_diffae.metrics import (
     CopyingRatio,
     ImageQuality,
@@ -249,14 +248,6 @@ def test_the_loss_of_a_level_is_the_targets_with_each_code_on_the_same_noisy_ima
     losses = level_losses(x0, codes, Knowing(), inferer, 700, noise)
     assert losses["right"].tolist() == [0, 0, 0]
     assert losses["wrong"].tolist() == [0, 1, 4]
-
-
-@pytest.mark.parametrize(("usage", "is_bad"), [(0.98, True), (1.099, True), (LEAST_USAGE, False), (None, False)])
-def test_below_a_usage_of_1_1_one_line_warns(caplog, usage, is_bad):
-    warn_if_unused(usage)
-    lines = [record.message for record in caplog.records]
-    assert len(lines) == is_bad
-    assert all(line.startswith(f"z_sem_usage {usage:.3f}: the decoder hardly uses z_sem") for line in lines)
 
 
 @pytest.fixture

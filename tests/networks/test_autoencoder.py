@@ -86,16 +86,6 @@ def test_context_may_be_the_image_or_its_z(spatial_dims):
     torch.testing.assert_close(network(x0), network(x0, torch.zeros(2, dtype=torch.long), z_sem))
 
 
-def test_output_is_0_at_initialisation_and_only_the_head_learns():
-    network = build_autoencoder(2, **SMALL)
-    x0, x_t, t = images(network)
-    out = network(x_t, t, x0)
-    assert out.abs().max() == 0
-    (out - x0).square().mean().backward()
-    assert network.unet.head[2].weight.grad.abs().max() > 0
-    assert all(parameter.grad.abs().max() == 0 for parameter in network.encoder.parameters())
-
-
 @pytest.mark.parametrize("z_grid", [1, 2])
 def test_checkpointing_gives_the_same_gradients(z_grid):
     gradients = []
@@ -117,19 +107,6 @@ def test_scripted_network_gives_the_same(spatial_dims, z_grid):
     z_sem = network.encode(x0)
     for arguments in [(x0,), (x_t, t, x0), (x_t, t.float(), z_sem), (x_t, t, z_sem[:, None])]:
         torch.testing.assert_close(scripted(*arguments), network(*arguments))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_encoder_and_denoiser_compile_without_a_graph_break(spatial_dims):
-    """torch.compile and torch.export find nothing that they would have to leave to Python."""
-    network = small(spatial_dims, channel_mult=(1,), attention_levels=(0,), z_grid=2)
-    x0, x_t, t = images(network)
-    with torch.no_grad():
-        z_sem = network.encode(x0)
-        assert torch.equal(torch.compile(network.encode, fullgraph=True, backend="eager")(x0), z_sem)
-        compiled = torch.compile(network, fullgraph=True, backend="eager")
-        assert torch.equal(compiled(x_t, t, z_sem), network(x_t, t, z_sem))
 
 
 @pytest.mark.parametrize(("spatial_dims", "z_grid"), [(2, 1), (3, (1, 3, 1))])
@@ -167,16 +144,6 @@ def test_it_gives_what_its_two_networks_give_to_the_bit(spatial_dims):
     assert network.state_dict().keys() == names
     in_bundles = ("encoder.stem.weight", "encoder.head.4.weight", "unet.z_map.linear.weight", "unet.time_embed.0.bias")
     assert set(in_bundles) < names
-
-
-def test_components_that_are_no_networks_or_do_not_fit_are_refused():
-    unet = DenoisingUNet(2, base_channels=8, channel_mult=(1,), z_channels=12)
-    with pytest.raises(ConfigError, match=r"^encoder is a dict; it must be a network \(torch.nn.Module\)$"):
-        DiffusionAutoencoder({"_target_": "SemanticEncoder"}, unet)
-    with pytest.raises(ConfigError, match=r"^z_channels differs: 16 in the encoder \(SemanticEncoder\), 12 in the UN"):
-        DiffusionAutoencoder(SemanticEncoder(2, z_channels=16, base_channels=8, channel_mult=(1,)), unet)
-    with pytest.raises(ConfigError, match="^spatial_dims differs: 3 in the encoder"):
-        DiffusionAutoencoder(SemanticEncoder(3, z_channels=12, base_channels=8, channel_mult=(1,)), unet)
 
 
 def test_weights_of_which_none_is_of_this_network_are_refused():
@@ -269,22 +236,6 @@ def test_parameters_are_those_of_the_official_configurations(name, unet, encoder
     sizes = [sum(parameter.numel() for parameter in part.parameters()) for part in (network.unet, network.encoder)]
     assert sizes == [unet, encoder]
     assert network.size_divisors == (divisor, divisor)
-
-
-def test_flat_arguments_go_where_they_are_known():
-    with torch.device("meta"):
-        network = build_autoencoder(
-            2, 3, base_channels=8, channel_mult=(1, 2), num_heads=2, dropout=0.3, encoder_in_channels=1,
-            encoder_num_heads=4, encoder_attention_levels=(0,), encoder_base_channels=None,
-        )  # fmt: skip
-    unet, encoder = network.unet.config, network.encoder.config
-    assert (unet["in_channels"], encoder["in_channels"]) == (3, 1)
-    assert unet["base_channels"] == encoder["base_channels"] == 8  # None is the default
-    assert (unet["channel_mult"], encoder["channel_mult"]) == ([1, 2], [1, 2, 2])
-    assert (unet["num_heads"], encoder["num_heads"]) == (2, 4)
-    assert (unet["attention_levels"], encoder["attention_levels"]) == ([], [0])
-    assert unet["dropout"] == 0.3
-    assert "dropout" not in encoder
 
 
 def test_arguments_that_no_network_has_are_one_line():

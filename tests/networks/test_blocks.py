@@ -1,26 +1,19 @@
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from monai_diffae.errors import ConfigError
-from monai_diffae.networks.arguments import level_widths
 from monai_diffae.networks.blocks import (
     CellMeans,
     ChannelGroupNorm,
     HalvingPool,
-    PositionAttention,
-    TwoConditionBlock,
     ZMap,
     conv3,
     group_count,
 )
-
-
-def randomise(module):
-    """Zero-initialised layers too, so that every path shows."""
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return module
+from monai_diffae.networks.kernels import exact_convolutions, reproducible_kernels
 
 
 def test_groups_are_the_largest_divisor_up_to_32():
@@ -33,19 +26,6 @@ def test_group_norm_is_computed_in_float32():
     norm = ChannelGroupNorm(64).bfloat16()
     expected = F.group_norm(x.bfloat16().float(), 32).bfloat16()
     torch.testing.assert_close(norm(x.bfloat16()), expected, rtol=2**-7, atol=1e-4)  # one last bit of bfloat16
-
-
-def test_two_condition_block_is_time_first_then_z_before_silu():
-    """The equations of the official code, step by step."""
-    torch.manual_seed(0)
-    block = randomise(TwoConditionBlock(2, 8, 12, time_channels=6, z_channels=5)).eval()
-    x, t, z = torch.randn(2, 8, 4, 4), torch.randn(2, 6), torch.randn(2, 5)
-    h = block.conv1(F.silu(F.group_norm(x, 8, block.norm1.weight, block.norm1.bias)))
-    t_scale, t_shift = block.time_projection(F.silu(t))[..., None, None].chunk(2, dim=1)
-    h = F.group_norm(h, 12, block.norm2.weight, block.norm2.bias) * (1 + t_scale) + t_shift
-    h = h * (1 + block.z_projection(F.silu(z))[..., None, None])
-    expected = block.skip(x) + block.conv2(F.silu(h))
-    torch.testing.assert_close(block(x, t, block.z_scale(z)), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [(1, 2), (2, 2, 2), (2, 2, 1)])
@@ -75,28 +55,6 @@ def test_gradients_of_3d_convolutions_in_bfloat16(size, kernel_size):
         assert error < 0.02
 
 
-@pytest.mark.parametrize("num_heads", [1, 4])
-def test_attention_is_the_softmax_of_scaled_products(num_heads):
-    torch.manual_seed(0)
-    attention = randomise(PositionAttention(8, num_heads))
-    x = torch.randn(2, 8, 4, 3)
-    qkv = attention.qkv(attention.norm(x).flatten(2).transpose(1, 2)).transpose(1, 2)
-    q, k, v = qkv.reshape(2 * num_heads, 3 * 8 // num_heads, 12).chunk(3, dim=1)  # the official order of heads
-    weights = torch.softmax(q.transpose(1, 2) @ k * (8 // num_heads) ** -0.5, dim=-1)
-    h = (v @ weights.transpose(1, 2)).reshape(2, 8, 12)
-    expected = x + attention.out(h.transpose(1, 2)).transpose(1, 2).reshape(x.shape)
-    torch.testing.assert_close(attention(x), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_what_gives_no_network_is_refused():
-    with pytest.raises(ConfigError, match="num_heads=3 does not divide a width of 8"):
-        PositionAttention(8, 3)
-    with pytest.raises(ConfigError, match="attention at level 2: there are levels 0 to 1"):
-        level_widths(8, (1, 2), attention_levels=(2,))
-    with pytest.raises(ConfigError, match="give no usable widths"):
-        level_widths(8, (), attention_levels=())
-
-
 @pytest.mark.parametrize(("cells", "size"), [((2, 3), (5, 7)), ((4, 4), (2, 3)), ((2, 2, 1), (5, 2, 3))])
 def test_products_with_matrices_give_what_pooling_to_cells_gives(cells, size, monkeypatch):
     """They replace PyTorch's adaptive pooling in an export and on a GPU."""
@@ -107,3 +65,45 @@ def test_products_with_matrices_give_what_pooling_to_cells_gives(cells, size, mo
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     torch.testing.assert_close(means(x), pooled, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(z_map(x, z_map.values(z_sem)), drawn, rtol=1e-6, atol=1e-6)
+
+
+def state():
+    cudnn = torch.backends.cudnn
+    return (
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )  # fmt: skip
+
+
+def test_kernels_are_exact_or_deterministic_on_a_gpu_and_nothing_changes_on_a_cpu(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = state()
+    with exact_convolutions():
+        assert state()[:4] == (True, False, True, False)
+    with reproducible_kernels("cpu"):
+        assert state() == before
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with reproducible_kernels("cuda:1"):
+        assert state() == (True, False, True, False, True, True, False)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert state() == before
+    with pytest.raises(ZeroDivisionError), reproducible_kernels("cuda"):
+        raise ZeroDivisionError
+    assert state() == before
+
+
+def test_a_small_optimiser_step_is_the_same_to_the_bit_with_any_number_of_threads(two_threads):
+    def trained(threads):
+        generator = torch.Generator().manual_seed(0)
+        weights = [nn.Parameter(torch.randn(size, generator=generator)) for size in (1, 65, 4097, 40001)]
+        torch.set_num_threads(threads)
+        optimizer = torch.optim.AdamW(weights, fused=True)
+        for _ in range(3):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=generator)
+            optimizer.step()
+        return [weight.detach() for weight in weights]
+
+    for one, two in zip(trained(1), trained(2), strict=True):
+        assert torch.equal(one, two)

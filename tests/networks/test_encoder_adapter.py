@@ -117,16 +117,6 @@ def test_pretrained_weights_without_their_head():
         adapter.load_pretrained(other)
 
 
-def test_wrong_settings_are_one_line():
-    for settings, message in (
-        ({"in_channels": 2}, "in_channels is 2: ResNet takes 3 channels, or one that is repeated"),
-        ({"std": 0.0}, "std is .*; it must be above 0"),
-        ({"head": "nope"}, "head: ResNet has no layer 'nope'; it has conv1, bn1"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            EncoderAdapter(monai_resnet(), **settings)
-
-
 def test_it_can_be_scripted():
     adapter = EncoderAdapter(monai_resnet(), size=(24, 24), mean=0.5, std=0.2, projection=nn.Linear(512, 12))
     network, x = autoencoder(adapter).eval(), torch.randn(1, 1, 32, 32)

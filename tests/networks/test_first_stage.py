@@ -1,9 +1,11 @@
+import json
+
 import pytest
 import torch
 from tiny_bundles import tiny_kl
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.networks import FirstStage
+from monai_diffae.networks import FirstStage, LatentMLP
 
 
 def make(spatial_dims=3, channels=(4, 8)):
@@ -55,21 +57,6 @@ def test_an_image_has_the_same_latents_and_back_whatever_the_others_are(first_st
     assert torch.equal(first_stage.decode(latents)[1:2], first_stage.decode(latents[1:2]))
 
 
-def test_what_cannot_be_used_is_refused(first_stage):
-    with pytest.raises(ConfigError, match="scale of the latents is not known"):
-        make().encode(images())
-    with pytest.raises(ConfigError, match=r"multiples of 2"):
-        first_stage.encode(images(size=(8, 8, 7)))
-    with pytest.raises(ConfigError, match="built for 2"):
-        first_stage.decode(torch.zeros(1, 3, 4, 4, 4))
-    with pytest.raises(ConfigError, match="must be MONAI's AutoencoderKL"):
-        FirstStage(torch.nn.Identity())
-    for parameter in first_stage.parameters():
-        torch.nn.init.zeros_(parameter)
-    with pytest.raises(ConfigError, match="standard deviation is 0"):
-        first_stage.measure(images())
-
-
 @pytest.mark.parametrize(
     ("patch", "image", "says"),
     [
@@ -84,3 +71,65 @@ def test_patches_that_cannot_be_trained_with_are_refused(patch, image, says):
     first_stage.check_patch_size([12, 16, 16], [16, 16, 16])
     with pytest.raises(ConfigError, match=says):
         first_stage.check_patch_size(patch, image)
+
+
+SMALL = {"z_channels": 6, "hidden_channels": 10, "num_layers": 4}
+
+
+def small(**overrides):
+    torch.manual_seed(0)
+    return LatentMLP(**{**SMALL, **overrides}).eval()
+
+
+def test_the_papers_network_has_its_size():
+    with torch.device("meta"):
+        network = LatentMLP()
+    # the first layer, eight with a skip, the last with a skip, the time embedding
+    layer = 2048 + (512 + 1) * 2048 + 2 * 2048
+    expected = (512 * 2048 + layer) + 8 * (2560 * 2048 + layer) + (2561 * 512) + (65 * 512 + 513 * 512)
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected
+
+
+@pytest.mark.parametrize("skip_layers", [None, (), (0, 3)])
+def test_config_builds_the_same_network_again(skip_layers):
+    network = small(skip_layers=skip_layers, dropout=0.5)
+    again = LatentMLP(**json.loads(json.dumps(network.config))).eval()
+    again.load_state_dict(network.state_dict())
+    z_t, t = torch.randn(2, 6), torch.tensor([3, 4])
+    assert torch.equal(again(z_t, t), network(z_t, t))
+    assert again.config == network.config
+    assert network.config["skip_layers"] == ([1, 2, 3] if skip_layers is None else list(skip_layers))
+
+
+def test_weights_start_kaiming_normal():
+    network = small(z_channels=64, hidden_channels=400)
+    for layer in network.layers:
+        for linear in (layer.linear, layer.time_projection):
+            assert linear.weight.std().item() == pytest.approx((2 / linear.in_features) ** 0.5, rel=0.05)
+
+
+def test_dropout_acts_in_training_alone_and_bfloat16_autocast_keeps_the_dtype():
+    network, z_t, t = small(dropout=0.5), torch.randn(4, 6), torch.tensor([3, 4, 5, 6])
+    out = network(z_t, t)
+    assert torch.equal(network(z_t, t), out)
+    with torch.autocast("cpu", torch.bfloat16):
+        in_bfloat16 = network(z_t, t)
+    assert in_bfloat16.dtype == torch.float32
+    torch.testing.assert_close(in_bfloat16, out, rtol=0.1, atol=0.1)
+    assert not torch.equal(network.train()(z_t, t), out)
+
+
+def test_normalising_and_back():
+    network = small()
+    z = torch.randn(100, 6) * torch.tensor([1.0, 2, 3, 4, 5, 0.1]) + 3
+    network.set_statistics(z.mean(dim=0), z.std(dim=0, keepdim=True))
+    normal = network.normalise(z)
+    torch.testing.assert_close(normal.mean(dim=0), torch.zeros(6), rtol=0, atol=1e-4)
+    torch.testing.assert_close(normal.std(dim=0), torch.ones(6), rtol=0, atol=1e-4)
+    torch.testing.assert_close(network.denormalise(normal), z)
+    again = small()
+    for call in (again.normalise, again.denormalise):
+        with pytest.raises(ConfigError, match="the mean and std of z_sem are not known: call set_statistics"):
+            call(z)
+    again.load_state_dict(network.state_dict())  # the statistics are saved with the weights
+    assert torch.equal(again.normalise(z), normal)

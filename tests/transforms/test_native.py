@@ -227,18 +227,6 @@ def save(path, array, spacing, codes, dtype=np.int16):
     return path
 
 
-def test_what_of_a_volume_is_outside_of_the_field_is_empty_and_edits_leave_it(tmp_path):
-    source = save(tmp_path / "in.nii.gz", volume(ISOTROPIC), ISOTROPIC, "PIR")
-    native = NativeSpace(pipeline(spacing_mm=[1.5] * 3, image_size=[24, 16, 24]), {"image": str(source)})
-    assert 0 < native.field.mean() < 1
-    back, outside = native.back(native.image), ~native.field
-    np.testing.assert_array_equal(back[:, outside], native.scan.array.min())
-    edited = native.add_difference(torch.full((1, 24, 16, 24), 0.5)) - native.scan.array
-    assert not edited[:, outside].any()
-    assert edited[:, native.field].min() > 0
-    assert np.ptp(edited[:, native.field]) < 1e-3
-
-
 @pytest.mark.goal(id="R10")
 @pytest.mark.parametrize(
     ("dtype", "codes", "units", "scaling"),
@@ -364,19 +352,6 @@ def test_each_pixel_of_a_picture_gets_the_nearest_pixel_of_the_mask(height, widt
     back = native.back_mask(torch.from_numpy(mask)[None])[0]
     certain = ~(is_tie[0][:, None] | is_tie[1])
     np.testing.assert_array_equal(back[certain], mask[np.ix_(*nearest)][certain])
-
-
-def test_no_intensities_are_applied_and_the_edge_is_not_darkened():
-    native = NativeSpace(shipped_2d((32, 48)), {"image": 1000 * np.random.default_rng(0).random((1, 90, 45))})
-    assert 0 < native.field.mean() < 1
-    back = native.back_map(torch.full((2, 32, 48), 0.25))
-    np.testing.assert_allclose(back[:, native.field], 0.25, rtol=1e-6)
-    assert not back[:, ~native.field].any()
-    mask = native.back_mask(torch.ones(1, 32, 48, dtype=torch.bool))
-    np.testing.assert_array_equal(mask[0], native.field)
-    image = native.image.clone()
-    native.back_map(image)
-    assert torch.equal(image, native.image)
 
 
 @pytest.mark.parametrize("values", [0.5, 256.0, float("nan")])

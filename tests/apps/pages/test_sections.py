@@ -18,9 +18,8 @@ from monai_diffae.apps.pages import page
 from monai_diffae.apps.pages.data import ReportData, find_examples, find_positive, find_targets
 from monai_diffae.apps.pages.figures import Axes, Chart, Series, line_chart
 from monai_diffae.apps.pages.images import ReportImages, _write_strips, enlarged
-from monai_diffae.apps.pages.latent_map import _label, principal_components
 from monai_diffae.apps.pages.page import Pictures, render
-from monai_diffae.apps.pages.scores import interval_mark, quality_values
+from monai_diffae.apps.pages.scores import quality_values
 from monai_diffae.apps.pages.sections import Section
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.pictures import three_planes
@@ -87,12 +86,6 @@ def test_charts_have_the_colours_of_the_page_and_ids_of_their_own():
         ElementTree.fromstring(line_chart([], axes).svg)
 
 
-def test_an_interval_contains_its_value():
-    assert interval_mark(0.6, 0.4, 0.9, (0.0, 1.0), 0.5) == {"value": 60, "low": 40, "high": 90, "reference": 50}
-    assert interval_mark(0.6, math.nan, math.nan, (0.0, 0.5), 0.5)["low"] is None
-    assert interval_mark(2.0, None, None, (1.0, 1.0), 0.5)["value"] == 0
-
-
 # -- quality over steps ------------------------------------------------------------------------------------------------
 
 
@@ -128,20 +121,6 @@ def test_each_condition_has_a_line_and_each_metric_a_column():
 
 
 # -- the map -----------------------------------------------------------------------------------------------------------
-
-
-def test_labels_and_axes_of_the_map():
-    assert _label(pd.Series([f"name {i}" for i in range(13)])) is None
-    assert _label(pd.Series(["one"] * 5)) is None
-    assert _label(pd.Series(["b", "a", None, "a"])) == {"codes": [1, 0, -1, 0], "classes": ["a", "b"]}
-    assert _label(pd.Series([*range(20), np.nan]))["numbers"][-1] is None
-    z = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
-    z[:, 1] = z[:, 0] + 0.1 * z[:, 1]
-    table = pd.DataFrame({"id": range(50), "split": "train", **{f"z_00{i}": z[:, i] for i in range(3)}})
-    places, axes = principal_components(table)
-    first, second = places.var(axis=0)
-    assert first > second
-    assert "(6" in axes[0]  # two of three normalised dimensions are nearly the same: about 66 %
 
 
 # -- strips of slices --------------------------------------------------------------------------------------------------

@@ -140,13 +140,6 @@ def test_what_cannot_be_started_is_one_line(pictures, volumes, tmp_path):
         FirstHour(tmp_path / "one", tmp_path / "single", 1, [], {}, "cpu").plan()
 
 
-def test_patients_can_be_found_in_the_names(pictures, tmp_path):
-    hour = FirstHour(pictures, tmp_path / "out", 1, [], {"patient_pattern": r"\(\d"}, "cpu")
-    hour.plan()
-    listing = hour.steps.outcomes[0].result.listing
-    assert listing.num_patients < len(listing.cases)
-
-
 def test_few_volumes_are_trained_as_slices(volumes, tmp_path):
     hour = FirstHour(volumes, tmp_path / "out", 1, [], {}, "cpu")
     hour.plan()

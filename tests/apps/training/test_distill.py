@@ -81,15 +81,6 @@ def test_more_epochs_resume_and_end_like_an_uninterrupted_run(fast_bundle, label
         mdae.distill(twice, labelled.cohort, steps=1, training={"overrides": TINY_FAST})
 
 
-@pytest.mark.parametrize("key", ["mixed", "gradient_weight", "learning_rate"])
-def test_values_that_cannot_be_used_are_refused_before_scans_are_read(
-    fast_bundle, labelled, tmp_path, monkeypatch, key
-):
-    monkeypatch.setattr("monai_diffae.apps.session.Session.read", lambda *_: pytest.fail("scans were read"))
-    with pytest.raises(ConfigError, match=f"{key} is 'x'; it must be a number of at least 0"):
-        distilled(fast_bundle, labelled, tmp_path, **{key: "x"})
-
-
 @pytest.mark.parametrize("run", [mdae.distill, mdae.train_latent])
 def test_the_model_of_another_bundle_is_not_replaced(fast_bundle, labelled, tmp_path, run):
     other = copy_of(fast_bundle, tmp_path / "other")

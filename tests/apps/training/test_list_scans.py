@@ -1,6 +1,7 @@
 """The commands list-scans and sample-data: their lines, figures and tables."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 from scan_files import save_series
 
+from monai_diffae.apps.training.demo import demo
 from monai_diffae.apps.training.list_scans import list_scans
 from monai_diffae.apps.training.plan import plan
 from monai_diffae.apps.training.sample_data import sample_data
@@ -112,20 +114,6 @@ def test_what_is_refused_for_its_colour_is_known_by_class_before_training(colour
     assert "4 cases cannot be used (label: 4 of 22 ill, 0 of 41 well); failures.csv lists them" in caplog.text
 
 
-def test_the_command_line_can_leave_class_folders_out(pictures, tmp_path, run):
-    code, printed, _ = run("list-scans", str(pictures), str(tmp_path / "s.csv"), "--skip-twins")
-    assert code == 0
-    option = next(word.strip("()") for word in printed.split() if word.startswith("(--no-"))
-    code, printed, _ = run("list-scans", str(pictures), str(tmp_path / "t.csv"), "--skip-twins", option)
-    assert code == 0
-    assert "column label" not in printed
-    assert "twins" not in (tmp_path / "t.csv").read_text()
-    assert "label" not in (tmp_path / "t.csv").read_text().splitlines()[0].split(",")
-    code, _, error = run("list-scans", str(pictures), str(tmp_path / "s.csv"), "--skip-twins", "--group-duplicates")
-    assert code == 2
-    assert "error: --group-duplicates: needs the scans to be read, to find twins; omit --skip-twins" in error
-
-
 @pytest.mark.goal(id="R21")
 def test_hashed_ids_have_no_names_of_files_and_labels_are_joined(tmp_path, run):
     for number in (1, 2):
@@ -151,19 +139,6 @@ def test_patient_ids_of_dicom_are_hashed_with_a_key(tmp_path):
 # -- sample-data -------------------------------------------------------------------------------------------------------
 
 
-def test_a_virtual_cohort_depends_on_the_arguments_alone(tmp_path):
-    result = sample_data(tmp_path / "a", num_patients=3, size=16, seed=1)
-    table = pd.read_csv(result.table)
-    assert len(table) == 3
-    assert list(result.lines()) == [str(tmp_path / "a" / "cohort.csv")]
-    again, other = (sample_data(tmp_path / f"b{seed}", num_patients=3, size=16, seed=seed) for seed in (1, 0))
-    pd.testing.assert_frame_equal(table, pd.read_csv(again.table))
-    assert not table.equals(pd.read_csv(other.table))
-    with pytest.raises(ConfigError):
-        sample_data(tmp_path / "a", num_patients=2, size=16)
-    assert len(pd.read_csv(sample_data(tmp_path / "a", num_patients=2, size=16, overwrite=True).table)) == 2
-
-
 def test_a_medmnist_file_becomes_a_cohort(tmp_path):
     images, labels = np.zeros((2, 28, 28), np.uint8), np.array([[0], [1]])
     arrays = {f"{s}_{k}": v for s in ("train", "val", "test") for k, v in (("images", images), ("labels", labels))}
@@ -172,3 +147,20 @@ def test_a_medmnist_file_becomes_a_cohort(tmp_path):
     assert len(pd.read_csv(result.table)) == 6
     with pytest.raises(ConfigError, match="^seed: applies to the virtual cohort; omit seed or medmnist"):
         sample_data(tmp_path, medmnist="pneumoniamnist", seed=2)
+
+
+def test_the_demo_starts_with_a_virtual_cohort_and_keeps_it(tmp_path, monkeypatch, caplog):
+    calls = []
+
+    def start(cohort, out, **options):
+        calls.append((cohort, out, options))
+        return SimpleNamespace(folder=out)
+
+    monkeypatch.setattr("monai_diffae.apps.training.demo.start", start)
+    caplog.set_level("INFO", "monai_diffae")
+    for _ in range(2):
+        assert demo(tmp_path, num_patients=20, size=16, minutes=1, device="cpu").folder == tmp_path
+    table = tmp_path / "cohort" / "cohort.csv"
+    assert calls == [(table, tmp_path, {"minutes": 1, "device": "cpu", "yes": True})] * 2
+    assert len(pd.read_csv(table)) == 20
+    assert "these are not patients" in caplog.text
