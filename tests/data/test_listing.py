@@ -14,16 +14,6 @@ from monai_diffae.errors import CohortError, ConfigError
 ULTRASOUND = [f"{kind}/{kind} ({n}).png" for kind in ("benign", "malignant") for n in (1, 2)]
 
 
-def test_class_folders_are_a_label_and_ids_stay_as_given(scans):
-    listing = list_cases(scans(*ULTRASOUND, "benign/benign (1)_mask.png"))
-    assert [case.id for case in listing.cases] == ["benign (1)", "benign (2)", "malignant (1)", "malignant (2)"]
-    assert listing.labels == {"label": {"benign": 2, "malignant": 2}}
-    assert listing.notes == [
-        "label maps beside the scans are left out: 1, e.g. benign/benign (1)_mask.png",
-        "the folders benign, malignant are classes: column label (--no-labels-from-folders omits it)",
-    ]
-
-
 def test_participants_of_bids_are_joined(scans):
     folder = scans("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/func/sub-01_bold.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz")
     (folder / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t41\tF\nsub-02\tn/a\tM\n")
@@ -102,12 +92,6 @@ def test_another_file_is_replaced_on_request_only(scans, tmp_path):
     assert "benign (1)" in write_listing(listing, table, overwrite=True).read_text()
     with pytest.raises(ConfigError, match=r"the table is a \.csv or \.tsv"):
         write_listing(listing, tmp_path / "scans")
-
-
-def test_a_patient_in_two_folders_of_splits_is_refused_when_listed(scans):
-    folder = scans("train/N/p1_a.png", "train/S/p2_a.png", "test/N/p1_b.png", "test/S/p3_a.png")
-    with pytest.raises(CohortError, match=r"(train|test)\) and .* belong to one patient"):
-        list_cases(folder, Sources(patient_pattern=r"p\d"))
 
 
 def test_a_patient_id_joins_dicom_and_is_not_written(tmp_path):

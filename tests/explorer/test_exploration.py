@@ -11,7 +11,6 @@ from pathlib import Path
 import httpx
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
 from forked_program import free_port
 from PIL import Image
@@ -19,23 +18,9 @@ from PIL import Image
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.apps.synthesis.combine import Combination, Mixture, Moves
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import CohortError
 from monai_diffae.explorer.atlas import Atlas, Extreme
 from monai_diffae.explorer.recipes import Caller, Recipe
-
-
-def test_files_of_another_model_or_cohort_are_refused(labelled, tiny_bundle, small_cohort, open_explored, tmp_path):
-    table = pd.read_csv(small_cohort)
-    table["image"] = [str(small_cohort.parent / image) for image in table["image"]]
-    table.assign(id="other-" + table["id"]).to_csv(tmp_path / "cohort.csv", index=False)
-    embeddings, direction = {"embeddings": labelled.embeddings}, {"directions": [labelled.direction]}
-    for bundle, cohort, files, message in (
-        (tiny_bundle.directory, labelled.cohort, direction, "fitted to another model"),
-        (tiny_bundle.directory, labelled.cohort, embeddings, "another autoencoder made it"),
-        (labelled.bundle, tmp_path / "cohort.csv", embeddings, "has no case of this cohort"),
-    ):
-        with pytest.raises((ConfigError, CohortError), match=message):
-            open_explored(bundle, cohort, tmp_path, **files)
 
 
 def test_without_a_table_the_cohort_is_embedded_once(labelled, open_explored, tmp_path, caplog):

@@ -227,20 +227,6 @@ def test_few_labels_are_balanced_and_nested(z, labels):
 
 
 @pytest.mark.parametrize(
-    ("labels", "options", "message"),
-    [
-        ([1] * 12, {}, "12 of 12 cases have it, all '1'"),
-        (["red", "green", "blue"] * 4, {}, r"text with 3 classes \(blue, green, red\); choose one of them as positive"),
-        ([0] * 6 + [1] * 6, {"groups": list("aaaaaabbbbcc")}, r"6 of '0' \(1 patients\)"),
-    ],
-)
-def test_labels_that_give_no_direction_are_refused(labels, options, message):
-    z = np.random.default_rng(0).normal(size=(12, 3))
-    with pytest.raises(ConfigError, match=message):
-        fit_direction(z, labels, **{"target": "t", "model": MODEL, **options})
-
-
-@pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("version", 1, "version 2, not 1"),

@@ -92,21 +92,6 @@ def test_classes_that_are_too_small_are_omitted():
         cross_validation_folds(read_target(labels[20:], "kind"), patients[20:])
 
 
-def test_sides_that_share_a_patient_or_have_too_few_are_refused():
-    patients = np.r_[np.arange(20), np.arange(3), np.arange(20, 37)]
-    is_train = np.arange(40) < 20
-    target = read_target(list(np.arange(40) % 2), "label")
-    with pytest.raises(ConfigError, match="^evaluation: 3 patients have both training and test cases; give each"):
-        split_folds(target, patients, is_train, ~is_train)
-    target, is_single = read_target(list(np.arange(12) * 1.0), "age"), np.arange(12) < 5
-    patients = np.where(is_single, 99, np.arange(12))
-    for is_train, counts in ((is_single, "1 training and 7 test"), (~is_single, "7 training and 1 test")):
-        with pytest.raises(ConfigError, match=f"^target 'age': {counts} patients are too few; at least 2 of each"):
-            split_folds(target, patients, is_train, ~is_train)
-    with pytest.raises(ConfigError, match="are too few"):
-        cross_validation_folds(target, np.zeros(12))
-
-
 @pytest.mark.slow
 def test_more_labels_give_better_scores():
     generator = np.random.default_rng(9)

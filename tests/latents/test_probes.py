@@ -164,18 +164,6 @@ def test_folds_divide_patients_and_do_not_depend_on_names_in_the_target(num_clas
     assert any(a.tolist() != b.tolist() for (_, a), (_, b) in zip(folds, others, strict=True))
 
 
-def test_few_patients_give_fewer_folds_and_the_strongest_regularisation(features):
-    target, patients = np.r_[np.zeros(40, int), np.ones(6, int)], np.r_[np.arange(40), [50, 50, 51, 51, 52, 52]]
-    assert len(grouped_folds(target, patients, 2)) == 3
-    assert grouped_folds(target, np.r_[np.arange(40), [50] * 6], 2) == []
-    x, patient = features[:40], np.zeros(40)
-    for target, num_classes in ((np.arange(40) % 4 == 0).astype(int), 2), (x[:, 0], None):
-        for probe in ("knn", "linear"):
-            fitted = fit_probe(probe, x, target, patient, num_classes)
-            assert fitted.regularisation is None
-            assert np.ptp(fitted.predict(x), axis=0).max() < 0.02
-
-
 def test_pca_of_few_images_is_exact_and_fitted_to_training_images_alone():
     images = np.random.default_rng(6).normal(size=(100, 1, 30, 30)) * np.logspace(0, -1, 30)
     components, other = pca_features(images, images[:1], 75)

@@ -108,18 +108,6 @@ def test_mixed_takes_one_of_two_equal_uncertain_cases():
     assert select("mixed", z, 2, **arguments).tolist() == [10, 12]
 
 
-def test_strategies_are_typical_where_a_probe_does_not_help(z_sem):
-    """Without labels that differ; mixed also for numbers, and with few labels."""
-    typical = select("typical", z_sem, 5, labelled=range(20))
-    same, numbers, classes = ["a"] * 20, np.linspace(0.5, 9.5, 20), ["a", "b"] * 10
-    for strategy, labels in (("uncertain", same), ("mixed", same), ("mixed", numbers)):
-        np.testing.assert_array_equal(select(strategy, z_sem, 5, labelled=range(20), labels=labels), typical)
-    assert set(select("mixed", z_sem, 5, labelled=range(20), labels=classes)) != set(typical)
-    few = {"labelled": LABELLED, "labels": KINDS["classes"]}
-    np.testing.assert_array_equal(select("mixed", z_sem, 5, **few), select("typical", z_sem, 5, **few))
-    assert set(select("uncertain", z_sem, 5, **few)) != set(select("typical", z_sem, 5, **few))
-
-
 def test_a_planted_outlier_comes_first_and_the_scans_of_one_patient_do_not_hide_each_other(z_sem):
     planted = z_sem.copy()
     planted[31] += [0, 0, 2, 0]

@@ -96,15 +96,6 @@ def test_features_of_several_kinds():
     assert EncoderAdapter(resnet, head="fc")(x).shape == (2, 512)
 
 
-def test_size_rules_are_given_or_the_networks_own():
-    network = nn.Conv2d(1, 12, 14, stride=14)
-    assert autoencoder(EncoderAdapter(network, channels=1)).size_divisors == (2, 2)
-    assert autoencoder(EncoderAdapter(network, channels=1, size_divisors=(14, 14))).size_divisors == (14, 14)
-    network.size_divisors = (7, 14)
-    assert autoencoder(EncoderAdapter(network, channels=1)).size_divisors == (14, 14)
-    assert autoencoder(EncoderAdapter(network, channels=1, size=(28, 28))).size_divisors == (2, 2)
-
-
 def test_pretrained_weights_without_their_head():
     pretrained = resnet18(spatial_dims=2, n_input_channels=3, num_classes=10)
     adapter = EncoderAdapter(resnet18(spatial_dims=2, n_input_channels=3, num_classes=10), head="fc")

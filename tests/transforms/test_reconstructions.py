@@ -1,15 +1,11 @@
 """Decoded images as files in the space of their scan, and as applications get them."""
 
-import shutil
-
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
 import torch
 from monai.transforms import Compose, ResizeWithPadOrCropd
 from PIL import Image
-from pydicom.data import get_testdata_file
 
 from monai_diffae.data.cases import Case
 from monai_diffae.data.scans import read_scan, write_scan
@@ -65,17 +61,6 @@ def test_files_are_replaced_only_if_asked(case, tmp_path):
     item = {"pred": torch.ones(1, 4, 4), "id": "a"}
     WriteReconstructiond("pred", tmp_path / "out", [case], PREPROCESSING, overwrite=True)(item)
     np.testing.assert_allclose(nib.load(tmp_path / "out" / "pred" / "a.nii.gz").get_fdata(), 35)
-
-
-def test_a_dicom_case_also_becomes_a_series(tmp_path):
-    source = shutil.copy(get_testdata_file("MR_small.dcm", download=False), tmp_path / "mr.dcm")
-    case = Case("a", {"image": tmp_path / "mr.dcm"}, "a")
-    image = NativeSpace(PREPROCESSING, case.item()).image
-    writer = WriteReconstructiond("pred", tmp_path / "out", [case], PREPROCESSING, folders="x_T", dicom=True)
-    writer({"pred": image, "id": "a"})
-    written = tmp_path / "out" / "x_T" / "dicom" / "a.dcm"
-    np.testing.assert_allclose(read_scan(written).array, read_scan(source).array, atol=1)
-    assert pydicom.dcmread(written).SeriesDescription == "monai_diffae reconstruction from x_T"
 
 
 AFFINE = np.array([[0, 0, 2.5, -11], [-1.5, 0, 0, 40], [0, 2.0, 0, -7], [0, 0, 0, 1.0]])

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 
 from monai_diffae.apps.pages.compare import compare
-from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.page import number
 from monai_diffae.apps.pages.report import report
 from monai_diffae.apps.steps import Steps
@@ -135,12 +134,6 @@ def test_what_fails_comes_first_and_samples_stand_beside_their_nearest_cases(
     assert {"failures", "samples"} < set(page.sections)
     synthetic = [each for each in page.all("img") if each.attributes["alt"].startswith("synthetic")]
     assert len(synthetic) == 4
-
-
-def test_without_labels_a_few_held_out_cases_are_shown(labelled, reported):
-    data = ReportData(labelled.bundle, reported.folder, labelled.cohort)
-    data.table = data.table.assign(wide=None)
-    assert set(data.table.set_index("id").loc[data._examples("wide", 2), "split"]) == {"test"}
 
 
 def test_a_mistyped_cohort_is_refused_before_any_work_and_a_bug_is_not_hidden(labelled, tmp_path, monkeypatch):

@@ -81,17 +81,6 @@ def test_more_epochs_resume_and_end_like_an_uninterrupted_run(fast_bundle, label
         mdae.distill(twice, labelled.cohort, steps=1, training={"overrides": TINY_FAST})
 
 
-@pytest.mark.parametrize("run", [mdae.distill, mdae.train_latent])
-def test_the_model_of_another_bundle_is_not_replaced(fast_bundle, labelled, tmp_path, run):
-    other = copy_of(fast_bundle, tmp_path / "other")
-    rewrite(other, scaled(1.01))
-    model = other / "models" / "model.safetensors"
-    before = model.read_bytes()
-    with pytest.raises(ConfigError, match=r"output_dir: other holds another trained model than bundle; choose another"):
-        run(fast_bundle, labelled.cohort, other, training={"overrides": {"mlflow": False}})
-    assert model.read_bytes() == before
-
-
 # -- its data and losses -----------------------------------------------------------------------------------------------
 
 

@@ -189,22 +189,6 @@ def test_the_plan_of_minutes_becomes_the_settings(small_cohort, tmp_path, in_min
     assert slow.measured == []
 
 
-@pytest.mark.slow
-def test_a_training_in_minutes_plans_once(small_cohort, tmp_path, in_minutes, slow, caplog):
-    bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
-    caplog.set_level(logging.INFO, logger="monai_diffae")
-    train(bundle, small_cohort, minutes=2, device="cpu", overrides=in_minutes)
-    assert "predicted time: 0:01:" in caplog.text
-    assert (configured(bundle)["max_epochs"], configured(bundle)["image_size"]) == (3, [16, 16])
-    assert configured(bundle)["max_minutes"] < 2
-    train(bundle, small_cohort, minutes=2, device="cpu")
-    assert "the training continues with the plan that it began with" in caplog.text
-    assert "training is complete after 6 steps" in caplog.text
-    out = tmp_path / "out"
-    train(bundle, small_cohort, out, start_from=bundle, minutes=2, device="cpu")  # keeps the network
-    assert (configured(out)["image_size"], configured(out)["channel_mult"]) == ([16, 16], [1, 2])
-
-
 # -- which value a training uses: a given one, that of an overlay, or that of the bundle's file ------------------------
 
 
