@@ -189,17 +189,3 @@ def test_a_kill_in_the_first_save_of_an_overwrite_leaves_the_old_or_the_new_mode
     assert set(seen) == {False, True}
     assert len(seen) > 8
     record_property("figure", f"{call - 1} of {call - 1} kills in the first save of --overwrite leave one whole model")
-
-
-def test_with_a_prefix_another_models_files_stay_as_they_are(tmp_path):
-    keeper(tmp_path).save(ENGINE)
-    before = files(tmp_path)
-    kept = keeper(tmp_path, 3, prefix="latent_")
-    kept.description = TrainingDescription({"b": 2})
-    kept.save(ENGINE)
-    after = files(tmp_path)
-    assert after.keys() - before.keys() == {f"latent_{name}" for name in (CHECKPOINT, MODEL, METRICS)}
-    assert {name: after[name] for name in before} == before
-    model = read_model(tmp_path / "latent_model.safetensors")
-    assert model.tensors["weight"].shape == (3, 3)
-    assert model.description["b"] == 2

@@ -117,19 +117,3 @@ def test_dropout_acts_in_training_alone_and_bfloat16_autocast_keeps_the_dtype():
     assert in_bfloat16.dtype == torch.float32
     torch.testing.assert_close(in_bfloat16, out, rtol=0.1, atol=0.1)
     assert not torch.equal(network.train()(z_t, t), out)
-
-
-def test_normalising_and_back():
-    network = small()
-    z = torch.randn(100, 6) * torch.tensor([1.0, 2, 3, 4, 5, 0.1]) + 3
-    network.set_statistics(z.mean(dim=0), z.std(dim=0, keepdim=True))
-    normal = network.normalise(z)
-    torch.testing.assert_close(normal.mean(dim=0), torch.zeros(6), rtol=0, atol=1e-4)
-    torch.testing.assert_close(normal.std(dim=0), torch.ones(6), rtol=0, atol=1e-4)
-    torch.testing.assert_close(network.denormalise(normal), z)
-    again = small()
-    for call in (again.normalise, again.denormalise):
-        with pytest.raises(ConfigError, match="the mean and std of z_sem are not known: call set_statistics"):
-            call(z)
-    again.load_state_dict(network.state_dict())  # the statistics are saved with the weights
-    assert torch.equal(again.normalise(z), normal)

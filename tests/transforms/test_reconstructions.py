@@ -45,13 +45,6 @@ def test_in_the_scans_own_space_or_in_the_models_grid(case, tmp_path):
     np.testing.assert_array_equal(nib.load(file).affine, grid["affine"])
 
 
-def test_each_key_has_a_folder(case, tmp_path):
-    item = {"x_T": torch.zeros(1, 4, 4), "z_sem": torch.ones(1, 4, 4), "id": "a"}
-    WriteReconstructiond(["x_T", "z_sem"], tmp_path / "out", [case], PREPROCESSING)(item)
-    values = [np.unique(nib.load(tmp_path / "out" / name / "a.nii.gz").get_fdata()) for name in ("x_T", "z_sem")]
-    np.testing.assert_allclose(np.concatenate(values), [27.5, 35])
-
-
 def test_files_are_replaced_only_if_asked(case, tmp_path):
     item = {"pred": torch.zeros(1, 4, 4), "id": "a"}
     WriteReconstructiond("pred", tmp_path / "out", [case], PREPROCESSING)(item)
