@@ -16,13 +16,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from monai_diffae.explorer.opening import Files, open_exploration
-
 from monai_diffae import train
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data import make_virtual_cohort
-from monai_diffae.explorer.exploration import Exploration, Quality
+from monai_diffae.explorer.exploration import Exploration, Files, Quality, open_exploration
 from monai_diffae.explorer.recipes import Recipe
 
 

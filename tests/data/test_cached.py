@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised, Resized
-from monai_diffae.data.failures import Failure, SkippedCases, write_failures
 from scan_files import save_nifti, values
 from torch.utils.data import DataLoader, default_collate
 
 from monai_diffae.data import progress as progress_module
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.progress import progress, track
+from monai_diffae.data.progress import Failure, SkippedCases, progress, track, write_failures
 from monai_diffae.errors import CohortError, ConfigError, MachineError
 from monai_diffae.transforms import ReadScand, ToModelRanged
 

@@ -1,4 +1,4 @@
-"""The commands list-scans and sample-data: their lines, figures and tables."""
+"""The commands list-scans, sample-data and demo: their lines, figures and tables."""
 
 import json
 from types import SimpleNamespace
@@ -12,12 +12,14 @@ from scan_files import save_series
 from monai_diffae.apps.training.demo import demo
 from monai_diffae.apps.training.list_scans import list_scans
 from monai_diffae.apps.training.plan import plan
+from monai_diffae.apps.training.sample_data import sample_data
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import folder_key
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.inspection.survey import other_channels
 from monai_diffae.data.inspection.twins import ADVICE
+from monai_diffae.errors import ConfigError
 from monai_diffae.handlers import BadScans
 from monai_diffae.transforms.reading import ReadScand
 
@@ -135,6 +137,16 @@ def test_patient_ids_of_dicom_are_hashed_with_a_key(tmp_path):
 
 
 # -- sample-data -------------------------------------------------------------------------------------------------------
+
+
+def test_a_medmnist_file_becomes_a_cohort(tmp_path):
+    images, labels = np.zeros((2, 28, 28), np.uint8), np.array([[0], [1]])
+    arrays = {f"{s}_{k}": v for s in ("train", "val", "test") for k, v in (("images", images), ("labels", labels))}
+    np.savez(tmp_path / "tiny.npz", **arrays)
+    result = sample_data(tmp_path / "tiny", medmnist=str(tmp_path / "tiny.npz"))
+    assert len(pd.read_csv(result.table)) == 6
+    with pytest.raises(ConfigError, match="^seed: applies to the virtual cohort; omit seed or medmnist"):
+        sample_data(tmp_path, medmnist="pneumoniamnist", seed=2)
 
 
 def test_the_demo_starts_with_a_virtual_cohort_and_keeps_it(tmp_path, monkeypatch, caplog):
