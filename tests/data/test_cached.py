@@ -1,4 +1,4 @@
-"""Scans are read once, bad ones are skipped with one line, and augmentation depends on seed, epoch and index only."""
+"""Scans are read once, bad ones are skipped with one line and listed, and augmentation is a function of its seed."""
 
 import gc
 import hashlib

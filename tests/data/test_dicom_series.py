@@ -1,4 +1,4 @@
-"""DICOM series that we write: in the place of their source, with its tags, and without wrapped values."""
+"""DICOM series that we write, and real scans: in the place of their source, with its tags, without wrapped values."""
 
 from pathlib import Path
 

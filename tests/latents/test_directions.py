@@ -196,20 +196,6 @@ def test_truth_of_labels(binary, continuous):
         continuous.truth(["old"])
 
 
-def test_groups_are_not_on_both_sides_of_a_fold():
-    # each patient's cases are alike and labels are a coin a patient: only a leak tells them
-    generator = np.random.default_rng(3)
-    patients = np.repeat(np.arange(30), 8)
-    z = np.repeat(generator.normal(size=(30, 60)), 8, axis=0) + 0.01 * generator.normal(size=(240, 60))
-    label = np.repeat(generator.permutation(np.arange(30) % 2), 8)
-    age = np.repeat(generator.normal(size=30), 8)
-    for labels in (label, age):
-        leaking = fit_direction(z, labels, target="t", model=MODEL)
-        honest = fit_direction(z, labels, target="t", model=MODEL, groups=patients)
-        assert leaking.score > 0.95
-        assert honest.score < 0.75
-
-
 def test_few_labels_are_balanced_and_nested(z, labels):
     target = read_line_target(labels, "ill")
     small, large = target.balanced_choice(10, seed=1), target.balanced_choice(40, seed=1)

@@ -8,7 +8,7 @@ from monai.transforms import Compose, ResizeWithPadOrCropd
 from PIL import Image
 
 from monai_diffae.data.cases import Case
-from monai_diffae.data.scans import read_scan, write_scan
+from monai_diffae.data.scans import write_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.transforms import (
     NativeSpace,
@@ -19,7 +19,6 @@ from monai_diffae.transforms import (
     ToSpacingd,
     WriteReconstructiond,
 )
-from monai_diffae.transforms.writing import read_image
 
 PREPROCESSING = Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")])
 
@@ -28,21 +27,6 @@ PREPROCESSING = Compose([ReadScand("image", 2), ToModelRanged("image", method="m
 def case(tmp_path):
     file = write_scan(tmp_path / "scan.nii.gz", np.arange(20.0, 36.0).reshape(1, 4, 4), np.diag([2.0, 3, 1, 1]))
     return Case("a", {"image": file}, "a")
-
-
-def test_in_the_scans_own_space_or_in_the_models_grid(case, tmp_path):
-    native = NativeSpace(PREPROCESSING, case.item())
-    item = {"pred": native.image, "id": "a"}
-    written = WriteReconstructiond("pred", tmp_path / "native", [case], PREPROCESSING)(item)
-    assert written == {**item, "field_share": 1.0}
-    made, scan = read_scan(tmp_path / "native" / "pred" / "a.nii.gz"), read_scan(case.images["image"])
-    np.testing.assert_allclose(made.array, scan.array, atol=1e-5)
-    np.testing.assert_allclose(made.affine, scan.affine, atol=1e-5)
-    grid = {"grid": "model", "affine": np.diag([5.0, 5, 5, 1])}
-    WriteReconstructiond("pred", tmp_path / "model", [case], PREPROCESSING, folders="x_T", **grid)(item)
-    file = tmp_path / "model" / "x_T" / "a.nii.gz"
-    np.testing.assert_allclose(read_image(file, (-1, 1))[..., 0], native.image, atol=1e-6)
-    np.testing.assert_array_equal(nib.load(file).affine, grid["affine"])
 
 
 def test_files_are_replaced_only_if_asked(case, tmp_path):

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from forked_program import wait_until
-from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 from monai_diffae.apps.settings import Training
@@ -283,31 +282,6 @@ def test_a_watched_training_keeps_no_tensors_reports_stops_and_resumes_without_i
     assert (settings["max_epochs"], settings["learning_rate"], settings["image_size"]) == (3, 1e-5, [16, 16])
     assert settings["device"].startswith("$")  # that of this run is not written
     assert steps_saved(bundle) == 9
-
-
-@pytest.mark.slow
-def test_a_stopped_training_ends_as_the_whole_one_also_as_a_bundle_run(tiny_bundle, bundle, training, tmp_path):
-    whole = shutil.copytree(bundle, tmp_path / "whole")
-    train(whole, tiny_bundle.cohort, training=training)
-    stop = threading.Event()
-    stop.set()
-    assert train_with_callbacks(bundle, tiny_bundle.cohort, training=training, stop=stop).is_stopped
-    assert not (bundle / "models").exists()  # before the first step, nothing is written
-    for at in (3, 4):  # 3 is the last step of an epoch: the checkpoint comes after its validation
-        stop = threading.Event()
-
-        def report(what, at=at, stop=stop):
-            if what.step == at:
-                stop.set()
-
-        assert train_with_callbacks(bundle, tiny_bundle.cohort, training=training, stop=stop, report=report).is_stopped
-        assert steps_saved(bundle) == at
-    values = {"bundle_root": str(bundle), "dataset_dir": str(tiny_bundle.cohort), "device": "cpu"}
-    workflow = ConfigWorkflow(str(bundle / "configs" / "train.json"), logging_file=False, **values)
-    workflow.initialize()
-    workflow.run()
-    a, b = load_bundle(whole, "cpu").network.state_dict(), load_bundle(bundle, "cpu").network.state_dict()
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
 @pytest.mark.goal(id="R26")

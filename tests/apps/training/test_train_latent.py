@@ -75,13 +75,6 @@ def test_the_files_the_statistics_of_the_training_cases_and_the_autoencoder_as_i
     assert np.array_equal(weights(trained_once)["z_std"].numpy(), expected.std)
 
 
-def test_samples_of_a_loaded_model_can_be_decoded(latent_bundle):
-    latent, bundle = load_latent(latent_bundle, "cpu"), load_bundle(latent_bundle, "cpu")
-    z_sem = latent.inferer.sample(latent.network, 3, seed=1)
-    assert torch.equal(latent.inferer.sample(latent.network, 1, seed=1, start=2)[0], z_sem[2])
-    assert bundle.inferer.decode(z_sem, torch.zeros(3, 1, 16, 16), bundle.network).isfinite().all()
-
-
 def test_more_epochs_resume_and_end_like_an_uninterrupted_run(trained, tmp_path, caplog):
     table = read_embeddings(table_of(trained))
     table["z_000"] += 1

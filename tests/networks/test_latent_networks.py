@@ -1,3 +1,5 @@
+"""Networks of latents: the first stage of images, and the MLP of z_sem."""
+
 import json
 
 import pytest
