@@ -154,3 +154,4 @@ def silence_monai_label() -> None:
     for name in ("monailabel", "dicomweb_client", "__main__"):  # a job is started as MONAI Label's module
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("timeloop").disabled = True  # it sets its own level
+    logging.getLogger("ignite").setLevel(logging.WARNING)

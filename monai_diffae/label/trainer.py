@@ -18,10 +18,9 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.embedding.index import EmbeddingIndex
-from monai_diffae.apps.evaluation.calibration import FEWEST_SCANS
 from monai_diffae.apps.settings import Seed, Training
 from monai_diffae.apps.training import TrainingReport, train_with_callbacks
-from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle, publish
+from monai_diffae.bundle import TrainedBundle, load_bundle, publish
 from monai_diffae.data.atomic import ProcessLock, write_atomic, write_json
 from monai_diffae.errors import BusyError, CohortError, ConfigError, DivergenceError, counted
 from monai_diffae.label.datastore import image_paths
@@ -52,39 +51,6 @@ def training_options(
     return values if learning_rate is None else {**values, "learning_rate": learning_rate}
 
 
-class TrainingState:
-    """An app's training: one at a time, and how far it is, across the server and its jobs."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._status_file = folder, folder / "status.json"
-
-    def write(self, status: dict[str, Any]) -> None:
-        """Write how far the training is, or how it ended."""
-        write_json(self._status_file, status)
-
-    def read(self) -> dict[str, Any]:
-        """What :meth:`write` wrote last; ``total_time`` is ``stopped`` if that training has ended before its end."""
-        try:
-            status: dict[str, Any] = json.loads(self._status_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        if "total_time" not in status and not self.is_running():
-            return {**status, "total_time": "stopped"}  # viewers show a bar as long as there is none
-        return status
-
-    def alone(self) -> ProcessLock:
-        """The lock of the training; taking it raises BusyError if another training is running."""
-        return ProcessLock(self._folder / ".lock", IS_RUNNING, timeout_s=0)
-
-    def is_running(self) -> bool:
-        """Whether a training holds the lock."""
-        try:
-            with self.alone():
-                return False
-        except BusyError:
-            return True
-
-
 class DiffAETrainer(TrainTask):
     """The trainer ``diffae``: continues the bundle's training on all images of the datastore, labelled or not.
 
@@ -96,7 +62,7 @@ class DiffAETrainer(TrainTask):
     def __init__(self, served: ServedModel, folder: AppFolder) -> None:
         super().__init__("Continues the training of the diffusion autoencoder on all images, labelled or not")
         self._served, self._folder = served, folder
-        self._state = TrainingState(folder.training)
+        self._status_file = folder.training / "status.json"
         self._reported_at = 0.0
 
     def config(self) -> dict[str, Any]:
@@ -105,7 +71,13 @@ class DiffAETrainer(TrainTask):
 
     def stats(self) -> dict[str, Any]:
         """How far the training is, or how the last one ended: ``epoch``, ``total_epochs``, ``loss``, ``total_time``."""
-        return self._state.read()
+        try:
+            status: dict[str, Any] = json.loads(self._status_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        if "total_time" in status or self._is_running():
+            return status
+        return {**status, "total_time": "stopped"}  # viewers show a bar as long as there is none
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train, publish the new model, and return the numbers of images and the checksum of the new weights.
@@ -122,8 +94,19 @@ class DiffAETrainer(TrainTask):
                 "train: the app uses a bundle outside its folder, and training would change it; make an app "
                 "with a copy of the bundle (monai-diffae label-app without --refer)"
             )
-        with self._state.alone():
+        with self._lock():
             return self._train(overrides, datastore)
+
+    def _lock(self) -> ProcessLock:
+        """The lock of the training, across the server and its jobs."""
+        return ProcessLock(self._folder.training / ".lock", IS_RUNNING, timeout_s=0)
+
+    def _is_running(self) -> bool:
+        try:
+            with self._lock():
+                return False
+        except BusyError:
+            return True
 
     def _train(self, overrides: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         started = time.monotonic()
@@ -135,7 +118,7 @@ class DiffAETrainer(TrainTask):
         logger.info("training on %s", counted(len(paths), "image"))
         table = pd.DataFrame({"id": list(paths), "image": list(paths.values())})
         cohort = write_atomic(work / "images.csv", lambda path: table.to_csv(path, index=False))
-        self._state.write({"epoch": 0, "total_epochs": overrides["max_epochs"], "images": len(paths)})
+        write_json(self._status_file, {"epoch": 0, "total_epochs": overrides["max_epochs"], "images": len(paths)})
         values = {**overrides, **split_fractions(len(paths)), **self._tracking()}
         training = Training(overrides=values, device=self._served.device)
         try:
@@ -146,7 +129,7 @@ class DiffAETrainer(TrainTask):
         seconds = round(time.monotonic() - started, 1)
         num_failed = len(failed) + num_unusable
         total = {"epoch": overrides["max_epochs"], "total_epochs": overrides["max_epochs"], "total_time": seconds}
-        self._state.write({**total, "images": len(paths), "failed": num_failed, "model": sha256})
+        write_json(self._status_file, {**total, "images": len(paths), "failed": num_failed, "model": sha256})
         logger.info("training ended after %.0f s: the new model is in use, %d images could not be used",
                     seconds, num_failed)  # fmt: skip
         return {"images": len(paths), "failed": num_failed, "seconds": seconds, "model": sha256}
@@ -165,9 +148,6 @@ class DiffAETrainer(TrainTask):
             )
         publish(new, self._served.folder)
         index.keep_only([trained])
-        detector = AnomalyDetector.load_if_usable(trained)
-        if detector is None or len(detector.scan_scores) < FEWEST_SCANS:
-            logger.warning("%s", calibration_advice(None if detector is None else len(detector.scan_scores)))
         return trained.sha256, len(cases.failures)
 
     def _tracking(self) -> dict[str, Any]:
@@ -182,12 +162,10 @@ class DiffAETrainer(TrainTask):
         if time.monotonic() - self._reported_at < _REPORT_EVERY_S and report.step < report.num_steps:
             return
         self._reported_at = time.monotonic()
-        self._state.write(
-            {
-                "epoch": report.epoch, "total_epochs": report.max_epochs, "step": report.step,
-                "total_steps": report.num_steps, "loss": report.loss, "seconds_left": round(report.seconds_left),
-            }
-        )  # fmt: skip
+        write_json(self._status_file, {
+            "epoch": report.epoch, "total_epochs": report.max_epochs, "step": report.step,
+            "total_steps": report.num_steps, "loss": report.loss, "seconds_left": round(report.seconds_left),
+        })  # fmt: skip
         logger.info("epoch %d of %d, loss %.4f, %.0f s left",
                     report.epoch, report.max_epochs, report.loss, report.seconds_left)  # fmt: skip
 
@@ -197,15 +175,6 @@ def _makes_finite_images(trained: TrainedBundle, image: str) -> bool:
         return bool(trained.open(image).reconstruct().isfinite().all())
     except ConfigError:  # the inferer refuses values that are not finite
         return False
-
-
-def calibration_advice(num_scans: int | None) -> str:
-    """Why anomaly maps are coarse, or that there are none (None), and what to do."""
-    what = "not calibrated, since fewer than two of the images that were held out could be used"
-    if num_scans is not None:
-        what = f"calibrated with {num_scans} scans only, so masks and p-values are coarse"
-    command = f"run monai-diffae calibrate on the app's bundle with {FEWEST_SCANS} other normal scans or more"
-    return f"anomaly maps of the new model are {what}; {command}"
 
 
 def split_fractions(num_images: int) -> dict[str, float]:
