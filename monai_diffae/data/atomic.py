@@ -10,7 +10,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +147,7 @@ class ProcessLock:
 # -- a table that grows ------------------------------------------------------------------------------------------------
 
 _RECORD = ".made_from.json"  # readers of Parquet folders skip hidden files
-_ROWS = 10_000  # of a batch and of a row group
+_ROWS = 10_000  # of a row group
 
 
 class PartStore:
@@ -173,9 +173,7 @@ class PartStore:
         >>> store = PartStore(folder / "parts", {"size": 64})
         >>> store.append(pd.DataFrame({"id": ["b", "a"], "error": [None, None]}))
         >>> store.append(pd.DataFrame({"id": ["c"], "error": ["is empty"]}))
-        >>> sorted(store.done()), len(store.read())
-        (['a', 'b', 'c'], 3)
-        >>> pd.read_parquet(store.merge(folder / "all.parquet", order="abc"))["id"].tolist()
+        >>> store.read()["id"].tolist()
         ['a', 'b', 'c']
     """
 
@@ -215,7 +213,7 @@ class PartStore:
         self._number += 1
         name = f"part-{self._number:06d}-{self.process:04d}-{self._token}.parquet"  # by name: in the order of time
         table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
-        write_atomic(self.folder / name, lambda path: _write(path, table.schema, [table]))
+        write_atomic(self.folder / name, lambda path: _write(path, table))
         self._ids[name] = table[self.id_column].to_pylist()
 
     def done(self) -> set[str]:
@@ -226,32 +224,9 @@ class PartStore:
         """All rows, sorted by id."""
         import pyarrow as pa
 
-        return pa.concat_tables([self._schema().empty_table(), *self.batches(sorted(self.done()))]).to_pandas()
-
-    def batches(self, order: Sequence[str]) -> Iterator[pa.Table]:
-        """The rows with these ids, in this order, as tables of 10,000 rows at most. Ids without a row are left out.
-
-        Only one batch and one part are in memory at a time. Parts whose rows are in about this order are read once.
-        """
-        import pyarrow as pa
-
-        rows = {each: (part, k) for part in self._parts() for k, each in enumerate(self._part_ids(part))}
-        present, schema = [each for each in order if each in rows], self._schema()
-        for start in range(0, len(present), _ROWS):
-            positions: dict[Path, list[tuple[int, int]]] = {}
-            for target, each in enumerate(present[start : start + _ROWS]):
-                part, row = rows[each]
-                positions.setdefault(part, []).append((row, target))
-            taken = [self._load(part).take([row for row, _ in pairs]) for part, pairs in positions.items()]
-            table = pa.concat_tables([schema.empty_table(), *taken], promote_options="permissive").combine_chunks()
-            targets = [target for pairs in positions.values() for _, target in pairs]
-            yield table.take(sorted(range(len(targets)), key=targets.__getitem__))
-
-    def merge(self, to: Path, order: Sequence[str] | None = None, metadata: dict[str, str] | None = None) -> Path:
-        """Write one Parquet file with all rows, sorted by id, or with the rows of ``order``; see :meth:`batches`."""
-        order = sorted(self.done()) if order is None else order
-        schema = self._schema().with_metadata(metadata)
-        return write_atomic(to, lambda path: _write(path, schema, self.batches(order)))
+        parts = [self._load(part) for part in self._parts()]
+        table = pa.concat_tables([self._schema().empty_table(), *parts], promote_options="permissive").to_pandas()
+        return table.drop_duplicates(self.id_column, keep="last").sort_values(self.id_column, ignore_index=True)
 
     def remove(self) -> None:
         """Delete the folder."""
@@ -293,11 +268,11 @@ class PartStore:
             return None
 
 
-def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+def _write(path: Path, table: pa.Table) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
-    with pq.ParquetWriter(path, schema, use_dictionary=texts, write_statistics=texts) as writer:
-        for table in tables:
-            writer.write_table(table.cast(schema), row_group_size=_ROWS)
+    texts = [
+        field.name for field in table.schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    ]
+    pq.write_table(table, path, row_group_size=_ROWS, use_dictionary=texts, write_statistics=texts)

@@ -1,4 +1,4 @@
-"""A table that grows case by case: resuming, replacing, merging, and reading with other programs."""
+"""A table that grows case by case: resuming, replacing, and reading with other programs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 import pytest
 
 from monai_diffae.data.atomic import PartStore
@@ -31,8 +28,6 @@ def test_rows_of_several_processes_and_runs_are_one_table(tmp_path: Path) -> Non
     assert resumed.done() == first.done() == {"a", "b", "c"}
     assert resumed.read()["error"].fillna("").tolist() == ["", "is empty", ""]
     assert sorted(ds.dataset(tmp_path).to_table(columns=["id"])["id"].to_pylist()) == ["a", "b", "c"]
-    merged = pd.read_parquet(resumed.merge(tmp_path / "all.parquet", order=["c", "b", "gone"]))
-    assert merged["id"].tolist() == ["c", "b"]
 
 
 def test_a_later_row_replaces_an_earlier_one_also_in_another_run(tmp_path: Path) -> None:
@@ -66,21 +61,3 @@ def test_a_killed_run_leaves_complete_parts_only(tmp_path: Path) -> None:
     assert len(store.done()) == len(store.read()) >= 500
     assert len(store.done()) % 100 == 0
     assert not list(tmp_path.glob(".tmp-*"))
-
-
-def test_a_hundred_thousand_rows_merge_within_bounded_memory(tmp_path: Path) -> None:
-    z = list(np.zeros((1000, 64), np.float32))
-    store = PartStore(tmp_path / "parts", "a")
-    for start in range(0, 100_000, 1000):
-        ids = [f"case-{k:06d}" for k in range(start, start + 1000)]
-        store.append(pd.DataFrame({"id": ids, "z": z}))
-    resumed = PartStore(tmp_path / "parts", "a")
-    assert len(resumed.done()) == 100_000
-    default, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
-    pa.set_memory_pool(pool)
-    try:
-        resumed.merge(tmp_path / "all.parquet")
-    finally:
-        pa.set_memory_pool(default)
-    assert pq.ParquetFile(tmp_path / "all.parquet").metadata.num_rows == 100_000
-    assert (pool.max_memory() or 0) < 100_000 * 64 * 4
