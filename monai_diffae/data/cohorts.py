@@ -27,7 +27,6 @@ COLUMN_ROLES = ("id", "patient", "split")
 """The standard column names besides the image keys."""
 
 _SECTIONS = ("", "training", "train", "validation", "val", "test", "testing")
-_LONGEST_LIST = 120  # characters of names in a message
 _DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d+)")
 _WHOLE = re.compile(r"\d+\.0+")
 _INSIGNIFICANT = re.compile(r"\s+|(?<!\d)0+(?=\d)")  # spaces and leading zeros

@@ -6,7 +6,6 @@ import base64
 import io
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -115,6 +114,6 @@ def write_page(file: Path, template: str, *, embed: bool = False, **values: Any)
     return write_atomic(file, lambda temporary: temporary.write_text(html, encoding="utf-8"))
 
 
-def result_html(result: Result, address: Callable[[Path], str] | None = None) -> str:
-    """The lines, the table and the pictures of a result; without ``address``, the pictures are embedded."""
-    return render("result.html", result=result, address=address or (lambda file: data_address(file.read_bytes())))
+def result_html(result: Result) -> str:
+    """The lines, the table and the pictures of a result, as HTML that needs no other file."""
+    return render("result.html", result=result, address=lambda file: data_address(file.read_bytes()))
