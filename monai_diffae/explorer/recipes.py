@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from monai_diffae.apps.commands import command_line
-from monai_diffae.apps.settings import Decoding, Reading, Run
+from monai_diffae.apps.settings import Decoding, Reading, Run, Sampling
 from monai_diffae.apps.synthesis.combine import Combination, Mixture, Moves
 from monai_diffae.data.fingerprints import json_digest
 
@@ -68,24 +68,19 @@ class Caller:
             "directions": dict(combination.directions), "components": components,
             "embeddings": str(self.embeddings) if components else None,
             "detail": None if detail == "model" else detail,
-            "columns": dict(self.reading.columns), **self._decoding(),
+            "columns": dict(self.reading.columns), **self._settings(Decoding),
         }  # fmt: skip
         return _both("combine", {**arguments, "out": f"combined/{json_digest([arguments])[:8]}"})
 
     def generate(self, count: int, seed: int) -> tuple[str, str]:
         """The same for images of the latent DDIM."""
-        sampling = {
-            name: value for name, value in self._decoding().items() if name not in ("invert_steps", "inversion")
-        }
-        return _both(
-            "generate",
-            {"bundle": str(self.bundle), "out": f"generated_{seed}", "num_images": count, "seed": seed, **sampling},
-        )
+        arguments = {"bundle": str(self.bundle), "out": f"generated_{seed}", "num_images": count, "seed": seed}
+        return _both("generate", {**arguments, **self._settings(Sampling)})
 
-    def _decoding(self) -> dict[str, Any]:
-        names = ("steps", "invert_steps", "solver", "inversion", "spacing", "decoder")
+    def _settings(self, kind: type[Sampling]) -> dict[str, Any]:
+        """The decoding settings that a command with this kind of them takes, and how it runs."""
         return {
-            **{name: getattr(self.decoding, name) for name in names},
+            **{each.name: getattr(self.decoding, each.name) for each in fields(kind)},
             "device": self.run.device, "overrides": dict(self.run.overrides),
         }  # fmt: skip
 
