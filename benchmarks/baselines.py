@@ -3,7 +3,8 @@
     python benchmarks/baselines.py BUNDLE COHORT --target label [--target ...] --minutes 30 --out results/
         [--column image=file] [--imagenet alexnet.pth]
 
-Of a trained bundle, on cases that neither it nor any baseline was trained on, by the same probes in the same folds:
+All are scored on cases that neither the trained bundle nor any baseline was trained on, by the same probes in the same
+folds:
 
 - MONAI's AutoencoderKL with as many latent values as z_sem has, or the nearest number above, trained for ``--minutes``
   of processor time on images augmented as in the bundle's configs/train.json, without overlays. Say what the bundle's
@@ -179,33 +180,34 @@ def supervised(data: Data, minutes: float, name: str) -> NDArray[np.float32]:
     def loss_of(batch: dict[str, Tensor]) -> Tensor:
         has = [i in truth_of for i in batch["id"]]
         truth = torch.tensor([truth_of[i] for i in batch["id"] if i in truth_of], dtype=torch.float64)
-        said = network(batch["image"].as_subclass(Tensor)[has]).float()
+        predicted = network(batch["image"].as_subclass(Tensor)[has]).float()
         if target.classes is None:
-            loss = (said[:, 0] - ((truth - mean) / std).float()).square().sum()
+            loss = (predicted[:, 0] - ((truth - mean) / std).float()).square().sum()
         else:
-            loss = nn.functional.cross_entropy(said, truth.long(), reduction="sum")
+            loss = nn.functional.cross_entropy(predicted, truth.long(), reduction="sum")
         return loss / len(has)
 
     best: dict[str, float | NDArray[np.float32]] = {"score": -math.inf}
 
     def keep_best() -> None:
-        said = in_batches(network, data.images)
-        score = validation_score(target, said, data.rows("val"))
+        predicted = in_batches(network, data.images)
+        score = validation_score(target, predicted, data.rows("val"))
         if not score <= best["score"]:  # the first may be NaN
-            best.update(score=score, said=said)
+            best.update(score=score, predicted=predicted)
 
     seen, took = train_for(network, data, minutes, loss_of, keep_best)
     print(f"supervised, {name}: {seen} images in {took:.1f} min, best on val {best['score']:.3f}", flush=True)
-    return best["said"]  # type: ignore[return-value]
+    return best["predicted"]  # type: ignore[return-value]
 
 
-def validation_score(target: Target, said: NDArray[np.float32], rows: NDArray[np.intp]) -> float:
+def validation_score(target: Target, predicted: NDArray[np.float32], rows: NDArray[np.intp]) -> float:
     """Which epoch is best: the correlation, or the mean AUROC of each class against the rest."""
     chosen = np.isin(target.rows, rows)
-    truth, said = target.values[chosen], said[target.rows[chosen]]
+    truth, predicted = target.values[chosen], predicted[target.rows[chosen]]
     if target.classes is None:
-        return float(np.corrcoef(truth, said[:, 0])[0, 1])
-    logits = said - np.log(np.exp(said - said.max(1, keepdims=True)).sum(1, keepdims=True)) - said.max(1, keepdims=True)
+        return float(np.corrcoef(truth, predicted[:, 0])[0, 1])
+    shifted = predicted - predicted.max(1, keepdims=True)
+    logits = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     each = [score_with_interval("auroc", truth == k, logits[:, k])[0] for k in range(len(target.classes))]
     return float(np.mean(each))
 

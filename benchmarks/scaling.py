@@ -397,14 +397,18 @@ def main() -> None:
     bench = Bench(args.out.resolve() / "work", 0.1 if args.quick else args.seconds, args.quick)
     shutil.rmtree(bench.folder, ignore_errors=True)
     bench.folder.mkdir(parents=True)
-    about, points = machine(), all_points(args.quick)
+    machine_record, points = machine(), all_points(args.quick)
     try:
         run(bench, points, args.rounds, args.minutes, imports_gib)
     finally:  # also what was measured before an error
-        about["rounds"] = max(len(point.measured.seconds) for point in points)
-        results = {"machine": about, "exponents": exponents(points), "points": [asdict(point) for point in points]}
+        machine_record["rounds"] = max(len(point.measured.seconds) for point in points)
+        results = {
+            "machine": machine_record,
+            "exponents": exponents(points),
+            "points": [asdict(point) for point in points],
+        }
         (args.out / "scaling.json").write_text(json.dumps(results, indent=2))
-        text = tables(points, about)
+        text = tables(points, machine_record)
         (args.out / "scaling.md").write_text(text)
     draw(points, args.out / "scaling.png")
     if args.docs:

@@ -74,8 +74,8 @@ def _add_cases(app: FastAPI, exploration: Exploration) -> None:
         return _plain(exploration.outliers)
 
     @app.get("/api/cases/{row}")
-    def about(row: Row) -> Any:
-        return _plain(lambda: exploration.about(row))
+    def describe(row: Row) -> Any:
+        return _plain(lambda: exploration.describe(row))
 
     @app.get("/api/cases/{row}/thumbnail.png")
     def thumbnail(row: Row) -> Response:

@@ -140,7 +140,7 @@ class Exploration:
         """The outlier scores of all cases and their p-values, or the ``reason`` why there are none; waits for them."""
         return self._outliers.result()
 
-    def about(self, row: int) -> dict[str, Any]:
+    def describe(self, row: int) -> dict[str, Any]:
         """What is known about a case without decoding anything."""
         self._check(row)
         atlas = self.atlas

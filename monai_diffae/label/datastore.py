@@ -196,10 +196,10 @@ class FolderDatastore(CheckedWrites, LocalDatastore):
         # MONAI Label (0.8.5) keeps a series as long as its folder exists
         num_removed = super()._remove_non_existing()
         objects = self._datastore.objects
-        gone = [id for id in objects if objects[id].image.ext[:1] in ("", "/") and id not in self._scans]
-        for id in gone:
+        missing = [id for id in objects if objects[id].image.ext[:1] in ("", "/") and id not in self._scans]
+        for id in missing:
             del objects[id]
-        return num_removed + len(gone)
+        return num_removed + len(missing)
 
     def _search(self) -> None:
         """Find the scans of the folder."""

@@ -297,24 +297,24 @@ class _EditTable:
     direction: Direction
     along: Along
     strengths: Sequence[float]
-    watched: Sequence[Direction]
+    other_directions: Sequence[Direction]
     others: _OtherPatients | None = None
 
     @classmethod
     def read(cls, direction: Path, along: Along, strengths: Sequence[float], watch: Sequence[Path]) -> _EditTable:
         """Read the directions."""
-        watched = [read_direction(file) for file in watch]
-        targets = [each.target for each in watched]
+        other_directions = [read_direction(file) for file in watch]
+        targets = [each.target for each in other_directions]
         duplicate = next((target for target in targets if targets.count(target) > 1), None)
         if duplicate is not None:
             raise ConfigError(f"watch: two directions are for '{duplicate}', and would share a column; omit one")
-        return cls(read_direction(direction), along, strengths, watched)
+        return cls(read_direction(direction), along, strengths, other_directions)
 
     def for_model(self, trained: TrainedBundle, embeddings: Path | None) -> _EditTable:
         """Check that the directions belong to a model, and add the other patients of its embeddings."""
         from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
 
-        for each in (self.direction, *self.watched):
+        for each in (self.direction, *self.other_directions):
             each.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
         if embeddings is None:
             return self
@@ -342,7 +342,7 @@ class _EditTable:
         if self.others is not None:
             columns["nearest_other"] = self.others.nearest(z_norm, patient)
             columns["is_itself"] = np.linalg.norm(change, axis=1) < columns["nearest_other"]
-        columns |= {f"drift_{each.target}": self._travel(each, z_edited) for each in self.watched}
+        columns |= {f"drift_{each.target}": self._travel(each, z_edited) for each in self.other_directions}
         return pd.DataFrame(columns)
 
     def _travel(self, direction: Direction, z_edited: Floats) -> Floats:
