@@ -109,7 +109,7 @@ def resolved(description: Mapping[str, Any], key: str) -> Any:
     try:
         return replace(parser[key])
     except (LookupError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{key}: refers to what the description of the model does not have; train again") from error
+        raise ConfigError(f"{key}: refers to a key that the model's description does not have; train again") from error
 
 
 # -- configurations of a folder ----------------------------------------------------------------------------------------

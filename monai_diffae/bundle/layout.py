@@ -29,7 +29,7 @@ LATENT_PREFIX, FAST_PREFIX = "latent_", "fast_"  # prefixes of the files of a la
 LATENT_MODEL, FAST_MODEL = f"{LATENT_PREFIX}{MODEL}", f"{FAST_PREFIX}{MODEL}"
 
 MODEL_FILES = (MODEL, LATENT_MODEL, FAST_MODEL, ANOMALY, METRICS, PROVENANCE)
-"""The files in ``models`` that are copied with a model; the one for MONAI's tools is written anew."""
+"""The files in ``models`` that are copied with a model; the one for MONAI's tools is written again."""
 
 
 def shipped(kind: str) -> Path:
