@@ -196,7 +196,7 @@ def test_requests_leave_nothing_private_in_the_log(client, explored, caplog, mon
     client.get("/api/cases/0")
     image(client, case=0, components={"2": 1.0})
     client.post("/api/image?window=w", json={"case": 99})
-    monkeypatch.setattr(type(explored), "about", fail)
+    monkeypatch.setattr(type(explored), "describe", fail)
     response = client.get("/api/cases/0")  # a bug of ours
     assert response.status_code == 500
     assert "doe_jane" not in response.text + caplog.text
