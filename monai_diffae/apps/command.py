@@ -28,24 +28,7 @@ _PLAIN_REASONS = {
 
 
 def command(function: Callable[..., R]) -> Callable[..., R]:
-    """Check and convert a function's arguments by its annotations before it runs.
-
-    A text or the result of another command becomes a ``Path``, a mapping a settings dataclass of
-    :mod:`monai_diffae.apps.settings`. The fields of these dataclasses can also be given directly, under the same names
-    as on the command line and in a bundle's JSON. All three therefore accept the same values and report the same
-    errors.
-
-    Example:
-        >>> from typing import Annotated
-        >>> from annotated_types import Ge
-        >>> @command
-        ... def draw(num_images: Annotated[int, Ge(1)] = 16) -> int:
-        ...     return num_images
-        >>> draw(num_images=0)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: num_images: 0 is below 1
-    """
+    """Check and convert a function's arguments by its annotations before it runs."""
     owners = _owners_of_fields(function)
 
     @functools.wraps(function)

@@ -28,12 +28,7 @@ class Process:
 
 
 def this_process(part: str | None = None) -> Process:
-    """This process by ``part``, such as ``3/16``, or by the environment that ``torchrun`` sets; else there is one.
-
-    Example:
-        >>> this_process("3/16").rank
-        2
-    """
+    """This process by ``part``, such as ``3/16``, or by the environment that ``torchrun`` sets; else there is one."""
     if part is not None:
         numbers = re.fullmatch(r"(\d+)/(\d+)", part)
         if numbers is None or not 1 <= int(numbers[1]) <= int(numbers[2]):

@@ -30,16 +30,7 @@ _IMAGE_POOLS = ("none", "patch")  # each z_sem belongs to a single image, so it 
 
 
 def preprocessing_differences(table: pd.DataFrame, config: Mapping[str, Any]) -> list[str]:
-    """The keys in which a bundle's preprocessing differs from the one a table was made with.
-
-    The list is empty if the table has no metadata, and no record beside it that says so.
-
-    Example:
-        >>> table = pd.DataFrame()
-        >>> table.attrs["monai_diffae"] = {"preprocessing": {"image_size": [64, 64], "preprocessing": "@image_size"}}
-        >>> preprocessing_differences(table, {"image_size": [32, 32], "preprocessing": "@image_size"})
-        ['image_size']
-    """
+    """The keys in which a bundle's preprocessing differs from the one a table was made with."""
     return _differences(table.attrs.get("monai_diffae", {}).get("preprocessing"), config)
 
 
@@ -63,10 +54,7 @@ def recorded_preprocessing(table: pd.DataFrame) -> str | None:
 
 
 def warn_of_other_preprocessing(embeddings: str | os.PathLike[str], trained: TrainedBundle) -> None:
-    """Log a warning if the scans of a table were preprocessed in another way than a bundle does here.
-
-    A table names the file of its model, which is the same with all overrides.
-    """
+    """Log a warning if the scans of a table were preprocessed in another way than a bundle does here."""
     differ = _differences(read_metadata(embeddings).get("preprocessing"), trained.config)
     if differ:
         logger.warning(
@@ -87,17 +75,7 @@ def check_same_preprocessing(embeddings: str | os.PathLike[str], config: Mapping
 
 
 def safe_overrides(table: pd.DataFrame) -> dict[str, Any]:
-    """The overrides of :func:`recorded_overrides` that are safe to use: plain values of top-level keys.
-
-    A table must not run code, so values that MONAI would evaluate, and arguments of components, are ignored.
-
-    Example:
-        >>> table = pd.DataFrame()
-        >>> overrides = {"slice_step": 1, "slice_range": "$print()", "inferer#solver": "ddim"}
-        >>> table.attrs["monai_diffae"] = {"made_from": {"overrides": overrides}}
-        >>> safe_overrides(table)
-        {'slice_step': 1}
-    """
+    """The overrides of :func:`recorded_overrides` that are safe to use: plain values of top-level keys."""
     return {
         key: value
         for key, value in recorded_overrides(table).items()
@@ -191,11 +169,7 @@ def scans_record(states: Sequence[str], contents: Sequence[str]) -> dict[str, st
 
 
 def content_of_scans(cases: Sequence[Case], tables: Sequence[Path]) -> str:
-    """A checksum of the contents of scans, for the record of pictures that are made of them.
-
-    If one of the tables of embeddings was made of these scans and no file has changed since, its record has the
-    checksum; else the scans are read.
-    """
+    """A checksum of the contents of scans, for the record of pictures that are made of them."""
     state = json_digest(scan_states(cases))
     for table in tables:
         recorded = (read_record(record_of(table)) or {}).get("scans", {})

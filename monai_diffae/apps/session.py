@@ -42,36 +42,22 @@ _COHORT_KEYS = (
 
 @dataclass(frozen=True)
 class CodedCase:
-    """One case with its codes.
-
-    Attributes:
-        case: the case.
-        image: (1, C, *S) in the model's range.
-        z_sem: (1, D).
-        x_T: (1, C, *S), inverted from the image.
-    """
+    """One case with its codes."""
 
     case: Case
-    image: Tensor
+    image: Tensor  # (1, C, *S) in the model's range
     z_sem: Tensor
-    x_T: Tensor
+    x_T: Tensor  # (1, C, *S), inverted from the image
 
 
 @dataclass
 class ReadCases:
-    """The cases of a session that could be read, preprocessed.
+    """The cases of a session that could be read, preprocessed."""
 
-    Attributes:
-        cases: the readable cases, in the order of ``dataset``.
-        dataset: their images ``[C, *S]`` in the model's range, under the bundle's image keys.
-        failures: the requested cases that could not be read.
-        encoder_key: the image that the encoder sees; the decoder reconstructs ``"image"``.
-    """
-
-    cases: list[Case]
-    dataset: CachedCases
-    failures: list[Failure] = field(default_factory=list)
-    encoder_key: str = "image"
+    cases: list[Case]  # the readable cases, in the order of `dataset`
+    dataset: CachedCases  # their images `[C, *S]` in the model's range, under the bundle's image keys
+    failures: list[Failure] = field(default_factory=list)  # the requested cases that could not be read
+    encoder_key: str = "image"  # the image that the encoder sees; the decoder reconstructs `"image"`
 
     def batches(self, batch_size: int, text: str) -> Iterator[tuple[list[Case], Tensor, Tensor]]:
         """Yield cases, images (B, C, *S) and encoder inputs (B, C', *S); the last batch may be smaller."""
@@ -89,21 +75,13 @@ class ReadCases:
 
 @dataclass(frozen=True)
 class Session:
-    """A trained bundle and a cohort as the bundle sees it.
-
-    Attributes:
-        trained: the bundle.
-        cohort: the cohort, split, and sliced for a 2D model.
-        encoder_key: the image that the encoder sees.
-        reading: how scans are read.
-        run: batch size, device and overrides.
-    """
+    """A trained bundle and a cohort as the bundle sees it."""
 
     trained: TrainedBundle
-    cohort: SplitCohort
-    encoder_key: str
-    reading: Reading
-    run: Run
+    cohort: SplitCohort  # the cohort, split, and sliced for a 2D model
+    encoder_key: str  # the image that the encoder sees
+    reading: Reading  # how scans are read
+    run: Run  # batch size, device and overrides
 
     @classmethod
     def open(
@@ -116,20 +94,7 @@ class Session:
         run: Run | None = None,
         device: str | None = None,
     ) -> Session:
-        """Load a trained bundle and list a cohort.
-
-        Args:
-            bundle: the bundle's folder.
-            cohort: a folder, table, datalist or scan.
-            decoding: how to invert and decode, where this differs from the bundle's configuration.
-            reading: how scans are found and read.
-            run: device, batch size and overrides.
-            device: where to compute if ``run`` names no device; None: the GPU if there is one.
-
-        Raises:
-            ConfigError: the bundle is not trained, or an override names an unknown key.
-            CohortError: the cohort has no usable case.
-        """
+        """Load a trained bundle and list a cohort."""
         run = run or Run()
         trained = open_bundle(bundle, decoding=decoding, run=run, device=device)
         return cls.of(trained, cohort, reading=reading or Reading(), run=run)
@@ -158,14 +123,7 @@ class Session:
         return "drawn" if self.cohort.is_drawn else "given"
 
     def made_from(self, cases: Sequence[Case] | None = None, *, decodes: bool = True, **more: Any) -> dict[str, Any]:
-        """What a result of this session depends on, for the record beside it.
-
-        Args:
-            cases: the cases that the result is made of, whose scans are hashed; None: the whole cohort, for a command
-                that hashes scans while it reads them.
-            decodes: whether the result depends on how images are inverted and decoded.
-            more: the command's own arguments, and checksums of files that it reads.
-        """
+        """What a result of this session depends on, for the record beside it."""
         made_from = {**made_from_bundle(self.trained, self.run, decodes=decodes), "cohort": self.cohort.fingerprint}
         if cases is not None:
             made_from["cases"] = json_digest([case.id for case in cases])
@@ -186,12 +144,7 @@ class Session:
             )  # fmt: skip
 
     def choose(self, choice: Choice | None = None) -> list[Case]:
-        """The selected cases: those with the given ids in their order, else the first ``limit`` of a split.
-
-        Raises:
-            ConfigError: both ids and a limit are given.
-            CohortError: no case has such an id or is in the split, or a named case is not in the split that was given.
-        """
+        """The selected cases: those with the given ids in their order, else the first ``limit`` of a split."""
         choice = choice or Choice()
         cases = self.cohort.choose(choice.cases, choice.split, choice.limit)
         choice.check_cases({case.id: case.split for case in cases})
@@ -200,17 +153,7 @@ class Session:
     def read(
         self, cases: Sequence[Case], out: Path, failures_name: str = "failures.csv", *, named: bool = False
     ) -> ReadCases:
-        """Read and preprocess cases. Unreadable ones are listed in the file ``failures_name`` in ``out``.
-
-        Args:
-            cases: the cases to read.
-            out: the folder of the results.
-            failures_name: the name of the list of failures.
-            named: whether the user named these cases; if so, other scans with unreadable headers are not failures.
-
-        Raises:
-            CohortError: no case can be read.
-        """
+        """Read and preprocess cases. Unreadable ones are listed in the file ``failures_name`` in ``out``."""
         dataset = CachedCases(
             [case.item() for case in cases],
             self.trained.preprocessing,
@@ -233,11 +176,7 @@ class Session:
         return ReadCases(readable, dataset, failures, self.encoder_key)
 
     def encode(self, read: ReadCases) -> NDArray[np.float32]:
-        """z_sem (N, D) of all cases.
-
-        Raises:
-            ScanError: the z_sem of a case is not finite.
-        """
+        """z_sem (N, D) of all cases."""
         trained, text = self.trained, f"encoding {counted(len(read.cases), 'case')}"
         parts = [
             encode_exactly(encoder_images.to(trained.device), trained.inferer, trained.network).cpu().numpy()
@@ -248,10 +187,7 @@ class Session:
         return z_sem
 
     def coded(self, read: ReadCases, text: str) -> Iterator[CodedCase]:
-        """Yield each case with its codes, on the bundle's device.
-
-        Cases are inverted one by one, so that the x_T of a case does not depend on the others.
-        """
+        """Yield each case with its codes, on the bundle's device."""
         trained = self.trained
         for i in track(range(len(read.cases)), text):
             item = read.dataset[i]
@@ -261,11 +197,7 @@ class Session:
             yield CodedCase(read.cases[i], image, z_sem, x_T)
 
     def open_case(self, case: Case) -> ModelCase:
-        """Open one case of the cohort; its codes are computed when they are asked for.
-
-        Raises:
-            ScanError: the scan cannot be used.
-        """
+        """Open one case of the cohort; its codes are computed when they are asked for."""
         images = {key: str(image) if isinstance(image, Path) else list(image) for key, image in case.images.items()}
         return self.trained.open(images, slice=case.slice_index, id=case.id)
 
@@ -299,23 +231,14 @@ def open_bundle(
     run: Run | None = None,
     device: str | None = None,
 ) -> TrainedBundle:
-    """Load a trained bundle with a command's settings; for commands that can do without a cohort.
-
-    The arguments and errors are those of :meth:`Session.open`.
-    """
+    """Load a trained bundle with a command's settings; for commands that can do without a cohort."""
     run = run or Run()
     overrides = inferer_overrides(run.overrides, **asdict(decoding or Decoding()))
     return load_bundle(bundle, run.device or device, overrides)
 
 
 def made_from_bundle(trained: TrainedBundle, run: Run, *, decodes: bool = True) -> dict[str, Any]:
-    """What every result of a bundle depends on: the beginning of its record, with or without a cohort.
-
-    Args:
-        trained: the bundle.
-        run: the command's overrides.
-        decodes: whether the result depends on how images are inverted and decoded.
-    """
+    """What every result of a bundle depends on: the beginning of its record, with or without a cohort."""
     settings = inferer_settings(trained.inferer) if decodes else {}
     return {**trained.made_from, "overrides": dict(run.overrides), **settings}
 
@@ -326,19 +249,7 @@ def split_for(
     columns: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> SplitCohort:
-    """The cohort, split and sliced as the training of a bundle did it.
-
-    A warning is logged if the split is drawn because the cohort is not the one of the training.
-
-    Args:
-        trained: the bundle.
-        cohort: a folder, table, datalist or scan.
-        columns: names of the table's columns; None: those of the training, if the table has them.
-        overrides: values for keys of the model's description.
-
-    Raises:
-        CohortError: the cohort has no usable case.
-    """
+    """The cohort, split and sliced as the training of a bundle did it."""
     columns = columns or {}
     training = read_values(trained.folder / layout.CONFIGS / layout.TRAIN)  # names of columns are no part of a model
     named = {key: training[key] for key in ("columns", "patient_pattern") if key in training}

@@ -58,12 +58,7 @@ def _numbers(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
 
 
 def colour_values(colour: Colour | None) -> dict[str, Any]:
-    """The values of a configuration that train on colour images in this way.
-
-    Example:
-        >>> colour_values("rgb"), colour_values(None)
-        ({'colour': 'rgb', 'in_channels': 3}, {})
-    """
+    """The values of a configuration that train on colour images in this way."""
     if colour is None:
         return {}
     return {"colour": colour, **({} if colour == "refuse" else {"in_channels": {"grey": 1, "rgb": 3}[colour]})}
@@ -94,23 +89,7 @@ class Choice:
     """Use only the first cases, at most this many; not together with ``cases``."""
 
     def check_cases(self, splits: Mapping[str, str | None]) -> None:
-        """Raise an error if ``limit`` is given for named cases, or if one is not in ``split``.
-
-        A command's default split does not bind named cases.
-
-        Args:
-            splits: the split of each selected case, by id.
-
-        Raises:
-            ConfigError: both ``cases`` and ``limit`` are given.
-            CohortError: a case is in another split.
-
-        Example:
-            >>> Choice(["a"], split="test").check_cases({"a": "train"})
-            Traceback (most recent call last):
-            ...
-            monai_diffae.errors.CohortError: cases: 'a' is in the split train, not test; omit split, or name cases of...
-        """
+        """Raise an error if ``limit`` is given for named cases, or if one is not in ``split``."""
         if self.cases and self.limit is not None:
             raise ConfigError("limit: does not apply to named cases; omit limit, or omit cases")
         if not self.cases or self.split == type(self).split:

@@ -22,20 +22,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Step:
-    """One command with its arguments.
+    """One command with its arguments."""
 
-    Attributes:
-        title: what it is for, as a heading.
-        command: its name, such as ``embed``.
-        arguments: by their names in Python.
-        is_preparation: whether it only prepares other steps.
-        typed: its line for a shell, if an earlier call did it, so that its arguments are not known any more.
-    """
-
-    title: str
-    command: str
-    arguments: Mapping[str, Any]
-    is_preparation: bool = False
+    title: str  # what it is for, as a heading
+    command: str  # its name, such as `embed`
+    arguments: Mapping[str, Any]  # by their names in Python
+    is_preparation: bool = False  # whether it only prepares other steps
     typed: str | None = None
 
     @property
@@ -46,37 +38,22 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step.
-
-    Attributes:
-        step: the step.
-        seconds: how long it took; if its results were complete already, how long it took when they were made.
-        result: what the command returned; None: it failed, or it was done by an earlier call only.
-        error: one line; None: it did not fail.
-        warnings: what the command warned of when its results were made.
-    """
+    """What became of a step."""
 
     step: Step
-    seconds: float
+    seconds: float  # how long it took; if its results were complete already, how long it took when they were made
     result: Result | None = None
-    error: str | None = None
-    warnings: tuple[str, ...] = ()
+    error: str | None = None  # one line; None: it did not fail
+    warnings: tuple[str, ...] = ()  # what the command warned of when its results were made
 
 
 @dataclass
 class Steps:
-    """Runs steps and keeps their outcomes.
-
-    Attributes:
-        journal: a file that keeps durations and warnings for later calls, which skip complete steps; None: no file.
-        keeps_lines: whether the journal also keeps the lines of preparations, for :meth:`with_earlier`. They have the
-            paths that the commands were given, so such a journal is private.
-        outcomes: of all steps of this call, in order.
-    """
+    """Runs steps and keeps their outcomes."""
 
     journal: Path | None = None
     keeps_lines: bool = False
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)  # of all steps of this call, in order
 
     def prepare(self, title: str, command: str, **arguments: Any) -> Any:
         """Run a step that the other steps need, and return its result."""

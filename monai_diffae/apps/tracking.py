@@ -18,14 +18,6 @@ def log_to_training(
 
     The run is looked for on the server of ``MLFLOW_TRACKING_URI``, or in the bundle's own database. Nothing happens if
     the bundle was trained without tracking, or elsewhere.
-
-    Args:
-        bundle: the trained bundle.
-        metrics: figures of the whole cohort; nothing about single cases.
-        paths: pictures, tables and pages; of a folder, everything in it.
-        folder: the folder of these artifacts, also the group of the metrics.
-        is_private: whether the files have ids of cases; they are then not sent to a server, only to the bundle's own
-            database.
     """
     from monai_diffae.handlers.mlflow import RUN_ID, reason, tracking_client
 

@@ -37,11 +37,7 @@ def open_baseline(
     device: str | None = None,
     seed: int = 0,
 ) -> Session:
-    """Open a cohort with an encoder that needs no training, in the place of a trained bundle's.
-
-    ``untrained`` is the bundle's network with random weights; ``pca`` are as many principal components of the training
-    images as z_sem would have dimensions, or as many as there can be.
-    """
+    """Open a cohort with an encoder that needs no training, in the place of a trained bundle's."""
     trained = load_untrained(bundle, run.device or device, run.overrides, seed)
     session = Session.of(trained, cohort, reading=reading, run=run)
     return session if encoder == "untrained" else _with_components(session)

@@ -36,21 +36,13 @@ Cut = Callable[[Arrays], Iterator[tuple[NDArray[np.float32], Tensor]]]
 
 @dataclass(frozen=True)
 class EncodedCohort:
-    """An encoded cohort, in its order.
+    """An encoded cohort, in its order."""
 
-    Attributes:
-        cases: (N,) the case of each row; with patches, a case has one row per patch.
-        z_sem: (N, D) float32.
-        places: where each patch lies, with the columns :attr:`PatchCutter.place_names`; None without patches.
-        failures: the cases without rows.
-        contents: hashes of the scans of all cases, taken while they were read.
-    """
-
-    cases: list[Case]
-    z_sem: NDArray[np.float32]
+    cases: list[Case]  # (N,) the case of each row; with patches, a case has one row per patch
+    z_sem: NDArray[np.float32]  # (N, D) float32
     places: pd.DataFrame | None
-    failures: list[Failure]
-    contents: list[str]
+    failures: list[Failure]  # the cases without rows
+    contents: list[str]  # hashes of the scans of all cases, taken while they were read
 
 
 @dataclass(frozen=True)
@@ -59,28 +51,17 @@ class CohortEncoder:
 
     The rows of the store are one image or patch each, or one case that failed: ``row``, ``position`` of the case in the
     cohort, ``id``, ``content`` (the hash of its scan), ``place`` of a patch and ``z_sem``, or ``file`` and ``reason``.
-
-    Attributes:
-        cases: the cohort.
-        trained: the encoder.
-        store: the parts.
-        process: which share of the cases to encode.
-        encoder_key: the image that the encoder sees.
-        cutter: cuts scans into patches; None: a scan is one image.
     """
 
     cases: Sequence[Case]
     trained: TrainedBundle
     store: PartStore
-    process: Process
-    encoder_key: str = "image"
-    cutter: PatchCutter | None = None
+    process: Process  # which share of the cases to encode
+    encoder_key: str = "image"  # the image that the encoder sees
+    cutter: PatchCutter | None = None  # cuts scans into patches; None: a scan is one image
 
     def encode(self, batch_size: int, workers: int, failures_name: str) -> None:
-        """Encode this process's share, without what an earlier run has encoded.
-
-        Cases that failed are tried again by the first process, because the disk or network may have been the reason.
-        """
+        """Encode this process's share, without what an earlier run has encoded."""
         at_once = images_at_once(self.trained.image_shape[1:])
         size = _CALLS_PER_PART * at_once if self.cutter is None else _SCANS_PER_PART
         positions = self._to_encode(size)

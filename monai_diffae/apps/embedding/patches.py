@@ -34,10 +34,6 @@ class PatchCutter:
     field of view makes one patch, equal to the image that the whole preprocessing makes. ``overlap`` is a fraction of
     the patches' size, 0 to less than 1. It is rounded up to whole voxels, but patches always advance by at least one
     voxel.
-
-    Attributes:
-        keys: the entries of the result of :meth:`__call__` that :meth:`cut` needs.
-        place_names: the names of the numbers that say where a patch lies. ``of`` is the number of patches of the scan.
     """
 
     def __init__(self, trained: TrainedBundle, key: str, overlap: float) -> None:
@@ -62,11 +58,7 @@ class PatchCutter:
         return {self._key: padded, _TO_PLACES: torch.from_numpy(_to_places(padded))}
 
     def cut(self, scan: Arrays) -> Iterator[tuple[NDArray[np.float32], Tensor]]:
-        """Yield position and image ``[C, *S]`` of each patch that is not entirely background.
-
-        A position has the numbers named in ``place_names``: the patch's number on the grid (background patches count)
-        and the coordinates of its centre.
-        """
+        """Yield position and image ``[C, *S]`` of each patch that is not entirely background."""
         image = torch.from_numpy(scan[self._key])
         overlaps = [side - step for side, step in zip(self._size, self._steps, strict=True)]
         # MONAI's own padding pads one side only, and leaves scans that are much smaller than a patch too small

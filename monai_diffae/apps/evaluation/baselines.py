@@ -38,28 +38,16 @@ _NOT_FEATURES = ("id", "file_name", "patient", "split", "slices", "patches", "em
 
 @dataclass(frozen=True, eq=False)
 class PixelBaselines:
-    """Baselines computed from the images that a table of embeddings was made from.
-
-    Attributes:
-        names: ``pca`` (as many components as z_sem has dimensions), ``intensity`` (moments and deciles of the pixels).
-        table: the table of embeddings.
-        session: the bundle that prepares the images, and their cohort.
-        cohort: name of the cohort's file or folder.
-    """
+    """Baselines computed from the images that a table of embeddings was made from."""
 
     names: tuple[str, ...]
-    table: pd.DataFrame
-    session: Session
-    cohort: str
+    table: pd.DataFrame  # the table of embeddings
+    session: Session  # the bundle that prepares the images, and their cohort
+    cohort: str  # name of the cohort's file or folder
 
     @classmethod
     def open(cls, table: pd.DataFrame, comparison: Comparison, reading: Reading) -> PixelBaselines:
-        """Open the bundle and the cohort with the configuration values that the table was made with.
-
-        Raises:
-            ConfigError: the bundle is not trained.
-            CohortError: the cohort has no usable case.
-        """
+        """Open the bundle and the cohort with the configuration values that the table was made with."""
         overrides = safe_overrides(table)
         not_applied = [
             name for name in recorded_overrides(table) if name not in overrides and not name.startswith("inferer#")
@@ -79,15 +67,7 @@ class PixelBaselines:
         return self.session.made_from(self.session.cohort.cases, decodes=False, names=list(self.names))
 
     def read(self, out: Path | None = None) -> list[FeatureSet]:
-        """Read the images of the table's cases and compute the baselines.
-
-        Args:
-            out: folder for ``probe_failures.csv``, and for the images if they do not fit into memory.
-
-        Raises:
-            CohortError: none of the cases is in the cohort, or the z_sem of the table are pooled.
-            ConfigError: the bundle's preprocessing differs from that of the table.
-        """
+        """Read the images of the table's cases and compute the baselines."""
         self._check_table()
         warn_if_cohort_changed(self.table, self.session.cohort, self.cohort, "pixel_baselines")
         with tempfile.TemporaryDirectory() as folder:
@@ -145,18 +125,7 @@ def z_sem_features(table: pd.DataFrame) -> FeatureSet:
 def feature_set(
     name: str, values: ArrayLike | os.PathLike[str] | str, table: pd.DataFrame, targets: Sequence[str]
 ) -> FeatureSet:
-    """Features to compare with: a table's file, features ``[N, D]``, or images ``[N, C, *S]``.
-
-    Args:
-        name: name of the feature set.
-        values: the file of a table, or an array with one row per row of the embeddings.
-        table: the table of embeddings.
-        targets: labels to predict, which are not used as features.
-
-    Raises:
-        CohortError: the file is not a table of features of the cases.
-        ConfigError: the array does not have as many rows as the embeddings, or values are not finite.
-    """
+    """Features to compare with: a table's file, features ``[N, D]``, or images ``[N, C, *S]``."""
     if isinstance(values, (str, os.PathLike)):
         return read_features(name, values, table, targets)
     array = np.asarray(values)
@@ -169,21 +138,7 @@ def feature_set(
 
 
 def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, targets: Sequence[str]) -> FeatureSet:
-    """Read features from a CSV or Parquet table, and join them to a table of embeddings by ``id``.
-
-    The features of a table of embeddings are its ``z_000``, ... (and ``std_000``, ...); those of any other table are
-    all numeric columns except ``patient``, ``split`` and the targets.
-
-    Args:
-        name: name of the feature set.
-        path: the file.
-        table: the table of embeddings.
-        targets: labels to predict, which are not used as features.
-
-    Raises:
-        CohortError: there is no such table, it has no ``id`` or an id twice, or it has none of the cases.
-        ConfigError: there are no features, or values are not finite.
-    """
+    """Read features from a CSV or Parquet table, and join them to a table of embeddings by ``id``."""
     path = Path(path)
     features = _read_table(path)
     ids = _ids(features, path.name)
@@ -208,11 +163,7 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
 
 
 def checksum_of_features(values: ArrayLike | os.PathLike[str] | str) -> str:
-    """The SHA-256 of a file or an array.
-
-    Raises:
-        CohortError: there is no such file.
-    """
+    """The SHA-256 of a file or an array."""
     if isinstance(values, (str, os.PathLike)):
         if not Path(values).is_file():
             raise CohortError(f"{Path(values).name}: there is no such table of features; check its path")

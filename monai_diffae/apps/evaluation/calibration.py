@@ -35,21 +35,7 @@ _MOST_VOXELS = 2**22  # of the held-out maps, from which the quantiles are compu
 def calibrated(
     session: Session, cases: Sequence[Case], settings: AnomalySettings, failures: Path, *, overwrite: bool
 ) -> tuple[Path, AnomalyDetector, bool]:
-    """Calibrate a bundle, unless it was calibrated with the same cases and settings.
-
-    Args:
-        session: the bundle and the cohort.
-        cases: held-out cases.
-        settings: how residuals become maps and scores.
-        failures: the list of cases that cannot be read.
-        overwrite: calibrate although this was done.
-
-    Returns:
-        The file, the detector, and whether it was there already.
-
-    Raises:
-        CohortError: there are no readable cases of two patients.
-    """
+    """Calibrate a bundle, unless it was calibrated with the same cases and settings."""
     trained = session.trained
     path = models_folder(trained.folder) / ANOMALY
     made_from: dict[str, Any] = {

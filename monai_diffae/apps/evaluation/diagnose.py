@@ -218,17 +218,11 @@ class Diagnosis:
 
 @dataclass(frozen=True, eq=False)
 class CasePatients:
-    """The patient, scan and slice of each of N cases.
+    """The patient, scan and slice of each of N cases."""
 
-    Attributes:
-        patients: (N,), the number of the patient.
-        scans: (N,), the number of the scan.
-        slices: (N,), the number of the slice within its scan.
-    """
-
-    patients: NDArray[np.intp]
-    scans: NDArray[np.intp]
-    slices: NDArray[np.intp]
+    patients: NDArray[np.intp]  # (N,), the number of the patient
+    scans: NDArray[np.intp]  # (N,), the number of the scan
+    slices: NDArray[np.intp]  # (N,), the number of the slice within its scan
 
     @classmethod
     def of_cases(cls, cases: Sequence[Case]) -> CasePatients:

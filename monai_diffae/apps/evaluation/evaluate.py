@@ -64,10 +64,7 @@ class HeldOut:
 @Parameter(name="*", group=Group("Decoding", sort_key=3))
 @dataclass(frozen=True)
 class Conditions:
-    """Under which conditions images are inverted and decoded: every solver with every number of steps.
-
-    They are for the exact decoder. The fast one has its own steps, and x_T of the bundle's inversion.
-    """
+    """Under which conditions images are inverted and decoded: every solver with every number of steps."""
 
     steps: Sequence[Annotated[int, Ge(1)]] = (10, 20, 50, 100)
     """Network evaluations for decoding, and as many for inversion; one line of the tables for each."""

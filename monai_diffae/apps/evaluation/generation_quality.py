@@ -237,13 +237,7 @@ def _weighted_mean(values: Floats, weights: Floats) -> Floats:
 
 
 def nearest_images(images: Tensor, train: ReadCases, batch_size: int) -> tuple[Floats, list[int]]:
-    """The most similar training image of each image (N, C, *S).
-
-    The training images are read batch by batch.
-
-    Returns:
-        The root mean square difference to it, ``[N]``, and its position among the training cases.
-    """
+    """The most similar training image of each image (N, C, *S)."""
     flat = images.flatten(1).float()
     nearest, positions = torch.full((len(flat),), torch.inf), torch.zeros(len(flat), dtype=torch.long)
     for start in range(0, len(train.cases), batch_size):

@@ -107,11 +107,7 @@ class CaseImages:
             warn_if_cohort_changed(each, session.cohort, str(path), "images")
 
     def reconstruction_errors(self, session: Session, ids: Sequence[str]) -> pd.DataFrame:
-        """The mean squared error of decoded images in the model's range, one row per case.
-
-        ``mse_z_sem`` is decoded from z_sem alone, with the same noise for all cases, a function of the seed;
-        ``mse_x_T`` with the inverted x_T of the case.
-        """
+        """The mean squared error of decoded images in the model's range, one row per case."""
         read = self._read(session, ids)
         noise = image_noise(session.trained.x_T_shape, self.settings.seed, [0]).to(session.trained.device)
         errors = {}
@@ -122,10 +118,7 @@ class CaseImages:
         return pd.DataFrame.from_dict(errors, orient="index", columns=["mse_z_sem", "mse_x_T"])
 
     def draw(self, path: Path, neighbors: pd.DataFrame, cases: pd.DataFrame, table: pd.DataFrame) -> None:
-        """Draw the first 8 cases, each in a row with its neighbors and their distances.
-
-        The picture has no ids unless they are asked for, so that it can be shown to others.
-        """
+        """Draw the first 8 cases, each in a row with its neighbors and their distances."""
         drawn = neighbors[neighbors["rank"] <= _IN_PICTURE]
         ids = cases["id"].tolist()[:_IN_PICTURE]
         rows_of = dict(iter(drawn[drawn["id"].isin(ids)].groupby("id")))

@@ -382,11 +382,6 @@ def with_reconstruction_errors(
 
 
 def unusual_shares(splits: ArrayLike, p: ArrayLike) -> dict[str, float]:
-    """The share of cases with a p-value below .05 in each split; cases without a p-value do not count.
-
-    Example:
-        >>> unusual_shares(["train", "val", "val"], [0.5, 0.01, 0.5])
-        {'train': 0.0, 'val': 0.5}
-    """
+    """The share of cases with a p-value below .05 in each split; cases without a p-value do not count."""
     p_by_split = pd.Series(np.asarray(p), index=np.asarray(splits, str)).dropna()
     return {str(name): float(share) for name, share in p_by_split.lt(_UNUSUAL).groupby(level=0).mean().items()}

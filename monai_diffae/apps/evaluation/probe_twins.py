@@ -24,19 +24,12 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True, eq=False)
 class TableTwins:
-    """The twins of a table.
-
-    Attributes:
-        table: the embeddings.
-        groups: rows with nearly the same z_sem.
-        report: what they mean for splits and labels.
-        is_grouped: whether twins count as one patient.
-    """
+    """The twins of a table."""
 
     table: pd.DataFrame
-    groups: list[TwinGroup]
-    report: TwinReport
-    is_grouped: bool = False
+    groups: list[TwinGroup]  # rows with nearly the same z_sem
+    report: TwinReport  # what they mean for splits and labels
+    is_grouped: bool = False  # whether twins count as one patient
 
     @classmethod
     def find(cls, table: pd.DataFrame, targets: Sequence[str], splits: Sequence[str] = ()) -> TableTwins:
@@ -52,11 +45,7 @@ class TableTwins:
         return cls(table, groups, report_twins(cases, groups))
 
     def warn(self, is_split: bool) -> None:
-        """Log a warning for twins that a probe may be fitted to and evaluated on, and for those with different labels.
-
-        Args:
-            is_split: whether the table's split was evaluated, so that only twins in different splits matter.
-        """
+        """Log a warning for twins that a probe may be fitted to and evaluated on, and for those with different labels."""
         pairs = self.report.separated if is_split else self.report.other_patients
         if pairs and not self.is_grouped:
             examples = "; ".join(" = ".join(pair.ids) for pair in pairs[:_EXAMPLES])
@@ -69,11 +58,7 @@ class TableTwins:
             logger.warning("%s", line)
 
     def grouped(self) -> TableTwins:
-        """The table with one patient for the twins of a group.
-
-        Raises:
-            ConfigError: the table has no column ``patient``.
-        """
+        """The table with one patient for the twins of a group."""
         if "patient" not in self.table:
             raise ConfigError("group_duplicates: the table has no column patient; embed the cohort again")
         patients = merge_patients([case.patient for case in _cases(self.table, ())], self.groups)

@@ -23,13 +23,7 @@ CONDITION = ("table", "bundle", "solver", "steps", "features", "timestep")
 def summary_row(
     condition: Mapping[str, Any], metric: str, value: float, ends: tuple[float, float] | None, num_cases: int
 ) -> Row:
-    """One row of the tables; ``condition`` has the fields of :data:`CONDITION` that apply.
-
-    Example:
-        >>> row = summary_row({"table": "generation", "bundle": "b"}, "fid", 3.5, None, 8)
-        >>> row["steps"], row["value"], row["low"]
-        (None, 3.5, None)
-    """
+    """One row of the tables; ``condition`` has the fields of :data:`CONDITION` that apply."""
     low, high = ends or (math.nan, math.nan)
     return {
         **{name: condition.get(name) for name in CONDITION}, "metric": metric, "value": plain(value),
@@ -61,10 +55,7 @@ def mean_rows(case_rows: Iterable[Row], patients: Mapping[str, str]) -> list[Row
 
 
 def difference_rows(case_rows: Iterable[Row], reference: str, patients: Mapping[str, str]) -> list[Row]:
-    """The paired difference of each bundle to a reference, by condition: the metric of the bundle minus its own.
-
-    Only cases and conditions that both have are compared.
-    """
+    """The paired difference of each bundle to a reference, by condition: the metric of the bundle minus its own."""
     conditions = _by_condition(case_rows)
     of_reference = {_without_bundle(condition): metrics for condition, metrics in conditions
                     if condition["bundle"] == reference}  # fmt: skip
@@ -112,10 +103,6 @@ def mean_interval(values: Floats, groups: ArrayLike) -> tuple[float, float] | No
     """The 95 % interval of a mean over cases ``[N]`` by Student's t over their patients; None with fewer than two.
 
     The standard error is that of a mean over clusters. With few patients, a bootstrap of them is too narrow.
-
-    Example:
-        >>> mean_interval(np.array([1.0, 2.0, 3.0, 3.0]), ["a", "b", "c", "c"])
-        (-0.34..., 4.84...)
     """
     from scipy import stats
 
@@ -173,15 +160,7 @@ def write_markdown(file: Path, rows: Sequence[Row], notes: Sequence[str]) -> Non
 
 
 def wide_lines(rows: Iterable[Row], table: str) -> list[dict[str, Any]]:
-    """The lines of a table: the condition, then ``<metric>``, ``<metric>_low`` and ``<metric>_high`` of each metric.
-
-    Fields of the condition that no line has are left out.
-
-    Example:
-        >>> row = {"table": "z_sem", "bundle": "b", "metric": "active", "value": 3.0, "low": None, "high": None}
-        >>> wide_lines([{**row, "num_cases": 8}], "z_sem")
-        [{'bundle': 'b', 'num_cases': 8, 'active': 3.0}]
-    """
+    """The lines of a table: the condition, then ``<metric>``, ``<metric>_low`` and ``<metric>_high`` of each metric."""
     lines: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         if row["table"] != table:
@@ -239,12 +218,7 @@ def _cell(line: dict[str, Any], name: str) -> str:
 
 
 def short(value: Any) -> str:
-    """A number with three digits that matter; whole numbers and text as they are.
-
-    Example:
-        >>> short(0.98765), short(0.000123), short(31.4159), short(64), short("adams")
-        ('0.988', '1.23e-04', '31.4', '64', 'adams')
-    """
+    """A number with three digits that matter; whole numbers and text as they are."""
     if not isinstance(value, float):
         return str(value)
     if value == 0 or 0.01 <= abs(value) < 1:

@@ -26,17 +26,11 @@ _X_T_STATISTICS = ("std", "neighbor_correlation")
 
 @dataclass(frozen=True)
 class Condition:
-    """How images are inverted and decoded in one line of a table.
-
-    Attributes:
-        inferer: inverts and decodes; with the exact decoder, with as many evaluations for both.
-        solver: the solver's name, or ``fast decoder``.
-        steps: network evaluations for decoding.
-    """
+    """How images are inverted and decoded in one line of a table."""
 
     inferer: DiffusionAutoencoderInferer
-    solver: str
-    steps: int
+    solver: str  # the solver's name, or `fast decoder`
+    steps: int  # network evaluations for decoding
 
     def evaluations(self, draws: int) -> int:
         """Network evaluations for the reconstructions of one image: from both codes, and from z_sem with each draw."""
@@ -49,11 +43,7 @@ def conditions_of(
     steps: Sequence[int],
     decoders: Sequence[DecoderName] = (),
 ) -> list[Condition]:
-    """Every solver with every number of steps, for the exact decoder; and the fast decoder as it is.
-
-    A solver that takes two evaluations per step may use one less than ``steps``; conditions that become equal are
-    listed once.
-    """
+    """Every solver with every number of steps, for the exact decoder; and the fast decoder as it is."""
     conditions: list[Condition] = []
     for decoder in dict.fromkeys(decoders or [inferer.decoder]):
         variant = inferer.replace(decoder=decoder)

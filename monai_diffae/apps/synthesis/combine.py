@@ -201,12 +201,7 @@ def components_of(z_train: NDArray[np.float32], count: int) -> PrincipalComponen
 
 
 def component_number(name: str) -> int:
-    """The number of a component, from 1.
-
-    Example:
-        >>> component_number("3")
-        3
-    """
+    """The number of a component, from 1."""
     if not name.isdecimal() or int(name) < 1:
         raise ConfigError(f"components: {name!r} is not the number of a component; they are numbered from 1")
     return int(name)
@@ -214,23 +209,14 @@ def component_number(name: str) -> int:
 
 @dataclass(frozen=True)
 class Combination:
-    """The codes of an image: those of a case, mixed with others and moved.
+    """The codes of an image: those of a case, mixed with others and moved."""
 
-    Attributes:
-        blend: id of a second case.
-        weight: how much of it, from 0 to 1.
-        noise_of: id of the case whose x_T is used.
-        noise_seed: seed of the noise that is used as x_T.
-        directions: strengths by the names of the directions.
-        components: strengths by the numbers of the components, from 1.
-    """
-
-    blend: str | None = None
-    weight: float = 0.5
-    noise_of: str | None = None
-    noise_seed: int | None = None
-    directions: Mapping[str, float] = field(default_factory=dict)
-    components: Mapping[str, float] = field(default_factory=dict)
+    blend: str | None = None  # id of a second case
+    weight: float = 0.5  # how much of it, from 0 to 1
+    noise_of: str | None = None  # id of the case whose x_T is used
+    noise_seed: int | None = None  # seed of the noise that is used as x_T
+    directions: Mapping[str, float] = field(default_factory=dict)  # strengths by the names of the directions
+    components: Mapping[str, float] = field(default_factory=dict)  # strengths by the numbers of the components, from 1
 
     @classmethod
     def of(cls, mixture: Mixture, moves: Moves) -> Combination:
@@ -298,10 +284,7 @@ class Combination:
 
 
 def write_combined(path: Path, case: Case, opened: ModelCase, image: Tensor, difference: Tensor | None = None) -> Path:
-    """Write an image (1, C, *S), or a scan plus a difference, in the space of a case: PNG or NIfTI, which is returned.
-
-    ``path`` has no suffix. The difference is that from the case's plain reconstruction.
-    """
+    """Write an image (1, C, *S), or a scan plus a difference, in the space of a case: PNG or NIfTI, which is returned."""
     from monai_diffae.data.scan_writing import SYNTHETIC
     from monai_diffae.transforms.native import fits_png
 

@@ -21,17 +21,7 @@ _LARGEST = 100
 
 
 def read_direction(path: str | os.PathLike[str]) -> Direction:
-    """Read a file of :func:`~monai_diffae.apps.synthesis.fit_direction.fit_direction`.
-
-    Raises:
-        ConfigError: the file does not exist, or is not a direction.
-
-    Example:
-        >>> read_direction("no.json")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no.json: there is no such file; make it with monai-diffae fit-direction
-    """
+    """Read a file of :func:`~monai_diffae.apps.synthesis.fit_direction.fit_direction`."""
     from monai_diffae.latents import Direction
 
     path = Path(path)
@@ -65,15 +55,7 @@ def json_content(path: Path) -> Any:
 
 
 def strength_names(strengths: Sequence[float]) -> list[str]:
-    """Return the parts of file names that stand for strengths.
-
-    Raises:
-        ConfigError: there are no strengths, one is not finite or far beyond all cases, or two have the same name.
-
-    Example:
-        >>> strength_names([-2, 0, 0.5])
-        ['-2.00', '+0.00', '+0.50']
-    """
+    """Return the parts of file names that stand for strengths."""
     if not len(strengths) or not all(map(math.isfinite, strengths)):
         raise ConfigError(f"strengths: {list(strengths)} are not numbers; give some, such as -2 and 2")
     largest = max(strengths, key=abs)
@@ -89,10 +71,5 @@ def strength_names(strengths: Sequence[float]) -> list[str]:
 
 
 def strength_titles(strengths: Sequence[float]) -> list[str]:
-    """Return the titles of a picture's columns, one per strength.
-
-    Example:
-        >>> strength_titles([-2, 0, 0.5])
-        ['-2', '0', '+0.5']
-    """
+    """Return the titles of a picture's columns, one per strength."""
     return [f"{strength:+g}" if strength else "0" for strength in strengths]
