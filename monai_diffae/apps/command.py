@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from monai_diffae.errors import ConfigError
 
@@ -28,8 +28,17 @@ _PLAIN_REASONS = {
 
 
 def command(function: Callable[..., R]) -> Callable[..., R]:
-    """Check and convert a function's arguments by its annotations before it runs."""
-    owners = _owners_of_fields(function)
+    """Check and convert a function's arguments by its annotations before it runs.
+
+    A path-like becomes a ``Path``, a mapping a settings dataclass, whose fields can also be given directly.
+    """
+    # the argument that each field of a settings dataclass belongs to, by the field's name
+    owners = {
+        field.name: name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if is_dataclass(parameter.default)
+        for field in fields(parameter.default)
+    }
 
     @functools.wraps(function)
     def arguments(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -54,13 +63,14 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
 
         args = tuple(map(_as_path, args))
         packed = _packed({name: _as_path(value) for name, value in kwargs.items()}, owners)
-        _refuse_booleans(packed, set(owners.values()), function)
         try:
             checked_args, checked_kwargs = checks()(*args, **packed)
         except ValidationError as error:
             raise ConfigError(_one_line(error, function)) from None
         bound = inspect.signature(function).bind(*checked_args, **checked_kwargs).arguments
-        refuse_results_among_scans(bound.get("cohort"), out=bound.get("out"), bundle=_existing(bound.get("bundle")))
+        bundle = bound.get("bundle")  # a folder, or the name of a shipped bundle
+        bundle = bundle if isinstance(bundle, Path) and bundle.is_dir() else None
+        refuse_results_among_scans(bound.get("cohort"), out=bound.get("out"), bundle=bundle)
         return function(*checked_args, **checked_kwargs)
 
     run.__signature__ = _flat_signature(function)  # type: ignore[attr-defined]
@@ -87,64 +97,20 @@ def check_overlays(overlays: Iterable[Path]) -> None:
             raise ConfigError(f"overlays: there is no file {overlay.name}; the bundle's configs/overlays has some")
 
 
-def _existing(folder: Any) -> Any:
-    """A bundle's folder; None for the name of a shipped bundle."""
-    return folder if isinstance(folder, Path) and folder.is_dir() else None
-
-
 def _as_path(value: Any) -> Any:
     """The path of the result of another command, which pydantic would refuse; anything else as it is."""
     return Path(value) if isinstance(value, os.PathLike) else value
-
-
-def _owners_of_fields(function: Callable[..., Any]) -> dict[str, str]:
-    """The name of the argument that each field of a settings dataclass belongs to, by the field's name."""
-    owners: dict[str, str] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if is_dataclass(parameter.default):
-            owners |= {field.name: name for field in fields(parameter.default)}
-    return owners
 
 
 def _packed(kwargs: Mapping[str, Any], owners: Mapping[str, str]) -> dict[str, Any]:
     """Arguments with the fields that were given directly put into their dataclasses."""
     packed = {name: value for name, value in kwargs.items() if name not in owners}
     for name in kwargs.keys() & owners.keys():
-        owner = packed.get(owners[name], {})
-        values = _values(owner)
-        packed[owners[name]] = owner if values is None else {**values, name: kwargs[name]}
+        settings = packed.get(owners[name], {})
+        if is_dataclass(settings):
+            settings = {field.name: getattr(settings, field.name) for field in fields(settings)}
+        packed[owners[name]] = {**settings, name: kwargs[name]} if isinstance(settings, Mapping) else settings
     return packed
-
-
-def _values(settings: Any) -> Mapping[str, Any] | None:
-    """The fields of a settings dataclass, or of a mapping in its place; None for anything else."""
-    if is_dataclass(settings):
-        return {field.name: getattr(settings, field.name) for field in fields(settings)}
-    return settings if isinstance(settings, Mapping) else None
-
-
-def _refuse_booleans(kwargs: Mapping[str, Any], settings_names: set[str], function: Callable[..., Any]) -> None:
-    """Refuse True and False for numbers, which pydantic would convert."""
-    settings = [_values(kwargs[name]) or {} for name in kwargs.keys() & settings_names]
-    for name, value in [item for values in (kwargs, *settings) for item in values.items()]:
-        values = value if isinstance(value, list | tuple) else [value]
-        # NumPy, which need not be loaded, has booleans of its own
-        is_boolean = any(type(each).__name__ in ("bool", "bool_") for each in values)
-        if is_boolean and not _may_be_boolean(_hints(function).get(name, Any)):
-            raise ConfigError(f"{name}: {value!r} cannot be used: input should be a number or text, not True or False")
-
-
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of a function's arguments, and of the fields of its settings dataclasses."""
-    hints = get_type_hints(function)
-    for parameter in inspect.signature(function).parameters.values():
-        if is_dataclass(parameter.default):
-            hints |= get_type_hints(type(parameter.default))
-    return hints
-
-
-def _may_be_boolean(hint: Any) -> bool:
-    return hint in (bool, Any) or any(map(_may_be_boolean, get_args(hint)))
 
 
 def _flat_signature(function: Callable[..., Any]) -> inspect.Signature:

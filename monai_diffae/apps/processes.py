@@ -34,18 +34,5 @@ def this_process(part: str | None = None) -> Process:
         if numbers is None or not 1 <= int(numbers[1]) <= int(numbers[2]):
             raise ConfigError(f"part: {part!r} is not a part such as 3/16, from 1/16 to 16/16")
         return Process(int(numbers[1]) - 1, int(numbers[2]))
-    rank, world_size, local_rank = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if not (rank or world_size):
-        return Process()
-    if not all(text.isdecimal() for text in (rank, world_size, local_rank)) or int(rank) >= int(world_size):
-        raise ConfigError(
-            f"RANK is {rank!r}, WORLD_SIZE {world_size!r} and LOCAL_RANK {local_rank!r}; start processes with torchrun"
-        )
-    return Process(int(rank), int(world_size), int(local_rank), _local_world_size())
-
-
-def _local_world_size() -> int:
-    text = os.environ.get("LOCAL_WORLD_SIZE", "1")  # other launchers do not set it
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"LOCAL_WORLD_SIZE is {text!r}; start processes with torchrun")
-    return int(text)
+    defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}  # other launchers do not set all
+    return Process(*(int(os.environ.get(name, default)) for name, default in defaults.items()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,26 +24,28 @@ from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_TOP_LEVEL_KEY = re.compile(r"[A-Za-z]\w*")
 _IMAGE_POOLS = ("none", "patch")  # each z_sem belongs to a single image, so it can be decoded
 
 
 def preprocessing_differences(table: pd.DataFrame, config: Mapping[str, Any]) -> list[str]:
     """The keys in which a bundle's preprocessing differs from the one a table was made with."""
-    return _differences(table.attrs.get("monai_diffae", {}).get("preprocessing"), config)
+    return _changes(table.attrs.get("monai_diffae", {}).get("preprocessing"), config)
 
 
-def _differences(recorded: Mapping[str, Any] | None, config: Mapping[str, Any]) -> list[str]:
-    if recorded is None:
-        return []
-    current = json.loads(json.dumps(preprocessing_config(config)))
-    return sorted(key for key in {*recorded, *current} if recorded.get(key) != current.get(key))
+def _changes(recorded: Mapping[str, Any] | None, config: Mapping[str, Any]) -> list[str]:
+    return [] if recorded is None else differences(recorded, preprocessing_config(config))
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """The keys in which two configurations differ as JSON."""
+    first, second = (json.loads(json.dumps(each)) for each in (first, second))
+    return sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
 
 
 def recorded_overrides(table: pd.DataFrame) -> dict[str, Any]:
     """The overrides of the bundle's configuration that a table was made with, from its metadata."""
-    overrides = table.attrs.get("monai_diffae", {}).get("made_from", {}).get("overrides")
-    return overrides if isinstance(overrides, dict) else {}
+    overrides: dict[str, Any] = table.attrs.get("monai_diffae", {}).get("made_from", {}).get("overrides") or {}
+    return overrides
 
 
 def recorded_preprocessing(table: pd.DataFrame) -> str | None:
@@ -55,7 +56,7 @@ def recorded_preprocessing(table: pd.DataFrame) -> str | None:
 
 def warn_of_other_preprocessing(embeddings: str | os.PathLike[str], trained: TrainedBundle) -> None:
     """Log a warning if the scans of a table were preprocessed in another way than a bundle does here."""
-    differ = _differences(read_metadata(embeddings).get("preprocessing"), trained.config)
+    differ = _changes(read_metadata(embeddings).get("preprocessing"), trained.config)
     if differ:
         logger.warning(
             "%s: its scans were preprocessed in another way than here (%s differ), so its z_sem do not fit; use the "
@@ -66,7 +67,7 @@ def warn_of_other_preprocessing(embeddings: str | os.PathLike[str], trained: Tra
 
 def check_same_preprocessing(embeddings: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
     """Check that the scans of a table were preprocessed as a bundle's own configuration says, without overrides."""
-    differ = _differences(read_metadata(embeddings).get("preprocessing"), config)
+    differ = _changes(read_metadata(embeddings).get("preprocessing"), config)
     if differ:
         raise ConfigError(
             f"{Path(embeddings).name}: its scans were preprocessed in another way than the bundle does "
@@ -75,18 +76,9 @@ def check_same_preprocessing(embeddings: str | os.PathLike[str], config: Mapping
 
 
 def safe_overrides(table: pd.DataFrame) -> dict[str, Any]:
-    """The overrides of :func:`recorded_overrides` that are safe to use: plain values of top-level keys."""
-    return {
-        key: value
-        for key, value in recorded_overrides(table).items()
-        if _TOP_LEVEL_KEY.fullmatch(key) and _is_plain(value)
-    }
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(_is_plain(each) for each in value)
-    return value is None or isinstance(value, (int, float)) or (isinstance(value, str) and not set("$@%") & set(value))
+    """The overrides that are plain values of top-level keys: a table must not run code."""
+    overrides = recorded_overrides(table).items()
+    return {key: value for key, value in overrides if key.isidentifier() and not set("$@%{") & set(json.dumps(value))}
 
 
 def warn_if_cohort_changed(table: pd.DataFrame, split: SplitCohort, cohort: str | os.PathLike[str], what: str) -> None:
@@ -99,19 +91,16 @@ def warn_if_cohort_changed(table: pd.DataFrame, split: SplitCohort, cohort: str 
         )  # fmt: skip
 
 
-def model_checksum(embeddings: str | os.PathLike[str]) -> str:
-    """The SHA-256 of the model that a table of embeddings was made with."""
-    return _made_from(Path(embeddings))["model"]
-
-
-def encoder_of(embeddings: str | os.PathLike[str]) -> str:
-    """The encoder that made a table of embeddings: ``trained``, ``untrained`` or ``pca``."""
-    return _made_from(Path(embeddings))["encoder"]
+def origin_of(embeddings: str | os.PathLike[str]) -> dict[str, str]:
+    """The SHA-256 of a table's ``model``, its ``pool`` and ``encoder``, from its metadata or the record beside it."""
+    path = Path(embeddings)
+    metadata = {} if path.suffix.lower() == ".csv" else read_metadata(path)  # other tools drop that of a Parquet
+    return {"pool": "none", "encoder": "trained", **(metadata.get("made_from") or _recorded(path))}
 
 
 def check_z_sem(embeddings: str | os.PathLike[str]) -> None:
     """Check that a table of embeddings has z_sem of a trained bundle, which a decoder can use."""
-    if (encoder := encoder_of(embeddings)) != "trained":
+    if (encoder := origin_of(embeddings)["encoder"]) != "trained":
         raise ConfigError(
             f"{Path(embeddings).name}: was made with encoder {encoder}, so it has no z_sem that a bundle could decode; "
             "train a bundle and embed the cohort with it, or use this table for probe and neighbors"
@@ -121,35 +110,26 @@ def check_z_sem(embeddings: str | os.PathLike[str]) -> None:
 def check_same_model(embeddings: str | os.PathLike[str], bundle: str | os.PathLike[str]) -> None:
     """Check that a table of embeddings was made with this bundle, and that its z_sem can be decoded."""
     check_z_sem(embeddings)
-    name, made_from = Path(embeddings).name, _made_from(Path(embeddings))
-    if made_from["model"] != checksum(bundle):
+    name, origin = Path(embeddings).name, origin_of(embeddings)
+    if origin["model"] != checksum(bundle):
         raise ConfigError(f"{name}: another autoencoder made it; embed the cohort with this bundle")
-    if made_from["pool"] not in _IMAGE_POOLS:
-        option = "patches" if made_from["pool"] == "patches" else "pool"
+    if origin["pool"] not in _IMAGE_POOLS:
+        option = "patches" if origin["pool"] == "patches" else "pool"
         raise ConfigError(
             f"{name}: its z_sem are averages, which do not belong to single images; embed the cohort without {option}"
         )
-
-
-def _made_from(path: Path) -> dict[str, str]:
-    """The model, pool and encoder of a table, from its own metadata, or from the record beside it."""
-    own = {} if path.suffix.lower() == ".csv" else read_metadata(path)  # other tools drop the metadata of a Parquet
-    made_from = own.get("made_from") or _recorded(path)
-    defaults = {"pool": "none", "encoder": "trained"}
-    return {"model": str(made_from["model"]), **{key: str(made_from.get(key, defaults[key])) for key in defaults}}
 
 
 def _recorded(path: Path) -> dict[str, Any]:
     """What the record beside a table says; a warning is logged if the table's z_sem are others."""
     record = record_of(path)
     content = read_record(record)
-    if content is None or "model" not in content["made_from"]:
+    # not complete: the run was killed between writing the record and the table
+    if content is None or not content["complete"] or "model" not in content["made_from"]:
         raise ConfigError(
-            f"{path.name}: there is no record {record.name} beside it, so its model is unknown; make both with "
-            "monai-diffae embed"
+            f"{path.name}: there is no complete record {record.name} beside it, so its model is unknown; make both "
+            "with monai-diffae embed"
         )
-    if not content["complete"]:  # the run was killed between writing the record and the table
-        raise ConfigError(f"{path.name}: is not complete; run monai-diffae embed again")
     sample = content["figures"].get("rows")
     is_unchanged = not path.is_file() or file_checksum(path) in content["files"].values()
     if not is_unchanged and isinstance(sample, str) and not has_sampled_rows(path, sample):

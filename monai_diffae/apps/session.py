@@ -28,7 +28,7 @@ from monai_diffae.data.cohorts import COLUMN_ROLES, column_names
 from monai_diffae.data.fingerprints import json_digest, scan_contents
 from monai_diffae.data.progress import Failure, track, write_failures
 from monai_diffae.data.splits import SplitOrigin
-from monai_diffae.errors import CohortError, ScanError, counted
+from monai_diffae.errors import CohortError, counted
 from monai_diffae.inferers.reconstruction import encode_exactly
 
 logger = logging.getLogger(__name__)
@@ -143,12 +143,9 @@ class Session:
                 num_unlike, len(z_sem),
             )  # fmt: skip
 
-    def choose(self, choice: Choice | None = None) -> list[Case]:
+    def choose(self, choice: Choice) -> list[Case]:
         """The selected cases: those with the given ids in their order, else the first ``limit`` of a split."""
-        choice = choice or Choice()
-        cases = self.cohort.choose(choice.cases, choice.split, choice.limit)
-        choice.check_cases({case.id: case.split for case in cases})
-        return cases
+        return self.cohort.choose(choice.cases, choice.split, choice.limit)
 
     def read(
         self, cases: Sequence[Case], out: Path, failures_name: str = "failures.csv", *, named: bool = False
@@ -165,15 +162,11 @@ class Session:
         listed = [] if named else self.cohort.failures
         try:
             dataset.prepare()
-        except CohortError:
-            if dataset.failures:
-                write_failures(out / failures_name, [*listed, *dataset.failures])
-            raise
-        failures = [*listed, *dataset.failures]
-        write_failures(out / failures_name, failures)
+        finally:
+            write_failures(out / failures_name, [*listed, *dataset.failures])
         by_id = {case.id: case for case in cases}
         readable = [by_id[str(item["id"])] for item in dataset.items]
-        return ReadCases(readable, dataset, failures, self.encoder_key)
+        return ReadCases(readable, dataset, [*listed, *dataset.failures], self.encoder_key)
 
     def encode(self, read: ReadCases) -> NDArray[np.float32]:
         """z_sem (N, D) of all cases."""
@@ -182,9 +175,7 @@ class Session:
             encode_exactly(encoder_images.to(trained.device), trained.inferer, trained.network).cpu().numpy()
             for _, _, encoder_images in read.batches(self.run.batch_size, text)
         ]
-        z_sem = np.concatenate(parts)
-        _check_finite(z_sem, read.cases)
-        return z_sem
+        return np.concatenate(parts)
 
     def coded(self, read: ReadCases, text: str) -> Iterator[CodedCase]:
         """Yield each case with its codes, on the bundle's device."""
@@ -204,15 +195,6 @@ class Session:
     def decode(self, z_sem: Tensor, x_T: Tensor) -> Tensor:
         """Decode images (N, C, *S) in batches; a single x_T (1, C, *S) or z_sem (1, D) serves all images."""
         return decode_in_batches(self.trained, z_sem, x_T, self.run.batch_size)
-
-
-def _check_finite(z_sem: NDArray[np.float32], cases: Sequence[Case]) -> None:
-    for z, case in zip(z_sem, cases, strict=True):
-        if not np.isfinite(z).all():
-            raise ScanError(
-                f"case '{case.id[:60]}': its z_sem is not finite; train the model again, or look at the scan's "
-                "intensities"
-            )
 
 
 @torch.no_grad()

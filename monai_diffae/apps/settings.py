@@ -17,7 +17,6 @@ from annotated_types import Ge, Lt
 from cyclopts import Group, Parameter, Token
 
 from monai_diffae.diffusion.settings import DecoderName, InversionName, SolverName, SpacingName
-from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.policies import Colour, Uneven
 
 Split = Literal["train", "val", "test"]
@@ -33,10 +32,7 @@ def _pairs(type_: Any, tokens: Sequence[Token]) -> dict[str, str]:
     for token in tokens:
         if not all(token.value.partition("=")):
             raise ValueError(f"{token.value!r} is not of the form name=value")
-        name, value = token.value.split("=", 1)
-        if name in pairs:
-            raise ValueError(f"{name!r} is given twice")
-        pairs[name] = value
+        name, pairs[name] = token.value.split("=", 1)
     return pairs
 
 
@@ -86,20 +82,7 @@ class Choice:
     split: Split | None = None
     """Use only the cases of this split; by default all of them, including training cases."""
     limit: Annotated[int, Ge(1)] | None = None
-    """Use only the first cases, at most this many; not together with ``cases``."""
-
-    def check_cases(self, splits: Mapping[str, str | None]) -> None:
-        """Raise an error if ``limit`` is given for named cases, or if one is not in ``split``."""
-        if self.cases and self.limit is not None:
-            raise ConfigError("limit: does not apply to named cases; omit limit, or omit cases")
-        if not self.cases or self.split == type(self).split:
-            return
-        other = next((name for name, split in splits.items() if split != self.split), None)
-        if other is not None:
-            raise CohortError(
-                f"cases: '{other[:60]}' is in the split {splits[other]}, not {self.split}; "
-                "omit split, or name cases of that split"
-            )
+    """Use only the first cases, at most this many; not used with ``cases``."""
 
 
 @Parameter(name="*", group=Group("Cases", sort_key=2))

@@ -26,20 +26,14 @@ def log_to_training(
     has_store = not is_private if is_server else (bundle / "mlflow.db").is_file()
     if not id_file.is_file() or not has_store:
         return
-    from mlflow.exceptions import MlflowException
-
     try:
         client, run_id = tracking_client(None, bundle), id_file.read_text().strip()
-        try:
-            client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # the training was tracked on another server
-                return
-            raise
+        client.get_run(run_id)
         for name, value in metrics.items():
             client.log_metric(run_id, f"{folder}/" + re.sub(r"[^\w\-. /]", "_", name), float(value))
         for path in paths:
             log = client.log_artifacts if path.is_dir() else client.log_artifact
             log(run_id, str(path), f"{folder}/{path.name}" if path.is_dir() else folder)
     except Exception as error:  # whatever a tracking server does, the results are on disk
-        logger.warning("MLflow tracking failed: %s", reason(error))
+        if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":  # tracked on another server
+            logger.warning("MLflow tracking failed: %s", reason(error))

@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # both take half a second to import
     import pandas as pd
     import pyarrow as pa
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # A full disk, an exceeded quota, a failing or read-only disk or a forbidden folder is a problem of the machine, not a
 # bug. So is a folder that is a file, or a name that the file system does not accept.
 _MACHINE_ERRORS = {
@@ -56,6 +59,11 @@ def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object])
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> Path:
+    """Write a table as CSV with :func:`write_atomic`."""
+    return write_atomic(path, lambda temporary: table.to_csv(temporary, index=False, lineterminator="\n"))
 
 
 def temporary_path(folder: Path, suffix: str = "") -> Path:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from monai_diffae.data.atomic import disk_errors, write_atomic
 from monai_diffae.data.cases import Case, Label
-from monai_diffae.errors import ConfigError, counted
+from monai_diffae.errors import CohortError, ConfigError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +145,13 @@ def count_failures(path: str | os.PathLike[str]) -> int:
         return 0
     with open(path, newline="", encoding="utf-8") as stream:
         return sum(1 for _ in csv.reader(stream)) - 1
+
+
+def check_any_usable(num_usable: int, failures: Sequence[Failure], noun: str = "cases") -> None:
+    """Raise an error if all cases failed; ``noun`` is what a case is, in the plural."""
+    if not num_usable:
+        first = failures[0]
+        raise CohortError(f"all {len(failures)} {noun} failed, the first is '{first.case_id}': {first.reason}")
 
 
 def count_by_label(ids: Collection[str], cases: Sequence[Case]) -> str:

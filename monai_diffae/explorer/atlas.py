@@ -146,7 +146,7 @@ class Atlas:
     def outliers(self) -> tuple[Floats, Floats]:
         """The outlier score of each case (``whitened`` of the command ``neighbors``) and its p-value, (N,) each."""
         training, is_train = self.training, self.table["id"].isin(self.training.rows["id"]).to_numpy()
-        reference = training.own_distances(_NUM_NEIGHBORS, whitened=True)
+        reference = training.reference.own_distances(_NUM_NEIGHBORS, whitened=True)
         scores = np.empty(len(self.table))
         by_id = dict(zip(training.rows["id"], reference, strict=True))
         scores[is_train] = [by_id[name] for name in self.table["id"][is_train]]

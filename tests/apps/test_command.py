@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from cyclopts import App, Parameter
@@ -70,8 +69,6 @@ def test_settings_can_be_given_as_an_object_a_mapping_or_by_their_fields():
         ({"share": "many"}, "share: 'many' cannot be used: input should be a valid number.*"),
         ({"share": float("nan")}, "share: .* cannot be used: input should be a finite number"),
         ({"decoding": "steps=4"}, "decoding: .* cannot be used: input should be a dictionary.*"),
-        ({"share": np.True_}, "share: .* not True or False"),
-        ({"choice": Choice(cases=[True])}, "cases: .* not True or False"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_named_in_one_line(arguments, message):
@@ -185,9 +182,6 @@ def test_a_process_is_numbered_as_torchrun_says(monkeypatch):
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     assert this_process() == Process(5, 8, 1, local_world_size=4)
-    monkeypatch.setenv("RANK", "8")
-    with pytest.raises(ConfigError, match="RANK is '8', WORLD_SIZE '8' and LOCAL_RANK '1'; start processes with"):
-        this_process()
 
 
 @pytest.mark.parametrize(

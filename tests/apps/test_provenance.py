@@ -10,7 +10,7 @@ import pytest
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.provenance import (
     check_same_model,
-    model_checksum,
+    origin_of,
     preprocessing_differences,
     recorded_overrides,
     safe_overrides,
@@ -37,7 +37,7 @@ def with_made_from(path, **values):
 @pytest.mark.goal(id="R24")
 def test_tables_that_cannot_be_decoded_with_a_bundle_are_refused(labelled, tmp_path):
     path = Path(shutil.copy(labelled.embeddings, tmp_path))  # without its record, as it is sent to others
-    assert model_checksum(path) == checksum(labelled.bundle)
+    assert origin_of(path)["model"] == checksum(labelled.bundle)
     check_same_model(path, labelled.bundle)
     for pool, option in {"mean": "pool", "patches": "patches"}.items():
         with_made_from(path, pool=pool)
@@ -55,13 +55,14 @@ def test_a_table_without_metadata_needs_its_record(labelled, tmp_path):
     table = pd.read_parquet(path)
     table.attrs = {}  # as other tools write it
     table.sort_values("z_000").to_parquet(path)
-    with pytest.raises(ConfigError, match=r"^embeddings\.parquet: there is no record embeddings\.json beside it, so"):
-        model_checksum(path)
+    message = r"^embeddings\.parquet: there is no complete record embeddings\.json beside it, so"
+    with pytest.raises(ConfigError, match=message):
+        origin_of(path)
     record = Path(shutil.copy(labelled.embeddings.with_suffix(".json"), tmp_path))
-    assert model_checksum(path) == checksum(labelled.bundle)
+    assert origin_of(path)["model"] == checksum(labelled.bundle)
     record.write_text(json.dumps(json.loads(record.read_text()) | {"complete": False}))
-    with pytest.raises(ConfigError, match=r"^embeddings\.parquet: is not complete; run monai-diffae embed again$"):
-        model_checksum(path)
+    with pytest.raises(ConfigError, match=message):
+        origin_of(path)
 
 
 @pytest.mark.goal(id="R24")
@@ -73,13 +74,13 @@ def test_a_csv_that_was_copied_over_that_of_another_model_is_warned_of(labelled,
     table = pd.read_csv(own)
     for changed in (table, table.sort_values("z_000").assign(grade=1), table[:3]):
         changed.to_csv(own, index=False)
-        assert model_checksum(own) == model
+        assert origin_of(own)["model"] == model
     assert "its z_sem are not those" not in caplog.text
     shutil.copy(other, own)
     check_same_model(own, labelled.bundle)
     assert "e.csv: its z_sem are not those that the record e.json beside it describes" in caplog.text
     shutil.copy(other.with_suffix(".json"), own.with_suffix(".json"))
-    assert model_checksum(own) == checksum(tiny_bundle.directory)
+    assert origin_of(own)["model"] == checksum(tiny_bundle.directory)
 
 
 def test_preprocessing_is_compared_and_only_plain_overrides_are_safe(labelled):

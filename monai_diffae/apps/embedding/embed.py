@@ -50,39 +50,36 @@ def embed(
 ) -> Result:
     """Encode every case to z_sem: a table with one row per case, resumable, for any classifier.
 
-    The columns are ``id``, ``patient`` (a hash, the same for all cases of a patient; the file ``.patient_key`` beside
-    the table holds its key, and must not be published with it), ``split``, the label columns of the cohort, and
-    ``z_000``, ``z_001``, ... as float32. A label column with one of these names gets the prefix ``label_``. The z_sem
-    of a case does not depend, to the bit, on the other cases, their order, ``batch_size`` or ``workers``. On another
-    machine or with another number of threads, the last bits may differ.
+    The columns are ``id``, ``patient`` (a hash; the file ``.patient_key`` beside the table holds its key, and must not
+    be published with it), ``split``, the label columns of the cohort, and ``z_000``, ``z_001``, ... as float32. A label
+    with one of these names gets the prefix ``label_``. The z_sem of a case does not depend, to the bit, on the other
+    cases, their order, ``batch_size`` or ``workers``; on another machine or with another number of threads, the last
+    bits may differ.
 
     With ``pool``, the slices that a 2D bundle takes from a volume become one row with the volume's id and labels:
     ``slices`` (their number), ``z_000``, ... (their mean) and, with ``mean_std``, ``std_000``, ... (their standard
     deviation). A volume with an unreadable slice is skipped.
 
-    With ``patches``, scans are not cropped to the model's field of view (``image_size`` after resampling) but cut into
-    overlapping patches of that size. The row of a scan then has the mean z_sem of its patches, ``patches`` (their
-    number), and ``empty_patches``: patches that are entirely background (within 1 % of the model's range above its
-    lowest value) are skipped. A second table, ``embeddings_patches.parquet``, has one row per patch: ``id``,
-    ``patient``, ``split``, ``patch`` (its number on the scan's grid), ``x_mm``, ``y_mm``, ``z_mm`` (its centre in
-    world coordinates, RAS+; for 2D images also ``row_px``, ``column_px``; NaN for pictures, which have no world
-    coordinates) and ``z_000``, ...
+    With ``patches``, scans are not cropped to the model's field of view but cut into overlapping patches of that size.
+    The row of a scan then has the mean z_sem of its patches, ``patches`` (their number), and ``empty_patches``, which
+    are entirely background (within 1 % of the model's range above its lowest value) and skipped. A second table,
+    ``embeddings_patches.parquet``, has one row per patch: ``id``, ``patient``, ``split``, ``patch`` (its number on the
+    scan's grid), ``x_mm``, ``y_mm``, ``z_mm`` (its centre in world coordinates, RAS+; NaN for pictures; for 2D images
+    also ``row_px``, ``column_px``) and ``z_000``, ...
 
     With ``map_columns``, the table also has ``x`` and ``y``, the first two principal components of the training cases'
     z_sem, and ``thumbnail``, a small PNG of each image, for tools that draw maps. The scans are read once more.
 
-    With another ``encoder``, nothing needs to be trained: ``untrained`` is the bundle's encoder with random weights,
-    ``pca`` as many principal components of the training images' pixels as z_sem would have dimensions (or as many as
-    there can be). ``bundle`` may then be a folder made by ``init``, or the name of a shipped bundle. The preprocessing
-    is that of the bundle's training. The table, e.g. ``embeddings_pca.parquet``, can be used with ``probe`` and
-    ``neighbors``; commands that decode z_sem refuse it.
+    Another ``encoder`` needs no training: ``untrained`` is the bundle's encoder with random weights, ``pca`` as many
+    principal components of the training images' pixels as z_sem would have dimensions. ``bundle`` may then be a folder
+    made by ``init``, or the name of a shipped bundle. ``probe`` and ``neighbors`` take such a table; commands that
+    decode z_sem refuse it.
 
-    Scans are read while others are encoded; none is kept in memory. z_sem is written in parts, to a hidden folder
-    beside the table that pandas, DuckDB or Spark can read, and merged at the end: an interrupted run resumes, and
-    retries the cases that failed. Processes of ``torchrun`` share the work, and the first one writes the table. So do
-    the jobs of a Slurm array with ``part``; run the command without it when all have ended. The table is the same in
-    each case. The metadata of a Parquet table, ``pandas.read_parquet(path).attrs["monai_diffae"]``, and the ``.json``
-    beside the table record what the table was made with.
+    z_sem is written in parts, to a hidden folder beside the table, and merged at the end: an interrupted run resumes,
+    and retries the cases that failed. Processes of ``torchrun`` share the work, and the first one writes the table. So
+    do the jobs of a Slurm array with ``part``; run the command without it when all have ended. The metadata of a
+    Parquet table, ``pandas.read_parquet(path).attrs["monai_diffae"]``, and the ``.json`` beside the table record what
+    it was made with.
 
     Args:
         bundle: Folder of a trained bundle. For other encoders also an untrained one, or the name of a shipped bundle.
@@ -105,8 +102,8 @@ def embed(
         (None: unknown).
 
     Raises:
-        ConfigError: the bundle is not trained, there are no slices to pool, the preprocessing does not end with a crop
-            that patches could replace, or ``out`` holds embeddings made from other things.
+        ConfigError: the bundle is not trained, the preprocessing does not end with a crop that patches could replace,
+            or ``out`` holds embeddings made from other things.
         CohortError: no usable case.
 
     Example:
@@ -117,12 +114,8 @@ def embed(
     """
     if patches and pool != "none":
         raise ConfigError("pool: patches are averaged already; omit pool or patches")
-    if overlap is not None and not patches:
-        raise ConfigError("overlap: applies to patches; set patches too, or omit overlap")
-    if map_columns and (patches or pool != "none"):
-        raise ConfigError("map_columns: are for tables with one row per image; omit them, or pool and patches")
-    if map_columns and out.suffix.lower() == ".csv":
-        raise ConfigError("map_columns: a CSV cannot hold thumbnails; choose a .parquet file as out")
+    if map_columns and (patches or pool != "none" or out.suffix.lower() == ".csv"):
+        raise ConfigError("map_columns: are for Parquet tables with one row per image; omit them, or pool and patches")
     from monai_diffae.apps.embedding.baseline_encoders import open_baseline
     from monai_diffae.apps.embedding.encoding import CohortEncoder
     from monai_diffae.apps.embedding.patches import PatchCutter
@@ -143,8 +136,6 @@ def embed(
     else:
         session = open_baseline(encoder, bundle, cohort, reading=reading, run=run, device=process.device, seed=seed)
     cases = session.cohort.cases
-    if pool != "none" and all(case.slice_index is None for case in cases):
-        raise ConfigError("pool: the bundle does not slice the volumes of this cohort; omit pool")
     overlap = _OVERLAP if overlap is None else overlap
     cutter = PatchCutter(session.trained, session.encoder_key, overlap) if patches else None
     labels = json_digest(
@@ -213,19 +204,11 @@ def _result(
 
 
 def _table_path(out: Path, cohort: Path, encoder: Encoder) -> Path:
-    """The table's file, checked before anything is encoded."""
-    if out.suffix.lower() in (".tsv", ".json", ".gz", ".xlsx", ".feather"):
-        raise ConfigError(f"{out.name}: tables are .parquet or .csv; choose a file with such a suffix, or a folder")
+    """The table's file."""
     name = "embeddings.parquet" if encoder == "trained" else f"embeddings_{encoder}.parquet"
     path = out if out.suffix.lower() in _SUFFIXES else out / name
-    same_stem = [file for file in path.parent.glob("*") if file.stem == path.stem and file.suffix.lower() in _SUFFIXES]
-    others = [file for file in same_stem if file.name != path.name]
     if path.resolve() == cohort.resolve():
         raise ConfigError(f"{path.name}: this is the cohort; choose another out")
-    if others and path.with_suffix(".json").exists():
-        raise ConfigError(f"{path.name}: would share its record with {others[0].name}; choose another out")
-    if path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
-        raise ConfigError(f"{path.name}: is a folder, or lies below a file; choose another out")
     return path
 
 

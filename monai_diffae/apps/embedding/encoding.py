@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -21,7 +21,7 @@ from monai_diffae.data.atomic import PartStore
 from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import Failure, SkippedCases, progress
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_hashed_stream, worker_errors
-from monai_diffae.errors import CohortError, MachineError, ScanError, counted
+from monai_diffae.errors import MachineError, ScanError, counted
 from monai_diffae.inferers.reconstruction import encode_exactly, images_at_once
 
 _CALLS_PER_PART = 16  # calls of the encoder: some seconds of work
@@ -228,10 +228,3 @@ def encode_stream(
         return [], np.empty((0, 0), np.float32), in_order
     rows = np.concatenate([np.stack(places), z_sem], axis=1)[is_kept]
     return [position for position in positions if position not in broken], rows, in_order
-
-
-def check_any_encoded(cases: Collection[Any], failures: Sequence[Failure], noun: str) -> None:
-    """Raise an error if all cases failed; ``noun`` is what a case is, in the plural."""
-    if not cases:
-        first = failures[0]
-        raise CohortError(f"all {len(failures)} {noun} failed, the first is '{first.case_id}': {first.reason}")

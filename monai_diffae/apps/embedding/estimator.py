@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
 
 from monai_diffae.apps.embedding.encoding import encode_stream, whole_images
 from monai_diffae.apps.settings import Reading
@@ -34,7 +33,6 @@ Item = dict[str, Any]
 
 _OVERSHOOT = 0.05  # accepted values beyond the model's range, as a fraction of it: interpolation overshoots a little
 _HINT = "give images of that size, or paths of scans"
-_NO_ROWS = "X: has no rows; give one row per scan"
 
 
 class DiffAEEncoder(TransformerMixin, BaseEstimator):
@@ -101,7 +99,6 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any = None) -> DiffAEEncoder:
         """Check the parameters, the bundle and the kind of ``X``, without opening scans. ``y`` is ignored."""
-        self._check_parameters()
         trained, state = self._open()
         for name in ("n_features_in_", "feature_names_in_"):  # set by an earlier fit
             if hasattr(self, name):
@@ -135,37 +132,16 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
 
-    def _check_parameters(self) -> None:
-        minima = {"batch_size": 1} if self.workers is None else {"batch_size": 1, "workers": 0}
-        for name, minimum in minima.items():
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < minimum:
-                raise ConfigError(f"{name}: {getattr(self, name)!r} is not a whole number of at least {minimum}")
-        for name in ("columns", "overrides"):
-            if not isinstance(getattr(self, name), Mapping | None):
-                raise ConfigError(f"{name}: {getattr(self, name)!r} is not a mapping; give names and values")
-        if self.on_bad_scan not in get_args(OnBadScan):
-            raise ConfigError(f"on_bad_scan: {self.on_bad_scan!r} is not one of {', '.join(get_args(OnBadScan))}")
-
     def _open(self) -> tuple[TrainedBundle, dict[str, str]]:
         """Load the bundle, with all that its z_sem depend on: the model's file and overrides."""
-        if self.bundle is None:
-            raise ConfigError("bundle: is not given; give the folder of a trained bundle")
-        folder = Path(self.bundle)
-        sha256 = checksum(folder)
-        try:
-            overrides = json.dumps(dict(self.overrides or {}), sort_keys=True)
-        except TypeError as error:
-            raise ConfigError(f"overrides: are not plain values ({error}); give numbers, text and lists") from error
-        trained = _load(folder.resolve(), sha256, overrides, self.device)
-        return trained, {"model": sha256, "overrides": overrides}
+        folder = Path(self.bundle or "")
+        state = {"model": checksum(folder), "overrides": json.dumps(dict(self.overrides or {}), sort_keys=True)}
+        return _load(folder.resolve(), state["model"], state["overrides"], self.device), state
 
     def _numbers(self, X: Any, trained: TrainedBundle, *, reset: bool) -> NDArray[np.float32]:
         """Flattened images (N, F), float32, checked as scikit-learn checks a table."""
-        shape = tuple(X.shape if hasattr(X, "shape") else np.asarray(X).shape)
-        if shape and shape[0] == 0:
-            raise ConfigError(_NO_ROWS)
+        shape, expected = tuple(np.shape(X)), trained.image_shape
         if len(shape) > 2:
-            expected = trained.image_shape
             if shape[1:] not in (expected, expected[1:] if expected[0] == 1 else expected):
                 raise ConfigError(f"X: images are {_size(shape[1:])}, but the bundle's are {_size(expected)}; {_HINT}")
             X = np.asarray(X).reshape(shape[0], -1)
@@ -206,7 +182,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         if failures:
             counts = f"{len(failures)} of {len(items)} scans cannot be used"
             first = f"the first is {_row_and_reason(failures[0])}"
-            if self.on_bad_scan == "raise":
+            if self.on_bad_scan != "nan":
                 raise ScanError(f"X: {counts}; {first}")
             warnings.warn(f"X: {counts} and are rows of NaN; {first}", stacklevel=3)
         z_sem = np.full((len(items), trained.z_channels), np.nan, np.float32)
@@ -219,18 +195,14 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         columns = self._path_columns(X, trained.image_keys)
         if columns is None:
             return None
-        missing = [key for key in trained.image_keys if key not in columns]
-        if missing:
-            raise ConfigError(f"X: the bundle also reads {missing[0]!r}; give a DataFrame with that column")
-        num_rows = len(columns[trained.image_keys[0]])
-        if not num_rows:
-            raise ConfigError(_NO_ROWS)
-        items: list[Item] = [{"id": f"row {row}"} for row in range(num_rows)]
-        for key in trained.image_keys:
-            for row, path in enumerate(columns[key]):
-                if not isinstance(path, (str, os.PathLike)):
-                    raise ConfigError(f"X: row {row} has a {type(path).__name__} for {key!r}; give the path of a scan")
-                items[row][key] = os.fspath(path)
+        missing = next((key for key in trained.image_keys if key not in columns), None)
+        if missing is not None:
+            raise ConfigError(f"X: the bundle also reads {missing!r}; give a DataFrame with that column")
+        paths = zip(*(columns[key] for key in trained.image_keys), strict=True)
+        items: list[Item] = [
+            {"id": f"row {row}", **dict(zip(trained.image_keys, map(str, each), strict=True))}
+            for row, each in enumerate(paths)
+        ]
         if trained.config.get("spatial_dims") == 2:
             for row, index in enumerate(pd.to_numeric(columns.get("slice", np.array([])), errors="coerce")):
                 if np.isfinite(index):  # a 2D image among slices has no index
@@ -239,24 +211,13 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
 
     def _path_columns(self, X: Any, image_keys: list[str]) -> Mapping[str, NDArray[Any]] | None:
         """Paths by image key, and ``slice`` if X has it; None if ``X`` holds no paths."""
-        columns = self.columns or {}
-        unknown = [key for key in columns if key not in (*image_keys, "slice")]
-        if unknown:
-            raise ConfigError(f"columns: {unknown[0]!r} is not one of {', '.join((*image_keys, 'slice'))}")
         header = list(getattr(X, "columns", ()))
-        names = {key: columns.get(key, key) for key in (*image_keys, "slice")}
-        lacking = [names[key] for key in columns if names[key] not in header]
-        if header and lacking:
-            raise ConfigError(f"X: has no column {lacking[0]!r}; check columns")
+        names = {key: (self.columns or {}).get(key, key) for key in (*image_keys, "slice")}
         if any(names[key] in header for key in image_keys):
             return {key: np.asarray(X[name]) for key, name in names.items() if name in header}
-        values = _array(X)
+        values = np.asarray(X)
         is_text = values.dtype.kind in "UT"
-        if not is_text and not (values.dtype == object and any(isinstance(v, (str, os.PathLike)) for v in values.flat)):
-            if values.dtype == object and any(isinstance(v, (list, tuple, np.ndarray, Tensor)) for v in values.flat):
-                raise ConfigError(
-                    "X: rows cannot be combined into one array; give images of one size, or paths of scans"
-                )
+        if not is_text and not (values.dtype == object and any(isinstance(v, str | os.PathLike) for v in values.flat)):
             return None
         if values.ndim != 1 and values.shape[1:] != (1,):
             raise ConfigError(
@@ -268,17 +229,6 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
 @functools.lru_cache(maxsize=1)  # the folds of a cross-validation, and copies, share one model
 def _load(folder: Path, _sha256: str, overrides: str, device: str | torch.device | None) -> TrainedBundle:
     return load_bundle(folder, device, json.loads(overrides))
-
-
-def _array(X: Any) -> NDArray[Any]:
-    """``X`` as an array, of objects if its rows have several sizes or kinds."""
-    try:
-        values = np.asarray(X)
-    except ValueError:  # numpy's message names neither X nor a row
-        return np.fromiter(X, dtype=object)
-    if values.dtype.kind == "U" and isinstance(X, (list, tuple)):  # numpy also converts numbers beside text to text
-        return np.array(X, dtype=object)
-    return values
 
 
 def _row_and_reason(failure: Failure) -> str:

@@ -29,16 +29,11 @@ _COPIES = (CopyItemsd, EnsureTyped)
 class PatchCutter:
     """Cuts scans into patches of the model's field of view, on a grid, instead of cropping the scans to it.
 
-    The bundle's preprocessing is applied without its last step, which crops or pads a scan to the field of view. The
-    scan is then padded symmetrically with the model's lowest value, until the grid covers it. A scan no larger than the
-    field of view makes one patch, equal to the image that the whole preprocessing makes. ``overlap`` is a fraction of
-    the patches' size, 0 to less than 1. It is rounded up to whole voxels, but patches always advance by at least one
-    voxel.
+    The preprocessing is applied without its last step, the crop; the scan is then padded symmetrically with the model's
+    lowest value until the grid covers it. ``overlap`` is a fraction of the patches' size, 0 to less than 1.
     """
 
     def __init__(self, trained: TrainedBundle, key: str, overlap: float) -> None:
-        if not 0 <= overlap < 1:
-            raise ConfigError(f"overlap: {overlap:g} is not in [0, 1); give a fraction of the patch size, such as 0.25")
         self._preprocessing = _without_crop(trained.preprocessing, key)
         self._key, self._low = key, trained.model_range[0]
         self._background = self._low + _BACKGROUND * (trained.model_range[1] - self._low)

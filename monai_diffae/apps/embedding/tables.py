@@ -14,14 +14,15 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from monai_diffae.apps.embedding.encoding import EncodedCohort, check_any_encoded
+from monai_diffae.apps.embedding.encoding import EncodedCohort
 from monai_diffae.bundle import TrainedBundle
 from monai_diffae.data.cases import Case, PatientKey
 from monai_diffae.data.cohort_split import SplitCohort, gather_slices, whole_scan
 from monai_diffae.data.embeddings import MAP_COLUMNS, split_rows, z_matrix
-from monai_diffae.data.progress import Failure, count_by_label, write_failures
+from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, write_failures
+from monai_diffae.data.cases import PatientKey
+from monai_diffae.data.cohort_split import gather_slices, whole_scan
 from monai_diffae.data.streamed import read_stream
-from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.latents import LatentStatistics, principal_components
 from monai_diffae.pictures import thumbnail
 
@@ -40,13 +41,13 @@ def make_tables(
         logger.warning("%d cases have no z_sem%s", len(failures), by_label)
     if pool == "none":
         write_failures(failures_file, failures)
-        check_any_encoded(encoded.cases, failures, "cases")
+        check_any_usable(len(encoded.cases), failures)
         if encoded.places is not None:
             return _scan_and_patch_tables(encoded.cases, encoded.z_sem, encoded.places, key), failures
         return [_table(encoded.cases, _columns("z", encoded.z_sem), key)], failures
     volumes, failures = gather_slices(cohort.cases, failures)
     write_failures(failures_file, failures)
-    check_any_encoded(volumes, failures, "volumes")
+    check_any_usable(len(volumes), failures, "volumes")
     return [_pooled_table(volumes, encoded.cases, encoded.z_sem, pool, key)], failures
 
 
@@ -89,26 +90,15 @@ def _columns(prefix: str, values: NDArray[np.floating[Any]]) -> dict[str, NDArra
 
 
 def _table(cases: Sequence[Case], codes: Mapping[str, Any], key: PatientKey) -> pd.DataFrame:
-    columns: dict[str, Any] = {
-        "id": [case.id for case in cases],
-        **_file_names(cases),
-        "patient": [key.hash(case.patient) for case in cases],
-        "split": [case.split for case in cases],
-    }
+    columns: dict[str, Any] = {"id": [case.id for case in cases], "file_name": [case.file_name for case in cases]}
+    if columns["id"] == columns["file_name"]:
+        del columns["file_name"]
+    columns["patient"] = [key.hash(case.patient) for case in cases]
+    columns["split"] = [case.split for case in cases]
     for name in dict.fromkeys(name for case in cases for name in case.labels):
         column = f"label_{name}" if _RESERVED_COLUMNS.fullmatch(name) else name
-        if column in columns:
-            raise ConfigError(
-                f"columns: two labels of the cohort would both become {quoted(column)}; rename one of them"
-            )
         columns[column] = _as_column([case.labels.get(name) for case in cases])
     return pd.DataFrame({**columns, **codes})
-
-
-def _file_names(cases: Sequence[Case]) -> dict[str, list[str]]:
-    """The column with the names of the cases' files; none if these are the ids."""
-    names = [case.file_name for case in cases]
-    return {} if names == [case.id for case in cases] else {"file_name": names}
 
 
 def _as_column(values: list[Any]) -> list[Any]:

@@ -13,7 +13,7 @@ from annotated_types import Ge, Le
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Reading, UnbatchedRun
-from monai_diffae.errors import CohortError, ScanError
+from monai_diffae.errors import ScanError
 from monai_diffae.lazy import np, pd, pictures
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from monai_diffae.bundle import Anomaly, AnomalyDetector, ModelCase
     from monai_diffae.data.cases import Case
     from monai_diffae.data.progress import Failure
-    from monai_diffae.data.scans import Scan
 
 _UNUSUAL = 0.05
 
@@ -42,21 +41,19 @@ def anomaly(
 ) -> Result:
     """Show what is unusual inside scans: maps and masks in the scan's own space, and scores with p-values.
 
-    ``out/maps/<id>.nii.gz`` is the anomaly map (float32): how much a voxel differs from what the model expects, in
-    units of the usual difference at this voxel. ``out/masks/<id>`` marks the voxels above the quantile with 1 (uint8;
-    with 255 in PNG). Both are 0 outside the model's field of view. A volume is one case with a 2D bundle, too, and
-    its map and mask are volumes, unless ``cases`` names single slices.
+    ``out/maps/<id>.nii.gz`` is how much a voxel differs from what the model expects, in units of the usual difference
+    at this voxel (float32). ``out/masks/<id>`` marks the voxels above the quantile with 1 (uint8; 255 in PNG). Both are
+    0 outside the model's field of view. With a 2D bundle, too, a volume is one case, unless ``cases`` names slices.
 
     ``anomaly.csv`` has one row per case, the most unusual first: ``id``, ``score``, ``p_value``, ``mask_voxels`` and
-    ``mask_mm3`` (empty for pictures). ``anomaly.png`` shows the most unusual cases. Training
-    calibrates a bundle; for a bundle without calibration, run ``calibrate`` first.
+    ``mask_mm3`` (empty for pictures). ``anomaly.png`` shows the most unusual cases. Training calibrates a bundle; if it
+    did not, run ``calibrate`` first.
 
     Args:
         bundle: Folder of a trained bundle.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
         out: Folder for the results.
-        quantile: A voxel belongs to the mask if its map value is above this quantile of all voxels of
-            held-out cases.
+        quantile: The mask has the voxels above this quantile of the maps of held-out cases.
         num_pictures: Number of cases in ``anomaly.png``.
         choice: Which cases; those that the bundle was trained on look more normal than new ones.
         columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
@@ -81,16 +78,16 @@ def anomaly(
     from monai_diffae.bundle import AnomalyDetector
     from monai_diffae.bundle.layout import ANOMALY, models_folder
     from monai_diffae.data.fingerprints import file_checksum
+    from monai_diffae.data.cohort_split import gather_slices, whole_scan
 
     session = Session.open(bundle, cohort, reading=Reading(columns=columns), run=run.batched)
     detector = AnomalyDetector.load(session.trained)
     if choice.cases:
         cases, failures = session.choose(choice), []
     else:
-        cases, failures = (
-            _whole_scans(session.choose(Choice(split=choice.split)))[: choice.limit],
-            session.cohort.failures,
-        )
+        volumes, _ = gather_slices(session.choose(Choice(split=choice.split)), [])
+        cases = [whole_scan(slices[0]) for slices in volumes.values()][: choice.limit]
+        failures = session.cohort.failures
     calibration = file_checksum(models_folder(bundle) / ANOMALY)
     made_from = session.made_from(
         cases, decodes=False, calibration=calibration, quantile=quantile, num_pictures=num_pictures
@@ -120,53 +117,49 @@ class _AnomalyMaps:
 
     def run(self, cases: Sequence[Case], failures: Sequence[Failure]) -> dict[str, int]:
         """Process whole scans, or single slices; those that cannot be read are listed in ``failures.csv``."""
-        from monai_diffae.data.atomic import write_atomic
-        from monai_diffae.data.progress import SkippedCases, track, write_failures
+        from monai_diffae.data.atomic import write_atomic, write_csv
+        from monai_diffae.data.progress import SkippedCases, check_any_usable, write_failures
+        from monai_diffae.data.progress import track
         from monai_diffae.data.streamed import log_failure
 
         rows: list[dict[str, Any]] = []
         failed = list(failures)
         skipped = SkippedCases("failures.csv")
         for index, case in enumerate(track(cases, f"comparing {len(cases)} cases with held-out ones")):
+            item = case.item()
+            images = {key: item[key] for key in self.session.trained.image_keys}
             try:
-                opened = self._open(case)
+                opened = self.session.trained.open(images, slice=case.slice_index, id=case.id)
             except ScanError as error:
-                failed.append(log_failure(case.item(), index, "image", error, skipped))
+                failed.append(log_failure(item, index, "image", error, skipped))
             else:
                 rows.append(self._row(case, opened))
         write_failures(self.folder / "failures.csv", failed)
-        if not rows:
-            raise CohortError(f"all {len(cases)} cases failed, the first is '{failed[0].case_id}': {failed[0].reason}")
+        check_any_usable(len(rows), failed)
         table = pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable")
         captions, shown = [each[1] for each in self._shown], [each[2] for each in self._shown]
-        model_range = self.session.trained.model_range
-        draw = pictures.draw_anomalies
+        draw, model_range = pictures.draw_anomalies, self.session.trained.model_range
         write_atomic(self.folder / "anomaly.png", lambda path: draw(shown, captions, path, model_range))
-        write_atomic(self.folder / "anomaly.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+        write_csv(self.folder / "anomaly.csv", table)
         num_unusual = int((table["p_value"] <= _UNUSUAL).sum())
         return {"num_cases": len(rows), "num_unusual": num_unusual, "num_failed": len(failed)}
-
-    def _open(self, case: Case) -> ModelCase:
-        """Open a case and read its images."""
-        item = case.item()
-        images = {key: item[key] for key in self.session.trained.image_keys}
-        return self.session.trained.open(images, slice=case.slice_index, id=case.id)
 
     def _row(self, case: Case, opened: ModelCase) -> dict[str, Any]:
         """Write the map and the mask of a case, and return its row of the table."""
         anomaly = self.detector(opened)
         mask = opened.back_mask(anomaly.mask(self.quantile))
+        voxels, mm3 = int(mask.sum()), None
         opened.write(self.folder / "maps" / f"{case.file_name}.nii.gz", opened.back_map(anomaly.map))
-        voxels, mm3 = int(mask.sum()), _voxel_mm3(opened.scan)
-        if mm3 is None:
+        if opened.scan.lacks_geometry:  # a picture, whose size in mm is not known
             opened.write(self.folder / "masks" / f"{case.file_name}.png", mask * np.uint8(255))
         else:
             opened.write(self.folder / "masks" / f"{case.file_name}.nii.gz", mask)
+            mm3 = voxels * math.fabs(float(np.linalg.det(opened.scan.affine[:3, :3])))
         self._shown.append((anomaly.score, f"p {anomaly.p_value:.2g}", self._picture(opened, anomaly)))
         self._shown = sorted(self._shown, key=lambda shown: -shown[0])[: self.num_pictures]
         return {
             "id": case.id, "score": anomaly.score, "p_value": anomaly.p_value,
-            "mask_voxels": voxels, "mask_mm3": None if mm3 is None else voxels * mm3,
+            "mask_voxels": voxels, "mask_mm3": mm3,
         }  # fmt: skip
 
     def _picture(self, opened: ModelCase, anomaly: Anomaly) -> dict[str, Tensor]:
@@ -177,18 +170,3 @@ class _AnomalyMaps:
             "map": anomaly.map, "mask": anomaly.mask(self.quantile),
         }  # fmt: skip
         return {name: tensor[index].cpu() for name, tensor in tensors.items()}
-
-
-def _whole_scans(cases: Sequence[Case]) -> list[Case]:
-    """One case per scan: the slices of a volume become the volume."""
-    from monai_diffae.data.cohort_split import gather_slices, whole_scan
-
-    volumes, _ = gather_slices(cases, [])
-    return [whole_scan(slices[0]) for slices in volumes.values()]
-
-
-def _voxel_mm3(scan: Scan) -> float | None:
-    """The volume of a voxel in mm^3; None for a picture, whose size in mm is not known."""
-    if scan.lacks_geometry:
-        return None
-    return math.fabs(float(np.linalg.det(scan.affine[:3, :3])))

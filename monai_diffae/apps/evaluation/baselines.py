@@ -68,7 +68,13 @@ class PixelBaselines:
 
     def read(self, out: Path | None = None) -> list[FeatureSet]:
         """Read the images of the table's cases and compute the baselines."""
-        self._check_table()
+        differ = preprocessing_differences(self.table, self.session.trained.config)
+        if differ:
+            raise ConfigError(
+                f"pixel_baselines: the preprocessing of {self.session.trained.folder.resolve().name} differs from that "
+                f"of the table: {', '.join(differ)}; give the bundle that made the table, or give the features as "
+                "baselines"
+            )
         warn_if_cohort_changed(self.table, self.session.cohort, self.cohort, "pixel_baselines")
         with tempfile.TemporaryDirectory() as folder:
             images, is_available = self._images(_ids(self.table, "embeddings"), Path(folder) if out is None else out)
@@ -78,28 +84,14 @@ class PixelBaselines:
         }
         return [feature_sets[name]() for name in self.names]
 
-    def _check_table(self) -> None:
-        for column, option in {"slices": "pool", "patches": "patches"}.items():
-            if column in self.table:
-                raise CohortError(
-                    "pixel_baselines: the z_sem of this table are means over several images, so no single image "
-                    f"belongs to a row; embed without {option}, or give the features as baselines"
-                )
-        differ = preprocessing_differences(self.table, self.session.trained.config)
-        if differ:
-            raise ConfigError(
-                f"pixel_baselines: the preprocessing of {self.session.trained.folder.resolve().name} differs from that "
-                f"of the table: {', '.join(differ)}; give the bundle that made the table, or give the features as "
-                "baselines"
-            )
-
     def _images(self, ids: Sequence[str], out: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The images ``[N, C, *S]`` that the encoder sees, and whether each is available; zeros if not."""
         requested = set(ids)
         cases = [case for case in self.session.cohort.cases if case.id in requested]
         if not cases:
             raise CohortError(
-                "pixel_baselines: no case of the table is in the cohort; give the cohort that was embedded"
+                "pixel_baselines: no case of the table is an image of the cohort; give the cohort that was embedded, "
+                "embedded without pool"
             )
         read, key = self.session.read(cases, out, "probe_failures.csv"), self.session.encoder_key
         positions = {case.id: position for position, case in enumerate(read.cases)}
@@ -165,15 +157,11 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
 def checksum_of_features(values: ArrayLike | os.PathLike[str] | str) -> str:
     """The SHA-256 of a file or an array."""
     if isinstance(values, (str, os.PathLike)):
-        if not Path(values).is_file():
-            raise CohortError(f"{Path(values).name}: there is no such table of features; check its path")
         return file_checksum(values)
     return digest(np.asarray(values))
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise CohortError(f"{path.name}: there is no such table of features; check its path")
     try:
         if path.suffix.lower() != ".csv":
             return pd.read_parquet(path)
@@ -183,13 +171,10 @@ def _read_table(path: Path) -> pd.DataFrame:
             features["id"] = pd.read_csv(path, usecols=["id"], dtype=str, keep_default_na=False)["id"]
         return features
     except Exception as error:  # the readers raise many kinds of errors
-        raise CohortError(f"{path.name}: is neither a CSV nor a Parquet table; give a table of features") from error
+        raise CohortError(f"{path.name}: there is no such CSV or Parquet table; give a table of features") from error
 
 
 def _ids(table: pd.DataFrame, name: str) -> list[str]:
-    if "id" not in table:
-        raise CohortError(f"{name}: has no column id to join features and cases; add one")
-    ids = table["id"].astype(str)
-    if ids.duplicated().any():
-        raise CohortError(f"{name}: {int(ids.duplicated().sum())} ids occur more than once; make them unique")
-    return list(ids)
+    if "id" not in table or table["id"].astype(str).duplicated().any():
+        raise CohortError(f"{name}: has no column id with a unique name for each case, which joins features and cases")
+    return table["id"].astype(str).tolist()

@@ -30,19 +30,17 @@ def calibrate(
 ) -> Result:
     """Calibrate anomaly maps and scores with held-out cases, and store the calibration in the bundle.
 
-    Training does this at its end with validation cases. Run this command to calibrate with more cases, or with a table
-    of normal cases only. ``models/anomaly.safetensors`` is replaced, unless it was computed from the same cases and
-    arguments. It holds no images: the mean squared residual of each voxel, the scores of the cases, and quantiles.
+    Training does this at its end with validation cases; this command can use more cases, or normal ones only. It
+    replaces ``models/anomaly.safetensors``, which holds no images: the mean squared residual of each voxel, the scores
+    of the cases, and quantiles.
 
     Args:
         bundle: Folder of a trained bundle.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan, with normal cases that the bundle was not trained on.
-        split: Use the cases of this split. By default, ``val`` if the cohort is that of the training or has splits,
-            else all cases.
+        split: Use the cases of this split; by default ``val`` if the cohort is the training's or has splits, else all.
         limit: Use at most this many scans, drawn at random from as many patients as possible.
-        noise_level: Noise that is added to images, as a share of all timesteps. A higher level finds larger anomalies,
-            a lower one smaller ones.
-        draws: Number of noisy versions of each image; their reconstructions are averaged.
+        noise_level: Noise that is added to images, as a share of all timesteps; more finds larger anomalies.
+        draws: Number of noisy versions of each image, whose reconstructions are averaged.
         seed: Random seed of the noise and of the choice of scans.
         reading: How scans are read.
         run: How the command runs.

@@ -33,11 +33,6 @@ class EncodedCases:
     cases: Sequence[Case]
     z: NDArray[np.float32]
 
-    @classmethod
-    def of(cls, session: Session, read: ReadCases) -> EncodedCases:
-        """Encode the cases of a session."""
-        return cls(read.cases, session.encode(read))
-
 
 @dataclass(frozen=True, eq=False)
 class CodeFigures:
@@ -118,7 +113,8 @@ class CodeFigures:
         if not all(name in self.held_out.cases[0].labels for name in _FACTORS):
             return
         if self.train is None:
-            raise ConfigError("the factors are learnt from training cases, and the cohort has none")
+            self.omit("disentanglement", "the factors are learnt from training cases, and the cohort has none")
+            return
         factors = [
             np.array([[case.labels[name] for name in _FACTORS] for case in encoded.cases], np.float64)
             for encoded in (self.train, self.held_out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -54,12 +53,9 @@ def diagnose(
     the share of cases with a lower loss for their own z_sem than for the other.
 
     ``out/stability.csv`` has one row per change of the image (flipped, noise, shifted, darker, brighter, another scan
-    of the patient): ``ratio`` and ``ratio_90``, the median and 90th percentile of the distance that z_sem moves,
-    divided by the median distance between patients; and ``rank_1``, the share of cases that are still closest to
-    themselves. z_sem is normalised over these cases.
-
-    ``out/diagnosis.png`` shows both tables. ``out/record.json`` has all figures, also the number of active
-    dimensions.
+    of the patient): ``ratio`` and ``ratio_90``, the median and 90th percentile of the distance that z_sem (normalised)
+    moves, divided by the median distance between patients; and ``rank_1``, the share of cases still closest to
+    themselves. ``out/diagnosis.png`` shows both tables.
 
     Args:
         bundle: Folder of a trained bundle.
@@ -72,9 +68,7 @@ def diagnose(
         run: How the command runs.
 
     Returns:
-        The folder, with ``noise_levels.csv``, ``stability.csv``, ``diagnosis.png`` and ``record.json``. Figures:
-        ``z_sem_usage``, the loss with another patient's z_sem divided by the loss with a case's own, over all noise
-        levels; ``z_sem_usage_mean``, the same with the mean z_sem of all other patients; ``dimensions``, the fields of
+        The folder; ``z_sem_usage`` and ``z_sem_usage_mean`` over all noise levels; ``dimensions``, the fields of
         :class:`~monai_diffae.latents.ActiveDimensions`; ``noise_levels`` and ``stability``, the rows of the tables.
 
     Raises:
@@ -133,7 +127,7 @@ class Diagnosis:
 
     def run(self, out: Path) -> dict[str, Any]:
         """Write the tables and the picture into a folder, and return the figures."""
-        from monai_diffae.data.atomic import write_atomic
+        from monai_diffae.data.atomic import write_atomic, write_csv
 
         patients = CasePatients.of_cases(self.read.cases)
         if patients.num_patients < _FEW_PATIENTS:
@@ -144,10 +138,9 @@ class Diagnosis:
         codes = self.encode_views()
         levels = self.noise_levels(patients.codes_to_compare(codes[_UNCHANGED]))
         stable = stability_table(codes, patients)
-        for name, table in {"noise_levels.csv": levels, "stability.csv": stable}.items():
-            write_atomic(out / name, functools.partial(table.to_csv, index=False, lineterminator="\n"))
-        picture = out / "diagnosis.png"
-        write_atomic(picture, lambda path: pictures.draw_diagnosis(levels, stable, path))
+        write_csv(out / "noise_levels.csv", levels)
+        write_csv(out / "stability.csv", stable)
+        picture = write_atomic(out / "diagnosis.png", lambda path: pictures.draw_diagnosis(levels, stable, path))
         own, other, mean = levels[["loss_own", "loss_other", "loss_mean"]].sum()
         usage = {"z_sem_usage": float(other / own), "z_sem_usage_mean": float(mean / own)}
         log_to_open_run(usage, [picture], "diagnosis")

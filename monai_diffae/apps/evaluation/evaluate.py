@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from monai_diffae.apps.evaluation.quality_tables import (
     difference_rows,
     mean_rows,
     result_lines,
-    write_csv,
     write_markdown,
     write_tables,
 )
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.reconstruction_quality import Condition, Reconstructions
     from monai_diffae.apps.processes import Process
     from monai_diffae.apps.session import ReadCases, Session
-    from monai_diffae.bundle import TrainedLatent
     from monai_diffae.data.cases import Case
     from monai_diffae.metrics import PerceptualDistance
 
@@ -85,11 +83,6 @@ class Conditions:
         """The names in ``decoder``; none: the bundle's."""
         return [self.decoder] if isinstance(self.decoder, str) else list(self.decoder)
 
-    @property
-    def decoding(self) -> Decoding:
-        """How to open bundles, so that all decoders can be used."""
-        return Decoding(decoder="fast" if "fast" in self.decoders else next(iter(self.decoders), None))
-
 
 @Parameter(name="*", group=Group("Judges", sort_key=4))
 @dataclass(frozen=True)
@@ -101,19 +94,11 @@ class Weights:
     radimagenet: Path | None = None
     """A ResNet-50 of RadImageNet, whose features FID, KID, precision and recall then use, too."""
 
-    def check(self) -> None:
-        """Check that the files exist."""
-        for name, file in (("alexnet", self.alexnet), ("radimagenet", self.radimagenet)):
-            if file is not None and not file.is_file():
-                raise ConfigError(f"{name}: there is no file {file.name}; check the path, or omit it")
-
     @property
-    def checksums(self) -> dict[str, str]:
-        """The checksums of the given files."""
-        from monai_diffae.data.fingerprints import file_checksum
-
+    def files(self) -> dict[str, Path]:
+        """The given files by their names."""
         files = {"alexnet": self.alexnet, "radimagenet": self.radimagenet}
-        return {name: file_checksum(file) for name, file in files.items() if file is not None}
+        return {name: file for name, file in files.items() if file is not None}
 
 
 @command
@@ -137,13 +122,12 @@ def evaluate(
     same metrics, and ``diversity``, the standard deviation of a voxel over several x_T. Each value is a mean over the
     cases with a 95 % interval over the patients. ``out/cases.csv`` has one row per case and condition.
 
-    ``generation`` compares synthetic images of the latent DDIM with held-out cases (``fid``, ``kid``, ``mmd``,
+    ``generation`` compares images of the latent DDIM with held-out cases (``fid``, ``kid``, ``mmd``,
     ``precision``, ``recall``) and with the training set (``copying_ratio``). ``z_sem`` has the use of z_sem by noise
     level, its dimensions, MONAI's indicators of collapse, and DCI if the known factors of the virtual cohort are given.
 
     With several bundles, ``differences`` in ``evaluation.json`` compares each with the first one, case by case. An
-    interrupted run resumes. Several processes started by ``torchrun`` share the reconstructions, which take most of the
-    time; the first one writes the results, the same as those of one process.
+    interrupted run resumes. Processes of ``torchrun`` share the reconstructions; the first one writes the results.
 
     Args:
         out: Folder for the results.
@@ -157,8 +141,7 @@ def evaluate(
         run: How the command runs.
 
     Returns:
-        The folder with ``evaluation.json``, ``tables.md``, ``tables/`` and ``cases.csv``; its figures are the content
-        of ``evaluation.json``.
+        The folder; its figures are the content of ``evaluation.json``.
 
     Raises:
         ConfigError: an argument is out of range, no bundle is trained, the cases may have been trained on, or ``out``
@@ -173,32 +156,34 @@ def evaluate(
     """
     if held_out.split == "train" and not held_out.not_held_out:
         raise ConfigError("split: train has the cases that the bundle was trained on; choose test, or set not_held_out")
-    weights.check()
+    for name, file in weights.files.items():
+        if not file.is_file():
+            raise ConfigError(f"{name}: there is no file {file.name}; check the path, or omit it")
     from monai_diffae.apps.processes import this_process
+    from monai_diffae.apps.session import Session
+    from monai_diffae.data.fingerprints import file_checksum
 
     folders, process = [bundle] if isinstance(bundle, Path) else list(bundle), this_process()
-    open_one = partial(
-        _EvaluatedBundle.open, cohort=cohort, held_out=held_out, decoding=conditions.decoding, reading=reading, run=run,
-        device=process.device,
-    )  # fmt: skip
-    bundles, omitted = _open(folders, open_one)
+    decoder = "fast" if "fast" in conditions.decoders else next(iter(conditions.decoders), None)
+    opening = partial(
+        Session.open, cohort=cohort, decoding=Decoding(decoder=decoder), reading=reading, run=run, device=process.device
+    )
+    bundles, omitted = _open(folders, opening, held_out, cohort.name)
     evaluation = _Evaluation(bundles, conditions, held_out, weights, seed, out, process, omitted)
     made_from = {
         "bundles": {each.name: each.made_from for each in bundles},
         "steps": list(conditions.steps), "solvers": list(conditions.solvers), "draws": conditions.draws,
         "num_images": conditions.num_images, "num_codes": conditions.num_codes,
         "split": held_out.split, "limit": held_out.limit, "not_held_out": held_out.not_held_out, "seed": seed,
-        **({"decoder": conditions.decoders} if conditions.decoders else {}), **weights.checksums,
+        **({"decoder": conditions.decoders} if conditions.decoders else {}),
+        **{name: file_checksum(file) for name, file in weights.files.items()},
     }  # fmt: skip
-
-    def make() -> Mapping[str, Any]:
-        return evaluation.run(run.overwrite)
-
     results = [out / _SUMMARY, out / "tables.md", out / "cases.csv"]
     if process.rank:  # the first process gathers what this one measures
         if finished("evaluate", out, results, made_from, overwrite=run.overwrite) is None:
             evaluation.measure_share(run.overwrite)
         return Result(out, {"rows": [], "omitted": [], "num_cases": 0})
+    make = partial(evaluation.run, run.overwrite)
     made, skipped = run_once("evaluate", out, results, made_from, make, overwrite=run.overwrite)
     figures = json.loads((out / _SUMMARY).read_text())
     lines = [failed_cases(made["num_failed"], figures["num_cases"], _FAILURES)]
@@ -208,14 +193,20 @@ def evaluate(
 
 
 def _open(
-    folders: Sequence[Path], open_one: Callable[[Path, str], _EvaluatedBundle]
+    folders: Sequence[Path], opening: Callable[[Path], Session], held_out: HeldOut, cohort: str
 ) -> tuple[list[_EvaluatedBundle], list[dict[str, Any]]]:
     """The bundles that can be evaluated, and why the others cannot; those that are not safe are refused."""
     bundles: list[_EvaluatedBundle] = []
     errors: dict[str, OmittableError] = {}
     for folder, name in zip(folders, unique_names(folders), strict=True):
         try:
-            bundles.append(open_one(folder, name))
+            session = opening(folder)
+            if session.may_hold_training_cases and not held_out.not_held_out:
+                raise ConfigError(
+                    f"{cohort}: is not the cohort that {name} was trained on, and has no split, so its cases may have "
+                    "been trained on; add a column split (test, if these are new scans), or set not_held_out"
+                )
+            bundles.append(_EvaluatedBundle(name, session, session.cohort.choose((), held_out.split)))
         except OmittableError as error:
             errors[name] = error
     if not bundles:
@@ -238,54 +229,11 @@ def unique_names(folders: Sequence[Path]) -> list[str]:
 
 @dataclass(frozen=True)
 class _EvaluatedBundle:
-    """One bundle of an evaluation: its name in the tables, all held-out cases, and the most to reconstruct."""
+    """One bundle of an evaluation: its name in the tables, and all held-out cases."""
 
     name: str
     session: Session
     held_out: list[Case]
-    limit: int
-
-    @classmethod
-    def open(
-        cls,
-        folder: Path,
-        name: str,
-        cohort: Path,
-        held_out: HeldOut,
-        decoding: Decoding,
-        reading: Reading,
-        run: Run,
-        device: str | None,
-    ) -> _EvaluatedBundle:
-        """Load a bundle, on ``device`` unless ``run`` names one, and choose its held-out cases."""
-        from monai_diffae.apps.session import Session
-
-        session = Session.open(folder, cohort, decoding=decoding, reading=reading, run=run, device=device)
-        if session.may_hold_training_cases and not held_out.not_held_out:
-            raise ConfigError(
-                f"{cohort.name}: is not the cohort that {name} was trained on, and has no split, so its cases may have "
-                "been trained on; add a column split (test, if these are new scans), or set not_held_out"
-            )
-        return cls(name, session, session.cohort.choose((), held_out.split), held_out.limit)
-
-    @property
-    def cases(self) -> list[Case]:
-        """The cases to reconstruct."""
-        from monai_diffae.data.cases import spread_cases
-
-        return spread_cases(self.held_out, self.limit)
-
-    @property
-    def train(self) -> list[Case]:
-        """The training cases of the cohort."""
-        return self.session.cohort.split("train")
-
-    @property
-    def latent(self) -> TrainedLatent:
-        """The bundle's latent DDIM."""
-        from monai_diffae.bundle import load_latent
-
-        return load_latent(self.session.trained.folder, self.session.trained.device)
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -300,37 +248,23 @@ class _EvaluatedBundle:
     def description(self) -> dict[str, Any]:
         """What the bundle is, as plain values."""
         trained = self.session.trained
+        try:
+            images_seen = int(pd.read_csv(trained.folder / _TRAINING_CURVE)["images_seen"].max())
+        except (OSError, ValueError, KeyError):  # the folder has no curve of the training
+            images_seen = None
         return {
-            "name": self.name,
-            "z_sem_dims": trained.z_channels,
-            "image_size": list(trained.image_shape[1:]),
-            "spatial_dims": len(trained.image_shape) - 1,
-            "channels": trained.image_shape[0],
-            "train_images_seen": _images_seen(trained.folder),
-            "model": trained.sha256,
-        }
+            "name": self.name, "z_sem_dims": trained.z_channels, "image_size": list(trained.image_shape[1:]),
+            "spatial_dims": len(trained.image_shape) - 1, "channels": trained.image_shape[0],
+            "train_images_seen": images_seen, "model": trained.sha256,
+        }  # fmt: skip
 
     @property
     def preprocessing(self) -> dict[str, Any]:
         """Everything that an image and its errors depend on before the model sees it."""
         from monai_diffae.bundle.config import preprocessing_config
 
-        content = preprocessing_config(self.session.trained.config)
-        content["model_range"] = list(self.session.trained.model_range)
-        return dict(json.loads(json.dumps(content)))
-
-    def differs_from(self, other: _EvaluatedBundle) -> list[str]:
-        """The keys of the preprocessing in which two bundles differ, so that their errors cannot be compared."""
-        own, others = self.preprocessing, other.preprocessing
-        return sorted(key for key in {*own, *others} if own.get(key) != others.get(key))
-
-
-def _images_seen(folder: Path) -> int | None:
-    """The images that the network was shown in training, if the bundle's folder has the training's curve."""
-    try:
-        return int(pd.read_csv(folder / _TRAINING_CURVE)["images_seen"].max())
-    except (OSError, ValueError, KeyError):
-        return None
+        trained = self.session.trained
+        return {**preprocessing_config(trained.config), "model_range": trained.model_range}
 
 
 @dataclass(frozen=True, eq=False)
@@ -340,74 +274,8 @@ class _BundleEvaluation:
     bundle: _EvaluatedBundle
     conditions: list[Condition]
     reconstructions: Reconstructions
-    codes: CodeFigures | None = None
-    generated: GeneratedImages | None = None
-
-    @classmethod
-    def prepare(
-        cls, bundle: _EvaluatedBundle, evaluation: _Evaluation, omit: Callable[[str, str], None]
-    ) -> _BundleEvaluation:
-        """Read and encode the cases of a bundle; ``omit`` is called with a metric and why it cannot be measured."""
-        from monai_diffae.apps.evaluation.code_quality import CodeFigures, EncodedCases
-        from monai_diffae.apps.evaluation.generation_quality import GeneratedImages
-        from monai_diffae.apps.evaluation.reconstruction_quality import Reconstructions, conditions_of
-
-        session, trained, settings = bundle.session, bundle.session.trained, evaluation.conditions
-        read = session.read(bundle.cases, evaluation.folder, _FAILURES)
-        quality = metrics.ImageQuality(trained.image_shape[1:], trained.model_range, evaluation.lpips)
-        for metric, reason in quality.omitted().items():
-            omit(metric, reason)
-        seed = evaluation.seed
-        reconstructions = Reconstructions(bundle.name, session, read, quality, settings.draws, seed)
-        conditions = conditions_of(trained.inferer, settings.solvers, settings.steps, settings.decoders)
-        if not settings.num_codes and not settings.num_images:
-            return cls(bundle, conditions, reconstructions)
-
-        def read_some(cases: Sequence[Case], failures: str) -> ReadCases | None:
-            chosen = spread_cases(cases, settings.num_codes)
-            return session.read(chosen, evaluation.folder, failures) if chosen else None
-
-        from monai_diffae.data.cases import spread_cases
-
-        held_out = read_some(bundle.held_out, "held_out_failures.csv") or read
-        train = read_some(bundle.train, "training_failures.csv")
-        encoded = EncodedCases.of(session, held_out), None if train is None else EncodedCases.of(session, train)
-        codes = CodeFigures(bundle.name, *encoded, seed, omit) if settings.num_codes else None
-        generated = None
-        if settings.num_images:
-            try:
-                generated = GeneratedImages(
-                    bundle.name, session, bundle.latent, read, train, encoded, evaluation.feature_networks,
-                    settings.num_images, seed, omit,
-                )  # fmt: skip
-            except OmittableError as error:
-                omit(_GENERATION, str(error))
-        return cls(bundle, conditions, reconstructions, codes, generated)
-
-    @property
-    def num_evaluations(self) -> int:
-        """Network evaluations of single images."""
-        count = self.reconstructions.evaluations(self.conditions)
-        return count + (0 if self.generated is None else self.generated.evaluations(self.conditions))
-
-    def generation_rows(self, measured: MeasuredRows) -> Iterator[Row]:
-        """The rows about synthetic images."""
-        if self.generated is not None:
-            yield from self.generated.rows(self.conditions, self.bundle.made_from, measured)
-
-    def z_sem_rows(self) -> Iterator[Row]:
-        """The rows about z_sem, with progress bars of their own."""
-        if self.codes is not None:
-            yield from self.codes.usage_rows(self.bundle.session, self.reconstructions.read)
-            yield from self.codes.rows()
-
-    def draw(self, folder: Path) -> None:
-        """Draw generated images beside their nearest training cases, as with the most steps."""
-        from monai_diffae.data.cases import safe_id
-
-        if self.generated is not None:
-            most_steps = max(self.conditions, key=lambda condition: condition.steps)
-            self.generated.draw_nearest(most_steps, folder / f"generated_{safe_id(self.bundle.name)}.png")
+    codes: CodeFigures | None
+    generated: GeneratedImages | None
 
 
 @dataclass
@@ -425,21 +293,28 @@ class _Evaluation:
 
     def run(self, overwrite: bool = False) -> dict[str, Any]:
         """Measure everything and write all files, in the first process; ``overwrite`` ignores an interrupted run."""
+        from monai_diffae.data.cases import safe_id
         from monai_diffae.data.progress import progress
 
         each_bundle = self._prepared()
         patients = {case.id: case.patient for each in each_bundle for case in each.reconstructions.read.cases}
         case_rows: list[Row] = []
         rows: list[Row] = []
-        total = sum(each.num_evaluations for each in each_bundle)
+        total = sum(each.reconstructions.evaluations(each.conditions) for each in each_bundle)
+        total += sum(each.generated.evaluations(each.conditions) for each in each_bundle if each.generated)
         with progress(total, f"evaluating {', '.join(bundle.name for bundle in self.bundles)}") as advance:
             measured = MeasuredRows(self.folder / _PARTS, self.process, advance, overwrite)
             for each in each_bundle:
                 case_rows += each.reconstructions.rows(each.conditions, measured)
-                rows += each.generation_rows(measured)
+                if each.generated is not None:
+                    rows += each.generated.rows(each.conditions, each.bundle.made_from, measured)
         for each in each_bundle:
-            rows += each.z_sem_rows()
-            each.draw(self.folder)
+            if each.codes is not None:
+                rows += each.codes.usage_rows(each.bundle.session, each.reconstructions.read)
+                rows += each.codes.rows()
+            if each.generated is not None:
+                most_steps = max(each.conditions, key=lambda condition: condition.steps)
+                each.generated.draw_nearest(most_steps, self.folder / f"generated_{safe_id(each.bundle.name)}.png")
         rows = mean_rows(case_rows, patients) + rows
         comparable = self._comparable()
         compared = [row for row in case_rows if row["bundle"] in comparable]
@@ -456,7 +331,46 @@ class _Evaluation:
                 pass
 
     def _prepared(self) -> list[_BundleEvaluation]:
-        return [_BundleEvaluation.prepare(each, self, partial(self._omit, each.name)) for each in self.bundles]
+        return [self._prepare(bundle, partial(self._omit, bundle.name)) for bundle in self.bundles]
+
+    def _prepare(self, bundle: _EvaluatedBundle, omit: Callable[[str, str], None]) -> _BundleEvaluation:
+        """Read and encode the cases of a bundle; ``omit`` is called with a metric and why it cannot be measured."""
+        from monai_diffae.apps.evaluation.code_quality import CodeFigures, EncodedCases
+        from monai_diffae.apps.evaluation.generation_quality import GeneratedImages
+        from monai_diffae.apps.evaluation.reconstruction_quality import Reconstructions, conditions_of
+        from monai_diffae.bundle import load_latent
+        from monai_diffae.data.cases import spread_cases
+
+        session, trained, settings = bundle.session, bundle.session.trained, self.conditions
+        read = session.read(spread_cases(bundle.held_out, self.held_out.limit), self.folder, _FAILURES)
+        quality = metrics.ImageQuality(trained.image_shape[1:], trained.model_range, self.lpips)
+        for metric, reason in quality.omitted().items():
+            omit(metric, reason)
+        reconstructions = Reconstructions(bundle.name, session, read, quality, settings.draws, self.seed)
+        conditions = conditions_of(trained.inferer, settings.solvers, settings.steps, settings.decoders)
+        if not settings.num_codes and not settings.num_images:
+            return _BundleEvaluation(bundle, conditions, reconstructions, None, None)
+
+        def read_some(cases: Sequence[Case], failures: str) -> ReadCases | None:
+            chosen = spread_cases(cases, settings.num_codes)
+            return session.read(chosen, self.folder, failures) if chosen else None
+
+        held_out = read_some(bundle.held_out, "held_out_failures.csv") or read
+        train = read_some(session.cohort.split("train"), "training_failures.csv")
+        encoded_train = None if train is None else EncodedCases(train.cases, session.encode(train))
+        encoded = EncodedCases(held_out.cases, session.encode(held_out)), encoded_train
+        codes = CodeFigures(bundle.name, *encoded, self.seed, omit) if settings.num_codes else None
+        generated = None
+        if settings.num_images:
+            try:
+                latent = load_latent(trained.folder, trained.device)
+                generated = GeneratedImages(
+                    bundle.name, session, latent, read, train, encoded, self.feature_networks,
+                    settings.num_images, self.seed, omit,
+                )  # fmt: skip
+            except OmittableError as error:
+                omit(_GENERATION, str(error))
+        return _BundleEvaluation(bundle, conditions, reconstructions, codes, generated)
 
     @functools.cached_property
     def lpips(self) -> PerceptualDistance | None:
@@ -482,10 +396,12 @@ class _Evaluation:
 
     def _comparable(self) -> set[str]:
         """The names of the bundles whose preprocessing is that of the first."""
+        from monai_diffae.apps.provenance import differences
+
         first, *others = self.bundles
         names = {first.name}
         for other in others:
-            if differing := other.differs_from(first):
+            if differing := differences(first.preprocessing, other.preprocessing):
                 reason = f"the preprocessing differs from that of {first.name} in {', '.join(differing)}"
                 self._omit(other.name, "differences", reason)
             else:
@@ -503,7 +419,7 @@ class _Evaluation:
         self, rows: list[Row], differences: list[Row], case_rows: list[Row], patients: Mapping[str, str]
     ) -> None:
         from monai_diffae.apps.tracking import log_to_training
-        from monai_diffae.data.atomic import write_json
+        from monai_diffae.data.atomic import write_csv, write_json
 
         num_patients = len(set(patients.values()))
         content = {
@@ -514,7 +430,7 @@ class _Evaluation:
             "draws": self.conditions.draws, "seed": self.seed,
         }  # fmt: skip
         tables = write_tables(self.folder, rows)
-        write_csv(self.folder / "cases.csv", case_rows)
+        write_csv(self.folder / "cases.csv", pd.DataFrame(case_rows))
         markdown = self.folder / "tables.md"
         write_markdown(markdown, rows, self._notes(len(patients), num_patients))
         write_json(self.folder / _SUMMARY, content)

@@ -139,17 +139,15 @@ class GeneratedImages:
             yield self._row(of_network, "fid", frechet_distance(made, real))
             yield self._row(of_network, "kid", kernel_distance(made, real))
             yield from self._precision_and_recall(of_network, real, made, self.held_out.cases)
-        if self.train is not None:
+        if self.train is not None and self._real_distances is not None:
             distances, _ = nearest_images(images, self.train, self.session.run.batch_size)
             yield self._copying({**fields, "features": "pixels"}, distances, self._real_distances, self.held_out.cases)
 
     @cached_property
-    def _real_distances(self) -> Floats:
-        """The pixel distance of each held-out image to its nearest training image."""
-        if self.train is None:
-            raise ValueError("there are no training images")
+    def _real_distances(self) -> Floats | None:
+        """The pixel distance of each held-out image to its nearest training image, if there is one."""
         images, _ = self.held_out.batch(0, len(self.held_out.cases))
-        return nearest_images(images, self.train, self.session.run.batch_size)[0]
+        return None if self.train is None else nearest_images(images, self.train, self.session.run.batch_size)[0]
 
     @cached_property
     def _real_features(self) -> dict[str, Floats]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from monai_diffae.apps.provenance import (
     check_same_model,
     content_of_scans,
-    encoder_of,
+    origin_of,
     preprocessing_differences,
     safe_overrides,
     warn_if_cohort_changed,
@@ -62,14 +62,13 @@ class CaseImages:
         run: Run,
     ) -> CaseImages:
         """Open the cohorts with the bundle that made the embeddings, or whose preprocessing another encoder used."""
-        if settings.bundle is None or settings.cohort is None:
-            raise ValueError("images are read with a bundle and a cohort")
-        if encoder_of(tables[0]) == "trained" or settings.reconstruction_error:
-            check_same_model(tables[0], settings.bundle)
-            trained = open_bundle(settings.bundle, decoding=decoding, run=run)
+        bundle = settings.bundle or Path()
+        if origin_of(tables[0])["encoder"] == "trained" or settings.reconstruction_error:
+            check_same_model(tables[0], bundle)
+            trained = open_bundle(bundle, decoding=decoding, run=run)
         else:
             run = replace(run, overrides={**safe_overrides(read_embeddings(tables[0])), **run.overrides})
-            trained = load_untrained(settings.bundle, run.device, run.overrides)
+            trained = load_untrained(bundle, run.device, run.overrides)
         cohorts = [cohort for cohort in (settings.cohort, settings.query_cohort) if cohort is not None]
         sessions = [Session.of(trained, cohort, reading=reading, run=run) for cohort in cohorts]
         return cls(settings, sessions[-1], sessions[0], folder, tables)

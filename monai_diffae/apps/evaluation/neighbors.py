@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,10 +78,8 @@ def neighbors(
     the k nearest training cases of other patients; ``whitened``, the same after scaling each direction of z_sem by the
     variation of the training cases; and, with ``reconstruction_error``, ``mse_z_sem`` and ``mse_x_T``, the mean squared
     error of the image decoded from z_sem alone, and with the inverted x_T. ``p_distance`` etc. are p-values: about the
-    share of training cases with at least as high a score.
-
-    With ``bundle`` and ``cohort``, ``out/neighbors.png`` shows the first 8 cases with their neighbors. Without
-    ``cohort``, no image is read and ``bundle`` is not used: there are no picture and no reconstruction errors.
+    share of training cases with at least as high a score. With ``bundle`` and ``cohort``, ``out/neighbors.png`` shows
+    the first 8 cases with their neighbors.
 
     Args:
         embeddings: Table of embeddings, written by ``embed``, with training cases; neighbors are searched in all of it.
@@ -111,7 +109,10 @@ def neighbors(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
-    _check_images(images, queries, decoding, {"columns": reading.columns, "overrides": run.overrides})
+    if images.cohort is not None and images.bundle is None:
+        raise ConfigError("cohort: its images are read through a bundle; also give bundle")
+    if images.reconstruction_error and images.cohort is None:
+        raise ConfigError("reconstruction_error: the images must be decoded; also give bundle and cohort")
     from monai_diffae.apps.evaluation.neighbor_images import CaseImages
     from monai_diffae.data.fingerprints import file_checksum
 
@@ -133,9 +134,7 @@ def neighbors(
         "same_patient": same_patient,
     }
 
-    def make() -> Mapping[str, Any]:
-        return search.run(training, out, case_images)
-
+    make = functools.partial(search.run, training, out, case_images)
     names = ["neighbors.csv", "outliers.csv", *([] if case_images is None else ["neighbors.png"])]
     results = [out / name for name in names]
     figures, skipped = run_once("neighbors", out, results, made_from, make, overwrite=run.overwrite)
@@ -147,25 +146,6 @@ def neighbors(
     failed = figures["num_failed"]
     incomplete = f"{counted(failed, 'image')} could not be read: see neighbors_failures.csv" if failed else None
     return Result(out, figures, notes, incomplete, skipped=skipped)
-
-
-def _check_images(
-    images: Images, queries: Path | None, decoding: Decoding, image_settings: Mapping[str, Mapping[str, Any]]
-) -> None:
-    if images.captions and images.cohort is None:
-        raise ConfigError("captions: apply to the picture; also give bundle and cohort, or omit captions")
-    unused = next((name for name, value in image_settings.items() if value and images.cohort is None), None)
-    if unused is not None:
-        raise ConfigError(f"{unused}: applies to a cohort; also give bundle and cohort, or omit {unused}")
-    given = [name for name, value in asdict(decoding).items() if value is not None]
-    if given and not images.reconstruction_error:
-        raise ConfigError(f"{given[0]}: applies to reconstruction_error; set it too, or omit {given[0]}")
-    if images.cohort is not None and images.bundle is None:
-        raise ConfigError("cohort: its images are read through a bundle; also give bundle")
-    if images.reconstruction_error and images.cohort is None:
-        raise ConfigError("reconstruction_error: the images must be decoded; also give bundle and cohort")
-    if images.query_cohort is not None and (queries is None or images.cohort is None):
-        raise ConfigError("query_cohort: applies to queries; also give queries, bundle and cohort, or omit it")
 
 
 @dataclass(frozen=True)
@@ -183,7 +163,7 @@ class _NeighborSearch:
         cls, embeddings: Path, queries: Path | None, choice: Choice, k: int, same_patient: bool
     ) -> _NeighborSearch:
         """Read the tables and select the cases."""
-        from monai_diffae.apps.provenance import model_checksum, preprocessing_differences
+        from monai_diffae.apps.provenance import origin_of, preprocessing_differences
         from monai_diffae.data.cases import KEY_FILE
 
         table = _read(embeddings)
@@ -192,7 +172,7 @@ class _NeighborSearch:
             is_same_kind = len(tables.z_columns(rows)) == len(tables.z_columns(table)) and all(
                 (pooled in rows) == (pooled in table) for pooled in ("slices", "patches")
             )
-            if not is_same_kind or model_checksum(queries) != model_checksum(embeddings):
+            if not is_same_kind or origin_of(queries)["model"] != origin_of(embeddings)["model"]:
                 raise ConfigError(
                     f"queries: {queries.name} was made with another model or pool than {embeddings.name}; embed both "
                     "in the same way"
@@ -220,7 +200,7 @@ class _NeighborSearch:
 
     def run(self, training: TrainingCases, out: Path, images: CaseImages | None) -> dict[str, Any]:
         """Write the tables and the picture, and return the figures."""
-        from monai_diffae.data.atomic import write_atomic
+        from monai_diffae.data.atomic import write_csv
 
         neighbors = self.neighbors(training)
         outliers, shares = self.outliers(training)
@@ -232,8 +212,8 @@ class _NeighborSearch:
                 for name in ("mse_z_sem", "mse_x_T"):
                     shares[name] = unusual_shares(self.splits, outliers[f"p_{name}"])
             images.write_failures()
-        for name, table in {"neighbors.csv": neighbors, "outliers.csv": outliers}.items():
-            write_atomic(out / name, functools.partial(table.to_csv, index=False, lineterminator="\n"))
+        write_csv(out / "neighbors.csv", neighbors)
+        write_csv(out / "outliers.csv", outliers)
         figures = {f"{score}_{name}": share for score, each in shares.items() for name, share in each.items()}
         log_to_open_run(figures, [] if images is None else [picture], "neighbors")
         num_failed = 0 if images is None else len(images.failures)
@@ -261,7 +241,7 @@ class _NeighborSearch:
         outliers, shares = pd.DataFrame({"id": cases["id"].to_numpy(), "split": self.splits}), {}
         for name, whitened in _SCORES.items():
             table_scores = np.empty(len(table))
-            table_scores[is_train] = training.own_distances(k, whitened)
+            table_scores[is_train] = training.reference.own_distances(k, whitened)
             if not is_train.all():
                 table_scores[~is_train] = training.distances(table[~is_train], k, whitened)
             table_p = latents.p_values(table_scores, table_scores[is_train], is_train)
@@ -303,9 +283,7 @@ def _selected(rows: pd.DataFrame, choice: Choice) -> pd.DataFrame:
         missing = [name for name in ids if name not in set(rows["id"])]
         if missing:
             raise CohortError(f"cases: the table has no case '{missing[0]}'; check the ids in its column id")
-        selected = rows.loc[[rows.index[rows["id"] == name][0] for name in ids]]
-        choice.check_cases(dict(zip(ids, splits_of(selected), strict=True)))
-        return selected
+        return rows.loc[[rows.index[rows["id"] == name][0] for name in ids]]
     return (rows if choice.split is None else tables.split_rows(rows, choice.split))[: choice.limit]
 
 
@@ -339,10 +317,6 @@ class TrainingCases:
     def groups_of(self, rows: pd.DataFrame) -> NDArray[np.str_]:
         """The patient (N,) of rows of a table, under the name that it has in ``reference``."""
         return _named_after_cases(rows, self.rows)
-
-    def own_distances(self, k: int, whitened: bool) -> Floats:
-        """The :meth:`distances` of the training cases themselves."""
-        return self.reference.own_distances(k, whitened)
 
 
 def patients_of(rows: pd.DataFrame) -> NDArray[np.str_]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,15 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, run_once
+from monai_diffae.apps.result import Result, run_once, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import np, pd, pictures
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from monai_diffae.apps.evaluation.baselines import PixelBaselines
     from monai_diffae.apps.evaluation.probe_twins import TableTwins
     from monai_diffae.latents.probing.evaluation import EvaluatedProbe, ProbeSettings
+    from monai_diffae.latents.probing.features import FeatureSet
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,6 @@ PixelBaseline = Literal["pca", "intensity"]
 
 _FAILURES = "probe_failures.csv"
 _FILES = ("probes.csv", "predictions.parquet", "calibration.png", "few_labels.csv", "few_labels.png")
-_WIDTH = 140  # columns of text, for tables that are written to a file
 _FEW_LABEL_COLUMNS = (
     "target", "features", "probe", "metric", "num_patients", "num_draws", "median", "low_quartile", "high_quartile"
 )  # fmt: skip
@@ -71,17 +72,14 @@ def probe(
 
     Numbers are predicted by ridge regression (R2, MAE), classes by logistic regression (AUROC, AUPRC, balanced
     accuracy, Brier score). Text, booleans and labels with two values are classes. So are whole numbers from 0 to 20
-    with at most 10 different values, if these are at most two thirds as many as the labels. The title of each table
-    says what a label was taken for; ``kinds`` changes it. Intervals are bootstrapped over the test patients. For a
-    table pooled with ``mean_std``, both means and standard deviations are features. All features are compared on the
-    cases for which all of them are available.
+    with at most 10 different values, if these are at most two thirds as many as the labels. ``kinds`` changes this.
+    Intervals are bootstrapped over the test patients. For a table pooled with ``mean_std``, both means and standard
+    deviations are features. All features are compared on the cases for which all of them are available.
 
-    Cases of different patients with nearly the same z_sem are probably the same image. A warning lists them if a probe
-    may be fitted to one and evaluated on the other, or if their labels differ.
-
-    A target that cannot be probed is omitted with a warning, and so are images that cannot be read. In Python,
-    ``baselines`` also takes arrays with one row per row of the table: features [N, D], or images [N, C, *S], which are
-    replaced by as many principal components as z_sem has dimensions.
+    A target that cannot be probed is omitted with a warning, and so are images that cannot be read. Cases of different
+    patients with nearly the same z_sem, which are probably the same image, are warned of. In Python, ``baselines`` also
+    takes arrays with one row per row of the table: features [N, D], or images [N, C, *S], which are replaced by as many
+    principal components as z_sem has dimensions.
 
     Args:
         embeddings: Table of embeddings, written by ``embed``.
@@ -101,10 +99,9 @@ def probe(
 
     Returns:
         ``rows``, one per target, feature set and probe: ``target``, ``kind``, ``features``, ``dims``, ``probe``; the
-        main ``metric`` with ``score``, ``low``, ``high``; ``difference``, ``difference_low``, ``difference_high`` (the
-        embeddings' score minus this one, paired); how it was evaluated; and each metric as ``auroc``, ``auroc_low``,
-        ``auroc_high``. Also ``omitted_targets``, with the reason; ``num_failed``, cases whose images could not be read;
-        and ``twins``, cases of different patients with nearly the same z_sem.
+        main ``metric`` with ``score``, ``low``, ``high``; ``difference`` (the embeddings' score minus this one, paired)
+        with its interval; how it was evaluated; and each metric with its interval. Also ``omitted_targets``, with the
+        reason; ``num_failed``, cases whose images could not be read; and ``twins``, cases with nearly the same z_sem.
 
     Raises:
         CohortError: a file is not a table of embeddings, or not a table of features of its cases.
@@ -117,8 +114,9 @@ def probe(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
-    _check_comparison(comparison)
-    from monai_diffae.apps.evaluation.baselines import PixelBaselines, checksum_of_features
+    if comparison.pixel_baselines and (comparison.bundle is None or comparison.cohort is None):
+        raise ConfigError("pixel_baselines: the images are read with bundle and cohort; also give both")
+    from monai_diffae.apps.evaluation.baselines import PixelBaselines, checksum_of_features, feature_set
     from monai_diffae.apps.evaluation.probe_twins import TableTwins
     from monai_diffae.data.embeddings import read_embeddings
     from monai_diffae.data.fingerprints import file_checksum
@@ -135,9 +133,10 @@ def probe(
     twins = TableTwins.find(table, names, splits)
     twins = twins.grouped() if group_duplicates else twins
     table, settings = twins.table, twins.settings(settings)
+    baselines = [feature_set(name, values, table, names) for name, values in comparison.baselines.items()]
     pixels = PixelBaselines.open(table, comparison, reading) if comparison.pixel_baselines else None
     if out is None:
-        _, figures = _evaluate(table, names, settings, comparison.baselines, pixels, None)
+        _, figures = _evaluate(table, names, settings, baselines, pixels, None)
         return _result(figures, twins, None, False)
     folder = out  # not None, for mypy also within ``make``
     made_from = {
@@ -150,24 +149,13 @@ def probe(
     }
 
     def make() -> Mapping[str, Any]:
-        evaluated, figures = _evaluate(table, names, settings, comparison.baselines, pixels, folder)
+        evaluated, figures = _evaluate(table, names, settings, baselines, pixels, folder)
         _write_report(folder, table, evaluated)
         return figures
 
     results = [folder / name for name in _FILES]
     figures, skipped = run_once("probe", folder, results, made_from, make, overwrite=overwrite)
     return _result(figures, twins, folder, skipped)
-
-
-def _check_comparison(comparison: Comparison) -> None:
-    if comparison.pixel_baselines:
-        missing = [name for name in ("bundle", "cohort") if getattr(comparison, name) is None]
-        if missing:
-            raise ConfigError(
-                f"pixel_baselines: the images are read with bundle and cohort; also give {' and '.join(missing)}"
-            )
-    elif comparison.cohort is not None:
-        raise ConfigError("cohort: is only used for pixel_baselines; set pixel_baselines, or omit cohort")
 
 
 def _target_columns(table: pd.DataFrame, targets: Sequence[str], name: str) -> list[str]:
@@ -194,31 +182,21 @@ def _evaluate(
     table: pd.DataFrame,
     targets: Sequence[str],
     settings: ProbeSettings,
-    baselines: Mapping[str, Any],
+    baselines: Sequence[FeatureSet],
     pixels: PixelBaselines | None,
     folder: Path | None,
 ) -> tuple[list[EvaluatedProbe], dict[str, Any]]:
     """The evaluated probes, and the figures of the result; with few labels if there is a folder to write to."""
-    from monai_diffae.apps.evaluation.baselines import feature_set, z_sem_features
+    from monai_diffae.apps.evaluation.baselines import z_sem_features
     from monai_diffae.data.embeddings import split_origin
     from monai_diffae.data.progress import track
     from monai_diffae.latents.probing.evaluation import evaluate_probes
 
-    baseline_sets = [feature_set(name, values, table, targets) for name, values in baselines.items()]
     pixel_sets = [] if pixels is None else pixels.read(folder)
-    feature_sets = [z_sem_features(table), *baseline_sets, *pixel_sets]
-    names = [features.name for features in feature_sets]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"baselines: there are two feature sets called '{name}'; rename one")
     evaluated, omitted = evaluate_probes(
-        table,
-        track(targets, "probing"),
-        feature_sets,
-        settings,
-        with_few_labels=folder is not None,
-        split_origin=split_origin(table),
-    )
+        table, track(targets, "probing"), [z_sem_features(table), *baselines, *pixel_sets], settings,
+        with_few_labels=folder is not None, split_origin=split_origin(table),
+    )  # fmt: skip
     num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0
     rows = [each.row for each in evaluated]
     return evaluated, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
@@ -242,35 +220,25 @@ def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, 
 
 def _write_report(folder: Path, table: pd.DataFrame, probes: Sequence[EvaluatedProbe]) -> None:
     """Write the files of the result."""
-    from monai_diffae.data.atomic import write_atomic
+    from monai_diffae.data.atomic import write_atomic, write_csv
 
     few_labels = pd.DataFrame([row for probe in probes for row in probe.few_labels], columns=list(_FEW_LABEL_COLUMNS))
     predictions = pd.concat([_predictions(table, probe) for probe in probes], ignore_index=True)
-    scores = pd.DataFrame([probe.row for probe in probes])
-    writers = (
-        lambda path: scores.to_csv(path, index=False, lineterminator="\n"),
-        lambda path: predictions.to_parquet(path, index=False),
-        lambda path: pictures.draw_calibration(probes, path),
-        lambda path: few_labels.to_csv(path, index=False, lineterminator="\n"),
-        lambda path: pictures.draw_few_labels(few_labels, path),
-    )
-    for name, write in zip(_FILES, writers, strict=True):
-        write_atomic(folder / name, write)
+    write_csv(folder / "probes.csv", pd.DataFrame([probe.row for probe in probes]))
+    write_atomic(folder / "predictions.parquet", lambda path: predictions.to_parquet(path, index=False))
+    write_atomic(folder / "calibration.png", lambda path: pictures.draw_calibration(probes, path))
+    write_csv(folder / "few_labels.csv", few_labels)
+    write_atomic(folder / "few_labels.png", lambda path: pictures.draw_few_labels(few_labels, path))
 
 
 def _score_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The lines of one table of scores per target."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False, markup=False)
+    lines = []
     has_baseline = any(row["difference"] is not None for row in rows)
-    with console.capture() as capture:
-        for target in dict.fromkeys(row["target"] for row in rows):
-            rows_of_target = [row for row in rows if row["target"] == target]
-            console.print(_title(rows_of_target[0]))
-            console.print(_table(rows_of_target, has_baseline))
-        console.print("in brackets: number of features, and 95% intervals over patients")
-    return capture.get().splitlines()
+    for target in dict.fromkeys(row["target"] for row in rows):
+        rows_of_target = [row for row in rows if row["target"] == target]
+        lines += [_title(rows_of_target[0]), *table_lines(_table(rows_of_target, has_baseline))]
+    return [*lines, "in brackets: number of features, and 95% intervals over patients"]
 
 
 def _title(row: Mapping[str, Any]) -> str:
@@ -282,7 +250,7 @@ def _title(row: Mapping[str, Any]) -> str:
     )
 
 
-def _table(rows: Sequence[Mapping[str, Any]], has_baseline: bool) -> Any:
+def _table(rows: Sequence[Mapping[str, Any]], has_baseline: bool) -> Table:
     from rich import box
     from rich.table import Table
 

@@ -134,21 +134,14 @@ _ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 
 def write_tables(folder: Path, rows: Sequence[Row]) -> list[Path]:
     """Write ``tables/<table>.csv``, one line per condition, for each table that has rows, and return the files."""
+    from monai_diffae.data.atomic import write_csv
+
     files = []
     for table in TABLES:
         lines = wide_lines(rows, table)
         if lines:
-            files.append(write_csv(folder / "tables" / f"{table}.csv", lines))
+            files.append(write_csv(folder / "tables" / f"{table}.csv", pd.DataFrame(lines)))
     return files
-
-
-def write_csv(file: Path, rows: Sequence[Row]) -> Path:
-    """Write rows as a table."""
-    from monai_diffae.data.atomic import write_atomic
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    frame = pd.DataFrame(rows)
-    return write_atomic(file, lambda path: frame.to_csv(path, index=False, lineterminator="\n"))
 
 
 def write_markdown(file: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
@@ -165,8 +158,8 @@ def wide_lines(rows: Iterable[Row], table: str) -> list[dict[str, Any]]:
     for row in rows:
         if row["table"] != table:
             continue
-        condition = tuple(row.get(name) for name in CONDITION if name != "table")
-        line = lines.setdefault(condition, {**_condition_fields(row), "num_cases": row["num_cases"]})
+        condition = tuple(_condition_of(row).values())
+        line = lines.setdefault(condition, {**_condition_of(row), "num_cases": row["num_cases"]})
         line[row["metric"]] = row["value"]
         if row["low"] is not None:
             line |= {f"{row['metric']}_low": row["low"], f"{row['metric']}_high": row["high"]}
@@ -177,7 +170,7 @@ def wide_lines(rows: Iterable[Row], table: str) -> list[dict[str, Any]]:
     ]
 
 
-def _condition_fields(row: Row) -> dict[str, Any]:
+def _condition_of(row: Row) -> dict[str, Any]:
     return {name: row.get(name) for name in CONDITION if name != "table"}
 
 

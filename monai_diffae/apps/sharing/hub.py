@@ -41,7 +41,7 @@ def read_document(folder: Path, name: str) -> str:
 
 
 @contextmanager
-def open_hub(repo: str, revision: str | None = None) -> Iterator[HfApi]:
+def open_hub(repo: str) -> Iterator[HfApi]:
     """The hub that ``HF_ENDPOINT`` names, with errors of one line, without addresses and tokens."""
     try:
         from huggingface_hub import HfApi, errors
@@ -55,16 +55,13 @@ def open_hub(repo: str, revision: str | None = None) -> Iterator[HfApi]:
         yield HfApi(library_name="monai-diffae")
     except DiffAEError:
         raise
-    except errors.HFValidationError as error:
-        raise ConfigError(f"repo: {repo!r} cannot be a repository; write owner/name") from error
-    except errors.RevisionNotFoundError as error:
-        raise ConfigError(f"{repo}: has no revision {revision!r}; give a tag, branch or commit that it has") from error
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
-        if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
+        unknown = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)
+        if isinstance(error, unknown) or status in (401, 403):
             raise ConfigError(
-                f"{repo}: is not on the hub, or your token may not use it; check the name, or log in with a token that "
-                "may: hf auth login"
+                f"{repo}: is not on the hub, has no such revision, or your token may not use it; check the names, or "
+                "log in with a token that may: hf auth login"
             ) from error
         # the errors of its HTTP library, which differs between versions
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "requests")):

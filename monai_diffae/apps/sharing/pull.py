@@ -90,15 +90,13 @@ def _fetch(repo: str, folder: Path, revision: str | None, sha256: str | None) ->
 
     is_address, commit = bool(re.match(r"https?://", repo)), None
     if not is_address and not repo.endswith(".zip"):
-        with open_hub(repo, revision) as hub:
+        with open_hub(repo) as hub:
             info = hub.model_info(repo, revision=revision)
             commit = info.sha  # all files are those of one commit
             _get_files(
                 repo, [file.rfilename for file in info.siblings or ()], folder,
                 lambda name: hub.hf_hub_download(repo, name, revision=commit, local_dir=folder),
             )  # fmt: skip
-    elif revision is not None:
-        raise ConfigError("revision: a zip file has none; omit revision")
     elif is_address and sha256 is None:
         raise ConfigError("sha256: is needed for an address; ask the author of the model for it")
     else:

@@ -40,7 +40,7 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
     Args:
         bundle: Folder of a trained bundle.
         repo: Repository as ``owner/name``, or a new file that ends with ``.zip``.
-        tag: Name for this version, such as ``v1``, which the repository does not have yet.
+        tag: Name for this version, such as ``v1``, which the repository does not have yet; not for a zip file.
         public: Everybody may see the repository; without it, a public repository is refused.
         yes: Send without asking.
 
@@ -63,7 +63,7 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
     from monai_diffae.apps.sharing.hub import MODEL
 
     files = _files_to_send(bundle)
-    place, send = _archive(Path(repo), tag) if repo.endswith(".zip") else _repository(repo, tag, public)
+    place, send = _archive(Path(repo)) if repo.endswith(".zip") else _repository(repo, tag, public)
     sizes = {name: len(content) for name, content in files.items()}
     names = sorted(path.relative_to(bundle).as_posix() for path in bundle.rglob("[!.]*") if path.is_file())
     others = [quoted(name) for name in sorted(names, key=lambda name: name.startswith("configs")) if name not in sizes]
@@ -120,14 +120,12 @@ def _files_to_send(bundle: Path) -> dict[str, bytes]:
 _Send = Callable[[Mapping[str, bytes]], str | None]
 
 
-def _archive(path: Path, tag: str | None) -> tuple[str, _Send]:
+def _archive(path: Path) -> tuple[str, _Send]:
     """The name of a zip file, and a function that writes files into it."""
     import zipfile
 
     from monai_diffae.data.atomic import write_atomic
 
-    if tag is not None:
-        raise ConfigError("tag: a zip file has none; write it into the file's name")
     if path.exists():
         raise ConfigError(f"{path.name}: exists already; choose another name")
 

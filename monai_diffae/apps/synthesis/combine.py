@@ -19,9 +19,10 @@ from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, Unbatche
 from monai_diffae.apps.synthesis.directions import read_direction
 from monai_diffae.apps.synthesis.edit import Detail
 from monai_diffae.errors import ConfigError
-from monai_diffae.lazy import latents, np, torch, transforms
+from monai_diffae.lazy import latents, torch, transforms
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -57,7 +58,7 @@ class Mixture:
     noise_of: str | None = None
     """Id of the case whose x_T is used instead."""
     noise_seed: Seed | None = None
-    """Use Gaussian noise of this random seed as x_T instead."""
+    """Use Gaussian noise of this random seed as x_T instead, whatever the others say."""
 
 
 @Parameter(name="*", group=Group("Codes", sort_key=2))
@@ -89,9 +90,9 @@ def combine(
 ) -> Result:
     """Make one image from the codes of a case: moved, blended with another case, or with another x_T.
 
-    This is what the page of ``explore`` shows, as a command. z_sem is that of the case, blended with that of a second
-    case, then moved along directions and principal components. x_T is that of the case, blended as well, or that of
-    another case, or noise. ``out/images/`` gets the image in the case's own space.
+    z_sem is that of the case, blended with that of a second case, then moved along directions and principal components.
+    x_T is that of the case, blended as well, or that of another case, or noise. ``out/images/`` gets the image in the
+    case's own space. The page of ``explore`` shows the same.
 
     Args:
         bundle: Folder of a trained bundle.
@@ -124,7 +125,8 @@ def combine(
     from monai_diffae.apps.session import Session
 
     combination = Combination.of(mixture, moves)
-    combination.check_detail(detail)
+    if detail == "own" and not combination.has_own_x_T:
+        raise ConfigError("detail: own is for edits with the case's own x_T; choose model, or omit the other x_T")
     axes = Axes.read(moves)
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
     axes.check_fits(session.trained, moves.embeddings)
@@ -161,12 +163,10 @@ class Axes:
 
         if moves.components and moves.embeddings is None:
             raise ConfigError("embeddings: the components are computed from them; give the table, or omit components")
-        if moves.embeddings is not None and not moves.components:
-            raise ConfigError("embeddings: are used for components only; give components, or omit embeddings")
         directions = {name: read_direction(name) for name in moves.directions}
         made_from: dict[str, Any] = {"direction_files": [file_checksum(Path(name)) for name in moves.directions]}
         components = None
-        if moves.embeddings is not None:
+        if moves.embeddings is not None and moves.components:
             components = components_of(training_z_sem(moves.embeddings), max(map(component_number, moves.components)))
             made_from["embeddings"] = file_checksum(moves.embeddings)
         return cls(directions, components, made_from)
@@ -184,8 +184,6 @@ class Axes:
     def moved(self, z_sem: NDArray[np.float32], combination: Combination) -> NDArray[np.float32]:
         """z_sem (1, D), moved along directions and components."""
         for name, strength in combination.directions.items():
-            if name not in self.directions:
-                raise ConfigError(f"directions: '{name}' is not one of {', '.join(self.directions) or 'none'}")
             z_sem = self.directions[name].move(z_sem, strength)
         for name, strength in combination.components.items():
             index = component_number(name) - 1
@@ -221,12 +219,6 @@ class Combination:
     @classmethod
     def of(cls, mixture: Mixture, moves: Moves) -> Combination:
         """The combination that a command's arguments describe."""
-        if mixture.noise_of is not None and mixture.noise_seed is not None:
-            raise ConfigError("noise_seed: noise_of also chooses the x_T; omit one of them")
-        strengths = {**moves.directions, **moves.components}
-        bad = next((name for name, strength in strengths.items() if not np.isfinite(strength)), None)
-        if bad is not None:
-            raise ConfigError(f"strength: that of '{bad}' is not finite; choose a number such as -3 to 3")
         return cls(**asdict(mixture), directions=dict(moves.directions), components=dict(moves.components))
 
     @property
@@ -245,11 +237,6 @@ class Combination:
     def has_own_x_T(self) -> bool:
         """Whether x_T is that of the case alone."""
         return self.blend is None and self.noise_of is None and self.noise_seed is None
-
-    def check_detail(self, detail: Detail) -> None:
-        """Refuse to add the change to the scan if the image is not an edit of that scan."""
-        if detail == "own" and not self.has_own_x_T:
-            raise ConfigError("detail: own is for edits with the case's own x_T; choose model, or omit the other x_T")
 
     def made_from(self) -> dict[str, Any]:
         """What the image depends on; directions by their strengths only, as their files have checksums."""
@@ -284,7 +271,7 @@ class Combination:
 
 
 def write_combined(path: Path, case: Case, opened: ModelCase, image: Tensor, difference: Tensor | None = None) -> Path:
-    """Write an image (1, C, *S), or a scan plus a difference, in the space of a case: PNG or NIfTI, which is returned."""
+    """Write an image (1, C, *S), or a scan plus a difference, as PNG or NIfTI in the space of a case."""
     from monai_diffae.data.scan_writing import SYNTHETIC
     from monai_diffae.transforms.native import fits_png
 

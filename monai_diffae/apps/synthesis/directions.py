@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,23 +16,16 @@ if TYPE_CHECKING:
 STRENGTHS: tuple[float, ...] = (-3, -2, -1, 0, 1, 2, 3)
 """Standard deviations of the training cases."""
 
-_LARGEST = 100
-
 
 def read_direction(path: str | os.PathLike[str]) -> Direction:
     """Read a file of :func:`~monai_diffae.apps.synthesis.fit_direction.fit_direction`."""
     from monai_diffae.latents import Direction
 
     path = Path(path)
-    if path.is_dir():
-        raise ConfigError(f"{path.resolve().name}: is a folder; give the direction file in it")
     if not path.is_file():
         raise ConfigError(f"{path.name}: there is no such file; make it with monai-diffae fit-direction")
-    content = json_content(path)
-    if content is None:
-        raise ConfigError(f"{path.name}: is not a direction; make one with monai-diffae fit-direction")
     try:
-        return Direction.from_json(content)
+        return Direction.from_json(json_content(path))
     except ConfigError as error:
         raise ConfigError(f"{path.name}: {error}") from error
 
@@ -55,19 +47,8 @@ def json_content(path: Path) -> Any:
 
 
 def strength_names(strengths: Sequence[float]) -> list[str]:
-    """Return the parts of file names that stand for strengths."""
-    if not len(strengths) or not all(map(math.isfinite, strengths)):
-        raise ConfigError(f"strengths: {list(strengths)} are not numbers; give some, such as -2 and 2")
-    largest = max(strengths, key=abs)
-    if abs(largest) > _LARGEST:
-        raise ConfigError(f"strengths: {largest:g} is beyond {_LARGEST} standard deviations; choose from -3 to 3")
-    names = [f"{strength:+.2f}" for strength in strengths]
-    duplicate = next((name for name in names if names.count(name) > 1), None)
-    if duplicate is not None:
-        raise ConfigError(
-            f"strengths: two of them are {duplicate} when rounded to two digits, as in the images' names; omit one"
-        )
-    return names
+    """The parts of file names that stand for strengths, such as ``-2.00`` and ``+0.50``."""
+    return [f"{strength:+.2f}" for strength in strengths]
 
 
 def strength_titles(strengths: Sequence[float]) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from monai_diffae.apps.result import Result, failed_cases, log_to_open_run, remo
 from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run
 from monai_diffae.apps.synthesis.directions import STRENGTHS, read_direction, strength_names, strength_titles
 from monai_diffae.data.fingerprints import json_digest
-from monai_diffae.errors import CohortError, ConfigError, counted
+from monai_diffae.errors import counted
 from monai_diffae.lazy import embeddings as tables
 from monai_diffae.lazy import np, pd, pictures, torch, transforms
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from monai_diffae.apps.session import CodedCase, ReadCases, Session
     from monai_diffae.bundle import TrainedBundle
-    from monai_diffae.data.cases import Case, PatientKey
+    from monai_diffae.data.cases import Case
     from monai_diffae.latents import Direction
     from monai_diffae.latents.targets import Kind
     from monai_diffae.transforms import NativeSpace
@@ -87,35 +87,31 @@ def edit(
     """Edit cases along a direction: images, differences and measurements, in the scan's own space.
 
     Each case is inverted, its z_sem moved, and decoded with its own x_T (section 4.3 of the paper).
-    ``out/differences/<id>_<strength>`` are the differences of the decoded images from the plain reconstruction, which
-    is strength 0 and always included, and ``out/images/`` the edited images: by default the scan plus the difference,
-    so that the scan keeps its own detail, however coarse the model is. Both have the scan's own shape, affine and
-    intensities. ``out/edits.png`` shows the first cases with their differences. ``out/edits.csv`` has one row per case
-    and strength, about the decoded images in the model's grid:
+    ``out/differences/<id>_<strength>`` are the differences of the decoded images from the plain reconstruction
+    (strength 0, always included), and ``out/images/`` the edited images: by default the scan plus the difference. Both
+    have the scan's own shape, affine and intensities. ``out/edits.png`` shows the first cases. ``out/edits.csv`` has
+    one row per case and strength, about the decoded images in the model's grid:
 
     - ``target``, ``prediction``: the probability of the positive class (or the value) of the moved z_sem, and that of
       the edited image, encoded again;
-    - ``achieved``: how far the edited image moved along the direction from the plain reconstruction, in the units of
-      ``strength``; a warning is logged if this is hardly anything;
+    - ``achieved``: how far the edited image moved along the direction, in the units of ``strength``;
     - ``mse``: mean squared error to the plain reconstruction, in the model's range;
     - ``identity``: change of z_sem orthogonal to the direction (normalised); with ``embeddings`` also
-      ``nearest_other``: distance to the nearest other patient; and ``is_itself``: whether the edited image is still
+      ``nearest_other``, the distance to the nearest other patient, and ``is_itself``, whether the edited image is still
       closest to its own case;
-    - ``drift_<target>`` for each direction in ``watch``: how far the edited image moved along it, in standard
-      deviations.
+    - ``drift_<target>`` for each direction in ``watch``: how far it moved along that one, in standard deviations.
 
-    If the encoder sees another image of the case than the decoder reconstructs, such as a second modality, it cannot
-    encode the edited image. The table then only has ``target`` and ``mse``.
+    An encoder that sees another image than the decoder reconstructs, such as a second modality, cannot encode the
+    edited image. The table then only has ``target`` and ``mse``.
 
     Args:
         bundle: Folder of a trained bundle.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
         out: Folder for the results.
         direction: Direction file, written by ``fit-direction``.
-        strengths: How far to move, in standard deviations of the training cases, e.g. ``-2,0,2``; negative: the other
-            way.
-        along: ``pattern`` moves cases as training cases differ; ``weight`` along the classifier's weight vector, as in
-            the paper.
+        strengths: How far to move, in standard deviations of the training cases, e.g. ``-2,0,2``.
+        along: ``pattern`` moves cases as training cases differ; ``weight`` along the classifier's weights, as in the
+            paper.
         output: How the edited images are written and drawn.
         measurements: What is measured.
         choice: Which cases.
@@ -124,15 +120,14 @@ def edit(
         run: How the command runs.
 
     Returns:
-        The folder with ``images/``, ``differences/``, ``edits.csv`` and ``edits.png``; ``num_cases``; ``num_failed``,
-        listed in ``failures.csv``; ``monotone``, the fraction of cases whose prediction rises from each strength to the
-        next; and ``achieved``, the median of the achieved over the requested strength (1: as strong as requested). The
-        last two are None if they cannot be measured.
+        The folder; ``num_cases``; ``num_failed``, listed in ``failures.csv``; ``monotone``, the fraction of cases whose
+        prediction rises from each strength to the next; and ``achieved``, the median of the achieved over the requested
+        strength. The last two are None if they cannot be measured.
 
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained, a direction or the embeddings belong to
             another model, or ``out`` holds results of other inputs.
-        CohortError: there is no usable case, or ``embeddings`` has no other patient.
+        CohortError: there is no usable case.
 
     Example:
         >>> edit("bundle", "cohort.csv", "out", direction="no.json")
@@ -141,35 +136,37 @@ def edit(
         monai_diffae.errors.ConfigError: no.json: there is no such file; make it with monai-diffae fit-direction
     """
     strengths = sorted({0.0, *strengths})  # 0 is the plain reconstruction, which everything is compared with
-    strength_names(strengths)  # refuses unusable strengths before anything is loaded
     from monai_diffae.apps.session import Session
     from monai_diffae.data.fingerprints import file_checksum
     from monai_diffae.latents.representation import warn_if_unused
 
-    table = _EditTable.read(direction, along, strengths, measurements.watch)
+    line, watch = read_direction(direction), [read_direction(file) for file in measurements.watch]
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
-    table = table.for_model(session.trained, measurements.embeddings)
-    warn_if_unused(session.trained.z_sem_usage)
-    table.direction.warn_if_chance()
+    trained, embeddings = session.trained, measurements.embeddings
+    for each in (line, *watch):
+        each.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
+    nearest_other = None if embeddings is None else _nearest_other(embeddings, line, trained)
+    warn_if_unused(trained.z_sem_usage)
+    line.warn_if_chance()
     cases = session.choose(choice)
     pictures.check_captions(output.captions, {name for case in cases for name in case.labels})
-    embeddings = measurements.embeddings
     made_from = session.made_from(
         cases, strengths=strengths, along=along, detail=output.detail, dicom=output.dicom,
         captions=list(output.captions), patients=json_digest([case.patient for case in cases]),
         watch=[file_checksum(file) for file in measurements.watch], direction=file_checksum(direction),
         embeddings=None if embeddings is None else file_checksum(embeddings),
     )  # fmt: skip
-    edits = _Edits(session, table, out, output)
+    results = [out / name for name in ("edits.csv", "edits.png", "images", "differences")]
 
     def make() -> Mapping[str, Any]:
-        figures = edits.run(session.read(cases, out, named=bool(choice.cases)))
+        table = _EditTable(line, along, strengths, watch, nearest_other)
+        figures = _Edits(session, table, out, output).run(session.read(cases, out, named=bool(choice.cases)))
         numbers = {name: value for name, value in figures.items() if value is not None}
-        log_to_open_run(numbers, [edits.picture], "edits")
+        log_to_open_run(numbers, [out / "edits.png"], "edits")
         return figures
 
-    figures, skipped = run_once("edit", out, edits.results, made_from, make, overwrite=run.overwrite)
-    _warn_of_small_changes(figures["achieved"], along, table.direction)
+    figures, skipped = run_once("edit", out, results, made_from, make, overwrite=run.overwrite)
+    _warn_of_small_changes(figures["achieved"], along, line)
     num_cases, notes = figures["num_cases"], []
     if figures["monotone"] is not None:
         num_rising = round(figures["monotone"] * num_cases)
@@ -186,19 +183,9 @@ class _Edits:
     folder: Path
     output: EditedImages
 
-    @property
-    def picture(self) -> Path:
-        """The mosaic of the first cases."""
-        return self.folder / "edits.png"
-
-    @property
-    def results(self) -> list[Path]:
-        """The table, the picture, and the folders of images."""
-        return [self.folder / "edits.csv", self.picture, self.folder / "images", self.folder / "differences"]
-
     def run(self, read: ReadCases) -> dict[str, Any]:
         """Edit all cases, and return the figures of the result."""
-        from monai_diffae.data.atomic import write_atomic
+        from monai_diffae.data.atomic import write_csv
         from monai_diffae.transforms.writing import warn_without_dicom
 
         transforms.check_invertible(self.session.trained.preprocessing)
@@ -221,8 +208,8 @@ class _Edits:
             if len(pictured) < _NUM_PICTURED:
                 pictured.append(self._pictured(coded.case, native, images, differences))
         table = pd.concat(edited)
-        write_atomic(self.results[0], lambda path: table.to_csv(path, index=False, lineterminator="\n"))
-        _draw_edits(self.picture, pictured, self.table.strengths, self.session.trained.model_range)
+        write_csv(self.folder / "edits.csv", table)
+        _draw_edits(self.folder / "edits.png", pictured, self.table.strengths, self.session.trained.model_range)
         return {
             "num_cases": len(read.cases), "num_failed": len(read.failures),
             "monotone": _monotone_share(table, self.table.direction.kind), "achieved": _achieved_share(table),
@@ -265,29 +252,22 @@ class _Edits:
             transforms.write_native(file, native.back_difference(difference) + clipped, native.scan, np.float32)
 
 
-@dataclass(frozen=True)
-class _OtherPatients:
-    """The normalised z_sem (N, D) of a cohort, the hashed patient of each (N,), and the key that hashes them."""
+def _nearest_other(embeddings: Path, direction: Direction, trained: TrainedBundle) -> Callable[[Floats, str], Floats]:
+    """A function from normalised z_sem (A, D) and a patient to their distances (A,) to the nearest other patient."""
+    from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
+    from monai_diffae.data.cases import key_beside
 
-    z_norm: Floats
-    patients: NDArray[np.str_]
-    key: PatientKey
+    check_same_model(embeddings, trained.folder)
+    warn_of_other_preprocessing(embeddings, trained)
+    table = tables.read_embeddings(embeddings)
+    key = key_beside(embeddings, tables.patient_key_name(table))
+    z_all, patients = direction.statistics.normalise(tables.z_matrix(table)), table["patient"].to_numpy(str)
 
-    @classmethod
-    def read(cls, embeddings: Path, direction: Direction) -> _OtherPatients:
-        """Read them from a table of embeddings."""
-        from monai_diffae.data.cases import key_beside
-
-        table = tables.read_embeddings(embeddings)
-        if "patient" not in table or table["patient"].nunique() < 2:
-            raise CohortError("embeddings: the table has fewer than two patients; embed a cohort with a column patient")
-        key = key_beside(embeddings, tables.patient_key_name(table))
-        return cls(direction.statistics.normalise(tables.z_matrix(table)), table["patient"].to_numpy(str), key)
-
-    def nearest(self, z_norm: Floats, patient: str) -> Floats:
-        """Return the distance of each z_sem (A, D) to the nearest one of another patient: (A,)."""
-        z_others = self.z_norm[self.patients != self.key.hash(patient)]
+    def nearest(z_norm: Floats, patient: str) -> Floats:
+        z_others = z_all[patients != key.hash(patient)]
         return np.array([np.linalg.norm(z_others - z, axis=1).min() for z in z_norm])
+
+    return nearest
 
 
 @dataclass(frozen=True)
@@ -297,30 +277,8 @@ class _EditTable:
     direction: Direction
     along: Along
     strengths: Sequence[float]
-    other_directions: Sequence[Direction]
-    others: _OtherPatients | None = None
-
-    @classmethod
-    def read(cls, direction: Path, along: Along, strengths: Sequence[float], watch: Sequence[Path]) -> _EditTable:
-        """Read the directions."""
-        other_directions = [read_direction(file) for file in watch]
-        targets = [each.target for each in other_directions]
-        duplicate = next((target for target in targets if targets.count(target) > 1), None)
-        if duplicate is not None:
-            raise ConfigError(f"watch: two directions are for '{duplicate}', and would share a column; omit one")
-        return cls(read_direction(direction), along, strengths, other_directions)
-
-    def for_model(self, trained: TrainedBundle, embeddings: Path | None) -> _EditTable:
-        """Check that the directions belong to a model, and add the other patients of its embeddings."""
-        from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
-
-        for each in (self.direction, *self.other_directions):
-            each.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
-        if embeddings is None:
-            return self
-        check_same_model(embeddings, trained.folder)
-        warn_of_other_preprocessing(embeddings, trained)
-        return replace(self, others=_OtherPatients.read(embeddings, self.direction))
+    watch: Sequence[Direction]
+    nearest_other: Callable[[Floats, str], Floats] | None
 
     def moved(self, z_sem: Floats) -> Floats:
         """Return the z_sem (1, D) of a case, moved by each strength: (A, D)."""
@@ -339,10 +297,10 @@ class _EditTable:
         orthogonal = change - np.outer(change @ self.direction.weight, self.direction.line(self.along))
         columns |= {"prediction": self.direction.predict(z_edited), "achieved": self._travel(self.direction, z_edited)}
         columns |= {"mse": mse, "identity": np.linalg.norm(orthogonal, axis=1)}
-        if self.others is not None:
-            columns["nearest_other"] = self.others.nearest(z_norm, patient)
+        if self.nearest_other is not None:
+            columns["nearest_other"] = self.nearest_other(z_norm, patient)
             columns["is_itself"] = np.linalg.norm(change, axis=1) < columns["nearest_other"]
-        columns |= {f"drift_{each.target}": self._travel(each, z_edited) for each in self.other_directions}
+        columns |= {f"drift_{each.target}": self._travel(each, z_edited) for each in self.watch}
         return pd.DataFrame(columns)
 
     def _travel(self, direction: Direction, z_edited: Floats) -> Floats:

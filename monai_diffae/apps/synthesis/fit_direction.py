@@ -64,15 +64,11 @@ def fit_direction(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
-    from monai_diffae.apps.provenance import check_z_sem, model_checksum, recorded_preprocessing
+    from monai_diffae.apps.provenance import check_z_sem, origin_of, recorded_preprocessing
     from monai_diffae.data.atomic import write_json
     from monai_diffae.data.embeddings import label_columns, training_rows, z_matrix
     from monai_diffae.latents import fit_direction as fit
 
-    if out.suffix != ".json":
-        raise ConfigError(f"{out.name}: directions are written as .json; choose a name that ends in .json")
-    if out.exists() and not is_direction(out):
-        raise ConfigError(f"{out.name}: exists and is not a direction; choose another out")
     table = training_rows(embeddings)
     check_z_sem(embeddings)
     labels = label_columns(table)
@@ -80,13 +76,14 @@ def fit_direction(
         raise ConfigError(f"target: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}")
     patients = table["patient"].tolist() if "patient" in table else None
     direction = fit(
-        z_matrix(table), table[target].tolist(), target=target, model=model_checksum(embeddings), groups=patients,
+        z_matrix(table), table[target].tolist(), target=target, model=origin_of(embeddings)["model"], groups=patients,
         positive=positive, kind=kind or "auto", max_cases=max_cases, seed=seed,
     )  # fmt: skip
     direction = replace(direction, preprocessing=recorded_preprocessing(table))
     content = direction.to_json()
-    if out.exists() and not overwrite and json_content(out) != content:
-        raise ConfigError(f"{out.name}: exists and is another direction; set overwrite, or choose another out")
+    if out.exists() and not (overwrite and is_direction(out)) and json_content(out) != content:
+        remedy = "set overwrite, or choose another out" if is_direction(out) else "choose another out"
+        raise ConfigError(f"{out.name}: exists and is not this direction; {remedy}")
     if direction.num_omitted:
         logger.info("%d cases without the label '%s' are omitted", direction.num_omitted, target)
     direction.warn_if_chance()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, log_to_open_run, record_of, run_once
 from monai_diffae.apps.settings import Seed
-from monai_diffae.apps.synthesis.directions import json_content, read_direction
+from monai_diffae.apps.synthesis.directions import read_direction
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import np
 
@@ -56,8 +56,8 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overw
         ...
         monai_diffae.errors.ConfigError: grades.txt: grades are written as .csv; choose a name that ends in .csv
     """
-    from monai_diffae.apps.provenance import check_z_sem, model_checksum, recorded_preprocessing
-    from monai_diffae.data.atomic import write_atomic
+    from monai_diffae.apps.provenance import check_z_sem, origin_of, recorded_preprocessing
+    from monai_diffae.data.atomic import write_csv
     from monai_diffae.data.embeddings import read_embeddings, z_matrix
     from monai_diffae.data.fingerprints import file_checksum
 
@@ -65,16 +65,14 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overw
         raise ConfigError(f"{out.name}: grades are written as .csv; choose a name that ends in .csv")
     fitted, table = read_direction(direction), read_embeddings(embeddings)
     check_z_sem(embeddings)
-    fitted.check_fits(model_checksum(embeddings), z_matrix(table).shape[1], recorded_preprocessing(table))
+    fitted.check_fits(origin_of(embeddings)["model"], z_matrix(table).shape[1], recorded_preprocessing(table))
     made_from = {"embeddings": file_checksum(embeddings), "direction": file_checksum(direction), "seed": seed}
-    existing = next((file for file in (out, record_of(out)) if file.exists()), None)
-    content = json_content(record_of(out))
-    if existing is not None and not (isinstance(content, dict) and content.get("command") == "grade"):
-        raise ConfigError(f"{existing.name}: exists and was not written by grade; choose another out")
+    if out.exists() and not record_of(out).exists():
+        raise ConfigError(f"{out.name}: exists and was not written by grade; choose another out")
 
     def make() -> Mapping[str, Any]:
         graded, label = _graded(table, fitted)
-        write_atomic(out, lambda path: graded.to_csv(path, index=False, lineterminator="\n"))
+        write_csv(out, graded)
         scores = _scores(graded, label, fitted, seed)
         log_to_open_run({f"{fitted.target}_{name}": row["score"] for name, row in scores.items()}, [], "grades")
         return {"scores": scores}

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, log_to_open_run, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import CohortError
 
 if TYPE_CHECKING:
     from monai_diffae.apps.session import Session
@@ -61,8 +61,6 @@ def interpolate(
         ...
         monai_diffae.errors.ConfigError: num_images: 1 is below 2
     """
-    if start == end:
-        raise ConfigError(f"end: '{end}' is also the start; choose another case")
     from monai_diffae.apps.session import Session
 
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
@@ -91,7 +89,8 @@ def _write_morph(session: Session, cases: list[Case], num_images: int, out: Path
     read = session.read(cases, out, named=True)
     if read.failures:
         raise CohortError(f"{read.failures[0].case_id}: {read.failures[0].reason}")
-    first, last = session.coded(read, "inverting 2 cases")
+    coded = list(session.coded(read, "inverting 2 cases"))
+    first, last = coded[0], coded[-1]
     positions = np.linspace(0, 1, num_images).tolist()
     images = session.decode(lerp(first.z_sem, last.z_sem, positions), slerp(first.x_T, last.x_T, positions))
     trained, digits = session.trained, max(3, len(str(num_images)))  # digits: enough for names that differ

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Seed
-from monai_diffae.errors import ConfigError, counted
+from monai_diffae.errors import counted
 from monai_diffae.lazy import inferers, metrics, np, pd, pictures, torch, transforms
 
 if TYPE_CHECKING:
@@ -53,14 +53,13 @@ def reconstruct(
 ) -> Result:
     """Encode and decode cases: images in the scan's own space, a table of errors, a mosaic.
 
-    ``out/<mode>/<id>`` are images in the scan's own space: its shape, affine, units and, for NIfTI, data type. They
-    have the model's resolution, and the scan's lowest value outside the model's field of view. Cases that are PNG or
-    JPEG become PNG, all others NIfTI. ``reconstructions.csv`` has one row per case, measured in the model's grid and
-    range: ``id``; ``mse``, ``psnr`` and ``ssim`` of each mode; the mean, standard deviation and neighbor correlation
-    of the inverted ``x_T`` (0, 1 and 0 for perfect noise); and ``field_share``, the share of the scan's voxels in the
-    field of view. In latent mode it also has the errors of the first stage alone. ``mosaic.png`` shows the first 8
-    cases (volumes in three planes): the whole scan with the field of view, if that is smaller; input; decoded from
-    z_sem alone; decoded from both codes.
+    ``out/<mode>/<id>`` are images in the scan's own space (shape, affine, units and, for NIfTI, data type), with the
+    model's resolution, and the scan's lowest value outside the model's field of view. PNG and JPEG become PNG, all
+    others NIfTI. ``reconstructions.csv`` has one row per case, measured in the model's grid and range: ``id``; ``mse``,
+    ``psnr`` and ``ssim`` of each mode; the mean, standard deviation and neighbor correlation of the inverted ``x_T``
+    (0, 1 and 0 for perfect noise); and ``field_share``, the share of the scan's voxels in the field of view; in latent
+    mode also the errors of the first stage alone. ``mosaic.png`` shows the first 8 cases: the whole scan, if it is
+    larger than the field of view; input; decoded from z_sem alone; decoded from both codes.
 
     Args:
         bundle: Folder of a trained bundle.
@@ -92,8 +91,6 @@ def reconstruct(
         ...
         monai_diffae.errors.ConfigError: mode: 'z' is not one of x_T, z_sem, both
     """
-    if dicom and grid == "model":
-        raise ConfigError("dicom: DICOM series are written in the scan's own space; use grid native")
     from monai_diffae.apps.session import Session
 
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
@@ -130,7 +127,7 @@ class _Reconstruction:
 
     def run(self, read: ReadCases, table_file: Path, mosaic: Path) -> dict[str, float]:
         """Write the images of all cases, their table and the mosaic; return the means of the table."""
-        from monai_diffae.data.atomic import write_atomic
+        from monai_diffae.data.atomic import write_atomic, write_csv
         from monai_diffae.transforms.writing import warn_without_dicom
 
         trained = self.session.trained
@@ -150,7 +147,7 @@ class _Reconstruction:
             del self._mosaic["scan"]  # the input shows the same
         rows_of_mosaic = {label: torch.cat(self._mosaic[name]) for name, label in _ROWS.items() if name in self._mosaic}
         write_atomic(mosaic, lambda path: pictures.draw_mosaic(rows_of_mosaic, path, trained.model_range))
-        write_atomic(table_file, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+        write_csv(table_file, table)
         means = {str(name): float(value) for name, value in table.drop(columns="id").mean().items()}
         self.session.warn_if_unlike(np.concatenate(self._z_sem))
         _warn_of_structure(means)

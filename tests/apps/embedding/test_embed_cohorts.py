@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import shutil
 import signal
 import time
@@ -235,17 +234,11 @@ def test_a_table_records_that_its_split_was_drawn(labelled, tmp_path):
     assert split_origin(read_embeddings(baseline.path)) is None
 
 
-def test_an_out_that_cannot_be_used_is_refused_before_anything_is_encoded(labelled, tmp_path):
+def test_a_cohort_is_not_overwritten(labelled, tmp_path):
     cohort = table_of(tmp_path, pictures(tmp_path, 2))
-    (tmp_path / "folder.csv").mkdir()
     before = cohort.read_bytes()
-    for out, message in {
-        "cohort.csv": "cohort.csv: this is the cohort; choose another out",
-        "z.tsv": "z.tsv: tables are .parquet or .csv; choose a file with such a suffix, or a folder",
-        "folder.csv": "folder.csv: is a folder, or lies below a file; choose another out",
-    }.items():
-        with pytest.raises(ConfigError, match=re.escape(message)):
-            embed(labelled.bundle, cohort, tmp_path / out, device="cpu", overwrite=True)
+    with pytest.raises(ConfigError, match=r"cohort\.csv: this is the cohort; choose another out"):
+        embed(labelled.bundle, cohort, tmp_path / "cohort.csv", device="cpu", overwrite=True)
     assert cohort.read_bytes() == before
 
 

@@ -196,7 +196,5 @@ def test_the_image_that_the_encoder_sees_is_cut(unusual, tmp_path):
 
 def test_what_cannot_be_cut_is_refused(bundle, tmp_path):
     cohort = write(tmp_path / "c", {"a": noise((20, 20, 16))})
-    with pytest.raises(ConfigError, match="^overlap: applies to patches; set patches too, or omit overlap$"):
-        embed(bundle, cohort, tmp_path / "out", overlap=0.25)
     with pytest.raises(ConfigError, match="^pool: patches are averaged already; omit pool or patches"):
         embed(bundle, cohort, tmp_path / "out", pool="mean", patches=True, device="cpu")

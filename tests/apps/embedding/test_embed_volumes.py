@@ -118,12 +118,6 @@ def test_a_volume_with_a_bad_slice_is_skipped_and_the_command_counts_it(run, lab
     assert failures["v1"].startswith("slice 5: v1_z005: constant between its percentiles")
 
 
-def test_pool_without_slices_is_refused(labelled, tmp_path):
-    with pytest.raises(ConfigError, match="^pool: .*the bundle does not slice the volumes of this cohort; omit pool"):
-        embed(labelled.bundle, labelled.cohort, tmp_path / "out", pool="mean", device="cpu")
-    assert not (tmp_path / "out").exists()
-
-
 def test_pictures_beside_volumes_are_rows_of_one_slice(labelled, volumes, tmp_path):
     cohort = cohort_of(tmp_path, volumes)
     picture = pd.read_csv(labelled.cohort).iloc[[0]][["image", "id"]].assign(split="train")

@@ -188,7 +188,6 @@ def test_X_with_neither_paths_nor_images_is_refused_at_fit_and_transform(encoder
     for X, message in (
         (np.zeros((2, 3, 16, 16)), "images are 3 x 16 x 16, but the bundle's are 1 x 16 x 16; give images of"),
         (np.full((2, 16, 16), 255), "values range from 255 to 255, but the model's from -1 to 1; scale them, or"),
-        (pd.Series(["a.nii", np.nan]), "row 1 has a float for 'image'; give the path of a scan"),
         ("a.nii", "paths have 0 dimensions; give one path per row"),
     ):
         for refusing in (clone(encoder).fit, fitted.transform):

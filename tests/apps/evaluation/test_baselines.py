@@ -52,7 +52,7 @@ def test_features_that_are_text_are_named_and_a_case_may_have_any_name(table, tm
 def test_tables_that_cannot_be_joined_are_one_line(table, tmp_path):
     for content, message in {
         "id,x\nother,1\n": "f.csv: has none of the cases",
-        "id,x\nc1,1\nc1,2\n": "f.csv: 1 ids occur more than once",
+        "id,x\nc1,1\nc1,2\n": "f.csv: has no column id with a unique name for each case",
         "id,x\nc1,1\nc2,\n": "f: the features of 1 cases contain values that are missing, infinite or too large; fill",
     }.items():
         (tmp_path / "f.csv").write_text(content)
@@ -107,7 +107,7 @@ def test_the_command_compares_and_writes(run, labelled, tmp_path, caplog):
     assert "the autoencoder was trained on patients of 7 of the 12 test cases" in caplog.text
     code, _, error = run("probe", labelled.embeddings, "--targets", "wide", *pixels[:2])
     assert (code, len(error.splitlines())) == (2, 1)
-    assert "--pixel-baselines: the images are read with bundle and cohort; also give bundle and cohort" in error
+    assert "--pixel-baselines: the images are read with bundle and cohort; also give both" in error
 
 
 def test_unreadable_images_end_the_command_with_3(run, labelled, tmp_path):

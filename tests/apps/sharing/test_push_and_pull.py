@@ -125,7 +125,7 @@ def test_a_public_repository_and_a_wrong_token_are_refused_and_the_token_is_show
     monkeypatch.setenv("HF_TOKEN", "hf_wr0ng")
     code, *refused = run("push", described, "owner/other", "--yes")
     assert code == 2
-    assert "owner/other: is not on the hub, or your token may not use it" in refused[1]
+    assert "owner/other: is not on the hub, has no such revision, or your token may not use it" in refused[1]
     assert "hf_" not in "".join([*sent, *refused, caplog.text])
 
 
@@ -172,7 +172,7 @@ def test_a_card_of_a_training_must_be_completed_first(tiny_bundle, tmp_path):
 
 
 def test_errors_are_one_line(described, hub, tmp_path, monkeypatch):
-    assert "cannot be a repository" in error_of(push, described, "owner/he ads", yes=True)
+    assert "owner/he ads: is not on the hub" in error_of(push, described, "owner/he ads", yes=True)
     (tmp_path / "out.zip").touch()
     assert "out.zip: exists already" in error_of(push, described, str(tmp_path / "out.zip"), yes=True)
     hub.shutdown()
@@ -238,8 +238,8 @@ def test_the_revision_and_checksum_that_the_author_told(bundle, hub, tmp_path):
     assert not (tmp_path / "copy").exists()
     result = pull(REPO, tmp_path / "copy", revision="v1", sha256=first.sha256.upper())
     assert (result.revision, result.sha256) == (first.revision, first.sha256)
-    assert error_of(pull, REPO, tmp_path / "a", revision="v2").startswith("owner/heads: has no revision 'v2'")
-    assert error_of(pull, "owner/none", tmp_path / "a").startswith("owner/none: is not on the hub, or your token")
+    assert error_of(pull, REPO, tmp_path / "a", revision="v2").startswith("owner/heads: is not on the hub, has no such")
+    assert error_of(pull, "owner/none", tmp_path / "a").startswith("owner/none: is not on the hub, has no such")
     hub.add_commit(REPO, {"models/model.pt": b""})
     assert error_of(pull, REPO, tmp_path / "a").startswith("owner/heads: has no models/model.safetensors, so monai-")
 

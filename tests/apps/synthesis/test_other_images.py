@@ -103,7 +103,6 @@ def test_a_blend_is_an_interpolation(labelled, all_ids):
 
 def test_arguments_that_do_not_fit_are_refused(made, labelled):
     for arguments, message in (
-        ({"noise_seed": 1, "noise_of": "a"}, "noise_seed: noise_of also chooses"),
         ({"components": {"1": 1.0}}, "embeddings: the components are computed from them"),
         ({"components": {"99": 1.0}, "embeddings": labelled.embeddings}, "component"),
         ({"noise_seed": 1, "detail": "own"}, "own is for edits with the case's own x_T"),
