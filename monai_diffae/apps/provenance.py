@@ -42,12 +42,6 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
     return sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
 
 
-def recorded_overrides(table: pd.DataFrame) -> dict[str, Any]:
-    """The overrides of the bundle's configuration that a table was made with, from its metadata."""
-    overrides: dict[str, Any] = table.attrs.get("monai_diffae", {}).get("made_from", {}).get("overrides") or {}
-    return overrides
-
-
 def recorded_preprocessing(table: pd.DataFrame) -> str | None:
     """The checksum of the preprocessing that a table was made with; None if the table and its record do not say it."""
     recorded = table.attrs.get("monai_diffae", {}).get("preprocessing")
@@ -77,8 +71,12 @@ def check_same_preprocessing(embeddings: str | os.PathLike[str], config: Mapping
 
 def safe_overrides(table: pd.DataFrame) -> dict[str, Any]:
     """The overrides that are plain values of top-level keys: a table must not run code."""
-    overrides = recorded_overrides(table).items()
-    return {key: value for key, value in overrides if key.isidentifier() and not set("$@%{") & set(json.dumps(value))}
+    overrides = table.attrs.get("monai_diffae", {}).get("made_from", {}).get("overrides") or {}
+    return {
+        key: value
+        for key, value in overrides.items()
+        if key.isidentifier() and not set("$@%{") & set(json.dumps(value))
+    }
 
 
 def warn_if_cohort_changed(table: pd.DataFrame, split: SplitCohort, cohort: str | os.PathLike[str], what: str) -> None:

@@ -79,7 +79,6 @@ class Session:
 
     trained: TrainedBundle
     cohort: SplitCohort  # the cohort, split, and sliced for a 2D model
-    encoder_key: str  # the image that the encoder sees
     reading: Reading  # how scans are read
     run: Run  # batch size, device and overrides
 
@@ -103,7 +102,12 @@ class Session:
     def of(cls, trained: TrainedBundle, cohort: str | os.PathLike[str], *, reading: Reading, run: Run) -> Session:
         """List a cohort for a loaded bundle; the arguments and errors are those of :meth:`open`."""
         split = split_for(trained, cohort, reading.columns, run.overrides)
-        return cls(trained, split, trained.encoder_key, reading, run)
+        return cls(trained, split, reading, run)
+
+    @property
+    def encoder_key(self) -> str:
+        """The image that the encoder sees."""
+        return self.trained.encoder_key
 
     @property
     def encoder_sees_decoded_images(self) -> bool:

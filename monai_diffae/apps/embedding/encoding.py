@@ -73,7 +73,7 @@ class CohortEncoder:
             transform, keys, cut, ahead = self.cutter, self.cutter.keys, self.cutter.cut, 1
         contents: dict[int, str] = {}
         skipped = SkippedCases(failures_name)
-        stream = _noted(positions, read_hashed_stream(items, transform, keys, workers, ahead), contents)
+        stream = _with_contents(positions, read_hashed_stream(items, transform, keys, workers, ahead), contents)
         with worker_errors(), progress(len(positions), f"encoding {counted(len(positions), 'case')}") as advance:
             numbered = zip(positions, items, stream, strict=True)
             for part, results in groupby(numbered, lambda result: result[0] // size):
@@ -143,7 +143,7 @@ class CohortEncoder:
             time.sleep(_POLL_S)
 
 
-def _noted(
+def _with_contents(
     positions: Sequence[int], stream: Iterator[tuple[Arrays | Exception, str]], contents: dict[int, str]
 ) -> Iterator[Arrays | Exception]:
     """Yield the results of a stream, and store the hashes of the scans in ``contents``, by position."""

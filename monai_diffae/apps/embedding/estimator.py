@@ -150,19 +150,14 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
 
     def _images(self, numbers: NDArray[np.float32], trained: TrainedBundle) -> NDArray[np.float32]:
         """Rows (N, F) as images (N, C, *S), checked to be in the model's range."""
-        shape, (low, high) = trained.image_shape, trained.model_range
-        if numbers.shape[1] != np.prod(shape):
-            raise ConfigError(
-                f"X: rows have {numbers.shape[1]} values, but the bundle's images have {np.prod(shape)} "
-                f"({_size(shape)}); {_HINT}"
-            )
+        low, high = trained.model_range
         least, most, slack = float(numbers.min()), float(numbers.max()), _OVERSHOOT * (high - low)
         if least < low - slack or most > high + slack:
             raise ConfigError(
                 f"X: values range from {least:g} to {most:g}, but the model's from {low:g} to {high:g}; scale them, "
                 "or give paths of scans, which are preprocessed as in training"
             )
-        return numbers.reshape(-1, *shape)
+        return numbers.reshape(-1, *trained.image_shape)
 
     def _encode_images(self, images: NDArray[np.float32], trained: TrainedBundle) -> NDArray[np.float32]:
         batches = np.array_split(images, range(self.batch_size, len(images), self.batch_size))

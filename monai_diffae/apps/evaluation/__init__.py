@@ -1,18 +1,12 @@
 """Commands that evaluate embeddings and models, and the calibration at the end of a training."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from monai_diffae.apps.evaluation.calibration import calibrate_trained
+from typing import Any
 
 __all__ = ["calibrate_trained"]
 
 
-def __getattr__(name: str) -> Any:
-    if name != "calibrate_trained":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from monai_diffae.apps.evaluation.calibration import calibrate_trained
+def calibrate_trained(*args: Any, **kwargs: Any) -> None:
+    """Call :func:`~monai_diffae.apps.evaluation.calibration.calibrate_trained`, whose imports take long."""
+    from monai_diffae.apps.evaluation import calibration
 
-    return calibrate_trained
+    calibration.calibrate_trained(*args, **kwargs)

@@ -6,9 +6,9 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.apps.provenance import (
     preprocessing_differences,
-    recorded_overrides,
     safe_overrides,
     warn_if_cohort_changed,
 )
@@ -36,74 +35,52 @@ _LARGE_GIB = 2
 _NOT_FEATURES = ("id", "file_name", "patient", "split", "slices", "patches", "empty_patches")
 
 
-@dataclass(frozen=True, eq=False)
-class PixelBaselines:
+def open_images(table: pd.DataFrame, comparison: Comparison, reading: Reading) -> Session:
+    """The bundle and the cohort, with the configuration values that a table was made with."""
+    run = Run(device="cpu", overrides=safe_overrides(table))
+    return Session.open(comparison.bundle or "", comparison.cohort or "", reading=reading, run=run)
+
+
+def pixel_features(
+    comparison: Comparison, table: pd.DataFrame, session: Session, out: Path | None = None
+) -> list[FeatureSet]:
     """Baselines computed from the images that a table of embeddings was made from."""
+    differ = preprocessing_differences(table, session.trained.config)
+    if differ:
+        raise ConfigError(
+            f"pixel_baselines: the preprocessing of {session.trained.folder.resolve().name} differs from that of the "
+            f"table: {', '.join(differ)}; give the bundle that made the table, or give the features as baselines"
+        )
+    warn_if_cohort_changed(table, session.cohort, comparison.cohort or "", "pixel_baselines")
+    with tempfile.TemporaryDirectory() as folder:
+        images, is_available = _images(_ids(table, "embeddings"), session, Path(folder) if out is None else out)
+    feature_sets = {
+        "pca": lambda: FeatureSet.pca(images, len(z_columns(table)), is_available),
+        "intensity": lambda: FeatureSet.from_values(INTENSITY_NAME, intensity_statistics(images), is_available),
+    }
+    return [feature_sets[name]() for name in dict.fromkeys(comparison.pixel_baselines)]
 
-    names: tuple[str, ...]
-    table: pd.DataFrame  # the table of embeddings
-    session: Session  # the bundle that prepares the images, and their cohort
-    cohort: str  # name of the cohort's file or folder
 
-    @classmethod
-    def open(cls, table: pd.DataFrame, comparison: Comparison, reading: Reading) -> PixelBaselines:
-        """Open the bundle and the cohort with the configuration values that the table was made with."""
-        overrides = safe_overrides(table)
-        not_applied = [
-            name for name in recorded_overrides(table) if name not in overrides and not name.startswith("inferer#")
-        ]
-        if not_applied:
-            logger.warning(
-                "pixel_baselines: the table was made with overrides of %s, which are not applied, so the images may "
-                "differ from those that were embedded", ", ".join(not_applied),
-            )  # fmt: skip
-        bundle, cohort = Path(comparison.bundle or ""), Path(comparison.cohort or "")
-        session = Session.open(bundle, cohort, reading=reading, run=Run(device="cpu", overrides=overrides))
-        return cls(tuple(dict.fromkeys(comparison.pixel_baselines)), table, session, cohort.resolve().name)
-
-    @property
-    def made_from(self) -> dict[str, Any]:
-        """What the baselines depend on, for the record of the results."""
-        return self.session.made_from(self.session.cohort.cases, decodes=False, names=list(self.names))
-
-    def read(self, out: Path | None = None) -> list[FeatureSet]:
-        """Read the images of the table's cases and compute the baselines."""
-        differ = preprocessing_differences(self.table, self.session.trained.config)
-        if differ:
-            raise ConfigError(
-                f"pixel_baselines: the preprocessing of {self.session.trained.folder.resolve().name} differs from that "
-                f"of the table: {', '.join(differ)}; give the bundle that made the table, or give the features as "
-                "baselines"
-            )
-        warn_if_cohort_changed(self.table, self.session.cohort, self.cohort, "pixel_baselines")
-        with tempfile.TemporaryDirectory() as folder:
-            images, is_available = self._images(_ids(self.table, "embeddings"), Path(folder) if out is None else out)
-        feature_sets = {
-            "pca": lambda: FeatureSet.pca(images, len(z_columns(self.table)), is_available),
-            "intensity": lambda: FeatureSet.from_values(INTENSITY_NAME, intensity_statistics(images), is_available),
-        }
-        return [feature_sets[name]() for name in self.names]
-
-    def _images(self, ids: Sequence[str], out: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """The images ``[N, C, *S]`` that the encoder sees, and whether each is available; zeros if not."""
-        requested = set(ids)
-        cases = [case for case in self.session.cohort.cases if case.id in requested]
-        if not cases:
-            raise CohortError(
-                "pixel_baselines: no case of the table is an image of the cohort; give the cohort that was embedded, "
-                "embedded without pool"
-            )
-        read, key = self.session.read(cases, out, "probe_failures.csv"), self.session.encoder_key
-        positions = {case.id: position for position, case in enumerate(read.cases)}
-        first = read.dataset[0][key]
-        gib = len(ids) * first.numel() * 4 / 1024**3
-        if gib > _LARGE_GIB:
-            logger.warning("the images of %d cases need %.1f GiB of memory, and PCA as much again", len(ids), gib)
-        images = np.zeros((len(ids), *first.shape), np.float32)
-        for row, case_id in enumerate(ids):
-            if case_id in positions:
-                images[row] = read.dataset[positions[case_id]][key].numpy()
-        return images, np.array([case_id in positions for case_id in ids])
+def _images(ids: Sequence[str], session: Session, out: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The images ``[N, C, *S]`` that the encoder sees, and whether each is available; zeros if not."""
+    requested = set(ids)
+    cases = [case for case in session.cohort.cases if case.id in requested]
+    if not cases:
+        raise CohortError(
+            "pixel_baselines: no case of the table is an image of the cohort; give the cohort that was embedded, "
+            "embedded without pool"
+        )
+    read, key = session.read(cases, out, "probe_failures.csv"), session.encoder_key
+    positions = {case.id: position for position, case in enumerate(read.cases)}
+    first = read.dataset[0][key]
+    gib = len(ids) * first.numel() * 4 / 1024**3
+    if gib > _LARGE_GIB:
+        logger.warning("the images of %d cases need %.1f GiB of memory, and PCA as much again", len(ids), gib)
+    images = np.zeros((len(ids), *first.shape), np.float32)
+    for row, case_id in enumerate(ids):
+        if case_id in positions:
+            images[row] = read.dataset[positions[case_id]][key].numpy()
+    return images, np.array([case_id in positions for case_id in ids])
 
 
 def z_sem_features(table: pd.DataFrame) -> FeatureSet:

@@ -59,7 +59,7 @@ def calibrate(
         ...
         monai_diffae.errors.ConfigError: limit: 1 is below 2
     """
-    from monai_diffae.apps.evaluation.calibration import calibrated, draw_scans
+    from monai_diffae.apps.evaluation.calibration import draw_scans, fit_or_load
     from monai_diffae.apps.session import Session
     from monai_diffae.bundle import AnomalySettings
 
@@ -68,7 +68,7 @@ def calibrate(
         split = "val"
     cases = draw_scans(session.choose(Choice(split=split)), limit, seed)
     settings = AnomalySettings(noise_levels=(noise_level,), draws=draws, seed=seed)
-    path, detector, skipped = calibrated(session, cases, settings, bundle / _FAILURES, overwrite=run.overwrite)
+    path, detector, skipped = fit_or_load(session, cases, settings, bundle / _FAILURES, overwrite=run.overwrite)
     figures = {
         "num_cases": len(detector.scores), "num_patients": detector.made_from["num_patients"],
         "lowest_p_value": 1 / (1 + len(detector.scan_scores)), "num_failed": detector.made_from["num_failed"],

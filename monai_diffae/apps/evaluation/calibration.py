@@ -32,7 +32,7 @@ _SHARES = np.concatenate([np.linspace(0, 0.9, 91), 1 - np.geomspace(0.1, 1e-6, 1
 _MOST_VOXELS = 2**22  # of the held-out maps, from which the quantiles are computed
 
 
-def calibrated(
+def fit_or_load(
     session: Session, cases: Sequence[Case], settings: AnomalySettings, failures: Path, *, overwrite: bool
 ) -> tuple[Path, AnomalyDetector, bool]:
     """Calibrate a bundle, unless it was calibrated with the same cases and settings."""

@@ -296,7 +296,7 @@ class _Evaluation:
         from monai_diffae.data.cases import safe_id
         from monai_diffae.data.progress import progress
 
-        each_bundle = self._prepared()
+        each_bundle = self._prepare_all()
         patients = {case.id: case.patient for each in each_bundle for case in each.reconstructions.read.cases}
         case_rows: list[Row] = []
         rows: list[Row] = []
@@ -326,11 +326,11 @@ class _Evaluation:
     def measure_share(self, overwrite: bool = False) -> None:
         """Measure this process's share of the reconstructions, for the first process; in the others."""
         measured = MeasuredRows(self.folder / _PARTS, self.process, lambda: None, overwrite)
-        for each in self._prepared():
+        for each in self._prepare_all():
             for _ in each.reconstructions.rows(each.conditions, measured):
                 pass
 
-    def _prepared(self) -> list[_BundleEvaluation]:
+    def _prepare_all(self) -> list[_BundleEvaluation]:
         return [self._prepare(bundle, partial(self._omit, bundle.name)) for bundle in self.bundles]
 
     def _prepare(self, bundle: _EvaluatedBundle, omit: Callable[[str, str], None]) -> _BundleEvaluation:

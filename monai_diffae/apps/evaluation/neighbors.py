@@ -109,10 +109,8 @@ def neighbors(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
-    if images.cohort is not None and images.bundle is None:
-        raise ConfigError("cohort: its images are read through a bundle; also give bundle")
-    if images.reconstruction_error and images.cohort is None:
-        raise ConfigError("reconstruction_error: the images must be decoded; also give bundle and cohort")
+    if (images.cohort is not None or images.reconstruction_error) and None in (images.bundle, images.cohort):
+        raise ConfigError("cohort: its images are read through a bundle; also give bundle and cohort")
     from monai_diffae.apps.evaluation.neighbor_images import CaseImages
     from monai_diffae.data.fingerprints import file_checksum
 

@@ -19,8 +19,8 @@ from monai_diffae.lazy import np, pd, pictures
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from monai_diffae.apps.evaluation.baselines import PixelBaselines
     from monai_diffae.apps.evaluation.probe_twins import TableTwins
+    from monai_diffae.apps.session import Session
     from monai_diffae.latents.probing.evaluation import EvaluatedProbe, ProbeSettings
     from monai_diffae.latents.probing.features import FeatureSet
 
@@ -116,7 +116,7 @@ def probe(
     """
     if comparison.pixel_baselines and (comparison.bundle is None or comparison.cohort is None):
         raise ConfigError("pixel_baselines: the images are read with bundle and cohort; also give both")
-    from monai_diffae.apps.evaluation.baselines import PixelBaselines, checksum_of_features, feature_set
+    from monai_diffae.apps.evaluation.baselines import checksum_of_features, feature_set, open_images
     from monai_diffae.apps.evaluation.probe_twins import TableTwins
     from monai_diffae.data.embeddings import read_embeddings
     from monai_diffae.data.fingerprints import file_checksum
@@ -134,9 +134,10 @@ def probe(
     twins = twins.grouped() if group_duplicates else twins
     table, settings = twins.table, twins.settings(settings)
     baselines = [feature_set(name, values, table, names) for name, values in comparison.baselines.items()]
-    pixels = PixelBaselines.open(table, comparison, reading) if comparison.pixel_baselines else None
+    session = open_images(table, comparison, reading) if comparison.pixel_baselines else None
+    pixel_names = list(dict.fromkeys(comparison.pixel_baselines))
     if out is None:
-        _, figures = _evaluate(table, names, settings, baselines, pixels, None)
+        _, figures = _evaluate(table, names, settings, baselines, comparison, session, None)
         return _result(figures, twins, None, False)
     folder = out  # not None, for mypy also within ``make``
     made_from = {
@@ -144,12 +145,14 @@ def probe(
         "targets": names,
         **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()},
         "baselines": {name: checksum_of_features(values) for name, values in comparison.baselines.items()},
-        "pixel_baselines": None if pixels is None else pixels.made_from,
+        "pixel_baselines": None
+        if session is None
+        else session.made_from(session.cohort.cases, decodes=False, names=pixel_names),
         "group_duplicates": group_duplicates,
     }
 
     def make() -> Mapping[str, Any]:
-        evaluated, figures = _evaluate(table, names, settings, baselines, pixels, folder)
+        evaluated, figures = _evaluate(table, names, settings, baselines, comparison, session, folder)
         _write_report(folder, table, evaluated)
         return figures
 
@@ -183,16 +186,17 @@ def _evaluate(
     targets: Sequence[str],
     settings: ProbeSettings,
     baselines: Sequence[FeatureSet],
-    pixels: PixelBaselines | None,
+    comparison: Comparison,
+    session: Session | None,
     folder: Path | None,
 ) -> tuple[list[EvaluatedProbe], dict[str, Any]]:
     """The evaluated probes, and the figures of the result; with few labels if there is a folder to write to."""
-    from monai_diffae.apps.evaluation.baselines import z_sem_features
+    from monai_diffae.apps.evaluation.baselines import pixel_features, z_sem_features
     from monai_diffae.data.embeddings import split_origin
     from monai_diffae.data.progress import track
     from monai_diffae.latents.probing.evaluation import evaluate_probes
 
-    pixel_sets = [] if pixels is None else pixels.read(folder)
+    pixel_sets = [] if session is None else pixel_features(comparison, table, session, folder)
     evaluated, omitted = evaluate_probes(
         table, track(targets, "probing"), [z_sem_features(table), *baselines, *pixel_sets], settings,
         with_few_labels=folder is not None, split_origin=split_origin(table),

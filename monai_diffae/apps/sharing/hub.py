@@ -49,8 +49,6 @@ def open_hub(repo: str) -> Iterator[HfApi]:
         raise MachineError(
             "the package huggingface_hub is not installed; run pip install 'monai-diffae[hub]', or use a .zip file"
         ) from error
-    if repo.count("/") != 1:
-        raise ConfigError(f"repo: {repo!r} cannot be a repository; write owner/name, or a file that ends with .zip")
     try:
         yield HfApi(library_name="monai-diffae")
     except DiffAEError:

@@ -23,10 +23,8 @@ def pull(
     """Get a model from the Hugging Face Hub or from a zip file, as ``push`` has sent it, into a new bundle.
 
     The bundle gets the weights and the documents of the model, and the configurations of this package with its values.
-    Nothing of the model is run. If it has code of its own, commands refuse it without ``--trust``.
-
-    The hub needs ``pip install 'monai-diffae[hub]'``, and for private repositories the token of ``hf auth login`` or
-    ``HF_TOKEN``. A zip file needs neither.
+    Nothing of the model is run. If it has code of its own, commands refuse it without ``--trust``. The hub needs ``pip
+    install 'monai-diffae[hub]'``, and for private repositories the token of ``hf auth login`` or ``HF_TOKEN``.
 
     Args:
         repo: Repository as ``owner/name``, a zip file, or the address of one, such as a file of a GitHub release.
@@ -190,10 +188,10 @@ def _check_replaceable(folder: Path) -> None:
     """Check that a folder holds what a pull has written, and nothing of the user's own."""
     from monai_diffae.bundle.code import read_values
 
-    if folder.is_symlink() or Path.cwd().is_relative_to(folder.resolve()):
-        raise ConfigError(f"out: {folder.name} is a link or the current folder, which is not replaced; choose another")
     pulled = read_values(folder / _RECORD, "choose another folder")
     own = [name for name, sha256 in _checksums(folder).items() if pulled.get(name) != sha256]
-    if own or not pulled:
-        what = f"{quoted(own[0])} in it is your own or has changed" if pulled else "it was not pulled"
+    is_special = folder.is_symlink() or Path.cwd().is_relative_to(folder.resolve())
+    if own or not pulled or is_special:
+        what = f"{quoted(own[0])} in it is your own or has changed" if pulled and own else "it was not pulled"
+        what = "it is a link or the current folder" if is_special else what
         raise ConfigError(f"{folder.name}: is not replaced, as {what}; choose another folder")

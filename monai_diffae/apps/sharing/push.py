@@ -31,11 +31,9 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
     """Send a trained model to a repository on the Hugging Face Hub, or write it into a zip file.
 
     ``push`` sends the file of the model, its latent DDIM and fast decoder, the figures of its last validation, the
-    model card ``docs/README.md``, ``LICENSE`` and ``docs/data_license.txt``, and no other file. The command first shows
-    what it will send, and asks you. All files arrive in one commit. The page of a repository is the model card.
-
-    A new repository is private unless ``public`` is given. The token is that of ``hf auth login`` or of ``HF_TOKEN``.
-    The hub needs ``pip install 'monai-diffae[hub]'``; a zip file does not.
+    model card ``docs/README.md``, ``LICENSE`` and ``docs/data_license.txt``, and no other file. It first shows what it
+    will send, and asks you. A new repository is private unless ``public`` is given. The hub needs ``pip install
+    'monai-diffae[hub]'`` and the token of ``hf auth login`` or ``HF_TOKEN``.
 
     Args:
         bundle: Folder of a trained bundle.

@@ -181,7 +181,7 @@ class Axes:
             check_same_model(embeddings, trained.folder)
             warn_of_other_preprocessing(embeddings, trained)
 
-    def moved(self, z_sem: NDArray[np.float32], combination: Combination) -> NDArray[np.float32]:
+    def move(self, z_sem: NDArray[np.float32], combination: Combination) -> NDArray[np.float32]:
         """z_sem (1, D), moved along directions and components."""
         for name, strength in combination.directions.items():
             z_sem = self.directions[name].move(z_sem, strength)
@@ -253,7 +253,7 @@ class Combination:
         z_sem = own.z_sem
         if self.blend is not None:
             z_sem = lerp(z_sem, opened[self.blend].z_sem, [self.weight])
-        moved = axes.moved(z_sem.cpu().numpy(), self)
+        moved = axes.move(z_sem.cpu().numpy(), self)
         return torch.from_numpy(moved).to(z_sem), self._x_T(own, opened)
 
     def _x_T(self, own: ModelCase, opened: Mapping[str, ModelCase]) -> Tensor:

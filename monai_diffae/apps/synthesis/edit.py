@@ -199,34 +199,34 @@ class _Edits:
         for name in ("images", "differences"):
             remove_images(self.folder / name)
         edited: list[pd.DataFrame] = []
-        pictured: list[_PicturedCase] = []
+        shown: list[_CasePicture] = []
         for coded in self.session.coded(read, f"editing {counted(len(read.cases), 'case')}"):
             rows, images, differences = self._edit(coded)
             edited.append(rows)
             native = transforms.NativeSpace(self.session.trained.preprocessing, coded.case.item())
             self._write(coded.case, native, images, differences)
-            if len(pictured) < _NUM_PICTURED:
-                pictured.append(self._pictured(coded.case, native, images, differences))
+            if len(shown) < _NUM_PICTURED:
+                shown.append(self._picture(coded.case, native, images, differences))
         table = pd.concat(edited)
         write_csv(self.folder / "edits.csv", table)
-        _draw_edits(self.folder / "edits.png", pictured, self.table.strengths, self.session.trained.model_range)
+        _draw_edits(self.folder / "edits.png", shown, self.table.strengths, self.session.trained.model_range)
         return {
             "num_cases": len(read.cases), "num_failed": len(read.failures),
             "monotone": _monotone_share(table, self.table.direction.kind), "achieved": _achieved_share(table),
         }  # fmt: skip
 
-    def _pictured(self, case: Case, native: NativeSpace, images: Tensor, differences: Tensor) -> _PicturedCase:
+    def _picture(self, case: Case, native: NativeSpace, images: Tensor, differences: Tensor) -> _CasePicture:
         text = pictures.caption({"id": case.id, **case.labels}, self.output.captions)
         if self.output.detail == "own":
             images, differences = _own_detail(native, differences)
-        return _PicturedCase(images, differences, text)
+        return _CasePicture(images, differences, text)
 
     def _edit(self, coded: CodedCase) -> tuple[pd.DataFrame, Tensor, Tensor]:
         """Return the rows, the edited images (A, C, *S), and their differences from the plain reconstruction."""
         from monai_diffae.inferers import encode_exactly
 
         trained = self.session.trained
-        z_moved = self.table.moved(coded.z_sem.cpu().numpy())
+        z_moved = self.table.move(coded.z_sem.cpu().numpy())
         images = self.session.decode(torch.from_numpy(z_moved).to(coded.x_T), coded.x_T)
         differences = images - images[self.table.strengths.index(0)]
         z_edited = None
@@ -280,7 +280,7 @@ class _EditTable:
     watch: Sequence[Direction]
     nearest_other: Callable[[Floats, str], Floats] | None
 
-    def moved(self, z_sem: Floats) -> Floats:
+    def move(self, z_sem: Floats) -> Floats:
         """Return the z_sem (1, D) of a case, moved by each strength: (A, D)."""
         return np.concatenate([self.direction.move(z_sem, strength, self.along) for strength in self.strengths])
 
@@ -348,7 +348,7 @@ def _rises(predictions: pd.Series[float], kind: Kind) -> bool:
     return bool(((np.diff(values) > 0) | is_saturated).all())
 
 
-class _PicturedCase(NamedTuple):
+class _CasePicture(NamedTuple):
     """The edited images of a case, or pictures of them, and their differences, (A, C, *S) in the model's range."""
 
     images: Tensor
@@ -393,7 +393,7 @@ def _fitted(array: NDArray[np.float32], lengths: Sequence[float], pixels: int, b
 
 def _draw_edits(
     path: Path,
-    cases: Sequence[_PicturedCase],
+    cases: Sequence[_CasePicture],
     strengths: Sequence[float],
     model_range: tuple[float, float],
 ) -> None:

@@ -35,10 +35,9 @@ def fit_direction(
     """Fit the direction in z_sem along which a label increases, for edit, grade and generate.
 
     The direction is fitted to normalised z_sem of the training cases, or of all cases if the table has no split: by
-    logistic regression for two classes, by ridge regression for a number. Labels with two values are classes;
-    numbers with more values are a number, unless ``positive`` or ``kind`` says otherwise. Cases without the label are
-    omitted. The score is that of nested cross-validation over patients; a warning is logged if its interval includes
-    chance.
+    logistic regression for two classes, by ridge regression for a number. Labels with two values are classes; numbers
+    with more values are a number, unless ``positive`` or ``kind`` says otherwise. The score is that of nested
+    cross-validation over patients; a warning is logged if its interval includes chance.
 
     Args:
         embeddings: Table of embeddings, written by ``embed``.

@@ -29,9 +29,7 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overw
     ``out`` gets one row per case: ``id``, ``patient``, ``split``, ``distance`` (in standard deviations of the training
     cases; above 0 on the positive side), ``prediction`` (the value; or the probability of the positive class as if both
     were equally frequent, which is no risk of a disease), ``is_fitted`` (whether the direction was fitted to the case),
-    and the label if the table has it. A label with one of these names gets the prefix ``label_``. The scores of
-    the splits are for patients that the direction was not fitted to; for the others, its cross-validated score is
-    given.
+    and the label if the table has it, with the prefix ``label_`` if it has one of these names.
 
     Args:
         embeddings: Table of embeddings, written by ``embed`` with the direction's model.
@@ -63,18 +61,18 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overw
 
     if out.suffix != ".csv":
         raise ConfigError(f"{out.name}: grades are written as .csv; choose a name that ends in .csv")
-    fitted, table = read_direction(direction), read_embeddings(embeddings)
+    line, table = read_direction(direction), read_embeddings(embeddings)
     check_z_sem(embeddings)
-    fitted.check_fits(origin_of(embeddings)["model"], z_matrix(table).shape[1], recorded_preprocessing(table))
+    line.check_fits(origin_of(embeddings)["model"], z_matrix(table).shape[1], recorded_preprocessing(table))
     made_from = {"embeddings": file_checksum(embeddings), "direction": file_checksum(direction), "seed": seed}
     if out.exists() and not record_of(out).exists():
         raise ConfigError(f"{out.name}: exists and was not written by grade; choose another out")
 
     def make() -> Mapping[str, Any]:
-        graded, label = _graded(table, fitted)
-        write_csv(out, graded)
-        scores = _scores(graded, label, fitted, seed)
-        log_to_open_run({f"{fitted.target}_{name}": row["score"] for name, row in scores.items()}, [], "grades")
+        grades, label = _grade(table, line)
+        write_csv(out, grades)
+        scores = _scores(grades, label, line, seed)
+        log_to_open_run({f"{line.target}_{name}": row["score"] for name, row in scores.items()}, [], "grades")
         return {"scores": scores}
 
     figures, skipped = run_once("grade", out, [out], made_from, make, overwrite=overwrite)
@@ -86,28 +84,28 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overw
     return Result(out, figures, notes, skipped=skipped)
 
 
-def _graded(table: pd.DataFrame, direction: Direction) -> tuple[pd.DataFrame, str]:
+def _grade(table: pd.DataFrame, direction: Direction) -> tuple[pd.DataFrame, str]:
     """The table of grades, and the name of its label column, which may not exist."""
     from monai_diffae.data.embeddings import z_matrix
 
-    graded = table[[name for name in ("id", "patient", "split") if name in table]].copy()
-    graded["distance"] = direction.distance(z_matrix(table)) / direction.std
-    graded["prediction"] = direction.predict(z_matrix(table))
-    graded["is_fitted"] = direction.is_fitted_to(z_matrix(table))
-    label = f"label_{direction.target}" if direction.target in graded else direction.target
+    grades = table[[name for name in ("id", "patient", "split") if name in table]].copy()
+    grades["distance"] = direction.distance(z_matrix(table)) / direction.std
+    grades["prediction"] = direction.predict(z_matrix(table))
+    grades["is_fitted"] = direction.is_fitted_to(z_matrix(table))
+    label = f"label_{direction.target}" if direction.target in grades else direction.target
     if direction.target in table:
-        graded[label] = table[direction.target]
-    return graded, label
+        grades[label] = table[direction.target]
+    return grades, label
 
 
-def _scores(graded: pd.DataFrame, label: str, direction: Direction, seed: int) -> dict[str, dict[str, Any]]:
+def _scores(grades: pd.DataFrame, label: str, direction: Direction, seed: int) -> dict[str, dict[str, Any]]:
     """How well the distance predicts the label of patients that were not fitted to, for each split that has it."""
     from monai_diffae.latents.probing.scores import score_with_interval
     from monai_diffae.latents.targets import missing
 
-    is_seen = graded["is_fitted"]
-    if "patient" in graded:
-        is_seen = is_seen | graded["patient"].isin(graded["patient"][is_seen].dropna())
+    is_seen = grades["is_fitted"]
+    if "patient" in grades:
+        is_seen = is_seen | grades["patient"].isin(grades["patient"][is_seen].dropna())
     metric: Literal["auroc", "r2"] = "auroc" if direction.kind == "binary" else "r2"
     scores: dict[str, dict[str, Any]] = {}
     if not is_seen.any():
@@ -118,9 +116,9 @@ def _scores(graded: pd.DataFrame, label: str, direction: Direction, seed: int) -
     if is_seen.any() and direction.low is not None:
         ends = {"score": direction.score, "low": direction.low, "high": direction.high}
         scores["fitted"] = {"metric": metric, **ends, "num_cases": direction.num_cases}
-    if label not in graded:
+    if label not in grades:
         return scores
-    labelled = graded[~is_seen & ~missing(graded[label].tolist())]
+    labelled = grades[~is_seen & ~missing(grades[label].tolist())]
     labelled = _of_fitted_classes(labelled, label, direction)
     if "id" in labelled:  # the intervals depend on the order of the rows
         labelled = labelled.sort_values("id", kind="stable")

@@ -42,11 +42,10 @@ def traverse(
 ) -> Result:
     """Traverse the principal components of z_sem: images of what varies most in a cohort, without labels.
 
-    The components are those of the training cases' normalised z_sem. The traversal starts at their mean, or at a case.
-    ``out/images/`` gets the images in the model's grid, named by component and strength. Without a case, an image is
-    the mean over ``num_noises`` noise images x_T, the same for all; with a case, it is decoded with the case's own x_T.
-    ``out/traversal.png`` has one row per component, ``out/components.csv`` their standard deviation and their share of
-    the variance.
+    The components are those of the training cases' normalised z_sem. The traversal starts at a case, with its own x_T,
+    or at the mean; an image is then the mean over ``num_noises`` noise images x_T, the same for all. ``out/images/``
+    gets the images in the model's grid, named by component and strength. ``out/traversal.png`` has one row per
+    component, ``out/components.csv`` their standard deviation and their share of the variance.
 
     Args:
         bundle: Folder of a trained bundle.

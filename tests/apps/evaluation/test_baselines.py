@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from tiny_bundles import rewrite, scaled
 
-from monai_diffae.apps.evaluation.baselines import PixelBaselines, read_features
+from monai_diffae.apps.evaluation.baselines import open_images, pixel_features, read_features
 from monai_diffae.apps.evaluation.probe import Comparison, probe
 from monai_diffae.apps.settings import Reading
 from monai_diffae.data.embeddings import read_embeddings
@@ -15,7 +15,7 @@ from monai_diffae.errors import CohortError, ConfigError
 
 def read(names, bundle, cohort, table, out=None):
     comparison = Comparison(pixel_baselines=names, bundle=bundle, cohort=cohort)
-    return PixelBaselines.open(table, comparison, Reading()).read(out)
+    return pixel_features(comparison, table, open_images(table, comparison, Reading()), out)
 
 
 @pytest.fixture
