@@ -20,8 +20,6 @@ from monai_diffae.data.cases import Case, PatientKey
 from monai_diffae.data.cohort_split import SplitCohort, gather_slices, whole_scan
 from monai_diffae.data.embeddings import MAP_COLUMNS, split_rows, z_matrix
 from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, write_failures
-from monai_diffae.data.cases import PatientKey
-from monai_diffae.data.cohort_split import gather_slices, whole_scan
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.latents import LatentStatistics, principal_components
 from monai_diffae.pictures import thumbnail

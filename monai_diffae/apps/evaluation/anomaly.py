@@ -77,8 +77,8 @@ def anomaly(
     from monai_diffae.apps.session import Session
     from monai_diffae.bundle import AnomalyDetector
     from monai_diffae.bundle.layout import ANOMALY, models_folder
-    from monai_diffae.data.fingerprints import file_checksum
     from monai_diffae.data.cohort_split import gather_slices, whole_scan
+    from monai_diffae.data.fingerprints import file_checksum
 
     session = Session.open(bundle, cohort, reading=Reading(columns=columns), run=run.batched)
     detector = AnomalyDetector.load(session.trained)
@@ -118,8 +118,7 @@ class _AnomalyMaps:
     def run(self, cases: Sequence[Case], failures: Sequence[Failure]) -> dict[str, int]:
         """Process whole scans, or single slices; those that cannot be read are listed in ``failures.csv``."""
         from monai_diffae.data.atomic import write_atomic, write_csv
-        from monai_diffae.data.progress import SkippedCases, check_any_usable, write_failures
-        from monai_diffae.data.progress import track
+        from monai_diffae.data.progress import SkippedCases, check_any_usable, track, write_failures
         from monai_diffae.data.streamed import log_failure
 
         rows: list[dict[str, Any]] = []
