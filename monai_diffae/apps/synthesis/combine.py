@@ -125,8 +125,7 @@ def combine(
     from monai_diffae.apps.session import Session
 
     combination = Combination.of(mixture, moves)
-    if detail == "own" and not combination.has_own_x_T:
-        raise ConfigError("detail: own is for edits with the case's own x_T; choose model, or omit the other x_T")
+    combination.check_detail(detail)
     axes = Axes.read(moves)
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
     axes.check_fits(session.trained, moves.embeddings)
@@ -237,6 +236,11 @@ class Combination:
     def has_own_x_T(self) -> bool:
         """Whether x_T is that of the case alone."""
         return self.blend is None and self.noise_of is None and self.noise_seed is None
+
+    def check_detail(self, detail: Detail) -> None:
+        """Refuse to add the change to the scan if the image is not an edit of that scan."""
+        if detail == "own" and not self.has_own_x_T:
+            raise ConfigError("detail: own is for edits with the case's own x_T; choose model, or omit the other x_T")
 
     def made_from(self) -> dict[str, Any]:
         """What the image depends on; directions by their strengths only, as their files have checksums."""

@@ -269,7 +269,7 @@ def test_only_an_unchanged_folder_of_an_earlier_pull_is_replaced(archive, tmp_pa
     assert "has another than 0000" in again(copy, sha256="0" * 64)
     assert contents(copy) == before
     link.symlink_to(copy)
-    assert "out: link is a link" in again(link)
+    assert "link: is not replaced, as it is a link" in again(link)
     for name in ("models/checkpoint.pt", "configs/train.json", "scans.csv"):
         (copy / name).write_text("mine")
         assert re.match(f"copy: is not replaced, as '{name}' in it is your own or has changed", again(copy))

@@ -89,7 +89,7 @@ def test_a_move_along_a_direction_is_an_edit(made, labelled, all_ids, tmp_path):
     assert edited.min() < 0
     z_sem, axes = np.ones((1, 8), np.float32), Axes.read(Moves(directions={str(labelled.direction): 0.0}))
     unmoved = Combination.of(Mixture(), Moves(directions={str(labelled.direction): 0.0}))
-    np.testing.assert_array_equal(axes.moved(z_sem, unmoved), z_sem)
+    np.testing.assert_array_equal(axes.move(z_sem, unmoved), z_sem)
 
 
 def test_a_blend_is_an_interpolation(labelled, all_ids):
