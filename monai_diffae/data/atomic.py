@@ -217,6 +217,7 @@ class PartStore:
             return
         if not self._number:
             self._number = max((int(part.name.split("-")[1]) for part in self._parts()), default=0)
+        if not (self.folder / _RECORD).exists():  # another process may have removed the folder
             write_json(self.folder / _RECORD, self._key)
         self._number += 1
         name = f"part-{self._number:06d}-{self.process:04d}-{self._token}.parquet"  # by name: in the order of time

@@ -129,6 +129,11 @@ def test_bits_above_the_stored_ones_are_no_values(tmp_path):
     assert misplaced(scan.array[0], scan.affine) == 0
 
 
+def test_stored_bits_at_two_places_are_refused(tmp_path):
+    save_planes(tmp_path / "ct", positions(), PixelRepresentation=0, BitsStored=12, HighBit=15)
+    assert "12 bits are stored up to bit 15" in refusal(tmp_path / "ct")
+
+
 def _padded_ct(folder, **tags):
     """A CT in whose slices the first column is padding of -2000, with an intercept of -1024."""
 

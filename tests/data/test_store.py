@@ -44,6 +44,14 @@ def test_parts_of_other_settings_are_refused_or_replaced(tmp_path: Path) -> None
     assert PartStore(tmp_path / "parts", {"size": (32, 32)}, replace=True).done() == set()
 
 
+def test_another_process_has_removed_the_parts(tmp_path):
+    store = PartStore(tmp_path / "parts", "a")
+    store.append(rows("a"))
+    PartStore(tmp_path / "parts", "a").remove()
+    store.append(rows("b"))
+    assert PartStore(tmp_path / "parts", "a").done() == {"b"}
+
+
 def _append_forever(folder: Path) -> None:
     store = PartStore(folder, "a")
     for k in range(10**6):

@@ -303,7 +303,7 @@ class _Evaluation:
         total = sum(each.reconstructions.evaluations(each.conditions) for each in each_bundle)
         total += sum(each.generated.evaluations(each.conditions) for each in each_bundle if each.generated)
         with progress(total, f"evaluating {', '.join(bundle.name for bundle in self.bundles)}") as advance:
-            measured = MeasuredRows(self.folder / _PARTS, self.process, advance, overwrite)
+            measured = MeasuredRows(self.folder / _PARTS, self._settings, self.process, advance, overwrite)
             for each in each_bundle:
                 case_rows += each.reconstructions.rows(each.conditions, measured)
                 if each.generated is not None:
@@ -325,10 +325,16 @@ class _Evaluation:
 
     def measure_share(self, overwrite: bool = False) -> None:
         """Measure this process's share of the reconstructions, for the first process; in the others."""
-        measured = MeasuredRows(self.folder / _PARTS, self.process, lambda: None, overwrite)
+        measured = MeasuredRows(self.folder / _PARTS, self._settings, self.process, lambda: None, overwrite)
         for each in self._prepare_all():
             for _ in each.reconstructions.rows(each.conditions, measured):
                 pass
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What rows depend on besides the bundle and the condition."""
+        judged = {"seed": self.seed, "limit": self.held_out.limit, "num_codes": self.conditions.num_codes}
+        return {**judged, **self.weights.checksums}
 
     def _prepare_all(self) -> list[_BundleEvaluation]:
         return [self._prepare(bundle, partial(self._omit, bundle.name)) for bundle in self.bundles]

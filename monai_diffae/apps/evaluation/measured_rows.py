@@ -24,12 +24,17 @@ _PATIENCE_BATCHES = 10
 
 
 class MeasuredRows:
-    """Rows by what they were made from, a batch of cases under one condition each; ``advance`` moves a bar by one."""
+    """Rows by what they were made from, a batch of cases under one condition each; ``advance`` moves a bar by one.
 
-    def __init__(self, folder: Path, process: Process, advance: Callable[[], None], overwrite: bool) -> None:
+    All rows also depend on ``settings``.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], process: Process, advance: Callable[[], None], overwrite: bool
+    ) -> None:
         from monai_diffae.data.atomic import PartStore
 
-        self._process, self._advance = process, advance
+        self._settings, self._process, self._advance = settings, process, advance
         self._store = PartStore(folder, "evaluate", process=process.rank)
         if overwrite and process.rank == 0:
             self._store.remove()
@@ -38,7 +43,7 @@ class MeasuredRows:
 
     def rows(self, made_from: Mapping[str, Any], make: Callable[[], list[Row]], num_evaluations: int) -> list[Row]:
         """The rows made from these things, measured now unless they are on disk."""
-        key = json_digest([dict(made_from)])
+        key = self._key(made_from)
         if key not in self._done:
             start = time.monotonic()
             self._done[key] = make()
@@ -61,12 +66,15 @@ class MeasuredRows:
             return self.rows(made_from, make, num_evaluations)
         if self._process.rank:
             return []
-        self._wait(json_digest([dict(made_from)]), rank)
+        self._wait(self._key(made_from), rank)
         return self.rows(made_from, make, num_evaluations)
 
     def remove(self) -> None:
         """Delete the parts."""
         self._store.remove()
+
+    def _key(self, made_from: Mapping[str, Any]) -> str:
+        return json_digest([dict(self._settings), dict(made_from)])
 
     def _wait(self, key: str, rank: int) -> None:
         patience_s, start = max(_PATIENCE_S, _PATIENCE_BATCHES * self._longest_s), time.monotonic()

@@ -130,18 +130,22 @@ def _stored_values(path: Path, dataset: Dataset) -> NDArray[np.integer]:
             raise problem(path, f"its pixel data end early ({len(data)} of {expected} bytes)", "copy it again")
         if _is_grey(dataset) or dataset.PhotometricInterpretation == "RGB":
             dataset.file_meta.TransferSyntaxUID = uid.UID(syntax)
-            return _low_bits(dataset.pixel_array, dataset).reshape(frames, dataset.Rows, dataset.Columns, -1)
+            return _low_bits(path, dataset.pixel_array, dataset).reshape(frames, dataset.Rows, dataset.Columns, -1)
     if syntax == uid.ExplicitVRBigEndian:
         raise problem(path, "colours in a big-endian file cannot be decoded", "export it as little endian")
     pixels = sitk.GetArrayFromImage(_decode_with_gdcm(path, dataset, syntax))
     return pixels.reshape(frames, dataset.Rows, dataset.Columns, -1)
 
 
-def _low_bits(pixels: NDArray[np.integer], dataset: Dataset) -> NDArray[np.integer]:
+def _low_bits(path: Path, pixels: NDArray[np.integer], dataset: Dataset) -> NDArray[np.integer]:
     """The stored bits with their sign, without overlays in the bits beside them."""
-    above = dataset.BitsAllocated - dataset.HighBit - 1
     unused = dataset.BitsAllocated - dataset.BitsStored
-    return pixels if unused < 1 else (pixels << above) >> unused
+    if unused < 1:
+        return pixels
+    if dataset.HighBit != dataset.BitsStored - 1:  # some writers mean the low bits, others the high ones
+        wrong = f"it says that {dataset.BitsStored} bits are stored up to bit {dataset.HighBit}, a contradiction"
+        raise problem(path, wrong, "export it again")
+    return (pixels << unused) >> unused
 
 
 def _decode_with_gdcm(path: Path, dataset: Dataset, syntax: uid.UID) -> sitk.Image:

@@ -165,13 +165,13 @@ def test_two_processes_give_the_results_of_one(report, labelled, start_program, 
         process.join(120)
         assert process.exitcode == 0
         if rank == 1:
-            rows = (out / ".cache" / "rows_1.jsonl").read_text().split("\n")[1:]
+            rows = PartStore(out / ".parts", "evaluate").done()
             assert len(rows) == -(-alone.figures["num_cases"] // 2)  # half of the batches of two conditions
             assert not (out / "evaluation.json").exists()
     content = json.loads((out / "evaluation.json").read_text())
     assert content["rows"] == alone.figures["rows"]
     assert (out / "cases.csv").read_bytes() == (tmp_path / "alone" / "cases.csv").read_bytes()
-    assert not list((out / ".cache").glob("rows*"))
+    assert not (out / ".parts").exists()
 
 
 def test_both_decoders_side_by_side(labelled, fast_bundle, tmp_path):
@@ -238,7 +238,7 @@ def test_a_case_without_any_error_does_not_blank_the_mean_of_the_others(values):
 
 def test_the_first_process_measures_what_another_one_does_not(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("monai_diffae.apps.evaluation.measured_rows._PATIENCE_S", 0.05)
-    rows = MeasuredRows(tmp_path / ".parts", Process(0, 2), lambda: None, False)
+    rows = MeasuredRows(tmp_path / ".parts", {}, Process(0, 2), lambda: None, False)
     with caplog.at_level(logging.WARNING, logger="monai_diffae"):
         shared = [rows.shared_rows({"case": name}, lambda name=name: [{"id": name}], 1) for name in "ab"]
     assert [row["id"] for each in shared for row in each] == ["a", "b"]

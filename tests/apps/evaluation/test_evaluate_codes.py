@@ -1,6 +1,7 @@
 """Figures of generated images and of z_sem in an evaluation."""
 
 import shutil
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from PIL import Image
 from tiny_bundles import rewrite, scaled
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.evaluation.evaluate import evaluate
+from monai_diffae.apps.evaluation.evaluate import _Evaluation, evaluate
 from monai_diffae.apps.evaluation.generation_quality import GeneratedImages
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.synthesis.generate import generate
@@ -138,6 +139,17 @@ def test_another_latent_ddim_is_another_result(latent_bundle, cohort, tmp_path):
     rewrite(bundle, scaled(1.1), "latent_model.safetensors")
     with pytest.raises(ConfigError, match="made with other bundles"):
         evaluate(tmp_path / "out", **arguments)
+
+
+def test_generated_images_of_an_interrupted_run_are_not_those_of_another_seed(latent_bundle, cohort, tmp_path):
+    arguments = {"bundle": latent_bundle, "cohort": cohort, "steps": [2], "num_images": 2, "num_codes": 0, "limit": 1}
+    rows = Mock(return_value=[])
+    with patch.object(GeneratedImages, "_condition_rows", rows), patch.object(_Evaluation, "_write") as write:
+        write.side_effect = KeyboardInterrupt
+        for seed in (0, 0, 1):
+            with pytest.raises(KeyboardInterrupt):
+                evaluate(tmp_path, **arguments, seed=seed, device="cpu")
+    assert rows.call_count == 2
 
 
 # -- z_sem -------------------------------------------------------------------------------------------------------------
