@@ -14,6 +14,7 @@ from monai_diffae.apps.evaluation.reconstruction_quality import Reconstructions
 from monai_diffae.apps.processes import Process
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
+from monai_diffae.data.atomic import PartStore
 from monai_diffae.errors import CohortError, ConfigError
 
 FEW = {"steps": (2, 3), "device": "cpu"}
