@@ -18,7 +18,7 @@ def test_the_program_as_a_process_answers_without_loading_torch_and_ends_with_th
 import sys
 from monai_diffae.cli import build_app, main
 build_app()
-heavy = {"torch", "monai", "pandas", "pydantic"} & sys.modules.keys()
+heavy = {"torch", "monai", "mlflow", "pandas", "sklearn", "scipy", "matplotlib", "pydantic"} & sys.modules.keys()
 assert not heavy, heavy
 sys.argv = ["monai-diffae", "--version"]
 main()
@@ -36,6 +36,28 @@ def test_a_reader_that_stops_reading_is_no_error(tiny_bundle):
         process.stdout.close()
         error = process.stderr.read()
     assert (process.returncode, error) == (0, "")
+
+
+def test_commands_that_build_no_network_load_neither_torch_nor_monai_nor_mlflow(labelled, class_folders, tmp_path):
+    code = """
+import json, sys
+from monai_diffae.cli import build_app
+program = build_app()
+for arguments in json.loads(sys.argv[1]):
+    assert program.meta(arguments) == 0, arguments
+    heavy = {"torch", "monai", "mlflow"} & sys.modules.keys()
+    assert not heavy, (arguments, heavy)
+"""
+    table, direction, out = str(labelled.embeddings), str(labelled.direction), tmp_path.joinpath
+    commands = [
+        ["init", out("new")], ["list-scans", class_folders, out("scans.csv")],
+        ["fit-direction", table, out("wide.json"), "--target", "wide"],
+        ["grade", table, out("grades.csv"), "--direction", direction], ["neighbors", table, out("near")],
+        ["probe", table, out("probed"), "--targets", "wide"],
+    ]  # fmt: skip
+    arguments = json.dumps([[str(word) for word in words] for words in commands])
+    done = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_shows_every_command_in_its_group_and_the_exit_codes(run):

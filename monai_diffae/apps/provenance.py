@@ -7,20 +7,22 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from monai_diffae.apps.result import read_record, record_of
 from monai_diffae.bundle.config import preprocessing_checksum, preprocessing_config
-from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.atomic import write_json
-from monai_diffae.data.cases import Case
-from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.embeddings import has_sampled_rows, read_metadata
 from monai_diffae.data.fingerprints import file_checksum, json_digest, scan_contents, scan_states
 from monai_diffae.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from monai_diffae.bundle.model import TrainedBundle
+    from monai_diffae.data.cases import Case
+    from monai_diffae.data.cohort_split import SplitCohort
 
 logger = logging.getLogger(__name__)
 

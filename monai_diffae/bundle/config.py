@@ -12,17 +12,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-import torch
-from monai.bundle import ConfigParser
-from monai.utils import ensure_tuple
-
-from monai_diffae.bundle.code import ModuleLocator
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import ConfigError, MachineError, find_diffae_error, one_line, quoted, shortened
-from monai_diffae.networks.blocks import shown_divisors
 from monai_diffae.policies import Colour, Doubtful, OnBadScan, Uneven
+
+if TYPE_CHECKING:
+    import torch
+    from monai.bundle import ConfigParser
+
+    from monai_diffae.bundle.parser import ModuleLocator
 
 _T = TypeVar("_T")
 
@@ -93,6 +93,8 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
 
 def check_arguments(config: dict[str, Any]) -> None:
     """Check that each component's ``_target_`` takes the component's arguments."""
+    from monai_diffae.bundle.parser import ModuleLocator
+
     locator = ModuleLocator()
     for path, component in components(config):
         parameters = _parameters(component["_target_"], locator)
@@ -132,6 +134,8 @@ def components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]
 
 def _parameters(target: Any, locator: ModuleLocator) -> Set[str] | None:
     """The keyword parameters of a target; None if it takes any keyword, or if they are unknown."""
+    from monai.utils import ensure_tuple
+
     if isinstance(target, str) and "." not in target:
         target = f"{ensure_tuple(locator.get_component_module_name(target))[0]}.{target}"
     try:
@@ -310,6 +314,8 @@ def check_sizes(image_size: Sequence[int], divisors: Sequence[int]) -> None:
             f"image_size is {quoted(list(image_size))}; a {len(divisors)}D network takes {len(divisors)} sizes"
         )
     if any(size % d or size < 1 for size, d in zip(image_size, divisors, strict=True)):
+        from monai_diffae.networks.blocks import shown_divisors
+
         nearest = [max(d, round(size / d) * d) for size, d in zip(image_size, divisors, strict=True)]
         multiples = f"multiples of {shown_divisors(divisors)}"
         raise ConfigError(
@@ -355,6 +361,8 @@ def strings(value: Any) -> Iterator[str]:
 
 def check_device(device: str | torch.device) -> None:
     """Check that this machine has a device."""
+    import torch
+
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -10,16 +10,17 @@ from contextlib import suppress
 from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from monai.bundle import ConfigParser
-
-from monai_diffae.bundle.code import Parser, check_code, looks_like_path
+from monai_diffae.bundle.code import check_code, looks_like_path
 from monai_diffae.bundle.config import MODEL_ROOTS, SEPARATOR, is_formula, model_config, references, strings
 from monai_diffae.bundle.layout import CONFIGS, MODEL, MULTI_GPU, TRAIN, shipped
 from monai_diffae.bundle.model_file import model_parser, unknown_targets
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import ConfigError, UnsafeInputError, one_line, quoted, shortened
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,8 @@ def resolved(description: Mapping[str, Any], key: str) -> Any:
 
 def read_parsed(*files: Path) -> dict[str, Any]:
     """The content of configuration files as a running configuration has it; empty if they cannot be read."""
+    from monai_diffae.bundle.parser import Parser
+
     parser = Parser()
     try:
         parser.read_config([str(file) for file in files])
@@ -160,6 +163,8 @@ def write_description(description: Mapping[str, Any], folder: Path) -> None:
     ``models/model.safetensors`` of the folder. Only formulas of the recipe are evaluated, with plain values, so nothing
     of the description is built but a first stage that computes only. Code that is not trusted is not written.
     """
+    from monai_diffae.bundle.parser import Parser
+
     path, parser = folder / CONFIGS / TRAIN, Parser()
     try:
         parser.read_config(str(path))
@@ -188,6 +193,8 @@ def write_config(path: Path, content: Mapping[str, Any]) -> None:
 
 def _fill_in(content: dict[str, Any], description: Mapping[str, Any], folder: Path) -> None:
     """Set the values of a training's configuration to those of a description."""
+    from monai_diffae.bundle.parser import Parser
+
     model = {key: value for key, value in description.items() if key not in _NOT_DESCRIBED | _OF_THE_RUN | {"frozen"}}
     for key in model.keys() & content.keys():
         if _is_plain(model[key]) and not is_formula(content[key]):

@@ -18,7 +18,7 @@ import torch
 from monai.transforms import Transform
 from torch import Tensor, nn
 
-from monai_diffae.bundle.code import Parser, check_code, no_such_key, read_config, set_values
+from monai_diffae.bundle.code import check_code, no_such_key
 from monai_diffae.bundle.config import build, check_device, check_dimensions, check_image_size, check_rules, check_sizes
 from monai_diffae.bundle.description import describe, resolved
 from monai_diffae.bundle.folders import shipped_bundle
@@ -32,6 +32,7 @@ from monai_diffae.bundle.model_file import (
     read_model,
     refuse_other_weights,
 )
+from monai_diffae.bundle.parser import Parser, read_config, set_values
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.diffusion import Solver
 from monai_diffae.errors import ConfigError, DiffAEError, quoted

@@ -18,19 +18,19 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor, nn
-
-from monai_diffae.bundle.code import MODEL_TARGETS, Parser, refuse_code
+from monai_diffae.bundle.code import MODEL_TARGETS, refuse_code
 from monai_diffae.bundle.config import components, references
 from monai_diffae.bundle.layout import MODEL, MODELS, MONAI_MODEL, model_file
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.fingerprints import digest, file_checksum
-from monai_diffae.data.tensor_files import save_bytes, save_tensors
 from monai_diffae.errors import ConfigError, ScanError, UnsafeInputError, quoted
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from monai_diffae.bundle.parser import Parser
 
 VERSION = 1
 """The version of this format; files of a newer one are refused."""
@@ -96,6 +96,10 @@ def check_fit(state: Mapping[str, Tensor], network: nn.Module, name: str) -> Non
 
 def write_model(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> Path:
     """Write a model's file, in one atomic step; the same model gives the same bytes."""
+    from safetensors.torch import save
+
+    from monai_diffae.data.tensor_files import save_bytes
+
     check_writable(description)
     # a copy of each tensor, as safetensors takes none that share memory
     content = save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()})
@@ -121,6 +125,9 @@ def read_model(path: Path, *kinds: str, is_built: bool = True) -> ModelFile:
 
     Without ``is_built``, nothing will be built of it, so it need not be trusted.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     content = _bytes(path)
     entry, header, start = _entry(content, path.name)
     try:
@@ -170,6 +177,8 @@ def unknown_targets(description: Mapping[str, Any]) -> list[str]:
 
 def model_parser(description: Mapping[str, Any]) -> Parser:
     """A parser of what a description builds, to which a recipe does not belong."""
+    from monai_diffae.bundle.parser import Parser
+
     return Parser(deepcopy(built_part(description)))
 
 
@@ -185,7 +194,6 @@ def _check_plain(description: Mapping[str, Any], name: str) -> None:
 
 def _is_small(description: Mapping[str, Any]) -> bool:
     """Whether a description stays small when every reference is replaced by what it refers to, and none is circular."""
-    parser = Parser(dict(description))
     to_visit: list[tuple[str, Any]] = [("", description)]
     for _ in range(_MOST):
         if not to_visit:
@@ -197,9 +205,26 @@ def _is_small(description: Mapping[str, Any]) -> bool:
             to_visit += [(f"{id}::{number}", item) for number, item in enumerate(value)]
         elif isinstance(value, str) and value.startswith("@"):
             with suppress(LookupError, ValueError, TypeError):  # refused when it is built
-                target = Parser.resolve_relative_ids(id, value)[1:]
-                to_visit.append((target, parser[target]))
+                to_visit.append(_target(description, id, value))
     return False
+
+
+def _target(description: Mapping[str, Any], id: str, reference: str) -> tuple[str, Any]:
+    """The id and value that a reference at this id refers to, as MONAI's parser, which takes seconds to load, finds it.
+
+    Example:
+        >>> _target({"a": {"b": [1, 2], "c": "@#b#1"}}, "a::c", "@#b#1")
+        ('a::b::1', 2)
+    """
+    levels, name = re.fullmatch("@((?:::)*)(.*)", reference.replace("#", "::")).groups()  # type: ignore[union-attr]
+    parents, level = id.split("::"), len(levels) // 2
+    if level > len(parents):
+        raise LookupError(reference)
+    keys = (parents[:-level] if level else []) + [name]
+    target, value = "::".join(keys), description
+    for key in target.split("::") if target else ():
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return target, value
 
 
 def _bytes(path: Path) -> bytes:
@@ -287,6 +312,7 @@ def refuse_other_weights(bundle: Path) -> None:
 
 def write_for_monai(path: Path, tensors: Mapping[str, Tensor]) -> Path:
     """Write the weights of a model as MONAI's tools load them: a flat state dict, marked as this package's."""
+    from monai_diffae.data.tensor_files import save_tensors
 
     def write(temporary: Path) -> None:
         save_tensors({name: tensors[name].detach().cpu().clone() for name in sorted(tensors)}, temporary)

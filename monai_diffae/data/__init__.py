@@ -5,8 +5,9 @@ The names below are imported when they are first used, so that reading a cohort 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from monai_diffae.lazy import attach
 
 if TYPE_CHECKING:
     from monai_diffae.data.cached import CachedCases as CachedCases
@@ -39,8 +40,4 @@ _MODULES = {
 
 __all__ = [*_MODULES]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'monai_diffae.data' has no attribute {name!r}")
-    return getattr(import_module(f"monai_diffae.data.{_MODULES[name]}"), name)
+__getattr__ = attach(__name__, _MODULES)

@@ -13,10 +13,8 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from pyarrow.parquet import read_schema
-from torch.utils.data import Dataset
 
 from monai_diffae.data.cases import MISSING_WORDS, as_labels
 from monai_diffae.data.fingerprints import digest
@@ -184,7 +182,7 @@ def embeddings_fingerprint(table: pd.DataFrame) -> str:
     return digest(z_matrix(table).astype("<f4"), "\n".join(table["split"].astype(str)))
 
 
-class EmbeddedCases(Dataset[dict[str, Any]]):
+class EmbeddedCases:
     """The z_sem of one split as a data set of items ``{"z": (D,) float32, "index": position, "id": case}``.
 
     Args:
@@ -215,6 +213,8 @@ class EmbeddedCases(Dataset[dict[str, Any]]):
         transform: Callable[[NDArray[np.float32]], NDArray[Any]] | None = None,
         draws: int = 1,
     ) -> None:
+        import torch
+
         rows = split_rows(table, split)
         z = z_matrix(rows)
         self.z = torch.tensor(z if transform is None else transform(z), dtype=torch.float32)

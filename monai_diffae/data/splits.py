@@ -9,7 +9,6 @@ from typing import Literal
 
 from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import digest
-from monai_diffae.data.formats import dicom
 from monai_diffae.errors import CohortError, ConfigError
 
 SPLITS = {
@@ -108,6 +107,8 @@ def _identity(file: Path) -> tuple[int, int] | str | None:
     try:
         status = file.stat()
     except OSError:
+        from monai_diffae.data.formats import dicom  # which loads pydicom and SimpleITK
+
         return str(file) if dicom.split_series(file)[1] is not None else None
     # some network drives have no such numbers
     return (status.st_dev, status.st_ino) if status.st_ino else str(file)

@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
-from monai_diffae.pictures.cells import caption, check_captions, draw_cells
-from monai_diffae.pictures.charts import draw_calibration, draw_curves, draw_diagnosis, draw_few_labels
-from monai_diffae.pictures.cohort_overview import CohortOverview, draw_cohort_overview
-from monai_diffae.pictures.mosaic import (
-    draw_anomalies,
-    draw_mosaic,
-    in_colours,
-    plane_slices,
-    three_planes,
-    thumbnail,
-)
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CohortOverview",
-    "caption",
-    "check_captions",
-    "draw_anomalies",
-    "draw_calibration",
-    "draw_cells",
-    "draw_cohort_overview",
-    "draw_curves",
-    "draw_diagnosis",
-    "draw_few_labels",
-    "draw_mosaic",
-    "in_colours",
-    "plane_slices",
-    "three_planes",
-    "thumbnail",
-]
+from monai_diffae.lazy import attach
+
+if TYPE_CHECKING:
+    from monai_diffae.pictures.cells import caption as caption
+    from monai_diffae.pictures.cells import check_captions as check_captions
+    from monai_diffae.pictures.cells import draw_cells as draw_cells
+    from monai_diffae.pictures.charts import draw_calibration as draw_calibration
+    from monai_diffae.pictures.charts import draw_curves as draw_curves
+    from monai_diffae.pictures.charts import draw_diagnosis as draw_diagnosis
+    from monai_diffae.pictures.charts import draw_few_labels as draw_few_labels
+    from monai_diffae.pictures.cohort_overview import CohortOverview as CohortOverview
+    from monai_diffae.pictures.cohort_overview import draw_cohort_overview as draw_cohort_overview
+    from monai_diffae.pictures.mosaic import draw_anomalies as draw_anomalies
+    from monai_diffae.pictures.mosaic import draw_mosaic as draw_mosaic
+    from monai_diffae.pictures.mosaic import in_colours as in_colours
+    from monai_diffae.pictures.mosaic import plane_slices as plane_slices
+    from monai_diffae.pictures.mosaic import three_planes as three_planes
+    from monai_diffae.pictures.mosaic import thumbnail as thumbnail
+
+_MODULES = {
+    "CohortOverview": "cohort_overview",
+    "caption": "cells",
+    "check_captions": "cells",
+    "draw_anomalies": "mosaic",
+    "draw_calibration": "charts",
+    "draw_cells": "cells",
+    "draw_cohort_overview": "cohort_overview",
+    "draw_curves": "charts",
+    "draw_diagnosis": "charts",
+    "draw_few_labels": "charts",
+    "draw_mosaic": "mosaic",
+    "in_colours": "mosaic",
+    "plane_slices": "mosaic",
+    "three_planes": "mosaic",
+    "thumbnail": "mosaic",
+}
+
+__all__ = [*_MODULES]
+
+__getattr__ = attach(__name__, _MODULES)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.pictures.mosaic import in_rgb, three_planes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _INCHES = 1.4
 _LONGEST = 24
@@ -45,6 +46,10 @@ def draw_cells(
 
 def _pixels(image: Tensor, model_range: tuple[float, float]) -> NDArray[np.float32]:
     """The pixels (H, W, 3) of an image, from 0 to 1."""
+    from torch import Tensor
+
+    from monai_diffae.pictures.mosaic import in_rgb, three_planes
+
     low, high = model_range
     images = (image.as_subclass(Tensor)[None].float() - low) / (high - low)
     images = three_planes(images) if images.ndim == 5 else images

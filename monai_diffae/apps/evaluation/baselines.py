@@ -19,7 +19,6 @@ from monai_diffae.apps.provenance import (
     safe_overrides,
     warn_if_cohort_changed,
 )
-from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.data.embeddings import encoder_name, read_metadata, std_columns, z_columns
 from monai_diffae.data.fingerprints import digest, file_checksum
@@ -28,6 +27,7 @@ from monai_diffae.latents.probing.features import INTENSITY_NAME, FeatureSet, in
 
 if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.probe import Comparison
+    from monai_diffae.apps.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ _NOT_FEATURES = ("id", "file_name", "patient", "split", "slices", "patches", "em
 def open_images(table: pd.DataFrame, comparison: Comparison, reading: Reading) -> Session:
     """The bundle and the cohort, with the configuration values that a table was made with."""
     run = Run(device="cpu", overrides=safe_overrides(table))
+    from monai_diffae.apps.session import Session
+
     return Session.open(comparison.bundle or "", comparison.cohort or "", reading=reading, run=run)
 
 

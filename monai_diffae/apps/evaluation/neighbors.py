@@ -111,7 +111,6 @@ def neighbors(
     """
     if (images.cohort is not None or images.reconstruction_error) and None in (images.bundle, images.cohort):
         raise ConfigError("cohort: its images are read through a bundle; also give bundle and cohort")
-    from monai_diffae.apps.evaluation.neighbor_images import CaseImages
     from monai_diffae.data.fingerprints import file_checksum
 
     search = _NeighborSearch.open(embeddings, queries, choice, k, same_patient)
@@ -120,6 +119,8 @@ def neighbors(
     case_images = None
     files = [embeddings] if queries is None else [embeddings, queries]
     if images.cohort is not None:
+        from monai_diffae.apps.evaluation.neighbor_images import CaseImages
+
         case_images = CaseImages.open(images, out, files, decoding, reading, run.batched)
         case_images.warn_of_differences(search.table, search.cases, embeddings, queries)
     made_from = {

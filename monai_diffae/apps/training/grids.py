@@ -14,9 +14,9 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from monai_diffae.bundle.code import Parser
 from monai_diffae.bundle.config import build, check_image_size, references
 from monai_diffae.bundle.loading import check_latent_image_size
+from monai_diffae.bundle.parser import Parser
 from monai_diffae.data.inspection.survey import Survey
 from monai_diffae.engines.memory import GIB, Memory, Workload, run_memory
 from monai_diffae.errors import ConfigError, MachineError

@@ -227,9 +227,9 @@ def _description(
     bundle: str, network: DiffusionAutoencoder, size: list[int], diffusion: dict[str, Any]
 ) -> dict[str, Any]:
     """The description that a training would have written with the weights."""
-    from monai_diffae.bundle.code import Parser
     from monai_diffae.bundle.description import describe, versions
     from monai_diffae.bundle.folders import shipped_bundle
+    from monai_diffae.bundle.parser import Parser
 
     shipped_config: dict[str, Any] = json.loads((shipped_bundle(bundle) / "configs" / "train.json").read_text())
     if shipped_config["spatial_dims"] != network.spatial_dims:

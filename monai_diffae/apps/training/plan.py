@@ -257,9 +257,9 @@ def memory_budget(memory_gib: float | None, device: torch.device) -> int:
 
 def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser:
     """A bundle's ``train.json`` with overlays; ``bundle`` may also be the name of a shipped bundle."""
-    from monai_diffae.bundle.code import read_config
     from monai_diffae.bundle.config import check_dimensions
     from monai_diffae.bundle.folders import shipped_bundle
+    from monai_diffae.bundle.parser import read_config
 
     folder = bundle if bundle.is_dir() else shipped_bundle(str(bundle))
     file = folder / "configs" / "train.json"
@@ -308,8 +308,8 @@ def _without_other_colours(survey: Survey, cases: Sequence[Case], config: Mappin
 
 def _split(parser: ConfigParser, survey: Survey) -> list[list[Case]]:
     """The usable cases for training and for validation."""
-    from monai_diffae.bundle.code import Parser
     from monai_diffae.bundle.config import build
+    from monai_diffae.bundle.parser import Parser
     from monai_diffae.data.cohort_split import SplitCohort
 
     failed = {failure.case_id for failure in survey.failures}

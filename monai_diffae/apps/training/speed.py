@@ -17,8 +17,8 @@ from ignite.engine import Engine, Events
 from torch.utils.data import DataLoader, Dataset
 
 from monai_diffae.apps.training.grids import WIDTH, Machine, Proposal, nothing_fits
-from monai_diffae.bundle.code import Parser
 from monai_diffae.bundle.config import build
+from monai_diffae.bundle.parser import Parser
 from monai_diffae.data import CachedCases
 from monai_diffae.data.streamed import preprocessed
 from monai_diffae.engines import ResumableTrainer

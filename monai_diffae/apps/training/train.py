@@ -259,7 +259,8 @@ def open_training(file: Path, overlays: Sequence[Path], values: Mapping[str, Any
     """Read the configuration of a training: a value is taken from ``values``, the overlays, or the bundle's file."""
     from monai.bundle import ConfigWorkflow
 
-    from monai_diffae.bundle.code import ModuleLocator, check_code, read_config, set_values
+    from monai_diffae.bundle.code import check_code
+    from monai_diffae.bundle.parser import ModuleLocator, read_config, set_values
 
     read_config(file, *overlays)  # checks their code
     check_code(values, "overrides", places=False)

@@ -9,9 +9,9 @@ from hostile_models import write_unchecked
 from tiny_bundles import STORED
 
 from monai_diffae import load_bundle, pull
-from monai_diffae.bundle.code import read_config
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.model_file import read_model
+from monai_diffae.bundle.parser import read_config
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, UnsafeInputError
 
 MODEL = "models/model.safetensors"
