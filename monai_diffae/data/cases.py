@@ -17,8 +17,6 @@ from tempfile import mkstemp
 from typing import Any
 
 from monai_diffae.data.fingerprints import digest
-from monai_diffae.data.formats.dicom import read_patient
-from monai_diffae.data.scans import may_be_dicom, scan_suffix
 from monai_diffae.errors import CohortError, ConfigError, MachineError
 from monai_diffae.policies import MISSING_WORDS, Ids
 
@@ -172,6 +170,8 @@ def safe_ids(texts: Sequence[str]) -> list[str]:
 
 def _without_suffix(id: str) -> str:
     """An id without the suffix of a scan, because the files that are named after it get their own."""
+    from monai_diffae.data.scans import scan_suffix  # which loads the readers of all formats
+
     return id[: len(id) - len(scan_suffix(id))] or id
 
 
@@ -315,4 +315,7 @@ def with_hashes(cases: Sequence[Case], folder: Path, ids: Ids = "names") -> list
 
 
 def _is_known_by_patient_id(case: Case) -> bool:
+    from monai_diffae.data.formats.dicom import read_patient
+    from monai_diffae.data.scans import may_be_dicom
+
     return may_be_dicom(case.first_file) and case.patient == read_patient(case.first_file)
