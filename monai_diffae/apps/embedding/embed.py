@@ -114,6 +114,8 @@ def embed(
     """
     if patches and pool != "none":
         raise ConfigError("pool: patches are averaged already; omit pool or patches")
+    if overlap is not None and not patches:
+        raise ConfigError("overlap: applies to patches; set patches too, or omit overlap")
     if map_columns and (patches or pool != "none" or out.suffix.lower() == ".csv"):
         raise ConfigError("map_columns: are for Parquet tables with one row per image; omit them, or pool and patches")
     from monai_diffae.apps.embedding.baseline_encoders import open_baseline
@@ -209,6 +211,9 @@ def _table_path(out: Path, cohort: Path, encoder: Encoder) -> Path:
     path = out if out.suffix.lower() in _SUFFIXES else out / name
     if path.resolve() == cohort.resolve():
         raise ConfigError(f"{path.name}: this is the cohort; choose another out")
+    others = [file.name for suffix in _SUFFIXES if (file := path.with_suffix(suffix)).exists() and file != path]
+    if others:
+        raise ConfigError(f"{path.name}: would share its record with {others[0]}; choose another out")
     return path
 
 

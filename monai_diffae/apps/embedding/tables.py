@@ -21,6 +21,7 @@ from monai_diffae.data.cohort_split import SplitCohort, gather_slices, whole_sca
 from monai_diffae.data.embeddings import MAP_COLUMNS, split_rows, z_matrix
 from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, write_failures
 from monai_diffae.data.streamed import read_stream
+from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.latents import LatentStatistics, principal_components
 from monai_diffae.pictures import thumbnail
 
@@ -95,6 +96,8 @@ def _table(cases: Sequence[Case], codes: Mapping[str, Any], key: PatientKey) -> 
     columns["split"] = [case.split for case in cases]
     for name in dict.fromkeys(name for case in cases for name in case.labels):
         column = f"label_{name}" if _RESERVED_COLUMNS.fullmatch(name) else name
+        if column in columns:
+            raise ConfigError(f"columns: two labels would both become {quoted(column)}; rename one of them")
         columns[column] = _as_column([case.labels.get(name) for case in cases])
     return pd.DataFrame({**columns, **codes})
 

@@ -197,8 +197,12 @@ def _evaluate(
     from monai_diffae.latents.probing.evaluation import evaluate_probes
 
     pixel_sets = [] if session is None else pixel_features(comparison, table, session, folder)
+    feature_sets = [z_sem_features(table), *baselines, *pixel_sets]
+    if len({each.name for each in feature_sets}) < len(feature_sets):
+        names = ", ".join(each.name for each in feature_sets)
+        raise ConfigError(f"baselines: two feature sets have the same name ({names}); rename one")
     evaluated, omitted = evaluate_probes(
-        table, track(targets, "probing"), [z_sem_features(table), *baselines, *pixel_sets], settings,
+        table, track(targets, "probing"), feature_sets, settings,
         with_few_labels=folder is not None, split_origin=split_origin(table),
     )  # fmt: skip
     num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0

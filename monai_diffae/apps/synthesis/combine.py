@@ -218,6 +218,8 @@ class Combination:
     @classmethod
     def of(cls, mixture: Mixture, moves: Moves) -> Combination:
         """The combination that a command's arguments describe."""
+        if mixture.noise_of is not None and mixture.noise_seed is not None:
+            raise ConfigError("noise_seed: noise_of also chooses the x_T; omit one of them")
         return cls(**asdict(mixture), directions=dict(moves.directions), components=dict(moves.components))
 
     @property

@@ -48,7 +48,13 @@ def json_content(path: Path) -> Any:
 
 def strength_names(strengths: Sequence[float]) -> list[str]:
     """The parts of file names that stand for strengths, such as ``-2.00`` and ``+0.50``."""
-    return [f"{strength:+.2f}" for strength in strengths]
+    names = [f"{strength:+.2f}" for strength in strengths]
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:  # the later image would replace the earlier one
+        raise ConfigError(
+            f"strengths: two of them are {duplicate} when rounded to two digits, as in the images' names; omit one"
+        )
+    return names
 
 
 def strength_titles(strengths: Sequence[float]) -> list[str]:

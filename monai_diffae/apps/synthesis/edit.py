@@ -15,7 +15,7 @@ from monai_diffae.apps.result import Result, failed_cases, log_to_open_run, remo
 from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run
 from monai_diffae.apps.synthesis.directions import STRENGTHS, read_direction, strength_names, strength_titles
 from monai_diffae.data.fingerprints import json_digest
-from monai_diffae.errors import counted
+from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import embeddings as tables
 from monai_diffae.lazy import np, pd, pictures, torch, transforms
 
@@ -136,11 +136,14 @@ def edit(
         monai_diffae.errors.ConfigError: no.json: there is no such file; make it with monai-diffae fit-direction
     """
     strengths = sorted({0.0, *strengths})  # 0 is the plain reconstruction, which everything is compared with
+    strength_names(strengths)  # refuses equal names before anything is loaded
     from monai_diffae.apps.session import Session
     from monai_diffae.data.fingerprints import file_checksum
     from monai_diffae.latents.representation import warn_if_unused
 
     line, watch = read_direction(direction), [read_direction(file) for file in measurements.watch]
+    if len({each.target for each in watch}) < len(watch):
+        raise ConfigError("watch: two directions are for the same label, and would share a column; omit one")
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
     trained, embeddings = session.trained, measurements.embeddings
     for each in (line, *watch):

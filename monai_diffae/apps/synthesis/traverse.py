@@ -77,6 +77,7 @@ def traverse(
     """
     if cohort is None and case is not None:
         raise ConfigError("cohort: is required with a case; give the cohort that has it")
+    strength_names(strengths)  # refuses equal names before anything is loaded
     from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
     from monai_diffae.apps.session import Session, made_from_bundle, open_bundle
     from monai_diffae.data.embeddings import training_z_sem

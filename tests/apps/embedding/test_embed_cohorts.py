@@ -257,3 +257,13 @@ def test_words_for_missing_values_are_no_labels_and_none_is_a_class(labelled, tm
         assert read["drug"].dropna().tolist() == ["None", "ill"]
         assert read["sex"].dropna().tolist() == ["F", "M", "F"]
         assert read["age"].dropna().tolist() == [1, 2, 3]
+
+
+def test_what_would_replace_other_columns_or_records_is_refused(labelled, tmp_path):
+    names = pictures(tmp_path, 3)
+    pd.DataFrame({"image": names, "z_000": 1, "label_z_000": 2}).to_csv(tmp_path / "two.csv", index=False)
+    with pytest.raises(ConfigError, match="two labels would both become 'label_z_000'; rename one"):
+        embed(labelled.bundle, tmp_path / "two.csv", tmp_path / "two.parquet", device="cpu")
+    (tmp_path / "z.parquet").write_text("")
+    with pytest.raises(ConfigError, match=r"z\.csv: would share its record with z\.parquet; choose another out"):
+        embed(labelled.bundle, table_of(tmp_path, names), tmp_path / "z.csv", device="cpu")

@@ -224,6 +224,8 @@ def test_what_does_not_fit_is_one_line(labelled, options, tmp_path):
     for changed, message in (
         ({"embeddings": tmp_path / "no_key.parquet"}, "the key of its patients is not beside it"),
         ({"captions": ["name"]}, "captions: there is no 'name'; choose from: id, .*tilt"),
+        ({"strengths": (0.001,)}, "strengths: two of them are .0.00"),
+        ({"watch": [labelled.direction] * 2}, "watch: two directions are for the same label"),
     ):
         with pytest.raises((ConfigError, CohortError), match=message):
             edit(labelled.bundle, labelled.cohort, tmp_path / "out", **{**options, **changed})
