@@ -163,7 +163,8 @@ def embed(
     remove_abandoned(path.parent)
     # parts of an interrupted run can be used only by the same run, and only if no scan file was replaced
     key = json_digest([files[path], versions(), states])
-    store = PartStore(path.parent / f".{path.stem}-{key[:_SUM_DIGITS]}", key, id_column="row", process=process.rank)
+    parts = path.parent / f".{path.stem}-{key[:_SUM_DIGITS]}"  # without a record: left after another run removed it
+    store = PartStore(parts, key, id_column="row", process=process.rank, replace=True)
     coder = CohortEncoder(cases, session.trained, store, process, session.encoder_key, cutter)
     workers = reading.workers_for(len(cases), process.local_world_size)
     coder.encode(run.batch_size, workers, _failures_file(path).name)

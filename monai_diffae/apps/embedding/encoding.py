@@ -90,7 +90,7 @@ class CohortEncoder:
         rows = table[table["reason"].isna()]
         lost = table[table["reason"].notna() & ~table["position"].isin(rows["position"])]
         failures = [Failure(*each) for each in lost[["id", "file", "reason"]].itertuples(index=False)]
-        contents = table.drop_duplicates("position")["content"].tolist()
+        contents = table.drop_duplicates("position", keep="last")["content"].tolist()
         z_sem = np.stack([*rows["z_sem"]]) if len(rows) else np.empty((0, 0), np.float32)
         places = None
         if self.cutter is not None and len(rows):

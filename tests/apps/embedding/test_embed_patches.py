@@ -1,7 +1,9 @@
 """Scans larger than the model's field of view, cut into patches."""
 
+import json
 import shutil
 from itertools import product
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +15,7 @@ from tiny_bundles import rewrite
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import label_columns, read_embeddings, z_matrix
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, ScanError
 
 MM = ["x_mm", "y_mm", "z_mm"]
 SIDE = 16
@@ -177,6 +179,17 @@ def test_patches_are_the_same_whatever_the_batch_the_order_and_the_workers(cut, 
     np.testing.assert_array_equal(z_matrix(some_scans), z_matrix(scans.iloc[[2, 1]]))
     alone, expected = (each[each["id"] == "v1"].drop(columns="split") for each in (some_patches, patches))
     pd.testing.assert_frame_equal(alone.reset_index(drop=True), expected.reset_index(drop=True), check_exact=True)
+
+
+def test_a_scan_that_could_not_be_read_at_first_is_the_same_scan_later(bundle, tmp_path, monkeypatch):
+    cohort = write(tmp_path / "c", {"a": noise((20, 20, 20)), "b": noise((20, 20, 20), 1)})
+    with monkeypatch.context() as away:
+        away.setattr("monai_diffae.data.streamed.item_hash", lambda item: "")
+        away.setattr("monai_diffae.data.streamed.preprocessed", Mock(side_effect=ScanError("a.nii: is away")))
+        embed(bundle, cohort, tmp_path / "out", patches=True, part="1/1", device="cpu")
+    made = [embed(bundle, cohort, tmp_path / name, patches=True, device="cpu").path for name in ("out", "fresh")]
+    later, fresh = (json.loads(path.with_suffix(".json").read_text())["scans"] for path in made)
+    assert later == fresh
 
 
 @pytest.mark.parametrize("unusual", ["two_modalities"], indirect=True)
