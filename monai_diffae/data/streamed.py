@@ -145,8 +145,11 @@ def leave_signals_to_parent(_worker: int = 0) -> None:
 
 
 def _obey_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+    """End with the parent, also if it was killed: torch's worker then waits forever until somebody reads its images."""
+    while os.getppid() == parent:
+        sent = signal.sigtimedwait({signal.SIGTERM}, 1)
+        if sent is not None and sent.si_pid == parent:
+            break
     os._exit(0)
 
 

@@ -1,15 +1,18 @@
 """Signals to a training and to its workers (goals R25, R26)."""
 
+import multiprocessing
 import os
 import signal
 import time
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from forked_program import shared_program, wait_until
 
 from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.data.streamed import in_order
 
 pytestmark = pytest.mark.slow
 
@@ -82,3 +85,31 @@ def test_nothing_of_a_killed_training_stays(start, bundle):
     assert program.wait() == 143
     assert not list(bundle.rglob(".tmp-*"))
     assert not list(cache.glob("*diffae-cache-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_a_process_that_is_killed(number):
+    """They wait to hand over their images, and kept memory and the terminal's pipe for good."""
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    reader = context.Process(target=read_one_of_many, args=(ready,))
+    reader.start()
+    assert ready.wait(60)
+    readers_workers = psutil.Process(reader.pid).children(recursive=True)
+    assert len(readers_workers) == 2
+    os.kill(reader.pid, number)
+    reader.join()
+    _, alive = psutil.wait_procs(readers_workers, timeout=20)
+    for worker in alive:
+        worker.kill()
+    assert not alive
+
+
+def read_one_of_many(ready):
+    for _ in in_order(range(1000), large_array, workers=2):
+        ready.set()
+        time.sleep(600)
+
+
+def large_array(_number):
+    return np.zeros(1_000_000)  # larger than a pipe
