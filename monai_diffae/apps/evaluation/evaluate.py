@@ -333,8 +333,10 @@ class _Evaluation:
     @property
     def _settings(self) -> dict[str, Any]:
         """What rows depend on besides the bundle and the condition."""
-        judged = {"seed": self.seed, "limit": self.held_out.limit, "num_codes": self.conditions.num_codes}
-        return {**judged, **self.weights.checksums}
+        from monai_diffae.data.fingerprints import file_checksum
+
+        settings = {"seed": self.seed, "limit": self.held_out.limit, "num_codes": self.conditions.num_codes}
+        return {**settings, **{name: file_checksum(file) for name, file in self.weights.files.items()}}
 
     def _prepare_all(self) -> list[_BundleEvaluation]:
         return [self._prepare(bundle, partial(self._omit, bundle.name)) for bundle in self.bundles]
