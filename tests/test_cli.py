@@ -38,6 +38,7 @@ def test_a_reader_that_stops_reading_is_no_error(tiny_bundle):
     assert (process.returncode, error) == (0, "")
 
 
+@pytest.mark.slow
 def test_commands_that_build_no_network_load_neither_torch_nor_monai_nor_mlflow(labelled, class_folders, tmp_path):
     code = """
 import json, sys

@@ -32,7 +32,10 @@ def _pairs(type_: Any, tokens: Sequence[Token]) -> dict[str, str]:
     for token in tokens:
         if not all(token.value.partition("=")):
             raise ValueError(f"{token.value!r} is not of the form name=value")
-        name, pairs[name] = token.value.split("=", 1)
+        name, value = token.value.split("=", 1)
+        if name in pairs:
+            raise ValueError(f"{name!r} is given twice")
+        pairs[name] = value
     return pairs
 
 

@@ -208,12 +208,14 @@ def _result(
 
 def _table_path(out: Path, cohort: Path, encoder: Encoder) -> Path:
     """The table's file."""
+    if out.suffix.lower() in (".tsv", ".json", ".gz", ".xlsx", ".feather"):
+        raise ConfigError(f"{out.name}: tables are .parquet or .csv; choose a file with such a suffix, or a folder")
     name = "embeddings.parquet" if encoder == "trained" else f"embeddings_{encoder}.parquet"
     path = out if out.suffix.lower() in _SUFFIXES else out / name
     if path.resolve() == cohort.resolve():
         raise ConfigError(f"{path.name}: this is the cohort; choose another out")
     others = [file.name for suffix in _SUFFIXES if (file := path.with_suffix(suffix)).exists() and file != path]
-    if others:
+    if others and path.with_suffix(".json").exists():
         raise ConfigError(f"{path.name}: would share its record with {others[0]}; choose another out")
     return path
 

@@ -264,6 +264,7 @@ def test_what_would_replace_other_columns_or_records_is_refused(labelled, tmp_pa
     pd.DataFrame({"image": names, "z_000": 1, "label_z_000": 2}).to_csv(tmp_path / "two.csv", index=False)
     with pytest.raises(ConfigError, match="two labels would both become 'label_z_000'; rename one"):
         embed(labelled.bundle, tmp_path / "two.csv", tmp_path / "two.parquet", device="cpu")
-    (tmp_path / "z.parquet").write_text("")
+    for name in ("z.parquet", "z.json"):
+        (tmp_path / name).write_text("")
     with pytest.raises(ConfigError, match=r"z\.csv: would share its record with z\.parquet; choose another out"):
         embed(labelled.bundle, table_of(tmp_path, names), tmp_path / "z.csv", device="cpu")

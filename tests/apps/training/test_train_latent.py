@@ -103,7 +103,7 @@ def test_embeddings_of_another_autoencoder_preprocessing_or_of_none_are_refused(
     with pytest.raises(ConfigError, match=r"e\.csv: another autoencoder made it"):
         train_latent(bundle, embeddings=table, overrides=TINY_LATENT)
     table.with_suffix(".json").unlink()
-    with pytest.raises(ConfigError, match=r"no record e\.json beside it"):
+    with pytest.raises(ConfigError, match=r"no complete record e\.json beside it"):
         train_latent(bundle, embeddings=table, overrides=TINY_LATENT)
     assert not (bundle / "models" / "latent_model.safetensors").exists()
 
