@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_diffae.apps.result import read_record, record_of
+from monai_diffae.apps.result import RECORD, read_record, record_of
 from monai_diffae.bundle.config import preprocessing_checksum, preprocessing_config
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.atomic import write_json
@@ -123,7 +123,7 @@ def check_same_model(embeddings: str | os.PathLike[str], bundle: str | os.PathLi
 def _recorded(path: Path) -> dict[str, Any]:
     """What the record beside a table says; a warning is logged if the table's z_sem are others."""
     record = record_of(path)
-    content = read_record(record)
+    content = read_record(record) or read_record(path.with_name(RECORD))  # a table among others, as of generate
     # not complete: the run was killed between writing the record and the table
     if content is None or not content["complete"] or "model" not in content["made_from"]:
         raise ConfigError(

@@ -211,6 +211,8 @@ class GeneratedImages:
 
         def ratio(weights: Floats) -> Floats:
             counts = weights.astype(int)
+            if not (counts[is_sample].any() and counts[~is_sample].any()):  # a draw of few patients may have none
+                return np.array([np.nan])
             made, real = (np.median(np.repeat(distances[own], counts[own])) for own in (is_sample, ~is_sample))
             return np.array([made / real if real > 0 else np.nan])
 

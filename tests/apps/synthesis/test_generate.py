@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from monai_diffae.apps.provenance import check_same_model
 from monai_diffae.apps.synthesis.directions import read_direction
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.generate import generate
@@ -40,7 +41,7 @@ def assert_same(images, expected):
         np.testing.assert_allclose(image, expected[name], atol=1e-5)
 
 
-def test_the_files_and_the_table(five):
+def test_the_files_and_the_table(five, latent_bundle):
     table = pd.read_csv(five.folder / "generated.csv", dtype={"id": str})
     assert table["id"].tolist() == [f"{i:05d}" for i in range(5)]
     assert list(table.columns) == ["id", "file", "seed", "candidate"]
@@ -49,6 +50,7 @@ def test_the_files_and_the_table(five):
     codes = read_embeddings(five.folder / "generated.parquet")
     assert codes["id"].tolist() == table["id"].tolist()
     assert z_matrix(codes).shape == (5, 8)
+    check_same_model(five.folder / "generated.parquet", latent_bundle)  # neighbors --queries, as in report
     assert Image.open(five.folder / "generated.png").width > 100
     assert (five.num_images, five.accepted, five.skipped) == (5, 1.0, False)
     made = list(images(five.folder).values())
