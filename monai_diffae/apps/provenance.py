@@ -123,7 +123,9 @@ def check_same_model(embeddings: str | os.PathLike[str], bundle: str | os.PathLi
 def _recorded(path: Path) -> dict[str, Any]:
     """What the record beside a table says; a warning is logged if the table's z_sem are others."""
     record = record_of(path)
-    content = read_record(record) or read_record(path.with_name(RECORD))  # a table among others, as of generate
+    content = read_record(record)
+    if content is None and path.name == "generated.parquet":  # one of the files of generate's folder
+        content = read_record(path.with_name(RECORD))
     # not complete: the run was killed between writing the record and the table
     if content is None or not content["complete"] or "model" not in content["made_from"]:
         raise ConfigError(
