@@ -140,7 +140,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
 
     def _numbers(self, X: Any, trained: TrainedBundle, *, reset: bool) -> NDArray[np.float32]:
         """Flattened images (N, F), float32, checked as scikit-learn checks a table."""
-        shape, expected = tuple(np.shape(X)), trained.image_shape
+        shape, expected = np.asarray(X).shape, trained.image_shape
         if len(shape) > 2:
             if shape[1:] not in (expected, expected[1:] if expected[0] == 1 else expected):
                 raise ConfigError(f"X: images are {_size(shape[1:])}, but the bundle's are {_size(expected)}; {_HINT}")
@@ -149,15 +149,20 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         return numbers
 
     def _images(self, numbers: NDArray[np.float32], trained: TrainedBundle) -> NDArray[np.float32]:
-        """Rows (N, F) as images (N, C, *S), checked to be in the model's range."""
-        low, high = trained.model_range
+        """Rows (N, F) as images (N, C, *S), checked to be of the bundle's size and in the model's range."""
+        shape, (low, high) = trained.image_shape, trained.model_range
+        if numbers.shape[1] != np.prod(shape):  # otherwise rows could become another number of images
+            raise ConfigError(
+                f"X: rows have {numbers.shape[1]} values, but the bundle's images have {np.prod(shape)} "
+                f"({_size(shape)}); {_HINT}"
+            )
         least, most, slack = float(numbers.min()), float(numbers.max()), _OVERSHOOT * (high - low)
         if least < low - slack or most > high + slack:
             raise ConfigError(
                 f"X: values range from {least:g} to {most:g}, but the model's from {low:g} to {high:g}; scale them, "
                 "or give paths of scans, which are preprocessed as in training"
             )
-        return numbers.reshape(-1, *trained.image_shape)
+        return numbers.reshape(-1, *shape)
 
     def _encode_images(self, images: NDArray[np.float32], trained: TrainedBundle) -> NDArray[np.float32]:
         batches = np.array_split(images, range(self.batch_size, len(images), self.batch_size))
