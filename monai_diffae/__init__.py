@@ -6,8 +6,6 @@ The names below are the public interface. Each is imported when it is first used
 from __future__ import annotations
 
 import os
-from importlib import import_module
-from typing import Any
 
 # MLflow reports to its makers, and writes an installation id into the home folder, as soon as it is imported, which
 # MONAI's handlers do. Therefore it is forbidden here, before any other import.
@@ -15,6 +13,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
 from monai_diffae.apps.commands import COMMANDS
+from monai_diffae.lazy import attach
 
 __version__ = "0.1.0"
 
@@ -37,10 +36,7 @@ MODULES = {command.function: command.module for command in COMMANDS} | {
 __all__ = ["__version__", *sorted(MODULES)]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in MODULES:
-        raise AttributeError(f"module 'monai_diffae' has no attribute {name!r}")
-    return getattr(import_module(f"monai_diffae.{MODULES[name]}"), name)
+__getattr__ = attach(__name__, MODULES)
 
 
 def __dir__() -> list[str]:

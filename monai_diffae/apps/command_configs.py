@@ -23,9 +23,9 @@ def update_config(config: Mapping[str, Any], command: Command) -> dict[str, Any]
     else, such as MONAI's standard components.
 
     Example:
-        >>> from monai_diffae.apps.commands import COMMANDS
-        >>> embed = next(command for command in COMMANDS if command.name == "embed")
-        >>> config = update_config({"embed": {"device": "$str(@device)"}, "device": "$@gpu", "run": "%embed"}, embed)
+        >>> from monai_diffae.apps.commands import find_command
+        >>> run = {"embed": {"device": "$str(@device)"}, "device": "$@gpu", "run": "%embed"}
+        >>> config = update_config(run, find_command("embed"))
         >>> config["pool"], config["device"], config["embed"]["device"], config["embed"]["pool"]
         ('none', '$@gpu', '$str(@device)', '@pool')
     """

@@ -95,6 +95,11 @@ COMMANDS: tuple[Command, ...] = (
 )
 
 
+def find_command(name: str) -> Command:
+    """The command of this name, such as ``fit-direction``."""
+    return next(command for command in COMMANDS if command.name == name)
+
+
 def command_line(name: str, arguments: Mapping[str, Any]) -> str:
     """The line for a shell that calls a command with these arguments, without those that are None, False or empty.
 
@@ -104,10 +109,9 @@ def command_line(name: str, arguments: Mapping[str, Any]) -> str:
         >>> command_line("train", {"bundle": "m", "cohort": "s.csv", "overrides": {"image_size": [32, 32]}})
         "monai-diffae train m s.csv --overrides 'image_size=[32,32]'"
     """
-    command = next(command for command in COMMANDS if command.name == name)
     words = ["monai-diffae", name]
     # the arguments that need no name stand first
-    for key, parameter in inspect.signature(command.load()).parameters.items():
+    for key, parameter in inspect.signature(find_command(name).load()).parameters.items():
         value = arguments.get(key)
         if value is None or value is False or value in ((), [], {}):
             continue

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_diffae.apps.result import RECORD, read_record, record_of
+from monai_diffae.apps.result import read_record, record_of
 from monai_diffae.bundle.config import preprocessing_checksum, preprocessing_config
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.atomic import write_json
@@ -124,8 +124,6 @@ def _recorded(path: Path) -> dict[str, Any]:
     """What the record beside a table says; a warning is logged if the table's z_sem are others."""
     record = record_of(path)
     content = read_record(record)
-    if content is None and path.name == "generated.parquet":  # one of the files of generate's folder
-        content = read_record(path.with_name(RECORD))
     # not complete: the run was killed between writing the record and the table
     if content is None or not content["complete"] or "model" not in content["made_from"]:
         raise ConfigError(

@@ -6,8 +6,6 @@ import functools
 import json
 import logging
 import os
-import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -327,24 +325,3 @@ def _files(root: Path, results: Sequence[Path]) -> Iterator[tuple[str, Path]]:
         for file in [path] if path.is_file() else [file for file in path.rglob("[!.]*") if file.is_file()]:
             name = Path(os.path.relpath(file, root)).as_posix()
             yield digest(name)[:_NAME_DIGITS], file
-
-
-def log_to_open_run(metrics: Mapping[str, float], files: Sequence[Path], folder: str) -> None:
-    """Log figures and files to MLflow if a run is open in this process; tracking never fails a command.
-
-    Args:
-        metrics: figures of the whole cohort; nothing about single cases.
-        files: pictures and tables.
-        folder: the folder of the run's artifacts, also the prefix of the metrics.
-    """
-    mlflow = sys.modules.get("mlflow")
-    if mlflow is None or mlflow.active_run() is None:
-        return
-    try:
-        # a table's column may have a name that MLflow refuses, such as "age (years)"
-        values = {re.sub(r"[^\w\-. /]", "_", f"{folder}/{name}"): float(value) for name, value in metrics.items()}
-        mlflow.log_metrics(values)
-        for file in files:
-            mlflow.log_artifact(str(file), folder)
-    except Exception as error:  # whatever a tracking server does, the results are on disk
-        logger.warning("MLflow tracking failed: %s", type(error).__name__)

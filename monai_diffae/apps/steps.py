@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.apps.commands import COMMANDS, command_line
+from monai_diffae.apps.commands import command_line, find_command
 from monai_diffae.apps.result import Result
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.fingerprints import json_digest
@@ -89,9 +89,8 @@ class Steps:
     def _run(self, step: Step) -> Result:
         logger.info("\n%s\n$ %s", step.title, step.line)
         start = time.monotonic()
-        command = next(command for command in COMMANDS if command.name == step.command)
         with _kept_warnings() as warnings:
-            result: Result = command.load()(**step.arguments)
+            result: Result = find_command(step.command).load()(**step.arguments)
         for line in result.lines():
             if not line.startswith("next: "):  # what comes next is the next step
                 logger.info("%s", line)
@@ -101,7 +100,7 @@ class Steps:
     def _noted(self, outcome: Outcome) -> Outcome:
         """The outcome as the journal keeps it: of the call that made the results."""
         notes, key, step = self._notes(), _key(outcome.step), outcome.step
-        if getattr(outcome.result, "skipped", False) and key in notes:
+        if outcome.result is not None and outcome.result.skipped and key in notes:
             return replace(outcome, seconds=notes[key]["seconds"], warnings=tuple(notes[key]["warnings"]))
         notes[key] = {
             "title": step.title, "command": step.command, "seconds": outcome.seconds, "warnings": outcome.warnings,

@@ -186,7 +186,9 @@ def _set_up_logging(quiet: bool, debug: bool) -> None:
 
 def _show(result: Any, *, as_json: bool) -> int:
     """Print a command's result, and return the exit code."""
-    if not hasattr(result, "lines"):  # help and version
+    from monai_diffae.apps.result import Result
+
+    if not isinstance(result, Result):  # help and version
         return 0
     if as_json:
         print(json.dumps(result.json(), indent=2))

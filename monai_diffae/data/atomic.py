@@ -10,7 +10,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,6 @@ from monai_diffae.errors import BusyError, ConfigError, MachineError
 if TYPE_CHECKING:  # both take half a second to import
     import pandas as pd
     import pyarrow as pa
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # A full disk, an exceeded quota, a failing or read-only disk or a forbidden folder is a problem of the machine, not a
 # bug. So is a folder that is a file, or a name that the file system does not accept.
@@ -229,12 +226,15 @@ class PartStore:
         """The ids of all rows, also those of other processes. Parts that were read before are not read again."""
         return {each for part in self._parts() for each in self._part_ids(part)}
 
-    def read(self) -> pd.DataFrame:
-        """All rows, sorted by id."""
+    def read(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """All rows, sorted by id, with these columns besides the ids; None: with all."""
         import pyarrow as pa
 
-        parts = [self._load(part) for part in self._parts()]
-        table = pa.concat_tables([self._schema().empty_table(), *parts], promote_options="permissive").to_pandas()
+        wanted = None if columns is None else [self.id_column, *columns]
+        parts = [self._load(part, wanted) for part in self._parts()]
+        parts = parts or [pa.table({self.id_column: pa.array([], pa.string())})]
+        # a column without values in one part has a type in another
+        table = pa.concat_tables(parts, promote_options="permissive").to_pandas()
         return table.drop_duplicates(self.id_column, keep="last").sort_values(self.id_column, ignore_index=True)
 
     def remove(self) -> None:
@@ -250,14 +250,6 @@ class PartStore:
         if part.name not in self._ids:
             self._ids[part.name] = self._load(part, [self.id_column])[self.id_column].to_pylist()
         return self._ids[part.name]
-
-    def _schema(self) -> pa.Schema:
-        """The columns of all parts: a column without values in one part has a type in another."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        schemas = [pq.read_schema(part) for part in self._parts()] or [pa.schema([(self.id_column, pa.string())])]
-        return pa.unify_schemas(schemas, promote_options="permissive")
 
     def _load(self, part: Path, columns: list[str] | None = None) -> pa.Table:
         import pyarrow as pa

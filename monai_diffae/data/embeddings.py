@@ -140,6 +140,11 @@ def split_origin(table: pd.DataFrame) -> SplitOrigin | None:
     return next((known for known in get_args(SplitOrigin) if known == origin), None)
 
 
+def numbered_columns(prefix: str, values: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.float32]]:
+    """The columns ``z_000``, ``z_001``... of a table, from values (N, D) in the order of its rows."""
+    return {f"{prefix}_{i:03d}": column for i, column in enumerate(values.T.astype(np.float32))}
+
+
 def z_columns(table: pd.DataFrame) -> list[str]:
     """The names of the columns with z_sem."""
     return [name for name in table.columns if _Z.fullmatch(name)]

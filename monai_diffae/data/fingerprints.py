@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # every command imports this module, so it is light
 _NOT_IMAGES = ("id", "slice")  # entries of a case's item
 
 # The suffixes of header files, with those of the files that hold their voxels.
-_PARTNERS = {".hdr": ".img", ".hdr.gz": ".img.gz"}
+PARTNERS = {".hdr": ".img", ".hdr.gz": ".img.gz"}
 # The suffixes of headers that can name the files with their voxels, and the field that does so.
 _ELEMENT_DATA_FILE = re.compile(rb"ElementDataFile\s*[=:]\s*([^\r\n]*)")
 _NAMES_VOXELS = {
@@ -200,7 +200,7 @@ def _regular_files(path: Path) -> list[Path]:
 
 def _partners(path: str) -> Iterator[str]:
     """The files with the voxels of a header file; the folder that holds them if the header names several or none."""
-    for header, partner in _PARTNERS.items():
+    for header, partner in PARTNERS.items():
         if path.lower().endswith(header):
             yield path[: -len(header)] + partner
     for suffix, pattern in _NAMES_VOXELS.items():

@@ -6,8 +6,9 @@ name below is first used, so the commands ``label-app`` and ``label-server`` are
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from monai_diffae.lazy import attach
 
 if TYPE_CHECKING:
     from monai_diffae.label.app import DiffAEApp as DiffAEApp
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
 
 _MODULES = {"AppFolder": "label_app", "DiffAEApp": "app"}
 
-__all__ = ["AppFolder", "DiffAEApp"]
+__all__ = [*_MODULES]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'monai_diffae.label' has no attribute {name!r}")
-    return getattr(import_module(f"monai_diffae.label.{_MODULES[name]}"), name)
+__getattr__ = attach(__name__, _MODULES)

@@ -6,7 +6,6 @@ import mlflow
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.result import log_to_open_run
 from monai_diffae.apps.synthesis.edit import edit
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.generate import generate
@@ -14,7 +13,7 @@ from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.apps.synthesis.interpolate import interpolate
 from monai_diffae.apps.synthesis.traverse import traverse
 from monai_diffae.apps.synthesis.vary import vary
-from monai_diffae.apps.tracking import log_to_training
+from monai_diffae.apps.tracking import log_to_open_run, log_to_training
 
 pytestmark = pytest.mark.usefixtures("one_migration")
 FAST = {"device": "cpu", "overrides": {"inferer#steps": 2, "inferer#invert_steps": 2}}
@@ -89,7 +88,7 @@ def test_without_an_open_run_nothing_happens_and_a_server_that_fails_only_warns(
         (tmp_path / "no").write_text("a file where a folder should be")
         fit_direction(labelled.embeddings, tmp_path / "wide.json", target="wide")
         mlflow.set_tracking_uri(address)
-    warnings = [record.getMessage() for record in caplog.records if record.name == "monai_diffae.apps.result"]
+    warnings = [record.getMessage() for record in caplog.records if record.name == "monai_diffae.apps.tracking"]
     assert [text.partition(": ")[0] for text in warnings] == ["MLflow tracking failed"] * 2
     assert "mni-" not in "".join(warnings)
     assert (tmp_path / "wide.json").read_bytes() == labelled.direction.read_bytes()

@@ -76,12 +76,11 @@ class CohortEncoder:
         stream = _with_contents(positions, read_hashed_stream(items, transform, keys, workers, ahead), contents)
         with worker_errors(), progress(len(positions), f"encoding {counted(len(positions), 'case')}") as advance:
             numbered = zip(positions, items, stream, strict=True)
-            for part, results in groupby(numbered, lambda result: result[0] // size):
+            for _, results in groupby(numbered, lambda result: result[0] // size):
                 if self.cutter is None:  # the first image of a part decides the size of its others
                     cut = whole_images(self.trained, self.encoder_key)
                 encoded = encode_stream(results, self.trained, self.encoder_key, cut, batch_size, advance, skipped)
-                own = [position for position in positions if position // size == part]
-                self.store.append(self._rows(own, *encoded, {position: contents.pop(position) for position in own}))
+                self.store.append(self._rows(*encoded, contents))
 
     def gather(self) -> EncodedCohort:
         """Wait for the parts of the other processes, and read all of them."""
@@ -99,7 +98,7 @@ class CohortEncoder:
 
     def _to_encode(self, size: int) -> list[int]:
         """The positions of this process's share that have no z_sem yet."""
-        table = self.store.read()
+        table = self.store.read(["position", "reason"])
         encoded: set[int] = {*table["position"][table["reason"].isna()]} if len(table) else set()
         failed: set[int] = {*table["position"]} - encoded if len(table) else set()
         share = [p for p in range(len(self.cases)) if p // size % self.process.world_size == self.process.rank]
@@ -112,9 +111,13 @@ class CohortEncoder:
         return sorted(todo)
 
     def _rows(
-        self, own: Sequence[int], positions: Sequence[int], rows: NDArray[np.float32], failures: Sequence[Failure],
-        contents: Mapping[int, str],
-    ) -> pd.DataFrame:  # fmt: skip
+        self,
+        positions: Sequence[int],
+        rows: NDArray[np.float32],
+        failures: Mapping[int, Failure],
+        contents: dict[int, str],
+    ) -> pd.DataFrame:
+        """The rows to store; their hashes are taken out of ``contents``."""
         num_places = 0 if self.cutter is None else len(self.cutter.place_names)
         made = [
             {"row": f"{position:09d}" + (f"/{int(row[0]):06d}" if num_places else ""), "position": position,
@@ -123,10 +126,11 @@ class CohortEncoder:
         ]  # fmt: skip
         lost = [
             {"row": f"{position:09d}", "position": position, "file": each.file, "reason": each.reason}
-            for position, each in zip(sorted({*own} - {*positions}), failures, strict=True)
+            for position, each in failures.items()
         ]
+        hashes = {position: contents.pop(position) for position in {*positions, *failures}}
         for row in (*made, *lost):
-            row |= {"id": self.cases[row["position"]].id, "content": contents[row["position"]]}
+            row |= {"id": self.cases[row["position"]].id, "content": hashes[row["position"]]}
         return pd.DataFrame([*made, *lost])
 
     def _wait(self) -> None:
@@ -175,11 +179,11 @@ def encode_stream(
     batch_size: int,
     advance: Callable[[], None],
     skipped: SkippedCases | None = None,
-) -> tuple[list[int], NDArray[np.float32], list[Failure]]:
+) -> tuple[list[int], NDArray[np.float32], dict[int, Failure]]:
     """Encode scans as they are read; at most a batch of images and those of one scan are in memory.
 
     Returns the position of each row's scan; one row per image, (N, K + D) float32, its place and z_sem; and the
-    failures in the order of their positions, including scans whose z_sem is not finite. ``advance`` is called after
+    failures by position, in order, including scans whose z_sem is not finite. ``advance`` is called after
     each scan; ``skipped`` logs the failed cases.
     """
     at_once = images_at_once(trained.image_shape[1:])
@@ -222,7 +226,7 @@ def encode_stream(
     broken = {position for position, z in zip(positions, z_sem, strict=True) if not np.isfinite(z).all()}
     for position in sorted(broken):
         fail(position, ScanError("its z_sem is not finite; train the model again, or look at the scan's intensities"))
-    in_order = [failures[position] for position in sorted(failures)]
+    in_order = dict(sorted(failures.items()))
     is_kept = [position not in broken for position in positions]
     if not any(is_kept):
         return [], np.empty((0, 0), np.float32), in_order

@@ -181,7 +181,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
             )
         if failures:
             counts = f"{len(failures)} of {len(items)} scans cannot be used"
-            first = f"the first is {_row_and_reason(failures[0])}"
+            first = f"the first is {_row_and_reason(next(iter(failures.values())))}"
             if self.on_bad_scan != "nan":
                 raise ScanError(f"X: {counts}; {first}")
             warnings.warn(f"X: {counts} and are rows of NaN; {first}", stacklevel=3)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -234,21 +234,13 @@ def _encode(cases: Sequence[Case], trained: TrainedBundle, batch_size: int, work
     stream = read_stream(items, trained.preprocessing, (key,), workers, ahead=batch_size)
     numbered, cut = zip(range(len(items)), items, stream, strict=True), whole_images(trained, key)
     for _, results in groupby(numbered, lambda result: owners[result[0]] // batch_size):
-        read: list[int] = []
-        positions, rows, failures = encode_stream(_noted(results, read), trained, key, cut, batch_size, lambda: None)
+        positions, rows, failures = encode_stream(results, trained, key, cut, batch_size, lambda: None)
         by_position: dict[int, Code] = dict(zip(positions, rows, strict=True))
-        bad = sorted({*read} - {*positions})
-        by_position |= {position: failure.reason for position, failure in zip(bad, failures, strict=True)}
+        by_position |= {position: failure.reason for position, failure in failures.items()}
         yield {
             cases[owner].id: _pooled(cases[owner], [(images[position], by_position[position]) for position in members])
-            for owner, members in groupby(read, owners.__getitem__)
+            for owner, members in groupby(sorted(by_position), owners.__getitem__)
         }
-
-
-def _noted(results: Iterator[tuple[int, Any, Any]], positions: list[int]) -> Iterator[tuple[int, Any, Any]]:
-    for result in results:
-        positions.append(result[0])
-        yield result
 
 
 def _pooled(case: Case, codes: Sequence[tuple[Case, Code]]) -> Code:

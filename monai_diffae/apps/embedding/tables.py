@@ -18,7 +18,7 @@ from monai_diffae.apps.embedding.encoding import EncodedCohort
 from monai_diffae.bundle import TrainedBundle
 from monai_diffae.data.cases import Case, PatientKey
 from monai_diffae.data.cohort_split import SplitCohort, gather_slices, whole_scan
-from monai_diffae.data.embeddings import MAP_COLUMNS, split_rows, z_matrix
+from monai_diffae.data.embeddings import MAP_COLUMNS, numbered_columns, split_rows, z_matrix
 from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, write_failures
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import ConfigError, quoted
@@ -43,7 +43,7 @@ def make_tables(
         check_any_usable(len(encoded.cases), failures)
         if encoded.places is not None:
             return _scan_and_patch_tables(encoded.cases, encoded.z_sem, encoded.places, key), failures
-        return [_table(encoded.cases, _columns("z", encoded.z_sem), key)], failures
+        return [_table(encoded.cases, numbered_columns("z", encoded.z_sem), key)], failures
     volumes, failures = gather_slices(cohort.cases, failures)
     write_failures(failures_file, failures)
     check_any_usable(len(volumes), failures, "volumes")
@@ -61,9 +61,9 @@ def _pooled_table(
     rows = {case.id: row for row, case in enumerate(cases)}
     codes = [z_sem[[rows[case.id] for case in slices]].astype(np.float64) for slices in volumes.values()]
     columns: dict[str, Any] = {"slices": [len(z) for z in codes]}
-    columns |= _columns("z", np.stack([z.mean(axis=0) for z in codes]))
+    columns |= numbered_columns("z", np.stack([z.mean(axis=0) for z in codes]))
     if pool == "mean_std":
-        columns |= _columns("std", np.stack([z.std(axis=0) for z in codes]))
+        columns |= numbered_columns("std", np.stack([z.std(axis=0) for z in codes]))
     return _table([whole_scan(slices[0]) for slices in volumes.values()], columns, key)
 
 
@@ -78,14 +78,10 @@ def _scan_and_patch_tables(
     if grid_sizes.max() == 1:
         logger.warning("every scan is one patch: after preprocessing, none is larger than the model's field of view")
     scan_columns: dict[str, Any] = {"patches": counts, "empty_patches": grid_sizes - counts}
-    scan_columns |= _columns("z", np.stack([z.mean(axis=0) for z in codes]))
-    patch_columns = dict(places.drop(columns="of").astype({"patch": int})) | _columns("z", z_sem)
+    scan_columns |= numbered_columns("z", np.stack([z.mean(axis=0) for z in codes]))
+    patch_columns = dict(places.drop(columns="of").astype({"patch": int})) | numbered_columns("z", z_sem)
     scans = _table([cases[row] for row in starts], scan_columns, key)
     return [scans, _table([replace(case, labels={}) for case in cases], patch_columns, key)]
-
-
-def _columns(prefix: str, values: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.float32]]:
-    return {f"{prefix}_{i:03d}": column for i, column in enumerate(values.T.astype(np.float32))}
 
 
 def _table(cases: Sequence[Case], codes: Mapping[str, Any], key: PatientKey) -> pd.DataFrame:

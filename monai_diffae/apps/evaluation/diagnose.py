@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, failed_cases, log_to_open_run, run_once
+from monai_diffae.apps.result import Result, failed_cases, run_once
 from monai_diffae.apps.settings import Reading, Run, Seed, ValidationChoice
+from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import CohortError, counted
 from monai_diffae.lazy import inferers, latents, metrics, np, pd, pictures, torch

@@ -24,8 +24,9 @@ from monai_diffae.apps.evaluation.quality_tables import (
     write_markdown,
     write_tables,
 )
-from monai_diffae.apps.result import Result, failed_cases, finished, log_to_open_run, run_once
+from monai_diffae.apps.result import Result, failed_cases, finished, run_once
 from monai_diffae.apps.settings import Decoding, Reading, Run, Seed, Split
+from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.diffusion.settings import DecoderName, SolverName
 from monai_diffae.errors import ConfigError, MachineError, OmittableError, one_line
 from monai_diffae.lazy import metrics, pd

@@ -88,11 +88,12 @@ def page_result(page: Path, outcomes: Sequence[Outcome], next_lines: Sequence[tu
         f"{outcome.step.title}: {outcome.seconds:.0f} s" + (f", omitted ({outcome.error})" if outcome.error else "")
         for outcome in outcomes
     ]
+    size = page.stat().st_size
     return Result(
         page.parent,
-        {"bytes": page.stat().st_size, "steps": steps},
+        {"bytes": size, "steps": steps},
         notes,
         f"omitted: {', '.join(failed)}" if failed else None,
-        [f"open {page} ({page.stat().st_size / 1e6:.1f} MB)", *(f"{why}\n  {line}" for why, line in next_lines)],
+        [f"open {page} ({size / 1e6:.1f} MB)", *(f"{why}\n  {line}" for why, line in next_lines)],
         content={"page": page, "outcomes": outcomes, "next_lines": next_lines},
     )

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, log_to_open_run
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.synthesis.directions import is_direction, json_content
+from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.errors import ConfigError
 
 Kind = Literal["classes", "numbers"]

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Lt
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, images_in, log_to_open_run, remove_images, run_once
+from monai_diffae.apps.result import Result, images_in, remove_images, run_once
 from monai_diffae.apps.settings import Run, Sampling, Seed
 from monai_diffae.apps.synthesis.directions import read_direction
+from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import np, pd, pictures, torch
+from monai_diffae.lazy import embeddings, np, pd, pictures, torch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,7 +114,7 @@ def generate(
         else:
             codes = _accepted_codes(num_images, sample, probability, min_probability)
         _write_images(trained, codes, seed, files, suffix, run.batch_size)
-        _write_tables(codes, seed, files, out)
+        _write_tables(codes, made_from, files, out)
         rows = _rows_of_picture(files[:_IN_PICTURE], trained.model_range)
         write_atomic(picture, lambda path: pictures.draw_mosaic(rows, path, trained.model_range))
         figures = {"num_images": num_images, "accepted": num_images / (codes.candidates[-1] + 1)}
@@ -195,16 +196,17 @@ def _write_images(
             write_image(file, image, trained.model_range, suffix, trained.grid_affine)
 
 
-def _write_tables(codes: _Codes, seed: int, files: list[Path], out: Path) -> None:
+def _write_tables(codes: _Codes, made_from: Mapping[str, Any], files: list[Path], out: Path) -> None:
+    """Write the table of the images, and that of their z_sem, which says as those of ``embed`` what it is made from."""
     from monai_diffae.data.atomic import write_atomic, write_csv
 
     names = [f"{i:05d}" for i in range(len(files))]
-    columns = {"id": names, "file": [f"images/{file.name}" for file in files], "seed": seed}
+    columns = {"id": names, "file": [f"images/{file.name}" for file in files], "seed": made_from["seed"]}
     columns["candidate"] = codes.candidates
     if codes.probabilities is not None:
         columns["probability"] = codes.probabilities
-    z_columns = {f"z_{i:03d}": column.numpy() for i, column in enumerate(codes.z_sem.T)}
-    embedding = pd.DataFrame({"id": names, **z_columns})
+    embedding = pd.DataFrame({"id": names, **embeddings.numbered_columns("z", codes.z_sem.numpy())})
+    embedding.attrs["monai_diffae"] = {"made_from": dict(made_from)}
     write_atomic(out / "generated.parquet", lambda path: embedding.to_parquet(path, index=False))
     write_csv(out / "generated.csv", pd.DataFrame(columns))
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, log_to_open_run, remove_images, run_once
+from monai_diffae.apps.result import Result, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
+from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.lazy import pictures, torch
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_diffae.data.fingerprints import PARTNERS
 from monai_diffae.data.formats.scan import (
     Doubt,
     Header,
@@ -36,7 +37,6 @@ SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 _SLACK = 64 * 1024**2  # bytes allowed before the voxels, for header extensions, and after them, for appended data
-_PAIRS = {".hdr": ".img", ".hdr.gz": ".img.gz"}
 _SAME_SPACING = 0.02  # relative difference of two spacings that are the same
 _SHEARED = 0.01  # cosine of two axes
 
@@ -87,7 +87,7 @@ def voxel_file(path: Path) -> Path:
         >>> voxel_file(Path("scans/a.hdr.gz")).name, voxel_file(Path("scans/a.nii")).name
         ('a.img.gz', 'a.nii')
     """
-    for header, voxels in _PAIRS.items():
+    for header, voxels in PARTNERS.items():
         if path.name.lower().endswith(header):
             stem, suffix = path.name[: -len(header)], path.name[-len(header) :]
             return path.with_name(stem + (voxels.upper() if suffix.isupper() else voxels))
