@@ -21,8 +21,7 @@ if TYPE_CHECKING:  # every command imports this module, so it is light
 
 _NOT_IMAGES = ("id", "slice")  # entries of a case's item
 
-# The suffixes of header files, with those of the files that hold their voxels.
-PARTNERS = {".hdr": ".img", ".hdr.gz": ".img.gz"}
+_VOXELS_OF = {".hdr": ".img", ".hdr.gz": ".img.gz"}  # by the suffixes of their headers
 # The suffixes of headers that can name the files with their voxels, and the field that does so.
 _ELEMENT_DATA_FILE = re.compile(rb"ElementDataFile\s*[=:]\s*([^\r\n]*)")
 _NAMES_VOXELS = {
@@ -93,6 +92,21 @@ def scan_files(file: str | os.PathLike[str]) -> list[Path]:
     return [path, *(inner for partner in partners for inner in _regular_files(partner))]
 
 
+def voxel_file(path: str | os.PathLike[str]) -> str:
+    """The file that holds the voxels: the .img file beside a .hdr file, else the file itself.
+
+    Example:
+        >>> voxel_file("scans/a.hdr.gz"), voxel_file("scans/A.HDR"), voxel_file("scans/a.nii")
+        ('scans/a.img.gz', 'scans/A.IMG', 'scans/a.nii')
+    """
+    path = os.fspath(path)
+    for header, voxels in _VOXELS_OF.items():
+        if path.lower().endswith(header):
+            stem, suffix = path[: -len(header)], path[-len(header) :]
+            return stem + (voxels.upper() if suffix.isupper() else voxels)
+    return path
+
+
 def content_hash(files: Sequence[str | os.PathLike[str]]) -> str:
     """The SHA-256 of the bytes of a case's files; for a single file, the one that ``sha256sum`` prints.
 
@@ -150,13 +164,12 @@ def cohort_fingerprint(cases: Sequence[Case]) -> str:
 def _size(path: Path) -> int:
     """Bytes of a file, of both files of a NIfTI pair, or of all files in a series' folder; -1 if one is missing."""
     from monai_diffae.data.formats.dicom import split_series
-    from monai_diffae.data.formats.nifti import voxel_file
 
     folder, _ = split_series(path)
     try:
         if folder.is_dir():
             return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
-        return sum(file.stat().st_size for file in {folder, voxel_file(folder)})
+        return sum(file.stat().st_size for file in {folder, Path(voxel_file(folder))})
     except OSError:
         return -1
 
@@ -200,9 +213,8 @@ def _regular_files(path: Path) -> list[Path]:
 
 def _partners(path: str) -> Iterator[str]:
     """The files with the voxels of a header file; the folder that holds them if the header names several or none."""
-    for header, partner in PARTNERS.items():
-        if path.lower().endswith(header):
-            yield path[: -len(header)] + partner
+    if (voxels := voxel_file(path)) != path:
+        yield voxels
     for suffix, pattern in _NAMES_VOXELS.items():
         if path.lower().endswith(suffix):
             yield from _detached_voxels(path, pattern)

@@ -45,7 +45,7 @@ def pair(path):
 @pytest.mark.goal(id="R5")
 @pytest.mark.parametrize(
     ("make", "name", "voxels"),
-    [(image, "a.nii", "a.nii"), (image, "a.mha", "a.mha"), (image, "a.mhd", "a.raw"), (pair, "a.hdr", "a.img")],
+    [(image, "a.nii", "a.nii"), (image, "a.mhd", "a.raw"), (pair, "a.hdr", "a.img"), (pair, "A.HDR", "A.IMG")],
 )
 def test_one_bit_of_the_voxels_counts(tmp_path, make, name, voxels):
     path = make(tmp_path / name)

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_diffae.data.fingerprints import PARTNERS
+from monai_diffae.data.fingerprints import voxel_file
 from monai_diffae.data.formats.scan import (
     Doubt,
     Header,
@@ -80,20 +80,6 @@ def read_header(path: Path) -> Header:
         return Header(layout.shape, layout.affine, layout.doubts)
 
 
-def voxel_file(path: Path) -> Path:
-    """The file that holds the voxels: the .img file beside a .hdr file, else the file itself.
-
-    Example:
-        >>> voxel_file(Path("scans/a.hdr.gz")).name, voxel_file(Path("scans/a.nii")).name
-        ('a.img.gz', 'a.nii')
-    """
-    for header, voxels in PARTNERS.items():
-        if path.name.lower().endswith(header):
-            stem, suffix = path.name[: -len(header)], path.name[-len(header) :]
-            return path.with_name(stem + (voxels.upper() if suffix.isupper() else voxels))
-    return path
-
-
 @contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
     with open(path, "rb") as plain:
@@ -108,7 +94,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def _open_voxels(path: Path, stream: BinaryIO) -> Iterator[tuple[Path, BinaryIO]]:
     """Open the file with the voxels; if it is the file of the header, use its stream."""
-    file = voxel_file(path)
+    file = Path(voxel_file(path))
     if file == path:
         yield file, stream
     elif file.is_file():
@@ -122,7 +108,7 @@ def _layout(path: Path, stream: BinaryIO) -> _Layout:
     header, has_extensions = _header(path, stream)
     shape, affine = _geometry(path, header)
     declared, after_header = int(header.get_data_offset()), int(header["sizeof_hdr"]) + 4
-    is_pair = voxel_file(path) != path
+    is_pair = voxel_file(path) != str(path)
     start = declared if is_pair else max(declared, after_header)
     if not 0 <= start <= after_header + _SLACK or (has_extensions and not is_pair and declared < after_header):
         raise problem(path, f"its header says that the voxels begin at byte {declared}", "export it again")
@@ -139,7 +125,7 @@ def _header(path: Path, stream: BinaryIO) -> tuple[nib.Nifti1Header, bool]:
     raw += stream.read(size + 4 - len(raw))
     _check_length(path, len(raw), size)
     header = _HEADERS[size](raw[:size], check=False)
-    is_pair = voxel_file(path) != path
+    is_pair = voxel_file(path) != str(path)
     if bytes(header["magic"])[:3] not in ((b"ni1", b"ni2") if is_pair else (b"n+1", b"n+2")):
         kind = "the header of a NIfTI .hdr/.img pair (perhaps of Analyze 7.5)" if is_pair else "a single NIfTI file"
         raise problem(path, f"its magic is not that of {kind}", "convert it to .nii.gz")
