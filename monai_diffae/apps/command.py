@@ -39,6 +39,7 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
         if is_dataclass(parameter.default)
         for field in fields(parameter.default)
     }
+    annotations = {name: str(each.annotation) for name, each in _flat_signature(function).parameters.items()}
 
     @functools.wraps(function)
     def arguments(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -61,6 +62,9 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
         # imported here, so that importing a command, as the help does, stays quick
         from pydantic import ValidationError
 
+        for name, value in kwargs.items():  # True would become 1
+            if isinstance(value, bool) and "bool" not in annotations.get(name, "bool"):
+                raise ConfigError(f"{name}: {value} cannot be used; give a number or text")
         args = tuple(map(_as_path, args))
         packed = _packed({name: _as_path(value) for name, value in kwargs.items()}, owners)
         try:

@@ -34,5 +34,10 @@ def this_process(part: str | None = None) -> Process:
         if numbers is None or not 1 <= int(numbers[1]) <= int(numbers[2]):
             raise ConfigError(f"part: {part!r} is not a part such as 3/16, from 1/16 to 16/16")
         return Process(int(numbers[1]) - 1, int(numbers[2]))
-    defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}  # other launchers do not set all
-    return Process(*(int(os.environ.get(name, default)) for name, default in defaults.items()))
+    if not os.environ.get("RANK") and not os.environ.get("WORLD_SIZE"):
+        return Process()
+    defaults = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # some launchers set only two
+    rank, size, local_rank, local_size = texts = [os.environ.get(name) or text for name, text in defaults.items()]
+    if not all(map(str.isdecimal, texts)) or int(rank) >= int(size) or int(local_size) == 0:
+        raise ConfigError(f"RANK is {rank!r} and WORLD_SIZE {size!r}; start processes with torchrun, or unset both")
+    return Process(int(rank), int(size), int(local_rank), int(local_size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ def safe_overrides(table: pd.DataFrame) -> dict[str, Any]:
     return {
         key: value
         for key, value in overrides.items()
-        if key.isidentifier() and not set("$@%{") & set(json.dumps(value))
+        if key.isidentifier() and not re.search(r"[$@%]|_target_", json.dumps(value))
     }
 
 

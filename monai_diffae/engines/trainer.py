@@ -65,8 +65,8 @@ class ResumableTrainer(SupervisedTrainer):
         kwargs: arguments of ``monai.engines.SupervisedTrainer``. ``loss_function`` must not reduce.
 
     Raises:
-        ConfigError: the precision is unknown, or the network was wrapped for several processes without
-            :func:`~monai_diffae.engines.distributed`.
+        ConfigError: the precision is unknown, the loss reduces, or the network was wrapped for several processes
+            without :func:`~monai_diffae.engines.distributed`.
     """
 
     def __init__(
@@ -77,6 +77,10 @@ class ResumableTrainer(SupervisedTrainer):
         channels_last: bool = True,
         **kwargs: Any,
     ) -> None:
+        if kwargs.pop("amp", False):
+            raise ConfigError("amp: cannot be used; set precision")
+        if getattr(kwargs.get("loss_function"), "reduction", "none") != "none":
+            raise ConfigError("loss_function: must not reduce; set its reduction to none")
         kwargs.setdefault("decollate", False)
         kwargs.setdefault("optim_set_to_none", True)
         super().__init__(**kwargs, event_names=[TrainingEvents])

@@ -231,6 +231,8 @@ class CheckpointKeeper:
             self._begin_with_own_weights()
         elif is_given:
             self.ema.network.load_state_dict(self.parts["network"].state_dict())
+        elif self.fine_tune:  # its first save would replace the checkpoint
+            raise ConfigError(f"fine_tune: there are no weights in {self.model.name} to begin with; omit fine_tune")
         if self.enabled:
             self.description.write_configs(self.directory.parent)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,10 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.utils.sessions import SessionInfo, Sessions
 
 import monai_diffae
-from monai_diffae.errors import CohortError
+from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.label.datastore import FolderDatastore, check_tag
 from monai_diffae.label.dicomweb import DicomWebDatastore
 from monai_diffae.label.label_app import AppFolder, silence_monai_label
@@ -141,15 +143,36 @@ class DiffAEApp(MONAILabelApp):
         """Log that a label was saved; MONAI Label calls this."""
         logger.info("a label was saved")
 
+    def _load_sessions(self, load: bool = False) -> Sessions | None:
+        return CheckedSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
+
     def _image(self, request: Mapping[str, Any], store: Datastore) -> tuple[str, str]:
         """The id and path of a request's image; the id of an uploaded one is ``""``."""
         if request.get("session") is None:
             id = str(request.get("image") or "")
             return id, str(store.get_image_uri(id))
-        session = self.sessions().get_session(str(request["session"]["name"]))
+        session = request["session"]
+        session = self.sessions().get_session(str(session.get("name") if isinstance(session, Mapping) else session))
         if session is None:
             raise NotFoundError("session: there is no such session, or it has expired; upload the scan again")
         return "", str(session.image)
+
+
+class CheckedSessions(Sessions):
+    """Sessions of MONAI Label (0.8.5), which reads and deletes any folder whose path a request names as a session."""
+
+    def get_session(self, session_id: str, update_ts: bool = True, fetch_cache: bool = True) -> SessionInfo | None:
+        """A session, or None if there is none."""
+        is_id = re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", session_id)
+        return super().get_session(session_id, update_ts, fetch_cache) if is_id else None
+
+    def add_session(
+        self, data_file: str, expiry: int = 0, uncompress: bool = False, session_id: str | None = None
+    ) -> Any:
+        """Store a scan; archives are refused, because unpacking one can write files anywhere."""
+        if uncompress:
+            raise ConfigError("uncompress: archives are not unpacked; upload the files of the scan")
+        return super().add_session(data_file, expiry, session_id=session_id)
 
 
 class BatchInference(BatchInferTask):
@@ -165,7 +188,10 @@ class BatchInference(BatchInferTask):
         tag = check_tag(request.get("label_tag", DefaultLabelTag.ORIGINAL))
         ids = sorted(self.get_images(request, datastore))
         results: dict[str, dict[str, Any]] = {}
-        for id in ids[: request.get("max_batch_size") or None]:
+        limit = request.get("max_batch_size") or 0
+        if type(limit) is not int:
+            raise ConfigError("max_batch_size: must be a whole number, 0 for no limit")
+        for id in ids[:limit] if limit > 0 else ids:
             save = request.get("save_label", True)
             try:
                 with answered():

@@ -18,7 +18,7 @@ from monailabel.interfaces.datastore import Datastore
 from monai_diffae.data.folders import name_within, search_folder
 from monai_diffae.data.formats import dicom, itk
 from monai_diffae.data.scans import SUFFIXES, scan_suffix
-from monai_diffae.errors import ConfigError, DiffAEError, ScanError, one_line
+from monai_diffae.errors import ConfigError, DiffAEError, ScanError, counted, one_line
 from monai_diffae.serving.answers import ConflictError, NotFoundError
 
 logger = logging.getLogger(__name__)
@@ -77,13 +77,15 @@ class CheckedWrites:
         super().update_label_info(label_id, label_tag, info)  # type: ignore[misc]
 
 
-def _check_info(info: object) -> None:
+def _check_info(info: Any) -> None:
     try:
-        is_usable = isinstance(info, dict | None) and json.dumps(info, allow_nan=False, default=str)
-    except ValueError:
+        json.dumps(info, allow_nan=False, ensure_ascii=False, default=str).encode()
+        by_strategy = (info or {}).get("strategy", {})  # when the image was proposed
+        is_usable = all(isinstance(each["ts"], int) for each in by_strategy.values() if "ts" in each)
+    except (ValueError, TypeError, AttributeError):
         is_usable = False
     if not is_usable:
-        raise ConfigError("params: must be a JSON object without NaN; send {} for none")
+        raise ConfigError("params: must be a JSON object without NaN and half characters; send {} for none")
 
 
 class FolderDatastore(CheckedWrites, LocalDatastore):
@@ -106,6 +108,7 @@ class FolderDatastore(CheckedWrites, LocalDatastore):
         self._lock = RLock()
         self._scans: dict[str, str] = {}  # paths in the folder by id, of the last search
         self._nested: dict[str, str] = {}  # ids by path, of those that are no plain files or folders in it
+        self._num_unmatched: dict[str, int] = {}  # labels without an image, by folder
         super().__init__(studies, extensions=_PATTERNS, auto_reload=auto_reload, read_only=read_only)
 
     def get_image_uri(self, image_id: str) -> str:
@@ -228,7 +231,12 @@ class FolderDatastore(CheckedWrites, LocalDatastore):
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
         if os.path.realpath(path) == os.path.realpath(self._datastore.image_path()):
             return {name: name for name in self._scans.values()}
-        return dict(super()._list_files(path, patterns))
+        files = {name: name for name in super()._list_files(path, patterns) if (Path(path) / name).is_file()}
+        unmatched = [name for name in files if self._to_id(name)[0] not in self._datastore.objects]
+        if unmatched and self._num_unmatched.get(path) != len(unmatched):  # MONAI Label would log their names
+            logger.warning("%s belong to no image and are ignored", counted(len(unmatched), "label file"))
+        self._num_unmatched[path] = len(unmatched)
+        return files
 
 
 def _check_label_file(path: Path) -> None:

@@ -83,6 +83,9 @@ def stability(
     """
     x = checked_codes(z, num_least=1).astype(np.float64)
     again = checked_codes(z_again, x.shape[1], num_least=1).astype(np.float64)
+    given = [each for each in (patients, scans, slices) if each is not None]
+    if again.shape != x.shape or any(np.shape(each) != (len(x),) for each in given):
+        raise ConfigError("stability: z, z_again, patients, scans and slices are not of as many cases")
     patient = numbered_groups(patients)
     if scans is None:
         displacement = np.linalg.norm(again - x, axis=1)

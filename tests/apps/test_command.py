@@ -63,6 +63,7 @@ def test_settings_can_be_given_as_an_object_a_mapping_or_by_their_fields():
         ({"share": 1.5}, "share: 1.5 is above 1"),
         ({"overlap": 1}, "overlap: 1 is not below 1"),
         ({"steps": 0}, "steps: 0 is below 1"),
+        ({"steps": True}, "steps: True cannot be used; give a number or text"),
         ({"decoding": Decoding(steps=0)}, "steps: 0 is below 1"),
         ({"split": "all"}, "split: 'all' is not one of train, val, test"),
         ({"nope": 1}, "nope: draw takes no such argument"),
@@ -182,6 +183,10 @@ def test_a_process_is_numbered_as_torchrun_says(monkeypatch):
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     assert this_process() == Process(5, 8, 1, local_world_size=4)
+    for name, value in (("LOCAL_WORLD_SIZE", "0"), ("RANK", "8"), ("RANK", "-1"), ("RANK", "")):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match=r"^RANK is '.*' and WORLD_SIZE '8'; start processes with torchrun"):
+            this_process()
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_ids_and_tags_do_not_lead_out_of_the_folder(studies, label, tmp_path):
 def test_infos_that_json_cannot_hold_are_not_stored(studies, label):
     datastore = FolderDatastore(str(studies.folder))
     datastore.save_label("picture", label, "final", {})
-    for info in ({"dice": float("nan")}, [1]):
+    for info in ({"dice": float("nan")}, [1], {"x": "\ud800"}, {"strategy": [1]}, {"strategy": {"m": {"ts": "soon"}}}):
         for call in (
             lambda info=info: datastore.save_label("picture", label, "final", info),
             lambda info=info: datastore.update_image_info("picture", info),

@@ -94,14 +94,23 @@ def test_an_uploaded_file_is_read_and_other_and_damaged_files_are_refused(server
     assert refusal(server_3d.upload("diffae_encode", tmp_path / "damaged.nii.gz")) == (422, "scan.nii.gz")
 
 
-def test_a_session_as_3d_slicer_uses_it_and_it_is_no_path(server_3d):
+def test_a_session_as_3d_slicer_uses_it_and_it_is_no_path(server_3d, tmp_path):
     client, source = server_3d.client, server_3d.studies.source[SCAN]
     session = client.put("/session/", files={"files": (source.name, source.read_bytes())}).json()["session_id"]
     response = client.post(f"/infer/diffae_encode?image=any&session_id={session}")
     assert response.json()["z_sem"] == server_3d.infer("diffae_encode", SCAN).json()["z_sem"]
     client.delete(f"/session/{session}")
-    for name in (session, "../app", "/etc"):
+    folder = tmp_path / "kept"  # MONAI Label would delete it, as its image is missing
+    folder.mkdir()
+    (folder / "meta.info").write_text('{"image": "missing.nii.gz"}')
+    for name in (session, "../app", folder):
         assert refusal(client.post(f"/infer/diffae_encode?session_id={name}")) == (404, "session_id")
+        for sent in (str(name), {"name": str(name)}):
+            assert refusal(server_3d.infer("diffae_encode", SCAN, session=sent)) == (404, "session")
+    assert folder.is_dir()
+    # an archive can write files outside its folder, such as code of the app
+    archive = {"files": ("scan.zip", source.read_bytes())}
+    assert refusal(client.put("/session/?uncompress=true", files=archive)) == (400, "uncompress")
 
 
 def test_a_task_gives_the_kinds_of_answers_that_it_has(server_3d):

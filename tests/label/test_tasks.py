@@ -182,6 +182,8 @@ def batch(server, model, **params):
 def test_batches_are_of_images_of_the_datastore(server_3d):
     assert batch(server_3d, "diffae_encode", images=["series-1"]).json().keys() == {"series-1"}
     assert len(batch(server_3d, "diffae_encode", max_batch_size=2).json()) == 2
+    assert len(batch(server_3d, "diffae_encode", max_batch_size=-1).json()) == 4
+    assert batch(server_3d, "diffae_encode", max_batch_size=True).status_code == 400
     unknown = batch(server_3d, "diffae_encode", images=["unknown"]).json()["unknown"]
     assert "no image with this id" in unknown["error"]
     assert batch(server_3d, "diffae_encode", label_tag="../../x").status_code == 400

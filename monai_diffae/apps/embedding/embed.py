@@ -217,6 +217,8 @@ def _table_path(out: Path, cohort: Path, encoder: Encoder) -> Path:
     others = [file.name for suffix in _SUFFIXES if (file := path.with_suffix(suffix)).exists() and file != path]
     if others and path.with_suffix(".json").exists():
         raise ConfigError(f"{path.name}: would share its record with {others[0]}; choose another out")
+    if path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):  # seen only after hours otherwise
+        raise ConfigError(f"{path.name}: is a folder, or lies below a file; choose another out")
     return path
 
 

@@ -212,7 +212,12 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
     def _path_columns(self, X: Any, image_keys: list[str]) -> Mapping[str, NDArray[Any]] | None:
         """Paths by image key, and ``slice`` if X has it; None if ``X`` holds no paths."""
         header = list(getattr(X, "columns", ()))
-        names = {key: (self.columns or {}).get(key, key) for key in (*image_keys, "slice")}
+        given = self.columns or {}
+        names = {key: given.get(key, key) for key in (*image_keys, "slice")}
+        if unknown := [key for key in given if key not in names]:
+            raise ConfigError(f"columns: {unknown[0]!r} is not one of {', '.join(names)}")
+        if header and (lacking := [name for name in given.values() if name not in header]):
+            raise ConfigError(f"X: has no column {lacking[0]!r}; check columns")
         if any(names[key] in header for key in image_keys):
             return {key: np.asarray(X[name]) for key, name in names.items() if name in header}
         values = np.asarray(X)

@@ -155,6 +155,8 @@ class EmbeddingIndex:
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove cases from all models; unknown ids are ignored. An update encodes a case again if it is listed."""
+        if isinstance(ids, str):  # whose letters are ids, too
+            raise ConfigError("ids: must be a list of texts; put a single id into a list")
         with self._lock():
             for file in self.folder.glob("*.parquet"):
                 _write(file, _without(_read(file), ids))
@@ -180,6 +182,8 @@ def _read(file: Path, columns: list[str] | None = None) -> pa.Table:
         return pq.ParquetFile(file).read(columns)
     except FileNotFoundError:
         return _SCHEMA.empty_table()
+    except pa.ArrowException as error:
+        raise ConfigError(f"{file.name}: is damaged ({error}); delete it, and update the index again") from error
 
 
 def _write(file: Path, table: pa.Table) -> None:
@@ -278,13 +282,18 @@ def _reason(case: Case, image: Case, reason: str) -> str:
     return reason if image.slice_index is None else f"slice {image.slice_index}: {reason}"
 
 
-def _files(name: str, image: Image | Mapping[str, Image], keys: Sequence[str]) -> dict[str, list[PathLike]]:
+def _files(name: str, image: Image | Mapping[str, Image], keys: Sequence[str]) -> dict[str, Sequence[PathLike]]:
     """The files of each image of a case, by image key."""
+    if not isinstance(name, str):
+        raise ConfigError(f"images: the id {name!r} is not text; convert the ids with str")
     images = image if isinstance(image, Mapping) else {keys[0]: image}
     missing = [key for key in keys if key not in images]
     if missing:
         raise ConfigError(f"images: case '{name[:60]}' has no {missing[0]!r}; give {', '.join(keys)} for every case")
-    return {key: [each] if isinstance(each := images[key], str | os.PathLike) else list(each) for key in keys}
+    files = {key: [each] if isinstance(each := images[key], str | os.PathLike) else each for key in keys}
+    if not all(each and isinstance(each, Sequence) for each in files.values()):  # a set has another order in each run
+        raise ConfigError(f"images: case '{name[:60]}' has no path or list of paths; omit the case")
+    return files
 
 
 def _case(name: str, files: Mapping[str, Sequence[PathLike]]) -> Case:

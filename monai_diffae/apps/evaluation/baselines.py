@@ -38,6 +38,12 @@ _NOT_FEATURES = ("id", "file_name", "patient", "split", "slices", "patches", "em
 def open_images(table: pd.DataFrame, comparison: Comparison, reading: Reading) -> Session:
     """The bundle and the cohort, with the configuration values that a table was made with."""
     run = Run(device="cpu", overrides=safe_overrides(table))
+    recorded = table.attrs.get("monai_diffae", {}).get("made_from", {}).get("overrides") or {}
+    if dropped := [key for key in recorded if key not in run.overrides and not key.startswith("inferer#")]:
+        logger.warning(
+            "pixel_baselines: the table was made with overrides of %s, which are not applied, so the images may differ "
+            "from those that were embedded", ", ".join(dropped),
+        )  # fmt: skip
     from monai_diffae.apps.session import Session
 
     return Session.open(comparison.bundle or "", comparison.cohort or "", reading=reading, run=run)
@@ -47,6 +53,11 @@ def pixel_features(
     comparison: Comparison, table: pd.DataFrame, session: Session, out: Path | None = None
 ) -> list[FeatureSet]:
     """Baselines computed from the images that a table of embeddings was made from."""
+    if "patches" in table:
+        raise ConfigError(
+            "pixel_baselines: each z_sem of the table is a mean over patches, while a baseline would see one of them; "
+            "embed without patches"
+        )
     differ = preprocessing_differences(table, session.trained.config)
     if differ:
         raise ConfigError(

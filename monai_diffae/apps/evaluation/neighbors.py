@@ -112,6 +112,8 @@ def neighbors(
     """
     if (images.cohort is not None or images.reconstruction_error) and None in (images.bundle, images.cohort):
         raise ConfigError("cohort: its images are read through a bundle; also give bundle and cohort")
+    if images.query_cohort is not None and queries is None:  # the picture would show another cohort's images
+        raise ConfigError("query_cohort: applies to queries; also give queries, or omit it")
     from monai_diffae.data.fingerprints import file_checksum
 
     search = _NeighborSearch.open(embeddings, queries, choice, k, same_patient)

@@ -12,7 +12,7 @@ import pandas as pd
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import z_matrix
 from monai_diffae.data.inspection.twins import TwinGroup, TwinReport, linked_groups, merge_patients, report_twins
-from monai_diffae.errors import counted
+from monai_diffae.errors import ConfigError, counted
 from monai_diffae.latents.neighbors import near_pairs
 from monai_diffae.latents.probing import ProbeSettings
 from monai_diffae.latents.targets import class_name, missing
@@ -59,6 +59,8 @@ class TableTwins:
 
     def grouped(self) -> TableTwins:
         """The table with one patient for the twins of a group."""
+        if "patient" not in self.table:
+            raise ConfigError("group_duplicates: the table has no column patient; embed the cohort again")
         patients = merge_patients([case.patient for case in _cases(self.table, ())], self.groups)
         return replace(self, table=self.table.assign(patient=patients), is_grouped=True)
 

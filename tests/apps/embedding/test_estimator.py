@@ -194,6 +194,9 @@ def test_X_with_neither_paths_nor_images_is_refused_at_fit_and_transform(encoder
         for refusing in (clone(encoder).fit, fitted.transform):
             with pytest.raises(ConfigError, match=f"^X: {message}"):
                 refusing(X)
+    for columns, message in (({"imag": "age"}, "columns: 'imag' is not one of"), ({"image": "no"}, "X: has no column")):
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            clone(encoder).set_params(columns=columns).fit(table)
 
 
 def test_overrides_are_those_of_embed(labelled, table, tmp_path):

@@ -16,6 +16,7 @@ from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.embedding.index import EmbeddingIndex, IndexUpdate
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
+from monai_diffae.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,14 @@ def test_removed_cases_can_come_back(trained, images, index):
     assert index.read(trained).ids == sorted(images.keys() - {name})
     assert index.update(trained, images) == IndexUpdate(new=[name])
     np.testing.assert_array_equal(rows(index.read(trained))[name], z)
+    with pytest.raises(ConfigError, match="^ids: must be a list of texts; put a single id into a list"):
+        index.remove("12")  # not the cases 1 and 2
+    for given, message in (({1: "a.nii"}, "the id 1 is not text"), ({"a": {"a.nii", "b.nii"}}, "case 'a' has no path")):
+        with pytest.raises(ConfigError, match=f"^images: {message}"):
+            index.update(trained, given)
+    next(index.folder.glob("*.parquet")).write_bytes(b"junk")
+    with pytest.raises(ConfigError, match=r"^\w+\.parquet: is damaged .*; delete it, and update the index again"):
+        index.read(trained)
 
 
 def test_models_and_preprocessings_never_mix(labelled, trained, images, index, tmp_path):

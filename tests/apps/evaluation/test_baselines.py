@@ -81,11 +81,15 @@ def test_baselines_are_read_through_the_bundle(labelled, tmp_path):
     assert str(tmp_path.parent) not in (tmp_path / "o" / "record.json").read_text()
 
 
-def test_a_bundle_of_other_preprocessing_than_the_table_is_refused(labelled, tmp_path):
+def test_a_bundle_of_other_preprocessing_than_the_table_is_refused(labelled, tmp_path, caplog):
     bundle = shutil.copytree(labelled.bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
     rewrite(bundle, scaled(2))
     table = read_embeddings(labelled.embeddings)
+    table.attrs["monai_diffae"]["made_from"]["overrides"] = {"preprocessing#2": "$1"}
     read(["intensity"], bundle, labelled.cohort, table)  # other weights do not matter
+    assert "the table was made with overrides of preprocessing#2, which are not applied" in caplog.text
+    with pytest.raises(ConfigError, match="each z_sem of the table is a mean over patches"):
+        read(["intensity"], bundle, labelled.cohort, table.assign(patches=8))
     rewrite(bundle, percentiles=[10, 90])
     message = "^pixel_baselines: the preprocessing of bundle differs from that of the table: percentiles; give the bun"
     with pytest.raises(ConfigError, match=message):

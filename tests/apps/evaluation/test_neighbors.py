@@ -151,6 +151,7 @@ def test_wrong_arguments_are_one_line(table, write, tmp_path):
         ({"cases": ["c1"]}, "^cases: the table has no case 'c1'"),
         ({"k": 139}, "^k: 139 is not from 1 to 126"),
         ({"reconstruction_error": True, "bundle": "b"}, "^cohort: .* give bundle and cohort"),
+        ({"query_cohort": "other"}, "^query_cohort: applies to queries"),
     ):
         with pytest.raises((CohortError, ConfigError), match=text):
             neighbors(path, tmp_path / "o", **options)
