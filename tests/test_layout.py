@@ -23,8 +23,8 @@ BUDGETS = {
     "apps/embedding": (1_350, 8),
     "apps/evaluation": (3_150, 17),
     "apps/pages": (2_200, 11),
-    "apps/sharing": (450, 4),
-    "apps/synthesis": (1_850, 11),
+    "apps/sharing": (460, 4),
+    "apps/synthesis": (1_860, 11),
     "apps/training": (2_850, 15),
     "bundle": (3_050, 11),
     "cli": (250, 2),
@@ -34,7 +34,7 @@ BUDGETS = {
     "explorer": (1_150, 7),
     "handlers": (1_900, 9),
     "inferers": (950, 5),
-    "label": (2_050, 11),
+    "label": (2_070, 11),
     "latents": (3_750, 15),
     "metrics": (850, 7),
     "networks": (1_900, 11),
@@ -48,7 +48,7 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_400
+TEST_LINES = 30_480
 TEST_FUNCTIONS = 1_300
 TRAININGS = 49
 

@@ -149,7 +149,9 @@ class Session:
 
     def choose(self, choice: Choice) -> list[Case]:
         """The selected cases: those with the given ids in their order, else the first ``limit`` of a split."""
-        return self.cohort.choose(choice.cases, choice.split, choice.limit)
+        cases = self.cohort.choose(choice.cases, choice.split, choice.limit)
+        choice.check({case.id: str(case.split) for case in cases})
+        return cases
 
     def read(
         self, cases: Sequence[Case], out: Path, failures_name: str = "failures.csv", *, named: bool = False

@@ -17,6 +17,7 @@ from annotated_types import Ge, Lt
 from cyclopts import Group, Parameter, Token
 
 from monai_diffae.diffusion.settings import DecoderName, InversionName, SolverName, SpacingName
+from monai_diffae.errors import CohortError, quoted
 from monai_diffae.policies import Colour, Uneven
 
 Split = Literal["train", "val", "test"]
@@ -86,6 +87,12 @@ class Choice:
     """Use only the cases of this split; by default all of them, including training cases."""
     limit: Annotated[int, Ge(1)] | None = None
     """Use only the first cases, at most this many; not used with ``cases``."""
+
+    def check(self, splits: Mapping[str, str]) -> None:
+        """Check that named cases are in the split that was chosen; a default one does not bind."""
+        other = next((name for name, split in splits.items() if split != self.split), None)
+        if self.cases and self.split != type(self).split and other is not None:
+            raise CohortError(f"cases: {quoted(other)} is in the split {splits[other]}, not {self.split}; omit split")
 
 
 @Parameter(name="*", group=Group("Cases", sort_key=2))

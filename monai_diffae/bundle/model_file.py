@@ -71,7 +71,8 @@ class ModelFile:
 
     def load_into(self, network: nn.Module, prefix: str = "") -> None:
         """Load the tensors of a part into a network that was just built: of the model, or of its first stage."""
-        is_chosen = {key: key.startswith(FIRST_STAGE) == (prefix == FIRST_STAGE) for key in self.tensors}
+        has_stage, is_stage = "first_stage" in self.description, prefix == FIRST_STAGE
+        is_chosen = {key: (has_stage and key.startswith(FIRST_STAGE)) == is_stage for key in self.tensors}
         state = {key.removeprefix(prefix): value for key, value in self.tensors.items() if is_chosen[key]}
         # buffers that are NaN in the new network may be so in the file
         measured_later = {name for name, buffer in network.named_buffers() if buffer.isnan().any()}
@@ -247,12 +248,15 @@ def _entry(content: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any], i
     start = 8 + int.from_bytes(content[:8], "little")
     try:
         header = json.loads(content[8:start])
-        text = header.pop("__metadata__", {}).get(_ENTRY)
+        metadata = header.pop("__metadata__", {})
+        text = metadata.get(_ENTRY)
         entry: Any = None if text is None else json.loads(text)
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ScanError(f"{name}: {_DAMAGED}") from error
     if not (isinstance(entry, dict) and isinstance(entry.get("version"), int)):
         raise ConfigError(f"{name}: has no description of a model of this package; choose another file")
+    if metadata.keys() != {_ENTRY}:  # which the checksum does not cover, and which push would send
+        raise ScanError(f"{name}: {_DAMAGED}")
     if entry["version"] > VERSION:
         raise ConfigError(f"{name}: was written by a newer version of monai_diffae; update the package")
     if not (isinstance(entry.get("kind"), str) and isinstance(entry.get("description"), dict)):

@@ -44,6 +44,8 @@ _EXTENDED = (
 _TRAIN, _VAL = "train#dataset#data", "validate#dataset#data"
 _FIRST_STAGE_KEYS = ("intensity", "percentiles", "window_hu", "model_range", "spacing_mm")
 _OF_THE_WEIGHTS = ("network_def", "preprocessing", "encoder_key", "diffusion", "first_stage", "first_stage_sha256")
+_RUNS_OF_COMMANDS = {"reconstruct": "inference.json", "evaluate": "evaluate.json"}
+_OF_THE_EVALUATOR = ("dataset", "dataloader", "postprocessing", "writer", "handlers", "evaluator")
 _LATENT_ROOTS = ("latent_network_def", "latent_inferer")
 
 
@@ -104,8 +106,20 @@ def _drop_repetition(items: Any, id: str) -> None:
 
 
 def check_all_set() -> None:
-    """Check that the running configuration has all values that it needs, when its run starts."""
-    check_required_values(running_config())
+    """Check that the running configuration has all values that it needs, when its run starts.
+
+    A run that calls a command must not change what only the evaluator of the same file uses.
+    """
+    config = running_config()
+    check_required_values(config)
+    name = next((name for run, name in _RUNS_OF_COMMANDS.items() if run in config), None)
+    file = Path(str(config.get("bundle_root"))) / CONFIGS / str(name)
+    shipped = json.loads(file.read_text(encoding="utf-8")) if name and file.is_file() else config
+    if changed := [key for key in _OF_THE_EVALUATOR if shipped.get(key) != config.get(key)]:
+        raise ConfigError(
+            f"{changed[0]}: has no effect on this run, which calls a command; use its arguments, such as limit, or run "
+            "the evaluator itself"
+        )
 
 
 def _show_errors_as_one_line() -> None:
@@ -160,7 +174,10 @@ def _use_given_images(parser: ConfigParser) -> None:
     parser["dataset_dir"], parser["columns"] = str(_datalist(parser, lists, config)), {}
     if not is_formula(max_epochs):
         parser["max_epochs"], parser["train#trainer#max_epochs"] = max_epochs, "@max_epochs"
-    if loaders:
+    for loader in loaders:
+        given = Path(str(loader["load_path"]))
+        if given.resolve() != (Path(str(config["bundle_root"])) / MODELS / MONAI_MODEL).resolve():
+            raise ConfigError(f"{given.name}: training can begin only with model.pt; set model_filename to model.pt")
         parser["fine_tune"] = True
 
 

@@ -51,10 +51,11 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
         raise CohortError(f"{path.name}: there is no such file; make it with monai-diffae embed")
     is_csv = path.suffix.lower() == ".csv"
     try:
-        table = (_read_csv(path) if is_csv else pd.read_parquet(path)).reset_index(drop=True)
+        table = _read_csv(path) if is_csv else pd.read_parquet(path).reset_index(drop=True)
     except Exception as error:
         kind = "CSV" if is_csv else "Parquet"
         raise CohortError(f"{path.name}: is not a {kind} table; make it with monai-diffae embed") from error
+    check_width(table, path)
     if not z_columns(table):
         raise CohortError(f"{path.name}: has no columns z_000, z_001, ...; make it with monai-diffae embed")
     if table.empty:
@@ -73,6 +74,12 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
         is_missing = [isinstance(value, str) and value in MISSING_WORDS for value in table[name]]
         table[name] = table[name].mask(np.array(is_missing))
     return table
+
+
+def check_width(table: pd.DataFrame, path: Path) -> None:
+    """Refuse a CSV whose rows are longer than its header: pandas takes the first cells for an index, and shifts."""
+    if path.suffix.lower() == ".csv" and not isinstance(table.index, pd.RangeIndex):
+        raise CohortError(f"{path.name}: its rows have more cells than its header; write the table again")
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

@@ -248,6 +248,8 @@ class DiffusionTrainer(ResumableTrainer):
         self, images: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         """The network's output, and z_sem of both views (2B, Z) if they are to agree."""
+        if self.agreement_weight and kwargs["condition"] is images:
+            raise ConfigError("agreement_weight: needs two views of each image; use an encoder_key other than image")
         views = torch.cat([kwargs["condition"], images]) if self.agreement_weight else None
         images = images.to(memory_format=self.memory_format)
         if views is None:

@@ -231,8 +231,11 @@ class CheckpointKeeper:
             self._begin_with_own_weights()
         elif is_given:
             self.ema.network.load_state_dict(self.parts["network"].state_dict())
-        elif self.fine_tune:  # its first save would replace the checkpoint
-            raise ConfigError(f"fine_tune: there are no weights in {self.model.name} to begin with; omit fine_tune")
+        elif not self.overwrite and not self.prefix and (self.fine_tune or (self.directory / MONAI_MODEL).is_file()):
+            raise ConfigError(
+                f"{self.model.name}: is missing, so there are no weights to begin with; copy the whole bundle again, "
+                "or set overwrite to begin with random ones"
+            )
         if self.enabled:
             self.description.write_configs(self.directory.parent)
 

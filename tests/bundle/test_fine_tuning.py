@@ -12,6 +12,7 @@ from monai_diffae import init, train
 from monai_diffae.apps.training.train import begin_from
 from monai_diffae.bundle import checksum, load_bundle
 from monai_diffae.engines.trainer import TrainingEvents
+from monai_diffae.errors import ConfigError
 
 RUN = {"max_epochs": 2, "batch_size": 10, "report_every": 1, "calibration_cases": 0}
 
@@ -60,6 +61,9 @@ def test_a_training_that_is_killed_and_resumed_ends_as_the_whole_one(trainer_of,
     trainer_of(bundle)[0].run()
     assert checksum(bundle) == checksum(whole)
     assert equal(begin(trainer_of, bundle, fine_tune=True), weights(bundle))  # although there is a checkpoint
+    (bundle / "models" / "model.safetensors").unlink()  # the first save would replace the checkpoint
+    with pytest.raises(ConfigError, match=r"^model\.safetensors: is missing, so there are no weights to begin with"):
+        begin(trainer_of, bundle, fine_tune=True)
 
 
 def test_start_from_makes_the_folder_as_init_does_and_trains_it(bundle, small_cohort, tmp_path):

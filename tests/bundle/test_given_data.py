@@ -26,10 +26,10 @@ def items(paths):
     return [{"image": path, "label": f"{path}.label.nii.gz"} for path in paths]
 
 
-def prepare(bundle, train, val, **values):
+def prepare(bundle, train, val, weights="model.pt", **values):
     """What ``BundleTrainTask`` of MONAI Label 0.8.5 does before it runs the workflow."""
     handlers = read(bundle)["train"]["handlers"]
-    load = {"load_path": str(bundle / "models" / "model.pt"), "load_dict": {"model": "$@network"}, "strict": False}
+    load = {"load_path": str(bundle / "models" / weights), "load_dict": {"model": "$@network"}, "strict": False}
     handlers.insert(0, {"_target_": "CheckpointLoader", **load})
     overrides = {
         "bundle_root": str(bundle), "train#trainer#max_epochs": 1, "train#dataset#data": train, "device": "cpu",
@@ -105,4 +105,5 @@ def test_what_is_refused_changes_nothing(bundle, images):
     assert 'has no "image" path' in complaint(prepare, bundle, [{"label": "a"}], val)
     assert "have the same file" in complaint(prepare, bundle, train, train)
     assert "z_channels" in complaint(prepare, bundle, train, val, z_channels=4)
+    assert "epoch9.pt: training can begin only with model.pt" in complaint(prepare, bundle, train, val, "epoch9.pt")
     assert contents(bundle) == before

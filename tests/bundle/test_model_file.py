@@ -9,6 +9,8 @@ import pytest
 import torch
 from complaints import complaint
 from hostile_models import write_unchecked
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_bundles import rewrite, weights
 from torch import nn
 
@@ -88,6 +90,11 @@ def test_headers_that_lie_are_one_line(file):
     assert "was written by a newer version of monai_diffae; update the package" in complaint(read_model, file)
     file.write_bytes(with_header(content, "__metadata__"))
     assert "has no description of a model of this package" in complaint(read_model, file)
+    file.write_bytes(content)
+    with safe_open(file, "pt") as opened:
+        noted = opened.metadata() | {"note": "scan of John Doe"}
+    save_file({name: value.contiguous() for name, value in TENSORS.items()}, file, noted)
+    assert complaint(read_model, file).startswith("model.safetensors: ")  # push would send it
     file.write_bytes(content)
     assert "holds a diffusion autoencoder, not a latent DDIM" in complaint(read_model, file, "latent")
 

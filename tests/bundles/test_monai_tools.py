@@ -98,6 +98,8 @@ def test_a_run_from_anywhere_makes_the_files_of_the_command(tiny_bundle, first_s
     values = {"dataset_dir": str(tiny_bundle.cohort), "output_dir": "run", "device": "cpu", "limit": 2}
     run("evaluating", config_file=str(tiny_bundle.directory / "configs" / "inference.json"), **values)
     assert contents(tmp_path / "run") == contents(tmp_path / "command")
+    values |= {"config_file": str(tiny_bundle.directory / "configs" / "inference.json"), "writer#grid": "model"}
+    assert complaint(run, "evaluating", **values).startswith("writer: has no effect on this run, which calls a command")
     config, cohort = first_stage / "configs" / "inference.json", str(first_stage.parent / "cohort")
     run("evaluating", config_file=str(config), dataset_dir=cohort, output_dir="alone", device="cpu")
     assert len(contents(tmp_path / "alone")) == 8

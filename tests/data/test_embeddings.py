@@ -44,6 +44,12 @@ def test_csv_and_parquet_give_the_same(table, tmp_path):
     assert embeddings_fingerprint(csv) == embeddings_fingerprint(parquet)
 
 
+def test_a_csv_whose_rows_are_longer_than_its_header_is_refused(tmp_path):
+    (tmp_path / "e.csv").write_text("id,patient,label,z_000\na,p1,tumour, left,0.5\nb,p2,none, right,0.1\n")
+    with pytest.raises(CohortError, match=r"^e\.csv: its rows have more cells than its header; write the table again"):
+        read_embeddings(tmp_path / "e.csv")
+
+
 def test_a_csv_gets_its_provenance_from_the_record_beside_it(table, tmp_path):
     table.to_csv(tmp_path / "e.csv", index=False)
     record = tmp_path / "e.json"

@@ -55,10 +55,10 @@ def make_trainer(make_network):
         loader = training_loader(data or Images(), batch_size, rank=rank, world_size=world_size)
         defaults = {
             "device": torch.device("cpu"), "max_epochs": 1, "precision": "fp32", "channels_last": False,
-            "train_data_loader": loader,
+            "train_data_loader": loader, "loss_function": torch.nn.MSELoss(reduction="none"),
         }  # fmt: skip
         trainer = DiffusionTrainer(
-            schedule=schedule, network=called or network, loss_function=torch.nn.MSELoss(reduction="none"),
+            schedule=schedule, network=called or network,
             optimizer=torch.optim.AdamW(network.parameters(), lr=lr, fused=network.unet.head[-1].weight.is_cpu),
             inferer=DiffusionAutoencoderInferer(schedule), prepare_batch=prepare(schedule, encoder_key=encoder_key),
             **{**defaults, **settings},

@@ -9,7 +9,7 @@ from ignite.engine import Events
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines import AutoencoderPrepareBatch, TrainingEvents
 from monai_diffae.engines.trainer import AsyncScalar
-from monai_diffae.errors import DivergenceError
+from monai_diffae.errors import ConfigError, DivergenceError
 from monai_diffae.handlers import EMA
 
 
@@ -159,3 +159,6 @@ def test_no_step_waits_for_the_device(make_trainer, make_network, monkeypatch):
     assert len(steps) == 2
     assert steps[0] == 0 < steps[1]  # a step reads the figures of the one before it
     assert ema.num_updates == 1
+    for wrong, message in ({"amp": True}, "amp: "), ({"loss_function": torch.nn.L1Loss()}, "loss_function: must not"):
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            make_trainer(network=network, **wrong)

@@ -20,7 +20,7 @@ from monai_diffae.apps.provenance import (
     warn_if_cohort_changed,
 )
 from monai_diffae.apps.settings import Reading, Run
-from monai_diffae.data.embeddings import encoder_name, read_metadata, std_columns, z_columns
+from monai_diffae.data.embeddings import check_width, encoder_name, read_metadata, std_columns, z_columns
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.features import INTENSITY_NAME, FeatureSet, intensity_statistics
@@ -156,10 +156,13 @@ def _read_table(path: Path) -> pd.DataFrame:
         if path.suffix.lower() != ".csv":
             return pd.read_parquet(path)
         features = pd.read_csv(path)
+        check_width(features, path)
         features.attrs["monai_diffae"] = read_metadata(path)
         if "id" in features:  # a case may be called NA
             features["id"] = pd.read_csv(path, usecols=["id"], dtype=str, keep_default_na=False)["id"]
         return features
+    except CohortError:
+        raise
     except Exception as error:  # the readers raise many kinds of errors
         raise CohortError(f"{path.name}: there is no such CSV or Parquet table; give a table of features") from error
 

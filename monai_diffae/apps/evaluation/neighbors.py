@@ -285,7 +285,9 @@ def _selected(rows: pd.DataFrame, choice: Choice) -> pd.DataFrame:
         missing = [name for name in ids if name not in set(rows["id"])]
         if missing:
             raise CohortError(f"cases: the table has no case '{missing[0]}'; check the ids in its column id")
-        return rows.loc[[rows.index[rows["id"] == name][0] for name in ids]]
+        rows = rows.loc[[rows.index[rows["id"] == name][0] for name in ids]]
+        choice.check(dict(zip(rows["id"], splits_of(rows), strict=True)))
+        return rows
     return (rows if choice.split is None else tables.split_rows(rows, choice.split))[: choice.limit]
 
 

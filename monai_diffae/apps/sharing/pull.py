@@ -30,11 +30,12 @@ def pull(
         repo: Repository as ``owner/name``, a zip file, or the address of one, such as a file of a GitHub release.
         out: New folder for the bundle.
         revision: Tag, branch or commit of a repository; without it, the newest files of its main branch.
-        sha256: SHA-256 that ``model.safetensors`` must have; required for the address of a zip file.
+        sha256: SHA-256 that the zip file must have, or the ``model.safetensors`` of a repository; required for an
+            address.
         overwrite: Replace the folder of an earlier pull, if nothing in it has changed.
 
     Returns:
-        The folder; ``revision``, which is None for a zip file; ``sha256`` of the model; and ``own_code``: what it
+        The folder; ``revision``, which is None for a zip file; ``sha256``, as above; and ``own_code``: what the model
         builds that this package does not know.
 
     Raises:
@@ -62,7 +63,7 @@ def pull(
     with new_folder(out, replaces=replaces) as folder:
         fetched = folder / ".fetched"
         fetched.mkdir()
-        commit = _fetch(repo, fetched, revision, sha256)
+        commit, checksum = _fetch(repo, fetched, revision, sha256)
         own_code = _unknown_code(fetched)
         fill_folder(folder, fetched, is_built=False)
         shutil.rmtree(fetched)
@@ -72,21 +73,20 @@ def pull(
         if replaces:  # a training may have begun meanwhile
             _check_replaceable(out)
     revision = f"--revision {commit} " if commit else ""
-    lines = [f"to get exactly this model again: {revision}--sha256 {files[MODEL]}"]
+    lines = [f"to get exactly this model again: {revision}--sha256 {checksum}"]
     if own_code:
         lines += [
             f"the model has code of its own, which commands only run with --trust: {', '.join(own_code)}",
             "configs/train.json does not have it; to train the model, pull it with --trust, too",
         ]
-    return Result(out, {"revision": commit, "sha256": files[MODEL], "own_code": own_code}, next=lines)
+    return Result(out, {"revision": commit, "sha256": checksum, "own_code": own_code}, next=lines)
 
 
-def _fetch(repo: str, folder: Path, revision: str | None, sha256: str | None) -> str | None:
-    """Get the files of a model from a repository, a zip file or its address; returns the commit of a repository."""
+def _fetch(repo: str, folder: Path, revision: str | None, sha256: str | None) -> tuple[str | None, str]:
+    """Get the files of a model; returns a repository's commit, and the checksum of its model or of the zip file."""
     from monai_diffae.apps.sharing.hub import MODEL, open_hub
-    from monai_diffae.data.fingerprints import file_checksum
 
-    is_address, commit = bool(re.match(r"https?://", repo)), None
+    is_address = bool(re.match(r"https?://", repo))
     if not is_address and not repo.endswith(".zip"):
         with open_hub(repo) as hub:
             info = hub.model_info(repo, revision=revision)
@@ -95,13 +95,26 @@ def _fetch(repo: str, folder: Path, revision: str | None, sha256: str | None) ->
                 repo, [file.rfilename for file in info.siblings or ()], folder,
                 lambda name: hub.hf_hub_download(repo, name, revision=commit, local_dir=folder),
             )  # fmt: skip
-    elif is_address and sha256 is None:
+        return commit, _checked(folder / MODEL, sha256)
+    if revision is not None:
+        raise ConfigError("revision: a zip file has none; omit it, or give the repository as owner/name")
+    if is_address and sha256 is None:
         raise ConfigError("sha256: is needed for an address; ask the author of the model for it")
-    else:
-        _unpack(_download(repo, folder) if is_address else Path(repo), folder)
-    if sha256 is not None and file_checksum(folder / MODEL) != sha256.lower():
-        raise ConfigError(f"sha256: {MODEL} has another than {sha256[:12]}...; ask its author which is right")
-    return commit
+    path = _download(repo, folder) if is_address else Path(repo)
+    if not path.is_file():
+        raise ConfigError(f"{path.name}: there is no such file; give a zip file, or a repository as owner/name")
+    checked = _checked(path, sha256)
+    _unpack(path, folder)
+    return None, checked
+
+
+def _checked(path: Path, sha256: str | None) -> str:
+    from monai_diffae.data.fingerprints import file_checksum
+
+    checksum = file_checksum(path)
+    if sha256 is not None and checksum != sha256.lower():
+        raise ConfigError(f"sha256: {path.name} has another than {sha256[:12]}...; ask its author which is right")
+    return checksum
 
 
 def _get_files(repo: str, names: list[str], folder: Path, get: Callable[[str], object]) -> None:
@@ -126,8 +139,6 @@ def _unpack(path: Path, folder: Path) -> None:
     import zipfile
     import zlib
 
-    if not path.is_file():
-        raise ConfigError(f"{path.name}: there is no such file; give a zip file, or a repository as owner/name")
     try:
         with zipfile.ZipFile(path) as archive:
             most = max(_ALWAYS_ALLOWED, _LARGEST_RATIO * path.stat().st_size)

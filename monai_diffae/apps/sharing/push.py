@@ -10,7 +10,7 @@ from typing import Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
-from monai_diffae.data.fingerprints import digest
+from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import ConfigError, counted, quoted
 
 _NO_WEIGHTS = "no trained weights"  # in the data licence of a recipe
@@ -44,7 +44,7 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
 
     Returns:
         ``sent``: the sizes of the files in bytes by their names, empty if you did not agree; ``repo``; ``revision``,
-        which is None for a zip file; and ``sha256`` of the model, with which ``pull`` can check it.
+        which is None for a zip file; and ``sha256`` of the zip file or the repository's model, for ``pull``.
 
     Raises:
         ConfigError: the bundle is not trained, its models do not load, its documents say nothing about its weights, the
@@ -70,9 +70,9 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
     print(f"not sent: {counted(len(others), 'file')}, such as {', '.join(others[:5])}", file=sys.stderr)
     if not yes and not _agreed():
         return Result(None, {"sent": {}, "repo": repo}, ["nothing was sent"])
-    figures = {
-        "sent": sizes, "repo": repo, "revision": send(files), "sha256": digest(files[MODEL])
-    }  # fmt: skip
+    revision = send(files)
+    sha256 = digest(files[MODEL]) if revision else file_checksum(Path(repo))
+    figures = {"sent": sizes, "repo": repo, "revision": revision, "sha256": sha256}
     line = command_line("pull", {**figures, "out": "my_copy"})
     return Result(None, figures, [f"{repo}: {counted(len(sizes), 'file')}", f"others get it with: {line}"])
 
@@ -142,6 +142,8 @@ def _repository(repo: str, tag: str | None, public: bool) -> tuple[str, _Send]:
     """What kind of repository it is, and a function that sends files in one commit, which it returns."""
     from monai_diffae.apps.sharing.hub import CARD, NAMES, open_hub
 
+    if repo.count("/") != 1:
+        raise ConfigError(f"repo: {quoted(repo)} is no repository; write owner/name, or a file that ends with .zip")
     existing: set[str] = set()
     with open_hub(repo) as hub:
         is_new = not hub.repo_exists(repo)

@@ -13,6 +13,7 @@ from monai_diffae.errors import ConfigError
 if TYPE_CHECKING:
     from monai_diffae.latents import Direction
 
+_LARGEST = 100
 STRENGTHS: tuple[float, ...] = (-3, -2, -1, 0, 1, 2, 3)
 """Standard deviations of the training cases."""
 
@@ -48,6 +49,8 @@ def json_content(path: Path) -> Any:
 
 def strength_names(strengths: Sequence[float]) -> list[str]:
     """The parts of file names that stand for strengths, such as ``-2.00`` and ``+0.50``."""
+    if not strengths or max(map(abs, strengths)) > _LARGEST:
+        raise ConfigError(f"strengths: give some from -{_LARGEST} to {_LARGEST} standard deviations, such as -2 and 2")
     names = [f"{strength:+.2f}" for strength in strengths]
     duplicate = next((name for name in names if names.count(name) > 1), None)
     if duplicate is not None:  # the later image would replace the earlier one

@@ -16,7 +16,7 @@ from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run
 from monai_diffae.apps.synthesis.directions import STRENGTHS, read_direction, strength_names, strength_titles
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.fingerprints import json_digest
-from monai_diffae.errors import ConfigError, counted
+from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.lazy import embeddings as tables
 from monai_diffae.lazy import np, pd, pictures, torch, transforms
 
@@ -264,6 +264,8 @@ def _nearest_other(embeddings: Path, direction: Direction, trained: TrainedBundl
     check_same_model(embeddings, trained.folder)
     warn_of_other_preprocessing(embeddings, trained)
     table = tables.read_embeddings(embeddings)
+    if "patient" not in table or table["patient"].nunique() < 2:
+        raise CohortError("embeddings: the table has no two patients to compare; embed a cohort with a column patient")
     key = key_beside(embeddings, tables.patient_key_name(table))
     z_all, patients = direction.statistics.normalise(tables.z_matrix(table)), table["patient"].to_numpy(str)
 

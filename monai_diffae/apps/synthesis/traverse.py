@@ -78,6 +78,8 @@ def traverse(
     """
     if cohort is None and case is not None:
         raise ConfigError("cohort: is required with a case; give the cohort that has it")
+    if cohort is not None and case is None:  # the mean would be traversed
+        raise ConfigError("case: is required with a cohort; give the case to start from, or omit the cohort")
     strength_names(strengths)  # refuses equal names before anything is loaded
     from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
     from monai_diffae.apps.session import Session, made_from_bundle, open_bundle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -228,11 +229,12 @@ def run_training(
     configuration says.
     """
     out = paths.get("output_dir")
+    chosen = {key: value for key, value in (values or {}).items() if value is not None}
     if out is not None and not training.overwrite and _has_values(config, bundle, out):
+        _warn_of_other_values(config, bundle, out, {**chosen, **_values(paths, training)})
         bundle = out
     file = _config_file(bundle, config)
     check_overlays(training.overlays)
-    chosen = {key: value for key, value in (values or {}).items() if value is not None}
     workflow = open_training(
         file, training.overlays, {"bundle_root": str(bundle), **chosen, **_values(paths, training)}
     )
@@ -330,6 +332,19 @@ def _values(paths: Mapping[str, Path | None], training: Training) -> dict[str, A
     columns = {f"columns#{word}": name for word, name in training.columns.items()}
     given = {key: value for key, value in values.items() if value is not None}
     return {**given, **columns, **colour_values(training.colour), **training.overrides}
+
+
+def _warn_of_other_values(config: str, bundle: Path, out: Path, given: Mapping[str, Any]) -> None:
+    """Log in what a training that is resumed in another folder differs from the bundle that was named."""
+    files = [folder / "configs" / f"{config}.json" for folder in (bundle, out)]
+    if files[0].is_file():
+        first, second = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+        differ = [key for key in first if second.get(key) != first[key] and key not in given]
+        if differ:
+            logger.warning(
+                "%s: is trained with its own values of %s, not those of %s; set overwrite to begin again with these",
+                out.name, ", ".join(differ), bundle.name,
+            )  # fmt: skip
 
 
 # -- train --minutes ---------------------------------------------------------------------------------------------------

@@ -86,6 +86,7 @@ def test_a_private_repository_gets_the_files_of_the_model_in_one_commit_and_no_o
     assert b"# Virtual heads" in sent["README.md"]
     assert len([path for _, path in hub.requests if "/commit/" in path]) == 1
     assert result.sha256 == file_checksum(described / "models" / "model.safetensors")
+    assert "repo: 'heads' is no repository" in error_of(push, described, "heads", yes=True)
     assert "'v1' already" in error_of(push, described, REPO, tag="v1", yes=True)  # a tag is never moved
     assert hub.repositories[REPO].tags == {"v1": result.revision}
 
@@ -234,7 +235,7 @@ def test_the_revision_and_checksum_that_the_author_told(bundle, hub, tmp_path):
         (bundle / "models" / f"{name}_model.safetensors").unlink()
     push(bundle, REPO, yes=True)
     message = error_of(pull, REPO, tmp_path / "copy", sha256=first.sha256)
-    assert message.startswith(f"sha256: models/model.safetensors has another than {first.sha256[:12]}")
+    assert message.startswith(f"sha256: model.safetensors has another than {first.sha256[:12]}")
     assert not (tmp_path / "copy").exists()
     result = pull(REPO, tmp_path / "copy", revision="v1", sha256=first.sha256.upper())
     assert (result.revision, result.sha256) == (first.revision, first.sha256)
@@ -244,9 +245,10 @@ def test_the_revision_and_checksum_that_the_author_told(bundle, hub, tmp_path):
     assert error_of(pull, REPO, tmp_path / "a").startswith("owner/heads: has no models/model.safetensors, so monai-")
 
 
-def test_the_address_of_a_zip_file_needs_a_checksum(archive, described, tmp_path):
+def test_the_address_of_a_zip_file_needs_a_checksum(archive, tmp_path):
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(archive.parent))
-    sha256 = file_checksum(described / "models" / "model.safetensors")
+    sha256 = file_checksum(archive)  # of all its files: the latent DDIM and the card could be forged, too
+    assert "revision: a zip file has none" in error_of(pull, str(archive), tmp_path / "copy", revision="v1")
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/heads.zip"

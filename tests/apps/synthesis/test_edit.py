@@ -221,10 +221,13 @@ def test_a_case_that_cannot_be_read_is_one_line_and_exit_code_3(labelled, run, t
 
 def test_what_does_not_fit_is_one_line(labelled, options, tmp_path):
     shutil.copy(labelled.embeddings, tmp_path / "no_key.parquet")  # goal R21: the case's own patient would be another
+    read_embeddings(labelled.embeddings).head(1).to_parquet(tmp_path / "one.parquet")
     for changed, message in (
         ({"embeddings": tmp_path / "no_key.parquet"}, "the key of its patients is not beside it"),
         ({"captions": ["name"]}, "captions: there is no 'name'; choose from: id, .*tilt"),
         ({"strengths": (0.001,)}, "strengths: two of them are .0.00"),
+        ({"strengths": (0, 1e38)}, "strengths: give some from -100 to 100 standard deviations"),
+        ({"embeddings": tmp_path / "one.parquet"}, "embeddings: the table has no two patients to compare"),
         ({"watch": [labelled.direction] * 2}, "watch: two directions are for the same label"),
     ):
         with pytest.raises((ConfigError, CohortError), match=message):

@@ -199,8 +199,10 @@ def test_a_given_value_wins_over_an_overlay_and_that_over_the_bundles_file(tmp_p
     assert [config.get(key) for key in ("max_epochs", "learning_rate", "batch_size")] == [5, 0.25, 16]
 
 
-def test_a_training_into_another_folder_resumes_with_the_values_of_that_folder(tmp_path, monkeypatch):
+def test_a_training_into_another_folder_resumes_with_the_values_of_that_folder(tmp_path, monkeypatch, caplog):
     bundle, out = (init_bundle(tmp_path / name, "diffae_2d") for name in ("bundle", "out"))
+    config = out / "configs" / "train.json"
+    config.write_text(config.read_text().replace('"learning_rate": ', '"learning_rate": 1'))
     opened = []
     place = "monai_diffae.apps.training.train.open_training"
     monkeypatch.setattr(place, lambda file, *_: opened.append(file))
@@ -208,6 +210,7 @@ def test_a_training_into_another_folder_resumes_with_the_values_of_that_folder(t
         with pytest.raises(AttributeError):
             train(bundle, "scans.csv", out, training=Training(overwrite=overwrite))
     assert [file.parents[1] for file in opened] == [out, bundle]
+    assert "out: is trained with its own values of learning_rate, not those of bundle; set overwrite" in caplog.text
 
 
 # -- a training that another program watches and stops, in any thread --------------------------------------------------
