@@ -208,13 +208,14 @@ def _missing_column(path: Path, role: str, name: str, cells: Mapping[str, list[s
     guess: str | None = next(iter(difflib.get_close_matches(name, cells, n=1, cutoff=0.0)), "file")
     if is_image:
         firsts = {column: path.parent / values[0] for column, values in cells.items() if values[0]}
-        tables = (".csv", ".tsv")
-        guess = next(
-            (c for c, f in firsts.items() if scan_suffix(f) or (f.exists() and f.suffix.lower() not in tables)), None
-        )
-    advice = f"set columns, e.g. {role}={guess} (in a bundle run --columns#{role} {guess})"
+        # os.path, because a cell may hold a text that is too long for a name, at which pathlib raises
+        others = [f for f in firsts.values() if os.path.exists(f) and f.suffix.lower() not in (".csv", ".tsv")]  # noqa: PTH110
+        guess = next((column for column, file in firsts.items() if scan_suffix(file) or file in others), None)
     if guess is None:
         advice = f"join it to its scans: monai-diffae list-scans FOLDER scans.csv --table {path.name}"
+    else:
+        guess = shortened(guess, 60)
+        advice = f"set columns, e.g. {role}={guess} (in a bundle run --columns#{role} {guess})"
     start = f'{path.name}: no column "{name}" (has '
     return CohortError(f"{start}{shortened(', '.join(cells), 197 - len(start) - len(advice))}); {advice}")
 
@@ -371,7 +372,7 @@ def unified_patients(patients: Sequence[str | None]) -> list[str | None]:
 
 def _split(source: str, id: str, split: str | None) -> str | None:
     if split is not None and split.lower() not in SPLITS:
-        raise CohortError(f"{source}: case '{id}' has the unknown split '{split[:40]}'; use train, val or test")
+        raise CohortError(f"{source}: case {quoted(id)} has the unknown split {quoted(split)}; use train, val or test")
     return None if split is None else SPLITS[split.lower()]
 
 

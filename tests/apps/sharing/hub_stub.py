@@ -79,8 +79,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._send({"url": f"{self.server.address}/{name}", "id": name})
 
     def _refs(self, name, repository, value, body):
-        tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": c} for n, c in repository.tags.items()]
-        self._send({"branches": [], "tags": tags, "converts": []})
+        branches, tags = (
+            [{"name": name, "ref": f"refs/{name}", "targetCommit": commit} for name, commit in kind.items()]
+            for kind in (repository.refs, repository.tags)
+        )
+        self._send({"branches": branches, "tags": tags, "converts": []})
 
     def _preupload(self, name, repository, value, body):
         paths = [file["path"] for file in json.loads(body)["files"]]
@@ -107,6 +110,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send({"error": "no"}, 404, "RevisionNotFound")
         files = [{"rfilename": path} for path in repository.commits[commit]]
         return self._send({"id": name, "sha": commit, "private": repository.private, "siblings": files, "tags": []})
+
+    def _tree(self, name, repository, value, body):
+        kept = self.server.sent(name, value).items()
+        self._send([{"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for p, c in kept])
 
     def _resolve(self, name, repository, value, body):
         revision, _, path = value.partition("/")
