@@ -84,7 +84,7 @@ def train(
     found: dict[str, Any], name: str, bundle: Path, kind: str, cohort: Path, values: dict[str, Any], *more: object
 ) -> None:
     """Make and train a bundle, or resume its training."""
-    if not bundle.exists():
+    if not bundle.exists() and "--start-from" not in more:
         init_bundle(bundle, kind)
     if found.get(name, {}).get("epochs") != values["max_epochs"]:
         command(found, name, "train", bundle, cohort, *more, *given(values))

@@ -113,7 +113,7 @@ def _keys_of_files_read(config: dict[str, Any]) -> set[str]:
     """The keys of the bundle's configuration files that ``config`` holds completely; empty if none is readable."""
     configs = Path(str(config.get("bundle_root", "."))) / "configs"
     try:
-        files = [json.loads(file.read_text()) for file in configs.glob("*.json")]
+        files = [json.loads(file.read_text()) for file in configs.rglob("*.json")]
         keys = [{SEPARATOR.split(key)[0].removeprefix("+") for key in content} for content in files]
     except (OSError, ValueError, TypeError):
         return set()
