@@ -30,11 +30,16 @@ def draw_cells(
     """
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and needs a display
 
+    from monai_diffae.pictures.mosaic import PLANES
+
+    rows = [list(row) for row in rows]
     cells = [[(None if image is None else _pixels(image, model_range), text) for image, text in row] for row in rows]
     height, width = next((pixels.shape[:2] for row in cells for pixels, _ in row if pixels is not None), (1, 1))
     num_lines = max(len(text.split("\n")) for row in cells for _, text in row)
     size = (_INCHES * len(cells[0]) * width / height, (_INCHES + 0.1 + 0.15 * num_lines) * len(cells))
     figure = Figure(figsize=size, layout="constrained")
+    if any(image is not None and image.ndim == 4 for row in rows for image, _ in row):
+        figure.supxlabel(PLANES, fontsize=8, x=0.01, ha="left")
     for panels, row in zip(figure.subplots(len(cells), len(cells[0]), squeeze=False), cells, strict=True):
         for panel, (pixels, text) in zip(panels, row, strict=True):
             panel.set_title(text, fontsize=9, parse_math=False)

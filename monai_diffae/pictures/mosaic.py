@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+PLANES = "Planes: axial, coronal, sagittal; the patient's right is on the left."
 _OUTLINE = (1.0, 0.25, 0.1)  # red, green, blue, of a mask
 
 
@@ -18,6 +19,7 @@ def draw_mosaic(
     path: str | Path,
     model_range: tuple[float, float] = (-1.0, 1.0),
     columns: Sequence[str] = (),
+    footing: str = "",
 ) -> None:
     """Draw one labelled row of images for each entry.
 
@@ -28,7 +30,9 @@ def draw_mosaic(
         path: the PNG.
         model_range: black and white.
         columns: headings of the images.
+        footing: a line below them; for volumes, it names the planes.
     """
+    footing = footing or (PLANES if any(images.ndim == 5 for images in rows.values()) else "")
     low, high = model_range
     strips = [_strip((images.detach().float().cpu() - low) / (high - low)) for images in rows.values()]
     height = min(strip.height for strip in strips)
@@ -36,9 +40,11 @@ def draw_mosaic(
     enlarged = -(-1000 // width)  # a whole number, so that the pixels of the model are shown as they are
     font = ImageFont.load_default(size=16)
     margin = 10 + max(int(font.getlength(line)) for label in rows for line in label.split("\n")) + 10
-    heading = 26 if columns else 0
-    mosaic = Image.new("RGB", (margin + width * enlarged, heading + len(strips) * height * enlarged), "white")
+    heading, bottom = 26 if columns else 0, 26 if footing else 0
+    size = (margin + width * enlarged, heading + len(strips) * height * enlarged + bottom)
+    mosaic = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(mosaic)
+    draw.text((margin, size[1] - 13), footing, "black", ImageFont.load_default(size=13), anchor="lm")
     for i, text in enumerate(columns):
         draw.text((margin + (i + 0.5) * width * enlarged / len(columns), 13), text, "black", font, anchor="mm")
     for i, (label, strip) in enumerate(zip(rows, strips, strict=True)):

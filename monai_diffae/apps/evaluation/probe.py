@@ -31,7 +31,7 @@ ProbeName = Literal["linear", "knn", "boosting"]
 PixelBaseline = Literal["pca", "intensity"]
 
 _FAILURES = "probe_failures.csv"
-_FILES = ("probes.csv", "predictions.parquet", "calibration.png", "few_labels.csv", "few_labels.png")
+_FILES, _FEW_LABELS = ("probes.csv", "predictions.parquet", "calibration.png"), ("few_labels.csv", "few_labels.png")
 _FEW_LABEL_COLUMNS = (
     "target", "features", "probe", "metric", "num_patients", "num_draws", "median", "low_quartile", "high_quartile"
 )  # fmt: skip
@@ -63,6 +63,7 @@ def probe(
     splits: Sequence[Split] = (),
     probes: Sequence[ProbeName] = ("linear", "knn"),
     seed: Seed = 0,
+    few_labels: bool = True,
     group_duplicates: bool = False,
     comparison: Comparison = Comparison(),
     reading: Reading = Reading(),
@@ -73,8 +74,10 @@ def probe(
     Numbers are predicted by ridge regression (R2, MAE), classes by logistic regression (AUROC, AUPRC, balanced
     accuracy, Brier score). Text, booleans and labels with two values are classes. So are whole numbers from 0 to 20
     with at most 10 different values, if these are at most two thirds as many as the labels. ``kinds`` changes this.
-    Intervals are bootstrapped over the test patients. For a table pooled with ``mean_std``, both means and standard
-    deviations are features. All features are compared on the cases for which all of them are available.
+    Intervals are bootstrapped over the test patients. A verdict on each label comes first: whether z_sem predicts it
+    better than chance and than the baseline, or whether nothing can be said with so few patients. For a table pooled
+    with ``mean_std``, both means and standard deviations are features. All features are compared on the cases for which
+    all of them are available.
 
     A target that cannot be probed is omitted with a warning, and so are images that cannot be read. Cases of different
     patients with nearly the same z_sem, which are probably the same image, are warned of. In Python, ``baselines`` also
@@ -91,6 +94,7 @@ def probe(
         splits: Cross-validate within these splits only, e.g. ``val test``.
         probes: Models that predict the labels.
         seed: Random seed of folds, boosting and bootstrap.
+        few_labels: Also write scores with the labels of few patients, which takes most of the time.
         group_duplicates: Count patients whose cases have nearly the same z_sem as one; ``cv`` is then the default if
             the table's split separates them.
         comparison: What z_sem is compared with.
@@ -100,7 +104,8 @@ def probe(
     Returns:
         ``rows``, one per target, feature set and probe: ``target``, ``kind``, ``features``, ``dims``, ``probe``; the
         main ``metric`` with ``score``, ``low``, ``high``; ``difference`` (the embeddings' score minus this one, paired)
-        with its interval; how it was evaluated; and each metric with its interval. Also ``omitted_targets``, with the
+        with its interval; how it was evaluated; and each metric with its interval. ``verdicts``, one per target:
+        ``target``, ``answer``, ``sentence``, ``advice``. Also ``omitted_targets``, with the
         reason; ``num_failed``, cases whose images could not be read; and ``twins``, cases with nearly the same z_sem.
 
     Raises:
@@ -137,7 +142,7 @@ def probe(
     session = open_images(table, comparison, reading) if comparison.pixel_baselines else None
     pixel_names = list(dict.fromkeys(comparison.pixel_baselines))
     if out is None:
-        _, figures = _evaluate(table, names, settings, baselines, comparison, session, None)
+        _, figures = _evaluate(table, names, settings, baselines, comparison, session, None, few_labels=False)
         return _result(figures, twins, None, False)
     folder = out  # not None, for mypy also within ``make``
     made_from = {
@@ -149,14 +154,17 @@ def probe(
         if session is None
         else session.made_from(session.cohort.cases, decodes=False, names=pixel_names),
         "group_duplicates": group_duplicates,
+        "few_labels": few_labels,
     }
 
     def make() -> Mapping[str, Any]:
-        evaluated, figures = _evaluate(table, names, settings, baselines, comparison, session, folder)
-        _write_report(folder, table, evaluated)
+        evaluated, figures = _evaluate(
+            table, names, settings, baselines, comparison, session, folder, few_labels=few_labels
+        )
+        _write_report(folder, table, evaluated, few_labels=few_labels)
         return figures
 
-    results = [folder / name for name in _FILES]
+    results = [folder / name for name in (*_FILES, *(_FEW_LABELS if few_labels else ()))]
     figures, skipped = run_once("probe", folder, results, made_from, make, overwrite=overwrite)
     return _result(figures, twins, folder, skipped)
 
@@ -189,8 +197,10 @@ def _evaluate(
     comparison: Comparison,
     session: Session | None,
     folder: Path | None,
+    *,
+    few_labels: bool,
 ) -> tuple[list[EvaluatedProbe], dict[str, Any]]:
-    """The evaluated probes, and the figures of the result; with few labels if there is a folder to write to."""
+    """The evaluated probes, and the figures of the result."""
     from monai_diffae.apps.evaluation.baselines import pixel_features, z_sem_features
     from monai_diffae.data.embeddings import split_origin
     from monai_diffae.data.progress import track
@@ -203,7 +213,7 @@ def _evaluate(
         raise ConfigError(f"baselines: two feature sets have the same name ({names}); rename one")
     evaluated, omitted = evaluate_probes(
         table, track(targets, "probing"), feature_sets, settings,
-        with_few_labels=folder is not None, split_origin=split_origin(table),
+        with_few_labels=few_labels, split_origin=split_origin(table),
     )  # fmt: skip
     num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0
     rows = [each.row for each in evaluated]
@@ -211,6 +221,8 @@ def _evaluate(
 
 
 def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, skipped: bool) -> Result:
+    from monai_diffae.latents.probing.verdicts import find_verdicts
+
     for target, reason in figures["omitted_targets"].items():
         logger.warning("target '%s' is omitted: %s", target, reason)
     twins.warn(is_split=all(row["evaluation"] == "split" for row in figures["rows"]))
@@ -222,21 +234,24 @@ def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, 
         )
     if omitted := figures["omitted_targets"]:
         incomplete.append(f"{counted(len(omitted), 'target')} omitted: {', '.join(omitted)}")
-    figures = {**figures, "twins": twins.report.figures()}
-    return Result(folder, figures, _score_tables(figures["rows"]), "; ".join(incomplete) or None, skipped=skipped)
+    verdicts = find_verdicts(figures["rows"])
+    figures = {**figures, "verdicts": [asdict(each) for each in verdicts], "twins": twins.report.figures()}
+    notes = [*(each.sentence for each in verdicts), *_score_tables(figures["rows"])]
+    return Result(folder, figures, notes, "; ".join(incomplete) or None, skipped=skipped)
 
 
-def _write_report(folder: Path, table: pd.DataFrame, probes: Sequence[EvaluatedProbe]) -> None:
+def _write_report(folder: Path, table: pd.DataFrame, probes: Sequence[EvaluatedProbe], *, few_labels: bool) -> None:
     """Write the files of the result."""
     from monai_diffae.data.atomic import write_atomic, write_csv
 
-    few_labels = pd.DataFrame([row for probe in probes for row in probe.few_labels], columns=list(_FEW_LABEL_COLUMNS))
     predictions = pd.concat([_predictions(table, probe) for probe in probes], ignore_index=True)
     write_csv(folder / "probes.csv", pd.DataFrame([probe.row for probe in probes]))
     write_atomic(folder / "predictions.parquet", lambda path: predictions.to_parquet(path, index=False))
     write_atomic(folder / "calibration.png", lambda path: pictures.draw_calibration(probes, path))
-    write_csv(folder / "few_labels.csv", few_labels)
-    write_atomic(folder / "few_labels.png", lambda path: pictures.draw_few_labels(few_labels, path))
+    if few_labels:
+        rows = pd.DataFrame([row for probe in probes for row in probe.few_labels], columns=list(_FEW_LABEL_COLUMNS))
+        write_csv(folder / "few_labels.csv", rows)
+        write_atomic(folder / "few_labels.png", lambda path: pictures.draw_few_labels(rows, path))
 
 
 def _score_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:

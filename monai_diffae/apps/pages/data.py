@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.cases import safe_id
 from monai_diffae.data.embeddings import label_columns, read_embeddings
+from monai_diffae.data.inspection.twins import COLUMN as TWINS
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents.probing.verdicts import Verdict
 
 NUM_MOSAIC = {2: 8, 3: 4}
 """Reconstructed cases in the page, by the number of spatial axes: volumes take more room."""
@@ -26,7 +30,11 @@ NUM_MOSAIC = {2: 8, 3: 4}
 JOURNAL = "steps.json"
 """The file in the folder of a page that keeps durations and warnings of the steps."""
 
+CONFLICTS = "label_conflicts.csv"
+"""The file in the folder of a page that lists scans that are the same, but have different labels."""
+
 _EVALUATION = {"steps": [5, 10, 20], "limit": 16, "draws": 1, "num_images": 32, "num_codes": 500}
+_LARGEST_GIB = 2  # of images in memory, from which the baselines of the probes are computed
 _NUM_EDITED, _NUM_SAMPLES, _MOST_EDITED_TARGETS = 4, 16, 2
 _MOST_TARGETS, _MOST_CLASSES, _FEWEST_PER_CLASS = 5, 10, 5
 _USUAL = (
@@ -84,6 +92,24 @@ class ReportData:
             raise ConfigError(f"targets: there is no label {missing!r}; choose from: {', '.join(names) or 'none'}")
         return find_targets(self.table, self.targets)
 
+    @cached_property
+    def conflicts(self) -> pd.DataFrame:
+        """Scans that are the same but have different labels."""
+        if self.result("embeddings") is None:
+            return label_conflicts(pd.DataFrame(), ())
+        return label_conflicts(self.table, label_columns(self.table))
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """What the probes say about each label."""
+        probe = self.result("probe")
+        return [] if probe is None else [Verdict(**each) for each in probe.verdicts]
+
+    @property
+    def predicted(self) -> list[str]:
+        """The labels that z_sem predicts better than chance."""
+        return [verdict.target for verdict in self.verdicts if verdict.is_predicted]
+
     def read(self, file: str) -> pd.DataFrame:
         """A table that a command wrote, such as ``neighbors/outliers.csv``."""
         text = {"id": str, "neighbor": str}
@@ -137,13 +163,19 @@ class ReportData:
         )  # fmt: skip
         self._keep("evaluation")
 
-    def run(self) -> None:
-        """Run all commands; complete results are skipped."""
+    def run(self, *, evaluates: bool = True) -> None:
+        """Run all commands; complete results are skipped. Only along labels that z_sem predicts, scans are edited."""
         self.run_common()
         if self.result("embeddings") is not None:
-            for target in self.labels[:_MOST_EDITED_TARGETS]:
+            for target in self.predicted[:_MOST_EDITED_TARGETS]:
                 self._edit(target)
-            self.evaluate([self.bundle], self.folder)
+            if not self.predicted:
+                self._attempt("traversal", "Traverse the main directions", "traverse", bundle=self.bundle,
+                              embeddings=self.embeddings)  # fmt: skip
+            if len(self.conflicts):
+                write_csv(self.folder / CONFLICTS, self.conflicts)
+            if evaluates:
+                self.evaluate([self.bundle], self.folder)
         if (models_folder(self.bundle) / LATENT_MODEL).is_file():
             self._generate()
 
@@ -167,7 +199,19 @@ class ReportData:
         )  # fmt: skip
         self._attempt("neighbors", "Find similar scans and outliers", "neighbors", embeddings=self.embeddings)
         if self.labels:
-            self._attempt("probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=self.labels)
+            self._attempt(
+                "probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=self.labels,
+                probes=["linear"], few_labels=False, **self._baselines,
+            )  # fmt: skip
+
+    @property
+    def _baselines(self) -> dict[str, Any]:
+        """What z_sem is compared with: features of the pixels, if the images fit into memory."""
+        summary = self.result("info").figures
+        pixels = prod(summary["image_size"]) * summary.get("in_channels", 1)
+        if len(self.table) * pixels * 4 > _LARGEST_GIB * 1024**3:
+            return {}
+        return {"pixel_baselines": ["pca", "intensity"], **self._opened}
 
     @property
     def _opened(self) -> dict[str, Any]:
@@ -181,7 +225,7 @@ class ReportData:
             f"directions/{name}.json", f"Find the direction of {target}", "fit-direction", embeddings=self.embeddings,
             target=target, positive=find_positive(self.table, target),
         )  # fmt: skip
-        if fitted is not None:
+        if fitted is not None and not fitted.direction.may_be_chance:
             self._attempt(
                 f"edits/{name}", f"Edit scans along {target}", "edit", **self._opened, direction=direction,
                 captions=[target], cases=self._examples(target, _NUM_EDITED),
@@ -225,6 +269,31 @@ def _shown_line(step: Step, folder: Path) -> str:
         return path.relative_to(root.parent) if path.is_relative_to(root) else Path(path.name)
 
     return command_line(step.command, {name: shown(value) for name, value in step.arguments.items()})
+
+
+# -- scans that occur twice --------------------------------------------------------------------------------------------
+
+
+def label_conflicts(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """Scans that are twins, as ``list-scans`` says, but have different labels: ``label``, ``twins``, ``id``, ``value``.
+
+    Labels with fractions, and those with many values, are measurements or names and not compared.
+
+    Example:
+        >>> table = pd.DataFrame({"id": list("abc"), "twins": ["group 1", "group 1", None], "sick": [1, 0, 0]})
+        >>> label_conflicts(table, ["sick"]).values.tolist()
+        [['sick', 'group 1', 'a', 1], ['sick', 'group 1', 'b', 0]]
+    """
+    rows = []
+    for label in labels if TWINS in table else ():
+        known = table[table[TWINS].notna() & table[label].notna()]
+        if table[label].nunique() <= _MOST_CLASSES:
+            for group, members in known.groupby(TWINS, sort=False):
+                if members[label].nunique() > 1:
+                    rows += [
+                        (label, group, name, value) for name, value in zip(members["id"], members[label], strict=True)
+                    ]
+    return pd.DataFrame(rows, columns=["label", TWINS, "id", "value"])
 
 
 # -- labels that a probe can learn, and cases that show both ends of one -----------------------------------------------

@@ -52,7 +52,7 @@ def nearest(data: ReportData, folder: str = "neighbors") -> pd.DataFrame:
 
 def thumbnail_order(data: ReportData) -> list[str]:
     """All cases: those that sections show first, then held-out ones, in random order."""
-    shown: list[str] = []
+    shown: list[str] = data.conflicts["id"].astype(str).tolist()
     if data.result("neighbors") is not None:
         unusual, near = outliers(data)["id"].tolist(), nearest(data)
         shown += unusual + near.loc[near["id"].isin(unusual), "neighbor"].tolist()

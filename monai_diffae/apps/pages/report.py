@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,14 +66,20 @@ def report(
     steps = Steps(journal=out / JOURNAL)
     data = ReportData(bundle, out, cohort, targets=targets, device=device, overwrite=overwrite, steps=steps)
     data.run()
-    page = write_page(out / "report.html", "report.html", embed=embed, **Report([data]).values())
+    values = Report([data]).values()
+    page = write_page(out / "report.html", "report.html", embed=embed, **values)
     if embed:
         log_to_training(bundle, {}, [page], "report", is_private=True)
-    return page_result(page, steps.outcomes)
+    return page_result(page, steps.outcomes, values["answers"])
 
 
-def page_result(page: Path, outcomes: Sequence[Outcome], next_lines: Sequence[tuple[str, str]] = ()) -> Result:
-    """The result of a command that ran others and wrote a page: durations, failures, and what can be done next."""
+def page_result(
+    page: Path,
+    outcomes: Sequence[Outcome],
+    answers: Sequence[Mapping[str, str]] = (),
+    next_lines: Sequence[tuple[str, str]] = (),
+) -> Result:
+    """The result of a command that ran others and wrote a page: what it found, and what can be done next."""
     failed = [outcome.step.title for outcome in outcomes if outcome.result is None]
     steps = [
         {
@@ -84,10 +90,7 @@ def page_result(page: Path, outcomes: Sequence[Outcome], next_lines: Sequence[tu
         }
         for outcome in outcomes
     ]
-    notes = [
-        f"{outcome.step.title}: {outcome.seconds:.0f} s" + (f", omitted ({outcome.error})" if outcome.error else "")
-        for outcome in outcomes
-    ]
+    notes = [f"{answer['text']} {answer['advice']}" for answer in answers]
     size = page.stat().st_size
     return Result(
         page.parent,

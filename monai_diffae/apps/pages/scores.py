@@ -84,7 +84,7 @@ def _probe_row(model: ReportData, row: Row) -> dict[str, Any]:
 
 
 def _probe_name(probe: str, features: str) -> str:
-    return probe if features == "z_sem" else f"{probe}, {features}"
+    return features if probe == "linear" else f"{features}, {probe}"
 
 
 def calibration_charts(models: Sequence[ReportData], *, is_named: bool) -> list[Chart]:

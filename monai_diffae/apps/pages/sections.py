@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from monai_diffae import __version__
-from monai_diffae.apps.pages.data import ReportData
+from monai_diffae.apps.pages.data import CONFLICTS, ReportData
 from monai_diffae.apps.pages.figures import Axes, Chart, Series, line_chart
 from monai_diffae.apps.pages.images import LIMIT, PANELS, ReportImages, Strips, edit_frames, sample_thumbnails
 from monai_diffae.apps.pages.latent_map import map_data, nearest, outliers, thumbnail_order
@@ -94,13 +94,60 @@ class Report:
         return {
             "title": " and ".join([*([", ".join(names[:-1])] if self.is_comparison else []), names[-1]]),
             "is_comparison": self.is_comparison,
+            "answers": [] if self.is_comparison else _answers(self.models[0]),
             "tiles": _compared_tiles(self.models) if self.is_comparison else _tiles(self.models[0]),
             "sections": [section for section in sections if section is not None],
             "version": __version__,
         }
 
 
-# -- what failed, models, curves ---------------------------------------------------------------------------------------
+def _answers(model: ReportData) -> list[dict[str, str]]:
+    """What the page found out, in sentences: a verdict on each label, wrong labels, and what failed."""
+    answers = [
+        {
+            "kind": "good" if each.is_predicted else "open",
+            "text": each.sentence,
+            "advice": f"{each.advice[0].upper()}{each.advice[1:]}.",
+        }
+        for each in model.verdicts
+    ]
+    if not answers and model.result("embeddings") is not None:
+        answers.append(
+            {
+                "kind": "open",
+                "text": "The scans have no label that could be predicted.",
+                "advice": "Add a table with labels, such as diagnosis, age or sex.",
+            }
+        )
+    if len(wrong := model.conflicts):
+        groups = counted(wrong.groupby(["label", "twins"]).ngroups, "group")
+        text = f"{groups} of scans that are the same have different labels."
+        answers.append({"kind": "bad", "text": text, "advice": f"Correct them: {CONFLICTS} lists them."})
+    failed = [outcome.step.title for outcome in model.outcomes.values() if outcome.result is None]
+    if unusable := len(model.failures()):
+        text = f"{counted(unusable, 'scan')} could not be used."
+        answers.append({"kind": "bad", "text": text, "advice": "The last section lists them with the reasons."})
+    if failed:
+        answers.append(
+            {"kind": "bad", "text": f"Omitted: {', '.join(failed)}.", "advice": "The last section says why."}
+        )
+    return answers
+
+
+# -- wrong labels, what failed, models, curves -------------------------------------------------------------------------
+
+
+def conflict_section(report: Report) -> Section | None:
+    """Scans that are the same but have different labels; None if there are none, or several models."""
+    model = report.models[0]
+    if report.is_comparison or model.conflicts.empty:
+        return None
+    groups = [
+        {"label": label, "cases": rows[["id", "value"]].to_dict("records")}
+        for (label, _), rows in model.conflicts.groupby(["label", "twins"], sort=False)
+    ]
+    values = {"groups": groups, "thumbnails": report.thumbnails[model.name], "file": CONFLICTS}
+    return Section("conflicts", "Wrong labels: the same scan, different labels", values)
 
 
 def failure_section(report: Report) -> Section:
@@ -379,15 +426,18 @@ def probe_section(report: Report) -> Section | None:
 
 
 def edit_section(report: Report) -> Section | None:
-    """Edited cases, and what the model sees in them; None if no label was edited."""
+    """Edited cases, and what the model sees in them, or the main directions; None if there are neither."""
     model = report.models[0]
+    if model.result("traversal") is not None:
+        values = {"labels": [], "traversal": model.folder / "traversal" / "traversal.png"}
+        return report.section("edits", "The main directions of z_sem", ["traversal"], values)
     names = [name for name in model.outcomes if name.startswith(("edits/", "directions/"))]
     if not names:
         return None
     labels = [
         _edited_label(model, name) for name in names if name.startswith("edits/") and model.result(name) is not None
     ]
-    return report.section("edits", "Edits along a label", names, {"labels": labels})
+    return report.section("edits", "Edits along a label", names, {"labels": labels, "traversal": None})
 
 
 def _edited_label(model: ReportData, name: str) -> dict[str, Any]:
@@ -466,8 +516,8 @@ def outlier_section(report: Report) -> Section | None:
 
 
 SECTIONS: Sequence[Callable[[Report], Section | None]] = (
-    failure_section, model_section, curve_section, reconstruction_section, quality_section, map_section, probe_section,
-    edit_section, sample_section, outlier_section,
+    conflict_section, probe_section, edit_section, map_section, outlier_section, reconstruction_section, sample_section,
+    quality_section, model_section, curve_section, failure_section,
 )  # fmt: skip
 """All sections, in the order of the page."""
 
@@ -492,7 +542,8 @@ def _tiles(model: ReportData) -> dict[str, tuple[str, str]]:
         remark = f"{means['psnr_z_sem']:.1f} dB from z_sem alone"
         tiles["PSNR from both codes"] = (f"{means['psnr_x_T']:.1f} dB", remark)
     if model.result("probe") is not None:
-        best = max(model.result("probe").rows, key=lambda row: row["score"])
+        rows = model.result("probe").rows
+        best = max((row for row in rows if row["features"] == rows[0]["features"]), key=lambda row: row["score"])
         interval = "" if best["low"] is None else f" ({number(best['low'])} to {number(best['high'])})"
         tiles[f"best probe: {best['target']}"] = (number(best["score"]), f"{best['metric'].upper()}{interval}")
     return tiles

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt, Le
 
-from monai_diffae import __version__
 from monai_diffae.apps.command import command
 from monai_diffae.apps.pages.report import page_result
 from monai_diffae.apps.result import Result
@@ -20,11 +19,9 @@ from monai_diffae.apps.settings import NONE_GIVEN, Columns
 from monai_diffae.errors import ConfigError, counted
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from monai_diffae.apps.pages.data import ReportData
+    from monai_diffae.apps.steps import Steps
 
-    from monai_diffae.apps.steps import Outcome, Steps
-
-_NUM_MOSAIC, _NUM_EXAMPLES = 8, 4
 _FEW_PATIENTS = 10
 _SLICES = {"bundle": Path("diffae_2d"), "overrides": {"slice_range": [0.2, 0.8], "slice_step": 1}}  # nearly all slices
 
@@ -86,26 +83,16 @@ def start(
         print(line, file=sys.stderr)
     if not yes and sys.stdin.isatty() and not _agreed():
         return Result(notes=["not started: nothing was trained"], content={"outcomes": ()})
-    next_lines = hour.run()
-    title, summary = f"The first hour with {cohort.name}", [*summary, *hour.assess()]
-    page = write_start_page(out / "index.html", title, summary, hour.steps.with_earlier(), next_lines)
-    return page_result(page, hour.steps.outcomes, next_lines)
-
-
-def write_start_page(
-    file: Path, title: str, summary: Sequence[str], outcomes: Sequence[Outcome], next_lines: Sequence[tuple[str, str]]
-) -> Path:
-    """Write the page: results first, then the folded preparations, and what can be done next.
-
-    It links the pictures, which stay where the commands wrote them.
-    """
     from monai_diffae.apps.pages.page import write_page
+    from monai_diffae.apps.pages.sections import Report
 
-    return write_page(
-        file, "start.html", title=title, summary=summary, next_lines=next_lines, version=__version__,
-        results=[outcome for outcome in outcomes if not outcome.step.is_preparation],
-        preparations=[outcome for outcome in outcomes if outcome.step.is_preparation],
+    data = hour.run()
+    next_lines, values = list(hour.next_lines(data)), Report([data]).values()
+    page = write_page(
+        out / "index.html", "start.html", **values, summary=summary, next_lines=next_lines,
+        outcomes=hour.steps.with_earlier(),
     )  # fmt: skip
+    return page_result(page, hour.steps.outcomes, values["answers"], next_lines)
 
 
 def _agreed() -> bool:
@@ -222,84 +209,22 @@ class FirstHour:
             yield f"the training {begun} in {self.model}; Ctrl-C interrupts it, and the same command resumes it"
         yield f"then the scans are embedded, and the labels predicted and edited; see {self.out / 'index.html'}"
 
-    def assess(self) -> Iterator[str]:
-        """How good the model is, in short."""
-        from monai_diffae.bundle.layout import model_file
-        from monai_diffae.bundle.model_file import read_description
-        from monai_diffae.data.progress import count_failures
-        from monai_diffae.latents.representation import LEAST_USAGE
-
-        figures = read_description(model_file(self.model)).get("figures", {})
-        usage = figures.get("z_sem_usage")
-        if usage is not None:
-            use = "the decoder hardly uses z_sem" if usage < LEAST_USAGE else "the decoder uses z_sem"
-            yield f"z_sem_usage {usage:.2f}: {use} (1: not at all)"
-        num_failed = count_failures(self.model / "failures.csv")
-        if num_failed:
-            yield f"{num_failed} of the scans could not be used in training: {self.model / 'failures.csv'}"
-
-    def run(self) -> list[tuple[str, str]]:
-        """Train, embed, and show what was learned; return what can be done next."""
-        from monai_diffae.apps.pages.data import find_targets, held_out_split
-        from monai_diffae.data.embeddings import read_embeddings
+    def run(self) -> ReportData:
+        """Train, embed, and find out what was learned."""
+        from monai_diffae.apps.pages.data import ReportData
 
         self._train()
-        common = {"bundle": self.model, "cohort": self.table, "device": self.device}
-        embedded = self.steps.prepare("Embed the scans", "embed", **common, out=self.out / "embeddings")
-        table = read_embeddings(embedded.path)
-        targets = find_targets(table, self.targets)
-        if targets:
-            self.steps.attempt(
-                "Predict the labels", "probe", embeddings=embedded.path, out=self.out / "probe", targets=targets
-            )
-        edited = self._find_direction(embedded.path, table, targets)
-        label = edited or next(iter(targets), None)
-        cases = self._cases(table, label)
-        if edited is None:
-            self.steps.attempt(
-                "Traverse the main directions", "traverse", bundle=self.model, embeddings=embedded.path,
-                out=self.out / "traversal", device=self.device,
-            )  # fmt: skip
-        else:
-            self.steps.attempt(
-                f"Edit scans along {edited}", "edit", **common, **cases, out=self.out / "edits",
-                direction=self._direction(edited), captions=[edited],
-            )  # fmt: skip
-        self.steps.attempt(
-            "Find similar scans", "neighbors", embeddings=embedded.path, out=self.out / "neighbors", **common, **cases,
-            captions=[] if label is None else [label],
-        )  # fmt: skip
-        self.steps.attempt(
-            "Reconstruct held-out scans", "reconstruct", **common, out=self.out / "reconstructions", mode="both",
-            split=held_out_split(table), limit=_NUM_MOSAIC,
-        )  # fmt: skip
-        return list(self._next_lines(embedded.path, targets, edited))
-
-    def _find_direction(self, embeddings: Path, table: pd.DataFrame, targets: Sequence[str]) -> str | None:
-        """The first label that z_sem predicts better than chance, as the score's interval says; None: there is none."""
-        from monai_diffae.apps.pages.data import find_positive
-
-        for target in targets:
-            fitted = self.steps.attempt(
-                f"Find the direction of {target}", "fit-direction", embeddings=embeddings, target=target,
-                out=self._direction(target), positive=find_positive(table, target),
-            )  # fmt: skip
-            if fitted is not None and not fitted.direction.may_be_chance:
-                return target
-        return None
-
-    def _direction(self, target: str) -> Path:
-        from monai_diffae.data.cases import safe_id
-
-        return self.out / f"{safe_id(target)}.json"
-
-    def _cases(self, table: pd.DataFrame, target: str | None) -> dict[str, Any]:
-        """The arguments that choose cases for pictures: held-out ones, from both ends of a label."""
-        from monai_diffae.apps.pages.data import find_examples, held_out_split
-
-        if target is not None and (ids := find_examples(table, target, _NUM_EXAMPLES)):
-            return {"cases": ids}
-        return {"split": held_out_split(table), "limit": _NUM_EXAMPLES}
+        data = ReportData(
+            self.model,
+            self.out,
+            self.table,
+            name=self.cohort.stem,
+            targets=self.targets,
+            device=self.device,
+            steps=self.steps,
+        )
+        data.run(evaluates=False)
+        return data
 
     def _train(self) -> None:
         from monai_diffae.data.atomic import write_json
@@ -316,34 +241,32 @@ class FirstHour:
         self.record["is_trained"] = True
         write_json(self._record_file, self.record)
 
-    def _next_lines(self, embeddings: Path, targets: Sequence[str], edited: str | None) -> Iterator[tuple[str, str]]:
+    def next_lines(self, data: ReportData) -> Iterator[tuple[str, str]]:
+        """What can be done next: explanations and lines for a shell."""
         from monai_diffae.apps.commands import command_line
 
-        longer = {
-            "cohort": self.table, "out": f"{self.out}_longer", "minutes": 60, "targets": list(self.targets),
-            "device": self.device,
-        }  # fmt: skip
-        why = "Train a better model, for an hour:"
-        if targets and edited is None:
-            why = (
-                f"z_sem predicts none of the labels ({', '.join(targets)}) clearly better than chance, so no scan is "
-                f"edited along one. {why}"
-            )
-        yield why, command_line("start", longer)
         opened = {"bundle": self.model, "cohort": self.table}
+        directions = [data.folder / name for name in data.outcomes if name.startswith("directions/")]
+        edited = [file for file in directions if data.result(f"edits/{file.stem}") is not None]
         yield (
             "Open a page with a map of all scans, and sliders that edit them:",
-            command_line("explore", {**opened, "embeddings": embeddings}),
+            command_line("explore", {**opened, "embeddings": data.embeddings, "directions": edited}),
         )
         yield (
-            "Make a report to send around:",
-            command_line("report", {**opened, "out": self.out / "report", "targets": list(targets)}),
+            "Make a report to send around, also with the quality of the images:",
+            command_line("report", {**opened, "out": self.out / "report", "targets": list(self.targets)}),
         )
-        if edited is not None:
-            grades = {"embeddings": embeddings, "out": self.out / "grades.csv", "direction": self._direction(edited)}
-            yield f"Grade every scan along {edited}:", command_line("grade", grades)
+        if edited:
+            grades = {"embeddings": data.embeddings, "out": self.out / "grades.csv", "direction": edited[0]}
+            yield f"Grade every scan along {edited[0].stem}:", command_line("grade", grades)
         unusual = {**opened, "out": self.out / "anomaly", "split": "val", "limit": 8}
         yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
+        if all(verdict.answer != "unclear" for verdict in data.verdicts):
+            longer = {
+                "cohort": self.table, "out": f"{self.out}_longer", "minutes": 60, "targets": list(self.targets),
+                "device": self.device,
+            }  # fmt: skip
+            yield "Train a better model, for an hour:", command_line("start", longer)
 
 
 def _are_few_volumes(listed: Any) -> bool:

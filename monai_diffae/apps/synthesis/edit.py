@@ -412,4 +412,6 @@ def _draw_edits(
     for i, case in enumerate(cases, start=1):
         rows["\n".join(filter(None, [f"case {i}", case.caption]))] = case.images
         rows[f"difference {i} (±{limit:.2g})"] = pictures.in_colours(case.differences, limit, model_range=model_range)
-    write_atomic(path, lambda temporary: pictures.draw_mosaic(rows, temporary, model_range, strength_titles(strengths)))
+    height, width = cases[0].images.shape[-2:]
+    footing = pictures.mosaic.PLANES if width > height else ""  # volumes, already in three planes
+    write_atomic(path, lambda file: pictures.draw_mosaic(rows, file, model_range, strength_titles(strengths), footing))

@@ -94,6 +94,7 @@ class TargetFolds:
     evaluation: Evaluation
     num_omitted: int  # cases without the label, or of a class that is too small to be evaluated
     small_classes: dict[str, int]  # test patients of each class that has fewer than 10
+    num_rarest: int | None  # test patients of the rarest class
     num_seen: int | None  # test cases of patients that the autoencoder was trained on, as far as is known
     is_split_of_training: bool = True  # False if that is only possible
 
@@ -132,7 +133,8 @@ def choose_folds(
         target=target, patients=patients, folds=folds, evaluation=evaluation,
         num_omitted=num_considered - len(target.rows),
         small_classes={label: count for label, count in counts.items() if count < _MIN_PATIENTS_OF_CLASS},
-        num_seen=_num_seen(cases, patients[test]), is_split_of_training=cases.split_origin != "given",
+        num_rarest=min(counts.values(), default=None), num_seen=_num_seen(cases, patients[test]),
+        is_split_of_training=cases.split_origin != "given",
     )  # fmt: skip
     _log_omitted(target_folds, all_cases)
     _log_unreliable(target_folds, seed)
@@ -365,7 +367,7 @@ def _evaluate_probe(
         "evaluation": target.evaluation, "num_folds": len(target.folds),
         "num_train": int(np.median([len(train) for train, _ in target.folds])), "num_test": len(test),
         "num_patients": len(np.unique(target.patients[test])), "num_omitted": target.num_omitted,
-        "num_seen_by_autoencoder": target.num_seen,
+        "num_rarest": target.num_rarest, "num_seen_by_autoencoder": target.num_seen,
         "small_classes": "; ".join(f"{label}: {count}" for label, count in target.small_classes.items()) or None,
         "regularisation": float(np.exp(np.mean(np.log(regularisation)))) if regularisation else None, **metrics,
     }  # fmt: skip
