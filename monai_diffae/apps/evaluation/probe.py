@@ -172,7 +172,7 @@ def _target_columns(table: pd.DataFrame, targets: Sequence[str], name: str) -> l
             raise ConfigError(
                 f"targets: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}"
             )
-    reasons = {} if targets else {label: reason_against(table[label], label) for label in labels}
+    reasons = {} if targets else {label: reason_against(table[label].tolist(), label) for label in labels}
     names = list(dict.fromkeys(targets)) or [label for label, reason in reasons.items() if reason is None]
     if not names:
         why = ", ".join(f"{label} {reason}" for label, reason in reasons.items())
