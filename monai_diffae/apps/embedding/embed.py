@@ -7,12 +7,13 @@ import glob
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
+from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, finished, versions, write_record
@@ -37,6 +38,19 @@ _SUM_DIGITS = 12
 _OVERLAP = 0.25
 
 
+@Parameter(name="*", group=Group("Rows", sort_key=1))
+@dataclass(frozen=True)
+class Rows:
+    """What has a row in the table."""
+
+    pool: Pool = "none"
+    """``none`` writes one row per slice of volumes in a 2D bundle; ``mean`` and ``mean_std`` one per volume."""
+    patches: bool = False
+    """Cut scans that are larger than the model's field of view into patches."""
+    overlap: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Overlap of neighboring patches as a fraction of their size; by default 0.25."""
+
+
 @command
 def embed(
     bundle: Path,
@@ -44,9 +58,7 @@ def embed(
     out: Path,
     *,
     encoder: Encoder = "trained",
-    pool: Pool = "none",
-    patches: bool = False,
-    overlap: Annotated[float, Ge(0), Lt(1)] | None = None,
+    rows: Rows = Rows(),
     map_columns: bool = False,
     seed: Seed = 0,
     part: str | None = None,
@@ -94,9 +106,7 @@ def embed(
             name patients, use the table of ``list-scans --ids hashed``.
         out: Folder for ``embeddings.parquet``, or the file itself: ``.parquet``, or ``.csv``, which is larger.
         encoder: ``trained``, or an encoder that needs no training: ``untrained`` or ``pca``.
-        pool: ``none`` writes one row per slice of volumes in a 2D bundle; ``mean`` and ``mean_std`` one per volume.
-        patches: Cut scans that are larger than the model's field of view into patches.
-        overlap: Overlap of neighboring patches as a fraction of their size; by default 0.25.
+        rows: What has a row in the table.
         map_columns: Add the columns ``x``, ``y`` and ``thumbnail``, with which other tools draw a map.
         seed: Random seed of the weights of the encoder ``untrained``.
         part: Encode this part of the cases only, e.g. ``3/16``, and write no table.
@@ -121,9 +131,10 @@ def embed(
         ...
         monai_diffae.errors.ConfigError: no_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
+    pool, patches = rows.pool, rows.patches
     if patches and pool != "none":
         raise ConfigError("pool: patches are averaged already; omit pool or patches")
-    if overlap is not None and not patches:
+    if rows.overlap is not None and not patches:
         raise ConfigError("overlap: applies to patches; set patches too, or omit overlap")
     if map_columns and (patches or pool != "none" or out.suffix.lower() == ".csv"):
         raise ConfigError("map_columns: are for Parquet tables with one row per image; omit them, or pool and patches")
@@ -152,7 +163,7 @@ def embed(
     cases = chosen.cases
     if map_columns and not chosen.split("train"):
         raise ConfigError("map_columns: are computed from training cases, and none is chosen; omit them, or split")
-    overlap = _OVERLAP if overlap is None else overlap
+    overlap = _OVERLAP if rows.overlap is None else rows.overlap
     cutter = PatchCutter(session.trained, session.encoder_key, overlap) if patches else None
     labels = json_digest(
         sorted(((case.id, case.patient, case.split, case.labels) for case in cases), key=itemgetter(0))
