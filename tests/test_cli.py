@@ -83,7 +83,7 @@ def test_help_shows_every_command_in_its_group_and_the_exit_codes(run):
         (["embed", "b", "c", "o", "--batch-size", "many"], "'many' is not a whole number"),
         (["embed", "b", "c", "o", "--batch-size", "0"], "--batch-size: 0 is below 1"),
         (["reconstruct", "b", "c", "o", "--overrides", "seed=1", "seed=2"], "'seed' is given twice"),
-        (["train", "none", "c"], "none: there is no configs/train.json; make a bundle with monai-diffae init"),
+        (["train", "none"], "none: there is no configs/train.json; make a bundle with monai-diffae init"),
     ],
 )
 def test_usage_errors_end_with_2_and_one_line(run, words, message):

@@ -10,7 +10,7 @@ import re
 import secrets
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import mkstemp
@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 _DECIMAL = re.compile(r"[+-]?\d+([.,]\d+)?")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 _LONGEST = 100
+TWINS = "twins"
+"""The column in which ``list-scans`` gives all scans of a group of twins the same text, such as ``group 1``."""
+
+_TWINS_MARK = re.compile(r"group \d+|None|nan|<NA>|")
 _MAX_QUOTED = 60  # characters of an id in an error message
 
 
@@ -181,6 +185,22 @@ def _distinct(plain: Sequence[str], texts: Sequence[str]) -> list[str]:
         p if counts[p.casefold()] == 1 else f"{p[: _LONGEST - 9]}-{_short_hash(t)}"
         for p, t in zip(plain, texts, strict=True)
     ]
+
+
+def marks_twins(name: str, values: Collection[Any]) -> bool:
+    """Whether a column is the one that ``list-scans`` writes, which is no label; a user's own may have its name.
+
+    Example:
+        >>> marks_twins("twins", ["group 1", None]), marks_twins("twins", ["yes", "no"])
+        (True, False)
+    """
+    return name == TWINS and len(values) > 0 and all(_TWINS_MARK.fullmatch(str(value)) for value in values)
+
+
+def label_names(cases: Sequence[Case]) -> list[str]:
+    """The names of the labels that any case has, without the mark of twins."""
+    names = dict.fromkeys(name for case in cases for name in case.labels)
+    return [name for name in names if not marks_twins(name, [case.labels.get(name) for case in cases])]
 
 
 def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:

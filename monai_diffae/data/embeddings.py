@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pyarrow.parquet import read_schema
 
-from monai_diffae.data.cases import MISSING_WORDS, as_labels
+from monai_diffae.data.cases import MISSING_WORDS, as_labels, marks_twins
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.splits import SplitOrigin
 from monai_diffae.errors import CohortError, ConfigError
@@ -163,11 +163,11 @@ def std_columns(table: pd.DataFrame) -> list[str]:
 
 
 def label_columns(table: pd.DataFrame) -> list[str]:
-    """The names of the label columns: all that neither hold z_sem nor describe the case, the patch or the map."""
+    """The names of the label columns: not z_sem, nor what describes the case, patch, map or twins."""
     patch_columns = _PATCH_COLUMNS if "patch" in table else ()
     map_columns = MAP_COLUMNS if "thumbnail" in table else ()
     others = {*_CASE_COLUMNS, *patch_columns, *map_columns, *z_columns(table), *std_columns(table)}
-    return [name for name in table.columns if name not in others]
+    return [name for name in table.columns if name not in others and not marks_twins(name, table[name])]
 
 
 def z_matrix(table: pd.DataFrame) -> NDArray[np.float32]:

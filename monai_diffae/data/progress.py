@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from monai_diffae.data.atomic import disk_errors, write_atomic
-from monai_diffae.data.cases import Case, Label
+from monai_diffae.data.cases import Case, Label, label_names
 from monai_diffae.errors import CohortError, ConfigError, counted
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def count_by_label(ids: Collection[str], cases: Sequence[Case]) -> str:
     if counted_ids.isdisjoint(case.id for case in cases):
         return ""
     texts = []
-    for name in dict.fromkeys(name for case in cases for name in case.labels):
+    for name in label_names(cases):
         totals: Counter[Label] = Counter(case.labels.get(name) for case in cases)
         counts: Counter[Label] = Counter(case.labels.get(name) for case in cases if case.id in counted_ids)
         are_classes = len(totals) <= _MOST_CLASSES and not any(isinstance(value, float) for value in totals)

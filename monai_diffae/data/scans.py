@@ -316,14 +316,14 @@ def check_colour(colour: str, channels: int) -> None:
         >>> check_colour("rgb", 1)
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: colour: rgb has 3 channels, but in_channels is 1; set in_channels to 3
+        monai_diffae.errors.ConfigError: colour: rgb has 3 channels, but in_channels is 1; choose ...
     """
     check_choice("colour", colour, Colour)
     num_channels = {"grey": 1, "rgb": 3}.get(colour, channels)
     if num_channels != channels:
         raise ConfigError(
             f"colour: {colour} has {num_channels} channels, but in_channels is {channels}; "
-            f"set in_channels to {num_channels}"
+            f"choose another colour, or train a model with in_channels {num_channels}"
         )
 
 
@@ -348,7 +348,7 @@ def _fit_channels(path: Path, array: NDArray[np.float32], channels: int | None, 
     if channels is not None and len(array) != channels:
         is_colour = len(array) == 3 and channels == 1
         text = f"it has {len(array)} channels{' (colour)' if is_colour else ''}, expected {channels}"
-        todo = "train with colour grey or rgb, or convert it" if is_colour else "convert it, or train a model for them"
+        todo = "set colour=grey, train on rgb, or convert it" if is_colour else "convert it, or train a model for them"
         raise problem(path, text, todo)
     return array
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from monai_diffae.data.cached import CachedCases
-from monai_diffae.data.cases import Case
+from monai_diffae.data.cases import Case, label_names
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.latents.probing import QuickProbe, QuickScores
@@ -269,7 +269,7 @@ class ZSemProbes:
 
 def _choose(cases: Sequence[Case], is_train: NDArray[np.bool_], targets: Sequence[str]) -> list[QuickProbe]:
     """The labels to probe."""
-    names = list(dict.fromkeys(name for case in cases for name in case.labels))
+    names = label_names(cases)
     unknown = [name for name in targets if name not in names]
     if unknown:
         raise ConfigError(f"probe_targets: the cohort has no label '{unknown[0]}'; it has {', '.join(names) or 'none'}")

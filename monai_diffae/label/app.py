@@ -121,6 +121,12 @@ class DiffAEApp(MONAILabelApp):
             label = store.save_label(id, file, tag, {"model": request["model"], "params": figures})
         return {"label": label, "tag": tag, "file": file, "params": figures}
 
+    def check_training(self, model: str, request: Mapping[str, Any]) -> None:
+        """Refuse a training that could not begin, before MONAI Label accepts it and starts a process."""
+        if model not in self._trainers:
+            raise NotFoundError(f"model: must be one of {', '.join(sorted(self._trainers))}")
+        self._trainers[model].check(request)
+
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Choose the image to label next."""
         if isinstance(self.datastore(), FolderDatastore):

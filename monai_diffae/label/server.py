@@ -37,6 +37,7 @@ from monai_diffae.serving.answers import NotFoundError
 from monai_diffae.serving.server import LOOPBACK_ORIGIN, OriginGuard
 
 Endpoint: TypeAlias = Callable[..., Coroutine[Any, Any, Any]]
+Check: TypeAlias = Callable[[dict[str, Any]], None]
 
 _NUM_THREADS = {"info": 8, "batch_infer": 4, "train": 1, "activelearning": 1, "scoring": 4, "datastore": 8,
                 "session": 4, "ohif": 8}  # fmt: skip
@@ -66,7 +67,7 @@ def build_app(*, loopback_only: bool = True) -> FastAPI:
     app.add_middleware(OriginGuard, loopback_only=loopback_only)
     app.include_router(in_threads(_infer, 1))
     for name, num_threads in _NUM_THREADS.items():
-        check = _refuse_second_training if name == "train" else None
+        check = _check_training if name == "train" else None
         app.include_router(in_threads(import_module(f"monailabel.endpoints.{name}").router, num_threads, check))
     app.include_router(import_module("monailabel.endpoints.proxy").router)  # awaits the request's body
     endpoints = Path(str(import_module("monailabel.endpoints").__file__)).parent
@@ -92,13 +93,13 @@ def _stop_jobs() -> None:
         AsyncTask.stop(method)
 
 
-def in_threads(router: APIRouter, num_threads: int = 8, check: Callable[[], None] | None = None) -> APIRouter:
+def in_threads(router: APIRouter, num_threads: int = 8, check: Check | None = None) -> APIRouter:
     """The same routes, whose endpoints run in threads and answer errors with a reason.
 
     Args:
         router: a router of MONAI Label; its endpoints do not await anything.
         num_threads: how many of its requests run at the same time; the others wait.
-        check: is called before each POST, and may refuse it.
+        check: is called with the arguments of each POST before it, and may refuse it.
 
     Example:
         >>> router = APIRouter(prefix="/ping")
@@ -123,13 +124,11 @@ def in_threads(router: APIRouter, num_threads: int = 8, check: Callable[[], None
     return threaded
 
 
-def _in_thread(
-    endpoint: Endpoint, num_threads: int, limiter: list[CapacityLimiter], check: Callable[[], None] | None
-) -> Endpoint:
+def _in_thread(endpoint: Endpoint, num_threads: int, limiter: list[CapacityLimiter], check: Check | None) -> Endpoint:
     def run(arguments: dict[str, Any]) -> Any:
         with answered(), _tidied(arguments.get("background_tasks")):
             if check is not None:
-                check()
+                check(arguments)
             return _result_of(endpoint(**arguments))
 
     async def call(**arguments: Any) -> Any:
@@ -164,6 +163,12 @@ def _result_of(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return stopped.value
     coroutine.close()
     raise RuntimeError("this endpoint awaits something, so it cannot run in a thread")
+
+
+def _check_training(arguments: dict[str, Any]) -> None:
+    """Refuse a training that MONAI Label (0.8.5) would accept although it cannot begin, or would queue."""
+    _refuse_second_training()
+    app_instance().check_training(arguments.get("model") or "diffae", arguments.get("params") or {})
 
 
 def _refuse_second_training() -> None:

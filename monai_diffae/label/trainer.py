@@ -9,10 +9,10 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
@@ -30,6 +30,11 @@ from monai_diffae.label.task import ServedModel, check_keys, option_names, shown
 logger = logging.getLogger(__name__)
 
 _REPORT_EVERY_S = 5.0
+# what clients send to MONAI Label's own trainers, and what has no meaning here
+_IGNORED = frozenset({
+    "name", "pretrained", "device", "multi_gpu", "gpus", "dataset", "dataloader", "run_id", "model_filename",
+    "tracking_uri",
+})  # fmt: skip
 IS_RUNNING = "train: a training is running; wait for it, or stop it with DELETE /train/"
 
 
@@ -40,15 +45,30 @@ def training_options(
     learning_rate: Annotated[float, Gt(0)] | None = None,
     seed: Seed = 0,
     mlflow: bool = True,
+    val_split: Annotated[float, Gt(0), Lt(1)] | None = None,
+    train_batch_size: Annotated[int, Ge(1)] | None = None,
+    val_batch_size: Annotated[int, Ge(1)] | None = None,
+    early_stop_patience: int | None = None,
+    tracking: Literal["mlflow", "None", "none", ""] | None = None,
+    tracking_experiment_name: str | None = None,
+    tracking_run_name: str | None = None,
 ) -> dict[str, Any]:
     """The values of the training's configuration that a client may set, by key; the others are those of the bundle.
+
+    From ``val_split`` on, they have the names that MONAI Label's own trainers give them.
 
     Example:
         >>> training_options(max_epochs=3)
         {'max_epochs': 3, 'seed': 0, 'mlflow': True}
     """
-    values = {"max_epochs": max_epochs, "seed": seed, "mlflow": mlflow}
-    return values if learning_rate is None else {**values, "learning_rate": learning_rate}
+    values = {
+        "max_epochs": max_epochs, "seed": seed, "mlflow": mlflow and tracking in (None, "mlflow"),
+        "learning_rate": learning_rate, "val_fraction": val_split, "batch_size": train_batch_size,
+        "val_batch_size": val_batch_size, "experiment_name": tracking_experiment_name or None,
+        "run_name": tracking_run_name or None,
+        "early_stop_patience": early_stop_patience if (early_stop_patience or 0) > 0 else None,  # -1: never
+    }  # fmt: skip
+    return {key: value for key, value in values.items() if value is not None}
 
 
 class DiffAETrainer(TrainTask):
@@ -84,18 +104,32 @@ class DiffAETrainer(TrainTask):
 
         The options of ``request`` stand beside each other or in ``{"diffae": {...}}``, as OHIF sends them.
         """
+        overrides = self.check(request)
+        if ignored := sorted({*request, *(request.get("diffae") or {})} & _IGNORED):
+            logger.info("these options change nothing here, and are ignored: %s", ", ".join(ignored))
+        with self._lock():
+            return self._train(overrides, datastore)
+
+    def check(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of the training's configuration that a request asks for; refuses what cannot be done."""
         values = {**request, **(request.get("diffae") or {})}
         values.pop("diffae", None)
         names = option_names(training_options)
-        check_keys(values, set(names))
+        check_keys({key: value for key, value in values.items() if key not in _IGNORED}, set(names))
+        if values.get("pretrained") not in (None, True):
+            raise ConfigError(
+                "pretrained: a training continues with the weights that are served; omit it, or make an app with "
+                "another bundle"
+            )
+        if values.get("tracking_uri"):  # a client could let the server write anywhere
+            raise ConfigError("tracking_uri: is set when the server starts, as MLFLOW_TRACKING_URI; omit it")
         overrides = training_options(**{name: values[name] for name in names if values.get(name) is not None})
         if not self._folder.owns_its_bundle:
             raise ConfigError(
                 "train: the app uses a bundle outside its folder, and training would change it; make an app "
                 "with a copy of the bundle (monai-diffae label-app without --refer)"
             )
-        with self._lock():
-            return self._train(overrides, datastore)
+        return overrides
 
     def _lock(self) -> ProcessLock:
         """The lock of the training, across the server and its jobs."""
@@ -119,7 +153,8 @@ class DiffAETrainer(TrainTask):
         table = pd.DataFrame({"id": list(paths), "image": list(paths.values())})
         cohort = write_atomic(work / "images.csv", lambda path: table.to_csv(path, index=False))
         write_json(self._status_file, {"epoch": 0, "total_epochs": overrides["max_epochs"], "images": len(paths)})
-        values = {**overrides, **split_fractions(len(paths)), **self._tracking()}
+        fractions = split_fractions(len(paths), overrides.get("val_fraction", 0.1))
+        values = {**overrides, **fractions, **self._tracking()}
         training = Training(overrides=values, device=self._served.device)
         try:
             train_with_callbacks(work / "bundle", cohort, start_from=bundle, training=training, report=self._report)
@@ -177,11 +212,11 @@ def _makes_finite_images(trained: TrainedBundle, image: str) -> bool:
         return False
 
 
-def split_fractions(num_images: int) -> dict[str, float]:
-    """The shares of images that are held out: one tenth, but at least three, with which anomalies are calibrated.
+def split_fractions(num_images: int, val_fraction: float = 0.1) -> dict[str, float]:
+    """The shares of images that are held out: at least three, with which anomalies are calibrated.
 
     Example:
         >>> [split_fractions(number)["val_fraction"] for number in (200, 10, 4)]
         [0.1, 0.3, 0.5]
     """
-    return {"val_fraction": min(0.5, max(0.1, 3 / num_images)), "test_fraction": 0.0}
+    return {"val_fraction": max(val_fraction, min(0.5, 3 / num_images)), "test_fraction": 0.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ LabelKind = Literal["auto", "classes", "numbers"]
 
 MAX_VALUES, _LARGEST_CLASS = 10, 20  # of whole numbers that are classes
 _MAX_CLASSES = 20
+_FEWEST_PER_CLASS = 5  # cases of a text label that is a target by default
+_ID = re.compile(r"(^|[\W_])(?i:id)$|[a-z]ID$")
 _MOST_DIFFERENT = 2 / 3  # of the labels
 _LARGEST = 1e30  # larger values overflow in boosting, whose gradients are in single precision
 _MOST_LISTED = 10
@@ -112,6 +115,35 @@ def are_classes(labels: Sequence[Any], kind: LabelKind = "auto") -> bool:
         return True
     are_small = all(value.is_integer() and 0 <= value <= _LARGEST_CLASS for value in values)
     return are_small and len(values) <= min(MAX_VALUES, _MOST_DIFFERENT * len(labels))
+
+
+def reason_against(labels: Sequence[Any], name: str) -> str | None:
+    """Why a label is no target by default; None: it is one, as are numbers, and text with few classes.
+
+    Ids are numbers of which each belongs to one case and that have no gaps, or whose name says it.
+
+    Example:
+        >>> [reason_against(labels, "site") for labels in (["a", "b"] * 5, range(20), ["a"] * 9)]
+        [None, 'is an id', 'has one value']
+    """
+    present = [label for label, is_missing in zip(labels, missing(labels), strict=True) if not is_missing]
+    counts = Counter(map(class_name, present))
+    if len(counts) < 2:
+        return "has one value" if counts else "is empty"
+    if len(counts) > MAX_VALUES:
+        is_number = _are_numbers(present)
+        is_gapless = is_number and len(counts) == len(present) == max(present) - min(present) + 1
+        return (
+            "is an id"
+            if is_gapless or _ID.search(name)
+            else None
+            if is_number
+            else f"is text with {len(counts)} values"
+        )
+    num_classes = sum(count >= _FEWEST_PER_CLASS for count in counts.values())
+    if num_classes < 2 and not _are_numbers(present):
+        return f"lacks two classes with {_FEWEST_PER_CLASS} cases"
+    return None
 
 
 def read_target(

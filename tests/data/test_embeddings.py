@@ -8,6 +8,7 @@ import torch
 from monai_diffae.data.embeddings import (
     EmbeddedCases,
     embeddings_fingerprint,
+    label_columns,
     read_embeddings,
     z_matrix,
 )
@@ -42,6 +43,17 @@ def test_csv_and_parquet_give_the_same(table, tmp_path):
         pd.testing.assert_series_equal(csv[column], parquet[column])
     assert (z_matrix(csv) == z_matrix(parquet)).all()
     assert embeddings_fingerprint(csv) == embeddings_fingerprint(parquet)
+
+
+def test_the_mark_of_twins_is_no_label_and_a_column_of_the_user_with_this_name_is(table, tmp_path):
+    for values, labels in ((["group 1", None], ["age", "z_score"]), (["01", "1"], ["age", "z_score", "twins"])):
+        marked = table.assign(twins=values * 10)
+        marked.to_parquet(tmp_path / "e.parquet", index=False)
+        marked.to_csv(tmp_path / "e.csv", index=False)
+        for name in ("e.parquet", "e.csv"):
+            read = read_embeddings(tmp_path / name)
+            assert label_columns(read) == labels
+            assert read["twins"].dropna().tolist() == marked["twins"].dropna().tolist()
 
 
 def test_a_csv_whose_rows_are_longer_than_its_header_is_refused(tmp_path):

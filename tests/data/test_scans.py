@@ -162,7 +162,7 @@ def test_colours_are_refused_or_grey_or_three_channels(tmp_path, colours):
     Image.fromarray(colours).save(path)
     Image.fromarray(colours[..., 0]).save(plain)
     assert refusal(path, channels=1) == (
-        "a.png: it has 3 channels (colour), expected 1; train with colour grey or rgb, or convert it"
+        "a.png: it has 3 channels (colour), expected 1; set colour=grey, train on rgb, or convert it"
     )
     grey = read_scan(path, channels=1, colour="grey").array
     assert grey.shape == (1, 8, 10)
@@ -170,7 +170,7 @@ def test_colours_are_refused_or_grey_or_three_channels(tmp_path, colours):
     read = ReadScand("image", 2, channels=3, colour="rgb")
     np.testing.assert_array_equal(read({"image": str(path)})["image"].numpy(), colours.transpose(2, 0, 1))
     np.testing.assert_array_equal(read({"image": str(plain)})["image"].numpy(), np.stack([colours[..., 0]] * 3))
-    with pytest.raises(ConfigError, match="colour: rgb has 3 channels, but in_channels is 1; set in_channels to 3"):
+    with pytest.raises(ConfigError, match="colour: rgb has 3 channels, but in_channels is 1; choose another"):
         ReadScand("image", 2, channels=1, colour="rgb")
 
 

@@ -217,7 +217,7 @@ def test_tasks_after_a_request_run_although_it_fails(tmp_path):
 
 
 def test_a_second_training_is_refused_before_it_is_queued(monkeypatch):
-    app, most = application(check=_refuse_second_training)
+    app, most = application(check=lambda _: _refuse_second_training())
     with TestClient(app) as client:
         for status, code in (("SUBMITTED", 409), ("RUNNING", 409), ("DONE", 200)):
             monkeypatch.setitem(jobs.background_tasks, "train", [{"id": "1", "status": status}])

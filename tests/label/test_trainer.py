@@ -17,9 +17,16 @@ from monai_diffae.errors import ConfigError, DiffAEError
 from monai_diffae.label.datastore import FolderDatastore
 from monai_diffae.label.label_app import AppFolder
 from monai_diffae.label.task import ServedModel
-from monai_diffae.label.trainer import DiffAETrainer
+from monai_diffae.label.trainer import DiffAETrainer, training_options
 
 QUICK = {"max_epochs": 1, "mlflow": False}
+USUAL = {
+    "name": "train_01", "pretrained": True, "device": "cuda", "max_epochs": 1, "early_stop_patience": -1,
+    "val_split": 0.7, "train_batch_size": 2, "val_batch_size": 1, "multi_gpu": True, "gpus": "all",
+    "dataset": "SmartCacheDataset", "dataloader": "ThreadDataLoader", "tracking": "None", "tracking_uri": "",
+    "tracking_experiment_name": "", "client_id": "slicer", "model": "diffae",
+}  # fmt: skip
+"""What clients send to MONAI Label's own trainers (0.8.5)."""
 
 
 def train(server, **params):
@@ -48,8 +55,10 @@ def test_the_new_model_is_served_and_broken_images_are_left_out(serve, bundle_3d
         response = train(server)
     assert (response.status_code, response.json()["detail"][:28]) == (409, "train: a training is running")
 
-    with caplog.at_level(logging.WARNING, "monai_diffae"):
-        result = train(server).json()
+    with caplog.at_level(logging.INFO, "monai_diffae"):
+        result = train(server, **USUAL).json()
+    assert "are ignored: dataloader, dataset, device, gpus, multi_gpu, name, pretrained, tracking_uri" in caplog.text
+    assert "6 scans of 6 patients: 2 train, 4 val, 0 test images" in caplog.text
     assert (result["images"], result["failed"]) == (6, 1)
     assert "held-out scans, the lowest possible p-value is" in caplog.text
     answer = server.infer("diffae_encode", "hippocampus_001").json()
@@ -71,17 +80,31 @@ def test_a_training_that_is_refused_or_fails_changes_nothing(serve, bundle_3d, s
     before = state(server)
     for params, message in (
         ({"max_epochs": 0}, "max_epochs: 0 is below 1"),
+        ({"val_split": 0}, "val_split: 0 is not above 0"),
+        ({"pretrained": False}, "pretrained: a training continues with the weights that are served; omit it"),
+        ({"tracking_uri": "/etc"}, "tracking_uri: is set when the server starts"),
         ({"dataset_dir": "/etc"}, "params: 'dataset_dir' is unknown"),
         ({"diffae": {"output_dir": "/etc"}}, "params: 'output_dir' is unknown"),
     ):
-        response = train(server, **params)
-        assert (response.status_code, response.json()["detail"][: len(message)]) == (400, message)
+        for route in ("/train/diffae", "/train/"):  # at once, not in a job that fails later; OHIF uses the second one
+            response = server.client.post(route, json={**QUICK, **params})
+            assert (response.status_code, response.json()["detail"][: len(message)]) == (400, message)
+    assert server.client.post("/train/other", json=QUICK).status_code == 404
+    assert server.client.get("/train/").status_code == 404  # no job was started
     response = train(server, learning_rate=1e30)
     assert (response.status_code, response.json()["detail"][:27]) == (400, "train: the new model has di"), response.text
     assert state(server) == before
     assert not (server.app.folder.training / "run" / "bundle" / "models").exists()
     # as if it had been killed: a viewer's bar does not wait for it
     assert server.client.get("/info/").json()["train_stats"]["diffae"]["total_time"] == "stopped"
+
+
+def test_options_have_the_names_of_monai_labels_own_trainers_too():
+    options = {"val_split": 0.5, "train_batch_size": 2, "tracking": "None", "early_stop_patience": -1}
+    named = training_options(**options, tracking_experiment_name="mine", tracking_run_name="")
+    assert named == {
+        "max_epochs": 10, "seed": 0, "mlflow": False, "val_fraction": 0.5, "batch_size": 2, "experiment_name": "mine"
+    }  # fmt: skip
 
 
 def test_without_usable_images_or_a_bundle_of_its_own_nothing_is_trained(serve, bundle_3d, studies_2d, tmp_path):

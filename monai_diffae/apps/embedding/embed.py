@@ -7,20 +7,26 @@ import glob
 import logging
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
+from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, finished, versions, write_record
-from monai_diffae.apps.settings import Reading, Run, Seed
+from monai_diffae.apps.settings import Choice, Reading, Run, Seed, colour_values
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import ConfigError
+from monai_diffae.policies import Colour
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from monai_diffae.apps.session import Session
+    from monai_diffae.data.cohort_split import SplitCohort
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +38,19 @@ _SUM_DIGITS = 12
 _OVERLAP = 0.25
 
 
+@Parameter(name="*", group=Group("Rows", sort_key=1))
+@dataclass(frozen=True)
+class Rows:
+    """What has a row in the table."""
+
+    pool: Pool = "none"
+    """``none`` writes one row per slice of volumes in a 2D bundle; ``mean`` and ``mean_std`` one per volume."""
+    patches: bool = False
+    """Cut scans that are larger than the model's field of view into patches."""
+    overlap: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Overlap of neighboring patches as a fraction of their size; by default 0.25."""
+
+
 @command
 def embed(
     bundle: Path,
@@ -39,12 +58,12 @@ def embed(
     out: Path,
     *,
     encoder: Encoder = "trained",
-    pool: Pool = "none",
-    patches: bool = False,
-    overlap: Annotated[float, Ge(0), Lt(1)] | None = None,
+    rows: Rows = Rows(),
     map_columns: bool = False,
     seed: Seed = 0,
     part: str | None = None,
+    colour: Colour | None = None,
+    choice: Choice = Choice(),
     reading: Reading = Reading(),
     run: Run = Run(),
 ) -> Result:
@@ -87,12 +106,12 @@ def embed(
             name patients, use the table of ``list-scans --ids hashed``.
         out: Folder for ``embeddings.parquet``, or the file itself: ``.parquet``, or ``.csv``, which is larger.
         encoder: ``trained``, or an encoder that needs no training: ``untrained`` or ``pca``.
-        pool: ``none`` writes one row per slice of volumes in a 2D bundle; ``mean`` and ``mean_std`` one per volume.
-        patches: Cut scans that are larger than the model's field of view into patches.
-        overlap: Overlap of neighboring patches as a fraction of their size; by default 0.25.
+        rows: What has a row in the table.
         map_columns: Add the columns ``x``, ``y`` and ``thumbnail``, with which other tools draw a map.
         seed: Random seed of the weights of the encoder ``untrained``.
         part: Encode this part of the cases only, e.g. ``3/16``, and write no table.
+        colour: Colour images: ``refuse`` them, convert them to ``grey``, or encode ``rgb``; by default the bundle's.
+        choice: Which cases to encode; by default all. With ``pool``, these are volumes.
         reading: How scans are read.
         run: How the command runs.
 
@@ -112,9 +131,10 @@ def embed(
         ...
         monai_diffae.errors.ConfigError: no_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
+    pool, patches = rows.pool, rows.patches
     if patches and pool != "none":
         raise ConfigError("pool: patches are averaged already; omit pool or patches")
-    if overlap is not None and not patches:
+    if rows.overlap is not None and not patches:
         raise ConfigError("overlap: applies to patches; set patches too, or omit overlap")
     if map_columns and (patches or pool != "none" or out.suffix.lower() == ".csv"):
         raise ConfigError("map_columns: are for Parquet tables with one row per image; omit them, or pool and patches")
@@ -132,19 +152,24 @@ def embed(
     from monai_diffae.data.fingerprints import scan_states
     from monai_diffae.latents.representation import warn_if_unused
 
+    read_as = colour_values(colour) if encoder != "trained" else {"colour": colour} if colour else {}
+    run = replace(run, overrides={**read_as, **run.overrides})
     path, process = _table_path(out, cohort, encoder), this_process(part)
     if encoder == "trained":
         session = Session.open(bundle, cohort, reading=reading, run=run, device=process.device)
     else:
         session = open_baseline(encoder, bundle, cohort, reading=reading, run=run, device=process.device, seed=seed)
-    cases = session.cohort.cases
-    overlap = _OVERLAP if overlap is None else overlap
+    chosen = _chosen(session, choice, pool)
+    cases = chosen.cases
+    if map_columns and not chosen.split("train"):
+        raise ConfigError("map_columns: are computed from training cases, and none is chosen; omit them, or split")
+    overlap = _OVERLAP if rows.overlap is None else rows.overlap
     cutter = PatchCutter(session.trained, session.encoder_key, overlap) if patches else None
     labels = json_digest(
         sorted(((case.id, case.patient, case.split, case.labels) for case in cases), key=itemgetter(0))
     )
-    case_order = json_digest([case.id for case in cases])  # the rows of the table have the order of the cohort
-    made_from = session.made_from(decodes=False, labels=labels, case_order=case_order, pool=pool)
+    made_from = session.made_from(decodes=False, labels=labels, pool=pool)
+    made_from["cases"] = json_digest([case.id for case in cases])  # in the order of the rows
     if encoder != "trained":
         made_from["encoder"] = encoder
     if map_columns:
@@ -173,7 +198,7 @@ def embed(
     if process.rank:  # the first process gathers the parts of this one
         return _result(files, 0, 0, None)
     encoded, patient_key = coder.gather(), folder_key(path.parent)
-    tables, failures = make_tables(session.cohort, encoded, pool, _failures_file(path), patient_key)
+    tables, failures = make_tables(chosen, encoded, pool, _failures_file(path), patient_key)
     if map_columns:
         workers = reading.workers_for(len(tables[0]))
         tables = [with_map_columns(tables[0], cases, session.trained, workers, common_scale=encoder == "pca")]
@@ -220,6 +245,19 @@ def _table_path(out: Path, cohort: Path, encoder: Encoder) -> Path:
     if path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):  # seen only after hours otherwise
         raise ConfigError(f"{path.name}: is a folder, or lies below a file; choose another out")
     return path
+
+
+def _chosen(session: Session, choice: Choice, pool: Pool) -> SplitCohort:
+    """The cohort with the chosen cases: whole volumes if their slices are pooled."""
+    from monai_diffae.data.cohort_split import gather_slices, whole_scan
+
+    cohort = replace(session.cohort, failures=[] if choice.cases else session.cohort.failures)
+    if pool == "none":
+        return replace(cohort, cases=session.choose(choice))
+    volumes, _ = gather_slices(cohort.cases, [])
+    scans = replace(cohort, cases=[whole_scan(slices[0]) for slices in volumes.values()])
+    chosen = replace(session, cohort=scans).choose(choice)
+    return replace(cohort, cases=[case for scan in chosen for case in volumes[scan.id]])
 
 
 def _failures_file(path: Path) -> Path:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from monai_diffae.apps.evaluation.diagnose import CasePatients, Diagnosis
 from monai_diffae.apps.evaluation.quality_tables import Row, mean_interval, summary_row
 from monai_diffae.apps.session import ReadCases, Session
-from monai_diffae.data.cases import Case
+from monai_diffae.data.cases import Case, label_names
 from monai_diffae.data.samples import FACTORS
 from monai_diffae.errors import ConfigError, OmittableError
 from monai_diffae.latents import LatentStatistics, active_dimensions, dci
@@ -100,7 +100,7 @@ class CodeFigures:
 
     def _classes(self) -> Iterator[tuple[str, Sequence[int], np.ndarray]]:
         """Each label with classes: its name, the rows that have it and their classes."""
-        for label in dict.fromkeys(name for case in self.held_out.cases for name in case.labels):
+        for label in label_names(self.held_out.cases):
             try:
                 target = read_target([case.labels.get(label) for case in self.held_out.cases], label)
             except ConfigError:  # it is the same for all, or text such as a comment

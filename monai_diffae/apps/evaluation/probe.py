@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split
-from monai_diffae.errors import ConfigError, counted
+from monai_diffae.errors import ConfigError, counted, shortened
 from monai_diffae.lazy import np, pd, pictures
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def probe(
     Args:
         embeddings: Table of embeddings, written by ``embed``.
         out: Folder for tables, predictions, calibration and few-label curves; by default nothing is written.
-        targets: Label columns to predict; by default all numeric ones.
+        targets: Label columns to predict; by default numbers, and text with 2 to 10 classes.
         kinds: Whether labels are ``classes`` or ``numbers``, e.g. ``stage=classes age=numbers``; by default as above.
         evaluation: ``split`` fits to the table's training cases and evaluates on its test cases; ``cv`` is nested
             cross-validation over patients; by default ``split`` if there are enough test patients.
@@ -171,9 +171,8 @@ def probe(
 
 def _target_columns(table: pd.DataFrame, targets: Sequence[str], name: str) -> list[str]:
     """The label columns to predict."""
-    from pandas.api.types import is_numeric_dtype
-
     from monai_diffae.data.embeddings import label_columns
+    from monai_diffae.latents.targets import reason_against
 
     labels = label_columns(table)
     for target in targets:
@@ -181,11 +180,12 @@ def _target_columns(table: pd.DataFrame, targets: Sequence[str], name: str) -> l
             raise ConfigError(
                 f"targets: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}"
             )
-    numeric = [label for label in labels if is_numeric_dtype(table[label]) and table[label].nunique() > 1]
-    names = list(dict.fromkeys(targets)) or numeric
+    reasons = {} if targets else {label: reason_against(table[label].tolist(), label) for label in labels}
+    names = list(dict.fromkeys(targets)) or [label for label, reason in reasons.items() if reason is None]
     if not names:
-        remedy = "choose others as targets" if labels else "embed a cohort with labels"
-        raise ConfigError(f"{name}: there is no numeric label column to predict; {remedy}")
+        why = ", ".join(f"{label} {reason}" for label, reason in reasons.items())
+        remedy = "set targets, or embed a cohort with other labels" if labels else "embed a cohort with labels"
+        raise ConfigError(f"{name}: has no label to predict{shortened(why and f' ({why})', 200)}; {remedy}")
     return names
 
 

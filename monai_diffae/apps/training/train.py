@@ -49,7 +49,7 @@ def train(
     training begins with its weights, and replaces them at its first save. To keep them, train a copy: ``start_from``.
 
     Args:
-        bundle: Folder of a bundle, made with ``monai-diffae init``. With ``minutes`` it is made if it does not exist.
+        bundle: Folder of a bundle. If it does not exist, it is made from ``diffae_3d`` for volumes, else ``diffae_2d``.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan; by default the ``dataset_dir`` of the configuration.
         out: Folder for the trained bundle; by default the bundle's own.
         start_from: Trained bundle with whose weights a new training begins, on any cohort: the folder is made from it,
@@ -68,7 +68,7 @@ def train(
         MachineError: the training does not fit into memory, or the disk is full.
 
     Example:
-        >>> train("no_such_bundle", "cohort.csv")
+        >>> train("no_such_bundle")
         Traceback (most recent call last):
         ...
         monai_diffae.errors.ConfigError: no_such_bundle: there is no configs/train.json; make a bundle with ...
@@ -76,10 +76,13 @@ def train(
     from monai_diffae.apps.commands import command_line
     from monai_diffae.data.progress import count_failures
 
+    start = time.monotonic()
     if start_from is not None:
         bundle, out = begin_from(out or bundle, start_from), None
+    elif cohort is not None and not bundle.exists() and (out is None or not out.exists()):
+        _make_bundle(bundle, cohort, training.columns)
     if minutes is not None:
-        training = _plan(bundle, cohort, out, training, minutes)
+        training = _plan(bundle, cohort, out, training, minutes, start)
     workflow = run_training("train", bundle, training, {"dataset_dir": cohort, "output_dir": out})
     parser, folder = workflow.parser, results_folder(workflow)
     split_cohort = parser.get_parsed_content("cohort")
@@ -350,19 +353,18 @@ def _warn_of_other_values(config: str, bundle: Path, out: Path, given: Mapping[s
 # -- train --minutes ---------------------------------------------------------------------------------------------------
 
 
-def _plan(bundle: Path, cohort: Path | None, out: Path | None, training: Training, minutes: float) -> Training:
+def _plan(
+    bundle: Path, cohort: Path | None, out: Path | None, training: Training, minutes: float, start: float
+) -> Training:
     """Add the settings of a plan to those of a new training; a training that is resumed keeps its plan.
 
-    ``minutes`` are for everything from now on, planning included. A bundle that does not exist is made.
+    ``minutes`` are for everything from ``start`` on, planning included.
     """
     from monai_diffae.apps.training.plan import plan, read_training_config
     from monai_diffae.apps.training.speed import TIME_KEYS
     from monai_diffae.bundle import layout
     from monai_diffae.bundle.model_file import read_description
 
-    start = time.monotonic()
-    if cohort is not None and not bundle.exists():
-        _make_bundle(bundle, cohort, training.columns)
     _config_file(bundle, "train")
     folder = Path(training.overrides.get("output_dir", out or bundle))
     if (folder / layout.MODELS / layout.CHECKPOINT).is_file() and not training.overwrite:
@@ -393,9 +395,12 @@ def _plan(bundle: Path, cohort: Path | None, out: Path | None, training: Trainin
 def _make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:
     """Copy the shipped bundle that fits most scans of a cohort: ``diffae_3d`` for volumes, ``diffae_2d`` for images."""
     from monai_diffae.bundle import init_bundle
+    from monai_diffae.bundle.folders import names_with_weights
     from monai_diffae.data.cohorts import read_cohort
     from monai_diffae.data.inspection.survey import survey_cohort
 
+    if str(folder) in names_with_weights():
+        _config_file(folder, "train")  # whoever names a shipped model does not want a new one
     refuse_results_among_scans(cohort, bundle=folder)
     name = f"diffae_{survey_cohort(read_cohort(cohort, columns=columns)).spatial_dims}d"
     init_bundle(folder, name)

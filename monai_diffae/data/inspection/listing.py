@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.cases import Case, Label
+from monai_diffae.data.cases import Case, Label, label_names
 from monai_diffae.data.cohorts import cases_in_folder, compiled, read_cohort
 from monai_diffae.data.folders import name_within, search_folder, short_names
 from monai_diffae.data.inspection.joins import bids_details, join_table, with_roles, with_rows
@@ -63,8 +63,7 @@ class Listing:
     @property
     def labels(self) -> dict[str, Counter[Label]]:
         """For each label the number of scans with each value; None: missing."""
-        names = dict.fromkeys(name for case in self.cases for name in case.labels)
-        return {name: Counter(case.labels.get(name) for case in self.cases) for name in names}
+        return {name: Counter(case.labels.get(name) for case in self.cases) for name in label_names(self.cases)}
 
     @property
     def num_patients(self) -> int:
@@ -146,7 +145,8 @@ def write_listing(listing: Listing, path: Path, *, overwrite: bool = False) -> P
 
 
 def _table_text(listing: Listing, path: Path) -> str:
-    keys, labels = list(listing.cases[0].images), list(listing.labels)
+    keys = list(listing.cases[0].images)
+    labels = list(dict.fromkeys(name for case in listing.cases for name in case.labels))  # also the mark of twins
     is_known = {
         "id": True,
         "patient": not all(case.has_own_patient for case in listing.cases),

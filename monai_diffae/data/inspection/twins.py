@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_diffae.data.cases import Case, Images, Label
+from monai_diffae.data.cases import TWINS, Case, Images, Label, label_names, marks_twins
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.formats.scan import Scan
 from monai_diffae.data.slices import to_ras
@@ -27,7 +26,6 @@ _LEAST_CORRELATION = 0.975  # of the details of twins; radiographs of two patien
 _MOST_COMPARED = 20_000  # among more scans, only identical ones are found
 _BLOCK = 1024
 
-COLUMN = "twins"
 ADVICE = "monai-diffae list-scans --group-duplicates gives twins one patient, so that no split separates them"
 _EXAMPLES = 5
 _MOST_CLASSES = 20
@@ -243,8 +241,7 @@ class TwinReport:
 
 def report_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> TwinReport:
     """Report the twins among cases; labels with at most 20 different values, none a fraction, are compared."""
-    names = dict.fromkeys(name for case in cases for name in case.labels)
-    classes = [name for name in names if _are_classes([case.labels.get(name) for case in cases])]
+    classes = [name for name in label_names(cases) if _are_classes([case.labels.get(name) for case in cases])]
     report = TwinReport([], sum(group.is_identical for group in groups), [], [], [])
     for group in groups:
         members = [cases[position] for position in group.members]
@@ -259,16 +256,16 @@ def report_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> TwinRepo
 def mark_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case]:
     """The cases with a column ``twins``, which is the same text for the twins of a group, such as ``group 1``."""
     for case in cases:
-        former = case.labels.get(COLUMN)
-        if former is not None and not re.fullmatch(r"group \d+", str(former)):
+        former = case.labels.get(TWINS)
+        if former is not None and not marks_twins(TWINS, [former]):
             raise CohortError(
-                f"the column {COLUMN} of the table has a label, {quoted(str(former))}, which the twins that are "
+                f"the column {TWINS} of the table has a label, {quoted(str(former))}, which the twins that are "
                 "found would replace; rename it, or set skip_twins"
             )
     names = {position: f"group {number}" for number, group in enumerate(groups, 1) for position in group.members}
-    marks: list[dict[str, Label]] = [{COLUMN: names.get(position)} if groups else {} for position in range(len(cases))]
+    marks: list[dict[str, Label]] = [{TWINS: names.get(position)} if groups else {} for position in range(len(cases))]
     return [
-        replace(case, labels={name: label for name, label in case.labels.items() if name != COLUMN} | mark)
+        replace(case, labels={name: label for name, label in case.labels.items() if name != TWINS} | mark)
         for case, mark in zip(cases, marks, strict=True)
     ]
 

@@ -135,7 +135,7 @@ def test_a_complete_table_is_skipped_and_one_that_was_made_with_something_else_r
 
     original = pd.read_csv(cohort)
     original[::-1].to_csv(cohort, index=False)
-    is_refused("case_order")
+    is_refused("cases")
     original.assign(sex="F").to_csv(cohort, index=False)
     is_refused("labels")
     original.to_csv(cohort, index=False)
@@ -146,6 +146,32 @@ def test_a_complete_table_is_skipped_and_one_that_was_made_with_something_else_r
     assert made.path.read_bytes() == content
     with pytest.raises(ConfigError, match="map_columns"):
         embed(labelled.bundle, cohort, out, map_columns=True, device="cpu")
+
+
+def test_cases_and_colours_can_be_chosen_and_belong_to_what_the_table_was_made_from(labelled, tmp_path, caplog):
+    for i in range(4):
+        noise = np.random.default_rng(i).integers(0, 256, (16, 16, 3) if i % 2 else (16, 16), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"p{i}.png")
+    cohort, options = tmp_path / "cohort.csv", {"bundle": labelled.bundle, "cohort": tmp_path / "cohort.csv"}
+    pd.DataFrame({"image": [f"p{i}.png" for i in range(4)], "split": ["train"] * 3 + ["test"]}).to_csv(cohort)
+    made = embed(**options, out=tmp_path / "o", split="train", limit=2, device="cpu")
+    assert (made.num_cases, made.num_failed) == (1, 1)
+    assert "set colour=grey, train on rgb, or convert it" in caplog.text
+    again = {**options, "out": tmp_path / "o", "device": "cpu"}
+    for other, what in (({"colour": "grey", "limit": 2}, "overrides"), ({"split": "test"}, "cases, labels")):
+        with pytest.raises(ConfigError, match=f"was made with other {what}; set overwrite"):
+            embed(**again, **other)
+    embed(**again, colour="grey", cases=["p3", "p1"], overwrite=True)
+    table = read_embeddings(made.path)
+    assert table["id"].tolist() == ["p3", "p1"]
+    whole = embed(**options, out=tmp_path / "whole", colour="grey", device="cpu")
+    pd.testing.assert_frame_equal(z_table(made.path), z_table(whole.path).loc[["p1", "p3"]], check_exact=True)
+    for wrong, message in (
+        ({"colour": "rgb"}, "^colour: rgb has 3 channels, but in_channels is 1"),
+        ({"split": "test", "map_columns": True}, "^map_columns: are computed from training cases"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            embed(**options, out=tmp_path / "wrong", **wrong, device="cpu")
 
 
 def test_an_overwrite_that_fails_leaves_the_old_result_and_its_record(labelled, tmp_path):

@@ -61,6 +61,14 @@ def test_the_table_has_one_row_per_volume_with_the_mean_of_its_slices(tables, he
         assert row.patient == slices["patient"][volume_ids == row.id].unique().item()
 
 
+def test_whole_volumes_are_chosen_if_their_slices_are_pooled(tables, labelled, heads, tmp_path):
+    ids = pd.read_csv(heads)["id"].tolist()
+    for name, chosen in {"first": {"limit": 2}, "named": {"cases": [ids[5], ids[2]]}}.items():
+        path = embed(labelled.bundle, heads, tmp_path / name, pool="mean", device="cpu", **chosen).path
+        expected = read_embeddings(tables["mean"]).set_index("id").loc[chosen.get("cases", ids[:2])]
+        np.testing.assert_array_equal(z_matrix(read_embeddings(path)), z_matrix(expected))
+
+
 def test_mean_std_adds_the_standard_deviation_of_the_slices(tables):
     slices, mean, both = (read_embeddings(tables[name]) for name in ("none", "mean", "mean_std"))
     pd.testing.assert_frame_equal(both[mean.columns], mean, check_exact=True)

@@ -39,16 +39,30 @@ def write(tmp_path):
 LINEAR = {"probes": ["linear"]}
 
 
-def test_all_numeric_labels_that_vary_by_default_with_both_probes(table, write):
+def test_numbers_and_classes_that_vary_are_targets_by_default_with_both_probes(table, write):
     rows = probe(write(table)).rows
     assert [(row["target"], row["metric"], row["probe"]) for row in rows] == [
-        ("age", "r2", "linear"), ("age", "r2", "knn"), ("grade", "auroc", "linear"), ("grade", "auroc", "knn"),
+        ("age", "r2", "linear"), ("age", "r2", "knn"), ("sex", "auroc", "linear"), ("sex", "auroc", "knn"),
+        ("grade", "auroc", "linear"), ("grade", "auroc", "knn"),
     ]  # fmt: skip
     assert all((row["evaluation"], row["num_train"], row["num_test"]) == ("split", 150, 50) for row in rows)
     assert all(row["score"] > 0.95 for row in rows if row["probe"] == "linear")
     assert rows[2]["score"] == rows[2]["auroc"]
     assert rows[2]["auroc_low"] <= rows[2]["auroc"] <= rows[2]["auroc_high"]
     assert rows[0]["difference"] is None
+
+
+def test_if_no_label_is_a_target_by_default_the_error_names_all_and_says_why(table, write):
+    others = {"number": range(200), "patientID": np.arange(200) * 3, "report": [f"text {i}" for i in range(200)]}
+    labels = table.drop(columns=["age", "sex", "grade"]).assign(**others, rare=["ill"] * 4 + ["well"] * 196)
+    with pytest.raises(ConfigError) as caught:
+        probe(write(labels))
+    assert str(caught.value) == (
+        "e.parquet: has no label to predict (site has one value, number is an id, patientID is an id, report is text "
+        "with 200 values, rare lacks two classes with 5 cases); set targets, or embed a cohort with other labels"
+    )
+    with pytest.raises(ConfigError, match="has no label to predict; embed a cohort with labels"):
+        probe(write(labels[["id", "z_000"]]))
 
 
 def test_without_a_split_or_with_few_test_cases_it_is_cross_validated(table, write, caplog):

@@ -14,7 +14,7 @@ from monai_diffae.apps.training.list_scans import list_scans
 from monai_diffae.apps.training.plan import plan
 from monai_diffae.apps.training.sample_data import sample_data
 from monai_diffae.data.cached import CachedCases
-from monai_diffae.data.cases import folder_key
+from monai_diffae.data.cases import folder_key, label_names
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.inspection.survey import other_channels
@@ -66,7 +66,15 @@ def test_twins_are_listed_and_marked(pictures, tmp_path):
     ]
     assert result.figures["twins"]["groups"] == [["1", "copy"]]
     assert result.figures["twins"]["contradictory"][0]["values"] == ["benign", "malignant"]
-    assert {case.id for case in read_cohort(result.table) if case.labels["twins"] == "group 1"} == {"1", "copy"}
+    cases = read_cohort(result.table)
+    assert {case.id for case in cases if case.labels["twins"] == "group 1"} == {"1", "copy"}
+    assert label_names(cases) == ["label"]  # the mark is none
+    again = list_scans(result.table, tmp_path / "again.csv", skip_twins=True)
+    assert [line for line in again.lines() if line.startswith("column ")] == ["column label: 3 benign, 4 malignant"]
+    assert "twins" in pd.read_csv(again.table)
+    own = pd.read_csv(result.table).assign(twins=["yes", "no", "no"] * 2 + ["no"])
+    own.to_csv(result.table, index=False)
+    assert label_names(read_cohort(result.table)) == ["label", "twins"]
 
 
 def test_twins_become_one_patient(pictures, tmp_path):

@@ -49,6 +49,8 @@ def test_what_is_not_there_is_one_line(tiny_bundle, tmp_path):
     for minutes in (None, 2):  # with minutes, it is not taken for a shipped one
         with pytest.raises(ConfigError, match=r"mine: there is no configs/train\.json; make a bundle with monai"):
             train(tmp_path / "mine", minutes=minutes)
+    with pytest.raises(ConfigError, match=r"^chest_xray: there is no configs/train\.json; make a bundle with monai"):
+        train("chest_xray", tiny_bundle.cohort)
     with pytest.raises(ConfigError, match=r"^overlays: there is no file gone\.json; "):
         train(tiny_bundle.directory, tiny_bundle.cohort, overlays=["gone.json"])
     with pytest.raises(ConfigError, match="cohort: is required"):
@@ -186,6 +188,17 @@ def test_the_plan_of_minutes_becomes_the_settings(small_cohort, tmp_path, in_min
         train(tmp_path / "new", small_cohort, minutes=2, device="cpu")
     assert given[1].overrides == {}  # those of the folder's configuration
     assert slow.measured == []
+
+
+def test_a_bundle_that_does_not_exist_is_made_also_without_minutes(
+    tiny_bundle, tiny_bundle_3d, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("monai_diffae.apps.training.train.open_training", lambda *_: None)
+    for name, dims, bundle in (("m", 2, tiny_bundle), ("new", 3, tiny_bundle_3d)):
+        with caplog.at_level(logging.INFO), pytest.raises(AttributeError):
+            train(tmp_path / name, bundle.cohort)
+        assert configured(tmp_path / name)["spatial_dims"] == dims
+        assert f"{name}: a new bundle, made from diffae_{dims}d" in caplog.messages
 
 
 # -- which value a training uses: a given one, that of an overlay, or that of the bundle's file ------------------------
