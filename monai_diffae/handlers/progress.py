@@ -200,13 +200,13 @@ def describe(statistics: Statistics) -> str:
 
 
 class TrainingCurves:
-    """Ignite handler: write ``curves.csv`` (one row per report or validation) and ``curves.png``.
+    """Ignite handler: write ``curves.csv`` (one row per report or validation), ``curves.png`` and ``curves.svg``.
 
     They are written after each epoch and validation, and when a training is interrupted; the table also before each
     checkpoint, so that it has no holes after a kill. A resumed run keeps the rows up to the step at which it resumes.
 
     Args:
-        directory: the folder of both files.
+        directory: the folder of the files.
         evaluator: the evaluator whose metrics are written after each validation, as ``validation_<name>``.
     """
 
@@ -259,12 +259,13 @@ class TrainingCurves:
         self.write()
 
     def write(self) -> None:
-        """Write table and picture, each if it lacks a row."""
+        """Write table and pictures, each if it lacks a row."""
         self._write_table()
         picture = self.directory / PICTURE
         if self.rows and not (len(self.rows) == self._num_drawn and picture.is_file()):
-            frame = pd.DataFrame(self.rows)
-            write_atomic(picture, lambda path: draw_curves(frame, path))
+            figure = draw_curves(pd.DataFrame(self.rows))
+            for file in (picture.with_suffix(".svg"), picture):
+                write_atomic(file, figure.savefig)
             self._num_drawn = len(self.rows)
 
     def _write_table(self) -> None:

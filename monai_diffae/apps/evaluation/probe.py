@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once, table_lines
-from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split
+from monai_diffae.apps.settings import NONE_GIVEN, Figures, LabelKinds, NamedFiles, Reading, Seed, Split
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import np, pd, pictures
 
@@ -31,7 +31,7 @@ ProbeName = Literal["linear", "knn", "boosting"]
 PixelBaseline = Literal["pca", "intensity"]
 
 _FAILURES = "probe_failures.csv"
-_FILES = ("probes.csv", "predictions.parquet", "calibration.png", "few_labels.csv", "few_labels.png")
+_TABLES, _CHARTS = ("probes.csv", "predictions.parquet", "few_labels.csv"), ("calibration.png", "few_labels.png")
 _FEW_LABEL_COLUMNS = (
     "target", "features", "probe", "metric", "num_patients", "num_draws", "median", "low_quartile", "high_quartile"
 )  # fmt: skip
@@ -52,6 +52,15 @@ class Comparison:
     """The cohort that was embedded: folder, CSV/TSV, MONAI datalist or single scan."""
 
 
+@Parameter(name="*", group=Group("Results", sort_key=6))
+@dataclass(frozen=True)
+class Writing(Figures):
+    """How the results are written."""
+
+    overwrite: bool = False
+    """Replace existing results."""
+
+
 @command
 def probe(
     embeddings: Path,
@@ -66,7 +75,7 @@ def probe(
     group_duplicates: bool = False,
     comparison: Comparison = Comparison(),
     reading: Reading = Reading(),
-    overwrite: bool = False,
+    writing: Writing = Writing(),
 ) -> Result:
     """Predict labels of held-out patients from z_sem, with confidence intervals and baselines.
 
@@ -95,7 +104,7 @@ def probe(
             the table's split separates them.
         comparison: What z_sem is compared with.
         reading: How scans are read for ``pixel_baselines``.
-        overwrite: Replace existing results.
+        writing: How the results are written.
 
     Returns:
         ``rows``, one per target, feature set and probe: ``target``, ``kind``, ``features``, ``dims``, ``probe``; the
@@ -149,15 +158,17 @@ def probe(
         if session is None
         else session.made_from(session.cohort.cases, decodes=False, names=pixel_names),
         "group_duplicates": group_duplicates,
+        "dpi": writing.dpi,
     }
 
     def make() -> Mapping[str, Any]:
         evaluated, figures = _evaluate(table, names, settings, baselines, comparison, session, folder)
-        _write_report(folder, table, evaluated)
+        _write_report(folder, table, evaluated, writing)
         return figures
 
-    results = [folder / name for name in _FILES]
-    figures, skipped = run_once("probe", folder, results, made_from, make, overwrite=overwrite)
+    charts = [file for name in _CHARTS for file in writing.files(folder / name)]
+    results = [*(folder / name for name in _TABLES), *charts]
+    figures, skipped = run_once("probe", folder, results, made_from, make, overwrite=writing.overwrite)
     return _result(figures, twins, folder, skipped)
 
 
@@ -226,7 +237,7 @@ def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, 
     return Result(folder, figures, _score_tables(figures["rows"]), "; ".join(incomplete) or None, skipped=skipped)
 
 
-def _write_report(folder: Path, table: pd.DataFrame, probes: Sequence[EvaluatedProbe]) -> None:
+def _write_report(folder: Path, table: pd.DataFrame, probes: Sequence[EvaluatedProbe], writing: Writing) -> None:
     """Write the files of the result."""
     from monai_diffae.data.atomic import write_atomic, write_csv
 
@@ -234,9 +245,10 @@ def _write_report(folder: Path, table: pd.DataFrame, probes: Sequence[EvaluatedP
     predictions = pd.concat([_predictions(table, probe) for probe in probes], ignore_index=True)
     write_csv(folder / "probes.csv", pd.DataFrame([probe.row for probe in probes]))
     write_atomic(folder / "predictions.parquet", lambda path: predictions.to_parquet(path, index=False))
-    write_atomic(folder / "calibration.png", lambda path: pictures.draw_calibration(probes, path))
     write_csv(folder / "few_labels.csv", few_labels)
-    write_atomic(folder / "few_labels.png", lambda path: pictures.draw_few_labels(few_labels, path))
+    charts = (pictures.draw_calibration(probes), pictures.draw_few_labels(few_labels))
+    for name, chart in zip(_CHARTS, charts, strict=True):
+        writing.write(folder / name, chart)
 
 
 def _score_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
