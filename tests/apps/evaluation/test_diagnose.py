@@ -11,7 +11,6 @@ from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.diagnose import diagnose
 from monai_diffae.errors import CohortError, ConfigError
 
-
 SETTINGS = {"split": None, "num_levels": 3, "figure_format": "pdf", "dpi": 30}
 
 
