@@ -167,14 +167,25 @@ class Figures:
         return list(dict.fromkeys([picture, picture.with_suffix(f".{self.figure_format}")]))
 
     def write(self, picture: Path, figure: Figure) -> None:
-        """Write the files of a chart."""
+        """Write the files of a chart, and delete those in other formats, which may show earlier results."""
         from matplotlib import rc_context
 
         from monai_diffae.data.atomic import write_atomic
 
+        for suffix in {".svg", ".pdf"} - {f".{self.figure_format}"}:
+            picture.with_suffix(suffix).unlink(missing_ok=True)
         with rc_context({"pdf.fonttype": 42}):  # many publishers refuse matplotlib's default, Type 3
             for file in self.files(picture):
                 write_atomic(file, lambda path: figure.savefig(path, dpi=self.dpi))
+
+
+@Parameter(name="*", group=Group("Results", sort_key=6))
+@dataclass(frozen=True)
+class Writing(Figures):
+    """How a command that needs no bundle writes its results."""
+
+    overwrite: bool = False
+    """Replace existing results."""
 
 
 @Parameter(name="*", group=Group("Run", sort_key=5))

@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once, table_lines
-from monai_diffae.apps.settings import NONE_GIVEN, Figures, LabelKinds, NamedFiles, Reading, Seed, Split
+from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split, Writing
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import np, pd, pictures
 
@@ -50,15 +50,6 @@ class Comparison:
     """Folder of the bundle that made the embeddings; used only for ``pixel_baselines``."""
     cohort: Path | None = None
     """The cohort that was embedded: folder, CSV/TSV, MONAI datalist or single scan."""
-
-
-@Parameter(name="*", group=Group("Results", sort_key=6))
-@dataclass(frozen=True)
-class Writing(Figures):
-    """How the results are written."""
-
-    overwrite: bool = False
-    """Replace existing results."""
 
 
 @command
