@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,13 +82,13 @@ def one_picture_of_curves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     draw, folder = progress.draw_curves, tmp_path_factory.mktemp("curves")
     drawn: dict[tuple[str, ...], Path] = {}
 
-    def draw_once(frame: Any, path: str | Path) -> None:
+    def draw_once(frame: Any) -> SimpleNamespace:
         columns = tuple(frame.columns)
         if columns not in drawn:
-            picture = folder / f"{len(drawn)}.png"
-            draw(frame, picture)
-            drawn[columns] = picture
-        shutil.copyfile(drawn[columns], path)
+            drawn[columns] = folder / str(len(drawn))
+            for suffix in (".png", ".svg"):
+                draw(frame).savefig(drawn[columns].with_suffix(suffix))
+        return SimpleNamespace(savefig=lambda path: shutil.copyfile(drawn[columns].with_suffix(path.suffix), path))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, "draw_curves", draw_once)

@@ -100,6 +100,8 @@ def test_an_option_with_several_values_can_be_followed_by_another_one():
     assert [str(bundle) for bundle in given["bundle"]] == ["a", "b"]
     assert given["conditions"].decoders == ["exact", "fast"]
     assert given["conditions"].steps == [5, 9]
+    writing = cli.parse(cli.build_app(), ["probe", "table.csv", "--dpi", "300", "--overwrite"])[1].arguments["writing"]
+    assert (writing.figure_format, writing.dpi, writing.overwrite) == ("png", 300, True)
 
 
 def test_commands_that_make_images_in_turn(run, latent_bundle, labelled, tmp_path):

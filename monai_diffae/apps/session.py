@@ -6,6 +6,7 @@ import logging
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import SplitCohort, split_cohort
 from monai_diffae.data.cohorts import COLUMN_ROLES, column_names
 from monai_diffae.data.fingerprints import json_digest, scan_contents
+from monai_diffae.data.inspection.survey import survey_cohort
 from monai_diffae.data.progress import Failure, track, write_failures
 from monai_diffae.data.splits import SplitOrigin
 from monai_diffae.errors import CohortError, counted
@@ -34,6 +36,7 @@ from monai_diffae.inferers.reconstruction import encode_exactly
 logger = logging.getLogger(__name__)
 
 _UNLIKE, _MANY = 3.0, 0.25  # a deviation above those of 99 % of the scans that a model knows; a share of the cases
+_LOOKED_AT, _LEAST_SHARE = 9, 0.3  # scans whose headers are read; of a scan that is seen, of an image that is filled
 _COHORT_KEYS = (
     "spatial_dims", "columns", "image_keys", "patient_pattern", "val_fraction", "test_fraction", "seed",
     "slice_axis", "slice_range", "slice_step",
@@ -102,6 +105,7 @@ class Session:
     def of(cls, trained: TrainedBundle, cohort: str | os.PathLike[str], *, reading: Reading, run: Run) -> Session:
         """List a cohort for a loaded bundle; the arguments and errors are those of :meth:`open`."""
         split = split_for(trained, cohort, reading.columns, run.overrides)
+        _warn_of_other_field(trained, split)
         return cls(trained, split, reading, run)
 
     @property
@@ -257,6 +261,24 @@ def split_for(
             Path(cohort).name,
         )
     return split
+
+
+def _warn_of_other_field(trained: TrainedBundle, split: SplitCohort) -> None:
+    """Log a warning if some scans, by their headers, are far from a 3D model's field of view; not if it knows them."""
+    spacing_mm, cases = trained.config.get("spacing_mm"), split.cases
+    if not spacing_mm or split.fingerprint == _trained_on(trained):
+        return
+    with suppress(CohortError):  # if none can be read, reading them says why
+        fields = survey_cohort(cases[:: -(-len(cases) // _LOOKED_AT)], 3).fields_mm
+        scan, model = np.median(fields, axis=0), np.multiply(spacing_mm, trained.config["image_size"])
+        seen, filled = (np.minimum(1, ratio).prod() for ratio in (model / scan, scan / model))
+        if min(seen, filled) < _LEAST_SHARE:
+            scan_mm, model_mm = (" x ".join(f"{side:.0f}" for side in sides) for sides in (scan, model))
+            logger.warning(
+                "the scans show %s mm (median), the model's field of view %s mm: %s; monai-diffae info says which "
+                "scans the model is for", scan_mm, model_mm,
+                f"it sees {seen:.0%} of a scan" if seen < filled else f"{1 - filled:.0%} of its images are padding",
+            )  # fmt: skip
 
 
 def _is_drawn_again(trained: TrainedBundle, split: SplitCohort) -> bool:

@@ -11,14 +11,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 from cyclopts import Group, Parameter, Token
 
 from monai_diffae.diffusion.settings import DecoderName, InversionName, SolverName, SpacingName
 from monai_diffae.errors import CohortError, quoted
 from monai_diffae.policies import Colour, Uneven
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Split = Literal["train", "val", "test"]
 Seed = Annotated[int, Ge(0), Lt(2**32)]
@@ -147,6 +150,42 @@ class Reading:
         if num_cases < _FEW_CASES:
             return 0
         return min(max((os.cpu_count() or 1) // num_processes, 1), _MOST_WORKERS)
+
+
+@Parameter(name="*", group=Group("Figures", sort_key=6))
+@dataclass(frozen=True)
+class Figures:
+    """How a command writes its charts."""
+
+    figure_format: Literal["png", "svg", "pdf"] = "png"
+    """``svg`` or ``pdf``: also write each chart as such a file, beside its PNG."""
+    dpi: Annotated[int, Ge(10), Le(1200)] = 120
+    """Pixels per inch of the PNG."""
+
+    def files(self, picture: Path) -> list[Path]:
+        """The files of a chart."""
+        return list(dict.fromkeys([picture, picture.with_suffix(f".{self.figure_format}")]))
+
+    def write(self, picture: Path, figure: Figure) -> None:
+        """Write the files of a chart, and delete those in other formats, which may show earlier results."""
+        from matplotlib import rc_context
+
+        from monai_diffae.data.atomic import write_atomic
+
+        for suffix in {".svg", ".pdf"} - {f".{self.figure_format}"}:
+            picture.with_suffix(suffix).unlink(missing_ok=True)
+        with rc_context({"pdf.fonttype": 42}):  # many publishers refuse matplotlib's default, Type 3
+            for file in self.files(picture):
+                write_atomic(file, lambda path: figure.savefig(path, dpi=self.dpi))
+
+
+@Parameter(name="*", group=Group("Results", sort_key=6))
+@dataclass(frozen=True)
+class Writing(Figures):
+    """How a command that needs no bundle writes its results."""
+
+    overwrite: bool = False
+    """Replace existing results."""
 
 
 @Parameter(name="*", group=Group("Run", sort_key=5))

@@ -57,8 +57,11 @@ NOTE = (
     "> **This page is about earlier weights.** A training has replaced them. Figures, data and training below are "
     "those of the earlier weights: describe the new ones before you share them."
 )
-TO_BE_SAID = "Say here which scans these are"
+TO_BE_SAID = "Say here which"
+USES = ("organ", "modality", "training_data", "intended_use", "unintended_use")
+"""What a model card says in its section Intended Use, one point each: ``- **Organ**: ...``."""
 _MARK = "<!-- The sections Data and Performance are written by each training. -->"
+_USE = "## **Intended Use**\n"
 _CARD = Path(__file__).with_name("model_card.md.jinja")
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _STATIC = ("LICENSE", "docs", CONFIGS)  # what training does not change
@@ -337,6 +340,21 @@ def write_model_card(
         logger.warning("the model card still describes the earlier weights (%s); change it yourself", one_line(error))
 
 
+def read_uses(bundle: str | os.PathLike[str]) -> dict[str, str | None]:
+    """What the card of a bundle, or of a model's file in one, says about each of :data:`USES`; None: nothing."""
+    models = models_folder(bundle)
+    card = models.parent / MODEL_CARD
+    is_there = models.name == MODELS and card.is_file()
+    text = card.read_text(encoding="utf-8", errors="replace") if is_there else ""
+    uses: dict[str, str | None] = {}
+    for name in USES:
+        word = name.replace("_", " ").capitalize()
+        found = re.search(rf"^- \*\*{word}\*\*:(.*?)(?=\n[-#]|\n\n|\Z)", text, flags=re.MULTILINE | re.DOTALL)
+        said = found[1].partition(TO_BE_SAID)[0] if found and NOTE not in text else ""
+        uses[name] = "".join(filter(str.isprintable, " ".join(said.split()))) or None
+    return uses
+
+
 def _with_channels(metadata: dict[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata with the channels of what the network gets and gives: images, or latents of a first stage."""
     channels = description.get("network_def", {}).get("unet", {}).get("in_channels")
@@ -359,8 +377,11 @@ def _filled(text: str, description: Mapping[str, Any]) -> str:
     }  # fmt: skip
     card = Template(_CARD.read_text(encoding="utf-8"))
     text = re.sub(rf"{UNTRAINED}[^.]*\.", "The weights were trained by the user of this bundle.", text)
-    for name, block in card.blocks.items():
-        content = "".join(block(card.new_context(values)))
+    contents = {name: "".join(block(card.new_context(values))) for name, block in card.blocks.items()}
+    use = contents.pop("use")  # written once, as the user completes it
+    if _USE not in text:
+        text = text.replace("## **Data**\n", f"{_USE}{use}\n\n## **Data**\n", 1)
+    for name, content in contents.items():
         heading = f"## **{name.title()}**\n"
         pattern = rf"{re.escape(heading)}.*?(?=\n#+ )"
         text = re.sub(pattern, (heading + content + "\n").replace("\\", r"\\"), text, count=1, flags=re.DOTALL)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ignite.distributed as idist
 import pandas as pd
@@ -24,6 +24,9 @@ from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.handlers.validation import is_of_probes
 from monai_diffae.latents.representation import warn_if_unused
 from monai_diffae.pictures.charts import draw_curves
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -203,10 +206,11 @@ class TrainingCurves:
     """Ignite handler: write ``curves.csv`` (one row per report or validation) and ``curves.png``.
 
     They are written after each epoch and validation, and when a training is interrupted; the table also before each
-    checkpoint, so that it has no holes after a kill. A resumed run keeps the rows up to the step at which it resumes.
+    checkpoint, so that it has no holes after a kill. ``curves.svg`` is written at the end of a training. A resumed run
+    keeps the rows up to the step at which it resumes.
 
     Args:
-        directory: the folder of both files.
+        directory: the folder of the files.
         evaluator: the evaluator whose metrics are written after each validation, as ``validation_<name>``.
     """
 
@@ -215,6 +219,7 @@ class TrainingCurves:
         self.evaluator = evaluator
         self.rows: list[dict[str, Any]] = []
         self._num_written = self._num_drawn = 0
+        self._figure: Figure | None = None
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer, and with the evaluator."""
@@ -225,6 +230,7 @@ class TrainingCurves:
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._add_validation)
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self.write())
+        engine.add_event_handler(Events.COMPLETED, self._write_vectors)  # takes as long as the PNG, so only at the end
         self._trainer = engine
 
     def _start(self, engine: Workflow) -> None:
@@ -263,9 +269,13 @@ class TrainingCurves:
         self._write_table()
         picture = self.directory / PICTURE
         if self.rows and not (len(self.rows) == self._num_drawn and picture.is_file()):
-            frame = pd.DataFrame(self.rows)
-            write_atomic(picture, lambda path: draw_curves(frame, path))
+            self._figure = draw_curves(pd.DataFrame(self.rows))
+            write_atomic(picture, self._figure.savefig)
             self._num_drawn = len(self.rows)
+
+    def _write_vectors(self) -> None:
+        if self._figure is not None:
+            write_atomic((self.directory / PICTURE).with_suffix(".svg"), self._figure.savefig)
 
     def _write_table(self) -> None:
         table = self.directory / TABLE

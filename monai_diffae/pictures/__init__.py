@@ -1,4 +1,4 @@
-"""Arrays in, PNG out."""
+"""Arrays in, PNG or a figure of matplotlib out."""
 
 from __future__ import annotations
 

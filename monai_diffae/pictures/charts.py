@@ -1,10 +1,9 @@
-"""Charts as PNG: training curves, diagnoses, calibration and few-label curves of probes."""
+"""Charts by matplotlib: training curves, diagnoses, calibration and few-label curves of probes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,9 @@ from numpy.typing import NDArray
 
 from monai_diffae.latents.probing.evaluation import FEW_PATIENTS, EvaluatedProbe
 from monai_diffae.latents.probing.nested import HeldOutPredictions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METRIC_NAMES = {
     "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "brier": "Brier", "r2": "R2",
@@ -30,20 +32,19 @@ _PROBE = "validation_probe_"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")  # Okabe and Ito
 
 
-def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
-    """Draw the losses over the images seen, and beside them the metric that matters for this kind of model, as a PNG.
+def draw_curves(frame: pd.DataFrame) -> Figure:
+    """Draw the losses over the images seen, and beside them the metric that matters for this kind of model.
 
     A third panel has the probes, if there are any.
 
     Args:
         frame: the table that :class:`~monai_diffae.handlers.TrainingCurves` writes.
-        path: the file.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     probed = [name.removeprefix(_PROBE) for name in map(str, frame.columns) if name.startswith(_PROBE)]
-    figure = Figure(figsize=(13 if probed else 9, 3.4), layout="constrained")
+    figure = Figure(figsize=(13 if probed else 9, 3.4), dpi=_DPI, layout="constrained")
     left, right, *others = figure.subplots(1, 3 if probed else 2)
     metric, label = next((m, text) for m, text in _BESIDE_LOSSES.items() if m in frame or m == "validation_z_sem_usage")
     training = frame.dropna(subset=["loss"]) if "loss" in frame else frame.iloc[:0]
@@ -68,7 +69,7 @@ def draw_curves(frame: pd.DataFrame, path: str | Path) -> None:
     left.legend(frameon=False)
     right.axhline(1, color="0.6", linestyle=":")
     right.set(xlabel="images seen", ylabel=label)
-    figure.savefig(path, dpi=120, format="png")
+    return figure
 
 
 def _draw_probes(panel: Any, frame: pd.DataFrame, labels: Sequence[str]) -> None:
@@ -85,17 +86,16 @@ def _draw_probes(panel: Any, frame: pd.DataFrame, labels: Sequence[str]) -> None
     panel.legend(frameon=False, fontsize="small", ncols=2)
 
 
-def draw_diagnosis(levels: pd.DataFrame, stability: pd.DataFrame, path: Path) -> None:
+def draw_diagnosis(levels: pd.DataFrame, stability: pd.DataFrame) -> Figure:
     """Draw the losses by noise level, their ratios, and how far changes of the image move z_sem.
 
     Args:
         levels: the table ``noise_levels.csv``.
         stability: the table ``stability.csv``.
-        path: the PNG.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4), dpi=_DPI, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     names = {"own": "own z_sem", "mean": "mean z_sem of the others", "other": "another patient's z_sem"}
     for colour, (name, label) in zip(("C0", "C1", "C2"), names.items(), strict=True):
@@ -117,15 +117,14 @@ def draw_diagnosis(levels: pd.DataFrame, stability: pd.DataFrame, path: Path) ->
     right.axvline(1, color="0.6", linestyle=":")
     xlabel = "z_sem moves (median; line: 90 %)\n1: as far as to another patient"
     right.set(xlabel=xlabel, title="change (rank-1)")
-    figure.savefig(path, dpi=120, format="png")
+    return figure
 
 
-def draw_calibration(probes: Sequence[EvaluatedProbe], path: Path) -> None:
+def draw_calibration(probes: Sequence[EvaluatedProbe]) -> Figure:
     """Draw calibration curves: one panel per target, with a histogram of the predictions below.
 
     Args:
         probes: the evaluated probes.
-        path: the PNG.
     """
     targets: dict[str, list[EvaluatedProbe]] = {}
     for probe in probes:
@@ -134,7 +133,7 @@ def draw_calibration(probes: Sequence[EvaluatedProbe], path: Path) -> None:
     for (name, group), (curve, histogram) in zip(targets.items(), panels, strict=True):
         curve.set_title(name)
         _draw_target(group, curve, histogram)
-    figure.savefig(path, dpi=_DPI)
+    return figure
 
 
 def _draw_target(probes: Sequence[EvaluatedProbe], curve: Any, histogram: Any) -> None:
@@ -180,12 +179,11 @@ def calibration_bins(
     return means["predicted"].to_numpy(), means["truth"].to_numpy()
 
 
-def draw_few_labels(few_labels: pd.DataFrame, path: Path) -> None:
+def draw_few_labels(few_labels: pd.DataFrame) -> Figure:
     """Draw scores over the number of labelled patients: median and quartiles of the draws, one panel per target.
 
     Args:
         few_labels: the table ``few_labels.csv``.
-        path: the PNG.
     """
     targets = dict(iter(few_labels.groupby("target", sort=False)))
     figure, panels = _panels(max(1, len(targets)), 1)
@@ -204,7 +202,7 @@ def draw_few_labels(few_labels: pd.DataFrame, path: Path) -> None:
         axes.set_xlabel("labelled patients (shaded: quartiles of the draws, no confidence interval)")
         axes.set_ylabel(METRIC_NAMES[group["metric"].iloc[0]])
         axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    figure.savefig(path, dpi=_DPI)
+    return figure
 
 
 def _panels(num: int, num_axes: int) -> tuple[Any, list[Sequence[Any]]]:
@@ -213,7 +211,7 @@ def _panels(num: int, num_axes: int) -> tuple[Any, list[Sequence[Any]]]:
 
     columns = min(num, _MAX_COLUMNS)
     rows = -(-num // columns)
-    figure = Figure(figsize=(6.0 * columns, (3 + 1.3 * (num_axes - 1)) * rows), layout="constrained")
+    figure = Figure(figsize=(6.0 * columns, (3 + 1.3 * (num_axes - 1)) * rows), dpi=_DPI, layout="constrained")
     ratios = {"height_ratios": [3.0, 1.0][:num_axes]}
     parts = figure.subfigures(rows, columns, squeeze=False).ravel()[:num]
     return figure, [part.subplots(num_axes, 1, squeeze=False, sharex=True, gridspec_kw=ratios)[:, 0] for part in parts]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73")  # Okabe and Ito
 _COLUMNS, _NUM_BINS = 3, 40
@@ -35,18 +37,13 @@ class CohortOverview:
     thumbnails: Sequence[NDArray[np.float32]]
 
 
-def draw_cohort_overview(overview: CohortOverview, path: Path) -> None:
-    """Draw the overview.
-
-    Args:
-        overview: what to draw.
-        path: the PNG.
-    """
+def draw_cohort_overview(overview: CohortOverview) -> Figure:
+    """Draw the overview."""
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and needs a display
 
     has_voxels = len(overview.intensities) > 0
     num_rows = 2 if len(overview.geometry) or has_voxels else 1
-    figure = Figure(figsize=(4.2 * _COLUMNS, 3.6 * num_rows), layout="constrained")
+    figure = Figure(figsize=(4.2 * _COLUMNS, 3.6 * num_rows), dpi=120, layout="constrained")
     panels = iter(figure.subplots(num_rows, _COLUMNS, squeeze=False).ravel())
     for title, values in overview.geometry:
         _draw_histogram(next(panels), title, values, overview.axes)
@@ -56,7 +53,7 @@ def draw_cohort_overview(overview: CohortOverview, path: Path) -> None:
         _draw_thumbnails(next(panels), overview.thumbnails)
     for panel in panels:
         panel.axis("off")
-    figure.savefig(path, dpi=120, format="png")
+    return figure
 
 
 def _draw_histogram(panel: Any, title: str, values: NDArray[Any], axes: Sequence[str]) -> None:

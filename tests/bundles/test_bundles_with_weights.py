@@ -100,7 +100,7 @@ def test_the_documents_name_data_licence_and_forbidden_uses(name):
     for text in (" ".join((folder / file).read_text().split()) for file in ("README.md", "data_license.txt")):
         assert licence in text
         assert source in text
-    assert "**Do not use it** for diagnosis" in (folder / "README.md").read_text()
+    assert "- **Unintended use**: Diagnosis" in (folder / "README.md").read_text()
 
 
 @BOTH

@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 
@@ -14,9 +16,9 @@ def test_a_training_draws_each_row_of_its_curves_once_and_warns_once_at_its_end(
 ):
     drawn = []
 
-    def draw(frame, path):
+    def draw(frame):
         drawn.append(frame["step"].tolist())
-        path.write_bytes(b"")
+        return SimpleNamespace(savefig=Path.touch)
 
     monkeypatch.setattr(progress, "draw_curves", draw)
     with caplog.at_level(logging.WARNING, "monai_diffae"):  # what --quiet sets
@@ -24,6 +26,7 @@ def test_a_training_draws_each_row_of_its_curves_once_and_warns_once_at_its_end(
         workflow.run()
     # the second and the last epoch end with a validation, whose row comes after that of the training
     assert drawn == [[1], [1, 2, 2], [1, 2, 2, 3, 3]]
+    assert (tmp_path / "out" / "curves.svg").is_file()
     usage = workflow.parser.get_parsed_content("validate#evaluator").state.metrics["z_sem_usage"]
     assert usage < 1.02
     (warning,) = [record.message for record in caplog.records if "hardly uses z_sem" in record.message]

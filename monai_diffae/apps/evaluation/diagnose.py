@@ -12,7 +12,7 @@ from annotated_types import Ge
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, run_once
-from monai_diffae.apps.settings import Reading, Run, Seed, ValidationChoice
+from monai_diffae.apps.settings import Figures, Reading, Run, Seed, ValidationChoice
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import CohortError, counted
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FAILURES = "diagnosis_failures.csv"
+_FAILURES, _CHART = "diagnosis_failures.csv", "diagnosis.png"
 _UNCHANGED, _OTHER_SCAN = "unchanged", "other scan"
 _FEW_PATIENTS = 30
 
@@ -45,6 +45,7 @@ def diagnose(
     choice: ValidationChoice = ValidationChoice(),
     reading: Reading = Reading(),
     run: Run = Run(),
+    figures: Figures = Figures(),
 ) -> Result:
     """Measure whether the decoder uses z_sem, how many dimensions of z_sem are active, and how stable it is.
 
@@ -67,6 +68,7 @@ def diagnose(
         choice: Which cases; training cases give too high a use of z_sem.
         reading: How scans are read.
         run: How the command runs.
+        figures: How the chart is written.
 
     Returns:
         The folder; ``z_sem_usage`` and ``z_sem_usage_mean`` over all noise levels; ``dimensions``, the fields of
@@ -89,17 +91,19 @@ def diagnose(
     session = Session.open(bundle, cohort, reading=reading, run=run)
     cases = session.choose(choice)
     patients = json_digest([case.patient for case in cases])
-    made_from = session.made_from(cases, decodes=False, patients=patients, num_levels=num_levels, seed=seed)
+    made_from = session.made_from(
+        cases, decodes=False, patients=patients, num_levels=num_levels, seed=seed, dpi=figures.dpi
+    )
 
     def make() -> Mapping[str, Any]:
         read = session.read(cases, out, _FAILURES, named=bool(choice.cases))
-        return Diagnosis(session, read, num_levels, seed).run(out)
+        return Diagnosis(session, read, num_levels, seed).run(out, figures)
 
-    results = [out / name for name in ("noise_levels.csv", "stability.csv", "diagnosis.png")]
-    figures, skipped = run_once("diagnose", out, results, made_from, make, overwrite=run.overwrite)
-    warn_if_unused(figures["z_sem_usage"])
-    incomplete = failed_cases(figures["num_failed"], figures["num_cases"], _FAILURES)
-    return Result(out, figures, _notes(figures), incomplete, skipped=skipped)
+    results = [out / "noise_levels.csv", out / "stability.csv", *figures.files(out / _CHART)]
+    measured, skipped = run_once("diagnose", out, results, made_from, make, overwrite=run.overwrite)
+    warn_if_unused(measured["z_sem_usage"])
+    incomplete = failed_cases(measured["num_failed"], measured["num_cases"], _FAILURES)
+    return Result(out, measured, _notes(measured), incomplete, skipped=skipped)
 
 
 def _notes(figures: Mapping[str, Any]) -> list[str]:
@@ -126,9 +130,9 @@ class Diagnosis:
     num_levels: int
     seed: int
 
-    def run(self, out: Path) -> dict[str, Any]:
-        """Write the tables and the picture into a folder, and return the figures."""
-        from monai_diffae.data.atomic import write_atomic, write_csv
+    def run(self, out: Path, figures: Figures) -> dict[str, Any]:
+        """Write the tables and the chart into a folder, and return the results."""
+        from monai_diffae.data.atomic import write_csv
 
         patients = CasePatients.of_cases(self.read.cases)
         if patients.num_patients < _FEW_PATIENTS:
@@ -141,10 +145,10 @@ class Diagnosis:
         stable = stability_table(codes, patients)
         write_csv(out / "noise_levels.csv", levels)
         write_csv(out / "stability.csv", stable)
-        picture = write_atomic(out / "diagnosis.png", lambda path: pictures.draw_diagnosis(levels, stable, path))
+        figures.write(out / _CHART, pictures.draw_diagnosis(levels, stable))
         own, other, mean = levels[["loss_own", "loss_other", "loss_mean"]].sum()
         usage = {"z_sem_usage": float(other / own), "z_sem_usage_mean": float(mean / own)}
-        log_to_open_run(usage, [picture], "diagnosis")
+        log_to_open_run(usage, [out / _CHART], "diagnosis")
         return {
             **usage,
             "dimensions": asdict(latents.active_dimensions(codes[_UNCHANGED])),

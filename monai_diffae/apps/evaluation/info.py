@@ -1,7 +1,8 @@
-"""The command ``info``: what a trained bundle is."""
+"""The command ``info``: what a trained bundle is, and what for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,19 @@ _PROPERTIES = (
 
 @command
 def info(bundle: Path) -> Result:
-    """Show what a trained model is: its images, size, decoding settings, training data, figures and checksum.
+    """Show what a trained model is for, and what it is: its images, size, decoding, training, figures and checksum.
 
-    All of it stands in the file of the model, ``models/model.safetensors``; ``--json`` shows the whole description.
+    Organ, modality, training data and uses are read from the section Intended Use of the model card
+    ``docs/README.md``, all else from the model's file; ``--json`` shows the whole description.
 
     Args:
         bundle: Folder of a trained bundle, or the file of its model.
 
     Returns:
-        Its properties, such as ``image_size``, ``parameters``, ``steps`` and ``sha256``; ``own_code``, what the model
-        would build that can do more than compute, which was not run; and ``description``, all of its file.
+        ``organ``, ``modality``, ``training_data``, ``intended_use`` and ``unintended_use`` (None: the card does not say
+        it); ``field_of_view``; properties such as ``image_size``, ``spacing_mm``, ``parameters``, ``steps`` and
+        ``sha256``; ``own_code``, what the model would build that can do more than compute, which was not run; and
+        ``description``, all of its file.
 
     Raises:
         ConfigError: the bundle is not trained.
@@ -41,13 +45,16 @@ def info(bundle: Path) -> Result:
         monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, ...
     """
     from monai_diffae.bundle.code import is_trusting
-    from monai_diffae.bundle.layout import model_file
+    from monai_diffae.bundle.folders import read_uses
+    from monai_diffae.bundle.layout import MODEL_CARD, model_file
     from monai_diffae.bundle.loading import inferer_settings, load_bundle, load_first_stage
     from monai_diffae.bundle.model_file import checksum, read_description, unknown_targets
 
     description = read_description(model_file(bundle))
     code = tuple(unknown_targets(description))
-    summary = {"kind": description["kind"], **{key: description[key] for key in _PROPERTIES if key in description}}
+    uses = read_uses(bundle)
+    properties = {key: description[key] for key in _PROPERTIES if key in description}
+    summary = {**uses, "field_of_view": _field_of_view(**properties), "kind": description["kind"], **properties}
     told = {**description.get("data", {}), **description.get("figures", {}), **description.get("recipe", {})}
     summary |= {name: value for name, value in told.items() if not isinstance(value, dict)}
     if not code or is_trusting():
@@ -62,8 +69,20 @@ def info(bundle: Path) -> Result:
         summary["parameters"] = sum(parameter.numel() for parameter in network.parameters())
         summary |= {name: settings[name] for name in _DECODING if name in settings}
     summary["sha256"] = checksum(bundle)
-    notes = [f"{name}: {value}" for name, value in summary.items()]
+    notes = [f"{name}: {value}" for name, value in summary.items() if name not in uses or value]
+    if unsaid := [name.replace("_", " ") for name, text in uses.items() if text is None]:
+        point = f"- **{unsaid[0].capitalize()}**: ..."
+        notes.append(f"{MODEL_CARD} does not say this model's {', '.join(unsaid)}; add lines such as: {point}")
     notes += [f"own code: {target}" for target in code or ("none",)]
     if "parameters" not in summary:
         notes.append("nothing was run; if you trust the author of this code, add --trust")
     return Result(None, {**summary, "own_code": list(code), "description": description}, notes)
+
+
+def _field_of_view(image_size: Sequence[int] = (), spacing_mm: Sequence[float] | None = None, **_: Any) -> str:
+    """What a model sees of a scan: a 3D one a region of fixed size, a 2D one the whole image."""
+    if not spacing_mm:
+        return f"the whole image, resized to {' x '.join(map(str, image_size))} pixels"
+    sizes = (size * side for size, side in zip(image_size, spacing_mm, strict=True))
+    field, voxel = (" x ".join(f"{side:.4g}" for side in sides) for sides in (sizes, spacing_mm))
+    return f"{field} mm, in voxels of {voxel} mm"

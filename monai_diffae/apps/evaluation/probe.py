@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once, table_lines
-from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split
+from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split, Writing
 from monai_diffae.errors import ConfigError, counted, shortened
 from monai_diffae.lazy import np, pd, pictures
 
@@ -31,7 +31,7 @@ ProbeName = Literal["linear", "knn", "boosting"]
 PixelBaseline = Literal["pca", "intensity"]
 
 _FAILURES = "probe_failures.csv"
-_FILES, _FEW_LABELS = ("probes.csv", "predictions.parquet", "calibration.png"), ("few_labels.csv", "few_labels.png")
+_TABLES, _CHARTS = ("probes.csv", "predictions.parquet"), ("calibration.png", "few_labels.png")
 _FEW_LABEL_COLUMNS = (
     "target", "features", "probe", "metric", "num_patients", "num_draws", "median", "low_quartile", "high_quartile"
 )  # fmt: skip
@@ -67,7 +67,7 @@ def probe(
     group_duplicates: bool = False,
     comparison: Comparison = Comparison(),
     reading: Reading = Reading(),
-    overwrite: bool = False,
+    writing: Writing = Writing(),
 ) -> Result:
     """Predict labels of held-out patients from z_sem, with confidence intervals and baselines.
 
@@ -99,7 +99,7 @@ def probe(
             the table's split separates them.
         comparison: What z_sem is compared with.
         reading: How scans are read for ``pixel_baselines``.
-        overwrite: Replace existing results.
+        writing: How the results are written.
 
     Returns:
         ``rows``, one per target, feature set and probe: ``target``, ``kind``, ``features``, ``dims``, ``probe``; the
@@ -155,17 +155,19 @@ def probe(
         else session.made_from(session.cohort.cases, decodes=False, names=pixel_names),
         "group_duplicates": group_duplicates,
         "few_labels": few_labels,
+        "dpi": writing.dpi,
     }
 
     def make() -> Mapping[str, Any]:
         evaluated, figures = _evaluate(
             table, names, settings, baselines, comparison, session, folder, few_labels=few_labels
         )
-        _write_report(folder, table, evaluated, few_labels=few_labels)
+        _write_report(folder, table, evaluated, writing, few_labels=few_labels)
         return figures
 
-    results = [folder / name for name in (*_FILES, *(_FEW_LABELS if few_labels else ()))]
-    figures, skipped = run_once("probe", folder, results, made_from, make, overwrite=overwrite)
+    tables, charts = (*_TABLES, "few_labels.csv") if few_labels else _TABLES, _CHARTS if few_labels else _CHARTS[:1]
+    results = [*(folder / name for name in tables), *(file for name in charts for file in writing.files(folder / name))]
+    figures, skipped = run_once("probe", folder, results, made_from, make, overwrite=writing.overwrite)
     return _result(figures, twins, folder, skipped)
 
 
@@ -240,18 +242,20 @@ def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, 
     return Result(folder, figures, notes, "; ".join(incomplete) or None, skipped=skipped)
 
 
-def _write_report(folder: Path, table: pd.DataFrame, probes: Sequence[EvaluatedProbe], *, few_labels: bool) -> None:
+def _write_report(
+    folder: Path, table: pd.DataFrame, probes: Sequence[EvaluatedProbe], writing: Writing, *, few_labels: bool
+) -> None:
     """Write the files of the result."""
     from monai_diffae.data.atomic import write_atomic, write_csv
 
     predictions = pd.concat([_predictions(table, probe) for probe in probes], ignore_index=True)
     write_csv(folder / "probes.csv", pd.DataFrame([probe.row for probe in probes]))
     write_atomic(folder / "predictions.parquet", lambda path: predictions.to_parquet(path, index=False))
-    write_atomic(folder / "calibration.png", lambda path: pictures.draw_calibration(probes, path))
+    writing.write(folder / "calibration.png", pictures.draw_calibration(probes))
     if few_labels:
         rows = pd.DataFrame([row for probe in probes for row in probe.few_labels], columns=list(_FEW_LABEL_COLUMNS))
         write_csv(folder / "few_labels.csv", rows)
-        write_atomic(folder / "few_labels.png", lambda path: pictures.draw_few_labels(rows, path))
+        writing.write(folder / "few_labels.png", pictures.draw_few_labels(rows))
 
 
 def _score_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -99,7 +99,7 @@ def _files_to_send(bundle: Path) -> dict[str, bytes]:
     for is_found, text in (
         (UNTRAINED in card, f"{CARD}: says nothing about the trained weights; describe their data, quality and limits"),
         (NOTE in card, f"{CARD}: is about earlier weights; describe the new ones, and remove the note at its top"),
-        (TO_BE_SAID in card, f"{CARD}: replace '{TO_BE_SAID} ...' by the organ, modality, hospital and patients"),
+        (TO_BE_SAID in card, f"{CARD}: replace each '{TO_BE_SAID}' by the organ, modality, scans and uses"),
         (_NO_WEIGHTS in licence, f"{DATA_LICENSE}: is about no weights; write whose the scans are, and their licence"),
     ):
         if is_found:

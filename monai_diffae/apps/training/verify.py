@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import Reading
+from monai_diffae.apps.settings import Figures, Reading
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import np, pictures
 
@@ -38,6 +38,7 @@ def verify(
     headers: bool = False,
     patient_pattern: str | None = None,
     reading: Reading = Reading(),
+    figures: Figures = Figures(),
 ) -> Result:
     r"""Find what is wrong with a cohort before a model is trained on it.
 
@@ -60,6 +61,7 @@ def verify(
         headers: Read headers only, which is fast: damaged voxels and twins are not found.
         patient_pattern: Regular expression that finds the patient in the path of a scan, e.g. ``patient\d+``.
         reading: How scans are found and read.
+        figures: How the overview is written.
 
     Returns:
         The figures, and as ``verification`` what is wrong with each case and with the whole cohort.
@@ -86,7 +88,8 @@ def verify(
     readings = read_cases(cases, headers, reading.workers_for(len(cases)), out and out / _READINGS)
     verification = verify_cases(cases, readings)
     if out is not None:
-        _write(verification, out / _TABLE, out / _PICTURE)
+        _write_table(verification, out / _TABLE)
+        figures.write(out / _PICTURE, pictures.draw_cohort_overview(_overview(verification)))
     if all(found.error for found in readings):
         raise none_usable(
             [Failure(case.id, case.file, found.error) for case, found in zip(cases, readings, strict=True)]
@@ -166,8 +169,7 @@ def _check_table(path: Path) -> None:
         raise ConfigError(f"{path.name}: already exists and was not written by verify; move it, or choose another out")
 
 
-def _write(verification: Verification, table: Path, picture: Path) -> None:
-    """Write the table and the picture."""
+def _write_table(verification: Verification, table: Path) -> None:
     from monai_diffae.data.atomic import write_atomic
 
     def write(temporary: Path) -> None:
@@ -177,7 +179,6 @@ def _write(verification: Verification, table: Path, picture: Path) -> None:
             writer.writerows(_rows(verification))
 
     write_atomic(table, write)
-    write_atomic(picture, lambda temporary: pictures.draw_cohort_overview(_overview(verification), temporary))
 
 
 def _rows(verification: Verification) -> Iterator[list[object]]:

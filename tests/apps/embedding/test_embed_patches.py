@@ -116,6 +116,7 @@ def test_a_scan_no_larger_than_the_field_of_view_is_one_patch(cut, bundle, tmp_p
     cohort = write(tmp_path / "c", {"a": noise(shape)}, affine_of())
     _, scans, patches = cut(cohort, overlap=0.25)
     assert "every scan is one patch: after preprocessing, none is larger than the model's field of view" in caplog.text
+    assert ("48 x 48 x 48 mm: 77% of its images are padding" in caplog.text) == (shape != (16, 16, 16))
     whole = embed(bundle, cohort, tmp_path / "w", device="cpu").path
     np.testing.assert_array_equal(z_matrix(scans), z_matrix(read_embeddings(whole)))
     np.testing.assert_array_equal(z_matrix(patches), z_matrix(scans))

@@ -11,9 +11,11 @@ from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.evaluation.diagnose import diagnose
 from monai_diffae.errors import CohortError, ConfigError
 
+SETTINGS = {"split": None, "num_levels": 3, "figure_format": "pdf", "dpi": 30}
+
 
 def diagnosed(labelled, out, **options):
-    return diagnose(labelled.bundle, labelled.cohort, out, device="cpu", **{"split": None, "num_levels": 3, **options})
+    return diagnose(labelled.bundle, labelled.cohort, out, device="cpu", **{**SETTINGS, **options})
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,8 @@ def test_stability_and_dimensions(report):
     assert 1 <= dims["participation_ratio"] <= 8
     with Image.open(report.folder / "diagnosis.png") as picture:
         assert np.asarray(picture).std() > 10
+        assert picture.width == 390  # 13 inches
+    assert b"/Type3" not in (report.folder / "diagnosis.pdf").read_bytes()
 
 
 def test_the_batch_does_not_matter_and_a_second_call_skips(report, labelled, tmp_path):
@@ -52,6 +56,8 @@ def test_the_batch_does_not_matter_and_a_second_call_skips(report, labelled, tmp
     np.testing.assert_allclose(before, after, rtol=1e-5)
     again = diagnosed(labelled, report.folder)
     assert again.skipped
+    with pytest.raises(ConfigError, match="made with other dpi"):
+        diagnosed(labelled, report.folder, dpi=300)
     assert again.figures == report.figures
     with pytest.raises(ConfigError, match="made with other num_levels"):
         diagnosed(labelled, report.folder, num_levels=2)

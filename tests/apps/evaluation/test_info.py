@@ -3,9 +3,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_bundles import rewrite
+from tiny_bundles import copy_tiny, rewrite
 
 from monai_diffae.apps.evaluation.info import info
+from monai_diffae.bundle.folders import describe_folder, init_bundle
 from monai_diffae.errors import ConfigError
 
 
@@ -19,8 +20,29 @@ def test_the_properties_of_a_model_and_its_description(run, tiny_bundle, tmp_pat
     assert {"solver: adams", "own code: none"} < set(shown)
     assert run("info", tiny_bundle.directory / "models" / "model.safetensors")[1].splitlines() == shown
     assert json.loads(run("info", tiny_bundle.directory, "--json")[1]) == result.figures
+    assert (summary["organ"], summary["field_of_view"]) == (None, "the whole image, resized to 16 x 16 pixels")
+    unsaid = "organ, modality, training data, intended use; add lines such as: - **Organ**: ..."
+    assert f"docs/README.md does not say this model's {unsaid}" in shown
     with pytest.raises(ConfigError, match=r"there is no models/model\.safetensors"):
         info(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["2d", "3d"])
+def test_a_card_says_what_a_model_is_for_and_a_new_training_keeps_it(kind, tmp_path, run):
+    bundle = init_bundle(tmp_path / "new", copy_tiny(tmp_path / "tiny", kind))
+    card = bundle / "docs" / "README.md"
+    asked = "- **Organ**: Say here which\n"
+    text = card.read_text().replace(asked, "- **Organ**: heart\n  and\x1b[1m lungs\n")
+    card.write_text(text)
+    describe_folder(bundle)
+    assert card.read_text() == text.replace(asked, "")
+    lines = run("info", bundle)[1].splitlines()
+    assert lines[:2] == ["organ: heart and[1m lungs", "unintended_use: Diagnosis and other decisions about patients."]
+    field = {
+        "2d": "the whole image, resized to 16 x 16 pixels",
+        "3d": "224 x 224 x 224 mm, in voxels of 14 x 14 x 14 mm",
+    }
+    assert lines[2] == f"field_of_view: {field[kind]}"
 
 
 def test_a_model_of_a_stranger_is_described_without_running_it_and_built_with_trust(tiny_bundle, tmp_path, run):

@@ -137,7 +137,7 @@ def test_a_public_repository_and_a_wrong_token_are_refused_and_the_token_is_show
         (CARD, b"x" * 200_001, f"{CARD}: is no text in UTF-8 of at most 200 kB"),
         (CARD, b"The bundle has no weights.", f"{CARD}: says nothing about the trained weights"),
         (CARD, NOTE.encode(), f"{CARD}: is about earlier weights"),
-        (CARD, b"Say here which scans\nthese are", f"{CARD}: replace 'Say here which scans these are ...' by"),
+        (CARD, b"Say here\nwhich scans", f"{CARD}: replace each 'Say here which' by the organ"),
         (CARD, None, f"{CARD}: says nothing about the trained weights"),
         (LICENCE, b"no data and no trained weights.", f"{LICENCE}: is about no weights"),
         ("models/model.safetensors", None, "bundle: there is no models/model.safetensors; train the bundle first"),
@@ -169,7 +169,7 @@ def test_a_model_of_another_autoencoder_is_neither_sent_nor_got(bundle, archive,
 
 def test_a_card_of_a_training_must_be_completed_first(tiny_bundle, tmp_path):
     bundle = init_bundle(tmp_path / "new", tiny_bundle.directory / "models" / "model.safetensors")
-    assert "replace 'Say here which scans these are" in error_of(push, bundle, str(tmp_path / "a.zip"), yes=True)
+    assert "replace each 'Say here which' by the organ" in error_of(push, bundle, str(tmp_path / "a.zip"), yes=True)
 
 
 def test_errors_are_one_line(described, hub, tmp_path, monkeypatch):

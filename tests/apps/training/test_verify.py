@@ -73,7 +73,8 @@ def test_each_case_has_one_verdict_with_reason_and_remedy(cohort, tmp_path):
 
 
 def test_a_second_run_reads_only_what_has_changed(cohort, tmp_path, monkeypatch):
-    first = verify(cohort, tmp_path / "out")
+    first = verify(cohort, tmp_path / "out", figure_format="svg")
+    assert (tmp_path / "out" / "overview.svg").read_text().startswith("<?xml")
     save_nifti(cohort.parent / "holes.nii.gz", values(20, 22, 24)[:, ::-1])
     read = []
     monkeypatch.setattr(
@@ -81,6 +82,7 @@ def test_a_second_run_reads_only_what_has_changed(cohort, tmp_path, monkeypatch)
         lambda case, headers: (read.append(case.id), read_case(case, headers))[1],
     )
     second = verify(cohort, tmp_path / "out")
+    assert not (tmp_path / "out" / "overview.svg").exists()
     assert set(read) == {"holes"}
     assert second.verification.count("failed") == 3
     assert second.verification.fingerprint != first.verification.fingerprint
