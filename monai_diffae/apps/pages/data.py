@@ -18,9 +18,8 @@ from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.atomic import write_csv
-from monai_diffae.data.cases import safe_id
+from monai_diffae.data.cases import TWINS, marks_twins, safe_id
 from monai_diffae.data.embeddings import label_columns, read_embeddings
-from monai_diffae.data.inspection.twins import COLUMN as TWINS
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing.verdicts import Verdict
 
@@ -285,7 +284,7 @@ def label_conflicts(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
         [['sick', 'group 1', 'a', 1], ['sick', 'group 1', 'b', 0]]
     """
     rows = []
-    for label in labels if TWINS in table else ():
+    for label in labels if TWINS in table and marks_twins(TWINS, table[TWINS]) else ():
         known = table[table[TWINS].notna() & table[label].notna()]
         if table[label].nunique() <= _MOST_CLASSES:
             for group, members in known.groupby(TWINS, sort=False):
