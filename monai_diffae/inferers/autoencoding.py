@@ -229,13 +229,7 @@ class DiffusionAutoencoderInferer(Inferer):
         return x_T
 
     @torch.no_grad()
-    def decode(
-        self,
-        z_sem: Tensor,
-        network: nn.Module,
-        x_T: Tensor,
-        callback: StepCallback | None = None,
-    ) -> Tensor:
+    def decode(self, z_sem: Tensor, network: nn.Module, x_T: Tensor, callback: StepCallback | None = None) -> Tensor:
         """Images (B, C, *S), in float32 or better, from z_sem and x_T.
 
         Args:

@@ -192,29 +192,21 @@ def test_invalid_settings_are_refused_at_construction(inferer, settings, message
 def test_inputs_that_would_give_wrong_results_silently_are_refused(inferer, network, images):
     z_sem, x_T = inferer.encode(images, network), torch.zeros_like(images)
     not_finite = torch.full_like(images, torch.nan)
-    for call in (
-        lambda: inferer.encode(not_finite, network),
-        lambda: inferer.invert(not_finite, network, z_sem),
-        lambda: inferer.decode(z_sem, network, not_finite),
-        lambda: inferer.decode(z_sem / 0, network, x_T),
-    ):
+    for call, *arguments in (
+        (inferer.encode, not_finite, network), (inferer.invert, not_finite, network, z_sem),
+        (inferer.decode, z_sem, network, not_finite), (inferer.decode, z_sem / 0, network, x_T),
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match="hold values that are not finite"):
-            call()
+            call(*arguments)
     reconstructor = Reconstructor(inferer, mode="z_sem")
-    for call in (
-        lambda: inferer(network, images),
-        lambda: inferer.encode(network, images),
-        lambda: inferer.invert(images, z_sem, network),
-        lambda: inferer.decode(z_sem, x_T, network),
-        lambda: inferer.round_trip(network, images),
-        lambda: inferer.reconstruct(network, images, mode="z_sem"),
-        lambda: reconstructor(network, images),
-        lambda: reconstructor.decode(images, z_sem, network),
-        lambda: reconstructor.decode_draws(network, z_sem, x_T[:, None]),
-        lambda: estimate_from_noised(images, z_sem, network, inferer),
-    ):
+    for call, *arguments in (
+        (inferer, network, images), (inferer.encode, network, images), (inferer.invert, images, z_sem, network),
+        (inferer.decode, z_sem, x_T, network), (inferer.reconstruct, network, images, "z_sem"),
+        (reconstructor, network, images), (reconstructor.decode, images, z_sem, network),
+        (reconstructor.decode_draws, network, z_sem, x_T), (estimate_from_noised, images, z_sem, network, inferer),
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match=r"^network: must be a module, not a Tensor; the images or codes come"):
-            call()
+            call(*arguments)
     with pytest.raises(ConfigError, match="x_T was given, but mode 'x_T' inverts each image's own"):
         inferer.reconstruct(images, network, x_T=x_T)
     with pytest.raises(ConfigError, match=r"x_T has the shape .3, 1, 8, 8.; with these images it must be .3, 1, 16"):
