@@ -137,13 +137,13 @@ def reconstructions(trained: TrainedBundle, data: Data, minutes: float) -> dict[
     settings, network, inferer = AnomalySettings(), trained.network, trained.inferer
 
     def codes(images: Tensor) -> Tensor:
-        return encode_exactly(images, inferer, network)
+        return encode_exactly(images, network, inferer)
 
     train_mean = data.images[data.rows("train")].mean(dim=0, keepdim=True)
 
     def estimated(images: Tensor) -> Tensor:
         levels, draws = settings.noise_levels, settings.draws
-        return estimate_from_noised(images, codes(images), network, inferer, noise_levels=levels, draws=draws)
+        return estimate_from_noised(images, network, codes(images), inferer, noise_levels=levels, draws=draws)
 
     methods: dict[str, Reconstruct] = {
         "Diff-AE, estimated from noised images": estimated,

@@ -62,8 +62,8 @@ def measure(name: str, device: torch.device, count: int, args: argparse.Namespac
     actions: dict[str, Callable[[], Tensor]] = {
         "encoding": lambda: inferer.encode(images, network),
         "inversion": lambda: inferer.invert(images, network, z_sem),
-        "decoding": lambda: inferer.decode(z_sem, x_T, network),
-        "decoding, z_sem at each step": lambda: inferer.decode(z_sem, x_T, other),
+        "decoding": lambda: inferer.decode(z_sem, network, x_T),
+        "decoding, z_sem at each step": lambda: inferer.decode(z_sem, other, x_T),
     }
     first, flop = {}, {}
     for what, action in actions.items():

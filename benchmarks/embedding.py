@@ -35,7 +35,7 @@ def seconds(bundle: Path, cohort: Path, workers: int, folder: Path, device: str 
     read = time.perf_counter() - start
     start = time.perf_counter()
     for i in range(0, len(images), 64):
-        encode_exactly(torch.stack(images[i : i + 64]).to(device), trained.inferer, trained.network).cpu()
+        encode_exactly(torch.stack(images[i : i + 64]).to(device), trained.network, trained.inferer).cpu()
     encoded = time.perf_counter() - start
     start = time.perf_counter()
     embed(bundle, cohort, folder / "z.parquet", workers=workers, device=device, overwrite=True)

@@ -38,12 +38,12 @@ def quality(images: Tensor, others: Tensor) -> str:
 
 def timed(trained: TrainedBundle, z_sem: Tensor, x_T: Tensor) -> tuple[Tensor, float]:
     start = time.perf_counter()
-    return trained.inferer.decode(z_sem, x_T, trained.network), time.perf_counter() - start
+    return trained.inferer.decode(z_sem, trained.network, x_T), time.perf_counter() - start
 
 
 def cpu_ms(trained: TrainedBundle, z_sem: Tensor, x_T: Tensor) -> float:
     start = time.process_time()
-    trained.inferer.decode(z_sem, x_T, trained.network)
+    trained.inferer.decode(z_sem, trained.network, x_T)
     return 1000 * (time.process_time() - start)
 
 
@@ -95,14 +95,14 @@ def main() -> None:
     exact_ms, fast_ms = np.median(one, axis=0)
     print(f"one image: exact {exact_ms:.0f} ms of CPU time, fast {fast_ms:.0f} ms, ratio {exact_ms / fast_ms:.1f}")
     print(f"both codes: exact {quality(by_exact, scans)}; fast {quality(by_fast, scans)}")
-    print(f"both codes, exact decoder with {steps} steps: {quality(few.decode(own, x_T, exact.network), scans)}")
+    print(f"both codes, exact decoder with {steps} steps: {quality(few.decode(own, exact.network, x_T), scans)}")
     noise = torch.randn(x_T.shape, generator=torch.Generator().manual_seed(0))
-    drawn, drawn_fast = (trained.inferer.decode(own, noise, trained.network) for trained in (exact, fast))
+    drawn, drawn_fast = (trained.inferer.decode(own, trained.network, noise) for trained in (exact, fast))
     print(f"z_sem and noise: exact {quality(drawn, scans)}; fast {quality(drawn_fast, scans)}")
     print(f"z_sem and noise, fast beside exact: {quality(drawn_fast, drawn)}")
     for move in MOVES:
         moved = own + move * direction(z_sem[:count], labels[:count])
-        edited = [trained.inferer.decode(moved, x_T, trained.network) for trained in (exact, fast)]
+        edited = [trained.inferer.decode(moved, trained.network, x_T) for trained in (exact, fast)]
         changes = [exact.inferer.encode(each, exact.network) - own for each in edited]
         cosines = torch.nn.functional.cosine_similarity(*changes, dim=1)
         scores = [judged(each) for each in edited]

@@ -222,7 +222,7 @@ def decoder(steps: int, size: int) -> tuple[Callable[[], torch.Tensor], torch.nn
         "diffae_2d", torch.device("cpu"), DECODED, steps, {"image_size": [size] * 2}
     )
     z_sem, x_T = inferer.encode(images, network), torch.randn_like(images)
-    return lambda: inferer.decode(z_sem, x_T, network), network
+    return lambda: inferer.decode(z_sem, network, x_T), network
 
 
 def forked(bench: Bench, function: Callable[..., Any], *arguments: Any) -> Any:

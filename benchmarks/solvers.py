@@ -113,7 +113,7 @@ def measure_decoding(bundle: TrainedBundle, images: Tensor) -> pd.DataFrame:
     z_sem = bundle.inferer.encode(images, network)
     x_T = image_noise(tuple(images.shape[1:]), 0, list(range(len(images))))
     exact = DiffusionAutoencoderInferer(schedule, solver="ddim", steps=1000, spacing="leading").decode(
-        z_sem, x_T, network
+        z_sem, network, x_T
     )
     rows = []
 
@@ -153,7 +153,7 @@ def measure_round_trips(bundle: TrainedBundle, images: Tensor) -> pd.DataFrame:
     for method, settings in round_trips().items():
         inferer = DiffusionAutoencoderInferer(schedule, **settings)
         x_T = inferer.invert(images, network, z_sem)
-        add(method, inferer.steps + inferer.invert_steps, x_T, inferer.decode(z_sem, x_T, network))
+        add(method, inferer.steps + inferer.invert_steps, x_T, inferer.decode(z_sem, network, x_T))
     for name, scheduler in monai_schedulers(bundle).items():
         for n in (20, 100):
             x_T = monai_invert(bundle, scheduler, z_sem, images, n)

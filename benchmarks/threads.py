@@ -54,9 +54,9 @@ def measured_tasks(args: argparse.Namespace) -> dict[str, tuple[Callable[[], obj
     z_sem, x_T = inferer.encode(images, network), torch.randn_like(images)
     return {
         "training": (lambda: step(images), args.batch),
-        "decoding single images": (lambda: inferer.decode(z_sem[:1], x_T[:1], network), _STEPS),
-        "decoding batches": (lambda: inferer.decode(z_sem, x_T, network), _STEPS),
-        "embedding batches": (lambda: encode_exactly(images, inferer, network), args.batch),
+        "decoding single images": (lambda: inferer.decode(z_sem[:1], network, x_T[:1]), _STEPS),
+        "decoding batches": (lambda: inferer.decode(z_sem, network, x_T), _STEPS),
+        "embedding batches": (lambda: encode_exactly(images, network, inferer), args.batch),
     }
 
 

@@ -182,7 +182,7 @@ class Session:
         """z_sem (N, D) of all cases."""
         trained, text = self.trained, f"encoding {counted(len(read.cases), 'case')}"
         parts = [
-            encode_exactly(encoder_images.to(trained.device), trained.inferer, trained.network).cpu().numpy()
+            encode_exactly(encoder_images.to(trained.device), trained.network, trained.inferer).cpu().numpy()
             for _, _, encoder_images in read.batches(self.run.batch_size, text)
         ]
         return np.concatenate(parts)
@@ -193,7 +193,7 @@ class Session:
         for i in track(range(len(read.cases)), text):
             item = read.dataset[i]
             image, encoder_images = (item[key][None].to(trained.device) for key in ("image", self.encoder_key))
-            z_sem = encode_exactly(encoder_images, trained.inferer, trained.network)
+            z_sem = encode_exactly(encoder_images, trained.network, trained.inferer)
             x_T, _ = trained.inferer.round_trip(image, trained.network, z_sem)
             yield CodedCase(read.cases[i], image, z_sem, x_T)
 
@@ -213,7 +213,7 @@ def decode_in_batches(trained: TrainedBundle, z_sem: Tensor, x_T: Tensor, batch_
     count = max(len(z_sem), len(x_T))
     z_sem, x_T = z_sem.expand(count, -1), x_T.expand(count, *x_T.shape[1:])
     batches = zip(z_sem.split(batch_size), x_T.split(batch_size), strict=True)
-    return torch.cat([trained.inferer.decode(z, x, trained.network) for z, x in batches])
+    return torch.cat([trained.inferer.decode(z, trained.network, x) for z, x in batches])
 
 
 def open_bundle(

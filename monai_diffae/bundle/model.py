@@ -201,7 +201,7 @@ class ModelCase(CaseSpace):
         """The semantic codes (N, D), the same to the bit as those that ``embed`` writes."""
         key = self.trained.encoder_key
         images = self.images if key == "image" else self.inputs(key).to(self.trained.device)
-        return encode_exactly(images, self.trained.inferer, self.trained.network)
+        return encode_exactly(images, self.trained.network, self.trained.inferer)
 
     @property
     def x_T(self) -> Tensor:
@@ -230,7 +230,7 @@ class ModelCase(CaseSpace):
         """
         count = max(len(z_sem), len(x_T))
         codes, noise = z_sem.expand(count, -1), x_T.expand(count, *x_T.shape[1:])
-        return self._inferer(steps).decode(codes, noise, self.trained.network)
+        return self._inferer(steps).decode(codes, self.trained.network, noise)
 
     def reconstruct(
         self,
@@ -484,7 +484,7 @@ def image_residuals(
 ) -> tuple[Tensor, Tensor]:
     """The model's estimates (N, C, *S) of images, and the smoothed residuals (N, 1, *S)."""
     estimates = estimate_from_noised(
-        images, z_sem, trained.network, trained.inferer,
+        images, trained.network, z_sem, trained.inferer,
         noise_levels=settings.noise_levels, draws=settings.draws, seed=settings.seed,
     )  # fmt: skip
     residuals = smoothed_residuals(images, estimates, settings.smoothing)

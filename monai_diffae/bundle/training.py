@@ -17,8 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow, config_item
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+from monai.utils import module as monai_module
 from torch import nn
 
 from monai_diffae.bundle.config import MODEL_ROOTS, check_config_of_run, check_required_values, is_formula, model_config
@@ -83,6 +84,7 @@ def check_run(file: str = TRAIN) -> None:
     tools build it without data. :func:`check_all_set` checks the others when the run starts.
     """
     _show_errors_as_one_line()
+    _let_errors_end_with_ours()
     parser, workflow = running_parser(), _on_call_stack(ConfigWorkflow)
     if workflow is not None and parser.get("bundle_root") == "." and workflow.config_root_path.name == CONFIGS:
         parser["bundle_root"] = str(workflow.config_root_path.parent)
@@ -135,6 +137,19 @@ def _show_errors_as_one_line() -> None:
             print(f"error: {one_line(error)}", file=sys.stderr)
 
     sys.excepthook = show
+
+
+def _let_errors_end_with_ours() -> None:
+    """Let an error that MONAI raises around one of this package end with its line."""
+
+    # MONAI's (1.6.1) names neither the mistake nor its cause, and a traceback shows it last. Python looks the name
+    # RuntimeError up when MONAI raises, in two modules that use it for nothing else.
+    def runtime_error(message: str) -> RuntimeError:
+        cause = find_diffae_error(sys.exc_info()[1])
+        return RuntimeError(message if cause is None else f"{message}\n{cause}")
+
+    for module in (config_item, monai_module):
+        vars(module)["RuntimeError"] = runtime_error
 
 
 def _use_own_tracking(parser: ConfigParser) -> None:

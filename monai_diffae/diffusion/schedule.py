@@ -186,7 +186,15 @@ class DiffusionSchedule(Scheduler):
         self.timestep_shift = timestep_shift
         self.loss_weighting = loss_weighting
         self.spacing: SpacingName = spacing
+        self.zero_terminal_snr = zero_terminal_snr
+        self.schedule_args = schedule_args
         self.set_timesteps(num_train_timesteps)
+
+    def extra_repr(self) -> str:
+        """All arguments, as ``repr`` shows them in one line."""
+        names = [name for name in inspect.signature(DiffusionSchedule).parameters if name != "schedule_args"]
+        arguments = {name: getattr(self, name) for name in names} | self.schedule_args
+        return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiffusionSchedule:
         # Follow the network to its device but not to its precision: tables in half precision lead to NaN.

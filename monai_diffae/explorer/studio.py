@@ -119,7 +119,7 @@ class Studio:
     def _decode(self, z_sem: Tensor, x_T: Tensor, steps: int, check: Check) -> Tensor:
         trained = self.session.trained
         inferer = trained.inferer if steps == self.steps else trained.inferer.replace(steps=steps, invert_steps=None)
-        return inferer.decode(z_sem, x_T, trained.network, lambda done, total, x: check())
+        return inferer.decode(z_sem, trained.network, x_T, lambda done, total, x: check())
 
     def _encoded(self, image: Tensor) -> Tensor | None:
         if not self.session.encoder_sees_decoded_images:

@@ -112,8 +112,8 @@ class ReconstructionPictures(Pictures):
         z_sem = self.inferer.encode(self._stack(items, self.encoder_key), self.network)
         return {
             "input": images,
-            "z_sem only": self.inferer.decode(z_sem, noise, self.network),
-            "inverted x_T": self.inferer.decode(z_sem, self.inferer.invert(images, self.network, z_sem), self.network),
+            "z_sem only": self.inferer.decode(z_sem, self.network, noise),
+            "inverted x_T": self.inferer.decode(z_sem, self.network, self.inferer.invert(images, self.network, z_sem)),
         }
 
 

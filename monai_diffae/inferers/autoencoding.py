@@ -167,6 +167,7 @@ class DiffusionAutoencoderInferer(Inferer):
         Returns:
             The network's output (B, C, *S) for x_t drawn from q(x_t | inputs), or what :meth:`reconstruct` returns.
         """
+        check_network(network)
         if noise is None and timesteps is None and condition is None:
             # MONAI Label passes a MetaTensor, which would track every operation
             return self.reconstruct(inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs, network)
@@ -228,19 +229,13 @@ class DiffusionAutoencoderInferer(Inferer):
         return x_T
 
     @torch.no_grad()
-    def decode(
-        self,
-        z_sem: Tensor,
-        x_T: Tensor,
-        network: nn.Module,
-        callback: StepCallback | None = None,
-    ) -> Tensor:
+    def decode(self, z_sem: Tensor, network: nn.Module, x_T: Tensor, callback: StepCallback | None = None) -> Tensor:
         """Images (B, C, *S), in float32 or better, from z_sem and x_T.
 
         Args:
             z_sem: (B, Z).
-            x_T: noise, or the stochastic codes that :meth:`invert` returns.
             network: the trained autoencoder.
+            x_T: noise, or the stochastic codes that :meth:`invert` returns.
             callback: called after each step; with more images than ``batch_size``, after each step of each batch.
         """
 
@@ -324,6 +319,7 @@ class DiffusionAutoencoderInferer(Inferer):
         Raises:
             ConfigError: the mode is unknown, x_T has the wrong shape, or x_T is given in mode ``x_T``.
         """
+        check_network(network)
         if mode not in get_args(ReconstructionMode):
             raise ConfigError(f"mode: {quoted(mode)} is not one of {', '.join(get_args(ReconstructionMode))}")
         if mode == "x_T":
@@ -335,7 +331,7 @@ class DiffusionAutoencoderInferer(Inferer):
             x_T = torch.randn(shape, device=images.device)
         if x_T.shape != shape:
             raise ConfigError(f"x_T has the shape {tuple(x_T.shape)}; with these images it must be {shape}")
-        return self.decode(self.encode(images, network), x_T, network, callback)
+        return self.decode(self.encode(images, network), network, x_T, callback)
 
     def x_T_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of x_T for one image of shape (C, *S): the same; with a first stage, that of its latents."""
@@ -421,6 +417,7 @@ class DiffusionAutoencoderInferer(Inferer):
         self, run: Callable[..., tuple[Tensor, ...]], network: nn.Module, images: Tensor, *codes: Tensor
     ) -> list[Tensor]:
         """Call ``run`` with at most ``batch_size`` images at once; with slices if a 2D network is given volumes."""
+        check_network(network)
         is_sliced = images.ndim == getattr(network, "spatial_dims", images.ndim - 2) + 3
         _check_inputs(images, codes, is_sliced)
         if network.training:
@@ -441,6 +438,13 @@ DiffusionAutoencoderInferer.__signature__ = Signature([  # type: ignore[attr-def
     *(parameter for name, parameter in _PARAMETERS.items() if name != "settings"),
     *(Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default) for each in fields(DecodingSettings)),
 ])  # fmt: skip
+
+
+def check_network(network: object) -> None:
+    """Check that the network stands where MONAI's inferers have it, behind the inputs."""
+    if not isinstance(network, nn.Module):
+        kind = type(network).__name__
+        raise ConfigError(f"network: must be a module, not a {kind}; the images or codes come first")
 
 
 def _check_inputs(images: Tensor, codes: tuple[Tensor, ...], is_sliced: bool) -> None:

@@ -75,12 +75,7 @@ class LatentInferer(Inferer):
 
     @torch.no_grad()
     def sample(
-        self,
-        network: LatentMLP,
-        num_samples: int,
-        seed: int = 0,
-        start: int = 0,
-        callback: StepCallback | None = None,
+        self, network: LatentMLP, num_samples: int, seed: int = 0, start: int = 0, callback: StepCallback | None = None
     ) -> Tensor:
         """New z_sem (N, D), float32, on the network's device, ready for the autoencoder's decoder.
 

@@ -92,5 +92,5 @@ def decoded_trajectory(
     def keep(done: int, _: int, x: Tensor) -> None:
         states[falling[done]] = x
 
-    inferer.decode(z_sem, x_T, network, keep)
+    inferer.decode(z_sem, network, x_T, keep)
     return torch.stack([states[level] for level in levels], dim=1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.diffusion.steps import StepCallback
 from monai_diffae.errors import ConfigError, quoted
-from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode
+from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode, check_network
 from monai_diffae.networks import FirstStage
 from monai_diffae.networks.kernels import exact_convolutions
 
@@ -22,7 +22,7 @@ _VOXELS_PER_BATCH = 2**17
 
 
 @torch.no_grad()
-def encode_exactly(images: Tensor, inferer: DiffusionAutoencoderInferer, network: nn.Module) -> Tensor:
+def encode_exactly(images: Tensor, network: nn.Module, inferer: DiffusionAutoencoderInferer) -> Tensor:
     """z_sem (B, D) in float32, the same to the bit for an image whatever the other images are.
 
     With another batch size a convolution may use another algorithm, whose results differ in the last bits (4e-7 on a
@@ -31,9 +31,10 @@ def encode_exactly(images: Tensor, inferer: DiffusionAutoencoderInferer, network
 
     Args:
         images: (B, C, *S) in the model's range, on the network's device.
-        inferer: the inferer that encodes.
         network: the autoencoder, in evaluation mode.
+        inferer: the inferer that encodes.
     """
+    check_network(network)
     at_once = images_at_once(images.shape[2:])
     parts = []
     for part in images.split(at_once):
@@ -108,7 +109,7 @@ class Reconstructor(Inferer):
         Returns:
             The reconstructions (B, C, *S).
         """
-        z_sem = encode_exactly(inputs if condition is None else condition, self.inferer, network)
+        z_sem = encode_exactly(inputs if condition is None else condition, network, self.inferer)
         return self.decode(inputs, network, z_sem, ids)[0]
 
     @torch.no_grad()
@@ -131,7 +132,7 @@ class Reconstructor(Inferer):
             x_T, decoded = self.inferer.round_trip(images, network, z_sem, callback, self.max_evaluations)
             return decoded, x_T
         x_T = self.noise(images, ids)
-        return self.decode_draws(network, z_sem, x_T).mean(dim=1), x_T[:, 0]
+        return self.decode_draws(z_sem, network, x_T).mean(dim=1), x_T[:, 0]
 
     def noise(self, images: Tensor, ids: Sequence[str] | None = None) -> Tensor:
         """The x_T (B, draws, C, *S) of images (B, C', *S) in mode ``z_sem``; the first draw is that of a single one."""
@@ -142,10 +143,11 @@ class Reconstructor(Inferer):
         return noise.to(images).expand(len(images), self.draws, *shape)
 
     @torch.no_grad()
-    def decode_draws(self, network: nn.Module, z_sem: Tensor, x_T: Tensor) -> Tensor:
+    def decode_draws(self, z_sem: Tensor, network: nn.Module, x_T: Tensor) -> Tensor:
         """Decode each z_sem (B, D) with each of its x_T (B, draws, C, *S): images (B, draws, C', *S)."""
+        check_network(network)
         draws = x_T.shape[1]
-        decoded = self.inferer.decode(z_sem.repeat_interleave(draws, dim=0), x_T.flatten(0, 1), network)
+        decoded = self.inferer.decode(z_sem.repeat_interleave(draws, dim=0), network, x_T.flatten(0, 1))
         return decoded.unflatten(0, (len(z_sem), draws))
 
 
@@ -172,8 +174,8 @@ class FirstStageReconstructor(Inferer):
 @torch.no_grad()
 def estimate_from_noised(
     images: Tensor,
-    z_sem: Tensor,
     network: nn.Module,
+    z_sem: Tensor,
     inferer: DiffusionAutoencoderInferer,
     *,
     noise_levels: Sequence[float] = (0.3,),
@@ -190,8 +192,8 @@ def estimate_from_noised(
 
     Args:
         images: (N, C, *S) in the model's range, on the network's device.
-        z_sem: (N, D).
         network: the autoencoder, in evaluation mode.
+        z_sem: (N, D).
         inferer: the inferer with the schedule and, in latent mode, the first stage.
         noise_levels: the share of all timesteps, above 0 and up to 1, at which images are noised; 1 keeps z_sem only.
         draws: noises per level. They are functions of the seed, the level and the draw, and equal for all images.
@@ -205,9 +207,10 @@ def estimate_from_noised(
         >>> from monai_diffae.networks import build_autoencoder
         >>> network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
         >>> images, inferer = torch.zeros(2, 1, 16, 16), DiffusionAutoencoderInferer(DiffusionSchedule())
-        >>> estimate_from_noised(images, inferer.encode(images, network.eval()), network, inferer, draws=2).shape
+        >>> estimate_from_noised(images, network, inferer.encode(images, network.eval()), inferer, draws=2).shape
         torch.Size([2, 1, 16, 16])
     """
+    check_network(network)
     if not all(0 < level <= 1 for level in noise_levels) or draws < 1:
         raise ConfigError("noise_levels must be above 0 and at most 1, and draws at least 1")
     schedule, first_stage = inferer.schedule, inferer.first_stage

@@ -48,8 +48,8 @@ def noise_statistics(x_T: Tensor) -> dict[str, Tensor]:
 @torch.no_grad()
 def level_losses(
     x0: Tensor,
-    codes: Mapping[str, Tensor],
     network: nn.Module,
+    codes: Mapping[str, Tensor],
     inferer: DiffusionAutoencoderInferer,
     timestep: int,
     noise: Tensor,
@@ -61,8 +61,8 @@ def level_losses(
 
     Args:
         x0: (B, C, *S), images, or their latents if the model has a first stage.
-        codes: z_sem (B, D) by name, such as the images' own and those of other images.
         network: the autoencoder, in evaluation mode.
+        codes: z_sem (B, D) by name, such as the images' own and those of other images.
         inferer: the inferer with the schedule.
         timestep: the noise level, in [0, T).
         noise: eps (B, C, *S).
@@ -76,7 +76,7 @@ def level_losses(
         >>> network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
         >>> x0, codes = torch.zeros(2, 1, 16, 16), {"own": torch.zeros(2, 4)}
         >>> inferer = DiffusionAutoencoderInferer(DiffusionSchedule())
-        >>> level_losses(x0, codes, network.eval(), inferer, 500, torch.randn_like(x0))["own"].shape
+        >>> level_losses(x0, network.eval(), codes, inferer, 500, torch.randn_like(x0))["own"].shape
         torch.Size([2])
     """
     t = torch.full((len(x0),), timestep, device=x0.device)

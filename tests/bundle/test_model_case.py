@@ -36,7 +36,7 @@ def test_a_picture_has_one_image_with_the_codes_of_embed(trained, picture):
     assert case.images.shape == (1, 1, 16, 16)
     expected = trained.preprocessing({"image": str(picture)})["image"][None].as_tensor()
     assert torch.equal(case.images, expected)
-    assert torch.equal(case.z_sem, encode_exactly(expected, trained.inferer, trained.network))
+    assert torch.equal(case.z_sem, encode_exactly(expected, trained.network, trained.inferer))
 
 
 def test_an_edit_keeps_the_detail_of_the_scan_or_of_the_model(trained, picture):

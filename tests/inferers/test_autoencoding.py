@@ -4,7 +4,7 @@ from monai.data import MetaTensor
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.errors import ConfigError
-from monai_diffae.inferers import DiffusionAutoencoderInferer, encode_exactly
+from monai_diffae.inferers import DiffusionAutoencoderInferer, Reconstructor, encode_exactly, estimate_from_noised
 from monai_diffae.inferers.autoencoding import FastDecoder
 from monai_diffae.inferers.reconstruction import images_at_once
 from monai_diffae.networks import build_autoencoder, preset
@@ -56,9 +56,9 @@ def test_inversion_and_decoding_reproduce_the_image_and_other_noise_does_not(inf
     assert not z_sem.requires_grad
     assert not x_T.requires_grad
     torch.testing.assert_close(inferer.invert(images, network), x_T)  # z_sem is computed if it is not given
-    decoded = inferer.decode(z_sem, x_T, network)
+    decoded = inferer.decode(z_sem, network, x_T)
     noise = torch.randn_like(x_T)
-    from_noise = inferer.decode(z_sem, noise, network)
+    from_noise = inferer.decode(z_sem, network, noise)
     error = (decoded - images).square().mean()
     assert error < 1e-3
     assert (from_noise - images).square().mean() > 100 * error
@@ -88,7 +88,7 @@ def test_a_round_trip_refines_only_the_images_that_are_not_reproduced(inferer, n
         few = inferer.replace(steps=5, invert_tolerance=tolerance)
         x_T, decoded = few.round_trip(images, network, z_sem)
         num_evaluations = len(evaluations)
-        torch.testing.assert_close(decoded, few.decode(z_sem, x_T, network), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(decoded, few.decode(z_sem, network, x_T), atol=1e-5, rtol=1e-5)
         return x_T, errors_of(decoded, images), num_evaluations
 
     plain, errors, num_plain = round_trip(None)
@@ -129,7 +129,7 @@ def test_the_evaluations_of_a_round_trip_can_be_bounded(inferer, network, images
         assert len(evaluations) <= few.invert_steps + few.steps + bound * len(images)
         assert "3 of 3 images are not reproduced" in caplog.text
         assert (errors_of(decoded, images) <= errors_of(plain[1], images)).all()  # the better one is kept
-        torch.testing.assert_close(few.decode(z_sem, x_T, network), decoded, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(few.decode(z_sem, network, x_T), decoded, atol=1e-5, rtol=1e-5)
         if bound < 20 or solver == "adams":
             assert torch.equal(x_T, plain[0]) == (bound < 20)
     with pytest.raises(ConfigError, match="^max_evaluations is -1; it must be a whole number, at least 0"):
@@ -141,7 +141,7 @@ def test_volumes_are_processed_slice_by_slice_by_a_2d_network(inferer, network, 
     volumes = torch.rand(2, 1, 16, 16, 5) * 2 - 1
     z_sem = inferer.encode(volumes, network)
     x_T = inferer.invert(volumes, network, z_sem)
-    decoded = inferer.decode(z_sem, x_T, network)
+    decoded = inferer.decode(z_sem, network, x_T)
     assert z_sem.shape == (2, 5, 4)
     assert x_T.shape == decoded.shape == volumes.shape
     assert max(evaluations) == 4
@@ -168,7 +168,7 @@ def test_in_autocast_the_network_is_fast_and_the_solver_exact(inferer, network, 
     with torch.autocast("cpu", torch.bfloat16):
         z_sem = inferer.encode(images, network)
         x_T = inferer.invert(images, network, z_sem)
-        decoded = inferer.decode(z_sem, x_T, network)
+        decoded = inferer.decode(z_sem, network, x_T)
     assert z_sem.dtype == x_T.dtype == decoded.dtype == torch.float32
     assert not torch.equal(decoded, exact)  # the network did compute in bfloat16
     torch.testing.assert_close(decoded, exact, atol=0.1, rtol=0)
@@ -192,21 +192,28 @@ def test_invalid_settings_are_refused_at_construction(inferer, settings, message
 def test_inputs_that_would_give_wrong_results_silently_are_refused(inferer, network, images):
     z_sem, x_T = inferer.encode(images, network), torch.zeros_like(images)
     not_finite = torch.full_like(images, torch.nan)
-    for call in (
-        lambda: inferer.encode(not_finite, network),
-        lambda: inferer.invert(not_finite, network, z_sem),
-        lambda: inferer.decode(z_sem, not_finite, network),
-        lambda: inferer.decode(z_sem / 0, x_T, network),
-    ):
+    for call, *arguments in (
+        (inferer.encode, not_finite, network), (inferer.invert, not_finite, network, z_sem),
+        (inferer.decode, z_sem, network, not_finite), (inferer.decode, z_sem / 0, network, x_T),
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match="hold values that are not finite"):
-            call()
+            call(*arguments)
+    reconstructor = Reconstructor(inferer, mode="z_sem")
+    for call, *arguments in (
+        (inferer, network, images), (inferer.encode, network, images), (inferer.invert, images, z_sem, network),
+        (inferer.decode, z_sem, x_T, network), (inferer.reconstruct, network, images, "z_sem"),
+        (reconstructor, network, images), (reconstructor.decode, images, z_sem, network),
+        (reconstructor.decode_draws, network, z_sem, x_T), (estimate_from_noised, images, z_sem, network, inferer),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=r"^network: must be a module, not a Tensor; the images or codes come"):
+            call(*arguments)
     with pytest.raises(ConfigError, match="x_T was given, but mode 'x_T' inverts each image's own"):
         inferer.reconstruct(images, network, x_T=x_T)
     with pytest.raises(ConfigError, match=r"x_T has the shape .3, 1, 8, 8.; with these images it must be .3, 1, 16"):
         inferer.reconstruct(images, network, mode="z_sem", x_T=x_T[..., :8, :8])
     halving = DiffusionAutoencoderInferer(inferer.schedule, solver=lambda denoise, schedule, x, levels, **_: x[..., :8])
     with pytest.raises(ConfigError, match="it must keep the shape"):
-        halving.decode(z_sem, x_T, network)
+        halving.decode(z_sem, network, x_T)
     with pytest.raises(ConfigError, match=r"in training mode.*call network.eval\(\)"):
         inferer.encode(images, network.train())
 
@@ -222,22 +229,22 @@ def test_what_depends_on_z_sem_alone_is_computed_once_and_gives_what_computing_i
     few = inferer.replace(steps=3)
     z_sem = torch.randn(3, 4)
     x_T = torch.randn(3, 1, 16, 16)
-    decoded = few.decode(z_sem, x_T, network)
+    decoded = few.decode(z_sem, network, x_T)
     assert sorted(calls) == sorted(names)
     other = torch.nn.Sequential(network).eval()  # any other network is called with z_sem at each step
     other.spatial_dims, other.forward = 2, network.forward
-    assert torch.equal(few.decode(z_sem, x_T, other), decoded)
+    assert torch.equal(few.decode(z_sem, other, x_T), decoded)
 
 
 def test_exact_encoding_gives_the_same_z_sem_to_the_bit_in_every_batch(inferer):
     torch.manual_seed(0)
     network = preset("tiny").eval()
     images = torch.rand(20, 1, 32, 32) * 2 - 1
-    z_sem = encode_exactly(images, inferer, network)
+    z_sem = encode_exactly(images, network, inferer)
     assert len(z_sem) == 20
     torch.testing.assert_close(z_sem, inferer.encode(images, network), atol=1e-5, rtol=0)
     for part in (slice(0, 1), slice(3, 10), slice(19, 20)):
-        assert torch.equal(encode_exactly(images[part], inferer, network), z_sem[part])
+        assert torch.equal(encode_exactly(images[part], network, inferer), z_sem[part])
     # large images are encoded one by one
     assert [images_at_once(size) for size in ((64, 64), (128, 128), (64, 64, 32))] == [16, 8, 1]
 
@@ -247,5 +254,5 @@ def test_the_exact_decoder_is_exact_although_there_is_a_fast_one(inferer, networ
     torch.nn.init.normal_(other.unet.head[-1].weight)
     with_fast = inferer.replace(steps=3, fast_decoder=FastDecoder(other.unet, (999, 500, -1)))
     z_sem, x_T = inferer.encode(images, network), torch.randn_like(images)
-    expected = inferer.replace(steps=3).decode(z_sem, x_T, network)
-    assert torch.equal(with_fast.decode(z_sem, x_T, network), expected)
+    expected = inferer.replace(steps=3).decode(z_sem, network, x_T)
+    assert torch.equal(with_fast.decode(z_sem, network, x_T), expected)

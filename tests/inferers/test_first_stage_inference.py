@@ -59,9 +59,9 @@ def test_inversion_and_decoding_lose_nothing_but_what_the_first_stage_loses(infe
     x_T = inferer.invert(images, network, z_sem)
     assert x_T.shape == latents.shape == (3, *inferer.x_T_shape((1, 16, 16, 8)))
     torch.testing.assert_close(x_T, plain.invert(latents, network, z_sem))
-    decoded = inferer.decode(z_sem, x_T, network)
+    decoded = inferer.decode(z_sem, network, x_T)
     assert decoded.shape == images.shape
-    torch.testing.assert_close(decoded, first_stage.decode(plain.decode(z_sem, x_T, network)))
+    torch.testing.assert_close(decoded, first_stage.decode(plain.decode(z_sem, network, x_T)))
     error = (decoded - first_stage.decode(latents)).square().mean()
     assert error < 1e-3 * first_stage.decode(latents).square().mean()
 
@@ -80,7 +80,7 @@ def test_a_2d_first_stage_encodes_the_slices_of_volumes():
     z_sem, x_T = inferer.encode(volumes, network), inferer.invert(volumes, network)
     assert z_sem.shape == (2, 3, 4)
     assert x_T.shape == (2, *inferer.x_T_shape((1, 16, 16, 3))) == (2, 3, 8, 8, 3)
-    assert inferer.decode(z_sem, x_T, network).shape == volumes.shape
+    assert inferer.decode(z_sem, network, x_T).shape == volumes.shape
 
 
 @pytest.mark.parametrize("kind", [AutoencoderPrepareBatch, FixedPrepareBatch])

@@ -55,7 +55,7 @@ def test_draws_are_averaged_and_the_first_is_that_of_a_single_one(inferer, netwo
     draws = [[seed_of(name), *(seed_of(seed_of(name), "draw", i) for i in (1, 2, 3))] for name in ids]
     noises = torch.stack([image_noise((1, 16, 16), 5, row) for row in draws])
     assert torch.equal(noises[:, 0], noise)
-    single = torch.stack([inferer.decode(z_sem, noises[:, i].contiguous(), network) for i in range(4)])
+    single = torch.stack([inferer.decode(z_sem, network, noises[:, i].contiguous()) for i in range(4)])
     torch.testing.assert_close(mean, single.mean(dim=0))
     torch.testing.assert_close(one, single[0])
     assert single.std(dim=0).mean() > 1e-3
@@ -68,11 +68,11 @@ def test_draws_are_averaged_and_the_first_is_that_of_a_single_one(inferer, netwo
 
 def test_an_image_has_the_same_estimate_whatever_the_others_are(inferer, network, images):
     z_sem = inferer.encode(images, network)
-    together = estimate_from_noised(images, z_sem, network, inferer, draws=3)
-    alone = estimate_from_noised(images[1:2], z_sem[1:2], network, inferer, draws=3)
+    together = estimate_from_noised(images, network, z_sem, inferer, draws=3)
+    alone = estimate_from_noised(images[1:2], network, z_sem[1:2], inferer, draws=3)
     assert together.dtype == torch.float32
     assert torch.equal(together[1:2], alone)
-    assert not torch.equal(together, estimate_from_noised(images, z_sem, network, inferer, draws=3, seed=1))
+    assert not torch.equal(together, estimate_from_noised(images, network, z_sem, inferer, draws=3, seed=1))
 
 
 def test_a_perfect_network_returns_the_image_and_a_blind_one_does_not(inferer, images):
@@ -88,7 +88,7 @@ def test_a_perfect_network_returns_the_image_and_a_blind_one_does_not(inferer, i
             return (x - alpha * images[:1]) / sigma - images[:1]
 
     z_sem = torch.zeros(1, 4)
-    estimate = estimate_from_noised(images[:1], z_sem, Perfect(), inferer, noise_levels=(0.2, 0.7), draws=2)
+    estimate = estimate_from_noised(images[:1], Perfect(), z_sem, inferer, noise_levels=(0.2, 0.7), draws=2)
     torch.testing.assert_close(estimate, images[:1], atol=1e-4, rtol=0)
 
 
@@ -97,7 +97,7 @@ def test_more_noise_keeps_less_of_the_image(inferer, network, images):
 
     def change(level):
         """How much the estimates of two images with the same z_sem and noise differ."""
-        estimates = estimate_from_noised(images, z_sem, network, inferer, noise_levels=(level,), draws=2)
+        estimates = estimate_from_noised(images, network, z_sem, inferer, noise_levels=(level,), draws=2)
         return (estimates[0] - estimates[1]).abs().mean()
 
     assert change(1.0) == pytest.approx(0, abs=1e-3)

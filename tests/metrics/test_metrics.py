@@ -245,7 +245,7 @@ def test_the_loss_of_a_level_is_the_targets_with_each_code_on_the_same_noisy_ima
     x0, noise = torch.zeros(3, 1, 4, 4), torch.ones(3, 1, 4, 4)
     inferer = DiffusionAutoencoderInferer(DiffusionSchedule(prediction="eps"))
     codes = {"right": torch.ones(3, 2), "wrong": torch.tensor([[1.0], [2.0], [3.0]])}
-    losses = level_losses(x0, codes, Knowing(), inferer, 700, noise)
+    losses = level_losses(x0, Knowing(), codes, inferer, 700, noise)
     assert losses["right"].tolist() == [0, 0, 0]
     assert losses["wrong"].tolist() == [0, 1, 4]
 

@@ -199,7 +199,7 @@ def encode_stream(
     def encode_batch() -> None:
         if batch:
             images = torch.stack(batch).to(trained.device)
-            codes.append(encode_exactly(images, trained.inferer, trained.network).cpu())
+            codes.append(encode_exactly(images, trained.network, trained.inferer).cpu())
             batch.clear()
 
     def fail(position: int, error: Exception) -> None:

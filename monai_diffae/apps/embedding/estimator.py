@@ -166,7 +166,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
 
     def _encode_images(self, images: NDArray[np.float32], trained: TrainedBundle) -> NDArray[np.float32]:
         batches = np.array_split(images, range(self.batch_size, len(images), self.batch_size))
-        z_sem = [encode_exactly(torch.tensor(b).to(trained.device), trained.inferer, trained.network) for b in batches]
+        z_sem = [encode_exactly(torch.tensor(b).to(trained.device), trained.network, trained.inferer) for b in batches]
         return torch.cat(z_sem).cpu().numpy()
 
     def _encode_scans(self, items: list[Item], trained: TrainedBundle) -> NDArray[np.float32]:

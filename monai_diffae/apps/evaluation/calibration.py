@@ -103,7 +103,7 @@ def fit_detector(
 def _residual(trained: TrainedBundle, image: Tensor, encoder_image: Tensor, settings: AnomalySettings) -> Tensor:
     """The residual (1, 1, *S) of an image, on the CPU."""
     image, encoder_image = (tensor.as_subclass(Tensor)[None].to(trained.device) for tensor in (image, encoder_image))
-    z_sem = encode_exactly(encoder_image, trained.inferer, trained.network)
+    z_sem = encode_exactly(encoder_image, trained.network, trained.inferer)
     return image_residuals(trained, image, z_sem, settings)[1].cpu()
 
 

@@ -172,7 +172,7 @@ class Diagnosis:
             )
             views = {_UNCHANGED: encoder_images, **metrics.changed_views(encoder_images, noise, trained.model_range)}
             for name, view in views.items():
-                z_sem = inferers.encode_exactly(view.to(trained.device), trained.inferer, trained.network)
+                z_sem = inferers.encode_exactly(view.to(trained.device), trained.network, trained.inferer)
                 parts.setdefault(name, []).append(z_sem.cpu().numpy())
         return {name: np.concatenate(part) for name, part in parts.items()}
 
@@ -209,7 +209,7 @@ class Diagnosis:
             start += len(cases)
             for t in timesteps:
                 noise = image_noise(tuple(x0.shape[1:]), self.seed, [seed_of(t, case.id) for case in cases]).to(x0)
-                for name, losses in metrics.level_losses(x0, z_sem, trained.network, inferer, t, noise).items():
+                for name, losses in metrics.level_losses(x0, trained.network, z_sem, inferer, t, noise).items():
                     parts[t][name].append(losses.cpu())
         return {t: {name: torch.cat(part).double() for name, part in by_name.items()} for t, by_name in parts.items()}
 

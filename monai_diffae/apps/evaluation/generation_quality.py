@@ -82,7 +82,7 @@ class GeneratedImages:
         images = []
         for part in numbers:
             x_T = image_noise(trained.x_T_shape, self.seed, part.tolist()).to(trained.device)
-            images.append(condition.inferer.decode(self.z_sem[part].to(trained.device), x_T, trained.network).cpu())
+            images.append(condition.inferer.decode(self.z_sem[part].to(trained.device), trained.network, x_T).cpu())
         return torch.cat(images)
 
     def _measured(self, metric: str, measure: Callable[[], Iterator[Row]]) -> Iterator[Row]:

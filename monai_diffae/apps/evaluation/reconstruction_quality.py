@@ -106,7 +106,7 @@ class Reconstructions:
         trained = self.session.trained
         cases = self.read.cases[start : start + self.session.run.batch_size]
         images, encoder_images = (stack.to(trained.device) for stack in self.read.batch(start, start + len(cases)))
-        z_sem = encode_exactly(encoder_images, trained.inferer, trained.network)
+        z_sem = encode_exactly(encoder_images, trained.network, trained.inferer)
         columns = {
             RECONSTRUCTION: self._with_both_codes(condition, images, z_sem),
             Z_SEM_ONLY: self._with_z_sem_alone(condition, images, z_sem, [case.id for case in cases]),
@@ -132,7 +132,7 @@ class Reconstructions:
     ) -> dict[str, Tensor]:
         """The mean of each metric over the draws, and how much the draws differ."""
         reconstructor = Reconstructor(condition.inferer, "z_sem", self.seed, self.draws)
-        draws = reconstructor.decode_draws(self.session.trained.network, z_sem, reconstructor.noise(images, ids))
+        draws = reconstructor.decode_draws(z_sem, self.session.trained.network, reconstructor.noise(images, ids))
         measured = [self.quality(images, draw) for draw in draws.unbind(dim=1)]
         means = {metric: torch.stack([each[metric] for each in measured]).mean(dim=0) for metric in measured[0]}
         return {**means, **(self.quality.diversity(draws) if self.draws > 1 else {})}

@@ -235,7 +235,7 @@ class _Edits:
         differences = images - images[self.table.strengths.index(0)]
         z_edited = None
         if self.session.encoder_sees_decoded_images:
-            z_edited = encode_exactly(images, trained.inferer, trained.network).cpu().numpy()
+            z_edited = encode_exactly(images, trained.network, trained.inferer).cpu().numpy()
         mse = differences.square().flatten(1).mean(dim=1).cpu().numpy()
         rows = self.table.rows(coded.case.id, coded.case.patient, z_moved, z_edited, mse)
         return rows, images.cpu(), differences.cpu()

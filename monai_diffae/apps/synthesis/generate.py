@@ -190,7 +190,7 @@ def _write_images(
     for start in track(range(0, len(missing), batch_size), f"decoding {counted(len(missing), 'image')}"):
         numbers = missing[start : start + batch_size]
         x_T = image_noise(trained.x_T_shape, seed, [codes.candidates[i] for i in numbers]).to(trained.device)
-        images = trained.inferer.decode(codes.z_sem[numbers].to(trained.device), x_T, trained.network)
+        images = trained.inferer.decode(codes.z_sem[numbers].to(trained.device), trained.network, x_T)
         for i, image in zip(numbers, images, strict=True):
             file = files[i].with_name(f"{i:05d}")
             write_image(file, image, trained.model_range, suffix, trained.grid_affine)

@@ -161,7 +161,7 @@ class _Reconstruction:
         """Decode, write and measure one batch; keep its first images for the mosaic."""
         trained = self.session.trained
         images, encoder_images = images.to(trained.device), encoder_images.to(trained.device)
-        z_sem = inferers.encode_exactly(encoder_images, trained.inferer, trained.network)
+        z_sem = inferers.encode_exactly(encoder_images, trained.network, trained.inferer)
         self._z_sem.append(z_sem.cpu().numpy())
         decoded: dict[str, Tensor] = {"input": images}
         columns: dict[str, Tensor] = {}

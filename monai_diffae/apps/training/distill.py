@@ -208,7 +208,7 @@ def _inverted(
         images, encoder_images = (
             torch.stack([item[key] for item in items]).to(trained.device) for key in ("image", read.encoder_key)
         )
-        codes.append(encode_exactly(encoder_images, trained.inferer, trained.network))
+        codes.append(encode_exactly(encoder_images, trained.network, trained.inferer))
         for states in inverted_trajectory(trained.inferer, images, trained.network, codes[-1], levels).cpu():
             store.append(states.numpy())
     store.close()

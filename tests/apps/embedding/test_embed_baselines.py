@@ -73,7 +73,7 @@ def test_components_are_those_of_the_training_images(made, labelled):
 def test_the_untrained_encoder_is_that_of_the_bundle_with_random_weights(made, labelled, tmp_path):
     ids, images = preprocessed(labelled.cohort)
     untrained = load_untrained("diffae_2d", "cpu", SMALL)
-    expected = encode_exactly(images, untrained.inferer, untrained.network)
+    expected = encode_exactly(images, untrained.network, untrained.inferer)
     table = read_embeddings(made["untrained"]).set_index("id").loc[ids]
     np.testing.assert_array_equal(z_matrix(table), expected.numpy())
     options = {"encoder": "untrained", "device": "cpu", "overrides": SMALL}

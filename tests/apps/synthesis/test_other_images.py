@@ -133,7 +133,7 @@ def test_each_image_is_the_mean_over_the_noises_from_the_mean_of_the_training_ca
     for k in (0, 1):
         moved = torch.from_numpy(components.traverse(z_train.mean(axis=0), k, QUICK["strengths"]))
         for strength, z_sem in zip(QUICK["strengths"], moved, strict=True):
-            image = trained.inferer.decode(z_sem.expand(2, -1), x_T, trained.network).mean(dim=0)[0]
+            image = trained.inferer.decode(z_sem.expand(2, -1), trained.network, x_T).mean(dim=0)[0]
             expected = ((image + 1) / 2 * 255).clamp(0, 255).T.numpy()  # PNG shows the first axis from left to right
             made = pixels(traversed.folder, f"{k + 1:03d}_{strength:+.2f}")
             assert min(np.abs(made - expected).max(), np.abs(made - expected.T).max()) < 1.01
@@ -198,7 +198,7 @@ def test_in_colour_and_of_what_the_encoder_sees(unusual, tmp_path):
     item = trained.preprocessing({key: str(unusual.cohort.parent / row[key]) for key in trained.image_keys})
     z_sem = trained.inferer.encode(item[trained.image_keys[-1]].as_tensor()[None], trained.network)
     noise = image_noise(trained.image_shape, 0, [0, 1])
-    images = torch.cat([trained.inferer.decode(z_sem, x_T[None], trained.network) for x_T in noise])
+    images = torch.cat([trained.inferer.decode(z_sem, trained.network, x_T[None]) for x_T in noise])
     for name, expected in {"images/000": images[0], "images/001": images[1], "mean": images.mean(dim=0)}.items():
         made = read_scan(tmp_path / f"{name}.png").array / 127.5 - 1
         assert np.abs(made - expected.clamp(-1, 1).numpy()).max() < 1.01 / 255, name

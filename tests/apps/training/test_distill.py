@@ -96,7 +96,7 @@ def test_trajectories_lead_from_x_T_to_the_scan_and_mixed_ones_are_the_decoders(
     x_T = trained.inferer.invert(read.dataset[0]["image"][None], trained.network)
     torch.testing.assert_close(made[0]["trajectory"][0], x_T[0], atol=1e-5, rtol=1e-4)
     for item in (made[num_cases], made[num_cases + 1]):
-        decoded = trained.inferer.decode(item["z_sem"][None], item["trajectory"][0][None], trained.network)
+        decoded = trained.inferer.decode(item["z_sem"][None], trained.network, item["trajectory"][0][None])
         torch.testing.assert_close(item["trajectory"][-1], decoded[0], atol=1e-5, rtol=1e-4)
     cases = [made[i] for i in range(num_cases)]
     edited = made[num_cases]

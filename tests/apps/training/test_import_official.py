@@ -259,7 +259,7 @@ def test_weights_of_the_official_code(run, tmp_path, name, size, channels):
         values = {"solver": "ddim", "inversion": "ddim", "spacing": "leading", "steps": 20, "invert_steps": 20}
         trained = load_bundle(tmp_path / "bundle", "cpu", {f"inferer#{key}": value for key, value in values.items()})
         x_T = trained.inferer.invert(tensors["x0"], trained.network)
-        decoded = trained.inferer.decode(tensors["z_sem"], tensors["x_t"], trained.network)
+        decoded = trained.inferer.decode(tensors["z_sem"], trained.network, tensors["x_t"])
         for name, made in (("ddim20_clip_x_T", x_T), ("ddim20_clip_decoded_from_x_t", decoded)):
             assert (made - tensors[name]).abs().max() < 1e-3 * tensors[name].abs().max(), name
     images = pictures(tmp_path / "images", channels, size)
