@@ -61,9 +61,9 @@ def test_a_training_that_is_killed_and_resumed_ends_as_the_whole_one(trainer_of,
     trainer_of(bundle)[0].run()
     assert checksum(bundle) == checksum(whole)
     assert equal(begin(trainer_of, bundle, fine_tune=True), weights(bundle))  # although there is a checkpoint
-    (bundle / "models" / "model.safetensors").unlink()  # the first save would replace the checkpoint
+    (whole / "models" / "model.safetensors").unlink()  # the first save would replace the checkpoint
     with pytest.raises(ConfigError, match=r"^model\.safetensors: is missing, so there are no weights to begin with"):
-        begin(trainer_of, bundle, fine_tune=True)
+        begin(trainer_of, whole, fine_tune=True)
 
 
 def test_start_from_makes_the_folder_as_init_does_and_trains_it(bundle, small_cohort, tmp_path):

@@ -111,8 +111,8 @@ def test_feature_sets_are_compared_on_the_same_cases_and_targets_that_cannot_be_
     table = pd.DataFrame({"id": range(60), "patient": np.arange(60) // 2, "age": x[:, 0], "site": 1})
     is_available = np.arange(60) < 50
     sets = [FeatureSet.from_values("z_sem", x), FeatureSet.from_values("noise", rng.normal(size=(60, 2)), is_available)]
-    settings = ProbeSettings("cv", probes=("linear",))
-    evaluated, omitted = evaluate_probes(table, ["site", "age"], sets, settings, with_few_labels=True)
+    settings = ProbeSettings("cv", probes=("linear",), few_labels=True)
+    evaluated, omitted = evaluate_probes(table, ["site", "age"], sets, settings)
     assert list(omitted) == ["site"]
     assert not omitted["site"].startswith("target")
     assert [probe.row["features"] for probe in evaluated] == ["z_sem", "noise"]
@@ -123,4 +123,4 @@ def test_feature_sets_are_compared_on_the_same_cases_and_targets_that_cannot_be_
     with pytest.raises(ConfigError, match="^probes: 'svm' is not one of linear, knn, boosting"):
         ProbeSettings(probes=("svm",))
     with pytest.raises(ConfigError, match="^target 'site'"):
-        evaluate_probes(table, ["site"], sets, settings, with_few_labels=False)
+        evaluate_probes(table, ["site"], sets, settings)

@@ -52,6 +52,24 @@ class Comparison:
     """The cohort that was embedded: folder, CSV/TSV, MONAI datalist or single scan."""
 
 
+@Parameter(name="*", group=Group("Probes", sort_key=2))
+@dataclass(frozen=True)
+class Probing:
+    """How labels are predicted, and how the predictions are evaluated."""
+
+    evaluation: EvaluationName | None = None
+    """``split`` fits to the table's training cases and evaluates on its test cases; ``cv`` is nested cross-validation
+    over patients; by default ``split`` if there are enough test patients."""
+    splits: Sequence[Split] = ()
+    """Cross-validate within these splits only, e.g. ``val test``."""
+    probes: Sequence[ProbeName] = ("linear", "knn")
+    """Models that predict the labels."""
+    few_labels: bool = True
+    """Also write scores with the labels of few patients, which takes most of the time."""
+    seed: Seed = 0
+    """Random seed of folds, boosting and bootstrap."""
+
+
 @command
 def probe(
     embeddings: Path,
@@ -59,12 +77,8 @@ def probe(
     *,
     targets: Sequence[str] = (),
     kinds: LabelKinds = NONE_GIVEN,
-    evaluation: EvaluationName | None = None,
-    splits: Sequence[Split] = (),
-    probes: Sequence[ProbeName] = ("linear", "knn"),
-    seed: Seed = 0,
-    few_labels: bool = True,
     group_duplicates: bool = False,
+    probing: Probing = Probing(),
     comparison: Comparison = Comparison(),
     reading: Reading = Reading(),
     writing: Writing = Writing(),
@@ -89,14 +103,9 @@ def probe(
         out: Folder for tables, predictions, calibration and few-label curves; by default nothing is written.
         targets: Label columns to predict; by default numbers, and text with 2 to 10 classes.
         kinds: Whether labels are ``classes`` or ``numbers``, e.g. ``stage=classes age=numbers``; by default as above.
-        evaluation: ``split`` fits to the table's training cases and evaluates on its test cases; ``cv`` is nested
-            cross-validation over patients; by default ``split`` if there are enough test patients.
-        splits: Cross-validate within these splits only, e.g. ``val test``.
-        probes: Models that predict the labels.
-        seed: Random seed of folds, boosting and bootstrap.
-        few_labels: Also write scores with the labels of few patients, which takes most of the time.
         group_duplicates: Count patients whose cases have nearly the same z_sem as one; ``cv`` is then the default if
             the table's split separates them.
+        probing: How labels are predicted.
         comparison: What z_sem is compared with.
         reading: How scans are read for ``pixel_baselines``.
         writing: How the results are written.
@@ -128,21 +137,25 @@ def probe(
     from monai_diffae.latents.probing.evaluation import ProbeSettings
     from monai_diffae.latents.representation import warn_if_unused
 
-    settings = ProbeSettings(evaluation, tuple(splits), tuple(dict.fromkeys(probes)), seed, dict(kinds))
+    few_labels = probing.few_labels and out is not None
+    settings = ProbeSettings(
+        probing.evaluation, tuple(probing.splits), tuple(dict.fromkeys(probing.probes)), probing.seed, dict(kinds),
+        few_labels,
+    )  # fmt: skip
     table = read_embeddings(embeddings)
     warn_if_unused(table.attrs.get("monai_diffae", {}).get("z_sem_usage"))
     names = _target_columns(table, targets, embeddings.name)
     unknown = [name for name in kinds if name not in names]
     if unknown:
         raise ConfigError(f"kinds: '{unknown[0]}' is not among the targets: {', '.join(names)}")
-    twins = TableTwins.find(table, names, splits)
+    twins = TableTwins.find(table, names, probing.splits)
     twins = twins.grouped() if group_duplicates else twins
     table, settings = twins.table, twins.settings(settings)
     baselines = [feature_set(name, values, table, names) for name, values in comparison.baselines.items()]
     session = open_images(table, comparison, reading) if comparison.pixel_baselines else None
     pixel_names = list(dict.fromkeys(comparison.pixel_baselines))
     if out is None:
-        _, figures = _evaluate(table, names, settings, baselines, comparison, session, None, few_labels=False)
+        _, figures = _evaluate(table, names, settings, baselines, comparison, session, None)
         return _result(figures, twins, None, False)
     folder = out  # not None, for mypy also within ``make``
     made_from = {
@@ -154,14 +167,11 @@ def probe(
         if session is None
         else session.made_from(session.cohort.cases, decodes=False, names=pixel_names),
         "group_duplicates": group_duplicates,
-        "few_labels": few_labels,
         "dpi": writing.dpi,
     }
 
     def make() -> Mapping[str, Any]:
-        evaluated, figures = _evaluate(
-            table, names, settings, baselines, comparison, session, folder, few_labels=few_labels
-        )
+        evaluated, figures = _evaluate(table, names, settings, baselines, comparison, session, folder)
         _write_report(folder, table, evaluated, writing, few_labels=few_labels)
         return figures
 
@@ -199,8 +209,6 @@ def _evaluate(
     comparison: Comparison,
     session: Session | None,
     folder: Path | None,
-    *,
-    few_labels: bool,
 ) -> tuple[list[EvaluatedProbe], dict[str, Any]]:
     """The evaluated probes, and the figures of the result."""
     from monai_diffae.apps.evaluation.baselines import pixel_features, z_sem_features
@@ -215,7 +223,7 @@ def _evaluate(
         raise ConfigError(f"baselines: two feature sets have the same name ({names}); rename one")
     evaluated, omitted = evaluate_probes(
         table, track(targets, "probing"), feature_sets, settings,
-        with_few_labels=few_labels, split_origin=split_origin(table),
+        split_origin=split_origin(table),
     )  # fmt: skip
     num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0
     rows = [each.row for each in evaluated]

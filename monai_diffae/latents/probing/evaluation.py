@@ -243,6 +243,7 @@ class ProbeSettings:
         probes: ``linear``, ``knn``, ``boosting``.
         seed: random seed.
         kinds: for some targets, whether they are ``classes`` or ``numbers``.
+        few_labels: also evaluate with few labels.
     """
 
     evaluation: Evaluation | None = None
@@ -250,6 +251,7 @@ class ProbeSettings:
     probes: tuple[Probe, ...] = ("linear", "knn")
     seed: int = 0
     kinds: Mapping[str, LabelKind] = field(default_factory=dict)
+    few_labels: bool = False
 
     def __post_init__(self) -> None:
         if self.evaluation is not None and self.evaluation not in get_args(Evaluation):
@@ -269,7 +271,6 @@ def evaluate_probes(
     feature_sets: Sequence[FeatureSet],
     settings: ProbeSettings,
     *,
-    with_few_labels: bool,
     split_origin: SplitOrigin | None = None,
 ) -> tuple[list[EvaluatedProbe], dict[str, str]]:
     """Evaluate every combination of target, feature set and probe.
@@ -279,7 +280,6 @@ def evaluate_probes(
         targets: its label columns, used one after the other (so that the caller can show progress).
         feature_sets: features of the table's cases; the first are z_sem, and the others are compared with them.
         settings: how to probe.
-        with_few_labels: also evaluate with few labels.
         split_origin: whether the table's split is that of the autoencoder's training, was given with the cohort, or was
             drawn for the table; None: unknown, and taken for that of the training.
 
@@ -299,7 +299,7 @@ def evaluate_probes(
                 cases, table[name].tolist(), name, settings.evaluation, settings.seed,
                 settings.kinds.get(name, "auto"),
             )  # fmt: skip
-            evaluated += _evaluate_target(target, feature_sets, settings, with_few_labels)
+            evaluated += _evaluate_target(target, feature_sets, settings)
         except ConfigError as error:
             errors[name] = error
     if not evaluated:
@@ -308,7 +308,7 @@ def evaluate_probes(
 
 
 def _evaluate_target(
-    target: TargetFolds, feature_sets: Sequence[FeatureSet], settings: ProbeSettings, with_few_labels: bool
+    target: TargetFolds, feature_sets: Sequence[FeatureSet], settings: ProbeSettings
 ) -> list[EvaluatedProbe]:
     evaluated: list[EvaluatedProbe] = []
     z_sem: dict[str, tuple[EvaluatedProbe, Floats]] = {}
@@ -317,7 +317,7 @@ def _evaluate_target(
         _warn_of_copies(features, target, x_by_fold[0])
         for name in settings.probes:
             probe, draws = _evaluate_probe(features, x_by_fold, target, name, settings.seed)
-            if with_few_labels:
+            if settings.few_labels:
                 probe.few_labels.extend(_few_label_rows(probe.row, features, x_by_fold, target, settings.seed))
             if features is feature_sets[0]:
                 z_sem[name] = probe, draws

@@ -149,6 +149,8 @@ def _low(row: Row, num_labels: int) -> float:
 
 
 def _score(row: Row) -> str:
+    if row["score"] is None:
+        return f"no {NAMES[row['metric']]}"
     if row["low"] is None:
         return f"{NAMES[row['metric']]} {row['score']:.2f}"
     return f"{NAMES[row['metric']]} {row['score']:.2f} ({row['low']:.2f} to {row['high']:.2f})"

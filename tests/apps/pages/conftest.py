@@ -75,10 +75,15 @@ def quick_evaluation():
 
 
 @pytest.fixture(scope="module")
-def reported(labelled, quick_evaluation, tmp_path_factory):
-    """The report of the tiny bundle about its cohort."""
-    out = tmp_path_factory.mktemp("reported") / "report"
-    with pytest.MonkeyPatch.context() as patch:  # twelve patients are too few to say anything
+def report_again(labelled, quick_evaluation, tmp_path_factory):
+    """Makes the report of the tiny bundle about its cohort."""
+    out, targets = tmp_path_factory.mktemp("reported") / "report", ["wide", "head_size"]
+    with pytest.MonkeyPatch.context() as patch:  # twelve patients are too few to say anything, so nothing is edited
         patch.setattr(Verdict, "is_predicted", True)
         patch.setattr(Direction, "may_be_chance", False)
-        return report(labelled.bundle, out, cohort=labelled.cohort, targets=["wide", "head_size"], device="cpu")
+        yield lambda **more: report(labelled.bundle, out, cohort=labelled.cohort, targets=targets, device="cpu", **more)
+
+
+@pytest.fixture(scope="module")
+def reported(report_again):
+    return report_again()

@@ -29,8 +29,9 @@ BAD = "<script>alert(1)</script> & more"
 
 def report_page(*sections, **more):
     """A report with these sections."""
-    values = {"title": BAD, "is_comparison": False, "tiles": {BAD: (BAD, BAD)}, "version": "1", "sections": sections}
-    return render("report.html", **values, address=str, **more)
+    values = {"title": BAD, "is_comparison": False, "tiles": {BAD: (BAD, BAD)}, "version": "1", "sections": sections,
+              "answers": [{"kind": "bad", "text": BAD, "advice": BAD}]}  # fmt: skip
+    return render(more.pop("template", "report.html"), **values, address=str, **more)
 
 
 def test_texts_of_every_kind_are_escaped(page_reader, tmp_path):

@@ -5,15 +5,11 @@ import json
 import shlex
 import shutil
 import sys
-from urllib.parse import unquote
 
 import pandas as pd
 import pytest
-from PIL import Image
 
-from monai_diffae.apps.pages.start import FirstHour, start, write_start_page
-from monai_diffae.apps.result import Result
-from monai_diffae.apps.steps import Outcome, Step
+from monai_diffae.apps.pages.start import FirstHour, start
 from monai_diffae.apps.training import grids, speed
 from monai_diffae.cli import build_app, parse
 from monai_diffae.data.samples import make_virtual_cohort
@@ -21,14 +17,16 @@ from monai_diffae.engines import memory
 from monai_diffae.engines.memory import Memory
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction
+from monai_diffae.latents.probing.verdicts import Verdict
 
 
 @pytest.fixture(scope="module")
 def pictures(class_folders, tmp_path_factory):
-    """The class folders, and one broken file among them."""
+    """The class folders, and among them one broken file, and a picture with another label than its twin."""
     folder = tmp_path_factory.mktemp("data") / "my pictures"
     shutil.copytree(class_folders, folder)
     (folder / "large" / "broken.png").write_bytes(b"no picture")
+    shutil.copy(folder / "small" / "small (3).png", folder / "large" / "again.png")
     return folder
 
 
@@ -54,19 +52,25 @@ def started(pictures, one_migration, slow_machine, tmp_path_factory):
     return start(pictures, tmp_path_factory.mktemp("out") / "first hour", minutes=1, device="cpu", yes=True)
 
 
-def test_every_step_is_done_and_shown(started):
+def test_every_step_is_done_and_the_page_begins_with_the_findings(started, page_reader):
     assert [outcome.step.command for outcome in started.outcomes] == [
-        "list-scans", "plan", "init", "train", "embed", "probe", "fit-direction", "edit", "neighbors", "reconstruct",
+        "list-scans", "plan", "init", "train", "info", "embed", "reconstruct", "neighbors", "probe", "traverse",
     ]  # fmt: skip
+    page = page_reader(started.page)
+    assert page.sections[:3] == ["conflicts", "probes", "edits"]
+    assert page.sections[-2:] == ["next", "log"]
+    notes = list(started.lines())
+    assert "patients nothing can be said about label" in notes[0]  # so no scan is edited along it
+    assert notes[1].startswith("1 group of scans that are the same have different labels.")
+    assert all(note.partition(". ")[0] in page.text for note in notes[:2])
+    conflicts = pd.read_csv(started.folder / "label_conflicts.csv")
+    assert conflicts[["id", "value"]].values.tolist() == [["again", "large"], ["small (3)", "small"]]
     assert started.incomplete is None
     table = pd.read_parquet(started.folder / "embeddings" / "embeddings.parquet")
     assert sorted(table["label"].unique()) == ["large", "small"]
     assert "small (3)" in set(table["id"])
-    for name in ("edits/edits.png", "neighbors/neighbors.png", "reconstructions/mosaic.png", "index.html"):
-        assert (started.folder / name).is_file()
-    page = started.page.read_text(encoding="utf-8")
-    assert "edits/edits.png" in page
-    assert "monai-diffae embed" in page
+    assert "monai-diffae embed" in page.text
+    assert not any("grade" in line or "--directions" in line for _, line in started.next_lines)
     lines = [outcome.step.line for outcome in started.outcomes] + [line for _, line in started.next_lines]
     for line in lines:  # each can be typed
         parse(build_app(), shlex.split(line)[1:])
@@ -95,18 +99,14 @@ def test_another_duration_or_added_scans_need_another_folder(started, pictures, 
         start(tmp_path / pictures.name, started.folder, minutes=1, device="cpu", yes=True)
 
 
-@pytest.mark.slow
-def test_a_label_that_z_sem_does_not_predict_is_not_edited(started, pictures, monkeypatch):
-    monkeypatch.setattr(Direction, "may_be_chance", True)
+def test_scans_are_edited_along_a_label_that_z_sem_predicts(started, pictures, monkeypatch):
+    monkeypatch.setattr(Verdict, "is_predicted", True)
+    monkeypatch.setattr(Direction, "may_be_chance", False)
     hour = FirstHour(pictures, started.folder, 1, [], {}, "cpu")
     hour.plan()
-    next_lines = hour.run()
-    assert [outcome.step.command for outcome in hour.steps.outcomes if not outcome.step.is_preparation] == [
-        "probe", "fit-direction", "traverse", "neighbors", "reconstruct",
-    ]  # fmt: skip
-    assert next_lines[0][0].startswith(
-        "z_sem predicts none of the labels (label) clearly better than chance, so no scan is"
-    )
+    data = hour.run()
+    assert [outcome.step.command for outcome in hour.steps.outcomes][-2:] == ["fit-direction", "edit"]
+    assert sum("directions/label.json" in line for _, line in hour.next_lines(data)) == 2  # explore, grade
 
 
 # -- before the training -----------------------------------------------------------------------------------------------
@@ -157,40 +157,3 @@ def test_twins_in_the_given_train_and_test_folders_are_no_dead_end(pictures, tmp
     listed = hour.steps.outcomes[0]
     assert "group_duplicates" not in listed.step.arguments
     assert len(listed.result.twins["separated"]) == 1
-
-
-# -- the page ----------------------------------------------------------------------------------------------------------
-
-
-def test_results_come_first_pictures_are_linked_and_names_are_text(tmp_path, page_reader):
-    folder, arguments = tmp_path / "what is # here", {"bundle": "m", "cohort": "c", "out": "o"}
-    folder.mkdir()
-    Image.new("L", (3, 2)).save(folder / "edits.png")
-    prepared = Outcome(Step("Embed", "embed", arguments, True), 1.0, Result(tmp_path))
-    shown = Outcome(Step("Edit", "edit", arguments), 1.0, Result(folder))
-    page = write_start_page(tmp_path / "index.html", "t", ["about"], [prepared, shown], [("Next:", "monai-diffae x")])
-    reader = page_reader(page)
-    assert ["open" in each.attributes for each in reader.all("details")] == [True, False]
-    assert reader.all("script") == []
-    assert reader.text.index("Edit (1 s)") < reader.text.index("Embed (1 s)")
-    assert [(tmp_path / unquote(each.attributes["src"])).is_file() for each in reader.all("img")] == [True]
-    bad = "<script>alert(1)</script>"
-    failed = Outcome(Step(bad, "embed", {**arguments, "bundle": bad}), 0.0, error=bad)
-    written = write_start_page(tmp_path / "bad.html", bad, [bad], [failed], [(bad, bad)])
-    assert page_reader(written).text.count(bad) >= 6
-
-
-def test_warnings_and_steps_of_earlier_calls_are_shown(tmp_path, page_reader):
-    before = Outcome(Step("Train", "train", {}, True, typed="monai-diffae train m c"), 400.0)
-    warnings = tuple(f"warning {i}" for i in range(9))
-    loud = Outcome(Step("Edit", "edit", {}), 1.0, Result(tmp_path), warnings=warnings)
-    text = page_reader(write_start_page(tmp_path / "index.html", "t", [], [before, loud], [])).text
-    for words in (
-        "Train (400 s)",
-        "monai-diffae train m c",
-        "Done by an earlier call.",
-        "warning 4",
-        "4 more warnings",
-    ):
-        assert words in text
-    assert "warning 5" not in text

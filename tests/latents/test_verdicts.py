@@ -1,0 +1,66 @@
+"""Verdicts claim what the scores show, and no more."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from monai_diffae.latents.probing import FeatureSet, ProbeSettings, evaluate_probes
+from monai_diffae.latents.probing.verdicts import find_verdicts, patients_needed
+
+
+def row(score, low, high, metric="auroc", features="z_sem", difference=None, patients=300, rarest=100, **more):
+    between = (None, None) if difference is None else (difference - 0.05, difference + 0.05)
+    return {
+        "target": "sex", "features": features, "probe": "linear", "metric": metric, "score": score, "low": low,
+        "high": high, "difference": difference, "difference_low": between[0], "difference_high": between[1],
+        "num_patients": patients, "num_rarest": rarest, "num_folds": 5, **more,
+    }  # fmt: skip
+
+
+PCA = {"features": "PCA of pixels"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "answer", "words"),
+    [
+        ([row(0.9, 0.85, 0.94)], "predicts", "z_sem predicts sex: AUROC 0.90 (0.85 to 0.94), in 300 patients"),
+        ([row(0.9, 0.85, 0.94), row(0.8, 0.7, 0.9, difference=0.1, **PCA)], "better", "better than PCA of pixels"),
+        ([row(0.8, 0.7, 0.9), row(0.8, 0.7, 0.9, difference=0.01, **PCA)], "like", "no clear difference"),
+        ([row(0.7, 0.6, 0.8), row(0.8, 0.7, 0.9, difference=-0.1, **PCA)], "worse", "but worse than PCA of pixels"),
+        ([row(0.52, 0.47, 0.57)], "hardly", "z_sem hardly predicts sex, if at all: AUROC 0.52"),
+        ([row(0.52, 0.47, 0.57), row(0.8, 0.7, 0.9, difference=-0.3, **PCA)], "hardly", "PCA of pixels predicts it"),
+        ([row(0.6, 0.4, 0.8, patients=23, rarest=9)], "unclear", "With 23 patients nothing can be said about sex"),
+        ([row(0.02, -0.05, 0.06, "r2", patients=23, rarest=None)], "unclear", "about 227 would be needed"),
+        ([row(0.3, 0.1, 0.5, "r2", rarest=None)], "predicts", "R2 0.30"),
+        ([row(None, None, None)], "unclear", "nothing can be said"),
+        # of five labels the best one may be chance; its own interval excludes it
+        ([row(0.62, 0.51, 0.71), *(row(0.5, 0.4, 0.6, target=f"label {i}") for i in range(4))], "unclear", "by chance"),
+    ],
+)  # fmt: skip
+def test_a_verdict_says_what_the_interval_and_the_baseline_show(rows, answer, words):
+    verdict = find_verdicts(rows)[0]
+    assert (verdict.answer, verdict.is_predicted) == (answer, answer not in ("hardly", "unclear"))
+    assert words in verdict.sentence
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signal", "num_patients", "least", "most"), [(0.0, 40, 0, 2), (0.0, 120, 0, 2), (3.0, 120, 36, 40)]
+)
+def test_random_labels_are_hardly_ever_claimed_and_those_of_z_sem_nearly_always(signal, num_patients, least, most):
+    claims = 0
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        z = random.normal(size=(num_patients, 32)) / np.sqrt(1 + np.arange(32))
+        names = [f"case {i}" for i in range(num_patients)]
+        sick = (signal * z[:, 0] + random.normal(size=num_patients) > 0).astype(int)
+        table = pd.DataFrame({"id": names, "patient": names, "sick": sick})
+        features = [FeatureSet.from_values("z_sem", z)]
+        settings = ProbeSettings(evaluation="cv", probes=("linear",))
+        probes, _ = evaluate_probes(table, ["sick"], features, settings)
+        claims += find_verdicts([probe.row for probe in probes])[0].is_predicted
+    assert least <= claims <= most
+
+
+def test_more_patients_are_needed_if_a_class_is_rare_or_in_cross_validation():
+    assert patients_needed("auroc") < patients_needed("auroc", num_folds=5) < patients_needed("auroc", 0.1, num_folds=5)
