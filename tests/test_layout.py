@@ -35,7 +35,7 @@ BUDGETS = {
     "handlers": (1_900, 9),
     "inferers": (950, 5),
     "label": (2_120, 11),
-    "latents": (3_900, 16),
+    "latents": (3_910, 16),
     "metrics": (850, 7),
     "networks": (1_900, 11),
     "official": (750, 4),

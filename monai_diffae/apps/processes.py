@@ -39,5 +39,5 @@ def this_process(part: str | None = None) -> Process:
     defaults = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # some launchers set only two
     rank, size, local_rank, local_size = texts = [os.environ.get(name) or text for name, text in defaults.items()]
     if not all(map(str.isdecimal, texts)) or int(rank) >= int(size) or int(local_size) == 0:
-        raise ConfigError(f"RANK is {rank!r} and WORLD_SIZE {size!r}; start processes with torchrun, or unset both")
+        raise ConfigError(f"{', '.join(defaults)} are {', '.join(map(repr, texts))}; use torchrun, or unset all")
     return Process(int(rank), int(size), int(local_rank), int(local_size))

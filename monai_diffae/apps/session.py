@@ -269,13 +269,13 @@ def _warn_of_other_field(trained: TrainedBundle, split: SplitCohort) -> None:
     if not spacing_mm or split.fingerprint == _trained_on(trained):
         return
     with suppress(CohortError):  # if none can be read, reading them says why
-        fields = survey_cohort(cases[:: -(-len(cases) // _LOOKED_AT)], 3).fields_mm
+        fields = survey_cohort(cases[:: max(1, -(-len(cases) // _LOOKED_AT))], 3).fields_mm
         scan, model = np.median(fields, axis=0), np.multiply(spacing_mm, trained.config["image_size"])
         seen, filled = (np.minimum(1, ratio).prod() for ratio in (model / scan, scan / model))
         if min(seen, filled) < _LEAST_SHARE:
             scan_mm, model_mm = (" x ".join(f"{side:.0f}" for side in sides) for sides in (scan, model))
             logger.warning(
-                "the scans show %s mm (median), the model's field of view %s mm: %s; monai-diffae info says which "
+                "the scans measure %s mm (median), the model's field of view %s mm: %s; monai-diffae info says which "
                 "scans the model is for", scan_mm, model_mm,
                 f"it sees {seen:.0%} of a scan" if seen < filled else f"{1 - filled:.0%} of its images are padding",
             )  # fmt: skip

@@ -144,12 +144,14 @@ def _let_errors_end_with_ours() -> None:
 
     # MONAI's (1.6.1) names neither the mistake nor its cause, and a traceback shows it last. Python looks the name
     # RuntimeError up when MONAI raises, in two modules that use it for nothing else.
-    def runtime_error(message: str) -> RuntimeError:
-        cause = find_diffae_error(sys.exc_info()[1])
-        return RuntimeError(message if cause is None else f"{message}\n{cause}")
+    class EndingWithOurs(RuntimeError):
+        def __init__(self, message: str) -> None:
+            cause = find_diffae_error(sys.exc_info()[1])
+            super().__init__(message if cause is None else f"{message}\n{cause}")
 
+    EndingWithOurs.__name__ = "RuntimeError"
     for module in (config_item, monai_module):
-        vars(module)["RuntimeError"] = runtime_error
+        vars(module)["RuntimeError"] = EndingWithOurs
 
 
 def _use_own_tracking(parser: ConfigParser) -> None:

@@ -81,11 +81,13 @@ def _check_info(info: Any) -> None:
     try:
         json.dumps(info, allow_nan=False, ensure_ascii=False, default=str).encode()
         by_strategy = (info or {}).get("strategy", {})  # when the image was proposed
-        is_usable = all(isinstance(each["ts"], int) for each in by_strategy.values() if "ts" in each)
+        is_usable = isinstance(info, dict | None) and all(
+            isinstance(each["ts"], int) for each in by_strategy.values() if "ts" in each
+        )
     except (ValueError, TypeError, AttributeError):
         is_usable = False
     if not is_usable:
-        raise ConfigError("params: must be a JSON object without NaN and half characters; send {} for none")
+        raise ConfigError("params: must be a JSON object of valid text and finite numbers; send {} for none")
 
 
 class FolderDatastore(CheckedWrites, LocalDatastore):

@@ -66,9 +66,11 @@ def training_options(
         "learning_rate": learning_rate, "val_fraction": val_split, "batch_size": train_batch_size,
         "val_batch_size": val_batch_size, "experiment_name": tracking_experiment_name or None,
         "run_name": tracking_run_name or None,
-        "early_stop_patience": early_stop_patience if (early_stop_patience or 0) > 0 else None,  # -1: never
     }  # fmt: skip
-    return {key: value for key, value in values.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
+    if early_stop_patience is not None:  # -1: never
+        given["early_stop_patience"] = early_stop_patience if early_stop_patience > 0 else None
+    return given
 
 
 class DiffAETrainer(TrainTask):

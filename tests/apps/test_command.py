@@ -185,7 +185,7 @@ def test_a_process_is_numbered_as_torchrun_says(monkeypatch):
     assert this_process() == Process(5, 8, 1, local_world_size=4)
     for name, value in (("LOCAL_WORLD_SIZE", "0"), ("RANK", "8"), ("RANK", "-1"), ("RANK", "")):
         monkeypatch.setenv(name, value)
-        with pytest.raises(ConfigError, match=r"^RANK is '.*' and WORLD_SIZE '8'; start processes with torchrun"):
+        with pytest.raises(ConfigError, match=r"^RANK, .*, LOCAL_WORLD_SIZE are '.*', '8', '1', '.'; use torchrun"):
             this_process()
 
 

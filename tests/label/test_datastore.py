@@ -90,7 +90,7 @@ def test_infos_that_json_cannot_hold_are_not_stored(studies, label):
             lambda info=info: datastore.update_image_info("picture", info),
             lambda info=info: datastore.update_label_info("picture", "final", info),
         ):
-            with pytest.raises(ConfigError, match=r"^params: must be a JSON object without NaN"):
+            with pytest.raises(ConfigError, match=r"^params: must be a JSON object of valid text"):
                 call()
     assert "NaN" not in (studies.folder / "datastore_v2.json").read_text()
 

@@ -29,10 +29,11 @@ PCA = {"features": "PCA of pixels"}
         ([row(0.7, 0.6, 0.8), row(0.8, 0.7, 0.9, difference=-0.1, **PCA)], "worse", "but worse than PCA of pixels"),
         ([row(0.52, 0.47, 0.57)], "hardly", "z_sem hardly predicts sex, if at all: AUROC 0.52"),
         ([row(0.52, 0.47, 0.57), row(0.8, 0.7, 0.9, difference=-0.3, **PCA)], "hardly", "PCA of pixels predicts it"),
-        ([row(0.6, 0.4, 0.8, patients=23, rarest=9)], "unclear", "With 23 patients nothing can be said about sex"),
+        ([row(0.6, 0.4, 0.8, patients=23, rarest=9)], "unclear", "With 23 patients, it cannot be said whether z_sem"),
         ([row(0.02, -0.05, 0.06, "r2", patients=23, rarest=None)], "unclear", "about 227 would be needed"),
+        ([row(0.6, 0.4, 0.8, patients=30, rarest=15, num_folds=1)], "unclear", "With 30 test patients, it cannot"),
         ([row(0.3, 0.1, 0.5, "r2", rarest=None)], "predicts", "R2 0.30"),
-        ([row(None, None, None)], "unclear", "nothing can be said"),
+        ([row(None, None, None)], "unclear", "no AUROC"),
         # of five labels the best one may be chance; its own interval excludes it
         ([row(0.62, 0.51, 0.71), *(row(0.5, 0.4, 0.6, target=f"label {i}") for i in range(4))], "unclear", "by chance"),
     ],
@@ -64,3 +65,4 @@ def test_random_labels_are_hardly_ever_claimed_and_those_of_z_sem_nearly_always(
 
 def test_more_patients_are_needed_if_a_class_is_rare_or_in_cross_validation():
     assert patients_needed("auroc") < patients_needed("auroc", num_folds=5) < patients_needed("auroc", 0.1, num_folds=5)
+    assert patients_needed("auroc") < patients_needed("auroc", num_labels=5)

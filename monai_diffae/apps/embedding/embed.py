@@ -41,7 +41,7 @@ _OVERLAP = 0.25
 @Parameter(name="*", group=Group("Rows", sort_key=1))
 @dataclass(frozen=True)
 class Rows:
-    """What has a row in the table."""
+    """What each row of the table stands for."""
 
     pool: Pool = "none"
     """``none`` writes one row per slice of volumes in a 2D bundle; ``mean`` and ``mean_std`` one per volume."""
@@ -106,7 +106,7 @@ def embed(
             name patients, use the table of ``list-scans --ids hashed``.
         out: Folder for ``embeddings.parquet``, or the file itself: ``.parquet``, or ``.csv``, which is larger.
         encoder: ``trained``, or an encoder that needs no training: ``untrained`` or ``pca``.
-        rows: What has a row in the table.
+        rows: What each row of the table stands for.
         map_columns: Add the columns ``x``, ``y`` and ``thumbnail``, with which other tools draw a map.
         seed: Random seed of the weights of the encoder ``untrained``.
         part: Encode this part of the cases only, e.g. ``3/16``, and write no table.

@@ -64,8 +64,8 @@ class Probing:
     """Cross-validate within these splits only, e.g. ``val test``."""
     probes: Sequence[ProbeName] = ("linear", "knn")
     """Models that predict the labels."""
-    few_labels: bool = True
-    """Also write scores with the labels of few patients, which takes most of the time."""
+    skip_few_labels: bool = False
+    """Do not write scores with the labels of few patients, which take most of the time."""
     seed: Seed = 0
     """Random seed of folds, boosting and bootstrap."""
 
@@ -137,7 +137,7 @@ def probe(
     from monai_diffae.latents.probing.evaluation import ProbeSettings
     from monai_diffae.latents.representation import warn_if_unused
 
-    few_labels = probing.few_labels and out is not None
+    few_labels = out is not None and not probing.skip_few_labels
     settings = ProbeSettings(
         probing.evaluation, tuple(probing.splits), tuple(dict.fromkeys(probing.probes)), probing.seed, dict(kinds),
         few_labels,
@@ -246,7 +246,7 @@ def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, 
         incomplete.append(f"{counted(len(omitted), 'target')} omitted: {', '.join(omitted)}")
     verdicts = find_verdicts(figures["rows"])
     figures = {**figures, "verdicts": [asdict(each) for each in verdicts], "twins": twins.report.figures()}
-    notes = [*(each.sentence for each in verdicts), *_score_tables(figures["rows"])]
+    notes = [*(each.text for each in verdicts), *_score_tables(figures["rows"])]
     return Result(folder, figures, notes, "; ".join(incomplete) or None, skipped=skipped)
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.cases import TWINS, marks_twins, safe_id
 from monai_diffae.data.embeddings import label_columns, read_embeddings
+from monai_diffae.data.inspection.twins import are_classes
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing.verdicts import Verdict
+from monai_diffae.latents.targets import reason_against
 
 NUM_MOSAIC = {2: 8, 3: 4}
 """Reconstructed cases in the page, by the number of spatial axes: volumes take more room."""
@@ -35,7 +38,7 @@ CONFLICTS = "label_conflicts.csv"
 _EVALUATION = {"steps": [5, 10, 20], "limit": 16, "draws": 1, "num_images": 32, "num_codes": 500}
 _LARGEST_GIB = 2  # of images in memory, from which the baselines of the probes are computed
 _NUM_EDITED, _NUM_SAMPLES, _MOST_EDITED_TARGETS = 4, 16, 2
-_MOST_TARGETS, _MOST_CLASSES, _FEWEST_PER_CLASS = 5, 10, 5
+_MOST_TARGETS = 5
 _USUAL = (
     "normal",
     "healthy",
@@ -171,6 +174,7 @@ class ReportData:
             if not self.predicted:
                 self._attempt("traversal", "Traverse the main directions", "traverse", bundle=self.bundle,
                               embeddings=self.embeddings)  # fmt: skip
+            (self.folder / CONFLICTS).unlink(missing_ok=True)
             if len(self.conflicts):
                 write_csv(self.folder / CONFLICTS, self.conflicts)
             if evaluates:
@@ -200,7 +204,7 @@ class ReportData:
         if self.labels:
             self._attempt(
                 "probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=self.labels,
-                probes=["linear"], few_labels=False, **self._baselines,
+                probes=["linear"], skip_few_labels=True, **self._baselines,
             )  # fmt: skip
 
     @property
@@ -276,7 +280,7 @@ def _shown_line(step: Step, folder: Path) -> str:
 def label_conflicts(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
     """Scans that are twins, as ``list-scans`` says, but have different labels: ``label``, ``twins``, ``id``, ``value``.
 
-    Labels with fractions, and those with many values, are measurements or names and not compared.
+    Measurements and names, which have fractions or many values, are not compared.
 
     Example:
         >>> table = pd.DataFrame({"id": list("abc"), "twins": ["group 1", "group 1", None], "sick": [1, 0, 0]})
@@ -286,7 +290,7 @@ def label_conflicts(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
     rows = []
     for label in labels if TWINS in table and marks_twins(TWINS, table[TWINS]) else ():
         known = table[table[TWINS].notna() & table[label].notna()]
-        if table[label].nunique() <= _MOST_CLASSES:
+        if are_classes([None if pd.isna(value) else value for value in table[label]]):
             for group, members in known.groupby(TWINS, sort=False):
                 if members[label].nunique() > 1:
                     rows += [
@@ -299,19 +303,9 @@ def label_conflicts(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
 
 
 def find_targets(table: pd.DataFrame, targets: Sequence[str] = ()) -> list[str]:
-    """At most five label columns that can be predicted: numbers, or up to 10 classes with at least five cases each."""
-    if targets:
-        return list(targets)
-    return [name for name in label_columns(table) if _can_be_predicted(table[name].dropna())][:_MOST_TARGETS]
-
-
-def _can_be_predicted(values: pd.Series) -> bool:
-    counts = Counter(values)
-    if len(counts) < 2:
-        return False
-    if len(counts) > _MOST_CLASSES:
-        return is_numeric_dtype(values)
-    return min(counts.values()) >= _FEWEST_PER_CLASS
+    """The given label columns, or at most five of those that ``probe`` predicts by default."""
+    names = (name for name in label_columns(table) if reason_against(table[name].tolist(), name) is None)
+    return list(targets) or list(islice(names, _MOST_TARGETS))
 
 
 def find_positive(table: pd.DataFrame, target: str) -> str | None:

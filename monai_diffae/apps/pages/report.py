@@ -24,7 +24,7 @@ def report(
     device: str | None = None,
     overwrite: bool = False,
 ) -> Result:
-    """Show what a model has learnt, as one page: failures, training, images, a map, probes, edits, outliers.
+    """Show what a model has learnt, as one page: verdicts, scores, edits, a map, outliers, images.
 
     ``out/report.html`` opens in any browser and needs no network. Everything on it is made by ordinary commands, whose
     results are in ``out``, too; each section shows its command. The same command resumes after an interruption:
@@ -36,7 +36,8 @@ def report(
         bundle: Folder of a trained bundle.
         out: Folder for the page and all results.
         cohort: Folder, CSV/TSV or MONAI datalist; by default only the training and synthetic images are shown.
-        targets: Label columns to predict; the first two are also edited; by default those that are found.
+        targets: Label columns to predict; scans are edited along the first two that z_sem predicts; by default those
+            that are found.
         embed: Copy all pictures into the page, which can then be sent as a single file of less than 15 MB.
         device: Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one.
         overwrite: Replace existing results.
@@ -90,7 +91,7 @@ def page_result(
         }
         for outcome in outcomes
     ]
-    notes = [f"{answer['text']} {answer['advice']}" for answer in answers]
+    notes = [f"{each['text']} {each['advice']}" for each in answers if not each["text"].startswith("Omitted")]
     size = page.stat().st_size
     return Result(
         page.parent,

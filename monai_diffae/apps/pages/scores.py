@@ -88,11 +88,12 @@ def _probe_name(probe: str, features: str) -> str:
 
 
 def calibration_charts(models: Sequence[ReportData], *, is_named: bool) -> list[Chart]:
-    """One chart per label, with one line per model and probe."""
+    """One chart per label that z_sem predicts, with one line per model and probe."""
     lines: dict[str, list[Series]] = {}
     classes: dict[str, bool] = {}
     for model in models:
         predictions = pd.read_parquet(model.folder / "probe" / "predictions.parquet")
+        predictions = predictions[predictions["target"].isin(model.predicted)]
         for (target, features, probe), rows in predictions.groupby(["target", "features", "probe"], sort=False):
             predicted, truth = _predicted_and_truth(rows)
             is_class = classes[str(target)] = bool("truth" in rows and rows["truth"].notna().any())

@@ -103,35 +103,23 @@ class Report:
 
 def _answers(model: ReportData) -> list[dict[str, str]]:
     """What the page found out, in sentences: a verdict on each label, wrong labels, and what failed."""
-    answers = [
-        {
-            "kind": "good" if each.is_predicted else "open",
-            "text": each.sentence,
-            "advice": f"{each.advice[0].upper()}{each.advice[1:]}.",
-        }
-        for each in model.verdicts
-    ]
-    if not answers and model.result("embeddings") is not None:
-        answers.append(
-            {
-                "kind": "open",
-                "text": "The scans have no label that could be predicted.",
-                "advice": "Add a table with labels, such as diagnosis, age or sex.",
-            }
-        )
-    if len(wrong := model.conflicts):
-        groups = counted(wrong.groupby(["label", "twins"]).ngroups, "group")
-        text = f"{groups} of scans that are the same have different labels."
-        answers.append({"kind": "bad", "text": text, "advice": f"Correct them: {CONFLICTS} lists them."})
+    kinds = {"better": "good", "like": "good", "predicts": "good"}
+    answers = [(kinds.get(each.answer, "open"), each.sentence, each.advice) for each in model.verdicts]
+    if model.result("embeddings") is not None and not model.labels:
+        advice = "add a table with labels, such as diagnosis, age or sex"
+        answers.append(("open", "The scans have no label that can be predicted.", advice))
+    if num := model.conflicts["twins"].nunique():
+        text = f"{counted(num, 'group')} of scans that are the same have different labels."
+        answers.append(("bad", text, f"correct them: {CONFLICTS} lists them"))
     failed = [outcome.step.title for outcome in model.outcomes.values() if outcome.result is None]
-    if unusable := len(model.failures()):
-        text = f"{counted(unusable, 'scan')} could not be used."
-        answers.append({"kind": "bad", "text": text, "advice": "The last section lists them with the reasons."})
     if failed:
-        answers.append(
-            {"kind": "bad", "text": f"Omitted: {', '.join(failed)}.", "advice": "The last section says why."}
-        )
-    return answers
+        answers.append(("bad", f"Omitted: {', '.join(failed)}.", 'the section "What failed" says why'))
+    if num := len(model.failures()):
+        advice = 'the section "What failed" lists them with the reasons'
+        answers.append(("bad", f"{counted(num, 'scan')} could not be used.", advice))
+    return [
+        {"kind": kind, "text": text, "advice": f"{advice[0].upper()}{advice[1:]}."} for kind, text, advice in answers
+    ]
 
 
 # -- wrong labels, what failed, models, curves -------------------------------------------------------------------------
@@ -143,11 +131,11 @@ def conflict_section(report: Report) -> Section | None:
     if report.is_comparison or model.conflicts.empty:
         return None
     groups = [
-        {"label": label, "cases": rows[["id", "value"]].to_dict("records")}
+        {"label": label, "cases": rows.drop_duplicates("value")[["id", "value"]].to_dict("records")}
         for (label, _), rows in model.conflicts.groupby(["label", "twins"], sort=False)
     ]
     values = {"groups": groups, "thumbnails": report.thumbnails[model.name], "file": CONFLICTS}
-    return Section("conflicts", "Wrong labels: the same scan, different labels", values)
+    return Section("conflicts", "Same scan, different labels", values)
 
 
 def failure_section(report: Report) -> Section:
@@ -429,7 +417,7 @@ def edit_section(report: Report) -> Section | None:
     """Edited cases, and what the model sees in them, or the main directions; None if there are neither."""
     model = report.models[0]
     if model.result("traversal") is not None:
-        values = {"labels": [], "traversal": model.folder / "traversal" / "traversal.png"}
+        values = {"labels": [], "traversal": model.folder / "traversal" / "traversal.png", "chance": []}
         return report.section("edits", "The main directions of z_sem", ["traversal"], values)
     names = [name for name in model.outcomes if name.startswith(("edits/", "directions/"))]
     if not names:
@@ -437,15 +425,23 @@ def edit_section(report: Report) -> Section | None:
     labels = [
         _edited_label(model, name) for name in names if name.startswith("edits/") and model.result(name) is not None
     ]
-    return report.section("edits", "Edits along a label", names, {"labels": labels, "traversal": None})
+    directions = (model.result(name) for name in names if name.startswith("directions/"))
+    chance = [fitted.direction for fitted in directions if fitted is not None and fitted.direction.may_be_chance]
+    values = {
+        "labels": labels,
+        "traversal": None,
+        "chance": [
+            f"No scan is edited along {each.target}: {each.score_text} of its direction includes chance."
+            for each in chance
+        ],
+    }
+    return report.section("edits", "Edits along a label", names, values)
 
 
 def _edited_label(model: ReportData, name: str) -> dict[str, Any]:
     direction = model.result(f"directions/{name.removeprefix('edits/')}.json").direction
     achieved, monotone = (getattr(model.result(name), key, None) for key in ("achieved", "monotone"))
     texts = [f"Cross-validated {direction.score_text}, fitted to {direction.num_cases} training cases."]
-    if direction.may_be_chance:
-        texts.append("It may be chance: what changes says nothing about the label.")
     if achieved is not None:
         texts.append(f"Edited images moved by {achieved:.0%} of the requested strength (median).")
     if monotone is not None:
@@ -541,9 +537,10 @@ def _tiles(model: ReportData) -> dict[str, tuple[str, str]]:
         means = model.result("reconstructions").means
         remark = f"{means['psnr_z_sem']:.1f} dB from z_sem alone"
         tiles["PSNR from both codes"] = (f"{means['psnr_x_T']:.1f} dB", remark)
-    if model.result("probe") is not None:
+    if model.predicted:
         rows = model.result("probe").rows
-        best = max((row for row in rows if row["features"] == rows[0]["features"]), key=lambda row: row["score"])
+        shown = (row for row in rows if row["features"] == rows[0]["features"] and row["target"] in model.predicted)
+        best = max(shown, key=lambda row: row["score"])
         interval = "" if best["low"] is None else f" ({number(best['low'])} to {number(best['high'])})"
         tiles[f"best probe: {best['target']}"] = (number(best["score"]), f"{best['metric'].upper()}{interval}")
     return tiles

@@ -50,7 +50,8 @@ def start(
             patients, use the table of ``list-scans --ids hashed``.
         out: Folder for the model and all results.
         minutes: Duration of the training; the other steps take a few minutes more.
-        targets: Label columns to predict, the first of them also to edit; by default those that are found.
+        targets: Label columns to predict; scans are edited along the first two that z_sem predicts; by default those
+            that are found.
         table: Table with labels to join to a folder, such as ``participants.csv``.
         id_column: Column of this table that names the scans, e.g. ``MRID``; by default found by its name.
         patient_pattern: Regular expression that finds the patient in the path of a scan, e.g. ``patient\d+``; by
@@ -114,9 +115,10 @@ class FirstHour:
     @cached_property
     def steps(self) -> Steps:
         """The commands that were run."""
+        from monai_diffae.apps.pages.data import JOURNAL
         from monai_diffae.apps.steps import Steps
 
-        return Steps(self.out / "steps.json", keeps_lines=True)
+        return Steps(self.out / JOURNAL, keeps_lines=True)
 
     @property
     def table(self) -> Path:
@@ -207,7 +209,7 @@ class FirstHour:
         else:
             begun = "is resumed" if (self.model / layout.MODELS / layout.CHECKPOINT).is_file() else "begins"
             yield f"the training {begun} in {self.model}; Ctrl-C interrupts it, and the same command resumes it"
-        yield f"then the scans are embedded, and the labels predicted and edited; see {self.out / 'index.html'}"
+        yield f"then the scans are embedded, and labels predicted and edited; see {self.out / 'index.html'}"
 
     def run(self) -> ReportData:
         """Train, embed, and find out what was learned."""
@@ -261,7 +263,7 @@ class FirstHour:
             yield f"Grade every scan along {edited[0].stem}:", command_line("grade", grades)
         unusual = {**opened, "out": self.out / "anomaly", "split": "val", "limit": 8}
         yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
-        if all(verdict.answer != "unclear" for verdict in data.verdicts):
+        if not data.verdicts or any(verdict.answer != "unclear" for verdict in data.verdicts):
             longer = {
                 "cohort": self.table, "out": f"{self.out}_longer", "minutes": 60, "targets": list(self.targets),
                 "device": self.device,

@@ -241,7 +241,7 @@ class TwinReport:
 
 def report_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> TwinReport:
     """Report the twins among cases; labels with at most 20 different values, none a fraction, are compared."""
-    classes = [name for name in label_names(cases) if _are_classes([case.labels.get(name) for case in cases])]
+    classes = [name for name in label_names(cases) if are_classes([case.labels.get(name) for case in cases])]
     report = TwinReport([], sum(group.is_identical for group in groups), [], [], [])
     for group in groups:
         members = [cases[position] for position in group.members]
@@ -287,7 +287,7 @@ class SeparatedTwins(CohortError):
     """The column ``split`` puts twins into different splits, so they cannot become one patient."""
 
 
-def _are_classes(values: Sequence[Label]) -> bool:
+def are_classes(values: Sequence[Label]) -> bool:
     """Whether a label names classes, which twins should share, unlike a measurement or the name of a file."""
     different = {value for value in values if value is not None}
     has_fractions = any(isinstance(value, float) and not value.is_integer() for value in different)

@@ -27,7 +27,7 @@ class Verdict:
     Attributes:
         target: the label.
         answer: z_sem predicts it ``better``, ``like`` or ``worse`` than the baseline, or it ``predicts`` it and there
-            is no baseline; it ``hardly`` predicts it; or the result is ``unclear``, as there are too few patients.
+            is no baseline; it ``hardly`` predicts it; or it is ``unclear``, mostly as there are too few patients.
         sentence: the answer with its figures.
         advice: what to do next.
     """
@@ -42,13 +42,18 @@ class Verdict:
         """Whether z_sem predicts the label better than chance."""
         return self.answer not in ("hardly", "unclear")
 
+    @property
+    def text(self) -> str:
+        """The sentence and the advice."""
+        return f"{self.sentence} {self.advice[0].upper()}{self.advice[1:]}."
+
 
 def find_verdicts(rows: Sequence[Row]) -> list[Verdict]:
     """The verdict on each label, from the rows of :func:`~monai_diffae.latents.probing.evaluate_probes`.
 
     The first feature set, such as z_sem, is judged by its first probe, and compared with the principal components, or
     else with the best other feature set. It predicts a label if the score's 95 % interval excludes chance, also after
-    Bonferroni's correction for the number of labels.
+    Bonferroni's correction for the number of labels; differences are not corrected.
 
     Example:
         >>> row = {
@@ -56,29 +61,30 @@ def find_verdicts(rows: Sequence[Row]) -> list[Verdict]:
         ...     "high": 0.78, "difference": None, "num_patients": 23, "num_rarest": 9, "num_folds": 5,
         ... }
         >>> find_verdicts([row])[0].sentence
-        'With 23 patients nothing can be said about sex: AUROC 0.49 (0.20 to 0.78), and 0.5 is chance; ...'
+        'With 23 patients, it cannot be said whether z_sem predicts sex: AUROC 0.49 (0.20 to 0.78), and 0.5 is ...'
     """
     targets = list(dict.fromkeys(row["target"] for row in rows))
     return [_verdict([row for row in rows if row["target"] == target], len(targets)) for target in targets]
 
 
-def patients_needed(metric: str, share_of_rarest: float = 0.5, num_folds: int = 1) -> int:
-    """Patients with whom an AUROC of .7, or an R2 of .2, is told from chance in 80 % of the studies.
+def patients_needed(metric: str, share_of_rarest: float = 0.5, num_folds: int = 1, num_labels: int = 1) -> int:
+    """Test patients with whom an AUROC of .7, or an R2 of .2, is told from chance in 80 % of the studies.
 
     From the standard error of an AUROC (Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747) or of R2, widened
-    for cross-validation as the intervals are.
+    for cross-validation and several labels as the intervals are.
 
     Args:
         metric: ``auroc`` or ``r2``.
         share_of_rarest: the share of the patients in the rarest class.
         num_folds: folds of the cross-validation; 1: a single split.
+        num_labels: labels that are tried.
 
     Example:
         >>> patients_needed("auroc"), patients_needed("auroc", 0.1), patients_needed("auroc", num_folds=5)
         (55, 182, 121)
     """
     effect = _WORTH_FINDING[metric]
-    width = stats.norm.ppf(1 - _ALPHA / 2) + stats.norm.ppf(_POWER)
+    width = stats.norm.ppf(1 - _ALPHA / 2 / num_labels) + stats.norm.ppf(_POWER)
     width *= (1 + num_folds / (num_folds - 1)) ** 0.5 if num_folds > 1 else 1
     numbers = np.arange(4, 100_000)
     if metric == "r2":
@@ -93,64 +99,70 @@ def patients_needed(metric: str, share_of_rarest: float = 0.5, num_folds: int = 
 
 def _verdict(rows: Sequence[Row], num_labels: int) -> Verdict:
     row, *others = [each for each in rows if each["probe"] == rows[0]["probe"]]
-    target, metric = row["target"], row["metric"]
-    baseline = max(others, key=lambda each: ("PCA" in each["features"], each["score"] or -np.inf), default=None)
-    if row["score"] is None or row["low"] is None or _low(row, num_labels) <= CHANCE[metric]:
+    target, name = row["target"], row["features"]
+    others = [each for each in others if each["score"] is not None]
+    baseline = max(others, key=lambda each: ("PCA" in each["features"], each["score"]), default=None)
+    if row["score"] is None or _low(row, num_labels) <= CHANCE[row["metric"]]:
         return _without_claim(row, baseline, num_labels)
-    patients = f"in {counted(row['num_patients'], 'patient')} that the probe has not seen"
+    patients = f"in {_patients(row)} that the probe has not seen"
+    advice = "its direction can edit and grade scans (fit-direction)"
     if baseline is None or baseline["difference_low"] is None:
-        sentence = f"{row['features']} predicts {target}: {_score(row)}, {patients}."
-        return Verdict(target, "predicts", sentence, f"edit and grade scans along {target}")
-    against = f"{_score(row)} against {_score(baseline)}, {patients}."
-    name = baseline["features"]
+        return Verdict(target, "predicts", f"{name} predicts {target}: {_score(row)}, {patients}.", advice)
+    against, other = f"{_score(row)} against {_score(baseline)}, {patients}.", baseline["features"]
     if baseline["difference_low"] > 0:
-        sentence = f"{row['features']} predicts {target} better than {name}: {against}"
-        return Verdict(target, "better", sentence, f"edit and grade scans along {target}")
+        return Verdict(target, "better", f"{name} predicts {target} better than {other}: {against}", advice)
     if baseline["difference_high"] < 0:
-        sentence = f"{row['features']} predicts {target}, but worse than {name}: {against}"
-        return Verdict(target, "worse", sentence, f"to predict {target}, use {name}, or train for longer")
-    sentence = f"{row['features']} predicts {target} like {name} (no clear difference): {against}"
-    return Verdict(target, "like", sentence, f"edit and grade scans along {target}; {name} predicts it as well")
+        advice = f"to predict {target}, use {other}, or train for longer"
+        return Verdict(target, "worse", f"{name} predicts {target}, but worse than {other}: {against}", advice)
+    sentence = f"{name} predicts {target} like {other} (no clear difference): {against}"
+    return Verdict(target, "like", sentence, f"{advice}; {other} predicts the label as well")
 
 
 def _without_claim(row: Row, baseline: Row | None, num_labels: int) -> Verdict:
-    target, metric, patients = row["target"], row["metric"], counted(row["num_patients"], "patient")
+    target, metric, name, patients = row["target"], row["metric"], row["features"], _patients(row)
     chance, effect = CHANCE[metric], _WORTH_FINDING[metric]
     score = f"{_score(row)}, and {chance:g} is chance"
     if row["low"] is not None and row["low"] > chance:
-        score += f"; of {num_labels} labels, the best one can look so by chance"
+        score += f"; with {num_labels} labels, one of them can look like this by chance"
     other = ""
-    if baseline is not None and baseline["low"] is not None and _low(baseline, num_labels) > chance:
+    if baseline is not None and _low(baseline, num_labels) > chance:
         other = f" {baseline['features']} predicts it: {_score(baseline)}."
     share = (row.get("num_rarest") or row["num_patients"] / 2) / row["num_patients"]
-    needed = patients_needed(metric, share, row["num_folds"])
-    if needed <= row["num_patients"] and row["high"] is not None and row["high"] < effect:
-        sentence = f"{row['features']} hardly predicts {target}, if at all: {score} ({patients}).{other}"
+    needed = patients_needed(metric, share, row["num_folds"], num_labels)
+    is_enough = needed <= row["num_patients"]
+    if is_enough and row["high"] is not None and row["high"] < effect:
+        sentence = f"{name} hardly predicts {target}, if at all: {score} ({patients}).{other}"
         advice = f"use {baseline['features']} for it" if other and baseline else "train for longer, or on more scans"
         return Verdict(target, "hardly", sentence, advice)
-    sentence = f"With {patients} nothing can be said about {target}: {score}"
-    if needed <= row["num_patients"]:
-        return Verdict(target, "unclear", f"{sentence}.{other}", "add patients with this label, or train for longer")
+    sentence = f"With {patients}, it cannot be said whether {name} predicts {target}: {score}"
+    if is_enough:
+        return Verdict(target, "unclear", f"{sentence}.{other}", "label more patients, or train for longer")
     sentence += f"; about {needed} would be needed to find {NAMES[metric]} {effect:g}.{other}"
-    return Verdict(target, "unclear", sentence, "collect scans of more patients; a longer training does not help")
+    advice = "collect scans of more patients; so few can show a strong effect only"
+    if row["num_folds"] == 1:
+        advice = "test on more patients, or on all of them by cross-validation (evaluation=cv)"
+    return Verdict(target, "unclear", sentence, advice)
 
 
 def _low(row: Row, num_labels: int) -> float:
     """The lower end of the score's interval, widened for the number of labels (Bonferroni)."""
     score, low, tail = row["score"], row["low"], _ALPHA / 2
-    if num_labels == 1 or low is None:
-        return -np.inf if low is None else float(low)
+    if low is None:
+        return -np.inf
+    if num_labels == 1 or (row["metric"] == "auroc" and not 0 < low < score < 1):  # a perfect score
+        return float(low)
     if row["metric"] == "r2":
         return float(score - (score - low) * stats.norm.ppf(1 - tail / num_labels) / stats.norm.ppf(1 - tail))
-    if not 0 < low < score < 1:  # a perfect score
-        return float(low)
     wider, usual = stats.t.ppf([1 - tail / num_labels, 1 - tail], max(row.get("num_rarest") or 2, 2) - 1)
     return float(expit(logit(score) - (logit(score) - logit(low)) * wider / usual))
+
+
+def _patients(row: Row) -> str:
+    return counted(row["num_patients"], "patient" if row["num_folds"] > 1 else "test patient")
 
 
 def _score(row: Row) -> str:
     if row["score"] is None:
         return f"no {NAMES[row['metric']]}"
-    if row["low"] is None:
-        return f"{NAMES[row['metric']]} {row['score']:.2f}"
-    return f"{NAMES[row['metric']]} {row['score']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    interval = "" if row["low"] is None else f" ({row['low']:.2f} to {row['high']:.2f})"
+    return f"{NAMES[row['metric']]} {row['score']:.2f}{interval}"

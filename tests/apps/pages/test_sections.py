@@ -206,11 +206,11 @@ def table(**labels):
 
 
 def test_numbers_and_classes_are_targets_and_names_and_constants_are_not():
-    ages, names = [float(20 + i) for i in range(20)], [f"person {i}" for i in range(20)]
+    ages, names = [20 + 1.5 * i for i in range(20)], [f"person {i}" for i in range(20)]
     rare, missing = ["common"] * 19 + ["rare"], ["F", None] * 10
     labels = {"name": names, "age": ages, "scanner": ["A"] * 20, "finding": rare, "known": missing}
     assert find_targets(table(**labels, sex=["F", "M"] * 10)) == ["age", "sex"]
-    many = table(**{f"score_{i}": [float(j + i) for j in range(20)] for i in range(8)})
+    many = table(**{f"score_{i}": [1.5 * j + i for j in range(20)] for i in range(8)})
     assert find_targets(many) == [f"score_{i}" for i in range(5)]
     assert find_targets(many, ["score_7", "other"]) == ["score_7", "other"]
 

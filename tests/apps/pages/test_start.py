@@ -60,7 +60,7 @@ def test_every_step_is_done_and_the_page_begins_with_the_findings(started, page_
     assert page.sections[:3] == ["conflicts", "probes", "edits"]
     assert page.sections[-2:] == ["next", "log"]
     notes = list(started.lines())
-    assert "patients nothing can be said about label" in notes[0]  # so no scan is edited along it
+    assert "patients, it cannot be said whether z_sem predicts label" in notes[0]  # so no scan is edited along it
     assert notes[1].startswith("1 group of scans that are the same have different labels.")
     assert all(note.partition(". ")[0] in page.text for note in notes[:2])
     conflicts = pd.read_csv(started.folder / "label_conflicts.csv")
