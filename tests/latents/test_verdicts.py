@@ -29,6 +29,8 @@ PCA = {"features": "PCA of pixels"}
         ([row(0.7, 0.6, 0.8), row(0.8, 0.7, 0.9, difference=-0.1, **PCA)], "worse", "but worse than PCA of pixels"),
         ([row(0.52, 0.47, 0.57)], "hardly", "z_sem hardly predicts sex, if at all: AUROC 0.52"),
         ([row(0.52, 0.47, 0.57), row(0.8, 0.7, 0.9, difference=-0.3, **PCA)], "hardly", "PCA of pixels predicts it"),
+        ([row(0.4, 0.1, 0.8, patients=30), row(0.8, 0.6, 0.9, difference=-0.4, **PCA)], "hardly", "z_sem is worse"),
+        ([row(0.7, 0.4, 0.8, patients=30), row(0.8, 0.6, 0.9, difference=0.0, **PCA)], "unclear", "PCA of pixels"),
         ([row(0.6, 0.4, 0.8, patients=23, rarest=9)], "unclear", "With 23 patients, it cannot be said whether z_sem"),
         ([row(0.02, -0.05, 0.06, "r2", patients=23, rarest=None)], "unclear", "about 227 would be needed"),
         ([row(0.6, 0.4, 0.8, patients=30, rarest=15, num_folds=1)], "unclear", "With 30 test patients, it cannot"),

@@ -24,6 +24,7 @@ from monai_diffae.data.embeddings import label_columns, read_embeddings
 from monai_diffae.data.inspection.twins import are_classes
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing.verdicts import Verdict
+from monai_diffae.latents.representation import LEAST_USAGE
 from monai_diffae.latents.targets import reason_against
 
 NUM_MOSAIC = {2: 8, 3: 4}
@@ -38,7 +39,7 @@ CONFLICTS = "label_conflicts.csv"
 _EVALUATION = {"steps": [5, 10, 20], "limit": 16, "draws": 1, "num_images": 32, "num_codes": 500}
 _LARGEST_GIB = 2  # of images in memory, from which the baselines of the probes are computed
 _NUM_EDITED, _NUM_SAMPLES, _MOST_EDITED_TARGETS = 4, 16, 2
-_MOST_TARGETS = 5
+_MOST_TARGETS, _MANY_TEST_PATIENTS = 5, 100
 _USUAL = (
     "normal",
     "healthy",
@@ -108,6 +109,12 @@ class ReportData:
         return [] if probe is None else [Verdict(**each) for each in probe.verdicts]
 
     @property
+    def uses_z_sem(self) -> bool:
+        """Whether the decoder uses z_sem, so that edits along a direction show something."""
+        usage = self.result("info").figures.get("z_sem_usage")
+        return usage is None or usage >= LEAST_USAGE
+
+    @property
     def predicted(self) -> list[str]:
         """The labels that z_sem predicts better than chance."""
         return [verdict.target for verdict in self.verdicts if verdict.is_predicted]
@@ -169,9 +176,9 @@ class ReportData:
         """Run all commands; complete results are skipped. Only along labels that z_sem predicts, scans are edited."""
         self.run_common()
         if self.result("embeddings") is not None:
-            for target in self.predicted[:_MOST_EDITED_TARGETS]:
+            for target in self.predicted[:_MOST_EDITED_TARGETS] if self.uses_z_sem else ():
                 self._edit(target)
-            if not self.predicted:
+            if self.uses_z_sem and not self.predicted:
                 self._attempt("traversal", "Traverse the main directions", "traverse", bundle=self.bundle,
                               embeddings=self.embeddings)  # fmt: skip
             (self.folder / CONFLICTS).unlink(missing_ok=True)
@@ -206,6 +213,15 @@ class ReportData:
                 "probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=self.labels,
                 probes=["linear"], skip_few_labels=True, **self._baselines,
             )  # fmt: skip
+
+    @property
+    def _evaluation(self) -> dict[str, Any]:
+        """Cross-validation unless there are many test patients: a tenth of a small cohort shows strong effects only."""
+        rows = (
+            self.table[self.table["split"] == held_out_split(self.table)] if "split" in self.table else self.table[:0]
+        )
+        num_patients = rows["patient"].nunique() if "patient" in rows else len(rows)
+        return {} if num_patients >= _MANY_TEST_PATIENTS else {"evaluation": "cv"}
 
     @property
     def _baselines(self) -> dict[str, Any]:

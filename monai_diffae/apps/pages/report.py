@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from monai_diffae.apps.result import Result
 
 if TYPE_CHECKING:
     from monai_diffae.apps.steps import Outcome
+
+logger = logging.getLogger(__name__)
 
 
 @command
@@ -67,6 +70,7 @@ def report(
     steps = Steps(journal=out / JOURNAL)
     data = ReportData(bundle, out, cohort, targets=targets, device=device, overwrite=overwrite, steps=steps)
     data.run()
+    logger.info("\nWrite the page")
     values = Report([data]).values()
     page = write_page(out / "report.html", "report.html", embed=embed, **values)
     if embed:

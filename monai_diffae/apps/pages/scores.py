@@ -63,9 +63,10 @@ def interval_mark(
 
 
 def probe_rows(models: Sequence[ReportData]) -> list[dict[str, Any]]:
-    """The scores of all models' probes, sorted by label."""
+    """The scores of all models' probes, label by label."""
     rows = [_probe_row(model, row) for model in models for row in model.result("probe").rows]
-    return sorted(rows, key=lambda row: str(row["label"]))
+    order = list(dict.fromkeys(row["label"] for row in rows))
+    return sorted(rows, key=lambda row: order.index(row["label"]))
 
 
 def _probe_row(model: ReportData, row: Row) -> dict[str, Any]:

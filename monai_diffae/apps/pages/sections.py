@@ -20,7 +20,7 @@ from monai_diffae.apps.pages.page import number
 from monai_diffae.apps.pages.scores import calibration_charts, probe_rows, quality_values
 from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import read_description
-from monai_diffae.data.embeddings import label_columns
+from monai_diffae.data.embeddings import label_columns, split_origin
 from monai_diffae.errors import counted
 from monai_diffae.latents import Direction
 from monai_diffae.latents.representation import LEAST_USAGE
@@ -104,7 +104,11 @@ class Report:
 def _answers(model: ReportData) -> list[dict[str, str]]:
     """What the page found out, in sentences: a verdict on each label, wrong labels, and what failed."""
     kinds = {"better": "good", "like": "good", "predicts": "good"}
-    answers = [(kinds.get(each.answer, "open"), each.sentence, each.advice) for each in model.verdicts]
+    answers = [("bad", text, "") for text in _cautions(model)]
+    answers += [
+        (kinds.get(each.answer, "open"), each.sentence, each.advice if model.uses_z_sem else "")
+        for each in model.verdicts
+    ]
     if model.result("embeddings") is not None and not model.labels:
         advice = "add a table with labels, such as diagnosis, age or sex"
         answers.append(("open", "The scans have no label that can be predicted.", advice))
@@ -118,7 +122,8 @@ def _answers(model: ReportData) -> list[dict[str, str]]:
         advice = 'the section "What failed" lists them with the reasons'
         answers.append(("bad", f"{counted(num, 'scan')} could not be used.", advice))
     return [
-        {"kind": kind, "text": text, "advice": f"{advice[0].upper()}{advice[1:]}."} for kind, text, advice in answers
+        {"kind": kind, "text": text, "advice": f"{advice[:1].upper()}{advice[1:]}." if advice else ""}
+        for kind, text, advice in answers
     ]
 
 
@@ -131,8 +136,11 @@ def conflict_section(report: Report) -> Section | None:
     if report.is_comparison or model.conflicts.empty:
         return None
     groups = [
-        {"label": label, "cases": rows.drop_duplicates("value")[["id", "value"]].to_dict("records")}
-        for (label, _), rows in model.conflicts.groupby(["label", "twins"], sort=False)
+        [
+            {"id": name, "labels": ", ".join(f"{row.label}: {row.value}" for row in rows.itertuples())}
+            for name, rows in scans.groupby("id", sort=False)
+        ]
+        for _, scans in model.conflicts.groupby("twins", sort=False)
     ]
     values = {"groups": groups, "thumbnails": report.thumbnails[model.name], "file": CONFLICTS}
     return Section("conflicts", "Same scan, different labels", values)
@@ -157,12 +165,12 @@ def failure_section(report: Report) -> Section:
     ]
     values = {
         "omitted": [(title, outcome.error) for title, outcome in outcomes if outcome.result is None],
-        "cautions": cautions,
+        "cautions": cautions if report.is_comparison else [],
         "warnings": [(title, outcome.warnings) for title, outcome in outcomes if outcome.warnings],
         "failed": failed,
         "caption": f"{counted(len(failed), 'failed case')}{'; the first 50 are shown' if len(failed) > 50 else ''}",
     }
-    return Section("failures", "What failed", values)
+    return Section("failures", "What failed, and cautions", values)
 
 
 def _cautions(model: ReportData) -> Iterator[str]:
@@ -360,6 +368,8 @@ def _held_out(model: ReportData) -> str:
     cases = model.table.set_index(model.table["id"].astype(str))
     ids = model.outcomes["reconstructions"].step.arguments["cases"]
     splits = set(cases.loc[ids, "split"]) if "split" in cases else {"train"}
+    if split_origin(model.table) == "drawn":
+        return f"{len(ids)} cases; it is not known whether the model was trained on them."
     return f"{len(ids)} {'cases, some of which the model was trained on.' if 'train' in splits else 'held-out cases.'}"
 
 
@@ -441,12 +451,13 @@ def edit_section(report: Report) -> Section | None:
 def _edited_label(model: ReportData, name: str) -> dict[str, Any]:
     direction = model.result(f"directions/{name.removeprefix('edits/')}.json").direction
     achieved, monotone = (getattr(model.result(name), key, None) for key in ("achieved", "monotone"))
+    rows = model.read(f"{name}/edits.csv").sort_values("strength")
     texts = [f"Cross-validated {direction.score_text}, fitted to {direction.num_cases} training cases."]
     if achieved is not None:
         texts.append(f"Edited images moved by {achieved:.0%} of the requested strength (median).")
     if monotone is not None:
-        texts.append(f"In {monotone:.0%} of the cases the prediction rises with every step, which may be chance.")
-    rows = model.read(f"{name}/edits.csv").sort_values("strength")
+        num = rows["id"].nunique()
+        texts.append(f"The prediction rises with every step in {round(monotone * num)} of {counted(num, 'case')}.")
     values = model.table.set_index(model.table["id"].astype(str))[direction.target]
     return {
         "name": direction.target,
@@ -537,12 +548,6 @@ def _tiles(model: ReportData) -> dict[str, tuple[str, str]]:
         means = model.result("reconstructions").means
         remark = f"{means['psnr_z_sem']:.1f} dB from z_sem alone"
         tiles["PSNR from both codes"] = (f"{means['psnr_x_T']:.1f} dB", remark)
-    if model.predicted:
-        rows = model.result("probe").rows
-        shown = (row for row in rows if row["features"] == rows[0]["features"] and row["target"] in model.predicted)
-        best = max(shown, key=lambda row: row["score"])
-        interval = "" if best["low"] is None else f" ({number(best['low'])} to {number(best['high'])})"
-        tiles[f"best probe: {best['target']}"] = (number(best["score"]), f"{best['metric'].upper()}{interval}")
     return tiles
 
 

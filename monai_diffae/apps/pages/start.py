@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _FEW_PATIENTS = 10
 _SLICES = {"bundle": Path("diffae_2d"), "overrides": {"slice_range": [0.2, 0.8], "slice_step": 1}}  # nearly all slices
+
+logger = logging.getLogger(__name__)
 
 
 @command
@@ -88,6 +91,7 @@ def start(
     from monai_diffae.apps.pages.sections import Report
 
     data = hour.run()
+    logger.info("\nWrite the page")
     next_lines, values = list(hour.next_lines(data)), Report([data]).values()
     page = write_page(
         out / "index.html", "start.html", **values, summary=summary, next_lines=next_lines,

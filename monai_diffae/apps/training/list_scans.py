@@ -98,7 +98,8 @@ def list_scans(
     listing = replace(listing, cases=group_twins(cases, groups) if group_duplicates else cases)
     marked = replace(listing, cases=mark_twins(listing.cases, groups))
     table = write_listing(marked, out, overwrite=overwrite)
-    return _result(table, listing, appearance, report_twins(listing.cases, groups))
+    twins = replace(report_twins(cases, groups), is_grouped=group_duplicates)
+    return _result(table, listing, appearance, twins)
 
 
 def _result(table: Path, listing: Listing, appearance: Appearance, twins: TwinReport | None = None) -> Result:

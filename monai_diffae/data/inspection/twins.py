@@ -198,6 +198,7 @@ class TwinReport:
     separated: list[Pair]  # one pair per group that is in several splits
     contradictory: list[Pair]  # one pair per group and label that its scans do not share
     other_patients: list[Pair]  # one pair per group with several patients
+    is_grouped: bool = False  # whether twins count as one patient
 
     def lines(self) -> Iterator[str]:
         """Lines with counts, examples and advice; none if there are no twins."""
@@ -209,7 +210,9 @@ class TwinReport:
             f"({self.num_identical} identical, {len(self.other_patients)} of different patients): "
             f"{_listed(' = '.join(ids[:3]) for ids in self.groups)}"
         )
-        if self.other_patients and not self.separated:
+        if self.other_patients and self.is_grouped:
+            yield "the patients of twins count as one patient"
+        elif self.other_patients and not self.separated:
             yield f"a random split may separate twins of different patients; {ADVICE}"
         yield from self.problems()
 

@@ -112,7 +112,7 @@ def _verdict(rows: Sequence[Row], num_labels: int) -> Verdict:
     if baseline["difference_low"] > 0:
         return Verdict(target, "better", f"{name} predicts {target} better than {other}: {against}", advice)
     if baseline["difference_high"] < 0:
-        advice = f"to predict {target}, use {other}, or train for longer"
+        advice = f"to predict {target}, {_instead(baseline)}"
         return Verdict(target, "worse", f"{name} predicts {target}, but worse than {other}: {against}", advice)
     sentence = f"{name} predicts {target} like {other} (no clear difference): {against}"
     return Verdict(target, "like", sentence, f"{advice}; {other} predicts the label as well")
@@ -132,16 +132,26 @@ def _without_claim(row: Row, baseline: Row | None, num_labels: int) -> Verdict:
     is_enough = needed <= row["num_patients"]
     if is_enough and row["high"] is not None and row["high"] < effect:
         sentence = f"{name} hardly predicts {target}, if at all: {score} ({patients}).{other}"
-        advice = f"use {baseline['features']} for it" if other and baseline else "train for longer, or on more scans"
+        advice = _instead(baseline) if other and baseline else "train for longer, or on more scans"
         return Verdict(target, "hardly", sentence, advice)
+    if other and baseline and baseline["difference_high"] is not None and baseline["difference_high"] < 0:
+        shown = f"{baseline['features']} predicts {target}: {_score(baseline)}"
+        sentence = f"{shown}; {name} is worse: {_score(row)}, in {patients}."
+        return Verdict(target, "hardly", sentence, f"the images show {target}: {_instead(baseline)}")
     sentence = f"With {patients}, it cannot be said whether {name} predicts {target}: {score}"
+    if other and baseline:
+        return Verdict(target, "unclear", f"{sentence}.{other}", f"the images show {target}: {_instead(baseline)}")
     if is_enough:
-        return Verdict(target, "unclear", f"{sentence}.{other}", "label more patients, or train for longer")
-    sentence += f"; about {needed} would be needed to find {NAMES[metric]} {effect:g}.{other}"
+        return Verdict(target, "unclear", f"{sentence}.", "label more patients, or train for longer")
+    sentence += f"; about {needed} would be needed to find {NAMES[metric]} {effect:g}."
     advice = "collect scans of more patients; so few can show a strong effect only"
     if row["num_folds"] == 1:
         advice = "test on more patients, or on all of them by cross-validation (evaluation=cv)"
     return Verdict(target, "unclear", sentence, advice)
+
+
+def _instead(baseline: Row) -> str:
+    return f"use {baseline['features']}, or train for longer"
 
 
 def _low(row: Row, num_labels: int) -> float:

@@ -81,6 +81,7 @@ def report_again(labelled, quick_evaluation, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:  # twelve patients are too few to say anything, so nothing is edited
         patch.setattr(Verdict, "is_predicted", True)
         patch.setattr(Direction, "may_be_chance", False)
+        patch.setattr(data.ReportData, "uses_z_sem", True)
         yield lambda **more: report(labelled.bundle, out, cohort=labelled.cohort, targets=targets, device="cpu", **more)
 
 

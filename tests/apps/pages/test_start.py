@@ -9,6 +9,7 @@ import sys
 import pandas as pd
 import pytest
 
+from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.start import FirstHour, start
 from monai_diffae.apps.training import grids, speed
 from monai_diffae.cli import build_app, parse
@@ -43,6 +44,7 @@ def slow_machine():
     with pytest.MonkeyPatch.context() as patch:
         for module in (grids, memory):
             patch.setattr(module, "run_memory", lambda network, workload: Memory(0, 0, 0, 0))
+        patch.setattr(ReportData, "uses_z_sem", True)  # after a few steps, it may or may not
         patch.setattr(speed, "measure_speed", lambda config, device, items, size: speed.Speed(8.0, size))
         yield
 
