@@ -95,7 +95,7 @@ def page_result(
         }
         for outcome in outcomes
     ]
-    notes = [f"{each['text']} {each['advice']}" for each in answers if not each["text"].startswith("Omitted")]
+    notes = [f"{each['text']} {each['advice']}".strip() for each in answers if not each["text"].startswith("Omitted")]
     size = page.stat().st_size
     return Result(
         page.parent,
