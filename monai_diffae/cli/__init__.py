@@ -176,9 +176,16 @@ def _numbers_apart(tokens: Iterable[str]) -> list[str]:
     return [word for token in tokens for word in (token.split(",") if numbers.fullmatch(token) else [token])]
 
 
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{'warning: ' if record.levelno >= logging.WARNING else ''}{super().format(record)}"
+
+
 def _set_up_logging(quiet: bool, debug: bool) -> None:
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("monai_diffae").setLevel(level)
     if not debug:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
