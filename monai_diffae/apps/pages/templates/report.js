@@ -50,7 +50,7 @@
 
   let closed = [];
   addEventListener("beforeprint", () => {
-    closed = [...document.querySelectorAll("main details:not([open])")];
+    closed = [...document.querySelectorAll("main details:not([open], #log)")];
     closed.forEach((each) => { each.open = true; });
   });
   addEventListener("afterprint", () => closed.forEach((each) => { each.open = false; }));
