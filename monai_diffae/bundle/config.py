@@ -259,8 +259,8 @@ def check_rules(config: Mapping[str, Any]) -> None:
     """Check the plain values of the top-level keys by :data:`RULES`; a tuple counts as a list."""
     for key, rule in RULES.items():
         value = config.get(key)
-        if key not in config or is_formula(value):
-            continue
+        if key not in config or is_formula(value) or (value is None and "network_def" not in config):
+            continue  # in the run of a command, null stands for the model's value
         if value == "???":
             raise ConfigError(f"{key}: is required; give it a value")
         value = list(value) if isinstance(value, tuple) else value

@@ -149,7 +149,7 @@ def _let_errors_end_with_ours() -> None:
             cause = find_diffae_error(sys.exc_info()[1])
             super().__init__(message if cause is None else f"{message}\n{cause}")
 
-    EndingWithOurs.__name__ = "RuntimeError"
+    EndingWithOurs.__qualname__, EndingWithOurs.__module__ = "RuntimeError", "builtins"  # as a traceback shows it
     for module in (config_item, monai_module):
         vars(module)["RuntimeError"] = EndingWithOurs
 

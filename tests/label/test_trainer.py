@@ -103,7 +103,8 @@ def test_options_have_the_names_of_monai_labels_own_trainers_too():
     options = {"val_split": 0.5, "train_batch_size": 2, "tracking": "None", "early_stop_patience": -1}
     named = training_options(**options, tracking_experiment_name="mine", tracking_run_name="")
     assert named == {
-        "max_epochs": 10, "seed": 0, "mlflow": False, "val_fraction": 0.5, "batch_size": 2, "experiment_name": "mine"
+        "max_epochs": 10, "seed": 0, "mlflow": False, "val_fraction": 0.5, "batch_size": 2, "experiment_name": "mine",
+        "early_stop_patience": None,
     }  # fmt: skip
 
 
