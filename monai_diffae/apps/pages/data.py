@@ -211,15 +211,14 @@ class ReportData:
         if self.labels:
             self._attempt(
                 "probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=self.labels,
-                probes=["linear"], skip_few_labels=True, **self._baselines,
+                probes=["linear"], skip_few_labels=True, **self._evaluation, **self._baselines,
             )  # fmt: skip
 
     @property
     def _evaluation(self) -> dict[str, Any]:
         """Cross-validation unless there are many test patients: a tenth of a small cohort shows strong effects only."""
-        rows = (
-            self.table[self.table["split"] == held_out_split(self.table)] if "split" in self.table else self.table[:0]
-        )
+        split = held_out_split(self.table)
+        rows = self.table[:0] if split is None else self.table[self.table["split"] == split]
         num_patients = rows["patient"].nunique() if "patient" in rows else len(rows)
         return {} if num_patients >= _MANY_TEST_PATIENTS else {"evaluation": "cv"}
 
