@@ -34,6 +34,7 @@ _METRIC_TITLES = {
 _PANEL_TITLES = dict(
     zip(PANELS, ("input", "from z_sem alone", "difference", "from both codes", "difference"), strict=True)
 )
+_FEW_SCANS = {2: 300, 3: 100}  # the smallest cohorts that gave useful models had 900 images, and 161 volumes
 _NUM_SHOWN = 3  # neighbors beside an outlier or a synthetic image
 
 
@@ -104,7 +105,7 @@ class Report:
 def _answers(model: ReportData) -> list[dict[str, str]]:
     """What the page found out, in sentences: a verdict on each label, wrong labels, and what failed."""
     kinds = {"better": "good", "like": "good", "predicts": "good"}
-    answers = [("bad", text, "") for text in _cautions(model)]
+    answers = [("open" if model.uses_z_sem else "bad", text, "") for text in _cautions(model)]
     answers += [
         (kinds.get(each.answer, "open"), each.sentence, each.advice if model.uses_z_sem else "")
         for each in model.verdicts
@@ -181,6 +182,15 @@ def _cautions(model: ReportData) -> Iterator[str]:
             f"The decoder hardly uses z_sem: z_sem_usage is {usage:.3f}, and 1 means not at all. Probes, neighbors and "
             "edits tell little; train for longer."
         )
+    num_trained = read_description(model_file(model.bundle)).get("data", {}).get("train")
+    dims = model.result("info").figures["spatial_dims"]
+    if num_trained is not None and num_trained < _FEW_SCANS[dims]:
+        yield (
+            f"{num_trained} training images are few for a {dims}D model. Compare it with the baselines, or fine-tune a "
+            "trained model of such scans; more minutes hardly help."
+        )
+    if model.result("embeddings") is not None and split_origin(model.table) == "drawn":
+        yield "It is not known which of these scans the model was trained on, so its scores may be too high."
     if model.cohort is None:
         yield "No cohort was given, so this page only shows the training and synthetic images."
     if model.result("embeddings") is not None and not {"val", "test"} & set(model.table.get("split", [])):

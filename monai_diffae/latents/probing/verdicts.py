@@ -18,6 +18,7 @@ CHANCE = {"auroc": 0.5, "r2": 0.0}
 NAMES = {"auroc": "AUROC", "r2": "R2"}
 _WORTH_FINDING = {"auroc": 0.7, "r2": 0.2}  # smaller effects need far more patients
 _ALPHA, _POWER = 0.05, 0.8
+_SHRUNK = 0.005  # an R2 of predictions that the regularisation has shrunk to the mean
 
 
 @dataclass(frozen=True)
@@ -139,15 +140,17 @@ def _without_claim(row: Row, baseline: Row | None, num_labels: int) -> Verdict:
         sentence = f"{shown}; {name} is worse: {_score(row)}, in {patients}."
         return Verdict(target, "hardly", sentence, f"the images show {target}: {_instead(baseline)}")
     sentence = f"With {patients}, it cannot be said whether {name} predicts {target}: {score}"
+    if not is_enough:
+        sentence += f"; about {needed} would be needed to find {NAMES[metric]} {effect:g}"
     if other and baseline:
-        return Verdict(target, "unclear", f"{sentence}.{other}", f"the images show {target}: {_instead(baseline)}")
-    if is_enough:
-        return Verdict(target, "unclear", f"{sentence}.", "label more patients, or train for longer")
-    sentence += f"; about {needed} would be needed to find {NAMES[metric]} {effect:g}."
-    advice = "collect scans of more patients; so few can show a strong effect only"
-    if row["num_folds"] == 1:
+        advice = f"the images show {target}: {_instead(baseline)}"
+    elif is_enough:
+        advice = "label more patients, or train for longer"
+    elif row["num_folds"] == 1:
         advice = "test on more patients, or on all of them by cross-validation (evaluation=cv)"
-    return Verdict(target, "unclear", sentence, advice)
+    else:
+        advice = "collect scans of more patients; so few can show a strong effect only"
+    return Verdict(target, "unclear", f"{sentence}.{other}", advice)
 
 
 def _instead(baseline: Row) -> str:
@@ -174,5 +177,7 @@ def _patients(row: Row) -> str:
 def _score(row: Row) -> str:
     if row["score"] is None:
         return f"no {NAMES[row['metric']]}"
+    if row["metric"] == "r2" and row["high"] is not None and abs(row["score"]) < _SHRUNK > row["high"]:
+        return "R2 0, as the probe predicts the mean for all"
     interval = "" if row["low"] is None else f" ({row['low']:.2f} to {row['high']:.2f})"
     return f"{NAMES[row['metric']]} {row['score']:.2f}{interval}"
