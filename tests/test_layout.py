@@ -22,7 +22,7 @@ BUDGETS = {
     "apps": (1_700, 11),
     "apps/embedding": (1_390, 8),
     "apps/evaluation": (3_200, 17),
-    "apps/pages": (2_270, 11),
+    "apps/pages": (2_275, 11),
     "apps/sharing": (460, 4),
     "apps/synthesis": (1_860, 11),
     "apps/training": (2_850, 15),

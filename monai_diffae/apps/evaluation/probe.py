@@ -277,11 +277,11 @@ def _score_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _title(row: Mapping[str, Any]) -> str:
-    method = f"{row['num_folds']}-fold nested cross-validation" if row["evaluation"] == "cv" else "the table's split"
+    is_cv, others = row["evaluation"] == "cv", f"fitted to {row['num_train']} others"
+    how = f"{others} per fold ({row['num_folds']}-fold nested cross-validation)" if is_cv else f"{others}, by the split"
     return (
         f"{row['target']} ({row['kind']}): evaluated on {counted(row['num_test'], 'case')} of "
-        f"{counted(row['num_patients'], 'patient')}, "
-        f"fitted to {row['num_train']} others, by {method}"
+        f"{counted(row['num_patients'], 'patient')}, {how}"
     )
 
 

@@ -35,6 +35,7 @@ _PANEL_TITLES = dict(
     zip(PANELS, ("input", "from z_sem alone", "difference", "from both codes", "difference"), strict=True)
 )
 _FEW_SCANS = {2: 300, 3: 100}  # the smallest cohorts that gave useful models had 900 images, and 161 volumes
+_LEAST_MOVED = 0.25
 _NUM_SHOWN = 3  # neighbors beside an outlier or a synthetic image
 
 
@@ -437,7 +438,12 @@ def edit_section(report: Report) -> Section | None:
     """Edited cases, and what the model sees in them, or the main directions; None if there are neither."""
     model = report.models[0]
     if model.result("traversal") is not None:
-        values = {"labels": [], "traversal": model.folder / "traversal" / "traversal.png", "chance": []}
+        values = {
+            "labels": [],
+            "traversal": model.folder / "traversal" / "traversal.png",
+            "chance": [],
+            "reason": "No label is clearly predicted from z_sem" if model.verdicts else "No label was tested",
+        }
         return report.section("edits", "The main directions of z_sem", ["traversal"], values)
     names = [name for name in model.outcomes if name.startswith(("edits/", "directions/"))]
     if not names:
@@ -464,7 +470,8 @@ def _edited_label(model: ReportData, name: str) -> dict[str, Any]:
     rows = model.read(f"{name}/edits.csv").sort_values("strength")
     texts = [f"Cross-validated {direction.score_text}, fitted to {direction.num_cases} training cases."]
     if achieved is not None:
-        texts.append(f"Edited images moved by {achieved:.0%} of the requested strength (median).")
+        little = ", which is too little to show the label" if achieved < _LEAST_MOVED else ""
+        texts.append(f"Edited images moved by {achieved:.0%} of the requested strength (median){little}.")
     if monotone is not None:
         num = rows["id"].nunique()
         texts.append(f"The prediction rises with every step in {round(monotone * num)} of {counted(num, 'case')}.")

@@ -213,7 +213,7 @@ class FirstHour:
         else:
             begun = "is resumed" if (self.model / layout.MODELS / layout.CHECKPOINT).is_file() else "begins"
             yield f"the training {begun} in {self.model}; Ctrl-C interrupts it, and the same command resumes it"
-        yield f"then the scans are embedded, and labels predicted and edited; see {self.out / 'index.html'}"
+        yield f"then the scans are embedded, and labels predicted: some minutes more; see {self.out / 'index.html'}"
 
     def run(self) -> ReportData:
         """Train, embed, and find out what was learned."""

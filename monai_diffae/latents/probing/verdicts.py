@@ -133,7 +133,7 @@ def _without_claim(row: Row, baseline: Row | None, num_labels: int) -> Verdict:
     is_enough = needed <= row["num_patients"]
     if is_enough and row["high"] is not None and row["high"] < effect:
         sentence = f"{name} hardly predicts {target}, if at all: {score} ({patients}).{other}"
-        advice = _instead(baseline) if other and baseline else "train for longer, or on more scans"
+        advice = _instead(baseline) if other and baseline else "perhaps the images do not show it; or train for longer"
         return Verdict(target, "hardly", sentence, advice)
     if other and baseline and baseline["difference_high"] is not None and baseline["difference_high"] < 0:
         shown = f"{baseline['features']} predicts {target}: {_score(baseline)}"
@@ -147,7 +147,7 @@ def _without_claim(row: Row, baseline: Row | None, num_labels: int) -> Verdict:
     elif is_enough:
         advice = "label more patients, or train for longer"
     elif row["num_folds"] == 1:
-        advice = "test on more patients, or on all of them by cross-validation (evaluation=cv)"
+        advice = "test on more patients, or on all of them by cross-validation (probe --evaluation cv)"
     else:
         advice = "collect scans of more patients; so few can show a strong effect only"
     return Verdict(target, "unclear", f"{sentence}.{other}", advice)
