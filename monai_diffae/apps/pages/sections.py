@@ -117,8 +117,7 @@ def _answers(model: ReportData) -> list[dict[str, str]]:
     if num := model.conflicts["twins"].nunique():
         text = f"{counted(num, 'group')} of scans that are the same have different labels."
         answers.append(("bad", text, f"correct them: {CONFLICTS} lists them"))
-    failed = [outcome.step.title for outcome in model.outcomes.values() if outcome.result is None]
-    if failed:
+    if failed := [outcome.step.title for outcome in model.outcomes.values() if outcome.result is None]:
         answers.append(("bad", f"Omitted: {', '.join(failed)}.", 'the section "What failed" says why'))
     if num := len(model.failures()):
         advice = 'the section "What failed" lists them with the reasons'
@@ -438,12 +437,9 @@ def edit_section(report: Report) -> Section | None:
     """Edited cases, and what the model sees in them, or the main directions; None if there are neither."""
     model = report.models[0]
     if model.result("traversal") is not None:
-        values = {
-            "labels": [],
-            "traversal": model.folder / "traversal" / "traversal.png",
-            "chance": [],
-            "reason": "No label is clearly predicted from z_sem" if model.verdicts else "No label was tested",
-        }
+        reason = "No label is clearly predicted from z_sem" if model.verdicts else "No label was tested"
+        picture = model.folder / "traversal" / "traversal.png"
+        values = {"labels": [], "traversal": picture, "chance": [], "reason": reason}
         return report.section("edits", "The main directions of z_sem", ["traversal"], values)
     names = [name for name in model.outcomes if name.startswith(("edits/", "directions/"))]
     if not names:
