@@ -246,7 +246,7 @@ def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, 
         incomplete.append(f"{counted(len(omitted), 'target')} omitted: {', '.join(omitted)}")
     verdicts = find_verdicts(figures["rows"])
     figures = {**figures, "verdicts": [asdict(each) for each in verdicts], "twins": twins.report.figures()}
-    notes = [*(each.text for each in verdicts), *_score_tables(figures["rows"])]
+    notes = [*(f"{each.sentence} {each.next_step}" for each in verdicts), *_score_tables(figures["rows"])]
     return Result(folder, figures, notes, "; ".join(incomplete) or None, skipped=skipped)
 
 

@@ -134,6 +134,7 @@ class ReportData:
             _shown_line(self.outcomes[name].step, self.root or self.folder) for name in names if name in self.outcomes
         ]
 
+    @cached_property
     def failures(self) -> list[dict[str, str]]:
         """The failed cases that all commands of the page listed, and the names of the lists' folders."""
         folders: dict[tuple[str, str], list[str]] = {}

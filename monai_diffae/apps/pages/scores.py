@@ -12,11 +12,11 @@ from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.figures import Axes, Chart, Series, line_chart
 from monai_diffae.apps.pages.page import number
 from monai_diffae.errors import counted
+from monai_diffae.latents.probing.verdicts import CHANCE
 from monai_diffae.pictures.charts import METRIC_NAMES, calibration_bins
 
 Row = Mapping[str, Any]
 
-_CHANCE = {"auroc": 0.5, "r2": 0.0}
 _LEAST = {"auroc": 0.3, "r2": -0.2}
 _TABLES = {
     "reconstruction": "From both codes",
@@ -79,7 +79,7 @@ def _probe_row(model: ReportData, row: Row) -> dict[str, Any]:
         "metric": METRIC_NAMES[metric],
         "score": number(score),
         "interval": "" if low is None else f"({number(low)} to {number(high)})",
-        "mark": interval_mark(score, low, high, limits, _CHANCE.get(metric, 0.0)),
+        "mark": interval_mark(score, low, high, limits, CHANCE.get(metric, 0.0)),
         "patients": f"{row['num_patients']:,}",
     }
 

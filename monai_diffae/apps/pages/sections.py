@@ -108,24 +108,21 @@ def _answers(model: ReportData) -> list[dict[str, str]]:
     kinds = {"better": "good", "like": "good", "predicts": "good"}
     answers = [("open" if model.uses_z_sem else "bad", text, "") for text in _cautions(model)]
     answers += [
-        (kinds.get(each.answer, "open"), each.sentence, each.advice if model.uses_z_sem else "")
+        (kinds.get(each.answer, "open"), each.sentence, each.next_step if model.uses_z_sem else "")
         for each in model.verdicts
     ]
     if model.result("embeddings") is not None and not model.labels:
-        advice = "add a table with labels, such as diagnosis, age or sex"
+        advice = "Add a table with labels, such as diagnosis, age or sex."
         answers.append(("open", "The scans have no label that can be predicted.", advice))
     if num := model.conflicts["twins"].nunique():
         text = f"{counted(num, 'group')} of scans that are the same have different labels."
-        answers.append(("bad", text, f"correct them: {CONFLICTS} lists them"))
+        answers.append(("bad", text, f"Correct them: {CONFLICTS} lists them."))
     if failed := [outcome.step.title for outcome in model.outcomes.values() if outcome.result is None]:
-        answers.append(("bad", f"Omitted: {', '.join(failed)}.", 'the section "What failed" says why'))
-    if num := len(model.failures()):
-        advice = 'the section "What failed" lists them with the reasons'
+        answers.append(("bad", f"Omitted: {', '.join(failed)}.", 'The section "What failed" says why.'))
+    if num := len(model.failures):
+        advice = 'The section "What failed" lists them with the reasons.'
         answers.append(("bad", f"{counted(num, 'scan')} could not be used.", advice))
-    return [
-        {"kind": kind, "text": text, "advice": f"{advice[:1].upper()}{advice[1:]}." if advice else ""}
-        for kind, text, advice in answers
-    ]
+    return [dict(zip(("kind", "text", "advice"), answer, strict=True)) for answer in answers]
 
 
 # -- wrong labels, what failed, models, curves -------------------------------------------------------------------------
@@ -158,7 +155,7 @@ def failure_section(report: Report) -> Section:
         for model in report.models
         for step, outcome in model.outcomes.items()
     ]
-    failed = report.models[0].failures()
+    failed = report.models[0].failures
     cautions = [
         f"{model.name}: {text}" if report.is_comparison else text
         for model in report.models

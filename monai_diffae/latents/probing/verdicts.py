@@ -44,9 +44,9 @@ class Verdict:
         return self.answer not in ("hardly", "unclear")
 
     @property
-    def text(self) -> str:
-        """The sentence and the advice."""
-        return f"{self.sentence} {self.advice[0].upper()}{self.advice[1:]}."
+    def next_step(self) -> str:
+        """The advice as a sentence."""
+        return f"{self.advice[0].upper()}{self.advice[1:]}."
 
 
 def find_verdicts(rows: Sequence[Row]) -> list[Verdict]:
