@@ -9,6 +9,7 @@ import sys
 import pandas as pd
 import pytest
 
+from monai_diffae.apps.pages import data
 from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.start import FirstHour, start
 from monai_diffae.apps.training import grids, speed
@@ -45,6 +46,8 @@ def slow_machine():
         for module in (grids, memory):
             patch.setattr(module, "run_memory", lambda network, workload: Memory(0, 0, 0, 0))
         patch.setattr(ReportData, "uses_z_sem", True)  # after a few steps, it may or may not
+        patch.setattr(data, "_NUM_EDITED", 1)
+        patch.setattr(data, "NUM_MOSAIC", {2: 2, 3: 1})
         patch.setattr(speed, "measure_speed", lambda config, device, items, size: speed.Speed(8.0, size))
         yield
 
@@ -106,9 +109,9 @@ def test_scans_are_edited_along_a_label_that_z_sem_predicts(started, pictures, m
     monkeypatch.setattr(Direction, "may_be_chance", False)
     hour = FirstHour(pictures, started.folder, 1, [], {}, "cpu")
     hour.plan()
-    data = hour.run()
+    found = hour.run()
     assert [outcome.step.command for outcome in hour.steps.outcomes][-2:] == ["fit-direction", "edit"]
-    assert sum("directions/label.json" in line for _, line in hour.next_lines(data)) == 2  # explore, grade
+    assert sum("directions/label.json" in line for _, line in hour.next_lines(found)) == 2  # explore, grade
 
 
 # -- before the training -----------------------------------------------------------------------------------------------
