@@ -124,6 +124,11 @@ class Session:
         return _is_drawn_again(self.trained, self.cohort)
 
     @property
+    def may_be_of_training(self) -> bool:
+        """Whether this is the cohort of the training, or the model does not say which one that is."""
+        return _trained_on(self.trained) in (None, self.cohort.fingerprint)
+
+    @property
     def split_origin(self) -> SplitOrigin:
         """Whether the cohort's split is that of the training, was given with the cohort, or was drawn at random."""
         if self.cohort.fingerprint == _trained_on(self.trained):

@@ -35,6 +35,7 @@ from monai_diffae.bundle.layout import (
     PICTURES,
     PROVENANCE,
     TRAIN,
+    WIDE,
     model_file,
     models_folder,
     shipped,
@@ -282,7 +283,7 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
         copy_model(source, target, (MODEL,))
         for name in (ANOMALY, METRICS, PROVENANCE, CHECKPOINT):  # of the old model
             (models / name).unlink(missing_ok=True)
-        copy_model(source, target, (ANOMALY, METRICS, PROVENANCE, LATENT_MODEL, FAST_MODEL))
+        copy_model(source, target, (ANOMALY, METRICS, PROVENANCE, LATENT_MODEL, FAST_MODEL, WIDE))
         description = read_model(models / MODEL).description
         write_description(description, target)
         write_model_card(target, description)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,7 @@ _FIGURES = ("z_sem_usage", "patient_key", "preprocessing", "split_origin")  # of
 _MOST_SAMPLED = 100
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
+_WIDE = re.compile(r"w_\d+")
 _CASE_COLUMNS = ("id", "file_name", "patient", "split", "slices", "patches", "empty_patches")
 _PATCH_COLUMNS = ("patch", "row_px", "column_px", "x_mm", "y_mm", "z_mm")
 
@@ -157,28 +158,50 @@ def z_columns(table: pd.DataFrame) -> list[str]:
     return [name for name in table.columns if _Z.fullmatch(name)]
 
 
+def wide_columns(table: pd.DataFrame) -> list[str]:
+    """The names of the columns with wide features, if there are any."""
+    return [name for name in table.columns if _WIDE.fullmatch(name)]
+
+
 def std_columns(table: pd.DataFrame) -> list[str]:
     """The names of the columns with the standard deviation of z_sem over a volume's slices, if there are any."""
     return [name for name in table.columns if _STD.fullmatch(name)]
 
 
 def label_columns(table: pd.DataFrame) -> list[str]:
-    """The names of the label columns: not z_sem, nor what describes the case, patch, map or twins."""
+    """The names of the label columns: not z_sem, wide features, nor what describes the case, patch, map or twins."""
     patch_columns = _PATCH_COLUMNS if "patch" in table else ()
     map_columns = MAP_COLUMNS if "thumbnail" in table else ()
-    others = {*_CASE_COLUMNS, *patch_columns, *map_columns, *z_columns(table), *std_columns(table)}
+    others = {
+        *_CASE_COLUMNS,
+        *patch_columns,
+        *map_columns,
+        *z_columns(table),
+        *wide_columns(table),
+        *std_columns(table),
+    }
     return [name for name in table.columns if name not in others and not marks_twins(name, table[name])]
 
 
 def z_matrix(table: pd.DataFrame) -> NDArray[np.float32]:
     """The z_sem (N, D) of a table, float32, in the order of its rows."""
+    return matrix(table, "z")
+
+
+def matrix(table: pd.DataFrame, features: Literal["z", "wide"]) -> NDArray[np.float32]:
+    """The z_sem or wide features (N, D) of a table, float32, in the order of its rows."""
+    columns, prefix = (z_columns(table), "z") if features == "z" else (wide_columns(table), "w")
+    if not columns:
+        raise CohortError(f"features: the table has no columns {prefix}_000, ...; embed again with features {features}")
     try:
-        z = table[z_columns(table)].to_numpy(np.float32)
+        values = table[columns].to_numpy(np.float32)
     except (TypeError, ValueError):
-        z = np.full((1, 1), np.nan, np.float32)
-    if not np.isfinite(z).all():
-        raise CohortError("the columns z_000, z_001, ... have values that are not finite numbers; embed again")
-    return z
+        values = np.full((1, 1), np.nan, np.float32)
+    if not np.isfinite(values).all():
+        raise CohortError(
+            f"the columns {prefix}_000, {prefix}_001, ... have values that are not finite numbers; embed again"
+        )
+    return values
 
 
 def split_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:

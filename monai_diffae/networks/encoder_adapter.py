@@ -98,6 +98,10 @@ class EncoderAdapter(nn.Module):
         Returns:
             z_sem (B, z_channels), in the dtype of ``x`` (also under autocast).
         """
+        return self.project(self.features(x)).to(x.dtype)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The features (B, F) of images (B, in_channels, *S) before the projection."""
         if not torch.jit.is_scripting() and x.shape[1] != self.in_channels:
             raise ConfigError(
                 f"the image to encode has {x.shape[1]} channels: the encoder was built for {self.in_channels}; use "
@@ -108,7 +112,11 @@ class EncoderAdapter(nn.Module):
             features = features[0]
         if features.ndim == x.ndim:
             features = features.flatten(2).mean(dim=2)
-        return self.projection(features).to(x.dtype)
+        return features
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """z_sem (B, z_channels) from :meth:`features`."""
+        return self.projection(features)
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, in_channels, *S) in ``model_range`` as ``network`` takes them: (B, channels, *S or *size)."""

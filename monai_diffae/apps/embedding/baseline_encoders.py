@@ -46,7 +46,7 @@ def open_baseline(
 def _with_components(session: Session) -> Session:
     """The session with an encoder fitted to the images of its training cases."""
     trained = session.trained
-    batches = _training_images(session, trained.z_channels + 1)
+    batches = training_images(session, trained.z_channels + 1, text="principal components")
     components = PixelComponents.fit(batches, trained.z_channels)
     if len(components.axes) < trained.z_channels:
         logger.info("pca: %d components, as there are not more images or pixels", len(components.axes))
@@ -55,16 +55,19 @@ def _with_components(session: Session) -> Session:
     return replace(session, trained=replace(trained, network=encoder, sha256=sha256))
 
 
-def _training_images(session: Session, num_least: int) -> Iterator[NDArray[np.float32]]:
-    """The images of the readable training cases, in batches of bounded memory and at least ``num_least`` images."""
+def training_images(
+    session: Session, num_least: int, *, text: str, most_cases: int | None = None
+) -> Iterator[NDArray[np.float32]]:
+    """The images of readable training cases, in batches of bounded memory and at least ``num_least`` images."""
     key, cases = session.encoder_key, [case for case in session.cohort.cases if case.split == "train"]
+    cases = cases[:: 1 if most_cases is None else -(-len(cases) // most_cases) or 1]
     items: list[dict[str, Any]] = [case.item() for case in cases]
     stream = read_stream(
         items, session.trained.preprocessing, (key,), session.reading.workers_for(len(cases)), _READ_AHEAD
     )
     batch: list[NDArray[np.float32]] = []
     is_first = True
-    with progress(len(cases), f"fitting principal components to {len(cases)} training cases") as advance:
+    with progress(len(cases), f"fitting {text} to {len(cases)} training cases") as advance:
         for result in stream:
             # cases that cannot be used are listed as failures when they are encoded
             if not isinstance(result, Exception) and (not batch or result[key].shape == batch[0].shape):
@@ -76,7 +79,7 @@ def _training_images(session: Session, num_least: int) -> Iterator[NDArray[np.fl
             advance()
     if is_first and len(batch) < 2:
         raise CohortError(
-            f"encoder: principal components are fitted to training images, but only {len(batch)} of {len(cases)} "
-            "training cases can be used; give a cohort with training cases, or set encoder to untrained"
+            f"encoder: {text} are fitted to training images, but only {len(batch)} of {len(cases)} "
+            "training cases can be used; give a cohort with training cases"
         )
     yield np.stack(batch)

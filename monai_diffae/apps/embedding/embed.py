@@ -17,7 +17,7 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, finished, versions, write_record
-from monai_diffae.apps.settings import Choice, Reading, Run, Seed, colour_values
+from monai_diffae.apps.settings import Choice, Features, Reading, Run, Seed, colour_values
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import ConfigError
 from monai_diffae.policies import Colour
@@ -58,6 +58,7 @@ def embed(
     out: Path,
     *,
     encoder: Encoder = "trained",
+    features: Features = "z",
     rows: Rows = Rows(),
     map_columns: bool = False,
     seed: Seed = 0,
@@ -89,6 +90,11 @@ def embed(
     With ``map_columns``, the table also has ``x`` and ``y``, the first two principal components of the training cases'
     z_sem, and ``thumbnail``, a small PNG of each image, for tools that draw maps. The scans are read once more.
 
+    With ``features`` ``wide``, the columns ``w_000`` to ``w_255`` follow: principal components of the features from
+    which the encoder's last layer computes z_sem. ``probe`` often predicts labels better from them; they cannot be
+    decoded. They are fitted to the training cases when the cohort of the model's training is embedded in this way, and
+    stored in ``models/wide.safetensors``; other cohorts get the same components.
+
     Another ``encoder`` needs no training: ``untrained`` is the bundle's encoder with random weights, ``pca`` as many
     principal components of the training images' pixels as z_sem would have dimensions. ``bundle`` may then be a folder
     made by ``init``, or the name of a shipped bundle. ``probe`` and ``neighbors`` take such a table; commands that
@@ -106,6 +112,7 @@ def embed(
             name patients, use the table of ``list-scans --ids hashed``.
         out: Folder for ``embeddings.parquet``, or the file itself: ``.parquet``, or ``.csv``, which is larger.
         encoder: ``trained``, or an encoder that needs no training: ``untrained`` or ``pca``.
+        features: ``z`` is z_sem alone; ``wide`` adds the encoder's features before its last layer.
         rows: What each row of the table stands for.
         map_columns: Add the columns ``x``, ``y`` and ``thumbnail``, with which other tools draw a map.
         seed: Random seed of the weights of the encoder ``untrained``.
@@ -138,10 +145,13 @@ def embed(
         raise ConfigError("overlap: applies to patches; set patches too, or omit overlap")
     if map_columns and (patches or pool != "none" or out.suffix.lower() == ".csv"):
         raise ConfigError("map_columns: are for Parquet tables with one row per image; omit them, or pool and patches")
+    if features == "wide" and encoder != "trained":
+        raise ConfigError(f"features: the encoder {encoder} has no wide features; omit features")
     from monai_diffae.apps.embedding.baseline_encoders import open_baseline
     from monai_diffae.apps.embedding.encoding import CohortEncoder
     from monai_diffae.apps.embedding.patches import PatchCutter
     from monai_diffae.apps.embedding.tables import make_tables, with_map_columns
+    from monai_diffae.apps.embedding.wide import fit_or_load, wide_checksum
     from monai_diffae.apps.processes import this_process
     from monai_diffae.apps.provenance import check_scans, scans_record
     from monai_diffae.apps.session import Session
@@ -174,6 +184,9 @@ def embed(
         made_from["encoder"] = encoder
     if map_columns:
         made_from["map_columns"] = True
+    if features == "wide":
+        session = fit_or_load(session, may_fit=process.world_size == 1)
+        made_from["wide"] = wide_checksum(bundle)
     files = {path: made_from} if cutter is None else _with_patches(path, made_from, overlap)
     usage = session.trained.z_sem_usage
     warn_if_unused(usage)
