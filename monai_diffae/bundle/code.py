@@ -42,9 +42,9 @@ _AUGMENTATIONS = (
 )  # fmt: skip
 _OURS = (
     "diffusion.DiffusionSchedule", "inferers.DiffusionAutoencoderInferer", "inferers.LatentInferer",
-    "networks.DenoisingUNet", "networks.DiffusionAutoencoder", "networks.EncoderAdapter", "networks.FirstStage",
-    "networks.LatentMLP", "networks.SemanticEncoder", "networks.preset", "transforms.ReadScand",
-    "transforms.SmoothForSpacingd", "transforms.ToModelRanged", "transforms.ToRASd", "transforms.ToSpacingd",
+    *(f"networks.{name}" for name in ("AnchoredEncoder", "DenoisingUNet", "DiffusionAutoencoder", "EncoderAdapter")),
+    *(f"networks.{name}" for name in ("FirstStage", "LatentMLP", "PooledVoxels", "SemanticEncoder", "preset")),
+    *(f"transforms.{name}" for name in ("ReadScand", "SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToSpacingd")),
 )  # fmt: skip
 MODEL_TARGETS = frozenset(
     {
