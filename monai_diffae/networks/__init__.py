@@ -5,7 +5,7 @@ from __future__ import annotations
 from monai_diffae.networks.arguments import anisotropic_strides
 from monai_diffae.networks.autoencoder import PRESETS, DiffusionAutoencoder, build_autoencoder, preset
 from monai_diffae.networks.denoising_unet import DenoisingUNet
-from monai_diffae.networks.encoder_adapter import EncoderAdapter
+from monai_diffae.networks.encoder_adapter import EncoderAdapter, PlanarAdapter
 from monai_diffae.networks.first_stage import FirstStage
 from monai_diffae.networks.latent_mlp import LatentMLP
 from monai_diffae.networks.semantic_encoder import SemanticEncoder
@@ -17,6 +17,7 @@ __all__ = [
     "EncoderAdapter",
     "FirstStage",
     "LatentMLP",
+    "PlanarAdapter",
     "SemanticEncoder",
     "anisotropic_strides",
     "build_autoencoder",
