@@ -192,7 +192,7 @@ class PlanarAdapter(EncoderAdapter):
     first one, if it has no place in the image, and the map of the others. The features are averaged over the slices of
     an axis; those of the axes follow each other. A 2D image is its only slice.
 
-    The network is never trained. Its features of a volume do not depend on the other volumes of a batch.
+    The network is never trained. Its layers are read by hooks, so TorchScript cannot compile it; ``torch.export`` can.
 
     Args:
         network: prepared images (N, channels, *size) -> anything.
@@ -243,17 +243,15 @@ class PlanarAdapter(EncoderAdapter):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Encode images (B, in_channels, *S) in ``model_range``: (B, z_channels), in the dtype of ``x``."""
-        features = self._features(x) if x.ndim == 4 else torch.stack([self._of_volume(volume) for volume in x])
-        return self.projection(features).to(x.dtype)
-
-    def _of_volume(self, volume: Tensor) -> Tensor:
-        """The features (F,) of a volume (C, *S): one batch per axis, so that no other volume changes them."""
+        if x.ndim == 4:
+            return self.projection(self._features(x)).to(x.dtype)
         parts = []
-        for axis, n in enumerate(volume.shape[1:], start=1):
+        for axis, n in enumerate(x.shape[2:], start=2):
             num = min(self.slices, n)
-            middles = ((torch.arange(num, device=volume.device) + 0.5) * n / num).long()
-            parts.append(self._features(volume.index_select(axis, middles).movedim(axis, 0)).mean(dim=0))
-        return torch.cat(parts)
+            middles = ((torch.arange(num, device=x.device) + 0.5) * n / num).long()  # of equal parts
+            slices = x.index_select(axis, middles).movedim(axis, 1)
+            parts.append(self._features(slices.flatten(0, 1)).unflatten(0, (-1, num)).mean(dim=1))
+        return self.projection(torch.cat(parts, dim=1)).to(x.dtype)
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
