@@ -43,8 +43,9 @@ _AUGMENTATIONS = (
 _OURS = (
     "diffusion.DiffusionSchedule", "inferers.DiffusionAutoencoderInferer", "inferers.LatentInferer",
     "networks.DenoisingUNet", "networks.DiffusionAutoencoder", "networks.EncoderAdapter", "networks.FirstStage",
-    "networks.LatentMLP", "networks.SemanticEncoder", "networks.preset", "transforms.ReadScand",
-    "transforms.SmoothForSpacingd", "transforms.ToModelRanged", "transforms.ToRASd", "transforms.ToSpacingd",
+    "networks.LatentMLP", "networks.PlanarAdapter", "networks.SemanticEncoder", "networks.preset",
+    "transforms.ReadScand", "transforms.SmoothForSpacingd", "transforms.ToModelRanged", "transforms.ToRASd",
+    "transforms.ToSpacingd",
 )  # fmt: skip
 MODEL_TARGETS = frozenset(
     {

@@ -147,16 +147,7 @@ def test_a_planar_network_stays_as_it_is_while_its_projection_is_trained(planar)
 
 
 def test_a_planar_network_can_be_exported_for_any_number_of_volumes():
-    adapter, x = (
-        PlanarAdapter(
-            nn.Conv2d(3, 4, 3),
-            [
-                "",
-            ],
-            size=(8, 8),
-        ),
-        torch.randn(3, 1, 8, 9, 10),
-    )
+    adapter, x = PlanarAdapter(nn.Conv2d(3, 4, 3), size=(8, 8)), torch.randn(3, 1, 8, 9, 10)
     exported = torch.export.export(adapter, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
     torch.testing.assert_close(exported(x), adapter(x))
 
