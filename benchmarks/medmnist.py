@@ -89,11 +89,6 @@ class Data:
         """The split whose labels are predicted."""
         return "test" if "test" in self.labels else "val"
 
-    def by_split(self, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Rows in the order of the cohort, by split."""
-        ends = np.cumsum([len(labels) for labels in self.labels.values()])
-        return dict(zip(self.labels, np.split(values, ends[:-1]), strict=True))
-
 
 @dataclass(frozen=True)
 class Features:
@@ -163,15 +158,16 @@ def trained(data: Data, args: argparse.Namespace, seed: int) -> Path:
     return bundle
 
 
-def embedded(data: Data, bundle: str | Path, out: Path, **options: Any) -> Features:
-    """What an encoder of ``embed`` gives for all images."""
-    table = read_embeddings(embed(bundle, data.cohort, out, **options).path)
-    return Features(data.by_split(z_matrix(table)), encoder_name(table) not in COMMON_SCALE)
+def embedded(data: Data, **options: Any) -> Features:
+    """What ``embed`` gives for all images."""
+    table = read_embeddings(embed(cohort=data.cohort, **options).path)
+    values = {name: z_matrix(table[table["split"] == name]) for name in data.labels}
+    return Features(values, encoder_name(table) not in COMMON_SCALE)
 
 
 def pca(data: Data, dims: int) -> Features:
     """Principal components of the pixels, fitted to ``train``."""
-    side = PCA_SIDE[len(data.shape)]
+    side = min(PCA_SIDE[len(data.shape)], *data.shape)
     with np.load(data.npz, allow_pickle=False) as arrays:
         images = {name: pooled(arrays[f"{name}_images"], side, len(data.shape)) / 255 for name in data.labels}
     components = PixelComponents.fit([images["train"]], dims)
@@ -181,14 +177,13 @@ def pca(data: Data, dims: int) -> Features:
 def feature_sets(file: Data, data: Data, args: argparse.Namespace) -> dict[str, list[Features]]:
     """All features that are compared, one for each seed; ``data`` are the images that the Diff-AE sees."""
     bundles = {seed: trained(data, args, seed) for seed in args.seeds}
-    sets = {"z_sem": [embedded(data, bundle, args.out / f"embedded_{seed}") for seed, bundle in bundles.items()]}
+    outs = {seed: args.out / f"embedded_{seed}" for seed in args.seeds}
+    sets = {"z_sem": [embedded(data, bundle=bundles[seed], out=outs[seed]) for seed in args.seeds]}
     sets[PCA] = [pca(data, sets["z_sem"][0].values["train"].shape[1])]
     if args.planar_weights is not None:
         planar = {"encoder": "planar", "weights": args.planar_weights, "backbone": args.planar_backbone}
-        network, overrides = f"diffae_{len(file.shape)}d", prepared(file)
-        sets[f"planar, {args.planar_backbone}"] = [
-            embedded(file, network, args.out / "planar", **planar, overrides=overrides)
-        ]
+        planar |= {"bundle": f"diffae_{len(file.shape)}d", "overrides": prepared(file)}
+        sets[f"planar, {args.planar_backbone}"] = [embedded(file, out=args.out / "planar", **planar)]
     return sets
 
 
