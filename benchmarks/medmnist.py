@@ -114,8 +114,12 @@ def reduced(data: Data, side: int, file: Path) -> Path:
     for name in (name for name in content if name.endswith("_images")):
         images = pooled(content[name], side, len(data.shape)).round().astype(np.uint8)
         content[name] = np.moveaxis(images, 1, -1) if data.is_colour else images[:, 0]
-    np.savez_compressed(file, **content)
-    return file
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:  # NumPy would change the name of a path
+            np.savez_compressed(stream, **content)
+
+    return write_atomic(file, write)
 
 
 def prepared(data: Data) -> dict[str, Any]:
