@@ -43,8 +43,9 @@ _AUGMENTATIONS = (
 _OURS = (
     "diffusion.DiffusionSchedule", "inferers.DiffusionAutoencoderInferer", "inferers.LatentInferer",
     *(f"networks.{name}" for name in ("AnchoredEncoder", "DenoisingUNet", "DiffusionAutoencoder", "EncoderAdapter")),
-    *(f"networks.{name}" for name in ("FirstStage", "LatentMLP", "PooledVoxels", "SemanticEncoder", "preset")),
+    *(f"networks.{name}" for name in ("FirstStage", "LatentMLP", "PlanarAdapter", "PooledVoxels", "SemanticEncoder")),
     *(f"transforms.{name}" for name in ("ReadScand", "SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToSpacingd")),
+    "networks.preset",
 )  # fmt: skip
 MODEL_TARGETS = frozenset(
     {

@@ -28,6 +28,8 @@ MAP_COLUMNS = ("x", "y", "thumbnail")
 
 _FIGURES = ("z_sem_usage", "patient_key", "preprocessing", "split_origin")  # of the record beside a CSV
 _MOST_SAMPLED = 100
+COMMON_SCALE = ("pca", "planar")
+"""Encoders whose columns are principal components: the last are noise, so no column is standardised on its own."""
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
 _WIDE = re.compile(r"w_\d+")
@@ -138,7 +140,7 @@ def patient_key_name(table: pd.DataFrame) -> str | None:
 
 
 def encoder_name(table: pd.DataFrame) -> str:
-    """The encoder that made a table: ``trained`` (also if it is not recorded), ``untrained`` or ``pca``."""
+    """The encoder that made a table: ``trained`` (also if not recorded), ``untrained``, ``pca`` or ``planar``."""
     return str(table.attrs.get("monai_diffae", {}).get("made_from", {}).get("encoder", "trained"))
 
 

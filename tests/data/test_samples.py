@@ -169,6 +169,13 @@ def test_max_cases_idempotence_and_refused_overwrite(tmp_path):
     assert len(pd.read_csv(csv)) == 10
 
 
+def test_a_file_whose_test_images_are_kept_aside(tmp_path):
+    _, arrays = write_npz(tmp_path / "set.npz")
+    np.savez(tmp_path / "part.npz", **{name: array for name, array in arrays.items() if not name.startswith("test")})
+    table = pd.read_csv(medmnist_to_cohort(tmp_path / "part.npz", tmp_path / "cohort"))
+    assert set(table["split"]) == {"train", "val"}
+
+
 def test_another_file_of_the_same_name_and_size_is_noticed(tmp_path):
     path, arrays = write_npz(tmp_path / "set.npz")
     csv = medmnist_to_cohort(path, tmp_path / "cohort")

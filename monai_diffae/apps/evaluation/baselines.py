@@ -20,7 +20,7 @@ from monai_diffae.apps.provenance import (
     warn_if_cohort_changed,
 )
 from monai_diffae.apps.settings import Reading, Run
-from monai_diffae.data.embeddings import check_width, encoder_name, read_metadata, std_columns, z_columns
+from monai_diffae.data.embeddings import COMMON_SCALE, check_width, encoder_name, read_metadata, std_columns, z_columns
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.features import INTENSITY_NAME, FeatureSet, intensity_statistics
@@ -101,7 +101,7 @@ def z_sem_features(table: pd.DataFrame) -> FeatureSet:
     encoder = encoder_name(table)
     codes = table[[*z_columns(table), *std_columns(table)]].to_numpy(np.float32)
     features = FeatureSet.from_values("z_sem" if encoder == "trained" else encoder, codes)
-    return replace(features, standardise=encoder != "pca")
+    return replace(features, standardise=encoder not in COMMON_SCALE)
 
 
 def feature_set(
@@ -140,8 +140,8 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     if not is_available.any():
         raise CohortError(f"{path.name}: has none of the cases of the embeddings; give their ids in its column id")
     values = by_id.reindex(requested).to_numpy(np.float64)
-    is_pca = encoder_name(features) == "pca"
-    return replace(FeatureSet.from_values(name, values, is_available, columns), standardise=not is_pca)
+    feature_set = FeatureSet.from_values(name, values, is_available, columns)
+    return replace(feature_set, standardise=encoder_name(features) not in COMMON_SCALE)
 
 
 def checksum_of_features(values: ArrayLike | os.PathLike[str] | str) -> str:

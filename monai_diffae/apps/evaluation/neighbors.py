@@ -306,7 +306,7 @@ class TrainingCases:
     @classmethod
     def from_rows(cls, rows: pd.DataFrame, features: Features = "z") -> TrainingCases:
         """The training cases of a table of embeddings."""
-        are_components = features == "wide" or tables.encoder_name(rows) == "pca"
+        are_components = features == "wide" or tables.encoder_name(rows) in tables.COMMON_SCALE
         values, names = tables.matrix(rows, features), _named_after_cases(rows, rows)
         return cls(rows, latents.ReferenceCases.of(values, names, common_scale=are_components), features)
 
