@@ -125,7 +125,7 @@ class Validation(ValidationHandler):
     @property
     def is_time_over(self) -> bool:
         """Whether the training has taken ``max_minutes``; all processes of a distributed training agree."""
-        return self.max_minutes is not None and bool(idist.all_reduce(self._seconds, "MAX") >= 60 * self.max_minutes)
+        return self.max_minutes is not None and bool(idist.all_reduce(self.seconds, "MAX") >= 60 * self.max_minutes)
 
     @property
     def stopping_key(self) -> str | None:
@@ -135,13 +135,14 @@ class Validation(ValidationHandler):
         return "max_minutes" if self.is_time_over else None
 
     @property
-    def _seconds(self) -> float:
+    def seconds(self) -> float:
+        """How long the training has taken, in all its runs."""
         return self._seconds_before + time.monotonic() - self._started_at
 
     def state_dict(self) -> dict[str, Any]:
         """The state of early stopping, the time, and the last metrics."""
         return {
-            "best": self.best, "validations_since_best": self.validations_since_best, "seconds": self._seconds,
+            "best": self.best, "validations_since_best": self.validations_since_best, "seconds": self.seconds,
             "metrics": self.metrics,
         }  # fmt: skip
 

@@ -18,6 +18,7 @@ from monai_diffae.apps.pages.images import LIMIT, PANELS, ReportImages, Strips, 
 from monai_diffae.apps.pages.latent_map import map_data, nearest, outliers, thumbnail_order
 from monai_diffae.apps.pages.page import number
 from monai_diffae.apps.pages.scores import calibration_charts, probe_rows, quality_values
+from monai_diffae.apps.training.plan import FEW_SCANS
 from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.embeddings import label_columns, split_origin
@@ -34,7 +35,6 @@ _METRIC_TITLES = {
 _PANEL_TITLES = dict(
     zip(PANELS, ("input", "from z_sem alone", "difference", "from both codes", "difference"), strict=True)
 )
-_FEW_SCANS = {2: 300, 3: 100}  # the smallest cohorts that gave useful models had 900 images, and 161 volumes
 _LEAST_MOVED = 0.25
 _NUM_SHOWN = 3  # neighbors beside an outlier or a synthetic image
 
@@ -181,7 +181,7 @@ def _cautions(model: ReportData) -> Iterator[str]:
         )
     num_trained = read_description(model_file(model.bundle)).get("data", {}).get("train")
     dims = model.result("info").figures["spatial_dims"]
-    if num_trained is not None and num_trained < _FEW_SCANS[dims]:
+    if num_trained is not None and num_trained < FEW_SCANS[dims]:
         yield (
             f"{num_trained} training images are few for a {dims}D model. Compare it with the baselines, or fine-tune a "
             "trained model of such scans; more minutes hardly help."

@@ -233,6 +233,7 @@ class FirstHour:
         return data
 
     def _train(self) -> None:
+        from monai_diffae.apps.training.speed import TIME_KEYS
         from monai_diffae.data.atomic import write_json
 
         write_json(self._record_file, self.record)
@@ -241,8 +242,8 @@ class FirstHour:
         if self.record["is_trained"]:
             return
         self.steps.prepare(
-            "Train", "train", bundle=self.model, cohort=self.table, device=self.device,
-            overrides=self.record["settings"],
+            "Train", "train", bundle=self.model, cohort=self.table, minutes=self.minutes, device=self.device,
+            overrides={key: value for key, value in self.record["settings"].items() if key not in TIME_KEYS},
         )  # fmt: skip
         self.record["is_trained"] = True
         write_json(self._record_file, self.record)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MOST_FAILED = 0.1  # of the cases of a training
+_LEAST_USED, _PLANNED = 0.6, 0.95  # shares of the time: a training that uses less is continued, to use this much
+_LARGEST_DECAY = 0.999
 
 
 @command
@@ -55,7 +57,7 @@ def train(
         start_from: Trained bundle with whose weights a new training begins, on any cohort: the folder is made from it,
             as by ``monai-diffae init``. It is only read.
         minutes: Time for everything: image size, network and epochs are chosen as by ``monai-diffae plan``, and the
-            training ends in time. By default, all of them are as configured.
+            training ends in time; it gets more epochs if it is faster than was measured. By default, as configured.
         training: How to train.
 
     Returns:
@@ -81,9 +83,14 @@ def train(
         bundle, out = begin_from(out or bundle, start_from), None
     elif cohort is not None and not bundle.exists() and (out is None or not out.exists()):
         _make_bundle(bundle, cohort, training.columns)
+    has_epochs = minutes is None or "max_epochs" in training.overrides
     if minutes is not None:
         training = _plan(bundle, cohort, out, training, minutes, start)
-    workflow = run_training("train", bundle, training, {"dataset_dir": cohort, "output_dir": out})
+    paths = {"dataset_dir": cohort, "output_dir": out}
+    workflow = run_training("train", bundle, training, paths)
+    while not has_epochs and (longer := _lengthen(workflow, training, start)):
+        training = longer
+        workflow = run_training("train", bundle, training, paths)
     parser, folder = workflow.parser, results_folder(workflow)
     split_cohort = parser.get_parsed_content("cohort")
     num_cases = sum(len(split_cohort.split(name)) for name in ("train", "val")) + len(split_cohort.failures)
@@ -390,6 +397,29 @@ def _plan(
     for line in (*(f"{key}: {value}" for key, value in new.items()), *result.time_lines()):
         logger.info("%s", line)
     return replace(training, overrides={**new, **training.overrides})
+
+
+def _lengthen(workflow: ConfigWorkflow, training: Training, start: float) -> Training | None:
+    """More epochs for a training that used little of its time, because the machine was busy when it was measured."""
+    from monai_diffae.apps.processes import this_process
+
+    read = workflow.parser.get_parsed_content
+    validation, before = read("validate#handler"), read("max_epochs")
+    if validation.max_minutes is None or validation.stopping_key is not None or this_process().world_size > 1:
+        return None
+    others_s = max(0.0, time.monotonic() - start - validation.seconds)  # e.g. reading, which is done once more
+    available_s = 60 * validation.max_minutes - others_s
+    factor = _PLANNED * available_s / validation.seconds
+    if validation.seconds > _LEAST_USED * available_s or int(factor * before) == before:
+        return None
+    interval, decay = round(factor * validation.interval), read("ema_decay")
+    settings = {
+        "max_epochs": int(factor * before), "max_minutes": round(available_s / 60, 2), "val_interval": interval,
+        "probe_interval": interval if read("probe_interval") else 0,
+        "ema_decay": max(decay, min(_LARGEST_DECAY, float(f"{1 - (1 - decay) / factor:.3g}"))),
+    }  # fmt: skip
+    logger.info("training was faster than measured: it gets %d epochs instead of %d", settings["max_epochs"], before)
+    return replace(training, overwrite=False, overrides={**training.overrides, **settings})
 
 
 def _make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:

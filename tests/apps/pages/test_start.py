@@ -49,6 +49,7 @@ def slow_machine():
         patch.setattr(data, "_NUM_EDITED", 1)
         patch.setattr(data, "NUM_MOSAIC", {2: 2, 3: 1})
         patch.setattr(speed, "measure_speed", lambda config, device, items, size: speed.Speed(8.0, size))
+        patch.setattr("monai_diffae.apps.training.train._LEAST_USED", 0)  # else, it would train for a minute
         yield
 
 
