@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -235,7 +235,7 @@ def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, 
 
     for target, reason in figures["omitted_targets"].items():
         logger.warning("target '%s' is omitted: %s", target, reason)
-    twins.warn(is_split=all(row["evaluation"] == "split" for row in figures["rows"]))
+    leak = twins.warn(is_split=all(row["evaluation"] == "split" for row in figures["rows"]))
     incomplete = []
     if num_failed := figures["num_failed"]:
         listed = "set out to get a list" if folder is None else f"see {_FAILURES}"
@@ -244,7 +244,10 @@ def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, 
         )
     if omitted := figures["omitted_targets"]:
         incomplete.append(f"{counted(len(omitted), 'target')} omitted: {', '.join(omitted)}")
-    verdicts = find_verdicts(figures["rows"])
+    verdicts = [
+        replace(each, sentence=f"{each.sentence} {leak}") if leak and each.is_predicted else each
+        for each in find_verdicts(figures["rows"])
+    ]
     figures = {**figures, "verdicts": [asdict(each) for each in verdicts], "twins": twins.report.figures()}
     notes = [*(f"{each.sentence} {each.next_step}" for each in verdicts), *_score_tables(figures["rows"])]
     return Result(folder, figures, notes, "; ".join(incomplete) or None, skipped=skipped)
