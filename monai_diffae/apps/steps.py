@@ -15,7 +15,7 @@ from monai_diffae.apps.commands import command_line, find_command
 from monai_diffae.apps.result import Result
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.fingerprints import json_digest
-from monai_diffae.errors import OmittableError, find_diffae_error, one_line
+from monai_diffae.errors import OmittableError, OtherResultsError, find_diffae_error, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ class Step:
     command: str  # its name, such as `embed`
     arguments: Mapping[str, Any]  # by their names in Python
     is_preparation: bool = False  # whether it only prepares other steps
+    is_replaced: bool = False  # whether results of other settings are replaced
     typed: str | None = None
 
     @property
@@ -60,8 +61,11 @@ class Steps:
         return self._run(Step(title, command, arguments, is_preparation=True))
 
     def attempt(self, title: str, command: str, **arguments: Any) -> Any:
-        """Run a step that no other step needs; if it fails, the reason is logged and kept, and the result is None."""
-        step, start = Step(title, command, arguments), time.monotonic()
+        """Run a step that no other step needs; if it fails, the reason is logged and kept, and the result is None.
+
+        Results of other settings are replaced, but not embeddings, which take the longest.
+        """
+        step, start = Step(title, command, arguments, is_replaced=command != "embed"), time.monotonic()
         try:
             return self._run(step)
         except Exception as error:
@@ -89,8 +93,14 @@ class Steps:
     def _run(self, step: Step) -> Result:
         logger.info("\n%s\n$ %s", step.title, step.line)
         start = time.monotonic()
+        run = find_command(step.command).load()
         with _kept_warnings() as warnings:
-            result: Result = find_command(step.command).load()(**step.arguments)
+            try:
+                result: Result = run(**step.arguments)
+            except OtherResultsError:
+                if not step.is_replaced:
+                    raise
+                result = run(**{**step.arguments, "overwrite": True})
         for line in result.lines():
             if not line.startswith("next: "):  # what comes next is the next step
                 logger.info("%s", line)

@@ -15,17 +15,18 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from monai_diffae.apps.commands import command_line
+from monai_diffae.apps.session import split_for
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.atomic import write_csv
-from monai_diffae.data.cases import TWINS, marks_twins, safe_id
+from monai_diffae.data.cases import TWINS, Case, label_names, marks_twins, safe_id
 from monai_diffae.data.embeddings import label_columns, read_embeddings
 from monai_diffae.data.inspection.twins import are_classes
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing.verdicts import Verdict
 from monai_diffae.latents.representation import LEAST_USAGE
-from monai_diffae.latents.targets import reason_against
+from monai_diffae.latents.targets import read_target, reason_against
 
 NUM_MOSAIC = {2: 8, 3: 4}
 """Reconstructed cases in the page, by the number of spatial axes: volumes take more room."""
@@ -40,16 +41,7 @@ _EVALUATION = {"steps": [5, 10, 20], "limit": 16, "draws": 1, "num_images": 32, 
 _LARGEST_GIB = 2  # of images in memory, from which the baselines of the probes are computed
 _NUM_EDITED, _NUM_SAMPLES, _MOST_EDITED_TARGETS = 4, 16, 2
 _MOST_TARGETS, _MANY_TEST_PATIENTS = 5, 100
-_USUAL = (
-    "normal",
-    "healthy",
-    "control",
-    "controls",
-    "hc",
-    "negative",
-    "none",
-    "no finding",
-)  # not the class to look at
+_USUAL = "normal", "healthy", "control", "controls", "hc", "negative", "none", "no finding"  # not the class to look at
 
 
 @dataclass
@@ -89,10 +81,6 @@ class ReportData:
     @cached_property
     def labels(self) -> list[str]:
         """The labels to predict."""
-        names = label_columns(self.table)
-        missing = next((name for name in self.targets if name not in names), None)
-        if missing is not None:
-            raise ConfigError(f"targets: there is no label {missing!r}; choose from: {', '.join(names) or 'none'}")
         return find_targets(self.table, self.targets)
 
     @cached_property
@@ -202,6 +190,8 @@ class ReportData:
     def run_common(self, cases: Sequence[str] = ()) -> None:
         """Run what several models can be compared by: embed, reconstruct these cases, find neighbors, probe."""
         self.describe()
+        if self.cohort is not None and self.targets:
+            check_targets(split_for(load_bundle(self.bundle, "cpu"), self.cohort).cases, self.targets)
         if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened):
             return
         self._attempt(
@@ -322,6 +312,15 @@ def find_targets(table: pd.DataFrame, targets: Sequence[str] = ()) -> list[str]:
     """The given label columns, or at most five of those that ``probe`` predicts by default."""
     names = (name for name in label_columns(table) if reason_against(table[name].tolist(), name) is None)
     return list(targets) or list(islice(names, _MOST_TARGETS))
+
+
+def check_targets(cases: Sequence[Case], targets: Sequence[str]) -> None:
+    """Check that each target is a label that varies, before the scans are read."""
+    names = label_names(cases)
+    for target in targets:
+        if target not in names:
+            raise ConfigError(f"targets: there is no label {target!r}; choose from: {', '.join(names) or 'none'}")
+        read_target([case.labels.get(target) for case in cases], target)
 
 
 def find_positive(table: pd.DataFrame, target: str) -> str | None:

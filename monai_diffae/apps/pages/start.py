@@ -136,16 +136,14 @@ class FirstHour:
 
     def plan(self) -> None:
         """List the scans, and plan the training unless that was done by an earlier call."""
+        from monai_diffae.apps.pages.data import check_targets
         from monai_diffae.data.cohorts import read_cohort
         from monai_diffae.data.fingerprints import cohort_fingerprint
 
         listed = self._list_again() if self._record_file.is_file() else self._list()
-        missing = next((name for name in self.targets if name not in listed.listing.labels), None)
-        if missing is not None:
-            raise ConfigError(
-                f"targets: there is no label {missing!r}; there are: {', '.join(listed.listing.labels) or 'none'}"
-            )
-        request = {"cohort": cohort_fingerprint(read_cohort(self.table)), "minutes": self.minutes}
+        cases = read_cohort(self.table)
+        check_targets(cases, self.targets)
+        request = {"cohort": cohort_fingerprint(cases), "minutes": self.minutes}
         self.record = self._read_record(request)
         if self.record:
             return

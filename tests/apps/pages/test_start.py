@@ -138,7 +138,7 @@ def test_what_cannot_be_started_is_one_line(pictures, volumes, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CohortError, match="empty: there are no scans"):
         start(tmp_path / "empty", tmp_path / "out", yes=True)
-    with pytest.raises(ConfigError, match="targets: there is no label 'lable'; there are: label"):
+    with pytest.raises(ConfigError, match="targets: there is no label 'lable'; choose from: label"):
         start(pictures, tmp_path / "typo", targets=["lable"], device="cpu", yes=True)
     (tmp_path / "one").mkdir()
     shutil.copy(next(volumes.glob("*.nii*")), tmp_path / "one")
