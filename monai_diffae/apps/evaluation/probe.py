@@ -163,12 +163,9 @@ def probe(
         "targets": names,
         **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()},
         "baselines": {name: checksum_of_features(values) for name, values in comparison.baselines.items()},
-        "pixel_baselines": None
-        if session is None
-        else session.made_from(session.cohort.cases, decodes=False, names=pixel_names),
-        "group_duplicates": group_duplicates,
-        "dpi": writing.dpi,
-    }
+        "pixel_baselines": session and session.made_from(session.cohort.cases, decodes=False, names=pixel_names),
+        "group_duplicates": group_duplicates, "dpi": writing.dpi,
+    }  # fmt: skip
 
     def make() -> Mapping[str, Any]:
         evaluated, figures = _evaluate(table, names, settings, baselines, comparison, session, folder)
@@ -189,9 +186,8 @@ def _target_columns(table: pd.DataFrame, targets: Sequence[str], name: str) -> l
     labels = label_columns(table)
     for target in targets:
         if target not in labels:
-            raise ConfigError(
-                f"targets: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}"
-            )
+            known = ", ".join(labels) or "none"
+            raise ConfigError(f"targets: there is no label column '{target}'; choose from: {known}")
     reasons = {} if targets else {label: reason_against(table[label].tolist(), label) for label in labels}
     names = list(dict.fromkeys(targets)) or [label for label, reason in reasons.items() if reason is None]
     if not names:

@@ -82,14 +82,12 @@ def _cases(table: pd.DataFrame, targets: Sequence[str]) -> list[Case]:
     is_missing = {name: missing(values) for name, values in columns.items()}
     return [
         Case(
-            id=ids[row],
-            images={},
+            id=ids[row], images={}, split=splits[row],
             patient=f"case {ids[row]}" if pd.isna(patients[row]) else str(patients[row]),
-            split=splits[row],
             labels={name: None if is_missing[name][row] else _label(values[row]) for name, values in columns.items()},
         )
         for row in range(len(ids))
-    ]
+    ]  # fmt: skip
 
 
 def _label(value: object) -> float | str:

@@ -17,8 +17,10 @@ from pandas.api.types import is_numeric_dtype
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.session import split_for
 from monai_diffae.apps.steps import Outcome, Step, Steps
-from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
+from monai_diffae.apps.training.plan import FEW_SCANS
+from monai_diffae.bundle.layout import LATENT_MODEL, model_file, models_folder
 from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.cases import TWINS, Case, label_names, marks_twins, safe_id
 from monai_diffae.data.embeddings import label_columns, read_embeddings
@@ -103,6 +105,17 @@ class ReportData:
         return usage is None or usage >= LEAST_USAGE
 
     @property
+    def spatial_dims(self) -> int:
+        """The number of axes of the model's images."""
+        return int(self.result("info").figures["spatial_dims"])
+
+    @property
+    def few_images(self) -> int | None:
+        """The number of training images if they are few for such a model."""
+        num: int | None = read_description(model_file(self.bundle)).get("data", {}).get("train")
+        return None if num is None or num >= FEW_SCANS[self.spatial_dims] else num
+
+    @property
     def predicted(self) -> list[str]:
         """The labels that z_sem predicts better than chance."""
         return [verdict.target for verdict in self.verdicts if verdict.is_predicted]
@@ -139,8 +152,7 @@ class ReportData:
         """The cases to reconstruct: held-out ones from both ends of the first label, or the first held-out ones."""
         if self.result("embeddings") is None:
             return []
-        count = NUM_MOSAIC[int(self.result("info").figures["spatial_dims"])]
-        return self._examples(self.labels[0] if self.labels else None, count)
+        return self._examples(self.labels[0] if self.labels else None, NUM_MOSAIC[self.spatial_dims])
 
     def _examples(self, target: str | None, count: int) -> list[str]:
         examples = [] if target is None else find_examples(self.table, target, count)

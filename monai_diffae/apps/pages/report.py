@@ -87,14 +87,10 @@ def page_result(
     """The result of a command that ran others and wrote a page: what it found, and what can be done next."""
     failed = [outcome.step.title for outcome in outcomes if outcome.result is None]
     steps = [
-        {
-            "command": outcome.step.line,
-            "seconds": round(outcome.seconds, 1),
-            "error": outcome.error,
-            "figures": None if outcome.result is None else outcome.result.json(),
-        }
-        for outcome in outcomes
-    ]
+        {"command": each.step.line, "seconds": round(each.seconds, 1), "error": each.error,
+         "figures": None if each.result is None else each.result.json()}
+        for each in outcomes
+    ]  # fmt: skip
     notes = [f"{each['text']} {each['advice']}".strip() for each in answers if not each["text"].startswith("Omitted")]
     size = page.stat().st_size
     return Result(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.steps import Steps
 
 _FEW_PATIENTS = 10
+_SHIPPED = {2: ("chest_xray", "chest X-rays"), 3: ("hippocampus", "MR volumes around a hippocampus")}
 _SLICES = {"bundle": Path("diffae_2d"), "overrides": {"slice_range": [0.2, 0.8], "slice_step": 1}}  # nearly all slices
 
 logger = logging.getLogger(__name__)
@@ -219,14 +220,9 @@ class FirstHour:
 
         self._train()
         data = ReportData(
-            self.model,
-            self.out,
-            self.table,
-            name=self.cohort.stem,
-            targets=self.targets,
-            device=self.device,
+            self.model, self.out, self.table, name=self.cohort.stem, targets=self.targets, device=self.device,
             steps=self.steps,
-        )
+        )  # fmt: skip
         data.run(evaluates=False)
         return data
 
@@ -266,7 +262,11 @@ class FirstHour:
             yield f"Grade every scan along {edited[0].stem}:", command_line("grade", grades)
         unusual = {**opened, "out": self.out / "anomaly", "split": "val", "limit": 8}
         yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
-        if not data.verdicts or any(verdict.answer != "unclear" for verdict in data.verdicts):
+        if data.few_images is not None:
+            name, scans = _SHIPPED[data.spatial_dims]
+            why = f"There are few scans. If they are {scans}, embed them with a trained model, or train it further:"
+            yield why, command_line("init", {"out": f"{self.out}_{name}", "bundle": name})
+        elif not data.verdicts or any(verdict.answer != "unclear" for verdict in data.verdicts):
             longer = {
                 "cohort": self.table, "out": f"{self.out}_longer", "minutes": 60, "targets": list(self.targets),
                 "device": self.device,

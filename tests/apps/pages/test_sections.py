@@ -118,6 +118,9 @@ def test_each_condition_has_a_line_and_each_metric_a_column():
     usage = [score("a", 5, "z_sem_usage", 2.0, table="z_sem", timestep=t, low=None, high=None) for t in (50, 150)]
     (part,) = quality_values(figures(rows=usage, differences=[]))["parts"]
     assert (len(part["charts"]), part["tables"]) == (1, [])
+    codes = [score("a", 5, "mmd", 0.1, table="generation"), score("a", 5, "active", 3, table="z_sem")]
+    for num, parts in ((3, 0), (16, 2)):
+        assert len(quality_values(figures(rows=codes, differences=[], num_cases=num))["parts"]) == parts
     assert "no held-out case" in report_page(Section("quality", "", quality_values(None), ["no held-out case"]))
 
 

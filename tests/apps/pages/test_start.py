@@ -69,6 +69,8 @@ def test_every_step_is_done_and_the_page_begins_with_the_findings(started, page_
     assert "patients, it cannot be said whether z_sem predicts label" in notes  # so no scan is edited along it
     assert "1 group of scans that are the same have different labels." in notes
     assert "it cannot be said whether z_sem predicts label" in page.text
+    assert "1 pair of twins with different labels" in page.text  # a warning from before the training
+    assert sum("/scans/" in each.attributes["src"] for each in page.all("img")) == 2  # at their own resolution
     conflicts = pd.read_csv(started.folder / "label_conflicts.csv")
     assert conflicts[["id", "value"]].values.tolist() == [["again", "large"], ["small (3)", "small"]]
     assert started.incomplete is None
