@@ -28,7 +28,7 @@ class Step:
     command: str  # its name, such as `embed`
     arguments: Mapping[str, Any]  # by their names in Python
     is_preparation: bool = False  # whether it only prepares other steps
-    is_replaced: bool = False  # whether results of other settings are replaced
+    is_replaced: bool = False  # whether results of other settings are replaced: not embeddings, which take long
     typed: str | None = None
 
     @property
@@ -61,10 +61,7 @@ class Steps:
         return self._run(Step(title, command, arguments, is_preparation=True))
 
     def attempt(self, title: str, command: str, **arguments: Any) -> Any:
-        """Run a step that no other step needs; if it fails, the reason is logged and kept, and the result is None.
-
-        Results of other settings are replaced, but not embeddings, which take the longest.
-        """
+        """Run a step that no other step needs; if it fails, the reason is logged and kept, and the result is None."""
         step, start = Step(title, command, arguments, is_replaced=command != "embed"), time.monotonic()
         try:
             return self._run(step)
@@ -80,14 +77,10 @@ class Steps:
         """The outcomes of this call, after the preparations that only earlier calls had to do."""
         ran = {_key(outcome.step) for outcome in self.outcomes}
         earlier = [
-            Outcome(
-                Step(each["title"], each["command"], {}, is_preparation=True, typed=each["line"]),
-                each["seconds"],
-                warnings=tuple(each["warnings"]),
-            )
-            for key, each in self._notes().items()
-            if key not in ran and "line" in each
-        ]
+            Outcome(Step(each["title"], each["command"], {}, is_preparation=True, typed=each["line"]),
+                    each["seconds"], warnings=tuple(each["warnings"]))
+            for key, each in self._notes().items() if key not in ran and "line" in each
+        ]  # fmt: skip
         return [*earlier, *self.outcomes]
 
     def _run(self, step: Step) -> Result:

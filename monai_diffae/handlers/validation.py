@@ -48,11 +48,7 @@ class Validation(ValidationHandler):
     """
 
     def __init__(
-        self,
-        validator: Evaluator,
-        interval: int = 1,
-        patience: int | None = None,
-        max_minutes: float | None = None,
+        self, validator: Evaluator, interval: int = 1, patience: int | None = None, max_minutes: float | None = None
     ) -> None:
         super().__init__(interval=interval, validator=validator)
         self.evaluator = validator

@@ -215,12 +215,10 @@ def _evaluate(
     pixel_sets = [] if session is None else pixel_features(comparison, table, session, folder)
     feature_sets = [z_sem_features(table), *baselines, *pixel_sets]
     if len({each.name for each in feature_sets}) < len(feature_sets):
-        names = ", ".join(each.name for each in feature_sets)
-        raise ConfigError(f"baselines: two feature sets have the same name ({names}); rename one")
-    evaluated, omitted = evaluate_probes(
-        table, track(targets, "probing"), feature_sets, settings,
-        split_origin=split_origin(table),
-    )  # fmt: skip
+        same = ", ".join(each.name for each in feature_sets)
+        raise ConfigError(f"baselines: two feature sets have the same name ({same}); rename one")
+    origin, names = split_origin(table), track(targets, "probing")
+    evaluated, omitted = evaluate_probes(table, names, feature_sets, settings, split_origin=origin)
     num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0
     rows = [each.row for each in evaluated]
     return evaluated, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
@@ -235,9 +233,8 @@ def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, 
     incomplete = []
     if num_failed := figures["num_failed"]:
         listed = "set out to get a list" if folder is None else f"see {_FAILURES}"
-        incomplete.append(
-            f"{counted(num_failed, 'case')} omitted: images are unreadable ({listed}) or not in the cohort"
-        )
+        what = f"{counted(num_failed, 'case')} omitted"
+        incomplete.append(f"{what}: images are unreadable ({listed}) or not in the cohort")
     if omitted := figures["omitted_targets"]:
         incomplete.append(f"{counted(len(omitted), 'target')} omitted: {', '.join(omitted)}")
     verdicts = [

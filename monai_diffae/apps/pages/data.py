@@ -131,9 +131,8 @@ class ReportData:
 
     def lines(self, *names: str) -> list[str]:
         """The commands of some steps as lines for a shell, without the folders that they were given."""
-        return [
-            _shown_line(self.outcomes[name].step, self.root or self.folder) for name in names if name in self.outcomes
-        ]
+        folder = self.root or self.folder
+        return [_shown_line(self.outcomes[name].step, folder) for name in names if name in self.outcomes]
 
     @cached_property
     def failures(self) -> list[dict[str, str]]:
@@ -230,9 +229,8 @@ class ReportData:
         """What z_sem is compared with: features of the pixels, if the images fit into memory."""
         summary = self.result("info").figures
         pixels = prod(summary["image_size"]) * summary.get("in_channels", 1)
-        if len(self.table) * pixels * 4 > _LARGEST_GIB * 1024**3:
-            return {}
-        return {"pixel_baselines": ["pca", "intensity"], **self._opened}
+        fits = len(self.table) * pixels * 4 <= _LARGEST_GIB * 1024**3
+        return {"pixel_baselines": ["pca", "intensity"], **self._opened} if fits else {}
 
     @property
     def _opened(self) -> dict[str, Any]:
@@ -253,9 +251,8 @@ class ReportData:
             )  # fmt: skip
 
     def _generate(self) -> None:
-        samples = self._attempt(
-            "samples", "Generate synthetic images", "generate", bundle=self.bundle, num_images=_NUM_SAMPLES
-        )
+        given = {"bundle": self.bundle, "num_images": _NUM_SAMPLES}
+        samples = self._attempt("samples", "Generate synthetic images", "generate", **given)
         if samples is not None and self.result("embeddings") is not None:
             self._attempt(
                 "samples_neighbors", "Find the cases nearest to the synthetic images", "neighbors",

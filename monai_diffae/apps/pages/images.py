@@ -38,7 +38,7 @@ LIMIT = 0.25
 """The end of the scale of differences of reconstructions, as a fraction of the model's range."""
 
 _PLANES = ("axial", "coronal", "sagittal")
-_SCAN_SIDE, _LEAST_SIDE, _TALLEST = 1024, 128, 16_383  # pixels; WebP pictures cannot be taller
+_LEAST_SIDE, _TALLEST = 128, 16_383  # pixels; WebP pictures cannot be taller
 _MOST_THUMBNAILS, _THUMBNAIL_SIDE = 2048, 96
 _EDIT_SIDE, _EDIT_PLANE_SIDE = 224, 112  # of an image, and of one of three planes
 _LEAST_EDIT_LIMIT = 0.1  # the end of the scale of differences of edits, as a fraction of the range of the scan
@@ -91,9 +91,8 @@ class ReportImages:
                 if scan.spatial_dims == 3:
                     scan = slice_volume(scan, "axial", ras_shape(scan)[2] // 2)
                 low, high = np.percentile(scan.array, (0.5, 99.5)).tolist()
-                picture = thumbnail(torch.from_numpy(scan.array), (low, max(high, low + 1e-6)), _SCAN_SIDE, "webp")
-                file = self.folder / "scans" / f"{case.file_name}.webp"
-                files[case.id] = write_atomic(file, lambda temporary, picture=picture: temporary.write_bytes(picture))
+                pixels = _pixels(torch.from_numpy(scan.array)[:, None], (low, max(high, low + 1e-6)))[0]
+                files[case.id] = _write(pixels, self.folder / "scans" / f"{case.file_name}.webp")
         return files
 
     def reconstructions(self) -> dict[str, dict[str, Strips]]:

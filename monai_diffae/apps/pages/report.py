@@ -94,10 +94,7 @@ def page_result(
     notes = [f"{each['text']} {each['advice']}".strip() for each in answers if not each["text"].startswith("Omitted")]
     size = page.stat().st_size
     return Result(
-        page.parent,
-        {"bytes": size, "steps": steps},
-        notes,
-        f"omitted: {', '.join(failed)}" if failed else None,
+        page.parent, {"bytes": size, "steps": steps}, notes, f"omitted: {', '.join(failed)}" if failed else None,
         [f"open {page} ({size / 1e6:.1f} MB)", *(f"{why}\n  {line}" for why, line in next_lines)],
         content={"page": page, "outcomes": outcomes, "next_lines": next_lines},
-    )
+    )  # fmt: skip

@@ -25,9 +25,8 @@ _TABLES = {
 _NAMES = {
     "mse": "MSE ↓", "psnr": "PSNR (dB) ↑", "ssim": "SSIM ↑", "ms_ssim": "MS-SSIM ↑", "lpips": "LPIPS ↓",
     "fid": "FID ↓", "kid": "KID ↓", "mmd": "MMD ↓", "precision": "precision ↑", "recall": "recall ↑",
-    "x_T_std": "std of x_T (noise: 1)",
-    "x_T_neighbor_correlation": "neighbor correlation of x_T (noise: 0)", "diversity": "diversity",
-    "copying_ratio": "copying ratio", "z_sem_usage": "use of z_sem ↑", "dims": "dimensions",
+    "x_T_std": "std of x_T (noise: 1)", "x_T_neighbor_correlation": "neighbor correlation of x_T (noise: 0)",
+    "diversity": "diversity", "copying_ratio": "copying ratio", "z_sem_usage": "use of z_sem ↑", "dims": "dimensions",
     "active": "active dimensions", "participation_ratio": "participation ratio",
     "dims_for_95_percent": "dimensions for 95 % of the variance",
     "collapse_effective_rank": "collapse (0: none, 1: a line)",
@@ -124,10 +123,8 @@ def quality_values(figures: Mapping[str, Any] | None) -> dict[str, Any]:
     if figures is None:
         return {"parts": [], "differences": [], "may_be_trained_on": False, "notes": []}
     rows = figures["rows"]
-    notes = [
-        f"{counted(figures['num_cases'], 'case')} of {counted(figures['num_patients'], 'patient')}, "
-        f"split {figures['split']}."
-    ]
+    cases, patients = counted(figures["num_cases"], "case"), counted(figures["num_patients"], "patient")
+    notes = [f"{cases} of {patients}, split {figures['split']}."]
     if figures["num_cases"] < _FEWEST_CASES:
         rows = [row for row in rows if row["table"] in _OF_CASES or row["metric"] == "z_sem_usage"]
         notes.append("So few cases say nothing about dimensions of z_sem, copies, or the distance of synthetic images.")

@@ -96,12 +96,10 @@ class Report:
         sections = [section(self) for section in SECTIONS]
         return {
             "title": " and ".join([*([", ".join(names[:-1])] if self.is_comparison else []), names[-1]]),
-            "is_comparison": self.is_comparison,
             "answers": [] if self.is_comparison else _answers(self.models[0]),
             "tiles": _compared_tiles(self.models) if self.is_comparison else _tiles(self.models[0]),
-            "sections": [section for section in sections if section is not None],
-            "version": __version__,
-        }
+            "sections": list(filter(None, sections)), "is_comparison": self.is_comparison, "version": __version__,
+        }  # fmt: skip
 
 
 def _answers(model: ReportData) -> list[dict[str, str]]:
@@ -136,7 +134,7 @@ def conflict_section(report: Report) -> Section | None:
         return None
     groups = [
         [
-            {"id": name, "labels": ", ".join(f"{row.label}: {row.value}" for row in rows.itertuples())}
+            {"id": str(name), "labels": ", ".join(f"{row.label}: {row.value}" for row in rows.itertuples())}
             for name, rows in scans.groupby("id", sort=False)
         ]
         for _, scans in model.conflicts.groupby("twins", sort=False)
@@ -353,16 +351,15 @@ def reconstruction_section(report: Report) -> Section | None:
         )
     captions = _psnr_captions(models, ids)
     shown = [(case_id, [cases[model][case_id][key] for _, model, key in panels]) for case_id in ids]
+    shown_cases = [
+        {"id": case_id, "panels": strips, "counts": strips[0].counts, "caption": captions[case_id]}
+        for case_id, strips in shown
+    ]
     values = {
-        "lead": f"{_held_out(models[0])} {lead}",
-        "titles": [title for title, *_ in panels],
-        "is_volumes": any("axial" in strips[0].counts for _, strips in shown),
-        "cases": [
-            {"id": case_id, "panels": strips, "counts": strips[0].counts, "caption": captions[case_id]}
-            for case_id, strips in shown
-        ],
+        "lead": f"{_held_out(models[0])} {lead}", "titles": [title for title, *_ in panels], "cases": shown_cases,
+        "is_volumes": any("axial" in case["counts"] for case in shown_cases),
         "limit": None if report.is_comparison else f"{LIMIT:.0%}",
-    }
+    }  # fmt: skip
     return report.section("reconstructions", "Reconstructions", ["reconstructions"], values)
 
 
@@ -458,15 +455,12 @@ def _edited_label(model: ReportData, name: str) -> dict[str, Any]:
         num = rows["id"].nunique()
         texts.append(f"The prediction rises with every step in {round(monotone * num)} of {counted(num, 'case')}.")
     values = model.table.set_index(model.table["id"].astype(str))[direction.target]
-    return {
-        "name": direction.target,
-        "title": direction.target + (f" (towards {direction.classes[1]})" if direction.classes else ""),
-        "text": " ".join(texts),
-        "cases": [
-            {"id": case_id, "value": values[case_id], "frames": _frames(model, name, direction, part)}
-            for case_id, part in rows.groupby("id", sort=False)
-        ],
-    }
+    cases = [
+        {"id": case_id, "value": values[case_id], "frames": _frames(model, name, direction, part)}
+        for case_id, part in rows.groupby("id", sort=False)
+    ]
+    title = direction.target + (f" (towards {direction.classes[1]})" if direction.classes else "")
+    return {"name": direction.target, "title": title, "text": " ".join(texts), "cases": cases}
 
 
 def _frames(model: ReportData, name: str, direction: Direction, rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -512,14 +506,12 @@ def outlier_section(report: Report) -> Section | None:
         shares = model.result("neighbors").unusual_shares.get("whitened", {})
         sizes = Counter(model.table["split"].astype(str) if "split" in model.table else ["train"] * len(model.table))
         few = {name: f" (from {counted(num, 'case')}: says little)" for name, num in sizes.items() if num < _MANY}
-        values = {
-            "cases": [
-                {**row, "near": near.loc[near["id"] == row["id"], "neighbor"].tolist()[:_NUM_SHOWN]}
-                for row in outliers(model).to_dict("records")
-            ],
-            "shares": ", ".join(f"{share:.1%} of {name}{few.get(name, '')}" for name, share in shares.items()),
-            "thumbnails": report.thumbnails[model.name],
-        }
+        cases = [
+            {**row, "near": near.loc[near["id"] == row["id"], "neighbor"].tolist()[:_NUM_SHOWN]}
+            for row in outliers(model).to_dict("records")
+        ]
+        texts = ", ".join(f"{share:.1%} of {name}{few.get(name, '')}" for name, share in shares.items())
+        values = {"cases": cases, "shares": texts, "thumbnails": report.thumbnails[model.name]}
     return report.section("outliers", "Outliers", ["neighbors"], values)
 
 

@@ -17,7 +17,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.pages.report import page_result
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, Columns
-from monai_diffae.errors import ConfigError, counted
+from monai_diffae.errors import ConfigError, OtherResultsError, counted
 
 if TYPE_CHECKING:
     from monai_diffae.apps.pages.data import ReportData
@@ -84,9 +84,8 @@ def start(
     hour = FirstHour(cohort, out, minutes, targets, {k: v for k, v in listing.items() if v is not None}, device)
     hour.plan()
     summary = list(hour.summary())
-    for line in summary:
-        print(line, file=sys.stderr)
-    if not yes and sys.stdin.isatty() and not _agreed():
+    print(*summary, sep="\n", file=sys.stderr)
+    if not yes and sys.stdin.isatty() and input("Start? [Y/n] ").strip().lower() not in ("", "y", "yes"):
         return Result(notes=["not started: nothing was trained"], content={"outcomes": ()})
     from monai_diffae.apps.pages.page import write_page
     from monai_diffae.apps.pages.sections import Report
@@ -99,10 +98,6 @@ def start(
         outcomes=hour.steps.with_earlier(),
     )  # fmt: skip
     return page_result(page, hour.steps.outcomes, values["answers"], next_lines)
-
-
-def _agreed() -> bool:
-    return input("Start? [Y/n] ").strip().lower() in ("", "y", "yes")
 
 
 @dataclass
@@ -141,7 +136,10 @@ class FirstHour:
         from monai_diffae.data.cohorts import read_cohort
         from monai_diffae.data.fingerprints import cohort_fingerprint
 
-        listed = self._list_again() if self._record_file.is_file() else self._list()
+        try:
+            listed = self._list()
+        except OtherResultsError as error:
+            raise self._other("scans or labels") from error
         cases = read_cohort(self.table)
         check_targets(cases, self.targets)
         request = {"cohort": cohort_fingerprint(cases), "minutes": self.minutes}
@@ -158,7 +156,7 @@ class FirstHour:
             f"{counted(len(listed.listing.cases), 'scan')} of {counted(listed.listing.num_patients, 'patient')}; "
             f"labels: {', '.join(listed.listing.labels) or 'none'}",
             *(["these are few volumes, so the model is trained on their slices"] if are_few else []),
-            *([plan.incomplete] if plan.incomplete else []),
+            *filter(None, [plan.incomplete]),
             f"training of {plan.bundle}: {_size_and_length(plan.settings)}",
             *plan.time_lines(),
         ]
@@ -176,15 +174,6 @@ class FirstHour:
             return self.steps.prepare("List the scans", "list-scans", **arguments, group_duplicates=True)
         except SeparatedTwins:
             return self.steps.prepare("List the scans", "list-scans", **arguments)
-
-    def _list_again(self) -> Any:
-        """List the scans, which must be those of the earlier call."""
-        try:
-            return self._list()
-        except ConfigError:
-            if not self.table.is_file():
-                raise
-            raise self._other("scans or labels") from None
 
     @property
     def _record_file(self) -> Path:

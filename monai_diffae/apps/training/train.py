@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MOST_FAILED = 0.1  # of the cases of a training
-_LEAST_USED, _PLANNED = 0.6, 0.95  # shares of the time: a training that uses less is continued, to use this much
-_LARGEST_DECAY = 0.999
+_LEAST_USED, _PLANNED, _LARGEST_DECAY = 0.6, 0.95, 0.999  # shares of the time: if less is used, this much is planned
 
 
 @command
@@ -196,12 +195,9 @@ def train_with_callbacks(
     def notify(engine: Any) -> None:
         state, statistics = engine.state, engine.state.statistics
         num_steps = state.max_epochs * state.epoch_length
+        steps = (state.epoch, state.max_epochs, state.iteration, num_steps)
         if report is not None:
-            report(
-                TrainingReport(
-                    state.epoch, state.max_epochs, state.iteration, num_steps, statistics.loss, statistics.seconds_left
-                )
-            )
+            report(TrainingReport(*steps, statistics.loss, statistics.seconds_left))
 
     def prepare(workflow: ConfigWorkflow) -> None:
         folders.append(results_folder(workflow))
@@ -412,13 +408,10 @@ def _lengthen(workflow: ConfigWorkflow, training: Training, start: float) -> Tra
     factor = _PLANNED * available_s / validation.seconds
     if validation.seconds > _LEAST_USED * available_s or int(factor * before) == before:
         return None
-    interval, decay = round(factor * validation.interval), read("ema_decay")
-    settings = {
-        "max_epochs": int(factor * before), "max_minutes": round(available_s / 60, 2), "val_interval": interval,
-        "probe_interval": interval if read("probe_interval") else 0,
-        "ema_decay": max(decay, min(_LARGEST_DECAY, float(f"{1 - (1 - decay) / factor:.3g}"))),
-    }  # fmt: skip
-    logger.info("training was faster than measured: it gets %d epochs instead of %d", settings["max_epochs"], before)
+    decay = max(read("ema_decay"), min(_LARGEST_DECAY, round(1 - (1 - read("ema_decay")) / factor, 4)))
+    epochs, minutes = int(factor * before), round(available_s / 60, 2)
+    logger.info("training was faster than measured: it gets %d epochs instead of %d", epochs, before)
+    settings = {"max_epochs": epochs, "max_minutes": minutes, "ema_decay": decay}
     return replace(training, overwrite=False, overrides={**training.overrides, **settings})
 
 

@@ -176,10 +176,9 @@ def _patients(row: Row) -> str:
 
 def _seen(row: Row) -> str:
     """How many of the cases the autoencoder has seen, in brackets; nothing if none, or if it is not known."""
-    if not row.get("num_seen_by_autoencoder"):
-        return ""
-    cases = f"patients of {row['num_seen_by_autoencoder']} of the {row['num_test']} cases"
-    return f" (but the autoencoder was probably trained on {cases}, so the score may be too high)"
+    num_seen = row.get("num_seen_by_autoencoder")
+    cases = f"patients of {num_seen} of the {row.get('num_test')} cases"
+    return f" (but the autoencoder was probably trained on {cases}, so the score may be too high)" if num_seen else ""
 
 
 def _score(row: Row) -> str:
