@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MOST_FAILED = 0.1  # of the cases of a training
-_LEAST_USED, _PLANNED, _LARGEST_DECAY = 0.6, 0.95, 0.999  # shares of the time: if less is used, this much is planned
+_LEAST_USED, _PLANNED, _LARGEST_DECAY = 0.7, 0.95, 0.999  # shares of the time: if less is used, this much is planned
 
 
 @command
@@ -82,12 +82,12 @@ def train(
         bundle, out = begin_from(out or bundle, start_from), None
     elif cohort is not None and not bundle.exists() and (out is None or not out.exists()):
         _make_bundle(bundle, cohort, training.columns)
-    has_epochs = minutes is None or "max_epochs" in training.overrides
+    has_epochs = "max_epochs" in training.overrides
     if minutes is not None:
         training = _plan(bundle, cohort, out, training, minutes, start)
     paths = {"dataset_dir": cohort, "output_dir": out}
     workflow = run_training("train", bundle, training, paths)
-    while not has_epochs and (longer := _lengthen(workflow, training, start)):
+    while minutes and not has_epochs and (longer := _lengthen(workflow, training, minutes, start)):
         training = longer
         workflow = run_training("train", bundle, training, paths)
     parser, folder = workflow.parser, results_folder(workflow)
@@ -395,23 +395,22 @@ def _plan(
     return replace(training, overrides={**new, **training.overrides})
 
 
-def _lengthen(workflow: ConfigWorkflow, training: Training, start: float) -> Training | None:
+def _lengthen(workflow: ConfigWorkflow, training: Training, minutes: float, start: float) -> Training | None:
     """More epochs for a training that used little of its time, because the machine was busy when it was measured."""
     from monai_diffae.apps.processes import this_process
 
     read = workflow.parser.get_parsed_content
     validation, before = read("validate#handler"), read("max_epochs")
-    if validation.max_minutes is None or validation.stopping_key is not None or this_process().world_size > 1:
-        return None
-    others_s = max(0.0, time.monotonic() - start - validation.seconds)  # e.g. reading, which is done once more
-    available_s = 60 * validation.max_minutes - others_s
+    others_s = time.monotonic() - start - validation.seconds  # such as reading and calibration, which are done again
+    available_s = 60 * minutes - 2 * others_s
     factor = _PLANNED * available_s / validation.seconds
-    if validation.seconds > _LEAST_USED * available_s or int(factor * before) == before:
+    is_used = validation.seconds > _LEAST_USED * available_s or int(factor * before) == before
+    was_resumed, has_others = others_s < 0, this_process().world_size > 1
+    if is_used or was_resumed or has_others or validation.is_patience_exhausted:
         return None
     decay = max(read("ema_decay"), min(_LARGEST_DECAY, round(1 - (1 - read("ema_decay")) / factor, 4)))
-    epochs, minutes = int(factor * before), round(available_s / 60, 2)
-    logger.info("training was faster than measured: it gets %d epochs instead of %d", epochs, before)
-    settings = {"max_epochs": epochs, "max_minutes": minutes, "ema_decay": decay}
+    settings = {"max_epochs": int(factor * before), "max_minutes": round(available_s / 60, 2), "ema_decay": decay}
+    logger.info("training was faster than measured: it gets %d epochs, not %d", settings["max_epochs"], before)
     return replace(training, overwrite=False, overrides={**training.overrides, **settings})
 
 
