@@ -196,8 +196,7 @@ def test_a_training_that_is_faster_than_measured_uses_its_time(small_cohort, tmp
     bundle = train(tmp_path / "new", small_cohort, minutes=0.1, device="cpu", overrides=in_minutes).folder
     saved = torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)
     epochs = configured(bundle)["max_epochs"]
-    assert saved["trainer"]["iteration"] == 2 * epochs > 2
-    assert slow.measured  # 1 epoch of 2 steps
+    assert saved["trainer"]["iteration"] == 2 * epochs > 2  # one epoch was planned
     assert saved["validation"]["seconds"] > 0.5 * 60 * configured(bundle)["max_minutes"]
     assert saved["optimizer"]["param_groups"][0]["lr"] < 1e-6  # the schedule has ended
 
