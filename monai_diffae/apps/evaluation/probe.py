@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -163,12 +163,9 @@ def probe(
         "targets": names,
         **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()},
         "baselines": {name: checksum_of_features(values) for name, values in comparison.baselines.items()},
-        "pixel_baselines": None
-        if session is None
-        else session.made_from(session.cohort.cases, decodes=False, names=pixel_names),
-        "group_duplicates": group_duplicates,
-        "dpi": writing.dpi,
-    }
+        "pixel_baselines": session and session.made_from(session.cohort.cases, decodes=False, names=pixel_names),
+        "group_duplicates": group_duplicates, "dpi": writing.dpi,
+    }  # fmt: skip
 
     def make() -> Mapping[str, Any]:
         evaluated, figures = _evaluate(table, names, settings, baselines, comparison, session, folder)
@@ -189,9 +186,8 @@ def _target_columns(table: pd.DataFrame, targets: Sequence[str], name: str) -> l
     labels = label_columns(table)
     for target in targets:
         if target not in labels:
-            raise ConfigError(
-                f"targets: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}"
-            )
+            known = ", ".join(labels) or "none"
+            raise ConfigError(f"targets: there is no label column '{target}'; choose from: {known}")
     reasons = {} if targets else {label: reason_against(table[label].tolist(), label) for label in labels}
     names = list(dict.fromkeys(targets)) or [label for label, reason in reasons.items() if reason is None]
     if not names:
@@ -219,12 +215,10 @@ def _evaluate(
     pixel_sets = [] if session is None else pixel_features(comparison, table, session, folder)
     feature_sets = [z_sem_features(table), *baselines, *pixel_sets]
     if len({each.name for each in feature_sets}) < len(feature_sets):
-        names = ", ".join(each.name for each in feature_sets)
-        raise ConfigError(f"baselines: two feature sets have the same name ({names}); rename one")
-    evaluated, omitted = evaluate_probes(
-        table, track(targets, "probing"), feature_sets, settings,
-        split_origin=split_origin(table),
-    )  # fmt: skip
+        same = ", ".join(each.name for each in feature_sets)
+        raise ConfigError(f"baselines: two feature sets have the same name ({same}); rename one")
+    origin, names = split_origin(table), track(targets, "probing")
+    evaluated, omitted = evaluate_probes(table, names, feature_sets, settings, split_origin=origin)
     num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0
     rows = [each.row for each in evaluated]
     return evaluated, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
@@ -235,16 +229,18 @@ def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, 
 
     for target, reason in figures["omitted_targets"].items():
         logger.warning("target '%s' is omitted: %s", target, reason)
-    twins.warn(is_split=all(row["evaluation"] == "split" for row in figures["rows"]))
+    leak = twins.warn(is_split=all(row["evaluation"] == "split" for row in figures["rows"]))
     incomplete = []
     if num_failed := figures["num_failed"]:
         listed = "set out to get a list" if folder is None else f"see {_FAILURES}"
-        incomplete.append(
-            f"{counted(num_failed, 'case')} omitted: images are unreadable ({listed}) or not in the cohort"
-        )
+        what = f"{counted(num_failed, 'case')} omitted"
+        incomplete.append(f"{what}: images are unreadable ({listed}) or not in the cohort")
     if omitted := figures["omitted_targets"]:
         incomplete.append(f"{counted(len(omitted), 'target')} omitted: {', '.join(omitted)}")
-    verdicts = find_verdicts(figures["rows"])
+    verdicts = [
+        replace(each, sentence=f"{each.sentence} {leak}") if leak and each.is_predicted else each
+        for each in find_verdicts(figures["rows"])
+    ]
     figures = {**figures, "verdicts": [asdict(each) for each in verdicts], "twins": twins.report.figures()}
     notes = [*(f"{each.sentence} {each.next_step}" for each in verdicts), *_score_tables(figures["rows"])]
     return Result(folder, figures, notes, "; ".join(incomplete) or None, skipped=skipped)

@@ -105,7 +105,7 @@ def _verdict(rows: Sequence[Row], num_labels: int) -> Verdict:
     baseline = max(others, key=lambda each: ("PCA" in each["features"], each["score"]), default=None)
     if row["score"] is None or _low(row, num_labels) <= CHANCE[row["metric"]]:
         return _without_claim(row, baseline, num_labels)
-    patients = f"in {_patients(row)} that the probe has not seen"
+    patients = f"in {_patients(row)} that the probe has not seen{_seen(row)}"
     advice = "its direction can edit and grade scans (fit-direction)"
     if baseline is None or baseline["difference_low"] is None:
         return Verdict(target, "predicts", f"{name} predicts {target}: {_score(row)}, {patients}.", advice)
@@ -172,6 +172,13 @@ def _low(row: Row, num_labels: int) -> float:
 
 def _patients(row: Row) -> str:
     return counted(row["num_patients"], "patient" if row["num_folds"] > 1 else "test patient")
+
+
+def _seen(row: Row) -> str:
+    """How many of the cases the autoencoder has seen, in brackets; nothing if none, or if it is not known."""
+    num_seen = row.get("num_seen_by_autoencoder")
+    cases = f"patients of {num_seen} of the {row.get('num_test')} cases"
+    return f" (but the autoencoder was probably trained on {cases}, so the score may be too high)" if num_seen else ""
 
 
 def _score(row: Row) -> str:

@@ -93,9 +93,6 @@ def test_the_map_has_every_case_with_its_labels(reported):
         assert [data["ids"][j] for j in data["neighbors"][i]] == expected
 
 
-ARGUMENTS = {"targets": ["wide", "head_size"], "device": "cpu"}
-
-
 def test_a_second_call_computes_nothing_again(reported, report_again, labelled, page_reader):
     before = reported.page.read_bytes()
     assert "the autoencoder was trained on patients of" in page_reader(reported.page).text  # a warning
@@ -103,8 +100,6 @@ def test_a_second_call_computes_nothing_again(reported, report_again, labelled, 
     assert again.page.read_bytes() == before  # with its warnings
     quick = ("info", "fit-direction")  # these have no record
     assert all(each.result.skipped for each in again.outcomes if each.step.command not in quick)
-    with pytest.raises(ConfigError, match="targets: there is no label 'nothing'; choose from: .*wide"):
-        report(labelled.bundle, reported.folder, cohort=labelled.cohort, **{**ARGUMENTS, "targets": ["nothing"]})
 
 
 def test_one_file_can_have_all_pictures_inside(reported, report_again, page_reader):
@@ -140,6 +135,11 @@ def test_a_mistyped_cohort_is_refused_before_any_work_and_a_bug_is_not_hidden(la
     with pytest.raises(CohortError, match=r"^missing\.csv: there is no such folder, table or scan"):
         report(labelled.bundle, tmp_path / "out", cohort=tmp_path / "missing.csv")
     assert not (tmp_path / "out").exists()
+    pd.read_csv(labelled.cohort).assign(same=1).to_csv(labelled.cohort.with_name("same.csv"), index=False)
+    for target, message in (("wode", "targets: there is no label 'wode'; choose from: .*wide"), ("same", "all '1'")):
+        with pytest.raises(ConfigError, match=message):
+            report(labelled.bundle, tmp_path / "out", cohort=labelled.cohort.with_name("same.csv"), targets=[target])
+    assert not (tmp_path / "out" / "embeddings").exists()
     monkeypatch.setattr(Steps, "attempt", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report(labelled.bundle, tmp_path / "out", cohort=labelled.cohort, device="cpu")

@@ -174,7 +174,7 @@ def test_the_coarsest_grid_with_a_warning_if_the_time_is_too_short(heads, machin
     code, printed, _ = run("plan", heads, "--minutes", 2, "--device", "cpu")
     assert code == 0
     assert "image_size: [8, 12, 8]" in printed
-    assert "z_sem may hardly be used after so few images; about 1500 are needed: give more minutes" in printed
+    assert "z_sem may hardly be used after so few images; about 1500 are needed: with so few scans" in printed
     machine.pixels_per_second = 10
     _, printed, _ = run("plan", heads, "--minutes", 2, "--device", "cpu")
     assert "even one epoch takes longer than the given time, so max_minutes will end it early" in printed

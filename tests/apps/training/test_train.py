@@ -190,6 +190,17 @@ def test_the_plan_of_minutes_becomes_the_settings(small_cohort, tmp_path, in_min
     assert slow.measured == []
 
 
+@pytest.mark.slow
+def test_a_training_that_is_faster_than_measured_uses_its_time(small_cohort, tmp_path, in_minutes, slow, monkeypatch):
+    monkeypatch.setattr("monai_diffae.apps.training.speed.START_S", 0)
+    bundle = train(tmp_path / "new", small_cohort, minutes=0.1, device="cpu", overrides=in_minutes).folder
+    saved = torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)
+    epochs = configured(bundle)["max_epochs"]
+    assert saved["trainer"]["iteration"] == 2 * epochs > 2  # one epoch was planned
+    assert saved["validation"]["seconds"] > 0.5 * 60 * configured(bundle)["max_minutes"]
+    assert saved["optimizer"]["param_groups"][0]["lr"] < 1e-6  # the schedule has ended
+
+
 def test_a_bundle_that_does_not_exist_is_made_also_without_minutes(
     tiny_bundle, tiny_bundle_3d, tmp_path, monkeypatch, caplog
 ):
