@@ -30,6 +30,7 @@ _FIGURES = ("z_sem_usage", "patient_key", "preprocessing", "split_origin")  # of
 _MOST_SAMPLED = 100
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
+_WIDE = re.compile(r"w_\d+")
 _CASE_COLUMNS = ("id", "file_name", "patient", "split", "slices", "patches", "empty_patches")
 _PATCH_COLUMNS = ("patch", "row_px", "column_px", "x_mm", "y_mm", "z_mm")
 
@@ -157,16 +158,22 @@ def z_columns(table: pd.DataFrame) -> list[str]:
     return [name for name in table.columns if _Z.fullmatch(name)]
 
 
+def wide_columns(table: pd.DataFrame) -> list[str]:
+    """The names of the columns with wide features, if there are any."""
+    return [name for name in table.columns if _WIDE.fullmatch(name)]
+
+
 def std_columns(table: pd.DataFrame) -> list[str]:
     """The names of the columns with the standard deviation of z_sem over a volume's slices, if there are any."""
     return [name for name in table.columns if _STD.fullmatch(name)]
 
 
 def label_columns(table: pd.DataFrame) -> list[str]:
-    """The names of the label columns: not z_sem, nor what describes the case, patch, map or twins."""
+    """The names of the label columns: not z_sem, wide features, nor what describes the case, patch, map or twins."""
     patch_columns = _PATCH_COLUMNS if "patch" in table else ()
     map_columns = MAP_COLUMNS if "thumbnail" in table else ()
-    others = {*_CASE_COLUMNS, *patch_columns, *map_columns, *z_columns(table), *std_columns(table)}
+    vectors = (*z_columns(table), *wide_columns(table), *std_columns(table))
+    others = {*_CASE_COLUMNS, *patch_columns, *map_columns, *vectors}
     return [name for name in table.columns if name not in others and not marks_twins(name, table[name])]
 
 

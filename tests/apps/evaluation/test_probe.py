@@ -211,6 +211,60 @@ def test_intervals_are_over_patients_not_scans(table, write):
     assert widths[2] < 0.7 * widths[1]
 
 
+def test_the_score_over_the_regularisation_is_shown_and_the_regularisation_can_be_fixed(table, write, tmp_path):
+    table["grade"] = (table["z_002"] + np.random.default_rng(3).normal(size=200) > 0).astype(int)
+    options = {"dpi": 30, "skip_few_labels": True, **LINEAR}
+    for evaluation, num_folds in (("split", 1), ("cv", 5)):
+        folder = tmp_path / evaluation
+        rows = probe(write(table), folder, targets=["age", "grade"], evaluation=evaluation, **options).rows
+        curves = pd.read_csv(folder / "regularisation.csv")
+        for row, (_, curve) in zip(rows, curves.groupby("target"), strict=True):
+            assert curve["num_folds_chosen"].sum() == num_folds
+            assert curve["score"].max() >= row["score"] >= curve["score"].min()
+            chosen = curve[curve["num_folds_chosen"] == num_folds]  # the same in all folds
+            assert chosen["score"].tolist() in ([], [pytest.approx(row["score"], abs=1e-4)])
+            assert not row["is_regularisation_fixed"]
+        assert Image.open(folder / "regularisation.png").width == 360  # 2 panels
+    for target, value in (("age", 50.0), ("grade", 0.0003)):
+        folder = tmp_path / target
+        (row,) = probe(write(table), folder, targets=[target], regularisation=value, **options).rows
+        assert row["regularisation"] == pytest.approx(value)
+        assert row["is_regularisation_fixed"]
+        curve = pd.read_csv(folder / "regularisation.csv")
+        assert curve.loc[curve["num_folds_chosen"] == 1, "score"].item() == pytest.approx(row["score"], abs=1e-4)
+        assert json.loads((folder / "record.json").read_text())["made_from"]["regularisation"] == value
+    with pytest.raises(
+        ConfigError, match=r"^regularisation: is C for classes \('grade'\) and alpha for numbers \('age'"
+    ):
+        probe(write(table), targets=["age", "grade"], regularisation=1.0)
+
+
+def test_wide_features_and_embeddings_of_other_models_are_compared_without_their_labels(table, write, tmp_path, caplog):
+    rng = np.random.default_rng(4)
+    table["grade"] = (table["z_002"] + rng.normal(size=200) > 0).astype(int)
+    wide = {f"w_{i:03d}": table[f"z_{i % 4:03d}"] * 10.0 ** -(i // 2) for i in range(6)}
+    other = table[["id", "patient", "split", "age", "grade"]].assign(z_000=rng.normal(size=200), z_001=1.0)
+    baselines = {"other": write(other[30:], "other.parquet"), "its_wide": tmp_path / "wide.csv"}
+    other.drop(columns=["z_000", "z_001"]).assign(w_000=table["z_000"]).to_csv(baselines["its_wide"], index=False)
+    file = write(table.assign(**wide))
+    options = {"targets": ["grade"], "features": ["wide", "z"], "evaluation": "cv", **LINEAR}
+    result = probe(file, baselines=baselines, **options)
+    assert [(row["features"], row["dims"], row["num_test"]) for row in result.rows] == [
+        ("wide", 6, 170), ("z_sem", 4, 170), ("other", 2, 170), ("its_wide", 1, 170)
+    ]  # fmt: skip
+    assert "30 cases are omitted: not all features are available for them" in caplog.text
+    assert [row["score"] > 0.7 for row in result.rows] == [True, True, False, False]  # neither has seen the label
+    assert result.rows[1]["difference"] == pytest.approx(result.rows[0]["score"] - result.rows[1]["score"])
+    assert result.verdicts[0]["sentence"].startswith("wide predicts grade like z_sem")
+    assert "only z_sem can edit and grade scans" in result.verdicts[0]["advice"]
+    assert [row["features"] for row in probe(file, targets=["age"], **LINEAR).rows] == ["z_sem"]
+    assert {row["target"] for row in probe(file, **LINEAR).rows} == {"age", "sex", "grade"}
+    with pytest.raises(
+        CohortError, match="^features: the table has no columns w_000, w_001, ...; embed --features wide"
+    ):
+        probe(write(table), **options)
+
+
 def test_complete_results_are_skipped_and_others_not_replaced(table, write, tmp_path):
     file, out = write(table), tmp_path / "o"
     first = probe(file, out, targets=["age"], **LINEAR)
