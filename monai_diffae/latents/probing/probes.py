@@ -120,23 +120,29 @@ def fit_probe(
         ((200, 2), True)
     """
     from sklearn import config_context
+    from sklearn.preprocessing import StandardScaler
 
     if num_classes is not None and len(np.unique(target)) < 2:
         raise ConfigError("the training cases are all of one class; label more patients")
+    features = np.asarray(features, np.float64)  # Newton's method is not accurate enough in float32
     is_fixed = regularisation is not None and probe == "linear"
     folds = [] if is_fixed or probe == "boosting" else inner_folds(target, groups, num_classes, seed)
     num_cases = min([len(train) for train, _ in folds], default=len(target))
     values = [regularisation] if is_fixed else regularisations(probe, num_classes, num_cases)
     weights = 1 / np.bincount(target)[target] if balanced and num_classes is not None else np.ones(len(target))
     losses = np.zeros(len(values))
-    options = {"seed": seed, "standardise": standardise, "balanced": balanced}
+    scaler = StandardScaler(with_std=standardise)
     # checking the same arrays in every fit would take longer than small fits do
     with config_context(assume_finite=True, skip_parameter_validation=True):
         for train, test in folds:
-            for i, fitted in enumerate(fit_path(probe, features[train], target[train], num_classes, values, **options)):
-                losses[i] += weights[test] @ _loss(fitted.predict(features[test]), target[test], num_classes)
+            x_train, x_test = scaler.fit_transform(features[train]), scaler.transform(features[test])
+            models = _fitted_models(probe, x_train, target[train], num_classes, values, seed, balanced)
+            for i, model in enumerate(models):
+                losses[i] += weights[test] @ _loss(model, x_test, target[test], num_classes)
         best = values[int(losses.argmin())]  # the first, and so the strongest, of equals
-        (fitted,) = fit_path(probe, features, target, num_classes, [best], **options)
+        (fitted,) = fit_path(
+            probe, features, target, num_classes, [best], seed=seed, standardise=standardise, balanced=balanced
+        )
     return fitted if folds or is_fixed else replace(fitted, regularisation=None)
 
 
@@ -170,14 +176,9 @@ def fit_path(
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler(with_std=standardise)
-    x = scaler.fit_transform(np.asarray(features, np.float64))  # Newton's method is not accurate enough in float32
+    x = scaler.fit_transform(np.asarray(features, np.float64))
     priors = np.bincount(target, minlength=num_classes) / len(target) if num_classes is not None else np.empty(0)
-    if probe != "linear":
-        models = _other_models(probe, x, target, num_classes is not None, values, seed)
-    elif num_classes is None:
-        models = _ridge_path(x, target, values)
-    else:
-        models = _logistic_path(x, target, values, num_classes, balanced)
+    models = _fitted_models(probe, x, target, num_classes, values, seed, balanced)
     for value, model in zip(values, models, strict=True):
         regularisation = None if value is None else float(value)
         yield FittedProbe(make_pipeline(scaler, model), num_classes, priors, regularisation)
@@ -232,6 +233,18 @@ def pca_features(images_train: ArrayLike, images_test: ArrayLike, dims: int) -> 
     return components.features(train), components.features(test)
 
 
+def _fitted_models(
+    probe: Probe, x: Floats, target: NDArray[Any], num_classes: int | None, values: Sequence[Any], seed: int,
+    balanced: bool,
+) -> Iterator[Any]:  # fmt: skip
+    """The models of scikit-learn for each value, in this order."""
+    if probe != "linear":
+        return _other_models(probe, x, target, num_classes is not None, values, seed)
+    if num_classes is None:
+        return _ridge_path(x, target, values)
+    return _logistic_path(x, target, values, num_classes, balanced)
+
+
 def _logistic_path(
     x: Floats, target: NDArray[Any], values: Sequence[float], num_classes: int, balanced: bool
 ) -> Iterator[Any]:
@@ -241,7 +254,8 @@ def _logistic_path(
 
     is_wide = x.shape[1] > len(x)
     coordinates = _span(x) if is_wide else x
-    solver = "newton-cholesky" if coordinates.shape[1] * num_classes <= _MOST_FOR_CHOLESKY else "newton-cg"
+    num_weights = coordinates.shape[1] * (num_classes if num_classes > 2 else 1)
+    solver = "newton-cholesky" if num_weights <= _MOST_FOR_CHOLESKY else "newton-cg"
     model = LogisticRegression(
         solver=solver, tol=_TOLERANCE, max_iter=2000, warm_start=True, class_weight="balanced" if balanced else None
     )
@@ -292,12 +306,12 @@ def _other_models(
     yield from (neighbors(value).fit(x, target) for value in values)
 
 
-def _loss(predicted: Floats, target: NDArray[Any], num_classes: int | None) -> Floats:
+def _loss(model: Any, features: Floats, target: NDArray[Any], num_classes: int | None) -> Floats:
     """The log loss, or squared error, of each case."""
     if num_classes is None:
-        return np.asarray((predicted - target) ** 2)
-    # a class without any neighbor is not impossible
-    return np.asarray(-np.log(np.maximum(predicted[np.arange(len(target)), target], 1e-6)))
+        return np.asarray((model.predict(features) - target) ** 2)
+    p = _probabilities(model, features, num_classes)[np.arange(len(target)), target]
+    return np.asarray(-np.log(np.maximum(p, 1e-6)))  # a class without any neighbor is not impossible
 
 
 def _probabilities(model: Any, features: Floats, num_classes: int) -> Floats:
