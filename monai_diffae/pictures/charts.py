@@ -206,11 +206,7 @@ def draw_few_labels(few_labels: pd.DataFrame) -> Figure:
 
 
 def draw_regularisations(scores: pd.DataFrame) -> Figure:
-    """Draw held-out scores over the regularisation, with dots where it was chosen, one panel per target.
-
-    Args:
-        scores: the table ``regularisation.csv``.
-    """
+    """Draw the table ``regularisation.csv``, with dots where a value was chosen, one panel per target."""
     targets = dict(iter(scores.groupby("target", sort=False)))
     figure, panels = _panels(len(targets), 1)
     for (name, group), (axes,) in zip(targets.items(), panels, strict=True):
@@ -222,9 +218,8 @@ def draw_regularisations(scores: pd.DataFrame) -> Figure:
         metric = group["metric"].iloc[0]
         if metric == "r2":
             axes.invert_xaxis()  # so that strong is left in all panels
-        parameter = "alpha" if metric == "r2" else "C"
-        axes.set(title=str(name), xlabel=f"{parameter} (left: strong; dots: chosen without the test cases)")
-        axes.set_ylabel(METRIC_NAMES[metric])
+        label = f"{'alpha' if metric == 'r2' else 'C'} (left: strong; dots: chosen without the test cases)"
+        axes.set(title=str(name), xlabel=label, ylabel=METRIC_NAMES[metric])
         axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 

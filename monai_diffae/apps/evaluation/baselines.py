@@ -97,10 +97,7 @@ def _images(ids: Sequence[str], session: Session, out: Path) -> tuple[NDArray[np
 
 
 def table_features(table: pd.DataFrame, name: Literal["z", "wide"]) -> FeatureSet:
-    """The codes of a table, named after their encoder, with standard deviations if it has them; or its wide features.
-
-    Like principal components, wide features keep their scales.
-    """
+    """The codes of a table, named after their encoder, with standard deviations if it has any; or its wide features."""
     if name == "wide":
         if not (columns := wide_columns(table)):
             raise CohortError("features: the table has no columns w_000, w_001, ...; embed --features wide makes them")
@@ -131,9 +128,7 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     path = Path(path)
     features = _read_table(path)
     ids = _ids(features, path.name)
-    columns: list[str] = [*z_columns(features), *std_columns(features)]  # and no labels, which would leak
-    is_wide = not columns and bool(wide_columns(features))
-    columns = columns or wide_columns(features)
+    columns: list[str] = [*z_columns(features), *std_columns(features)] or wide_columns(features)  # labels would leak
     if not columns:
         excluded = {*_NOT_FEATURES, *targets}
         columns = [c for c in features.select_dtypes(["number", "bool"]).columns if c not in excluded]
@@ -149,7 +144,7 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     if not is_available.any():
         raise CohortError(f"{path.name}: has none of the cases of the embeddings; give their ids in its column id")
     values = by_id.reindex(requested).to_numpy(np.float64)
-    keeps_scales = is_wide or encoder_name(features) == "pca"
+    keeps_scales = encoder_name(features) == "pca" or columns == wide_columns(features)
     return replace(FeatureSet.from_values(name, values, is_available, columns), standardise=not keeps_scales)
 
 

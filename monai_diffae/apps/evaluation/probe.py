@@ -34,10 +34,7 @@ FeatureName = Literal["z", "wide"]
 
 _FAILURES = "probe_failures.csv"
 _TABLES, _CHARTS = ("probes.csv", "predictions.parquet"), ("calibration.png",)
-_CURVES = {
-    "each_regularisation": ("regularisation.csv", "regularisation.png"),
-    "few_labels": ("few_labels.csv", "few_labels.png"),
-}
+_CURVES = {"each_regularisation": "regularisation", "few_labels": "few_labels"}  # the setting, and its two files
 _FEW_LABEL_COLUMNS = (
     "target", "features", "probe", "metric", "num_patients", "num_draws", "median", "low_quartile", "high_quartile"
 )  # fmt: skip
@@ -150,6 +147,7 @@ def probe(
     from monai_diffae.data.fingerprints import file_checksum
     from monai_diffae.latents.probing.evaluation import ProbeSettings
     from monai_diffae.latents.representation import warn_if_unused
+    from monai_diffae.latents.targets import are_classes
 
     settings = ProbeSettings(
         probing.evaluation, tuple(probing.splits), tuple(dict.fromkeys(probing.probes)), probing.seed, dict(kinds),
@@ -162,8 +160,9 @@ def probe(
     unknown = [name for name in kinds if name not in names]
     if unknown:
         raise ConfigError(f"kinds: '{unknown[0]}' is not among the targets: {', '.join(names)}")
-    if probing.regularisation is not None:
-        _check_same_kind(table, names, kinds)
+    is_class = {are_classes(table[name].dropna().tolist(), kinds.get(name, "auto")) for name in names}
+    if probing.regularisation is not None and len(is_class) > 1:
+        raise ConfigError("regularisation: is C for classes and alpha for numbers; set targets to labels of one kind")
     twins = TableTwins.find(table, names, probing.splits)
     twins = twins.grouped() if group_duplicates else twins
     table, settings = twins.table, twins.settings(settings)
@@ -192,8 +191,10 @@ def probe(
         _write_report(folder, table, evaluated, writing, settings)
         return figures
 
-    curves = [names for setting, names in _CURVES.items() if getattr(settings, setting)]
-    tables, charts = (*_TABLES, *(each for each, _ in curves)), (*_CHARTS, *(each for _, each in curves))
+    curves = [name for setting, name in _CURVES.items() if getattr(settings, setting)]
+    tables, charts = (
+        [*names, *(name + end for name in curves)] for names, end in ((_TABLES, ".csv"), (_CHARTS, ".png"))
+    )
     results = [*(folder / name for name in tables), *(file for name in charts for file in writing.files(folder / name))]
     figures, skipped = run_once("probe", folder, results, made_from, make, overwrite=writing.overwrite)
     return _result(figures, twins, folder, skipped)
@@ -217,19 +218,6 @@ def _target_columns(table: pd.DataFrame, targets: Sequence[str], name: str) -> l
         remedy = "set targets, or embed a cohort with other labels" if labels else "embed a cohort with labels"
         raise ConfigError(f"{name}: has no label to predict{shortened(why and f' ({why})', 200)}; {remedy}")
     return names
-
-
-def _check_same_kind(table: pd.DataFrame, names: Sequence[str], kinds: Mapping[str, Any]) -> None:
-    """Refuse one regularisation for classes and numbers: what is strong for one is weak for the other."""
-    from monai_diffae.latents.targets import are_classes
-
-    is_class = {name: are_classes(table[name].dropna().tolist(), kinds.get(name, "auto")) for name in names}
-    if len({*is_class.values()}) > 1:
-        classes, numbers = (next(name for name in names if is_class[name] is each) for each in (True, False))
-        raise ConfigError(
-            f"regularisation: is C for classes ('{classes}') and alpha for numbers ('{numbers}'); probe them one after "
-            "the other with targets"
-        )
 
 
 def _evaluate(

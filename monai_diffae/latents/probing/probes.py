@@ -140,9 +140,8 @@ def fit_probe(
             for i, model in enumerate(models):
                 losses[i] += weights[test] @ _loss(model, x_test, target[test], num_classes)
         best = values[int(losses.argmin())]  # the first, and so the strongest, of equals
-        (fitted,) = fit_path(
-            probe, features, target, num_classes, [best], seed=seed, standardise=standardise, balanced=balanced
-        )
+        options: dict[str, Any] = {"seed": seed, "standardise": standardise, "balanced": balanced}
+        (fitted,) = fit_path(probe, features, target, num_classes, [best], **options)
     return fitted if folds or is_fixed else replace(fitted, regularisation=None)
 
 
@@ -154,24 +153,10 @@ def regularisations(probe: Probe, num_classes: int | None, num_cases: int = 100)
 
 
 def fit_path(
-    probe: Probe,
-    features: Floats,
-    target: NDArray[Any],
-    num_classes: int | None,
-    values: Sequence[Any],
-    *,
-    seed: int = 0,
-    standardise: bool = True,
-    balanced: bool = False,
-) -> Iterator[FittedProbe]:
-    """Fit a probe with each of several regularisations, strongest first; see :func:`fit_probe` for the arguments.
-
-    Example:
-        >>> x = np.random.default_rng(0).normal(size=(40, 100))
-        >>> probes = fit_path("linear", x, (x[:, 0] > 0).astype(int), 2, [0.01, 1])
-        >>> [(probe.regularisation, probe.predict(x).shape) for probe in probes]
-        [(0.01, (40, 2)), (1.0, (40, 2))]
-    """
+    probe: Probe, features: Floats, target: NDArray[Any], num_classes: int | None, values: Sequence[Any], *,
+    seed: int = 0, standardise: bool = True, balanced: bool = False,
+) -> Iterator[FittedProbe]:  # fmt: skip
+    """Fit a probe with each of several regularisations, strongest first; see :func:`fit_probe` for the arguments."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -238,11 +223,18 @@ def _fitted_models(
     balanced: bool,
 ) -> Iterator[Any]:  # fmt: skip
     """The models of scikit-learn for each value, in this order."""
-    if probe != "linear":
-        return _other_models(probe, x, target, num_classes is not None, values, seed)
-    if num_classes is None:
-        return _ridge_path(x, target, values)
-    return _logistic_path(x, target, values, num_classes, balanced)
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+
+    if probe == "linear":
+        if num_classes is None:
+            return _ridge_path(x, target, values)
+        return _logistic_path(x, target, values, num_classes, balanced)
+    if probe == "boosting":  # without early stopping, which would hold out cases instead of patients
+        boosting = HistGradientBoostingRegressor if num_classes is None else HistGradientBoostingClassifier
+        return iter([boosting(early_stopping=False, random_state=seed).fit(x, target)])
+    neighbors = KNeighborsRegressor if num_classes is None else KNeighborsClassifier
+    return (neighbors(value).fit(x, target) for value in values)
 
 
 def _logistic_path(
@@ -253,7 +245,7 @@ def _logistic_path(
     from sklearn.linear_model import LogisticRegression
 
     is_wide = x.shape[1] > len(x)
-    coordinates = _span(x) if is_wide else x
+    coordinates = _coordinates(x) if is_wide else x
     num_weights = coordinates.shape[1] * (num_classes if num_classes > 2 else 1)
     solver = "newton-cholesky" if num_weights <= _MOST_FOR_CHOLESKY else "newton-cg"
     model = LogisticRegression(
@@ -268,11 +260,8 @@ def _logistic_path(
         yield fitted
 
 
-def _span(x: Floats) -> Floats:
-    """Coordinates ``[N, N]`` of cases ``[N, D]`` in the space that they span, outside of which all weights are 0.
-
-    They have the same products with each other, so that a penalised model predicts the same from them.
-    """
+def _coordinates(x: Floats) -> Floats:
+    """Coordinates ``[N, N]`` of cases ``[N, D]`` with the same products, so that penalised models predict the same."""
     from scipy.linalg import cholesky
 
     products = x @ x.T
@@ -290,20 +279,6 @@ def _ridge_path(x: Floats, target: NDArray[Any], values: Sequence[float]) -> Ite
         model = copy(every).set_params(alpha=value)
         model.coef_, model.intercept_ = coefficient, intercept
         yield model
-
-
-def _other_models(
-    probe: Probe, x: Floats, target: NDArray[Any], is_class: bool, values: Sequence[Any], seed: int
-) -> Iterator[Any]:
-    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-
-    if probe == "boosting":  # without early stopping, which would hold out cases instead of patients
-        boosting = HistGradientBoostingClassifier if is_class else HistGradientBoostingRegressor
-        yield boosting(early_stopping=False, random_state=seed).fit(x, target)
-        return
-    neighbors = KNeighborsClassifier if is_class else KNeighborsRegressor
-    yield from (neighbors(value).fit(x, target) for value in values)
 
 
 def _loss(model: Any, features: Floats, target: NDArray[Any], num_classes: int | None) -> Floats:
