@@ -174,14 +174,8 @@ def label_columns(table: pd.DataFrame) -> list[str]:
     """The names of the label columns: not z_sem, wide features, nor what describes the case, patch, map or twins."""
     patch_columns = _PATCH_COLUMNS if "patch" in table else ()
     map_columns = MAP_COLUMNS if "thumbnail" in table else ()
-    others = {
-        *_CASE_COLUMNS,
-        *patch_columns,
-        *map_columns,
-        *z_columns(table),
-        *wide_columns(table),
-        *std_columns(table),
-    }
+    vectors = (*z_columns(table), *wide_columns(table), *std_columns(table))
+    others = {*_CASE_COLUMNS, *patch_columns, *map_columns, *vectors}
     return [name for name in table.columns if name not in others and not marks_twins(name, table[name])]
 
 

@@ -14,7 +14,7 @@ from monai_diffae.latents.probing.probes import Floats, pca_features
 
 Extract: TypeAlias = Callable[[NDArray[np.intp]], Floats]
 
-PCA_NAME, INTENSITY_NAME = "PCA of pixels", "intensity statistics"
+PCA_NAME, INTENSITY_NAME, WIDE_NAME = "PCA of pixels", "intensity statistics", "wide"
 
 _LARGEST = 1e100  # the sum of the squares of many larger values overflows
 _DECILES = np.arange(10, 100, 10)

@@ -11,6 +11,7 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from monai_diffae.errors import counted
+from monai_diffae.latents.probing.features import WIDE_NAME
 
 Row = Mapping[str, Any]
 
@@ -107,6 +108,8 @@ def _verdict(rows: Sequence[Row], num_labels: int) -> Verdict:
         return _without_claim(row, baseline, num_labels)
     patients = f"in {_patients(row)} that the probe has not seen{_seen(row)}"
     advice = "its direction can edit and grade scans (fit-direction)"
+    if name == WIDE_NAME:
+        advice = "use it to predict; only z_sem can edit and grade scans (fit-direction)"
     if baseline is None or baseline["difference_low"] is None:
         return Verdict(target, "predicts", f"{name} predicts {target}: {_score(row)}, {patients}.", advice)
     against, other = f"{_score(row)} against {_score(baseline)}, {patients}.", baseline["features"]
