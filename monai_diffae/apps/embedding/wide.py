@@ -1,15 +1,17 @@
-"""Wide features: principal components of the features from which the encoder's last layer computes z_sem."""
+"""Wide features: principal components of the features before the encoder's last layer, and of a pooled image.
+
+The last layer keeps what the decoder needs; a label may need what it leaves out. With the pooled image, a probe is not
+far behind one on principal components of the pixels. Both parts are scaled to a total variance of 1.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from monai_diffae.apps.embedding.baseline_encoders import training_images
@@ -22,11 +24,13 @@ from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers.reconstruction import encode_exactly
 from monai_diffae.latents.components import PixelComponents
+from monai_diffae.networks.blocks import CellMeans
 
 logger = logging.getLogger(__name__)
 
 WIDE_CHANNELS = 256
 """The most wide features; fewer training cases give fewer."""
+_CELLS = {2: 32, 3: 16}  # cells per axis of a pooled image, or of a pooled volume
 _MOST_CASES = 10_000  # training cases that the components are fitted to
 
 
@@ -58,28 +62,33 @@ class WideEncoder(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """The codes (B, Z + K) of images (B, C, *S)."""
-        features = _features(self.network, images)
-        wide = (features - self.mean) @ self.axes.T
+        features, voxels = _features(self.network, images)
+        wide = (torch.cat([features, voxels], dim=1) - self.mean) @ self.axes.T
         if not self.with_z_sem:
             return wide
         return torch.cat([self.network.encoder.project(features), wide], dim=1)  # type: ignore[union-attr, operator]
 
 
 class _FeatureEncoder(nn.Module):
-    """An autoencoder whose codes are the features (B, F) before the encoder's last layer."""
+    """An autoencoder whose codes are what the wide features are components of."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self.spatial_dims: int = network.spatial_dims  # type: ignore[assignment]
+        self.widths: list[int] = []
 
     def encode(self, images: Tensor) -> Tensor:
-        return _features(self.network, images)
+        parts = _features(self.network, images)
+        self.widths = [part.shape[1] for part in parts]
+        return torch.cat(parts, dim=1)
 
 
-def _features(network: nn.Module, images: Tensor) -> Tensor:
+def _features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The features (B, F) before the encoder's last layer, and the means (B, P) of the image over a grid of cells."""
+    cells = [min(side, _CELLS[images.ndim - 2]) for side in images.shape[2:]]
     features: Tensor = network.encoder.features(images)  # type: ignore[union-attr, operator]
-    return features
+    return features, CellMeans(cells)(images).flatten(1)
 
 
 def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> TrainedBundle:
@@ -112,18 +121,24 @@ def fit_or_load(session: Session, *, may_fit: bool) -> Session:
     except NotFittedError:
         if not (session.may_be_of_training and may_fit):
             raise
-    components = PixelComponents.fit(_training_features(session), WIDE_CHANNELS)
-    tensors = {"mean": torch.from_numpy(components.mean), "axes": torch.from_numpy(components.axes)}
+    mean, axes = _fit(session)
     models = models_folder(trained.folder)
     with WriteLock(models):
-        write_model(models / WIDE, "wide", tensors, {"autoencoder_sha256": trained.sha256})
-    logger.info("models/%s: %d components of the training cases' features", WIDE, len(components.axes))
+        write_model(models / WIDE, "wide", {"mean": mean, "axes": axes}, {"autoencoder_sha256": trained.sha256})
+    logger.info("models/%s: %d components of the training cases' features", WIDE, len(axes))
     return replace(session, trained=with_wide_features(trained))
 
 
-def _training_features(session: Session) -> Iterator[NDArray[np.float32]]:
-    """The features of at most ``_MOST_CASES`` training cases, in batches."""
+def _fit(session: Session) -> tuple[Tensor, Tensor]:
+    """The mean [F] and the components [K, F] of the features of at most ``_MOST_CASES`` training cases."""
     trained = session.trained
     encoder = _FeatureEncoder(trained.network).eval()
-    for images in training_images(session, WIDE_CHANNELS + 1, text="wide features", most_cases=_MOST_CASES):
-        yield encode_exactly(torch.from_numpy(images).to(trained.device), encoder, trained.inferer).cpu().numpy()
+    images = training_images(session, WIDE_CHANNELS + 1, text="wide features", most_cases=_MOST_CASES)
+    batches = (
+        encode_exactly(torch.from_numpy(batch).to(trained.device), encoder, trained.inferer).cpu() for batch in images
+    )
+    first = next(batches)
+    parts = [part - part.mean(dim=0) for part in first.split(encoder.widths, dim=1)]
+    scale = torch.cat([part.square().sum(dim=1).mean().rsqrt().expand(part.shape[1]) for part in parts])
+    components = PixelComponents.fit(((batch * scale).numpy() for batch in chain([first], batches)), WIDE_CHANNELS)
+    return torch.from_numpy(components.mean) / scale, torch.from_numpy(components.axes) * scale

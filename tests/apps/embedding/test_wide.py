@@ -33,8 +33,9 @@ def test_wide_features_are_the_components_of_the_training_cases_features(wide, l
     trained = load_bundle(bundle, "cpu")
     images = torch.stack([trained.open(file).images[0] for file in pd.read_csv(labelled.cohort)["image"]])
     with torch.no_grad():
-        features = trained.network.encoder.features(images).numpy()
+        parts = [trained.network.encoder.features(images).numpy(), images.flatten(1).numpy()]  # 16 x 16 pixels
     is_train = (table["split"] == "train").to_numpy()
+    features = np.concatenate([part / np.sqrt(part[is_train].var(axis=0).sum()) for part in parts], axis=1)
     pca = PCA(int(is_train.sum()) - 1, svd_solver="full").fit(features[is_train])
     expected = pca.transform(features) / np.sqrt(pca.explained_variance_.mean())
     np.testing.assert_allclose(np.abs(matrix(table, "wide")), np.abs(expected), atol=2e-3)
