@@ -103,7 +103,7 @@ def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> Tr
             f"features: {trained.folder.name} has no models/{WIDE} of its present weights; embed the cohort of its "
             "training with features wide first, in one process, which fits and stores them"
         )
-    network = WideEncoder(trained.network, file.tensors["mean"], file.tensors["axes"], with_z_sem)
+    network = WideEncoder(trained.network, file.tensors["mean"], file.tensors["axes"].float(), with_z_sem)
     return replace(trained, network=network.to(trained.device).eval())
 
 
@@ -124,7 +124,8 @@ def fit_or_load(session: Session, *, may_fit: bool) -> Session:
     mean, axes = _fit(session)
     models = models_folder(trained.folder)
     with WriteLock(models):
-        write_model(models / WIDE, "wide", {"mean": mean, "axes": axes}, {"autoencoder_sha256": trained.sha256})
+        tensors = {"mean": mean, "axes": axes.half()}  # a file of half the size
+        write_model(models / WIDE, "wide", tensors, {"autoencoder_sha256": trained.sha256})
     logger.info("models/%s: %d components of the training cases' features", WIDE, len(axes))
     return replace(session, trained=with_wide_features(trained))
 
