@@ -106,8 +106,8 @@ class AnchoredEncoder(nn.Module):
     @torch.jit.unused
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """z_sem (B, z_channels) from :meth:`features`."""
-        anchored, free = features[:, : self.anchored_channels], features[:, self.anchored_channels :]
-        return torch.cat([anchored, self.free.project(free)], dim=1)  # type: ignore[operator]
+        anchored, free = features.tensor_split([self.anchored_channels], dim=1)
+        return torch.cat([anchored, self.free.project(free.contiguous())], dim=1)  # type: ignore[operator]
 
     @property
     def is_fitted(self) -> bool:
