@@ -13,9 +13,11 @@ from typing import Any
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
+from pyarrow.parquet import read_schema
 
 from monai_diffae.apps.commands import command_line
-from monai_diffae.apps.session import split_for
+from monai_diffae.apps.embedding.wide import can_embed_wide
+from monai_diffae.apps.session import Session, split_for
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.apps.training.plan import FEW_SCANS
 from monai_diffae.bundle.layout import LATENT_MODEL, model_file, models_folder
@@ -73,6 +75,18 @@ class ReportData:
     def table(self) -> pd.DataFrame:
         """The embeddings of the cohort."""
         return read_embeddings(self.embeddings)
+
+    @cached_property
+    def can_have_wide(self) -> bool | None:
+        """Whether the model can add wide features to this cohort; None: its encoder has none."""
+        return can_embed_wide(Session.open(self.bundle, self.cohort or "", device="cpu"))
+
+    @cached_property
+    def has_wide(self) -> bool:
+        """Whether the table has wide features; that of an earlier call stays as it is."""
+        if self.embeddings.is_file() and not self.overwrite:
+            return "w_000" in read_schema(self.embeddings).names
+        return bool(self.can_have_wide)
 
     @property
     def file_names(self) -> Mapping[str, str]:
@@ -203,7 +217,8 @@ class ReportData:
         self.describe()
         if self.cohort is not None and self.targets:
             check_targets(split_for(load_bundle(self.bundle, "cpu"), self.cohort).cases, self.targets)
-        if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened):
+        wide = {"features": "wide"} if self.cohort is not None and self.has_wide else {}
+        if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened, **wide):
             return
         self._attempt(
             "reconstructions", "Reconstruct scans", "reconstruct", **self._opened, mode="both", grid="model",
@@ -214,6 +229,7 @@ class ReportData:
             self._attempt(
                 "probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=self.labels,
                 probes=["linear"], skip_few_labels=True, **self._evaluation, **self._baselines,
+                **({"features": ["z", "wide"]} if wide else {}),
             )  # fmt: skip
 
     @property
