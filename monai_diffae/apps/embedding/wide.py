@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 
@@ -112,17 +111,6 @@ def wide_checksum(bundle: str | os.PathLike[str]) -> str:
     """SHA-256 of the file of a bundle's wide features; empty if there is none."""
     path = models_folder(bundle) / WIDE
     return file_checksum(path) if path.is_file() else ""
-
-
-def can_embed_wide(session: Session) -> bool | None:
-    """Whether wide features are stored, or can be fitted to this cohort and stored; None: the encoder has none."""
-    if not hasattr(session.trained.network.encoder, "features"):
-        return None
-    with suppress(NotFittedError):
-        with_wide_features(session.trained)
-        return True
-    can_store = os.access(models_folder(session.trained.folder), os.W_OK)
-    return can_store and session.may_be_of_training and len(session.cohort.split("train")) > 1
 
 
 def fit_or_load(session: Session, *, may_fit: bool) -> Session:
