@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,13 @@ from typing import Any
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
+from pyarrow.parquet import read_schema
 
 from monai_diffae.apps.commands import command_line
-from monai_diffae.apps.session import split_for
+from monai_diffae.apps.session import Session, split_for
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.apps.training.plan import FEW_SCANS
-from monai_diffae.bundle.layout import LATENT_MODEL, model_file, models_folder
+from monai_diffae.bundle.layout import LATENT_MODEL, WIDE, model_file, models_folder
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.atomic import write_csv
@@ -73,6 +75,25 @@ class ReportData:
     def table(self) -> pd.DataFrame:
         """The embeddings of the cohort."""
         return read_embeddings(self.embeddings)
+
+    @cached_property
+    def can_have_wide(self) -> bool | None:
+        """Whether wide features are stored, or can be fitted to this cohort and stored; None: the encoder has none."""
+        session, models = Session.open(self.bundle, self.cohort or "", device="cpu"), models_folder(self.bundle)
+        if not hasattr(session.trained.network.encoder, "features"):
+            return None
+        description = read_description(models / WIDE) if (models / WIDE).is_file() else {}
+        if description.get("autoencoder_sha256") == session.trained.sha256:
+            return True
+        can_fit = session.may_be_of_training and len(session.cohort.split("train")) > 1
+        return can_fit and os.access(models, os.W_OK)
+
+    @cached_property
+    def has_wide(self) -> bool:
+        """Whether the table has wide features; that of an earlier call stays as it is."""
+        if self.embeddings.is_file() and not self.overwrite:
+            return "w_000" in read_schema(self.embeddings).names
+        return bool(self.can_have_wide)
 
     @property
     def file_names(self) -> Mapping[str, str]:
@@ -203,7 +224,8 @@ class ReportData:
         self.describe()
         if self.cohort is not None and self.targets:
             check_targets(split_for(load_bundle(self.bundle, "cpu"), self.cohort).cases, self.targets)
-        if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened):
+        wide = {"features": "wide"} if self.cohort is not None and self.has_wide else {}
+        if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened, **wide):
             return
         self._attempt(
             "reconstructions", "Reconstruct scans", "reconstruct", **self._opened, mode="both", grid="model",
@@ -214,6 +236,7 @@ class ReportData:
             self._attempt(
                 "probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=self.labels,
                 probes=["linear"], skip_few_labels=True, **self._evaluation, **self._baselines,
+                **({"features": ["z", "wide"]} if wide else {}),
             )  # fmt: skip
 
     @property

@@ -193,6 +193,8 @@ def _cautions(model: ReportData) -> Iterator[str]:
         yield "No cohort was given, so this page only shows the training and synthetic images."
     if model.result("embeddings") is not None and not {"val", "test"} & set(model.table.get("split", [])):
         yield "The cohort has no held-out cases, so all figures may be too good: the model may have seen every case."
+    if model.result("embeddings") is not None and not model.has_wide and model.can_have_wide is False:
+        yield "There are no wide features: embed the training's cohort with features wide, then repeat with overwrite."
     reconstructions = model.result("reconstructions")
     std = None if reconstructions is None else reconstructions.means.get("x_T_std")
     if std is not None and abs(std - 1) > 0.1:
