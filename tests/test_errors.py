@@ -2,14 +2,7 @@
 
 import pytest
 
-from monai_diffae.errors import (
-    ConfigError,
-    ScanError,
-    find_diffae_error,
-    one_line,
-    quoted,
-    shortened,
-)
+from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line, quoted, shortened
 
 
 def test_our_error_is_found_below_others_and_shown_as_one_line():

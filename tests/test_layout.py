@@ -118,9 +118,6 @@ def test_every_name_of_the_public_door_opens():
     assert [name for name in monai_diffae.__all__ if not hasattr(monai_diffae, name)] == []
 
 
-# -- CONTRIBUTING.md says how few places an addition needs -------------------------------------------------------------
-
-
 def files_with(pattern: str) -> set[str]:
     """Files of the package whose code or docstrings contain a word."""
     texts = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}

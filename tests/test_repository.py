@@ -18,9 +18,6 @@ def jobs(workflow):
     return yaml.safe_load(WORKFLOWS[workflow])["jobs"]
 
 
-# -- the supply chain --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.goal(id="R29")
 def test_actions_are_pinned_by_hash_and_each_is_one_version(record_property):
     used = [line for text in WORKFLOWS.values() for line in re.findall(r"uses: (.+)", text)]
@@ -65,9 +62,6 @@ def test_the_security_rules_hold_and_every_exception_has_a_reason(record_propert
     exceptions = [line for file in files for line in re.findall(r"# (?:noqa: S\d.*|nosec.*)", file.read_text())]
     record_property("figure", f"ruff's S rules hold; {len(exceptions)} exceptions, each with its reason")
     assert [line for line in exceptions if not re.match(r"# noqa: S\d{3}, \w", line)] == []
-
-
-# -- the Dockerfile; building an image needs Docker and a network ------------------------------------------------------
 
 
 def lines_of(name):

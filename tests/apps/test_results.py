@@ -114,9 +114,6 @@ def test_of_two_runs_at_once_the_second_is_refused_and_replaces_nothing(made, tm
     assert not list(folder.glob("*.lock"))
 
 
-# -- what notebooks show -----------------------------------------------------------------------------------------------
-
-
 def test_lines_are_escaped_and_pictures_are_inside(tmp_path):
     folder = tmp_path / "<b>&"
     folder.mkdir()
@@ -140,9 +137,6 @@ def test_a_result_is_a_path_for_the_next_command_if_it_has_files(labelled, tmp_p
     scores = mdae.probe(labelled.embeddings, targets=["wide"], evaluation="cv")
     with pytest.raises(ConfigError, match="wrote no files"):
         mdae.neighbors(scores, "out")
-
-
-# -- steps run real commands, show them, and outlive the failure of an optional one ------------------------------------
 
 
 def test_a_step_runs_its_command_and_shows_it_as_it_can_be_typed(labelled, caplog):
@@ -193,7 +187,6 @@ def test_a_later_call_knows_durations_and_warnings_of_the_first(tmp_path, monkey
     for note in notes.values():
         note["seconds"] = 77
     (tmp_path / "steps.json").write_text(json.dumps(notes))
-
     skipped = True
     later = Steps(tmp_path / "steps.json", keeps_lines=True)
     later.attempt("Look", "neighbors", out=tmp_path / "b")

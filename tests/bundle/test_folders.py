@@ -49,9 +49,6 @@ def test_a_copy_of_a_trained_bundle_has_its_model_and_configurations_and_no_chec
     assert complaint(complete_bundle, bundle, with_model, with_model=True) == message
 
 
-# -- the model card belongs to certain weights -------------------------------------------------------------------------
-
-
 def card_of(bundle):
     return (bundle / "docs" / "README.md").read_text()
 

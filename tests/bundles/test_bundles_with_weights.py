@@ -67,9 +67,6 @@ def test_the_commands_work_at_once(made, name, tmp_path):
     assert "models/model.safetensors" in push(bundle, str(tmp_path / "sent.zip"), yes=True).sent
 
 
-# -- what is in the repository -----------------------------------------------------------------------------------------
-
-
 def test_no_file_is_too_large_or_a_pickle():
     listed = subprocess.run(["git", "ls-files", "bundles"], check=True, capture_output=True, text=True, cwd=ROOT).stdout
     sizes = {name: (ROOT / name).stat().st_size for name in listed.splitlines()}

@@ -95,7 +95,6 @@ def test_a_site_trains_from_the_weights_of_the_server_and_sends_only_weights_and
     metrics = site.evaluate(ExchangeObject(weights=weights)).metrics
     own = trained_round(site, weights)
     assert_equal(at_start[0], weights)  # the average begins with them, too
-
     sent = site.get_weights()
     site.evaluate(sent)  # its own weights, which share the network's memory
     assert {key: value.shape for key, value in sent.weights.items()} == {k: v.shape for k, v in weights.items()}
@@ -110,7 +109,6 @@ def test_a_site_trains_from_the_weights_of_the_server_and_sends_only_weights_and
     assert all(isinstance(value, float) for value in metrics.values())
     everything = pickle.dumps([dict(sent), metrics])
     assert [name for name in (*NAMES, str(site.bundle_root)) if name.encode() in everything] == []
-
     site = make_site()
     update = trained_round(site, halved(own))
     site.train(site.get_weights())  # MONAI's client keeps them, and sends the difference

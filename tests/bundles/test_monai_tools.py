@@ -38,9 +38,6 @@ def assert_has(network, expected):
     assert different == []
 
 
-# -- the network ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -80,9 +77,6 @@ def test_another_network_than_that_of_the_weights_is_one_line(bundle):
     assert "other values of z_channels; use its values" in complaint(opened, bundle, z_channels=4)
 
 
-# -- runs -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_missing_values_are_reported_when_the_run_starts(tiny_bundle, first_stage, kind):
     engine = {"train": "trainer", "inference": "evaluator"}[kind]
@@ -105,14 +99,8 @@ def test_a_run_from_anywhere_makes_the_files_of_the_command(tiny_bundle, first_s
     assert len(contents(tmp_path / "alone")) == 8
 
 
-# -- MONAI's tracking -------------------------------------------------------------------------------------------------
-
-
 def test_monai_finds_every_training_property(make_workflow):
     assert make_workflow().check_properties() == []
-
-
-# -- a bundle that cannot be written ----------------------------------------------------------------------------------
 
 
 @pytest.mark.goal(id="R17")

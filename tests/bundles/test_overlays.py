@@ -90,8 +90,6 @@ def test_overlay_trains_and_loads(overlay, small_cohort, tmp_path):
     assert torch.isfinite(z_sem).all()
 
 
-# -- encoders of other packages, as docs/encoders.md says
-
 PAGE = ROOT / "docs" / "encoders.md"
 
 

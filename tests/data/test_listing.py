@@ -103,9 +103,6 @@ def test_a_patient_id_joins_dicom_and_is_not_written(tmp_path):
     assert "MRN" not in write_listing(listing, tmp_path / "scans.csv").read_text()
 
 
-# -- rows, class folders and label maps --------------------------------------------------------------------------------
-
-
 def rows_of(folder, content, id_column=None):
     table = folder.parent / "labels.csv"
     table.write_text(content, encoding="utf-8")

@@ -121,8 +121,6 @@ def test_axes_are_where_the_affine_says():
             assert affine[2, 3] == pytest.approx(15.0)
 
 
-# -- MedMNIST ----------------------------------------------------------------------------------------------------------
-
 COUNTS = {"train": 5, "val": 2, "test": 3}
 
 

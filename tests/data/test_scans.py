@@ -22,9 +22,6 @@ def colours():
     return np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
 
 
-# ---------------------------------------------------------------- volumes
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
 def test_nifti_values_and_geometry(tmp_path, dtype):
     array = values(5, 6, 7).astype(dtype)
@@ -88,9 +85,6 @@ def test_itk_formats_agree_with_nifti(tmp_path, packed):
         assert read_shape(tmp_path / f"a{suffix}") == read_shape(tmp_path / "a.nii.gz") == (6, 5, 7)
 
 
-# ---------------------------------------------------------------- slices
-
-
 @pytest.mark.parametrize("code", ORIENTATIONS[::5])
 def test_all_orientations_give_the_same_slices(code, tmp_path):
     truth = nib.Nifti1Image(values(4, 5, 6), np.diag([1.0, 2, 3, 1]))
@@ -115,9 +109,6 @@ def test_an_axial_slice_shows_the_patients_right_on_the_left():
     array[0, 8, 9, 5] = 1  # right (R+), anterior (A+)
     plane = slice_volume(Scan(array, np.eye(4)), "axial", 5).array[0]
     assert tuple(np.argwhere(plane == 1)[0]) == (0, 1)
-
-
-# ---------------------------------------------------------------- pictures
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "1", "P", "I;16"])

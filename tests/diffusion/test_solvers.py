@@ -163,18 +163,12 @@ def test_clipping_keeps_every_decoded_value_in_range(solver):
     assert any(not torch.allclose(a, b) for a, b in zip(clipped[:-1], free[:-1], strict=True))  # not only at the end
 
 
-# -- single solvers -------------------------------------------------------------------------------------------------
-
-
 def test_adams_of_first_order_is_ddim():
     for name, prediction in KINDS:
         schedule = DiffusionSchedule(schedule=name, prediction=prediction)
         x, levels = noise(1, 1, 4, 4), schedule.decoding_levels(7)
         first = adams(exact(schedule), schedule, x, levels, order=1)
         torch.testing.assert_close(first, ddim(exact(schedule), schedule, x, levels))
-
-
-# -- registration ---------------------------------------------------------------------------------------------------
 
 
 def test_a_registered_solver_is_found_by_its_name_and_carries_its_facts():

@@ -100,10 +100,7 @@ def test_clipping_limits_the_norm_of_all_gradients_together(make_trainer):
     assert norm(gradients(make_trainer(8, max_grad_norm=0.01))) == pytest.approx(0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("precision", "channels_last", "max_grad_norm"),
-    [("bf16", True, 1.0), ("fp16", False, 1.0)],
-)
+@pytest.mark.parametrize(("precision", "channels_last", "max_grad_norm"), [("bf16", True, 1.0), ("fp16", False, 1.0)])
 def test_every_precision_trains_on_a_cpu(make_trainer, precision, channels_last, max_grad_norm):
     trainer = make_trainer(lr=1e-3, precision=precision, channels_last=channels_last, max_grad_norm=max_grad_norm)
     before = [p.clone() for p in trainer.network.parameters()]

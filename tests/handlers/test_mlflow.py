@@ -209,9 +209,6 @@ def test_telemetry_of_mlflow_is_off():
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
-# -- the model that MLflow serves --------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def served(tiny_bundle):
     return _load_pyfunc(str(tiny_bundle.directory))

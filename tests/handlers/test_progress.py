@@ -47,7 +47,6 @@ def test_a_training_warns_of_twins_and_lists_a_bad_scan(make_workflow, small_coh
     table["ill"] = [int(row == second) for row in table.index]
     table.to_csv(folder / "cohort.csv", index=False)
     make_workflow({"dataset_dir": str(folder / "cohort.csv"), "max_epochs": 1, "batch_size": 10}).run()
-
     first, second = table.loc[first, "id"], table.loc[second, "id"]
     lines = [record.message for record in caplog.records if "twins" in record.message]
     assert len(lines) == 2

@@ -54,7 +54,6 @@ def test_the_new_model_is_served_and_broken_images_are_left_out(serve, bundle_3d
     with FileLock(folder.training / ".lock"):  # of a training in another process
         response = train(server)
     assert (response.status_code, response.json()["detail"][:28]) == (409, "train: a training is running")
-
     with caplog.at_level(logging.INFO, "monai_diffae"):
         result = train(server, **USUAL).json()
     assert "are ignored: dataloader, dataset, device, gpus, multi_gpu, name, pretrained, tracking_uri" in caplog.text

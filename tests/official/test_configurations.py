@@ -113,9 +113,6 @@ def test_overrides_are_those_that_leave_no_trace(official):
         load_official(weights, z_channels=3)
 
 
-# -- what we do not have --------------------------------------------------------------------------------------------
-
-
 def without(weights, pattern):
     return {name: tensor for name, tensor in weights.items() if not re.search(pattern, name)}
 
@@ -147,9 +144,6 @@ def test_another_network_is_refused_by_name_in_one_line(official, change, messag
         load_official(weights)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 250
-
-
-# -- files and checkpoints -------------------------------------------------------------------------------------------
 
 
 def test_a_training_checkpoint_gives_its_ema_model(official, tmp_path, caplog):

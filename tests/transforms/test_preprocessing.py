@@ -17,12 +17,7 @@ from scan_files import save_series
 
 from monai_diffae.data.scans import read_scan, slice_volume, write_scan
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.transforms import (
-    ReadScand,
-    SmoothForSpacingd,
-    ToModelRanged,
-    reading,
-)
+from monai_diffae.transforms import ReadScand, SmoothForSpacingd, ToModelRanged, reading
 
 
 def volume(path, shape=(4, 5, 6), seed=0, spacing=2.0):

@@ -90,8 +90,6 @@ def _describe_tensors(target: Path) -> None:
     _write(target / "configs" / "metadata.json", metadata)
 
 
-# -- the figures -------------------------------------------------------------------------------------------------------
-
 _OF_TABLES = {"reconstruction": "{}_x_T", "z_sem_only": "{}_z_sem", "z_sem": "{}", "generation": "{}"}
 
 
@@ -140,9 +138,6 @@ def _texts(target: Path) -> dict[str, str]:
     names = ("z_channels", "image_size", "spacing_mm", "epochs")
     given = {name: values[name] for name in names if values.get(name) is not None}
     return {name: " x ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in given.items()}
-
-
-# -- the stored z_sem --------------------------------------------------------------------------------------------------
 
 
 def store_z_sem(name: str, folder: Path) -> None:

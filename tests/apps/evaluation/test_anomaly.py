@@ -92,9 +92,6 @@ def test_a_volume_is_one_case_of_a_2d_bundle_and_comes_back_in_its_own_space(tin
     assert 1 <= num_slices <= 3
 
 
-# -- calibrate ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def bundle(tiny_bundle, tmp_path):
     return shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))

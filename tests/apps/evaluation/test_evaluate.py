@@ -186,9 +186,6 @@ def test_both_decoders_side_by_side(labelled, fast_bundle, tmp_path):
     assert [row for row in fast["rows"] if row["steps"]] == expected
 
 
-# -- means, differences and the rows of an interrupted run -----------------------------------------------------------
-
-
 def case_rows(bundle, values, steps=10):
     return [
         {"table": "reconstruction", "bundle": bundle, "steps": steps, "id": f"c{i}", "mse": float(v)}

@@ -152,9 +152,6 @@ def test_generated_images_of_an_interrupted_run_are_not_those_of_another_seed(la
     assert rows.call_count == 2
 
 
-# -- z_sem -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def codes(labelled, tmp_path_factory):
     out = tmp_path_factory.mktemp("codes")

@@ -213,9 +213,6 @@ def test_images_of_another_cohort_and_unreadable_scans(run, labelled, tmp_path):
     assert pd.read_csv(tmp_path / "o" / "neighbors_failures.csv")["case_id"].tolist() == ["gone"]
 
 
-# -- scores of outliers ------------------------------------------------------------------------------------------------
-
-
 def random_cases(generator, name, num, dims=128):
     z = pd.DataFrame(generator.normal(size=(num, dims)), columns=[f"z_{i:03d}" for i in range(dims)])
     return pd.concat([pd.DataFrame({"id": [f"{name}{i}" for i in range(num)]}), z], axis=1)

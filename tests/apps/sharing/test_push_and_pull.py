@@ -67,9 +67,6 @@ def error_of(function, *arguments, **options):
     return str(caught.value)
 
 
-# -- push --------------------------------------------------------------------------------------------------------------
-
-
 def test_a_private_repository_gets_the_files_of_the_model_in_one_commit_and_no_other(described, hub):
     result = push(described, REPO, tag="v1", yes=True)
     assert hub.repositories[REPO].private
@@ -183,9 +180,6 @@ def test_errors_are_one_line(described, hub, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MachineError, match=r"pip install 'monai-diffae\[hub\]', or use a .zip file"):
         pull(REPO, tmp_path / "copy")
-
-
-# -- pull --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_bundle_that_is_pushed_and_pulled_is_the_same(described, hub, run, tmp_path, monkeypatch):

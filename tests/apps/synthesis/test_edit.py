@@ -11,11 +11,7 @@ from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.synthesis.directions import read_direction
-from monai_diffae.apps.synthesis.edit import (
-    _rises,
-    _warn_of_small_changes,
-    edit,
-)
+from monai_diffae.apps.synthesis.edit import _rises, _warn_of_small_changes, edit
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.bundle.loading import load_bundle
@@ -187,7 +183,6 @@ def test_pictures_of_odd_size_and_slices_of_volumes_come_back_in_their_own_space
     assert ((moved == 0) | (moved == 255)).any()  # the file cannot hold all values, and the map is of those it holds
     difference = difference if difference.shape == moved.shape else difference.T
     assert np.abs(moved - at_zero - difference).max() <= 0.51
-
     affine = np.array([[0, -2.0, 0, 5], [3, 0, 0, -7], [0, 0, 4, 11], [0, 0, 0, 1]])
     nib.save(nib.Nifti1Image(rng.normal(100, 30, (11, 18, 5)).astype(np.float32), affine), tmp_path / "vol.nii.gz")
     out = tmp_path / "nii"

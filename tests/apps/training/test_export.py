@@ -79,9 +79,6 @@ def test_no_file_names_folders_of_this_machine(tmp_path, format):
     assert not any(folder in content or b"test_export.py" in content for content in contents)
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_files_give_what_the_bundle_gives_without_this_package(bundle, tmp_path):
     """In another process, which has no monai_diffae and no MONAI."""
@@ -238,8 +235,6 @@ def test_a_network_that_draws_noise_is_refused(tmp_path):
         write_network(part, "pt2", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
-
-# -- networks ----------------------------------------------------------------------------------------------------------
 
 NETWORKS = {
     "2d": (2, (1, 16, 24), {"z_grid": 3, "attention_levels": (1,)}),

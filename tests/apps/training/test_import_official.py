@@ -79,7 +79,6 @@ def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, ca
     assert (out / "configs" / "train.json").is_file()
     assert (out / "configs" / "overlays").is_dir()
     assert (out / "LICENSE").is_file()
-
     trained, network = load_bundle(out, "cpu"), load_official(checkpoint)
     assert trained.model_range == (-1, 1)
     assert trained.network.unet.config == network.unet.config
@@ -91,7 +90,6 @@ def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, ca
     with torch.inference_mode():
         expected = network.encode(first.as_tensor()[None])
         assert torch.equal(trained.inferer.encode(first.as_tensor()[None], trained.network), expected)
-
     table = pd.read_parquet(embed(out, images, tmp_path / "embedded", device="cpu").path)
     z_sem = table.sort_values("id").filter(regex=r"^z_\d").to_numpy()
     np.testing.assert_allclose(z_sem[:1], expected.numpy(), atol=1e-5)
@@ -103,7 +101,6 @@ def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, ca
     assert Image.open(tmp_path / "made" / "x_T" / "0.png").mode == "RGB"
     summary = info(out).figures
     assert (summary["in_channels"], summary["image_size"], summary["intensity"]) == (3, [16, 16], "window")
-
     inferer, schedule = trained.inferer, trained.inferer.schedule
     settings = (inferer.solver.__name__, inferer.steps, inferer.invert_steps)
     assert settings == ("adams", 20, 20)  # ours, unless others are asked for
@@ -268,9 +265,6 @@ def test_weights_of_the_official_code(run, tmp_path, name, size, channels):
     assert run("reconstruct", *model, tmp_path / "made", "--steps", 2, "--limit", 1)[0] == 0
     code, printed, _ = run("info", tmp_path / "bundle", "--json")
     assert json.loads(printed)["in_channels"] == channels
-
-
-# -- what is refused; tests/official has more of it -------------------------------------------------------------------
 
 
 def refused(tmp_path, checkpoint, kind, message):

@@ -85,9 +85,6 @@ def test_grids_of_images():
     assert grid_2d(survey([[3000, 2000]], [[1, 1]]), 1, 4) == [256, 256]
 
 
-# -- what fits into memory ---------------------------------------------------------------------------------------------
-
-
 def test_the_finest_grid_of_volumes(volumes, fast):
     result = plan(volumes, device="cpu", overrides=SMALL)
     settings = result.settings
@@ -146,9 +143,6 @@ def test_what_cannot_be_planned_is_one_line(volumes, machine):
     machine.free_gib = None
     with pytest.raises(MachineError, match="^memory_gib: the free memory of cpu is unknown.*; give a value"):
         plan(volumes, device="cpu")
-
-
-# -- what ends in time -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -223,9 +217,6 @@ def test_finer_grids_need_more_images():
     assert needed_images([8, 8], 64) == 150 * 64
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
 def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, fast):
     small = [f"{key}={str(value).replace(' ', '')}" for key, value in SMALL.items()]
     code, printed, error = run("plan", volumes, "--device", "cpu", "--overrides", *small)
@@ -256,9 +247,6 @@ def test_json_of_images_and_a_bad_header(run, tmp_path, fast):
     assert result["cohort"]["failures"][0]["case_id"] == "bad"
     assert 0 < result["memory"]["predicted_gib"] < result["memory"]["budget_gib"] == 3.2  # 80 % of 4
     assert result["time"]["num_images"] > result["time"]["needed_images"]
-
-
-# -- the latent mode: the first stage divides the grid, and counts in memory and time ----------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -312,9 +300,6 @@ def test_the_first_stage_takes_time_too(first_stage, scans, machine, monkeypatch
     result = plan(scans, device="cpu", overlays=[OVERLAY], overrides=overrides)
     assert set(calls) == {(2, 1, 8, 8, 8)}
     assert result.work.num_train == 4
-
-
-# -- the measured speed of a training: steps of the real trainer on a few scans ----------------------------------------
 
 
 def test_the_speed_is_that_of_the_bundles_own_trainer_also_for_a_second_modality(tmp_path, monkeypatch):
