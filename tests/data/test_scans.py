@@ -22,18 +22,6 @@ def colours():
     return np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
-def test_nifti_values_and_geometry(tmp_path, dtype):
-    array = values(5, 6, 7).astype(dtype)
-    affine = nib.affines.from_matvec(np.diag([-2.0, 3, 4]), [10, 20, 30])
-    for suffix in (".nii", ".nii.gz"):
-        scan = read_scan(save_nifti(tmp_path / f"a{suffix}", array, affine), spatial_dims=3, channels=1)
-        np.testing.assert_array_equal(scan.array[0], array.astype(np.float32))
-        assert scan.array.dtype == np.float32
-        np.testing.assert_allclose(scan.affine, affine)
-        assert scan.spacing_mm == (2, 3, 4)
-
-
 def test_nifti_2_big_endian_slope_units_and_trailing_axes(tmp_path):
     array = values(5, 6, 7).astype(np.int16)
     nib.save(nib.Nifti2Image(array, np.eye(4)), tmp_path / "two.nii.gz")

@@ -11,7 +11,6 @@ from PIL import Image
 from monai_diffae.data.scans import Scan, slice_volume
 from monai_diffae.errors import ConfigError
 from monai_diffae.pictures import caption, check_captions, draw_anomalies, thumbnail
-from monai_diffae.pictures.charts import calibration_bins
 from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, three_planes
 
 
@@ -101,15 +100,6 @@ def test_captions_have_one_line_each_in_the_order_of_the_names():
     check_captions(["id", "age"], ["age"])
     with pytest.raises(ConfigError, match="captions: there is no 'patient'; choose from: id, age"):
         check_captions(["id", "patient"], ["age"])
-
-
-def test_equal_predictions_of_a_number_are_one_calibration_point():
-    truth = np.arange(40.0)
-    predicted, mean = calibration_bins(np.full(40, 5.0), truth, is_class=False)
-    assert (predicted.tolist(), mean.tolist()) == ([5.0], [19.5])
-    predicted, mean = calibration_bins(truth, truth, is_class=False)
-    assert len(predicted) > 1
-    np.testing.assert_allclose(predicted, mean)
 
 
 def test_a_thumbnail_is_small_and_spans_black_to_white_and_a_volume_shows_its_axial_middle_plane():
