@@ -165,13 +165,6 @@ def test_a_step_that_fails_is_kept_with_its_reason_unless_others_need_it(tmp_pat
     assert "Predict: omitted (no.parquet" in caplog.text
 
 
-def test_a_step_replaces_results_of_other_settings(labelled, tmp_path):
-    given = {"embeddings": labelled.embeddings, "out": tmp_path, "evaluation": "cv", "probes": ["linear"]}
-    for target in ("wide", "head_size"):
-        result = Steps().attempt("Predict", "probe", **given, targets=[target], skip_few_labels=True)
-        assert [row["target"] for row in result.rows] == [target]
-
-
 def test_a_later_call_knows_durations_and_warnings_of_the_first(tmp_path, monkeypatch):
     def loud(**arguments):
         logging.getLogger("monai_diffae.anything").warning("be careful with %s", arguments["out"].name)

@@ -4,16 +4,13 @@ import json
 import subprocess
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 from golden_bundles import difference_from_stored, write_golden_scans
 from make_weights import LARGEST_FILE, PLACEHOLDER
 from monai.bundle import load
 
-from monai_diffae import anomaly, embed, generate, info, init, load_bundle, push, reconstruct
+from monai_diffae import embed, info, init, load_bundle
 from monai_diffae.bundle import AnomalyDetector
 from monai_diffae.bundle.model_file import checksum, read_description, read_model
 
@@ -49,22 +46,6 @@ def test_init_makes_a_complete_trained_bundle(made, name, tmp_path):
     assert len(detector.scan_scores) == {"chest_xray": 133, "hippocampus": 20}[name]
     assert read_description(bundle / "models" / "latent_model.safetensors")["autoencoder_sha256"] == checksum(bundle)
     assert list(init(tmp_path / "other", bundle=name).lines())[-1].startswith("next: monai-diffae embed ")
-
-
-@pytest.mark.slow
-@BOTH
-def test_the_commands_work_at_once(made, name, tmp_path):
-    bundle = made(name)
-    scans = write_golden_scans(tmp_path / "scans", NAMES[name])
-    for file in scans.glob("*.nii.gz"):  # as large as the model's field of view needs
-        affine = np.diag([*read_description(bundle / "models" / "model.safetensors")["spacing_mm"], 1.0])
-        nib.save(nib.Nifti1Image(np.asarray(nib.load(file).dataobj), affine), file)
-    assert len(pd.read_parquet(embed(bundle, scans, tmp_path / "out", device="cpu").path)) == 6
-    made_images = reconstruct(bundle, scans, tmp_path / "reconstructed", limit=1, steps=3, device="cpu")
-    assert made_images.means["mse_x_T"] < 1
-    assert len(pd.read_csv(anomaly(bundle, scans, tmp_path / "unusual", device="cpu").folder / "anomaly.csv")) == 6
-    assert generate(bundle, tmp_path / "synthetic", num_images=2, steps=2, device="cpu").folder.is_dir()
-    assert "models/model.safetensors" in push(bundle, str(tmp_path / "sent.zip"), yes=True).sent
 
 
 def test_no_file_is_too_large_or_a_pickle():

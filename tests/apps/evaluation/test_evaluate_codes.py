@@ -109,10 +109,6 @@ def test_distances_of_image_features(report, latent_bundle, cohort, tmp_path, mo
     assert of_z_sem[0] == of_z_sem[1]
     sharpness = {"precision", "recall", "precision_training", "recall_training"}
     assert {row["metric"] for row in of_z_sem[0]} == {"mmd", "copying_ratio", *sharpness}
-    # generated images that are the held-out cases themselves have a distance of 0
-    monkeypatch.setattr(GeneratedImages, "decode", lambda self, condition, limit=None: test[:limit])
-    result = evaluate(tmp_path / "copies", **arguments)
-    assert value("fid") == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.slow

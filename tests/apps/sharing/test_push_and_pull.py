@@ -164,11 +164,6 @@ def test_a_model_of_another_autoencoder_is_neither_sent_nor_got(bundle, archive,
     assert message.startswith(f"models/{name}_model.safetensors: belongs to another model")
 
 
-def test_a_card_of_a_training_must_be_completed_first(tiny_bundle, tmp_path):
-    bundle = init_bundle(tmp_path / "new", tiny_bundle.directory / "models" / "model.safetensors")
-    assert "replace each 'Say here which' by the organ" in error_of(push, bundle, str(tmp_path / "a.zip"), yes=True)
-
-
 def test_errors_are_one_line(described, hub, tmp_path, monkeypatch):
     assert "owner/he ads: is not on the hub" in error_of(push, described, "owner/he ads", yes=True)
     (tmp_path / "out.zip").touch()

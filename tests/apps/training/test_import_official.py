@@ -146,13 +146,9 @@ def test_statistics_from_a_file_of_their_own(save, tmp_path, caplog):
     assert "latent_statistics adds them" in caplog.text
     with pytest.raises(ConfigError, match=r"^latent_model\.safetensors: the mean and std of z_sem are unknown; import"):
         load_latent(out, "cpu")
-    for content, message in (
-        ({"conds_mean": MEAN}, "there is no tensor conds_std"),
-        ({"conds_mean": MEAN, "conds_std": torch.full((12,), 1e-40)}, "the std of z_sem is not positive"),
-    ):
-        torch.save(content, file)
-        with pytest.raises(ConfigError, match=rf"^latent\.pkl: {message}"):
-            import_official(checkpoint, tmp_path / "known", latent_statistics=file)
+    torch.save({"conds_mean": MEAN, "conds_std": torch.full((12,), 1e-40)}, file)
+    with pytest.raises(ConfigError, match=r"^latent\.pkl: the std of z_sem is not positive"):
+        import_official(checkpoint, tmp_path / "known", latent_statistics=file)
     torch.save({"conds": torch.zeros(9, 12), "conds_mean": MEAN, "conds_std": STD}, file)
     out = imported(checkpoint, tmp_path / "known", latent_statistics=file)
     assert torch.equal(load_latent(out, "cpu").network.z_std, STD)

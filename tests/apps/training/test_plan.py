@@ -13,7 +13,7 @@ from PIL import Image
 from monai_diffae import plan as plan_command
 from monai_diffae.apps.training import speed as measuring
 from monai_diffae.apps.training.grids import grid_2d, grid_3d
-from monai_diffae.apps.training.speed import START_S, Speed, Work, measure_speed, needed_images
+from monai_diffae.apps.training.speed import START_S, Speed, Work, measure_speed
 from monai_diffae.bundle.description import describe
 from monai_diffae.bundle.model_file import write_model
 from monai_diffae.cli import build_app, parse
@@ -174,13 +174,6 @@ def test_the_coarsest_grid_with_a_warning_if_the_time_is_too_short(heads, machin
     assert "even one epoch takes longer than the given time, so max_minutes will end it early" in printed
 
 
-def test_small_grids_have_fewer_levels_and_more_cells(heads, machine):
-    machine.pixels_per_second = 2e4
-    settings = plan(heads, device="cpu").settings
-    assert (max(settings["image_size"]) <= 48, settings["channel_mult"]) == (True, [1, 2, 4])
-    assert settings["z_grid"] == [min(4, side // 4) for side in settings["image_size"]]
-
-
 def test_the_finest_grid_gets_a_wider_network(tmp_path, machine):
     for i in range(9):
         Image.fromarray(np.full((64, 64), i, np.uint8)).save(tmp_path / f"{i}.png")
@@ -209,12 +202,6 @@ def test_a_timetable_keeps_what_is_decided():
     table = Work(100, 10, CONFIG, {"max_epochs": 3, "z_grid": 2}).timetable(Speed(1.0, 10), 600)
     assert {"max_epochs": 3, "z_grid": 2}.items() <= table.settings.items()
     assert table.seconds["training"] == pytest.approx(30.6)  # with a checkpoint for each epoch
-
-
-def test_finer_grids_need_more_images():
-    assert needed_images([12, 16, 12], 4) == 1500
-    assert needed_images([96, 96], 4) == 3000  # with the square root of the pixels
-    assert needed_images([8, 8], 64) == 150 * 64
 
 
 def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, fast):
