@@ -154,19 +154,6 @@ def test_every_control_works(page, explored):
     assert controls - page.used == set()
 
 
-def test_two_saves_in_a_row_are_two_files_and_one_that_fails_says_so(page):
-    open_first(page)
-    with (
-        page.page.expect_download(lambda download: "own_detail" in download.suggested_filename),
-        page.page.expect_download(lambda download: "own_detail" not in download.suggested_filename),
-    ):
-        page("save-model").click()
-        page("save-own").click()
-    page.page.route("**/api/export", lambda route: route.fulfill(status=200, body="no file"))
-    page("save-model").click()
-    page.page.locator("#save-status.failed", has_text="Not saved").wait_for()
-
-
 def test_another_case_does_not_show_the_scores_of_the_last_one(page):
     open_first(page)
     page.page.route("**/api/image?*", lambda route: None)  # it never comes
