@@ -160,7 +160,7 @@ def test_it_trains_further_on_the_labelled_images_and_serves_the_new_weights(sca
         before = infer(client, "diffae_3d", "scan-1")
         with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
             train()
-        assert "train#dataset#data: there is no image; in MONAI Label, label more images" in one_line(caught.value)
+        assert "train#dataset#data: there is no image; in MONAI Label, label more" in one_line(caught.value)
         assert infer(client, "diffae_3d", "scan-1") == before
         for i in range(5):  # MONAI Label trains on labelled images only
             source = nib.load(scans / f"scan-{i}.nii.gz")
