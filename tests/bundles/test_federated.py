@@ -133,9 +133,7 @@ def test_a_restarted_client_continues_as_if_it_had_never_stopped(make_site, tmp_
     expected = trained_round(steady, given)
     restarted = make_site("restarted")
     assert_equal(trained_round(restarted, given), expected)
-    models = [
-        torch.load(tmp_path / name / "models" / "model.pt", weights_only=True) for name in ("steady", "restarted")
-    ]
+    models = [torch.load(tmp_path / site / "models/model.pt", weights_only=True) for site in ("steady", "restarted")]
     assert_equal(*models)
     assert learning_rates(tmp_path / "steady") == learning_rates(tmp_path / "restarted")
 

@@ -248,6 +248,4 @@ def test_the_types_of_labels(caplog):
     }
     assert not caplog.messages
     assert as_labels({"age": ["41,5", "7", ""], "note": ["1,5", "a"]})["age"] == ["41,5", "7", None]
-    assert [message[:58] for message in caplog.messages] == [
-        "label 'age': is read as text, because numbers such as 41,5"
-    ]
+    assert [line[:58] for line in caplog.messages] == ["label 'age': is read as text, because numbers such as 41,5"]

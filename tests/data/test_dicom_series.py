@@ -99,12 +99,10 @@ def test_nothing_wraps(tmp_path, low, high, signed, step):
     np.testing.assert_allclose(sitk.GetArrayFromImage(as_itk(written)).T, read_scan(written).array[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "inverted", [{"PhotometricInterpretation": "MONOCHROME1"}, {"PresentationLUTShape": "INVERSE"}]
-)
-def test_an_inverted_image_becomes_monochrome2(tmp_path, inverted):
+@pytest.mark.parametrize("how", [{"PhotometricInterpretation": "MONOCHROME1"}, {"PresentationLUTShape": "INVERSE"}])
+def test_an_inverted_image_becomes_monochrome2(tmp_path, how):
     source = tmp_path / "dx.dcm"
-    make_plane(positions()[0], **inverted, Modality="DX").save_as(source)
+    make_plane(positions()[0], **how, Modality="DX").save_as(source)
     scan = read_scan(source)
     written = write_series(tmp_path / "new.dcm", scan.array, source)
     assert_same_place(written, scan)

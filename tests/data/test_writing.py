@@ -160,9 +160,7 @@ def test_nrrd_of_oblique_and_flat_images_lies_where_the_nifti_lies(tmp_path):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(nrrd)[0].T, array[0])
 
 
-@pytest.mark.parametrize(
-    ("suffix", "dtype"), list(itertools.product((".nii.gz", ".nrrd"), ("bool", "int16", "float64")))
-)
+@pytest.mark.parametrize(("suffix", "dtype"), itertools.product((".nii.gz", ".nrrd"), ("bool", "int16", "float64")))
 def test_types(tmp_path, suffix, dtype):
     array = RNG.integers(0, 2, (1, 3, 4, 5))
     path = write_scan(tmp_path / f"a{suffix}", array, dtype=dtype)

@@ -10,6 +10,7 @@ from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DenoisingUNet
 
+FEW = [("linear_beta", "eps"), ("linear_beta", "v"), ("rectified_flow", "v")]
 VP = ["linear_beta", "scaled_linear_beta", "cosine"]
 
 
@@ -91,9 +92,7 @@ def test_zero_terminal_snr_removes_the_signal_of_the_last_level_and_keeps_the_fi
     assert bool((rescaled.alpha.diff() <= 0).all())
 
 
-@pytest.mark.parametrize(
-    ("name", "prediction"), [("linear_beta", "eps"), ("linear_beta", "v"), ("rectified_flow", "v")]
-)
+@pytest.mark.parametrize(("name", "prediction"), FEW)
 def test_where_x0_is_clipped_eps_still_makes_up_x_t(name, prediction):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction)
     t = torch.tensor([5, 400, 999])
@@ -127,9 +126,7 @@ def _unet():
     return unet
 
 
-@pytest.mark.parametrize(
-    ("name", "prediction"), [("linear_beta", "eps"), ("linear_beta", "v"), ("rectified_flow", "v")]
-)
+@pytest.mark.parametrize(("name", "prediction"), FEW)
 def test_monais_inferer_samples_with_the_schedule_as_ddim_does(name, prediction):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction, clip_range=(-1, 1))
     unet, z_sem, x_T = _unet(), torch.randn(2, 1, 4), torch.randn(2, 1, 8, 8)

@@ -133,9 +133,7 @@ def test_an_image_does_not_depend_on_its_batch(run):
     schedule = DiffusionSchedule()
     x, levels = torch.randn(3, 1, 4, 4), levels_for(run, schedule, 6)
     together = RUNS[run](exact(schedule), schedule, x, levels, clip_range=(-1, 1))
-    alone = torch.cat(
-        [RUNS[run](exact(schedule), schedule, x[i : i + 1], levels, clip_range=(-1, 1)) for i in range(3)]
-    )
+    alone = torch.cat([RUNS[run](exact(schedule), schedule, x[[i]], levels, clip_range=(-1, 1)) for i in range(3)])
     torch.testing.assert_close(together, alone)
 
 
@@ -203,9 +201,7 @@ def evaluation(t, parameterisation, value):
     ("name", "prediction", "t_next"), [("linear_beta", "eps", 500), ("cosine", "v", 760), ("rectified_flow", "v", 500)]
 )
 @pytest.mark.parametrize(("parameterisation", "order"), [("x0", 2), ("eps", 3), ("velocity", 1), ("velocity", 3)])
-def test_a_step_is_exact_where_the_network_is_a_polynomial_in_log_snr(
-    name, prediction, parameterisation, t_next, order
-):
+def test_a_step_is_exact_where_the_network_is_polynomial_in_log_snr(name, prediction, parameterisation, t_next, order):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction)
     coefficients = [0.3, -0.2, 0.1][:order]
 

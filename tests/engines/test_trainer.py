@@ -74,9 +74,7 @@ def test_fp16_gradients_that_no_scale_makes_finite_end_the_training(make_trainer
 
 @pytest.mark.goal(id="R8")
 @pytest.mark.parametrize(("max_grad_norm", "accumulation_steps", "told_at"), [(None, 2, 4), (1.0, 1, 3)])
-def test_a_gradient_that_is_not_finite_stops_before_the_next_update(
-    make_trainer, max_grad_norm, accumulation_steps, told_at
-):
+def test_a_gradient_not_finite_stops_before_the_next_update(make_trainer, max_grad_norm, accumulation_steps, told_at):
     trainer = make_trainer(1, lr=1e-3, max_grad_norm=max_grad_norm, accumulation_steps=accumulation_steps)
     updates = []
     trainer.add_event_handler(TrainingEvents.WEIGHTS_UPDATED, lambda: updates.append(trainer.state.iteration))

@@ -32,9 +32,7 @@ from monai_diffae.metrics.codes import changed_views, level_losses
 @pytest.fixture
 def pair():
     generator = torch.Generator().manual_seed(0)
-    images = torch.nn.functional.interpolate(
-        torch.rand(2, 1, 8, 8, generator=generator), scale_factor=5, mode="bilinear"
-    )
+    images = nn.functional.interpolate(torch.rand(2, 1, 8, 8, generator=generator), scale_factor=5, mode="bilinear")
     noisy = (images + 0.05 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
     return images * 2 - 1, noisy * 2 - 1
 

@@ -44,9 +44,7 @@ def rows_of(report, metric):
     return [row for row in report.figures["rows"] if row["table"] == "generation" and row["metric"] == metric]
 
 
-def test_the_figures_of_z_sem_are_those_of_the_samples_that_generate_writes(
-    report, latent_bundle, labelled, tmp_path, cohort
-):
+def test_the_figures_of_z_sem_are_those_of_the_samples_of_generate(report, latent_bundle, labelled, tmp_path, cohort):
     made = generate(latent_bundle, tmp_path, num_images=12, steps=3, device="cpu")
     samples = z_matrix(pd.read_parquet(made.folder / "generated.parquet"))
     table = read_embeddings(labelled.embeddings)

@@ -111,9 +111,7 @@ def test_the_list_is_shown_and_without_an_answer_nothing_is_sent(described, hub,
         assert bool(push(described, REPO).sent) == is_sent == (REPO in hub.repositories)
 
 
-def test_a_public_repository_and_a_wrong_token_are_refused_and_the_token_is_shown_nowhere(
-    described, hub, run, caplog, monkeypatch
-):
+def test_a_public_repository_and_a_wrong_token_are_refused_and_no_token_shown(described, hub, run, caplog, monkeypatch):
     caplog.set_level("DEBUG")
     hub.repositories[REPO] = Repository(private=False)
     hub.add_commit(REPO, {})

@@ -89,9 +89,7 @@ def test_strength_0_of_the_model_is_the_plain_reconstruction_in_native_space(dec
 def test_the_detail_changes_the_images_only_and_own_strength_0_is_the_scan_to_the_bit(edited, decoded, table, labelled):
     files = pd.read_csv(labelled.cohort).set_index("id")["image"]
     for name in table["id"].unique():
-        made, original = (
-            read_scan(file).array for file in (edited.folder / f"images/{name}_+0.00.nii.gz", files[name])
-        )
+        made, original = (read_scan(f).array for f in (edited.folder / f"images/{name}_+0.00.nii.gz", files[name]))
         np.testing.assert_array_equal(made.squeeze(), original.squeeze())
     pd.testing.assert_frame_equal(pd.read_csv(decoded.folder / "edits.csv"), table)
     for file in (edited.folder / "differences").iterdir():

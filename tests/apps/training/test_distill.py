@@ -35,9 +35,7 @@ def teacher(fast_bundle, labelled):
     return open_teacher(str(fast_bundle), str(labelled.cohort), device="cpu", batch_size=3)
 
 
-def test_a_training_leaves_the_autoencoder_and_validates_by_the_error_of_images(
-    latent_bundle, labelled, teacher, tmp_path
-):
+def test_a_training_leaves_the_autoencoder_and_validates_images(latent_bundle, labelled, teacher, tmp_path):
     out = copy_of(latent_bundle, tmp_path / "bundle")
     result = distilled(out, labelled, None)
     assert (result.folder, result.num_failed) == (out, 0)

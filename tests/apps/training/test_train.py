@@ -196,9 +196,7 @@ def test_a_training_that_is_faster_than_measured_uses_its_time(small_cohort, tmp
     assert saved["optimizer"]["param_groups"][0]["lr"] < 1e-6  # the schedule has ended
 
 
-def test_a_bundle_that_does_not_exist_is_made_also_without_minutes(
-    tiny_bundle, tiny_bundle_3d, tmp_path, monkeypatch, caplog
-):
+def test_a_missing_bundle_is_made_also_without_minutes(tiny_bundle, tiny_bundle_3d, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("monai_diffae.apps.training.train.open_training", lambda *_: None)
     for name, dims, bundle in (("m", 2, tiny_bundle), ("new", 3, tiny_bundle_3d)):
         with caplog.at_level(logging.INFO), pytest.raises(AttributeError):
