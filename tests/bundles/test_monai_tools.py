@@ -17,12 +17,6 @@ from monai_diffae.bundle import init_bundle
 KINDS = {"train": "train.json", "inference": "inference.json"}
 
 
-@pytest.fixture
-def bundle(tiny_bundle, tmp_path):
-    """A copy of the trained 2D bundle, which a test may change."""
-    return shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
-
-
 def loaded(bundle, kind="train", **options):
     return load(bundle.name, bundle_dir=bundle.parent, workflow_type=kind, device="cpu", **options)
 

@@ -1,5 +1,3 @@
-import shutil
-
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -74,11 +72,6 @@ def test_pictures_get_masks_as_pictures_and_bad_ones_are_listed(tiny_bundle, tmp
         assert set(np.unique(mask)) <= {0, 255}
         assert (mask == 255).sum() == row.mask_voxels
         assert read_scan(tmp_path / "out" / "maps" / f"{row.id}.nii.gz").array.shape == (1, 20, 30)
-
-
-@pytest.fixture
-def bundle(tiny_bundle, tmp_path):
-    return shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
 
 
 def test_a_bundle_is_calibrated_once_with_the_same_cases_and_again_with_others(run, bundle, tiny_bundle, caplog):

@@ -1,7 +1,6 @@
 """The command ``edit``: its images, differences, measurements and picture."""
 
 import shutil
-from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.synthesis.directions import read_direction
-from monai_diffae.apps.synthesis.edit import _rises, _warn_of_small_changes, edit
+from monai_diffae.apps.synthesis.edit import edit
 from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.bundle.loading import load_bundle
@@ -221,19 +220,3 @@ def test_in_colour_and_of_what_the_encoder_sees_with_workers(unusual, tmp_path, 
     columns = [] if len(trained.image_keys) == 2 else ["prediction", "achieved", "mse", "identity", "drift_wide"]
     assert table.columns.tolist() == ["id", "strength", "target", *(columns or ["mse"])]
     assert ("the encoder sees encoder_image" in caplog.text) == (not columns)
-
-
-def test_a_warning_of_small_changes_blames_what_is_to_blame_and_monotone_is_strict(labelled, caplog):
-    clear = replace(read_direction(labelled.direction), low=0.8)
-    _warn_of_small_changes(0.2, "pattern", clear)
-    assert not caplog.records
-    _warn_of_small_changes(0.19, "pattern", clear)
-    assert "moved by 19.0 % of the requested strength; the decoder hardly uses z_sem" in caplog.text
-    caplog.clear()
-    _warn_of_small_changes(0.19, "pattern", replace(clear, low=0.4))
-    assert "of the requested strength; the direction 'wide' may be chance (cross-validated AUROC" in caplog.text
-    certain = pd.Series([1e-9, 1e-9, 0.2, 0.9, 1 - 1e-9, 1 - 1e-9])  # probabilities may stay there
-    assert _rises(certain, "binary")
-    assert not _rises(certain, "continuous")
-    assert not _rises(pd.Series([50.0, 48.0, 52.0]), "continuous")
-    assert not _rises(pd.Series([0.3, 0.2, 0.9]), "binary")
