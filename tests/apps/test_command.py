@@ -46,12 +46,9 @@ def test_texts_and_lists_become_what_the_annotations_say():
 def test_settings_can_be_given_as_an_object_a_mapping_or_by_their_fields():
     expected = Decoding(steps=4, solver="heun")
     for given in (
-        {"decoding": expected},
-        {"decoding": {"steps": 4, "solver": "heun"}},
-        {"steps": 4, "solver": "heun"},
-        {"decoding": Decoding(steps=9, solver="heun"), "steps": 4},
-        {"decoding": {"solver": "heun"}, "steps": 4},
-    ):
+        {"decoding": expected}, {"decoding": {"steps": 4, "solver": "heun"}}, {"steps": 4, "solver": "heun"},
+        {"decoding": Decoding(steps=9, solver="heun"), "steps": 4}, {"decoding": {"solver": "heun"}, "steps": 4},
+    ):  # fmt: skip
         assert draw("b", **given)["decoding"] == expected
 
 

@@ -17,16 +17,11 @@ VP = ["linear_beta", "scaled_linear_beta", "cosine"]
 @pytest.mark.parametrize(
     ("name", "prediction", "zero_snr"),
     [
-        ("linear_beta", "eps", False),
-        ("linear_beta", "v", False),
-        ("scaled_linear_beta", "x0", False),
-        ("cosine", "v", False),
-        ("linear_beta", "v", True),
-        ("cosine", "x0", True),
-        ("rectified_flow", "x0", False),
+        ("linear_beta", "eps", False), ("linear_beta", "v", False), ("scaled_linear_beta", "x0", False),
+        ("cosine", "v", False), ("linear_beta", "v", True), ("cosine", "x0", True), ("rectified_flow", "x0", False),
         ("rectified_flow", "v", False),
     ],
-)
+)  # fmt: skip
 def test_the_target_gives_back_x0_and_eps(name, prediction, zero_snr):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction, zero_terminal_snr=zero_snr)
     t = torch.tensor([0, 1, 10, 500, 900, 998, 999])

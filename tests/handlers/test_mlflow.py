@@ -27,13 +27,9 @@ from monai_diffae.handlers.mlflow import without_paths
 
 NAME = "Mustermann"
 TRACKED = {
-    "mlflow": True,
-    "batch_size": 2,
-    "val_interval": 1,
-    "num_pictures": 2,
-    "report_every": 1,
+    "mlflow": True, "batch_size": 2, "val_interval": 1, "num_pictures": 2, "report_every": 1,
     "lr_schedule": "constant",
-}
+}  # fmt: skip
 pytestmark = pytest.mark.usefixtures("one_migration")
 
 

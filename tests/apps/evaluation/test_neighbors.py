@@ -18,12 +18,9 @@ def table():
     """200 cases, two per patient, whose z_sem is random."""
     z = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
     columns = {
-        "id": [f"c{i:03d}" for i in range(200)],
-        "patient": [f"p{i // 2:03d}" for i in range(200)],
-        "split": ["train"] * 140 + ["val"] * 40 + ["test"] * 20,
-        "rank": range(200),
-        "site": ["a", "b"] * 100,
-    }
+        "id": [f"c{i:03d}" for i in range(200)], "patient": [f"p{i // 2:03d}" for i in range(200)],
+        "split": ["train"] * 140 + ["val"] * 40 + ["test"] * 20, "rank": range(200), "site": ["a", "b"] * 100,
+    }  # fmt: skip
     return pd.DataFrame({**columns, **{f"z_{i:03d}": z[:, i] for i in range(6)}})
 
 
