@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torchvision.models import alexnet
@@ -73,23 +72,6 @@ def test_all_that_runs_on_a_gpu_runs_on_a_cpu(tmp_path):
     assert results["training"].keys() == {"diffae_2d", "paper_64", "diffae_3d"}
     assert all(row["both_ways_same_bits"] for rows in results["decoding"].values() for row in rows)
     assert results["embedding"]["embed"] > 0
-
-
-@pytest.mark.slow
-def test_whole_heads(tmp_path):
-    first_stage = ["network_def#autoencoder#channels=[4,8]", "network_def#autoencoder#norm_num_groups=4"]
-    first_stage.append("network_def#autoencoder#attention_levels=[false,false]")
-    model = ["z_grid=2", "base_channels=8", "network_def#encoder#base_channels=8", "z_channels=4"]
-    options = ["--heads", "40", "--size", "16", "--image-size", "16", "16", "24", "--first-stage-heads", "6"]
-    options += ["--patch-epochs", "1", "--large-epochs", "1", "--validations", "1", "--reconstructions", "1"]
-    options += ["--first-stage-overrides", *first_stage, "--overrides", *model]
-    command = [sys.executable, BENCHMARKS / "whole_heads.py", tmp_path, *options]
-    subprocess.run([*command, "--epochs", "1"], check=True, timeout=500)
-    found = json.loads((tmp_path / "whole_heads.json").read_text())
-    assert found["z_sem_usage"] > 0.5
-    assert {"mse_z_sem", "mse_x_T", "mse_first_stage"} <= found["reconstructions"].keys()
-    assert all(found[name]["peak_gib"] > 0.1 for name in ("train model", "embed", "diagnose", "reconstruct"))
-    assert set(pd.read_csv(tmp_path / "probes.csv")["features"]) == {"z_sem", "PCA of voxels"}
 
 
 @pytest.mark.slow

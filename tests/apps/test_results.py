@@ -165,29 +165,6 @@ def test_a_step_that_fails_is_kept_with_its_reason_unless_others_need_it(tmp_pat
     assert "Predict: omitted (no.parquet" in caplog.text
 
 
-def test_a_later_call_knows_durations_and_warnings_of_the_first(tmp_path, monkeypatch):
-    def loud(**arguments):
-        logging.getLogger("monai_diffae.anything").warning("be careful with %s", arguments["out"].name)
-        return Result(arguments["out"], skipped=skipped)
-
-    skipped = False
-    monkeypatch.setattr(Command, "load", lambda self: loud)
-    first = Steps(tmp_path / "steps.json", keeps_lines=True)
-    first.prepare("Embed", "embed", out=tmp_path / "a")
-    first.attempt("Look", "neighbors", out=tmp_path / "b")
-    assert [outcome.warnings for outcome in first.outcomes] == [("be careful with a",), ("be careful with b",)]
-    notes = json.loads((tmp_path / "steps.json").read_text())
-    for note in notes.values():
-        note["seconds"] = 77
-    (tmp_path / "steps.json").write_text(json.dumps(notes))
-    skipped = True
-    later = Steps(tmp_path / "steps.json", keeps_lines=True)
-    later.attempt("Look", "neighbors", out=tmp_path / "b")
-    assert [(each.step.title, each.seconds) for each in later.with_earlier()] == [("Embed", 77), ("Look", 77)]
-    assert later.with_earlier()[0].step.line == first.outcomes[0].step.line
-    assert later.with_earlier()[1].warnings == ("be careful with b",)
-
-
 @pytest.mark.goal(id="R21")
 def test_a_journal_has_no_paths_unless_it_keeps_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(Command, "load", lambda self: lambda out: Result(out))

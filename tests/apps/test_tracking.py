@@ -122,16 +122,3 @@ def test_results_of_a_model_reach_the_run_of_its_training(tracked, tmp_path, mon
     assert files == ["report/media", "report/report.html"]
     assert client.list_artifacts(run_id, "ids") == []
     assert run.info.status == "FINISHED"
-
-
-def test_a_model_without_a_run_of_its_own_is_left_alone(tracked, tmp_path, monkeypatch, caplog):
-    folder, _, _ = tracked
-    other = tmp_path / "other"
-    other.mkdir()
-    log_to_training(other, {"a": 1.0}, [], "report")
-    (other / "mlflow_run_id").write_text("0" * 32)
-    log_to_training(other, {"a": 1.0}, [], "report")
-    assert [file.name for file in other.iterdir()] == ["mlflow_run_id"]  # no new database
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")  # which has no such run
-    log_to_training(other, {"a": 1.0}, [], "report")
-    assert "MLflow" not in caplog.text

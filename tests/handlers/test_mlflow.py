@@ -22,7 +22,7 @@ from monai_diffae.apps.tracking import log_to_training
 from monai_diffae.bundle import load_bundle
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import ScanError
-from monai_diffae.handlers.logged_model import _load_pyfunc, log_bundle
+from monai_diffae.handlers.logged_model import _load_pyfunc
 from monai_diffae.handlers.mlflow import without_paths
 
 NAME = "Mustermann"
@@ -141,16 +141,6 @@ def test_the_model_is_registered_with_a_signature(tracked):
     assert '"shape": [-1,' in text
     assert str(tracked[0]) not in text
     assert not [file.name for file in models.rglob("*") if file.suffix in (".pkl", ".pickle", ".py")]
-
-
-def test_a_training_that_is_complete_registers_nothing_again(tracked):
-    tracked[1].parser["overwrite"] = False
-    out, workflow = tracked
-    workflow.parser.get_parsed_content("train#trainer").run()
-    log_bundle(out, registered_model="tiny")
-    client, run = client_and_run(out)
-    assert len(client.search_model_versions("name='tiny'")) == 1
-    assert len(run.outputs.model_outputs) == 2  # of the first epoch, and of the second
 
 
 @pytest.mark.goal(id="R17")

@@ -64,16 +64,6 @@ def test_differences_are_blue_white_and_red_in_the_mosaic(tmp_path):
     assert red[0] > red[2] + 50
 
 
-def test_values_from_0_on_begin_with_a_palettes_first_colour_and_channels_are_averaged():
-    values = torch.stack([torch.zeros(2, 4, 4), torch.full((2, 4, 4), 2.0)])
-    values[1, 1] = 0.0  # a mean of 1
-    colours = in_colours(values, 1.0, "magma")[:, :, 0, 0]
-    expected = torch.tensor(matplotlib.colormaps["magma"]([0.0, 1.0])[:, :3] * 2 - 1, dtype=torch.float32)
-    torch.testing.assert_close(colours, expected)
-    # where nothing differs, all is white, and nothing is divided by 0
-    assert in_colours(torch.zeros(1, 1, 4, 4), 0.0).isfinite().all()
-
-
 @pytest.mark.parametrize("shape", [(3, 12, 12), (1, 12, 14, 10)])
 def test_the_outline_of_the_mask_is_drawn_where_the_map_is_high(tmp_path, shape):
     size = shape[1:]

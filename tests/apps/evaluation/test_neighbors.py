@@ -86,18 +86,6 @@ def test_the_same_patient_is_excluded_unless_asked_for(table, write, tmp_path):
             neighbors(tmp_path / "e.parquet", tmp_path / "others", **{**options, **other})
 
 
-def test_p_values_are_calibrated_on_training_cases_and_an_outlier_has_the_lowest(table, write, tmp_path):
-    table.loc[199, "z_000":] = 50.0
-    result = neighbors(write(table), tmp_path / "o")
-    outliers = pd.read_csv(tmp_path / "o" / "outliers.csv").set_index("id")
-    assert outliers["p_distance"]["c199"] == pytest.approx(1 / 141)
-    train = np.sort(outliers["p_distance"][:140])
-    np.testing.assert_allclose(train, np.arange(1, 141) / 140)
-    assert set(result.unusual_shares["distance"]) == {"train", "val", "test"}
-    assert result.unusual_shares["distance"]["train"] == pytest.approx(6 / 140)
-    assert result.unusual_shares["distance"]["val"] < 0.2
-
-
 def test_whitened_scores_detect_a_case_in_an_empty_direction_and_stay_calibrated(table, write, tmp_path):
     """z_sem varies in three directions of six; one case lies in a fourth, no further out than the others."""
     rng = np.random.default_rng(1)

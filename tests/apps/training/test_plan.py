@@ -174,14 +174,6 @@ def test_the_coarsest_grid_with_a_warning_if_the_time_is_too_short(heads, machin
     assert "even one epoch takes longer than the given time, so max_minutes will end it early" in printed
 
 
-def test_the_finest_grid_gets_a_wider_network(tmp_path, machine):
-    for i in range(9):
-        Image.fromarray(np.full((64, 64), i, np.uint8)).save(tmp_path / f"{i}.png")
-    machine.pixels_per_second = 1e7
-    settings = plan(tmp_path, device="cpu").settings
-    assert (settings["image_size"], settings["base_channels"]) == ([64, 64], 64)
-
-
 CONFIG = {"num_pictures": 4, "calibration_cases": 64, "ema_decay": 0.999, "probe_interval": 5, "picture_steps": 20}
 
 
