@@ -156,14 +156,6 @@ def test_identity_and_drift_are_those_of_the_decoded_images(edited, decoded, tab
     assert edited.achieved == pytest.approx(np.median(away["achieved"] / away["strength"]))
 
 
-def test_along_the_weight_is_another_edit_with_the_same_target(edited, table, labelled, options, tmp_path):
-    weight = edit(labelled.bundle, labelled.cohort, tmp_path, **{**options, "along": "weight"})
-    other = pd.read_csv(weight.folder / "edits.csv")
-    np.testing.assert_allclose(other["target"], table["target"], atol=1e-4)
-    moved = table["strength"] != 0
-    assert (np.abs(other["mse"] / table["mse"] - 1)[moved] > 0.005).all()
-
-
 def test_pictures_of_odd_size_come_back_in_their_own_space(labelled, tmp_path):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(256, size=(21, 13), dtype=np.uint8)).save(tmp_path / "odd.png")

@@ -128,16 +128,6 @@ def test_the_latent_ddim_comes_along(save, tmp_path):
     assert (schedule.prediction, schedule.clip_range, schedule.loss_weighting) == ("eps", None, "none")
 
 
-def test_a_checkpoint_without_a_latent_ddim_says_so(save, tmp_path, caplog):
-    with caplog.at_level(logging.INFO, "monai_diffae"):
-        out = imported(save(latent=False), tmp_path / "bundle")
-    assert "has no latent DDIM" in caplog.text
-    assert re.search(r"released models: net_beatgans_attn_head 1, T 1000, beta_scheduler linear, [^,]*; s", caplog.text)
-    assert not (out / "models" / "latent_model.safetensors").exists()
-    with pytest.raises(ConfigError, match=r"^last\.ckpt: has no latent DDIM .*; omit latent_statistics"):
-        import_official(save(latent=False), tmp_path / "other", latent_statistics=tmp_path / "latent.pkl")
-
-
 def test_statistics_from_a_file_of_their_own(save, tmp_path, caplog):
     checkpoint, file = save(beside=["x_T"]), tmp_path / "latent.pkl"
     out = imported(checkpoint, tmp_path / "unknown")
