@@ -145,14 +145,7 @@ def trained(tiny_bundle: TinyBundle) -> Any:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The tiny bundle's cohort with a label of two classes, ``wide``, and what is made of it.
-
-    Attributes:
-        bundle: the tiny bundle, its weights shaken so that z_sem tells cases apart and the decoder uses it.
-        cohort: the table.
-        embeddings: its ``embeddings.parquet``.
-        direction: towards wide ventricles, fitted to it.
-    """
+    """The shaken tiny bundle, its cohort with a label of two classes, ``wide``, embeddings, and a direction for it."""
 
     bundle: Path
     cohort: Path

@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,18 +71,3 @@ def test_all_that_runs_on_a_gpu_runs_on_a_cpu(tmp_path):
     assert results["training"].keys() == {"diffae_2d", "paper_64", "diffae_3d"}
     assert all(row["both_ways_same_bits"] for rows in results["decoding"].values() for row in rows)
     assert results["embedding"]["embed"] > 0
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured with Linux's /proc")
-def test_scaling(tmp_path):
-    page = tmp_path / "scaling.md"
-    shutil.copyfile(BENCHMARKS.parent / "docs" / "scaling.md", page)
-    (tmp_path / "images").mkdir()
-    out = tmp_path / "out"
-    command = [sys.executable, BENCHMARKS / "scaling.py", out, "--quick", "--rounds", "1", "--docs", page]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, timeout=500, env=env)
-    results = json.loads((out / "scaling.json").read_text())
-    assert all(seconds > 0 for point in results["points"] for seconds in point["measured"]["seconds"])
-    assert (out / "scaling.md").read_text() in page.read_text()

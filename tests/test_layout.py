@@ -48,8 +48,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_700
-TEST_FUNCTIONS = 1_300
+TEST_LINES = 29_900
+TEST_FUNCTIONS = 1_260
 TRAININGS = 49
 
 

@@ -21,11 +21,7 @@ FAST = {"device": "cpu", "overrides": {"inferer#steps": 2, "inferer#invert_steps
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The folder of a sqlite database and its artifacts; afterwards the address is what it was, or none.
-
-    MLflow keeps the address in the environment, so that its default, too, would become the address of later trainings:
-    a database in the working directory.
-    """
+    """The folder of a database and its artifacts; afterwards the address, which MLflow keeps, is what it was."""
     folder, before = tmp_path_factory.mktemp("server"), os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
     mlflow.create_experiment("synthesis", artifact_location=(folder / "artifacts").as_uri())

@@ -126,15 +126,6 @@ def test_a_folder_gives_no_id(trained):
     assert trained.open(shared("dicom_mr_brain_pgbm003") / "11-T1post-18670").id == ""  # it may name a patient
 
 
-def test_tensors_of_other_types(trained):
-    values = torch.randint(0, 100, (1, 20, 24), generator=torch.Generator().manual_seed(0))
-    expected = trained.open(values.numpy()).images
-    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.uint8, torch.int64):
-        assert torch.equal(trained.open(values.to(dtype)).images, expected)
-    assert torch.equal(trained.open(values.float().requires_grad_()).images, expected)
-    assert torch.equal(trained.open(np.asfortranarray(values.numpy())[..., ::-1][..., ::-1]).images, expected)
-
-
 @pytest.mark.parametrize(
     ("key", "message"),
     [

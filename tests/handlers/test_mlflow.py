@@ -167,12 +167,6 @@ def test_a_folder_that_cannot_be_written_is_logged_without_its_path(make_workflo
     assert NAME not in caplog.text
 
 
-def test_a_failed_run_is_marked_as_failed(make_workflow, tmp_path):
-    with pytest.raises(RuntimeError):
-        make_workflow({"mlflow": True, "learning_rate": 1e30, "batch_size": 2, "warmup_steps": 0}).run()
-    assert client_and_run(tmp_path / "out")[1].info.status == "FAILED"
-
-
 PRIVATE = {
     "dataset_dir": f"/data/{NAME}",
     "cohort#dataset_dir": f"{NAME}/scans",

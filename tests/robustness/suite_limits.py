@@ -1,9 +1,4 @@
-"""A pytest plugin: tests stay short, and few of them train.
-
-A test without the mark ``slow`` that takes more than ``LONGEST_S`` processor seconds, without its fixtures, fails. So
-does one that trains a bundle in a file that ``TRAININGS`` does not list, or more often than it says; other tests copy a
-stored bundle (``tests/golden/tiny_bundles.py``).
-"""
+"""A pytest plugin: fast tests take at most ``LONGEST_S`` processor seconds, and only those of ``TRAININGS`` train."""
 
 from __future__ import annotations
 

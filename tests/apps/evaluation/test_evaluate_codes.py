@@ -109,23 +109,6 @@ def test_distances_of_image_features(report, latent_bundle, cohort, tmp_path, mo
     assert {row["metric"] for row in of_z_sem[0]} == {"mmd", "copying_ratio", *sharpness}
 
 
-@pytest.mark.slow
-def test_without_a_latent_ddim_or_training_cases(labelled, latent_bundle, cohort, tmp_path):
-    result = evaluate(tmp_path / "a", bundle=labelled.bundle, cohort=cohort, steps=[2], device="cpu")
-    reasons = {each["metric"]: each["reason"] for each in result.figures["omitted"]}
-    assert reasons["generation"] == "bundle: there is no latent model; train it with monai-diffae train-latent"
-    assert not [row for row in result.figures["rows"] if row["table"] == "generation"]
-    table = pd.read_csv(cohort)
-    table[table["split"] == "test"].to_csv(tmp_path / "test.csv", index=False)
-    result = evaluate(
-        tmp_path / "b", bundle=latent_bundle, cohort=tmp_path / "test.csv", steps=[2], num_images=8, device="cpu"
-    )
-    assert rows_of(result, "mmd")
-    assert not rows_of(result, "copying_ratio")
-    reasons = {each["metric"]: each["reason"] for each in result.figures["omitted"]}
-    assert reasons["copying_ratio"] == "the cohort has no training cases"
-
-
 def test_another_latent_ddim_is_another_result(latent_bundle, cohort, tmp_path):
     bundle = shutil.copytree(latent_bundle, tmp_path / "bundle")
     arguments = {"bundle": bundle, "cohort": cohort, "steps": [2], "num_images": 6, "num_codes": 0, "device": "cpu"}
