@@ -99,9 +99,10 @@ class AnchoredEncoder(nn.Module):
         return torch.cat([self._anchored(x), free.to(x.dtype)], dim=1)
 
     @torch.jit.unused
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The anchored numbers and the features of ``free`` (B, K + F) before its last layer."""
-        return torch.cat([self._anchored(x), self.free.features(x)], dim=1)  # type: ignore[operator]
+    def features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The anchored numbers and the features (B, K + F) of ``free`` before its last layer, and each of its stages'."""
+        features, stages = self.free.features(x)  # type: ignore[operator]
+        return torch.cat([self._anchored(x), features], dim=1), stages
 
     @torch.jit.unused
     def project(self, features: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
-"""Wide features: principal components of the features before the encoder's last layer, and of a pooled image.
+"""Wide features: principal components of what the encoder computes before its last layer, and of a pooled image.
 
-The last layer keeps what the decoder needs; a label may need what it leaves out. With the pooled image, a probe is not
-far behind one on principal components of the pixels. Both parts are scaled to a total variance of 1.
+The last layer keeps what the decoder needs; a label may need what it leaves out. There are three parts, each scaled to a
+total variance of 1: the input of the last layer; means and maxima of the features of each stage, which tell what is in
+the image more than where; and the pooled image, with which a probe is not far behind one on components of the pixels.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_max_pool2d, adaptive_max_pool3d, silu
 
 from monai_diffae.apps.embedding.baseline_encoders import training_images
 from monai_diffae.apps.session import Session
@@ -30,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 WIDE_CHANNELS = 256
 """The most wide features; fewer training cases give fewer."""
-_CELLS = {2: 32, 3: 16}  # cells per axis of a pooled image, or of a pooled volume
+_IMAGE_CELLS = {2: 32, 3: 16}  # cells per axis of a pooled image, or of a pooled volume
+_STAGE_CELLS = {2: 2, 3: 1}
 _MOST_CASES = 10_000  # training cases that the components are fitted to
 
 
@@ -62,11 +65,11 @@ class WideEncoder(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """The codes (B, Z + K) of images (B, C, *S)."""
-        features, voxels = _features(self.network, images)
-        wide = (torch.cat([features, voxels], dim=1) - self.mean) @ self.axes.T
+        features = _features(self.network, images)
+        wide = (torch.cat(features, dim=1) - self.mean) @ self.axes.T
         if not self.with_z_sem:
             return wide
-        return torch.cat([self.network.encoder.project(features), wide], dim=1)  # type: ignore[union-attr, operator]
+        return torch.cat([self.network.encoder.project(features[0]), wide], dim=1)  # type: ignore[union-attr, operator]
 
 
 class _FeatureEncoder(nn.Module):
@@ -84,11 +87,22 @@ class _FeatureEncoder(nn.Module):
         return torch.cat(parts, dim=1)
 
 
-def _features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The features (B, F) before the encoder's last layer, and the means (B, P) of the image over a grid of cells."""
-    cells = [min(side, _CELLS[images.ndim - 2]) for side in images.shape[2:]]
-    features: Tensor = network.encoder.features(images)  # type: ignore[union-attr, operator]
-    return features, CellMeans(cells)(images).flatten(1)
+def _features(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """The parts of which wide features are components, each (B, F); the first is what the last layer projects."""
+    dims = images.ndim - 2
+    features, stages = network.encoder.features(images)  # type: ignore[union-attr, operator]
+    parts = [features, _means(images, _IMAGE_CELLS[dims])]
+    if stages:
+        maxima, activated = (adaptive_max_pool2d, adaptive_max_pool3d)[dims - 2], [silu(stage) for stage in stages]
+        cells = _STAGE_CELLS[dims]
+        parts.append(
+            torch.cat([part for x in activated for part in (_means(x, cells), maxima(x, cells).flatten(1))], 1)
+        )
+    return parts
+
+
+def _means(x: Tensor, cells: int) -> Tensor:
+    return CellMeans([min(side, cells) for side in x.shape[2:]])(x).flatten(1)
 
 
 def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> TrainedBundle:
