@@ -100,7 +100,7 @@ class AnchoredEncoder(nn.Module):
 
     @torch.jit.unused
     def features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The anchored numbers and the features (B, K + F) of ``free`` before its last layer, and each of its stages'."""
+        """The anchored numbers with the features (B, K + F) of ``free`` before its last layer, and its stages."""
         features, stages = self.free.features(x)  # type: ignore[operator]
         return torch.cat([self._anchored(x), features], dim=1), stages
 

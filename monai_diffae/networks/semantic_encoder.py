@@ -118,7 +118,7 @@ class SemanticEncoder(nn.Module):
 
     @torch.jit.unused
     def features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Features of images (B, C, *S): (B, F) before the last layer, which :meth:`project` applies, and each stage's."""
+        """The features (B, F) before the last layer, which :meth:`project` applies, and the maps of each stage."""
         h = self.stem(x)
         stages = [h := stage(h) for stage in (*self.stages, self.middle_stage)]
         return self.head[:-1](h), stages

@@ -1,8 +1,8 @@
 """Wide features: principal components of what the encoder computes before its last layer, and of a pooled image.
 
-The last layer keeps what the decoder needs; a label may need what it leaves out. There are three parts, each scaled to a
-total variance of 1: the input of the last layer; means and maxima of the features of each stage, which tell what is in
-the image more than where; and the pooled image, with which a probe is not far behind one on components of the pixels.
+The last layer keeps what the decoder needs; a label may need what it leaves out. There are three parts, each scaled to
+a total variance of 1: the input of the last layer; the pooled image, with which a probe is not far behind one on
+components of the pixels; and means and maxima of the features of each stage, which say what is there more than where.
 """
 
 from __future__ import annotations
