@@ -32,7 +32,7 @@ COMMON_SCALE = ("pca", "planar")
 """Encoders whose columns are principal components: the last are noise, so no column is standardised on its own."""
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
-_WIDE = re.compile(r"w_\d+")
+_WIDE = re.compile(r"w_\d{3,}")
 _CASE_COLUMNS = ("id", "file_name", "patient", "split", "slices", "patches", "empty_patches")
 _PATCH_COLUMNS = ("patch", "row_px", "column_px", "x_mm", "y_mm", "z_mm")
 

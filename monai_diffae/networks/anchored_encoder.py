@@ -12,6 +12,7 @@ from torch import nn
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.networks.blocks import CellMeans
 
+_LEAST_SHARE = 1e-10  # of the largest variance; smaller ones are rounding errors
 _FLOOR = 64  # components after this one are not scaled up further: the last ones are noise
 
 
@@ -123,7 +124,8 @@ class AnchoredEncoder(nn.Module):
         Raises:
             ConfigError: there are fewer than 2 images, or their features are all the same.
         """
-        features = torch.cat([self._branch_features(images.to(self.mean.device)) for images in batches]).double()
+        parts = [self._branch_features(images.to(self.mean.device)) for images in batches]
+        features = torch.cat([self.mean[None, :][:0], *parts]).double()
         mean = features.mean(dim=0)
         centred = features - mean
         scale = torch.cat(
@@ -161,7 +163,8 @@ def _principal_axes(centred: torch.Tensor, count: int) -> tuple[torch.Tensor, to
     else:
         variances, vectors = torch.linalg.eigh(centred @ centred.T / num)
         axes = vectors.T @ centred
-    kept = min(count, num - 1, width)
+    is_real = variances > _LEAST_SHARE * variances[-1]  # twins give components without any variance
+    kept = min(count, num - 1, int(is_real.sum()))
     variances, axes = variances.flip(0)[:kept], axes.flip(0)[:kept]
     axes = axes / axes.norm(dim=1, keepdim=True)
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))

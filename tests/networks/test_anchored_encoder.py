@@ -71,3 +71,11 @@ def test_only_the_free_encoder_is_trained_and_dropped():
     assert 10 < int(dropped.sum()) < 54
     assert torch.equal(z_sem[:, :6], encoder.eval()(images)[:, :6])
     assert {name.split(".")[0] for name, weight in encoder.named_parameters() if weight.requires_grad} == {"free"}
+
+
+def test_twins_give_no_components_of_rounding_errors():
+    images = torch.randn(40, 1, 8, 8)
+    images[1] = images[0]
+    encoder = AnchoredEncoder(anchored(2).free, [PooledVoxels([8, 8])], 64, 0.0).eval()
+    encoder.fit([images])
+    assert encoder(torch.randn(9, 1, 8, 8))[:, :64].abs().max() < 10

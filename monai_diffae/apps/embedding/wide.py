@@ -1,8 +1,8 @@
 """Wide features: principal components of what the encoder computes before its last layer, and of a pooled image.
 
 The last layer keeps what the decoder needs; a label may need what it leaves out. There are three parts, each scaled to
-a total variance of 1: the input of the last layer; the pooled image, with which a probe is not far behind one on
-components of the pixels; and means and maxima of the features of each stage, which say what is there more than where.
+a total variance of 1: the input of the last layer; the pooled image, so that a probe is not far behind one on principal
+components of the pixels; and means and maxima of each stage, which describe content more than position.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from dataclasses import replace
 from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d, adaptive_max_pool3d, silu
@@ -24,7 +25,6 @@ from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.bundle.model_file import read_model, write_model
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError
-from monai_diffae.inferers.reconstruction import encode_exactly
 from monai_diffae.latents.components import PixelComponents
 from monai_diffae.networks.blocks import CellMeans
 
@@ -114,8 +114,8 @@ def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> Tr
     file = read_model(path, "wide", is_built=False) if path.is_file() else None
     if file is None or file.description.get("autoencoder_sha256") != trained.sha256:  # of weights that were replaced
         raise NotFittedError(
-            f"features: {trained.folder.name} has no models/{WIDE} of its present weights; embed the cohort of its "
-            "training with features wide first, in one process, which fits and stores them"
+            f"features: wide features were not fitted for the present weights of {trained.folder.name}; first embed "
+            "the training cohort with features wide, in one process, without overrides, where the bundle can be written"
         )
     network = WideEncoder(trained.network, file.tensors["mean"], file.tensors["axes"].float(), with_z_sem)
     return replace(trained, network=network.to(trained.device).eval())
@@ -132,8 +132,9 @@ def fit_or_load(session: Session, *, may_fit: bool) -> Session:
     trained = session.trained
     try:
         return replace(session, trained=with_wide_features(trained))
-    except NotFittedError:
-        if not (session.may_be_of_training and may_fit):
+    except NotFittedError:  # overrides may change the images, and the components are for all who use the model
+        can_write = os.access(models_folder(trained.folder), os.W_OK)
+        if not (session.may_be_of_training and may_fit and can_write and not session.run.overrides):
             raise
     mean, axes = _fit(session)
     models = models_folder(trained.folder)
@@ -148,12 +149,17 @@ def _fit(session: Session) -> tuple[Tensor, Tensor]:
     """The mean [F] and the components [K, F] of the features of at most ``_MOST_CASES`` training cases."""
     trained = session.trained
     encoder = _FeatureEncoder(trained.network).eval()
-    images = training_images(session, WIDE_CHANNELS + 1, text="wide features", most_cases=_MOST_CASES)
-    batches = (
-        encode_exactly(torch.from_numpy(batch).to(trained.device), encoder, trained.inferer).cpu() for batch in images
-    )
+
+    def encode(images: Tensor) -> Tensor:
+        return trained.inferer.encode(images, encoder)
+
+    least = WIDE_CHANNELS + 1
+    batches = training_images(session, least, encode, text="wide features", most_cases=_MOST_CASES)
     first = next(batches)
-    parts = [part - part.mean(dim=0) for part in first.split(encoder.widths, dim=1)]
-    scale = torch.cat([part.square().sum(dim=1).mean().rsqrt().expand(part.shape[1]) for part in parts])
-    components = PixelComponents.fit(((batch * scale).numpy() for batch in chain([first], batches)), WIDE_CHANNELS)
-    return torch.from_numpy(components.mean) / scale, torch.from_numpy(components.axes) * scale
+    parts = np.split(first, np.cumsum(encoder.widths)[:-1], axis=1)
+    variances = np.array([part.var(axis=0).sum() for part in parts])
+    scales = np.divide(1, np.sqrt(variances), out=np.zeros(len(parts)), where=variances > 0)
+    scale = np.repeat(scales, encoder.widths).astype(np.float32)
+    components = PixelComponents.fit((batch * scale for batch in chain([first], batches)), WIDE_CHANNELS)
+    mean = np.divide(components.mean, scale, out=first.mean(axis=0), where=scale > 0)
+    return torch.from_numpy(mean).float(), torch.from_numpy(components.axes * scale).float()

@@ -238,6 +238,9 @@ def _evaluate(
     pixel_sets = [] if session is None else pixel_features(comparison, table, session, folder)
     own: dict[str, FeatureSet] = {name: table_features(table, name) for name in dict.fromkeys(comparison.features)}
     pixel_names = list(dict.fromkeys(comparison.pixel_baselines))
+    keys = [*own, *(each.name for each in baselines), *pixel_names]
+    if taken := next((name for name in keys if keys.count(name) > 1), None):
+        raise ConfigError(f"baselines: the name {taken!r} is that of other features; rename this one")
     by_name = own | {each.name: each for each in baselines} | dict(zip(pixel_names, pixel_sets, strict=True))
     feature_sets = [*by_name.values()]
     if comparison.together:
