@@ -64,7 +64,7 @@ def test_without_components_of_the_present_weights_another_cohort_is_refused(wid
     tensors = {name: value * 1.5 if value.is_floating_point() else value for name, value in model.tensors.items()}
     write_model(file, "autoencoder", tensors, model.description)
     pd.read_csv(labelled.cohort).iloc[:3].to_csv(tmp_path / "few.csv", index=False)
-    with pytest.raises(ConfigError, match=r"^features: bundle has no models/wide.safetensors of its present weights"):
+    with pytest.raises(ConfigError, match="^features: wide features were not fitted for the present weights of bundle"):
         embed(bundle, tmp_path / "few.csv", tmp_path / "few", features="wide", device="cpu")
 
 
