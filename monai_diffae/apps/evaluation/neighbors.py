@@ -183,6 +183,10 @@ class _NeighborSearch:
                     f"queries: {queries.name} was made with another model or pool than {embeddings.name}; embed both "
                     "in the same way"
                 )
+            if len({origin_of(file).get("wide") for file in (queries, embeddings)} - {None}) > 1:
+                raise ConfigError(
+                    f"queries: {queries.name} has other wide features than {embeddings.name}; embed both again"
+                )
             recorded = table.attrs.get("monai_diffae", {}).get("preprocessing")
             differ = preprocessing_differences(rows, recorded) if recorded is not None else []
             if differ:

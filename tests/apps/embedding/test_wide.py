@@ -80,5 +80,12 @@ def test_neighbors_compare_wide_features(wide, labelled, tmp_path):
         if table["patient"][i] != table["patient"][ids.index(str(nearest["id"][0]))]
     ]
     assert str(nearest["neighbor"][0]) == order[0]
+    other = shutil.copytree(wide[0], tmp_path / "bundle")
+    model = read_model(wide[0] / "models" / "wide.safetensors")
+    tensors = {name: value * 2 for name, value in model.tensors.items()}
+    write_model(other / "models" / "wide.safetensors", "wide", tensors, model.description)
+    queries = embed(other, labelled.cohort, tmp_path / "other", features="wide", device="cpu").path
+    with pytest.raises(ConfigError, match="has other wide features than embeddings.parquet; embed both again"):
+        neighbors(wide[1], tmp_path / "queried", queries=queries, features="wide")
     with pytest.raises(CohortError, match="no columns w_000, ...; embed again with features wide"):
         neighbors(labelled.embeddings, tmp_path / "none", features="wide")
