@@ -303,9 +303,10 @@ def check_views(config: Mapping[str, Any]) -> None:
 
 def check_anchored(config: Mapping[str, Any]) -> None:
     """Refuse an anchored encoder where sites would each fit another one, or where it would see latents."""
-    encoder = config.get("network_def", {}).get("encoder", {})
+    networks = config.get("network_def")
+    encoder = networks.get("encoder") if isinstance(networks, dict) else None  # else a formula
     other = next((key for key in ("num_rounds", "first_stage_bundle") if key in config), None)
-    if other and str(encoder.get("_target_")).endswith(".AnchoredEncoder"):
+    if other and isinstance(encoder, dict) and str(encoder.get("_target_")).endswith(".AnchoredEncoder"):
         raise ConfigError(f"{other}: an anchored encoder cannot be trained in this way; omit the overlay anchored")
 
 
