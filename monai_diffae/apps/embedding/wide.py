@@ -26,7 +26,7 @@ from monai_diffae.bundle.model_file import read_model, write_model
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.components import PixelComponents
-from monai_diffae.networks.blocks import CellMeans
+from monai_diffae.networks import PooledVoxels
 
 logger = logging.getLogger(__name__)
 
@@ -92,17 +92,17 @@ def _features(network: nn.Module, images: Tensor) -> list[Tensor]:
     dims = images.ndim - 2
     features, stages = network.encoder.features(images)  # type: ignore[union-attr, operator]
     parts = [features, _means(images, _IMAGE_CELLS[dims])]
-    if stages:
-        maxima, activated = (adaptive_max_pool2d, adaptive_max_pool3d)[dims - 2], [silu(stage) for stage in stages]
-        cells = _STAGE_CELLS[dims]
-        parts.append(
-            torch.cat([part for x in activated for part in (_means(x, cells), maxima(x, cells).flatten(1))], 1)
-        )
-    return parts
+    maxima, cells = (adaptive_max_pool2d, adaptive_max_pool3d)[dims - 2], _STAGE_CELLS[dims]
+    pooled: list[Tensor] = []
+    for stage in stages:
+        activated = silu(stage)
+        pooled += [_means(activated, cells), maxima(activated, cells).flatten(1)]
+    return [*parts, torch.cat(pooled, dim=1)] if pooled else parts
 
 
 def _means(x: Tensor, cells: int) -> Tensor:
-    return CellMeans([min(side, cells) for side in x.shape[2:]])(x).flatten(1)
+    means: Tensor = PooledVoxels([min(side, cells) for side in x.shape[2:]])(x)
+    return means
 
 
 def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> TrainedBundle:
@@ -110,13 +110,12 @@ def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> Tr
     if not hasattr(trained.network.encoder, "features"):
         kind = type(trained.network.encoder).__name__
         raise ConfigError(f"features: the encoder {kind} has no wide features; use z")
-    path = models_folder(trained.folder) / WIDE
-    file = read_model(path, "wide", is_built=False) if path.is_file() else None
-    if file is None or file.description.get("autoencoder_sha256") != trained.sha256:  # of weights that were replaced
+    if not trained.has_wide:
         raise NotFittedError(
             f"features: wide features were not fitted for the present weights of {trained.folder.name}; first embed "
             "the training cohort with features wide, in one process, without overrides, where the bundle can be written"
         )
+    file = read_model(models_folder(trained.folder) / WIDE, "wide", is_built=False)
     network = WideEncoder(trained.network, file.tensors["mean"], file.tensors["axes"].float(), with_z_sem)
     return replace(trained, network=network.to(trained.device).eval())
 
@@ -132,9 +131,8 @@ def fit_or_load(session: Session, *, may_fit: bool) -> Session:
     trained = session.trained
     try:
         return replace(session, trained=with_wide_features(trained))
-    except NotFittedError:  # overrides may change the images, and the components are for all who use the model
-        can_write = os.access(models_folder(trained.folder), os.W_OK)
-        if not (session.may_be_of_training and may_fit and can_write and not session.run.overrides):
+    except NotFittedError:
+        if not (may_fit and session.can_fit_wide):
             raise
     mean, axes = _fit(session)
     models = models_folder(trained.folder)

@@ -14,12 +14,13 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
-from monai_diffae.apps.settings import Choice, Decoding, Features, Reading, Seed, UnbatchedRun
+from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.lazy import embeddings as tables
 from monai_diffae.lazy import latents, np, pd, pictures
+from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

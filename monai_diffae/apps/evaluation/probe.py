@@ -16,6 +16,7 @@ from monai_diffae.apps.result import Result, run_once, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split, Writing
 from monai_diffae.errors import ConfigError, counted, shortened
 from monai_diffae.lazy import np, pd, pictures
+from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 EvaluationName = Literal["split", "cv"]
 ProbeName = Literal["linear", "knn", "boosting"]
 PixelBaseline = Literal["pca", "intensity"]
-FeatureName = Literal["z", "wide"]
 
 _FAILURES = "probe_failures.csv"
 _TABLES, _CHARTS = ("probes.csv", "predictions.parquet"), ("calibration.png",)
@@ -45,7 +45,7 @@ _FEW_LABEL_COLUMNS = (
 class Comparison:
     """What z_sem is compared with."""
 
-    features: Sequence[FeatureName] = ("z",)
+    features: Sequence[Features] = ("z",)
     """Features of the table: ``z`` (z_sem) and ``wide`` (of ``embed --features wide``); all others are compared with
     the first."""
     baselines: NamedFiles = field(default_factory=dict)
