@@ -1,0 +1,194 @@
+"""What two representations of the same cases share: regression, CCA, Procrustes and CKA, on held-out patients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from monai_diffae.latents.neighbors import numbered_groups
+from monai_diffae.latents.probing.probes import Folds, grouped_folds
+from monai_diffae.latents.probing.scores import bootstrapped
+from monai_diffae.latents.statistics import Floats
+
+_PENALTIES = np.logspace(-6, 3, 19)  # per case, of features with variance 1
+_CASES_PER_COMPONENT = 5  # training patients per component in a canonical correlation analysis
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of held-out cases ``[K]`` with 95 % intervals from a bootstrap over patients."""
+
+    value: Floats
+    low: Floats
+    high: Floats
+
+
+def patient_folds(groups: ArrayLike, seed: int = 0) -> Folds:
+    """Up to five folds of patients, as training and test rows."""
+    member = numbered_groups(groups)
+    return grouped_folds(np.zeros(len(member)), member, None, seed)
+
+
+def explained_variance(target: ArrayLike, features: ArrayLike, groups: ArrayLike, seed: int = 0) -> tuple[Scores, Scores]:
+    """How much of each target the features explain, by ridge regression: R2 of held-out patients.
+
+    The regularisation of each target is chosen by generalised cross-validation among the training cases.
+
+    Args:
+        target: ``[N, K]``, such as the components of one model.
+        features: ``[N, D]``, such as z_sem of another model.
+        groups: ``[N]``, such as patients, which are never on both sides.
+        seed: random seed of folds and bootstrap.
+
+    Returns:
+        The scores of the K targets, and that of all of them together, in proportion to their variances.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(300, 4))
+        >>> each, together = explained_variance(x[:, :2] @ [[1, 0], [1, 1]], x, np.arange(300))
+        >>> each.value.round(2), together.value.round(2)
+        (array([1., 1.]), array([1.]))
+    """
+    y, x, folds = np.asarray(target, np.float64), np.asarray(features, np.float64), patient_folds(groups, seed)
+    error, total = np.empty_like(y), np.empty_like(y)
+    for train, test in folds:
+        mean = y[train].mean(axis=0)
+        predicted = mean + _ridge(x[train], y[train] - mean, x[test])
+        error[test], total[test] = np.square(y[test] - predicted), np.square(y[test] - mean)
+    sums, num = (_per_patient(error, groups), _per_patient(total, groups)), y.shape[1]
+
+    def scores(weights: Floats) -> Floats:
+        errors, totals = (weights @ each for each in sums)
+        totals = np.where(totals > 0, totals, np.nan)
+        return np.asarray(1 - np.r_[errors / totals, errors.sum() / np.nansum(totals)])
+
+    value, low, high = _with_intervals(scores, len(sums[0]), seed, len(folds))
+    return Scores(value[:num], low[:num], high[:num]), Scores(value[num:], low[num:], high[num:])
+
+
+def _ridge(x: Floats, y: Floats, new: Floats) -> Floats:
+    """The predictions for new cases of ridge regressions of centred targets, each with its own penalty."""
+    mean, scale = x.mean(axis=0), x.std(axis=0)
+    scale = np.where(scale > 0, scale, 1)
+    x, new = (x - mean) / scale, (new - mean) / scale
+    values, vectors = np.linalg.eigh(x.T @ x / len(x))
+    values, projected = values.clip(0), vectors.T @ (x.T @ y) / len(x)  # [D, K]
+    left, degrees = np.empty((len(_PENALTIES), y.shape[1])), np.empty(len(_PENALTIES))
+    for row, penalty in enumerate(_PENALTIES):
+        shrunk = 1 / (values + penalty)
+        explained = np.square(projected) * (2 * shrunk - values * shrunk**2)[:, None]
+        left[row], degrees[row] = np.square(y).mean(axis=0) - explained.sum(axis=0), (values * shrunk).sum()
+    freedom = np.maximum(1 - (1 + degrees) / len(x), 1e-3)[:, None]
+    best = _PENALTIES[np.argmin(left / freedom**2, axis=0)]
+    return np.asarray(new @ vectors @ (projected / (values[:, None] + best)), np.float64)
+
+
+def canonical_correlations(a: ArrayLike, b: ArrayLike, groups: ArrayLike, count: int, seed: int = 0) -> Scores:
+    """The correlations of canonical variates of two representations in held-out patients, the strongest pair first.
+
+    Both are reduced to principal components first, all fitted to the training patients of each fold. The variates of
+    all folds are scaled and pooled; a pair has no sign.
+
+    Args:
+        a: ``[N, D]``.
+        b: ``[N, E]``, of the same cases.
+        groups: ``[N]``, such as patients.
+        count: number of components; fewer if there are fewer than five training patients for each.
+        seed: random seed of folds and bootstrap.
+
+    Example:
+        >>> a = np.random.default_rng(0).normal(size=(400, 3))
+        >>> b = np.random.default_rng(1).normal(size=(400, 3))
+        >>> b[:, 0] += 3 * a[:, 1]
+        >>> (canonical_correlations(a, b, np.arange(400), 3).value > 0.5).tolist()
+        [True, False, False]
+    """
+    first, second, folds = np.asarray(a, np.float64), np.asarray(b, np.float64), patient_folds(groups, seed)
+    member = numbered_groups(groups)
+    fewest = min(len(np.unique(member[train])) for train, _ in folds)
+    count = max(1, min(count, first.shape[1], second.shape[1], fewest // _CASES_PER_COMPONENT))
+    u, v = np.empty((len(first), count)), np.empty((len(first), count))
+    for train, test in folds:
+        (x, x_test), (y, y_test) = (_whitened(each, train, test, count) for each in (first, second))
+        left, _, right = np.linalg.svd(x.T @ y)
+        u[test], v[test] = x_test @ left, y_test @ right.T
+    sums = [_per_patient(each, groups) for each in (u * v, u * u, v * v)]
+
+    def scores(weights: Floats) -> Floats:
+        products, first_squares, second_squares = (weights @ each for each in sums)
+        return np.asarray(products / np.sqrt(first_squares * second_squares))
+
+    value, low, high = _with_intervals(scores, len(sums[0]), seed, len(folds))
+    return Scores(value, low.clip(-1, 1), high.clip(-1, 1))
+
+
+def _whitened(codes: Floats, train: NDArray[np.intp], test: NDArray[np.intp], count: int) -> tuple[Floats, Floats]:
+    """The first principal components of training and test cases, with variance 1 among the training cases."""
+    mean = codes[train].mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov(codes[train] - mean, rowvar=False).reshape(codes.shape[1], -1))
+    axes = vectors[:, ::-1][:, :count] / np.sqrt(np.maximum(values[::-1][:count], 1e-12 * values[-1]))
+    return (codes[train] - mean) @ axes, (codes[test] - mean) @ axes
+
+
+def procrustes(a: ArrayLike, b: ArrayLike, groups: ArrayLike, seed: int = 0) -> Scores:
+    """How much of ``a`` is ``b`` after one rotation and one scale: R2 of held-out patients, ``[1]``.
+
+    Args:
+        a: ``[N, D]``.
+        b: ``[N, E]``, of the same cases; the rotation also changes the number of dimensions.
+        groups: ``[N]``, such as patients.
+        seed: random seed of folds and bootstrap.
+
+    Example:
+        >>> a = np.random.default_rng(0).normal(size=(100, 3))
+        >>> procrustes(a, 5 * a[:, ::-1], np.arange(100)).value.round(6)
+        array([1.])
+    """
+    first, second, folds = np.asarray(a, np.float64), np.asarray(b, np.float64), patient_folds(groups, seed)
+    error, total = np.empty(len(first)), np.empty(len(first))
+    for train, test in folds:
+        x, y = (each - each[train].mean(axis=0) for each in (first, second))
+        left, sizes, right = np.linalg.svd(y[train].T @ x[train], full_matrices=False)
+        rotated = y[test] @ (left @ right) * sizes.sum() / np.square(y[train]).sum()
+        error[test], total[test] = np.square(x[test] - rotated).sum(axis=1), np.square(x[test]).sum(axis=1)
+    sums = [_per_patient(each[:, None], groups) for each in (error, total)]
+    return Scores(*_with_intervals(lambda weights: 1 - weights @ sums[0] / (weights @ sums[1]), len(sums[0]), seed, 5))
+
+
+def linear_cka(a: ArrayLike, b: ArrayLike) -> float:
+    """The linear centred kernel alignment of two representations ``[N, D]`` and ``[N, E]``, without bias.
+
+    1: the same distances between cases; about 0 for independent representations, also if N is less than D (Song et al.
+    2012; the plain estimate is then near 1).
+
+    Example:
+        >>> a, b = np.random.default_rng(0).normal(size=(2, 50, 200))
+        >>> round(linear_cka(a, 3 * a), 3), abs(linear_cka(a, b)) < 0.1
+        (1.0, True)
+    """
+    x, y = (np.asarray(each, np.float64) - np.mean(each, axis=0) for each in (a, b))
+    return float(_hsic(x, y) / np.sqrt(_hsic(x, x) * _hsic(y, y)))
+
+
+def _hsic(x: Floats, y: Floats) -> float:
+    """The unbiased HSIC of centred codes, without a constant factor; the matrices of N x N are never made."""
+    num, first, second = len(x), np.square(x).sum(axis=1), np.square(y).sum(axis=1)
+    products = np.square(x.T @ y).sum() - first @ second
+    return float(products + first.sum() * second.sum() / ((num - 1) * (num - 2)) - 2 / (num - 2) * (first @ second))
+
+
+def _per_patient(values: Floats, groups: ArrayLike) -> Floats:
+    """The sums of values ``[N, K]`` over the cases of each patient."""
+    member = numbered_groups(groups)
+    sums = np.zeros((int(member.max()) + 1, values.shape[1]))
+    np.add.at(sums, member, values)
+    return sums
+
+
+def _with_intervals(scores: Any, num_patients: int, seed: int, num_folds: int) -> tuple[Floats, Floats, Floats]:
+    draws = bootstrapped(scores, np.arange(num_patients), seed, num_folds)
+    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
+    return scores(np.ones(num_patients)), low, high
