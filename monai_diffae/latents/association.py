@@ -13,7 +13,9 @@ from monai_diffae.latents.neighbors import numbered_groups
 from monai_diffae.latents.statistics import Floats
 
 _COLLINEAR = 1e-5  # of a column's length: what is left of it beside the others
+_ALONE = 1e-6  # share of a group's outcome that its own coefficient leaves
 _SEPARATED = 15.0  # log odds per standard deviation; no association of a scan with a class is that strong
+_CONSTANT = 1e-20  # variance of a component that never varies
 _MEDIAN_CHI2 = 0.4549364  # of one degree of freedom
 
 
@@ -39,19 +41,26 @@ class Associations:
 
 
 def linear_associations(
-    components: ArrayLike, variable: ArrayLike, covariates: Mapping[str, ArrayLike], groups: ArrayLike
+    components: ArrayLike,
+    variable: ArrayLike,
+    covariates: Mapping[str, ArrayLike],
+    groups: ArrayLike,
+    *,
+    small_samples: bool = True,
 ) -> Associations:
     """Regress each component on a variable and covariates (ordinary least squares), with errors clustered by group.
 
-    Effects and p-values equal those of statsmodels' ``OLS(...).fit(cov_type="cluster", use_t=True)``: the covariance is
-    multiplied by ``G / (G - 1) * (N - 1) / (N - P)`` for G groups and P coefficients, and t has ``G - 1`` degrees of
-    freedom. A variable with several columns, such as the indicators of classes, has one F test.
+    Errors are CR2, and t has Satterthwaite's degrees of freedom (Bell and McCaffrey 2002), so that p-values also hold
+    for few patients, rare classes and skewed numbers. A variable with several columns, such as the indicators of
+    classes, has one F test (AHZ of Tipton and Pustejovsky 2015, doi:10.3102/1076998615606099).
 
     Args:
         components: ``[N, K]``.
         variable: ``[N]`` or ``[N, Q]``.
         covariates: ``[N]`` or ``[N, C]`` each, by name; the constant is added.
         groups: ``[N]``, such as patients.
+        small_samples: False gives the values of statsmodels' ``OLS(...).fit(cov_type="cluster", use_t=True)``: CR1,
+            and as many degrees of freedom as there are groups, minus 1.
 
     Raises:
         ConfigError: a covariate or the variable is constant or a combination of the others, or there are too few
@@ -66,32 +75,96 @@ def linear_associations(
     """
     from scipy import stats
 
-    member = numbered_groups(groups)
-    order, num_groups = np.argsort(member, kind="stable"), int(member.max()) + 1
-    starts = np.flatnonzero(np.r_[True, np.diff(member[order]) > 0])
-    basis = _basis({name: _columns(values)[order] for name, values in covariates.items()}, len(order))
-    x, y = _without(_columns(variable)[order], basis), _without(np.asarray(components, np.float64)[order], basis)
-    _check_rank(x, _columns(variable)[order], "the variable")
-    num_cases, num_columns = x.shape
-    num_coefficients = basis.shape[1] + num_columns
-    if num_groups <= num_coefficients:
-        raise ConfigError(f"{num_groups} patients are too few for {num_coefficients} coefficients")
-    weights = np.linalg.pinv(x).T  # [N, Q]
-    slopes = weights.T @ y
+    design = _Design.of(variable, covariates, groups)
+    sizes, x, num_columns = design.sizes, design.x, design.x.shape[1]
+    y = _without(np.asarray(components, np.float64)[design.order], design.basis)
+    slopes = design.weights.T @ y
     residuals = y - x @ slopes
-    scores = np.stack([np.add.reduceat(each[:, None] * residuals, starts) for each in weights.T])  # [Q, G, K]
-    correction = num_groups / (num_groups - 1) * (num_cases - 1) / (num_cases - num_coefficients)
-    covariance = correction * np.einsum("qgk,rgk->kqr", scores, scores, optimize=True)
     total = np.square(y).sum(axis=0)
-    share = 1 - np.square(residuals).sum(axis=0) / np.where(total > 0, total, np.nan)
+    share = 1 - np.square(residuals).sum(axis=0) / np.where(total > _CONSTANT * len(y), total, np.nan)
+    if small_samples:
+        weights, df = design.bias_reduced()
+        correction = 1.0
+    else:
+        weights, df = design.weights, float(len(sizes) - 1)
+        correction = len(sizes) / df * (len(y) - 1) / (len(y) - design.basis.shape[1] - num_columns)
+    scores = np.stack([_sums(each[:, None] * residuals, sizes) for each in weights.T])  # [Q, G, K]
+    covariance = correction * np.einsum("qgk,rgk->kqr", scores, scores, optimize=True)
     if num_columns == 1:
-        return _with_t(slopes[0], np.sqrt(covariance[:, 0, 0]), num_groups - 1, share)
-    is_estimated = np.linalg.cond(covariance) < 1 / np.finfo(float).eps
-    f = np.full(len(covariance), np.nan)
-    solved = np.linalg.solve(covariance[is_estimated], slopes.T[is_estimated][:, :, None])[:, :, 0]
-    f[is_estimated] = (slopes.T[is_estimated] * solved).sum(axis=1) / num_columns
-    nothing = np.full(len(f), np.nan)
-    return Associations(nothing, nothing, nothing, stats.f.sf(f, num_columns, num_groups - 1), share)
+        return _with_t(slopes[0], np.where(np.isnan(share), np.nan, covariance[:, 0, 0]) ** 0.5, df, share)
+    nothing, p = np.full(len(share), np.nan), np.full(len(share), np.nan)
+    rest = df - num_columns + 1 if small_samples else df
+    known = (np.linalg.cond(covariance) < 1 / np.finfo(float).eps) & ~np.isnan(share) & (rest > 0)
+    solved = np.linalg.solve(covariance[known], slopes.T[known][:, :, None])[:, :, 0]
+    f = (slopes.T[known] * solved).sum(axis=1) / num_columns * (rest / df)
+    p[known] = stats.f.sf(f, num_columns, rest)
+    return Associations(nothing, nothing, nothing, p, share)
+
+
+@dataclass(frozen=True, eq=False)
+class _Design:
+    """A regression without its outcomes, with the rows in the order of their groups."""
+
+    order: NDArray[np.intp]
+    sizes: NDArray[np.intp]  # [G], rows of each group
+    basis: Floats  # [N, 1 + C], orthonormal, of the constant and the covariates
+    x: Floats  # [N, Q], the variable without what these explain
+    weights: Floats  # [N, Q]; a coefficient is the sum of its column times the outcome
+
+    @classmethod
+    def of(cls, variable: ArrayLike, covariates: Mapping[str, ArrayLike], groups: ArrayLike) -> _Design:
+        """The design of a variable, or an error that says why there is none."""
+        member = numbered_groups(groups)
+        order, columns = np.argsort(member, kind="stable"), _columns(variable)
+        basis = _basis({name: _columns(values)[order] for name, values in covariates.items()}, len(order))
+        x = _without(columns[order], basis)
+        _check_rank(x, columns, "the variable")
+        num_groups, num_coefficients = int(member.max()) + 1, basis.shape[1] + x.shape[1]
+        if num_groups <= num_coefficients:
+            raise ConfigError(f"{num_groups} patients are too few for {num_coefficients} coefficients")
+        return cls(order, np.bincount(member), basis, x, np.asarray(np.linalg.pinv(x).T, np.float64))
+
+    def bias_reduced(self) -> tuple[Floats, float]:
+        """The weights of CR2, and Satterthwaite's degrees of freedom; see :func:`linear_associations`."""
+        weights, sizes = self.weights, self.sizes
+        adjusted, design = self._adjusted(), np.hstack([self.basis, np.linalg.qr(self.x)[0]])
+        own = _sums(np.einsum("nq,nr->nqr", adjusted, adjusted).reshape(len(adjusted), -1), sizes)
+        fitted = _sums(np.einsum("nq,np->nqp", adjusted, design).reshape(len(adjusted), -1), sizes)
+        num = weights.shape[1]
+        own, fitted = own.reshape(-1, num, num), fitted.reshape(len(own), num, -1)  # [G, Q, Q] and [G, Q, P]
+        crossed = np.einsum("gqp,grp->gqr", fitted, fitted)
+        root = np.linalg.cholesky(
+            np.linalg.inv((own - crossed).sum(axis=0))
+        )  # of the inverse of the expected covariance
+        own, crossed = (root.T @ each @ root for each in (own, crossed))
+        fitted = root.T @ fitted
+        between = np.einsum("gqa,grb->qrab", fitted, fitted, optimize=True)
+        diagonal, diagonal_crossed = (np.einsum("gqq->gq", each) for each in (own, crossed))
+        one = diagonal.T @ diagonal - diagonal.T @ diagonal_crossed - diagonal_crossed.T @ diagonal
+        one += np.square(between).sum(axis=(2, 3))
+        two = (own**2 - 2 * own * crossed).sum(axis=0) + np.einsum("qrab,qrba->qr", between, between)
+        return adjusted, float(num * (num + 1) / (one + two).sum())
+
+    def _adjusted(self) -> Floats:
+        """The weights, each group's multiplied by the inverse root of what the regression leaves of its outcome."""
+        weights, sizes, design = self.weights, self.sizes, np.hstack([self.basis, np.linalg.qr(self.x)[0]])
+        starts, adjusted = np.cumsum(sizes) - sizes, np.empty_like(weights)
+        for size in np.unique(sizes):  # groups of one size at once
+            rows = starts[sizes == size][:, None] + np.arange(size)
+            left, values, _ = np.linalg.svd(design[rows], full_matrices=False)
+            remaining = np.sqrt(np.clip(1 - values**2, 0, 1))[:, :, None]  # 0: the group alone determines a coefficient
+            part = weights[rows]
+            inside, is_alone = left.transpose(0, 2, 1) @ part, remaining < _ALONE
+            if (np.abs(inside) > _ALONE * np.abs(weights).max())[np.broadcast_to(is_alone, inside.shape)].any():
+                raise ConfigError("the variable differs in one patient alone; use more patients, or join classes")
+            factor = np.where(is_alone, 0, 1 / np.maximum(remaining, _ALONE)) - 1
+            adjusted[rows] = part + left @ (factor * inside)
+        return adjusted
+
+
+def _sums(values: Floats, sizes: NDArray[np.intp]) -> Floats:
+    """The sums over the rows of each group."""
+    return np.add.reduceat(values, np.cumsum(sizes) - sizes, axis=0)
 
 
 def logistic_associations(
@@ -99,8 +172,8 @@ def logistic_associations(
 ) -> Associations:
     """Regress a class on each component and covariates (logistic regression of statsmodels), clustered by group.
 
-    Effects are log odds ratios per unit of the component. Where the component or the covariates separate the classes,
-    there is no estimate, and all values are NaN.
+    Effects are log odds ratios per unit of the component; t has the degrees of freedom of
+    :func:`linear_associations`. Where the component or the covariates separate the classes, all values are NaN.
 
     Args:
         components: ``[N, K]``.
@@ -118,11 +191,10 @@ def logistic_associations(
         True
     """
     member, y = numbered_groups(groups), np.asarray(is_positive, np.float64)
+    _, df = _Design.of(y, covariates, groups).bias_reduced()
     basis = _basis({name: _columns(values) for name, values in covariates.items()}, len(y)) * np.sqrt(len(y))
-    if int(member.max()) + 1 <= basis.shape[1] + 1:
-        raise ConfigError(f"{int(member.max()) + 1} patients are too few for {basis.shape[1] + 1} coefficients")
     fits = np.array([_logistic(column, y, basis, member) for column in np.asarray(components, np.float64).T])
-    return _with_t(fits[:, 0], fits[:, 1], int(member.max()), np.full(len(fits), np.nan))
+    return _with_t(fits[:, 0], fits[:, 1], df, np.full(len(fits), np.nan))
 
 
 def _logistic(component: Floats, y: Floats, basis: Floats, member: NDArray[np.intp]) -> tuple[float, float]:
@@ -144,7 +216,7 @@ def _logistic(component: Floats, y: Floats, basis: Floats, member: NDArray[np.in
     return (np.nan, np.nan) if is_separated else (float(fit.params[0]), float(fit.bse[0]))
 
 
-def _with_t(effect: Floats, error: Floats, df: int, share: Floats) -> Associations:
+def _with_t(effect: Floats, error: Floats, df: float, share: Floats) -> Associations:
     from scipy import stats
 
     known = np.where(error > 0, error, np.nan)  # 0: the component is constant

@@ -1,9 +1,12 @@
-"""What two representations of the same cases share: regression, CCA, Procrustes and CKA, on held-out patients."""
+"""What two representations of the same cases share: regression, CCA, Procrustes and CKA.
+
+All scores but CKA are those of held-out patients, as arrays ``[3, K]``: the score and the ends of its 95 % interval,
+from a bootstrap over patients.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,23 +20,14 @@ _PENALTIES = np.logspace(-6, 3, 19)  # per case, of features with variance 1
 _CASES_PER_COMPONENT = 5  # training patients per component in a canonical correlation analysis
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Scores of held-out cases ``[K]`` with 95 % intervals from a bootstrap over patients."""
-
-    value: Floats
-    low: Floats
-    high: Floats
-
-
 def patient_folds(groups: ArrayLike, seed: int = 0) -> Folds:
     """Up to five folds of patients, as training and test rows."""
     member = numbered_groups(groups)
     return grouped_folds(np.zeros(len(member)), member, None, seed)
 
 
-def explained_variance(target: ArrayLike, features: ArrayLike, groups: ArrayLike, seed: int = 0) -> tuple[Scores, Scores]:
-    """How much of each target the features explain, by ridge regression: R2 of held-out patients.
+def explained_variance(target: ArrayLike, features: ArrayLike, groups: ArrayLike, seed: int = 0) -> Floats:
+    """How much of each target the features explain, by ridge regression: R2.
 
     The regularisation of each target is chosen by generalised cross-validation among the training cases.
 
@@ -44,34 +38,31 @@ def explained_variance(target: ArrayLike, features: ArrayLike, groups: ArrayLike
         seed: random seed of folds and bootstrap.
 
     Returns:
-        The scores of the K targets, and that of all of them together, in proportion to their variances.
+        ``[3, K + 1]``; the last one is that of all targets together, in proportion to their variances.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(300, 4))
-        >>> each, together = explained_variance(x[:, :2] @ [[1, 0], [1, 1]], x, np.arange(300))
-        >>> each.value.round(2), together.value.round(2)
-        (array([1., 1.]), array([1.]))
+        >>> explained_variance(x[:, :2] @ [[1, 0], [1, 1]], x, np.arange(300))[0].round(2)
+        array([1., 1., 1.])
     """
-    y, x, folds = np.asarray(target, np.float64), np.asarray(features, np.float64), patient_folds(groups, seed)
-    error, total = np.empty_like(y), np.empty_like(y)
+    y, x = np.asarray(target, np.float64), np.asarray(features, np.float64)
+    return _r2(y, lambda train, test: _ridge(x[train], y[train], x[test]), groups, seed)
+
+
+def _r2(y: Floats, predict: Callable[..., Floats], groups: ArrayLike, seed: int) -> Floats:
+    """R2 of each column and of all together, for a function that predicts test rows from training rows."""
+    error, total, folds = np.empty_like(y), np.empty_like(y), patient_folds(groups, seed)
     for train, test in folds:
-        mean = y[train].mean(axis=0)
-        predicted = mean + _ridge(x[train], y[train] - mean, x[test])
-        error[test], total[test] = np.square(y[test] - predicted), np.square(y[test] - mean)
-    sums, num = (_per_patient(error, groups), _per_patient(total, groups)), y.shape[1]
-
-    def scores(weights: Floats) -> Floats:
-        errors, totals = (weights @ each for each in sums)
-        totals = np.where(totals > 0, totals, np.nan)
-        return np.asarray(1 - np.r_[errors / totals, errors.sum() / np.nansum(totals)])
-
-    value, low, high = _with_intervals(scores, len(sums[0]), seed, len(folds))
-    return Scores(value[:num], low[:num], high[:num]), Scores(value[num:], low[num:], high[num:])
+        error[test] = np.square(y[test] - predict(train, test))
+        total[test] = np.square(y[test] - y[train].mean(axis=0))
+    sums = [_per_patient(np.column_stack([each, each.sum(axis=1)]), groups) for each in (error, total)]
+    return _with_interval(lambda weights: 1 - weights @ sums[0] / (weights @ sums[1]), len(sums[0]), seed, len(folds))
 
 
 def _ridge(x: Floats, y: Floats, new: Floats) -> Floats:
-    """The predictions for new cases of ridge regressions of centred targets, each with its own penalty."""
-    mean, scale = x.mean(axis=0), x.std(axis=0)
+    """The predictions for new cases of ridge regressions, each with its own penalty."""
+    mean, scale, intercept = x.mean(axis=0), x.std(axis=0), y.mean(axis=0)
+    y = y - intercept
     scale = np.where(scale > 0, scale, 1)
     x, new = (x - mean) / scale, (new - mean) / scale
     values, vectors = np.linalg.eigh(x.T @ x / len(x))
@@ -83,10 +74,10 @@ def _ridge(x: Floats, y: Floats, new: Floats) -> Floats:
         left[row], degrees[row] = np.square(y).mean(axis=0) - explained.sum(axis=0), (values * shrunk).sum()
     freedom = np.maximum(1 - (1 + degrees) / len(x), 1e-3)[:, None]
     best = _PENALTIES[np.argmin(left / freedom**2, axis=0)]
-    return np.asarray(new @ vectors @ (projected / (values[:, None] + best)), np.float64)
+    return np.asarray(intercept + new @ vectors @ (projected / (values[:, None] + best)), np.float64)
 
 
-def canonical_correlations(a: ArrayLike, b: ArrayLike, groups: ArrayLike, count: int, seed: int = 0) -> Scores:
+def canonical_correlations(a: ArrayLike, b: ArrayLike, groups: ArrayLike, count: int, seed: int = 0) -> Floats:
     """The correlations of canonical variates of two representations in held-out patients, the strongest pair first.
 
     Both are reduced to principal components first, all fitted to the training patients of each fold. The variates of
@@ -103,7 +94,7 @@ def canonical_correlations(a: ArrayLike, b: ArrayLike, groups: ArrayLike, count:
         >>> a = np.random.default_rng(0).normal(size=(400, 3))
         >>> b = np.random.default_rng(1).normal(size=(400, 3))
         >>> b[:, 0] += 3 * a[:, 1]
-        >>> (canonical_correlations(a, b, np.arange(400), 3).value > 0.5).tolist()
+        >>> (canonical_correlations(a, b, np.arange(400), 3)[0] > 0.5).tolist()
         [True, False, False]
     """
     first, second, folds = np.asarray(a, np.float64), np.asarray(b, np.float64), patient_folds(groups, seed)
@@ -115,14 +106,10 @@ def canonical_correlations(a: ArrayLike, b: ArrayLike, groups: ArrayLike, count:
         (x, x_test), (y, y_test) = (_whitened(each, train, test, count) for each in (first, second))
         left, _, right = np.linalg.svd(x.T @ y)
         u[test], v[test] = x_test @ left, y_test @ right.T
-    sums = [_per_patient(each, groups) for each in (u * v, u * u, v * v)]
-
-    def scores(weights: Floats) -> Floats:
-        products, first_squares, second_squares = (weights @ each for each in sums)
-        return np.asarray(products / np.sqrt(first_squares * second_squares))
-
-    value, low, high = _with_intervals(scores, len(sums[0]), seed, len(folds))
-    return Scores(value, low.clip(-1, 1), high.clip(-1, 1))
+    uv, uu, vv = (_per_patient(each, groups) for each in (u * v, u * u, v * v))
+    return _with_interval(
+        lambda weights: weights @ uv / np.sqrt((weights @ uu) * (weights @ vv)), len(uv), seed, len(folds)
+    ).clip(-1, 1)
 
 
 def _whitened(codes: Floats, train: NDArray[np.intp], test: NDArray[np.intp], count: int) -> tuple[Floats, Floats]:
@@ -133,8 +120,8 @@ def _whitened(codes: Floats, train: NDArray[np.intp], test: NDArray[np.intp], co
     return (codes[train] - mean) @ axes, (codes[test] - mean) @ axes
 
 
-def procrustes(a: ArrayLike, b: ArrayLike, groups: ArrayLike, seed: int = 0) -> Scores:
-    """How much of ``a`` is ``b`` after one rotation and one scale: R2 of held-out patients, ``[1]``.
+def procrustes(a: ArrayLike, b: ArrayLike, groups: ArrayLike, seed: int = 0) -> Floats:
+    """How much of ``a`` is ``b`` after one rotation and one scale: R2, ``[3]``.
 
     Args:
         a: ``[N, D]``.
@@ -144,18 +131,17 @@ def procrustes(a: ArrayLike, b: ArrayLike, groups: ArrayLike, seed: int = 0) -> 
 
     Example:
         >>> a = np.random.default_rng(0).normal(size=(100, 3))
-        >>> procrustes(a, 5 * a[:, ::-1], np.arange(100)).value.round(6)
-        array([1.])
+        >>> procrustes(a, 5 * a[:, ::-1], np.arange(100)).round(6)
+        array([1., 1., 1.])
     """
-    first, second, folds = np.asarray(a, np.float64), np.asarray(b, np.float64), patient_folds(groups, seed)
-    error, total = np.empty(len(first)), np.empty(len(first))
-    for train, test in folds:
-        x, y = (each - each[train].mean(axis=0) for each in (first, second))
-        left, sizes, right = np.linalg.svd(y[train].T @ x[train], full_matrices=False)
-        rotated = y[test] @ (left @ right) * sizes.sum() / np.square(y[train]).sum()
-        error[test], total[test] = np.square(x[test] - rotated).sum(axis=1), np.square(x[test]).sum(axis=1)
-    sums = [_per_patient(each[:, None], groups) for each in (error, total)]
-    return Scores(*_with_intervals(lambda weights: 1 - weights @ sums[0] / (weights @ sums[1]), len(sums[0]), seed, 5))
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+
+    def rotate(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:
+        mean, other = first[train].mean(axis=0), second - second[train].mean(axis=0)
+        left, sizes, right = np.linalg.svd(other[train].T @ (first[train] - mean), full_matrices=False)
+        return np.asarray(mean + other[test] @ (left @ right) * sizes.sum() / np.square(other[train]).sum())
+
+    return _r2(first, rotate, groups, seed)[:, -1]
 
 
 def linear_cka(a: ArrayLike, b: ArrayLike) -> float:
@@ -169,7 +155,8 @@ def linear_cka(a: ArrayLike, b: ArrayLike) -> float:
         >>> round(linear_cka(a, 3 * a), 3), abs(linear_cka(a, b)) < 0.1
         (1.0, True)
     """
-    x, y = (np.asarray(each, np.float64) - np.mean(each, axis=0) for each in (a, b))
+    x, y = (np.asarray(each, np.float64) for each in (a, b))
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     return float(_hsic(x, y) / np.sqrt(_hsic(x, x) * _hsic(y, y)))
 
 
@@ -188,7 +175,6 @@ def _per_patient(values: Floats, groups: ArrayLike) -> Floats:
     return sums
 
 
-def _with_intervals(scores: Any, num_patients: int, seed: int, num_folds: int) -> tuple[Floats, Floats, Floats]:
+def _with_interval(scores: Callable[[Floats], Floats], num_patients: int, seed: int, num_folds: int) -> Floats:
     draws = bootstrapped(scores, np.arange(num_patients), seed, num_folds)
-    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
-    return scores(np.ones(num_patients)), low, high
+    return np.vstack([scores(np.ones(num_patients)), np.nanpercentile(draws, [2.5, 97.5], axis=0)])

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LEVEL, _SHARE, _CONSTANT = 0.05, 0.95, 1e-6
-_FEW_PATIENTS = 30  # of the rarest class; with fewer, p-values are somewhat too small
 _MOST_PICTURED, _MOST_SHOWN = 6, 10
 _PHENOTYPES, _COVARIATES = "phenotypes.tsv", "phenotype_covariates.tsv"
 
@@ -247,7 +246,7 @@ class _Analysis:
         if not parts:
             raise ConfigError(f"variables: none can be used; {next(iter(omitted))}: {next(iter(omitted.values()))}")
         rows = pd.concat(parts, ignore_index=True)
-        rows.insert(rows.columns.get_loc("p") + 1, "q", q_values(rows["p"]))
+        rows.insert([*rows].index("p") + 1, "q", q_values(rows["p"]))
         if num_unknown := int(rows["p"].isna().sum()):
             logger.warning(
                 "%s without estimate (constant component, or classes that are separated): see associations.csv",
@@ -283,21 +282,18 @@ class _Analysis:
         covariates = {each.name: _design(each) for each in others}
         patients, is_binary = self.cases.patients[kept], variable.num_classes == 2
         scale = 1.0 if variable.classes is not None else float(variable.values.std()) or 1.0
-        if self.logistic and is_binary:
-            model, found = "logistic", association.logistic_associations(
-                scores[kept], variable.values, covariates, patients)  # fmt: skip
-        else:
-            model, found = "linear", association.linear_associations(
-                scores[kept], _design(variable) / scale, covariates, patients)  # fmt: skip
-        if self._rarest(variable, patients) < _FEW_PATIENTS:
-            logger.warning(
-                "variable '%s': with fewer than %d patients (of each class), p-values are too small, the more so the "
-                "smaller they are; confirm what is found in other patients", name, _FEW_PATIENTS,
-            )  # fmt: skip
-        contrast = f"{variable.classes[1]} - {variable.classes[0]}" if is_binary and variable.classes else (
-            f"per {scale:.4g}" if variable.classes is None else f"{variable.num_classes} classes")  # fmt: skip
+        is_logistic = self.logistic and is_binary
+        found = (
+            association.logistic_associations(scores[kept], variable.values, covariates, patients)
+            if is_logistic
+            else association.linear_associations(scores[kept], _design(variable) / scale, covariates, patients)
+        )
+        classes = variable.classes or ()
+        contrast = f"per {scale:.4g}" if not classes else f"{len(classes)} classes"
+        contrast = f"{classes[1]} - {classes[0]}" if is_binary else contrast
         return pd.DataFrame({
-            "variable": name, "contrast": contrast, "model": model, "component": range(1, scores.shape[1] + 1),
+            "variable": name, "contrast": contrast, "model": "logistic" if is_logistic else "linear",
+            "component": range(1, scores.shape[1] + 1),
             "explained": self.cases.axes.explained, **asdict(found), "num_cases": len(kept),
             "num_patients": len(np.unique(patients)), "num_missing": len(rows) - len(kept),
         })  # fmt: skip
@@ -314,48 +310,38 @@ class _Analysis:
 
         return read_target(self.cases.rows[name].tolist(), name, kind=self.kinds.get(name, "auto"))
 
-    @staticmethod
-    def _rarest(variable: Target, patients: NDArray[Any]) -> int:
-        return min(variable.patients_of_classes(patients).values(), default=len(np.unique(patients)))
-
     def _export(self, out: Path, export: Phenotypes) -> None:
         """Write the components and covariates of each patient as PLINK and REGENIE read them."""
+        from monai_diffae.data.atomic import write_atomic
         from monai_diffae.latents.association import rank_normal
 
         rows = self.cases.rows
         if export.iid not in rows:
-            raise ConfigError(f"iid: the table has no column '{export.iid}'; choose from: {', '.join(map(str, rows))}")
+            raise ConfigError(f"iid: the table has no column '{export.iid}'; choose a label column, patient or id")
         if export.iid == "patient" and self.cases.is_hashed:
             logger.warning("%s: its patients are hashes, which no genotype file has; give iid", _PHENOTYPES)
-        names = rows[export.iid].map(_identifier)
+        names = rows[export.iid].map(_identifier)  # None: left out by groupby
         frames = {_PHENOTYPES: pd.DataFrame(self.cases.scores).rename(columns=lambda number: f"PC{number + 1}")}
         if self.covariates:
             frames[_COVARIATES] = pd.concat([self._covariate(each) for each in self.covariates], axis=1)
-        for name, frame in frames.items():
-            grouped = frame.groupby(names, sort=False)  # cases without a name are left out
+        for file, frame in frames.items():
+            grouped = frame.groupby(names, sort=False)
             values = grouped.mean() if export.scans == "mean" else grouped.nth(0).set_axis(names.dropna().unique())
-            if name == _PHENOTYPES and self.rank_normal:
+            if file == _PHENOTYPES and self.rank_normal:
                 values = pd.DataFrame(rank_normal(values), values.index, values.columns)
             values = values.rename_axis("IID").reset_index()
             values.insert(0, "FID", values["IID"])
-            write_tsv(out / name, values)
-        num_unnamed = int(names.isna().sum())
-        logger.info("%s: %s, the %s scan of each; %d cases without %s are left out", _PHENOTYPES,
-                    counted(names.nunique(), "patient"), export.scans, num_unnamed, export.iid)  # fmt: skip
+            text = values.to_csv(sep="\t", index=False, na_rep="NA", float_format="%.8g")
+            write_atomic(out / file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
+        logger.info("%s: %s, the %s of the scans of each; %d cases without %s are left out", _PHENOTYPES,
+                    counted(names.nunique(), "patient"), export.scans, names.isna().sum(), export.iid)  # fmt: skip
 
     def _covariate(self, name: str) -> pd.DataFrame:
+        """The columns of a covariate, without blanks in their names."""
         target = self._target(name)
-        columns = _design(target)
-        labels = [name] if columns.shape[1] == 1 else [f"{name}_{each}" for each in (target.classes or ())[1:]]
-        safe = ["_".join(label.split()) for label in labels]
-        return pd.DataFrame(columns, target.rows, safe).reindex(range(len(self.cases.rows)))
-
-
-def write_tsv(path: Path, table: pd.DataFrame) -> None:
-    """Write a table with tabs, and NA for what is missing."""
-    from monai_diffae.data.atomic import write_atomic
-
-    write_atomic(path, lambda file: table.to_csv(file, sep="\t", index=False, na_rep="NA", float_format="%.8g"))
+        labels = [name] if target.classes is None else [f"{name}_{each}" for each in target.classes[1:]]
+        columns = ["_".join(label.split()) for label in labels]
+        return pd.DataFrame(_design(target), target.rows, columns).reindex(range(len(self.cases.rows)))
 
 
 def _identifier(value: Any) -> str | None:

@@ -24,12 +24,11 @@ from monai_diffae.lazy import np, pd, pictures
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from monai_diffae.latents.stability import Scores
-
 logger = logging.getLogger(__name__)
 
 _LEAST_PATIENTS = 20
 _SHARED = 0.5  # R2
+_COLUMNS = ("r2", "low", "high")
 
 
 @command
@@ -61,8 +60,8 @@ def stability(
         writing: How results are written.
 
     Returns:
-        The folder; ``first`` and ``second``: how many components of each model are shared (the interval of R2 is above
-        .5), not shared (below), or open, and the ``share`` of the variance of all of them that the other model
+        The folder; ``first`` and ``second``: of ``total`` components, how many are ``shared`` (the interval of R2 is
+        above .5) or ``not_shared`` (below), and the ``share`` of the variance of all of them that the other model
         explains; ``procrustes``, R2 of the first model after a rotation of the second; ``canonical``, the correlations;
         ``cka``, linear and without bias; ``num_cases``, ``num_patients`` and ``num_unmatched`` of each table.
 
@@ -101,18 +100,16 @@ class _Pair:
     @classmethod
     def match(cls, first: StudyCases, second: StudyCases) -> _Pair:
         """Match the cases of two tables by their ids."""
-        ids = [each.rows["id"].astype(str).to_numpy() for each in (first, second)]
+        ids = [each.rows["id"].to_numpy(str) for each in (first, second)]
         for each, names in zip((first, second), ids, strict=True):
             if num := len(names) - len(np.unique(names)):
                 raise CohortError(f"{each.name}: {counted(num, 'row')} with the id of another; keep one row per case")
-        _, left, right = np.intersect1d(*ids, return_indices=True)
-        order = np.argsort(left)
-        left, right = left[order], right[order]
+        _, left, right = np.intersect1d(ids[0], ids[1], return_indices=True)
         patients = (first if "patient" in first.rows else second).patients[left if "patient" in first.rows else right]
         if (num_patients := len(np.unique(patients))) < _LEAST_PATIENTS:
             raise CohortError(
-                f"{first.name} and {second.name}: {counted(num_patients, 'patient')} of the same ids are too few; embed "
-                f"the same cohort with both models, with at least {_LEAST_PATIENTS} patients"
+                f"{first.name} and {second.name}: {counted(num_patients, 'patient')} with the same ids are too few; "
+                f"embed the same cohort with both models, with at least {_LEAST_PATIENTS} patients"
             )
         for each, names in zip((first, second), ids, strict=True):
             if num := len(names) - len(left):
@@ -129,49 +126,42 @@ class _Pair:
         scores = [each.axes.coordinates(z) for each, z in matched]
         parts, figures = [], {}
         for place, name in enumerate(("first", "second")):
-            each, together = shared.explained_variance(scores[place], codes[1 - place], self.patients, seed)
-            part = pd.DataFrame({"model": name, "component": range(1, len(each.value) + 1),
-                                 "explained": self.models[place].axes.explained, "r2": each.value, "low": each.low,
-                                 "high": each.high})  # fmt: skip
-            parts.append(part)
-            is_shared, is_not = part["low"] > _SHARED, part["high"] < _SHARED
-            figures[name] = {"shared": int(is_shared.sum()), "not_shared": int(is_not.sum()),
-                             "open": int((~is_shared & ~is_not).sum()), "share": _triple(together)}  # fmt: skip
-        canonical = shared.canonical_correlations(*codes, self.patients, min(each.shape[1] for each in scores), seed)
-        pairs = {"pair": range(1, len(canonical.value) + 1), "correlation": canonical.value, "low": canonical.low,
-                 "high": canonical.high}  # fmt: skip
+            r2 = shared.explained_variance(scores[place], codes[1 - place], self.patients, seed)
+            columns = {"component": range(1, r2.shape[1]), "explained": self.models[place].axes.explained}
+            parts.append(pd.DataFrame({"model": name, **columns, **dict(zip(_COLUMNS, r2[:, :-1], strict=True))}))
+            num_shared, num_not = int((r2[1, :-1] > _SHARED).sum()), int((r2[2, :-1] < _SHARED).sum())
+            figures[name] = {"shared": num_shared, "not_shared": num_not, "total": r2.shape[1] - 1,
+                             "share": r2[:, -1].tolist()}  # fmt: skip
+        count = min(each.shape[1] for each in scores)
+        canonical = shared.canonical_correlations(codes[0], codes[1], self.patients, count, seed)
+        pairs = {"pair": range(1, canonical.shape[1] + 1), "correlation": canonical[0], "low": canonical[1],
+                 "high": canonical[2]}  # fmt: skip
         explained, correlations = pd.concat(parts, ignore_index=True), pd.DataFrame(pairs)
         write_csv(out / "stability.csv", explained)
         write_csv(out / "canonical.csv", correlations)
         matrix = np.corrcoef(scores[0], scores[1], rowvar=False)[: scores[0].shape[1], scores[0].shape[1] :]
-        chart = pictures.draw_stability(explained, correlations, matrix)
-        writing.write(out / "stability.png", chart)
+        writing.write(out / "stability.png", pictures.draw_stability(explained, correlations, matrix))
         log_to_open_run({}, [out / "stability.png"], "stability")
         return {
-            **figures, "procrustes": _triple(shared.procrustes(*codes, self.patients, seed)),
-            "canonical": canonical.value.tolist(), "cka": shared.linear_cka(*codes), "num_cases": len(codes[0]),
-            "num_patients": len(np.unique(self.patients)),
+            **figures, "procrustes": shared.procrustes(codes[0], codes[1], self.patients, seed).tolist(),
+            "canonical": canonical[0].tolist(), "cka": shared.linear_cka(codes[0], codes[1]),
+            "num_cases": len(codes[0]), "num_patients": len(np.unique(self.patients)),
             "num_unmatched": [len(each.rows) - len(codes[0]) for each in self.models],
         }  # fmt: skip
-
-
-def _triple(scores: Scores) -> list[float]:
-    return [float(scores.value[0]), float(scores.low[0]), float(scores.high[0])]
 
 
 def _sentences(figures: Mapping[str, Any]) -> list[str]:
     """What was found, in plain English."""
     lines = []
     for name, other in (("first", "second"), ("second", "first")):
-        each = figures[name]
-        share, low, high = (f"{value:.0%}" for value in each["share"])
-        total = each["shared"] + each["not_shared"] + each["open"]
+        each, (share, low, high) = figures[name], (f"{value:.0%}" for value in figures[name]["share"])
         lines.append(
-            f"{each['shared']} of {counted(total, 'component')} of the {name} model are shared, {each['not_shared']} are "
-            f"not, {each['open']} are open; the {other} model explains {share} ({low} to {high}) of their variance"
+            f"{each['shared']} of {counted(each['total'], 'component')} of the {name} model are shared, "
+            f"{each['not_shared']} are not, the others are open; the {other} model explains {share} ({low} to {high}) "
+            "of their variance"
         )
     value, low, high = figures["procrustes"]
-    strong = sum(each > np.sqrt(_SHARED) for each in figures["canonical"])
+    strong = sum(each > _SHARED**0.5 for each in figures["canonical"])
     return [
         *lines,
         f"canonical correlations above .71: {strong} of {len(figures['canonical'])}; after a rotation alone, R2 is "

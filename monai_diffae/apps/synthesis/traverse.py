@@ -166,9 +166,15 @@ def _write(
         images = decode_in_batches(trained, z_sem.repeat_interleave(len(x_T), dim=0), x_Ts, batch_size)
         images = images.unflatten(0, (len(strengths), len(x_T))).mean(dim=1)
         for name, image in zip(strength_names(strengths), images, strict=True):
-            write_image(out / "images" / f"{number:03d}_{name}", image, trained.model_range, source, trained.grid_affine)
+            write_image(
+                out / "images" / f"{number:03d}_{name}", image, trained.model_range, source, trained.grid_affine
+            )
         rows[f"{number}: {components.explained[number - 1]:.0%}"] = images
     titles = strength_titles(strengths)
     write_atomic(out / "traversal.png", lambda path: pictures.draw_mosaic(rows, path, trained.model_range, titles))
-    columns = {"component": range(1, len(components.stds) + 1), "std": components.stds, "explained": components.explained}
+    columns = {
+        "component": range(1, len(components.stds) + 1),
+        "std": components.stds,
+        "explained": components.explained,
+    }
     write_csv(out / "components.csv", pd.DataFrame(columns).iloc[[number - 1 for number in numbers]])
