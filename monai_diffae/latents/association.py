@@ -257,7 +257,7 @@ def rank_normal(values: ArrayLike) -> Floats:
 
     Example:
         >>> rank_normal([10.0, 1e9, 20.0]).round(2)
-        array([-0.82,  0.82,  0.  ])
+        array([-0.87,  0.87,  0.  ])
     """
     from scipy import stats
 

@@ -49,13 +49,13 @@ def explained_variance(target: ArrayLike, features: ArrayLike, groups: ArrayLike
     return _r2(y, lambda train, test: _ridge(x[train], y[train], x[test]), groups, seed)
 
 
-def _r2(y: Floats, predict: Callable[..., Floats], groups: ArrayLike, seed: int) -> Floats:
-    """R2 of each column and of all together, for a function that predicts test rows from training rows."""
+def _r2(y: Floats, predict: Callable[..., Floats], groups: ArrayLike, seed: int, first: int = 0) -> Floats:
+    """R2 of each column from ``first`` on and of all together; ``predict`` predicts test rows from training rows."""
     error, total, folds = np.empty_like(y), np.empty_like(y), patient_folds(groups, seed)
     for train, test in folds:
         error[test] = np.square(y[test] - predict(train, test))
         total[test] = np.square(y[test] - y[train].mean(axis=0))
-    sums = [_per_patient(np.column_stack([each, each.sum(axis=1)]), groups) for each in (error, total)]
+    sums = [_per_patient(np.column_stack([each, each.sum(axis=1)])[:, first:], groups) for each in (error, total)]
     return _with_interval(lambda weights: 1 - weights @ sums[0] / (weights @ sums[1]), len(sums[0]), seed, len(folds))
 
 
@@ -77,7 +77,9 @@ def _ridge(x: Floats, y: Floats, new: Floats) -> Floats:
     return np.asarray(intercept + new @ vectors @ (projected / (values[:, None] + best)), np.float64)
 
 
-def canonical_correlations(a: ArrayLike, b: ArrayLike, groups: ArrayLike, count: int, seed: int = 0) -> Floats:
+def canonical_correlations(
+    a: ArrayLike, b: ArrayLike, groups: ArrayLike, counts: tuple[int, int], seed: int = 0
+) -> Floats:
     """The correlations of canonical variates of two representations in held-out patients, the strongest pair first.
 
     Both are reduced to principal components first, all fitted to the training patients of each fold. The variates of
@@ -87,25 +89,28 @@ def canonical_correlations(a: ArrayLike, b: ArrayLike, groups: ArrayLike, count:
         a: ``[N, D]``.
         b: ``[N, E]``, of the same cases.
         groups: ``[N]``, such as patients.
-        count: number of components; fewer if there are fewer than five training patients for each.
+        counts: number of components of each; fewer if there are fewer than five training patients for each.
         seed: random seed of folds and bootstrap.
 
     Example:
         >>> a = np.random.default_rng(0).normal(size=(400, 3))
         >>> b = np.random.default_rng(1).normal(size=(400, 3))
         >>> b[:, 0] += 3 * a[:, 1]
-        >>> (canonical_correlations(a, b, np.arange(400), 3)[0] > 0.5).tolist()
+        >>> (canonical_correlations(a, b, np.arange(400), (3, 3))[0] > 0.5).tolist()
         [True, False, False]
     """
     first, second, folds = np.asarray(a, np.float64), np.asarray(b, np.float64), patient_folds(groups, seed)
     member = numbered_groups(groups)
     fewest = min(len(np.unique(member[train])) for train, _ in folds)
-    count = max(1, min(count, first.shape[1], second.shape[1], fewest // _CASES_PER_COMPONENT))
-    u, v = np.empty((len(first), count)), np.empty((len(first), count))
+    sizes = [max(1, min(size, fewest // _CASES_PER_COMPONENT)) for size in counts]
+    num = min(*sizes, first.shape[1], second.shape[1])
+    u, v = np.empty((len(first), num)), np.empty((len(first), num))
     for train, test in folds:
-        (x, x_test), (y, y_test) = (_whitened(each, train, test, count) for each in (first, second))
+        (x, x_test), (y, y_test) = (
+            _whitened(each, train, test, size) for each, size in zip((first, second), sizes, strict=True)
+        )
         left, _, right = np.linalg.svd(x.T @ y)
-        u[test], v[test] = x_test @ left, y_test @ right.T
+        u[test], v[test] = (x_test @ left)[:, :num], (y_test @ right.T)[:, :num]
     uv, uu, vv = (_per_patient(each, groups) for each in (u * v, u * u, v * v))
     return _with_interval(
         lambda weights: weights @ uv / np.sqrt((weights @ uu) * (weights @ vv)), len(uv), seed, len(folds)
@@ -141,7 +146,7 @@ def procrustes(a: ArrayLike, b: ArrayLike, groups: ArrayLike, seed: int = 0) -> 
         left, sizes, right = np.linalg.svd(other[train].T @ (first[train] - mean), full_matrices=False)
         return np.asarray(mean + other[test] @ (left @ right) * sizes.sum() / np.square(other[train]).sum())
 
-    return _r2(first, rotate, groups, seed)[:, -1]
+    return _r2(first, rotate, groups, seed, first.shape[1])[:, 0]
 
 
 def linear_cka(a: ArrayLike, b: ArrayLike) -> float:

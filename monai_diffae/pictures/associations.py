@@ -13,7 +13,7 @@ from monai_diffae.pictures.charts import COLOURS, DPI
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_STRONG = 30  # -log10 p; above it, the axis is compressed
+_STRONG = 50  # -log10 p; stronger associations are drawn there
 _MANY = 40  # components; with more, they are not numbered one by one
 
 
@@ -29,7 +29,7 @@ def draw_associations(rows: pd.DataFrame, level: float = 0.05) -> Figure:
 
     figure = Figure(figsize=(11, 4), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[2, 1])
-    known = rows.dropna(subset=["p"]).assign(log_p=lambda each: -np.log10(each["p"].clip(lower=1e-300)))
+    known = rows.dropna(subset=["p"]).assign(log_p=lambda each: -np.log10(each["p"].clip(lower=10.0**-_STRONG)))
     variables = list(known.groupby("variable", sort=False))
     most = max((len(each) for _, each in variables), default=1)
     for place, (name, each) in enumerate(variables):
@@ -42,23 +42,22 @@ def draw_associations(rows: pd.DataFrame, level: float = 0.05) -> Figure:
         right.scatter(expected, each["log_p"].sort_values(ascending=False), s=12, color=colour,
                       label=f"{name} (λ {inflation(each['p']):.2f})")  # fmt: skip
     found = known.loc[known["q"] < level, "p"]
-    line = -np.log10(max(found.max(), 1e-300) if len(found) else level / max(len(known), 1))
-    left.axhline(line, color="0.3", linewidth=0.8, linestyle="--")
-    left.annotate(f"false discovery rate {level:.0%}", (1, line), (-2, 2), xycoords=("axes fraction", "data"),
-                  textcoords="offset points", ha="right", fontsize=8, color="0.3")  # fmt: skip
+    line = -np.log10(max(found.max(), 10.0**-_STRONG) if len(found) else level / max(len(known), 1))
+    label = f"false discovery rate {level:.0%}" if len(found) else f"{level:.0%} (Bonferroni)"
+    left.axhline(line, color="0.3", linewidth=0.8, linestyle="--", label=label)
+    left.legend(frameon=False, fontsize=8)
     ranks, grid = np.arange(1, most + 1), -np.log10((np.arange(most) + 0.5) / most)
     ends = [-np.log10(stats.beta.ppf(quantile, ranks, most + 1 - ranks)) for quantile in (0.025, 0.975)]
     right.fill_between(grid, *ends, color="0.9", zorder=0)
     right.plot([0, grid[0]], [0, grid[0]], color="0.5", linewidth=0.8)
     for panel in (left, right):
-        if known["log_p"].max() > _STRONG:
-            panel.set_yscale("asinh", linear_width=5)
         panel.set_ylim(bottom=0)
     if most <= _MANY:
         left.set_xticks(sorted(rows["component"].unique()))
         left.tick_params(axis="x", labelsize=7)
-    left.set(xlabel="component of z_sem (1: the largest variance)", ylabel="-log10 p")
-    right.set(xlabel="expected -log10 p (band: 95 %)", ylabel="-log10 p")
+    y = f"-log10 p (at most {_STRONG})" if known["log_p"].max() >= _STRONG else "-log10 p"
+    left.set(xlabel="component of z_sem (1: the largest variance)", ylabel=y)
+    right.set(xlabel="expected -log10 p (band: 95 %)", ylabel=y)
     right.legend(frameon=False, fontsize=8)
     return figure
 
@@ -85,6 +84,8 @@ def draw_stability(explained: pd.DataFrame, canonical: pd.DataFrame, correlation
     left.legend(frameon=False, fontsize=8)
     image = middle.imshow(np.abs(correlations), vmin=0, vmax=1, cmap="magma", aspect="auto",
                           extent=(0.5, correlations.shape[1] + 0.5, correlations.shape[0] + 0.5, 0.5))  # fmt: skip
+    for axis in (middle.xaxis, middle.yaxis, right.xaxis):
+        axis.get_major_locator().set_params(integer=True)
     figure.colorbar(image, ax=middle, label="absolute correlation")
     middle.set(xlabel="component of the second model", ylabel="component of the first model")
     value, low, high = (canonical[name] for name in ("correlation", "low", "high"))

@@ -177,6 +177,9 @@ class ReportData:
         """Run all commands; complete results are skipped. Only along labels that z_sem predicts, scans are edited."""
         self.run_common()
         if self.result("embeddings") is not None:
+            if self.labels:
+                self._attempt("associations", "Find what goes with what", "associate", embeddings=self.embeddings,
+                              variables=self.labels)  # fmt: skip
             for target in self.predicted[:_MOST_EDITED_TARGETS] if self.uses_z_sem else ():
                 self._edit(target)
             if self.uses_z_sem and not self.predicted:
@@ -263,7 +266,7 @@ class ReportData:
     def _attempt(self, name: str, title: str, command: str, **arguments: Any) -> Any:
         """Run a step whose results go to ``folder / name``."""
         given = {**arguments, "out": self.folder / name}
-        if command not in ("probe", "neighbors", "fit-direction"):
+        if command not in ("probe", "neighbors", "fit-direction", "associate"):
             given["device"] = self.device
         if self.overwrite:
             given["overwrite"] = True

@@ -132,8 +132,8 @@ class _Pair:
             num_shared, num_not = int((r2[1, :-1] > _SHARED).sum()), int((r2[2, :-1] < _SHARED).sum())
             figures[name] = {"shared": num_shared, "not_shared": num_not, "total": r2.shape[1] - 1,
                              "share": r2[:, -1].tolist()}  # fmt: skip
-        count = min(each.shape[1] for each in scores)
-        canonical = shared.canonical_correlations(codes[0], codes[1], self.patients, count, seed)
+        counts = scores[0].shape[1], scores[1].shape[1]
+        canonical = shared.canonical_correlations(codes[0], codes[1], self.patients, counts, seed)
         pairs = {"pair": range(1, canonical.shape[1] + 1), "correlation": canonical[0], "low": canonical[1],
                  "high": canonical[2]}  # fmt: skip
         explained, correlations = pd.concat(parts, ignore_index=True), pd.DataFrame(pairs)
