@@ -291,7 +291,7 @@ def _without(columns: Floats, basis: Floats) -> Floats:
 
 def _check_rank(left: Floats, columns: Floats, name: str) -> None:
     lengths = np.linalg.norm(columns - columns.mean(axis=0), axis=0)
-    is_constant = lengths <= 1e-12 * np.linalg.norm(columns, axis=0)
-    if is_constant.any() or np.linalg.svd(left / lengths, compute_uv=False).min() < _COLLINEAR:
-        what = "is constant" if is_constant.any() else "is a combination of the covariates before it"
+    is_constant = lengths.size == 0 or (lengths <= 1e-12 * np.linalg.norm(columns, axis=0)).any()
+    if is_constant or np.linalg.svd(left / lengths, compute_uv=False).min() < _COLLINEAR:
+        what = "is constant" if is_constant else "is a combination of the covariates before it"
         raise ConfigError(f"{name} {what}, among the cases with all values")

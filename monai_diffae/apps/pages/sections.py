@@ -436,7 +436,7 @@ def association_section(report: Report) -> Section | None:
     model = report.models[0]
     if report.is_comparison or "associations" not in model.outcomes:
         return None
-    values: dict[str, Any] = {"rows": []}
+    values: dict[str, Any] = {"rows": [], "picture": None}
     if (result := model.result("associations")) is not None:
         rows = [
             {

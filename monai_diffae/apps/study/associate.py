@@ -60,7 +60,7 @@ class Phenotypes:
     phenotypes: bool = False
     """Also write ``phenotypes.tsv`` and, with covariates, ``phenotype_covariates.tsv``."""
     iid: str = "patient"
-    """The column that names a patient as the genotypes do; it becomes FID and IID."""
+    """The column with the names of the genotypes' files, such as ``eid``; it becomes FID and IID."""
     scans: Literal["first", "mean"] = "first"
     """Of a patient with several scans, use the ``first`` one of the table, or their ``mean``."""
 
@@ -85,7 +85,7 @@ def associate(
 
     The components are those of the training cases; single dimensions of z_sem have no meaning of their own. Each is
     regressed on each variable and all covariates (least squares). Errors are clustered by patient, so several scans of
-    a patient do not count as several patients; t has as many degrees of freedom as there are patients, minus 1.
+    a patient do not count as several patients, and corrected for few patients and rare classes (CR2, Satterthwaite).
     q-values (Benjamini-Hochberg) are over all tests of this call.
 
     ``out/associations.csv`` has one row per variable and component. ``effect``, from ``low`` to ``high`` (95 %), is in
@@ -132,6 +132,8 @@ def associate(
         raise MachineError("logistic: statsmodels is not installed; run pip install 'monai-diffae[statistics]'")
     cases = StudyCases.open(embeddings, components, split)
     names = _variables(cases.rows, variables, covariates)
+    if export.phenotypes:
+        _check_names(cases, export.iid, hashed=tables.patient_key_name(cases.rows) is not None)
     made_from = {
         "embeddings": file_checksum(embeddings), "variables": names, "covariates": list(covariates),
         "kinds": dict(kinds), "components": len(cases.axes.stds), "split": split, "logistic": logistic,
@@ -164,7 +166,6 @@ class StudyCases:
     name: str
     rows: pd.DataFrame
     axes: PrincipalComponents
-    is_hashed: bool
 
     @classmethod
     def open(cls, embeddings: Path, count: int | None, split: Split | None) -> StudyCases:
@@ -184,7 +185,7 @@ class StudyCases:
         kept = slice(min(number, varying))
         axes = replace(axes, directions=axes.directions[kept], stds=axes.stds[kept], explained=axes.explained[kept])
         rows = table if split is None else tables.split_rows(table, split)
-        return cls(embeddings.name, rows.reset_index(drop=True), axes, tables.patient_key_name(table) is not None)
+        return cls(embeddings.name, rows.reset_index(drop=True), axes)
 
     @property
     def scores(self) -> Floats:
@@ -244,7 +245,8 @@ class _Analysis:
                 omitted[name] = str(error).removeprefix(f"target '{name}': ")
                 logger.warning("variable '%s' is omitted: %s", name, omitted[name])
         if not parts:
-            raise ConfigError(f"variables: none can be used; {next(iter(omitted))}: {next(iter(omitted.values()))}")
+            name, reason = next(iter(omitted.items()))
+            raise ConfigError(f"variables: none can be used; {name}: {reason}")
         rows = pd.concat(parts, ignore_index=True)
         rows.insert([*rows].index("p") + 1, "q", q_values(rows["p"]))
         if num_unknown := int(rows["p"].isna().sum()):
@@ -277,20 +279,17 @@ class _Analysis:
         if len(kept) == 0:
             raise ConfigError("no case has it and all covariates")
         variable, *others = [each.only(np.isin(each.rows, kept)) for each in targets]
-        if variable.classes is not None and len(variable.classes) < 2:
-            raise ConfigError("has one value among the cases with all covariates")
         covariates = {each.name: _design(each) for each in others}
-        patients, is_binary = self.cases.patients[kept], variable.num_classes == 2
-        scale = 1.0 if variable.classes is not None else float(variable.values.std()) or 1.0
-        is_logistic = self.logistic and is_binary
+        patients, classes = self.cases.patients[kept], variable.classes or ()
+        scale = 1.0 if classes else float(variable.values.std()) or 1.0
+        is_logistic = self.logistic and len(classes) == 2
         found = (
             association.logistic_associations(scores[kept], variable.values, covariates, patients)
             if is_logistic
             else association.linear_associations(scores[kept], _design(variable) / scale, covariates, patients)
         )
-        classes = variable.classes or ()
-        contrast = f"per {scale:.4g}" if not classes else f"{len(classes)} classes"
-        contrast = f"{classes[1]} - {classes[0]}" if is_binary else contrast
+        contrast = f"{len(classes)} classes" if classes else f"per {scale:.4g}"
+        contrast = f"{classes[1]} - {classes[0]}" if len(classes) == 2 else contrast
         return pd.DataFrame({
             "variable": name, "contrast": contrast, "model": "logistic" if is_logistic else "linear",
             "component": range(1, scores.shape[1] + 1),
@@ -315,12 +314,7 @@ class _Analysis:
         from monai_diffae.data.atomic import write_atomic
         from monai_diffae.latents.association import rank_normal
 
-        rows = self.cases.rows
-        if export.iid not in rows:
-            raise ConfigError(f"iid: the table has no column '{export.iid}'; choose a label column, patient or id")
-        if export.iid == "patient" and self.cases.is_hashed:
-            logger.warning("%s: its patients are hashes, which no genotype file has; give iid", _PHENOTYPES)
-        names = rows[export.iid].map(_identifier)  # None: left out by groupby
+        names = _genotype_names(self.cases.rows[export.iid])
         frames = {_PHENOTYPES: pd.DataFrame(self.cases.scores).rename(columns=lambda number: f"PC{number + 1}")}
         if self.covariates:
             frames[_COVARIATES] = pd.concat([self._covariate(each) for each in self.covariates], axis=1)
@@ -344,16 +338,28 @@ class _Analysis:
         return pd.DataFrame(_design(target), target.rows, columns).reindex(range(len(self.cases.rows)))
 
 
-def _identifier(value: Any) -> str | None:
-    """An id as PLINK reads it: without blanks; None if there is none."""
+def _genotype_names(values: pd.Series[Any]) -> pd.Series[Any]:
+    """Names as text; missing ones are None."""
     from monai_diffae.latents.targets import class_name, missing
 
-    if missing([value])[0] or class_name(value) == "":
-        return None
-    name = class_name(value)
-    if len(name.split()) > 1:
-        raise ConfigError(f"iid: '{name}' has a blank, which PLINK takes for the end of an id; replace it")
-    return name
+    return values.map(class_name).mask(missing(values.tolist()), None)
+
+
+def _check_names(cases: StudyCases, iid: str, *, hashed: bool) -> None:
+    """Refuse names that PLINK cannot read, or that are not those of the patients, one each."""
+    if iid not in cases.rows:
+        raise ConfigError(f"iid: the table has no column '{iid}'; choose a label column, patient or id")
+    if iid == "patient" and hashed:
+        raise ConfigError("iid: the column patient has hashes, not names; choose the column that the genotypes know")
+    names = _genotype_names(cases.rows[iid])
+    if num := int(names.dropna().str.contains(r"\s").sum()):
+        raise ConfigError(
+            f"iid: {counted(num, 'value')} of '{iid}' have blanks, which end a name in PLINK; replace them"
+        )
+    pairs = pd.DataFrame({"name": names, "patient": cases.patients}).dropna().drop_duplicates()
+    for one, several in (("name", "patient"), ("patient", "name")):
+        if num := int(pairs[one].duplicated().sum()):
+            raise ConfigError(f"iid: '{iid}' has one {one} for several {several}s, {num} times; choose another column")
 
 
 def _design(target: Target) -> Floats:

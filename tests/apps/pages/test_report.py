@@ -26,7 +26,8 @@ def sources(page):
 
 def test_every_section_is_there_in_order_and_open(reported, page_reader):
     page = page_reader(reported.page)
-    expected = ["probes", "associations", "edits", "map", "outliers", "reconstructions", "quality", "model", "curves", "failures"]
+    expected = ["probes", "associations", "edits", "map", "outliers", "reconstructions", "quality", "model", "curves",
+                "failures"]  # fmt: skip
     assert page.sections == expected
     assert all("open" in each.attributes for each in page.all("details", class_="card"))
     assert [each.attributes["href"] for each in page.all("a") if each.attributes["href"] != "#content"] == [

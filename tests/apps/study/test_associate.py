@@ -26,6 +26,7 @@ def cohort(num_patients=60, seed=0):
         id=[f"scan {i}" for i in range(len(z))], patient=[f"p{i}" for i in patients], split="train", age=age,
         sex=np.where(sex, "M", "F"), site=rng.choice(["x", "y z", "w"], num_patients)[patients],
         noise=rng.normal(size=len(z)), eid=1000 + patients, empty=None, same=7, years=age + 1,
+        number=np.arange(len(z)), rare=np.where(patients < 6, "a", "b"), few=np.where(patients < 6, np.nan, age),
     )  # fmt: skip
 
 
@@ -41,10 +42,9 @@ def written(tmp_path):
 def test_planted_associations_are_found_and_cases_without_values_are_counted(written, tmp_path, caplog):
     table = cohort()
     table.loc[:9, "age"] = np.nan
+    options = {"variables": ["age", "sex", "site", "noise", "empty", "same"], "components": 9}
     with caplog.at_level(logging.WARNING):
-        found = associate(
-            written(table), tmp_path / "a", variables=["age", "sex", "site", "noise", "empty", "same"], components=9
-        )
+        found = associate(written(table), tmp_path / "a", **options)
     rows = pd.read_csv(found.folder / "associations.csv")
     assert set(rows["component"]) == {1, 2, 3, 4}  # one dimension is constant
     assert "only 4 components vary" in caplog.text
@@ -53,26 +53,25 @@ def test_planted_associations_are_found_and_cases_without_values_are_counted(wri
     assert (best.loc[["age", "sex"], "q"] < 1e-4).all()
     assert (best.loc[["site", "noise"], "q"] > 0.01).all()
     assert (best["num_missing"]["age"], best["num_cases"]["age"], best["num_patients"]["age"]) == (10, 110, 55)
-    assert best["contrast"].to_dict() | {"age": ""} == {"age": "", "sex": "M - F", "site": "3 classes",
-                                                         "noise": best["contrast"]["noise"]}  # fmt: skip
+    assert best["contrast"][["sex", "site"]].tolist() == ["M - F", "3 classes"]
     assert np.isnan(best["effect"]["site"])
     assert found.omitted_variables.keys() == {"empty", "same"}
     assert found.incomplete == "2 variables omitted: empty, same"
     assert "traverse my_bundle" in found.next[0]
-    again = associate(
-        written(table), tmp_path / "a", variables=["age", "sex", "site", "noise", "empty", "same"], components=9
-    )
-    assert again.skipped
-    assert again.figures == found.figures
+    again = associate(written(table), tmp_path / "a", **options)
+    assert (again.skipped, again.figures) == (True, found.figures)
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"variables": ["age"], "covariates": ["years"]}, "variables: none can be used; age: the variable is a combination"),
+    ({"covariates": ["years"], "variables": ["age"]}, "variables: none can be used; age: the variable is a combina"),
     ({"variables": ["age"], "covariates": ["age"]}, "covariates: 'age' is a variable, too"),
     ({"variables": ["weight"]}, "variables: there is no label column 'weight'; choose from: age, "),
     ({"variables": ["age"], "covariates": ["same"]}, "variables: none can be used; age: target 'same': 120 of 120"),
-    ({"variables": ["age"], "phenotypes": True, "iid": "name"}, "iid: the table has no column 'name'"),
-    ({"variables": ["age"], "phenotypes": True, "iid": "id"}, "iid: 'scan 0' has a blank"),
+    ({"phenotypes": True, "iid": "name"}, "iid: the table has no column 'name'"),
+    ({"phenotypes": True, "iid": "id"}, "iid: 120 values of 'id' have blanks"),
+    ({"phenotypes": True, "iid": "sex"}, "iid: 'sex' has one name for several patients, 58 times"),
+    ({"phenotypes": True, "iid": "number"}, "iid: 'number' has one patient for several names"),
+    ({"variables": ["rare"], "covariates": ["few"]}, "variables: none can be used; rare: the variable is constant"),
 ])  # fmt: skip
 def test_what_cannot_be_used_is_one_line(written, tmp_path, options, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
