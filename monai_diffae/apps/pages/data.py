@@ -177,9 +177,6 @@ class ReportData:
         """Run all commands; complete results are skipped. Only along labels that z_sem predicts, scans are edited."""
         self.run_common()
         if self.result("embeddings") is not None:
-            if self.labels:
-                self._attempt("associations", "Find what goes with what", "associate", embeddings=self.embeddings,
-                              variables=self.labels)  # fmt: skip
             for target in self.predicted[:_MOST_EDITED_TARGETS] if self.uses_z_sem else ():
                 self._edit(target)
             if self.uses_z_sem and not self.predicted:
@@ -188,6 +185,9 @@ class ReportData:
             (self.folder / CONFLICTS).unlink(missing_ok=True)
             if len(self.conflicts):
                 write_csv(self.folder / CONFLICTS, self.conflicts)
+            if evaluates and self.labels:
+                self._attempt("associations", "Find what goes with what", "associate", embeddings=self.embeddings,
+                              variables=self.labels)  # fmt: skip
             if evaluates:
                 self.evaluate([self.bundle], self.folder)
         if (models_folder(self.bundle) / LATENT_MODEL).is_file():
