@@ -6,7 +6,7 @@
 Any MedMNIST ``.npz`` file, 2D or 3D, of any size, one or several labels; with ``--side``, images are first reduced to
 that side by averaging. For each seed, a Diff-AE is trained on the images of ``train``, without their labels, as long as
 ``--images`` or ``--minutes`` (``train --minutes``) say, and all images are encoded. Each set of features predicts the
-labels of ``test``: z_sem, principal components of the pixels, and those of a frozen network (``embed --encoder
+labels of ``test``: z_sem, wide features, principal components of the pixels, and a frozen network (``embed --encoder
 planar``, which sees the images of the file). A file without ``test`` is evaluated on ``val`` instead.
 
 - ``probe``: ``monai-diffae probe``'s logistic regression, whose C is chosen by cross-validation on ``train``; also with
@@ -25,9 +25,9 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,11 +46,11 @@ from monai_diffae.apps.training.init import init
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle import layout
 from monai_diffae.data.atomic import write_atomic, write_json
-from monai_diffae.data.embeddings import COMMON_SCALE, encoder_name, read_embeddings, z_matrix
+from monai_diffae.data.embeddings import COMMON_SCALE, encoder_name, matrix, read_embeddings
 from monai_diffae.data.samples import medmnist_to_cohort
 from monai_diffae.errors import DiffAEError
 from monai_diffae.latents.components import PixelComponents
-from monai_diffae.latents.probing import ClassScores, fit_probe
+from monai_diffae.latents.probing import ClassScores, FeatureSet, fit_probe
 from monai_diffae.latents.probing.probes import LOGISTIC_CS
 from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval, difference_interval
 
@@ -162,11 +162,22 @@ def trained(data: Data, args: argparse.Namespace, seed: int) -> Path:
     return bundle
 
 
-def embedded(data: Data, **options: Any) -> Features:
+def embedded(data: Data, columns: Literal["z", "wide"] = "z", **options: Any) -> Features:
     """What ``embed`` gives for all images."""
     table = read_embeddings(embed(cohort=data.cohort, **options).path)
-    values = {name: z_matrix(table[table["split"] == name]) for name in data.labels}
-    return Features(values, encoder_name(table) not in COMMON_SCALE)
+    values = {name: matrix(table[table["split"] == name], columns) for name in data.labels}
+    return Features(values, columns == "z" and encoder_name(table) not in COMMON_SCALE)
+
+
+def together(first: Features, second: Features) -> Features:
+    """Both features side by side, as ``probe --together`` combines them."""
+    sizes = {name: len(values) for name, values in first.values.items()}
+    parts = [
+        replace(FeatureSet.from_values("", np.concatenate([*each.values.values()])), standardise=each.standardise)
+        for each in (first, second)
+    ]
+    values = FeatureSet.together(parts).extract(np.arange(sizes["train"]))  # the training cases come first
+    return Features(dict(zip(sizes, np.split(values, np.cumsum([*sizes.values()])[:-1]), strict=True)), False)
 
 
 def pca(data: Data, dims: int) -> Features:
@@ -181,13 +192,18 @@ def pca(data: Data, dims: int) -> Features:
 def feature_sets(file: Data, data: Data, args: argparse.Namespace) -> dict[str, list[Features]]:
     """All features that are compared, one for each seed; ``data`` are the images that the Diff-AE sees."""
     bundles = {seed: trained(data, args, seed) for seed in args.seeds}
-    outs = {seed: args.out / f"embedded_{seed}" for seed in args.seeds}
-    sets = {"z_sem": [embedded(data, bundle=bundles[seed], out=outs[seed]) for seed in args.seeds]}
+    options = [
+        {"bundle": bundles[seed], "out": args.out / f"embedded_{seed}", "features": "wide"} for seed in args.seeds
+    ]
+    sets = {"z_sem": [embedded(data, **each) for each in options]}
+    sets["wide"] = [embedded(data, "wide", **each) for each in options]
     sets[PCA] = [pca(data, sets["z_sem"][0].values["train"].shape[1])]
     if args.planar_weights is not None:
         planar = {"encoder": "planar", "weights": args.planar_weights, "backbone": args.planar_backbone}
         planar |= {"bundle": f"diffae_{len(file.shape)}d", "overrides": prepared(file)}
-        sets[f"planar, {args.planar_backbone}"] = [embedded(file, out=args.out / "planar", **planar)]
+        name = f"planar, {args.planar_backbone}"
+        sets[name] = [embedded(file, out=args.out / "planar", **planar)]
+        sets[f"wide and {name}"] = [together(wide, sets[name][0]) for wide in sets["wide"]]
     return sets
 
 

@@ -205,6 +205,25 @@ def draw_few_labels(few_labels: pd.DataFrame) -> Figure:
     return figure
 
 
+def draw_regularisations(scores: pd.DataFrame) -> Figure:
+    """Draw the table ``regularisation.csv``, with dots where a value was chosen, one panel per target."""
+    targets = dict(iter(scores.groupby("target", sort=False)))
+    figure, panels = _panels(len(targets), 1)
+    for (name, group), (axes,) in zip(targets.items(), panels, strict=True):
+        for features, rows in group.groupby("features", sort=False):
+            (line,) = axes.plot(rows["regularisation"], rows["score"], label=str(features))
+            chosen = rows[rows["num_folds_chosen"] > 0]
+            axes.plot(chosen["regularisation"], chosen["score"], "o", color=line.get_color())
+        axes.set_xscale("log")
+        metric = group["metric"].iloc[0]
+        if metric == "r2":
+            axes.invert_xaxis()  # so that strong is left in all panels
+        label = f"{'alpha' if metric == 'r2' else 'C'} (left: strong; dots: chosen without the test cases)"
+        axes.set(title=str(name), xlabel=label, ylabel=METRIC_NAMES[metric])
+        axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
 def _panels(num: int, num_axes: int) -> tuple[Any, list[Sequence[Any]]]:
     """A figure with ``num`` panels, each with one axis, or with two axes, the second of which is small."""
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and needs a display

@@ -17,10 +17,10 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, finished, versions, write_record
-from monai_diffae.apps.settings import Choice, Features, Reading, Run, Seed, colour_values
+from monai_diffae.apps.settings import Choice, Reading, Run, Seed, colour_values
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import ConfigError
-from monai_diffae.policies import Colour
+from monai_diffae.policies import Colour, Features
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,9 +107,10 @@ def embed(
     z_sem, and ``thumbnail``, a small PNG of each image, for tools that draw maps. The scans are read once more.
 
     With ``features`` ``wide``, the columns ``w_000`` to ``w_255`` follow: principal components of the features from
-    which the encoder's last layer computes z_sem. ``probe`` often predicts labels better from them; they cannot be
-    decoded. They are fitted to the training cases when the cohort of the model's training is embedded in this way, and
-    stored in ``models/wide.safetensors``; other cohorts get the same components.
+    which the encoder's last layer computes z_sem, and of the image reduced to at most 32 x 32 (16 x 16 x 16) cells.
+    ``probe`` often predicts labels better from them; they cannot be decoded. They are fitted to the training cases when
+    the cohort of the model's training is embedded in this way, and stored in ``models/wide.safetensors``; other cohorts
+    get the same components.
 
     Another ``encoder`` needs no training: ``untrained`` is the bundle's encoder with random weights, ``pca`` as many
     principal components of the training images' pixels as z_sem would have dimensions, ``planar`` at most 1024 of the
