@@ -22,9 +22,10 @@ BUDGETS = {
     "apps": (1_710, 11),
     "apps/embedding": (1_690, 9),
     "apps/evaluation": (3_260, 17),
-    "apps/pages": (2_275, 11),
+    "apps/pages": (2_280, 11),
     "apps/sharing": (460, 4),
-    "apps/synthesis": (1_860, 11),
+    "apps/study": (560, 3),
+    "apps/synthesis": (1_890, 11),
     "apps/training": (2_850, 15),
     "bundle": (3_080, 11),
     "cli": (250, 2),
@@ -35,11 +36,11 @@ BUDGETS = {
     "handlers": (1_900, 9),
     "inferers": (950, 5),
     "label": (2_120, 11),
-    "latents": (4_060, 16),
+    "latents": (4_540, 18),
     "metrics": (850, 7),
     "networks": (2_180, 12),
     "official": (750, 4),
-    "pictures": (705, 5),
+    "pictures": (805, 6),
     "serving": (190, 3),
     "transforms": (1_400, 8),
 }
@@ -48,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 29_900
-TEST_FUNCTIONS = 1_260
+TEST_LINES = 30_000
+TEST_FUNCTIONS = 1_270
 TRAININGS = 49
 
 
