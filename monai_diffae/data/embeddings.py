@@ -29,7 +29,7 @@ MAP_COLUMNS = ("x", "y", "thumbnail")
 
 _FIGURES = ("z_sem_usage", "patient_key", "preprocessing", "split_origin")  # of the record beside a CSV
 _MOST_SAMPLED = 100
-COMMON_SCALE = ("pca", "planar")
+COMMON_SCALE = ("pca", "gradients", "planar")
 """Encoders whose columns are principal components: the last are noise, so no column is standardised on its own."""
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
@@ -141,7 +141,7 @@ def patient_key_name(table: pd.DataFrame) -> str | None:
 
 
 def encoder_name(table: pd.DataFrame) -> str:
-    """The encoder that made a table: ``trained`` (also if not recorded), ``untrained``, ``pca`` or ``planar``."""
+    """The encoder that made a table: ``trained`` (also if not recorded), or one without training."""
     return str(table.attrs.get("monai_diffae", {}).get("made_from", {}).get("encoder", "trained"))
 
 

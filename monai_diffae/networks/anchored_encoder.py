@@ -15,6 +15,7 @@ from monai_diffae.errors import ConfigError, counted
 from monai_diffae.networks.blocks import CellMeans
 
 _LEAST_SHARE = 1e-10  # of the largest variance; smaller ones are rounding errors
+_MOST_PIXELS = {2: 64, 3: 32}  # per axis
 _CELL = 4  # pixels per axis over which gradients are averaged
 _FAINT = 0.04  # mean steepness of a cell, below which it counts less: 2 % of the range
 _FLOOR = 64  # components after this one are not scaled up further: the last ones are noise
@@ -40,13 +41,13 @@ class PooledVoxels(nn.Sequential):
 class OrientedGradients(nn.Module):
     """Images (B, C, *S) -> (B, C * D * prod(size // 4)): how steeply intensities rise in D directions, in each cell.
 
-    Histograms of oriented gradients (Dalal and Triggs, CVPR 2005) in 2D (D = 8) and 3D (D = 26): images are averaged to
-    a grid of ``size``, gradients are shared out to the directions of a pixel's neighbors by the squared cosine, and
-    averaged over cells of 4 pixels per axis. The numbers of a cell have the norm 1, so that they depend little on
-    brightness, contrast and exposure, which differ between hospitals.
+    Histograms of oriented gradients (Dalal and Triggs, CVPR 2005) in 2D (D = 8) and 3D (D = 26): gradients are shared
+    out to the directions of a pixel's neighbors by the squared cosine, and averaged over cells of 4 pixels per axis.
+    The numbers of a cell have a norm of about 1, so that they depend little on brightness, contrast and exposure, which
+    differ between hospitals.
 
     Args:
-        size: pixels per axis; cells overlap if it is no multiple of 4.
+        size: pixels per axis of the images; with more than 64 (32 in 3D), they are averaged to that many first.
         in_channels: channels of the images, in the model's range of -1 to 1.
 
     Example:
@@ -61,8 +62,9 @@ class OrientedGradients(nn.Module):
         super().__init__()
         steps = [step for step in product((-1.0, 0.0, 1.0), repeat=len(size)) if any(step)]
         self.register_buffer("directions", normalize(torch.tensor(steps), dim=1), persistent=False)
-        cells = [max(1, side // _CELL) for side in size]
-        self.shrink, self.pool = CellMeans(size), CellMeans(cells)
+        small = [min(side, _MOST_PIXELS[len(size)]) for side in size]
+        cells = [max(1, side // _CELL) for side in small]
+        self.shrink, self.pool = CellMeans(small), CellMeans(cells)
         self.faint = _FAINT
         self.out_features = in_channels * len(steps) * math.prod(cells)
 

@@ -1,4 +1,4 @@
-"""Encoders that need no training: random weights, principal components of the pixels, and frozen 2D networks."""
+"""Encoders that need no training: random weights, components of pixels or gradients, and frozen 2D networks."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import CohortError, ConfigError, MachineError, quoted
 from monai_diffae.latents.components import PixelComponents
+from monai_diffae.networks import OrientedGradients
 from monai_diffae.networks.encoder_adapter import PixelEncoder, PlanarAdapter
 from monai_diffae.official.checkpoint_files import named_after, read_weights
 
@@ -53,8 +54,10 @@ def open_baseline(
     described: dict[str, Any] = {"encoder": encoding.encoder}
     if encoding.encoder == "untrained":
         return session, described
-    if encoding.encoder == "pca":
-        return _with_components(session, trained.z_channels, nn.Flatten(), "pca"), described
+    if encoding.encoder in ("pca", "gradients"):
+        size = trained.config["image_size"]
+        fixed = nn.Flatten() if encoding.encoder == "pca" else OrientedGradients(size).to(trained.device)
+        return _with_components(session, trained.z_channels, fixed, encoding.encoder), described
     network = open_backbone(encoding, trained.config).to(trained.device)
     weights = file_checksum(str(encoding.weights))
     described |= {"backbone": encoding.backbone, "layers": network.layers, "weights": weights}
@@ -109,7 +112,7 @@ def _with_components(session: Session, num: int, network: nn.Module, name: str) 
     text, most = "principal components", 4 * _MOST_COLUMNS if isinstance(network, PlanarAdapter) else None
     components = PixelComponents.fit(training_images(session, num + 1, network, text=text, most_cases=most), num)
     if len(components.axes) < num and most is None:
-        logger.info("pca: %d components, as there are not more images or pixels", len(components.axes))
+        logger.info("%s: %d components, as there are not more images or features", name, len(components.axes))
     encoder = PixelEncoder(components.mean, components.axes, network).to(trained.device).eval()
     sha256 = digest(name, components.mean, components.axes)
     return replace(session, trained=replace(trained, network=encoder, sha256=sha256))

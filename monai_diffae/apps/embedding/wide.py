@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 WIDE_CHANNELS = 256
 """The most wide features; fewer training cases give fewer."""
 _POOLED_SIZE = {2: 32, 3: 16}  # at most, per axis of an image or of a volume
-_GRADIENT_SIZE = {2: 64, 3: 32}
 _MOST_CASES = 10_000  # training cases that the components are fitted to
 
 
@@ -90,7 +89,7 @@ def _features(network: nn.Module, images: Tensor) -> list[Tensor]:
     """The parts of which wide features are components, each (B, F); the first is what the last layer projects."""
     size = images.shape[2:]
     pooled = PooledVoxels([min(side, _POOLED_SIZE[len(size)]) for side in size])
-    gradients = OrientedGradients([min(side, _GRADIENT_SIZE[len(size)]) for side in size])
+    gradients = OrientedGradients(size)
     features: Tensor = network.encoder.features(images)  # type: ignore[union-attr, operator]
     return [features, pooled(images), gradients.to(images.device)(images)]
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from torch import nn
 from torchvision.models import squeezenet1_1
 
 from monai_diffae.apps.embedding import baseline_encoders
@@ -27,10 +28,11 @@ from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import CohortError, ConfigError, MachineError
 from monai_diffae.inferers.reconstruction import encode_exactly
 from monai_diffae.latents.components import PixelComponents
+from monai_diffae.networks import OrientedGradients
 
 CONFIG = {"spatial_dims": 2, "in_channels": 1, "model_range": [-1, 1]}
 SMALL = {"image_size": [16, 16], "base_channels": 4, "channel_mult": [1, 2], "z_channels": 5}
-ENCODERS = ["untrained", "pca", "planar"]
+ENCODERS = ["untrained", "pca", "gradients", "planar"]
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +81,12 @@ def test_a_table_says_what_made_it_and_the_same_command_gives_the_same_one(made,
     assert embed(bundle, labelled.cohort, tmp_path / "out", **options[name]).skipped
 
 
-def test_components_are_those_of_the_training_images(made, labelled):
+@pytest.mark.parametrize(("name", "features"), [("pca", nn.Flatten()), ("gradients", OrientedGradients([16, 16]))])
+def test_components_are_those_of_the_training_images(made, labelled, name, features):
     (_, train), (ids, images) = preprocessed(labelled.cohort, "train"), preprocessed(labelled.cohort)
-    pca = PCA(5, svd_solver="full").fit(train.flatten(1).numpy())
-    expected = pca.transform(images.flatten(1).numpy()) / np.sqrt(pca.explained_variance_.mean())
-    table = read_embeddings(made["pca"]).set_index("id").loc[ids]
+    pca = PCA(5, svd_solver="full").fit(features(train).numpy())
+    expected = pca.transform(features(images).numpy()) / np.sqrt(pca.explained_variance_.mean())
+    table = read_embeddings(made[name]).set_index("id").loc[ids]
     np.testing.assert_allclose(z_matrix(table), expected, atol=1e-3)
 
 
