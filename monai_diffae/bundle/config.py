@@ -67,12 +67,6 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
     A top-level key, and a key of the sections ``train`` and ``validate``, must be referred to by another entry, be one
     of MONAI's, or be in ``known``: those of the files that were read, since an override may have replaced what refers
     to them. A component's keys must be parameters of its ``_target_``.
-
-    Example:
-        >>> check_config({"lr": 1, "lrr": 2, "train": {"rate": "@lr"}})
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: unknown config key 'lrr': nothing in the configuration uses it; did you ...
     """
     used = references(config) | known | (_RUN_IDS if known else _STANDARD_IDS)
     for key in config:

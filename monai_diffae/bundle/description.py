@@ -236,14 +236,7 @@ def set_value(config: dict[str, Any], id: str, value: Any) -> None:
 
 
 def changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The ids of values that differ, and the values after the change; each list of plain values is one value.
-
-    Example:
-        >>> before = {"a": {"b": 1, "c": 2}, "size": [1, 2], "list": [{"p": 1}, {"p": 2}]}
-        >>> after = {"a": {"b": 1, "c": 3, "d": 4}, "size": [1, 3], "list": [{"p": 1}, {"p": 0}]}
-        >>> list(changes(before, after))
-        [('a#c', 3), ('a#d', 4), ('size', [1, 3]), ('list#1#p', 0)]
-    """
+    """The ids of values that differ, and the values after the change; each list of plain values is one value."""
     prefix = f"{path}#" if path else ""
     if isinstance(before, dict) and isinstance(after, dict) and (not path or before.keys() <= after.keys()):
         for key in after:

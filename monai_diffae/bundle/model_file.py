@@ -53,21 +53,13 @@ _MARK = b"monai_diffae"  # the comment of the archives that this package writes 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """The content of a model's file.
+    """The content of a model's file."""
 
-    Attributes:
-        name: the name of the file.
-        kind: ``autoencoder``, ``first_stage``, ``latent``, ``fast`` or ``anomaly``.
-        description: what the model is: the configuration of its parts, and the values that they refer to.
-        tensors: by their names.
-        sha256: SHA-256 of the whole file.
-    """
-
-    name: str
-    kind: str
-    description: dict[str, Any]
-    tensors: dict[str, Tensor]
-    sha256: str
+    name: str  # the name of the file
+    kind: str  # ``autoencoder``, ``first_stage``, ``latent``, ``fast`` or ``anomaly``
+    description: dict[str, Any]  # what the model is: the configuration of its parts, and the values that they refer to
+    tensors: dict[str, Tensor]  # by their names
+    sha256: str  # SHA-256 of the whole file
 
     def load_into(self, network: nn.Module, prefix: str = "") -> None:
         """Load the tensors of a part into a network that was just built: of the model, or of its first stage."""

@@ -160,11 +160,7 @@ class CachedCases(Dataset[Item]):
         return len(self.items)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Item:
-        """Return one item: ``keys`` as plain float32 tensors ``[C, *S]``, ``id``, and ``index``, its position.
-
-        Args:
-            index: a position, or (epoch or step, position); the first number is for the augmentation's seed only.
-        """
+        """Return one item: ``keys`` as plain float32 tensors ``[C, *S]``, ``id``, and ``index``, its position."""
         epoch, position = index if isinstance(index, tuple) else (self.epoch, index)
         items = self.items
         position = range(len(items))[position]

@@ -141,12 +141,7 @@ def find_cases(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
 
 
 def safe_id(text: str) -> str:
-    """Convert text to a safe file name of at most 100 characters: ASCII letters, digits and ``._-``.
-
-    Example:
-        >>> safe_id("train/NORMAL/IM-1"), safe_id("../../etc/passwd"), safe_id("nul")
-        ('train_NORMAL_IM-1', 'etc_passwd', '_nul')
-    """
+    """Convert text to a safe file name of at most 100 characters: ASCII letters, digits and ``._-``."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", plain)
     plain = re.sub(r"\.{2,}", "_", plain).strip("._") or "case"
@@ -204,12 +199,7 @@ def label_names(cases: Sequence[Case]) -> list[str]:
 
 
 def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
-    """Convert columns of text to numbers if all their values are numbers; :data:`MISSING_WORDS` become None.
-
-    Example:
-        >>> as_labels({"age": ["41", ""], "score": ["1", "2.5"], "sex": ["F", "M"]})
-        {'age': [41, None], 'score': [1.0, 2.5], 'sex': ['F', 'M']}
-    """
+    """Convert columns of text to numbers if all their values are numbers; :data:`MISSING_WORDS` become None."""
     labels = {name: _as_numbers([cell.strip() for cell in cells]) for name, cells in columns.items()}
     for name, values in labels.items():
         texts = [value for value in values if isinstance(value, str)]

@@ -210,14 +210,6 @@ def gather_slices(expanded: Sequence[Case], failures: Sequence[Failure]) -> tupl
 
     A 2D image counts as a volume of one slice. The slices of each complete volume are by its id; each of the other
     volumes has one failure.
-
-    Example:
-        >>> from pathlib import Path
-        >>> slices = [Case(f"a_z00{k}", {"image": Path("a.nii")}, "a", slice_index=k) for k in (4, 6)]
-        >>> gather_slices(slices, [])[0].keys()
-        dict_keys(['a'])
-        >>> gather_slices(slices, [Failure("a_z006", "a.nii", "constant")])
-        ({}, [Failure(case_id='a', file='a.nii', reason='slice 6: constant')])
     """
     volumes: dict[str, list[Case]] = {}
     for case in expanded:

@@ -37,12 +37,7 @@ _checksums: dict[tuple[int, ...], str] = {}  # of files, by what changes wheneve
 
 
 def digest(*parts: str | bytes | memoryview | NDArray[Any]) -> str:
-    """SHA-256 of texts (in UTF-8), bytes and arrays (in C order), one after the other, as 64 hexadecimal digits.
-
-    Example:
-        >>> digest("ab", b"c") == digest("abc"), digest("abc")[:8]
-        (True, 'ba7816bf')
-    """
+    """SHA-256 of texts (in UTF-8), bytes and arrays (in C order), one after the other, as 64 hexadecimal digits."""
     sha256 = hashlib.sha256()
     for part in parts:
         if isinstance(part, str):

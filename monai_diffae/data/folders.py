@@ -138,12 +138,6 @@ def find_label_maps(names: Sequence[str]) -> set[str]:
       folder, or for BIDS one of the same subject.
 
     If nothing but label maps would be found, they are what the folder is about, and none is returned.
-
-    Example:
-        >>> sorted(find_label_maps(["benign/benign (1)", "benign/benign (1)_mask", "benign/benign (1)_mask_1"]))
-        ['benign/benign (1)_mask', 'benign/benign (1)_mask_1']
-        >>> find_label_maps(["imagesTr/a", "labelsTr/a", "t1_seg"])
-        {'labelsTr/a'}
     """
     folders = {parent for name in names for parent in PurePath(name).parents}
     with_scans = {PurePath(name).parent for name in names}

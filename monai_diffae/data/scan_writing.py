@@ -199,27 +199,6 @@ def write_series(
 
     Values are stored in 16 bits, with the source's slope and intercept if they fit, otherwise with a new slope. No
     value wraps around or is clipped. Each frame of an enhanced file becomes a file.
-
-    Args:
-        path: a folder for a volume, or a ``.dcm`` file for a 2D image. It appears only when it is complete.
-        array: ``[1, X, Y, Z]`` or ``[1, H, W]`` in the source's units and size, as
-            :func:`~monai_diffae.data.scans.read_scan` returns the source.
-        source: the DICOM file, folder, or ``folder#series=UID`` that the image was made from.
-        description: the SeriesDescription (its first 64 characters) and DerivationDescription.
-        overwrite: replace earlier results of this function at ``path``.
-
-    Returns:
-        ``path``, which ``read_scan`` can read.
-
-    Example:
-        >>> import tempfile
-        >>> from pydicom.data import get_testdata_file
-        >>> from monai_diffae.data.scans import read_scan
-        >>> source = get_testdata_file("MR_small.dcm", download=False)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = write_series(Path(folder) / "new.dcm", read_scan(source).array, source)
-        ...     read_scan(path).array.shape
-        (1, 64, 64)
     """
     path, source = Path(path), Path(source)
     files, stack = dicom.read_stack(source)

@@ -30,11 +30,6 @@ def agreement_loss(first: Tensor, second: Tensor) -> Tensor:
     network does not normalise z_sem; training determines its scale, and the variance term pulls the standard deviations
     up to 1. With several processes, each computes the statistics of its own part of the batch. Both z_sem are (B, Z)
     with B of at least 2; the loss is float32.
-
-    Example:
-        >>> z_sem = 3 * torch.eye(2)
-        >>> agreement_loss(z_sem, z_sem), agreement_loss(z_sem, z_sem + 1)
-        (tensor(40.5000), tensor(65.5000))
     """
     if len(first) < 2:
         raise ConfigError(

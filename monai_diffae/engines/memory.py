@@ -38,19 +38,12 @@ _CUDA_BLOCKS = 0.1  # the caching allocator's rounding and cuDNN's workspaces: a
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a process uses beyond those that it used after its imports.
+    """Bytes that a process uses beyond those that it used after its imports."""
 
-    Attributes:
-        states: weights and, for training, their average and AdamW's two moments; frozen weights count once.
-        kept: activations that the forward pass keeps for the backward pass; 0 for inference.
-        transient: what is added at the peak: gradients, recomputed activations, a layer's input and output.
-        overhead: memory of libraries and allocator.
-    """
-
-    states: int
-    kept: int
-    transient: int
-    overhead: int
+    states: int  # weights and, for training, their average and AdamW's two moments; frozen weights count once
+    kept: int  # activations that the forward pass keeps for the backward pass; 0 for inference
+    transient: int  # what is added at the peak: gradients, recomputed activations, a layer's input and output
+    overhead: int  # memory of libraries and allocator
 
     @property
     def total(self) -> int:

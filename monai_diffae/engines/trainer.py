@@ -289,12 +289,7 @@ def _is_not_repeated(record: logging.LogRecord) -> bool:
 
 
 class AsyncScalar:
-    """Asynchronous copy of a scalar to the CPU; the scalar must not change later.
-
-    Example:
-        >>> AsyncScalar(torch.tensor(2.5)).read()
-        2.5
-    """
+    """Asynchronous copy of a scalar to the CPU; the scalar must not change later."""
 
     def __init__(self, value: Tensor) -> None:
         # To pinned memory, from a GPU. On other devices nothing would tell when the number has arrived.

@@ -117,13 +117,7 @@ class ServedEncoder:
         self.trained = trained
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
-        """The z_sem (N, D) of N images; for a volume in a 2D bundle, the mean over its slices in use.
-
-        Args:
-            model_input: N rows: the content of the image's file in a column for each of the bundle's image keys
-                (``image``), and in ``file_name`` a name whose ending says how the file is read, such as ``a.nii.gz``.
-            params: not used; MLflow gives it.
-        """
+        """The z_sem (N, D) of N images; for a volume in a 2D bundle, the mean over its slices in use."""
         rows = [self._encode(row) for row in model_input.to_dict("records")]
         return np.stack(rows).astype(np.float32)
 

@@ -270,10 +270,6 @@ def without_paths(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration to show to others: without data items, and without anything that looks like a path.
 
     Keys that may name a patient, file or folder are removed; below the top level, a formula stays.
-
-    Example:
-        >>> without_paths({"dataset_dir": "doe", "a": {"cache_dir": "/doe/cache", "b": "$@output_dir + '/cache'"}})
-        {'a': {'cache_dir': '(path)', 'b': "$@output_dir + '/cache'"}}
     """
 
     def clean(value: Any) -> Any:

@@ -187,12 +187,7 @@ class TrainingProgress:
 
 
 def describe(statistics: Statistics) -> str:
-    """One line about the state of a training.
-
-    Example:
-        >>> describe(Statistics(10, 320, 95.2, 0.1234, 1e-4, 75))
-        '320 images  loss 0.1234  95.2 images/s  1:15 left'
-    """
+    """One line about the state of a training."""
     minutes, seconds = divmod(round(statistics.seconds_left), 60)
     hours, minutes = divmod(minutes, 60)
     left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

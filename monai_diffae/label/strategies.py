@@ -162,16 +162,7 @@ def proposals(datastore: Datastore, ids: list[str]) -> dict[str, int]:
 
 
 def label_targets(datastore: Datastore, ids: Sequence[str], target: str = AUTO) -> tuple[str, dict[str, Any]]:
-    """The value of each labelled image, by id: texts for ``class``, or volumes in ml (areas in cm2) for ``volume``.
-
-    Args:
-        datastore: the images and labels.
-        ids: labelled images.
-        target: ``class``; ``volume``: of all structures; the name or number of one structure: its volume; ``auto``:
-            ``class`` if an image has one, else ``volume``.
-
-    Images without a class, and those whose label cannot be read, are left out.
-    """
+    """The value of each labelled image, by id: texts for ``class``, or volumes in ml (areas in cm2) for ``volume``."""
     infos = {id: _label_info(datastore, id) for id in ids}
     classes = {id: str(info[CLASS]) for id, info in infos.items() if info.get(CLASS) not in (None, "")}
     if target == CLASS or (target == AUTO and classes):

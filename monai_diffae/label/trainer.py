@@ -56,10 +56,6 @@ def training_options(
     """The values of the training's configuration that a client may set, by key; the others are those of the bundle.
 
     From ``val_split`` on, they have the names that MONAI Label's own trainers give them.
-
-    Example:
-        >>> training_options(max_epochs=3)
-        {'max_epochs': 3, 'seed': 0, 'mlflow': True}
     """
     values = {
         "max_epochs": max_epochs, "seed": seed, "mlflow": mlflow and tracking in (None, "mlflow"),

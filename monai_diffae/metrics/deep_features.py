@@ -42,13 +42,7 @@ def colour_planes(images: Tensor, model_range: tuple[float, float]) -> list[Tens
 
 @torch.no_grad()
 def mean_features(run: Callable[[Tensor], Tensor], images: Tensor, model_range: tuple[float, float]) -> Tensor:
-    """The features (B, F) of images (B, C, *S): the mean over the slices of each plane, and then over the planes.
-
-    Args:
-        run: gives the features (N, F) of colour images (N, 3, H, W) from -1 to 1.
-        images: in 2D or 3D.
-        model_range: black and white.
-    """
+    """The features (B, F) of images (B, C, *S): the mean over the slices of each plane, and then over the planes."""
     planes = []
     for stack in colour_planes(images, model_range):
         features = torch.cat([run(part) for part in stack.split(IMAGES_AT_ONCE)])

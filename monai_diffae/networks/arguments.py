@@ -87,12 +87,7 @@ def level_strides(
 
 
 def size_divisors(spatial_dims: int, strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """What each spatial size must be a multiple of, for these strides.
-
-    Example:
-        >>> size_divisors(3, [(2, 2, 1), (2, 2, 2)])
-        (4, 4, 2)
-    """
+    """What each spatial size must be a multiple of, for these strides."""
     return tuple(math.prod(stride[axis] for stride in strides) for axis in range(spatial_dims))
 
 

@@ -34,17 +34,6 @@ class CaseSpace:
     Attributes:
         scan: the whole scan, or the slice ``item["slice"]``.
         spaces: the images by the index of their slice; the key of a whole image is None.
-
-    Example:
-        >>> from monai_diffae.transforms import ToModelRanged
-        >>> preprocessing = [ReadScand("image", 2), ToModelRanged("image", method="minmax")]
-        >>> volume = np.arange(24.0).reshape(1, 2, 3, 4)
-        >>> space = CaseSpace(preprocessing, {"image": volume}, choose_slices=lambda length: range(1, length, 2))
-        >>> images = space.inputs("image")
-        >>> images.shape, space.back(images).shape
-        (torch.Size([2, 1, 3, 2]), (1, 2, 3, 4))
-        >>> space.back(images)[0, 0, 0].tolist()  # slices 1 and 3 of 4
-        [0.0, 1.0, 0.0, 3.0]
     """
 
     def __init__(

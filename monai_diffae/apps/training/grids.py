@@ -38,15 +38,10 @@ _CELL, _MOST_CELLS = 4, 4  # z_grid of small volumes: a cell for so many voxels,
 
 @dataclass(frozen=True)
 class Proposal:
-    """Settings that fit into memory.
+    """Settings that fit into memory."""
 
-    Attributes:
-        settings: values for keys of the configuration.
-        memory: the memory that training with them is predicted to use.
-    """
-
-    settings: dict[str, Any]
-    memory: Memory
+    settings: dict[str, Any]  # values for keys of the configuration
+    memory: Memory  # the memory that training with them is predicted to use
 
 
 @dataclass(frozen=True)

@@ -32,21 +32,13 @@ _Run = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """A network's file, and how it compares with the network.
+    """A network's file, and how it compares with the network."""
 
-    Attributes:
-        path: the file.
-        part: the network.
-        size_is_free: whether it takes all sizes that the network takes, or only ``part.size``.
-        difference: the largest difference between its output and the network's, as a share of the largest output.
-        output_shape: shape of the output for an image of ``part.size``, without the batch axis.
-    """
-
-    path: Path
-    part: NetworkPart
-    size_is_free: bool
-    difference: float
-    output_shape: tuple[int, ...]
+    path: Path  # the file
+    part: NetworkPart  # the network
+    size_is_free: bool  # whether it takes all sizes that the network takes, or only ``part.size``
+    difference: float  # the largest difference between its output and the network's, as a share of the largest output
+    output_shape: tuple[int, ...]  # shape of the output for an image of ``part.size``, without the batch axis
 
 
 def check_format(format: str) -> None:

@@ -49,23 +49,14 @@ _LEAN = 0.5  # voxels between the first and the last plane: a smaller shift is n
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """One plane, in DICOM's own axes (LPS).
+    """One plane, in DICOM's own axes (LPS)."""
 
-    Attributes:
-        position: centre of its first voxel, in mm.
-        directions: 3x2, unit vectors along a row and along a column.
-        spacing: mm between the voxels of a row, and of a column.
-        rescale: slope and intercept from stored values to the scan's values.
-        number: the InstanceNumber of a file; None for frames.
-        num_declared: the number of slices that the header of a file declares; 0: none.
-    """
-
-    position: FloatArray
-    directions: FloatArray
-    spacing: FloatArray
-    rescale: tuple[float, float]
-    number: int | None = None
-    num_declared: int = 0
+    position: FloatArray  # centre of its first voxel, in mm
+    directions: FloatArray  # 3x2, unit vectors along a row and along a column
+    spacing: FloatArray  # mm between the voxels of a row, and of a column
+    rescale: tuple[float, float]  # slope and intercept from stored values to the scan's values
+    number: int | None = None  # the InstanceNumber of a file; None for frames
+    num_declared: int = 0  # the number of slices that the header of a file declares; 0: none
 
 
 @dataclass(frozen=True, eq=False)

@@ -178,7 +178,6 @@ def check_data_files(path: Path) -> None:
     Also check what ITK would crash with: NDims and Name of MHA and MHD, and the lengths of lines of NRRD.
 
     The search is independent of lines and of the order of fields, so that no header can hide a name from it.
-
     """
     with open(path, "rb") as stream:
         header = stream.read(_LONGEST_HEADER)

@@ -35,19 +35,12 @@ DoubtKind = Literal["uneven", "incomplete", "tilted", "orientation", "spacing", 
 
 @dataclass(frozen=True)
 class Doubt:
-    """Why a scan that can be read may not be what was measured.
+    """Why a scan that can be read may not be what was measured."""
 
-    Attributes:
-        kind: one word, which policies refer to.
-        wrong: what is doubtful.
-        consequence: how the scan is read.
-        remedy: what to do about it.
-    """
-
-    kind: DoubtKind
-    wrong: str
-    consequence: str
-    remedy: str
+    kind: DoubtKind  # one word, which policies refer to
+    wrong: str  # what is doubtful
+    consequence: str  # how the scan is read
+    remedy: str  # what to do about it
 
     def __str__(self) -> str:
         return f"{self.wrong}; {self.consequence}"
@@ -112,12 +105,7 @@ class Header:
 
 
 def problem(path: str | os.PathLike[str], wrong: str, todo: str) -> ScanError:
-    """Make the error ``file name: what is wrong; what to do``: one line of at most 200 characters, without folders.
-
-    Example:
-        >>> problem("/data/Doe^Jane/ct.nii", "the file is empty", "copy it again")
-        ScanError('ct.nii: the file is empty; copy it again')
-    """
+    """Make the error ``file name: what is wrong; what to do``: one line of at most 200 characters, without folders."""
     name = " ".join(Path(path).name.split())
     if len(name) > 48:
         name = "..." + name[-45:]
