@@ -114,10 +114,7 @@ def check_writable(description: Mapping[str, Any]) -> None:
 
 
 def read_model(path: Path, *kinds: str, is_built: bool = True) -> ModelFile:
-    """Read a model's file of one of these kinds, and check it. Nothing of it is run.
-
-    Without ``is_built``, nothing will be built of it, so it need not be trusted.
-    """
+    """Read and check a model's file of one of these kinds; without ``is_built``, it need not be trusted."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 

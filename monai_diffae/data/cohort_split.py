@@ -206,11 +206,7 @@ def slice_indices(length: int, range: tuple[float, float] = (0.0, 1.0), step: in
 
 
 def gather_slices(expanded: Sequence[Case], failures: Sequence[Failure]) -> tuple[dict[str, list[Case]], list[Failure]]:
-    """Gather the slices of each volume that :func:`expand_slices` expanded. One failed slice fails the volume.
-
-    A 2D image counts as a volume of one slice. The slices of each complete volume are by its id; each of the other
-    volumes has one failure.
-    """
+    """The slices of each complete volume, by its id, and one failure for each volume with a failed slice."""
     volumes: dict[str, list[Case]] = {}
     for case in expanded:
         volumes.setdefault(_volume_id(case), []).append(case)

@@ -187,18 +187,12 @@ def write_series(
     description: str = "monai_diffae reconstruction",
     overwrite: bool = False,
 ) -> Path:
-    r"""Write an image in the space of a DICOM scan as a new series of that scan's study.
+    """Write an image in the space of a DICOM scan as a new series of its study: a folder, or a ``.dcm`` file for 2D.
 
-    **The new files are as private as their source**: they belong to the same patient's study, so they contain the
-    source's name, PatientID, dates and other tags. The UIDs of series and instances, the series number (1000 more),
-    the description, ``DERIVED\SECONDARY`` and the description of the pixels are new. Private tags and overlays are
-    omitted.
-
-    The UIDs are hashes of the source's series UID, the description and the stored voxels. An archive therefore takes
-    the same result written again as the same series, and another result as another series.
-
-    Values are stored in 16 bits, with the source's slope and intercept if they fit, otherwise with a new slope. No
-    value wraps around or is clipped. Each frame of an enhanced file becomes a file.
+    **The new files are as private as their source**: they contain the source's name, PatientID, dates and other tags,
+    without private tags and overlays. The UIDs are hashes of the source's series UID, the description and the voxels,
+    so an archive takes the same result written again as the same series. Values are stored in 16 bits; none wraps
+    around or is clipped.
     """
     path, source = Path(path), Path(source)
     files, stack = dicom.read_stack(source)

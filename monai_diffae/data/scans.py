@@ -251,10 +251,7 @@ def fit_scan(
     colour: Colour = "refuse",
     flatten: bool = True,
 ) -> Scan:
-    """Return the scan with the dimensions and channels that a caller needs, and with finite values.
-
-    The arguments are those of :func:`~monai_diffae.data.scans.read_scan`; ``name`` is the scan's name in messages.
-    """
+    """The scan with the dimensions and channels that a caller needs, and finite values; arguments as in `read_scan`."""
     scan = _fit_dims(name, flattened(scan) if flatten else scan, spatial_dims)
     scan.array = _fit_channels(name, scan.array, channels, colour)
     scan.array = _fit_values(name, scan.array, nonfinite)
@@ -272,11 +269,7 @@ def scan_of_array(
     colour: Colour = "refuse",
     flatten: bool = True,
 ) -> Scan:
-    """Make a scan of an array in memory, with the checks of :func:`~monai_diffae.data.scans.read_scan`.
-
-    ``array`` is ``[C, X, Y, Z]``, or ``[C, H, W]`` with rows from top to bottom; ``affine`` 4x4, from voxel indices to
-    mm, RAS+ (None: the identity). ``flatten`` takes a volume with one slice as a 2D image.
-    """
+    """Make a scan of an array ``[C, X, Y, Z]`` or ``[C, H, W]`` in memory, with the checks of :func:`read_scan`."""
     path, values = Path(name), np.asarray(array)
     if values.dtype.kind not in "iufb":
         raise problem(path, f"its values are {values.dtype}, not plain numbers", "give one real number per voxel")

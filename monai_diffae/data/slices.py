@@ -155,10 +155,7 @@ def slice_shape(shape: Sequence[int], axis: Axis) -> tuple[int, int]:
 
 
 def ras_orientation(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For each voxel axis, the closest RAS axis (0, 1, 2) and its direction (1, -1), as nibabel's ``io_orientation``.
-
-    The axes are first turned by 0.1 degrees, so that rounding does not decide about a volume that is tilted by 45.
-    """
+    """For each voxel axis, the closest RAS axis and its direction; turned by 0.1 degrees, as rounding decides at 45."""
     orientation: NDArray[np.float64] = nib.orientations.io_orientation(_NUDGE @ affine)
     return orientation
 

@@ -27,10 +27,7 @@ class DeviceSettings:
 
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Copy a tensor of the CPU to a device without waiting for what the device is computing.
-
-    A copy from plain memory may wait for a GPU; one from pinned memory does not.
-    """
+    """Copy a tensor of the CPU to a device, from pinned memory, without waiting for what the device is computing."""
     settings = DeviceSettings.of(device, "fp32")
     if settings.pin_memory and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()

@@ -18,10 +18,7 @@ from monai_diffae.engines.trainer import ResumableTrainer
 
 
 def kl_divergence(mean: Tensor, sigma: Tensor) -> Tensor:
-    """The KL divergence of each posterior N(mean, sigma) from N(0, 1), in nats per latent value: (B,), float32.
-
-    It is the mean over the values, so that the weight of this term does not depend on the size of the patches.
-    """
+    """The KL divergence of each N(mean, sigma) from N(0, 1), in nats: (B,), the mean over the values of a latent."""
     mean, variance = mean.float(), sigma.float().square()
     return 0.5 * (mean.square() + variance - variance.log() - 1).flatten(1).mean(dim=1)
 

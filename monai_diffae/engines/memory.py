@@ -62,11 +62,7 @@ def training_memory(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Memory:
-    """The peak memory of a training step of :class:`~monai_diffae.engines.DiffusionTrainer`.
-
-    This is for AdamW, with an average of the weights, ``channels_last``, and gradients that are freed at each update.
-    ``batch_shape`` is (B, C, *S). The network may be on the ``meta`` device, and this machine need not have ``device``.
-    """
+    """The peak memory of a step with AdamW and EMA on batches (B, C, *S); the network may be on the ``meta`` device."""
     with FakeTensorMode():
         step = _without_data(network, batch_shape)
         with _LiveBytes() as live:
@@ -83,10 +79,7 @@ def inference_memory(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Memory:
-    """The peak memory of encoding, inverting and decoding, which does not depend on the number of steps.
-
-    The arguments are those of :func:`training_memory`.
-    """
+    """The peak memory of encoding, inverting and decoding, which does not depend on the number of steps."""
     with FakeTensorMode(), torch.no_grad():
         evaluation = _without_data(network, batch_shape)
         with _LiveBytes() as live:
@@ -102,10 +95,7 @@ def first_stage_memory(
     dtype: torch.dtype = torch.float32,
     decodes: bool = True,
 ) -> Memory:
-    """The peak memory of encoding images (C, *S) one by one, and of decoding their latents, which needs more.
-
-    The scale of the latents need not be known.
-    """
+    """The peak memory of encoding images (C, *S) one by one, and of decoding their latents, which needs more."""
     with FakeTensorMode(), torch.no_grad():
         autoencoder = _without_data(first_stage, ()).autoencoder
         with _LiveBytes() as live, autocast("cpu", dtype):
@@ -116,10 +106,7 @@ def first_stage_memory(
 
 
 def free_memory(device: torch.device | str) -> int | None:
-    """Bytes that a process can still use on a device; None if that is unknown.
-
-    On a CPU, this is what the system calls available, within the limit of the process's container (cgroup 2).
-    """
+    """Bytes that a process can still use on a device, within its container's limit (cgroup 2); None: unknown."""
     device = torch.device(device)
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]

@@ -46,10 +46,7 @@ def autocast(device: torch.device | str, dtype: torch.dtype) -> torch.autocast:
 
 
 def gpu_has_bf16(device: torch.device) -> bool:
-    """Whether a GPU has instructions for bf16: NVIDIA's since 2020 (Ampere), and all of AMD's that torch runs on.
-
-    A GPU of another machine is assumed to have them.
-    """
+    """Whether a GPU has bf16: NVIDIA's since 2020, and AMD's; one of another machine is assumed to."""
     if torch.version.hip or not torch.cuda.is_available():
         return True
     return torch.cuda.get_device_capability(device) >= (8, 0)

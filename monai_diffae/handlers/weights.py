@@ -72,12 +72,8 @@ class EMA:
 class WeightMonitor:
     """Detects that a federated server replaced the weights of a network since they were last remembered.
 
-    Two signs are compared, because each misses a case. torch increases a weight's version number whenever a value is
-    written to it, even the same value, but not if it is written through ``.data``. A checksum of the values detects
-    every way of writing, but not a write of the same value. The network is the trained one, not its DDP wrapper.
-
-    A program may also give the network its own weights, as it got them from ``state_dict``: on a CPU these share its
-    memory. They can be loaded, and keep their values while the network is trained.
+    Two signs are compared, as each misses a case: torch's version numbers miss writes through ``.data``, a checksum
+    misses a write of the same values. Weights that share the network's own memory (``state_dict``) may be loaded.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -182,10 +182,7 @@ class CheckedSessions(Sessions):
 
 
 class BatchInference(BatchInferTask):
-    """Runs a task for the images of the datastore, one after the other, and stores the images that it makes as labels.
-
-    MONAI Label's own (0.8.5) divides by zero on a machine without a GPU, and ends at the first image that fails.
-    """
+    """Runs a task for many images; MONAI Label's (0.8.5) divides by zero without a GPU and ends at the first error."""
 
     def __call__(
         self, request: Mapping[str, Any], datastore: Datastore, infer: Callable[..., dict[str, Any]]
@@ -214,10 +211,7 @@ class BatchInference(BatchInferTask):
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """Turn errors of this package, MONAI Label and the DICOMweb server into ``HTTPException`` with one line of reason.
-
-    MONAI Label (0.8.5) answers every error with a bare 500.
-    """
+    """Turn errors, which MONAI Label (0.8.5) answers with a bare 500, into ``HTTPException`` with a reason."""
     with answers.answered():
         try:
             yield

@@ -26,11 +26,7 @@ _RADIMAGENET_SIZE = 224  # pixels, as it was trained
 
 
 def colour_planes(images: Tensor, model_range: tuple[float, float]) -> list[Tensor]:
-    """Images (B, C, *S) in ``model_range`` as stacks of colour images (B * n, 3, H, W) from -1 to 1.
-
-    There is one stack, or one for each plane of volumes. A channel counts as a grey image, except that three channels
-    are colours. Values beyond the range are clipped.
-    """
+    """Images (B, C, *S) as stacks of colour images (B * n, 3, H, W) from -1 to 1: one, or one per plane of volumes."""
     low, high = model_range
     scaled = ((images.float() - low) / (high - low) * 2 - 1).clamp(-1, 1)
     if scaled.shape[1] != 3:

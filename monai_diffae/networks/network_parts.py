@@ -120,10 +120,7 @@ def _without(first_stage: FirstStage, *names: str) -> FirstStage:
 def autoencoder_parts(
     network: DiffusionAutoencoder, image_shape: Sequence[int], first_stage: FirstStage | None
 ) -> list[NetworkPart]:
-    """The encoder and the denoiser of a diffusion autoencoder; with a first stage, its two networks as well.
-
-    The networks are in evaluation mode, and were trained on images of ``image_shape`` (C, *S).
-    """
+    """The encoder and the denoiser of a diffusion autoencoder; with a first stage, its two networks as well."""
     seen_channels = network.encoder_in_channels
     size, divisors, latent_size = tuple(image_shape[1:]), network.size_divisors, tuple(image_shape[1:])
     encoder = ImageEncoder(network.encoder)

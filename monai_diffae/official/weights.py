@@ -63,11 +63,7 @@ _BESIDE = ("x_T", "conds_mean", "conds_std")
 
 @dataclass(frozen=True)
 class OfficialSettings:
-    """Settings with the names of the official ``TrainConfig``; the defaults are those of the released models.
-
-    The official training saves its whole ``TrainConfig`` in a checkpoint, as plain values and without its enumerations
-    (such as ``net_latent_activation``, which is SiLU in all of its configurations).
-    """
+    """Settings with the names of the official ``TrainConfig``; the defaults are those of the released models."""
 
     net_beatgans_attn_head: int = 1
     net_enc_num_res_blocks: int | None = None
@@ -106,10 +102,7 @@ class OfficialSettings:
 def official_settings(
     hyper_parameters: Mapping[str, Any], given: Mapping[str, Any] | None = None
 ) -> tuple[OfficialSettings, list[str]]:
-    """The settings of a checkpoint; where it is silent, those that are given, and else those of the released models.
-
-    Also returned are the names of those that neither the checkpoint nor the user has.
-    """
+    """The settings of a checkpoint, else the given, else the released models' ones; and the names of these last."""
     values: dict[str, Any] = {}
     for source in (hyper_parameters, given or {}):
         for field in fields(OfficialSettings):
@@ -132,10 +125,7 @@ def official_settings(
 
 
 def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) -> dict[str, Any]:
-    """The arguments of :func:`~monai_diffae.networks.build_autoencoder` for official weights without a prefix.
-
-    ``encoder_num_res_blocks`` (``net_enc_num_res_blocks``) is required if more than one number fits the weights.
-    """
+    """The arguments of :func:`~monai_diffae.networks.build_autoencoder` for official weights without a prefix."""
     _refuse_other_networks(weights)
     stem = weights["input_blocks.0.0.weight"]
     time_embed_channels, base = weights["time_embed.time_embed.0.weight"].shape
@@ -361,10 +351,7 @@ def lack(error: Exception) -> str:
 
 
 def select_model(weights: StateDict) -> tuple[Literal["ema_model", "model", "bare"], dict[str, torch.Tensor]]:
-    """Select the autoencoder in a state dict: names with ``ema_model.``, else with ``model.``, else all names.
-
-    A latent DDIM in the same checkpoint and the buffers beside the model are omitted.
-    """
+    """The autoencoder of a state dict without latent DDIM and buffers: ``ema_model.``, else ``model.``, else all."""
     which: Literal["ema_model", "model", "bare"] = "bare"
     inner = {name: tensor for name, tensor in weights.items() if name not in _BESIDE}
     for prefix in ("ema_model", "model"):

@@ -113,10 +113,7 @@ class CaseSpace:
         return self._gather(self._each(NativeSpace.back_difference, differences), np.zeros_like(self.scan.array))
 
     def add_difference(self, differences: torch.Tensor) -> NDArray[np.float32]:
-        """Add differences of two images of the model, (N, C, *S), to the scan: ``[C, *native S]`` in its units.
-
-        The scan keeps its own detail; where a difference is 0 or unknown, it keeps its values to the bit.
-        """
+        """Add differences (N, C, *S) to the scan: ``[C, *native S]``, the scan to the bit where one is 0 or unknown."""
         return self.scan.array + self.back_difference(differences)
 
     def back_map(self, maps: torch.Tensor) -> NDArray[np.float32]:

@@ -166,10 +166,7 @@ def read_image(path: Path, model_range: tuple[float, float]) -> Tensor:
 def write_case_image(
     folder: Path, name: str, native: NativeSpace, array: NDArray[np.float32], case: Case, dicom: str | None = None
 ) -> Path:
-    """Write a decoded image ``[C, *native S]`` of a case as ``folder/<name>.nii.gz`` or ``.png``; return the file.
-
-    With ``dicom``, the description of a series, a DICOM case is also written as a series, ``folder/dicom/<name>``.
-    """
+    """Write an image of a case as ``folder/<name>``; with ``dicom``, a description, also as a series in ``dicom/``."""
     file = write_native(folder / f"{name}{native.suffix}", array, native.scan, description=SYNTHETIC)
     if dicom is not None and is_dicom_case(case):
         target = folder / "dicom" / (name if native.scan.spatial_dims == 3 else f"{name}.dcm")

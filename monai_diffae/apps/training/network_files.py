@@ -49,11 +49,7 @@ def check_format(format: str) -> None:
 
 
 def write_network(part: NetworkPart, format: str, folder: Path) -> NetworkFile:
-    """Write a network, which is in evaluation mode on the CPU, to a file, load it again and compare the two.
-
-    They are compared at two batch sizes and, if the size is free, at two image sizes. The file is called
-    ``<part.name>.<format>``.
-    """
+    """Write a network to ``<name>.<format>``, load it, and compare both at two batch sizes and, if free, two sizes."""
     write, load = _FORMATS[format]
     path = folder / f"{part.name}.{format}"
     results: list[tuple[bool, float]] = []

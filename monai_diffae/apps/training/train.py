@@ -359,10 +359,7 @@ def _warn_of_other_values(config: str, bundle: Path, out: Path, given: Mapping[s
 def _plan(
     bundle: Path, cohort: Path | None, out: Path | None, training: Training, minutes: float, start: float
 ) -> Training:
-    """Add the settings of a plan to those of a new training; a training that is resumed keeps its plan.
-
-    ``minutes`` are for everything from ``start`` on, planning included.
-    """
+    """Add a plan's settings to those of a new training; ``minutes`` are for everything from ``start`` on."""
     from monai_diffae.apps.training.plan import plan, read_training_config
     from monai_diffae.apps.training.speed import TIME_KEYS
     from monai_diffae.bundle import layout

@@ -113,10 +113,7 @@ def read_rescale(groups: Sequence[Dataset]) -> tuple[float, float]:
 
 
 def flat_geometry(header: Dataset) -> tuple[FloatArray, tuple[float, float]]:
-    """The affine of one image, from (row, column, 0) to mm, and its rescale; without tags, a plain grid of 1 mm.
-
-    The spacing is calibrated, or that of the detector, or of a scanned film.
-    """
+    """The affine of one image, from (row, column, 0) to mm, and its rescale; without tags, a plain grid of 1 mm."""
     with lenient():
         (groups, *_) = _frames(header)
         position, axes, *spacings = (_numbers(groups, *tag) for tag in [*_FLAT_PLACE, *_FLAT_SPACINGS])
@@ -263,10 +260,9 @@ def _resample(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
 
 
 def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None]) -> FloatArray:
-    """Compute the positions of planes, whose ``heights`` in mm ascend, in units of an evenly spaced volume's planes.
+    """Positions of planes with ascending ``heights`` in mm, in units of an evenly spaced volume's planes.
 
-    They are 0, 1, 2, ... if the planes are evenly spaced. Otherwise the volume has about the spacing of the finest
-    planes (a few gaps may be narrower), and only the first and the last plane lie at whole numbers.
+    Unevenly spaced ones get about the spacing of the finest; only the first and the last then lie at whole numbers.
 
     Example:
         >>> heights = np.array([0.0, 2, 4, 6, 8, 12, 16, 20])
@@ -289,8 +285,6 @@ def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None])
 
 def incomplete_doubts(numbers: Sequence[int | None], declared: int) -> Iterator[Doubt]:
     """Yield a doubt if a series has fewer slices than its header declares (0: none), or than its highest number.
-
-    Positions cannot show that the first or last slice of a series is missing.
 
     Example:
         >>> [doubt.wrong for doubt in incomplete_doubts([2, 3, 4], 0)]

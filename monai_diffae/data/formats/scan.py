@@ -122,10 +122,9 @@ def warn_once(path: Path, text: str) -> None:
 def as_float32(
     path: Path, values: NDArray[np.generic], scaling: tuple[float, float] | None = None
 ) -> NDArray[np.float32]:
-    """Convert values to float32 in C order; values that overflow become infinite.
+    """Convert values to float32 in C order, with slope and intercept applied in float64; overflow becomes infinite.
 
-    ``scaling`` is a slope and an intercept, which are applied in float64 (in parts, so that memory holds one copy). A
-    small signal on a large offset loses precision: a warning if fewer than 256 steps remain, an error below 8.
+    A small signal on a large offset loses precision: a warning if fewer than 256 steps remain, an error below 8.
     """
     rounded = np.empty(values.shape, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported later, as non-finite values

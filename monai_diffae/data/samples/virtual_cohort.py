@@ -122,11 +122,7 @@ def make_virtual_cohort(
 
 
 def split_by_number(index: int, val_fraction: float, test_fraction: float) -> str:
-    """The split of a virtual patient: a function of its number that keeps the fractions at every cohort size.
-
-    The multiples of the golden ratio fill [0, 1) evenly (a low-discrepancy sequence). Random draws would sometimes
-    leave a small cohort without a test set.
-    """
+    """The split of a virtual patient: multiples of the golden ratio keep the fractions at every size of a cohort."""
     position = (index + 0.5) * 0.6180339887498949 % 1
     if position >= 1 - test_fraction:
         return "test"
