@@ -172,10 +172,6 @@ def check_memory(network: nn.Module, workload: Workload) -> None:
 
     A warning is logged if training would take more than 80 % of what is free. Nothing is checked on a device whose
     free memory is unknown, or for a network that cannot run on tensors without data.
-
-    Raises:
-        MachineError: the prediction exceeds what is free; names both and what to change.
-        ConfigError: encoder and UNet do not fit each other, such as a z_sem of another size.
     """
     free = free_memory(workload.device)
     if free is None:

@@ -23,9 +23,6 @@ def resolve_precision(precision: Precision, device: torch.device | str) -> torch
         precision: the name.
         device: where to compute. It need not be in this machine: a training can be planned for another one.
 
-    Raises:
-        ConfigError: the name is unknown.
-
     Example:
         >>> resolve_precision("bf16", "cpu")
         torch.bfloat16

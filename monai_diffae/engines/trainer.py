@@ -67,10 +67,6 @@ class ResumableTrainer(SupervisedTrainer):
         max_grad_norm: larger gradients are scaled down to this norm; None: no clipping.
         channels_last: use this memory format for network and images: 3 to 9 % faster in 2D on a CPU with bf16.
         kwargs: arguments of ``monai.engines.SupervisedTrainer``. ``loss_function`` must not reduce.
-
-    Raises:
-        ConfigError: the precision is unknown, the loss reduces, or the network was wrapped for several processes
-            without :func:`~monai_diffae.engines.distributed`.
     """
 
     def __init__(
@@ -353,10 +349,6 @@ def learning_rate_schedule(
         warmup_steps: iterations from 0 to the maximum.
         total_steps: iterations of the whole training; required for ``cosine``.
         final_factor: the last learning rate, as a fraction of the maximum.
-
-    Raises:
-        ConfigError: the kind is unknown, or ``cosine`` has no ``total_steps``; or (after a step) a training continues
-            beyond ``total_steps``, where its learning rate would be 0.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)

@@ -179,9 +179,6 @@ class ZSemProbes:
         targets: the labels; empty: the first 8 that can be probed.
         batch_size: images that are encoded at once.
         encoder_key: the image that the encoder sees.
-
-    Raises:
-        ConfigError: (after the first validation) a label in ``targets`` does not exist, or cannot be probed.
     """
 
     def __init__(

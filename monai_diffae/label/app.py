@@ -47,10 +47,6 @@ class DiffAEApp(MONAILabelApp):
         app_dir: an app folder, made by :func:`monai_diffae.label_app`.
         studies: a folder, or the URL of a DICOMweb server.
         conf: MONAI Label's configuration of the app; not used.
-
-    Raises:
-        ConfigError: the folder is not an app, or its bundle cannot be loaded.
-        MachineError: the DICOMweb server cannot be reached.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:

@@ -57,11 +57,7 @@ class AppFolder:
         return self.path / "logs" / "app.log"
 
     def settings(self) -> dict[str, Any]:
-        """The content of ``settings.json``.
-
-        Raises:
-            ConfigError: this is not the folder of an app, or the file cannot be used.
-        """
+        """The content of ``settings.json``."""
         file = self.path / "settings.json"
         if not ((self.path / "main.py").is_file() and file.is_file()):
             raise ConfigError(f"{self.path.name}: is not an app folder; make one with monai-diffae label-app")

@@ -56,10 +56,6 @@ class PerceptualDistance(nn.Module):
         weights: the file with AlexNet's weights, trained on ImageNet, as torchvision names them; None: where torch
             keeps downloaded weights. Nothing is downloaded.
         device: where to compute.
-
-    Raises:
-        MachineError: ``lpips`` is not installed, or there are no weights.
-        ScanError: the file does not hold AlexNet's weights.
     """
 
     def __init__(self, weights: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu") -> None:
@@ -137,9 +133,6 @@ class InceptionFeatures(nn.Module):
 
     Args:
         device: where to compute.
-
-    Raises:
-        MachineError: the package is not installed, or there are no weights.
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
@@ -163,10 +156,6 @@ class RadImageNetFeatures(nn.Module):
     Args:
         weights: the file with its weights for torchvision, ``ResNet50.pt``.
         device: where to compute.
-
-    Raises:
-        MachineError: torchvision is not installed.
-        ScanError: the file holds other weights.
     """
 
     def __init__(self, weights: str | os.PathLike[str], device: str | torch.device = "cpu") -> None:

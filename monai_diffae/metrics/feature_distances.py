@@ -26,9 +26,6 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
         a: ``[N, D]``, N at least 2.
         b: ``[M, D]``, M at least 2.
 
-    Raises:
-        ConfigError: the shapes do not match, or values are not finite.
-
     Example:
         >>> frechet_distance([[0.0], [2.0]], [[10.0], [14.0]])  # means 1 and 12, variances 2 and 8
         123.0...
@@ -49,9 +46,6 @@ def kernel_distance(a: ArrayLike, b: ArrayLike) -> float:
     Args:
         a: ``[N, D]``, N at least 2.
         b: ``[M, D]``, M at least 2.
-
-    Raises:
-        ConfigError: the shapes do not match, or values are not finite.
 
     Example:
         >>> round(kernel_distance([[0.0], [1.0]], [[2.0], [3.0]]), 6)
@@ -75,9 +69,6 @@ def precision_and_recall(real: ArrayLike, generated: ArrayLike, k: int = NEIGHBO
     Returns:
         Whether each generated sample is realistic ``[M]``, and whether each real one is covered ``[N]``, as 0 and 1;
         the means are precision and recall.
-
-    Raises:
-        ConfigError: the shapes do not match, there are too few samples, or values are not finite.
 
     Example:
         >>> realistic, covered = precision_and_recall([[0.0], [1], [2], [9]], [[0.5], [1.5], [30], [40]], k=1)

@@ -96,9 +96,6 @@ def anisotropic_strides(image_size: Sequence[int], spacing_mm: Sequence[float], 
         spacing_mm: millimetres between voxels along each axis; only the ratios matter.
         count: number of strides, one less than the levels of the deepest network.
 
-    Raises:
-        ConfigError: the two have different lengths, or a value is not positive.
-
     Example:
         >>> anisotropic_strides([160, 160, 22], [1, 1, 6.5], 4)
         [[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 1]]

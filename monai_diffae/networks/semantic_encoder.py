@@ -42,9 +42,6 @@ class SemanticEncoder(nn.Module):
         z_grid: cells per axis (one number, or one per axis) over which the last features are averaged; 1: over the
             whole image, as in the paper. Cells overlap if their number does not divide the size of the features.
 
-    Raises:
-        ConfigError: settings that give no network; in ``forward``, images of a wrong shape.
-
     Example:
         >>> encoder = SemanticEncoder(3, 1, z_channels=16, base_channels=8, channel_mult=(1, 2), num_res_blocks=1)
         >>> encoder(torch.zeros(2, 1, 8, 8, 6)).shape

@@ -54,10 +54,6 @@ def write_native(
             array; else float32. For PNG, values are rounded and clipped to 0..255.
         description: for NIfTI: the text ``descrip`` of the header.
 
-    Raises:
-        ConfigError: ``array`` has another size than the scan, or the file format cannot hold it.
-        MachineError: the disk is full, or the folder cannot be written.
-
     Example:
         >>> import tempfile
         >>> from PIL import Image
@@ -200,9 +196,6 @@ class WriteScand(MapTransform):
         overwrite: replace existing files.
         allow_missing_keys: skip keys that an item does not have.
 
-    Raises:
-        ConfigError: (on call) the file exists and ``overwrite`` is False.
-
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -253,10 +246,6 @@ class WriteReconstructiond(MapTransform):
         dicom: write DICOM cases also as series, ``<directory>/<folder>/dicom/<file_name>``.
         overwrite: replace existing files.
         allow_missing_keys: ignore keys that an item does not have.
-
-    Raises:
-        ConfigError: the preprocessing cannot be inverted, or ``dicom`` is combined with grid ``model``; on call: the
-            item's ``id`` is not a case, or the file exists and ``overwrite`` is False.
 
     Example:
         >>> import tempfile
