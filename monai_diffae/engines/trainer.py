@@ -339,16 +339,14 @@ def learning_rate_schedule(
     kind: Literal["constant", "cosine"] = "constant",
     warmup_steps: int = 0,
     total_steps: int | None = None,
-    final_factor: float = 0.0,
 ) -> LambdaLR:
     """A learning rate with linear warm-up, then constant or with cosine decay. It is stepped once per iteration.
 
     Args:
         optimizer: the optimiser, whose learning rate is the maximum.
-        kind: ``constant``, or ``cosine`` down to ``final_factor`` times the maximum at ``total_steps``.
+        kind: ``constant``, or ``cosine`` down to 0 at ``total_steps``.
         warmup_steps: iterations from 0 to the maximum.
         total_steps: iterations of the whole training; required for ``cosine``.
-        final_factor: the last learning rate, as a fraction of the maximum.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -366,13 +364,13 @@ def learning_rate_schedule(
             return (step + 1) / warmup_steps
         if kind == "constant" or total_steps is None:
             return 1.0
-        if step > total_steps and final_factor == 0:
+        if step > total_steps:
             raise ConfigError(
                 f"lr_schedule: 'cosine' ends at step {total_steps} with a learning rate of 0, but the training "
                 "continues; in federated training, add configs/overlays/federated.json and set num_rounds to all rounds"
             )
-        done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * done))
+        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * done))
 
     return LambdaLR(optimizer, factor)
 

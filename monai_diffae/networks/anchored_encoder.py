@@ -114,7 +114,7 @@ class AnchoredEncoder(nn.Module):
     @torch.jit.unused
     @torch.no_grad()
     def fit(self, batches: Iterable[torch.Tensor]) -> None:
-        """Fit the components to batches of training images (B, C, *S), all of which must fit into memory as features."""
+        """Fit the components to batches of training images (B, C, *S), whose features must all fit into memory."""
         features = torch.cat([self._branch_features(images.to(self.mean.device)) for images in batches]).double()
         mean = features.mean(dim=0)
         centred = features - mean

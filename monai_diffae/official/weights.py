@@ -21,20 +21,6 @@ from monai_diffae.official.checkpoint_files import named_after, read_checkpoint
 
 StateDict = Mapping[str, torch.Tensor]
 
-# Names that only unsupported networks of the official code have, and its setting that leads to them.
-_FOREIGN_NAMES = (
-    (r"\.op\.|^output_blocks\.\d+\.\d\.conv\.", "convolutions that change the resolution (resblock_updown=False)"),
-    (r"^encoder\.out\.(?![03]\.)", "an encoder that does not end in a mean over the image (enc_pool)"),
-    (r"^time_embed\.(?!time_embed\.)", "another mixture of time and z_sem (style_time_mode)"),
-    (r"^encoder\.time_embed\.", "an encoder with the time step as input (use_time_condition)"),
-    (r"emb_inlayers\.", "conditions before a block's first convolution (resnet_use_inlayers_condition)"),
-    (r"\.cond2_emb_layers\.", "a third condition (three_cond)"),
-    (r"\.after_norm\.", "a norm after each block (resnet_use_after_norm)"),
-    (r"^(initial|initial_conv|pre_blocks|merger)\b", "a decoder with an initial part of its own (has_init)"),
-    (r"^label_emb\.", "class labels (num_classes)"),
-    (r"^(noise_net|vectorizer)\.", "a network from noise to z_sem (net_noise_type)"),
-)
-
 logger = logging.getLogger(__name__)
 
 # Patterns of official names (by position) and this package's names; the order matters.
@@ -126,8 +112,9 @@ def official_settings(
 
 def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) -> dict[str, Any]:
     """The arguments of :func:`~monai_diffae.networks.build_autoencoder` for official weights without a prefix."""
-    _refuse_other_networks(weights)
     stem = weights["input_blocks.0.0.weight"]
+    if stem.ndim != 4:  # the official blocks halve two of the three axes of volumes
+        raise _unsupported(f"they are {stem.ndim - 2}D, but the official code is for 2D images")
     time_embed_channels, base = weights["time_embed.time_embed.0.weight"].shape
     num_res_blocks = _unet_res_blocks(weights)
     levels = _levels(weights, "", num_res_blocks)
@@ -155,52 +142,6 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
         "encoder_in_channels": weights["encoder.input_blocks.0.0.weight"].shape[1],
         "encoder_num_res_blocks": encoder_num_res_blocks,
     }
-
-
-def _refuse_other_networks(weights: StateDict) -> None:
-    """Check that the weights have no setting of the official code that this package does not support."""
-    stem = weights["input_blocks.0.0.weight"]
-    if not any(name.startswith("encoder.") for name in weights):
-        raise _unsupported("no encoder, as the DDPM and DDIM baselines")
-    for pattern, meaning in _FOREIGN_NAMES:
-        if any(re.search(pattern, name) for name in weights):
-            raise _unsupported(meaning)
-    for blocks in ("input_blocks", "output_blocks", "encoder.input_blocks"):
-        numbers = _numbers(weights, blocks)
-        if numbers != list(range(len(numbers))):
-            raise _unsupported(f"{blocks} without weights (resblock_updown=False)")
-    if not any(".cond_emb_layers." in name for name in weights):
-        raise _unsupported("one condition per block (resnet_two_cond=False)")
-    for middle in ("middle_block.", "encoder.middle_block."):
-        if f"{middle}2.in_layers.0.weight" in weights and f"{middle}1.qkv.weight" not in weights:
-            raise _unsupported("no attention in the middle (use_mid_attn=False)")
-    _refuse_other_shapes(weights, stem)
-
-
-def _refuse_other_shapes(weights: StateDict, stem: torch.Tensor) -> None:
-    """The part of :func:`_refuse_other_networks` about shapes."""
-    if stem.ndim != 4:
-        # The official blocks halve two of the three axes of volumes, and the encoder's pooling is for images only.
-        raise _unsupported(f"they are {stem.ndim - 2}D, but the official code is for 2D images")
-    for name, norm in weights.items():
-        width = norm.shape[0] if norm.ndim == 1 and name.endswith(".weight") else 0  # other weights have more axes
-        if width > 32 and width % 32:
-            raise _unsupported(f"a width of {width}, which is not a multiple of the official 32 groups of GroupNorm")
-    width = weights["middle_block.0.out_layers.0.weight"].shape[0]
-    time_scales = weights["middle_block.0.emb_layers.1.weight"].shape[0]
-    z_scales, z_taken = weights["middle_block.0.cond_emb_layers.1.weight"].shape
-    z_given, predicted = weights["encoder.out.3.weight"].shape[0], weights["out.2.weight"].shape[0]
-    others = {
-        "a scale without a shift from the time step (resnet_time_emb_2xwidth=False)": time_scales != 2 * width,
-        "scale and shift from z_sem (resnet_cond_emb_2xwidth=True)": z_scales == 2 * width,
-        "an encoder that gives a mean and a variance (is_stochastic)": z_given == 2 * z_taken,
-        f"an encoder that gives {z_given} numbers and a UNet that takes {z_taken}": z_given != z_taken,
-        "a learned variance (beatgans_model_var_type)": predicted == 2 * stem.shape[1],
-        f"a UNet that predicts {predicted} channels for images with {stem.shape[1]}": predicted != stem.shape[1],
-    }
-    for meaning, is_other in others.items():
-        if is_other:
-            raise _unsupported(meaning)
 
 
 def _unsupported(meaning: str) -> ConfigError:
@@ -290,8 +231,8 @@ def load_official(
 ) -> DiffusionAutoencoder:
     """Load the official code's model as a :class:`DiffusionAutoencoder`, in evaluation mode.
 
-    Every setting of the official code is either supported or refused with its name, except for those that leave no
-    trace in the weights. They are read from the checkpoint's ``hyper_parameters``; where these are silent, from the
+    Every setting of the official code is either supported or refused, except for those that leave no trace in the
+    weights. They are read from the checkpoint's ``hyper_parameters``; where these are silent, from the
     arguments; and else they are those of the released models (1 attention head). So are old settings (``enc_tanh``,
     ``time_first``, ``condition_scale_bias``, ``cond_at``, ``time_at``).
 

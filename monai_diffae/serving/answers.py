@@ -63,13 +63,6 @@ def answered() -> Iterator[None]:
 
     Unexpected errors become 500 and name their type only, as their text may hold paths; the log says where in the code
     they arose.
-
-    Example:
-        >>> with answered():
-        ...     raise ScanError("a.nii: the file is empty; copy it again")
-        Traceback (most recent call last):
-        ...
-        fastapi.exceptions.HTTPException: 422: a.nii: the file is empty; copy it again
     """
     try:
         yield

@@ -195,7 +195,7 @@ def test_without_a_terminal_lines_say_how_far_long_work_is(caplog, monkeypatch):
             advance()
     assert caplog.messages == [
         "inverting",
-        "1 of 2 parts, 31 s each, 0:00:31 left",
+        "1 of 2, 31 s each, 0:00:31 left",
         "encoding",
         "2 of 7203, 20 s each, 40:00:20 left",
     ]

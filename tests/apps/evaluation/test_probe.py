@@ -252,9 +252,7 @@ def test_wide_features_and_embeddings_of_other_models_are_compared_without_their
     assert {(row["features"], row["target"]) for row in probe(file, **LINEAR).rows} == {
         ("z_sem", "age"), ("z_sem", "sex"), ("z_sem", "grade")
     }  # fmt: skip
-    with pytest.raises(
-        CohortError, match="^features: the table has no columns w_000, ...; embed again"
-    ):
+    with pytest.raises(CohortError, match="^features: the table has no columns w_000, ...; embed again"):
         probe(write(table), **options)
 
 
