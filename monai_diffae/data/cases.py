@@ -16,8 +16,9 @@ from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
 
+from monai_diffae.data.atomic import disk_errors
 from monai_diffae.data.fingerprints import digest
-from monai_diffae.errors import CohortError, ConfigError, MachineError
+from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.policies import MISSING_WORDS, Ids
 
 Label = float | int | str | None
@@ -122,8 +123,13 @@ def first_file(images: Mapping[str, Images]) -> Path:
 
 def spread_cases(cases: Sequence[Case], limit: int) -> list[Case]:
     """At most ``limit`` cases, evenly spread over all of them, so that they are of many patients and classes."""
-    count = min(limit, len(cases))
-    return [cases[i * len(cases) // count] for i in range(count)]
+    return [cases[position] for position in spread(len(cases), limit)]
+
+
+def spread(size: int, limit: int) -> list[int]:
+    """At most ``limit`` positions, evenly spread over a set of this size."""
+    count = min(limit, size)
+    return [i * size // count for i in range(count)]
 
 
 def find_cases(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
@@ -254,14 +260,12 @@ def folder_key(folder: Path) -> PatientKey:
     file = folder / KEY_FILE
     if file.is_file():
         return _read(file)
-    try:
+    with disk_errors(KEY_FILE):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = mkstemp(dir=folder, prefix=".tmp-")  # only the user can read it
         with os.fdopen(descriptor, "w") as stream:
             stream.write(_new_secret())
         _publish(Path(name), file)
-    except OSError as error:
-        raise MachineError(f"{KEY_FILE}: cannot be written ({error.strerror}); choose another folder") from error
     return _read(file)
 
 

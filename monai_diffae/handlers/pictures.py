@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.cases import spread
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.networks import FirstStage
@@ -62,11 +63,10 @@ class Pictures:
     def __call__(self, engine: Engine) -> None:
         """Draw one picture."""
         # spread over the set, as neighbors may be slices of one volume
-        size = len(self.dataset)  # type: ignore[arg-type]
-        count = min(self.num_images, size)
-        if count == 0:
+        positions = spread(len(self.dataset), self.num_images)  # type: ignore[arg-type]
+        if not positions:
             return
-        rows = self.rows([self.dataset[i * size // count] for i in range(count)])
+        rows = self.rows([self.dataset[position] for position in positions])
         # the trainer's step, which Validation sets; the evaluator's own step counts its batches
         step = getattr(engine.state, "trainer_step", None)
         name = "latest" if step is None else f"step_{step:07d}"

@@ -10,7 +10,7 @@ from ignite.engine import Events
 from monai.engines import Workflow
 
 from monai_diffae.data.cached import CachedCases
-from monai_diffae.data.cases import Case
+from monai_diffae.data.cases import Case, spread
 from monai_diffae.data.inspection.twins import find_identical, report_twins
 from monai_diffae.data.progress import Failure, count_by_label, write_failures
 from monai_diffae.engines.latent_cases import LatentCases
@@ -98,10 +98,8 @@ class LatentScale:
     def __call__(self, engine: Workflow) -> None:
         """Measure the scale, in the evaluator's precision."""
         images = self.dataset.without_augmentation()
-        size = len(images)
-        count = min(self.num_images, size)
         with autocast(engine.state.device, engine.dtype):  # type: ignore[attr-defined]
-            self.averaged.measure(images[i * size // count]["image"] for i in range(count))
+            self.averaged.measure(images[position]["image"] for position in spread(len(images), self.num_images))
         for buffer, measured in zip(self.network.buffers(), self.averaged.buffers(), strict=True):
             buffer.copy_(measured)
 

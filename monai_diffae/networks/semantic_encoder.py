@@ -11,14 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from monai_diffae.networks.arguments import grid_cells, keeps_config, level_strides, level_widths, size_divisors
-from monai_diffae.networks.blocks import (
-    CellMeans,
-    ChannelGroupNorm,
-    PlainBlock,
-    PositionAttention,
-    check_images,
-    conv3,
-)
+from monai_diffae.networks.blocks import CellMeans, ChannelGroupNorm, PlainBlock, PositionAttention, check_images, conv3
 
 
 class SemanticEncoder(nn.Module):
