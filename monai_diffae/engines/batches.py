@@ -144,15 +144,6 @@ def training_loader(
     """A loader with a :class:`StepBatchSampler`; its length is the number of steps per epoch.
 
     Workers persist over epochs. They hold arrays and tensors of the CPU, and never touch a GPU.
-
-    Args:
-        dataset: the training images.
-        batch_size: images per batch, on each rank.
-        seed: random seed of the order.
-        num_workers: processes that load images; 0 or None: this one.
-        rank: number of this process, in [0, world_size).
-        world_size: number of processes that share each step.
-        device: where the batches are used.
     """
     sampler = StepBatchSampler(len(dataset), batch_size, seed, rank, world_size)  # type: ignore[arg-type]
     return DataLoader(

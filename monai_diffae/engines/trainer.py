@@ -388,13 +388,8 @@ def memory_format(network: nn.Module, channels_last: bool) -> torch.memory_forma
 def distributed(network: nn.Module, device: torch.device | str, channels_last: bool = True) -> DistributedDataParallel:
     """Wrap a network for a training by several processes, whose gradients are averaged.
 
-    The weights get their memory format first. DistributedDataParallel (torch 2.13) assumes that it never changes: if
-    it changes later, the averaged gradients are assigned to other weights of the same layer, without an error.
-
-    Args:
-        network: on ``device``.
-        device: the process's own.
-        channels_last: as the trainer's.
+    The weights get their memory format first. DistributedDataParallel (torch 2.13) assumes that it never changes: if it
+    changes later, the averaged gradients are assigned to other weights of the same layer, without an error.
     """
     device = torch.device(device)
     network.to(memory_format=memory_format(network, channels_last))  # type: ignore[call-overload]

@@ -35,15 +35,10 @@ def log_bundle(
     tracking_uri: str | None = None,
     registered_model: str | None = None,
 ) -> None:
-    """Log the trained bundle as a model of the training's MLflow run, and register it.
+    """Log the trained bundle as a model of the training's MLflow run, and register it under a name if one is given.
 
     A training calls this after the calibration, so that the logged bundle is complete. A failure is logged as a
-    warning.
-
-    Args:
-        output_dir: the training's folder, with the id of its run; without one, nothing is logged.
-        tracking_uri: as in :class:`MLflowTracking`.
-        registered_model: the name of the registered model, which gets a new version; None: it is not registered.
+    warning. Without a run's id in ``output_dir``, nothing is logged.
     """
     id_file = Path(output_dir) / RUN_ID
     if not id_file.is_file():

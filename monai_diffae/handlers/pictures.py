@@ -21,18 +21,10 @@ from monai_diffae.pictures.mosaic import draw_mosaic
 
 
 class Pictures:
-    """Ignite handler for the evaluator: after a validation, draw a few images into ``pictures/``.
+    """Ignite handler for the evaluator: after a validation, draw ``num_images`` images in ``model_range`` as PNG.
 
-    The images are the same each time, so that pictures can be compared. The newest picture is also
-    ``pictures/latest.png``. Subclasses define the rows of the picture.
-
-    Args:
-        directory: the run's folder.
-        dataset: the images, of which ``num_images`` spread over the set are drawn.
-        device: where to compute.
-        num_images: columns of the picture; 0: no pictures.
-        model_range: intensities of black and white.
-        image_key: the image that the decoder reconstructs.
+    They are spread over the dataset, and the same each time, so that pictures can be compared. The newest picture is
+    also ``pictures/latest.png``. Subclasses define the rows.
     """
 
     def __init__(
@@ -79,15 +71,7 @@ class Pictures:
 
 
 class ReconstructionPictures(Pictures):
-    """Ignite handler for the evaluator: after a validation, draw images, decoded from z_sem alone and with their x_T.
-
-    Args:
-        network: the averaged network.
-        inferer: inverts and decodes; its number of steps determines how long a picture takes.
-        encoder_key: the image that the encoder sees; None: the one that is reconstructed.
-        seed: random seed of the noise in the row of z_sem alone, which is the same each time.
-        kwargs: arguments of :class:`Pictures`.
-    """
+    """Draws images, decoded from z_sem alone (with noise of ``seed``) and with their x_T; else a :class:`Pictures`."""
 
     def __init__(
         self,
@@ -118,12 +102,7 @@ class ReconstructionPictures(Pictures):
 
 
 class FirstStagePictures(Pictures):
-    """Ignite handler for the evaluator: after a validation, draw a few images and their reconstructions.
-
-    Args:
-        network: the averaged network.
-        kwargs: arguments of :class:`Pictures`.
-    """
+    """Draws images and their reconstructions by the averaged network; arguments as of :class:`Pictures`."""
 
     def __init__(self, *, network: FirstStage, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -57,12 +57,8 @@ class Statistics:
 class RunningStatistics:
     """Ignite handler: every ``every`` steps, store :class:`Statistics` in ``engine.state.statistics``.
 
-    The loss is read from the device only then, so that a GPU does not have to wait at each step.
-
-    Args:
-        images_per_step: the batch size times the number of ranks.
-        optimizer: the optimiser whose learning rate is reported.
-        every: steps between two reports.
+    The loss is read from the device only then, so that a GPU does not have to wait at each step. ``images_per_step`` is
+    the batch size times the number of ranks.
     """
 
     def __init__(self, images_per_step: int, optimizer: torch.optim.Optimizer, every: int = 20) -> None:
@@ -121,16 +117,9 @@ def _mean_loss(sums: Mapping[str, Any]) -> float:
 
 
 class TrainingProgress:
-    """Ignite handler: show images seen, loss, images/s and time left, and the metrics of each validation.
-
-    Probes are left out, since they log a line of their own.
+    """Ignite handler: show images seen, loss, speed, time left, and the metrics of each validation but those of probes.
 
     At the end, a warning is logged if the decoder hardly uses z_sem.
-
-    Args:
-        evaluator: the evaluator whose metrics are shown.
-        plain_interval_s: seconds between two lines without a terminal.
-        console: where to print; None: standard error.
     """
 
     def __init__(
@@ -202,11 +191,7 @@ class TrainingCurves:
 
     They are written after each epoch and validation, and when a training is interrupted; the table also before each
     checkpoint, so that it has no holes after a kill. ``curves.svg`` is written at the end of a training. A resumed run
-    keeps the rows up to the step at which it resumes.
-
-    Args:
-        directory: the folder of the files.
-        evaluator: the evaluator whose metrics are written after each validation, as ``validation_<name>``.
+    keeps the rows up to the step at which it resumes. Metrics of the evaluator are ``validation_<name>``.
     """
 
     def __init__(self, directory: str | Path, evaluator: Workflow | None = None) -> None:

@@ -26,14 +26,8 @@ class BadScans:
     """Ignite handler: before an engine runs, read all scans and list those that cannot be used in ``failures.csv``.
 
     Warnings name identical files in training and validation, and those with different labels. Training is not refused,
-    as labels play no part in it, and a training that was begun must be able to resume.
-
-    Args:
-        directory: the run's folder.
-        datasets: the data sets whose scans are read.
-        failures: failures from listing the cohort.
-        enabled: False on ranks other than 0.
-        cases: the cohort, with splits and labels.
+    as labels play no part in it, and a training that was begun must be able to resume. ``failures`` are those from
+    listing the cohort; ``enabled`` is False on ranks other than 0.
     """
 
     def __init__(
@@ -76,14 +70,8 @@ class BadScans:
 class LatentScale:
     """Ignite handler for the evaluator: after a validation, measure the scale of the averaged network's latents.
 
-    The scale is stored in both networks, and thus in their checkpoints. It is measured on whole training images
-    without augmentation, spread over the set.
-
-    Args:
-        averaged: the averaged network, which encodes the images.
-        network: the network that is trained.
-        dataset: the training images.
-        num_images: how many of them are measured.
+    The scale is stored in both networks, and thus in their checkpoints. It is measured on ``num_images`` whole training
+    images without augmentation, spread over the set.
     """
 
     def __init__(self, averaged: FirstStage, network: FirstStage, dataset: CachedCases, num_images: int = 32) -> None:
@@ -108,9 +96,6 @@ class LatentRemover:
     """Ignite handler for the trainer: at the end of a training, delete the latents that its datasets saved.
 
     A training that is interrupted keeps them, so that it can resume without encoding again.
-
-    Args:
-        datasets: the images of training and validation.
     """
 
     def __init__(self, datasets: Sequence[LatentCases]) -> None:

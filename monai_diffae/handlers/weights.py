@@ -17,14 +17,10 @@ from monai_diffae.engines.trainer import TrainingEvents
 
 
 class EMA:
-    """Ignite handler: average a network's weights from the first update on.
+    """Ignite handler: average the weights of a network (not of its DDP wrapper) from the first update on.
 
     The decay of update n is min(decay, (1 + n) / (10 + n)), so that the average forgets the random initial weights.
     (Ignite's EMAHandler warms up linearly, and updates tensor by tensor.)
-
-    Args:
-        network: the network that is trained (not its DDP wrapper).
-        decay: decay of the average after the warm-up.
 
     Example:
         >>> layer = nn.Linear(2, 2)

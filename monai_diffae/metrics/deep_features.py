@@ -50,12 +50,8 @@ class PerceptualDistance(nn.Module):
     """The LPIPS of pairs of images, as the package ``lpips`` computes it (version 0.1, AlexNet).
 
     A channel counts as a grey image, except that three channels are colours. For volumes, it is the mean over all
-    slices of a plane, and then over the three planes.
-
-    Args:
-        weights: the file with AlexNet's weights, trained on ImageNet, as torchvision names them; None: where torch
-            keeps downloaded weights. Nothing is downloaded.
-        device: where to compute.
+    slices of a plane, and then over the three planes. ``weights`` is the file with AlexNet's weights, as torchvision
+    names them; None: where torch keeps downloaded weights. Nothing is downloaded.
     """
 
     def __init__(self, weights: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu") -> None:
@@ -130,9 +126,6 @@ class InceptionFeatures(nn.Module):
     """The 2048 features of Inception v3 that published FIDs use, by the package ``pytorch-fid``.
 
     Its weights, ``pt_inception-2015-12-05-6726825d.pth``, must be where torch keeps downloads. Nothing is downloaded.
-
-    Args:
-        device: where to compute.
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
@@ -151,12 +144,7 @@ class InceptionFeatures(nn.Module):
 
 
 class RadImageNetFeatures(nn.Module):
-    """The 2048 features of a ResNet-50 that was trained on RadImageNet (Mei et al. 2022), at 224 x 224.
-
-    Args:
-        weights: the file with its weights for torchvision, ``ResNet50.pt``.
-        device: where to compute.
-    """
+    """The 2048 features of a ResNet-50 trained on RadImageNet (Mei et al. 2022), from a file for torchvision."""
 
     def __init__(self, weights: str | os.PathLike[str], device: str | torch.device = "cpu") -> None:
         super().__init__()

@@ -18,15 +18,9 @@ SMALLEST_MS_SSIM_SIDE = 176
 def reconstruction_errors(
     images: Tensor, reconstructions: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)
 ) -> dict[str, Tensor]:
-    """MSE, PSNR and SSIM of each image.
+    """``mse``, ``psnr`` (dB) and ``ssim`` of images (B, C, *S) in ``model_range``, each (B,) float32.
 
-    Args:
-        images: (B, C, *S) in ``model_range``.
-        reconstructions: the same shape.
-        model_range: black and white. MSE is in its squared units; PSNR and SSIM do not depend on it.
-
-    Returns:
-        ``mse``, ``psnr`` (dB) and ``ssim``, each (B,) float32.
+    MSE is in the squared units of the range; PSNR and SSIM do not depend on it.
 
     Example:
         >>> images = torch.rand(2, 1, 16, 16) * 2 - 1

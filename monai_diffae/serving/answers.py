@@ -59,11 +59,7 @@ def status_of(error: DiffAEError) -> int:
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """Turn errors into ``fastapi.HTTPException`` with one line of reason.
-
-    Unexpected errors become 500 and name their type only, as their text may hold paths; the log says where in the code
-    they arose.
-    """
+    """Turn errors into ``HTTPException`` with one line; unexpected ones become 500 and name their type only."""
     try:
         yield
     except HTTPException:
