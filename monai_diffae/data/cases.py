@@ -38,25 +38,18 @@ _MAX_QUOTED = 60  # characters of an id in an error message
 
 @dataclass(frozen=True)
 class Case:
-    """One scan of a cohort.
+    """One scan of a cohort."""
 
-    Attributes:
-        id: unique in the cohort: the table's own, or the name of the scan's file, with its folders if they are needed.
-        images: the files of ``"image"`` and of further images, by key; the files of a tuple are channels of one image.
-        patient: groups the cases of one person. For DICOM it is a hash, never the PatientID.
-        split: ``"train"``, ``"val"``, ``"test"`` or None.
-        labels: the other columns of the table: numbers, text, or None for missing values.
-        slice_index: the slice of the volume; None for a whole image.
-        file_name: the id as a name for files, without a suffix: unique in the cohort, and safe on every system.
-    """
-
+    #: unique in the cohort: the table's own, or the name of the scan's file, with its folders if they are needed
     id: str
+    #: the files of ``"image"`` and of further images, by key; the files of a tuple are channels of one image
     images: dict[str, Images]
-    patient: str
-    split: str | None = None
+    patient: str  #: groups the cases of one person. For DICOM it is a hash, never the PatientID
+    split: str | None = None  #: ``"train"``, ``"val"``, ``"test"`` or None
+    #: the other columns of the table: numbers, text, or None for missing values
     labels: dict[str, Label] = field(default_factory=dict)
-    slice_index: int | None = None
-    file_name: str = ""
+    slice_index: int | None = None  #: the slice of the volume; None for a whole image
+    file_name: str = ""  #: the id as a name for files, without a suffix: unique in the cohort, and safe on every system
 
     def __post_init__(self) -> None:
         if not self.file_name:

@@ -26,18 +26,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SplitCohort:
-    """A cohort in which every case has a split; for a 2D model, its volumes are expanded into slices.
+    """A cohort in which every case has a split; for a 2D model, its volumes are expanded into slices."""
 
-    Attributes:
-        cases: all cases, in order.
-        failures: volumes whose header cannot be read.
-        fingerprint: SHA-256 of ids, file sizes and splits, from which no name can be read.
-        is_drawn: whether cases of ``val`` or ``test`` were drawn at random, because the cohort did not name them.
-    """
-
-    cases: list[Case]
-    failures: list[Failure] = field(default_factory=list)
-    fingerprint: str = ""
+    cases: list[Case]  #: all cases, in order
+    failures: list[Failure] = field(default_factory=list)  #: volumes whose header cannot be read
+    fingerprint: str = ""  #: SHA-256 of ids, file sizes and splits, from which no name can be read
+    #: whether cases of ``val`` or ``test`` were drawn at random, because the cohort did not name them
     is_drawn: bool = False
 
     def split(self, name: str) -> list[Case]:

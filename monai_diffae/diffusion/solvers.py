@@ -68,24 +68,20 @@ class Solver(Protocol):
 class SolverFacts:
     """What inferers, benchmarks and tests must know about a solver.
 
-    Attributes:
-        order: order of convergence; the error is proportional to steps ** -order.
-        evaluations_per_step: network evaluations per step. The last step, to x0, takes one with every solver, because
-            the network knows no level without noise.
-        inversion_order: order of the :func:`~monai_diffae.diffusion.implicit_inversion` that undoes the solver: 1 for
-            a first-order solver, otherwise 3.
-        runs_upwards: whether the levels may also rise, from x0 to x_T.
-
     Example:
         >>> facts = SolverFacts(order=2, evaluations_per_step=2)
         >>> facts.steps(20), facts.evaluations(10)
         (10, 19)
     """
 
-    order: int = 1
+    order: int = 1  #: order of convergence; the error is proportional to steps ** -order
+    #: network evaluations per step. The last step, to x0, takes one with every solver, because the network knows no
+    #: level without noise
     evaluations_per_step: int = 1
+    #: order of the :func:`~monai_diffae.diffusion.implicit_inversion` that undoes the solver: 1 for a first-order
+    #: solver, otherwise 3
     inversion_order: int = 3
-    runs_upwards: bool = False
+    runs_upwards: bool = False  #: whether the levels may also rise, from x0 to x_T
 
     def steps(self, evaluations: int) -> int:
         """How many steps to x0 can be made with this many network evaluations (at least 1)."""

@@ -26,24 +26,17 @@ class StepDraws:
     The global batch consists of the images of all processes in a step. Every process draws for all of them and keeps
     its own rows: one call, which is much faster than one call per image. A CPU and a GPU draw different numbers.
 
-    Attributes:
-        seed: random seed of the training.
-        step: number of the step, from 0.
-        first: place of this process's first image in the global batch.
-        count: number of its images.
-        total: number of images in the global batch.
-
     Example:
         >>> alone, second = StepDraws(0, 7, first=0, count=4, total=4), StepDraws(0, 7, first=2, count=2, total=4)
         >>> bool((alone.noise((1, 8, 8), "cpu")[2:] == second.noise((1, 8, 8), "cpu")).all())
         True
     """
 
-    seed: int
-    step: int
-    first: int
-    count: int
-    total: int
+    seed: int  #: random seed of the training
+    step: int  #: number of the step, from 0
+    first: int  #: place of this process's first image in the global batch
+    count: int  #: number of its images
+    total: int  #: number of images in the global batch
 
     def noise(self, shape: Sequence[int], device: torch.device | str) -> Tensor:
         """Standard normal noise (count, *shape), float32."""

@@ -125,24 +125,15 @@ def free_memory(device: torch.device | str) -> int | None:
 
 @dataclass(frozen=True)
 class Workload:
-    """The batches of a training run.
+    """The batches of a training run."""
 
-    Attributes:
-        image_shape: (C, *S).
-        device: where the training runs.
-        precision: as in the configuration.
-        batch_size: images per training step.
-        val_batch_size: images per step of validation.
-        num_pictures: images that are reconstructed at once, in float32.
-        first_stage: the first stage on whose latents the network works; None: it works on images.
-    """
-
-    image_shape: Sequence[int]
-    device: torch.device | str
-    precision: Precision
-    batch_size: int
-    val_batch_size: int
-    num_pictures: int
+    image_shape: Sequence[int]  #: (C, *S)
+    device: torch.device | str  #: where the training runs
+    precision: Precision  #: as in the configuration
+    batch_size: int  #: images per training step
+    val_batch_size: int  #: images per step of validation
+    num_pictures: int  #: images that are reconstructed at once, in float32
+    #: the first stage on whose latents the network works; None: it works on images
     first_stage: FirstStage | None = None
 
 

@@ -35,23 +35,14 @@ TABLE, PICTURE = "curves.csv", "curves.png"
 
 @dataclass(frozen=True)
 class Statistics:
-    """Figures of the steps since the last report.
+    """Figures of the steps since the last report."""
 
-    Attributes:
-        step: training steps (batches) since the training began.
-        images_seen: images shown to the network since the training began, on all ranks.
-        images_per_s: speed of reading and training, without validation.
-        loss: mean over the reported steps and all ranks.
-        learning_rate: current learning rate.
-        seconds_left: time to the end of the training at this speed, without validation.
-    """
-
-    step: int
-    images_seen: int
-    images_per_s: float
-    loss: float
-    learning_rate: float
-    seconds_left: float
+    step: int  #: training steps (batches) since the training began
+    images_seen: int  #: images shown to the network since the training began, on all ranks
+    images_per_s: float  #: speed of reading and training, without validation
+    loss: float  #: mean over the reported steps and all ranks
+    learning_rate: float  #: current learning rate
+    seconds_left: float  #: time to the end of the training at this speed, without validation
 
 
 class RunningStatistics:

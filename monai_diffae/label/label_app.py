@@ -26,14 +26,10 @@ __all__ = ["DiffAEApp"]
 
 @dataclass(frozen=True)
 class AppFolder:
-    """The folder of an app.
+    """The folder of an app."""
 
-    Attributes:
-        path: the folder. It holds ``main.py``, which MONAI Label imports, ``settings.json``, which names the bundle and
-            the device, the bundle, directions for edits, and what the server writes: the embedding index, trainings and
-            logs.
-    """
-
+    #: the folder. It holds ``main.py``, which MONAI Label imports, ``settings.json``, which names the bundle and the
+    #: device, the bundle, directions for edits, and what the server writes: the embedding index, trainings and logs
     path: Path
 
     @property

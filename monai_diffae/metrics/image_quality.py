@@ -49,11 +49,6 @@ def reconstruction_errors(
 class ImageQuality:
     """Measures reconstructions of images of one size.
 
-    Attributes:
-        image_size: *S, the images' size.
-        model_range: black and white.
-        lpips: measures LPIPS; None: LPIPS is left out.
-
     Example:
         >>> import torch
         >>> quality = ImageQuality((16, 16))
@@ -62,9 +57,9 @@ class ImageQuality:
         (['mse', 'psnr', 'ssim'], ['ms_ssim'])
     """
 
-    image_size: Sequence[int]
-    model_range: tuple[float, float] = (-1.0, 1.0)
-    lpips: PerceptualDistance | None = None
+    image_size: Sequence[int]  #: spatial size of the images
+    model_range: tuple[float, float] = (-1.0, 1.0)  #: black and white
+    lpips: PerceptualDistance | None = None  #: measures LPIPS; None: LPIPS is left out
 
     def omitted(self) -> dict[str, str]:
         """The metrics that images of this size do not have, with the reason."""

@@ -73,19 +73,13 @@ class Speed:
 
 @dataclass(frozen=True)
 class Timetable:
-    """A training that ends within a budget of time.
+    """A training that ends within a budget of time."""
 
-    Attributes:
-        settings: values for keys of the configuration: ``max_epochs``, ``max_minutes`` and what depends on them.
-        num_steps: training steps.
-        num_images: images that the network sees.
-        seconds: predicted duration of each part.
-    """
-
+    #: values for keys of the configuration: ``max_epochs``, ``max_minutes`` and what depends on them
     settings: dict[str, Any]
-    num_steps: int
-    num_images: int
-    seconds: dict[str, float]
+    num_steps: int  #: training steps
+    num_images: int  #: images that the network sees
+    seconds: dict[str, float]  #: predicted duration of each part
 
     @property
     def total_s(self) -> float:

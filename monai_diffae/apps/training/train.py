@@ -122,36 +122,22 @@ def training_result(
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """How far a training is.
+    """How far a training is."""
 
-    Attributes:
-        epoch: the current epoch, from 1.
-        max_epochs: the number of epochs.
-        step: training steps since the training began.
-        num_steps: steps of the whole training.
-        loss: mean since the last report.
-        seconds_left: time to the end of the training at the current speed, without validation.
-    """
-
-    epoch: int
-    max_epochs: int
-    step: int
-    num_steps: int
-    loss: float
-    seconds_left: float
+    epoch: int  #: the current epoch, from 1
+    max_epochs: int  #: the number of epochs
+    step: int  #: training steps since the training began
+    num_steps: int  #: steps of the whole training
+    loss: float  #: mean since the last report
+    seconds_left: float  #: time to the end of the training at the current speed, without validation
 
 
 @dataclass(frozen=True)
 class TrainingEnd:
-    """How a training inside another program ended.
+    """How a training inside another program ended."""
 
-    Attributes:
-        folder: the folder of the results.
-        is_stopped: whether it was stopped; the same call resumes it.
-    """
-
-    folder: Path
-    is_stopped: bool
+    folder: Path  #: the folder of the results
+    is_stopped: bool  #: whether it was stopped; the same call resumes it
 
 
 def train_with_callbacks(

@@ -61,25 +61,17 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Planes as a volume ``[X, Y, Z]``.
+    """Planes as a volume ``[X, Y, Z]``."""
 
-    Attributes:
-        order: indices of the given planes, sorted along the normal.
-        places: position of each sorted plane along the volume's third axis; whole numbers if they are evenly spaced.
-        sizes: size of the volume, after straightening if it is tilted.
-        affine: affine of the volume, to mm in RAS+.
-        lean: shift of the volume's planes against the ones before, in voxels along x and y; zeros without a tilt.
-        rescales: slope and intercept of each given plane.
-        doubts: whether planes are unevenly spaced, tilted or perhaps missing.
-    """
-
-    order: list[int]
+    order: list[int]  #: indices of the given planes, sorted along the normal
+    #: position of each sorted plane along the volume's third axis; whole numbers if they are evenly spaced
     places: FloatArray
-    sizes: tuple[int, int, int]
-    affine: FloatArray
+    sizes: tuple[int, int, int]  #: size of the volume, after straightening if it is tilted
+    affine: FloatArray  #: affine of the volume, to mm in RAS+
+    #: shift of the volume's planes against the ones before, in voxels along x and y; zeros without a tilt
     lean: FloatArray
-    rescales: list[tuple[float, float]]
-    doubts: tuple[Doubt, ...] = ()
+    rescales: list[tuple[float, float]]  #: slope and intercept of each given plane
+    doubts: tuple[Doubt, ...] = ()  #: whether planes are unevenly spaced, tilted or perhaps missing
 
     @property
     def is_even(self) -> bool:

@@ -48,26 +48,20 @@ class Doubt:
 
 @dataclass(eq=False)
 class Scan:
-    """One scan.
+    """One scan."""
 
-    Attributes:
-        array: float32 ``[C, *S]``. Volumes have the file's own voxel order ``[C, X, Y, Z]``; pictures and single
-            slices are ``[C, H, W]`` with rows from top to bottom, as displayed.
-        affine: 4x4 float64, from the indices of ``S`` (a picture's third index is 0) to mm, RAS+. It is the identity
-            for PNG and JPEG, which have no geometry.
-        modality: DICOM's modality, such as ``"CT"``, ``"MR"``, ``"DX"``; None for other formats.
-        header: the header of a NIfTI volume, with which :func:`~monai_diffae.data.scans.write_scan` writes a file with
-            the same type, units and codes; None for other formats.
-        doubts: why it may not be what was measured.
-        volume: the volume with one slice that a 2D image is; None for other scans.
-    """
-
+    #: float32 ``[C, *S]``. Volumes have the file's own voxel order ``[C, X, Y, Z]``; pictures and single slices are
+    #: ``[C, H, W]`` with rows from top to bottom, as displayed
     array: NDArray[np.float32]
+    #: 4x4 float64, from the indices of ``S`` (a picture's third index is 0) to mm, RAS+. It is the identity for PNG and
+    #: JPEG, which have no geometry
     affine: NDArray[np.float64]
-    modality: str | None = None
+    modality: str | None = None  #: DICOM's modality, such as ``"CT"``, ``"MR"``, ``"DX"``; None for other formats
+    #: the header of a NIfTI volume, with which :func:`~monai_diffae.data.scans.write_scan` writes a file with the same
+    #: type, units and codes; None for other formats
     header: nib.Nifti1Header | None = None
-    doubts: tuple[Doubt, ...] = ()
-    volume: Scan | None = None
+    doubts: tuple[Doubt, ...] = ()  #: why it may not be what was measured
+    volume: Scan | None = None  #: the volume with one slice that a 2D image is; None for other scans
 
     @property
     def spatial_dims(self) -> int:
