@@ -25,7 +25,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ from monai_diffae.data.embeddings import COMMON_SCALE, encoder_name, matrix, rea
 from monai_diffae.data.samples import medmnist_to_cohort
 from monai_diffae.errors import DiffAEError
 from monai_diffae.latents.components import PixelComponents
-from monai_diffae.latents.probing import ClassScores, fit_probe
+from monai_diffae.latents.probing import ClassScores, FeatureSet, fit_probe
 from monai_diffae.latents.probing.probes import LOGISTIC_CS
 from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval, difference_interval
 
@@ -170,12 +170,14 @@ def embedded(data: Data, columns: Literal["z", "wide"] = "z", **options: Any) ->
 
 
 def together(first: Features, second: Features) -> Features:
-    """Both features side by side, each scaled to a total variance of 1 in ``train``."""
-    parts = []
-    for each in (first.values, second.values):
-        scale = np.sqrt(each["train"].var(axis=0).sum())
-        parts.append({name: values / scale * np.sqrt(values.shape[1]) for name, values in each.items()})
-    return Features({name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}, False)
+    """Both features side by side, as ``probe --together`` combines them."""
+    sizes = {name: len(values) for name, values in first.values.items()}
+    parts = [
+        replace(FeatureSet.from_values("", np.concatenate([*each.values.values()])), standardise=each.standardise)
+        for each in (first, second)
+    ]
+    values = FeatureSet.together(parts).extract(np.arange(sizes["train"]))  # the training cases come first
+    return Features(dict(zip(sizes, np.split(values, np.cumsum([*sizes.values()])[:-1]), strict=True)), False)
 
 
 def pca(data: Data, dims: int) -> Features:

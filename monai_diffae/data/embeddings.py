@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from monai_diffae.data.cases import MISSING_WORDS, as_labels, marks_twins
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.splits import SplitOrigin
 from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.policies import Features
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ COMMON_SCALE = ("pca", "planar")
 """Encoders whose columns are principal components: the last are noise, so no column is standardised on its own."""
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
-_WIDE = re.compile(r"w_\d+")
+_WIDE = re.compile(r"w_\d{3,}")
 _CASE_COLUMNS = ("id", "file_name", "patient", "split", "slices", "patches", "empty_patches")
 _PATCH_COLUMNS = ("patch", "row_px", "column_px", "x_mm", "y_mm", "z_mm")
 
@@ -181,7 +182,7 @@ def z_matrix(table: pd.DataFrame) -> NDArray[np.float32]:
     return matrix(table, "z")
 
 
-def matrix(table: pd.DataFrame, features: Literal["z", "wide"]) -> NDArray[np.float32]:
+def matrix(table: pd.DataFrame, features: Features) -> NDArray[np.float32]:
     """The z_sem or wide features (N, D) of a table, float32, in the order of its rows."""
     columns, prefix = (z_columns(table), "z") if features == "z" else (wide_columns(table), "w")
     if not columns:

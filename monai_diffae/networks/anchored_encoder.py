@@ -12,6 +12,7 @@ from torch import nn
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.networks.blocks import CellMeans
 
+_LEAST_SHARE = 1e-10  # of the largest variance; smaller ones are rounding errors
 _FLOOR = 64  # components after this one are not scaled up further: the last ones are noise
 
 
@@ -96,15 +97,16 @@ class AnchoredEncoder(nn.Module):
         return torch.cat([self._anchored(x), free.to(x.dtype)], dim=1)
 
     @torch.jit.unused
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The anchored numbers and the features of ``free`` (B, K + F) before its last layer."""
-        return torch.cat([self._anchored(x), self.free.features(x)], dim=1)  # type: ignore[operator]
+    def features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The anchored numbers with the features (B, K + F) of ``free`` before its last layer, and its stages."""
+        features, stages = self.free.features(x)  # type: ignore[operator]
+        return torch.cat([self._anchored(x), features], dim=1), stages
 
     @torch.jit.unused
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """z_sem (B, z_channels) from :meth:`features`."""
-        anchored, free = features[:, : self.anchored_channels], features[:, self.anchored_channels :]
-        return torch.cat([anchored, self.free.project(free)], dim=1)  # type: ignore[operator]
+        anchored, free = features.tensor_split([self.anchored_channels], dim=1)
+        return torch.cat([anchored, self.free.project(free.contiguous())], dim=1)  # type: ignore[operator]
 
     @property
     def is_fitted(self) -> bool:
@@ -115,7 +117,8 @@ class AnchoredEncoder(nn.Module):
     @torch.no_grad()
     def fit(self, batches: Iterable[torch.Tensor]) -> None:
         """Fit the components to batches of training images (B, C, *S), whose features must all fit into memory."""
-        features = torch.cat([self._branch_features(images.to(self.mean.device)) for images in batches]).double()
+        parts = [self._branch_features(images.to(self.mean.device)) for images in batches]
+        features = torch.cat([self.mean[None, :][:0], *parts]).double()
         mean = features.mean(dim=0)
         centred = features - mean
         scale = torch.cat(
@@ -153,7 +156,8 @@ def _principal_axes(centred: torch.Tensor, count: int) -> tuple[torch.Tensor, to
     else:
         variances, vectors = torch.linalg.eigh(centred @ centred.T / num)
         axes = vectors.T @ centred
-    kept = min(count, num - 1, width)
+    is_real = variances > _LEAST_SHARE * variances[-1]  # twins give components without any variance
+    kept = min(count, num - 1, int(is_real.sum()))
     variances, axes = variances.flip(0)[:kept], axes.flip(0)[:kept]
     axes = axes / axes.norm(dim=1, keepdim=True)
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))

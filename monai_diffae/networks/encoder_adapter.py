@@ -96,10 +96,14 @@ class EncoderAdapter(nn.Module):
         Returns:
             z_sem (B, z_channels), in the dtype of ``x`` (also under autocast).
         """
-        return self.project(self.features(x)).to(x.dtype)
+        return self.project(self._features(x)).to(x.dtype)
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The features (B, F) of images (B, in_channels, *S) before the projection."""
+    @torch.jit.unused
+    def features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Features of images (B, in_channels, *S): (B, F) before the projection, and no feature maps."""
+        return self._features(x), []
+
+    def _features(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting() and x.shape[1] != self.in_channels:
             raise ConfigError(
                 f"the image to encode has {x.shape[1]} channels: the encoder was built for {self.in_channels}; use "
@@ -224,7 +228,7 @@ class PlanarAdapter(EncoderAdapter):
         super().__init__(network, size=size, **arguments)
         self.layers, self.spatial_dims, self.slices, self.cells = list(layers), spatial_dims, slices, cells
         network.requires_grad_(False).eval()
-        num = self._features(torch.zeros(1, self.in_channels, *size)).shape[1]
+        num = self._slice_features(torch.zeros(1, self.in_channels, *size)).shape[1]
         self.out_features = 3 * num if spatial_dims == 3 else num
         if self.z_channels is None:
             self.z_channels = self.out_features
@@ -235,20 +239,19 @@ class PlanarAdapter(EncoderAdapter):
         self.network.eval()
         return self
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Encode images (B, in_channels, *S) in ``model_range``: (B, z_channels), in the dtype of ``x``."""
+    def _features(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 4:
-            return self.projection(self._features(x)).to(x.dtype)
+            return self._slice_features(x)
         parts = []
         for axis, n in enumerate(x.shape[2:], start=2):
             num = min(self.slices, n)
             middles = ((torch.arange(num, device=x.device) + 0.5) * n / num).long()  # of equal parts
             slices = x.index_select(axis, middles).movedim(axis, 1)
-            parts.append(self._features(slices.flatten(0, 1)).unflatten(0, (-1, num)).mean(dim=1))
-        return self.projection(torch.cat(parts, dim=1)).to(x.dtype)
+            parts.append(self._slice_features(slices.flatten(0, 1)).unflatten(0, (-1, num)).mean(dim=1))
+        return torch.cat(parts, dim=1)
 
     @torch.no_grad()
-    def _features(self, images: Tensor) -> Tensor:
+    def _slice_features(self, images: Tensor) -> Tensor:
         """The features (N, F) of all layers, for images (N, C, H, W)."""
         outputs: dict[str, Any] = {}
         hooks = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
@@ -116,11 +116,17 @@ def _with_components(session: Session, num: int, network: nn.Module, name: str) 
 
 
 def training_images(
-    session: Session, num_least: int, network: nn.Module | None = None, *, text: str, most_cases: int | None = None
+    session: Session,
+    num_least: int,
+    network: Callable[[Tensor], Tensor] | None = None,
+    *,
+    text: str,
+    most_cases: int | None = None,
 ) -> Iterator[NDArray[np.float32]]:
     """Readable training images, or what a network makes of them, in bounded batches of at least ``num_least``."""
     key, cases = session.encoder_key, [case for case in session.cohort.cases if case.split == "train"]
-    cases = cases[:: 1 if most_cases is None else -(-len(cases) // most_cases) or 1]
+    if most_cases is not None:  # in random order: a table may be sorted by hospital
+        cases = [cases[i] for i in np.random.default_rng(0).permutation(len(cases))[:most_cases]]
     items: list[dict[str, Any]] = [case.item() for case in cases]
     stream = read_stream(
         items, session.trained.preprocessing, (key,), session.reading.workers_for(len(cases)), _READ_AHEAD
@@ -142,7 +148,7 @@ def training_images(
             advance()
     if is_first and len(batch) < 2:
         raise CohortError(
-            f"encoder: {text} are fitted to training images, but only {len(batch)} of {len(cases)} "
+            f"{text} are fitted to training images, but only {len(batch)} of {len(cases)} "
             "training cases can be used; give a cohort with training cases"
         )
     yield np.stack(batch)

@@ -17,10 +17,10 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, finished, versions, write_record
-from monai_diffae.apps.settings import Choice, Features, Reading, Run, Seed, colour_values
+from monai_diffae.apps.settings import Choice, Reading, Run, Seed, colour_values
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import ConfigError
-from monai_diffae.policies import Colour
+from monai_diffae.policies import Colour, Features
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,7 +1,8 @@
-"""Wide features: principal components of the features before the encoder's last layer, and of a pooled image.
+"""Wide features: principal components of what the encoder computes before its last layer, and of a pooled image.
 
-The last layer keeps what the decoder needs; a label may need what it leaves out. With the pooled image, a probe is not
-far behind one on principal components of the pixels. Both parts are scaled to a total variance of 1.
+The last layer keeps what the decoder needs; a label may need what it leaves out. There are three parts, each scaled to
+a total variance of 1: the input of the last layer; the pooled image, so that a probe is not far behind one on principal
+components of the pixels; and means and maxima of each stage, which describe content more than position.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import os
 from dataclasses import replace
 from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_max_pool2d, adaptive_max_pool3d, silu
 
 from monai_diffae.apps.embedding.baseline_encoders import training_images
 from monai_diffae.apps.session import Session
@@ -22,15 +25,15 @@ from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.bundle.model_file import read_model, write_model
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError
-from monai_diffae.inferers.reconstruction import encode_exactly
 from monai_diffae.latents.components import PixelComponents
-from monai_diffae.networks.blocks import CellMeans
+from monai_diffae.networks import PooledVoxels
 
 logger = logging.getLogger(__name__)
 
 WIDE_CHANNELS = 256
 """The most wide features; fewer training cases give fewer."""
-_CELLS = {2: 32, 3: 16}  # cells per axis of a pooled image, or of a pooled volume
+_IMAGE_CELLS = {2: 32, 3: 16}  # cells per axis of a pooled image, or of a pooled volume
+_STAGE_CELLS = {2: 2, 3: 1}
 _MOST_CASES = 10_000  # training cases that the components are fitted to
 
 
@@ -62,11 +65,11 @@ class WideEncoder(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """The codes (B, Z + K) of images (B, C, *S)."""
-        features, voxels = _features(self.network, images)
-        wide = (torch.cat([features, voxels], dim=1) - self.mean) @ self.axes.T
+        features = _features(self.network, images)
+        wide = (torch.cat(features, dim=1) - self.mean) @ self.axes.T
         if not self.with_z_sem:
             return wide
-        return torch.cat([self.network.encoder.project(features), wide], dim=1)  # type: ignore[union-attr, operator]
+        return torch.cat([self.network.encoder.project(features[0]), wide], dim=1)  # type: ignore[union-attr, operator]
 
 
 class _FeatureEncoder(nn.Module):
@@ -84,11 +87,22 @@ class _FeatureEncoder(nn.Module):
         return torch.cat(parts, dim=1)
 
 
-def _features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The features (B, F) before the encoder's last layer, and the means (B, P) of the image over a grid of cells."""
-    cells = [min(side, _CELLS[images.ndim - 2]) for side in images.shape[2:]]
-    features: Tensor = network.encoder.features(images)  # type: ignore[union-attr, operator]
-    return features, CellMeans(cells)(images).flatten(1)
+def _features(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """The parts of which wide features are components, each (B, F); the first is what the last layer projects."""
+    dims = images.ndim - 2
+    features, stages = network.encoder.features(images)  # type: ignore[union-attr, operator]
+    parts = [features, _means(images, _IMAGE_CELLS[dims])]
+    maxima, cells = (adaptive_max_pool2d, adaptive_max_pool3d)[dims - 2], _STAGE_CELLS[dims]
+    pooled: list[Tensor] = []
+    for stage in stages:
+        activated = silu(stage)
+        pooled += [_means(activated, cells), maxima(activated, cells).flatten(1)]
+    return [*parts, torch.cat(pooled, dim=1)] if pooled else parts
+
+
+def _means(x: Tensor, cells: int) -> Tensor:
+    means: Tensor = PooledVoxels([min(side, cells) for side in x.shape[2:]])(x)
+    return means
 
 
 def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> TrainedBundle:
@@ -96,14 +110,13 @@ def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> Tr
     if not hasattr(trained.network.encoder, "features"):
         kind = type(trained.network.encoder).__name__
         raise ConfigError(f"features: the encoder {kind} has no wide features; use z")
-    path = models_folder(trained.folder) / WIDE
-    file = read_model(path, "wide", is_built=False) if path.is_file() else None
-    if file is None or file.description.get("autoencoder_sha256") != trained.sha256:  # of weights that were replaced
+    if not trained.has_wide:
         raise NotFittedError(
-            f"features: {trained.folder.name} has no models/{WIDE} of its present weights; embed the cohort of its "
-            "training with features wide first, in one process, which fits and stores them"
+            f"features: wide features were not fitted for the present weights of {trained.folder.name}; first embed "
+            "the training cohort with features wide, in one process, without overrides, where the bundle can be written"
         )
-    network = WideEncoder(trained.network, file.tensors["mean"], file.tensors["axes"], with_z_sem)
+    file = read_model(models_folder(trained.folder) / WIDE, "wide", is_built=False)
+    network = WideEncoder(trained.network, file.tensors["mean"], file.tensors["axes"].float(), with_z_sem)
     return replace(trained, network=network.to(trained.device).eval())
 
 
@@ -119,12 +132,13 @@ def fit_or_load(session: Session, *, may_fit: bool) -> Session:
     try:
         return replace(session, trained=with_wide_features(trained))
     except NotFittedError:
-        if not (session.may_be_of_training and may_fit):
+        if not (may_fit and session.can_fit_wide):
             raise
     mean, axes = _fit(session)
     models = models_folder(trained.folder)
     with WriteLock(models):
-        write_model(models / WIDE, "wide", {"mean": mean, "axes": axes}, {"autoencoder_sha256": trained.sha256})
+        tensors = {"mean": mean, "axes": axes.half()}  # a file of half the size
+        write_model(models / WIDE, "wide", tensors, {"autoencoder_sha256": trained.sha256})
     logger.info("models/%s: %d components of the training cases' features", WIDE, len(axes))
     return replace(session, trained=with_wide_features(trained))
 
@@ -133,12 +147,17 @@ def _fit(session: Session) -> tuple[Tensor, Tensor]:
     """The mean [F] and the components [K, F] of the features of at most ``_MOST_CASES`` training cases."""
     trained = session.trained
     encoder = _FeatureEncoder(trained.network).eval()
-    images = training_images(session, WIDE_CHANNELS + 1, text="wide features", most_cases=_MOST_CASES)
-    batches = (
-        encode_exactly(torch.from_numpy(batch).to(trained.device), encoder, trained.inferer).cpu() for batch in images
-    )
+
+    def encode(images: Tensor) -> Tensor:
+        return trained.inferer.encode(images, encoder)
+
+    least = WIDE_CHANNELS + 1
+    batches = training_images(session, least, encode, text="wide features", most_cases=_MOST_CASES)
     first = next(batches)
-    parts = [part - part.mean(dim=0) for part in first.split(encoder.widths, dim=1)]
-    scale = torch.cat([part.square().sum(dim=1).mean().rsqrt().expand(part.shape[1]) for part in parts])
-    components = PixelComponents.fit(((batch * scale).numpy() for batch in chain([first], batches)), WIDE_CHANNELS)
-    return torch.from_numpy(components.mean) / scale, torch.from_numpy(components.axes) * scale
+    parts = np.split(first, np.cumsum(encoder.widths)[:-1], axis=1)
+    variances = np.array([part.var(axis=0).sum() for part in parts])
+    scales = np.divide(1, np.sqrt(variances), out=np.zeros(len(parts)), where=variances > 0)
+    scale = np.repeat(scales, encoder.widths).astype(np.float32)
+    components = PixelComponents.fit((batch * scale for batch in chain([first], batches)), WIDE_CHANNELS)
+    mean = np.divide(components.mean, scale, out=first.mean(axis=0), where=scale > 0)
+    return torch.from_numpy(mean).float(), torch.from_numpy(components.axes * scale).float()

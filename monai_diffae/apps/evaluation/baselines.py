@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,7 @@ from monai_diffae.data.embeddings import (
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.features import INTENSITY_NAME, WIDE_NAME, FeatureSet, intensity_statistics
+from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.probe import Comparison
@@ -105,7 +106,7 @@ def _images(ids: Sequence[str], session: Session, out: Path) -> tuple[NDArray[np
     return images, np.array([case_id in positions for case_id in ids])
 
 
-def table_features(table: pd.DataFrame, name: Literal["z", "wide"]) -> FeatureSet:
+def table_features(table: pd.DataFrame, name: Features) -> FeatureSet:
     """The codes of a table, named after their encoder, with standard deviations if it has any; or its wide features."""
     if name == "wide":
         return replace(FeatureSet.from_values(WIDE_NAME, matrix(table, "wide")), standardise=False)

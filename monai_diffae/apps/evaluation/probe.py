@@ -16,6 +16,7 @@ from monai_diffae.apps.result import Result, run_once, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split, Writing
 from monai_diffae.errors import ConfigError, counted, shortened
 from monai_diffae.lazy import np, pd, pictures
+from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 EvaluationName = Literal["split", "cv"]
 ProbeName = Literal["linear", "knn", "boosting"]
 PixelBaseline = Literal["pca", "intensity"]
-FeatureName = Literal["z", "wide"]
 
 _FAILURES = "probe_failures.csv"
 _TABLES, _CHARTS = ("probes.csv", "predictions.parquet"), ("calibration.png",)
@@ -45,7 +45,7 @@ _FEW_LABEL_COLUMNS = (
 class Comparison:
     """What z_sem is compared with."""
 
-    features: Sequence[FeatureName] = ("z",)
+    features: Sequence[Features] = ("z",)
     """Features of the table: ``z`` (z_sem) and ``wide`` (of ``embed --features wide``); all others are compared with
     the first."""
     baselines: NamedFiles = field(default_factory=dict)
@@ -53,6 +53,9 @@ class Comparison:
     embeddings of another model."""
     pixel_baselines: Sequence[PixelBaseline] = ()
     """Features to compute from the pixels and to compare with; these need ``bundle`` and ``cohort``."""
+    together: Sequence[str] = ()
+    """Also predict from several of these features side by side, e.g. ``wide planar``: ``z``, ``wide``, ``pca``,
+    ``intensity`` and the names of ``baselines``."""
     bundle: Path | None = None
     """Folder of the bundle that made the embeddings; used only for ``pixel_baselines``."""
     cohort: Path | None = None
@@ -177,7 +180,7 @@ def probe(
         "embeddings": file_checksum(embeddings),
         "targets": names,
         **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()},
-        "features": list(dict.fromkeys(comparison.features)),
+        "features": list(dict.fromkeys(comparison.features)), "together": list(dict.fromkeys(comparison.together)),
         "baselines": {name: checksum_of_features(values) for name, values in comparison.baselines.items()},
         "pixel_baselines": session and session.made_from(session.cohort.cases, decodes=False, names=pixel_names),
         "group_duplicates": group_duplicates, "dpi": writing.dpi,
@@ -230,10 +233,18 @@ def _evaluate(
     from monai_diffae.data.embeddings import split_origin
     from monai_diffae.data.progress import track
     from monai_diffae.latents.probing.evaluation import evaluate_probes
+    from monai_diffae.latents.probing.features import FeatureSet
 
     pixel_sets = [] if session is None else pixel_features(comparison, table, session, folder)
-    own = [table_features(table, name) for name in dict.fromkeys(comparison.features)]
-    feature_sets = [*own, *baselines, *pixel_sets]
+    own: dict[str, FeatureSet] = {name: table_features(table, name) for name in dict.fromkeys(comparison.features)}
+    pixel_names = list(dict.fromkeys(comparison.pixel_baselines))
+    keys = [*own, *(each.name for each in baselines), *pixel_names]
+    if taken := next((name for name in keys if keys.count(name) > 1), None):
+        raise ConfigError(f"baselines: the name {taken!r} is that of other features; rename this one")
+    by_name = own | {each.name: each for each in baselines} | dict(zip(pixel_names, pixel_sets, strict=True))
+    feature_sets = [*by_name.values()]
+    if comparison.together:
+        feature_sets.append(FeatureSet.together([_named(name, by_name) for name in dict.fromkeys(comparison.together)]))
     if len({each.name for each in feature_sets}) < len(feature_sets):
         same = ", ".join(each.name for each in feature_sets)
         raise ConfigError(f"baselines: two feature sets have the same name ({same}); rename one")
@@ -242,6 +253,12 @@ def _evaluate(
     num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0
     rows = [each.row for each in evaluated]
     return evaluated, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
+
+
+def _named(name: str, feature_sets: Mapping[str, FeatureSet]) -> FeatureSet:
+    if name not in feature_sets:
+        raise ConfigError(f"together: {name!r} is not among the features and baselines: {', '.join(feature_sets)}")
+    return feature_sets[name]
 
 
 def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, skipped: bool) -> Result:

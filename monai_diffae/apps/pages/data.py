@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.session import Session, split_for
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.apps.training.plan import FEW_SCANS
-from monai_diffae.bundle.layout import LATENT_MODEL, WIDE, model_file, models_folder
+from monai_diffae.bundle.layout import LATENT_MODEL, model_file, models_folder
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.atomic import write_csv
@@ -79,14 +78,10 @@ class ReportData:
     @cached_property
     def can_have_wide(self) -> bool | None:
         """Whether wide features are stored, or can be fitted to this cohort and stored; None: the encoder has none."""
-        session, models = Session.open(self.bundle, self.cohort or "", device="cpu"), models_folder(self.bundle)
+        session = Session.open(self.bundle, self.cohort or "", device="cpu")
         if not hasattr(session.trained.network.encoder, "features"):
             return None
-        description = read_description(models / WIDE) if (models / WIDE).is_file() else {}
-        if description.get("autoencoder_sha256") == session.trained.sha256:
-            return True
-        can_fit = session.may_be_of_training and len(session.cohort.split("train")) > 1
-        return can_fit and os.access(models, os.W_OK)
+        return session.trained.has_wide or (session.can_fit_wide and len(session.cohort.split("train")) > 1)
 
     @cached_property
     def has_wide(self) -> bool:

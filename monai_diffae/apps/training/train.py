@@ -82,12 +82,12 @@ def train(
         bundle, out = begin_from(out or bundle, start_from), None
     elif cohort is not None and not bundle.exists() and (out is None or not out.exists()):
         _make_bundle(bundle, cohort, training.columns)
-    has_epochs = "max_epochs" in training.overrides
+    is_fixed = not training.overrides.keys().isdisjoint(("max_epochs", "max_minutes", "ema_decay"))
     if minutes is not None:
         training = _plan(bundle, cohort, out, training, minutes, start)
     paths = {"dataset_dir": cohort, "output_dir": out}
     workflow = run_training("train", bundle, training, paths)
-    while minutes and not has_epochs and (longer := _lengthen(workflow, training, minutes, start)):
+    while minutes and not is_fixed and (longer := _lengthen(workflow, training, minutes, start)):
         training = longer
         workflow = run_training("train", bundle, training, paths)
     parser, folder = workflow.parser, results_folder(workflow)

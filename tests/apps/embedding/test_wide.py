@@ -33,7 +33,11 @@ def test_wide_features_are_the_components_of_the_training_cases_features(wide, l
     trained = load_bundle(bundle, "cpu")
     images = torch.stack([trained.open(file).images[0] for file in pd.read_csv(labelled.cohort)["image"]])
     with torch.no_grad():
-        parts = [trained.network.encoder.features(images).numpy(), images.flatten(1).numpy()]  # 16 x 16 pixels
+        features, stages = trained.network.encoder.features(images)
+    pooled = [torch.nn.functional.silu(stage) for stage in stages]
+    cells = [x.unfold(2, n := x.shape[2] // 2, n).unfold(3, n, n) for x in pooled]
+    stages = torch.cat([part.flatten(1) for x in cells for part in (x.mean((4, 5)), x.amax((4, 5)))], dim=1)
+    parts = [part.numpy() for part in (features, images.flatten(1), stages)]  # 16 x 16 pixels
     is_train = (table["split"] == "train").to_numpy()
     features = np.concatenate([part / np.sqrt(part[is_train].var(axis=0).sum()) for part in parts], axis=1)
     pca = PCA(int(is_train.sum()) - 1, svd_solver="full").fit(features[is_train])
@@ -60,7 +64,7 @@ def test_without_components_of_the_present_weights_another_cohort_is_refused(wid
     tensors = {name: value * 1.5 if value.is_floating_point() else value for name, value in model.tensors.items()}
     write_model(file, "autoencoder", tensors, model.description)
     pd.read_csv(labelled.cohort).iloc[:3].to_csv(tmp_path / "few.csv", index=False)
-    with pytest.raises(ConfigError, match=r"^features: bundle has no models/wide.safetensors of its present weights"):
+    with pytest.raises(ConfigError, match="^features: wide features were not fitted for the present weights of bundle"):
         embed(bundle, tmp_path / "few.csv", tmp_path / "few", features="wide", device="cpu")
 
 
@@ -76,5 +80,12 @@ def test_neighbors_compare_wide_features(wide, labelled, tmp_path):
         if table["patient"][i] != table["patient"][ids.index(str(nearest["id"][0]))]
     ]
     assert str(nearest["neighbor"][0]) == order[0]
+    other = shutil.copytree(wide[0], tmp_path / "bundle")
+    model = read_model(wide[0] / "models" / "wide.safetensors")
+    tensors = {name: value * 2 for name, value in model.tensors.items()}
+    write_model(other / "models" / "wide.safetensors", "wide", tensors, model.description)
+    queries = embed(other, labelled.cohort, tmp_path / "other", features="wide", device="cpu").path
+    with pytest.raises(ConfigError, match="has other wide features than embeddings.parquet; embed both again"):
+        neighbors(wide[1], tmp_path / "queried", queries=queries, features="wide")
     with pytest.raises(CohortError, match="no columns w_000, ...; embed again with features wide"):
         neighbors(labelled.embeddings, tmp_path / "none", features="wide")

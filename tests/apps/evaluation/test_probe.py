@@ -240,13 +240,15 @@ def test_wide_features_and_embeddings_of_other_models_are_compared_without_their
     other.drop(columns=["z_000", "z_001"]).assign(w_000=table["z_000"]).to_csv(baselines["its_wide"], index=False)
     file = write(table.assign(**wide))
     options = {"targets": ["grade"], "features": ["wide", "z"], "evaluation": "cv", **LINEAR}
-    result = probe(file, baselines=baselines, **options)
+    result = probe(file, baselines=baselines, together=["wide", "other"], **options)
     assert [(row["features"], row["dims"], row["num_test"]) for row in result.rows] == [
-        ("wide", 6, 170), ("z_sem", 4, 170), ("other", 2, 170), ("its_wide", 1, 170)
+        ("wide", 6, 170), ("z_sem", 4, 170), ("other", 2, 170), ("its_wide", 1, 170), ("wide + other", 8, 170)
     ]  # fmt: skip
     assert "30 cases are omitted: not all features are available for them" in caplog.text
-    assert [row["score"] > 0.7 for row in result.rows] == [True, True, False, False]  # neither has seen the label
+    assert [row["score"] > 0.7 for row in result.rows] == [True, True, False, False, True]  # neither has seen the label
     assert result.rows[1]["difference"] == pytest.approx(result.rows[0]["score"] - result.rows[1]["score"])
+    with pytest.raises(ConfigError, match="^together: 'planar' is not among the features and baselines: wide, z$"):
+        probe(file, together=["planar"], **options)
     assert result.verdicts[0]["sentence"].startswith("wide predicts grade like z_sem")
     assert "only z_sem can edit and grade scans" in result.verdicts[0]["advice"]
     assert {(row["features"], row["target"]) for row in probe(file, **LINEAR).rows} == {
