@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TABLE, PICTURE = "curves.csv", "curves.png"
+_PLAIN_INTERVAL_S = 20.0  # between two lines without a terminal
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,9 @@ class TrainingProgress:
     At the end, a warning is logged if the decoder hardly uses z_sem.
     """
 
-    def __init__(
-        self, evaluator: Workflow | None = None, plain_interval_s: float = 20.0, console: Console | None = None
-    ) -> None:
+    def __init__(self, evaluator: Workflow | None = None) -> None:
         self.evaluator = evaluator
-        self.plain_interval_s = plain_interval_s
-        self.console = console or Console(stderr=True)
+        self.console = Console(stderr=True)
         self._bar: Progress | None = None
         self._last_line = 0.0
 
@@ -146,7 +144,7 @@ class TrainingProgress:
         text = describe(engine.state.statistics)
         if self._bar is not None:
             self._bar.update(self._task, completed=engine.state.iteration, text=text)
-        elif time.monotonic() - self._last_line > self.plain_interval_s:
+        elif time.monotonic() - self._last_line > _PLAIN_INTERVAL_S:
             self._last_line = time.monotonic()
             self.console.print(text, highlight=False, soft_wrap=True)
 

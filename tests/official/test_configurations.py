@@ -123,7 +123,7 @@ OTHER_NETWORKS = {
     ),
     "learned variance": (lambda w: grown(w, r"^out\.2\."), r"out\.2\.\w+ too many or of another shape"),
     "z scales and shifts": (lambda w: grown(w, r"\.cond_emb_layers\."), "too many or of another shape"),
-    "3D": (lambda w: {n: t[..., None] if t.ndim == 4 else t for n, t in w.items()}, "they are 3D, but the official"),
+    "3D": (lambda w: {n: t[..., None] if t.ndim == 4 else t for n, t in w.items()}, "they are 3D, the official"),
     "a missing tensor": (lambda w: without(w, r"^out\.0\.weight"), r"unet\.head\.0\.weight missing"),
     "NaN": (lambda w: w | {"out.0.weight": torch.full((32,), torch.nan)}, r"^out\.0\.weight: .* not finite"),
     "something else": (lambda _: {"fc.weight": ONE}, "input_blocks.0.0.weight is missing"),
