@@ -111,11 +111,7 @@ def refuse_code(found: list[str], name: str) -> None:
 
 
 def check_code(config: Mapping[str, Any], name: str, *, places: bool = True) -> None:
-    """Refuse a training's configuration with code that no shipped one contains; nothing of it is run.
-
-    Paths, to which a training could write or send, are refused, too, unless ``places`` is False, as for values that the
-    user gave.
-    """
+    """Refuse a training's configuration with code that no shipped one contains, and with paths if ``places``."""
     try:
         found = list(_code(config, "", places))
     except RecursionError as error:

@@ -115,10 +115,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def rows_sample(table: pd.DataFrame) -> str:
-    """Hashes of the z_sem of up to 100 rows, by which :func:`has_sampled_rows` recognises the table.
-
-    They are the smallest hashes of all rows, so they do not depend on the order of the rows.
-    """
+    """The 100 smallest hashes of z_sem in the rows, by which :func:`has_sampled_rows` recognises the table."""
     return " ".join(_row_hashes(table)[:_MOST_SAMPLED])
 
 

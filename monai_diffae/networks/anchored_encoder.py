@@ -108,9 +108,6 @@ class AnchoredEncoder(nn.Module):
         free_dropout: the probability in training that an image's free numbers are replaced by 0, so that the decoder
             also uses the anchored ones.
 
-    Raises:
-        ConfigError: ``free`` has no ``z_channels``, or there is no branch.
-
     Example:
         >>> from monai_diffae.networks import SemanticEncoder
         >>> free = SemanticEncoder(2, 1, z_channels=4, base_channels=8, channel_mult=(1, 2), num_res_blocks=1)
@@ -175,11 +172,7 @@ class AnchoredEncoder(nn.Module):
     @torch.jit.unused
     @torch.no_grad()
     def fit(self, batches: Iterable[torch.Tensor]) -> None:
-        """Fit the components to batches of training images (B, C, *S), all of which must fit into memory as features.
-
-        Raises:
-            ConfigError: there are fewer than 2 images, or their features are all the same.
-        """
+        """Fit the components to batches of training images (B, C, *S), whose features must all fit into memory."""
         parts = [self._branch_features(images.to(self.mean.device)) for images in batches]
         features = torch.cat([self.mean[None, :][:0], *parts]).double()
         mean = features.mean(dim=0)

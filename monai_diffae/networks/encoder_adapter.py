@@ -38,9 +38,6 @@ class EncoderAdapter(nn.Module):
         size_divisors: what each spatial size must be a multiple of; None: the attribute of that name of ``network``,
             if it has one, and 1 if images are resized.
 
-    Raises:
-        ConfigError: the settings do not fit each other or ``network``; in ``forward``, a wrong number of channels.
-
     Example:
         >>> from monai.networks.nets import resnet18
         >>> network = resnet18(spatial_dims=2, n_input_channels=3, feed_forward=False)
@@ -205,9 +202,6 @@ class PlanarAdapter(EncoderAdapter):
 
     Attributes:
         out_features: how many features an image has.
-
-    Raises:
-        ConfigError: there is no such layer, or its output is no feature map, vector or tokens.
 
     Example:
         >>> from monai.networks.nets import resnet18

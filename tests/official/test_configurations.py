@@ -117,10 +117,13 @@ def grown(weights, pattern, axis=0, times=2):
 
 ONE = torch.zeros(1)
 OTHER_NETWORKS = {
-    "other channels": (lambda w: grown(w, r"^(encoder\.)?input_blocks\.0\.", axis=1), "that predicts 1 channels for"),
-    "learned variance": (lambda w: grown(w, r"^out\.2\."), "beatgans_model_var_type"),
-    "z scales and shifts": (lambda w: grown(w, r"\.cond_emb_layers\."), "resnet_cond_emb_2xwidth=True"),
-    "3D": (lambda w: {n: t[..., None] if t.ndim == 4 else t for n, t in w.items()}, "they are 3D, but the official"),
+    "other channels": (
+        lambda w: grown(w, r"^(encoder\.)?input_blocks\.0\.", axis=1),
+        r"out\.2\.\w+ too many or of another shape",
+    ),
+    "learned variance": (lambda w: grown(w, r"^out\.2\."), r"out\.2\.\w+ too many or of another shape"),
+    "z scales and shifts": (lambda w: grown(w, r"\.cond_emb_layers\."), "too many or of another shape"),
+    "3D": (lambda w: {n: t[..., None] if t.ndim == 4 else t for n, t in w.items()}, "they are 3D, the official"),
     "a missing tensor": (lambda w: without(w, r"^out\.0\.weight"), r"unet\.head\.0\.weight missing"),
     "NaN": (lambda w: w | {"out.0.weight": torch.full((32,), torch.nan)}, r"^out\.0\.weight: .* not finite"),
     "something else": (lambda _: {"fc.weight": ONE}, "input_blocks.0.0.weight is missing"),
