@@ -91,8 +91,9 @@ def intraclass_correlations(values: ArrayLike) -> dict[str, Floats]:
         v = df_rest * (k * icc2 * ratio + weight) ** 2 / (df * k**2 * icc2**2 * ratio**2 + weight**2)
         low, high = f.ppf(0.975, df, v), f.ppf(0.975, v, df)
         spread = k * across + (k * n - k - n) * rest
-        ends2 = n * (between - low * rest) / (low * spread + n * between), n * (high * between - rest) / (
-            spread + n * high * between
+        ends2 = (
+            n * (between - low * rest) / (low * spread + n * between),
+            n * (high * between - rest) / (spread + n * high * between),
         )
         f_low, f_high = between / rest / f.ppf(0.975, df, df_rest), between / rest * f.ppf(0.975, df_rest, df)
         ends3 = (f_low - 1) / (f_low + k - 1), (f_high - 1) / (f_high + k - 1)
@@ -131,7 +132,9 @@ class VarianceComponents:
         return np.minimum(self.patient, self.scanner) < 0
 
 
-def variance_components(values: ArrayLike, patients: ArrayLike, scanners: ArrayLike | None = None) -> VarianceComponents:
+def variance_components(
+    values: ArrayLike, patients: ArrayLike, scanners: ArrayLike | None = None
+) -> VarianceComponents:
     """Divide the variance of D measurements into patient, scanner and rest, as crossed random effects.
 
     The estimates equate the sums of squares of a linear model with what is expected of them (Henderson's method 3).
@@ -185,7 +188,7 @@ def variance_components(values: ArrayLike, patients: ArrayLike, scanners: ArrayL
 def total_shares(
     values: ArrayLike, patients: ArrayLike, scanners: ArrayLike | None = None
 ) -> tuple[Floats, Floats, Floats]:
-    """The shares ``[3]`` of patient, scanner and rest in the variance of all measurements together, with 95 % intervals.
+    """The shares ``[3]`` of patient, scanner and rest in the variance of all measurements, with 95 % intervals.
 
     The intervals are those of a jackknife over 20 groups of patients, so they hold for these scanners, not for others;
     NaN with fewer than 5 patients. See :func:`variance_components` for the arguments.

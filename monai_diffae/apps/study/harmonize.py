@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
@@ -133,8 +133,8 @@ class _Cases:
         if not kept.any():
             raise ConfigError("harmonize: no case has a scanner with training cases and all protected columns")
         omitted = pd.DataFrame({"id": rows.loc[~kept, "id"], "scanner": names[~kept], "reason": reasons[~kept]})
-        for (name, reason), part in omitted.groupby(["scanner", "reason"]):
-            logger.warning("%s of the scanner '%s' omitted: %s", counted(len(part), "case"), name, reason)
+        for group, part in omitted.groupby(["scanner", "reason"]):
+            logger.warning("%s of the scanner '%s' omitted: %s", counted(len(part), "case"), *group)
         used = rows[kept].reset_index(drop=True)
         matrix = np.hstack([np.empty((len(used), 0)), *(column[kept] for column in covariates)])
         cases = cls(used, scanner, protect, names[kept], matrix, is_train[kept])
@@ -214,7 +214,7 @@ def _costs(cases: _Cases, targets: Sequence[str], seed: int) -> tuple[pd.DataFra
     after = FeatureSet("after", before.is_available, lambda train: cases.values(columns, train))
     labels = [name for name in label_columns(rows) if name != scanner]
     chosen = targets or [name for name in labels if reason_against(rows[name].tolist(), name) is None]
-    evaluation = "cv" if cases.num_on_both_sides else None
+    evaluation: Literal["cv"] | None = "cv" if cases.num_on_both_sides else None
     settings = ProbeSettings(evaluation, probes=("linear", "knn"), seed=seed, kinds={scanner: "classes"})
     told, _ = evaluate_probes(rows, [scanner], [after, before], settings, split_origin=split_origin(rows))
     scores = [probe.row for probe in told]
@@ -225,12 +225,12 @@ def _costs(cases: _Cases, targets: Sequence[str], seed: int) -> tuple[pd.DataFra
         scores += [probe.row for probe in probes]
     for name, reason in omitted.items():
         logger.warning("target '%s' is not probed: %s", name, reason)
-    kept = ("balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high")
+    ends, kept = ("score", "low", "high"), [f"balanced_accuracy{end}" for end in ("", "_low", "_high")]
     return pd.DataFrame(scores), {
         "scanners": {
             "chance": 1 / len(np.unique(cases.scanners)),
             **{
-                f"{row['features']}_{row['probe']}": dict(zip(("score", "low", "high"), map(row.get, kept), strict=True))
+                f"{row['features']}_{row['probe']}": dict(zip(ends, map(row.get, kept), strict=True))
                 for row in scores if row["target"] == scanner
             },
         },
@@ -260,7 +260,9 @@ def _notes(figures: Mapping[str, Any], scanner: str) -> list[str]:
         chance = figures["scanners"]["chance"]
         notes.append(f"{scanner} ({probe}): balanced accuracy {then} before, {now} after; chance is {chance:.2f}.")
     for row in figures["costs"]:
-        ends = "" if row["difference_low"] is None else f" ({row['difference_low']:+.3f} to {row['difference_high']:+.3f})"
+        ends = (
+            "" if row["difference_low"] is None else f" ({row['difference_low']:+.3f} to {row['difference_high']:+.3f})"
+        )
         protected = "; protected, so it may be too high" if row["is_protected"] else ""
         notes.append(
             f"{row['target']}: {row['metric']} {row['before']:.3f} before, {row['after']:.3f} after: "

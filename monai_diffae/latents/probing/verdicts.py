@@ -19,6 +19,7 @@ CHANCE = {"auroc": 0.5, "r2": 0.0}
 NAMES = {"auroc": "AUROC", "r2": "R2"}
 _WORTH_FINDING = {"auroc": 0.7, "r2": 0.2}  # smaller effects need far more patients
 _ALPHA, _POWER = 0.05, 0.8
+_NOT_DECODED = (WIDE_NAME, "harmonized", "untrained", "pca")  # features that no decoder takes
 _SHRUNK = 0.005  # an R2 of predictions that the regularisation has shrunk to the mean
 
 
@@ -108,7 +109,7 @@ def _verdict(rows: Sequence[Row], num_labels: int) -> Verdict:
         return _without_claim(row, baseline, num_labels)
     patients = f"in {_patients(row)} that the probe has not seen"
     advice = "its direction can edit and grade scans (fit-direction)"
-    if name == WIDE_NAME:
+    if name in _NOT_DECODED:
         advice = "use it to predict; only z_sem can edit and grade scans (fit-direction)"
     if baseline is None or baseline["difference_low"] is None:
         return Verdict(target, "predicts", f"{name} predicts {target}: {_score(row)}, {patients}.", advice)
