@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @command
 def harmonize(
-    table: Path,
+    embeddings: Path,
     out: Path,
     *,
     scanner: str,
@@ -38,13 +38,13 @@ def harmonize(
     except for what the protected columns explain. Standard deviations and wide features of the table are harmonized
     as well, columns for a map are left out.
 
-    The new table is for ``probe``, ``neighbors`` and statistics. It has no z_sem that a bundle could decode, so commands
-    that decode refuse it. Beside it, ``<name>_costs.csv`` has the scores of probes before and after, and
+    The new table is for ``probe``, ``neighbors`` and statistics. It has no z_sem that a bundle could decode, so
+    commands that decode refuse it. Beside it, ``<name>_costs.csv`` has the scores of probes before and after, and
     ``<name>_omitted.csv`` the cases that could not be harmonized, with the reasons. In cross-validation, ComBat is
     fitted in every fold. The values of protected columns are used for all cases, so their scores after may be too high.
 
     Args:
-        table: Table of embeddings, written by ``embed``.
+        embeddings: Table of embeddings, written by ``embed``.
         out: The new table, ``.parquet``.
         scanner: The column with the scanner.
         protect: Columns whose effect on z_sem to keep, such as age and sex.
@@ -75,8 +75,8 @@ def harmonize(
     from monai_diffae.data.atomic import write_atomic, write_csv
     from monai_diffae.data.fingerprints import file_checksum, json_digest
 
-    rows = read_study(table, [scanner, *protect, *targets])
-    done = {"table": file_checksum(table), "scanner": scanner, "protect": list(protect), "method": "combat"}
+    rows = read_study(embeddings, [scanner, *protect, *targets])
+    done = {"embeddings": file_checksum(embeddings), "scanner": scanner, "protect": list(protect), "method": "combat"}
     metadata = rows.attrs.get("monai_diffae", {})
     origin = metadata.get("made_from", {})
     # another model, so that these cases are never compared with others that were not harmonized

@@ -24,7 +24,7 @@ _CAUSES = ("patient", "scanner", "rest")
 
 @command
 def reliability(
-    table: Path,
+    embeddings: Path,
     out: Path,
     *,
     repeat: str,
@@ -45,7 +45,7 @@ def reliability(
     the compared repeats, the shares use all scans.
 
     Args:
-        table: Table of embeddings, written by ``embed``, with a column ``patient``.
+        embeddings: Table of embeddings, written by ``embed``, with a column ``patient``.
         out: Folder for ``reliability.csv`` and the picture.
         repeat: The column that tells the scans of a patient apart, such as the number of the visit.
         scanner: The column with the scanner; by default only patients and the rest are told apart.
@@ -76,9 +76,9 @@ def reliability(
     from monai_diffae.apps.study.columns import read_study
     from monai_diffae.data.fingerprints import file_checksum
 
-    rows = read_study(table, [repeat, *([scanner] if scanner else []), *scores])
+    rows = read_study(embeddings, [repeat, *([scanner] if scanner else []), *scores])
     made_from = {
-        "table": file_checksum(table), "repeat": repeat, "scanner": scanner, "features": features,
+        "embeddings": file_checksum(embeddings), "repeat": repeat, "scanner": scanner, "features": features,
         "scores": list(scores), "directions": [file_checksum(path) for path in directions if path.is_file()],
         "splits": list(splits), "seed": seed, "dpi": writing.dpi,
     }  # fmt: skip
@@ -87,7 +87,7 @@ def reliability(
         from monai_diffae.data.atomic import write_csv
 
         kept = _usable(rows, repeat, scanner, splits)
-        matrix, measures = _measurements(table, rows, kept, features, scores, directions)
+        matrix, measures = _measurements(embeddings, rows, kept, features, scores, directions)
         measured, figures = _measure(matrix, measures, rows.loc[kept], repeat, scanner, seed)
         write_csv(out / "reliability.csv", measured)
         writing.write(out / "reliability.png", pictures.draw_reliability(measured))
