@@ -100,7 +100,7 @@ def intraclass_correlations(values: ArrayLike) -> dict[str, Floats]:
     names = ("icc2", "icc2_low", "icc2_high", "icc3", "icc3_low", "icc3_high")
     is_perfect = (rest == 0) & (between > 0) & (across == 0)  # an interval would divide by 0
     return {
-        name: np.where(is_perfect, 1.0, np.where(np.isfinite(value), value, np.nan))
+        name: np.where(is_perfect, 1.0, np.where(np.isfinite(value), np.minimum(value, 1), np.nan))
         for name, value in zip(names, (icc2, *ends2, icc3, *ends3), strict=True)
     }
 

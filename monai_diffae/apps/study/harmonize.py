@@ -28,15 +28,16 @@ def harmonize(
     scanner: str,
     protect: Sequence[str] = (),
     targets: Sequence[str] = (),
+    empirical_bayes: bool = False,
     seed: Seed = 0,
     overwrite: bool = False,
 ) -> Result:
     """Remove the scanner from z_sem with ComBat, and measure what that costs the labels.
 
     ComBat shifts and scales every dimension, so that the scanners agree. It is fitted to the training cases (all cases
-    if the table has no split) and applied to all. It also removes differences between the patients of the scanners,
-    except for what the protected columns explain. Standard deviations and wide features of the table are harmonized
-    as well, columns for a map are left out.
+    if the table has no split), at least 10 of each scanner, and applied to all. It also removes differences between
+    the patients of the scanners, except for what the protected columns explain. Standard deviations and wide features
+    of the table are harmonized as well, columns for a map are left out.
 
     The new table is for ``probe``, ``neighbors`` and statistics. It has no z_sem that a bundle could decode, so
     commands that decode refuse it. Beside it, ``<name>_costs.csv`` has the scores of probes before and after, and
@@ -49,6 +50,8 @@ def harmonize(
         scanner: The column with the scanner.
         protect: Columns whose effect on z_sem to keep, such as age and sex.
         targets: Label columns to probe before and after; by default those that ``probe`` predicts.
+        empirical_bayes: Shrink the scanners' effects before they are removed, which 2 training cases of each allow. It
+            needs the extra ``harmonize``. A linear probe can tell the scanner by what this leaves.
         seed: Random seed of folds and bootstrap.
         overwrite: Replace an existing table.
 
@@ -76,7 +79,12 @@ def harmonize(
     from monai_diffae.data.fingerprints import file_checksum, json_digest
 
     rows = read_study(embeddings, [scanner, *protect, *targets])
-    done = {"embeddings": file_checksum(embeddings), "scanner": scanner, "protect": list(protect), "method": "combat"}
+    done = {
+        "embeddings": file_checksum(embeddings),
+        "scanner": scanner,
+        "protect": list(protect),
+        "empirical_bayes": empirical_bayes,
+    }
     metadata = rows.attrs.get("monai_diffae", {})
     origin = metadata.get("made_from", {})
     # another model, so that these cases are never compared with others that were not harmonized
@@ -85,7 +93,7 @@ def harmonize(
     names = {name: out.with_name(f"{out.stem}_{name}.csv") for name in ("costs", "omitted")}
 
     def make() -> Mapping[str, Any]:
-        cases, omitted = _Cases.of(rows, scanner, protect)
+        cases, omitted = _Cases.of(rows, scanner, protect, empirical_bayes)
         new = cases.harmonized()
         costs, figures = _costs(cases, targets, seed)
         figures |= {"num_cases": len(new), "num_fitted": int(cases.is_fitted.sum()), "num_omitted": len(omitted)}
@@ -113,11 +121,14 @@ class _Cases:
     scanners: NDArray[np.str_]
     covariates: NDArray[np.float64]
     is_fitted: NDArray[np.bool_]
+    empirical_bayes: bool
 
     @classmethod
-    def of(cls, rows: pd.DataFrame, scanner: str, protect: Sequence[str]) -> tuple[_Cases, pd.DataFrame]:
+    def of(
+        cls, rows: pd.DataFrame, scanner: str, protect: Sequence[str], empirical_bayes: bool
+    ) -> tuple[_Cases, pd.DataFrame]:
         """The cases that can be harmonized, and a table of the others with the reasons."""
-        from monai_diffae.latents.harmonization import LEAST_FITTED
+        from monai_diffae.latents.harmonization import least_fitted
         from monai_diffae.latents.targets import class_name, missing
 
         reasons = np.full(len(rows), "", object)
@@ -125,10 +136,10 @@ class _Cases:
             reasons[missing(rows[name].tolist()) & (reasons == "")] = f"{name} is empty"
         names = np.array([class_name(value) for value in rows[scanner]])
         covariates = [_covariate(rows, name, reasons) for name in protect]
-        is_train = _is_training(rows)
+        is_train, least = _is_training(rows), least_fitted(empirical_bayes)
         counts = pd.Series(names[is_train & (reasons == "")]).value_counts()
-        few = np.array([counts.get(name, 0) < LEAST_FITTED for name in names])
-        reasons[few & (reasons == "")] = f"its scanner has fewer than {LEAST_FITTED} training cases"
+        few = np.array([counts.get(name, 0) < least for name in names])
+        reasons[few & (reasons == "")] = f"its scanner has fewer than {least} training cases"
         kept = reasons == ""
         if not kept.any():
             raise ConfigError("harmonize: no case has a scanner with training cases and all protected columns")
@@ -137,7 +148,7 @@ class _Cases:
             logger.warning("%s of the scanner '%s' omitted: %s", counted(len(part), "case"), *group)
         used = rows[kept].reset_index(drop=True)
         matrix = np.hstack([np.empty((len(used), 0)), *(column[kept] for column in covariates)])
-        cases = cls(used, scanner, protect, names[kept], matrix, is_train[kept])
+        cases = cls(used, scanner, protect, names[kept], matrix, is_train[kept], empirical_bayes)
         cases.check()
         return cases, omitted
 
@@ -171,7 +182,8 @@ class _Cases:
         """Some columns, harmonized with ComBat fitted to these positions."""
         from monai_diffae.latents.harmonization import harmonized
 
-        return harmonized(self.rows[list(columns)].to_numpy(np.float64), self.scanners, self.covariates, fitted)
+        x = self.rows[list(columns)].to_numpy(np.float64)
+        return harmonized(x, self.scanners, self.covariates, fitted, empirical_bayes=self.empirical_bayes)
 
     def harmonized(self) -> pd.DataFrame:
         """The rows with harmonized features, without the columns of a map, which are those of other features."""
