@@ -237,9 +237,9 @@ def draw_reliability(measured: pd.DataFrame) -> Figure:
         _COLOURS[2:4], {"icc2": "ICC(2,1), agreement", "icc3": "ICC(3,1), consistency"}.items(), strict=True
     ):
         values = measured.loc[measured["kind"] == "dimension", name].dropna()
-        left.hist(values, bins, histtype="stepfilled", color=colour, alpha=0.5, label=label)
+        left.hist(values, bins, histtype="step", color=colour, linewidth=1.5, label=label)
     left.set(xlabel="intraclass correlation", ylabel="dimensions")
-    left.legend(frameon=False)
+    left.legend(frameon=False, loc="upper left")
     for panel, kind in zip(others, ("dimension", "component"), strict=True):
         rows = measured[measured["kind"] == kind].dropna(subset=shares)
         rows = rows.sort_values("patient_share", ascending=False) if kind == "dimension" else rows

@@ -141,7 +141,7 @@ def test_designs_in_which_harmonizing_means_nothing_are_refused(change, message,
 
 
 def test_patients_of_one_scanner_or_on_both_sides_are_warned_of(write, tmp_path, caplog, monkeypatch):
-    table = planted().assign(patient=lambda rows: rows["patient"] + rows["scanner"])
+    table = planted(num_patients=40).assign(patient=lambda rows: rows["patient"] + rows["scanner"])
     table.loc[:9, "split"] = "test"
     table["patient"] = table["patient"].where(table.index != 20, table["patient"].iloc[2])
     harmonize(write(table), tmp_path / "even.parquet", scanner="scanner", targets=["age"])
