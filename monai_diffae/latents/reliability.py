@@ -19,20 +19,10 @@ _GROUPS, _LEAST_GROUPS = 20, 5  # of the jackknife
 
 
 def complete_design(patients: ArrayLike, repeats: ArrayLike) -> NDArray[np.intp]:
-    """Choose the scans of a complete design, in which every patient has each repeat once.
+    """The rows ``[n, k]`` of a complete design: n of the patients ``[N]``, who each have the same k repeats once.
 
     Of the most frequent repeats, as many are used as give the most scans. Patients who lack one of them are left out,
     and so are all but the first scan of a patient with the same repeat.
-
-    Args:
-        patients: ``[N]``.
-        repeats: ``[N]``, such as the number of the visit or the name of the scanner.
-
-    Returns:
-        The rows ``[n, k]`` of n patients with k repeats, the most frequent repeat first.
-
-    Raises:
-        ConfigError: fewer than two patients have two repeats, or there are more than 20 repeats.
 
     Example:
         >>> complete_design(["a", "a", "b", "b", "b", "c"], [1, 2, 1, 2, 3, 1])
@@ -63,16 +53,12 @@ def intraclass_correlations(values: ArrayLike) -> dict[str, Floats]:
     lower it.
 
     Args:
-        values: ``[n, k, D]``, n patients with k repeats each.
-
-    Returns:
-        ``icc2``, ``icc3``, and both with ``_low`` and ``_high``: ``[D]``. NaN for measurements that never vary.
+        values: ``[n, k, D]``, n patients with k repeats each. What never varies has no reliability: NaN.
 
     Example:
-        >>> rng = np.random.default_rng(0)
-        >>> scans = rng.normal(size=(500, 1, 1)) + rng.normal(size=(500, 3, 1)) + np.array([[[0.0], [1], [-1]]])
-        >>> {name: round(float(value[0]), 1) for name, value in intraclass_correlations(scans).items()}
-        {'icc2': 0.3, 'icc2_low': 0.1, 'icc2_high': 0.5, 'icc3': 0.5, 'icc3_low': 0.4, 'icc3_high': 0.5}
+        >>> scans = np.array([[1.0, 2, 1], [3, 5, 4], [8, 6, 7], [9, 9, 8]])[..., None]
+        >>> {name: round(float(value[0]), 2) for name, value in intraclass_correlations(scans).items()}
+        {'icc2': 0.94, 'icc2_low': 0.7, 'icc2_high': 1.0, 'icc3': 0.93, 'icc3_low': 0.62, 'icc3_high': 0.99}
     """
     from scipy.stats import f
 
@@ -107,17 +93,11 @@ def intraclass_correlations(values: ArrayLike) -> dict[str, Floats]:
 
 @dataclass(frozen=True, eq=False)
 class VarianceComponents:
-    """The variances ``[D]`` of D measurements that are due to each cause; estimates, which may be negative.
-
-    Attributes:
-        patient: between patients.
-        scanner: between scanners; 0 if there are none.
-        rest: within a patient and a scanner.
-    """
+    """The variances ``[D]`` of D measurements that are due to each cause; estimates, which may be negative."""
 
     patient: Floats
-    scanner: Floats
-    rest: Floats
+    scanner: Floats  # 0 if there are none
+    rest: Floats  # within a patient and a scanner
 
     def shares(self, *, total: bool = False) -> Floats:
         """The shares ``[3, D]`` of patient, scanner and rest, negative ones cut to 0; of the sum, ``[3]``, in total."""
@@ -149,12 +129,9 @@ def variance_components(
         ConfigError: no patient has two scans, or none was scanned on two scanners.
 
     Example:
-        >>> rng = np.random.default_rng(0)
-        >>> patients, scanners = np.arange(900) // 3, np.arange(900) % 3
-        >>> values = rng.normal(size=(300, 1))[patients] + np.array([[-1.0], [0], [1]])[scanners]
-        >>> values = values + rng.normal(size=(900, 1))
-        >>> variance_components(values, patients, scanners).shares().round(1).ravel().tolist()
-        [0.4, 0.4, 0.3]
+        >>> parts = variance_components([[1.0], [3], [5], [7]], ["a", "a", "b", "b"], ["x", "y", "x", "y"])
+        >>> parts.shares().round(3).ravel().tolist()
+        [0.8, 0.2, 0.0]
     """
     x = checked_codes(values, num_least=2).astype(np.float64)
     x = x - x.mean(axis=0)
@@ -191,10 +168,7 @@ def total_shares(
     """The shares ``[3]`` of patient, scanner and rest in the variance of all measurements, with 95 % intervals.
 
     The intervals are those of a jackknife over 20 groups of patients, so they hold for these scanners, not for others;
-    NaN with fewer than 5 patients. See :func:`variance_components` for the arguments.
-
-    Returns:
-        The shares, and the lower and upper ends of their intervals.
+    NaN with fewer than 5 patients, or if one group decides whether scanners and patients can be told apart.
     """
     from scipy.stats import t
 
@@ -202,13 +176,16 @@ def total_shares(
     scanner = None if scanners is None else np.asarray(scanners)
     shares = variance_components(x, patient, scanner).shares(total=True)
     num = min(_GROUPS, int(patient.max()) + 1)
+    keeps = [patient % num != group for group in range(num)]
+    try:
+        parts = np.stack([
+            variance_components(x[keep], patient[keep], None if scanner is None else scanner[keep]).shares(total=True)
+            for keep in keeps
+        ])  # fmt: skip
+    except ConfigError:
+        num = 0
     if num < _LEAST_GROUPS:
         return shares, np.full(3, np.nan), np.full(3, np.nan)
-    keeps = [patient % num != group for group in range(num)]
-    parts = np.stack([
-        variance_components(x[keep], patient[keep], None if scanner is None else scanner[keep]).shares(total=True)
-        for keep in keeps
-    ])  # fmt: skip
     error = np.sqrt((num - 1) * parts.var(axis=0)) * t.ppf(0.975, num - 1)
     return shares, np.maximum(shares - error, 0), np.minimum(shares + error, 1)
 
@@ -223,31 +200,19 @@ def _indicators(groups: ArrayLike) -> Any:
 
 @dataclass(frozen=True)
 class Fingerprinting:
-    """How often the scan nearest to a scan is of the same patient.
-
-    Attributes:
-        rate: the share of scans for which it is, as a mean over all scans that have another one of their patient.
-        low: lower end of its 95 % interval, from a bootstrap over patients.
-        high: upper end.
-        chance: the rate if neighbors were drawn at random.
-        num_patients: patients whose scans were looked up, at most 5000.
-    """
+    """How often the scan nearest to a scan is of the same patient."""
 
     rate: float
-    low: float
+    low: float  # of its 95 % interval, from a bootstrap over patients
     high: float
-    chance: float
-    num_patients: int
+    chance: float  # the rate if neighbors were drawn at random
+    num_patients: int  # whose scans were looked up, at most 5000
 
 
 def fingerprinting(z: ArrayLike, patients: ArrayLike, repeats: ArrayLike, seed: int = 0) -> Fingerprinting:
-    """Find out whether a patient's other scan is the nearest of all scans; those of the same repeat do not count.
+    """Find out whether a patient's other scan is the nearest of all scans ``[N, D]``.
 
-    Args:
-        z: ``[N, D]``, normalised.
-        patients: ``[N]``.
-        repeats: ``[N]``.
-        seed: random seed of the bootstrap, and of the choice of patients if there are more than 5000.
+    Scans of the same patient and repeat do not count. ``seed`` is that of the bootstrap and of the choice of patients.
 
     Example:
         >>> patients, repeats = np.repeat(np.arange(50), 2), np.tile([1, 2], 50)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
+
+_COSTS = [
+    "target", "is_protected", "metric", "before", "after", "difference", "difference_low", "difference_high"
+]  # fmt: skip
 
 
 @command
@@ -79,12 +84,8 @@ def harmonize(
     from monai_diffae.data.fingerprints import file_checksum, json_digest
 
     rows = read_study(embeddings, [scanner, *protect, *targets])
-    done = {
-        "embeddings": file_checksum(embeddings),
-        "scanner": scanner,
-        "protect": list(protect),
-        "empirical_bayes": empirical_bayes,
-    }
+    done: dict[str, Any] = {"embeddings": file_checksum(embeddings), "scanner": scanner, "protect": list(protect)}
+    done["empirical_bayes"] = empirical_bayes
     metadata = rows.attrs.get("monai_diffae", {})
     origin = metadata.get("made_from", {})
     # another model, so that these cases are never compared with others that were not harmonized
@@ -227,38 +228,26 @@ def _costs(cases: _Cases, targets: Sequence[str], seed: int) -> tuple[pd.DataFra
     labels = [name for name in label_columns(rows) if name != scanner]
     chosen = targets or [name for name in labels if reason_against(rows[name].tolist(), name) is None]
     evaluation: Literal["cv"] | None = "cv" if cases.num_on_both_sides else None
-    settings = ProbeSettings(evaluation, probes=("linear", "knn"), seed=seed, kinds={scanner: "classes"})
-    told, _ = evaluate_probes(rows, [scanner], [after, before], settings, split_origin=split_origin(rows))
-    scores = [probe.row for probe in told]
-    omitted: dict[str, str] = {}
-    if chosen:
-        settings = ProbeSettings(evaluation, probes=("linear",), seed=seed)
-        probes, omitted = evaluate_probes(rows, chosen, [after, before], settings, split_origin=split_origin(rows))
-        scores += [probe.row for probe in probes]
-    for name, reason in omitted.items():
-        logger.warning("target '%s' is not probed: %s", name, reason)
-    ends, kept = ("score", "low", "high"), [f"balanced_accuracy{end}" for end in ("", "_low", "_high")]
-    return pd.DataFrame(scores), {
-        "scanners": {
-            "chance": 1 / len(np.unique(cases.scanners)),
-            **{
-                f"{row['features']}_{row['probe']}": dict(zip(ends, map(row.get, kept), strict=True))
-                for row in scores if row["target"] == scanner
-            },
-        },
-        "costs": [
-            {
-                "target": now["target"], "is_protected": now["target"] in cases.protect, "metric": now["metric"],
-                "before": then["score"], "after": now["score"],
-                **{key: then[key] for key in ("difference", "difference_low", "difference_high")},
-            }
-            for now, then in zip(*(
-                [row for row in scores if row["features"] == name and row["target"] != scanner]
-                for name in ("after", "before")
-            ), strict=True)
-        ],
+    settings = ProbeSettings(evaluation, seed=seed, kinds={scanner: "classes"})
+    probes, omitted = evaluate_probes(
+        rows, [scanner, *chosen], [after, before], settings, split_origin=split_origin(rows)
+    )
+    if scanner in omitted:
+        raise ConfigError(f"scanner: {omitted[scanner]}")
+    scores = pd.DataFrame([probe.row for probe in probes])
+    accuracy = {f"balanced_accuracy{old}": new for old, new in {"": "score", "_low": "low", "_high": "high"}.items()}
+    told = scores[scores["target"] == scanner].rename(columns={"score": "", "low": "", "high": "", **accuracy})
+    told.index = pd.Index(told["features"] + "_" + told["probe"])
+    costs = scores[(scores["features"] == "before") & (scores["probe"] == "linear") & (scores["target"] != scanner)]
+    costs = costs.assign(
+        is_protected=costs["target"].isin(cases.protect), before=costs["score"],
+        after=costs["score"] + costs["difference"],
+    )  # fmt: skip
+    return scores, {
+        "scanners": {"chance": 1 / len(np.unique(cases.scanners)), **told[[*accuracy.values()]].T.to_dict()},
+        "costs": json.loads(costs[_COSTS].to_json(orient="records")),
         "omitted_targets": omitted,
-    }  # fmt: skip
+    }
 
 
 def _notes(figures: Mapping[str, Any], scanner: str) -> list[str]:
@@ -273,11 +262,10 @@ def _notes(figures: Mapping[str, Any], scanner: str) -> list[str]:
         notes.append(f"{scanner} ({probe}): balanced accuracy {then} before, {now} after; chance is {chance:.2f}.")
     for row in figures["costs"]:
         ends = (
-            "" if row["difference_low"] is None else f" ({row['difference_low']:+.3f} to {row['difference_high']:+.3f})"
+            "" if row["difference_low"] is None else " ({difference_low:+.3f} to {difference_high:+.3f})".format(**row)
         )
         protected = "; protected, so it may be too high" if row["is_protected"] else ""
-        notes.append(
-            f"{row['target']}: {row['metric']} {row['before']:.3f} before, {row['after']:.3f} after: "
-            f"{row['difference']:+.3f}{ends}{protected}"
-        )
+        line = "{target}: {metric} {before:.3f} before, {after:.3f} after: {difference:+.3f}".format(**row)
+        notes.append(f"{line}{ends}{protected}")
+    notes += [f"{target}: not probed: {reason}" for target, reason in figures["omitted_targets"].items()]
     return [*notes, "in brackets: 95% intervals over patients"]

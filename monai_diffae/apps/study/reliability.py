@@ -142,6 +142,9 @@ def _measurements(
         values["score", name] = pd.to_numeric(rows.loc[kept, name], errors="coerce").to_numpy(np.float64)
         if np.isnan(values["score", name]).any():
             raise ConfigError(f"scores: '{name}' has empty cells or text; give a column with a number for each scan")
+    names = [*scores, *(file.stem for file in directions)]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"scores, directions: two have the same name ({', '.join(names)}); rename one")
     if directions:
         check_z_sem(path)
     for file in directions:
@@ -198,7 +201,7 @@ def _result(out: Path, figures: Mapping[str, Any], features: str, scanner: str |
     notes = [
         f"Of the variance of {'z_sem' if features == 'z' else 'the wide features'}, {', '.join(parts)}.",
         f"The nearest scan is the same patient's for {_share({**found, 'share': found['rate']})}; by chance, it would "
-        f"be for {found['chance']:.2%}.",
+        f"be for {100 * found['chance']:.2g}%.",
         f"Median ICC(2,1) {figures['median_icc2']:.2f}, ICC(3,1) {figures['median_icc3']:.2f}: "
         f"{counted(figures['num_patients'], 'patient')} with {figures['num_repeats']} repeats each "
         f"({figures['num_compared']} of {counted(figures['num_scans'], 'scan')}).",
