@@ -70,6 +70,10 @@ class ConfigError(OmittableError, ValueError):
     exit_code = 2
 
 
+class OtherResultsError(ConfigError):
+    """There are results that were made with other settings; ``overwrite`` replaces them."""
+
+
 class ScanError(OmittableError, ValueError):
     """One scan cannot be used; the other cases of its cohort can."""
 

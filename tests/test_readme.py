@@ -133,19 +133,6 @@ def test_the_slurm_script_can_be_read_and_runs_the_training_of_one_machine():
     }
 
 
-@pytest.mark.parametrize(
-    "page", [ROOT / "docs" / "synthesis.md", *(bundle / "docs" / "README.md" for bundle in BUNDLES)]
-)
-def test_every_bundle_run_of_a_command_is_documented(page):
-    text = page.read_text(encoding="utf-8")
-    runs = re.findall(r"run (\w+) --config_file \S*configs/(\w+)\.json", text)
-    actions = {(name, name) for name in ("generate", "embed", "evaluate", "export")}
-    assert all((BUNDLE / "configs" / f"{name}.json").is_file() for name, _ in actions)
-    if page.name == "synthesis.md":  # other pages have the others
-        actions = {("generate", "generate")}
-    assert actions | {("training", "train_latent")} <= set(runs)
-
-
 def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):

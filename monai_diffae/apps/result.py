@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from monai_diffae import __version__
 from monai_diffae.data.fingerprints import digest, file_checksum
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import CohortError, ConfigError, OtherResultsError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -230,7 +230,7 @@ def finished(
         )
     differ = sorted(key for key in made_from if content["made_from"].get(key) != made_from[key])
     if differ:
-        raise ConfigError(
+        raise OtherResultsError(
             f"{existing.name}: exists and was made with other {', '.join(differ)}; set overwrite, or choose another out"
         )
     is_whole = all(path.exists() for path in results) and not _num_missing(record.parent, results, content["files"])

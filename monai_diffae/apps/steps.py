@@ -15,7 +15,7 @@ from monai_diffae.apps.commands import command_line, find_command
 from monai_diffae.apps.result import Result
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.fingerprints import json_digest
-from monai_diffae.errors import OmittableError, find_diffae_error, one_line
+from monai_diffae.errors import OmittableError, OtherResultsError, find_diffae_error, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ class Step:
     command: str  # its name, such as `embed`
     arguments: Mapping[str, Any]  # by their names in Python
     is_preparation: bool = False  # whether it only prepares other steps
+    is_replaced: bool = False  # whether results of other settings are replaced: not embeddings, which take long
     typed: str | None = None
 
     @property
@@ -61,7 +62,7 @@ class Steps:
 
     def attempt(self, title: str, command: str, **arguments: Any) -> Any:
         """Run a step that no other step needs; if it fails, the reason is logged and kept, and the result is None."""
-        step, start = Step(title, command, arguments), time.monotonic()
+        step, start = Step(title, command, arguments, is_replaced=command != "embed"), time.monotonic()
         try:
             return self._run(step)
         except Exception as error:
@@ -76,21 +77,23 @@ class Steps:
         """The outcomes of this call, after the preparations that only earlier calls had to do."""
         ran = {_key(outcome.step) for outcome in self.outcomes}
         earlier = [
-            Outcome(
-                Step(each["title"], each["command"], {}, is_preparation=True, typed=each["line"]),
-                each["seconds"],
-                warnings=tuple(each["warnings"]),
-            )
-            for key, each in self._notes().items()
-            if key not in ran and "line" in each
-        ]
+            Outcome(Step(each["title"], each["command"], {}, is_preparation=True, typed=each["line"]),
+                    each["seconds"], warnings=tuple(each["warnings"]))
+            for key, each in self._notes().items() if key not in ran and "line" in each
+        ]  # fmt: skip
         return [*earlier, *self.outcomes]
 
     def _run(self, step: Step) -> Result:
         logger.info("\n%s\n$ %s", step.title, step.line)
         start = time.monotonic()
+        run = find_command(step.command).load()
         with _kept_warnings() as warnings:
-            result: Result = find_command(step.command).load()(**step.arguments)
+            try:
+                result: Result = run(**step.arguments)
+            except OtherResultsError:
+                if not step.is_replaced:
+                    raise
+                result = run(**{**step.arguments, "overwrite": True})
         for line in result.lines():
             if not line.startswith("next: "):  # what comes next is the next step
                 logger.info("%s", line)

@@ -42,9 +42,10 @@ _AUGMENTATIONS = (
 )  # fmt: skip
 _OURS = (
     "diffusion.DiffusionSchedule", "inferers.DiffusionAutoencoderInferer", "inferers.LatentInferer",
-    "networks.DenoisingUNet", "networks.DiffusionAutoencoder", "networks.EncoderAdapter", "networks.FirstStage",
-    "networks.LatentMLP", "networks.SemanticEncoder", "networks.preset", "transforms.ReadScand",
-    "transforms.SmoothForSpacingd", "transforms.ToModelRanged", "transforms.ToRASd", "transforms.ToSpacingd",
+    *(f"networks.{name}" for name in ("AnchoredEncoder", "DenoisingUNet", "DiffusionAutoencoder", "EncoderAdapter")),
+    *(f"networks.{name}" for name in ("FirstStage", "LatentMLP", "PlanarAdapter", "PooledVoxels", "SemanticEncoder")),
+    *(f"transforms.{name}" for name in ("ReadScand", "SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToSpacingd")),
+    "networks.preset",
 )  # fmt: skip
 MODEL_TARGETS = frozenset(
     {

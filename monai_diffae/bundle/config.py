@@ -50,6 +50,7 @@ def check_config_of_run(config: dict[str, Any]) -> None:
     if isinstance(config.get("device"), str) and not is_formula(config["device"]):
         check_device(config["device"])
     check_views(config)
+    check_anchored(config)
 
 
 def check_image_size(network: object, image_size: Sequence[int]) -> None:
@@ -298,6 +299,15 @@ def check_views(config: Mapping[str, Any]) -> None:
             f"agreement_weight is {weight:g}, but batch_size is 1; it needs at least 2 images in a batch: enlarge "
             "batch_size, or set agreement_weight to 0"
         )
+
+
+def check_anchored(config: Mapping[str, Any]) -> None:
+    """Refuse an anchored encoder where sites would each fit another one, or where it would see latents."""
+    networks = config.get("network_def")
+    encoder = networks.get("encoder") if isinstance(networks, dict) else None  # else a formula
+    other = next((key for key in ("num_rounds", "first_stage_bundle") if key in config), None)
+    if other and isinstance(encoder, dict) and str(encoder.get("_target_")).endswith(".AnchoredEncoder"):
+        raise ConfigError(f"{other}: an anchored encoder cannot be trained in this way; omit the overlay anchored")
 
 
 def check_sizes(image_size: Sequence[int], divisors: Sequence[int]) -> None:

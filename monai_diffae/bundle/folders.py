@@ -35,6 +35,7 @@ from monai_diffae.bundle.layout import (
     PICTURES,
     PROVENANCE,
     TRAIN,
+    WIDE,
     model_file,
     models_folder,
     shipped,
@@ -158,7 +159,8 @@ def overlays_of(bundle: Path) -> list[Path]:
         overlay = {key.removeprefix("+"): value for key, value in json.loads(path.read_text()).items()}
         usable_keys = config.keys() | references(overlay)
         has_same_dims = overlay.get("spatial_dims", config["spatial_dims"]) == config["spatial_dims"]
-        if has_same_dims and {key.partition("#")[0] for key in overlay} <= usable_keys:
+        names = {key.partition("#")[0] for key in overlay}
+        if has_same_dims and names <= usable_keys and references(overlay) <= config.keys() | names:
             usable.append(path)
     return usable
 
@@ -282,7 +284,7 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
         copy_model(source, target, (MODEL,))
         for name in (ANOMALY, METRICS, PROVENANCE, CHECKPOINT):  # of the old model
             (models / name).unlink(missing_ok=True)
-        copy_model(source, target, (ANOMALY, METRICS, PROVENANCE, LATENT_MODEL, FAST_MODEL))
+        copy_model(source, target, (ANOMALY, METRICS, PROVENANCE, LATENT_MODEL, FAST_MODEL, WIDE))
         description = read_model(models / MODEL).description
         write_description(description, target)
         write_model_card(target, description)

@@ -23,12 +23,13 @@ MONAI_MODEL = "model.pt"  # the same weights as a flat state dict, for MONAI's o
 METRICS = "metrics.json"  # the metrics of the last validation, such as ``z_sem_usage``
 CHECKPOINT = "checkpoint.pt"  # everything that a training needs to resume
 ANOMALY = "anomaly.safetensors"  # the residuals of held-out cases, with which anomaly maps and scores are calibrated
+WIDE = "wide.safetensors"  # principal components of the features before the encoder's last layer
 PROVENANCE = "provenance.json"  # from which official checkpoint the weights are
 
 LATENT_PREFIX, FAST_PREFIX = "latent_", "fast_"  # prefixes of the files of a latent DDIM and of a fast decoder
 LATENT_MODEL, FAST_MODEL = f"{LATENT_PREFIX}{MODEL}", f"{FAST_PREFIX}{MODEL}"
 
-MODEL_FILES = (MODEL, LATENT_MODEL, FAST_MODEL, ANOMALY, METRICS, PROVENANCE)
+MODEL_FILES = (MODEL, LATENT_MODEL, FAST_MODEL, WIDE, ANOMALY, METRICS, PROVENANCE)
 """The files in ``models`` that are copied with a model; the one for MONAI's tools is written again."""
 
 

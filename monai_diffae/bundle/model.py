@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from monai_diffae.bundle.config import model_config, preprocessing_checksum, preprocessing_config
 from monai_diffae.bundle.folders import WriteLock
-from monai_diffae.bundle.layout import ANOMALY, models_folder
-from monai_diffae.bundle.model_file import checksum, read_model, write_model
+from monai_diffae.bundle.layout import ANOMALY, WIDE, models_folder
+from monai_diffae.bundle.model_file import checksum, read_description, read_model, write_model
 from monai_diffae.data.cases import safe_id
 from monai_diffae.data.cohort_split import slice_indices
 from monai_diffae.data.fingerprints import json_digest
@@ -82,6 +82,12 @@ class TrainedBundle:
         """Denoising loss with another image's z_sem, divided by that with the image's own; None: not measured."""
         usage = self.config.get("figures", {}).get("z_sem_usage")
         return None if usage is None else float(usage)
+
+    @property
+    def has_wide(self) -> bool:
+        """Whether the bundle has wide features of its present weights."""
+        path = models_folder(self.folder) / WIDE
+        return path.is_file() and read_description(path).get("autoencoder_sha256") == self.sha256
 
     @property
     def preprocessing_sha256(self) -> str:

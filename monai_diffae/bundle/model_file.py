@@ -41,7 +41,7 @@ FIRST_STAGE = "first_stage."
 _ENTRY = "monai_diffae"
 _KINDS = {
     "autoencoder": "a diffusion autoencoder", "first_stage": "a first stage", "latent": "a latent DDIM",
-    "fast": "a fast decoder", "anomaly": "a calibration",
+    "fast": "a fast decoder", "anomaly": "a calibration", "wide": "wide features",
 }  # fmt: skip
 _DAMAGED = "is damaged or not complete; copy it again, or train again"
 _WORD = re.compile(r"[@\w.+*#:()-]{0,80}", re.ASCII)

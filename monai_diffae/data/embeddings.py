@@ -20,6 +20,7 @@ from monai_diffae.data.cases import MISSING_WORDS, as_labels, marks_twins
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.splits import SplitOrigin
 from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.policies import Features
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +29,11 @@ MAP_COLUMNS = ("x", "y", "thumbnail")
 
 _FIGURES = ("z_sem_usage", "patient_key", "preprocessing", "split_origin")  # of the record beside a CSV
 _MOST_SAMPLED = 100
+COMMON_SCALE = ("pca", "planar")
+"""Encoders whose columns are principal components: the last are noise, so no column is standardised on its own."""
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
-_WIDE = re.compile(r"w_\d+")
+_WIDE = re.compile(r"w_\d{3,}")
 _CASE_COLUMNS = ("id", "file_name", "patient", "split", "slices", "patches", "empty_patches")
 _PATCH_COLUMNS = ("patch", "row_px", "column_px", "x_mm", "y_mm", "z_mm")
 
@@ -138,7 +141,7 @@ def patient_key_name(table: pd.DataFrame) -> str | None:
 
 
 def encoder_name(table: pd.DataFrame) -> str:
-    """The encoder that made a table: ``trained`` (also if it is not recorded), ``untrained`` or ``pca``."""
+    """The encoder that made a table: ``trained`` (also if not recorded), ``untrained``, ``pca`` or ``planar``."""
     return str(table.attrs.get("monai_diffae", {}).get("made_from", {}).get("encoder", "trained"))
 
 
@@ -179,13 +182,23 @@ def label_columns(table: pd.DataFrame) -> list[str]:
 
 def z_matrix(table: pd.DataFrame) -> NDArray[np.float32]:
     """The z_sem (N, D) of a table, float32, in the order of its rows."""
+    return matrix(table, "z")
+
+
+def matrix(table: pd.DataFrame, features: Features) -> NDArray[np.float32]:
+    """The z_sem or wide features (N, D) of a table, float32, in the order of its rows."""
+    columns, prefix = (z_columns(table), "z") if features == "z" else (wide_columns(table), "w")
+    if not columns:
+        raise CohortError(f"features: the table has no columns {prefix}_000, ...; embed again with features {features}")
     try:
-        z = table[z_columns(table)].to_numpy(np.float32)
+        values = table[columns].to_numpy(np.float32)
     except (TypeError, ValueError):
-        z = np.full((1, 1), np.nan, np.float32)
-    if not np.isfinite(z).all():
-        raise CohortError("the columns z_000, z_001, ... have values that are not finite numbers; embed again")
-    return z
+        values = np.full((1, 1), np.nan, np.float32)
+    if not np.isfinite(values).all():
+        raise CohortError(
+            f"the columns {prefix}_000, {prefix}_001, ... have values that are not finite numbers; embed again"
+        )
+    return values
 
 
 def split_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import ignite.distributed as idist
 import torch
@@ -18,18 +18,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
+from monai_diffae.data.progress import track
 from monai_diffae.data.streamed import dead_worker
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.batches import StepBatchSampler
 from monai_diffae.engines.device_settings import DeviceSettings
 from monai_diffae.engines.losses import agreement_loss, encoding_both
 from monai_diffae.engines.precision import Precision, autocast
+from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch
 from monai_diffae.errors import ConfigError, DivergenceError, quoted
+from monai_diffae.networks import AnchoredEncoder
 from monai_diffae.networks.kernels import reproducible_kernels
 
 logger = logging.getLogger(__name__)
 
 _MOST_NAMED, _LONGEST_ID = 3, 18  # cases of a batch in a message, and characters of their ids
+_MOST_FITTED = 10_000  # training cases that an anchored encoder is fitted to
 _SMALLEST_SCALE = 1e-4  # for fp16 gradients, as in fairseq: a smaller scale is only needed after divergence
 
 
@@ -231,6 +235,7 @@ class DiffusionTrainer(ResumableTrainer):
         super().__init__(**kwargs)
         self.schedule = schedule.to(self.state.device)
         self.agreement_weight = agreement_weight
+        self.add_event_handler(Events.STARTED, self._fit_encoder)
 
     def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:
         """The loss of each image (B,), weighted by its noise level, plus the weighted agreement loss of the batch."""
@@ -243,6 +248,22 @@ class DiffusionTrainer(ResumableTrainer):
         error = self.loss_function(output.float(), target).flatten(1).mean(dim=1)
         losses: Tensor = error * self.schedule.loss_weights(kwargs["timesteps"])
         return losses if z_sem is None else losses + self.agreement_weight * agreement_loss(*z_sem.chunk(2))
+
+    def _fit_encoder(self) -> None:
+        """Fit an anchored encoder to the training images, unless it was fitted before, e.g. in an earlier run."""
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        encoder = getattr(network, "encoder", None)
+        if not isinstance(encoder, AnchoredEncoder) or encoder.is_fitted:
+            return
+        loader, prepare = cast(Any, self.data_loader), cast(AutoencoderPrepareBatch, self.prepare_batch)
+        cases = loader.dataset.without_augmentation()
+
+        def image(index: int) -> Tensor:
+            alone = cases[index][prepare.encoder_key].as_subclass(Tensor)[None].to(self.state.device)
+            return alone if prepare.first_stage is None else prepare.first_stage.encode(alone)
+
+        indices = range(0, len(cases), -(-len(cases) // _MOST_FITTED))
+        encoder.fit(image(index) for index in track(indices, "fitting the anchored encoder"))
 
     def _denoised(
         self, images: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]

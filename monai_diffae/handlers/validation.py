@@ -48,11 +48,7 @@ class Validation(ValidationHandler):
     """
 
     def __init__(
-        self,
-        validator: Evaluator,
-        interval: int = 1,
-        patience: int | None = None,
-        max_minutes: float | None = None,
+        self, validator: Evaluator, interval: int = 1, patience: int | None = None, max_minutes: float | None = None
     ) -> None:
         super().__init__(interval=interval, validator=validator)
         self.evaluator = validator
@@ -62,6 +58,7 @@ class Validation(ValidationHandler):
         self.validations_since_best = 0
         self.metrics: dict[str, float] = {}  # of the last validation, as far as they could be measured
         self._seconds_before, self._started_at = 0.0, time.monotonic()
+        self._ended_at: float | None = None
 
     def attach(self, engine: Engine) -> None:
         """Validate every ``interval`` epochs, and always after the last step."""
@@ -69,9 +66,13 @@ class Validation(ValidationHandler):
         engine.add_event_handler(Events.ITERATION_STARTED, self._end_if_time_is_over)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._stop_within_epoch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate_if_due)
+        engine.add_event_handler(Events.COMPLETED, self._stop_clock)
 
     def _start_clock(self) -> None:
-        self._started_at = time.monotonic()
+        self._started_at, self._ended_at = time.monotonic(), None
+
+    def _stop_clock(self) -> None:
+        self._ended_at = time.monotonic()
 
     def _end_if_time_is_over(self, engine: Engine) -> None:
         engine.ends_after_step = self.is_time_over  # type: ignore[attr-defined]
@@ -125,7 +126,7 @@ class Validation(ValidationHandler):
     @property
     def is_time_over(self) -> bool:
         """Whether the training has taken ``max_minutes``; all processes of a distributed training agree."""
-        return self.max_minutes is not None and bool(idist.all_reduce(self._seconds, "MAX") >= 60 * self.max_minutes)
+        return self.max_minutes is not None and bool(idist.all_reduce(self.seconds, "MAX") >= 60 * self.max_minutes)
 
     @property
     def stopping_key(self) -> str | None:
@@ -135,13 +136,14 @@ class Validation(ValidationHandler):
         return "max_minutes" if self.is_time_over else None
 
     @property
-    def _seconds(self) -> float:
-        return self._seconds_before + time.monotonic() - self._started_at
+    def seconds(self) -> float:
+        """How long the training has taken, in all its runs."""
+        return self._seconds_before + (self._ended_at or time.monotonic()) - self._started_at
 
     def state_dict(self) -> dict[str, Any]:
         """The state of early stopping, the time, and the last metrics."""
         return {
-            "best": self.best, "validations_since_best": self.validations_since_best, "seconds": self._seconds,
+            "best": self.best, "validations_since_best": self.validations_since_best, "seconds": self.seconds,
             "metrics": self.metrics,
         }  # fmt: skip
 

@@ -114,20 +114,33 @@ class SemanticEncoder(nn.Module):
         Returns:
             z_sem (B, z_channels), in the dtype of ``x`` (also under autocast).
         """
-        dtype = x.dtype
+        return self.head(self._trunk(x)).to(x.dtype)
+
+    @torch.jit.unused
+    def features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The features (B, F) before the last layer, which :meth:`project` applies, and the maps of each stage."""
+        h = self.stem(x)
+        stages = [h := stage(h) for stage in (*self.stages, self.middle_stage)]
+        return self.head[:-1](h), stages
+
+    @torch.jit.unused
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """z_sem (B, z_channels) from :meth:`features`."""
+        return self.head[-1](features)
+
+    def _trunk(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting():
             check_images(x, self.spatial_dims, self.in_channels, self.size_divisors, "the image to encode")
             if self.use_checkpoint and torch.is_grad_enabled():
-                return self._forward_recomputing(x)
+                return self._trunk_recomputing(x)
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
-        return self.head(self.middle_stage(x)).to(dtype)
+        return self.middle_stage(x)
 
     @torch.jit.unused
-    def _forward_recomputing(self, x: torch.Tensor) -> torch.Tensor:
+    def _trunk_recomputing(self, x: torch.Tensor) -> torch.Tensor:
         h = self.stem(x)
         for stage in self.stages:
             h = checkpoint(stage, h, use_reentrant=False)
-        h = checkpoint(self.middle_stage, h, use_reentrant=False)
-        return self.head(h).to(x.dtype)
+        return checkpoint(self.middle_stage, h, use_reentrant=False)

@@ -44,9 +44,7 @@ def tool(words):
 
 
 def python_tools():
-    return [
-        name for name in results() if any(name in block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S))
-    ]
+    return [name for name in results() if any(name in text for text in re.findall(r"```python\n(.*?)```", PAGE, re.S))]
 
 
 def cases():

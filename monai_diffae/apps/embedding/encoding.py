@@ -19,6 +19,7 @@ from monai_diffae.apps.processes import Process
 from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.data.atomic import PartStore
 from monai_diffae.data.cases import Case
+from monai_diffae.data.embeddings import numbered_columns
 from monai_diffae.data.progress import Failure, SkippedCases, progress
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_hashed_stream, worker_errors
 from monai_diffae.errors import MachineError, ScanError, counted
@@ -39,10 +40,16 @@ class EncodedCohort:
     """An encoded cohort, in its order."""
 
     cases: list[Case]  # (N,) the case of each row; with patches, a case has one row per patch
-    z_sem: NDArray[np.float32]  # (N, D) float32
+    codes: NDArray[np.float32]  # (N, Z) z_sem, or (N, Z + K) with wide features
+    z_channels: int
     places: pd.DataFrame | None
     failures: list[Failure]  # the cases without rows
     contents: list[str]  # hashes of the scans of all cases, taken while they were read
+
+    def columns(self, codes: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Codes as columns: ``z_000``, ..., and ``w_000``, ... for wide features."""
+        z_sem, wide = np.split(codes, [self.z_channels], axis=1)
+        return numbered_columns("z", z_sem) | numbered_columns("w", wide)
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,12 @@ class CohortEncoder:
         lost = table[table["reason"].notna() & ~table["position"].isin(rows["position"])]
         failures = [Failure(*each) for each in lost[["id", "file", "reason"]].itertuples(index=False)]
         contents = table.drop_duplicates("position", keep="last")["content"].tolist()
-        z_sem = np.stack([*rows["z_sem"]]) if len(rows) else np.empty((0, 0), np.float32)
+        codes = np.stack([*rows["z_sem"]]) if len(rows) else np.empty((0, 0), np.float32)
         places = None
         if self.cutter is not None and len(rows):
             places = pd.DataFrame(np.stack([*rows["place"]]), columns=self.cutter.place_names)
-        return EncodedCohort([self.cases[position] for position in rows["position"]], z_sem, places, failures, contents)
+        cases = [self.cases[position] for position in rows["position"]]
+        return EncodedCohort(cases, codes, self.trained.z_channels, places, failures, contents)
 
     def _to_encode(self, size: int) -> list[int]:
         """The positions of this process's share that have no z_sem yet."""

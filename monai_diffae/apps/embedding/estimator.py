@@ -19,6 +19,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from monai_diffae.apps.embedding.encoding import encode_stream, whole_images
+from monai_diffae.apps.embedding.wide import wide_checksum, with_wide_features
 from monai_diffae.apps.settings import Reading
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model import TrainedBundle
@@ -27,6 +28,7 @@ from monai_diffae.data.progress import Failure, progress
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.inferers.reconstruction import encode_exactly
+from monai_diffae.policies import Features
 
 OnBadScan = Literal["raise", "nan"]
 Item = dict[str, Any]
@@ -61,9 +63,10 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         columns: names that a DataFrame uses for the bundle's image keys and ``slice``, such as ``{"image": "file"}``.
         overrides: values for keys of the bundle's configuration, such as ``{"nonfinite": 0.0}``.
         on_bad_scan: ``raise`` raises an error if a scan cannot be used; ``nan`` gives a row of NaN and a warning.
+        features: ``z`` is z_sem; ``wide`` are the wide features that ``embed`` has stored in the bundle.
 
     Attributes:
-        z_channels_: the number of features, which is the size of z_sem.
+        z_channels_: the number of features.
         model_sha256_: the checksum of the model's file.
         n_features_in_: C * prod(S), after a fit to numbers; ``feature_names_in_`` are the names of their columns.
 
@@ -88,6 +91,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         columns: Mapping[str, str] | None = None,
         overrides: Mapping[str, Any] | None = None,
         on_bad_scan: OnBadScan = "raise",
+        features: Features = "z",
     ) -> None:
         self.bundle = bundle
         self.device = device
@@ -96,6 +100,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         self.columns = columns
         self.overrides = overrides
         self.on_bad_scan = on_bad_scan
+        self.features = features
 
     def fit(self, X: Any, y: Any = None) -> DiffAEEncoder:
         """Check the parameters, the bundle and the kind of ``X``, without opening scans. ``y`` is ignored."""
@@ -123,9 +128,10 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         return self._encode_scans(items, trained)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
-        """``z_000``, ``z_001``, ..., as in a table of embeddings. ``input_features`` is ignored."""
+        """``z_000``, ``z_001``, ... or ``w_000``, ..., as in a table of embeddings. ``input_features`` is ignored."""
         check_is_fitted(self)
-        return np.array([f"z_{i:03d}" for i in range(self.z_channels_)], dtype=object)
+        prefix = "w" if self.features == "wide" else "z"
+        return np.array([f"{prefix}_{i:03d}" for i in range(self.z_channels_)], dtype=object)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -136,7 +142,9 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         """Load the bundle, with all that its z_sem depend on: the model's file and overrides."""
         folder = Path(self.bundle or "")
         state = {"model": checksum(folder), "overrides": json.dumps(dict(self.overrides or {}), sort_keys=True)}
-        return _load(folder.resolve(), state["model"], state["overrides"], self.device), state
+        if self.features == "wide":
+            state["wide"] = wide_checksum(folder)
+        return _load(folder.resolve(), state["model"], state["overrides"], self.device, state.get("wide")), state
 
     def _numbers(self, X: Any, trained: TrainedBundle, *, reset: bool) -> NDArray[np.float32]:
         """Flattened images (N, F), float32, checked as scikit-learn checks a table."""
@@ -232,8 +240,11 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
 
 
 @functools.lru_cache(maxsize=1)  # the folds of a cross-validation, and copies, share one model
-def _load(folder: Path, _sha256: str, overrides: str, device: str | torch.device | None) -> TrainedBundle:
-    return load_bundle(folder, device, json.loads(overrides))
+def _load(
+    folder: Path, _sha256: str, overrides: str, device: str | torch.device | None, wide_sha256: str | None
+) -> TrainedBundle:
+    trained = load_bundle(folder, device, json.loads(overrides))
+    return trained if wide_sha256 is None else with_wide_features(trained, with_z_sem=False)
 
 
 def _row_and_reason(failure: Failure) -> str:

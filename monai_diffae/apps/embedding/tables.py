@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
 from monai_diffae.apps.embedding.encoding import EncodedCohort
 from monai_diffae.bundle import TrainedBundle
@@ -27,7 +26,9 @@ from monai_diffae.pictures import thumbnail
 
 logger = logging.getLogger(__name__)
 
-_RESERVED_COLUMNS = re.compile(r"id|file_name|patient|split|slices|patch|patches|empty_patches|thumbnail|(z|std)_\d+")
+_RESERVED_COLUMNS = re.compile(
+    r"id|file_name|patient|split|slices|patch|patches|empty_patches|thumbnail|(z|std)_\d+|w_\d{3,}"
+)
 
 
 def make_tables(
@@ -42,44 +43,39 @@ def make_tables(
         write_failures(failures_file, failures)
         check_any_usable(len(encoded.cases), failures)
         if encoded.places is not None:
-            return _scan_and_patch_tables(encoded.cases, encoded.z_sem, encoded.places, key), failures
-        return [_table(encoded.cases, numbered_columns("z", encoded.z_sem), key)], failures
+            return _scan_and_patch_tables(encoded, encoded.places, key), failures
+        return [_table(encoded.cases, encoded.columns(encoded.codes), key)], failures
     volumes, failures = gather_slices(cohort.cases, failures)
     write_failures(failures_file, failures)
     check_any_usable(len(volumes), failures, "volumes")
-    return [_pooled_table(volumes, encoded.cases, encoded.z_sem, pool, key)], failures
+    return [_pooled_table(volumes, encoded, pool, key)], failures
 
 
 def _pooled_table(
-    volumes: Mapping[str, Sequence[Case]],
-    cases: Sequence[Case],
-    z_sem: NDArray[np.float32],
-    pool: str,
-    key: PatientKey,
+    volumes: Mapping[str, Sequence[Case]], encoded: EncodedCohort, pool: str, key: PatientKey
 ) -> pd.DataFrame:
-    """One row per volume, from the z_sem (N, D) of all slices; sums are in float64 and in the slices' order."""
-    rows = {case.id: row for row, case in enumerate(cases)}
-    codes = [z_sem[[rows[case.id] for case in slices]].astype(np.float64) for slices in volumes.values()]
+    """One row per volume, from the codes of all slices; sums are in float64 and in the slices' order."""
+    rows = {case.id: row for row, case in enumerate(encoded.cases)}
+    codes = [encoded.codes[[rows[case.id] for case in slices]].astype(np.float64) for slices in volumes.values()]
     columns: dict[str, Any] = {"slices": [len(z) for z in codes]}
-    columns |= numbered_columns("z", np.stack([z.mean(axis=0) for z in codes]))
+    columns |= encoded.columns(np.stack([z.mean(axis=0) for z in codes]))
     if pool == "mean_std":
-        columns |= numbered_columns("std", np.stack([z.std(axis=0) for z in codes]))
+        columns |= numbered_columns("std", np.stack([z.std(axis=0) for z in codes])[:, : encoded.z_channels])
     return _table([whole_scan(slices[0]) for slices in volumes.values()], columns, key)
 
 
-def _scan_and_patch_tables(
-    cases: Sequence[Case], z_sem: NDArray[np.float32], places: pd.DataFrame, key: PatientKey
-) -> list[pd.DataFrame]:
-    """A table with one row per scan (the mean z_sem of its patches), and one with one row per patch."""
+def _scan_and_patch_tables(encoded: EncodedCohort, places: pd.DataFrame, key: PatientKey) -> list[pd.DataFrame]:
+    """A table with one row per scan (the mean code of its patches), and one with one row per patch."""
+    cases = encoded.cases
     starts = [row for row, case in enumerate(cases) if row == 0 or case.id != cases[row - 1].id]
-    codes = np.split(z_sem.astype(np.float64), starts[1:])
+    codes = np.split(encoded.codes.astype(np.float64), starts[1:])
     counts = np.array([len(z) for z in codes])
     grid_sizes = places["of"].to_numpy()[starts].astype(int)
     if grid_sizes.max() == 1:
         logger.warning("every scan is one patch: after preprocessing, none is larger than the model's field of view")
     scan_columns: dict[str, Any] = {"patches": counts, "empty_patches": grid_sizes - counts}
-    scan_columns |= numbered_columns("z", np.stack([z.mean(axis=0) for z in codes]))
-    patch_columns = dict(places.drop(columns="of").astype({"patch": int})) | numbered_columns("z", z_sem)
+    scan_columns |= encoded.columns(np.stack([z.mean(axis=0) for z in codes]))
+    patch_columns = dict(places.drop(columns="of").astype({"patch": int})) | encoded.columns(encoded.codes)
     scans = _table([cases[row] for row in starts], scan_columns, key)
     return [scans, _table([replace(case, labels={}) for case in cases], patch_columns, key)]
 

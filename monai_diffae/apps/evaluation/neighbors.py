@@ -20,6 +20,7 @@ from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.lazy import embeddings as tables
 from monai_diffae.lazy import latents, np, pd, pictures
+from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -64,6 +65,7 @@ def neighbors(
     k: Annotated[int, Ge(1)] = 5,
     queries: Path | None = None,
     same_patient: bool = False,
+    features: Features = "z",
     choice: Choice = Choice(),
     images: Images = Images(),
     decoding: Decoding = Decoding(),
@@ -72,7 +74,8 @@ def neighbors(
 ) -> Result:
     """Find the nearest cases of other patients in z_sem, and score how unusual each case is.
 
-    z_sem is scaled by the standard deviations of the training cases; distances are Euclidean.
+    z_sem is scaled by the standard deviations of the training cases, wide features by one number; distances are
+    Euclidean.
 
     ``out/neighbors.csv`` has one row per case and neighbor: ``id``, ``rank``, ``neighbor``, ``distance``, and the
     labels of both. ``out/outliers.csv`` has one row per case with several scores: ``distance``, the mean distance to
@@ -88,6 +91,7 @@ def neighbors(
         k: Number of neighbors.
         queries: Another table of the same model; its cases are looked up in ``embeddings``.
         same_patient: Also accept neighbors of the same patient, but never the case itself.
+        features: Compare z_sem, or the ``wide`` features of tables that ``embed`` made with them.
         choice: The cases to look up.
         images: Where the images are.
         decoding: How to invert and decode for the reconstruction errors.
@@ -118,7 +122,7 @@ def neighbors(
 
     search = _NeighborSearch.open(embeddings, queries, choice, k, same_patient)
     pictures.check_captions(images.captions, tables.label_columns(search.table))
-    training = TrainingCases.from_rows(tables.training_rows(embeddings))
+    training = TrainingCases.from_rows(tables.training_rows(embeddings), features)
     case_images = None
     files = [embeddings] if queries is None else [embeddings, queries]
     if images.cohort is not None:
@@ -134,6 +138,7 @@ def neighbors(
         "captions": list(images.captions),
         "k": k,
         "same_patient": same_patient,
+        **({} if features == "z" else {"features": features}),
     }
 
     make = functools.partial(search.run, training, out, case_images)
@@ -178,6 +183,10 @@ class _NeighborSearch:
                 raise ConfigError(
                     f"queries: {queries.name} was made with another model or pool than {embeddings.name}; embed both "
                     "in the same way"
+                )
+            if len({origin_of(file).get("wide") for file in (queries, embeddings)} - {None}) > 1:
+                raise ConfigError(
+                    f"queries: {queries.name} has other wide features than {embeddings.name}; embed both again"
                 )
             recorded = table.attrs.get("monai_diffae", {}).get("preprocessing")
             differ = preprocessing_differences(rows, recorded) if recorded is not None else []
@@ -293,20 +302,22 @@ def _selected(rows: pd.DataFrame, choice: Choice) -> pd.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class TrainingCases:
-    """The training rows of a table, with which all cases are compared, and their z_sem and patients."""
+    """The training rows of a table, with which all cases are compared, and their features and patients."""
 
     rows: pd.DataFrame
     reference: ReferenceCases
+    features: Features
 
     @classmethod
-    def from_rows(cls, rows: pd.DataFrame) -> TrainingCases:
+    def from_rows(cls, rows: pd.DataFrame, features: Features = "z") -> TrainingCases:
         """The training cases of a table of embeddings."""
-        names, is_pca = _named_after_cases(rows, rows), tables.encoder_name(rows) == "pca"
-        return cls(rows, latents.ReferenceCases.of(tables.z_matrix(rows), names, common_scale=is_pca))
+        are_components = features == "wide" or tables.encoder_name(rows) in tables.COMMON_SCALE
+        values, names = tables.matrix(rows, features), _named_after_cases(rows, rows)
+        return cls(rows, latents.ReferenceCases.of(values, names, common_scale=are_components), features)
 
     def normalised(self, rows: pd.DataFrame) -> NDArray[np.floating[Any]]:
-        """z_sem (N, D) of any rows, scaled by the standard deviations of the training cases."""
-        return self.reference.normalised(tables.z_matrix(rows))
+        """The features (N, D) of any rows, scaled by the standard deviations of the training cases."""
+        return self.reference.normalised(tables.matrix(rows, self.features))
 
     def sample(self, count: int, seed: int) -> list[str]:
         """The ids of at most ``count`` random training cases; they do not depend on the order of the table."""
@@ -316,7 +327,7 @@ class TrainingCases:
 
     def distances(self, rows: pd.DataFrame, k: int, whitened: bool) -> Floats:
         """The :meth:`~monai_diffae.latents.neighbors.ReferenceCases.distances` (N,) of rows of a table."""
-        return self.reference.distances(tables.z_matrix(rows), self.groups_of(rows), k, whitened)
+        return self.reference.distances(tables.matrix(rows, self.features), self.groups_of(rows), k, whitened)
 
     def groups_of(self, rows: pd.DataFrame) -> NDArray[np.str_]:
         """The patient (N,) of rows of a table, under the name that it has in ``reference``."""

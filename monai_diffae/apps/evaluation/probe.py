@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from monai_diffae.apps.result import Result, run_once, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split, Writing
 from monai_diffae.errors import ConfigError, counted, shortened
 from monai_diffae.lazy import np, pd, pictures
+from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 EvaluationName = Literal["split", "cv"]
 ProbeName = Literal["linear", "knn", "boosting"]
 PixelBaseline = Literal["pca", "intensity"]
-FeatureName = Literal["z", "wide"]
 
 _FAILURES = "probe_failures.csv"
 _TABLES, _CHARTS = ("probes.csv", "predictions.parquet"), ("calibration.png",)
@@ -46,7 +46,7 @@ _LEFT_OUT_COLUMNS = ("target", "features", "probe", "metric", "left_out", "num_t
 class Comparison:
     """What z_sem is compared with."""
 
-    features: Sequence[FeatureName] = ("z",)
+    features: Sequence[Features] = ("z",)
     """Features of the table: ``z`` (z_sem) and ``wide`` (of ``embed --features wide``); all others are compared with
     the first."""
     baselines: NamedFiles = field(default_factory=dict)
@@ -54,6 +54,9 @@ class Comparison:
     embeddings of another model."""
     pixel_baselines: Sequence[PixelBaseline] = ()
     """Features to compute from the pixels and to compare with; these need ``bundle`` and ``cohort``."""
+    together: Sequence[str] = ()
+    """Also predict from several of these features side by side, e.g. ``wide planar``: ``z``, ``wide``, ``pca``,
+    ``intensity`` and the names of ``baselines``."""
     bundle: Path | None = None
     """Folder of the bundle that made the embeddings; used only for ``pixel_baselines``."""
     cohort: Path | None = None
@@ -183,14 +186,11 @@ def probe(
         "embeddings": file_checksum(embeddings),
         "targets": names,
         **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()},
-        "features": list(dict.fromkeys(comparison.features)),
+        "features": list(dict.fromkeys(comparison.features)), "together": list(dict.fromkeys(comparison.together)),
         "baselines": {name: checksum_of_features(values) for name, values in comparison.baselines.items()},
-        "pixel_baselines": None
-        if session is None
-        else session.made_from(session.cohort.cases, decodes=False, names=pixel_names),
-        "group_duplicates": group_duplicates,
-        "dpi": writing.dpi,
-    }
+        "pixel_baselines": session and session.made_from(session.cohort.cases, decodes=False, names=pixel_names),
+        "group_duplicates": group_duplicates, "dpi": writing.dpi,
+    }  # fmt: skip
 
     def make() -> Mapping[str, Any]:
         evaluated, figures = _evaluate(table, names, settings, baselines, comparison, session, folder)
@@ -213,11 +213,10 @@ def _target_columns(table: pd.DataFrame, targets: Sequence[str], nuisance: str |
     from monai_diffae.latents.targets import reason_against
 
     labels = label_columns(table)
+    known = ", ".join(labels) or "none"
     for option, target in [("nuisance", nuisance), *(("targets", target) for target in targets)]:
         if target is not None and target not in labels:
-            raise ConfigError(
-                f"{option}: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}"
-            )
+            raise ConfigError(f"{option}: there is no label column '{target}'; choose from: {known}")
     reasons = {} if targets else {label: reason_against(table[label].tolist(), label) for label in labels}
     names = list(dict.fromkeys(targets)) or [label for label, reason in reasons.items() if reason is None]
     names = [label for label in names if label != nuisance]
@@ -242,20 +241,32 @@ def _evaluate(
     from monai_diffae.data.embeddings import split_origin
     from monai_diffae.data.progress import track
     from monai_diffae.latents.probing.evaluation import evaluate_probes
+    from monai_diffae.latents.probing.features import FeatureSet
 
     pixel_sets = [] if session is None else pixel_features(comparison, table, session, folder)
-    own = [table_features(table, name) for name in dict.fromkeys(comparison.features)]
-    feature_sets = [*own, *baselines, *pixel_sets]
+    own: dict[str, FeatureSet] = {name: table_features(table, name) for name in dict.fromkeys(comparison.features)}
+    pixel_names = list(dict.fromkeys(comparison.pixel_baselines))
+    keys = [*own, *(each.name for each in baselines), *pixel_names]
+    if taken := next((name for name in keys if keys.count(name) > 1), None):
+        raise ConfigError(f"baselines: the name {taken!r} is that of other features; rename this one")
+    by_name = own | {each.name: each for each in baselines} | dict(zip(pixel_names, pixel_sets, strict=True))
+    feature_sets = [*by_name.values()]
+    if comparison.together:
+        feature_sets.append(FeatureSet.together([_named(name, by_name) for name in dict.fromkeys(comparison.together)]))
     if len({each.name for each in feature_sets}) < len(feature_sets):
-        names = ", ".join(each.name for each in feature_sets)
-        raise ConfigError(f"baselines: two feature sets have the same name ({names}); rename one")
-    evaluated, omitted = evaluate_probes(
-        table, track(targets, "probing"), feature_sets, settings,
-        split_origin=split_origin(table),
-    )  # fmt: skip
+        same = ", ".join(each.name for each in feature_sets)
+        raise ConfigError(f"baselines: two feature sets have the same name ({same}); rename one")
+    origin, names = split_origin(table), track(targets, "probing")
+    evaluated, omitted = evaluate_probes(table, names, feature_sets, settings, split_origin=origin)
     num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0
     rows = [each.row for each in evaluated]
     return evaluated, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
+
+
+def _named(name: str, feature_sets: Mapping[str, FeatureSet]) -> FeatureSet:
+    if name not in feature_sets:
+        raise ConfigError(f"together: {name!r} is not among the features and baselines: {', '.join(feature_sets)}")
+    return feature_sets[name]
 
 
 def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, skipped: bool) -> Result:
@@ -263,16 +274,18 @@ def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, 
 
     for target, reason in figures["omitted_targets"].items():
         logger.warning("target '%s' is omitted: %s", target, reason)
-    twins.warn(is_split=all(row["evaluation"] == "split" for row in figures["rows"]))
+    leak = twins.warn(is_split=all(row["evaluation"] == "split" for row in figures["rows"]))
     incomplete = []
     if num_failed := figures["num_failed"]:
         listed = "set out to get a list" if folder is None else f"see {_FAILURES}"
-        incomplete.append(
-            f"{counted(num_failed, 'case')} omitted: images are unreadable ({listed}) or not in the cohort"
-        )
+        what = f"{counted(num_failed, 'case')} omitted"
+        incomplete.append(f"{what}: images are unreadable ({listed}) or not in the cohort")
     if omitted := figures["omitted_targets"]:
         incomplete.append(f"{counted(len(omitted), 'target')} omitted: {', '.join(omitted)}")
-    verdicts = find_verdicts(figures["rows"])
+    verdicts = [
+        replace(each, sentence=f"{each.sentence} {leak}") if leak and each.is_predicted else each
+        for each in find_verdicts(figures["rows"])
+    ]
     figures = {**figures, "verdicts": [asdict(each) for each in verdicts], "twins": twins.report.figures()}
     notes = [*(f"{each.sentence} {each.next_step}" for each in verdicts), *_score_tables(figures["rows"])]
     notes += [line for row in figures["rows"] if "nuisance_chance" in row for line in _nuisance_lines(row)]

@@ -44,18 +44,22 @@ class TableTwins:
         groups = linked_groups(linked, [row.tobytes() for row in z])
         return cls(table, groups, report_twins(cases, groups))
 
-    def warn(self, is_split: bool) -> None:
-        """Log a warning for twins that a probe may be fitted to and evaluated on, or that have different labels."""
-        pairs = self.report.separated if is_split else self.report.other_patients
-        if pairs and not self.is_grouped:
+    def warn(self, is_split: bool) -> str:
+        """Log a warning for twins that a probe may be fitted to and evaluated on, or that have different labels.
+
+        It also returns what a verdict says about them.
+        """
+        pairs = [] if self.is_grouped else self.report.separated if is_split else self.report.other_patients
+        what = f"{counted(len(pairs), 'group of cases')} of different patients with nearly the same z_sem"
+        if pairs:
             examples = "; ".join(" = ".join(pair.ids) for pair in pairs[:_EXAMPLES])
             logger.warning(
-                "%s of different patients with nearly the same z_sem, such as %s: they are probably the same image, so "
-                "scores may be too high; monai-diffae probe --group-duplicates keeps them together",
-                counted(len(pairs), "group of cases"), examples,
+                "%s, such as %s: they are probably the same image, so scores may be too high; monai-diffae probe "
+                "--group-duplicates keeps them together", what, examples,
             )  # fmt: skip
         for line in self.report.contradictions():
             logger.warning("%s", line)
+        return f"There are {what}, probably the same image: scores may be too high." if pairs else ""
 
     def grouped(self) -> TableTwins:
         """The table with one patient for the twins of a group."""
@@ -78,14 +82,12 @@ def _cases(table: pd.DataFrame, targets: Sequence[str]) -> list[Case]:
     is_missing = {name: missing(values) for name, values in columns.items()}
     return [
         Case(
-            id=ids[row],
-            images={},
+            id=ids[row], images={}, split=splits[row],
             patient=f"case {ids[row]}" if pd.isna(patients[row]) else str(patients[row]),
-            split=splits[row],
             labels={name: None if is_missing[name][row] else _label(values[row]) for name, values in columns.items()},
         )
         for row in range(len(ids))
-    ]
+    ]  # fmt: skip
 
 
 def _label(value: object) -> float | str:

@@ -13,19 +13,23 @@ from typing import Any
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
+from pyarrow.parquet import read_schema
 
 from monai_diffae.apps.commands import command_line
+from monai_diffae.apps.session import Session, split_for
 from monai_diffae.apps.steps import Outcome, Step, Steps
-from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
+from monai_diffae.apps.training.plan import FEW_SCANS
+from monai_diffae.bundle.layout import LATENT_MODEL, model_file, models_folder
 from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.atomic import write_csv
-from monai_diffae.data.cases import TWINS, marks_twins, safe_id
+from monai_diffae.data.cases import TWINS, Case, label_names, marks_twins, safe_id
 from monai_diffae.data.embeddings import label_columns, read_embeddings
 from monai_diffae.data.inspection.twins import are_classes
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing.verdicts import Verdict
 from monai_diffae.latents.representation import LEAST_USAGE
-from monai_diffae.latents.targets import reason_against
+from monai_diffae.latents.targets import read_target, reason_against
 
 NUM_MOSAIC = {2: 8, 3: 4}
 """Reconstructed cases in the page, by the number of spatial axes: volumes take more room."""
@@ -40,16 +44,7 @@ _EVALUATION = {"steps": [5, 10, 20], "limit": 16, "draws": 1, "num_images": 32, 
 _LARGEST_GIB = 2  # of images in memory, from which the baselines of the probes are computed
 _NUM_EDITED, _NUM_SAMPLES, _MOST_EDITED_TARGETS = 4, 16, 2
 _MOST_TARGETS, _MANY_TEST_PATIENTS = 5, 100
-_USUAL = (
-    "normal",
-    "healthy",
-    "control",
-    "controls",
-    "hc",
-    "negative",
-    "none",
-    "no finding",
-)  # not the class to look at
+_USUAL = "normal", "healthy", "control", "controls", "hc", "negative", "none", "no finding"  # not the class to look at
 
 
 @dataclass
@@ -82,6 +77,21 @@ class ReportData:
         """The embeddings of the cohort."""
         return read_embeddings(self.embeddings)
 
+    @cached_property
+    def can_have_wide(self) -> bool | None:
+        """Whether wide features are stored, or can be fitted to this cohort and stored; None: the encoder has none."""
+        session = Session.open(self.bundle, self.cohort or "", device="cpu")
+        if not hasattr(session.trained.network.encoder, "features"):
+            return None
+        return session.trained.has_wide or (session.can_fit_wide and len(session.cohort.split("train")) > 1)
+
+    @cached_property
+    def has_wide(self) -> bool:
+        """Whether the table has wide features; that of an earlier call stays as it is."""
+        if self.embeddings.is_file() and not self.overwrite:
+            return "w_000" in read_schema(self.embeddings).names
+        return bool(self.can_have_wide)
+
     @property
     def file_names(self) -> Mapping[str, str]:
         """The names of each case's files without suffix, by its id."""
@@ -91,11 +101,7 @@ class ReportData:
     @cached_property
     def labels(self) -> list[str]:
         """The labels to predict."""
-        names = label_columns(self.table)
-        missing = next((name for name in self.targets if name not in names), None)
-        if missing is not None:
-            raise ConfigError(f"targets: there is no label {missing!r}; choose from: {', '.join(names) or 'none'}")
-        nuisances = [name for name in (self.scanner, self.repeat) if name in names]
+        nuisances = [name for name in (self.scanner, self.repeat) if name in self.table]
         return find_targets(self.table.drop(columns=nuisances), self.targets)
 
     @cached_property
@@ -118,6 +124,17 @@ class ReportData:
         return usage is None or usage >= LEAST_USAGE
 
     @property
+    def spatial_dims(self) -> int:
+        """The number of axes of the model's images."""
+        return int(self.result("info").figures["spatial_dims"])
+
+    @property
+    def few_images(self) -> int | None:
+        """The number of training images if they are few for such a model."""
+        num: int | None = read_description(model_file(self.bundle)).get("data", {}).get("train")
+        return None if num is None or num >= FEW_SCANS[self.spatial_dims] else num
+
+    @property
     def predicted(self) -> list[str]:
         """The labels that z_sem predicts better than chance."""
         return [verdict.target for verdict in self.verdicts if verdict.is_predicted]
@@ -133,9 +150,8 @@ class ReportData:
 
     def lines(self, *names: str) -> list[str]:
         """The commands of some steps as lines for a shell, without the folders that they were given."""
-        return [
-            _shown_line(self.outcomes[name].step, self.root or self.folder) for name in names if name in self.outcomes
-        ]
+        folder = self.root or self.folder
+        return [_shown_line(self.outcomes[name].step, folder) for name in names if name in self.outcomes]
 
     @cached_property
     def failures(self) -> list[dict[str, str]]:
@@ -154,8 +170,7 @@ class ReportData:
         """The cases to reconstruct: held-out ones from both ends of the first label, or the first held-out ones."""
         if self.result("embeddings") is None:
             return []
-        count = NUM_MOSAIC[int(self.result("info").figures["spatial_dims"])]
-        return self._examples(self.labels[0] if self.labels else None, count)
+        return self._examples(self.labels[0] if self.labels else None, NUM_MOSAIC[self.spatial_dims])
 
     def _examples(self, target: str | None, count: int) -> list[str]:
         examples = [] if target is None else find_examples(self.table, target, count)
@@ -205,7 +220,10 @@ class ReportData:
     def run_common(self, cases: Sequence[str] = ()) -> None:
         """Run what several models can be compared by: embed, reconstruct these cases, find neighbors, probe."""
         self.describe()
-        if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened):
+        if self.cohort is not None and self.targets:
+            check_targets(split_for(load_bundle(self.bundle, "cpu"), self.cohort).cases, self.targets)
+        wide = {"features": "wide"} if self.cohort is not None and self.has_wide else {}
+        if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened, **wide):
             return
         self._attempt(
             "reconstructions", "Reconstruct scans", "reconstruct", **self._opened, mode="both", grid="model",
@@ -216,6 +234,7 @@ class ReportData:
             self._attempt(
                 "probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=self.labels,
                 probes=["linear"], skip_few_labels=True, nuisance=self.scanner, **self._evaluation, **self._baselines,
+                **({"features": ["z", "wide"]} if wide else {}),
             )  # fmt: skip
         if self.repeat is not None:
             self._attempt(
@@ -236,9 +255,8 @@ class ReportData:
         """What z_sem is compared with: features of the pixels, if the images fit into memory."""
         summary = self.result("info").figures
         pixels = prod(summary["image_size"]) * summary.get("in_channels", 1)
-        if len(self.table) * pixels * 4 > _LARGEST_GIB * 1024**3:
-            return {}
-        return {"pixel_baselines": ["pca", "intensity"], **self._opened}
+        fits = len(self.table) * pixels * 4 <= _LARGEST_GIB * 1024**3
+        return {"pixel_baselines": ["pca", "intensity"], **self._opened} if fits else {}
 
     @property
     def _opened(self) -> dict[str, Any]:
@@ -259,9 +277,8 @@ class ReportData:
             )  # fmt: skip
 
     def _generate(self) -> None:
-        samples = self._attempt(
-            "samples", "Generate synthetic images", "generate", bundle=self.bundle, num_images=_NUM_SAMPLES
-        )
+        given = {"bundle": self.bundle, "num_images": _NUM_SAMPLES}
+        samples = self._attempt("samples", "Generate synthetic images", "generate", **given)
         if samples is not None and self.result("embeddings") is not None:
             self._attempt(
                 "samples_neighbors", "Find the cases nearest to the synthetic images", "neighbors",
@@ -330,6 +347,15 @@ def find_targets(table: pd.DataFrame, targets: Sequence[str] = ()) -> list[str]:
     """The given label columns, or at most five of those that ``probe`` predicts by default."""
     names = (name for name in label_columns(table) if reason_against(table[name].tolist(), name) is None)
     return list(targets) or list(islice(names, _MOST_TARGETS))
+
+
+def check_targets(cases: Sequence[Case], targets: Sequence[str]) -> None:
+    """Check that each target is a label that varies, before the scans are read."""
+    names = label_names(cases)
+    for target in targets:
+        if target not in names:
+            raise ConfigError(f"targets: there is no label {target!r}; choose from: {', '.join(names) or 'none'}")
+        read_target([case.labels.get(target) for case in cases], target)
 
 
 def find_positive(table: pd.DataFrame, target: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +24,9 @@ from monai_diffae.apps.settings import Choice, Run
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.cases import safe_file_name
 from monai_diffae.data.fingerprints import file_checksum, json_digest
-from monai_diffae.data.scans import Scan
-from monai_diffae.data.slices import to_ras
+from monai_diffae.data.scans import Scan, read_scan, slice_volume
+from monai_diffae.data.slices import ras_shape, to_ras
+from monai_diffae.errors import ScanError
 from monai_diffae.pictures import in_colours, plane_slices, three_planes, thumbnail
 from monai_diffae.transforms.writing import read_image
 
@@ -79,6 +81,19 @@ class ReportImages:
             return {name: _address(image, model_range) for name, image in self.read(ids)}
 
         return _kept(self.folder / "thumbnails", made_from, make, overwrite=self._data.overwrite)
+
+    def scans(self, ids: Sequence[str]) -> dict[str, Path]:
+        """Write pictures of the scans themselves, by id; of volumes the axial middle slice."""
+        files = {}
+        for case in self.session.choose(Choice(cases=list(dict.fromkeys(ids)))):
+            with suppress(ScanError):  # it was changed since it was embedded
+                scan = read_scan(case.first_file)
+                if scan.spatial_dims == 3:
+                    scan = slice_volume(scan, "axial", ras_shape(scan)[2] // 2)
+                low, high = np.percentile(scan.array, (0.5, 99.5)).tolist()
+                pixels = _pixels(torch.from_numpy(scan.array)[:, None], (low, max(high, low + 1e-6)))[0]
+                files[case.id] = _write(pixels, self.folder / "scans" / f"{case.file_name}.webp")
+        return files
 
     def reconstructions(self) -> dict[str, dict[str, Strips]]:
         """Write the panels of the reconstructed cases, by id and :data:`PANELS`."""

@@ -25,16 +25,11 @@ def map_data(data: ReportData, thumbnails: Mapping[str, str]) -> dict[str, Any]:
     places, axes = principal_components(data.table)
     unusual = None if data.result("neighbors") is None else outliers(data)["id"].iloc[0]
     ids = data.table["id"].astype(str).tolist()
+    shown = {name: thumbnails[name] for name in ids if name in thumbnails}
     return {
-        "ids": ids,
-        "x": _digits(places[:, 0]),
-        "y": _digits(places[:, 1]),
-        "axes": axes,
-        "labels": _labels(data),
-        "thumbnails": {name: thumbnails[name] for name in ids if name in thumbnails},
-        "neighbors": _neighbors(data),
-        "first": None if unusual is None else ids.index(unusual),
-    }
+        "ids": ids, "x": _digits(places[:, 0]), "y": _digits(places[:, 1]), "axes": axes, "labels": _labels(data),
+        "thumbnails": shown, "neighbors": _neighbors(data), "first": None if unusual is None else ids.index(unusual),
+    }  # fmt: skip
 
 
 def outliers(data: ReportData) -> pd.DataFrame:

@@ -100,17 +100,10 @@ def write_page(file: Path, template: str, *, embed: bool = False, **values: Any)
         size = len(html.encode())
         if size < MOST_BYTES:
             break
-    if embed and size >= MOST_BYTES:
-        logger.warning(
-            "%s: has %.1f MB, which is more than %.0f MB, although its pictures are scaled to %.0f %%; to send it, "
-            "omit embed and send the folder, or use a smaller cohort",
-            file.name, size / 1e6, MOST_BYTES / 1e6, 100 * scale,
-        )  # fmt: skip
-    elif scale < 1:
-        logger.warning(
-            "%s: its pictures are scaled to %.0f %% of their size, so that it has less than %.0f MB",
-            file.name, 100 * scale, MOST_BYTES / 1e6,
-        )  # fmt: skip
+    if scale < 1:
+        advice = "; to send it, omit embed and send the folder, or use a smaller cohort" if size >= MOST_BYTES else ""
+        text = "%s: has %.1f MB (at most %.0f can be sent), with its pictures scaled to %.0f %% of their size%s"
+        logger.warning(text, file.name, size / 1e6, MOST_BYTES / 1e6, 100 * scale, advice)
     return write_atomic(file, lambda temporary: temporary.write_text(html, encoding="utf-8"))
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from monai_diffae import __version__
 from monai_diffae.apps.pages.data import CONFLICTS, ReportData
 from monai_diffae.apps.pages.figures import Axes, Chart, Series, line_chart
-from monai_diffae.apps.pages.images import LIMIT, PANELS, ReportImages, Strips, edit_frames, sample_thumbnails
+from monai_diffae.apps.pages.images import LIMIT, PANELS, ReportImages, edit_frames, sample_thumbnails
 from monai_diffae.apps.pages.latent_map import map_data, nearest, outliers, thumbnail_order
 from monai_diffae.apps.pages.page import number
 from monai_diffae.apps.pages.scores import calibration_charts, probe_rows, quality_values
@@ -34,8 +34,9 @@ _METRIC_TITLES = {
 _PANEL_TITLES = dict(
     zip(PANELS, ("input", "from z_sem alone", "difference", "from both codes", "difference"), strict=True)
 )
-_FEW_SCANS = {2: 300, 3: 100}  # the smallest cohorts that gave useful models had 900 images, and 161 volumes
 _LEAST_MOVED = 0.25
+_MANY = 20  # cases, of which a share says something
+_MOST_GROUPS = 24  # of scans with different labels that are shown
 _NUM_SHOWN = 3  # neighbors beside an outlier or a synthetic image
 
 
@@ -95,12 +96,10 @@ class Report:
         sections = [section(self) for section in SECTIONS]
         return {
             "title": " and ".join([*([", ".join(names[:-1])] if self.is_comparison else []), names[-1]]),
-            "is_comparison": self.is_comparison,
             "answers": [] if self.is_comparison else _answers(self.models[0]),
             "tiles": _compared_tiles(self.models) if self.is_comparison else _tiles(self.models[0]),
-            "sections": [section for section in sections if section is not None],
-            "version": __version__,
-        }
+            "sections": list(filter(None, sections)), "is_comparison": self.is_comparison, "version": __version__,
+        }  # fmt: skip
 
 
 def _answers(model: ReportData) -> list[dict[str, str]]:
@@ -135,12 +134,13 @@ def conflict_section(report: Report) -> Section | None:
         return None
     groups = [
         [
-            {"id": name, "labels": ", ".join(f"{row.label}: {row.value}" for row in rows.itertuples())}
+            {"id": str(name), "labels": ", ".join(f"{row.label}: {row.value}" for row in rows.itertuples())}
             for name, rows in scans.groupby("id", sort=False)
         ]
         for _, scans in model.conflicts.groupby("twins", sort=False)
     ]
-    values = {"groups": groups, "thumbnails": report.thumbnails[model.name], "file": CONFLICTS}
+    scans = report.images[model.name].scans([case["id"] for group in groups[:_MOST_GROUPS] for case in group])
+    values = {"groups": groups, "most": _MOST_GROUPS, "scans": scans, "file": CONFLICTS}
     return Section("conflicts", "Same scan, different labels", values)
 
 
@@ -155,6 +155,9 @@ def failure_section(report: Report) -> Section:
         for model in report.models
         for step, outcome in model.outcomes.items()
     ]
+    shown = {outcome.step.title for _, outcome in outcomes}
+    prepared = [each for each in report.models[0].steps.with_earlier() if each.step.is_preparation]
+    noted = [*((each.step.title, each) for each in prepared if each.step.title not in shown), *outcomes]
     failed = report.models[0].failures
     cautions = [
         f"{model.name}: {text}" if report.is_comparison else text
@@ -164,7 +167,7 @@ def failure_section(report: Report) -> Section:
     values = {
         "omitted": [(title, outcome.error) for title, outcome in outcomes if outcome.result is None],
         "cautions": cautions if report.is_comparison else [],
-        "warnings": [(title, outcome.warnings) for title, outcome in outcomes if outcome.warnings],
+        "warnings": [(title, outcome.warnings) for title, outcome in noted if outcome.warnings],
         "failed": failed,
         "caption": f"{counted(len(failed), 'failed case')}{'; the first 50 are shown' if len(failed) > 50 else ''}",
     }
@@ -179,12 +182,10 @@ def _cautions(model: ReportData) -> Iterator[str]:
             f"The decoder hardly uses z_sem: z_sem_usage is {usage:.3f}, and 1 means not at all. Probes, neighbors and "
             "edits tell little; train for longer."
         )
-    num_trained = read_description(model_file(model.bundle)).get("data", {}).get("train")
-    dims = model.result("info").figures["spatial_dims"]
-    if num_trained is not None and num_trained < _FEW_SCANS[dims]:
+    if model.few_images is not None:
         yield (
-            f"{num_trained} training images are few for a {dims}D model. Compare it with the baselines, or fine-tune a "
-            "trained model of such scans; more minutes hardly help."
+            f"{model.few_images} training images are few for a {model.spatial_dims}D model. Compare it with the "
+            "baselines, or fine-tune a trained model of such scans; more minutes hardly help."
         )
     if model.result("embeddings") is not None and split_origin(model.table) == "drawn":
         yield "It is not known which of these scans the model was trained on, so its scores may be too high."
@@ -192,6 +193,8 @@ def _cautions(model: ReportData) -> Iterator[str]:
         yield "No cohort was given, so this page only shows the training and synthetic images."
     if model.result("embeddings") is not None and not {"val", "test"} & set(model.table.get("split", [])):
         yield "The cohort has no held-out cases, so all figures may be too good: the model may have seen every case."
+    if model.result("embeddings") is not None and not model.has_wide and model.can_have_wide is False:
+        yield "There are no wide features: embed the training's cohort with features wide, then repeat with overwrite."
     reconstructions = model.result("reconstructions")
     std = None if reconstructions is None else reconstructions.means.get("x_T_std")
     if std is not None and abs(std - 1) > 0.1:
@@ -213,14 +216,12 @@ def model_section(report: Report) -> Section:
 def _model_row(model: ReportData) -> dict[str, Any]:
     summary, curves = model.result("info").figures, _curves_of(model)
     row = {
-        "model": model.name,
-        "z_sem": summary["z_channels"],
-        "images": _size(summary),
+        "model": model.name, "z_sem": summary["z_channels"], "images": _size(summary),
         "parameters": f"{summary['parameters']:,}",
         "images seen": None if curves is None else f"{curves['images_seen'].max():,.0f}",
         "use of z_sem": number(summary.get("z_sem_usage")),
         "decoding": f"{summary['steps']} steps of {summary['solver']}",
-    }
+    }  # fmt: skip
     if model.result("reconstructions") is not None:
         means = model.result("reconstructions").means
         row |= {"PSNR, both codes": f"{means['psnr_x_T']:.1f}", "PSNR, z_sem alone": f"{means['psnr_z_sem']:.1f}"}
@@ -232,12 +233,11 @@ def _model_facts(model: ReportData) -> dict[str, Any]:
     description = read_description(model_file(model.bundle))
     facts = {
         "images": f"{_size(summary)}, {summary['spatial_dims']}D, {counted(summary.get('in_channels', 1), 'channel')}",
-        "intensities": summary.get("intensity"),
-        "z_sem": f"{summary['z_channels']} numbers",
+        "intensities": summary.get("intensity"), "z_sem": f"{summary['z_channels']} numbers",
         "parameters": f"{summary['parameters']:,}",
         "decoding": f"{summary['steps']} steps of {summary['solver']}, inversion in {summary['invert_steps']} steps",
         "SHA-256 of the model": f"{summary['sha256'][:16]}…",
-    }
+    }  # fmt: skip
     training = {}
     if curves is not None:
         last = curves.iloc[-1]
@@ -245,13 +245,9 @@ def _model_facts(model: ReportData) -> dict[str, Any]:
     for name, value in description.get("figures", {}).items():
         if not f"validation_{name}".startswith(_INTERVALS):  # the curves show the ends of intervals
             training[f"last {name.replace('_', ' ')}"] = number(value)
-    return {
-        "models": None,
-        "model": facts,
-        "training": training,
-        "changed": {name: json.dumps(value) for name, value in description.get("recipe", {}).items()},
-        "cohort": None if model.result("embeddings") is None else _cohort_rows(model.table),
-    }
+    changed = {name: json.dumps(value) for name, value in description.get("recipe", {}).items()}
+    cohort = None if model.result("embeddings") is None else _cohort_rows(model.table)
+    return {"models": None, "model": facts, "training": training, "changed": changed, "cohort": cohort}
 
 
 def _size(summary: Mapping[str, Any]) -> str:
@@ -348,27 +344,25 @@ def reconstruction_section(report: Report) -> Section | None:
         panels.append(("input", models[0].name, "input"))
         for key in ("z_sem", "x_T"):
             panels += [(f"{model.name}: {_PANEL_TITLES[key]}", model.name, key) for model in models]
-        lead = f"{_held_out(models[0])} The same cases for all models; the input is that of {models[0].name}."
+        lead = f"The same cases for all models; the input is that of {models[0].name}."
     else:
         panels += [(title, models[0].name, key) for key, title in _PANEL_TITLES.items()]
         lead = (
-            f"{_held_out(models[0])} From z_sem alone, the detail is drawn at random: what agrees with the input is "
-            "what z_sem knows. From both codes, an image should come back almost exactly."
+            "From z_sem alone, the detail is drawn at random: what agrees with the input is what z_sem knows. From "
+            "both codes, an image should come back almost exactly."
         )
     captions = _psnr_captions(models, ids)
     shown = [(case_id, [cases[model][case_id][key] for _, model, key in panels]) for case_id in ids]
+    shown_cases = [
+        {"id": case_id, "panels": strips, "counts": strips[0].counts, "caption": captions[case_id]}
+        for case_id, strips in shown
+    ]
     values = {
-        "lead": lead,
-        "titles": [title for title, *_ in panels],
-        "is_volumes": any("axial" in strips[0].counts for _, strips in shown),
-        "cases": [_shown_case(case_id, strips, captions[case_id]) for case_id, strips in shown],
+        "lead": f"{_held_out(models[0])} {lead}", "titles": [title for title, *_ in panels], "cases": shown_cases,
+        "is_volumes": any("axial" in case["counts"] for case in shown_cases),
         "limit": None if report.is_comparison else f"{LIMIT:.0%}",
-    }
+    }  # fmt: skip
     return report.section("reconstructions", "Reconstructions", ["reconstructions"], values)
-
-
-def _shown_case(case_id: str, panels: Sequence[Strips], caption: str) -> dict[str, Any]:
-    return {"id": case_id, "panels": panels, "counts": panels[0].counts, "caption": caption}
 
 
 def _held_out(model: ReportData) -> str:
@@ -475,14 +469,8 @@ def edit_section(report: Report) -> Section | None:
     ]
     directions = (model.result(name) for name in names if name.startswith("directions/"))
     chance = [fitted.direction for fitted in directions if fitted is not None and fitted.direction.may_be_chance]
-    values = {
-        "labels": labels,
-        "traversal": None,
-        "chance": [
-            f"No scan is edited along {each.target}: {each.score_text} of its direction includes chance."
-            for each in chance
-        ],
-    }
+    texts = [f"No scan is edited along {each.target}: {each.score_text} of it includes chance." for each in chance]
+    values = {"labels": labels, "traversal": None, "chance": texts}
     return report.section("edits", "Edits along a label", names, values)
 
 
@@ -498,15 +486,12 @@ def _edited_label(model: ReportData, name: str) -> dict[str, Any]:
         num = rows["id"].nunique()
         texts.append(f"The prediction rises with every step in {round(monotone * num)} of {counted(num, 'case')}.")
     values = model.table.set_index(model.table["id"].astype(str))[direction.target]
-    return {
-        "name": direction.target,
-        "title": direction.target + (f" (towards {direction.classes[1]})" if direction.classes else ""),
-        "text": " ".join(texts),
-        "cases": [
-            {"id": case_id, "value": values[case_id], "frames": _frames(model, name, direction, part)}
-            for case_id, part in rows.groupby("id", sort=False)
-        ],
-    }
+    cases = [
+        {"id": case_id, "value": values[case_id], "frames": _frames(model, name, direction, part)}
+        for case_id, part in rows.groupby("id", sort=False)
+    ]
+    title = direction.target + (f" (towards {direction.classes[1]})" if direction.classes else "")
+    return {"name": direction.target, "title": title, "text": " ".join(texts), "cases": cases}
 
 
 def _frames(model: ReportData, name: str, direction: Direction, rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -550,14 +535,14 @@ def outlier_section(report: Report) -> Section | None:
     if model.result("neighbors") is not None:
         near = nearest(model)
         shares = model.result("neighbors").unusual_shares.get("whitened", {})
-        values = {
-            "cases": [
-                {**row, "near": near.loc[near["id"] == row["id"], "neighbor"].tolist()[:_NUM_SHOWN]}
-                for row in outliers(model).to_dict("records")
-            ],
-            "shares": ", ".join(f"{share:.1%} of {split}" for split, share in shares.items()),
-            "thumbnails": report.thumbnails[model.name],
-        }
+        sizes = Counter(model.table["split"].astype(str) if "split" in model.table else ["train"] * len(model.table))
+        few = {name: f" (from {counted(num, 'case')}: says little)" for name, num in sizes.items() if num < _MANY}
+        cases = [
+            {**row, "near": near.loc[near["id"] == row["id"], "neighbor"].tolist()[:_NUM_SHOWN]}
+            for row in outliers(model).to_dict("records")
+        ]
+        texts = ", ".join(f"{share:.1%} of {name}{few.get(name, '')}" for name, share in shares.items())
+        values = {"cases": cases, "shares": texts, "thumbnails": report.thumbnails[model.name]}
     return report.section("outliers", "Outliers", ["neighbors"], values)
 
 

@@ -17,13 +17,14 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.pages.report import page_result
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, Columns
-from monai_diffae.errors import ConfigError, counted
+from monai_diffae.errors import ConfigError, OtherResultsError, counted
 
 if TYPE_CHECKING:
     from monai_diffae.apps.pages.data import ReportData
     from monai_diffae.apps.steps import Steps
 
 _FEW_PATIENTS = 10
+_SHIPPED = {2: ("chest_xray", "chest X-rays"), 3: ("hippocampus", "MR volumes around a hippocampus")}
 _SLICES = {"bundle": Path("diffae_2d"), "overrides": {"slice_range": [0.2, 0.8], "slice_step": 1}}  # nearly all slices
 
 logger = logging.getLogger(__name__)
@@ -83,9 +84,8 @@ def start(
     hour = FirstHour(cohort, out, minutes, targets, {k: v for k, v in listing.items() if v is not None}, device)
     hour.plan()
     summary = list(hour.summary())
-    for line in summary:
-        print(line, file=sys.stderr)
-    if not yes and sys.stdin.isatty() and not _agreed():
+    print(*summary, sep="\n", file=sys.stderr)
+    if not yes and sys.stdin.isatty() and input("Start? [Y/n] ").strip().lower() not in ("", "y", "yes"):
         return Result(notes=["not started: nothing was trained"], content={"outcomes": ()})
     from monai_diffae.apps.pages.page import write_page
     from monai_diffae.apps.pages.sections import Report
@@ -98,10 +98,6 @@ def start(
         outcomes=hour.steps.with_earlier(),
     )  # fmt: skip
     return page_result(page, hour.steps.outcomes, values["answers"], next_lines)
-
-
-def _agreed() -> bool:
-    return input("Start? [Y/n] ").strip().lower() in ("", "y", "yes")
 
 
 @dataclass
@@ -136,16 +132,17 @@ class FirstHour:
 
     def plan(self) -> None:
         """List the scans, and plan the training unless that was done by an earlier call."""
+        from monai_diffae.apps.pages.data import check_targets
         from monai_diffae.data.cohorts import read_cohort
         from monai_diffae.data.fingerprints import cohort_fingerprint
 
-        listed = self._list_again() if self._record_file.is_file() else self._list()
-        missing = next((name for name in self.targets if name not in listed.listing.labels), None)
-        if missing is not None:
-            raise ConfigError(
-                f"targets: there is no label {missing!r}; there are: {', '.join(listed.listing.labels) or 'none'}"
-            )
-        request = {"cohort": cohort_fingerprint(read_cohort(self.table)), "minutes": self.minutes}
+        try:
+            listed = self._list()
+        except OtherResultsError as error:
+            raise self._other("scans or labels") from error
+        cases = read_cohort(self.table)
+        check_targets(cases, self.targets)
+        request = {"cohort": cohort_fingerprint(cases), "minutes": self.minutes}
         self.record = self._read_record(request)
         if self.record:
             return
@@ -159,7 +156,7 @@ class FirstHour:
             f"{counted(len(listed.listing.cases), 'scan')} of {counted(listed.listing.num_patients, 'patient')}; "
             f"labels: {', '.join(listed.listing.labels) or 'none'}",
             *(["these are few volumes, so the model is trained on their slices"] if are_few else []),
-            *([plan.incomplete] if plan.incomplete else []),
+            *filter(None, [plan.incomplete]),
             f"training of {plan.bundle}: {_size_and_length(plan.settings)}",
             *plan.time_lines(),
         ]
@@ -177,15 +174,6 @@ class FirstHour:
             return self.steps.prepare("List the scans", "list-scans", **arguments, group_duplicates=True)
         except SeparatedTwins:
             return self.steps.prepare("List the scans", "list-scans", **arguments)
-
-    def _list_again(self) -> Any:
-        """List the scans, which must be those of the earlier call."""
-        try:
-            return self._list()
-        except ConfigError:
-            if not self.table.is_file():
-                raise
-            raise self._other("scans or labels") from None
 
     @property
     def _record_file(self) -> Path:
@@ -221,18 +209,14 @@ class FirstHour:
 
         self._train()
         data = ReportData(
-            self.model,
-            self.out,
-            self.table,
-            name=self.cohort.stem,
-            targets=self.targets,
-            device=self.device,
+            self.model, self.out, self.table, name=self.cohort.stem, targets=self.targets, device=self.device,
             steps=self.steps,
-        )
+        )  # fmt: skip
         data.run(evaluates=False)
         return data
 
     def _train(self) -> None:
+        from monai_diffae.apps.training.speed import TIME_KEYS
         from monai_diffae.data.atomic import write_json
 
         write_json(self._record_file, self.record)
@@ -241,8 +225,8 @@ class FirstHour:
         if self.record["is_trained"]:
             return
         self.steps.prepare(
-            "Train", "train", bundle=self.model, cohort=self.table, device=self.device,
-            overrides=self.record["settings"],
+            "Train", "train", bundle=self.model, cohort=self.table, minutes=self.minutes, device=self.device,
+            overrides={key: value for key, value in self.record["settings"].items() if key not in TIME_KEYS},
         )  # fmt: skip
         self.record["is_trained"] = True
         write_json(self._record_file, self.record)
@@ -267,7 +251,11 @@ class FirstHour:
             yield f"Grade every scan along {edited[0].stem}:", command_line("grade", grades)
         unusual = {**opened, "out": self.out / "anomaly", "split": "val", "limit": 8}
         yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
-        if not data.verdicts or any(verdict.answer != "unclear" for verdict in data.verdicts):
+        if data.few_images is not None:
+            name, scans = _SHIPPED[data.spatial_dims]
+            why = f"There are few scans. If they are {scans}, embed them with a trained model, or train it further:"
+            yield why, command_line("init", {"out": f"{self.out}_{name}", "bundle": name})
+        elif not data.verdicts or any(verdict.answer != "unclear" for verdict in data.verdicts):
             longer = {
                 "cohort": self.table, "out": f"{self.out}_longer", "minutes": 60, "targets": list(self.targets),
                 "device": self.device,

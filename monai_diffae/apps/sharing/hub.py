@@ -18,12 +18,13 @@ from monai_diffae.errors import ConfigError, DiffAEError, MachineError, UnsafeIn
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-MODEL, LATENT, FAST, METRICS = (
-    f"{layout.MODELS}/{name}" for name in (layout.MODEL, layout.LATENT_MODEL, layout.FAST_MODEL, layout.METRICS)
+MODEL, LATENT, FAST, WIDE, METRICS = (
+    f"{layout.MODELS}/{name}"
+    for name in (layout.MODEL, layout.LATENT_MODEL, layout.FAST_MODEL, layout.WIDE, layout.METRICS)
 )
 CARD, DATA_LICENSE = layout.MODEL_CARD, layout.DATA_LICENSE
 DOCUMENTS = (CARD, DATA_LICENSE, "LICENSE")
-NAMES = (MODEL, LATENT, FAST, METRICS, *DOCUMENTS)
+NAMES = (MODEL, LATENT, FAST, WIDE, METRICS, *DOCUMENTS)
 """The names of all files that are sent and got."""
 
 _LONGEST_DOCUMENT = 200_000  # bytes

@@ -170,12 +170,12 @@ def _download(address: str, folder: Path) -> Path:
 
 def _unknown_code(folder: Path) -> list[str]:
     """Check that the models in a folder belong together, and list what they build that may do more than compute."""
-    from monai_diffae.apps.sharing.hub import FAST, LATENT, MODEL
+    from monai_diffae.apps.sharing.hub import FAST, LATENT, MODEL, WIDE
     from monai_diffae.bundle.model_file import read_model, unknown_targets
 
     model = read_model(folder / MODEL, "autoencoder", "first_stage", is_built=False)
     targets = set(unknown_targets(model.description))
-    for name, kind in ((LATENT, "latent"), (FAST, "fast")):
+    for name, kind in ((LATENT, "latent"), (FAST, "fast"), (WIDE, "wide")):
         if (folder / name).is_file():
             other = read_model(folder / name, kind, is_built=False)
             if other.description.get("autoencoder_sha256") != model.sha256:

@@ -14,7 +14,7 @@ from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.synthesis.directions import is_direction, json_content
 from monai_diffae.apps.tracking import log_to_open_run
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, OtherResultsError
 
 Kind = Literal["classes", "numbers"]
 
@@ -82,8 +82,8 @@ def fit_direction(
     direction = replace(direction, preprocessing=recorded_preprocessing(table))
     content = direction.to_json()
     if out.exists() and not (overwrite and is_direction(out)) and json_content(out) != content:
-        remedy = "set overwrite, or choose another out" if is_direction(out) else "choose another out"
-        raise ConfigError(f"{out.name}: exists and is not this direction; {remedy}")
+        error, remedy = (OtherResultsError, "set overwrite, or ") if is_direction(out) else (ConfigError, "")
+        raise error(f"{out.name}: exists and is not this direction; {remedy}choose another out")
     if direction.num_omitted:
         logger.info("%d cases without the label '%s' are omitted", direction.num_omitted, target)
     direction.warn_if_chance()

@@ -14,15 +14,6 @@ from monai_diffae.apps.training.train import TrainingEnd, TrainingReport, train_
 from monai_diffae.apps.training.train_latent import embedded_cohort, training_statistics
 
 __all__ = [
-    "TrainingEnd",
-    "TrainingReport",
-    "embedded_cohort",
-    "image_loss",
-    "open_teacher",
-    "read_teaching_cases",
-    "student",
-    "teacher_levels",
-    "teaching_trajectories",
-    "train_with_callbacks",
-    "training_statistics",
-]
+    "TrainingEnd", "TrainingReport", "embedded_cohort", "image_loss", "open_teacher", "read_teaching_cases",
+    "student", "teacher_levels", "teaching_trajectories", "train_with_callbacks", "training_statistics",
+]  # fmt: skip

@@ -106,11 +106,9 @@ def import_official(
     _log_settings(settings, assumed, has_latent=latent is not None)
     description = _description(bundle, network, size, {**_DIFFUSION, **diffusions[0], "clip_range": "@model_range"})
     provenance = {
-        "source": "official phizaz/diffae checkpoint",
-        "file_sha256": file_checksum(checkpoint),
-        "weights": select_model(weights)[0],
-        "monai_diffae": __version__,
-    }
+        "source": "official phizaz/diffae checkpoint", "file_sha256": file_checksum(checkpoint),
+        "weights": select_model(weights)[0], "monai_diffae": __version__,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         models = Path(temporary)
         file = write_model(models / layout.MODEL, "autoencoder", network.state_dict(), description)
@@ -242,13 +240,11 @@ def _description(
     config |= shared
     for name in ("unet", "encoder"):
         # A value that the shipped config shares between the networks stays a key of its own.
-        config["network_def"][name] = {
-            "_target_": config["network_def"][name]["_target_"],
-            **{
-                key: f"@{key}" if key in shared and shared[key] == value else value
-                for key, value in _arguments(network, name).items()
-            },
+        arguments = {
+            key: f"@{key}" if key in shared and shared[key] == value else value
+            for key, value in _arguments(network, name).items()
         }
+        config["network_def"][name] = {"_target_": config["network_def"][name]["_target_"], **arguments}
     parser = Parser(config)
     parser.parse()
     return {**describe(parser), "versions": versions()}
@@ -266,9 +262,7 @@ def _latent_description(latent: LatentMLP, diffusion: dict[str, Any], autoencode
 
     return {
         "latent_network_def": {"_target_": "monai_diffae.networks.LatentMLP", **latent.config},
-        "latent_diffusion": diffusion,
         "latent_inferer": {"_target_": "monai_diffae.inferers.LatentInferer", "schedule": "@latent_diffusion"},
-        "z_channels": latent.z_channels,
-        "autoencoder_sha256": autoencoder_sha256,
+        "latent_diffusion": diffusion, "z_channels": latent.z_channels, "autoencoder_sha256": autoencoder_sha256,
         "versions": versions(),
-    }
+    }  # fmt: skip

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from monai_diffae.data.cases import Case
     from monai_diffae.data.inspection.survey import Survey
 
+FEW_SCANS = {2: 300, 3: 100}  # by number of axes; the smallest cohorts with useful models: 900 images, 161 volumes
 _GIB = 2**30
 _USABLE = 0.8  # of the free memory
 _MAX_NAMES = 5  # most failed scans that are listed on a terminal
@@ -111,8 +112,9 @@ class Plan:
         if table.total_s > self.budget_s:
             yield "even one epoch takes longer than the given time, so max_minutes will end it early: give more minutes"
         if table.num_images < self.needed_images:
-            few = f"z_sem may hardly be used after so few images; about {self.needed_images} are needed"
-            yield f"{few}: give more minutes"
+            are_few = len(self.survey.ids) < FEW_SCANS[len(self.settings["image_size"])]
+            advice = "with so few scans, more scans help rather than more minutes" if are_few else "give more minutes"
+            yield f"z_sem may hardly be used after so few images; about {self.needed_images} are needed: {advice}"
 
     def figures(self) -> dict[str, Any]:
         """Everything; memory in GiB."""
@@ -121,24 +123,17 @@ class Plan:
             "seconds_per_step": speed.seconds_per_step, "images_per_second": speed.images_per_second,
             "seconds_per_scan": speed.seconds_per_scan, "predicted_s": table.total_s,
         }  # fmt: skip
+        time = {
+            **{name: float(f"{value:.4g}") for name, value in figures.items()},
+            "parts_s": {name: round(seconds, 1) for name, seconds in table.seconds.items()},
+            "num_images": table.num_images, "num_steps": table.num_steps, "needed_images": self.needed_images,
+        }  # fmt: skip
+        gib = {"predicted_gib": self.proposal.memory.gib, "budget_gib": self.budget / _GIB}
+        memory = {**{name: round(value, 3) for name, value in gib.items()}, "device": self.device}
         return {
-            "cohort": self.survey.summary(),
-            "settings": self.settings,
-            "num_cropped": self.num_cropped,
-            "memory": {
-                "predicted_gib": round(self.proposal.memory.gib, 3),
-                "budget_gib": round(self.budget / _GIB, 3),
-                "device": self.device,
-            },
-            "time": {
-                **{name: float(f"{value:.4g}") for name, value in figures.items()},
-                "parts_s": {name: round(seconds, 1) for name, seconds in table.seconds.items()},
-                "num_images": table.num_images,
-                "num_steps": table.num_steps,
-                "needed_images": self.needed_images,
-            },
-            "commands": self.commands,
-        }
+            "cohort": self.survey.summary(), "settings": self.settings, "num_cropped": self.num_cropped,
+            "memory": memory, "time": time, "commands": self.commands,
+        }  # fmt: skip
 
     @property
     def incomplete(self) -> str | None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MOST_FAILED = 0.1  # of the cases of a training
+_LEAST_USED, _PLANNED, _LARGEST_DECAY = 0.7, 0.95, 0.999  # shares of the time: if less is used, this much is planned
 
 
 @command
@@ -55,7 +56,7 @@ def train(
         start_from: Trained bundle with whose weights a new training begins, on any cohort: the folder is made from it,
             as by ``monai-diffae init``. It is only read.
         minutes: Time for everything: image size, network and epochs are chosen as by ``monai-diffae plan``, and the
-            training ends in time. By default, all of them are as configured.
+            training ends in time; it gets more epochs if it is faster than was measured. By default, as configured.
         training: How to train.
 
     Returns:
@@ -81,9 +82,14 @@ def train(
         bundle, out = begin_from(out or bundle, start_from), None
     elif cohort is not None and not bundle.exists() and (out is None or not out.exists()):
         _make_bundle(bundle, cohort, training.columns)
+    is_fixed = not training.overrides.keys().isdisjoint(("max_epochs", "max_minutes", "ema_decay"))
     if minutes is not None:
         training = _plan(bundle, cohort, out, training, minutes, start)
-    workflow = run_training("train", bundle, training, {"dataset_dir": cohort, "output_dir": out})
+    paths = {"dataset_dir": cohort, "output_dir": out}
+    workflow = run_training("train", bundle, training, paths)
+    while minutes and not is_fixed and (longer := _lengthen(workflow, training, minutes, start)):
+        training = longer
+        workflow = run_training("train", bundle, training, paths)
     parser, folder = workflow.parser, results_folder(workflow)
     split_cohort = parser.get_parsed_content("cohort")
     num_cases = sum(len(split_cohort.split(name)) for name in ("train", "val")) + len(split_cohort.failures)
@@ -189,12 +195,9 @@ def train_with_callbacks(
     def notify(engine: Any) -> None:
         state, statistics = engine.state, engine.state.statistics
         num_steps = state.max_epochs * state.epoch_length
+        steps = (state.epoch, state.max_epochs, state.iteration, num_steps)
         if report is not None:
-            report(
-                TrainingReport(
-                    state.epoch, state.max_epochs, state.iteration, num_steps, statistics.loss, statistics.seconds_left
-                )
-            )
+            report(TrainingReport(*steps, statistics.loss, statistics.seconds_left))
 
     def prepare(workflow: ConfigWorkflow) -> None:
         folders.append(results_folder(workflow))
@@ -390,6 +393,25 @@ def _plan(
     for line in (*(f"{key}: {value}" for key, value in new.items()), *result.time_lines()):
         logger.info("%s", line)
     return replace(training, overrides={**new, **training.overrides})
+
+
+def _lengthen(workflow: ConfigWorkflow, training: Training, minutes: float, start: float) -> Training | None:
+    """More epochs for a training that used little of its time, because the machine was busy when it was measured."""
+    from monai_diffae.apps.processes import this_process
+
+    read = workflow.parser.get_parsed_content
+    validation, before = read("validate#handler"), read("max_epochs")
+    others_s = time.monotonic() - start - validation.seconds  # such as reading and calibration, which are done again
+    available_s = 60 * minutes - 2 * others_s
+    factor = _PLANNED * available_s / validation.seconds
+    is_used = validation.seconds > _LEAST_USED * available_s or int(factor * before) == before
+    was_resumed, has_others = others_s < 0, this_process().world_size > 1
+    if is_used or was_resumed or has_others or validation.is_patience_exhausted:
+        return None
+    decay = max(read("ema_decay"), min(_LARGEST_DECAY, round(1 - (1 - read("ema_decay")) / factor, 4)))
+    settings = {"max_epochs": int(factor * before), "max_minutes": round(available_s / 60, 2), "ema_decay": decay}
+    logger.info("training was faster than measured: it gets %d epochs, not %d", settings["max_epochs"], before)
+    return replace(training, overwrite=False, overrides={**training.overrides, **settings})
 
 
 def _make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:

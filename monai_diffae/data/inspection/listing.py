@@ -19,7 +19,7 @@ from monai_diffae.data.folders import name_within, search_folder, short_names
 from monai_diffae.data.inspection.joins import bids_details, join_table, with_roles, with_rows
 from monai_diffae.data.scans import may_be_dicom, scan_suffix
 from monai_diffae.data.splits import SPLITS, check_splits
-from monai_diffae.errors import CohortError, ConfigError, counted, quoted
+from monai_diffae.errors import CohortError, ConfigError, OtherResultsError, counted, quoted
 
 _MAX_CLASSES = 12  # most values of a label that are listed
 
@@ -81,14 +81,11 @@ class Listing:
             name: {str(value): count for value, count in values.items()} if len(values) <= _MAX_CLASSES else len(values)
             for name, values in self.labels.items()
         }
+        splits = {str(name): count for name, count in self.splits.items()}
         return {
-            "num_scans": len(self.cases),
-            "num_patients": self.num_patients,
-            "formats": dict(self.formats),
-            "splits": {str(name): count for name, count in self.splits.items()},
-            "labels": labels,
-            "notes": self.notes,
-        }
+            "num_scans": len(self.cases), "num_patients": self.num_patients, "formats": dict(self.formats),
+            "splits": splits, "labels": labels, "notes": self.notes,
+        }  # fmt: skip
 
     def lines(self) -> Iterator[str]:
         """What was found, line by line."""
@@ -140,7 +137,7 @@ def write_listing(listing: Listing, path: Path, *, overwrite: bool = False) -> P
     if path.exists() and not overwrite:
         if path.is_file() and path.read_bytes() == content:
             return path
-        raise ConfigError(f"{path.name}: exists and has other content; set overwrite, or choose another out")
+        raise OtherResultsError(f"{path.name}: exists and has other content; set overwrite, or choose another out")
     return write_atomic(path, lambda temporary: temporary.write_bytes(content))
 
 

@@ -16,24 +16,8 @@ from monai_diffae.latents.probing.scores import ClassScores, NumberScores, score
 from monai_diffae.latents.targets import Target, read_target
 
 __all__ = [
-    "ClassScores",
-    "EvaluatedProbe",
-    "FeatureSet",
-    "FittedProbe",
-    "HeldOutPredictions",
-    "NumberScores",
-    "ProbeSettings",
-    "QuickProbe",
-    "QuickScores",
-    "Target",
-    "cross_validation_folds",
-    "evaluate_probes",
-    "few_label_scores",
-    "fit_probe",
-    "intensity_statistics",
-    "pca_features",
-    "predict_held_out",
-    "read_target",
-    "score_with_interval",
-    "split_folds",
-]
+    "ClassScores", "EvaluatedProbe", "FeatureSet", "FittedProbe", "HeldOutPredictions", "NumberScores",
+    "ProbeSettings", "QuickProbe", "QuickScores", "Target", "cross_validation_folds", "evaluate_probes",
+    "few_label_scores", "fit_probe", "intensity_statistics", "pca_features", "predict_held_out", "read_target",
+    "score_with_interval", "split_folds",
+]  # fmt: skip

@@ -208,15 +208,17 @@ def _log_unreliable(target_folds: TargetFolds, seed: int) -> None:
             "or empty them if they are errors or codes",
             name, len(outliers), len(is_far), outliers[abs(outliers).argmax()],
         )  # fmt: skip
-    if target_folds.num_seen:
-        text = (
-            "target '%s': the autoencoder was trained on patients of %d of the %d test cases (without labels), so the "
-            "scores of z_sem may be too high; set splits to val and test to exclude them"
-            if target_folds.is_split_of_training
-            else "target '%s': if the autoencoder was trained on the table's training cases, it has seen patients of "
-            "%d of the %d test cases, and their scores may be too high; set splits to val and test to exclude them"
-        )
-        logger.warning(text, name, target_folds.num_seen, len(test))
+
+
+def _warn_of_seen(targets: Sequence[TargetFolds]) -> None:
+    """Log once for all targets how many test cases the autoencoder has seen."""
+    most = max(targets, key=lambda target: target.num_seen or 0)
+    if most.num_seen:
+        logger.warning(
+            "%sthe autoencoder was trained on patients of %d of the %d test cases (without labels), so the scores of "
+            "z_sem may be too high; set splits to val and test to exclude them",
+            "" if most.is_split_of_training else "perhaps ", most.num_seen, len(most.test_cases),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,6 +311,7 @@ def evaluate_probes(
         labels = table[nuisance].tolist()
         folds = choose_folds(cases, labels, nuisance, settings.evaluation, settings.seed, "classes")
     evaluated: list[EvaluatedProbe] = []
+    chosen: list[TargetFolds] = []
     errors: dict[str, ConfigError] = {}
     for name in targets:
         try:
@@ -317,6 +320,7 @@ def evaluate_probes(
                 settings.kinds.get(name, "auto"),
             )  # fmt: skip
             evaluated += _evaluate_target(with_nuisance(target, table, settings.nuisance), feature_sets, settings)
+            chosen.append(target)
         except ConfigError as error:
             errors[name] = error
     if not evaluated:
@@ -325,6 +329,7 @@ def evaluate_probes(
         plain = ProbeSettings(probes=settings.probes, seed=settings.seed)
         told = [each.row for each in _evaluate_target(folds, feature_sets, plain)]
         add_nuisance([each.row for each in evaluated], told, folds.target.num_classes or 1)
+    _warn_of_seen(chosen)
     return evaluated, {name: str(error).removeprefix(f"target '{name}': ") for name, error in errors.items()}
 
 

@@ -99,6 +99,7 @@ def test_sections_close_open_and_are_reached_by_keys(reported, open_page):
 def test_nothing_is_wider_than_the_window_and_text_can_be_read(reported, open_page, scheme, width):
     page = open_page(reported.page.as_uri(), viewport={"width": width, "height": 900}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("nav ol").is_visible() == (width == 1400)
     colours = page.evaluate("['color', 'backgroundColor'].map(name => getComputedStyle(document.body)[name])")
     light, dark = sorted((sum(map(int, each[4:-1].split(","))) for each in colours), reverse=True)
     assert light - dark > 500

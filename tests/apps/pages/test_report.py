@@ -12,11 +12,14 @@ import pandas as pd
 import pytest
 
 from monai_diffae.apps.pages.compare import compare
+from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.page import number
 from monai_diffae.apps.pages.report import report
-from monai_diffae.apps.steps import Steps
+from monai_diffae.apps.pages.sections import _cautions
+from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.networks import SemanticEncoder
 
 
 def sources(page):
@@ -50,6 +53,7 @@ def test_the_numbers_are_those_of_the_commands(reported, page_reader):
     assert f"{made['psnr_z_sem'].mean():.1f} dB from z_sem alone" in text
     probes = pd.read_csv(reported.folder / "probe" / "probes.csv")
     assert set(probes["target"]) == {"wide", "head_size"}
+    assert probes["features"].tolist()[:4] == ["z_sem", "wide", "PCA of pixels", "intensity statistics"]
     evaluated = json.loads((reported.folder / "evaluation" / "evaluation.json").read_text())["rows"]
     quality = [row["value"] for row in evaluated if row["metric"] in ("psnr", "ssim", "mse")]
     assert len(quality) == 3 * 2 * 2
@@ -93,9 +97,6 @@ def test_the_map_has_every_case_with_its_labels(reported):
         assert [data["ids"][j] for j in data["neighbors"][i]] == expected
 
 
-ARGUMENTS = {"targets": ["wide", "head_size"], "device": "cpu"}
-
-
 def test_a_second_call_computes_nothing_again(reported, report_again, labelled, page_reader):
     before = reported.page.read_bytes()
     assert "the autoencoder was trained on patients of" in page_reader(reported.page).text  # a warning
@@ -103,8 +104,6 @@ def test_a_second_call_computes_nothing_again(reported, report_again, labelled, 
     assert again.page.read_bytes() == before  # with its warnings
     quick = ("info", "fit-direction")  # these have no record
     assert all(each.result.skipped for each in again.outcomes if each.step.command not in quick)
-    with pytest.raises(ConfigError, match="targets: there is no label 'nothing'; choose from: .*wide"):
-        report(labelled.bundle, reported.folder, cohort=labelled.cohort, **{**ARGUMENTS, "targets": ["nothing"]})
 
 
 def test_one_file_can_have_all_pictures_inside(reported, report_again, page_reader):
@@ -136,10 +135,40 @@ def test_what_fails_is_said_and_samples_stand_beside_their_nearest_cases(
     assert len(synthetic) == 4
 
 
+def test_scores_without_wide_features_are_kept_and_explained(labelled, tmp_path, monkeypatch):
+    def study(cohort, folder="out"):
+        made = ReportData(bundle, tmp_path / folder, cohort, device="cpu")
+        made.run_common()
+        given = made.outcomes["probe"].step.arguments.get("features")
+        return made.result("embeddings").skipped, given, "no wide features" in " ".join(_cautions(made))
+
+    def attempt(steps, title, command, **given):  # all but embed take too long here
+        kept = Outcome(Step(title, command, given), 0.0)
+        return run(steps, title, command, **given) if command == "embed" else steps.outcomes.append(kept)
+
+    run = Steps.attempt
+    monkeypatch.setattr(Steps, "attempt", attempt)
+    bundle = shutil.copytree(labelled.bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache", "wide*"))
+    pd.read_csv(labelled.cohort).iloc[:9].to_csv(tmp_path / "few.csv", index=False)
+    assert study(tmp_path / "few.csv") == (False, None, True)
+    shutil.copytree(labelled.embeddings.parent, tmp_path / "earlier" / "embeddings")
+    assert study(labelled.cohort, "earlier") == (True, None, False)
+    assert study(labelled.cohort, "fitted") == (False, ["z", "wide"], False)
+    assert study(tmp_path / "few.csv") == (True, None, False)
+    assert study(tmp_path / "few.csv", "second") == (False, ["z", "wide"], False)
+    monkeypatch.delattr(SemanticEncoder, "features")  # as an encoder of another package
+    assert ReportData(bundle, tmp_path / "third", tmp_path / "few.csv").can_have_wide is None
+
+
 def test_a_mistyped_cohort_is_refused_before_any_work_and_a_bug_is_not_hidden(labelled, tmp_path, monkeypatch):
     with pytest.raises(CohortError, match=r"^missing\.csv: there is no such folder, table or scan"):
         report(labelled.bundle, tmp_path / "out", cohort=tmp_path / "missing.csv")
     assert not (tmp_path / "out").exists()
+    pd.read_csv(labelled.cohort).assign(same=1).to_csv(labelled.cohort.with_name("same.csv"), index=False)
+    for target, message in (("wode", "targets: there is no label 'wode'; choose from: .*wide"), ("same", "all '1'")):
+        with pytest.raises(ConfigError, match=message):
+            report(labelled.bundle, tmp_path / "out", cohort=labelled.cohort.with_name("same.csv"), targets=[target])
+    assert not (tmp_path / "out" / "embeddings").exists()
     monkeypatch.setattr(Steps, "attempt", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report(labelled.bundle, tmp_path / "out", cohort=labelled.cohort, device="cpu")

@@ -49,6 +49,7 @@ def slow_machine():
         patch.setattr(data, "_NUM_EDITED", 1)
         patch.setattr(data, "NUM_MOSAIC", {2: 2, 3: 1})
         patch.setattr(speed, "measure_speed", lambda config, device, items, size: speed.Speed(8.0, size))
+        patch.setattr("monai_diffae.apps.training.train._LEAST_USED", 0)  # else, it would train for a minute
         yield
 
 
@@ -68,11 +69,14 @@ def test_every_step_is_done_and_the_page_begins_with_the_findings(started, page_
     assert "patients, it cannot be said whether z_sem predicts label" in notes  # so no scan is edited along it
     assert "1 group of scans that are the same have different labels." in notes
     assert "it cannot be said whether z_sem predicts label" in page.text
+    assert "1 pair of twins with different labels" in page.text  # a warning from before the training
+    assert sum("/scans/" in each.attributes["src"] for each in page.all("img")) == 2  # at their own resolution
     conflicts = pd.read_csv(started.folder / "label_conflicts.csv")
     assert conflicts[["id", "value"]].values.tolist() == [["again", "large"], ["small (3)", "small"]]
     assert started.incomplete is None
     table = pd.read_parquet(started.folder / "embeddings" / "embeddings.parquet")
     assert sorted(table["label"].unique()) == ["large", "small"]
+    assert "w_000" in table
     assert "small (3)" in set(table["id"])
     assert "monai-diffae embed" in page.text
     assert not any("grade" in line or "--directions" in line for _, line in started.next_lines)
@@ -137,7 +141,7 @@ def test_what_cannot_be_started_is_one_line(pictures, volumes, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CohortError, match="empty: there are no scans"):
         start(tmp_path / "empty", tmp_path / "out", yes=True)
-    with pytest.raises(ConfigError, match="targets: there is no label 'lable'; there are: label"):
+    with pytest.raises(ConfigError, match="targets: there is no label 'lable'; choose from: label"):
         start(pictures, tmp_path / "typo", targets=["lable"], device="cpu", yes=True)
     (tmp_path / "one").mkdir()
     shutil.copy(next(volumes.glob("*.nii*")), tmp_path / "one")

@@ -48,6 +48,8 @@
   });
   sections.forEach((each) => each.addEventListener("toggle", name));
 
+  document.querySelector("nav details").open = !matchMedia("(max-width: 64rem)").matches;
+
   let closed = [];
   addEventListener("beforeprint", () => {
     closed = [...document.querySelectorAll("main details:not([open], #log)")];
