@@ -19,27 +19,28 @@ MOST_PARAMETERS = 12
 
 BUDGETS = {
     ".": (300, 5),
-    "apps": (1_710, 11),
+    "apps": (1_715, 11),
     "apps/embedding": (1_690, 9),
-    "apps/evaluation": (3_260, 17),
-    "apps/pages": (2_275, 11),
+    "apps/evaluation": (3_285, 17),
+    "apps/pages": (2_300, 11),
     "apps/sharing": (460, 4),
+    "apps/study": (530, 4),
     "apps/synthesis": (1_860, 11),
-    "apps/training": (2_850, 15),
+    "apps/training": (2_855, 15),
     "bundle": (3_080, 11),
     "cli": (250, 2),
-    "data": (7_520, 34),
+    "data": (7_590, 34),
     "diffusion": (1_400, 7),
     "engines": (1_700, 12),
     "explorer": (1_150, 7),
     "handlers": (1_900, 9),
     "inferers": (950, 5),
     "label": (2_120, 11),
-    "latents": (4_060, 16),
+    "latents": (4_565, 19),
     "metrics": (850, 7),
     "networks": (2_180, 12),
     "official": (750, 4),
-    "pictures": (705, 5),
+    "pictures": (735, 5),
     "serving": (190, 3),
     "transforms": (1_400, 8),
 }
@@ -48,7 +49,7 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 29_900
+TEST_LINES = 30_020
 TEST_FUNCTIONS = 1_260
 TRAININGS = 49
 

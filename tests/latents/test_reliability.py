@@ -38,9 +38,7 @@ def test_icc_and_intervals_equal_pingouins():
 
 def test_equal_repeats_are_reliable_and_constants_have_no_reliability():
     same = np.repeat(RNG.normal(size=(9, 1, 1)), 2, axis=1)
-    assert {name: value[0] for name, value in intraclass_correlations(same).items()} == dict.fromkeys(
-        ("icc2", "icc2_low", "icc2_high", "icc3", "icc3_low", "icc3_high"), 1.0
-    )
+    assert all(value[0] == 1 for value in intraclass_correlations(same).values())
     assert all(np.isnan(value).all() for value in intraclass_correlations(np.ones((9, 2, 1))).values())
 
 
@@ -59,7 +57,7 @@ def test_components_of_variance_equal_restricted_maximum_likelihood(share):
 
 def test_components_are_unbiased_with_missing_scans_and_more_scans_per_visit():
     generator, found = np.random.default_rng(0), []
-    for _ in range(300):
+    for _ in range(200):
         patients, scanners = generator.integers(12, size=40), generator.integers(5, size=40)
         values = generator.normal(size=(12, 1))[patients] + 2 * generator.normal(size=(5, 1))[scanners]
         parts = variance_components(values + 0.5 * generator.normal(size=(40, 1)), patients, scanners)
@@ -81,9 +79,8 @@ def test_designs_that_cannot_tell_patients_and_scanners_apart_are_named():
 
 
 def test_the_interval_of_the_shares_holds_the_truth_about_as_often_as_it_says():
-    hits = []
-    for seed in range(60):
-        generator = np.random.default_rng(seed)
+    generator, hits = np.random.default_rng(0), []
+    for _ in range(30):
         values = generator.normal(size=(40, 5))[PATIENTS] + generator.normal(size=(120, 5))
         _, low, high = total_shares(values, PATIENTS)
         hits.append(low[0] <= 0.5 <= high[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -229,22 +229,27 @@ def _costs(cases: _Cases, targets: Sequence[str], seed: int) -> tuple[pd.DataFra
     chosen = targets or [name for name in labels if reason_against(rows[name].tolist(), name) is None]
     evaluation: Literal["cv"] | None = "cv" if cases.num_on_both_sides else None
     settings = ProbeSettings(evaluation, seed=seed, kinds={scanner: "classes"})
-    probes, omitted = evaluate_probes(
-        rows, [scanner, *chosen], [after, before], settings, split_origin=split_origin(rows)
+    origin = split_origin(rows)
+    told, _ = evaluate_probes(rows, [scanner], [after, before], settings, split_origin=origin)
+    linear = replace(settings, probes=("linear",), kinds={})
+    probes, omitted = (
+        evaluate_probes(rows, chosen, [after, before], linear, split_origin=origin) if chosen else ([], {})
     )
-    if scanner in omitted:
-        raise ConfigError(f"scanner: {omitted[scanner]}")
-    scores = pd.DataFrame([probe.row for probe in probes])
-    accuracy = {f"balanced_accuracy{old}": new for old, new in {"": "score", "_low": "low", "_high": "high"}.items()}
-    told = scores[scores["target"] == scanner].rename(columns={"score": "", "low": "", "high": "", **accuracy})
-    told.index = pd.Index(told["features"] + "_" + told["probe"])
-    costs = scores[(scores["features"] == "before") & (scores["probe"] == "linear") & (scores["target"] != scanner)]
+    scores = pd.DataFrame([probe.row for probe in [*told, *probes]])
+    accuracies = {
+        f"{probe.row['features']}_{probe.row['probe']}": {
+            name: probe.row[f"balanced_accuracy{end}"]
+            for name, end in {"score": "", "low": "_low", "high": "_high"}.items()
+        }
+        for probe in told
+    }  # fmt: skip
+    costs = scores[(scores["features"] == "before") & (scores["target"] != scanner)]
     costs = costs.assign(
         is_protected=costs["target"].isin(cases.protect), before=costs["score"],
         after=costs["score"] + costs["difference"],
     )  # fmt: skip
     return scores, {
-        "scanners": {"chance": 1 / len(np.unique(cases.scanners)), **told[[*accuracy.values()]].T.to_dict()},
+        "scanners": {"chance": 1 / len(np.unique(cases.scanners)), **accuracies},
         "costs": json.loads(costs[_COSTS].to_json(orient="records")),
         "omitted_targets": omitted,
     }

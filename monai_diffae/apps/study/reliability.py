@@ -118,18 +118,21 @@ def _usable(rows: pd.DataFrame, repeat: str, scanner: str | None, splits: Sequen
 
 
 def _measurements(
-    path: Path, rows: pd.DataFrame, kept: Any, features: str, scores: Sequence[str], directions: Sequence[Path]
+    path: Path,
+    rows: pd.DataFrame,
+    kept: Any,
+    features: Literal["z", "wide"],
+    scores: Sequence[str],
+    directions: Sequence[Path],
 ) -> tuple[Floats, pd.DataFrame]:
     """The normalised features ``[N, D]`` of the scans, and these with components and scores, one column each."""
     from monai_diffae.apps.provenance import check_z_sem, origin_of, recorded_preprocessing
     from monai_diffae.apps.synthesis.directions import read_direction
-    from monai_diffae.data.embeddings import encoder_name, wide_columns, z_columns, z_matrix
+    from monai_diffae.data.embeddings import encoder_name, matrix, wide_columns, z_columns, z_matrix
     from monai_diffae.latents import LatentStatistics, principal_components
 
     columns = z_columns(rows) if features == "z" else wide_columns(rows)
-    if not columns:
-        raise CohortError("features: the table has no columns w_000, w_001, ...; embed --features wide makes them")
-    z = rows[columns].to_numpy(np.float64)
+    z = matrix(rows, features).astype(np.float64)
     is_train = _in(rows, ["train"])
     if is_train.sum() < 2:
         raise CohortError(f"{path.name}: has fewer than two training cases, which scale z_sem; embed more")
