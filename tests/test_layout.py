@@ -49,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_020
-TEST_FUNCTIONS = 1_260
+TEST_LINES = 30_030
+TEST_FUNCTIONS = 1_275
 TRAININGS = 49
 
 

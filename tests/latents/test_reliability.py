@@ -80,7 +80,7 @@ def test_designs_that_cannot_tell_patients_and_scanners_apart_are_named():
 
 def test_the_interval_of_the_shares_holds_the_truth_about_as_often_as_it_says():
     generator, hits = np.random.default_rng(0), []
-    for _ in range(30):
+    for _ in range(20):
         values = generator.normal(size=(40, 5))[PATIENTS] + generator.normal(size=(120, 5))
         _, low, high = total_shares(values, PATIENTS)
         hits.append(low[0] <= 0.5 <= high[0])
