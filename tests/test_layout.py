@@ -22,10 +22,10 @@ BUDGETS = {
     "apps": (1_715, 11),
     "apps/embedding": (1_690, 9),
     "apps/evaluation": (3_285, 17),
-    "apps/pages": (2_300, 11),
+    "apps/pages": (2_325, 11),
     "apps/sharing": (460, 4),
-    "apps/study": (530, 4),
-    "apps/synthesis": (1_860, 11),
+    "apps/study": (1_085, 6),
+    "apps/synthesis": (1_890, 11),
     "apps/training": (2_855, 15),
     "bundle": (3_080, 11),
     "cli": (250, 2),
@@ -36,11 +36,11 @@ BUDGETS = {
     "handlers": (1_900, 9),
     "inferers": (950, 5),
     "label": (2_120, 11),
-    "latents": (4_565, 19),
+    "latents": (5_045, 21),
     "metrics": (850, 7),
     "networks": (2_180, 12),
     "official": (750, 4),
-    "pictures": (735, 5),
+    "pictures": (835, 6),
     "serving": (190, 3),
     "transforms": (1_400, 8),
 }
@@ -49,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_030
-TEST_FUNCTIONS = 1_275
+TEST_LINES = 30_375
+TEST_FUNCTIONS = 1_295
 TRAININGS = 49
 
 

@@ -86,6 +86,8 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "apps.study.harmonize", _EVALUATE, "embedded/embeddings.parquet even.parquet --scanner scanner --protect age"
     ),
+    Command("apps.study.associate", _EVALUATE, "embedded/embeddings.parquet associated --variables age sex"),
+    Command("apps.study.stability", _EVALUATE, "a/embeddings.parquet stable --with b/embeddings.parquet"),
     Command("apps.evaluation.calibrate", _EVALUATE, "my_model normal_scans.csv"),
     Command("apps.evaluation.anomaly", _EVALUATE, "my_model scans.csv unusual"),
     Command("apps.evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed"),

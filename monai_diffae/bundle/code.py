@@ -43,7 +43,8 @@ _AUGMENTATIONS = (
 _OURS = (
     "diffusion.DiffusionSchedule", "inferers.DiffusionAutoencoderInferer", "inferers.LatentInferer",
     *(f"networks.{name}" for name in ("AnchoredEncoder", "DenoisingUNet", "DiffusionAutoencoder", "EncoderAdapter")),
-    *(f"networks.{name}" for name in ("FirstStage", "LatentMLP", "PlanarAdapter", "PooledVoxels", "SemanticEncoder")),
+    *(f"networks.{name}" for name in ("FirstStage", "LatentMLP", "OrientedGradients", "PlanarAdapter")),
+    "networks.PooledVoxels", "networks.SemanticEncoder",
     *(f"transforms.{name}" for name in ("ReadScand", "SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToSpacingd")),
     "networks.preset",
 )  # fmt: skip

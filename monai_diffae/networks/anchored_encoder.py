@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.functional import normalize
 
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.networks.blocks import CellMeans
 
 _LEAST_SHARE = 1e-10  # of the largest variance; smaller ones are rounding errors
+_CELL = 4  # pixels per axis over which gradients are averaged
+_FAINT = 0.04  # mean steepness of a cell, below which it counts less: 2 % of the range
 _FLOOR = 64  # components after this one are not scaled up further: the last ones are noise
 
 
@@ -31,6 +35,57 @@ class PooledVoxels(nn.Sequential):
     def __init__(self, size: Sequence[int], in_channels: int = 1) -> None:
         super().__init__(CellMeans(size), nn.Flatten())
         self.out_features = in_channels * math.prod(size)
+
+
+class OrientedGradients(nn.Module):
+    """Images (B, C, *S) -> (B, C * D * prod(size // 4)): how steeply intensities rise in D directions, in each cell.
+
+    Histograms of oriented gradients (Dalal and Triggs, CVPR 2005) in 2D (D = 8) and 3D (D = 26): images are averaged to
+    a grid of ``size``, gradients are shared out to the directions of a pixel's neighbors by the squared cosine, and
+    averaged over cells of 4 pixels per axis. The numbers of a cell have the norm 1, so that they depend little on
+    brightness, contrast and exposure, which differ between hospitals.
+
+    Args:
+        size: pixels per axis; cells overlap if it is no multiple of 4.
+        in_channels: channels of the images, in the model's range of -1 to 1.
+
+    Example:
+        >>> OrientedGradients([32, 32])(torch.rand(2, 1, 64, 64)).shape
+        torch.Size([2, 512])
+    """
+
+    if TYPE_CHECKING:  # TorchScript would try to compile an annotation that it sees
+        directions: torch.Tensor
+
+    def __init__(self, size: Sequence[int], in_channels: int = 1) -> None:
+        super().__init__()
+        steps = [step for step in product((-1.0, 0.0, 1.0), repeat=len(size)) if any(step)]
+        self.register_buffer("directions", normalize(torch.tensor(steps), dim=1), persistent=False)
+        cells = [max(1, side // _CELL) for side in size]
+        self.shrink, self.pool = CellMeans(size), CellMeans(cells)
+        self.faint = _FAINT
+        self.out_features = in_channels * len(steps) * math.prod(cells)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, F) of images (B, C, *S), in their dtype."""
+        small = self.shrink(x.float())
+        gradients = torch.stack([_differences(small, axis + 2) for axis in range(self.directions.shape[1])], dim=-1)
+        steepness = gradients.square().sum(dim=-1).sqrt().clamp(min=1e-8)
+        cells: list[torch.Tensor] = []
+        for direction in self.directions:
+            along = (gradients * direction).sum(dim=-1).clamp(min=0)
+            cells.append(self.pool(along.square() / steepness))
+        histograms = torch.stack(cells, dim=-1)
+        norms = (histograms.square().sum(dim=-1, keepdim=True) + self.faint**2).sqrt()
+        return (histograms / norms).flatten(1).to(x.dtype)
+
+
+def _differences(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """Central differences along an axis, as of an image whose border is repeated."""
+    last = x.shape[axis] - 1
+    after = torch.cat([x.narrow(axis, 1, last), x.narrow(axis, last, 1)], dim=axis)
+    before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, last)], dim=axis)
+    return (after - before) / 2
 
 
 class AnchoredEncoder(nn.Module):
@@ -63,7 +118,7 @@ class AnchoredEncoder(nn.Module):
         torch.Size([2, 12])
     """
 
-    if TYPE_CHECKING:  # TorchScript would try to compile an annotation that it sees
+    if TYPE_CHECKING:
         mean: torch.Tensor
         axes: torch.Tensor
 
@@ -100,10 +155,9 @@ class AnchoredEncoder(nn.Module):
         return torch.cat([self._anchored(x), free.to(x.dtype)], dim=1)
 
     @torch.jit.unused
-    def features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The anchored numbers with the features (B, K + F) of ``free`` before its last layer, and its stages."""
-        features, stages = self.free.features(x)  # type: ignore[operator]
-        return torch.cat([self._anchored(x), features], dim=1), stages
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The anchored numbers with the features (B, K + F) of ``free`` before its last layer."""
+        return torch.cat([self._anchored(x), self.free.features(x)], dim=1)  # type: ignore[operator]
 
     @torch.jit.unused
     def project(self, features: torch.Tensor) -> torch.Tensor:

@@ -99,14 +99,10 @@ class EncoderAdapter(nn.Module):
         Returns:
             z_sem (B, z_channels), in the dtype of ``x`` (also under autocast).
         """
-        return self.project(self._features(x)).to(x.dtype)
+        return self.project(self.features(x)).to(x.dtype)
 
-    @torch.jit.unused
-    def features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Features of images (B, in_channels, *S): (B, F) before the projection, and no feature maps."""
-        return self._features(x), []
-
-    def _features(self, x: torch.Tensor) -> torch.Tensor:
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, F) of images (B, in_channels, *S), before the projection."""
         if not torch.jit.is_scripting() and x.shape[1] != self.in_channels:
             raise ConfigError(
                 f"the image to encode has {x.shape[1]} channels: the encoder was built for {self.in_channels}; use "
@@ -245,7 +241,8 @@ class PlanarAdapter(EncoderAdapter):
         self.network.eval()
         return self
 
-    def _features(self, x: torch.Tensor) -> torch.Tensor:
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, F) of images (B, in_channels, *S): of slices along each axis, averaged, if they are volumes."""
         if x.ndim == 4:
             return self._slice_features(x)
         parts = []

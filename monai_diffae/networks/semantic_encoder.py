@@ -117,11 +117,9 @@ class SemanticEncoder(nn.Module):
         return self.head(self._trunk(x)).to(x.dtype)
 
     @torch.jit.unused
-    def features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The features (B, F) before the last layer, which :meth:`project` applies, and the maps of each stage."""
-        h = self.stem(x)
-        stages = [h := stage(h) for stage in (*self.stages, self.middle_stage)]
-        return self.head[:-1](h), stages
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The features (B, F) before the last layer, which :meth:`project` applies."""
+        return self.head[:-1](self._trunk(x))
 
     @torch.jit.unused
     def project(self, features: torch.Tensor) -> torch.Tensor:

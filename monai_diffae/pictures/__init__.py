@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from monai_diffae.lazy import attach
 
 if TYPE_CHECKING:
+    from monai_diffae.pictures.associations import draw_associations as draw_associations
+    from monai_diffae.pictures.associations import draw_stability as draw_stability
     from monai_diffae.pictures.cells import caption as caption
     from monai_diffae.pictures.cells import check_captions as check_captions
     from monai_diffae.pictures.cells import draw_cells as draw_cells
@@ -30,6 +32,7 @@ _MODULES = {
     "caption": "cells",
     "check_captions": "cells",
     "draw_anomalies": "mosaic",
+    "draw_associations": "associations",
     "draw_calibration": "charts",
     "draw_cells": "cells",
     "draw_cohort_overview": "cohort_overview",
@@ -39,6 +42,7 @@ _MODULES = {
     "draw_mosaic": "mosaic",
     "draw_regularisations": "charts",
     "draw_reliability": "charts",
+    "draw_stability": "associations",
     "in_colours": "mosaic",
     "plane_slices": "mosaic",
     "three_planes": "mosaic",

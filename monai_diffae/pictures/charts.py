@@ -22,14 +22,14 @@ METRIC_NAMES = {
 
 _MAX_BINS, _MIN_CASES_PER_BIN = 10, 10
 _MAX_COLUMNS = 4
-_DPI = 120
+DPI = 120
 _BESIDE_LOSSES = {
     "validation_kl": "KL divergence of the latents\n(nats per value)",
     "validation_copying_ratio": "copying ratio\n(distance of samples to training cases / of held-out cases)",
     "validation_z_sem_usage": "z_sem_usage\n(loss with another image's z_sem / own)",
 }
 _PROBE = "validation_probe_"
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")  # Okabe and Ito
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")  # Okabe and Ito
 
 
 def draw_curves(frame: pd.DataFrame) -> Figure:
@@ -44,7 +44,7 @@ def draw_curves(frame: pd.DataFrame) -> Figure:
     from matplotlib.ticker import EngFormatter
 
     probed = [name.removeprefix(_PROBE) for name in map(str, frame.columns) if name.startswith(_PROBE)]
-    figure = Figure(figsize=(13 if probed else 9, 3.4), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(13 if probed else 9, 3.4), dpi=DPI, layout="constrained")
     left, right, *others = figure.subplots(1, 3 if probed else 2)
     metric, label = next((m, text) for m, text in _BESIDE_LOSSES.items() if m in frame or m == "validation_z_sem_usage")
     training = frame.dropna(subset=["loss"]) if "loss" in frame else frame.iloc[:0]
@@ -75,7 +75,7 @@ def draw_curves(frame: pd.DataFrame) -> Figure:
 def _draw_probes(panel: Any, frame: pd.DataFrame, labels: Sequence[str]) -> None:
     """Draw the probe of each label, with its interval."""
     for number, label in enumerate(labels):
-        colour, name = _COLOURS[number % len(_COLOURS)], f"{_PROBE}{label}"
+        colour, name = COLOURS[number % len(COLOURS)], f"{_PROBE}{label}"
         rows = frame.dropna(subset=[name])
         ends = [f"validation_{end}_of_probe_{label}" for end in ("low", "high")]
         panel.plot(rows["images_seen"], rows[name], "o-", color=colour, markersize=3, label=label)
@@ -95,7 +95,7 @@ def draw_diagnosis(levels: pd.DataFrame, stability: pd.DataFrame) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(13, 4), dpi=DPI, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     names = {"own": "own z_sem", "mean": "mean z_sem of the others", "other": "another patient's z_sem"}
     for colour, (name, label) in zip(("C0", "C1", "C2"), names.items(), strict=True):
@@ -228,13 +228,13 @@ def draw_reliability(measured: pd.DataFrame) -> Figure:
     """Draw the table ``reliability.csv``: the ICCs, and the shares of variance of each dimension and component."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 3.6), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(13, 3.6), dpi=DPI, layout="constrained")
     left, *others = figure.subplots(1, 3, width_ratios=[1, 1.4, 1.4])
     shares = [name for name in ("patient_share", "scanner_share", "rest_share") if name in measured]
-    colours = dict(zip(("patient_share", "scanner_share", "rest_share"), (*_COLOURS[:2], "0.8"), strict=True))
+    colours = dict(zip(("patient_share", "scanner_share", "rest_share"), (*COLOURS[:2], "0.8"), strict=True))
     bins = np.linspace(min(0, measured[["icc2", "icc3"]].min().min()), 1, 26)
     for colour, (name, label) in zip(
-        _COLOURS[2:4], {"icc2": "ICC(2,1), agreement", "icc3": "ICC(3,1), consistency"}.items(), strict=True
+        COLOURS[2:4], {"icc2": "ICC(2,1), agreement", "icc3": "ICC(3,1), consistency"}.items(), strict=True
     ):
         values = measured.loc[measured["kind"] == "dimension", name].dropna()
         left.hist(values, bins, histtype="step", color=colour, linewidth=1.5, label=label)
@@ -260,7 +260,7 @@ def _panels(num: int, num_axes: int) -> tuple[Any, list[Sequence[Any]]]:
 
     columns = min(num, _MAX_COLUMNS)
     rows = -(-num // columns)
-    figure = Figure(figsize=(6.0 * columns, (3 + 1.3 * (num_axes - 1)) * rows), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(6.0 * columns, (3 + 1.3 * (num_axes - 1)) * rows), dpi=DPI, layout="constrained")
     ratios = {"height_ratios": [3.0, 1.0][:num_axes]}
     parts = figure.subfigures(rows, columns, squeeze=False).ravel()[:num]
     return figure, [part.subplots(num_axes, 1, squeeze=False, sharex=True, gridspec_kw=ratios)[:, 0] for part in parts]

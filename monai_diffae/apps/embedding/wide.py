@@ -1,8 +1,8 @@
-"""Wide features: principal components of what the encoder computes before its last layer, and of a pooled image.
+"""Wide features: principal components of what the encoder computes before its last layer, and of two fixed parts.
 
 The last layer keeps what the decoder needs; a label may need what it leaves out. There are three parts, each scaled to
 a total variance of 1: the input of the last layer; the pooled image, so that a probe is not far behind one on principal
-components of the pixels; and means and maxima of each stage, which describe content more than position.
+components of the pixels; and oriented gradients, which hospitals change less than intensities.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from itertools import chain
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_max_pool2d, adaptive_max_pool3d, silu
 
 from monai_diffae.apps.embedding.baseline_encoders import training_images
 from monai_diffae.apps.session import Session
@@ -26,14 +25,14 @@ from monai_diffae.bundle.model_file import read_model, write_model
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.components import PixelComponents
-from monai_diffae.networks import PooledVoxels
+from monai_diffae.networks import OrientedGradients, PooledVoxels
 
 logger = logging.getLogger(__name__)
 
 WIDE_CHANNELS = 256
 """The most wide features; fewer training cases give fewer."""
-_IMAGE_CELLS = {2: 32, 3: 16}  # cells per axis of a pooled image, or of a pooled volume
-_STAGE_CELLS = {2: 2, 3: 1}
+_POOLED_SIZE = {2: 32, 3: 16}  # at most, per axis of an image or of a volume
+_GRADIENT_SIZE = {2: 64, 3: 32}
 _MOST_CASES = 10_000  # training cases that the components are fitted to
 
 
@@ -89,20 +88,11 @@ class _FeatureEncoder(nn.Module):
 
 def _features(network: nn.Module, images: Tensor) -> list[Tensor]:
     """The parts of which wide features are components, each (B, F); the first is what the last layer projects."""
-    dims = images.ndim - 2
-    features, stages = network.encoder.features(images)  # type: ignore[union-attr, operator]
-    parts = [features, _means(images, _IMAGE_CELLS[dims])]
-    maxima, cells = (adaptive_max_pool2d, adaptive_max_pool3d)[dims - 2], _STAGE_CELLS[dims]
-    pooled: list[Tensor] = []
-    for stage in stages:
-        activated = silu(stage)
-        pooled += [_means(activated, cells), maxima(activated, cells).flatten(1)]
-    return [*parts, torch.cat(pooled, dim=1)] if pooled else parts
-
-
-def _means(x: Tensor, cells: int) -> Tensor:
-    means: Tensor = PooledVoxels([min(side, cells) for side in x.shape[2:]])(x)
-    return means
+    size = images.shape[2:]
+    pooled = PooledVoxels([min(side, _POOLED_SIZE[len(size)]) for side in size])
+    gradients = OrientedGradients([min(side, _GRADIENT_SIZE[len(size)]) for side in size])
+    features: Tensor = network.encoder.features(images)  # type: ignore[union-attr, operator]
+    return [features, pooled(images), gradients.to(images.device)(images)]
 
 
 def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> TrainedBundle:

@@ -203,6 +203,9 @@ class ReportData:
             (self.folder / CONFLICTS).unlink(missing_ok=True)
             if len(self.conflicts):
                 write_csv(self.folder / CONFLICTS, self.conflicts)
+            if evaluates and self.labels:
+                self._attempt("associations", "Find what goes with what", "associate", embeddings=self.embeddings,
+                              variables=self.labels)  # fmt: skip
             if evaluates:
                 self.evaluate([self.bundle], self.folder)
         if (models_folder(self.bundle) / LATENT_MODEL).is_file():
@@ -288,7 +291,7 @@ class ReportData:
     def _attempt(self, name: str, title: str, command: str, **arguments: Any) -> Any:
         """Run a step whose results go to ``folder / name``."""
         given = {**arguments, "out": self.folder / name}
-        if command not in ("probe", "neighbors", "fit-direction", "reliability"):
+        if command not in ("probe", "neighbors", "fit-direction", "associate", "reliability"):
             given["device"] = self.device
         if self.overwrite:
             given["overwrite"] = True

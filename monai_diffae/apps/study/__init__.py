@@ -1,3 +1,3 @@
-"""Commands that answer questions of a study from a table of embeddings, one file each."""
+"""Questions about a table of z_sem: what goes with what, what is scanner, what two models share."""
 
 __all__: list[str] = []

@@ -15,6 +15,7 @@ from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model_file import read_model, write_model
 from monai_diffae.data.embeddings import label_columns, matrix, read_embeddings, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.networks import OrientedGradients
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,9 @@ def test_wide_features_are_the_components_of_the_training_cases_features(wide, l
     trained = load_bundle(bundle, "cpu")
     images = torch.stack([trained.open(file).images[0] for file in pd.read_csv(labelled.cohort)["image"]])
     with torch.no_grad():
-        features, stages = trained.network.encoder.features(images)
-    pooled = [torch.nn.functional.silu(stage) for stage in stages]
-    cells = [x.unfold(2, n := x.shape[2] // 2, n).unfold(3, n, n) for x in pooled]
-    stages = torch.cat([part.flatten(1) for x in cells for part in (x.mean((4, 5)), x.amax((4, 5)))], dim=1)
-    parts = [part.numpy() for part in (features, images.flatten(1), stages)]  # 16 x 16 pixels
+        features = trained.network.encoder.features(images)
+        gradients = OrientedGradients([16, 16])(images)
+    parts = [part.numpy() for part in (features, images.flatten(1), gradients)]  # 16 x 16 pixels
     is_train = (table["split"] == "train").to_numpy()
     features = np.concatenate([part / np.sqrt(part[is_train].var(axis=0).sum()) for part in parts], axis=1)
     pca = PCA(int(is_train.sum()) - 1, svd_solver="full").fit(features[is_train])

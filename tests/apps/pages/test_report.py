@@ -29,7 +29,8 @@ def sources(page):
 
 def test_every_section_is_there_in_order_and_open(reported, page_reader):
     page = page_reader(reported.page)
-    expected = ["probes", "edits", "map", "outliers", "reconstructions", "quality", "model", "curves", "failures"]
+    expected = ["probes", "associations", "edits", "map", "outliers", "reconstructions", "quality", "model", "curves",
+                "failures"]  # fmt: skip
     assert page.sections == expected
     assert all("open" in each.attributes for each in page.all("details", class_="card"))
     assert [each.attributes["href"] for each in page.all("a") if each.attributes["href"] != "#content"] == [
@@ -74,7 +75,7 @@ def test_the_page_needs_no_network_and_names_no_folders_and_no_patients(reported
 def test_every_command_on_the_page_can_be_typed(reported):
     lines = re.findall(r'<pre class="line">(monai-diffae .*?)</pre>', reported.page.read_text())
     names = {shlex.split(line)[1] for line in lines}
-    assert names >= {"info", "embed", "reconstruct", "evaluate", "neighbors", "probe", "fit-direction", "edit"}
+    assert names >= {"info", "embed", "reconstruct", "evaluate", "neighbors", "probe", "associate", "edit"}
     for line in lines:
         parse(build_app(), shlex.split(html.unescape(line))[1:])
 
