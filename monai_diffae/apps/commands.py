@@ -80,6 +80,12 @@ COMMANDS: tuple[Command, ...] = (
     Command("apps.synthesis.grade", _MAKE, "embedded/embeddings.parquet grades.csv --direction sick.json"),
     Command("apps.evaluation.probe", _EVALUATE, "embedded/embeddings.parquet probed --targets age"),
     Command("apps.evaluation.neighbors", _EVALUATE, "embedded/embeddings.parquet near --cases case-1"),
+    Command(
+        "apps.study.reliability", _EVALUATE, "embedded/embeddings.parquet reliable --repeat visit --scanner scanner"
+    ),
+    Command(
+        "apps.study.harmonize", _EVALUATE, "embedded/embeddings.parquet even.parquet --scanner scanner --protect age"
+    ),
     Command("apps.study.associate", _EVALUATE, "embedded/embeddings.parquet associated --variables age sex"),
     Command("apps.study.stability", _EVALUATE, "a/embeddings.parquet stable --with b/embeddings.parquet"),
     Command("apps.evaluation.calibrate", _EVALUATE, "my_model normal_scans.csv"),

@@ -102,9 +102,12 @@ def origin_of(embeddings: str | os.PathLike[str]) -> dict[str, str]:
 def check_z_sem(embeddings: str | os.PathLike[str]) -> None:
     """Check that a table of embeddings has z_sem of a trained bundle, which a decoder can use."""
     if (encoder := origin_of(embeddings)["encoder"]) != "trained":
+        made, remedy = f"was made with encoder {encoder}", "train a bundle and embed the cohort with it"
+        if encoder == "harmonized":
+            made, remedy = "was harmonized", "use the table that it was made from"
         raise ConfigError(
-            f"{Path(embeddings).name}: was made with encoder {encoder}, so it has no z_sem that a bundle could decode; "
-            "train a bundle and embed the cohort with it, or use this table for probe and neighbors"
+            f"{Path(embeddings).name}: {made}, so it has no z_sem that a bundle could decode; {remedy}, or use this "
+            "table for probe and neighbors"
         )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from monai_diffae.pictures.charts import draw_diagnosis as draw_diagnosis
     from monai_diffae.pictures.charts import draw_few_labels as draw_few_labels
     from monai_diffae.pictures.charts import draw_regularisations as draw_regularisations
+    from monai_diffae.pictures.charts import draw_reliability as draw_reliability
     from monai_diffae.pictures.cohort_overview import CohortOverview as CohortOverview
     from monai_diffae.pictures.cohort_overview import draw_cohort_overview as draw_cohort_overview
     from monai_diffae.pictures.mosaic import draw_anomalies as draw_anomalies
@@ -40,6 +41,7 @@ _MODULES = {
     "draw_few_labels": "charts",
     "draw_mosaic": "mosaic",
     "draw_regularisations": "charts",
+    "draw_reliability": "charts",
     "draw_stability": "associations",
     "in_colours": "mosaic",
     "plane_slices": "mosaic",

@@ -224,6 +224,36 @@ def draw_regularisations(scores: pd.DataFrame) -> Figure:
     return figure
 
 
+def draw_reliability(measured: pd.DataFrame) -> Figure:
+    """Draw the table ``reliability.csv``: the ICCs, and the shares of variance of each dimension and component."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.6), dpi=DPI, layout="constrained")
+    left, *others = figure.subplots(1, 3, width_ratios=[1, 1.4, 1.4])
+    shares = [name for name in ("patient_share", "scanner_share", "rest_share") if name in measured]
+    colours = dict(zip(("patient_share", "scanner_share", "rest_share"), (*COLOURS[:2], "0.8"), strict=True))
+    bins = np.linspace(min(0, measured[["icc2", "icc3"]].min().min()), 1, 26)
+    for colour, (name, label) in zip(
+        COLOURS[2:4], {"icc2": "ICC(2,1), agreement", "icc3": "ICC(3,1), consistency"}.items(), strict=True
+    ):
+        values = measured.loc[measured["kind"] == "dimension", name].dropna()
+        left.hist(values, bins, histtype="step", color=colour, linewidth=1.5, label=label)
+    left.set(xlabel="intraclass correlation", ylabel="dimensions")
+    left.legend(frameon=False, loc="upper left")
+    for panel, kind in zip(others, ("dimension", "component"), strict=True):
+        rows = measured[measured["kind"] == kind].dropna(subset=shares)
+        rows = rows.sort_values("patient_share", ascending=False) if kind == "dimension" else rows
+        panel.stackplot(
+            np.arange(len(rows)), rows[shares].T, colors=[colours[name] for name in shares], step="mid",
+            labels=[name.removesuffix("_share") for name in shares],
+        )  # fmt: skip
+        order = "most of the patient first" if kind == "dimension" else "largest first"
+        panel.set(xlabel=f"{kind}s, {order}", ylabel="share of variance", ylim=(0, 1))
+        panel.margins(x=0)
+    others[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return figure
+
+
 def _panels(num: int, num_axes: int) -> tuple[Any, list[Sequence[Any]]]:
     """A figure with ``num`` panels, each with one axis, or with two axes, the second of which is small."""
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and needs a display

@@ -60,6 +60,26 @@ def test_same_bytes_for_any_number_of_workers(cohort, tmp_path):
     assert contents(again.parent) == contents(cohort.parent)
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_scanners_change_the_image_as_they_say_and_not_the_patient(spatial_dims, tmp_path):
+    table = make_virtual_cohort(tmp_path, num_patients=6, size=24, spatial_dims=spatial_dims, num_scanners=3)
+    rows = pd.read_csv(table)
+    assert rows.groupby("patient")[["split", "head_size"]].nunique().max().tolist() == [1, 1]
+    assert all(sorted(each) == list("ABC") for _, each in rows.groupby("patient")["scanner"])
+    assert all(sorted(each) == list("ABC") for _, each in rows[:9].groupby("visit")["scanner"])
+    plain = render_patient(draw_patient(0, 0), size=24, spatial_dims=spatial_dims)[0].astype(float)
+    images = {row.scanner: nib.load(tmp_path / row.image) for row in rows[:3].itertuples()}
+    assert images["C"].shape[:2] == (16, 16)
+    assert images["C"].header.get_zooms()[0] == pytest.approx(224 / 16)
+    first = images["A"].get_fdata()
+    assert np.std((first - plain)[(plain > 20) & (plain < 230)]) == pytest.approx(2.55, rel=0.3)
+    inside = plain > 50
+    assert images["B"].get_fdata()[inside].mean() > first[inside].mean() + 10  # its exponent is smaller
+    assert make_virtual_cohort(tmp_path, num_patients=6, size=24, spatial_dims=spatial_dims, num_scanners=3) == table
+    with pytest.raises(ConfigError, match="num_scanners: 4 is not from 2 to 3"):
+        make_virtual_cohort(tmp_path / "other", num_scanners=4)
+
+
 def test_a_second_call_writes_nothing_and_other_parameters_are_refused_unless_overwritten(tmp_path):
     table = make_virtual_cohort(tmp_path, num_patients=6, size=16)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

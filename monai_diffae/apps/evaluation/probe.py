@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -38,6 +38,7 @@ _CURVES = {"each_regularisation": "regularisation", "few_labels": "few_labels"} 
 _FEW_LABEL_COLUMNS = (
     "target", "features", "probe", "metric", "num_patients", "num_draws", "median", "low_quartile", "high_quartile"
 )  # fmt: skip
+_LEFT_OUT_COLUMNS = ("target", "features", "probe", "metric", "left_out", "num_test", "score", "low", "high")
 
 
 @Parameter(name="*", group=Group("Comparison", sort_key=3))
@@ -78,6 +79,9 @@ class Probing:
     """Fix the regularisation of ``linear`` beforehand: C of the logistic regression for classes (smaller is stronger),
     alpha of the ridge regression for numbers (larger is stronger), as in ``probes.csv``; by default inner
     cross-validation chooses it."""
+    nuisance: str | None = None
+    """A column that should not matter, such as the scanner: also say how well the features tell it, and how well each
+    label is predicted for a value of it that the probe was not fitted to."""
     skip_few_labels: bool = False
     """Do not write scores with the labels of few patients, which take most of the time."""
     seed: Seed = 0
@@ -127,7 +131,9 @@ def probe(
     Returns:
         ``rows``, one per target, feature set and probe: ``target``, ``kind``, ``features``, ``dims``, ``probe``; the
         main ``metric`` with ``score``, ``low``, ``high``; ``difference`` (the embeddings' score minus this one, paired)
-        with its interval; how it was evaluated; and each metric with its interval. ``verdicts``, one per target:
+        with its interval; how it was evaluated; and each metric with its interval; with ``nuisance`` also
+        ``nuisance_accuracy`` and ``left_out_score``, and how this ``left_out_change`` s the score, each with its
+        interval. ``verdicts``, one per target:
         ``target``, ``answer``, ``sentence``, ``advice``. Also ``omitted_targets``, with the
         reason; ``num_failed``, cases whose images could not be read; and ``twins``, cases with nearly the same z_sem.
 
@@ -155,11 +161,11 @@ def probe(
     settings = ProbeSettings(
         probing.evaluation, tuple(probing.splits), tuple(dict.fromkeys(probing.probes)), probing.seed, dict(kinds),
         few_labels=out is not None and not probing.skip_few_labels, regularisation=probing.regularisation,
-        each_regularisation=out is not None and "linear" in probing.probes,
+        each_regularisation=out is not None and "linear" in probing.probes, nuisance=probing.nuisance,
     )  # fmt: skip
     table = read_embeddings(embeddings)
     warn_if_unused(table.attrs.get("monai_diffae", {}).get("z_sem_usage"))
-    names = _target_columns(table, targets, embeddings.name)
+    names = _target_columns(table, targets, probing.nuisance, embeddings.name)
     unknown = [name for name in kinds if name not in names]
     if unknown:
         raise ConfigError(f"kinds: '{unknown[0]}' is not among the targets: {', '.join(names)}")
@@ -195,23 +201,25 @@ def probe(
     tables, charts = (
         [*names, *(name + end for name in curves)] for names, end in ((_TABLES, ".csv"), (_CHARTS, ".png"))
     )
+    tables += ["left_out.csv"] if settings.nuisance is not None else []
     results = [*(folder / name for name in tables), *(file for name in charts for file in writing.files(folder / name))]
     figures, skipped = run_once("probe", folder, results, made_from, make, overwrite=writing.overwrite)
     return _result(figures, twins, folder, skipped)
 
 
-def _target_columns(table: pd.DataFrame, targets: Sequence[str], name: str) -> list[str]:
-    """The label columns to predict."""
+def _target_columns(table: pd.DataFrame, targets: Sequence[str], nuisance: str | None, name: str) -> list[str]:
+    """The label columns to predict; the nuisance is not among them."""
     from monai_diffae.data.embeddings import label_columns
     from monai_diffae.latents.targets import reason_against
 
     labels = label_columns(table)
-    for target in targets:
-        if target not in labels:
-            known = ", ".join(labels) or "none"
-            raise ConfigError(f"targets: there is no label column '{target}'; choose from: {known}")
+    known = ", ".join(labels) or "none"
+    for option, target in [("nuisance", nuisance), *(("targets", target) for target in targets)]:
+        if target is not None and target not in labels:
+            raise ConfigError(f"{option}: there is no label column '{target}'; choose from: {known}")
     reasons = {} if targets else {label: reason_against(table[label].tolist(), label) for label in labels}
     names = list(dict.fromkeys(targets)) or [label for label, reason in reasons.items() if reason is None]
+    names = [label for label in names if label != nuisance]
     if not names:
         why = ", ".join(f"{label} {reason}" for label, reason in reasons.items())
         remedy = "set targets, or embed a cohort with other labels" if labels else "embed a cohort with labels"
@@ -280,6 +288,7 @@ def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, 
     ]
     figures = {**figures, "verdicts": [asdict(each) for each in verdicts], "twins": twins.report.figures()}
     notes = [*(f"{each.sentence} {each.next_step}" for each in verdicts), *_score_tables(figures["rows"])]
+    notes += [line for row in figures["rows"] if "nuisance_chance" in row for line in _nuisance_lines(row)]
     return Result(folder, figures, notes, "; ".join(incomplete) or None, skipped=skipped)
 
 
@@ -297,6 +306,9 @@ def _write_report(
         rows = pd.DataFrame([row for probe in probes for row in probe.regularisations])
         write_csv(folder / "regularisation.csv", rows)
         writing.write(folder / "regularisation.png", pictures.draw_regularisations(rows))
+    if settings.nuisance is not None:
+        rows = pd.DataFrame([row for probe in probes for row in probe.left_out], columns=list(_LEFT_OUT_COLUMNS))
+        write_csv(folder / "left_out.csv", rows)
     if settings.few_labels:
         rows = pd.DataFrame([row for probe in probes for row in probe.few_labels], columns=list(_FEW_LABEL_COLUMNS))
         write_csv(folder / "few_labels.csv", rows)
@@ -311,6 +323,17 @@ def _score_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         rows_of_target = [row for row in rows if row["target"] == target]
         lines += [_title(rows_of_target[0]), *table_lines(_table(rows_of_target, has_baseline))]
     return [*lines, "in brackets: number of features, and 95% intervals over patients"]
+
+
+def _nuisance_lines(row: Mapping[str, Any]) -> Iterator[str]:
+    """How well the nuisance can be told, and what is predicted where it was left out."""
+    told = _with_interval(row, "nuisance_accuracy", "nuisance_accuracy_low", "nuisance_accuracy_high")
+    name = f"{row['target']} from {row['features']}, {row['probe']}"
+    yield f"{name}: the nuisance is told with a balanced accuracy of {told}; chance is {row['nuisance_chance']:.3f}"
+    if row.get("left_out_score") is not None:
+        score = _with_interval(row, "left_out_score", "left_out_low", "left_out_high")
+        change = _with_interval(row, "left_out_change", "left_out_change_low", "left_out_change_high")
+        yield f"{name}: {row['metric']} {score} for values of the nuisance that it was not fitted to; change {change}"
 
 
 def _title(row: Mapping[str, Any]) -> str:

@@ -61,6 +61,8 @@ class ReportData:
     overwrite: bool = False
     steps: Steps = field(default_factory=Steps)
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # what became of each step, by the name of its folder
+    scanner: str | None = None  # the column of the scanner, if there is one
+    repeat: str | None = None  # the column that tells the scans of a patient apart
 
     def __post_init__(self) -> None:
         self.name = self.name or self.bundle.resolve().name
@@ -99,7 +101,8 @@ class ReportData:
     @cached_property
     def labels(self) -> list[str]:
         """The labels to predict."""
-        return find_targets(self.table, self.targets)
+        nuisances = [name for name in (self.scanner, self.repeat) if name in self.table]
+        return find_targets(self.table.drop(columns=nuisances), self.targets)
 
     @cached_property
     def conflicts(self) -> pd.DataFrame:
@@ -233,8 +236,13 @@ class ReportData:
         if self.labels:
             self._attempt(
                 "probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=self.labels,
-                probes=["linear"], skip_few_labels=True, **self._evaluation, **self._baselines,
+                probes=["linear"], skip_few_labels=True, nuisance=self.scanner, **self._evaluation, **self._baselines,
                 **({"features": ["z", "wide"]} if wide else {}),
+            )  # fmt: skip
+        if self.repeat is not None:
+            self._attempt(
+                "reliability", "Tell patients and scanners apart", "reliability", embeddings=self.embeddings,
+                repeat=self.repeat, scanner=self.scanner,
             )  # fmt: skip
 
     @property
@@ -283,7 +291,7 @@ class ReportData:
     def _attempt(self, name: str, title: str, command: str, **arguments: Any) -> Any:
         """Run a step whose results go to ``folder / name``."""
         given = {**arguments, "out": self.folder / name}
-        if command not in ("probe", "neighbors", "fit-direction", "associate"):
+        if command not in ("probe", "neighbors", "fit-direction", "associate", "reliability"):
             given["device"] = self.device
         if self.overwrite:
             given["overwrite"] = True

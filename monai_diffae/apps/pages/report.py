@@ -23,6 +23,8 @@ def report(
     *,
     cohort: Path | None = None,
     targets: Sequence[str] = (),
+    scanner: str | None = None,
+    repeat: str | None = None,
     embed: bool = False,
     device: str | None = None,
     overwrite: bool = False,
@@ -41,6 +43,8 @@ def report(
         cohort: Folder, CSV/TSV or MONAI datalist; by default only the training and synthetic images are shown.
         targets: Label columns to predict; scans are edited along the first two that z_sem predicts; by default those
             that are found.
+        scanner: Column with the scanner: the page says how well z_sem and the baselines tell it.
+        repeat: Column that tells the scans of a patient apart: the page says how reliable z_sem is.
         embed: Copy all pictures into the page, which can then be sent as a single file of less than 15 MB.
         device: Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one.
         overwrite: Replace existing results.
@@ -68,7 +72,10 @@ def report(
     if cohort is not None:
         check_cohort_exists(cohort)
     steps = Steps(journal=out / JOURNAL)
-    data = ReportData(bundle, out, cohort, targets=targets, device=device, overwrite=overwrite, steps=steps)
+    data = ReportData(
+        bundle, out, cohort, targets=targets, device=device, overwrite=overwrite, scanner=scanner, repeat=repeat,
+        steps=steps,
+    )  # fmt: skip
     data.run()
     logger.info("\nWrite the page")
     values = Report([data]).values()

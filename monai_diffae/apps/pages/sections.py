@@ -422,6 +422,35 @@ def probe_section(report: Report) -> Section | None:
     return report.section("probes", "What z_sem knows: probes", ["probe"], values)
 
 
+def scanner_section(report: Report) -> Section | None:
+    """How reliable z_sem is, and what of it is the scanner; None unless a scanner or repeated scans were named."""
+    model = report.models[0]
+    probe, reliability = model.result("probe"), model.result("reliability")
+    rows = [] if probe is None else [row for row in probe.rows if "nuisance_accuracy" in row]
+    if report.is_comparison or not (rows or "reliability" in model.outcomes):
+        return None
+
+    def cell(row: Mapping[str, Any], value: str, ends: str) -> dict[str, str] | None:
+        names = (value, f"{ends}_low", f"{ends}_high")
+        numbers = [number(row.get(name)) for name in names]
+        return None if row.get(value) is None else dict(zip(("value", "low", "high"), numbers, strict=True))
+
+    values = {
+        "notes": [] if reliability is None else reliability.notes[:3],
+        "picture": None if reliability is None else model.folder / "reliability" / "reliability.png",
+        "chance": number(rows[0]["nuisance_chance"]) if rows else None,
+        "rows": [
+            {
+                "label": row["target"], "features": row["features"], "metric": row["metric"],
+                "score": number(row["score"]), "of a scanner not fitted to": cell(row, "left_out_score", "left_out"),
+                "accuracy of the scanner": cell(row, "nuisance_accuracy", "nuisance_accuracy"),
+            }
+            for row in rows
+        ],
+    }  # fmt: skip
+    return report.section("scanner", "Is it the scanner?", ["reliability"], values)
+
+
 # -- edits, synthetic images, outliers ---------------------------------------------------------------------------------
 
 
@@ -540,7 +569,7 @@ def outlier_section(report: Report) -> Section | None:
 
 
 SECTIONS: Sequence[Callable[[Report], Section | None]] = (
-    conflict_section, probe_section, association_section, edit_section, map_section, outlier_section,
+    conflict_section, probe_section, scanner_section, association_section, edit_section, map_section, outlier_section,
     reconstruction_section, sample_section, quality_section, model_section, curve_section, failure_section,
 )  # fmt: skip
 """All sections, in the order of the page."""

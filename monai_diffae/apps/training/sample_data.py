@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
@@ -23,6 +23,7 @@ def sample_data(
     size: Annotated[int, Ge(1)] | None = None,
     num_patients: Annotated[int, Ge(1)] | None = None,
     spatial_dims: Literal[2, 3] | None = None,
+    num_scanners: Annotated[int, Ge(2), Le(3)] | None = None,
     seed: Seed | None = None,
     overwrite: bool = False,
 ) -> Result:
@@ -39,6 +40,8 @@ def sample_data(
         size: Pixels per side; by default 48, or 28 for MedMNIST.
         num_patients: Patients of the virtual cohort; by default 1000.
         spatial_dims: 2 for slices (default) or 3 for volumes of the virtual cohort.
+        num_scanners: Scan every patient of the virtual cohort on 2 or 3 virtual scanners, which differ in contrast,
+            noise, blur and spacing; the table has columns ``scanner`` and ``visit``. By default there are no scanners.
         seed: Random seed of the virtual cohort; by default 0.
         overwrite: Replace sample data that were made with other arguments.
 
@@ -60,10 +63,10 @@ def sample_data(
 
         table = make_virtual_cohort(
             out, num_patients=num_patients or _NUM_PATIENTS, size=size or _SIZE, spatial_dims=spatial_dims or 2,
-            seed=seed or 0, overwrite=overwrite,
+            num_scanners=num_scanners, seed=seed or 0, overwrite=overwrite,
         )  # fmt: skip
         return Result(table, {"table": str(table)})
-    given = {"num_patients": num_patients, "spatial_dims": spatial_dims, "seed": seed}
+    given = {"num_patients": num_patients, "spatial_dims": spatial_dims, "num_scanners": num_scanners, "seed": seed}
     unused = next((name for name, value in given.items() if value is not None), None)
     if unused is not None:
         raise ConfigError(f"{unused}: applies to the virtual cohort; omit {unused} or medmnist")

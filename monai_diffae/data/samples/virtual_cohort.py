@@ -17,14 +17,17 @@ from typing import Any
 
 import nibabel as nib
 import pandas as pd
+from numpy.typing import NDArray
 
 from monai_diffae.data.atomic import disk_errors, write_atomic, write_json
 from monai_diffae.data.samples.virtual_patients import (
     FACTORS,
     FIELD_OF_VIEW_MM,
+    SCANNERS,
     draw_patient,
     read_template,
     render_patient,
+    scan_patient,
 )
 from monai_diffae.errors import ConfigError
 
@@ -50,6 +53,13 @@ Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill
 of their own; read that notice before you share these images.
 """
 
+_SCANNERS_README = """
+Every patient was scanned on each of these virtual scanners (columns scanner and visit; the order changes from patient
+to patient), as travelling heads are:
+
+{scanners}
+"""
+
 
 def make_virtual_cohort(
     directory: str | os.PathLike[str],
@@ -57,6 +67,7 @@ def make_virtual_cohort(
     num_patients: int = 1000,
     size: int = 48,
     spatial_dims: int = 2,
+    num_scanners: int | None = None,
     seed: int = 0,
     val_fraction: float = 0.1,
     test_fraction: float = 0.15,
@@ -73,6 +84,7 @@ def make_virtual_cohort(
         num_patients: number of patients, with one image each.
         size: voxels along each axis, at least 8; the field of view is always 224 mm.
         spatial_dims: 2 for axial slices (NIfTI volumes of ``size x size x 1``), 3 for volumes.
+        num_scanners: scan every patient on this many of :data:`SCANNERS`; None: on none, without any noise or blur.
         seed: random seed, at least 0.
         val_fraction: fraction of the patients in the split "val", 0 to 1.
         test_fraction: fraction of the patients in the split "test", 0 to 1.
@@ -81,7 +93,7 @@ def make_virtual_cohort(
 
     Returns:
         The path of ``cohort.csv``, which is written last. Its columns are ``id``, ``patient``, ``image`` (relative to
-        the table), ``split``, and one for each of :data:`FACTORS`.
+        the table), ``split``, with scanners ``scanner`` and ``visit``, and one for each of :data:`FACTORS`.
 
     Raises:
         ConfigError: a parameter is out of range, or the folder holds something else.
@@ -100,18 +112,34 @@ def make_virtual_cohort(
         "kind": "virtual MNI152 cohort, version 1", "num_patients": num_patients, "size": size,
         "spatial_dims": spatial_dims, "seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction,
     }  # fmt: skip
+    if num_scanners is not None:
+        if not 2 <= num_scanners <= len(SCANNERS):
+            raise ConfigError(f"num_scanners: {num_scanners} is not from 2 to {len(SCANNERS)}")
+        parameters["num_scanners"] = num_scanners
     if is_complete(directory, parameters) and not overwrite:
         return directory / "cohort.csv"
     read_template(FIELD_OF_VIEW_MM / size)  # so that an error is raised before the folder is touched
     claim_folder(directory, parameters, overwrite=overwrite)
     factors = "\n".join(f"  {f.name:<12} {f.low:g} to {f.high:g} {f.unit}: {f.meaning}" for f in FACTORS)
-    write_atomic(directory / "README.txt", lambda path: path.write_text(_README.format(factors=factors)))
-    write = partial(_write_patient, directory, size=size, spatial_dims=spatial_dims, seed=seed)
+    readme = _README.format(factors=factors)
+    if num_scanners is not None:
+        lines = [
+            f"  {each.name}: exponent of the grey values times {each.contrast:g}, noise {each.noise:.0%} of their "
+            f"range, blur {each.blur_mm:g} mm, voxels {each.spacing:g} times as large"
+            for each in SCANNERS[:num_scanners]
+        ]
+        readme += _SCANNERS_README.format(scanners="\n".join(lines))
+    write_atomic(directory / "README.txt", lambda path: path.write_text(readme))
+    write = partial(_write_patient, directory, size=size, spatial_dims=spatial_dims, seed=seed, scanners=num_scanners)
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
-        rows = list(pool.map(write, range(num_patients)))
-    for index, row in enumerate(rows):
-        row["split"] = split_by_number(index, val_fraction, test_fraction)
-    columns = ["id", "patient", "image", "split", *(factor.name for factor in FACTORS)]
+        scans = list(pool.map(write, range(num_patients)))
+    rows = [
+        {**row, "split": split_by_number(index, val_fraction, test_fraction)}
+        for index, each in enumerate(scans)
+        for row in each
+    ]
+    visits = [] if num_scanners is None else ["scanner", "visit"]
+    columns = ["id", "patient", "image", "split", *visits, *(factor.name for factor in FACTORS)]
     table = pd.DataFrame(rows)[columns]
     return write_atomic(directory / "cohort.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n"))
 
@@ -139,15 +167,29 @@ def _check(
         )
 
 
-def _write_patient(directory: Path, index: int, *, size: int, spatial_dims: int, seed: int) -> dict[str, Any]:
+def _write_patient(
+    directory: Path, index: int, *, size: int, spatial_dims: int, seed: int, scanners: int | None
+) -> list[dict[str, Any]]:
     patient = draw_patient(seed, index)
-    array, affine = render_patient(patient, size=size, spatial_dims=spatial_dims)
     name = f"mni-{index:06d}"
+    if scanners is None:
+        array, affine = render_patient(patient, size=size, spatial_dims=spatial_dims)
+        return [_write_scan(directory, name, array, affine) | {"patient": name, **patient.factors}]
+    rows = []
+    for visit in range(scanners):
+        scanner = SCANNERS[(index + visit) % scanners]
+        array, affine = scan_patient(patient, scanner, (seed, index, visit), size=size, spatial_dims=spatial_dims)
+        row = _write_scan(directory, f"{name}-{visit + 1}", array, affine)
+        rows.append(row | {"patient": name, "scanner": scanner.name, "visit": visit + 1, **patient.factors})
+    return rows
+
+
+def _write_scan(directory: Path, name: str, array: NDArray[Any], affine: NDArray[Any]) -> dict[str, Any]:
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     # uncompressed, because the bytes of gzip depend on the version of zlib
     write_image(directory / "images" / f"{name}.nii", image.to_bytes())
-    return {"id": name, "patient": name, "image": f"images/{name}.nii", **patient.factors}
+    return {"id": name, "image": f"images/{name}.nii"}
 
 
 # -- folders of sample data -------------------------------------------------------------------------------------------

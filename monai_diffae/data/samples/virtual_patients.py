@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -44,6 +44,21 @@ FACTORS: tuple[Factor, ...] = (
         "ventricles", "fraction", 0.0, 1.0, "widening of the lateral ventricles; 0 is the template's, 1 about twice"
     ),
 )
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """A virtual scanner: what it does to the image of every patient."""
+
+    name: str
+    contrast: float  # factor of the exponent of the grey values
+    noise: float  # standard deviation of Gaussian noise, as a share of the range of grey values
+    blur_mm: float  # standard deviation of a Gaussian
+    spacing: float  # size of the voxels relative to the first scanner's
+
+
+SCANNERS = (Scanner("A", 1, 0.01, 0, 1), Scanner("B", 0.7, 0.04, 0, 1), Scanner("C", 1.3, 0.02, 2.5, 1.5))
+"""The virtual scanners; a patient looks the same on all of them, but for these differences."""
 
 FIELD_OF_VIEW_MM = 224.0  # the largest rotated brain with a margin of about 10 mm
 _BRAIN_CENTRE_MM = (0.0, -17.0, 5.0)
@@ -103,6 +118,19 @@ def render_patient(
     template, to_index = read_template(spacing_mm)
     grey = ndimage.map_coordinates(template, points + to_index, order=1, mode="constant", cval=0.0)
     return np.rint(255 * np.clip(grey, 0, 1) ** factors["contrast"]).astype(np.uint8), affine
+
+
+def scan_patient(
+    patient: VirtualPatient, scanner: Scanner, seed: tuple[int, ...], *, size: int = 48, spatial_dims: int = 2
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Make the image of a virtual patient on a scanner; ``seed`` is that of the noise."""
+    factors = {**patient.factors, "contrast": patient.factors["contrast"] * scanner.contrast}
+    size = round(size / scanner.spacing)
+    array, affine = render_patient(replace(patient, factors=factors), size=size, spatial_dims=spatial_dims)
+    sigma = scanner.blur_mm * size / FIELD_OF_VIEW_MM  # a slice has no neighbors to blur with
+    grey = ndimage.gaussian_filter(array.astype(np.float32), [sigma, sigma, sigma if spatial_dims == 3 else 0])
+    grey += 255 * scanner.noise * np.random.default_rng(seed).normal(size=grey.shape)
+    return np.rint(np.clip(grey, 0, 255)).astype(np.uint8), affine
 
 
 def _voxel_centres(

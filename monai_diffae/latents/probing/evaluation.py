@@ -22,6 +22,7 @@ from monai_diffae.latents.probing.nested import (
     predict_path,
     split_folds,
 )
+from monai_diffae.latents.probing.nuisance import add_nuisance, left_out_scores, with_nuisance
 from monai_diffae.latents.probing.probes import Floats, Folds, Probe, inner_folds, regularisations
 from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, difference_interval, interval
 from monai_diffae.latents.targets import LabelKind, Target, copies_of, far_off, read_target
@@ -98,6 +99,7 @@ class TargetFolds:
     num_rarest: int | None  # test patients of the rarest class
     num_seen: int | None  # test cases of patients that the autoencoder was trained on, as far as is known
     is_split_of_training: bool = True  # False if that is only possible
+    nuisance: NDArray[np.str_] | None = None  # of each case, such as its scanner; empty text: it is not known
 
     @property
     def test_cases(self) -> NDArray[np.intp]:
@@ -228,12 +230,14 @@ class EvaluatedProbe:
         predictions: the predictions for held-out patients.
         few_labels: scores with few labels, one row per number of patients; empty if they were not requested.
         regularisations: scores of ``linear`` with each regularisation, one row per value; empty as above.
+        left_out: scores with each value of the nuisance left out, one row per value; empty without a nuisance.
     """
 
     row: dict[str, Any]
     predictions: HeldOutPredictions
     few_labels: list[dict[str, Any]]
     regularisations: list[dict[str, Any]]
+    left_out: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,7 @@ class ProbeSettings:
         few_labels: also evaluate with few labels.
         regularisation: C (for classes) or alpha (for numbers) of ``linear``, fixed beforehand; None: chosen.
         each_regularisation: also evaluate ``linear`` with each regularisation that it can choose from.
+        nuisance: a column such as the scanner: how well it can be told, and the probes with each value left out.
     """
 
     evaluation: Evaluation | None = None
@@ -261,6 +266,7 @@ class ProbeSettings:
     few_labels: bool = False
     regularisation: float | None = None
     each_regularisation: bool = False
+    nuisance: str | None = None
 
     def __post_init__(self) -> None:
         if self.evaluation is not None and self.evaluation not in get_args(Evaluation):
@@ -300,6 +306,10 @@ def evaluate_probes(
     """
     is_available = np.all([features.is_available for features in feature_sets], axis=0)
     cases = ProbedCases.from_table(table, is_available, settings.splits, split_origin)
+    folds = None
+    if (nuisance := settings.nuisance) is not None:  # first, so that one that cannot be told ends the command at once
+        labels = table[nuisance].tolist()
+        folds = choose_folds(cases, labels, nuisance, settings.evaluation, settings.seed, "classes")
     evaluated: list[EvaluatedProbe] = []
     chosen: list[TargetFolds] = []
     errors: dict[str, ConfigError] = {}
@@ -309,12 +319,16 @@ def evaluate_probes(
                 cases, table[name].tolist(), name, settings.evaluation, settings.seed,
                 settings.kinds.get(name, "auto"),
             )  # fmt: skip
-            evaluated += _evaluate_target(target, feature_sets, settings)
+            evaluated += _evaluate_target(with_nuisance(target, table, settings.nuisance), feature_sets, settings)
             chosen.append(target)
         except ConfigError as error:
             errors[name] = error
     if not evaluated:
         raise next(iter(errors.values()))
+    if folds is not None:
+        plain = ProbeSettings(probes=settings.probes, seed=settings.seed)
+        told = [each.row for each in _evaluate_target(folds, feature_sets, plain)]
+        add_nuisance([each.row for each in evaluated], told, folds.target.num_classes or 1)
     _warn_of_seen(chosen)
     return evaluated, {name: str(error).removeprefix(f"target '{name}': ") for name, error in errors.items()}
 
@@ -333,6 +347,10 @@ def _evaluate_target(
                 probe.few_labels.extend(_few_label_rows(probe.row, features, x_by_fold, target, settings))
             if settings.each_regularisation and name == "linear":
                 probe.regularisations.extend(_regularisation_rows(probe, features, x_by_fold, target))
+            if target.nuisance is not None:
+                main, rows = left_out_scores(probe.row, probe.predictions, features, target, settings)
+                probe.row.update(main)
+                probe.left_out.extend(rows)
             if features is feature_sets[0]:
                 z_sem[name] = probe, draws
             else:

@@ -19,6 +19,7 @@ CHANCE = {"auroc": 0.5, "r2": 0.0}
 NAMES = {"auroc": "AUROC", "r2": "R2"}
 _WORTH_FINDING = {"auroc": 0.7, "r2": 0.2}  # smaller effects need far more patients
 _ALPHA, _POWER = 0.05, 0.8
+_NOT_DECODED = (WIDE_NAME, "harmonized", "untrained", "pca")  # features that no decoder takes
 _WIDE_IS_BETTER = "Wide features predict it better: use them for classifiers (probe --features wide)"
 _SHRUNK = 0.005  # an R2 of predictions that the regularisation has shrunk to the mean
 
@@ -115,7 +116,7 @@ def _claim(row: Row, baseline: Row | None) -> Verdict:
     target, name = row["target"], row["features"]
     patients = f"in {_patients(row)} that the probe has not seen{_seen(row)}"
     advice = "its direction can edit and grade scans (fit-direction)"
-    if name == WIDE_NAME:
+    if name in _NOT_DECODED:
         advice = "use it to predict; only z_sem can edit and grade scans (fit-direction)"
     if baseline is None or baseline["difference_low"] is None:
         return Verdict(target, "predicts", f"{name} predicts {target}: {_score(row)}, {patients}.", advice)

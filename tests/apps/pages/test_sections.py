@@ -20,7 +20,7 @@ from monai_diffae.apps.pages.figures import Axes, Chart, Series, line_chart
 from monai_diffae.apps.pages.images import ReportImages, _write_strips, enlarged
 from monai_diffae.apps.pages.page import Pictures, render
 from monai_diffae.apps.pages.scores import quality_values
-from monai_diffae.apps.pages.sections import Section
+from monai_diffae.apps.pages.sections import Report, Section, scanner_section
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.pictures import three_planes
 
@@ -223,3 +223,15 @@ def test_the_rarest_unusual_class_is_compared_with_the_rest():
     assert find_positive(table(finding=["abnormal", "normal", None]), "finding") == "abnormal"
     assert find_positive(table(sex=["F", "M"]), "sex") is None
     assert find_positive(table(grade=[1.0, 2.0, 3.0]), "grade") is None
+
+
+def test_the_scanner_has_a_section_if_its_column_was_given(page_reader, tmp_path):
+    scores = {f"{name}{end}": 0.4 for name in ("nuisance_accuracy", "left_out") for end in ("", "_low", "_high")}
+    row = {"target": "age", "features": "z_sem", "metric": "r2", "score": 0.7654, "nuisance_chance": 0.25, **scores}
+    results = {"probe": SimpleNamespace(rows=[row]), "reliability": SimpleNamespace(notes=["31% is the scanner."])}
+    model = SimpleNamespace(outcomes={}, result=results.get, folder=tmp_path, lines=lambda *steps: [])
+    (tmp_path / "page.html").write_text(report_page(scanner_section(Report([model]))))
+    html = page_reader(tmp_path / "page.html")
+    assert all(text in html.text for text in ("31% is the scanner.", "0.765", "chance is 0.25"))
+    assert html.all("img", class_="picture")
+    assert scanner_section(Report([SimpleNamespace(outcomes={}, result={}.get)])) is None

@@ -1,0 +1,276 @@
+"""The command ``harmonize``: remove the scanner from a table of embeddings, and measure what that costs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from monai_diffae.apps.command import command
+from monai_diffae.apps.result import Result, run_once
+from monai_diffae.apps.settings import Seed
+from monai_diffae.errors import ConfigError, counted
+from monai_diffae.lazy import np, pd
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+_COSTS = [
+    "target", "is_protected", "metric", "before", "after", "difference", "difference_low", "difference_high"
+]  # fmt: skip
+
+
+@command
+def harmonize(
+    embeddings: Path,
+    out: Path,
+    *,
+    scanner: str,
+    protect: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    empirical_bayes: bool = False,
+    seed: Seed = 0,
+    overwrite: bool = False,
+) -> Result:
+    """Remove the scanner from z_sem with ComBat, and measure what that costs the labels.
+
+    ComBat shifts and scales every dimension, so that the scanners agree. It is fitted to the training cases (all cases
+    if the table has no split), at least 10 of each scanner, and applied to all. It also removes differences between
+    the patients of the scanners, except for what the protected columns explain. Standard deviations and wide features
+    of the table are harmonized as well, columns for a map are left out.
+
+    The new table is for ``probe``, ``neighbors`` and statistics. It has no z_sem that a bundle could decode, so
+    commands that decode refuse it. Beside it, ``<name>_costs.csv`` has the scores of probes before and after, and
+    ``<name>_omitted.csv`` the cases that could not be harmonized, with the reasons. In cross-validation, ComBat is
+    fitted in every fold. The values of protected columns are used for all cases, so their scores after may be too high.
+
+    Args:
+        embeddings: Table of embeddings, written by ``embed``.
+        out: The new table, ``.parquet``.
+        scanner: The column with the scanner.
+        protect: Columns whose effect on z_sem to keep, such as age and sex.
+        targets: Label columns to probe before and after; by default those that ``probe`` predicts.
+        empirical_bayes: Shrink the scanners' effects before they are removed, which 2 training cases of each allow. It
+            needs the extra ``harmonize``. A linear probe can tell the scanner by what this leaves.
+        seed: Random seed of folds and bootstrap.
+        overwrite: Replace an existing table.
+
+    Returns:
+        The table; ``scanners``, balanced accuracy with which a probe tells the scanner ``before`` and ``after``, with
+        intervals and ``chance``; ``costs``, one row per target: ``metric``, ``before``, ``after``, and their
+        ``difference`` with its interval; ``num_cases``, ``num_fitted`` and ``num_omitted`` cases.
+
+    Raises:
+        CohortError: the table cannot be used, or two rows have the same id.
+        ConfigError: a column does not exist, there is one scanner, a scanner has one patient, or the protected columns
+            determine the scanner.
+        MachineError: combatlearn is not installed.
+
+    Example:
+        >>> harmonize("embeddings.parquet", "even.csv", scanner="scanner")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: even.csv: must be a .parquet file, which says what was done; choose such a name
+    """
+    if out.suffix != ".parquet":
+        raise ConfigError(f"{out.name}: must be a .parquet file, which says what was done; choose such a name")
+    from monai_diffae.apps.study.columns import read_study
+    from monai_diffae.data.atomic import write_atomic, write_csv
+    from monai_diffae.data.fingerprints import file_checksum, json_digest
+
+    rows = read_study(embeddings, [scanner, *protect, *targets])
+    done: dict[str, Any] = {"embeddings": file_checksum(embeddings), "scanner": scanner, "protect": list(protect)}
+    done["empirical_bayes"] = empirical_bayes
+    metadata = rows.attrs.get("monai_diffae", {})
+    origin = metadata.get("made_from", {})
+    # another model, so that these cases are never compared with others that were not harmonized
+    made_from = {**origin, "model": json_digest([origin.get("model"), done]), "encoder": "harmonized", **done}
+    settings = {**made_from, "targets": list(targets), "seed": seed}
+    names = {name: out.with_name(f"{out.stem}_{name}.csv") for name in ("costs", "omitted")}
+
+    def make() -> Mapping[str, Any]:
+        cases, omitted = _Cases.of(rows, scanner, protect, empirical_bayes)
+        new = cases.harmonized()
+        costs, figures = _costs(cases, targets, seed)
+        figures |= {"num_cases": len(new), "num_fitted": int(cases.is_fitted.sum()), "num_omitted": len(omitted)}
+        new.attrs["monai_diffae"] = {
+            **metadata, "made_from": made_from, "harmonized": {**done, "num_fitted": figures["num_fitted"]}
+        }  # fmt: skip
+        write_csv(names["costs"], costs)
+        write_csv(names["omitted"], omitted)
+        write_atomic(out, lambda path: new.to_parquet(path, index=False))
+        return figures
+
+    figures, skipped = run_once("harmonize", out, [out, *names.values()], settings, make, overwrite=overwrite)
+    num = figures["num_omitted"]
+    incomplete = f"{counted(num, 'case')} omitted: see {names['omitted'].name}" if num else None
+    return Result(out, figures, _notes(figures, scanner), incomplete, skipped=skipped)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cases:
+    """The cases that can be harmonized, with their scanners and covariates."""
+
+    rows: pd.DataFrame
+    scanner: str
+    protect: Sequence[str]
+    scanners: NDArray[np.str_]
+    covariates: NDArray[np.float64]
+    is_fitted: NDArray[np.bool_]
+    empirical_bayes: bool
+
+    @classmethod
+    def of(
+        cls, rows: pd.DataFrame, scanner: str, protect: Sequence[str], empirical_bayes: bool
+    ) -> tuple[_Cases, pd.DataFrame]:
+        """The cases that can be harmonized, and a table of the others with the reasons."""
+        from monai_diffae.latents.harmonization import least_fitted
+        from monai_diffae.latents.targets import class_name, missing
+
+        reasons = np.full(len(rows), "", object)
+        for name in (scanner, *protect):
+            reasons[missing(rows[name].tolist()) & (reasons == "")] = f"{name} is empty"
+        names = np.array([class_name(value) for value in rows[scanner]])
+        covariates = [_covariate(rows, name, reasons) for name in protect]
+        is_train, least = _is_training(rows), least_fitted(empirical_bayes)
+        counts = pd.Series(names[is_train & (reasons == "")]).value_counts()
+        few = np.array([counts.get(name, 0) < least for name in names])
+        reasons[few & (reasons == "")] = f"its scanner has fewer than {least} training cases"
+        kept = reasons == ""
+        if not kept.any():
+            raise ConfigError("harmonize: no case has a scanner with training cases and all protected columns")
+        omitted = pd.DataFrame({"id": rows.loc[~kept, "id"], "scanner": names[~kept], "reason": reasons[~kept]})
+        for group, part in omitted.groupby(["scanner", "reason"]):
+            logger.warning("%s of the scanner '%s' omitted: %s", counted(len(part), "case"), *group)
+        used = rows[kept].reset_index(drop=True)
+        matrix = np.hstack([np.empty((len(used), 0)), *(column[kept] for column in covariates)])
+        cases = cls(used, scanner, protect, names[kept], matrix, is_train[kept], empirical_bayes)
+        cases.check()
+        return cases, omitted
+
+    def check(self) -> None:
+        """Check that scanners and patients are not the same, and log what cannot be told apart."""
+        pairs = pd.DataFrame({"scanner": self.scanners, "patient": self.rows["patient"].astype(str)})
+        patients = pairs[self.is_fitted].groupby("scanner")["patient"].nunique()
+        if patients.min() < 2:
+            raise ConfigError(
+                f"scanner: '{patients.idxmin()}' has training cases of one patient, so harmonizing would remove this "
+                "patient; add patients, or leave the scanner out"
+            )
+        if (pairs.drop_duplicates()["patient"].value_counts() < 2).all():
+            logger.warning(
+                "no patient was scanned on two scanners: differences between the patients of the scanners are removed, "
+                "too, except for what the protected columns explain"
+            )
+        if num := self.num_on_both_sides:
+            logger.warning(
+                "%s with training and other cases: what ComBat is fitted to is not independent of their other cases, "
+                "and targets are cross-validated", counted(num, "patient"),
+            )  # fmt: skip
+
+    @property
+    def num_on_both_sides(self) -> int:
+        """The number of patients with cases that ComBat is fitted to, and with others."""
+        patients = self.rows["patient"].astype(str)
+        return len(set(patients[self.is_fitted]) & set(patients[~self.is_fitted]))
+
+    def values(self, columns: Sequence[str], fitted: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Some columns, harmonized with ComBat fitted to these positions."""
+        from monai_diffae.latents.harmonization import harmonized
+
+        x = self.rows[list(columns)].to_numpy(np.float64)
+        return harmonized(x, self.scanners, self.covariates, fitted, empirical_bayes=self.empirical_bayes)
+
+    def harmonized(self) -> pd.DataFrame:
+        """The rows with harmonized features, without the columns of a map, which are those of other features."""
+        from monai_diffae.data.embeddings import MAP_COLUMNS, std_columns, wide_columns, z_columns
+
+        new = self.rows.drop(columns=[*(MAP_COLUMNS if "thumbnail" in self.rows else ())])
+        for columns in (z_columns(new), std_columns(new), wide_columns(new)):
+            if columns:
+                new[columns] = self.values(columns, np.flatnonzero(self.is_fitted)).astype(np.float32)
+        return new
+
+
+def _is_training(rows: pd.DataFrame) -> Any:
+    """The cases that ComBat is fitted to: the training cases, or all if the table has no split."""
+    return (rows["split"] == "train").to_numpy() if "split" in rows else np.ones(len(rows), bool)
+
+
+def _covariate(rows: pd.DataFrame, name: str, reasons: NDArray[Any]) -> Any:
+    """A protected column as numbers ``[N, C]``: itself, or one column per class but one; cases may get a reason."""
+    from monai_diffae.latents.targets import are_classes, class_name
+
+    present = reasons == ""
+    if not are_classes(rows.loc[present, name].tolist()):
+        return pd.to_numeric(rows[name], errors="coerce").to_numpy(np.float64)[:, None]
+    names = np.array([class_name(value) for value in rows[name]])
+    classes = np.unique(names[present & _is_training(rows)])
+    reasons[present & ~np.isin(names, classes)] = f"no training case has its value of {name}"
+    return (names[:, None] == classes[1:]).astype(np.float64)
+
+
+def _costs(cases: _Cases, targets: Sequence[str], seed: int) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The scores of probes before and after, as a table and as figures."""
+    from monai_diffae.data.embeddings import label_columns, split_origin, std_columns, z_columns
+    from monai_diffae.latents.probing import FeatureSet, ProbeSettings, evaluate_probes
+    from monai_diffae.latents.targets import reason_against
+
+    rows, scanner = cases.rows, cases.scanner
+    columns = [*z_columns(rows), *std_columns(rows)]
+    before = FeatureSet.from_values("before", rows[columns].to_numpy(np.float32))
+    after = FeatureSet("after", before.is_available, lambda train: cases.values(columns, train))
+    labels = [name for name in label_columns(rows) if name != scanner]
+    chosen = targets or [name for name in labels if reason_against(rows[name].tolist(), name) is None]
+    evaluation: Literal["cv"] | None = "cv" if cases.num_on_both_sides else None
+    settings = ProbeSettings(evaluation, seed=seed, kinds={scanner: "classes"})
+    origin = split_origin(rows)
+    told, _ = evaluate_probes(rows, [scanner], [after, before], settings, split_origin=origin)
+    linear = replace(settings, probes=("linear",), kinds={})
+    probes, omitted = (
+        evaluate_probes(rows, chosen, [after, before], linear, split_origin=origin) if chosen else ([], {})
+    )
+    scores = pd.DataFrame([probe.row for probe in [*told, *probes]])
+    accuracies = {
+        f"{probe.row['features']}_{probe.row['probe']}": {
+            name: probe.row[f"balanced_accuracy{end}"]
+            for name, end in {"score": "", "low": "_low", "high": "_high"}.items()
+        }
+        for probe in told
+    }  # fmt: skip
+    costs = scores[(scores["features"] == "before") & (scores["target"] != scanner)]
+    costs = costs.assign(
+        is_protected=costs["target"].isin(cases.protect), before=costs["score"],
+        after=costs["score"] + costs["difference"],
+    )  # fmt: skip
+    return scores, {
+        "scanners": {"chance": 1 / len(np.unique(cases.scanners)), **accuracies},
+        "costs": json.loads(costs[_COSTS].to_json(orient="records")),
+        "omitted_targets": omitted,
+    }
+
+
+def _notes(figures: Mapping[str, Any], scanner: str) -> list[str]:
+    """What was achieved and what it cost, in sentences."""
+    notes = []
+    for probe in ("linear", "knn"):
+        then, now = (
+            "{score:.2f} ({low:.2f} to {high:.2f})".format(**figures["scanners"][f"{when}_{probe}"])
+            for when in ("before", "after")
+        )
+        chance = figures["scanners"]["chance"]
+        notes.append(f"{scanner} ({probe}): balanced accuracy {then} before, {now} after; chance is {chance:.2f}.")
+    for row in figures["costs"]:
+        ends = (
+            "" if row["difference_low"] is None else " ({difference_low:+.3f} to {difference_high:+.3f})".format(**row)
+        )
+        protected = "; protected, so it may be too high" if row["is_protected"] else ""
+        line = "{target}: {metric} {before:.3f} before, {after:.3f} after: {difference:+.3f}".format(**row)
+        notes.append(f"{line}{ends}{protected}")
+    notes += [f"{target}: not probed: {reason}" for target, reason in figures["omitted_targets"].items()]
+    return [*notes, "in brackets: 95% intervals over patients"]

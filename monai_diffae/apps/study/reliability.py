@@ -1,0 +1,222 @@
+"""The command ``reliability``: is z_sem the patient or the scanner?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from monai_diffae.apps.command import command
+from monai_diffae.apps.result import Result, run_once
+from monai_diffae.apps.settings import Seed, Split, Writing
+from monai_diffae.errors import CohortError, ConfigError, counted
+from monai_diffae.lazy import np, pd, pictures
+
+if TYPE_CHECKING:
+    from monai_diffae.latents.statistics import Floats
+
+logger = logging.getLogger(__name__)
+
+_CAUSES = ("patient", "scanner", "rest")
+
+
+@command
+def reliability(
+    embeddings: Path,
+    out: Path,
+    *,
+    repeat: str,
+    scanner: str | None = None,
+    features: Literal["z", "wide"] = "z",
+    scores: Sequence[str] = (),
+    directions: Sequence[Path] = (),
+    splits: Sequence[Split] = (),
+    seed: Seed = 0,
+    writing: Writing = Writing(),
+) -> Result:
+    """Measure how reliable z_sem is: how much of it is the patient, and how much the scanner.
+
+    ``out/reliability.csv`` has one row per dimension, principal component (of the training cases) and score: ICC(2,1),
+    absolute agreement between repeated scans, and ICC(3,1), consistency, with 95 % intervals; and the shares of its
+    variance that are due to the patient, the scanner and the rest, which also holds what a scanner does to some
+    patients only. A share below 0 is cut to 0 and marked in ``is_negative``. The ICCs use the patients who have all of
+    the compared repeats, the shares use all scans.
+
+    Args:
+        embeddings: Table of embeddings, written by ``embed``, with a column ``patient``.
+        out: Folder for ``reliability.csv`` and the picture.
+        repeat: The column that tells the scans of a patient apart, such as the number of the visit.
+        scanner: The column with the scanner; by default only patients and the rest are told apart.
+        features: ``z`` (z_sem) or ``wide`` (of ``embed --features wide``).
+        scores: Columns with numbers to measure as well, such as predictions.
+        directions: Direction files of ``fit-direction``, whose scores to measure as well.
+        splits: Use the scans of these splits only, e.g. ``val test``.
+        seed: Random seed of the bootstrap.
+        writing: How the results are written.
+
+    Returns:
+        ``shares``, of patient, scanner and rest in the variance of all features together, each with ``low`` and
+        ``high``; ``fingerprinting``, how often the nearest scan is the same patient's, with its interval and
+        ``chance``; ``median_icc2`` and ``median_icc3`` of the dimensions; ``num_constant`` and ``num_negative``
+        measurements; ``num_patients`` and ``num_repeats`` that the ICCs compare; ``num_scans``, and ``num_omitted``
+        scans without a patient, a repeat or a scanner.
+
+    Raises:
+        CohortError: the table cannot be used, or two rows have the same id.
+        ConfigError: a column does not exist, or the scans do not tell patients and scanners apart.
+
+    Example:
+        >>> reliability("no.parquet", "out", repeat="visit")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
+    """
+    from monai_diffae.apps.study.columns import read_study
+    from monai_diffae.data.fingerprints import file_checksum
+
+    rows = read_study(embeddings, [repeat, *([scanner] if scanner else []), *scores])
+    made_from = {
+        "embeddings": file_checksum(embeddings), "repeat": repeat, "scanner": scanner, "features": features,
+        "scores": list(scores), "directions": [file_checksum(path) for path in directions if path.is_file()],
+        "splits": list(splits), "seed": seed, "dpi": writing.dpi,
+    }  # fmt: skip
+
+    def make() -> Mapping[str, Any]:
+        from monai_diffae.data.atomic import write_csv
+
+        kept = _usable(rows, repeat, scanner, splits)
+        matrix, measures = _measurements(embeddings, rows, kept, features, scores, directions)
+        measured, figures = _measure(matrix, measures, rows.loc[kept], repeat, scanner, seed)
+        write_csv(out / "reliability.csv", measured)
+        writing.write(out / "reliability.png", pictures.draw_reliability(measured))
+        return {**figures, "num_scans": int(kept.sum()), "num_omitted": int((~kept & _in(rows, splits)).sum())}
+
+    results = [out / "reliability.csv", *writing.files(out / "reliability.png")]
+    figures, skipped = run_once("reliability", out, results, made_from, make, overwrite=writing.overwrite)
+    return _result(out, figures, features, scanner, skipped)
+
+
+def _in(rows: pd.DataFrame, splits: Sequence[str]) -> Any:
+    return rows["split"].isin(splits).to_numpy() if splits and "split" in rows else np.ones(len(rows), bool)
+
+
+def _usable(rows: pd.DataFrame, repeat: str, scanner: str | None, splits: Sequence[str]) -> Any:
+    """The scans with a patient, a repeat and a scanner, in the chosen splits."""
+    from monai_diffae.latents.targets import missing
+
+    kept = _in(rows, splits)
+    for name in ("patient", repeat, *([scanner] if scanner else [])):
+        is_missing = missing(rows[name].tolist())
+        if num := int((kept & is_missing).sum()):
+            logger.warning("%s omitted: the column '%s' is empty", counted(num, "scan"), name)
+        kept = kept & ~is_missing
+    if not kept.any():
+        raise CohortError("reliability: no scan has a patient and a repeat; choose other columns or splits")
+    return kept
+
+
+def _measurements(
+    path: Path,
+    rows: pd.DataFrame,
+    kept: Any,
+    features: Literal["z", "wide"],
+    scores: Sequence[str],
+    directions: Sequence[Path],
+) -> tuple[Floats, pd.DataFrame]:
+    """The normalised features ``[N, D]`` of the scans, and these with components and scores, one column each."""
+    from monai_diffae.apps.provenance import check_z_sem, origin_of, recorded_preprocessing
+    from monai_diffae.apps.synthesis.directions import read_direction
+    from monai_diffae.data.embeddings import encoder_name, matrix, wide_columns, z_columns, z_matrix
+    from monai_diffae.latents import LatentStatistics, principal_components
+
+    columns = z_columns(rows) if features == "z" else wide_columns(rows)
+    z = matrix(rows, features).astype(np.float64)
+    is_train = _in(rows, ["train"])
+    if is_train.sum() < 2:
+        raise CohortError(f"{path.name}: has fewer than two training cases, which scale z_sem; embed more")
+    statistics = LatentStatistics.of(z[is_train], common_scale=features == "wide" or encoder_name(rows) == "pca")
+    components = principal_components(z[is_train], statistics, min(int(is_train.sum()) - 1, len(columns)))
+    normalised, coordinates = statistics.normalise(z[kept]), components.coordinates(z[kept])
+    values = {("dimension", name): column for name, column in zip(columns, normalised.T, strict=True)}
+    values |= {("component", str(number + 1)): column for number, column in enumerate(coordinates.T)}
+    for name in scores:
+        values["score", name] = pd.to_numeric(rows.loc[kept, name], errors="coerce").to_numpy(np.float64)
+        if np.isnan(values["score", name]).any():
+            raise ConfigError(f"scores: '{name}' has empty cells or text; give a column with a number for each scan")
+    names = [*scores, *(file.stem for file in directions)]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"scores, directions: two have the same name ({', '.join(names)}); rename one")
+    if directions:
+        check_z_sem(path)
+    for file in directions:
+        line = read_direction(file)
+        line.check_fits(origin_of(path)["model"], len(z_columns(rows)), recorded_preprocessing(rows))
+        values["score", file.stem] = line.distance(z_matrix(rows)[kept]) / line.std
+    return np.asarray(normalised), pd.DataFrame(values)
+
+
+def _measure(
+    z: Floats, measures: pd.DataFrame, rows: pd.DataFrame, repeat: str, scanner: str | None, seed: int
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The table of results, and the figures."""
+    from monai_diffae.latents import reliability as latents
+    from monai_diffae.latents.targets import class_name
+
+    patients, repeats = (rows[name].map(class_name).to_numpy(str) for name in ("patient", repeat))
+    scanners = None if scanner is None else rows[scanner].map(class_name).to_numpy(str)
+    values = measures.to_numpy(np.float64)
+    design = latents.complete_design(patients, repeats)
+    varies = np.ptp(values, axis=0) > 1e-9 * np.abs(values).max(axis=0)
+    components = latents.variance_components(values, patients, scanners)
+    shares = components.shares()
+    columns: dict[str, Any] = dict(zip(("kind", "name"), zip(*measures.columns, strict=True), strict=True))
+    columns |= latents.intraclass_correlations(values[design])
+    columns |= dict(zip(("patient_share", "scanner_share", "rest_share"), shares, strict=True))
+    measured = pd.DataFrame({**columns, "is_negative": components.is_negative})
+    measured.loc[~varies, measured.columns[2:-1]] = np.nan
+    if scanner is None:
+        measured = measured.drop(columns="scanner_share")
+    totals = latents.total_shares(z, patients, scanners)
+    dimensions = measured[measured["kind"] == "dimension"]
+    return measured, {
+        "shares": {
+            cause: {"share": float(share), "low": _plain(low), "high": _plain(high)}
+            for cause, share, low, high in zip(_CAUSES, *totals, strict=True) if scanner or cause != "scanner"
+        },
+        "fingerprinting": asdict(latents.fingerprinting(z, patients, repeats, seed)),
+        "median_icc2": float(dimensions["icc2"].median()), "median_icc3": float(dimensions["icc3"].median()),
+        "num_constant": int((~varies).sum()), "num_negative": int((components.is_negative & varies).sum()),
+        "num_patients": len(design), "num_repeats": design.shape[1], "num_compared": design.size,
+    }  # fmt: skip
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _result(out: Path, figures: Mapping[str, Any], features: str, scanner: str | None, skipped: bool) -> Result:
+    """The result, with its summary in sentences."""
+    names = {"patient": "the patient", "scanner": "the scanner", "rest": "neither" if scanner else "not the patient"}
+    parts = [f"{_share(row)} is {names[cause]}" for cause, row in figures["shares"].items()]
+    found, omitted = figures["fingerprinting"], figures["num_omitted"]
+    notes = [
+        f"Of the variance of {'z_sem' if features == 'z' else 'the wide features'}, {', '.join(parts)}.",
+        f"The nearest scan is the same patient's for {_share({**found, 'share': found['rate']})}; by chance, it would "
+        f"be for {100 * found['chance']:.2g}%.",
+        f"Median ICC(2,1) {figures['median_icc2']:.2f}, ICC(3,1) {figures['median_icc3']:.2f}: "
+        f"{counted(figures['num_patients'], 'patient')} with {figures['num_repeats']} repeats each "
+        f"({figures['num_compared']} of {counted(figures['num_scans'], 'scan')}).",
+    ]
+    if num := figures["num_constant"]:
+        notes.append(f"{counted(num, 'measurement')} without any variation: no reliability.")
+    if num := figures["num_negative"]:
+        notes.append(f"A variance of {counted(num, 'measurement')} was estimated below 0 and counts as 0.")
+    incomplete = f"{counted(omitted, 'scan')} omitted: no patient, repeat or scanner" if omitted else None
+    return Result(out, figures, notes, incomplete, skipped=skipped)
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    ends = "" if row["low"] is None else f" (95% interval {row['low']:.0%} to {row['high']:.0%})"
+    return f"{row['share']:.0%}{ends}"

@@ -1,0 +1,145 @@
+"""Reliability against pingouin, statsmodels and closed forms; ComBat against location and scale."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from monai_diffae.errors import ConfigError
+from monai_diffae.latents.harmonization import harmonized
+from monai_diffae.latents.probing import predict_held_out, read_target
+from monai_diffae.latents.reliability import (
+    complete_design,
+    fingerprinting,
+    intraclass_correlations,
+    total_shares,
+    variance_components,
+)
+
+RNG = np.random.default_rng(0)
+PATIENTS, SCANNERS = np.repeat(np.arange(40), 3), np.tile(np.arange(3), 40)
+SCANS = RNG.normal(size=(40, 1, 4)) + RNG.normal(size=(40, 3, 4)) + np.array([0, 1, -0.5])[:, None]
+
+
+def as_frame(values):
+    return pd.DataFrame({"patient": PATIENTS, "scanner": SCANNERS, "value": values})
+
+
+def test_icc_and_intervals_equal_pingouins():
+    pingouin = pytest.importorskip("pingouin")
+    ours = intraclass_correlations(SCANS)
+    for d in range(4):
+        rows = pingouin.intraclass_corr(as_frame(SCANS[..., d].ravel()), "patient", "scanner", "value")
+        for name, kind in {"icc2": "ICC(A,1)", "icc3": "ICC(C,1)"}.items():
+            row = rows.set_index("Type").loc[kind]
+            assert ours[name][d] == pytest.approx(row["ICC"], abs=1e-9)
+            ends = [ours[f"{name}_low"][d], ours[f"{name}_high"][d]]
+            assert ends == pytest.approx(list(row["CI95"]), abs=0.006)  # it rounds to two digits
+
+
+def test_equal_repeats_are_reliable_and_constants_have_no_reliability():
+    same = np.repeat(RNG.normal(size=(9, 1, 1)), 2, axis=1)
+    assert all(value[0] == 1 for value in intraclass_correlations(same).values())
+    assert all(np.isnan(value).all() for value in intraclass_correlations(np.ones((9, 2, 1))).values())
+
+
+@pytest.mark.parametrize("share", [1, 0.8])
+def test_components_of_variance_equal_restricted_maximum_likelihood(share):
+    """To the precision of its optimiser if the design is balanced, and about if scans are missing."""
+    api = pytest.importorskip("statsmodels.formula.api")
+    values, keep = SCANS.reshape(120, 4), np.random.default_rng(1).random(120) <= share
+    ours = variance_components(values[keep], PATIENTS[keep], SCANNERS[keep])
+    parts = {"patient": "0 + C(patient)", "scanner": "0 + C(scanner)"}
+    model = api.mixedlm("value ~ 1", as_frame(values[:, 0])[keep].assign(one=1), groups="one", vc_formula=parts,
+                        re_formula="0").fit()  # fmt: skip
+    expected = np.array([*model.vcomp, model.scale])
+    assert ours.shares()[:, 0] == pytest.approx(expected / expected.sum(), abs=1e-3 if share == 1 else 0.03)
+
+
+def test_components_are_unbiased_with_missing_scans_and_more_scans_per_visit():
+    generator, found = np.random.default_rng(0), []
+    for _ in range(200):
+        patients, scanners = generator.integers(12, size=40), generator.integers(5, size=40)
+        values = generator.normal(size=(12, 1))[patients] + 2 * generator.normal(size=(5, 1))[scanners]
+        parts = variance_components(values + 0.5 * generator.normal(size=(40, 1)), patients, scanners)
+        found.append([parts.patient[0], parts.scanner[0], parts.rest[0]])
+    error = np.std(found, axis=0) / len(found) ** 0.5
+    assert (np.abs(np.mean(found, axis=0) - [1, 4, 0.25]) < 3 * error).all()
+
+
+def test_designs_that_cannot_tell_patients_and_scanners_apart_are_named():
+    values = RNG.normal(size=(8, 2))
+    with pytest.raises(ConfigError, match="no patient was scanned on two scanners"):
+        variance_components(values, np.arange(8) // 2, np.arange(8) // 4)
+    with pytest.raises(ConfigError, match="no patient has two scans"):
+        variance_components(values, np.arange(8))
+    with pytest.raises(ConfigError, match="fewer than two patients have two"):
+        complete_design(list("aabc"), [1, 2, 1, 1])
+    with pytest.raises(ConfigError, match="repeat: has 50 different values"):
+        complete_design(np.arange(50) // 2, np.arange(50))
+
+
+def test_the_interval_of_the_shares_holds_the_truth_about_as_often_as_it_says():
+    generator, hits = np.random.default_rng(0), []
+    for _ in range(20):
+        values = generator.normal(size=(40, 5))[PATIENTS] + generator.normal(size=(120, 5))
+        _, low, high = total_shares(values, PATIENTS)
+        hits.append(low[0] <= 0.5 <= high[0])
+    assert np.mean(hits) > 0.85
+
+
+def test_fingerprinting_by_chance_and_without_scans_of_the_same_visit():
+    patients, repeats = np.repeat(np.arange(60), 4), np.tile([1, 1, 2, 2], 60)
+    z = np.random.default_rng(0).normal(size=(240, 5))
+    z[1::2] = z[::2] + 1e-6  # both scans of a visit are the same, which shows nothing
+    found = fingerprinting(z, patients, repeats)
+    assert found.low <= found.chance <= found.high
+    assert found.chance == pytest.approx(2 / 238)
+
+
+@pytest.mark.parametrize(("empirical_bayes", "tolerance"), [(False, 1e-9), (True, 0.03)])
+def test_harmonizing_equals_shifting_and_scaling(empirical_bayes, tolerance):
+    """Mean and variance of every scanner become those of all; with many cases, priors hardly matter."""
+    pytest.importorskip("combatlearn")
+    settings = {"empirical_bayes": empirical_bayes}
+    scanners = np.arange(9000) % 3
+    values = RNG.normal(size=(9000, 6)) * np.array([1, 2, 0.5])[scanners][:, None] + 3.0 * scanners[:, None]
+    fitted = np.arange(6000)
+    within = values - np.stack([values[fitted][scanners[fitted] == k].mean(axis=0) for k in range(3)])[scanners]
+    pooled = np.sqrt(np.square(within[fitted]).mean(axis=0))
+    stds = np.stack([within[fitted][scanners[fitted] == k].std(axis=0) for k in range(3)])[scanners]
+    expected = values[fitted].mean(axis=0) + within / stds * pooled
+    ours = harmonized(values, scanners, np.empty((9000, 0)), fitted, **settings)
+    assert np.abs(ours - expected).max() < tolerance * pooled.max()
+    scaled = harmonized(
+        values * 1e-6, scanners, np.empty((9000, 0)), fitted, **settings
+    )  # combatlearn adds 1e-8 to variances
+    np.testing.assert_allclose(scaled, ours * 1e-6, rtol=1e-6, atol=1e-12)
+
+
+def test_a_scanner_cannot_be_told_from_correlated_features_unless_its_effect_is_shrunk():
+    """What shrinking leaves is small for every feature, but not along the directions in which patients hardly vary."""
+    pytest.importorskip("combatlearn")
+    mix, scanners, fitted = RNG.normal(size=(4, 40)), np.arange(600) % 3, np.arange(300)
+    values = RNG.normal(size=(200, 4))[np.arange(600) // 3] @ mix + 0.03 * RNG.normal(size=(600, 40))
+    values = values + RNG.normal(size=(3, 40))[scanners]
+    accuracies = []
+    for empirical_bayes in (False, True):
+        x = harmonized(values, scanners, np.empty((600, 0)), fitted, empirical_bayes=empirical_bayes)
+        target, patients = read_target(list(scanners), "scanner"), np.arange(600) // 3
+        folds = [(fitted, np.arange(300, 600))]
+        accuracies.append(predict_held_out([x], target, patients, folds, "linear").scores()(np.ones(300))[2])
+    assert accuracies[0] == pytest.approx(1 / 3, abs=0.05)
+    assert accuracies[1] > 0.9
+
+
+def test_what_covariates_explain_is_kept_and_constants_are_untouched():
+    scanners, ages = np.arange(600) % 2, RNG.normal(size=600)
+    ages += 2.0 * scanners  # the patients of a scanner are older
+    values = np.stack([ages + 5.0 * scanners + 0.1 * RNG.normal(size=600), np.full(600, 7.0)], axis=1)
+    kept = harmonized(values, scanners, ages[:, None], np.arange(400))
+    assert np.corrcoef(kept[:, 0], ages)[0, 1] > 0.99
+    assert (kept[:, 1] == 7).all()
+    with pytest.raises(ConfigError, match="protected columns determine the scanner"):
+        harmonized(values, scanners, scanners[:, None].astype(float), np.arange(400))
+    with pytest.raises(ConfigError, match="'1' has 1 training case, at least 10 are"):
+        harmonized(values, scanners, ages[:, None], np.arange(0, 600, 2).tolist() + [1])
