@@ -142,4 +142,4 @@ def test_what_covariates_explain_is_kept_and_constants_are_untouched():
     with pytest.raises(ConfigError, match="protected columns determine the scanner"):
         harmonized(values, scanners, scanners[:, None].astype(float), np.arange(400))
     with pytest.raises(ConfigError, match="'1' has 1 training case, at least 10 are"):
-        harmonized(values, scanners, ages[:, None], np.arange(0, 600, 2).tolist() + [1])
+        harmonized(values, scanners, ages[:, None], [*np.arange(0, 600, 2).tolist(), 1])
