@@ -65,7 +65,7 @@ def label_change(
     towards: Floats,
     seed: int = 0,
 ) -> LabelChange:
-    """Count the cases in which a label changes.
+    """Count the cases in which a label changes, in the direction in which it mostly follows the score.
 
     Args:
         direction: the label's direction, fitted to training cases.
@@ -85,9 +85,13 @@ def label_change(
         >>> found.num_changed, found.random_share, found.low > 0.8, found.excess_low > 0.5
         (20, 0.0, True, True)
     """
-    changed = has_changed(direction, before, after).astype(np.float64)
-    flat = has_changed(direction, np.repeat(before, random.shape[1], axis=0), random.reshape(-1, random.shape[-1]))
-    by_chance = flat.reshape(len(random), -1).mean(axis=1)
+    num_random = random.shape[1]
+    moved = travel(direction, before, after) * towards
+    common = np.sign(moved.mean()) or 1.0
+    changed = (has_changed(direction, before, after) & (moved * common > 0)).astype(np.float64)
+    start, end = np.repeat(before, num_random, axis=0), random.reshape(-1, random.shape[-1])
+    is_common = travel(direction, start, end) * np.repeat(towards, num_random) * common > 0
+    by_chance = (has_changed(direction, start, end) & is_common).reshape(-1, num_random).mean(axis=1)
 
     def shares(weights: Floats) -> Floats:
         values = np.array([changed, changed - by_chance])
@@ -97,8 +101,7 @@ def label_change(
     share, excess = (float(value) for value in shares(np.ones(len(changed))))
     low, high = bounded_interval(share, draws[:, 0], num_patients)
     excess_low, excess_high = difference_interval(excess, draws[:, 1], num_patients)
-    mean = float((travel(direction, before, after) * towards).mean())
     return LabelChange(
         direction.target, int(changed.sum()), len(changed), share, low, high, float(by_chance.mean()), excess,
-        excess_low, excess_high, mean,
+        excess_low, excess_high, float(moved.mean()),
     )  # fmt: skip

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.floating[Any]]
 
 _NUM_COMPONENTS = 16  # of the search by finite differences
-_LEAST_VARIANCE = 0.01  # of a component, as in :func:`~monai_diffae.latents.whitening`
 _MARGIN = 0.8  # probability of the other class that a counterfactual should have
 _FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # of the change, at which the exact decoder is asked
 _NUM_NEIGHBORS = 5
@@ -45,7 +44,8 @@ class Search:
     """What is searched for, and how."""
 
     to: float | None = None
-    """Score that a counterfactual should have; by default the other side: .8 if the score is below .5, else .2."""
+    """Score that a counterfactual should have; by default the other side of .5, as far away as the scan's score, and at
+    least .8 or .2."""
     search_steps: Annotated[int, Ge(1)] = 5
     """Network evaluations of a decoding during the search, in a bundle without a fast decoder."""
     labels: Sequence[str] = ()
@@ -69,6 +69,7 @@ class Reference:
 
     @classmethod
     def read(cls, embeddings: Path, trained: TrainedBundle) -> Reference:
+        """Read a table that this bundle made."""
         from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
         from monai_diffae.data.cases import key_beside
 
@@ -86,23 +87,17 @@ class Reference:
 
     @cached_property
     def statistics(self) -> LatentStatistics:
+        """Mean and standard deviation of the training cases, which define distances."""
         return latents.LatentStatistics.of(tables.z_matrix(self.training))
 
     @cached_property
     def components(self) -> PrincipalComponents:
+        """The principal components of the training cases, along which a change is searched."""
         z_train = tables.z_matrix(self.training)
         return latents.principal_components(z_train, self.statistics, min(len(z_train) - 1, z_train.shape[1]))
 
-    @cached_property
-    def basis(self) -> Floats:
-        """The steps (K, D) of normalised z_sem by one standard deviation along each component."""
-        components = self.components
-        return components.directions * np.sqrt(components.stds[:, None] ** 2 + _LEAST_VARIANCE)
-
     def directions(self, labels: Sequence[str], seed: int) -> tuple[list[Direction], dict[str, str]]:
         """The directions of labels, fitted to the training cases, and why others have none."""
-        from monai_diffae.latents.targets import reason_against
-
         known = tables.label_columns(self.table)
         if unknown := [name for name in labels if name not in known]:
             raise ConfigError(f"labels: there is no label {unknown[0]!r}; choose from: {', '.join(known) or 'none'}")
@@ -175,38 +170,42 @@ class Finder:
     def find(self, coded: CodedCase) -> Found:
         """The counterfactual of a case."""
         start = self._values(coded, torch.zeros_like(coded.image))[0]
-        score = score_of(start, self.activation)
-        to = self._target(score)
-        target = logit_of(to, self.activation)
+        target = self._target(start)
         found = self._searched(coded, target)
         length, images, values = self._checked(coded, found.change, target)
         scores = [score_of(value, self.activation) for value in values]
         distances = [float(found.change.norm()) * fraction for fraction in (*_FRACTIONS, length)]
         difference = images[-1:] - images[:1]
         row: dict[str, Any] = {
-            "id": coded.case.id, "score": score, "to": to, "counterfactual": scores[-1],
+            "id": coded.case.id, "score": score_of(start, self.activation), "to": score_of(target, self.activation),
+            "counterfactual": scores[-1],
             "reached": bool((values[-1] - target) * np.sign(target - start) >= 0), "distance": distances[-1],
             "mse": float((self._seen(coded, difference) - coded.image).square().mean()),
             "search_score": score_of(found.value, self.activation), "exact_score": scores[_FRACTIONS.index(1.0)],
             "gradients": found.steps, "is_flat": found.is_flat,
         }  # fmt: skip
-        z_sem = self._encoded(coded, difference, distances[-1])
+        z_sem = self._encoded(coded, difference, distances[-1], len(found.change))
         if z_sem is not None:
             normalise = self.reference.statistics.normalise
             own = float(np.linalg.norm(normalise(z_sem[1]) - normalise(z_sem[0])))
             row["is_itself"] = own < self.reference.nearest_other(z_sem[1], coded.case.patient)
         return Found(row, sorted(zip(distances, scores, strict=True)), images[-1].cpu(), difference[0].cpu(), z_sem)
 
-    def _target(self, score: float) -> float:
+    def _target(self, start: float) -> float:
+        """The requested value; by default the other side of the decision, as sure as on this one or with a margin."""
         if self.search.to is not None:
-            return self.search.to
-        if not 0 <= score <= 1:
-            raise ConfigError(f"to: a score is {score:.4g}, which is no probability; set to to the score that you want")
-        return _MARGIN if score < 0.5 else 1 - _MARGIN
+            return logit_of(self.search.to, self.activation)
+        if self.activation == "none" and not 0 <= start <= 1:
+            raise ConfigError(f"to: a score is {start:.4g}, which is no probability; set to to the score that you want")
+        middle, margin = (
+            (0.5, _MARGIN - 0.5) if self.activation == "none" else (0.0, logit_of(_MARGIN, self.activation))
+        )
+        gap = max(margin, abs(start - middle))
+        return middle + (gap if start < middle else -gap)
 
     def _moved(self, coded: CodedCase, changes: Tensor) -> Tensor:
         """z_sem (N, D) of a case after changes (N, K) of its components."""
-        basis = torch.from_numpy(self.reference.basis[: changes.shape[1]]).to(changes)
+        basis = torch.from_numpy(self.reference.components.directions[: changes.shape[1]]).to(changes)
         return coded.z_sem + changes @ basis * torch.from_numpy(self.reference.statistics.std).to(changes)
 
     def _seen(self, coded: CodedCase, differences: Tensor) -> Tensor:
@@ -228,15 +227,17 @@ class Finder:
         def value(changes: Tensor) -> Tensor:
             return self.users_model.values(self._seen(coded, decode(changes) - plain))
 
-        num = len(self.reference.basis)
+        num = len(self.reference.components.directions)
         probe = torch.zeros(1, num, device=coded.x_T.device, requires_grad=True)
         has_gradient = value(probe).requires_grad
         num = num if has_gradient else min(num, _NUM_COMPONENTS)
         evaluate = autograd(value) if has_gradient else finite_differences(value)
-        return find_change(evaluate, num, target, largest=(2 * num) ** 0.5, device=coded.x_T.device)
+        return find_change(
+            evaluate, num, target, largest=(2 * self.session.trained.z_channels) ** 0.5, device=coded.x_T.device
+        )
 
     def _checked(self, coded: CodedCase, change: Tensor, target: float) -> tuple[float, Tensor, list[float]]:
-        """Where along a change the target is reached in exact decodings; the images of all fractions and of this one."""
+        """Where along a change exact decodings reach the target; the images of all fractions and of this one."""
         fractions = torch.tensor(_FRACTIONS).to(change)
         images = self._decoded(coded, torch.outer(fractions, change))
         values = self._values(coded, images - images[:1])
@@ -254,7 +255,9 @@ class Finder:
         from monai_diffae.apps.session import decode_in_batches
         from monai_diffae.inferers.reconstruction import images_at_once
 
-        at_once = images_at_once(coded.image.shape[2:])  # not the user's batch size, on which the last bits would depend
+        at_once = images_at_once(
+            coded.image.shape[2:]
+        )  # not the user's batch size, on which the last bits would depend
         return decode_in_batches(self.session.trained, self._moved(coded, changes), coded.x_T, at_once)
 
     def _values(self, coded: CodedCase, differences: Tensor) -> list[float]:
@@ -266,7 +269,7 @@ class Finder:
             )
         return [float(value) for value in values]
 
-    def _encoded(self, coded: CodedCase, difference: Tensor, distance: float) -> Floats | None:
+    def _encoded(self, coded: CodedCase, difference: Tensor, distance: float, num: int) -> Floats | None:
         """z_sem of scan, counterfactual and random changes; None if the encoder cannot look at decoded images."""
         from monai_diffae.diffusion.noise import image_noise, seed_of
 
@@ -274,9 +277,7 @@ class Finder:
         if not self.session.encoder_sees_decoded_images:
             return None
         seed = seed_of(self.search.seed, coded.case.id)
-        random = image_noise((len(self.reference.basis),), seed, list(range(self.search.num_random))).to(
-            coded.x_T.device
-        )
+        random = image_noise((num,), seed, list(range(self.search.num_random))).to(coded.x_T.device)
         random *= distance / random.norm(dim=1, keepdim=True)
         images = self._decoded(coded, torch.cat([torch.zeros_like(random[:1]), random]))
         seen = self._seen(coded, torch.cat([difference, images[1:] - images[:1]]))
