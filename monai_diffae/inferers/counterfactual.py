@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ _MOST_STEPS = 30
 _OVERSHOOT = 0.02  # of the way to the target, so that rounding does not leave the score just before it
 _CONVERGED = 0.01  # relative change of the length
 _STEPS_TO_LIMIT = 8  # of full length lead to the largest change
+_MOST_HALVINGS = 4
 _DIFFERENCE = 0.1  # standard deviations of the training cases
 
 
@@ -83,7 +84,7 @@ def find_change(
 
     Each step goes to the point nearest to 0 at which the linearised score has the target's value. In reliability
     engineering, this finds the most probable point of failure (Rackwitz and Fiessler, Computers & Structures 9, 1978).
-    Steps have a largest length, which is halved whenever the score passes the target.
+    A step is halved until length and distance to the target together fall (Zhang and Der Kiureghian, 1995).
 
     Args:
         evaluate: gives the score and its gradient, such as :func:`autograd`.
@@ -100,30 +101,34 @@ def find_change(
     """
     change = torch.zeros(num, device=device)
     value, gradient = evaluate(change)
-    start, towards, steps = value, 1.0 if target >= value else -1.0, 1
+    towards, steps = 1.0 if target >= value else -1.0, 1
     aim, longest = target + _OVERSHOOT * (target - value), largest / _STEPS_TO_LIMIT
     best = Change(change, value, value == target, steps, False)
-    while steps < _MOST_STEPS and not (best.reached and start == target):
+    while steps < _MOST_STEPS and value != aim:
         slope = float(gradient.norm())
         if not slope > 0:  # also NaN
-            return Change(best.change, best.value, best.reached, steps, True)
-        proposal = gradient * ((gradient @ change + aim - value) / slope**2)
-        step = proposal - change
-        step *= min(1.0, longest / max(float(step.norm()), 1e-12))
-        before, passed = float(change.norm()), (target - value) * towards <= 0
-        change = change + step
-        change = change * min(1.0, largest / max(float(change.norm()), 1e-12))
-        value, gradient = evaluate(change)
-        steps += 1
-        reached = (value - target) * towards >= 0
-        if reached != passed:
-            longest /= 2
-        is_better = _is_better(value, reached, change, best, towards)
-        if is_better:
-            best = Change(change, value, reached, steps, False)
-        if best.reached and abs(float(change.norm()) - before) < _CONVERGED * before:
+            return replace(best, steps=steps, is_flat=True)
+        step = gradient * ((gradient @ change + aim - value) / slope**2) - change
+        step = _shortened(step, longest)
+        penalty = 2 * float((change + step).norm().clamp(min=float(change.norm()))) / slope
+        merit, before = float(change.square().sum()) / 2 + penalty * abs(aim - value), change
+        for halvings in range(_MOST_HALVINGS):
+            change = _shortened(before + step / 2**halvings, largest)
+            value, gradient = evaluate(change)
+            steps += 1
+            reached = (value - target) * towards >= 0
+            if _is_better(value, reached, change, best, towards):
+                best = Change(change, value, reached, steps, False)
+            if float(change.square().sum()) / 2 + penalty * abs(aim - value) < merit:
+                break
+        if best.reached and float((change - before).norm()) <= _CONVERGED * float(change.norm()):
             break
-    return Change(best.change, best.value, best.reached, steps, False)
+    return replace(best, steps=steps)
+
+
+def _shortened(vector: Tensor, longest: float) -> Tensor:
+    """The vector (K,), at most so long."""
+    return vector * min(1.0, longest / max(float(vector.norm()), 1e-12))
 
 
 def _is_better(value: float, reached: bool, change: Tensor, best: Change, towards: float) -> bool:

@@ -80,8 +80,9 @@ def label_change(
         >>> from monai_diffae.latents import fit_direction
         >>> z = np.random.default_rng(0).normal(size=(200, 3))
         >>> sick = fit_direction(z, z[:, 0] > 0, target="sick", model="a" * 64)
-        >>> few, step = z[:20], np.sign(z[:20, :1]) * [[4.0, 0, 0]]
-        >>> found = label_change(sick, few, few - step, few[:, None], range(20), towards=np.ones(20))
+        >>> few, towards = z[:20], -np.sign(z[:20, 0])
+        >>> after = few + towards[:, None] * [4.0, 0, 0]
+        >>> found = label_change(sick, few, after, few[:, None], range(20), towards=towards)
         >>> found.num_changed, found.random_share, found.low > 0.8, found.excess_low > 0.5
         (20, 0.0, True, True)
     """

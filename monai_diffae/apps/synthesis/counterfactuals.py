@@ -197,10 +197,8 @@ class Finder:
             return logit_of(self.search.to, self.activation)
         if self.activation == "none" and not 0 <= start <= 1:
             raise ConfigError(f"to: a score is {start:.4g}, which is no probability; set to to the score that you want")
-        middle, margin = (
-            (0.5, _MARGIN - 0.5) if self.activation == "none" else (0.0, logit_of(_MARGIN, self.activation))
-        )
-        gap = max(margin, abs(start - middle))
+        middle = 0.5 if self.activation == "none" else 0.0
+        gap = max(logit_of(_MARGIN, self.activation) - middle, abs(start - middle))
         return middle + (gap if start < middle else -gap)
 
     def _moved(self, coded: CodedCase, changes: Tensor) -> Tensor:
@@ -215,26 +213,28 @@ class Finder:
     def _searched(self, coded: CodedCase, target: float) -> Change:
         """The change that the search finds, by the fast decoder."""
         from monai_diffae.inferers.counterfactual import autograd, find_change, finite_differences
+        from monai_diffae.inferers.reconstruction import images_at_once
+        from monai_diffae.networks.kernels import exact_convolutions
 
-        network = self.session.trained.network
-
-        def decode(changes: Tensor) -> Tensor:
-            x_T = coded.x_T.expand(len(changes), *coded.x_T.shape[1:])
-            return self.fast.decode_with_gradient(self._moved(coded, changes), network, x_T)
-
+        network, at_once = self.session.trained.network, images_at_once(coded.image.shape[2:])
         plain = self.fast.decode(coded.z_sem, network, coded.x_T)
 
+        def part(changes: Tensor) -> Tensor:
+            x_T = coded.x_T.expand(len(changes), *coded.x_T.shape[1:])
+            decoded = self.fast.decode_with_gradient(self._moved(coded, changes), network, x_T)
+            return self.users_model.values(self._seen(coded, decoded - plain))
+
         def value(changes: Tensor) -> Tensor:
-            return self.users_model.values(self._seen(coded, decode(changes) - plain))
+            with exact_convolutions():
+                return torch.cat([part(each) for each in changes.split(at_once)])
 
         num = len(self.reference.components.directions)
         probe = torch.zeros(1, num, device=coded.x_T.device, requires_grad=True)
         has_gradient = value(probe).requires_grad
         num = num if has_gradient else min(num, _NUM_COMPONENTS)
         evaluate = autograd(value) if has_gradient else finite_differences(value)
-        return find_change(
-            evaluate, num, target, largest=(2 * self.session.trained.z_channels) ** 0.5, device=coded.x_T.device
-        )
+        largest = (2 * self.session.trained.z_channels) ** 0.5  # about the distance between two training cases
+        return find_change(evaluate, num, target, largest=largest, device=coded.x_T.device)
 
     def _checked(self, coded: CodedCase, change: Tensor, target: float) -> tuple[float, Tensor, list[float]]:
         """Where along a change exact decodings reach the target; the images of all fractions and of this one."""
@@ -244,9 +244,7 @@ class Finder:
         length = _crossing(values, target)
         image = self._decoded(coded, length * change[None])
         (value,) = self._values(coded, image - images[:1])
-        if (
-            length not in _FRACTIONS and (value - target) * (target - values[0]) < 0
-        ):  # the curve bends: go on to the next
+        if length not in _FRACTIONS and (value - target) * (target - values[0]) < 0:  # the curve bends
             length = next(fraction for fraction in _FRACTIONS if fraction > length)
             image, value = images[[_FRACTIONS.index(length)]], values[_FRACTIONS.index(length)]
         return length, torch.cat([images, image]), [*values, value]
@@ -255,9 +253,7 @@ class Finder:
         from monai_diffae.apps.session import decode_in_batches
         from monai_diffae.inferers.reconstruction import images_at_once
 
-        at_once = images_at_once(
-            coded.image.shape[2:]
-        )  # not the user's batch size, on which the last bits would depend
+        at_once = images_at_once(coded.image.shape[2:])  # a fixed number, on which the last bits depend
         return decode_in_batches(self.session.trained, self._moved(coded, changes), coded.x_T, at_once)
 
     def _values(self, coded: CodedCase, differences: Tensor) -> list[float]:

@@ -71,8 +71,9 @@ class UsersModel:
 
     def check(self, images: Tensor) -> str:
         """Refuse a model that does not fit the images (N, C, *S), and return its activation."""
+        negatives = sum(self.model_range) - images  # few scans alone may have logits between 0 and 1
         with torch.no_grad():
-            outputs = self.outputs(images)
+            outputs = self.outputs(torch.cat([images, negatives]))
         num = outputs.shape[1]
         self._index(num)
         if self.interface.activation == "softmax" and num == 1:
