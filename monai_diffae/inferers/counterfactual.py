@@ -13,9 +13,9 @@ Value = Callable[[Tensor], Tensor]
 Evaluate = Callable[[Tensor], tuple[float, Tensor]]
 """A function from one change (K,) to its score and the gradient (K,) of the score."""
 
-_MOST_STEPS = 30
+_MOST_STEPS = 20
 _OVERSHOOT = 0.02  # of the way to the target, so that rounding does not leave the score just before it
-_CONVERGED = 0.01  # relative change of the length
+_CONVERGED = 0.02  # relative change
 _STEPS_TO_LIMIT = 8  # of full length lead to the largest change
 _MOST_HALVINGS = 4
 _DIFFERENCE = 0.1  # standard deviations of the training cases

@@ -236,7 +236,8 @@ def draw_explanation(curves: pd.DataFrame, cases: pd.DataFrame, labels: Sequence
         right.plot(each.share, row, "o", color=_COLOURS[0], label="counterfactuals" if row == 0 else None)
         right.plot(each.random_share, row, "|", color=_COLOURS[1], label=None if row else "random changes, same length")
     right.set_yticks(range(len(labels)), [each.label for each in labels])
-    right.set(xlim=(-0.03, 1.03), ylim=(len(labels) - 0.5, -0.5), xlabel="share of cases in which the label changes")
+    right.set(xlim=(-0.03, 1.03), ylim=(max(len(labels), 1) - 0.5, -0.5))
+    right.set_xlabel("share of cases in which the label changes")
     if labels:
         right.legend(fontsize=7)
     return figure

@@ -23,6 +23,7 @@ def report(
     *,
     cohort: Path | None = None,
     targets: Sequence[str] = (),
+    explained: Sequence[Path] = (),
     embed: bool = False,
     device: str | None = None,
     overwrite: bool = False,
@@ -41,6 +42,7 @@ def report(
         cohort: Folder, CSV/TSV or MONAI datalist; by default only the training and synthetic images are shown.
         targets: Label columns to predict; scans are edited along the first two that z_sem predicts; by default those
             that are found.
+        explained: Folders of results of ``explain`` with this bundle, to show on the page.
         embed: Copy all pictures into the page, which can then be sent as a single file of less than 15 MB.
         device: Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one.
         overwrite: Replace existing results.
@@ -58,7 +60,7 @@ def report(
         ...
         monai_diffae.errors.ConfigError: no_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
-    from monai_diffae.apps.pages.data import JOURNAL, ReportData
+    from monai_diffae.apps.pages.data import JOURNAL, ReportData, check_explained
     from monai_diffae.apps.pages.page import write_page
     from monai_diffae.apps.pages.sections import Report
     from monai_diffae.apps.steps import Steps
@@ -67,8 +69,12 @@ def report(
 
     if cohort is not None:
         check_cohort_exists(cohort)
+    for folder in explained:
+        check_explained(folder, bundle)
     steps = Steps(journal=out / JOURNAL)
-    data = ReportData(bundle, out, cohort, targets=targets, device=device, overwrite=overwrite, steps=steps)
+    data = ReportData(
+        bundle, out, cohort, targets=targets, explained=explained, device=device, overwrite=overwrite, steps=steps
+    )
     data.run()
     logger.info("\nWrite the page")
     values = Report([data]).values()

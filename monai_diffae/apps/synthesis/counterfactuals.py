@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.floating[Any]]
 
 _NUM_COMPONENTS = 16  # of the search by finite differences
-_MARGIN = 0.8  # probability of the other class that a counterfactual should have
+_LEAST, _MOST = 0.8, 0.99  # probability of the other class that a counterfactual should have
 _FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # of the change, at which the exact decoder is asked
 _NUM_NEIGHBORS = 5
 
@@ -44,8 +44,8 @@ class Search:
     """What is searched for, and how."""
 
     to: float | None = None
-    """Score that a counterfactual should have; by default the other side of .5, as far away as the scan's score, and at
-    least .8 or .2."""
+    """Score that a counterfactual should have; by default the other side of .5, as far away as the scan's score, but at
+    least .8 (or .2) and at most .99 (or .01)."""
     search_steps: Annotated[int, Ge(1)] = 5
     """Network evaluations of a decoding during the search, in a bundle without a fast decoder."""
     labels: Sequence[str] = ()
@@ -198,7 +198,8 @@ class Finder:
         if self.activation == "none" and not 0 <= start <= 1:
             raise ConfigError(f"to: a score is {start:.4g}, which is no probability; set to to the score that you want")
         middle = 0.5 if self.activation == "none" else 0.0
-        gap = max(logit_of(_MARGIN, self.activation) - middle, abs(start - middle))
+        least, most = (logit_of(probability, self.activation) - middle for probability in (_LEAST, _MOST))
+        gap = min(max(least, abs(start - middle)), most)
         return middle + (gap if start < middle else -gap)
 
     def _moved(self, coded: CodedCase, changes: Tensor) -> Tensor:
