@@ -57,11 +57,11 @@ class ReportData:
     root: Path | None = None  # the folder of the page; None: ``folder``
     name: str = ""  # on the page; by default that of the bundle's folder
     targets: Sequence[str] = ()  # label columns to predict and to edit; empty: those that are found
-    explained: Sequence[Path] = ()  # folders of results of ``explain``
     device: str | None = None
     overwrite: bool = False
     steps: Steps = field(default_factory=Steps)
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # what became of each step, by the name of its folder
+    explained: Sequence[Path] = ()  # folders of results of ``explain``
 
     def __post_init__(self) -> None:
         self.name = self.name or self.bundle.resolve().name

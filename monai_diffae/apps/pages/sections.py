@@ -19,8 +19,8 @@ from monai_diffae.apps.pages.figures import Axes, Chart, Series, line_chart
 from monai_diffae.apps.pages.images import LIMIT, PANELS, ReportImages, edit_frames, sample_thumbnails
 from monai_diffae.apps.pages.latent_map import map_data, nearest, outliers, thumbnail_order
 from monai_diffae.apps.pages.page import number
-from monai_diffae.apps.result import read_record, record_of
 from monai_diffae.apps.pages.scores import calibration_charts, probe_rows, quality_values
+from monai_diffae.apps.result import read_record, record_of
 from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.embeddings import label_columns, split_origin
@@ -521,9 +521,9 @@ def outlier_section(report: Report) -> Section | None:
 def explain_section(report: Report) -> Section | None:
     """Counterfactuals of the user's own classifiers, and the labels that they change; None without results."""
     model, shown = report.models[0], []
-    for number, folder in enumerate(model.explained, start=1):
+    for position, folder in enumerate(model.explained, start=1):
         record = read_record(record_of(folder)) or {}
-        pictures = model.folder / "media" / "explained" / str(number)
+        pictures = model.folder / "media" / "explained" / str(position)
         pictures.mkdir(parents=True, exist_ok=True)
         copies = [Path(shutil.copy(folder / name, pictures)) for name in ("explained.png", "labels.png")]
         shown.append({"name": folder.resolve().name, "pictures": copies, **record["figures"]})
@@ -532,8 +532,8 @@ def explain_section(report: Report) -> Section | None:
 
 
 SECTIONS: Sequence[Callable[[Report], Section | None]] = (
-    conflict_section, probe_section, edit_section, explain_section, map_section, outlier_section, reconstruction_section, sample_section,
-    quality_section, model_section, curve_section, failure_section,
+    conflict_section, probe_section, edit_section, explain_section, map_section, outlier_section,
+    reconstruction_section, sample_section, quality_section, model_section, curve_section, failure_section,
 )  # fmt: skip
 """All sections, in the order of the page."""
 

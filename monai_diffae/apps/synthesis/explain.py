@@ -66,8 +66,8 @@ def explain(
     ``out/counterfactuals.csv`` has one row per case:
 
     - ``score``, ``to``, ``counterfactual``: the scores of the scan, requested, and of the counterfactual; ``reached``;
-    - ``distance``: length of the change, in standard deviations of the training cases (Mahalanobis); ``mse``: mean
-      squared change of the image, in the model's range;
+    - ``distance``: length of the change of normalised z_sem; ``mse``: mean squared change of the image, in the model's
+      range;
     - ``outlier_p``: probability of a training case as unusual as the counterfactual, as in ``neighbors``;
       ``is_itself``: whether it is still closer to its own scan than to any other patient's;
     - ``change_<label>``: how far it moved along a label, in standard deviations.
@@ -161,15 +161,14 @@ def _search_inferer(trained: TrainedBundle, steps: int) -> tuple[DiffusionAutoen
 def _incomplete(figures: Mapping[str, Any]) -> str | None:
     num_cases, missed = figures["num_cases"], figures["num_cases"] - figures["num_reached"]
     unreached = f"{missed} of {counted(num_cases, 'case')} did not reach the score: see counterfactuals.csv"
-    return (
-        "; ".join(filter(None, [failed_cases(figures["num_failed"], num_cases), unreached if missed else None])) or None
-    )
+    parts = failed_cases(figures["num_failed"], num_cases), unreached if missed else None
+    return "; ".join(filter(None, parts)) or None
 
 
 def _notes(figures: Mapping[str, Any], name: str) -> list[str]:
     """The result in sentences; the labels that change most come first."""
-    num, notes = figures["num_cases"], []
-    notes.append(f"{name}: {figures['num_reached']} of {counted(num, 'counterfactual')} reach the score")
+    counterfactuals = counted(figures["num_cases"], "counterfactual")
+    notes = [f"{name}: {figures['num_reached']} of {counterfactuals} reach the score"]
     for row in figures["labels"]:
         beyond = "" if row["excess_low"] > 0 else ", which may be chance"
         notes.append(
@@ -196,6 +195,7 @@ class _Explanations:
         """Explain all cases, and return the figures of the result."""
         from monai_diffae.data.atomic import write_csv
         from monai_diffae.data.progress import Failure, check_any_usable, write_failures
+        from monai_diffae.latents.label_changes import LabelChange
 
         transforms.check_invertible(self.session.trained.preprocessing)
         search = self.finder.search
@@ -212,9 +212,8 @@ class _Explanations:
         changes = self._label_changes(table, done, cases, directions)
         write_csv(self.folder / "counterfactuals.csv", table)
         write_csv(self.folder / "curves.csv", curves)
-        write_csv(
-            self.folder / "labels.csv", pd.DataFrame([asdict(each) for each in changes], columns=_label_columns())
-        )
+        columns = list(LabelChange.__dataclass_fields__)
+        write_csv(self.folder / "labels.csv", pd.DataFrame(map(asdict, changes), columns=columns))
         self._draw(table, curves, changes, done, cases)
         self.store.remove()
         reached = table[table["reached"]]
@@ -231,14 +230,7 @@ class _Explanations:
             remove_images(self.folder / name)
         left = [row for row, case in enumerate(read.cases) if case.id not in done]
         for coded in self.session.coded(read, f"explaining {counted(len(left), 'case')}", left):
-            row: dict[str, Any] = {
-                "id": coded.case.id,
-                "error": "",
-                "row": "",
-                "curve": "",
-                "z_sem": None,
-                "images": None,
-            }
+            row: dict[str, Any] = {"id": coded.case.id, "error": "", "row": "", "curve": "", "z_sem": None}
             try:
                 found = self.finder.find(coded)
                 self._write(coded.case, found)
@@ -318,16 +310,16 @@ class _Explanations:
         model_range, shape = self.session.trained.model_range, self.session.trained.image_shape
         images = [torch.from_numpy(each.reshape(2, *shape)) for each in done["images"][:_NUM_PICTURED]]
         panels = [self._panels(case, *pair) for case, pair in zip(cases, images, strict=False)]
-        limit = max(
-            0.1 * (model_range[1] - model_range[0]), *(float(difference.abs().max()) for _, difference in panels)
-        )
+        largest = max(float(difference.abs().max()) for _, difference in panels)
+        limit = max(0.1 * (model_range[1] - model_range[0]), largest)  # small differences should look small
         rows = {}
         for number, (case, (pair, difference)) in enumerate(zip(cases, panels, strict=False)):
             row = table.iloc[number]
             caption = pictures.caption({"id": case.id, **case.labels}, self.output.captions)
             title = [f"case {number + 1}", caption, f"{row['score']:.2f} to {row['counterfactual']:.2f}"]
             colours = pictures.in_colours(difference, limit, model_range=model_range)
-            rows["\n".join(filter(None, title))] = torch.cat([pair.expand(-1, *colours.shape[1:]), colours])
+            shown = pair if pair.shape[1] == 3 else pair[:, :1]
+            rows["\n".join(filter(None, title))] = torch.cat([shown.expand(-1, *colours.shape[1:]), colours])
         titles = ["scan", "counterfactual", f"difference (±{limit:.2g})"]
         file = self.folder / "explained.png"
         write_atomic(file, lambda path: pictures.draw_mosaic(rows, path, model_range, titles))
@@ -340,11 +332,3 @@ class _Explanations:
             return torch.stack([image - difference, image]), difference[None]
         pair, differences = own_detail(self._native(case), torch.stack([torch.zeros_like(difference), difference]))
         return pair, differences[1:]
-
-
-def _label_columns() -> list[str]:
-    from dataclasses import fields
-
-    from monai_diffae.latents.label_changes import LabelChange
-
-    return [each.name for each in fields(LabelChange)]

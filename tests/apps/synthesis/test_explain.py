@@ -1,7 +1,10 @@
 """The command ``explain``: counterfactuals of the user's model, and the labels that they change."""
 
+import re
+import shutil
 import warnings
 from functools import cache
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -9,10 +12,11 @@ import pandas as pd
 import pytest
 import torch
 
-from monai_diffae import trusting
+from monai_diffae import embed, report, sample_data, trusting
 from monai_diffae.apps.synthesis import explain as module
 from monai_diffae.apps.synthesis.explain import explain
 from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.cli import main
 from monai_diffae.errors import ConfigError, UnsafeInputError
 
 
@@ -197,3 +201,25 @@ def test_the_users_model_gets_its_size_range_and_channels(users, labelled):
     assert [tuple(each.shape) for each in seen] == 2 * [(1, 3, 32, 24)]
     assert seen[0].mean().item() == pytest.approx((images[0].mean().item() + 1) / 2, abs=0.02)
     assert torch.equal(seen[0][:, 0], seen[0][:, 2])
+
+
+@pytest.mark.slow
+def test_the_page_runs_and_a_report_shows_its_result(labelled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[3] / "docs" / "explain.md").read_text(encoding="utf-8")
+    plant, train = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    sample_data("virtual", num_patients=30, size=16)
+    exec(compile(plant, "plant", "exec"), {})
+    shutil.copytree(labelled.bundle, "my_model")
+    embed("my_model", "virtual/marked.csv", "embedded", device="cpu")
+    exec(compile(train.replace("range(300)", "range(20)"), "train", "exec"), {})
+    (line,) = re.findall(r"monai-diffae (--trust explain .*)", page)
+    words = line.replace("--limit 20", "--limit 2 --steps 4 --num-random 1 --device cpu").split()
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code in (0, 3)
+    assert pd.read_csv("explained/counterfactuals.csv")["score"].between(0, 1).all()
+    reported = report("my_model", "reported", explained=["explained"], device="cpu")
+    assert "What a classifier looks at" in reported.page.read_text()
+    with pytest.raises(ConfigError, match="explained: embedded holds no complete result of monai-diffae explain"):
+        report("my_model", "again", explained=["embedded"])
