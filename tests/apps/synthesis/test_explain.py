@@ -1,5 +1,6 @@
 """The command ``explain``: counterfactuals of the user's model, and the labels that they change."""
 
+import json
 import re
 import shutil
 import warnings
@@ -224,3 +225,16 @@ def test_the_page_runs_and_a_report_shows_its_result(labelled, tmp_path, monkeyp
     assert "What a classifier looks at" in reported.page.read_text()
     with pytest.raises(ConfigError, match="explained: embedded holds no complete result of monai-diffae explain"):
         report("my_model", "again", explained=["embedded"])
+
+
+@pytest.mark.slow
+def test_the_search_uses_the_fast_decoder_and_the_exact_one_checks(fast_bundle, labelled, run, users, tmp_path):
+    embedded = embed(fast_bundle, labelled.cohort, tmp_path / "embedded", device="cpu").path
+    with trusting():
+        made = explain(
+            fast_bundle, labelled.cohort, tmp_path / "out", model=users("logit"), embeddings=embedded, limit=1, steps=4,
+            num_random=1, labels=["head_size"], activation="sigmoid", device="cpu",
+        )  # fmt: skip
+    assert json.loads((made.folder / "record.json").read_text())["made_from"]["searched_with"]
+    row = pd.read_csv(made.folder / "counterfactuals.csv").iloc[0]
+    assert row["search_score"] != row["exact_score"]
