@@ -77,27 +77,28 @@ def exponents(points: Iterable[Point]) -> dict[str, dict[str, float | None]]:
 
 
 def tables(points: Sequence[Point], machine: Mapping[str, Any]) -> str:
-    """Both tables in Markdown, with the machine."""
+    """One row per curve in Markdown, with the machine."""
     lines = [
         f"Measured on {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, "
         f"{machine['precision']}, threads: {machine['threads']} (of several processes: one each), "
         f"rounds: {machine['rounds']}.",
         "",
-        "| what grows | value | time | `plan` / measured | memory, GiB | `plan` / measured |",
-        "|---|---|---|---|---|---|",
+        "| what grows | time | exponent | `plan` / measured | memory, GiB | exponent | `plan` / measured |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for point in points:
-        this = point.measured
-        seconds = _median(this.seconds)
+    for name, curve in curves(points).items():
+        measured = [point.measured for point in curve]
+        grows = exponents(curve)[name]
         cells = [
-            point.curve, point.label, f"{_short(seconds)} {UNITS.get(this.kind, 's per image')}",
-            _ratio(_median(this.predicted_seconds), seconds), _short(this.memory_gib),
-            _ratio(this.predicted_gib, this.memory_gib),
-        ]  # fmt: skip
+            f"{name}, {_span(point.label for point in curve)}",
+            f"{_span(_short(_median(this.seconds)) for this in measured)} {UNITS.get(measured[0].kind, 's per image')}",
+            _fixed(grows["time"]),
+            _range(_ratio(_median(this.predicted_seconds), _median(this.seconds)) for this in measured),
+            _span(_short(this.memory_gib) for this in measured),
+            _fixed(grows["memory"]),
+            _range(_ratio(this.predicted_gib, this.memory_gib) for this in measured),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| what grows | exponent of the time | exponent of the memory |", "|---|---|---|"]
-    for name, values in exponents(points).items():
-        lines.append(f"| {name} | {_fixed(values['time'])} | {_fixed(values['memory'])} |")
     for this in (point.measured for point in points if point.measured.predicted_whole_seconds):
         predicted, seconds = _median(this.predicted_whole_seconds), _median(this.whole_seconds)
         lines += [
@@ -173,6 +174,16 @@ def _median(values: Sequence[float]) -> float | None:
 
 def _with_gaps(values: Iterable[float | None]) -> list[float]:
     return [float("nan") if value is None else value for value in values]
+
+
+def _span(texts: Iterable[str]) -> str:
+    """From the first to the last that is known."""
+    known = [text for text in texts if text]
+    return " to ".join(dict.fromkeys([known[0], known[-1]])) if known else ""
+
+
+def _range(texts: Iterable[str]) -> str:
+    return _span(sorted(filter(None, texts), key=float))
 
 
 def _ratio(predicted: float | None, measured: float | None) -> str:

@@ -18,6 +18,8 @@ from monai_diffae.apps.settings import Run as Run
 from monai_diffae.apps.settings import Training as Training
 from monai_diffae.apps.sharing.pull import pull as pull
 from monai_diffae.apps.sharing.push import push as push
+from monai_diffae.apps.study.associate import associate as associate
+from monai_diffae.apps.study.stability import stability as stability
 from monai_diffae.apps.synthesis.combine import combine as combine
 from monai_diffae.apps.synthesis.edit import edit as edit
 from monai_diffae.apps.synthesis.explain import explain as explain

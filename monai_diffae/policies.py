@@ -24,6 +24,9 @@ Doubtful = Literal["warn", "refuse"]
 Ids = Literal["names", "hashed"]
 """What listed scans are called: by the names of their files, or by keyed hashes."""
 
+Features = Literal["z", "wide"]
+"""z_sem, or the features from which the encoder's last layer computes it."""
+
 MISSING_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "null")
 """Words for a missing label. ``None`` is not one: it can be a class, such as no treatment."""
 

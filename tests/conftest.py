@@ -129,16 +129,23 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     return TinyBundle(copy_tiny(root / "bundle", "2d"), tiny_cohort(root / "cohort", "2d"))
 
 
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """The same bundle for a test that changes it."""
+    return copy_tiny(tmp_path / "bundle", "2d")
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_bundle: TinyBundle) -> Any:
+    """The tiny bundle, loaded."""
+    from monai_diffae.bundle.loading import load_bundle
+
+    return load_bundle(tiny_bundle.directory, "cpu")
+
+
 @dataclass(frozen=True)
 class Labelled:
-    """The tiny bundle's cohort with a label of two classes, ``wide``, and what is made of it.
-
-    Attributes:
-        bundle: the tiny bundle, its weights shaken so that z_sem tells cases apart and the decoder uses it.
-        cohort: the table.
-        embeddings: its ``embeddings.parquet``.
-        direction: towards wide ventricles, fitted to it.
-    """
+    """The shaken tiny bundle, its cohort with a label of two classes, ``wide``, embeddings, and a direction for it."""
 
     bundle: Path
     cohort: Path

@@ -1,8 +1,4 @@
-"""Stored bundles of every released version still give the same z_sem.
-
-A release adds a folder (``make golden``): bundles that it trained, without what ``embed`` does not need, and the z_sem
-that it found.
-"""
+"""Stored bundles of every released version (``make golden``) still give the same z_sem."""
 
 from __future__ import annotations
 

@@ -20,36 +20,37 @@ MOST_PARAMETERS = 12
 BUDGETS = {
     ".": (300, 5),
     "apps": (1_710, 11),
-    "apps/embedding": (1_390, 8),
-    "apps/evaluation": (3_200, 17),
-    "apps/pages": (2_275, 11),
+    "apps/embedding": (1_690, 9),
+    "apps/evaluation": (3_260, 17),
+    "apps/pages": (2_315, 11),
     "apps/sharing": (460, 4),
-    "apps/synthesis": (2_700, 14),
-    "apps/training": (2_850, 15),
-    "bundle": (3_060, 11),
+    "apps/study": (560, 3),
+    "apps/synthesis": (2_720, 14),
+    "apps/training": (2_780, 15),
+    "bundle": (3_000, 11),
     "cli": (250, 2),
-    "data": (7_510, 34),
-    "diffusion": (1_400, 7),
-    "engines": (1_700, 12),
-    "explorer": (1_150, 7),
-    "handlers": (1_900, 9),
+    "data": (7_220, 34),
+    "diffusion": (1_350, 7),
+    "engines": (1_540, 12),
+    "explorer": (1_100, 7),
+    "handlers": (1_770, 9),
     "inferers": (1_090, 6),
-    "label": (2_120, 11),
-    "latents": (4_030, 17),
-    "metrics": (850, 7),
-    "networks": (1_900, 11),
-    "official": (750, 4),
-    "pictures": (720, 5),
-    "serving": (190, 3),
-    "transforms": (1_400, 8),
+    "label": (2_020, 11),
+    "latents": (4_645, 19),
+    "metrics": (720, 7),
+    "networks": (2_140, 12),
+    "official": (660, 4),
+    "pictures": (845, 6),
+    "serving": (180, 3),
+    "transforms": (1_310, 8),
 }
 """Lines and files of each room. Who raises one says in the message of the commit why the room is worth more."""
 
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_700
-TEST_FUNCTIONS = 1_300
+TEST_LINES = 30_310
+TEST_FUNCTIONS = 1_290
 TRAININGS = 49
 
 
@@ -116,9 +117,6 @@ def test_every_public_package_says_what_is_public():
 
 def test_every_name_of_the_public_door_opens():
     assert [name for name in monai_diffae.__all__ if not hasattr(monai_diffae, name)] == []
-
-
-# -- CONTRIBUTING.md says how few places an addition needs -------------------------------------------------------------
 
 
 def files_with(pattern: str) -> set[str]:

@@ -1,8 +1,6 @@
-"""The released files: what the wheel contains, and that it works where there is no checkout (``make test-wheel``).
+"""What the wheel contains, and that it works where there is no checkout (``make test-wheel``).
 
-The wheel is installed into an environment of its own. This environment sees the dependencies that are installed here,
-because installing them again takes minutes: so a package that only an extra brings is not noticed as missing. The
-release workflow installs the wheel with nothing but its own dependencies.
+Its environment sees the dependencies that are installed here; the release workflow installs the wheel with its own.
 """
 
 from __future__ import annotations

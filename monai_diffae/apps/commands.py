@@ -85,6 +85,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("apps.synthesis.grade", _MAKE, "embedded/embeddings.parquet grades.csv --direction sick.json"),
     Command("apps.evaluation.probe", _EVALUATE, "embedded/embeddings.parquet probed --targets age"),
     Command("apps.evaluation.neighbors", _EVALUATE, "embedded/embeddings.parquet near --cases case-1"),
+    Command("apps.study.associate", _EVALUATE, "embedded/embeddings.parquet associated --variables age sex"),
+    Command("apps.study.stability", _EVALUATE, "a/embeddings.parquet stable --with b/embeddings.parquet"),
     Command("apps.evaluation.calibrate", _EVALUATE, "my_model normal_scans.csv"),
     Command("apps.evaluation.anomaly", _EVALUATE, "my_model scans.csv unusual"),
     Command("apps.evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed"),

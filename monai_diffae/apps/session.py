@@ -124,9 +124,11 @@ class Session:
         return _is_drawn_again(self.trained, self.cohort)
 
     @property
-    def may_be_of_training(self) -> bool:
-        """Whether this is the cohort of the training, or the model does not say which one that is."""
-        return _trained_on(self.trained) in (None, self.cohort.fingerprint)
+    def can_fit_wide(self) -> bool:
+        """Whether wide features may be fitted to this cohort, and can be stored for all who use the model."""
+        is_of_training = _trained_on(self.trained) in (None, self.cohort.fingerprint)  # None: the model does not say
+        can_write = os.access(layout.models_folder(self.trained.folder), os.W_OK)
+        return is_of_training and can_write and not self.run.overrides  # which may change the images
 
     @property
     def split_origin(self) -> SplitOrigin:

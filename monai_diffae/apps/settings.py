@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Split = Literal["train", "val", "test"]
-Features = Literal["z", "wide"]
-"""z_sem, or the features from which the encoder's last layer computes it."""
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 """A random seed that NumPy, scikit-learn and torch all take."""
 

@@ -42,9 +42,11 @@ _AUGMENTATIONS = (
 )  # fmt: skip
 _OURS = (
     "diffusion.DiffusionSchedule", "inferers.DiffusionAutoencoderInferer", "inferers.LatentInferer",
-    "networks.DenoisingUNet", "networks.DiffusionAutoencoder", "networks.EncoderAdapter", "networks.FirstStage",
-    "networks.LatentMLP", "networks.SemanticEncoder", "networks.preset", "transforms.ReadScand",
-    "transforms.SmoothForSpacingd", "transforms.ToModelRanged", "transforms.ToRASd", "transforms.ToSpacingd",
+    *(f"networks.{name}" for name in ("AnchoredEncoder", "DenoisingUNet", "DiffusionAutoencoder", "EncoderAdapter")),
+    *(f"networks.{name}" for name in ("FirstStage", "LatentMLP", "OrientedGradients", "PlanarAdapter")),
+    "networks.PooledVoxels", "networks.SemanticEncoder",
+    *(f"transforms.{name}" for name in ("ReadScand", "SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToSpacingd")),
+    "networks.preset",
 )  # fmt: skip
 MODEL_TARGETS = frozenset(
     {
@@ -109,11 +111,7 @@ def refuse_code(found: list[str], name: str) -> None:
 
 
 def check_code(config: Mapping[str, Any], name: str, *, places: bool = True) -> None:
-    """Refuse a training's configuration with code that no shipped one contains; nothing of it is run.
-
-    Paths, to which a training could write or send, are refused, too, unless ``places`` is False, as for values that the
-    user gave.
-    """
+    """Refuse a training's configuration with code that no shipped one contains, and with paths if ``places``."""
     try:
         found = list(_code(config, "", places))
     except RecursionError as error:

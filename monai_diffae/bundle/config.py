@@ -50,6 +50,7 @@ def check_config_of_run(config: dict[str, Any]) -> None:
     if isinstance(config.get("device"), str) and not is_formula(config["device"]):
         check_device(config["device"])
     check_views(config)
+    check_anchored(config)
 
 
 def check_image_size(network: object, image_size: Sequence[int]) -> None:
@@ -64,15 +65,8 @@ def check_image_size(network: object, image_size: Sequence[int]) -> None:
 def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
     """Check that every key is used. Otherwise, a misspelt override would silently have no effect.
 
-    A top-level key, and a key of the sections ``train`` and ``validate``, must be referred to by another entry, be one
-    of MONAI's, or be in ``known``: those of the files that were read, since an override may have replaced what refers
-    to them. A component's keys must be parameters of its ``_target_``.
-
-    Example:
-        >>> check_config({"lr": 1, "lrr": 2, "train": {"rate": "@lr"}})
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: unknown config key 'lrr': nothing in the configuration uses it; did you ...
+    A top-level key, and a key of ``train`` and ``validate``, is referred to, one of MONAI's, or in ``known``, those of
+    the files that were read. A component's keys are parameters of its ``_target_``.
     """
     used = references(config) | known | (_RUN_IDS if known else _STANDARD_IDS)
     for key in config:
@@ -300,6 +294,15 @@ def check_views(config: Mapping[str, Any]) -> None:
         )
 
 
+def check_anchored(config: Mapping[str, Any]) -> None:
+    """Refuse an anchored encoder where sites would each fit another one, or where it would see latents."""
+    networks = config.get("network_def")
+    encoder = networks.get("encoder") if isinstance(networks, dict) else None  # else a formula
+    other = next((key for key in ("num_rounds", "first_stage_bundle") if key in config), None)
+    if other and isinstance(encoder, dict) and str(encoder.get("_target_")).endswith(".AnchoredEncoder"):
+        raise ConfigError(f"{other}: an anchored encoder cannot be trained in this way; omit the overlay anchored")
+
+
 def check_sizes(image_size: Sequence[int], divisors: Sequence[int]) -> None:
     """Check that each side of an image is a multiple of its divisor.
 
@@ -375,9 +378,7 @@ def check_device(device: str | torch.device) -> None:
 def model_config(
     config: Mapping[str, Any], roots: tuple[str, ...] = MODEL_ROOTS, *, in_formulas: bool = True
 ) -> dict[str, Any]:
-    """The part of a configuration that ``roots`` and everything that they refer to make up.
-
-    References in formulas count only with ``in_formulas``.
+    """The part of a configuration that ``roots`` and all that they refer to (with ``in_formulas``: also there) make up.
 
     Example:
         >>> model_config({"network_def": {"_target_": "N", "z": "@z"}, "z": 8, "lr": 1}, roots=("network_def",))

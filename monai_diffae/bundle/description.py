@@ -45,10 +45,7 @@ _WIDTH = 110  # columns
 
 
 def describe(parser: ConfigParser, roots: tuple[str, ...] = MODEL_ROOTS) -> dict[str, Any]:
-    """The description of a model: the part of a parsed configuration that ``roots`` make up, with formulas evaluated.
-
-    ``frozen`` lists the keys that formulas have used, also through references: their values cannot be changed any more.
-    """
+    """The part of a configuration that ``roots`` make up, with formulas evaluated; ``frozen`` lists what these used."""
     config = model_config(parser.get(), roots, in_formulas=False)
     described = {key: evaluated(parser, value, key) for key, value in config.items() if key not in _NOT_DESCRIBED}
     used = tuple(name for text in strings(config) if text.startswith("$") for name in references(text))
@@ -130,11 +127,7 @@ def read_parsed(*files: Path) -> dict[str, Any]:
 
 
 def write_values(run_config: Mapping[str, Any], folder: Path, file: str = TRAIN) -> bool:
-    """Write what a training's configuration changes into the configuration of its folder, and say whether it did.
-
-    The file then describes the training: the same command resumes it without its options, and MONAI's tools build its
-    network. Values of the run alone, such as devices, and paths are not written; the order of the keys stays.
-    """
+    """Write what a run changes into its folder's configuration, without paths and devices; say whether it did."""
     path = folder / CONFIGS / file
     is_distributed = is_formula(run_config.get("world_size"))
     overlays = sorted((folder / CONFIGS).rglob(f"{MULTI_GPU}{file}")) if is_distributed else []
@@ -159,9 +152,8 @@ def write_values(run_config: Mapping[str, Any], folder: Path, file: str = TRAIN)
 def write_description(description: Mapping[str, Any], folder: Path) -> None:
     """Write the values of a model's description into the training configuration of a folder with a shipped recipe.
 
-    A model on a first stage's latents gets the overlay ``latent_space.json``, and reads the first stage from
-    ``models/model.safetensors`` of the folder. Only formulas of the recipe are evaluated, with plain values, so nothing
-    of the description is built but a first stage that computes only. Code that is not trusted is not written.
+    Only formulas of the recipe are evaluated, so nothing of the description is built but a first stage that computes
+    only.
     """
     from monai_diffae.bundle.parser import Parser
 
@@ -236,14 +228,7 @@ def set_value(config: dict[str, Any], id: str, value: Any) -> None:
 
 
 def changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The ids of values that differ, and the values after the change; each list of plain values is one value.
-
-    Example:
-        >>> before = {"a": {"b": 1, "c": 2}, "size": [1, 2], "list": [{"p": 1}, {"p": 2}]}
-        >>> after = {"a": {"b": 1, "c": 3, "d": 4}, "size": [1, 3], "list": [{"p": 1}, {"p": 0}]}
-        >>> list(changes(before, after))
-        [('a#c', 3), ('a#d', 4), ('size', [1, 3]), ('list#1#p', 0)]
-    """
+    """The ids of values that differ, and the values after the change; each list of plain values is one value."""
     prefix = f"{path}#" if path else ""
     if isinstance(before, dict) and isinstance(after, dict) and (not path or before.keys() <= after.keys()):
         for key in after:

@@ -159,7 +159,8 @@ def overlays_of(bundle: Path) -> list[Path]:
         overlay = {key.removeprefix("+"): value for key, value in json.loads(path.read_text()).items()}
         usable_keys = config.keys() | references(overlay)
         has_same_dims = overlay.get("spatial_dims", config["spatial_dims"]) == config["spatial_dims"]
-        if has_same_dims and {key.partition("#")[0] for key in overlay} <= usable_keys:
+        names = {key.partition("#")[0] for key in overlay}
+        if has_same_dims and names <= usable_keys and references(overlay) <= config.keys() | names:
             usable.append(path)
     return usable
 

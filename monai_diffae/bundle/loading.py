@@ -272,17 +272,11 @@ def check_latent_image_size(first_stage: FirstStage, network: nn.Module, image_s
 
 @dataclass(frozen=True)
 class TrainedLatent:
-    """A trained latent DDIM.
+    """A trained latent DDIM."""
 
-    Attributes:
-        network: in evaluation mode, with the averaged weights and the statistics of its training set.
-        inferer: samples z_sem from the network.
-        sha256: SHA-256 of its file.
-    """
-
-    network: LatentMLP
-    inferer: LatentInferer
-    sha256: str = ""
+    network: LatentMLP  #: in evaluation mode, with the averaged weights and the statistics of its training set
+    inferer: LatentInferer  #: samples z_sem from the network
+    sha256: str = ""  #: SHA-256 of its file
 
 
 def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | None = None) -> TrainedLatent:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from monai_diffae.bundle.config import model_config, preprocessing_checksum, preprocessing_config
 from monai_diffae.bundle.folders import WriteLock
-from monai_diffae.bundle.layout import ANOMALY, models_folder
-from monai_diffae.bundle.model_file import checksum, read_model, write_model
+from monai_diffae.bundle.layout import ANOMALY, WIDE, models_folder
+from monai_diffae.bundle.model_file import checksum, read_description, read_model, write_model
 from monai_diffae.data.cases import safe_id
 from monai_diffae.data.cohort_split import slice_indices
 from monai_diffae.data.fingerprints import json_digest
@@ -45,26 +45,17 @@ _ANOMALY_ROOTS = ("network_def", "preprocessing", "diffusion", "model_range", "e
 
 @dataclass
 class TrainedBundle:
-    """A trained model with everything needed to use it.
+    """A trained model with everything needed to use it."""
 
-    Attributes:
-        folder: the bundle's folder, or the file of its model.
-        network: in evaluation mode, on ``device``, with the averaged weights.
-        inferer: encodes, inverts, decodes.
-        preprocessing: a MONAI transform from a case's item to ``[C, *S]`` in ``model_range``.
-        config: the model's description, with overrides: configurations of its parts, and values such as ``image_size``.
-        sha256: SHA-256 of the model's file.
-        device: where the network is.
-        fast_sha256: SHA-256 of the fast decoder's file; None: the bundle was loaded with the exact decoder.
-    """
-
-    folder: Path
-    network: nn.Module
-    inferer: DiffusionAutoencoderInferer
-    preprocessing: Callable[[Any], Any]
+    folder: Path  #: the bundle's folder, or the file of its model
+    network: nn.Module  #: in evaluation mode, on ``device``, with the averaged weights
+    inferer: DiffusionAutoencoderInferer  #: encodes, inverts, decodes
+    preprocessing: Callable[[Any], Any]  #: a MONAI transform from a case's item to ``[C, *S]`` in ``model_range``
+    #: the model's description, with overrides: configurations of its parts, and values such as ``image_size``
     config: dict[str, Any] = field(repr=False)
-    sha256: str
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    sha256: str  #: SHA-256 of the model's file
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  #: where the network is
+    #: SHA-256 of the fast decoder's file; None: the bundle was loaded with the exact decoder
     fast_sha256: str | None = None
 
     def is_current(self) -> bool:
@@ -82,6 +73,12 @@ class TrainedBundle:
         """Denoising loss with another image's z_sem, divided by that with the image's own; None: not measured."""
         usage = self.config.get("figures", {}).get("z_sem_usage")
         return None if usage is None else float(usage)
+
+    @property
+    def has_wide(self) -> bool:
+        """Whether the bundle has wide features of its present weights."""
+        path = models_folder(self.folder) / WIDE
+        return path.is_file() and read_description(path).get("autoencoder_sha256") == self.sha256
 
     @property
     def preprocessing_sha256(self) -> str:
@@ -327,41 +324,27 @@ def _name(image: CaseImage) -> str:
 
 @dataclass(frozen=True)
 class AnomalySettings:
-    """How residuals become maps and scores. The defaults were chosen by ``benchmarks/anomaly.py``.
+    """How residuals become maps and scores. The defaults were chosen by ``benchmarks/anomaly.py``."""
 
-    Attributes:
-        noise_levels: the share of all timesteps at which images are noised; more noise removes larger lesions.
-        draws: noises per level.
-        seed: random seed of the noise.
-        smoothing: standard deviation in voxels of the Gaussian that smooths residuals, and then maps.
-        floor: share of the mean variance that is added to each voxel's.
-        fraction: a score is the mean of this share of the voxels, those with the highest values.
-    """
-
+    #: the share of all timesteps at which images are noised; more noise removes larger lesions
     noise_levels: tuple[float, ...] = (0.3,)
-    draws: int = 8
-    seed: int = 0
-    smoothing: float = 1.0
-    floor: float = 1.0
-    fraction: float = 0.01
+    draws: int = 8  #: noises per level
+    seed: int = 0  #: random seed of the noise
+    smoothing: float = 1.0  #: standard deviation in voxels of the Gaussian that smooths residuals, and then maps
+    floor: float = 1.0  #: share of the mean variance that is added to each voxel's
+    fraction: float = 0.01  #: a score is the mean of this share of the voxels, those with the highest values
 
 
 @dataclass(frozen=True, eq=False)
 class Anomaly:
-    """What :class:`AnomalyDetector` finds in a case.
+    """What :class:`AnomalyDetector` finds in a case."""
 
-    Attributes:
-        map: (N, 1, *S), the size of the residual divided by its usual size at the voxel.
-        score: the mean of the highest values of the map; of several slices, the highest.
-        p_value: the share of held-out cases with at least this score, from 1 / (n + 1) to 1. A new case of the same
-            kind has a p-value below a with a probability of about a.
-        reconstruction: (N, C, *S), the image that the model expects.
-    """
-
-    map: Tensor
-    score: float
+    map: Tensor  #: (N, 1, *S), the size of the residual divided by its usual size at the voxel
+    score: float  #: the mean of the highest values of the map; of several slices, the highest
+    #: the share of held-out cases with at least this score, from 1 / (n + 1) to 1. A new case of the same kind has a
+    #: p-value below a with a probability of about a
     p_value: float
-    reconstruction: Tensor = field(repr=False)
+    reconstruction: Tensor = field(repr=False)  #: (N, C, *S), the image that the model expects
     _detector: AnomalyDetector = field(repr=False)
 
     def mask(self, quantile: float = 0.99) -> Tensor:
@@ -377,14 +360,6 @@ class AnomalyDetector:
     (:func:`~monai_diffae.inferers.reconstruction.estimate_from_noised`). A map is the smoothed residual divided by its
     root mean square over held-out cases, voxel by voxel, and smoothed again.
 
-    Attributes:
-        settings: how residuals become maps and scores.
-        mean_squares: (1, *S), the mean over held-out cases of the squared residuals.
-        scores: (n,) float64, the scores of the held-out images, with a spread fitted without their patients.
-        scans: (n,), the number of the scan of each image: equal for the slices of a volume.
-        quantiles: (2, Q) float64: shares, and the values of the held-out maps below which these shares of voxels lie.
-        made_from: checksums of the weights and of what else the maps depend on.
-
     Example:
         >>> trained = load_bundle("my_model")  # doctest: +SKIP
         >>> case = trained.open("scan.nii.gz")  # doctest: +SKIP
@@ -392,12 +367,13 @@ class AnomalyDetector:
         >>> case.write("mask.nii.gz", case.back_mask(anomaly.mask(0.99)))  # doctest: +SKIP
     """
 
-    settings: AnomalySettings
-    mean_squares: Tensor
-    scores: Tensor
-    scans: Tensor
+    settings: AnomalySettings  #: how residuals become maps and scores
+    mean_squares: Tensor  #: (1, *S), the mean over held-out cases of the squared residuals
+    scores: Tensor  #: (n,) float64, the scores of the held-out images, with a spread fitted without their patients
+    scans: Tensor  #: (n,), the number of the scan of each image: equal for the slices of a volume
+    #: (2, Q) float64: shares, and the values of the held-out maps below which these shares of voxels lie
     quantiles: Tensor
-    made_from: Mapping[str, Any]
+    made_from: Mapping[str, Any]  #: checksums of the weights and of what else the maps depend on
 
     @classmethod
     def load(cls, trained: TrainedBundle, name: str | None = None) -> AnomalyDetector:

@@ -53,21 +53,13 @@ _MARK = b"monai_diffae"  # the comment of the archives that this package writes 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """The content of a model's file.
+    """The content of a model's file."""
 
-    Attributes:
-        name: the name of the file.
-        kind: ``autoencoder``, ``first_stage``, ``latent``, ``fast`` or ``anomaly``.
-        description: what the model is: the configuration of its parts, and the values that they refer to.
-        tensors: by their names.
-        sha256: SHA-256 of the whole file.
-    """
-
-    name: str
-    kind: str
-    description: dict[str, Any]
-    tensors: dict[str, Tensor]
-    sha256: str
+    name: str  # the name of the file
+    kind: str  # ``autoencoder``, ``first_stage``, ``latent``, ``fast`` or ``anomaly``
+    description: dict[str, Any]  # what the model is: the configuration of its parts, and the values that they refer to
+    tensors: dict[str, Tensor]  # by their names
+    sha256: str  # SHA-256 of the whole file
 
     def load_into(self, network: nn.Module, prefix: str = "") -> None:
         """Load the tensors of a part into a network that was just built: of the model, or of its first stage."""
@@ -122,10 +114,7 @@ def check_writable(description: Mapping[str, Any]) -> None:
 
 
 def read_model(path: Path, *kinds: str, is_built: bool = True) -> ModelFile:
-    """Read a model's file of one of these kinds, and check it. Nothing of it is run.
-
-    Without ``is_built``, nothing will be built of it, so it need not be trusted.
-    """
+    """Read and check a model's file of one of these kinds; without ``is_built``, it need not be trusted."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 

@@ -245,25 +245,18 @@ def describe_latent(z_channels: int, autoencoder_sha256: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrainingDescription:
-    """What a training trains, for its files and its checkpoint; a resumed run must describe the same.
+    """What a training trains, for its files and its checkpoint; a resumed run must describe the same."""
 
-    Attributes:
-        model: the description that is written into the model's file.
-        run_config: the configuration of the run, from which values are written into the folder's configurations.
-        file: the name of the configuration's file.
-        fingerprint: fingerprint of the data and their split.
-        scans: the id of each case and the hash of its scan, as they were read; none: scans are not compared.
-        first_stage: the first stage on whose latents the model works; it is written into the model's file.
-        counts: the number of cases by their split.
-    """
-
-    model: dict[str, Any]
+    model: dict[str, Any]  #: the description that is written into the model's file
+    #: the configuration of the run, from which values are written into the folder's configurations
     run_config: dict[str, Any] = field(default_factory=dict)
-    file: str = TRAIN
-    fingerprint: str = ""
+    file: str = TRAIN  #: the name of the configuration's file
+    fingerprint: str = ""  #: fingerprint of the data and their split
+    #: the id of each case and the hash of its scan, as they were read; none: scans are not compared
     scans: Sequence[tuple[str, str]] = ()
+    #: the first stage on whose latents the model works; it is written into the model's file
     first_stage: FirstStage | None = None
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)  #: the number of cases by their split
 
     def described(self, figures: Mapping[str, float]) -> dict[str, Any]:
         """The description of the model with its data and the figures of its last validation."""

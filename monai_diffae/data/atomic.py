@@ -167,19 +167,6 @@ class PartStore:
         id_column: the column with the ids.
         process: the number of this process, which becomes part of the names of its files.
         replace: delete parts that were made from something else, instead of refusing them.
-
-    Raises:
-        ConfigError: the folder holds parts that were made from something else.
-
-    Example:
-        >>> import tempfile
-        >>> import pandas as pd
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> store = PartStore(folder / "parts", {"size": 64})
-        >>> store.append(pd.DataFrame({"id": ["b", "a"], "error": [None, None]}))
-        >>> store.append(pd.DataFrame({"id": ["c"], "error": ["is empty"]}))
-        >>> store.read()["id"].tolist()
-        ['a', 'b', 'c']
     """
 
     def __init__(
@@ -204,9 +191,6 @@ class PartStore:
 
         A part takes milliseconds, and as much again for each hundred columns: collect some seconds of work before, and
         put vectors into one column, with an array per row.
-
-        Raises:
-            MachineError: the disk is full, or forbids it.
         """
         import pyarrow as pa
 

@@ -19,17 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from monai_diffae.data.atomic import ProcessLock
+from monai_diffae.data.atomic import ProcessLock, disk_errors
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.progress import Failure, SkippedCases, progress
-from monai_diffae.data.streamed import (
-    Arrays,
-    check_size,
-    log_failure,
-    plain_tensor,
-    preprocessed,
-    read_hashed_stream,
-)
+from monai_diffae.data.streamed import Arrays, check_size, log_failure, plain_tensor, preprocessed, read_hashed_stream
 from monai_diffae.errors import BusyError, CohortError, ConfigError, DiffAEError, MachineError, ScanError
 from monai_diffae.policies import OnBadScan, check_choice
 
@@ -160,11 +153,7 @@ class CachedCases(Dataset[Item]):
         return len(self.items)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Item:
-        """Return one item: ``keys`` as plain float32 tensors ``[C, *S]``, ``id``, and ``index``, its position.
-
-        Args:
-            index: a position, or (epoch or step, position); the first number is for the augmentation's seed only.
-        """
+        """Return one item: ``keys`` as plain float32 tensors ``[C, *S]``, ``id``, and ``index``, its position."""
         epoch, position = index if isinstance(index, tuple) else (self.epoch, index)
         items = self.items
         position = range(len(items))[position]
@@ -187,7 +176,7 @@ class CachedCases(Dataset[Item]):
     def _results(self) -> Iterator[tuple[Arrays | Exception, str]]:
         count = len(self.data)
         text = f"{self._task} {count} images"
-        with progress(count, text) if self.progress else _no_progress() as advance:
+        with progress(count, text) if self.progress else contextlib.nullcontext(lambda: None) as advance:
             for result in read_hashed_stream(self.data, self.transform, self.keys, self.num_workers):
                 advance()
                 yield result
@@ -220,11 +209,6 @@ def _seed(transform: Any, seed: int, epoch: int, index: int) -> None:
         transform.set_random_state(seed=int.from_bytes(seed_bytes[:4], "little"))
 
 
-@contextlib.contextmanager
-def _no_progress() -> Iterator[Callable[[], None]]:
-    yield lambda: None
-
-
 # -- arrays in memory or on disk ---------------------------------------------------------------------------------------
 
 
@@ -242,14 +226,14 @@ class ArrayStore:
         if self._array is not None:
             self._array[self.filled] = array
         elif self._stream is not None:
-            with _disk_errors():
+            with disk_errors("cache_dir"):
                 self._stream.write(np.ascontiguousarray(array).tobytes())
         self.filled += 1
 
     def close(self) -> None:
         """Finish appending; call this before reading."""
         if self._stream is not None:
-            with _disk_errors():
+            with disk_errors("cache_dir"):
                 self._stream.close()  # it writes what is still in its buffer
             self._stream = None
 
@@ -266,19 +250,11 @@ class ArrayStore:
         return {**self.__dict__, "_stream": None, "_array": None if self.path else self._array}
 
 
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another disk") from error
-
-
 class Trajectories(Dataset[dict[str, Any]]):
     """Items ``{"trajectory": (L, C, *S), "z_sem": (Z,), "id": case, "index": position}``, float32."""
 
-    def __init__(self, store: ArrayStore | JoinedStores, z_sem: Tensor, ids: Sequence[str]) -> None:
-        self.store = store
+    def __init__(self, stores: Sequence[ArrayStore], z_sem: Tensor, ids: Sequence[str]) -> None:
+        self.stores = list(stores)
         self.z_sem = z_sem.cpu()
         self.ids = list(ids)
 
@@ -288,32 +264,21 @@ class Trajectories(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         """Return the item at a position, or at (epoch, position), as a training loader uses it."""
         position = range(len(self))[index[1] if isinstance(index, tuple) else index]
+        (*before, store), row = self.stores, position
+        for each in before:
+            if row < each.filled:
+                store = each
+                break
+            row -= each.filled
         return {
-            "trajectory": torch.from_numpy(self.store[position]), "z_sem": self.z_sem[position],
+            "trajectory": torch.from_numpy(store[row]), "z_sem": self.z_sem[position],
             "id": self.ids[position], "index": position,
         }  # fmt: skip
 
     def __add__(self, other: Trajectories) -> Trajectories:  # type: ignore[override]
         """Both sets of trajectories, one after the other."""
         z_sem = torch.cat([self.z_sem, other.z_sem])
-        return Trajectories(JoinedStores(self.store, other.store), z_sem, [*self.ids, *other.ids])
-
-
-class JoinedStores:
-    """Two stores that are read as one, the first one first."""
-
-    def __init__(self, first: ArrayStore | JoinedStores, second: ArrayStore | JoinedStores) -> None:
-        self.first, self.second = first, second
-
-    @property
-    def filled(self) -> int:
-        """The number of arrays."""
-        return self.first.filled + self.second.filled
-
-    def __getitem__(self, position: int) -> NDArray[np.float32]:
-        """Return a copy of one array."""
-        count = self.first.filled
-        return self.first[position] if position < count else self.second[position - count]
+        return Trajectories([*self.stores, *other.stores], z_sem, [*self.ids, *other.ids])
 
 
 # -- folders on disk ---------------------------------------------------------------------------------------------------
@@ -324,10 +289,8 @@ _held: dict[Path, ProcessLock] = {}  # until the folder is removed; a lock canno
 
 def make_cache_folder(parent: str | os.PathLike[str] | None, gib: float) -> Path:
     """Make a folder for a cache of ``gib`` GiB on a disk with room for it; by default among the temporary files."""
-    try:
+    with disk_errors("cache_dir"):
         folder = _locked_folder(parent)
-    except OSError as error:
-        raise MachineError(f"cache_dir: cannot be written ({error.strerror}); choose another folder") from error
     free = shutil.disk_usage(folder).free / 1024**3
     if free < gib:
         remove_cache_folder(folder, os.getpid())

@@ -16,8 +16,9 @@ from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
 
+from monai_diffae.data.atomic import disk_errors
 from monai_diffae.data.fingerprints import digest
-from monai_diffae.errors import CohortError, ConfigError, MachineError
+from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.policies import MISSING_WORDS, Ids
 
 Label = float | int | str | None
@@ -37,25 +38,18 @@ _MAX_QUOTED = 60  # characters of an id in an error message
 
 @dataclass(frozen=True)
 class Case:
-    """One scan of a cohort.
+    """One scan of a cohort."""
 
-    Attributes:
-        id: unique in the cohort: the table's own, or the name of the scan's file, with its folders if they are needed.
-        images: the files of ``"image"`` and of further images, by key; the files of a tuple are channels of one image.
-        patient: groups the cases of one person. For DICOM it is a hash, never the PatientID.
-        split: ``"train"``, ``"val"``, ``"test"`` or None.
-        labels: the other columns of the table: numbers, text, or None for missing values.
-        slice_index: the slice of the volume; None for a whole image.
-        file_name: the id as a name for files, without a suffix: unique in the cohort, and safe on every system.
-    """
-
+    #: unique in the cohort: the table's own, or the name of the scan's file, with its folders if they are needed
     id: str
+    #: the files of ``"image"`` and of further images, by key; the files of a tuple are channels of one image
     images: dict[str, Images]
-    patient: str
-    split: str | None = None
+    patient: str  #: groups the cases of one person. For DICOM it is a hash, never the PatientID
+    split: str | None = None  #: ``"train"``, ``"val"``, ``"test"`` or None
+    #: the other columns of the table: numbers, text, or None for missing values
     labels: dict[str, Label] = field(default_factory=dict)
-    slice_index: int | None = None
-    file_name: str = ""
+    slice_index: int | None = None  #: the slice of the volume; None for a whole image
+    file_name: str = ""  #: the id as a name for files, without a suffix: unique in the cohort, and safe on every system
 
     def __post_init__(self) -> None:
         if not self.file_name:
@@ -122,8 +116,13 @@ def first_file(images: Mapping[str, Images]) -> Path:
 
 def spread_cases(cases: Sequence[Case], limit: int) -> list[Case]:
     """At most ``limit`` cases, evenly spread over all of them, so that they are of many patients and classes."""
-    count = min(limit, len(cases))
-    return [cases[i * len(cases) // count] for i in range(count)]
+    return [cases[position] for position in spread(len(cases), limit)]
+
+
+def spread(size: int, limit: int) -> list[int]:
+    """At most ``limit`` positions, evenly spread over a set of this size."""
+    count = min(limit, size)
+    return [i * size // count for i in range(count)]
 
 
 def find_cases(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
@@ -141,12 +140,7 @@ def find_cases(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
 
 
 def safe_id(text: str) -> str:
-    """Convert text to a safe file name of at most 100 characters: ASCII letters, digits and ``._-``.
-
-    Example:
-        >>> safe_id("train/NORMAL/IM-1"), safe_id("../../etc/passwd"), safe_id("nul")
-        ('train_NORMAL_IM-1', 'etc_passwd', '_nul')
-    """
+    """Convert text to a safe file name of at most 100 characters: ASCII letters, digits and ``._-``."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", plain)
     plain = re.sub(r"\.{2,}", "_", plain).strip("._") or "case"
@@ -204,12 +198,7 @@ def label_names(cases: Sequence[Case]) -> list[str]:
 
 
 def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
-    """Convert columns of text to numbers if all their values are numbers; :data:`MISSING_WORDS` become None.
-
-    Example:
-        >>> as_labels({"age": ["41", ""], "score": ["1", "2.5"], "sex": ["F", "M"]})
-        {'age': [41, None], 'score': [1.0, 2.5], 'sex': ['F', 'M']}
-    """
+    """Convert columns of text to numbers if all their values are numbers; :data:`MISSING_WORDS` become None."""
     labels = {name: _as_numbers([cell.strip() for cell in cells]) for name, cells in columns.items()}
     for name, values in labels.items():
         texts = [value for value in values if isinstance(value, str)]
@@ -264,14 +253,12 @@ def folder_key(folder: Path) -> PatientKey:
     file = folder / KEY_FILE
     if file.is_file():
         return _read(file)
-    try:
+    with disk_errors(KEY_FILE):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = mkstemp(dir=folder, prefix=".tmp-")  # only the user can read it
         with os.fdopen(descriptor, "w") as stream:
             stream.write(_new_secret())
         _publish(Path(name), file)
-    except OSError as error:
-        raise MachineError(f"{KEY_FILE}: cannot be written ({error.strerror}); choose another folder") from error
     return _read(file)
 
 

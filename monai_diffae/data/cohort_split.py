@@ -26,18 +26,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SplitCohort:
-    """A cohort in which every case has a split; for a 2D model, its volumes are expanded into slices.
+    """A cohort in which every case has a split; for a 2D model, its volumes are expanded into slices."""
 
-    Attributes:
-        cases: all cases, in order.
-        failures: volumes whose header cannot be read.
-        fingerprint: SHA-256 of ids, file sizes and splits, from which no name can be read.
-        is_drawn: whether cases of ``val`` or ``test`` were drawn at random, because the cohort did not name them.
-    """
-
-    cases: list[Case]
-    failures: list[Failure] = field(default_factory=list)
-    fingerprint: str = ""
+    cases: list[Case]  #: all cases, in order
+    failures: list[Failure] = field(default_factory=list)  #: volumes whose header cannot be read
+    fingerprint: str = ""  #: SHA-256 of ids, file sizes and splits, from which no name can be read
+    #: whether cases of ``val`` or ``test`` were drawn at random, because the cohort did not name them
     is_drawn: bool = False
 
     def split(self, name: str) -> list[Case]:
@@ -206,19 +200,7 @@ def slice_indices(length: int, range: tuple[float, float] = (0.0, 1.0), step: in
 
 
 def gather_slices(expanded: Sequence[Case], failures: Sequence[Failure]) -> tuple[dict[str, list[Case]], list[Failure]]:
-    """Gather the slices of each volume that :func:`expand_slices` expanded. One failed slice fails the volume.
-
-    A 2D image counts as a volume of one slice. The slices of each complete volume are by its id; each of the other
-    volumes has one failure.
-
-    Example:
-        >>> from pathlib import Path
-        >>> slices = [Case(f"a_z00{k}", {"image": Path("a.nii")}, "a", slice_index=k) for k in (4, 6)]
-        >>> gather_slices(slices, [])[0].keys()
-        dict_keys(['a'])
-        >>> gather_slices(slices, [Failure("a_z006", "a.nii", "constant")])
-        ({}, [Failure(case_id='a', file='a.nii', reason='slice 6: constant')])
-    """
+    """The slices of each complete volume, by its id, and one failure for each volume with a failed slice."""
     volumes: dict[str, list[Case]] = {}
     for case in expanded:
         volumes.setdefault(_volume_id(case), []).append(case)

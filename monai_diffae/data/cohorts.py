@@ -221,11 +221,7 @@ def _missing_column(path: Path, role: str, name: str, cells: Mapping[str, list[s
 
 
 def _read_datalist(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...], _: set[str]) -> list[Row]:
-    """The rows of a MONAI datalist: lists of entries under ``training``, ``validation``, ``test``, or a single list.
-
-    An entry is a path, or a mapping with ``image``: a path, or a list with one path per channel. Other keys with
-    numbers or text are labels; those with lists or mappings are ignored with a warning.
-    """
+    """The rows of a MONAI datalist; of an entry's other keys, numbers and text are labels."""
     entries = _read_entries(path)
     rows = [_entry(path, section, n, entry, names, image_keys) for section, n, entry in entries]
     mappings = [entry for *_, entry in entries if isinstance(entry, dict)]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from monai_diffae.data.cases import MISSING_WORDS, as_labels, marks_twins
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.splits import SplitOrigin
 from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.policies import Features
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +29,11 @@ MAP_COLUMNS = ("x", "y", "thumbnail")
 
 _FIGURES = ("z_sem_usage", "patient_key", "preprocessing", "split_origin")  # of the record beside a CSV
 _MOST_SAMPLED = 100
+COMMON_SCALE = ("pca", "gradients", "planar")
+"""Encoders whose columns are principal components: the last are noise, so no column is standardised on its own."""
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
-_WIDE = re.compile(r"w_\d+")
+_WIDE = re.compile(r"w_\d{3,}")
 _CASE_COLUMNS = ("id", "file_name", "patient", "split", "slices", "patches", "empty_patches")
 _PATCH_COLUMNS = ("patch", "row_px", "column_px", "x_mm", "y_mm", "z_mm")
 
@@ -112,10 +115,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def rows_sample(table: pd.DataFrame) -> str:
-    """Hashes of the z_sem of up to 100 rows, by which :func:`has_sampled_rows` recognises the table.
-
-    They are the smallest hashes of all rows, so they do not depend on the order of the rows.
-    """
+    """The 100 smallest hashes of z_sem in the rows, by which :func:`has_sampled_rows` recognises the table."""
     return " ".join(_row_hashes(table)[:_MOST_SAMPLED])
 
 
@@ -138,7 +138,7 @@ def patient_key_name(table: pd.DataFrame) -> str | None:
 
 
 def encoder_name(table: pd.DataFrame) -> str:
-    """The encoder that made a table: ``trained`` (also if it is not recorded), ``untrained`` or ``pca``."""
+    """The encoder that made a table: ``trained`` (also if not recorded), or one without training."""
     return str(table.attrs.get("monai_diffae", {}).get("made_from", {}).get("encoder", "trained"))
 
 
@@ -172,14 +172,8 @@ def label_columns(table: pd.DataFrame) -> list[str]:
     """The names of the label columns: not z_sem, wide features, nor what describes the case, patch, map or twins."""
     patch_columns = _PATCH_COLUMNS if "patch" in table else ()
     map_columns = MAP_COLUMNS if "thumbnail" in table else ()
-    others = {
-        *_CASE_COLUMNS,
-        *patch_columns,
-        *map_columns,
-        *z_columns(table),
-        *wide_columns(table),
-        *std_columns(table),
-    }
+    vectors = (*z_columns(table), *wide_columns(table), *std_columns(table))
+    others = {*_CASE_COLUMNS, *patch_columns, *map_columns, *vectors}
     return [name for name in table.columns if name not in others and not marks_twins(name, table[name])]
 
 
@@ -188,7 +182,7 @@ def z_matrix(table: pd.DataFrame) -> NDArray[np.float32]:
     return matrix(table, "z")
 
 
-def matrix(table: pd.DataFrame, features: Literal["z", "wide"]) -> NDArray[np.float32]:
+def matrix(table: pd.DataFrame, features: Features) -> NDArray[np.float32]:
     """The z_sem or wide features (N, D) of a table, float32, in the order of its rows."""
     columns, prefix = (z_columns(table), "z") if features == "z" else (wide_columns(table), "w")
     if not columns:

@@ -37,12 +37,7 @@ _checksums: dict[tuple[int, ...], str] = {}  # of files, by what changes wheneve
 
 
 def digest(*parts: str | bytes | memoryview | NDArray[Any]) -> str:
-    """SHA-256 of texts (in UTF-8), bytes and arrays (in C order), one after the other, as 64 hexadecimal digits.
-
-    Example:
-        >>> digest("ab", b"c") == digest("abc"), digest("abc")[:8]
-        (True, 'ba7816bf')
-    """
+    """SHA-256 of texts (in UTF-8), bytes and arrays (in C order), one after the other, as 64 hexadecimal digits."""
     sha256 = hashlib.sha256()
     for part in parts:
         if isinstance(part, str):
@@ -58,11 +53,7 @@ def json_digest(value: Any) -> str:
 
 
 def file_checksum(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file; a file that has not changed since the last call is not read again.
-
-    A change always updates the file's time of change, which no program can set. That time is only as fine as the file
-    system's clock, so a file that changed within the last two seconds is read at every call.
-    """
+    """SHA-256 of a file; one that has not changed since the last call, nor in the last 2 seconds, is not read again."""
     with open(path, "rb") as stream:
         state = os.fstat(stream.fileno())
         identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
@@ -108,11 +99,9 @@ def voxel_file(path: str | os.PathLike[str]) -> str:
 
 
 def content_hash(files: Sequence[str | os.PathLike[str]]) -> str:
-    """The SHA-256 of the bytes of a case's files; for a single file, the one that ``sha256sum`` prints.
+    """The SHA-256 of the bytes of a case's files, whatever their names; of a single file, that of ``sha256sum``.
 
-    Names and times do not count, so a cohort can be copied or moved. A missing or forbidden file counts as an empty
-    text. Right after a scan was read, its files are still in memory, and this costs little. Several files or folders,
-    also as ``folder#series=UID``, are the channels of one image, in order.
+    A missing or forbidden file counts as an empty text.
     """
     # the order of the files within a scan says nothing, and a series may be renamed
     scans = [sorted(_file_hash(inner) for inner in scan_files(file)) for file in files]
@@ -134,10 +123,8 @@ def scan_contents(cases: Sequence[Case]) -> list[str]:
 def file_state(files: Sequence[str | os.PathLike[str]]) -> str:
     """A SHA-256 of the names, sizes and times of a case's files, by which a change is recognised without reading them.
 
-    A folder, such as a DICOM series, counts with the files in it. Folders above the files do not count, so a cohort can
-    be moved. A file that is missing or forbidden has a state of its own, which changes when the file appears. The times
-    at which the system saw a change count, too, which no program can set: an archive may give one size and modification
-    time to all its files. A copy therefore has another state, although its :func:`content_hash` is the same.
+    Folders above the files do not count, so a cohort can be moved; a copy has another state, as the times at which the
+    system saw a change count.
     """
     # with text, not with Path, which takes ten times as long for the many files of a cohort
     return digest("\0".join(line for file in files for line in _state_lines(os.fspath(file))))

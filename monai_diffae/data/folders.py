@@ -44,12 +44,7 @@ class FolderContent:
 
 
 def search_folder(root: Path) -> FolderContent:
-    """Find all scans in a folder and its subfolders; hidden files and folders are skipped.
-
-    The DICOM files of a series are one scan, but each radiograph is a scan of its own. Unreadable files with a DICOM
-    suffix are included, so that they are reported as failures when they are read. Label maps beside the scans are left
-    out, see :func:`~monai_diffae.data.folders.find_label_maps`.
-    """
+    """Find all scans in a folder and its subfolders: each DICOM series, radiograph and file, but not label maps."""
     scans: list[Row] = []
     unreadable: Counter[str] = Counter()
     visited: set[str] = set()
@@ -130,20 +125,10 @@ _BIDS_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
 def find_label_maps(names: Sequence[str]) -> set[str]:
     """Find the label maps among the scans of a folder, by their paths within it, with ``/`` and without suffixes.
 
-    A scan is a label map if
-
-    - one of its folders is named as ``labelsTr`` beside ``imagesTr``, or ``masks`` beside ``images`` or beside scans;
-    - its name ends in a word such as ``_seg``, ``_mask``, ``_mask_1`` or ``_dseg``, and the scan that it belongs to is
-      there: one in the same folder whose name begins with the rest of the name, one with exactly that name in another
-      folder, or for BIDS one of the same subject.
-
-    If nothing but label maps would be found, they are what the folder is about, and none is returned.
-
-    Example:
-        >>> sorted(find_label_maps(["benign/benign (1)", "benign/benign (1)_mask", "benign/benign (1)_mask_1"]))
-        ['benign/benign (1)_mask', 'benign/benign (1)_mask_1']
-        >>> find_label_maps(["imagesTr/a", "labelsTr/a", "t1_seg"])
-        {'labelsTr/a'}
+    Their folder is named as ``labelsTr`` beside ``imagesTr``, or ``masks`` beside ``images`` or scans; or their name
+    ends in a word such as ``_seg``, ``_mask_1`` or ``_dseg``, and the scan that it belongs to is there: in the same
+    folder, with exactly the rest of the name in another one, or for BIDS of the same subject. If nothing else would be
+    found, none is returned.
     """
     folders = {parent for name in names for parent in PurePath(name).parents}
     with_scans = {PurePath(name).parent for name in names}

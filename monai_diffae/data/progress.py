@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from monai_diffae.data.atomic import disk_errors, write_atomic
 from monai_diffae.data.cases import Case, Label, label_names
-from monai_diffae.errors import CohortError, ConfigError, counted
+from monai_diffae.errors import CohortError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -25,18 +25,11 @@ T = TypeVar("T")
 
 
 def track(items: Sequence[T], text: str) -> Iterator[T]:
-    """Yield the items; show a bar on a terminal (if INFO is logged), else log a line at the start and at intervals."""
-    if not logger.isEnabledFor(logging.INFO) or not sys.stderr.isatty() or len(items) < 2:
-        logger.info("%s", text)
-        report = _LoggedProgress(len(items), "part")  # items may be batches
+    """Yield the items, with :func:`progress`."""
+    with progress(len(items), text) as advance:
         for item in items:
             yield item
-            report()
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(items, description=text, console=Console(stderr=True), transient=True)
+            advance()
 
 
 _LOG_SECONDS = 30.0
@@ -60,8 +53,8 @@ def progress(total: int, text: str) -> Iterator[Callable[[], None]]:
 
 
 class _LoggedProgress:
-    def __init__(self, total: int, unit: str = "") -> None:
-        self.total, self.done, self.all = total, 0, counted(total, unit) if unit else str(total)
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
         self.start = self.last = time.monotonic()
 
     def __call__(self) -> None:
@@ -72,7 +65,7 @@ class _LoggedProgress:
             speed = f"{each_s:.3g} s each" if each_s > 1 else f"{1 / each_s:.3g} per second"
             remaining_s = int((self.total - self.done) * each_s)
             logger.info(
-                "%d of %s, %s, %d:%02d:%02d left", self.done, self.all, speed,
+                "%d of %d, %s, %d:%02d:%02d left", self.done, self.total, speed,
                 remaining_s // 3600, remaining_s // 60 % 60, remaining_s % 60,
             )  # fmt: skip
             self.last = now

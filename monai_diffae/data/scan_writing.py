@@ -187,39 +187,12 @@ def write_series(
     description: str = "monai_diffae reconstruction",
     overwrite: bool = False,
 ) -> Path:
-    r"""Write an image in the space of a DICOM scan as a new series of that scan's study.
+    """Write an image in the space of a DICOM scan as a new series of its study: a folder, or a ``.dcm`` file for 2D.
 
-    **The new files are as private as their source**: they belong to the same patient's study, so they contain the
-    source's name, PatientID, dates and other tags. The UIDs of series and instances, the series number (1000 more),
-    the description, ``DERIVED\SECONDARY`` and the description of the pixels are new. Private tags and overlays are
-    omitted.
-
-    The UIDs are hashes of the source's series UID, the description and the stored voxels. An archive therefore takes
-    the same result written again as the same series, and another result as another series.
-
-    Values are stored in 16 bits, with the source's slope and intercept if they fit, otherwise with a new slope. No
-    value wraps around or is clipped. Each frame of an enhanced file becomes a file.
-
-    Args:
-        path: a folder for a volume, or a ``.dcm`` file for a 2D image. It appears only when it is complete.
-        array: ``[1, X, Y, Z]`` or ``[1, H, W]`` in the source's units and size, as
-            :func:`~monai_diffae.data.scans.read_scan` returns the source.
-        source: the DICOM file, folder, or ``folder#series=UID`` that the image was made from.
-        description: the SeriesDescription (its first 64 characters) and DerivationDescription.
-        overwrite: replace earlier results of this function at ``path``.
-
-    Returns:
-        ``path``, which ``read_scan`` can read.
-
-    Example:
-        >>> import tempfile
-        >>> from pydicom.data import get_testdata_file
-        >>> from monai_diffae.data.scans import read_scan
-        >>> source = get_testdata_file("MR_small.dcm", download=False)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = write_series(Path(folder) / "new.dcm", read_scan(source).array, source)
-        ...     read_scan(path).array.shape
-        (1, 64, 64)
+    **The new files are as private as their source**: they contain the source's name, PatientID, dates and other tags,
+    without private tags and overlays. The UIDs are hashes of the source's series UID, the description and the voxels,
+    so an archive takes the same result written again as the same series. Values are stored in 16 bits; none wraps
+    around or is clipped.
     """
     path, source = Path(path), Path(source)
     files, stack = dicom.read_stack(source)

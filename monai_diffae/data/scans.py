@@ -143,15 +143,7 @@ def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
 
 
 def read_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Read the size, as :func:`read_shape`, and the voxel spacing in mm along the same axes (1 for PNG and JPEG).
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = write_scan(Path(folder) / "a.nii", np.zeros((1, 4, 5, 6)), np.diag([1, 1, 3, 1.0]))
-        ...     read_geometry(path)
-        ((4, 5, 6), (1.0, 1.0, 3.0))
-    """
+    """Read the size, as :func:`read_shape`, and the voxel spacing in mm along the same axes (1 for PNG and JPEG)."""
     header = read_header(path)
     apply_policy(Path(path), header.doubts)
     return displayed_geometry(header)
@@ -259,10 +251,7 @@ def fit_scan(
     colour: Colour = "refuse",
     flatten: bool = True,
 ) -> Scan:
-    """Return the scan with the dimensions and channels that a caller needs, and with finite values.
-
-    The arguments are those of :func:`~monai_diffae.data.scans.read_scan`; ``name`` is the scan's name in messages.
-    """
+    """The scan with the dimensions and channels that a caller needs, and finite values; arguments as in `read_scan`."""
     scan = _fit_dims(name, flattened(scan) if flatten else scan, spatial_dims)
     scan.array = _fit_channels(name, scan.array, channels, colour)
     scan.array = _fit_values(name, scan.array, nonfinite)
@@ -280,19 +269,7 @@ def scan_of_array(
     colour: Colour = "refuse",
     flatten: bool = True,
 ) -> Scan:
-    """Make a scan of an array in memory, with the checks of :func:`~monai_diffae.data.scans.read_scan`.
-
-    ``array`` is ``[C, X, Y, Z]``, or ``[C, H, W]`` with rows from top to bottom; ``affine`` 4x4, from voxel indices to
-    mm, RAS+ (None: the identity). ``flatten`` takes a volume with one slice as a 2D image.
-
-    Example:
-        >>> scan_of_array(np.arange(6).reshape(1, 2, 3)).array.shape
-        (1, 2, 3)
-        >>> scan_of_array(np.full((1, 2, 2), np.nan))
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ScanError: image: 4 of its voxels are NaN or infinite; repair it, or set nonfinite to ...
-    """
+    """Make a scan of an array ``[C, X, Y, Z]`` or ``[C, H, W]`` in memory, with the checks of :func:`read_scan`."""
     path, values = Path(name), np.asarray(array)
     if values.dtype.kind not in "iufb":
         raise problem(path, f"its values are {values.dtype}, not plain numbers", "give one real number per voxel")

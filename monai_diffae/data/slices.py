@@ -36,25 +36,6 @@ def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
     coronal   superior to inferior   right to left (patient)
     sagittal  superior to inferior   anterior to posterior
     ========  =====================  ======================
-
-    Args:
-        scan: a volume ``[C, X, Y, Z]``.
-        axis: the direction in which slices are stacked.
-        index: 0 to the number of slices minus 1.
-
-    Returns:
-        The slice, ``[C, H, W]``, with the affine from (row, column, 0) to mm.
-
-    Raises:
-        ConfigError: the axis is unknown.
-        ScanError: ``scan`` is no volume, or there is no such slice.
-
-    Example:
-        >>> volume = Scan(np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4), np.eye(4))
-        >>> slice_volume(volume, "axial", 0).array[0]
-        array([[20.,  8.],
-               [16.,  4.],
-               [12.,  0.]], dtype=float32)
     """
     check_axis(axis)
     if scan.spatial_dims != 3:
@@ -80,18 +61,6 @@ def insert_slices(
     background: NDArray[T], affine: NDArray[np.float64], axis: Axis, slices: Mapping[int, NDArray[T]]
 ) -> NDArray[T]:
     """Put slices back into a volume: the inverse of :func:`slice_volume`.
-
-    Args:
-        background: a volume ``[C, X, Y, Z]`` in the voxel order of the source; it is not modified.
-        affine: the source's affine, 4x4.
-        axis: the direction in which the slices are stacked.
-        slices: slices ``[C, H, W]`` as :func:`slice_volume` orients them, by their index.
-
-    Returns:
-        A copy of ``background``, ``[C, X, Y, Z]``, in which the slices replace the volume's own.
-
-    Raises:
-        ConfigError: the axis is unknown, there is no such slice, or a slice has another size than the volume's own.
 
     Example:
         >>> volume = Scan(np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4), np.diag([1.0, -1, 1, 1]))
@@ -186,10 +155,7 @@ def slice_shape(shape: Sequence[int], axis: Axis) -> tuple[int, int]:
 
 
 def ras_orientation(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For each voxel axis, the closest RAS axis (0, 1, 2) and its direction (1, -1), as nibabel's ``io_orientation``.
-
-    The axes are first turned by 0.1 degrees, so that rounding does not decide about a volume that is tilted by 45.
-    """
+    """For each voxel axis, the closest RAS axis and its direction; turned by 0.1 degrees, as rounding decides at 45."""
     orientation: NDArray[np.float64] = nib.orientations.io_orientation(_NUDGE @ affine)
     return orientation
 

@@ -28,11 +28,9 @@ def assign_splits(
 ) -> list[Case]:
     """Assign every case to a split: ``train``, ``val`` or ``test``. All cases of a patient get the same.
 
-    Patients are ranked by a hash of (seed, patient), so the ranking of two patients depends neither on the order of the
-    files nor on other patients. Existing splits are kept. If there is no ``val`` among them, it is drawn from ``train``
-    and from patients without a split. ``test`` is drawn from patients without a split only, and only if there is no
-    ``test`` among the existing splits. With two or more patients, ``val`` has at least one unless ``val_fraction`` is
-    0.
+    Patients are ranked by a hash of (seed, patient). Existing splits are kept; a missing ``val`` is drawn from
+    ``train`` and patients without a split, a missing ``test`` from the latter only. With two or more patients, ``val``
+    has at least one unless ``val_fraction`` is 0.
     """
     if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
         raise ConfigError(

@@ -34,9 +34,7 @@ def read_stream(
 ) -> Iterator[Arrays | Exception]:
     """Yield each item's preprocessed images ``[C, *S]``, float32, by key and in order, or the error of a bad item.
 
-    Worker processes read ahead while the caller uses the images. With 0 workers, this process reads. ``ahead`` items
-    are read ahead in total, at least 2 per worker. A caller that collects batches needs a whole batch, or the workers
-    wait while it processes one.
+    Workers read ``ahead`` items in total, at least 2 each; a caller that collects batches needs a whole batch.
     """
     yield from in_order(data, partial(_preprocessed_or_error, transform, keys), workers, ahead)
 

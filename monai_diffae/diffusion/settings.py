@@ -32,22 +32,6 @@ class DecodingSettings:
     The defaults follow from the curves that ``benchmarks/solvers.py`` draws: 20 network evaluations for inversion and
     20 for decoding reproduce an image more exactly than the paper's 250 and 100.
 
-    Attributes:
-        solver: a solver's name, or a function with the signature of :class:`~monai_diffae.diffusion.Solver`.
-        steps: network evaluations for decoding. A solver that takes several evaluations per step makes as many steps as
-            fit: Heun's method takes two per step but one for the last step, so it uses one less than an even number.
-        invert_steps: network evaluations for inversion; None: as many as for decoding. If there are more, the levels
-            are still the decoder's, and the cleanest of them get more than one evaluation. If there are fewer, the
-            levels differ from the decoder's, which costs accuracy.
-        inversion: ``implicit`` undoes the solver's steps; ``ddim`` is first order, and the paper's inversion if spacing
-            is ``leading``.
-        invert_tolerance: an implicit inversion is refined if the mean squared error of the decoded image (with a first
-            stage: latent) is above this; None: never.
-        spacing: how the levels are spaced; None: as the schedule says.
-        clip: clip x0 to the schedule's ``clip_range`` at every step.
-        batch_size: largest number of images that are processed at once.
-        decoder: ``exact``: images are decoded as described above; ``fast``: by the fast decoder. Inversion is the same.
-
     Example:
         >>> DecodingSettings(steps=0)
         Traceback (most recent call last):
@@ -55,14 +39,25 @@ class DecodingSettings:
         monai_diffae.errors.ConfigError: steps is 0; it must be a whole number, at least 1
     """
 
+    #: a solver's name, or a function with the signature of :class:`~monai_diffae.diffusion.Solver`
     solver: SolverName | Callable[..., Any] = "adams"
+    #: network evaluations for decoding. A solver that takes several evaluations per step makes as many steps as fit:
+    #: Heun's method takes two per step but one for the last step, so it uses one less than an even number
     steps: int = 20
+    #: network evaluations for inversion; None: as many as for decoding. If there are more, the levels are still the
+    #: decoder's, and the cleanest of them get more than one evaluation. If there are fewer, the levels differ from the
+    #: decoder's, which costs accuracy
     invert_steps: int | None = None
+    #: ``implicit`` undoes the solver's steps; ``ddim`` is first order, and the paper's inversion if spacing is
+    #: ``leading``
     inversion: InversionName = "implicit"
+    #: an implicit inversion is refined if the mean squared error of the decoded image (with a first stage: latent) is
+    #: above this; None: never
     invert_tolerance: float | None = 1e-3
-    spacing: SpacingName | None = None
-    clip: bool = True
-    batch_size: int = 64
+    spacing: SpacingName | None = None  #: how the levels are spaced; None: as the schedule says
+    clip: bool = True  #: clip x0 to the schedule's ``clip_range`` at every step
+    batch_size: int = 64  #: largest number of images that are processed at once
+    #: ``exact``: images are decoded as described above; ``fast``: by the fast decoder. Inversion is the same
     decoder: DecoderName = "exact"
 
     def __post_init__(self) -> None:

@@ -68,24 +68,20 @@ class Solver(Protocol):
 class SolverFacts:
     """What inferers, benchmarks and tests must know about a solver.
 
-    Attributes:
-        order: order of convergence; the error is proportional to steps ** -order.
-        evaluations_per_step: network evaluations per step. The last step, to x0, takes one with every solver, because
-            the network knows no level without noise.
-        inversion_order: order of the :func:`~monai_diffae.diffusion.implicit_inversion` that undoes the solver: 1 for
-            a first-order solver, otherwise 3.
-        runs_upwards: whether the levels may also rise, from x0 to x_T.
-
     Example:
         >>> facts = SolverFacts(order=2, evaluations_per_step=2)
         >>> facts.steps(20), facts.evaluations(10)
         (10, 19)
     """
 
-    order: int = 1
+    order: int = 1  #: order of convergence; the error is proportional to steps ** -order
+    #: network evaluations per step. The last step, to x0, takes one with every solver, because the network knows no
+    #: level without noise
     evaluations_per_step: int = 1
+    #: order of the :func:`~monai_diffae.diffusion.implicit_inversion` that undoes the solver: 1 for a first-order
+    #: solver, otherwise 3
     inversion_order: int = 3
-    runs_upwards: bool = False
+    runs_upwards: bool = False  #: whether the levels may also rise, from x0 to x_T
 
     def steps(self, evaluations: int) -> int:
         """How many steps to x0 can be made with this many network evaluations (at least 1)."""
@@ -160,12 +156,6 @@ def ddim(
     network's prediction at the lower level instead of the upper one, so the error of a round trip falls as 1 / steps.
     The arguments are those of :class:`~monai_diffae.diffusion.Solver`; ``eta`` 0 is deterministic, 1 as stochastic as
     DDPM, and only for decoding.
-
-    Example:
-        >>> schedule = DiffusionSchedule(prediction="eps")
-        >>> x_T = torch.randn(1, 1, 4, 4)
-        >>> ddim(lambda x, t: torch.zeros_like(x), schedule, x_T, schedule.decoding_levels(10)).shape
-        torch.Size([1, 1, 4, 4])
     """
     if eta > 0:
         _check_falling("ddim with eta", levels)
@@ -192,11 +182,6 @@ def heun(
     For rectified flow it is the classical method, for other schedules that of Karras et al. 2022, algorithm 1, with
     another time variable. As there, the step to x0 is Euler's, because the network knows no level without noise. The
     arguments are those of :class:`~monai_diffae.diffusion.Solver`.
-
-    Example:
-        >>> schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
-        >>> heun(lambda x, t: torch.zeros_like(x), schedule, torch.ones(1, 1, 2, 2), schedule.decoding_levels(5)).mean()
-        tensor(1.)
     """
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
@@ -228,12 +213,6 @@ def adams(
     UniPC's predictor for noise prediction does (Zhao et al. 2023), else the velocity. ``docs/decoding.md`` compares it
     with the exact trajectory. The arguments are those of :class:`~monai_diffae.diffusion.Solver`, with falling levels;
     ``order`` 1 is DDIM.
-
-    Example:
-        >>> schedule = DiffusionSchedule(prediction="eps")
-        >>> x_T = torch.randn(1, 1, 4, 4)
-        >>> adams(lambda x, t: torch.zeros_like(x), schedule, x_T, schedule.decoding_levels(10)).shape
-        torch.Size([1, 1, 4, 4])
     """
     _check_falling("adams", levels)
     _check_order(order)
@@ -267,12 +246,6 @@ def dpmpp_2m(
 
     where x0 and x0' are the network's predictions at this level and at the one before; in the first step, D is x0. The
     arguments are those of :class:`~monai_diffae.diffusion.Solver`.
-
-    Example:
-        >>> schedule = DiffusionSchedule(prediction="v")
-        >>> x_T = torch.randn(1, 1, 4, 4)
-        >>> dpmpp_2m(lambda x, t: torch.zeros_like(x), schedule, x_T, schedule.decoding_levels(10)).shape
-        torch.Size([1, 1, 4, 4])
     """
     _check_falling("dpmpp_2m", levels)
     before: Evaluation | None = None
@@ -314,12 +287,6 @@ def unipc(
     In the last steps the order falls to 1, as in the authors' code. The arguments are those of
     :class:`~monai_diffae.diffusion.Solver`, with falling levels; the order of the corrector is ``order`` + 1, and
     ``parameterisation``, ``x0`` or ``eps``, is the quantity to interpolate.
-
-    Example:
-        >>> schedule = DiffusionSchedule(prediction="v")
-        >>> x_T = torch.randn(1, 1, 4, 4)
-        >>> unipc(lambda x, t: torch.zeros_like(x), schedule, x_T, schedule.decoding_levels(10)).shape
-        torch.Size([1, 1, 4, 4])
     """
     _check_falling("unipc", levels)
     _check_order(order)

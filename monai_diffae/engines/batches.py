@@ -26,24 +26,17 @@ class StepDraws:
     The global batch consists of the images of all processes in a step. Every process draws for all of them and keeps
     its own rows: one call, which is much faster than one call per image. A CPU and a GPU draw different numbers.
 
-    Attributes:
-        seed: random seed of the training.
-        step: number of the step, from 0.
-        first: place of this process's first image in the global batch.
-        count: number of its images.
-        total: number of images in the global batch.
-
     Example:
         >>> alone, second = StepDraws(0, 7, first=0, count=4, total=4), StepDraws(0, 7, first=2, count=2, total=4)
         >>> bool((alone.noise((1, 8, 8), "cpu")[2:] == second.noise((1, 8, 8), "cpu")).all())
         True
     """
 
-    seed: int
-    step: int
-    first: int
-    count: int
-    total: int
+    seed: int  #: random seed of the training
+    step: int  #: number of the step, from 0
+    first: int  #: place of this process's first image in the global batch
+    count: int  #: number of its images
+    total: int  #: number of images in the global batch
 
     def noise(self, shape: Sequence[int], device: torch.device | str) -> Tensor:
         """Standard normal noise (count, *shape), float32."""
@@ -144,15 +137,6 @@ def training_loader(
     """A loader with a :class:`StepBatchSampler`; its length is the number of steps per epoch.
 
     Workers persist over epochs. They hold arrays and tensors of the CPU, and never touch a GPU.
-
-    Args:
-        dataset: the training images.
-        batch_size: images per batch, on each rank.
-        seed: random seed of the order.
-        num_workers: processes that load images; 0 or None: this one.
-        rank: number of this process, in [0, world_size).
-        world_size: number of processes that share each step.
-        device: where the batches are used.
     """
     sampler = StepBatchSampler(len(dataset), batch_size, seed, rank, world_size)  # type: ignore[arg-type]
     return DataLoader(

@@ -12,25 +12,12 @@ from monai_diffae.engines.precision import Precision, resolve_precision
 
 @dataclass(frozen=True)
 class DeviceSettings:
-    """The settings that follow from a device. The device need not be in this machine.
+    """The settings that follow from a device. The device need not be in this machine."""
 
-    Attributes:
-        device: where to compute.
-        dtype: the dtype of autocast.
-        pin_memory: loaders put their batches into memory that a GPU copies by itself.
-        non_blocking: copies to the device do not wait for what it is computing.
-
-    Example:
-        >>> DeviceSettings.of("cuda:1", "bf16")
-        DeviceSettings(device=device(type='cuda', index=1), dtype=torch.bfloat16, pin_memory=True, non_blocking=True)
-        >>> DeviceSettings.of("cpu", "fp32")
-        DeviceSettings(device=device(type='cpu'), dtype=torch.float32, pin_memory=False, non_blocking=False)
-    """
-
-    device: torch.device
-    dtype: torch.dtype
-    pin_memory: bool
-    non_blocking: bool
+    device: torch.device  # where to compute
+    dtype: torch.dtype  # the dtype of autocast
+    pin_memory: bool  # loaders put their batches into memory that a GPU copies by itself
+    non_blocking: bool  # copies to the device do not wait for what it is computing
 
     @classmethod
     def of(cls, device: torch.device | str, precision: Precision = "auto") -> DeviceSettings:
@@ -40,15 +27,7 @@ class DeviceSettings:
 
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Copy a tensor of the CPU to a device without waiting for what the device is computing.
-
-    A copy from plain memory may wait for a GPU; one from pinned memory does not.
-
-    Example:
-        >>> values = torch.ones(2)
-        >>> send(values, "cpu") is values
-        True
-    """
+    """Copy a tensor of the CPU to a device, from pinned memory, without waiting for what the device is computing."""
     settings = DeviceSettings.of(device, "fp32")
     if settings.pin_memory and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()

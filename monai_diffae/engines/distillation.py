@@ -68,12 +68,7 @@ class DistillationTrainer(ResumableTrainer):
 
 
 class FewStepInferer(Inferer):
-    """Decodes x_T by one DDIM step between each two levels; for the evaluator of MONAI.
-
-    Args:
-        schedule: the noise schedule that the autoencoder was trained with.
-        levels: the levels, from x_T down to x0.
-    """
+    """Decodes x_T by one DDIM step between each two ``levels``, from x_T down to x0; for the evaluator of MONAI."""
 
     def __init__(self, schedule: DiffusionSchedule, levels: Sequence[int]) -> None:
         self.schedule = schedule

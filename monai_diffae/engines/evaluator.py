@@ -17,17 +17,12 @@ from monai_diffae.engines.precision import Precision, autocast
 
 
 class DiffusionEvaluator(SupervisedEvaluator):
-    """Evaluates the denoising loss of a diffusion autoencoder.
+    """Evaluates the denoising loss of a diffusion autoencoder, with a :class:`~monai_diffae.engines.FixedPrepareBatch`.
 
     Its output per batch: ``loss`` (B,), the squared error with each image's own z_sem, and ``loss_other`` (B,), the
-    squared error with the z_sem of the previous image (for the first image: of the last). Their ratio shows whether
-    the decoder uses z_sem (:class:`~monai_diffae.metrics.ZSemUsage`): at 1, it ignores z_sem.
-
-    Args:
-        schedule: the training's noise schedule.
-        precision: as in training.
-        kwargs: arguments of ``monai.engines.SupervisedEvaluator``; ``prepare_batch`` is a
-            :class:`~monai_diffae.engines.FixedPrepareBatch`.
+    squared error with the z_sem of the previous image (for the first image: of the last). Their ratio shows whether the
+    decoder uses z_sem (:class:`~monai_diffae.metrics.ZSemUsage`): at 1, it ignores z_sem. Other arguments are those of
+    ``monai.engines.SupervisedEvaluator``.
     """
 
     def __init__(self, *, schedule: DiffusionSchedule, precision: Precision = "auto", **kwargs: Any) -> None:

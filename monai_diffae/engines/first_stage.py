@@ -18,14 +18,7 @@ from monai_diffae.engines.trainer import ResumableTrainer
 
 
 def kl_divergence(mean: Tensor, sigma: Tensor) -> Tensor:
-    """The KL divergence of each posterior N(mean, sigma) from N(0, 1), in nats per latent value: (B,), float32.
-
-    It is the mean over the values, so that the weight of this term does not depend on the size of the patches.
-
-    Example:
-        >>> kl_divergence(torch.zeros(1, 2, 4), torch.ones(1, 2, 4)).tolist()
-        [0.0]
-    """
+    """The KL divergence of each N(mean, sigma) from N(0, 1), in nats: (B,), the mean over the values of a latent."""
     mean, variance = mean.float(), sigma.float().square()
     return 0.5 * (mean.square() + variance - variance.log() - 1).flatten(1).mean(dim=1)
 
@@ -36,11 +29,10 @@ def _global_noise(count: int, shape: Sequence[int], device: torch.device) -> Ten
 
 
 class FirstStageTrainer(ResumableTrainer):
-    """Trains a :class:`~monai_diffae.networks.FirstStage` with the reconstruction's loss and a small KL term.
+    """Trains a :class:`~monai_diffae.networks.FirstStage` with its reconstruction's loss and a small KL term.
 
-    Args:
-        kl_weight: weight of :func:`kl_divergence`: small values let the latents drift apart, large ones blur.
-        kwargs: arguments of :class:`~monai_diffae.engines.ResumableTrainer`.
+    Small values of ``kl_weight`` let the latents drift apart, large ones blur. Other arguments are those of
+    :class:`ResumableTrainer`.
     """
 
     def __init__(self, *, kl_weight: float, **kwargs: Any) -> None:
@@ -63,12 +55,8 @@ class FirstStageTrainer(ResumableTrainer):
 class FirstStageEvaluator(SupervisedEvaluator):
     """Evaluates a first stage on whole images, encoded to the mean of their latents and decoded.
 
-    Its output per batch: ``loss`` (B,), the mean absolute error, and ``kl`` (B,), :func:`kl_divergence`.
-
-    Args:
-        precision: as in training.
-        kwargs: arguments of ``monai.engines.SupervisedEvaluator``; ``inferer`` is a
-            :class:`~monai_diffae.inferers.FirstStageInferer`.
+    Its output per batch: ``loss`` (B,), the mean absolute error, and ``kl`` (B,), :func:`kl_divergence`. ``inferer`` is
+    a :class:`~monai_diffae.inferers.FirstStageInferer`.
     """
 
     def __init__(self, *, precision: Precision = "auto", **kwargs: Any) -> None:

@@ -35,9 +35,6 @@ class LatentCases(CachedCases):
     Args:
         first_stage: encodes the images; None: items hold images.
         kwargs: arguments of :class:`~monai_diffae.data.CachedCases`; ``cache_dir`` is needed.
-
-    Raises:
-        ConfigError: the images would be augmented, or latents are not to be kept (``cache`` is ``none``).
     """
 
     def __init__(self, *, first_stage: FirstStage | None = None, **kwargs: Any) -> None:

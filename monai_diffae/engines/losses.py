@@ -19,22 +19,11 @@ _SCALES = 3  # of the gradients: full, half and quarter size
 
 
 def agreement_loss(first: Tensor, second: Tensor) -> Tensor:
-    """The VICReg loss of two views: small if their z_sem are similar, and its numbers vary and are uncorrelated.
+    """The VICReg loss of two views (B, Z): small if their z_sem are similar, and its numbers vary and are uncorrelated.
 
-    VICReg (Bardes, Ponce, LeCun, ICLR 2022, arXiv 2105.04906), with the weights of the paper and the means of its
-    official code. The loss is the sum of three terms. Invariance, times 25: the mean squared difference of the two
-    z_sem. Variance, times 25: how far the standard deviation of each number over the batch is below 1. Covariance,
-    times 1: the squares of the covariances between two numbers, divided by the number of channels.
-
-    Two things differ from the paper. There is no expander network: the loss is computed from z_sem itself. And the
-    network does not normalise z_sem; training determines its scale, and the variance term pulls the standard deviations
-    up to 1. With several processes, each computes the statistics of its own part of the batch. Both z_sem are (B, Z)
-    with B of at least 2; the loss is float32.
-
-    Example:
-        >>> z_sem = 3 * torch.eye(2)
-        >>> agreement_loss(z_sem, z_sem), agreement_loss(z_sem, z_sem + 1)
-        (tensor(40.5000), tensor(65.5000))
+    Bardes, Ponce, LeCun, ICLR 2022, arXiv 2105.04906: 25 x the mean squared difference, 25 x how far standard
+    deviations over the batch are below 1, and the squared covariances divided by Z; but without an expander. With
+    several processes, each uses its own part of the batch.
     """
     if len(first) < 2:
         raise ConfigError(
@@ -48,10 +37,7 @@ def agreement_loss(first: Tensor, second: Tensor) -> Tensor:
 
 @contextmanager
 def encoding_both(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Within this context, the network encodes two views (2B, C, *S), and decodes with z_sem of the first half.
-
-    One forward pass encodes both, as DistributedDataParallel needs; it appends z_sem of both (2B, Z) to the list.
-    """
+    """Within this context, one pass encodes two views (2B, C, *S), lists both z_sem and decodes with the first half."""
     passes: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Tensor], output: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -38,19 +38,12 @@ _CUDA_BLOCKS = 0.1  # the caching allocator's rounding and cuDNN's workspaces: a
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a process uses beyond those that it used after its imports.
+    """Bytes that a process uses beyond those that it used after its imports."""
 
-    Attributes:
-        states: weights and, for training, their average and AdamW's two moments; frozen weights count once.
-        kept: activations that the forward pass keeps for the backward pass; 0 for inference.
-        transient: what is added at the peak: gradients, recomputed activations, a layer's input and output.
-        overhead: memory of libraries and allocator.
-    """
-
-    states: int
-    kept: int
-    transient: int
-    overhead: int
+    states: int  # weights and, for training, their average and AdamW's two moments; frozen weights count once
+    kept: int  # activations that the forward pass keeps for the backward pass; 0 for inference
+    transient: int  # what is added at the peak: gradients, recomputed activations, a layer's input and output
+    overhead: int  # memory of libraries and allocator
 
     @property
     def total(self) -> int:
@@ -69,11 +62,7 @@ def training_memory(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Memory:
-    """The peak memory of a training step of :class:`~monai_diffae.engines.DiffusionTrainer`.
-
-    This is for AdamW, with an average of the weights, ``channels_last``, and gradients that are freed at each update.
-    ``batch_shape`` is (B, C, *S). The network may be on the ``meta`` device, and this machine need not have ``device``.
-    """
+    """The peak memory of a step with AdamW and EMA on batches (B, C, *S); the network may be on the ``meta`` device."""
     with FakeTensorMode():
         step = _without_data(network, batch_shape)
         with _LiveBytes() as live:
@@ -90,10 +79,7 @@ def inference_memory(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Memory:
-    """The peak memory of encoding, inverting and decoding, which does not depend on the number of steps.
-
-    The arguments are those of :func:`training_memory`.
-    """
+    """The peak memory of encoding, inverting and decoding, which does not depend on the number of steps."""
     with FakeTensorMode(), torch.no_grad():
         evaluation = _without_data(network, batch_shape)
         with _LiveBytes() as live:
@@ -109,10 +95,7 @@ def first_stage_memory(
     dtype: torch.dtype = torch.float32,
     decodes: bool = True,
 ) -> Memory:
-    """The peak memory of encoding images (C, *S) one by one, and of decoding their latents, which needs more.
-
-    The scale of the latents need not be known.
-    """
+    """The peak memory of encoding images (C, *S) one by one, and of decoding their latents, which needs more."""
     with FakeTensorMode(), torch.no_grad():
         autoencoder = _without_data(first_stage, ()).autoencoder
         with _LiveBytes() as live, autocast("cpu", dtype):
@@ -123,10 +106,7 @@ def first_stage_memory(
 
 
 def free_memory(device: torch.device | str) -> int | None:
-    """Bytes that a process can still use on a device; None if that is unknown.
-
-    On a CPU, this is what the system calls available, within the limit of the process's container (cgroup 2).
-    """
+    """Bytes that a process can still use on a device, within its container's limit (cgroup 2); None: unknown."""
     device = torch.device(device)
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
@@ -145,24 +125,15 @@ def free_memory(device: torch.device | str) -> int | None:
 
 @dataclass(frozen=True)
 class Workload:
-    """The batches of a training run.
+    """The batches of a training run."""
 
-    Attributes:
-        image_shape: (C, *S).
-        device: where the training runs.
-        precision: as in the configuration.
-        batch_size: images per training step.
-        val_batch_size: images per step of validation.
-        num_pictures: images that are reconstructed at once, in float32.
-        first_stage: the first stage on whose latents the network works; None: it works on images.
-    """
-
-    image_shape: Sequence[int]
-    device: torch.device | str
-    precision: Precision
-    batch_size: int
-    val_batch_size: int
-    num_pictures: int
+    image_shape: Sequence[int]  #: (C, *S)
+    device: torch.device | str  #: where the training runs
+    precision: Precision  #: as in the configuration
+    batch_size: int  #: images per training step
+    val_batch_size: int  #: images per step of validation
+    num_pictures: int  #: images that are reconstructed at once, in float32
+    #: the first stage on whose latents the network works; None: it works on images
     first_stage: FirstStage | None = None
 
 
@@ -192,10 +163,6 @@ def check_memory(network: nn.Module, workload: Workload) -> None:
 
     A warning is logged if training would take more than 80 % of what is free. Nothing is checked on a device whose
     free memory is unknown, or for a network that cannot run on tensors without data.
-
-    Raises:
-        MachineError: the prediction exceeds what is free; names both and what to change.
-        ConfigError: encoder and UNet do not fit each other, such as a z_sem of another size.
     """
     free = free_memory(workload.device)
     if free is None:

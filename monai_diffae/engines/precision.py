@@ -14,17 +14,10 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(precision: Precision, device: torch.device | str) -> torch.dtype:
-    """The dtype of autocast; ``auto`` is bf16 if the hardware computes in it, else fp32.
+    """The dtype of autocast on a device, of this machine or another; ``auto`` is bf16 if it computes in it, else fp32.
 
     A CPU without bf16 instructions emulates them, at a tenth of the speed of fp32 or less. ``auto`` is fp32 on such a
     CPU, although PyTorch would accept bf16.
-
-    Args:
-        precision: the name.
-        device: where to compute. It need not be in this machine: a training can be planned for another one.
-
-    Raises:
-        ConfigError: the name is unknown.
 
     Example:
         >>> resolve_precision("bf16", "cpu")
@@ -46,10 +39,7 @@ def autocast(device: torch.device | str, dtype: torch.dtype) -> torch.autocast:
 
 
 def gpu_has_bf16(device: torch.device) -> bool:
-    """Whether a GPU has instructions for bf16: NVIDIA's since 2020 (Ampere), and all of AMD's that torch runs on.
-
-    A GPU of another machine is assumed to have them.
-    """
+    """Whether a GPU has bf16: NVIDIA's since 2020, and AMD's; one of another machine is assumed to."""
     if torch.version.hip or not torch.cuda.is_available():
         return True
     return torch.cuda.get_device_capability(device) >= (8, 0)

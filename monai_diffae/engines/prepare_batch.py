@@ -83,18 +83,10 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
 
 
 class FixedPrepareBatch(AutoencoderPrepareBatch):
-    """Like :class:`AutoencoderPrepareBatch`, with timesteps and noise as functions of the image's index.
+    """Like :class:`AutoencoderPrepareBatch`, with timesteps and noise as functions of the image's index and a seed.
 
-    Validations can thus be compared. Timesteps are stratified over [0, T): each of n images gets the middle of one of
-    n equal parts, in a random order.
-
-    Args:
-        schedule: as in training.
-        num_images: n, the number of validation images.
-        seed: random seed of the noise and of the order.
-        image_key: the image that the decoder reconstructs.
-        encoder_key: the image that the encoder sees; None: the same one.
-        first_stage: as in training.
+    Validations can thus be compared. Timesteps are stratified over [0, T): each of ``num_images`` gets the middle of
+    one of as many equal parts, in a random order.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import ignite.distributed as idist
 import torch
@@ -18,18 +18,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
+from monai_diffae.data.progress import track
 from monai_diffae.data.streamed import dead_worker
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.batches import StepBatchSampler
 from monai_diffae.engines.device_settings import DeviceSettings
 from monai_diffae.engines.losses import agreement_loss, encoding_both
 from monai_diffae.engines.precision import Precision, autocast
+from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch
 from monai_diffae.errors import ConfigError, DivergenceError, quoted
+from monai_diffae.networks import AnchoredEncoder
 from monai_diffae.networks.kernels import reproducible_kernels
 
 logger = logging.getLogger(__name__)
 
 _MOST_NAMED, _LONGEST_ID = 3, 18  # cases of a batch in a message, and characters of their ids
+_MOST_FITTED = 10_000  # training cases that an anchored encoder is fitted to
 _SMALLEST_SCALE = 1e-4  # for fp16 gradients, as in fairseq: a smaller scale is only needed after divergence
 
 
@@ -63,10 +67,6 @@ class ResumableTrainer(SupervisedTrainer):
         max_grad_norm: larger gradients are scaled down to this norm; None: no clipping.
         channels_last: use this memory format for network and images: 3 to 9 % faster in 2D on a CPU with bf16.
         kwargs: arguments of ``monai.engines.SupervisedTrainer``. ``loss_function`` must not reduce.
-
-    Raises:
-        ConfigError: the precision is unknown, the loss reduces, or the network was wrapped for several processes
-            without :func:`~monai_diffae.engines.distributed`.
     """
 
     def __init__(
@@ -231,6 +231,7 @@ class DiffusionTrainer(ResumableTrainer):
         super().__init__(**kwargs)
         self.schedule = schedule.to(self.state.device)
         self.agreement_weight = agreement_weight
+        self.add_event_handler(Events.STARTED, self._fit_encoder)
 
     def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:
         """The loss of each image (B,), weighted by its noise level, plus the weighted agreement loss of the batch."""
@@ -243,6 +244,22 @@ class DiffusionTrainer(ResumableTrainer):
         error = self.loss_function(output.float(), target).flatten(1).mean(dim=1)
         losses: Tensor = error * self.schedule.loss_weights(kwargs["timesteps"])
         return losses if z_sem is None else losses + self.agreement_weight * agreement_loss(*z_sem.chunk(2))
+
+    def _fit_encoder(self) -> None:
+        """Fit an anchored encoder to the training images, unless it was fitted before, e.g. in an earlier run."""
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        encoder = getattr(network, "encoder", None)
+        if not isinstance(encoder, AnchoredEncoder) or encoder.is_fitted:
+            return
+        loader, prepare = cast(Any, self.data_loader), cast(AutoencoderPrepareBatch, self.prepare_batch)
+        cases = loader.dataset.without_augmentation()
+
+        def image(index: int) -> Tensor:
+            alone = cases[index][prepare.encoder_key].as_subclass(Tensor)[None].to(self.state.device)
+            return alone if prepare.first_stage is None else prepare.first_stage.encode(alone)
+
+        indices = range(0, len(cases), -(-len(cases) // _MOST_FITTED))
+        encoder.fit(image(index) for index in track(indices, "fitting the anchored encoder"))
 
     def _denoised(
         self, images: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -268,12 +285,7 @@ def _is_not_repeated(record: logging.LogRecord) -> bool:
 
 
 class AsyncScalar:
-    """Asynchronous copy of a scalar to the CPU; the scalar must not change later.
-
-    Example:
-        >>> AsyncScalar(torch.tensor(2.5)).read()
-        2.5
-    """
+    """Asynchronous copy of a scalar to the CPU; the scalar must not change later."""
 
     def __init__(self, value: Tensor) -> None:
         # To pinned memory, from a GPU. On other devices nothing would tell when the number has arrived.
@@ -327,20 +339,14 @@ def learning_rate_schedule(
     kind: Literal["constant", "cosine"] = "constant",
     warmup_steps: int = 0,
     total_steps: int | None = None,
-    final_factor: float = 0.0,
 ) -> LambdaLR:
     """A learning rate with linear warm-up, then constant or with cosine decay. It is stepped once per iteration.
 
     Args:
         optimizer: the optimiser, whose learning rate is the maximum.
-        kind: ``constant``, or ``cosine`` down to ``final_factor`` times the maximum at ``total_steps``.
+        kind: ``constant``, or ``cosine`` down to 0 at ``total_steps``.
         warmup_steps: iterations from 0 to the maximum.
         total_steps: iterations of the whole training; required for ``cosine``.
-        final_factor: the last learning rate, as a fraction of the maximum.
-
-    Raises:
-        ConfigError: the kind is unknown, or ``cosine`` has no ``total_steps``; or (after a step) a training continues
-            beyond ``total_steps``, where its learning rate would be 0.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -358,13 +364,13 @@ def learning_rate_schedule(
             return (step + 1) / warmup_steps
         if kind == "constant" or total_steps is None:
             return 1.0
-        if step > total_steps and final_factor == 0:
+        if step > total_steps:
             raise ConfigError(
                 f"lr_schedule: 'cosine' ends at step {total_steps} with a learning rate of 0, but the training "
                 "continues; in federated training, add configs/overlays/federated.json and set num_rounds to all rounds"
             )
-        done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * done))
+        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * done))
 
     return LambdaLR(optimizer, factor)
 
@@ -382,13 +388,8 @@ def memory_format(network: nn.Module, channels_last: bool) -> torch.memory_forma
 def distributed(network: nn.Module, device: torch.device | str, channels_last: bool = True) -> DistributedDataParallel:
     """Wrap a network for a training by several processes, whose gradients are averaged.
 
-    The weights get their memory format first. DistributedDataParallel (torch 2.13) assumes that it never changes: if
-    it changes later, the averaged gradients are assigned to other weights of the same layer, without an error.
-
-    Args:
-        network: on ``device``.
-        device: the process's own.
-        channels_last: as the trainer's.
+    The weights get their memory format first. DistributedDataParallel (torch 2.13) assumes that it never changes: if it
+    changes later, the averaged gradients are assigned to other weights of the same layer, without an error.
     """
     device = torch.device(device)
     network.to(memory_format=memory_format(network, channels_last))  # type: ignore[call-overload]

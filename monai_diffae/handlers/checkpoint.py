@@ -367,13 +367,7 @@ def read_checkpoint(path: Path, parts: set[str]) -> dict[str, Any]:
 
 
 def check_resumes(description: TrainingDescription, path: str | Path, overwrite: bool = False) -> None:
-    """Check that a training can resume from a checkpoint, if there is one, before it prepares its data for long.
-
-    Raises:
-        ConfigError: the checkpoint belongs to another model or other data.
-        UnsafeInputError: reading the file would run code.
-        ScanError: the file cannot be read.
-    """
+    """Check that a training can resume from a checkpoint, if there is one, before it prepares its data for long."""
     path = Path(path)
     if path.is_file() and not overwrite:
         description.check_resumes(read_checkpoint(path, {"fingerprint", "model"}), path.name)

@@ -35,15 +35,10 @@ def log_bundle(
     tracking_uri: str | None = None,
     registered_model: str | None = None,
 ) -> None:
-    """Log the trained bundle as a model of the training's MLflow run, and register it.
+    """Log the trained bundle as a model of the training's MLflow run, and register it under a name if one is given.
 
     A training calls this after the calibration, so that the logged bundle is complete. A failure is logged as a
-    warning.
-
-    Args:
-        output_dir: the training's folder, with the id of its run; without one, nothing is logged.
-        tracking_uri: as in :class:`MLflowTracking`.
-        registered_model: the name of the registered model, which gets a new version; None: it is not registered.
+    warning. Without a run's id in ``output_dir``, nothing is logged.
     """
     id_file = Path(output_dir) / RUN_ID
     if not id_file.is_file():
@@ -117,13 +112,7 @@ class ServedEncoder:
         self.trained = trained
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
-        """The z_sem (N, D) of N images; for a volume in a 2D bundle, the mean over its slices in use.
-
-        Args:
-            model_input: N rows: the content of the image's file in a column for each of the bundle's image keys
-                (``image``), and in ``file_name`` a name whose ending says how the file is read, such as ``a.nii.gz``.
-            params: not used; MLflow gives it.
-        """
+        """The z_sem (N, D) of N images; for a volume in a 2D bundle, the mean over its slices in use."""
         rows = [self._encode(row) for row in model_input.to_dict("records")]
         return np.stack(rows).astype(np.float32)
 

@@ -224,8 +224,7 @@ def default_tracking_uri(output_dir: str | Path) -> str:
 def tracking_client(tracking_uri: str | None, output_dir: str | Path) -> Any:
     """MLflow's client of a training's database or server; None: see :func:`default_tracking_uri`.
 
-    MLflow stores the artifacts' folders as absolute paths. Those of a folder that was copied or moved with its database
-    are corrected here, so that nothing is written into, or read from, the folder where it was trained.
+    MLflow stores absolute paths. Those of a folder that was copied or moved with its database are corrected here.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default, retries take minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
@@ -267,14 +266,7 @@ def reason(error: Exception) -> str:
 
 
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration to show to others: without data items, and without anything that looks like a path.
-
-    Keys that may name a patient, file or folder are removed; below the top level, a formula stays.
-
-    Example:
-        >>> without_paths({"dataset_dir": "doe", "a": {"cache_dir": "/doe/cache", "b": "$@output_dir + '/cache'"}})
-        {'a': {'cache_dir': '(path)', 'b': "$@output_dir + '/cache'"}}
-    """
+    """A configuration to show to others: without data items, and without anything that looks like a path."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):

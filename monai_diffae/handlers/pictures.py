@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.cases import spread
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.networks import FirstStage
@@ -20,18 +21,10 @@ from monai_diffae.pictures.mosaic import draw_mosaic
 
 
 class Pictures:
-    """Ignite handler for the evaluator: after a validation, draw a few images into ``pictures/``.
+    """Ignite handler for the evaluator: after a validation, draw ``num_images`` images in ``model_range`` as PNG.
 
-    The images are the same each time, so that pictures can be compared. The newest picture is also
-    ``pictures/latest.png``. Subclasses define the rows of the picture.
-
-    Args:
-        directory: the run's folder.
-        dataset: the images, of which ``num_images`` spread over the set are drawn.
-        device: where to compute.
-        num_images: columns of the picture; 0: no pictures.
-        model_range: intensities of black and white.
-        image_key: the image that the decoder reconstructs.
+    They are spread over the dataset, and the same each time, so that pictures can be compared. The newest picture is
+    also ``pictures/latest.png``. Subclasses define the rows.
     """
 
     def __init__(
@@ -62,11 +55,10 @@ class Pictures:
     def __call__(self, engine: Engine) -> None:
         """Draw one picture."""
         # spread over the set, as neighbors may be slices of one volume
-        size = len(self.dataset)  # type: ignore[arg-type]
-        count = min(self.num_images, size)
-        if count == 0:
+        positions = spread(len(self.dataset), self.num_images)  # type: ignore[arg-type]
+        if not positions:
             return
-        rows = self.rows([self.dataset[i * size // count] for i in range(count)])
+        rows = self.rows([self.dataset[position] for position in positions])
         # the trainer's step, which Validation sets; the evaluator's own step counts its batches
         step = getattr(engine.state, "trainer_step", None)
         name = "latest" if step is None else f"step_{step:07d}"
@@ -79,15 +71,7 @@ class Pictures:
 
 
 class ReconstructionPictures(Pictures):
-    """Ignite handler for the evaluator: after a validation, draw images, decoded from z_sem alone and with their x_T.
-
-    Args:
-        network: the averaged network.
-        inferer: inverts and decodes; its number of steps determines how long a picture takes.
-        encoder_key: the image that the encoder sees; None: the one that is reconstructed.
-        seed: random seed of the noise in the row of z_sem alone, which is the same each time.
-        kwargs: arguments of :class:`Pictures`.
-    """
+    """Draws images, decoded from z_sem alone (with noise of ``seed``) and with their x_T; else a :class:`Pictures`."""
 
     def __init__(
         self,
@@ -118,12 +102,7 @@ class ReconstructionPictures(Pictures):
 
 
 class FirstStagePictures(Pictures):
-    """Ignite handler for the evaluator: after a validation, draw a few images and their reconstructions.
-
-    Args:
-        network: the averaged network.
-        kwargs: arguments of :class:`Pictures`.
-    """
+    """Draws images and their reconstructions by the averaged network; arguments as of :class:`Pictures`."""
 
     def __init__(self, *, network: FirstStage, **kwargs: Any) -> None:
         super().__init__(**kwargs)

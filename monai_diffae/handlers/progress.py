@@ -31,38 +31,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TABLE, PICTURE = "curves.csv", "curves.png"
+_PLAIN_INTERVAL_S = 20.0  # between two lines without a terminal
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Figures of the steps since the last report.
+    """Figures of the steps since the last report."""
 
-    Attributes:
-        step: training steps (batches) since the training began.
-        images_seen: images shown to the network since the training began, on all ranks.
-        images_per_s: speed of reading and training, without validation.
-        loss: mean over the reported steps and all ranks.
-        learning_rate: current learning rate.
-        seconds_left: time to the end of the training at this speed, without validation.
-    """
-
-    step: int
-    images_seen: int
-    images_per_s: float
-    loss: float
-    learning_rate: float
-    seconds_left: float
+    step: int  #: training steps (batches) since the training began
+    images_seen: int  #: images shown to the network since the training began, on all ranks
+    images_per_s: float  #: speed of reading and training, without validation
+    loss: float  #: mean over the reported steps and all ranks
+    learning_rate: float  #: current learning rate
+    seconds_left: float  #: time to the end of the training at this speed, without validation
 
 
 class RunningStatistics:
     """Ignite handler: every ``every`` steps, store :class:`Statistics` in ``engine.state.statistics``.
 
-    The loss is read from the device only then, so that a GPU does not have to wait at each step.
-
-    Args:
-        images_per_step: the batch size times the number of ranks.
-        optimizer: the optimiser whose learning rate is reported.
-        every: steps between two reports.
+    The loss is read from the device only then, so that a GPU does not have to wait at each step. ``images_per_step`` is
+    the batch size times the number of ranks.
     """
 
     def __init__(self, images_per_step: int, optimizer: torch.optim.Optimizer, every: int = 20) -> None:
@@ -121,24 +109,14 @@ def _mean_loss(sums: Mapping[str, Any]) -> float:
 
 
 class TrainingProgress:
-    """Ignite handler: show images seen, loss, images/s and time left, and the metrics of each validation.
-
-    Probes are left out, since they log a line of their own.
+    """Ignite handler: show images seen, loss, speed, time left, and the metrics of each validation but those of probes.
 
     At the end, a warning is logged if the decoder hardly uses z_sem.
-
-    Args:
-        evaluator: the evaluator whose metrics are shown.
-        plain_interval_s: seconds between two lines without a terminal.
-        console: where to print; None: standard error.
     """
 
-    def __init__(
-        self, evaluator: Workflow | None = None, plain_interval_s: float = 20.0, console: Console | None = None
-    ) -> None:
+    def __init__(self, evaluator: Workflow | None = None) -> None:
         self.evaluator = evaluator
-        self.plain_interval_s = plain_interval_s
-        self.console = console or Console(stderr=True)
+        self.console = Console(stderr=True)
         self._bar: Progress | None = None
         self._last_line = 0.0
 
@@ -166,7 +144,7 @@ class TrainingProgress:
         text = describe(engine.state.statistics)
         if self._bar is not None:
             self._bar.update(self._task, completed=engine.state.iteration, text=text)
-        elif time.monotonic() - self._last_line > self.plain_interval_s:
+        elif time.monotonic() - self._last_line > _PLAIN_INTERVAL_S:
             self._last_line = time.monotonic()
             self.console.print(text, highlight=False, soft_wrap=True)
 
@@ -187,12 +165,7 @@ class TrainingProgress:
 
 
 def describe(statistics: Statistics) -> str:
-    """One line about the state of a training.
-
-    Example:
-        >>> describe(Statistics(10, 320, 95.2, 0.1234, 1e-4, 75))
-        '320 images  loss 0.1234  95.2 images/s  1:15 left'
-    """
+    """One line about the state of a training."""
     minutes, seconds = divmod(round(statistics.seconds_left), 60)
     hours, minutes = divmod(minutes, 60)
     left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
@@ -207,11 +180,7 @@ class TrainingCurves:
 
     They are written after each epoch and validation, and when a training is interrupted; the table also before each
     checkpoint, so that it has no holes after a kill. ``curves.svg`` is written at the end of a training. A resumed run
-    keeps the rows up to the step at which it resumes.
-
-    Args:
-        directory: the folder of the files.
-        evaluator: the evaluator whose metrics are written after each validation, as ``validation_<name>``.
+    keeps the rows up to the step at which it resumes. Metrics of the evaluator are ``validation_<name>``.
     """
 
     def __init__(self, directory: str | Path, evaluator: Workflow | None = None) -> None:

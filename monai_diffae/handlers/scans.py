@@ -10,7 +10,7 @@ from ignite.engine import Events
 from monai.engines import Workflow
 
 from monai_diffae.data.cached import CachedCases
-from monai_diffae.data.cases import Case
+from monai_diffae.data.cases import Case, spread
 from monai_diffae.data.inspection.twins import find_identical, report_twins
 from monai_diffae.data.progress import Failure, count_by_label, write_failures
 from monai_diffae.engines.latent_cases import LatentCases
@@ -26,14 +26,8 @@ class BadScans:
     """Ignite handler: before an engine runs, read all scans and list those that cannot be used in ``failures.csv``.
 
     Warnings name identical files in training and validation, and those with different labels. Training is not refused,
-    as labels play no part in it, and a training that was begun must be able to resume.
-
-    Args:
-        directory: the run's folder.
-        datasets: the data sets whose scans are read.
-        failures: failures from listing the cohort.
-        enabled: False on ranks other than 0.
-        cases: the cohort, with splits and labels.
+    as labels play no part in it, and a training that was begun must be able to resume. ``failures`` are those from
+    listing the cohort; ``enabled`` is False on ranks other than 0.
     """
 
     def __init__(
@@ -76,14 +70,8 @@ class BadScans:
 class LatentScale:
     """Ignite handler for the evaluator: after a validation, measure the scale of the averaged network's latents.
 
-    The scale is stored in both networks, and thus in their checkpoints. It is measured on whole training images
-    without augmentation, spread over the set.
-
-    Args:
-        averaged: the averaged network, which encodes the images.
-        network: the network that is trained.
-        dataset: the training images.
-        num_images: how many of them are measured.
+    The scale is stored in both networks, and thus in their checkpoints. It is measured on ``num_images`` whole training
+    images without augmentation, spread over the set.
     """
 
     def __init__(self, averaged: FirstStage, network: FirstStage, dataset: CachedCases, num_images: int = 32) -> None:
@@ -98,10 +86,8 @@ class LatentScale:
     def __call__(self, engine: Workflow) -> None:
         """Measure the scale, in the evaluator's precision."""
         images = self.dataset.without_augmentation()
-        size = len(images)
-        count = min(self.num_images, size)
         with autocast(engine.state.device, engine.dtype):  # type: ignore[attr-defined]
-            self.averaged.measure(images[i * size // count]["image"] for i in range(count))
+            self.averaged.measure(images[position]["image"] for position in spread(len(images), self.num_images))
         for buffer, measured in zip(self.network.buffers(), self.averaged.buffers(), strict=True):
             buffer.copy_(measured)
 
@@ -110,9 +96,6 @@ class LatentRemover:
     """Ignite handler for the trainer: at the end of a training, delete the latents that its datasets saved.
 
     A training that is interrupted keeps them, so that it can resume without encoding again.
-
-    Args:
-        datasets: the images of training and validation.
     """
 
     def __init__(self, datasets: Sequence[LatentCases]) -> None:

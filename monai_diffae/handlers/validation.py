@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from monai_diffae.data.cached import CachedCases
-from monai_diffae.data.cases import Case, label_names
+from monai_diffae.data.cases import Case, label_names, spread
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.latents.probing import QuickProbe, QuickScores
@@ -179,9 +179,6 @@ class ZSemProbes:
         targets: the labels; empty: the first 8 that can be probed.
         batch_size: images that are encoded at once.
         encoder_key: the image that the encoder sees.
-
-    Raises:
-        ConfigError: (after the first validation) a label in ``targets`` does not exist, or cannot be probed.
     """
 
     def __init__(
@@ -253,8 +250,7 @@ class ZSemProbes:
             for position, item in enumerate(data.items)
             if any(value is not None for value in self.cases[str(item["id"])].labels.values())
         ]
-        count = min(MOST_CASES, len(labelled))
-        return [labelled[i * len(labelled) // count] for i in range(count)]
+        return [labelled[i] for i in spread(len(labelled), MOST_CASES)]
 
     @torch.no_grad()
     def _encoded(self, device: torch.device) -> NDArray[np.float64]:

@@ -17,14 +17,10 @@ from monai_diffae.engines.trainer import TrainingEvents
 
 
 class EMA:
-    """Ignite handler: average a network's weights from the first update on.
+    """Ignite handler: average the weights of a network (not of its DDP wrapper) from the first update on.
 
     The decay of update n is min(decay, (1 + n) / (10 + n)), so that the average forgets the random initial weights.
     (Ignite's EMAHandler warms up linearly, and updates tensor by tensor.)
-
-    Args:
-        network: the network that is trained (not its DDP wrapper).
-        decay: decay of the average after the warm-up.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -72,12 +68,8 @@ class EMA:
 class WeightMonitor:
     """Detects that a federated server replaced the weights of a network since they were last remembered.
 
-    Two signs are compared, because each misses a case. torch increases a weight's version number whenever a value is
-    written to it, even the same value, but not if it is written through ``.data``. A checksum of the values detects
-    every way of writing, but not a write of the same value. The network is the trained one, not its DDP wrapper.
-
-    A program may also give the network its own weights, as it got them from ``state_dict``: on a CPU these share its
-    memory. They can be loaded, and keep their values while the network is trained.
+    Two signs are compared, as each misses a case: torch's version numbers miss writes through ``.data``, a checksum
+    misses a write of the same values. Weights that share the network's own memory (``state_dict``) may be loaded.
     """
 
     def __init__(self, network: nn.Module) -> None:

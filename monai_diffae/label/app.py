@@ -47,10 +47,6 @@ class DiffAEApp(MONAILabelApp):
         app_dir: an app folder, made by :func:`monai_diffae.label_app`.
         studies: a folder, or the URL of a DICOMweb server.
         conf: MONAI Label's configuration of the app; not used.
-
-    Raises:
-        ConfigError: the folder is not an app, or its bundle cannot be loaded.
-        MachineError: the DICOMweb server cannot be reached.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
@@ -182,10 +178,7 @@ class CheckedSessions(Sessions):
 
 
 class BatchInference(BatchInferTask):
-    """Runs a task for the images of the datastore, one after the other, and stores the images that it makes as labels.
-
-    MONAI Label's own (0.8.5) divides by zero on a machine without a GPU, and ends at the first image that fails.
-    """
+    """Runs a task for many images; MONAI Label's (0.8.5) divides by zero without a GPU and ends at the first error."""
 
     def __call__(
         self, request: Mapping[str, Any], datastore: Datastore, infer: Callable[..., dict[str, Any]]
@@ -214,10 +207,7 @@ class BatchInference(BatchInferTask):
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """Turn errors of this package, MONAI Label and the DICOMweb server into ``HTTPException`` with one line of reason.
-
-    MONAI Label (0.8.5) answers every error with a bare 500.
-    """
+    """Turn errors, which MONAI Label (0.8.5) answers with a bare 500, into ``HTTPException`` with a reason."""
     with answers.answered():
         try:
             yield

@@ -93,12 +93,9 @@ def _check_info(info: Any) -> None:
 class FolderDatastore(CheckedWrites, LocalDatastore):
     """A folder of studies: all scans in it and in its subfolders, except its labels.
 
-    MONAI Label's list has an id and a suffix for each image, and its file is ``id + suffix``. The id of a scan in a
-    subfolder is its path with ``_`` instead of ``/``, and its "suffix" is ``/`` and its path, from which
-    :meth:`_filename` gives its file. Labels have plain suffixes. A series that shares its folder with others has the
-    path ``folder#series=UID``.
-
-    Reading and changing the list are serialised, because requests run in several threads.
+    MONAI Label's file of an image is ``id + suffix``. The id of a scan in a subfolder is its path with ``_`` for ``/``,
+    and its "suffix" is ``/`` and its path, of which :meth:`_filename` makes its file. Requests run in several threads,
+    so reading and changing the list are serialised.
 
     Args:
         studies: the folder.

@@ -139,10 +139,7 @@ class DicomWebDatastore(CheckedWrites, DICOMWebDatastore):
         return list(uids)
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """The listed series with a DICOM-SEG on the server or a final label that was saved here, each once.
-
-        MONAI Label (0.8.5) counts a series once per DICOM-SEG, and fails if one DICOM-SEG cannot be read.
-        """
+        """The listed series with a readable DICOM-SEG on the server or a final label saved here, each once."""
         try:
             remote = super().get_labeled_images(label_tag, labels)
         except (requests.RequestException, KeyError, IndexError) as error:

@@ -26,14 +26,10 @@ __all__ = ["DiffAEApp"]
 
 @dataclass(frozen=True)
 class AppFolder:
-    """The folder of an app.
+    """The folder of an app."""
 
-    Attributes:
-        path: the folder. It holds ``main.py``, which MONAI Label imports, ``settings.json``, which names the bundle and
-            the device, the bundle, directions for edits, and what the server writes: the embedding index, trainings and
-            logs.
-    """
-
+    #: the folder. It holds ``main.py``, which MONAI Label imports, ``settings.json``, which names the bundle and the
+    #: device, the bundle, directions for edits, and what the server writes: the embedding index, trainings and logs
     path: Path
 
     @property
@@ -57,11 +53,7 @@ class AppFolder:
         return self.path / "logs" / "app.log"
 
     def settings(self) -> dict[str, Any]:
-        """The content of ``settings.json``.
-
-        Raises:
-            ConfigError: this is not the folder of an app, or the file cannot be used.
-        """
+        """The content of ``settings.json``."""
         file = self.path / "settings.json"
         if not ((self.path / "main.py").is_file() and file.is_file()):
             raise ConfigError(f"{self.path.name}: is not an app folder; make one with monai-diffae label-app")

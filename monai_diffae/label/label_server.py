@@ -114,12 +114,7 @@ def _abandon_requests() -> None:
 
 
 def settings_for(app: Path, studies: str, port: int, modality: str | None = None) -> dict[str, str]:
-    """MONAI Label's environment variables for a server.
-
-    Example:
-        >>> settings_for(Path("app"), "scans", 8000)["MONAI_LABEL_DICOMWEB_SEARCH_FILTER"]
-        '{}'
-    """
+    """MONAI Label's environment variables for a server."""
     return {
         "MONAI_LABEL_APP_DIR": str(app),
         "MONAI_LABEL_STUDIES": studies,

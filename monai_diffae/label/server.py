@@ -51,11 +51,7 @@ _infer = APIRouter(prefix="/infer", tags=["Infer"])
 
 
 def build_app(*, loopback_only: bool = True) -> FastAPI:
-    """Build the application; MONAI Label's settings must have been applied.
-
-    Args:
-        loopback_only: whether only requests to this machine's loopback address are served.
-    """
+    """Build the application; MONAI Label's settings must have been applied."""
     # FastAPI's pages /docs and /redoc would run scripts of another server, which could then read the scans
     app = FastAPI(
         title="monai_diffae", version=monai_diffae.__version__, lifespan=_lifespan, docs_url=None, redoc_url=None
@@ -94,20 +90,7 @@ def _stop_jobs() -> None:
 
 
 def in_threads(router: APIRouter, num_threads: int = 8, check: Check | None = None) -> APIRouter:
-    """The same routes, whose endpoints run in threads and answer errors with a reason.
-
-    Args:
-        router: a router of MONAI Label; its endpoints do not await anything.
-        num_threads: how many of its requests run at the same time; the others wait.
-        check: is called with the arguments of each POST before it, and may refuse it.
-
-    Example:
-        >>> router = APIRouter(prefix="/ping")
-        >>> async def ping(): return "pong"
-        >>> router.add_api_route("/", ping)
-        >>> [route.path for route in in_threads(router).routes]
-        ['/ping/']
-    """
+    """The same routes, whose endpoints run in threads and answer errors with a reason."""
     threaded = APIRouter()
     limiter: list[CapacityLimiter] = []  # made by the first request, as it belongs to an event loop
     for route in router.routes:

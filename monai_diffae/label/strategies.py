@@ -126,10 +126,7 @@ class DiffAEStrategy(Strategy):
 
 
 class RandomStrategy(Strategy):
-    """The strategy ``random``: any image that is neither labelled nor proposed; if there is none, any without a label.
-
-    MONAI Label's own (0.8.5) fails if the only image without a label was proposed in the same second.
-    """
+    """Any image neither labelled nor proposed, else one without a label, which MONAI Label's own (0.8.5) may refuse."""
 
     def __init__(self) -> None:
         super().__init__("Any image that is neither labelled nor proposed")
@@ -162,16 +159,7 @@ def proposals(datastore: Datastore, ids: list[str]) -> dict[str, int]:
 
 
 def label_targets(datastore: Datastore, ids: Sequence[str], target: str = AUTO) -> tuple[str, dict[str, Any]]:
-    """The value of each labelled image, by id: texts for ``class``, or volumes in ml (areas in cm2) for ``volume``.
-
-    Args:
-        datastore: the images and labels.
-        ids: labelled images.
-        target: ``class``; ``volume``: of all structures; the name or number of one structure: its volume; ``auto``:
-            ``class`` if an image has one, else ``volume``.
-
-    Images without a class, and those whose label cannot be read, are left out.
-    """
+    """The value of each labelled image, by id: texts for ``class``, or volumes in ml (areas in cm2) for ``volume``."""
     infos = {id: _label_info(datastore, id) for id in ids}
     classes = {id: str(info[CLASS]) for id, info in infos.items() if info.get(CLASS) not in (None, "")}
     if target == CLASS or (target == AUTO and classes):
@@ -192,10 +180,7 @@ def label_targets(datastore: Datastore, ids: Sequence[str], target: str = AUTO) 
 
 
 def structure_sizes(path: Path) -> dict[int, float]:
-    """The size of each structure of a label map: volumes in ml, or areas in cm2 for a 2D image; 0 is background.
-
-    Of several channels, a voxel is in structure 1 if any is above 0.
-    """
+    """The size of each structure of a label map, 0 being background: volumes in ml, or areas in cm2 for a 2D image."""
     state = path.stat()
     return dict(_sizes_in_state(str(path), state.st_mtime_ns, state.st_size))
 

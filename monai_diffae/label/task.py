@@ -36,14 +36,7 @@ _FROM_OTHERS = frozenset({
 
 
 def check_keys(request: Mapping[str, Any], known: set[str]) -> None:
-    """Refuse keys that neither a task declares nor viewers send.
-
-    Example:
-        >>> check_keys({"model": "diffae_encode", "roi": [0, 1]}, {"slice"})
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: params: 'roi' is unknown; use slice
-    """
+    """Refuse keys that neither a task declares nor viewers send."""
     unknown = sorted(set(map(str, request)) - known - _FROM_OTHERS)
     if unknown:
         raise ConfigError(f"params: {unknown[0][:40]!r} is unknown; use {', '.join(sorted(known)) or 'none'}")
@@ -56,13 +49,7 @@ def option_names(function: Callable[..., Any]) -> list[str]:
 
 
 def shown_options(function: Callable[..., Any]) -> dict[str, Any]:
-    """The options as clients show them: the default, or a list of choices that begins with the default.
-
-    Example:
-        >>> def draw(request, *, mode: Literal["fast", "exact"] = "exact", seed: int = 0, limit: int | None = None): ...
-        >>> shown_options(draw)
-        {'mode': ['exact', 'fast'], 'seed': 0}
-    """
+    """The options as clients show them: the default, or a list of choices that begins with the default."""
     declared = inspect.unwrap(function)
     hints = get_type_hints(declared)
     shown: dict[str, Any] = {}
@@ -114,21 +101,13 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Request:
-    """One request for inference.
+    """One request for inference."""
 
-    Attributes:
-        image: the path of the scan.
-        id: its id in the datastore; ``""`` for an uploaded scan.
-        slice: the slice of a volume that a 2D bundle uses; None: all of them.
-        trained: the bundle.
-        folder: the app's folder.
-    """
-
-    image: str
-    id: str
-    slice: int | None
-    trained: TrainedBundle
-    folder: AppFolder
+    image: str  # the path of the scan
+    id: str  # its id in the datastore; ``""`` for an uploaded scan
+    slice: int | None  # the slice of a volume that a 2D bundle uses; None: all of them
+    trained: TrainedBundle  # the bundle
+    folder: AppFolder  # the app's folder
 
     def open(self) -> ModelCase:
         """Read the scan as the bundle sees it."""
@@ -141,19 +120,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to a request.
+    """The answer to a request."""
 
-    Attributes:
-        figures: plain values for the client.
-        case: the case whose space the image has; None: there is no image.
-        array: the image, ``[C, *native S]``.
-        is_picture: whether it has the intensities of a picture, from 0 to 255, so that PNG can hold it.
-    """
-
-    figures: dict[str, Any]
-    case: ModelCase | None = None
-    array: NDArray[Any] | None = None
-    is_picture: bool = False
+    figures: dict[str, Any]  # plain values for the client
+    case: ModelCase | None = None  # the case whose space the image has; None: there is no image
+    array: NDArray[Any] | None = None  # the image, ``[C, *native S]``
+    is_picture: bool = False  # whether it has the intensities of a picture, from 0 to 255, so that PNG can hold it
 
     def write(self, suffix: str | None, dtype_name: str | None) -> str | None:
         """Write the image to a temporary file of this kind; None: PNG for pictures, else NIfTI."""

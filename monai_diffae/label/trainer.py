@@ -53,14 +53,7 @@ def training_options(
     tracking_experiment_name: str | None = None,
     tracking_run_name: str | None = None,
 ) -> dict[str, Any]:
-    """The values of the training's configuration that a client may set, by key; the others are those of the bundle.
-
-    From ``val_split`` on, they have the names that MONAI Label's own trainers give them.
-
-    Example:
-        >>> training_options(max_epochs=3)
-        {'max_epochs': 3, 'seed': 0, 'mlflow': True}
-    """
+    """The configuration's values that clients may set; from ``val_split`` on, they have MONAI Label's names."""
     values = {
         "max_epochs": max_epochs, "seed": seed, "mlflow": mlflow and tracking in (None, "mlflow"),
         "learning_rate": learning_rate, "val_fraction": val_split, "batch_size": train_batch_size,
@@ -76,9 +69,8 @@ def training_options(
 class DiffAETrainer(TrainTask):
     """The trainer ``diffae``: continues the bundle's training on all images of the datastore, labelled or not.
 
-    It trains in a folder of its own, from the bundle's weights, and replaces the bundle's model in one step at the end.
-    A training that fails or is stopped therefore changes nothing. MLflow's database is ``mlflow.db`` in the app's
-    folder, unless ``MLFLOW_TRACKING_URI`` is set.
+    It trains in a folder of its own and replaces the bundle's model at the end: one that fails or is stopped changes
+    nothing.
     """
 
     def __init__(self, served: ServedModel, folder: AppFolder) -> None:

@@ -12,17 +12,10 @@ _SPREAD_SIGMA = 1.0  # voxels; the spread of few cases is noisy
 
 
 def smoothed_residuals(images: Tensor, reconstructions: Tensor, sigma: float) -> Tensor:
-    """The size of the smoothed difference of images and reconstructions.
+    """The size of the smoothed difference of images and reconstructions (N, C, *S): (N, 1, *S), at least 0.
 
-    The signed difference is smoothed, so that noise averages out while a region that is brighter or darker stays.
-
-    Args:
-        images: (N, C, *S).
-        reconstructions: the same shape.
-        sigma: standard deviation of the Gaussian in voxels; 0: no smoothing.
-
-    Returns:
-        (N, 1, *S), at least 0: the root of the mean square over the channels.
+    The signed difference is smoothed by ``sigma`` voxels, so that noise averages out while a region that is brighter or
+    darker stays. The size is the root of the mean square over the channels.
 
     Example:
         >>> smoothed_residuals(torch.ones(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), sigma=0).mean()
@@ -32,15 +25,10 @@ def smoothed_residuals(images: Tensor, reconstructions: Tensor, sigma: float) ->
 
 
 def residual_spread(mean_squares: Tensor, floor: float) -> Tensor:
-    """The spread that residuals are divided by, one value per voxel.
+    """The spread that residuals are divided by, (1, *S), from the mean (1, *S) over normal cases of their squares.
 
-    Args:
-        mean_squares: (1, *S), the mean over normal cases of the squared residuals.
-        floor: share of the mean variance of all voxels that is added to each, so that a voxel that never varies, such
-            as background, does not turn a tiny residual into a large value.
-
-    Returns:
-        (1, *S), above 0.
+    ``floor`` is the share of the mean variance of all voxels that is added to each, so that a voxel that never varies,
+    such as background, does not turn a tiny residual into a large value.
 
     Example:
         >>> round(float(residual_spread(torch.full((1, 8, 8), 3.0), floor=1 / 3).max()), 4)
@@ -63,19 +51,10 @@ def anomaly_maps(residuals: Tensor, spread: Tensor, sigma: float) -> Tensor:
 
 
 def cross_fitted_maps(residuals: Tensor, groups: Sequence[int], floor: float, sigma: float) -> Tensor:
-    """The :func:`anomaly_maps` of cases, each with a spread that was fitted without its own group, such as its patient.
+    """The :func:`anomaly_maps` (n, 1, *S) of residuals (n, 1, *S), each with a spread fitted without its own group.
 
-    The values are then those of unseen cases. With a spread that was fitted to the cases themselves, their values would
-    be too low, and every new case would look unusual.
-
-    Args:
-        residuals: (n, 1, *S) of normal cases.
-        groups: the group of each case; at least two groups.
-        floor: as for :func:`residual_spread`.
-        sigma: as for :func:`anomaly_maps`.
-
-    Returns:
-        (n, 1, *S).
+    A group, of at least two, is such as a patient. The values are those of unseen cases; with a spread that was fitted
+    to the cases themselves, they would be too low, and every new case would look unusual.
 
     Example:
         >>> residuals = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4)

@@ -14,17 +14,11 @@ _AXES = {2: ("up-down", "left-right"), 3: ("left-right", "front-back", "up-down"
 
 
 def noise_statistics(x_T: Tensor) -> dict[str, Tensor]:
-    """Mean, standard deviation and neighbor correlation of each stochastic code: 0, 1 and 0 for Gaussian noise.
+    """Mean, standard deviation and neighbor correlation of stochastic codes (B, C, *S): 0, 1 and 0 for Gaussian noise.
 
     A code with another standard deviation, or one in which neighboring voxels are correlated, still encodes image
-    structure. It decodes well with its own z_sem, but not with an edited one.
-
-    Args:
-        x_T: stochastic codes (B, C, *S), with at least one spatial axis.
-
-    Returns:
-        ``mean``, ``std`` and ``neighbor_correlation`` (over voxels, not over channels), each (B,) float32. Statistics
-        that are not defined, such as those of a code with a single voxel or a single value, are NaN.
+    structure. It decodes well with its own z_sem, but not with an edited one. The results are ``mean``, ``std`` and
+    ``neighbor_correlation``, each (B,) float32; NaN where they are not defined.
 
     Example:
         >>> noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -54,21 +48,10 @@ def level_losses(
     timestep: int,
     noise: Tensor,
 ) -> dict[str, Tensor]:
-    """The denoising loss of each image with several z_sem in turn.
+    """The denoising loss (B,) of images or latents ``x0`` (B, C, *S) with several z_sem (B, D) in turn, by name.
 
-    The noisy image is the same for all of them, so losses differ because of z_sem only. The loss is the unweighted one
-    of the training: the squared error of the schedule's target.
-
-    Args:
-        x0: (B, C, *S), images, or their latents if the model has a first stage.
-        network: the autoencoder, in evaluation mode.
-        codes: z_sem (B, D) by name, such as the images' own and those of other images.
-        inferer: the inferer with the schedule.
-        timestep: the noise level, in [0, T).
-        noise: eps (B, C, *S).
-
-    Returns:
-        For each name in ``codes``, the loss of each image, (B,) float32.
+    The noisy image, at ``timestep`` in [0, T) with ``noise`` (B, C, *S), is the same for all of them, so losses differ
+    because of z_sem only. The loss is the unweighted one of the training.
 
     Example:
         >>> from monai_diffae.diffusion import DiffusionSchedule
@@ -88,15 +71,10 @@ def level_losses(
 
 
 def changed_views(images: Tensor, noise: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> dict[str, Tensor]:
-    """Change images in several ways: flip them, add noise, shift them, and scale their intensities.
+    """Images (B, C, *S) changed in several ways, by the name of the change: flipped, noised, shifted, scaled.
 
-    Args:
-        images: (B, C, *S) in the model's range; 2D images as a radiologist sees them, volumes in RAS order.
-        noise: standard normal, (B, C, *S); it is added with 1 and 5 % of the range.
-        model_range: black and white; values beyond it are clipped, as by the preprocessing.
-
-    Returns:
-        The changed images (B, C, *S), by the name of the change.
+    2D images are as a radiologist sees them, volumes in RAS order. ``noise`` is standard normal and added with 1 and 5
+    % of the range; values beyond ``model_range`` are clipped, as by the preprocessing.
 
     Example:
         >>> views = changed_views(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))

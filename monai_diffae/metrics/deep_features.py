@@ -26,11 +26,7 @@ _RADIMAGENET_SIZE = 224  # pixels, as it was trained
 
 
 def colour_planes(images: Tensor, model_range: tuple[float, float]) -> list[Tensor]:
-    """Images (B, C, *S) in ``model_range`` as stacks of colour images (B * n, 3, H, W) from -1 to 1.
-
-    There is one stack, or one for each plane of volumes. A channel counts as a grey image, except that three channels
-    are colours. Values beyond the range are clipped.
-    """
+    """Images (B, C, *S) as stacks of colour images (B * n, 3, H, W) from -1 to 1: one, or one per plane of volumes."""
     low, high = model_range
     scaled = ((images.float() - low) / (high - low) * 2 - 1).clamp(-1, 1)
     if scaled.shape[1] != 3:
@@ -42,13 +38,7 @@ def colour_planes(images: Tensor, model_range: tuple[float, float]) -> list[Tens
 
 @torch.no_grad()
 def mean_features(run: Callable[[Tensor], Tensor], images: Tensor, model_range: tuple[float, float]) -> Tensor:
-    """The features (B, F) of images (B, C, *S): the mean over the slices of each plane, and then over the planes.
-
-    Args:
-        run: gives the features (N, F) of colour images (N, 3, H, W) from -1 to 1.
-        images: in 2D or 3D.
-        model_range: black and white.
-    """
+    """The features (B, F) of images (B, C, *S): the mean over the slices of each plane, and then over the planes."""
     planes = []
     for stack in colour_planes(images, model_range):
         features = torch.cat([run(part) for part in stack.split(IMAGES_AT_ONCE)])
@@ -60,16 +50,8 @@ class PerceptualDistance(nn.Module):
     """The LPIPS of pairs of images, as the package ``lpips`` computes it (version 0.1, AlexNet).
 
     A channel counts as a grey image, except that three channels are colours. For volumes, it is the mean over all
-    slices of a plane, and then over the three planes.
-
-    Args:
-        weights: the file with AlexNet's weights, trained on ImageNet, as torchvision names them; None: where torch
-            keeps downloaded weights. Nothing is downloaded.
-        device: where to compute.
-
-    Raises:
-        MachineError: ``lpips`` is not installed, or there are no weights.
-        ScanError: the file does not hold AlexNet's weights.
+    slices of a plane, and then over the three planes. ``weights`` is the file with AlexNet's weights, as torchvision
+    names them; None: where torch keeps downloaded weights. Nothing is downloaded.
     """
 
     def __init__(self, weights: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu") -> None:
@@ -144,12 +126,6 @@ class InceptionFeatures(nn.Module):
     """The 2048 features of Inception v3 that published FIDs use, by the package ``pytorch-fid``.
 
     Its weights, ``pt_inception-2015-12-05-6726825d.pth``, must be where torch keeps downloads. Nothing is downloaded.
-
-    Args:
-        device: where to compute.
-
-    Raises:
-        MachineError: the package is not installed, or there are no weights.
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
@@ -168,16 +144,7 @@ class InceptionFeatures(nn.Module):
 
 
 class RadImageNetFeatures(nn.Module):
-    """The 2048 features of a ResNet-50 that was trained on RadImageNet (Mei et al. 2022), at 224 x 224.
-
-    Args:
-        weights: the file with its weights for torchvision, ``ResNet50.pt``.
-        device: where to compute.
-
-    Raises:
-        MachineError: torchvision is not installed.
-        ScanError: the file holds other weights.
-    """
+    """The 2048 features of a ResNet-50 trained on RadImageNet (Mei et al. 2022), from a file for torchvision."""
 
     def __init__(self, weights: str | os.PathLike[str], device: str | torch.device = "cpu") -> None:
         super().__init__()

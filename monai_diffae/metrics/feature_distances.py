@@ -15,19 +15,12 @@ NEIGHBORS = 3
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
-    """The squared Frechet distance of the Gaussians with the samples' means and covariances (Heusel et al. 2017).
+    """The squared Frechet distance of Gaussians with the moments of ``[N, D]`` and ``[M, D]`` (Heusel et al. 2017).
 
     With features of Inception v3 it is the FID. It is biased upwards in small samples, so compare only values of
     equally many samples. The trace of the root of the product of the covariances is computed as the sum of the singular
     values of ``X Y^T / sqrt((N - 1) (M - 1))``, with centred samples X and Y. That is exact and needs no root of a
     matrix, which fails where there are fewer samples than features.
-
-    Args:
-        a: ``[N, D]``, N at least 2.
-        b: ``[M, D]``, M at least 2.
-
-    Raises:
-        ConfigError: the shapes do not match, or values are not finite.
 
     Example:
         >>> frechet_distance([[0.0], [2.0]], [[10.0], [14.0]])  # means 1 and 12, variances 2 and 8
@@ -41,17 +34,10 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def kernel_distance(a: ArrayLike, b: ArrayLike) -> float:
-    """The unbiased squared MMD with the kernel ``(x y / D + 1)^3`` (Binkowski et al. 2018).
+    """The unbiased squared MMD of ``[N, D]`` and ``[M, D]``, kernel ``(x y / D + 1)^3`` (Binkowski et al. 2018).
 
     With features of Inception v3 it is the KID. Its expectation is 0 for samples of the same distribution, whatever
     their number, so it can be slightly negative.
-
-    Args:
-        a: ``[N, D]``, N at least 2.
-        b: ``[M, D]``, M at least 2.
-
-    Raises:
-        ConfigError: the shapes do not match, or values are not finite.
 
     Example:
         >>> round(kernel_distance([[0.0], [1.0]], [[2.0], [3.0]]), 6)
@@ -62,22 +48,10 @@ def kernel_distance(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def precision_and_recall(real: ArrayLike, generated: ArrayLike, k: int = NEIGHBORS) -> tuple[Floats, Floats]:
-    """Which generated samples are realistic, and which real ones are covered (Kynkaanniemi et al. 2019).
+    """Which generated samples ``[M, D]`` are realistic, and which real ones ``[N, D]`` are covered (Kynkaanniemi 2019).
 
     A sample counts if it lies in a ball around a sample of the other set whose radius is the distance to that sample's
-    k-th neighbor in its own set.
-
-    Args:
-        real: ``[N, D]``, N above k.
-        generated: ``[M, D]``, M above k.
-        k: which neighbor gives the radius.
-
-    Returns:
-        Whether each generated sample is realistic ``[M]``, and whether each real one is covered ``[N]``, as 0 and 1;
-        the means are precision and recall.
-
-    Raises:
-        ConfigError: the shapes do not match, there are too few samples, or values are not finite.
+    k-th neighbor in its own set. The results are 0 and 1 for each; their means are precision and recall.
 
     Example:
         >>> realistic, covered = precision_and_recall([[0.0], [1], [2], [9]], [[0.5], [1.5], [30], [40]], k=1)

@@ -18,15 +18,9 @@ SMALLEST_MS_SSIM_SIDE = 176
 def reconstruction_errors(
     images: Tensor, reconstructions: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)
 ) -> dict[str, Tensor]:
-    """MSE, PSNR and SSIM of each image.
+    """``mse``, ``psnr`` (dB) and ``ssim`` of images (B, C, *S) in ``model_range``, each (B,) float32.
 
-    Args:
-        images: (B, C, *S) in ``model_range``.
-        reconstructions: the same shape.
-        model_range: black and white. MSE is in its squared units; PSNR and SSIM do not depend on it.
-
-    Returns:
-        ``mse``, ``psnr`` (dB) and ``ssim``, each (B,) float32.
+    MSE is in the squared units of the range; PSNR and SSIM do not depend on it.
 
     Example:
         >>> images = torch.rand(2, 1, 16, 16) * 2 - 1
@@ -55,11 +49,6 @@ def reconstruction_errors(
 class ImageQuality:
     """Measures reconstructions of images of one size.
 
-    Attributes:
-        image_size: *S, the images' size.
-        model_range: black and white.
-        lpips: measures LPIPS; None: LPIPS is left out.
-
     Example:
         >>> import torch
         >>> quality = ImageQuality((16, 16))
@@ -68,9 +57,9 @@ class ImageQuality:
         (['mse', 'psnr', 'ssim'], ['ms_ssim'])
     """
 
-    image_size: Sequence[int]
-    model_range: tuple[float, float] = (-1.0, 1.0)
-    lpips: PerceptualDistance | None = None
+    image_size: Sequence[int]  #: spatial size of the images
+    model_range: tuple[float, float] = (-1.0, 1.0)  #: black and white
+    lpips: PerceptualDistance | None = None  #: measures LPIPS; None: LPIPS is left out
 
     def omitted(self) -> dict[str, str]:
         """The metrics that images of this size do not have, with the reason."""

@@ -18,12 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class ValidationLoss(Metric):
-    """The mean over all validation images of one entry of the evaluator's output.
-
-    Args:
-        key: ``loss`` (with each image's own z_sem) or ``loss_other`` (with another image's).
-        device: device of the sums.
-    """
+    """The mean over all validation images of ``loss``, or of ``loss_other`` (with another image's z_sem)."""
 
     def __init__(self, key: str = "loss", device: str | torch.device = "cpu") -> None:
         super().__init__(output_transform=lambda output: output[key], device=device)
@@ -51,9 +46,6 @@ class ZSemUsage(Metric):
     """The ratio of the loss with another image's z_sem to the loss with each image's own; at 1, z_sem is ignored.
 
     It is NaN if there is only one image, because there is no other one.
-
-    Args:
-        device: device of the sums.
 
     Example:
         >>> usage = ZSemUsage()
@@ -88,14 +80,9 @@ class ZSemUsage(Metric):
 class CopyingRatio(Metric):
     """The :func:`~monai_diffae.latents.copying_ratio` of samples that the network draws after each validation.
 
-    The z_sem of the validation are the held-out cases. If the ratio is not defined (half of the held-out cases are in
-    the training set, or z_sem is not finite), it is NaN and one warning is logged; training continues.
-
-    Args:
-        sample: draws a number of samples: normalised z_sem (N, D).
-        train: normalised z_sem (K, D) of the training set.
-        num_samples: number of samples to draw.
-        device: device of the metric.
+    The z_sem of the validation are the held-out cases, ``train`` those of the training, normalised (K, D). If the ratio
+    is not defined (half of the held-out cases are in the training set, or z_sem is not finite), it is NaN and one
+    warning is logged; training continues.
     """
 
     def __init__(

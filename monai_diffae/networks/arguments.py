@@ -14,10 +14,7 @@ P = ParamSpec("P")
 
 
 def keeps_config(init: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
-    """Decorate an ``__init__`` so that ``self.config`` holds its arguments, defaults included.
-
-    Sequences become lists, as in JSON. ``type(network)(**network.config)`` builds an equal network. The constructor
-    may replace entries of ``self.config`` by what it made of them.
+    """Decorate an ``__init__`` so that ``self.config`` holds its arguments, as JSON: ``type(x)(**x.config)`` equals x.
 
     Example:
         >>> class Layer:
@@ -70,11 +67,7 @@ def grid_cells(spatial_dims: int, z_grid: int | Sequence[int]) -> tuple[int, ...
 def level_strides(
     spatial_dims: int, num_levels: int, strides: Sequence[int | Sequence[int]] | None
 ) -> list[tuple[int, ...]]:
-    """The strides between a network's levels, one tuple per level below the first; 2 everywhere by default.
-
-    Entries are numbers, or one number per axis. Surplus ones are ignored, because the encoder of a diffusion
-    autoencoder usually has one level more than its UNet.
-    """
+    """The strides between a network's levels, one tuple per level below the first; 2 by default, surplus is ignored."""
     if strides is None:
         return [(2,) * spatial_dims] * (num_levels - 1)
     if len(strides) < num_levels - 1:
@@ -87,12 +80,7 @@ def level_strides(
 
 
 def size_divisors(spatial_dims: int, strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """What each spatial size must be a multiple of, for these strides.
-
-    Example:
-        >>> size_divisors(3, [(2, 2, 1), (2, 2, 2)])
-        (4, 4, 2)
-    """
+    """What each spatial size must be a multiple of, for these strides."""
     return tuple(math.prod(stride[axis] for stride in strides) for axis in range(spatial_dims))
 
 
@@ -107,9 +95,6 @@ def anisotropic_strides(image_size: Sequence[int], spacing_mm: Sequence[float], 
         image_size: voxels along each axis.
         spacing_mm: millimetres between voxels along each axis; only the ratios matter.
         count: number of strides, one less than the levels of the deepest network.
-
-    Raises:
-        ConfigError: the two have different lengths, or a value is not positive.
 
     Example:
         >>> anisotropic_strides([160, 160, 22], [1, 1, 6.5], 4)

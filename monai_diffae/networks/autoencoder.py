@@ -58,9 +58,6 @@ class DiffusionAutoencoder(nn.Module):
         encoder_in_channels: channels of the images to encode; None if the encoder does not tell.
         size_divisors: what each spatial size must be a multiple of, for both networks.
 
-    Raises:
-        ConfigError: the two networks do not fit each other; in ``encode`` and ``forward``, images of a wrong shape.
-
     Example:
         >>> from monai_diffae.networks import DenoisingUNet, SemanticEncoder
         >>> encoder = SemanticEncoder(2, z_channels=16, base_channels=8, channel_mult=(1, 2, 2))
@@ -209,9 +206,6 @@ def preset(name: str, spatial_dims: int = 2, in_channels: int = 1, **overrides: 
         in_channels: channels of the images.
         **overrides: any other argument of :func:`build_autoencoder`.
 
-    Raises:
-        ConfigError: a name or an argument that does not exist.
-
     Example:
         >>> preset("tiny", z_channels=64).z_channels
         64
@@ -243,9 +237,6 @@ def build_autoencoder(
         **arguments: arguments of :class:`DenoisingUNet` and :class:`SemanticEncoder`. One that both have is given to
             both; with ``encoder_`` in front, to the encoder only. By default, the encoder has one level more than the
             UNet, with the same multiplier as the last.
-
-    Raises:
-        ConfigError: an argument that does not exist, or settings that give no network.
 
     Example:
         >>> network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=16, encoder_num_heads=2)

@@ -18,10 +18,7 @@ from monai_diffae.errors import ConfigError
 
 
 def group_count(channels: int) -> int:
-    """The number of GroupNorm groups for a width: its largest divisor up to 32.
-
-    For the widths that the official code uses, this equals its ``min(32, channels)``.
-    """
+    """The number of GroupNorm groups for a width: its largest divisor up to 32, as in the official code's widths."""
     return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
 
 
@@ -33,11 +30,7 @@ def zero_initialised(module: nn.Module) -> nn.Module:
 
 
 class SameConv3d(nn.Conv3d):
-    """A 3D convolution of size 3 that keeps the spatial size, with correct gradients also if the first axis has size 2.
-
-    In that case oneDNN 3.12 (PyTorch 2.13) leaves part of the weight gradient unwritten, in bfloat16 on a CPU, if the
-    convolution pads the axis itself. Padding it beforehand avoids this.
-    """
+    """A 3D convolution of size 3 that pads beforehand: oneDNN 3.12 gives wrong bf16 gradients for a first axis of 2."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
@@ -61,10 +54,7 @@ def conv3(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
 
 
 def check_images(x: torch.Tensor, spatial_dims: int, channels: int | None, divisors: Sequence[int], name: str) -> None:
-    """Refuse images (B, C, *S) that a network cannot take; the error names the nearest sizes that it can.
-
-    ``channels`` None is not checked; ``divisors`` are what each spatial size must be a multiple of.
-    """
+    """Refuse images (B, C, *S) that a network cannot take; the error names the nearest sizes that it can."""
     if x.ndim != spatial_dims + 2:
         shape = "(B, C, H, W)" if spatial_dims == 2 else "(B, C, H, W, D)"
         raise ConfigError(f"{name} has the shape {tuple(x.shape)}: a {spatial_dims}D network takes {shape}")
@@ -101,11 +91,7 @@ class ChannelGroupNorm(nn.GroupNorm):
 
 
 class HalvingPool(nn.Module):
-    """Average pooling over pairs of neighbors along some or all axes.
-
-    In 3D it adds strided slices, because PyTorch's ``avg_pool3d`` supports neither ``channels_last_3d`` nor bfloat16 on
-    a CPU, and autocast runs it in float32. The stride of an axis is 2, or 1 to keep its size.
-    """
+    """Average pooling by 2 along some axes; in 3D by slices, as ``avg_pool3d`` has no channels_last or bf16 on CPUs."""
 
     def __init__(self, stride: Sequence[int]) -> None:
         super().__init__()
@@ -142,12 +128,7 @@ def skip_connection(spatial_dims: int, in_channels: int, out_channels: int) -> n
 
 
 class PlainBlock(nn.Module):
-    """The encoder's residual block: ``skip(x) + conv3(SiLU(GN(x)))``.
-
-    It has a single convolution, as in the official code: there, only conditioned blocks have the second half.
-    ``resample`` (``none`` or ``down``, by ``stride``, 2 along all axes if None) comes before the convolution and in the
-    skip connection.
-    """
+    """The encoder's residual block ``skip(x) + conv3(SiLU(GN(x)))``, as in the official code, after ``resample``."""
 
     def __init__(
         self,
@@ -170,13 +151,11 @@ class PlainBlock(nn.Module):
 
 
 class TwoConditionBlock(nn.Module):
-    r"""The UNet's residual block with adaptive group normalisation by the time step and by z_sem.
+    """The UNet's residual block with adaptive group normalisation by the time step and by z_sem.
 
     ``h = conv3(resample(SiLU(GN(x))))``, then ``h = conv3(Dropout(SiLU(z_s * (t_s * GN(h) + t_b))))`` and
     ``skip(resample(x)) + h``: Diff-AE (arXiv 2111.15640) equation 7, with ``t_s = 1 + ...`` and ``z_s = 1 + ...`` as in
     the official code. The second convolution is initialised with 0, so that an untrained block is its skip connection.
-    ``resample`` (``none``, ``down`` or ``up``, by ``stride``, 2 along all axes if None) comes before the first
-    convolution and in the skip connection, dropout before the second.
 
     Example:
         >>> block = TwoConditionBlock(2, 32, 64, time_channels=16, z_channels=8, resample="up")
@@ -269,10 +248,7 @@ class CellMeans(nn.Module):
 
 
 class ZMap(nn.Module):
-    """Adds a coarse map that is linear in z_sem to a feature map; untrained, it is the identity.
-
-    A cell is repeated over the features that it covers; a feature that covers several cells gets their mean.
-    """
+    """Adds a coarse map that is linear in z_sem to a feature map, cell by cell; untrained, it is the identity."""
 
     def __init__(self, channels: int, z_channels: int, cells: Sequence[int]) -> None:
         super().__init__()

@@ -85,9 +85,6 @@ class DenoisingUNet(nn.Module):
         z_grid: cells per axis (one number, or one per axis) of a map that is computed from z_sem and added in the
             middle; 1: no map, as in the paper.
 
-    Raises:
-        ConfigError: settings that give no network; in ``forward``, inputs of a wrong shape.
-
     Example:
         >>> unet = DenoisingUNet(2, base_channels=8, channel_mult=(1, 2), z_channels=16, time_embed_channels=24)
         >>> unet(x=torch.zeros(2, 1, 8, 8), timesteps=torch.tensor([0, 999]), context=torch.zeros(2, 16)).shape

@@ -1,7 +1,8 @@
-"""Other encoders: an adapter for networks of other packages, and principal components of the pixels."""
+"""Other encoders: adapters for networks of other packages, also of slices, and principal components."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,6 @@ class EncoderAdapter(nn.Module):
             z_sem.
         size_divisors: what each spatial size must be a multiple of; None: the attribute of that name of ``network``,
             if it has one, and 1 if images are resized.
-
-    Raises:
-        ConfigError: the settings do not fit each other or ``network``; in ``forward``, a wrong number of channels.
 
     Example:
         >>> from monai.networks.nets import resnet18
@@ -101,7 +99,7 @@ class EncoderAdapter(nn.Module):
         return self.project(self.features(x)).to(x.dtype)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The features (B, F) of images (B, in_channels, *S) before the projection."""
+        """Features (B, F) of images (B, in_channels, *S), before the projection."""
         if not torch.jit.is_scripting() and x.shape[1] != self.in_channels:
             raise ConfigError(
                 f"the image to encode has {x.shape[1]} channels: the encoder was built for {self.in_channels}; use "
@@ -129,15 +127,18 @@ class EncoderAdapter(nn.Module):
         per_channel = [1, self.channels] + [1] * (h.ndim - 2)
         return (h - self.mean.view(per_channel)) / self.std.view(per_channel)
 
-    def load_pretrained(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def load_pretrained(self, weights: Mapping[str, torch.Tensor], ignored: Sequence[str] = ()) -> None:
         """Give ``network`` pretrained weights; those of the replaced ``head`` are ignored.
 
         Args:
             weights: the state dict of the network as its package saves it.
+            ignored: names of layers that may have other weights, or none, because nothing uses them.
         """
-        prefix = None if self.head is None else f"{self.head}."
-        kept = {name: value for name, value in weights.items() if prefix is None or not name.startswith(prefix)}
-        own = self.network.state_dict()
+        prefixes = tuple(f"{name}." for name in (self.head, *ignored) if name is not None)
+        kept, own = (
+            {name: value for name, value in state.items() if not f"{name}.".startswith(prefixes)}
+            for state in (weights, self.network.state_dict())
+        )
         wrong = sorted(
             name
             for name in own.keys() | kept.keys()
@@ -148,7 +149,7 @@ class EncoderAdapter(nn.Module):
                 f"the pretrained weights are not those of {type(self.network).__name__}: {len(wrong)} differ, the "
                 f"first is {quoted(wrong[0])}; use the weights of the same network"
             )
-        self.network.load_state_dict(kept)
+        self.network.load_state_dict(kept, strict=False)
 
 
 def _checked_range(model_range: Sequence[float]) -> tuple[float, float]:
@@ -166,29 +167,132 @@ def _per_channel(name: str, values: float | Sequence[float], channels: int) -> t
     return torch.tensor(numbers)
 
 
-def _replace_by_identity(network: nn.Module, name: str) -> None:
-    parent_name, _, last = name.rpartition(".")
+def _layer(network: nn.Module, name: str, argument: str = "layers") -> nn.Module:
     try:
-        parent = network.get_submodule(parent_name)
-        parent.get_submodule(last)
+        return network.get_submodule(name)
     except AttributeError as error:
-        layers = ", ".join(child for child, _ in network.named_children())
-        raise ConfigError(f"head: {type(network).__name__} has no layer {quoted(name)}; it has {layers}") from error
-    setattr(parent, last, nn.Identity())
+        has = ", ".join(child for child, _ in network.named_children())
+        raise ConfigError(f"{argument}: {type(network).__name__} has no layer {quoted(name)}; it has {has}") from error
+
+
+def _replace_by_identity(network: nn.Module, name: str) -> None:
+    _layer(network, name, "head")
+    parent, _, last = name.rpartition(".")
+    setattr(network.get_submodule(parent), last, nn.Identity())
+
+
+class PlanarAdapter(EncoderAdapter):
+    """A frozen 2D network as the encoder of volumes: features of slices along each axis, as in Raptor (2507.08254).
+
+    Slices at even distances along each axis are prepared as by :class:`EncoderAdapter`. Of each layer, a feature map is
+    averaged to ``cells`` x ``cells``, a vector stays, and of the tokens (N, T, F) of a vision transformer there are the
+    first one, if it has no place in the image, and the map of the others. The features are averaged over the slices of
+    an axis; those of the axes follow each other. A 2D image is its only slice.
+
+    The network is never trained. Its layers are read by hooks, so TorchScript cannot compile it; ``torch.export`` can.
+
+    Args:
+        network: prepared images (N, channels, *size) -> anything.
+        layers: names of the layers of ``network`` whose outputs are the features, such as ``layer3``; none: its output.
+        spatial_dims: 2 or 3, of the images to encode.
+        slices: how many slices along each axis of a volume, at most.
+        cells: cells along each side of a feature map.
+        size: spatial size to which slices are resized.
+        **arguments: other arguments of :class:`EncoderAdapter`, such as ``model_range``, ``mean`` and ``std``.
+
+    Attributes:
+        out_features: how many features an image has.
+
+    Example:
+        >>> from monai.networks.nets import resnet18
+        >>> network = resnet18(spatial_dims=2, n_input_channels=3, feed_forward=False)
+        >>> encoder = PlanarAdapter(network, ["layer1", "layer4"], slices=2, cells=1, size=(64, 64))
+        >>> encoder(torch.zeros(2, 1, 16, 20, 16)).shape, encoder.out_features
+        (torch.Size([2, 1728]), 1728)
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Sequence[str] = (),
+        spatial_dims: int = 3,
+        slices: int = 8,
+        cells: int = 3,
+        size: Sequence[int] = (224, 224),
+        **arguments: Any,
+    ) -> None:
+        super().__init__(network, size=size, **arguments)
+        self.layers, self.spatial_dims, self.slices, self.cells = list(layers), spatial_dims, slices, cells
+        network.requires_grad_(False).eval()
+        num = self._slice_features(torch.zeros(1, self.in_channels, *size)).shape[1]
+        self.out_features = 3 * num if spatial_dims == 3 else num
+        if self.z_channels is None:
+            self.z_channels = self.out_features
+
+    def train(self, mode: bool = True) -> PlanarAdapter:
+        """Switch between training and evaluation; the network stays in evaluation mode."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, F) of images (B, in_channels, *S): of slices along each axis, averaged, if they are volumes."""
+        if x.ndim == 4:
+            return self._slice_features(x)
+        parts = []
+        for axis, n in enumerate(x.shape[2:], start=2):
+            num = min(self.slices, n)
+            middles = ((torch.arange(num, device=x.device) + 0.5) * n / num).long()  # of equal parts
+            slices = x.index_select(axis, middles).movedim(axis, 1)
+            parts.append(self._slice_features(slices.flatten(0, 1)).unflatten(0, (-1, num)).mean(dim=1))
+        return torch.cat(parts, dim=1)
+
+    @torch.no_grad()
+    def _slice_features(self, images: Tensor) -> Tensor:
+        """The features (N, F) of all layers, for images (N, C, H, W)."""
+        outputs: dict[str, Any] = {}
+        hooks = [
+            _layer(self.network, name).register_forward_hook(lambda _m, _x, y, name=name: outputs.update({name: y}))
+            for name in self.layers
+        ]
+        try:
+            output = self.network(self.prepare(images))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        outputs = {name: outputs[name] for name in self.layers} or {"output": output}
+        return torch.cat([self._pooled(name, value) for name, value in outputs.items()], dim=1)
+
+    def _pooled(self, name: str, output: Any) -> Tensor:
+        """The features (N, F') of the output of a layer."""
+        output = output[0] if isinstance(output, (tuple, list)) else output
+        if isinstance(output, Tensor) and output.ndim == 2:
+            return output
+        if isinstance(output, Tensor) and output.ndim == 3:
+            side = math.isqrt(output.shape[1])  # prepared images are squares
+            first, patches = output.tensor_split([output.shape[1] - side**2], dim=1)
+            maps = self._pooled(name, patches.mT.unflatten(2, (side, side)))
+            return torch.cat([first[:, :1].flatten(1), maps], dim=1)
+        if isinstance(output, Tensor) and output.ndim == 4:
+            return F.adaptive_avg_pool2d(output, self.cells).flatten(1)
+        raise ConfigError(f"layers: {quoted(name)} gives no feature map, vector or tokens; choose another layer")
 
 
 class PixelEncoder(nn.Module):
     """Encodes images to K fixed linear features of their P pixels, less a mean ``[P]``, along axes ``[K, P]``.
 
-    There is no decoder.
+    With ``features``, a network that maps images to (B, P), these take the place of the pixels. There is no decoder.
     """
 
-    def __init__(self, mean: NDArray[np.floating[Any]], axes: NDArray[np.floating[Any]]) -> None:
+    def __init__(
+        self, mean: NDArray[np.floating[Any]], axes: NDArray[np.floating[Any]], features: nn.Module | None = None
+    ) -> None:
         super().__init__()
+        self.features = nn.Flatten() if features is None else features
         self.mean = nn.Parameter(torch.from_numpy(mean).float(), requires_grad=False)
         self.axes = nn.Parameter(torch.from_numpy(axes).float(), requires_grad=False)
         self.z_channels = len(axes)
 
     def encode(self, images: Tensor) -> Tensor:
         """The features (B, K) of images (B, C, *S)."""
-        return (images.flatten(1) - self.mean) @ self.axes.T
+        return (self.features(images) - self.mean) @ self.axes.T

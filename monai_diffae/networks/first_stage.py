@@ -34,9 +34,6 @@ class FirstStage(nn.Module):
             must be a multiple of its factor.
         description: how it was trained, if it was loaded from a bundle.
 
-    Raises:
-        ConfigError: not an AutoencoderKL; in ``encode`` and ``decode``, a wrong shape, or latents without a scale.
-
     Example:
         >>> autoencoder = AutoencoderKL(3, channels=(4, 8), attention_levels=(False, False), num_res_blocks=1,
         ...     norm_num_groups=4, with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False)

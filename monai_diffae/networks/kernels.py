@@ -17,11 +17,6 @@ def exact_convolutions() -> Iterator[None]:
     cuDNN's search for the fastest algorithm (``benchmark``) is off, because it may choose another one next time. So is
     TF32, torch's default for convolutions: it keeps 10 of the 23 bits of float32, which an inversion cannot undo, and
     z_sem would differ from that of a CPU in the third digit. Convolutions in bf16 do not use TF32.
-
-    Example:
-        >>> with exact_convolutions():
-        ...     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
-        (True, False, False)
     """
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield

@@ -57,9 +57,6 @@ class LatentMLP(nn.Module):
         z_mean: (D,), float32, the mean of the training set's z_sem; NaN while it is unknown. Saved with the weights.
         z_std: (D,), its standard deviation.
 
-    Raises:
-        ConfigError: settings that give no network; in ``forward``, inputs of a wrong shape.
-
     Example:
         >>> network = LatentMLP(z_channels=16, hidden_channels=32, num_layers=3)
         >>> network(x=torch.zeros(2, 16), timesteps=torch.tensor([0, 999])).shape

@@ -18,26 +18,16 @@ AXES = {2: ("height", "width"), 3: ("x", "y", "z")}
 
 @dataclass(frozen=True)
 class NetworkPart:
-    """One network with the shapes of its inputs, all float32.
+    """One network with the shapes of its inputs, all float32."""
 
-    Attributes:
-        name: what it is: ``encoder``, ``denoiser``, ``first_stage_encoder`` or ``first_stage_decoder``.
-        module: takes the image, then the vectors, and returns one tensor.
-        image: name of the first input (B, C, *S).
-        channels: its channels C.
-        size: a spatial size S that it takes.
-        divisors: what each spatial size must be a multiple of.
-        output: name of the output.
-        vectors: shapes of the other inputs by name, without the batch axis.
-    """
-
-    name: str
-    module: nn.Module
-    image: str
-    channels: int
-    size: tuple[int, ...]
-    divisors: tuple[int, ...]
-    output: str
+    name: str  #: what it is: ``encoder``, ``denoiser``, ``first_stage_encoder`` or ``first_stage_decoder``
+    module: nn.Module  #: takes the image, then the vectors, and returns one tensor
+    image: str  #: name of the first input (B, C, *S)
+    channels: int  #: its channels C
+    size: tuple[int, ...]  #: a spatial size S that it takes
+    divisors: tuple[int, ...]  #: what each spatial size must be a multiple of
+    output: str  #: name of the output
+    #: shapes of the other inputs by name, without the batch axis
     vectors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
@@ -120,10 +110,7 @@ def _without(first_stage: FirstStage, *names: str) -> FirstStage:
 def autoencoder_parts(
     network: DiffusionAutoencoder, image_shape: Sequence[int], first_stage: FirstStage | None
 ) -> list[NetworkPart]:
-    """The encoder and the denoiser of a diffusion autoencoder; with a first stage, its two networks as well.
-
-    The networks are in evaluation mode, and were trained on images of ``image_shape`` (C, *S).
-    """
+    """The encoder and the denoiser of a diffusion autoencoder; with a first stage, its two networks as well."""
     seen_channels = network.encoder_in_channels
     size, divisors, latent_size = tuple(image_shape[1:]), network.size_divisors, tuple(image_shape[1:])
     encoder = ImageEncoder(network.encoder)

@@ -11,14 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from monai_diffae.networks.arguments import grid_cells, keeps_config, level_strides, level_widths, size_divisors
-from monai_diffae.networks.blocks import (
-    CellMeans,
-    ChannelGroupNorm,
-    PlainBlock,
-    PositionAttention,
-    check_images,
-    conv3,
-)
+from monai_diffae.networks.blocks import CellMeans, ChannelGroupNorm, PlainBlock, PositionAttention, check_images, conv3
 
 
 class SemanticEncoder(nn.Module):
@@ -41,9 +34,6 @@ class SemanticEncoder(nn.Module):
             or one per axis; None: 2.
         z_grid: cells per axis (one number, or one per axis) over which the last features are averaged; 1: over the
             whole image, as in the paper. Cells overlap if their number does not divide the size of the features.
-
-    Raises:
-        ConfigError: settings that give no network; in ``forward``, images of a wrong shape.
 
     Example:
         >>> encoder = SemanticEncoder(3, 1, z_channels=16, base_channels=8, channel_mult=(1, 2), num_res_blocks=1)
@@ -118,7 +108,7 @@ class SemanticEncoder(nn.Module):
 
     @torch.jit.unused
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The features (B, F) of images (B, C, *S) before the last layer, which :meth:`project` applies."""
+        """The features (B, F) before the last layer, which :meth:`project` applies."""
         return self.head[:-1](self._trunk(x))
 
     @torch.jit.unused

@@ -20,12 +20,7 @@ _LIGHTNING = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
 
 
 class LightningName:
-    """Replaces the names of PyTorch Lightning in a checkpoint. Calling it returns an empty dict.
-
-    Lightning's checkpoints contain its own classes beside the weights: as keys of ``callbacks`` (until version 1.5),
-    and as ``AttributeDict``. PyTorch's ``weights_only`` reader refuses such files. With this class in their place,
-    Lightning is never imported, and nothing that the file would call is run.
-    """
+    """Stands for PyTorch Lightning's names in a checkpoint, so that it is never imported; calling it gives a dict."""
 
     def __new__(cls, *_: Any) -> Any:
         """Return an empty dict: of this type, the only one into which the reader puts an AttributeDict's items."""

@@ -21,20 +21,6 @@ from monai_diffae.official.checkpoint_files import named_after, read_checkpoint
 
 StateDict = Mapping[str, torch.Tensor]
 
-# Names that only unsupported networks of the official code have, and its setting that leads to them.
-_FOREIGN_NAMES = (
-    (r"\.op\.|^output_blocks\.\d+\.\d\.conv\.", "convolutions that change the resolution (resblock_updown=False)"),
-    (r"^encoder\.out\.(?![03]\.)", "an encoder that does not end in a mean over the image (enc_pool)"),
-    (r"^time_embed\.(?!time_embed\.)", "another mixture of time and z_sem (style_time_mode)"),
-    (r"^encoder\.time_embed\.", "an encoder with the time step as input (use_time_condition)"),
-    (r"emb_inlayers\.", "conditions before a block's first convolution (resnet_use_inlayers_condition)"),
-    (r"\.cond2_emb_layers\.", "a third condition (three_cond)"),
-    (r"\.after_norm\.", "a norm after each block (resnet_use_after_norm)"),
-    (r"^(initial|initial_conv|pre_blocks|merger)\b", "a decoder with an initial part of its own (has_init)"),
-    (r"^label_emb\.", "class labels (num_classes)"),
-    (r"^(noise_net|vectorizer)\.", "a network from noise to z_sem (net_noise_type)"),
-)
-
 logger = logging.getLogger(__name__)
 
 # Patterns of official names (by position) and this package's names; the order matters.
@@ -63,11 +49,7 @@ _BESIDE = ("x_T", "conds_mean", "conds_std")
 
 @dataclass(frozen=True)
 class OfficialSettings:
-    """Settings with the names of the official ``TrainConfig``; the defaults are those of the released models.
-
-    The official training saves its whole ``TrainConfig`` in a checkpoint, as plain values and without its enumerations
-    (such as ``net_latent_activation``, which is SiLU in all of its configurations).
-    """
+    """Settings with the names of the official ``TrainConfig``; the defaults are those of the released models."""
 
     net_beatgans_attn_head: int = 1
     net_enc_num_res_blocks: int | None = None
@@ -106,10 +88,7 @@ class OfficialSettings:
 def official_settings(
     hyper_parameters: Mapping[str, Any], given: Mapping[str, Any] | None = None
 ) -> tuple[OfficialSettings, list[str]]:
-    """The settings of a checkpoint; where it is silent, those that are given, and else those of the released models.
-
-    Also returned are the names of those that neither the checkpoint nor the user has.
-    """
+    """The settings of a checkpoint, else the given, else the released models' ones; and the names of these last."""
     values: dict[str, Any] = {}
     for source in (hyper_parameters, given or {}):
         for field in fields(OfficialSettings):
@@ -132,12 +111,12 @@ def official_settings(
 
 
 def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) -> dict[str, Any]:
-    """The arguments of :func:`~monai_diffae.networks.build_autoencoder` for official weights without a prefix.
-
-    ``encoder_num_res_blocks`` (``net_enc_num_res_blocks``) is required if more than one number fits the weights.
-    """
-    _refuse_other_networks(weights)
+    """The arguments of :func:`~monai_diffae.networks.build_autoencoder` for official weights without a prefix."""
     stem = weights["input_blocks.0.0.weight"]
+    if stem.ndim != 4:  # the official blocks halve two of the three axes of volumes
+        raise ConfigError(
+            f"these weights cannot be imported: they are {stem.ndim - 2}D, the official code is for images"
+        )
     time_embed_channels, base = weights["time_embed.time_embed.0.weight"].shape
     num_res_blocks = _unet_res_blocks(weights)
     levels = _levels(weights, "", num_res_blocks)
@@ -167,56 +146,6 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
     }
 
 
-def _refuse_other_networks(weights: StateDict) -> None:
-    """Check that the weights have no setting of the official code that this package does not support."""
-    stem = weights["input_blocks.0.0.weight"]
-    if not any(name.startswith("encoder.") for name in weights):
-        raise _unsupported("no encoder, as the DDPM and DDIM baselines")
-    for pattern, meaning in _FOREIGN_NAMES:
-        if any(re.search(pattern, name) for name in weights):
-            raise _unsupported(meaning)
-    for blocks in ("input_blocks", "output_blocks", "encoder.input_blocks"):
-        numbers = _numbers(weights, blocks)
-        if numbers != list(range(len(numbers))):
-            raise _unsupported(f"{blocks} without weights (resblock_updown=False)")
-    if not any(".cond_emb_layers." in name for name in weights):
-        raise _unsupported("one condition per block (resnet_two_cond=False)")
-    for middle in ("middle_block.", "encoder.middle_block."):
-        if f"{middle}2.in_layers.0.weight" in weights and f"{middle}1.qkv.weight" not in weights:
-            raise _unsupported("no attention in the middle (use_mid_attn=False)")
-    _refuse_other_shapes(weights, stem)
-
-
-def _refuse_other_shapes(weights: StateDict, stem: torch.Tensor) -> None:
-    """The part of :func:`_refuse_other_networks` about shapes."""
-    if stem.ndim != 4:
-        # The official blocks halve two of the three axes of volumes, and the encoder's pooling is for images only.
-        raise _unsupported(f"they are {stem.ndim - 2}D, but the official code is for 2D images")
-    for name, norm in weights.items():
-        width = norm.shape[0] if norm.ndim == 1 and name.endswith(".weight") else 0  # other weights have more axes
-        if width > 32 and width % 32:
-            raise _unsupported(f"a width of {width}, which is not a multiple of the official 32 groups of GroupNorm")
-    width = weights["middle_block.0.out_layers.0.weight"].shape[0]
-    time_scales = weights["middle_block.0.emb_layers.1.weight"].shape[0]
-    z_scales, z_taken = weights["middle_block.0.cond_emb_layers.1.weight"].shape
-    z_given, predicted = weights["encoder.out.3.weight"].shape[0], weights["out.2.weight"].shape[0]
-    others = {
-        "a scale without a shift from the time step (resnet_time_emb_2xwidth=False)": time_scales != 2 * width,
-        "scale and shift from z_sem (resnet_cond_emb_2xwidth=True)": z_scales == 2 * width,
-        "an encoder that gives a mean and a variance (is_stochastic)": z_given == 2 * z_taken,
-        f"an encoder that gives {z_given} numbers and a UNet that takes {z_taken}": z_given != z_taken,
-        "a learned variance (beatgans_model_var_type)": predicted == 2 * stem.shape[1],
-        f"a UNet that predicts {predicted} channels for images with {stem.shape[1]}": predicted != stem.shape[1],
-    }
-    for meaning, is_other in others.items():
-        if is_other:
-            raise _unsupported(meaning)
-
-
-def _unsupported(meaning: str) -> ConfigError:
-    return ConfigError(f"these weights cannot be imported: {meaning}; use the code that they were trained with")
-
-
 def _uneven(network: str) -> ConfigError:
     return ConfigError(
         f"the {network}'s widths or its attention differ within a level, as in no official Diff-AE; download it again"
@@ -229,14 +158,7 @@ def _unet_res_blocks(weights: StateDict) -> int:
     upsampling = [
         i for i in range(stages) if any(f"output_blocks.{i}.{j}.in_layers.0.weight" in weights for j in (1, 2))
     ]
-    num_res_blocks = upsampling[0] if upsampling else stages - 1
-    if num_res_blocks < 1 or upsampling != list(range(num_res_blocks, stages - 1, num_res_blocks + 1)):
-        raise ConfigError(
-            "the output_blocks are not in levels, unlike in any official Diff-AE; download the file again"
-        )
-    if len(_numbers(weights, "input_blocks")) != stages:
-        raise _unsupported("another number of blocks on the way down than on the way up (num_input_res_blocks)")
-    return num_res_blocks
+    return upsampling[0] if upsampling else stages - 1
 
 
 def _encoder_res_blocks(weights: StateDict, unet_blocks: int, unet_levels: int) -> int:
@@ -283,10 +205,7 @@ def _levels(weights: StateDict, prefix: str, num_res_blocks: int) -> list[tuple[
 
 def _multipliers(levels: list[tuple[int, bool]], base: int) -> list[int]:
     """The widths of the levels as multiples of ``base``."""
-    for width, _ in levels:
-        if width % base:
-            raise _unsupported(f"a width of {width}, which is not a multiple of the {base} model_channels")
-    return [width // base for width, _ in levels]
+    return [width // base for width, _ in levels]  # if they are none, the weights do not fit
 
 
 def _numbers(weights: StateDict, blocks: str) -> list[int]:
@@ -300,8 +219,8 @@ def load_official(
 ) -> DiffusionAutoencoder:
     """Load the official code's model as a :class:`DiffusionAutoencoder`, in evaluation mode.
 
-    Every setting of the official code is either supported or refused with its name, except for those that leave no
-    trace in the weights. They are read from the checkpoint's ``hyper_parameters``; where these are silent, from the
+    Every setting of the official code is either supported or refused, except for those that leave no trace in the
+    weights. They are read from the checkpoint's ``hyper_parameters``; where these are silent, from the
     arguments; and else they are those of the released models (1 attention head). So are old settings (``enc_tanh``,
     ``time_first``, ``condition_scale_bias``, ``cond_at``, ``time_at``).
 
@@ -361,10 +280,7 @@ def lack(error: Exception) -> str:
 
 
 def select_model(weights: StateDict) -> tuple[Literal["ema_model", "model", "bare"], dict[str, torch.Tensor]]:
-    """Select the autoencoder in a state dict: names with ``ema_model.``, else with ``model.``, else all names.
-
-    A latent DDIM in the same checkpoint and the buffers beside the model are omitted.
-    """
+    """The autoencoder of a state dict without latent DDIM and buffers: ``ema_model.``, else ``model.``, else all."""
     which: Literal["ema_model", "model", "bare"] = "bare"
     inner = {name: tensor for name, tensor in weights.items() if name not in _BESIDE}
     for prefix in ("ema_model", "model"):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from monai_diffae.lazy import attach
 
 if TYPE_CHECKING:
+    from monai_diffae.pictures.associations import draw_associations as draw_associations
+    from monai_diffae.pictures.associations import draw_stability as draw_stability
     from monai_diffae.pictures.cells import caption as caption
     from monai_diffae.pictures.cells import check_captions as check_captions
     from monai_diffae.pictures.cells import draw_cells as draw_cells
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from monai_diffae.pictures.charts import draw_diagnosis as draw_diagnosis
     from monai_diffae.pictures.charts import draw_explanation as draw_explanation
     from monai_diffae.pictures.charts import draw_few_labels as draw_few_labels
+    from monai_diffae.pictures.charts import draw_regularisations as draw_regularisations
     from monai_diffae.pictures.cohort_overview import CohortOverview as CohortOverview
     from monai_diffae.pictures.cohort_overview import draw_cohort_overview as draw_cohort_overview
     from monai_diffae.pictures.mosaic import draw_anomalies as draw_anomalies
@@ -29,6 +32,7 @@ _MODULES = {
     "caption": "cells",
     "check_captions": "cells",
     "draw_anomalies": "mosaic",
+    "draw_associations": "associations",
     "draw_calibration": "charts",
     "draw_cells": "cells",
     "draw_cohort_overview": "cohort_overview",
@@ -37,6 +41,8 @@ _MODULES = {
     "draw_explanation": "charts",
     "draw_few_labels": "charts",
     "draw_mosaic": "mosaic",
+    "draw_regularisations": "charts",
+    "draw_stability": "associations",
     "in_colours": "mosaic",
     "plane_slices": "mosaic",
     "three_planes": "mosaic",

@@ -24,14 +24,14 @@ METRIC_NAMES = {
 
 _MAX_BINS, _MIN_CASES_PER_BIN = 10, 10
 _MAX_COLUMNS = 4
-_DPI = 120
+DPI = 120
 _BESIDE_LOSSES = {
     "validation_kl": "KL divergence of the latents\n(nats per value)",
     "validation_copying_ratio": "copying ratio\n(distance of samples to training cases / of held-out cases)",
     "validation_z_sem_usage": "z_sem_usage\n(loss with another image's z_sem / own)",
 }
 _PROBE = "validation_probe_"
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")  # Okabe and Ito
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")  # Okabe and Ito
 
 
 def draw_curves(frame: pd.DataFrame) -> Figure:
@@ -46,7 +46,7 @@ def draw_curves(frame: pd.DataFrame) -> Figure:
     from matplotlib.ticker import EngFormatter
 
     probed = [name.removeprefix(_PROBE) for name in map(str, frame.columns) if name.startswith(_PROBE)]
-    figure = Figure(figsize=(13 if probed else 9, 3.4), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(13 if probed else 9, 3.4), dpi=DPI, layout="constrained")
     left, right, *others = figure.subplots(1, 3 if probed else 2)
     metric, label = next((m, text) for m, text in _BESIDE_LOSSES.items() if m in frame or m == "validation_z_sem_usage")
     training = frame.dropna(subset=["loss"]) if "loss" in frame else frame.iloc[:0]
@@ -77,7 +77,7 @@ def draw_curves(frame: pd.DataFrame) -> Figure:
 def _draw_probes(panel: Any, frame: pd.DataFrame, labels: Sequence[str]) -> None:
     """Draw the probe of each label, with its interval."""
     for number, label in enumerate(labels):
-        colour, name = _COLOURS[number % len(_COLOURS)], f"{_PROBE}{label}"
+        colour, name = COLOURS[number % len(COLOURS)], f"{_PROBE}{label}"
         rows = frame.dropna(subset=[name])
         ends = [f"validation_{end}_of_probe_{label}" for end in ("low", "high")]
         panel.plot(rows["images_seen"], rows[name], "o-", color=colour, markersize=3, label=label)
@@ -97,7 +97,7 @@ def draw_diagnosis(levels: pd.DataFrame, stability: pd.DataFrame) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(13, 4), dpi=DPI, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     names = {"own": "own z_sem", "mean": "mean z_sem of the others", "other": "another patient's z_sem"}
     for colour, (name, label) in zip(("C0", "C1", "C2"), names.items(), strict=True):
@@ -218,11 +218,11 @@ def draw_explanation(curves: pd.DataFrame, cases: pd.DataFrame, labels: Sequence
     from matplotlib.figure import Figure
 
     height = max(3.2, 0.9 + 0.3 * len(labels))
-    figure = Figure(figsize=(9, height), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(9, height), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     for _, curve in curves.groupby("id", sort=False):
         left.plot(curve["distance"], curve["score"], color="0.7", linewidth=0.8)
-    for is_reached, colour, text in ((True, _COLOURS[0], "counterfactual"), (False, _COLOURS[1], "not reached")):
+    for is_reached, colour, text in ((True, COLOURS[0], "counterfactual"), (False, COLOURS[1], "not reached")):
         chosen = cases[cases["reached"] == is_reached]
         if len(chosen):
             left.plot(chosen["distance"], chosen["counterfactual"], ".", color=colour, label=text)
@@ -232,14 +232,33 @@ def draw_explanation(curves: pd.DataFrame, cases: pd.DataFrame, labels: Sequence
     left.set_ylabel("score")
     left.legend(fontsize=7)
     for row, each in enumerate(labels):
-        right.plot([each.low, each.high], [row, row], color=_COLOURS[0], linewidth=1.5)
-        right.plot(each.share, row, "o", color=_COLOURS[0], label="counterfactuals" if row == 0 else None)
-        right.plot(each.random_share, row, "|", color=_COLOURS[1], label=None if row else "random changes, same length")
+        right.plot([each.low, each.high], [row, row], color=COLOURS[0], linewidth=1.5)
+        right.plot(each.share, row, "o", color=COLOURS[0], label="counterfactuals" if row == 0 else None)
+        right.plot(each.random_share, row, "|", color=COLOURS[1], label=None if row else "random changes, same length")
     right.set_yticks(range(len(labels)), [each.label for each in labels])
     right.set(xlim=(-0.03, 1.03), ylim=(max(len(labels), 1) - 0.5, -0.5))
     right.set_xlabel("share of cases in which the label changes")
     if labels:
         right.legend(fontsize=7)
+    return figure
+
+
+def draw_regularisations(scores: pd.DataFrame) -> Figure:
+    """Draw the table ``regularisation.csv``, with dots where a value was chosen, one panel per target."""
+    targets = dict(iter(scores.groupby("target", sort=False)))
+    figure, panels = _panels(len(targets), 1)
+    for (name, group), (axes,) in zip(targets.items(), panels, strict=True):
+        for features, rows in group.groupby("features", sort=False):
+            (line,) = axes.plot(rows["regularisation"], rows["score"], label=str(features))
+            chosen = rows[rows["num_folds_chosen"] > 0]
+            axes.plot(chosen["regularisation"], chosen["score"], "o", color=line.get_color())
+        axes.set_xscale("log")
+        metric = group["metric"].iloc[0]
+        if metric == "r2":
+            axes.invert_xaxis()  # so that strong is left in all panels
+        label = f"{'alpha' if metric == 'r2' else 'C'} (left: strong; dots: chosen without the test cases)"
+        axes.set(title=str(name), xlabel=label, ylabel=METRIC_NAMES[metric])
+        axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -249,7 +268,7 @@ def _panels(num: int, num_axes: int) -> tuple[Any, list[Sequence[Any]]]:
 
     columns = min(num, _MAX_COLUMNS)
     rows = -(-num // columns)
-    figure = Figure(figsize=(6.0 * columns, (3 + 1.3 * (num_axes - 1)) * rows), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(6.0 * columns, (3 + 1.3 * (num_axes - 1)) * rows), dpi=DPI, layout="constrained")
     ratios = {"height_ratios": [3.0, 1.0][:num_axes]}
     parts = figure.subfigures(rows, columns, squeeze=False).ravel()[:num]
     return figure, [part.subplots(num_axes, 1, squeeze=False, sharex=True, gridspec_kw=ratios)[:, 0] for part in parts]

@@ -59,18 +59,7 @@ def status_of(error: DiffAEError) -> int:
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """Turn errors into ``fastapi.HTTPException`` with one line of reason.
-
-    Unexpected errors become 500 and name their type only, as their text may hold paths; the log says where in the code
-    they arose.
-
-    Example:
-        >>> with answered():
-        ...     raise ScanError("a.nii: the file is empty; copy it again")
-        Traceback (most recent call last):
-        ...
-        fastapi.exceptions.HTTPException: 422: a.nii: the file is empty; copy it again
-    """
+    """Turn errors into ``HTTPException`` with one line; unexpected ones become 500 and name their type only."""
     try:
         yield
     except HTTPException:

@@ -50,9 +50,8 @@ def serve(app: ASGIApp, host: str, port: int, announce: Callable[[], None], *, e
 class OriginGuard:
     """ASGI middleware: refuse requests that a web page of another machine sends through the user's browser.
 
-    Without it, any page that the user visits could start a training or read images, although the server listens on the
-    loopback address only. Programs such as 3D Slicer send no origin. With ``loopback_only``, the Host must be this
-    machine, too, so that a foreign name that resolves to the loopback address (DNS rebinding) is refused.
+    Otherwise any page could start a training or read images. Programs such as 3D Slicer send no origin. With
+    ``loopback_only``, the Host must be this machine, too, against DNS rebinding.
     """
 
     def __init__(self, app: ASGIApp, loopback_only: bool = True) -> None:

@@ -34,17 +34,6 @@ class CaseSpace:
     Attributes:
         scan: the whole scan, or the slice ``item["slice"]``.
         spaces: the images by the index of their slice; the key of a whole image is None.
-
-    Example:
-        >>> from monai_diffae.transforms import ToModelRanged
-        >>> preprocessing = [ReadScand("image", 2), ToModelRanged("image", method="minmax")]
-        >>> volume = np.arange(24.0).reshape(1, 2, 3, 4)
-        >>> space = CaseSpace(preprocessing, {"image": volume}, choose_slices=lambda length: range(1, length, 2))
-        >>> images = space.inputs("image")
-        >>> images.shape, space.back(images).shape
-        (torch.Size([2, 1, 3, 2]), (1, 2, 3, 4))
-        >>> space.back(images)[0, 0, 0].tolist()  # slices 1 and 3 of 4
-        [0.0, 1.0, 0.0, 3.0]
     """
 
     def __init__(
@@ -124,10 +113,7 @@ class CaseSpace:
         return self._gather(self._each(NativeSpace.back_difference, differences), np.zeros_like(self.scan.array))
 
     def add_difference(self, differences: torch.Tensor) -> NDArray[np.float32]:
-        """Add differences of two images of the model, (N, C, *S), to the scan: ``[C, *native S]`` in its units.
-
-        The scan keeps its own detail; where a difference is 0 or unknown, it keeps its values to the bit.
-        """
+        """Add differences (N, C, *S) to the scan: ``[C, *native S]``, the scan to the bit where one is 0 or unknown."""
         return self.scan.array + self.back_difference(differences)
 
     def back_map(self, maps: torch.Tensor) -> NDArray[np.float32]:

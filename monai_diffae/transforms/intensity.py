@@ -35,10 +35,6 @@ class ToModelRanged(MapTransform, InvertibleTransform):
         channel_wise: use the percentiles (or minimum and maximum) of each channel, not those of the whole image.
         allow_missing_keys: skip keys that an item does not have.
 
-    Raises:
-        ConfigError: a parameter is invalid.
-        ScanError: (on call) the scaled image has only one value.
-
     Example:
         >>> ToModelRanged("image", method="minmax")({"image": torch.tensor([[[0.0, 50.0, 100.0]]])})["image"]
         tensor([[[-1.,  0.,  1.]]])

@@ -44,11 +44,6 @@ class NativeSpace:
         scan: the case's scan (or slice), ``[C, *native S]`` in its own units, with its affine.
         suffix: the suffix for files: ``.png`` for 8-bit PNG and JPEG with one or three channels, else ``.nii.gz``.
 
-    Raises:
-        ScanError: the scan cannot be used.
-        ConfigError: the first transform of the preprocessing is not `ReadScand`; on the way back: a transform cannot be
-            inverted, or the size is not that of the model's image.
-
     Example:
         >>> preprocessing = Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")])
         >>> native = NativeSpace(preprocessing, {"image": np.arange(12.0).reshape(1, 3, 4)})
@@ -205,11 +200,7 @@ def check_reader(preprocessing: Callable[[Any], Any]) -> list[Any]:
 
 
 def check_invertible(preprocessing: Callable[[Any], Any]) -> list[Any]:
-    """Check that :class:`NativeSpace` can invert a preprocessing, and return its transforms; no scan is read.
-
-    Raises:
-        ConfigError: a transform cannot be inverted, or the first is not `ReadScand`.
-    """
+    """Check that :class:`NativeSpace` can invert a preprocessing, and return its transforms; no scan is read."""
     transforms = check_reader(preprocessing)
     for transform in transforms[1:]:
         if not isinstance(transform, (InvertibleTransform, *_NOTHING_TO_INVERT)):

@@ -47,9 +47,6 @@ class ReadScand(MapTransform):
             :func:`~monai_diffae.data.scans.read_scan`.
         allow_missing_keys: skip keys that an item does not have.
 
-    Raises:
-        ScanError: (on call) a scan cannot be used.
-
     Example:
         >>> import tempfile
         >>> from pathlib import Path

@@ -123,10 +123,6 @@ class SmoothForSpacingd(MapTransform):
         pixdim: the spacing that `ToSpacingd` gets, in mm.
         allow_missing_keys: skip keys that an item does not have.
 
-    Raises:
-        ConfigError: ``pixdim`` is not one positive number per axis.
-        ScanError: (on call) an image would have less than 2 voxels along an axis, or need more than 2 GiB.
-
     Example:
         >>> image = MetaTensor(torch.eye(8)[None], affine=torch.eye(4))
         >>> SmoothForSpacingd("image", [1, 3])({"image": image})["image"][0, 0].numpy().round(2)

@@ -39,11 +39,6 @@ class ToScanSpaced(MapTransform):
             puts it.
         allow_missing_keys: ignore keys that an item does not have.
 
-    Raises:
-        ConfigError: the preprocessing cannot be inverted; on call: the item does not name the scan's file, or the image
-            has several channels, which such applications would take for an axis.
-        ScanError: (on call) the scan cannot be used.
-
     Example:
         >>> import tempfile
         >>> from pathlib import Path

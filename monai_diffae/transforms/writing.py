@@ -54,10 +54,6 @@ def write_native(
             array; else float32. For PNG, values are rounded and clipped to 0..255.
         description: for NIfTI: the text ``descrip`` of the header.
 
-    Raises:
-        ConfigError: ``array`` has another size than the scan, or the file format cannot hold it.
-        MachineError: the disk is full, or the folder cannot be written.
-
     Example:
         >>> import tempfile
         >>> from PIL import Image
@@ -166,10 +162,7 @@ def read_image(path: Path, model_range: tuple[float, float]) -> Tensor:
 def write_case_image(
     folder: Path, name: str, native: NativeSpace, array: NDArray[np.float32], case: Case, dicom: str | None = None
 ) -> Path:
-    """Write a decoded image ``[C, *native S]`` of a case as ``folder/<name>.nii.gz`` or ``.png``; return the file.
-
-    With ``dicom``, the description of a series, a DICOM case is also written as a series, ``folder/dicom/<name>``.
-    """
+    """Write an image of a case as ``folder/<name>``; with ``dicom``, a description, also as a series in ``dicom/``."""
     file = write_native(folder / f"{name}{native.suffix}", array, native.scan, description=SYNTHETIC)
     if dicom is not None and is_dicom_case(case):
         target = folder / "dicom" / (name if native.scan.spatial_dims == 3 else f"{name}.dcm")
@@ -202,9 +195,6 @@ class WriteScand(MapTransform):
         directory: folder for the files; created if missing.
         overwrite: replace existing files.
         allow_missing_keys: skip keys that an item does not have.
-
-    Raises:
-        ConfigError: (on call) the file exists and ``overwrite`` is False.
 
     Example:
         >>> import tempfile
@@ -256,10 +246,6 @@ class WriteReconstructiond(MapTransform):
         dicom: write DICOM cases also as series, ``<directory>/<folder>/dicom/<file_name>``.
         overwrite: replace existing files.
         allow_missing_keys: ignore keys that an item does not have.
-
-    Raises:
-        ConfigError: the preprocessing cannot be inverted, or ``dicom`` is combined with grid ``model``; on call: the
-            item's ``id`` is not a case, or the file exists and ``overwrite`` is False.
 
     Example:
         >>> import tempfile

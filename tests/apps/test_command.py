@@ -46,12 +46,9 @@ def test_texts_and_lists_become_what_the_annotations_say():
 def test_settings_can_be_given_as_an_object_a_mapping_or_by_their_fields():
     expected = Decoding(steps=4, solver="heun")
     for given in (
-        {"decoding": expected},
-        {"decoding": {"steps": 4, "solver": "heun"}},
-        {"steps": 4, "solver": "heun"},
-        {"decoding": Decoding(steps=9, solver="heun"), "steps": 4},
-        {"decoding": {"solver": "heun"}, "steps": 4},
-    ):
+        {"decoding": expected}, {"decoding": {"steps": 4, "solver": "heun"}}, {"steps": 4, "solver": "heun"},
+        {"decoding": Decoding(steps=9, solver="heun"), "steps": 4}, {"decoding": {"solver": "heun"}, "steps": 4},
+    ):  # fmt: skip
         assert draw("b", **given)["decoding"] == expected
 
 
@@ -116,9 +113,6 @@ def test_results_do_not_go_among_the_scans(tmp_path):
     assert measure("diffae_2d", scans / "table.csv", scans / "results").name == "results"
 
 
-# -- texts of the command line -----------------------------------------------------------------------------------------
-
-
 def parsed(type_, *words):
     """The value of one option of this type."""
 
@@ -173,9 +167,6 @@ def test_a_line_for_a_shell_is_read_back_as_the_arguments_that_it_was_made_from(
     assert {key: list(v) if isinstance(v, tuple) else v for key, v in bound.arguments.items()} == arguments
 
 
-# -- processes ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_process_is_numbered_as_torchrun_says(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -190,8 +181,7 @@ def test_a_process_is_numbered_as_torchrun_says(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("workers", "num_cases", "num_processes", "expected"),
-    [(None, 255, 1, 0), (None, 256, 5, 3), (7, 1, 1, 7)],
+    ("workers", "num_cases", "num_processes", "expected"), [(None, 255, 1, 0), (None, 256, 5, 3), (7, 1, 1, 7)]
 )
 def test_workers_are_as_many_as_given_or_one_per_core(monkeypatch, workers, num_cases, num_processes, expected):
     monkeypatch.setattr(os, "cpu_count", lambda: 16)

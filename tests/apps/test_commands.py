@@ -63,9 +63,6 @@ def test_the_door_is_known_to_type_checkers():
     assert stub.read_text(encoding="utf-8") == door_stub(), "run make configs"
 
 
-# -- bundle runs -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("bundle", [*BUNDLES, ROOT / "bundles" / "autoencoder_kl_3d"], ids=lambda path: path.name)
 def test_the_shipped_files_are_current(bundle, tmp_path):
     copy = shutil.copytree(bundle, tmp_path / bundle.name)

@@ -8,12 +8,7 @@ import pandas as pd
 import pytest
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.provenance import (
-    check_same_model,
-    origin_of,
-    preprocessing_differences,
-    safe_overrides,
-)
+from monai_diffae.apps.provenance import check_same_model, origin_of, preprocessing_differences, safe_overrides
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.apps.synthesis.combine import combine
 from monai_diffae.apps.synthesis.edit import edit

@@ -114,9 +114,6 @@ def test_of_two_runs_at_once_the_second_is_refused_and_replaces_nothing(made, tm
     assert not list(folder.glob("*.lock"))
 
 
-# -- what notebooks show -----------------------------------------------------------------------------------------------
-
-
 def test_lines_are_escaped_and_pictures_are_inside(tmp_path):
     folder = tmp_path / "<b>&"
     folder.mkdir()
@@ -140,9 +137,6 @@ def test_a_result_is_a_path_for_the_next_command_if_it_has_files(labelled, tmp_p
     scores = mdae.probe(labelled.embeddings, targets=["wide"], evaluation="cv")
     with pytest.raises(ConfigError, match="wrote no files"):
         mdae.neighbors(scores, "out")
-
-
-# -- steps run real commands, show them, and outlive the failure of an optional one ------------------------------------
 
 
 def test_a_step_runs_its_command_and_shows_it_as_it_can_be_typed(labelled, caplog):
@@ -169,37 +163,6 @@ def test_a_step_that_fails_is_kept_with_its_reason_unless_others_need_it(tmp_pat
     assert outcome.result is None
     assert "no.parquet: there is no such file" in outcome.error
     assert "Predict: omitted (no.parquet" in caplog.text
-
-
-def test_a_step_replaces_results_of_other_settings(labelled, tmp_path):
-    given = {"embeddings": labelled.embeddings, "out": tmp_path, "evaluation": "cv", "probes": ["linear"]}
-    for target in ("wide", "head_size"):
-        result = Steps().attempt("Predict", "probe", **given, targets=[target], skip_few_labels=True)
-        assert [row["target"] for row in result.rows] == [target]
-
-
-def test_a_later_call_knows_durations_and_warnings_of_the_first(tmp_path, monkeypatch):
-    def loud(**arguments):
-        logging.getLogger("monai_diffae.anything").warning("be careful with %s", arguments["out"].name)
-        return Result(arguments["out"], skipped=skipped)
-
-    skipped = False
-    monkeypatch.setattr(Command, "load", lambda self: loud)
-    first = Steps(tmp_path / "steps.json", keeps_lines=True)
-    first.prepare("Embed", "embed", out=tmp_path / "a")
-    first.attempt("Look", "neighbors", out=tmp_path / "b")
-    assert [outcome.warnings for outcome in first.outcomes] == [("be careful with a",), ("be careful with b",)]
-    notes = json.loads((tmp_path / "steps.json").read_text())
-    for note in notes.values():
-        note["seconds"] = 77
-    (tmp_path / "steps.json").write_text(json.dumps(notes))
-
-    skipped = True
-    later = Steps(tmp_path / "steps.json", keeps_lines=True)
-    later.attempt("Look", "neighbors", out=tmp_path / "b")
-    assert [(each.step.title, each.seconds) for each in later.with_earlier()] == [("Embed", 77), ("Look", 77)]
-    assert later.with_earlier()[0].step.line == first.outcomes[0].step.line
-    assert later.with_earlier()[1].warnings == ("be careful with b",)
 
 
 @pytest.mark.goal(id="R21")

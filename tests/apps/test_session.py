@@ -63,9 +63,6 @@ def test_codes_are_those_of_embed_and_decode_to_the_image_whatever_the_other_cas
     assert read.failures == []
 
 
-# -- the training's split and columns ----------------------------------------------------------------------------------
-
-
 def test_a_split_that_is_drawn_again_is_one_warning(tiny_bundle, caplog, tmp_path):
     folder, bundle = tiny_bundle.cohort.parent, copy_tiny(tmp_path / "bundle", "2d")
 
@@ -109,9 +106,6 @@ def test_a_column_that_only_the_training_table_has_is_named(tiny_bundle, tmp_pat
     assert f"--columns {word}=" in str(caught.value)
     session = Session.open(bundle, tmp_path / "cohort.csv", run=CPU, reading=Reading({word: "other"}))
     assert len(session.cohort.cases) == len(table)
-
-
-# -- ids of a user's table ---------------------------------------------------------------------------------------------
 
 
 def test_given_ids_stay_in_all_results_and_their_files_have_safe_names(tiny_bundle, tmp_path):

@@ -21,11 +21,7 @@ FAST = {"device": "cpu", "overrides": {"inferer#steps": 2, "inferer#invert_steps
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The folder of a sqlite database and its artifacts; afterwards the address is what it was, or none.
-
-    MLflow keeps the address in the environment, so that its default, too, would become the address of later trainings:
-    a database in the working directory.
-    """
+    """The folder of a database and its artifacts; afterwards the address, which MLflow keeps, is what it was."""
     folder, before = tmp_path_factory.mktemp("server"), os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
     mlflow.create_experiment("synthesis", artifact_location=(folder / "artifacts").as_uri())
@@ -122,16 +118,3 @@ def test_results_of_a_model_reach_the_run_of_its_training(tracked, tmp_path, mon
     assert files == ["report/media", "report/report.html"]
     assert client.list_artifacts(run_id, "ids") == []
     assert run.info.status == "FINISHED"
-
-
-def test_a_model_without_a_run_of_its_own_is_left_alone(tracked, tmp_path, monkeypatch, caplog):
-    folder, _, _ = tracked
-    other = tmp_path / "other"
-    other.mkdir()
-    log_to_training(other, {"a": 1.0}, [], "report")
-    (other / "mlflow_run_id").write_text("0" * 32)
-    log_to_training(other, {"a": 1.0}, [], "report")
-    assert [file.name for file in other.iterdir()] == ["mlflow_run_id"]  # no new database
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")  # which has no such run
-    log_to_training(other, {"a": 1.0}, [], "report")
-    assert "MLflow" not in caplog.text

@@ -27,9 +27,6 @@ def case(trained, tiny_bundle):
     return trained.open(next(iter(read_cohort(tiny_bundle.cohort)[0].images.values())))
 
 
-# -- calibration -------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def calibrate(bundle, tiny_bundle, make_workflow):
     """What a training of the bundle does at its end."""
@@ -74,9 +71,6 @@ def test_the_draw_takes_many_patients_and_whole_volumes():
     assert draw_scans(cases, 100) == cases
     assert {case.id for case in draw_scans(cases[::-1], 3)} == {case.id for case in drawn}
     assert [case.id for case in draw_scans(cases_of("there"), 3)] == [case.id for case in drawn]
-
-
-# -- maps and scores ---------------------------------------------------------------------------------------------------
 
 
 def test_a_case_has_a_map_a_score_a_mask_and_a_p_value(detector, case):
@@ -130,9 +124,6 @@ def test_thresholds_are_quantiles_of_the_held_out_maps(detector):
     assert values == sorted(values)
     with pytest.raises(ConfigError, match="quantile"):
         detector.threshold(1.1)
-
-
-# -- the file ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_missing_a_damaged_and_a_stale_file_are_refused_with_the_command_to_run(bundle):

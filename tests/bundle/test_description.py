@@ -40,9 +40,6 @@ def folder(tmp_path):
     return init_bundle(tmp_path / "new")
 
 
-# -- values of a training are written into its folder ------------------------------------------------------------------
-
-
 def test_changed_values_are_written_and_nothing_else(folder):
     file, before = folder / "configs" / "train.json", read(folder)
     content = file.read_bytes()
@@ -109,9 +106,6 @@ def test_a_path_that_an_overlay_needs_is_asked_for_again(folder):
     assert read(folder)["atlas"] == "???"
 
 
-# -- a model's description is written into the recipe ------------------------------------------------------------------
-
-
 MODELS = [*(STORED / kind for kind in KINDS), *(ROOT / "bundles" / name for name in ("chest_xray", "hippocampus"))]
 
 
@@ -129,9 +123,6 @@ def test_a_recipe_with_a_models_values_describes_the_model_again(source, tmp_pat
     content = (folder / "configs" / "train.json").read_bytes()
     assert not write(folder)
     assert (folder / "configs" / "train.json").read_bytes() == content
-
-
-# -- what a description holds ------------------------------------------------------------------------------------------
 
 
 def test_a_description_has_no_name_of_a_column_patient_or_folder_and_no_formula(folder, tmp_path):

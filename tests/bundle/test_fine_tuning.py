@@ -78,9 +78,7 @@ def test_start_from_makes_the_folder_as_init_does_and_trains_it(bundle, small_co
     rewrite(bundle, lambda tensors: {name: value + 1 for name, value in tensors.items()})
     message = "new: exists, and was not made from bundle; choose a new folder, or omit start_from"
     assert complaint(train, tmp_path / "new", small_cohort, start_from=bundle) == message
-    assert "none: there is no models/model.safetensors" in complaint(
-        train, tmp_path / "a", start_from=tmp_path / "none"
-    )
+    assert "none: there is no models/model.safetensor" in complaint(train, tmp_path / "a", start_from=tmp_path / "none")
     assert not (tmp_path / "a").exists()
 
 

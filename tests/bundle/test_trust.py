@@ -79,9 +79,7 @@ def test_a_shipped_bundle_and_plain_edits_of_it_need_no_trust(name, tmp_path):
      ("inferer#_mode_", "debug", "argument"), ("network_def#pretrained", True, "argument"),
      ("optimizer#_target_", "os.system", "target"), ("seed", "$print(1)", "expression")],
 )  # fmt: skip
-def test_a_training_runs_no_code_of_its_own_and_names_no_place_to_write_or_send_to(
-    bundle, tiny_bundle, id, value, what
-):
+def test_a_training_runs_no_own_code_and_names_no_place_to_write_or_send_to(bundle, tiny_bundle, id, value, what):
     edit(bundle, id, value)
     assert f"use the {what} {str(value)!r} at '{id}" in complaint(train, bundle, tiny_bundle.cohort)
 

@@ -7,7 +7,7 @@ import pytest
 from complaints import complaint
 from scan_files import save_nifti, values
 
-from monai_diffae.bundle.config import check_rules
+from monai_diffae.bundle.config import check_anchored, check_rules
 from monai_diffae.errors import ConfigError
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "diffae_2d"
@@ -51,6 +51,15 @@ def test_a_value_out_of_range_is_named(value, words):
     with pytest.raises(ConfigError) as caught:
         check_rules({**config, **value})
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["num_rounds", "first_stage_bundle"])
+def test_an_anchored_encoder_is_refused_in_federations_and_on_latents(key):
+    overlay = json.loads((BUNDLE.parents[1] / "configs" / "anchored.json").read_text())
+    config = {"network_def": {"encoder": overlay["network_def#encoder"]}}
+    check_anchored(config)
+    with pytest.raises(ConfigError, match=f"^{key}: an anchored encoder cannot be trained in this way"):
+        check_anchored({**config, key: 2})
 
 
 @pytest.mark.goal(id="R12")

@@ -95,7 +95,6 @@ def test_a_site_trains_from_the_weights_of_the_server_and_sends_only_weights_and
     metrics = site.evaluate(ExchangeObject(weights=weights)).metrics
     own = trained_round(site, weights)
     assert_equal(at_start[0], weights)  # the average begins with them, too
-
     sent = site.get_weights()
     site.evaluate(sent)  # its own weights, which share the network's memory
     assert {key: value.shape for key, value in sent.weights.items()} == {k: v.shape for k, v in weights.items()}
@@ -110,7 +109,6 @@ def test_a_site_trains_from_the_weights_of_the_server_and_sends_only_weights_and
     assert all(isinstance(value, float) for value in metrics.values())
     everything = pickle.dumps([dict(sent), metrics])
     assert [name for name in (*NAMES, str(site.bundle_root)) if name.encode() in everything] == []
-
     site = make_site()
     update = trained_round(site, halved(own))
     site.train(site.get_weights())  # MONAI's client keeps them, and sends the difference
@@ -135,9 +133,7 @@ def test_a_restarted_client_continues_as_if_it_had_never_stopped(make_site, tmp_
     expected = trained_round(steady, given)
     restarted = make_site("restarted")
     assert_equal(trained_round(restarted, given), expected)
-    models = [
-        torch.load(tmp_path / name / "models" / "model.pt", weights_only=True) for name in ("steady", "restarted")
-    ]
+    models = [torch.load(tmp_path / site / "models/model.pt", weights_only=True) for site in ("steady", "restarted")]
     assert_equal(*models)
     assert learning_rates(tmp_path / "steady") == learning_rates(tmp_path / "restarted")
 

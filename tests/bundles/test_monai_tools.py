@@ -17,12 +17,6 @@ from monai_diffae.bundle import init_bundle
 KINDS = {"train": "train.json", "inference": "inference.json"}
 
 
-@pytest.fixture
-def bundle(tiny_bundle, tmp_path):
-    """A copy of the trained 2D bundle, which a test may change."""
-    return shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
-
-
 def loaded(bundle, kind="train", **options):
     return load(bundle.name, bundle_dir=bundle.parent, workflow_type=kind, device="cpu", **options)
 
@@ -36,9 +30,6 @@ def assert_has(network, expected):
     assert state.keys() == expected.keys()
     different = [name for name, value in expected.items() if not torch.equal(state[name].cpu(), value)]
     assert different == []
-
-
-# -- the network ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -80,9 +71,6 @@ def test_another_network_than_that_of_the_weights_is_one_line(bundle):
     assert "other values of z_channels; use its values" in complaint(opened, bundle, z_channels=4)
 
 
-# -- runs -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_missing_values_are_reported_when_the_run_starts(tiny_bundle, first_stage, kind):
     engine = {"train": "trainer", "inference": "evaluator"}[kind]
@@ -105,14 +93,8 @@ def test_a_run_from_anywhere_makes_the_files_of_the_command(tiny_bundle, first_s
     assert len(contents(tmp_path / "alone")) == 8
 
 
-# -- MONAI's tracking -------------------------------------------------------------------------------------------------
-
-
 def test_monai_finds_every_training_property(make_workflow):
     assert make_workflow().check_properties() == []
-
-
-# -- a bundle that cannot be written ----------------------------------------------------------------------------------
 
 
 @pytest.mark.goal(id="R17")

@@ -1,4 +1,4 @@
-"""docs/monai_tools.md: each command of the page has the result that its table says, on a trained bundle of each kind.
+"""docs/monai_tools.md: each command of the page works on a trained bundle of each kind.
 
 The commands run in this process as in ``python -m monai.bundle``, because importing MONAI takes longer than most of
 them.
@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import threading
+from contextlib import nullcontext
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,19 +18,14 @@ import pytest
 import torch
 from zoo_entry import write_zoo_entry
 
-from monai_diffae.errors import one_line
-
 PAGE = (Path(__file__).parents[2] / "docs" / "monai_tools.md").read_text(encoding="utf-8")
 RULES = Path(__file__).parents[1] / "zoo" / "metadata_rules.json"
 KINDS = ("diffae_2d", "diffae_3d", "autoencoder_kl_3d")
 PROGRAM = "python -m monai.bundle "
-WORKS = "works"
 
 
-def results():
-    """What the table says: the result of each tool on each kind of bundle."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line[:3] == "| `"]
-    return {row[0].strip("`"): dict(zip(KINDS, row[-3:], strict=True)) for row in rows}
+def tools():
+    return re.findall(r"^\| `([^`]+)`", PAGE, flags=re.M)
 
 
 def commands():
@@ -44,9 +40,7 @@ def tool(words):
 
 
 def python_tools():
-    return [
-        name for name in results() if any(name in block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S))
-    ]
+    return [name for name in tools() if any(name in block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S))]
 
 
 def cases():
@@ -97,22 +91,10 @@ def workplace(request, tmp_path_factory, file_server):
     return get
 
 
-def check(result, call):
-    """Check that a call works, or fails with the message in the table."""
-    error = None
-    try:
-        call()
-    except (Exception, SystemExit) as raised:
-        error = raised
-    assert (error is None) == result.startswith(WORKS), error and one_line(error)
-    for message in re.findall(r"`(.*)`", result):
-        assert message in one_line(error)
-
-
 @pytest.mark.parametrize(("name", "kind"), cases())
-def test_a_command_has_its_result(name, kind, workplace, monkeypatch):
+def test_a_command_works(name, kind, workplace, monkeypatch):
     if name == "trt_export" and torch.cuda.is_available():
-        pytest.skip("the table has the result without a GPU")
+        pytest.skip("the page has the result without a GPU")
     monkeypatch.chdir(workplace(kind))
     import monai.bundle.__main__ as program
 
@@ -120,7 +102,9 @@ def test_a_command_has_its_result(name, kind, workplace, monkeypatch):
     words = commands().get((name, is_first_stage)) or commands()[name, False]
     if is_first_stage:
         words = [word.replace("my_bundle", "my_first_stage") for word in words]
-    check(results()[name][kind], lambda: fire.Fire(vars(program), command=words))
+    fails = pytest.raises(Exception, match="Cannot find any GPU devices") if name == "trt_export" else nullcontext()
+    with fails:
+        fire.Fire(vars(program), command=words)
 
 
 @pytest.mark.slow
@@ -134,4 +118,4 @@ def test_python_tools_work(kind, workplace, monkeypatch):
 
 
 def test_every_tool_of_the_table_has_a_command_and_every_command_a_row():
-    assert results().keys() == {name for name, _ in commands()} | set(python_tools())
+    assert set(tools()) == {name for name, _ in commands()} | set(python_tools())

@@ -61,9 +61,7 @@ def two_modalities(folder, table):
 def each_overlay():
     """One is enough for the quick tests: its encoder sees another image than the decoder."""
     quick = "second_modality"
-    return [
-        pytest.param(path, id=path.stem, marks=[] if path.stem == quick else [pytest.mark.slow]) for path in OVERLAYS
-    ]
+    return [pytest.param(p, id=p.stem, marks=[] if p.stem == quick else [pytest.mark.slow]) for p in OVERLAYS]
 
 
 @pytest.mark.parametrize("overlay", each_overlay())
@@ -89,8 +87,6 @@ def test_overlay_trains_and_loads(overlay, small_cohort, tmp_path):
     z_sem = trained.inferer.encode(torch.zeros(1, 1, *size["image_size"]), trained.network)
     assert torch.isfinite(z_sem).all()
 
-
-# -- encoders of other packages, as docs/encoders.md says
 
 PAGE = ROOT / "docs" / "encoders.md"
 

@@ -124,9 +124,7 @@ def test_a_killed_training_ends_as_the_whole_one(train, tmp_path, trained_whole,
 
 
 @pytest.mark.goal(id="R1")
-def test_a_training_that_is_asked_to_stop_at_the_last_step_of_an_epoch_is_validated_first(
-    train, tmp_path, trained_whole
-):
+def test_a_training_asked_to_stop_at_the_last_step_of_an_epoch_is_validated_first(train, tmp_path, trained_whole):
     with pytest.raises(SystemExit) as stopped:
         train(tmp_path, (Events.ITERATION_STARTED(once=5), lambda: signal.raise_signal(signal.SIGTERM)))
     assert stopped.value.code == 143

@@ -74,7 +74,6 @@ def test_probes_come_every_few_epochs_and_after_the_last_step(probed, cohort):
     assert (low.dropna() <= rows["validation_probe_is_large"].dropna()).all()
     assert (high.dropna() >= rows["validation_probe_is_large"].dropna()).all()
     assert rows["validation_neighbors_is_large"].dropna().between(0, 1).all()
-
     frame, bundle = pd.read_csv(cohort), load_bundle(probed[0], "cpu")
     frame = frame[frame["split"] != "test"]
     z_sem = np.concatenate([bundle.open(cohort.parent / image).z_sem.numpy() for image in frame["image"]])

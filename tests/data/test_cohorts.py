@@ -35,13 +35,9 @@ def table(folder, text, name="cohort.csv"):
 
 def test_folder_is_searched_through(tmp_path):
     touch(
-        tmp_path / "b.nii.gz",
-        tmp_path / "train/NORMAL/IM-1.jpeg",
-        tmp_path / "a.mha",
-        tmp_path / "readme.txt",
-        tmp_path / ".hidden.nii",
-        tmp_path / ".cache/x.nii",
-    )
+        tmp_path / "b.nii.gz", tmp_path / "train/NORMAL/IM-1.jpeg", tmp_path / "a.mha", tmp_path / "readme.txt",
+        tmp_path / ".hidden.nii", tmp_path / ".cache/x.nii",
+    )  # fmt: skip
     save_series(tmp_path / "ct")
     cases = read_cohort(tmp_path)
     assert [c.id for c in cases] == ["a", "b", "ct", "IM-1"]
@@ -248,6 +244,4 @@ def test_the_types_of_labels(caplog):
     }
     assert not caplog.messages
     assert as_labels({"age": ["41,5", "7", ""], "note": ["1,5", "a"]})["age"] == ["41,5", "7", None]
-    assert [message[:58] for message in caplog.messages] == [
-        "label 'age': is read as text, because numbers such as 41,5"
-    ]
+    assert [line[:58] for line in caplog.messages] == ["label 'age': is read as text, because numbers such as 41,5"]

@@ -5,13 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from monai_diffae.data.embeddings import (
-    EmbeddedCases,
-    embeddings_fingerprint,
-    label_columns,
-    read_embeddings,
-    z_matrix,
-)
+from monai_diffae.data.embeddings import EmbeddedCases, embeddings_fingerprint, label_columns, read_embeddings, z_matrix
 from monai_diffae.engines import training_loader, validation_loader
 from monai_diffae.errors import CohortError, ConfigError
 

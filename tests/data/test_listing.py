@@ -103,9 +103,6 @@ def test_a_patient_id_joins_dicom_and_is_not_written(tmp_path):
     assert "MRN" not in write_listing(listing, tmp_path / "scans.csv").read_text()
 
 
-# -- rows, class folders and label maps --------------------------------------------------------------------------------
-
-
 def rows_of(folder, content, id_column=None):
     table = folder.parent / "labels.csv"
     table.write_text(content, encoding="utf-8")
@@ -170,12 +167,10 @@ def paths(*folders, each=3):
     ("folders", "level"),
     [
         (["NORMAL", "PNEUMONIA"], 0),
-        (["benign", "malignant", "normal"], 0),
         (["data/yes", "data/no"], 1),
         (["train/NORMAL", "train/PNEUMONIA", "test/NORMAL", "validation/PNEUMONIA"], 1),
         (["NORMAL/train", "NORMAL/test", "AD/train"], 0),
         (["0", "1", "2", "3", "4"], 0),
-        (["grade_1", "grade_2", "grade_3"], 0),
         (["patient_01/benign", "patient_02/malignant", "patient_03/benign"], 1),
         (["COVID/images", "Normal/images"], 0),
     ],
@@ -213,7 +208,6 @@ def test_other_folders_are_no_classes(folders):
             ["derivatives/sub-01/anat/sub-01_dseg", "derivatives/sub-01/anat/sub-01_desc-brain_mask",
              "derivatives/sub-01/anat/sub-01_label-GM_probseg"],
         ),
-        (["images/ISIC_1", "images/ISIC_2"], ["truth/ISIC_1_segmentation", "truth/ISIC_2_segmentation"]),
         (["a", "other_labels/c", "predictions/a", "lungmask", "with_mask/b", "a_masked"], []),
         (["mask_study_1", "mask_study_2"], []),
         (["a/x", "b/y_seg"], []),  # a label map needs its image

@@ -38,9 +38,6 @@ def _save(path, array):
     return path
 
 
-# ---------------------------------------------------------------- damaged files
-
-
 def test_missing_empty_and_foreign_files(tmp_path):
     assert refusal(tmp_path / "no.nii.gz").startswith("no.nii.gz: there is no such file")
     for suffix in (".nii", ".nii.gz", ".png", ".dcm", ".mha", ".nrrd", ".jpg", ".xyz"):
@@ -91,9 +88,6 @@ def test_a_flipped_bit_in_the_last_row_of_a_png_is_refused(tmp_path):
     content[-25] ^= 1  # before the 4 bytes of zlib's checksum, the chunk's checksum, and the last chunk of 12 bytes
     (tmp_path / "a.png").write_bytes(content)
     assert "the picture is damaged" in refusal(tmp_path / "a.png")
-
-
-# ---------------------------------------------------------------- memory, and files of others
 
 
 def _bomb(path):
@@ -185,9 +179,6 @@ def test_a_header_can_name_a_file_beside_it(tmp_path):
     for name, header in (("a.mhd", f"{_MHD}ElementDataFile ="), ("a.nrrd", f"{_NRRD}data file:")):
         (tmp_path / name).write_text(f"{header} voxels.raw\n\n")
         assert read_scan(tmp_path / name).array.max() == 63
-
-
-# ---------------------------------------------------------------- dimensions, values, geometry
 
 
 @pytest.mark.goal(id="R9")
@@ -299,9 +290,6 @@ def test_a_sheared_affine_is_kept_and_logged_once(tmp_path, caplog):
     assert caplog.messages == ["a.nii: its affine is sheared; distances are approximate"]
 
 
-# ---------------------------------------------------------------- float32, in which scans are kept
-
-
 def test_values_that_float32_cannot_tell_apart_are_refused_or_logged_once(tmp_path, caplog):
     for name in ("a.nii.gz", "a.nrrd"):
         line = refusal(_save(tmp_path / name, 1e9 + 20 * SIGNAL))
@@ -331,9 +319,6 @@ def test_values_that_float32_cannot_tell_apart_are_refused_or_logged_once(tmp_pa
 def test_values_that_float32_holds_cause_no_message(tmp_path, array, caplog):
     read_scan(_save(tmp_path / "a.nii", array))
     assert not caplog.records
-
-
-# ---------------------------------------------------------------- arrays instead of files
 
 
 def test_an_array_is_the_scan_that_its_file_is(tmp_path):

@@ -22,21 +22,6 @@ def colours():
     return np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
 
 
-# ---------------------------------------------------------------- volumes
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
-def test_nifti_values_and_geometry(tmp_path, dtype):
-    array = values(5, 6, 7).astype(dtype)
-    affine = nib.affines.from_matvec(np.diag([-2.0, 3, 4]), [10, 20, 30])
-    for suffix in (".nii", ".nii.gz"):
-        scan = read_scan(save_nifti(tmp_path / f"a{suffix}", array, affine), spatial_dims=3, channels=1)
-        np.testing.assert_array_equal(scan.array[0], array.astype(np.float32))
-        assert scan.array.dtype == np.float32
-        np.testing.assert_allclose(scan.affine, affine)
-        assert scan.spacing_mm == (2, 3, 4)
-
-
 def test_nifti_2_big_endian_slope_units_and_trailing_axes(tmp_path):
     array = values(5, 6, 7).astype(np.int16)
     nib.save(nib.Nifti2Image(array, np.eye(4)), tmp_path / "two.nii.gz")
@@ -88,9 +73,6 @@ def test_itk_formats_agree_with_nifti(tmp_path, packed):
         assert read_shape(tmp_path / f"a{suffix}") == read_shape(tmp_path / "a.nii.gz") == (6, 5, 7)
 
 
-# ---------------------------------------------------------------- slices
-
-
 @pytest.mark.parametrize("code", ORIENTATIONS[::5])
 def test_all_orientations_give_the_same_slices(code, tmp_path):
     truth = nib.Nifti1Image(values(4, 5, 6), np.diag([1.0, 2, 3, 1]))
@@ -115,9 +97,6 @@ def test_an_axial_slice_shows_the_patients_right_on_the_left():
     array[0, 8, 9, 5] = 1  # right (R+), anterior (A+)
     plane = slice_volume(Scan(array, np.eye(4)), "axial", 5).array[0]
     assert tuple(np.argwhere(plane == 1)[0]) == (0, 1)
-
-
-# ---------------------------------------------------------------- pictures
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "1", "P", "I;16"])

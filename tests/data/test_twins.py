@@ -9,7 +9,6 @@ from scan_files import values
 
 from monai_diffae.data.cases import Case
 from monai_diffae.data.formats.scan import Scan
-from monai_diffae.data.inspection.survey import look_at
 from monai_diffae.data.inspection.twins import (
     SIZE,
     TwinGroup,
@@ -76,18 +75,6 @@ def test_pairs_that_are_no_twins():
     assert twins_of(pair, ["a", "a"]) == []  # of one patient
     assert twins_of([empty, empty]) == []
     assert twins_of(pair[:1]) == twins_of([]) == []
-
-
-def test_the_same_pixels_in_two_formats_are_identical(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 255, (3, 60, 50), np.uint8)
-    for name, image in (("a.png", pixels[0]), ("b.png", pixels[1]), ("d.png", pixels[2])):
-        Image.fromarray(image).save(tmp_path / name)
-    Image.fromarray(pixels[1]).convert("RGB").save(tmp_path / "c.png")
-    (tmp_path / "e.png").write_bytes(b"...")
-    cases = [Case(name, {"image": tmp_path / f"{name}.png"}, name) for name in "abecd"]
-    seen = look_at(cases)
-    assert find_twins(seen.prints, "abecd") == [TwinGroup((1, 3), is_identical=True)]
-    assert [failure.case_id for failure in seen.failures] == ["e"]
 
 
 def test_twins_that_share_scans_become_one_patient():

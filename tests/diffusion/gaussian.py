@@ -4,13 +4,9 @@ import torch
 
 STD = 0.5
 KINDS = [
-    ("linear_beta", "x0"),
-    ("linear_beta", "eps"),
-    ("linear_beta", "v"),
-    ("cosine", "v"),
-    ("rectified_flow", "v"),
+    ("linear_beta", "x0"), ("linear_beta", "eps"), ("linear_beta", "v"), ("cosine", "v"), ("rectified_flow", "v"),
     ("rectified_flow", "x0"),
-]
+]  # fmt: skip
 """Schedules with what the network predicts."""
 
 

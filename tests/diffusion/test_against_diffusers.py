@@ -7,12 +7,10 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
-from monai_diffae.diffusion import DiffusionSchedule, ddim, dpmpp_2m, heun, unipc
+from monai_diffae.diffusion import DiffusionSchedule, ddim, dpmpp_2m, unipc
 
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 THEIR_NAME = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -105,28 +103,3 @@ def test_unipc(x_T, prediction, parameterisation, order):
     if parameterisation == "eps":  # at x0 itself log-SNR is infinite, and so is the result of diffusers
         path, expected = path[:-1], expected[:-1]
     assert_same(path, expected)
-
-
-def test_euler_for_rectified_flow(x_T):
-    schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v", spacing="trailing")
-    levels = schedule.decoding_levels(10)
-    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
-    scheduler.set_timesteps(sigmas=[(t + 1) / 1000 for t in levels[:-1]])
-    their_path, x = [], x_T
-    for t in scheduler.timesteps:
-        x = scheduler.step(network(x, t - 1), t, x).prev_sample  # their timestep 1000 s is our t + 1
-        their_path.append(x)
-    assert_same(ours(ddim, schedule, x_T, levels), their_path)
-
-
-def test_heun_for_rectified_flow(x_T):
-    schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
-    scheduler = FlowMatchHeunDiscreteScheduler(num_train_timesteps=1000)
-    scheduler.set_timesteps(10)
-    their_path, x = [], x_T
-    for t in scheduler.timesteps:
-        x = scheduler.step(network(x, t - 1), t, x).prev_sample
-        their_path.append(x)
-    levels = [*dict.fromkeys(round(float(t)) - 1 for t in scheduler.timesteps), -1]
-    # two of their steps are one of ours, except the last
-    assert_same(ours(heun, schedule, x_T, levels), [*their_path[1:-1:2], their_path[-1]])

@@ -91,9 +91,6 @@ def test_it_learns_a_map_from_noise_to_images():
     assert error() < before / 3
 
 
-# -- the loss of decoded images beside their squared error ------------------------------------------------------------
-
-
 def test_gradients_at_each_scale():
     """A checkerboard has gradients at full size only, a step at all of them, an offset none."""
     rows = torch.arange(16) % 2

@@ -73,8 +73,6 @@ def test_validation_draws_nothing():
         assert torch.equal(one, other)
 
 
-# -- latents of images: encoded once, saved under the name of what they are of, deleted at the end --------------------
-
 SHAPE = (1, 8, 8, 8)
 
 

@@ -106,9 +106,6 @@ def test_the_prediction_is_within_20_percent(batch_size, image_size, use_checkpo
     assert 0.8 < predicted / measured < 1.2, f"{predicted:.3f} GiB predicted, {measured:.3f} GiB measured"
 
 
-# -- a whole run ----------------------------------------------------------------------------------------------------
-
-
 WORKLOAD = Workload((1, 16, 16, 16), "cpu", "fp32", 2, 2, 0)
 
 

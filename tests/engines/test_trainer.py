@@ -74,9 +74,7 @@ def test_fp16_gradients_that_no_scale_makes_finite_end_the_training(make_trainer
 
 @pytest.mark.goal(id="R8")
 @pytest.mark.parametrize(("max_grad_norm", "accumulation_steps", "told_at"), [(None, 2, 4), (1.0, 1, 3)])
-def test_a_gradient_that_is_not_finite_stops_before_the_next_update(
-    make_trainer, max_grad_norm, accumulation_steps, told_at
-):
+def test_a_gradient_not_finite_stops_before_the_next_update(make_trainer, max_grad_norm, accumulation_steps, told_at):
     trainer = make_trainer(1, lr=1e-3, max_grad_norm=max_grad_norm, accumulation_steps=accumulation_steps)
     updates = []
     trainer.add_event_handler(TrainingEvents.WEIGHTS_UPDATED, lambda: updates.append(trainer.state.iteration))
@@ -100,10 +98,7 @@ def test_clipping_limits_the_norm_of_all_gradients_together(make_trainer):
     assert norm(gradients(make_trainer(8, max_grad_norm=0.01))) == pytest.approx(0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("precision", "channels_last", "max_grad_norm"),
-    [("bf16", True, 1.0), ("fp16", False, 1.0)],
-)
+@pytest.mark.parametrize(("precision", "channels_last", "max_grad_norm"), [("bf16", True, 1.0), ("fp16", False, 1.0)])
 def test_every_precision_trains_on_a_cpu(make_trainer, precision, channels_last, max_grad_norm):
     trainer = make_trainer(lr=1e-3, precision=precision, channels_last=channels_last, max_grad_norm=max_grad_norm)
     before = [p.clone() for p in trainer.network.parameters()]

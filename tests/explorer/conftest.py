@@ -18,9 +18,7 @@ TOKEN = "the-token"
 @pytest.fixture(scope="session")
 def open_explored():
     """Opens what a page shows."""
-    return lambda *places, **files: open_exploration(
-        Files(*places, **files), 4, Decoding(), Reading(), Run(device="cpu")
-    )
+    return lambda *paths, **files: open_exploration(Files(*paths, **files), 4, Decoding(), Reading(), Run(device="cpu"))
 
 
 @pytest.fixture(scope="session")

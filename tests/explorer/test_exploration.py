@@ -66,15 +66,6 @@ def test_coordinates_are_the_first_two_components(atlas):
     np.testing.assert_allclose(atlas.positions[is_train].mean(axis=0), 0, atol=1e-4)
 
 
-def test_a_move_along_a_component_is_a_move_on_the_map(atlas):
-    z_sem = atlas.table.filter(regex=r"^z_\d+$").to_numpy(np.float32)[:1]
-    moved = atlas.components.traverse(z_sem, 1, [2.0])
-    before, after = (atlas.positions_of(atlas.training.reference.normalised(z))[0] for z in (z_sem, moved))
-    expected = np.eye(len(after))[1] * 2
-    np.testing.assert_allclose((after - before)[:4], expected[:4], atol=1e-3)
-    assert len(after) > atlas.num_components
-
-
 def test_extremes_are_found_among_all_components(atlas, labelled):
     """A case that is unusual along the last component only: it has no fixed slider, and is still the most extreme."""
     extremes = atlas.extremes(2)

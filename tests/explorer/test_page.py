@@ -76,7 +76,6 @@ def test_every_control_works(page, explored):
     open_first(page)
     plain = page.pixels()
     controls = page.controls()
-
     # sliders
     names = sorted(name for name in controls if name.startswith("move-"))
     extreme = [name for name in names if name.startswith("move-extreme")]
@@ -93,7 +92,6 @@ def test_every_control_works(page, explored):
         assert page.pixels() != plain
     page.move(lambda: page("reset").click())
     assert page.pixels() == plain
-
     # another case, another x_T
     assert page("weight").is_disabled()
     page.move(lambda: page.page.locator("#neighbors button").first.click(modifiers=["Shift"]))
@@ -109,7 +107,6 @@ def test_every_control_works(page, explored):
     assert page.pixels() != first
     page.move(lambda: page.page.locator("#second button", has_text="Remove").click())
     page.move(lambda: page("reset").click())
-
     # looking
     page("window").fill("0.3")
     assert page.pixels() != plain
@@ -122,7 +119,6 @@ def test_every_control_works(page, explored):
     assert page.page.locator("figcaption").nth(1).text_content() == "Scan"
     assert page.pixels() == page.pixels("scan")
     page("flip").click()
-
     # taking away
     page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page("copy-command").click()
@@ -135,7 +131,6 @@ def test_every_control_works(page, explored):
         with page.page.expect_download() as download:
             page(name).click()
         assert download.value.suggested_filename == case.removesuffix(".nii.gz") + ending
-
     # the map
     page("colour").select_option("outlier score")
     assert page.page.locator("#legend .ramp").count() == 1
@@ -153,24 +148,10 @@ def test_every_control_works(page, explored):
     page("fit").click()
     page.move(lambda: page("previous").click())
     page.move(lambda: page("next").click())
-
     page("help-button").click()
     assert page.page.locator("#help").is_visible()
     page.page.keyboard.press("Escape")
     assert controls - page.used == set()
-
-
-def test_two_saves_in_a_row_are_two_files_and_one_that_fails_says_so(page):
-    open_first(page)
-    with (
-        page.page.expect_download(lambda download: "own_detail" in download.suggested_filename),
-        page.page.expect_download(lambda download: "own_detail" not in download.suggested_filename),
-    ):
-        page("save-model").click()
-        page("save-own").click()
-    page.page.route("**/api/export", lambda route: route.fulfill(status=200, body="no file"))
-    page("save-model").click()
-    page.page.locator("#save-status.failed", has_text="Not saved").wait_for()
 
 
 def test_another_case_does_not_show_the_scores_of_the_last_one(page):

@@ -88,17 +88,6 @@ def test_the_page_and_an_overview_with_one_value_per_case_are_served(client):
     assert not overview["has_samples"]
 
 
-def test_a_case_has_neighbors_of_other_patients_and_its_most_extreme_component(client):
-    about = client.get("/api/cases/3").json()
-    assert len(about["neighbors"]) == 5
-    assert 3 not in [each["row"] for each in about["neighbors"]]
-    distances = [each["distance"] for each in about["neighbors"]]
-    assert distances == sorted(distances)
-    assert about["labels"]["wide"] in ("yes", "no")
-    first = about["extremes"][0]
-    assert about["components"][first["component"] - 1] == pytest.approx(first["position"])
-
-
 def test_outlier_scores_are_those_of_neighbors(client, labelled, tmp_path):
     neighbors(labelled.embeddings, tmp_path)
     table = pd.read_csv(tmp_path / "outliers.csv")

@@ -1,10 +1,4 @@
-"""Train the bundles that tests copy, and those of a new version: ``make golden``.
-
-- ``tiny/``: trained again each time (``tiny_bundles.py``).
-- ``<version>/``: bundles of a release and the z_sem that it found, for tests/test_golden.py. A stored version is never
-  changed: its bundles are those that users of that version have. A new version in ``monai_diffae/__init__.py`` adds a
-  folder.
-"""
+"""Train the tiny bundles again, and those of a new version, which are never changed later: ``make golden``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Tiny trained bundles, stored so that tests copy one instead of training their own; ``make golden`` trains them again.
-
-Their weights know nothing of heads. Where a test needs a decoder that uses z_sem, they are shaken.
-"""
+"""Tiny trained bundles, stored so that tests copy one; where a decoder must use z_sem, their weights are shaken."""
 
 from __future__ import annotations
 
@@ -70,10 +67,7 @@ def tiny_cohort(folder: Path, kind: str) -> Path:
 
 
 def copy_tiny(folder: Path, kind: str, ignore: tuple[str, ...] = ()) -> Path:
-    """Make a bundle with stored weights in a new folder, without the files of ``models/`` that match ``ignore``.
-
-    It has no ``checkpoint.pt``: a test of resuming trains.
-    """
+    """Make a bundle with stored weights and no checkpoint, without the files of ``models/`` that match ``ignore``."""
     from monai_diffae.bundle.folders import init_bundle
 
     bundle = init_bundle(folder, STORED / kind / "models" / "model.safetensors")

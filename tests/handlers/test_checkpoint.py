@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from forked_program import die_at_call
 from torch import nn
 
 from monai_diffae.bundle import TrainingDescription
@@ -130,30 +131,14 @@ def test_weights_that_are_not_finite_are_refused_on_every_rank(tmp_path, value, 
     assert files(tmp_path) == before
 
 
-CALLS = ("replace", "rename", "unlink", "rmdir", "mkdir", "link", "fsync")
-
-
 def save_until(call, directory):
     """In a process of its own, an --overwrite training saves for the first time, and is killed at a call."""
     pid = os.fork()
     if pid == 0:
-        count = 0
-
-        def counted(function):
-            def run(*args, **kwargs):
-                nonlocal count
-                count += 1
-                if count == call:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*args, **kwargs)
-
-            return run
-
         kept = keeper(directory)
         kept.description, kept.overwrite = TrainingDescription({"a": "new"}), True
         torch.nn.init.ones_(kept.ema.network.weight)
-        for name in CALLS:
-            setattr(os, name, counted(getattr(os, name)))
+        die_at_call(call)
         kept.save(ENGINE)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -11,9 +11,7 @@ from monai_diffae.bundle.model_file import read_description
 from monai_diffae.handlers import progress
 
 
-def test_a_training_draws_each_row_of_its_curves_once_and_warns_once_at_its_end(
-    make_workflow, tmp_path, caplog, monkeypatch
-):
+def test_a_training_draws_each_row_of_its_curves_once_and_warns_once(make_workflow, tmp_path, caplog, monkeypatch):
     drawn = []
 
     def draw(frame):
@@ -47,13 +45,10 @@ def test_a_training_warns_of_twins_and_lists_a_bad_scan(make_workflow, small_coh
     table["ill"] = [int(row == second) for row in table.index]
     table.to_csv(folder / "cohort.csv", index=False)
     make_workflow({"dataset_dir": str(folder / "cohort.csv"), "max_epochs": 1, "batch_size": 10}).run()
-
     first, second = table.loc[first, "id"], table.loc[second, "id"]
     lines = [record.message for record in caplog.records if "twins" in record.message]
     assert len(lines) == 2
-    assert lines[0].startswith(
-        f"1 group of twins in different splits: {first} (split train) and {second} (split val); "
-    )
+    assert lines[0].startswith(f"1 group of twins in different splits: {first} (split train) and {second} (split val)")
     assert lines[1].startswith(f"1 pair of twins with different labels: {first} (ill 0) and {second} (ill 1); ")
     failures = pd.read_csv(tmp_path / "out" / "failures.csv")
     assert failures["file"].tolist() == [file.name]

@@ -53,9 +53,6 @@ def test_frozen_weights_are_shared_and_left_alone():
     assert network[1].weight.requires_grad
 
 
-# -- weights that a federated server replaced --------------------------------------------------------------------------
-
-
 def network():
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
 
@@ -88,9 +85,6 @@ def test_weights_that_are_laid_out_in_another_way_or_used_were_not_set():
     layers.to(memory_format=torch.channels_last)
     layers(torch.ones(2, 1, 4, 4)).sum().backward()
     assert not weights.were_replaced()
-
-
-# -- the optimiser of a resumed training -------------------------------------------------------------------------------
 
 
 def optimizer_with_schedule(rate, position):

@@ -152,16 +152,6 @@ def test_volumes_are_processed_slice_by_slice_by_a_2d_network(inferer, network, 
     torch.testing.assert_close(inferer.reconstruct(volumes, network), decoded)
 
 
-def test_a_3d_network_takes_volumes_whole(inferer):
-    torch.manual_seed(0)
-    network = build_autoencoder(3, **SIZES).eval()
-    torch.nn.init.normal_(network.unet.head[-1].weight, std=0.1)
-    volumes = torch.rand(2, 1, 8, 12, 8) * 2 - 1
-    few = inferer.replace(steps=8, invert_tolerance=None)
-    assert few.encode(volumes, network).shape == (2, 4)
-    torch.testing.assert_close(few.reconstruct(volumes, network), volumes, atol=0.2, rtol=0)
-
-
 def test_in_autocast_the_network_is_fast_and_the_solver_exact(inferer, network, images):
     inferer = inferer.replace(steps=5)
     exact = inferer.reconstruct(images, network)

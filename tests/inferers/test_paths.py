@@ -10,7 +10,7 @@ from scipy.spatial import geometric_slerp
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.inferers.autoencoding import FastDecoder, from_slices, to_slices
+from monai_diffae.inferers.autoencoding import FastDecoder
 from monai_diffae.inferers.paths import decoded_trajectory, few_levels, inverted_trajectory, lerp, slerp
 
 
@@ -51,16 +51,6 @@ def test_codes_without_a_unique_arc_between_them_are_refused(factor):
     for a, b in ((first, factor * first), (factor * first, first)):
         with pytest.raises(ConfigError, match="no arc between codes that are opposite, zero or not finite"):
             slerp(a, b, [0, 0.5, 1])
-
-
-def test_slices_are_those_along_the_last_axis_one_volume_after_the_other_and_the_way_back_is_exact():
-    volumes, codes = torch.randn(2, 1, 4, 5, 3), torch.randn(2, 3, 6)
-    slices = to_slices(volumes)
-    assert slices.shape == (6, 1, 4, 5)
-    assert torch.equal(slices[4], volumes[1, ..., 1])
-    assert torch.equal(to_slices(codes)[4], codes[1, 1])
-    for stack in (volumes, codes):
-        assert torch.equal(from_slices(to_slices(stack), 3), stack)
 
 
 FLOW = {"schedule": "rectified_flow", "prediction": "v"}

@@ -63,9 +63,6 @@ def test_draws_are_averaged_and_the_first_is_that_of_a_single_one(inferer, netwo
     assert spread[1] < spread[0] / 4  # the mean depends less on the noise
 
 
-# -- estimates from noised images: deterministic, and between the image itself and what z_sem alone gives -------------
-
-
 def test_an_image_has_the_same_estimate_whatever_the_others_are(inferer, network, images):
     z_sem = inferer.encode(images, network)
     together = estimate_from_noised(images, network, z_sem, inferer, draws=3)

@@ -13,13 +13,7 @@ _LISTED = ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "St
 
 @contextmanager
 def dicomweb_server(folders, more_modalities=None, segmented=None):
-    """The URL of a DICOMweb server of the DICOM files in some folders.
-
-    Args:
-        folders: the folders.
-        more_modalities: series without files: their modality by UID.
-        segmented: series that a DICOM-SEG refers to, by the UID of the DICOM-SEG.
-    """
+    """The URL of a DICOMweb server of folders; series without files by modality; what a DICOM-SEG refers to."""
     files, rows, segmented = {}, {}, segmented or {}
     for folder in folders:
         for path in sorted(folder.glob("*.dcm")):

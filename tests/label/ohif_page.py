@@ -55,26 +55,13 @@ class OhifPage:
 
     def run_segmentation(self):
         """Run the model that Auto-Segmentation shows, until its result is drawn."""
-        self._run(self._tab("Auto-Segmentation"), "Running Segmentation - Successful")
-
-    def run_class_prompt(self, label):
-        """Run the same model from the tab Class Prompts for one label, until its result is drawn."""
-        tab = self._tab("Class Prompts")
-        tab.get_by_role("row", name=label).get_by_role("checkbox").check()
-        self._run(tab, "Run Class Based Inference - Successful")
-
-    def _tab(self, title):
-        """One of the tabs of the panel, opened."""
-        name = self.page.locator("label.tab-label", has_text=title)
-        tab = self.page.locator(".tab", has=name)
+        tab = self.page.locator(".tab", has=self.page.locator("label.tab-label", has_text="Auto-Segmentation"))
         if not tab.locator(".modelSelector button").is_visible():
-            name.click()
-        return tab
-
-    def _run(self, tab, message):
+            self.page.locator("label.tab-label", has_text="Auto-Segmentation").click()
         tab.locator(".modelSelector button").click()
-        self.page.get_by_text(message).wait_for()
-        self.page.get_by_text(message).wait_for(state="hidden")
+        done = self.page.get_by_text("Running Segmentation - Successful")
+        done.wait_for()
+        done.wait_for(state="hidden")
         self._wait_for_drawing()
 
     def planes(self):

@@ -40,7 +40,5 @@ def slice_distance_mm(first, second):
 def ball(shape, spacing_mm, radius_mm):
     """A ball half a radius beside the middle of a grid, along each axis, as a mask."""
     grid = np.indices(shape)
-    offset = [
-        (axis - length // 2) * mm - radius_mm / 2 for axis, length, mm in zip(grid, shape, spacing_mm, strict=True)
-    ]
+    offset = [(axis - n // 2) * mm - radius_mm / 2 for axis, n, mm in zip(grid, shape, spacing_mm, strict=True)]
     return np.sqrt(np.square(offset).sum(0)) <= radius_mm

@@ -64,14 +64,3 @@ def test_the_examples_with_curl_run(server_url, volumes, tmp_path):
         answer = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120)
         assert answer.returncode == 0, line
     assert (tmp_path / "mask.nii.gz").read_bytes()[:2] == b"\x1f\x8b"
-
-
-def test_every_task_option_and_strategy_is_explained(server_url):
-    from monai_diffae.label.task import option_names
-    from monai_diffae.label.trainer import training_options
-
-    info = requests.get(f"{server_url}/info/", timeout=30).json()
-    names = {*info["models"], *info["strategies"], *info["trainers"], *info["scoring"], *option_names(training_options)}
-    for kind in ("models", "trainers", "strategies"):
-        names |= {option for task in info[kind].values() for option in task.get("config", {})}
-    assert {name for name in names if f"`{name}`" not in PAGE} == set()

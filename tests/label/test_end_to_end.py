@@ -91,13 +91,11 @@ def test_from_the_first_score_to_the_trained_model(server):
     assert {first, second} <= set(images)
     before = {check_every_task(server, image) for image in ("hippocampus_001", "series-1")}
     assert before == {checksum(server.app / "bundle")}
-
     label = shared("hippocampus_msd/labels", "hippocampus_001.nii.gz")[0]
     assert client.save_label("hippocampus_001", str(label), "final", {"class": "left"})["label"] == "hippocampus_001"
     assert client.info()["datastore"]["completed"] == 1
     assert Path(client.download_label("hippocampus_001", "final")).read_bytes() == label.read_bytes()
     assert client.next_sample("diffae_uncertain", {})["selection"]["probe"] == "class"
-
     client.train_start("diffae", {"max_epochs": 2, "mlflow": False})
     assert server.refuses_training()
     job = server.job("train")
@@ -109,7 +107,6 @@ def test_from_the_first_score_to_the_trained_model(server):
     assert after == stats["model"] == checksum(server.app / "bundle")
     assert after not in before
     assert client.next_sample("diffae_mixed", {})["selection"]["scored"] == len(images)
-
     text = server.output.read_text() + (server.app / "logs" / "app.log").read_text()
     assert "epoch 2 of 2" in text
     assert [name for name in images if name in text] == []
@@ -131,7 +128,6 @@ def test_a_training_is_stopped_and_the_server_answers_and_ends_during_an_inferen
         server.client.train_stop()
         assert server.job("train")["status"] == "STOPPED"
         assert checksum(app / "bundle") == before
-
         url, params = f"{server.url}/infer/diffae_reconstruct", {"mode": "z_sem", "draws": 100, "steps": 300}  # minutes
         request = {"params": {"image": "hippocampus_001"}, "data": {"params": json.dumps(params)}, "timeout": 300}
         thread = threading.Thread(target=requests.post, args=[url], kwargs=request, daemon=True)

@@ -194,11 +194,3 @@ def test_ohif_draws_the_anomaly_on_the_planted_lesion(ohif, tmp_path):
     anatomy = (before.max(axis=-1) - before.min(axis=-1) < 8) & (before.max(axis=-1) > 20) & ~lesion
     assert overlay[lesion].mean() > 0.3
     assert overlay[lesion].mean() > 2 * overlay[anatomy].mean()
-
-
-def test_ohif_runs_the_task_from_class_prompts(ohif):
-    """That tab lists the task, too, and sends ``label_prompt``, which stays in the options of later runs."""
-    ohif.connect()
-    ohif.set_option("diffae_anomaly", "quantile", "0.9")
-    ohif.run_class_prompt("anomalies")
-    ohif.run_segmentation()

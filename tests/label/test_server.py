@@ -188,17 +188,6 @@ def test_requests_of_a_router_wait_for_each_other():
     assert max(most) == 2
 
 
-def test_arguments_descriptions_and_reasons_of_errors_are_kept():
-    app, _ = application()
-    with TestClient(app) as client:
-        assert client.post("/slow/a?seconds=0").json() == {"name": "a", "user": "admin"}
-        assert client.post("/slow/a?seconds=x").status_code == 422
-        response = client.post("/slow/broken?seconds=0")
-        assert (response.status_code, response.json()["detail"]) == (422, "a.nii: the file is empty; copy it again")
-        described = client.get("/openapi.json").json()["paths"]["/slow/{name}"]["post"]
-        assert (described["summary"], described["tags"]) == ("Takes a second", ["Slow"])
-
-
 def test_tasks_after_a_request_run_although_it_fails(tmp_path):
     """They delete an uploaded scan from the temporary folder."""
     router, upload = APIRouter(prefix="/upload"), tmp_path / "scan.nii.gz"

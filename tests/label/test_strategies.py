@@ -15,7 +15,6 @@ from monai_diffae.data.scans import write_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.datastore import FolderDatastore
 from monai_diffae.label.strategies import DESCRIPTIONS, label_targets, structure_sizes
-from monai_diffae.latents.selection import uncertainty
 
 OWN = [f"diffae_{name}" for name in DESCRIPTIONS]
 STRUCTURES = [{"name": "anterior", "idx": 1}, {"name": "posterior", "idx": 2}]
@@ -86,9 +85,7 @@ def test_a_broken_scan_is_reported_and_the_others_are_served(serve, bundle_3d, s
     assert server.infer("diffae_encode", "series-1").status_code == 200
 
 
-@pytest.mark.parametrize(
-    "strategy", ["diffae_diversity", pytest.param("diffae_mixed", marks=pytest.mark.slow), "random"]
-)
+@pytest.mark.parametrize("strategy", ["diffae_diversity", "random"])
 def test_every_image_is_proposed_once_before_one_is_proposed_again(server, strategy):
     proposed = [propose(server, strategy)["id"] for _ in range(6)]
     assert sorted(proposed) == sorted(server.studies.source)
@@ -133,19 +130,6 @@ def test_the_probe_learns_volumes_from_label_maps_and_classes_from_params(server
     save_label(server, names[1], **{"class": "right"})
     selection = propose(server, "diffae_mixed")["selection"]
     assert (selection["probe"], selection["probe_labels"], selection["labelled"]) == ("class", 2, 3)
-
-
-def test_uncertain_proposes_what_the_probe_cannot_tell(server):
-    """Two classes at the ends of one axis: the proposed image is not beside a labelled one."""
-    ids, z = codes(server)
-    order = np.argsort(z[:, 0])
-    names = {int(order[0]): "low", int(order[1]): "low", int(order[-1]): "high", int(order[-2]): "high"}
-    for row, name in names.items():
-        save_label(server, ids[row], **{"class": name})
-    labelled = sorted(names)
-    scores = uncertainty(z, labelled, [names[row] for row in labelled], kind="classes")
-    scores[labelled] = -1
-    assert propose(server, "diffae_uncertain")["id"] == ids[int(scores.argmax())]
 
 
 def test_without_scores_or_images_the_reason_is_given(serve, bundle_3d, studies_3d, tmp_path):

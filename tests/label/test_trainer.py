@@ -1,7 +1,6 @@
 """Training on the server: on all images, published in one step; what fails changes nothing. The served bundle."""
 
 import logging
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -54,7 +53,6 @@ def test_the_new_model_is_served_and_broken_images_are_left_out(serve, bundle_3d
     with FileLock(folder.training / ".lock"):  # of a training in another process
         response = train(server)
     assert (response.status_code, response.json()["detail"][:28]) == (409, "train: a training is running")
-
     with caplog.at_level(logging.INFO, "monai_diffae"):
         result = train(server, **USUAL).json()
     assert "are ignored: dataloader, dataset, device, gpus, multi_gpu, name, pretrained, tracking_uri" in caplog.text
@@ -119,11 +117,6 @@ def test_without_usable_images_or_a_bundle_of_its_own_nothing_is_trained(serve, 
     trainer = DiffAETrainer(ServedModel(bundle_3d, "cpu"), refers)
     with pytest.raises(ConfigError, match="uses a bundle outside its folder"):
         trainer({"model": "diffae", **QUICK}, FolderDatastore(str(tmp_path / "empty")))
-
-
-@pytest.fixture
-def bundle(tiny_bundle, tmp_path):
-    return shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
 
 
 def change_weights(bundle):

@@ -144,15 +144,6 @@ def test_distances_are_without_bias_whatever_the_sizes(distance):
     assert min(values) < 0 < distance(normal(0, 12, 3), normal(1, 30, 3, shift=2))
 
 
-@pytest.mark.parametrize("statistic", ["energy", "mmd"])
-def test_a_shift_and_another_scale_are_found(statistic):
-    a = normal(0, 150, 4)
-    for other in (normal(1, 150, 4, shift=0.6), normal(1, 150, 4) * 2):
-        result = permutation_test(statistic, a, other, num=199)
-        assert result.p_value == 1 / 200
-        assert result.null_low < 0 < result.null_high < result.value
-
-
 def test_permutations_are_those_of_the_plain_loop_whatever_the_blocks(monkeypatch):
     a, b = normal(0, 12, 2), normal(1, 8, 2, shift=0.5)
     pooled, generator = np.concatenate([a, b]), np.random.default_rng(3)
@@ -190,20 +181,6 @@ def test_difference_is_below_zero_where_the_first_is_nearer(statistic):
     assert swapped.low > 0
     if statistic == "energy":
         assert result.value == pytest.approx(energy_distance(near, reference) - energy_distance(far, reference))
-
-
-@pytest.mark.slow
-def test_interval_of_the_difference_holds_the_truth_about_95_times_in_100():
-    # the energy distances of large samples stand for the truth
-    truth = energy_distance(normal(0, 3000, 2, shift=0.5), normal(1, 3000, 2)) - energy_distance(
-        normal(2, 3000, 2, shift=1.0), normal(1, 3000, 2)
-    )
-    held = []
-    for i in range(100):
-        samples = normal(3 * i, 60, 2), normal(3 * i + 1, 60, 2, shift=0.5), normal(3 * i + 2, 60, 2, shift=1.0)
-        result = difference_interval(*samples, num=150, seed=i)
-        held.append(result.low <= truth <= result.high)
-    assert 0.87 <= np.mean(held) <= 1
 
 
 def test_copies_are_told_from_new_samples():

@@ -1,5 +1,7 @@
 """Probes on held-out patients: folds, features that are fitted in each fold, and few labels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -120,6 +122,8 @@ def test_feature_sets_are_compared_on_the_same_cases_and_targets_that_cannot_be_
     assert evaluated[0].row["difference"] is None
     assert evaluated[1].row["difference_low"] > 0.5
     assert [row["num_patients"] for row in evaluated[0].few_labels] == [10]
+    fixed, _ = evaluate_probes(table, ["age"], sets[:1], replace(settings, regularisation=1e9))
+    assert fixed[0].few_labels[0]["median"] < 0.01 < 0.5 < evaluated[0].few_labels[0]["median"]
     with pytest.raises(ConfigError, match="^probes: 'svm' is not one of linear, knn, boosting"):
         ProbeSettings(probes=("svm",))
     with pytest.raises(ConfigError, match="^target 'site'"):

@@ -5,11 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing import QuickProbe
-from monai_diffae.latents.probing.probes import LOGISTIC_CS, RIDGE_ALPHAS, fit_probe, grouped_folds, pca_features
+from monai_diffae.latents.probing.probes import (
+    LOGISTIC_CS,
+    RIDGE_ALPHAS,
+    fit_path,
+    fit_probe,
+    grouped_folds,
+    pca_features,
+)
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores, bootstrapped, difference_interval, interval
 from monai_diffae.latents.targets import are_classes, copies_of, far_off, read_line_target, read_target
 
@@ -114,6 +124,28 @@ def test_noise_gets_the_strongest_regularisation_and_a_signal_a_weak_one_whateve
     for probe in ("linear", "knn"):
         first, second = (fit_probe(probe, x, target, np.arange(300), 2).predict(x) for x in (features, scaled))
         np.testing.assert_allclose(first, second, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("copies", [1, 2])  # cases that are there twice span half as many dimensions
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_with_more_features_than_cases_a_linear_probe_is_scikit_learns(copies, num_classes):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 500)) * np.logspace(0, -2, 500)
+    y = np.digitize(x @ rng.normal(size=500) * 2, [0] if num_classes == 2 else [-1, 1])
+    seen, target = np.repeat(x[:40], copies, axis=0), np.repeat(y[:40], copies)
+    for standardise in (True, False):
+        for fitted in fit_path("linear", seen, target, num_classes, [1e-3, 1, 30], standardise=standardise):
+            exact = LogisticRegression(C=fitted.regularisation, tol=1e-9, max_iter=10_000)
+            expected = make_pipeline(StandardScaler(with_std=standardise), exact).fit(seen, target)
+            np.testing.assert_allclose(fitted.predict(x), expected.predict_proba(x), atol=1e-4)
+            assert fitted.model[-1].coef_.shape == exact.coef_.shape
+            fixed = fit_probe(
+                "linear", seen, target, np.arange(len(seen)), num_classes, 0, standardise,
+                regularisation=fitted.regularisation,
+            )  # fmt: skip
+            np.testing.assert_allclose(fixed.predict(x), fitted.predict(x), atol=1e-4)  # which started elsewhere
+            assert fixed.regularisation == fitted.regularisation
 
 
 @pytest.mark.filterwarnings("error")

@@ -122,14 +122,6 @@ def test_a_planted_outlier_comes_first_and_the_scans_of_one_patient_do_not_hide_
     assert set(select("outlier", z, 6, groups=groups)) == set(range(50, 56))
 
 
-def test_random_depends_on_the_seed_alone_and_rows_must_exist(z_sem):
-    rows = select("random", z_sem, 10, seed=1)
-    np.testing.assert_array_equal(select("random", z_sem * 2, 10, seed=1), rows)
-    assert rows.tolist() != select("random", z_sem, 10, seed=2).tolist()
-    with pytest.raises(ConfigError, match="^labelled: a row is outside 0 to 49; give row numbers"):
-        select("diversity", z_sem, labelled=[50])
-
-
 @pytest.fixture
 def line():
     return np.linspace(-2, 2, 81)[:, None]

@@ -17,7 +17,7 @@ def row(score, low, high, metric="auroc", features="z_sem", difference=None, pat
     }  # fmt: skip
 
 
-PCA = {"features": "PCA of pixels"}
+PCA, WIDE = {"features": "PCA of pixels"}, {"features": "wide"}
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,13 @@ PCA = {"features": "PCA of pixels"}
         ([row(0.52, 0.47, 0.57)], "hardly", "z_sem hardly predicts sex, if at all: AUROC 0.52"),
         ([row(0.52, 0.47, 0.57), row(0.8, 0.7, 0.9, difference=-0.3, **PCA)], "hardly", "PCA of pixels predicts it"),
         ([row(0.4, 0.1, 0.8, patients=30), row(0.8, 0.6, 0.9, difference=-0.4, **PCA)], "hardly", "z_sem is worse"),
+        # the sentence is about wide features only if neither z_sem nor the principal components predict the label
+        ([row(0.9, 0.8, 0.95), row(0.8, 0.7, 0.9, difference=0.1, **PCA), row(0.99, 0.9, 1, difference=-0.06, **WIDE)],
+         "better", "Wide features predict it better: use them for classifiers (probe --features wide)."),
+        ([row(0.9, 0.8, 0.95), row(0.8, 0.7, 0.9, difference=0.1, **PCA), row(0.9, 0.8, 1, difference=-0.01, **WIDE)],
+         "better", "z_sem predicts sex better than PCA of pixels"),
+        ([row(0.52, 0.47, 0.57), row(0.5, 0.4, 0.6, difference=0, **PCA), row(0.8, 0.7, 0.9, difference=-0.3, **WIDE)],
+         "hardly", "if at all: AUROC 0.52 (0.47 to 0.57), and 0.5 is chance (300 patients). wide predicts it"),
         ([row(0.7, 0.4, 0.8, patients=30), row(0.8, 0.6, 0.9, difference=0.0, **PCA)], "unclear", "PCA of pixels"),
         ([row(0.6, 0.4, 0.8, patients=23, rarest=9)], "unclear", "With 23 patients, it cannot be said whether z_sem"),
         ([row(0.02, -0.05, 0.06, "r2", patients=23, rarest=None)], "unclear", "about 227 would be needed"),
@@ -44,7 +51,8 @@ PCA = {"features": "PCA of pixels"}
 def test_a_verdict_says_what_the_interval_and_the_baseline_show(rows, answer, words):
     verdict = find_verdicts(rows)[0]
     assert (verdict.answer, verdict.is_predicted) == (answer, answer not in ("hardly", "unclear"))
-    assert words in verdict.sentence
+    assert words in f"{verdict.sentence} {verdict.next_step}"
+    assert ("Wide features" in verdict.advice) == ("Wide features" in words)
 
 
 @pytest.mark.slow

@@ -4,9 +4,10 @@ import pytest
 import torch
 from monai.networks.nets import ViT, resnet18
 from torch import nn
+from torchvision.models import VisionTransformer, squeezenet1_1
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.networks import EncoderAdapter, build_autoencoder
+from monai_diffae.networks import EncoderAdapter, PlanarAdapter, build_autoencoder
 
 UNET = {"base_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "z_channels": 12, "time_embed_channels": 20}
 
@@ -112,3 +113,59 @@ def test_it_can_be_scripted():
     adapter = EncoderAdapter(monai_resnet(), size=(24, 24), mean=0.5, std=0.2, projection=nn.Linear(512, 12))
     network, x = autoencoder(adapter).eval(), torch.randn(1, 1, 32, 32)
     torch.testing.assert_close(torch.jit.script(network)(x), network(x))
+
+
+@pytest.fixture(scope="module")
+def planar():
+    """Two layers of a small network of torchvision, of three slices along each axis, in 2 x 2 cells."""
+    torch.manual_seed(0)
+    network, layers = squeezenet1_1(weights=None), ["features.3", "features.6"]  # of 128 and 256 channels
+    return PlanarAdapter(network, layers, slices=3, cells=2, size=(64, 64), mean=0.5, std=0.25, head="classifier")
+
+
+def test_features_of_a_volume_are_the_means_over_slices_along_each_axis(planar):
+    volume = torch.rand(1, 1, 9, 12, 2) * 2 - 1
+    features = planar(volume)
+    assert features.shape == (1, planar.out_features) == (1, 3 * 4 * (128 + 256))
+    slices = planar.prepare(volume[0].movedim(1, 0)[[1, 4, 7]])  # the middles of thirds of the first axis
+    maps = planar.network.features[:4](slices), planar.network.features[:7](slices)
+    expected = [nn.functional.adaptive_avg_pool2d(each, 2).flatten(1).mean(dim=0) for each in maps]
+    torch.testing.assert_close(features[0, : 4 * 384], torch.cat(expected), rtol=1e-4, atol=1e-5)
+    others = torch.cat([torch.rand(2, 1, 9, 12, 2), volume])
+    torch.testing.assert_close(planar(others)[2], features[0])  # whatever else is in the batch
+    image = volume[..., 0]  # a picture is its only slice
+    torch.testing.assert_close(planar(image)[0, : 4 * 128], planar(volume[..., :1])[0, 2 * 4 * 384 :][: 4 * 128])
+
+
+def test_a_planar_network_stays_as_it_is_while_its_projection_is_trained(planar):
+    adapter = PlanarAdapter(planar.network, ["features.6"], 2, size=(64, 64), projection=nn.Linear(9 * 256, 12))
+    network = build_autoencoder(2, encoder=adapter, **UNET).train()
+    assert not any(module.training for module in adapter.network.modules())
+    network.encode(torch.randn(2, 1, 32, 32)).square().mean().backward()
+    assert all(parameter.grad is None for parameter in adapter.network.parameters())
+    assert adapter.projection.weight.grad.abs().max() > 0
+
+
+def test_a_planar_network_can_be_exported_for_any_number_of_volumes():
+    adapter, x = PlanarAdapter(nn.Conv2d(3, 4, 3), size=(8, 8)), torch.randn(3, 1, 8, 9, 10)
+    exported = torch.export.export(adapter, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    torch.testing.assert_close(exported(x), adapter(x))
+
+
+@pytest.mark.parametrize(("layer", "num"), [("encoder.ln", 12 * (1 + 4)), ("conv_proj", 12 * 4), ("", 1000)])
+def test_features_of_a_vision_transformer(layer, num):
+    vit = VisionTransformer(32, 8, num_layers=1, num_heads=2, hidden_dim=12, mlp_dim=8).eval()
+    adapter = PlanarAdapter(vit, [layer] if layer else [], 2, cells=2, size=(32, 32))
+    x = torch.randn(1, 1, 32, 32)
+    assert adapter(x).shape == (1, num)
+    if layer == "encoder.ln":  # the class token, and the 4 x 4 others in 2 x 2 cells
+        tokens = vit.encoder(torch.cat([vit.class_token, vit._process_input(adapter.prepare(x))], dim=1))
+        torch.testing.assert_close(adapter(x)[:, :12], tokens[:, 0])
+        torch.testing.assert_close(adapter(x)[0, 12::4], tokens[0, [1, 2, 5, 6]].mean(dim=0))
+
+
+def test_layers_that_give_no_features_are_named(planar):
+    with pytest.raises(ConfigError, match=r"layers: SqueezeNet has no layer 'layer4'; it has features, classifier"):
+        PlanarAdapter(planar.network, ["layer4"])
+    with pytest.raises(ConfigError, match=r"layers: 'output' gives no feature map, vector or tokens"):
+        PlanarAdapter(nn.Flatten(0))

@@ -34,9 +34,6 @@ class Official:
     embed: int = 40
 
 
-# -- random weights -------------------------------------------------------------------------------------------------
-
-
 class Writer:
     """Fills a dict with random tensors under official names; nothing stays 0, so that every path shows."""
 
@@ -137,9 +134,6 @@ def random_weights(of: Official, device: str = "cpu", seed: int = 0) -> Weights:
 
 def random_latent(seed: int = 0, **sizes: object) -> Weights:
     return Writer(seed=seed).latent_mlp(**sizes)  # type: ignore[arg-type]
-
-
-# -- the networks ---------------------------------------------------------------------------------------------------
 
 
 def linear(w: Weights, name: str, x: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from PIL import Image
 from monai_diffae.data.scans import Scan, slice_volume
 from monai_diffae.errors import ConfigError
 from monai_diffae.pictures import caption, check_captions, draw_anomalies, thumbnail
-from monai_diffae.pictures.charts import calibration_bins
 from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, three_planes
 
 
@@ -65,16 +64,6 @@ def test_differences_are_blue_white_and_red_in_the_mosaic(tmp_path):
     assert red[0] > red[2] + 50
 
 
-def test_values_from_0_on_begin_with_a_palettes_first_colour_and_channels_are_averaged():
-    values = torch.stack([torch.zeros(2, 4, 4), torch.full((2, 4, 4), 2.0)])
-    values[1, 1] = 0.0  # a mean of 1
-    colours = in_colours(values, 1.0, "magma")[:, :, 0, 0]
-    expected = torch.tensor(matplotlib.colormaps["magma"]([0.0, 1.0])[:, :3] * 2 - 1, dtype=torch.float32)
-    torch.testing.assert_close(colours, expected)
-    # where nothing differs, all is white, and nothing is divided by 0
-    assert in_colours(torch.zeros(1, 1, 4, 4), 0.0).isfinite().all()
-
-
 @pytest.mark.parametrize("shape", [(3, 12, 12), (1, 12, 14, 10)])
 def test_the_outline_of_the_mask_is_drawn_where_the_map_is_high(tmp_path, shape):
     size = shape[1:]
@@ -101,15 +90,6 @@ def test_captions_have_one_line_each_in_the_order_of_the_names():
     check_captions(["id", "age"], ["age"])
     with pytest.raises(ConfigError, match="captions: there is no 'patient'; choose from: id, age"):
         check_captions(["id", "patient"], ["age"])
-
-
-def test_equal_predictions_of_a_number_are_one_calibration_point():
-    truth = np.arange(40.0)
-    predicted, mean = calibration_bins(np.full(40, 5.0), truth, is_class=False)
-    assert (predicted.tolist(), mean.tolist()) == ([5.0], [19.5])
-    predicted, mean = calibration_bins(truth, truth, is_class=False)
-    assert len(predicted) > 1
-    np.testing.assert_allclose(predicted, mean)
 
 
 def test_a_thumbnail_is_small_and_spans_black_to_white_and_a_volume_shows_its_axial_middle_plane():

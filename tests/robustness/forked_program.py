@@ -4,6 +4,7 @@ A process can be given a fault: where in a training it is killed with SIGKILL, h
 """
 
 import functools
+import itertools
 import json
 import os
 import resource
@@ -168,30 +169,28 @@ def _die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@fault
-def killed_in_a_save(number, call):
-    """Killed at a call of the file system in a save; ``call`` counts over this save and those after it."""
-    count = None
-
-    def begin(save):
-        nonlocal count
-        if save == number:
-            count = 0
+def die_at_call(call, is_counting=lambda: True):
+    """Kill this process at a call of the functions that change files."""
+    calls = itertools.count(1)
 
     def counted(function):
         def run(*args, **kwargs):
-            nonlocal count
-            if count is not None:
-                count += 1
-                if count == call:
-                    _die()
+            if is_counting() and next(calls) == call:
+                _die()
             return function(*args, **kwargs)
 
         return run
 
-    _in_saves(begin)
     for name in ("replace", "rename", "unlink", "rmdir", "mkdir", "link", "fsync"):
         setattr(os, name, counted(getattr(os, name)))
+
+
+@fault
+def killed_in_a_save(number, call):
+    """Killed at a call of the file system in a save; ``call`` counts over this save and those after it."""
+    saves = []
+    _in_saves(saves.append)
+    die_at_call(call, lambda: number in saves)
 
 
 @fault

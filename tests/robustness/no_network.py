@@ -1,9 +1,6 @@
-"""A pytest plugin for goal R22: no test may connect to another machine, or look up its name.
+"""A pytest plugin for goal R22: no test, nor a process that it forks, may reach another machine or look up its name.
 
-Loopback addresses and Unix sockets are free, as tests talk to servers that they start. A refused connection raises an
-``OSError`` as it would without a network, and fails the test, even if the tested code handles the error. The patch acts
-in the processes of the tests and in those that they fork, not in programs that they start;
-``tests/robustness/test_offline.py`` runs the main commands without any network.
+A refused connection fails the test even if the tested code handles the error; servers on this machine are free.
 """
 
 import ipaddress

@@ -11,9 +11,7 @@ PAGE = TESTS.parent / "docs" / "reliability.md"
 def fast_goals(file):
     """The goals of a file's tests that are not slow as a whole."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    of_file = [
-        ast.unparse(node) for node in tree.body if isinstance(node, ast.Assign) and "pytestmark" in ast.unparse(node)
-    ]
+    of_file = [ast.unparse(n) for n in tree.body if isinstance(n, ast.Assign) and "pytestmark" in ast.unparse(n)]
     for test in tree.body:
         if isinstance(test, ast.FunctionDef) and test.name.startswith("test_"):
             marks = [*of_file, *map(ast.unparse, test.decorator_list)]

@@ -133,12 +133,9 @@ def stranger(fast_bundle, tmp_path_factory):
 
 
 USES = [
-    "info BUNDLE",
-    "init OUT --bundle BUNDLE",
-    "label-app OUT --bundle BUNDLE",
-    "embed BUNDLE COHORT OUT",
+    "info BUNDLE", "init OUT --bundle BUNDLE", "label-app OUT --bundle BUNDLE", "embed BUNDLE COHORT OUT",
     "generate BUNDLE OUT --num-images 1 --steps 1",
-]
+]  # fmt: skip
 MORE_USES = [
     "reconstruct BUNDLE COHORT OUT --limit 1 --decoder fast", "vary BUNDLE COHORT OUT --case mni-000000 --steps 1",
     "interpolate BUNDLE COHORT OUT --start mni-000000 --end mni-000001 --num-images 3 --steps 1",

@@ -54,7 +54,7 @@ def check(code, log, folder, record_property):
 
 @pytest.mark.goal(id="R7")
 @pytest.mark.parametrize(("model", "scans"), [("2d", 2), ("3d", 3), ("2d", 3)])
-def test_embed_skips_each_in_one_line_and_the_others_are_the_same(
+def test_embed_skips_each_in_one_line_and_others_are_the_same(
     console, request, model, scans, tmp_path, record_property
 ):
     bundle = request.getfixturevalue("tiny_bundle" if model == "2d" else "tiny_bundle_3d").directory

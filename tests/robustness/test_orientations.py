@@ -23,9 +23,7 @@ from monai_diffae.transforms import NativeSpace, write_native
 pytestmark = pytest.mark.goal(id="R10")
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "diffae_3d" / "configs" / "train.json"
-ORIENTATIONS = [
-    "".join(code) for axes in itertools.permutations(("LR", "PA", "IS")) for code in itertools.product(*axes)
-]
+ORIENTATIONS = ["".join(c) for axes in itertools.permutations(("LR", "PA", "IS")) for c in itertools.product(*axes)]
 FEW = ["RAS", "LPS", "ASR", "SPL", "IRP", "PIL"]  # each order of the axes, with several directions
 SIZE = (20, 18, 16)
 

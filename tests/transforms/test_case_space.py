@@ -14,9 +14,7 @@ from monai_diffae.transforms import NativeSpace, ReadScand, ToModelRanged, write
 from monai_diffae.transforms.case_space import CaseSpace
 from monai_diffae.transforms.writing import read_image, write_image
 
-ORIENTATIONS = [
-    "".join(signs) for axes in itertools.permutations(("LR", "PA", "IS")) for signs in itertools.product(*axes)
-]
+ORIENTATIONS = ["".join(s) for axes in itertools.permutations(("LR", "PA", "IS")) for s in itertools.product(*axes)]
 
 
 def preprocessing(size=(16, 16), axis="axial"):
@@ -90,9 +88,7 @@ def test_slices_that_cannot_be_used_are_skipped(caplog):
 def test_a_volume_of_one_slice_is_one_image_and_comes_back_as_the_volume(tmp_path, codes, flat):
     shape = [6, 9, 8]
     shape[flat] = 1
-    nib.save(
-        oriented(np.random.default_rng(0).random(shape).astype(np.float32), (1.0, 2.0, 3.0), codes), tmp_path / "a.nii"
-    )
+    nib.save(oriented(np.random.default_rng(0).random(shape).astype("f4"), (1.0, 2.0, 3.0), codes), tmp_path / "a.nii")
     source = nib.load(tmp_path / "a.nii")
     exact = [ReadScand("image", 2), ToModelRanged("image", method="none", model_range=(0, 1))]
     space = CaseSpace(exact, {"image": str(tmp_path / "a.nii")}, lambda _: ())

@@ -241,9 +241,7 @@ def test_type_codes_units_and_slope_are_kept_and_texts_are_not(tmp_path, dtype, 
 
 @pytest.mark.goal(id="R11")
 def test_values_that_do_not_fit_the_type_of_the_scan_get_one_that_holds_them(tmp_path, caplog):
-    nib.save(
-        nib.Nifti1Image(np.full((6, 6, 6), 7, np.uint8) + np.eye(6, dtype=np.uint8), np.eye(4)), tmp_path / "a.nii"
-    )
+    nib.save(nib.Nifti1Image(np.full((6, 6, 6), 7, "u1") + np.eye(6, dtype="u1"), np.eye(4)), tmp_path / "a.nii")
     scan = read_scan(tmp_path / "a.nii")
     array = scan.array.copy()
     array[0, 0, 0, :2] = (-3.0, 300.4)

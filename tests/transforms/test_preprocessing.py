@@ -17,12 +17,7 @@ from scan_files import save_series
 
 from monai_diffae.data.scans import read_scan, slice_volume, write_scan
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.transforms import (
-    ReadScand,
-    SmoothForSpacingd,
-    ToModelRanged,
-    reading,
-)
+from monai_diffae.transforms import ReadScand, SmoothForSpacingd, ToModelRanged, reading
 
 
 def volume(path, shape=(4, 5, 6), seed=0, spacing=2.0):
@@ -53,10 +48,8 @@ def test_slices_read_their_volume_once(tmp_path, monkeypatch):
     np.testing.assert_allclose(np.diag(image.affine), [2, 1, 1, 1])  # sagittal: rows 2 mm, columns 1 mm
     with pytest.raises(ScanError, match="slice 9"):
         ReadScand("image", 2)({"image": path, "slice": 9})
-    spaced = Compose([ReadScand("image", 2, axis="sagittal"), Spacingd("image", (1.0, 1.0))])(
-        {"image": path, "slice": 0}
-    )
-    assert spaced["image"].shape == (1, 11, 5)
+    out = Compose([ReadScand("image", 2, axis="sagittal"), Spacingd("image", (1.0, 1.0))])({"image": path, "slice": 0})
+    assert out["image"].shape == (1, 11, 5)
 
 
 def test_slices_of_a_volume_that_was_written_again_are_the_new_ones(tmp_path):
@@ -175,9 +168,7 @@ def scan(shape, spacing):
 
 def test_a_spacing_that_leaves_less_than_two_voxels_is_named():
     item = scan((35, 51, 36), (1.0, 1.0, 1.0))
-    with pytest.raises(
-        ScanError, match="^case-7: at spacing_mm .*, 35 x 51 x 36 mm are less than 2 voxels along an axis"
-    ):
+    with pytest.raises(ScanError, match="^case-7: at spacing_mm .*, 35 x 51 x 36 mm are less than 2 voxels along"):
         SmoothForSpacingd("image", [30, 10, 10])(item)
     assert SmoothForSpacingd("image", [17.5, 10, 18])(item)["image"].shape == (1, 35, 51, 36)
     thick = scan((30, 30, 2), (1.0, 1.0, 8.0))  # few slices, which stay as they are
@@ -188,7 +179,5 @@ def test_a_spacing_that_leaves_less_than_two_voxels_is_named():
 
 @pytest.mark.goal(id="R15")
 def test_a_wrong_spacing_does_not_ask_for_all_memory():
-    with pytest.raises(
-        ScanError, match=r"at spacing_mm 1 x 1 x 1, .* 15.3 GiB, and the limit is 2 GiB; correct the scan"
-    ):
+    with pytest.raises(ScanError, match=r"at spacing_mm 1 x 1 x 1, .* 15.3 GiB, and the limit is 2 GiB; correct"):
         SmoothForSpacingd("image", [1, 1, 1])(scan((16, 16, 16), (1e6, 1.0, 1.0)))

@@ -89,14 +89,6 @@ def test_a_picture_has_its_columns_first_and_whole_numbers(tmp_path, random, nam
     assert done["image"].meta["spatial_shape"].tolist() == [8, 6]
 
 
-def test_a_flat_image_keeps_its_place_in_space(tmp_path, random):
-    path = write_scan(tmp_path / "a.nii.gz", random.normal(size=(1, 6, 8, 1)), AFFINE)
-    transform = preprocessing(2)
-    done = ToScanSpaced("pred", transform)(served(transform, path))
-    np.testing.assert_array_equal(done["pred"].affine.numpy(), AFFINE)
-    assert [1, *done["image"].meta["spatial_shape"]] == [*done["pred"].shape] == [1, 6, 8, 1]
-
-
 def test_one_slice_of_a_volume_can_be_served(tmp_path, random):
     path = write_scan(tmp_path / "a.nii.gz", random.normal(size=(1, 6, 8, 5)), AFFINE)
     transform = preprocessing(2)

@@ -1,13 +1,7 @@
 """Put the weights of a trained bundle into ``bundles/``, so that ``monai-diffae init`` has them: ``make weights``.
 
-The folder in ``bundles/`` has the documents and ``configs/metadata.json`` already, written by hand. This program adds
-what comes from the training, and fills in the figures. What it writes:
-
-* ``models``: the files of the autoencoder, of a latent DDIM and of the calibration, and the metrics of the training's
-  last validation. Nothing of single cases, no fingerprint of the data, and no checkpoint.
-* ``docs/README.md``: the cells ``value`` and ``interval`` of each figure's row, and words that begin with ``FIGURE_``.
-* ``configs/metadata.json``: ``eval_metrics``.
-* ``tests/weights/<name>/z_sem.csv``: what ``embed`` finds in images of formulas (not of patients), for the tests.
+It writes the models without anything of cases, the figures into the card and the metadata that people wrote (words that
+begin with ``FIGURE_``), and ``tests/weights/<name>/z_sem.csv``: what ``embed`` finds in images of formulas.
 """
 
 from __future__ import annotations
@@ -40,17 +34,7 @@ PLACEHOLDER = re.compile(r"FIGURE_\w+")
 
 
 def make_weights(bundle: Path, name: str, figures: Mapping[str, Any], *, bundles: Path = BUNDLES) -> list[str]:
-    """Write the weights and figures of a trained bundle.
-
-    Args:
-        bundle: the trained bundle, which is only read.
-        name: the name of the folder in ``bundles``.
-        figures: by their names, a number, a number with the limits of its interval, or a text.
-        bundles: the folder with the shipped bundles.
-
-    Returns:
-        The placeholders in the documents that no figure has replaced.
-    """
+    """Write weights and figures (a number, one with its interval, or a text); return the placeholders that remain."""
     target = bundles / name
     code = unknown_targets(read_description(bundle / layout.MODELS / layout.MODEL))
     if code:
@@ -90,18 +74,11 @@ def _describe_tensors(target: Path) -> None:
     _write(target / "configs" / "metadata.json", metadata)
 
 
-# -- the figures -------------------------------------------------------------------------------------------------------
-
 _OF_TABLES = {"reconstruction": "{}_x_T", "z_sem_only": "{}_z_sem", "z_sem": "{}", "generation": "{}"}
 
 
 def measured_figures(evaluated: Path | None, probed: Path | None) -> dict[str, list[float]]:
-    """The figures that ``evaluate`` and ``probe`` have measured, with their intervals, by the names of the cards.
-
-    These are ``mse_x_T``, ``ssim_x_T``, ``mse_z_sem``, ``ssim_z_sem``, ``z_sem_usage`` and ``copying_ratio`` (in
-    z_sem), and for each target of the linear probe ``<target>_auroc`` or ``<target>_r2``, with ``_pca`` for the
-    principal components.
-    """
+    """What ``evaluate`` and the linear probe have measured, by the names of the cards, such as ``mse_x_T``."""
     figures = {}
     for row in [] if evaluated is None else _read(evaluated / "evaluation.json")["rows"]:
         is_used = row["metric"] in ("mse", "ssim") or (row["metric"] == "z_sem_usage" and row["timestep"] is None)
@@ -140,9 +117,6 @@ def _texts(target: Path) -> dict[str, str]:
     names = ("z_channels", "image_size", "spacing_mm", "epochs")
     given = {name: values[name] for name in names if values.get(name) is not None}
     return {name: " x ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in given.items()}
-
-
-# -- the stored z_sem --------------------------------------------------------------------------------------------------
 
 
 def store_z_sem(name: str, folder: Path) -> None:

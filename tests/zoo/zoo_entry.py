@@ -1,8 +1,4 @@
-"""Write what a trained bundle needs for MONAI's model zoo, for both kinds of entries: ``make zoo-entry``.
-
-The folder that it writes has the layout of the zoo's repository: ``models/<name>`` is a zoo bundle,
-``hf_models/<name>`` an entry for weights on the Hugging Face Hub, and ``ci/unit_tests`` has the bundle's tests.
-"""
+"""Write entries for MONAI's model zoo, with weights in it and on the Hugging Face Hub: ``make zoo-entry``."""
 
 from __future__ import annotations
 
@@ -30,18 +26,7 @@ def write_zoo_entry(
     bundle: Path, name: str, out: Path, *, repo: str, figures: Mapping[str, float] | None, address: str | None = None,
     largest_file: int = LARGEST_FILE,
 ) -> None:  # fmt: skip
-    """Write both entries and the tests.
-
-    Args:
-        bundle: a trained bundle whose documents describe its weights.
-        name: the zoo's name of the bundle.
-        out: a new folder.
-        repo: the repository on the Hugging Face Hub that ``monai-diffae push`` has sent the bundle to.
-        figures: what the model achieves on held-out cases; None: its documents say it already, as those of a bundle
-            that is shipped with weights.
-        address: where files that are too large for the zoo can be had, without their names.
-        largest_file: the size in bytes above which a file is only named in ``large_files.yml``.
-    """
+    """Write both entries and the tests; larger files are only named in ``large_files.yml``, at an address."""
     target = out / "models" / name
     init_bundle(target, bundle / "models" / layout.MODEL)  # the package's configurations with the model's values
     for file in (layout.MODEL_CARD, layout.DATA_LICENSE, f"{layout.CONFIGS}/{layout.METADATA}"):

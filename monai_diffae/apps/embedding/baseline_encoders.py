@@ -1,77 +1,149 @@
-"""Encoders that need no training: random weights, and principal components of the pixels."""
+"""Encoders that need no training: random weights, components of pixels or gradients, and frozen 2D networks."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.bundle.loading import load_untrained
-from monai_diffae.data.fingerprints import digest
+from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import read_stream
-from monai_diffae.errors import CohortError
+from monai_diffae.errors import CohortError, ConfigError, MachineError, quoted
 from monai_diffae.latents.components import PixelComponents
-from monai_diffae.networks.encoder_adapter import PixelEncoder
+from monai_diffae.networks import OrientedGradients
+from monai_diffae.networks.encoder_adapter import PixelEncoder, PlanarAdapter
+from monai_diffae.official.checkpoint_files import named_after, read_weights
+
+if TYPE_CHECKING:
+    from monai_diffae.apps.embedding.embed import Encoding
 
 logger = logging.getLogger(__name__)
 
 _BATCH_BYTES = 2**29
 _READ_AHEAD = 16
+_MOST_COLUMNS = 1024
+_HEADS = ("fc", "classifier", "heads", "head")
+_LAYERS = {  # of torchvision's networks, by the beginning of their name
+    "alexnet": ("features.4", "features.7", "features.9", "features.11"),
+    "resnet": ("layer2", "layer3", "layer4"),
+    "convnext": ("features.3", "features.5", "features.7"),
+    "vit": ("encoder.ln",),
+}
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def open_baseline(
-    encoder: Literal["untrained", "pca"],
-    bundle: Path,
-    cohort: Path,
-    *,
-    reading: Reading,
-    run: Run,
-    device: str | None = None,
-    seed: int = 0,
-) -> Session:
-    """Open a cohort with an encoder that needs no training, in the place of a trained bundle's."""
-    trained = load_untrained(bundle, run.device or device, run.overrides, seed)
+    encoding: Encoding, bundle: Path, cohort: Path, *, reading: Reading, run: Run, device: str | None = None
+) -> tuple[Session, dict[str, Any]]:
+    """Open a cohort with an encoder that needs no training, in the place of a trained bundle's; and its description."""
+    trained = load_untrained(bundle, run.device or device, run.overrides, encoding.seed)
     session = Session.of(trained, cohort, reading=reading, run=run)
-    return session if encoder == "untrained" else _with_components(session)
+    described: dict[str, Any] = {"encoder": encoding.encoder}
+    if encoding.encoder == "untrained":
+        return session, described
+    if encoding.encoder in ("pca", "gradients"):
+        size = trained.config["image_size"]
+        fixed = nn.Flatten() if encoding.encoder == "pca" else OrientedGradients(size).to(trained.device)
+        return _with_components(session, trained.z_channels, fixed, encoding.encoder), described
+    network = open_backbone(encoding, trained.config).to(trained.device)
+    weights = file_checksum(str(encoding.weights))
+    described |= {"backbone": encoding.backbone, "layers": network.layers, "weights": weights}
+    session = _with_components(session, _MOST_COLUMNS, network, json.dumps(described))
+    logger.info(
+        "planar: %d features of %s become %d principal components of the training cases",
+        network.out_features, encoding.backbone, session.trained.z_channels,
+    )  # fmt: skip
+    return session, described
 
 
-def _with_components(session: Session) -> Session:
-    """The session with an encoder fitted to the images of its training cases."""
+def open_backbone(encoding: Encoding, config: Mapping[str, Any]) -> PlanarAdapter:
+    """A 2D network with the user's weights as an encoder of images that a bundle's configuration describes."""
+    if encoding.weights is None:
+        raise ConfigError("weights: planar needs the file of a network's weights, as nothing is downloaded; give it")
+    family = next((name for name in _LAYERS if encoding.backbone.startswith(name)), None)
+    if family is None and not encoding.layers:
+        raise ConfigError(f"layers: planar has no default for {quoted(encoding.backbone)}; name some of its layers")
+    side = 112 if config["spatial_dims"] == 3 and family != "vit" else 224
+    network, head, prepared = _backbone(encoding.backbone, side)
+    adapter = PlanarAdapter(
+        network, encoding.layers or _LAYERS[family or ""], config["spatial_dims"], head=head,
+        in_channels=config["in_channels"], model_range=config["model_range"], **prepared,
+    )  # fmt: skip
+    with named_after(encoding.weights):
+        adapter.load_pretrained(read_weights(encoding.weights), (*_HEADS, "mask_token"))
+    return adapter
+
+
+def _backbone(name: str, side: int) -> tuple[nn.Module, str | None, dict[str, Any]]:
+    """A network with random weights, its head, and how images are prepared for it."""
+    package = "timm" if name.startswith("timm:") else "torchvision"
+    try:
+        if package == "timm":
+            network = importlib.import_module(package).create_model(name.removeprefix("timm:"), num_classes=0)
+            settings = network.default_cfg
+            prepared = {"size": settings["input_size"][1:], "mean": settings["mean"], "std": settings["std"]}
+            return network, None, prepared
+        network = importlib.import_module("torchvision.models").get_model(name, weights=None)
+    except ImportError as error:
+        raise MachineError(f"backbone: {name} needs the package {package}: pip install {package}") from error
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"backbone: there is no {quoted(name)}; name a network of torchvision, such as resnet18, or timm:NAME"
+        ) from error
+    return network, next((head for head in _HEADS if hasattr(network, head)), None), {"size": (side, side), **_IMAGENET}
+
+
+def _with_components(session: Session, num: int, network: nn.Module, name: str) -> Session:
+    """The session with an encoder fitted to the features that a network gives the images of its training cases."""
     trained = session.trained
-    batches = training_images(session, trained.z_channels + 1, text="principal components")
-    components = PixelComponents.fit(batches, trained.z_channels)
-    if len(components.axes) < trained.z_channels:
-        logger.info("pca: %d components, as there are not more images or pixels", len(components.axes))
-    encoder = PixelEncoder(components.mean, components.axes).to(trained.device).eval()
-    sha256 = digest(components.mean, components.axes)
+    text, most = "principal components", 4 * _MOST_COLUMNS if isinstance(network, PlanarAdapter) else None
+    components = PixelComponents.fit(training_images(session, num + 1, network, text=text, most_cases=most), num)
+    if len(components.axes) < num and most is None:
+        logger.info("%s: %d components, as there are not more images or features", name, len(components.axes))
+    encoder = PixelEncoder(components.mean, components.axes, network).to(trained.device).eval()
+    sha256 = digest(name, components.mean, components.axes)
     return replace(session, trained=replace(trained, network=encoder, sha256=sha256))
 
 
 def training_images(
-    session: Session, num_least: int, *, text: str, most_cases: int | None = None
+    session: Session,
+    num_least: int,
+    network: Callable[[Tensor], Tensor] | None = None,
+    *,
+    text: str,
+    most_cases: int | None = None,
 ) -> Iterator[NDArray[np.float32]]:
-    """The images of readable training cases, in batches of bounded memory and at least ``num_least`` images."""
+    """Readable training images, or what a network makes of them, in bounded batches of at least ``num_least``."""
     key, cases = session.encoder_key, [case for case in session.cohort.cases if case.split == "train"]
-    cases = cases[:: 1 if most_cases is None else -(-len(cases) // most_cases) or 1]
+    if most_cases is not None:  # in random order: a table may be sorted by hospital
+        cases = [cases[i] for i in np.random.default_rng(0).permutation(len(cases))[:most_cases]]
     items: list[dict[str, Any]] = [case.item() for case in cases]
     stream = read_stream(
         items, session.trained.preprocessing, (key,), session.reading.workers_for(len(cases)), _READ_AHEAD
     )
     batch: list[NDArray[np.float32]] = []
-    is_first = True
+    shape, is_first = None, True
     with progress(len(cases), f"fitting {text} to {len(cases)} training cases") as advance:
         for result in stream:
             # cases that cannot be used are listed as failures when they are encoded
-            if not isinstance(result, Exception) and (not batch or result[key].shape == batch[0].shape):
-                batch.append(result[key])
+            if not isinstance(result, Exception) and result[key].shape == (shape or result[key].shape):
+                image, shape = result[key], result[key].shape
+                if network is not None:
+                    image = network(torch.from_numpy(image)[None].to(session.trained.device))[0].cpu().numpy()
+                batch.append(image)
                 size = max(num_least, _BATCH_BYTES // batch[0].nbytes)
                 if len(batch) == 2 * size:  # so that the last batch has at least ``size``
                     yield np.stack(batch[:size])
@@ -79,7 +151,7 @@ def training_images(
             advance()
     if is_first and len(batch) < 2:
         raise CohortError(
-            f"encoder: {text} are fitted to training images, but only {len(batch)} of {len(cases)} "
+            f"{text} are fitted to training images, but only {len(batch)} of {len(cases)} "
             "training cases can be used; give a cohort with training cases"
         )
     yield np.stack(batch)

@@ -6,7 +6,7 @@ import functools
 import glob
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -17,10 +17,10 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, finished, versions, write_record
-from monai_diffae.apps.settings import Choice, Features, Reading, Run, Seed, colour_values
+from monai_diffae.apps.settings import Choice, Reading, Run, Seed, colour_values
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import ConfigError
-from monai_diffae.policies import Colour
+from monai_diffae.policies import Colour, Features
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,11 +31,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Pool = Literal["none", "mean", "mean_std"]
-Encoder = Literal["trained", "untrained", "pca"]
+Encoder = Literal["trained", "untrained", "pca", "gradients", "planar"]
 
 _SUFFIXES = (".parquet", ".csv")
 _SUM_DIGITS = 12
 _OVERLAP = 0.25
+
+
+@Parameter(name="*", group=Group("Encoder", sort_key=1))
+@dataclass(frozen=True)
+class Encoding:
+    """What encodes the scans."""
+
+    encoder: Encoder = "trained"
+    """``trained``, or an encoder that needs no training: ``untrained``, ``pca``, ``gradients`` or ``planar``."""
+    weights: Path | None = None
+    """File of the weights of ``planar``: a state dict, ``.pth`` or ``.safetensors``. Nothing is downloaded."""
+    backbone: str = "alexnet"
+    """Network of ``planar``: a name of torchvision's, such as ``resnet50`` or ``vit_b_16``, or ``timm:NAME``."""
+    layers: Sequence[str] = ()
+    """Layers of the backbone that give the features; there is a default for AlexNet, ResNet, ConvNeXt and ViT."""
+    seed: Seed = 0
+    """Random seed of the weights of ``untrained``."""
 
 
 @Parameter(name="*", group=Group("Rows", sort_key=1))
@@ -57,11 +74,10 @@ def embed(
     cohort: Path,
     out: Path,
     *,
-    encoder: Encoder = "trained",
+    encoding: Encoding = Encoding(),
     features: Features = "z",
     rows: Rows = Rows(),
     map_columns: bool = False,
-    seed: Seed = 0,
     part: str | None = None,
     colour: Colour | None = None,
     choice: Choice = Choice(),
@@ -91,14 +107,18 @@ def embed(
     z_sem, and ``thumbnail``, a small PNG of each image, for tools that draw maps. The scans are read once more.
 
     With ``features`` ``wide``, the columns ``w_000`` to ``w_255`` follow: principal components of the features from
-    which the encoder's last layer computes z_sem. ``probe`` often predicts labels better from them; they cannot be
-    decoded. They are fitted to the training cases when the cohort of the model's training is embedded in this way, and
-    stored in ``models/wide.safetensors``; other cohorts get the same components.
+    which the encoder's last layer computes z_sem, of the image reduced to at most 32 x 32 (16 x 16 x 16) cells, and of
+    its :class:`~monai_diffae.networks.OrientedGradients`.
+    ``probe`` often predicts labels better from them; they cannot be decoded. They are fitted to the training cases when
+    the cohort of the model's training is embedded in this way, and stored in ``models/wide.safetensors``; other cohorts
+    get the same components.
 
     Another ``encoder`` needs no training: ``untrained`` is the bundle's encoder with random weights, ``pca`` as many
-    principal components of the training images' pixels as z_sem would have dimensions. ``bundle`` may then be a folder
-    made by ``init``, or the name of a shipped bundle. ``probe`` and ``neighbors`` take such a table; commands that
-    decode z_sem refuse it.
+    principal components of the training images' pixels as z_sem would have dimensions, ``gradients`` the same of their
+    :class:`~monai_diffae.networks.OrientedGradients`, ``planar`` at most 1024 of the features of a frozen 2D network,
+    of volumes for slices along each axis. ``bundle`` may then be a folder made by
+    ``init``, or the name of a shipped bundle. ``probe`` and ``neighbors`` take such a table; commands that decode z_sem
+    refuse it.
 
     z_sem is written in parts, to a hidden folder beside the table, and merged at the end: an interrupted run resumes,
     and retries the cases that failed. Processes of ``torchrun`` share the work, and the first one writes the table. So
@@ -111,11 +131,10 @@ def embed(
         cohort: Folder, CSV/TSV, MONAI datalist or single scan. In a folder, ids are the names of the files; if these
             name patients, use the table of ``list-scans --ids hashed``.
         out: Folder for ``embeddings.parquet``, or the file itself: ``.parquet``, or ``.csv``, which is larger.
-        encoder: ``trained``, or an encoder that needs no training: ``untrained`` or ``pca``.
+        encoding: What encodes the scans.
         features: ``z`` is z_sem alone; ``wide`` adds the encoder's features before its last layer.
         rows: What each row of the table stands for.
         map_columns: Add the columns ``x``, ``y`` and ``thumbnail``, with which other tools draw a map.
-        seed: Random seed of the weights of the encoder ``untrained``.
         part: Encode this part of the cases only, e.g. ``3/16``, and write no table.
         colour: Colour images: ``refuse`` them, convert them to ``grey``, or encode ``rgb``; by default the bundle's.
         choice: Which cases to encode; by default all. With ``pool``, these are volumes.
@@ -138,7 +157,9 @@ def embed(
         ...
         monai_diffae.errors.ConfigError: no_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
-    pool, patches = rows.pool, rows.patches
+    encoder, pool, patches = encoding.encoder, rows.pool, rows.patches
+    if encoding.weights is not None and encoder != "planar":
+        raise ConfigError("weights: are for the encoder planar; omit them, or set encoder to planar")
     if patches and pool != "none":
         raise ConfigError("pool: patches are averaged already; omit pool or patches")
     if rows.overlap is not None and not patches:
@@ -158,17 +179,20 @@ def embed(
     from monai_diffae.bundle.config import preprocessing_config
     from monai_diffae.data.atomic import PartStore, remove_abandoned
     from monai_diffae.data.cases import folder_key
-    from monai_diffae.data.embeddings import read_embeddings, rows_sample, z_matrix
+    from monai_diffae.data.embeddings import COMMON_SCALE, read_embeddings, rows_sample, z_matrix
     from monai_diffae.data.fingerprints import scan_states
     from monai_diffae.latents.representation import warn_if_unused
 
     read_as = colour_values(colour) if encoder != "trained" else {"colour": colour} if colour else {}
     run = replace(run, overrides={**read_as, **run.overrides})
     path, process = _table_path(out, cohort, encoder), this_process(part)
+    described_encoder: dict[str, Any] = {}
     if encoder == "trained":
         session = Session.open(bundle, cohort, reading=reading, run=run, device=process.device)
     else:
-        session = open_baseline(encoder, bundle, cohort, reading=reading, run=run, device=process.device, seed=seed)
+        session, described_encoder = open_baseline(
+            encoding, bundle, cohort, reading=reading, run=run, device=process.device
+        )
     chosen = _chosen(session, choice, pool)
     cases = chosen.cases
     if map_columns and not chosen.split("train"):
@@ -178,10 +202,8 @@ def embed(
     labels = json_digest(
         sorted(((case.id, case.patient, case.split, case.labels) for case in cases), key=itemgetter(0))
     )
-    made_from = session.made_from(decodes=False, labels=labels, pool=pool)
+    made_from = session.made_from(decodes=False, labels=labels, pool=pool, **described_encoder)
     made_from["cases"] = json_digest([case.id for case in cases])  # in the order of the rows
-    if encoder != "trained":
-        made_from["encoder"] = encoder
     if map_columns:
         made_from["map_columns"] = True
     if features == "wide":
@@ -214,7 +236,7 @@ def embed(
     tables, failures = make_tables(chosen, encoded, pool, _failures_file(path), patient_key)
     if map_columns:
         workers = reading.workers_for(len(tables[0]))
-        tables = [with_map_columns(tables[0], cases, session.trained, workers, common_scale=encoder == "pca")]
+        tables = [with_map_columns(tables[0], cases, session.trained, workers, common_scale=encoder in COMMON_SCALE)]
     described = {
         "preprocessing": preprocessing_config(session.trained.config), "z_sem_usage": usage,
         "patient_key": patient_key.name,

@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from monai_diffae.apps.embedding.encoding import encode_stream, whole_images
 from monai_diffae.apps.embedding.wide import wide_checksum, with_wide_features
-from monai_diffae.apps.settings import Features, Reading
+from monai_diffae.apps.settings import Reading
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.bundle.model_file import checksum
@@ -28,6 +28,7 @@ from monai_diffae.data.progress import Failure, progress
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.inferers.reconstruction import encode_exactly
+from monai_diffae.policies import Features
 
 OnBadScan = Literal["raise", "nan"]
 Item = dict[str, Any]

@@ -26,7 +26,9 @@ from monai_diffae.pictures import thumbnail
 
 logger = logging.getLogger(__name__)
 
-_RESERVED_COLUMNS = re.compile(r"id|file_name|patient|split|slices|patch|patches|empty_patches|thumbnail|(z|w|std)_\d+")
+_RESERVED_COLUMNS = re.compile(
+    r"id|file_name|patient|split|slices|patch|patches|empty_patches|thumbnail|(z|std)_\d+|w_\d{3,}"
+)
 
 
 def make_tables(

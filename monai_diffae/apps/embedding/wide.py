@@ -1,15 +1,19 @@
-"""Wide features: principal components of the features from which the encoder's last layer computes z_sem."""
+"""Wide features: principal components of what the encoder computes before its last layer, and of two fixed parts.
+
+The last layer keeps what the decoder needs; a label may need what it leaves out. There are three parts, each scaled to
+a total variance of 1: the input of the last layer; the pooled image, so that a probe is not far behind one on principal
+components of the pixels; and oriented gradients, which hospitals change less than intensities.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from monai_diffae.apps.embedding.baseline_encoders import training_images
@@ -20,13 +24,14 @@ from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.bundle.model_file import read_model, write_model
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError
-from monai_diffae.inferers.reconstruction import encode_exactly
 from monai_diffae.latents.components import PixelComponents
+from monai_diffae.networks import OrientedGradients, PooledVoxels
 
 logger = logging.getLogger(__name__)
 
 WIDE_CHANNELS = 256
 """The most wide features; fewer training cases give fewer."""
+_POOLED_SIZE = {2: 32, 3: 16}  # at most, per axis of an image or of a volume
 _MOST_CASES = 10_000  # training cases that the components are fitted to
 
 
@@ -59,27 +64,34 @@ class WideEncoder(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """The codes (B, Z + K) of images (B, C, *S)."""
         features = _features(self.network, images)
-        wide = (features - self.mean) @ self.axes.T
+        wide = (torch.cat(features, dim=1) - self.mean) @ self.axes.T
         if not self.with_z_sem:
             return wide
-        return torch.cat([self.network.encoder.project(features), wide], dim=1)  # type: ignore[union-attr, operator]
+        return torch.cat([self.network.encoder.project(features[0]), wide], dim=1)  # type: ignore[union-attr, operator]
 
 
 class _FeatureEncoder(nn.Module):
-    """An autoencoder whose codes are the features (B, F) before the encoder's last layer."""
+    """An autoencoder whose codes are what the wide features are components of."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self.spatial_dims: int = network.spatial_dims  # type: ignore[assignment]
+        self.widths: list[int] = []
 
     def encode(self, images: Tensor) -> Tensor:
-        return _features(self.network, images)
+        parts = _features(self.network, images)
+        self.widths = [part.shape[1] for part in parts]
+        return torch.cat(parts, dim=1)
 
 
-def _features(network: nn.Module, images: Tensor) -> Tensor:
+def _features(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """The parts of which wide features are components, each (B, F); the first is what the last layer projects."""
+    size = images.shape[2:]
+    pooled = PooledVoxels([min(side, _POOLED_SIZE[len(size)]) for side in size])
+    gradients = OrientedGradients(size)
     features: Tensor = network.encoder.features(images)  # type: ignore[union-attr, operator]
-    return features
+    return [features, pooled(images), gradients.to(images.device)(images)]
 
 
 def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> TrainedBundle:
@@ -87,14 +99,13 @@ def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> Tr
     if not hasattr(trained.network.encoder, "features"):
         kind = type(trained.network.encoder).__name__
         raise ConfigError(f"features: the encoder {kind} has no wide features; use z")
-    path = models_folder(trained.folder) / WIDE
-    file = read_model(path, "wide", is_built=False) if path.is_file() else None
-    if file is None or file.description.get("autoencoder_sha256") != trained.sha256:  # of weights that were replaced
+    if not trained.has_wide:
         raise NotFittedError(
-            f"features: {trained.folder.name} has no models/{WIDE} of its present weights; embed the cohort of its "
-            "training with features wide first, in one process, which fits and stores them"
+            f"features: wide features were not fitted for the present weights of {trained.folder.name}; first embed "
+            "the training cohort with features wide, in one process, without overrides, where the bundle can be written"
         )
-    network = WideEncoder(trained.network, file.tensors["mean"], file.tensors["axes"], with_z_sem)
+    file = read_model(models_folder(trained.folder) / WIDE, "wide", is_built=False)
+    network = WideEncoder(trained.network, file.tensors["mean"], file.tensors["axes"].float(), with_z_sem)
     return replace(trained, network=network.to(trained.device).eval())
 
 
@@ -110,20 +121,32 @@ def fit_or_load(session: Session, *, may_fit: bool) -> Session:
     try:
         return replace(session, trained=with_wide_features(trained))
     except NotFittedError:
-        if not (session.may_be_of_training and may_fit):
+        if not (may_fit and session.can_fit_wide):
             raise
-    components = PixelComponents.fit(_training_features(session), WIDE_CHANNELS)
-    tensors = {"mean": torch.from_numpy(components.mean), "axes": torch.from_numpy(components.axes)}
+    mean, axes = _fit(session)
     models = models_folder(trained.folder)
     with WriteLock(models):
+        tensors = {"mean": mean, "axes": axes.half()}  # a file of half the size
         write_model(models / WIDE, "wide", tensors, {"autoencoder_sha256": trained.sha256})
-    logger.info("models/%s: %d components of the training cases' features", WIDE, len(components.axes))
+    logger.info("models/%s: %d components of the training cases' features", WIDE, len(axes))
     return replace(session, trained=with_wide_features(trained))
 
 
-def _training_features(session: Session) -> Iterator[NDArray[np.float32]]:
-    """The features of at most ``_MOST_CASES`` training cases, in batches."""
+def _fit(session: Session) -> tuple[Tensor, Tensor]:
+    """The mean [F] and the components [K, F] of the features of at most ``_MOST_CASES`` training cases."""
     trained = session.trained
     encoder = _FeatureEncoder(trained.network).eval()
-    for images in training_images(session, WIDE_CHANNELS + 1, text="wide features", most_cases=_MOST_CASES):
-        yield encode_exactly(torch.from_numpy(images).to(trained.device), encoder, trained.inferer).cpu().numpy()
+
+    def encode(images: Tensor) -> Tensor:
+        return trained.inferer.encode(images, encoder)
+
+    least = WIDE_CHANNELS + 1
+    batches = training_images(session, least, encode, text="wide features", most_cases=_MOST_CASES)
+    first = next(batches)
+    parts = np.split(first, np.cumsum(encoder.widths)[:-1], axis=1)
+    variances = np.array([part.var(axis=0).sum() for part in parts])
+    scales = np.divide(1, np.sqrt(variances), out=np.zeros(len(parts)), where=variances > 0)
+    scale = np.repeat(scales, encoder.widths).astype(np.float32)
+    components = PixelComponents.fit((batch * scale for batch in chain([first], batches)), WIDE_CHANNELS)
+    mean = np.divide(components.mean, scale, out=first.mean(axis=0), where=scale > 0)
+    return torch.from_numpy(mean).float(), torch.from_numpy(components.axes * scale).float()

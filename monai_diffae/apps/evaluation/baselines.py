@@ -20,10 +20,20 @@ from monai_diffae.apps.provenance import (
     warn_if_cohort_changed,
 )
 from monai_diffae.apps.settings import Reading, Run
-from monai_diffae.data.embeddings import check_width, encoder_name, read_metadata, std_columns, z_columns
+from monai_diffae.data.embeddings import (
+    COMMON_SCALE,
+    check_width,
+    encoder_name,
+    matrix,
+    read_metadata,
+    std_columns,
+    wide_columns,
+    z_columns,
+)
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.latents.probing.features import INTENSITY_NAME, FeatureSet, intensity_statistics
+from monai_diffae.latents.probing.features import INTENSITY_NAME, WIDE_NAME, FeatureSet, intensity_statistics
+from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.probe import Comparison
@@ -96,12 +106,14 @@ def _images(ids: Sequence[str], session: Session, out: Path) -> tuple[NDArray[np
     return images, np.array([case_id in positions for case_id in ids])
 
 
-def z_sem_features(table: pd.DataFrame) -> FeatureSet:
-    """The codes of a table, named after their encoder, and their standard deviations if the table has them."""
+def table_features(table: pd.DataFrame, name: Features) -> FeatureSet:
+    """The codes of a table, named after their encoder, with standard deviations if it has any; or its wide features."""
+    if name == "wide":
+        return replace(FeatureSet.from_values(WIDE_NAME, matrix(table, "wide")), standardise=False)
     encoder = encoder_name(table)
     codes = table[[*z_columns(table), *std_columns(table)]].to_numpy(np.float32)
     features = FeatureSet.from_values("z_sem" if encoder == "trained" else encoder, codes)
-    return replace(features, standardise=encoder != "pca")
+    return replace(features, standardise=encoder not in COMMON_SCALE)
 
 
 def feature_set(
@@ -124,7 +136,7 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     path = Path(path)
     features = _read_table(path)
     ids = _ids(features, path.name)
-    columns: list[str] = [*z_columns(features), *std_columns(features)]
+    columns: list[str] = [*z_columns(features), *std_columns(features)] or wide_columns(features)  # labels would leak
     if not columns:
         excluded = {*_NOT_FEATURES, *targets}
         columns = [c for c in features.select_dtypes(["number", "bool"]).columns if c not in excluded]
@@ -140,8 +152,8 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     if not is_available.any():
         raise CohortError(f"{path.name}: has none of the cases of the embeddings; give their ids in its column id")
     values = by_id.reindex(requested).to_numpy(np.float64)
-    is_pca = encoder_name(features) == "pca"
-    return replace(FeatureSet.from_values(name, values, is_available, columns), standardise=not is_pca)
+    keeps_scales = encoder_name(features) in COMMON_SCALE or columns == wide_columns(features)
+    return replace(FeatureSet.from_values(name, values, is_available, columns), standardise=not keeps_scales)
 
 
 def checksum_of_features(values: ArrayLike | os.PathLike[str] | str) -> str:

@@ -14,12 +14,13 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
-from monai_diffae.apps.settings import Choice, Decoding, Features, Reading, Seed, UnbatchedRun
+from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.lazy import embeddings as tables
 from monai_diffae.lazy import latents, np, pd, pictures
+from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -183,6 +184,10 @@ class _NeighborSearch:
                     f"queries: {queries.name} was made with another model or pool than {embeddings.name}; embed both "
                     "in the same way"
                 )
+            if len({origin_of(file).get("wide") for file in (queries, embeddings)} - {None}) > 1:
+                raise ConfigError(
+                    f"queries: {queries.name} has other wide features than {embeddings.name}; embed both again"
+                )
             recorded = table.attrs.get("monai_diffae", {}).get("preprocessing")
             differ = preprocessing_differences(rows, recorded) if recorded is not None else []
             if differ:
@@ -306,7 +311,7 @@ class TrainingCases:
     @classmethod
     def from_rows(cls, rows: pd.DataFrame, features: Features = "z") -> TrainingCases:
         """The training cases of a table of embeddings."""
-        are_components = features == "wide" or tables.encoder_name(rows) == "pca"
+        are_components = features == "wide" or tables.encoder_name(rows) in tables.COMMON_SCALE
         values, names = tables.matrix(rows, features), _named_after_cases(rows, rows)
         return cls(rows, latents.ReferenceCases.of(values, names, common_scale=are_components), features)
 

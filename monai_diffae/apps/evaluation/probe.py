@@ -6,8 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from annotated_types import Gt, Le
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
@@ -15,6 +16,7 @@ from monai_diffae.apps.result import Result, run_once, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split, Writing
 from monai_diffae.errors import ConfigError, counted, shortened
 from monai_diffae.lazy import np, pd, pictures
+from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,7 +33,8 @@ ProbeName = Literal["linear", "knn", "boosting"]
 PixelBaseline = Literal["pca", "intensity"]
 
 _FAILURES = "probe_failures.csv"
-_TABLES, _CHARTS = ("probes.csv", "predictions.parquet"), ("calibration.png", "few_labels.png")
+_TABLES, _CHARTS = ("probes.csv", "predictions.parquet"), ("calibration.png",)
+_CURVES = {"each_regularisation": "regularisation", "few_labels": "few_labels"}  # the setting, and its two files
 _FEW_LABEL_COLUMNS = (
     "target", "features", "probe", "metric", "num_patients", "num_draws", "median", "low_quartile", "high_quartile"
 )  # fmt: skip
@@ -42,10 +45,17 @@ _FEW_LABEL_COLUMNS = (
 class Comparison:
     """What z_sem is compared with."""
 
+    features: Sequence[Features] = ("z",)
+    """Features of the table: ``z`` (z_sem) and ``wide`` (of ``embed --features wide``); all others are compared with
+    the first."""
     baselines: NamedFiles = field(default_factory=dict)
-    """Features to compare with: CSV or Parquet tables with a column id, e.g. ``radiomics=radiomics.csv``."""
+    """Features to compare with: CSV or Parquet tables with a column id, e.g. ``radiomics=radiomics.csv``, or the
+    embeddings of another model."""
     pixel_baselines: Sequence[PixelBaseline] = ()
     """Features to compute from the pixels and to compare with; these need ``bundle`` and ``cohort``."""
+    together: Sequence[str] = ()
+    """Also predict from several of these features side by side, e.g. ``wide planar``: ``z``, ``wide``, ``pca``,
+    ``intensity`` and the names of ``baselines``."""
     bundle: Path | None = None
     """Folder of the bundle that made the embeddings; used only for ``pixel_baselines``."""
     cohort: Path | None = None
@@ -64,6 +74,10 @@ class Probing:
     """Cross-validate within these splits only, e.g. ``val test``."""
     probes: Sequence[ProbeName] = ("linear", "knn")
     """Models that predict the labels."""
+    regularisation: Annotated[float, Gt(0), Le(1e12)] | None = None
+    """Fix the regularisation of ``linear`` beforehand: C of the logistic regression for classes (smaller is stronger),
+    alpha of the ridge regression for numbers (larger is stronger), as in ``probes.csv``; by default inner
+    cross-validation chooses it."""
     skip_few_labels: bool = False
     """Do not write scores with the labels of few patients, which take most of the time."""
     seed: Seed = 0
@@ -106,7 +120,7 @@ def probe(
         group_duplicates: Count patients whose cases have nearly the same z_sem as one; ``cv`` is then the default if
             the table's split separates them.
         probing: How labels are predicted.
-        comparison: What z_sem is compared with.
+        comparison: Features of the table, and what they are compared with.
         reading: How scans are read for ``pixel_baselines``.
         writing: How the results are written.
 
@@ -136,11 +150,12 @@ def probe(
     from monai_diffae.data.fingerprints import file_checksum
     from monai_diffae.latents.probing.evaluation import ProbeSettings
     from monai_diffae.latents.representation import warn_if_unused
+    from monai_diffae.latents.targets import are_classes
 
-    few_labels = out is not None and not probing.skip_few_labels
     settings = ProbeSettings(
         probing.evaluation, tuple(probing.splits), tuple(dict.fromkeys(probing.probes)), probing.seed, dict(kinds),
-        few_labels,
+        few_labels=out is not None and not probing.skip_few_labels, regularisation=probing.regularisation,
+        each_regularisation=out is not None and "linear" in probing.probes,
     )  # fmt: skip
     table = read_embeddings(embeddings)
     warn_if_unused(table.attrs.get("monai_diffae", {}).get("z_sem_usage"))
@@ -148,6 +163,9 @@ def probe(
     unknown = [name for name in kinds if name not in names]
     if unknown:
         raise ConfigError(f"kinds: '{unknown[0]}' is not among the targets: {', '.join(names)}")
+    is_class = {are_classes(table[name].dropna().tolist(), kinds.get(name, "auto")) for name in names}
+    if probing.regularisation is not None and len(is_class) > 1:
+        raise ConfigError("regularisation: is C for classes and alpha for numbers; set targets to labels of one kind")
     twins = TableTwins.find(table, names, probing.splits)
     twins = twins.grouped() if group_duplicates else twins
     table, settings = twins.table, twins.settings(settings)
@@ -162,6 +180,7 @@ def probe(
         "embeddings": file_checksum(embeddings),
         "targets": names,
         **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()},
+        "features": list(dict.fromkeys(comparison.features)), "together": list(dict.fromkeys(comparison.together)),
         "baselines": {name: checksum_of_features(values) for name, values in comparison.baselines.items()},
         "pixel_baselines": session and session.made_from(session.cohort.cases, decodes=False, names=pixel_names),
         "group_duplicates": group_duplicates, "dpi": writing.dpi,
@@ -169,10 +188,13 @@ def probe(
 
     def make() -> Mapping[str, Any]:
         evaluated, figures = _evaluate(table, names, settings, baselines, comparison, session, folder)
-        _write_report(folder, table, evaluated, writing, few_labels=few_labels)
+        _write_report(folder, table, evaluated, writing, settings)
         return figures
 
-    tables, charts = (*_TABLES, "few_labels.csv") if few_labels else _TABLES, _CHARTS if few_labels else _CHARTS[:1]
+    curves = [name for setting, name in _CURVES.items() if getattr(settings, setting)]
+    tables, charts = (
+        [*names, *(name + end for name in curves)] for names, end in ((_TABLES, ".csv"), (_CHARTS, ".png"))
+    )
     results = [*(folder / name for name in tables), *(file for name in charts for file in writing.files(folder / name))]
     figures, skipped = run_once("probe", folder, results, made_from, make, overwrite=writing.overwrite)
     return _result(figures, twins, folder, skipped)
@@ -207,13 +229,22 @@ def _evaluate(
     folder: Path | None,
 ) -> tuple[list[EvaluatedProbe], dict[str, Any]]:
     """The evaluated probes, and the figures of the result."""
-    from monai_diffae.apps.evaluation.baselines import pixel_features, z_sem_features
+    from monai_diffae.apps.evaluation.baselines import pixel_features, table_features
     from monai_diffae.data.embeddings import split_origin
     from monai_diffae.data.progress import track
     from monai_diffae.latents.probing.evaluation import evaluate_probes
+    from monai_diffae.latents.probing.features import FeatureSet
 
     pixel_sets = [] if session is None else pixel_features(comparison, table, session, folder)
-    feature_sets = [z_sem_features(table), *baselines, *pixel_sets]
+    own: dict[str, FeatureSet] = {name: table_features(table, name) for name in dict.fromkeys(comparison.features)}
+    pixel_names = list(dict.fromkeys(comparison.pixel_baselines))
+    keys = [*own, *(each.name for each in baselines), *pixel_names]
+    if taken := next((name for name in keys if keys.count(name) > 1), None):
+        raise ConfigError(f"baselines: the name {taken!r} is that of other features; rename this one")
+    by_name = own | {each.name: each for each in baselines} | dict(zip(pixel_names, pixel_sets, strict=True))
+    feature_sets = [*by_name.values()]
+    if comparison.together:
+        feature_sets.append(FeatureSet.together([_named(name, by_name) for name in dict.fromkeys(comparison.together)]))
     if len({each.name for each in feature_sets}) < len(feature_sets):
         same = ", ".join(each.name for each in feature_sets)
         raise ConfigError(f"baselines: two feature sets have the same name ({same}); rename one")
@@ -222,6 +253,12 @@ def _evaluate(
     num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0
     rows = [each.row for each in evaluated]
     return evaluated, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
+
+
+def _named(name: str, feature_sets: Mapping[str, FeatureSet]) -> FeatureSet:
+    if name not in feature_sets:
+        raise ConfigError(f"together: {name!r} is not among the features and baselines: {', '.join(feature_sets)}")
+    return feature_sets[name]
 
 
 def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, skipped: bool) -> Result:
@@ -247,7 +284,7 @@ def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, 
 
 
 def _write_report(
-    folder: Path, table: pd.DataFrame, probes: Sequence[EvaluatedProbe], writing: Writing, *, few_labels: bool
+    folder: Path, table: pd.DataFrame, probes: Sequence[EvaluatedProbe], writing: Writing, settings: ProbeSettings
 ) -> None:
     """Write the files of the result."""
     from monai_diffae.data.atomic import write_atomic, write_csv
@@ -256,7 +293,11 @@ def _write_report(
     write_csv(folder / "probes.csv", pd.DataFrame([probe.row for probe in probes]))
     write_atomic(folder / "predictions.parquet", lambda path: predictions.to_parquet(path, index=False))
     writing.write(folder / "calibration.png", pictures.draw_calibration(probes))
-    if few_labels:
+    if settings.each_regularisation:
+        rows = pd.DataFrame([row for probe in probes for row in probe.regularisations])
+        write_csv(folder / "regularisation.csv", rows)
+        writing.write(folder / "regularisation.png", pictures.draw_regularisations(rows))
+    if settings.few_labels:
         rows = pd.DataFrame([row for probe in probes for row in probe.few_labels], columns=list(_FEW_LABEL_COLUMNS))
         write_csv(folder / "few_labels.csv", rows)
         writing.write(folder / "few_labels.png", pictures.draw_few_labels(rows))

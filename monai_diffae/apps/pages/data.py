@@ -13,10 +13,11 @@ from typing import Any
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
+from pyarrow.parquet import read_schema
 
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import read_record, record_of
-from monai_diffae.apps.session import split_for
+from monai_diffae.apps.session import Session, split_for
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.apps.training.plan import FEW_SCANS
 from monai_diffae.bundle.layout import LATENT_MODEL, model_file, models_folder
@@ -75,6 +76,21 @@ class ReportData:
     def table(self) -> pd.DataFrame:
         """The embeddings of the cohort."""
         return read_embeddings(self.embeddings)
+
+    @cached_property
+    def can_have_wide(self) -> bool | None:
+        """Whether wide features are stored, or can be fitted to this cohort and stored; None: the encoder has none."""
+        session = Session.open(self.bundle, self.cohort or "", device="cpu")
+        if not hasattr(session.trained.network.encoder, "features"):
+            return None
+        return session.trained.has_wide or (session.can_fit_wide and len(session.cohort.split("train")) > 1)
+
+    @cached_property
+    def has_wide(self) -> bool:
+        """Whether the table has wide features; that of an earlier call stays as it is."""
+        if self.embeddings.is_file() and not self.overwrite:
+            return "w_000" in read_schema(self.embeddings).names
+        return bool(self.can_have_wide)
 
     @property
     def file_names(self) -> Mapping[str, str]:
@@ -186,6 +202,9 @@ class ReportData:
             (self.folder / CONFLICTS).unlink(missing_ok=True)
             if len(self.conflicts):
                 write_csv(self.folder / CONFLICTS, self.conflicts)
+            if evaluates and self.labels:
+                self._attempt("associations", "Find what goes with what", "associate", embeddings=self.embeddings,
+                              variables=self.labels)  # fmt: skip
             if evaluates:
                 self.evaluate([self.bundle], self.folder)
         if (models_folder(self.bundle) / LATENT_MODEL).is_file():
@@ -205,7 +224,8 @@ class ReportData:
         self.describe()
         if self.cohort is not None and self.targets:
             check_targets(split_for(load_bundle(self.bundle, "cpu"), self.cohort).cases, self.targets)
-        if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened):
+        wide = {"features": "wide"} if self.cohort is not None and self.has_wide else {}
+        if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened, **wide):
             return
         self._attempt(
             "reconstructions", "Reconstruct scans", "reconstruct", **self._opened, mode="both", grid="model",
@@ -216,6 +236,7 @@ class ReportData:
             self._attempt(
                 "probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=self.labels,
                 probes=["linear"], skip_few_labels=True, **self._evaluation, **self._baselines,
+                **({"features": ["z", "wide"]} if wide else {}),
             )  # fmt: skip
 
     @property
@@ -264,7 +285,7 @@ class ReportData:
     def _attempt(self, name: str, title: str, command: str, **arguments: Any) -> Any:
         """Run a step whose results go to ``folder / name``."""
         given = {**arguments, "out": self.folder / name}
-        if command not in ("probe", "neighbors", "fit-direction"):
+        if command not in ("probe", "neighbors", "fit-direction", "associate"):
             given["device"] = self.device
         if self.overwrite:
             given["overwrite"] = True

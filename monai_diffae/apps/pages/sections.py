@@ -38,6 +38,7 @@ _PANEL_TITLES = dict(
     zip(PANELS, ("input", "from z_sem alone", "difference", "from both codes", "difference"), strict=True)
 )
 _LEAST_MOVED = 0.25
+_LEVEL, _EFFECT = 0.05, {"value": "effect", "low": "low", "high": "high"}  # of associations
 _MANY = 20  # cases, of which a share says something
 _MOST_GROUPS = 24  # of scans with different labels that are shown
 _NUM_SHOWN = 3  # neighbors beside an outlier or a synthetic image
@@ -196,6 +197,8 @@ def _cautions(model: ReportData) -> Iterator[str]:
         yield "No cohort was given, so this page only shows the training and synthetic images."
     if model.result("embeddings") is not None and not {"val", "test"} & set(model.table.get("split", [])):
         yield "The cohort has no held-out cases, so all figures may be too good: the model may have seen every case."
+    if model.result("embeddings") is not None and not model.has_wide and model.can_have_wide is False:
+        yield "There are no wide features: embed the training's cohort with features wide, then repeat with overwrite."
     reconstructions = model.result("reconstructions")
     std = None if reconstructions is None else reconstructions.means.get("x_T_std")
     if std is not None and abs(std - 1) > 0.1:
@@ -425,6 +428,27 @@ def probe_section(report: Report) -> Section | None:
 # -- edits, synthetic images, outliers ---------------------------------------------------------------------------------
 
 
+def association_section(report: Report) -> Section | None:
+    """The components that go with labels; only for one model, and None if there was no label."""
+    model = report.models[0]
+    if report.is_comparison or "associations" not in model.outcomes:
+        return None
+    values: dict[str, Any] = {"rows": [], "picture": None}
+    if (result := model.result("associations")) is not None:
+        rows = [
+            {
+                "label": f"{row['variable']} ({row['contrast']})", "component": row["component"],
+                "effect": None if row["effect"] is None else {name: number(row[key]) for name, key in _EFFECT.items()},
+                "share": f"{row['share']:.1%}", "p": number(row["p"], 2), "q": number(row["q"], 2),
+            }
+            for row in result.strongest
+            if row["q"] is not None and row["q"] < _LEVEL
+        ]  # fmt: skip
+        picture = model.folder / "associations" / "associations.png"
+        values = {"rows": rows, "picture": picture, "tests": result.num_tests, "found": result.num_significant}
+    return report.section("associations", "What goes with what: components", ["associations"], values)
+
+
 def edit_section(report: Report) -> Section | None:
     """Edited cases, and what the model sees in them, or the main directions; None if there are neither."""
     model = report.models[0]
@@ -532,7 +556,7 @@ def explain_section(report: Report) -> Section | None:
 
 
 SECTIONS: Sequence[Callable[[Report], Section | None]] = (
-    conflict_section, probe_section, edit_section, explain_section, map_section, outlier_section,
+    conflict_section, probe_section, association_section, edit_section, explain_section, map_section, outlier_section,
     reconstruction_section, sample_section, quality_section, model_section, curve_section, failure_section,
 )  # fmt: skip
 """All sections, in the order of the page."""

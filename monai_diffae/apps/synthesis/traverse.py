@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
+from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, remove_images, run_once
@@ -25,13 +27,29 @@ if TYPE_CHECKING:
     from monai_diffae.latents import PrincipalComponents
 
 
+@Parameter(name="*", group=Group("Components", sort_key=2))
+@dataclass(frozen=True)
+class Components:
+    """Which principal components are traversed."""
+
+    num_components: Annotated[int, Ge(1)] = 3
+    """Number of components, those with the largest variance first."""
+    components: Sequence[Annotated[int, Ge(1)]] = ()
+    """Numbers of single components, from 1, instead of the first ones."""
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the components, from 1."""
+        return sorted(set(self.components)) or list(range(1, self.num_components + 1))
+
+
 @command
 def traverse(
     bundle: Path,
     embeddings: Path,
     out: Path,
     *,
-    num_components: Annotated[int, Ge(1)] = 3,
+    along: Components = Components(),
     strengths: Numbers = STRENGTHS,
     num_noises: Annotated[int, Ge(1)] = 4,
     cohort: Path | None = None,
@@ -52,7 +70,7 @@ def traverse(
         bundle: Folder of a trained bundle.
         embeddings: Table of embeddings, written by ``embed`` with this bundle.
         out: Folder for the results.
-        num_components: Number of components, those with the largest variance first.
+        along: Which components.
         strengths: Positions along a component, in standard deviations of the training cases, e.g. ``-2,0,2``.
         num_noises: Number of noise images that an image is averaged over; not used with a case.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan that has the case.
@@ -98,32 +116,36 @@ def traverse(
         cases = session.choose(Choice(cases=(case,)))
         trained, made_from = session.trained, session.made_from(cases)
     warn_of_other_preprocessing(embeddings, trained)
+    numbers = along.numbers
     made_from |= {
-        "embeddings": file_checksum(embeddings), "num_components": num_components, "strengths": list(strengths)
+        "embeddings": file_checksum(embeddings), "num_components": along.num_components, "strengths": list(strengths),
+        **({"components": numbers} if along.components else {}),
     }  # fmt: skip
-    components = latents.principal_components(z_train, latents.LatentStatistics.of(z_train), num_components)
+    axes = latents.principal_components(z_train, latents.LatentStatistics.of(z_train), numbers[-1])
     picture = out / "traversal.png"
 
     def make() -> Mapping[str, Any]:
         if session is None:  # an image is the mean over all x_T
             x_T = image_noise(trained.x_T_shape, seed, list(range(num_noises))).to(trained.device)
-            codes = components.statistics.mean[None], x_T, ".png"
+            codes = axes.statistics.mean[None], x_T, ".png"
         else:
             coded = next(session.coded(session.read(cases, out, named=True), "inverting the case"))
             codes = coded.z_sem.cpu().numpy(), coded.x_T, coded.case.file
-        _write(trained, components, strengths, codes, run.batch_size, out)
+        _write(trained, axes, numbers, strengths, codes, run.batch_size, out)
         log_to_open_run({}, [picture], "traversal")
-        return {"explained": [float(share) for share in components.explained]}
+        return {"explained": [float(axes.explained[number - 1]) for number in numbers]}
 
     results = [picture, out / "components.csv", out / "images"]
     figures, skipped = run_once("traverse", out, results, made_from, make, overwrite=run.overwrite)
-    notes = [f"component {number} explained {share:.4f}" for number, share in enumerate(figures["explained"], start=1)]
+    explained = zip(numbers, figures["explained"], strict=True)
+    notes = [f"component {number} explained {share:.4f}" for number, share in explained]
     return Result(out, figures, notes, skipped=skipped)
 
 
 def _write(
     trained: TrainedBundle,
     components: PrincipalComponents,
+    numbers: Sequence[int],
     strengths: Sequence[float],
     codes: tuple[NDArray[np.float32], Tensor, str],
     batch_size: int,
@@ -139,15 +161,20 @@ def _write(
     x_Ts = x_T.repeat(len(strengths), *[1] * (x_T.ndim - 1))
     remove_images(out / "images")
     rows: dict[str, Tensor] = {}
-    count = len(components.directions)
-    for k in track(range(count), f"traversing {counted(count, 'component')}"):
-        z_sem = torch.from_numpy(components.traverse(z_start, k, strengths)).to(x_T.device)
+    for number in track(numbers, f"traversing {counted(len(numbers), 'component')}"):
+        z_sem = torch.from_numpy(components.traverse(z_start, number - 1, strengths)).to(x_T.device)
         images = decode_in_batches(trained, z_sem.repeat_interleave(len(x_T), dim=0), x_Ts, batch_size)
         images = images.unflatten(0, (len(strengths), len(x_T))).mean(dim=1)
         for name, image in zip(strength_names(strengths), images, strict=True):
-            write_image(out / "images" / f"{k + 1:03d}_{name}", image, trained.model_range, source, trained.grid_affine)
-        rows[f"{k + 1}: {components.explained[k]:.0%}"] = images
+            write_image(
+                out / "images" / f"{number:03d}_{name}", image, trained.model_range, source, trained.grid_affine
+            )
+        rows[f"{number}: {components.explained[number - 1]:.0%}"] = images
     titles = strength_titles(strengths)
     write_atomic(out / "traversal.png", lambda path: pictures.draw_mosaic(rows, path, trained.model_range, titles))
-    columns = {"component": range(1, count + 1), "std": components.stds, "explained": components.explained}
-    write_csv(out / "components.csv", pd.DataFrame(columns))
+    columns = {
+        "component": range(1, len(components.stds) + 1),
+        "std": components.stds,
+        "explained": components.explained,
+    }
+    write_csv(out / "components.csv", pd.DataFrame(columns).iloc[[number - 1 for number in numbers]])

@@ -212,7 +212,7 @@ def _inverted(
         for states in inverted_trajectory(trained.inferer, images, trained.network, codes[-1], levels).cpu():
             store.append(states.numpy())
     store.close()
-    return Trajectories(store, torch.cat(codes), [read.cases[i].id for i in positions])
+    return Trajectories([store], torch.cat(codes), [read.cases[i].id for i in positions])
 
 
 def _mixed(
@@ -231,7 +231,7 @@ def _mixed(
         for states in decoded_trajectory(trained.inferer, x_T, trained.network, z_sem, levels).cpu():
             store.append(states.numpy())
     store.close()
-    return Trajectories(store, torch.cat(codes), [f"mixture {number}" for number in range(count)])
+    return Trajectories([store], torch.cat(codes), [f"mixture {number}" for number in range(count)])
 
 
 def _mixture(seed: int, number: int, inverted: Trajectories) -> tuple[Tensor, Tensor]:

@@ -38,15 +38,10 @@ _CELL, _MOST_CELLS = 4, 4  # z_grid of small volumes: a cell for so many voxels,
 
 @dataclass(frozen=True)
 class Proposal:
-    """Settings that fit into memory.
+    """Settings that fit into memory."""
 
-    Attributes:
-        settings: values for keys of the configuration.
-        memory: the memory that training with them is predicted to use.
-    """
-
-    settings: dict[str, Any]
-    memory: Memory
+    settings: dict[str, Any]  # values for keys of the configuration
+    memory: Memory  # the memory that training with them is predicted to use
 
 
 @dataclass(frozen=True)
@@ -181,10 +176,7 @@ def _grids(machine: Machine, survey: Survey, num_levels: int) -> Iterator[dict[s
 
 
 def grid_options(machine: Machine, survey: Survey) -> list[dict[str, Any]]:
-    """Grids and widths, from expensive to cheap steps: wide networks on the finest grid, then coarser grids.
-
-    Small grids have fewer levels and, for volumes, more cells in which z_sem looks.
-    """
+    """Grids and widths, from expensive to cheap; small grids have fewer levels and, in 3D, more cells of z_grid."""
     levels, width, dims = list(machine.value(LEVELS)), int(machine.value(WIDTH)), survey.spatial_dims
     grids = list(_grids(machine, survey, len(levels)))
     if len(levels) > _FEW_LEVELS and LEVELS not in machine.overrides:

@@ -30,7 +30,6 @@ _OFFICIAL: dict[str, Any] = {"intensity": "window", "window_hu": [0, 255], "mode
 _DIFFUSION = {
     "_target_": "monai_diffae.diffusion.DiffusionSchedule", "timestep_sampling": "uniform", "loss_weighting": "none"
 }  # fmt: skip
-_MAX_SIDE = 4096  # pixels: a mistyped number is an error here, before the machine runs out of memory
 _ATTENTION_SIZE = 16  # pixels per side where the official configurations have attention
 
 
@@ -185,10 +184,6 @@ def _image_size(
 def _check_size(network: DiffusionAutoencoder, size: list[int]) -> None:
     from monai_diffae.bundle.config import check_image_size
 
-    if max(size) > _MAX_SIDE:
-        raise ConfigError(
-            f"image_size: {max(size)} is above the limit of {_MAX_SIDE} pixels per side; use a smaller one"
-        )
     try:
         check_image_size(network, size)
     except ConfigError as error:

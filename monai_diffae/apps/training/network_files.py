@@ -32,21 +32,13 @@ _Run = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """A network's file, and how it compares with the network.
+    """A network's file, and how it compares with the network."""
 
-    Attributes:
-        path: the file.
-        part: the network.
-        size_is_free: whether it takes all sizes that the network takes, or only ``part.size``.
-        difference: the largest difference between its output and the network's, as a share of the largest output.
-        output_shape: shape of the output for an image of ``part.size``, without the batch axis.
-    """
-
-    path: Path
-    part: NetworkPart
-    size_is_free: bool
-    difference: float
-    output_shape: tuple[int, ...]
+    path: Path  # the file
+    part: NetworkPart  # the network
+    size_is_free: bool  # whether it takes all sizes that the network takes, or only ``part.size``
+    difference: float  # the largest difference between its output and the network's, as a share of the largest output
+    output_shape: tuple[int, ...]  # shape of the output for an image of ``part.size``, without the batch axis
 
 
 def check_format(format: str) -> None:
@@ -57,11 +49,7 @@ def check_format(format: str) -> None:
 
 
 def write_network(part: NetworkPart, format: str, folder: Path) -> NetworkFile:
-    """Write a network, which is in evaluation mode on the CPU, to a file, load it again and compare the two.
-
-    They are compared at two batch sizes and, if the size is free, at two image sizes. The file is called
-    ``<part.name>.<format>``.
-    """
+    """Write a network to ``<name>.<format>``, load it, and compare both at two batch sizes and, if free, two sizes."""
     write, load = _FORMATS[format]
     path = folder / f"{part.name}.{format}"
     results: list[tuple[bool, float]] = []

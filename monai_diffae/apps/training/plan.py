@@ -34,31 +34,18 @@ _MEASURED_SCANS = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train a bundle on a cohort and this machine.
+    """How to train a bundle on a cohort and this machine."""
 
-    Attributes:
-        survey: the sizes and spacings of the cohort's scans.
-        proposal: grid, network and batch, with their memory.
-        speed: the speed of training with them on this machine.
-        work: what the training has to do.
-        budget_s: seconds for everything.
-        budget: bytes that training may use.
-        device: where it runs.
-        bundle: folder or name of the bundle to train.
-        commands: lines for a shell that train with the proposal.
-        by_label: the scans that cannot be used, by label, in brackets; empty if there are none.
-    """
-
-    survey: Survey
-    proposal: Proposal
-    speed: Speed
-    work: Work
-    budget_s: float
-    budget: int
-    device: str
-    bundle: str
-    commands: list[str]
-    by_label: str = ""
+    survey: Survey  # the sizes and spacings of the cohort's scans
+    proposal: Proposal  # grid, network and batch, with their memory
+    speed: Speed  # the speed of training with them on this machine
+    work: Work  # what the training has to do
+    budget_s: float  # seconds for everything
+    budget: int  # bytes that training may use
+    device: str  # where it runs
+    bundle: str  # folder or name of the bundle to train
+    commands: list[str]  # lines for a shell that train with the proposal
+    by_label: str = ""  # the scans that cannot be used, by label, in brackets; empty if there are none
 
     @property
     def timetable(self) -> Timetable:

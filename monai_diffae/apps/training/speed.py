@@ -53,17 +53,11 @@ _FEWEST_STEPS = 150
 
 @dataclass(frozen=True)
 class Speed:
-    """A measured speed of training.
+    """A measured speed of training."""
 
-    Attributes:
-        seconds_per_step: time of a training step, with the augmentation of its images.
-        batch_size: images per step.
-        seconds_per_scan: time to read and preprocess a scan.
-    """
-
-    seconds_per_step: float
-    batch_size: int
-    seconds_per_scan: float = 0.0
+    seconds_per_step: float  # time of a training step, with the augmentation of its images
+    batch_size: int  # images per step
+    seconds_per_scan: float = 0.0  # time to read and preprocess a scan
 
     @property
     def images_per_second(self) -> float:
@@ -79,19 +73,13 @@ class Speed:
 
 @dataclass(frozen=True)
 class Timetable:
-    """A training that ends within a budget of time.
+    """A training that ends within a budget of time."""
 
-    Attributes:
-        settings: values for keys of the configuration: ``max_epochs``, ``max_minutes`` and what depends on them.
-        num_steps: training steps.
-        num_images: images that the network sees.
-        seconds: predicted duration of each part.
-    """
-
+    #: values for keys of the configuration: ``max_epochs``, ``max_minutes`` and what depends on them
     settings: dict[str, Any]
-    num_steps: int
-    num_images: int
-    seconds: dict[str, float]
+    num_steps: int  #: training steps
+    num_images: int  #: images that the network sees
+    seconds: dict[str, float]  #: predicted duration of each part
 
     @property
     def total_s(self) -> float:
@@ -108,19 +96,12 @@ class Timetable:
 
 @dataclass(frozen=True)
 class Work:
-    """What a training has to do, whatever its grid.
+    """What a training has to do, whatever its grid."""
 
-    Attributes:
-        num_train: images in the training split.
-        num_val: images in the validation split.
-        config: values of the configuration on which the time depends.
-        overrides: values that are decided already.
-    """
-
-    num_train: int
-    num_val: int
-    config: Mapping[str, Any]
-    overrides: Mapping[str, Any]
+    num_train: int  # images in the training split
+    num_val: int  # images in the validation split
+    config: Mapping[str, Any]  # values of the configuration on which the time depends
+    overrides: Mapping[str, Any]  # values that are decided already
 
     def timetable(self, speed: Speed, budget_s: float) -> Timetable:
         """Fill a budget of seconds, which includes the start of the program, with a training."""

@@ -82,12 +82,12 @@ def train(
         bundle, out = begin_from(out or bundle, start_from), None
     elif cohort is not None and not bundle.exists() and (out is None or not out.exists()):
         _make_bundle(bundle, cohort, training.columns)
-    has_epochs = "max_epochs" in training.overrides
+    is_fixed = not training.overrides.keys().isdisjoint(("max_epochs", "max_minutes", "ema_decay"))
     if minutes is not None:
         training = _plan(bundle, cohort, out, training, minutes, start)
     paths = {"dataset_dir": cohort, "output_dir": out}
     workflow = run_training("train", bundle, training, paths)
-    while minutes and not has_epochs and (longer := _lengthen(workflow, training, minutes, start)):
+    while minutes and not is_fixed and (longer := _lengthen(workflow, training, minutes, start)):
         training = longer
         workflow = run_training("train", bundle, training, paths)
     parser, folder = workflow.parser, results_folder(workflow)
@@ -122,36 +122,22 @@ def training_result(
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """How far a training is.
+    """How far a training is."""
 
-    Attributes:
-        epoch: the current epoch, from 1.
-        max_epochs: the number of epochs.
-        step: training steps since the training began.
-        num_steps: steps of the whole training.
-        loss: mean since the last report.
-        seconds_left: time to the end of the training at the current speed, without validation.
-    """
-
-    epoch: int
-    max_epochs: int
-    step: int
-    num_steps: int
-    loss: float
-    seconds_left: float
+    epoch: int  #: the current epoch, from 1
+    max_epochs: int  #: the number of epochs
+    step: int  #: training steps since the training began
+    num_steps: int  #: steps of the whole training
+    loss: float  #: mean since the last report
+    seconds_left: float  #: time to the end of the training at the current speed, without validation
 
 
 @dataclass(frozen=True)
 class TrainingEnd:
-    """How a training inside another program ended.
+    """How a training inside another program ended."""
 
-    Attributes:
-        folder: the folder of the results.
-        is_stopped: whether it was stopped; the same call resumes it.
-    """
-
-    folder: Path
-    is_stopped: bool
+    folder: Path  #: the folder of the results
+    is_stopped: bool  #: whether it was stopped; the same call resumes it
 
 
 def train_with_callbacks(
@@ -359,10 +345,7 @@ def _warn_of_other_values(config: str, bundle: Path, out: Path, given: Mapping[s
 def _plan(
     bundle: Path, cohort: Path | None, out: Path | None, training: Training, minutes: float, start: float
 ) -> Training:
-    """Add the settings of a plan to those of a new training; a training that is resumed keeps its plan.
-
-    ``minutes`` are for everything from ``start`` on, planning included.
-    """
+    """Add a plan's settings to those of a new training; ``minutes`` are for everything from ``start`` on."""
     from monai_diffae.apps.training.plan import plan, read_training_config
     from monai_diffae.apps.training.speed import TIME_KEYS
     from monai_diffae.bundle import layout

@@ -79,10 +79,7 @@ def write_dataset(path: Path, dataset: Dataset, syntax: str = uid.ExplicitVRLitt
 
 
 def decode(path: Path, rescales: NDArray[np.float64]) -> tuple[NDArray[np.float32], Mask]:
-    """Decode a file to ``[C, X, Y, frames]``, white high; the mask, if any, has what its header declares as padding.
-
-    ``rescales`` has the slope and intercept of each frame, ``[frames, 2]``.
-    """
+    """Decode a file to ``[C, X, Y, frames]``, white high, by the slope and intercept of each frame; and its padding."""
     with lenient():
         dataset = read_tags(path, _PIXEL_TAGS, pixels=True)
         stored = _stored_values(path, dataset)

@@ -49,46 +49,29 @@ _LEAN = 0.5  # voxels between the first and the last plane: a smaller shift is n
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """One plane, in DICOM's own axes (LPS).
+    """One plane, in DICOM's own axes (LPS)."""
 
-    Attributes:
-        position: centre of its first voxel, in mm.
-        directions: 3x2, unit vectors along a row and along a column.
-        spacing: mm between the voxels of a row, and of a column.
-        rescale: slope and intercept from stored values to the scan's values.
-        number: the InstanceNumber of a file; None for frames.
-        num_declared: the number of slices that the header of a file declares; 0: none.
-    """
-
-    position: FloatArray
-    directions: FloatArray
-    spacing: FloatArray
-    rescale: tuple[float, float]
-    number: int | None = None
-    num_declared: int = 0
+    position: FloatArray  # centre of its first voxel, in mm
+    directions: FloatArray  # 3x2, unit vectors along a row and along a column
+    spacing: FloatArray  # mm between the voxels of a row, and of a column
+    rescale: tuple[float, float]  # slope and intercept from stored values to the scan's values
+    number: int | None = None  # the InstanceNumber of a file; None for frames
+    num_declared: int = 0  # the number of slices that the header of a file declares; 0: none
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Planes as a volume ``[X, Y, Z]``.
+    """Planes as a volume ``[X, Y, Z]``."""
 
-    Attributes:
-        order: indices of the given planes, sorted along the normal.
-        places: position of each sorted plane along the volume's third axis; whole numbers if they are evenly spaced.
-        sizes: size of the volume, after straightening if it is tilted.
-        affine: affine of the volume, to mm in RAS+.
-        lean: shift of the volume's planes against the ones before, in voxels along x and y; zeros without a tilt.
-        rescales: slope and intercept of each given plane.
-        doubts: whether planes are unevenly spaced, tilted or perhaps missing.
-    """
-
-    order: list[int]
+    order: list[int]  #: indices of the given planes, sorted along the normal
+    #: position of each sorted plane along the volume's third axis; whole numbers if they are evenly spaced
     places: FloatArray
-    sizes: tuple[int, int, int]
-    affine: FloatArray
+    sizes: tuple[int, int, int]  #: size of the volume, after straightening if it is tilted
+    affine: FloatArray  #: affine of the volume, to mm in RAS+
+    #: shift of the volume's planes against the ones before, in voxels along x and y; zeros without a tilt
     lean: FloatArray
-    rescales: list[tuple[float, float]]
-    doubts: tuple[Doubt, ...] = ()
+    rescales: list[tuple[float, float]]  #: slope and intercept of each given plane
+    doubts: tuple[Doubt, ...] = ()  #: whether planes are unevenly spaced, tilted or perhaps missing
 
     @property
     def is_even(self) -> bool:
@@ -122,10 +105,7 @@ def read_rescale(groups: Sequence[Dataset]) -> tuple[float, float]:
 
 
 def flat_geometry(header: Dataset) -> tuple[FloatArray, tuple[float, float]]:
-    """The affine of one image, from (row, column, 0) to mm, and its rescale; without tags, a plain grid of 1 mm.
-
-    The spacing is calibrated, or that of the detector, or of a scanned film.
-    """
+    """The affine of one image, from (row, column, 0) to mm, and its rescale; without tags, a plain grid of 1 mm."""
     with lenient():
         (groups, *_) = _frames(header)
         position, axes, *spacings = (_numbers(groups, *tag) for tag in [*_FLAT_PLACE, *_FLAT_SPACINGS])
@@ -272,10 +252,9 @@ def _resample(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
 
 
 def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None]) -> FloatArray:
-    """Compute the positions of planes, whose ``heights`` in mm ascend, in units of an evenly spaced volume's planes.
+    """Positions of planes with ascending ``heights`` in mm, in units of an evenly spaced volume's planes.
 
-    They are 0, 1, 2, ... if the planes are evenly spaced. Otherwise the volume has about the spacing of the finest
-    planes (a few gaps may be narrower), and only the first and the last plane lie at whole numbers.
+    Unevenly spaced ones get about the spacing of the finest; only the first and the last then lie at whole numbers.
 
     Example:
         >>> heights = np.array([0.0, 2, 4, 6, 8, 12, 16, 20])
@@ -298,8 +277,6 @@ def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None])
 
 def incomplete_doubts(numbers: Sequence[int | None], declared: int) -> Iterator[Doubt]:
     """Yield a doubt if a series has fewer slices than its header declares (0: none), or than its highest number.
-
-    Positions cannot show that the first or last slice of a series is missing.
 
     Example:
         >>> [doubt.wrong for doubt in incomplete_doubts([2, 3, 4], 0)]

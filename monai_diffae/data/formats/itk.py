@@ -96,10 +96,7 @@ def _unreadable(path: Path) -> ScanError:  # ITK's own text has many lines, and 
 
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Silence the process's standard error: ITK's MetaIO writes to it what our errors say in one line.
-
-    One thread at a time: a second one would take the silence for the standard error, and restore it.
-    """
+    """Silence the process's standard error, to which ITK's MetaIO writes what our errors say; one thread at a time."""
     with _STDERR:
         try:
             saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -173,13 +170,7 @@ def _num_bytes(path: Path, reader: sitk.ImageFileReader) -> int:
 
 
 def check_data_files(path: Path) -> None:
-    """Check that a header names no file with voxels in another folder: ITK would read any file of the machine.
-
-    Also check what ITK would crash with: NDims and Name of MHA and MHD, and the lengths of lines of NRRD.
-
-    The search is independent of lines and of the order of fields, so that no header can hide a name from it.
-
-    """
+    """Check that a header names no file of another folder, which ITK would read, and nothing at which ITK crashes."""
     with open(path, "rb") as stream:
         header = stream.read(_LONGEST_HEADER)
     is_nrrd = path.name.lower().endswith(".nrrd")

@@ -18,10 +18,7 @@ _PLAIN = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "L
 
 
 def read(path: Path) -> Scan:
-    """Read a picture: array ``[C, H, W]`` in the file's own values (0..255, or 0..65535 for 16 bits), rotated upright.
-
-    An opaque alpha channel is dropped; a partly transparent picture, or colours of 16 bits, are an error.
-    """
+    """Read a picture ``[C, H, W]`` in the file's own values, rotated upright, without an opaque alpha channel."""
     image = _open(path)
     try:
         if image.format == "PNG":  # load() does not compare the checksum of the last rows

@@ -35,19 +35,12 @@ DoubtKind = Literal["uneven", "incomplete", "tilted", "orientation", "spacing", 
 
 @dataclass(frozen=True)
 class Doubt:
-    """Why a scan that can be read may not be what was measured.
+    """Why a scan that can be read may not be what was measured."""
 
-    Attributes:
-        kind: one word, which policies refer to.
-        wrong: what is doubtful.
-        consequence: how the scan is read.
-        remedy: what to do about it.
-    """
-
-    kind: DoubtKind
-    wrong: str
-    consequence: str
-    remedy: str
+    kind: DoubtKind  # one word, which policies refer to
+    wrong: str  # what is doubtful
+    consequence: str  # how the scan is read
+    remedy: str  # what to do about it
 
     def __str__(self) -> str:
         return f"{self.wrong}; {self.consequence}"
@@ -55,26 +48,20 @@ class Doubt:
 
 @dataclass(eq=False)
 class Scan:
-    """One scan.
+    """One scan."""
 
-    Attributes:
-        array: float32 ``[C, *S]``. Volumes have the file's own voxel order ``[C, X, Y, Z]``; pictures and single
-            slices are ``[C, H, W]`` with rows from top to bottom, as displayed.
-        affine: 4x4 float64, from the indices of ``S`` (a picture's third index is 0) to mm, RAS+. It is the identity
-            for PNG and JPEG, which have no geometry.
-        modality: DICOM's modality, such as ``"CT"``, ``"MR"``, ``"DX"``; None for other formats.
-        header: the header of a NIfTI volume, with which :func:`~monai_diffae.data.scans.write_scan` writes a file with
-            the same type, units and codes; None for other formats.
-        doubts: why it may not be what was measured.
-        volume: the volume with one slice that a 2D image is; None for other scans.
-    """
-
+    #: float32 ``[C, *S]``. Volumes have the file's own voxel order ``[C, X, Y, Z]``; pictures and single slices are
+    #: ``[C, H, W]`` with rows from top to bottom, as displayed
     array: NDArray[np.float32]
+    #: 4x4 float64, from the indices of ``S`` (a picture's third index is 0) to mm, RAS+. It is the identity for PNG and
+    #: JPEG, which have no geometry
     affine: NDArray[np.float64]
-    modality: str | None = None
+    modality: str | None = None  #: DICOM's modality, such as ``"CT"``, ``"MR"``, ``"DX"``; None for other formats
+    #: the header of a NIfTI volume, with which :func:`~monai_diffae.data.scans.write_scan` writes a file with the same
+    #: type, units and codes; None for other formats
     header: nib.Nifti1Header | None = None
-    doubts: tuple[Doubt, ...] = ()
-    volume: Scan | None = None
+    doubts: tuple[Doubt, ...] = ()  #: why it may not be what was measured
+    volume: Scan | None = None  #: the volume with one slice that a 2D image is; None for other scans
 
     @property
     def spatial_dims(self) -> int:
@@ -112,12 +99,7 @@ class Header:
 
 
 def problem(path: str | os.PathLike[str], wrong: str, todo: str) -> ScanError:
-    """Make the error ``file name: what is wrong; what to do``: one line of at most 200 characters, without folders.
-
-    Example:
-        >>> problem("/data/Doe^Jane/ct.nii", "the file is empty", "copy it again")
-        ScanError('ct.nii: the file is empty; copy it again')
-    """
+    """Make the error ``file name: what is wrong; what to do``: one line of at most 200 characters, without folders."""
     name = " ".join(Path(path).name.split())
     if len(name) > 48:
         name = "..." + name[-45:]
@@ -134,10 +116,9 @@ def warn_once(path: Path, text: str) -> None:
 def as_float32(
     path: Path, values: NDArray[np.generic], scaling: tuple[float, float] | None = None
 ) -> NDArray[np.float32]:
-    """Convert values to float32 in C order; values that overflow become infinite.
+    """Convert values to float32 in C order, with slope and intercept applied in float64; overflow becomes infinite.
 
-    ``scaling`` is a slope and an intercept, which are applied in float64 (in parts, so that memory holds one copy). A
-    small signal on a large offset loses precision: a warning if fewer than 256 steps remain, an error below 8.
+    A small signal on a large offset loses precision: a warning if fewer than 256 steps remain, an error below 8.
     """
     rounded = np.empty(values.shape, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported later, as non-finite values

@@ -63,12 +63,10 @@ class Join:
 
 
 def join_table(cases: Sequence[Case], root: Path, table: Path, id_column: str | None = None) -> Join:
-    """Find the row of each case in a table.
+    """Find the row of each case in a table; a row may have several cases.
 
-    The first of these that some row has for a case decides: its id, path or file name, with or without suffix; its
-    BIDS subject (``sub-01`` or ``01``; with the session, if the table has one), a folder in which it lies, or its DICOM
-    PatientID; the beginning of its file name, up to a separator. A row may have several cases. Folders that are classes
-    are no ids.
+    The first of these that some row has decides: its id, path or file name; its BIDS subject (and session), a folder,
+    or its DICOM PatientID; the beginning of its file name, up to a separator. Folders that are classes are no ids.
     """
     import pandas as pd
 

@@ -192,13 +192,10 @@ class ClassFolders:
 
 
 def find_class_folders(folders: Sequence[Sequence[str]], *, strict: bool = True) -> ClassFolders:
-    """Find the classes and splits in the folders of scans.
+    """Find the classes and splits in the folders of scans: the highest level whose names look like classes.
 
-    A level of folders holds classes if all scans are in one of at least two folders of this level, there are at least
-    two scans per folder on average, and the names are not those of patients (``patient_01``, ``patient_02``), of BIDS
-    (``sub-01``, ``anat``), of modalities (``T1``, ``FLAIR``) or of ``images``. The highest such level is used. A level
-    whose folders are all named ``train``, ``val`` or ``test`` (or ``training``, ``validation``, ``testing``) is the
-    split.
+    All scans are in one of at least two folders of it, with two scans each on average, and the names are not those of
+    patients, of BIDS, of modalities or of ``images``. A level of ``train``, ``val`` and ``test`` is the split.
     """
     num_levels = max((len(each) for each in folders), default=0) if not strict else min(map(len, folders), default=0)
     levels = [[each[level] if level < len(each) else None for each in folders] for level in range(num_levels)]

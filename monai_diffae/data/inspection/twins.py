@@ -61,11 +61,9 @@ def scan_print(scan: Scan) -> ScanPrint:
 
 
 def find_twins(prints: Mapping[int, ScanPrint], patients: Sequence[str]) -> list[TwinGroup]:
-    """Find groups of identical or nearly identical scans.
+    """Find groups of identical or nearly identical scans, by the correlation of their thumbnails' details.
 
-    The coarse content of thumbnails is removed, which scans of one kind have in common; the rest of twins correlates.
-    Crops and mirrored scans are not found. Near twins are sought among different patients only, as two scans of one
-    patient are expected to be alike.
+    Near twins are sought among different patients only, as two scans of one patient are expected to be alike.
     """
     firsts: dict[str, int] = {}
     pairs = [(firsts.setdefault(each.digest, position), position) for position, each in prints.items()]

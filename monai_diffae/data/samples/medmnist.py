@@ -48,9 +48,9 @@ def medmnist_to_cohort(
 ) -> Path:
     """Convert a MedMNIST set to a cohort: PNG images (NIfTI for 3D sets), and a table with splits and labels.
 
-    The sets do not say which images belong to one patient, so the table has no column ``patient``; the splits are by
-    patient if their sources were. The 3D sets have neither voxel size nor orientation, so their NIfTI files have
-    voxels of 1 without a unit.
+    A file may lack the arrays of ``test``. The sets do not say which images belong to one patient, so the table has no
+    column ``patient``; the splits are by patient if their sources were. The 3D sets have neither voxel size nor
+    orientation, so their NIfTI files have voxels of 1 without a unit.
 
     Args:
         npz_or_name: a MedMNIST ``.npz`` file, or the name of a set (``"pneumoniamnist"``), which the ``medmnist``
@@ -113,7 +113,7 @@ def _find_npz(npz_or_name: str | os.PathLike[str], size: int) -> Path:
 def _read_splits(path: Path, max_cases: int | None) -> Iterator[_SplitArrays]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            for split in _SPLITS:
+            for split in (s for s in _SPLITS if s != "test" or "test_images" in arrays):
                 images, labels = arrays[f"{split}_images"][:max_cases], arrays[f"{split}_labels"][:max_cases]
                 yield _checked(path, split, images, labels)
     except KeyError as error:

@@ -18,7 +18,7 @@ from typing import Any
 import nibabel as nib
 import pandas as pd
 
-from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.atomic import disk_errors, write_atomic, write_json
 from monai_diffae.data.samples.virtual_patients import (
     FACTORS,
     FIELD_OF_VIEW_MM,
@@ -26,7 +26,7 @@ from monai_diffae.data.samples.virtual_patients import (
     read_template,
     render_patient,
 )
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.errors import ConfigError
 
 _README = """\
 Virtual cohort: ONE real brain template with simulated variation. These are not patients.
@@ -97,14 +97,9 @@ def make_virtual_cohort(
     _check(num_patients, size, spatial_dims, seed, val_fraction, test_fraction)
     directory = Path(directory)
     parameters: dict[str, Any] = {
-        "kind": "virtual MNI152 cohort, version 1",
-        "num_patients": num_patients,
-        "size": size,
-        "spatial_dims": spatial_dims,
-        "seed": seed,
-        "val_fraction": val_fraction,
-        "test_fraction": test_fraction,
-    }
+        "kind": "virtual MNI152 cohort, version 1", "num_patients": num_patients, "size": size,
+        "spatial_dims": spatial_dims, "seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction,
+    }  # fmt: skip
     if is_complete(directory, parameters) and not overwrite:
         return directory / "cohort.csv"
     read_template(FIELD_OF_VIEW_MM / size)  # so that an error is raised before the folder is touched
@@ -122,11 +117,7 @@ def make_virtual_cohort(
 
 
 def split_by_number(index: int, val_fraction: float, test_fraction: float) -> str:
-    """The split of a virtual patient: a function of its number that keeps the fractions at every cohort size.
-
-    The multiples of the golden ratio fill [0, 1) evenly (a low-discrepancy sequence). Random draws would sometimes
-    leave a small cohort without a test set.
-    """
+    """The split of a virtual patient: multiples of the golden ratio keep the fractions at every size of a cohort."""
     position = (index + 0.5) * 0.6180339887498949 % 1
     if position >= 1 - test_fraction:
         return "test"
@@ -184,27 +175,18 @@ def claim_folder(directory: Path, parameters: Mapping[str, Any], *, overwrite: b
         keys = sorted(key for key in {*record, *parameters} if record.get(key) != parameters.get(key))
         changed = ", ".join(f"{key} {record.get(key)} instead of {parameters.get(key)}" for key in keys)
         raise ConfigError(f"{directory}: holds sample data with {changed}; set overwrite or choose another folder")
-    try:
-        (directory / "cohort.csv").unlink(
-            missing_ok=True
-        )  # first, because without it the sample data count as incomplete
+    with disk_errors(str(directory)):
+        (directory / "cohort.csv").unlink(missing_ok=True)  # first, as without it the sample data are incomplete
         images.mkdir(parents=True, exist_ok=True)
         for old in images.glob("*-*"):
             old.unlink()
-    except OSError as error:
-        raise MachineError(f"{directory}: cannot be written ({error.strerror}); choose another folder") from error
-    text = json.dumps(dict(parameters), indent=2) + "\n"
-    write_atomic(directory / RECORD, lambda path: path.write_text(text))
+    write_json(directory / RECORD, dict(parameters))
 
 
 def write_image(path: Path, content: bytes) -> None:
     """Write one of many images. It is not atomic: the table, which is written last, marks them as complete."""
-    try:
+    with disk_errors(str(path)):
         path.write_bytes(content)
-    except OSError as error:
-        raise MachineError(
-            f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
-        ) from error
 
 
 def _read_record(directory: Path) -> dict[str, Any] | None:

@@ -19,9 +19,10 @@ from monai_diffae.latents.probing.nested import (
     cross_validation_folds,
     few_label_scores,
     predict_held_out,
+    predict_path,
     split_folds,
 )
-from monai_diffae.latents.probing.probes import Floats, Folds, Probe, inner_folds
+from monai_diffae.latents.probing.probes import Floats, Folds, Probe, inner_folds, regularisations
 from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, difference_interval, interval
 from monai_diffae.latents.targets import LabelKind, Target, copies_of, far_off, read_target
 
@@ -226,11 +227,13 @@ class EvaluatedProbe:
         row: the scores.
         predictions: the predictions for held-out patients.
         few_labels: scores with few labels, one row per number of patients; empty if they were not requested.
+        regularisations: scores of ``linear`` with each regularisation, one row per value; empty as above.
     """
 
     row: dict[str, Any]
     predictions: HeldOutPredictions
     few_labels: list[dict[str, Any]]
+    regularisations: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,8 @@ class ProbeSettings:
         seed: random seed.
         kinds: for some targets, whether they are ``classes`` or ``numbers``.
         few_labels: also evaluate with few labels.
+        regularisation: C (for classes) or alpha (for numbers) of ``linear``, fixed beforehand; None: chosen.
+        each_regularisation: also evaluate ``linear`` with each regularisation that it can choose from.
     """
 
     evaluation: Evaluation | None = None
@@ -254,6 +259,8 @@ class ProbeSettings:
     seed: int = 0
     kinds: Mapping[str, LabelKind] = field(default_factory=dict)
     few_labels: bool = False
+    regularisation: float | None = None
+    each_regularisation: bool = False
 
     def __post_init__(self) -> None:
         if self.evaluation is not None and self.evaluation not in get_args(Evaluation):
@@ -321,9 +328,11 @@ def _evaluate_target(
         x_by_fold = _features_by_fold(features, target)
         _warn_of_copies(features, target, x_by_fold[0])
         for name in settings.probes:
-            probe, draws = _evaluate_probe(features, x_by_fold, target, name, settings.seed)
+            probe, draws = _evaluate_probe(features, x_by_fold, target, name, settings)
             if settings.few_labels:
-                probe.few_labels.extend(_few_label_rows(probe.row, features, x_by_fold, target, settings.seed))
+                probe.few_labels.extend(_few_label_rows(probe.row, features, x_by_fold, target, settings))
+            if settings.each_regularisation and name == "linear":
+                probe.regularisations.extend(_regularisation_rows(probe, features, x_by_fold, target))
             if features is feature_sets[0]:
                 z_sem[name] = probe, draws
             else:
@@ -350,12 +359,14 @@ def _warn_of_copies(features: FeatureSet, target: TargetFolds, x: Floats) -> Non
 
 
 def _evaluate_probe(
-    features: FeatureSet, x_by_fold: Sequence[Floats], target: TargetFolds, probe: Probe, seed: int
+    features: FeatureSet, x_by_fold: Sequence[Floats], target: TargetFolds, probe: Probe, settings: ProbeSettings
 ) -> tuple[EvaluatedProbe, Floats]:
     """An evaluated probe, and its main score in each draw of the bootstrap."""
+    seed = settings.seed
     predictions = predict_held_out(
-        x_by_fold, target.target, target.patients, target.folds, probe, seed, features.standardise
-    )
+        x_by_fold, target.target, target.patients, target.folds, probe, seed, features.standardise,
+        settings.regularisation,
+    )  # fmt: skip
     scores, test = predictions.scores(), target.test_cases
     values, draws = scores(np.ones(len(test))), bootstrapped(scores, target.patients[test], seed, len(target.folds))
     intervals = scores.intervals(draws, target.patients[test])
@@ -374,20 +385,22 @@ def _evaluate_probe(
         "num_patients": len(np.unique(target.patients[test])), "num_omitted": target.num_omitted,
         "num_rarest": target.num_rarest, "num_seen_by_autoencoder": target.num_seen,
         "small_classes": "; ".join(f"{label}: {count}" for label, count in target.small_classes.items()) or None,
-        "regularisation": float(np.exp(np.mean(np.log(regularisation)))) if regularisation else None, **metrics,
+        "regularisation": float(np.exp(np.mean(np.log(regularisation)))) if regularisation else None,
+        "is_regularisation_fixed": settings.regularisation is not None and probe == "linear", **metrics,
     }  # fmt: skip
-    return EvaluatedProbe(row, predictions, []), draws[:, 0]
+    return EvaluatedProbe(row, predictions, [], []), draws[:, 0]
 
 
 def _few_label_rows(
-    row: Mapping[str, Any], features: FeatureSet, x_by_fold: Sequence[Floats], target: TargetFolds, seed: int
-) -> list[dict[str, Any]]:
+    row: Mapping[str, Any], features: FeatureSet, x_by_fold: Sequence[Floats], target: TargetFolds,
+    settings: ProbeSettings,
+) -> list[dict[str, Any]]:  # fmt: skip
     rows = []
     most = min(len(np.unique(target.patients[train])) for train, _ in target.folds) // 2
     for num_patients in (each for each in FEW_PATIENTS if each <= most):
         scores = few_label_scores(
             x_by_fold, target.target, target.patients, target.folds, row["probe"], num_patients=num_patients,
-            seed=seed, standardise=features.standardise,
+            seed=settings.seed, standardise=features.standardise, regularisation=settings.regularisation,
         )  # fmt: skip
         scores = scores[np.isfinite(scores)]
         if len(scores):
@@ -397,6 +410,23 @@ def _few_label_rows(
                 "num_draws": len(scores), "median": median, "low_quartile": low, "high_quartile": high,
             })  # fmt: skip
     return rows
+
+
+def _regularisation_rows(
+    probe: EvaluatedProbe, features: FeatureSet, x_by_fold: Sequence[Floats], target: TargetFolds
+) -> list[dict[str, Any]]:
+    """The held-out score with each regularisation, and in how many folds it was chosen (the strongest by default)."""
+    values = regularisations("linear", target.target.num_classes)
+    chosen = [values[0] if value is None else value for value in probe.predictions.regularisation]
+    if probe.row["is_regularisation_fixed"]:
+        values = sorted({*values, *chosen}, reverse=values[0] > values[-1])
+    path = predict_path(x_by_fold, target.target, target.folds, values, features.standardise)
+    key = {name: probe.row[name] for name in ("target", "features", "metric")}
+    return [
+        {**key, "regularisation": value, "score": _plain(predictions.scores()(np.ones(len(target.test_cases)))[0]),
+         "num_folds_chosen": chosen.count(value)}
+        for value, predictions in zip(values, path, strict=True)
+    ]  # fmt: skip
 
 
 def _difference(

@@ -14,7 +14,7 @@ from monai_diffae.latents.probing.probes import Floats, pca_features
 
 Extract: TypeAlias = Callable[[NDArray[np.intp]], Floats]
 
-PCA_NAME, INTENSITY_NAME = "PCA of pixels", "intensity statistics"
+PCA_NAME, INTENSITY_NAME, WIDE_NAME = "PCA of pixels", "intensity statistics", "wide"
 
 _LARGEST = 1e100  # the sum of the squares of many larger values overflows
 _DECILES = np.arange(10, 100, 10)
@@ -77,6 +77,30 @@ class FeatureSet:
             return cache[key]
 
         return cls(name, is_available, extract, standardise=False)
+
+    @classmethod
+    def together(cls, parts: Sequence[FeatureSet]) -> FeatureSet:
+        """Several sets side by side, each scaled to the same total variance among the training cases.
+
+        Example:
+            >>> one, two = (FeatureSet.from_values(name, np.eye(4) * scale) for name, scale in (("a", 1), ("b", 9)))
+            >>> both = FeatureSet.together([one, two])
+            >>> both.name, both.extract(np.arange(4)).shape
+            ('a + b', (4, 8))
+        """
+
+        def extract(train: NDArray[np.intp]) -> Floats:
+            scaled = []
+            for part in parts:
+                x = part.extract(train)
+                std = x[train].std(axis=0)
+                x = x / np.where(std > 0, std, 1) if part.standardise else x
+                scaled.append(x / (np.sqrt(x[train].var(axis=0).sum()) or 1.0))
+            num = sum(x.shape[1] for x in scaled)
+            return np.concatenate(scaled, axis=1) * np.sqrt(num / len(scaled))  # so that the mean variance is 1
+
+        is_available = np.logical_and.reduce([part.is_available for part in parts])
+        return cls(" + ".join(part.name for part in parts), is_available, extract, standardise=False)
 
 
 def intensity_statistics(images: NDArray[np.floating[Any]]) -> Floats:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import nearest_neighbors, numbered_groups
-from monai_diffae.latents.probing.probes import Floats, Folds, Probe, fit_probe, grouped_folds
+from monai_diffae.latents.probing.probes import FittedProbe, Floats, Folds, Probe, fit_path, fit_probe, grouped_folds
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores, bootstrapped
 from monai_diffae.latents.targets import Target, read_target
 
@@ -129,10 +129,11 @@ def predict_held_out(
     probe: Probe,
     seed: int = 0,
     standardise: bool = True,
+    regularisation: float | None = None,
 ) -> HeldOutPredictions:
     """Fit a probe to the training cases of each fold and predict its test cases.
 
-    The regularisation is chosen within the training cases of the fold.
+    The regularisation is chosen within the training cases of the fold, unless that of ``linear`` is given.
 
     Args:
         features: ``[K, D]`` for each fold, as extracted for its training cases.
@@ -142,6 +143,7 @@ def predict_held_out(
         probe: ``linear``, ``knn`` or ``boosting``.
         seed: random seed of the inner folds and of boosting.
         standardise: scale each feature; see :func:`~monai_diffae.latents.probing.probes.fit_probe`.
+        regularisation: C or alpha of ``linear``, if it was fixed beforehand.
 
     Example:
         >>> from monai_diffae.latents.targets import read_target
@@ -151,15 +153,38 @@ def predict_held_out(
         >>> predictions.predicted.shape, bool(predictions.scores()(np.ones(100))[0] > 0.95)
         ((100, 2), True)
     """
+    fitted = [
+        fit_probe(
+            probe, x[train], target.values[train], groups[train], target.num_classes, seed, standardise,
+            regularisation=regularisation,
+        )
+        for x, (train, _) in zip(features, folds, strict=True)
+    ]  # fmt: skip
+    return _held_out(fitted, features, target, folds)
+
+
+def predict_path(
+    features: Sequence[Floats], target: Target, folds: Folds, values: Sequence[float], standardise: bool = True
+) -> list[HeldOutPredictions]:
+    """The predictions of the linear probe with each regularisation; see :func:`predict_held_out` for the arguments."""
+    paths = [
+        list(fit_path("linear", x[train], target.values[train], target.num_classes, values, standardise=standardise))
+        for x, (train, _) in zip(features, folds, strict=True)
+    ]
+    return [_held_out(fitted, features, target, folds) for fitted in zip(*paths, strict=True)]
+
+
+def _held_out(
+    probes: Sequence[FittedProbe], features: Sequence[Floats], target: Target, folds: Folds
+) -> HeldOutPredictions:
+    """The predictions of the probe of each fold for its test cases."""
     num_classes = target.num_classes
-    parts, rankings, classes, regularisation = [], [], [], []
-    for x, (train, test) in zip(features, folds, strict=True):
-        fitted = fit_probe(probe, x[train], target.values[train], groups[train], num_classes, seed, standardise)
+    parts, rankings, classes = [], [], []
+    for fitted, x, (train, test) in zip(probes, features, folds, strict=True):
         parts.append(fitted.predict(x[test]))
         if num_classes is not None:
             rankings.append(fitted.ranking(x[test], x[train]))
             classes.append(fitted.classify(parts[-1]))
-        regularisation.append(fitted.regularisation)
     tests = np.concatenate([test for _, test in folds])
     order = np.argsort(tests)
     fold = np.repeat(np.arange(len(folds)), [len(test) for _, test in folds])[order]
@@ -168,7 +193,7 @@ def predict_held_out(
     return HeldOutPredictions(
         target.at(tests[order]), fold, np.concatenate(parts)[order], baseline,
         np.concatenate(rankings)[order] if rankings else None,
-        np.concatenate(classes)[order] if classes else None, tuple(regularisation),
+        np.concatenate(classes)[order] if classes else None, tuple(each.regularisation for each in probes),
     )  # fmt: skip
 
 
@@ -183,6 +208,7 @@ def few_label_scores(
     num_draws: int = 20,
     seed: int = 0,
     standardise: bool = True,
+    regularisation: float | None = None,
 ) -> Floats:
     """AUROC or R2 ``[draws]`` of probes that are fitted to the labels of a few patients.
 
@@ -201,6 +227,7 @@ def few_label_scores(
         num_draws: number of draws; half as many with several folds, each of which is fitted in every draw.
         seed: random seed of the draws.
         standardise: scale each feature; see :func:`~monai_diffae.latents.probing.probes.fit_probe`.
+        regularisation: C or alpha of ``linear``, if it was fixed beforehand.
     """
     scores = []
     for draw in range(num_draws if len(folds) == 1 else -(-num_draws // 2)):
@@ -211,7 +238,8 @@ def few_label_scores(
         if len(few) < len(folds):
             scores.append(float("nan"))
             continue
-        held_out = predict_held_out(features, target, groups, few, probe, seed, standardise).scores()
+        predictions = predict_held_out(features, target, groups, few, probe, seed, standardise, regularisation)
+        held_out = predictions.scores()
         scores.append(float(held_out(np.ones(len(held_out.truth)))[0]))
     return np.array(scores)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -24,7 +25,8 @@ LOGISTIC_CS = np.logspace(-4, 2, 7)
 NUM_NEIGHBORS = (100, 30, 10, 3)
 _MAX_FOLDS = 5
 _LEAST_STD = 1e-9  # smaller ones are rounding errors
-_MOST_FOR_NEWTON = 2048  # weights; each of its steps takes their number squared
+_MOST_FOR_CHOLESKY = 128  # weights; each of its steps takes their number cubed
+_TOLERANCE = 1e-7  # of the gradient; with scikit-learn's default of 1e-4, probabilities are off by up to .05
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +37,8 @@ class FittedProbe:
         model: a model of scikit-learn, which standardises the features itself.
         num_classes: number of classes; None for a continuous target.
         priors: ``[num_classes]``, the frequency of each class among the training cases.
-        regularisation: the value that cross-validation chose: C of the logistic regression, alpha of the ridge
-            regression, or the number of neighbors; None if there was nothing to choose.
+        regularisation: the value that was given or chosen: C of the logistic regression, alpha of the ridge regression,
+            or the number of neighbors; None if there was nothing to choose.
     """
 
     model: Any
@@ -87,6 +89,7 @@ def fit_probe(
     seed: int = 0,
     standardise: bool = True,
     balanced: bool = False,
+    regularisation: float | None = None,
 ) -> FittedProbe:
     """Fit a probe with the regularisation that has the smallest loss on held-out patients.
 
@@ -105,6 +108,7 @@ def fit_probe(
         standardise: scale each feature to a standard deviation of 1. Not for features whose scales are informative,
             such as principal components, the last of which are noise.
         balanced: weight the cases of ``linear`` as if all classes were equally frequent.
+        regularisation: C or alpha of ``linear``, if it was fixed beforehand; None: chosen as above.
 
     Raises:
         ConfigError: all training cases have the same class.
@@ -115,30 +119,54 @@ def fit_probe(
         >>> fitted.predict(x).shape, fitted.regularisation > 1
         ((200, 2), True)
     """
-    from sklearn.pipeline import make_pipeline
+    from sklearn import config_context
     from sklearn.preprocessing import StandardScaler
 
     if num_classes is not None and len(np.unique(target)) < 2:
         raise ConfigError("the training cases are all of one class; label more patients")
     features = np.asarray(features, np.float64)  # Newton's method is not accurate enough in float32
-    folds = inner_folds(target, groups, num_classes, seed)
+    is_fixed = regularisation is not None and probe == "linear"
+    folds = [] if is_fixed or probe == "boosting" else inner_folds(target, groups, num_classes, seed)
     num_cases = min([len(train) for train, _ in folds], default=len(target))
-    num_weights = features.shape[1] * (num_classes or 1)
-    model, parameter, values = _model(probe, num_classes is not None, num_cases, num_weights, seed)
-    weights = np.ones(len(target))
-    if balanced and num_classes is not None:
-        model.set_params(class_weight="balanced")
-        weights = 1 / np.bincount(target)[target]
+    values = [regularisation] if is_fixed else regularisations(probe, num_classes, num_cases)
+    weights = 1 / np.bincount(target)[target] if balanced and num_classes is not None else np.ones(len(target))
+    losses = np.zeros(len(values))
     scaler = StandardScaler(with_std=standardise)
-    best = None
-    if parameter:
-        if folds:
-            losses = _losses(model, parameter, values, (features, target, weights, num_classes), scaler, folds)
-            best = values[int(losses.argmin())]  # the first, and so the strongest, of equals
-        model.set_params(**{parameter: values[0] if best is None else best})
+    # checking the same arrays in every fit would take longer than small fits do
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        for train, test in folds:
+            x_train, x_test = scaler.fit_transform(features[train]), scaler.transform(features[test])
+            models = _fitted_models(probe, x_train, target[train], num_classes, values, seed, balanced)
+            for i, model in enumerate(models):
+                losses[i] += weights[test] @ _loss(model, x_test, target[test], num_classes)
+        best = values[int(losses.argmin())]  # the first, and so the strongest, of equals
+        options: dict[str, Any] = {"seed": seed, "standardise": standardise, "balanced": balanced}
+        (fitted,) = fit_path(probe, features, target, num_classes, [best], **options)
+    return fitted if folds or is_fixed else replace(fitted, regularisation=None)
+
+
+def regularisations(probe: Probe, num_classes: int | None, num_cases: int = 100) -> list[Any]:
+    """The values to choose from, strongest first: C, alpha, or numbers of neighbors of so many cases."""
+    if probe == "linear":
+        return RIDGE_ALPHAS[::-1].tolist() if num_classes is None else LOGISTIC_CS.tolist()
+    return list(dict.fromkeys(min(count, num_cases) for count in NUM_NEIGHBORS)) if probe == "knn" else [None]
+
+
+def fit_path(
+    probe: Probe, features: Floats, target: NDArray[Any], num_classes: int | None, values: Sequence[Any], *,
+    seed: int = 0, standardise: bool = True, balanced: bool = False,
+) -> Iterator[FittedProbe]:  # fmt: skip
+    """Fit a probe with each of several regularisations, strongest first; see :func:`fit_probe` for the arguments."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler(with_std=standardise)
+    x = scaler.fit_transform(np.asarray(features, np.float64))
     priors = np.bincount(target, minlength=num_classes) / len(target) if num_classes is not None else np.empty(0)
-    fitted = make_pipeline(scaler, model).fit(features, target)
-    return FittedProbe(fitted, num_classes, priors, None if best is None else float(best))
+    models = _fitted_models(probe, x, target, num_classes, values, seed, balanced)
+    for value, model in zip(values, models, strict=True):
+        regularisation = None if value is None else float(value)
+        yield FittedProbe(make_pipeline(scaler, model), num_classes, priors, regularisation)
 
 
 def inner_folds(target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, seed: int = 0) -> Folds:
@@ -190,55 +218,67 @@ def pca_features(images_train: ArrayLike, images_test: ArrayLike, dims: int) -> 
     return components.features(train), components.features(test)
 
 
-def _model(
-    probe: Probe, is_class: bool, num_cases: int, num_weights: int, seed: int
-) -> tuple[Any, str, Sequence[float]]:
-    """The model, the parameter that regularises it, and the values to choose from, strongest first."""
+def _fitted_models(
+    probe: Probe, x: Floats, target: NDArray[Any], num_classes: int | None, values: Sequence[Any], seed: int,
+    balanced: bool,
+) -> Iterator[Any]:  # fmt: skip
+    """The models of scikit-learn for each value, in this order."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-    from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
     if probe == "linear":
-        if is_class:
-            # Newton's method converges in a few steps, also where features have very different scales; with fewer cases
-            # than weights, each of its steps takes longer than all of lbfgs
-            solver = "newton-cholesky" if num_weights <= min(num_cases, _MOST_FOR_NEWTON) else "lbfgs"
-            return LogisticRegression(solver=solver, max_iter=2000), "C", LOGISTIC_CS.tolist()
-        return Ridge(), "alpha", RIDGE_ALPHAS[::-1].tolist()
-    if probe == "knn":
-        counts = list(dict.fromkeys(min(count, num_cases) for count in NUM_NEIGHBORS))
-        return KNeighborsClassifier() if is_class else KNeighborsRegressor(), "n_neighbors", counts
-    # without early stopping, which would hold out cases instead of patients
-    boosting = HistGradientBoostingClassifier if is_class else HistGradientBoostingRegressor
-    return boosting(early_stopping=False, random_state=seed), "", ()
+        if num_classes is None:
+            return _ridge_path(x, target, values)
+        return _logistic_path(x, target, values, num_classes, balanced)
+    if probe == "boosting":  # without early stopping, which would hold out cases instead of patients
+        boosting = HistGradientBoostingRegressor if num_classes is None else HistGradientBoostingClassifier
+        return iter([boosting(early_stopping=False, random_state=seed).fit(x, target)])
+    neighbors = KNeighborsRegressor if num_classes is None else KNeighborsClassifier
+    return (neighbors(value).fit(x, target) for value in values)
 
 
-def _losses(
-    model: Any,
-    parameter: str,
-    values: Sequence[float],
-    data: tuple[Floats, NDArray[Any], Floats, int | None],
-    scaler: Any,
-    folds: Folds,
-) -> Floats:
-    """The summed loss on held-out patients for each value of the parameter."""
-    from sklearn import config_context
+def _logistic_path(
+    x: Floats, target: NDArray[Any], values: Sequence[float], num_classes: int, balanced: bool
+) -> Iterator[Any]:
+    """Logistic regressions, each from the weights of the one before."""
+    from scipy.linalg import solve_triangular
+    from sklearn.linear_model import LogisticRegression
 
-    features, target, weights, num_classes = data
-    losses = np.zeros(len(values))
-    # checking the same arrays in every fit would take longer than small fits do
-    with config_context(assume_finite=True, skip_parameter_validation=True):
-        for train, test in folds:
-            scaler.fit(features[train])
-            x_train, x_test = scaler.transform(features[train]), scaler.transform(features[test])
-            if parameter == "alpha":  # all values at once, each as a target of its own
-                model.set_params(alpha=np.array(values)).fit(x_train, np.tile(target[train, None], len(values)))
-                losses += ((model.predict(x_test) - target[test, None]) ** 2).sum(axis=0)
-                continue
-            for i, value in enumerate(values):
-                model.set_params(**{parameter: value}).fit(x_train, target[train])
-                losses[i] += weights[test] @ _loss(model, x_test, target[test], num_classes)
-    return losses
+    is_wide = x.shape[1] > len(x)
+    coordinates = _coordinates(x) if is_wide else x
+    num_weights = coordinates.shape[1] * (num_classes if num_classes > 2 else 1)
+    solver = "newton-cholesky" if num_weights <= _MOST_FOR_CHOLESKY else "newton-cg"
+    model = LogisticRegression(
+        solver=solver, tol=_TOLERANCE, max_iter=2000, warm_start=True, class_weight="balanced" if balanced else None
+    )
+    for value in values:
+        model.set_params(C=value).fit(coordinates, target)
+        fitted = copy(model)
+        if is_wide:
+            fitted.coef_ = solve_triangular(coordinates, model.coef_.T, trans="T", lower=True).T @ x
+            fitted.n_features_in_ = x.shape[1]
+        yield fitted
+
+
+def _coordinates(x: Floats) -> Floats:
+    """Coordinates ``[N, N]`` of cases ``[N, D]`` with the same products, so that penalised models predict the same."""
+    from scipy.linalg import cholesky
+
+    products = x @ x.T
+    products[np.diag_indices_from(products)] += 1e-13 * max(np.trace(products), 1e-9)  # N cases span less than N axes
+    return np.asarray(cholesky(products, lower=True))
+
+
+def _ridge_path(x: Floats, target: NDArray[Any], values: Sequence[float]) -> Iterator[Any]:
+    """Ridge regressions for all values at once, each as a target of its own."""
+    from sklearn.linear_model import Ridge
+
+    every = Ridge(alpha=np.array(values)).fit(x, np.tile(target[:, None], len(values)))
+    coefficients, intercepts = np.atleast_2d(every.coef_), np.atleast_1d(every.intercept_)
+    for value, coefficient, intercept in zip(values, coefficients, intercepts, strict=True):
+        model = copy(every).set_params(alpha=value)
+        model.coef_, model.intercept_ = coefficient, intercept
+        yield model
 
 
 def _loss(model: Any, features: Floats, target: NDArray[Any], num_classes: int | None) -> Floats:

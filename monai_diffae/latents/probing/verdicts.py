@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from monai_diffae.errors import counted
+from monai_diffae.latents.probing.features import WIDE_NAME
 
 Row = Mapping[str, Any]
 
@@ -18,6 +19,7 @@ CHANCE = {"auroc": 0.5, "r2": 0.0}
 NAMES = {"auroc": "AUROC", "r2": "R2"}
 _WORTH_FINDING = {"auroc": 0.7, "r2": 0.2}  # smaller effects need far more patients
 _ALPHA, _POWER = 0.05, 0.8
+_WIDE_IS_BETTER = "Wide features predict it better: use them for classifiers (probe --features wide)"
 _SHRUNK = 0.005  # an R2 of predictions that the regularisation has shrunk to the mean
 
 
@@ -54,7 +56,7 @@ def find_verdicts(rows: Sequence[Row]) -> list[Verdict]:
 
     The first feature set, such as z_sem, is judged by its first probe, and compared with the principal components, or
     else with the best other feature set. It predicts a label if the score's 95 % interval excludes chance, also after
-    Bonferroni's correction for the number of labels; differences are not corrected.
+    Bonferroni's correction for the number of labels; differences are not corrected. Better wide features are advised.
 
     Example:
         >>> row = {
@@ -100,13 +102,21 @@ def patients_needed(metric: str, share_of_rarest: float = 0.5, num_folds: int = 
 
 def _verdict(rows: Sequence[Row], num_labels: int) -> Verdict:
     row, *others = [each for each in rows if each["probe"] == rows[0]["probe"]]
-    target, name = row["target"], row["features"]
     others = [each for each in others if each["score"] is not None]
-    baseline = max(others, key=lambda each: ("PCA" in each["features"], each["score"]), default=None)
-    if row["score"] is None or _low(row, num_labels) <= CHANCE[row["metric"]]:
-        return _without_claim(row, baseline, num_labels)
+    fails = not _predicts(row, num_labels)  # then what predicts the label comes first
+    others.sort(key=lambda each: (fails and _predicts(each, num_labels), "PCA" in each["features"], each["score"]))
+    baseline = others.pop() if others else None
+    verdict = _without_claim(row, baseline, num_labels) if fails else _claim(row, baseline)
+    is_better = any(each["features"] == WIDE_NAME and (each["difference_high"] or 0) < 0 for each in others)
+    return replace(verdict, advice=f"{verdict.advice}. {_WIDE_IS_BETTER}") if is_better else verdict
+
+
+def _claim(row: Row, baseline: Row | None) -> Verdict:
+    target, name = row["target"], row["features"]
     patients = f"in {_patients(row)} that the probe has not seen{_seen(row)}"
     advice = "its direction can edit and grade scans (fit-direction)"
+    if name == WIDE_NAME:
+        advice = "use it to predict; only z_sem can edit and grade scans (fit-direction)"
     if baseline is None or baseline["difference_low"] is None:
         return Verdict(target, "predicts", f"{name} predicts {target}: {_score(row)}, {patients}.", advice)
     against, other = f"{_score(row)} against {_score(baseline)}, {patients}.", baseline["features"]
@@ -126,7 +136,7 @@ def _without_claim(row: Row, baseline: Row | None, num_labels: int) -> Verdict:
     if row["low"] is not None and row["low"] > chance:
         score += f"; with {num_labels} labels, one of them can look like this by chance"
     other = ""
-    if baseline is not None and _low(baseline, num_labels) > chance:
+    if baseline is not None and _predicts(baseline, num_labels):
         other = f" {baseline['features']} predicts it: {_score(baseline)}."
     share = (row.get("num_rarest") or row["num_patients"] / 2) / row["num_patients"]
     needed = patients_needed(metric, share, row["num_folds"], num_labels)
@@ -155,6 +165,10 @@ def _without_claim(row: Row, baseline: Row | None, num_labels: int) -> Verdict:
 
 def _instead(baseline: Row) -> str:
     return f"use {baseline['features']}, or train for longer"
+
+
+def _predicts(row: Row, num_labels: int) -> bool:
+    return _low(row, num_labels) > CHANCE[row["metric"]]
 
 
 def _low(row: Row, num_labels: int) -> float:

@@ -1,14 +1,20 @@
 import json
 import shutil
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from torch import nn
+from torchvision.models import squeezenet1_1
 
 from monai_diffae.apps.embedding import baseline_encoders
-from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.embedding.baseline_encoders import open_backbone
+from monai_diffae.apps.embedding.embed import Encoding, embed
+from monai_diffae.apps.evaluation.baselines import table_features
 from monai_diffae.apps.evaluation.neighbors import neighbors
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.synthesis.edit import edit
@@ -18,19 +24,33 @@ from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.loading import load_untrained
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.data.fingerprints import file_checksum
+from monai_diffae.errors import CohortError, ConfigError, MachineError
 from monai_diffae.inferers.reconstruction import encode_exactly
+from monai_diffae.latents.components import PixelComponents
+from monai_diffae.networks import OrientedGradients
 
+CONFIG = {"spatial_dims": 2, "in_channels": 1, "model_range": [-1, 1]}
 SMALL = {"image_size": [16, 16], "base_channels": 4, "channel_mult": [1, 2], "z_channels": 5}
-ENCODERS = ["untrained", "pca"]
+ENCODERS = ["untrained", "pca", "gradients", "planar"]
 
 
 @pytest.fixture(scope="module")
-def made(labelled, tmp_path_factory):
-    """Tables of both encoders, made without a trained bundle."""
+def options(tmp_path_factory):
+    """The arguments of each encoder; the weights are those of a small network of torchvision, and of another head."""
+    torch.manual_seed(0)
+    weights = tmp_path_factory.mktemp("weights") / "squeezenet.pth"
+    torch.save(squeezenet1_1(weights=None, num_classes=3).state_dict(), weights)
+    planar = {"weights": weights, "backbone": "squeezenet1_1", "layers": ["features.3"]}
+    both = {"device": "cpu", "overrides": SMALL}
+    return {name: {"encoder": name, **both, **(planar if name == "planar" else {})} for name in ENCODERS}
+
+
+@pytest.fixture(scope="module")
+def made(labelled, options, tmp_path_factory):
+    """Tables of all encoders, made without a trained bundle."""
     root = tmp_path_factory.mktemp("made")
-    options = {"device": "cpu", "overrides": SMALL}
-    return {name: embed("diffae_2d", labelled.cohort, root, encoder=name, **options).path for name in ENCODERS}
+    return {name: embed("diffae_2d", labelled.cohort, root, **options[name]).path for name in ENCODERS}
 
 
 def preprocessed(cohort, split=None):
@@ -45,28 +65,28 @@ def preprocessed(cohort, split=None):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_a_table_says_what_made_it_and_the_same_command_gives_the_same_one(made, labelled, tmp_path, name):
+def test_a_table_says_what_made_it_and_the_same_command_gives_the_same_one(made, options, labelled, tmp_path, name):
     path = made[name]
     assert path.name == f"embeddings_{name}.parquet"
     table = read_embeddings(path)
     assert table["id"].tolist() == read_embeddings(labelled.embeddings)["id"].tolist()
-    assert z_matrix(table).shape == (12, 5)
+    assert z_matrix(table).shape == (12, 6 if name == "planar" else 5)  # there are 7 training cases
     assert table["wide"].tolist() == pd.read_csv(labelled.cohort)["wide"].tolist()
     assert table.attrs["monai_diffae"]["made_from"]["encoder"] == name
     assert json.loads(path.with_suffix(".json").read_text())["made_from"]["encoder"] == name
-    options = {"encoder": name, "device": "cpu", "overrides": SMALL}
     bundle = init_bundle(tmp_path / "bundle")  # a folder of init is as good as the name
-    again = read_embeddings(embed(bundle, labelled.cohort, tmp_path / "out", **options).path)
+    again = read_embeddings(embed(bundle, labelled.cohort, tmp_path / "out", **options[name]).path)
     pd.testing.assert_frame_equal(again, table)
     assert again.attrs["monai_diffae"] == table.attrs["monai_diffae"]
-    assert embed(bundle, labelled.cohort, tmp_path / "out", **options).skipped
+    assert embed(bundle, labelled.cohort, tmp_path / "out", **options[name]).skipped
 
 
-def test_components_are_those_of_the_training_images(made, labelled):
+@pytest.mark.parametrize(("name", "features"), [("pca", nn.Flatten()), ("gradients", OrientedGradients([16, 16]))])
+def test_components_are_those_of_the_training_images(made, labelled, name, features):
     (_, train), (ids, images) = preprocessed(labelled.cohort, "train"), preprocessed(labelled.cohort)
-    pca = PCA(5, svd_solver="full").fit(train.flatten(1).numpy())
-    expected = pca.transform(images.flatten(1).numpy()) / np.sqrt(pca.explained_variance_.mean())
-    table = read_embeddings(made["pca"]).set_index("id").loc[ids]
+    pca = PCA(5, svd_solver="full").fit(features(train).numpy())
+    expected = pca.transform(features(images).numpy()) / np.sqrt(pca.explained_variance_.mean())
+    table = read_embeddings(made[name]).set_index("id").loc[ids]
     np.testing.assert_allclose(z_matrix(table), expected, atol=1e-3)
 
 
@@ -96,7 +116,7 @@ def test_what_decodes_z_sem_refuses_the_table_in_one_line(made, labelled, tmp_pa
     records = [json.loads(path.with_suffix(".json").read_text()) for path in (made["pca"], labelled.embeddings)]
     records[0]["made_from"]["model"] = records[1]["made_from"]["model"]
     (tmp_path / "t.json").write_text(json.dumps(records[0]))
-    for embeddings in (made["untrained"], copy):
+    for embeddings in (made["untrained"], made["planar"], copy):
         calls = [
             lambda e=embeddings: fit_direction(e, tmp_path / "d.json", target="wide"),
             lambda e=embeddings: traverse(bundle, e, out),
@@ -113,5 +133,53 @@ def test_what_decodes_z_sem_refuses_the_table_in_one_line(made, labelled, tmp_pa
 def test_components_without_training_images_are_refused(labelled, tmp_path):
     options = {"encoder": "pca", "overrides": SMALL}
     pd.read_csv(labelled.cohort).assign(split="test").to_csv(tmp_path / "test.csv", index=False)
-    with pytest.raises(CohortError, match="encoder: principal components are fitted to training images, but only 0"):
+    with pytest.raises(CohortError, match="^principal components are fitted to training images, but only 0"):
         embed("diffae_2d", tmp_path / "test.csv", tmp_path / "o", **options)
+
+
+def test_planar_features_are_named_by_backbone_and_checksum_and_not_standardised(made, options, labelled):
+    made_from = read_embeddings(made["planar"]).attrs["monai_diffae"]["made_from"]
+    assert made_from["backbone"] == "squeezenet1_1"
+    assert made_from["weights"] == file_checksum(options["planar"]["weights"])
+    assert str(options["planar"]["weights"].parent) not in made["planar"].with_suffix(".json").read_text()
+    assert not table_features(read_embeddings(made["planar"]), "z").standardise
+    (_, train), (ids, images) = preprocessed(labelled.cohort, "train"), preprocessed(labelled.cohort)
+    network = open_backbone(Encoding(**{k: options["planar"][k] for k in ("weights", "backbone", "layers")}), CONFIG)
+    components = PixelComponents.fit([network(train).numpy()], 1024)
+    expected = components.features(network(images).numpy())
+    z = z_matrix(read_embeddings(made["planar"]).set_index("id").loc[ids])
+    np.testing.assert_allclose(np.abs(z), np.abs(expected), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "text"),
+    [
+        ({"weights": None}, ConfigError, "weights: planar needs the file of a network's weights, as nothing is"),
+        ({"encoder": "pca"}, ConfigError, "weights: are for the encoder planar; omit them, or set encoder to planar"),
+        (
+            {"backbone": "resnet18", "layers": []},
+            ConfigError,
+            "squeezenet.pth: the pretrained weights are not those",
+        ),
+        ({"backbone": "resnet19"}, ConfigError, "backbone: there is no 'resnet19'; name a network of torchvision"),
+        ({"layers": []}, ConfigError, "layers: planar has no default for 'squeezenet1_1'; name some of its layers"),
+        ({"backbone": "timm:absent"}, MachineError, "backbone: timm:absent needs the package timm: pip install timm"),
+    ],
+)
+def test_a_backbone_that_cannot_be_used_is_one_line(options, labelled, tmp_path, monkeypatch, changed, error, text):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(error, match=f"^{text}.*$"):
+        embed("diffae_2d", labelled.cohort, tmp_path, **{**options["planar"], **changed})
+
+
+def test_a_network_of_timm_is_prepared_as_it_says(options, monkeypatch):
+    def create_model(name, num_classes):
+        network = squeezenet1_1(weights=None, num_classes=num_classes or 2)
+        network.default_cfg = {"input_size": (3, 48, 48), "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+        return network
+
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
+    weights, layers = options["planar"]["weights"], ["features.3"]
+    adapter = open_backbone(Encoding(weights=weights, backbone="timm:squeezenet", layers=layers), CONFIG)
+    assert (adapter.size, adapter.mean.tolist(), adapter.out_features) == ([48, 48], [0.5] * 3, 9 * 128)
+    assert torch.equal(adapter.network.features[0].weight, torch.load(weights)["features.0.weight"])

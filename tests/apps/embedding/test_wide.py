@@ -15,6 +15,7 @@ from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model_file import read_model, write_model
 from monai_diffae.data.embeddings import label_columns, matrix, read_embeddings, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.networks import OrientedGradients
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,11 @@ def test_wide_features_are_the_components_of_the_training_cases_features(wide, l
     trained = load_bundle(bundle, "cpu")
     images = torch.stack([trained.open(file).images[0] for file in pd.read_csv(labelled.cohort)["image"]])
     with torch.no_grad():
-        features = trained.network.encoder.features(images).numpy()
+        features = trained.network.encoder.features(images)
+        gradients = OrientedGradients([16, 16])(images)
+    parts = [part.numpy() for part in (features, images.flatten(1), gradients)]  # 16 x 16 pixels
     is_train = (table["split"] == "train").to_numpy()
+    features = np.concatenate([part / np.sqrt(part[is_train].var(axis=0).sum()) for part in parts], axis=1)
     pca = PCA(int(is_train.sum()) - 1, svd_solver="full").fit(features[is_train])
     expected = pca.transform(features) / np.sqrt(pca.explained_variance_.mean())
     np.testing.assert_allclose(np.abs(matrix(table, "wide")), np.abs(expected), atol=2e-3)
@@ -59,7 +63,7 @@ def test_without_components_of_the_present_weights_another_cohort_is_refused(wid
     tensors = {name: value * 1.5 if value.is_floating_point() else value for name, value in model.tensors.items()}
     write_model(file, "autoencoder", tensors, model.description)
     pd.read_csv(labelled.cohort).iloc[:3].to_csv(tmp_path / "few.csv", index=False)
-    with pytest.raises(ConfigError, match=r"^features: bundle has no models/wide.safetensors of its present weights"):
+    with pytest.raises(ConfigError, match="^features: wide features were not fitted for the present weights of bundle"):
         embed(bundle, tmp_path / "few.csv", tmp_path / "few", features="wide", device="cpu")
 
 
@@ -75,5 +79,12 @@ def test_neighbors_compare_wide_features(wide, labelled, tmp_path):
         if table["patient"][i] != table["patient"][ids.index(str(nearest["id"][0]))]
     ]
     assert str(nearest["neighbor"][0]) == order[0]
+    other = shutil.copytree(wide[0], tmp_path / "bundle")
+    model = read_model(wide[0] / "models" / "wide.safetensors")
+    tensors = {name: value * 2 for name, value in model.tensors.items()}
+    write_model(other / "models" / "wide.safetensors", "wide", tensors, model.description)
+    queries = embed(other, labelled.cohort, tmp_path / "other", features="wide", device="cpu").path
+    with pytest.raises(ConfigError, match="has other wide features than embeddings.parquet; embed both again"):
+        neighbors(wide[1], tmp_path / "queried", queries=queries, features="wide")
     with pytest.raises(CohortError, match="no columns w_000, ...; embed again with features wide"):
         neighbors(labelled.embeddings, tmp_path / "none", features="wide")

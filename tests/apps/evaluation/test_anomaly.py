@@ -1,11 +1,8 @@
-import shutil
-
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from scan_files import shared
 from tiny_bundles import rewrite
 
 import monai_diffae as mdae
@@ -75,29 +72,6 @@ def test_pictures_get_masks_as_pictures_and_bad_ones_are_listed(tiny_bundle, tmp
         assert set(np.unique(mask)) <= {0, 255}
         assert (mask == 255).sum() == row.mask_voxels
         assert read_scan(tmp_path / "out" / "maps" / f"{row.id}.nii.gz").array.shape == (1, 20, 30)
-
-
-def test_a_volume_is_one_case_of_a_2d_bundle_and_comes_back_in_its_own_space(tiny_bundle, tmp_path):
-    source = shared("hippocampus_msd/images/hippocampus_001.nii.gz")
-    overrides = {"slice_range": [0.4, 0.6], "slice_step": 3}
-    mdae.anomaly(tiny_bundle.directory, source, tmp_path / "out", overrides=overrides, quantile=0.5)
-    table = pd.read_csv(tmp_path / "out" / "anomaly.csv")
-    assert table["id"].tolist() == ["hippocampus_001"]
-    scan = nib.load(source)
-    for folder in ("maps", "masks"):
-        image = nib.load(tmp_path / "out" / folder / "hippocampus_001.nii.gz")
-        assert image.shape == scan.shape
-        assert np.array_equal(image.affine, scan.affine)
-    num_slices = np.count_nonzero(np.asarray(image.dataobj).any(axis=(0, 1)))
-    assert 1 <= num_slices <= 3
-
-
-# -- calibrate ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bundle(tiny_bundle, tmp_path):
-    return shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
 
 
 def test_a_bundle_is_calibrated_once_with_the_same_cases_and_again_with_others(run, bundle, tiny_bundle, caplog):

@@ -210,6 +210,54 @@ def test_intervals_are_over_patients_not_scans(table, write):
     assert widths[2] < 0.7 * widths[1]
 
 
+def test_the_score_over_the_regularisation_is_shown_and_the_regularisation_can_be_fixed(table, write, tmp_path):
+    table["grade"] = (table["z_002"] + np.random.default_rng(3).normal(size=200) > 0).astype(int)
+    options = {"dpi": 30, "skip_few_labels": True, **LINEAR}
+    rows = probe(write(table), tmp_path / "cv", targets=["age", "grade"], evaluation="cv", **options).rows
+    curves = pd.read_csv(tmp_path / "cv" / "regularisation.csv")
+    for row, (_, curve) in zip(rows, curves.groupby("target"), strict=True):
+        assert curve["num_folds_chosen"].sum() == 5
+        assert curve["score"].max() >= row["score"] >= curve["score"].min()
+        assert not row["is_regularisation_fixed"]
+    assert Image.open(tmp_path / "cv" / "regularisation.png").width == 360  # 2 panels
+    (row,) = probe(write(table), tmp_path / "fixed", targets=["grade"], regularisation=0.0003, **options).rows
+    assert (row["regularisation"], row["is_regularisation_fixed"]) == (pytest.approx(0.0003), True)
+    curve = pd.read_csv(tmp_path / "fixed" / "regularisation.csv").set_index("regularisation")
+    assert curve["num_folds_chosen"].idxmax() == 0.0003
+    assert curve["score"][0.0003] == pytest.approx(row["score"])
+    assert json.loads((tmp_path / "fixed" / "record.json").read_text())["made_from"]["regularisation"] == 0.0003
+    assert probe(write(table), targets=["age"], regularisation=1e9, **LINEAR).rows[0]["r2"] < 0.01
+    with pytest.raises(ConfigError, match="^regularisation: is C for classes and alpha for numbers; set targets"):
+        probe(write(table), targets=["age", "grade"], regularisation=1.0)
+
+
+def test_wide_features_and_embeddings_of_other_models_are_compared_without_their_labels(table, write, tmp_path, caplog):
+    rng = np.random.default_rng(4)
+    table["grade"] = (table["z_002"] + rng.normal(size=200) > 0).astype(int)
+    wide = {f"w_{i:03d}": table[f"z_{i % 4:03d}"] * 10.0 ** -(i // 2) for i in range(6)}
+    other = table[["id", "patient", "split", "age", "grade"]].assign(z_000=rng.normal(size=200), z_001=1.0)
+    baselines = {"other": write(other[30:], "other.parquet"), "its_wide": tmp_path / "wide.csv"}
+    other.drop(columns=["z_000", "z_001"]).assign(w_000=table["z_000"]).to_csv(baselines["its_wide"], index=False)
+    file = write(table.assign(**wide))
+    options = {"targets": ["grade"], "features": ["wide", "z"], "evaluation": "cv", **LINEAR}
+    result = probe(file, baselines=baselines, together=["wide", "other"], **options)
+    assert [(row["features"], row["dims"], row["num_test"]) for row in result.rows] == [
+        ("wide", 6, 170), ("z_sem", 4, 170), ("other", 2, 170), ("its_wide", 1, 170), ("wide + other", 8, 170)
+    ]  # fmt: skip
+    assert "30 cases are omitted: not all features are available for them" in caplog.text
+    assert [row["score"] > 0.7 for row in result.rows] == [True, True, False, False, True]  # neither has seen the label
+    assert result.rows[1]["difference"] == pytest.approx(result.rows[0]["score"] - result.rows[1]["score"])
+    with pytest.raises(ConfigError, match="^together: 'planar' is not among the features and baselines: wide, z$"):
+        probe(file, together=["planar"], **options)
+    assert result.verdicts[0]["sentence"].startswith("wide predicts grade like z_sem")
+    assert "only z_sem can edit and grade scans" in result.verdicts[0]["advice"]
+    assert {(row["features"], row["target"]) for row in probe(file, **LINEAR).rows} == {
+        ("z_sem", "age"), ("z_sem", "sex"), ("z_sem", "grade")
+    }  # fmt: skip
+    with pytest.raises(CohortError, match="^features: the table has no columns w_000, ...; embed again"):
+        probe(write(table), **options)
+
+
 def test_complete_results_are_skipped_and_others_not_replaced(table, write, tmp_path):
     file, out = write(table), tmp_path / "o"
     first = probe(file, out, targets=["age"], **LINEAR)

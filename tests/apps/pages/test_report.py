@@ -12,11 +12,14 @@ import pandas as pd
 import pytest
 
 from monai_diffae.apps.pages.compare import compare
+from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.page import number
 from monai_diffae.apps.pages.report import report
-from monai_diffae.apps.steps import Steps
+from monai_diffae.apps.pages.sections import _cautions
+from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.networks import SemanticEncoder
 
 
 def sources(page):
@@ -26,7 +29,8 @@ def sources(page):
 
 def test_every_section_is_there_in_order_and_open(reported, page_reader):
     page = page_reader(reported.page)
-    expected = ["probes", "edits", "map", "outliers", "reconstructions", "quality", "model", "curves", "failures"]
+    expected = ["probes", "associations", "edits", "map", "outliers", "reconstructions", "quality", "model", "curves",
+                "failures"]  # fmt: skip
     assert page.sections == expected
     assert all("open" in each.attributes for each in page.all("details", class_="card"))
     assert [each.attributes["href"] for each in page.all("a") if each.attributes["href"] != "#content"] == [
@@ -50,6 +54,7 @@ def test_the_numbers_are_those_of_the_commands(reported, page_reader):
     assert f"{made['psnr_z_sem'].mean():.1f} dB from z_sem alone" in text
     probes = pd.read_csv(reported.folder / "probe" / "probes.csv")
     assert set(probes["target"]) == {"wide", "head_size"}
+    assert probes["features"].tolist()[:4] == ["z_sem", "wide", "PCA of pixels", "intensity statistics"]
     evaluated = json.loads((reported.folder / "evaluation" / "evaluation.json").read_text())["rows"]
     quality = [row["value"] for row in evaluated if row["metric"] in ("psnr", "ssim", "mse")]
     assert len(quality) == 3 * 2 * 2
@@ -70,7 +75,7 @@ def test_the_page_needs_no_network_and_names_no_folders_and_no_patients(reported
 def test_every_command_on_the_page_can_be_typed(reported):
     lines = re.findall(r'<pre class="line">(monai-diffae .*?)</pre>', reported.page.read_text())
     names = {shlex.split(line)[1] for line in lines}
-    assert names >= {"info", "embed", "reconstruct", "evaluate", "neighbors", "probe", "fit-direction", "edit"}
+    assert names >= {"info", "embed", "reconstruct", "evaluate", "neighbors", "probe", "associate", "edit"}
     for line in lines:
         parse(build_app(), shlex.split(html.unescape(line))[1:])
 
@@ -129,6 +134,31 @@ def test_what_fails_is_said_and_samples_stand_beside_their_nearest_cases(
     assert {"failures", "samples"} < set(page.sections)
     synthetic = [each for each in page.all("img") if each.attributes["alt"].startswith("synthetic")]
     assert len(synthetic) == 4
+
+
+def test_scores_without_wide_features_are_kept_and_explained(labelled, tmp_path, monkeypatch):
+    def study(cohort, folder="out"):
+        made = ReportData(bundle, tmp_path / folder, cohort, device="cpu")
+        made.run_common()
+        given = made.outcomes["probe"].step.arguments.get("features")
+        return made.result("embeddings").skipped, given, "no wide features" in " ".join(_cautions(made))
+
+    def attempt(steps, title, command, **given):  # all but embed take too long here
+        kept = Outcome(Step(title, command, given), 0.0)
+        return run(steps, title, command, **given) if command == "embed" else steps.outcomes.append(kept)
+
+    run = Steps.attempt
+    monkeypatch.setattr(Steps, "attempt", attempt)
+    bundle = shutil.copytree(labelled.bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache", "wide*"))
+    pd.read_csv(labelled.cohort).iloc[:9].to_csv(tmp_path / "few.csv", index=False)
+    assert study(tmp_path / "few.csv") == (False, None, True)
+    shutil.copytree(labelled.embeddings.parent, tmp_path / "earlier" / "embeddings")
+    assert study(labelled.cohort, "earlier") == (True, None, False)
+    assert study(labelled.cohort, "fitted") == (False, ["z", "wide"], False)
+    assert study(tmp_path / "few.csv") == (True, None, False)
+    assert study(tmp_path / "few.csv", "second") == (False, ["z", "wide"], False)
+    monkeypatch.delattr(SemanticEncoder, "features")  # as an encoder of another package
+    assert ReportData(bundle, tmp_path / "third", tmp_path / "few.csv").can_have_wide is None
 
 
 def test_a_mistyped_cohort_is_refused_before_any_work_and_a_bug_is_not_hidden(labelled, tmp_path, monkeypatch):

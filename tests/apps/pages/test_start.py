@@ -76,6 +76,7 @@ def test_every_step_is_done_and_the_page_begins_with_the_findings(started, page_
     assert started.incomplete is None
     table = pd.read_parquet(started.folder / "embeddings" / "embeddings.parquet")
     assert sorted(table["label"].unique()) == ["large", "small"]
+    assert "w_000" in table
     assert "small (3)" in set(table["id"])
     assert "monai-diffae embed" in page.text
     assert not any("grade" in line or "--directions" in line for _, line in started.next_lines)

@@ -56,13 +56,11 @@ def test_another_file_is_not_overwritten_unasked_and_what_is_no_direction_never(
 
 
 def test_a_target_that_cannot_be_fitted_is_one_line(run, table, changed, tmp_path):
-    training = table.index[table["split"] == "train"]
-    path = changed(
-        one="same", text=[f"t{i}" for i in range(12)], gaps=table["wide"].mask(table.index.isin(training[:2]))
-    )
+    rows = table.index[table["split"] == "train"]
+    path = changed(one="same", text=[f"t{i}" for i in range(12)], gaps=table["wide"].mask(table.index.isin(rows[:2])))
     fit = ["--quiet", "fit-direction", path, tmp_path / "d.json", "--target"]
     for target, message in {
-        "one": f"target 'one': {len(training)} of {len(training)} cases have it, all 'same'",
+        "one": f"target 'one': {len(rows)} of {len(rows)} cases have it, all 'same'",
         "text": "target 'text': is text with",
         "gone": "--target: there is no label column 'gone'; choose from: ",
     }.items():
@@ -70,7 +68,7 @@ def test_a_target_that_cannot_be_fitted_is_one_line(run, table, changed, tmp_pat
         assert (code, error.count("\n")) == (2, 1)
         assert error.startswith(f"error: {message}")
     assert not (tmp_path / "d.json").exists()
-    assert f"{len(training) - 2} training cases, 2 without the label omitted\n" in run(*fit, "gaps")[1]
+    assert f"{len(rows) - 2} training cases, 2 without the label omitted\n" in run(*fit, "gaps")[1]
 
 
 def test_a_direction_that_is_damaged_or_of_another_model_is_one_line(labelled, latent_bundle, tmp_path):
@@ -122,9 +120,7 @@ def test_grades_are_distances_in_standard_deviations(labelled, table, tmp_path):
     assert graded["is_fitted"].tolist() == (table["split"] == "train").tolist()
 
 
-def test_scores_of_grades_are_scikit_learns_on_each_split_that_was_not_fitted_to(
-    run, labelled, table, changed, tmp_path, caplog
-):
+def test_scores_of_grades_are_scikit_learns_on_each_split_not_fitted(run, labelled, table, changed, tmp_path, caplog):
     result = grade(labelled.embeddings, tmp_path / "g.csv", direction=labelled.direction)
     graded, direction = pd.read_csv(tmp_path / "g.csv"), read_direction(labelled.direction)
     assert result.scores.keys() == {"fitted", "val", "test"}
@@ -154,9 +150,7 @@ def test_folds_and_intervals_are_over_patients(table, changed, tmp_path):
     direction = fit_direction(pairs, tmp_path / "large.json", target="ventricles").direction
     of_cases = fit_direction(changed("cases", split="train"), tmp_path / "c.json", target="ventricles").direction
     assert direction.score != of_cases.score
-    others = changed(
-        "others", patient=[f"p{i // 2}" for i in range(len(table))], z_000=table["z_000"] + 3, split="test"
-    )
+    others = changed("new", patient=[f"p{i // 2}" for i in range(len(table))], z_000=table["z_000"] + 3, split="test")
     row = grade(others, tmp_path / "v.csv", direction=tmp_path / "large.json").scores["test"]
     rows = pd.read_csv(tmp_path / "v.csv").sort_values("id")
     values = rows["ventricles"], rows["prediction"]

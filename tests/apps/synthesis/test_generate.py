@@ -131,9 +131,7 @@ def test_with_a_direction_only_what_it_takes_for_the_class_is_decoded(labelled, 
         np.testing.assert_allclose(image, whole[f"{place:05d}.nii.gz"], atol=1e-5)
 
 
-def test_what_generate_cannot_do_is_one_line(
-    labelled, latent_bundle, tiny_bundle_3d, with_latent, tmp_path, monkeypatch
-):
+def test_what_it_cannot_do_is_one_line(labelled, latent_bundle, tiny_bundle_3d, with_latent, tmp_path, monkeypatch):
     fit_direction(labelled.embeddings, tmp_path / "ventricles.json", target="ventricles")
     monkeypatch.setattr("monai_diffae.apps.synthesis.generate._MOST_CANDIDATES", 300)
     strict = {"direction": labelled.direction, "min_probability": 0.999999, "num_images": 2}

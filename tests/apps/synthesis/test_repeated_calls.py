@@ -13,14 +13,10 @@ from monai_diffae import combine, edit, generate, interpolate, reconstruct, trav
 from monai_diffae.errors import ConfigError
 
 OTHER = {
-    "combine": {"noise_seed": 2},
-    "edit": {"strengths": (1,)},
-    "generate": {"num_images": 2, "seed": 1},
-    "interpolate": {"num_images": 2},
-    "reconstruct": {"mode": "x_T", "limit": 1},
-    "traverse": {"num_components": 1},
+    "combine": {"noise_seed": 2}, "edit": {"strengths": (1,)}, "generate": {"num_images": 2, "seed": 1},
+    "interpolate": {"num_images": 2}, "reconstruct": {"mode": "x_T", "limit": 1}, "traverse": {"num_components": 1},
     "vary": {"num_images": 2},
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

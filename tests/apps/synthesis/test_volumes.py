@@ -13,8 +13,6 @@ from PIL import Image
 from tiny_bundles import rewrite
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.synthesis.edit import edit
-from monai_diffae.apps.synthesis.fit_direction import fit_direction
 from monai_diffae.apps.synthesis.generate import generate
 from monai_diffae.apps.synthesis.interpolate import interpolate
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
@@ -28,18 +26,14 @@ CPU = {"device": "cpu", "steps": 2}
 
 @pytest.fixture(scope="module")
 def heads(tiny_bundle_3d, tmp_path_factory):
-    """The tiny cohort with a label, embedded, and a direction for it."""
-    root = tmp_path_factory.mktemp("labelled_3d")
+    """The tiny cohort, embedded."""
+    root = tmp_path_factory.mktemp("heads")
     table = pd.read_csv(tiny_bundle_3d.cohort)
     table["image"] = [str(tiny_bundle_3d.cohort.parent / image) for image in table["image"]]
-    table["large"] = (table.groupby("split")["head_size"].rank(pct=True) > 0.5).map({True: "yes", False: "no"})
     table.to_csv(root / "cohort.csv", index=False)
     embeddings = embed(tiny_bundle_3d.directory, root / "cohort.csv", root / "embedded", device="cpu").path
-    fit_direction(embeddings, root / "size.json", target="head_size")
-    return SimpleNamespace(
-        bundle=tiny_bundle_3d.directory, cohort=root / "cohort.csv", embeddings=embeddings, table=table,
-        direction=root / "size.json",
-    )  # fmt: skip
+    bundle, cohort = tiny_bundle_3d.directory, root / "cohort.csv"
+    return SimpleNamespace(bundle=bundle, cohort=cohort, embeddings=embeddings, table=table)
 
 
 def same_space(made, source):
@@ -64,18 +58,6 @@ def test_reconstruct_gives_scans_back_in_their_own_space_and_refuses_a_2d_image(
     assert straight > max(0.9, *flipped)
     assert Image.open(tmp_path / "out" / "mosaic.png").width > 3 * 16  # three planes
     assert made.means["mse_x_T"] < made.means["mse_z_sem"]
-
-
-def test_edit_writes_images_and_differences_in_the_scans_space(heads, tmp_path):
-    case, source = str(heads.table["id"][0]), heads.table["image"][0]
-    options = {"cases": [case], "strengths": [-2, 2], "embeddings": heads.embeddings, **CPU}
-    result = edit(heads.bundle, heads.cohort, tmp_path, direction=heads.direction, **options)
-    for strength in ("-2.00", "+0.00", "+2.00"):
-        same_space(result.folder / "images" / f"{case}_{strength}.nii.gz", source)
-        difference = nib.load(result.folder / "differences" / f"{case}_{strength}.nii.gz")
-        assert np.array_equal(difference.affine, nib.load(source).affine)
-        assert difference.get_data_dtype() == np.float32
-    assert np.abs(difference.get_fdata()).max() > 0
 
 
 @pytest.mark.slow

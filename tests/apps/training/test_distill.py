@@ -35,12 +35,7 @@ def teacher(fast_bundle, labelled):
     return open_teacher(str(fast_bundle), str(labelled.cohort), device="cpu", batch_size=3)
 
 
-# -- the training ------------------------------------------------------------------------------------------------------
-
-
-def test_a_training_leaves_the_autoencoder_and_validates_by_the_error_of_images(
-    latent_bundle, labelled, teacher, tmp_path
-):
+def test_a_training_leaves_the_autoencoder_and_validates_images(latent_bundle, labelled, teacher, tmp_path):
     out = copy_of(latent_bundle, tmp_path / "bundle")
     result = distilled(out, labelled, None)
     assert (result.folder, result.num_failed) == (out, 0)
@@ -55,7 +50,6 @@ def test_a_training_leaves_the_autoencoder_and_validates_by_the_error_of_images(
     own, fast = trained.network.unet.state_dict(), fast_weights(out)
     assert own.keys() == fast.keys()
     assert any(not torch.equal(own[name], weight) for name, weight in fast.items())
-
     read = teacher.read(teacher.cohort.split("val"), tmp_path / "again")
     images = torch.stack([read.dataset[i]["image"] for i in range(len(read.cases))])
     decoder = trained.inferer.fast_decoder
@@ -64,7 +58,6 @@ def test_a_training_leaves_the_autoencoder_and_validates_by_the_error_of_images(
     x_0 = FewStepInferer(trained.inferer.schedule, decoder.levels)(x_T, decoder.unet, z_sem)
     curves = pd.read_csv(out / "fast" / "curves.csv")["validation_loss"].dropna()
     assert curves.iloc[-1] == pytest.approx(float((x_0 - images).square().mean()), rel=1e-3)
-
     sharp = distilled(latent_bundle, labelled, tmp_path / "sharp", gradient_weight=1.0).folder
     assert any(not torch.equal(weight, fast[name]) for name, weight in fast_weights(sharp).items())
 
@@ -79,9 +72,6 @@ def test_more_epochs_resume_and_end_like_an_uninterrupted_run(fast_bundle, label
     assert load_bundle(whole, "cpu", FAST).fast_sha256  # it is a bundle of its own
     with pytest.raises(ConfigError, match=r"fast_checkpoint\.pt: belongs to another model with other values of levels"):
         mdae.distill(twice, labelled.cohort, steps=1, training={"overrides": TINY_FAST})
-
-
-# -- its data and losses -----------------------------------------------------------------------------------------------
 
 
 def test_trajectories_lead_from_x_T_to_the_scan_and_mixed_ones_are_the_decoders(teacher, tmp_path, monkeypatch):
@@ -123,9 +113,6 @@ def test_a_limit_chooses_cases_of_the_whole_split(teacher, tmp_path):
     assert len(teacher_levels(teacher, steps)) == steps + 1
     with pytest.raises(ConfigError, match=f"must be a whole number between 1 and {steps}"):
         teacher_levels(teacher, steps + 1)
-
-
-# -- its use -----------------------------------------------------------------------------------------------------------
 
 
 def test_commands_that_make_images_use_it(fast_bundle, labelled, tmp_path):

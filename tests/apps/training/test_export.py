@@ -79,9 +79,6 @@ def test_no_file_names_folders_of_this_machine(tmp_path, format):
     assert not any(folder in content or b"test_export.py" in content for content in contents)
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_files_give_what_the_bundle_gives_without_this_package(bundle, tmp_path):
     """In another process, which has no monai_diffae and no MONAI."""
@@ -227,19 +224,6 @@ def test_a_picture_and_a_slice_by_the_documentation_have_the_z_sem_of_embed(docu
     expected = trained.open(tmp_path / "scan.nii.gz", slice=4).z_sem
     np.testing.assert_allclose(z_sem, expected, rtol=0, atol=1e-4)
 
-
-def test_a_network_that_draws_noise_is_refused(tmp_path):
-    class Noisy(torch.nn.Module):
-        def forward(self, image):
-            return image.mean(dim=(2, 3)) + torch.rand(image.shape[0], 1)
-
-    part = NetworkPart("encoder", Noisy().eval(), "image", 1, (8, 8), (4, 4), "z_sem")
-    with pytest.raises(ConfigError, match=r"^encoder.pt2: differs from the network by "):
-        write_network(part, "pt2", tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-# -- networks ----------------------------------------------------------------------------------------------------------
 
 NETWORKS = {
     "2d": (2, (1, 16, 24), {"z_grid": 3, "attention_levels": (1,)}),

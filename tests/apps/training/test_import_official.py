@@ -79,7 +79,6 @@ def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, ca
     assert (out / "configs" / "train.json").is_file()
     assert (out / "configs" / "overlays").is_dir()
     assert (out / "LICENSE").is_file()
-
     trained, network = load_bundle(out, "cpu"), load_official(checkpoint)
     assert trained.model_range == (-1, 1)
     assert trained.network.unet.config == network.unet.config
@@ -91,7 +90,6 @@ def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, ca
     with torch.inference_mode():
         expected = network.encode(first.as_tensor()[None])
         assert torch.equal(trained.inferer.encode(first.as_tensor()[None], trained.network), expected)
-
     table = pd.read_parquet(embed(out, images, tmp_path / "embedded", device="cpu").path)
     z_sem = table.sort_values("id").filter(regex=r"^z_\d").to_numpy()
     np.testing.assert_allclose(z_sem[:1], expected.numpy(), atol=1e-5)
@@ -103,7 +101,6 @@ def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, ca
     assert Image.open(tmp_path / "made" / "x_T" / "0.png").mode == "RGB"
     summary = info(out).figures
     assert (summary["in_channels"], summary["image_size"], summary["intensity"]) == (3, [16, 16], "window")
-
     inferer, schedule = trained.inferer, trained.inferer.schedule
     settings = (inferer.solver.__name__, inferer.steps, inferer.invert_steps)
     assert settings == ("adams", 20, 20)  # ours, unless others are asked for
@@ -131,31 +128,15 @@ def test_the_latent_ddim_comes_along(save, tmp_path):
     assert (schedule.prediction, schedule.clip_range, schedule.loss_weighting) == ("eps", None, "none")
 
 
-def test_a_checkpoint_without_a_latent_ddim_says_so(save, tmp_path, caplog):
-    with caplog.at_level(logging.INFO, "monai_diffae"):
-        out = imported(save(latent=False), tmp_path / "bundle")
-    assert "has no latent DDIM" in caplog.text
-    assert re.search(
-        r"released models: net_beatgans_attn_head 1, T 1000, beta_scheduler linear, [^,]*; set ", caplog.text
-    )
-    assert not (out / "models" / "latent_model.safetensors").exists()
-    with pytest.raises(ConfigError, match=r"^last\.ckpt: has no latent DDIM .*; omit latent_statistics"):
-        import_official(save(latent=False), tmp_path / "other", latent_statistics=tmp_path / "latent.pkl")
-
-
 def test_statistics_from_a_file_of_their_own(save, tmp_path, caplog):
     checkpoint, file = save(beside=["x_T"]), tmp_path / "latent.pkl"
     out = imported(checkpoint, tmp_path / "unknown")
     assert "latent_statistics adds them" in caplog.text
     with pytest.raises(ConfigError, match=r"^latent_model\.safetensors: the mean and std of z_sem are unknown; import"):
         load_latent(out, "cpu")
-    for content, message in (
-        ({"conds_mean": MEAN}, "there is no tensor conds_std"),
-        ({"conds_mean": MEAN, "conds_std": torch.full((12,), 1e-40)}, "the std of z_sem is not positive"),
-    ):
-        torch.save(content, file)
-        with pytest.raises(ConfigError, match=rf"^latent\.pkl: {message}"):
-            import_official(checkpoint, tmp_path / "known", latent_statistics=file)
+    torch.save({"conds_mean": MEAN, "conds_std": torch.full((12,), 1e-40)}, file)
+    with pytest.raises(ConfigError, match=r"^latent\.pkl: the std of z_sem is not positive"):
+        import_official(checkpoint, tmp_path / "known", latent_statistics=file)
     torch.save({"conds": torch.zeros(9, 12), "conds_mean": MEAN, "conds_std": STD}, file)
     out = imported(checkpoint, tmp_path / "known", latent_statistics=file)
     assert torch.equal(load_latent(out, "cpu").network.z_std, STD)
@@ -188,8 +169,6 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
             import_official(other, tmp_path / "no")
     with pytest.raises(ConfigError, match=r"image_size is \[18, 18\]; the network needs multiples of 4"):
         import_official(checkpoint, tmp_path / "no", image_size=18)
-    with pytest.raises(ConfigError, match="^image_size: 4100 is above the limit of 4096"):
-        import_official(checkpoint, tmp_path / "no", image_size=4100)
     assert not (tmp_path / "no").exists()
 
 
@@ -231,9 +210,7 @@ def test_settings_that_the_weights_do_not_show_are_those_of_the_checkpoint(save,
         assert torch.equal(latent.network.denormalise(z_t), z_t)
     sizes = [load_bundle(out, "cpu").config["image_size"] for out in outs]
     assert sizes == [[48, 48], [SIZE, SIZE]]  # x_T is the better witness
-    with pytest.raises(
-        ConfigError, match="net_beatgans_attn_head is 2 in the checkpoint, but 4 was given; omit the opt"
-    ):
+    with pytest.raises(ConfigError, match="net_beatgans_attn_head is 2 in the checkpoint, but 4 was given; omit"):
         import_official(checkpoint, tmp_path / "no", num_heads=4)
     with pytest.raises(ConfigError, match="beta_scheduler: the official code has no schedule 'sqrt'"):
         import_official(save(**{"beside": (), **settings, "beta_scheduler": "sqrt"}), tmp_path / "no")
@@ -268,9 +245,6 @@ def test_weights_of_the_official_code(run, tmp_path, name, size, channels):
     assert run("reconstruct", *model, tmp_path / "made", "--steps", 2, "--limit", 1)[0] == 0
     code, printed, _ = run("info", tmp_path / "bundle", "--json")
     assert json.loads(printed)["in_channels"] == channels
-
-
-# -- what is refused; tests/official has more of it -------------------------------------------------------------------
 
 
 def refused(tmp_path, checkpoint, kind, message):

@@ -144,9 +144,6 @@ def test_patient_ids_of_dicom_are_hashed_with_a_key(tmp_path):
     assert case.patient == folder_key(tmp_path).hash(hash_patient("1234567"))
 
 
-# -- sample-data -------------------------------------------------------------------------------------------------------
-
-
 def test_a_medmnist_file_becomes_a_cohort(tmp_path):
     images, labels = np.zeros((2, 28, 28), np.uint8), np.array([[0], [1]])
     arrays = {f"{s}_{k}": v for s in ("train", "val", "test") for k, v in (("images", images), ("labels", labels))}

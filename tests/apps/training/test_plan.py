@@ -13,7 +13,7 @@ from PIL import Image
 from monai_diffae import plan as plan_command
 from monai_diffae.apps.training import speed as measuring
 from monai_diffae.apps.training.grids import grid_2d, grid_3d
-from monai_diffae.apps.training.speed import START_S, Speed, Work, measure_speed, needed_images
+from monai_diffae.apps.training.speed import START_S, Speed, Work, measure_speed
 from monai_diffae.bundle.description import describe
 from monai_diffae.bundle.model_file import write_model
 from monai_diffae.cli import build_app, parse
@@ -85,9 +85,6 @@ def test_grids_of_images():
     assert grid_2d(survey([[3000, 2000]], [[1, 1]]), 1, 4) == [256, 256]
 
 
-# -- what fits into memory ---------------------------------------------------------------------------------------------
-
-
 def test_the_finest_grid_of_volumes(volumes, fast):
     result = plan(volumes, device="cpu", overrides=SMALL)
     settings = result.settings
@@ -148,9 +145,6 @@ def test_what_cannot_be_planned_is_one_line(volumes, machine):
         plan(volumes, device="cpu")
 
 
-# -- what ends in time -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_more_minutes_and_faster_machines_give_finer_grids_that_end_in_time(heads, machine):
     voxels = []
@@ -180,21 +174,6 @@ def test_the_coarsest_grid_with_a_warning_if_the_time_is_too_short(heads, machin
     assert "even one epoch takes longer than the given time, so max_minutes will end it early" in printed
 
 
-def test_small_grids_have_fewer_levels_and_more_cells(heads, machine):
-    machine.pixels_per_second = 2e4
-    settings = plan(heads, device="cpu").settings
-    assert (max(settings["image_size"]) <= 48, settings["channel_mult"]) == (True, [1, 2, 4])
-    assert settings["z_grid"] == [min(4, side // 4) for side in settings["image_size"]]
-
-
-def test_the_finest_grid_gets_a_wider_network(tmp_path, machine):
-    for i in range(9):
-        Image.fromarray(np.full((64, 64), i, np.uint8)).save(tmp_path / f"{i}.png")
-    machine.pixels_per_second = 1e7
-    settings = plan(tmp_path, device="cpu").settings
-    assert (settings["image_size"], settings["base_channels"]) == ([64, 64], 64)
-
-
 CONFIG = {"num_pictures": 4, "calibration_cases": 64, "ema_decay": 0.999, "probe_interval": 5, "picture_steps": 20}
 
 
@@ -215,15 +194,6 @@ def test_a_timetable_keeps_what_is_decided():
     table = Work(100, 10, CONFIG, {"max_epochs": 3, "z_grid": 2}).timetable(Speed(1.0, 10), 600)
     assert {"max_epochs": 3, "z_grid": 2}.items() <= table.settings.items()
     assert table.seconds["training"] == pytest.approx(30.6)  # with a checkpoint for each epoch
-
-
-def test_finer_grids_need_more_images():
-    assert needed_images([12, 16, 12], 4) == 1500
-    assert needed_images([96, 96], 4) == 3000  # with the square root of the pixels
-    assert needed_images([8, 8], 64) == 150 * 64
-
-
-# -- the command -------------------------------------------------------------------------------------------------------
 
 
 def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, fast):
@@ -256,9 +226,6 @@ def test_json_of_images_and_a_bad_header(run, tmp_path, fast):
     assert result["cohort"]["failures"][0]["case_id"] == "bad"
     assert 0 < result["memory"]["predicted_gib"] < result["memory"]["budget_gib"] == 3.2  # 80 % of 4
     assert result["time"]["num_images"] > result["time"]["needed_images"]
-
-
-# -- the latent mode: the first stage divides the grid, and counts in memory and time ----------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -312,9 +279,6 @@ def test_the_first_stage_takes_time_too(first_stage, scans, machine, monkeypatch
     result = plan(scans, device="cpu", overlays=[OVERLAY], overrides=overrides)
     assert set(calls) == {(2, 1, 8, 8, 8)}
     assert result.work.num_train == 4
-
-
-# -- the measured speed of a training: steps of the real trainer on a few scans ----------------------------------------
 
 
 def test_the_speed_is_that_of_the_bundles_own_trainer_also_for_a_second_modality(tmp_path, monkeypatch):

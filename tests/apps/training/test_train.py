@@ -72,8 +72,6 @@ def test_a_training_is_complete_if_few_cases_failed(num_failed, is_strict, is_co
     assert [*result.lines()] == ([line, *shown] if num_failed and is_complete else shown)
 
 
-# -- scans that cannot be used -----------------------------------------------------------------------------------------
-
 RANDOM = np.random.default_rng(0)
 SMALL = {"base_channels": 4, "z_channels": 8, "test_fraction": 0.0}
 
@@ -151,9 +149,6 @@ def test_training_leaves_out_scans_that_cannot_be_used(tmp_path, tiny_settings, 
     assert [name for name, content in contents.items() if b"Plantedfolder" in content] == []
 
 
-# -- in minutes --------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def in_minutes(tiny_settings):
     """Settings of a training in minutes: 10 images of 16 x 16 in batches of 4."""
@@ -201,18 +196,13 @@ def test_a_training_that_is_faster_than_measured_uses_its_time(small_cohort, tmp
     assert saved["optimizer"]["param_groups"][0]["lr"] < 1e-6  # the schedule has ended
 
 
-def test_a_bundle_that_does_not_exist_is_made_also_without_minutes(
-    tiny_bundle, tiny_bundle_3d, tmp_path, monkeypatch, caplog
-):
+def test_a_missing_bundle_is_made_also_without_minutes(tiny_bundle, tiny_bundle_3d, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("monai_diffae.apps.training.train.open_training", lambda *_: None)
     for name, dims, bundle in (("m", 2, tiny_bundle), ("new", 3, tiny_bundle_3d)):
         with caplog.at_level(logging.INFO), pytest.raises(AttributeError):
             train(tmp_path / name, bundle.cohort)
         assert configured(tmp_path / name)["spatial_dims"] == dims
         assert f"{name}: a new bundle, made from diffae_{dims}d" in caplog.messages
-
-
-# -- which value a training uses: a given one, that of an overlay, or that of the bundle's file ------------------------
 
 
 def test_a_given_value_wins_over_an_overlay_and_that_over_the_bundles_file(tmp_path):
@@ -235,9 +225,6 @@ def test_a_training_into_another_folder_resumes_with_the_values_of_that_folder(t
             train(bundle, "scans.csv", out, training=Training(overwrite=overwrite))
     assert [file.parents[1] for file in opened] == [out, bundle]
     assert "out: is trained with its own values of learning_rate, not those of bundle; set overwrite" in caplog.text
-
-
-# -- a training that another program watches and stops, in any thread --------------------------------------------------
 
 
 @pytest.fixture
@@ -301,7 +288,6 @@ def test_a_watched_training_keeps_no_tensors_reports_stops_and_resumes_without_i
     assert all(r.max_epochs == 4 and r.num_steps == 12 and r.loss > 0 and r.seconds_left > 0 for r in reports)
     assert tensors[0] == tensors[1] > 10
     assert errors[0].startswith("bundle: another process trains or publishes this bundle; wait until it has ended")
-
     shorter = {"max_epochs": 3, "learning_rate": 1e-5, "check_memory": False}
     train(bundle, tiny_bundle.cohort, device="cpu", overrides=shorter)
     assert "resuming from step 8 of 9" in caplog.text

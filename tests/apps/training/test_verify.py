@@ -146,7 +146,6 @@ def test_nothing_usable_is_one_line_and_still_a_table(tmp_path):
 
 @pytest.mark.goal(id="R25")
 def test_exit_codes(tmp_path, run):
-    """R25 of the reliability goals."""
     folder = _volumes(tmp_path / "scans", 3)
     assert run("verify", folder, "--headers", "--json")[0] == 0
     (folder / "s0.nii.gz").write_bytes(b"junk")

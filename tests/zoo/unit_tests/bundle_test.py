@@ -1,8 +1,4 @@
-"""The model zoo's test of a bundle: its training and its inference run on random images, and have all properties.
-
-``zoo_entry.py`` puts the bundle's name into this file and calls it ``test_<bundle>.py``; the zoo's runner finds it by
-this name, and runs it in a folder that has ``models/<bundle>``.
-"""
+"""The model zoo's test of a bundle: its training and its inference run on random images, and have all properties."""
 
 import json
 import shutil
@@ -24,14 +20,10 @@ QUICK = {
 def make_images(folder, config):
     """Ten random scans with the bundle's image size."""
     spacing = config.get("spacing_mm", [1.0, 1.0, 1.0])
+    size = config["image_size"] if config["spatial_dims"] == 3 else [*config["image_size"], 1]
     for number in range(10):
-        generator = np.random.default_rng(number)
-        if config["spatial_dims"] == 3:
-            voxels = generator.integers(0, 200, config["image_size"]).astype(np.int16)
-            nib.save(nib.Nifti1Image(voxels, np.diag([*spacing, 1.0])), folder / f"scan_{number}.nii.gz")
-        else:
-            voxels = generator.integers(0, 200, [*config["image_size"], 1]).astype(np.int16)
-            nib.save(nib.Nifti1Image(voxels, np.eye(4)), folder / f"scan_{number}.nii.gz")
+        voxels = np.random.default_rng(number).integers(0, 200, size).astype(np.int16)
+        nib.save(nib.Nifti1Image(voxels, np.diag([*spacing, 1.0])), folder / f"scan_{number}.nii.gz")
 
 
 class TestBundle(unittest.TestCase):

@@ -1,0 +1,384 @@
+"""The command ``associate``: which principal components of z_sem go with which variables."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge
+from cyclopts import Group, Parameter
+
+from monai_diffae.apps.command import command
+from monai_diffae.apps.commands import command_line, find_command
+from monai_diffae.apps.result import Result, run_once, table_lines
+from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, Split, Writing
+from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.errors import CohortError, ConfigError, MachineError, counted
+from monai_diffae.lazy import embeddings as tables
+from monai_diffae.lazy import latents, np, pd, pictures
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from monai_diffae.latents import PrincipalComponents
+    from monai_diffae.latents.targets import Target
+
+    Floats = NDArray[np.float64]
+
+logger = logging.getLogger(__name__)
+
+_LEVEL, _SHARE, _CONSTANT = 0.05, 0.95, 1e-6
+_MOST_PICTURED, _MOST_SHOWN = 6, 10
+_PHENOTYPES, _COVARIATES = "phenotypes.tsv", "phenotype_covariates.tsv"
+
+
+@Parameter(name="*", group=Group("Images", sort_key=3))
+@dataclass(frozen=True)
+class Decoded:
+    """Pictures of what the associated components change, in ``out/traversed``, as ``traverse`` makes them."""
+
+    bundle: Path | None = None
+    """Folder of the bundle that made the embeddings; by default there are no pictures."""
+    cohort: Path | None = None
+    """The cohort that has the case to start from; by default the mean z_sem."""
+    case: str | None = None
+    """Id of the case to start from."""
+    device: str | None = None
+    """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one."""
+
+
+@Parameter(name="*", group=Group("Phenotypes", sort_key=4))
+@dataclass(frozen=True)
+class Phenotypes:
+    """The components as phenotypes for PLINK and REGENIE, with one row per patient."""
+
+    phenotypes: bool = False
+    """Also write ``phenotypes.tsv`` and, with covariates, ``phenotype_covariates.tsv``."""
+    iid: str = "patient"
+    """The column with the names of the genotypes' files, such as ``eid``; it becomes FID and IID."""
+    scans: Literal["first", "mean"] = "first"
+    """Of a patient with several scans, use the ``first`` one of the table, or their ``mean``."""
+
+
+@command
+def associate(
+    embeddings: Path,
+    out: Path,
+    *,
+    variables: Sequence[str] = (),
+    covariates: Sequence[str] = (),
+    kinds: LabelKinds = NONE_GIVEN,
+    components: Annotated[int, Ge(1)] | None = None,
+    split: Split | None = None,
+    logistic: bool = False,
+    rank_normal: bool = False,
+    export: Phenotypes = Phenotypes(),
+    decoded: Decoded = Decoded(),
+    writing: Writing = Writing(),
+) -> Result:
+    """Find which principal components of z_sem go with which variables, beside covariates.
+
+    The components are those of the training cases; single dimensions of z_sem have no meaning of their own. Each is
+    regressed on each variable and all covariates (least squares). Errors are clustered by patient, so several scans of
+    a patient do not count as several patients, and corrected for few patients and rare classes (CR2, Satterthwaite).
+    q-values (Benjamini-Hochberg) are over all tests of this call.
+
+    ``out/associations.csv`` has one row per variable and component. ``effect``, from ``low`` to ``high`` (95 %), is in
+    standard deviations of the component (of the training cases): per standard deviation of a number, or from the first
+    to the second of two classes. Variables with more classes have one F test and no effect. ``share`` is the partial
+    R2. With ``logistic``, a variable with two classes is regressed on the component instead; the effect is then the log
+    odds ratio per standard deviation of the component. ``out/associations.png`` shows all p-values and their quantiles.
+
+    Cases without the variable or a covariate are left out for this variable, and counted in ``num_missing``. A variable
+    that cannot be used is omitted with a warning.
+
+    Args:
+        embeddings: Table of embeddings, written by ``embed``.
+        out: Folder for the results.
+        variables: Label columns; by default all that ``probe`` would predict.
+        covariates: Label columns that every regression contains.
+        kinds: Whether labels are ``classes`` or ``numbers``, e.g. ``grade=numbers``; by default as in ``probe``.
+        components: Number of components; by default as many as have 95 % of the variance.
+        split: Use only the cases of this split; by default all.
+        logistic: Logistic regression for variables with two classes; needs the extra ``statistics``.
+        rank_normal: Replace each component by normal quantiles of its ranks, here and in ``phenotypes``.
+        export: Files for genetics.
+        decoded: Pictures of the associated components.
+        writing: How results are written.
+
+    Returns:
+        The folder; ``num_tests``, ``num_significant`` (q < .05), ``strongest`` (the rows with the smallest p), and
+        ``omitted_variables`` with the reasons.
+
+    Raises:
+        CohortError: the table cannot be used.
+        ConfigError: a variable or covariate does not exist or no variable can be used.
+        MachineError: statsmodels is not installed, and ``logistic`` is set.
+
+    Example:
+        >>> associate("no.parquet", "out", variables=["age"])
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
+    """
+    from monai_diffae.data.fingerprints import file_checksum
+
+    if logistic and find_spec("statsmodels") is None:
+        raise MachineError("logistic: statsmodels is not installed; run pip install 'monai-diffae[statistics]'")
+    cases = StudyCases.open(embeddings, components, split)
+    names = _variables(cases.rows, variables, covariates)
+    if export.phenotypes:
+        _check_names(cases, export.iid, hashed=tables.patient_key_name(cases.rows) is not None)
+    made_from = {
+        "embeddings": file_checksum(embeddings), "variables": names, "covariates": list(covariates),
+        "kinds": dict(kinds), "components": len(cases.axes.stds), "split": split, "logistic": logistic,
+        "rank_normal": rank_normal, "export": asdict(export), "dpi": writing.dpi,
+    }  # fmt: skip
+    analysis = _Analysis(cases, names, list(covariates), dict(kinds), logistic, rank_normal)
+    files = [_PHENOTYPES, *([_COVARIATES] if covariates else [])] if export.phenotypes else []
+    results = [out / "associations.csv", *writing.files(out / "associations.png"), *(out / name for name in files)]
+    make = functools.partial(analysis.run, out, export, writing)
+    figures, skipped = run_once("associate", out, results, made_from, make, overwrite=writing.overwrite)
+    found = figures["components"][:_MOST_PICTURED]
+    images = {
+        "bundle": decoded.bundle or Path("my_bundle"), "embeddings": embeddings, "out": out / "traversed",
+        "components": sorted(found), "cohort": decoded.cohort, "case": decoded.case, "device": decoded.device,
+    }  # fmt: skip
+    following = []
+    if found and decoded.bundle is not None:
+        find_command("traverse").load()(**images, overwrite=writing.overwrite)
+    elif found:
+        following = [f"next: {command_line('traverse', images)}"]
+    omitted = figures["omitted_variables"]
+    incomplete = f"{counted(len(omitted), 'variable')} omitted: {', '.join(omitted)}" if omitted else None
+    return Result(out, figures, [*_notes(figures)], incomplete, following, skipped)
+
+
+@dataclass(frozen=True, eq=False)
+class StudyCases:
+    """Rows of a table of embeddings, one per case, and the principal components of its training cases."""
+
+    name: str
+    rows: pd.DataFrame
+    axes: PrincipalComponents
+
+    @classmethod
+    def open(cls, embeddings: Path, count: int | None, split: Split | None) -> StudyCases:
+        """Read a table; ``count`` None: as many components as have 95 % of the variance."""
+        table = tables.read_embeddings(embeddings)
+        if "id" not in table:
+            raise CohortError(f"{embeddings.name}: has no column id; embed again")
+        training = tables.split_rows(table, "train") if "split" in table else table
+        codes = tables.z_matrix(training)
+        common_scale = tables.encoder_name(table) in tables.COMMON_SCALE
+        statistics = latents.LatentStatistics.of(codes, common_scale=common_scale)
+        axes = latents.principal_components(codes, statistics, min(len(codes) - 1, codes.shape[1]))
+        varying = int((axes.stds > _CONSTANT * axes.stds[0]).sum())
+        number = count or int(np.searchsorted(np.cumsum(axes.explained), _SHARE)) + 1
+        if number > varying:
+            logger.warning("%s: only %d components vary, and the others are omitted", embeddings.name, varying)
+        kept = slice(min(number, varying))
+        axes = replace(axes, directions=axes.directions[kept], stds=axes.stds[kept], explained=axes.explained[kept])
+        rows = table if split is None else tables.split_rows(table, split)
+        return cls(embeddings.name, rows.reset_index(drop=True), axes)
+
+    @property
+    def scores(self) -> Floats:
+        """The components of all cases ``[N, K]``, in standard deviations of the training cases."""
+        return self.axes.coordinates(tables.z_matrix(self.rows)) / self.axes.stds
+
+    @property
+    def patients(self) -> NDArray[Any]:
+        """The patient of each case; the case itself where none is given."""
+        ids = "case " + self.rows["id"].astype(str)
+        if "patient" not in self.rows:
+            return ids.to_numpy(str)
+        patients = self.rows["patient"]
+        return patients.astype(str).where(patients.notna() & (patients.astype(str) != ""), ids).to_numpy(str)
+
+
+def _variables(rows: pd.DataFrame, variables: Sequence[str], covariates: Sequence[str]) -> list[str]:
+    from monai_diffae.latents.targets import reason_against
+
+    labels = tables.label_columns(rows)
+    for option, names in (("variables", variables), ("covariates", covariates)):
+        for name in names:
+            if name not in labels:
+                raise ConfigError(f"{option}: there is no label column '{name}'; choose from: {', '.join(labels)}")
+    both = set(variables) & set(covariates)
+    if both:
+        raise ConfigError(f"covariates: '{min(both)}' is a variable, too; omit it from one of them")
+    names = list(dict.fromkeys(variables)) or [
+        name for name in labels if name not in covariates and reason_against(rows[name].tolist(), name) is None
+    ]
+    if not names:
+        raise ConfigError("variables: the table has no label that could be one; embed a cohort with labels")
+    return names
+
+
+@dataclass(frozen=True, eq=False)
+class _Analysis:
+    """The regressions of one call."""
+
+    cases: StudyCases
+    variables: Sequence[str]
+    covariates: Sequence[str]
+    kinds: Mapping[str, Any]
+    logistic: bool
+    rank_normal: bool
+
+    def run(self, out: Path, export: Phenotypes, writing: Writing) -> dict[str, Any]:
+        """Write the results, and return their figures."""
+        from monai_diffae.data.atomic import write_csv
+        from monai_diffae.latents.association import q_values
+
+        parts, omitted = [], {}
+        for name in self.variables:
+            try:
+                parts.append(self._rows(name))
+            except ConfigError as error:
+                omitted[name] = str(error).removeprefix(f"target '{name}': ")
+                logger.warning("variable '%s' is omitted: %s", name, omitted[name])
+        if not parts:
+            name, reason = next(iter(omitted.items()))
+            raise ConfigError(f"variables: none can be used; {name}: {reason}")
+        rows = pd.concat(parts, ignore_index=True)
+        rows.insert([*rows].index("p") + 1, "q", q_values(rows["p"]))
+        if num_unknown := int(rows["p"].isna().sum()):
+            logger.warning(
+                "%s without estimate (constant component, or classes that are separated): see associations.csv",
+                counted(num_unknown, "test"),
+            )
+        write_csv(out / "associations.csv", rows)
+        writing.write(out / "associations.png", pictures.draw_associations(rows, _LEVEL))
+        if export.phenotypes:
+            self._export(out, export)
+        log_to_open_run({}, [out / "associations.png"], "associations")
+        ranked = rows.sort_values("p", kind="stable")
+        significant = ranked[ranked["q"] < _LEVEL]
+        return {
+            "num_tests": int(rows["p"].notna().sum()), "num_significant": len(significant),
+            "components": [int(number) for number in dict.fromkeys(significant["component"])],
+            "by_variable": {str(name): int((each["q"] < _LEVEL).sum()) for name, each in rows.groupby("variable")},
+            "strongest": ranked.head(_MOST_SHOWN).replace({np.nan: None}).to_dict("records"),
+            "omitted_variables": omitted,
+        }  # fmt: skip
+
+    def _rows(self, name: str) -> pd.DataFrame:
+        """The rows of the table about one variable."""
+        from monai_diffae.latents import association
+
+        scores, rows = self._scores, self.cases.rows
+        targets = [self._target(each) for each in (name, *self.covariates)]
+        kept = functools.reduce(np.intersect1d, [each.rows for each in targets])
+        if len(kept) == 0:
+            raise ConfigError("no case has it and all covariates")
+        variable, *others = [each.only(np.isin(each.rows, kept)) for each in targets]
+        covariates = {each.name: _design(each) for each in others}
+        patients, classes = self.cases.patients[kept], variable.classes or ()
+        scale = 1.0 if classes else float(variable.values.std()) or 1.0
+        is_logistic = self.logistic and len(classes) == 2
+        found = (
+            association.logistic_associations(scores[kept], variable.values, covariates, patients)
+            if is_logistic
+            else association.linear_associations(scores[kept], _design(variable) / scale, covariates, patients)
+        )
+        contrast = f"{len(classes)} classes" if classes else f"per {scale:.4g}"
+        contrast = f"{classes[1]} - {classes[0]}" if len(classes) == 2 else contrast
+        return pd.DataFrame({
+            "variable": name, "contrast": contrast, "model": "logistic" if is_logistic else "linear",
+            "component": range(1, scores.shape[1] + 1),
+            "explained": self.cases.axes.explained, **asdict(found), "num_cases": len(kept),
+            "num_patients": len(np.unique(patients)), "num_missing": len(rows) - len(kept),
+        })  # fmt: skip
+
+    @functools.cached_property
+    def _scores(self) -> Floats:
+        from monai_diffae.latents.association import rank_normal
+
+        scores = self.cases.scores
+        return rank_normal(scores) if self.rank_normal else scores
+
+    def _target(self, name: str) -> Target:
+        from monai_diffae.latents.targets import read_target
+
+        return read_target(self.cases.rows[name].tolist(), name, kind=self.kinds.get(name, "auto"))
+
+    def _export(self, out: Path, export: Phenotypes) -> None:
+        """Write the components and covariates of each patient as PLINK and REGENIE read them."""
+        from monai_diffae.data.atomic import write_atomic
+        from monai_diffae.latents.association import rank_normal
+
+        names = _genotype_names(self.cases.rows[export.iid])
+        frames = {_PHENOTYPES: pd.DataFrame(self.cases.scores).rename(columns=lambda number: f"PC{number + 1}")}
+        if self.covariates:
+            frames[_COVARIATES] = pd.concat([self._covariate(each) for each in self.covariates], axis=1)
+        for file, frame in frames.items():
+            grouped = frame.groupby(names, sort=False)
+            values = grouped.mean() if export.scans == "mean" else grouped.nth(0).set_axis(names.dropna().unique())
+            if file == _PHENOTYPES and self.rank_normal:
+                values = pd.DataFrame(rank_normal(values), values.index, values.columns)
+            values = values.rename_axis("IID").reset_index()
+            values.insert(0, "FID", values["IID"])
+            text = values.to_csv(sep="\t", index=False, na_rep="NA", float_format="%.8g")
+            write_atomic(out / file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
+        logger.info("%s: %s, the %s of the scans of each; %d cases without %s are left out", _PHENOTYPES,
+                    counted(names.nunique(), "patient"), export.scans, names.isna().sum(), export.iid)  # fmt: skip
+
+    def _covariate(self, name: str) -> pd.DataFrame:
+        """The columns of a covariate, without blanks in their names."""
+        target = self._target(name)
+        labels = [name] if target.classes is None else [f"{name}_{each}" for each in target.classes[1:]]
+        columns = ["_".join(label.split()) for label in labels]
+        return pd.DataFrame(_design(target), target.rows, columns).reindex(range(len(self.cases.rows)))
+
+
+def _genotype_names(values: pd.Series[Any]) -> pd.Series[Any]:
+    """Names as text; missing ones are None."""
+    from monai_diffae.latents.targets import class_name, missing
+
+    return values.map(class_name).mask(missing(values.tolist()), None)
+
+
+def _check_names(cases: StudyCases, iid: str, *, hashed: bool) -> None:
+    """Refuse names that PLINK cannot read, or that are not those of the patients, one each."""
+    if iid not in cases.rows:
+        raise ConfigError(f"iid: the table has no column '{iid}'; choose a label column, patient or id")
+    if iid == "patient" and hashed:
+        raise ConfigError("iid: the column patient has hashes, not names; choose the column that the genotypes know")
+    names = _genotype_names(cases.rows[iid])
+    if num := int(names.dropna().str.contains(r"\s").sum()):
+        raise ConfigError(
+            f"iid: {counted(num, 'value')} of '{iid}' have blanks, which end a name in PLINK; replace them"
+        )
+    pairs = pd.DataFrame({"name": names, "patient": cases.patients}).dropna().drop_duplicates()
+    for one, several in (("name", "patient"), ("patient", "name")):
+        if num := int(pairs[one].duplicated().sum()):
+            raise ConfigError(f"iid: '{iid}' has one {one} for several {several}s, {num} times; choose another column")
+
+
+def _design(target: Target) -> Floats:
+    """Numbers as a column; for classes, a column for each but the first."""
+    if target.classes is None:
+        return np.asarray(target.values, np.float64)[:, None]
+    return np.eye(len(target.classes))[target.values][:, 1:]
+
+
+def _notes(figures: Mapping[str, Any]) -> list[str]:
+    from rich import box
+    from rich.table import Table
+
+    table = Table("variable", "contrast", "component", "effect (95 % interval)", "p", "q", box=box.SIMPLE_HEAD)
+    for row in figures["strongest"]:
+        known = row["effect"] is not None
+        effect = f"{row['effect']:.3f} ({row['low']:.3f}, {row['high']:.3f})" if known else ""
+        p, q = ("" if row[name] is None else f"{row[name]:.2g}" for name in ("p", "q"))
+        table.add_row(row["variable"], row["contrast"], str(row["component"]), effect, p, q)
+    counts = ", ".join(f"{name} {number}" for name, number in figures["by_variable"].items())
+    found = f"{figures['num_significant']} of {counted(figures['num_tests'], 'test')} with q < {_LEVEL}: {counts}"
+    return [found, *table_lines(table)]

@@ -1,0 +1,170 @@
+"""The command ``stability``: which components of z_sem two models share."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge
+from cyclopts import Parameter
+
+from monai_diffae.apps.command import command
+from monai_diffae.apps.result import Result, run_once
+from monai_diffae.apps.settings import Seed, Split, Writing
+from monai_diffae.apps.study.associate import StudyCases
+from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.errors import CohortError, counted
+from monai_diffae.lazy import embeddings as tables
+from monai_diffae.lazy import np, pd, pictures
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+_LEAST_PATIENTS = 20
+_SHARED = 0.5  # R2
+_COLUMNS = ("r2", "low", "high")
+
+
+@command
+def stability(
+    embeddings: Path,
+    out: Path,
+    *,
+    other: Annotated[Path, Parameter(name=["--other", "--with"])],
+    components: Annotated[int, Ge(1)] | None = None,
+    split: Split | None = None,
+    seed: Seed = 0,
+    writing: Writing = Writing(),
+) -> Result:
+    """Find which principal components of z_sem another model has, too, such as one trained with another seed.
+
+    Both tables must be of the same cases, which are matched by their ids. ``out/stability.csv`` has one row per
+    component of either model: ``r2``, from ``low`` to ``high`` (95 %), is the share of its variance that z_sem of the
+    other model explains, by ridge regression. ``out/canonical.csv`` has the canonical correlations of both models.
+    Everything is cross-validated: patients are either fitted to or scored, so chance is 0. Intervals are bootstrapped
+    over patients. ``out/stability.png`` shows both, and the correlations between the components.
+
+    Args:
+        embeddings: Table of embeddings, written by ``embed``.
+        out: Folder for the results.
+        other: Table of embeddings of the same cases by the other model.
+        components: Number of components; by default as many as have 95 % of the variance.
+        split: Use only the cases of this split; by default all.
+        seed: Random seed of folds and bootstrap.
+        writing: How results are written.
+
+    Returns:
+        The folder; ``first`` and ``second``: of ``total`` components, how many are ``shared`` (the interval of R2 is
+        above .5) or ``not_shared`` (below), and the ``share`` of the variance of all of them that the other model
+        explains; ``procrustes``, R2 of the first model after a rotation of the second; ``canonical``, the correlations;
+        ``cka``, linear and without bias; ``num_cases``, ``num_patients`` and ``num_unmatched`` of each table.
+
+    Raises:
+        CohortError: a table cannot be used, has an id twice, or too few patients are in both.
+        ConfigError: ``out`` holds results made from other things.
+
+    Example:
+        >>> stability("no.parquet", "out", other="other.parquet")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
+    """
+    from monai_diffae.data.fingerprints import file_checksum
+
+    models = [StudyCases.open(path, components, split) for path in (embeddings, other)]
+    pair = _Pair.match(models[0], models[1])
+    made_from = {
+        "embeddings": file_checksum(embeddings), "other": file_checksum(other), "components": components,
+        "split": split, "seed": seed, "dpi": writing.dpi,
+    }  # fmt: skip
+    results = [out / "stability.csv", out / "canonical.csv", *writing.files(out / "stability.png")]
+    make = functools.partial(pair.run, out, seed, writing)
+    figures, skipped = run_once("stability", out, results, made_from, make, overwrite=writing.overwrite)
+    return Result(out, figures, _sentences(figures), skipped=skipped)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """The same cases in two models."""
+
+    models: tuple[StudyCases, StudyCases]
+    rows: tuple[NDArray[np.intp], NDArray[np.intp]]
+    patients: NDArray[Any]
+
+    @classmethod
+    def match(cls, first: StudyCases, second: StudyCases) -> _Pair:
+        """Match the cases of two tables by their ids."""
+        ids = [each.rows["id"].to_numpy(str) for each in (first, second)]
+        for each, names in zip((first, second), ids, strict=True):
+            if num := len(names) - len(np.unique(names)):
+                raise CohortError(f"{each.name}: {counted(num, 'row')} with the id of another; keep one row per case")
+        _, left, right = np.intersect1d(ids[0], ids[1], return_indices=True)
+        patients = (first if "patient" in first.rows else second).patients[left if "patient" in first.rows else right]
+        if (num_patients := len(np.unique(patients))) < _LEAST_PATIENTS:
+            raise CohortError(
+                f"{first.name} and {second.name}: {counted(num_patients, 'patient')} with the same ids are too few; "
+                f"embed the same cohort with both models, with at least {_LEAST_PATIENTS} patients"
+            )
+        for each, names in zip((first, second), ids, strict=True):
+            if num := len(names) - len(left):
+                logger.warning("%s: %s not in the other table, and left out", each.name, counted(num, "case"))
+        return cls((first, second), (left, right), patients)
+
+    def run(self, out: Path, seed: int, writing: Writing) -> dict[str, Any]:
+        """Write the results, and return their figures."""
+        from monai_diffae.data.atomic import write_csv
+        from monai_diffae.latents import stability as shared
+
+        matched = [(each, tables.z_matrix(each.rows)[rows]) for each, rows in zip(self.models, self.rows, strict=True)]
+        codes = [each.axes.statistics.normalise(z).astype(np.float64) for each, z in matched]
+        scores = [each.axes.coordinates(z) for each, z in matched]
+        parts, figures = [], {}
+        for place, name in enumerate(("first", "second")):
+            r2 = shared.explained_variance(scores[place], codes[1 - place], self.patients, seed)
+            columns = {"component": range(1, r2.shape[1]), "explained": self.models[place].axes.explained}
+            parts.append(pd.DataFrame({"model": name, **columns, **dict(zip(_COLUMNS, r2[:, :-1], strict=True))}))
+            num_shared, num_not = int((r2[1, :-1] > _SHARED).sum()), int((r2[2, :-1] < _SHARED).sum())
+            figures[name] = {"shared": num_shared, "not_shared": num_not, "total": r2.shape[1] - 1,
+                             "share": r2[:, -1].tolist()}  # fmt: skip
+        counts = scores[0].shape[1], scores[1].shape[1]
+        canonical = shared.canonical_correlations(codes[0], codes[1], self.patients, counts, seed)
+        pairs = {"pair": range(1, canonical.shape[1] + 1), "correlation": canonical[0], "low": canonical[1],
+                 "high": canonical[2]}  # fmt: skip
+        explained, correlations = pd.concat(parts, ignore_index=True), pd.DataFrame(pairs)
+        write_csv(out / "stability.csv", explained)
+        write_csv(out / "canonical.csv", correlations)
+        matrix = np.corrcoef(scores[0], scores[1], rowvar=False)[: scores[0].shape[1], scores[0].shape[1] :]
+        writing.write(out / "stability.png", pictures.draw_stability(explained, correlations, matrix))
+        log_to_open_run({}, [out / "stability.png"], "stability")
+        return {
+            **figures, "procrustes": shared.procrustes(codes[0], codes[1], self.patients, seed).tolist(),
+            "canonical": canonical[0].tolist(), "cka": shared.linear_cka(codes[0], codes[1]),
+            "num_cases": len(codes[0]), "num_patients": len(np.unique(self.patients)),
+            "num_unmatched": [len(each.rows) - len(codes[0]) for each in self.models],
+        }  # fmt: skip
+
+
+def _sentences(figures: Mapping[str, Any]) -> list[str]:
+    """What was found, in plain English."""
+    lines = []
+    for name, other in (("first", "second"), ("second", "first")):
+        each, (share, low, high) = figures[name], (f"{value:.0%}" for value in figures[name]["share"])
+        lines.append(
+            f"{each['shared']} of {counted(each['total'], 'component')} of the {name} model are shared, "
+            f"{each['not_shared']} are not, the others are open; the {other} model explains {share} ({low} to {high}) "
+            "of their variance"
+        )
+    value, low, high = figures["procrustes"]
+    strong = sum(each > _SHARED**0.5 for each in figures["canonical"])
+    return [
+        *lines,
+        f"canonical correlations above .71: {strong} of {len(figures['canonical'])}; after a rotation alone, R2 is "
+        f"{value:.2f} ({low:.2f} to {high:.2f}); linear CKA {figures['cka']:.2f}; "
+        f"{counted(figures['num_cases'], 'case')} of {counted(figures['num_patients'], 'patient')}",
+    ]

@@ -1,0 +1,109 @@
+"""Regressions with errors clustered by patient: statsmodels, a formula written out, and null variables."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from monai_diffae.errors import ConfigError
+from monai_diffae.latents.association import inflation, linear_associations, logistic_associations, q_values
+from monai_diffae.latents.neighbors import numbered_groups
+
+RNG = np.random.default_rng(0)
+N = 120
+GROUPS = RNG.integers(0, 40, N)
+AGE, SITE = RNG.normal(60, 9, N), np.eye(3)[RNG.integers(0, 3, N)][:, 1:]
+COMPONENTS = RNG.normal(size=(N, 3)) + 0.04 * AGE[:, None] + RNG.normal(size=(40, 3))[GROUPS]
+SEX = (RNG.random(N) < stats.norm.cdf(COMPONENTS[:, 0] - COMPONENTS[:, 0].mean())).astype(float)
+
+
+def test_without_small_sample_corrections_it_is_statsmodels():
+    sm = pytest.importorskip("statsmodels.api")
+    design, options = np.column_stack([AGE, np.ones(N), SITE]), {"cov_type": "cluster", "use_t": True}
+    fits = [sm.OLS(y, design).fit(**options, cov_kwds={"groups": GROUPS}) for y in COMPONENTS.T]
+    ours = linear_associations(COMPONENTS, AGE, {"site": SITE}, GROUPS, small_samples=False)
+    for name, theirs in (("effect", [fit.params[0] for fit in fits]), ("p", [fit.pvalues[0] for fit in fits]),
+                         ("low", [fit.conf_int()[0, 0] for fit in fits])):  # fmt: skip
+        np.testing.assert_allclose(getattr(ours, name), theirs, rtol=1e-8)
+    joint = linear_associations(COMPONENTS, SITE, {"age": AGE}, GROUPS, small_samples=False)
+    np.testing.assert_allclose(joint.p, [float(fit.f_test(np.eye(4)[2:]).pvalue) for fit in fits], rtol=1e-8)
+    single = linear_associations(COMPONENTS, AGE, {"site": SITE}, np.arange(N))  # CR2 of single cases is HC2
+    errors = [sm.OLS(y, design).fit(cov_type="HC2").bse[0] for y in COMPONENTS.T]
+    half = (single.high - single.low) / 2
+    np.testing.assert_allclose(half / errors, half[0] / errors[0], rtol=1e-8)
+
+
+@pytest.mark.parametrize("num_columns", [1, 2])
+def test_small_sample_corrections_are_the_published_formulas(num_columns):
+    variable, others = (AGE[:, None], SITE) if num_columns == 1 else (SITE, AGE[:, None])
+    x = np.column_stack([variable, np.ones(N), others])
+    inverse = np.linalg.inv(x.T @ x)
+    left = np.eye(N) - x @ inverse @ x.T
+    p = []  # [G, Q, N]: the outcome becomes the scores of each patient
+    for group in np.unique(GROUPS):
+        rows = np.flatnonzero(group == GROUPS)
+        values, vectors = np.linalg.eigh(left[np.ix_(rows, rows)])
+        p.append(inverse[:num_columns] @ x[rows].T @ (vectors * values**-0.5) @ vectors.T @ left[rows])
+    p = np.array(p)
+    values, vectors = np.linalg.eigh(np.einsum("gqn,grn->qr", p, p))
+    unit = np.einsum("qr,grn->gqn", vectors * values**-0.5 @ vectors.T, p)
+    gram = np.einsum("gqn,jrn->gjqr", unit, unit)
+    variance = np.einsum("gjss,gjtt->", gram, gram) + np.einsum("gjst,gjts->", gram, gram)
+    df = num_columns * (num_columns + 1) / variance
+    slopes, scores = (inverse @ x.T @ COMPONENTS)[:num_columns], p @ COMPONENTS
+    expected = []
+    for k in range(3):
+        wald = slopes[:, k] @ np.linalg.solve(scores[:, :, k].T @ scores[:, :, k], slopes[:, k])
+        rest = df - num_columns + 1
+        expected.append(stats.f.sf(rest / df / num_columns * wald, num_columns, rest))
+    names = np.array([f"patient {group}" for group in GROUPS])
+    found = linear_associations(COMPONENTS, variable, {"others": others}, names)
+    np.testing.assert_allclose(found.p, expected, rtol=1e-6)
+
+
+def test_logistic_regression_is_statsmodels_and_separation_has_no_estimate():
+    sm = pytest.importorskip("statsmodels.api")
+    separating = np.column_stack([COMPONENTS, SEX + 0.01 * RNG.normal(size=N)])
+    ours = logistic_associations(separating, SEX, {"age": AGE}, GROUPS)
+    for k in range(3):
+        design = np.column_stack([COMPONENTS[:, k], np.ones(N), AGE])
+        fit = sm.Logit(SEX, design).fit(disp=0, cov_type="cluster", cov_kwds={"groups": GROUPS})
+        assert ours.effect[k] == pytest.approx(fit.params[0], rel=1e-6)
+        t = stats.t.isf(ours.p[k] / 2, 30)
+        assert 0.8 < abs(fit.tvalues[0]) / t < 1.25  # other degrees of freedom
+    assert np.isnan([ours.effect[3], ours.low[3], ours.p[3]]).all()
+
+
+@pytest.mark.parametrize("draw", [lambda rng: rng.normal(size=40), lambda rng: rng.permutation(40) < 6])
+def test_null_variables_of_patients_with_several_scans_are_found_in_five_percent(draw):
+    rng, groups, rates = np.random.default_rng(1), np.repeat(np.arange(40), 3), []
+    for _ in range(150):
+        scans = rng.normal(size=(40, 20))[groups] + 0.6 * rng.normal(size=(120, 20))
+        variable, other = draw(rng)[groups], rng.normal(size=40)[groups]
+        alone = np.arange(120)  # as if each scan were a patient
+        rates.append(
+            [(linear_associations(scans, variable, {"other": other}, each).p < 0.05).mean() for each in (groups, alone)]
+        )
+    (clustered, naive), error = np.mean(rates, axis=0), np.std(rates, axis=0)[0] / 150**0.5
+    assert 0.05 - 0.02 - 3 * error < clustered < 0.05 + 3 * error
+    assert naive > 0.15
+
+
+@pytest.mark.parametrize(("variable", "covariates", "reason"), [
+    (AGE * 0 + 3, {}, "the variable is constant"),
+    (2 * AGE + 1, {"age": AGE}, "the variable is a combination"),
+    (AGE, {"site": SITE, "again": SITE[:, 0]}, "covariate 'again' is a combination"),
+    (numbered_groups(GROUPS) == 3, {}, "differs in one patient alone"),
+])  # fmt: skip
+def test_what_cannot_be_estimated_is_named(variable, covariates, reason):
+    with pytest.raises(ConfigError, match=reason):
+        linear_associations(COMPONENTS, np.asarray(variable, float), covariates, GROUPS)
+    with pytest.raises(ConfigError, match="3 patients are too few for 3 coefficients"):
+        linear_associations(COMPONENTS, AGE, {"sex": SEX}, GROUPS % 3)
+
+
+def test_a_constant_component_has_no_estimate_and_does_not_count_among_the_q_values():
+    with_constant = np.column_stack([COMPONENTS, np.full(N, 0.1)])
+    p = linear_associations(with_constant, AGE, {}, GROUPS).p
+    assert np.isnan(p[3])
+    np.testing.assert_allclose(q_values(p)[:3], stats.false_discovery_control(p[:3]))
+    assert inflation(np.random.default_rng(0).random(20_000)) == pytest.approx(1, abs=0.03)
