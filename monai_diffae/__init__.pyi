@@ -24,6 +24,7 @@ from monai_diffae.apps.study.reliability import reliability as reliability
 from monai_diffae.apps.study.stability import stability as stability
 from monai_diffae.apps.synthesis.combine import combine as combine
 from monai_diffae.apps.synthesis.edit import edit as edit
+from monai_diffae.apps.synthesis.explain import explain as explain
 from monai_diffae.apps.synthesis.fit_direction import fit_direction as fit_direction
 from monai_diffae.apps.synthesis.generate import generate as generate
 from monai_diffae.apps.synthesis.grade import grade as grade

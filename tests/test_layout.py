@@ -22,10 +22,10 @@ BUDGETS = {
     "apps": (1_715, 11),
     "apps/embedding": (1_690, 9),
     "apps/evaluation": (3_285, 17),
-    "apps/pages": (2_325, 11),
+    "apps/pages": (2_370, 11),
     "apps/sharing": (460, 4),
     "apps/study": (1_085, 6),
-    "apps/synthesis": (1_890, 11),
+    "apps/synthesis": (2_720, 14),
     "apps/training": (2_785, 15),
     "bundle": (3_000, 11),
     "cli": (250, 2),
@@ -34,13 +34,13 @@ BUDGETS = {
     "engines": (1_540, 12),
     "explorer": (1_100, 7),
     "handlers": (1_770, 9),
-    "inferers": (950, 5),
+    "inferers": (1_090, 6),
     "label": (2_020, 11),
-    "latents": (5_045, 21),
+    "latents": (5_160, 22),
     "metrics": (720, 7),
     "networks": (2_140, 12),
     "official": (660, 4),
-    "pictures": (835, 6),
+    "pictures": (880, 6),
     "serving": (180, 3),
     "transforms": (1_310, 8),
 }
@@ -49,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_375
-TEST_FUNCTIONS = 1_295
+TEST_LINES = 30_700
+TEST_FUNCTIONS = 1_315
 TRAININGS = 49
 
 

@@ -40,6 +40,8 @@ def blocks(language):
                 marks.append(pytest.mark.skip(reason="needs the processes of a federation"))
             if re.search(r"push_to_hf_hub|site\.(train|get_data_stats)\(", text):
                 marks.append(pytest.mark.skip(reason="tests/bundles/test_monai_tools_page.py runs it"))
+            if "virtual/marked.csv" in text:
+                marks.append(pytest.mark.skip(reason="tests/apps/synthesis/test_explain.py runs it"))
             if "lifelines" in text:
                 marks.append(pytest.mark.skip(reason="lifelines is no dependency"))
             if 'nibabel.load("scan.nii.gz")' in text:

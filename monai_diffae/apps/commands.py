@@ -77,6 +77,11 @@ COMMANDS: tuple[Command, ...] = (
     Command("apps.synthesis.traverse", _MAKE, "my_model embedded/embeddings.parquet traversed"),
     Command("apps.synthesis.fit_direction", _MAKE, "embedded/embeddings.parquet sex.json --target sex"),
     Command("apps.synthesis.edit", _MAKE, "my_model scans.csv edited --direction sex.json --limit 8"),
+    Command(
+        "apps.synthesis.explain",
+        _EVALUATE,
+        "my_model scans.csv explained --model net.onnx --embeddings embeddings.parquet",
+    ),
     Command("apps.synthesis.grade", _MAKE, "embedded/embeddings.parquet grades.csv --direction sick.json"),
     Command("apps.evaluation.probe", _EVALUATE, "embedded/embeddings.parquet probed --targets age"),
     Command("apps.evaluation.neighbors", _EVALUATE, "embedded/embeddings.parquet near --cases case-1"),

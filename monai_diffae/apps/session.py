@@ -194,10 +194,10 @@ class Session:
         ]
         return np.concatenate(parts)
 
-    def coded(self, read: ReadCases, text: str) -> Iterator[CodedCase]:
-        """Yield each case with its codes, on the bundle's device."""
+    def coded(self, read: ReadCases, text: str, rows: Sequence[int] | None = None) -> Iterator[CodedCase]:
+        """Yield each case, or those in some rows, with its codes, on the bundle's device."""
         trained = self.trained
-        for i in track(range(len(read.cases)), text):
+        for i in track(range(len(read.cases)) if rows is None else rows, text):
             item = read.dataset[i]
             image, encoder_images = (item[key][None].to(trained.device) for key in ("image", self.encoder_key))
             z_sem = encode_exactly(encoder_images, trained.network, trained.inferer)

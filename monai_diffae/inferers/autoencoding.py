@@ -240,12 +240,18 @@ class DiffusionAutoencoderInferer(Inferer):
         """
 
         def run(x_T: Tensor, z_sem: Tensor) -> tuple[Tensor]:
-            if self.decoder == "fast":
-                return (self._to_images(self._decoded_fast(x_T, z_sem, callback)),)
-            return (self._to_images(self._decoded(x_T, _denoiser(network, z_sem), callback)),)
+            return (self.decode_with_gradient(z_sem, network, x_T, callback),)
 
         (images,) = self._in_batches(run, network, x_T, z_sem)
         return images
+
+    def decode_with_gradient(
+        self, z_sem: Tensor, network: nn.Module, x_T: Tensor, callback: StepCallback | None = None
+    ) -> Tensor:
+        """As :meth:`decode`, for all images at once, and with the gradient with respect to z_sem."""
+        if self.decoder == "fast":
+            return self._to_images(self._decoded_fast(x_T, z_sem, callback))
+        return self._to_images(self._decoded(x_T, _denoiser(network, z_sem), callback))
 
     @torch.no_grad()
     def round_trip(

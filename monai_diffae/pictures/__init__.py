@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from monai_diffae.pictures.charts import draw_calibration as draw_calibration
     from monai_diffae.pictures.charts import draw_curves as draw_curves
     from monai_diffae.pictures.charts import draw_diagnosis as draw_diagnosis
+    from monai_diffae.pictures.charts import draw_explanation as draw_explanation
     from monai_diffae.pictures.charts import draw_few_labels as draw_few_labels
     from monai_diffae.pictures.charts import draw_regularisations as draw_regularisations
     from monai_diffae.pictures.charts import draw_reliability as draw_reliability
@@ -38,6 +39,7 @@ _MODULES = {
     "draw_cohort_overview": "cohort_overview",
     "draw_curves": "charts",
     "draw_diagnosis": "charts",
+    "draw_explanation": "charts",
     "draw_few_labels": "charts",
     "draw_mosaic": "mosaic",
     "draw_regularisations": "charts",

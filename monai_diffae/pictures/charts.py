@@ -15,6 +15,8 @@ from monai_diffae.latents.probing.nested import HeldOutPredictions
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from monai_diffae.latents.label_changes import LabelChange
+
 METRIC_NAMES = {
     "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "brier": "Brier", "r2": "R2",
     "mae": "MAE",
@@ -202,6 +204,42 @@ def draw_few_labels(few_labels: pd.DataFrame) -> Figure:
         axes.set_xlabel("labelled patients (shaded: quartiles of the draws, no confidence interval)")
         axes.set_ylabel(METRIC_NAMES[group["metric"].iloc[0]])
         axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def draw_explanation(curves: pd.DataFrame, cases: pd.DataFrame, labels: Sequence[LabelChange]) -> Figure:
+    """Draw the scores along the changes of all cases, and beside them how often each label changes.
+
+    Args:
+        curves: ``id``, ``distance``, ``score``.
+        cases: ``id``, ``to``, ``distance``, ``counterfactual``, ``reached`` of the same cases.
+        labels: the changes of labels; the first one is drawn on top.
+    """
+    from matplotlib.figure import Figure
+
+    height = max(3.2, 0.9 + 0.3 * len(labels))
+    figure = Figure(figsize=(9, height), dpi=DPI, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for _, curve in curves.groupby("id", sort=False):
+        left.plot(curve["distance"], curve["score"], color="0.7", linewidth=0.8)
+    for is_reached, colour, text in ((True, COLOURS[0], "counterfactual"), (False, COLOURS[1], "not reached")):
+        chosen = cases[cases["reached"] == is_reached]
+        if len(chosen):
+            left.plot(chosen["distance"], chosen["counterfactual"], ".", color=colour, label=text)
+    for target in sorted(set(cases["to"])):
+        left.axhline(target, color="black", linewidth=0.6, linestyle=":")
+    left.set_xlabel("length of the change\n(standard deviations of training cases)")
+    left.set_ylabel("score")
+    left.legend(fontsize=7)
+    for row, each in enumerate(labels):
+        right.plot([each.low, each.high], [row, row], color=COLOURS[0], linewidth=1.5)
+        right.plot(each.share, row, "o", color=COLOURS[0], label="counterfactuals" if row == 0 else None)
+        right.plot(each.random_share, row, "|", color=COLOURS[1], label=None if row else "random changes, same length")
+    right.set_yticks(range(len(labels)), [each.label for each in labels])
+    right.set(xlim=(-0.03, 1.03), ylim=(max(len(labels), 1) - 0.5, -0.5))
+    right.set_xlabel("share of cases in which the label changes")
+    if labels:
+        right.legend(fontsize=7)
     return figure
 
 

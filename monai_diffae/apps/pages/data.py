@@ -16,12 +16,13 @@ from pandas.api.types import is_numeric_dtype
 from pyarrow.parquet import read_schema
 
 from monai_diffae.apps.commands import command_line
+from monai_diffae.apps.result import read_record, record_of
 from monai_diffae.apps.session import Session, split_for
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.apps.training.plan import FEW_SCANS
 from monai_diffae.bundle.layout import LATENT_MODEL, model_file, models_folder
 from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.bundle.model_file import read_description
+from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.cases import TWINS, Case, label_names, marks_twins, safe_id
 from monai_diffae.data.embeddings import label_columns, read_embeddings
@@ -63,6 +64,7 @@ class ReportData:
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # what became of each step, by the name of its folder
     scanner: str | None = None  # the column of the scanner, if there is one
     repeat: str | None = None  # the column that tells the scans of a patient apart
+    explained: Sequence[Path] = ()  # folders of results of ``explain``
 
     def __post_init__(self) -> None:
         self.name = self.name or self.bundle.resolve().name
@@ -350,6 +352,17 @@ def find_targets(table: pd.DataFrame, targets: Sequence[str] = ()) -> list[str]:
     """The given label columns, or at most five of those that ``probe`` predicts by default."""
     names = (name for name in label_columns(table) if reason_against(table[name].tolist(), name) is None)
     return list(targets) or list(islice(names, _MOST_TARGETS))
+
+
+def check_explained(folder: Path, bundle: Path) -> None:
+    """Check that a folder holds a complete result of ``explain`` with this bundle."""
+    record = read_record(record_of(folder))
+    if record is None or record["command"] != "explain" or not record["complete"]:
+        raise ConfigError(f"explained: {folder.name} holds no complete result of monai-diffae explain")
+    if record["made_from"].get("model") != checksum(bundle):
+        raise ConfigError(
+            f"explained: {folder.name} was made with another bundle; run monai-diffae explain with this one"
+        )
 
 
 def check_targets(cases: Sequence[Case], targets: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ def report(
     targets: Sequence[str] = (),
     scanner: str | None = None,
     repeat: str | None = None,
+    explained: Sequence[Path] = (),
     embed: bool = False,
     device: str | None = None,
     overwrite: bool = False,
@@ -45,6 +46,7 @@ def report(
             that are found.
         scanner: Column with the scanner: the page says how well z_sem and the baselines tell it.
         repeat: Column that tells the scans of a patient apart: the page says how reliable z_sem is.
+        explained: Folders of results of ``explain`` with this bundle, to show on the page.
         embed: Copy all pictures into the page, which can then be sent as a single file of less than 15 MB.
         device: Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one.
         overwrite: Replace existing results.
@@ -62,7 +64,7 @@ def report(
         ...
         monai_diffae.errors.ConfigError: no_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
-    from monai_diffae.apps.pages.data import JOURNAL, ReportData
+    from monai_diffae.apps.pages.data import JOURNAL, ReportData, check_explained
     from monai_diffae.apps.pages.page import write_page
     from monai_diffae.apps.pages.sections import Report
     from monai_diffae.apps.steps import Steps
@@ -71,10 +73,12 @@ def report(
 
     if cohort is not None:
         check_cohort_exists(cohort)
+    for folder in explained:
+        check_explained(folder, bundle)
     steps = Steps(journal=out / JOURNAL)
     data = ReportData(
-        bundle, out, cohort, targets=targets, device=device, overwrite=overwrite, scanner=scanner, repeat=repeat,
-        steps=steps,
+        bundle, out, cohort, targets=targets, explained=explained, device=device, overwrite=overwrite, scanner=scanner,
+        repeat=repeat, steps=steps,
     )  # fmt: skip
     data.run()
     logger.info("\nWrite the page")

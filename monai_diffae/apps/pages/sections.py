@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,6 +20,7 @@ from monai_diffae.apps.pages.images import LIMIT, PANELS, ReportImages, edit_fra
 from monai_diffae.apps.pages.latent_map import map_data, nearest, outliers, thumbnail_order
 from monai_diffae.apps.pages.page import number
 from monai_diffae.apps.pages.scores import calibration_charts, probe_rows, quality_values
+from monai_diffae.apps.result import read_record, record_of
 from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.embeddings import label_columns, split_origin
@@ -568,9 +571,22 @@ def outlier_section(report: Report) -> Section | None:
     return report.section("outliers", "Outliers", ["neighbors"], values)
 
 
+def explain_section(report: Report) -> Section | None:
+    """Counterfactuals of the user's own classifiers, and the labels that they change; None without results."""
+    model, shown = report.models[0], []
+    for position, folder in enumerate(model.explained, start=1):
+        record = read_record(record_of(folder)) or {}
+        pictures = model.folder / "media" / "explained" / str(position)
+        pictures.mkdir(parents=True, exist_ok=True)
+        copies = [Path(shutil.copy(folder / name, pictures)) for name in ("explained.png", "labels.png")]
+        shown.append({"name": folder.resolve().name, "pictures": copies, **record["figures"]})
+    title = "What a classifier looks at: counterfactuals"
+    return report.section("explanations", title, (), {"explained": shown}) if shown else None
+
+
 SECTIONS: Sequence[Callable[[Report], Section | None]] = (
-    conflict_section, probe_section, scanner_section, association_section, edit_section, map_section, outlier_section,
-    reconstruction_section, sample_section, quality_section, model_section, curve_section, failure_section,
+    conflict_section, probe_section, scanner_section, association_section, edit_section, explain_section, map_section,
+    outlier_section, reconstruction_section, sample_section, quality_section, model_section, curve_section, failure_section,
 )  # fmt: skip
 """All sections, in the order of the page."""
 

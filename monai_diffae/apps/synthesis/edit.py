@@ -222,7 +222,7 @@ class _Edits:
     def _picture(self, case: Case, native: NativeSpace, images: Tensor, differences: Tensor) -> _CasePicture:
         text = pictures.caption({"id": case.id, **case.labels}, self.output.captions)
         if self.output.detail == "own":
-            images, differences = _own_detail(native, differences)
+            images, differences = own_detail(native, differences)
         return _CasePicture(images, differences, text)
 
     def _edit(self, coded: CodedCase) -> tuple[pd.DataFrame, Tensor, Tensor]:
@@ -362,7 +362,7 @@ class _CasePicture(NamedTuple):
     caption: str = ""
 
 
-def _own_detail(native: NativeSpace, differences: Tensor) -> tuple[Tensor, Tensor]:
+def own_detail(native: NativeSpace, differences: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures (A, C, H, W) as fine as the scan, up to a size: the case with the differences added, and these alone."""
     array = native.to_model_range(native.scan.array)
     edited = (native.storable(native.add_difference(difference)) for difference in differences)

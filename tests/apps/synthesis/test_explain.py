@@ -1,0 +1,239 @@
+"""The command ``explain``: counterfactuals of the user's model, and the labels that they change."""
+
+import json
+import re
+import shutil
+import warnings
+from functools import cache
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from monai_diffae import embed, report, sample_data, trusting
+from monai_diffae.apps.synthesis import explain as module
+from monai_diffae.apps.synthesis.explain import explain
+from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.cli import main
+from monai_diffae.errors import ConfigError, UnsafeInputError
+
+
+class Users(torch.nn.Module):
+    """A model that looks at the mean of the upper half of an image, in several shapes."""
+
+    def __init__(self, kind: str, scale: float = 20.0):
+        super().__init__()
+        self.kind, self.scale = kind, scale
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        value = self.scale * image[:, :1, : image.shape[2] // 2].mean(dim=(1, 2, 3))[:, None] + 6.0
+        if self.kind == "probability":
+            return torch.sigmoid(value)
+        if self.kind == "three":
+            return torch.cat([value, torch.zeros_like(value), torch.zeros_like(value)], dim=1)
+        if self.kind == "constant":
+            return torch.zeros_like(value) + 1.5
+        if self.kind == "nan":
+            return torch.where(value > 0.9, value, value * float("nan"))
+        if self.kind == "colour":
+            return value + 0 * torch.nn.functional.conv2d(image, torch.ones(1, 3, 1, 1)).mean()
+        return value
+
+
+@pytest.fixture(scope="module")
+def users(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("users")
+
+    @cache
+    def save(kind, suffix=".ts"):
+        path, example = folder / f"{kind}{suffix}", torch.zeros(1, 3 if kind == "colour" else 1, 16, 16)
+        network = Users(kind).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if suffix == ".onnx":
+                pytest.importorskip("onnxscript", reason="is in the extra `export`")
+                torch.onnx.export(network, (example,), path, dynamo=True, verbose=False)
+            elif suffix == ".pt2":
+                torch.export.save(torch.export.export(network, (example,)), path)
+            else:
+                torch.jit.save(torch.jit.trace(network, example), path)
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def run(labelled, tmp_path_factory):
+    def call(model, **options):
+        settings = {"embeddings": labelled.embeddings, "limit": 2, "steps": 4, "num_random": 1, "labels": ["head_size"]}
+        settings |= {"out": tmp_path_factory.mktemp("explained"), "to": 0.7, "device": "cpu"}
+        with trusting(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return explain(labelled.bundle, labelled.cohort, model=model, **settings | options)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def made(run, users):
+    return run(users("logit"))
+
+
+@pytest.fixture(scope="module")
+def table(made):
+    return pd.read_csv(made.folder / "counterfactuals.csv")
+
+
+def test_scores_are_those_of_the_written_images(made, table, users, labelled):
+    """Native and model grid of this bundle are the same, so the user's own pipeline sees the same images."""
+    trained, model = load_bundle(labelled.bundle, "cpu"), torch.jit.load(users("logit"))
+    cohort = pd.read_csv(labelled.cohort)
+    assert table["id"].tolist() == cohort["id"][:2].tolist()
+    for row in table.to_dict("records"):
+        scan, image, difference = (
+            nib.load(made.folder / name / f"{row['id']}.nii.gz").get_fdata()
+            for name in ("scans", "images", "differences")
+        )
+        np.testing.assert_allclose(image - scan, difference, atol=0.51)  # the file has whole numbers
+        file = str(made.folder / "scans" / f"{row['id']}.nii.gz")
+        native = trained.preprocessing({"image": file, "id": "a"})["image"].as_tensor()
+        assert torch.sigmoid(model(native[None])).item() == pytest.approx(row["score"], abs=1e-4)
+        assert row["mse"] == pytest.approx(np.square(difference / (scan.max() - scan.min()) * 2).mean(), rel=0.2)
+    assert (made.num_cases, made.num_failed, made.skipped) == (2, 0, False)
+    assert made.num_reached == table["reached"].sum() > 0
+    reached = table[table["reached"]]
+    assert (np.sign(reached["counterfactual"] - 0.7) == np.sign(0.7 - reached["score"])).all()
+
+
+def test_curves_begin_at_the_scan_and_contain_the_counterfactual(made, table):
+    curves = pd.read_csv(made.folder / "curves.csv")
+    for row in table.to_dict("records"):
+        curve = curves[curves["id"] == row["id"]]
+        assert curve["distance"].is_monotonic_increasing
+        assert curve["score"].iloc[0] == pytest.approx(row["score"], abs=1e-6)
+        assert (
+            np.abs(curve[["distance", "score"]] - [row["distance"], row["counterfactual"]]).sum(axis=1) < 1e-9
+        ).any()
+
+
+def test_other_formats_and_a_killed_run_give_the_same(run, users, table, tmp_path, monkeypatch):
+    assert pd.read_csv(run(users("logit", ".pt2")).folder / "counterfactuals.csv").equals(table)
+    find, calls = module.Finder.find, []
+
+    def killed(self, coded):
+        calls.append(coded.case.id)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return find(self, coded)
+
+    monkeypatch.setattr(module.Finder, "find", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(users("logit"), out=tmp_path)
+    resumed = run(users("logit"), out=tmp_path)
+    assert calls == [*table["id"], table["id"][1]]
+    assert pd.read_csv(resumed.folder / "counterfactuals.csv").equals(table)
+    assert run(users("logit"), out=tmp_path).skipped
+
+
+@pytest.mark.slow
+def test_a_model_without_gradient_is_moved_in_16_components(run, users, table):
+    pytest.importorskip("onnxruntime", reason="is in the extra `export`")
+    found = pd.read_csv(run(users("logit", ".onnx")).folder / "counterfactuals.csv")
+    np.testing.assert_allclose(found["score"], table["score"], atol=1e-5)
+    assert ((found["counterfactual"] - found["score"]) * (found["to"] - found["score"]) > 0).all()
+
+
+def test_what_cannot_be_reached_and_what_is_not_finite_is_named_and_counted(run, users):
+    flat = run(users("constant"), to=None)
+    rows = pd.read_csv(flat.folder / "counterfactuals.csv")
+    assert not rows["reached"].any()
+    assert rows["is_flat"].all()
+    assert flat.incomplete == "2 of 2 cases did not reach the score: see counterfactuals.csv"
+    assert (flat.num_reached, flat.labels, flat.distance) == (0, [], None)
+    some = run(users("nan"), limit=4, activation="sigmoid")
+    failures = pd.read_csv(some.folder / "failures.csv")
+    assert some.num_failed == len(failures) > 0
+    assert some.num_cases + some.num_failed == 4
+    assert failures["reason"].str.contains("not finite").all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("colour", {}, "fails with an image of 1 x 1 x 16 x 16 .*; set input_size and input_channels"),
+        ("three", {}, "output_index: three.ts has 3 outputs; choose one, counted from 0"),
+        ("probability", {}, "outputs of probability.ts look like probabilities, not logits; set activation to none"),
+        ("logit", {"to": 2.0}, "to: 2.0 is no probability between 0 and 1"),
+        ("logit", {"to": None, "activation": "none", "limit": 3}, "to: a score is .*, which is no probability"),
+        ("logit", {"input_size": [8]}, "input_size: give 2 numbers"),
+        ("logit", {"input_range": [1, 0]}, "input_range: give two numbers"),
+        ("logit", {"labels": ["patience"]}, "labels: there is no label 'patience'"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(run, users, kind, options, message):
+    with pytest.raises(ConfigError, match=message):
+        run(users(kind), **options)
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".pt2"])
+def test_files_that_could_run_code_need_trust(labelled, users, suffix, tmp_path):
+    with pytest.raises(UnsafeInputError, match=r"is not trusted to use a (TorchScript|pt2) file; .* Add --trust"):
+        explain(
+            labelled.bundle, labelled.cohort, tmp_path, model=users("logit", suffix), embeddings=labelled.embeddings
+        )
+
+
+def test_the_users_model_gets_its_size_range_and_channels(users, labelled):
+    from monai_diffae.apps.synthesis.users_model import ModelInterface, UsersModel
+
+    seen = []
+
+    def look(image):
+        seen.append(image)
+        return image.mean(dim=(1, 2, 3))
+
+    interface = ModelInterface(input_size=(32, 24), input_range=(0, 1), input_channels=3)
+    images = torch.rand(2, 1, 16, 16) * 2 - 1
+    UsersModel("a", look, interface, (-1.0, 1.0)).outputs(images)
+    assert [tuple(each.shape) for each in seen] == 2 * [(1, 3, 32, 24)]
+    assert seen[0].mean().item() == pytest.approx((images[0].mean().item() + 1) / 2, abs=0.02)
+    assert torch.equal(seen[0][:, 0], seen[0][:, 2])
+
+
+@pytest.mark.slow
+def test_the_page_runs_and_a_report_shows_its_result(labelled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[3] / "docs" / "explain.md").read_text(encoding="utf-8")
+    plant, train = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    sample_data("virtual", num_patients=30, size=16)
+    exec(compile(plant, "plant", "exec"), {})
+    shutil.copytree(labelled.bundle, "my_model")
+    embed("my_model", "virtual/marked.csv", "embedded", device="cpu")
+    exec(compile(train.replace("range(300)", "range(20)"), "train", "exec"), {})
+    (line,) = re.findall(r"monai-diffae (--trust explain .*)", page)
+    words = line.replace("--limit 20", "--limit 2 --steps 4 --num-random 1 --device cpu").split()
+    monkeypatch.setattr("sys.argv", ["monai-diffae", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, 3)
+    assert pd.read_csv("explained/counterfactuals.csv")["score"].between(0, 1).all()
+    reported = report("my_model", "reported", explained=["explained"], device="cpu")
+    assert "What a classifier looks at" in reported.page.read_text()
+    with pytest.raises(ConfigError, match="explained: embedded holds no complete result of monai-diffae explain"):
+        report("my_model", "again", explained=["embedded"])
+
+
+@pytest.mark.slow
+def test_the_search_uses_the_fast_decoder_and_the_exact_one_checks(fast_bundle, labelled, run, users, tmp_path):
+    embedded = embed(fast_bundle, labelled.cohort, tmp_path / "embedded", device="cpu").path
+    with trusting():
+        made = explain(
+            fast_bundle, labelled.cohort, tmp_path / "out", model=users("logit"), embeddings=embedded, limit=1, steps=4,
+            num_random=1, labels=["head_size"], activation="sigmoid", device="cpu",
+        )  # fmt: skip
+    assert json.loads((made.folder / "record.json").read_text())["made_from"]["searched_with"]
+    row = pd.read_csv(made.folder / "counterfactuals.csv").iloc[0]
+    assert row["search_score"] != row["exact_score"]
