@@ -107,8 +107,7 @@ def embed(
     z_sem, and ``thumbnail``, a small PNG of each image, for tools that draw maps. The scans are read once more.
 
     With ``features`` ``wide``, the columns ``w_000`` to ``w_255`` follow: principal components of the features from
-    which the encoder's last layer computes z_sem, of the image reduced to at most 32 x 32 (16 x 16 x 16) cells, and of
-    its :class:`~monai_diffae.networks.OrientedGradients`.
+    which the encoder's last layer computes z_sem, and of :class:`~monai_diffae.networks.OrientedGradients`.
     ``probe`` often predicts labels better from them; they cannot be decoded. They are fitted to the training cases when
     the cohort of the model's training is embedded in this way, and stored in ``models/wide.safetensors``; other cohorts
     get the same components.

@@ -1,8 +1,7 @@
-"""Wide features: principal components of what the encoder computes before its last layer, and of two fixed parts.
+"""Wide features: principal components of what the encoder computes before its last layer, and of oriented gradients.
 
-The last layer keeps what the decoder needs; a label may need what it leaves out. There are three parts, each scaled to
-a total variance of 1: the input of the last layer; the pooled image, so that a probe is not far behind one on principal
-components of the pixels; and oriented gradients, which hospitals change less than intensities.
+The last layer keeps what the decoder needs; a label may need what it leaves out. Oriented gradients need no training,
+and differ less between hospitals than intensities. Both parts are scaled to a total variance of 1.
 """
 
 from __future__ import annotations
@@ -25,13 +24,12 @@ from monai_diffae.bundle.model_file import read_model, write_model
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.components import PixelComponents
-from monai_diffae.networks import OrientedGradients, PooledVoxels
+from monai_diffae.networks import OrientedGradients
 
 logger = logging.getLogger(__name__)
 
 WIDE_CHANNELS = 256
 """The most wide features; fewer training cases give fewer."""
-_POOLED_SIZE = {2: 32, 3: 16}  # at most, per axis of an image or of a volume
 _MOST_CASES = 10_000  # training cases that the components are fitted to
 
 
@@ -87,11 +85,8 @@ class _FeatureEncoder(nn.Module):
 
 def _features(network: nn.Module, images: Tensor) -> list[Tensor]:
     """The parts of which wide features are components, each (B, F); the first is what the last layer projects."""
-    size = images.shape[2:]
-    pooled = PooledVoxels([min(side, _POOLED_SIZE[len(size)]) for side in size])
-    gradients = OrientedGradients(size)
-    features: Tensor = network.encoder.features(images)  # type: ignore[union-attr, operator]
-    return [features, pooled(images), gradients.to(images.device)(images)]
+    gradients = OrientedGradients(images.shape[2:]).to(images.device)
+    return [network.encoder.features(images), gradients(images)]  # type: ignore[union-attr, operator]
 
 
 def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> TrainedBundle:

@@ -586,7 +586,8 @@ def explain_section(report: Report) -> Section | None:
 
 SECTIONS: Sequence[Callable[[Report], Section | None]] = (
     conflict_section, probe_section, scanner_section, association_section, edit_section, explain_section, map_section,
-    outlier_section, reconstruction_section, sample_section, quality_section, model_section, curve_section, failure_section,
+    outlier_section, reconstruction_section, sample_section, quality_section, model_section, curve_section,
+    failure_section,
 )  # fmt: skip
 """All sections, in the order of the page."""
 

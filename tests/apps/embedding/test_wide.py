@@ -36,7 +36,7 @@ def test_wide_features_are_the_components_of_the_training_cases_features(wide, l
     with torch.no_grad():
         features = trained.network.encoder.features(images)
         gradients = OrientedGradients([16, 16])(images)
-    parts = [part.numpy() for part in (features, images.flatten(1), gradients)]  # 16 x 16 pixels
+    parts = [part.numpy() for part in (features, gradients)]
     is_train = (table["split"] == "train").to_numpy()
     features = np.concatenate([part / np.sqrt(part[is_train].var(axis=0).sum()) for part in parts], axis=1)
     pca = PCA(int(is_train.sum()) - 1, svd_solver="full").fit(features[is_train])
