@@ -66,9 +66,8 @@ def harmonize(
         ``difference`` with its interval; ``num_cases``, ``num_fitted`` and ``num_omitted`` cases.
 
     Raises:
-        CohortError: the table cannot be used, or two rows have the same id.
-        ConfigError: a column does not exist, there is one scanner, a scanner has one patient, or the protected columns
-            determine the scanner.
+        CohortError: the table cannot be used.
+        ConfigError: a column does not exist, or scanners cannot be told from patients or protected columns.
         MachineError: combatlearn is not installed.
 
     Example:

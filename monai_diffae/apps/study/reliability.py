@@ -65,7 +65,7 @@ def reliability(
         scans without a patient, a repeat or a scanner.
 
     Raises:
-        CohortError: the table cannot be used, or two rows have the same id.
+        CohortError: the table cannot be used.
         ConfigError: a column does not exist, or the scans do not tell patients and scanners apart.
 
     Example:
@@ -167,13 +167,11 @@ def _measure(
     varies = np.ptp(values, axis=0) > 1e-9 * np.abs(values).max(axis=0)
     variances = latents.variance_components(values, patients, scanners)
     shares, is_negative = latents.variance_shares(variances), variances.min(axis=0) < 0
-    columns: dict[str, Any] = {
-        "kind": measures.columns.get_level_values(0),
-        "name": measures.columns.get_level_values(1),
-    }
-    columns |= latents.intraclass_correlations(values[design])
-    columns |= dict(zip(("patient_share", "scanner_share", "rest_share"), shares, strict=True))
-    measured = pd.DataFrame({**columns, "is_negative": is_negative})
+    measured = pd.DataFrame({
+        "kind": measures.columns.get_level_values(0), "name": measures.columns.get_level_values(1),
+        **latents.intraclass_correlations(values[design]),
+        **dict(zip((f"{cause}_share" for cause in _CAUSES), shares, strict=True)), "is_negative": is_negative,
+    })  # fmt: skip
     measured.loc[~varies, measured.columns[2:-1]] = np.nan
     if scanner is None:
         measured = measured.drop(columns="scanner_share")
@@ -200,10 +198,10 @@ def _result(out: Path, figures: Mapping[str, Any], features: str, scanner: str |
     names = {"patient": "the patient", "scanner": "the scanner", "rest": "neither" if scanner else "not the patient"}
     parts = [f"{_share(row)} is {names[cause]}" for cause, row in figures["shares"].items()]
     found, omitted = figures["fingerprinting"], figures["num_omitted"]
+    own = _share({**found, "share": found["rate"]})
     notes = [
         f"Of the variance of {'z_sem' if features == 'z' else 'the wide features'}, {', '.join(parts)}.",
-        f"The nearest scan is the same patient's for {_share({**found, 'share': found['rate']})}; by chance, it would "
-        f"be for {100 * found['chance']:.2g}%.",
+        f"The nearest scan is the same patient's for {own}; by chance, it would be for {100 * found['chance']:.2g}%.",
         f"Median ICC(2,1) {figures['median_icc2']:.2f}, ICC(3,1) {figures['median_icc3']:.2f}: "
         f"{counted(figures['num_patients'], 'patient')} with {figures['num_repeats']} repeats each "
         f"({figures['num_compared']} of {counted(figures['num_scans'], 'scan')}).",
