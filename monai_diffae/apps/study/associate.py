@@ -19,8 +19,8 @@ from monai_diffae.apps.result import Result, run_once, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, Split, Writing
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.errors import ConfigError, MachineError, counted
+from monai_diffae.lazy import association, atomic, np, pd, pictures, targets
 from monai_diffae.lazy import embeddings as tables
-from monai_diffae.lazy import np, pd, pictures
 
 if TYPE_CHECKING:
     from monai_diffae.apps.study.cases import StudyCases
@@ -139,13 +139,11 @@ def associate(
 
 
 def _variables(rows: pd.DataFrame, variables: Sequence[str], covariates: Sequence[str]) -> list[str]:
-    from monai_diffae.latents.targets import reason_against
-
     labels = tables.check_labels(rows, {"variables": variables, "covariates": covariates})
     if both := set(variables) & set(covariates):
         raise ConfigError(f"covariates: '{min(both)}' is a variable, too; omit it from one of them")
     names = list(dict.fromkeys(variables)) or [
-        name for name in labels if name not in covariates and reason_against(rows[name].tolist(), name) is None
+        name for name in labels if name not in covariates and targets.reason_against(rows[name].tolist(), name) is None
     ]
     if not names:
         raise ConfigError("variables: the table has no label that could be one; embed a cohort with labels")
@@ -165,9 +163,6 @@ class _Analysis:
 
     def run(self, out: Path, export: Phenotypes, writing: Writing) -> dict[str, Any]:
         """Write the results, and return their figures."""
-        from monai_diffae.data.atomic import write_csv
-        from monai_diffae.latents.association import q_values
-
         parts, omitted = [], {}
         for name in self.variables:
             try:
@@ -179,11 +174,11 @@ class _Analysis:
             name, reason = next(iter(omitted.items()))
             raise ConfigError(f"variables: none can be used; {name}: {reason}")
         rows = pd.concat(parts, ignore_index=True)
-        rows.insert([*rows].index("p") + 1, "q", q_values(rows["p"]))
+        rows.insert([*rows].index("p") + 1, "q", association.q_values(rows["p"]))
         if num_unknown := int(rows["p"].isna().sum()):
             logger.warning("%s without estimate (constant component, or classes that are separated): see "
                            "associations.csv", counted(num_unknown, "test"))  # fmt: skip
-        write_csv(out / "associations.csv", rows)
+        atomic.write_csv(out / "associations.csv", rows)
         writing.write(out / "associations.png", pictures.draw_associations(rows, _LEVEL))
         if export.phenotypes:
             self._export(out, export)
@@ -200,8 +195,6 @@ class _Analysis:
 
     def _rows(self, name: str) -> pd.DataFrame:
         """The rows of the table about one variable."""
-        from monai_diffae.latents import association
-
         scores, rows = self._scores, self.cases.rows
         targets = [self._target(each) for each in (name, *self.covariates)]
         kept = functools.reduce(np.intersect1d, [each.rows for each in targets])
@@ -228,20 +221,13 @@ class _Analysis:
 
     @functools.cached_property
     def _scores(self) -> Floats:
-        from monai_diffae.latents.association import rank_normal
-
-        return rank_normal(self.cases.scores) if self.rank_normal else self.cases.scores
+        return association.rank_normal(self.cases.scores) if self.rank_normal else self.cases.scores
 
     def _target(self, name: str) -> Target:
-        from monai_diffae.latents.targets import read_target
-
-        return read_target(self.cases.rows[name].tolist(), name, kind=self.kinds.get(name, "auto"))
+        return targets.read_target(self.cases.rows[name].tolist(), name, kind=self.kinds.get(name, "auto"))
 
     def _export(self, out: Path, export: Phenotypes) -> None:
         """Write the components and covariates of each patient as PLINK and REGENIE read them."""
-        from monai_diffae.data.atomic import write_atomic
-        from monai_diffae.latents.association import rank_normal
-
         names = _genotype_names(self.cases.rows[export.iid])
         frames = {_PHENOTYPES: pd.DataFrame(self.cases.scores).rename(columns=lambda number: f"PC{number + 1}")}
         if self.covariates:
@@ -250,11 +236,11 @@ class _Analysis:
             grouped = frame.groupby(names, sort=False)
             values = grouped.mean() if export.scans == "mean" else grouped.nth(0).set_axis(names.dropna().unique())
             if file == _PHENOTYPES and self.rank_normal:
-                values = pd.DataFrame(rank_normal(values), values.index, values.columns)
+                values = pd.DataFrame(association.rank_normal(values), values.index, values.columns)
             values = values.rename_axis("IID").reset_index()
             values.insert(0, "FID", values["IID"])
             text = values.to_csv(sep="\t", index=False, na_rep="NA", float_format="%.8g")
-            write_atomic(out / file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
+            atomic.write_atomic(out / file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
         logger.info("%s: %s, the %s of the scans of each; %d cases without %s are left out", _PHENOTYPES,
                     counted(names.nunique(), "patient"), export.scans, names.isna().sum(), export.iid)  # fmt: skip
 
@@ -268,9 +254,7 @@ class _Analysis:
 
 def _genotype_names(values: pd.Series[Any]) -> pd.Series[Any]:
     """Names as text; missing ones are None."""
-    from monai_diffae.latents.targets import class_name, missing
-
-    return values.map(class_name).mask(missing(values.tolist()), None)
+    return values.map(targets.class_name).mask(targets.missing(values.tolist()), None)
 
 
 def _check_names(cases: StudyCases, iid: str) -> None:

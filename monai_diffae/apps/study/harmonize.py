@@ -13,7 +13,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed
 from monai_diffae.errors import ConfigError, counted
-from monai_diffae.lazy import np, pd
+from monai_diffae.lazy import atomic, np, pd
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,7 +79,6 @@ def harmonize(
     if out.suffix != ".parquet":
         raise ConfigError(f"{out.name}: must be a .parquet file, which says what was done; choose such a name")
     from monai_diffae.apps.study.cases import read_repeated
-    from monai_diffae.data.atomic import write_atomic, write_csv
     from monai_diffae.data.fingerprints import file_checksum, json_digest
 
     rows = read_repeated(embeddings, scanner=[scanner], protect=protect, targets=targets)
@@ -100,9 +99,9 @@ def harmonize(
         new.attrs["monai_diffae"] = {
             **metadata, "made_from": made_from, "harmonized": {**done, "num_fitted": figures["num_fitted"]}
         }  # fmt: skip
-        write_csv(names["costs"], costs)
-        write_csv(names["omitted"], omitted)
-        write_atomic(out, lambda path: new.to_parquet(path, index=False))
+        atomic.write_csv(names["costs"], costs)
+        atomic.write_csv(names["omitted"], omitted)
+        atomic.write_atomic(out, lambda path: new.to_parquet(path, index=False))
         return figures
 
     figures, skipped = run_once("harmonize", out, [out, *names.values()], settings, make, overwrite=overwrite)

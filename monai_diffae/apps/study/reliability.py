@@ -13,7 +13,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed, Split, Writing
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import np, pd, pictures
+from monai_diffae.lazy import atomic, np, pd, pictures, targets
 
 if TYPE_CHECKING:
     from monai_diffae.latents.statistics import Floats
@@ -85,13 +85,11 @@ def reliability(
     }  # fmt: skip
 
     def make() -> Mapping[str, Any]:
-        from monai_diffae.data.atomic import write_csv
-
         kept, num_omitted = _usable(rows, repeat, scanner, splits)
         matrix, measures = _measurements(rows, kept, features, scores)
         measures |= _scores(embeddings, rows[kept], directions, {name for _, name in measures})
         measured, figures = _measure(matrix, pd.DataFrame(measures), rows[kept], repeat, scanner, seed)
-        write_csv(out / "reliability.csv", measured)
+        atomic.write_csv(out / "reliability.csv", measured)
         writing.write(out / "reliability.png", pictures.draw_reliability(measured))
         return {**figures, "num_scans": len(matrix), "num_omitted": num_omitted}
 
@@ -103,11 +101,10 @@ def reliability(
 def _usable(rows: pd.DataFrame, repeat: str, scanner: str | None, splits: Sequence[str]) -> tuple[Any, int]:
     """The scans with a patient, a repeat and a scanner, in the chosen splits, and how many have none."""
     from monai_diffae.apps.study.cases import in_splits
-    from monai_diffae.latents.targets import missing
 
     kept = chosen = in_splits(rows, splits)
     for name in ("patient", repeat, *([scanner] if scanner else [])):
-        is_missing = missing(rows[name].tolist())
+        is_missing = targets.missing(rows[name].tolist())
         if num := int((kept & is_missing).sum()):
             logger.warning("%s omitted: the column '%s' is empty", counted(num, "scan"), name)
         kept = kept & ~is_missing
@@ -125,7 +122,7 @@ def _measurements(
 
     columns = z_columns(rows) if features == "z" else wide_columns(rows)
     z, axes = matrix(rows, features)[kept].astype(np.float64), training_components(rows, features)
-    normalised = np.asarray(axes.statistics.normalise(z))
+    normalised = np.asarray(axes.statistics.normalise(z), np.float64)
     measures = {("dimension", name): column for name, column in zip(columns, normalised.T, strict=True)}
     measures |= {("component", str(number + 1)): column for number, column in enumerate(axes.coordinates(z).T)}
     for name in dict.fromkeys(scores):
@@ -158,10 +155,9 @@ def _measure(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table of results, and the figures."""
     from monai_diffae.latents import reliability as latents
-    from monai_diffae.latents.targets import class_name
 
-    patients, repeats = (rows[name].map(class_name).to_numpy(str) for name in ("patient", repeat))
-    scanners = None if scanner is None else rows[scanner].map(class_name).to_numpy(str)
+    patients, repeats = (rows[name].map(targets.class_name).to_numpy(str) for name in ("patient", repeat))
+    scanners = None if scanner is None else rows[scanner].map(targets.class_name).to_numpy(str)
     values = measures.to_numpy(np.float64)
     design = latents.complete_design(patients, repeats)
     varies = np.ptp(values, axis=0) > 1e-9 * np.abs(values).max(axis=0)

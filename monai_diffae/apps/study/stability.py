@@ -17,8 +17,8 @@ from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed, Split, Writing
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.errors import CohortError, counted
+from monai_diffae.lazy import atomic, np, pd, pictures
 from monai_diffae.lazy import embeddings as tables
-from monai_diffae.lazy import np, pd, pictures
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,7 +114,6 @@ class _Pair:
 
     def run(self, out: Path, seed: int, writing: Writing) -> dict[str, Any]:
         """Write the results, and return their figures."""
-        from monai_diffae.data.atomic import write_csv
         from monai_diffae.latents import stability as shared
 
         matched = [(each, tables.z_matrix(each.rows)[rows]) for each, rows in zip(self.models, self.rows, strict=True)]
@@ -133,8 +132,8 @@ class _Pair:
         value, low, high = shared.canonical_correlations(codes[0], codes[1], self.patients, counts, seed)
         explained = pd.concat(parts, ignore_index=True)
         correlations = pd.DataFrame({"pair": range(1, len(value) + 1), "correlation": value, "low": low, "high": high})
-        write_csv(out / "stability.csv", explained)
-        write_csv(out / "canonical.csv", correlations)
+        atomic.write_csv(out / "stability.csv", explained)
+        atomic.write_csv(out / "canonical.csv", correlations)
         matrix = np.corrcoef(scores[0], scores[1], rowvar=False)[: counts[0], counts[0] :]
         writing.write(out / "stability.png", pictures.draw_stability(explained, correlations, matrix))
         log_to_open_run({}, [out / "stability.png"], "stability")
