@@ -284,7 +284,8 @@ def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, 
     ]
     figures = {**figures, "verdicts": [asdict(each) for each in verdicts], "twins": twins.report.figures()}
     notes = [*(f"{each.sentence} {each.next_step}" for each in verdicts), *_score_tables(figures["rows"])]
-    notes += [line for row in figures["rows"] if "nuisance_chance" in row for line in _nuisance_lines(row)]
+    told = [line for row in figures["rows"] if "nuisance_chance" in row for line in _nuisance_lines(row)]
+    notes += dict.fromkeys(told)  # the same features tell the nuisance equally well beside every target
     return Result(folder, figures, notes, "; ".join(incomplete) or None, skipped=skipped)
 
 
@@ -324,12 +325,15 @@ def _score_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _nuisance_lines(row: Mapping[str, Any]) -> Iterator[str]:
     """How well the nuisance can be told, and what is predicted where it was left out."""
     told = _with_interval(row, "nuisance_accuracy", "nuisance_accuracy_low", "nuisance_accuracy_high")
-    name = f"{row['target']} from {row['features']}, {row['probe']}"
-    yield f"{name}: the nuisance is told with a balanced accuracy of {told}; chance is {row['nuisance_chance']:.3f}"
+    features = f"{row['features']}, {row['probe']}"
+    yield f"{features}: the nuisance is told with a balanced accuracy of {told}; chance is {row['nuisance_chance']:.3f}"
     if row.get("left_out_score") is not None:
         score = _with_interval(row, "left_out_score", "left_out_low", "left_out_high")
         change = _with_interval(row, "left_out_change", "left_out_change_low", "left_out_change_high")
-        yield f"{name}: {row['metric']} {score} for values of the nuisance that it was not fitted to; change {change}"
+        yield (
+            f"{row['target']} from {features}: {row['metric']} {score} for values of the nuisance that it was not "
+            f"fitted to; change {change}"
+        )
 
 
 def _title(row: Mapping[str, Any]) -> str:

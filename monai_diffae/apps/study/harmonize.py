@@ -145,7 +145,9 @@ class _Cases:
             raise ConfigError("harmonize: no case has a scanner with training cases and all protected columns")
         omitted = pd.DataFrame({"id": rows.loc[~kept, "id"], "scanner": names[~kept], "reason": reasons[~kept]})
         for group, part in omitted.groupby(["scanner", "reason"]):
-            logger.warning("%s of the scanner '%s' omitted: %s", counted(len(part), "case"), *group)
+            name, reason = group
+            of_scanner = "" if reason == f"{scanner} is empty" else f" of the scanner '{name}'"
+            logger.warning("%s%s omitted: %s", counted(len(part), "case"), of_scanner, reason)
         used = rows[kept].reset_index(drop=True)
         matrix = np.hstack([np.empty((len(used), 0)), *(column[kept] for column in covariates)])
         cases = cls(used, scanner, protect, names[kept], matrix, is_train[kept], empirical_bayes)

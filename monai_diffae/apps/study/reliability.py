@@ -110,6 +110,8 @@ def _usable(rows: pd.DataFrame, repeat: str, scanner: str | None, splits: Sequen
         kept = kept & ~is_missing
     if not kept.any():
         raise CohortError("reliability: no scan has a patient and a repeat; choose other columns or splits")
+    if scanner and rows.loc[kept, scanner].nunique() == 1:
+        raise ConfigError(f"scanner: all scans have the same '{scanner}'; omit scanner, or choose another column")
     return kept, int((chosen & ~kept).sum())
 
 
@@ -211,5 +213,5 @@ def _result(out: Path, figures: Mapping[str, Any], features: str, scanner: str |
 
 
 def _share(row: Mapping[str, Any]) -> str:
-    ends = "" if row["low"] is None else f" (95% interval {row['low']:.0%} to {row['high']:.0%})"
-    return f"{row['share']:.0%}{ends}"
+    ends = "" if row["low"] is None else f" (95% interval {row['low']:.1%} to {row['high']:.1%})"
+    return f"{row['share']:.1%}{ends}"

@@ -130,6 +130,11 @@ def test_cases_that_cannot_be_harmonized_are_listed_with_the_reason(write, tmp_p
     }  # fmt: skip
 
 
+def test_reliability_of_one_scanner_is_refused(write, tmp_path):
+    with pytest.raises(ConfigError, match="^scanner: all scans have the same 'scanner'; omit scanner, or choose"):
+        reliability(write(planted().assign(scanner="A")), tmp_path / "out", repeat="visit", scanner="scanner")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
