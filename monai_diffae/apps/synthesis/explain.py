@@ -198,12 +198,10 @@ class _Explanations:
             directions, omitted = [], omitted | {each.target: reason for each in directions}
         self._explain(read)
         done = self.store.read().set_index("id")
-        failures = [
-            Failure(case.id, case.file, error) for case in read.cases if (error := str(done.at[case.id, "error"]))
-        ]
+        errors = done["error"].to_dict()
+        failures = [Failure(case.id, case.file, errors[case.id]) for case in read.cases if errors[case.id]]
         write_failures(self.folder / "failures.csv", [*read.failures, *failures])
-        failed = {failure.id for failure in failures}
-        cases = [case for case in read.cases if case.id not in failed]
+        cases = [case for case in read.cases if not errors[case.id]]
         check_any_usable(len(cases), failures)
         done = done.loc[[case.id for case in cases]]
         table, changes = self._judged(done, cases, directions)
@@ -292,9 +290,8 @@ class _Explanations:
         trained, panels = self.finder.session.trained, []
         for row, images in enumerate(done["images"]):
             if images is not None:
-                panels.append(
-                    (row, *self._panels(cases[row], torch.from_numpy(images.reshape(2, *trained.image_shape))))
-                )
+                pair = torch.tensor(images).reshape(2, *trained.image_shape)
+                panels.append((row, *self._panels(cases[row], pair)))
         largest = max(float(difference.abs().max()) for *_, difference in panels)
         limit = max(0.1 * (trained.model_range[1] - trained.model_range[0]), largest)  # small differences look small
         rows = {}

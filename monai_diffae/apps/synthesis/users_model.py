@@ -145,6 +145,8 @@ def read_users_model(path: Path, interface: ModelInterface, trained: TrainedBund
     except Exception as error:
         reason = shortened(one_line(error), 200)
         raise ConfigError(f"model: {path.name} cannot be read ({reason}); export it again") from error
+    for weight in run.parameters() if isinstance(run, torch.nn.Module) else ():
+        weight.requires_grad_(False)
     return UsersModel(path.name, run, interface, trained.model_range)
 
 
@@ -164,14 +166,12 @@ def _load_onnx(path: Path, device: Any) -> Callable[[Tensor], Any]:
 def _load_pt2(path: Path, device: Any) -> Callable[[Tensor], Any]:
     from torch.export.passes import move_to_device_pass
 
-    module: Callable[[Tensor], Any] = (
-        move_to_device_pass(torch.export.load(path), device).module().requires_grad_(False)
-    )
+    module: Callable[[Tensor], Any] = move_to_device_pass(torch.export.load(path), device).module()
     return module
 
 
 def _load_script(path: Path, device: Any) -> Callable[[Tensor], Any]:
-    module: Callable[[Tensor], Any] = torch.jit.load(path, map_location=device).eval().requires_grad_(False)
+    module: Callable[[Tensor], Any] = torch.jit.load(path, map_location=device).eval()
     return module
 
 
