@@ -288,10 +288,10 @@ class _Explanations:
     def _draw_cases(self, table: pd.DataFrame, done: pd.DataFrame, cases: Sequence[Case]) -> None:
         """Draw the first scans beside their counterfactuals."""
         trained, panels = self.finder.session.trained, []
-        for row, images in enumerate(done["images"]):
+        for number, images in enumerate(done["images"]):
             if images is not None:
                 pair = torch.tensor(images).reshape(2, *trained.image_shape)
-                panels.append((row, *self._panels(cases[row], pair)))
+                panels.append((number, *self._panels(cases[number], pair)))
         largest = max(float(difference.abs().max()) for *_, difference in panels)
         limit = max(0.1 * (trained.model_range[1] - trained.model_range[0]), largest)  # small differences look small
         rows = {}

@@ -110,7 +110,7 @@ class UsersModel:
         if not isinstance(first, torch.Tensor) or first.numel() != first.shape[-1:].numel():
             got = tuple(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__
             raise ConfigError(f"{self.name}: gives {got} for one image; use a model that gives one row of outputs")
-        return torch.stack([each.reshape(-1).float() for each in outputs])
+        return torch.stack([each.reshape(-1).float().to(images.device) for each in outputs])
 
     def _index(self, num_outputs: int) -> int:
         index, most = self.interface.output_index, 1 if self.interface.activation == "sigmoid" else 2
