@@ -7,8 +7,8 @@ Any MedMNIST ``.npz`` file, 2D or 3D, of any size, one or several labels; with `
 that side by averaging. For each seed, a Diff-AE is trained on the images of ``train``, without their labels, as long as
 ``--images`` or ``--minutes`` (``train --minutes``) say, and all images are encoded. Each set of features predicts the
 labels of ``test``: z_sem, wide features, principal components of the pixels and of their oriented gradients, and a
-frozen network (``embed --encoder
-planar``, which sees the images of the file). A file without ``test`` is evaluated on ``val`` instead.
+frozen network (``embed --encoder planar``, which sees the images of the file). A file without ``test`` is evaluated on
+``val`` instead.
 
 - ``probe``: ``monai-diffae probe``'s logistic regression, whose C is chosen by cross-validation on ``train``; also with
   ``val`` added to ``train``, and with the C that is best on ``val``, which is the protocol of Raptor.

@@ -53,7 +53,7 @@ def test_medmnist(tmp_path, shape, splits, more):
     assert float(table.partition("| z_sem | probe | ")[2].split()[0]) > 90
     assert ("DINO" in table) == ("probe, C on val" in table) == (shape[-1] == 3)
     assert ("| Raptor | published | 92.6 |" in table) == ("Evaluated on val" in table) == (shape[-1] == 24)
-    assert all(f"| {name} | probe | " in table for name in ("PCA of the pixels", "planar, alexnet"))
+    assert all(f"| {name} | probe | " in table for name in ("PCA of the pixels", "oriented gradients", "planar, alexnet"))
 
 
 @pytest.mark.slow
