@@ -35,14 +35,15 @@ def null_rates(patients, scans, name, runs):
     for _ in range(runs):
         groups, components = draw(rng, patients, scans)
         variable, covariate = VARIABLES[name](rng, patients)[groups], rng.normal(size=patients)[groups]
-        ours, usual = (
-            linear_associations(components, variable, {"covariate": covariate}, groups, small_samples=small).p
-            for small in (True, False)
-        )
+        ours = linear_associations(components, variable, {"covariate": covariate}, groups).p
         design = np.column_stack([variable, np.ones(len(groups)), covariate])
         slopes, squares, *_ = np.linalg.lstsq(design, components, rcond=None)
-        df = len(groups) - 3
-        errors = np.sqrt(squares / df * np.linalg.inv(design.T @ design)[0, 0])
+        df, inverse = len(groups) - 3, np.linalg.inv(design.T @ design)
+        errors = np.sqrt(squares / df * inverse[0, 0])
+        residuals = (design @ inverse[0])[:, None] * (components - design @ slopes)
+        sums = np.add.reduceat(residuals, np.arange(patients) * scans)  # CR1, as statsmodels' cov_type="cluster"
+        clustered = np.sqrt(patients / (patients - 1) * (len(groups) - 1) / df * np.square(sums).sum(axis=0))
+        usual = 2 * stats.t.sf(abs(slopes[0]) / clustered, patients - 1)
         rates.append([(p < 0.05).mean() for p in (ours, usual, 2 * stats.t.sf(abs(slopes[0]) / errors, df))])
     return np.mean(rates, axis=0), np.std(rates, axis=0) / runs**0.5
 

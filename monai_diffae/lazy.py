@@ -28,17 +28,19 @@ if TYPE_CHECKING:
 
     from monai_diffae import diffusion, inferers, latents, metrics, pictures, transforms
     from monai_diffae.apps import session
-    from monai_diffae.data import embeddings, scans
+    from monai_diffae.data import atomic, embeddings, scans
+    from monai_diffae.latents import association, targets
 else:
     np, pd, torch = _Lazy("numpy"), _Lazy("pandas"), _Lazy("torch")
     diffusion, inferers, latents = (_Lazy(f"monai_diffae.{room}") for room in ("diffusion", "inferers", "latents"))
     metrics, pictures, transforms = (_Lazy(f"monai_diffae.{room}") for room in ("metrics", "pictures", "transforms"))
     session = _Lazy("monai_diffae.apps.session")
-    embeddings, scans = (_Lazy(f"monai_diffae.data.{module}") for module in ("embeddings", "scans"))
+    atomic, embeddings, scans = (_Lazy(f"monai_diffae.data.{module}") for module in ("atomic", "embeddings", "scans"))
+    association, targets = (_Lazy(f"monai_diffae.latents.{module}") for module in ("association", "targets"))
 
 __all__ = [
-    "diffusion", "embeddings", "inferers", "latents", "metrics", "np", "pd", "pictures", "scans", "session", "torch",
-    "transforms",
+    "association", "atomic", "diffusion", "embeddings", "inferers", "latents", "metrics", "np", "pd", "pictures",
+    "scans", "session", "targets", "torch", "transforms",
 ]  # fmt: skip
 
 

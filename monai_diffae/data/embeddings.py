@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -175,6 +175,17 @@ def label_columns(table: pd.DataFrame) -> list[str]:
     vectors = (*z_columns(table), *wide_columns(table), *std_columns(table))
     others = {*_CASE_COLUMNS, *patch_columns, *map_columns, *vectors}
     return [name for name in table.columns if name not in others and not marks_twins(name, table[name])]
+
+
+def check_labels(table: pd.DataFrame, options: Mapping[str, Sequence[str]]) -> list[str]:
+    """The label columns of a table; those that options name must be among them."""
+    labels = label_columns(table)
+    for option, names in options.items():
+        for name in names:
+            if name not in labels:
+                known = ", ".join(labels) or "none"
+                raise ConfigError(f"{option}: there is no label column '{name}'; choose from: {known}")
+    return labels
 
 
 def z_matrix(table: pd.DataFrame) -> NDArray[np.float32]:

@@ -28,31 +28,14 @@ def harmonized(
     *,
     empirical_bayes: bool = False,
 ) -> Floats:
-    """Remove what scanners add to features, and by what they scale them (ComBat: Johnson 2007, Fortin 2018).
+    """Remove what scanners ``[N]`` add to features ``[N, D]``, and by what they scale them (Johnson 2007, Fortin 2018).
 
-    What covariates explain in the fitted cases is kept. A feature that never varies in them is returned as it is.
-
-    Args:
-        values: ``[N, D]``.
-        scanners: ``[N]``.
-        covariates: ``[N, C]``, numbers; C may be 0.
-        fitted: positions of the cases that the scanners' effects are estimated from.
-        empirical_bayes: shrink the effects, with combatlearn, instead of removing their estimates exactly. In features
-            that are correlated, a linear model can tell the scanner by the rest that this leaves.
-
-    Raises:
-        ConfigError: there is one scanner, one of them has too few fitted cases, or covariates determine it.
-        MachineError: combatlearn is not installed.
-
-    Example:
-        >>> values = np.tile(np.arange(20.0), 2)[:, None] + np.repeat([[0.0], [10.0]], 20, axis=0)
-        >>> harmonized(values, np.arange(40) // 20, np.empty((40, 0)), np.arange(40))[[0, 19, 20, 39], 0]
-        array([ 5., 24.,  5., 24.])
+    What covariates ``[N, C]`` explain in the fitted cases is kept. A feature that never varies in them is unchanged.
+    ``empirical_bayes`` shrinks the effects, with combatlearn, instead of removing their estimates exactly; in features
+    that are correlated, a linear model can tell the scanner by the rest that this leaves.
     """
-    x, (names, member) = (
-        checked_codes(values).astype(np.float64),
-        np.unique(np.asarray(scanners, str), return_inverse=True),
-    )
+    x = checked_codes(values).astype(np.float64)
+    names, member = np.unique(np.asarray(scanners, str), return_inverse=True)
     design = _checked_design(names, member, np.asarray(covariates, np.float64), fitted, least_fitted(empirical_bayes))
     std = scales(x[fitted], False)
     varies = std > 0
@@ -85,10 +68,8 @@ def _shrunk(x: Floats, scanner: NDArray[np.intp], design: Floats, fitted: NDArra
     others = pd.DataFrame(design, columns=[f"c{i}" for i in range(design.shape[1])]) if design.size else None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = ComBat(pd.Series(scanner), continuous_covariates=others, method="fortin").fit(
-            pd.DataFrame(x[fitted], index=fitted)
-        )
-        even = model.transform(pd.DataFrame(x)).to_numpy()
+        model = ComBat(pd.Series(scanner), continuous_covariates=others, method="fortin")
+        even = model.fit(pd.DataFrame(x[fitted], index=fitted)).transform(pd.DataFrame(x)).to_numpy()
     for text in {str(each.message) for each in caught if "converge" in str(each.message)}:
         logger.warning("harmonize: %s", text)
     return np.asarray(even)

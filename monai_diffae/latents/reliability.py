@@ -13,26 +13,20 @@ from monai_diffae.latents.neighbors import nearest_neighbors, numbered_groups
 from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval
 from monai_diffae.latents.statistics import Floats, checked_codes
 
-MOST_REPEATS = 20
+_MOST_REPEATS = 20
 _MOST_QUERIED = 5000  # patients whose scans are looked up
 _GROUPS, _LEAST_GROUPS = 20, 5  # of the jackknife
 
 
 def complete_design(patients: ArrayLike, repeats: ArrayLike) -> NDArray[np.intp]:
-    """The rows ``[n, k]`` of a complete design: n of the patients ``[N]``, who each have the same k repeats once.
+    """The rows ``[n, k]`` of the n patients who each have the same k repeats, the first scan of each.
 
-    Of the most frequent repeats, as many are used as give the most scans. Patients who lack one of them are left out,
-    and so are all but the first scan of a patient with the same repeat.
-
-    Example:
-        >>> complete_design(["a", "a", "b", "b", "b", "c"], [1, 2, 1, 2, 3, 1])
-        array([[0, 1],
-               [2, 3]])
+    Of the most frequent repeats, as many are used as give the most scans.
     """
     patient, repeat = numbered_groups(patients), numbered_groups(repeats)
-    if repeat.max(initial=0) >= MOST_REPEATS:
+    if repeat.max(initial=0) >= _MOST_REPEATS:
         raise ConfigError(
-            f"repeat: has {repeat.max() + 1} different values, at most {MOST_REPEATS} can be compared; give a column "
+            f"repeat: has {repeat.max() + 1} different values, at most {_MOST_REPEATS} can be compared; give a column "
             "that numbers the visits of each patient"
         )
     first = np.full((patient.max(initial=0) + 1, repeat.max(initial=0) + 1), -1, np.intp)
@@ -46,19 +40,9 @@ def complete_design(patients: ArrayLike, repeats: ArrayLike) -> NDArray[np.intp]
 
 
 def intraclass_correlations(values: ArrayLike) -> dict[str, Floats]:
-    """ICC(2,1) and ICC(3,1) of D measurements, with 95 % intervals from the F distribution.
+    """ICC(2,1) and ICC(3,1) of measurements ``[n, k, D]``, with 95 % intervals from the F distribution.
 
-    Both are for a single scan in a two-way design (Shrout and Fleiss 1979; McGraw and Wong 1996). ICC(2,1) is absolute
-    agreement: differences between the repeats lower it. ICC(3,1) is consistency: only different orders of the patients
-    lower it.
-
-    Args:
-        values: ``[n, k, D]``, n patients with k repeats each. What never varies has no reliability: NaN.
-
-    Example:
-        >>> scans = np.array([[1.0, 2, 1], [3, 5, 4], [8, 6, 7], [9, 9, 8]])[..., None]
-        >>> {name: round(float(value[0]), 2) for name, value in intraclass_correlations(scans).items()}
-        {'icc2': 0.94, 'icc2_low': 0.7, 'icc2_high': 1.0, 'icc3': 0.93, 'icc3_low': 0.62, 'icc3_high': 0.99}
+    Shrout and Fleiss 1979; McGraw and Wong 1996. What never varies has no reliability: NaN.
     """
     from scipy.stats import f
 
@@ -77,10 +61,8 @@ def intraclass_correlations(values: ArrayLike) -> dict[str, Floats]:
         v = df_rest * (k * icc2 * ratio + weight) ** 2 / (df * k**2 * icc2**2 * ratio**2 + weight**2)
         low, high = f.ppf(0.975, df, v), f.ppf(0.975, v, df)
         spread = k * across + (k * n - k - n) * rest
-        ends2 = (
-            n * (between - low * rest) / (low * spread + n * between),
-            n * (high * between - rest) / (spread + n * high * between),
-        )
+        low2, high2 = n * (between - low * rest), n * (high * between - rest)
+        ends2 = low2 / (low * spread + n * between), high2 / (spread + n * high * between)
         f_low, f_high = between / rest / f.ppf(0.975, df, df_rest), between / rest * f.ppf(0.975, df_rest, df)
         ends3 = (f_low - 1) / (f_low + k - 1), (f_high - 1) / (f_high + k - 1)
     names = ("icc2", "icc2_low", "icc2_high", "icc3", "icc3_low", "icc3_high")
@@ -91,52 +73,21 @@ def intraclass_correlations(values: ArrayLike) -> dict[str, Floats]:
     }
 
 
-@dataclass(frozen=True, eq=False)
-class VarianceComponents:
-    """The variances ``[D]`` of D measurements that are due to each cause; estimates, which may be negative."""
-
-    patient: Floats
-    scanner: Floats  # 0 if there are none
-    rest: Floats  # within a patient and a scanner
-
-    def shares(self, *, total: bool = False) -> Floats:
-        """The shares ``[3, D]`` of patient, scanner and rest, negative ones cut to 0; of the sum, ``[3]``, in total."""
-        parts = np.stack([self.patient, self.scanner, self.rest])
-        parts = np.maximum(np.nansum(parts, axis=1) if total else parts, 0)
-        with np.errstate(invalid="ignore"):
-            return np.asarray(parts / parts.sum(axis=0))
-
-    @property
-    def is_negative(self) -> NDArray[np.bool_]:
-        """Whether a variance of each measurement was estimated below 0."""
-        return np.minimum(self.patient, self.scanner) < 0
-
-
-def variance_components(
-    values: ArrayLike, patients: ArrayLike, scanners: ArrayLike | None = None
-) -> VarianceComponents:
-    """Divide the variance of D measurements into patient, scanner and rest, as crossed random effects.
+def variance_components(values: ArrayLike, patients: ArrayLike, scanners: ArrayLike | None = None) -> Floats:
+    """Variances ``[3, D]`` of measurements ``[N, D]`` due to patient, scanner (0 without) and rest, as random effects.
 
     The estimates equate the sums of squares of a linear model with what is expected of them (Henderson's method 3).
-    They are unbiased in any design. In balanced ones, they equal restricted maximum likelihood, unless one is negative.
-
-    Args:
-        values: ``[N, D]``.
-        patients: ``[N]``.
-        scanners: ``[N]``; None: only patients and the rest are told apart.
-
-    Raises:
-        ConfigError: no patient has two scans, or none was scanned on two scanners.
-
-    Example:
-        >>> parts = variance_components([[1.0], [3], [5], [7]], ["a", "a", "b", "b"], ["x", "y", "x", "y"])
-        >>> parts.shares().round(3).ravel().tolist()
-        [0.8, 0.2, 0.0]
+    They are unbiased in any design, and may be negative; if not, they equal restricted maximum likelihood in balanced
+    ones.
     """
+    from scipy.sparse import csr_matrix
+
     x = checked_codes(values, num_least=2).astype(np.float64)
     x = x - x.mean(axis=0)
-    by_patient = _indicators(patients)
-    by_scanner = _indicators(np.zeros(len(x)) if scanners is None else scanners)
+    by_patient, by_scanner = (
+        csr_matrix((np.ones(len(x)), (np.arange(len(x)), numbered_groups(groups))))
+        for groups in (patients, np.zeros(len(x)) if scanners is None else scanners)
+    )  # [N, groups]: which row belongs to which group
     counts = by_patient.T @ by_scanner
     num_p, num_s = (np.asarray(counts.sum(axis=axis), np.float64).ravel() for axis in (1, 0))
     sums_p, sums_s = by_patient.T @ x, by_scanner.T @ x
@@ -145,8 +96,9 @@ def variance_components(
     rank = int(np.linalg.matrix_rank(within, tol=1e-9 * len(x), hermitian=True))
     residual = sums_s - scaled.T @ sums_p
     scanner_squares = (residual * (np.linalg.pinv(within, rcond=1e-9, hermitian=True) @ residual)).sum(axis=0)
-    rest_squares = np.square(x).sum(axis=0) - (sums_p**2 / num_p[:, None]).sum(axis=0) - scanner_squares
-    patient_squares = np.square(x).sum(axis=0) - (sums_s**2 / num_s[:, None]).sum(axis=0) - rest_squares
+    squares = np.square(x).sum(axis=0)
+    rest_squares = squares - (sums_p**2 / num_p[:, None]).sum(axis=0) - scanner_squares
+    patient_squares = squares - (sums_s**2 / num_s[:, None]).sum(axis=0) - rest_squares
     df = len(x) - len(num_p) - rank
     if df < 1:
         raise ConfigError("repeat: no patient has two scans, or too few have; give repeated scans")
@@ -159,7 +111,14 @@ def variance_components(
     scanner = (scanner_squares - rank * rest) / np.trace(within) if rank else np.zeros_like(rest)
     weight = len(x) - (counts.power(2).multiply(1 / num_s)).sum()
     patient = (patient_squares - (len(num_p) + rank - len(num_s)) * rest) / weight
-    return VarianceComponents(patient, scanner, rest)
+    return np.stack([patient, scanner, rest])
+
+
+def variance_shares(variances: Floats) -> Floats:
+    """The shares of variances ``[3]`` or ``[3, D]`` in their sum; those that were estimated below 0 count as 0."""
+    parts = np.maximum(variances, 0)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(parts / parts.sum(axis=0))
 
 
 def total_shares(
@@ -174,28 +133,20 @@ def total_shares(
 
     x, patient = np.asarray(values), numbered_groups(patients)
     scanner = None if scanners is None else np.asarray(scanners)
-    shares = variance_components(x, patient, scanner).shares(total=True)
-    num = min(_GROUPS, int(patient.max()) + 1)
-    keeps = [patient % num != group for group in range(num)]
+
+    def estimate(keep: Any) -> Floats:
+        parts = variance_components(x[keep], patient[keep], None if scanner is None else scanner[keep])
+        return variance_shares(np.nansum(parts, axis=1))
+
+    shares, num = estimate(slice(None)), min(_GROUPS, int(patient.max()) + 1)
     try:
-        parts = np.stack([
-            variance_components(x[keep], patient[keep], None if scanner is None else scanner[keep]).shares(total=True)
-            for keep in keeps
-        ])  # fmt: skip
+        parts = np.stack([estimate(patient % num != group) for group in range(num)])
     except ConfigError:
         num = 0
     if num < _LEAST_GROUPS:
         return shares, np.full(3, np.nan), np.full(3, np.nan)
     error = np.sqrt((num - 1) * parts.var(axis=0)) * t.ppf(0.975, num - 1)
     return shares, np.maximum(shares - error, 0), np.minimum(shares + error, 1)
-
-
-def _indicators(groups: ArrayLike) -> Any:
-    """A sparse matrix ``[N, groups]`` that says which row belongs to which group."""
-    from scipy.sparse import csr_matrix
-
-    member = numbered_groups(groups)
-    return csr_matrix((np.ones(len(member)), (np.arange(len(member)), member)))
 
 
 @dataclass(frozen=True)
@@ -210,16 +161,7 @@ class Fingerprinting:
 
 
 def fingerprinting(z: ArrayLike, patients: ArrayLike, repeats: ArrayLike, seed: int = 0) -> Fingerprinting:
-    """Find out whether a patient's other scan is the nearest of all scans ``[N, D]``.
-
-    Scans of the same patient and repeat do not count. ``seed`` is that of the bootstrap and of the choice of patients.
-
-    Example:
-        >>> patients, repeats = np.repeat(np.arange(50), 2), np.tile([1, 2], 50)
-        >>> z = np.random.default_rng(0).normal(size=(50, 8))[patients]
-        >>> fingerprinting(z + 0.01 * repeats[:, None], patients, repeats).rate
-        1.0
-    """
+    """Find out whether a patient's other scan is the nearest of all scans ``[N, D]``, but those of the same repeat."""
     codes, patient = checked_codes(z, num_least=2), numbered_groups(patients)
     repeat = numbered_groups(repeats)
     cell = numbered_groups(patient * (repeat.max() + 1) + repeat)
@@ -230,10 +172,8 @@ def fingerprinting(z: ArrayLike, patients: ArrayLike, repeats: ArrayLike, seed: 
     nearest = nearest_neighbors(codes[rows], codes, 1, cell[rows], cell).indices[:, 0]
     is_own = (patient[nearest] == patient[rows]).astype(np.float64)
 
-    def rate(weights: Floats) -> Floats:
-        return np.average(is_own, weights=weights, keepdims=True)
-
-    value, draws = float(is_own.mean()), bootstrapped(rate, patient[rows], seed)[:, 0]
+    draws = bootstrapped(lambda weights: np.average(is_own, weights=weights, keepdims=True), patient[rows], seed)[:, 0]
+    value = float(is_own.mean())
     low, high = bounded_interval(value, draws, len(queried))
     chance = float(((of_patient - of_cell) / (len(codes) - of_cell))[rows].mean())
     return Fingerprinting(value, low, high, chance, len(queried))

@@ -18,12 +18,7 @@ _MANY = 40  # components; with more, they are not numbered one by one
 
 
 def draw_associations(rows: pd.DataFrame, level: float = 0.05) -> Figure:
-    """Draw p-values over the components, and their quantiles beside those of tests without any association.
-
-    Args:
-        rows: the table ``associations.csv``.
-        level: the false discovery rate of the line.
-    """
+    """Draw the p-values of ``associations.csv`` over the components, and their quantiles beside those of chance."""
     from matplotlib.figure import Figure
     from scipy import stats
 
@@ -33,23 +28,22 @@ def draw_associations(rows: pd.DataFrame, level: float = 0.05) -> Figure:
     variables = list(known.groupby("variable", sort=False))
     most = max((len(each) for _, each in variables), default=1)
     for place, (name, each) in enumerate(variables):
-        colour = COLOURS[place % len(COLOURS)]
+        colour, is_found = COLOURS[place % len(COLOURS)], each["q"] < level
         shift = (place - (len(variables) - 1) / 2) * 0.6 / len(variables)
-        is_found = each["q"] < level
-        for shown, style in ((each[~is_found], {"facecolors": "none"}), (each[is_found], {})):
-            left.scatter(shown["component"] + shift, shown["log_p"], s=18, color=colour, **style)
-        expected = -np.log10((np.arange(len(each)) + 0.5) / len(each))
-        right.scatter(expected, each["log_p"].sort_values(ascending=False), s=12, color=colour,
-                      label=f"{name} (λ {inflation(each['p']):.2f})")  # fmt: skip
+        left.scatter(each["component"] + shift, each["log_p"], s=18, edgecolors=colour,
+                     facecolors=np.where(is_found, colour, "none"))  # fmt: skip
+        right.scatter(-np.log10((np.arange(len(each)) + 0.5) / len(each)), np.sort(each["log_p"])[::-1], s=12,
+                      color=colour, label=f"{name} (λ {inflation(each['p']):.2f})")  # fmt: skip
     found = known.loc[known["q"] < level, "p"]
     line = -np.log10(max(found.max(), 10.0**-_STRONG) if len(found) else level / max(len(known), 1))
     label = f"false discovery rate {level:.0%}" if len(found) else f"{level:.0%} (Bonferroni)"
     left.axhline(line, color="0.3", linewidth=0.8, linestyle="--", label=label)
     left.legend(frameon=False, fontsize=8)
-    ranks, grid = np.arange(1, most + 1), -np.log10((np.arange(most) + 0.5) / most)
+    ranks = np.arange(1, most + 1)
+    grid = -np.log10((ranks - 0.5) / most)
     ends = [-np.log10(stats.beta.ppf(quantile, ranks, most + 1 - ranks)) for quantile in (0.025, 0.975)]
     right.fill_between(grid, *ends, color="0.9", zorder=0)
-    right.plot([0, grid[0]], [0, grid[0]], color="0.5", linewidth=0.8)
+    right.axline((0, 0), slope=1, color="0.5", linewidth=0.8)
     for panel in (left, right):
         panel.set_ylim(bottom=0)
     if most <= _MANY:
@@ -63,13 +57,7 @@ def draw_associations(rows: pd.DataFrame, level: float = 0.05) -> Figure:
 
 
 def draw_stability(explained: pd.DataFrame, canonical: pd.DataFrame, correlations: Any) -> Figure:
-    """Draw which components two models share.
-
-    Args:
-        explained: the table ``stability.csv``.
-        canonical: the table ``canonical.csv``.
-        correlations: ``[K, L]``, of the components of both models.
-    """
+    """Draw the tables ``stability.csv`` and ``canonical.csv``, and the correlations ``[K, L]`` of the components."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4), dpi=DPI, layout="constrained")

@@ -44,9 +44,8 @@ def test_cka_is_the_unbiased_estimate_of_whole_matrices():
     def hsic(k, m):
         k, m = (each - np.diag(np.diag(each)) for each in (k, m))
         n, one = len(k), np.ones(len(k))
-        return (
-            np.trace(k @ m) + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2)) - 2 * one @ k @ m @ one / (n - 2)
-        )
+        products = (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+        return np.trace(k @ m) + products - 2 * one @ k @ m @ one / (n - 2)
 
     grams = [each @ each.T for each in (FIRST - FIRST.mean(axis=0), SECOND - SECOND.mean(axis=0))]
     expected = hsic(*grams) / np.sqrt(hsic(grams[0], grams[0]) * hsic(grams[1], grams[1]))

@@ -209,14 +209,10 @@ def probe(
 
 def _target_columns(table: pd.DataFrame, targets: Sequence[str], nuisance: str | None, name: str) -> list[str]:
     """The label columns to predict; the nuisance is not among them."""
-    from monai_diffae.data.embeddings import label_columns
+    from monai_diffae.data.embeddings import check_labels
     from monai_diffae.latents.targets import reason_against
 
-    labels = label_columns(table)
-    known = ", ".join(labels) or "none"
-    for option, target in [("nuisance", nuisance), *(("targets", target) for target in targets)]:
-        if target is not None and target not in labels:
-            raise ConfigError(f"{option}: there is no label column '{target}'; choose from: {known}")
+    labels = check_labels(table, {"nuisance": [nuisance] if nuisance else [], "targets": targets})
     reasons = {} if targets else {label: reason_against(table[label].tolist(), label) for label in labels}
     names = list(dict.fromkeys(targets)) or [label for label, reason in reasons.items() if reason is None]
     names = [label for label in names if label != nuisance]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,38 +18,20 @@ from monai_diffae.apps.commands import command_line, find_command
 from monai_diffae.apps.result import Result, run_once, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, Split, Writing
 from monai_diffae.apps.tracking import log_to_open_run
-from monai_diffae.errors import CohortError, ConfigError, MachineError, counted
+from monai_diffae.errors import ConfigError, MachineError, counted
+from monai_diffae.lazy import association, atomic, np, pd, pictures, targets
 from monai_diffae.lazy import embeddings as tables
-from monai_diffae.lazy import latents, np, pd, pictures
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from monai_diffae.latents import PrincipalComponents
+    from monai_diffae.apps.study.cases import StudyCases
+    from monai_diffae.latents.statistics import Floats
     from monai_diffae.latents.targets import Target
-
-    Floats = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
-_LEVEL, _SHARE, _CONSTANT = 0.05, 0.95, 1e-6
+_LEVEL = 0.05
 _MOST_PICTURED, _MOST_SHOWN = 6, 10
 _PHENOTYPES, _COVARIATES = "phenotypes.tsv", "phenotype_covariates.tsv"
-
-
-@Parameter(name="*", group=Group("Images", sort_key=3))
-@dataclass(frozen=True)
-class Decoded:
-    """Pictures of what the associated components change, in ``out/traversed``, as ``traverse`` makes them."""
-
-    bundle: Path | None = None
-    """Folder of the bundle that made the embeddings; by default there are no pictures."""
-    cohort: Path | None = None
-    """The cohort that has the case to start from; by default the mean z_sem."""
-    case: str | None = None
-    """Id of the case to start from."""
-    device: str | None = None
-    """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one."""
 
 
 @Parameter(name="*", group=Group("Phenotypes", sort_key=4))
@@ -78,24 +60,20 @@ def associate(
     logistic: bool = False,
     rank_normal: bool = False,
     export: Phenotypes = Phenotypes(),
-    decoded: Decoded = Decoded(),
+    bundle: Path | None = None,
     writing: Writing = Writing(),
 ) -> Result:
     """Find which principal components of z_sem go with which variables, beside covariates.
 
-    The components are those of the training cases; single dimensions of z_sem have no meaning of their own. Each is
-    regressed on each variable and all covariates (least squares). Errors are clustered by patient, so several scans of
-    a patient do not count as several patients, and corrected for few patients and rare classes (CR2, Satterthwaite).
+    The components are those of the training cases. Each is regressed on each variable and all covariates (least
+    squares). Errors are clustered by patient, and corrected for few patients and rare classes (CR2, Satterthwaite).
     q-values (Benjamini-Hochberg) are over all tests of this call.
 
     ``out/associations.csv`` has one row per variable and component. ``effect``, from ``low`` to ``high`` (95 %), is in
     standard deviations of the component (of the training cases): per standard deviation of a number, or from the first
     to the second of two classes. Variables with more classes have one F test and no effect. ``share`` is the partial
-    R2. With ``logistic``, a variable with two classes is regressed on the component instead; the effect is then the log
-    odds ratio per standard deviation of the component. ``out/associations.png`` shows all p-values and their quantiles.
-
-    Cases without the variable or a covariate are left out for this variable, and counted in ``num_missing``. A variable
-    that cannot be used is omitted with a warning.
+    R2. With ``logistic``, the effect on two classes is the log odds ratio per standard deviation of the component.
+    ``num_missing`` cases without the variable or a covariate are left out. ``out/associations.png`` shows all p-values.
 
     Args:
         embeddings: Table of embeddings, written by ``embed``.
@@ -108,12 +86,13 @@ def associate(
         logistic: Logistic regression for variables with two classes; needs the extra ``statistics``.
         rank_normal: Replace each component by normal quantiles of its ranks, here and in ``phenotypes``.
         export: Files for genetics.
-        decoded: Pictures of the associated components.
+        bundle: The bundle that made the embeddings, to decode what the first associated components change, into
+            ``out/traversed``; by default there are no pictures.
         writing: How results are written.
 
     Returns:
         The folder; ``num_tests``, ``num_significant`` (q < .05), ``strongest`` (the rows with the smallest p), and
-        ``omitted_variables`` with the reasons.
+        ``omitted_variables``, which cannot be used, with the reasons.
 
     Raises:
         CohortError: the table cannot be used.
@@ -130,10 +109,12 @@ def associate(
 
     if logistic and find_spec("statsmodels") is None:
         raise MachineError("logistic: statsmodels is not installed; run pip install 'monai-diffae[statistics]'")
+    from monai_diffae.apps.study.cases import StudyCases
+
     cases = StudyCases.open(embeddings, components, split)
     names = _variables(cases.rows, variables, covariates)
     if export.phenotypes:
-        _check_names(cases, export.iid, hashed=tables.patient_key_name(cases.rows) is not None)
+        _check_names(cases, export.iid)
     made_from = {
         "embeddings": file_checksum(embeddings), "variables": names, "covariates": list(covariates),
         "kinds": dict(kinds), "components": len(cases.axes.stds), "split": split, "logistic": logistic,
@@ -146,75 +127,23 @@ def associate(
     figures, skipped = run_once("associate", out, results, made_from, make, overwrite=writing.overwrite)
     found = figures["components"][:_MOST_PICTURED]
     images = {
-        "bundle": decoded.bundle or Path("my_bundle"), "embeddings": embeddings, "out": out / "traversed",
-        "components": sorted(found), "cohort": decoded.cohort, "case": decoded.case, "device": decoded.device,
+        "bundle": bundle or Path("my_bundle"), "embeddings": embeddings, "out": out / "traversed",
+        "components": sorted(found),
     }  # fmt: skip
-    following = []
-    if found and decoded.bundle is not None:
+    if found and bundle is not None:
         find_command("traverse").load()(**images, overwrite=writing.overwrite)
-    elif found:
-        following = [f"next: {command_line('traverse', images)}"]
+    following = [f"next: {command_line('traverse', images)}"] if found and bundle is None else []
     omitted = figures["omitted_variables"]
     incomplete = f"{counted(len(omitted), 'variable')} omitted: {', '.join(omitted)}" if omitted else None
     return Result(out, figures, [*_notes(figures)], incomplete, following, skipped)
 
 
-@dataclass(frozen=True, eq=False)
-class StudyCases:
-    """Rows of a table of embeddings, one per case, and the principal components of its training cases."""
-
-    name: str
-    rows: pd.DataFrame
-    axes: PrincipalComponents
-
-    @classmethod
-    def open(cls, embeddings: Path, count: int | None, split: Split | None) -> StudyCases:
-        """Read a table; ``count`` None: as many components as have 95 % of the variance."""
-        table = tables.read_embeddings(embeddings)
-        if "id" not in table:
-            raise CohortError(f"{embeddings.name}: has no column id; embed again")
-        training = tables.split_rows(table, "train") if "split" in table else table
-        codes = tables.z_matrix(training)
-        common_scale = tables.encoder_name(table) in tables.COMMON_SCALE
-        statistics = latents.LatentStatistics.of(codes, common_scale=common_scale)
-        axes = latents.principal_components(codes, statistics, min(len(codes) - 1, codes.shape[1]))
-        varying = int((axes.stds > _CONSTANT * axes.stds[0]).sum())
-        number = count or int(np.searchsorted(np.cumsum(axes.explained), _SHARE)) + 1
-        if number > varying:
-            logger.warning("%s: only %d components vary, and the others are omitted", embeddings.name, varying)
-        kept = slice(min(number, varying))
-        axes = replace(axes, directions=axes.directions[kept], stds=axes.stds[kept], explained=axes.explained[kept])
-        rows = table if split is None else tables.split_rows(table, split)
-        return cls(embeddings.name, rows.reset_index(drop=True), axes)
-
-    @property
-    def scores(self) -> Floats:
-        """The components of all cases ``[N, K]``, in standard deviations of the training cases."""
-        return self.axes.coordinates(tables.z_matrix(self.rows)) / self.axes.stds
-
-    @property
-    def patients(self) -> NDArray[Any]:
-        """The patient of each case; the case itself where none is given."""
-        ids = "case " + self.rows["id"].astype(str)
-        if "patient" not in self.rows:
-            return ids.to_numpy(str)
-        patients = self.rows["patient"]
-        return patients.astype(str).where(patients.notna() & (patients.astype(str) != ""), ids).to_numpy(str)
-
-
 def _variables(rows: pd.DataFrame, variables: Sequence[str], covariates: Sequence[str]) -> list[str]:
-    from monai_diffae.latents.targets import reason_against
-
-    labels = tables.label_columns(rows)
-    for option, names in (("variables", variables), ("covariates", covariates)):
-        for name in names:
-            if name not in labels:
-                raise ConfigError(f"{option}: there is no label column '{name}'; choose from: {', '.join(labels)}")
-    both = set(variables) & set(covariates)
-    if both:
+    labels = tables.check_labels(rows, {"variables": variables, "covariates": covariates})
+    if both := set(variables) & set(covariates):
         raise ConfigError(f"covariates: '{min(both)}' is a variable, too; omit it from one of them")
     names = list(dict.fromkeys(variables)) or [
-        name for name in labels if name not in covariates and reason_against(rows[name].tolist(), name) is None
+        name for name in labels if name not in covariates and targets.reason_against(rows[name].tolist(), name) is None
     ]
     if not names:
         raise ConfigError("variables: the table has no label that could be one; embed a cohort with labels")
@@ -234,9 +163,6 @@ class _Analysis:
 
     def run(self, out: Path, export: Phenotypes, writing: Writing) -> dict[str, Any]:
         """Write the results, and return their figures."""
-        from monai_diffae.data.atomic import write_csv
-        from monai_diffae.latents.association import q_values
-
         parts, omitted = [], {}
         for name in self.variables:
             try:
@@ -248,13 +174,11 @@ class _Analysis:
             name, reason = next(iter(omitted.items()))
             raise ConfigError(f"variables: none can be used; {name}: {reason}")
         rows = pd.concat(parts, ignore_index=True)
-        rows.insert([*rows].index("p") + 1, "q", q_values(rows["p"]))
+        rows.insert([*rows].index("p") + 1, "q", association.q_values(rows["p"]))
         if num_unknown := int(rows["p"].isna().sum()):
-            logger.warning(
-                "%s without estimate (constant component, or classes that are separated): see associations.csv",
-                counted(num_unknown, "test"),
-            )
-        write_csv(out / "associations.csv", rows)
+            logger.warning("%s without estimate (constant component, or classes that are separated): see "
+                           "associations.csv", counted(num_unknown, "test"))  # fmt: skip
+        atomic.write_csv(out / "associations.csv", rows)
         writing.write(out / "associations.png", pictures.draw_associations(rows, _LEVEL))
         if export.phenotypes:
             self._export(out, export)
@@ -271,8 +195,6 @@ class _Analysis:
 
     def _rows(self, name: str) -> pd.DataFrame:
         """The rows of the table about one variable."""
-        from monai_diffae.latents import association
-
         scores, rows = self._scores, self.cases.rows
         targets = [self._target(each) for each in (name, *self.covariates)]
         kept = functools.reduce(np.intersect1d, [each.rows for each in targets])
@@ -299,21 +221,13 @@ class _Analysis:
 
     @functools.cached_property
     def _scores(self) -> Floats:
-        from monai_diffae.latents.association import rank_normal
-
-        scores = self.cases.scores
-        return rank_normal(scores) if self.rank_normal else scores
+        return association.rank_normal(self.cases.scores) if self.rank_normal else self.cases.scores
 
     def _target(self, name: str) -> Target:
-        from monai_diffae.latents.targets import read_target
-
-        return read_target(self.cases.rows[name].tolist(), name, kind=self.kinds.get(name, "auto"))
+        return targets.read_target(self.cases.rows[name].tolist(), name, kind=self.kinds.get(name, "auto"))
 
     def _export(self, out: Path, export: Phenotypes) -> None:
         """Write the components and covariates of each patient as PLINK and REGENIE read them."""
-        from monai_diffae.data.atomic import write_atomic
-        from monai_diffae.latents.association import rank_normal
-
         names = _genotype_names(self.cases.rows[export.iid])
         frames = {_PHENOTYPES: pd.DataFrame(self.cases.scores).rename(columns=lambda number: f"PC{number + 1}")}
         if self.covariates:
@@ -322,11 +236,11 @@ class _Analysis:
             grouped = frame.groupby(names, sort=False)
             values = grouped.mean() if export.scans == "mean" else grouped.nth(0).set_axis(names.dropna().unique())
             if file == _PHENOTYPES and self.rank_normal:
-                values = pd.DataFrame(rank_normal(values), values.index, values.columns)
+                values = pd.DataFrame(association.rank_normal(values), values.index, values.columns)
             values = values.rename_axis("IID").reset_index()
             values.insert(0, "FID", values["IID"])
             text = values.to_csv(sep="\t", index=False, na_rep="NA", float_format="%.8g")
-            write_atomic(out / file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
+            atomic.write_atomic(out / file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
         logger.info("%s: %s, the %s of the scans of each; %d cases without %s are left out", _PHENOTYPES,
                     counted(names.nunique(), "patient"), export.scans, names.isna().sum(), export.iid)  # fmt: skip
 
@@ -340,22 +254,19 @@ class _Analysis:
 
 def _genotype_names(values: pd.Series[Any]) -> pd.Series[Any]:
     """Names as text; missing ones are None."""
-    from monai_diffae.latents.targets import class_name, missing
-
-    return values.map(class_name).mask(missing(values.tolist()), None)
+    return values.map(targets.class_name).mask(targets.missing(values.tolist()), None)
 
 
-def _check_names(cases: StudyCases, iid: str, *, hashed: bool) -> None:
+def _check_names(cases: StudyCases, iid: str) -> None:
     """Refuse names that PLINK cannot read, or that are not those of the patients, one each."""
     if iid not in cases.rows:
         raise ConfigError(f"iid: the table has no column '{iid}'; choose a label column, patient or id")
-    if iid == "patient" and hashed:
+    if iid == "patient" and tables.patient_key_name(cases.rows) is not None:
         raise ConfigError("iid: the column patient has hashes, not names; choose the column that the genotypes know")
     names = _genotype_names(cases.rows[iid])
     if num := int(names.dropna().str.contains(r"\s").sum()):
-        raise ConfigError(
-            f"iid: {counted(num, 'value')} of '{iid}' have blanks, which end a name in PLINK; replace them"
-        )
+        text = f"iid: {counted(num, 'value')} of '{iid}' have blanks, which end a name in PLINK; replace them"
+        raise ConfigError(text)
     pairs = pd.DataFrame({"name": names, "patient": cases.patients}).dropna().drop_duplicates()
     for one, several in (("name", "patient"), ("patient", "name")):
         if num := int(pairs[one].duplicated().sum()):
@@ -375,8 +286,7 @@ def _notes(figures: Mapping[str, Any]) -> list[str]:
 
     table = Table("variable", "contrast", "component", "effect (95 % interval)", "p", "q", box=box.SIMPLE_HEAD)
     for row in figures["strongest"]:
-        known = row["effect"] is not None
-        effect = f"{row['effect']:.3f} ({row['low']:.3f}, {row['high']:.3f})" if known else ""
+        effect = "" if row["effect"] is None else "{effect:.3f} ({low:.3f}, {high:.3f})".format(**row)
         p, q = ("" if row[name] is None else f"{row[name]:.2g}" for name in ("p", "q"))
         table.add_row(row["variable"], row["contrast"], str(row["component"]), effect, p, q)
     counts = ", ".join(f"{name} {number}" for name, number in figures["by_variable"].items())

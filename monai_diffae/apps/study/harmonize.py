@@ -13,7 +13,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed
 from monai_diffae.errors import ConfigError, counted
-from monai_diffae.lazy import np, pd
+from monai_diffae.lazy import atomic, np, pd
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,15 +39,15 @@ def harmonize(
 ) -> Result:
     """Remove the scanner from z_sem with ComBat, and measure what that costs the labels.
 
-    ComBat shifts and scales every dimension, so that the scanners agree. It is fitted to the training cases (all cases
-    if the table has no split), at least 10 of each scanner, and applied to all. It also removes differences between
-    the patients of the scanners, except for what the protected columns explain. Standard deviations and wide features
-    of the table are harmonized as well, columns for a map are left out.
+    ComBat shifts and scales every dimension (also standard deviations and wide features), so that the scanners agree.
+    It is fitted to the training cases (all cases if the table has no split), at least 10 of each scanner, and applied
+    to all. It also removes differences between the patients of the scanners, except for what the protected columns
+    explain.
 
-    The new table is for ``probe``, ``neighbors`` and statistics. It has no z_sem that a bundle could decode, so
-    commands that decode refuse it. Beside it, ``<name>_costs.csv`` has the scores of probes before and after, and
-    ``<name>_omitted.csv`` the cases that could not be harmonized, with the reasons. In cross-validation, ComBat is
-    fitted in every fold. The values of protected columns are used for all cases, so their scores after may be too high.
+    The new table is for ``probe``, ``neighbors`` and statistics; commands that decode refuse it. Beside it,
+    ``<name>_costs.csv`` has the scores of probes before and after, and ``<name>_omitted.csv`` the cases that could not
+    be harmonized, with the reasons. In cross-validation, ComBat is fitted in every fold, but the values of protected
+    columns are used for all cases, so their scores after may be too high.
 
     Args:
         embeddings: Table of embeddings, written by ``embed``.
@@ -66,9 +66,8 @@ def harmonize(
         ``difference`` with its interval; ``num_cases``, ``num_fitted`` and ``num_omitted`` cases.
 
     Raises:
-        CohortError: the table cannot be used, or two rows have the same id.
-        ConfigError: a column does not exist, there is one scanner, a scanner has one patient, or the protected columns
-            determine the scanner.
+        CohortError: the table cannot be used.
+        ConfigError: a column does not exist, or scanners cannot be told from patients or protected columns.
         MachineError: combatlearn is not installed.
 
     Example:
@@ -79,13 +78,12 @@ def harmonize(
     """
     if out.suffix != ".parquet":
         raise ConfigError(f"{out.name}: must be a .parquet file, which says what was done; choose such a name")
-    from monai_diffae.apps.study.columns import read_study
-    from monai_diffae.data.atomic import write_atomic, write_csv
+    from monai_diffae.apps.study.cases import read_repeated
     from monai_diffae.data.fingerprints import file_checksum, json_digest
 
-    rows = read_study(embeddings, [scanner, *protect, *targets])
-    done: dict[str, Any] = {"embeddings": file_checksum(embeddings), "scanner": scanner, "protect": list(protect)}
-    done["empirical_bayes"] = empirical_bayes
+    rows = read_repeated(embeddings, scanner=[scanner], protect=protect, targets=targets)
+    done = {"embeddings": file_checksum(embeddings), "scanner": scanner, "protect": list(protect),
+            "empirical_bayes": empirical_bayes}  # fmt: skip
     metadata = rows.attrs.get("monai_diffae", {})
     origin = metadata.get("made_from", {})
     # another model, so that these cases are never compared with others that were not harmonized
@@ -101,9 +99,9 @@ def harmonize(
         new.attrs["monai_diffae"] = {
             **metadata, "made_from": made_from, "harmonized": {**done, "num_fitted": figures["num_fitted"]}
         }  # fmt: skip
-        write_csv(names["costs"], costs)
-        write_csv(names["omitted"], omitted)
-        write_atomic(out, lambda path: new.to_parquet(path, index=False))
+        atomic.write_csv(names["costs"], costs)
+        atomic.write_csv(names["omitted"], omitted)
+        atomic.write_atomic(out, lambda path: new.to_parquet(path, index=False))
         return figures
 
     figures, skipped = run_once("harmonize", out, [out, *names.values()], settings, make, overwrite=overwrite)
@@ -129,6 +127,7 @@ class _Cases:
         cls, rows: pd.DataFrame, scanner: str, protect: Sequence[str], empirical_bayes: bool
     ) -> tuple[_Cases, pd.DataFrame]:
         """The cases that can be harmonized, and a table of the others with the reasons."""
+        from monai_diffae.apps.study.cases import in_splits
         from monai_diffae.latents.harmonization import least_fitted
         from monai_diffae.latents.targets import class_name, missing
 
@@ -137,7 +136,7 @@ class _Cases:
             reasons[missing(rows[name].tolist()) & (reasons == "")] = f"{name} is empty"
         names = np.array([class_name(value) for value in rows[scanner]])
         covariates = [_covariate(rows, name, reasons) for name in protect]
-        is_train, least = _is_training(rows), least_fitted(empirical_bayes)
+        is_train, least = in_splits(rows, ["train"]), least_fitted(empirical_bayes)
         counts = pd.Series(names[is_train & (reasons == "")]).value_counts()
         few = np.array([counts.get(name, 0) < least for name in names])
         reasons[few & (reasons == "")] = f"its scanner has fewer than {least} training cases"
@@ -158,20 +157,14 @@ class _Cases:
         pairs = pd.DataFrame({"scanner": self.scanners, "patient": self.rows["patient"].astype(str)})
         patients = pairs[self.is_fitted].groupby("scanner")["patient"].nunique()
         if patients.min() < 2:
-            raise ConfigError(
-                f"scanner: '{patients.idxmin()}' has training cases of one patient, so harmonizing would remove this "
-                "patient; add patients, or leave the scanner out"
-            )
+            raise ConfigError(f"scanner: '{patients.idxmin()}' has training cases of one patient, so harmonizing would "
+                              "remove this patient; add patients, or leave the scanner out")  # fmt: skip
         if (pairs.drop_duplicates()["patient"].value_counts() < 2).all():
-            logger.warning(
-                "no patient was scanned on two scanners: differences between the patients of the scanners are removed, "
-                "too, except for what the protected columns explain"
-            )
+            logger.warning("no patient was scanned on two scanners: differences between the patients of the scanners "
+                           "are removed, too, except for what the protected columns explain")  # fmt: skip
         if num := self.num_on_both_sides:
-            logger.warning(
-                "%s with training and other cases: what ComBat is fitted to is not independent of their other cases, "
-                "and targets are cross-validated", counted(num, "patient"),
-            )  # fmt: skip
+            logger.warning("%s with training and other cases: what ComBat is fitted to is not independent of their "
+                           "other cases, and targets are cross-validated", counted(num, "patient"))  # fmt: skip
 
     @property
     def num_on_both_sides(self) -> int:
@@ -197,20 +190,16 @@ class _Cases:
         return new
 
 
-def _is_training(rows: pd.DataFrame) -> Any:
-    """The cases that ComBat is fitted to: the training cases, or all if the table has no split."""
-    return (rows["split"] == "train").to_numpy() if "split" in rows else np.ones(len(rows), bool)
-
-
 def _covariate(rows: pd.DataFrame, name: str, reasons: NDArray[Any]) -> Any:
     """A protected column as numbers ``[N, C]``: itself, or one column per class but one; cases may get a reason."""
+    from monai_diffae.apps.study.cases import in_splits
     from monai_diffae.latents.targets import are_classes, class_name
 
     present = reasons == ""
     if not are_classes(rows.loc[present, name].tolist()):
         return pd.to_numeric(rows[name], errors="coerce").to_numpy(np.float64)[:, None]
     names = np.array([class_name(value) for value in rows[name]])
-    classes = np.unique(names[present & _is_training(rows)])
+    classes = np.unique(names[present & in_splits(rows, ["train"])])
     reasons[present & ~np.isin(names, classes)] = f"no training case has its value of {name}"
     return (names[:, None] == classes[1:]).astype(np.float64)
 
@@ -228,8 +217,7 @@ def _costs(cases: _Cases, targets: Sequence[str], seed: int) -> tuple[pd.DataFra
     labels = [name for name in label_columns(rows) if name != scanner]
     chosen = targets or [name for name in labels if reason_against(rows[name].tolist(), name) is None]
     evaluation: Literal["cv"] | None = "cv" if cases.num_on_both_sides else None
-    settings = ProbeSettings(evaluation, seed=seed, kinds={scanner: "classes"})
-    origin = split_origin(rows)
+    origin, settings = split_origin(rows), ProbeSettings(evaluation, seed=seed, kinds={scanner: "classes"})
     told, _ = evaluate_probes(rows, [scanner], [after, before], settings, split_origin=origin)
     linear = replace(settings, probes=("linear",), kinds={})
     probes, omitted = (
@@ -237,12 +225,11 @@ def _costs(cases: _Cases, targets: Sequence[str], seed: int) -> tuple[pd.DataFra
     )
     scores = pd.DataFrame([probe.row for probe in [*told, *probes]])
     accuracies = {
-        f"{probe.row['features']}_{probe.row['probe']}": {
-            name: probe.row[f"balanced_accuracy{end}"]
-            for name, end in {"score": "", "low": "_low", "high": "_high"}.items()
+        f"{row['features']}_{row['probe']}": {
+            name: row[f"balanced_accuracy{end}"] for name, end in {"score": "", "low": "_low", "high": "_high"}.items()
         }
-        for probe in told
-    }  # fmt: skip
+        for row in (probe.row for probe in told)
+    }
     costs = scores[(scores["features"] == "before") & (scores["target"] != scanner)]
     costs = costs.assign(
         is_protected=costs["target"].isin(cases.protect), before=costs["score"],
@@ -257,20 +244,17 @@ def _costs(cases: _Cases, targets: Sequence[str], seed: int) -> tuple[pd.DataFra
 
 def _notes(figures: Mapping[str, Any], scanner: str) -> list[str]:
     """What was achieved and what it cost, in sentences."""
-    notes = []
+    notes, chance = [], figures["scanners"]["chance"]
     for probe in ("linear", "knn"):
         then, now = (
             "{score:.2f} ({low:.2f} to {high:.2f})".format(**figures["scanners"][f"{when}_{probe}"])
             for when in ("before", "after")
         )
-        chance = figures["scanners"]["chance"]
         notes.append(f"{scanner} ({probe}): balanced accuracy {then} before, {now} after; chance is {chance:.2f}.")
     for row in figures["costs"]:
-        ends = (
-            "" if row["difference_low"] is None else " ({difference_low:+.3f} to {difference_high:+.3f})".format(**row)
-        )
-        protected = "; protected, so it may be too high" if row["is_protected"] else ""
         line = "{target}: {metric} {before:.3f} before, {after:.3f} after: {difference:+.3f}".format(**row)
-        notes.append(f"{line}{ends}{protected}")
+        if row["difference_low"] is not None:
+            line += " ({difference_low:+.3f} to {difference_high:+.3f})".format(**row)
+        notes.append(f"{line}{'; protected, so it may be too high' if row['is_protected'] else ''}")
     notes += [f"{target}: not probed: {reason}" for target, reason in figures["omitted_targets"].items()]
     return [*notes, "in brackets: 95% intervals over patients"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +13,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed, Split, Writing
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import np, pd, pictures
+from monai_diffae.lazy import atomic, np, pd, pictures, targets
 
 if TYPE_CHECKING:
     from monai_diffae.latents.statistics import Floats
@@ -39,10 +40,10 @@ def reliability(
     """Measure how reliable z_sem is: how much of it is the patient, and how much the scanner.
 
     ``out/reliability.csv`` has one row per dimension, principal component (of the training cases) and score: ICC(2,1),
-    absolute agreement between repeated scans, and ICC(3,1), consistency, with 95 % intervals; and the shares of its
-    variance that are due to the patient, the scanner and the rest, which also holds what a scanner does to some
-    patients only. A share below 0 is cut to 0 and marked in ``is_negative``. The ICCs use the patients who have all of
-    the compared repeats, the shares use all scans.
+    absolute agreement between repeated scans, and ICC(3,1), consistency, with 95 % intervals, of the patients who have
+    all of the compared repeats; and the shares of its variance in all scans that are due to the patient, the scanner
+    and the rest, which also holds what a scanner does to some patients only. A share below 0 is cut to 0 and marked in
+    ``is_negative``.
 
     Args:
         embeddings: Table of embeddings, written by ``embed``, with a column ``patient``.
@@ -64,7 +65,7 @@ def reliability(
         scans without a patient, a repeat or a scanner.
 
     Raises:
-        CohortError: the table cannot be used, or two rows have the same id.
+        CohortError: the table cannot be used.
         ConfigError: a column does not exist, or the scans do not tell patients and scanners apart.
 
     Example:
@@ -73,10 +74,10 @@ def reliability(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
-    from monai_diffae.apps.study.columns import read_study
+    from monai_diffae.apps.study.cases import read_repeated
     from monai_diffae.data.fingerprints import file_checksum
 
-    rows = read_study(embeddings, [repeat, *([scanner] if scanner else []), *scores])
+    rows = read_repeated(embeddings, repeat=[repeat], scanner=[scanner] if scanner else [], scores=scores)
     made_from = {
         "embeddings": file_checksum(embeddings), "repeat": repeat, "scanner": scanner, "features": features,
         "scores": list(scores), "directions": [file_checksum(path) for path in directions if path.is_file()],
@@ -84,77 +85,69 @@ def reliability(
     }  # fmt: skip
 
     def make() -> Mapping[str, Any]:
-        from monai_diffae.data.atomic import write_csv
-
-        kept = _usable(rows, repeat, scanner, splits)
-        matrix, measures = _measurements(embeddings, rows, kept, features, scores, directions)
-        measured, figures = _measure(matrix, measures, rows.loc[kept], repeat, scanner, seed)
-        write_csv(out / "reliability.csv", measured)
+        kept, num_omitted = _usable(rows, repeat, scanner, splits)
+        matrix, measures = _measurements(rows, kept, features, scores)
+        measures |= _scores(embeddings, rows[kept], directions, {name for _, name in measures})
+        measured, figures = _measure(matrix, pd.DataFrame(measures), rows[kept], repeat, scanner, seed)
+        atomic.write_csv(out / "reliability.csv", measured)
         writing.write(out / "reliability.png", pictures.draw_reliability(measured))
-        return {**figures, "num_scans": int(kept.sum()), "num_omitted": int((~kept & _in(rows, splits)).sum())}
+        return {**figures, "num_scans": len(matrix), "num_omitted": num_omitted}
 
     results = [out / "reliability.csv", *writing.files(out / "reliability.png")]
     figures, skipped = run_once("reliability", out, results, made_from, make, overwrite=writing.overwrite)
     return _result(out, figures, features, scanner, skipped)
 
 
-def _in(rows: pd.DataFrame, splits: Sequence[str]) -> Any:
-    return rows["split"].isin(splits).to_numpy() if splits and "split" in rows else np.ones(len(rows), bool)
+def _usable(rows: pd.DataFrame, repeat: str, scanner: str | None, splits: Sequence[str]) -> tuple[Any, int]:
+    """The scans with a patient, a repeat and a scanner, in the chosen splits, and how many have none."""
+    from monai_diffae.apps.study.cases import in_splits
 
-
-def _usable(rows: pd.DataFrame, repeat: str, scanner: str | None, splits: Sequence[str]) -> Any:
-    """The scans with a patient, a repeat and a scanner, in the chosen splits."""
-    from monai_diffae.latents.targets import missing
-
-    kept = _in(rows, splits)
+    kept = chosen = in_splits(rows, splits)
     for name in ("patient", repeat, *([scanner] if scanner else [])):
-        is_missing = missing(rows[name].tolist())
+        is_missing = targets.missing(rows[name].tolist())
         if num := int((kept & is_missing).sum()):
             logger.warning("%s omitted: the column '%s' is empty", counted(num, "scan"), name)
         kept = kept & ~is_missing
     if not kept.any():
         raise CohortError("reliability: no scan has a patient and a repeat; choose other columns or splits")
-    return kept
+    return kept, int((chosen & ~kept).sum())
 
 
 def _measurements(
-    path: Path,
-    rows: pd.DataFrame,
-    kept: Any,
-    features: Literal["z", "wide"],
-    scores: Sequence[str],
-    directions: Sequence[Path],
-) -> tuple[Floats, pd.DataFrame]:
-    """The normalised features ``[N, D]`` of the scans, and these with components and scores, one column each."""
-    from monai_diffae.apps.provenance import check_z_sem, origin_of, recorded_preprocessing
-    from monai_diffae.apps.synthesis.directions import read_direction
-    from monai_diffae.data.embeddings import encoder_name, matrix, wide_columns, z_columns, z_matrix
-    from monai_diffae.latents import LatentStatistics, principal_components
+    rows: pd.DataFrame, kept: Any, features: Literal["z", "wide"], scores: Sequence[str]
+) -> tuple[Floats, dict[tuple[str, str], Floats]]:
+    """The normalised features ``[N, D]`` of the scans, and these with components and columns of scores, by name."""
+    from monai_diffae.apps.study.cases import training_components
+    from monai_diffae.data.embeddings import matrix, wide_columns, z_columns
 
     columns = z_columns(rows) if features == "z" else wide_columns(rows)
-    z = matrix(rows, features).astype(np.float64)
-    is_train = _in(rows, ["train"])
-    if is_train.sum() < 2:
-        raise CohortError(f"{path.name}: has fewer than two training cases, which scale z_sem; embed more")
-    statistics = LatentStatistics.of(z[is_train], common_scale=features == "wide" or encoder_name(rows) == "pca")
-    components = principal_components(z[is_train], statistics, min(int(is_train.sum()) - 1, len(columns)))
-    normalised, coordinates = statistics.normalise(z[kept]), components.coordinates(z[kept])
-    values = {("dimension", name): column for name, column in zip(columns, normalised.T, strict=True)}
-    values |= {("component", str(number + 1)): column for number, column in enumerate(coordinates.T)}
-    for name in scores:
-        values["score", name] = pd.to_numeric(rows.loc[kept, name], errors="coerce").to_numpy(np.float64)
-        if np.isnan(values["score", name]).any():
+    z, axes = matrix(rows, features)[kept].astype(np.float64), training_components(rows, features)
+    normalised = np.asarray(axes.statistics.normalise(z), np.float64)
+    measures = {("dimension", name): column for name, column in zip(columns, normalised.T, strict=True)}
+    measures |= {("component", str(number + 1)): column for number, column in enumerate(axes.coordinates(z).T)}
+    for name in dict.fromkeys(scores):
+        values = pd.to_numeric(rows.loc[kept, name], errors="coerce").to_numpy(np.float64)
+        if np.isnan(values).any():
             raise ConfigError(f"scores: '{name}' has empty cells or text; give a column with a number for each scan")
-    names = [*scores, *(file.stem for file in directions)]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"scores, directions: two have the same name ({', '.join(names)}); rename one")
-    if directions:
-        check_z_sem(path)
+        measures["score", name] = values
+    return normalised, measures
+
+
+def _scores(path: Path, rows: pd.DataFrame, directions: Sequence[Path], names: AbstractSet[str]) -> dict[Any, Floats]:
+    """The scores of scans along directions, by name."""
+    from monai_diffae.apps.provenance import check_z_sem, origin_of, recorded_preprocessing
+    from monai_diffae.apps.synthesis.directions import read_direction
+    from monai_diffae.data.embeddings import z_matrix
+
+    found: dict[Any, Floats] = {}
     for file in directions:
-        line = read_direction(file)
-        line.check_fits(origin_of(path)["model"], len(z_columns(rows)), recorded_preprocessing(rows))
-        values["score", file.stem] = line.distance(z_matrix(rows)[kept]) / line.std
-    return np.asarray(normalised), pd.DataFrame(values)
+        if file.stem in names | {name for _, name in found}:
+            raise ConfigError(f"directions: two measurements are called '{file.stem}'; rename the file")
+        check_z_sem(path)
+        z, line = z_matrix(rows), read_direction(file)
+        line.check_fits(origin_of(path)["model"], z.shape[1], recorded_preprocessing(rows))
+        found["score", file.stem] = line.distance(z) / line.std
+    return found
 
 
 def _measure(
@@ -162,32 +155,32 @@ def _measure(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table of results, and the figures."""
     from monai_diffae.latents import reliability as latents
-    from monai_diffae.latents.targets import class_name
 
-    patients, repeats = (rows[name].map(class_name).to_numpy(str) for name in ("patient", repeat))
-    scanners = None if scanner is None else rows[scanner].map(class_name).to_numpy(str)
+    patients, repeats = (rows[name].map(targets.class_name).to_numpy(str) for name in ("patient", repeat))
+    scanners = None if scanner is None else rows[scanner].map(targets.class_name).to_numpy(str)
     values = measures.to_numpy(np.float64)
     design = latents.complete_design(patients, repeats)
     varies = np.ptp(values, axis=0) > 1e-9 * np.abs(values).max(axis=0)
-    components = latents.variance_components(values, patients, scanners)
-    shares = components.shares()
-    columns: dict[str, Any] = dict(zip(("kind", "name"), zip(*measures.columns, strict=True), strict=True))
-    columns |= latents.intraclass_correlations(values[design])
-    columns |= dict(zip(("patient_share", "scanner_share", "rest_share"), shares, strict=True))
-    measured = pd.DataFrame({**columns, "is_negative": components.is_negative})
+    variances = latents.variance_components(values, patients, scanners)
+    shares, is_negative = latents.variance_shares(variances), variances.min(axis=0) < 0
+    measured = pd.DataFrame({
+        "kind": measures.columns.get_level_values(0), "name": measures.columns.get_level_values(1),
+        **latents.intraclass_correlations(values[design]),
+        **dict(zip((f"{cause}_share" for cause in _CAUSES), shares, strict=True)), "is_negative": is_negative,
+    })  # fmt: skip
     measured.loc[~varies, measured.columns[2:-1]] = np.nan
     if scanner is None:
         measured = measured.drop(columns="scanner_share")
-    totals = latents.total_shares(z, patients, scanners)
+    totals = zip(_CAUSES, *latents.total_shares(z, patients, scanners), strict=True)
     dimensions = measured[measured["kind"] == "dimension"]
     return measured, {
         "shares": {
             cause: {"share": float(share), "low": _plain(low), "high": _plain(high)}
-            for cause, share, low, high in zip(_CAUSES, *totals, strict=True) if scanner or cause != "scanner"
+            for cause, share, low, high in totals if scanner or cause != "scanner"
         },
         "fingerprinting": asdict(latents.fingerprinting(z, patients, repeats, seed)),
         "median_icc2": float(dimensions["icc2"].median()), "median_icc3": float(dimensions["icc3"].median()),
-        "num_constant": int((~varies).sum()), "num_negative": int((components.is_negative & varies).sum()),
+        "num_constant": int((~varies).sum()), "num_negative": int((is_negative & varies).sum()),
         "num_patients": len(design), "num_repeats": design.shape[1], "num_compared": design.size,
     }  # fmt: skip
 
@@ -201,10 +194,10 @@ def _result(out: Path, figures: Mapping[str, Any], features: str, scanner: str |
     names = {"patient": "the patient", "scanner": "the scanner", "rest": "neither" if scanner else "not the patient"}
     parts = [f"{_share(row)} is {names[cause]}" for cause, row in figures["shares"].items()]
     found, omitted = figures["fingerprinting"], figures["num_omitted"]
+    own = _share({**found, "share": found["rate"]})
     notes = [
         f"Of the variance of {'z_sem' if features == 'z' else 'the wide features'}, {', '.join(parts)}.",
-        f"The nearest scan is the same patient's for {_share({**found, 'share': found['rate']})}; by chance, it would "
-        f"be for {100 * found['chance']:.2g}%.",
+        f"The nearest scan is the same patient's for {own}; by chance, it would be for {100 * found['chance']:.2g}%.",
         f"Median ICC(2,1) {figures['median_icc2']:.2f}, ICC(3,1) {figures['median_icc3']:.2f}: "
         f"{counted(figures['num_patients'], 'patient')} with {figures['num_repeats']} repeats each "
         f"({figures['num_compared']} of {counted(figures['num_scans'], 'scan')}).",

@@ -15,20 +15,20 @@ from cyclopts import Parameter
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed, Split, Writing
-from monai_diffae.apps.study.associate import StudyCases
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.errors import CohortError, counted
+from monai_diffae.lazy import atomic, np, pd, pictures
 from monai_diffae.lazy import embeddings as tables
-from monai_diffae.lazy import np, pd, pictures
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from monai_diffae.apps.study.cases import StudyCases
 
 logger = logging.getLogger(__name__)
 
 _LEAST_PATIENTS = 20
 _SHARED = 0.5  # R2
-_COLUMNS = ("r2", "low", "high")
 
 
 @command
@@ -45,10 +45,9 @@ def stability(
     """Find which principal components of z_sem another model has, too, such as one trained with another seed.
 
     Both tables must be of the same cases, which are matched by their ids. ``out/stability.csv`` has one row per
-    component of either model: ``r2``, from ``low`` to ``high`` (95 %), is the share of its variance that z_sem of the
-    other model explains, by ridge regression. ``out/canonical.csv`` has the canonical correlations of both models.
-    Everything is cross-validated: patients are either fitted to or scored, so chance is 0. Intervals are bootstrapped
-    over patients. ``out/stability.png`` shows both, and the correlations between the components.
+    component of either model: ``r2``, from ``low`` to ``high`` (95 %, bootstrapped over patients), is the share of its
+    variance that the other model explains in patients that it was not fitted to, by ridge regression; chance is 0.
+    ``out/canonical.csv`` has the canonical correlations of both models, ``out/stability.png`` shows both.
 
     Args:
         embeddings: Table of embeddings, written by ``embed``.
@@ -75,10 +74,10 @@ def stability(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
+    from monai_diffae.apps.study.cases import StudyCases
     from monai_diffae.data.fingerprints import file_checksum
 
-    models = [StudyCases.open(path, components, split) for path in (embeddings, other)]
-    pair = _Pair.match(models[0], models[1])
+    pair = _Pair.match(*(StudyCases.open(path, components, split) for path in (embeddings, other)))
     made_from = {
         "embeddings": file_checksum(embeddings), "other": file_checksum(other), "components": components,
         "split": split, "seed": seed, "dpi": writing.dpi,
@@ -101,9 +100,6 @@ class _Pair:
     def match(cls, first: StudyCases, second: StudyCases) -> _Pair:
         """Match the cases of two tables by their ids."""
         ids = [each.rows["id"].to_numpy(str) for each in (first, second)]
-        for each, names in zip((first, second), ids, strict=True):
-            if num := len(names) - len(np.unique(names)):
-                raise CohortError(f"{each.name}: {counted(num, 'row')} with the id of another; keep one row per case")
         _, left, right = np.intersect1d(ids[0], ids[1], return_indices=True)
         patients = (first if "patient" in first.rows else second).patients[left if "patient" in first.rows else right]
         if (num_patients := len(np.unique(patients))) < _LEAST_PATIENTS:
@@ -118,7 +114,6 @@ class _Pair:
 
     def run(self, out: Path, seed: int, writing: Writing) -> dict[str, Any]:
         """Write the results, and return their figures."""
-        from monai_diffae.data.atomic import write_csv
         from monai_diffae.latents import stability as shared
 
         matched = [(each, tables.z_matrix(each.rows)[rows]) for each, rows in zip(self.models, self.rows, strict=True)]
@@ -127,24 +122,24 @@ class _Pair:
         parts, figures = [], {}
         for place, name in enumerate(("first", "second")):
             r2 = shared.explained_variance(scores[place], codes[1 - place], self.patients, seed)
-            columns = {"component": range(1, r2.shape[1]), "explained": self.models[place].axes.explained}
-            parts.append(pd.DataFrame({"model": name, **columns, **dict(zip(_COLUMNS, r2[:, :-1], strict=True))}))
-            num_shared, num_not = int((r2[1, :-1] > _SHARED).sum()), int((r2[2, :-1] < _SHARED).sum())
-            figures[name] = {"shared": num_shared, "not_shared": num_not, "total": r2.shape[1] - 1,
-                             "share": r2[:, -1].tolist()}  # fmt: skip
+            value, low, high = r2[:, :-1]
+            parts.append(pd.DataFrame({"model": name, "component": range(1, len(value) + 1),
+                                       "explained": self.models[place].axes.explained, "r2": value, "low": low,
+                                       "high": high}))  # fmt: skip
+            figures[name] = {"shared": int((low > _SHARED).sum()), "not_shared": int((high < _SHARED).sum()),
+                             "total": len(value), "share": r2[:, -1].tolist()}  # fmt: skip
         counts = scores[0].shape[1], scores[1].shape[1]
-        canonical = shared.canonical_correlations(codes[0], codes[1], self.patients, counts, seed)
-        pairs = {"pair": range(1, canonical.shape[1] + 1), "correlation": canonical[0], "low": canonical[1],
-                 "high": canonical[2]}  # fmt: skip
-        explained, correlations = pd.concat(parts, ignore_index=True), pd.DataFrame(pairs)
-        write_csv(out / "stability.csv", explained)
-        write_csv(out / "canonical.csv", correlations)
-        matrix = np.corrcoef(scores[0], scores[1], rowvar=False)[: scores[0].shape[1], scores[0].shape[1] :]
+        value, low, high = shared.canonical_correlations(codes[0], codes[1], self.patients, counts, seed)
+        explained = pd.concat(parts, ignore_index=True)
+        correlations = pd.DataFrame({"pair": range(1, len(value) + 1), "correlation": value, "low": low, "high": high})
+        atomic.write_csv(out / "stability.csv", explained)
+        atomic.write_csv(out / "canonical.csv", correlations)
+        matrix = np.corrcoef(scores[0], scores[1], rowvar=False)[: counts[0], counts[0] :]
         writing.write(out / "stability.png", pictures.draw_stability(explained, correlations, matrix))
         log_to_open_run({}, [out / "stability.png"], "stability")
         return {
             **figures, "procrustes": shared.procrustes(codes[0], codes[1], self.patients, seed).tolist(),
-            "canonical": canonical[0].tolist(), "cka": shared.linear_cka(codes[0], codes[1]),
+            "canonical": value.tolist(), "cka": shared.linear_cka(codes[0], codes[1]),
             "num_cases": len(codes[0]), "num_patients": len(np.unique(self.patients)),
             "num_unmatched": [len(each.rows) - len(codes[0]) for each in self.models],
         }  # fmt: skip

@@ -55,9 +55,9 @@ of their own; read that notice before you share these images.
 
 _SCANNERS_README = """
 Every patient was scanned on each of these virtual scanners (columns scanner and visit; the order changes from patient
-to patient), as travelling heads are:
+to patient), as travelling heads are. contrast is a factor of the exponent of the grey values, noise a share of their
+range, spacing a factor of the size of the voxels:
 
-{scanners}
 """
 
 
@@ -123,21 +123,15 @@ def make_virtual_cohort(
     factors = "\n".join(f"  {f.name:<12} {f.low:g} to {f.high:g} {f.unit}: {f.meaning}" for f in FACTORS)
     readme = _README.format(factors=factors)
     if num_scanners is not None:
-        lines = [
-            f"  {each.name}: exponent of the grey values times {each.contrast:g}, noise {each.noise:.0%} of their "
-            f"range, blur {each.blur_mm:g} mm, voxels {each.spacing:g} times as large"
-            for each in SCANNERS[:num_scanners]
-        ]
-        readme += _SCANNERS_README.format(scanners="\n".join(lines))
+        readme += _SCANNERS_README + "".join(f"  {scanner}\n" for scanner in SCANNERS[:num_scanners])
     write_atomic(directory / "README.txt", lambda path: path.write_text(readme))
     write = partial(_write_patient, directory, size=size, spatial_dims=spatial_dims, seed=seed, scanners=num_scanners)
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
         scans = list(pool.map(write, range(num_patients)))
     rows = [
         {**row, "split": split_by_number(index, val_fraction, test_fraction)}
-        for index, each in enumerate(scans)
-        for row in each
-    ]
+        for index, each in enumerate(scans) for row in each
+    ]  # fmt: skip
     visits = [] if num_scanners is None else ["scanner", "visit"]
     columns = ["id", "patient", "image", "split", *visits, *(factor.name for factor in FACTORS)]
     table = pd.DataFrame(rows)[columns]
@@ -173,13 +167,13 @@ def _write_patient(
     patient = draw_patient(seed, index)
     name = f"mni-{index:06d}"
     if scanners is None:
-        array, affine = render_patient(patient, size=size, spatial_dims=spatial_dims)
-        return [_write_scan(directory, name, array, affine) | {"patient": name, **patient.factors}]
+        image = render_patient(patient, size=size, spatial_dims=spatial_dims)
+        return [_write_scan(directory, name, *image) | {"patient": name, **patient.factors}]
     rows = []
     for visit in range(scanners):
         scanner = SCANNERS[(index + visit) % scanners]
-        array, affine = scan_patient(patient, scanner, (seed, index, visit), size=size, spatial_dims=spatial_dims)
-        row = _write_scan(directory, f"{name}-{visit + 1}", array, affine)
+        image = scan_patient(patient, scanner, (seed, index, visit), size=size, spatial_dims=spatial_dims)
+        row = _write_scan(directory, f"{name}-{visit + 1}", *image)
         rows.append(row | {"patient": name, "scanner": scanner.name, "visit": visit + 1, **patient.factors})
     return rows
 

@@ -56,11 +56,8 @@ def left_out_scores(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score a probe that is fitted without one value of the nuisance and tested on it, for each value in turn.
 
-    Patients stay apart. The change is from the usual probe, on the same cases and draws of patients.
-
-    Returns:
-        The score over all values, with its interval and its change; and one row per value. Nothing, with a warning, if
-        there are no training cases without one of the values.
+    The score over all values, with its interval and its change from the usual probe on the same cases and draws of
+    patients; and one row per value. Nothing, with a warning, if no training cases are left without one of the values.
     """
     nuisance, rows = np.asarray(target.nuisance), target.target.rows
     try:
@@ -86,11 +83,13 @@ def left_out_scores(
         return np.array([*parts, usual_scores(all_weights)[0]])
 
     patients, is_class = target.patients[tested], target.target.classes is not None
-    values, draws = (
-        every_score(np.ones(len(tested))),
-        bootstrapped(every_score, patients, settings.seed, row["num_folds"]),
-    )
-    counts = [_rarest(target.target.values[tested][mask], patients[mask]) for mask in masks]
+    values = every_score(np.ones(len(tested)))
+    draws = bootstrapped(every_score, patients, settings.seed, row["num_folds"])
+    truth = target.target.values[tested]
+    counts = [  # patients of the rarest class
+        min(len(np.unique(patients[mask & (truth == code)])) for code in np.unique(truth[mask])) if is_class else 0
+        for mask in masks
+    ]
     ends = [
         bounded_interval(number, column, num) if is_class else interval(column)
         for number, column, num in zip(values, draws.T, counts, strict=False)
@@ -98,12 +97,12 @@ def left_out_scores(
     change, change_draws = values[0] - values[-1], draws[:, 0] - draws[:, -1]
     gap = difference_interval(change, change_draws, counts[0]) if is_class else interval(change_draws)
     key = {name: row[name] for name in ("target", "features", "probe", "metric")}
-    numbers = dict(zip(("score", "low", "high", "change", "change_low", "change_high"),
-                       (values[0], *ends[0], change, *gap), strict=True))  # fmt: skip
+    numbers = {"score": values[0], "low": ends[0][0], "high": ends[0][1], "change": change, "change_low": gap[0],
+               "change_high": gap[1]}  # fmt: skip
     return {f"left_out_{name}": _plain(number) for name, number in numbers.items()}, [
-        {**key, "left_out": str(name), "num_test": int(mask.sum()), "score": _plain(values[1 + k]),
-         "low": _plain(ends[1 + k][0]), "high": _plain(ends[1 + k][1])}
-        for k, (name, mask) in enumerate(zip(names, masks[1:], strict=True))
+        {**key, "left_out": str(name), "num_test": int(mask.sum()), "score": _plain(number), "low": _plain(low),
+         "high": _plain(high)}
+        for name, mask, number, (low, high) in zip(names, masks[1:], values[1:-1], ends[1:], strict=True)
     ]  # fmt: skip
 
 
@@ -124,11 +123,6 @@ def _left_out_folds(target: TargetFolds, nuisance: NDArray[Any]) -> Folds:
     if not folds:
         raise ConfigError(f"target '{name}': no test case has the nuisance; fill in its column")
     return folds
-
-
-def _rarest(truth: NDArray[Any], patients: NDArray[Any]) -> int:
-    """The number of patients of the rarest class; of numbers, it is not used."""
-    return min(len(np.unique(patients[truth == code])) for code in np.unique(truth)[:20])
 
 
 def _plain(value: float) -> float | None:

@@ -119,7 +119,7 @@ def test_significant_components_are_decoded(labelled, tmp_path):
     table = read_embeddings(labelled.embeddings)
     table.assign(size=table["z_000"]).to_parquet(folder / "embeddings.parquet")
     found = associate(folder / "embeddings.parquet", tmp_path / "a", variables=["size"], components=4,
-                      bundle=labelled.bundle, device="cpu")  # fmt: skip
+                      bundle=labelled.bundle)  # fmt: skip
     numbers = pd.read_csv(tmp_path / "a" / "traversed" / "components.csv")["component"].tolist()
     assert numbers == sorted(found.figures["components"])
     assert (tmp_path / "a" / "traversed" / "traversal.png").is_file()
@@ -148,7 +148,7 @@ def test_tables_that_cannot_be_matched_are_refused(written, tmp_path):
     table = cohort()
     for other, message in (
         (table.assign(id=[f"other {i}" for i in range(len(table))]), "0 patients with the same ids"),
-        (table.assign(id=["scan 0", *table["id"][:-1]]), "other.parquet: 1 row with the id of another"),
+        (table.assign(id=["scan 0", *table["id"][:-1]]), "other.parquet: has no column id with a unique name"),
     ):
         with pytest.raises(CohortError, match=message):
             stability(written(table), tmp_path / "s", other=written(other, "other"))

@@ -56,12 +56,15 @@ def test_scores_of_columns_and_constants_and_what_is_left_out(write, tmp_path, c
     table = planted().assign(z_006=np.float32(1), report="text")
     table.loc[0, "visit"] = np.nan
     table.loc[3, "scanner"] = "NA"
-    result = reliability(write(table), tmp_path / "out", repeat="visit", scanner="scanner", scores=["age"])
+    path, line = write(table), tmp_path / "line.json"
+    fit_direction(path, line, target="age")
+    result = reliability(path, tmp_path / "out", repeat="visit", scanner="scanner", scores=["age"], directions=[line])
     assert (result.num_omitted, result.num_scans, result.num_constant) == (2, 238, 2)
     assert (result.num_patients, result.num_compared) == (78, 234)
     assert "1 scan omitted: the column 'visit' is empty" in caplog.text
     rows = pd.read_csv(tmp_path / "out" / "reliability.csv").set_index("name")
     assert rows.loc["age", ["icc2", "patient_share"]].tolist() == pytest.approx([1, 1])
+    assert 0.3 < rows.loc["line", "patient_share"] < 0.9
     assert rows.loc["z_006", ["icc2", "patient_share"]].isna().all()
     for scores, message in {"report": "has empty cells or text", "height": "there is no label column 'height'"}.items():
         with pytest.raises(ConfigError, match=message):

@@ -1,0 +1,90 @@
+"""The cases of a study: a table of embeddings with labels, patients and principal components."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from monai_diffae.apps.settings import Split
+from monai_diffae.data import embeddings as tables
+from monai_diffae.errors import CohortError
+from monai_diffae.latents import LatentStatistics, PrincipalComponents, principal_components
+from monai_diffae.latents.statistics import Floats
+
+logger = logging.getLogger(__name__)
+
+_SHARE, _CONSTANT = 0.95, 1e-6
+
+
+def read_cases(path: Path) -> pd.DataFrame:
+    """The rows of a table of embeddings, with a unique id each."""
+    table = tables.read_embeddings(path)
+    if "id" not in table or table["id"].astype(str).duplicated().any():
+        raise CohortError(f"{path.name}: has no column id with a unique name for each scan; keep one row per scan")
+    return table
+
+
+def read_repeated(path: Path, **columns: Sequence[str]) -> pd.DataFrame:
+    """The rows of a table that knows its patients, by id; the label columns of these options must be there."""
+    table = read_cases(path)
+    if "patient" not in table:
+        raise CohortError(f"{path.name}: has no column patient, so repeated scans are unknown; embed with patients")
+    tables.check_labels(table, columns)
+    return table.sort_values("id", kind="stable").reset_index(drop=True)
+
+
+def in_splits(rows: pd.DataFrame, splits: Sequence[str]) -> NDArray[np.bool_]:
+    """Which cases are in one of these splits; all if none is given, or if the table has no splits."""
+    return rows["split"].isin(splits).to_numpy() if splits and "split" in rows else np.ones(len(rows), bool)
+
+
+def training_components(rows: pd.DataFrame, features: tables.Features = "z") -> PrincipalComponents:
+    """All principal components of the normalised features of the training cases, or of all without a split."""
+    codes = tables.matrix(rows, features)[in_splits(rows, ["train"])]
+    if len(codes) < 2:
+        raise CohortError("the embeddings have fewer than two training cases, which scale the features; embed more")
+    common_scale = features == "wide" or tables.encoder_name(rows) in tables.COMMON_SCALE
+    statistics = LatentStatistics.of(codes, common_scale=common_scale)
+    return principal_components(codes, statistics, min(len(codes) - 1, codes.shape[1]))
+
+
+@dataclass(frozen=True, eq=False)
+class StudyCases:
+    """Rows of a table of embeddings, one per case, and the principal components of its training cases."""
+
+    name: str
+    rows: pd.DataFrame
+    axes: PrincipalComponents
+
+    @classmethod
+    def open(cls, embeddings: Path, count: int | None, split: Split | None) -> StudyCases:
+        """Read a table; ``count`` None: as many components as have 95 % of the variance."""
+        table = read_cases(embeddings)
+        axes = training_components(table)
+        varying = int((axes.stds > _CONSTANT * axes.stds[0]).sum())
+        number = count or int(np.searchsorted(np.cumsum(axes.explained), _SHARE)) + 1
+        if number > varying:
+            logger.warning("%s: only %d components vary, and the others are omitted", embeddings.name, varying)
+        kept = slice(min(number, varying))
+        axes = replace(axes, directions=axes.directions[kept], stds=axes.stds[kept], explained=axes.explained[kept])
+        rows = table if split is None else tables.split_rows(table, split)
+        return cls(embeddings.name, rows.reset_index(drop=True), axes)
+
+    @property
+    def scores(self) -> Floats:
+        """The components of all cases ``[N, K]``, in standard deviations of the training cases."""
+        return self.axes.coordinates(tables.z_matrix(self.rows)) / self.axes.stds
+
+    @property
+    def patients(self) -> NDArray[Any]:
+        """The patient of each case; the case itself where none is given."""
+        ids = "case " + self.rows["id"].astype(str)
+        patients = self.rows.get("patient", ids)
+        return patients.astype(str).where(patients.notna() & (patients.astype(str) != ""), ids).to_numpy(str)
