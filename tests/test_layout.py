@@ -25,7 +25,7 @@ BUDGETS = {
     "apps/pages": (2_370, 11),
     "apps/sharing": (460, 4),
     "apps/study": (1_035, 6),
-    "apps/synthesis": (2_720, 14),
+    "apps/synthesis": (2_665, 14),
     "apps/training": (2_785, 15),
     "bundle": (3_000, 11),
     "cli": (250, 2),
@@ -34,9 +34,9 @@ BUDGETS = {
     "engines": (1_540, 12),
     "explorer": (1_100, 7),
     "handlers": (1_770, 9),
-    "inferers": (1_090, 6),
+    "inferers": (1_055, 6),
     "label": (2_020, 11),
-    "latents": (4_905, 22),
+    "latents": (4_875, 22),
     "metrics": (720, 7),
     "networks": (2_140, 12),
     "official": (660, 4),
@@ -49,7 +49,7 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_640
+TEST_LINES = 30_740
 TEST_FUNCTIONS = 1_314
 TRAININGS = 49
 

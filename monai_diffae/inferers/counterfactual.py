@@ -23,30 +23,17 @@ _DIFFERENCE = 0.1  # standard deviations of the training cases
 
 @dataclass(frozen=True)
 class Change:
-    """The result of :func:`find_change`.
+    """The shortest change found that reaches the target, else the one that comes closest to it."""
 
-    Attributes:
-        change: (K,), the shortest change found that reaches the target, else the one that comes closest to it.
-        value: its score.
-        reached: whether the score is the target's or beyond.
-        steps: how often the gradient was evaluated.
-        is_flat: whether the search ended where the score has no gradient.
-    """
-
-    change: Tensor
+    change: Tensor  # (K,)
     value: float
     reached: bool
-    steps: int
-    is_flat: bool
+    steps: int  # evaluations of the gradient
+    is_flat: bool  # the search ended where the score has no gradient
 
 
 def autograd(value: Value) -> Evaluate:
-    """The score and its gradient by backpropagation.
-
-    Example:
-        >>> autograd(lambda u: u.square().sum(dim=1))(torch.tensor([1.0, 2.0]))
-        (5.0, tensor([2., 4.]))
-    """
+    """The score and its gradient by backpropagation."""
 
     def evaluate(change: Tensor) -> tuple[float, Tensor]:
         with torch.enable_grad():
@@ -59,13 +46,7 @@ def autograd(value: Value) -> Evaluate:
 
 
 def finite_differences(value: Value) -> Evaluate:
-    """The score and its gradient by central differences, for a model that has no gradient.
-
-    Example:
-        >>> score, gradient = finite_differences(lambda u: u.square().sum(dim=1))(torch.tensor([1.0, 2.0]))
-        >>> score, [round(float(each), 2) for each in gradient]
-        (5.0, [2.0, 4.0])
-    """
+    """The score and its gradient by central differences, for a model that has no gradient."""
 
     @torch.no_grad()
     def evaluate(change: Tensor) -> tuple[float, Tensor]:
@@ -80,25 +61,10 @@ def finite_differences(value: Value) -> Evaluate:
 def find_change(
     evaluate: Evaluate, num: int, target: float, *, largest: float, device: str | torch.device = "cpu"
 ) -> Change:
-    """Find the shortest change (K,) that moves a score to a target.
-
-    Each step goes to the point nearest to 0 at which the linearised score has the target's value. In reliability
-    engineering, this finds the most probable point of failure (Rackwitz and Fiessler, Computers & Structures 9, 1978).
-    A step is halved until length and distance to the target together fall (Zhang and Der Kiureghian, 1995).
-
-    Args:
-        evaluate: gives the score and its gradient, such as :func:`autograd`.
-        num: K.
-        target: the requested score.
-        largest: length of the longest change.
-        device: where the changes are.
-
-    Example:
-        >>> plane = autograd(lambda u: u @ torch.tensor([3.0, 4.0]))
-        >>> found = find_change(plane, 2, 10.0, largest=5.0)
-        >>> found.reached, [round(float(each), 1) for each in found.change]
-        (True, [1.2, 1.6])
-    """
+    """Find the shortest change (K,), at most ``largest``, that moves a score to a target."""
+    # Each step goes to the point nearest to 0 at which the linearised score has the target's value (Rackwitz and
+    # Fiessler, Computers & Structures 9, 1978), and is halved until length and distance to the target together fall
+    # (Zhang and Der Kiureghian, 1995).
     change = torch.zeros(num, device=device)
     value, gradient = evaluate(change)
     towards, steps = 1.0 if target >= value else -1.0, 1
@@ -108,8 +74,7 @@ def find_change(
         slope = float(gradient.norm())
         if not slope > 0:  # also NaN
             return replace(best, steps=steps, is_flat=True)
-        step = gradient * ((gradient @ change + aim - value) / slope**2) - change
-        step = _shortened(step, longest)
+        step = _shortened(gradient * ((gradient @ change + aim - value) / slope**2) - change, longest)
         penalty = 2 * float((change + step).norm().clamp(min=float(change.norm()))) / slope
         merit, before = float(change.square().sum()) / 2 + penalty * abs(aim - value), change
         for halvings in range(_MOST_HALVINGS):

@@ -10,25 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.latents.directions import Direction
-from monai_diffae.latents.neighbors import numbered_groups
-from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval, difference_interval
+from monai_diffae.latents.probing.scores import bootstrapped, difference_interval
 from monai_diffae.latents.statistics import Codes, Floats
 
 
 @dataclass(frozen=True)
 class LabelChange:
-    """How often a label changes in counterfactuals.
-
-    Attributes:
-        label: its name.
-        num_changed: counterfactuals in which it changes.
-        num_cases: all of them.
-        share: ``num_changed / num_cases``, with its 95 % interval ``low`` to ``high`` over patients.
-        random_share: the share of equally long random changes in which it changes.
-        excess: ``share - random_share``, with its paired interval ``excess_low`` to ``excess_high``.
-        mean_change: mean change towards the positive class or up, in standard deviations of the training cases, of
-            counterfactuals with a rising score, and minus that of those with a falling one.
-    """
+    """How often a label changes in counterfactuals; intervals are of 95 %, over patients."""
 
     label: str
     num_changed: int
@@ -36,11 +24,11 @@ class LabelChange:
     share: float
     low: float
     high: float
-    random_share: float
-    excess: float
+    random_share: float  # of equally long random changes
+    excess: float  # share - random_share, paired
     excess_low: float
     excess_high: float
-    mean_change: float
+    mean_change: float  # with a rising score, in standard deviations of the training cases
 
 
 def travel(direction: Direction, before: Codes, after: Codes) -> Floats:
@@ -65,27 +53,13 @@ def label_change(
     towards: Floats,
     seed: int = 0,
 ) -> LabelChange:
-    """Count the cases in which a label changes, in the direction in which it mostly follows the score.
+    """Count the cases ``[N, D]`` in which a label changes, in the direction in which it mostly follows the score.
 
-    Args:
-        direction: the label's direction, fitted to training cases.
-        before: ``[N, D]``, z_sem of the scans, not normalised.
-        after: ``[N, D]``, z_sem of their counterfactuals.
-        random: ``[N, R, D]``, z_sem after R random changes of the same length.
-        patients: ``[N]``.
-        towards: ``[N]``, 1 for a rising score, -1 for a falling one.
-        seed: random seed of the bootstrap over patients.
-
-    Example:
-        >>> from monai_diffae.latents import fit_direction
-        >>> z = np.random.default_rng(0).normal(size=(200, 3))
-        >>> sick = fit_direction(z, z[:, 0] > 0, target="sick", model="a" * 64)
-        >>> few, towards = z[:20], -np.sign(z[:20, 0])
-        >>> after = few + towards[:, None] * [4.0, 0, 0]
-        >>> found = label_change(sick, few, after, few[:, None], range(20), towards=towards)
-        >>> found.num_changed, found.random_share, found.low > 0.8, found.excess_low > 0.5
-        (20, 0.0, True, True)
+    ``random`` ``[N, R, D]`` are random changes of the same length; ``towards`` ``[N]`` is 1 for a rising score, -1 for
+    a falling one.
     """
+    from scipy import stats
+
     num_random = random.shape[1]
     moved = travel(direction, before, after) * towards
     common = np.sign(moved.mean()) or 1.0
@@ -94,15 +68,14 @@ def label_change(
     is_common = travel(direction, start, end) * np.repeat(towards, num_random) * common > 0
     by_chance = (has_changed(direction, start, end) & is_common).reshape(-1, num_random).mean(axis=1)
 
-    def shares(weights: Floats) -> Floats:
-        values = np.array([changed, changed - by_chance])
-        return values @ weights / weights.sum()
-
-    draws, num_patients = bootstrapped(shares, patients, seed), int(numbered_groups(patients).max()) + 1
-    share, excess = (float(value) for value in shares(np.ones(len(changed))))
-    low, high = bounded_interval(share, draws[:, 0], num_patients)
-    excess_low, excess_high = difference_interval(excess, draws[:, 1], num_patients)
+    excess = changed - by_chance
+    draws = bootstrapped(lambda weights: np.array([excess @ weights / weights.sum()]), patients, seed)
+    num_patients, share = len(set(patients)), float(changed.mean())
+    # Clopper and Pearson 1934, as if the cases of a patient were one: a bootstrap of 0 of 20 would have no width
+    low = stats.beta.ppf(0.025, share * num_patients, (1 - share) * num_patients + 1) if share > 0 else 0.0
+    high = stats.beta.ppf(0.975, share * num_patients + 1, (1 - share) * num_patients) if share < 1 else 1.0
     return LabelChange(
-        direction.target, int(changed.sum()), len(changed), share, low, high, float(by_chance.mean()), excess,
-        excess_low, excess_high, float(moved.mean()),
+        direction.target, int(changed.sum()), len(changed), share, float(low), float(high), float(by_chance.mean()),
+        float(excess.mean()), *difference_interval(float(excess.mean()), draws[:, 0], num_patients),
+        float(moved.mean()),
     )  # fmt: skip

@@ -145,8 +145,8 @@ class _Cases:
             raise ConfigError("harmonize: no case has a scanner with training cases and all protected columns")
         omitted = pd.DataFrame({"id": rows.loc[~kept, "id"], "scanner": names[~kept], "reason": reasons[~kept]})
         for group, part in omitted.groupby(["scanner", "reason"]):
-            name, reason = group
-            of_scanner = "" if reason == f"{scanner} is empty" else f" of the scanner '{name}'"
+            owner, reason = group
+            of_scanner = "" if reason == f"{scanner} is empty" else f" of the scanner '{owner}'"
             logger.warning("%s%s omitted: %s", counted(len(part), "case"), of_scanner, reason)
         used = rows[kept].reset_index(drop=True)
         matrix = np.hstack([np.empty((len(used), 0)), *(column[kept] for column in covariates)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
@@ -13,7 +12,7 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.synthesis.users_model import logit_of, score_of
-from monai_diffae.errors import CohortError, ConfigError, ScanError
+from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.lazy import embeddings as tables
 from monai_diffae.lazy import inferers, latents, np, torch
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from monai_diffae.apps.session import CodedCase, Session
     from monai_diffae.apps.synthesis.users_model import UsersModel
-    from monai_diffae.bundle import TrainedBundle
     from monai_diffae.data.cases import PatientKey
     from monai_diffae.inferers import DiffusionAutoencoderInferer
     from monai_diffae.inferers.counterfactual import Change
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
 
 _NUM_COMPONENTS = 16  # of the search by finite differences
 _LEAST, _MOST = 0.8, 0.99  # probability of the other class that a counterfactual should have
+SEARCH_STEPS = 5  # of a decoding in the search, without a fast decoder
 _FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # of the change, at which the exact decoder is asked
 _NUM_NEIGHBORS = 5
 
@@ -46,8 +45,6 @@ class Search:
     to: float | None = None
     """Score that a counterfactual should have; by default the other side of .5, as far away as the scan's score, but at
     least .8 (or .2) and at most .99 (or .01)."""
-    search_steps: Annotated[int, Ge(1)] = 5
-    """Network evaluations of a decoding during the search, in a bundle without a fast decoder."""
     labels: Sequence[str] = ()
     """Label columns of the embeddings that may change; by default all with two classes, and numbers."""
     num_random: Annotated[int, Ge(1)] = 4
@@ -56,29 +53,12 @@ class Search:
     """Random seed of these changes and of the bootstrap."""
 
 
-# -- the training cases ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Reference:
     """The table of embeddings: the training cases define distances, components and the directions of labels."""
 
     table: pd.DataFrame
     key: PatientKey  # of the patients' hashes
-    trained: TrainedBundle
-
-    @classmethod
-    def read(cls, embeddings: Path, trained: TrainedBundle) -> Reference:
-        """Read a table that this bundle made."""
-        from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
-        from monai_diffae.data.cases import key_beside
-
-        table = tables.read_embeddings(embeddings)
-        check_same_model(embeddings, trained.folder)
-        warn_of_other_preprocessing(embeddings, trained)
-        if "patient" not in table or table["patient"].nunique() < 2:
-            raise CohortError("embeddings: the table has no two patients to compare; embed a cohort with patients")
-        return cls(table, key_beside(embeddings, tables.patient_key_name(table)), trained)
 
     @cached_property
     def training(self) -> pd.DataFrame:
@@ -96,35 +76,31 @@ class Reference:
         z_train = tables.z_matrix(self.training)
         return latents.principal_components(z_train, self.statistics, min(len(z_train) - 1, z_train.shape[1]))
 
-    def directions(self, labels: Sequence[str], seed: int) -> tuple[list[Direction], dict[str, str]]:
+    def directions(self, search: Search, model: str) -> tuple[list[Direction], dict[str, str]]:
         """The directions of labels, fitted to the training cases, and why others have none."""
+        from monai_diffae.latents.targets import reason_against
+
         known = tables.label_columns(self.table)
-        if unknown := [name for name in labels if name not in known]:
+        if unknown := [name for name in search.labels if name not in known]:
             raise ConfigError(f"labels: there is no label {unknown[0]!r}; choose from: {', '.join(known) or 'none'}")
+        z_train, patients = tables.z_matrix(self.training), self.training["patient"].tolist()
         directions, omitted = [], {}
-        for name in labels or known:
+        for name in search.labels or known:
+            values = self.training[name].tolist()
             try:
-                directions.append(self._direction(name, seed, is_named=bool(labels)))
+                if not search.labels and (reason := reason_against(values, name)):
+                    raise ConfigError(reason)
+                fitted = latents.fit_direction(
+                    z_train, values, target=name, model=model, groups=patients, seed=search.seed
+                )
+                if fitted.may_be_chance:
+                    raise ConfigError(f"label '{name}': z_sem may not predict it ({fitted.score_text}), so omit it")
+                directions.append(fitted)
             except ConfigError as error:
-                if labels:
+                if search.labels:
                     raise
                 omitted[name] = str(error)
         return directions, omitted
-
-    def _direction(self, name: str, seed: int, *, is_named: bool) -> Direction:
-        from monai_diffae.latents.targets import reason_against
-
-        values = self.training[name].tolist()
-        reason = None if is_named else reason_against(values, name)
-        if reason is not None:
-            raise ConfigError(reason)
-        direction = latents.fit_direction(
-            tables.z_matrix(self.training), values, target=name, model=self.trained.sha256,
-            groups=self.training["patient"].tolist(), seed=seed,
-        )  # fmt: skip
-        if direction.may_be_chance:
-            raise ConfigError(f"label '{name}': z_sem may not predict it ({direction.score_text}), so omit it")
-        return direction
 
     def nearest_other(self, z_sem: Floats, patient: str) -> float:
         """The normalised distance of a z_sem (D,) to the nearest one of another patient."""
@@ -137,12 +113,9 @@ class Reference:
         """The p-values (N,) of z_sem (N, D) among the training cases."""
         reference = self.training["patient"].tolist()
         return latents.outlier_scores(
-            z_sem, tables.z_matrix(self.training), k=min(_NUM_NEIGHBORS, self.training["patient"].nunique() - 1),
+            z_sem, tables.z_matrix(self.training), k=min(_NUM_NEIGHBORS, len(set(reference)) - 1),
             groups=[self.key.hash(patient) for patient in patients], reference_groups=reference,
         ).p_values  # fmt: skip
-
-
-# -- one case ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -212,7 +185,7 @@ class Finder:
         return (coded.image + differences).clamp(*self.session.trained.model_range)
 
     def _searched(self, coded: CodedCase, target: float) -> Change:
-        """The change that the search finds, by the fast decoder."""
+        """The change that the search finds, by the fast decoder or with few steps."""
         from monai_diffae.inferers.counterfactual import autograd, find_change, finite_differences
         from monai_diffae.inferers.reconstruction import images_at_once
         from monai_diffae.networks.kernels import exact_convolutions
@@ -230,8 +203,7 @@ class Finder:
                 return torch.cat([part(each) for each in changes.split(at_once)])
 
         num = len(self.reference.components.directions)
-        probe = torch.zeros(1, num, device=coded.x_T.device, requires_grad=True)
-        has_gradient = value(probe).requires_grad
+        has_gradient = self.users_model.values(coded.image.clone().requires_grad_()).requires_grad
         num = num if has_gradient else min(num, _NUM_COMPONENTS)
         evaluate = autograd(value) if has_gradient else finite_differences(value)
         largest = (2 * self.session.trained.z_channels) ** 0.5  # about the distance between two training cases
@@ -261,9 +233,7 @@ class Finder:
         with torch.no_grad():
             values = self.users_model.values(self._seen(coded, differences))
         if not values.isfinite().all():
-            raise ScanError(
-                f"{coded.case.id}: the output of {self.users_model.name} is not finite; check model and scan"
-            )
+            raise ScanError(f"{coded.case.id}: the output of {self.users_model.name} is not finite; check the scan")
         return [float(value) for value in values]
 
     def _encoded(self, coded: CodedCase, difference: Tensor, distance: float, num: int) -> Floats | None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from monai_diffae.apps.session import CodedCase, ReadCases, Session
     from monai_diffae.bundle import TrainedBundle
-    from monai_diffae.data.cases import Case
+    from monai_diffae.data.cases import Case, PatientKey
     from monai_diffae.latents import Direction
     from monai_diffae.latents.targets import Kind
     from monai_diffae.transforms import NativeSpace
@@ -256,8 +256,8 @@ class _Edits:
             transforms.write_native(file, native.back_difference(difference) + clipped, native.scan, np.float32)
 
 
-def _nearest_other(embeddings: Path, direction: Direction, trained: TrainedBundle) -> Callable[[Floats, str], Floats]:
-    """A function from normalised z_sem (A, D) and a patient to their distances (A,) to the nearest other patient."""
+def table_of_patients(embeddings: Path, trained: TrainedBundle) -> tuple[pd.DataFrame, PatientKey]:
+    """Embeddings by this bundle, of two patients or more, and the key of their hashes."""
     from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
     from monai_diffae.data.cases import key_beside
 
@@ -266,7 +266,12 @@ def _nearest_other(embeddings: Path, direction: Direction, trained: TrainedBundl
     table = tables.read_embeddings(embeddings)
     if "patient" not in table or table["patient"].nunique() < 2:
         raise CohortError("embeddings: the table has no two patients to compare; embed a cohort with a column patient")
-    key = key_beside(embeddings, tables.patient_key_name(table))
+    return table, key_beside(embeddings, tables.patient_key_name(table))
+
+
+def _nearest_other(embeddings: Path, direction: Direction, trained: TrainedBundle) -> Callable[[Floats, str], Floats]:
+    """A function from normalised z_sem (A, D) and a patient to their distances (A,) to the nearest other patient."""
+    table, key = table_of_patients(embeddings, trained)
     z_all, patients = direction.statistics.normalise(tables.z_matrix(table)), table["patient"].to_numpy(str)
 
     def nearest(z_norm: Floats, patient: str) -> Floats:

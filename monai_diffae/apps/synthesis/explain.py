@@ -11,24 +11,23 @@ from typing import TYPE_CHECKING, Any
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, UnbatchedRun
-from monai_diffae.apps.synthesis.counterfactuals import Finder, Found, Reference, Search
-from monai_diffae.apps.synthesis.edit import EditedImages, own_detail
-from monai_diffae.apps.synthesis.users_model import ModelInterface, check_file, read_users_model
+from monai_diffae.apps.synthesis.counterfactuals import SEARCH_STEPS, Finder, Found, Reference, Search
+from monai_diffae.apps.synthesis.edit import EditedImages, own_detail, table_of_patients
+from monai_diffae.apps.synthesis.users_model import ModelInterface, check_file, checksum, read_users_model
 from monai_diffae.apps.tracking import log_to_open_run
-from monai_diffae.errors import ScanError, counted
+from monai_diffae.errors import ConfigError, ScanError, counted
 from monai_diffae.lazy import np, pd, pictures, torch, transforms
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from monai_diffae.apps.session import ReadCases, Session
+    from monai_diffae.apps.session import ReadCases
     from monai_diffae.bundle import TrainedBundle
     from monai_diffae.data.atomic import PartStore
     from monai_diffae.data.cases import Case
     from monai_diffae.inferers import DiffusionAutoencoderInferer
     from monai_diffae.latents import Direction
     from monai_diffae.latents.label_changes import LabelChange
-    from monai_diffae.latents.statistics import Codes
     from monai_diffae.transforms import NativeSpace
 
 _NUM_PICTURED = 4
@@ -56,12 +55,8 @@ def explain(
     """Explain your classifier or regressor: the smallest change of each scan that changes its score, and what it means.
 
     For each case, z_sem is moved along the principal components of the training cases as little as possible, until the
-    model's score is the requested one; x_T stays. The gradient goes through the bundle's fast decoder if it has one,
-    else through a decoding with few steps. A model without a gradient, such as ONNX, is differentiated numerically in
-    the first 16 components. The bundle's decoder then checks the change, and finds the length at which it suffices.
-
-    Your model gets the scan in the bundle's grid and range, plus the decoded change. A file that could run code (pt2,
-    TorchScript) needs ``--trust``; ONNX does not.
+    score is the requested one; x_T stays. The gradient goes through the fast decoder, or a decoding with few steps; for
+    ONNX it is numerical, in the first 16 components. The exact decoder then finds the length that suffices.
 
     ``out/counterfactuals.csv`` has one row per case:
 
@@ -105,7 +100,7 @@ def explain(
         >>> explain("bundle", "cohort.csv", "out", model="no.onnx", embeddings="no.parquet")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: model: there is no file no.onnx; give an .onnx, .pt2 or .ts file
+        monai_diffae.errors.ConfigError: model: there is no file no.onnx, or it is no .onnx, .pt2 or .ts file
     """
     check_file(model)
     from monai_diffae.apps.session import Session
@@ -115,14 +110,16 @@ def explain(
 
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
     trained = session.trained
+    if trained.inferer.decoder == "fast":
+        raise ConfigError("decoder: the exact decoder checks what is found; omit it")
     users_model = read_users_model(model, interface, trained)
-    reference = Reference.read(embeddings, trained)
+    reference = Reference(*table_of_patients(embeddings, trained))
     warn_if_unused(trained.z_sem_usage)
     cases = session.choose(choice)
     pictures.check_captions(output.captions, {name for case in cases for name in case.labels})
-    fast, fast_sha256 = _search_inferer(trained, search.search_steps)
+    fast, fast_sha256 = _search_inferer(trained)
     made_from = session.made_from(
-        cases, explained=file_checksum(model), embeddings=file_checksum(embeddings), searched_with=fast_sha256,
+        cases, explained=checksum(model), embeddings=file_checksum(embeddings), searched_with=fast_sha256,
         **asdict(interface), **asdict(search), detail=output.detail, dicom=output.dicom,
         captions=list(output.captions), patients=json_digest([case.patient for case in cases]),
     )  # fmt: skip
@@ -143,39 +140,36 @@ def explain(
 
     results = [out / name for name in (*_FILES, *_FOLDERS)]
     figures, skipped = run_once("explain", out, results, made_from, make, overwrite=run.overwrite)
-    return Result(out, figures, _notes(figures, users_model.name), _incomplete(figures), skipped=skipped)
+    num_cases, num_reached = figures["num_cases"], figures["num_reached"]
+    missed = f"{num_cases - num_reached} of {counted(num_cases, 'case')} did not reach the score: see {_FILES[0]}"
+    reasons = failed_cases(figures["num_failed"], num_cases), missed if num_reached < num_cases else None
+    incomplete = "; ".join(filter(None, reasons)) or None
+    return Result(out, figures, _notes(figures, users_model.name), incomplete, skipped=skipped)
 
 
-def _search_inferer(trained: TrainedBundle, steps: int) -> tuple[DiffusionAutoencoderInferer, str | None]:
+def _search_inferer(trained: TrainedBundle) -> tuple[DiffusionAutoencoderInferer, str | None]:
     """The inferer of the search, by the fast decoder or with few steps, and the SHA-256 of the former."""
     from monai_diffae.bundle.layout import FAST_MODEL, models_folder
     from monai_diffae.bundle.loading import load_fast_decoder
 
     models = models_folder(trained.folder)
     if not (models / FAST_MODEL).is_file():
-        return trained.inferer.replace(steps=min(steps, trained.inferer.steps)), None
+        return trained.inferer.replace(steps=min(SEARCH_STEPS, trained.inferer.steps)), None
     fast, sha256 = load_fast_decoder(models, trained.network, trained.sha256, trained.device)
     return trained.inferer.replace(fast_decoder=fast, decoder="fast"), sha256
-
-
-def _incomplete(figures: Mapping[str, Any]) -> str | None:
-    num_cases, missed = figures["num_cases"], figures["num_cases"] - figures["num_reached"]
-    unreached = f"{missed} of {counted(num_cases, 'case')} did not reach the score: see counterfactuals.csv"
-    parts = failed_cases(figures["num_failed"], num_cases), unreached if missed else None
-    return "; ".join(filter(None, parts)) or None
 
 
 def _notes(figures: Mapping[str, Any], name: str) -> list[str]:
     """The result in sentences; the labels that change most come first."""
     counterfactuals = counted(figures["num_cases"], "counterfactual")
-    notes = [f"{name}: {figures['num_reached']} of {counterfactuals} reach the score"]
-    for row in figures["labels"]:
-        beyond = "" if row["excess_low"] > 0 else ", which may be chance"
-        notes.append(
-            f"{row['num_changed']} of {row['num_cases']} change {row['label']} ({row['share']:.0%}, {row['low']:.0%} "
-            f"to {row['high']:.0%}; random changes of this length: {row['random_share']:.0%}){beyond}"
-        )
-    return [*notes, *(f"{label} is omitted: {reason}" for label, reason in figures["omitted_labels"].items())]
+    changes = (
+        f"{row['num_changed']} of {row['num_cases']} change {row['label']} ({row['share']:.0%}, {row['low']:.0%} to "
+        f"{row['high']:.0%}; random changes of this length: {row['random_share']:.0%})"
+        + ("" if row["excess_low"] > 0 else ", which may be chance")
+        for row in figures["labels"]
+    )
+    omitted = (f"{label} is omitted: {reason}" for label, reason in figures["omitted_labels"].items())
+    return [f"{name}: {figures['num_reached']} of {counterfactuals} reach the score", *changes, *omitted]
 
 
 @dataclass(frozen=True)
@@ -187,34 +181,39 @@ class _Explanations:
     folder: Path
     output: EditedImages
 
-    @property
-    def session(self) -> Session:
-        return self.finder.session
-
     def run(self, read: ReadCases) -> dict[str, Any]:
         """Explain all cases, and return the figures of the result."""
         from monai_diffae.data.atomic import write_csv
         from monai_diffae.data.progress import Failure, check_any_usable, write_failures
         from monai_diffae.latents.label_changes import LabelChange
+        from monai_diffae.transforms.writing import warn_without_dicom
 
-        transforms.check_invertible(self.session.trained.preprocessing)
-        search = self.finder.search
-        directions, omitted = self.finder.reference.directions(search.labels, search.seed)
+        session = self.finder.session
+        transforms.check_invertible(session.trained.preprocessing)
+        if self.output.dicom:
+            warn_without_dicom(read.cases)
+        directions, omitted = self.finder.reference.directions(self.finder.search, session.trained.sha256)
+        if not session.encoder_sees_decoded_images:
+            reason = f"the encoder sees {session.encoder_key}, which a counterfactual does not change"
+            directions, omitted = [], omitted | {each.target: reason for each in directions}
         self._explain(read)
         done = self.store.read().set_index("id")
-        errors = {str(name): str(error) for name, error in done["error"].items() if error}
-        failures = [Failure(case.id, case.file, errors[case.id]) for case in read.cases if case.id in errors]
+        errors = done["error"].to_dict()
+        failures = [Failure(case.id, case.file, errors[case.id]) for case in read.cases if errors[case.id]]
         write_failures(self.folder / "failures.csv", [*read.failures, *failures])
-        cases = [case for case in read.cases if case.id not in errors]
+        cases = [case for case in read.cases if not errors[case.id]]
         check_any_usable(len(cases), failures)
         done = done.loc[[case.id for case in cases]]
-        table, curves = self._tables(done, cases, directions)
-        changes = self._label_changes(table, done, cases, directions)
+        table, changes = self._judged(done, cases, directions)
+        points = [(name, *point) for name, curve in done["curve"].items() for point in json.loads(curve)]
+        curves = pd.DataFrame(points, columns=["id", "distance", "score"])
         write_csv(self.folder / "counterfactuals.csv", table)
         write_csv(self.folder / "curves.csv", curves)
-        columns = list(LabelChange.__dataclass_fields__)
-        write_csv(self.folder / "labels.csv", pd.DataFrame(map(asdict, changes), columns=columns))
-        self._draw(table, curves, changes, done, cases)
+        write_csv(
+            self.folder / "labels.csv", pd.DataFrame(map(asdict, changes), columns=list(LabelChange.__annotations__))
+        )
+        self._draw_cases(table, done, cases)
+        pictures.draw_explanation(curves, table, changes).savefig(self.folder / "labels.png", dpi=120)
         self.store.remove()
         reached = table[table["reached"]]
         medians = {name: float(reached[name].median()) if len(reached) else None for name in ("distance", "mse")}
@@ -225,27 +224,33 @@ class _Explanations:
 
     def _explain(self, read: ReadCases) -> None:
         """Explain the cases that an interrupted run has not explained."""
-        done = self.store.done()
-        for name in () if done else _FOLDERS:
+        done = self.store.read(["error"])
+        for name in () if len(done) else _FOLDERS:
             remove_images(self.folder / name)
-        left = [row for row, case in enumerate(read.cases) if case.id not in done]
-        for coded in self.session.coded(read, f"explaining {counted(len(left), 'case')}", left):
-            row: dict[str, Any] = {"id": coded.case.id, "error": "", "row": "", "curve": "", "z_sem": None}
+        num_pictured = int((done["error"] == "").sum()) if len(done) else 0
+        known = set(done["id"])
+        left = [row for row, case in enumerate(read.cases) if case.id not in known]
+        for coded in self.finder.session.coded(read, f"explaining {counted(len(left), 'case')}", left):
+            row: dict[str, Any] = dict.fromkeys(("error", "row", "curve"), "") | {"images": None, "z_sem": None}
             try:
                 found = self.finder.find(coded)
                 self._write(coded.case, found)
                 row |= {"row": json.dumps(found.row), "curve": json.dumps(found.curve)}
-                row["images"] = torch.stack([found.image, found.difference]).numpy().ravel()
+                if num_pictured < _NUM_PICTURED:
+                    row["images"] = torch.stack([found.image, found.difference]).numpy().ravel()
                 row["z_sem"] = None if found.z_sem is None else found.z_sem.ravel()
+                num_pictured += 1
             except ScanError as error:
                 row["error"] = str(error)
-            self.store.append(pd.DataFrame([row]))
+            self.store.append(pd.DataFrame([{"id": coded.case.id, **row}]))
+
+    def _native(self, case: Case) -> NativeSpace:
+        return transforms.NativeSpace(self.finder.session.trained.preprocessing, case.item())
 
     def _write(self, case: Case, found: Found) -> None:
         from monai_diffae.transforms.writing import write_case_image
 
-        native = self._native(case)
-        is_own = self.output.detail == "own"
+        native, is_own = self._native(case), self.output.detail == "own"
         image = native.add_difference(found.difference) if is_own else native.back(found.image)
         text = "monai_diffae explain" if self.output.dicom else None
         write_case_image(self.folder / "images", case.file_name, native, image, case, text)
@@ -255,79 +260,54 @@ class _Explanations:
         difference = native.storable(image) - native.scan.array if is_own else native.back_difference(found.difference)
         transforms.write_native(file, difference, native.scan, np.float32)
 
-    def _native(self, case: Case) -> NativeSpace:
-        return transforms.NativeSpace(self.session.trained.preprocessing, case.item())
-
-    def _tables(
+    def _judged(
         self, done: pd.DataFrame, cases: Sequence[Case], directions: Sequence[Direction]
-    ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The rows of all counterfactuals, and the scores along all changes."""
-        from monai_diffae.latents.label_changes import travel
+    ) -> tuple[pd.DataFrame, list[LabelChange]]:
+        """The rows of all counterfactuals, and how often labels change in those that reach the score."""
+        from monai_diffae.latents.label_changes import label_change, travel
 
-        table = pd.DataFrame([json.loads(row) for row in done["row"]])
-        points = [(case_id, *point) for case_id, curve in done["curve"].items() for point in json.loads(curve)]
-        if done["z_sem"].notna().all():
-            before, after, _ = self._codes(done, cases)
-            table["outlier_p"] = self.finder.reference.outlier_p(after, [case.patient for case in cases])
-            for direction in directions:
-                table[f"change_{direction.target}"] = travel(direction, before, after)
-        return table, pd.DataFrame(points, columns=["id", "distance", "score"])
-
-    def _codes(self, done: pd.DataFrame, cases: Sequence[Case]) -> tuple[Codes, Codes, Codes]:
-        """z_sem of the scans and of their counterfactuals (N, D), and after random changes (N, R, D)."""
+        table = pd.DataFrame(map(json.loads, done["row"]))
+        if done["z_sem"].isna().any():
+            return table, []
         codes = np.stack(done["z_sem"].tolist()).reshape(len(cases), 2 + self.finder.search.num_random, -1)
-        return codes[:, 0], codes[:, 1], codes[:, 2:]
+        patients = [case.patient for case in cases]
+        table["outlier_p"] = self.finder.reference.outlier_p(codes[:, 1], patients)
+        for each in directions:
+            table[f"change_{each.target}"] = travel(each, codes[:, 0], codes[:, 1])
+        reached = table.index[table["reached"]]
+        if not len(reached):
+            return table, []
+        towards = np.sign((table["to"] - table["score"]).to_numpy(np.float64))[reached]
+        before, after, random = codes[reached, 0], codes[reached, 1], codes[reached, 2:]
+        patients, seed = [patients[row] for row in reached], self.finder.search.seed
+        changes = [
+            label_change(each, before, after, random, patients, towards=towards, seed=seed) for each in directions
+        ]
+        return table, sorted(changes, key=lambda change: -change.excess)
 
-    def _label_changes(
-        self, table: pd.DataFrame, done: pd.DataFrame, cases: Sequence[Case], directions: Sequence[Direction]
-    ) -> list[LabelChange]:
-        """How often each label changes in the counterfactuals that reach the score; the most frequent first."""
-        from monai_diffae.latents.label_changes import label_change
-
-        is_reached = table["reached"].to_numpy()
-        if not is_reached.any() or done["z_sem"].isna().any():
-            return []
-        before, after, random = (codes[is_reached] for codes in self._codes(done, cases))
-        patients = [case.patient for case, reached in zip(cases, is_reached, strict=True) if reached]
-        towards = np.sign((table["to"] - table["score"]).to_numpy(np.float64))[is_reached]
-        changes = (
-            label_change(each, before, after, random, patients, towards=towards, seed=self.finder.search.seed)
-            for each in directions
-        )
-        return sorted(changes, key=lambda change: -change.excess)
-
-    def _draw(
-        self,
-        table: pd.DataFrame,
-        curves: pd.DataFrame,
-        changes: Sequence[LabelChange],
-        done: pd.DataFrame,
-        cases: Sequence[Case],
-    ) -> None:
-        """Draw the first scans beside their counterfactuals, and the scores and labels of all."""
-        from monai_diffae.data.atomic import write_atomic
-
-        model_range, shape = self.session.trained.model_range, self.session.trained.image_shape
-        images = [torch.from_numpy(each.reshape(2, *shape)) for each in done["images"][:_NUM_PICTURED]]
-        panels = [self._panels(case, *pair) for case, pair in zip(cases, images, strict=False)]
-        largest = max(float(difference.abs().max()) for _, difference in panels)
-        limit = max(0.1 * (model_range[1] - model_range[0]), largest)  # small differences should look small
+    def _draw_cases(self, table: pd.DataFrame, done: pd.DataFrame, cases: Sequence[Case]) -> None:
+        """Draw the first scans beside their counterfactuals."""
+        trained, panels = self.finder.session.trained, []
+        for number, images in enumerate(done["images"]):
+            if images is not None:
+                pair = torch.tensor(images).reshape(2, *trained.image_shape)
+                panels.append((number, *self._panels(cases[number], pair)))
+        largest = max(float(difference.abs().max()) for *_, difference in panels)
+        limit = max(0.1 * (trained.model_range[1] - trained.model_range[0]), largest)  # small differences look small
         rows = {}
-        for number, (case, (pair, difference)) in enumerate(zip(cases, panels, strict=False)):
-            row = table.iloc[number]
+        for number, pair, difference in panels:
+            case, row = cases[number], table.iloc[number]
             caption = pictures.caption({"id": case.id, **case.labels}, self.output.captions)
             title = [f"case {number + 1}", caption, f"{row['score']:.2f} to {row['counterfactual']:.2f}"]
-            colours = pictures.in_colours(difference, limit, model_range=model_range)
+            colours = pictures.in_colours(difference, limit, model_range=trained.model_range)
             shown = pair if pair.shape[1] == 3 else pair[:, :1]
             rows["\n".join(filter(None, title))] = torch.cat([shown.expand(-1, *colours.shape[1:]), colours])
         titles = ["scan", "counterfactual", f"difference (±{limit:.2g})"]
-        file = self.folder / "explained.png"
-        write_atomic(file, lambda path: pictures.draw_mosaic(rows, path, model_range, titles))
-        figure = pictures.draw_explanation(curves, table, changes)
-        write_atomic(self.folder / "labels.png", lambda path: figure.savefig(path, dpi=120))
+        pictures.draw_mosaic(rows, self.folder / "explained.png", trained.model_range, titles)
 
-    def _panels(self, case: Case, image: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
+    def _panels(self, case: Case, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures of a scan and its counterfactual (2, C, H, W), and of their difference (1, C, H, W)."""
+        image, difference = images
         if self.output.detail == "model":
             return torch.stack([image - difference, image]), difference[None]
         pair, differences = own_detail(self._native(case), torch.stack([torch.zeros_like(difference), difference]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,15 +14,14 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.settings import Numbers
 from monai_diffae.errors import ConfigError, MachineError, counted, one_line, quoted, shortened
-from monai_diffae.lazy import np, torch
+from monai_diffae.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from monai_diffae.bundle import TrainedBundle
 
-_WITH_CODE = {".pt2": "a pt2 file", ".pt": "a TorchScript file", ".ts": "a TorchScript file"}
-"""``torch.export.load`` evaluates texts of the file and unpickles parts of it; TorchScript can write files."""
+_WITH_CODE = {".pt2": "a pt2 file", ".ts": "a TorchScript file"}  # pickles and evaluated texts; a program
 
 
 @Parameter(name="*", group=Group("Your model", sort_key=1))
@@ -33,7 +33,7 @@ class ModelInterface:
     """What turns outputs into scores: ``sigmoid`` or ``softmax`` for logits; ``none`` if the outputs are probabilities
     or values already. By default logits are assumed: ``sigmoid`` for one output, ``softmax`` for several."""
     output_index: Annotated[int, Ge(0)] | None = None
-    """The output to explain, counted from 0; by default the only one, or the second of two."""
+    """The output to explain, counted from 0; by default the only one, or the second of a softmax of two."""
     input_size: Sequence[Annotated[int, Ge(1)]] = ()
     """Size that images are resampled to for your model, e.g. ``224 224``; by default that of the bundle's images."""
     input_range: Numbers = ()
@@ -51,39 +51,38 @@ class UsersModel:
     interface: ModelInterface
     model_range: tuple[float, float]
 
-    def outputs(self, images: Tensor) -> Tensor:
-        """The outputs (N, K) for images (N, C, *S) in the model's range."""
-        return torch.stack([self._outputs(image) for image in self._inputs(images).split(1)])
-
     def values(self, images: Tensor) -> Tensor:
         """What is to be moved, (N,): the logit of the chosen output, or the output itself without an activation."""
-        outputs = self.outputs(images)
+        outputs = self._outputs(images)
         index = self._index(outputs.shape[1])
         chosen = outputs[:, index]
-        if self.activation(outputs.shape[1]) != "softmax":
+        if self._activation(outputs) != "softmax":
             return chosen
         others = torch.cat([outputs[:, :index], outputs[:, index + 1 :]], dim=1)
         return chosen - others.logsumexp(dim=1)
 
-    def activation(self, num_outputs: int) -> str:
-        """How a value becomes a score."""
-        return self.interface.activation or ("sigmoid" if num_outputs == 1 else "softmax")
-
+    @torch.no_grad()
     def check(self, images: Tensor) -> str:
         """Refuse a model that does not fit the images (N, C, *S), and return its activation."""
-        negatives = sum(self.model_range) - images  # few scans alone may have logits between 0 and 1
-        with torch.no_grad():
-            outputs = self.outputs(torch.cat([images, negatives]))
-        num = outputs.shape[1]
-        self._index(num)
-        if self.interface.activation == "softmax" and num == 1:
+        images = torch.cat([images, sum(self.model_range) - images])  # few scans alone may have logits between 0 and 1
+        buffers = list(self.run.buffers()) if isinstance(self.run, torch.nn.Module) else []
+        before, outputs = [each.clone() for each in buffers], self._outputs(images)
+        is_same = torch.allclose(outputs, self._outputs(images), rtol=1e-3, atol=1e-5, equal_nan=True)
+        if not is_same or not all(map(torch.equal, before, buffers)):
+            raise ConfigError(f"model: {self.name} is in training mode; call eval() before you export it")
+        self._index(outputs.shape[1])
+        activation, finite = self._activation(outputs), outputs[outputs.isfinite()]
+        if activation == "softmax" and outputs.shape[1] == 1:
             raise ConfigError(f"activation: {self.name} has one output; use sigmoid or none")
-        if self.interface.activation is None and bool(((outputs >= 0) & (outputs <= 1)).all()):
+        if self.interface.activation is None and len(finite) and bool(((finite >= 0) & (finite <= 1)).all()):
             raise ConfigError(
                 f"activation: the outputs of {self.name} look like probabilities, not logits; set activation to none, "
-                f"or to {self.activation(num)} if they are logits"
+                f"or to {activation} if they are logits"
             )
-        return self.activation(num)
+        return activation
+
+    def _activation(self, outputs: Tensor) -> str:
+        return self.interface.activation or ("sigmoid" if outputs.shape[1] == 1 else "softmax")
 
     def _inputs(self, images: Tensor) -> Tensor:
         low, high = self.model_range
@@ -97,28 +96,26 @@ class UsersModel:
         channels = self.interface.input_channels or inputs.shape[1]
         return inputs if inputs.shape[1] == channels else inputs.repeat_interleave(channels, dim=1)
 
-    def _outputs(self, image: Tensor) -> Tensor:
-        """The outputs (K,) for one input (1, C, *S)."""
-        size = " x ".join(map(str, image.shape))
+    def _outputs(self, images: Tensor) -> Tensor:
+        """The outputs (N, K) for images (N, C, *S) in the bundle's range."""
         try:
-            outputs = self.run(image)
+            outputs = [self.run(image) for image in self._inputs(images).split(1)]
         except Exception as error:
+            size, reason = " x ".join(map(str, images.shape[1:])), shortened(one_line(error), 200)
             raise ConfigError(
-                f"{self.name}: fails with an image of {size} ({shortened(one_line(error), 200)}); set input_size and "
+                f"{self.name}: fails with an image of {size} ({reason}); set input_size, input_range and "
                 "input_channels to what it was trained with"
             ) from error
-        if not hasattr(outputs, "shape") or outputs.numel() != outputs.shape[-1 if outputs.ndim else 0 :].numel():
-            got = tuple(outputs.shape) if hasattr(outputs, "shape") else type(outputs).__name__
+        first = outputs[0]
+        if not isinstance(first, torch.Tensor) or first.numel() != first.shape[-1:].numel():
+            got = tuple(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__
             raise ConfigError(f"{self.name}: gives {got} for one image; use a model that gives one row of outputs")
-        flat: Tensor = outputs.reshape(-1).float()
-        return flat
+        return torch.stack([each.reshape(-1).float().to(images.device) for each in outputs])
 
     def _index(self, num_outputs: int) -> int:
-        index = self.interface.output_index
-        if index is None and num_outputs > 2:
-            raise ConfigError(f"output_index: {self.name} has {num_outputs} outputs; choose one, counted from 0")
-        if index is not None and index >= num_outputs:
-            raise ConfigError(f"output_index: {self.name} has {counted(num_outputs, 'output')}, counted from 0")
+        index, most = self.interface.output_index, 1 if self.interface.activation == "sigmoid" else 2
+        if num_outputs > most if index is None else index >= num_outputs:
+            raise ConfigError(f"output_index: {self.name} has {counted(num_outputs, 'output')}; choose one, from 0 on")
         return num_outputs - 1 if index is None else index
 
 
@@ -126,32 +123,30 @@ def check_file(path: Path) -> None:
     """Refuse a file that is no model, and without trust one that could run code."""
     from monai_diffae.bundle.code import refuse_code
 
-    suffix = path.suffix.lower()
-    if not path.is_file():
-        raise ConfigError(f"model: there is no file {path.name}; give an .onnx, .pt2 or .ts file")
-    if suffix not in _LOADERS:
-        raise ConfigError(
-            f"model: {path.name} is no .onnx, .pt2 or .ts file; export it with torch.export or torch.onnx"
-        )
-    refuse_code([_WITH_CODE[suffix]] if suffix in _WITH_CODE else [], path.name)
+    if not path.is_file() or path.suffix not in _LOADERS:
+        raise ConfigError(f"model: there is no file {path.name}, or it is no .onnx, .pt2 or .ts file")
+    refuse_code([_WITH_CODE[path.suffix]] if path.suffix in _WITH_CODE else [], path.name)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a model's files: the weights of ``a.onnx`` may be in ``a.onnx.data``."""
+    from monai_diffae.data.fingerprints import file_checksum, json_digest
+
+    files = sorted(path.parent.glob(f"{glob.escape(path.name)}*"))
+    return json_digest([file_checksum(file) for file in files if file.is_file()])
 
 
 def read_users_model(path: Path, interface: ModelInterface, trained: TrainedBundle) -> UsersModel:
     """Read a file that :func:`check_file` accepts, for the images of a bundle."""
-    channels, *size = trained.image_shape
-    if interface.input_size and len(interface.input_size) != len(size):
-        raise ConfigError(f"input_size: give {len(size)} numbers, one for each axis of the bundle's images")
-    if interface.input_range and (len(interface.input_range) != 2 or np.diff(interface.input_range) <= 0):
-        raise ConfigError("input_range: give two numbers, black and white, such as 0,1")
-    if channels > 1 and interface.input_channels not in (None, channels):
-        raise ConfigError(f"input_channels: the bundle's images have {channels}, which cannot be repeated; omit it")
     try:
-        run = _LOADERS[path.suffix.lower()](path, trained.device)
+        run = _LOADERS[path.suffix](path, trained.device)
     except MachineError:
         raise
     except Exception as error:
         reason = shortened(one_line(error), 200)
         raise ConfigError(f"model: {path.name} cannot be read ({reason}); export it again") from error
+    for weight in run.parameters() if isinstance(run, torch.nn.Module) else ():
+        weight.requires_grad_(False)
     return UsersModel(path.name, run, interface, trained.model_range)
 
 
@@ -162,31 +157,25 @@ def _load_onnx(path: Path, device: Any) -> Callable[[Tensor], Any]:
     except ImportError as error:
         raise MachineError("model: onnxruntime is not installed; run pip install 'monai-diffae[export]'") from error
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (name, *others) = (each.name for each in session.get_inputs())
-    if others:
-        raise ConfigError(f"it has {len(others) + 1} inputs instead of one")
-    return lambda image: torch.from_numpy(session.run(None, {name: image.detach().cpu().numpy()})[0])
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) + len(outputs) > 2:
+        raise ConfigError(f"it has {counted(len(inputs), 'input')} and {counted(len(outputs), 'output')}, not one each")
+    return lambda image: torch.from_numpy(session.run(None, {inputs[0].name: image.detach().cpu().numpy()})[0])
 
 
 def _load_pt2(path: Path, device: Any) -> Callable[[Tensor], Any]:
     from torch.export.passes import move_to_device_pass
 
-    return _frozen(move_to_device_pass(torch.export.load(path), device).module())
+    module: Callable[[Tensor], Any] = move_to_device_pass(torch.export.load(path), device).module()
+    return module
 
 
 def _load_script(path: Path, device: Any) -> Callable[[Tensor], Any]:
-    return _frozen(torch.jit.load(path, map_location=device).eval())
+    module: Callable[[Tensor], Any] = torch.jit.load(path, map_location=device).eval()
+    return module
 
 
-def _frozen(module: Any) -> Callable[[Tensor], Any]:
-    """The module without gradients of its weights."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    run: Callable[[Tensor], Any] = module
-    return run
-
-
-_LOADERS = {".onnx": _load_onnx, ".pt2": _load_pt2, ".pt": _load_script, ".ts": _load_script}
+_LOADERS = {".onnx": _load_onnx, ".pt2": _load_pt2, ".ts": _load_script}
 
 
 def logit_of(target: float, activation: str) -> float:

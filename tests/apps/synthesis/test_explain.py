@@ -16,6 +16,7 @@ import torch
 from monai_diffae import embed, report, sample_data, trusting
 from monai_diffae.apps.synthesis import explain as module
 from monai_diffae.apps.synthesis.explain import explain
+from monai_diffae.apps.synthesis.users_model import ModelInterface, UsersModel, checksum, read_users_model
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.cli import main
 from monai_diffae.errors import ConfigError, UnsafeInputError
@@ -27,8 +28,14 @@ class Users(torch.nn.Module):
     def __init__(self, kind: str, scale: float = 20.0):
         super().__init__()
         self.kind, self.scale = kind, scale
+        self.register_buffer("mean", torch.zeros(1))
+        self.register_buffer("variance", torch.ones(1))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if self.kind == "dropout":
+            image = torch.nn.functional.dropout(image, training=True)
+        if self.kind == "batch":
+            image = torch.nn.functional.batch_norm(image, self.mean, self.variance, training=True)
         value = self.scale * image[:, :1, : image.shape[2] // 2].mean(dim=(1, 2, 3))[:, None] + 6.0
         if self.kind == "probability":
             return torch.sigmoid(value)
@@ -59,7 +66,7 @@ def users(tmp_path_factory):
             elif suffix == ".pt2":
                 torch.export.save(torch.export.export(network, (example,)), path)
             else:
-                torch.jit.save(torch.jit.trace(network, example), path)
+                torch.jit.save(torch.jit.trace(network, example, check_trace=False), path)
         return path
 
     return save
@@ -119,6 +126,7 @@ def test_curves_begin_at_the_scan_and_contain_the_counterfactual(made, table):
         ).any()
 
 
+@pytest.mark.slow
 def test_other_formats_and_a_killed_run_give_the_same(run, users, table, tmp_path, monkeypatch):
     assert pd.read_csv(run(users("logit", ".pt2")).folder / "counterfactuals.csv").equals(table)
     find, calls = module.Finder.find, []
@@ -163,13 +171,15 @@ def test_what_cannot_be_reached_and_what_is_not_finite_is_named_and_counted(run,
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("colour", {}, "fails with an image of 1 x 1 x 16 x 16 .*; set input_size and input_channels"),
-        ("three", {}, "output_index: three.ts has 3 outputs; choose one, counted from 0"),
+        ("colour", {}, "fails with an image of 1 x 16 x 16 .*; set input_size, input_range and input_channels"),
+        ("three", {}, "output_index: three.ts has 3 outputs; choose one, from 0 on"),
+        ("dropout", {}, "model: dropout.ts is in training mode; call eval"),
+        ("batch", {}, "model: batch.ts is in training mode"),
         ("probability", {}, "outputs of probability.ts look like probabilities, not logits; set activation to none"),
         ("logit", {"to": 2.0}, "to: 2.0 is no probability between 0 and 1"),
-        ("logit", {"to": None, "activation": "none", "limit": 3}, "to: a score is .*, which is no probability"),
-        ("logit", {"input_size": [8]}, "input_size: give 2 numbers"),
-        ("logit", {"input_range": [1, 0]}, "input_range: give two numbers"),
+        ("constant", {"to": None, "activation": "none"}, "to: a score is 1.5, which is no probability"),
+        ("logit", {"input_size": [8]}, "fails with an image of .*; set input_size, input_range"),
+        ("logit", {"input_range": [1]}, "fails with an image of .*; set input_size, input_range"),
         ("logit", {"labels": ["patience"]}, "labels: there is no label 'patience'"),
     ],
 )
@@ -187,8 +197,6 @@ def test_files_that_could_run_code_need_trust(labelled, users, suffix, tmp_path)
 
 
 def test_the_users_model_gets_its_size_range_and_channels(users, labelled):
-    from monai_diffae.apps.synthesis.users_model import ModelInterface, UsersModel
-
     seen = []
 
     def look(image):
@@ -197,10 +205,58 @@ def test_the_users_model_gets_its_size_range_and_channels(users, labelled):
 
     interface = ModelInterface(input_size=(32, 24), input_range=(0, 1), input_channels=3)
     images = torch.rand(2, 1, 16, 16) * 2 - 1
-    UsersModel("a", look, interface, (-1.0, 1.0)).outputs(images)
+    UsersModel("a", look, interface, (-1.0, 1.0)).values(images)
     assert [tuple(each.shape) for each in seen] == 2 * [(1, 3, 32, 24)]
     assert seen[0].mean().item() == pytest.approx((images[0].mean().item() + 1) / 2, abs=0.02)
     assert torch.equal(seen[0][:, 0], seen[0][:, 2])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "options", "message"),
+    [
+        ([[0.4]], {}, "look like probabilities"),
+        ([[0.2, 3.0]], {"activation": "sigmoid"}, "output_index: a has 2 outputs; choose one"),
+        ([[0.2, 3.0]], {"output_index": 2}, "output_index: a has 2 outputs; choose one"),
+        ([[0.2]], {"activation": "softmax"}, "activation: a has one output"),
+    ],
+)
+def test_outputs_of_another_meaning_are_refused(outputs, options, message):
+    """One image without a finite output does not hide the others."""
+    images, few = torch.rand(2, 1, 4, 4), torch.tensor(outputs)
+    model = UsersModel(
+        "a", lambda image: few * (1 if image.mean() > -0.9 else torch.nan), ModelInterface(**options), (-1, 1)
+    )
+    images[1] = -1
+    with pytest.raises(ConfigError, match=message):
+        model.check(images)
+
+
+def test_the_second_output_of_a_softmax_is_its_logit():
+    logits = torch.tensor([[0.3, -1.2, 2.0]])
+    model = UsersModel("a", lambda _: logits, ModelInterface(output_index=1), (-1, 1))
+    expected = torch.logit(logits.softmax(dim=1)[0, 1])
+    assert model.values(torch.zeros(1, 1, 4, 4)).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_weights_beside_an_onnx_file_belong_to_it(tmp_path):
+    """Else a classifier that was trained again would get the results of the one before."""
+    (tmp_path / "a.onnx").write_text("graph")
+    (tmp_path / "a.onnx.data").write_text("weights")
+    before = checksum(tmp_path / "a.onnx")
+    (tmp_path / "a.onnx.data").write_text("others")
+    assert checksum(tmp_path / "a.onnx") != before
+
+
+def test_an_onnx_file_with_two_outputs_is_refused(labelled, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="is in the extra `export`")
+    pytest.importorskip("onnxruntime", reason="is in the extra `export`")
+    names = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 1, 16, 16]) for name in "abc"]
+    nodes = [onnx.helper.make_node("Neg", ["a"], [name]) for name in "bc"]
+    graph = onnx.helper.make_graph(nodes, "two", names[:1], names[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "two.onnx")
+    with pytest.raises(ConfigError, match="1 input and 2 outputs, not one each"):
+        read_users_model(tmp_path / "two.onnx", ModelInterface(), load_bundle(labelled.bundle, "cpu"))
 
 
 @pytest.mark.slow
@@ -227,6 +283,14 @@ def test_the_page_runs_and_a_report_shows_its_result(labelled, tmp_path, monkeyp
 
 
 @pytest.mark.slow
+def test_labels_that_an_encoder_cannot_see_are_named(run, users, monkeypatch):
+    monkeypatch.setattr("monai_diffae.apps.session.Session.encoder_sees_decoded_images", False)
+    found = run(users("logit"), limit=1)
+    assert found.labels == []
+    assert found.omitted_labels == {"head_size": "the encoder sees image, which a counterfactual does not change"}
+
+
+@pytest.mark.slow
 def test_the_search_uses_the_fast_decoder_and_the_exact_one_checks(fast_bundle, labelled, run, users, tmp_path):
     embedded = embed(fast_bundle, labelled.cohort, tmp_path / "embedded", device="cpu").path
     with trusting():
@@ -237,3 +301,5 @@ def test_the_search_uses_the_fast_decoder_and_the_exact_one_checks(fast_bundle, 
     assert json.loads((made.folder / "record.json").read_text())["made_from"]["searched_with"]
     row = pd.read_csv(made.folder / "counterfactuals.csv").iloc[0]
     assert row["search_score"] != row["exact_score"]
+    with trusting(), pytest.raises(ConfigError, match="decoder: the exact decoder checks what is found; omit it"):
+        explain(fast_bundle, labelled.cohort, tmp_path, model=users("logit"), embeddings=embedded, decoder="fast")
