@@ -130,7 +130,8 @@ def explain(
         if run.overwrite:
             store.remove()
         read = session.read(cases, out, named=bool(choice.cases))
-        activation = users_model.check(read.batch(0, _LOOKED_AT)[0].to(trained.device))
+        with torch.no_grad():
+            activation = users_model.check(read.batch(0, _LOOKED_AT)[0].to(trained.device))
         trained.network.requires_grad_(False)
         finder = Finder(session, users_model, reference, search, fast, activation)
         figures = _Explanations(finder, store, out, output).run(read)

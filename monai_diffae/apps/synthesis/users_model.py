@@ -61,7 +61,6 @@ class UsersModel:
         others = torch.cat([outputs[:, :index], outputs[:, index + 1 :]], dim=1)
         return chosen - others.logsumexp(dim=1)
 
-    @torch.no_grad()
     def check(self, images: Tensor) -> str:
         """Refuse a model that does not fit the images (N, C, *S), and return its activation."""
         images = torch.cat([images, sum(self.model_range) - images])  # few scans alone may have logits between 0 and 1
