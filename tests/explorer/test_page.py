@@ -146,6 +146,7 @@ def test_every_control_works(page, explored):
     for key in ("+", "-", "0"):
         page.page.keyboard.press(key)
     page("fit").click()
+    page.page.locator("#unusual button").nth(1).click()  # the second in the order: there is a previous and a next one
     page.move(lambda: page("previous").click())
     page.move(lambda: page("next").click())
     page("help-button").click()
