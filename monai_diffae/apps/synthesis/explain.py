@@ -178,7 +178,7 @@ class _Explanations:
     """Explains the cases of a session, and writes the results."""
 
     finder: Finder
-    store: PartStore  # of finished cases, from which an interrupted run goes on
+    store: PartStore  # of finished cases, with which an interrupted run resumes
     folder: Path
     output: EditedImages
 
