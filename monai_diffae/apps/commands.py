@@ -114,14 +114,7 @@ def find_command(name: str) -> Command:
 
 
 def command_line(name: str, arguments: Mapping[str, Any]) -> str:
-    """The line for a shell that calls a command with these arguments, without those that are None, False or empty.
-
-    Example:
-        >>> command_line("embed", {"bundle": "my model", "cohort": "scans.csv", "out": "results", "batch_size": 8})
-        "monai-diffae embed 'my model' scans.csv results --batch-size 8"
-        >>> command_line("train", {"bundle": "m", "cohort": "s.csv", "overrides": {"image_size": [32, 32]}})
-        "monai-diffae train m s.csv --overrides 'image_size=[32,32]'"
-    """
+    """The line for a shell that calls a command with these arguments, without those that are None, False or empty."""
     words = ["monai-diffae", name]
     # the arguments that need no name stand first
     for key, parameter in inspect.signature(find_command(name).load()).parameters.items():

@@ -163,11 +163,7 @@ def content_of_scans(cases: Sequence[Case], tables: Sequence[Path]) -> str:
 
 
 def check_scans(table: Path, cases: Sequence[Case], states: Sequence[str]) -> None:
-    """Check that a complete table was made of these scans.
-
-    If the state of a file has changed, for example because the cohort was copied, the scans are read, and their
-    contents are compared. If these are the same, the record gets the new states.
-    """
+    """Check that a complete table was made of these scans: if the state of a file has changed, by their contents."""
     record = record_of(table)
     content: dict[str, Any] = read_record(record) or {}
     recorded = content.get("scans", {})

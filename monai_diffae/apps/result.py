@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_diffae import __version__
+from monai_diffae.bundle.description import versions
+from monai_diffae.data.atomic import ProcessLock, disk_errors, remove_abandoned, write_json
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError, OtherResultsError
 
@@ -114,27 +113,14 @@ class Result:
 
 
 def failed_cases(num_failed: int, num_cases: int, failures_name: str = "failures.csv") -> str | None:
-    """The line of :attr:`Result.incomplete` about cases that failed, if there are any.
-
-    Example:
-        >>> failed_cases(2, 8)
-        '2 of 10 cases failed: see failures.csv'
-    """
+    """The line of :attr:`Result.incomplete` about cases that failed, if there are any."""
     if not num_failed:
         return None
     return f"{num_failed} of {num_failed + num_cases} cases failed: see {failures_name}"
 
 
 def table_lines(table: Table) -> Iterator[str]:
-    """The lines of a table.
-
-    Example:
-        >>> from rich.table import Table
-        >>> table = Table("name", "value", box=None)
-        >>> table.add_row("loss", "0.5")
-        >>> [line.split() for line in table_lines(table)]
-        [['name', 'value'], ['loss', '0.5']]
-    """
+    """The lines of a table."""
     from io import StringIO
 
     from rich.console import Console
@@ -162,28 +148,7 @@ def run_once(
     *,
     overwrite: bool,
 ) -> tuple[dict[str, Any], bool]:
-    """Make results unless they are complete already.
-
-    Args:
-        command: the name of the command.
-        out: the folder or file of the results.
-        results: files and folders of images. Their hashes are recorded, and results are complete only if all files
-            still have them.
-        made_from: what the results depend on: begun by :meth:`~monai_diffae.apps.session.Session.made_from`.
-        make: makes the results and returns their figures.
-        overwrite: replace existing results.
-
-    Returns:
-        The figures, and whether the results were there already.
-
-    Raises:
-        ConfigError: there are results made from other things, or results that were damaged or edited, and ``overwrite``
-            is False.
-        BusyError: another run is writing results into the same folder.
-        MachineError: the folder cannot be written.
-    """
-    from monai_diffae.data.atomic import ProcessLock, disk_errors, remove_abandoned
-
+    """Make results unless they are complete already; returns their figures, and whether they were complete."""
     record = record_of(out)
     figures = finished(command, out, results, made_from, overwrite=overwrite)
     if figures is not None:
@@ -245,18 +210,7 @@ def write_record(
     results: Sequence[Path] = (),
     **more: Any,
 ) -> None:
-    """Write what a result was made from: settings, versions and checksums, no paths and no patients.
-
-    Args:
-        command: the name of the command.
-        out: the folder or file of the result.
-        made_from: what the result depends on.
-        figures: its figures; None: the result is not complete.
-        results: its files and folders, which are hashed.
-        more: other entries of the record.
-    """
-    from monai_diffae.data.atomic import write_json
-
+    """Write what a result was made from, without paths and patients; without figures, it is not complete."""
     record = record_of(out)
     files = {} if figures is None else _hashes(record.parent, results)
     write_json(record, {
@@ -276,16 +230,6 @@ def read_record(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict) or not {"command", "complete", "made_from", "figures", "files"} <= content.keys():
         raise ConfigError(f"{path.name}: exists and is not a record of this package; choose another out")
     return content
-
-
-def versions() -> dict[str, str]:
-    """The versions that results depend on."""
-    return {"monai_diffae": __version__, "monai": _version_of("monai"), "torch": _version_of("torch")}
-
-
-@functools.cache
-def _version_of(package: str) -> str:
-    return version(package)  # parses the package's metadata
 
 
 # -- the files of a result ---------------------------------------------------------------------------------------------

@@ -69,7 +69,11 @@ class ReadCases:
 
     def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """The images (B, C, *S) and encoder inputs (B, C', *S) of the cases from ``start`` to before ``stop``."""
-        items = [self.dataset[i] for i in range(start, min(stop, len(self.cases)))]
+        return self.stacked(range(start, min(stop, len(self.cases))))
+
+    def stacked(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The images (B, C, *S) and encoder inputs (B, C', *S) of the cases in these rows."""
+        items = [self.dataset[i] for i in rows]
         images = torch.stack([item["image"] for item in items])
         if self.encoder_key == "image":
             return images, images

@@ -150,11 +150,7 @@ def write_values(run_config: Mapping[str, Any], folder: Path, file: str = TRAIN)
 
 
 def write_description(description: Mapping[str, Any], folder: Path) -> None:
-    """Write the values of a model's description into the training configuration of a folder with a shipped recipe.
-
-    Only formulas of the recipe are evaluated, so nothing of the description is built but a first stage that computes
-    only.
-    """
+    """Write a description into the training configuration of a folder; only formulas of the recipe are evaluated."""
     from monai_diffae.bundle.parser import Parser
 
     path, parser = folder / CONFIGS / TRAIN, Parser()
@@ -247,17 +243,11 @@ def _is_list_of_parts(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    return not isinstance(value, dict) and not is_formula(value)
+    return all(map(_is_plain, value)) if isinstance(value, list) else not (isinstance(value, dict) or is_formula(value))
 
 
 def _has_path(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_has_path, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_has_path, value))
-    return isinstance(value, str) and (looks_like_path(value) or bool(value and Path(value).is_file()))
+    return any(looks_like_path(text) or (text and Path(text).is_file()) for text in strings(value))
 
 
 def _as_written(value: Any) -> Any:
@@ -266,17 +256,7 @@ def _as_written(value: Any) -> Any:
 
 
 def as_json(value: Any, indent: str = "") -> str:
-    """A configuration as the text of its file: what is short, or a list of numbers, is on one line.
-
-    Example:
-        >>> print(as_json({"image_size": [64, 64], "embed": {"pool": "@pool"}}), end="")
-        {
-            "image_size": [64, 64],
-            "embed": {
-                "pool": "@pool"
-            }
-        }
-    """
+    """A configuration as the text of its file: what is short, or a list of numbers, is on one line."""
     inner, line = f"{indent}    ", json.dumps(value)
     is_short = len(indent) + len(line) < _WIDTH
     if isinstance(value, dict) and value and not (is_short and len(indent) > 4):

@@ -319,10 +319,7 @@ def _copy_static(source: Path, target: Path) -> None:
 def write_model_card(
     folder: str | os.PathLike[str], description: Mapping[str, Any], *, is_described: bool = False
 ) -> None:
-    """Let a bundle's model card and metadata say what its model's description says; a failure is a warning.
-
-    A card that somebody else wrote is marked as that of earlier weights, unless ``is_described``.
-    """
+    """Let a bundle's card and metadata describe its model; unless ``is_described``, a foreign card gets a note."""
     metadata, card = Path(folder) / CONFIGS / METADATA, Path(folder) / MODEL_CARD
     try:
         text = card.read_text(encoding="utf-8") if card.is_file() else ""

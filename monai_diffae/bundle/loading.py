@@ -19,7 +19,7 @@ from monai.transforms import Transform
 from torch import Tensor, nn
 
 from monai_diffae.bundle.code import check_code, no_such_key
-from monai_diffae.bundle.config import build, check_device, check_dimensions, check_image_size, check_rules, check_sizes
+from monai_diffae.bundle.config import build, check_dimensions, check_image_size, check_rules, check_sizes, find_device
 from monai_diffae.bundle.description import describe, resolved
 from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.bundle.layout import CONFIGS, FAST_MODEL, LATENT_MODEL, MODEL, TRAIN, model_file, models_folder
@@ -79,7 +79,7 @@ def load_bundle(
         ...
         monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, or ...
     """
-    device = _device(device)
+    device = find_device(device)
     root = Path(bundle)
     path = model_file(root)
     model = read_model(path, "autoencoder")
@@ -106,7 +106,7 @@ def load_untrained(
     seed: int = 0,
 ) -> TrainedBundle:
     """Load a bundle, or a shipped one by its name, with random weights; ``sha256`` is that of description and seed."""
-    device = _device(device)
+    device = find_device(device)
     root = Path(bundle) if Path(bundle).exists() else shipped_bundle(str(bundle))
     try:
         path = model_file(root)
@@ -135,12 +135,6 @@ def untrained_network(config: Mapping[str, Any], seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         network = build(model_parser(config), "network_def", nn.Module)
     return network.eval().requires_grad_(False)
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is not None:
-        check_device(device)
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _with_overrides(description: Mapping[str, Any], overrides: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -292,7 +286,7 @@ def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | Non
     """
     model = _read_latent(bundle)
     parser = model_parser(model.description)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(device)
     network = build(parser, "latent_network_def", LatentMLP)
     model.load_into(network)
     if network.z_std.isnan().any():

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from monai_diffae.data.streamed import leave_signals_to_parent
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.noise import seed_of
-from monai_diffae.engines.device_settings import DeviceSettings
+from monai_diffae.engines.precision import DeviceSettings
 
 
 @dataclass(frozen=True)

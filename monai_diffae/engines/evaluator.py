@@ -12,8 +12,7 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor
 
 from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.engines.device_settings import DeviceSettings
-from monai_diffae.engines.precision import Precision, autocast
+from monai_diffae.engines.precision import DeviceSettings, Precision, autocast
 
 
 class DiffusionEvaluator(SupervisedEvaluator):

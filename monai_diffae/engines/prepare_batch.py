@@ -12,7 +12,7 @@ from torch import Tensor
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.engines.batches import StepDraws
-from monai_diffae.engines.device_settings import send
+from monai_diffae.engines.precision import send
 from monai_diffae.networks import FirstStage
 
 

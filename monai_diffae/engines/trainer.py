@@ -22,9 +22,8 @@ from monai_diffae.data.progress import track
 from monai_diffae.data.streamed import dead_worker
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.batches import StepBatchSampler
-from monai_diffae.engines.device_settings import DeviceSettings
 from monai_diffae.engines.losses import agreement_loss, encoding_both
-from monai_diffae.engines.precision import Precision, autocast
+from monai_diffae.engines.precision import DeviceSettings, Precision, autocast
 from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch
 from monai_diffae.errors import ConfigError, DivergenceError, quoted
 from monai_diffae.networks import AnchoredEncoder

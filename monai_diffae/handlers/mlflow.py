@@ -197,12 +197,7 @@ class MLflowTracking(MLFlowHandler):
 
 
 def tracked_name(column: str) -> str:
-    """The name in MLflow of a column of ``curves.csv``; MLflow groups charts by what is before the ``/``.
-
-    Example:
-        >>> [tracked_name(name) for name in ("loss", "validation_z_sem_usage", "validation_low_of_probe_age (years)")]
-        ['training/loss', 'validation/z_sem_usage', 'probe_low/age _years_']
-    """
+    """The name in MLflow of a column of ``curves.csv``; MLflow groups charts by what is before the ``/``."""
     name = column.removeprefix("validation_")
     group = "training" if name == column else "validation"
     for beginning, group_of_probes in _GROUPS.items():
@@ -283,12 +278,7 @@ def without_paths(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def flat_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """The plain values of a configuration by their ids, without formulas and lists of components.
-
-    Example:
-        >>> flat_parameters({"a": 1, "b": {"c": [2, 3], "d": "@a"}})
-        {'a': 1, 'b#c': [2, 3]}
-    """
+    """The plain values of a configuration by their ids, without formulas and lists of components."""
     flat: dict[str, Any] = {}
 
     def visit(prefix: str, value: Any) -> None:

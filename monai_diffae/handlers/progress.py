@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.engines.device_settings import send
+from monai_diffae.engines.precision import send
 from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.handlers.validation import is_of_probes
 from monai_diffae.latents.representation import warn_if_unused

@@ -13,8 +13,17 @@ from cyclopts.exceptions import CycloptsError
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
-from monai_diffae.apps.processes import Process, this_process
-from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Decoding, Numbers, Overrides, Reading
+from monai_diffae.apps.settings import (
+    NONE_GIVEN,
+    Choice,
+    Columns,
+    Decoding,
+    Numbers,
+    Overrides,
+    Process,
+    Reading,
+    this_process,
+)
 from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import ConfigError
 

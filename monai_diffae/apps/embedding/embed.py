@@ -16,8 +16,9 @@ from annotated_types import Ge, Lt
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, failed_cases, finished, versions, write_record
+from monai_diffae.apps.result import Result, failed_cases, finished, write_record
 from monai_diffae.apps.settings import Choice, Reading, Run, Seed, colour_values
+from monai_diffae.bundle.description import versions
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import ConfigError
 from monai_diffae.policies import Colour, Features
@@ -168,13 +169,12 @@ def embed(
     if features == "wide" and encoder != "trained":
         raise ConfigError(f"features: the encoder {encoder} has no wide features; omit features")
     from monai_diffae.apps.embedding.baseline_encoders import open_baseline
-    from monai_diffae.apps.embedding.encoding import CohortEncoder
-    from monai_diffae.apps.embedding.patches import PatchCutter
+    from monai_diffae.apps.embedding.encoding import CohortEncoder, PatchCutter
     from monai_diffae.apps.embedding.tables import make_tables, with_map_columns
     from monai_diffae.apps.embedding.wide import fit_or_load, wide_checksum
-    from monai_diffae.apps.processes import this_process
     from monai_diffae.apps.provenance import check_scans, scans_record
     from monai_diffae.apps.session import Session
+    from monai_diffae.apps.settings import this_process
     from monai_diffae.bundle.config import preprocessing_config
     from monai_diffae.data.atomic import PartStore, remove_abandoned
     from monai_diffae.data.cases import folder_key

@@ -43,34 +43,21 @@ _CODE_ROOTS = ("network_def", "preprocessing", "encoder_key", "slice_axis", "sli
 
 @dataclass(frozen=True)
 class IndexUpdate:
-    """What an update has changed.
+    """What an update has changed."""
 
-    Attributes:
-        new: ids that were encoded for the first time, sorted.
-        changed: ids that were encoded again because their files have changed, sorted.
-        removed: ids that were removed because the scans are gone, sorted.
-        failed: ids whose new or changed files cannot be used, with the reason.
-    """
-
-    new: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)  #: ids that were encoded for the first time, sorted
+    changed: list[str] = field(default_factory=list)  #: ids that were encoded again as their files have changed, sorted
+    removed: list[str] = field(default_factory=list)  #: ids that were removed as the scans are gone, sorted
+    failed: dict[str, str] = field(default_factory=dict)  #: why new or changed files cannot be used, by id
 
 
 @dataclass(frozen=True, eq=False)
 class IndexedCases:
-    """The cases of one model at one time.
+    """The cases of one model at one time."""
 
-    Attributes:
-        ids: (N,) the encoded cases, sorted.
-        z_sem: (N, D) float32.
-        failures: the reason for each case that cannot be used, by id.
-    """
-
-    ids: list[str]
-    z_sem: NDArray[np.float32]
-    failures: dict[str, str]
+    ids: list[str]  #: (N,) the encoded cases, sorted
+    z_sem: NDArray[np.float32]  #: (N, D) float32
+    failures: dict[str, str]  #: the reason for each case that cannot be used, by id
 
 
 class EmbeddingIndex:
@@ -228,10 +215,7 @@ def _save_as_encoded(
 
 
 def _encode(cases: Sequence[Case], trained: TrainedBundle, batch_size: int, workers: int) -> Iterator[dict[str, Code]]:
-    """The codes of so many cases at a time, by id.
-
-    A volume in a 2D bundle gets the mean of its slices, in float64 and in their order; one bad slice fails it.
-    """
+    """The codes of so many cases at a time, by id; a volume in a 2D bundle gets the mean of its slices in float64."""
     images, owners, codes = _images(cases, trained)
     yield codes
     key, items = trained.encoder_key, [image.item() for image in images]

@@ -38,14 +38,7 @@ class NotFittedError(ConfigError):
 
 
 class WideEncoder(nn.Module):
-    """An autoencoder whose codes are z_sem (B, Z) and, after it, K wide features.
-
-    Args:
-        network: the trained autoencoder.
-        mean: ``[F]``, the mean features of the training cases.
-        axes: ``[K, F]``, their principal components, all divided by the same number so that the mean variance is 1.
-        with_z_sem: whether the codes begin with z_sem.
-    """
+    """An autoencoder whose codes are z_sem (B, Z), unless it is left out, and K wide features."""
 
     mean: Tensor
     axes: Tensor

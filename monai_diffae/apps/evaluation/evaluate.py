@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.code_quality import CodeFigures
     from monai_diffae.apps.evaluation.generation_quality import FeatureNetwork, GeneratedImages
     from monai_diffae.apps.evaluation.reconstruction_quality import Condition, Reconstructions
-    from monai_diffae.apps.processes import Process
     from monai_diffae.apps.session import ReadCases, Session
+    from monai_diffae.apps.settings import Process
     from monai_diffae.data.cases import Case
     from monai_diffae.metrics import PerceptualDistance
 
@@ -160,8 +160,8 @@ def evaluate(
     for name, file in weights.files.items():
         if not file.is_file():
             raise ConfigError(f"{name}: there is no file {file.name}; check the path, or omit it")
-    from monai_diffae.apps.processes import this_process
     from monai_diffae.apps.session import Session
+    from monai_diffae.apps.settings import this_process
     from monai_diffae.data.fingerprints import file_checksum
 
     folders, process = [bundle] if isinstance(bundle, Path) else list(bundle), this_process()

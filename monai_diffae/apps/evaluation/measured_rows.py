@@ -14,7 +14,7 @@ from monai_diffae.lazy import pd
 
 if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.quality_tables import Row
-    from monai_diffae.apps.processes import Process
+    from monai_diffae.apps.settings import Process
 
 logger = logging.getLogger(__name__)
 

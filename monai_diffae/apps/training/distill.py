@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -186,52 +186,46 @@ def teaching_trajectories(
         cache_dir: folder for the trajectories if they need more than ``cache_gib``; it is deleted at the end.
         cache_gib: the largest memory for the trajectories, in GiB.
     """
-    positions = [i for i, case in enumerate(read.cases) if case.split == split]
-    num_mixed = round(mixed * len(positions))
-    folder = _folder(cache_dir, cache_gib, (len(positions) + num_mixed, len(levels), *teacher.trained.x_T_shape))
-    inverted = _inverted(teacher, read, positions, levels, folder)
-    return inverted + _mixed(teacher, inverted, levels, num_mixed, seed, folder) if num_mixed else inverted
-
-
-def _inverted(
-    teacher: Session, read: ReadCases, positions: Sequence[int], levels: Sequence[int], folder: Path | None
-) -> Trajectories:
     from monai_diffae.data.cached import ArrayStore, Trajectories
-    from monai_diffae.inferers.paths import inverted_trajectory
+    from monai_diffae.data.progress import track
+    from monai_diffae.inferers.paths import decoded_trajectory, inverted_trajectory
     from monai_diffae.inferers.reconstruction import encode_exactly
 
     trained = teacher.trained
-    store = ArrayStore(len(positions), (len(levels), *trained.x_T_shape), folder and folder / "inverted.f32")
-    codes: list[Tensor] = []
-    for batch in _batches(positions, teacher.run.batch_size, f"inverting {len(positions)} cases"):
-        items = [read.dataset[i] for i in batch]
-        images, encoder_images = (
-            torch.stack([item[key] for item in items]).to(trained.device) for key in ("image", read.encoder_key)
-        )
-        codes.append(encode_exactly(encoder_images, trained.network, trained.inferer))
-        for states in inverted_trajectory(trained.inferer, images, trained.network, codes[-1], levels).cpu():
-            store.append(states.numpy())
-    store.close()
-    return Trajectories([store], torch.cat(codes), [read.cases[i].id for i in positions])
+    positions = [i for i, case in enumerate(read.cases) if case.split == split]
+    num_mixed = round(mixed * len(positions))
+    shape = (len(levels), *trained.x_T_shape)
+    folder = _folder(cache_dir, cache_gib, (len(positions) + num_mixed, *shape))
 
+    def invert(rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        images, encoder_images = (stack.to(trained.device) for stack in read.stacked(rows))
+        z_sem = encode_exactly(encoder_images, trained.network, trained.inferer)
+        return z_sem, inverted_trajectory(trained.inferer, images, trained.network, z_sem, levels)
 
-def _mixed(
-    teacher: Session, inverted: Trajectories, levels: Sequence[int], count: int, seed: int, folder: Path | None
-) -> Trajectories:
-    from monai_diffae.data.cached import ArrayStore, Trajectories
-    from monai_diffae.inferers.paths import decoded_trajectory
-
-    trained = teacher.trained
-    store = ArrayStore(count, (len(levels), *trained.x_T_shape), folder and folder / "mixed.f32")
-    codes: list[Tensor] = []
-    for numbers in _batches(range(count), teacher.run.batch_size, f"decoding {count} mixed codes"):
+    def decode(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         drawn = [_mixture(seed, number, inverted) for number in numbers]
         x_T, z_sem = (torch.stack(parts).to(trained.device) for parts in zip(*drawn, strict=True))
-        codes.append(z_sem)
-        for states in decoded_trajectory(trained.inferer, x_T, trained.network, z_sem, levels).cpu():
-            store.append(states.numpy())
-    store.close()
-    return Trajectories([store], torch.cat(codes), [f"mixture {number}" for number in range(count)])
+        return z_sem, decoded_trajectory(trained.inferer, x_T, trained.network, z_sem, levels)
+
+    def compute(
+        make: Callable[[Sequence[int]], tuple[Tensor, Tensor]], numbers: Sequence[int], ids: list[str], text: str
+    ) -> Trajectories:
+        store = ArrayStore(len(numbers), shape, folder and folder / f"{make.__name__}.f32")
+        codes, size = [], teacher.run.batch_size
+        for start in track(range(0, len(numbers), size), text):
+            z_sem, trajectories = make(numbers[start : start + size])
+            codes.append(z_sem)
+            for states in trajectories.cpu():
+                store.append(states.numpy())
+        store.close()
+        return Trajectories([store], torch.cat(codes), ids)
+
+    inverted = compute(invert, positions, [read.cases[i].id for i in positions], f"inverting {len(positions)} cases")
+    if not num_mixed:
+        return inverted
+    numbers = range(num_mixed)
+    names = [f"mixture {number}" for number in numbers]
+    return inverted + compute(decode, numbers, names, f"decoding {num_mixed} mixed codes")
 
 
 def _mixture(seed: int, number: int, inverted: Trajectories) -> tuple[Tensor, Tensor]:
@@ -246,12 +240,6 @@ def _mixture(seed: int, number: int, inverted: Trajectories) -> tuple[Tensor, Te
     if number % 2:
         return image_noise(tuple(x_T.shape), seed, [number])[0], z_sem[first] + way
     return x_T, z_sem[edited] + way
-
-
-def _batches(numbers: Sequence[int], size: int, text: str) -> Iterator[Sequence[int]]:
-    from monai_diffae.data.progress import track
-
-    return (numbers[start : start + size] for start in track(range(0, len(numbers), size), text))
 
 
 def _folder(cache_dir: str | None, cache_gib: float, shape: Sequence[int]) -> Path | None:

@@ -88,10 +88,7 @@ class Machine:
         return proposal
 
     def fit(self, settings: Mapping[str, Any]) -> Proposal | None:
-        """The largest batch that fits into memory with a grid and a width; None: not even a single image fits.
-
-        Activations are recomputed only if less than half of the configuration's batch fits without.
-        """
+        """The largest batch that fits into memory with a grid and a width; None: not even a single image fits."""
         configured = int(self.value("batch_size"))
         number = 1 if "batch_size" in self.overrides else configured.bit_length()
         sizes = [configured >> i for i in range(number)]  # halved again and again

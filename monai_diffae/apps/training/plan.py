@@ -13,7 +13,7 @@ from annotated_types import Gt, Le
 from monai_diffae.apps.command import check_overlays, command
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, Columns, Overrides, colour_values
-from monai_diffae.errors import CohortError, ConfigError, MachineError, counted, quoted
+from monai_diffae.errors import CohortError, ConfigError, MachineError, counted
 from monai_diffae.lazy import torch
 from monai_diffae.policies import Colour
 
@@ -180,6 +180,7 @@ def plan(
     from monai_diffae.apps.training.grids import grid_options, open_machine
     from monai_diffae.apps.training.speed import TIME_KEYS, Work, finest_in_time
     from monai_diffae.bundle.code import check_code
+    from monai_diffae.bundle.config import find_device
     from monai_diffae.data.cohorts import read_cohort
     from monai_diffae.data.inspection.survey import survey_cohort
     from monai_diffae.data.progress import count_by_label
@@ -214,18 +215,6 @@ def plan(
     )
 
 
-def find_device(device: str | None) -> torch.device:
-    """The device with this name, which this machine has; None: the GPU if there is one, else the CPU."""
-    from monai_diffae.bundle.config import check_device
-
-    try:
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ConfigError(f"device: there is no {quoted(device)}; choose cpu or cuda") from error
-    check_device(target)
-    return target
-
-
 def memory_budget(memory_gib: float | None, device: torch.device) -> int:
     """Bytes that training may use: 80 % of the device's free memory, or ``memory_gib`` if that much is free."""
     from monai_diffae.engines.memory import free_memory
@@ -258,12 +247,7 @@ def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser
 def command_lines(
     bundle: Path, cohort: Path, columns: Mapping[str, str], overlays: Sequence[Path], settings: Mapping[str, Any]
 ) -> list[str]:
-    """Lines for a shell: ``init`` if the bundle is a shipped one, and ``train`` with these settings.
-
-    Example:
-        >>> command_lines(Path("diffae_2d"), Path("scans"), {}, [], {"image_size": [64, 64]})[1]
-        "monai-diffae train my_bundle scans --overrides 'image_size=[64,64]'"
-    """
+    """Lines for a shell: ``init`` if the bundle is a shipped one, and ``train`` with these settings."""
     from monai_diffae.apps.commands import command_line
 
     is_shipped = not bundle.is_dir()

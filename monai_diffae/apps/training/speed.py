@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from monai_diffae.apps.training.grids import WIDTH, Machine, Proposal, nothing_fits
 from monai_diffae.bundle.config import build
@@ -158,34 +158,19 @@ def measure_speed(
         start = time.perf_counter()
         preprocessed(dataset.transform, dataset.items[-1], dataset.keys)  # once more, as the first scan is slower
         seconds_per_scan = time.perf_counter() - start
-        repeated = _Repeated(dataset, _MAX_STEPS * batch_size)
+        repeated = [(index, index % len(dataset)) for index in range(_MAX_STEPS * batch_size)]  # augmented each time
+        loader: DataLoader[Any] = DataLoader(dataset, batch_size, sampler=repeated)
         parser.update(
             {
-                "train#trainer#train_data_loader": DataLoader(repeated, batch_size),
-                "train#trainer#train_handlers": "$[@ema]",
-                "train#trainer#max_epochs": 1,
-                "max_epochs": 1,
-                "lr_schedule": "constant",
+                "train#trainer#train_data_loader": loader, "train#trainer#train_handlers": "$[@ema]",
+                "train#trainer#max_epochs": 1, "max_epochs": 1, "lr_schedule": "constant",
             }
-        )
+        )  # fmt: skip
         trainer = build(parser, "train#trainer", ResumableTrainer)  # type: ignore[type-abstract]
         clock = _Clock(torch.device(device))
         trainer.add_event_handler(Events.ITERATION_COMPLETED, clock)
         trainer.run()
     return Speed(clock.seconds_per_step, batch_size, seconds_per_scan)
-
-
-class _Repeated(Dataset[Any]):
-    """The items of a dataset again and again, each time with another augmentation."""
-
-    def __init__(self, dataset: CachedCases, length: int) -> None:
-        self.dataset, self.length = dataset, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index, index % len(self.dataset)]
 
 
 class _Clock:

@@ -215,11 +215,7 @@ def run_training(
     values: Mapping[str, Any] | None = None,
     prepare: Callable[[ConfigWorkflow], object] | None = None,
 ) -> ConfigWorkflow:
-    """Run one of a bundle's training configurations.
-
-    ``prepare`` is called with the run before it trains. None in ``paths`` or ``values`` stands for what the
-    configuration says.
-    """
+    """Run one of a bundle's training configurations; ``prepare`` is called with the run before it trains."""
     out = paths.get("output_dir")
     chosen = {key: value for key, value in (values or {}).items() if value is not None}
     if out is not None and not training.overwrite and _has_values(config, bundle, out):
@@ -380,7 +376,7 @@ def _plan(
 
 def _lengthen(workflow: ConfigWorkflow, training: Training, minutes: float, start: float) -> Training | None:
     """More epochs for a training that used little of its time, because the machine was busy when it was measured."""
-    from monai_diffae.apps.processes import this_process
+    from monai_diffae.apps.settings import this_process
 
     read = workflow.parser.get_parsed_content
     validation, before = read("validate#handler"), read("max_epochs")

@@ -11,8 +11,8 @@ from monai_diffae.apps.evaluation.evaluate import evaluate
 from monai_diffae.apps.evaluation.measured_rows import MeasuredRows
 from monai_diffae.apps.evaluation.quality_tables import difference_rows, mean_rows
 from monai_diffae.apps.evaluation.reconstruction_quality import Reconstructions
-from monai_diffae.apps.processes import Process
 from monai_diffae.apps.session import Session
+from monai_diffae.apps.settings import Process
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.data.atomic import PartStore
 from monai_diffae.errors import CohortError, ConfigError
