@@ -212,7 +212,8 @@ def write_record(
 ) -> None:
     """Write what a result was made from, without paths and patients; without figures, it is not complete."""
     record = record_of(out)
-    files = {} if figures is None else _hashes(record.parent, results)
+    # by hashes of the names, because these may be ids of cases
+    files = {} if figures is None else {key: file_checksum(file) for key, file in _files(record.parent, results)}
     write_json(record, {
         "command": command, "complete": figures is not None, "made_from": dict(made_from),
         "figures": dict(figures or {}), "files": files, "versions": versions(), **more,
@@ -244,11 +245,6 @@ def remove_images(folder: Path) -> None:
     """Delete the images of an earlier run, which would otherwise stay beside the new ones."""
     for image in images_in(folder):
         image.unlink()
-
-
-def _hashes(root: Path, results: Sequence[Path]) -> dict[str, str]:
-    """The SHA-256 of each file of a result, by a hash of its name, because names may be ids of cases."""
-    return {key: file_checksum(file) for key, file in _files(root, results)}
 
 
 def _num_missing(root: Path, results: Sequence[Path], hashes: Mapping[str, str]) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -299,8 +299,7 @@ def _is_drawn_again(trained: TrainedBundle, split: SplitCohort) -> bool:
 
 def _trained_on(trained: TrainedBundle) -> str | None:
     """The fingerprint of the cohort of the training; None if it was not recorded."""
-    fingerprint: str | None = trained.config.get("data", {}).get("fingerprint")
-    return fingerprint
+    return cast("str | None", trained.config.get("data", {}).get("fingerprint"))
 
 
 def _columns_present(columns: Mapping[str, str], cohort: Path) -> dict[str, str]:

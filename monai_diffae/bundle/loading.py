@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,6 @@ from monai_diffae.networks import FirstStage, LatentMLP
 
 logger = logging.getLogger(__name__)
 
-_NEEDED = ("network_def", "inferer", "preprocessing", "model_range")
 _COHORT_KEYS = ("columns", "patient_pattern")  # no part of a description, as they can name patients
 _DISTILL, _TRAIN_LATENT = "train it again with monai-diffae distill", "monai-diffae train-latent"
 # Components have a configuration or weights of their own, the batch size does not change the result, and ``clip_range``
@@ -139,9 +137,6 @@ def untrained_network(config: Mapping[str, Any], seed: int = 0) -> nn.Module:
 
 def _with_overrides(description: Mapping[str, Any], overrides: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A model's description with other values; ``name`` is that of its file in errors."""
-    lacks = [key for key in _NEEDED if key not in description]
-    if lacks:
-        raise ConfigError(f"{name} lacks {quoted(lacks[0])}; choose the file of a diffusion autoencoder")
     check_code(overrides, "overrides", places=False)
     what, command = "the model's description", f"monai-diffae info {name.partition(':')[0]}"
     frozen = set(description.get("frozen", ()))
@@ -341,11 +336,8 @@ def load_fast_decoder(
     if not path.is_file():
         raise ConfigError("decoder: there is no fast decoder in this bundle; train it with monai-diffae distill")
     model = read_model(path, "fast")
-    levels = model.description.get("levels", [-1])
-    if len(levels) < 2 or levels[-1] != -1 or any(low >= high for high, low in pairwise(levels)):
-        raise ConfigError(f"{FAST_MODEL}: does not describe a fast decoder; {_DISTILL}")
     if model.description.get("autoencoder_sha256") != autoencoder_sha256:
         raise ConfigError(f"{FAST_MODEL}: belongs to another autoencoder; {_DISTILL}")
     unet: nn.Module = deepcopy(network.unet)  # type: ignore[assignment]
     model.load_into(unet)
-    return FastDecoder(unet.to(device).eval().requires_grad_(False), tuple(levels)), model.sha256
+    return FastDecoder(unet.to(device).eval().requires_grad_(False), tuple(model.description["levels"])), model.sha256

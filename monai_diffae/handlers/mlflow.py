@@ -113,7 +113,11 @@ class MLflowTracking(MLFlowHandler):
         )  # fmt: skip
         self.client = client  # MONAI's prefers MLFLOW_TRACKING_URI to the argument
         self._set_experiment()
-        self.cur_run = self._resumed_run() or self._create_run()
+        self.cur_run = self._resumed_run()
+        if self.cur_run is None:
+            experiment: Any = self.experiment
+            self.cur_run = self.client.create_run(experiment.experiment_id, run_name=self.run_name)
+            write_atomic(self.output_dir / RUN_ID, lambda path: path.write_text(self._run_id))
         # MLflow's names may have '/' but not '#'. The trainer's max_epochs is used if the configuration's is a formula.
         config = {"max_epochs": engine.state.max_epochs, **flat_parameters(self.config)}
         parameters = {key.replace("#", "/"): str(value)[:500] for key, value in config.items()}
@@ -154,12 +158,6 @@ class MLflowTracking(MLFlowHandler):
                 self.client.update_run(id_file.read_text().strip(), status="RUNNING")
                 return self.client.get_run(id_file.read_text().strip())
         return None
-
-    def _create_run(self) -> Any:
-        experiment: Any = self.experiment
-        run = self.client.create_run(experiment.experiment_id, run_name=self.run_name)
-        write_atomic(self.output_dir / RUN_ID, lambda path: path.write_text(run.info.run_id))
-        return run
 
     def _log_training(self) -> None:
         names = ("loss", "images_per_s", "images_seen", "learning_rate")

@@ -74,24 +74,23 @@ class Validation(ValidationHandler):
     def _stop_clock(self) -> None:
         self._ended_at = time.monotonic()
 
-    def _end_if_time_is_over(self, engine: Engine) -> None:
-        engine.ends_after_step = self.is_time_over  # type: ignore[attr-defined]
+    def _end_if_time_is_over(self, engine: Any) -> None:
+        engine.ends_after_step = self.is_time_over
 
-    def _stop_within_epoch(self, engine: Engine) -> None:
-        is_last_of_epoch = engine.state.iteration % engine.state.epoch_length == 0  # type: ignore[operator]
-        if engine.ends_after_step and not is_last_of_epoch and not engine.is_between_updates:  # type: ignore[attr-defined]
-            self(engine)
+    def _stop_within_epoch(self, engine: Any) -> None:
+        is_last_of_epoch = engine.state.iteration % engine.state.epoch_length == 0
+        if engine.ends_after_step and not is_last_of_epoch and not engine.is_between_updates:
             self._stop_for_time(engine)
 
-    def _validate_if_due(self, engine: Engine) -> None:
+    def _validate_if_due(self, engine: Any) -> None:
         is_last = engine.state.epoch == engine.state.max_epochs
-        is_cut = engine.ends_after_step and not is_last  # type: ignore[attr-defined]
-        if engine.state.epoch % self.interval == 0 or is_last or is_cut:
-            self(engine)
-        if is_cut:
+        if engine.ends_after_step and not is_last:
             self._stop_for_time(engine)
+        elif engine.state.epoch % self.interval == 0 or is_last:
+            self(engine)
 
     def _stop_for_time(self, engine: Engine) -> None:
+        self(engine)
         state = engine.state
         logger.warning(
             "max_minutes: %.3g minutes are over at step %d of %d; the other steps are left out. To train "

@@ -208,12 +208,15 @@ def embed(
     if features == "wide":
         session = fit_or_load(session, may_fit=process.world_size == 1)
         made_from["wide"] = wide_checksum(bundle)
-    files = {path: made_from} if cutter is None else _with_patches(path, made_from, overlap)
+    files = {path: made_from}
+    if cutter is not None:
+        pools = {path: "patches", path.with_name(f"{path.stem}_patches{path.suffix}"): "patch"}
+        files = {file: {**made_from, "pool": each, "overlap": overlap} for file, each in pools.items()}
     usage = session.trained.z_sem_usage
     warn_if_unused(usage)
-    figures = _finished(files, run.overwrite)
+    complete = [finished("embed", file, [file], each, overwrite=run.overwrite) for file, each in files.items()]
     states = scan_states(cases)
-    if figures is not None:
+    if (figures := complete[0]) is not None and None not in complete:
         check_scans(path, cases, states)
         logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
         if encoder == "trained":
@@ -297,18 +300,6 @@ def _chosen(session: Session, choice: Choice, pool: Pool) -> SplitCohort:
 def _failures_file(path: Path) -> Path:
     """The list of a table's failures; each table has its own, because a folder may hold several tables."""
     return path.with_name("failures.csv" if path.stem == "embeddings" else f"{path.stem}_failures.csv")
-
-
-def _with_patches(path: Path, made_from: dict[str, Any], overlap: float) -> dict[Path, dict[str, Any]]:
-    """The files of the tables of scans and of patches, with what each is made from."""
-    pools = {path: "patches", path.with_name(f"{path.stem}_patches{path.suffix}"): "patch"}
-    return {file: {**made_from, "pool": pool, "overlap": overlap} for file, pool in pools.items()}
-
-
-def _finished(files: Mapping[Path, dict[str, Any]], overwrite: bool) -> dict[str, Any] | None:
-    """The figures of tables that are all complete and made from the same things, else None."""
-    figures = [finished("embed", file, [file], made_from, overwrite=overwrite) for file, made_from in files.items()]
-    return None if None in figures else figures[0]
 
 
 def _write(

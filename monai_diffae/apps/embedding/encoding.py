@@ -80,9 +80,15 @@ class CohortEncoder:
             transform, keys, cut, ahead = self.cutter, self.cutter.keys, self.cutter.cut, 1
         contents: dict[int, str] = {}
         skipped = SkippedCases(failures_name)
-        stream = _with_contents(positions, read_hashed_stream(items, transform, keys, workers, ahead), contents)
+
+        def read() -> Iterator[Arrays | Exception]:
+            hashed = read_hashed_stream(items, transform, keys, workers, ahead)
+            for position, (result, content) in zip(positions, hashed, strict=True):
+                contents[position] = content
+                yield result
+
         with worker_errors(), progress(len(positions), f"encoding {counted(len(positions), 'case')}") as advance:
-            numbered = zip(positions, items, stream, strict=True)
+            numbered = zip(positions, items, read(), strict=True)
             for _, results in groupby(numbered, lambda result: result[0] // size):
                 if self.cutter is None:  # the first image of a part decides the size of its others
                     cut = whole_images(self.trained, self.encoder_key)
@@ -153,15 +159,6 @@ class CohortEncoder:
                     "another run removed them; run the command again to resume"
                 )
             time.sleep(_POLL_S)
-
-
-def _with_contents(
-    positions: Sequence[int], stream: Iterator[tuple[Arrays | Exception, str]], contents: dict[int, str]
-) -> Iterator[Arrays | Exception]:
-    """Yield the results of a stream, and store the hashes of the scans in ``contents``, by position."""
-    for position, (result, content) in zip(positions, stream, strict=True):
-        contents[position] = content
-        yield result
 
 
 def whole_images(trained: TrainedBundle, key: str) -> Cut:

@@ -52,12 +52,7 @@ class Machine:
     overrides: Mapping[str, Any]
     budget: int
     device: torch.device
-
-    @property
-    def first_stage(self) -> FirstStage | None:
-        """The first stage on whose latents the network works; None: it works on images."""
-        stage: FirstStage | None = self.config.get("first_stage")
-        return stage
+    first_stage: FirstStage | None  # on whose latents the network works; None: it works on images
 
     def value(self, key: str) -> Any:
         """The value of a key of the configuration with the overrides."""
@@ -125,7 +120,7 @@ def open_machine(config: dict[str, Any], overrides: Mapping[str, Any], budget: i
                 "first_stage_bundle: is required; give a trained one with overrides first_stage_bundle=DIR"
             )
         config = {**config, "first_stage": build(parser, "first_stage", FirstStage)}
-    return Machine(config, overrides, budget, device)
+    return Machine(config, overrides, budget, device, config.get("first_stage"))
 
 
 def grid_3d(

@@ -143,17 +143,15 @@ def _given_settings(
 
 def _log_settings(settings: OfficialSettings, assumed: list[str], *, has_latent: bool) -> None:
     """Log the settings that the weights do not show; those that are assumed as a warning."""
-    values = {
-        name: value for name, value in asdict(settings).items()
-        if value is not None and (has_latent or "latent" not in name)
-    }  # fmt: skip
-    for names, level, text in (
-        (values.keys() - set(assumed), logging.INFO, "from the checkpoint's hyper_parameters or the options: %s"),
-        (values.keys() & set(assumed), logging.WARNING,
-         "not in the checkpoint, so taken from the released models: %s; set others with hyper_parameters"),
-    ):  # fmt: skip
-        if names:
-            logger.log(level, text, ", ".join(f"{name} {value}" for name, value in values.items() if name in names))
+    texts: dict[bool, list[str]] = {True: [], False: []}  # by whether they are assumed
+    for name, value in asdict(settings).items():
+        if value is not None and (has_latent or "latent" not in name):
+            texts[name in assumed].append(f"{name} {value}")
+    if texts[False]:
+        logger.info("from the checkpoint's hyper_parameters or the options: %s", ", ".join(texts[False]))
+    if texts[True]:
+        text = "not in the checkpoint, so taken from the released models: %s; set others with hyper_parameters"
+        logger.warning(text, ", ".join(texts[True]))
 
 
 def _image_size(
