@@ -130,10 +130,8 @@ def training_images(
     key, cases = session.encoder_key, [case for case in session.cohort.cases if case.split == "train"]
     if most_cases is not None:  # in random order: a table may be sorted by hospital
         cases = [cases[i] for i in np.random.default_rng(0).permutation(len(cases))[:most_cases]]
-    items: list[dict[str, Any]] = [case.item() for case in cases]
-    stream = read_stream(
-        items, session.trained.preprocessing, (key,), session.reading.workers_for(len(cases)), _READ_AHEAD
-    )
+    items, workers = [case.item() for case in cases], session.reading.workers_for(len(cases))
+    stream = read_stream(items, session.trained.preprocessing, (key,), workers, _READ_AHEAD)
     batch: list[NDArray[np.float32]] = []
     shape, is_first = None, True
     with progress(len(cases), f"fitting {text} to {len(cases)} training cases") as advance:

@@ -60,9 +60,7 @@ class Plan:
     @property
     def needed_images(self) -> int:
         """Images that the network should see so that z_sem is used."""
-        from monai_diffae.apps.training.speed import needed_images
-
-        return needed_images(self.settings["image_size"], self.speed.batch_size)
+        return self.speed.needed_images(self.settings["image_size"])
 
     @property
     def num_cropped(self) -> int:
@@ -106,20 +104,22 @@ class Plan:
     def figures(self) -> dict[str, Any]:
         """Everything; memory in GiB."""
         table, speed = self.timetable, self.speed
-        figures = {
+        exact = {
             "seconds_per_step": speed.seconds_per_step, "images_per_second": speed.images_per_second,
             "seconds_per_scan": speed.seconds_per_scan, "predicted_s": table.total_s,
         }  # fmt: skip
-        time = {
-            **{name: float(f"{value:.4g}") for name, value in figures.items()},
-            "parts_s": {name: round(seconds, 1) for name, seconds in table.seconds.items()},
-            "num_images": table.num_images, "num_steps": table.num_steps, "needed_images": self.needed_images,
-        }  # fmt: skip
-        gib = {"predicted_gib": self.proposal.memory.gib, "budget_gib": self.budget / _GIB}
-        memory = {**{name: round(value, 3) for name, value in gib.items()}, "device": self.device}
         return {
             "cohort": self.survey.summary(), "settings": self.settings, "num_cropped": self.num_cropped,
-            "memory": memory, "time": time, "commands": self.commands,
+            "memory": {
+                "predicted_gib": round(self.proposal.memory.gib, 3), "budget_gib": round(self.budget / _GIB, 3),
+                "device": self.device,
+            },
+            "time": {
+                **{key: float(f"{value:.4g}") for key, value in exact.items()},
+                "parts_s": {name: round(seconds, 1) for name, seconds in table.seconds.items()},
+                "num_images": table.num_images, "num_steps": table.num_steps, "needed_images": self.needed_images,
+            },
+            "commands": self.commands,
         }  # fmt: skip
 
     @property
@@ -250,13 +250,11 @@ def command_lines(
     """Lines for a shell: ``init`` if the bundle is a shipped one, and ``train`` with these settings."""
     from monai_diffae.apps.commands import command_line
 
-    is_shipped = not bundle.is_dir()
-    folder = "my_bundle" if is_shipped else str(bundle)
-    training = {
-        "bundle": folder, "cohort": cohort, "overlays": list(overlays), "columns": columns, "overrides": settings,
-    }  # fmt: skip
-    init = [command_line("init", {"out": folder, "bundle": bundle})] if is_shipped else []
-    return [*init, command_line("train", training)]
+    training = {"cohort": cohort, "overlays": list(overlays), "columns": columns, "overrides": settings}
+    if bundle.is_dir():
+        return [command_line("train", {"bundle": bundle, **training})]
+    init = command_line("init", {"out": "my_bundle", "bundle": bundle})
+    return [init, command_line("train", {"bundle": "my_bundle", **training})]
 
 
 def _without_other_colours(survey: Survey, cases: Sequence[Case], config: Mapping[str, Any]) -> Survey:

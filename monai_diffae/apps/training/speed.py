@@ -64,6 +64,11 @@ class Speed:
         """Training images per second."""
         return self.batch_size / self.seconds_per_step
 
+    def needed_images(self, image_size: Sequence[int]) -> int:
+        """Images of this size that the network should see so that z_sem is used."""
+        growth = max(1.0, math.prod(image_size) / _PIXELS) ** _GROWTH
+        return max(_FEWEST_STEPS * self.batch_size, int(_IMAGES * growth))
+
     def __str__(self) -> str:
         return (
             f"{self.seconds_per_step:.3g} s per step of {self.batch_size} images, {self.images_per_second:.3g} images "
@@ -87,11 +92,8 @@ class Timetable:
         return sum(self.seconds.values())
 
     def __str__(self) -> str:
-        def clock(seconds: float) -> str:
-            return str(timedelta(seconds=round(seconds)))
-
-        parts = ", ".join(f"{name} {clock(seconds)}" for name, seconds in self.seconds.items())
-        return f"{clock(self.total_s)} ({parts})"
+        total, *parts = (timedelta(seconds=round(seconds)) for seconds in (self.total_s, *self.seconds.values()))
+        return f"{total} ({', '.join(f'{name} {part}' for name, part in zip(self.seconds, parts, strict=True))})"
 
 
 @dataclass(frozen=True)
@@ -195,12 +197,6 @@ class _Clock:
             engine.terminate()
 
 
-def needed_images(image_size: Sequence[int], batch_size: int) -> int:
-    """Images that the network should see so that z_sem is used."""
-    growth = max(1.0, math.prod(image_size) / _PIXELS) ** _GROWTH
-    return max(_FEWEST_STEPS * batch_size, int(_IMAGES * growth))
-
-
 def finest_in_time(
     machine: Machine,
     options: Sequence[Mapping[str, Any]],
@@ -220,7 +216,7 @@ def finest_in_time(
 
     def is_enough(index: int, speed: Speed) -> bool:
         table = work.timetable(speed, budget_s)
-        ample = _AMPLE * needed_images(options[index]["image_size"], speed.batch_size)
+        ample = _AMPLE * speed.needed_images(options[index]["image_size"])
         return table.total_s <= budget_s and table.num_images >= ample
 
     def is_promising(index: int) -> bool:

@@ -191,13 +191,12 @@ def train_with_callbacks(
         workflow.parser.get_parsed_content("train#trainer").add_event_handler(TrainingEvents.STATISTICS, notify)
 
     folders: list[Path] = []
-    paths = {"dataset_dir": cohort, "output_dir": out}
-    given = {key: None if path is None else Path(path) for key, path in paths.items()}
-    bundle = Path(bundle)
     if start_from is not None:
-        bundle = begin_from(given.pop("output_dir", None) or bundle, Path(start_from))
+        bundle, out = begin_from(Path(out or bundle), Path(start_from)), None
+    given = {"dataset_dir": cohort, "output_dir": out}
+    paths = {key: None if path is None else Path(path) for key, path in given.items()}
     try:
-        run_training("train", bundle, training, given, prepare=prepare)
+        run_training("train", Path(bundle), training, paths, prepare=prepare)
     except TrainingStopped:
         return TrainingEnd(folders[0], is_stopped=True)
     return TrainingEnd(folders[0], is_stopped=False)
@@ -272,11 +271,10 @@ def _has_values(config: str, bundle: Path, out: Path) -> bool:
     """Whether the configuration of the folder for the results has the values with which its training began."""
     from monai_diffae.bundle.folders import check_no_other_model
 
+    has_model = (out / "models" / "model.safetensors").is_file()
     if config != "train":  # it has the bundle's model, too
         check_no_other_model(bundle, out)
-        if not (out / "models" / "model.safetensors").is_file():
-            return False
-    return (out / "configs" / f"{config}.json").is_file()
+    return (out / "configs" / f"{config}.json").is_file() and (config == "train" or has_model)
 
 
 def begin_from(folder: Path, start_from: Path) -> Path:
@@ -355,11 +353,10 @@ def _plan(
     parser = read_training_config(bundle, training.overlays)
     if cohort is None and parser.get("dataset_dir") == "???":
         raise ConfigError("cohort: is required, as the bundle's configuration names none; give it a value")
-    fixed: dict[str, Any] = {}
     weights = folder / layout.MODELS / layout.MODEL
-    if weights.is_file() and not training.overwrite:  # they are fine-tuned
-        model = {key: value for key, value in read_description(weights).items() if key in parser}
-        fixed = {key: value for key, value in model.items() if key not in TIME_KEYS and not isinstance(value, dict)}
+    is_tuned = weights.is_file() and not training.overwrite
+    model = {key: each for key, each in read_description(weights).items() if key in parser} if is_tuned else {}
+    fixed = {key: value for key, value in model.items() if key not in TIME_KEYS and not isinstance(value, dict)}
     named = {"batch_size": training.batch_size, "uneven": training.uneven}
     given = {key: value for key, value in named.items() if value is not None}
     result = plan(
