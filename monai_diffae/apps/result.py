@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,8 +122,6 @@ def failed_cases(num_failed: int, num_cases: int, failures_name: str = "failures
 
 def table_lines(table: Table) -> Iterator[str]:
     """The lines of a table."""
-    from io import StringIO
-
     from rich.console import Console
 
     console = Console(file=StringIO(), width=_MAX_WIDTH, highlight=False, markup=False)

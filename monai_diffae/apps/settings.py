@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Le, Lt
 from cyclopts import Group, Parameter, Token
 
+from monai_diffae.data.atomic import write_atomic
 from monai_diffae.diffusion.settings import DecoderName, InversionName, SolverName, SpacingName
 from monai_diffae.errors import CohortError, ConfigError, quoted
 from monai_diffae.lazy import torch
@@ -171,8 +172,6 @@ class Figures:
     def write(self, picture: Path, figure: Figure) -> None:
         """Write the files of a chart, and delete those in other formats, which may show earlier results."""
         from matplotlib import rc_context
-
-        from monai_diffae.data.atomic import write_atomic
 
         for suffix in {".svg", ".pdf"} - {f".{self.figure_format}"}:
             picture.with_suffix(suffix).unlink(missing_ok=True)

@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template
-
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.code import read_values
 from monai_diffae.bundle.config import references
@@ -348,6 +346,8 @@ def _with_channels(metadata: dict[str, Any], description: Mapping[str, Any]) -> 
 
 def _filled(text: str, description: Mapping[str, Any]) -> str:
     """The card of a recipe with what is known of the trained model."""
+    from jinja2 import Template
+
     data, recipe = description.get("data", {}), description.get("recipe", {})
     unknown = {"image_size": [], "figures": {}, "window_hu": "??", "percentiles": "??"}
     values = {

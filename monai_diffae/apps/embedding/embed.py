@@ -17,9 +17,12 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, finished, write_record
-from monai_diffae.apps.settings import Choice, Reading, Run, Seed, colour_values
+from monai_diffae.apps.settings import Choice, Reading, Run, Seed, colour_values, this_process
+from monai_diffae.bundle.config import preprocessing_config
 from monai_diffae.bundle.description import versions
-from monai_diffae.data.fingerprints import json_digest
+from monai_diffae.data.atomic import PartStore, remove_abandoned, write_atomic
+from monai_diffae.data.cases import folder_key
+from monai_diffae.data.fingerprints import json_digest, scan_states
 from monai_diffae.errors import ConfigError
 from monai_diffae.policies import Colour, Features
 
@@ -174,12 +177,7 @@ def embed(
     from monai_diffae.apps.embedding.wide import fit_or_load, wide_checksum
     from monai_diffae.apps.provenance import check_scans, scans_record
     from monai_diffae.apps.session import Session
-    from monai_diffae.apps.settings import this_process
-    from monai_diffae.bundle.config import preprocessing_config
-    from monai_diffae.data.atomic import PartStore, remove_abandoned
-    from monai_diffae.data.cases import folder_key
     from monai_diffae.data.embeddings import COMMON_SCALE, read_embeddings, rows_sample, z_matrix
-    from monai_diffae.data.fingerprints import scan_states
     from monai_diffae.latents.representation import warn_if_unused
 
     read_as = colour_values(colour) if encoder != "trained" else {"colour": colour} if colour else {}
@@ -306,8 +304,6 @@ def _write(
     tables: Mapping[Path, pd.DataFrame], made_from: Mapping[Path, dict[str, Any]], described: dict[str, Any]
 ) -> None:
     """Write tables with their metadata, and records that mark the tables as unfinished."""
-    from monai_diffae.data.atomic import write_atomic
-
     for file, table in tables.items():
         table.attrs["monai_diffae"] = {"made_from": made_from[file], **described, "versions": versions()}
         write_record("embed", file, made_from[file])  # in case the run is killed before the end

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Le
 
 from monai_diffae.apps.command import command
+from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Reading, Run, Training
 from monai_diffae.apps.training.train import results_folder, run_training, training_result
+from monai_diffae.bundle.model_file import checksum
+from monai_diffae.data.cases import spread_cases
+from monai_diffae.data.progress import track
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.lazy import torch
 
@@ -60,9 +67,6 @@ def distill(
         ...
         monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.safetensors; train the bundle ...
     """
-    from monai_diffae.apps.commands import command_line
-    from monai_diffae.bundle.model_file import checksum
-
     checksum(bundle)  # raises an error if the bundle is not trained
     paths = {"dataset_dir": cohort, "output_dir": out}
     workflow = run_training("distill", bundle, training, paths, values={"steps": steps})
@@ -105,8 +109,6 @@ def teacher_levels(teacher: Session, steps: int) -> list[int]:
 
 def student(teacher: Session) -> nn.Module:
     """A copy of the bundle's denoiser to be trained."""
-    from copy import deepcopy
-
     unet: nn.Module = deepcopy(teacher.trained.network.unet)  # type: ignore[assignment]
     return unet.requires_grad_(True)
 
@@ -144,8 +146,6 @@ def read_teaching_cases(teacher: Session, out: str, limit: int | None = None) ->
 
     At most ``limit`` training cases are used, evenly spread over all of them.
     """
-    from monai_diffae.data.cases import spread_cases
-
     train = teacher.cohort.split("train")
     cases = [*(train if limit is None else spread_cases(train, limit)), *teacher.cohort.split("val")]
     read = teacher.read(cases, Path(out))
@@ -187,7 +187,6 @@ def teaching_trajectories(
         cache_gib: the largest memory for the trajectories, in GiB.
     """
     from monai_diffae.data.cached import ArrayStore, Trajectories
-    from monai_diffae.data.progress import track
     from monai_diffae.inferers.paths import decoded_trajectory, inverted_trajectory
     from monai_diffae.inferers.reconstruction import encode_exactly
 
@@ -244,9 +243,6 @@ def _mixture(seed: int, number: int, inverted: Trajectories) -> tuple[Tensor, Te
 
 def _folder(cache_dir: str | None, cache_gib: float, shape: Sequence[int]) -> Path | None:
     """A folder for float32 arrays of this shape in all; None: they fit into memory."""
-    import atexit
-    import os
-
     from monai_diffae.data.cached import make_cache_folder, remove_abandoned_caches, remove_cache_folder
 
     remove_abandoned_caches(cache_dir)

@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
+from monai_diffae.bundle import layout
+from monai_diffae.bundle.config import preprocessing_config
 from monai_diffae.bundle.description import versions
+from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.atomic import write_atomic, write_json
+from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError, MachineError, one_line, shortened
 from monai_diffae.lazy import torch
 
@@ -76,9 +80,6 @@ def export(bundle: Path, out: Path, *, format: Literal["pt2", "onnx", "ts"] = "p
         ...
         monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, ...
     """
-    from monai_diffae.bundle import layout
-    from monai_diffae.bundle.model_file import checksum
-
     if missing := [name for name in _ONNX_PACKAGES if format == "onnx" and find_spec(name) is None]:
         raise MachineError(f"format onnx: {missing[0]} is not installed; run pip install 'monai-diffae[export]'")
     if format == "ts":
@@ -111,9 +112,7 @@ class _Model:
 
 
 def _read_model(bundle: Path) -> _Model:
-    from monai_diffae.bundle import layout
     from monai_diffae.bundle.loading import load_bundle, load_first_stage
-    from monai_diffae.bundle.model_file import read_description
     from monai_diffae.networks import DiffusionAutoencoder
     from monai_diffae.networks.network_parts import autoencoder_parts, first_stage_parts
 
@@ -137,8 +136,6 @@ def _figures(file: NetworkFile) -> dict[str, Any]:
 
 
 def _description(model: _Model, files: Sequence[NetworkFile]) -> dict[str, Any]:
-    from monai_diffae.bundle.config import preprocessing_config
-
     keys = ("in_channels", "image_size", "model_range", "spacing_mm", "encoder_key", "image_keys")
     description = {
         "networks": {file.path.name: _network(file) for file in files},
@@ -159,8 +156,6 @@ def _axes(spatial_dims: int, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _network(file: NetworkFile) -> dict[str, Any]:
-    from monai_diffae.data.fingerprints import file_checksum
-
     part, divisors = file.part, file.part.divisors
     output_size = file.output_shape[1:]
 

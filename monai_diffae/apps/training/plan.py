@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Gt, Le
 
 from monai_diffae.apps.command import check_overlays, command
+from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, Columns, Overrides, colour_values
+from monai_diffae.bundle.code import check_code
+from monai_diffae.bundle.config import build, check_dimensions, find_device
+from monai_diffae.bundle.folders import shipped_bundle
+from monai_diffae.data.progress import count_by_label, track
 from monai_diffae.errors import CohortError, ConfigError, MachineError, counted
 from monai_diffae.lazy import torch
 from monai_diffae.policies import Colour
@@ -179,11 +184,8 @@ def plan(
     """
     from monai_diffae.apps.training.grids import grid_options, open_machine
     from monai_diffae.apps.training.speed import TIME_KEYS, Work, finest_in_time
-    from monai_diffae.bundle.code import check_code
-    from monai_diffae.bundle.config import find_device
     from monai_diffae.data.cohorts import read_cohort
     from monai_diffae.data.inspection.survey import survey_cohort
-    from monai_diffae.data.progress import count_by_label
 
     overrides = {**colour_values(colour), **overrides}
     target = find_device(device)
@@ -228,8 +230,6 @@ def memory_budget(memory_gib: float | None, device: torch.device) -> int:
 
 def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser:
     """A bundle's ``train.json`` with overlays; ``bundle`` may also be the name of a shipped bundle."""
-    from monai_diffae.bundle.config import check_dimensions
-    from monai_diffae.bundle.folders import shipped_bundle
     from monai_diffae.bundle.parser import read_config
 
     folder = bundle if bundle.is_dir() else shipped_bundle(str(bundle))
@@ -248,8 +248,6 @@ def command_lines(
     bundle: Path, cohort: Path, columns: Mapping[str, str], overlays: Sequence[Path], settings: Mapping[str, Any]
 ) -> list[str]:
     """Lines for a shell: ``init`` if the bundle is a shipped one, and ``train`` with these settings."""
-    from monai_diffae.apps.commands import command_line
-
     training = {"cohort": cohort, "overlays": list(overlays), "columns": columns, "overrides": settings}
     if bundle.is_dir():
         return [command_line("train", {"bundle": bundle, **training})]
@@ -260,7 +258,6 @@ def command_lines(
 def _without_other_colours(survey: Survey, cases: Sequence[Case], config: Mapping[str, Any]) -> Survey:
     """The survey without the scans that a model with these channels refuses."""
     from monai_diffae.data.inspection.survey import other_channels
-    from monai_diffae.data.progress import track
 
     if not isinstance(config.get("in_channels"), int):
         return survey
@@ -272,7 +269,6 @@ def _without_other_colours(survey: Survey, cases: Sequence[Case], config: Mappin
 
 def _split(parser: ConfigParser, survey: Survey) -> list[list[Case]]:
     """The usable cases for training and for validation."""
-    from monai_diffae.bundle.config import build
     from monai_diffae.bundle.parser import Parser
     from monai_diffae.data.cohort_split import SplitCohort
 
