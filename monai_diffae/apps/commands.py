@@ -13,19 +13,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """One command."""
 
-    Attributes:
-        module: the file with its function, which has the same name; importing it loads neither torch nor MONAI.
-        group: its heading in the help.
-        arguments: an example for its help.
-        config: the file of its bundle run in ``configs/``; None: it has no bundle run.
-    """
-
-    module: str
-    group: str
-    arguments: str
-    config: str | None = None
+    module: str  # the file with its function, which has the same name; importing it loads neither torch nor MONAI
+    group: str  # its heading in the help
+    arguments: str  # an example for its help
+    config: str | None = None  # the file of its bundle run in ``configs/``; None: it has no bundle run
 
     @property
     def function(self) -> str:

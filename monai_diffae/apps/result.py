@@ -38,28 +38,19 @@ class Result:
 
     A result is also a path, so the next command takes it as it is. Each figure is an attribute, too.
 
-    Attributes:
-        path: the folder or file that the command wrote; None: it wrote nothing.
-        figures: plain values, for ``--json``.
-        notes: lines for a terminal, which stand above the path.
-        incomplete: one line if some cases failed or were left out; the exit code is then 3.
-        next: what usually follows, as lines for a terminal.
-        skipped: whether the result was complete already.
-        content: what only Python can use, such as a fitted direction; also attributes.
-
     Example:
         >>> result = Result(Path("probed"), {"score": 0.9}, notes=["score 0.9"], next=["next: monai-diffae report"])
         >>> result.score, list(result.lines()), str(Path(result))
         (0.9, ['score 0.9', 'probed', 'next: monai-diffae report'], 'probed')
     """
 
-    path: Path | None = None
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-    incomplete: str | None = None
-    next: Sequence[str] = ()
-    skipped: bool = False
-    content: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    path: Path | None = None  #: the folder or file that the command wrote; None: it wrote nothing
+    figures: Mapping[str, Any] = field(default_factory=dict)  #: plain values, for ``--json``
+    notes: Sequence[str] = ()  #: lines for a terminal, which stand above the path
+    incomplete: str | None = None  #: one line if some cases failed or were left out; the exit code is then 3
+    next: Sequence[str] = ()  #: what usually follows, as lines for a terminal
+    skipped: bool = False  #: whether the result was complete already
+    content: Mapping[str, Any] = field(default_factory=dict, repr=False)  #: what only Python can use; also attributes
 
     @property
     def folder(self) -> Path:

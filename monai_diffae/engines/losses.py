@@ -82,10 +82,8 @@ class ImageLoss(nn.Module):
         model_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
         super().__init__()
-        self.gradient_weight = gradient_weight
-        self.lpips_weight = lpips_weight
-        self.lpips = lpips
-        self.model_range = model_range
+        self.gradient_weight, self.lpips_weight = gradient_weight, lpips_weight
+        self.lpips, self.model_range = lpips, model_range
 
     def forward(self, images: Tensor, target: Tensor) -> Tensor:
         """The loss (B,) of images (B, C, *S); terms with weight 0 are not computed."""

@@ -128,12 +128,9 @@ class CheckpointKeeper:
             "network": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler,
             "validation": validation,
         }  # fmt: skip
-        self.ema = ema
-        self.description = description
+        self.ema, self.description = ema, description
         self.interval_s = interval_minutes * 60
-        self.overwrite = overwrite
-        self.fine_tune = fine_tune
-        self.enabled = enabled
+        self.overwrite, self.fine_tune, self.enabled = overwrite, fine_tune, enabled
         self._has_saved = self._has_run = False
         self._weights = WeightMonitor(network)
         self._saved_at = time.monotonic()

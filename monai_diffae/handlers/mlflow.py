@@ -43,9 +43,8 @@ _GROUPS = {"low_of_probe_": "probe_low", "high_of_probe_": "probe_high", "probe_
 class MLflowTracking(MLFlowHandler):
     """MONAI's MLFlowHandler for trainings that resume, with data that stay private, on servers that may fail.
 
-    Parameters have the names of the configuration's keys. Nothing that names a patient, file or folder is sent:
-    values that may name one are omitted, and the data are described by their fingerprint. The first failure is logged
-    and ends the tracking, but not the training.
+    Parameters have the names of the configuration's keys; values that may name a patient, file or folder are omitted.
+    The first failure is logged and ends the tracking, but not the training.
 
     Args:
         output_dir: the run's folder; it has the artifacts, and the run's id for a resumed training.

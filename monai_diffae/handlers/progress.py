@@ -54,9 +54,7 @@ class RunningStatistics:
     """
 
     def __init__(self, images_per_step: int, optimizer: torch.optim.Optimizer, every: int = 20) -> None:
-        self.images_per_step = images_per_step
-        self.optimizer = optimizer
-        self.every = every
+        self.images_per_step, self.optimizer, self.every = images_per_step, optimizer, every
         self._step_started = 0.0
 
     def attach(self, engine: Workflow) -> None:
