@@ -50,9 +50,7 @@ _NOT_SETTINGS = ("schedule", "first_stage", "fast_decoder", "batch_size", "clip"
 
 
 def load_bundle(
-    bundle: str | os.PathLike[str],
-    device: str | torch.device | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    bundle: str | os.PathLike[str], device: str | torch.device | None = None, overrides: Mapping[str, Any] | None = None
 ) -> TrainedBundle:
     """Load a trained bundle.
 

@@ -254,12 +254,7 @@ class ModelCase(CaseSpace):
         return reconstructor.decode(self.images, self.trained.network, self.z_sem, names)[0]
 
     def edited(
-        self,
-        z_sem: Tensor,
-        *,
-        detail: Detail = "own",
-        steps: int | None = None,
-        max_evaluations: int | None = None,
+        self, z_sem: Tensor, *, detail: Detail = "own", steps: int | None = None, max_evaluations: int | None = None
     ) -> NDArray[np.float32]:
         """The scan with another z_sem, decoded with its own x_T: ``[C, *native S]`` in the scan's units.
 

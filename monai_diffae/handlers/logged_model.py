@@ -30,11 +30,7 @@ if TYPE_CHECKING:
 FILE_NAME = "file_name"
 
 
-def log_bundle(
-    output_dir: str | Path,
-    tracking_uri: str | None = None,
-    registered_model: str | None = None,
-) -> None:
+def log_bundle(output_dir: str | Path, tracking_uri: str | None = None, registered_model: str | None = None) -> None:
     """Log the trained bundle as a model of the training's MLflow run, and register it under a name if one is given.
 
     A training calls this after the calibration, so that the logged bundle is complete. A failure is logged as a
