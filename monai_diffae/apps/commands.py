@@ -124,12 +124,9 @@ def _words(value: Any) -> Iterator[str]:
     if value is True:
         return
     if isinstance(value, Mapping):
-        yield from (f"{key}={_as_typed(each)}" for key, each in value.items())
+        for key, each in value.items():
+            yield f"{key}={each if isinstance(each, str) else json.dumps(each, separators=(',', ':'))}"
     elif isinstance(value, (list, tuple)):
         yield from map(str, value)
     else:
         yield str(value)
-
-
-def _as_typed(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -188,8 +188,16 @@ def finished(
         raise OtherResultsError(
             f"{existing.name}: exists and was made with other {', '.join(differ)}; set overwrite, or choose another out"
         )
-    is_whole = all(path.exists() for path in results) and not _num_missing(record.parent, results, content["files"])
-    return dict(content["figures"]) if content["complete"] and is_whole else None
+    if not all(path.exists() for path in results):
+        return None
+    present, hashes = dict(_files(record.parent, results)), content["files"]  # folders may also hold files of the user
+    for key in present.keys() & hashes.keys():
+        if file_checksum(present[key]) != hashes[key]:
+            raise ConfigError(
+                f"{present[key].name}: is not what was written (it was damaged or edited since); set overwrite to "
+                "make it again, or choose another out"
+            )
+    return dict(content["figures"]) if content["complete"] and hashes.keys() <= present.keys() else None
 
 
 def write_record(
@@ -235,18 +243,6 @@ def remove_images(folder: Path) -> None:
     """Delete the images of an earlier run, which would otherwise stay beside the new ones."""
     for image in images_in(folder):
         image.unlink()
-
-
-def _num_missing(root: Path, results: Sequence[Path], hashes: Mapping[str, str]) -> int:
-    """The number of a result's files that no longer exist; its folders may also hold files of the user."""
-    existing = dict(_files(root, results))
-    for key in existing.keys() & hashes.keys():
-        if file_checksum(existing[key]) != hashes[key]:
-            raise ConfigError(
-                f"{existing[key].name}: is not what was written (it was damaged or edited since); set overwrite to "
-                "make it again, or choose another out"
-            )
-    return len(hashes.keys() - existing.keys())
 
 
 def _files(root: Path, results: Sequence[Path]) -> Iterator[tuple[str, Path]]:

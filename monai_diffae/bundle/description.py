@@ -139,11 +139,12 @@ def write_values(run_config: Mapping[str, Any], folder: Path, file: str = TRAIN)
         first, name = parts[0], parts[-1]
         if name == "first_stage_bundle":
             value = _OWN_FIRST_STAGE
-        elif first in _OF_THE_RUN or (name != "patient_pattern" and _has_path(value)):
+        elif first in _OF_THE_RUN or (name != "patient_pattern" and any(map(_is_path, strings(value)))):
             if first in before or first in _OF_THE_RUN:
                 continue
             value = "???"  # an overlay needs it, and the run asks for it
-        set_value(content, id, _as_written(value))
+        text = re.sub(r"[@%]\w+(::\w+)+", lambda match: match[0].replace("::", "#"), json.dumps(value))
+        set_value(content, id, json.loads(text))  # with ids as people write them
     if content != old:
         write_config(path, content)
     return bool(content != old)
@@ -246,13 +247,8 @@ def _is_plain(value: Any) -> bool:
     return all(map(_is_plain, value)) if isinstance(value, list) else not (isinstance(value, dict) or is_formula(value))
 
 
-def _has_path(value: Any) -> bool:
-    return any(looks_like_path(text) or (text and Path(text).is_file()) for text in strings(value))
-
-
-def _as_written(value: Any) -> Any:
-    """A value with ids as people write them."""
-    return json.loads(re.sub(r"[@%]\w+(::\w+)+", lambda match: match[0].replace("::", "#"), json.dumps(value)))
+def _is_path(text: str) -> bool:
+    return looks_like_path(text) or bool(text and Path(text).is_file())
 
 
 def as_json(value: Any, indent: str = "") -> str:

@@ -125,23 +125,15 @@ def fill_folder(folder: Path, source: Path, *, is_built: bool = True) -> None:
 
 
 def _copy_overlays(recipe: Path, folder: Path) -> None:
-    (folder / CONFIGS / "overlays").mkdir(exist_ok=True)  # it has those of the latent DDIM and of federations already
-    for overlay in overlays_of(recipe):
-        shutil.copy2(overlay, folder / CONFIGS / "overlays")
-
-
-def overlays_of(bundle: Path) -> list[Path]:
-    """The shipped overlays that can be used with a bundle: with its ``spatial_dims``, and only keys that it has."""
-    config = json.loads((bundle / CONFIGS / TRAIN).read_text())
-    usable = []
-    for path in sorted(shipped("overlays").glob("*.json")):
+    """Copy the shipped overlays that can be used: with the same ``spatial_dims``, and only keys that the recipe has."""
+    target, config = folder / CONFIGS / "overlays", json.loads((recipe / CONFIGS / TRAIN).read_text())
+    target.mkdir(exist_ok=True)  # it has those of the latent DDIM and of federations already
+    for path in shipped("overlays").glob("*.json"):
         overlay = {key.removeprefix("+"): value for key, value in json.loads(path.read_text()).items()}
-        usable_keys = config.keys() | references(overlay)
+        names, used = {key.partition("#")[0] for key in overlay}, references(overlay)
         has_same_dims = overlay.get("spatial_dims", config["spatial_dims"]) == config["spatial_dims"]
-        names = {key.partition("#")[0] for key in overlay}
-        if has_same_dims and names <= usable_keys and references(overlay) <= config.keys() | names:
-            usable.append(path)
-    return usable
+        if has_same_dims and names <= config.keys() | used and used <= config.keys() | names:
+            shutil.copy2(path, target)
 
 
 def check_new_folder(directory: str | Path) -> None:

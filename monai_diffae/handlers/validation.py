@@ -21,7 +21,7 @@ from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case, label_names, spread
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.latents.probing import QuickProbe, QuickScores
+from monai_diffae.latents.probing import QuickProbe
 
 logger = logging.getLogger(__name__)
 
@@ -227,10 +227,16 @@ class ZSemProbes:
         if not probes:
             return
         z_sem = self._encoded(engine.state.device)  # type: ignore[attr-defined]
-        scores = {probe.target.name: probe.scores(z_sem) for probe in probes}
-        engine.state.metrics.update(_metrics(scores))
+        parts = []
+        for probe in probes:
+            name, score = probe.target.name, probe.scores(z_sem)
+            metrics = {f"probe_{name}": score.score, f"low_of_probe_{name}": score.low,
+                       f"high_of_probe_{name}": score.high, f"neighbors_{name}": score.neighbors}  # fmt: skip
+            engine.state.metrics.update({name: value for name, value in metrics.items() if math.isfinite(value)})
+            figure = "R2" if probe.target.classes is None else "AUROC"
+            parts.append(f"{name} {figure} {score.score:.2f} ({score.low:.2f} to {score.high:.2f})")
         self._seconds += time.monotonic() - start
-        logger.info("%s", _line(probes, scores))
+        logger.info("probes of z_sem, with 95 %% intervals: %s", ", ".join(parts))
 
     def _prepared(self) -> list[QuickProbe]:
         """The probes, and the images that they need, chosen when the scans have been read."""
@@ -285,23 +291,3 @@ def _choose(cases: Sequence[Case], is_train: NDArray[np.bool_], targets: Sequenc
         logger.info("probe_targets: the first %d labels are probed, without %s", MOST_TARGETS, left_out)
         return probes[:MOST_TARGETS]
     return probes
-
-
-def _metrics(scores: dict[str, QuickScores]) -> dict[str, float]:
-    """The scores as metrics of a validation; those that are not defined are left out."""
-    metrics: dict[str, Any] = {}
-    for name, score in scores.items():
-        metrics |= {
-            f"probe_{name}": score.score, f"low_of_probe_{name}": score.low, f"high_of_probe_{name}": score.high,
-            f"neighbors_{name}": score.neighbors,
-        }  # fmt: skip
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _line(probes: Sequence[QuickProbe], scores: dict[str, QuickScores]) -> str:
-    parts = [
-        f"{probe.target.name} {'R2' if probe.target.classes is None else 'AUROC'} {score.score:.2f} "
-        f"({score.low:.2f} to {score.high:.2f})"
-        for probe, score in ((probe, scores[probe.target.name]) for probe in probes)
-    ]
-    return f"probes of z_sem, with 95 % intervals: {', '.join(parts)}"

@@ -83,19 +83,15 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
     for name, size in [*sizes.items(), (f"in all, to {place}", sum(sizes.values()))]:
         print(f"{size / 1e3:12,.1f} kB  {name}", file=sys.stderr)
     print(f"not sent: {counted(len(others), 'file')}, such as {', '.join(others[:5])}", file=sys.stderr)
-    if not yes and not _agreed():
+    if not yes and not sys.stdin.isatty():
+        raise ConfigError("nothing was sent, as there is no terminal to ask whether to send these files; add yes")
+    if not yes and input("Send these files? [y/N] ").strip().lower() not in ("y", "yes"):
         return Result(None, {"sent": {}, "repo": repo}, ["nothing was sent"])
     revision = send(files)
     sha256 = digest(files[MODEL]) if revision else file_checksum(Path(repo))
     figures = {"sent": sizes, "repo": repo, "revision": revision, "sha256": sha256}
     line = command_line("pull", {**figures, "out": "my_copy"})
     return Result(None, figures, [f"{repo}: {counted(len(sizes), 'file')}", f"others get it with: {line}"])
-
-
-def _agreed() -> bool:
-    if not sys.stdin.isatty():
-        raise ConfigError("nothing was sent, as there is no terminal to ask whether to send these files; add yes")
-    return input("Send these files? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _files_to_send(bundle: Path) -> dict[str, bytes]:

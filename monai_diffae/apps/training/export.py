@@ -326,17 +326,13 @@ def _write_ts(part: NetworkPart, path: Path) -> bool:
         except Exception as error:
             raise _export_error(part, error, "to TorchScript") from error
     torch.jit.save(script, path)
-    _remove_sources(path)
-    return True
-
-
-def _remove_sources(path: Path) -> None:
-    """Remove the source code in a TorchScript file, which is for error messages and names folders of this machine."""
+    # without the source code, which is for error messages and names folders of this machine
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist() if not name.endswith(".debug_pkl")}
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
+    return True
 
 
 def _load_ts(path: Path, _: NetworkPart) -> _Run:

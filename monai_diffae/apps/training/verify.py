@@ -83,8 +83,9 @@ def verify(
     from monai_diffae.data.inspection.survey import none_usable
     from monai_diffae.data.inspection.verification import read_cases, verify_cases
 
-    if out is not None:
-        _check_table(out / _TABLE)
+    table = None if out is None else out / _TABLE
+    if table is not None and table.is_file() and not table.read_bytes().startswith(",".join(_COLUMNS).encode()):
+        raise ConfigError(f"{_TABLE}: already exists and was not written by verify; move it, or choose another out")
     cases = read_cohort(cohort, columns=reading.columns, patient_pattern=patient_pattern, refuse_leaks=False)
     readings = read_cases(cases, headers, reading.workers_for(len(cases)), out and out / _READINGS)
     verification = verify_cases(cases, readings)
@@ -160,12 +161,6 @@ def survey_lines(survey: Survey) -> Iterator[str]:
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
-
-
-def _check_table(path: Path) -> None:
-    """Raise an error if the file exists and was not written by ``verify``."""
-    if path.is_file() and not path.read_bytes().startswith(",".join(_COLUMNS).encode()):
-        raise ConfigError(f"{path.name}: already exists and was not written by verify; move it, or choose another out")
 
 
 def _write_table(verification: Verification, table: Path) -> None:
