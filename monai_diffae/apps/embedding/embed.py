@@ -171,10 +171,9 @@ def embed(
         raise ConfigError("map_columns: are for Parquet tables with one row per image; omit them, or pool and patches")
     if features == "wide" and encoder != "trained":
         raise ConfigError(f"features: the encoder {encoder} has no wide features; omit features")
-    from monai_diffae.apps.embedding.baseline_encoders import open_baseline
+    from monai_diffae.apps.embedding.encoders import fit_or_load, open_baseline, wide_checksum
     from monai_diffae.apps.embedding.encoding import CohortEncoder, PatchCutter
     from monai_diffae.apps.embedding.tables import make_tables, with_map_columns
-    from monai_diffae.apps.embedding.wide import fit_or_load, wide_checksum
     from monai_diffae.apps.provenance import check_scans, scans_record
     from monai_diffae.apps.session import Session
     from monai_diffae.data.embeddings import COMMON_SCALE, read_embeddings, rows_sample, z_matrix

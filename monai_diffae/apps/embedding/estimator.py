@@ -18,8 +18,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from monai_diffae.apps.embedding.encoders import wide_checksum, with_wide_features
 from monai_diffae.apps.embedding.encoding import encode_stream, whole_images
-from monai_diffae.apps.embedding.wide import wide_checksum, with_wide_features
 from monai_diffae.apps.settings import Reading
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model import TrainedBundle
