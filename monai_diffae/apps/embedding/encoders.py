@@ -1,4 +1,4 @@
-"""Encoders beside a trained one: random weights, components of pixels or gradients, frozen 2D networks; wide features."""
+"""Encoders beside a trained one: random weights, components of pixels or gradients, 2D networks; and wide features."""
 
 from __future__ import annotations
 
