@@ -68,9 +68,8 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
         if key not in used:
             raise ConfigError(_unknown(key, used))
     for section in ("train", "validate"):
-        used = _SECTION_IDS | {
-            key for text in strings(config) for key in re.findall(rf"[@%]{section}(?:{SEPARATOR.pattern})(\w+)", text)
-        }
+        pattern = rf"[@%]{section}(?:{SEPARATOR.pattern})(\w+)"
+        used = _SECTION_IDS | {key for text in strings(config) for key in re.findall(pattern, text)}
         content = config.get(section, {})
         if not isinstance(content, dict):
             raise ConfigError(f"{section}: is {quoted(content)}; it must be a section with keys")
@@ -109,16 +108,22 @@ def _keys_of_files_read(config: dict[str, Any]) -> set[str]:
     return set().union(*(file_keys for file_keys in keys if file_keys <= config.keys()))
 
 
-def components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def parts(value: Any, id: str = "") -> Iterator[tuple[str, Any]]:
+    """A part of a configuration, with its id, and all parts of it."""
+    yield id, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        yield from parts(item, f"{id}#{key}" if id else str(key))
+
+
+def components(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """The components in a part of a configuration, with their ids."""
-    if isinstance(value, dict):
-        if "_target_" in value:
-            yield path, value
-        for key, item in value.items():
-            yield from components(item, f"{path}#{key}" if path else key)
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from components(item, f"{path}#{i}")
+    return ((id, part) for id, part in parts(value) if isinstance(part, dict) and "_target_" in part)
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a part of a configuration, without the keys."""
+    return (part for _, part in parts(value) if isinstance(part, str))
 
 
 def _parameters(target: Any, locator: ModuleLocator) -> Set[str] | None:
@@ -324,18 +329,6 @@ def is_formula(value: Any) -> bool:
 def references(value: Any) -> set[str]:
     """The top-level keys that a part of a configuration refers to."""
     return {name for text in strings(value) for name in _REFERENCE.findall(text)}
-
-
-def strings(value: Any) -> Iterator[str]:
-    """Every text in a part of a configuration, without the keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from strings(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from strings(item)
 
 
 def find_device(device: str | torch.device | None) -> torch.device:

@@ -225,19 +225,13 @@ def _encode(cases: Sequence[Case], trained: TrainedBundle, batch_size: int, work
         positions, rows, failures = encode_stream(results, trained, key, cut, batch_size, lambda: None)
         by_position: dict[int, Code] = dict(zip(positions, rows, strict=True))
         by_position |= {position: failure.reason for position, failure in failures.items()}
-        yield {
-            cases[owner].id: _pooled(cases[owner], [(images[position], by_position[position]) for position in members])
-            for owner, members in groupby(sorted(by_position), owners.__getitem__)
-        }
-
-
-def _pooled(case: Case, codes: Sequence[tuple[Case, Code]]) -> Code:
-    """The code of a case from those of its images."""
-    reason = next((_reason(case, image, code) for image, code in codes if isinstance(code, str)), None)
-    if reason is not None:
-        return reason
-    z_sem = np.stack([code for _, code in codes if not isinstance(code, str)]).astype(np.float64).mean(axis=0)
-    return z_sem.astype(np.float32)
+        pooled: dict[str, Code] = {}
+        for owner, members in groupby(sorted(by_position), owners.__getitem__):
+            case, made = cases[owner], [(images[position], by_position[position]) for position in members]
+            reasons = [_reason(case, image, code) for image, code in made if isinstance(code, str)]
+            z_sem = [code.astype(np.float64) for _, code in made if not isinstance(code, str)]
+            pooled[case.id] = reasons[0] if reasons else np.mean(z_sem, axis=0).astype(np.float32)
+        yield pooled
 
 
 def _images(cases: Sequence[Case], trained: TrainedBundle) -> tuple[list[Case], list[int], dict[str, Code]]:
