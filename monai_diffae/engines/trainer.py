@@ -56,11 +56,8 @@ class ResumableTrainer(SupervisedTrainer):
     (see :class:`~monai_diffae.engines.StepBatchSampler`).
 
     The loss and the norm of the gradients are copied from the device while it computes the next step, and checked
-    before that step changes the weights; at the last step of an epoch, immediately. So the device never waits for the
-    host between two steps. A fused optimiser leaves the weights as they are if a gradient is not finite.
-
-    With fp16, steps whose gradients overflow are normal: they are skipped, and the next gradients are scaled down.
-    Training ends if the scale falls below 1e-4.
+    before that step changes the weights, so that the device never waits for the host. With fp16, steps whose gradients
+    overflow are skipped, and the next gradients are scaled down; training ends if the scale falls below 1e-4.
 
     Args:
         precision: ``auto`` (bf16 if the hardware has it, else fp32), ``fp32``, ``bf16`` or ``fp16``.

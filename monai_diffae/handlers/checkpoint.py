@@ -80,16 +80,12 @@ class CheckpointKeeper:
     ``models/model.pt`` the same weights for MONAI's tools, and ``models/metrics.json`` the metrics of the last
     validation. Each is replaced in one step (MONAI's and Ignite's savers delete the old file first). They are saved at
     the end of each epoch after its validation, every ``interval_minutes`` within an epoch, and when the training is
-    asked to stop (``stop_requests``), but not between accumulation steps. Weights that are not finite are never saved:
-    training ends with an error instead. No other process can write the folder until the training ends.
+    asked to stop, but not between accumulation steps. Weights that are not finite end the training instead.
 
-    A folder with weights but no checkpoint, such as a bundle with shipped weights, is fine-tuned. A resumed run uses
-    the checkpoint's weights, averages, moments and step, and its own ``max_epochs``, learning rate and schedule, weight
-    decay, decay of the average and precision.
-
-    In federated training, a server replaces the weights before each run of the same trainer. The first run then resumes
-    everything but the weights, and repeats an interrupted round from its first step; a round has the trainer's first
-    ``max_epochs``. A later run continues from what is in memory.
+    A folder with weights but no checkpoint is fine-tuned. A resumed run uses the checkpoint's weights, averages,
+    moments and step, and its own ``max_epochs``, learning rate, weight decay, decay of the average and precision. In
+    federated training, a server replaces the weights before each run of the same trainer: the first run resumes
+    everything but the weights, from the first step of its round, and later ones continue from what is in memory.
 
     Args:
         directory: the ``models`` folder.

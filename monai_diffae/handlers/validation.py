@@ -160,12 +160,10 @@ class Validation(ValidationHandler):
 class ZSemProbes:
     """Ignite handler for the evaluator: after some validations, probe the averaged network's z_sem for labels.
 
-    A linear model learns each label from the z_sem of training cases and predicts it for the validation cases, whose
-    patients neither it nor the autoencoder has seen. The scores become metrics of the validation: ``probe_<label>``,
-    its interval in ``low_of_probe_<label>`` and ``high_of_probe_<label>``, and the label agreement of the nearest
-    training cases in ``neighbors_<label>``; see :class:`~monai_diffae.latents.probing.QuickScores`. Probes read the
-    weights only, and draw no random numbers from the training. If they take more than 5 % of the time, some are left
-    out, but never the one after the last step.
+    A linear model learns each label from the z_sem of training cases and predicts it for the validation cases. Its
+    scores (:class:`~monai_diffae.latents.probing.QuickScores`) become metrics of the validation: ``probe_<label>``,
+    ``low_of_probe_<label>``, ``high_of_probe_<label>`` and ``neighbors_<label>``. Probes draw no random numbers from
+    the training. If they take more than 5 % of the time, some are left out, but never the one after the last step.
 
     Args:
         cases: the cohort, with patients and labels.

@@ -125,14 +125,9 @@ def _with_components(session: Session, num: int, network: nn.Module, name: str) 
 
 
 def training_images(
-    session: Session,
-    num_least: int,
-    network: Callable[[Tensor], Tensor] | None = None,
-    *,
-    text: str,
-    most_cases: int | None = None,
+    session: Session, num_least: int, network: Callable[[Tensor], Tensor], *, text: str, most_cases: int | None
 ) -> Iterator[NDArray[np.float32]]:
-    """Readable training images, or what a network makes of them, in bounded batches of at least ``num_least``."""
+    """What a network makes of the readable training images, in bounded batches of at least ``num_least``."""
     key, cases = session.encoder_key, [case for case in session.cohort.cases if case.split == "train"]
     if most_cases is not None:  # in random order: a table may be sorted by hospital
         cases = [cases[i] for i in np.random.default_rng(0).permutation(len(cases))[:most_cases]]
@@ -144,10 +139,9 @@ def training_images(
         for result in stream:
             # cases that cannot be used are listed as failures when they are encoded
             if not isinstance(result, Exception) and result[key].shape == (shape or result[key].shape):
-                image, shape = result[key], result[key].shape
-                if network is not None:
-                    image = network(torch.from_numpy(image)[None].to(session.trained.device))[0].cpu().numpy()
-                batch.append(image)
+                shape = result[key].shape
+                image = torch.from_numpy(result[key])[None].to(session.trained.device)
+                batch.append(network(image)[0].cpu().numpy())
                 size = max(num_least, _BATCH_BYTES // batch[0].nbytes)
                 if len(batch) == 2 * size:  # so that the last batch has at least ``size``
                     yield np.stack(batch[:size])

@@ -72,9 +72,8 @@ class EmbeddingIndex:
     slices that the bundle takes from it, as with ``pool="mean"``; one bad slice fails the volume.
 
     The index is a folder with one Parquet file per model, which is replaced as a whole: a process that is killed loses
-    some seconds of work, and readers see one state. One process or thread updates at a time, the others wait. The index
-    holds ids, checksums, z_sem and reasons, and no paths. Use a local disk, because locks of network file systems are
-    not reliable.
+    some seconds of work, and readers see one state. One process or thread updates at a time, the others wait. Use a
+    local disk, because locks of network file systems are not reliable.
 
     Args:
         folder: the folder of the index, which the first update creates.

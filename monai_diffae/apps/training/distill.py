@@ -169,12 +169,11 @@ def teaching_trajectories(
     cache_dir: str | None = None,
     cache_gib: float = 4.0,
 ) -> Trajectories:
-    """Compute the trajectories of a split's cases, and of codes that are mixed from them.
+    """Compute the trajectories of a split's cases, from x_T to the image, and of codes that are mixed from them.
 
-    The trajectory of a case leads from its inverted x_T to the case itself. Mixed ones are computed by the bundle's
-    decoder: from noise with a z_sem between those of two random cases, and from the x_T of a random case with its
-    z_sem, moved by a part of the difference between two others. So the fast decoder learns to decode new and edited
-    codes, too. All of them are functions of the seed.
+    Mixed ones are computed by the bundle's decoder: from noise with a z_sem between those of two random cases, and from
+    the x_T of a random case with its z_sem, moved by a part of the difference between two others. So the fast decoder
+    learns to decode new and edited codes, too.
 
     Args:
         teacher: the bundle and the cohort.
