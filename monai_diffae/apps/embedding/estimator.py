@@ -104,7 +104,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         for name in ("n_features_in_", "feature_names_in_"):  # set by an earlier fit
             self.__dict__.pop(name, None)
         if self._items(X, trained) is None:
-            self._images(self._numbers(X, trained, reset=True), trained)
+            self._images(X, trained, reset=True)
         self.z_channels_, self._fitted_state = trained.z_channels, state
         self.model_sha256_ = state["model"]
         return self
@@ -120,7 +120,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         items = self._items(X, trained)
         if items is not None:
             return self._encode_scans(items, trained)
-        images = self._images(self._numbers(X, trained, reset=False), trained)
+        images = self._images(X, trained, reset=False)
         batches = np.array_split(images, range(self.batch_size, len(images), self.batch_size))
         z_sem = [encode_exactly(torch.tensor(b).to(trained.device), trained.network, trained.inferer) for b in batches]
         return torch.cat(z_sem).cpu().numpy()
@@ -144,19 +144,14 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
             state["wide"] = wide_checksum(folder)
         return _load(folder.resolve(), state["model"], state["overrides"], self.device, state.get("wide")), state
 
-    def _numbers(self, X: Any, trained: TrainedBundle, *, reset: bool) -> NDArray[np.float32]:
-        """Flattened images (N, F), float32, checked as scikit-learn checks a table."""
-        shape, expected = np.asarray(X).shape, trained.image_shape
-        if len(shape) > 2:
-            if shape[1:] not in (expected, expected[1:] if expected[0] == 1 else expected):
-                raise ConfigError(f"X: images are {_size(shape[1:])}, but the bundle's are {_size(expected)}; {_HINT}")
-            X = np.asarray(X).reshape(shape[0], -1)
+    def _images(self, X: Any, trained: TrainedBundle, *, reset: bool) -> NDArray[np.float32]:
+        """Images (N, C, *S), checked as scikit-learn checks a table, and for the bundle's size and range."""
+        shape, (low, high), given = trained.image_shape, trained.model_range, np.asarray(X).shape
+        if len(given) > 2:
+            if given[1:] not in (shape, shape[1:] if shape[0] == 1 else shape):
+                raise ConfigError(f"X: images are {_size(given[1:])}, but the bundle's are {_size(shape)}; {_HINT}")
+            X = np.asarray(X).reshape(given[0], -1)
         numbers: NDArray[np.float32] = validate_data(self, X, reset=reset, dtype=np.float32)
-        return numbers
-
-    def _images(self, numbers: NDArray[np.float32], trained: TrainedBundle) -> NDArray[np.float32]:
-        """Rows (N, F) as images (N, C, *S), checked to be of the bundle's size and in the model's range."""
-        shape, (low, high) = trained.image_shape, trained.model_range
         if numbers.shape[1] != np.prod(shape):  # otherwise rows could become another number of images
             raise ConfigError(
                 f"X: rows have {numbers.shape[1]} values, but the bundle's images have {np.prod(shape)} "
