@@ -183,8 +183,8 @@ def read_values(file: Path, advice: str = "copy the bundle again") -> dict[str, 
         content = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):  # the bundle can be the file of a model
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file.name}: cannot be read; {advice}") from error
+    except (OSError, ValueError, RecursionError):
+        content = None
     if not isinstance(content, dict):
         raise ConfigError(f"{file.name}: cannot be read; {advice}")
     return content
