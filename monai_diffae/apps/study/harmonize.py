@@ -55,8 +55,8 @@ def harmonize(
         scanner: The column with the scanner.
         protect: Columns whose effect on z_sem to keep, such as age and sex.
         targets: Label columns to probe before and after; by default those that ``probe`` predicts.
-        empirical_bayes: Shrink the scanners' effects before they are removed, and leave the covariances. 2 training
-            cases of each scanner are enough (extra ``harmonize``). A linear probe can tell the scanner by what this leaves.
+        empirical_bayes: Shrink the scanners' effects before they are removed, and leave the covariances (extra
+            ``harmonize``). It needs 2 training cases of each scanner. A linear probe tells the scanner by the rest.
         seed: Random seed of folds and bootstrap.
         overwrite: Replace an existing table.
 
