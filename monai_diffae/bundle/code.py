@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.bundle.config import components, strings
 from monai_diffae.bundle.layout import CONFIGS, shipped
 from monai_diffae.errors import ConfigError, UnsafeInputError, quoted
 
@@ -169,7 +168,25 @@ def _shipped_code() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(targets), frozenset(expressions)
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
+# -- parts and reading -------------------------------------------------------------------------------------------------
+
+
+def parts(value: Any, id: str = "") -> Iterator[tuple[str, Any]]:
+    """A part of a configuration, with its id, and all parts of it."""
+    yield id, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        yield from parts(item, f"{id}#{key}" if id else str(key))
+
+
+def components(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The components in a part of a configuration, with their ids."""
+    return ((id, part) for id, part in parts(value) if isinstance(part, dict) and "_target_" in part)
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a part of a configuration, without the keys."""
+    return (part for _, part in parts(value) if isinstance(part, str))
 
 
 def no_such_key(key: str, what: str, file: str) -> str:

@@ -9,10 +9,11 @@ import math
 import pydoc
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
 
+from monai_diffae.bundle.code import components, strings
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import ConfigError, MachineError, find_diffae_error, one_line, quoted, shortened
 from monai_diffae.policies import Colour, Doubtful, OnBadScan, Uneven
@@ -106,24 +107,6 @@ def _keys_of_files_read(config: dict[str, Any]) -> set[str]:
     except (OSError, ValueError, TypeError):
         return set()
     return set().union(*(file_keys for file_keys in keys if file_keys <= config.keys()))
-
-
-def parts(value: Any, id: str = "") -> Iterator[tuple[str, Any]]:
-    """A part of a configuration, with its id, and all parts of it."""
-    yield id, value
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    for key, item in items:
-        yield from parts(item, f"{id}#{key}" if id else str(key))
-
-
-def components(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The components in a part of a configuration, with their ids."""
-    return ((id, part) for id, part in parts(value) if isinstance(part, dict) and "_target_" in part)
-
-
-def strings(value: Any) -> Iterator[str]:
-    """Every text in a part of a configuration, without the keys."""
-    return (part for _, part in parts(value) if isinstance(part, str))
 
 
 def _parameters(target: Any, locator: ModuleLocator) -> Set[str] | None:

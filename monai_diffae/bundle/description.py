@@ -12,8 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_diffae.bundle.code import check_code, looks_like_path
-from monai_diffae.bundle.config import MODEL_ROOTS, SEPARATOR, is_formula, model_config, references, strings
+from monai_diffae.bundle.code import check_code, looks_like_path, strings
+from monai_diffae.bundle.config import MODEL_ROOTS, SEPARATOR, is_formula, model_config, references
 from monai_diffae.bundle.layout import CONFIGS, MODEL, MULTI_GPU, TRAIN, shipped
 from monai_diffae.bundle.model_file import model_parser, unknown_targets
 from monai_diffae.data.atomic import write_atomic

@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_diffae.bundle.code import MODEL_TARGETS, refuse_code
-from monai_diffae.bundle.config import components, references
+from monai_diffae.bundle.code import MODEL_TARGETS, components, refuse_code
+from monai_diffae.bundle.config import references
 from monai_diffae.bundle.layout import MODEL, MODELS, MONAI_MODEL, model_file
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.fingerprints import digest, file_checksum
