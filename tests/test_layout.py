@@ -49,7 +49,7 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_765
+TEST_LINES = 30_757
 TEST_FUNCTIONS = 1_316
 TRAININGS = 49
 
