@@ -13,11 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monai_diffae.apps.evaluation.neighbors import TrainingCases, patients_of, splits_of
-from monai_diffae.apps.synthesis.combine import Axes, components_of
+from monai_diffae.apps.synthesis.combine import Axes
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import MAP_COLUMNS, label_columns, read_embeddings, split_rows, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.latents import Direction, PrincipalComponents
+from monai_diffae.latents import Direction, PrincipalComponents, principal_components
 from monai_diffae.latents.neighbors import nearest_neighbors, p_values
 from monai_diffae.latents.statistics import ACTIVE_SHARE
 
@@ -64,8 +64,7 @@ class Atlas:
         table = table[table["id"].astype(str).isin(by_id)].reset_index(drop=True)
         if table.empty:
             raise CohortError(f"{embeddings.name}: has no case of this cohort; embed the cohort, or give its own table")
-        z_train = z_matrix(training_rows)
-        components = components_of(z_train, min(len(z_train) - 1, z_train.shape[1]))
+        components = principal_components(z_matrix(training_rows))
         listed = [by_id[str(name)] for name in table["id"]]
         num_shown = min(num_components, len(components.directions))
         return cls(table, listed, TrainingCases.from_rows(training_rows), components, num_shown)

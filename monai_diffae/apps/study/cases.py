@@ -52,7 +52,7 @@ def training_components(rows: pd.DataFrame, features: tables.Features = "z") -> 
         raise CohortError("the embeddings have fewer than two training cases, which scale the features; embed more")
     common_scale = features == "wide" or tables.encoder_name(rows) in tables.COMMON_SCALE
     statistics = LatentStatistics.of(codes, common_scale=common_scale)
-    return principal_components(codes, statistics, min(len(codes) - 1, codes.shape[1]))
+    return principal_components(codes, statistics)
 
 
 @dataclass(frozen=True, eq=False)

@@ -166,7 +166,8 @@ class Axes:
         made_from: dict[str, Any] = {"direction_files": [file_checksum(Path(name)) for name in moves.directions]}
         components = None
         if moves.embeddings is not None and moves.components:
-            components = components_of(training_z_sem(moves.embeddings), max(map(component_number, moves.components)))
+            count = max(map(component_number, moves.components))
+            components = latents.principal_components(training_z_sem(moves.embeddings), count=count)
             made_from["embeddings"] = file_checksum(moves.embeddings)
         return cls(directions, components, made_from)
 
@@ -190,11 +191,6 @@ class Axes:
                 raise ConfigError(f"components: there is no component {name}")
             z_sem = self.components.traverse(z_sem, index, [strength])
         return z_sem
-
-
-def components_of(z_train: NDArray[np.float32], count: int) -> PrincipalComponents:
-    """The first principal components of the training cases' z_sem (N, D)."""
-    return latents.principal_components(z_train, latents.LatentStatistics.of(z_train), count)
 
 
 def component_number(name: str) -> int:

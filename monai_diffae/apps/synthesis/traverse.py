@@ -121,7 +121,7 @@ def traverse(
         "embeddings": file_checksum(embeddings), "num_components": along.num_components, "strengths": list(strengths),
         **({"components": numbers} if along.components else {}),
     }  # fmt: skip
-    axes = latents.principal_components(z_train, latents.LatentStatistics.of(z_train), numbers[-1])
+    axes = latents.principal_components(z_train, count=numbers[-1])
     picture = out / "traversal.png"
 
     def make() -> Mapping[str, Any]:
