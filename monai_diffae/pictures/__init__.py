@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from monai_diffae.pictures.mosaic import draw_anomalies as draw_anomalies
     from monai_diffae.pictures.mosaic import draw_mosaic as draw_mosaic
     from monai_diffae.pictures.mosaic import in_colours as in_colours
+    from monai_diffae.pictures.mosaic import in_rgb as in_rgb
     from monai_diffae.pictures.mosaic import plane_slices as plane_slices
     from monai_diffae.pictures.mosaic import three_planes as three_planes
     from monai_diffae.pictures.mosaic import thumbnail as thumbnail
@@ -46,6 +47,7 @@ _MODULES = {
     "draw_reliability": "charts",
     "draw_stability": "associations",
     "in_colours": "mosaic",
+    "in_rgb": "mosaic",
     "plane_slices": "mosaic",
     "three_planes": "mosaic",
     "thumbnail": "mosaic",
