@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed
+from monai_diffae.apps.study.cases import in_splits, read_repeated
+from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import atomic, np, pd
 
@@ -78,9 +80,6 @@ def harmonize(
     """
     if out.suffix != ".parquet":
         raise ConfigError(f"{out.name}: must be a .parquet file, which says what was done; choose such a name")
-    from monai_diffae.apps.study.cases import read_repeated
-    from monai_diffae.data.fingerprints import file_checksum, json_digest
-
     rows = read_repeated(embeddings, scanner=[scanner], protect=protect, targets=targets)
     done = {"embeddings": file_checksum(embeddings), "scanner": scanner, "protect": list(protect),
             "empirical_bayes": empirical_bayes}  # fmt: skip
@@ -127,7 +126,6 @@ class _Cases:
         cls, rows: pd.DataFrame, scanner: str, protect: Sequence[str], empirical_bayes: bool
     ) -> tuple[_Cases, pd.DataFrame]:
         """The cases that can be harmonized, and a table of the others with the reasons."""
-        from monai_diffae.apps.study.cases import in_splits
         from monai_diffae.latents.harmonization import least_fitted
         from monai_diffae.latents.targets import class_name, missing
 
@@ -194,7 +192,6 @@ class _Cases:
 
 def _covariate(rows: pd.DataFrame, name: str, reasons: NDArray[Any]) -> Any:
     """A protected column as numbers ``[N, C]``: itself, or one column per class but one; cases may get a reason."""
-    from monai_diffae.apps.study.cases import in_splits
     from monai_diffae.latents.targets import are_classes, class_name
 
     present = reasons == ""
