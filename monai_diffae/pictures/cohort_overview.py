@@ -3,54 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_diffae.pictures.charts import COLOURS, figure_of
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73")  # Okabe and Ito
 _COLUMNS, _NUM_BINS = 3, 40
 _MOST_KINDS, _LONGEST_KIND = 10, 44
 _WIDE_RANGE = 100.0  # ratio of the highest values of scans to their median, from which the axis is logarithmic
 
 
-@dataclass(frozen=True, eq=False)
-class CohortOverview:
-    """What the picture shows; no ids, so that it can be shown to others.
+def draw_cohort_overview(
+    axes: Sequence[str],
+    geometry: Sequence[tuple[str, NDArray[Any]]],
+    intensities: NDArray[np.float64],
+    problems: Sequence[tuple[str, bool, int]],
+    thumbnails: Sequence[NDArray[np.float32]],
+) -> Figure:
+    """Draw the overview; it has no ids, so that it can be shown to others.
 
-    Attributes:
+    Args:
         axes: the names of the D axes.
         geometry: a title and an array (N, D) for each of size, spacing and field of view.
         intensities: (N, 5) percentiles 0, 1, 50, 99 and 100 of each scan; empty: they were not read.
         problems: kinds of problems, whether they are failures, and the number of their cases.
         thumbnails: small scans (H, W) from 0 to 1.
     """
-
-    axes: Sequence[str]
-    geometry: Sequence[tuple[str, NDArray[Any]]]
-    intensities: NDArray[np.float64]
-    problems: Sequence[tuple[str, bool, int]]
-    thumbnails: Sequence[NDArray[np.float32]]
-
-
-def draw_cohort_overview(overview: CohortOverview) -> Figure:
-    """Draw the overview."""
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures and needs a display
-
-    has_voxels = len(overview.intensities) > 0
-    num_rows = 2 if len(overview.geometry) or has_voxels else 1
-    figure = Figure(figsize=(4.2 * _COLUMNS, 3.6 * num_rows), dpi=120, layout="constrained")
+    has_voxels = len(intensities) > 0
+    num_rows = 2 if len(geometry) or has_voxels else 1
+    figure = figure_of(4.2 * _COLUMNS, 3.6 * num_rows)
     panels = iter(figure.subplots(num_rows, _COLUMNS, squeeze=False).ravel())
-    for title, values in overview.geometry:
-        _draw_histogram(next(panels), title, values, overview.axes)
-    _draw_problems(next(panels), overview.problems)
+    for title, values in geometry:
+        _draw_histogram(next(panels), title, values, axes)
+    _draw_problems(next(panels), problems)
     if has_voxels:
-        _draw_intensities(next(panels), overview.intensities)
-        _draw_thumbnails(next(panels), overview.thumbnails)
+        _draw_intensities(next(panels), intensities)
+        _draw_thumbnails(next(panels), thumbnails)
     for panel in panels:
         panel.axis("off")
     return figure
@@ -58,7 +51,7 @@ def draw_cohort_overview(overview: CohortOverview) -> Figure:
 
 def _draw_histogram(panel: Any, title: str, values: NDArray[Any], axes: Sequence[str]) -> None:
     bins = _bins(values)
-    for axis, (name, colour) in enumerate(zip(axes, _COLOURS, strict=False)):
+    for axis, (name, colour) in enumerate(zip(axes, COLOURS, strict=False)):
         panel.hist(values[:, axis], bins, label=name, color=colour, histtype="stepfilled", alpha=0.35)
         panel.hist(values[:, axis], bins, color=colour, histtype="step")
     panel.set(title=title, ylabel="scans")
@@ -83,7 +76,7 @@ def _draw_problems(panel: Any, problems: Sequence[tuple[str, bool, int]]) -> Non
         return
     shown = problems[:_MOST_KINDS]
     places = range(len(shown))
-    colours = [_COLOURS[1] if failed else _COLOURS[0] for _, failed, _ in shown]
+    colours = [COLOURS[1] if failed else COLOURS[0] for _, failed, _ in shown]
     bars = panel.barh(places, [count for *_, count in shown], height=0.5, color=colours)
     panel.bar_label(bars, padding=2)
     # above the bars, because beside them long names would leave no room
@@ -100,8 +93,8 @@ def _draw_intensities(panel: Any, percentiles: NDArray[np.float64]) -> None:
     lowest, low, median, high, highest = percentiles[np.argsort(percentiles[:, 2], kind="stable")].T
     ranks = np.arange(len(median))
     panel.fill_between(ranks, lowest, highest, color="0.9", label="minimum to maximum", step="mid")
-    panel.fill_between(ranks, low, high, color=_COLOURS[0], alpha=0.35, label="1st to 99th percentile", step="mid")
-    panel.plot(ranks, median, color=_COLOURS[1], label="median", drawstyle="steps-mid")
+    panel.fill_between(ranks, low, high, color=COLOURS[0], alpha=0.35, label="1st to 99th percentile", step="mid")
+    panel.plot(ranks, median, color=COLOURS[1], label="median", drawstyle="steps-mid")
     if highest.max() > _WIDE_RANGE * max(abs(float(np.median(highest))), 1e-9):
         panel.set_yscale("symlog")
     panel.set(title="intensities", xlabel="scans, by their median", ylabel="value")
