@@ -24,7 +24,7 @@ from monai_diffae.apps.provenance import check_same_model, warn_of_other_preproc
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.apps.synthesis.combine import Axes, write_combined
-from monai_diffae.apps.synthesis.directions import read_direction
+from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.bundle import TrainedLatent, load_latent
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.data.streamed import preprocessed

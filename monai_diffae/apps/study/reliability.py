@@ -12,7 +12,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed, Split, Writing
 from monai_diffae.apps.study.cases import in_splits, read_repeated, training_components
-from monai_diffae.apps.synthesis.directions import read_direction
+from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.lazy import atomic, np, pd, pictures, targets

@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run
-from monai_diffae.apps.synthesis.directions import STRENGTHS, read_direction, strength_names, strength_titles
+from monai_diffae.apps.synthesis.fit_direction import STRENGTHS, read_direction, strength_names, strength_titles
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import CohortError, ConfigError, counted
