@@ -275,7 +275,6 @@ class _Explanations:
         if not len(reached):
             return table, []
         towards = np.sign((table["to"] - table["score"]).to_numpy(np.float64))[reached]
-        before, after, random = codes[reached, 0], codes[reached, 1], codes[reached, 2:]
-        names, seed = [patients[row] for row in reached], self.finder.search.seed
-        changes = [label_change(each, before, after, random, names, towards=towards, seed=seed) for each in directions]
+        codes, patients, seed = codes[reached], [patients[row] for row in reached], self.finder.search.seed
+        changes = [label_change(each, codes, patients, towards=towards, seed=seed) for each in directions]
         return table, sorted(changes, key=lambda change: -change.excess)
