@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from monai_diffae.pictures.charts import draw_regularisations as draw_regularisations
     from monai_diffae.pictures.charts import draw_reliability as draw_reliability
     from monai_diffae.pictures.charts import draw_stability as draw_stability
+    from monai_diffae.pictures.cohort_overview import CohortOverview as CohortOverview
     from monai_diffae.pictures.cohort_overview import draw_cohort_overview as draw_cohort_overview
     from monai_diffae.pictures.mosaic import draw_anomalies as draw_anomalies
     from monai_diffae.pictures.mosaic import draw_mosaic as draw_mosaic
@@ -34,7 +35,7 @@ _MODULES = {
         "draw_associations", "draw_calibration", "draw_curves", "draw_diagnosis", "draw_explanation", "draw_few_labels",
         "draw_regularisations", "draw_reliability", "draw_stability",
     ), "charts"),
-    "draw_cohort_overview": "cohort_overview",
+    **dict.fromkeys(("CohortOverview", "draw_cohort_overview"), "cohort_overview"),
     **dict.fromkeys((
         "draw_anomalies", "draw_mosaic", "in_colours", "in_rgb", "plane_slices", "three_planes", "thumbnail",
     ), "mosaic"),

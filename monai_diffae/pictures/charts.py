@@ -43,13 +43,7 @@ def figure_of(width: float, height: float) -> Figure:
 
 
 def draw_curves(frame: pd.DataFrame) -> Figure:
-    """Draw the losses over the images seen, and beside them the metric that matters for this kind of model.
-
-    A third panel has the probes, if there are any.
-
-    Args:
-        frame: the table that :class:`~monai_diffae.handlers.TrainingCurves` writes.
-    """
+    """Draw the losses of a training over the images seen, the metric that matters for its kind of model, and probes."""
     from matplotlib.ticker import EngFormatter
 
     probed = [name.removeprefix(_PROBE) for name in map(str, frame.columns) if name.startswith(_PROBE)]
@@ -96,12 +90,7 @@ def _draw_probes(panel: Any, frame: pd.DataFrame, labels: Sequence[str]) -> None
 
 
 def draw_diagnosis(levels: pd.DataFrame, stability: pd.DataFrame) -> Figure:
-    """Draw the losses by noise level, their ratios, and how far changes of the image move z_sem.
-
-    Args:
-        levels: the table ``noise_levels.csv``.
-        stability: the table ``stability.csv``.
-    """
+    """Draw ``noise_levels.csv``, the losses and their ratios, and ``stability.csv``, how far changes move z_sem."""
     figure = figure_of(13, 4)
     left, middle, right = figure.subplots(1, 3)
     names = {"own": "own z_sem", "mean": "mean z_sem of the others", "other": "another patient's z_sem"}
@@ -128,11 +117,7 @@ def draw_diagnosis(levels: pd.DataFrame, stability: pd.DataFrame) -> Figure:
 
 
 def draw_calibration(probes: Sequence[EvaluatedProbe]) -> Figure:
-    """Draw calibration curves: one panel per target, with a histogram of the predictions below.
-
-    Args:
-        probes: the evaluated probes.
-    """
+    """Draw the calibration curves of probes: one panel per target, with a histogram of the predictions below."""
     targets: dict[str, list[EvaluatedProbe]] = {}
     for probe in probes:
         targets.setdefault(probe.row["target"], []).append(probe)
@@ -187,11 +172,7 @@ def calibration_bins(
 
 
 def draw_few_labels(few_labels: pd.DataFrame) -> Figure:
-    """Draw scores over the number of labelled patients: median and quartiles of the draws, one panel per target.
-
-    Args:
-        few_labels: the table ``few_labels.csv``.
-    """
+    """Draw ``few_labels.csv``, scores over the number of labelled patients: median and quartiles of the draws."""
     from monai_diffae.latents.probing.evaluation import FEW_PATIENTS
 
     targets = dict(iter(few_labels.groupby("target", sort=False)))

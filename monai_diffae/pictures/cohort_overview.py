@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,32 +19,37 @@ _MOST_KINDS, _LONGEST_KIND = 10, 44
 _WIDE_RANGE = 100.0  # ratio of the highest values of scans to their median, from which the axis is logarithmic
 
 
-def draw_cohort_overview(
-    axes: Sequence[str],
-    geometry: Sequence[tuple[str, NDArray[Any]]],
-    intensities: NDArray[np.float64],
-    problems: Sequence[tuple[str, bool, int]],
-    thumbnails: Sequence[NDArray[np.float32]],
-) -> Figure:
-    """Draw the overview; it has no ids, so that it can be shown to others.
+@dataclass(frozen=True, eq=False)
+class CohortOverview:
+    """What the picture shows; no ids, so that it can be shown to others.
 
-    Args:
+    Attributes:
         axes: the names of the D axes.
         geometry: a title and an array (N, D) for each of size, spacing and field of view.
         intensities: (N, 5) percentiles 0, 1, 50, 99 and 100 of each scan; empty: they were not read.
         problems: kinds of problems, whether they are failures, and the number of their cases.
         thumbnails: small scans (H, W) from 0 to 1.
     """
-    has_voxels = len(intensities) > 0
-    num_rows = 2 if len(geometry) or has_voxels else 1
+
+    axes: Sequence[str]
+    geometry: Sequence[tuple[str, NDArray[Any]]]
+    intensities: NDArray[np.float64]
+    problems: Sequence[tuple[str, bool, int]]
+    thumbnails: Sequence[NDArray[np.float32]]
+
+
+def draw_cohort_overview(overview: CohortOverview) -> Figure:
+    """Draw the overview."""
+    has_voxels = len(overview.intensities) > 0
+    num_rows = 2 if len(overview.geometry) or has_voxels else 1
     figure = figure_of(4.2 * _COLUMNS, 3.6 * num_rows)
     panels = iter(figure.subplots(num_rows, _COLUMNS, squeeze=False).ravel())
-    for title, values in geometry:
-        _draw_histogram(next(panels), title, values, axes)
-    _draw_problems(next(panels), problems)
+    for title, values in overview.geometry:
+        _draw_histogram(next(panels), title, values, overview.axes)
+    _draw_problems(next(panels), overview.problems)
     if has_voxels:
-        _draw_intensities(next(panels), intensities)
-        _draw_thumbnails(next(panels), thumbnails)
+        _draw_intensities(next(panels), overview.intensities)
+        _draw_thumbnails(next(panels), overview.thumbnails)
     for panel in panels:
         panel.axis("off")
     return figure

@@ -14,11 +14,11 @@ from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import np, pictures
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from monai_diffae.data.inspection.survey import Survey
     from monai_diffae.data.inspection.verification import CheckedCase, Verification
+    from monai_diffae.pictures import CohortOverview
 
 _EXAMPLES = 3
 _TABLE, _PICTURE, _READINGS = "verify.csv", "overview.png", "readings"
@@ -89,7 +89,7 @@ def verify(
     verification = verify_cases(cases, readings)
     if out is not None:
         _write_table(verification, out / _TABLE)
-        figures.write(out / _PICTURE, _overview(verification))
+        figures.write(out / _PICTURE, pictures.draw_cohort_overview(_overview(verification)))
     if all(found.error for found in readings):
         raise none_usable(
             [Failure(case.id, case.file, found.error) for case, found in zip(cases, readings, strict=True)]
@@ -197,13 +197,13 @@ def _rows(verification: Verification) -> Iterator[list[object]]:
         ]  # fmt: skip
 
 
-def _overview(verification: Verification) -> Figure:
+def _overview(verification: Verification) -> CohortOverview:
     survey = verification.survey
     geometry: list[tuple[str, NDArray[Any]]] = [] if survey is None else [("size (voxels)", survey.sizes)]
     if survey is not None and survey.has_mm:
         geometry += [("spacing (mm)", survey.spacings_mm), ("field of view (mm)", survey.fields_mm)]
     read = [checked for checked in verification.cases if checked.reading.intensities]
-    return pictures.draw_cohort_overview(
+    return pictures.CohortOverview(
         ("R", "A", "S") if survey is None or survey.spatial_dims == 3 else ("rows", "columns"),
         geometry,
         np.array([checked.reading.intensities for checked in read]),
