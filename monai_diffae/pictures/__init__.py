@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from monai_diffae.pictures.cells import caption as caption
     from monai_diffae.pictures.cells import check_captions as check_captions
     from monai_diffae.pictures.cells import draw_cells as draw_cells
+    from monai_diffae.pictures.charts import CohortOverview as CohortOverview
     from monai_diffae.pictures.charts import draw_associations as draw_associations
     from monai_diffae.pictures.charts import draw_calibration as draw_calibration
+    from monai_diffae.pictures.charts import draw_cohort_overview as draw_cohort_overview
     from monai_diffae.pictures.charts import draw_curves as draw_curves
     from monai_diffae.pictures.charts import draw_diagnosis as draw_diagnosis
     from monai_diffae.pictures.charts import draw_explanation as draw_explanation
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from monai_diffae.pictures.charts import draw_regularisations as draw_regularisations
     from monai_diffae.pictures.charts import draw_reliability as draw_reliability
     from monai_diffae.pictures.charts import draw_stability as draw_stability
-    from monai_diffae.pictures.cohort_overview import CohortOverview as CohortOverview
-    from monai_diffae.pictures.cohort_overview import draw_cohort_overview as draw_cohort_overview
     from monai_diffae.pictures.mosaic import draw_anomalies as draw_anomalies
     from monai_diffae.pictures.mosaic import draw_mosaic as draw_mosaic
     from monai_diffae.pictures.mosaic import in_colours as in_colours
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 _MODULES = {
     **dict.fromkeys(("caption", "check_captions", "draw_cells"), "cells"),
     **dict.fromkeys((
-        "draw_associations", "draw_calibration", "draw_curves", "draw_diagnosis", "draw_explanation", "draw_few_labels",
-        "draw_regularisations", "draw_reliability", "draw_stability",
+        "CohortOverview", "draw_associations", "draw_calibration", "draw_cohort_overview", "draw_curves",
+        "draw_diagnosis", "draw_explanation", "draw_few_labels", "draw_regularisations", "draw_reliability",
+        "draw_stability",
     ), "charts"),
-    **dict.fromkeys(("CohortOverview", "draw_cohort_overview"), "cohort_overview"),
     **dict.fromkeys((
         "draw_anomalies", "draw_mosaic", "in_colours", "in_rgb", "plane_slices", "three_planes", "thumbnail",
     ), "mosaic"),

@@ -88,9 +88,9 @@ def reliability(
 
     def make() -> Mapping[str, Any]:
         used, num_omitted = _usable(rows, repeat, scanner, splits)
-        matrix, measures = _measurements(used, training_components(rows, features), features, scores)
-        _add_directions(measures, embeddings, used, directions)
-        measured, figures = _measure(matrix, pd.DataFrame(measures), used, repeat, scanner, seed)
+        axes = training_components(rows, features)
+        matrix, measures = _measurements(embeddings, used, axes, features, scores, directions)
+        measured, figures = _measure(matrix, measures, used, repeat, scanner, seed)
         atomic.write_csv(out / "reliability.csv", measured)
         writing.write(out / "reliability.png", pictures.draw_reliability(measured))
         return {**figures, "num_scans": len(matrix), "num_omitted": num_omitted}
@@ -116,9 +116,16 @@ def _usable(rows: pd.DataFrame, repeat: str, scanner: str | None, splits: Sequen
 
 
 def _measurements(
-    rows: pd.DataFrame, axes: PrincipalComponents, features: Features, scores: Sequence[str]
-) -> tuple[Floats, dict[tuple[str, str], Floats]]:
-    """The normalised features ``[N, D]`` of the scans, and these with components and columns of scores, by name."""
+    path: Path,
+    rows: pd.DataFrame,
+    axes: PrincipalComponents,
+    features: Features,
+    scores: Sequence[str],
+    directions: Sequence[Path],
+) -> tuple[Floats, pd.DataFrame]:
+    """The normalised features ``[N, D]`` of the scans, and a table of these, components and scores."""
+    from monai_diffae.apps.provenance import check_z_sem, origin_of, recorded_preprocessing
+
     columns = tables.z_columns(rows) if features == "z" else tables.wide_columns(rows)
     z = np.ascontiguousarray(tables.matrix(rows, features), np.float64)  # its order decides the last bits
     normalised = np.asarray(axes.statistics.normalise(z), np.float64)
@@ -129,22 +136,14 @@ def _measurements(
         if np.isnan(values).any():
             raise ConfigError(f"scores: '{name}' has empty cells or text; give a column with a number for each scan")
         measures["score", name] = values
-    return normalised, measures
-
-
-def _add_directions(
-    measures: dict[tuple[str, str], Floats], path: Path, rows: pd.DataFrame, directions: Sequence[Path]
-) -> None:
-    """Add the scores of scans along directions."""
-    from monai_diffae.apps.provenance import check_z_sem, origin_of, recorded_preprocessing
-
     for file in directions:
         if file.stem in {name for _, name in measures}:
             raise ConfigError(f"directions: two measurements are called '{file.stem}'; rename the file")
         check_z_sem(path)
-        z, line = tables.z_matrix(rows), read_direction(file)
-        line.check_fits(origin_of(path)["model"], z.shape[1], recorded_preprocessing(rows))
-        measures["score", file.stem] = line.distance(z) / line.std
+        z_sem, line = tables.z_matrix(rows), read_direction(file)
+        line.check_fits(origin_of(path)["model"], z_sem.shape[1], recorded_preprocessing(rows))
+        measures["score", file.stem] = line.distance(z_sem) / line.std
+    return normalised, pd.DataFrame(measures)
 
 
 def _measure(
