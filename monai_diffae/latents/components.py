@@ -55,20 +55,22 @@ class PrincipalComponents:
         return np.stack([self.statistics.moved(start, strength * step) for strength in strengths])
 
 
-def principal_components(z: ArrayLike, statistics: LatentStatistics, count: int) -> PrincipalComponents:
+def principal_components(
+    z: ArrayLike, statistics: LatentStatistics | None = None, count: int | None = None
+) -> PrincipalComponents:
     """Compute the principal components of normalised z_sem.
 
     Args:
         z: z_sem of the training cases, ``[N, D]``, not normalised.
-        statistics: the statistics that normalise them.
-        count: number of components, at most N - 1 and D.
+        statistics: the statistics that normalise them; None: their own.
+        count: number of components, at most N - 1 and D; None: as many.
 
     Raises:
         ConfigError: ``count`` is out of range, there are fewer than 2 cases, or z_sem does not fit ``statistics``.
 
     Example:
         >>> z = np.random.default_rng(0).normal(size=(200, 1)) * [3.0, 4.0]
-        >>> components = principal_components(z, LatentStatistics.of(z), 1)
+        >>> components = principal_components(z, count=1)
         >>> components.directions.round(3), components.stds.round(3), components.explained.round(3)
         (array([[0.707, 0.707]]), array([1.414]), array([1.]))
         >>> components.traverse([0.0, 0.0], 0, [-1, 0, 1]).shape
@@ -76,8 +78,10 @@ def principal_components(z: ArrayLike, statistics: LatentStatistics, count: int)
     """
     from sklearn.decomposition import PCA
 
+    statistics = statistics or LatentStatistics.of(z)
     codes = checked_codes(z, statistics.z_channels, num_least=2).astype(np.float64)
     most = min(len(codes) - 1, statistics.z_channels)
+    count = most if count is None else count
     if not 1 <= count <= most:
         raise ConfigError(
             f"num_components: {count} components cannot be computed from {len(codes)} cases with "

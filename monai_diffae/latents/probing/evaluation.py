@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -24,7 +23,7 @@ from monai_diffae.latents.probing.nested import (
 )
 from monai_diffae.latents.probing.nuisance import add_nuisance, left_out_scores, with_nuisance
 from monai_diffae.latents.probing.probes import Floats, Folds, Probe, inner_folds, regularisations
-from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, difference_interval, interval
+from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, difference_interval, interval, plain
 from monai_diffae.latents.targets import LabelKind, Target, copies_of, far_off, read_target
 
 logger = logging.getLogger(__name__)
@@ -390,7 +389,7 @@ def _evaluate_probe(
     intervals = scores.intervals(draws, target.patients[test])
     metrics: dict[str, Any] = {}
     for name, value, (low, high) in zip(scores.metrics, values, intervals, strict=True):
-        metrics.update({name: _plain(value), f"{name}_low": _plain(low), f"{name}_high": _plain(high)})
+        metrics.update({name: plain(value), f"{name}_low": plain(low), f"{name}_high": plain(high)})
     main = scores.metrics[0]
     regularisation = [value for value in predictions.regularisation if value is not None]
     row = {
@@ -441,7 +440,7 @@ def _regularisation_rows(
     path = predict_path(x_by_fold, target.target, target.folds, values, features.standardise)
     key = {name: probe.row[name] for name in ("target", "features", "metric")}
     return [
-        {**key, "regularisation": value, "score": _plain(predictions.scores()(np.ones(len(target.test_cases)))[0]),
+        {**key, "regularisation": value, "score": plain(predictions.scores()(np.ones(len(target.test_cases)))[0]),
          "num_folds_chosen": chosen.count(value)}
         for value, predictions in zip(values, path, strict=True)
     ]  # fmt: skip
@@ -458,9 +457,4 @@ def _difference(
         low, high = difference_interval(value, draws, num)
     else:
         low, high = interval(draws)
-    return {"difference": _plain(value), "difference_low": _plain(low), "difference_high": _plain(high)}
-
-
-def _plain(value: float) -> float | None:
-    """A number for JSON, which has no NaN."""
-    return float(value) if math.isfinite(value) else None
+    return {"difference": plain(value), "difference_low": plain(low), "difference_high": plain(high)}

@@ -142,6 +142,11 @@ def bootstrapped(
     return np.asarray(score + (1 + num_folds / (num_folds - 1)) ** 0.5 * (values - score))
 
 
+def plain(value: float) -> float | None:
+    """A number for JSON, which has no NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
 def interval(draws: Floats) -> tuple[float, float]:
     """The 2.5 and 97.5 percentiles of the draws in which a score is defined; NaN if it never is."""
     if np.isnan(draws).all():
