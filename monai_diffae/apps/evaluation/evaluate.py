@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,7 +34,7 @@ from monai_diffae.lazy import metrics, pd
 if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.code_quality import CodeFigures
     from monai_diffae.apps.evaluation.generation_quality import FeatureNetwork, GeneratedImages
-    from monai_diffae.apps.evaluation.reconstruction_quality import Condition, Reconstructions
+    from monai_diffae.apps.evaluation.reconstruction_quality import Reconstructions
     from monai_diffae.apps.processes import Process
     from monai_diffae.apps.session import ReadCases, Session
     from monai_diffae.data.cases import Case
@@ -174,8 +174,7 @@ def evaluate(
     made_from = {
         "bundles": {each.name: each.made_from for each in bundles},
         "steps": list(conditions.steps), "solvers": list(conditions.solvers), "draws": conditions.draws,
-        "num_images": conditions.num_images, "num_codes": conditions.num_codes,
-        "split": held_out.split, "limit": held_out.limit, "not_held_out": held_out.not_held_out, "seed": seed,
+        "num_images": conditions.num_images, "num_codes": conditions.num_codes, **asdict(held_out), "seed": seed,
         **({"decoder": conditions.decoders} if conditions.decoders else {}),
         **{name: file_checksum(file) for name, file in weights.files.items()},
     }  # fmt: skip
@@ -273,7 +272,6 @@ class _BundleEvaluation:
     """What is measured of one bundle; ``codes`` and ``generated`` are None if they are not."""
 
     bundle: _EvaluatedBundle
-    conditions: list[Condition]
     reconstructions: Reconstructions
     codes: CodeFigures | None
     generated: GeneratedImages | None
@@ -301,21 +299,20 @@ class _Evaluation:
         patients = {case.id: case.patient for each in each_bundle for case in each.reconstructions.read.cases}
         case_rows: list[Row] = []
         rows: list[Row] = []
-        total = sum(each.reconstructions.evaluations(each.conditions) for each in each_bundle)
-        total += sum(each.generated.evaluations(each.conditions) for each in each_bundle if each.generated)
+        total = sum(each.reconstructions.num_evaluations for each in each_bundle)
+        total += sum(each.generated.num_evaluations for each in each_bundle if each.generated)
         with progress(total, f"evaluating {', '.join(bundle.name for bundle in self.bundles)}") as advance:
             measured = MeasuredRows(self.folder / _PARTS, self._settings, self.process, advance, overwrite)
             for each in each_bundle:
-                case_rows += each.reconstructions.rows(each.conditions, measured)
+                case_rows += each.reconstructions.rows(measured)
                 if each.generated is not None:
-                    rows += each.generated.rows(each.conditions, each.bundle.made_from, measured)
+                    rows += each.generated.rows(each.bundle.made_from, measured)
         for each in each_bundle:
             if each.codes is not None:
                 rows += each.codes.usage_rows(each.bundle.session, each.reconstructions.read)
                 rows += each.codes.rows()
             if each.generated is not None:
-                most_steps = max(each.conditions, key=lambda condition: condition.steps)
-                each.generated.draw_nearest(most_steps, self.folder / f"generated_{safe_id(each.bundle.name)}.png")
+                each.generated.draw_nearest(self.folder / f"generated_{safe_id(each.bundle.name)}.png")
         rows = mean_rows(case_rows, patients) + rows
         comparable = self._comparable()
         compared = [row for row in case_rows if row["bundle"] in comparable]
@@ -328,7 +325,7 @@ class _Evaluation:
         """Measure this process's share of the reconstructions, for the first process; in the others."""
         measured = MeasuredRows(self.folder / _PARTS, self._settings, self.process, lambda: None, overwrite)
         for each in self._prepare_all():
-            for _ in each.reconstructions.rows(each.conditions, measured):
+            for _ in each.reconstructions.rows(measured):
                 pass
 
     @property
@@ -337,7 +334,7 @@ class _Evaluation:
         from monai_diffae.data.fingerprints import file_checksum
 
         settings = {"seed": self.seed, "limit": self.held_out.limit, "num_codes": self.conditions.num_codes}
-        return {**settings, **{name: file_checksum(file) for name, file in self.weights.files.items()}}
+        return settings | {name: file_checksum(file) for name, file in self.weights.files.items()}
 
     def _prepare_all(self) -> list[_BundleEvaluation]:
         return [self._prepare(bundle, partial(self._omit, bundle.name)) for bundle in self.bundles]
@@ -355,10 +352,10 @@ class _Evaluation:
         quality = metrics.ImageQuality(trained.image_shape[1:], trained.model_range, self.lpips)
         for metric, reason in quality.omitted().items():
             omit(metric, reason)
-        reconstructions = Reconstructions(bundle.name, session, read, quality, settings.draws, self.seed)
         conditions = conditions_of(trained.inferer, settings.solvers, settings.steps, settings.decoders)
+        reconstructions = Reconstructions(bundle.name, session, read, quality, conditions, settings.draws, self.seed)
         if not settings.num_codes and not settings.num_images:
-            return _BundleEvaluation(bundle, conditions, reconstructions, None, None)
+            return _BundleEvaluation(bundle, reconstructions, None, None)
 
         def read_some(cases: Sequence[Case], failures: str) -> ReadCases | None:
             chosen = spread_cases(cases, settings.num_codes)
@@ -374,12 +371,12 @@ class _Evaluation:
             try:
                 latent = load_latent(trained.folder, trained.device)
                 generated = GeneratedImages(
-                    bundle.name, session, latent, read, train, encoded, self.feature_networks,
+                    bundle.name, session, latent, read, train, encoded, self.feature_networks, conditions,
                     settings.num_images, self.seed, omit,
                 )  # fmt: skip
             except OmittableError as error:
                 omit(_GENERATION, str(error))
-        return _BundleEvaluation(bundle, conditions, reconstructions, codes, generated)
+        return _BundleEvaluation(bundle, reconstructions, codes, generated)
 
     @functools.cached_property
     def lpips(self) -> PerceptualDistance | None:

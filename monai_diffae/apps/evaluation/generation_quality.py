@@ -16,13 +16,14 @@ from torch import Tensor
 from monai_diffae.apps.evaluation.code_quality import EncodedCases
 from monai_diffae.apps.evaluation.measured_rows import MeasuredRows
 from monai_diffae.apps.evaluation.quality_tables import Row, summary_row
-from monai_diffae.apps.evaluation.reconstruction_quality import Condition
+from monai_diffae.apps.evaluation.reconstruction_quality import condition_of
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.bundle import TrainedLatent
 from monai_diffae.bundle.loading import inferer_settings
 from monai_diffae.data.cases import Case
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import OmittableError
+from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.latents import LatentStatistics, mmd, nearest_distances, nearest_neighbors
 from monai_diffae.latents.probing.scores import Floats, bootstrapped, interval
 from monai_diffae.metrics import frechet_distance, kernel_distance, precision_and_recall
@@ -48,48 +49,48 @@ class GeneratedImages:
     train: ReadCases | None
     encoded: tuple[EncodedCases, EncodedCases | None]
     networks: Mapping[str, FeatureNetwork]
+    conditions: Sequence[DiffusionAutoencoderInferer]
     num_images: int
     seed: int
     omit: Callable[[str, str], None]
 
-    def evaluations(self, conditions: Sequence[Condition]) -> int:
+    @property
+    def num_evaluations(self) -> int:
         """Network evaluations of single images that the conditions need."""
-        return self.num_images * sum(condition.steps for condition in conditions)
+        return self.num_images * sum(condition.decoding_evaluations for condition in self.conditions)
 
-    def rows(
-        self, conditions: Sequence[Condition], made_from: Mapping[str, Any], measured: MeasuredRows
-    ) -> Iterator[Row]:
+    def rows(self, made_from: Mapping[str, Any], measured: MeasuredRows) -> Iterator[Row]:
         """One row per condition, features and metric."""
         if self.train is None:
             self.omit("copying_ratio", "the cohort has no training cases")
         yield from self._measured("mmd", self._z_sem_rows)
         yield from self._measured("fid", self._training_rows)
-        for condition in conditions:
-            settings = {**made_from, **inferer_settings(condition.inferer), "generated": self.num_images}
-            make = partial(self._condition_rows, condition)
-            listed = lambda make=make: list(self._measured("fid", make))  # noqa: E731
-            yield from measured.rows(settings, listed, self.num_images * condition.steps)
+        for condition in self.conditions:
+            settings = {**made_from, **inferer_settings(condition), "generated": self.num_images}
+            make = partial(self._measured, "fid", partial(self._condition_rows, condition))
+            yield from measured.rows(settings, make, self.num_images * condition.decoding_evaluations)
 
     @cached_property
     def z_sem(self) -> Tensor:
         """The sampled z_sem (N, D)."""
         return self.latent.inferer.sample(self.latent.network, self.num_images, seed=self.seed).cpu()
 
-    def decode(self, condition: Condition, limit: int | None = None) -> Tensor:
+    def decode(self, condition: DiffusionAutoencoderInferer, limit: int | None = None) -> Tensor:
         """The images (N, C, *S), or the first of them."""
-        trained, size = self.session.trained, self.session.run.batch_size
-        numbers = torch.arange(self.num_images)[:limit].split(size)
-        images = []
-        for part in numbers:
+        trained, images = self.session.trained, []
+        for part in torch.arange(self.num_images)[:limit].split(self.session.run.batch_size):
             x_T = image_noise(trained.x_T_shape, self.seed, part.tolist()).to(trained.device)
-            images.append(condition.inferer.decode(self.z_sem[part].to(trained.device), trained.network, x_T).cpu())
+            images.append(condition.decode(self.z_sem[part].to(trained.device), trained.network, x_T).cpu())
         return torch.cat(images)
 
-    def _measured(self, metric: str, measure: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+    def _measured(self, metric: str, measure: Callable[[], Iterator[Row]]) -> list[Row]:
+        """The rows; those before a metric that cannot be measured."""
+        rows: list[Row] = []
         try:
-            yield from measure()
+            rows.extend(measure())
         except OmittableError as error:
             self.omit(metric, str(error))
+        return rows
 
     def _z_sem_rows(self) -> Iterator[Row]:
         held_out, train = self.encoded
@@ -130,9 +131,8 @@ class GeneratedImages:
         num = min(self.num_images, len(cases))
         return [i * len(cases) // num for i in range(num)]
 
-    def _condition_rows(self, condition: Condition) -> Iterator[Row]:
-        images = self.decode(condition)
-        fields = {"solver": condition.solver, "steps": condition.steps}
+    def _condition_rows(self, condition: DiffusionAutoencoderInferer) -> Iterator[Row]:
+        images, fields = self.decode(condition), condition_of(condition)
         for name in self.networks:
             real, made = self._real_features[name], self._features(name, images)
             of_network = {**fields, "features": name}
@@ -156,12 +156,12 @@ class GeneratedImages:
         batches = [self.held_out.batch(i, i + size)[0] for i in range(0, len(self.held_out.cases), size)]
         return {name: np.concatenate([self._features(name, batch) for batch in batches]) for name in self.networks}
 
-    def draw_nearest(self, condition: Condition, path: Path) -> None:
+    def draw_nearest(self, path: Path) -> None:
         """Draw the first generated images beside their nearest training cases, in pixels and in z_sem."""
         train = self.encoded[1]
         if self.train is None or train is None:
             return
-        images = self.decode(condition, _IN_PICTURE)
+        images = self.decode(max(self.conditions, key=lambda each: each.decoding_evaluations), _IN_PICTURE)
         distances, in_pixels = nearest_images(images, self.train, self.session.run.batch_size)
         statistics = LatentStatistics.of(train.z)
         near = nearest_neighbors(
