@@ -14,23 +14,8 @@ from monai_diffae.metrics.image_quality import ImageQuality, reconstruction_erro
 from monai_diffae.metrics.training import CopyingRatio, ValidationLoss, ZSemUsage
 
 __all__ = [
-    "CopyingRatio",
-    "ImageQuality",
-    "InceptionFeatures",
-    "PerceptualDistance",
-    "RadImageNetFeatures",
-    "ValidationLoss",
-    "ZSemUsage",
-    "anomaly_maps",
-    "changed_views",
-    "cross_fitted_maps",
-    "frechet_distance",
-    "highest_mean",
-    "kernel_distance",
-    "level_losses",
-    "noise_statistics",
-    "precision_and_recall",
-    "reconstruction_errors",
-    "residual_spread",
-    "smoothed_residuals",
-]
+    "CopyingRatio", "ImageQuality", "InceptionFeatures", "PerceptualDistance", "RadImageNetFeatures",
+    "ValidationLoss", "ZSemUsage", "anomaly_maps", "changed_views", "cross_fitted_maps", "frechet_distance",
+    "highest_mean", "kernel_distance", "level_losses", "noise_statistics", "precision_and_recall",
+    "reconstruction_errors", "residual_spread", "smoothed_residuals",
+]  # fmt: skip

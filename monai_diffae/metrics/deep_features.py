@@ -58,62 +58,42 @@ class PerceptualDistance(nn.Module):
         super().__init__()
         if importlib.util.find_spec("lpips") is None:
             raise MachineError("the package lpips is not installed: pip install 'monai-diffae[lpips]'")
-        state = read_alexnet(weights)
+        file = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET if weights is None else Path(weights)
+        if not file.is_file():
+            text = f"there is no {file.name}; give the file, or put it where torch looks for it (TORCH_HOME)"
+            raise MachineError(text)
+        other = "does not hold AlexNet's weights as torchvision names them"
+        state: dict[str, Tensor] = read_torch_file(file, other, prefix="features.")
         import lpips
 
         self.network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)  # its own weights come with the package
-        for name, parameter in self.network.net.named_parameters():
-            parameter.data.copy_(state[f"features.{name.split('.', 1)[1]}"])
+        try:
+            for name, parameter in self.network.net.named_parameters():
+                parameter.data.copy_(state[f"features.{name.split('.', 1)[1]}"])
+        except (KeyError, RuntimeError) as error:
+            raise ScanError(f"{file.name}: {other}") from error
         self.eval().requires_grad_(False).to(device)
 
     def forward(self, images: Tensor, others: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
-        """The distances (B,) of images (B, C, *S) in ``model_range``, in 2D or 3D; values beyond it are clipped.
-
-        Images that need gradients get them, as a loss needs it.
-        """
+        """The distances (B,) of images (B, C, *S), clipped to ``model_range``; with gradients, as a loss needs them."""
         pairs = [colour_planes(stack, model_range) for stack in (images, others)]
         planes = [self._distances(a, b) for a, b in zip(*pairs, strict=True)]
         return torch.stack([plane.unflatten(0, (len(images), -1)).mean(dim=1) for plane in planes]).mean(dim=0)
 
     def features(self, images: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
-        """The 256 features (B, 256) of AlexNet's last convolution, averaged over the image; of volumes over all planes.
-
-        Images are enlarged to at least 64 pixels along each axis, so that any size has features.
-
-        Args:
-            images: (B, C, *S) in ``model_range``, in 2D or 3D.
-            model_range: black and white.
-        """
+        """The features (B, 256) of AlexNet's last convolution, averaged over the image; of volumes over all planes."""
         return mean_features(self._last_features, images, model_range)
 
     def _last_features(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network.net(self.network.scaling_layer(_enlarged(images))).relu5
+        size = tuple(max(side, _LEAST_FOR_FEATURES) for side in images.shape[2:])
+        if size != tuple(images.shape[2:]):
+            images = interpolate(images, size=size, mode="bilinear")
+        features: Tensor = self.network.net(self.network.scaling_layer(images)).relu5
         return features.mean(dim=(2, 3))
 
     def _distances(self, a: Tensor, b: Tensor) -> Tensor:
         parts = zip(a.split(IMAGES_AT_ONCE), b.split(IMAGES_AT_ONCE), strict=True)
         return torch.cat([self.network(x, y).flatten() for x, y in parts])
-
-
-def read_alexnet(weights: str | os.PathLike[str] | None) -> dict[str, Tensor]:
-    """Read the convolutions of AlexNet from a file of weights; None: where torch keeps downloaded weights."""
-    file = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET if weights is None else Path(weights)
-    if not file.is_file():
-        raise MachineError(f"there is no {file.name}; give the file, or put it where torch looks for it (TORCH_HOME)")
-    other = "does not hold AlexNet's weights as torchvision names them"
-    state: dict[str, Tensor] = read_torch_file(file, other, prefix="features.")
-    try:
-        shapes = {number: tuple(state[f"features.{number}.weight"].shape) for number in (0, 3, 6, 8, 10)}
-    except Exception as error:
-        raise ScanError(f"{file.name}: {other}") from error
-    if shapes[0] != (64, 3, 11, 11):
-        raise ScanError(f"{file.name}: holds the weights of another network than torchvision's AlexNet")
-    return state
-
-
-def _enlarged(images: Tensor) -> Tensor:
-    size = tuple(max(side, _LEAST_FOR_FEATURES) for side in images.shape[2:])
-    return images if size == tuple(images.shape[2:]) else interpolate(images, size=size, mode="bilinear")
 
 
 def pairwise_distance(distance: PerceptualDistance, draws: Tensor, model_range: tuple[float, float]) -> Tensor:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.statistics import checked_codes
-
-Floats = NDArray[np.float64]
+from monai_diffae.latents.statistics import Floats, checked_codes
 
 NEIGHBORS = 3
 """The neighbor whose distance is the radius of a sample's ball, as in the paper on precision and recall."""
@@ -29,7 +27,8 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
     x, y = _checked(a, b, num_least=2)
     difference = x.mean(axis=0) - y.mean(axis=0)
     x, y = ((z - z.mean(axis=0)) / np.sqrt(len(z) - 1) for z in (x, y))
-    product = np.linalg.norm(_reduced(x) @ _reduced(y).T, ord="nuc")
+    small_x, small_y = (z if len(z) <= z.shape[1] else np.asarray(np.linalg.qr(z, mode="r")) for z in (x, y))
+    product = np.linalg.norm(small_x @ small_y.T, ord="nuc")
     return float(difference @ difference + np.square(x).sum() + np.square(y).sum() - 2 * product)
 
 
@@ -44,7 +43,9 @@ def kernel_distance(a: ArrayLike, b: ArrayLike) -> float:
         297.5
     """
     x, y = _checked(a, b, num_least=2)
-    return _mean_of_pairs(x) + _mean_of_pairs(y) - 2 * float(_kernel(x, y).mean())
+    of_x, of_y, between = ((one @ other.T / x.shape[1] + 1) ** 3 for one, other in ((x, x), (y, y), (x, y)))
+    within = (float((kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1))) for kernel in (of_x, of_y))
+    return sum(within) - 2 * float(between.mean())
 
 
 def precision_and_recall(real: ArrayLike, generated: ArrayLike, k: int = NEIGHBORS) -> tuple[Floats, Floats]:
@@ -68,21 +69,6 @@ def _covered(samples: Floats, others: Floats, k: int) -> Floats:
 
     radii = np.sort(pairwise_distances(others), axis=1)[:, k]  # the first is the sample itself
     return np.asarray((pairwise_distances(samples, others) <= radii).any(axis=1), np.float64)
-
-
-def _reduced(x: Floats) -> Floats:
-    """A matrix ``[min(N, D), D]`` with the same product ``X^T X`` as ``[N, D]``."""
-    return x if len(x) <= x.shape[1] else np.asarray(np.linalg.qr(x, mode="r"))
-
-
-def _kernel(x: Floats, y: Floats) -> Floats:
-    return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
-
-
-def _mean_of_pairs(x: Floats) -> float:
-    """The mean kernel of pairs of different samples."""
-    kernel = _kernel(x, x)
-    return float((kernel.sum() - np.trace(kernel)) / (len(x) * (len(x) - 1)))
 
 
 def _checked(a: ArrayLike, b: ArrayLike, num_least: int) -> tuple[Floats, Floats]:
