@@ -53,13 +53,7 @@ class CaseImages:
 
     @classmethod
     def open(
-        cls,
-        settings: Images,
-        folder: Path,
-        tables: Sequence[Path],
-        decoding: Decoding,
-        reading: Reading,
-        run: Run,
+        cls, settings: Images, folder: Path, tables: Sequence[Path], decoding: Decoding, reading: Reading, run: Run
     ) -> CaseImages:
         """Open the cohorts with the bundle that made the embeddings, or whose preprocessing another encoder used."""
         bundle = settings.bundle or Path()
