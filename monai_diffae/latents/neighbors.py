@@ -21,15 +21,8 @@ _MOST_COMPARED = 20_000
 
 
 def numbered_groups(groups: ArrayLike) -> NDArray[np.intp]:
-    """Number groups ``[N]``, such as patients, from 0 in the order of their first cases.
-
-    Patients are hashed with a key that differs between folders. Folds and draws of these numbers are the same in all
-    of them, those of the hashes are not.
-
-    Example:
-        >>> numbered_groups(["f00", "a11", "f00", "c22"])
-        array([0, 1, 0, 2])
-    """
+    """Number groups ``[N]``, such as patients, from 0 in the order of their first cases."""
+    # patients are hashed with a key that differs between folders; folds and draws of these numbers do not
     _, first, member = np.unique(np.asarray(groups).astype(str), return_index=True, return_inverse=True)
     numbers: NDArray[np.intp] = np.argsort(np.argsort(first))[member]
     return numbers
@@ -91,12 +84,7 @@ def nearest_neighbors(
 
 
 def near_pairs(z: ArrayLike, patients: ArrayLike) -> NDArray[np.intp]:
-    """Find pairs of cases of different patients whose z_sem are much closer than those of neighbors usually are.
-
-    Images that were saved again have nearly the same z_sem. Those of cropped or brighter copies may be as different as
-    those of other patients, depending on the encoder.
-    The rows of each pair ``[P, 2]`` ascend; there are none for fewer than 4 patients or more than 20,000 cases.
-    """
+    """Pairs ``[P, 2]`` of cases of different patients whose z_sem are much closer than neighbors usually are."""
     x, groups = checked_codes(z, num_least=1).astype(np.float64), np.asarray(patients, str)
     _, sizes = np.unique(groups, return_counts=True)
     if len(x) > _MOST_COMPARED:

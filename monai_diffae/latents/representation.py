@@ -25,11 +25,7 @@ _FOLDS, _MOST_ITERATIONS, _LARGEST_P = 5, 20_000, 0.01
 
 
 def warn_if_unused(z_sem_usage: float | None) -> None:
-    """Log a warning if the decoder does hardly worse with the z_sem of another image.
-
-    Args:
-        z_sem_usage: the denoising loss with another image's z_sem, divided by that with the image's own; None: unknown.
-    """
+    """Log a warning if the decoder does hardly worse with the z_sem of another image."""
     if z_sem_usage is not None and z_sem_usage < LEAST_USAGE:
         logger.warning(
             "z_sem_usage %.3f: the decoder hardly uses z_sem, so embeddings and edits say little; train longer, or "
@@ -64,23 +60,7 @@ def stability(
     scans: ArrayLike | None = None,
     slices: ArrayLike | None = None,
 ) -> Stability:
-    """Compare the z_sem of cases with a second z_sem of the same cases.
-
-    Args:
-        z: ``[N, D]``, normalised.
-        z_again: ``[N, D]``, normalised in the same way: of the changed cases, or ``z`` again to compare scans.
-        patients: ``[N]``, the patient of each case.
-        scans: ``[N]``, the scan of each case. A case is then compared with the nearest case in another scan of its
-            patient, not with itself or with its own scan.
-        slices: ``[N]``, the slice number of each case: only the same slice of other scans counts. None: cases are whole
-            scans.
-
-    Example:
-        >>> z = np.random.default_rng(0).normal(size=(50, 8))
-        >>> moved = stability(z, z + 0.01, patients=np.arange(50))
-        >>> round(moved.ratio, 3), moved.rank_1
-        (0.007, 1.0)
-    """
+    """Compare normalised z_sem ``[N, D]`` with a second one of the same cases, or with other scans of the patients."""
     x = checked_codes(z, num_least=1).astype(np.float64)
     again = checked_codes(z_again, x.shape[1], num_least=1).astype(np.float64)
     given = [each for each in (patients, scans, slices) if each is not None]
@@ -191,16 +171,7 @@ def dci(z: ArrayLike, factors: ArrayLike, unseen_z: ArrayLike, unseen_factors: A
 
 
 def scores_of_importance(importance: ArrayLike) -> tuple[float, float]:
-    """Disentanglement and completeness of an importance matrix ``[D, K]`` of dimensions for factors, at least 0.
-
-    A dimension's score is 1 minus the entropy of its importances, in units of the largest possible entropy, and is
-    weighted by the dimension's share of the total importance; a factor's score likewise, without weights. Both are 0
-    if nothing is important.
-
-    Example:
-        >>> scores_of_importance([[1, 0], [1, 0], [0, 2]])
-        (1.0, 0.68...)
-    """
+    """Disentanglement and completeness of an importance matrix ``[D, K]`` of dimensions for factors; 0 without any."""
     matrix = np.asarray(importance, np.float64)
     total = matrix.sum()
     if total == 0:

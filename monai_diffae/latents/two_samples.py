@@ -17,9 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import numbered_groups
-from monai_diffae.latents.statistics import checked_codes
+from monai_diffae.latents.statistics import Floats, checked_codes
 
-Floats = NDArray[np.float64]
 Statistic = Literal["energy", "mmd"]
 Kernel: TypeAlias = Callable[[Floats], Floats]  # a function of distances
 
@@ -74,7 +73,7 @@ def energy_distance(a: ArrayLike, b: ArrayLike) -> float:
         >>> energy_distance([[0.0], [1.0]], [[10.0], [11.0]])
         18.0
     """
-    return _value(_energy, *_checked(a, b))
+    return _value(np.negative, *_checked(a, b))
 
 
 def mmd(a: ArrayLike, b: ArrayLike, bandwidth: float | None = None) -> float:
@@ -97,14 +96,9 @@ def mmd(a: ArrayLike, b: ArrayLike, bandwidth: float | None = None) -> float:
 
 
 def permutation_test(
-    statistic: Statistic,
-    a: ArrayLike,
-    b: ArrayLike,
-    *,
-    groups: tuple[ArrayLike, ArrayLike] | None = None,
-    num: int = 500,
-    seed: int = 0,
-) -> PermutationTest:
+    statistic: Statistic, a: ArrayLike, b: ArrayLike, *, groups: tuple[ArrayLike, ArrayLike] | None = None,
+    num: int = 500, seed: int = 0,
+) -> PermutationTest:  # fmt: skip
     """Test whether two samples have the same distribution, by randomly dividing their union again and again.
 
     Patients are divided, not cases: several scans of a patient are similar, and would make equal distributions look
@@ -149,13 +143,7 @@ def permutation_test(
 
 
 def difference_interval(
-    reference: ArrayLike,
-    a: ArrayLike,
-    b: ArrayLike,
-    statistic: Statistic = "energy",
-    *,
-    num: int = 500,
-    seed: int = 0,
+    reference: ArrayLike, a: ArrayLike, b: ArrayLike, statistic: Statistic = "energy", *, num: int = 500, seed: int = 0
 ) -> DifferenceInterval:
     """Compare how closely two samples match a reference; an interval below 0 means that a is closer.
 
@@ -183,9 +171,7 @@ def difference_interval(
     kernel = _kernel(statistic, np.concatenate(samples))
     generator = np.random.default_rng(seed)
     drawn = [
-        np.concatenate(
-            [np.ones((len(z), 1)), generator.multinomial(len(z), np.full(len(z), 1 / len(z)), num).T], axis=1
-        )
+        np.column_stack([np.ones(len(z)), generator.multinomial(len(z), np.full(len(z), 1 / len(z)), num).T])
         for z in samples
     ]
     to_a, to_b = (
@@ -235,10 +221,6 @@ def copying_ratio(samples: ArrayLike, train: ArrayLike, held_out: ArrayLike) -> 
     return float(np.median(nearest_distances(samples, train))) / usual_distance
 
 
-def _energy(distances: Floats) -> Floats:
-    return -distances
-
-
 def _gaussian(pooled: Floats, bandwidth: float | None) -> Kernel:
     from scipy.spatial.distance import pdist
 
@@ -247,14 +229,14 @@ def _gaussian(pooled: Floats, bandwidth: float | None) -> Kernel:
         bandwidth = float(np.median(pdist(pooled[::step])))
     if not 0 < bandwidth < np.inf:
         raise ConfigError(f"bandwidth: {bandwidth} is not above 0; set another, or give cases that differ")
-    width = bandwidth
-    return lambda distances: np.exp(-(distances**2) / (2 * width**2))
+    twice_variance = 2 * bandwidth**2
+    return lambda distances: np.exp(-(distances**2) / twice_variance)
 
 
 def _kernel(statistic: Statistic, pooled: Floats) -> Kernel:
     if statistic not in get_args(Statistic):
         raise ConfigError(f"statistic: {statistic!r} is not one of {', '.join(get_args(Statistic))}")
-    return _energy if statistic == "energy" else _gaussian(pooled, None)
+    return np.negative if statistic == "energy" else _gaussian(pooled, None)
 
 
 def _value(kernel: Kernel, x: Floats, y: Floats) -> float:
@@ -264,10 +246,7 @@ def _value(kernel: Kernel, x: Floats, y: Floats) -> float:
 
 def _side_by_side(weights_a: Floats, weights_b: Floats) -> tuple[Floats, Floats]:
     """Weights of the cases of each sample as weights of the concatenated cases."""
-    return (
-        np.concatenate([weights_a, np.zeros((len(weights_b), weights_a.shape[1]))]),
-        np.concatenate([np.zeros((len(weights_a), weights_b.shape[1])), weights_b]),
-    )
+    return np.pad(weights_a, ((0, len(weights_b)), (0, 0))), np.pad(weights_b, ((len(weights_a), 0), (0, 0)))
 
 
 def _weighted(

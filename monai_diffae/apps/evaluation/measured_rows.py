@@ -24,10 +24,7 @@ _PATIENCE_BATCHES = 10
 
 
 class MeasuredRows:
-    """Rows by what they were made from, a batch of cases under one condition each; ``advance`` moves a bar by one.
-
-    All rows also depend on ``settings``.
-    """
+    """Rows by what they were made from, and by ``settings`` of all; ``advance`` moves a bar by one evaluation."""
 
     def __init__(
         self, folder: Path, settings: Mapping[str, Any], process: Process, advance: Callable[[], None], overwrite: bool
@@ -56,11 +53,7 @@ class MeasuredRows:
     def shared_rows(
         self, made_from: Mapping[str, Any], make: Callable[[], list[Row]], num_evaluations: int
     ) -> list[Row]:
-        """As :meth:`rows`, but measured by one of the processes, which all call this in the same order.
-
-        The first process waits for the rows of the others, and measures them itself if they do not come. The others
-        get no rows but their own.
-        """
+        """As :meth:`rows`, in one of the processes, which call this in one order; the first gets all."""
         rank, self._num_shared = self._num_shared % self._process.world_size, self._num_shared + 1
         if rank == self._process.rank:
             return self.rows(made_from, make, num_evaluations)

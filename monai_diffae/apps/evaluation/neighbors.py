@@ -340,12 +340,8 @@ def patients_of(rows: pd.DataFrame) -> NDArray[np.str_]:
 
 
 def _named_after_cases(rows: pd.DataFrame, training: pd.DataFrame) -> NDArray[np.str_]:
-    """The patient of each case: the first id of its training cases, else its own id.
-
-    The names decide which tenth of the training patients a score leaves out. The hashes in the column ``patient`` would
-    give other scores in each folder.
-    """
-    first: dict[str, str] = {}
+    """The patient of each case: the first id of its training cases, else its own id."""
+    first: dict[str, str] = {}  # it decides which tenth a score leaves out; hashes of patients differ between folders
     for name, patient in sorted(zip(training["id"].astype(str), patients_of(training).tolist(), strict=True)):
         first.setdefault(patient, f"training {name}")
     own = zip(rows["id"].astype(str), patients_of(rows).tolist(), strict=True)

@@ -324,15 +324,7 @@ def _shown_line(step: Step, folder: Path) -> str:
 
 
 def label_conflicts(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
-    """Scans that are twins, as ``list-scans`` says, but have different labels: ``label``, ``twins``, ``id``, ``value``.
-
-    Measurements and names, which have fractions or many values, are not compared.
-
-    Example:
-        >>> table = pd.DataFrame({"id": list("abc"), "twins": ["group 1", "group 1", None], "sick": [1, 0, 0]})
-        >>> label_conflicts(table, ["sick"]).values.tolist()
-        [['sick', 'group 1', 'a', 1], ['sick', 'group 1', 'b', 0]]
-    """
+    """Scans that are twins, as ``list-scans`` says, but have different classes of a label."""
     rows = []
     for label in labels if TWINS in table and marks_twins(TWINS, table[TWINS]) else ():
         known = table[table[TWINS].notna() & table[label].notna()]
@@ -375,14 +367,7 @@ def check_targets(cases: Sequence[Case], targets: Sequence[str]) -> None:
 
 
 def find_positive(table: pd.DataFrame, target: str) -> str | None:
-    """The class of a label to compare with the rest: the rarest that is not called normal or the like.
-
-    None if the label is a number, or its two classes are equals, such as F and M.
-
-    Example:
-        >>> find_positive(pd.DataFrame({"finding": ["normal", "benign", "benign", "malignant"]}), "finding")
-        'malignant'
-    """
+    """The class of a label to look at: the rarest not called normal; None for numbers, or equals such as F and M."""
     values = table[target].dropna()
     counts = Counter(map(str, values))
     unusual = [name for name in counts if name.lower() not in _USUAL]  # the class to look at
@@ -398,15 +383,7 @@ def held_out_split(table: pd.DataFrame) -> str | None:
 
 
 def find_examples(table: pd.DataFrame, target: str, number: int) -> list[str]:
-    """Ids of held-out cases from both ends of a label, alternating: the first, the last, the second, ...
-
-    The class of :func:`find_positive` is one end, all others the other; other labels are sorted as they are.
-
-    Example:
-        >>> table = pd.DataFrame({"id": list("abcd"), "split": "test", "sick": [1, 0, 0, 1]})
-        >>> find_examples(table, "sick", 2)
-        ['b', 'd']
-    """
+    """Ids of held-out cases from both ends of a label, the positive class being one: first, last, second, ..."""
     labelled = table[table[target].notna()]
     split = held_out_split(labelled)
     if split is not None:

@@ -60,12 +60,7 @@ def data_address(content: bytes, kind: str = "png") -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with some significant digits; a dash if there is none.
-
-    Example:
-        >>> number(0.98765), number(12345.6), number(None)
-        ('0.988', '12,346', '–')
-    """
+    """A number with some significant digits, such as 0.988 or 12,346; a dash if there is none."""
     if value is None or value != value:  # NaN
         return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"

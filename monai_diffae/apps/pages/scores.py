@@ -41,12 +41,7 @@ _DRAWN = {"reconstruction": ("psnr", "ssim", "lpips", "x_T_std"), "z_sem_only": 
 def interval_mark(
     value: float, low: float | None, high: float | None, limits: tuple[float, float], reference: float
 ) -> dict[str, float | None]:
-    """Where a value, its interval and a reference lie between two limits, in percent.
-
-    Example:
-        >>> interval_mark(0.75, 0.5, 0.9, (0.0, 1.0), 0.5)
-        {'value': 75.0, 'low': 50.0, 'high': 90.0, 'reference': 50.0}
-    """
+    """Where a value, its interval and a reference lie between two limits, in percent."""
 
     def place(x: float | None) -> float | None:
         if x is None or x != x:  # NaN

@@ -176,10 +176,7 @@ def inner_folds(target: NDArray[Any], groups: NDArray[Any], num_classes: int | N
 
 
 def grouped_folds(target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, seed: int = 0) -> Folds:
-    """Divide patients into up to 5 folds with classes as balanced as possible, whatever their names.
-
-    The number of folds does not exceed the number of patients of the rarest class; there are none if that is 1.
-    """
+    """Up to 5 folds of patients, with classes as balanced as possible; none if the rarest class has one patient."""
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     member = numbered_groups(groups)
