@@ -17,19 +17,12 @@ _FEW_IMAGES = 500
 
 @dataclass(frozen=True, eq=False)
 class PrincipalComponents:
-    """Principal components of normalised z_sem, the one with the largest variance first.
+    """Principal components of normalised z_sem, the one with the largest variance first."""
 
-    Attributes:
-        directions: ``[K, D]``, orthonormal; the loading with the largest absolute value is positive.
-        stds: ``[K]``, the standard deviation of the training cases along each component.
-        explained: ``[K]``, each component's share of the variance of normalised z_sem, from 0 to 1.
-        statistics: the statistics that normalise z_sem.
-    """
-
-    directions: Floats
-    stds: Floats
-    explained: Floats
-    statistics: LatentStatistics
+    directions: Floats  #: ``[K, D]``, orthonormal; the loading with the largest absolute value is positive
+    stds: Floats  #: ``[K]``, the standard deviation of the training cases along each component
+    explained: Floats  #: ``[K]``, each component's share of the variance of normalised z_sem, from 0 to 1
+    statistics: LatentStatistics  #: the statistics that normalise z_sem
 
     def coordinates(self, z: ArrayLike) -> Floats:
         """Where cases ``[N, D]`` lie along the components: ``[N, K]``, in normalised z_sem."""

@@ -48,29 +48,6 @@ class Direction:
     strength counts standard deviations of the training cases, for any label, and changes the distance equally along
     both lines.
 
-    Attributes:
-        target: name of the label.
-        kind: ``binary`` or ``continuous``.
-        classes: the negative and the positive class; None for a number.
-        weight: ``[D]``, of length 1.
-        pattern: ``[D]``; its dot product with ``weight`` is 1.
-        intercept: intercept of the signed distance.
-        slope: above 0. Two classes: ``logit = slope * distance + offset``; a number: ``value = slope * distance +
-            offset``.
-        offset: the logit at a distance of 0, which imbalanced training cases shift; the value at the training mean.
-        std: standard deviation of the training cases' signed distances.
-        statistics: the statistics that normalise z_sem.
-        model: SHA-256 of the autoencoder's weights.
-        regularisation: chosen by cross-validation: C of the logistic regression, or alpha of the ridge regression.
-        score: AUROC or R2 of nested cross-validation over patients.
-        num_cases: number of cases that the direction was fitted to.
-        num_omitted: number of cases without the label.
-        low: lower end of the score's 95% interval; None if it is not known.
-        high: upper end.
-        fitted_marks: ``[K, 3]``, three numbers for each case that the direction was fitted to, by which
-            :meth:`is_fitted_to` recognises it.
-        preprocessing: SHA-256 of the preprocessing of the scans; None: unknown.
-
     Example:
         >>> direction = Direction(
         ...     "age", "continuous", None, np.array([0.6, 0.8]), np.array([1.0, 0.5]), 0.0, 10.0, 50.0,
@@ -83,24 +60,28 @@ class Direction:
         True
     """
 
-    target: str
-    kind: Kind
-    classes: tuple[str, str] | None
-    weight: Floats
-    pattern: Floats
-    intercept: float
+    target: str  #: name of the label
+    kind: Kind  #: ``binary`` or ``continuous``
+    classes: tuple[str, str] | None  #: the negative and the positive class; None for a number
+    weight: Floats  #: ``[D]``, of length 1
+    pattern: Floats  #: ``[D]``; its dot product with ``weight`` is 1
+    intercept: float  #: intercept of the signed distance
+    #: above 0. Two classes: ``logit = slope * distance + offset``; a number: ``value = slope * distance + offset``
     slope: float
+    #: the logit at a distance of 0, which imbalanced training cases shift; the value at the training mean
     offset: float
-    std: float
-    statistics: LatentStatistics
-    model: str
-    regularisation: float
-    score: float
-    num_cases: int
-    num_omitted: int
-    preprocessing: str | None = None
-    low: float | None = None
-    high: float | None = None
+    std: float  #: standard deviation of the training cases' signed distances
+    statistics: LatentStatistics  #: the statistics that normalise z_sem
+    model: str  #: SHA-256 of the autoencoder's weights
+    regularisation: float  #: chosen by cross-validation: C of the logistic regression, or alpha of the ridge regression
+    score: float  #: AUROC or R2 of nested cross-validation over patients
+    num_cases: int  #: number of cases that the direction was fitted to
+    num_omitted: int  #: number of cases without the label
+    preprocessing: str | None = None  #: SHA-256 of the preprocessing of the scans; None: unknown
+    low: float | None = None  #: lower end of the score's 95% interval; None if it is not known
+    high: float | None = None  #: upper end
+    #: ``[K, 3]``, three numbers for each case that the direction was fitted to, by which :meth:`is_fitted_to`
+    #: recognises it
     fitted_marks: Floats = field(default_factory=lambda: np.empty((0, _NUM_MARKS)))
 
     @property

@@ -30,15 +30,10 @@ def numbered_groups(groups: ArrayLike) -> NDArray[np.intp]:
 
 @dataclass(frozen=True, eq=False)
 class Neighbors:
-    """The k nearest rows of a pool to each of N cases, nearest first.
+    """The k nearest rows of a pool to each of N cases, nearest first."""
 
-    Attributes:
-        indices: ``[N, k]``, rows of the pool.
-        distances: ``[N, k]``, Euclidean.
-    """
-
-    indices: NDArray[np.int64]
-    distances: Floats
+    indices: NDArray[np.int64]  #: ``[N, k]``, rows of the pool
+    distances: Floats  #: ``[N, k]``, Euclidean
 
 
 def nearest_neighbors(
@@ -129,19 +124,12 @@ def p_values(scores: ArrayLike, reference: ArrayLike, is_in_reference: ArrayLike
 
 @dataclass(frozen=True, eq=False)
 class ReferenceCases:
-    """The cases, such as those of the training, with which other cases are compared.
+    """The cases, such as those of the training, with which other cases are compared."""
 
-    Attributes:
-        z_sem: ``[M, D]``, not normalised.
-        groups: ``[M]``, the patient of each case, as text.
-        statistics: mean and standard deviation of ``z_sem``.
-        common_scale: whether all dimensions have the same scale, as principal components need.
-    """
-
-    z_sem: Codes
-    groups: NDArray[np.str_]
-    statistics: LatentStatistics
-    common_scale: bool = False
+    z_sem: Codes  #: ``[M, D]``, not normalised
+    groups: NDArray[np.str_]  #: ``[M]``, the patient of each case, as text
+    statistics: LatentStatistics  #: mean and standard deviation of ``z_sem``
+    common_scale: bool = False  #: whether all dimensions have the same scale, as principal components need
 
     @classmethod
     def of(cls, z_sem: ArrayLike, groups: ArrayLike | None = None, *, common_scale: bool = False) -> ReferenceCases:
@@ -197,15 +185,10 @@ class ReferenceCases:
 
 @dataclass(frozen=True, eq=False)
 class OutlierScores:
-    """The result of :func:`outlier_scores`.
+    """The result of :func:`outlier_scores`."""
 
-    Attributes:
-        distances: ``[N]``, the mean distance to the nearest reference cases, higher for more unusual cases.
-        p_values: ``[N]``, the probability of a distance at least as high among the reference cases.
-    """
-
-    distances: Floats
-    p_values: Floats
+    distances: Floats  #: ``[N]``, the mean distance to the nearest reference cases, higher for more unusual cases
+    p_values: Floats  #: ``[N]``, the probability of a distance at least as high among the reference cases
 
 
 def outlier_scores(

@@ -36,21 +36,15 @@ def warn_if_unused(z_sem_usage: float | None) -> None:
 
 @dataclass(frozen=True)
 class Stability:
-    """The result of :func:`stability`.
+    """The result of :func:`stability`."""
 
-    Attributes:
-        ratio: the median distance between the two z_sem of a case, divided by the median distance between different
-            patients. 0: z_sem does not move; 1: it moves as far as to another patient. The second median is over all
-            pairs of cases if there are at most 500,000 (707 cases), else over 500,000 pairs drawn with a fixed seed.
-        ratio_90: the 90th percentile of the first distance, divided by the same median.
-        rank_1: the share of cases whose second z_sem is closer to their own than to that of any other patient.
-        num_cases: number of compared cases.
-    """
-
+    #: the median distance between the two z_sem of a case, divided by the median distance between different patients.
+    #: 0: z_sem does not move; 1: it moves as far as to another patient. The second median is over all pairs of cases if
+    #: there are at most 500,000 (707 cases), else over 500,000 pairs drawn with a fixed seed
     ratio: float
-    ratio_90: float
-    rank_1: float
-    num_cases: int
+    ratio_90: float  #: the 90th percentile of the first distance, divided by the same median
+    rank_1: float  #: the share of cases whose second z_sem is closer to their own than to that of any other patient
+    num_cases: int  #: number of compared cases
 
 
 def stability(
@@ -108,17 +102,11 @@ def _distance_between_patients(x: Floats, patient: Numbers, compared: Numbers) -
 
 @dataclass(frozen=True)
 class Disentanglement:
-    """The result of :func:`dci`.
+    """The result of :func:`dci`."""
 
-    Attributes:
-        disentanglement: 1 if every dimension matters for a single factor only, 0 if for all alike.
-        completeness: 1 if a single dimension tells each factor, 0 if all dimensions tell it alike.
-        informativeness: R2 of the factors of unseen cases, predicted linearly, averaged over the factors.
-    """
-
-    disentanglement: float
-    completeness: float
-    informativeness: float
+    disentanglement: float  #: 1 if every dimension matters for a single factor only, 0 if for all alike
+    completeness: float  #: 1 if a single dimension tells each factor, 0 if all dimensions tell it alike
+    informativeness: float  #: R2 of the factors of unseen cases, predicted linearly, averaged over the factors
 
 
 def dci(z: ArrayLike, factors: ArrayLike, unseen_z: ArrayLike, unseen_factors: ArrayLike) -> Disentanglement:

@@ -28,10 +28,6 @@ logger = logging.getLogger(__name__)
 class LatentStatistics:
     """Mean and standard deviation of the training set's z_sem, per dimension.
 
-    Attributes:
-        mean: ``[D]``, float32.
-        std: ``[D]``, float32, above 0.
-
     Raises:
         ConfigError: the shapes differ or are not ``[D]``, a value is not finite, or a std is not above 0.
 
@@ -43,8 +39,8 @@ class LatentStatistics:
         array([2., 4.])
     """
 
-    mean: NDArray[np.float32]
-    std: NDArray[np.float32]
+    mean: NDArray[np.float32]  #: ``[D]``, float32
+    std: NDArray[np.float32]  #: ``[D]``, float32, above 0
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -161,20 +157,14 @@ def checked_codes(z: ArrayLike, z_channels: int | None = None, *, num_least: int
 
 @dataclass(frozen=True)
 class ActiveDimensions:
-    """The result of :func:`active_dimensions`.
+    """The result of :func:`active_dimensions`."""
 
-    Attributes:
-        dims: D, the number of dimensions.
-        active: dimensions whose variance over the cases is above 1 % of the mean variance of all dimensions.
-        participation_ratio: the squared sum of the covariance's eigenvalues, divided by the sum of their squares: D if
-            all directions vary equally, 1 if all cases lie on a line.
-        dims_for_95_percent: principal components that explain 95 % of the variance.
-    """
-
-    dims: int
-    active: int
+    dims: int  #: D, the number of dimensions
+    active: int  #: dimensions whose variance over the cases is above 1 % of the mean variance of all dimensions
+    #: the squared sum of the covariance's eigenvalues, divided by the sum of their squares: D if all directions vary
+    #: equally, 1 if all cases lie on a line
     participation_ratio: float
-    dims_for_95_percent: int
+    dims_for_95_percent: int  #: principal components that explain 95 % of the variance
 
 
 def active_dimensions(z: ArrayLike) -> ActiveDimensions:

@@ -35,20 +35,14 @@ _FAR, _FAR_AS_LOGARITHM = 10, 4  # interquartile ranges
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A label, for the K cases that have it.
+    """A label, for the K cases that have it."""
 
-    Attributes:
-        name: name of the label.
-        classes: names of the classes, sorted as numbers or text (the negative one first if one is positive); None for a
-            continuous label.
-        values: ``[K]``, the class of each case, counted from 0, or the number.
-        rows: ``[K]``, the rows of these cases, in the requested order.
-    """
-
-    name: str
+    name: str  #: name of the label
+    #: names of the classes, sorted as numbers or text (the negative one first if one is positive); None for a
+    #: continuous label
     classes: tuple[str, ...] | None
-    values: NDArray[Any]
-    rows: NDArray[np.intp]
+    values: NDArray[Any]  #: ``[K]``, the class of each case, counted from 0, or the number
+    rows: NDArray[np.intp]  #: ``[K]``, the rows of these cases, in the requested order
 
     @property
     def num_classes(self) -> int | None:

@@ -29,34 +29,21 @@ _LEAST_BOOTSTRAPPED = 10  # with fewer cases, a draw can consist of a single cas
 
 @dataclass(frozen=True)
 class PermutationTest:
-    """The result of :func:`permutation_test`.
+    """The result of :func:`permutation_test`."""
 
-    Attributes:
-        value: the statistic of the two samples.
-        p_value: the share of permutations, the identity included, whose value is at least as large.
-        null_low: lower end of the central 95% of the permutations' values.
-        null_high: upper end of the central 95% of the permutations' values.
-    """
-
-    value: float
-    p_value: float
-    null_low: float
-    null_high: float
+    value: float  #: the statistic of the two samples
+    p_value: float  #: the share of permutations, the identity included, whose value is at least as large
+    null_low: float  #: lower end of the central 95% of the permutations' values
+    null_high: float  #: upper end of the central 95% of the permutations' values
 
 
 @dataclass(frozen=True)
 class DifferenceInterval:
-    """The result of :func:`difference_interval`.
+    """The result of :func:`difference_interval`."""
 
-    Attributes:
-        value: ``statistic(a, reference) - statistic(b, reference)``; below 0 if a is closer to the reference.
-        low: lower end of the 95% interval, from a bootstrap over the cases of all three samples.
-        high: upper end of the 95% interval.
-    """
-
-    value: float
-    low: float
-    high: float
+    value: float  #: ``statistic(a, reference) - statistic(b, reference)``; below 0 if a is closer to the reference
+    low: float  #: lower end of the 95% interval, from a bootstrap over the cases of all three samples
+    high: float  #: upper end of the 95% interval
 
 
 def energy_distance(a: ArrayLike, b: ArrayLike) -> float:

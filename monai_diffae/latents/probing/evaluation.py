@@ -194,49 +194,36 @@ def _warn_of_seen(targets: Sequence[TargetFolds], split_origin: SplitOrigin | No
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedProbe:
-    """One probe of one target from one feature set, evaluated.
+    """One probe of one target from one feature set, evaluated."""
 
-    Attributes:
-        row: the scores.
-        predictions: the predictions for held-out patients.
-        few_labels: scores with few labels, one row per number of patients; empty if they were not requested.
-        regularisations: scores of ``linear`` with each regularisation, one row per value; empty as above.
-        left_out: scores with each value of the nuisance left out, one row per value; empty without a nuisance.
-    """
-
-    row: dict[str, Any]
-    predictions: HeldOutPredictions
+    row: dict[str, Any]  #: the scores
+    predictions: HeldOutPredictions  #: the predictions for held-out patients
+    #: scores with few labels, one row per number of patients; empty if they were not requested
     few_labels: list[dict[str, Any]]
+    #: scores of ``linear`` with each regularisation, one row per value; empty as above
     regularisations: list[dict[str, Any]]
+    #: scores with each value of the nuisance left out, one row per value; empty without a nuisance
     left_out: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How to probe.
+    """How to probe."""
 
-    Attributes:
-        evaluation: ``split`` fits to the training cases of the table and evaluates on its test cases (``val`` if it has
-            none); ``cv`` is nested cross-validation. None: ``split`` if the table has training cases and enough test
-            patients (30, and 10 of each class), else ``cv``.
-        splits: use only the cases of these splits, in cross-validation.
-        probes: ``linear``, ``knn``, ``boosting``.
-        seed: random seed.
-        kinds: for some targets, whether they are ``classes`` or ``numbers``.
-        few_labels: also evaluate with few labels.
-        regularisation: C (for classes) or alpha (for numbers) of ``linear``, fixed beforehand; None: chosen.
-        each_regularisation: also evaluate ``linear`` with each regularisation that it can choose from.
-        nuisance: a column such as the scanner: how well it can be told, and the probes with each value left out.
-    """
-
+    #: ``split`` fits to the training cases of the table and evaluates on its test cases (``val`` if it has none);
+    #: ``cv`` is nested cross-validation. None: ``split`` if the table has training cases and enough test patients (30,
+    #: and 10 of each class), else ``cv``
     evaluation: Evaluation | None = None
-    splits: tuple[str, ...] = ()
-    probes: tuple[Probe, ...] = ("linear", "knn")
-    seed: int = 0
+    splits: tuple[str, ...] = ()  #: use only the cases of these splits, in cross-validation
+    probes: tuple[Probe, ...] = ("linear", "knn")  #: ``linear``, ``knn``, ``boosting``
+    seed: int = 0  #: random seed
+    #: for some targets, whether they are ``classes`` or ``numbers``
     kinds: Mapping[str, LabelKind] = field(default_factory=dict)
-    few_labels: bool = False
+    few_labels: bool = False  #: also evaluate with few labels
+    #: C (for classes) or alpha (for numbers) of ``linear``, fixed beforehand; None: chosen
     regularisation: float | None = None
-    each_regularisation: bool = False
+    each_regularisation: bool = False  #: also evaluate ``linear`` with each regularisation that it can choose from
+    #: a column such as the scanner: how well it can be told, and the probes with each value left out
     nuisance: str | None = None
 
     def __post_init__(self) -> None:

@@ -25,28 +25,21 @@ _FEWEST_PATIENTS = 10  # held-out patients with the label; fewer say nothing
 
 @dataclass(frozen=True, eq=False)
 class HeldOutPredictions:
-    """Predictions for the test cases, each by a probe that was not fitted to its patient.
+    """Predictions for the test cases, each by a probe that was not fitted to its patient."""
 
-    Attributes:
-        target: the target of the K test cases, with the classes of all cases.
-        fold: ``[K]``, the fold in which each case was predicted.
-        predicted: ``[K, classes]`` probabilities, or ``[K]`` numbers.
-        baseline: ``[K]``, for numbers in cross-validation, the mean of the fold's training cases, which R2 compares
-            the predictions with; else None.
-        ranking: ``[K, classes]``, values that rank the cases of all folds together, for AUROC and AUPRC; None for
-            numbers. See :meth:`~monai_diffae.latents.probing.FittedProbe.ranking`.
-        predicted_class: ``[K]``, the class that would be most probable if all were equally frequent among the training
-            cases; None for numbers.
-        regularisation: the regularisation of the probe of each fold.
-    """
-
-    target: Target
-    fold: NDArray[np.intp]
-    predicted: Floats
+    target: Target  #: the target of the K test cases, with the classes of all cases
+    fold: NDArray[np.intp]  #: ``[K]``, the fold in which each case was predicted
+    predicted: Floats  #: ``[K, classes]`` probabilities, or ``[K]`` numbers
+    #: ``[K]``, for numbers in cross-validation, the mean of the fold's training cases, which R2 compares the
+    #: predictions with; else None
     baseline: Floats | None
+    #: ``[K, classes]``, values that rank the cases of all folds together, for AUROC and AUPRC; None for numbers. See
+    #: :meth:`~monai_diffae.latents.probing.FittedProbe.ranking`
     ranking: Floats | None
+    #: ``[K]``, the class that would be most probable if all were equally frequent among the training cases; None for
+    #: numbers
     predicted_class: NDArray[np.intp] | None
-    regularisation: tuple[float | None, ...]
+    regularisation: tuple[float | None, ...]  #: the regularisation of the probe of each fold
 
     def scores(self) -> ClassScores | NumberScores:
         """The scores of the predictions, as a function of the cases' weights."""
@@ -253,20 +246,14 @@ def _without_small_classes(
 
 @dataclass(frozen=True)
 class QuickScores:
-    """How well z_sem predicts a label of held-out patients.
+    """How well z_sem predicts a label of held-out patients."""
 
-    Attributes:
-        score: AUROC of a linear probe for classes (0.5 is chance), R2 for numbers (0 is chance).
-        low: lower end of its 95% interval, from a bootstrap over the held-out patients.
-        high: upper end.
-        neighbors: agreement of a held-out case with its 5 nearest training cases. For classes: how many of these have
-            its class, as a mean over the classes (1 / number of classes is chance); for numbers: the correlation with
-            their mean (0 is chance).
-    """
-
-    score: float
-    low: float
-    high: float
+    score: float  #: AUROC of a linear probe for classes (0.5 is chance), R2 for numbers (0 is chance)
+    low: float  #: lower end of its 95% interval, from a bootstrap over the held-out patients
+    high: float  #: upper end
+    #: agreement of a held-out case with its 5 nearest training cases. For classes: how many of these have its class, as
+    #: a mean over the classes (1 / number of classes is chance); for numbers: the correlation with their mean (0 is
+    #: chance)
     neighbors: float
 
 
@@ -276,12 +263,6 @@ class QuickProbe:
 
     For classes it is a ridge regression of each class against the rest, which is much faster than a logistic one.
 
-    Attributes:
-        target: the label of K cases; its rows are those of the N cases.
-        patients: ``[K]``, their patients.
-        train: positions of the training cases among the K.
-        test: positions of the held-out cases.
-
     Example:
         >>> z = np.random.default_rng(0).normal(size=(200, 4))
         >>> probe = QuickProbe.choose(list(z[:, 0] > 0), "large", np.arange(200), np.arange(200) < 120)
@@ -290,10 +271,10 @@ class QuickProbe:
         (True, True, True)
     """
 
-    target: Target
-    patients: NDArray[Any]
-    train: NDArray[np.intp]
-    test: NDArray[np.intp]
+    target: Target  #: the label of K cases; its rows are those of the N cases
+    patients: NDArray[Any]  #: ``[K]``, their patients
+    train: NDArray[np.intp]  #: positions of the training cases among the K
+    test: NDArray[np.intp]  #: positions of the held-out cases
 
     @classmethod
     def choose(

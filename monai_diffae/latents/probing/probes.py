@@ -31,19 +31,13 @@ _TOLERANCE = 1e-7  # of the gradient; with scikit-learn's default of 1e-4, proba
 
 @dataclass(frozen=True, eq=False)
 class FittedProbe:
-    """A fitted probe.
+    """A fitted probe."""
 
-    Attributes:
-        model: a model of scikit-learn, which standardises the features itself.
-        num_classes: number of classes; None for a continuous target.
-        priors: ``[num_classes]``, the frequency of each class among the training cases.
-        regularisation: the value that was given or chosen: C of the logistic regression, alpha of the ridge regression,
-            or the number of neighbors; None if there was nothing to choose.
-    """
-
-    model: Any
-    num_classes: int | None
-    priors: Floats
+    model: Any  #: a model of scikit-learn, which standardises the features itself
+    num_classes: int | None  #: number of classes; None for a continuous target
+    priors: Floats  #: ``[num_classes]``, the frequency of each class among the training cases
+    #: the value that was given or chosen: C of the logistic regression, alpha of the ridge regression, or the number of
+    #: neighbors; None if there was nothing to choose
     regularisation: float | None
 
     def predict(self, features: Floats) -> Floats:
