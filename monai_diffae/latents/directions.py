@@ -13,14 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import numbered_groups
-from monai_diffae.latents.probing.probes import (
-    LOGISTIC_CS,
-    RIDGE_ALPHAS,
-    FittedProbe,
-    Folds,
-    fit_probe,
-    grouped_folds,
-)
+from monai_diffae.latents.probing.probes import FittedProbe, Folds, fit_probe, grouped_folds, regularisations
 from monai_diffae.latents.probing.scores import score_with_interval
 from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import Kind, LabelKind, Target, class_name, missing, read_line_target, rest_of
@@ -188,9 +181,8 @@ class Direction:
         if None not in (preprocessing, self.preprocessing) and preprocessing != self.preprocessing:
             logger.warning(
                 "direction '%s': was fitted to scans that were preprocessed in another way than here, so it does not "
-                "fit their z_sem; use the same overrides, or fit it again",
-                self.target[:60],
-            )
+                "fit their z_sem; use the same overrides, or fit it again", self.target[:60],
+            )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of a direction file, without any loss of precision."""
@@ -244,12 +236,9 @@ class Direction:
         return bool(abs(np.linalg.norm(weight) - 1) < 1e-6 and abs(pattern @ weight - 1) < 1e-6)
 
 
-_Numbers = list[float]
-
-
 class _Statistics(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
-    mean: _Numbers
-    std: _Numbers
+    mean: list[float]
+    std: list[float]
 
 
 class _Content(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
@@ -260,8 +249,8 @@ class _Content(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
     target: Annotated[str, Field(min_length=1)]
     kind: Kind
     classes: Annotated[list[str], Field(min_length=2, max_length=2)] | None
-    weight: _Numbers
-    pattern: _Numbers
+    weight: list[float]
+    pattern: list[float]
     intercept: float
     slope: Annotated[float, Field(gt=0)]
     offset: float
@@ -272,7 +261,7 @@ class _Content(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
     score: float
     low: float | None
     high: float | None
-    fitted_marks: list[Annotated[_Numbers, Field(min_length=_NUM_MARKS, max_length=_NUM_MARKS)]]
+    fitted_marks: list[Annotated[list[float], Field(min_length=_NUM_MARKS, max_length=_NUM_MARKS)]]
     num_cases: Annotated[int, Field(ge=0)]
     num_omitted: Annotated[int, Field(ge=0)]
     preprocessing: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
@@ -389,7 +378,7 @@ def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int)
         slope, offset = _calibration(distances, y)
         values = {"intercept": intercept, "slope": slope, "offset": offset}
         score, low, high = score_with_interval("auroc", y, ranking, groups.tolist(), seed, None, len(folds))
-    strongest = LOGISTIC_CS[0] if num_classes else RIDGE_ALPHAS[-1]
+    strongest = regularisations("linear", num_classes)[0]
     regularisation = float(strongest if probe.regularisation is None else probe.regularisation)
     return {"weight": weight, **values, "regularisation": regularisation, "score": score, "low": low, "high": high}
 
@@ -422,19 +411,16 @@ def _calibration(distance: Floats, y: NDArray[Any]) -> tuple[float, float]:
 
 def _check_enough(target: Target, groups: NDArray[np.intp]) -> None:
     """Refuse too few cases or groups for a fit and a cross-validation."""
-    num_cases, num_groups = len(target.rows), len(np.unique(groups))
-    if target.classes is None:
-        if num_cases < _LEAST_CASES or num_groups < 2:
-            raise ConfigError(
-                f"target '{target.name}': {num_cases} labelled cases of {num_groups} patients are too few; at least "
-                f"{_LEAST_CASES} cases of 2 patients are needed"
-            )
-        return
-    counts = np.bincount(target.values, minlength=2).tolist()
-    patients = list(target.patients_of_classes(groups).values())
-    if num_cases < _LEAST_CASES or min(counts) < 2 or min(patients) < 2:
-        each = zip(counts, target.classes, patients, strict=True)
-        listed = " and ".join(f"{count} of '{label}' ({num} patients)" for count, label, num in each)
+    num_cases, num_groups, patients = len(target.rows), len(np.unique(groups)), target.patients_of_classes(groups)
+    if target.classes is None and (num_cases < _LEAST_CASES or num_groups < 2):
+        raise ConfigError(
+            f"target '{target.name}': {num_cases} labelled cases of {num_groups} patients are too few; at least "
+            f"{_LEAST_CASES} cases of 2 patients are needed"
+        )
+    if min(patients.values(), default=2) < 2:
+        counts = np.bincount(target.values, minlength=2)
+        each = zip(counts, patients.items(), strict=True)
+        listed = " and ".join(f"{count} of '{label}' ({num} patients)" for count, (label, num) in each)
         raise ConfigError(
             f"target '{target.name}': {listed} are too few; label at least 2 cases of 2 patients of each class"
         )

@@ -166,7 +166,9 @@ class ReferenceCases:
         for i in np.unique(fold):
             others = member % num_folds != i
             others |= ~others.any()  # a single reference patient cannot be divided
-            units = self._units(reference[others], whitened)
+            std = scales(reference[others], self.common_scale)
+            std = np.where(std > 0, std, 1)  # the units scale each dimension, or each direction, by its variation
+            units = (whitening(reference[others] / std) if whitened else np.eye(len(std))) / std[:, None]
             pool, cases = (z - self.statistics.mean for z in (reference[others], codes[fold == i]))
             nearest = nearest_neighbors(cases @ units, pool @ units, k, patients[fold == i], self.groups[others])
             scores[fold == i] = nearest.distances.mean(axis=1)
@@ -175,12 +177,6 @@ class ReferenceCases:
     def own_distances(self, k: int, whitened: bool) -> Floats:
         """The :meth:`distances` of the reference cases themselves."""
         return self.distances(self.z_sem, self.groups, k, whitened)
-
-    def _units(self, fitted: Floats, whitened: bool) -> Floats:
-        """The matrix [D, D] that scales each dimension, or each direction, by the variation of the fitted cases."""
-        std = scales(fitted, self.common_scale)
-        std = np.where(std > 0, std, 1)
-        return (whitening(fitted / std) if whitened else np.eye(len(std))) / std[:, None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -87,12 +87,9 @@ def changed_views(images: Tensor, noise: Tensor, model_range: tuple[float, float
     axes = dict(enumerate(_AXES[images.ndim - 2], start=2))
     views = {f"flip {name}": images.flip(axis) for axis, name in axes.items()}
     views |= {f"noise {share} %": images + share / 100 * (high - low) * noise for share in (1, 5)}
-    views |= {f"shift {n} {name}": _shifted(images, n, axis) for n in (1, 2) for axis, name in axes.items()}
+    for n in (1, 2):
+        for axis, name in axes.items():  # the border is repeated
+            sources = (torch.arange(images.shape[axis], device=images.device) - n).clamp(min=0)
+            views[f"shift {n} {name}"] = images.index_select(axis, sources)
     views |= {f"intensity x {scale}": low + scale * (images - low) for scale in (0.9, 1.1)}
     return {name: view.clamp(low, high) for name, view in views.items()}
-
-
-def _shifted(images: Tensor, voxels: int, axis: int) -> Tensor:
-    """Shift images along an axis; the border is repeated."""
-    sources = torch.arange(images.shape[axis], device=images.device) - voxels
-    return images.index_select(axis, sources.clamp(min=0))

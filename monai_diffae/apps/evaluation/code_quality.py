@@ -68,7 +68,6 @@ class CodeFigures:
         own, other = (
             np.stack([np.asarray(by_name[name]) for by_name in losses.values()], axis=1) for name in ("own", "other")
         )
-
         own, other = (np.column_stack([each, each.sum(axis=1)]) for each in (own, other))
         values = other.sum(axis=0) / own.sum(axis=0)
         linear = values + (other - values * own) / own.mean(axis=0)  # delta method: their mean is the ratio
@@ -82,8 +81,7 @@ class CodeFigures:
         return summary_row({"table": Z_SEM, "bundle": self.name, **condition}, metric, value, ends, num)
 
     def _dimensions(self) -> Iterator[Row]:
-        dimensions = active_dimensions(self.held_out.z)
-        for metric, value in asdict(dimensions).items():
+        for metric, value in asdict(active_dimensions(self.held_out.z)).items():
             yield self._row(metric, value, len(self.held_out.z))
 
     def _collapse(self) -> Iterator[Row]:

@@ -150,13 +150,10 @@ class Diagnosis:
         usage = {"z_sem_usage": float(other / own), "z_sem_usage_mean": float(mean / own)}
         log_to_open_run(usage, [out / _CHART], "diagnosis")
         return {
-            **usage,
-            "dimensions": asdict(latents.active_dimensions(codes[_UNCHANGED])),
-            "noise_levels": levels.to_dict("records"),
-            "stability": stable.to_dict("records"),
-            "num_cases": len(self.read.cases),
-            "num_failed": len(self.read.failures),
-        }
+            **usage, "dimensions": asdict(latents.active_dimensions(codes[_UNCHANGED])),
+            "noise_levels": levels.to_dict("records"), "stability": stable.to_dict("records"),
+            "num_cases": len(self.read.cases), "num_failed": len(self.read.failures),
+        }  # fmt: skip
 
     def encode_views(self) -> dict[str, Codes]:
         """z_sem (N, D) of the images that the encoder sees, unchanged and with each change."""
@@ -164,12 +161,10 @@ class Diagnosis:
 
         trained, read = self.session.trained, self.read
         parts: dict[str, list[Codes]] = {}
-        for cases, _, encoder_images in read.batches(
-            self.session.run.batch_size, f"encoding {counted(len(read.cases), 'case')}"
-        ):
-            noise = image_noise(
-                tuple(encoder_images.shape[1:]), self.seed, [seed_of("view", case.id) for case in cases]
-            )
+        text = f"encoding {counted(len(read.cases), 'case')}"
+        for cases, _, encoder_images in read.batches(self.session.run.batch_size, text):
+            seeds = [seed_of("view", case.id) for case in cases]
+            noise = image_noise(tuple(encoder_images.shape[1:]), self.seed, seeds)
             views = {_UNCHANGED: encoder_images, **metrics.changed_views(encoder_images, noise, trained.model_range)}
             for name, view in views.items():
                 z_sem = inferers.encode_exactly(view.to(trained.device), trained.network, trained.inferer)
@@ -182,14 +177,12 @@ class Diagnosis:
         rows = []
         for timestep, losses in self.losses(codes).items():
             own, other, mean = (float(losses[name].mean()) for name in ("own", "other", "mean"))
-            rows.append(
-                {
-                    "timestep": timestep, "log_snr": schedule.log_snr(timestep), "loss_own": own, "loss_other": other,
-                    "loss_mean": mean, "z_sem_usage": other / own, "z_sem_usage_mean": mean / own,
-                    # a decoder that ignores z_sem has equal losses, which count as half
-                    "own_is_better": float((losses["other"] - losses["own"]).sign().mean() + 1) / 2,
-                }
-            )  # fmt: skip
+            rows.append({
+                "timestep": timestep, "log_snr": schedule.log_snr(timestep), "loss_own": own, "loss_other": other,
+                "loss_mean": mean, "z_sem_usage": other / own, "z_sem_usage_mean": mean / own,
+                # a decoder that ignores z_sem has equal losses, which count as half
+                "own_is_better": float((losses["other"] - losses["own"]).sign().mean() + 1) / 2,
+            })  # fmt: skip
         return pd.DataFrame(rows)
 
     def losses(self, codes: Mapping[str, Codes]) -> dict[int, dict[str, Tensor]]:
@@ -230,21 +223,14 @@ class CasePatients:
             for value in (lambda c: c.patient, lambda c: c.images, lambda c: c.slice_index)
         )
         if patients.max() == 0:
-            raise CohortError(
-                "all cases are of one patient, but z_sem is compared between patients; give more patients"
-            )
+            text = "all cases are of one patient, but z_sem is compared between patients; give more patients"
+            raise CohortError(text)
         return cls(patients, scans, slices)
 
     @property
     def num_patients(self) -> int:
         """The number of patients."""
         return int(self.patients.max()) + 1
-
-    @property
-    def have_other_scans(self) -> bool:
-        """Whether a patient has several scans, or the same slice of several scans."""
-        scans = set(zip(self.patients.tolist(), self.slices.tolist(), self.scans.tolist(), strict=True))
-        return len(scans) > len({scan[:2] for scan in scans})
 
     def codes_to_compare(self, z: Codes) -> dict[str, Codes]:
         """Codes (N, D) for the loss: a case's own, that of the next case of another patient, the others' mean."""
@@ -267,7 +253,8 @@ def stability_table(codes: Mapping[str, Codes], patients: CasePatients) -> pd.Da
     z_norm = {name: statistics.normalise(z) for name, z in codes.items()}
     z = z_norm.pop(_UNCHANGED)
     changes = {name: stability(z, changed, patients.patients) for name, changed in z_norm.items()}
-    if patients.have_other_scans:
+    scans = set(zip(patients.patients.tolist(), patients.slices.tolist(), patients.scans.tolist(), strict=True))
+    if len(scans) > len({scan[:2] for scan in scans}):  # several scans of a patient, or of one of the slices
         changes[_OTHER_SCAN] = stability(z, z, patients.patients, patients.scans, patients.slices)
     else:
         logger.info("no patient has several scans among these cases, so other scans are not compared")

@@ -183,23 +183,19 @@ class GeneratedImages:
         return torch.cat(features).double().numpy()
 
     def _precision_and_recall(
-        self,
-        condition: Mapping[str, Any],
-        real: Any,
-        made: Any,
-        cases: Sequence[Case],
+        self, condition: Mapping[str, Any], real: Any, made: Any, cases: Sequence[Case],
         training_cases: Sequence[Case] | None = None,
-    ) -> Iterator[Row]:
+    ) -> Iterator[Row]:  # fmt: skip
         """Precision and recall, with ``real`` features of the held-out ``cases``; ``made`` may be of training cases."""
         suffix = "" if training_cases is None else "_training"
         made_groups = range(len(made)) if training_cases is None else [case.patient for case in training_cases]
-        for metric, values, groups in zip(
-            ("precision", "recall"),
-            precision_and_recall(real, made),
-            (made_groups, [case.patient for case in cases]),
-            strict=True,
-        ):
-            ends = interval(bootstrapped(partial(_weighted_mean, values), list(groups), self.seed)[:, 0])
+        metrics, all_groups = ("precision", "recall"), (made_groups, [case.patient for case in cases])
+        for metric, values, groups in zip(metrics, precision_and_recall(real, made), all_groups, strict=True):
+
+            def mean(weights: Floats, values: Floats = values) -> Floats:
+                return np.array([weights @ values / weights.sum()])
+
+            ends = interval(bootstrapped(mean, list(groups), self.seed)[:, 0])
             yield self._row(condition, metric + suffix, float(values.mean()), ends, len(made))
 
     def _copying(
@@ -221,19 +217,11 @@ class GeneratedImages:
         return self._row(condition, "copying_ratio", float(ratio(np.ones(len(distances)))[0]), interval(draws[:, 0]))
 
     def _row(
-        self,
-        condition: Mapping[str, Any],
-        metric: str,
-        value: float,
-        ends: tuple[float, float] | None = None,
+        self, condition: Mapping[str, Any], metric: str, value: float, ends: tuple[float, float] | None = None,
         num: int | None = None,
-    ) -> Row:
+    ) -> Row:  # fmt: skip
         fields = {"table": GENERATION, "bundle": self.name, **condition}
         return summary_row(fields, metric, value, ends, self.num_images if num is None else num)
-
-
-def _weighted_mean(values: Floats, weights: Floats) -> Floats:
-    return np.array([weights @ values / weights.sum()])
 
 
 def nearest_images(images: Tensor, train: ReadCases, batch_size: int) -> tuple[Floats, list[int]]:

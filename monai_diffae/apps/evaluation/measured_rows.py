@@ -38,9 +38,21 @@ class MeasuredRows:
         self._done = self._read()
         self._num_shared, self._longest_s = 0, 0.0
 
-    def rows(self, made_from: Mapping[str, Any], make: Callable[[], list[Row]], num_evaluations: int) -> list[Row]:
-        """The rows made from these things, measured now unless they are on disk."""
-        key = self._key(made_from)
+    def rows(
+        self, made_from: Mapping[str, Any], make: Callable[[], list[Row]], num_evaluations: int, *, shared: bool = False
+    ) -> list[Row]:
+        """The rows made from these things, measured now unless they are on disk.
+
+        Shared rows are measured by one of the processes, which all call this in the same order. The first one waits for
+        those of the others, and measures them itself if they do not come; the others get no rows but their own.
+        """
+        key = json_digest([dict(self._settings), dict(made_from)])
+        if shared:
+            rank, self._num_shared = self._num_shared % self._process.world_size, self._num_shared + 1
+            if rank != self._process.rank:
+                if self._process.rank:
+                    return []
+                self._wait(key, rank)
         if key not in self._done:
             start = time.monotonic()
             self._done[key] = make()
@@ -50,24 +62,9 @@ class MeasuredRows:
             self._advance()
         return self._done[key]
 
-    def shared_rows(
-        self, made_from: Mapping[str, Any], make: Callable[[], list[Row]], num_evaluations: int
-    ) -> list[Row]:
-        """As :meth:`rows`, in one of the processes, which call this in one order; the first gets all."""
-        rank, self._num_shared = self._num_shared % self._process.world_size, self._num_shared + 1
-        if rank == self._process.rank:
-            return self.rows(made_from, make, num_evaluations)
-        if self._process.rank:
-            return []
-        self._wait(self._key(made_from), rank)
-        return self.rows(made_from, make, num_evaluations)
-
     def remove(self) -> None:
         """Delete the parts."""
         self._store.remove()
-
-    def _key(self, made_from: Mapping[str, Any]) -> str:
-        return json_digest([dict(self._settings), dict(made_from)])
 
     def _wait(self, key: str, rank: int) -> None:
         patience_s, start = max(_PATIENCE_S, _PATIENCE_BATCHES * self._longest_s), time.monotonic()
@@ -82,6 +79,5 @@ class MeasuredRows:
 
     def _read(self) -> dict[str, list[Row]]:
         table = self._store.read()
-        return (
-            {} if table.empty else {key: json.loads(rows) for key, rows in zip(table["id"], table["rows"], strict=True)}
-        )
+        pairs = () if table.empty else zip(table["id"], table["rows"], strict=True)
+        return {key: json.loads(rows) for key, rows in pairs}

@@ -72,7 +72,7 @@ class Reconstructions:
                     "draws": self.draws, "seed": self.seed, "lpips": self.quality.has_lpips, "name": self.name,
                 }  # fmt: skip
                 make = partial(self._batch, condition, start)
-                yield from measured.shared_rows(made_from, make, len(cases) * self._evaluations(condition))
+                yield from measured.rows(made_from, make, len(cases) * self._evaluations(condition), shared=True)
 
     @torch.no_grad()
     def _batch(self, condition: DiffusionAutoencoderInferer, start: int) -> list[Row]:

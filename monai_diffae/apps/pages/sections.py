@@ -261,7 +261,10 @@ def _size(summary: Mapping[str, Any]) -> str:
 def _cohort_rows(cases: pd.DataFrame) -> list[dict[str, Any]]:
     """Cases, patients and labels of each split."""
     splits = cases["split"].astype(str) if "split" in cases else pd.Series("all", index=cases.index)
-    labels = [name for name in label_columns(cases)[:6] if _is_shown(cases[name])]
+    labels = [  # few classes, or numbers; other text may be names
+        name for name in label_columns(cases)[:6]
+        if pd.api.types.is_numeric_dtype(cases[name]) or cases[name].nunique() <= 12
+    ]  # fmt: skip
     rows = []
     for name in [each for each in ("train", "val", "test", "all") if each in set(splits)]:
         part = cases[splits == name]
@@ -269,11 +272,6 @@ def _cohort_rows(cases: pd.DataFrame) -> list[dict[str, Any]]:
         row = {"split": name, "cases": f"{len(part):,}", **patients}
         rows.append({**row, **{label: _distribution(part[label]) for label in labels}})
     return rows
-
-
-def _is_shown(values: pd.Series[Any]) -> bool:
-    """Whether a label has few classes or numbers; other text may be names."""
-    return pd.api.types.is_numeric_dtype(values) or values.nunique() <= 12
 
 
 def _distribution(values: pd.Series[Any]) -> str:

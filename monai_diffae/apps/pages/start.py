@@ -147,7 +147,8 @@ class FirstHour:
         if self.record:
             return
         colour = "grey" if listed.appearance.colour else None
-        are_few = _are_few_volumes(listed)
+        # a 3D model would see too few volumes, while a 2D model has many slices
+        are_few = listed.appearance.num_volumes > 0 and listed.listing.num_patients < _FEW_PATIENTS
         plan = self.steps.prepare(
             "Plan the training", "plan", cohort=self.table, minutes=self.minutes, colour=colour, device=self.device,
             **(_SLICES if are_few else {}),
@@ -175,17 +176,13 @@ class FirstHour:
         except SeparatedTwins:
             return self.steps.prepare("List the scans", "list-scans", **arguments)
 
-    @property
-    def _record_file(self) -> Path:
-        return self.out / "start.json"
-
     def _other(self, what: str) -> ConfigError:
         return ConfigError(f"{self.out.name}: holds what start made with other {what}; choose another out")
 
     def _read_record(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        if not self._record_file.is_file():
+        if not (self.out / "start.json").is_file():
             return {}
-        record: dict[str, Any] = json.loads(self._record_file.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((self.out / "start.json").read_text(encoding="utf-8"))
         differ = [name for name, value in request.items() if record["request"].get(name) != value]
         if differ:
             raise self._other(", ".join(differ))
@@ -219,7 +216,7 @@ class FirstHour:
         from monai_diffae.apps.training.speed import TIME_KEYS
         from monai_diffae.data.atomic import write_json
 
-        write_json(self._record_file, self.record)
+        write_json(self.out / "start.json", self.record)
         if not self.model.is_dir():
             self.steps.prepare("Make a bundle", "init", out=self.model, bundle=self.record["bundle"])
         if self.record["is_trained"]:
@@ -229,7 +226,7 @@ class FirstHour:
             overrides={key: value for key, value in self.record["settings"].items() if key not in TIME_KEYS},
         )  # fmt: skip
         self.record["is_trained"] = True
-        write_json(self._record_file, self.record)
+        write_json(self.out / "start.json", self.record)
 
     def next_lines(self, data: ReportData) -> Iterator[tuple[str, str]]:
         """What can be done next: explanations and lines for a shell."""
@@ -261,11 +258,6 @@ class FirstHour:
                 "device": self.device,
             }  # fmt: skip
             yield "Train a better model, for an hour:", command_line("start", longer)
-
-
-def _are_few_volumes(listed: Any) -> bool:
-    """Whether a 3D model would see too few volumes, while a 2D model has many slices."""
-    return listed.appearance.num_volumes > 0 and listed.listing.num_patients < _FEW_PATIENTS
 
 
 def _size_and_length(settings: Mapping[str, Any]) -> str:

@@ -291,7 +291,9 @@ def _evaluate_target(
     evaluated: list[EvaluatedProbe] = []
     z_sem: dict[str, tuple[EvaluatedProbe, Floats]] = {}
     for features in feature_sets:
-        x_by_fold = _features_by_fold(features, target)
+        extracted = [features.extract(target.target.rows[train]) for train, _ in target.folds]
+        unique = {id(x): x[target.target.rows] for x in extracted}  # often the same array for all folds
+        x_by_fold = [unique[id(x)] for x in extracted]
         _warn_of_copies(features, target, x_by_fold[0])
         for name in settings.probes:
             probe, draws = _evaluate_probe(features, x_by_fold, target, name, settings)
@@ -309,14 +311,6 @@ def _evaluate_target(
                 probe.row.update(_difference(z_sem[name], (probe, draws), target))
             evaluated.append(probe)
     return evaluated
-
-
-def _features_by_fold(features: FeatureSet, target: TargetFolds) -> list[Floats]:
-    """The features ``[K, D]`` of the target's cases for each fold, as extracted for its training cases."""
-    rows = target.target.rows
-    extracted = [features.extract(rows[train]) for train, _ in target.folds]
-    unique = {id(x): x[rows] for x in extracted}  # often the same array for all folds
-    return [unique[id(x)] for x in extracted]
 
 
 def _warn_of_copies(features: FeatureSet, target: TargetFolds, x: Floats) -> None:

@@ -58,15 +58,13 @@ class FittedProbe:
             features: ``[N, D]``.
             training: ``[M, D]``, the features that the probe was fitted to.
         """
-        values, reference = (self._unbounded(self.predict(x)) for x in (features, training))
-        std = reference.std(axis=0)
-        return np.asarray((values - reference.mean(axis=0)) / np.where(std > _LEAST_STD, std, 1))
-
-    def _unbounded(self, probabilities: Floats) -> Floats:
         from scipy.special import logit
 
-        is_share = not hasattr(self.model[-1], "decision_function")
-        return probabilities if is_share else np.asarray(logit(np.clip(probabilities, 1e-15, 1 - 1e-15)))
+        values, reference = (self.predict(x) for x in (features, training))
+        if hasattr(self.model[-1], "decision_function"):  # else they are shares of neighbors
+            values, reference = (logit(np.clip(each, 1e-15, 1 - 1e-15)) for each in (values, reference))
+        std = reference.std(axis=0)
+        return np.asarray((values - reference.mean(axis=0)) / np.where(std > _LEAST_STD, std, 1))
 
     def classify(self, probabilities: Floats) -> NDArray[np.intp]:
         """The class ``[N]`` that would be most probable if all were equally frequent; best for balanced accuracy."""

@@ -236,6 +236,6 @@ def test_the_first_process_measures_what_another_one_does_not(tmp_path, monkeypa
     monkeypatch.setattr("monai_diffae.apps.evaluation.measured_rows._PATIENCE_S", 0.05)
     rows = MeasuredRows(tmp_path / ".parts", {}, Process(0, 2), lambda: None, False)
     with caplog.at_level(logging.WARNING, logger="monai_diffae"):
-        shared = [rows.shared_rows({"case": name}, lambda name=name: [{"id": name}], 1) for name in "ab"]
+        shared = [rows.rows({"case": name}, lambda name=name: [{"id": name}], 1, shared=True) for name in "ab"]
     assert [row["id"] for each in shared for row in each] == ["a", "b"]
     assert caplog.messages == ["rank 1 has not measured its batch; this process measures it"]
