@@ -274,18 +274,10 @@ def case_marks(z_norm: NDArray[np.floating[Any]]) -> Floats:
 
 
 def fit_direction(
-    z: ArrayLike,
-    labels: Sequence[Any],
-    *,
-    target: str,
-    model: str,
-    groups: Sequence[Any] | None = None,
-    positive: Any = None,
-    kind: LabelKind = "auto",
-    max_cases: int | None = None,
-    seed: int = 0,
+    z: ArrayLike, labels: Sequence[Any], *, target: str, model: str, groups: Sequence[Any] | None = None,
+    positive: Any = None, kind: LabelKind = "auto", max_cases: int | None = None, seed: int = 0,
     statistics: LatentStatistics | None = None,
-) -> Direction:
+) -> Direction:  # fmt: skip
     """Fit the direction in z_sem along which a label increases.
 
     Labels with two values are fitted by logistic regression with balanced class weights, numbers with more values by

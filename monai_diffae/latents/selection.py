@@ -63,17 +63,9 @@ class _Task:
 
 
 def select(
-    strategy: str,
-    z_sem: ArrayLike,
-    count: int = 1,
-    *,
-    labelled: ArrayLike = (),
-    labels: Sequence[Any] = (),
-    proposed: ArrayLike = (),
-    groups: ArrayLike | None = None,
-    kind: LabelKind = "auto",
-    seed: int = 0,
-) -> Rows:
+    strategy: str, z_sem: ArrayLike, count: int = 1, *, labelled: ArrayLike = (), labels: Sequence[Any] = (),
+    proposed: ArrayLike = (), groups: ArrayLike | None = None, kind: LabelKind = "auto", seed: int = 0,
+) -> Rows:  # fmt: skip
     """Select the cases to label next.
 
     The result is a function of the arguments. Of equally good cases, the first row is selected; so sort the rows by id.

@@ -13,9 +13,7 @@ from monai_diffae.errors import ConfigError
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.floating[Any]]
-
-ACTIVE_SHARE = 0.01
-"""A dimension is active if its variance is above this share of the mean variance of all dimensions."""
+ACTIVE_SHARE = 0.01  # A dimension is active if its variance is above this share of the mean variance of all dimensions
 
 # A dimension whose std is below this fraction of the median std holds a constant and its rounding errors.
 _NEVER_VARIES = 1e-6
@@ -48,15 +46,12 @@ class LatentStatistics:
             with np.errstate(over="ignore"):
                 values = np.asarray(getattr(self, name)).astype(np.float32)
             object.__setattr__(self, name, values)
-        if self.mean.ndim != 1 or self.mean.shape != self.std.shape or len(self.mean) == 0:
+        are_vectors = self.mean.ndim == 1 and self.mean.shape == self.std.shape and len(self.mean) > 0
+        is_finite = np.isfinite(self.mean).all() and np.isfinite(self.std).all()
+        if not (are_vectors and is_finite and (self.std >= np.finfo(np.float32).tiny).all()):
             raise ConfigError(
-                f"statistics of z_sem: mean and std have the shapes {self.mean.shape} and {self.std.shape}; "
-                "both must be (D,)"
-            )
-        if not np.isfinite([self.mean, self.std]).all() or (self.std < np.finfo(np.float32).tiny).any():
-            raise ConfigError(
-                "statistics of z_sem: mean and std must be finite, and the std above 0 in every dimension; compute "
-                "them again"
+                "statistics of z_sem: mean and std must be (D,) and finite, and the std above 0 in every dimension; "
+                "compute them again"
             )
 
     @classmethod

@@ -106,14 +106,9 @@ def reason_against(labels: Sequence[Any], name: str) -> str | None:
         return "has one value" if counts else "is empty"
     if len(counts) > MAX_VALUES:
         is_number = _are_numbers(present)
-        is_gapless = is_number and len(counts) == len(present) == max(present) - min(present) + 1
-        return (
-            "is an id"
-            if is_gapless or _ID.search(name)
-            else None
-            if is_number
-            else f"is text with {len(counts)} values"
-        )
+        if _ID.search(name) or (is_number and len(counts) == len(present) == max(present) - min(present) + 1):
+            return "is an id"
+        return None if is_number else f"is text with {len(counts)} values"
     num_classes = sum(count >= _FEWEST_PER_CLASS for count in counts.values())
     if num_classes < 2 and not _are_numbers(present):
         return f"lacks two classes with {_FEWEST_PER_CLASS} cases"

@@ -113,8 +113,6 @@ def permutation_test(
     pooled = np.concatenate([x, y])
     kernel = _kernel(statistic, pooled)
     names = np.arange(len(pooled)) if groups is None else np.concatenate([np.asarray(each, str) for each in groups])
-    if names.shape != (len(pooled),):
-        raise ConfigError("groups: give the patient of each case of both samples")
     member = numbered_groups(names)
     patients_a, patients_b = np.unique(member[: len(x)]), np.unique(member[len(x) :])
     if min(len(patients_a), len(patients_b)) < 2 or np.intersect1d(patients_a, patients_b).size:

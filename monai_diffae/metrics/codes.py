@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 _AXES = {2: ("up-down", "left-right"), 3: ("left-right", "front-back", "up-down")}  # axes of volumes are in RAS order
@@ -82,8 +81,6 @@ def changed_views(images: Tensor, noise: Tensor, model_range: tuple[float, float
         ['flip up-down', 'flip left-right', 'noise 1 %', 'noise 5 %']
     """
     low, high = model_range
-    if images.ndim - 2 not in _AXES:
-        raise ConfigError(f"views: the images have the shape {tuple(images.shape)}; (B, C, *S) in 2D or 3D is needed")
     axes = dict(enumerate(_AXES[images.ndim - 2], start=2))
     views = {f"flip {name}": images.flip(axis) for axis, name in axes.items()}
     views |= {f"noise {share} %": images + share / 100 * (high - low) * noise for share in (1, 5)}

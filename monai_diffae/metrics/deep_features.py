@@ -17,9 +17,7 @@ from monai_diffae.errors import MachineError, ScanError
 
 IMAGES_AT_ONCE = 64
 ALEXNET = "alexnet-owt-7be5be79.pth"
-SMALLEST_SIDE = 32
-"""Pixels: AlexNet pools smaller images to nothing."""
-
+SMALLEST_SIDE = 32  # pixels: AlexNet pools smaller images to nothing
 _LEAST_FOR_FEATURES = 64  # pixels; 2 x 2 positions are left of them after the last convolution
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 _RADIMAGENET_SIZE = 224  # pixels, as it was trained

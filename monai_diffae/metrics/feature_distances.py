@@ -8,8 +8,7 @@ from numpy.typing import ArrayLike
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.statistics import Floats, checked_codes
 
-NEIGHBORS = 3
-"""The neighbor whose distance is the radius of a sample's ball, as in the paper on precision and recall."""
+NEIGHBORS = 3  # the neighbor whose distance is the radius of a sample's ball, as in the paper on precision and recall
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from monai_diffae.metrics.deep_features import SMALLEST_SIDE, PerceptualDistance, pairwise_distance
 
-SMALLEST_MS_SSIM_SIDE = 176
-"""Voxels: MS-SSIM halves images four times, and its window of 11 must still fit into them."""
+SMALLEST_MS_SSIM_SIDE = 176  # voxels: MS-SSIM halves images four times, and its window of 11 must still fit into them
 
 
 def reconstruction_errors(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from monai.metrics import EmbeddingCollapseMetric
 from numpy.typing import NDArray
 
-from monai_diffae.apps.evaluation.diagnose import CasePatients, Diagnosis
+from monai_diffae.apps.evaluation.diagnose import Diagnosis
 from monai_diffae.apps.evaluation.quality_tables import Row, mean_interval, summary_row
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.data.cases import Case, label_names
@@ -20,8 +21,7 @@ from monai_diffae.latents import LatentStatistics, active_dimensions, dci
 from monai_diffae.latents.targets import read_target
 
 Z_SEM = "z_sem"
-NUM_LEVELS = 10
-"""Noise levels at which the use of z_sem is measured."""
+NUM_LEVELS = 10  # noise levels at which the use of z_sem is measured
 
 _FACTORS = [factor.name for factor in FACTORS]
 
@@ -44,27 +44,22 @@ class CodeFigures:
     seed: int
     omit: Callable[[str, str], None]
 
-    def rows(self) -> Iterator[Row]:
-        """The figures that need no decoder, one row each."""
+    def rows(self, session: Session, read: ReadCases) -> Iterator[Row]:
+        """The use of z_sem by the decoder in some cases, and the figures that need no decoder, one row each."""
         for metric, measure in {
-            "participation_ratio": self._dimensions,
-            "collapse_effective_rank": self._collapse,
-            "disentanglement": self._disentanglement,
-        }.items():
+            "z_sem_usage": partial(self._usage, session, read), "participation_ratio": self._dimensions,
+            "collapse_effective_rank": self._collapse, "disentanglement": self._disentanglement,
+        }.items():  # fmt: skip
             try:
                 yield from measure()
             except OmittableError as error:
                 self.omit(metric, str(error))
 
-    def usage_rows(self, session: Session, read: ReadCases) -> Iterator[Row]:
+    def _usage(self, session: Session, read: ReadCases) -> Iterator[Row]:
         """The loss with another patient's z_sem divided by the loss with the own, by noise level and over all."""
-        try:
-            patients = CasePatients.of_cases(read.cases)
-        except OmittableError as error:
-            self.omit("z_sem_usage", str(error))
-            return
         diagnosis = Diagnosis(session, read, NUM_LEVELS, self.seed)
-        losses = diagnosis.losses(patients.codes_to_compare(session.encode(read)))
+        patients = diagnosis.patients
+        losses = diagnosis.losses(diagnosis.codes_to_compare(session.encode(read)))
         own, other = (
             np.stack([np.asarray(by_name[name]) for by_name in losses.values()], axis=1) for name in ("own", "other")
         )
@@ -72,7 +67,7 @@ class CodeFigures:
         values = other.sum(axis=0) / own.sum(axis=0)
         linear = values + (other - values * own) / own.mean(axis=0)  # delta method: their mean is the ratio
         for i, timestep in enumerate([*losses, None]):
-            ends = mean_interval(linear[:, i], patients.patients)
+            ends = mean_interval(linear[:, i], patients)
             yield self._row("z_sem_usage", values[i], len(own), ends, timestep=timestep)
 
     def _row(

@@ -267,16 +267,6 @@ class _EvaluatedBundle:
         return {**preprocessing_config(trained.config), "model_range": trained.model_range}
 
 
-@dataclass(frozen=True, eq=False)
-class _BundleEvaluation:
-    """What is measured of one bundle; ``codes`` and ``generated`` are None if they are not."""
-
-    bundle: _EvaluatedBundle
-    reconstructions: Reconstructions
-    codes: CodeFigures | None
-    generated: GeneratedImages | None
-
-
 @dataclass
 class _Evaluation:
     """Evaluates bundles on the held-out cases of a cohort; the others are compared with the first."""
@@ -295,37 +285,34 @@ class _Evaluation:
         from monai_diffae.data.cases import safe_id
         from monai_diffae.data.progress import progress
 
-        each_bundle = self._prepare_all()
-        patients = {case.id: case.patient for each in each_bundle for case in each.reconstructions.read.cases}
+        prepared = list(map(self._prepare, self.bundles))
+        reads = [reconstructions.read for reconstructions, _, _ in prepared]
+        patients = {case.id: case.patient for read in reads for case in read.cases}
         case_rows: list[Row] = []
         rows: list[Row] = []
-        total = sum(each.reconstructions.num_evaluations for each in each_bundle)
-        total += sum(each.generated.num_evaluations for each in each_bundle if each.generated)
+        total = sum(images.num_evaluations for each in prepared for images in (each[0], each[2]) if images is not None)
         with progress(total, f"evaluating {', '.join(bundle.name for bundle in self.bundles)}") as advance:
             measured = MeasuredRows(self.folder / _PARTS, self._settings, self.process, advance, overwrite)
-            for each in each_bundle:
-                case_rows += each.reconstructions.rows(measured)
-                if each.generated is not None:
-                    rows += each.generated.rows(each.bundle.made_from, measured)
-        for each in each_bundle:
-            if each.codes is not None:
-                rows += each.codes.usage_rows(each.bundle.session, each.reconstructions.read)
-                rows += each.codes.rows()
-            if each.generated is not None:
-                each.generated.draw_nearest(self.folder / f"generated_{safe_id(each.bundle.name)}.png")
+            for reconstructions, _, generated in prepared:
+                case_rows += reconstructions.rows(measured)
+                rows += [] if generated is None else generated.rows(measured)
+        for reconstructions, codes, generated in prepared:
+            rows += [] if codes is None else codes.rows(reconstructions.session, reconstructions.read)
+            if generated is not None:
+                generated.draw_nearest(self.folder / f"generated_{safe_id(generated.name)}.png")
         rows = mean_rows(case_rows, patients) + rows
         comparable = self._comparable()
         compared = [row for row in case_rows if row["bundle"] in comparable]
         self._write(rows, difference_rows(compared, self.bundles[0].name, patients), case_rows, patients)
         measured.remove()
-        num_failed = max(len(each.reconstructions.read.failures) for each in each_bundle)
+        num_failed = max(len(read.failures) for read in reads)
         return {"num_cases": len(patients), "num_failed": num_failed, "num_omitted": len(self.omitted)}
 
     def measure_share(self, overwrite: bool = False) -> None:
         """Measure this process's share of the reconstructions, for the first process; in the others."""
         measured = MeasuredRows(self.folder / _PARTS, self._settings, self.process, lambda: None, overwrite)
-        for each in self._prepare_all():
-            for _ in each.reconstructions.rows(measured):
+        for bundle in self.bundles:
+            for _ in self._prepare(bundle)[0].rows(measured):
                 pass
 
     @property
@@ -336,11 +323,8 @@ class _Evaluation:
         settings = {"seed": self.seed, "limit": self.held_out.limit, "num_codes": self.conditions.num_codes}
         return settings | {name: file_checksum(file) for name, file in self.weights.files.items()}
 
-    def _prepare_all(self) -> list[_BundleEvaluation]:
-        return [self._prepare(bundle, partial(self._omit, bundle.name)) for bundle in self.bundles]
-
-    def _prepare(self, bundle: _EvaluatedBundle, omit: Callable[[str, str], None]) -> _BundleEvaluation:
-        """Read and encode the cases of a bundle; ``omit`` is called with a metric and why it cannot be measured."""
+    def _prepare(self, bundle: _EvaluatedBundle) -> tuple[Reconstructions, CodeFigures | None, GeneratedImages | None]:
+        """Read and encode the cases of a bundle; None is not measured."""
         from monai_diffae.apps.evaluation.code_quality import CodeFigures, EncodedCases
         from monai_diffae.apps.evaluation.generation_quality import GeneratedImages
         from monai_diffae.apps.evaluation.reconstruction_quality import Reconstructions, conditions_of
@@ -348,6 +332,7 @@ class _Evaluation:
         from monai_diffae.data.cases import spread_cases
 
         session, trained, settings = bundle.session, bundle.session.trained, self.conditions
+        omit = partial(self._omit, bundle.name)
         read = session.read(spread_cases(bundle.held_out, self.held_out.limit), self.folder, _FAILURES)
         quality = metrics.ImageQuality(trained.image_shape[1:], trained.model_range, self.lpips)
         for metric, reason in quality.omitted().items():
@@ -355,7 +340,7 @@ class _Evaluation:
         conditions = conditions_of(trained.inferer, settings.solvers, settings.steps, settings.decoders)
         reconstructions = Reconstructions(bundle.name, session, read, quality, conditions, settings.draws, self.seed)
         if not settings.num_codes and not settings.num_images:
-            return _BundleEvaluation(bundle, reconstructions, None, None)
+            return reconstructions, None, None
 
         def read_some(cases: Sequence[Case], failures: str) -> ReadCases | None:
             chosen = spread_cases(cases, settings.num_codes)
@@ -372,11 +357,11 @@ class _Evaluation:
                 latent = load_latent(trained.folder, trained.device)
                 generated = GeneratedImages(
                     bundle.name, session, latent, read, train, encoded, self.feature_networks, conditions,
-                    settings.num_images, self.seed, omit,
+                    bundle.made_from, settings.num_images, self.seed, omit,
                 )  # fmt: skip
             except OmittableError as error:
                 omit(_GENERATION, str(error))
-        return _BundleEvaluation(bundle, reconstructions, codes, generated)
+        return reconstructions, codes, generated
 
     @functools.cached_property
     def lpips(self) -> PerceptualDistance | None:

@@ -30,9 +30,8 @@ from monai_diffae.metrics import frechet_distance, kernel_distance, precision_an
 from monai_diffae.pictures import draw_cells
 
 GENERATION = "generation"
+# A function from images (B, C, *S) and their range to features (B, F)
 FeatureNetwork = Callable[[Tensor, tuple[float, float]], Tensor]
-"""A function from images (B, C, *S) and their range to features (B, F)."""
-
 _IN_PICTURE = 8
 
 logger = logging.getLogger(__name__)
@@ -50,6 +49,7 @@ class GeneratedImages:
     encoded: tuple[EncodedCases, EncodedCases | None]
     networks: Mapping[str, FeatureNetwork]
     conditions: Sequence[DiffusionAutoencoderInferer]
+    made_from: Mapping[str, Any]
     num_images: int
     seed: int
     omit: Callable[[str, str], None]
@@ -59,14 +59,14 @@ class GeneratedImages:
         """Network evaluations of single images that the conditions need."""
         return self.num_images * sum(condition.decoding_evaluations for condition in self.conditions)
 
-    def rows(self, made_from: Mapping[str, Any], measured: MeasuredRows) -> Iterator[Row]:
+    def rows(self, measured: MeasuredRows) -> Iterator[Row]:
         """One row per condition, features and metric."""
         if self.train is None:
             self.omit("copying_ratio", "the cohort has no training cases")
         yield from self._measured("mmd", self._z_sem_rows)
         yield from self._measured("fid", self._training_rows)
         for condition in self.conditions:
-            settings = {**made_from, **inferer_settings(condition), "generated": self.num_images}
+            settings = {**self.made_from, **inferer_settings(condition), "generated": self.num_images}
             make = partial(self._measured, "fid", partial(self._condition_rows, condition))
             yield from measured.rows(settings, make, self.num_images * condition.decoding_evaluations)
 

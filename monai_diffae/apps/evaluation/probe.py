@@ -224,14 +224,9 @@ def _target_columns(table: pd.DataFrame, targets: Sequence[str], nuisance: str |
 
 
 def _evaluate(
-    table: pd.DataFrame,
-    targets: Sequence[str],
-    settings: ProbeSettings,
-    baselines: Sequence[FeatureSet],
-    comparison: Comparison,
-    session: Session | None,
-    folder: Path | None,
-) -> tuple[list[EvaluatedProbe], dict[str, Any]]:
+    table: pd.DataFrame, targets: Sequence[str], settings: ProbeSettings, baselines: Sequence[FeatureSet],
+    comparison: Comparison, session: Session | None, folder: Path | None,
+) -> tuple[list[EvaluatedProbe], dict[str, Any]]:  # fmt: skip
     """The evaluated probes, and the figures of the result."""
     from monai_diffae.apps.evaluation.baselines import pixel_features, table_features
     from monai_diffae.data.embeddings import split_origin
@@ -243,17 +238,15 @@ def _evaluate(
     own: dict[str, FeatureSet] = {name: table_features(table, name) for name in dict.fromkeys(comparison.features)}
     pixel_names = list(dict.fromkeys(comparison.pixel_baselines))
     keys = [*own, *(each.name for each in baselines), *pixel_names]
-    if taken := next((name for name in keys if keys.count(name) > 1), None):
-        raise ConfigError(f"baselines: the name {taken!r} is that of other features; rename this one")
     by_name = own | {each.name: each for each in baselines} | dict(zip(pixel_names, pixel_sets, strict=True))
     feature_sets = [*by_name.values()]
     if unknown := [name for name in comparison.together if name not in by_name]:
         raise ConfigError(f"together: {unknown[0]!r} is not among the features and baselines: {', '.join(by_name)}")
     if comparison.together:
         feature_sets.append(FeatureSet.together([by_name[name] for name in dict.fromkeys(comparison.together)]))
-    if len({each.name for each in feature_sets}) < len(feature_sets):
-        same = ", ".join(each.name for each in feature_sets)
-        raise ConfigError(f"baselines: two feature sets have the same name ({same}); rename one")
+    for used in (keys, [each.name for each in feature_sets]):
+        if taken := next((name for name in used if used.count(name) > 1), None):
+            raise ConfigError(f"baselines: the name {taken!r} is that of other features; rename this one")
     origin, names = split_origin(table), track(targets, "probing")
     evaluated, omitted = evaluate_probes(table, names, feature_sets, settings, split_origin=origin)
     num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0

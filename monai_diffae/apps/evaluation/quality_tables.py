@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+# What a line of a table is about; fields that do not apply are None
 CONDITION = ("table", "bundle", "solver", "steps", "features", "timestep")
-"""What a line of a table is about; fields that do not apply are None."""
 
 
 def summary_row(

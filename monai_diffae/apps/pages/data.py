@@ -32,14 +32,11 @@ from monai_diffae.latents.probing.verdicts import Verdict
 from monai_diffae.latents.representation import LEAST_USAGE
 from monai_diffae.latents.targets import read_target, reason_against
 
-NUM_MOSAIC = {2: 8, 3: 4}
-"""Reconstructed cases in the page, by the number of spatial axes: volumes take more room."""
+NUM_MOSAIC = {2: 8, 3: 4}  # reconstructed cases in the page, by the number of spatial axes: volumes take more room
+JOURNAL = "steps.json"  # the file in the folder of a page that keeps durations and warnings of the steps
 
-JOURNAL = "steps.json"
-"""The file in the folder of a page that keeps durations and warnings of the steps."""
-
+# The file in the folder of a page that lists scans that are the same, but have different labels
 CONFLICTS = "label_conflicts.csv"
-"""The file in the folder of a page that lists scans that are the same, but have different labels."""
 
 _EVALUATION = {"steps": [5, 10, 20], "limit": 16, "draws": 1, "num_images": 32, "num_codes": 500}
 _LARGEST_GIB = 2  # of images in memory, from which the baselines of the probes are computed

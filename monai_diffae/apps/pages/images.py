@@ -34,8 +34,7 @@ Pixels = NDArray[np.uint8]
 Range = tuple[float, float]
 
 PANELS = ("input", "z_sem", "z_sem_difference", "x_T", "x_T_difference")
-LIMIT = 0.25
-"""The end of the scale of differences of reconstructions, as a fraction of the model's range."""
+LIMIT = 0.25  # the end of the scale of differences of reconstructions, as a fraction of the model's range
 
 _PLANES = ("axial", "coronal", "sagittal")
 _LEAST_SIDE, _TALLEST = 128, 16_383  # pixels; WebP pictures cannot be taller

@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).with_name("templates")
+# The style sheet and the map of cases, which the page of ``explore`` uses, too
 SHARED = ("style.css", "case_colours.js", "case_map.js")
-"""The style sheet and the map of cases, which the page of ``explore`` uses, too."""
-MOST_BYTES = 15_000_000
-"""The size of a page that can be sent by mail."""
+MOST_BYTES = 15_000_000  # the size of a page that can be sent by mail
 
 _SCALES = (1.0, 0.75, 0.5, 0.35, 0.25)
 

@@ -180,7 +180,8 @@ def _wide(rows: Sequence[Row]) -> list[list[dict[str, Any]]]:
         condition = {key: row.get(key) for key in names}
         line = lines.setdefault(tuple(condition.values()), condition)
         cell = {key: number(row[key], 4) for key in ("value", "low", "high")}
-        line[_NAMES.get(row["metric"], row["metric"])] = cell["value"] if row["low"] is None else cell
+        name: str = _NAMES.get(row["metric"]) or row["metric"]
+        line[name] = cell["value"] if row["low"] is None else cell
     tables: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for line in lines.values():
         tables.setdefault(tuple(line), []).append(line)

@@ -73,16 +73,9 @@ class FittedProbe:
 
 
 def fit_probe(
-    probe: Probe,
-    features: Floats,
-    target: NDArray[Any],
-    groups: NDArray[Any],
-    num_classes: int | None,
-    seed: int = 0,
-    standardise: bool = True,
-    balanced: bool = False,
-    regularisation: float | None = None,
-) -> FittedProbe:
+    probe: Probe, features: Floats, target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, seed: int = 0,
+    standardise: bool = True, balanced: bool = False, regularisation: float | None = None,
+) -> FittedProbe:  # fmt: skip
     """Fit a probe with the regularisation that has the smallest loss on held-out patients.
 
     ``linear`` is a logistic or a ridge regression, ``knn`` the nearest neighbors in standardised features, and

@@ -176,14 +176,9 @@ def _least_error(num_patients: int) -> float:
 
 
 def score_with_interval(
-    metric: Literal["auroc", "r2"],
-    target: ArrayLike,
-    predicted: ArrayLike,
-    groups: Sequence[Any] | None = None,
-    seed: int = 0,
-    baseline: ArrayLike | None = None,
-    num_folds: int = 1,
-) -> tuple[float, float, float]:
+    metric: Literal["auroc", "r2"], target: ArrayLike, predicted: ArrayLike, groups: Sequence[Any] | None = None,
+    seed: int = 0, baseline: ArrayLike | None = None, num_folds: int = 1,
+) -> tuple[float, float, float]:  # fmt: skip
     """The score of given predictions, with its 95% interval from a bootstrap.
 
     Args:
