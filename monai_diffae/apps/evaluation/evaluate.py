@@ -15,8 +15,8 @@ from annotated_types import Ge
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.evaluation.measured_rows import MeasuredRows
 from monai_diffae.apps.evaluation.quality_tables import (
+    MeasuredRows,
     Row,
     difference_rows,
     mean_rows,
@@ -32,9 +32,8 @@ from monai_diffae.errors import ConfigError, MachineError, OmittableError, one_l
 from monai_diffae.lazy import metrics, pd
 
 if TYPE_CHECKING:
-    from monai_diffae.apps.evaluation.code_quality import CodeFigures
     from monai_diffae.apps.evaluation.generation_quality import FeatureNetwork, GeneratedImages
-    from monai_diffae.apps.evaluation.reconstruction_quality import Reconstructions
+    from monai_diffae.apps.evaluation.reconstruction_quality import CodeFigures, Reconstructions
     from monai_diffae.apps.processes import Process
     from monai_diffae.apps.session import ReadCases, Session
     from monai_diffae.data.cases import Case
@@ -325,9 +324,13 @@ class _Evaluation:
 
     def _prepare(self, bundle: _EvaluatedBundle) -> tuple[Reconstructions, CodeFigures | None, GeneratedImages | None]:
         """Read and encode the cases of a bundle; None is not measured."""
-        from monai_diffae.apps.evaluation.code_quality import CodeFigures, EncodedCases
         from monai_diffae.apps.evaluation.generation_quality import GeneratedImages
-        from monai_diffae.apps.evaluation.reconstruction_quality import Reconstructions, conditions_of
+        from monai_diffae.apps.evaluation.reconstruction_quality import (
+            CodeFigures,
+            EncodedCases,
+            Reconstructions,
+            conditions_of,
+        )
         from monai_diffae.bundle import load_latent
         from monai_diffae.data.cases import spread_cases
 

@@ -13,10 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_diffae.apps.evaluation.code_quality import EncodedCases
-from monai_diffae.apps.evaluation.measured_rows import MeasuredRows
-from monai_diffae.apps.evaluation.quality_tables import Row, summary_row
-from monai_diffae.apps.evaluation.reconstruction_quality import condition_of
+from monai_diffae.apps.evaluation.quality_tables import MeasuredRows, Row, summary_row
+from monai_diffae.apps.evaluation.reconstruction_quality import EncodedCases, condition_of
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.bundle import TrainedLatent
 from monai_diffae.bundle.loading import inferer_settings

@@ -1,20 +1,32 @@
-"""The tables of ``evaluate``: means over cases with intervals, differences between bundles, files and terminal."""
+"""The rows of ``evaluate``, kept in parts on disk, and its tables: means with intervals, differences, files."""
 
 from __future__ import annotations
 
+import json
+import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.lazy import np, pd
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+    from monai_diffae.apps.processes import Process
+
     Floats = NDArray[np.float64]
 
+logger = logging.getLogger(__name__)
+
 Row = dict[str, Any]
+
+_POLL_S = 0.1
+_PATIENCE_S = 60.0  # at least; a batch of another process takes about as long as one of this process
+_PATIENCE_BATCHES = 10
 
 # What a line of a table is about; fields that do not apply are None
 CONDITION = ("table", "bundle", "solver", "steps", "features", "timestep")
@@ -193,3 +205,66 @@ def result_lines(rows: Sequence[Row]) -> Iterator[str]:
         for line in lines:
             table.add_row(*("" if line.get(column) is None else short(line[column]) for column in columns))
         yield from (TABLES[name], *table_lines(table), "")
+
+
+# -- the rows on disk: an interrupted run resumes, and processes share the work ----------------------------------------
+
+
+class MeasuredRows:
+    """Rows by what they were made from, and by ``settings`` of all; ``advance`` moves a bar by one evaluation."""
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], process: Process, advance: Callable[[], None], overwrite: bool
+    ) -> None:
+        from monai_diffae.data.atomic import PartStore
+
+        self._settings, self._process, self._advance = settings, process, advance
+        self._store = PartStore(folder, "evaluate", process=process.rank)
+        if overwrite and process.rank == 0:
+            self._store.remove()
+        self._done = self._read()
+        self._num_shared, self._longest_s = 0, 0.0
+
+    def rows(
+        self, made_from: Mapping[str, Any], make: Callable[[], list[Row]], num_evaluations: int, *, shared: bool = False
+    ) -> list[Row]:
+        """The rows made from these things, measured now unless they are on disk.
+
+        Shared rows are measured by one of the processes, which all call this in the same order. The first one waits for
+        those of the others, and measures them itself if they do not come; the others get no rows but their own.
+        """
+        key = json_digest([dict(self._settings), dict(made_from)])
+        if shared:
+            rank, self._num_shared = self._num_shared % self._process.world_size, self._num_shared + 1
+            if rank != self._process.rank:
+                if self._process.rank:
+                    return []
+                self._wait(key, rank)
+        if key not in self._done:
+            start = time.monotonic()
+            self._done[key] = make()
+            self._longest_s = max(self._longest_s, time.monotonic() - start)
+            self._store.append(pd.DataFrame({"id": [key], "rows": [json.dumps(self._done[key])]}))
+        for _ in range(num_evaluations):
+            self._advance()
+        return self._done[key]
+
+    def remove(self) -> None:
+        """Delete the parts."""
+        self._store.remove()
+
+    def _wait(self, key: str, rank: int) -> None:
+        patience_s, start = max(_PATIENCE_S, _PATIENCE_BATCHES * self._longest_s), time.monotonic()
+        while key not in self._done:
+            if key in self._store.done():
+                self._done = self._read()
+            elif time.monotonic() - start > patience_s:
+                logger.warning("rank %d has not measured its batch; this process measures it", rank)
+                return
+            else:
+                time.sleep(_POLL_S)
+
+    def _read(self) -> dict[str, list[Row]]:
+        table = self._store.read()
+        pairs = () if table.empty else zip(table["id"], table["rows"], strict=True)
+        return {key: json.loads(rows) for key, rows in pairs}
