@@ -189,11 +189,7 @@ class GeneratedImages:
         made_groups = range(len(made)) if training_cases is None else [case.patient for case in training_cases]
         metrics, all_groups = ("precision", "recall"), (made_groups, [case.patient for case in cases])
         for metric, values, groups in zip(metrics, precision_and_recall(real, made), all_groups, strict=True):
-
-            def mean(weights: Floats, values: Floats = values) -> Floats:
-                return np.array([weights @ values / weights.sum()])
-
-            ends = interval(bootstrapped(mean, list(groups), self.seed)[:, 0])
+            ends = interval(bootstrapped(partial(_weighted_mean, values), list(groups), self.seed)[:, 0])
             yield self._row(condition, metric + suffix, float(values.mean()), ends, len(made))
 
     def _copying(
@@ -220,6 +216,10 @@ class GeneratedImages:
     ) -> Row:  # fmt: skip
         fields = {"table": GENERATION, "bundle": self.name, **condition}
         return summary_row(fields, metric, value, ends, self.num_images if num is None else num)
+
+
+def _weighted_mean(values: Floats, weights: Floats) -> Floats:
+    return np.array([weights @ values / weights.sum()])
 
 
 def nearest_images(images: Tensor, train: ReadCases, batch_size: int) -> tuple[Floats, list[int]]:

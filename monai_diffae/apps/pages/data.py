@@ -173,11 +173,7 @@ class ReportData:
 
     def _examples(self, target: str | None, count: int) -> list[str]:
         examples = [] if target is None else find_examples(self.table, target, count)
-        if examples:
-            return examples
-        split = held_out_split(self.table)
-        rows = self.table if split is None else self.table[self.table["split"] == split]
-        return rows["id"].astype(str).tolist()[:count]
+        return examples or held_out_or_all(self.table)["id"].astype(str).tolist()[:count]
 
     def evaluate(self, bundles: Sequence[Path], folder: Path) -> None:
         """Evaluate this bundle, or several that the page compares."""
@@ -247,10 +243,10 @@ class ReportData:
     @property
     def _evaluation(self) -> dict[str, Any]:
         """Cross-validation unless there are many test patients: a tenth of a small cohort shows strong effects only."""
-        split = held_out_split(self.table)
-        rows = self.table[:0] if split is None else self.table[self.table["split"] == split]
+        rows = held_out_or_all(self.table)
         num_patients = rows["patient"].nunique() if "patient" in rows else len(rows)
-        return {} if num_patients >= _MANY_TEST_PATIENTS else {"evaluation": "cv"}
+        are_many = held_out_split(self.table) is not None and num_patients >= _MANY_TEST_PATIENTS
+        return {} if are_many else {"evaluation": "cv"}
 
     @property
     def _baselines(self) -> dict[str, Any]:
@@ -279,8 +275,9 @@ class ReportData:
             )  # fmt: skip
 
     def _generate(self) -> None:
-        given = {"bundle": self.bundle, "num_images": _NUM_SAMPLES}
-        samples = self._attempt("samples", "Generate synthetic images", "generate", **given)
+        samples = self._attempt(
+            "samples", "Generate synthetic images", "generate", bundle=self.bundle, num_images=_NUM_SAMPLES
+        )
         if samples is not None and self.result("embeddings") is not None:
             self._attempt(
                 "samples_neighbors", "Find the cases nearest to the synthetic images", "neighbors",
@@ -379,12 +376,15 @@ def held_out_split(table: pd.DataFrame) -> str | None:
     return next((name for name in ("test", "val") if name in splits), None)
 
 
+def held_out_or_all(table: pd.DataFrame) -> pd.DataFrame:
+    """The held-out cases of a table of embeddings; all cases if none is held out."""
+    split = held_out_split(table)
+    return table if split is None else table[table["split"] == split]
+
+
 def find_examples(table: pd.DataFrame, target: str, number: int) -> list[str]:
     """Ids of held-out cases from both ends of a label, the positive class being one: first, last, second, ..."""
-    labelled = table[table[target].notna()]
-    split = held_out_split(labelled)
-    if split is not None:
-        labelled = labelled[labelled["split"] == split]
+    labelled = held_out_or_all(table[table[target].notna()])
     positive = find_positive(table, target)
     ends = labelled[target] if positive is None else labelled[target].astype(str) == positive
     ids = labelled.loc[ends.sort_values(kind="stable").index, "id"].astype(str).tolist()

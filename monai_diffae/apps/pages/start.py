@@ -111,6 +111,11 @@ class FirstHour:
     listing: Mapping[str, Any]
     device: str | None
     record: dict[str, Any] = field(default_factory=dict)
+    table: Path = field(init=False)  # of the scans
+    model: Path = field(init=False)  # the bundle's folder
+
+    def __post_init__(self) -> None:
+        self.table, self.model = self.out / "scans.csv", self.out / "model"
 
     @cached_property
     def steps(self) -> Steps:
@@ -119,16 +124,6 @@ class FirstHour:
         from monai_diffae.apps.steps import Steps
 
         return Steps(self.out / JOURNAL, keeps_lines=True)
-
-    @property
-    def table(self) -> Path:
-        """The table of the scans."""
-        return self.out / "scans.csv"
-
-    @property
-    def model(self) -> Path:
-        """The bundle's folder."""
-        return self.out / "model"
 
     def plan(self) -> None:
         """List the scans, and plan the training unless that was done by an earlier call."""
