@@ -17,19 +17,12 @@ _FEW_IMAGES = 500
 
 @dataclass(frozen=True, eq=False)
 class PrincipalComponents:
-    """Principal components of normalised z_sem, the one with the largest variance first.
+    """Principal components of normalised z_sem, the one with the largest variance first."""
 
-    Attributes:
-        directions: ``[K, D]``, orthonormal; the loading with the largest absolute value is positive.
-        stds: ``[K]``, the standard deviation of the training cases along each component.
-        explained: ``[K]``, each component's share of the variance of normalised z_sem, from 0 to 1.
-        statistics: the statistics that normalise z_sem.
-    """
-
-    directions: Floats
-    stds: Floats
-    explained: Floats
-    statistics: LatentStatistics
+    directions: Floats  #: ``[K, D]``, orthonormal; the loading with the largest absolute value is positive
+    stds: Floats  #: ``[K]``, the standard deviation of the training cases along each component
+    explained: Floats  #: ``[K]``, each component's share of the variance of normalised z_sem, from 0 to 1
+    statistics: LatentStatistics  #: the statistics that normalise z_sem
 
     def coordinates(self, z: ArrayLike) -> Floats:
         """Where cases ``[N, D]`` lie along the components: ``[N, K]``, in normalised z_sem."""
@@ -98,25 +91,14 @@ def principal_components(
 
 @dataclass(frozen=True, eq=False)
 class PixelComponents:
-    """Principal components of P pixels: the baseline of every probe, and an embedding without any training.
-
-    Attributes:
-        mean: ``[P]``, the mean of the images.
-        axes: ``[K, P]``, the components, scaled so that the K features have a standard deviation of about 1.
-    """
+    """Principal components [K, P] of P pixels, scaled so that the features have a standard deviation of about 1."""
 
     mean: NDArray[np.floating[Any]]
     axes: NDArray[np.floating[Any]]
 
     @classmethod
     def fit(cls, batches: Iterable[NDArray[np.floating[Any]]], dims: int) -> PixelComponents:
-        """Fit components to images. The same images give the same components to the bit.
-
-        Args:
-            batches: one array ``[N, ...]`` of all images, or several for the incremental algorithm, which holds one of
-                them in memory. Each of several batches needs more images than ``dims``.
-            dims: number of components; fewer if there are not as many images or pixels (N images span N - 1).
-        """
+        """Fit at most ``dims`` components to batches of images ``[N, ...]``; several, each with more, one by one."""
         from sklearn.decomposition import PCA, IncrementalPCA
 
         iterator = map(_flat, batches)
