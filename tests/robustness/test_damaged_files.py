@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,12 +19,11 @@ from fuzzing import (
     fuzz,
     mutated,
     only_own_errors,
-    peak_mb,
 )  # fmt: skip
 from hostile_models import write_unchecked
 from hypothesis import strategies as st
 from PIL import Image
-from scan_files import save_nifti, values
+from scan_files import grown_mb, save_nifti, values
 
 from monai_diffae import verify
 from monai_diffae.apps.settings import Run
@@ -258,19 +258,15 @@ def damaged_models(folder, request):
 )
 def test_random_damage_is_one_line_of_ours(tmp_path, request, record_property, damaged, examples, seconds):
     inputs, check = damaged(tmp_path, request)
-    refused = 0
-
-    def counted(example):
-        nonlocal refused
-        refused += not check(example)
-
+    accepted, what = [], damaged.__name__.replace("_", " ")
     logging.disable(logging.CRITICAL)
-    before = peak_mb()
     try:
-        count = fuzz(counted, inputs, examples=examples, seconds=seconds)
+        grown = grown_mb(
+            partial(fuzz, lambda example: accepted.append(check(example)), inputs, examples=examples, seconds=seconds)
+        )
     finally:
         logging.disable(logging.NOTSET)
-    grown, what = peak_mb() - before, damaged.__name__.replace("_", " ")
+    count, refused = len(accepted), accepted.count(False)
     record_property("figure", f"{what}: {count} inputs, {refused} refused, 0 other errors, {grown:.0f} MB more memory")
     assert count >= examples
     assert refused
