@@ -25,10 +25,8 @@ def studies(tmp_path, volumes, pictures):
 
 
 @pytest.fixture
-def label(tmp_path, volumes):
-    path = tmp_path / "label.nii.gz"
-    shutil.copy(next(iter(volumes.values())), path)
-    return str(path)
+def label(volumes):
+    return str(next(iter(volumes.values())))
 
 
 def files_below(folder):

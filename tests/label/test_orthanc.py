@@ -177,7 +177,7 @@ def test_ohif_draws_the_anomaly_on_the_planted_lesion(ohif, tmp_path):
     before = ohif.planes().astype(int)
     ohif.set_option("diffae_anomaly", "quantile", "0.9")
     ohif.run_segmentation()
-    ohif.screenshot(tmp_path / "ohif.png")
+    ohif.page.screenshot(path=tmp_path / "ohif.png")
     overlay = np.abs(ohif.planes() - before).max(axis=-1) > 8
     lesion = before.min(axis=-1) > 245  # the ball is the only white, with a little text
     anatomy = (before.max(axis=-1) - before.min(axis=-1) < 8) & (before.max(axis=-1) > 20) & ~lesion

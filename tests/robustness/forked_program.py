@@ -4,6 +4,7 @@ A fork can be given a fault: where in a training it is killed with SIGKILL, how 
 """
 
 import contextlib
+import ctypes
 import itertools
 import os
 import resource
@@ -77,12 +78,14 @@ def programs():
         started.append(Program(arguments, output, faults))
         return started[-1]
 
-    yield start
-    for program in started:
-        program.kill()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(program.pid, signal.SIGKILL)  # its workers
-        program.join()
+    try:
+        yield start
+    finally:
+        for program in started:
+            program.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)  # its workers
+            program.join()
 
 
 def free_port():
@@ -103,10 +106,12 @@ def served(application, **settings):
         server = uvicorn.Server(uvicorn.Config(application(port), log_config=None, access_log=False, **settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
-        assert wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{port}"
-        server.should_exit = True
-        thread.join(30)
+        try:
+            assert wait_until(lambda: server.started)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
 
 
 def wait_until(is_true, seconds=LONGEST_S):
@@ -127,6 +132,7 @@ def become_program(arguments, output, faults):
     from monai_diffae import cli
 
     os.setsid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the tests, however they end
     if output is not None:
         os.dup2(output, 1)
         os.dup2(output, 2)

@@ -34,7 +34,6 @@ def saved_step(bundle):
     return int(torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)["trainer"]["iteration"])
 
 
-NUM_STEPS = 60
 SETTINGS = {
     "network_def#unet#dropout": 0.2, "max_epochs": 12, "val_interval": 3, "report_every": 2, "warmup_steps": 5,
     "num_pictures": 1, "checkpoint_minutes": 0.02, "calibration_cases": 0,
@@ -135,7 +134,7 @@ def test_a_chain_of_kills_ends_as_the_whole_training(axes, workers, start_progra
     assert num_kills >= 4  # a training may have ended before its last kill
     assert start_program(*again, output=log, faults=CHEAP).wait() == 0, log.read_text()
     assert differences(outcome(whole), outcome(part)) == []
-    assert saved_step(part) == NUM_STEPS
+    assert saved_step(part) == 60
     assert temporary_files(part) == []
     record_property("figure", f"{axes}D, {workers} workers: the same weights and curves after {num_kills} kills")
 
@@ -151,9 +150,6 @@ def test_the_number_of_workers_changes_nothing(start_program, cohorts, tmp_path,
     record_property("figure", "0, 1, 2 and 4 workers: the same 20 losses and weights")
 
 
-LIMITS = {"0": 0.0, "1 kB": 1000.0, "50 %": 0.5, "99 %": 0.99}  # bytes, or shares of the checkpoint
-
-
 @pytest.mark.goal(id="R3")
 @pytest.mark.goal(id="R17")
 @pytest.mark.parametrize("save", [1, 3])
@@ -162,10 +158,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(save, start_program, cohorts, tmp
     whole, log = tmp_path / "whole", tmp_path / "log.txt"
     short = {"max_epochs": 3, "num_pictures": 0, "checkpoint_minutes": 1000}  # a save per epoch
     assert start_program(*command(whole, cohorts[2], 2, **short), output=log, faults=CHEAP).wait() == 0, log.read_text()
-    size, num_faults = (whole / "models" / "checkpoint.pt").stat().st_size, 0
-    for name, limit in LIMITS.items():
-        limit = int(limit if limit > 1 else limit * size)
-        bundle = tmp_path / name
+    size = (whole / "models" / "checkpoint.pt").stat().st_size
+    for limit in (0, 1000, size // 2, int(0.99 * size)):
+        bundle = tmp_path / str(limit)
         arguments = command(bundle, cohorts[2], 2, **short)
         program = start_program(*arguments, output=log, faults={**CHEAP, "files_no_larger_than": [limit, save]})
         assert program.wait() == 6, log.read_text()
@@ -181,9 +176,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(save, start_program, cohorts, tmp
         assert start_program(*arguments, output=log, faults=CHEAP).wait() == 0, log.read_text()
         assert differences(outcome(whole), outcome(bundle)) == []
         assert temporary_files(bundle) == []
-        num_faults += 1
         shutil.rmtree(bundle)
-    record_property("figure", f"full disk at save {save}: {num_faults} of {num_faults} resume to the same weights")
+    record_property("figure", f"full disk at save {save}: 4 of 4 resume to the same weights")
 
 
 @pytest.mark.goal(id="R27")
