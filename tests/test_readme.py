@@ -33,7 +33,7 @@ SKIPPED = {
     "(?i)nvflare|flwr": "needs the processes of a federation",
     r"push_to_hf_hub|site\.(train|get_data_stats)\(": "tests/bundles/test_monai_tools_page.py runs it",
     r"virtual/marked\.csv": "tests/apps/synthesis/test_explain.py runs it",
-    "lifelines": "lifelines is no dependency",
+    "lifelines": "tests/apps/study/test_associate.py runs it",
     r'nibabel\.load\("scan\.nii\.gz"\)': "tests/apps/training/test_export.py runs it with a 3D bundle",
 }
 
