@@ -45,7 +45,7 @@ def test_the_files_say_the_same(report):
     assert (content["held_out"], content["split"], content["num_cases"]) == (True, "test", cases["id"].nunique())
     assert len(cases) == 2 * 2 * content["num_cases"]
     for table in ("reconstruction", "z_sem_only"):
-        lines = pd.read_csv(report.folder / "tables" / f"{table}.csv")
+        lines = pd.read_csv(report.folder / "tables" / f"{table}.csv", float_precision="round_trip")
         assert lines["steps"].tolist() == [2, 3]
         for steps, mse, low, high in lines[["steps", "mse", "mse_low", "mse_high"]].itertuples(index=False):
             own = cases[(cases["table"] == table) & (cases["steps"] == steps)]["mse"]
