@@ -8,7 +8,7 @@ import torch
 from complaints import complaint
 from tiny_bundles import rewrite
 
-from monai_diffae.apps.evaluation.calibration import draw_scans
+from monai_diffae.apps.evaluation.calibrate import draw_scans
 from monai_diffae.bundle import AnomalyDetector, load_bundle
 from monai_diffae.bundle.model_file import write_model
 from monai_diffae.data.cases import Case

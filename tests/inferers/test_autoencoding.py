@@ -131,8 +131,6 @@ def test_the_evaluations_of_a_round_trip_can_be_bounded(inferer, network, images
         torch.testing.assert_close(few.decode(z_sem, network, x_T), decoded, atol=1e-5, rtol=1e-5)
         if bound < 20 or solver == "adams":
             assert torch.equal(x_T, plain[0]) == (bound < 20)
-    with pytest.raises(ConfigError, match="^max_evaluations is -1; it must be a whole number, at least 0"):
-        few.round_trip(images, network, z_sem, max_evaluations=-1)
 
 
 def test_volumes_are_processed_slice_by_slice_by_a_2d_network(inferer, network, evaluations):
@@ -192,9 +190,6 @@ def test_settings_and_inputs_that_would_give_wrong_results_silently_are_refused(
         inferer.reconstruct(images, network, x_T=x_T)
     with pytest.raises(ConfigError, match=r"x_T has the shape .3, 1, 8, 8.; with these images it must be .3, 1, 16"):
         inferer.reconstruct(images, network, mode="z_sem", x_T=x_T[..., :8, :8])
-    halving = DiffusionAutoencoderInferer(inferer.schedule, solver=lambda denoise, schedule, x, levels, **_: x[..., :8])
-    with pytest.raises(ConfigError, match="it must keep the shape"):
-        halving.decode(z_sem, network, x_T)
     with pytest.raises(ConfigError, match=r"in training mode.*call network.eval\(\)"):
         inferer.encode(images, network.train())
 

@@ -28,7 +28,7 @@ from scan_files import grown_mb, save_nifti, values
 
 from monai_diffae import verify
 from monai_diffae.apps.settings import Run
-from monai_diffae.apps.synthesis.directions import read_direction
+from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.bundle import load_bundle
 from monai_diffae.bundle.config import check_config, check_dimensions, check_rules
 from monai_diffae.bundle.model_file import read_model
