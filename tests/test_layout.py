@@ -49,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_746
-TEST_FUNCTIONS = 1_316
+TEST_LINES = 30_295
+TEST_FUNCTIONS = 1_299
 TRAININGS = 49
 
 
