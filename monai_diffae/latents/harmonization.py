@@ -8,7 +8,6 @@ import warnings
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import linalg
 
 from monai_diffae.errors import ConfigError, MachineError, counted
 from monai_diffae.latents.statistics import Floats, checked_codes, scales
@@ -73,13 +72,14 @@ def _with_equal_covariances(residual: Floats, scanner: NDArray[np.intp], fitted:
     _, values, axes = np.linalg.svd(residual[fitted], full_matrices=False)
     num = min(min(map(len, members)) // _CASES_PER_COMPONENT, int((values > 1e-6 * values[0]).sum()))
     parts = residual @ axes[:num].T
-    pooled = np.diag(np.square(values[:num])) / len(fitted)
+    std = values[:num] / np.sqrt(len(fitted))
     even = parts.copy()
     for k, rows in enumerate(members):
-        own = parts[rows].T @ parts[rows] / len(rows)
-        own += _FLOOR * (pooled - own)  # a component may never vary on one scanner
-        # the map between two normal distributions that moves the least
-        even[scanner == k] = parts[scanner == k] @ np.linalg.solve(own, linalg.sqrtm(own @ pooled).real)
+        # the mean product of these rows is the covariance; a component may never vary on one scanner
+        spread = np.vstack([np.sqrt((1 - _FLOOR) / len(rows)) * parts[rows], np.sqrt(_FLOOR) * np.diag(std)])
+        # the map between two normal distributions that moves the least; from rows, small components keep their digits
+        _, own, turn = np.linalg.svd(spread * std, full_matrices=False)
+        even[scanner == k] = parts[scanner == k] @ (std[:, None] * (turn.T / own) @ turn * std)
     return residual + (even - parts) @ axes[:num]
 
 
