@@ -230,6 +230,8 @@ class ProbeSettings:
         for name, choices in {"evaluation": get_args(Evaluation), "probes": get_args(Probe)}.items():
             if unknown := [value for value in given[name] if value not in choices]:
                 raise ConfigError(f"{name}: {unknown[0]!r} is not one of {', '.join(choices)}")
+        if not self.probes:
+            raise ConfigError(f"probes: is empty; choose from {', '.join(get_args(Probe))}")
         if self.splits and self.evaluation == "split":
             raise ConfigError("splits: applies to cross-validation; omit it, or set evaluation to cv")
 
@@ -277,8 +279,8 @@ def evaluate_probes(
     if not evaluated:
         raise next(iter(errors.values()))
     if folds is not None:
-        plain = ProbeSettings(probes=settings.probes, seed=settings.seed)
-        told = [each.row for each in _evaluate_target(folds, feature_sets, plain)]
+        defaults = ProbeSettings(probes=settings.probes, seed=settings.seed)
+        told = [each.row for each in _evaluate_target(folds, feature_sets, defaults)]
         add_nuisance([each.row for each in evaluated], told, folds.target.num_classes or 1)
     _warn_of_seen(chosen, split_origin)
     return evaluated, {name: str(error).removeprefix(f"target '{name}': ") for name, error in errors.items()}

@@ -159,14 +159,14 @@ def _held_out(
     probes: Sequence[FittedProbe], features: Sequence[Floats], target: Target, folds: Folds
 ) -> HeldOutPredictions:
     """The predictions of the probe of each fold for its test cases."""
-    fits = [(fitted, x[train], x[test]) for fitted, x, (train, test) in zip(probes, features, folds, strict=True)]
+    fits = list(zip(probes, features, folds, strict=True))  # without copies of the features, which may be large
     tests = np.concatenate([test for _, test in folds])
     order = np.argsort(tests)
     fold = np.repeat(np.arange(len(folds)), [len(test) for _, test in folds])[order]
-    predictions = [fitted.predict(x_test) for fitted, _, x_test in fits]
+    predictions = [fitted.predict(x[test]) for fitted, x, (_, test) in fits]
     baseline = ranking = classes = None
     if target.classes is not None:
-        ranking = np.concatenate([fitted.ranking(x_test, x_train) for fitted, x_train, x_test in fits])[order]
+        ranking = np.concatenate([fitted.ranking(x[test], x[train]) for fitted, x, (train, test) in fits])[order]
         classes = np.concatenate([each.classify(p) for each, p in zip(probes, predictions, strict=True)])[order]
     elif len(folds) > 1:
         baseline = np.array([target.values[train].mean() for train, _ in folds])[fold]
