@@ -262,6 +262,9 @@ class DiffusionTrainer(ResumableTrainer):
         x0 = images.to(memory_format=self.memory_format)
         if not self.agreement_weight:
             return self.inferer(x0, self.network, *args, **kwargs), None
+        if kwargs["condition"] is images or len(images) < 2:
+            need = "another view of each image (encoder_key), and 2 images in the batch of each process (batch_size)"
+            raise ConfigError(f"agreement_weight: needs {need}; change these, or set it to 0")
         views = torch.cat([kwargs["condition"], images]).to(memory_format=self.memory_format)
         with encoding_both(self.network) as passes:
             output = self.inferer(x0, self.network, *args, **{**kwargs, "condition": views})

@@ -8,6 +8,7 @@ import torch
 from ignite.engine import Events
 
 from monai_diffae.engines.losses import agreement_loss, encoding_both
+from monai_diffae.errors import ConfigError
 from monai_diffae.networks import build_autoencoder
 
 TINY = {"base_channels": 4, "channel_mult": (1, 2), "num_res_blocks": 1, "z_channels": 6, "time_embed_channels": 8}
@@ -105,3 +106,6 @@ def test_the_agreement_is_added_to_the_loss_of_diffusion(slices, trained):
         z_sem = before.network.encode(slices.images), before.network.encode(slices.views)
     added = [0.5 * float(agreement_loss(z_sem[1][batch], z_sem[0][batch])) for batch in batches]
     assert [a - b for a, b in zip(losses, plain, strict=True)] == pytest.approx(added, rel=1e-3)
+    for settings in ({"encoder_key": "image"}, {"batch_size": 1}, {"world_size": 8}):  # 8 images are one per process
+        with pytest.raises(ConfigError, match="^agreement_weight: needs another view"):
+            trained(agreement_weight=0.5, **settings)
