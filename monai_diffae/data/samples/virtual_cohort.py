@@ -96,7 +96,7 @@ def make_virtual_cohort(
         the table), ``split``, with scanners ``scanner`` and ``visit``, and one for each of :data:`FACTORS`.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: an argument is out of range, or the folder holds something else.
         MachineError: the template is not installed, or the folder cannot be written.
 
     Example:
@@ -106,6 +106,8 @@ def make_virtual_cohort(
         ...     print(table.name, len(list(table.parent.glob("images/*.nii"))))
         cohort.csv 4
     """
+    if spatial_dims not in (2, 3) or min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction > 1:
+        raise ConfigError("spatial_dims: must be 2 or 3, and val_fraction and test_fraction shares of 1")
     directory = Path(directory)
     parameters: dict[str, Any] = {
         "kind": "virtual MNI152 cohort, version 1", "num_patients": num_patients, "size": size,
