@@ -30,7 +30,7 @@ MAP_COLUMNS = ("x", "y", "thumbnail")
 _FIGURES = ("z_sem_usage", "patient_key", "preprocessing", "split_origin")  # of the record beside a CSV
 _MOST_SAMPLED = 100
 COMMON_SCALE = ("pca", "gradients", "planar")
-"""Encoders whose columns are principal components: the last are noise, so no column is standardised on its own."""
+"""Encoders whose columns are principal components."""
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
 _WIDE = re.compile(r"w_\d{3,}")
@@ -138,8 +138,22 @@ def patient_key_name(table: pd.DataFrame) -> str | None:
 
 
 def encoder_name(table: pd.DataFrame) -> str:
-    """The encoder that made a table: ``trained`` (also if not recorded), or one without training."""
-    return str(table.attrs.get("monai_diffae", {}).get("made_from", {}).get("encoder", "trained"))
+    """The encoder that made a table: ``trained`` (also if not recorded), one without training, or ``harmonized``."""
+    return str(_made_from(table).get("encoder", "trained"))
+
+
+def source_encoder(table: pd.DataFrame) -> str:
+    """The encoder that made a table, also if :func:`monai_diffae.harmonize` changed its features since."""
+    return str(_made_from(table).get("source_encoder", encoder_name(table)))
+
+
+def _made_from(table: pd.DataFrame) -> dict[str, Any]:
+    return dict(table.attrs.get("monai_diffae", {}).get("made_from", {}))
+
+
+def has_common_scale(table: pd.DataFrame, features: Features = "z") -> bool:
+    """Whether the columns are principal components: the last are noise, so no column is standardised on its own."""
+    return features == "wide" or source_encoder(table) in COMMON_SCALE
 
 
 def split_origin(table: pd.DataFrame) -> SplitOrigin | None:
@@ -271,15 +285,20 @@ class EmbeddedCases:
         return {"z": self.z[row], "index": position, "id": self.ids[row]}
 
 
-def training_rows(embeddings: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read the rows of a table's training cases, or all rows if it has no column ``split``."""
+def training_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table's training cases, or all rows if it has no column ``split``."""
+    return split_rows(table, "train") if "split" in table else table
+
+
+def read_training_rows(embeddings: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read a table, and return its :func:`training_rows`."""
     table = read_embeddings(embeddings)
     try:
-        return split_rows(table, "train") if "split" in table else table
+        return training_rows(table)
     except CohortError as error:
         raise CohortError(f"{Path(embeddings).name}: {error}") from error
 
 
 def training_z_sem(embeddings: str | os.PathLike[str]) -> NDArray[np.float32]:
     """Read the z_sem (N, D) of a table's training cases."""
-    return z_matrix(training_rows(embeddings))
+    return z_matrix(read_training_rows(embeddings))

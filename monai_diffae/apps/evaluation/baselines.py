@@ -21,9 +21,9 @@ from monai_diffae.apps.provenance import (
 )
 from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.data.embeddings import (
-    COMMON_SCALE,
     check_width,
     encoder_name,
+    has_common_scale,
     matrix,
     read_metadata,
     std_columns,
@@ -113,7 +113,7 @@ def table_features(table: pd.DataFrame, name: Features) -> FeatureSet:
     encoder = encoder_name(table)
     codes = table[[*z_columns(table), *std_columns(table)]].to_numpy(np.float32)
     features = FeatureSet.from_values("z_sem" if encoder == "trained" else encoder, codes)
-    return replace(features, standardise=encoder not in COMMON_SCALE)
+    return replace(features, standardise=not has_common_scale(table))
 
 
 def feature_set(
@@ -152,7 +152,7 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     if not is_available.any():
         raise CohortError(f"{path.name}: has none of the cases of the embeddings; give their ids in its column id")
     values = by_id.reindex(requested).to_numpy(np.float64)
-    keeps_scales = encoder_name(features) in COMMON_SCALE or columns == wide_columns(features)
+    keeps_scales = has_common_scale(features, "wide" if columns == wide_columns(features) else "z")
     return replace(FeatureSet.from_values(name, values, is_available, columns), standardise=not keeps_scales)
 
 

@@ -50,8 +50,7 @@ def training_components(rows: pd.DataFrame, features: tables.Features = "z") -> 
     codes = tables.matrix(rows, features)[in_splits(rows, ["train"])]
     if len(codes) < 2:
         raise CohortError("the embeddings have fewer than two training cases, which scale the features; embed more")
-    common_scale = features == "wide" or tables.encoder_name(rows) in tables.COMMON_SCALE
-    statistics = LatentStatistics.of(codes, common_scale=common_scale)
+    statistics = LatentStatistics.of(codes, common_scale=tables.has_common_scale(rows, features))
     return principal_components(codes, statistics, min(len(codes) - 1, codes.shape[1]))
 
 

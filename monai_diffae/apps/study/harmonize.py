@@ -79,6 +79,7 @@ def harmonize(
     if out.suffix != ".parquet":
         raise ConfigError(f"{out.name}: must be a .parquet file, which says what was done; choose such a name")
     from monai_diffae.apps.study.cases import read_repeated
+    from monai_diffae.data.embeddings import source_encoder
     from monai_diffae.data.fingerprints import file_checksum, json_digest
 
     rows = read_repeated(embeddings, scanner=[scanner], protect=protect, targets=targets)
@@ -87,7 +88,10 @@ def harmonize(
     metadata = rows.attrs.get("monai_diffae", {})
     origin = metadata.get("made_from", {})
     # another model, so that these cases are never compared with others that were not harmonized
-    made_from = {**origin, "model": json_digest([origin.get("model"), done]), "encoder": "harmonized", **done}
+    made_from = {
+        **origin, "model": json_digest([origin.get("model"), done]), "encoder": "harmonized",
+        "source_encoder": source_encoder(rows), **done,
+    }  # fmt: skip
     settings = {**made_from, "targets": list(targets), "seed": seed}
     names = {name: out.with_name(f"{out.stem}_{name}.csv") for name in ("costs", "omitted")}
 
@@ -208,14 +212,15 @@ def _covariate(rows: pd.DataFrame, name: str, reasons: NDArray[Any]) -> Any:
 
 def _costs(cases: _Cases, targets: Sequence[str], seed: int) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The scores of probes before and after, as a table and as figures."""
-    from monai_diffae.data.embeddings import label_columns, split_origin, std_columns, z_columns
+    from monai_diffae.data.embeddings import has_common_scale, label_columns, split_origin, std_columns, z_columns
     from monai_diffae.latents.probing import FeatureSet, ProbeSettings, evaluate_probes
     from monai_diffae.latents.targets import reason_against
 
     rows, scanner = cases.rows, cases.scanner
     columns = [*z_columns(rows), *std_columns(rows)]
     before = FeatureSet.from_values("before", rows[columns].to_numpy(np.float32))
-    after = FeatureSet("after", before.is_available, lambda train: cases.values(columns, train))
+    before = replace(before, standardise=not has_common_scale(rows))
+    after = replace(before, name="after", extract=lambda train: cases.values(columns, train))
     labels = [name for name in label_columns(rows) if name != scanner]
     chosen = targets or [name for name in labels if reason_against(rows[name].tolist(), name) is None]
     evaluation: Literal["cv"] | None = "cv" if cases.num_on_both_sides else None
