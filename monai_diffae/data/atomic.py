@@ -69,10 +69,7 @@ def temporary_path(folder: Path, suffix: str = "") -> Path:
 
 
 def remove_abandoned(*folders: Path) -> None:
-    """Delete the temporary files and folders that killed processes have left in these folders.
-
-    They are abandoned if their process was one of this machine and has ended, or after a day.
-    """
+    """Delete the temporary files of processes that ended on this machine, and those that are a day old."""
     for folder in folders:
         for path in folder.glob(f"{TEMPORARY}*"):
             with suppress(OSError):
@@ -187,11 +184,7 @@ class PartStore:
             self.remove()
 
     def append(self, rows: pd.DataFrame) -> None:
-        """Write rows as one part.
-
-        A part takes milliseconds, and as much again for each hundred columns: collect some seconds of work before, and
-        put vectors into one column, with an array per row.
-        """
+        """Write rows as one part. Each part takes milliseconds, so collect some seconds of work before."""
         import pyarrow as pa
 
         if rows.empty:

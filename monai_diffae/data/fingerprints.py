@@ -84,12 +84,7 @@ def scan_files(file: str | os.PathLike[str]) -> list[Path]:
 
 
 def voxel_file(path: str | os.PathLike[str]) -> str:
-    """The file that holds the voxels: the .img file beside a .hdr file, else the file itself.
-
-    Example:
-        >>> voxel_file("scans/a.hdr.gz"), voxel_file("scans/A.HDR"), voxel_file("scans/a.nii")
-        ('scans/a.img.gz', 'scans/A.IMG', 'scans/a.nii')
-    """
+    """The file that holds the voxels: the .img file beside a .hdr file, else the file itself."""
     path = os.fspath(path)
     for header, voxels in _VOXELS_OF.items():
         if path.lower().endswith(header):
@@ -99,10 +94,7 @@ def voxel_file(path: str | os.PathLike[str]) -> str:
 
 
 def content_hash(files: Sequence[str | os.PathLike[str]]) -> str:
-    """The SHA-256 of the bytes of a case's files, whatever their names; of a single file, that of ``sha256sum``.
-
-    A missing or forbidden file counts as an empty text.
-    """
+    """The SHA-256 of a case's files, whatever their names; missing files are empty. One file: as ``sha256sum``."""
     # the order of the files within a scan says nothing, and a series may be renamed
     scans = [sorted(_file_hash(inner) for inner in scan_files(file)) for file in files]
     if len(scans) == 1 and len(scans[0]) == 1:
@@ -121,11 +113,7 @@ def scan_contents(cases: Sequence[Case]) -> list[str]:
 
 
 def file_state(files: Sequence[str | os.PathLike[str]]) -> str:
-    """A SHA-256 of the names, sizes and times of a case's files, by which a change is recognised without reading them.
-
-    Folders above the files do not count, so a cohort can be moved; a copy has another state, as the times at which the
-    system saw a change count.
-    """
+    """A SHA-256 of names, sizes and times of files, without the folders above them: a change is noticed unread."""
     # with text, not with Path, which takes ten times as long for the many files of a cohort
     return digest("\0".join(line for file in files for line in _state_lines(os.fspath(file))))
 

@@ -115,15 +115,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def apply_policy(path: Path, doubts: Sequence[Doubt], uneven: Uneven = "resample", doubtful: Doubtful = "warn") -> None:
-    """Log each doubt as a warning, once per process, or refuse the scan because of the first one.
-
-    Example:
-        >>> doubt = Doubt("uneven", "its slices are unevenly spaced", "they are resampled", "resample it yourself")
-        >>> apply_policy(Path("ct"), [doubt], uneven="refuse")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ScanError: ct: its slices are unevenly spaced; resample it yourself
-    """
+    """Log each doubt as a warning, once per process, or refuse the scan because of the first one."""
     for doubt in doubts:
         if (uneven if doubt.kind == "uneven" else doubtful) == "refuse":
             raise problem(path, doubt.wrong, doubt.remedy)
@@ -150,12 +142,7 @@ def read_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[
 
 
 def displayed_geometry(header: Header) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Size and voxel spacing in mm along R, A and S of a volume, or the rows and columns of a 2D image.
-
-    Example:
-        >>> displayed_geometry(Header((4, 5, 6), np.diag([1, 1, 3, 1.0])[[2, 0, 1, 3]]))
-        ((6, 4, 5), (3.0, 1.0, 1.0))
-    """
+    """Size and voxel spacing in mm along R, A and S of a volume, or the rows and columns of a 2D image."""
     spacing_mm = np.linalg.norm(header.affine[:3, : len(header.shape)], axis=0)
     if len(header.shape) == 2:
         return header.shape, tuple(float(v) for v in spacing_mm)
@@ -180,12 +167,7 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
 
 
 def may_be_dicom(path: Path) -> bool:
-    """Whether a scan has a suffix of DICOM, or none, as series do: its file need not exist.
-
-    Example:
-        >>> may_be_dicom(Path("ct#series=1.2")), may_be_dicom(Path("a.dcm")), may_be_dicom(Path("a.nii"))
-        (True, True, False)
-    """
+    """Whether a scan has a suffix of DICOM, or none, as series do: its file need not exist."""
     return scan_suffix(dicom.split_series(path)[0]) in ("", *dicom.SUFFIXES)
 
 
@@ -287,14 +269,7 @@ def scan_of_array(
 
 
 def check_colour(colour: str, channels: int) -> None:
-    """Raise an error if ``colour`` is unknown, or does not go with the number of channels of the model.
-
-    Example:
-        >>> check_colour("rgb", 1)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: colour: rgb has 3 channels, but in_channels is 1; choose ...
-    """
+    """Raise an error if ``colour`` is unknown, or does not go with the number of channels of the model."""
     check_choice("colour", colour, Colour)
     num_channels = {"grey": 1, "rgb": 3}.get(colour, channels)
     if num_channels != channels:

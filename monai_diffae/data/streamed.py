@@ -32,10 +32,7 @@ def read_stream(
     workers: int = 0,
     ahead: int = 2,
 ) -> Iterator[Arrays | Exception]:
-    """Yield each item's preprocessed images ``[C, *S]``, float32, by key and in order, or the error of a bad item.
-
-    Workers read ``ahead`` items in total, at least 2 each; a caller that collects batches needs a whole batch.
-    """
+    """Yield each item's images ``[C, *S]`` by key, or its error, in order; workers read ``ahead`` items in total."""
     yield from in_order(data, partial(_preprocessed_or_error, transform, keys), workers, ahead)
 
 

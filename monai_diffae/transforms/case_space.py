@@ -102,10 +102,7 @@ class CaseSpace:
         return torch.stack([space.images[key].as_tensor().float() for space in self.spaces.values()])
 
     def back(self, images: torch.Tensor) -> NDArray[np.float32]:
-        """Convert images of the model, (N, C, *S), to the case's space, ``[C, *native S]`` in the scan's units.
-
-        The image has the scan's lowest value outside the model's field of view, and in slices that are not used.
-        """
+        """Convert images of the model, (N, C, *S), to the scan's units; where none is known, it is the lowest value."""
         return self._gather(self._each(NativeSpace.back, images), self.scan.empty)
 
     def back_difference(self, differences: torch.Tensor) -> NDArray[np.float32]:

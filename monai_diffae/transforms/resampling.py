@@ -170,13 +170,7 @@ class SmoothForSpacingd(MapTransform):
 def spaced_grid(
     shape: Sequence[int], affine: NDArray[np.float64], spacing_mm: Sequence[float]
 ) -> tuple[list[int], NDArray[np.float64]]:
-    """The size and the affine of a volume's grid at another spacing; the origin is a continuous function of ``affine``.
-
-    Example:
-        >>> size, affine = spaced_grid((36, 36, 36), np.eye(4), (2.8, 2.8, 2.8 + 1e-9))
-        >>> size
-        [14, 14, 14]
-    """
+    """The size and the affine of a volume's grid at another spacing; its origin is continuous in ``affine``."""
     own = np.linalg.norm(affine[:3, :3], axis=0)
     grid = zoom_affine(affine, np.where(np.abs(own - spacing_mm) <= AFFINE_TOL, own, spacing_mm), diagonal=False)
     corners = np.array([*itertools.product(*((0.0, n - 1.0) for n in shape))]).T

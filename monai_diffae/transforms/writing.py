@@ -121,12 +121,7 @@ def _stored_type(array: NDArray[Any], scan: Scan) -> DTypeLike:
 
 
 def image_suffix(shape: Sequence[int], source: str = ".png") -> str:
-    """Return ``.png`` for a grey or colour 2D image ``[C, *S]`` of a PNG or JPEG scan, else ``.nii.gz``.
-
-    Example:
-        >>> image_suffix((3, 16, 16), "a.jpeg"), image_suffix((1, 16, 16), "a.nii"), image_suffix((2, 16, 16), "a.png")
-        ('.png', '.nii.gz', '.nii.gz')
-    """
+    """Return ``.png`` for a grey or colour 2D image ``[C, *S]`` of a PNG or JPEG scan, else ``.nii.gz``."""
     return ".png" if is_picture(source) and len(shape) == 3 and shape[0] in (1, 3) else ".nii.gz"
 
 
@@ -137,11 +132,7 @@ def write_image(
     source: str = ".png",
     affine: NDArray[np.float64] | None = None,
 ) -> Path:
-    """Write a decoded image (C, *S) in the model's grid as 8-bit PNG, or as float32 NIfTI if its scan is no picture.
-
-    ``path`` has no suffix, ``model_range`` is black and white, ``source`` the file name of the scan, and ``affine``
-    that of the model's grid (for NIfTI; None: voxels of 1 mm). Returns the file.
-    """
+    """Write ``path`` with a suffix from an image (C, *S): 8-bit PNG if the scan ``source`` is a picture, else NIfTI."""
     values, suffix = image.detach().float().cpu().numpy(), image_suffix(image.shape, source)
     file = path.with_name(f"{path.name}{suffix}")
     value_range = model_range if suffix == ".png" else None

@@ -119,10 +119,7 @@ def _text(tags: Dataset, keyword: str) -> str | None:
 
 
 def read(path: Path) -> Scan:
-    """Read a file, the only series of a folder, or the one named by ``#series=UID``.
-
-    It is ``[C, X, Y, Z]`` if there are several slices or frames, else ``[C, H, W]``.
-    """
+    """Read a file or series: ``[C, X, Y, Z]`` for several slices or frames, else ``[C, H, W]``."""
     files, headers, stack = _read_headers(path)
     flat_affine, flat_rescale = flat_geometry(headers[0])
     rescales = [flat_rescale] if stack is None else stack.rescales

@@ -95,10 +95,7 @@ def decode(path: Path, rescales: NDArray[np.float64]) -> tuple[NDArray[np.float3
 
 
 def without_padding(arrays: list[NDArray[np.float32]], masks: Sequence[Mask]) -> list[NDArray[np.float32]]:
-    """Replace the padding of a scan's files by the lowest measured value, as -2000 is far below the air of a CT.
-
-    Some files declare a value that tissue has, too: padding within the range of the other values is kept.
-    """
+    """Replace padding outside the range of measured values, as -2000 is far below air, by the lowest of them."""
     pairs = [*zip(arrays, masks, strict=True)]
     measured = [array if mask is None else array[~mask] for array, mask in pairs if mask is None or not mask.all()]
     if not measured or all(mask is None for mask in masks):

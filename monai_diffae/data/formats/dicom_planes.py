@@ -252,15 +252,7 @@ def _resample(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
 
 
 def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None]) -> FloatArray:
-    """Positions of planes with ascending ``heights`` in mm, in units of an evenly spaced volume's planes.
-
-    Unevenly spaced ones get about the spacing of the finest; only the first and the last then lie at whole numbers.
-
-    Example:
-        >>> heights = np.array([0.0, 2, 4, 6, 8, 12, 16, 20])
-        >>> place_planes(Path("ct"), heights, range(8)).tolist()
-        [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0]
-    """
+    """Positions of planes with ascending heights, in units of the evenly spaced planes of the volume."""
     gaps = np.diff(heights)
     if gaps.min() < max(0.01 * float(np.median(gaps)), 1e-3):
         wrong = "two of its slices have the same position (duplicates, or 4D)"
@@ -276,12 +268,7 @@ def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None])
 
 
 def incomplete_doubts(numbers: Sequence[int | None], declared: int) -> Iterator[Doubt]:
-    """Yield a doubt if a series has fewer slices than its header declares (0: none), or than its highest number.
-
-    Example:
-        >>> [doubt.wrong for doubt in incomplete_doubts([2, 3, 4], 0)]
-        ['it has 3 slices, but their numbers reach 4']
-    """
+    """Yield a doubt if a series has fewer slices than its header declares (0: none), or than its highest number."""
     highest = max((number for number in numbers if number is not None), default=0)
     for count, source in ((declared, "its header declares"), (highest, "their numbers reach")):
         if count > len(numbers):

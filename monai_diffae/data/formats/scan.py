@@ -116,10 +116,7 @@ def warn_once(path: Path, text: str) -> None:
 def as_float32(
     path: Path, values: NDArray[np.generic], scaling: tuple[float, float] | None = None
 ) -> NDArray[np.float32]:
-    """Convert values to float32 in C order, with slope and intercept applied in float64; overflow becomes infinite.
-
-    A small signal on a large offset loses precision: a warning if fewer than 256 steps remain, an error below 8.
-    """
+    """Convert to float32 in C order, scaled in float64; warn if under 256 steps remain, raise an error under 8."""
     rounded = np.empty(values.shape, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported later, as non-finite values
         for part, scaled in _scaled_parts(values, scaling):
@@ -157,15 +154,7 @@ def _scaled_parts(
 
 
 def check_packed(path: str | os.PathLike[str], needed: int, stored: int) -> None:
-    """Raise an error if a compressed file is too small for what its header declares, before memory is allocated.
-
-    Example:
-        >>> check_packed("a.nii.gz", 1000, 10)
-        >>> check_packed("a.nii.gz", 10**9, 352)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ScanError: a.nii.gz: its header declares 1000000000 bytes, but its 352 bytes cannot ...
-    """
+    """Raise an error if a compressed file is too small for what its header declares, before memory is allocated."""
     if needed > _MOST_PACKED * stored:
         wrong = f"its header declares {needed} bytes, but its {stored} bytes cannot hold so many"
         raise problem(path, wrong, "copy or export it again")

@@ -63,11 +63,7 @@ class Join:
 
 
 def join_table(cases: Sequence[Case], root: Path, table: Path, id_column: str | None = None) -> Join:
-    """Find the row of each case in a table; a row may have several cases.
-
-    The first of these that some row has decides: its id, path or file name; its BIDS subject (and session), a folder,
-    or its DICOM PatientID; the beginning of its file name, up to a separator. Folders that are classes are no ids.
-    """
+    """Find the row of each case in a table, by the first key of :func:`_keys` that some row has."""
     import pandas as pd
 
     columns = read_columns(table)
@@ -160,7 +156,7 @@ def _check_namesakes(table: str, cases: Sequence[Case], matches: Any) -> None:
 
 
 def _keys(case: Case, name: str, root: Path) -> Iterator[tuple[int, str]]:
-    """The ids by which a table may call a case, with their ranks: 0 is its name, 1 its folder, 2 a part of its name."""
+    """The ids by which a table may call a case, with ranks: 0 its names; 1 subject, folders and DICOM; 2 beginnings."""
     path, stem = Path(os.path.relpath(case.first_file, root)).as_posix(), Path(name).name
     yield from ((0, key) for key in (case.id, name, path, stem, case.file))
     folders = set(Path(name).parts[:-1]) - set(case.labels.values())  # which are classes
