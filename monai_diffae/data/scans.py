@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,7 +45,9 @@ __all__ = [
     "write_scan",
 ]
 
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+NonFinite = Literal["error"] | float
 
 _FORMATS = (nifti, dicom, itk, pictures)  # modules with SUFFIXES, read and read_header
 
@@ -57,7 +60,7 @@ def read_scan(
     *,
     spatial_dims: int | None = None,
     channels: int | None = None,
-    nonfinite: Literal["error"] | float = "error",
+    nonfinite: NonFinite = "error",
     colour: Colour = "refuse",
     uneven: Uneven = "resample",
     doubtful: Doubtful = "warn",
@@ -95,22 +98,26 @@ def read_scan(
         >>> scan.array.shape, scan.spacing_mm
         ((1, 2, 3, 4), (1.0, 1.0, 3.0))
     """
-    path = _as_path(path)
-    scan: Scan = _guarded(path, lambda p: _format(p).read(p))
-    apply_policy(path, scan.doubts, uneven, doubtful)
-    return fit_scan(path, scan, spatial_dims, channels, nonfinite, colour=colour, flatten=flatten)
+    scan = _read(path)
+    apply_policy(Path(path), scan.doubts, uneven, doubtful)
+    return fit_scan(Path(path), scan, spatial_dims, channels, nonfinite, colour=colour, flatten=flatten)
 
 
 def read_with_doubts(path: str | os.PathLike[str]) -> Scan:
     """Read one scan of any dimensions and channels, as :func:`read_scan`, but leave its doubts to the caller."""
-    path = _as_path(path)
-    return fit_scan(path, _guarded(path, lambda p: _format(p).read(p)), None, None, "error")
+    return fit_scan(Path(path), _read(path))
+
+
+def _read(path: str | os.PathLike[str]) -> Scan:
+    with _one_line_errors(path):
+        scan: Scan = _format(path).read(Path(path))
+    return scan
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
     """Read the size and affine in the file's own axes, and the doubts about them, from the header."""
-    path = _as_path(path)
-    header: Header = _guarded(path, lambda p: _format(p).read_header(p))
+    with _one_line_errors(path):
+        header: Header = _format(path).read_header(Path(path))
     return header
 
 
@@ -171,15 +178,11 @@ def may_be_dicom(path: Path) -> bool:
     return scan_suffix(dicom.split_series(path)[0]) in ("", *dicom.SUFFIXES)
 
 
-def _as_path(path: str | os.PathLike[str]) -> Path:
+def _format(path: str | os.PathLike[str]) -> Any:
+    """The module of a file's format, after the checks that do not depend on the format."""
     if not os.fspath(path):  # Path("") would be the working directory
         raise ScanError("the path of a scan is empty; give a file, or a folder with a DICOM series")
-    return Path(path)
-
-
-def _format(path: Path) -> Any:
-    """The module of a file's format, after the checks that do not depend on the format."""
-    folder, uid = dicom.split_series(path)
+    path, (folder, uid) = Path(path), dicom.split_series(path)
     if folder.is_dir():
         return dicom
     if uid is not None or not path.exists():
@@ -196,10 +199,11 @@ def _format(path: Path) -> Any:
     raise problem(path, "files with this suffix cannot be read", "convert it to .nii.gz, .png or DICOM")
 
 
-def _guarded(path: Path, read: Callable[[Path], T]) -> T:
-    """Read a file, and turn errors of the machine or of a library into one line."""
+@contextmanager
+def _one_line_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn errors of the machine or of a library that reads a file into one line."""
     try:
-        return read(path)
+        yield
     except DiffAEError:
         raise
     except PermissionError as error:
@@ -215,10 +219,6 @@ def _guarded(path: Path, read: Callable[[Path], T]) -> T:
 
 # -- checks that every scan passes -------------------------------------------------------------------------------------
 
-logger = logging.getLogger(__name__)
-
-NonFinite = Literal["error"] | float
-
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as PIL and OpenCV convert to grey
 _ROUNDING = 2  # JPEG may round the three channels of a grey picture differently
 
@@ -226,9 +226,9 @@ _ROUNDING = 2  # JPEG may round the three channels of a grey picture differently
 def fit_scan(
     name: Path,
     scan: Scan,
-    spatial_dims: int | None,
-    channels: int | None,
-    nonfinite: NonFinite,
+    spatial_dims: int | None = None,
+    channels: int | None = None,
+    nonfinite: NonFinite = "error",
     *,
     colour: Colour = "refuse",
     flatten: bool = True,
@@ -308,14 +308,12 @@ def _fit_channels(path: Path, array: NDArray[np.float32], channels: int | None, 
 def _fit_values(path: Path, array: NDArray[np.float32], nonfinite: NonFinite) -> NDArray[np.float32]:
     num_bad = array.size - int(np.isfinite(array).sum())
     if num_bad and nonfinite == "error":
-        raise problem(
-            path, f"{num_bad} of its voxels are NaN or infinite", "repair it, or set nonfinite to a fill value"
-        )
+        wrong = f"{num_bad} of its voxels are NaN or infinite"
+        raise problem(path, wrong, "repair it, or set nonfinite to a fill value")
     if num_bad:
         logger.warning("%s: %d NaN or infinite voxels were replaced with %g", path.name, num_bad, nonfinite)
         array = np.where(np.isfinite(array), array, np.float32(nonfinite))
     if array.min() == array.max():
-        raise problem(
-            path, f"every voxel has the same value ({float(array.flat[0]):g})", "check the export, or omit it"
-        )
+        wrong = f"every voxel has the same value ({float(array.flat[0]):g})"
+        raise problem(path, wrong, "check the export, or omit it")
     return array

@@ -1,6 +1,7 @@
 """Scans that cannot be used are refused in one line; doubtful ones are read with a warning."""
 
 import gzip
+import re
 import io
 import zlib
 
@@ -78,6 +79,19 @@ def test_truncated_files(tmp_path, name):
     for part in (0.02, 0.5, 0.9, 0.99):
         data.write_bytes(content[: int(part * len(content))])
         refusal(path)
+
+
+@pytest.mark.goal(id="R5")
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd"])
+def test_compressed_data_that_the_header_calls_shorter_are_refused(tmp_path, name):
+    """ITK would read so many bytes only, and leave the other voxels as they are in memory."""
+    sitk.WriteImage(sitk.GetImageFromArray(values(9, 9, 9)), str(tmp_path / name), True)
+    header = (tmp_path / name).read_bytes()
+    field = re.search(rb"CompressedDataSize = (\d+)\n", header)
+    others = [b"CompressedDataSize = %d\n" % size for size in (int(field[1]) - 500, 10)]
+    for other in [*others, b""] if name == "a.mha" else others:  # without it, ITK takes the size of the other file
+        (tmp_path / name).write_bytes(header.replace(field[0], other, 1))
+        assert "its CompressedDataSize is not that of its data" in refusal(tmp_path / name)
 
 
 @pytest.mark.goal(id="R5")

@@ -176,7 +176,10 @@ def make_stack(path: Path, planes: list[Plane], columns: int, rows: int) -> Stac
     places = place_planes(path, heights, numbers)
     num_steps = round(places[-1])
     step = (points[-1] - points[0]) / num_steps
-    _check_line(path, points, points[0] + places[:, None] * step, normal, float(first.spacing.min()))
+    deviations = points - points[0] - places[:, None] * step
+    shift = float(np.linalg.norm(deviations - (deviations @ normal)[:, None] * normal, axis=1).max())  # within planes
+    if shift > _LEAN * float(first.spacing.min()):
+        raise problem(path, f"its slices are shifted against each other (by {shift:.3g} mm)", "align them first")
     affine = np.eye(4)
     affine[:3, :2], affine[:3, 2], affine[:3, 3] = first.directions * first.spacing, step, points[0]
     lean = first.directions.T @ step / first.spacing
@@ -201,15 +204,6 @@ def make_stack(path: Path, planes: list[Plane], columns: int, rows: int) -> Stac
     return replace(stack, doubts=tuple(doubts))
 
 
-def _check_line(path: Path, points: FloatArray, line: FloatArray, normal: FloatArray, voxel_mm: float) -> None:
-    """Check that the planes' positions ``points`` are not shifted within the planes against those on a ``line``."""
-    deviation = points - line
-    within = deviation - (deviation @ normal)[:, None] * normal
-    shift = float(np.linalg.norm(within, axis=1).max())
-    if shift > _LEAN * voxel_mm:
-        raise problem(path, f"its slices are shifted against each other (by {shift:.3g} mm)", "align them first")
-
-
 def _tilt_doubt(step: FloatArray, normal: FloatArray) -> Doubt:
     height = step @ normal
     angle = math.degrees(math.atan2(float(np.linalg.norm(step - height * normal)), height))
@@ -219,7 +213,15 @@ def _tilt_doubt(step: FloatArray, normal: FloatArray) -> Doubt:
 
 def to_volume(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
     """Make the volume ``[C, *stack.sizes]`` from planes ``[C, X, Y, N]`` in the stack's order."""
-    return _resample(_straighten(array, stack), stack)
+    array = _straighten(array, stack)
+    if stack.is_even:
+        return array
+    below = np.searchsorted(stack.places, np.arange(stack.sizes[2]), side="right") - 1
+    below = np.minimum(below, len(stack.places) - 2)
+    low, high = stack.places[below], stack.places[below + 1]
+    weight = ((np.arange(stack.sizes[2]) - low) / (high - low)).astype(np.float32)
+    volume: NDArray[np.float32] = array[..., below] * (1 - weight) + array[..., below + 1] * weight
+    return volume
 
 
 def _straighten(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
@@ -236,18 +238,6 @@ def _straighten(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]
     return straight
 
 
-def _resample(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
-    """Interpolate linearly between unevenly spaced planes."""
-    if stack.is_even:
-        return array
-    below = np.searchsorted(stack.places, np.arange(stack.sizes[2]), side="right") - 1
-    below = np.minimum(below, len(stack.places) - 2)
-    low, high = stack.places[below], stack.places[below + 1]
-    weight = ((np.arange(stack.sizes[2]) - low) / (high - low)).astype(np.float32)
-    volume: NDArray[np.float32] = array[..., below] * (1 - weight) + array[..., below + 1] * weight
-    return volume
-
-
 # -- evenly spaced, planned with several spacings, or incomplete -------------------------------------------------------
 
 
@@ -257,7 +247,9 @@ def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None])
     if gaps.min() < max(0.01 * float(np.median(gaps)), 1e-3):
         wrong = "two of its slices have the same position (duplicates, or 4D)"
         raise problem(path, wrong, "keep one file per position")
-    fine = _fine_gap(gaps)
+    # the finest gap, apart from a few exceptions that are narrower
+    num_exceptions = 0 if len(gaps) <= _PLANNED else max(1, int(_FINE_FRACTION * len(gaps)))
+    fine = float(np.sort(gaps)[num_exceptions])
     _check_missing(path, gaps, fine, numbers)
     even = np.linspace(heights[0], heights[-1], len(heights))
     if np.abs(heights - even).max() <= _EVEN * float(np.median(gaps)):
@@ -275,12 +267,6 @@ def incomplete_doubts(numbers: Sequence[int | None], declared: int) -> Iterator[
             wrong = f"it has {len(numbers)} slices, but {source} {count}"
             yield Doubt("incomplete", wrong, "slices may be missing", "copy the whole series again")
             return
-
-
-def _fine_gap(gaps: FloatArray) -> float:
-    """The finest gap, apart from a few exceptions that are narrower."""
-    num_exceptions = 0 if len(gaps) <= _PLANNED else max(1, int(_FINE_FRACTION * len(gaps)))
-    return float(np.sort(gaps)[num_exceptions])
 
 
 def _check_missing(path: Path, gaps: FloatArray, fine: float, numbers: Sequence[int | None]) -> None:
