@@ -24,18 +24,9 @@ _NUDGE[:3, :3] += 5e-4 * np.array([[0, -3, 2], [3, 0, -1], [-2, 1, 0]])  # a rot
 
 
 def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
-    """Take one slice of a volume, oriented as radiologists view it, whatever the order of the file's voxels.
+    """Take one slice of a volume as radiologists view it; ``index`` counts from inferior, posterior or left.
 
-    The volume is first brought to the closest RAS order. ``index`` counts in this order: from inferior for axial,
-    from posterior for coronal, and from left for sagittal slices. The slice has
-
-    ========  =====================  ======================
-    axis      rows, top to bottom    columns, left to right
-    ========  =====================  ======================
-    axial     anterior to posterior  right to left (patient)
-    coronal   superior to inferior   right to left (patient)
-    sagittal  superior to inferior   anterior to posterior
-    ========  =====================  ======================
+    Rows run from anterior (axial) or superior; columns from the patient's right, or for sagittal slices from anterior.
     """
     check_axis(axis)
     if scan.spatial_dims != 3:
@@ -78,8 +69,7 @@ def insert_slices(
 
 def _oriented(array: NDArray[T], orientation: NDArray[np.float64]) -> NDArray[T]:
     """A view of a volume ``[C, X, Y, Z]`` with reordered and flipped axes."""
-    oriented = nib.orientations.apply_orientation(np.moveaxis(array, 0, -1), orientation)
-    return np.moveaxis(oriented, -1, 0)
+    return np.moveaxis(nib.orientations.apply_orientation(np.moveaxis(array, 0, -1), orientation), -1, 0)
 
 
 def check_axis(axis: str) -> None:

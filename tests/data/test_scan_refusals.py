@@ -1,8 +1,8 @@
 """Scans that cannot be used are refused in one line; doubtful ones are read with a warning."""
 
 import gzip
-import re
 import io
+import re
 import zlib
 
 import nibabel as nib
