@@ -22,18 +22,9 @@ logger = logging.getLogger(__name__)
 class CaseSpace:
     """Preprocesses a case into N images of the model, and converts N such images back to the case's own space.
 
-    N is 1 for a whole image and for one slice of a volume. If a 2D model gets a volume, N is the number of its slices
-    that are used, and the way back leads into the volume.
-
-    Args:
-        preprocessing: a bundle's preprocessing; it begins with `ReadScand`.
-        item: the case's images by key, as for `ReadScand`; with ``"slice"`` for one slice of a volume.
-        choose_slices: called with the number of slices of a volume that a 2D model gets; returns those to use.
-        key: the image of the item that the model decodes.
-
-    Attributes:
-        scan: the whole scan, or the slice ``item["slice"]``.
-        spaces: the images by the index of their slice; the key of a whole image is None.
+    N is 1 for a whole image and for one slice of a volume, ``item["slice"]``. If a 2D model gets a volume, N is the
+    number of its slices that ``choose_slices`` returns for their total, and the way back leads into the volume.
+    ``spaces`` has the images by the index of their slice, None for a whole image, and ``scan`` the scan or slice.
     """
 
     def __init__(
@@ -68,7 +59,7 @@ class CaseSpace:
             self._axis = flat
             self.spaces[None] = NativeSpace(self._preprocessing, {**item, **scans}, self._key)
         elif index is not None:
-            one = NativeSpace(self._preprocessing, {**item, **_slice_all(scans, reader.axis, index)}, self._key)
+            one = self._space_of_slice(item, scans, reader.axis, index)
             self.scan, self.spaces[index] = one.scan, one
         else:
             self._axis = reader.axis
@@ -80,9 +71,8 @@ class CaseSpace:
         """Preprocess slices. One that cannot be used, such as an empty one, is skipped."""
         error: ScanError | None = None
         for index in chosen:
-            slices = _slice_all(scans, axis, index)
             try:
-                self.spaces[index] = NativeSpace(self._preprocessing, {**item, **slices}, self._key)
+                self.spaces[index] = self._space_of_slice(item, scans, axis, index)
             except ScanError as caught:
                 error = error or caught
         num_skipped = len(chosen) - len(self.spaces)
@@ -90,6 +80,12 @@ class CaseSpace:
             raise ScanError(f"none of the {num_skipped} slices can be used; the first: {error}")
         if error is not None:
             logger.warning("%d of %d slices are skipped; the first: %s", num_skipped, len(chosen), error)
+
+    def _space_of_slice(
+        self, item: Mapping[str, Any], scans: Mapping[str, Scan], axis: Axis, index: int
+    ) -> NativeSpace:
+        slices = {name: slice_volume(scan, axis, index) for name, scan in scans.items()}
+        return NativeSpace(self._preprocessing, {**item, **slices}, self._key)
 
     @property
     def field(self) -> NDArray[np.bool_]:
@@ -133,7 +129,3 @@ class CaseSpace:
             return parts[0]
         slices = {0 if index is None else index: part for index, part in zip(self.spaces, parts, strict=True)}
         return insert_slices(background, self.scan.affine, self._axis, slices)
-
-
-def _slice_all(scans: Mapping[str, Scan], axis: Axis, index: int) -> dict[str, Scan]:
-    return {name: slice_volume(scan, axis, index) for name, scan in scans.items()}

@@ -108,7 +108,6 @@ class ToModelRanged(MapTransform, InvertibleTransform):
             low, high = np.broadcast_to(np.percentile(values, percentiles, axis=1), (2, channels))
         if not (high > low).all():
             raise ScanError(f"{name}: constant between its percentiles; omit it, or use method minmax")
-        return (
-            torch.tensor(low.reshape(channels, *ones), dtype=torch.float32, device=image.device),
-            torch.tensor(high.reshape(channels, *ones), dtype=torch.float32, device=image.device),
-        )
+        ends = torch.tensor(np.stack([low, high]), dtype=torch.float32, device=image.device)
+        low_end, high_end = ends.reshape(2, channels, *ones)
+        return low_end, high_end

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -153,10 +152,10 @@ class SmoothForSpacingd(MapTransform):
         return item
 
     def _check_extent(self, name: str, image: MetaTensor, spacing: Sequence[float]) -> None:
-        extent_mm = [size * old for size, old in zip(image.shape[1:], spacing, strict=True)]
-        new_size = [mm / new for mm, new in zip(extent_mm, self.pixdim, strict=True)]
+        extent_mm = np.multiply(image.shape[1:], spacing)
+        new_size = extent_mm / self.pixdim
         extent, spacing_mm = (" x ".join(f"{v:.4g}" for v in values) for values in (extent_mm, self.pixdim))
-        num_bytes = 4 * image.shape[0] * math.prod(new_size)
+        num_bytes = 4 * image.shape[0] * new_size.prod()
         if min(new_size) < _FEWEST_VOXELS - 1e-3:
             wrong, todo = f"less than {_FEWEST_VOXELS} voxels along an axis", "choose a finer spacing"
         elif num_bytes > MAX_BYTES:

@@ -73,21 +73,17 @@ def write_native(
         return write_scan(path, array, value_range=(0, 255))
     array, scan = in_file_axes(array, scan)
     header = scan.header if len(array) == 1 and not name.lower().endswith(".nrrd") else None
-    if header is not None:
-        is_image = dtype is None
-        header = _wide_header(header, array) if is_image else _header_of_type(Path(path), header, np.dtype(dtype))
     affine = None if scan.lacks_geometry else scan.affine
-    stored = _stored_type(array, scan) if dtype is None and header is None else dtype
-    dtype = np.float32 if stored is None else stored
-    return write_scan(path, array, affine, dtype=dtype, header=header, description=description)
-
-
-def _header_of_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) -> nib.Nifti1Header:
-    """A scan's header for an array of another type, whose values are not the scan's intensities."""
-    header = header.copy()
-    set_nifti_type(path, header, dtype)
-    header["cal_min"] = header["cal_max"] = 0.0  # a viewer would use the scan's window
-    return header
+    if header is None:
+        dtype = _stored_type(array, scan) if dtype is None else dtype
+        return write_scan(path, array, affine, dtype=dtype, description=description)
+    if dtype is None:
+        header = _wide_header(header, array)
+    else:  # the values are not the scan's intensities
+        header = header.copy()
+        set_nifti_type(Path(path), header, np.dtype(dtype))
+        header["cal_min"] = header["cal_max"] = 0.0  # a viewer would use the scan's window
+    return write_scan(path, array, affine, header=header, description=description)
 
 
 def _wide_header(header: nib.Nifti1Header, array: NDArray[Any]) -> nib.Nifti1Header:
@@ -296,14 +292,12 @@ class WriteReconstructiond(MapTransform):
         for key, folder in self.key_iterator(item, self.folders):
             image = torch.as_tensor(item[key]).detach().float().cpu()
             suffix = image_suffix(image.shape, case.file) if native is None else native.suffix
-            self._check_new(folder / f"{case.file_name}{suffix}")
+            file = folder / f"{case.file_name}{suffix}"
+            if file.exists() and not self.overwrite:
+                raise ConfigError(f"{file.name}: exists; set overwrite, or choose another output_dir")
             if native is None:
                 write_image(folder / case.file_name, image, self.model_range, case.file, self.affine)
             else:
                 description = f"monai_diffae reconstruction from {folder.name}" if self.dicom else None
                 write_case_image(folder, case.file_name, native, native.back(image), case, description)
         return item
-
-    def _check_new(self, file: Path) -> None:
-        if file.exists() and not self.overwrite:
-            raise ConfigError(f"{file.name}: exists; set overwrite, or choose another output_dir")
