@@ -32,10 +32,9 @@ class CaseSpace:
         preprocessing: Callable[[Any], Any],
         item: Mapping[str, Any],
         choose_slices: Callable[[int], Sequence[int]],
-        key: str = "image",
     ) -> None:
         reader: ReadScand = check_reader(preprocessing)[0]
-        self._preprocessing, self._key = preprocessing, key
+        self._preprocessing = preprocessing
         self._axis: Axis | None = None
         self.spaces: dict[int | None, NativeSpace] = {}
         if reader.spatial_dims == 2:
@@ -43,7 +42,7 @@ class CaseSpace:
             return
         if item.get("slice") is not None:
             raise ConfigError(f"slice: is {item['slice']}, but this bundle takes whole volumes; leave it out")
-        whole = NativeSpace(preprocessing, item, key)
+        whole = NativeSpace(preprocessing, item)
         self.scan, self.spaces[None] = whole.scan, whole
 
     def _open_2d(
@@ -51,15 +50,15 @@ class CaseSpace:
     ) -> None:
         scans = {str(name): scan for name, scan in reader.read_whole(item).items()}
         item, index = {name: value for name, value in item.items() if name != "slice"}, item.get("slice")
-        self.scan = scans[self._key]
+        self.scan = scans["image"]
         flat = flat_axis(ras_shape(self.scan)) if self.scan.spatial_dims == 3 else None
         if self.scan.spatial_dims == 2 or flat is not None:  # a picture, or a volume that is one image
             if index is not None:
                 raise ConfigError(f"slice: is {index}, but the image is 2D and has no slices; leave it out")
             self._axis = flat
-            self.spaces[None] = NativeSpace(self._preprocessing, {**item, **scans}, self._key)
+            self.spaces[None] = NativeSpace(self._preprocessing, {**item, **scans})
         elif index is not None:
-            one = self._space_of_slice(item, scans, reader.axis, index)
+            one = self._slice(item, scans, reader.axis, index)
             self.scan, self.spaces[index] = one.scan, one
         else:
             self._axis = reader.axis
@@ -72,7 +71,7 @@ class CaseSpace:
         error: ScanError | None = None
         for index in chosen:
             try:
-                self.spaces[index] = self._space_of_slice(item, scans, axis, index)
+                self.spaces[index] = self._slice(item, scans, axis, index)
             except ScanError as caught:
                 error = error or caught
         num_skipped = len(chosen) - len(self.spaces)
@@ -81,11 +80,9 @@ class CaseSpace:
         if error is not None:
             logger.warning("%d of %d slices are skipped; the first: %s", num_skipped, len(chosen), error)
 
-    def _space_of_slice(
-        self, item: Mapping[str, Any], scans: Mapping[str, Scan], axis: Axis, index: int
-    ) -> NativeSpace:
+    def _slice(self, item: Mapping[str, Any], scans: Mapping[str, Scan], axis: Axis, index: int) -> NativeSpace:
         slices = {name: slice_volume(scan, axis, index) for name, scan in scans.items()}
-        return NativeSpace(self._preprocessing, {**item, **slices}, self._key)
+        return NativeSpace(self._preprocessing, {**item, **slices})
 
     @property
     def field(self) -> NDArray[np.bool_]:

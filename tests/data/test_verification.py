@@ -33,8 +33,8 @@ def test_geometry_is_along_right_anterior_superior(tmp_path):
     assert read_geometry(tmp_path / "a.png") == ((5, 7), (1.0, 1.0))
     volume(tmp_path / "flat.nii", (4, 1, 6), (1.0, 9.0, 3.0))
     assert read_geometry(tmp_path / "flat.nii") == ((6, 4), (3.0, 1.0))
-    survey = survey_cohort([case], 2, "coronal")  # slices of volumes are images for a 2D model
-    assert (survey.sizes.tolist(), survey.spacings_mm.tolist()) == ([[6, 4]], [[3.0, 1.0]])
+    survey = survey_cohort([case], 2)  # slices of volumes are images for a 2D model
+    assert (survey.sizes.tolist(), survey.spacings_mm.tolist()) == ([[5, 4]], [[2.0, 1.0]])
     picture = survey_cohort([Case("a", {"image": tmp_path / "a.png"}, "a")])  # has no millimetres
     assert ["mm" in "".join(survey_lines(one)) for one in (survey, picture)] == [True, False]
 

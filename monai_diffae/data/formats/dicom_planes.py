@@ -25,7 +25,7 @@ from monai_diffae.data.formats.scan import Doubt, check_affine, check_budget, pr
 
 FloatArray = NDArray[np.float64]
 
-_SHARED, _FRAMES = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+SHARED, FRAMES = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 _PLACE = {  # the tags that say where a plane lies: how many numbers each has, and its functional group
     "ImagePositionPatient": (3, "PlanePositionSequence"),
     "ImageOrientationPatient": (6, "PlaneOrientationSequence"),
@@ -38,7 +38,7 @@ _FLAT_PLACE = [(keyword, group) for keyword, (_, group) in _PLACE.items()][:2]
 _FLAT_SPACINGS = [("PixelSpacing", "PixelMeasuresSequence"), ("ImagerPixelSpacing",), ("NominalScannedPixelSpacing",)]
 TAGS = (
     *_PLACE, *_VALUES, "DoseGridScaling", *_COUNTS, "ImagerPixelSpacing", "NominalScannedPixelSpacing",
-    "SpacingBetweenSlices", "InstanceNumber", "NumberOfFrames", _SHARED, _FRAMES,
+    "SpacingBetweenSlices", "InstanceNumber", "NumberOfFrames", SHARED, FRAMES,
 )  # fmt: skip
 _EVEN = 0.1  # tolerance for even spacing, as a fraction of the distance between planes
 _WIDE = 1.5  # a gap that is this many times wider than the fine ones
@@ -87,11 +87,11 @@ class Stack:
 def read_planes(path: Path, header: Dataset) -> list[Plane]:
     """The planes of a file: one, or one per frame."""
     with lenient():
-        if int(header.get("NumberOfFrames") or 1) > 1 and not header.get(_FRAMES):
+        if int(header.get("NumberOfFrames") or 1) > 1 and not header.get(FRAMES):
             wrong = "its frames have no positions (it is a film, or of an old kind)"
             raise problem(path, wrong, "save them as slices, or as NIfTI")
         planes = [_plane(path, groups) for groups in _frames(header)]
-        if header.get(_FRAMES):
+        if header.get(FRAMES):
             return planes
         declared = max(_whole(header, keyword) or 0 for keyword in _COUNTS)
         return [replace(planes[0], number=_whole(header, "InstanceNumber"), num_declared=declared)]
@@ -122,7 +122,7 @@ def flat_geometry(header: Dataset) -> tuple[FloatArray, tuple[float, float]]:
 
 def _frames(header: Dataset) -> list[list[Dataset]]:
     """For each frame, the data sets that describe it: the first one that has a tag counts."""
-    shared, frames = header.get(_SHARED) or [], header.get(_FRAMES) or []
+    shared, frames = header.get(SHARED) or [], header.get(FRAMES) or []
     return [[frame, *shared] for frame in frames] or [[header]]
 
 

@@ -244,8 +244,8 @@ def bids_details(name: str) -> dict[str, str]:
     if not _SUBJECT.search(name):
         return {}
     session, suffix = _SESSION.search(name), _SUFFIX.fullmatch(PurePath(name).name)
-    details = {"session": session and session[1], "suffix": suffix and suffix[1]}
-    return {word: value for word, value in details.items() if value and "-" not in value.removeprefix("ses-")}
+    details = {"session": session, "suffix": suffix}
+    return {word: m[1] for word, m in details.items() if m and "-" not in m[1].removeprefix("ses-")}
 
 
 def _examples(names: Sequence[str]) -> str:

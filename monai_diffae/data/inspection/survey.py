@@ -13,8 +13,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.formats import Header
 from monai_diffae.data.inspection.twins import ScanPrint, scan_print
 from monai_diffae.data.progress import Failure, count_by_label, track
-from monai_diffae.data.scans import Axis, check_channels, displayed_geometry, read_geometry, read_scan
-from monai_diffae.data.slices import slice_shape
+from monai_diffae.data.scans import check_channels, displayed_geometry, read_geometry, read_scan
 from monai_diffae.errors import CohortError, ScanError
 from monai_diffae.policies import Colour
 
@@ -77,7 +76,7 @@ class Survey:
         return {**counts, **percentiles, "outliers": self.outliers, "failures": failures}
 
 
-def survey_cohort(cases: Iterable[Case], spatial_dims: int | None = None, slice_axis: Axis = "axial") -> Survey:
+def survey_cohort(cases: Iterable[Case], spatial_dims: int | None = None) -> Survey:
     """Survey a cohort: read the header of each case's first image."""
     scans: list[tuple[Case, tuple[int, ...], tuple[float, ...]]] = []
     failures: list[Failure] = []
@@ -94,8 +93,10 @@ def survey_cohort(cases: Iterable[Case], spatial_dims: int | None = None, slice_
         if len(size) < spatial_dims:
             reason = f"{case.file}: a 2D image among volumes; use a cohort of its own for it"
             failures.append(Failure(case.id, case.file, reason))
+        elif len(size) > spatial_dims:  # a 2D model sees its axial slices
+            usable.append((case.id, size[1::-1], spacing_mm[1::-1]))
         else:
-            usable.append((case.id, *_model_view(size, spacing_mm, slice_axis, spatial_dims)))
+            usable.append((case.id, size, spacing_mm))
     if not usable:
         raise none_usable(failures)
     ids, sizes, spacings = zip(*usable, strict=True)
@@ -119,16 +120,6 @@ def none_usable(failures: Sequence[Failure]) -> CohortError:
     """Make the error that no scan can be used, with the first reason."""
     first = failures[0]
     return CohortError(f"none of {len(failures)} scans can be used, the first is '{first.case_id}': {first.reason}")
-
-
-def _model_view(
-    size: tuple[int, ...], spacing_mm: tuple[float, ...], axis: Axis, spatial_dims: int
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Size and spacing of what the model sees: a slice of a volume for a 2D model, else the whole scan."""
-    if len(size) == spatial_dims:
-        return size, spacing_mm
-    rows, columns = slice_shape(range(3), axis)
-    return (size[rows], size[columns]), (spacing_mm[rows], spacing_mm[columns])
 
 
 @dataclass(frozen=True)
