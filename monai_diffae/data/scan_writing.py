@@ -25,7 +25,7 @@ from pydicom.valuerep import format_number_as_ds
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.formats import dicom, itk
-from monai_diffae.data.formats.dicom_pixels import is_inverted, lenient, write_dataset
+from monai_diffae.data.formats.dicom_pixels import is_grey, is_inverted, lenient, write_dataset
 from monai_diffae.data.formats.dicom_planes import FRAMES, SHARED, Stack
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import problem
@@ -223,7 +223,7 @@ def _read_slices(path: Path, files: Sequence[Path], stack: Stack | None) -> list
     else:
         slices = [_read_tags(files[k]) for k in order]
     for k, dataset in enumerate(slices):
-        if not str(dataset.get("PhotometricInterpretation")).startswith("MONOCHROME"):
+        if not is_grey(dataset):
             raise problem(path, "colour images cannot be written as DICOM", "write PNG or NIfTI")
         dataset.remove_private_tags()
         for keyword in _PIXEL_TAGS:

@@ -71,10 +71,8 @@ class ToRASd(MapTransform, InvertibleTransform):
 class ToSpacingd(MapTransform, InvertibleTransform):
     """Resamples each volume to a spacing along its own axes, linearly and with its border values outside.
 
-    MONAI's ``Spacingd`` (1.6.1) gives the same image if the affine is exact. Otherwise the last digit of the affine can
-    move its grid by a voxel: ``monai.data.utils.compute_shape_offset`` chooses between a grid that begins at the
-    volume's corner and one that is centred (by 1e-8 voxels), and rounds sizes such as 13.5. Here the grid always begins
-    at the corner of the volume's bounding box, and sizes are rounded to 0.001 voxels first.
+    With MONAI's ``Spacingd`` (1.6.1), the last digit of an affine can move the grid by a voxel. Here the grid always
+    begins at the corner of the volume's bounding box, and sizes are rounded to 0.001 voxels first.
 
     Args:
         keys: volumes ``[C, X, Y, Z]`` as MetaTensor, whose affine has their spacing.
@@ -113,9 +111,8 @@ class SmoothForSpacingd(MapTransform):
     """Smooths each image along the axes that `ToSpacingd` will make coarser, to prevent aliasing.
 
     The standard deviation of the Gaussian is ``(factor - 1) / 2`` voxels, where ``factor`` is the new spacing divided
-    by the image's own. MONAI's ``Resized(anti_aliasing=True)`` does the same; its ``Spacingd`` (1.6.1) has no such
-    option. Axes with finer or equal new spacing are not smoothed. The transform has no inverse and needs none, because
-    it changes neither sizes nor positions.
+    by the image's own, as in MONAI's ``Resized(anti_aliasing=True)``; axes that do not get coarser are not smoothed.
+    The transform has no inverse and needs none, because it changes neither sizes nor positions.
 
     Args:
         keys: images ``[C, *S]`` as MetaTensor, whose affine has their spacing.

@@ -48,10 +48,9 @@ def write_native(
         array: ``[C', *native S]`` in the scan's units, or a map with values and channels of its own.
         scan: the scan.
         dtype: data type of the file; uint8 for masks, float32 for maps and differences. With integers, values are
-            rounded; values that do not fit are clipped, and their number is logged. None: the type of an image in the
-            scan's units. For a NIfTI volume, this is the type of the scan's file, if it holds the array. Otherwise, if
-            the scan has whole numbers, it is the smallest of uint8, int16, uint16 and int32 that holds the scan and the
-            array; else float32. For PNG, values are rounded and clipped to 0..255.
+            rounded; values that do not fit are clipped, and their number is logged. None, for an image in the scan's
+            units: for a NIfTI volume that of the scan's file, if it holds the array; otherwise, if the scan has whole
+            numbers, the smallest integer type that holds both; else float32. For PNG, values are clipped to 0..255.
         description: for NIfTI: the text ``descrip`` of the header.
 
     Example:
@@ -217,9 +216,9 @@ class WriteScand(MapTransform):
 class WriteReconstructiond(MapTransform):
     """Writes reconstructed images of a case to ``<directory>/<folder>/<file_name>.nii.gz`` or ``.png``.
 
-    With grid ``native``, an image lies in its scan's own space: shape, affine, units and, for NIfTI, data type. With
-    grid ``model``, it lies in the model's grid and range. The model sees a field of view only: outside of it, the image
-    has the scan's lowest value, and the item gets ``field_share``, the share of the scan's voxels inside.
+    With grid ``native``, an image has its scan's shape, affine, units and, for NIfTI, data type; outside the model's
+    field of view, it has the scan's lowest value, and the item gets ``field_share``, the share of the voxels inside.
+    With grid ``model``, it lies in the model's grid and range.
 
     Args:
         keys: reconstructed images ``[C, *S]`` of an item, in the model's range. The item's ``id`` names its case.

@@ -38,9 +38,8 @@ def medmnist_to_cohort(
 ) -> Path:
     """Convert a MedMNIST set to a cohort: PNG images (NIfTI for 3D sets), and a table with splits and labels.
 
-    A file may lack the arrays of ``test``. The sets do not say which images belong to one patient, so the table has no
-    column ``patient``; the splits are by patient if their sources were. The 3D sets have neither voxel size nor
-    orientation, so their NIfTI files have voxels of 1 without a unit.
+    The sets do not say which images belong to one patient, so the table has no column ``patient``. The 3D sets have
+    neither voxel size nor orientation, so their NIfTI files have voxels of 1 without a unit.
 
     Args:
         npz_or_name: a MedMNIST ``.npz`` file, or the name of a set (``"pneumoniamnist"``), which the ``medmnist``
@@ -51,8 +50,7 @@ def medmnist_to_cohort(
         overwrite: replace sample data that was made from something else.
 
     Returns:
-        The path of ``cohort.csv``, which is written last. Its columns are ``id``, ``image`` (relative to the table),
-        ``split``, and ``label``, or ``label_0``, ``label_1``, ... if an image has several labels.
+        The path of ``cohort.csv`` with ``id``, ``image``, ``split`` and ``label``, or ``label_0``, ``label_1``, ...
     """
     if max_cases is not None and max_cases < 1:
         raise ConfigError(f"max_cases: {max_cases} is below 1")
