@@ -280,26 +280,20 @@ _held: dict[Path, ProcessLock] = {}  # until the folder is removed; a lock canno
 
 def make_cache_folder(parent: str | os.PathLike[str] | None, gib: float) -> Path:
     """Make a folder for a cache of ``gib`` GiB on a disk with room for it; by default among the temporary files."""
+    root = Path(tempfile.gettempdir() if parent is None else parent)
+    folder = root / f"{_PREFIX}{secrets.token_hex(4)}"
     with disk_errors("cache_dir"):
-        folder = _locked_folder(parent)
+        root.mkdir(parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=root))
+        lock = ProcessLock(hidden / _LOCK)
+        lock.acquire()
+        hidden.rename(folder)  # it gets this name only once it is locked
+    _held[folder] = lock
     free = shutil.disk_usage(folder).free / 1024**3
     if free < gib:
         remove_cache_folder(folder, os.getpid())
-        raise MachineError(
-            f"cache_dir: the cache needs {gib:.1f} GiB, but {free:.1f} GiB are free; choose another disk"
-        )
-    return folder
-
-
-def _locked_folder(parent: str | os.PathLike[str] | None) -> Path:
-    root = Path(tempfile.gettempdir() if parent is None else parent)
-    root.mkdir(parents=True, exist_ok=True)
-    hidden = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=root))
-    lock = ProcessLock(hidden / _LOCK)
-    lock.acquire()
-    folder = root / f"{_PREFIX}{secrets.token_hex(4)}"
-    hidden.rename(folder)  # it gets this name only once it is locked
-    _held[folder] = lock
+        needs = f"the cache needs {gib:.1f} GiB, but {free:.1f} GiB are free"
+        raise MachineError(f"cache_dir: {needs}; choose another disk")
     return folder
 
 

@@ -66,8 +66,7 @@ def read_cohort(
         patient of its own.
 
     Raises:
-        CohortError: there are no usable cases: no scans, no image column, duplicates, a patient in two splits, or
-            none of the files exists.
+        CohortError: there are no usable cases, or duplicates, or a patient is in two splits.
         ConfigError: ``patient_pattern`` is not a regular expression, or ``columns`` has an unknown key.
 
     Example:

@@ -68,8 +68,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
         z_matrix(table)
     except CohortError as error:
         raise CohortError(f"{path.name}: {error}") from error
-    num_double = 0 if "patch" in table or "id" not in table else int(table["id"].duplicated().sum())
-    if num_double:
+    if "id" in table and "patch" not in table and (num_double := int(table["id"].duplicated().sum())):
         logger.warning(
             "%s: %d rows have the id of another row, and count as further cases; keep one row per case",
             path.name, num_double,

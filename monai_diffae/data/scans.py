@@ -82,12 +82,10 @@ def read_scan(
         flatten: read a volume with one slice as a 2D image.
 
     Returns:
-        The scan: float32 array ``[C, X, Y, Z]`` in the file's voxel order, or ``[C, H, W]`` as displayed; affine in
-        mm, RAS+.
+        The scan: float32 ``[C, X, Y, Z]`` in the file's voxel order, or ``[C, H, W]`` as displayed; affine in mm, RAS+.
 
     Raises:
-        ScanError: the scan cannot be used. The message has the form ``file name: what is wrong; what to do``, with at
-            most 200 characters.
+        ScanError: the scan cannot be used: one line, ``file name: what is wrong; what to do``.
 
     Example:
         >>> import tempfile

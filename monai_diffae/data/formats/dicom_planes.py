@@ -273,14 +273,9 @@ def _check_missing(path: Path, gaps: FloatArray, fine: float, numbers: Sequence[
     """Raise an error if wide gaps are too few to be planned, or if numbers are missing there."""
     is_wide = gaps > _WIDE * fine
     runs = [len([*run]) for wide, run in groupby(is_wide) if wide]
-    if runs and (min(runs) < _PLANNED or _numbers_jump(is_wide, numbers)):
+    known = [number for number in numbers if number is not None]
+    steps = np.abs(np.diff(known)) if len(known) == len(numbers) else np.ones(len(gaps))
+    # too few in a row, or the numbers differ by more across a wide gap than across the others
+    if runs and (min(runs) < _PLANNED or steps[is_wide].max() > np.median(steps[~is_wide])):
         gap = f"{gaps.max():.3g} mm, but others are {fine:.3g} mm"
         raise problem(path, f"a slice is missing (a gap of {gap})", "copy the whole series again")
-
-
-def _numbers_jump(is_wide: NDArray[np.bool_], numbers: Sequence[int | None]) -> bool:
-    """Whether the slices' numbers differ by more across a wide gap than across the others."""
-    if any(number is None for number in numbers):
-        return False
-    steps = np.abs(np.diff(np.array(numbers, np.int64)))
-    return bool(steps[is_wide].max() > np.median(steps[~is_wide]))

@@ -160,17 +160,13 @@ def _keys(case: Case, name: str, root: Path) -> Iterator[tuple[int, str]]:
     path, stem = Path(os.path.relpath(case.first_file, root)).as_posix(), Path(name).name
     yield from ((0, key) for key in (case.id, name, path, stem, case.file))
     folders = set(Path(name).parts[:-1]) - set(case.labels.values())  # which are classes
-    yield from ((1, key) for key in (*_subject_keys(name), *folders))
+    subject, session = _SUBJECT.search(name), bids_details(name).get("session")
+    words = [subject[1], subject[1].removeprefix("sub-")] if subject else []
+    with_session = [f"{word}/{session}" for word in words if session]
+    yield from ((1, key) for key in (*words, *with_session, *folders))
     if not case.has_own_patient:
         yield 1, case.patient
     yield from ((2, stem[: match.start()]) for match in re.finditer(r"[_. -]+", stem) if match.start())
-
-
-def _subject_keys(name: str) -> list[str]:
-    match = _SUBJECT.search(name)
-    words = [match[1], match[1].removeprefix("sub-")] if match else []
-    session = bids_details(name).get("session")
-    return words + [f"{word}/{session}" for word in words if session]
 
 
 def _plain(id: str) -> str:

@@ -76,8 +76,8 @@ def make_virtual_cohort(
 ) -> Path:
     """Write a virtual cohort: NIfTI images, a table with the known factors, and a README that describes it.
 
-    The bytes depend only on the parameters. A patient depends only on ``seed`` and its number, so a larger cohort
-    begins with the patients of a smaller one, in the same splits. If the cohort is complete, nothing is written.
+    The bytes depend only on the parameters. A larger cohort begins with the patients of a smaller one, in the same
+    splits. If the cohort is complete, nothing is written.
 
     Args:
         directory: folder for the cohort; created if missing.
@@ -92,8 +92,8 @@ def make_virtual_cohort(
         workers: number of threads; by default one per core, at most 8. The images do not depend on it.
 
     Returns:
-        The path of ``cohort.csv``, which is written last. Its columns are ``id``, ``patient``, ``image`` (relative to
-        the table), ``split``, with scanners ``scanner`` and ``visit``, and one for each of :data:`FACTORS`.
+        The path of ``cohort.csv`` with ``id``, ``patient``, ``image``, ``split``, with scanners ``scanner`` and
+        ``visit``, and one column for each of :data:`FACTORS`.
 
     Raises:
         ConfigError: a parameter is out of range, or the folder holds something else.
