@@ -65,17 +65,12 @@ def test_no_permission(tmp_path):
 
 
 @pytest.mark.goal(id="R5")
-@pytest.mark.parametrize(
-    "name", ["a.nii", "a.nii.gz", "a.nrrd", "packed.nrrd", "a.mha", "packed.mha", "a.mhd", "a.png", "a.jpg"]
-)
+@pytest.mark.parametrize("name", ["a.mhd", "a.jpg"])
 def test_truncated_files(tmp_path, name):
-    path = tmp_path / name
-    if path.suffix in (".png", ".jpg"):
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(path)
-    else:
-        sitk.WriteImage(sitk.GetImageFromArray(values(9, 9, 9)), str(path), name.startswith("packed"))
-    data = next(iter(tmp_path.glob("a.*raw")), path)
-    content = data.read_bytes()
+    """tests/robustness/test_damaged_files.py cuts those of the other formats."""
+    sitk.WriteImage(sitk.GetImageFromArray(values(64, 64).astype(np.uint8)), str(tmp_path / name))
+    data = next(tmp_path.glob("a.raw"), tmp_path / name)
+    path, content = tmp_path / name, data.read_bytes()
     for part in (0.02, 0.5, 0.9, 0.99):
         data.write_bytes(content[: int(part * len(content))])
         refusal(path)
