@@ -36,7 +36,7 @@ BUDGETS = {
     "handlers": (1_770, 9),
     "inferers": (1_055, 6),
     "label": (2_020, 11),
-    "latents": (4_875, 22),
+    "latents": (4_900, 22),
     "metrics": (720, 7),
     "networks": (2_140, 12),
     "official": (660, 4),
@@ -49,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_740
-TEST_FUNCTIONS = 1_314
+TEST_LINES = 30_765
+TEST_FUNCTIONS = 1_316
 TRAININGS = 49
 
 

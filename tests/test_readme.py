@@ -43,7 +43,7 @@ def blocks(language):
             if "virtual/marked.csv" in text:
                 marks.append(pytest.mark.skip(reason="tests/apps/synthesis/test_explain.py runs it"))
             if "lifelines" in text:
-                marks.append(pytest.mark.skip(reason="lifelines is no dependency"))
+                marks.append(pytest.mark.skip(reason="tests/apps/study/test_associate.py runs it"))
             if 'nibabel.load("scan.nii.gz")' in text:
                 marks.append(pytest.mark.skip(reason="tests/apps/training/test_export.py runs it with a 3D bundle"))
             found.append(pytest.param(text, id=f"{page.name}-{number}", marks=marks))

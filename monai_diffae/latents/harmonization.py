@@ -8,11 +8,14 @@ import warnings
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy import linalg
 
 from monai_diffae.errors import ConfigError, MachineError, counted
 from monai_diffae.latents.statistics import Floats, checked_codes, scales
 
 logger = logging.getLogger(__name__)
+
+_CASES_PER_COMPONENT, _FLOOR = 8, 0.01
 
 
 def least_fitted(empirical_bayes: bool) -> int:
@@ -26,36 +29,58 @@ def harmonized(
     covariates: ArrayLike,
     fitted: NDArray[np.intp],
     *,
+    common_scale: bool = False,
     empirical_bayes: bool = False,
 ) -> Floats:
-    """Remove what scanners ``[N]`` add to features ``[N, D]``, and by what they scale them (Johnson 2007, Fortin 2018).
+    """Remove what scanners ``[N]`` add to features ``[N, D]``, and how they scale and mix them (ComBat, CovBat).
 
     What covariates ``[N, C]`` explain in the fitted cases is kept. A feature that never varies in them is unchanged.
-    ``empirical_bayes`` shrinks the effects, with combatlearn, instead of removing their estimates exactly; in features
-    that are correlated, a linear model can tell the scanner by the rest that this leaves.
+    With ``common_scale``, the mixing is undone in the components of the features as they are, otherwise of standardised
+    ones. ``empirical_bayes`` shrinks what scanners add and scale, with combatlearn, instead of removing it exactly, and
+    leaves the mixing; in features that are correlated, a linear model can tell the scanner by the rest.
     """
     x = checked_codes(values).astype(np.float64)
     names, member = np.unique(np.asarray(scanners, str), return_inverse=True)
     design = _checked_design(names, member, np.asarray(covariates, np.float64), fitted, least_fitted(empirical_bayes))
-    std = scales(x[fitted], False)
-    varies = std > 0
+    varies = scales(x[fitted], False) > 0
     if not varies.any():
         raise ConfigError("harmonize: no feature varies in the training cases; embed other cases")
+    std = scales(x[fitted][:, varies], common_scale)
     adjust = _shrunk if empirical_bayes else _exact
-    x[:, varies] = adjust(x[:, varies] / std[varies], member, design, fitted) * std[varies]
+    x[:, varies] = adjust(x[:, varies] / std, member, design, fitted) * std
     return x
 
 
 def _exact(x: Floats, scanner: NDArray[np.intp], design: Floats, fitted: NDArray[np.intp]) -> Floats:
-    """Features with the same mean and variance of the residuals of the fitted cases of every scanner."""
+    """Features whose residuals have the same mean, variance and leading covariances in the fitted cases."""
     dummies = np.eye(scanner.max() + 1)[scanner]
     weights = np.linalg.lstsq(np.hstack([dummies, design])[fitted], x[fitted], rcond=None)[0]
     effects, explained = weights[: dummies.shape[1]], design @ weights[dummies.shape[1] :]
     residual = x - explained - effects[scanner]
     pooled = np.sqrt(np.square(residual[fitted]).mean(axis=0))
+    residual = _with_equal_covariances(residual, scanner, fitted)
     own = np.stack([residual[fitted][scanner[fitted] == k].std(axis=0) for k in range(len(effects))])
     scale = pooled / np.where(own > 1e-6 * pooled, own, pooled)  # a feature may never vary on one scanner
     return np.asarray(dummies[fitted].mean(axis=0) @ effects + explained + residual * scale[scanner])
+
+
+def _with_equal_covariances(residual: Floats, scanner: NDArray[np.intp], fitted: NDArray[np.intp]) -> Floats:
+    """Give the leading components the same covariance on every scanner, by the smallest change (after Chen 2022).
+
+    With one component for every eight fitted cases of the smallest scanner, the covariances are known well enough.
+    """
+    members = [fitted[scanner[fitted] == k] for k in range(scanner.max() + 1)]
+    _, values, axes = np.linalg.svd(residual[fitted], full_matrices=False)
+    num = min(min(map(len, members)) // _CASES_PER_COMPONENT, int((values > 1e-6 * values[0]).sum()))
+    parts = residual @ axes[:num].T
+    pooled = np.diag(np.square(values[:num])) / len(fitted)
+    even = parts.copy()
+    for k, rows in enumerate(members):
+        own = parts[rows].T @ parts[rows] / len(rows)
+        own += _FLOOR * (pooled - own)  # a component may never vary on one scanner
+        # the map between two normal distributions that moves the least
+        even[scanner == k] = parts[scanner == k] @ np.linalg.solve(own, linalg.sqrtm(own @ pooled).real)
+    return residual + (even - parts) @ axes[:num]
 
 
 def _shrunk(x: Floats, scanner: NDArray[np.intp], design: Floats, fitted: NDArray[np.intp]) -> Floats:

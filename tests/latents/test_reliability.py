@@ -97,11 +97,12 @@ def test_fingerprinting_by_chance_and_without_scans_of_the_same_visit():
 
 @pytest.mark.parametrize(("empirical_bayes", "tolerance"), [(False, 1e-9), (True, 0.03)])
 def test_harmonizing_equals_shifting_and_scaling(empirical_bayes, tolerance):
-    """Mean and variance of every scanner become those of all; with many cases, priors hardly matter."""
+    """Where scanners only shift and scale, that is undone; with many cases, priors hardly matter."""
     pytest.importorskip("combatlearn")
     settings = {"empirical_bayes": empirical_bayes}
     scanners = np.arange(9000) % 3
-    values = RNG.normal(size=(9000, 6)) * np.array([1, 2, 0.5])[scanners][:, None] + 3.0 * scanners[:, None]
+    shown = RNG.normal(size=(3000, 6))[np.arange(9000) // 3]  # every patient on every scanner
+    values = shown * np.array([1, 2, 0.5])[scanners][:, None] + 3.0 * scanners[:, None]
     fitted = np.arange(6000)
     within = values - np.stack([values[fitted][scanners[fitted] == k].mean(axis=0) for k in range(3)])[scanners]
     pooled = np.sqrt(np.square(within[fitted]).mean(axis=0))
@@ -112,6 +113,18 @@ def test_harmonizing_equals_shifting_and_scaling(empirical_bayes, tolerance):
     # combatlearn adds 1e-8 to variances
     scaled = harmonized(values * 1e-6, scanners, np.empty((9000, 0)), fitted, **settings)
     np.testing.assert_allclose(scaled, ours * 1e-6, rtol=1e-6, atol=1e-12)
+
+
+def test_means_variances_and_covariances_of_scanners_become_equal():
+    scanners, mixes = np.arange(3000) % 3, RNG.normal(size=(3, 6, 6))
+    values = np.einsum("nd,nde->ne", RNG.normal(size=(3000, 6)), mixes[scanners]) + RNG.normal(size=(3, 6))[scanners]
+    even = harmonized(values, scanners, np.empty((3000, 0)), np.arange(2400))[:2400]
+    parts = [even[scanners[:2400] == k] for k in range(3)]
+    for k in (1, 2):
+        assert parts[k].mean(axis=0) == pytest.approx(parts[0].mean(axis=0))
+        assert parts[k].std(axis=0) == pytest.approx(parts[0].std(axis=0))
+    pooled = np.cov(even.T)
+    assert max(np.abs(np.cov(part.T) - pooled).max() for part in parts) < 0.1 * np.abs(pooled).max()
 
 
 def test_what_covariates_explain_is_kept_and_constants_are_untouched():

@@ -37,16 +37,16 @@ def harmonize(
     seed: Seed = 0,
     overwrite: bool = False,
 ) -> Result:
-    """Remove the scanner from z_sem with ComBat, and measure what that costs the labels.
+    """Remove the scanner from z_sem (ComBat, CovBat), and measure what that costs the labels.
 
-    ComBat shifts and scales every dimension (also standard deviations and wide features), so that the scanners agree.
-    It is fitted to the training cases (all cases if the table has no split), at least 10 of each scanner, and applied
-    to all. It also removes differences between the patients of the scanners, except for what the protected columns
-    explain.
+    Every dimension (also standard deviations and wide features) gets the same mean and variance on all scanners, and
+    the leading components, one for every 8 training cases of the smallest scanner, the same covariances. All is fitted
+    to the training cases (all cases if the table has no split), at least 10 of each scanner, and applied to all. It
+    also removes differences between the patients of the scanners, except for what the protected columns explain.
 
     The new table is for ``probe``, ``neighbors`` and statistics; commands that decode refuse it. Beside it,
     ``<name>_costs.csv`` has the scores of probes before and after, and ``<name>_omitted.csv`` the cases that could not
-    be harmonized, with the reasons. In cross-validation, ComBat is fitted in every fold, but the values of protected
+    be harmonized, with the reasons. In cross-validation, it is fitted in every fold, but the values of protected
     columns are used for all cases, so their scores after may be too high.
 
     Args:
@@ -55,8 +55,8 @@ def harmonize(
         scanner: The column with the scanner.
         protect: Columns whose effect on z_sem to keep, such as age and sex.
         targets: Label columns to probe before and after; by default those that ``probe`` predicts.
-        empirical_bayes: Shrink the scanners' effects before they are removed, which 2 training cases of each allow. It
-            needs the extra ``harmonize``. A linear probe can tell the scanner by what this leaves.
+        empirical_bayes: Shrink the scanners' effects before they are removed, and leave the covariances (extra
+            ``harmonize``). It needs 2 training cases of each scanner. A linear probe tells the scanner by the rest.
         seed: Random seed of folds and bootstrap.
         overwrite: Replace an existing table.
 

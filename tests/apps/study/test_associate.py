@@ -1,7 +1,9 @@
 """The commands ``associate`` and ``stability``."""
 
 import logging
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -112,6 +114,21 @@ def test_phenotypes_are_read_by_plink_and_regenie(written, tmp_path):
                         / "phenotypes.tsv", sep="\t")  # fmt: skip
     assert means["PC1"].mean() == pytest.approx(0, abs=1e-6)
     assert np.corrcoef(means["PC1"], phenotypes["PC1"])[0, 1] > 0.9
+
+
+def test_the_survival_of_the_page_finds_a_planted_hazard(written, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("lifelines")
+    monkeypatch.chdir(tmp_path)
+    associate(written(cohort()), tmp_path / "gwas", variables=["sex"], phenotypes=True, iid="eid", components=2)
+    people = pd.read_csv("gwas/phenotypes.tsv", sep="\t")
+    risk = people["PC1"] / people["PC1"].std()
+    time = np.random.default_rng(0).exponential(np.exp(-risk))
+    follow_up = people[["IID"]].assign(months=time.clip(max=2), died=time < 2, age=50 + np.arange(len(time)) % 9)
+    follow_up.to_csv("follow_up.csv", index=False)
+    page = (Path(__file__).parents[3] / "docs" / "associate.md").read_text(encoding="utf-8").partition("## Survival")[2]
+    exec(compile(re.findall(r"```python\n(.*?)```", page, flags=re.S)[0], "block", "exec"), {})
+    coefficient = float(re.findall(r"^PC1 +(\S+)", capsys.readouterr().out, flags=re.M)[0])
+    assert coefficient * people["PC1"].std() == pytest.approx(1, abs=0.5)
 
 
 def test_significant_components_are_decoded(labelled, tmp_path):
