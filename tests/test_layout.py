@@ -29,7 +29,7 @@ BUDGETS = {
     "apps/training": (2_785, 15),
     "bundle": (3_000, 11),
     "cli": (250, 2),
-    "data": (7_290, 34),
+    "data": (6_850, 34),
     "diffusion": (1_350, 7),
     "engines": (1_540, 12),
     "explorer": (1_100, 7),
@@ -42,14 +42,14 @@ BUDGETS = {
     "official": (660, 4),
     "pictures": (865, 6),
     "serving": (180, 3),
-    "transforms": (1_310, 8),
+    "transforms": (1_235, 8),
 }
 """Lines and files of each room. Who raises one says in the message of the commit why the room is worth more."""
 
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_765
+TEST_LINES = 30_750
 TEST_FUNCTIONS = 1_316
 TRAININGS = 49
 

@@ -23,10 +23,11 @@ from monai_diffae.data.atomic import ProcessLock, disk_errors
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, progress
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, plain_tensor, preprocessed, read_hashed_stream
-from monai_diffae.errors import BusyError, CohortError, ConfigError, DiffAEError, MachineError, ScanError
+from monai_diffae.errors import BusyError, CohortError, DiffAEError, MachineError, ScanError
 from monai_diffae.policies import OnBadScan, check_choice
 
 Item = dict[str, Any]
+Cache = Literal["memory", "disk", "none"]
 
 
 class CachedCases(Dataset[Item]):
@@ -68,7 +69,7 @@ class CachedCases(Dataset[Item]):
         data: Sequence[Mapping[str, Any]],
         transform: Callable[[Any], Any],
         random_transform: Callable[[Any], Any] | None = None,
-        cache: Literal["memory", "disk", "none"] = "memory",
+        cache: Cache = "memory",
         cache_dir: str | os.PathLike[str] | None = None,
         cache_gib: float = 4.0,
         num_workers: int | None = 0,
@@ -77,8 +78,7 @@ class CachedCases(Dataset[Item]):
         keys: Sequence[str] = ("image",),
         progress: bool = True,
     ) -> None:
-        if cache not in ("memory", "disk", "none"):
-            raise ConfigError(f"cache: '{cache}' is not one of memory, disk, none")
+        check_choice("cache", cache, Cache)
         check_choice("on_bad_scan", on_bad_scan, OnBadScan)
         self.data = [dict(item) for item in data]
         self.transform, self.random_transform = transform, random_transform

@@ -52,17 +52,15 @@ def insert_slices(
     background: NDArray[T], affine: NDArray[np.float64], axis: Axis, slices: Mapping[int, NDArray[T]]
 ) -> NDArray[T]:
     """Put slices back into a volume: the inverse of :func:`slice_volume`."""
-    check_axis(axis)
     filled = background.copy()
     volume = _oriented(filled, ras_orientation(affine))  # a view of ``filled``
     size = (len(volume), *slice_shape(volume.shape[1:], axis))
     along = np.moveaxis(volume, 1 + AXES[axis], 1)  # a view: [C, slices, columns, rows]
     for index, plane in slices.items():
         if not 0 <= index < along.shape[1] or plane.shape != size:
-            raise ConfigError(
-                f"slice {index} of size {list(plane.shape)} does not fit into the volume, which has {along.shape[1]} "
-                f"{axis} slices of size {list(size)}; give slices of this volume"
-            )
+            volume_has = f"the volume, which has {along.shape[1]} {axis} slices of size {list(size)}"
+            wrong = f"slice {index} of size {list(plane.shape)} does not fit into {volume_has}"
+            raise ConfigError(f"{wrong}; give slices of this volume")
         along[:, index] = plane.swapaxes(1, 2)[:, ::-1, ::-1]
     return filled
 

@@ -23,7 +23,8 @@ from monai_diffae.data.formats.dicom import is_dicom, split_series
 from monai_diffae.data.scan_writing import SYNTHETIC, set_nifti_type, write_series
 from monai_diffae.data.scans import Scan, is_picture, write_scan
 from monai_diffae.data.slices import in_file_axes
-from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.errors import ConfigError
+from monai_diffae.policies import check_choice
 from monai_diffae.transforms.native import NativeSpace, check_invertible
 
 logger = logging.getLogger(__name__)
@@ -263,8 +264,7 @@ class WriteReconstructiond(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        if grid not in ("native", "model"):
-            raise ConfigError(f"grid: {quoted(grid)} is not one of native, model")
+        check_choice("grid", grid, Grid)
         if dicom and grid == "model":
             raise ConfigError("dicom: DICOM series are written in the scan's own space; use grid native")
         if grid == "native":
