@@ -58,7 +58,7 @@ class CaseSpace:
             self._axis = flat
             self.spaces[None] = NativeSpace(self._preprocessing, {**item, **scans})
         elif index is not None:
-            one = self._slice(item, scans, reader.axis, index)
+            one = NativeSpace(self._preprocessing, {**item, **_slice_all(scans, reader.axis, index)})
             self.scan, self.spaces[index] = one.scan, one
         else:
             self._axis = reader.axis
@@ -70,8 +70,9 @@ class CaseSpace:
         """Preprocess slices. One that cannot be used, such as an empty one, is skipped."""
         error: ScanError | None = None
         for index in chosen:
+            slices = _slice_all(scans, axis, index)  # all images have this slice, or none can be used
             try:
-                self.spaces[index] = self._slice(item, scans, axis, index)
+                self.spaces[index] = NativeSpace(self._preprocessing, {**item, **slices})
             except ScanError as caught:
                 error = error or caught
         num_skipped = len(chosen) - len(self.spaces)
@@ -79,10 +80,6 @@ class CaseSpace:
             raise ScanError(f"none of the {num_skipped} slices can be used; the first: {error}")
         if error is not None:
             logger.warning("%d of %d slices are skipped; the first: %s", num_skipped, len(chosen), error)
-
-    def _slice(self, item: Mapping[str, Any], scans: Mapping[str, Scan], axis: Axis, index: int) -> NativeSpace:
-        slices = {name: slice_volume(scan, axis, index) for name, scan in scans.items()}
-        return NativeSpace(self._preprocessing, {**item, **slices})
 
     @property
     def field(self) -> NDArray[np.bool_]:
@@ -126,3 +123,7 @@ class CaseSpace:
             return parts[0]
         slices = {0 if index is None else index: part for index, part in zip(self.spaces, parts, strict=True)}
         return insert_slices(background, self.scan.affine, self._axis, slices)
+
+
+def _slice_all(scans: Mapping[str, Scan], axis: Axis, index: int) -> dict[str, Scan]:
+    return {name: slice_volume(scan, axis, index) for name, scan in scans.items()}
