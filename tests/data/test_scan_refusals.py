@@ -231,6 +231,11 @@ def test_wrong_geometry_and_types(tmp_path):
         assert "dimensions (NDims)" in refusal(tmp_path / "d.mha")
     (tmp_path / "n.mha").write_text(f"{_MHD}Name = {'n' * 300}\nElementDataFile = LOCAL\n")
     assert "Name is too long" in refusal(tmp_path / "n.mha")
+    sitk.WriteImage(sitk.GetImageFromArray(values(7, 8, 9)), str(tmp_path / "e.mha"), True)
+    content = (tmp_path / "e.mha").read_bytes()
+    end = content.index(b"LOCAL") + len("LOCAL")
+    (tmp_path / "e.mha").write_bytes(content[:end] + b"xyzuvwt" + content[end + 7 :])  # MetaIO would crash
+    assert "it is damaged" in refusal(tmp_path / "e.mha")
     nrrd = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 4 4 4\nencoding: raw\n"
     for line in ("a" * 1000, f"kinds: {'x' * 1000}", "\x01" * 64 * 99):  # ITK would crash: the last has no blank line
         (tmp_path / "l.nrrd").write_text(nrrd + line)

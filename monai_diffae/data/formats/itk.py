@@ -202,6 +202,8 @@ def _check_complete(path: Path, fields: dict[str, str], start: int, expected: in
     if encoding not in ("raw", "gz", "gzip") or (is_packed and not decompress):
         return  # ITK notices a missing end of text
     if not is_local and (" " in data_file or "%" in data_file or not data.is_file()):
+        if decompress and data_file.upper().startswith("LOCAL"):  # MetaIO would crash
+            raise _unreadable(path)
         return  # several files, or a missing one, which ITK notices
     start = start if is_local else 0
     length = data.stat().st_size - start
