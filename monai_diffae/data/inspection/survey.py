@@ -133,6 +133,16 @@ class Appearance:
     failures: list[Failure]  # scans that cannot be read
     prints: dict[int, ScanPrint]  # by the positions of the cases, to find twins; empty if only some were looked at
 
+    @property
+    def num_images(self) -> int:
+        """The number of readable scans that are 2D images."""
+        return len(self._of_dims(2))
+
+    @property
+    def num_volumes(self) -> int:
+        """The number of readable scans that are volumes."""
+        return len(self._of_dims(3))
+
     def lines(self) -> Iterator[str]:
         """One line about the kinds and sizes, and one each about colour, mixed kinds and unreadable scans."""
         images, volumes = self._of_dims(2), self._of_dims(3)
@@ -156,7 +166,7 @@ class Appearance:
     def figures(self) -> dict[str, Any]:
         """Counts as plain values."""
         return {
-            "num_images": len(self._of_dims(2)), "num_volumes": len(self._of_dims(3)),
+            "num_images": self.num_images, "num_volumes": self.num_volumes,
             "num_colour": len(self.colour), "num_unreadable": len(self.failures),
         }  # fmt: skip
 
