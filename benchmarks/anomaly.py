@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from monai_diffae.apps.evaluation.calibration import draw_scans
+from monai_diffae.apps.evaluation.calibrate import draw_scans
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.bundle import AnomalySettings, TrainedBundle

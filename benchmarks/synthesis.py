@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Choice, Reading, Run, Split
-from monai_diffae.apps.synthesis.directions import STRENGTHS, read_direction
+from monai_diffae.apps.synthesis.fit_direction import STRENGTHS, read_direction
 from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.bundle.loading import load_latent
 from monai_diffae.data.embeddings import read_embeddings, z_matrix

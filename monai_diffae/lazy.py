@@ -29,18 +29,20 @@ if TYPE_CHECKING:
     from monai_diffae import diffusion, inferers, latents, metrics, pictures, transforms
     from monai_diffae.apps import session
     from monai_diffae.data import atomic, embeddings, scans
-    from monai_diffae.latents import association, targets
+    from monai_diffae.latents import association, harmonization, targets
 else:
     np, pd, torch = _Lazy("numpy"), _Lazy("pandas"), _Lazy("torch")
     diffusion, inferers, latents = (_Lazy(f"monai_diffae.{room}") for room in ("diffusion", "inferers", "latents"))
     metrics, pictures, transforms = (_Lazy(f"monai_diffae.{room}") for room in ("metrics", "pictures", "transforms"))
     session = _Lazy("monai_diffae.apps.session")
     atomic, embeddings, scans = (_Lazy(f"monai_diffae.data.{module}") for module in ("atomic", "embeddings", "scans"))
-    association, targets = (_Lazy(f"monai_diffae.latents.{module}") for module in ("association", "targets"))
+    association, harmonization, targets = (
+        _Lazy(f"monai_diffae.latents.{module}") for module in ("association", "harmonization", "targets")
+    )
 
 __all__ = [
-    "association", "atomic", "diffusion", "embeddings", "inferers", "latents", "metrics", "np", "pd", "pictures",
-    "scans", "session", "targets", "torch", "transforms",
+    "association", "atomic", "diffusion", "embeddings", "harmonization", "inferers", "latents", "metrics", "np", "pd",
+    "pictures", "scans", "session", "targets", "torch", "transforms",
 ]  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import shutil
 import sys
 import threading
@@ -12,9 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,11 +20,55 @@ from tiny_bundles import TINY, copy_tiny, rewrite, shake, tiny_cohort
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_patient_key() -> Iterator[None]:
-    """All folders get the same key for the hashes of patients, so that tables in different folders can be equal."""
+def shared_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One key for the hashes of patients, so that tables can be equal; and slow things are done once, or in part.
+
+    A few light files do not wait for the import of MONAI.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("monai_diffae.data.cases._new_secret", lambda: "0123456789abcdef" * 2)
+        if "monai.bundle" in sys.modules:
+            _search_for_components_once(patch)
+            _draw_curves_once(patch, tmp_path_factory.mktemp("curves"))
+        if {"monai.bundle", "monai_diffae.latents.probing.evaluation"} & sys.modules.keys():
+            from monai_diffae.latents.probing import evaluation
+
+            # probes with few labels are the means of 3 draws of patients, not of 20: each fits dozens of models
+            patch.setattr(evaluation, "few_label_scores", partial(evaluation.few_label_scores, num_draws=3))
         yield
+
+
+def _search_for_components_once(patch: pytest.MonkeyPatch) -> None:
+    """MONAI (1.6.1) lists the classes of all its modules again for each parser of a configuration."""
+    from monai.bundle import ComponentLocator
+
+    search = ComponentLocator._find_classes_or_functions
+    found: dict[tuple[str, ...], dict[str, list[str]]] = {}
+
+    def search_once(self: ComponentLocator, modnames: Sequence[str] | str) -> dict[str, list[str]]:
+        key = tuple(modnames)
+        if key not in found:
+            found[key] = search(self, modnames)
+        return found[key]
+
+    patch.setattr(ComponentLocator, "_find_classes_or_functions", search_once)
+
+
+def _draw_curves_once(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Trainings draw their curves once for each set of columns, and copy this picture later: matplotlib is slow."""
+    from monai_diffae.handlers import progress
+
+    draw, drawn = progress.draw_curves, dict[tuple[str, ...], Path]()
+
+    def draw_once(frame: Any) -> SimpleNamespace:
+        columns = tuple(frame.columns)
+        if columns not in drawn:
+            drawn[columns] = folder / str(len(drawn))
+            for suffix in (".png", ".svg"):
+                draw(frame).savefig(drawn[columns].with_suffix(suffix))
+        return SimpleNamespace(savefig=lambda path: shutil.copyfile(drawn[columns].with_suffix(path.suffix), path))
+
+    patch.setattr(progress, "draw_curves", draw_once)
 
 
 @pytest.fixture(autouse=True)
@@ -47,65 +89,6 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_search_for_components() -> Iterator[None]:
-    """MONAI (1.6.1) lists the classes of all its modules again for each parser of a configuration."""
-    if "monai.bundle" not in sys.modules:  # a few light files, which do not wait for its import
-        yield
-        return
-    from monai.bundle import ComponentLocator
-
-    search = ComponentLocator._find_classes_or_functions
-    found: dict[tuple[str, ...], dict[str, list[str]]] = {}
-
-    def search_once(self: ComponentLocator, modnames: Sequence[str] | str) -> dict[str, list[str]]:
-        key = tuple(modnames)
-        if key not in found:
-            found[key] = search(self, modnames)
-        return found[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ComponentLocator, "_find_classes_or_functions", search_once)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_picture_of_curves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Trainings draw their curves once for each set of columns, and copy this picture later: matplotlib is slow."""
-    if "monai.bundle" not in sys.modules:
-        yield
-        return
-    from monai_diffae.handlers import progress
-
-    draw, folder = progress.draw_curves, tmp_path_factory.mktemp("curves")
-    drawn: dict[tuple[str, ...], Path] = {}
-
-    def draw_once(frame: Any) -> SimpleNamespace:
-        columns = tuple(frame.columns)
-        if columns not in drawn:
-            drawn[columns] = folder / str(len(drawn))
-            for suffix in (".png", ".svg"):
-                draw(frame).savefig(drawn[columns].with_suffix(suffix))
-        return SimpleNamespace(savefig=lambda path: shutil.copyfile(drawn[columns].with_suffix(path.suffix), path))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(progress, "draw_curves", draw_once)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def few_draws() -> Iterator[None]:
-    """Probes with few labels are the means of 3 draws of patients, not of 20: each draw fits dozens of models."""
-    if not {"monai.bundle", "monai_diffae.latents.probing.evaluation"} & sys.modules.keys():
-        yield
-        return
-    from monai_diffae.latents.probing import evaluation
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "few_label_scores", partial(evaluation.few_label_scores, num_draws=3))
-        yield
 
 
 @dataclass(frozen=True)
@@ -191,18 +174,6 @@ def latent_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fast_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, also with a fast decoder of 2 steps."""
     return copy_tiny(tmp_path_factory.mktemp("with_fast") / "bundle", "2d_all")
-
-
-@pytest.fixture(scope="session")
-def official() -> ModuleType:
-    """``tests/official/official_reference.py``: Diff-AE a second time, and random weights under official names."""
-    spec = spec_from_file_location("official_reference", Path(__file__).parent / "official" / "official_reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their own module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
@@ -316,27 +287,11 @@ def in_a_fork() -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def start_program() -> Iterator[Callable[..., Any]]:
-    """Runs the program in a fork of this process, which a test can kill, and which has imported torch and MONAI.
+    """Runs the program in forks of this process, which a test can kill: ``start_program(*arguments, output=file)``."""
+    from forked_program import programs
 
-    ``output`` is a file for what it prints.
-    """
-    from forked_program import become_program
-
-    started = []
-
-    def start(*arguments: object, output: Path | None = None) -> Any:
-        file = None if output is None else os.open(output, os.O_WRONLY | os.O_CREAT)
-        process = multiprocessing.get_context("fork").Process(target=become_program, args=(arguments, file))
-        process.start()
-        started.append(process)
-        if file is not None:
-            os.close(file)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.join()
+    with programs() as start:
+        yield start
 
 
 @pytest.fixture(scope="session", params=["colour", "two_modalities"])

@@ -74,25 +74,6 @@ def test_help_shows_every_command_in_its_group_and_the_exit_codes(run):
         assert re.search(rf"^│ {command.name} ", printed, flags=re.M), command.name
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["embed"], 'Command "embed" parameter --bundle requires an argument.'),
-        (["embed", "b", "c", "o", "--nope"], "Unknown option: --nope"),
-        (["embed", "b", "c", "o", "--batch-size", "many"], "'many' is not a whole number"),
-        (["embed", "b", "c", "o", "--batch-size", "0"], "--batch-size: 0 is below 1"),
-        (["reconstruct", "b", "c", "o", "--overrides", "seed=1", "seed=2"], "'seed' is given twice"),
-        (["train", "none"], "none: there is no configs/train.json; make a bundle with monai-diffae init"),
-    ],
-)
-def test_usage_errors_end_with_2_and_one_line(run, words, message):
-    code, printed, error = run(*words)
-    assert (code, printed) == (2, "")
-    assert error.startswith("error: ")
-    assert message in error
-    assert len(error.splitlines()) == 1, error
-
-
 def test_an_option_with_several_values_can_be_followed_by_another_one():
     words = ["evaluate", "o", "--bundle", "a", "b", "--decoder", "exact", "fast", "--steps", "5", "9", "--cohort", "c"]
     given = cli.parse(cli.build_app(), words)[1].arguments

@@ -28,24 +28,23 @@ PAGES = [
 ]  # fmt: skip
 
 
+LONG = r"onnxruntime|mdae\.train|MonaiAlgo\(|mdae\.diagnose"
+SKIPPED = {
+    "(?i)nvflare|flwr": "needs the processes of a federation",
+    r"push_to_hf_hub|site\.(train|get_data_stats)\(": "tests/bundles/test_monai_tools_page.py runs it",
+    r"virtual/marked\.csv": "tests/apps/synthesis/test_explain.py runs it",
+    "lifelines": "tests/apps/study/test_associate.py runs it",
+    r'nibabel\.load\("scan\.nii\.gz"\)': "tests/apps/training/test_export.py runs it with a 3D bundle",
+}
+
+
 def blocks(language):
     found = []
     for page in PAGES:
-        for number, text in enumerate(
-            re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
-        ):
-            is_long = re.search(r"onnxruntime|mdae\.train|MonaiAlgo\(|mdae\.diagnose", text)
-            marks = [pytest.mark.slow] if is_long else []
-            if re.search("nvflare|flwr", text, flags=re.I):
-                marks.append(pytest.mark.skip(reason="needs the processes of a federation"))
-            if re.search(r"push_to_hf_hub|site\.(train|get_data_stats)\(", text):
-                marks.append(pytest.mark.skip(reason="tests/bundles/test_monai_tools_page.py runs it"))
-            if "virtual/marked.csv" in text:
-                marks.append(pytest.mark.skip(reason="tests/apps/synthesis/test_explain.py runs it"))
-            if "lifelines" in text:
-                marks.append(pytest.mark.skip(reason="tests/apps/study/test_associate.py runs it"))
-            if 'nibabel.load("scan.nii.gz")' in text:
-                marks.append(pytest.mark.skip(reason="tests/apps/training/test_export.py runs it with a 3D bundle"))
+        texts = re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
+        for number, text in enumerate(texts):
+            marks = [pytest.mark.skip(reason=why) for pattern, why in SKIPPED.items() if re.search(pattern, text)]
+            marks += [pytest.mark.slow] if re.search(LONG, text) else []
             found.append(pytest.param(text, id=f"{page.name}-{number}", marks=marks))
     return found
 

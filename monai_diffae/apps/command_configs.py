@@ -17,18 +17,7 @@ _MONAI_KEYS = {"bundle": "bundle_root", "cohort": "dataset_dir", "out": "output_
 
 
 def update_config(config: Mapping[str, Any], command: Command) -> dict[str, Any]:
-    """The configuration of a command's bundle run with the arguments that the command has now.
-
-    An argument whose key has another name, and values that are formulas, stay as they are in ``config``. So does all
-    else, such as MONAI's standard components.
-
-    Example:
-        >>> from monai_diffae.apps.commands import find_command
-        >>> run = {"embed": {"device": "$str(@device)"}, "device": "$@gpu", "run": "%embed"}
-        >>> config = update_config(run, find_command("embed"))
-        >>> config["pool"], config["device"], config["embed"]["device"], config["embed"]["pool"]
-        ('none', '$@gpu', '$str(@device)', '@pool')
-    """
+    """The configuration of a command's bundle run with the command's arguments; formulas and other keys stay."""
     function = command.declared()
     name = function.__name__
     before = {argument: text for argument, text in config[name].items() if argument != "_target_"}
@@ -63,9 +52,7 @@ def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return dict(value) if isinstance(value, Mapping) else value
+    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
 
 
 def update_command_configs(bundle: Path) -> list[Path]:

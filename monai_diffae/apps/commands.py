@@ -13,19 +13,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """One command."""
 
-    Attributes:
-        module: the file with its function, which has the same name; importing it loads neither torch nor MONAI.
-        group: its heading in the help.
-        arguments: an example for its help.
-        config: the file of its bundle run in ``configs/``; None: it has no bundle run.
-    """
-
-    module: str
-    group: str
-    arguments: str
-    config: str | None = None
+    module: str  # the file with its function, which has the same name; importing it loads neither torch nor MONAI
+    group: str  # its heading in the help
+    arguments: str  # an example for its help
+    config: str | None = None  # the file of its bundle run in ``configs/``; None: it has no bundle run
 
     @property
     def function(self) -> str:
@@ -114,14 +107,7 @@ def find_command(name: str) -> Command:
 
 
 def command_line(name: str, arguments: Mapping[str, Any]) -> str:
-    """The line for a shell that calls a command with these arguments, without those that are None, False or empty.
-
-    Example:
-        >>> command_line("embed", {"bundle": "my model", "cohort": "scans.csv", "out": "results", "batch_size": 8})
-        "monai-diffae embed 'my model' scans.csv results --batch-size 8"
-        >>> command_line("train", {"bundle": "m", "cohort": "s.csv", "overrides": {"image_size": [32, 32]}})
-        "monai-diffae train m s.csv --overrides 'image_size=[32,32]'"
-    """
+    """The line for a shell that calls a command with these arguments, without those that are None, False or empty."""
     words = ["monai-diffae", name]
     # the arguments that need no name stand first
     for key, parameter in inspect.signature(find_command(name).load()).parameters.items():
@@ -138,12 +124,9 @@ def _words(value: Any) -> Iterator[str]:
     if value is True:
         return
     if isinstance(value, Mapping):
-        yield from (f"{key}={_as_typed(each)}" for key, each in value.items())
+        for key, each in value.items():
+            yield f"{key}={each if isinstance(each, str) else json.dumps(each, separators=(',', ':'))}"
     elif isinstance(value, (list, tuple)):
         yield from map(str, value)
     else:
         yield str(value)
-
-
-def _as_typed(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -30,12 +30,10 @@ logger = logging.getLogger(__name__)
 _IMAGE_POOLS = ("none", "patch")  # each z_sem belongs to a single image, so it can be decoded
 
 
-def preprocessing_differences(table: pd.DataFrame, config: Mapping[str, Any]) -> list[str]:
-    """The keys in which a bundle's preprocessing differs from the one a table was made with."""
-    return _changes(table.attrs.get("monai_diffae", {}).get("preprocessing"), config)
-
-
-def _changes(recorded: Mapping[str, Any] | None, config: Mapping[str, Any]) -> list[str]:
+def preprocessing_differences(table: pd.DataFrame | str | os.PathLike[str], config: Mapping[str, Any]) -> list[str]:
+    """The keys in which a bundle's preprocessing differs from the one a table, or its file, was made with."""
+    metadata = read_metadata(table) if isinstance(table, (str, os.PathLike)) else table.attrs.get("monai_diffae", {})
+    recorded = metadata.get("preprocessing")
     return [] if recorded is None else differences(recorded, preprocessing_config(config))
 
 
@@ -53,8 +51,7 @@ def recorded_preprocessing(table: pd.DataFrame) -> str | None:
 
 def warn_of_other_preprocessing(embeddings: str | os.PathLike[str], trained: TrainedBundle) -> None:
     """Log a warning if the scans of a table were preprocessed in another way than a bundle does here."""
-    differ = _changes(read_metadata(embeddings).get("preprocessing"), trained.config)
-    if differ:
+    if differ := preprocessing_differences(embeddings, trained.config):
         logger.warning(
             "%s: its scans were preprocessed in another way than here (%s differ), so its z_sem do not fit; use the "
             "same overrides, or embed the cohort again",
@@ -64,8 +61,7 @@ def warn_of_other_preprocessing(embeddings: str | os.PathLike[str], trained: Tra
 
 def check_same_preprocessing(embeddings: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
     """Check that the scans of a table were preprocessed as a bundle's own configuration says, without overrides."""
-    differ = _changes(read_metadata(embeddings).get("preprocessing"), config)
-    if differ:
+    if differ := preprocessing_differences(embeddings, config):
         raise ConfigError(
             f"{Path(embeddings).name}: its scans were preprocessed in another way than the bundle does "
             f"({', '.join(differ)} differ), so its z_sem do not fit; embed the cohort again, without overrides"
@@ -163,11 +159,7 @@ def content_of_scans(cases: Sequence[Case], tables: Sequence[Path]) -> str:
 
 
 def check_scans(table: Path, cases: Sequence[Case], states: Sequence[str]) -> None:
-    """Check that a complete table was made of these scans.
-
-    If the state of a file has changed, for example because the cohort was copied, the scans are read, and their
-    contents are compared. If these are the same, the record gets the new states.
-    """
+    """Check that a complete table was made of these scans: if the state of a file has changed, by their contents."""
     record = record_of(table)
     content: dict[str, Any] = read_record(record) or {}
     recorded = content.get("scans", {})

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_diffae import __version__
+from monai_diffae.bundle.description import versions
+from monai_diffae.data.atomic import ProcessLock, disk_errors, remove_abandoned, write_json
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError, OtherResultsError
 
@@ -38,28 +38,19 @@ class Result:
 
     A result is also a path, so the next command takes it as it is. Each figure is an attribute, too.
 
-    Attributes:
-        path: the folder or file that the command wrote; None: it wrote nothing.
-        figures: plain values, for ``--json``.
-        notes: lines for a terminal, which stand above the path.
-        incomplete: one line if some cases failed or were left out; the exit code is then 3.
-        next: what usually follows, as lines for a terminal.
-        skipped: whether the result was complete already.
-        content: what only Python can use, such as a fitted direction; also attributes.
-
     Example:
         >>> result = Result(Path("probed"), {"score": 0.9}, notes=["score 0.9"], next=["next: monai-diffae report"])
         >>> result.score, list(result.lines()), str(Path(result))
         (0.9, ['score 0.9', 'probed', 'next: monai-diffae report'], 'probed')
     """
 
-    path: Path | None = None
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-    incomplete: str | None = None
-    next: Sequence[str] = ()
-    skipped: bool = False
-    content: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    path: Path | None = None  #: the folder or file that the command wrote; None: it wrote nothing
+    figures: Mapping[str, Any] = field(default_factory=dict)  #: plain values, for ``--json``
+    notes: Sequence[str] = ()  #: lines for a terminal, which stand above the path
+    incomplete: str | None = None  #: one line if some cases failed or were left out; the exit code is then 3
+    next: Sequence[str] = ()  #: what usually follows, as lines for a terminal
+    skipped: bool = False  #: whether the result was complete already
+    content: Mapping[str, Any] = field(default_factory=dict, repr=False)  #: what only Python can use; also attributes
 
     @property
     def folder(self) -> Path:
@@ -114,29 +105,14 @@ class Result:
 
 
 def failed_cases(num_failed: int, num_cases: int, failures_name: str = "failures.csv") -> str | None:
-    """The line of :attr:`Result.incomplete` about cases that failed, if there are any.
-
-    Example:
-        >>> failed_cases(2, 8)
-        '2 of 10 cases failed: see failures.csv'
-    """
+    """The line of :attr:`Result.incomplete` about cases that failed, if there are any."""
     if not num_failed:
         return None
     return f"{num_failed} of {num_failed + num_cases} cases failed: see {failures_name}"
 
 
 def table_lines(table: Table) -> Iterator[str]:
-    """The lines of a table.
-
-    Example:
-        >>> from rich.table import Table
-        >>> table = Table("name", "value", box=None)
-        >>> table.add_row("loss", "0.5")
-        >>> [line.split() for line in table_lines(table)]
-        [['name', 'value'], ['loss', '0.5']]
-    """
-    from io import StringIO
-
+    """The lines of a table."""
     from rich.console import Console
 
     console = Console(file=StringIO(), width=_MAX_WIDTH, highlight=False, markup=False)
@@ -162,28 +138,7 @@ def run_once(
     *,
     overwrite: bool,
 ) -> tuple[dict[str, Any], bool]:
-    """Make results unless they are complete already.
-
-    Args:
-        command: the name of the command.
-        out: the folder or file of the results.
-        results: files and folders of images. Their hashes are recorded, and results are complete only if all files
-            still have them.
-        made_from: what the results depend on: begun by :meth:`~monai_diffae.apps.session.Session.made_from`.
-        make: makes the results and returns their figures.
-        overwrite: replace existing results.
-
-    Returns:
-        The figures, and whether the results were there already.
-
-    Raises:
-        ConfigError: there are results made from other things, or results that were damaged or edited, and ``overwrite``
-            is False.
-        BusyError: another run is writing results into the same folder.
-        MachineError: the folder cannot be written.
-    """
-    from monai_diffae.data.atomic import ProcessLock, disk_errors, remove_abandoned
-
+    """Make results unless they are complete already; returns their figures, and whether they were complete."""
     record = record_of(out)
     figures = finished(command, out, results, made_from, overwrite=overwrite)
     if figures is not None:
@@ -233,8 +188,16 @@ def finished(
         raise OtherResultsError(
             f"{existing.name}: exists and was made with other {', '.join(differ)}; set overwrite, or choose another out"
         )
-    is_whole = all(path.exists() for path in results) and not _num_missing(record.parent, results, content["files"])
-    return dict(content["figures"]) if content["complete"] and is_whole else None
+    if not all(path.exists() for path in results):
+        return None
+    present, hashes = dict(_files(record.parent, results)), content["files"]  # folders may also hold files of the user
+    for key in present.keys() & hashes.keys():
+        if file_checksum(present[key]) != hashes[key]:
+            raise ConfigError(
+                f"{present[key].name}: is not what was written (it was damaged or edited since); set overwrite to "
+                "make it again, or choose another out"
+            )
+    return dict(content["figures"]) if content["complete"] and hashes.keys() <= present.keys() else None
 
 
 def write_record(
@@ -245,20 +208,10 @@ def write_record(
     results: Sequence[Path] = (),
     **more: Any,
 ) -> None:
-    """Write what a result was made from: settings, versions and checksums, no paths and no patients.
-
-    Args:
-        command: the name of the command.
-        out: the folder or file of the result.
-        made_from: what the result depends on.
-        figures: its figures; None: the result is not complete.
-        results: its files and folders, which are hashed.
-        more: other entries of the record.
-    """
-    from monai_diffae.data.atomic import write_json
-
+    """Write what a result was made from, without paths and patients; without figures, it is not complete."""
     record = record_of(out)
-    files = {} if figures is None else _hashes(record.parent, results)
+    # by hashes of the names, because these may be ids of cases
+    files = {} if figures is None else {key: file_checksum(file) for key, file in _files(record.parent, results)}
     write_json(record, {
         "command": command, "complete": figures is not None, "made_from": dict(made_from),
         "figures": dict(figures or {}), "files": files, "versions": versions(), **more,
@@ -278,16 +231,6 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def versions() -> dict[str, str]:
-    """The versions that results depend on."""
-    return {"monai_diffae": __version__, "monai": _version_of("monai"), "torch": _version_of("torch")}
-
-
-@functools.cache
-def _version_of(package: str) -> str:
-    return version(package)  # parses the package's metadata
-
-
 # -- the files of a result ---------------------------------------------------------------------------------------------
 
 
@@ -300,23 +243,6 @@ def remove_images(folder: Path) -> None:
     """Delete the images of an earlier run, which would otherwise stay beside the new ones."""
     for image in images_in(folder):
         image.unlink()
-
-
-def _hashes(root: Path, results: Sequence[Path]) -> dict[str, str]:
-    """The SHA-256 of each file of a result, by a hash of its name, because names may be ids of cases."""
-    return {key: file_checksum(file) for key, file in _files(root, results)}
-
-
-def _num_missing(root: Path, results: Sequence[Path], hashes: Mapping[str, str]) -> int:
-    """The number of a result's files that no longer exist; its folders may also hold files of the user."""
-    existing = dict(_files(root, results))
-    for key in existing.keys() & hashes.keys():
-        if file_checksum(existing[key]) != hashes[key]:
-            raise ConfigError(
-                f"{existing[key].name}: is not what was written (it was damaged or edited since); set overwrite to "
-                "make it again, or choose another out"
-            )
-    return len(hashes.keys() - existing.keys())
 
 
 def _files(root: Path, results: Sequence[Path]) -> Iterator[tuple[str, Path]]:

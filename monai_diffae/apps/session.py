@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -69,7 +69,11 @@ class ReadCases:
 
     def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """The images (B, C, *S) and encoder inputs (B, C', *S) of the cases from ``start`` to before ``stop``."""
-        items = [self.dataset[i] for i in range(start, min(stop, len(self.cases)))]
+        return self.stacked(range(start, min(stop, len(self.cases))))
+
+    def stacked(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The images (B, C, *S) and encoder inputs (B, C', *S) of the cases in these rows."""
+        items = [self.dataset[i] for i in rows]
         images = torch.stack([item["image"] for item in items])
         if self.encoder_key == "image":
             return images, images
@@ -295,8 +299,7 @@ def _is_drawn_again(trained: TrainedBundle, split: SplitCohort) -> bool:
 
 def _trained_on(trained: TrainedBundle) -> str | None:
     """The fingerprint of the cohort of the training; None if it was not recorded."""
-    fingerprint: str | None = trained.config.get("data", {}).get("fingerprint")
-    return fingerprint
+    return cast("str | None", trained.config.get("data", {}).get("fingerprint"))
 
 
 def _columns_present(columns: Mapping[str, str], cohort: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Le, Lt
 from cyclopts import Group, Parameter, Token
 
+from monai_diffae.data.atomic import write_atomic
 from monai_diffae.diffusion.settings import DecoderName, InversionName, SolverName, SpacingName
-from monai_diffae.errors import CohortError, quoted
+from monai_diffae.errors import CohortError, ConfigError, quoted
+from monai_diffae.lazy import torch
 from monai_diffae.policies import Colour, Uneven
 
 if TYPE_CHECKING:
@@ -170,8 +173,6 @@ class Figures:
         """Write the files of a chart, and delete those in other formats, which may show earlier results."""
         from matplotlib import rc_context
 
-        from monai_diffae.data.atomic import write_atomic
-
         for suffix in {".svg", ".pdf"} - {f".{self.figure_format}"}:
             picture.with_suffix(suffix).unlink(missing_ok=True)
         with rc_context({"pdf.fonttype": 42}):  # many publishers refuse matplotlib's default, Type 3
@@ -242,3 +243,39 @@ class Training:
     """Start from the first step, and replace the existing model."""
     strict: bool = False
     """End with exit code 3 if any case cannot be used; by default only if more than 10 % of them cannot."""
+
+
+# -- processes that share the work: those of ``torchrun``, or the jobs of a Slurm array --------------------------------
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of the processes that share the work, as ``torchrun`` numbers them among all and on its machine."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @property
+    def device(self) -> str | None:
+        """The GPU of this process, or None if it is the only process or there is no GPU."""
+        if self.world_size == 1 or not torch.cuda.is_available():
+            return None
+        return f"cuda:{self.local_rank % torch.cuda.device_count()}"
+
+
+def this_process(part: str | None = None) -> Process:
+    """This process by ``part``, such as ``3/16``, or by the environment that ``torchrun`` sets; else there is one."""
+    if part is not None:
+        numbers = re.fullmatch(r"(\d+)/(\d+)", part)
+        if numbers is None or not 1 <= int(numbers[1]) <= int(numbers[2]):
+            raise ConfigError(f"part: {part!r} is not a part such as 3/16, from 1/16 to 16/16")
+        return Process(int(numbers[1]) - 1, int(numbers[2]))
+    if not os.environ.get("RANK") and not os.environ.get("WORLD_SIZE"):
+        return Process()
+    defaults = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # some launchers set only two
+    rank, size, local_rank, local_size = texts = [os.environ.get(name) or text for name, text in defaults.items()]
+    if not all(map(str.isdecimal, texts)) or int(rank) >= int(size) or int(local_size) == 0:
+        raise ConfigError(f"{', '.join(defaults)} are {', '.join(map(repr, texts))}; use torchrun, or unset all")
+    return Process(int(rank), int(size), int(local_rank), int(local_size))

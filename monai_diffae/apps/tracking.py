@@ -13,13 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def log_to_open_run(metrics: Mapping[str, float], files: Sequence[Path], folder: str) -> None:
-    """Log figures and files to MLflow if a run is open in this process; tracking never fails a command.
-
-    Args:
-        metrics: figures of the whole cohort; nothing about single cases.
-        files: pictures and tables.
-        folder: the folder of the run's artifacts, also the prefix of the metrics.
-    """
+    """Log figures and files to MLflow if a run is open in this process; tracking never fails a command."""
     mlflow = sys.modules.get("mlflow")
     if mlflow is None or mlflow.active_run() is None:
         return
@@ -34,11 +28,7 @@ def log_to_open_run(metrics: Mapping[str, float], files: Sequence[Path], folder:
 def log_to_training(
     bundle: Path, metrics: Mapping[str, float], paths: Sequence[Path], folder: str, *, is_private: bool = False
 ) -> None:
-    """Log figures and files to the MLflow run of a bundle's training; tracking never fails a command.
-
-    The run is looked for on the server of ``MLFLOW_TRACKING_URI``, or in the bundle's own database. Nothing happens if
-    the bundle was trained without tracking, or elsewhere.
-    """
+    """Log figures and files to the MLflow run of a bundle's training if it is found; this never fails a command."""
     from monai_diffae.handlers.mlflow import RUN_ID, reason, tracking_client
 
     id_file = bundle / RUN_ID

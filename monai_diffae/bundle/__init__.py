@@ -36,33 +36,18 @@ if TYPE_CHECKING:
     from monai_diffae.bundle.training import describe_model as describe_model
     from monai_diffae.bundle.training import running_config as running_config
 
-_MODULES = {
-    "Anomaly": "model",
-    "AnomalyDetector": "model",
-    "AnomalySettings": "model",
-    "ModelCase": "model",
-    "TrainedBundle": "model",
-    "TrainedLatent": "loading",
-    "TrainingDescription": "training",
-    "check_all_set": "training",
-    "check_image_size": "config",
-    "check_latent_image_size": "loading",
-    "check_monai_weights": "training",
-    "check_run": "training",
-    "checksum": "model_file",
-    "describe_fast_decoder": "loading",
-    "describe_folder": "folders",
-    "describe_latent": "training",
-    "describe_model": "training",
-    "init_bundle": "folders",
-    "load_bundle": "loading",
-    "load_first_stage": "loading",
-    "load_latent": "loading",
-    "preprocessing_of": "loading",
-    "publish": "folders",
-    "running_config": "training",
-    "trusting": "code",
+_NAMES = {
+    "code": "trusting",
+    "config": "check_image_size",
+    "folders": "describe_folder init_bundle publish",
+    "loading": "TrainedLatent check_latent_image_size describe_fast_decoder load_bundle load_first_stage load_latent"
+    " preprocessing_of",
+    "model": "Anomaly AnomalyDetector AnomalySettings ModelCase TrainedBundle",
+    "model_file": "checksum",
+    "training": "TrainingDescription check_all_set check_monai_weights check_run describe_latent describe_model"
+    " running_config",
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [*_MODULES]
 

@@ -112,20 +112,11 @@ def refuse_code(found: list[str], name: str) -> None:
 
 def check_code(config: Mapping[str, Any], name: str, *, places: bool = True) -> None:
     """Refuse a training's configuration with code that no shipped one contains, and with paths if ``places``."""
-    try:
-        found = list(_code(config, "", places))
-    except RecursionError as error:
-        raise UnsafeInputError(f"{name}: is nested too deep; get it again") from error
-    refuse_code(found, name)
+    refuse_code(list(_code(config, "", places)), name)
 
 
 def looks_like_path(text: str) -> bool:
-    """Whether a text of a configuration may name a place on a disk or server.
-
-    Example:
-        >>> [looks_like_path(text) for text in ("a/b", "$'/doe'", "$@bundle_root + '/models'", "@dataset_dir")]
-        [True, True, False, False]
-    """
+    """Whether a text of a configuration may name a place on a disk or server."""
     return text.startswith("~") or bool(_PATH.match(text))
 
 
@@ -170,27 +161,32 @@ def _shipped_code() -> tuple[frozenset[str], frozenset[str]]:
     files = [file for name in _SHIPPED for file in shipped("bundles").glob(f"*/{CONFIGS}/**/{name}")]
     targets, expressions = {*MODEL_TARGETS, *_MORE_IN_TRAININGS}, set(_WRITTEN_BY_TRAINING)
     for file in [*files, *shipped("overlays").glob("*.json")]:
-        for key, text in _texts(json.loads(Path(file).read_text(encoding="utf-8")), ""):
-            if key.rpartition("#")[2] == "_target_":
-                targets.add(text)
-            elif text.startswith("$"):
-                expressions.add(text.replace("#", "::"))
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+        targets |= {part["_target_"] for _, part in components(config)}
+        targets |= {value for key, value in config.items() if key.endswith("#_target_")}
+        expressions |= {text.replace("#", "::") for text in strings(config) if text.startswith("$")}
     return frozenset(targets), frozenset(expressions)
 
 
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Every text in a configuration, with the key that it is the value of."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _texts(item, name)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item, "")
-    elif isinstance(value, str):
-        yield key, value
+# -- parts and reading -------------------------------------------------------------------------------------------------
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
+def parts(value: Any, id: str = "") -> Iterator[tuple[str, Any]]:
+    """A part of a configuration, with its id, and all parts of it."""
+    yield id, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        yield from parts(item, f"{id}#{key}" if id else str(key))
+
+
+def components(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The components in a part of a configuration, with their ids."""
+    return ((id, part) for id, part in parts(value) if isinstance(part, dict) and "_target_" in part)
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a part of a configuration, without the keys."""
+    return (part for _, part in parts(value) if isinstance(part, str))
 
 
 def no_such_key(key: str, what: str, file: str) -> str:
@@ -204,8 +200,8 @@ def read_values(file: Path, advice: str = "copy the bundle again") -> dict[str, 
         content = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):  # the bundle can be the file of a model
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file.name}: cannot be read; {advice}") from error
+    except (OSError, ValueError, RecursionError):
+        content = None
     if not isinstance(content, dict):
         raise ConfigError(f"{file.name}: cannot be read; {advice}")
     return content

@@ -9,11 +9,11 @@ import math
 import pydoc
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
 
+from monai_diffae.bundle.code import components, strings
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import ConfigError, MachineError, find_diffae_error, one_line, quoted, shortened
 from monai_diffae.policies import Colour, Doubtful, OnBadScan, Uneven
@@ -48,7 +48,7 @@ def check_config_of_run(config: dict[str, Any]) -> None:
     check_config(config, known=_keys_of_files_read(config))
     check_rules(config)
     if isinstance(config.get("device"), str) and not is_formula(config["device"]):
-        check_device(config["device"])
+        find_device(config["device"])
     check_views(config)
     check_anchored(config)
 
@@ -63,19 +63,14 @@ def check_image_size(network: object, image_size: Sequence[int]) -> None:
 
 
 def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
-    """Check that every key is used. Otherwise, a misspelt override would silently have no effect.
-
-    A top-level key, and a key of ``train`` and ``validate``, is referred to, one of MONAI's, or in ``known``, those of
-    the files that were read. A component's keys are parameters of its ``_target_``.
-    """
+    """Check that every key is used: otherwise, a misspelt override would silently have no effect."""
     used = references(config) | known | (_RUN_IDS if known else _STANDARD_IDS)
     for key in config:
         if key not in used:
             raise ConfigError(_unknown(key, used))
     for section in ("train", "validate"):
-        used = _SECTION_IDS | {
-            key for text in strings(config) for key in re.findall(rf"[@%]{section}(?:{SEPARATOR.pattern})(\w+)", text)
-        }
+        pattern = rf"[@%]{section}(?:{SEPARATOR.pattern})(\w+)"
+        used = _SECTION_IDS | {key for text in strings(config) for key in re.findall(pattern, text)}
         content = config.get(section, {})
         if not isinstance(content, dict):
             raise ConfigError(f"{section}: is {quoted(content)}; it must be a section with keys")
@@ -112,18 +107,6 @@ def _keys_of_files_read(config: dict[str, Any]) -> set[str]:
     except (OSError, ValueError, TypeError):
         return set()
     return set().union(*(file_keys for file_keys in keys if file_keys <= config.keys()))
-
-
-def components(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The components in a part of a configuration, with their ids."""
-    if isinstance(value, dict):
-        if "_target_" in value:
-            yield path, value
-        for key, item in value.items():
-            yield from components(item, f"{path}#{key}" if path else key)
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from components(item, f"{path}#{i}")
 
 
 def _parameters(target: Any, locator: ModuleLocator) -> Set[str] | None:
@@ -167,42 +150,36 @@ SEPARATOR = re.compile("#|::")  # separates the parts of an id: ``#`` as people 
 _REFERENCE = re.compile(r"[@%](?:::|#)*([A-Za-z_]\w*)")
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """The condition for the values of a key: as a function, and in words for messages."""
-
-    holds: Callable[[Any], bool]
-    text: str
+_Rule: TypeAlias = tuple[Callable[[Any], bool], str]
+"""The condition for the values of a key, and the same in words."""
 
 
-def _whole(least: int, or_null: bool = False) -> _Rule:
-    def holds(value: Any) -> bool:
-        return (value is None and or_null) or (type(value) is int and value >= least)
-
-    return _Rule(holds, f"a whole number of at least {least}" + (", or null" if or_null else ""))
+def _whole(least: int) -> _Rule:
+    return lambda value: type(value) is int and value >= least, f"a whole number of at least {least}"
 
 
-def _number(low: float, high: float = math.inf, text: str = "", or_null: bool = False) -> _Rule:
-    def holds(value: Any) -> bool:
-        return (value is None and or_null) or (_is_number(value) and low <= value < high)
+def _number(low: float, high: float = math.inf, text: str = "") -> _Rule:
+    return lambda value: _is_number(value) and low <= value < high, text or f"a number of at least {low:g}"
 
-    return _Rule(holds, text or f"a number of at least {low:g}")
+
+def _or_null(rule: _Rule) -> _Rule:
+    return lambda value: value is None or rule[0](value), f"{rule[1]}, or null"
 
 
 def _pair(high: float) -> _Rule:
     def holds(value: Any) -> bool:
         return isinstance(value, list) and len(value) == 2 and 0 <= value[0] < value[1] <= high
 
-    return _Rule(holds, f"two numbers from 0 to {high:g}, the lower one first")
+    return holds, f"two numbers from 0 to {high:g}, the lower one first"
 
 
 def _list(holds: Callable[[Any], bool], text: str) -> _Rule:
-    return _Rule(lambda value: isinstance(value, list) and all(map(holds, value)), f"a list of {text}")
+    return lambda value: isinstance(value, list) and all(map(holds, value)), f"a list of {text}"
 
 
 def _one_of(*choices: Any) -> _Rule:
     names = [repr(choice) for choice in choices]
-    return _Rule(lambda value: value in choices, f"{', '.join(names[:-1])} or {names[-1]}")
+    return lambda value: value in choices, f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _is_number(value: Any) -> bool:
@@ -210,19 +187,19 @@ def _is_number(value: Any) -> bool:
     return is_number and abs(value) <= sys.float_info.max  # whole numbers of a configuration can be larger
 
 
-_BOOL = _Rule(lambda value: isinstance(value, bool), "True or False")
 RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("overwrite", "fine_tune", "mlflow", "channels_last", "check_memory", "cache_latents"), _BOOL),
+    **dict.fromkeys(("overwrite", "fine_tune", "mlflow", "channels_last", "check_memory", "cache_latents"),
+                    (lambda value: isinstance(value, bool), "True or False")),
     **dict.fromkeys(
         ("max_epochs", "batch_size", "val_batch_size", "accumulation_steps", "val_interval", "report_every",
          "picture_steps", "slice_step", "in_channels", "world_size", "num_rounds"),
         _whole(1),
     ),
     **dict.fromkeys(("seed", "warmup_steps", "num_pictures", "probe_interval", "rank", "calibration_cases"), _whole(0)),
-    "workers": _whole(0, or_null=True),
-    **dict.fromkeys(("early_stop_patience", "limit"), _whole(1, or_null=True)),
-    "max_minutes": _number(1e-3, text="a number above 0, or null", or_null=True),
-    "max_grad_norm": _number(1e-12, text="a number above 0, or null", or_null=True),
+    "workers": _or_null(_whole(0)),
+    **dict.fromkeys(("early_stop_patience", "limit"), _or_null(_whole(1))),
+    "max_minutes": _or_null(_number(1e-3, text="a number above 0")),
+    "max_grad_norm": _or_null(_number(1e-12, text="a number above 0")),
     **dict.fromkeys(
         ("learning_rate", "weight_decay", "agreement_weight", "gradient_weight", "lpips_weight", "mixed",
          "checkpoint_minutes", "cache_gib"),
@@ -240,18 +217,18 @@ RULES: dict[str, _Rule] = {
     "colour": _one_of(*get_args(Colour)),
     "uneven": _one_of(*get_args(Uneven)),
     "doubtful": _one_of(*get_args(Doubtful)),
-    "nonfinite": _Rule(lambda value: value == "error" or _is_number(value), "'error' or a number"),
+    "nonfinite": (lambda value: value == "error" or _is_number(value), "'error' or a number"),
     "percentiles": _pair(100),
     "slice_range": _pair(1),
-    "patient_pattern": _Rule(lambda value: value is None or isinstance(value, str), "a regular expression, or null"),
-    "columns": _Rule(lambda value: isinstance(value, dict), "names of the table's columns, such as {'image': 'file'}"),
+    "patient_pattern": _or_null((lambda value: isinstance(value, str), "a regular expression")),
+    "columns": (lambda value: isinstance(value, dict), "names of the table's columns, such as {'image': 'file'}"),
 }  # fmt: skip
 """The rules for keys of the training configurations. Arguments of commands are checked by their own annotations."""
 
 
 def check_rules(config: Mapping[str, Any]) -> None:
     """Check the plain values of the top-level keys by :data:`RULES`; a tuple counts as a list."""
-    for key, rule in RULES.items():
+    for key, (holds, text) in RULES.items():
         value = config.get(key)
         if key not in config or is_formula(value) or (value is None and "network_def" not in config):
             continue  # in the run of a command, null stands for the model's value
@@ -259,11 +236,11 @@ def check_rules(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}: is required; give it a value")
         value = list(value) if isinstance(value, tuple) else value
         try:
-            is_valid = rule.holds(value)
+            is_valid = holds(value)
         except TypeError:
             is_valid = False
         if not is_valid:
-            raise ConfigError(f"{key} is {quoted(value)}; it must be {rule.text}")
+            raise ConfigError(f"{key} is {quoted(value)}; it must be {text}")
 
 
 def check_dimensions(config: dict[str, Any]) -> None:
@@ -280,17 +257,19 @@ def check_dimensions(config: dict[str, Any]) -> None:
 
 def check_views(config: Mapping[str, Any]) -> None:
     """Check that ``agreement_weight`` has what it needs: another view for the encoder, and several images per batch."""
-    weight = config.get("agreement_weight", 0)
-    if weight and config.get("encoder_key") in (None, "image"):
+    if not (weight := config.get("agreement_weight", 0)):
+        return
+    given = f"agreement_weight is {weight:g}, but"
+    if config.get("encoder_key") in (None, "image"):
         overlay = "encoder_view_3d" if config.get("spatial_dims") == 3 else "encoder_view"
         raise ConfigError(
-            f"agreement_weight is {weight:g}, but the encoder sees the decoder's image (encoder_key); "
-            f"add the overlay {overlay}, which gives it another view"
+            f"{given} the encoder sees the decoder's image (encoder_key); add the overlay {overlay}, which gives it "
+            "another view"
         )
-    if weight and config.get("batch_size") == 1:
+    if config.get("batch_size") == 1:
         raise ConfigError(
-            f"agreement_weight is {weight:g}, but batch_size is 1; it needs at least 2 images in a batch: enlarge "
-            "batch_size, or set agreement_weight to 0"
+            f"{given} batch_size is 1; it needs at least 2 images in a batch: enlarge batch_size, or set "
+            "agreement_weight to 0"
         )
 
 
@@ -304,26 +283,16 @@ def check_anchored(config: Mapping[str, Any]) -> None:
 
 
 def check_sizes(image_size: Sequence[int], divisors: Sequence[int]) -> None:
-    """Check that each side of an image is a multiple of its divisor.
-
-    Example:
-        >>> check_sizes([50, 64], (16, 16))
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: image_size is [50, 64]; the network needs multiples of 16, such as [48, 64]
-    """
+    """Check that each side of an image is a multiple of its divisor."""
+    given = f"image_size is {quoted(list(image_size))}"
     if len(image_size) != len(divisors):
-        raise ConfigError(
-            f"image_size is {quoted(list(image_size))}; a {len(divisors)}D network takes {len(divisors)} sizes"
-        )
+        raise ConfigError(f"{given}; a {len(divisors)}D network takes {len(divisors)} sizes")
     if any(size % d or size < 1 for size, d in zip(image_size, divisors, strict=True)):
         from monai_diffae.networks.blocks import shown_divisors
 
         nearest = [max(d, round(size / d) * d) for size, d in zip(image_size, divisors, strict=True)]
         multiples = f"multiples of {shown_divisors(divisors)}"
-        raise ConfigError(
-            f"image_size is {quoted(list(image_size))}; the network needs {multiples}, such as {quoted(nearest)}"
-        )
+        raise ConfigError(f"{given}; the network needs {multiples}, such as {quoted(nearest)}")
 
 
 def check_required_values(config: dict[str, Any]) -> None:
@@ -341,49 +310,28 @@ def is_formula(value: Any) -> bool:
 
 
 def references(value: Any) -> set[str]:
-    """The top-level keys that a part of a configuration refers to.
-
-    Example:
-        >>> sorted(references({"rate": "@lr", "steps": ["$@train#epochs * 2", "%gpu"]}))
-        ['gpu', 'lr', 'train']
-    """
+    """The top-level keys that a part of a configuration refers to."""
     return {name for text in strings(value) for name in _REFERENCE.findall(text)}
 
 
-def strings(value: Any) -> Iterator[str]:
-    """Every text in a part of a configuration, without the keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from strings(item)
-
-
-def check_device(device: str | torch.device) -> None:
-    """Check that this machine has a device."""
+def find_device(device: str | torch.device | None) -> torch.device:
+    """The device of this name, which this machine has; None: the GPU if there is one, else the CPU."""
     import torch
 
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        kind = str(device).split(":")[0]
-        if kind not in ("cpu", "cuda", "mps", "xpu"):
+        if str(device).split(":")[0] not in ("cpu", "cuda", "mps", "xpu"):
             raise ConfigError(f"device: there is no {quoted(str(device))}; choose cpu or cuda") from error
         raise MachineError(f"device: {quoted(str(device))} is not usable on this machine; choose cpu") from error
+    return torch.device(device)
 
 
 def model_config(
     config: Mapping[str, Any], roots: tuple[str, ...] = MODEL_ROOTS, *, in_formulas: bool = True
 ) -> dict[str, Any]:
-    """The part of a configuration that ``roots`` and all that they refer to (with ``in_formulas``: also there) make up.
-
-    Example:
-        >>> model_config({"network_def": {"_target_": "N", "z": "@z"}, "z": 8, "lr": 1}, roots=("network_def",))
-        {'network_def': {'_target_': 'N', 'z': '@z'}, 'z': 8}
-    """
+    """The part of a configuration that ``roots`` and all that they refer to (``in_formulas``: also there) make up."""
     keys: set[str] = set()
     to_visit = [root for root in roots if root in config]
     while to_visit:

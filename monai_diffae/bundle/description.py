@@ -12,8 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_diffae.bundle.code import check_code, looks_like_path
-from monai_diffae.bundle.config import MODEL_ROOTS, SEPARATOR, is_formula, model_config, references, strings
+from monai_diffae.bundle.code import check_code, looks_like_path, strings
+from monai_diffae.bundle.config import MODEL_ROOTS, SEPARATOR, is_formula, model_config, references
 from monai_diffae.bundle.layout import CONFIGS, MODEL, MULTI_GPU, TRAIN, shipped
 from monai_diffae.bundle.model_file import model_parser, unknown_targets
 from monai_diffae.data.atomic import write_atomic
@@ -139,22 +139,19 @@ def write_values(run_config: Mapping[str, Any], folder: Path, file: str = TRAIN)
         first, name = parts[0], parts[-1]
         if name == "first_stage_bundle":
             value = _OWN_FIRST_STAGE
-        elif first in _OF_THE_RUN or (name != "patient_pattern" and _has_path(value)):
+        elif first in _OF_THE_RUN or (name != "patient_pattern" and any(map(_is_path, strings(value)))):
             if first in before or first in _OF_THE_RUN:
                 continue
             value = "???"  # an overlay needs it, and the run asks for it
-        set_value(content, id, _as_written(value))
+        text = re.sub(r"[@%]\w+(::\w+)+", lambda match: match[0].replace("::", "#"), json.dumps(value))
+        set_value(content, id, json.loads(text))  # with ids as people write them
     if content != old:
         write_config(path, content)
     return bool(content != old)
 
 
 def write_description(description: Mapping[str, Any], folder: Path) -> None:
-    """Write the values of a model's description into the training configuration of a folder with a shipped recipe.
-
-    Only formulas of the recipe are evaluated, so nothing of the description is built but a first stage that computes
-    only.
-    """
+    """Write a description into the training configuration of a folder; only formulas of the recipe are evaluated."""
     from monai_diffae.bundle.parser import Parser
 
     path, parser = folder / CONFIGS / TRAIN, Parser()
@@ -247,36 +244,15 @@ def _is_list_of_parts(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    return not isinstance(value, dict) and not is_formula(value)
+    return all(map(_is_plain, value)) if isinstance(value, list) else not (isinstance(value, dict) or is_formula(value))
 
 
-def _has_path(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_has_path, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_has_path, value))
-    return isinstance(value, str) and (looks_like_path(value) or bool(value and Path(value).is_file()))
-
-
-def _as_written(value: Any) -> Any:
-    """A value with ids as people write them."""
-    return json.loads(re.sub(r"[@%]\w+(::\w+)+", lambda match: match[0].replace("::", "#"), json.dumps(value)))
+def _is_path(text: str) -> bool:
+    return looks_like_path(text) or bool(text and Path(text).is_file())
 
 
 def as_json(value: Any, indent: str = "") -> str:
-    """A configuration as the text of its file: what is short, or a list of numbers, is on one line.
-
-    Example:
-        >>> print(as_json({"image_size": [64, 64], "embed": {"pool": "@pool"}}), end="")
-        {
-            "image_size": [64, 64],
-            "embed": {
-                "pool": "@pool"
-            }
-        }
-    """
+    """A configuration as the text of its file: what is short, or a list of numbers, is on one line."""
     inner, line = f"{indent}    ", json.dumps(value)
     is_short = len(indent) + len(line) < _WIDTH
     if isinstance(value, dict) and value and not (is_short and len(indent) > 4):

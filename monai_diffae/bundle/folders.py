@@ -14,32 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template
-
+from monai_diffae.bundle import layout
 from monai_diffae.bundle.code import read_values
 from monai_diffae.bundle.config import references
 from monai_diffae.bundle.description import recipe_of, write_description
-from monai_diffae.bundle.layout import (
-    ANOMALY,
-    CHECKPOINT,
-    CONFIGS,
-    FAST_MODEL,
-    LATENT_MODEL,
-    METADATA,
-    METRICS,
-    MODEL,
-    MODEL_CARD,
-    MODEL_FILES,
-    MODELS,
-    MONAI_MODEL,
-    PICTURES,
-    PROVENANCE,
-    TRAIN,
-    WIDE,
-    model_file,
-    models_folder,
-    shipped,
-)
+from monai_diffae.bundle.layout import CONFIGS, MODEL, MODELS, TRAIN, model_file, models_folder, shipped
 from monai_diffae.bundle.model_file import (
     FIRST_STAGE,
     ModelFile,
@@ -141,28 +120,20 @@ def fill_folder(folder: Path, source: Path, *, is_built: bool = True) -> None:
         shutil.copyfile(file, folder / MODELS / MODEL)
         _write_for_monai(folder, model)
     write_description(model.description, folder)
-    if not (source / CONFIGS / METADATA).is_file():
-        write_model_card(folder, model.description, is_described=(source / MODEL_CARD).is_file())
+    if not (source / CONFIGS / layout.METADATA).is_file():
+        write_model_card(folder, model.description, is_described=(source / layout.MODEL_CARD).is_file())
 
 
 def _copy_overlays(recipe: Path, folder: Path) -> None:
-    (folder / CONFIGS / "overlays").mkdir(exist_ok=True)  # it has those of the latent DDIM and of federations already
-    for overlay in overlays_of(recipe):
-        shutil.copy2(overlay, folder / CONFIGS / "overlays")
-
-
-def overlays_of(bundle: Path) -> list[Path]:
-    """The shipped overlays that can be used with a bundle: with its ``spatial_dims``, and only keys that it has."""
-    config = json.loads((bundle / CONFIGS / TRAIN).read_text())
-    usable = []
-    for path in sorted(shipped("overlays").glob("*.json")):
+    """Copy the shipped overlays that can be used: with the same ``spatial_dims``, and only keys that the recipe has."""
+    target, config = folder / CONFIGS / "overlays", json.loads((recipe / CONFIGS / TRAIN).read_text())
+    target.mkdir(exist_ok=True)  # it has those of the latent DDIM and of federations already
+    for path in shipped("overlays").glob("*.json"):
         overlay = {key.removeprefix("+"): value for key, value in json.loads(path.read_text()).items()}
-        usable_keys = config.keys() | references(overlay)
+        names, used = {key.partition("#")[0] for key in overlay}, references(overlay)
         has_same_dims = overlay.get("spatial_dims", config["spatial_dims"]) == config["spatial_dims"]
-        names = {key.partition("#")[0] for key in overlay}
-        if has_same_dims and names <= usable_keys and references(overlay) <= config.keys() | names:
-            usable.append(path)
-    return usable
+        if has_same_dims and names <= config.keys() | used and used <= config.keys() | names:
+            shutil.copy2(path, target)
 
 
 def check_new_folder(directory: str | Path) -> None:
@@ -211,7 +182,7 @@ def complete_bundle(bundle_root: str | Path, output_dir: str | Path, *, with_mod
         _copy_static(root, folder)
     if with_model:
         check_no_other_model(root, folder)
-        copy_model(root, folder, (MODEL, METRICS))
+        copy_model(root, folder, (MODEL, layout.METRICS))
 
 
 def describe_folder(folder: str | Path) -> None:
@@ -230,7 +201,7 @@ def check_no_other_model(bundle_root: str | Path, output_dir: str | Path) -> Non
         )
 
 
-def copy_model(source: str | Path, target: Path, names: tuple[str, ...] = MODEL_FILES) -> None:
+def copy_model(source: str | Path, target: Path, names: tuple[str, ...] = layout.MODEL_FILES) -> None:
     """Copy the files of a model into a bundle, each in one atomic step; checkpoints stay behind."""
     models = models_folder(source)
 
@@ -246,7 +217,7 @@ def copy_model(source: str | Path, target: Path, names: tuple[str, ...] = MODEL_
 
 def _write_for_monai(folder: Path, model: ModelFile) -> None:
     weights = {key: value for key, value in model.tensors.items() if not key.startswith(FIRST_STAGE)}
-    write_for_monai(folder / MODELS / MONAI_MODEL, weights)
+    write_for_monai(folder / MODELS / layout.MONAI_MODEL, weights)
 
 
 def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
@@ -282,9 +253,9 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
     models = target / MODELS
     with WriteLock(models):
         copy_model(source, target, (MODEL,))
-        for name in (ANOMALY, METRICS, PROVENANCE, CHECKPOINT):  # of the old model
+        for name in (layout.ANOMALY, layout.METRICS, layout.PROVENANCE, layout.CHECKPOINT):  # of the old model
             (models / name).unlink(missing_ok=True)
-        copy_model(source, target, (ANOMALY, METRICS, PROVENANCE, LATENT_MODEL, FAST_MODEL, WIDE))
+        copy_model(source, target, tuple(name for name in layout.MODEL_FILES if name != MODEL))
         description = read_model(models / MODEL).description
         write_description(description, target)
         write_model_card(target, description)
@@ -301,7 +272,7 @@ class WriteLock(ProcessLock):
         """Take the lock."""
         super().acquire()
         models = self.path.parent
-        remove_abandoned(models, *(models.parent / name for name in ("", CONFIGS, PICTURES)))
+        remove_abandoned(models, *(models.parent / name for name in ("", CONFIGS, layout.PICTURES)))
 
 
 def _copy_static(source: Path, target: Path) -> None:
@@ -319,11 +290,8 @@ def _copy_static(source: Path, target: Path) -> None:
 def write_model_card(
     folder: str | os.PathLike[str], description: Mapping[str, Any], *, is_described: bool = False
 ) -> None:
-    """Let a bundle's model card and metadata say what its model's description says; a failure is a warning.
-
-    A card that somebody else wrote is marked as that of earlier weights, unless ``is_described``.
-    """
-    metadata, card = Path(folder) / CONFIGS / METADATA, Path(folder) / MODEL_CARD
+    """Let a bundle's card and metadata describe its model; unless ``is_described``, a foreign card gets a note."""
+    metadata, card = Path(folder) / CONFIGS / layout.METADATA, Path(folder) / layout.MODEL_CARD
     try:
         text = card.read_text(encoding="utf-8") if card.is_file() else ""
         new = text
@@ -345,7 +313,7 @@ def write_model_card(
 def read_uses(bundle: str | os.PathLike[str]) -> dict[str, str | None]:
     """What the card of a bundle, or of a model's file in one, says about each of :data:`USES`; None: nothing."""
     models = models_folder(bundle)
-    card = models.parent / MODEL_CARD
+    card = models.parent / layout.MODEL_CARD
     is_there = models.name == MODELS and card.is_file()
     text = card.read_text(encoding="utf-8", errors="replace") if is_there else ""
     uses: dict[str, str | None] = {}
@@ -370,6 +338,8 @@ def _with_channels(metadata: dict[str, Any], description: Mapping[str, Any]) -> 
 
 def _filled(text: str, description: Mapping[str, Any]) -> str:
     """The card of a recipe with what is known of the trained model."""
+    from jinja2 import Template
+
     data, recipe = description.get("data", {}), description.get("recipe", {})
     unknown = {"image_size": [], "figures": {}, "window_hu": "??", "percentiles": "??"}
     values = {

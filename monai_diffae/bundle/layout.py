@@ -40,35 +40,19 @@ def shipped(kind: str) -> Path:
 
 
 def models_folder(bundle: str | os.PathLike[str]) -> Path:
-    """The folder with the model files of a bundle, which is a folder, or the file of a model itself.
-
-    Example:
-        >>> models_folder("my_bundle"), models_folder("a/model.safetensors")
-        (PosixPath('my_bundle/models'), PosixPath('a'))
-    """
+    """The folder with the model files of a bundle, which is a folder, or the file of a model itself."""
     path = Path(bundle)
     return path.parent if path.suffix == Path(MODEL).suffix else path / MODELS
 
 
 def model_file(bundle: str | os.PathLike[str]) -> Path:
-    """The file of a bundle's model; a bundle is a folder, or the file itself.
-
-    Raises:
-        ConfigError: there is no such file.
-
-    Example:
-        >>> model_file("my_bundle")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: my_bundle: there is no models/model.safetensors; train the bundle first, ...
-    """
+    """The file of a bundle's model, which exists; a bundle is a folder, or the file itself."""
     root = Path(bundle)
-    if root.suffix == Path(MODEL).suffix:
-        if not root.is_file():
-            raise ConfigError(f"{root.name}: there is no such file; give a trained bundle, or the file of its model")
-        return root
-    path = root / MODELS / MODEL
-    if not path.is_file():
-        other = "choose a trained one" if root.is_dir() else "check the path: there is no such folder"
-        raise ConfigError(f"{root.resolve().name}: there is no {MODELS}/{MODEL}; train the bundle first, or {other}")
-    return path
+    is_file = root.suffix == Path(MODEL).suffix
+    path = root if is_file else root / MODELS / MODEL
+    if path.is_file():
+        return path
+    if is_file:
+        raise ConfigError(f"{root.name}: there is no such file; give a trained bundle, or the file of its model")
+    other = "choose a trained one" if root.is_dir() else "check the path: there is no such folder"
+    raise ConfigError(f"{root.resolve().name}: there is no {MODELS}/{MODEL}; train the bundle first, or {other}")

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from monai.transforms import Transform
 from torch import Tensor, nn
 
 from monai_diffae.bundle.code import check_code, no_such_key
-from monai_diffae.bundle.config import build, check_device, check_dimensions, check_image_size, check_rules, check_sizes
+from monai_diffae.bundle.config import build, check_dimensions, check_image_size, check_rules, check_sizes, find_device
 from monai_diffae.bundle.description import describe, resolved
 from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.bundle.layout import CONFIGS, FAST_MODEL, LATENT_MODEL, MODEL, TRAIN, model_file, models_folder
@@ -43,7 +42,6 @@ from monai_diffae.networks import FirstStage, LatentMLP
 
 logger = logging.getLogger(__name__)
 
-_NEEDED = ("network_def", "inferer", "preprocessing", "model_range")
 _COHORT_KEYS = ("columns", "patient_pattern")  # no part of a description, as they can name patients
 _DISTILL, _TRAIN_LATENT = "train it again with monai-diffae distill", "monai-diffae train-latent"
 # Components have a configuration or weights of their own, the batch size does not change the result, and ``clip_range``
@@ -52,9 +50,7 @@ _NOT_SETTINGS = ("schedule", "first_stage", "fast_decoder", "batch_size", "clip"
 
 
 def load_bundle(
-    bundle: str | os.PathLike[str],
-    device: str | torch.device | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    bundle: str | os.PathLike[str], device: str | torch.device | None = None, overrides: Mapping[str, Any] | None = None
 ) -> TrainedBundle:
     """Load a trained bundle.
 
@@ -79,7 +75,7 @@ def load_bundle(
         ...
         monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, or ...
     """
-    device = _device(device)
+    device = find_device(device)
     root = Path(bundle)
     path = model_file(root)
     model = read_model(path, "autoencoder")
@@ -106,7 +102,7 @@ def load_untrained(
     seed: int = 0,
 ) -> TrainedBundle:
     """Load a bundle, or a shipped one by its name, with random weights; ``sha256`` is that of description and seed."""
-    device = _device(device)
+    device = find_device(device)
     root = Path(bundle) if Path(bundle).exists() else shipped_bundle(str(bundle))
     try:
         path = model_file(root)
@@ -137,17 +133,8 @@ def untrained_network(config: Mapping[str, Any], seed: int = 0) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is not None:
-        check_device(device)
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def _with_overrides(description: Mapping[str, Any], overrides: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A model's description with other values; ``name`` is that of its file in errors."""
-    lacks = [key for key in _NEEDED if key not in description]
-    if lacks:
-        raise ConfigError(f"{name} lacks {quoted(lacks[0])}; choose the file of a diffusion autoencoder")
     check_code(overrides, "overrides", places=False)
     what, command = "the model's description", f"monai-diffae info {name.partition(':')[0]}"
     frozen = set(description.get("frozen", ()))
@@ -292,7 +279,7 @@ def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | Non
     """
     model = _read_latent(bundle)
     parser = model_parser(model.description)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(device)
     network = build(parser, "latent_network_def", LatentMLP)
     model.load_into(network)
     if network.z_std.isnan().any():
@@ -347,11 +334,8 @@ def load_fast_decoder(
     if not path.is_file():
         raise ConfigError("decoder: there is no fast decoder in this bundle; train it with monai-diffae distill")
     model = read_model(path, "fast")
-    levels = model.description.get("levels", [-1])
-    if len(levels) < 2 or levels[-1] != -1 or any(low >= high for high, low in pairwise(levels)):
-        raise ConfigError(f"{FAST_MODEL}: does not describe a fast decoder; {_DISTILL}")
     if model.description.get("autoencoder_sha256") != autoencoder_sha256:
         raise ConfigError(f"{FAST_MODEL}: belongs to another autoencoder; {_DISTILL}")
     unet: nn.Module = deepcopy(network.unet)  # type: ignore[assignment]
     model.load_into(unet)
-    return FastDecoder(unet.to(device).eval().requires_grad_(False), tuple(levels)), model.sha256
+    return FastDecoder(unet.to(device).eval().requires_grad_(False), tuple(model.description["levels"])), model.sha256

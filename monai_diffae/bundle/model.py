@@ -25,7 +25,7 @@ from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.formats.dicom import split_series
 from monai_diffae.data.scans import Scan, scan_suffix
 from monai_diffae.diffusion.steps import StepCallback
-from monai_diffae.errors import ConfigError, OmittableError, ScanError
+from monai_diffae.errors import ConfigError, OmittableError
 from monai_diffae.inferers import DiffusionAutoencoderInferer, ReconstructionMode, Reconstructor, encode_exactly
 from monai_diffae.inferers.reconstruction import estimate_from_noised, images_at_once
 from monai_diffae.latents.neighbors import p_values
@@ -254,12 +254,7 @@ class ModelCase(CaseSpace):
         return reconstructor.decode(self.images, self.trained.network, self.z_sem, names)[0]
 
     def edited(
-        self,
-        z_sem: Tensor,
-        *,
-        detail: Detail = "own",
-        steps: int | None = None,
-        max_evaluations: int | None = None,
+        self, z_sem: Tensor, *, detail: Detail = "own", steps: int | None = None, max_evaluations: int | None = None
     ) -> NDArray[np.float32]:
         """The scan with another z_sem, decoded with its own x_T: ``[C, *native S]`` in the scan's units.
 
@@ -388,19 +383,13 @@ class AnomalyDetector:
         if not path.is_file():
             raise ConfigError(f"{name}: is not calibrated for anomaly maps (no models/{ANOMALY}); {advice}")
         model = read_model(path, "anomaly")
-        try:
-            values = model.description["settings"]
-            settings = AnomalySettings(**{**values, "noise_levels": tuple(values["noise_levels"])})
-            tensors = {key: model.tensors[key] for key in _TENSORS}
-            detector = cls(settings, **tensors, made_from=dict(model.description["made_from"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ScanError(f"{name}: models/{ANOMALY} cannot be read; {advice}") from error
+        values, made_from = model.description["settings"], dict(model.description["made_from"])
         current = calibrated_model(trained)
-        differ = [key for key in current if detector.made_from.get(key) != current[key]]
-        if differ:
+        if differ := [key for key in current if made_from.get(key) != current[key]]:
             what = {"model": "another model", "config": "another configuration"}[differ[0]]
             raise ConfigError(f"{name}: models/{ANOMALY} belongs to {what}; {advice}")
-        return detector
+        settings = AnomalySettings(**{**values, "noise_levels": tuple(values["noise_levels"])})
+        return cls(settings, **{key: model.tensors[key] for key in _TENSORS}, made_from=made_from)
 
     @classmethod
     def load_if_usable(cls, trained: TrainedBundle) -> AnomalyDetector | None:

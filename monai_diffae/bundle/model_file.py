@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_diffae.bundle.code import MODEL_TARGETS, refuse_code
-from monai_diffae.bundle.config import components, references
+from monai_diffae.bundle.code import MODEL_TARGETS, components, refuse_code
+from monai_diffae.bundle.config import references
 from monai_diffae.bundle.layout import MODEL, MODELS, MONAI_MODEL, model_file
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.fingerprints import digest, file_checksum
@@ -63,9 +63,9 @@ class ModelFile:
 
     def load_into(self, network: nn.Module, prefix: str = "") -> None:
         """Load the tensors of a part into a network that was just built: of the model, or of its first stage."""
-        has_stage, is_stage = "first_stage" in self.description, prefix == FIRST_STAGE
-        is_chosen = {key: (has_stage and key.startswith(FIRST_STAGE)) == is_stage for key in self.tensors}
-        state = {key.removeprefix(prefix): value for key, value in self.tensors.items() if is_chosen[key]}
+        other = FIRST_STAGE if "first_stage" in self.description and not prefix else None
+        names = [key for key in self.tensors if key.startswith(prefix) and not (other and key.startswith(other))]
+        state = {key.removeprefix(prefix): self.tensors[key] for key in names}
         # buffers that are NaN in the new network may be so in the file
         measured_later = {name for name, buffer in network.named_buffers() if buffer.isnan().any()}
         for name, value in state.items():
@@ -118,13 +118,16 @@ def read_model(path: Path, *kinds: str, is_built: bool = True) -> ModelFile:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    content = _bytes(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ScanError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
     entry, header, start = _entry(content, path.name)
     try:
         tensors = load(content)
         is_whole = _digest(entry, header, content[start:]) == entry.get("sha256")
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ScanError(f"{path.name}: {_DAMAGED}") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+        is_whole = False
     if not is_whole:
         raise ScanError(f"{path.name}: {_DAMAGED}")
     if kinds and entry["kind"] not in kinds:
@@ -200,12 +203,7 @@ def _is_small(description: Mapping[str, Any]) -> bool:
 
 
 def _target(description: Mapping[str, Any], id: str, reference: str) -> tuple[str, Any]:
-    """The id and value that a reference at this id refers to, as MONAI's parser, which takes seconds to load, finds it.
-
-    Example:
-        >>> _target({"a": {"b": [1, 2], "c": "@#b#1"}}, "a::c", "@#b#1")
-        ('a::b::1', 2)
-    """
+    """The id and value that a reference at this id refers to, as MONAI's slow parser finds it."""
     levels, name = re.fullmatch("@((?:::)*)(.*)", reference.replace("#", "::")).groups()  # type: ignore[union-attr]
     parents, level = id.split("::"), len(levels) // 2
     if level > len(parents):
@@ -215,15 +213,6 @@ def _target(description: Mapping[str, Any], id: str, reference: str) -> tuple[st
     for key in target.split("::") if target else ():
         value = value[int(key)] if isinstance(value, list) else value[key]
     return target, value
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path.name}: there is no such file; train the bundle first") from error
-    except OSError as error:
-        raise ScanError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _digest(entry: Mapping[str, Any], header: Mapping[str, Any], data: bytes | memoryview) -> str:
@@ -238,17 +227,15 @@ def _entry(content: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any], i
     try:
         header = json.loads(content[8:start])
         metadata = header.pop("__metadata__", {})
-        text = metadata.get(_ENTRY)
-        entry: Any = None if text is None else json.loads(text)
+        entry: Any = json.loads(metadata.get(_ENTRY, "null"))
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ScanError(f"{name}: {_DAMAGED}") from error
     if not (isinstance(entry, dict) and isinstance(entry.get("version"), int)):
         raise ConfigError(f"{name}: has no description of a model of this package; choose another file")
-    if metadata.keys() != {_ENTRY}:  # which the checksum does not cover, and which push would send
-        raise ScanError(f"{name}: {_DAMAGED}")
     if entry["version"] > VERSION:
         raise ConfigError(f"{name}: was written by a newer version of monai_diffae; update the package")
-    if not (isinstance(entry.get("kind"), str) and isinstance(entry.get("description"), dict)):
+    is_ours = metadata.keys() == {_ENTRY}  # the checksum does not cover other entries, and push would send them
+    if not (is_ours and isinstance(entry.get("kind"), str) and isinstance(entry.get("description"), dict)):
         raise ScanError(f"{name}: {_DAMAGED}")
     return entry, header, start
 

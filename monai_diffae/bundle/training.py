@@ -15,7 +15,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from monai.bundle import ConfigParser, ConfigWorkflow, config_item
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
@@ -55,10 +55,7 @@ _LATENT_ROOTS = ("latent_network_def", "latent_inferer")
 
 def running_parser() -> ConfigParser:
     """The parser of the bundle run that evaluates the calling expression."""
-    parser = _on_call_stack(ConfigParser)
-    if parser is None:
-        raise ConfigError("running_config: can only be called from an expression of a bundle's configuration")
-    return parser
+    return cast(ConfigParser, _on_call_stack(ConfigParser))
 
 
 def running_config() -> dict[str, Any]:

@@ -20,28 +20,9 @@ from monai_diffae.engines.trainer import (
 )
 
 __all__ = [
-    "AutoencoderPrepareBatch",
-    "DiffusionEvaluator",
-    "DiffusionTrainer",
-    "DistillationTrainer",
-    "FewStepInferer",
-    "FirstStageEvaluator",
-    "FirstStageTrainer",
-    "FixedPrepareBatch",
-    "ImageLoss",
-    "LatentCases",
-    "ResumableTrainer",
-    "StepBatchSampler",
-    "StepDraws",
-    "StepSeeding",
-    "TrainingEvents",
-    "Workload",
-    "check_memory",
-    "distributed",
-    "first_and_last",
-    "gradient_difference",
-    "learning_rate_schedule",
-    "resolve_precision",
-    "training_loader",
+    "AutoencoderPrepareBatch", "DiffusionEvaluator", "DiffusionTrainer", "DistillationTrainer", "FewStepInferer",
+    "FirstStageEvaluator", "FirstStageTrainer", "FixedPrepareBatch", "ImageLoss", "LatentCases", "ResumableTrainer",
+    "StepBatchSampler", "StepDraws", "StepSeeding", "TrainingEvents", "Workload", "check_memory", "distributed",
+    "first_and_last", "gradient_difference", "learning_rate_schedule", "resolve_precision", "training_loader",
     "validation_loader",
-]
+]  # fmt: skip

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from monai_diffae.data.streamed import leave_signals_to_parent
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.noise import seed_of
-from monai_diffae.engines.device_settings import DeviceSettings
+from monai_diffae.engines.precision import DeviceSettings
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ class StepSeeding:
     """
 
     def __init__(self, seed: int, rank: int = 0) -> None:
-        self.seed = seed
-        self.rank = rank
+        self.seed, self.rank = seed, rank
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
@@ -99,11 +98,8 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, num_images: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        self.num_images = num_images
+        self.num_images, self.seed, self.rank, self.world_size = num_images, seed, rank, world_size
         self.batch_size = max(1, min(batch_size, num_images // world_size))
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
         self.start = 0
 
     def __len__(self) -> int:

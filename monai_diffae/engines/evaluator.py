@@ -12,8 +12,7 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor
 
 from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.engines.device_settings import DeviceSettings
-from monai_diffae.engines.precision import Precision, autocast
+from monai_diffae.engines.precision import DeviceSettings, Precision, autocast
 
 
 class DiffusionEvaluator(SupervisedEvaluator):
@@ -39,18 +38,15 @@ class DiffusionEvaluator(SupervisedEvaluator):
 
     def _z_sem_of_previous_images(self, z_sem: Tensor) -> Tensor:
         # The previous image may be in the previous batch. So the batch size does not matter, and may be 1.
-        before = self._z_sem_of_last_image() if self._previous_z_sem is None else self._previous_z_sem
+        before = self._previous_z_sem
+        if before is None:  # the last image counts as the one before the first
+            loader: Any = self.data_loader
+            *_, last = iter(loader.sampler)
+            batch = loader.collate_fn([loader.dataset[last]])
+            _, _, _, kwargs = self.prepare_batch(batch, self.state.device, self.non_blocking, **self.to_kwargs)
+            before = self.network.encode(kwargs["condition"])  # type: ignore[operator]
         self._previous_z_sem = z_sem[-1:]
         return torch.cat([before.to(z_sem.dtype), z_sem[:-1]])
-
-    def _z_sem_of_last_image(self) -> Tensor:
-        """z_sem of the last image of a validation, which counts as the one before the first."""
-        loader = self.data_loader
-        *_, last = iter(loader.sampler)  # type: ignore[union-attr]
-        batch = loader.collate_fn([loader.dataset[last]])  # type: ignore[union-attr]
-        _, _, _, kwargs = self.prepare_batch(batch, self.state.device, self.non_blocking, **self.to_kwargs)
-        z_sem: Tensor = self.network.encode(kwargs["condition"])  # type: ignore[operator]
-        return z_sem
 
     @torch.no_grad()
     def _iteration(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +11,7 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor
 
 from monai_diffae.engines.batches import StepDraws
-from monai_diffae.engines.device_settings import DeviceSettings
-from monai_diffae.engines.precision import Precision, autocast
+from monai_diffae.engines.precision import DeviceSettings, Precision, autocast
 from monai_diffae.engines.trainer import ResumableTrainer
 
 
@@ -21,11 +19,6 @@ def kl_divergence(mean: Tensor, sigma: Tensor) -> Tensor:
     """The KL divergence of each N(mean, sigma) from N(0, 1), in nats: (B,), the mean over the values of a latent."""
     mean, variance = mean.float(), sigma.float().square()
     return 0.5 * (mean.square() + variance - variance.log() - 1).flatten(1).mean(dim=1)
-
-
-def _global_noise(count: int, shape: Sequence[int], device: torch.device) -> Tensor:
-    """Noise of torch's global generator (count, *shape)."""
-    return torch.randn(count, *shape, device=device)
 
 
 class FirstStageTrainer(ResumableTrainer):
@@ -41,12 +34,11 @@ class FirstStageTrainer(ResumableTrainer):
 
     def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:
         """The loss of each image (B,)."""
-        draws: StepDraws | None = batchdata.get("draws")
+        draws: StepDraws = batchdata["draws"]
         images, *_ = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
-        draw_noise = partial(_global_noise, len(images)) if draws is None else draws.noise
         images = images.to(memory_format=self.memory_format)
         with autocast(self.state.device, self.dtype):
-            reconstruction, mean, sigma = self.inferer(images, self.network, draw_noise=draw_noise)
+            reconstruction, mean, sigma = self.inferer(images, self.network, draw_noise=draws.noise)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         error: Tensor = self.loss_function(reconstruction.float(), images).flatten(1).mean(dim=1)
         return error + self.kl_weight * kl_divergence(mean, sigma)

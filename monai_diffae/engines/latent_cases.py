@@ -26,11 +26,9 @@ _SAVED = re.compile(r"[0-9a-f]{64}\.f32|\.tmp-.*\.f32|\.lock")
 class LatentCases(CachedCases):
     """Like :class:`~monai_diffae.data.CachedCases`, but with a first stage, items hold latents instead of images.
 
-    Each image is preprocessed and encoded once, in float32. Its latents are also saved in the folder ``latents`` in
-    ``cache_dir``, under a name that depends on the image and on the weights of the first stage. So an interrupted
-    training resumes without encoding again, and of several processes, one encodes each image. If a scan, the
-    preprocessing or the first stage changes, the names change, and the images are encoded again.
-    :meth:`remove_latents` deletes them: latents show the patients almost as images do.
+    Each image is preprocessed and encoded once, in float32. Its latents are saved in ``cache_dir/latents``, under a
+    name that depends on the image and the weights of the first stage, so that an interrupted training resumes without
+    encoding again. :meth:`remove_latents` deletes them: latents show the patients almost as images do.
 
     Args:
         first_stage: encodes the images; None: items hold images.

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, avg_pool3d, mse_loss, relu
 from torch.nn.parallel import DistributedDataParallel
 
-from monai_diffae.errors import ConfigError
 from monai_diffae.metrics import PerceptualDistance
 
 _INVARIANCE, _VARIANCE, _COVARIANCE = 25.0, 25.0, 1.0  # the paper's weights
@@ -25,10 +24,6 @@ def agreement_loss(first: Tensor, second: Tensor) -> Tensor:
     deviations over the batch are below 1, and the squared covariances divided by Z; but without an expander. With
     several processes, each uses its own part of the batch.
     """
-    if len(first) < 2:
-        raise ConfigError(
-            "agreement_weight needs at least 2 images in the batch of each process; enlarge batch_size, or set it to 0"
-        )
     first, second = first.float(), second.float()
     variance = (_variance_term(first) + _variance_term(second)) / 2
     covariance = _covariance_term(first) + _covariance_term(second)
@@ -87,10 +82,8 @@ class ImageLoss(nn.Module):
         model_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
         super().__init__()
-        self.gradient_weight = gradient_weight
-        self.lpips_weight = lpips_weight
-        self.lpips = lpips
-        self.model_range = model_range
+        self.gradient_weight, self.lpips_weight = gradient_weight, lpips_weight
+        self.lpips, self.model_range = lpips, model_range
 
     def forward(self, images: Tensor, target: Tensor) -> Tensor:
         """The loss (B,) of images (B, C, *S); terms with weight 0 are not computed."""

@@ -70,7 +70,8 @@ def training_memory(
             loss = (_predict(step, x0, x_t, dtype).float() - target).square().mean()
             kept = live.now
             loss.backward()
-    return _memory(_size(network) + 3 * _size_of_trained(network), kept, live, torch.device(device))
+    trained = sum(weight.numel() * weight.element_size() for weight in network.parameters() if weight.requires_grad)
+    return _memory(_size(network) + 3 * trained, kept, live, torch.device(device))
 
 
 def inference_memory(
@@ -223,10 +224,6 @@ class _LiveBytes(TorchDispatchMode):
 
 def _size(network: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
-
-
-def _size_of_trained(network: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in network.parameters() if tensor.requires_grad)
 
 
 def _memory(states: int, kept: int, live: _LiveBytes, device: torch.device) -> Memory:

@@ -12,7 +12,7 @@ from torch import Tensor
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.engines.batches import StepDraws
-from monai_diffae.engines.device_settings import send
+from monai_diffae.engines.precision import send
 from monai_diffae.networks import FirstStage
 
 
@@ -38,10 +38,8 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
         first_stage: FirstStage | None = None,
     ) -> None:
         super().__init__(num_train_timesteps=schedule.num_train_timesteps)
-        self.schedule = schedule
-        self.image_key = image_key
-        self.encoder_key = encoder_key or image_key
-        self.first_stage = first_stage
+        self.schedule, self.first_stage = schedule, first_stage
+        self.image_key, self.encoder_key = image_key, encoder_key or image_key
         self._draws: StepDraws | None = None
 
     def get_noise(self, images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import ignite.distributed as idist
@@ -22,9 +23,8 @@ from monai_diffae.data.progress import track
 from monai_diffae.data.streamed import dead_worker
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.batches import StepBatchSampler
-from monai_diffae.engines.device_settings import DeviceSettings
 from monai_diffae.engines.losses import agreement_loss, encoding_both
-from monai_diffae.engines.precision import Precision, autocast
+from monai_diffae.engines.precision import DeviceSettings, Precision, autocast
 from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch
 from monai_diffae.errors import ConfigError, DivergenceError, quoted
 from monai_diffae.networks import AnchoredEncoder
@@ -56,11 +56,8 @@ class ResumableTrainer(SupervisedTrainer):
     (see :class:`~monai_diffae.engines.StepBatchSampler`).
 
     The loss and the norm of the gradients are copied from the device while it computes the next step, and checked
-    before that step changes the weights; at the last step of an epoch, immediately. So the device never waits for the
-    host between two steps. A fused optimiser leaves the weights as they are if a gradient is not finite.
-
-    With fp16, steps whose gradients overflow are normal: they are skipped, and the next gradients are scaled down.
-    Training ends if the scale falls below 1e-4.
+    before that step changes the weights, so that the device never waits for the host. With fp16, steps whose gradients
+    overflow are skipped, and the next gradients are scaled down; training ends if the scale falls below 1e-4.
 
     Args:
         precision: ``auto`` (bf16 if the hardware has it, else fp32), ``fp32``, ``bf16`` or ``fp16``.
@@ -94,7 +91,8 @@ class ResumableTrainer(SupervisedTrainer):
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=self.dtype == torch.float16)
         self._last_step: StepFigures | None = None  # not checked yet; the device may still be computing them
         self._reported: BaseException | None = None
-        self.logger.addFilter(_is_not_repeated)  # Ignite logs an exception twice before raising it
+        # Ignite logs an exception twice before raising it
+        self.logger.addFilter(lambda record: "terminating due to exception" not in record.getMessage())
         self.add_event_handler(Events.STARTED, self._start_data_at_step)
 
     def run(self) -> None:  # type: ignore[override]
@@ -160,7 +158,7 @@ class ResumableTrainer(SupervisedTrainer):
         if step == first_of_group:
             self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
         loss = self.image_losses(batchdata).mean()
-        figures = StepFigures(engine.state.iteration, batchdata.get("id", []), loss)
+        figures = StepFigures(engine.state.iteration, batchdata.get("id", []), AsyncScalar(loss))
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         self.grad_scaler.scale(loss / size_of_group).backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
@@ -189,17 +187,17 @@ class ResumableTrainer(SupervisedTrainer):
         if self.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         if not self.grad_scaler.is_enabled():
-            figures.add_grad_norm(norm)
+            figures.grad_norm = AsyncScalar(norm)
             self._step_if_finite(norm)
             self.fire_event(TrainingEvents.WEIGHTS_UPDATED)
             return
         scale = self.grad_scaler.get_scale()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        if (smaller := self.grad_scaler.get_scale()) < scale:  # fp16 overflowed, and the step was skipped
-            self._check_scale(smaller)
-            return
-        self.fire_event(TrainingEvents.WEIGHTS_UPDATED)
+        if (smaller := self.grad_scaler.get_scale()) >= scale:
+            self.fire_event(TrainingEvents.WEIGHTS_UPDATED)
+        elif smaller < _SMALLEST_SCALE:  # fp16 overflowed, and the step was skipped, as many before
+            raise diverged(f"the fp16 gradients are not finite at step {self.state.iteration}, at any scale")
 
     def _step_if_finite(self, norm: Tensor) -> None:
         """Change the weights; with a fused optimiser only if the gradients are finite: its kernel reads the flag."""
@@ -211,10 +209,6 @@ class ResumableTrainer(SupervisedTrainer):
         optimizer.step()
         if is_fused:
             del optimizer.found_inf
-
-    def _check_scale(self, scale: float) -> None:
-        if scale < _SMALLEST_SCALE:
-            raise diverged(f"the fp16 gradients are not finite at step {self.state.iteration}, at any scale")
 
 
 class DiffusionTrainer(ResumableTrainer):
@@ -265,20 +259,13 @@ class DiffusionTrainer(ResumableTrainer):
         self, images: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         """The network's output, and z_sem of both views (2B, Z) if they are to agree."""
-        if self.agreement_weight and kwargs["condition"] is images:
-            raise ConfigError("agreement_weight: needs two views of each image; use an encoder_key other than image")
-        views = torch.cat([kwargs["condition"], images]) if self.agreement_weight else None
-        images = images.to(memory_format=self.memory_format)
-        if views is None:
-            return self.inferer(images, self.network, *args, **kwargs), None
-        condition = views.to(memory_format=self.memory_format)
+        x0 = images.to(memory_format=self.memory_format)
+        if not self.agreement_weight:
+            return self.inferer(x0, self.network, *args, **kwargs), None
+        views = torch.cat([kwargs["condition"], images]).to(memory_format=self.memory_format)
         with encoding_both(self.network) as passes:
-            output = self.inferer(images, self.network, *args, **{**kwargs, "condition": condition})
+            output = self.inferer(x0, self.network, *args, **{**kwargs, "condition": views})
         return output, passes[0]
-
-
-def _is_not_repeated(record: logging.LogRecord) -> bool:
-    return "terminating due to exception" not in record.getMessage()
 
 
 # -- figures of a step -------------------------------------------------------------------------------------------------
@@ -299,24 +286,20 @@ class AsyncScalar:
         return float(self._value)
 
 
+@dataclass
 class StepFigures:
     """Loss and norm of the gradients of one step, which must be finite."""
 
-    def __init__(self, step: int, ids: Sequence[Any], loss: Tensor) -> None:
-        self.step = step
-        self.ids = ids
-        self._loss = AsyncScalar(loss)
-        self._grad_norm: AsyncScalar | None = None
-
-    def add_grad_norm(self, norm: Tensor) -> None:
-        """Add the norm of the gradients with which the step updated the weights."""
-        self._grad_norm = AsyncScalar(norm)
+    step: int
+    ids: Sequence[Any]  # of the cases of its batch
+    loss: AsyncScalar
+    grad_norm: AsyncScalar | None = None  # if the step updated the weights
 
     def check(self) -> None:
         """Check the figures. This waits for the device if it has not computed them yet."""
-        if not math.isfinite(self._loss.read()):
+        if not math.isfinite(self.loss.read()):
             raise diverged(f"the loss is not finite at step {self.step} ({_named(self.ids)})")
-        if self._grad_norm is not None and not math.isfinite(norm := self._grad_norm.read()):
+        if self.grad_norm is not None and not math.isfinite(norm := self.grad_norm.read()):
             raise diverged(f"the gradients are not finite at step {self.step} (norm {norm:g})")
 
 

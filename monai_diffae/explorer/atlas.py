@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monai_diffae.apps.evaluation.neighbors import TrainingCases, patients_of, splits_of
-from monai_diffae.apps.synthesis.combine import Axes, components_of
+from monai_diffae.apps.synthesis.combine import Axes
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import MAP_COLUMNS, label_columns, read_embeddings, training_rows, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.latents import Direction, PrincipalComponents
+from monai_diffae.latents import Direction, PrincipalComponents, principal_components
 from monai_diffae.latents.neighbors import nearest_neighbors, p_values
 from monai_diffae.latents.statistics import ACTIVE_SHARE
 
@@ -64,8 +64,7 @@ class Atlas:
         table = table[table["id"].astype(str).isin(by_id)].reset_index(drop=True)
         if table.empty:
             raise CohortError(f"{embeddings.name}: has no case of this cohort; embed the cohort, or give its own table")
-        z_train = z_matrix(training)
-        components = components_of(z_train, min(len(z_train) - 1, z_train.shape[1]))
+        components = principal_components(z_matrix(training))
         listed = [by_id[str(name)] for name in table["id"]]
         num_shown = min(num_components, len(components.directions))
         return cls(table, listed, TrainingCases.from_rows(training), components, num_shown)
@@ -168,46 +167,31 @@ class Atlas:
         return patients_of(self.table)
 
 
-@dataclass(frozen=True)
-class ImageCodes:
-    """The codes that an image is scored by, (1, D) each."""
+def scores_of(
+    atlas: Atlas, axes: Axes, row: int, codes: Mapping[str, NDArray[np.floating[Any]]], *, is_preview: bool
+) -> dict[str, Any]:
+    """The scores of an image of a case.
 
-    case: NDArray[np.floating[Any]]
-    target: NDArray[np.floating[Any]]  # what was decoded
-    image: NDArray[np.floating[Any]] | None  # of the decoded image; None: it is not known
-    is_preview: bool  # decoded with few steps; it has no outlier scores then, which take a while
-
-    @property
-    def known(self) -> dict[str, NDArray[np.floating[Any]]]:
-        """The codes by name; ``image`` only if it is known."""
-        return {"case": self.case, "target": self.target} | ({} if self.image is None else {"image": self.image})
-
-
-def scores_of(atlas: Atlas, axes: Axes, row: int, codes: ImageCodes) -> dict[str, Any]:
-    """The scores of an image."""
-    directions = [_along(name, each, codes) for name, each in axes.directions.items()]
-    z_shown = codes.target if codes.image is None else codes.image
-    z_norm, z_norm_case = (atlas.training.reference.normalised(z) for z in (z_shown, codes.case))
-    nearest = atlas.nearest_other(z_norm[0], row)
+    ``codes`` are z_sem (1, D): ``case``, ``target`` (what was decoded) and, if it is known, ``image`` (of the decoded
+    image). A preview, decoded with few steps, has no outlier scores, which take a while.
+    """
+    z_norm, z_norm_case = map(atlas.training.reference.normalised, (codes.get("image", codes["target"]), codes["case"]))
+    nearest_row, nearest = atlas.nearest_other(z_norm[0], row) or (None, None)
+    outlier = None if is_preview else atlas.outlier_scores_of(np.concatenate(list(codes.values())), row)
     return {
-        "directions": directions,
-        "to_itself": float(np.linalg.norm(z_norm - z_norm_case)),
-        "nearest": None if nearest is None else nearest[1],
-        "nearest_row": None if nearest is None else nearest[0],
-        "outlier": None if codes.is_preview else _outlier_scores(atlas, row, codes),
+        "directions": [_along(name, each, codes) for name, each in axes.directions.items()],
+        "to_itself": float(np.linalg.norm(z_norm - z_norm_case)), "nearest": nearest, "nearest_row": nearest_row,
+        "outlier": None if outlier is None else dict(zip(codes, outlier, strict=True)),
         "components": atlas.positions_of(z_norm)[0].tolist(),
-    }
+    }  # fmt: skip
 
 
-def _outlier_scores(atlas: Atlas, row: int, codes: ImageCodes) -> dict[str, float] | None:
-    scores = atlas.outlier_scores_of(np.concatenate(list(codes.known.values())), row)
-    return None if scores is None else dict(zip(codes.known, scores, strict=True))
-
-
-def _along(name: str, direction: Direction, codes: ImageCodes) -> dict[str, Any]:
-    values: dict[str, Any] = {key: float(direction.predict(z)[0]) for key, z in codes.known.items()}
-    if codes.image is not None:
-        values["drift"] = float((direction.distance(codes.image) - direction.distance(codes.case))[0] / direction.std)
+def _along(name: str, direction: Direction, codes: Mapping[str, NDArray[np.floating[Any]]]) -> dict[str, Any]:
+    values = {key: float(direction.predict(z)[0]) for key, z in codes.items()}
+    if "image" in codes:
+        values["drift"] = float(
+            (direction.distance(codes["image"]) - direction.distance(codes["case"]))[0] / direction.std
+        )
     return {"name": name, **values}
 
 

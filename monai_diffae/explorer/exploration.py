@@ -24,13 +24,13 @@ from monai_diffae.apps.provenance import check_same_model, warn_of_other_preproc
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.apps.synthesis.combine import Axes, write_combined
-from monai_diffae.apps.synthesis.directions import read_direction
+from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.bundle import TrainedLatent, load_latent
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.data.streamed import preprocessed
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError, one_line
-from monai_diffae.explorer.atlas import Atlas, ImageCodes, scores_of
+from monai_diffae.explorer.atlas import Atlas, scores_of
 from monai_diffae.explorer.recipes import Caller, Recipe
 from monai_diffae.explorer.studio import Check, ModelWorker, Studio, shown_arrays
 from monai_diffae.latents.representation import warn_if_unused
@@ -188,11 +188,8 @@ class Exploration:
 
         def decode(check: Check) -> bytes:
             decoded = self.studio.decode(combination, case, others, steps, check)
-            z_case = self.studio.open(case).z_sem.cpu().numpy()
-            z_image = None if decoded.z_image is None else decoded.z_image.cpu().numpy()
-            z_target = decoded.z_target.cpu().numpy()
-            codes = ImageCodes(z_case, z_target, z_image, is_preview=quality == "preview")
-            scores = scores_of(self.atlas, self.axes, recipe.case, codes)
+            codes = {name: z_sem.cpu().numpy() for name, z_sem in decoded.codes.items()}
+            scores = scores_of(self.atlas, self.axes, recipe.case, codes, is_preview=quality == "preview")
             arrays = shown_arrays(self.studio.open(case), decoded, recipe.detail)
             return packed(arrays, scores=scores, steps=steps, quality=quality)
 

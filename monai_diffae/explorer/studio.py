@@ -36,8 +36,7 @@ class Decoded:
 
     image: Tensor  # (1, C, *S) in the model's range
     difference: Tensor  # from the plain reconstruction with as many steps
-    z_target: Tensor  # (1, D), what was decoded
-    z_image: Tensor | None  # (1, D), of the decoded image; None: the encoder cannot look at it
+    codes: dict[str, Tensor]  # z_sem (1, D): case, target (what was decoded), and image, if the encoder can look at it
 
 
 @dataclass
@@ -87,10 +86,13 @@ class Studio:
         z_sem, x_T = combination.codes(case.id, opened, self.axes)
         check()
         own = opened[case.id]
-        plain = self._plain_image(case.id, own, steps, check)
+        plain = _remembered(self._plain, (case.id, steps), lambda: self._decode(own.z_sem, own.x_T, steps, check))
         is_plain = combination.has_own_x_T and torch.equal(z_sem, own.z_sem)
         image = plain if is_plain else self._decode(z_sem, x_T, steps, check)
-        return Decoded(image, image - plain, z_sem, self._encoded(image))
+        codes = {"case": own.z_sem, "target": z_sem}
+        if self.session.encoder_sees_decoded_images:
+            codes["image"] = self.session.trained.inferer.encode(image, self.session.trained.network)
+        return Decoded(image, image - plain, codes)
 
     def sample(self, z_sem: Tensor, x_T: Tensor, check: Check) -> Tensor:
         """Decode z_sem (N, D) with x_T (N, C, *S), one by one."""
@@ -113,18 +115,10 @@ class Studio:
         finally:
             self.progress = ""
 
-    def _plain_image(self, name: str, own: ModelCase, steps: int, check: Check) -> Tensor:
-        return _remembered(self._plain, (name, steps), lambda: self._decode(own.z_sem, own.x_T, steps, check))
-
     def _decode(self, z_sem: Tensor, x_T: Tensor, steps: int, check: Check) -> Tensor:
         trained = self.session.trained
         inferer = trained.inferer if steps == self.steps else trained.inferer.replace(steps=steps, invert_steps=None)
         return inferer.decode(z_sem, trained.network, x_T, lambda done, total, x: check())
-
-    def _encoded(self, image: Tensor) -> Tensor | None:
-        if not self.session.encoder_sees_decoded_images:
-            return None
-        return self.session.trained.inferer.encode(image, self.session.trained.network)
 
 
 class SupersededError(ConflictError):

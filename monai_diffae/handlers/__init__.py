@@ -12,20 +12,7 @@ from monai_diffae.handlers.validation import Validation, ZSemProbes
 from monai_diffae.handlers.weights import EMA
 
 __all__ = [
-    "EMA",
-    "BadScans",
-    "CheckpointKeeper",
-    "FirstStagePictures",
-    "LatentRemover",
-    "LatentScale",
-    "MLflowTracking",
-    "ReconstructionPictures",
-    "RunningStatistics",
-    "TrainingCurves",
-    "TrainingProgress",
-    "Validation",
-    "ZSemProbes",
-    "check_resumes",
-    "default_tracking_uri",
-    "log_bundle",
-]
+    "EMA", "BadScans", "CheckpointKeeper", "FirstStagePictures", "LatentRemover", "LatentScale", "MLflowTracking",
+    "ReconstructionPictures", "RunningStatistics", "TrainingCurves", "TrainingProgress", "Validation", "ZSemProbes",
+    "check_resumes", "default_tracking_uri", "log_bundle",
+]  # fmt: skip

@@ -23,7 +23,7 @@ from monai_diffae.bundle.training import TrainingDescription
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.tensor_files import read_torch_file, write_tensors
 from monai_diffae.engines.trainer import TrainingEvents, diverged
-from monai_diffae.errors import ConfigError, DiffAEError, ScanError
+from monai_diffae.errors import ConfigError, DiffAEError
 from monai_diffae.handlers.validation import Validation, is_of_probes
 from monai_diffae.handlers.weights import EMA, WeightMonitor, lay_out_like_parameters, set_rates, set_schedule_back
 
@@ -35,16 +35,10 @@ class TrainingStopped(SystemExit):
 
 
 class StopRequests:
-    """Requests to stop a training. They are noted, and fulfilled at a step at which a checkpoint can be saved.
-
-    SIGTERM and Ctrl-C are noted if the training runs in the main thread; a second signal ends the process at once.
-
-    Attributes:
-        event: set by the program that runs the training, from any thread; None: there is none.
-    """
+    """Notes SIGTERM, Ctrl-C (in the main thread) and an event, until a step at which a checkpoint can be saved."""
 
     def __init__(self) -> None:
-        self.event: threading.Event | None = None
+        self.event: threading.Event | None = None  # set by the program that runs the training, from any thread
         self._signal: int | None = None
         self._handlers_before: dict[int, Any] = {}
 
@@ -86,16 +80,12 @@ class CheckpointKeeper:
     ``models/model.pt`` the same weights for MONAI's tools, and ``models/metrics.json`` the metrics of the last
     validation. Each is replaced in one step (MONAI's and Ignite's savers delete the old file first). They are saved at
     the end of each epoch after its validation, every ``interval_minutes`` within an epoch, and when the training is
-    asked to stop (``stop_requests``), but not between accumulation steps. Weights that are not finite are never saved:
-    training ends with an error instead. No other process can write the folder until the training ends.
+    asked to stop, but not between accumulation steps. Weights that are not finite end the training instead.
 
-    A folder with weights but no checkpoint, such as a bundle with shipped weights, is fine-tuned. A resumed run uses
-    the checkpoint's weights, averages, moments and step, and its own ``max_epochs``, learning rate and schedule, weight
-    decay, decay of the average and precision.
-
-    In federated training, a server replaces the weights before each run of the same trainer. The first run then resumes
-    everything but the weights, and repeats an interrupted round from its first step; a round has the trainer's first
-    ``max_epochs``. A later run continues from what is in memory.
+    A folder with weights but no checkpoint is fine-tuned. A resumed run uses the checkpoint's weights, averages,
+    moments and step, and its own ``max_epochs``, learning rate, weight decay, decay of the average and precision. In
+    federated training, a server replaces the weights before each run of the same trainer: the first run resumes
+    everything but the weights, from the first step of its round, and later ones continue from what is in memory.
 
     Args:
         directory: the ``models`` folder.
@@ -134,14 +124,10 @@ class CheckpointKeeper:
             "network": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler,
             "validation": validation,
         }  # fmt: skip
-        self.ema = ema
-        self.description = description
+        self.ema, self.description = ema, description
         self.interval_s = interval_minutes * 60
-        self.overwrite = overwrite
-        self.fine_tune = fine_tune
-        self.enabled = enabled
-        self._has_saved = False
-        self._has_run = False
+        self.overwrite, self.fine_tune, self.enabled = overwrite, fine_tune, enabled
+        self._has_saved = self._has_run = False
         self._weights = WeightMonitor(network)
         self._saved_at = time.monotonic()
         self.stop_requests = StopRequests()
@@ -155,9 +141,9 @@ class CheckpointKeeper:
         engine.add_event_handler(TrainingEvents.BEFORE_RUN, self._start)
         engine.add_event_handler(Events.STARTED, self.stop_requests.listen)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
-        engine.add_event_handler(Events.COMPLETED, lambda: self._end(has_run=True))
-        engine.add_event_handler(Events.INTERRUPT, lambda: self._end(has_run=True))
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._announce_and_save)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._stop_if_asked)
+        engine.add_event_handler(Events.COMPLETED | Events.INTERRUPT, lambda: self._end(has_run=True))
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self._end(has_run=False))
 
     def save(self, engine: Workflow) -> None:
@@ -301,20 +287,18 @@ class CheckpointKeeper:
         if not self.model.is_file():
             return False
         with suppress(DiffAEError):  # a damaged file is written again
-            tensors = read_model(self.model).tensors
-            return all(torch.equal(tensors[name], value.cpu()) if name in tensors else False
-                       for name, value in self.ema.network.state_dict().items())  # fmt: skip
+            tensors, weights = read_model(self.model).tensors, self.ema.network.state_dict()
+            return weights.keys() <= tensors.keys() and all(weights[n].cpu().equal(tensors[n]) for n in weights)
         return False
 
     def _complete(self, engine: Workflow, iteration: int, limit: str) -> None:
         engine.is_complete = True  # type: ignore[attr-defined]
         self._weights.remember()
         self._lock.release()
-        text = (
+        logger.info(
             "training is complete after %d steps; nothing to do. Increase %s to train further, choose another "
-            "output_dir, or set overwrite to start again"
-        )
-        logger.info(text, iteration, limit)
+            "output_dir, or set overwrite to start again", iteration, limit,
+        )  # fmt: skip
 
     def _after_iteration(self, engine: Workflow) -> None:
         # A checkpoint of an epoch's last step means that its validation is complete.
@@ -325,10 +309,6 @@ class CheckpointKeeper:
         if is_stopping or time.monotonic() - self._saved_at > self.interval_s:
             engine.check_last_step()  # type: ignore[attr-defined]
             self._announce_and_save(engine)
-        self._stop_if_asked(engine)
-
-    def _after_epoch(self, engine: Workflow) -> None:
-        self._announce_and_save(engine)
         self._stop_if_asked(engine)
 
     def _announce_and_save(self, engine: Workflow) -> None:
@@ -354,12 +334,10 @@ def _is_finite(network: nn.Module) -> bool:
 
 def read_checkpoint(path: Path, parts: set[str]) -> dict[str, Any]:
     """Read a checkpoint that has these parts."""
-    damaged = "cannot be read as a checkpoint; copy it again, or set overwrite"
-    checkpoint: dict[str, Any] = read_torch_file(path, damaged)
-    if not isinstance(checkpoint, dict):
-        raise ScanError(f"{path.name}: {damaged}")
-    missing = parts - checkpoint.keys()
-    if missing:
+    checkpoint: dict[str, Any] = read_torch_file(
+        path, "cannot be read as a checkpoint; copy it again, or set overwrite"
+    )
+    if missing := parts - (checkpoint.keys() if isinstance(checkpoint, dict) else set()):
         raise ConfigError(
             f"{path.name}: is not a checkpoint of this package (no {min(missing)!r}); set overwrite to start again"
         )

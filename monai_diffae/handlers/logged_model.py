@@ -30,11 +30,7 @@ if TYPE_CHECKING:
 FILE_NAME = "file_name"
 
 
-def log_bundle(
-    output_dir: str | Path,
-    tracking_uri: str | None = None,
-    registered_model: str | None = None,
-) -> None:
+def log_bundle(output_dir: str | Path, tracking_uri: str | None = None, registered_model: str | None = None) -> None:
     """Log the trained bundle as a model of the training's MLflow run, and register it under a name if one is given.
 
     A training calls this after the calibration, so that the logged bundle is complete. A failure is logged as a
@@ -58,7 +54,8 @@ def _log_model(client: Any, run_id: str, folder: Path, name: str) -> Any:
     """Log the bundle in ``folder / "bundle"``; returns MLflow's model, or None if the run has this model already."""
     from mlflow import pyfunc
     from mlflow.entities import LoggedModelOutput
-    from mlflow.models import Model
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     with trusting():  # its code has just been trained
         run, trained = client.get_run(run_id), load_bundle(folder / "bundle", "cpu")
@@ -68,26 +65,20 @@ def _log_model(client: Any, run_id: str, folder: Path, name: str) -> Any:
     logged = client.create_logged_model(run.info.experiment_id, name, run_id, {"sha256": trained.sha256})
     model_id = str(logged.model_id)
     model = Model(artifact_path=name, model_uuid=model_id, run_id=run_id, model_id=model_id)  # names no folder
+    images = [ColSpec(DataType.binary, key) for key in trained.image_keys]
+    inputs = Schema([*images, ColSpec(DataType.string, FILE_NAME)])
+    z_sem = TensorSpec(np.dtype(np.float32), (-1, trained.z_channels))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about an example of the input, which would be a patient's scan
         pyfunc.save_model(
             folder / "model", loader_module=__name__, data_path=str(folder / "bundle"), mlflow_model=model,
-            signature=_signature(trained), pip_requirements=[f"monai-diffae=={__version__}"],
+            signature=ModelSignature(inputs, Schema([z_sem])), pip_requirements=[f"monai-diffae=={__version__}"],
         )  # fmt: skip
     client.log_model_artifacts(model_id, str(folder / "model"))
     client.finalize_logged_model(model_id, "READY")
     step = max((metric.step for metric in client.get_metric_history(run_id, "validation/loss")), default=0)
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
     return logged
-
-
-def _signature(trained: TrainedBundle) -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-
-    images = [ColSpec(DataType.binary, key) for key in trained.image_keys]
-    z_sem = TensorSpec(np.dtype(np.float32), (-1, trained.z_channels))
-    return ModelSignature(Schema([*images, ColSpec(DataType.string, FILE_NAME)]), Schema([z_sem]))
 
 
 def _register(client: Any, run_id: str, logged: Any, name: str) -> None:

@@ -43,9 +43,8 @@ _GROUPS = {"low_of_probe_": "probe_low", "high_of_probe_": "probe_high", "probe_
 class MLflowTracking(MLFlowHandler):
     """MONAI's MLFlowHandler for trainings that resume, with data that stay private, on servers that may fail.
 
-    Parameters have the names of the configuration's keys. Nothing that names a patient, file or folder is sent:
-    values that may name one are omitted, and the data are described by their fingerprint. The first failure is logged
-    and ends the tracking, but not the training.
+    Parameters have the names of the configuration's keys; values that may name a patient, file or folder are omitted.
+    The first failure is logged and ends the tracking, but not the training.
 
     Args:
         output_dir: the run's folder; it has the artifacts, and the run's id for a resumed training.
@@ -113,7 +112,11 @@ class MLflowTracking(MLFlowHandler):
         )  # fmt: skip
         self.client = client  # MONAI's prefers MLFLOW_TRACKING_URI to the argument
         self._set_experiment()
-        self.cur_run = self._resumed_run() or self._create_run()
+        self.cur_run = self._resumed_run()
+        if self.cur_run is None:
+            experiment: Any = self.experiment
+            self.cur_run = self.client.create_run(experiment.experiment_id, run_name=self.run_name)
+            write_atomic(self.output_dir / RUN_ID, lambda path: path.write_text(self._run_id))
         # MLflow's names may have '/' but not '#'. The trainer's max_epochs is used if the configuration's is a formula.
         config = {"max_epochs": engine.state.max_epochs, **flat_parameters(self.config)}
         parameters = {key.replace("#", "/"): str(value)[:500] for key, value in config.items()}
@@ -155,12 +158,6 @@ class MLflowTracking(MLFlowHandler):
                 return self.client.get_run(id_file.read_text().strip())
         return None
 
-    def _create_run(self) -> Any:
-        experiment: Any = self.experiment
-        run = self.client.create_run(experiment.experiment_id, run_name=self.run_name)
-        write_atomic(self.output_dir / RUN_ID, lambda path: path.write_text(run.info.run_id))
-        return run
-
     def _log_training(self) -> None:
         names = ("loss", "images_per_s", "images_seen", "learning_rate")
         self._log({name: getattr(self._trainer.state.statistics, name) for name in names})
@@ -197,12 +194,7 @@ class MLflowTracking(MLFlowHandler):
 
 
 def tracked_name(column: str) -> str:
-    """The name in MLflow of a column of ``curves.csv``; MLflow groups charts by what is before the ``/``.
-
-    Example:
-        >>> [tracked_name(name) for name in ("loss", "validation_z_sem_usage", "validation_low_of_probe_age (years)")]
-        ['training/loss', 'validation/z_sem_usage', 'probe_low/age _years_']
-    """
+    """The name in MLflow of a column of ``curves.csv``; MLflow groups charts by what is before the ``/``."""
     name = column.removeprefix("validation_")
     group = "training" if name == column else "validation"
     for beginning, group_of_probes in _GROUPS.items():
@@ -283,12 +275,7 @@ def without_paths(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def flat_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """The plain values of a configuration by their ids, without formulas and lists of components.
-
-    Example:
-        >>> flat_parameters({"a": 1, "b": {"c": [2, 3], "d": "@a"}})
-        {'a': 1, 'b#c': [2, 3]}
-    """
+    """The plain values of a configuration by their ids, without formulas and lists of components."""
     flat: dict[str, Any] = {}
 
     def visit(prefix: str, value: Any) -> None:

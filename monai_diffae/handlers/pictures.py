@@ -37,11 +37,8 @@ class Pictures:
         image_key: str = "image",
     ) -> None:
         self.directory = Path(directory) / "pictures"
-        self.dataset = dataset
-        self.device = device
-        self.num_images = num_images
-        self.model_range = model_range
-        self.image_key = image_key
+        self.dataset, self.device, self.num_images = dataset, device, num_images
+        self.model_range, self.image_key = model_range, image_key
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
@@ -83,10 +80,8 @@ class ReconstructionPictures(Pictures):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.network = network
-        self.inferer = inferer
+        self.network, self.inferer, self.seed = network, inferer, seed
         self.encoder_key = encoder_key or self.image_key
-        self.seed = seed
 
     def rows(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Images (B, C, *S) by their labels."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.engines.device_settings import send
+from monai_diffae.engines.precision import send
 from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.handlers.validation import is_of_probes
 from monai_diffae.latents.representation import warn_if_unused
@@ -54,9 +54,7 @@ class RunningStatistics:
     """
 
     def __init__(self, images_per_step: int, optimizer: torch.optim.Optimizer, every: int = 20) -> None:
-        self.images_per_step = images_per_step
-        self.optimizer = optimizer
-        self.every = every
+        self.images_per_step, self.optimizer, self.every = images_per_step, optimizer, every
         self._step_started = 0.0
 
     def attach(self, engine: Workflow) -> None:
@@ -82,30 +80,22 @@ class RunningStatistics:
         sums["steps"] += 1
         is_last_of_epoch = state.iteration % state.epoch_length == 0
         is_due = state.iteration % self.every == 0 or is_last_of_epoch or engine.ends_after_step  # type: ignore[attr-defined]
-        mean_loss = _mean_loss(sums) if is_due else 0.0  # waits for the GPU, so it comes before the clock
+        # all ranks report at the same steps; this waits for the GPU, so it comes before the clock
+        mean_loss = float(idist.all_reduce(sums["loss"])) / (sums["steps"] * idist.get_world_size()) if is_due else 0.0
         sums["seconds"] += time.perf_counter() - self._step_started
         if not is_due:
             return
         steps_per_s = sums["steps"] / max(sums["seconds"], 1e-9)
-        state.statistics = Statistics(
-            step=state.iteration,
-            images_seen=state.iteration * self.images_per_step,
-            images_per_s=steps_per_s * self.images_per_step,
-            loss=mean_loss,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
-            seconds_left=(state.max_epochs * state.epoch_length - state.iteration) / steps_per_s,
-        )
+        seconds_left = (state.max_epochs * state.epoch_length - state.iteration) / steps_per_s
+        seen, per_s = state.iteration * self.images_per_step, steps_per_s * self.images_per_step
+        rate = self.optimizer.param_groups[0]["lr"]
+        state.statistics = Statistics(state.iteration, seen, per_s, mean_loss, rate, seconds_left)
         state.unreported = _nothing()
         engine.fire_event(TrainingEvents.STATISTICS)
 
 
 def _nothing() -> dict[str, Any]:
     return {"seconds": 0.0, "steps": 0, "loss": torch.zeros(())}
-
-
-def _mean_loss(sums: Mapping[str, Any]) -> float:
-    total = idist.all_reduce(sums["loss"])  # all ranks report at the same steps
-    return float(total) / (sums["steps"] * idist.get_world_size())
 
 
 class TrainingProgress:
@@ -166,9 +156,7 @@ class TrainingProgress:
 
 def describe(statistics: Statistics) -> str:
     """One line about the state of a training."""
-    minutes, seconds = divmod(round(statistics.seconds_left), 60)
-    hours, minutes = divmod(minutes, 60)
-    left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    left = str(timedelta(seconds=round(statistics.seconds_left))).removeprefix("0:").removeprefix("0")
     return (
         f"{statistics.images_seen:,} images  loss {statistics.loss:.4f}  "
         f"{statistics.images_per_s:.1f} images/s  {left} left"
@@ -217,15 +205,10 @@ class TrainingCurves:
 
     def _add_training(self, engine: Workflow) -> None:
         s = engine.state.statistics
-        self.rows.append(
-            {
-                "step": s.step,
-                "images_seen": s.images_seen,
-                "loss": s.loss,
-                "images_per_s": round(s.images_per_s, 2),
-                "learning_rate": s.learning_rate,
-            }
-        )
+        self.rows.append({
+            "step": s.step, "images_seen": s.images_seen, "loss": s.loss, "images_per_s": round(s.images_per_s, 2),
+            "learning_rate": s.learning_rate,
+        })  # fmt: skip
 
     def _add_validation(self, evaluator: Workflow) -> None:
         metrics = {f"validation_{name}": value for name, value in evaluator.state.metrics.items()}

@@ -76,8 +76,7 @@ class LatentScale:
 
     def __init__(self, averaged: FirstStage, network: FirstStage, dataset: CachedCases, num_images: int = 32) -> None:
         self.averaged, self.network = averaged, network
-        self.dataset = dataset
-        self.num_images = num_images
+        self.dataset, self.num_images = dataset, num_images
 
     def attach(self, engine: Workflow) -> None:
         """Register with an evaluator."""
@@ -93,10 +92,7 @@ class LatentScale:
 
 
 class LatentRemover:
-    """Ignite handler for the trainer: at the end of a training, delete the latents that its datasets saved.
-
-    A training that is interrupted keeps them, so that it can resume without encoding again.
-    """
+    """Ignite handler for the trainer: at the end of a training, not if it is interrupted, delete its saved latents."""
 
     def __init__(self, datasets: Sequence[LatentCases]) -> None:
         self.datasets = list(datasets)

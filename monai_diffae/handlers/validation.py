@@ -21,7 +21,7 @@ from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case, label_names, spread
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.latents.probing import QuickProbe, QuickScores
+from monai_diffae.latents.probing import QuickProbe
 
 logger = logging.getLogger(__name__)
 
@@ -74,24 +74,23 @@ class Validation(ValidationHandler):
     def _stop_clock(self) -> None:
         self._ended_at = time.monotonic()
 
-    def _end_if_time_is_over(self, engine: Engine) -> None:
-        engine.ends_after_step = self.is_time_over  # type: ignore[attr-defined]
+    def _end_if_time_is_over(self, engine: Any) -> None:
+        engine.ends_after_step = self.is_time_over
 
-    def _stop_within_epoch(self, engine: Engine) -> None:
-        is_last_of_epoch = engine.state.iteration % engine.state.epoch_length == 0  # type: ignore[operator]
-        if engine.ends_after_step and not is_last_of_epoch and not engine.is_between_updates:  # type: ignore[attr-defined]
-            self(engine)
+    def _stop_within_epoch(self, engine: Any) -> None:
+        is_last_of_epoch = engine.state.iteration % engine.state.epoch_length == 0
+        if engine.ends_after_step and not is_last_of_epoch and not engine.is_between_updates:
             self._stop_for_time(engine)
 
-    def _validate_if_due(self, engine: Engine) -> None:
+    def _validate_if_due(self, engine: Any) -> None:
         is_last = engine.state.epoch == engine.state.max_epochs
-        is_cut = engine.ends_after_step and not is_last  # type: ignore[attr-defined]
-        if engine.state.epoch % self.interval == 0 or is_last or is_cut:
-            self(engine)
-        if is_cut:
+        if engine.ends_after_step and not is_last:
             self._stop_for_time(engine)
+        elif engine.state.epoch % self.interval == 0 or is_last:
+            self(engine)
 
     def _stop_for_time(self, engine: Engine) -> None:
+        self(engine)
         state = engine.state
         logger.warning(
             "max_minutes: %.3g minutes are over at step %d of %d; the other steps are left out. To train "
@@ -161,12 +160,10 @@ class Validation(ValidationHandler):
 class ZSemProbes:
     """Ignite handler for the evaluator: after some validations, probe the averaged network's z_sem for labels.
 
-    A linear model learns each label from the z_sem of training cases and predicts it for the validation cases, whose
-    patients neither it nor the autoencoder has seen. The scores become metrics of the validation: ``probe_<label>``,
-    its interval in ``low_of_probe_<label>`` and ``high_of_probe_<label>``, and the label agreement of the nearest
-    training cases in ``neighbors_<label>``; see :class:`~monai_diffae.latents.probing.QuickScores`. Probes read the
-    weights only, and draw no random numbers from the training. If they take more than 5 % of the time, some are left
-    out, but never the one after the last step.
+    A linear model learns each label from the z_sem of training cases and predicts it for the validation cases. Its
+    scores (:class:`~monai_diffae.latents.probing.QuickScores`) become metrics of the validation: ``probe_<label>``,
+    ``low_of_probe_<label>``, ``high_of_probe_<label>`` and ``neighbors_<label>``. Probes draw no random numbers from
+    the training. If they take more than 5 % of the time, some are left out, but never the one after the last step.
 
     Args:
         cases: the cohort, with patients and labels.
@@ -228,10 +225,16 @@ class ZSemProbes:
         if not probes:
             return
         z_sem = self._encoded(engine.state.device)  # type: ignore[attr-defined]
-        scores = {probe.target.name: probe.scores(z_sem) for probe in probes}
-        engine.state.metrics.update(_metrics(scores))
+        parts = []
+        for probe in probes:
+            name, score = probe.target.name, probe.scores(z_sem)
+            metrics = {f"probe_{name}": score.score, f"low_of_probe_{name}": score.low,
+                       f"high_of_probe_{name}": score.high, f"neighbors_{name}": score.neighbors}  # fmt: skip
+            engine.state.metrics.update({name: value for name, value in metrics.items() if math.isfinite(value)})
+            figure = "R2" if probe.target.classes is None else "AUROC"
+            parts.append(f"{name} {figure} {score.score:.2f} ({score.low:.2f} to {score.high:.2f})")
         self._seconds += time.monotonic() - start
-        logger.info("%s", _line(probes, scores))
+        logger.info("probes of z_sem, with 95 %% intervals: %s", ", ".join(parts))
 
     def _prepared(self) -> list[QuickProbe]:
         """The probes, and the images that they need, chosen when the scans have been read."""
@@ -286,23 +289,3 @@ def _choose(cases: Sequence[Case], is_train: NDArray[np.bool_], targets: Sequenc
         logger.info("probe_targets: the first %d labels are probed, without %s", MOST_TARGETS, left_out)
         return probes[:MOST_TARGETS]
     return probes
-
-
-def _metrics(scores: dict[str, QuickScores]) -> dict[str, float]:
-    """The scores as metrics of a validation; those that are not defined are left out."""
-    metrics: dict[str, Any] = {}
-    for name, score in scores.items():
-        metrics |= {
-            f"probe_{name}": score.score, f"low_of_probe_{name}": score.low, f"high_of_probe_{name}": score.high,
-            f"neighbors_{name}": score.neighbors,
-        }  # fmt: skip
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _line(probes: Sequence[QuickProbe], scores: dict[str, QuickScores]) -> str:
-    parts = [
-        f"{probe.target.name} {'R2' if probe.target.classes is None else 'AUROC'} {score.score:.2f} "
-        f"({score.low:.2f} to {score.high:.2f})"
-        for probe, score in ((probe, scores[probe.target.name]) for probe in probes)
-    ]
-    return f"probes of z_sem, with 95 % intervals: {', '.join(parts)}"

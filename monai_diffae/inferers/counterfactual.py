@@ -31,6 +31,10 @@ class Change:
     steps: int  # evaluations of the gradient
     is_flat: bool  # the search ended where the score has no gradient
 
+    def rank(self, towards: float) -> tuple[bool, float]:
+        """What is best: the shortest change that reaches the target, else the one that comes closest to it."""
+        return self.reached, -float(self.change.norm()) if self.reached else self.value * towards
+
 
 def autograd(value: Value) -> Evaluate:
     """The score and its gradient by backpropagation."""
@@ -82,8 +86,8 @@ def find_change(
             value, gradient = evaluate(change)
             steps += 1
             reached = (value - target) * towards >= 0
-            if _is_better(value, reached, change, best, towards):
-                best = Change(change, value, reached, steps, False)
+            new = Change(change, value, reached, steps, False)
+            best = max(best, new, key=lambda each: each.rank(towards))
             if float(change.square().sum()) / 2 + penalty * abs(aim - value) < merit:
                 break
         if best.reached and float((change - before).norm()) <= _CONVERGED * float(change.norm()):
@@ -94,10 +98,3 @@ def find_change(
 def _shortened(vector: Tensor, longest: float) -> Tensor:
     """The vector (K,), at most so long."""
     return vector * min(1.0, longest / max(float(vector.norm()), 1e-12))
-
-
-def _is_better(value: float, reached: bool, change: Tensor, best: Change, towards: float) -> bool:
-    """Whether a change is shorter than the best one that reaches the target, or comes closer if none does."""
-    if reached and best.reached:
-        return bool(change.norm() < best.change.norm())
-    return reached or (not best.reached and (value - best.value) * towards > 0)

@@ -10,7 +10,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from monai_diffae.diffusion import DiffusionSchedule, Solver, SolverName, SpacingName, StepCallback, find_solver
-from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.errors import ConfigError
 from monai_diffae.networks import LatentMLP
 
 # Sample i is always computed in the same batch and at the same place of it, because the last bits of a matrix product
@@ -52,8 +52,6 @@ class LatentInferer(Inferer):
         steps: int = 20,
         spacing: SpacingName | None = None,
     ) -> None:
-        if not isinstance(schedule, DiffusionSchedule):
-            raise ConfigError(f"schedule is {quoted(schedule)}; it must be a DiffusionSchedule")
         self.schedule = schedule
         self.solver = find_solver(solver)
         self.steps = steps
@@ -88,9 +86,6 @@ class LatentInferer(Inferer):
             start: index of the first sample in the sequence of samples of this seed.
             callback: called after each step of each batch of 64 samples, with normalised z_sem.
         """
-        for name, value, least in (("num_samples", num_samples, 1), ("seed", seed, 0), ("start", start, 0)):
-            if type(value) is not int or value < least:
-                raise ConfigError(f"{name} is {quoted(value)}; it must be a whole number, at least {least}")
         if network.training:
             raise ConfigError("the latent network is in training mode; call network.eval()")
         weights = network.head.weight

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from monai_diffae.diffusion import StepCallback
 from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer
 
@@ -68,15 +69,9 @@ def inverted_trajectory(
 
     The inferer inverts implicitly, and ``levels`` are some of its levels, chosen by :func:`few_levels`.
     """
-    ascending = inferer.schedule.inversion_levels(inferer.solver_steps, inferer.spacing)
-    first_stage = inferer.first_stage
-    states = {ascending[0]: images if first_stage is None else first_stage.encode(images)}
-
-    def keep(done: int, _: int, x: Tensor) -> None:
-        states[ascending[done]] = x
-
-    inferer.invert(images, network, z_sem, keep)
-    return torch.stack([states[level] for level in levels], dim=1)
+    path = inferer.schedule.inversion_levels(inferer.solver_steps, inferer.spacing)
+    start = images if inferer.first_stage is None else inferer.first_stage.encode(images)
+    return _states(path, start, levels, lambda keep: inferer.invert(images, network, z_sem, keep))
 
 
 def decoded_trajectory(
@@ -86,11 +81,12 @@ def decoded_trajectory(
 
     They are some of the inferer's levels, chosen by :func:`few_levels`.
     """
-    falling = inferer.schedule.decoding_levels(inferer.solver_steps, inferer.spacing)
-    states = {falling[0]: x_T}
+    path = inferer.schedule.decoding_levels(inferer.solver_steps, inferer.spacing)
+    return _states(path, x_T, levels, lambda keep: inferer.decode(z_sem, network, x_T, keep))
 
-    def keep(done: int, _: int, x: Tensor) -> None:
-        states[falling[done]] = x
 
-    inferer.decode(z_sem, network, x_T, keep)
+def _states(path: Sequence[int], start: Tensor, levels: Sequence[int], run: Callable[[StepCallback], Tensor]) -> Tensor:
+    """The states at some levels of a path that ``run`` follows from ``start``: (B, L, C, *S)."""
+    states = {path[0]: start}
+    run(lambda done, total, x: states.update({path[done]: x}))
     return torch.stack([states[level] for level in levels], dim=1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.diffusion.steps import StepCallback
-from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.errors import ConfigError
 from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode, check_network
 from monai_diffae.networks import FirstStage
 from monai_diffae.networks.kernels import exact_convolutions
@@ -61,7 +61,7 @@ class Reconstructor(Inferer):
             :meth:`DiffusionAutoencoderInferer.round_trip`.
 
     Raises:
-        ConfigError: the mode does not exist, or ``draws`` is not a whole number, at least 1.
+        ConfigError: the mode does not exist.
 
     Example:
         >>> from monai_diffae.diffusion import DiffusionSchedule
@@ -82,10 +82,6 @@ class Reconstructor(Inferer):
     ) -> None:
         if mode not in ("x_T", "z_sem"):
             raise ConfigError(f"mode: '{mode}' is not one of x_T, z_sem")
-        if type(draws) is not int or draws < 1:
-            raise ConfigError(f"draws is {quoted(draws)}; it must be a whole number, at least 1")
-        if mode == "x_T" and draws != 1:
-            raise ConfigError(f"draws is {draws}, but mode x_T has no noise; use 1, or mode z_sem")
         self.inferer, self.mode, self.seed = inferer, mode, seed
         self.draws, self.max_evaluations = draws, max_evaluations
 

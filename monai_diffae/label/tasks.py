@@ -12,7 +12,7 @@ from annotated_types import Ge, Le
 from monai_diffae.apps.command import command
 from monai_diffae.apps.embedding.index import EmbeddingIndex
 from monai_diffae.apps.settings import Seed
-from monai_diffae.apps.synthesis.directions import read_direction
+from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.bundle.model import Detail
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.label_app import AppFolder

@@ -24,28 +24,8 @@ from monai_diffae.latents.two_samples import (
 )
 
 __all__ = [
-    "ActiveDimensions",
-    "DifferenceInterval",
-    "Direction",
-    "Disentanglement",
-    "LatentStatistics",
-    "Neighbors",
-    "OutlierScores",
-    "PermutationTest",
-    "PrincipalComponents",
-    "ReferenceCases",
-    "active_dimensions",
-    "copying_ratio",
-    "dci",
-    "difference_interval",
-    "energy_distance",
-    "fit_direction",
-    "mmd",
-    "nearest_distances",
-    "nearest_neighbors",
-    "outlier_scores",
-    "p_values",
-    "permutation_test",
-    "principal_components",
-    "whitening",
-]
+    "ActiveDimensions", "DifferenceInterval", "Direction", "Disentanglement", "LatentStatistics", "Neighbors",
+    "OutlierScores", "PermutationTest", "PrincipalComponents", "ReferenceCases", "active_dimensions",
+    "copying_ratio", "dci", "difference_interval", "energy_distance", "fit_direction", "mmd", "nearest_distances",
+    "nearest_neighbors", "outlier_scores", "p_values", "permutation_test", "principal_components", "whitening",
+]  # fmt: skip

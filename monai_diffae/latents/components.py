@@ -17,19 +17,12 @@ _FEW_IMAGES = 500
 
 @dataclass(frozen=True, eq=False)
 class PrincipalComponents:
-    """Principal components of normalised z_sem, the one with the largest variance first.
+    """Principal components of normalised z_sem, the one with the largest variance first."""
 
-    Attributes:
-        directions: ``[K, D]``, orthonormal; the loading with the largest absolute value is positive.
-        stds: ``[K]``, the standard deviation of the training cases along each component.
-        explained: ``[K]``, each component's share of the variance of normalised z_sem, from 0 to 1.
-        statistics: the statistics that normalise z_sem.
-    """
-
-    directions: Floats
-    stds: Floats
-    explained: Floats
-    statistics: LatentStatistics
+    directions: Floats  #: ``[K, D]``, orthonormal; the loading with the largest absolute value is positive
+    stds: Floats  #: ``[K]``, the standard deviation of the training cases along each component
+    explained: Floats  #: ``[K]``, each component's share of the variance of normalised z_sem, from 0 to 1
+    statistics: LatentStatistics  #: the statistics that normalise z_sem
 
     def coordinates(self, z: ArrayLike) -> Floats:
         """Where cases ``[N, D]`` lie along the components: ``[N, K]``, in normalised z_sem."""
@@ -55,20 +48,22 @@ class PrincipalComponents:
         return np.stack([self.statistics.moved(start, strength * step) for strength in strengths])
 
 
-def principal_components(z: ArrayLike, statistics: LatentStatistics, count: int) -> PrincipalComponents:
+def principal_components(
+    z: ArrayLike, statistics: LatentStatistics | None = None, count: int | None = None
+) -> PrincipalComponents:
     """Compute the principal components of normalised z_sem.
 
     Args:
         z: z_sem of the training cases, ``[N, D]``, not normalised.
-        statistics: the statistics that normalise them.
-        count: number of components, at most N - 1 and D.
+        statistics: the statistics that normalise them; None: their own.
+        count: number of components, at most N - 1 and D; None: as many.
 
     Raises:
         ConfigError: ``count`` is out of range, there are fewer than 2 cases, or z_sem does not fit ``statistics``.
 
     Example:
         >>> z = np.random.default_rng(0).normal(size=(200, 1)) * [3.0, 4.0]
-        >>> components = principal_components(z, LatentStatistics.of(z), 1)
+        >>> components = principal_components(z, count=1)
         >>> components.directions.round(3), components.stds.round(3), components.explained.round(3)
         (array([[0.707, 0.707]]), array([1.414]), array([1.]))
         >>> components.traverse([0.0, 0.0], 0, [-1, 0, 1]).shape
@@ -76,8 +71,10 @@ def principal_components(z: ArrayLike, statistics: LatentStatistics, count: int)
     """
     from sklearn.decomposition import PCA
 
+    statistics = statistics or LatentStatistics.of(z)
     codes = checked_codes(z, statistics.z_channels, num_least=2).astype(np.float64)
     most = min(len(codes) - 1, statistics.z_channels)
+    count = most if count is None else count
     if not 1 <= count <= most:
         raise ConfigError(
             f"num_components: {count} components cannot be computed from {len(codes)} cases with "
@@ -94,25 +91,14 @@ def principal_components(z: ArrayLike, statistics: LatentStatistics, count: int)
 
 @dataclass(frozen=True, eq=False)
 class PixelComponents:
-    """Principal components of P pixels: the baseline of every probe, and an embedding without any training.
-
-    Attributes:
-        mean: ``[P]``, the mean of the images.
-        axes: ``[K, P]``, the components, scaled so that the K features have a standard deviation of about 1.
-    """
+    """Principal components [K, P] of P pixels, scaled so that the features have a standard deviation of about 1."""
 
     mean: NDArray[np.floating[Any]]
     axes: NDArray[np.floating[Any]]
 
     @classmethod
     def fit(cls, batches: Iterable[NDArray[np.floating[Any]]], dims: int) -> PixelComponents:
-        """Fit components to images. The same images give the same components to the bit.
-
-        Args:
-            batches: one array ``[N, ...]`` of all images, or several for the incremental algorithm, which holds one of
-                them in memory. Each of several batches needs more images than ``dims``.
-            dims: number of components; fewer if there are not as many images or pixels (N images span N - 1).
-        """
+        """Fit at most ``dims`` components to batches of images ``[N, ...]``; several, each with more, one by one."""
         from sklearn.decomposition import PCA, IncrementalPCA
 
         iterator = map(_flat, batches)

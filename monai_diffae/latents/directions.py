@@ -13,14 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import numbered_groups
-from monai_diffae.latents.probing.probes import (
-    LOGISTIC_CS,
-    RIDGE_ALPHAS,
-    FittedProbe,
-    Folds,
-    fit_probe,
-    grouped_folds,
-)
+from monai_diffae.latents.probing.probes import FittedProbe, Folds, fit_probe, grouped_folds, regularisations
 from monai_diffae.latents.probing.scores import score_with_interval
 from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import Kind, LabelKind, Target, class_name, missing, read_line_target, rest_of
@@ -48,29 +41,6 @@ class Direction:
     strength counts standard deviations of the training cases, for any label, and changes the distance equally along
     both lines.
 
-    Attributes:
-        target: name of the label.
-        kind: ``binary`` or ``continuous``.
-        classes: the negative and the positive class; None for a number.
-        weight: ``[D]``, of length 1.
-        pattern: ``[D]``; its dot product with ``weight`` is 1.
-        intercept: intercept of the signed distance.
-        slope: above 0. Two classes: ``logit = slope * distance + offset``; a number: ``value = slope * distance +
-            offset``.
-        offset: the logit at a distance of 0, which imbalanced training cases shift; the value at the training mean.
-        std: standard deviation of the training cases' signed distances.
-        statistics: the statistics that normalise z_sem.
-        model: SHA-256 of the autoencoder's weights.
-        regularisation: chosen by cross-validation: C of the logistic regression, or alpha of the ridge regression.
-        score: AUROC or R2 of nested cross-validation over patients.
-        num_cases: number of cases that the direction was fitted to.
-        num_omitted: number of cases without the label.
-        low: lower end of the score's 95% interval; None if it is not known.
-        high: upper end.
-        fitted_marks: ``[K, 3]``, three numbers for each case that the direction was fitted to, by which
-            :meth:`is_fitted_to` recognises it.
-        preprocessing: SHA-256 of the preprocessing of the scans; None: unknown.
-
     Example:
         >>> direction = Direction(
         ...     "age", "continuous", None, np.array([0.6, 0.8]), np.array([1.0, 0.5]), 0.0, 10.0, 50.0,
@@ -83,24 +53,28 @@ class Direction:
         True
     """
 
-    target: str
-    kind: Kind
-    classes: tuple[str, str] | None
-    weight: Floats
-    pattern: Floats
-    intercept: float
+    target: str  #: name of the label
+    kind: Kind  #: ``binary`` or ``continuous``
+    classes: tuple[str, str] | None  #: the negative and the positive class; None for a number
+    weight: Floats  #: ``[D]``, of length 1
+    pattern: Floats  #: ``[D]``; its dot product with ``weight`` is 1
+    intercept: float  #: intercept of the signed distance
+    #: above 0. Two classes: ``logit = slope * distance + offset``; a number: ``value = slope * distance + offset``
     slope: float
+    #: the logit at a distance of 0, which imbalanced training cases shift; the value at the training mean
     offset: float
-    std: float
-    statistics: LatentStatistics
-    model: str
-    regularisation: float
-    score: float
-    num_cases: int
-    num_omitted: int
-    preprocessing: str | None = None
-    low: float | None = None
-    high: float | None = None
+    std: float  #: standard deviation of the training cases' signed distances
+    statistics: LatentStatistics  #: the statistics that normalise z_sem
+    model: str  #: SHA-256 of the autoencoder's weights
+    regularisation: float  #: chosen by cross-validation: C of the logistic regression, or alpha of the ridge regression
+    score: float  #: AUROC or R2 of nested cross-validation over patients
+    num_cases: int  #: number of cases that the direction was fitted to
+    num_omitted: int  #: number of cases without the label
+    preprocessing: str | None = None  #: SHA-256 of the preprocessing of the scans; None: unknown
+    low: float | None = None  #: lower end of the score's 95% interval; None if it is not known
+    high: float | None = None  #: upper end
+    #: ``[K, 3]``, three numbers for each case that the direction was fitted to, by which :meth:`is_fitted_to`
+    #: recognises it
     fitted_marks: Floats = field(default_factory=lambda: np.empty((0, _NUM_MARKS)))
 
     @property
@@ -207,9 +181,8 @@ class Direction:
         if None not in (preprocessing, self.preprocessing) and preprocessing != self.preprocessing:
             logger.warning(
                 "direction '%s': was fitted to scans that were preprocessed in another way than here, so it does not "
-                "fit their z_sem; use the same overrides, or fit it again",
-                self.target[:60],
-            )
+                "fit their z_sem; use the same overrides, or fit it again", self.target[:60],
+            )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of a direction file, without any loss of precision."""
@@ -263,12 +236,9 @@ class Direction:
         return bool(abs(np.linalg.norm(weight) - 1) < 1e-6 and abs(pattern @ weight - 1) < 1e-6)
 
 
-_Numbers = list[float]
-
-
 class _Statistics(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
-    mean: _Numbers
-    std: _Numbers
+    mean: list[float]
+    std: list[float]
 
 
 class _Content(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
@@ -279,8 +249,8 @@ class _Content(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
     target: Annotated[str, Field(min_length=1)]
     kind: Kind
     classes: Annotated[list[str], Field(min_length=2, max_length=2)] | None
-    weight: _Numbers
-    pattern: _Numbers
+    weight: list[float]
+    pattern: list[float]
     intercept: float
     slope: Annotated[float, Field(gt=0)]
     offset: float
@@ -291,7 +261,7 @@ class _Content(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
     score: float
     low: float | None
     high: float | None
-    fitted_marks: list[Annotated[_Numbers, Field(min_length=_NUM_MARKS, max_length=_NUM_MARKS)]]
+    fitted_marks: list[Annotated[list[float], Field(min_length=_NUM_MARKS, max_length=_NUM_MARKS)]]
     num_cases: Annotated[int, Field(ge=0)]
     num_omitted: Annotated[int, Field(ge=0)]
     preprocessing: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
@@ -304,18 +274,10 @@ def case_marks(z_norm: NDArray[np.floating[Any]]) -> Floats:
 
 
 def fit_direction(
-    z: ArrayLike,
-    labels: Sequence[Any],
-    *,
-    target: str,
-    model: str,
-    groups: Sequence[Any] | None = None,
-    positive: Any = None,
-    kind: LabelKind = "auto",
-    max_cases: int | None = None,
-    seed: int = 0,
+    z: ArrayLike, labels: Sequence[Any], *, target: str, model: str, groups: Sequence[Any] | None = None,
+    positive: Any = None, kind: LabelKind = "auto", max_cases: int | None = None, seed: int = 0,
     statistics: LatentStatistics | None = None,
-) -> Direction:
+) -> Direction:  # fmt: skip
     """Fit the direction in z_sem along which a label increases.
 
     Labels with two values are fitted by logistic regression with balanced class weights, numbers with more values by
@@ -408,7 +370,7 @@ def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int)
         slope, offset = _calibration(distances, y)
         values = {"intercept": intercept, "slope": slope, "offset": offset}
         score, low, high = score_with_interval("auroc", y, ranking, groups.tolist(), seed, None, len(folds))
-    strongest = LOGISTIC_CS[0] if num_classes else RIDGE_ALPHAS[-1]
+    strongest = regularisations("linear", num_classes)[0]
     regularisation = float(strongest if probe.regularisation is None else probe.regularisation)
     return {"weight": weight, **values, "regularisation": regularisation, "score": score, "low": low, "high": high}
 
@@ -441,19 +403,16 @@ def _calibration(distance: Floats, y: NDArray[Any]) -> tuple[float, float]:
 
 def _check_enough(target: Target, groups: NDArray[np.intp]) -> None:
     """Refuse too few cases or groups for a fit and a cross-validation."""
-    num_cases, num_groups = len(target.rows), len(np.unique(groups))
-    if target.classes is None:
-        if num_cases < _LEAST_CASES or num_groups < 2:
-            raise ConfigError(
-                f"target '{target.name}': {num_cases} labelled cases of {num_groups} patients are too few; at least "
-                f"{_LEAST_CASES} cases of 2 patients are needed"
-            )
-        return
-    counts = np.bincount(target.values, minlength=2).tolist()
-    patients = list(target.patients_of_classes(groups).values())
-    if num_cases < _LEAST_CASES or min(counts) < 2 or min(patients) < 2:
-        each = zip(counts, target.classes, patients, strict=True)
-        listed = " and ".join(f"{count} of '{label}' ({num} patients)" for count, label, num in each)
+    num_cases, num_groups, patients = len(target.rows), len(np.unique(groups)), target.patients_of_classes(groups)
+    if target.classes is None and (num_cases < _LEAST_CASES or num_groups < 2):
+        raise ConfigError(
+            f"target '{target.name}': {num_cases} labelled cases of {num_groups} patients are too few; at least "
+            f"{_LEAST_CASES} cases of 2 patients are needed"
+        )
+    if min(patients.values(), default=2) < 2:
+        counts = np.bincount(target.values, minlength=2)
+        each = zip(counts, patients.items(), strict=True)
+        listed = " and ".join(f"{count} of '{label}' ({num} patients)" for count, (label, num) in each)
         raise ConfigError(
             f"target '{target.name}': {listed} are too few; label at least 2 cases of 2 patients of each class"
         )

@@ -44,27 +44,20 @@ def has_changed(direction: Direction, before: Codes, after: Codes) -> NDArray[np
 
 
 def label_change(
-    direction: Direction,
-    before: Codes,
-    after: Codes,
-    random: Codes,
-    patients: Sequence[Any],
-    *,
-    towards: Floats,
-    seed: int = 0,
+    direction: Direction, codes: Codes, patients: Sequence[Any], *, towards: Floats, seed: int = 0
 ) -> LabelChange:
-    """Count the cases ``[N, D]`` in which a label changes, in the direction in which it mostly follows the score.
+    """Count the cases in which a label changes, in the direction in which it mostly follows the score.
 
-    ``random`` ``[N, R, D]`` are random changes of the same length; ``towards`` ``[N]`` is 1 for a rising score, -1 for
-    a falling one.
+    ``codes`` ``[N, 2 + R, D]`` are each case, its counterfactual, and random changes of the same length; ``towards``
+    ``[N]`` is 1 for a rising score, -1 for a falling one.
     """
     from scipy import stats
 
-    num_random = random.shape[1]
+    before, after, num_random = codes[:, 0], codes[:, 1], codes.shape[1] - 2
     moved = travel(direction, before, after) * towards
     common = np.sign(moved.mean()) or 1.0
     changed = (has_changed(direction, before, after) & (moved * common > 0)).astype(np.float64)
-    start, end = np.repeat(before, num_random, axis=0), random.reshape(-1, random.shape[-1])
+    start, end = np.repeat(before, num_random, axis=0), codes[:, 2:].reshape(-1, codes.shape[-1])
     is_common = travel(direction, start, end) * np.repeat(towards, num_random) * common > 0
     by_chance = (has_changed(direction, start, end) & is_common).reshape(-1, num_random).mean(axis=1)
 

@@ -21,15 +21,8 @@ _MOST_COMPARED = 20_000
 
 
 def numbered_groups(groups: ArrayLike) -> NDArray[np.intp]:
-    """Number groups ``[N]``, such as patients, from 0 in the order of their first cases.
-
-    Patients are hashed with a key that differs between folders. Folds and draws of these numbers are the same in all
-    of them, those of the hashes are not.
-
-    Example:
-        >>> numbered_groups(["f00", "a11", "f00", "c22"])
-        array([0, 1, 0, 2])
-    """
+    """Number groups ``[N]``, such as patients, from 0 in the order of their first cases."""
+    # patients are hashed with a key that differs between folders; folds and draws of these numbers do not
     _, first, member = np.unique(np.asarray(groups).astype(str), return_index=True, return_inverse=True)
     numbers: NDArray[np.intp] = np.argsort(np.argsort(first))[member]
     return numbers
@@ -37,15 +30,10 @@ def numbered_groups(groups: ArrayLike) -> NDArray[np.intp]:
 
 @dataclass(frozen=True, eq=False)
 class Neighbors:
-    """The k nearest rows of a pool to each of N cases, nearest first.
+    """The k nearest rows of a pool to each of N cases, nearest first."""
 
-    Attributes:
-        indices: ``[N, k]``, rows of the pool.
-        distances: ``[N, k]``, Euclidean.
-    """
-
-    indices: NDArray[np.int64]
-    distances: Floats
+    indices: NDArray[np.int64]  #: ``[N, k]``, rows of the pool
+    distances: Floats  #: ``[N, k]``, Euclidean
 
 
 def nearest_neighbors(
@@ -91,12 +79,7 @@ def nearest_neighbors(
 
 
 def near_pairs(z: ArrayLike, patients: ArrayLike) -> NDArray[np.intp]:
-    """Find pairs of cases of different patients whose z_sem are much closer than those of neighbors usually are.
-
-    Images that were saved again have nearly the same z_sem. Those of cropped or brighter copies may be as different as
-    those of other patients, depending on the encoder.
-    The rows of each pair ``[P, 2]`` ascend; there are none for fewer than 4 patients or more than 20,000 cases.
-    """
+    """Pairs ``[P, 2]`` of cases of different patients whose z_sem are much closer than neighbors usually are."""
     x, groups = checked_codes(z, num_least=1).astype(np.float64), np.asarray(patients, str)
     _, sizes = np.unique(groups, return_counts=True)
     if len(x) > _MOST_COMPARED:
@@ -141,19 +124,12 @@ def p_values(scores: ArrayLike, reference: ArrayLike, is_in_reference: ArrayLike
 
 @dataclass(frozen=True, eq=False)
 class ReferenceCases:
-    """The cases, such as those of the training, with which other cases are compared.
+    """The cases, such as those of the training, with which other cases are compared."""
 
-    Attributes:
-        z_sem: ``[M, D]``, not normalised.
-        groups: ``[M]``, the patient of each case, as text.
-        statistics: mean and standard deviation of ``z_sem``.
-        common_scale: whether all dimensions have the same scale, as principal components need.
-    """
-
-    z_sem: Codes
-    groups: NDArray[np.str_]
-    statistics: LatentStatistics
-    common_scale: bool = False
+    z_sem: Codes  #: ``[M, D]``, not normalised
+    groups: NDArray[np.str_]  #: ``[M]``, the patient of each case, as text
+    statistics: LatentStatistics  #: mean and standard deviation of ``z_sem``
+    common_scale: bool = False  #: whether all dimensions have the same scale, as principal components need
 
     @classmethod
     def of(cls, z_sem: ArrayLike, groups: ArrayLike | None = None, *, common_scale: bool = False) -> ReferenceCases:
@@ -190,7 +166,9 @@ class ReferenceCases:
         for i in np.unique(fold):
             others = member % num_folds != i
             others |= ~others.any()  # a single reference patient cannot be divided
-            units = self._units(reference[others], whitened)
+            std = scales(reference[others], self.common_scale)
+            std = np.where(std > 0, std, 1)  # the units scale each dimension, or each direction, by its variation
+            units = (whitening(reference[others] / std) if whitened else np.eye(len(std))) / std[:, None]
             pool, cases = (z - self.statistics.mean for z in (reference[others], codes[fold == i]))
             nearest = nearest_neighbors(cases @ units, pool @ units, k, patients[fold == i], self.groups[others])
             scores[fold == i] = nearest.distances.mean(axis=1)
@@ -200,35 +178,19 @@ class ReferenceCases:
         """The :meth:`distances` of the reference cases themselves."""
         return self.distances(self.z_sem, self.groups, k, whitened)
 
-    def _units(self, fitted: Floats, whitened: bool) -> Floats:
-        """The matrix [D, D] that scales each dimension, or each direction, by the variation of the fitted cases."""
-        std = scales(fitted, self.common_scale)
-        std = np.where(std > 0, std, 1)
-        return (whitening(fitted / std) if whitened else np.eye(len(std))) / std[:, None]
-
 
 @dataclass(frozen=True, eq=False)
 class OutlierScores:
-    """The result of :func:`outlier_scores`.
+    """The result of :func:`outlier_scores`."""
 
-    Attributes:
-        distances: ``[N]``, the mean distance to the nearest reference cases, higher for more unusual cases.
-        p_values: ``[N]``, the probability of a distance at least as high among the reference cases.
-    """
-
-    distances: Floats
-    p_values: Floats
+    distances: Floats  #: ``[N]``, the mean distance to the nearest reference cases, higher for more unusual cases
+    p_values: Floats  #: ``[N]``, the probability of a distance at least as high among the reference cases
 
 
 def outlier_scores(
-    z_sem: ArrayLike,
-    reference: ArrayLike,
-    *,
-    k: int = 5,
-    whitened: bool = True,
-    groups: ArrayLike | None = None,
+    z_sem: ArrayLike, reference: ArrayLike, *, k: int = 5, whitened: bool = True, groups: ArrayLike | None = None,
     reference_groups: ArrayLike | None = None,
-) -> OutlierScores:
+) -> OutlierScores:  # fmt: skip
     """Score how unusual new cases are compared with reference cases, with the arithmetic of ``neighbors``.
 
     Args:

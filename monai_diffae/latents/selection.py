@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import ReferenceCases, numbered_groups
 from monai_diffae.latents.probing.probes import fit_probe
-from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes
+from monai_diffae.latents.statistics import Floats, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import LabelKind, are_classes, class_name, missing
 from monai_diffae.latents.two_samples import nearest_distances
 
@@ -63,17 +63,9 @@ class _Task:
 
 
 def select(
-    strategy: str,
-    z_sem: ArrayLike,
-    count: int = 1,
-    *,
-    labelled: ArrayLike = (),
-    labels: Sequence[Any] = (),
-    proposed: ArrayLike = (),
-    groups: ArrayLike | None = None,
-    kind: LabelKind = "auto",
-    seed: int = 0,
-) -> Rows:
+    strategy: str, z_sem: ArrayLike, count: int = 1, *, labelled: ArrayLike = (), labels: Sequence[Any] = (),
+    proposed: ArrayLike = (), groups: ArrayLike | None = None, kind: LabelKind = "auto", seed: int = 0,
+) -> Rows:  # fmt: skip
     """Select the cases to label next.
 
     The result is a function of the arguments. Of equally good cases, the first row is selected; so sort the rows by id.
@@ -119,8 +111,10 @@ def select(
     candidates = np.setdiff1d(np.arange(len(codes)), np.concatenate([known, earlier]))
     if count < 1 or not len(candidates):
         return candidates[:0]
-    task = _Task(_normalised(codes), groups, known, labels, earlier, candidates, count, kind, seed)
-    return STRATEGIES[strategy](task)
+    z = np.zeros(codes.shape)  # if all are the same
+    if len(codes) > 1 and np.ptp(codes, axis=0).any():
+        z = LatentStatistics.of(codes).normalise(codes).astype(np.float64)
+    return STRATEGIES[strategy](_Task(z, groups, known, labels, earlier, candidates, count, kind, seed))
 
 
 def _outliers(task: _Task) -> Rows:
@@ -151,13 +145,6 @@ STRATEGIES: dict[str, Callable[[_Task], Rows]] = {
 """The strategies of :func:`select`, by name."""
 
 
-def _normalised(codes: Codes) -> Floats:
-    """z_sem scaled by the standard deviations of all cases; zeros if all are the same."""
-    if len(codes) < 2 or not np.ptp(codes, axis=0).any():
-        return np.zeros(codes.shape)
-    return LatentStatistics.of(codes).normalise(codes).astype(np.float64)
-
-
 def _rows(rows: ArrayLike, num_cases: int, name: str) -> Rows:
     checked = np.asarray(rows, np.intp).reshape(-1)
     if not ((checked >= 0) & (checked < num_cases)).all():
@@ -166,25 +153,8 @@ def _rows(rows: ArrayLike, num_cases: int, name: str) -> Rows:
 
 
 def farthest_first(z: ArrayLike, reference: ArrayLike, count: int, weights: ArrayLike | None = None) -> Rows:
-    """Select the case that is farthest from all reference and selected cases, again and again.
-
-    This is the greedy k-center algorithm, which Sener & Savarese 2018 call core-set selection: the largest distance
-    from any case to the nearest selected one is at most twice as large as it can be. Without reference cases, the
-    first selection is the case nearest to the mean. Of equally far cases, the first row is selected.
-
-    Args:
-        z: ``[N, D]``, normalised, the cases to select from.
-        reference: ``[M, D]``, normalised, cases that are covered already, such as those with labels; M may be 0.
-        count: number of cases to select.
-        weights: ``[N]``, factors of the distances, such as uncertainties; None: 1.
-
-    Returns:
-        ``[min(count, N)]``, rows of ``z`` in the order of their selection.
-
-    Example:
-        >>> farthest_first([[0.0], [1.0], [5.0], [9.0]], [[0.0]], 2)
-        array([3, 2])
-    """
+    """Select the case that is farthest from all reference and selected cases, again and again (greedy k-center)."""
+    # called core-set selection by Sener & Savarese 2018; without reference cases, the case nearest to the mean is first
     codes = checked_codes(z, num_least=0).astype(np.float64)
     factors = np.ones(len(codes)) if weights is None else np.asarray(weights, np.float64)
     covered = np.asarray(reference, np.float64)
@@ -199,26 +169,9 @@ def farthest_first(z: ArrayLike, reference: ArrayLike, count: int, weights: Arra
 
 
 def typical_first(z: ArrayLike, covered: ArrayLike, count: int, seed: int = 0) -> Rows:
-    """Select the most typical case of each of the largest clusters without a covered case (TypiClust).
-
-    With few labels, typical cases teach a classifier more than uncertain ones (Hacohen et al. 2022). The cases are
-    divided by k-means into as many clusters as there will be covered cases (at most 500, and at least one for 1,000
-    cases). A case is typical if the mean distance to its 20 nearest neighbors in its cluster is small.
-
-    Args:
-        z: ``[N, D]``, normalised, all cases.
-        covered: rows of ``z`` that are labelled or proposed already.
-        count: number of cases to select.
-        seed: random seed of k-means.
-
-    Returns:
-        Rows of ``z`` in the order of their selection, none of them covered; ``count`` of them if there are as many.
-
-    Example:
-        >>> z = [[0.0], [0.1], [0.2], [9.0], [9.1], [9.3]]
-        >>> typical_first(z, [1], 1), typical_first(z, [], 2)
-        (array([4]), array([1, 4]))
-    """
+    """Select the most typical case of each of the largest clusters without a covered case (TypiClust)."""
+    # with few labels, typical cases teach a classifier more than uncertain ones (Hacohen et al. 2022): as many clusters
+    # as there will be covered cases; a case is typical if its nearest neighbors in its cluster are close
     codes = checked_codes(z, num_least=0).astype(np.float64)
     done = np.zeros(len(codes), bool)
     done[np.asarray(covered, np.intp)] = True
@@ -266,18 +219,7 @@ def _mean_distances(z: Floats) -> Floats:
 
 
 def outlier_order(z_sem: ArrayLike, groups: ArrayLike | None = None) -> Rows:
-    """All rows, the most unusual first: by the mean distance to the nearest 5 cases of other patients, whitened.
-
-    With more than 5,000 cases, all are compared with the same 5,000 random ones.
-
-    Args:
-        z_sem: ``[N, D]``, not normalised.
-        groups: ``[N]``, the patient of each case; None: each case is a patient of its own.
-
-    Example:
-        >>> outlier_order([[0.0], [0.1], [9.0], [0.3]])[:1]
-        array([2])
-    """
+    """All rows, the most unusual first: by the mean distance to the nearest 5 cases of other patients, whitened."""
     codes = checked_codes(z_sem, num_least=0)
     names = np.arange(len(codes)) if groups is None else numbered_groups(groups)
     sample = np.sort(np.random.default_rng(0).permutation(len(codes))[:_MOST_REFERENCE_CASES])
@@ -290,26 +232,7 @@ def outlier_order(z_sem: ArrayLike, groups: ArrayLike | None = None) -> Rows:
 
 
 def uncertainty(z: ArrayLike, labelled: ArrayLike, labels: Sequence[Any], *, kind: LabelKind = "auto") -> Floats:
-    """How uncertain a probe is about each case ``[N]``, after it was fitted to the labelled cases.
-
-    For classes, the probe is a logistic regression, and the uncertainty is the entropy of its probabilities, divided
-    by that of equal probabilities (0 to 1). For numbers, it is scikit-learn's ``BayesianRidge``, and the uncertainty is
-    the standard deviation of its prediction, in the unit of the labels. If nothing can be fitted, because fewer than
-    two cases are labelled or all labels are the same, all cases are equally uncertain: 1.
-
-    Args:
-        z: ``[N, D]``, normalised, all cases.
-        labelled: ``[L]``, the rows of ``z`` with a label.
-        labels: ``[L]``, their labels: numbers, booleans or text.
-        kind: whether labels are ``classes`` or ``numbers``; ``auto``: see
-            :func:`~monai_diffae.latents.targets.are_classes`.
-
-    Example:
-        >>> z = np.linspace(-1, 1, 5)[:, None]
-        >>> entropy = uncertainty(z, [0, 1, 3, 4], ["ill", "ill", "well", "well"])
-        >>> int(entropy.argmax()), uncertainty(z, [0], ["ill"])
-        (2, array([1., 1., 1., 1., 1.]))
-    """
+    """How uncertain a probe of labels is about each case ``[N]``: its entropy, or standard deviation of numbers."""
     codes, rows = checked_codes(z, num_least=1).astype(np.float64), np.asarray(labelled, np.intp)
     if rows.shape != (len(labels),) or missing(labels).any():
         raise ConfigError(f"labels: {rows.size} labelled cases need {rows.size} labels, none of them missing")
@@ -320,14 +243,9 @@ def uncertainty(z: ArrayLike, labelled: ArrayLike, labels: Sequence[Any], *, kin
         order = np.argsort(rows)  # the folds depend on the order of the cases
         rows, target = rows[order], target[order]
         probe = fit_probe("linear", codes[rows], target, rows, len(names), standardise=False)
-        return _entropy(probe.predict(codes)) / np.log(len(names))
+        p = np.clip(probe.predict(codes), np.finfo(np.float64).tiny, 1)
+        return np.asarray(-(p * np.log(p)).sum(axis=1) / np.log(len(names)))
     return _predictive_std(codes, rows, np.asarray(labels, np.float64))
-
-
-def _entropy(probabilities: Floats) -> Floats:
-    p = np.clip(probabilities, np.finfo(np.float64).tiny, 1)
-    entropy: Floats = -(p * np.log(p)).sum(axis=1)
-    return entropy
 
 
 def _predictive_std(z: Floats, rows: Rows, values: Floats) -> Floats:

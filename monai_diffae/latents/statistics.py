@@ -13,9 +13,7 @@ from monai_diffae.errors import ConfigError
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.floating[Any]]
-
-ACTIVE_SHARE = 0.01
-"""A dimension is active if its variance is above this share of the mean variance of all dimensions."""
+ACTIVE_SHARE = 0.01  # A dimension is active if its variance is above this share of the mean variance of all dimensions
 
 # A dimension whose std is below this fraction of the median std holds a constant and its rounding errors.
 _NEVER_VARIES = 1e-6
@@ -28,10 +26,6 @@ logger = logging.getLogger(__name__)
 class LatentStatistics:
     """Mean and standard deviation of the training set's z_sem, per dimension.
 
-    Attributes:
-        mean: ``[D]``, float32.
-        std: ``[D]``, float32, above 0.
-
     Raises:
         ConfigError: the shapes differ or are not ``[D]``, a value is not finite, or a std is not above 0.
 
@@ -43,8 +37,8 @@ class LatentStatistics:
         array([2., 4.])
     """
 
-    mean: NDArray[np.float32]
-    std: NDArray[np.float32]
+    mean: NDArray[np.float32]  #: ``[D]``, float32
+    std: NDArray[np.float32]  #: ``[D]``, float32, above 0
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -52,15 +46,12 @@ class LatentStatistics:
             with np.errstate(over="ignore"):
                 values = np.asarray(getattr(self, name)).astype(np.float32)
             object.__setattr__(self, name, values)
-        if self.mean.ndim != 1 or self.mean.shape != self.std.shape or len(self.mean) == 0:
+        are_vectors = self.mean.ndim == 1 and self.mean.shape == self.std.shape and len(self.mean) > 0
+        is_finite = np.isfinite(self.mean).all() and np.isfinite(self.std).all()
+        if not (are_vectors and is_finite and (self.std >= np.finfo(np.float32).tiny).all()):
             raise ConfigError(
-                f"statistics of z_sem: mean and std have the shapes {self.mean.shape} and {self.std.shape}; "
-                "both must be (D,)"
-            )
-        if not np.isfinite([self.mean, self.std]).all() or (self.std < np.finfo(np.float32).tiny).any():
-            raise ConfigError(
-                "statistics of z_sem: mean and std must be finite, and the std above 0 in every dimension; compute "
-                "them again"
+                "statistics of z_sem: mean and std must be (D,) and finite, and the std above 0 in every dimension; "
+                "compute them again"
             )
 
     @classmethod
@@ -139,16 +130,7 @@ def scales(codes: Floats, common_scale: bool) -> Floats:
 
 
 def checked_codes(z: ArrayLike, z_channels: int | None = None, *, num_least: int | None = None) -> Codes:
-    """Check z_sem ``[N, D]`` (without ``num_least`` also ``[D]``) and return it as an array of floats.
-
-    Example:
-        >>> checked_codes([[1, 2]]).dtype
-        dtype('float64')
-        >>> checked_codes([[1.0, float("nan")]])
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: z_sem: 1 of 1 cases hold values that are not finite; embed again
-    """
+    """Check z_sem ``[N, D]`` (without ``num_least`` also ``[D]``) and return it as an array of floats."""
     codes = np.asarray(z)
     if codes.dtype.kind not in "fiu":
         raise ConfigError(f"z_sem: holds {codes.dtype}, not numbers; give an array of floats")
@@ -170,20 +152,14 @@ def checked_codes(z: ArrayLike, z_channels: int | None = None, *, num_least: int
 
 @dataclass(frozen=True)
 class ActiveDimensions:
-    """The result of :func:`active_dimensions`.
+    """The result of :func:`active_dimensions`."""
 
-    Attributes:
-        dims: D, the number of dimensions.
-        active: dimensions whose variance over the cases is above 1 % of the mean variance of all dimensions.
-        participation_ratio: the squared sum of the covariance's eigenvalues, divided by the sum of their squares: D if
-            all directions vary equally, 1 if all cases lie on a line.
-        dims_for_95_percent: principal components that explain 95 % of the variance.
-    """
-
-    dims: int
-    active: int
+    dims: int  #: D, the number of dimensions
+    active: int  #: dimensions whose variance over the cases is above 1 % of the mean variance of all dimensions
+    #: the squared sum of the covariance's eigenvalues, divided by the sum of their squares: D if all directions vary
+    #: equally, 1 if all cases lie on a line
     participation_ratio: float
-    dims_for_95_percent: int
+    dims_for_95_percent: int  #: principal components that explain 95 % of the variance
 
 
 def active_dimensions(z: ArrayLike) -> ActiveDimensions:

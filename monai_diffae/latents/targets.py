@@ -35,20 +35,14 @@ _FAR, _FAR_AS_LOGARITHM = 10, 4  # interquartile ranges
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A label, for the K cases that have it.
+    """A label, for the K cases that have it."""
 
-    Attributes:
-        name: name of the label.
-        classes: names of the classes, sorted as numbers or text (the negative one first if one is positive); None for a
-            continuous label.
-        values: ``[K]``, the class of each case, counted from 0, or the number.
-        rows: ``[K]``, the rows of these cases, in the requested order.
-    """
-
-    name: str
+    name: str  #: name of the label
+    #: names of the classes, sorted as numbers or text (the negative one first if one is positive); None for a
+    #: continuous label
     classes: tuple[str, ...] | None
-    values: NDArray[Any]
-    rows: NDArray[np.intp]
+    values: NDArray[Any]  #: ``[K]``, the class of each case, counted from 0, or the number
+    rows: NDArray[np.intp]  #: ``[K]``, the rows of these cases, in the requested order
 
     @property
     def num_classes(self) -> int | None:
@@ -88,20 +82,7 @@ class Target:
 
 
 def are_classes(labels: Sequence[Any], kind: LabelKind = "auto") -> bool:
-    """Whether labels are classes, or numbers.
-
-    Text, booleans and labels with two values are classes. Whole numbers from 0 to 20 are classes if they have at most
-    10 different values, and at most two thirds as many values as there are labels, so that the ages of five people are
-    numbers. All others are numbers.
-
-    Args:
-        labels: the labels of the cases that have one.
-        kind: ``classes`` or ``numbers`` instead of this rule.
-
-    Example:
-        >>> are_classes([0, 1, 2, 1, 0]), are_classes([31, 45, 52, 60, 31]), are_classes([1.5, 3, 3])
-        (True, False, True)
-    """
+    """Whether labels are classes: text, booleans, two values, or few whole numbers; ``kind`` decides otherwise."""
     if kind not in get_args(LabelKind):
         raise ConfigError(f"kind: {kind!r} is not one of {', '.join(get_args(LabelKind))}")
     if kind == "numbers" and not _are_numbers(labels):
@@ -118,28 +99,16 @@ def are_classes(labels: Sequence[Any], kind: LabelKind = "auto") -> bool:
 
 
 def reason_against(labels: Sequence[Any], name: str) -> str | None:
-    """Why a label is no target by default; None: it is one, as are numbers, and text with few classes.
-
-    Ids are numbers of which each belongs to one case and that have no gaps, or whose name says it.
-
-    Example:
-        >>> [reason_against(labels, "site") for labels in (["a", "b"] * 5, range(20), ["a"] * 9)]
-        [None, 'is an id', 'has one value']
-    """
+    """Why a label is no target by default; None: it is one, as are numbers, and text with few classes."""
     present = [label for label, is_missing in zip(labels, missing(labels), strict=True) if not is_missing]
     counts = Counter(map(class_name, present))
     if len(counts) < 2:
         return "has one value" if counts else "is empty"
     if len(counts) > MAX_VALUES:
         is_number = _are_numbers(present)
-        is_gapless = is_number and len(counts) == len(present) == max(present) - min(present) + 1
-        return (
-            "is an id"
-            if is_gapless or _ID.search(name)
-            else None
-            if is_number
-            else f"is text with {len(counts)} values"
-        )
+        if _ID.search(name) or (is_number and len(counts) == len(present) == max(present) - min(present) + 1):
+            return "is an id"
+        return None if is_number else f"is text with {len(counts)} values"
     num_classes = sum(count >= _FEWEST_PER_CLASS for count in counts.values())
     if num_classes < 2 and not _are_numbers(present):
         return f"lacks two classes with {_FEWEST_PER_CLASS} cases"
@@ -184,20 +153,7 @@ def read_target(
 
 
 def read_line_target(labels: Sequence[Any], name: str, positive: Any = None, kind: LabelKind = "auto") -> Target:
-    """Read labels as two classes or as a number, along which there is a direction.
-
-    Labels with two values are classes, and so are all labels with ``positive``. Numbers with more values are a number,
-    also those that :func:`are_classes` takes for classes, because these are in an order.
-    With more than two values, all values but ``positive`` form the negative class. By default, the larger number is
-    positive, or the text that sorts last.
-
-    Example:
-        >>> target = read_line_target(["ill", "well", None, "ill"], "state", positive="ill")
-        >>> target.classes, target.values, target.rows
-        (('well', 'ill'), array([1, 0, 1]), array([0, 1, 3]))
-        >>> read_line_target([1, 2, 3, 2], "grade", positive=3).classes
-        ('not 3', '3')
-    """
+    """Read labels as two classes, ``positive`` against the rest, or as numbers: more than two have an order."""
     labels = list(labels)
     rows = np.flatnonzero(~missing(labels))
     present = [labels[row] for row in rows]
@@ -253,12 +209,7 @@ def missing(labels: Sequence[Any]) -> NDArray[np.bool_]:
 
 
 def class_name(value: Any) -> str:
-    """Return a class as text, the same for 1 and 1.0, because a table with gaps stores integers as floats.
-
-    Example:
-        >>> class_name(1.0), class_name(np.int64(1)), class_name(True), class_name(" ill ")
-        ('1', '1', 'True', 'ill')
-    """
+    """A class as text, the same for 1 and 1.0, because a table with gaps stores integers as floats."""
     if isinstance(value, Real) and not isinstance(value, bool):
         number = float(value)
         return str(int(number)) if number.is_integer() else repr(number)
@@ -271,13 +222,9 @@ def rest_of(positive: str) -> str:
 
 
 def far_off(values: Floats) -> NDArray[np.bool_]:
-    """Find numbers ``[K]`` that are so far from the others that they are probably errors or codes.
-
-    These are numbers more than 10 interquartile ranges from the median. If all other numbers are positive or 0, as
-    amounts are, their logarithms must also be more than 4 interquartile ranges away, so that the tail of a log-normal
-    distribution does not count.
-    """
+    """Find numbers ``[K]`` that are so far from the others that they are probably errors or codes."""
     is_far = _distance(values) > _FAR
+    # of amounts, the tail of a log-normal distribution does not count
     if is_far.any() and (is_far | (values >= 0)).all():
         is_far[values > 0] &= _distance(np.log(values[values > 0])) > _FAR_AS_LOGARITHM
     return is_far

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 _AXES = {2: ("up-down", "left-right"), 3: ("left-right", "front-back", "up-down")}  # axes of volumes are in RAS order
@@ -82,17 +81,12 @@ def changed_views(images: Tensor, noise: Tensor, model_range: tuple[float, float
         ['flip up-down', 'flip left-right', 'noise 1 %', 'noise 5 %']
     """
     low, high = model_range
-    if images.ndim - 2 not in _AXES:
-        raise ConfigError(f"views: the images have the shape {tuple(images.shape)}; (B, C, *S) in 2D or 3D is needed")
     axes = dict(enumerate(_AXES[images.ndim - 2], start=2))
     views = {f"flip {name}": images.flip(axis) for axis, name in axes.items()}
     views |= {f"noise {share} %": images + share / 100 * (high - low) * noise for share in (1, 5)}
-    views |= {f"shift {n} {name}": _shifted(images, n, axis) for n in (1, 2) for axis, name in axes.items()}
+    for n in (1, 2):
+        for axis, name in axes.items():  # the border is repeated
+            sources = (torch.arange(images.shape[axis], device=images.device) - n).clamp(min=0)
+            views[f"shift {n} {name}"] = images.index_select(axis, sources)
     views |= {f"intensity x {scale}": low + scale * (images - low) for scale in (0.9, 1.1)}
     return {name: view.clamp(low, high) for name, view in views.items()}
-
-
-def _shifted(images: Tensor, voxels: int, axis: int) -> Tensor:
-    """Shift images along an axis; the border is repeated."""
-    sources = torch.arange(images.shape[axis], device=images.device) - voxels
-    return images.index_select(axis, sources.clamp(min=0))

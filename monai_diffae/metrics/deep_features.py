@@ -1,4 +1,4 @@
-"""Networks whose features metrics use, with the user's weights: AlexNet (LPIPS), Inception v3 and RadImageNet."""
+"""Networks with the user's weights (AlexNet, Inception v3, RadImageNet), and distances by features: LPIPS, FID, KID."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from monai_diffae.data.tensor_files import read_torch_file
-from monai_diffae.errors import MachineError, ScanError
+from monai_diffae.errors import ConfigError, MachineError, ScanError
+from monai_diffae.latents.statistics import Floats, checked_codes
 
 IMAGES_AT_ONCE = 64
 ALEXNET = "alexnet-owt-7be5be79.pth"
-SMALLEST_SIDE = 32
-"""Pixels: AlexNet pools smaller images to nothing."""
-
+SMALLEST_SIDE = 32  # pixels: AlexNet pools smaller images to nothing
 _LEAST_FOR_FEATURES = 64  # pixels; 2 x 2 positions are left of them after the last convolution
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 _RADIMAGENET_SIZE = 224  # pixels, as it was trained
+NEIGHBORS = 3  # the neighbor whose distance is the radius of a sample's ball, as in the paper on precision and recall
 
 
 def colour_planes(images: Tensor, model_range: tuple[float, float]) -> list[Tensor]:
@@ -58,62 +60,42 @@ class PerceptualDistance(nn.Module):
         super().__init__()
         if importlib.util.find_spec("lpips") is None:
             raise MachineError("the package lpips is not installed: pip install 'monai-diffae[lpips]'")
-        state = read_alexnet(weights)
+        file = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET if weights is None else Path(weights)
+        if not file.is_file():
+            text = f"there is no {file.name}; give the file, or put it where torch looks for it (TORCH_HOME)"
+            raise MachineError(text)
+        other = "does not hold AlexNet's weights as torchvision names them"
+        state: dict[str, Tensor] = read_torch_file(file, other, prefix="features.")
         import lpips
 
         self.network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)  # its own weights come with the package
-        for name, parameter in self.network.net.named_parameters():
-            parameter.data.copy_(state[f"features.{name.split('.', 1)[1]}"])
+        try:
+            for name, parameter in self.network.net.named_parameters():
+                parameter.data.copy_(state[f"features.{name.split('.', 1)[1]}"])
+        except (KeyError, RuntimeError) as error:
+            raise ScanError(f"{file.name}: {other}") from error
         self.eval().requires_grad_(False).to(device)
 
     def forward(self, images: Tensor, others: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
-        """The distances (B,) of images (B, C, *S) in ``model_range``, in 2D or 3D; values beyond it are clipped.
-
-        Images that need gradients get them, as a loss needs it.
-        """
+        """The distances (B,) of images (B, C, *S), clipped to ``model_range``; with gradients, as a loss needs them."""
         pairs = [colour_planes(stack, model_range) for stack in (images, others)]
         planes = [self._distances(a, b) for a, b in zip(*pairs, strict=True)]
         return torch.stack([plane.unflatten(0, (len(images), -1)).mean(dim=1) for plane in planes]).mean(dim=0)
 
     def features(self, images: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
-        """The 256 features (B, 256) of AlexNet's last convolution, averaged over the image; of volumes over all planes.
-
-        Images are enlarged to at least 64 pixels along each axis, so that any size has features.
-
-        Args:
-            images: (B, C, *S) in ``model_range``, in 2D or 3D.
-            model_range: black and white.
-        """
+        """The features (B, 256) of AlexNet's last convolution, averaged over the image; of volumes over all planes."""
         return mean_features(self._last_features, images, model_range)
 
     def _last_features(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network.net(self.network.scaling_layer(_enlarged(images))).relu5
+        size = tuple(max(side, _LEAST_FOR_FEATURES) for side in images.shape[2:])
+        if size != tuple(images.shape[2:]):
+            images = interpolate(images, size=size, mode="bilinear")
+        features: Tensor = self.network.net(self.network.scaling_layer(images)).relu5
         return features.mean(dim=(2, 3))
 
     def _distances(self, a: Tensor, b: Tensor) -> Tensor:
         parts = zip(a.split(IMAGES_AT_ONCE), b.split(IMAGES_AT_ONCE), strict=True)
         return torch.cat([self.network(x, y).flatten() for x, y in parts])
-
-
-def read_alexnet(weights: str | os.PathLike[str] | None) -> dict[str, Tensor]:
-    """Read the convolutions of AlexNet from a file of weights; None: where torch keeps downloaded weights."""
-    file = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET if weights is None else Path(weights)
-    if not file.is_file():
-        raise MachineError(f"there is no {file.name}; give the file, or put it where torch looks for it (TORCH_HOME)")
-    other = "does not hold AlexNet's weights as torchvision names them"
-    state: dict[str, Tensor] = read_torch_file(file, other, prefix="features.")
-    try:
-        shapes = {number: tuple(state[f"features.{number}.weight"].shape) for number in (0, 3, 6, 8, 10)}
-    except Exception as error:
-        raise ScanError(f"{file.name}: {other}") from error
-    if shapes[0] != (64, 3, 11, 11):
-        raise ScanError(f"{file.name}: holds the weights of another network than torchvision's AlexNet")
-    return state
-
-
-def _enlarged(images: Tensor) -> Tensor:
-    size = tuple(max(side, _LEAST_FOR_FEATURES) for side in images.shape[2:])
-    return images if size == tuple(images.shape[2:]) else interpolate(images, size=size, mode="bilinear")
 
 
 def pairwise_distance(distance: PerceptualDistance, draws: Tensor, model_range: tuple[float, float]) -> Tensor:
@@ -171,3 +153,73 @@ class RadImageNetFeatures(nn.Module):
             return features.flatten(1)
 
         return mean_features(run, images, model_range)
+
+
+# -- distances between two sets of images by their features ------------------------------------------------------------
+
+
+def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
+    """The squared Frechet distance of Gaussians with the moments of ``[N, D]`` and ``[M, D]`` (Heusel et al. 2017).
+
+    With features of Inception v3 it is the FID. It is biased upwards in small samples, so compare only values of
+    equally many samples. The trace of the root of the product of the covariances is computed as the sum of the singular
+    values of ``X Y^T / sqrt((N - 1) (M - 1))``, with centred samples X and Y. That is exact and needs no root of a
+    matrix, which fails where there are fewer samples than features.
+
+    Example:
+        >>> frechet_distance([[0.0], [2.0]], [[10.0], [14.0]])  # means 1 and 12, variances 2 and 8
+        123.0...
+    """
+    x, y = _checked(a, b, num_least=2)
+    difference = x.mean(axis=0) - y.mean(axis=0)
+    x, y = ((z - z.mean(axis=0)) / np.sqrt(len(z) - 1) for z in (x, y))
+    small_x, small_y = (z if len(z) <= z.shape[1] else np.asarray(np.linalg.qr(z, mode="r")) for z in (x, y))
+    product = np.linalg.norm(small_x @ small_y.T, ord="nuc")
+    return float(difference @ difference + np.square(x).sum() + np.square(y).sum() - 2 * product)
+
+
+def kernel_distance(a: ArrayLike, b: ArrayLike) -> float:
+    """The unbiased squared MMD of ``[N, D]`` and ``[M, D]``, kernel ``(x y / D + 1)^3`` (Binkowski et al. 2018).
+
+    With features of Inception v3 it is the KID. Its expectation is 0 for samples of the same distribution, whatever
+    their number, so it can be slightly negative.
+
+    Example:
+        >>> round(kernel_distance([[0.0], [1.0]], [[2.0], [3.0]]), 6)
+        297.5
+    """
+    x, y = _checked(a, b, num_least=2)
+    of_x, of_y, between = ((one @ other.T / x.shape[1] + 1) ** 3 for one, other in ((x, x), (y, y), (x, y)))
+    within = (float((kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1))) for kernel in (of_x, of_y))
+    return sum(within) - 2 * float(between.mean())
+
+
+def precision_and_recall(real: ArrayLike, generated: ArrayLike, k: int = NEIGHBORS) -> tuple[Floats, Floats]:
+    """Which generated samples ``[M, D]`` are realistic, and which real ones ``[N, D]`` are covered (Kynkaanniemi 2019).
+
+    A sample counts if it lies in a ball around a sample of the other set whose radius is the distance to that sample's
+    k-th neighbor in its own set. The results are 0 and 1 for each; their means are precision and recall.
+
+    Example:
+        >>> realistic, covered = precision_and_recall([[0.0], [1], [2], [9]], [[0.5], [1.5], [30], [40]], k=1)
+        >>> float(realistic.mean()), float(covered.mean())
+        (0.5, 0.75)
+    """
+    x, y = _checked(real, generated, num_least=k + 1)
+    return _covered(y, x, k), _covered(x, y, k)
+
+
+def _covered(samples: Floats, others: Floats, k: int) -> Floats:
+    """Whether each sample lies in the ball of one of the others."""
+    from sklearn.metrics import pairwise_distances
+
+    radii = np.sort(pairwise_distances(others), axis=1)[:, k]  # the first is the sample itself
+    return np.asarray((pairwise_distances(samples, others) <= radii).any(axis=1), np.float64)
+
+
+def _checked(a: ArrayLike, b: ArrayLike, num_least: int) -> tuple[Floats, Floats]:
+    try:
+        x = checked_codes(a, num_least=num_least).astype(np.float64)
+        return x, checked_codes(b, x.shape[1], num_least=num_least).astype(np.float64)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("z_sem:", "features:")) from error

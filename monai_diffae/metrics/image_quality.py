@@ -11,8 +11,7 @@ from torch import Tensor
 
 from monai_diffae.metrics.deep_features import SMALLEST_SIDE, PerceptualDistance, pairwise_distance
 
-SMALLEST_MS_SSIM_SIDE = 176
-"""Voxels: MS-SSIM halves images four times, and its window of 11 must still fit into them."""
+SMALLEST_MS_SSIM_SIDE = 176  # voxels: MS-SSIM halves images four times, and its window of 11 must still fit into them
 
 
 def reconstruction_errors(
@@ -84,7 +83,10 @@ class ImageQuality:
         """The metrics of reconstructions (B, C, *S), (B,) each: ``mse``, ``psnr``, ``ssim``, ``ms_ssim``, ``lpips``."""
         values = reconstruction_errors(images, reconstructions, self.model_range)
         if self.has_ms_ssim:
-            values["ms_ssim"] = self._ms_ssim(images, reconstructions)
+            low, high = self.model_range
+            ms_ssim = MultiScaleSSIMMetric(len(self.image_size), data_range=high - low)
+            value: Tensor = ms_ssim(reconstructions.float() - low, images.float() - low)  # type: ignore[assignment]
+            values["ms_ssim"] = value.flatten().clamp(max=1)
         if self.lpips is not None and self.has_lpips:
             values["lpips"] = self.lpips(images, reconstructions, self.model_range)
         return values
@@ -100,9 +102,3 @@ class ImageQuality:
         if self.lpips is not None and self.has_lpips:
             values["diversity_lpips"] = pairwise_distance(self.lpips, draws, self.model_range)
         return values
-
-    def _ms_ssim(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        low, high = self.model_range
-        metric = MultiScaleSSIMMetric(len(self.image_size), data_range=high - low)
-        values: Tensor = metric(reconstructions.float() - low, images.float() - low)  # type: ignore[assignment]
-        return values.flatten().clamp(max=1)

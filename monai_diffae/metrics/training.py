@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from ignite.metrics import Metric
@@ -17,32 +17,36 @@ from monai_diffae.latents import copying_ratio
 logger = logging.getLogger(__name__)
 
 
-class ValidationLoss(Metric):
-    """The mean over all validation images of ``loss``, or of ``loss_other`` (with another image's z_sem)."""
-
-    def __init__(self, key: str = "loss", device: str | torch.device = "cpu") -> None:
-        super().__init__(output_transform=lambda output: output[key], device=device)
+class _LossSums(Metric):
+    """The sums of losses over all validation images, and the number of images."""
 
     @reinit__is_reduced
     def reset(self) -> None:
         """Start a new validation."""
-        self.total = torch.zeros((), dtype=torch.float64, device=self._device)
+        self.sums = torch.zeros(len(self.required_output_keys or ()), dtype=torch.float64, device=self._device)
         self.count = torch.zeros((), dtype=torch.float64, device=self._device)
 
     @reinit__is_reduced
-    def update(self, output: Tensor) -> None:
-        """Add a batch of values (B,)."""
-        values = output.detach().double().to(self._device)
-        self.total += values.sum()
-        self.count += values.numel()
+    def update(self, output: Sequence[Tensor]) -> None:
+        """Add a batch of the evaluator's output: losses (B,)."""
+        self.sums += torch.stack([losses.detach().double().sum() for losses in output]).to(self._device)
+        self.count += output[0].numel()
 
-    @sync_all_reduce("total", "count")
+
+class ValidationLoss(_LossSums):
+    """The mean over all validation images of ``loss``, or of ``loss_other`` (with another image's z_sem)."""
+
+    def __init__(self, key: str = "loss", device: str | torch.device = "cpu") -> None:
+        self.required_output_keys = (key,)
+        super().__init__(device=device)
+
+    @sync_all_reduce("sums", "count")
     def compute(self) -> float:
         """The mean; NaN without any value."""
-        return float(self.total / self.count)
+        return float(self.sums[0] / self.count)
 
 
-class ZSemUsage(Metric):
+class ZSemUsage(_LossSums):
     """The ratio of the loss with another image's z_sem to the loss with each image's own; at 1, z_sem is ignored.
 
     It is NaN if there is only one image, because there is no other one.
@@ -56,25 +60,10 @@ class ZSemUsage(Metric):
 
     required_output_keys = ("loss", "loss_other")
 
-    @reinit__is_reduced
-    def reset(self) -> None:
-        """Start a new validation."""
-        self.own = torch.zeros((), dtype=torch.float64, device=self._device)
-        self.other = torch.zeros((), dtype=torch.float64, device=self._device)
-        self.count = torch.zeros((), dtype=torch.float64, device=self._device)
-
-    @reinit__is_reduced
-    def update(self, output: tuple[Tensor, Tensor]) -> None:
-        """Add a batch of the evaluator's output: the losses with the own and with another z_sem, (B,) each."""
-        own, other = output
-        self.own += own.detach().double().sum().to(self._device)
-        self.other += other.detach().double().sum().to(self._device)
-        self.count += own.numel()
-
-    @sync_all_reduce("own", "other", "count")
+    @sync_all_reduce("sums", "count")
     def compute(self) -> float:
         """The ratio of the two sums."""
-        return float(self.other / self.own) if self.count > 1 else math.nan
+        return float(self.sums[1] / self.sums[0]) if self.count > 1 else math.nan
 
 
 class CopyingRatio(Metric):
@@ -86,17 +75,10 @@ class CopyingRatio(Metric):
     """
 
     def __init__(
-        self,
-        sample: Callable[[int], Tensor],
-        train: Tensor,
-        num_samples: int = 256,
-        device: str | torch.device = "cpu",
+        self, sample: Callable[[int], Tensor], train: Tensor, num_samples: int = 256, device: str | torch.device = "cpu"
     ) -> None:
         super().__init__(output_transform=lambda output: output["image"], device=device)
-        self.sample = sample
-        self.train = train
-        self.num_samples = num_samples
-        self.has_warned = False
+        self.sample, self.train, self.num_samples, self.has_warned = sample, train, num_samples, False
 
     @reinit__is_reduced
     def reset(self) -> None:

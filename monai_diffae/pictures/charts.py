@@ -1,21 +1,21 @@
-"""Charts by matplotlib: training curves, diagnoses, calibration and few-label curves of probes."""
+"""Charts by matplotlib: cohorts, trainings, diagnoses, probes, and what commands about a table of z_sem find."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from monai_diffae.latents.probing.evaluation import FEW_PATIENTS, EvaluatedProbe
-from monai_diffae.latents.probing.nested import HeldOutPredictions
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from monai_diffae.latents.label_changes import LabelChange
+    from monai_diffae.latents.probing.evaluation import EvaluatedProbe
+    from monai_diffae.latents.probing.nested import HeldOutPredictions
 
 METRIC_NAMES = {
     "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "brier": "Brier", "r2": "R2",
@@ -24,6 +24,11 @@ METRIC_NAMES = {
 
 _MAX_BINS, _MIN_CASES_PER_BIN = 10, 10
 _MAX_COLUMNS = 4
+_COLUMNS, _NUM_BINS = 3, 40
+_MOST_KINDS, _LONGEST_KIND = 10, 44
+_WIDE_RANGE = 100.0  # ratio of the highest values of scans to their median, from which the axis is logarithmic
+_STRONG = 50  # -log10 p; stronger associations are drawn there
+_MANY = 40  # components; with more, they are not numbered one by one
 DPI = 120
 _BESIDE_LOSSES = {
     "validation_kl": "KL divergence of the latents\n(nats per value)",
@@ -34,19 +39,19 @@ _PROBE = "validation_probe_"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")  # Okabe and Ito
 
 
+def figure_of(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and needs a display
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
 def draw_curves(frame: pd.DataFrame) -> Figure:
-    """Draw the losses over the images seen, and beside them the metric that matters for this kind of model.
-
-    A third panel has the probes, if there are any.
-
-    Args:
-        frame: the table that :class:`~monai_diffae.handlers.TrainingCurves` writes.
-    """
-    from matplotlib.figure import Figure
+    """Draw the losses of a training over the images seen, the metric that matters for its kind of model, and probes."""
     from matplotlib.ticker import EngFormatter
 
     probed = [name.removeprefix(_PROBE) for name in map(str, frame.columns) if name.startswith(_PROBE)]
-    figure = Figure(figsize=(13 if probed else 9, 3.4), dpi=DPI, layout="constrained")
+    figure = figure_of(13 if probed else 9, 3.4)
     left, right, *others = figure.subplots(1, 3 if probed else 2)
     metric, label = next((m, text) for m, text in _BESIDE_LOSSES.items() if m in frame or m == "validation_z_sem_usage")
     training = frame.dropna(subset=["loss"]) if "loss" in frame else frame.iloc[:0]
@@ -89,15 +94,8 @@ def _draw_probes(panel: Any, frame: pd.DataFrame, labels: Sequence[str]) -> None
 
 
 def draw_diagnosis(levels: pd.DataFrame, stability: pd.DataFrame) -> Figure:
-    """Draw the losses by noise level, their ratios, and how far changes of the image move z_sem.
-
-    Args:
-        levels: the table ``noise_levels.csv``.
-        stability: the table ``stability.csv``.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4), dpi=DPI, layout="constrained")
+    """Draw ``noise_levels.csv``, the losses and their ratios, and ``stability.csv``, how far changes move z_sem."""
+    figure = figure_of(13, 4)
     left, middle, right = figure.subplots(1, 3)
     names = {"own": "own z_sem", "mean": "mean z_sem of the others", "other": "another patient's z_sem"}
     for colour, (name, label) in zip(("C0", "C1", "C2"), names.items(), strict=True):
@@ -123,11 +121,7 @@ def draw_diagnosis(levels: pd.DataFrame, stability: pd.DataFrame) -> Figure:
 
 
 def draw_calibration(probes: Sequence[EvaluatedProbe]) -> Figure:
-    """Draw calibration curves: one panel per target, with a histogram of the predictions below.
-
-    Args:
-        probes: the evaluated probes.
-    """
+    """Draw the calibration curves of probes: one panel per target, with a histogram of the predictions below."""
     targets: dict[str, list[EvaluatedProbe]] = {}
     for probe in probes:
         targets.setdefault(probe.row["target"], []).append(probe)
@@ -182,11 +176,9 @@ def calibration_bins(
 
 
 def draw_few_labels(few_labels: pd.DataFrame) -> Figure:
-    """Draw scores over the number of labelled patients: median and quartiles of the draws, one panel per target.
+    """Draw ``few_labels.csv``, scores over the number of labelled patients: median and quartiles of the draws."""
+    from monai_diffae.latents.probing.evaluation import FEW_PATIENTS
 
-    Args:
-        few_labels: the table ``few_labels.csv``.
-    """
     targets = dict(iter(few_labels.groupby("target", sort=False)))
     figure, panels = _panels(max(1, len(targets)), 1)
     if not targets:
@@ -215,10 +207,8 @@ def draw_explanation(curves: pd.DataFrame, cases: pd.DataFrame, labels: Sequence
         cases: ``id``, ``to``, ``distance``, ``counterfactual``, ``reached`` of the same cases.
         labels: the changes of labels; the first one is drawn on top.
     """
-    from matplotlib.figure import Figure
-
     height = max(3.2, 0.9 + 0.3 * len(labels))
-    figure = Figure(figsize=(9, height), dpi=DPI, layout="constrained")
+    figure = figure_of(9, height)
     left, right = figure.subplots(1, 2)
     for _, curve in curves.groupby("id", sort=False):
         left.plot(curve["distance"], curve["score"], color="0.7", linewidth=0.8)
@@ -264,9 +254,7 @@ def draw_regularisations(scores: pd.DataFrame) -> Figure:
 
 def draw_reliability(measured: pd.DataFrame) -> Figure:
     """Draw the table ``reliability.csv``: the ICCs, and the shares of variance of each dimension and component."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 3.6), dpi=DPI, layout="constrained")
+    figure = figure_of(13, 3.6)
     left, *others = figure.subplots(1, 3, width_ratios=[1, 1.4, 1.4])
     shares = [name for name in ("patient_share", "scanner_share", "rest_share") if name in measured]
     colours = dict(zip(("patient_share", "scanner_share", "rest_share"), (*COLOURS[:2], "0.8"), strict=True))
@@ -292,13 +280,174 @@ def draw_reliability(measured: pd.DataFrame) -> Figure:
     return figure
 
 
+def draw_associations(rows: pd.DataFrame, level: float = 0.05) -> Figure:
+    """Draw the p-values of ``associations.csv`` over the components, and their quantiles beside those of chance."""
+    from scipy import stats
+
+    from monai_diffae.latents.association import inflation
+
+    figure = figure_of(11, 4)
+    left, right = figure.subplots(1, 2, width_ratios=[2, 1])
+    known = rows.dropna(subset=["p"]).assign(log_p=lambda each: -np.log10(each["p"].clip(lower=10.0**-_STRONG)))
+    variables = list(known.groupby("variable", sort=False))
+    most = max((len(each) for _, each in variables), default=1)
+    for place, (name, each) in enumerate(variables):
+        colour, is_found = COLOURS[place % len(COLOURS)], each["q"] < level
+        shift = (place - (len(variables) - 1) / 2) * 0.6 / len(variables)
+        left.scatter(each["component"] + shift, each["log_p"], s=18, edgecolors=colour,
+                     facecolors=np.where(is_found, colour, "none"))  # fmt: skip
+        right.scatter(-np.log10((np.arange(len(each)) + 0.5) / len(each)), np.sort(each["log_p"])[::-1], s=12,
+                      color=colour, label=f"{name} (λ {inflation(each['p']):.2f})")  # fmt: skip
+    found = known.loc[known["q"] < level, "p"]
+    line = -np.log10(max(found.max(), 10.0**-_STRONG) if len(found) else level / max(len(known), 1))
+    label = f"false discovery rate {level:.0%}" if len(found) else f"{level:.0%} (Bonferroni)"
+    left.axhline(line, color="0.3", linewidth=0.8, linestyle="--", label=label)
+    left.legend(frameon=False, fontsize=8)
+    ranks = np.arange(1, most + 1)
+    grid = -np.log10((ranks - 0.5) / most)
+    ends = [-np.log10(stats.beta.ppf(quantile, ranks, most + 1 - ranks)) for quantile in (0.025, 0.975)]
+    right.fill_between(grid, *ends, color="0.9", zorder=0)
+    right.axline((0, 0), slope=1, color="0.5", linewidth=0.8)
+    for panel in (left, right):
+        panel.set_ylim(bottom=0)
+    if most <= _MANY:
+        left.set_xticks(sorted(rows["component"].unique()))
+        left.tick_params(axis="x", labelsize=7)
+    y = f"-log10 p (at most {_STRONG})" if known["log_p"].max() >= _STRONG else "-log10 p"
+    left.set(xlabel="component of z_sem (1: the largest variance)", ylabel=y)
+    right.set(xlabel="expected -log10 p (band: 95 %)", ylabel=y)
+    right.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_stability(explained: pd.DataFrame, canonical: pd.DataFrame, correlations: Any) -> Figure:
+    """Draw the tables ``stability.csv`` and ``canonical.csv``, and the correlations ``[K, L]`` of the components."""
+    figure = figure_of(13, 4)
+    left, middle, right = figure.subplots(1, 3)
+    for place, (name, each) in enumerate(explained.groupby("model", sort=False)):
+        errors = [(each["r2"] - each["low"]).clip(lower=0), (each["high"] - each["r2"]).clip(lower=0)]
+        left.errorbar(each["component"] + 0.2 * place, each["r2"], errors, fmt="o", markersize=3, linewidth=1,
+                      color=COLOURS[place], label=f"{name} model")  # fmt: skip
+    left.axhline(0.5, color="0.6", linestyle=":")
+    left.set(xlabel="component", ylabel="variance that the other model explains\n(R2 of held-out patients)",
+             ylim=(min(-0.05, explained["r2"].min() - 0.05), 1.05))  # fmt: skip
+    left.legend(frameon=False, fontsize=8)
+    image = middle.imshow(np.abs(correlations), vmin=0, vmax=1, cmap="magma", aspect="auto",
+                          extent=(0.5, correlations.shape[1] + 0.5, correlations.shape[0] + 0.5, 0.5))  # fmt: skip
+    for axis in (middle.xaxis, middle.yaxis, right.xaxis):
+        axis.get_major_locator().set_params(integer=True)
+    figure.colorbar(image, ax=middle, label="absolute correlation")
+    middle.set(xlabel="component of the second model", ylabel="component of the first model")
+    value, low, high = (canonical[name] for name in ("correlation", "low", "high"))
+    right.fill_between(canonical["pair"], low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
+    right.plot(canonical["pair"], value, "o-", color=COLOURS[0], markersize=3)
+    right.axhline(0, color="0.6", linestyle=":")
+    right.set(xlabel="pair of canonical variates", ylabel="correlation in held-out patients", ylim=(None, 1.05))
+    return figure
+
+
+@dataclass(frozen=True, eq=False)
+class CohortOverview:
+    """What the picture shows; no ids, so that it can be shown to others.
+
+    Attributes:
+        axes: the names of the D axes.
+        geometry: a title and an array (N, D) for each of size, spacing and field of view.
+        intensities: (N, 5) percentiles 0, 1, 50, 99 and 100 of each scan; empty: they were not read.
+        problems: kinds of problems, whether they are failures, and the number of their cases.
+        thumbnails: small scans (H, W) from 0 to 1.
+    """
+
+    axes: Sequence[str]
+    geometry: Sequence[tuple[str, NDArray[Any]]]
+    intensities: NDArray[np.float64]
+    problems: Sequence[tuple[str, bool, int]]
+    thumbnails: Sequence[NDArray[np.float32]]
+
+
+def draw_cohort_overview(overview: CohortOverview) -> Figure:
+    """Draw the overview."""
+    has_voxels = len(overview.intensities) > 0
+    num_rows = 2 if len(overview.geometry) or has_voxels else 1
+    figure = figure_of(4.2 * _COLUMNS, 3.6 * num_rows)
+    panels = iter(figure.subplots(num_rows, _COLUMNS, squeeze=False).ravel())
+    for title, values in overview.geometry:
+        _draw_histogram(next(panels), title, values, overview.axes)
+    _draw_problems(next(panels), overview.problems)
+    if has_voxels:
+        _draw_intensities(next(panels), overview.intensities)
+        _draw_thumbnails(next(panels), overview.thumbnails)
+    for panel in panels:
+        panel.axis("off")
+    return figure
+
+
+def _draw_histogram(panel: Any, title: str, values: NDArray[Any], axes: Sequence[str]) -> None:
+    bins = _bins(values)
+    for axis, (name, colour) in enumerate(zip(axes, COLOURS, strict=False)):
+        panel.hist(values[:, axis], bins, label=name, color=colour, histtype="stepfilled", alpha=0.35)
+        panel.hist(values[:, axis], bins, color=colour, histtype="step")
+    panel.set(title=title, ylabel="scans")
+    panel.legend(frameon=False)
+
+
+def _bins(values: NDArray[Any]) -> NDArray[np.float64]:
+    """The edges of bins. For whole numbers, all bins hold equally many of them, so that none stays empty."""
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind in "iu":
+        width = max(1, int(np.ceil((high - low) / _NUM_BINS)))
+        return np.arange(low - 0.5, high + width + 0.5, width)
+    margin = max(0.02 * (high - low), 0.02 * high)
+    return np.linspace(low - margin, high + margin, _NUM_BINS)
+
+
+def _draw_problems(panel: Any, problems: Sequence[tuple[str, bool, int]]) -> None:
+    panel.set(title="problems")
+    if not problems:
+        panel.text(0.5, 0.5, "none", ha="center", va="center", transform=panel.transAxes)
+        panel.axis("off")
+        return
+    shown = problems[:_MOST_KINDS]
+    places = range(len(shown))
+    colours = [COLOURS[1] if failed else COLOURS[0] for _, failed, _ in shown]
+    bars = panel.barh(places, [count for *_, count in shown], height=0.5, color=colours)
+    panel.bar_label(bars, padding=2)
+    # above the bars, because beside them long names would leave no room
+    for place, (kind, failed, _) in enumerate(shown):
+        text = kind if len(kind) <= _LONGEST_KIND else f"{kind[: _LONGEST_KIND - 3]}..."
+        label = f"{'failed' if failed else 'doubtful'}: {text}"
+        panel.text(0, place - 0.29, label, fontsize=8, va="bottom", parse_math=False)
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.set(yticks=[], xlabel="scans", ylim=(len(shown) - 0.4, -0.9))
+    panel.margins(x=0.12)
+
+
+def _draw_intensities(panel: Any, percentiles: NDArray[np.float64]) -> None:
+    lowest, low, median, high, highest = percentiles[np.argsort(percentiles[:, 2], kind="stable")].T
+    ranks = np.arange(len(median))
+    panel.fill_between(ranks, lowest, highest, color="0.9", label="minimum to maximum", step="mid")
+    panel.fill_between(ranks, low, high, color=COLOURS[0], alpha=0.35, label="1st to 99th percentile", step="mid")
+    panel.plot(ranks, median, color=COLOURS[1], label="median", drawstyle="steps-mid")
+    if highest.max() > _WIDE_RANGE * max(abs(float(np.median(highest))), 1e-9):
+        panel.set_yscale("symlog")
+    panel.set(title="intensities", xlabel="scans, by their median", ylabel="value")
+    panel.legend(frameon=False, fontsize=8)
+
+
+def _draw_thumbnails(panel: Any, thumbnails: Sequence[NDArray[np.float32]]) -> None:
+    side = max(int(np.sqrt(len(thumbnails))), 1)
+    rows = [np.hstack(thumbnails[k * side : (k + 1) * side]) for k in range(side) if thumbnails]
+    if rows:
+        panel.imshow(np.vstack(rows), cmap="gray", vmin=0, vmax=1)
+    panel.set(title="some of the scans")
+    panel.axis("off")
+
+
 def _panels(num: int, num_axes: int) -> tuple[Any, list[Sequence[Any]]]:
     """A figure with ``num`` panels, each with one axis, or with two axes, the second of which is small."""
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures and needs a display
-
     columns = min(num, _MAX_COLUMNS)
     rows = -(-num // columns)
-    figure = Figure(figsize=(6.0 * columns, (3 + 1.3 * (num_axes - 1)) * rows), dpi=DPI, layout="constrained")
+    figure = figure_of(6.0 * columns, (3 + 1.3 * (num_axes - 1)) * rows)
     ratios = {"height_ratios": [3.0, 1.0][:num_axes]}
     parts = figure.subfigures(rows, columns, squeeze=False).ravel()[:num]
     return figure, [part.subplots(num_axes, 1, squeeze=False, sharex=True, gridspec_kw=ratios)[:, 0] for part in parts]

@@ -170,8 +170,8 @@ def _in_planes(case: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def in_rgb(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W); those with another number of channels by their first channel."""
-    return images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
+    """Images (B, 3, *S); those with another number of channels by their first channel."""
+    return images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, *images.shape[2:])
 
 
 def _outlined(images: Tensor, masks: Tensor, model_range: tuple[float, float]) -> Tensor:

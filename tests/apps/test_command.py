@@ -11,9 +11,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
+from monai_diffae.apps import settings
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
-from monai_diffae.apps.processes import Process, this_process
 from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Decoding, Numbers, Overrides, Reading
 from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import ConfigError
@@ -170,14 +170,14 @@ def test_a_line_for_a_shell_is_read_back_as_the_arguments_that_it_was_made_from(
 def test_a_process_is_numbered_as_torchrun_says(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert this_process() == Process(0, 1, 0)
+    assert settings.this_process() == settings.Process(0, 1, 0)
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
-    assert this_process() == Process(5, 8, 1, local_world_size=4)
+    assert settings.this_process() == settings.Process(5, 8, 1, local_world_size=4)
     for name, value in (("LOCAL_WORLD_SIZE", "0"), ("RANK", "8"), ("RANK", "-1"), ("RANK", "")):
         monkeypatch.setenv(name, value)
         with pytest.raises(ConfigError, match=r"^RANK, .*, LOCAL_WORLD_SIZE are '.*', '8', '1', '.'; use torchrun"):
-            this_process()
+            settings.this_process()
 
 
 @pytest.mark.parametrize(

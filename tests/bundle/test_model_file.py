@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from tiny_bundles import rewrite, weights
 from torch import nn
 
-from monai_diffae.bundle import load_bundle, load_first_stage, model_file
+from monai_diffae.bundle import load_bundle, load_first_stage
 from monai_diffae.bundle.model_file import read_description, read_model, write_for_monai, write_model
 from monai_diffae.errors import DiffAEError
 
@@ -60,7 +61,7 @@ def test_every_cut_and_every_flipped_bit_is_refused_or_changes_nothing(file, mon
     for byte in range(len(content)):
         damaged += [content[:byte] + bytes([content[byte] ^ 1 << bit]) + content[byte + 1 :] for bit in range(8)]
     for data in damaged:
-        monkeypatch.setattr(model_file, "_bytes", lambda _, data=data: data)
+        monkeypatch.setattr(Path, "read_bytes", lambda _, data=data: data)
         with contextlib.suppress(DiffAEError):
             model = read_model(file)
             assert (model.kind, model.description, len(data)) == (before.kind, before.description, len(content))

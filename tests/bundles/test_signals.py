@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from forked_program import shared_program, wait_until
+from forked_program import wait_until
 
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data.streamed import in_order
@@ -23,22 +23,20 @@ def bundle(tmp_path):
 
 
 @pytest.fixture
-def start(bundle, small_cohort, tmp_path, tiny_settings):
+def start(bundle, small_cohort, tmp_path, tiny_settings, start_program):
     """Starts a training with two workers in a process group of its own, and waits until it has begun."""
     settings = {**tiny_settings, "max_epochs": 100_000, "val_interval": 100_000, "batch_size": 2, "cache_gib": 1e-9}
-    program, checkpoint = shared_program(), bundle / "models" / "checkpoint.pt"
+    checkpoint = bundle / "models" / "checkpoint.pt"
 
     def begin(**more):
         overrides = [f"{key}={str(value).replace(' ', '')}" for key, value in {**settings, **more}.items()]
         began = time.time()
-        program.start(
-            tmp_path / "log", "train", bundle, small_cohort, "--workers", "2", "--overrides", *overrides,
-        )  # fmt: skip
+        words = ["train", bundle, small_cohort, "--workers", "2", "--overrides", *overrides]
+        program = start_program(*words, output=tmp_path / "log")
         assert wait_until(lambda: checkpoint.is_file() and checkpoint.stat().st_mtime > began)
         return program
 
-    yield begin
-    program.end()
+    return begin
 
 
 def workers(program):
@@ -56,7 +54,7 @@ def test_a_signal_to_the_whole_group_saves_the_last_step(start, bundle, number, 
     assert program.wait() == 128 + number
     record_property("figure", f"{number.name} to the group: {time.monotonic() - began:.1f} s")
     step = torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)["trainer"]["iteration"]
-    assert f"stopped at step {step}" in program.log.read_text()
+    assert f"stopped at step {step}" in program.output.read_text()
     assert program.errors() == []
 
 
@@ -79,7 +77,7 @@ def test_nothing_of_a_killed_training_stays(start, bundle):
     os.killpg(program.pid, signal.SIGKILL)
     program.wait()
     assert abandoned <= set(cache.iterdir())
-    start()
+    program = start()
     assert not abandoned & set(cache.iterdir())
     os.killpg(program.pid, signal.SIGTERM)
     assert program.wait() == 143

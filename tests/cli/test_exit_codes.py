@@ -59,21 +59,26 @@ def test_1_a_bug(run, monkeypatch, pictures):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("line", "message"),
     [
-        ("verify", "PICTURES", "--no-such-option"),
-        ("no-such-command",),
-        ("embed", "BUNDLE", "PICTURES", "out", "--batch-size", "0"),
-        ("embed", "BUNDLE", "PICTURES", "out", "--threads", "0"),
-        ("embed", "BUNDLE", "PICTURES", "out.xlsx"),
-        ("embed", "PICTURES", "PICTURES", "out"),  # no bundle
+        ("embed", 'Command "embed" parameter --bundle requires an argument.'),
+        ("embed BUNDLE PICTURES out --nope", "Unknown option: --nope"),
+        ("embed BUNDLE PICTURES out --batch-size many", "'many' is not a whole number"),
+        ("embed BUNDLE PICTURES out --batch-size 0", "--batch-size: 0 is below 1"),
+        ("embed BUNDLE PICTURES out --threads 0", "--threads: 0 is below 1"),
+        ("embed BUNDLE PICTURES out.xlsx", "out.xlsx"),
+        ("embed PICTURES PICTURES out", "pictures lies in the folder of scans"),
+        ("reconstruct BUNDLE PICTURES out --overrides seed=1 seed=2", "'seed' is given twice"),
+        ("train none", "none: there is no configs/train.json; make a bundle with monai-diffae init"),
     ],
 )
-def test_2_wrong_arguments(run, tiny_bundle, pictures, monkeypatch, tmp_path, arguments):
+def test_2_wrong_arguments(run, tiny_bundle, pictures, monkeypatch, tmp_path, line, message):
     monkeypatch.chdir(tmp_path)
     places = {"PICTURES": pictures, "BUNDLE": tiny_bundle.directory}
-    code, _, errors = run(*(places.get(word, word) for word in arguments))
-    assert (code, len(errors.strip().splitlines())) == (2, 1)
+    code, printed, errors = run(*(places.get(word, word) for word in line.split()))
+    assert (code, printed, len(errors.splitlines())) == (2, "", 1), errors
+    assert errors.startswith("error: ")
+    assert message in errors
 
 
 def test_3_some_cases_failed(run, embed, pictures, tmp_path):

@@ -1,19 +1,21 @@
 """Scan files, good and bad, made for the tests."""
 
 import contextlib
+import ctypes
 import locale
+import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from plain_user import as_plain_user
 
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import ScanError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
+_DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2
 
 
 def shared(name):
@@ -60,8 +62,18 @@ def as_nobody(folder=None):
     folders = [] if folder is None else [folder, *(path for path in folder.rglob("*") if path.is_dir())]
     for each in folders:
         each.chmod(0o555)
-    with as_plain_user():
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
+    rights = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, each twice
+    assert libc.capget(header, rights) == 0, os.strerror(ctypes.get_errno())
+    before = rights[0]
+    rights[0] &= ~(1 << _DAC_OVERRIDE | 1 << _DAC_READ_SEARCH)
+    assert libc.capset(header, rights) == 0, os.strerror(ctypes.get_errno())
+    try:
         yield
+    finally:
+        rights[0] = before
+        libc.capset(header, rights)
 
 
 def values(*shape):

@@ -4,11 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    UniPCMultistepScheduler,
-)
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from monai_diffae.diffusion import DiffusionSchedule, ddim, dpmpp_2m, unipc
 
@@ -46,9 +42,7 @@ def noise(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def x_T():
-    return noise(2, 1, 6, 6)
+X_T = noise(2, 1, 6, 6)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 6, 6), (1, 2, 4, 4, 4)], ids=["2D", "3D"])
@@ -63,7 +57,7 @@ def test_ddim(shape, prediction, steps):
     assert_same(ours(ddim, schedule, x_T, schedule.decoding_levels(steps)), theirs(scheduler, x_T))
 
 
-def test_ddim_with_eta(x_T):
+def test_ddim_with_eta():
     scheduler = DDIMScheduler(**BETAS, clip_sample=False, timestep_spacing="trailing")
     scheduler.set_timesteps(10)
     schedule = DiffusionSchedule(prediction="eps", spacing="trailing")
@@ -71,27 +65,27 @@ def test_ddim_with_eta(x_T):
     stochastic = partial(ddim, eta=0.7, generator=torch.Generator().manual_seed(3))
     # diffusers draws noise in the last step, too, but with variance 0
     assert_same(
-        ours(stochastic, schedule, x_T, schedule.decoding_levels(10)),
-        theirs(scheduler, x_T, eta=0.7, generator=generator),
+        ours(stochastic, schedule, X_T, schedule.decoding_levels(10)),
+        theirs(scheduler, X_T, eta=0.7, generator=generator),
     )
 
 
 @pytest.mark.parametrize(("prediction", "spacing"), [("eps", "trailing"), ("x0", "linspace"), ("v", "logsnr")])
-def test_dpmpp_2m(x_T, prediction, spacing):
+def test_dpmpp_2m(prediction, spacing):
     schedule = DiffusionSchedule(prediction=prediction, spacing=spacing)
     levels = schedule.decoding_levels(10)
     scheduler = DPMSolverMultistepScheduler(
         **BETAS, prediction_type=THEIR_NAME[prediction], algorithm_type="dpmsolver++", solver_order=2
     )
     scheduler.set_timesteps(timesteps=levels[:-1])
-    assert_same(ours(dpmpp_2m, schedule, x_T, levels), theirs(scheduler, x_T))
+    assert_same(ours(dpmpp_2m, schedule, X_T, levels), theirs(scheduler, X_T))
 
 
 @pytest.mark.parametrize(
     ("prediction", "parameterisation", "order"),
     [("eps", "x0", 2), ("x0", "x0", 3), ("v", "x0", 1), ("eps", "eps", 3), ("v", "eps", 2)],
 )
-def test_unipc(x_T, prediction, parameterisation, order):
+def test_unipc(prediction, parameterisation, order):
     schedule = DiffusionSchedule(prediction=prediction, spacing="trailing")
     scheduler = UniPCMultistepScheduler(
         **BETAS, prediction_type=THEIR_NAME[prediction], solver_order=order, predict_x0=parameterisation == "x0",
@@ -99,7 +93,7 @@ def test_unipc(x_T, prediction, parameterisation, order):
     )  # fmt: skip
     scheduler.set_timesteps(10)
     solver = partial(unipc, order=order, parameterisation=parameterisation)
-    path, expected = ours(solver, schedule, x_T, schedule.decoding_levels(10)), theirs(scheduler, x_T)
+    path, expected = ours(solver, schedule, X_T, schedule.decoding_levels(10)), theirs(scheduler, X_T)
     if parameterisation == "eps":  # at x0 itself log-SNR is infinite, and so is the result of diffusers
         path, expected = path[:-1], expected[:-1]
     assert_same(path, expected)

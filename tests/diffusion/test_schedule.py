@@ -3,15 +3,14 @@
 import pytest
 import torch
 from monai.inferers import DiffusionInferer
+from tiny_bundles import small_autoencoder
 from torch import nn
 
 from monai_diffae.diffusion import SPACINGS, DiffusionSchedule, ddim
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import ConfigError
-from monai_diffae.networks import DenoisingUNet
 
 FEW = [("linear_beta", "eps"), ("linear_beta", "v"), ("rectified_flow", "v")]
-VP = ["linear_beta", "scaled_linear_beta", "cosine"]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,7 @@ def test_the_tables_stay_in_float64_whatever_the_network_and_the_images_are():
     assert not holder.schedule.state_dict()
 
 
-@pytest.mark.parametrize("name", VP)
+@pytest.mark.parametrize("name", ["linear_beta", "scaled_linear_beta", "cosine"])
 def test_zero_terminal_snr_removes_the_signal_of_the_last_level_and_keeps_the_first(name):
     rescaled = DiffusionSchedule(schedule=name, zero_terminal_snr=True)
     plain = DiffusionSchedule(schedule=name)
@@ -114,17 +113,10 @@ def test_min_snr_of_hang_et_al():
     torch.testing.assert_close(flow.loss_weights(t), expected.float(), rtol=1e-4, atol=1e-7)
 
 
-def _unet():
-    torch.manual_seed(0)
-    unet = DenoisingUNet(2, 1, 4, (1, 2), 1, z_channels=4, time_embed_channels=8).eval()
-    nn.init.normal_(unet.head[-1].weight, std=0.1)
-    return unet
-
-
 @pytest.mark.parametrize(("name", "prediction"), FEW)
 def test_monais_inferer_samples_with_the_schedule_as_ddim_does(name, prediction):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction, clip_range=(-1, 1))
-    unet, z_sem, x_T = _unet(), torch.randn(2, 1, 4), torch.randn(2, 1, 8, 8)
+    unet, z_sem, x_T = small_autoencoder().unet, torch.randn(2, 1, 4), torch.randn(2, 1, 8, 8)
     schedule.set_timesteps(7)
     inferer = DiffusionInferer(schedule)
     with torch.no_grad():
@@ -149,9 +141,6 @@ def test_reversed_step_moves_between_the_same_levels_as_ddim():
     )
 
 
-SCHEDULES = [("linear_beta", "eps"), ("linear_beta", "v"), ("cosine", "v"), ("rectified_flow", "v")]
-
-
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize(("name", "prediction"), [("linear_beta", "eps"), ("rectified_flow", "v")])
 def test_timesteps_are_as_many_as_steps_ascending_and_in_range(spacing, name, prediction):
@@ -166,7 +155,7 @@ def test_timesteps_are_as_many_as_steps_ascending_and_in_range(spacing, name, pr
             assert t[-1] == 999
 
 
-@pytest.mark.parametrize(("name", "prediction"), SCHEDULES)
+@pytest.mark.parametrize(("name", "prediction"), [*FEW, ("cosine", "v")])
 def test_logsnr_steps_are_equal_in_log_snr_and_end_with_hardly_any_noise(name, prediction):
     schedule = DiffusionSchedule(schedule=name, prediction=prediction)
     t = schedule.inference_timesteps(10)
@@ -188,41 +177,28 @@ def test_the_papers_levels():
     assert schedule.level(1000) == (0, 1)
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
-def test_training_timesteps_cover_the_range_and_follow_their_generator(sampling):
-    schedule = DiffusionSchedule(num_train_timesteps=50, timestep_sampling=sampling)
-    t = schedule.sample_timesteps(20_000, torch.Generator().manual_seed(0))
-    assert torch.equal(t, schedule.sample_timesteps(20_000, torch.Generator().manual_seed(0)))
-    counts = torch.bincount(t, minlength=50).float()
-    assert len(counts) == 50
-    middle_share = counts[17:33].sum() / counts.sum()
-    assert middle_share > 0.45 if sampling == "logit_normal" else 0.29 < middle_share < 0.35
+@pytest.mark.parametrize(("sampling", "in_the_middle"), [("uniform", (0.29, 0.35)), ("logit_normal", (0.45, 1))])
+def test_training_timesteps_cover_the_range_follow_their_generator_and_are_shifted(sampling, in_the_middle):
+    def timesteps(shift=1.0, number=1000):
+        schedule = DiffusionSchedule(num_train_timesteps=number, timestep_sampling=sampling, timestep_shift=shift)
+        return schedule.sample_timesteps(100_000, torch.Generator().manual_seed(0))
 
-
-@pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
-def test_timestep_shift_multiplies_the_odds_of_t(sampling):
-    def timesteps(shift):
-        schedule = DiffusionSchedule(timestep_sampling=sampling, timestep_shift=shift)
-        return schedule.sample_timesteps(100_000, torch.Generator().manual_seed(0)).double()
-
-    plain, shifted = timesteps(1.0), timesteps(3.0)
+    plain, shifted = timesteps(), timesteps(3.0)
+    assert torch.equal(plain, timesteps())
     assert 0 <= shifted.min() < shifted.max() <= 999
+    counts = torch.bincount(timesteps(number=50), minlength=50)
+    assert len(counts) == 50
+    assert in_the_middle[0] < counts[17:33].sum() / counts.sum() < in_the_middle[1]
     # the median of both distributions is T / 2: odds of 1, which become odds of 3
-    assert plain.median() == pytest.approx(500, abs=5)
-    assert shifted.median() == pytest.approx(750, abs=5)
-
-
-def test_stratified_timesteps_are_one_from_each_part():
+    assert plain.double().median() == pytest.approx(500, abs=5)
+    assert shifted.double().median() == pytest.approx(750, abs=5)
     assert DiffusionSchedule().stratified_timesteps(10).tolist() == list(range(50, 1000, 100))
 
 
-def test_seeds_are_distinct_and_stable():
-    assert seed_of(0, "noise", 1) == seed_of(0, "noise", 1)
-    assert len({seed_of(s, r, i) for s in range(10) for r in range(10) for i in range(10)}) == 1000
-
-
-def test_the_noise_of_an_image_is_standard_normal_and_the_same_in_every_batch():
+def test_the_noise_of_an_image_is_standard_normal_and_the_same_in_every_batch_and_seeds_are_distinct():
     noise = image_noise((1, 32, 32), 0, list(range(20)))
     assert abs(float(noise.mean())) < 0.02
     assert abs(float(noise.std()) - 1) < 0.02
     assert torch.equal(image_noise((1, 32, 32), 0, [7])[0], noise[7])
+    assert seed_of(0, "noise", 1) == seed_of(0, "noise", 1)
+    assert len({seed_of(s, r, i) for s in range(10) for r in range(10) for i in range(10)}) == 1000

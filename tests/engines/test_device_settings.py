@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from monai_diffae.engines import training_loader
-from monai_diffae.engines.device_settings import DeviceSettings
-from monai_diffae.engines.precision import cpu_has_bf16, resolve_precision
+from monai_diffae.engines.precision import DeviceSettings, cpu_has_bf16, resolve_precision
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 

@@ -34,13 +34,11 @@ def test_kl_divergence_is_the_mean_over_latent_values_whatever_their_number():
 
 
 def test_loss_is_the_absolute_error_and_the_weighted_divergence():
-    kl_weight = 0.5
+    kl_weight, draws = 0.5, StepDraws(0, 5, 0, 3, 3)
     trainer, network = make(kl_weight=kl_weight)
-    torch.manual_seed(2)
-    losses = trainer.image_losses(batch())
-    torch.manual_seed(2)
+    losses = trainer.image_losses({**batch(), "draws": draws})
     images = batch()["image"]
-    reconstruction, mean, sigma = network(images, lambda shape, device: torch.randn(len(images), *shape))
+    reconstruction, mean, sigma = network(images, draws.noise)
     expected = (reconstruction - images).abs().flatten(1).mean(dim=1) + kl_weight * kl_divergence(mean, sigma)
     torch.testing.assert_close(losses, expected)
 

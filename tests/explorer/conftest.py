@@ -1,12 +1,9 @@
 """An opened page of the tiny bundle: what answers its requests, and the addresses of running servers."""
 
-import socket
-import threading
-import time
 from contextlib import contextmanager
 
 import pytest
-import uvicorn
+from forked_program import served
 
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.explorer.app import build_app
@@ -36,17 +33,7 @@ def serve():
 
     @contextmanager
     def serving(exploration):
-        with socket.socket() as listening:
-            listening.bind(("127.0.0.1", 0))
-            port = listening.getsockname()[1]
-            app = build_app(exploration, TOKEN, port)
-            server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-            thread.start()
-            while not server.started:
-                time.sleep(0.05)
-            yield f"http://127.0.0.1:{port}/?token={TOKEN}"
-            server.should_exit = True
-            thread.join(20)
+        with served(lambda port: build_app(exploration, TOKEN, port)) as url:
+            yield f"{url}/?token={TOKEN}"
 
     return serving

@@ -216,11 +216,11 @@ def worker():
 
 @pytest.fixture
 def busy(worker):
-    """The worker, busy until the event is set."""
+    """A job of the lane "image" that runs until the event is set, and then asks whether a newer one came."""
     event, started = threading.Event(), threading.Event()
-    worker.submit("busy", lambda check: (started.set(), event.wait(10)))
+    job = worker.submit("image", lambda check: (started.set(), event.wait(10), check()))
     started.wait(10)
-    return event
+    return job, event
 
 
 def test_all_jobs_run_in_one_thread_which_an_error_does_not_end(worker):
@@ -232,34 +232,17 @@ def test_all_jobs_run_in_one_thread_which_an_error_does_not_end(worker):
     assert threads != {threading.get_ident()}
 
 
-def test_a_waiting_job_is_dropped_for_a_newer_one_of_its_lane_but_not_without_a_lane(worker, busy):
-    ran = []
+def test_a_job_is_dropped_for_a_newer_one_of_its_lane_also_while_it_runs_but_not_without_a_lane(worker, busy):
+    (running, event), ran = busy, []
     older = [worker.submit("image", lambda check, i=i: ran.append(i)) for i in range(5)]
     newest = worker.submit("image", lambda check: ran.append("newest"))
     other = worker.submit("scan", lambda check: "other")
     without_lane = [worker.submit(None, lambda check, i=i: (check(), i)[1]) for i in range(5)]
-    busy.set()
+    event.set()
     newest.result(10)
-    for each in older:
+    for each in (running, *older):
         with pytest.raises(SupersededError):
             each.result(10)
     assert ran == ["newest"]
     assert other.result(10) == "other"
     assert [each.result(10) for each in without_lane] == list(range(5))
-
-
-def test_a_running_job_is_told_that_a_newer_one_came(worker):
-    started, resume = threading.Event(), threading.Event()
-
-    def run(check):
-        started.set()
-        resume.wait(10)
-        check()
-
-    older = worker.submit("image", run)
-    started.wait(10)
-    newer = worker.submit("image", lambda check: "newer")
-    resume.set()
-    with pytest.raises(SupersededError):
-        older.result(10)
-    assert newer.result(10) == "newer"

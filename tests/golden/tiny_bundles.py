@@ -101,6 +101,21 @@ def tiny_kl(spatial_dims: int = 3, channels: tuple[int, ...] = (4, 8), **setting
     return AutoencoderKL(spatial_dims, channels=channels, **settings)
 
 
+def small_autoencoder(spatial_dims: int = 2, std: float = 0.05, **settings: Any) -> Any:
+    """A network for evaluation in which no layer is 0, so that z_sem has an effect."""
+    import torch
+
+    from monai_diffae.networks import build_autoencoder
+
+    torch.manual_seed(0)
+    sizes = {"base_channels": 4, "channel_mult": (1, 2), "num_res_blocks": 1, "z_channels": 4, "time_embed_channels": 8}
+    network = build_autoencoder(spatial_dims, **{**sizes, **settings})
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=std)
+    return network.eval()
+
+
 def shake(bundle: Path) -> None:
     """Change weights at random, so that z_sem tells cases apart and the decoder uses it."""
     import torch

@@ -1,15 +1,14 @@
 import pytest
 import torch
 from monai.data import MetaTensor
+from tiny_bundles import small_autoencoder
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer, Reconstructor, encode_exactly, estimate_from_noised
 from monai_diffae.inferers.autoencoding import FastDecoder
 from monai_diffae.inferers.reconstruction import images_at_once
-from monai_diffae.networks import build_autoencoder, preset
-
-SIZES = {"base_channels": 4, "channel_mult": (1, 2), "num_res_blocks": 1, "z_channels": 4, "time_embed_channels": 8}
+from monai_diffae.networks import preset
 
 
 @pytest.fixture
@@ -132,8 +131,6 @@ def test_the_evaluations_of_a_round_trip_can_be_bounded(inferer, network, images
         torch.testing.assert_close(few.decode(z_sem, network, x_T), decoded, atol=1e-5, rtol=1e-5)
         if bound < 20 or solver == "adams":
             assert torch.equal(x_T, plain[0]) == (bound < 20)
-    with pytest.raises(ConfigError, match="^max_evaluations is -1; it must be a whole number, at least 0"):
-        few.round_trip(images, network, z_sem, max_evaluations=-1)
 
 
 def test_volumes_are_processed_slice_by_slice_by_a_2d_network(inferer, network, evaluations):
@@ -167,19 +164,11 @@ def test_in_autocast_the_network_is_fast_and_the_solver_exact(inferer, network, 
     torch.testing.assert_close(in_half, images, atol=0.2, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"inversion": "exact"}, "inversion is 'exact'; choose one of: implicit, ddim"),
-        ({"solver": "heun", "steps": 5000}, "steps is 5000; it must be between 1 and 1999"),
-    ],
-)
-def test_invalid_settings_are_refused_at_construction(inferer, settings, message):
-    with pytest.raises(ConfigError, match=message):
-        DiffusionAutoencoderInferer(inferer.schedule, **settings)
-
-
-def test_inputs_that_would_give_wrong_results_silently_are_refused(inferer, network, images):
+def test_settings_and_inputs_that_would_give_wrong_results_silently_are_refused(inferer, network, images):
+    with pytest.raises(ConfigError, match="inversion is 'exact'; choose one of: implicit, ddim"):
+        DiffusionAutoencoderInferer(inferer.schedule, inversion="exact")
+    with pytest.raises(ConfigError, match="steps is 5000; it must be between 1 and 1999"):
+        DiffusionAutoencoderInferer(inferer.schedule, solver="heun", steps=5000)
     z_sem, x_T = inferer.encode(images, network), torch.zeros_like(images)
     not_finite = torch.full_like(images, torch.nan)
     for call, *arguments in (
@@ -201,17 +190,13 @@ def test_inputs_that_would_give_wrong_results_silently_are_refused(inferer, netw
         inferer.reconstruct(images, network, x_T=x_T)
     with pytest.raises(ConfigError, match=r"x_T has the shape .3, 1, 8, 8.; with these images it must be .3, 1, 16"):
         inferer.reconstruct(images, network, mode="z_sem", x_T=x_T[..., :8, :8])
-    halving = DiffusionAutoencoderInferer(inferer.schedule, solver=lambda denoise, schedule, x, levels, **_: x[..., :8])
-    with pytest.raises(ConfigError, match="it must keep the shape"):
-        halving.decode(z_sem, network, x_T)
     with pytest.raises(ConfigError, match=r"in training mode.*call network.eval\(\)"):
         inferer.encode(images, network.train())
 
 
 @pytest.mark.parametrize("z_grid", [1, 2])
 def test_what_depends_on_z_sem_alone_is_computed_once_and_gives_what_computing_it_at_each_step_gives(inferer, z_grid):
-    network = build_autoencoder(2, **SIZES, z_grid=z_grid).eval()
-    torch.nn.init.normal_(network.unet.head[-1].weight, std=0.1)
+    network = small_autoencoder(z_grid=z_grid)
     calls = []
     names = [n for n, _ in network.unet.named_modules() if n.endswith("z_projection") or n == "z_map.linear"]
     for name in names:
@@ -240,8 +225,7 @@ def test_exact_encoding_gives_the_same_z_sem_to_the_bit_in_every_batch(inferer):
 
 
 def test_the_exact_decoder_is_exact_although_there_is_a_fast_one(inferer, network, images):
-    other = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8).eval()
-    torch.nn.init.normal_(other.unet.head[-1].weight)
+    other = small_autoencoder(base_channels=8)
     with_fast = inferer.replace(steps=3, fast_decoder=FastDecoder(other.unet, (999, 500, -1)))
     z_sem, x_T = inferer.encode(images, network), torch.randn_like(images)
     expected = inferer.replace(steps=3).decode(z_sem, network, x_T)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny_bundles import tiny_kl
+from tiny_bundles import small_autoencoder, tiny_kl
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines import AutoencoderPrepareBatch, FixedPrepareBatch
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.networks import FirstStage, build_autoencoder
+from monai_diffae.networks import FirstStage
 
 SCHEDULE = DiffusionSchedule(schedule="rectified_flow", prediction="v")
 
@@ -29,21 +29,9 @@ def measured(spatial_dims, images):
     return first_stage
 
 
-def on_latents(spatial_dims):
-    torch.manual_seed(0)
-    network = build_autoencoder(
-        spatial_dims, in_channels=3, base_channels=4, channel_mult=(1, 2), num_res_blocks=1, z_channels=4,
-        time_embed_channels=8,
-    )  # fmt: skip
-    for parameter in network.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return network.eval()
-
-
 @pytest.fixture(scope="module")
 def network():
-    return on_latents(3)
+    return small_autoencoder(3, in_channels=3)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +63,7 @@ def test_latents_are_never_clipped(first_stage):
 
 def test_a_2d_first_stage_encodes_the_slices_of_volumes():
     volumes = torch.rand(2, 1, 16, 16, 3) * 2 - 1
-    first_stage, network = measured(2, volumes[..., 0]), on_latents(2)
+    first_stage, network = measured(2, volumes[..., 0]), small_autoencoder(in_channels=3)
     inferer = DiffusionAutoencoderInferer(SCHEDULE, steps=2, first_stage=first_stage)
     z_sem, x_T = inferer.encode(volumes, network), inferer.invert(volumes, network)
     assert z_sem.shape == (2, 3, 4)

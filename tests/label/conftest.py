@@ -5,8 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from label_scans import fill, shared, tiny_bundle_for
+from label_scans import fill, some, tiny_bundle_for
 from label_servers import server_in_this_process
+from scan_files import shared
 
 if find_spec("monailabel") is None:  # `make test-label` has it, in an environment of its own
     collect_ignore = [file.name for file in Path(__file__).parent.glob("test_*") if file.name != "test_commands.py"]
@@ -15,15 +16,15 @@ if find_spec("monailabel") is None:  # `make test-label` has it, in an environme
 @pytest.fixture(scope="session")
 def volumes():
     """Twelve hippocampi as NIfTI and one as a DICOM series, by id."""
-    files = shared("hippocampus_msd/images", "*.nii.gz")[:12]
-    series = shared("hippocampus_hcrop_dicom/Study1_13_HCropVolume", "*.dcm")[0].parent
+    files = sorted(shared("hippocampus_msd/images").glob("*.nii.gz"))[:12]
+    series = shared("hippocampus_hcrop_dicom/Study1_13_HCropVolume")
     return {**{file.name.removesuffix(".nii.gz"): file for file in files}, "series-1": series}
 
 
 @pytest.fixture(scope="session")
 def pictures():
     """Twelve X-rays as JPEG, by id."""
-    return {file.stem: file for file in shared("cxr_pneumonia_224", "*.jpeg")[:12]}
+    return {file.stem: file for file in sorted(shared("cxr_pneumonia_224").rglob("*.jpeg"))[:12]}
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +53,7 @@ def serve(tmp_path):
 def server_3d(bundle_3d, volumes, tmp_path_factory):
     """A server of three hippocampi as NIfTI and one as a DICOM series, which are scored; tests change nothing of it."""
     root = tmp_path_factory.mktemp("server_3d")
-    studies = fill(root / "studies", {name: volumes[name] for name in [*list(volumes)[:3], "series-1"]})
+    studies = fill(root / "studies", some(volumes, 3))
     with server_in_this_process(root / "app", bundle_3d, studies) as server:
         server.score()
         yield server
@@ -61,7 +62,7 @@ def server_3d(bundle_3d, volumes, tmp_path_factory):
 @pytest.fixture
 def studies_3d(tmp_path, volumes):
     """Three hippocampi as NIfTI and one as a DICOM series."""
-    return fill(tmp_path / "studies", {name: volumes[name] for name in [*list(volumes)[:3], "series-1"]})
+    return fill(tmp_path / "studies", some(volumes, 3))
 
 
 @pytest.fixture

@@ -1,77 +1,55 @@
 """A small DICOMweb server for tests: QIDO-RS for series, WADO-RS for whole series, on real DICOM files."""
 
-import json
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
 
 import pydicom
+from forked_program import served
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 _LISTED = ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "StudyDate", "StudyTime")
+_JSON = "application/dicom+json"
+
+
+def _dataset(**tags):
+    dataset = pydicom.Dataset()
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    return dataset
 
 
 @contextmanager
 def dicomweb_server(folders, more_modalities=None, segmented=None):
     """The URL of a DICOMweb server of folders; series without files by modality; what a DICOM-SEG refers to."""
     files, rows, segmented = {}, {}, segmented or {}
-    for folder in folders:
-        for path in sorted(folder.glob("*.dcm")):
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-            files.setdefault(header.SeriesInstanceUID, []).append(path)
-            listed = pydicom.Dataset()
-            for name in _LISTED:
-                setattr(listed, name, header.get(name, ""))
-            rows[header.SeriesInstanceUID] = listed.to_json_dict()
+    for path in (path for folder in folders for path in sorted(folder.glob("*.dcm"))):
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        files.setdefault(header.SeriesInstanceUID, []).append(path)
+        rows[header.SeriesInstanceUID] = {name: header.get(name, "") for name in _LISTED}
     for uid, modality in (more_modalities or {}).items():
-        other = pydicom.Dataset()
-        other.StudyInstanceUID, other.SeriesInstanceUID, other.Modality = "1.2.3", uid, modality
-        rows[uid] = other.to_json_dict()
+        rows[uid] = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": uid, "Modality": modality}
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            url = urlsplit(self.path)
-            if url.path.endswith("/series"):
-                self._search(parse_qs(url.query))
-            elif url.path.endswith("/metadata"):
-                self._describe(url.path.split("/")[-2])
-            else:
-                self._retrieve(url.path.split("/series/")[1].split("/")[0])
+    def search(request):
+        asked = {name: value for name, value in request.query_params.items() if name in _LISTED}
+        matching = [_dataset(**row).to_json_dict() for row in rows.values() if asked.items() <= row.items()]
+        return JSONResponse(matching, media_type=_JSON)
 
-        def _search(self, query):
-            names = {"SeriesInstanceUID": "0020000E", "Modality": "00080060"}
-            asked = {tag: query[name] for name, tag in names.items() if name in query}
-            matching = [row for row in rows.values() if all(row[tag]["Value"] == asked[tag] for tag in asked)]
-            self._answer("application/dicom+json", json.dumps(matching).encode())
+    def describe(request):
+        if (uid := request.path_params["uid"]) not in segmented:
+            return Response(status_code=404)
+        described = _dataset(ReferencedSeriesSequence=[_dataset(SeriesInstanceUID=segmented[uid])])
+        return JSONResponse([described.to_json_dict()], media_type=_JSON)
 
-        def _describe(self, uid):
-            if uid not in segmented:
-                self.send_error(404)
-                return
-            described, referenced = pydicom.Dataset(), pydicom.Dataset()
-            referenced.SeriesInstanceUID = segmented[uid]
-            described.ReferencedSeriesSequence = [referenced]
-            self._answer("application/dicom+json", json.dumps([described.to_json_dict()]).encode())
+    def retrieve(request):
+        if (uid := request.path_params["uid"]) not in files:
+            return Response(status_code=404)
+        head = b"--boundary\r\nContent-Type: application/dicom\r\n\r\n"
+        parts = b"".join(head + path.read_bytes() + b"\r\n" for path in files[uid])
+        kind = 'multipart/related; type="application/dicom"; boundary=boundary'
+        return Response(parts + b"--boundary--", media_type=kind)
 
-        def _retrieve(self, uid):
-            if uid not in files:
-                self.send_error(404)
-                return
-            head = b"--boundary\r\nContent-Type: application/dicom\r\n\r\n"
-            parts = b"".join(head + path.read_bytes() + b"\r\n" for path in files[uid])
-            self._answer('multipart/related; type="application/dicom"; boundary=boundary', parts + b"--boundary--")
-
-        def _answer(self, kind, content):
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *args):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/dicom-web"
-        server.shutdown()
+    paths = {"series": search, "series/{uid}/metadata": describe, "series/{uid}": retrieve}
+    routes = [Route(f"/{{study:path}}/{path}", answer) for path, answer in paths.items()]
+    with served(lambda _: Starlette(routes=routes)) as url:
+        yield f"{url}/dicom-web"

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pytest
 from tiny_bundles import copy_tiny, rewrite
 
 from monai_diffae import calibrate, load_bundle
@@ -15,16 +14,6 @@ from monai_diffae.bundle.model_file import read_model
 from monai_diffae.latents import Direction
 from monai_diffae.latents.statistics import LatentStatistics
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-
-
-def shared(folder, pattern):
-    """Real scans, sorted; the test is skipped where they are not."""
-    files = sorted((SHARED / folder).rglob(pattern))
-    if not files:
-        pytest.skip(f"the real scans {folder} are not on this machine")
-    return files
-
 
 @dataclass(frozen=True)
 class Studies:
@@ -32,6 +21,11 @@ class Studies:
 
     folder: Path
     source: dict[str, Path]
+
+
+def some(volumes, count):
+    """The first NIfTI files of the fixture ``volumes``, and the DICOM series."""
+    return {name: volumes[name] for name in [*list(volumes)[:count], "series-1"]}
 
 
 def fill(folder, scans):

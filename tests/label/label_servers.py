@@ -3,16 +3,14 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import requests
-from forked_program import wait_until
+from forked_program import free_port, wait_until
 from label_scans import Studies
+from monailabel.client import MONAILabelClient
 
 
 @dataclass(frozen=True)
@@ -74,43 +72,25 @@ def server_in_this_process(folder, bundle, studies):
 
 
 class ServerProcess:
-    """``monai-diffae label-server`` as a process of its own; its output goes to a file beside the app.
+    """``monai-diffae label-server`` in a process of its own, and MONAI Label's client for it."""
 
-    With the fixture ``start_program``, it is a fork of this process, which need not import everything again.
-    """
-
-    def __init__(self, app, studies, port, *options, start_program=None):
+    def __init__(self, start_program, app, studies, port=None, *options):
+        port, self.app, self.output = port or free_port(), app, app.with_suffix(".output")
         self.url = f"http://127.0.0.1:{port}"
-        self.output = app.with_suffix(".output")
-        words = ["label-server", str(app), str(studies), "--port", str(port), *options]
-        if start_program is not None:
-            self.process = start_program(*words, output=self.output)
-            return
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "monai_diffae", *words], env=environment, stdout=output, stderr=output
-            )
+        self.process = start_program("label-server", app, studies, "--port", port, *options, output=self.output)
+        self.client = MONAILabelClient(self.url, str(app.parent))
 
-    def exit_code(self):
-        """None as long as it runs."""
-        return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
-
-    def wait(self, timeout_s=180):
-        """Return when the server answers."""
-        end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
-            assert self.exit_code() is None, self.output.read_text()[-2000:]
+        def answers():
+            assert self.process.is_alive(), self.output.read_text()[-2000:]
             with suppress(requests.RequestException):
-                requests.get(f"{self.url}/info/", timeout=5).raise_for_status()
-                return
-            time.sleep(0.2)
-        raise TimeoutError(self.output.read_text()[-2000:])
+                return requests.get(f"{self.url}/info/", timeout=5).ok
+
+        assert wait_until(answers, 180), self.output.read_text()[-2000:]
 
     def close(self):
         """End the server as Ctrl-C does; returns the exit code."""
-        if self.exit_code() is None:
+        if self.process.is_alive():
             os.kill(self.process.pid, signal.SIGINT)
-        wait_until(lambda: self.exit_code() is not None, 30)
+        self.process.join(30)
         self.process.kill()
-        return self.exit_code()
+        return self.process.exitcode

@@ -69,10 +69,6 @@ class OhifPage:
         box = self.page.locator("[data-cy='viewport-grid']").bounding_box()
         return np.asarray(Image.open(io.BytesIO(self.page.screenshot(clip=box))).convert("RGB"))
 
-    def screenshot(self, path):
-        """The whole window as a picture."""
-        self.page.screenshot(path=path)
-
     def _wait_for_drawing(self):
         """Return when two views of the planes, half a second apart, are equal and not black."""
         self.page.wait_for_function("document.querySelectorAll('canvas').length >= 3")

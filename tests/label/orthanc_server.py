@@ -2,10 +2,11 @@
 
 import json
 import subprocess
-import time
+from contextlib import suppress
 from pathlib import Path
 
 import requests
+from forked_program import wait_until
 
 PROGRAM = Path("/usr/sbin/Orthanc")
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -39,15 +40,13 @@ class Orthanc:
 
     def wait(self, timeout_s=60):
         """Return when the server answers."""
-        end = time.monotonic() + timeout_s
-        while True:
-            try:
-                requests.get(f"{self.url}/system", timeout=5).raise_for_status()
-                return
-            except requests.RequestException:
-                if self._process.poll() is not None or time.monotonic() > end:
-                    raise
-                time.sleep(0.2)
+
+        def answers():
+            assert self._process.poll() is None
+            with suppress(requests.RequestException):
+                return requests.get(f"{self.url}/system", timeout=5).ok
+
+        assert wait_until(answers, timeout_s)
 
     def upload(self, folder):
         """Store the DICOM files of one series; return its SeriesInstanceUID."""

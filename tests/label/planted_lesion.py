@@ -16,7 +16,7 @@ def plant_lesion(source, target, radius_mm=5.0):
     normal = np.cross(slices[0].ImageOrientationPatient[:3], slices[0].ImageOrientationPatient[3:])
     slices.sort(key=lambda one: float(np.dot(normal, one.ImagePositionPatient)))
     volume = np.stack([one.pixel_array for one in slices])
-    distance = slice_distance_mm(slices[0].ImagePositionPatient, slices[1].ImagePositionPatient)
+    distance = np.linalg.norm(np.subtract(slices[0].ImagePositionPatient, slices[1].ImagePositionPatient))
     spacing = [distance, *(float(value) for value in slices[0].PixelSpacing)]
     brightest = int(np.percentile(volume, 99))
     volume[ball(volume.shape, spacing, radius_mm)] = brightest
@@ -30,11 +30,6 @@ def plant_lesion(source, target, radius_mm=5.0):
         one.PixelData = pixels.astype(one.pixel_array.dtype).tobytes()
         one.save_as(target / f"{number}.dcm")
     return str(series)
-
-
-def slice_distance_mm(first, second):
-    """The distance of two slices."""
-    return float(np.linalg.norm(np.subtract(first, second)))
 
 
 def ball(shape, spacing_mm, radius_mm):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from label_scans import fill
+from label_scans import fill, some
 from monailabel.interfaces.exception import MONAILabelException
 
 from monai_diffae.data.scans import read_scan, write_scan
@@ -20,17 +20,13 @@ from monai_diffae.serving.answers import ConflictError, NotFoundError
 
 @pytest.fixture
 def studies(tmp_path, volumes, pictures):
-    names = [*list(volumes)[:2], "series-1"]
-    scans = {name: volumes[name] for name in names}
-    scans["1.2.840"] = volumes["series-1"]  # a folder's name may look as if it had a suffix
-    return fill(tmp_path / "studies", {**scans, "picture": next(iter(pictures.values()))})
+    more = {"1.2.840": volumes["series-1"]}  # a folder's name may look as if it had a suffix
+    return fill(tmp_path / "studies", {**some(volumes, 2), **more, "picture": next(iter(pictures.values()))})
 
 
 @pytest.fixture
-def label(tmp_path, volumes):
-    path = tmp_path / "label.nii.gz"
-    shutil.copy(next(iter(volumes.values())), path)
-    return str(path)
+def label(volumes):
+    return str(next(iter(volumes.values())))
 
 
 def files_below(folder):

@@ -4,8 +4,6 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nibabel as nib
@@ -13,9 +11,11 @@ import pydicom
 import pytest
 from dicom_files import positions, save_planes
 from dicomweb_server import dicomweb_server
-from forked_program import free_port
-from label_scans import Studies, shared
+from forked_program import free_port, served
+from label_scans import Studies
 from label_servers import server_in_this_process
+from scan_files import shared
+from starlette.responses import PlainTextResponse
 
 from monai_diffae import label_app
 from monai_diffae.label import dicomweb
@@ -27,8 +27,7 @@ OTHERS = {"1.2.3.4": "SEG", "1.2.3.7": "SEG", "1.2.3.5": "SR", "1.2.3.6": "CT"}
 @pytest.fixture(scope="module")
 def series():
     """The folders of two real series by UID."""
-    folders = [shared(f"hippocampus_hcrop_dicom/{name}", "*.dcm")[0].parent
-               for name in ("Study1_13_HCropVolume", "Study2_14_HCropVolume")]  # fmt: skip
+    folders = [shared("hippocampus_hcrop_dicom") / f"Study{name}_HCropVolume" for name in ("1_13", "2_14")]
     return {pydicom.dcmread(next(folder.glob("*.dcm"))).SeriesInstanceUID: folder for folder in folders}
 
 
@@ -137,15 +136,11 @@ def test_series_with_a_missing_slice_or_a_tilt_are_refused(serve, bundle_3d, ser
 
 def test_a_dicom_server_that_does_not_answer_is_one_line(bundle_3d, start_program, tmp_path):
     app = label_app(tmp_path / "app", bundle=bundle_3d, refer=True).folder
-    (tmp_path / "series").write_text("<html>")
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
-        threading.Thread(target=other.serve_forever, daemon=True).start()
-        for port in (other.server_port, free_port()):
-            url, output = f"http://127.0.0.1:{port}", tmp_path / str(port)
+    with served(lambda _: PlainTextResponse("<html>")) as other:
+        for number, url in enumerate((other, f"http://127.0.0.1:{free_port()}")):
+            output = tmp_path / str(number)
             server = start_program("label-server", app, url, "--port", free_port(), output=output)
             server.join(60)
             *lines, last = output.read_text().splitlines()
             assert (server.exitcode, last.partition(" server")[0]) == (6, "error: --studies: the DICOMweb")
             assert not [line for line in lines if "Traceback" in line or "serving at" in line or "error" in line]
-        other.shutdown()

@@ -4,14 +4,11 @@ import re
 import shlex
 import shutil
 import subprocess
-import threading
-import time
 from pathlib import Path
 
 import pytest
 import requests
-import uvicorn
-from forked_program import free_port
+from forked_program import served
 from label_scans import fill
 from label_servers import server_in_this_process
 from monailabel.client import MONAILabelClient
@@ -27,20 +24,13 @@ def blocks(language):
 @pytest.fixture(scope="module")
 def server_url(bundle_3d, volumes, tmp_path_factory):
     """A server in a thread, with four encoded scans; one of them has the id ``scan-1``."""
-    root, port = tmp_path_factory.mktemp("documentation"), free_port()
+    root = tmp_path_factory.mktemp("documentation")
     first, *others = list(volumes.items())[:4]
     studies = fill(root / "studies", {"scan-1": first[1], **dict(others)})
-    with server_in_this_process(root / "app", bundle_3d, studies) as served:
-        served.score()
-        config = uvicorn.Config(served.client.app, host="127.0.0.1", port=port, log_config=None, lifespan="off")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-        server.should_exit = True
-        thread.join(30)
+    with server_in_this_process(root / "app", bundle_3d, studies) as server:
+        server.score()
+        with served(lambda _: server.client.app, lifespan="off") as url:
+            yield url
 
 
 def test_the_example_in_python_runs(server_url, capsys):

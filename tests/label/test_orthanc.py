@@ -7,7 +7,7 @@ network namespace of their own, where it is free and nothing is reachable from o
 import io
 import json
 import socket
-import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,8 @@ pytest.importorskip("playwright", reason="playwright is not installed: make test
 import nibabel as nib
 import pydicom
 import requests
+from forked_program import programs, wait_until
 from label_servers import ServerProcess
-from monailabel.client import MONAILabelClient
 from ohif_page import CHROMIUM, OhifPage, open_browser
 from orthanc_server import Orthanc, missing_parts
 from planted_lesion import ball, plant_lesion
@@ -54,10 +54,6 @@ class Stand:
     hippocampus: str
     head: str
     planted: str
-
-    def client(self):
-        """MONAI Label's client."""
-        return MONAILabelClient(self.server.url)
 
     def infer(self, task, series, output, **params):
         """The answer of a task."""
@@ -93,17 +89,12 @@ def stand(calibrated_bundle, tmp_path_factory):
     plant_lesion(hippocampus, root / "planted", radius_mm=6)
     label_app(root / "app", bundle=calibrated_bundle)
     orthanc = Orthanc(root / "orthanc", ORTHANC_PORT)
-    server = None
-    try:
+    with closing(orthanc), programs() as start:
         orthanc.wait()
         series = [orthanc.upload(folder) for folder in (hippocampus, head, root / "planted")]
-        server = ServerProcess(root / "app", orthanc.dicom_web_url, SERVER_PORT, "--modality", "MR")
-        server.wait()
+        server = ServerProcess(start, root / "app", orthanc.dicom_web_url, SERVER_PORT, "--modality", "MR")
         yield Stand(orthanc, server, calibrated_bundle, *series)
-    finally:
-        if server is not None:
-            server.close()
-        orthanc.close()
+        server.close()
 
 
 def test_a_series_is_encoded_as_the_same_files_are_in_a_folder(stand):
@@ -140,7 +131,7 @@ def test_a_label_is_stored_in_orthanc_and_counts_as_annotated(stand, tmp_path):
     before = [one for one in stand.orthanc.series() if one["Modality"] == "SEG"]
     mask = stand.infer("diffae_anomaly", stand.hippocampus, "image", result_extension=".nii.gz", quantile=0.9)
     (tmp_path / "label.nii.gz").write_bytes(mask.content)
-    stand.client().save_label(stand.hippocampus, str(tmp_path / "label.nii.gz"), params={"label_info": LABEL_INFO})
+    stand.server.client.save_label(stand.hippocampus, str(tmp_path / "label.nii.gz"), params={"label_info": LABEL_INFO})
     (stored,) = [
         one for one in stand.orthanc.series()
         if one["Modality"] == "SEG" and one["SeriesInstanceUID"] not in {old["SeriesInstanceUID"] for old in before}
@@ -151,11 +142,9 @@ def test_a_label_is_stored_in_orthanc_and_counts_as_annotated(stand, tmp_path):
     assert [one.SegmentLabel for one in pydicom.dcmread(io.BytesIO(file)).SegmentSequence] == ["anomalies"]
     listed = requests.get(f"{stand.server.url}/datastore/?output=all", timeout=30).json()["objects"]
     assert set(listed) == {stand.hippocampus, stand.head, stand.planted}  # no SEG
-    deadline = time.monotonic() + 90  # MONAI Label keeps the server's answers for a minute
-    while (status := stand.client().info()["datastore"])["completed"] != 1:
-        assert time.monotonic() < deadline, status
-        time.sleep(5)
-    assert status["total"] == 3
+    # MONAI Label keeps the server's answers for a minute
+    assert wait_until(lambda: stand.server.client.info()["datastore"]["completed"] == 1, 90)
+    assert stand.server.client.info()["datastore"]["total"] == 3
 
 
 def test_no_patient_is_named_in_the_output(stand):
@@ -188,7 +177,7 @@ def test_ohif_draws_the_anomaly_on_the_planted_lesion(ohif, tmp_path):
     before = ohif.planes().astype(int)
     ohif.set_option("diffae_anomaly", "quantile", "0.9")
     ohif.run_segmentation()
-    ohif.screenshot(tmp_path / "ohif.png")
+    ohif.page.screenshot(path=tmp_path / "ohif.png")
     overlay = np.abs(ohif.planes() - before).max(axis=-1) > 8
     lesion = before.min(axis=-1) > 245  # the ball is the only white, with a little text
     anatomy = (before.max(axis=-1) - before.min(axis=-1) < 8) & (before.max(axis=-1) > 20) & ~lesion

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from label_scans import fill, shared
+from label_scans import fill
 from PIL import Image
+from scan_files import shared
 
 from monai_diffae import load_bundle
 from monai_diffae.apps.embedding.index import EmbeddingIndex
@@ -21,7 +22,7 @@ STRUCTURES = [{"name": "anterior", "idx": 1}, {"name": "posterior", "idx": 2}]
 
 
 def label_map(id):
-    return shared("hippocampus_msd/labels", f"{id}.nii.gz")[0]
+    return shared(f"hippocampus_msd/labels/{id}.nii.gz")
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_branches_have_the_same_variance_and_the_last_components_are_not_scaled_
     assert all(variances)
 
 
-def test_few_images_give_few_components_and_images_without_variation_are_refused():
+def test_few_images_give_few_components_twins_no_rounding_errors_and_without_variation_there_are_none():
     encoder = anchored(2).eval()
     assert not encoder.is_fitted
     encoder.fit([torch.randn(3, 1, 8, 8)])
@@ -56,6 +56,11 @@ def test_few_images_give_few_components_and_images_without_variation_are_refused
     assert encoder(torch.randn(5, 1, 8, 8))[:, :6].std(dim=0).gt(0).tolist() == [True, True, *[False] * 4]
     with pytest.raises(ConfigError, match="cannot be fitted to 4 images without variation"):
         anchored(2).fit([torch.ones(4, 1, 8, 8)])
+    images = torch.randn(40, 1, 8, 8)
+    images[1] = images[0]
+    with_twins = AnchoredEncoder(anchored(2).free, [PooledVoxels([8, 8])], 64, 0.0).eval()
+    with_twins.fit([images])
+    assert with_twins(torch.randn(9, 1, 8, 8))[:, :64].abs().max() < 10
 
 
 def test_only_the_free_encoder_is_trained_and_dropped():
@@ -71,14 +76,6 @@ def test_only_the_free_encoder_is_trained_and_dropped():
     assert 10 < int(dropped.sum()) < 54
     assert torch.equal(z_sem[:, :6], encoder.eval()(images)[:, :6])
     assert {name.split(".")[0] for name, weight in encoder.named_parameters() if weight.requires_grad} == {"free"}
-
-
-def test_twins_give_no_components_of_rounding_errors():
-    images = torch.randn(40, 1, 8, 8)
-    images[1] = images[0]
-    encoder = AnchoredEncoder(anchored(2).free, [PooledVoxels([8, 8])], 64, 0.0).eval()
-    encoder.fit([images])
-    assert encoder(torch.randn(9, 1, 8, 8))[:, :64].abs().max() < 10
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])

@@ -22,7 +22,6 @@ class Official:
     """A configuration in the official code's words; ``attention`` and ``enc_attention`` are levels, 0 full size."""
 
     channels: int = 1
-    out_channels: int | None = None
     base: int = 32
     mult: Sequence[int] = (1, 2)
     enc_mult: Sequence[int] = (1, 2, 2)
@@ -37,24 +36,18 @@ class Official:
 class Writer:
     """Fills a dict with random tensors under official names; nothing stays 0, so that every path shows."""
 
-    def __init__(self, device: str = "cpu", seed: int = 0) -> None:
+    def __init__(self, seed: int) -> None:
         self.weights: Weights = {}
-        self.device = device
-        self.generator = None if device == "meta" else torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
 
     def layer(self, name: str, out: int, *shape: int) -> None:
-        if self.generator is None:
-            self.weights |= {f"{name}.weight": torch.empty(out, *shape, device="meta")}
-            self.weights |= {f"{name}.bias": torch.empty(out, device="meta")}
-            return
         fan_in = math.prod(shape)
         self.weights[f"{name}.weight"] = torch.randn(out, *shape, generator=self.generator) / fan_in**0.5
         self.weights[f"{name}.bias"] = torch.randn(out, generator=self.generator) * 0.1
 
     def norm(self, name: str, channels: int) -> None:
         self.layer(name, channels)
-        if self.generator is not None:
-            self.weights[f"{name}.weight"] = 1 + 0.1 * self.weights[f"{name}.weight"]
+        self.weights[f"{name}.weight"] = 1 + 0.1 * self.weights[f"{name}.weight"]
 
     def block(self, name: str, c_in: int, c_out: int, of: Official | None) -> int:
         self.norm(f"{name}.in_layers.0", c_in)
@@ -108,7 +101,7 @@ class Writer:
                     self.block(f"output_blocks.{i}.{2 if level in of.attention else 1}", width, width, of)
                 i += 1
         self.norm("out.0", width)
-        self.layer("out.2", of.out_channels or of.channels, width, 3, 3)
+        self.layer("out.2", of.channels, width, 3, 3)
         width = self.going_down("encoder.", of, of.enc_mult, of.enc_blocks, of.enc_attention, is_unet=False)[-1]
         self.norm("encoder.out.0", width)
         self.layer("encoder.out.3", of.z, width, 1, 1)
@@ -128,12 +121,12 @@ class Writer:
         return self.weights | copies  # the official modules have each of these layers twice
 
 
-def random_weights(of: Official, device: str = "cpu", seed: int = 0) -> Weights:
-    return Writer(device, seed).autoencoder(of)
+def random_weights(of: Official, seed: int = 0) -> Weights:
+    return Writer(seed).autoencoder(of)
 
 
 def random_latent(seed: int = 0, **sizes: object) -> Weights:
-    return Writer(seed=seed).latent_mlp(**sizes)  # type: ignore[arg-type]
+    return Writer(seed).latent_mlp(**sizes)  # type: ignore[arg-type]
 
 
 def linear(w: Weights, name: str, x: Tensor) -> Tensor:

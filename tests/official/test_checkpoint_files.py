@@ -19,54 +19,35 @@ class AttributeDict(dict):
     """As in Lightning: a dict, pickled by its class."""
 
 
-class ModelCheckpoint:
+class ModelCheckpoint(types.SimpleNamespace):
     """As in Lightning: its class is a key, and an object of it has a state."""
 
-    def __init__(self):
-        self.dirpath = "logs"
 
-
-@pytest.fixture
-def lightning(monkeypatch):
-    """Modules of the names of Lightning's, to pickle from; ``forget`` takes them away before anything is read."""
-    modules = {
-        "pytorch_lightning": {},
-        "pytorch_lightning.callbacks.model_checkpoint": {"ModelCheckpoint": ModelCheckpoint},
-        "pytorch_lightning.utilities.parsing": {"AttributeDict": AttributeDict},
-    }
-    for name, content in modules.items():
-        module = types.ModuleType(name)
-        for key, value in content.items():
-            monkeypatch.setattr(value, "__module__", name)
-            setattr(module, key, value)
-        monkeypatch.setitem(sys.modules, name, module)
-
-    def forget():
-        for name in modules:
-            del sys.modules[name]
-
-    return types.SimpleNamespace(forget=forget)
-
-
-def lightning_checkpoint():
-    """What Lightning 1.4 writes for the official training."""
+def save_lightning_checkpoint(file):
+    """What Lightning 1.4 writes for the official training, from modules of its names that exist while it is saved."""
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(3))])
     optimizer.param_groups[0]["params"][0].sum().backward()
     optimizer.step()
-    return {
+    content = {
         "epoch": 3,
         "state_dict": OrderedDict(STATE),
         "callbacks": {ModelCheckpoint: {"monitor": None, "best_model_score": torch.tensor(1.0), "dirpath": "logs"}},
         "optimizer_states": [optimizer.state_dict()],
         "native_amp_scaling_state": {"scale": 65536.0, "_growth_tracker": 3},
         "hyper_parameters": AttributeDict(seed=0, net_ch_mult=(1, 2), nested=AttributeDict(a=None)),
-        "an_object": ModelCheckpoint(),
+        "an_object": ModelCheckpoint(dirpath="logs"),
     }
+    places = {ModelCheckpoint: "callbacks.model_checkpoint", AttributeDict: "utilities.parsing"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pytorch_lightning", types.SimpleNamespace())
+        for kind, place in places.items():
+            patch.setattr(kind, "__module__", f"pytorch_lightning.{place}")
+            patch.setitem(sys.modules, kind.__module__, types.SimpleNamespace(**{kind.__name__: kind}))
+        torch.save(content, file)
 
 
-def test_a_lightning_checkpoint_gives_its_state_dict_and_imports_nothing(lightning, tmp_path):
-    torch.save(lightning_checkpoint(), tmp_path / "stored.ckpt")
-    lightning.forget()
+def test_a_lightning_checkpoint_gives_its_state_dict_and_imports_nothing(tmp_path):
+    save_lightning_checkpoint(tmp_path / "stored.ckpt")
     with (  # packed again, compressed
         zipfile.ZipFile(tmp_path / "stored.ckpt") as stored,
         zipfile.ZipFile(tmp_path / "last.ckpt", "w", zipfile.ZIP_DEFLATED) as archive,

@@ -1,9 +1,10 @@
-"""Weights of every configuration of the official code that we have, against a second implementation of it."""
+"""Weights of the official code, of every configuration, against its numbers and a second implementation of it."""
 
 import json
 import re
 from pathlib import Path
 
+import official_reference as official
 import pytest
 import torch
 
@@ -35,7 +36,7 @@ CONFIGURATIONS = {
 
 @needs_parity_files
 @pytest.mark.parametrize("name", FILES)
-def test_the_reference_and_our_network_are_the_official_code(official, name):
+def test_the_reference_and_our_network_are_the_official_code(name):
     tensors, metadata = read_safetensors(PARITY / f"{name}.safetensors")
     config = json.loads(metadata["config"])
     weights = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
@@ -61,7 +62,7 @@ def test_the_reference_and_our_network_are_the_official_code(official, name):
 
 
 @pytest.mark.parametrize("changes", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
-def test_same_z_and_eps_as_the_reference(official, changes):
+def test_same_z_and_eps_as_the_reference(changes):
     of = official.Official(**changes)
     weights = official.random_weights(of)
     network = load_official(weights)
@@ -81,7 +82,7 @@ def test_same_z_and_eps_as_the_reference(official, changes):
     assert (config["z_channels"], config["time_embed_channels"]) == (of.z, of.embed)
 
 
-def test_the_encoders_blocks_are_asked_for_where_they_cannot_be_told(official):
+def test_the_encoders_blocks_are_asked_for_where_they_cannot_be_told():
     # 3 levels of 1 block, 2 of 2, 1 of 5: 6 blocks of one width without attention
     of = official.Official(mult=(1, 1), enc_mult=(1, 1, 1), enc_blocks=1, attention=(), enc_attention=())
     weights = official.random_weights(of)
@@ -94,7 +95,7 @@ def test_the_encoders_blocks_are_asked_for_where_they_cannot_be_told(official):
         assert load_official(weights, encoder_num_res_blocks=2).encoder.config["channel_mult"] == [1, 1]
 
 
-def test_overrides_are_those_that_leave_no_trace(official):
+def test_overrides_are_those_that_leave_no_trace():
     weights = official.random_weights(official.Official())
     network = load_official(weights, num_heads=2, dropout=0.3, use_checkpoint=True)
     assert [network.unet.config[key] for key in ("num_heads", "dropout")] == [2, 0.3]
@@ -131,7 +132,7 @@ OTHER_NETWORKS = {
 
 
 @pytest.mark.parametrize(("change", "message"), OTHER_NETWORKS.values(), ids=OTHER_NETWORKS)
-def test_another_network_is_refused_by_name_in_one_line(official, change, message):
+def test_another_network_is_refused_by_name_in_one_line(change, message):
     weights = change(official.random_weights(official.Official()))
     with pytest.raises(ConfigError, match=message) as caught:
         load_official(weights)
@@ -139,7 +140,7 @@ def test_another_network_is_refused_by_name_in_one_line(official, change, messag
     assert len(str(caught.value)) < 250
 
 
-def test_a_training_checkpoint_gives_its_ema_model(official, tmp_path, caplog):
+def test_a_training_checkpoint_gives_its_ema_model(tmp_path, caplog):
     weights = official.random_weights(official.Official())
     state = {f"ema_model.{key}": tensor for key, tensor in weights.items()}
     state |= {f"model.{key}": torch.zeros_like(tensor) for key, tensor in weights.items()}
@@ -180,11 +181,105 @@ def test_trajectories(name, steps, clip):
     assert_close(x_T, tensors[f"ddim{steps}_{clip}_x_T"], 1e-3)
 
 
+# -- the latent DDIM ---------------------------------------------------------------------------------------------------
+
+LATENT = PARITY / "official_latent_mlp.safetensors"
+MEAN, STD = torch.arange(16.0) / 10, torch.linspace(0.5, 2, 16)
+
+
 @needs_parity_files
-@torch.no_grad()
-def test_the_latent_ddim():
-    tensors, _ = read_safetensors(PARITY / "official_latent_mlp.safetensors")
-    network = load_official_latent(PARITY / "official_latent_mlp.safetensors")
+def test_the_latent_ddim_has_the_eps_of_the_official_code():
+    tensors, metadata = read_safetensors(LATENT)
+    config = json.loads(metadata["config"])
+    network = load_official_latent(LATENT)
+    with torch.inference_mode():
+        eps = network(tensors["z_t"], tensors["t"])
+    torch.testing.assert_close(eps, tensors["eps"], rtol=0, atol=1e-5)
+    assert network.config["z_channels"] == config["num_channels"]
+    assert network.config["hidden_channels"] == config["num_hid_channels"]
+    assert network.config["num_layers"] == config["num_layers"]
+    assert network.config["time_channels"] == config["num_time_emb_channels"]
+    assert network.config["skip_layers"] == [1, 2, 3, 4]
+    weights = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+    random = official.random_latent(z=32, hidden=96, layers=5, skips=(1, 2, 3, 4))
+    assert {key: value.shape for key, value in random.items()} == {key: value.shape for key, value in weights.items()}
+    reference = official.predict_latent(weights, tensors["z_t"], tensors["t"])
+    torch.testing.assert_close(reference, tensors["eps"], rtol=0, atol=1e-5)
     schedule = DiffusionSchedule(prediction="eps", spacing="leading", beta_start=0.008, beta_end=0.008)
-    z = ddim(network, schedule, tensors["z_t"], schedule.decoding_levels(20))
+    with torch.no_grad():
+        z = ddim(network, schedule, tensors["z_t"], schedule.decoding_levels(20))
     assert_close(z, tensors["ddim20_noclip_decoded_from_z_t"], 1e-5)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{}, {"z": 24, "hidden": 24, "skips": ()}, {"layers": 6, "skips": (1, 3), "z": 7, "hidden": 33}], ids=str
+)
+def test_the_latent_ddim_has_the_eps_of_the_reference(sizes):
+    weights = official.random_latent(**sizes)
+    network = load_official_latent(weights)
+    assert network.config["skip_layers"] == list(sizes.get("skips", (1, 2, 3)))
+    z_t, t = torch.randn(3, network.z_channels), torch.tensor([0, 17, 999])
+    with torch.inference_mode():
+        eps = official.predict_latent(weights, z_t, t)
+        torch.testing.assert_close(network(z_t, t), eps, rtol=0, atol=1e-5)
+
+
+def checkpoint():
+    """What the official latent training saves: both models, each with autoencoder and MLP, and the statistics."""
+    state = {}
+    for prefix, seed in (("model.", 0), ("ema_model.", 1)):
+        of = official.Official(z=16)
+        state |= {prefix + name: tensor for name, tensor in official.random_weights(of, seed=seed).items()}
+        state |= {f"{prefix}latent_net.{name}": tensor for name, tensor in official.random_latent(seed).items()}
+    return state | {"x_T": torch.zeros(1, 1, 32, 32), "conds_mean": MEAN[None], "conds_std": STD[None]}
+
+
+def test_the_averaged_network_of_a_checkpoint_with_its_statistics(tmp_path):
+    state = checkpoint()
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    network = load_official_latent(tmp_path / "last.ckpt")
+    assert torch.equal(network.head.weight, state["ema_model.latent_net.layers.3.linear.weight"])
+    assert torch.equal(network.z_mean, MEAN)
+    assert torch.equal(network.z_std, STD)
+    assert load_official(tmp_path / "last.ckpt").z_channels == 16  # the autoencoder of the same file
+    only_model = {name: tensor for name, tensor in state.items() if not name.startswith("ema_model.latent_net.")}
+    network = load_official_latent(only_model)
+    assert torch.equal(network.head.weight, state["model.latent_net.layers.3.linear.weight"])
+
+
+def test_the_mlp_alone_under_any_prefix_and_names_that_the_code_does_not_use():
+    weights = official.random_latent()
+    expected = load_official_latent(weights).state_dict()
+    assert torch.equal(expected["head.bias"], weights["layers.3.linear.bias"])
+    once = {name: tensor for name, tensor in weights.items() if "cond_layers" not in name}
+    # older versions of the official code have a time projection in the last layer too, and never call it
+    older = weights | {"layers.3.linear_emb.weight": torch.zeros(16, 16)}
+    prefixed = [{prefix + n: t for n, t in weights.items()} for prefix in ("ema_model.", "latent_net.")]
+    for state in (once, older, *prefixed):
+        loaded = load_official_latent(state).state_dict()
+        assert all(torch.equal(t, expected[n]) or t.isnan().all() for n, t in loaded.items())
+
+
+def test_statistics_of_the_official_file_come_first(tmp_path):
+    statistics = {"conds": torch.zeros(5, 16), "conds_mean": MEAN + 1, "conds_std": STD.double()}
+    torch.save(statistics, tmp_path / "latent.pkl")
+    for given in (tmp_path / "latent.pkl", str(tmp_path / "latent.pkl"), statistics):
+        network = load_official_latent(checkpoint(), statistics=given)
+        assert torch.equal(network.z_mean, MEAN + 1)
+    torch.testing.assert_close(network.denormalise(torch.zeros(1, 16))[0], MEAN + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _: {"encoder.out.3.weight": torch.zeros(1)}, "there is no latent DDIM's MLP in it"),
+        (lambda w: without(w, r"norm"), "net_latent_use_norm=False"),
+        (lambda w: without(w, r"layers\.1\."), r"the layers \[0, 2, 3\]"),
+        (lambda w: w | {"conds_mean": MEAN[None]}, "there is no tensor conds_std"),
+        (lambda w: w | {"conds_mean": MEAN, "conds_std": STD * 0}, "not positive in some dimensions"),
+    ],
+)
+def test_other_latent_networks_are_one_line(change, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_official_latent(change(official.random_latent()))
+    assert "\n" not in str(caught.value)

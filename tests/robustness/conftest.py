@@ -3,15 +3,6 @@
 import logging
 
 import pytest
-from forked_program import shared_program
-
-
-@pytest.fixture
-def program():
-    """Runs the program in a process that can be given a fault; a command that still runs is killed at the end."""
-    started = shared_program()
-    yield started
-    started.end()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 
 SIZE = 16
-SPACING_MM = 14.0
+MM = SPACING_MM = 14.0
 """As in the tiny bundles of conftest.py."""
 
 
@@ -34,12 +34,14 @@ def _content(name, change):
     return make
 
 
-def _set(data, **at):
-    """Bytes with others from a place on, given as ``_84=b"..."``."""
-    for place, content in at.items():
-        start = int(place[1:])
-        data[start : start + len(content)] = content
-    return data
+def _at(place, content):
+    """Other bytes from a place on."""
+
+    def change(data):
+        data[place : place + len(content)] = content
+        return data
+
+    return change
 
 
 def bit_flip(data):
@@ -47,26 +49,22 @@ def bit_flip(data):
     return data
 
 
+def _array(values):
+    """A NIfTI file of the values that a function gives for a shape."""
+    return lambda folder, dims: save(folder / "bad.nii.gz", values((SIZE,) * dims)).name
+
+
 def _with(value):
-    def make(folder, dims):
-        array = noise(dims)
+    def values(shape):
+        array = noise(len(shape))
         array.flat[7] = value
-        return save(folder / "bad.nii.gz", array).name
+        return array
 
-    return make
-
-
-def constant(folder, dims):
-    return save(folder / "bad.nii.gz", np.full((SIZE,) * dims, 7, np.float32)).name
+    return _array(values)
 
 
-def four_dimensional(folder, dims):
-    return save(folder / "bad.nii.gz", np.stack([noise(3, seed) for seed in range(3)], axis=-1)).name
-
-
-def rgb(folder, dims):
-    voxels = np.zeros((SIZE,) * dims, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
-    return save(folder / "bad.nii.gz", voxels).name
+def _records(names):
+    return _array(lambda shape: np.zeros(shape, np.dtype([(name, "u1") for name in names])))
 
 
 def wrong_channels(folder, dims):
@@ -78,24 +76,18 @@ def wrong_channels(folder, dims):
     return "bad.nrrd"
 
 
-def _sform(affine: np.ndarray):
+def _sform(*rows):
     def make(folder, dims):
         image = nib.Nifti1Image(noise(dims), None)
         image.header["pixdim"][1:4] = SPACING_MM
-        image.set_sform(affine, 1)
+        image.set_sform(np.eye(4), 1)
         image.set_qform(None, 0)
         data = bytearray(image.to_bytes())
-        data[280:328] = affine[:3].astype(np.float32).tobytes()  # nibabel would correct it
+        data[280:328] = np.float32(rows).tobytes()  # nibabel would correct it
         (folder / "bad.nii").write_bytes(data)
         return "bad.nii"
 
     return make
-
-
-SHEARED = SPACING_MM * np.eye(4)
-SHEARED[0, 1] = 4
-SINGULAR = SPACING_MM * np.eye(4)
-SINGULAR[1] = SINGULAR[0]
 
 
 def empty_folder(folder, dims):
@@ -123,11 +115,10 @@ def missing_slice(folder, dims):
 
 
 def two_series(folder, dims):
-    for number, uid in enumerate(("1.2.3", "1.2.4")):
-        for k, place in enumerate(positions()):
-            file = folder / "bad" / f"{number}{k}.dcm"
-            file.parent.mkdir(exist_ok=True)
-            make_plane(place, number=10 * number + k, SeriesInstanceUID=uid).save_as(file)
+    (folder / "bad").mkdir()
+    for number in range(10):
+        plane = make_plane(positions()[number % 5], number=number, SeriesInstanceUID=f"1.2.{3 + number // 5}")
+        plane.save_as(folder / "bad" / f"{number}.dcm")
     return "bad"
 
 
@@ -143,15 +134,6 @@ def no_codec(folder, dims):
     return names[0].partition("/")[0]
 
 
-def complex_numbers(folder, dims):
-    return save(folder / "bad.nii.gz", noise(dims).astype(np.complex64)).name
-
-
-def records(folder, dims):
-    voxels = np.zeros((SIZE,) * dims, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1"), ("A", "u1")]))
-    return save(folder / "bad.nii.gz", voxels).name
-
-
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
 BOMB = np.array([3, 30000, 30000, 3000, 1, 1, 1, 1], np.int16).tobytes()
 DEFECTS = {
@@ -161,27 +143,27 @@ DEFECTS = {
     "empty file": _content("bad.nii.gz", lambda data: b""),
     "web page": _content("bad.nii.gz", lambda data: b"<!DOCTYPE html><html>404 Not Found</html>"),
     "LFS pointer": _content("bad.nii.gz", lambda data: LFS),
-    "wrong magic": _content("bad.nii", lambda data: _set(data, _0=b"abcd", _344=b"xyz\0")),
+    "wrong magic": _content("bad.nii", lambda data: _at(0, b"abcd")(_at(344, b"xyz\0")(data))),
     "NaN": _with(np.nan),
     "Inf": _with(np.inf),
-    "constant": constant,
-    "4D": four_dimensional,
-    "RGB": rgb,
+    "constant": _array(lambda shape: np.full(shape, 7, np.float32)),
+    "4D": _array(lambda shape: np.stack([noise(3, seed) for seed in range(3)], axis=-1)),
+    "RGB": _records("RGB"),
     "wrong channels": wrong_channels,
-    "zero spacing": _content("bad.nii", lambda data: _set(data, _84=np.float32(0).tobytes())),
-    "negative spacing": _content("bad.nii", lambda data: _set(data, _84=np.float32(-1).tobytes())),
-    "sheared affine": _sform(SHEARED),
-    "singular affine": _sform(SINGULAR),
+    "zero spacing": _content("bad.nii", _at(84, np.float32(0).tobytes())),
+    "negative spacing": _content("bad.nii", _at(84, np.float32(-1).tobytes())),
+    "sheared affine": _sform((MM, 4, 0, 0), (0, MM, 0, 0), (0, 0, MM, 0)),
+    "singular affine": _sform((MM, 0, 0, 0), (MM, 0, 0, 0), (0, 0, MM, 0)),
     "missing file": lambda folder, dims: "bad.nii.gz",
     "directory": empty_folder,
     "no permission": no_permission,
-    "header bomb": _content("bad.nii", lambda data: _set(data, _40=BOMB)),
+    "header bomb": _content("bad.nii", _at(40, BOMB)),
     "gz bomb": gzip_bomb,
     "DICOM missing slice": missing_slice,
     "DICOM two series": two_series,
     "DICOM without codec": no_codec,
-    "complex": complex_numbers,
-    "struct": records,
+    "complex": _array(lambda shape: noise(len(shape)).astype(np.complex64)),
+    "struct": _records("RGBA"),
 }
 """Each makes the files of a bad scan in a folder, and returns its path for the cohort's table. 24 kinds, three of them
 in two ways. A sheared affine is no failure: the scan is read, with a warning."""

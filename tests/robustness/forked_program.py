@@ -1,18 +1,20 @@
-"""The program, run in processes that are forked after the imports, which take longer than a tiny training.
+"""The program in forks of the test's process, which need not import torch and MONAI again.
 
-A process can be given a fault: where in a training it is killed with SIGKILL, how large its files may get, and so on.
+A fork can be given a fault: where in a training it is killed with SIGKILL, how large its files may get, and so on.
 """
 
-import functools
+import contextlib
+import ctypes
 import itertools
-import json
 import os
 import resource
+import shutil
 import signal
 import socket
-import subprocess
 import sys
+import threading
 import time
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,57 +30,62 @@ def fault(function):
 # -- in the test's process ---------------------------------------------------------------------------------------------
 
 
-class Program:
-    """Runs commands one after another, each in a process group of its own."""
+class Program(ForkProcess):
+    """A command that runs in a process group of its own.
 
-    def __init__(self):
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        self._server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
-        )
-        self.pid = 0
-        self.log = Path()
+    What it prints goes to the file ``output`` through a pipe, which its limits and signals do not reach.
+    """
 
-    def start(self, log, *arguments, faults=None):
-        """Start a command; what it prints goes to ``log``."""
-        self.log = log
-        job = {"arguments": [str(argument) for argument in arguments], "faults": faults or {}, "log": str(log)}
-        self._server.stdin.write(f"{json.dumps(job)}\n")
-        self._server.stdin.flush()
-        self.pid = self._answer()
+    def __init__(self, arguments, output, faults):
+        read, write = (None, None) if output is None else os.pipe()
+        super().__init__(target=become_program, args=(arguments, write, faults))
+        self.output, self._copier = output, None
+        self.start()
+        if output is not None:
+            os.close(write)
+            output.write_bytes(b"")
+            self._copier = threading.Thread(target=_copy, args=(read, output), daemon=True)
+            self._copier.start()
+
+    def join(self, timeout=None):
+        super().join(timeout)
+        if self._copier and self.exitcode not in (None, -signal.SIGKILL):  # workers of a killed one take seconds to end
+            self._copier.join()
 
     def wait(self):
         """The exit code; -9 after a kill."""
-        code, self.pid = self._answer(), 0
-        return code
-
-    def run(self, log, *arguments, faults=None):
-        self.start(log, *arguments, faults=faults)
-        return self.wait()
+        self.join()
+        return self.exitcode
 
     def errors(self):
-        """The lines of the last command that say why it failed."""
-        lines = self.log.read_text().splitlines()
+        """The lines that say why it failed."""
+        lines = self.output.read_text().splitlines()
         assert not any("Traceback" in line or "this is a bug" in line for line in lines), lines[-30:]
         return [line for line in lines if line.startswith("error: ")]
 
-    def _answer(self):
-        for line in self._server.stdout:
-            if line.startswith("forked_program "):  # MONAI may print, too
-                return int(line.split()[1])
-        raise AssertionError("the server of processes has ended")
 
-    def end(self):
-        """Kill the command if it still runs, as a test has failed."""
-        if self.pid:
-            os.killpg(self.pid, signal.SIGKILL)
-            self.wait()
+def _copy(pipe, file):
+    with open(pipe, "rb", buffering=0) as source, open(file, "ab", buffering=0) as target:
+        shutil.copyfileobj(source, target)
 
 
-@functools.cache
-def shared_program():
-    """The one of this test session; its server ends with it, as its input ends."""
-    return Program()
+@contextlib.contextmanager
+def programs():
+    """Starts commands; the processes that still run at the end are killed."""
+    started = []
+
+    def start(*arguments, output=None, faults=None):
+        started.append(Program(arguments, output, faults))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for program in started:
+            program.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)  # its workers
+            program.join()
 
 
 def free_port():
@@ -88,74 +95,54 @@ def free_port():
         return test.getsockname()[1]
 
 
+@contextlib.contextmanager
+def served(application, **settings):
+    """The address of a server in a thread, for the application that a function makes for a port."""
+    import uvicorn
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(application(port), log_config=None, access_log=False, **settings))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            assert wait_until(lambda: server.started)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+
+
 def wait_until(is_true, seconds=LONGEST_S):
-    """Wait for a condition; False if it does not come."""
+    """Wait for a condition, and return its value; False if it does not come."""
     until = time.monotonic() + seconds
-    while not is_true():
+    while not (value := is_true()):
         if time.monotonic() > until:
             return False
         time.sleep(0.01)
-    return True
+    return value
 
 
 # -- in the program's process ------------------------------------------------------------------------------------------
 
 
-def serve():
-    import monai.bundle  # noqa: F401
-    import torch
-
-    import monai_diffae.apps.training.train
-    import monai_diffae.cli
-    import monai_diffae.engines
-    import monai_diffae.handlers  # noqa: F401
-
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        job = json.loads(line)
-        output, copier = _copied_to(job["log"])
-        pid = os.fork()
-        if pid == 0:
-            os.setsid()
-            become_program(job["arguments"], output, job["faults"])
-        os.close(output)
-        print("forked_program", pid, flush=True)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if code != -signal.SIGKILL:  # the workers of a killed process need some seconds to end
-            os.waitpid(copier, 0)
-        print("forked_program", code, flush=True)
-
-
-def become_program(arguments, output=None, faults=None):
-    """Run a command in a process that was forked for it, to the end of the process.
-
-    ``output`` is the descriptor of an open file for what it prints; ``faults`` are arguments of :data:`FAULTS`.
-    """
+def become_program(arguments, output, faults):
+    """Run a command in the process that was forked for it; ``faults`` are arguments of :data:`FAULTS`."""
     from monai_diffae import cli
 
+    os.setsid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the tests, however they end
     if output is not None:
         os.dup2(output, 1)
         os.dup2(output, 2)
+        os.close(output)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115 - not pytest's
     for name, values in (faults or {}).items():
         FAULTS[name](*values)
     sys.argv = ["monai-diffae", *map(str, arguments)]
     cli.main()
-
-
-def _copied_to(log):
-    """A pipe, and the process that copies it to a file: the program's limits and signals do not reach it."""
-    read, write = os.pipe()
-    copier = os.fork()
-    if copier == 0:
-        os.close(write)
-        with open(log, "wb", buffering=0) as stream:
-            while block := os.read(read, 1 << 16):
-                stream.write(block)
-        os._exit(0)
-    os.close(read)
-    return write, copier
 
 
 def _in_saves(before):
@@ -282,7 +269,3 @@ def memory_written_to(file):
             stream.write(f"{process.memory_info().rss / 1e6}\n")
 
     _in_calls(ResumableTrainer, "_iteration", measure, after=True)
-
-
-if __name__ == "__main__":
-    serve()

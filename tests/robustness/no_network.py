@@ -5,6 +5,7 @@ A refused connection fails the test even if the tested code handles the error; s
 
 import ipaddress
 import socket
+import sys
 
 import pytest
 
@@ -15,48 +16,32 @@ class NoNetworkError(OSError):
     """A test tried to reach another machine."""
 
 
-def _address(host):
-    try:
-        return ipaddress.ip_address(str(host).partition("%")[0])
-    except ValueError:
-        return None
-
-
-def _check(what, host):
+def _is_refused(host, is_lookup):
     host = host.decode(errors="replace") if isinstance(host, bytes) else host
-    address = _address(host)
-    is_local = (
-        host in (None, "", "localhost", socket.gethostname())
-        if address is None
-        else (address.is_loopback or address.is_unspecified)
-    )
-    if not is_local:
+    try:
+        address = ipaddress.ip_address(str(host).partition("%")[0])
+    except ValueError:
+        return host not in (None, "", "localhost", socket.gethostname())
+    return not (is_lookup or address.is_loopback or address.is_unspecified)  # a number is not looked up
+
+
+def _watch(event, arguments):
+    """Refuse what Python is about to do on the network, of which its audit events tell."""
+    if event in ("socket.connect", "socket.sendto"):
+        used, address = arguments
+        is_internet = used.family in (socket.AF_INET, socket.AF_INET6) and isinstance(address, tuple)
+        host, what = address[0] if is_internet else None, "connection to"
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host, what = arguments[0], "search for the address of"
+    else:
+        return
+    if _is_refused(host, what.startswith("search")):
         _refused.append(f"{what} {host}")
         raise NoNetworkError(f"tests may not use the network: {what} {host}")
 
 
-def _guard(owner, name, what, host_of):
-    original = getattr(owner, name)
-
-    def guarded(*arguments, **options):
-        _check(what, host_of(*arguments))
-        return original(*arguments, **options)
-
-    setattr(owner, name, guarded)
-
-
 def pytest_configure(config):
-    def of_socket(sock, *arguments):
-        is_internet = sock.family in (socket.AF_INET, socket.AF_INET6) and isinstance(arguments[-1], tuple)
-        return arguments[-1][0] if is_internet else None
-
-    def of_name(host, *_):
-        return None if _address(host) else host  # a number is not looked up
-
-    for name in ("connect", "connect_ex", "sendto"):
-        _guard(socket.socket, name, "connection to", of_socket)
-    for name in ("getaddrinfo", "gethostbyname"):
-        _guard(socket, name, "search for the address of", of_name)
+    sys.addaudithook(_watch)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,16 +20,15 @@ from fuzzing import (
     fuzz,
     mutated,
     only_own_errors,
-    peak_mb,
 )  # fmt: skip
 from hostile_models import write_unchecked
 from hypothesis import strategies as st
 from PIL import Image
-from scan_files import save_nifti, values
+from scan_files import grown_mb, save_nifti, values
 
 from monai_diffae import verify
 from monai_diffae.apps.settings import Run
-from monai_diffae.apps.synthesis.directions import read_direction
+from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.bundle import load_bundle
 from monai_diffae.bundle.config import check_config, check_dimensions, check_rules
 from monai_diffae.bundle.model_file import read_model
@@ -68,29 +69,27 @@ def test_flipped_bits_and_cuts_are_noticed(tmp_path, name, flips, cuts, record_p
     FORMATS[name](path)
     data, whole, case = path.read_bytes(), read_scan(path).array, Case("a", {"image": path}, "a")
     before, rng = read_case(case).content, np.random.default_rng(0)
-    refused = {"flips": 0, "cuts": 0}
+
+    def check_reading(damage, keeps_the_image):
+        reading = read_case(case)
+        if reading.error:
+            assert len(reading.error) <= 200
+            refused[damage] += 1
+            return
+        assert reading.content != before
+        if keeps_the_image:
+            np.testing.assert_array_equal(read_scan(path).array, whole)
+
+    refused = Counter()
     for byte, bit in zip(rng.integers(0, len(data), flips), rng.integers(0, 8, flips), strict=True):
         flipped = bytearray(data)
         flipped[byte] ^= 1 << int(bit)
         path.write_bytes(flipped)
-        reading = read_case(case)
-        if reading.error:
-            assert len(reading.error) <= 200
-            refused["flips"] += 1
-            continue
-        assert reading.content != before
-        if name in CHECKED:
-            np.testing.assert_array_equal(read_scan(path).array, whole)
+        check_reading("flips", keeps_the_image=name in CHECKED)
     for length in np.linspace(0, len(data) - 1, cuts).astype(int):
         path.write_bytes(data[:length])
-        reading = read_case(case)
-        if reading.error:
-            assert len(reading.error) <= 200
-            refused["cuts"] += 1
-        else:  # behind the last pixel
-            assert reading.content != before
-            np.testing.assert_array_equal(read_scan(path).array, whole)
-    record_property("figure", f"{name}: the reader refuses {refused}, the hash notices the others")
+        check_reading("cuts", keeps_the_image=True)  # unless it is refused, it is cut behind the last pixel
+    record_property("figure", f"{name}: the reader refuses {dict(refused)}, the hash notices the others")
     assert refused["cuts"] >= cuts - 1
 
 
@@ -258,19 +257,15 @@ def damaged_models(folder, request):
 )
 def test_random_damage_is_one_line_of_ours(tmp_path, request, record_property, damaged, examples, seconds):
     inputs, check = damaged(tmp_path, request)
-    refused = 0
-
-    def counted(example):
-        nonlocal refused
-        refused += not check(example)
-
+    accepted, what = [], damaged.__name__.replace("_", " ")
     logging.disable(logging.CRITICAL)
-    before = peak_mb()
     try:
-        count = fuzz(counted, inputs, examples=examples, seconds=seconds)
+        grown = grown_mb(
+            partial(fuzz, lambda example: accepted.append(check(example)), inputs, examples=examples, seconds=seconds)
+        )
     finally:
         logging.disable(logging.NOTSET)
-    grown, what = peak_mb() - before, damaged.__name__.replace("_", " ")
+    count, refused = len(accepted), accepted.count(False)
     record_property("figure", f"{what}: {count} inputs, {refused} refused, 0 other errors, {grown:.0f} MB more memory")
     assert count >= examples
     assert refused

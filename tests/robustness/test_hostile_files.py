@@ -14,7 +14,7 @@ import pytest
 import torch
 from hostile_models import write_unchecked
 
-from monai_diffae.apps.synthesis.directions import read_direction
+from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.bundle import AnomalyDetector, load_bundle, load_latent
 from monai_diffae.bundle.model_file import read_model
 from monai_diffae.data.embeddings import read_embeddings

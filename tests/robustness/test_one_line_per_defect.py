@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from defects import DEFECTS, READ_WITH_A_WARNING, SIZE, SPACING_MM, cohort_with_all
-from plain_user import as_plain_user
+from scan_files import as_nobody
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.bundle.folders import init_bundle
@@ -59,7 +59,7 @@ def test_embed_skips_each_in_one_line_and_others_are_the_same(
 ):
     bundle = request.getfixturevalue("tiny_bundle" if model == "2d" else "tiny_bundle_3d").directory
     cohort, out = cohort_with_all(tmp_path / "scans", scans), tmp_path / "out"
-    with as_plain_user():
+    with as_nobody():
         code, log = console("embed", bundle, cohort, out, "--device", "cpu", "--workers", 0)
     check(code, log, out, record_property)
     table = pd.read_parquet(out / "embeddings.parquet")
@@ -81,7 +81,7 @@ def test_train_skips_each_in_one_line(console, tiny_settings, dims, tmp_path, re
     if dims == 3:
         settings["spacing_mm"] = [SPACING_MM] * 3
     overrides = [f"{key}={str(value).replace(' ', '')}" for key, value in settings.items()]
-    with as_plain_user():
+    with as_nobody():
         code, log = console("train", bundle, cohort, "--workers", 0, "--overrides", *overrides)
     check(code, log, bundle, record_property)
     steps = torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)["trainer"]["iteration"]

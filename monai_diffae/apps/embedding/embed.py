@@ -16,9 +16,13 @@ from annotated_types import Ge, Lt
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, failed_cases, finished, versions, write_record
-from monai_diffae.apps.settings import Choice, Reading, Run, Seed, colour_values
-from monai_diffae.data.fingerprints import json_digest
+from monai_diffae.apps.result import Result, failed_cases, finished, write_record
+from monai_diffae.apps.settings import Choice, Reading, Run, Seed, colour_values, this_process
+from monai_diffae.bundle.config import preprocessing_config
+from monai_diffae.bundle.description import versions
+from monai_diffae.data.atomic import PartStore, remove_abandoned, write_atomic
+from monai_diffae.data.cases import folder_key
+from monai_diffae.data.fingerprints import json_digest, scan_states
 from monai_diffae.errors import ConfigError
 from monai_diffae.policies import Colour, Features
 
@@ -167,19 +171,12 @@ def embed(
         raise ConfigError("map_columns: are for Parquet tables with one row per image; omit them, or pool and patches")
     if features == "wide" and encoder != "trained":
         raise ConfigError(f"features: the encoder {encoder} has no wide features; omit features")
-    from monai_diffae.apps.embedding.baseline_encoders import open_baseline
-    from monai_diffae.apps.embedding.encoding import CohortEncoder
-    from monai_diffae.apps.embedding.patches import PatchCutter
+    from monai_diffae.apps.embedding.encoders import fit_or_load, open_baseline, wide_checksum
+    from monai_diffae.apps.embedding.encoding import CohortEncoder, PatchCutter
     from monai_diffae.apps.embedding.tables import make_tables, with_map_columns
-    from monai_diffae.apps.embedding.wide import fit_or_load, wide_checksum
-    from monai_diffae.apps.processes import this_process
     from monai_diffae.apps.provenance import check_scans, scans_record
     from monai_diffae.apps.session import Session
-    from monai_diffae.bundle.config import preprocessing_config
-    from monai_diffae.data.atomic import PartStore, remove_abandoned
-    from monai_diffae.data.cases import folder_key
     from monai_diffae.data.embeddings import COMMON_SCALE, read_embeddings, rows_sample, z_matrix
-    from monai_diffae.data.fingerprints import scan_states
     from monai_diffae.latents.representation import warn_if_unused
 
     read_as = colour_values(colour) if encoder != "trained" else {"colour": colour} if colour else {}
@@ -208,12 +205,15 @@ def embed(
     if features == "wide":
         session = fit_or_load(session, may_fit=process.world_size == 1)
         made_from["wide"] = wide_checksum(bundle)
-    files = {path: made_from} if cutter is None else _with_patches(path, made_from, overlap)
+    files = {path: made_from}
+    if cutter is not None:
+        pools = {path: "patches", path.with_name(f"{path.stem}_patches{path.suffix}"): "patch"}
+        files = {file: {**made_from, "pool": each, "overlap": overlap} for file, each in pools.items()}
     usage = session.trained.z_sem_usage
     warn_if_unused(usage)
-    figures = _finished(files, run.overwrite)
+    complete = [finished("embed", file, [file], each, overwrite=run.overwrite) for file, each in files.items()]
     states = scan_states(cases)
-    if figures is not None:
+    if (figures := complete[0]) is not None and None not in complete:
         check_scans(path, cases, states)
         logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
         if encoder == "trained":
@@ -299,24 +299,10 @@ def _failures_file(path: Path) -> Path:
     return path.with_name("failures.csv" if path.stem == "embeddings" else f"{path.stem}_failures.csv")
 
 
-def _with_patches(path: Path, made_from: dict[str, Any], overlap: float) -> dict[Path, dict[str, Any]]:
-    """The files of the tables of scans and of patches, with what each is made from."""
-    pools = {path: "patches", path.with_name(f"{path.stem}_patches{path.suffix}"): "patch"}
-    return {file: {**made_from, "pool": pool, "overlap": overlap} for file, pool in pools.items()}
-
-
-def _finished(files: Mapping[Path, dict[str, Any]], overwrite: bool) -> dict[str, Any] | None:
-    """The figures of tables that are all complete and made from the same things, else None."""
-    figures = [finished("embed", file, [file], made_from, overwrite=overwrite) for file, made_from in files.items()]
-    return None if None in figures else figures[0]
-
-
 def _write(
     tables: Mapping[Path, pd.DataFrame], made_from: Mapping[Path, dict[str, Any]], described: dict[str, Any]
 ) -> None:
     """Write tables with their metadata, and records that mark the tables as unfinished."""
-    from monai_diffae.data.atomic import write_atomic
-
     for file, table in tables.items():
         table.attrs["monai_diffae"] = {"made_from": made_from[file], **described, "versions": versions()}
         write_record("embed", file, made_from[file])  # in case the run is killed before the end

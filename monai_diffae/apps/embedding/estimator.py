@@ -18,13 +18,13 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from monai_diffae.apps.embedding.encoders import wide_checksum, with_wide_features
 from monai_diffae.apps.embedding.encoding import encode_stream, whole_images
-from monai_diffae.apps.embedding.wide import wide_checksum, with_wide_features
 from monai_diffae.apps.settings import Reading
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.bundle.model_file import checksum
-from monai_diffae.data.progress import Failure, progress
+from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.inferers.reconstruction import encode_exactly
@@ -93,23 +93,18 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         on_bad_scan: OnBadScan = "raise",
         features: Features = "z",
     ) -> None:
-        self.bundle = bundle
-        self.device = device
-        self.batch_size = batch_size
-        self.workers = workers
-        self.columns = columns
-        self.overrides = overrides
-        self.on_bad_scan = on_bad_scan
-        self.features = features
+        self.bundle, self.device = bundle, device
+        self.batch_size, self.workers = batch_size, workers
+        self.columns, self.overrides = columns, overrides
+        self.on_bad_scan, self.features = on_bad_scan, features
 
     def fit(self, X: Any, y: Any = None) -> DiffAEEncoder:
         """Check the parameters, the bundle and the kind of ``X``, without opening scans. ``y`` is ignored."""
         trained, state = self._open()
         for name in ("n_features_in_", "feature_names_in_"):  # set by an earlier fit
-            if hasattr(self, name):
-                delattr(self, name)
+            self.__dict__.pop(name, None)
         if self._items(X, trained) is None:
-            self._images(self._numbers(X, trained, reset=True), trained)
+            self._images(X, trained, reset=True)
         self.z_channels_, self._fitted_state = trained.z_channels, state
         self.model_sha256_ = state["model"]
         return self
@@ -123,9 +118,12 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
             name = Path(str(self.bundle)).name
             raise ConfigError(f"{name}: {changed[0]} changed since the encoder was fitted; fit it again")
         items = self._items(X, trained)
-        if items is None:
-            return self._encode_images(self._images(self._numbers(X, trained, reset=False), trained), trained)
-        return self._encode_scans(items, trained)
+        if items is not None:
+            return self._encode_scans(items, trained)
+        images = self._images(X, trained, reset=False)
+        batches = np.array_split(images, range(self.batch_size, len(images), self.batch_size))
+        z_sem = [encode_exactly(torch.tensor(b).to(trained.device), trained.network, trained.inferer) for b in batches]
+        return torch.cat(z_sem).cpu().numpy()
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """``z_000``, ``z_001``, ... or ``w_000``, ..., as in a table of embeddings. ``input_features`` is ignored."""
@@ -146,19 +144,14 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
             state["wide"] = wide_checksum(folder)
         return _load(folder.resolve(), state["model"], state["overrides"], self.device, state.get("wide")), state
 
-    def _numbers(self, X: Any, trained: TrainedBundle, *, reset: bool) -> NDArray[np.float32]:
-        """Flattened images (N, F), float32, checked as scikit-learn checks a table."""
-        shape, expected = np.asarray(X).shape, trained.image_shape
-        if len(shape) > 2:
-            if shape[1:] not in (expected, expected[1:] if expected[0] == 1 else expected):
-                raise ConfigError(f"X: images are {_size(shape[1:])}, but the bundle's are {_size(expected)}; {_HINT}")
-            X = np.asarray(X).reshape(shape[0], -1)
+    def _images(self, X: Any, trained: TrainedBundle, *, reset: bool) -> NDArray[np.float32]:
+        """Images (N, C, *S), checked as scikit-learn checks a table, and for the bundle's size and range."""
+        shape, (low, high), given = trained.image_shape, trained.model_range, np.asarray(X).shape
+        if len(given) > 2:
+            if given[1:] not in (shape, shape[1:] if shape[0] == 1 else shape):
+                raise ConfigError(f"X: images are {_size(given[1:])}, but the bundle's are {_size(shape)}; {_HINT}")
+            X = np.asarray(X).reshape(given[0], -1)
         numbers: NDArray[np.float32] = validate_data(self, X, reset=reset, dtype=np.float32)
-        return numbers
-
-    def _images(self, numbers: NDArray[np.float32], trained: TrainedBundle) -> NDArray[np.float32]:
-        """Rows (N, F) as images (N, C, *S), checked to be of the bundle's size and in the model's range."""
-        shape, (low, high) = trained.image_shape, trained.model_range
         if numbers.shape[1] != np.prod(shape):  # otherwise rows could become another number of images
             raise ConfigError(
                 f"X: rows have {numbers.shape[1]} values, but the bundle's images have {np.prod(shape)} "
@@ -172,11 +165,6 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
             )
         return numbers.reshape(-1, *shape)
 
-    def _encode_images(self, images: NDArray[np.float32], trained: TrainedBundle) -> NDArray[np.float32]:
-        batches = np.array_split(images, range(self.batch_size, len(images), self.batch_size))
-        z_sem = [encode_exactly(torch.tensor(b).to(trained.device), trained.network, trained.inferer) for b in batches]
-        return torch.cat(z_sem).cpu().numpy()
-
     def _encode_scans(self, items: list[Item], trained: TrainedBundle) -> NDArray[np.float32]:
         """Encode scans as they are read: z_sem (N, D), NaN for scans that cannot be used."""
         key = trained.encoder_key
@@ -189,7 +177,9 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
             )
         if failures:
             counts = f"{len(failures)} of {len(items)} scans cannot be used"
-            first = f"the first is {_row_and_reason(next(iter(failures.values())))}"
+            failure = next(iter(failures.values()))
+            reason = failure.reason.removeprefix(f"{failure.file}: ").removeprefix(f"{failure.case_id}: ")
+            first = f"the first is {failure.case_id}, {failure.file}: {reason}"
             if self.on_bad_scan != "nan":
                 raise ScanError(f"X: {counts}; {first}")
             warnings.warn(f"X: {counts} and are rows of NaN; {first}", stacklevel=3)
@@ -245,11 +235,6 @@ def _load(
 ) -> TrainedBundle:
     trained = load_bundle(folder, device, json.loads(overrides))
     return trained if wide_sha256 is None else with_wide_features(trained, with_z_sem=False)
-
-
-def _row_and_reason(failure: Failure) -> str:
-    reason = failure.reason.removeprefix(f"{failure.file}: ").removeprefix(f"{failure.case_id}: ")
-    return f"{failure.case_id}, {failure.file}: {reason}"
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -43,34 +43,21 @@ _CODE_ROOTS = ("network_def", "preprocessing", "encoder_key", "slice_axis", "sli
 
 @dataclass(frozen=True)
 class IndexUpdate:
-    """What an update has changed.
+    """What an update has changed."""
 
-    Attributes:
-        new: ids that were encoded for the first time, sorted.
-        changed: ids that were encoded again because their files have changed, sorted.
-        removed: ids that were removed because the scans are gone, sorted.
-        failed: ids whose new or changed files cannot be used, with the reason.
-    """
-
-    new: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)  #: ids that were encoded for the first time, sorted
+    changed: list[str] = field(default_factory=list)  #: ids that were encoded again as their files have changed, sorted
+    removed: list[str] = field(default_factory=list)  #: ids that were removed as the scans are gone, sorted
+    failed: dict[str, str] = field(default_factory=dict)  #: why new or changed files cannot be used, by id
 
 
 @dataclass(frozen=True, eq=False)
 class IndexedCases:
-    """The cases of one model at one time.
+    """The cases of one model at one time."""
 
-    Attributes:
-        ids: (N,) the encoded cases, sorted.
-        z_sem: (N, D) float32.
-        failures: the reason for each case that cannot be used, by id.
-    """
-
-    ids: list[str]
-    z_sem: NDArray[np.float32]
-    failures: dict[str, str]
+    ids: list[str]  #: (N,) the encoded cases, sorted
+    z_sem: NDArray[np.float32]  #: (N, D) float32
+    failures: dict[str, str]  #: the reason for each case that cannot be used, by id
 
 
 class EmbeddingIndex:
@@ -85,9 +72,8 @@ class EmbeddingIndex:
     slices that the bundle takes from it, as with ``pool="mean"``; one bad slice fails the volume.
 
     The index is a folder with one Parquet file per model, which is replaced as a whole: a process that is killed loses
-    some seconds of work, and readers see one state. One process or thread updates at a time, the others wait. The index
-    holds ids, checksums, z_sem and reasons, and no paths. Use a local disk, because locks of network file systems are
-    not reliable.
+    some seconds of work, and readers see one state. One process or thread updates at a time, the others wait. Use a
+    local disk, because locks of network file systems are not reliable.
 
     Args:
         folder: the folder of the index, which the first update creates.
@@ -228,10 +214,7 @@ def _save_as_encoded(
 
 
 def _encode(cases: Sequence[Case], trained: TrainedBundle, batch_size: int, workers: int) -> Iterator[dict[str, Code]]:
-    """The codes of so many cases at a time, by id.
-
-    A volume in a 2D bundle gets the mean of its slices, in float64 and in their order; one bad slice fails it.
-    """
+    """The codes of so many cases at a time, by id; a volume in a 2D bundle gets the mean of its slices in float64."""
     images, owners, codes = _images(cases, trained)
     yield codes
     key, items = trained.encoder_key, [image.item() for image in images]
@@ -241,19 +224,13 @@ def _encode(cases: Sequence[Case], trained: TrainedBundle, batch_size: int, work
         positions, rows, failures = encode_stream(results, trained, key, cut, batch_size, lambda: None)
         by_position: dict[int, Code] = dict(zip(positions, rows, strict=True))
         by_position |= {position: failure.reason for position, failure in failures.items()}
-        yield {
-            cases[owner].id: _pooled(cases[owner], [(images[position], by_position[position]) for position in members])
-            for owner, members in groupby(sorted(by_position), owners.__getitem__)
-        }
-
-
-def _pooled(case: Case, codes: Sequence[tuple[Case, Code]]) -> Code:
-    """The code of a case from those of its images."""
-    reason = next((_reason(case, image, code) for image, code in codes if isinstance(code, str)), None)
-    if reason is not None:
-        return reason
-    z_sem = np.stack([code for _, code in codes if not isinstance(code, str)]).astype(np.float64).mean(axis=0)
-    return z_sem.astype(np.float32)
+        pooled: dict[str, Code] = {}
+        for owner, members in groupby(sorted(by_position), owners.__getitem__):
+            case, made = cases[owner], [(images[position], by_position[position]) for position in members]
+            reasons = [_reason(case, image, code) for image, code in made if isinstance(code, str)]
+            z_sem = [code.astype(np.float64) for _, code in made if not isinstance(code, str)]
+            pooled[case.id] = reasons[0] if reasons else np.mean(z_sem, axis=0).astype(np.float32)
+        yield pooled
 
 
 def _images(cases: Sequence[Case], trained: TrainedBundle) -> tuple[list[Case], list[int], dict[str, Code]]:

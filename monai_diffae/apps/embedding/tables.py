@@ -108,12 +108,7 @@ def _as_column(values: list[Any]) -> list[Any]:
 def with_map_columns(
     table: pd.DataFrame, cases: Sequence[Case], trained: TrainedBundle, workers: int, *, common_scale: bool
 ) -> pd.DataFrame:
-    """Add ``x``, ``y`` and ``thumbnail`` to a table with one row per image.
-
-    ``x`` and ``y`` are the first two principal components of the training cases' normalised z_sem. ``thumbnail`` is a
-    PNG of at most 64 x 64; of a volume, it shows the axial middle plane. Labels with these names get the prefix
-    ``label_``. The scans are read once more. ``common_scale`` keeps the relative sizes of principal components.
-    """
+    """Add two principal components ``x`` and ``y``, and a ``thumbnail``, to a table with one row per image."""
     z_train = z_matrix(split_rows(table, "train"))
     components = principal_components(z_train, LatentStatistics.of(z_train, common_scale=common_scale), 2)
     x, y = components.coordinates(z_matrix(table)).T

@@ -14,22 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.apps.provenance import (
-    preprocessing_differences,
-    safe_overrides,
-    warn_if_cohort_changed,
-)
+from monai_diffae.apps.provenance import preprocessing_differences, safe_overrides, warn_if_cohort_changed
 from monai_diffae.apps.settings import Reading, Run
-from monai_diffae.data.embeddings import (
-    check_width,
-    encoder_name,
-    has_common_scale,
-    matrix,
-    read_metadata,
-    std_columns,
-    wide_columns,
-    z_columns,
-)
+from monai_diffae.data import embeddings as tables
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.features import INTENSITY_NAME, WIDE_NAME, FeatureSet, intensity_statistics
@@ -78,7 +65,7 @@ def pixel_features(
     with tempfile.TemporaryDirectory() as folder:
         images, is_available = _images(_ids(table, "embeddings"), session, Path(folder) if out is None else out)
     feature_sets = {
-        "pca": lambda: FeatureSet.pca(images, len(z_columns(table)), is_available),
+        "pca": lambda: FeatureSet.pca(images, len(tables.z_columns(table)), is_available),
         "intensity": lambda: FeatureSet.from_values(INTENSITY_NAME, intensity_statistics(images), is_available),
     }
     return [feature_sets[name]() for name in dict.fromkeys(comparison.pixel_baselines)]
@@ -109,11 +96,11 @@ def _images(ids: Sequence[str], session: Session, out: Path) -> tuple[NDArray[np
 def table_features(table: pd.DataFrame, name: Features) -> FeatureSet:
     """The codes of a table, named after their encoder, with standard deviations if it has any; or its wide features."""
     if name == "wide":
-        return replace(FeatureSet.from_values(WIDE_NAME, matrix(table, "wide")), standardise=False)
-    encoder = encoder_name(table)
-    codes = table[[*z_columns(table), *std_columns(table)]].to_numpy(np.float32)
+        return replace(FeatureSet.from_values(WIDE_NAME, tables.matrix(table, "wide")), standardise=False)
+    encoder = tables.encoder_name(table)
+    codes = table[[*tables.z_columns(table), *tables.std_columns(table)]].to_numpy(np.float32)
     features = FeatureSet.from_values("z_sem" if encoder == "trained" else encoder, codes)
-    return replace(features, standardise=not has_common_scale(table))
+    return replace(features, standardise=not tables.has_common_scale(table))
 
 
 def feature_set(
@@ -127,7 +114,7 @@ def feature_set(
     if num != len(table):
         raise ConfigError(f"{name}: has {num} rows for {len(table)} cases; give one row per row of the embeddings")
     if array.ndim > 2:
-        return FeatureSet.pca(array.astype(np.float32), len(z_columns(table)), name=name)
+        return FeatureSet.pca(array.astype(np.float32), len(tables.z_columns(table)), name=name)
     return FeatureSet.from_values(name, array)
 
 
@@ -136,7 +123,8 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     path = Path(path)
     features = _read_table(path)
     ids = _ids(features, path.name)
-    columns: list[str] = [*z_columns(features), *std_columns(features)] or wide_columns(features)  # labels would leak
+    wide = tables.wide_columns(features)
+    columns = [*tables.z_columns(features), *tables.std_columns(features)] or wide  # without labels, which would leak
     if not columns:
         excluded = {*_NOT_FEATURES, *targets}
         columns = [c for c in features.select_dtypes(["number", "bool"]).columns if c not in excluded]
@@ -148,11 +136,11 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
             )  # fmt: skip
     by_id = features[columns].set_axis(ids, axis=0)
     requested = _ids(table, "embeddings")
-    is_available = np.isin(np.array(requested, object).astype(str), np.array(ids, object).astype(str))
+    is_available = np.isin(requested, ids)
     if not is_available.any():
         raise CohortError(f"{path.name}: has none of the cases of the embeddings; give their ids in its column id")
     values = by_id.reindex(requested).to_numpy(np.float64)
-    keeps_scales = has_common_scale(features, "wide" if columns == wide_columns(features) else "z")
+    keeps_scales = tables.has_common_scale(features, "wide" if columns == wide else "z")
     return replace(FeatureSet.from_values(name, values, is_available, columns), standardise=not keeps_scales)
 
 
@@ -168,8 +156,8 @@ def _read_table(path: Path) -> pd.DataFrame:
         if path.suffix.lower() != ".csv":
             return pd.read_parquet(path)
         features = pd.read_csv(path)
-        check_width(features, path)
-        features.attrs["monai_diffae"] = read_metadata(path)
+        tables.check_width(features, path)
+        features.attrs["monai_diffae"] = tables.read_metadata(path)
         if "id" in features:  # a case may be called NA
             features["id"] = pd.read_csv(path, usecols=["id"], dtype=str, keep_default_na=False)["id"]
         return features

@@ -1,18 +1,32 @@
-"""The command ``calibrate``: prepare a bundle for anomaly maps and scores with held-out normal cases."""
+"""The command ``calibrate``: prepare a bundle for anomaly maps with held-out normal cases, as training does, too."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Gt, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases
 from monai_diffae.apps.settings import Choice, Reading, Seed, Split, UnbatchedRun
-from monai_diffae.errors import counted
+from monai_diffae.errors import CohortError, counted, one_line
+from monai_diffae.lazy import inferers, metrics, np, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from monai_diffae.bundle import AnomalyDetector, AnomalySettings, TrainedBundle
+    from monai_diffae.data.cached import CachedCases
+    from monai_diffae.data.cases import Case
+
+logger = logging.getLogger(__name__)
 
 _FAILURES = "calibration_failures.csv"
+_FEWEST_SCANS = 19  # with fewer, no p-value can be below .05
+_MOST_VOXELS = 2**22  # of the held-out maps, from which the quantiles are computed
 
 
 @command
@@ -59,16 +73,31 @@ def calibrate(
         ...
         monai_diffae.errors.ConfigError: limit: 1 is below 2
     """
-    from monai_diffae.apps.evaluation.calibration import draw_scans, fit_or_load
     from monai_diffae.apps.session import Session
-    from monai_diffae.bundle import AnomalySettings
+    from monai_diffae.bundle import AnomalyDetector, AnomalySettings
+    from monai_diffae.bundle.layout import ANOMALY, models_folder
+    from monai_diffae.data.fingerprints import json_digest
+    from monai_diffae.data.progress import track
 
     session = Session.open(bundle, cohort, reading=reading, run=run.batched)
     if split is None and session.split_origin != "drawn":
         split = "val"
     cases = draw_scans(session.choose(Choice(split=split)), limit, seed)
     settings = AnomalySettings(noise_levels=(noise_level,), draws=draws, seed=seed)
-    path, detector, skipped = fit_or_load(session, cases, settings, bundle / _FAILURES, overwrite=run.overwrite)
+    path = models_folder(session.trained.folder) / ANOMALY
+    digest = json_digest([(case.id, case.patient) for case in cases])
+    made_from: dict[str, Any] = {"cohort": session.cohort.fingerprint, "cases": digest}
+    detector = None if run.overwrite else AnomalyDetector.load_if_usable(session.trained)
+    skipped = detector is not None and detector.settings == settings and made_from.items() <= detector.made_from.items()
+    if detector is not None and skipped:
+        logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
+    else:
+        read = session.read(cases, bundle, _FAILURES)
+        rows = track(range(len(read.cases)), f"calibrating with {counted(len(read.cases), 'case')}")
+        made_from["num_patients"] = len({case.patient for case in read.cases})
+        made_from["num_failed"] = len(read.failures)
+        detector = fit_detector(session.trained, read.cases, (read.dataset[i] for i in rows), settings, made_from)
+        path = detector.save(session.trained.folder)
     figures = {
         "num_cases": len(detector.scores), "num_patients": detector.made_from["num_patients"],
         "lowest_p_value": 1 / (1 + len(detector.scan_scores)), "num_failed": detector.made_from["num_failed"],
@@ -77,3 +106,86 @@ def calibrate(
     notes = [f"{patients}; the lowest p-value is {figures['lowest_p_value']:.2g}"]
     incomplete = failed_cases(figures["num_failed"], figures["num_cases"], _FAILURES)
     return Result(path, figures, notes, incomplete, skipped=skipped)
+
+
+def draw_scans(cases: Sequence[Case], limit: int, seed: int = 0) -> list[Case]:
+    """Draw at most ``limit`` scans of as many patients as possible, whatever the order of the cases; it stays."""
+    from monai_diffae.diffusion.noise import seed_of
+
+    files: dict[str, dict[str, str]] = {}  # by patient and scan; the draw must not depend on the folders in a path
+    for case in cases:
+        files.setdefault(case.patient, {})[str(case.images)] = case.file
+    ranked: list[tuple[int, int, str]] = []
+    for patient, own in files.items():
+        order = sorted((seed_of(seed, file), scan) for scan, file in own.items())
+        ranked += [(turn, seed_of(seed, patient), scan) for turn, (_, scan) in enumerate(order)]
+    drawn = {scan for _, _, scan in sorted(ranked)[:limit]}
+    return [case for case in cases if str(case.images) in drawn]
+
+
+def fit_detector(
+    trained: TrainedBundle, cases: Sequence[Case], items: Iterable[Mapping[str, Tensor]], settings: AnomalySettings,
+    made_from: Mapping[str, Any] | None = None,
+) -> AnomalyDetector:  # fmt: skip
+    """Calibrate with normal cases, and their images (C, *S) in the same order."""
+    from monai_diffae.bundle.model import AnomalyDetector, calibrated_model
+
+    patients, scans = (
+        np.unique(names, return_inverse=True)[1]
+        for names in ([case.patient for case in cases], [str(case.images) for case in cases])
+    )
+    if len(cases) < 2 or patients.max() == 0:
+        raise CohortError("calibration needs held-out cases of at least 2 patients; give more patients")
+    residuals = torch.cat([_residual(trained, item, settings) for item in items])
+    maps = metrics.cross_fitted_maps(residuals, patients.tolist(), settings.floor, settings.smoothing)
+    if scans.max() + 1 < _FEWEST_SCANS:
+        logger.warning(
+            "calibration: with %d held-out scans, the lowest possible p-value is %.2g; %d scans or more allow p-values "
+            "of .05", scans.max() + 1, 1 / (scans.max() + 2), _FEWEST_SCANS,
+        )  # fmt: skip
+    voxels = maps.flatten()[:: -(-maps.numel() // _MOST_VOXELS)].double().numpy()
+    shares = np.concatenate([np.linspace(0, 0.9, 91), 1 - np.geomspace(0.1, 1e-6, 101)[1:], [1.0]])
+    return AnomalyDetector(
+        settings=settings, mean_squares=residuals.square().mean(dim=0),
+        scores=metrics.highest_mean(maps, settings.fraction).double(), scans=torch.from_numpy(scans),
+        quantiles=torch.from_numpy(np.stack([shares, np.quantile(voxels, shares)])),
+        made_from={**calibrated_model(trained), **(made_from or {})},
+    )  # fmt: skip
+
+
+def _residual(trained: TrainedBundle, item: Mapping[str, Tensor], settings: AnomalySettings) -> Tensor:
+    """The residual (1, 1, *S) of an image, on the CPU."""
+    from monai_diffae.bundle.model import image_residuals
+
+    image, encoder_image = (
+        item[key].as_subclass(torch.Tensor)[None].to(trained.device) for key in ("image", trained.encoder_key)
+    )
+    z_sem = inferers.encode_exactly(encoder_image, trained.network, trained.inferer)
+    return image_residuals(trained, image, z_sem, settings)[1].cpu()
+
+
+def calibrate_trained(
+    folder: str | Path, cases: Sequence[Case], dataset: CachedCases, *, limit: int, device: str | torch.device
+) -> None:
+    """Calibrate a bundle with validation cases after its training, unless it is calibrated or ``limit`` is 0."""
+    from monai_diffae.bundle import AnomalyDetector, AnomalySettings, load_bundle, trusting
+    from monai_diffae.data.progress import track
+
+    if limit == 0:
+        return
+    try:
+        with trusting():  # its code has just been trained
+            trained = load_bundle(folder, device)
+        if AnomalyDetector.load_if_usable(trained) is not None:
+            return
+        readable = {str(item["id"]): index for index, item in enumerate(dataset.items)}
+        drawn = draw_scans([case for case in cases if case.id in readable], limit)
+        scans = dataset.images()
+        text = f"calibrating anomaly maps with {len(drawn)} held-out cases"
+        items = (scans[readable[case.id]] for case in track(drawn, text))
+        fit_detector(trained, drawn, items, AnomalySettings()).save(trained.folder)
+    except Exception as error:  # whatever happens here, the model is trained
+        logger.warning(
+            "the training is complete, but anomaly maps are not calibrated (%s); run monai-diffae calibrate %s COHORT "
+            "with other held-out cases", one_line(error), Path(folder).name,
+        )  # fmt: skip

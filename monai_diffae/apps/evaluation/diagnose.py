@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from monai_diffae.apps.session import ReadCases, Session
-    from monai_diffae.data.cases import Case
 
     Codes = NDArray[np.float32]
 
@@ -134,15 +134,15 @@ class Diagnosis:
         """Write the tables and the chart into a folder, and return the results."""
         from monai_diffae.data.atomic import write_csv
 
-        patients = CasePatients.of_cases(self.read.cases)
-        if patients.num_patients < _FEW_PATIENTS:
+        num_patients = int(self.patients.max()) + 1
+        if num_patients < _FEW_PATIENTS:
             logger.warning(
                 "%s of %s are few, so the figures are unreliable; use %d patients or more",
-                counted(len(self.read.cases), "case"), counted(patients.num_patients, "patient"), _FEW_PATIENTS,
+                counted(len(self.read.cases), "case"), counted(num_patients, "patient"), _FEW_PATIENTS,
             )  # fmt: skip
         codes = self.encode_views()
-        levels = self.noise_levels(patients.codes_to_compare(codes[_UNCHANGED]))
-        stable = stability_table(codes, patients)
+        levels = self.noise_levels(self.codes_to_compare(codes[_UNCHANGED]))
+        stable = self.stability_table(codes)
         write_csv(out / "noise_levels.csv", levels)
         write_csv(out / "stability.csv", stable)
         figures.write(out / _CHART, pictures.draw_diagnosis(levels, stable))
@@ -150,13 +150,31 @@ class Diagnosis:
         usage = {"z_sem_usage": float(other / own), "z_sem_usage_mean": float(mean / own)}
         log_to_open_run(usage, [out / _CHART], "diagnosis")
         return {
-            **usage,
-            "dimensions": asdict(latents.active_dimensions(codes[_UNCHANGED])),
-            "noise_levels": levels.to_dict("records"),
-            "stability": stable.to_dict("records"),
-            "num_cases": len(self.read.cases),
-            "num_failed": len(self.read.failures),
-        }
+            **usage, "dimensions": asdict(latents.active_dimensions(codes[_UNCHANGED])),
+            "noise_levels": levels.to_dict("records"), "stability": stable.to_dict("records"),
+            "num_cases": len(self.read.cases), "num_failed": len(self.read.failures),
+        }  # fmt: skip
+
+    @cached_property
+    def patients(self) -> NDArray[np.intp]:
+        """The number of each case's patient."""
+        patients = _numbered([case.patient for case in self.read.cases])
+        if patients.max() == 0:
+            text = "all cases are of one patient, but z_sem is compared between patients; give more patients"
+            raise CohortError(text)
+        return patients
+
+    def codes_to_compare(self, z: Codes) -> dict[str, Codes]:
+        """Codes (N, D) for the loss: a case's own, that of the next case of another patient, the others' mean."""
+        twice = np.tile(self.patients, 2)  # the first case follows the last
+        changes = np.flatnonzero(twice[1:] != twice[:-1]) + 1
+        others = changes[np.searchsorted(changes, np.arange(len(z)), side="right")]
+        patient_sums = np.zeros((self.patients.max() + 1, z.shape[1]))
+        np.add.at(patient_sums, self.patients, z)
+        sum_of_others = patient_sums.sum(axis=0) - patient_sums[self.patients]
+        num_others = len(z) - np.bincount(self.patients)[self.patients]
+        mean = (sum_of_others / num_others[:, None]).astype(np.float32)
+        return {"own": z, "other": z[others % len(z)], "mean": mean}
 
     def encode_views(self) -> dict[str, Codes]:
         """z_sem (N, D) of the images that the encoder sees, unchanged and with each change."""
@@ -164,12 +182,10 @@ class Diagnosis:
 
         trained, read = self.session.trained, self.read
         parts: dict[str, list[Codes]] = {}
-        for cases, _, encoder_images in read.batches(
-            self.session.run.batch_size, f"encoding {counted(len(read.cases), 'case')}"
-        ):
-            noise = image_noise(
-                tuple(encoder_images.shape[1:]), self.seed, [seed_of("view", case.id) for case in cases]
-            )
+        text = f"encoding {counted(len(read.cases), 'case')}"
+        for cases, _, encoder_images in read.batches(self.session.run.batch_size, text):
+            seeds = [seed_of("view", case.id) for case in cases]
+            noise = image_noise(tuple(encoder_images.shape[1:]), self.seed, seeds)
             views = {_UNCHANGED: encoder_images, **metrics.changed_views(encoder_images, noise, trained.model_range)}
             for name, view in views.items():
                 z_sem = inferers.encode_exactly(view.to(trained.device), trained.network, trained.inferer)
@@ -182,14 +198,12 @@ class Diagnosis:
         rows = []
         for timestep, losses in self.losses(codes).items():
             own, other, mean = (float(losses[name].mean()) for name in ("own", "other", "mean"))
-            rows.append(
-                {
-                    "timestep": timestep, "log_snr": schedule.log_snr(timestep), "loss_own": own, "loss_other": other,
-                    "loss_mean": mean, "z_sem_usage": other / own, "z_sem_usage_mean": mean / own,
-                    # a decoder that ignores z_sem has equal losses, which count as half
-                    "own_is_better": float((losses["other"] - losses["own"]).sign().mean() + 1) / 2,
-                }
-            )  # fmt: skip
+            rows.append({
+                "timestep": timestep, "log_snr": schedule.log_snr(timestep), "loss_own": own, "loss_other": other,
+                "loss_mean": mean, "z_sem_usage": other / own, "z_sem_usage_mean": mean / own,
+                # a decoder that ignores z_sem has equal losses, which count as half
+                "own_is_better": float((losses["other"] - losses["own"]).sign().mean() + 1) / 2,
+            })  # fmt: skip
         return pd.DataFrame(rows)
 
     def losses(self, codes: Mapping[str, Codes]) -> dict[int, dict[str, Tensor]]:
@@ -213,62 +227,23 @@ class Diagnosis:
                     parts[t][name].append(losses.cpu())
         return {t: {name: torch.cat(part).double() for name, part in by_name.items()} for t, by_name in parts.items()}
 
+    def stability_table(self, codes: Mapping[str, Codes]) -> pd.DataFrame:
+        """The table of changes, one row per change; other scans are compared if a patient has several."""
+        from monai_diffae.latents.representation import stability
 
-@dataclass(frozen=True, eq=False)
-class CasePatients:
-    """The patient, scan and slice of each of N cases."""
-
-    patients: NDArray[np.intp]  # (N,), the number of the patient
-    scans: NDArray[np.intp]  # (N,), the number of the scan
-    slices: NDArray[np.intp]  # (N,), the number of the slice within its scan
-
-    @classmethod
-    def of_cases(cls, cases: Sequence[Case]) -> CasePatients:
-        """Number the patients, scans and slices of cases."""
-        patients, scans, slices = (
-            np.unique([str(value(case)) for case in cases], return_inverse=True)[1]
-            for value in (lambda c: c.patient, lambda c: c.images, lambda c: c.slice_index)
-        )
-        if patients.max() == 0:
-            raise CohortError(
-                "all cases are of one patient, but z_sem is compared between patients; give more patients"
-            )
-        return cls(patients, scans, slices)
-
-    @property
-    def num_patients(self) -> int:
-        """The number of patients."""
-        return int(self.patients.max()) + 1
-
-    @property
-    def have_other_scans(self) -> bool:
-        """Whether a patient has several scans, or the same slice of several scans."""
-        scans = set(zip(self.patients.tolist(), self.slices.tolist(), self.scans.tolist(), strict=True))
-        return len(scans) > len({scan[:2] for scan in scans})
-
-    def codes_to_compare(self, z: Codes) -> dict[str, Codes]:
-        """Codes (N, D) for the loss: a case's own, that of the next case of another patient, the others' mean."""
-        twice = np.tile(self.patients, 2)  # the first case follows the last
-        changes = np.flatnonzero(twice[1:] != twice[:-1]) + 1
-        others = changes[np.searchsorted(changes, np.arange(len(z)), side="right")]
-        patient_sums = np.zeros((self.num_patients, z.shape[1]))
-        np.add.at(patient_sums, self.patients, z)
-        sum_of_others = patient_sums.sum(axis=0) - patient_sums[self.patients]
-        num_others = len(z) - np.bincount(self.patients)[self.patients]
-        mean = (sum_of_others / num_others[:, None]).astype(np.float32)
-        return {"own": z, "other": z[others % len(z)], "mean": mean}
+        statistics = latents.LatentStatistics.of(codes[_UNCHANGED])
+        z_norm = {name: statistics.normalise(z) for name, z in codes.items()}
+        z = z_norm.pop(_UNCHANGED)
+        changes = {name: stability(z, changed, self.patients) for name, changed in z_norm.items()}
+        scans = _numbered([case.images for case in self.read.cases])
+        slices = _numbered([case.slice_index for case in self.read.cases])
+        listed = set(zip(self.patients.tolist(), slices.tolist(), scans.tolist(), strict=True))
+        if len(listed) > len({each[:2] for each in listed}):  # several scans of a patient, or of one of the slices
+            changes[_OTHER_SCAN] = stability(z, z, self.patients, scans, slices)
+        else:
+            logger.info("no patient has several scans among these cases, so other scans are not compared")
+        return pd.DataFrame([{"change": name, **asdict(each)} for name, each in changes.items()])
 
 
-def stability_table(codes: Mapping[str, Codes], patients: CasePatients) -> pd.DataFrame:
-    """The table of changes, one row per change; other scans are compared if a patient has several."""
-    from monai_diffae.latents.representation import stability
-
-    statistics = latents.LatentStatistics.of(codes[_UNCHANGED])
-    z_norm = {name: statistics.normalise(z) for name, z in codes.items()}
-    z = z_norm.pop(_UNCHANGED)
-    changes = {name: stability(z, changed, patients.patients) for name, changed in z_norm.items()}
-    if patients.have_other_scans:
-        changes[_OTHER_SCAN] = stability(z, z, patients.patients, patients.scans, patients.slices)
-    else:
-        logger.info("no patient has several scans among these cases, so other scans are not compared")
-    return pd.DataFrame([{"change": name, **asdict(each)} for name, each in changes.items()])
+def _numbered(values: Sequence[object]) -> NDArray[np.intp]:
+    return np.unique([str(value) for value in values], return_inverse=True)[1]

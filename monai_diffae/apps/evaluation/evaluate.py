@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +15,8 @@ from annotated_types import Ge
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.evaluation.measured_rows import MeasuredRows
 from monai_diffae.apps.evaluation.quality_tables import (
+    MeasuredRows,
     Row,
     difference_rows,
     mean_rows,
@@ -25,17 +25,15 @@ from monai_diffae.apps.evaluation.quality_tables import (
     write_tables,
 )
 from monai_diffae.apps.result import Result, failed_cases, finished, run_once
-from monai_diffae.apps.settings import Decoding, Reading, Run, Seed, Split
+from monai_diffae.apps.settings import Decoding, Process, Reading, Run, Seed, Split
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.diffusion.settings import DecoderName, SolverName
 from monai_diffae.errors import ConfigError, MachineError, OmittableError, one_line
 from monai_diffae.lazy import metrics, pd
 
 if TYPE_CHECKING:
-    from monai_diffae.apps.evaluation.code_quality import CodeFigures
     from monai_diffae.apps.evaluation.generation_quality import FeatureNetwork, GeneratedImages
-    from monai_diffae.apps.evaluation.reconstruction_quality import Condition, Reconstructions
-    from monai_diffae.apps.processes import Process
+    from monai_diffae.apps.evaluation.reconstruction_quality import CodeFigures, Reconstructions
     from monai_diffae.apps.session import ReadCases, Session
     from monai_diffae.data.cases import Case
     from monai_diffae.metrics import PerceptualDistance
@@ -160,8 +158,8 @@ def evaluate(
     for name, file in weights.files.items():
         if not file.is_file():
             raise ConfigError(f"{name}: there is no file {file.name}; check the path, or omit it")
-    from monai_diffae.apps.processes import this_process
     from monai_diffae.apps.session import Session
+    from monai_diffae.apps.settings import this_process
     from monai_diffae.data.fingerprints import file_checksum
 
     folders, process = [bundle] if isinstance(bundle, Path) else list(bundle), this_process()
@@ -174,8 +172,7 @@ def evaluate(
     made_from = {
         "bundles": {each.name: each.made_from for each in bundles},
         "steps": list(conditions.steps), "solvers": list(conditions.solvers), "draws": conditions.draws,
-        "num_images": conditions.num_images, "num_codes": conditions.num_codes,
-        "split": held_out.split, "limit": held_out.limit, "not_held_out": held_out.not_held_out, "seed": seed,
+        "num_images": conditions.num_images, "num_codes": conditions.num_codes, **asdict(held_out), "seed": seed,
         **({"decoder": conditions.decoders} if conditions.decoders else {}),
         **{name: file_checksum(file) for name, file in weights.files.items()},
     }  # fmt: skip
@@ -268,17 +265,6 @@ class _EvaluatedBundle:
         return {**preprocessing_config(trained.config), "model_range": trained.model_range}
 
 
-@dataclass(frozen=True, eq=False)
-class _BundleEvaluation:
-    """What is measured of one bundle; ``codes`` and ``generated`` are None if they are not."""
-
-    bundle: _EvaluatedBundle
-    conditions: list[Condition]
-    reconstructions: Reconstructions
-    codes: CodeFigures | None
-    generated: GeneratedImages | None
-
-
 @dataclass
 class _Evaluation:
     """Evaluates bundles on the held-out cases of a cohort; the others are compared with the first."""
@@ -297,38 +283,34 @@ class _Evaluation:
         from monai_diffae.data.cases import safe_id
         from monai_diffae.data.progress import progress
 
-        each_bundle = self._prepare_all()
-        patients = {case.id: case.patient for each in each_bundle for case in each.reconstructions.read.cases}
+        prepared = list(map(self._prepare, self.bundles))
+        reads = [reconstructions.read for reconstructions, _, _ in prepared]
+        patients = {case.id: case.patient for read in reads for case in read.cases}
         case_rows: list[Row] = []
         rows: list[Row] = []
-        total = sum(each.reconstructions.evaluations(each.conditions) for each in each_bundle)
-        total += sum(each.generated.evaluations(each.conditions) for each in each_bundle if each.generated)
+        total = sum(images.num_evaluations for each in prepared for images in (each[0], each[2]) if images is not None)
         with progress(total, f"evaluating {', '.join(bundle.name for bundle in self.bundles)}") as advance:
             measured = MeasuredRows(self.folder / _PARTS, self._settings, self.process, advance, overwrite)
-            for each in each_bundle:
-                case_rows += each.reconstructions.rows(each.conditions, measured)
-                if each.generated is not None:
-                    rows += each.generated.rows(each.conditions, each.bundle.made_from, measured)
-        for each in each_bundle:
-            if each.codes is not None:
-                rows += each.codes.usage_rows(each.bundle.session, each.reconstructions.read)
-                rows += each.codes.rows()
-            if each.generated is not None:
-                most_steps = max(each.conditions, key=lambda condition: condition.steps)
-                each.generated.draw_nearest(most_steps, self.folder / f"generated_{safe_id(each.bundle.name)}.png")
+            for reconstructions, _, generated in prepared:
+                case_rows += reconstructions.rows(measured)
+                rows += [] if generated is None else generated.rows(measured)
+        for reconstructions, codes, generated in prepared:
+            rows += [] if codes is None else codes.rows(reconstructions.session, reconstructions.read)
+            if generated is not None:
+                generated.draw_nearest(self.folder / f"generated_{safe_id(generated.name)}.png")
         rows = mean_rows(case_rows, patients) + rows
         comparable = self._comparable()
         compared = [row for row in case_rows if row["bundle"] in comparable]
         self._write(rows, difference_rows(compared, self.bundles[0].name, patients), case_rows, patients)
         measured.remove()
-        num_failed = max(len(each.reconstructions.read.failures) for each in each_bundle)
+        num_failed = max(len(read.failures) for read in reads)
         return {"num_cases": len(patients), "num_failed": num_failed, "num_omitted": len(self.omitted)}
 
     def measure_share(self, overwrite: bool = False) -> None:
         """Measure this process's share of the reconstructions, for the first process; in the others."""
         measured = MeasuredRows(self.folder / _PARTS, self._settings, self.process, lambda: None, overwrite)
-        for each in self._prepare_all():
-            for _ in each.reconstructions.rows(each.conditions, measured):
+        for bundle in self.bundles:
+            for _ in self._prepare(bundle)[0].rows(measured):
                 pass
 
     @property
@@ -337,28 +319,30 @@ class _Evaluation:
         from monai_diffae.data.fingerprints import file_checksum
 
         settings = {"seed": self.seed, "limit": self.held_out.limit, "num_codes": self.conditions.num_codes}
-        return {**settings, **{name: file_checksum(file) for name, file in self.weights.files.items()}}
+        return settings | {name: file_checksum(file) for name, file in self.weights.files.items()}
 
-    def _prepare_all(self) -> list[_BundleEvaluation]:
-        return [self._prepare(bundle, partial(self._omit, bundle.name)) for bundle in self.bundles]
-
-    def _prepare(self, bundle: _EvaluatedBundle, omit: Callable[[str, str], None]) -> _BundleEvaluation:
-        """Read and encode the cases of a bundle; ``omit`` is called with a metric and why it cannot be measured."""
-        from monai_diffae.apps.evaluation.code_quality import CodeFigures, EncodedCases
+    def _prepare(self, bundle: _EvaluatedBundle) -> tuple[Reconstructions, CodeFigures | None, GeneratedImages | None]:
+        """Read and encode the cases of a bundle; None is not measured."""
         from monai_diffae.apps.evaluation.generation_quality import GeneratedImages
-        from monai_diffae.apps.evaluation.reconstruction_quality import Reconstructions, conditions_of
+        from monai_diffae.apps.evaluation.reconstruction_quality import (
+            CodeFigures,
+            EncodedCases,
+            Reconstructions,
+            conditions_of,
+        )
         from monai_diffae.bundle import load_latent
         from monai_diffae.data.cases import spread_cases
 
         session, trained, settings = bundle.session, bundle.session.trained, self.conditions
+        omit = partial(self._omit, bundle.name)
         read = session.read(spread_cases(bundle.held_out, self.held_out.limit), self.folder, _FAILURES)
         quality = metrics.ImageQuality(trained.image_shape[1:], trained.model_range, self.lpips)
         for metric, reason in quality.omitted().items():
             omit(metric, reason)
-        reconstructions = Reconstructions(bundle.name, session, read, quality, settings.draws, self.seed)
         conditions = conditions_of(trained.inferer, settings.solvers, settings.steps, settings.decoders)
+        reconstructions = Reconstructions(bundle.name, session, read, quality, conditions, settings.draws, self.seed)
         if not settings.num_codes and not settings.num_images:
-            return _BundleEvaluation(bundle, conditions, reconstructions, None, None)
+            return reconstructions, None, None
 
         def read_some(cases: Sequence[Case], failures: str) -> ReadCases | None:
             chosen = spread_cases(cases, settings.num_codes)
@@ -374,12 +358,12 @@ class _Evaluation:
             try:
                 latent = load_latent(trained.folder, trained.device)
                 generated = GeneratedImages(
-                    bundle.name, session, latent, read, train, encoded, self.feature_networks,
-                    settings.num_images, self.seed, omit,
+                    bundle.name, session, latent, read, train, encoded, self.feature_networks, conditions,
+                    bundle.made_from, settings.num_images, self.seed, omit,
                 )  # fmt: skip
             except OmittableError as error:
                 omit(_GENERATION, str(error))
-        return _BundleEvaluation(bundle, conditions, reconstructions, codes, generated)
+        return reconstructions, codes, generated
 
     @functools.cached_property
     def lpips(self) -> PerceptualDistance | None:

@@ -13,25 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_diffae.apps.evaluation.code_quality import EncodedCases
-from monai_diffae.apps.evaluation.measured_rows import MeasuredRows
-from monai_diffae.apps.evaluation.quality_tables import Row, summary_row
-from monai_diffae.apps.evaluation.reconstruction_quality import Condition
+from monai_diffae.apps.evaluation.quality_tables import MeasuredRows, Row, summary_row
+from monai_diffae.apps.evaluation.reconstruction_quality import EncodedCases, condition_of
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.bundle import TrainedLatent
 from monai_diffae.bundle.loading import inferer_settings
 from monai_diffae.data.cases import Case
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import OmittableError
+from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.latents import LatentStatistics, mmd, nearest_distances, nearest_neighbors
 from monai_diffae.latents.probing.scores import Floats, bootstrapped, interval
 from monai_diffae.metrics import frechet_distance, kernel_distance, precision_and_recall
 from monai_diffae.pictures import draw_cells
 
 GENERATION = "generation"
+# A function from images (B, C, *S) and their range to features (B, F)
 FeatureNetwork = Callable[[Tensor, tuple[float, float]], Tensor]
-"""A function from images (B, C, *S) and their range to features (B, F)."""
-
 _IN_PICTURE = 8
 
 logger = logging.getLogger(__name__)
@@ -48,48 +46,49 @@ class GeneratedImages:
     train: ReadCases | None
     encoded: tuple[EncodedCases, EncodedCases | None]
     networks: Mapping[str, FeatureNetwork]
+    conditions: Sequence[DiffusionAutoencoderInferer]
+    made_from: Mapping[str, Any]
     num_images: int
     seed: int
     omit: Callable[[str, str], None]
 
-    def evaluations(self, conditions: Sequence[Condition]) -> int:
+    @property
+    def num_evaluations(self) -> int:
         """Network evaluations of single images that the conditions need."""
-        return self.num_images * sum(condition.steps for condition in conditions)
+        return self.num_images * sum(condition.decoding_evaluations for condition in self.conditions)
 
-    def rows(
-        self, conditions: Sequence[Condition], made_from: Mapping[str, Any], measured: MeasuredRows
-    ) -> Iterator[Row]:
+    def rows(self, measured: MeasuredRows) -> Iterator[Row]:
         """One row per condition, features and metric."""
         if self.train is None:
             self.omit("copying_ratio", "the cohort has no training cases")
         yield from self._measured("mmd", self._z_sem_rows)
         yield from self._measured("fid", self._training_rows)
-        for condition in conditions:
-            settings = {**made_from, **inferer_settings(condition.inferer), "generated": self.num_images}
-            make = partial(self._condition_rows, condition)
-            listed = lambda make=make: list(self._measured("fid", make))  # noqa: E731
-            yield from measured.rows(settings, listed, self.num_images * condition.steps)
+        for condition in self.conditions:
+            settings = {**self.made_from, **inferer_settings(condition), "generated": self.num_images}
+            make = partial(self._measured, "fid", partial(self._condition_rows, condition))
+            yield from measured.rows(settings, make, self.num_images * condition.decoding_evaluations)
 
     @cached_property
     def z_sem(self) -> Tensor:
         """The sampled z_sem (N, D)."""
         return self.latent.inferer.sample(self.latent.network, self.num_images, seed=self.seed).cpu()
 
-    def decode(self, condition: Condition, limit: int | None = None) -> Tensor:
+    def decode(self, condition: DiffusionAutoencoderInferer, limit: int | None = None) -> Tensor:
         """The images (N, C, *S), or the first of them."""
-        trained, size = self.session.trained, self.session.run.batch_size
-        numbers = torch.arange(self.num_images)[:limit].split(size)
-        images = []
-        for part in numbers:
+        trained, images = self.session.trained, []
+        for part in torch.arange(self.num_images)[:limit].split(self.session.run.batch_size):
             x_T = image_noise(trained.x_T_shape, self.seed, part.tolist()).to(trained.device)
-            images.append(condition.inferer.decode(self.z_sem[part].to(trained.device), trained.network, x_T).cpu())
+            images.append(condition.decode(self.z_sem[part].to(trained.device), trained.network, x_T).cpu())
         return torch.cat(images)
 
-    def _measured(self, metric: str, measure: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+    def _measured(self, metric: str, measure: Callable[[], Iterator[Row]]) -> list[Row]:
+        """The rows; those before a metric that cannot be measured."""
+        rows: list[Row] = []
         try:
-            yield from measure()
+            rows.extend(measure())
         except OmittableError as error:
             self.omit(metric, str(error))
+        return rows
 
     def _z_sem_rows(self) -> Iterator[Row]:
         held_out, train = self.encoded
@@ -130,9 +129,8 @@ class GeneratedImages:
         num = min(self.num_images, len(cases))
         return [i * len(cases) // num for i in range(num)]
 
-    def _condition_rows(self, condition: Condition) -> Iterator[Row]:
-        images = self.decode(condition)
-        fields = {"solver": condition.solver, "steps": condition.steps}
+    def _condition_rows(self, condition: DiffusionAutoencoderInferer) -> Iterator[Row]:
+        images, fields = self.decode(condition), condition_of(condition)
         for name in self.networks:
             real, made = self._real_features[name], self._features(name, images)
             of_network = {**fields, "features": name}
@@ -156,12 +154,12 @@ class GeneratedImages:
         batches = [self.held_out.batch(i, i + size)[0] for i in range(0, len(self.held_out.cases), size)]
         return {name: np.concatenate([self._features(name, batch) for batch in batches]) for name in self.networks}
 
-    def draw_nearest(self, condition: Condition, path: Path) -> None:
+    def draw_nearest(self, path: Path) -> None:
         """Draw the first generated images beside their nearest training cases, in pixels and in z_sem."""
         train = self.encoded[1]
         if self.train is None or train is None:
             return
-        images = self.decode(condition, _IN_PICTURE)
+        images = self.decode(max(self.conditions, key=lambda each: each.decoding_evaluations), _IN_PICTURE)
         distances, in_pixels = nearest_images(images, self.train, self.session.run.batch_size)
         statistics = LatentStatistics.of(train.z)
         near = nearest_neighbors(
@@ -183,22 +181,14 @@ class GeneratedImages:
         return torch.cat(features).double().numpy()
 
     def _precision_and_recall(
-        self,
-        condition: Mapping[str, Any],
-        real: Any,
-        made: Any,
-        cases: Sequence[Case],
+        self, condition: Mapping[str, Any], real: Any, made: Any, cases: Sequence[Case],
         training_cases: Sequence[Case] | None = None,
-    ) -> Iterator[Row]:
+    ) -> Iterator[Row]:  # fmt: skip
         """Precision and recall, with ``real`` features of the held-out ``cases``; ``made`` may be of training cases."""
         suffix = "" if training_cases is None else "_training"
         made_groups = range(len(made)) if training_cases is None else [case.patient for case in training_cases]
-        for metric, values, groups in zip(
-            ("precision", "recall"),
-            precision_and_recall(real, made),
-            (made_groups, [case.patient for case in cases]),
-            strict=True,
-        ):
+        metrics, all_groups = ("precision", "recall"), (made_groups, [case.patient for case in cases])
+        for metric, values, groups in zip(metrics, precision_and_recall(real, made), all_groups, strict=True):
             ends = interval(bootstrapped(partial(_weighted_mean, values), list(groups), self.seed)[:, 0])
             yield self._row(condition, metric + suffix, float(values.mean()), ends, len(made))
 
@@ -221,13 +211,9 @@ class GeneratedImages:
         return self._row(condition, "copying_ratio", float(ratio(np.ones(len(distances)))[0]), interval(draws[:, 0]))
 
     def _row(
-        self,
-        condition: Mapping[str, Any],
-        metric: str,
-        value: float,
-        ends: tuple[float, float] | None = None,
+        self, condition: Mapping[str, Any], metric: str, value: float, ends: tuple[float, float] | None = None,
         num: int | None = None,
-    ) -> Row:
+    ) -> Row:  # fmt: skip
         fields = {"table": GENERATION, "bundle": self.name, **condition}
         return summary_row(fields, metric, value, ends, self.num_images if num is None else num)
 

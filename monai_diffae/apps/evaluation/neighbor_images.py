@@ -53,13 +53,7 @@ class CaseImages:
 
     @classmethod
     def open(
-        cls,
-        settings: Images,
-        folder: Path,
-        tables: Sequence[Path],
-        decoding: Decoding,
-        reading: Reading,
-        run: Run,
+        cls, settings: Images, folder: Path, tables: Sequence[Path], decoding: Decoding, reading: Reading, run: Run
     ) -> CaseImages:
         """Open the cohorts with the bundle that made the embeddings, or whose preprocessing another encoder used."""
         bundle = settings.bundle or Path()
@@ -78,32 +72,24 @@ class CaseImages:
         """What the picture and the reconstruction errors depend on, for the record of the results."""
         settings = self.settings
         errors = {"num_reference": settings.num_reference, "seed": settings.seed}
-        sessions = [self.table_session]
-        if self.query_session is not self.table_session:
-            sessions.append(self.query_session)
+        is_same = self.query_session is self.table_session
+        sessions = [self.table_session] if is_same else [self.table_session, self.query_session]
         return self.table_session.made_from(
-            decodes=settings.reconstruction_error,
-            query_cohort=self.query_session.cohort.fingerprint,
+            decodes=settings.reconstruction_error, query_cohort=self.query_session.cohort.fingerprint,
             scans=[content_of_scans(each.cohort.cases, self.tables) for each in sessions],
             reconstruction_error=errors if settings.reconstruction_error else None,
-        )
+        )  # fmt: skip
 
-    def warn_of_differences(
-        self, table: pd.DataFrame, cases: pd.DataFrame, embeddings: Path, queries: Path | None
-    ) -> None:
-        """Log a warning if the images differ from those that the tables were made from."""
-        cohort, query_cohort = self.settings.cohort, self.settings.query_cohort or self.settings.cohort
-        tables = [(table, embeddings, self.table_session, cohort)]
-        if queries is not None:
-            tables.append((cases, queries, self.query_session, query_cohort))
-        for each, file, session, path in tables:
-            differ = preprocessing_differences(each, session.trained.config)
-            if differ:
-                logger.warning(
-                    "images: the preprocessing of %s differs from that of %s: %s",
-                    session.trained.folder.resolve().name, file.name, ", ".join(differ),
-                )  # fmt: skip
-            warn_if_cohort_changed(each, session.cohort, str(path), "images")
+    def warn_of_differences(self, *tables: pd.DataFrame) -> None:
+        """Log a warning if the images differ from those that the table, and that of the queries, were made from."""
+        sessions = (self.table_session, self.query_session)
+        cohorts = (self.settings.cohort, self.settings.query_cohort or self.settings.cohort)
+        for file, table, session, cohort in zip(self.tables, tables, sessions, cohorts, strict=False):
+            if differ := preprocessing_differences(table, session.trained.config):
+                folder = session.trained.folder.resolve().name
+                text = "images: the preprocessing of %s differs from that of %s: %s"
+                logger.warning(text, folder, file.name, ", ".join(differ))
+            warn_if_cohort_changed(table, session.cohort, str(cohort), "images")
 
     def reconstruction_errors(self, session: Session, ids: Sequence[str]) -> pd.DataFrame:
         """The mean squared error of decoded images in the model's range, one row per case."""

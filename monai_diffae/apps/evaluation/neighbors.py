@@ -124,26 +124,20 @@ def neighbors(
     pictures.check_captions(images.captions, tables.label_columns(search.table))
     training = TrainingCases.from_rows(tables.read_training_rows(embeddings), features)
     case_images = None
-    files = [embeddings] if queries is None else [embeddings, queries]
     if images.cohort is not None:
         from monai_diffae.apps.evaluation.neighbor_images import CaseImages
 
+        files = [embeddings] if queries is None else [embeddings, queries]
         case_images = CaseImages.open(images, out, files, decoding, reading, run.batched)
-        case_images.warn_of_differences(search.table, search.cases, embeddings, queries)
+        case_images.warn_of_differences(search.table, search.cases)
     made_from = {
-        "images": None if case_images is None else case_images.made_from,
-        "embeddings": file_checksum(embeddings),
+        "images": None if case_images is None else case_images.made_from, "embeddings": file_checksum(embeddings),
         "queries": None if queries is None else file_checksum(queries),
-        "cases": json_digest(search.cases["id"].tolist()),
-        "captions": list(images.captions),
-        "k": k,
-        "same_patient": same_patient,
-        **({} if features == "z" else {"features": features}),
-    }
-
+        "cases": json_digest(search.cases["id"].tolist()), "captions": list(images.captions), "k": k,
+        "same_patient": same_patient, **({} if features == "z" else {"features": features}),
+    }  # fmt: skip
     make = functools.partial(search.run, training, out, case_images)
-    names = ["neighbors.csv", "outliers.csv", *([] if case_images is None else ["neighbors.png"])]
-    results = [out / name for name in names]
+    results = [out / "neighbors.csv", out / "outliers.csv", *([] if case_images is None else [out / "neighbors.png"])]
     figures, skipped = run_once("neighbors", out, results, made_from, make, overwrite=run.overwrite)
     notes = [
         f"{score}: p < .05 for {share:.1%} of {split}"
@@ -189,8 +183,7 @@ class _NeighborSearch:
                     f"queries: {queries.name} has other wide features than {embeddings.name}; embed both again"
                 )
             recorded = table.attrs.get("monai_diffae", {}).get("preprocessing")
-            differ = preprocessing_differences(rows, recorded) if recorded is not None else []
-            if differ:
+            if differ := preprocessing_differences(rows, recorded) if recorded is not None else []:
                 logger.warning(
                     "%s and %s were made with different preprocessing (%s), so distances and scores say little; embed "
                     "both in the same way", queries.name, embeddings.name, ", ".join(differ),
@@ -269,15 +262,21 @@ class _NeighborSearch:
     def _with_reconstruction_errors(
         self, outliers: pd.DataFrame, training: TrainingCases, images: CaseImages
     ) -> pd.DataFrame:
+        """The table of outliers with reconstruction errors and their p-values."""
         settings = images.settings
         reference, ids = training.sample(settings.num_reference, settings.seed), outliers["id"].tolist()
         if self.are_queries:
             errors = images.reconstruction_errors(images.query_session, ids)
             reference_errors = images.reconstruction_errors(images.table_session, reference)
-            return with_reconstruction_errors(outliers, errors, reference_errors, are_queries=True)
-        errors = images.reconstruction_errors(images.table_session, [*reference, *ids])
-        reference_errors = errors.reindex(reference).dropna()
-        return with_reconstruction_errors(outliers, errors, reference_errors, are_queries=False)
+        else:
+            errors = images.reconstruction_errors(images.table_session, [*reference, *ids])
+            reference_errors = errors.reindex(reference).dropna()
+        is_in_reference = np.isin(ids, reference_errors.index.to_numpy(str)) & (not self.are_queries)
+        for name, values in errors.reindex(ids).items():
+            scores = values.to_numpy(np.float64)
+            p = latents.p_values(scores, reference_errors[name], is_in_reference)
+            outliers = outliers.assign(**{str(name): scores, f"p_{name}": p})
+        return outliers
 
 
 def _read(embeddings: Path) -> pd.DataFrame:
@@ -340,12 +339,8 @@ def patients_of(rows: pd.DataFrame) -> NDArray[np.str_]:
 
 
 def _named_after_cases(rows: pd.DataFrame, training: pd.DataFrame) -> NDArray[np.str_]:
-    """The patient of each case: the first id of its training cases, else its own id.
-
-    The names decide which tenth of the training patients a score leaves out. The hashes in the column ``patient`` would
-    give other scores in each folder.
-    """
-    first: dict[str, str] = {}
+    """The patient of each case: the first id of its training cases, else its own id."""
+    first: dict[str, str] = {}  # it decides which tenth a score leaves out; hashes of patients differ between folders
     for name, patient in sorted(zip(training["id"].astype(str), patients_of(training).tolist(), strict=True)):
         first.setdefault(patient, f"training {name}")
     own = zip(rows["id"].astype(str), patients_of(rows).tolist(), strict=True)
@@ -355,19 +350,6 @@ def _named_after_cases(rows: pd.DataFrame, training: pd.DataFrame) -> NDArray[np
 def splits_of(rows: pd.DataFrame) -> NDArray[np.str_]:
     """The split of each case; ``train`` if the table has no column ``split``."""
     return rows["split"].to_numpy(str) if "split" in rows else np.full(len(rows), "train")
-
-
-def with_reconstruction_errors(
-    outliers: pd.DataFrame, errors: pd.DataFrame, reference: pd.DataFrame, *, are_queries: bool
-) -> pd.DataFrame:
-    """Add reconstruction errors and their p-values to the table of outliers."""
-    ids = outliers["id"].to_numpy(str)
-    is_in_reference = np.isin(ids, reference.index.to_numpy(str)) & (not are_queries)
-    for name, values in errors.reindex(ids).items():
-        scores = values.to_numpy(np.float64)
-        p = latents.p_values(scores, reference[name], is_in_reference)
-        outliers = outliers.assign(**{str(name): scores, f"p_{name}": p})
-    return outliers
 
 
 def unusual_shares(splits: ArrayLike, p: ArrayLike) -> dict[str, float]:

@@ -224,14 +224,9 @@ def _target_columns(table: pd.DataFrame, targets: Sequence[str], nuisance: str |
 
 
 def _evaluate(
-    table: pd.DataFrame,
-    targets: Sequence[str],
-    settings: ProbeSettings,
-    baselines: Sequence[FeatureSet],
-    comparison: Comparison,
-    session: Session | None,
-    folder: Path | None,
-) -> tuple[list[EvaluatedProbe], dict[str, Any]]:
+    table: pd.DataFrame, targets: Sequence[str], settings: ProbeSettings, baselines: Sequence[FeatureSet],
+    comparison: Comparison, session: Session | None, folder: Path | None,
+) -> tuple[list[EvaluatedProbe], dict[str, Any]]:  # fmt: skip
     """The evaluated probes, and the figures of the result."""
     from monai_diffae.apps.evaluation.baselines import pixel_features, table_features
     from monai_diffae.data.embeddings import split_origin
@@ -243,26 +238,20 @@ def _evaluate(
     own: dict[str, FeatureSet] = {name: table_features(table, name) for name in dict.fromkeys(comparison.features)}
     pixel_names = list(dict.fromkeys(comparison.pixel_baselines))
     keys = [*own, *(each.name for each in baselines), *pixel_names]
-    if taken := next((name for name in keys if keys.count(name) > 1), None):
-        raise ConfigError(f"baselines: the name {taken!r} is that of other features; rename this one")
     by_name = own | {each.name: each for each in baselines} | dict(zip(pixel_names, pixel_sets, strict=True))
     feature_sets = [*by_name.values()]
+    if unknown := [name for name in comparison.together if name not in by_name]:
+        raise ConfigError(f"together: {unknown[0]!r} is not among the features and baselines: {', '.join(by_name)}")
     if comparison.together:
-        feature_sets.append(FeatureSet.together([_named(name, by_name) for name in dict.fromkeys(comparison.together)]))
-    if len({each.name for each in feature_sets}) < len(feature_sets):
-        same = ", ".join(each.name for each in feature_sets)
-        raise ConfigError(f"baselines: two feature sets have the same name ({same}); rename one")
+        feature_sets.append(FeatureSet.together([by_name[name] for name in dict.fromkeys(comparison.together)]))
+    for used in (keys, [each.name for each in feature_sets]):
+        if taken := next((name for name in used if used.count(name) > 1), None):
+            raise ConfigError(f"baselines: the name {taken!r} is that of other features; rename this one")
     origin, names = split_origin(table), track(targets, "probing")
     evaluated, omitted = evaluate_probes(table, names, feature_sets, settings, split_origin=origin)
     num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0
     rows = [each.row for each in evaluated]
     return evaluated, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
-
-
-def _named(name: str, feature_sets: Mapping[str, FeatureSet]) -> FeatureSet:
-    if name not in feature_sets:
-        raise ConfigError(f"together: {name!r} is not among the features and baselines: {', '.join(feature_sets)}")
-    return feature_sets[name]
 
 
 def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, skipped: bool) -> Result:
@@ -317,8 +306,14 @@ def _score_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     has_baseline = any(row["difference"] is not None for row in rows)
     for target in dict.fromkeys(row["target"] for row in rows):
-        rows_of_target = [row for row in rows if row["target"] == target]
-        lines += [_title(rows_of_target[0]), *table_lines(_table(rows_of_target, has_baseline))]
+        own = [row for row in rows if row["target"] == target]
+        first = own[0]
+        how = f"fitted to {first['num_train']} others, by the split"
+        if first["evaluation"] == "cv":
+            how = f"fitted to {first['num_train']} others per fold ({first['num_folds']}-fold nested cross-validation)"
+        cases, patients = counted(first["num_test"], "case"), counted(first["num_patients"], "patient")
+        lines.append(f"{target} ({first['kind']}): evaluated on {cases} of {patients}, {how}")
+        lines += table_lines(_table(own, has_baseline))
     return [*lines, "in brackets: number of features, and 95% intervals over patients"]
 
 
@@ -334,15 +329,6 @@ def _nuisance_lines(row: Mapping[str, Any]) -> Iterator[str]:
             f"{row['target']} from {features}: {row['metric']} {score} for values of the nuisance that it was not "
             f"fitted to; change {change}"
         )
-
-
-def _title(row: Mapping[str, Any]) -> str:
-    is_cv, others = row["evaluation"] == "cv", f"fitted to {row['num_train']} others"
-    how = f"{others} per fold ({row['num_folds']}-fold nested cross-validation)" if is_cv else f"{others}, by the split"
-    return (
-        f"{row['target']} ({row['kind']}): evaluated on {counted(row['num_test'], 'case')} of "
-        f"{counted(row['num_patients'], 'patient')}, {how}"
-    )
 
 
 def _table(rows: Sequence[Mapping[str, Any]], has_baseline: bool) -> Table:

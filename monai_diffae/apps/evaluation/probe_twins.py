@@ -45,10 +45,7 @@ class TableTwins:
         return cls(table, groups, report_twins(cases, groups))
 
     def warn(self, is_split: bool) -> str:
-        """Log a warning for twins that a probe may be fitted to and evaluated on, or that have different labels.
-
-        It also returns what a verdict says about them.
-        """
+        """Warn of twins with different labels or on both sides of a probe, and return what a verdict says."""
         pairs = [] if self.is_grouped else self.report.separated if is_split else self.report.other_patients
         what = f"{counted(len(pairs), 'group of cases')} of different patients with nearly the same z_sem"
         if pairs:
@@ -84,7 +81,7 @@ def _cases(table: pd.DataFrame, targets: Sequence[str]) -> list[Case]:
         Case(
             id=ids[row], images={}, split=splits[row],
             patient=f"case {ids[row]}" if pd.isna(patients[row]) else str(patients[row]),
-            labels={name: None if is_missing[name][row] else _label(values[row]) for name, values in columns.items()},
+            labels={name: None if is_missing[name][row] else _label(values[row]) for name, values in columns.items()}
         )
         for row in range(len(ids))
     ]  # fmt: skip

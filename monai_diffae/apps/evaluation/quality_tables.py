@@ -1,23 +1,35 @@
-"""The tables of ``evaluate``: means over cases with intervals, differences between bundles, files and terminal."""
+"""The rows of ``evaluate``, kept in parts on disk, and its tables: means with intervals, differences, files."""
 
 from __future__ import annotations
 
+import json
+import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.lazy import np, pd
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+    from monai_diffae.apps.settings import Process
+
     Floats = NDArray[np.float64]
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
+_POLL_S = 0.1
+_PATIENCE_S = 60.0  # at least; a batch of another process takes about as long as one of this process
+_PATIENCE_BATCHES = 10
+
+# What a line of a table is about; fields that do not apply are None
 CONDITION = ("table", "bundle", "solver", "steps", "features", "timestep")
-"""What a line of a table is about; fields that do not apply are None."""
 
 
 def summary_row(
@@ -37,11 +49,7 @@ def plain(value: float) -> float | None:
 
 
 def mean_rows(case_rows: Iterable[Row], patients: Mapping[str, str]) -> list[Row]:
-    """The mean of each metric over the cases, by condition, with its interval over the patients.
-
-    The mean is over finite values. PSNR is infinite for a case that is reconstructed exactly: ``psnr_identical`` counts
-    these, if there are any.
-    """
+    """The mean of the finite values of each metric, by condition; ``<metric>_identical`` counts infinite PSNRs."""
     rows = []
     for condition, metrics in _by_condition(case_rows):
         groups = [patients[name] for name in metrics.index]
@@ -57,17 +65,13 @@ def mean_rows(case_rows: Iterable[Row], patients: Mapping[str, str]) -> list[Row
 def difference_rows(case_rows: Iterable[Row], reference: str, patients: Mapping[str, str]) -> list[Row]:
     """The paired difference of each bundle to a reference, by condition: the metric of the bundle minus its own."""
     conditions = _by_condition(case_rows)
-    of_reference = {_without_bundle(condition): metrics for condition, metrics in conditions
-                    if condition["bundle"] == reference}  # fmt: skip
     rows = []
     for condition, metrics in conditions:
-        other = of_reference.get(_without_bundle(condition))
-        if condition["bundle"] == reference or other is None:
-            continue
-        difference = (metrics - other).dropna(axis="columns", how="all").dropna(axis="index", how="all")
-        groups = [patients[name] for name in difference.index]
-        made = _rows(condition, difference, groups)
-        rows += [{**row, "reference": reference} for row in made]
+        same = [each for other, each in conditions if {**condition, "bundle": reference} == other]
+        if condition["bundle"] != reference and same:
+            difference = (metrics - same[0]).dropna(axis="columns", how="all").dropna(axis="index", how="all")
+            made = _rows(condition, difference, [patients[name] for name in difference.index])
+            rows += [{**row, "reference": reference} for row in made]
     return rows
 
 
@@ -83,10 +87,6 @@ def _by_condition(case_rows: Iterable[Row]) -> list[tuple[dict[str, Any], pd.Dat
     return tables
 
 
-def _without_bundle(condition: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(value for name, value in condition.items() if name != "bundle")
-
-
 def _rows(condition: Mapping[str, Any], metrics: pd.DataFrame, groups: Sequence[str]) -> list[Row]:
     """The mean of the finite values of each metric, with its interval."""
     rows = []
@@ -100,10 +100,7 @@ def _rows(condition: Mapping[str, Any], metrics: pd.DataFrame, groups: Sequence[
 
 
 def mean_interval(values: Floats, groups: ArrayLike) -> tuple[float, float] | None:
-    """The 95 % interval of a mean over cases ``[N]`` by Student's t over their patients; None with fewer than two.
-
-    The standard error is that of a mean over clusters. With few patients, a bootstrap of them is too narrow.
-    """
+    """The 95 % interval of a mean over cases ``[N]``: Student's t over clusters, the patients; None for one patient."""
     from scipy import stats
 
     member = np.unique(groups, return_inverse=True)[1]
@@ -136,12 +133,8 @@ def write_tables(folder: Path, rows: Sequence[Row]) -> list[Path]:
     """Write ``tables/<table>.csv``, one line per condition, for each table that has rows, and return the files."""
     from monai_diffae.data.atomic import write_csv
 
-    files = []
-    for table in TABLES:
-        lines = wide_lines(rows, table)
-        if lines:
-            files.append(write_csv(folder / "tables" / f"{table}.csv", pd.DataFrame(lines)))
-    return files
+    tables = folder / "tables"
+    return [write_csv(tables / f"{name}.csv", pd.DataFrame(lines)) for name, lines in _lines_of_tables(rows)]
 
 
 def write_markdown(file: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
@@ -152,48 +145,33 @@ def write_markdown(file: Path, rows: Sequence[Row], notes: Sequence[str]) -> Non
     write_atomic(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def wide_lines(rows: Iterable[Row], table: str) -> list[dict[str, Any]]:
-    """The lines of a table: the condition, then ``<metric>``, ``<metric>_low`` and ``<metric>_high`` of each metric."""
-    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        if row["table"] != table:
-            continue
-        condition = tuple(_condition_of(row).values())
-        line = lines.setdefault(condition, {**_condition_of(row), "num_cases": row["num_cases"]})
-        line[row["metric"]] = row["value"]
-        if row["low"] is not None:
-            line |= {f"{row['metric']}_low": row["low"], f"{row['metric']}_high": row["high"]}
-    fields = [name for name in CONDITION if any(line.get(name) is not None for line in lines.values())]
-    return [
-        {**{name: line[name] for name in fields}, **{k: v for k, v in line.items() if k not in CONDITION}}
-        for line in lines.values()
-    ]
-
-
-def _condition_of(row: Row) -> dict[str, Any]:
-    return {name: row.get(name) for name in CONDITION if name != "table"}
+def _lines_of_tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Each table that has rows: its name and its lines, which have the condition and all metrics with their ends."""
+    for table in TABLES:
+        lines: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for row in (each for each in rows if each["table"] == table):
+            condition = {name: row.get(name) for name in CONDITION if name != "table"}
+            line = lines.setdefault(tuple(condition.values()), {**condition, "num_cases": row["num_cases"]})
+            line[row["metric"]] = row["value"]
+            if row["low"] is not None:
+                line |= {f"{row['metric']}_low": row["low"], f"{row['metric']}_high": row["high"]}
+        empty = [name for name in CONDITION if all(line.get(name) is None for line in lines.values())]
+        if lines:
+            yield table, [{name: line[name] for name in line if name not in empty} for line in lines.values()]
 
 
 def _markdown_tables(rows: Sequence[Row]) -> Iterator[str]:
-    for table, title in TABLES.items():
-        lines = wide_lines(rows, table)
-        if not lines:
-            continue
-        yield f"**{title}**"
-        for group in _alike(lines):
-            shown = [name for name in _shown(group[0]) if any(line[name] is not None for line in group)]
+    for table, lines in _lines_of_tables(rows):
+        yield f"**{TABLES[table]}**"
+        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}  # by metrics, so that no table is full of empty cells
+        for line in lines:
+            groups.setdefault(tuple(_shown(line)), []).append(line)
+        for columns, group in groups.items():
+            shown = [name for name in columns if any(line[name] is not None for line in group)]
             head = [f"{name}{_ARROWS[_BETTER.get(name)]}" for name in shown]
             body = [[_cell(line, name) for name in shown] for line in group]
             cells = [head, ["---"] * len(shown), *body]
             yield "\n".join("| " + " | ".join(row) + " |" for row in cells)
-
-
-def _alike(lines: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The lines in groups that have the same metrics, so that no table is full of empty cells."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for line in lines:
-        groups.setdefault(tuple(_shown(line)), []).append(line)
-    return list(groups.values())
 
 
 def _shown(line: Iterable[str]) -> list[str]:
@@ -202,12 +180,8 @@ def _shown(line: Iterable[str]) -> list[str]:
 
 
 def _cell(line: dict[str, Any], name: str) -> str:
-    value = line.get(name)
-    if value is None:
-        return ""
-    if f"{name}_low" in line:
-        return f"{short(value)} ({short(line[f'{name}_low'])}-{short(line[f'{name}_high'])})"
-    return short(value)
+    ends = f" ({short(line[f'{name}_low'])}-{short(line[f'{name}_high'])})" if f"{name}_low" in line else ""
+    return "" if line[name] is None else f"{short(line[name])}{ends}"
 
 
 def short(value: Any) -> str:
@@ -225,14 +199,72 @@ def result_lines(rows: Sequence[Row]) -> Iterator[str]:
 
     from monai_diffae.apps.result import table_lines
 
-    for name, title in TABLES.items():
-        lines = wide_lines(rows, name)
-        if not lines:
-            continue
-        columns = [c for c in dict.fromkeys(c for line in lines for c in line) if not c.endswith(("_low", "_high"))]
+    for name, lines in _lines_of_tables(rows):
+        columns = _shown(dict.fromkeys(column for line in lines for column in line))
         table = Table(*columns, box=None)
         for line in lines:
             table.add_row(*("" if line.get(column) is None else short(line[column]) for column in columns))
-        yield title
-        yield from table_lines(table)
-        yield ""
+        yield from (TABLES[name], *table_lines(table), "")
+
+
+# -- the rows on disk: an interrupted run resumes, and processes share the work ----------------------------------------
+
+
+class MeasuredRows:
+    """Rows by what they were made from, and by ``settings`` of all; ``advance`` moves a bar by one evaluation."""
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], process: Process, advance: Callable[[], None], overwrite: bool
+    ) -> None:
+        from monai_diffae.data.atomic import PartStore
+
+        self._settings, self._process, self._advance = settings, process, advance
+        self._store = PartStore(folder, "evaluate", process=process.rank)
+        if overwrite and process.rank == 0:
+            self._store.remove()
+        self._done = self._read()
+        self._num_shared, self._longest_s = 0, 0.0
+
+    def rows(
+        self, made_from: Mapping[str, Any], make: Callable[[], list[Row]], num_evaluations: int, *, shared: bool = False
+    ) -> list[Row]:
+        """The rows made from these things, measured now unless they are on disk.
+
+        Shared rows are measured by one of the processes, which all call this in the same order. The first one waits for
+        those of the others, and measures them itself if they do not come; the others get no rows but their own.
+        """
+        key = json_digest([dict(self._settings), dict(made_from)])
+        if shared:
+            rank, self._num_shared = self._num_shared % self._process.world_size, self._num_shared + 1
+            if rank != self._process.rank:
+                if self._process.rank:
+                    return []
+                self._wait(key, rank)
+        if key not in self._done:
+            start = time.monotonic()
+            self._done[key] = make()
+            self._longest_s = max(self._longest_s, time.monotonic() - start)
+            self._store.append(pd.DataFrame({"id": [key], "rows": [json.dumps(self._done[key])]}))
+        for _ in range(num_evaluations):
+            self._advance()
+        return self._done[key]
+
+    def remove(self) -> None:
+        """Delete the parts."""
+        self._store.remove()
+
+    def _wait(self, key: str, rank: int) -> None:
+        patience_s, start = max(_PATIENCE_S, _PATIENCE_BATCHES * self._longest_s), time.monotonic()
+        while key not in self._done:
+            if key in self._store.done():
+                self._done = self._read()
+            elif time.monotonic() - start > patience_s:
+                logger.warning("rank %d has not measured its batch; this process measures it", rank)
+                return
+            else:
+                time.sleep(_POLL_S)
+
+    def _read(self) -> dict[str, list[Row]]:
+        table = self._store.read()
+        pairs = () if table.empty else zip(table["id"], table["rows"], strict=True)
+        return {key: json.loads(rows) for key, rows in pairs}

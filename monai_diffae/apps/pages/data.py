@@ -32,14 +32,11 @@ from monai_diffae.latents.probing.verdicts import Verdict
 from monai_diffae.latents.representation import LEAST_USAGE
 from monai_diffae.latents.targets import read_target, reason_against
 
-NUM_MOSAIC = {2: 8, 3: 4}
-"""Reconstructed cases in the page, by the number of spatial axes: volumes take more room."""
+NUM_MOSAIC = {2: 8, 3: 4}  # reconstructed cases in the page, by the number of spatial axes: volumes take more room
+JOURNAL = "steps.json"  # the file in the folder of a page that keeps durations and warnings of the steps
 
-JOURNAL = "steps.json"
-"""The file in the folder of a page that keeps durations and warnings of the steps."""
-
+# The file in the folder of a page that lists scans that are the same, but have different labels
 CONFLICTS = "label_conflicts.csv"
-"""The file in the folder of a page that lists scans that are the same, but have different labels."""
 
 _EVALUATION = {"steps": [5, 10, 20], "limit": 16, "draws": 1, "num_images": 32, "num_codes": 500}
 _LARGEST_GIB = 2  # of images in memory, from which the baselines of the probes are computed
@@ -176,11 +173,7 @@ class ReportData:
 
     def _examples(self, target: str | None, count: int) -> list[str]:
         examples = [] if target is None else find_examples(self.table, target, count)
-        if examples:
-            return examples
-        split = held_out_split(self.table)
-        rows = self.table if split is None else self.table[self.table["split"] == split]
-        return rows["id"].astype(str).tolist()[:count]
+        return examples or held_out_or_all(self.table)["id"].astype(str).tolist()[:count]
 
     def evaluate(self, bundles: Sequence[Path], folder: Path) -> None:
         """Evaluate this bundle, or several that the page compares."""
@@ -250,10 +243,10 @@ class ReportData:
     @property
     def _evaluation(self) -> dict[str, Any]:
         """Cross-validation unless there are many test patients: a tenth of a small cohort shows strong effects only."""
-        split = held_out_split(self.table)
-        rows = self.table[:0] if split is None else self.table[self.table["split"] == split]
+        rows = held_out_or_all(self.table)
         num_patients = rows["patient"].nunique() if "patient" in rows else len(rows)
-        return {} if num_patients >= _MANY_TEST_PATIENTS else {"evaluation": "cv"}
+        are_many = held_out_split(self.table) is not None and num_patients >= _MANY_TEST_PATIENTS
+        return {} if are_many else {"evaluation": "cv"}
 
     @property
     def _baselines(self) -> dict[str, Any]:
@@ -282,8 +275,9 @@ class ReportData:
             )  # fmt: skip
 
     def _generate(self) -> None:
-        given = {"bundle": self.bundle, "num_images": _NUM_SAMPLES}
-        samples = self._attempt("samples", "Generate synthetic images", "generate", **given)
+        samples = self._attempt(
+            "samples", "Generate synthetic images", "generate", bundle=self.bundle, num_images=_NUM_SAMPLES
+        )
         if samples is not None and self.result("embeddings") is not None:
             self._attempt(
                 "samples_neighbors", "Find the cases nearest to the synthetic images", "neighbors",
@@ -324,15 +318,7 @@ def _shown_line(step: Step, folder: Path) -> str:
 
 
 def label_conflicts(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
-    """Scans that are twins, as ``list-scans`` says, but have different labels: ``label``, ``twins``, ``id``, ``value``.
-
-    Measurements and names, which have fractions or many values, are not compared.
-
-    Example:
-        >>> table = pd.DataFrame({"id": list("abc"), "twins": ["group 1", "group 1", None], "sick": [1, 0, 0]})
-        >>> label_conflicts(table, ["sick"]).values.tolist()
-        [['sick', 'group 1', 'a', 1], ['sick', 'group 1', 'b', 0]]
-    """
+    """Scans that are twins, as ``list-scans`` says, but have different classes of a label."""
     rows = []
     for label in labels if TWINS in table and marks_twins(TWINS, table[TWINS]) else ():
         known = table[table[TWINS].notna() & table[label].notna()]
@@ -375,14 +361,7 @@ def check_targets(cases: Sequence[Case], targets: Sequence[str]) -> None:
 
 
 def find_positive(table: pd.DataFrame, target: str) -> str | None:
-    """The class of a label to compare with the rest: the rarest that is not called normal or the like.
-
-    None if the label is a number, or its two classes are equals, such as F and M.
-
-    Example:
-        >>> find_positive(pd.DataFrame({"finding": ["normal", "benign", "benign", "malignant"]}), "finding")
-        'malignant'
-    """
+    """The class of a label to look at: the rarest not called normal; None for numbers, or equals such as F and M."""
     values = table[target].dropna()
     counts = Counter(map(str, values))
     unusual = [name for name in counts if name.lower() not in _USUAL]  # the class to look at
@@ -397,20 +376,15 @@ def held_out_split(table: pd.DataFrame) -> str | None:
     return next((name for name in ("test", "val") if name in splits), None)
 
 
+def held_out_or_all(table: pd.DataFrame) -> pd.DataFrame:
+    """The held-out cases of a table of embeddings; all cases if none is held out."""
+    split = held_out_split(table)
+    return table if split is None else table[table["split"] == split]
+
+
 def find_examples(table: pd.DataFrame, target: str, number: int) -> list[str]:
-    """Ids of held-out cases from both ends of a label, alternating: the first, the last, the second, ...
-
-    The class of :func:`find_positive` is one end, all others the other; other labels are sorted as they are.
-
-    Example:
-        >>> table = pd.DataFrame({"id": list("abcd"), "split": "test", "sick": [1, 0, 0, 1]})
-        >>> find_examples(table, "sick", 2)
-        ['b', 'd']
-    """
-    labelled = table[table[target].notna()]
-    split = held_out_split(labelled)
-    if split is not None:
-        labelled = labelled[labelled["split"] == split]
+    """Ids of held-out cases from both ends of a label, the positive class being one: first, last, second, ..."""
+    labelled = held_out_or_all(table[table[target].notna()])
     positive = find_positive(table, target)
     ends = labelled[target] if positive is None else labelled[target].astype(str) == positive
     ids = labelled.loc[ends.sort_values(kind="stable").index, "id"].astype(str).tolist()

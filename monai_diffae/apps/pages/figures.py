@@ -131,12 +131,7 @@ def _inline(svg: str, text: str) -> Markup:
 
 
 def short(value: float) -> str:
-    """A number for a tick.
-
-    Example:
-        >>> short(20000.0), short(0.25), short(1500000)
-        ('20k', '0.25', '1.5M')
-    """
+    """A number for a tick, such as 20k or 1.5M."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,8 +34,7 @@ Pixels = NDArray[np.uint8]
 Range = tuple[float, float]
 
 PANELS = ("input", "z_sem", "z_sem_difference", "x_T", "x_T_difference")
-LIMIT = 0.25
-"""The end of the scale of differences of reconstructions, as a fraction of the model's range."""
+LIMIT = 0.25  # the end of the scale of differences of reconstructions, as a fraction of the model's range
 
 _PLANES = ("axial", "coronal", "sagittal")
 _LEAST_SIDE, _TALLEST = 128, 16_383  # pixels; WebP pictures cannot be taller
@@ -75,12 +74,7 @@ class ReportImages:
         """Pictures of the first ``most`` cases, as addresses by id; of volumes the middle axial slice."""
         ids = list(dict.fromkeys(ids))[:most]
         made_from = [file_checksum(self._data.embeddings), self._data.result("info").figures["sha256"], ids]
-
-        def make() -> dict[str, str]:
-            model_range = self.session.trained.model_range
-            return {name: _address(image, model_range) for name, image in self.read(ids)}
-
-        return _kept(self.folder / "thumbnails", made_from, make, overwrite=self._data.overwrite)
+        return _thumbnails(self.folder / "thumbnails", made_from, self.read(ids), self._data)
 
     def scans(self, ids: Sequence[str]) -> dict[str, Path]:
         """Write pictures of the scans themselves, by id; of volumes the axial middle slice."""
@@ -99,16 +93,12 @@ class ReportImages:
         """Write the panels of the reconstructed cases, by id and :data:`PANELS`."""
         results, config = self._data.folder / "reconstructions", self.session.trained.config
         ids = self._data.read("reconstructions/reconstructions.csv")["id"].tolist()
-        spacing = config.get("spacing_mm", (1.0, 1.0, 1.0))
-        cases = {}
+        spacing, model_range = config.get("spacing_mm", (1.0, 1.0, 1.0)), self.session.trained.model_range
+        cases: dict[str, dict[str, Strips]] = {}
         for name, image in self.read(ids):
-            file_name, panels = safe_file_name(name), {}
-            shown = _panels(image, results, self._data.file_names[name], self.session.trained.model_range)
-            for panel, each in shown.items():
-                panels[panel] = _write_strips(
-                    each, self.session.trained.model_range, spacing, self.folder / f"{file_name}_{panel}"
-                )
-            cases[name] = panels
+            panels = _panels(image, results, self._data.file_names[name], model_range)
+            paths = {panel: self.folder / f"{safe_file_name(name)}_{panel}" for panel in panels}
+            cases[name] = {key: _write_strips(each, model_range, spacing, paths[key]) for key, each in panels.items()}
         return cases
 
 
@@ -117,32 +107,25 @@ def sample_thumbnails(data: ReportData) -> dict[str, str]:
     folder, summary = data.folder / "samples", data.result("info").figures
     rows = data.read("samples/generated.csv")
     low, high = map(float, summary["model_range"])
-
-    def make() -> dict[str, str]:
-        images = (
-            (name, read_image(folder / file, (low, high))) for name, file in zip(rows["id"], rows["file"], strict=True)
-        )
-        return {
-            name: _address(_without_slice_axis(image, summary["spatial_dims"]), (low, high)) for name, image in images
-        }
-
+    images = (
+        (name, _without_slice_axis(read_image(folder / file, (low, high)), summary["spatial_dims"]))
+        for name, file in zip(rows["id"], rows["file"], strict=True)
+    )
     made_from = [file_checksum(folder / "generated.parquet")]
-    return _kept(data.folder / "media" / "synthetic", made_from, make, overwrite=data.overwrite)
+    return _thumbnails(data.folder / "media" / "synthetic", made_from, images, data)
 
 
-def _address(image: Tensor, model_range: Range) -> str:
-    return data_address(thumbnail(image, model_range, _THUMBNAIL_SIDE, "webp"), "webp")
-
-
-def _kept(
-    path: Path, made_from: Sequence[Any], make: Callable[[], dict[str, str]], *, overwrite: bool
+def _thumbnails(
+    path: Path, made_from: Sequence[Any], images: Iterable[tuple[str, Tensor]], data: ReportData
 ) -> dict[str, str]:
-    """What ``make`` returns, kept in a file until something that it is made from changes."""
+    """Pictures as addresses by id, kept in a file until something that they are made from changes."""
     file = path.with_name(f"{path.name}-{json_digest(made_from)[:16]}.json")
-    if overwrite or not file.is_file():
+    if data.overwrite or not file.is_file():
         for old in path.parent.glob(f"{path.name}-*.json"):
             old.unlink()
-        write_json(file, make())
+        low, high = map(float, data.result("info").figures["model_range"])
+        pictures = ((name, thumbnail(image, (low, high), _THUMBNAIL_SIDE, "webp")) for name, image in images)
+        write_json(file, {name: data_address(picture, "webp") for name, picture in pictures})
     kept: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
     return kept
 

@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).with_name("templates")
+# The style sheet and the map of cases, which the page of ``explore`` uses, too
 SHARED = ("style.css", "case_colours.js", "case_map.js")
-"""The style sheet and the map of cases, which the page of ``explore`` uses, too."""
-MOST_BYTES = 15_000_000
-"""The size of a page that can be sent by mail."""
+MOST_BYTES = 15_000_000  # the size of a page that can be sent by mail
 
 _SCALES = (1.0, 0.75, 0.5, 0.35, 0.25)
 
@@ -60,12 +59,7 @@ def data_address(content: bytes, kind: str = "png") -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with some significant digits; a dash if there is none.
-
-    Example:
-        >>> number(0.98765), number(12345.6), number(None)
-        ('0.988', '12,346', '–')
-    """
+    """A number with some significant digits, such as 0.988 or 12,346; a dash if there is none."""
     if value is None or value != value:  # NaN
         return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"

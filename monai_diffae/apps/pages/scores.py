@@ -41,12 +41,7 @@ _DRAWN = {"reconstruction": ("psnr", "ssim", "lpips", "x_T_std"), "z_sem_only": 
 def interval_mark(
     value: float, low: float | None, high: float | None, limits: tuple[float, float], reference: float
 ) -> dict[str, float | None]:
-    """Where a value, its interval and a reference lie between two limits, in percent.
-
-    Example:
-        >>> interval_mark(0.75, 0.5, 0.9, (0.0, 1.0), 0.5)
-        {'value': 75.0, 'low': 50.0, 'high': 90.0, 'reference': 50.0}
-    """
+    """Where a value, its interval and a reference lie between two limits, in percent."""
 
     def place(x: float | None) -> float | None:
         if x is None or x != x:  # NaN
@@ -95,14 +90,14 @@ def calibration_charts(models: Sequence[ReportData], *, is_named: bool) -> list[
             x, y = calibration_bins(predicted, truth, is_class)
             name = f"{f'{model.name}: ' if is_named else ''}{_probe_name(str(probe), str(features))}"
             lines.setdefault(str(target), []).append(Series(name, x.tolist(), y.tolist()))
-    return [line_chart(each, _calibration_axes(each, is_class=classes[name]), name) for name, each in lines.items()]
-
-
-def _calibration_axes(series: Sequence[Series], *, is_class: bool) -> Axes:
-    values = [value for each in series for value in (*each.x, *each.y)]
-    ends = (0.0, 1.0) if is_class else (min(values), max(values))
-    names = ("predicted probability", "observed frequency") if is_class else ("predicted value", "observed mean")
-    return Axes(*names, diagonal=ends)
+    charts = []
+    for target, series in lines.items():
+        values = [value for each in series for value in (*each.x, *each.y)]
+        axes = Axes("predicted value", "observed mean", diagonal=(min(values), max(values)))
+        if classes[target]:
+            axes = Axes("predicted probability", "observed frequency", diagonal=(0.0, 1.0))
+        charts.append(line_chart(series, axes, target))
+    return charts
 
 
 def _predicted_and_truth(rows: pd.DataFrame) -> tuple[Any, Any]:
@@ -141,7 +136,8 @@ def quality_values(figures: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _part(rows: Sequence[Row], name: str) -> dict[str, Any]:
     shown = [row for row in rows if row["table"] == name and row["value"] is not None]
-    charts = [_chart(shown, metric) for metric in _DRAWN.get(name, ()) if _has_steps(shown, metric)]
+    steps = {metric: {row["steps"] for row in shown if row["metric"] == metric} for metric in _DRAWN.get(name, ())}
+    charts = [_chart(shown, metric) for metric, numbers in steps.items() if len(numbers) > 1]
     levels = [row for row in shown if row.get("timestep") is not None]
     if levels:
         charts.append(_usage_chart(levels))
@@ -156,10 +152,6 @@ def _usage_chart(rows: Sequence[Row]) -> Chart:
         drawn = sorted((row for row in rows if row["bundle"] == bundle), key=lambda row: row["timestep"])
         series.append(Series(bundle, [row["timestep"] for row in drawn], [row["value"] for row in drawn]))
     return line_chart(series, Axes("timestep (right: pure noise)", "z_sem_usage", reference=1.0))
-
-
-def _has_steps(rows: Sequence[Row], metric: str) -> bool:
-    return len({row["steps"] for row in rows if row["metric"] == metric}) > 1
 
 
 def _chart(rows: Sequence[Row], metric: str) -> Chart:
@@ -181,25 +173,23 @@ def _is_several(rows: Sequence[Row], key: str) -> bool:
 def _wide(rows: Sequence[Row]) -> list[list[dict[str, Any]]]:
     """One line per condition, one column per metric; lines that have different metrics are different tables."""
     keys = ("bundle", "solver", "steps", "features")
-    names = [key for key in keys if any(row.get(key) is not None for row in rows)]
-    names = [key for key in names if key != "bundle" or _is_several(rows, key)]
+    several = [key for key in keys if key != "bundle" or _is_several(rows, key)]
+    names = [key for key in several if any(row.get(key) is not None for row in rows)]
     lines: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
-        condition = tuple(row.get(key) for key in names)
-        line = lines.setdefault(condition, dict(zip(names, condition, strict=True)))
-        value = number(row["value"], 4)
-        has_interval = row["low"] is not None
-        interval = {"value": value, "low": number(row["low"], 4), "high": number(row["high"], 4)}
-        line[_NAMES.get(row["metric"]) or row["metric"]] = interval if has_interval else value
+        condition = {key: row.get(key) for key in names}
+        line = lines.setdefault(tuple(condition.values()), condition)
+        cell = {key: number(row[key], 4) for key in ("value", "low", "high")}
+        name: str = _NAMES.get(row["metric"]) or row["metric"]
+        line[name] = cell["value"] if row["low"] is None else cell
     tables: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for line in lines.values():
         tables.setdefault(tuple(line), []).append(line)
-    return [[_without_empty(line, group) for line in group] for group in tables.values()]
-
-
-def _without_empty(line: Row, group: Sequence[Row]) -> dict[str, Any]:
-    """A line without the columns that are empty in all lines."""
-    return {key: value for key, value in line.items() if any(other[key] is not None for other in group)}
+    for columns, group in tables.items():
+        for empty in [key for key in columns if all(line[key] is None for line in group)]:
+            for line in group:
+                del line[empty]
+    return list(tables.values())
 
 
 def _differences(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:

@@ -38,7 +38,7 @@ _PANEL_TITLES = dict(
     zip(PANELS, ("input", "from z_sem alone", "difference", "from both codes", "difference"), strict=True)
 )
 _LEAST_MOVED = 0.25
-_LEVEL, _EFFECT = 0.05, {"value": "effect", "low": "low", "high": "high"}  # of associations
+_LEVEL = 0.05  # of associations
 _MANY = 20  # cases, of which a share says something
 _MOST_GROUPS = 24  # of scans with different labels that are shown
 _NUM_SHOWN = 3  # neighbors beside an outlier or a synthetic image
@@ -98,10 +98,12 @@ class Report:
         """The values of the template ``report.html``."""
         names = [model.name for model in self.models]
         sections = [section(self) for section in SECTIONS]
+        usages = [(model.name, number(model.result("info").figures.get("z_sem_usage"))) for model in self.models]
+        tiles = {f"use of z_sem: {name}": (usage, "1: the decoder ignores it") for name, usage in usages}
         return {
             "title": " and ".join([*([", ".join(names[:-1])] if self.is_comparison else []), names[-1]]),
             "answers": [] if self.is_comparison else _answers(self.models[0]),
-            "tiles": _compared_tiles(self.models) if self.is_comparison else _tiles(self.models[0]),
+            "tiles": tiles if self.is_comparison else _tiles(self.models[0]),
             "sections": list(filter(None, sections)), "is_comparison": self.is_comparison, "version": __version__,
         }  # fmt: skip
 
@@ -150,24 +152,16 @@ def conflict_section(report: Report) -> Section | None:
 
 def failure_section(report: Report) -> Section:
     """What failed, and what to be careful about."""
-
-    def name(model: ReportData, step: str) -> str:
-        return f" ({model.name})" if report.is_comparison and step != "evaluation" else ""
-
-    outcomes = [
-        (f"{outcome.step.title}{name(model, step)}", outcome)
-        for model in report.models
-        for step, outcome in model.outcomes.items()
-    ]
+    outcomes = []
+    for model in report.models:
+        for step, outcome in model.outcomes.items():
+            name = f" ({model.name})" if report.is_comparison and step != "evaluation" else ""
+            outcomes.append((outcome.step.title + name, outcome))
     shown = {outcome.step.title for _, outcome in outcomes}
     prepared = [each for each in report.models[0].steps.with_earlier() if each.step.is_preparation]
     noted = [*((each.step.title, each) for each in prepared if each.step.title not in shown), *outcomes]
     failed = report.models[0].failures
-    cautions = [
-        f"{model.name}: {text}" if report.is_comparison else text
-        for model in report.models
-        for text in _cautions(model)
-    ]
+    cautions = [f"{model.name}: {text}" for model in report.models for text in _cautions(model)]
     values = {
         "omitted": [(title, outcome.error) for title, outcome in outcomes if outcome.result is None],
         "cautions": cautions if report.is_comparison else [],
@@ -261,7 +255,10 @@ def _size(summary: Mapping[str, Any]) -> str:
 def _cohort_rows(cases: pd.DataFrame) -> list[dict[str, Any]]:
     """Cases, patients and labels of each split."""
     splits = cases["split"].astype(str) if "split" in cases else pd.Series("all", index=cases.index)
-    labels = [name for name in label_columns(cases)[:6] if _is_shown(cases[name])]
+    labels = [  # few classes, or numbers; other text may be names
+        name for name in label_columns(cases)[:6]
+        if pd.api.types.is_numeric_dtype(cases[name]) or cases[name].nunique() <= 12
+    ]  # fmt: skip
     rows = []
     for name in [each for each in ("train", "val", "test", "all") if each in set(splits)]:
         part = cases[splits == name]
@@ -269,11 +266,6 @@ def _cohort_rows(cases: pd.DataFrame) -> list[dict[str, Any]]:
         row = {"split": name, "cases": f"{len(part):,}", **patients}
         rows.append({**row, **{label: _distribution(part[label]) for label in labels}})
     return rows
-
-
-def _is_shown(values: pd.Series[Any]) -> bool:
-    """Whether a label has few classes or numbers; other text may be names."""
-    return pd.api.types.is_numeric_dtype(values) or values.nunique() <= 12
 
 
 def _distribution(values: pd.Series[Any]) -> str:
@@ -433,11 +425,6 @@ def scanner_section(report: Report) -> Section | None:
     if report.is_comparison or not (rows or "reliability" in model.outcomes):
         return None
 
-    def cell(row: Mapping[str, Any], value: str, ends: str) -> dict[str, str] | None:
-        names = (value, f"{ends}_low", f"{ends}_high")
-        numbers = [number(row.get(name)) for name in names]
-        return None if row.get(value) is None else dict(zip(("value", "low", "high"), numbers, strict=True))
-
     values = {
         "notes": [] if reliability is None else reliability.notes[:3],
         "picture": None if reliability is None else model.folder / "reliability" / "reliability.png",
@@ -445,13 +432,20 @@ def scanner_section(report: Report) -> Section | None:
         "rows": [
             {
                 "label": row["target"], "features": row["features"], "metric": row["metric"],
-                "score": number(row["score"]), "of a scanner not fitted to": cell(row, "left_out_score", "left_out"),
-                "accuracy of the scanner": cell(row, "nuisance_accuracy", "nuisance_accuracy"),
+                "score": number(row["score"]),
+                "of a scanner not fitted to": _cell(row, "left_out_score", "left_out_low", "left_out_high"),
+                "accuracy of the scanner": _cell(row, *(f"nuisance_accuracy{end}" for end in ("", "_low", "_high"))),
             }
             for row in rows
         ],
     }  # fmt: skip
     return report.section("scanner", "Is it the scanner?", ["reliability"], values)
+
+
+def _cell(row: Mapping[str, Any], value: str, low: str = "low", high: str = "high") -> dict[str, str] | None:
+    """A value with the ends of its interval, as the macro ``table`` shows it."""
+    names = {"value": value, "low": low, "high": high}
+    return None if row.get(value) is None else {key: number(row.get(name)) for key, name in names.items()}
 
 
 # -- edits, synthetic images, outliers ---------------------------------------------------------------------------------
@@ -467,8 +461,8 @@ def association_section(report: Report) -> Section | None:
         rows = [
             {
                 "label": f"{row['variable']} ({row['contrast']})", "component": row["component"],
-                "effect": None if row["effect"] is None else {name: number(row[key]) for name, key in _EFFECT.items()},
-                "share": f"{row['share']:.1%}", "p": number(row["p"], 2), "q": number(row["q"], 2),
+                "effect": _cell(row, "effect"), "share": f"{row['share']:.1%}", "p": number(row["p"], 2),
+                "q": number(row["q"], 2),
             }
             for row in result.strongest
             if row["q"] is not None and row["q"] < _LEVEL
@@ -612,8 +606,3 @@ def _tiles(model: ReportData) -> dict[str, tuple[str, str]]:
         remark = f"{means['psnr_z_sem']:.1f} dB from z_sem alone"
         tiles["PSNR from both codes"] = (f"{means['psnr_x_T']:.1f} dB", remark)
     return tiles
-
-
-def _compared_tiles(models: Sequence[ReportData]) -> dict[str, tuple[str, str]]:
-    usage = {model.name: model.result("info").figures.get("z_sem_usage") for model in models}
-    return {f"use of z_sem: {name}": (number(value), "1: the decoder ignores it") for name, value in usage.items()}

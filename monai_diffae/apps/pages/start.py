@@ -111,6 +111,11 @@ class FirstHour:
     listing: Mapping[str, Any]
     device: str | None
     record: dict[str, Any] = field(default_factory=dict)
+    table: Path = field(init=False)  # of the scans
+    model: Path = field(init=False)  # the bundle's folder
+
+    def __post_init__(self) -> None:
+        self.table, self.model = self.out / "scans.csv", self.out / "model"
 
     @cached_property
     def steps(self) -> Steps:
@@ -119,16 +124,6 @@ class FirstHour:
         from monai_diffae.apps.steps import Steps
 
         return Steps(self.out / JOURNAL, keeps_lines=True)
-
-    @property
-    def table(self) -> Path:
-        """The table of the scans."""
-        return self.out / "scans.csv"
-
-    @property
-    def model(self) -> Path:
-        """The bundle's folder."""
-        return self.out / "model"
 
     def plan(self) -> None:
         """List the scans, and plan the training unless that was done by an earlier call."""
@@ -147,7 +142,8 @@ class FirstHour:
         if self.record:
             return
         colour = "grey" if listed.appearance.colour else None
-        are_few = _are_few_volumes(listed)
+        # a 3D model would see too few volumes, while a 2D model has many slices
+        are_few = listed.appearance.num_volumes > 0 and listed.listing.num_patients < _FEW_PATIENTS
         plan = self.steps.prepare(
             "Plan the training", "plan", cohort=self.table, minutes=self.minutes, colour=colour, device=self.device,
             **(_SLICES if are_few else {}),
@@ -175,17 +171,13 @@ class FirstHour:
         except SeparatedTwins:
             return self.steps.prepare("List the scans", "list-scans", **arguments)
 
-    @property
-    def _record_file(self) -> Path:
-        return self.out / "start.json"
-
     def _other(self, what: str) -> ConfigError:
         return ConfigError(f"{self.out.name}: holds what start made with other {what}; choose another out")
 
     def _read_record(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        if not self._record_file.is_file():
+        if not (self.out / "start.json").is_file():
             return {}
-        record: dict[str, Any] = json.loads(self._record_file.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((self.out / "start.json").read_text(encoding="utf-8"))
         differ = [name for name, value in request.items() if record["request"].get(name) != value]
         if differ:
             raise self._other(", ".join(differ))
@@ -219,7 +211,7 @@ class FirstHour:
         from monai_diffae.apps.training.speed import TIME_KEYS
         from monai_diffae.data.atomic import write_json
 
-        write_json(self._record_file, self.record)
+        write_json(self.out / "start.json", self.record)
         if not self.model.is_dir():
             self.steps.prepare("Make a bundle", "init", out=self.model, bundle=self.record["bundle"])
         if self.record["is_trained"]:
@@ -229,7 +221,7 @@ class FirstHour:
             overrides={key: value for key, value in self.record["settings"].items() if key not in TIME_KEYS},
         )  # fmt: skip
         self.record["is_trained"] = True
-        write_json(self._record_file, self.record)
+        write_json(self.out / "start.json", self.record)
 
     def next_lines(self, data: ReportData) -> Iterator[tuple[str, str]]:
         """What can be done next: explanations and lines for a shell."""
@@ -261,11 +253,6 @@ class FirstHour:
                 "device": self.device,
             }  # fmt: skip
             yield "Train a better model, for an hour:", command_line("start", longer)
-
-
-def _are_few_volumes(listed: Any) -> bool:
-    """Whether a 3D model would see too few volumes, while a 2D model has many slices."""
-    return listed.appearance.num_volumes > 0 and listed.listing.num_patients < _FEW_PATIENTS
 
 
 def _size_and_length(settings: Mapping[str, Any]) -> str:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
+import shutil
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
+from monai_diffae.apps.sharing.hub import DOCUMENTS, FAST, LATENT, METRICS, MODEL, NAMES, WIDE, open_hub, read_document
+from monai_diffae.bundle.code import read_values
+from monai_diffae.bundle.folders import fill_folder, new_folder
+from monai_diffae.bundle.model_file import read_description, read_model, unknown_targets
+from monai_diffae.data.atomic import write_json
+from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError, MachineError, ScanError, UnsafeInputError, quoted
 
 _RECORD = ".pulled.json"  # the checksums of the files of a pulled folder, so that another pull may replace it
@@ -50,13 +59,6 @@ def pull(
         ...
         monai_diffae.errors.ConfigError: model.zip: there is no such file; give a zip file, or a repository as ...
     """
-    import shutil
-
-    from monai_diffae.apps.sharing.hub import METRICS, MODEL
-    from monai_diffae.bundle.folders import fill_folder, new_folder
-    from monai_diffae.bundle.model_file import read_description
-    from monai_diffae.data.atomic import write_json
-
     replaces = overwrite and out.is_dir() and any(out.iterdir())
     if replaces:
         _check_replaceable(out)
@@ -84,8 +86,6 @@ def pull(
 
 def _fetch(repo: str, folder: Path, revision: str | None, sha256: str | None) -> tuple[str | None, str]:
     """Get the files of a model; returns a repository's commit, and the checksum of its model or of the zip file."""
-    from monai_diffae.apps.sharing.hub import MODEL, open_hub
-
     is_address = bool(re.match(r"https?://", repo))
     if not is_address and not repo.endswith(".zip"):
         with open_hub(repo) as hub:
@@ -109,8 +109,6 @@ def _fetch(repo: str, folder: Path, revision: str | None, sha256: str | None) ->
 
 
 def _checked(path: Path, sha256: str | None) -> str:
-    from monai_diffae.data.fingerprints import file_checksum
-
     checksum = file_checksum(path)
     if sha256 is not None and checksum != sha256.lower():
         raise ConfigError(f"sha256: {path.name} has another than {sha256[:12]}...; ask its author which is right")
@@ -119,8 +117,6 @@ def _checked(path: Path, sha256: str | None) -> str:
 
 def _get_files(repo: str, names: list[str], folder: Path, get: Callable[[str], object]) -> None:
     """Get all files that a model can have but the figures, which are in the model's file."""
-    from monai_diffae.apps.sharing.hub import DOCUMENTS, METRICS, MODEL, NAMES, read_document
-
     if MODEL not in names:
         raise ConfigError(
             f"{repo}: has no {MODEL}, so monai-diffae push did not send it; other bundles can be had with: "
@@ -135,10 +131,6 @@ def _get_files(repo: str, names: list[str], folder: Path, get: Callable[[str], o
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    import shutil
-    import zipfile
-    import zlib
-
     try:
         with zipfile.ZipFile(path) as archive:
             most = max(_ALWAYS_ALLOWED, _LARGEST_RATIO * path.stat().st_size)
@@ -170,9 +162,6 @@ def _download(address: str, folder: Path) -> Path:
 
 def _unknown_code(folder: Path) -> list[str]:
     """Check that the models in a folder belong together, and list what they build that may do more than compute."""
-    from monai_diffae.apps.sharing.hub import FAST, LATENT, MODEL, WIDE
-    from monai_diffae.bundle.model_file import read_model, unknown_targets
-
     model = read_model(folder / MODEL, "autoencoder", "first_stage", is_built=False)
     targets = set(unknown_targets(model.description))
     for name, kind in ((LATENT, "latent"), (FAST, "fast"), (WIDE, "wide")):
@@ -186,8 +175,6 @@ def _unknown_code(folder: Path) -> list[str]:
 
 def _checksums(folder: Path) -> dict[str, str]:
     """The checksums of all files in a folder; links to folders have none."""
-    from monai_diffae.data.fingerprints import file_checksum
-
     files = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
     return {
         path.relative_to(folder).as_posix(): file_checksum(path) if path.is_file() else ""
@@ -197,8 +184,6 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 def _check_replaceable(folder: Path) -> None:
     """Check that a folder holds what a pull has written, and nothing of the user's own."""
-    from monai_diffae.bundle.code import read_values
-
     pulled = read_values(folder / _RECORD, "choose another folder")
     own = [name for name, sha256 in _checksums(folder).items() if pulled.get(name) != sha256]
     is_special = folder.is_symlink() or Path.cwd().is_relative_to(folder.resolve())

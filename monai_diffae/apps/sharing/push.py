@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from monai_diffae.apps.command import command
+from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
+from monai_diffae.apps.sharing.hub import (
+    CARD,
+    DATA_LICENSE,
+    DOCUMENTS,
+    FAST,
+    LATENT,
+    METRICS,
+    MODEL,
+    NAMES,
+    open_hub,
+    read_document,
+)
+from monai_diffae.bundle import layout
+from monai_diffae.bundle.folders import NOTE, TO_BE_SAID, UNTRAINED
+from monai_diffae.bundle.model_file import read_description
+from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import ConfigError, counted, quoted
 
@@ -57,9 +75,6 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
         ...
         monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, or ...
     """
-    from monai_diffae.apps.commands import command_line
-    from monai_diffae.apps.sharing.hub import MODEL
-
     files = _files_to_send(bundle)
     place, send = _archive(Path(repo)) if repo.endswith(".zip") else _repository(repo, tag, public)
     sizes = {name: len(content) for name, content in files.items()}
@@ -68,7 +83,9 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
     for name, size in [*sizes.items(), (f"in all, to {place}", sum(sizes.values()))]:
         print(f"{size / 1e3:12,.1f} kB  {name}", file=sys.stderr)
     print(f"not sent: {counted(len(others), 'file')}, such as {', '.join(others[:5])}", file=sys.stderr)
-    if not yes and not _agreed():
+    if not yes and not sys.stdin.isatty():
+        raise ConfigError("nothing was sent, as there is no terminal to ask whether to send these files; add yes")
+    if not yes and input("Send these files? [y/N] ").strip().lower() not in ("y", "yes"):
         return Result(None, {"sent": {}, "repo": repo}, ["nothing was sent"])
     revision = send(files)
     sha256 = digest(files[MODEL]) if revision else file_checksum(Path(repo))
@@ -77,19 +94,9 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
     return Result(None, figures, [f"{repo}: {counted(len(sizes), 'file')}", f"others get it with: {line}"])
 
 
-def _agreed() -> bool:
-    if not sys.stdin.isatty():
-        raise ConfigError("nothing was sent, as there is no terminal to ask whether to send these files; add yes")
-    return input("Send these files? [y/N] ").strip().lower() in ("y", "yes")
-
-
 def _files_to_send(bundle: Path) -> dict[str, bytes]:
     """The files of a bundle that others get, by their names, whose models load and whose documents describe them."""
-    from monai_diffae.apps.sharing.hub import CARD, DATA_LICENSE, DOCUMENTS, FAST, LATENT, METRICS, NAMES, read_document
-    from monai_diffae.bundle import layout
-    from monai_diffae.bundle.folders import NOTE, TO_BE_SAID, UNTRAINED
     from monai_diffae.bundle.loading import load_bundle, load_fast_decoder, load_first_stage, load_latent
-    from monai_diffae.bundle.model_file import read_description
 
     description = read_description(layout.model_file(bundle))
     files = {name: (bundle / name).read_bytes() for name in NAMES if (bundle / name).is_file()}
@@ -120,10 +127,6 @@ _Send = Callable[[Mapping[str, bytes]], str | None]
 
 def _archive(path: Path) -> tuple[str, _Send]:
     """The name of a zip file, and a function that writes files into it."""
-    import zipfile
-
-    from monai_diffae.data.atomic import write_atomic
-
     if path.exists():
         raise ConfigError(f"{path.name}: exists already; choose another name")
 
@@ -140,8 +143,6 @@ def _archive(path: Path) -> tuple[str, _Send]:
 
 def _repository(repo: str, tag: str | None, public: bool) -> tuple[str, _Send]:
     """What kind of repository it is, and a function that sends files in one commit, which it returns."""
-    from monai_diffae.apps.sharing.hub import CARD, NAMES, open_hub
-
     if repo.count("/") != 1:
         raise ConfigError(f"repo: {quoted(repo)} is no repository; write owner/name, or a file that ends with .zip")
     existing: set[str] = set()

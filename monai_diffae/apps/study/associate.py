@@ -17,13 +17,14 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line, find_command
 from monai_diffae.apps.result import Result, run_once, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, Split, Writing
+from monai_diffae.apps.study.cases import StudyCases
 from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError, MachineError, counted
 from monai_diffae.lazy import association, atomic, np, pd, pictures, targets
 from monai_diffae.lazy import embeddings as tables
 
 if TYPE_CHECKING:
-    from monai_diffae.apps.study.cases import StudyCases
     from monai_diffae.latents.statistics import Floats
     from monai_diffae.latents.targets import Target
 
@@ -105,12 +106,8 @@ def associate(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
-    from monai_diffae.data.fingerprints import file_checksum
-
     if logistic and find_spec("statsmodels") is None:
         raise MachineError("logistic: statsmodels is not installed; run pip install 'monai-diffae[statistics]'")
-    from monai_diffae.apps.study.cases import StudyCases
-
     cases = StudyCases.open(embeddings, components, split)
     names = _variables(cases.rows, variables, covariates)
     if export.phenotypes:

@@ -6,17 +6,20 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-
-from monai_diffae.apps.settings import Split
-from monai_diffae.data import embeddings as tables
 from monai_diffae.errors import CohortError
-from monai_diffae.latents import LatentStatistics, PrincipalComponents, principal_components
-from monai_diffae.latents.statistics import Floats
+from monai_diffae.lazy import embeddings as tables
+from monai_diffae.lazy import latents, np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from monai_diffae.apps.settings import Split
+    from monai_diffae.latents import PrincipalComponents
+    from monai_diffae.latents.statistics import Floats
+    from monai_diffae.policies import Features
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +48,13 @@ def in_splits(rows: pd.DataFrame, splits: Sequence[str]) -> NDArray[np.bool_]:
     return rows["split"].isin(splits).to_numpy() if splits and "split" in rows else np.ones(len(rows), bool)
 
 
-def training_components(rows: pd.DataFrame, features: tables.Features = "z") -> PrincipalComponents:
+def training_components(rows: pd.DataFrame, features: Features = "z") -> PrincipalComponents:
     """All principal components of the normalised features of the training cases, or of all without a split."""
     codes = tables.matrix(rows, features)[in_splits(rows, ["train"])]
     if len(codes) < 2:
         raise CohortError("the embeddings have fewer than two training cases, which scale the features; embed more")
-    statistics = LatentStatistics.of(codes, common_scale=tables.has_common_scale(rows, features))
-    return principal_components(codes, statistics, min(len(codes) - 1, codes.shape[1]))
+    statistics = latents.LatentStatistics.of(codes, common_scale=tables.has_common_scale(rows, features))
+    return latents.principal_components(codes, statistics)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed
+from monai_diffae.apps.study.cases import in_splits, read_repeated
+from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import ConfigError, counted
-from monai_diffae.lazy import atomic, np, pd
+from monai_diffae.lazy import atomic, harmonization, np, pd
+from monai_diffae.lazy import embeddings as tables
+from monai_diffae.lazy import targets as labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,27 +82,21 @@ def harmonize(
     """
     if out.suffix != ".parquet":
         raise ConfigError(f"{out.name}: must be a .parquet file, which says what was done; choose such a name")
-    from monai_diffae.apps.study.cases import read_repeated
-    from monai_diffae.data.embeddings import source_encoder
-    from monai_diffae.data.fingerprints import file_checksum, json_digest
-
     rows = read_repeated(embeddings, scanner=[scanner], protect=protect, targets=targets)
     done = {"embeddings": file_checksum(embeddings), "scanner": scanner, "protect": list(protect),
             "empirical_bayes": empirical_bayes}  # fmt: skip
     metadata = rows.attrs.get("monai_diffae", {})
     origin = metadata.get("made_from", {})
     # another model, so that these cases are never compared with others that were not harmonized
-    made_from = {
-        **origin, "model": json_digest([origin.get("model"), done]), "encoder": "harmonized",
-        "source_encoder": source_encoder(rows), **done,
-    }  # fmt: skip
+    made_from = {**origin, "model": json_digest([origin.get("model"), done]), "encoder": "harmonized", **done}
+    made_from["source_encoder"] = tables.source_encoder(rows)
     settings = {**made_from, "targets": list(targets), "seed": seed}
     names = {name: out.with_name(f"{out.stem}_{name}.csv") for name in ("costs", "omitted")}
 
     def make() -> Mapping[str, Any]:
         cases, omitted = _Cases.of(rows, scanner, protect, empirical_bayes)
         new = cases.harmonized()
-        costs, figures = _costs(cases, targets, seed)
+        costs, figures = _costs(cases, scanner, protect, targets, seed)
         figures |= {"num_cases": len(new), "num_fitted": int(cases.is_fitted.sum()), "num_omitted": len(omitted)}
         new.attrs["monai_diffae"] = {
             **metadata, "made_from": made_from, "harmonized": {**done, "num_fitted": figures["num_fitted"]}
@@ -119,8 +117,6 @@ class _Cases:
     """The cases that can be harmonized, with their scanners and covariates."""
 
     rows: pd.DataFrame
-    scanner: str
-    protect: Sequence[str]
     scanners: NDArray[np.str_]
     covariates: NDArray[np.float64]
     is_fitted: NDArray[np.bool_]
@@ -131,30 +127,24 @@ class _Cases:
         cls, rows: pd.DataFrame, scanner: str, protect: Sequence[str], empirical_bayes: bool
     ) -> tuple[_Cases, pd.DataFrame]:
         """The cases that can be harmonized, and a table of the others with the reasons."""
-        from monai_diffae.apps.study.cases import in_splits
-        from monai_diffae.latents.harmonization import least_fitted
-        from monai_diffae.latents.targets import class_name, missing
-
         reasons = np.full(len(rows), "", object)
         for name in (scanner, *protect):
-            reasons[missing(rows[name].tolist()) & (reasons == "")] = f"{name} is empty"
-        names = np.array([class_name(value) for value in rows[scanner]])
-        covariates = [_covariate(rows, name, reasons) for name in protect]
-        is_train, least = in_splits(rows, ["train"]), least_fitted(empirical_bayes)
+            reasons[labels.missing(rows[name].tolist()) & (reasons == "")] = f"{name} is empty"
+        names, is_train = _class_names(rows[scanner]), in_splits(rows, ["train"])
+        covariates = [_covariate(rows[name], is_train, reasons) for name in protect]
+        least = harmonization.least_fitted(empirical_bayes)
         counts = pd.Series(names[is_train & (reasons == "")]).value_counts()
         few = np.array([counts.get(name, 0) < least for name in names])
         reasons[few & (reasons == "")] = f"its scanner has fewer than {least} training cases"
         kept = reasons == ""
         if not kept.any():
             raise ConfigError("harmonize: no case has a scanner with training cases and all protected columns")
-        omitted = pd.DataFrame({"id": rows.loc[~kept, "id"], "scanner": names[~kept], "reason": reasons[~kept]})
-        for group, part in omitted.groupby(["scanner", "reason"]):
-            owner, reason = group
+        omitted = pd.DataFrame({"id": rows["id"], "scanner": names, "reason": reasons})[~kept]
+        for (owner, reason), part in omitted.groupby(["scanner", "reason"]):
             of_scanner = "" if reason == f"{scanner} is empty" else f" of the scanner '{owner}'"
             logger.warning("%s%s omitted: %s", counted(len(part), "case"), of_scanner, reason)
-        used = rows[kept].reset_index(drop=True)
-        matrix = np.hstack([np.empty((len(used), 0)), *(column[kept] for column in covariates)])
-        cases = cls(used, scanner, protect, names[kept], matrix, is_train[kept], empirical_bayes)
+        matrix = np.hstack([np.empty((len(rows), 0)), *covariates])[kept]
+        cases = cls(rows[kept].reset_index(drop=True), names[kept], matrix, is_train[kept], empirical_bayes)
         cases.check()
         return cases, omitted
 
@@ -180,56 +170,53 @@ class _Cases:
 
     def values(self, columns: Sequence[str], fitted: NDArray[np.intp]) -> NDArray[np.float64]:
         """Some columns, harmonized with ComBat fitted to these positions."""
-        from monai_diffae.latents.harmonization import harmonized
-
         x = self.rows[list(columns)].to_numpy(np.float64)
-        return harmonized(x, self.scanners, self.covariates, fitted, empirical_bayes=self.empirical_bayes)
+        return harmonization.harmonized(x, self.scanners, self.covariates, fitted, empirical_bayes=self.empirical_bayes)
 
     def harmonized(self) -> pd.DataFrame:
         """The rows with harmonized features, without the columns of a map, which are those of other features."""
-        from monai_diffae.data.embeddings import MAP_COLUMNS, std_columns, wide_columns, z_columns
-
-        new = self.rows.drop(columns=[*(MAP_COLUMNS if "thumbnail" in self.rows else ())])
-        for columns in (z_columns(new), std_columns(new), wide_columns(new)):
+        new = self.rows.drop(columns=[*(tables.MAP_COLUMNS if "thumbnail" in self.rows else ())])
+        for columns in (tables.z_columns(new), tables.std_columns(new), tables.wide_columns(new)):
             if columns:
                 new[columns] = self.values(columns, np.flatnonzero(self.is_fitted)).astype(np.float32)
         return new
 
 
-def _covariate(rows: pd.DataFrame, name: str, reasons: NDArray[Any]) -> Any:
-    """A protected column as numbers ``[N, C]``: itself, or one column per class but one; cases may get a reason."""
-    from monai_diffae.apps.study.cases import in_splits
-    from monai_diffae.latents.targets import are_classes, class_name
+def _class_names(column: pd.Series[Any]) -> NDArray[np.str_]:
+    return np.array([labels.class_name(value) for value in column])
 
+
+def _covariate(column: pd.Series[Any], is_train: NDArray[np.bool_], reasons: NDArray[Any]) -> NDArray[np.float64]:
+    """A protected column as numbers ``[N, C]``: itself, or one column per class but one; cases may get a reason."""
     present = reasons == ""
-    if not are_classes(rows.loc[present, name].tolist()):
-        return pd.to_numeric(rows[name], errors="coerce").to_numpy(np.float64)[:, None]
-    names = np.array([class_name(value) for value in rows[name]])
-    classes = np.unique(names[present & in_splits(rows, ["train"])])
-    reasons[present & ~np.isin(names, classes)] = f"no training case has its value of {name}"
+    if not labels.are_classes(column[present].tolist()):
+        return pd.to_numeric(column, errors="coerce").to_numpy(np.float64)[:, None]
+    names = _class_names(column)
+    classes = np.unique(names[present & is_train])
+    reasons[present & ~np.isin(names, classes)] = f"no training case has its value of {column.name}"
     return (names[:, None] == classes[1:]).astype(np.float64)
 
 
-def _costs(cases: _Cases, targets: Sequence[str], seed: int) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _costs(
+    cases: _Cases, scanner: str, protect: Sequence[str], targets: Sequence[str], seed: int
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The scores of probes before and after, as a table and as figures."""
-    from monai_diffae.data.embeddings import has_common_scale, label_columns, split_origin, std_columns, z_columns
     from monai_diffae.latents.probing import FeatureSet, ProbeSettings, evaluate_probes
-    from monai_diffae.latents.targets import reason_against
 
-    rows, scanner = cases.rows, cases.scanner
-    columns = [*z_columns(rows), *std_columns(rows)]
+    rows = cases.rows
+    columns = [*tables.z_columns(rows), *tables.std_columns(rows)]
     before = FeatureSet.from_values("before", rows[columns].to_numpy(np.float32))
-    before = replace(before, standardise=not has_common_scale(rows))
-    after = replace(before, name="after", extract=lambda train: cases.values(columns, train))
-    labels = [name for name in label_columns(rows) if name != scanner]
-    chosen = targets or [name for name in labels if reason_against(rows[name].tolist(), name) is None]
+    before = replace(before, standardise=not tables.has_common_scale(rows))
+    features = [replace(before, name="after", extract=lambda train: cases.values(columns, train)), before]
+    chosen = targets or [
+        name for name in tables.label_columns(rows)
+        if name != scanner and labels.reason_against(rows[name].tolist(), name) is None
+    ]  # fmt: skip
     evaluation: Literal["cv"] | None = "cv" if cases.num_on_both_sides else None
-    origin, settings = split_origin(rows), ProbeSettings(evaluation, seed=seed, kinds={scanner: "classes"})
-    told, _ = evaluate_probes(rows, [scanner], [after, before], settings, split_origin=origin)
+    origin, settings = tables.split_origin(rows), ProbeSettings(evaluation, seed=seed, kinds={scanner: "classes"})
+    told, _ = evaluate_probes(rows, [scanner], features, settings, split_origin=origin)
     linear = replace(settings, probes=("linear",), kinds={})
-    probes, omitted = (
-        evaluate_probes(rows, chosen, [after, before], linear, split_origin=origin) if chosen else ([], {})
-    )
+    probes, omitted = evaluate_probes(rows, chosen, features, linear, split_origin=origin) if chosen else ([], {})
     scores = pd.DataFrame([probe.row for probe in [*told, *probes]])
     accuracies = {
         f"{row['features']}_{row['probe']}": {
@@ -239,9 +226,8 @@ def _costs(cases: _Cases, targets: Sequence[str], seed: int) -> tuple[pd.DataFra
     }
     costs = scores[(scores["features"] == "before") & (scores["target"] != scanner)]
     costs = costs.assign(
-        is_protected=costs["target"].isin(cases.protect), before=costs["score"],
-        after=costs["score"] + costs["difference"],
-    )  # fmt: skip
+        is_protected=costs["target"].isin(protect), before=costs["score"], after=costs["score"] + costs["difference"]
+    )
     return scores, {
         "scanners": {"chance": 1 / len(np.unique(cases.scanners)), **accuracies},
         "costs": json.loads(costs[_COSTS].to_json(orient="records")),

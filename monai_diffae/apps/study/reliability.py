@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed, Split, Writing
+from monai_diffae.apps.study.cases import in_splits, read_repeated, training_components
+from monai_diffae.apps.synthesis.fit_direction import read_direction
+from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.lazy import atomic, np, pd, pictures, targets
+from monai_diffae.lazy import embeddings as tables
+from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
+    from monai_diffae.latents import PrincipalComponents
     from monai_diffae.latents.statistics import Floats
 
 logger = logging.getLogger(__name__)
 
-_CAUSES = ("patient", "scanner", "rest")
+_CAUSES, _SHARES = ("patient", "scanner", "rest"), ("patient_share", "scanner_share", "rest_share")
 
 
 @command
@@ -30,7 +35,7 @@ def reliability(
     *,
     repeat: str,
     scanner: str | None = None,
-    features: Literal["z", "wide"] = "z",
+    features: Features = "z",
     scores: Sequence[str] = (),
     directions: Sequence[Path] = (),
     splits: Sequence[Split] = (),
@@ -74,9 +79,6 @@ def reliability(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
-    from monai_diffae.apps.study.cases import read_repeated
-    from monai_diffae.data.fingerprints import file_checksum
-
     rows = read_repeated(embeddings, repeat=[repeat], scanner=[scanner] if scanner else [], scores=scores)
     made_from = {
         "embeddings": file_checksum(embeddings), "repeat": repeat, "scanner": scanner, "features": features,
@@ -85,10 +87,10 @@ def reliability(
     }  # fmt: skip
 
     def make() -> Mapping[str, Any]:
-        kept, num_omitted = _usable(rows, repeat, scanner, splits)
-        matrix, measures = _measurements(rows, kept, features, scores)
-        measures |= _scores(embeddings, rows[kept], directions, {name for _, name in measures})
-        measured, figures = _measure(matrix, pd.DataFrame(measures), rows[kept], repeat, scanner, seed)
+        used, num_omitted = _usable(rows, repeat, scanner, splits)
+        axes = training_components(rows, features)
+        matrix, measures = _measurements(embeddings, used, axes, features, scores, directions)
+        measured, figures = _measure(matrix, measures, used, repeat, scanner, seed)
         atomic.write_csv(out / "reliability.csv", measured)
         writing.write(out / "reliability.png", pictures.draw_reliability(measured))
         return {**figures, "num_scans": len(matrix), "num_omitted": num_omitted}
@@ -98,58 +100,50 @@ def reliability(
     return _result(out, figures, features, scanner, skipped)
 
 
-def _usable(rows: pd.DataFrame, repeat: str, scanner: str | None, splits: Sequence[str]) -> tuple[Any, int]:
+def _usable(rows: pd.DataFrame, repeat: str, scanner: str | None, splits: Sequence[str]) -> tuple[pd.DataFrame, int]:
     """The scans with a patient, a repeat and a scanner, in the chosen splits, and how many have none."""
-    from monai_diffae.apps.study.cases import in_splits
-
-    kept = chosen = in_splits(rows, splits)
+    chosen = kept = rows[in_splits(rows, splits)]
     for name in ("patient", repeat, *([scanner] if scanner else [])):
-        is_missing = targets.missing(rows[name].tolist())
-        if num := int((kept & is_missing).sum()):
+        is_missing = targets.missing(kept[name].tolist())
+        if num := int(is_missing.sum()):
             logger.warning("%s omitted: the column '%s' is empty", counted(num, "scan"), name)
-        kept = kept & ~is_missing
-    if not kept.any():
+        kept = kept[~is_missing]
+    if kept.empty:
         raise CohortError("reliability: no scan has a patient and a repeat; choose other columns or splits")
-    if scanner and rows.loc[kept, scanner].nunique() == 1:
+    if scanner and kept[scanner].nunique() == 1:
         raise ConfigError(f"scanner: all scans have the same '{scanner}'; omit scanner, or choose another column")
-    return kept, int((chosen & ~kept).sum())
+    return kept, len(chosen) - len(kept)
 
 
 def _measurements(
-    rows: pd.DataFrame, kept: Any, features: Literal["z", "wide"], scores: Sequence[str]
-) -> tuple[Floats, dict[tuple[str, str], Floats]]:
-    """The normalised features ``[N, D]`` of the scans, and these with components and columns of scores, by name."""
-    from monai_diffae.apps.study.cases import training_components
-    from monai_diffae.data.embeddings import matrix, wide_columns, z_columns
+    path: Path,
+    rows: pd.DataFrame,
+    axes: PrincipalComponents,
+    features: Features,
+    scores: Sequence[str],
+    directions: Sequence[Path],
+) -> tuple[Floats, pd.DataFrame]:
+    """The normalised features ``[N, D]`` of the scans, and a table of these, components and scores."""
+    from monai_diffae.apps.provenance import check_z_sem, origin_of, recorded_preprocessing
 
-    columns = z_columns(rows) if features == "z" else wide_columns(rows)
-    z, axes = matrix(rows, features)[kept].astype(np.float64), training_components(rows, features)
+    columns = tables.z_columns(rows) if features == "z" else tables.wide_columns(rows)
+    z = np.ascontiguousarray(tables.matrix(rows, features), np.float64)  # its order decides the last bits
     normalised = np.asarray(axes.statistics.normalise(z), np.float64)
     measures = {("dimension", name): column for name, column in zip(columns, normalised.T, strict=True)}
-    measures |= {("component", str(number + 1)): column for number, column in enumerate(axes.coordinates(z).T)}
+    measures |= {("component", str(number)): column for number, column in enumerate(axes.coordinates(z).T, start=1)}
     for name in dict.fromkeys(scores):
-        values = pd.to_numeric(rows.loc[kept, name], errors="coerce").to_numpy(np.float64)
+        values = pd.to_numeric(rows[name], errors="coerce").to_numpy(np.float64)
         if np.isnan(values).any():
             raise ConfigError(f"scores: '{name}' has empty cells or text; give a column with a number for each scan")
         measures["score", name] = values
-    return normalised, measures
-
-
-def _scores(path: Path, rows: pd.DataFrame, directions: Sequence[Path], names: AbstractSet[str]) -> dict[Any, Floats]:
-    """The scores of scans along directions, by name."""
-    from monai_diffae.apps.provenance import check_z_sem, origin_of, recorded_preprocessing
-    from monai_diffae.apps.synthesis.directions import read_direction
-    from monai_diffae.data.embeddings import z_matrix
-
-    found: dict[Any, Floats] = {}
     for file in directions:
-        if file.stem in names | {name for _, name in found}:
+        if file.stem in {name for _, name in measures}:
             raise ConfigError(f"directions: two measurements are called '{file.stem}'; rename the file")
         check_z_sem(path)
-        z, line = z_matrix(rows), read_direction(file)
-        line.check_fits(origin_of(path)["model"], z.shape[1], recorded_preprocessing(rows))
-        found["score", file.stem] = line.distance(z) / line.std
-    return found
+        z_sem, line = tables.z_matrix(rows), read_direction(file)
+        line.check_fits(origin_of(path)["model"], z_sem.shape[1], recorded_preprocessing(rows))
+        measures["score", file.stem] = line.distance(z_sem) / line.std
+    return normalised, pd.DataFrame(measures)
 
 
 def _measure(
@@ -164,31 +158,24 @@ def _measure(
     design = latents.complete_design(patients, repeats)
     varies = np.ptp(values, axis=0) > 1e-9 * np.abs(values).max(axis=0)
     variances = latents.variance_components(values, patients, scanners)
-    shares, is_negative = latents.variance_shares(variances), variances.min(axis=0) < 0
+    is_negative = variances.min(axis=0) < 0
     measured = pd.DataFrame({
         "kind": measures.columns.get_level_values(0), "name": measures.columns.get_level_values(1),
         **latents.intraclass_correlations(values[design]),
-        **dict(zip((f"{cause}_share" for cause in _CAUSES), shares, strict=True)), "is_negative": is_negative,
+        **dict(zip(_SHARES, latents.variance_shares(variances), strict=True)), "is_negative": is_negative,
     })  # fmt: skip
     measured.loc[~varies, measured.columns[2:-1]] = np.nan
+    shares = pd.DataFrame(np.transpose(latents.total_shares(z, patients, scanners)), _CAUSES, ["share", "low", "high"])
     if scanner is None:
-        measured = measured.drop(columns="scanner_share")
-    totals = zip(_CAUSES, *latents.total_shares(z, patients, scanners), strict=True)
+        measured, shares = measured.drop(columns="scanner_share"), shares.drop("scanner")
     dimensions = measured[measured["kind"] == "dimension"]
     return measured, {
-        "shares": {
-            cause: {"share": float(share), "low": _plain(low), "high": _plain(high)}
-            for cause, share, low, high in totals if scanner or cause != "scanner"
-        },
+        "shares": shares.replace({np.nan: None}).to_dict("index"),
         "fingerprinting": asdict(latents.fingerprinting(z, patients, repeats, seed)),
         "median_icc2": float(dimensions["icc2"].median()), "median_icc3": float(dimensions["icc3"].median()),
         "num_constant": int((~varies).sum()), "num_negative": int((is_negative & varies).sum()),
         "num_patients": len(design), "num_repeats": design.shape[1], "num_compared": design.size,
     }  # fmt: skip
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _result(out: Path, figures: Mapping[str, Any], features: str, scanner: str | None, skipped: bool) -> Result:

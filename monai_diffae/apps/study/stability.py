@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,15 +14,15 @@ from cyclopts import Parameter
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed, Split, Writing
+from monai_diffae.apps.study.cases import StudyCases
 from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import CohortError, counted
 from monai_diffae.lazy import atomic, np, pd, pictures
 from monai_diffae.lazy import embeddings as tables
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from monai_diffae.apps.study.cases import StudyCases
 
 logger = logging.getLogger(__name__)
 
@@ -74,75 +73,75 @@ def stability(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
-    from monai_diffae.apps.study.cases import StudyCases
-    from monai_diffae.data.fingerprints import file_checksum
-
-    pair = _Pair.match(*(StudyCases.open(path, components, split) for path in (embeddings, other)))
+    models = [StudyCases.open(path, components, split) for path in (embeddings, other)]
+    pair = _matched(*models)
     made_from = {
         "embeddings": file_checksum(embeddings), "other": file_checksum(other), "components": components,
         "split": split, "seed": seed, "dpi": writing.dpi,
     }  # fmt: skip
+
+    def make() -> dict[str, Any]:
+        num_unmatched = [len(each.rows) - len(pair[0].rows) for each in models]
+        return {**_measure(pair, out, seed, writing), "num_unmatched": num_unmatched}
+
     results = [out / "stability.csv", out / "canonical.csv", *writing.files(out / "stability.png")]
-    make = functools.partial(pair.run, out, seed, writing)
     figures, skipped = run_once("stability", out, results, made_from, make, overwrite=writing.overwrite)
     return Result(out, figures, _sentences(figures), skipped=skipped)
 
 
-@dataclass(frozen=True, eq=False)
-class _Pair:
-    """The same cases in two models."""
+def _matched(first: StudyCases, second: StudyCases) -> tuple[StudyCases, StudyCases]:
+    """The cases that two tables share by their ids, in the same order."""
+    shared, left, right = np.intersect1d(
+        first.rows["id"].to_numpy(str), second.rows["id"].to_numpy(str), return_indices=True
+    )
+    one, two = replace(first, rows=first.rows.iloc[left]), replace(second, rows=second.rows.iloc[right])
+    if (num_patients := len(np.unique(_patients(one, two)))) < _LEAST_PATIENTS:
+        raise CohortError(
+            f"{first.name} and {second.name}: {counted(num_patients, 'patient')} with the same ids are too few; "
+            f"embed the same cohort with both models, with at least {_LEAST_PATIENTS} patients"
+        )
+    for each in (first, second):
+        if num := len(each.rows) - len(shared):
+            logger.warning("%s: %s not in the other table, and left out", each.name, counted(num, "case"))
+    return one, two
 
-    models: tuple[StudyCases, StudyCases]
-    rows: tuple[NDArray[np.intp], NDArray[np.intp]]
-    patients: NDArray[Any]
 
-    @classmethod
-    def match(cls, first: StudyCases, second: StudyCases) -> _Pair:
-        """Match the cases of two tables by their ids."""
-        ids = [each.rows["id"].to_numpy(str) for each in (first, second)]
-        _, left, right = np.intersect1d(ids[0], ids[1], return_indices=True)
-        patients = (first if "patient" in first.rows else second).patients[left if "patient" in first.rows else right]
-        if (num_patients := len(np.unique(patients))) < _LEAST_PATIENTS:
-            raise CohortError(
-                f"{first.name} and {second.name}: {counted(num_patients, 'patient')} with the same ids are too few; "
-                f"embed the same cohort with both models, with at least {_LEAST_PATIENTS} patients"
-            )
-        for each, names in zip((first, second), ids, strict=True):
-            if num := len(names) - len(left):
-                logger.warning("%s: %s not in the other table, and left out", each.name, counted(num, "case"))
-        return cls((first, second), (left, right), patients)
+def _patients(first: StudyCases, second: StudyCases) -> NDArray[Any]:
+    return (first if "patient" in first.rows else second).patients
 
-    def run(self, out: Path, seed: int, writing: Writing) -> dict[str, Any]:
-        """Write the results, and return their figures."""
-        from monai_diffae.latents import stability as shared
 
-        matched = [(each, tables.z_matrix(each.rows)[rows]) for each, rows in zip(self.models, self.rows, strict=True)]
-        codes = [each.axes.statistics.normalise(z).astype(np.float64) for each, z in matched]
-        scores = [each.axes.coordinates(z) for each, z in matched]
-        parts, figures = [], {}
-        for place, name in enumerate(("first", "second")):
-            r2 = shared.explained_variance(scores[place], codes[1 - place], self.patients, seed)
-            value, low, high = r2[:, :-1]
-            parts.append(pd.DataFrame({"model": name, "component": range(1, len(value) + 1),
-                                       "explained": self.models[place].axes.explained, "r2": value, "low": low,
-                                       "high": high}))  # fmt: skip
-            figures[name] = {"shared": int((low > _SHARED).sum()), "not_shared": int((high < _SHARED).sum()),
-                             "total": len(value), "share": r2[:, -1].tolist()}  # fmt: skip
-        counts = scores[0].shape[1], scores[1].shape[1]
-        value, low, high = shared.canonical_correlations(codes[0], codes[1], self.patients, counts, seed)
-        explained = pd.concat(parts, ignore_index=True)
-        correlations = pd.DataFrame({"pair": range(1, len(value) + 1), "correlation": value, "low": low, "high": high})
-        atomic.write_csv(out / "stability.csv", explained)
-        atomic.write_csv(out / "canonical.csv", correlations)
-        matrix = np.corrcoef(scores[0], scores[1], rowvar=False)[: counts[0], counts[0] :]
-        writing.write(out / "stability.png", pictures.draw_stability(explained, correlations, matrix))
-        log_to_open_run({}, [out / "stability.png"], "stability")
-        return {
-            **figures, "procrustes": shared.procrustes(codes[0], codes[1], self.patients, seed).tolist(),
-            "canonical": value.tolist(), "cka": shared.linear_cka(codes[0], codes[1]),
-            "num_cases": len(codes[0]), "num_patients": len(np.unique(self.patients)),
-            "num_unmatched": [len(each.rows) - len(codes[0]) for each in self.models],
-        }  # fmt: skip
+def _measure(pair: tuple[StudyCases, StudyCases], out: Path, seed: int, writing: Writing) -> dict[str, Any]:
+    """Write the results about two models, and return their figures."""
+    from monai_diffae.latents import stability as shared
+
+    z_sem = [np.ascontiguousarray(tables.z_matrix(each.rows)) for each in pair]  # its order decides the last bits
+    patients = _patients(*pair)
+    codes = [each.axes.statistics.normalise(z).astype(np.float64) for each, z in zip(pair, z_sem, strict=True)]
+    scores = [each.axes.coordinates(z) for each, z in zip(pair, z_sem, strict=True)]
+    parts, figures = [], {}
+    for place, name in enumerate(("first", "second")):
+        r2 = shared.explained_variance(scores[place], codes[1 - place], patients, seed)
+        value, low, high = r2[:, :-1]
+        parts.append(pd.DataFrame({
+            "model": name, "component": range(1, len(value) + 1), "explained": pair[place].axes.explained,
+            "r2": value, "low": low, "high": high,
+        }))  # fmt: skip
+        figures[name] = {"shared": int((low > _SHARED).sum()), "not_shared": int((high < _SHARED).sum()),
+                         "total": len(value), "share": r2[:, -1].tolist()}  # fmt: skip
+    counts = scores[0].shape[1], scores[1].shape[1]
+    value, low, high = shared.canonical_correlations(codes[0], codes[1], patients, counts, seed)
+    explained = pd.concat(parts, ignore_index=True)
+    correlations = pd.DataFrame({"pair": range(1, len(value) + 1), "correlation": value, "low": low, "high": high})
+    atomic.write_csv(out / "stability.csv", explained)
+    atomic.write_csv(out / "canonical.csv", correlations)
+    matrix = np.corrcoef(scores[0], scores[1], rowvar=False)[: counts[0], counts[0] :]
+    writing.write(out / "stability.png", pictures.draw_stability(explained, correlations, matrix))
+    log_to_open_run({}, [out / "stability.png"], "stability")
+    return {
+        **figures, "procrustes": shared.procrustes(codes[0], codes[1], patients, seed).tolist(),
+        "canonical": value.tolist(), "cka": shared.linear_cka(codes[0], codes[1]),
+        "num_cases": len(codes[0]), "num_patients": len(np.unique(patients)),
+    }  # fmt: skip
 
 
 def _sentences(figures: Mapping[str, Any]) -> list[str]:

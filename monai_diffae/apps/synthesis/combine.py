@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +16,8 @@ from cyclopts import Group, Parameter, Token
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
-from monai_diffae.apps.synthesis.directions import read_direction
 from monai_diffae.apps.synthesis.edit import Detail
+from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import latents, torch, transforms
 
@@ -166,7 +166,8 @@ class Axes:
         made_from: dict[str, Any] = {"direction_files": [file_checksum(Path(name)) for name in moves.directions]}
         components = None
         if moves.embeddings is not None and moves.components:
-            components = components_of(training_z_sem(moves.embeddings), max(map(component_number, moves.components)))
+            count = max(map(component_number, moves.components))
+            components = latents.principal_components(training_z_sem(moves.embeddings), count=count)
             made_from["embeddings"] = file_checksum(moves.embeddings)
         return cls(directions, components, made_from)
 
@@ -192,11 +193,6 @@ class Axes:
         return z_sem
 
 
-def components_of(z_train: NDArray[np.float32], count: int) -> PrincipalComponents:
-    """The first principal components of the training cases' z_sem (N, D)."""
-    return latents.principal_components(z_train, latents.LatentStatistics.of(z_train), count)
-
-
 def component_number(name: str) -> int:
     """The number of a component, from 1."""
     if not name.isdecimal() or int(name) < 1:
@@ -205,22 +201,15 @@ def component_number(name: str) -> int:
 
 
 @dataclass(frozen=True)
-class Combination:
+class Combination(Mixture, Moves):
     """The codes of an image: those of a case, mixed with others and moved."""
-
-    blend: str | None = None  # id of a second case
-    weight: float = 0.5  # how much of it, from 0 to 1
-    noise_of: str | None = None  # id of the case whose x_T is used
-    noise_seed: int | None = None  # seed of the noise that is used as x_T
-    directions: Mapping[str, float] = field(default_factory=dict)  # strengths by the names of the directions
-    components: Mapping[str, float] = field(default_factory=dict)  # strengths by the numbers of the components, from 1
 
     @classmethod
     def of(cls, mixture: Mixture, moves: Moves) -> Combination:
         """The combination that a command's arguments describe."""
         if mixture.noise_of is not None and mixture.noise_seed is not None:
             raise ConfigError("noise_seed: noise_of also chooses the x_T; omit one of them")
-        return cls(**asdict(mixture), directions=dict(moves.directions), components=dict(moves.components))
+        return cls(**vars(mixture), **vars(moves))
 
     @property
     def other_cases(self) -> list[str]:

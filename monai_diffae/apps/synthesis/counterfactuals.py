@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from annotated_types import Ge
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.settings import Seed
-from monai_diffae.apps.synthesis.users_model import logit_of, score_of
+from monai_diffae.apps.synthesis.edit import nearest_other_patient
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.lazy import embeddings as tables
 from monai_diffae.lazy import inferers, latents, np, torch
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from monai_diffae.data.cases import PatientKey
     from monai_diffae.inferers import DiffusionAutoencoderInferer
     from monai_diffae.inferers.counterfactual import Change
-    from monai_diffae.latents import Direction, LatentStatistics, PrincipalComponents
+    from monai_diffae.latents import Direction, PrincipalComponents
 
     Floats = NDArray[np.floating[Any]]
 
@@ -66,23 +66,20 @@ class Reference:
         return tables.training_rows(self.table)
 
     @cached_property
-    def statistics(self) -> LatentStatistics:
-        """Mean and standard deviation of the training cases, which define distances."""
-        return latents.LatentStatistics.of(tables.z_matrix(self.training))
-
-    @cached_property
     def components(self) -> PrincipalComponents:
         """The principal components of the training cases, along which a change is searched."""
-        z_train = tables.z_matrix(self.training)
-        return latents.principal_components(z_train, self.statistics, min(len(z_train) - 1, z_train.shape[1]))
+        return latents.principal_components(tables.z_matrix(self.training))
+
+    @cached_property
+    def nearest_other(self) -> Callable[[Floats, str], Floats]:
+        """A function from normalised z_sem (A, D) and a patient to the distances (A,) to the nearest other patient."""
+        return nearest_other_patient(self.table, self.key, self.components.statistics)
 
     def directions(self, search: Search, model: str) -> tuple[list[Direction], dict[str, str]]:
         """The directions of labels, fitted to the training cases, and why others have none."""
         from monai_diffae.latents.targets import reason_against
 
-        known = tables.label_columns(self.table)
-        if unknown := [name for name in search.labels if name not in known]:
-            raise ConfigError(f"labels: there is no label {unknown[0]!r}; choose from: {', '.join(known) or 'none'}")
+        known = tables.check_labels(self.table, {"labels": search.labels})
         z_train, patients = tables.z_matrix(self.training), self.training["patient"].tolist()
         directions, omitted = [], {}
         for name in search.labels or known:
@@ -102,13 +99,6 @@ class Reference:
                 omitted[name] = str(error)
         return directions, omitted
 
-    def nearest_other(self, z_sem: Floats, patient: str) -> float:
-        """The normalised distance of a z_sem (D,) to the nearest one of another patient."""
-        normalise = self.statistics.normalise
-        others = self.table["patient"].to_numpy(str) != self.key.hash(patient)
-        distances = np.linalg.norm(normalise(tables.z_matrix(self.table)[others]) - normalise(z_sem), axis=1)
-        return float(distances.min())
-
     def outlier_p(self, z_sem: Floats, patients: Sequence[str]) -> Floats:
         """The p-values (N,) of z_sem (N, D) among the training cases."""
         reference = self.training["patient"].tolist()
@@ -126,7 +116,7 @@ class Found:
     curve: list[tuple[float, float]]  # distance and score
     image: Tensor  # as the model decodes it
     difference: Tensor
-    z_sem: Floats | None  # (2 + R, D): of the scan, the counterfactual, and random changes of the same length
+    z_sem: Tensor | None  # (2 + R, D): of the scan, the counterfactual, and random changes of the same length
 
 
 @dataclass(frozen=True)
@@ -138,7 +128,6 @@ class Finder:
     reference: Reference
     search: Search
     fast: DiffusionAutoencoderInferer  # of the search
-    activation: str
 
     def find(self, coded: CodedCase) -> Found:
         """The counterfactual of a case."""
@@ -146,39 +135,42 @@ class Finder:
         target = self._target(start)
         found = self._searched(coded, target)
         length, images, values = self._checked(coded, found.change, target)
-        scores = [score_of(value, self.activation) for value in values]
+        score_of = self.users_model.score_of
+        scores = [score_of(value) for value in values]
         distances = [float(found.change.norm()) * fraction for fraction in (*_FRACTIONS, length)]
         difference = images[-1:] - images[:1]
         row: dict[str, Any] = {
-            "id": coded.case.id, "score": score_of(start, self.activation), "to": score_of(target, self.activation),
+            "id": coded.case.id, "score": score_of(start), "to": score_of(target),
             "counterfactual": scores[-1],
             "reached": bool((values[-1] - target) * np.sign(target - start) >= 0), "distance": distances[-1],
             "mse": float((self._seen(coded, difference) - coded.image).square().mean()),
-            "search_score": score_of(found.value, self.activation), "exact_score": scores[_FRACTIONS.index(1.0)],
+            "search_score": score_of(found.value), "exact_score": scores[_FRACTIONS.index(1.0)],
             "gradients": found.steps, "is_flat": found.is_flat,
         }  # fmt: skip
         z_sem = self._encoded(coded, difference, distances[-1], len(found.change))
         if z_sem is not None:
-            normalise = self.reference.statistics.normalise
-            own = float(np.linalg.norm(normalise(z_sem[1]) - normalise(z_sem[0])))
-            row["is_itself"] = own < self.reference.nearest_other(z_sem[1], coded.case.patient)
+            z_norm = self.reference.components.statistics.normalise(z_sem[:2].numpy())
+            (nearest,) = self.reference.nearest_other(z_norm[1:], coded.case.patient)
+            row["is_itself"] = bool(np.linalg.norm(z_norm[1] - z_norm[0]) < nearest)
         return Found(row, sorted(zip(distances, scores, strict=True)), images[-1].cpu(), difference[0].cpu(), z_sem)
 
     def _target(self, start: float) -> float:
         """The requested value; by default the other side of the decision, as sure as on this one or with a margin."""
         if self.search.to is not None:
-            return logit_of(self.search.to, self.activation)
-        if self.activation == "none" and not 0 <= start <= 1:
+            return self.users_model.value_of(self.search.to)
+        is_value = self.users_model.interface.activation == "none"
+        if is_value and not 0 <= start <= 1:
             raise ConfigError(f"to: a score is {start:.4g}, which is no probability; set to to the score that you want")
-        middle = 0.5 if self.activation == "none" else 0.0
-        least, most = (logit_of(probability, self.activation) - middle for probability in (_LEAST, _MOST))
+        middle = 0.5 if is_value else 0.0
+        least, most = (self.users_model.value_of(probability) - middle for probability in (_LEAST, _MOST))
         gap = min(max(least, abs(start - middle)), most)
         return middle + (gap if start < middle else -gap)
 
     def _moved(self, coded: CodedCase, changes: Tensor) -> Tensor:
         """z_sem (N, D) of a case after changes (N, K) of its components."""
-        basis = torch.from_numpy(self.reference.components.directions[: changes.shape[1]]).to(changes)
-        return coded.z_sem + changes @ basis * torch.from_numpy(self.reference.statistics.std).to(changes)
+        components = self.reference.components
+        basis = torch.from_numpy(components.directions[: changes.shape[1]]).to(changes)
+        return coded.z_sem + changes @ basis * torch.from_numpy(components.statistics.std).to(changes)
 
     def _seen(self, coded: CodedCase, differences: Tensor) -> Tensor:
         """The scan with decoded differences (N, C, *S), as the user's model and the encoder see it."""
@@ -236,7 +228,7 @@ class Finder:
             raise ScanError(f"{coded.case.id}: the output of {self.users_model.name} is not finite; check the scan")
         return [float(value) for value in values]
 
-    def _encoded(self, coded: CodedCase, difference: Tensor, distance: float, num: int) -> Floats | None:
+    def _encoded(self, coded: CodedCase, difference: Tensor, distance: float, num: int) -> Tensor | None:
         """z_sem of scan, counterfactual and random changes; None if the encoder cannot look at decoded images."""
         from monai_diffae.diffusion.noise import image_noise, seed_of
 
@@ -249,7 +241,7 @@ class Finder:
         images = self._decoded(coded, torch.cat([torch.zeros_like(random[:1]), random]))
         seen = self._seen(coded, torch.cat([difference, images[1:] - images[:1]]))
         encoded = inferers.encode_exactly(seen, trained.network, trained.inferer)
-        return torch.cat([coded.z_sem, encoded]).cpu().numpy()
+        return torch.cat([coded.z_sem, encoded]).cpu()
 
 
 def _crossing(values: Sequence[float], target: float) -> float:

@@ -13,12 +13,12 @@ from cyclopts import Group, Parameter
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run
-from monai_diffae.apps.synthesis.directions import STRENGTHS, read_direction, strength_names, strength_titles
+from monai_diffae.apps.synthesis.fit_direction import STRENGTHS, read_direction, strength_names, strength_titles
 from monai_diffae.apps.tracking import log_to_open_run
-from monai_diffae.data.fingerprints import json_digest
+from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import CohortError, ConfigError, counted
+from monai_diffae.lazy import atomic, inferers, np, pd, pictures, torch, transforms
 from monai_diffae.lazy import embeddings as tables
-from monai_diffae.lazy import np, pd, pictures, torch, transforms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from monai_diffae.apps.session import CodedCase, ReadCases, Session
     from monai_diffae.bundle import TrainedBundle
     from monai_diffae.data.cases import Case, PatientKey
-    from monai_diffae.latents import Direction
+    from monai_diffae.latents import Direction, LatentStatistics
     from monai_diffae.latents.targets import Kind
     from monai_diffae.transforms import NativeSpace
 
@@ -139,7 +139,6 @@ def edit(
     strengths = sorted({0.0, *strengths})  # 0 is the plain reconstruction, which everything is compared with
     strength_names(strengths)  # refuses equal names before anything is loaded
     from monai_diffae.apps.session import Session
-    from monai_diffae.data.fingerprints import file_checksum
     from monai_diffae.latents.representation import warn_if_unused
 
     line, watch = read_direction(direction), [read_direction(file) for file in measurements.watch]
@@ -149,7 +148,9 @@ def edit(
     trained, embeddings = session.trained, measurements.embeddings
     for each in (line, *watch):
         each.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
-    nearest_other = None if embeddings is None else _nearest_other(embeddings, line, trained)
+    nearest_other = None
+    if embeddings is not None:
+        nearest_other = nearest_other_patient(*table_of_patients(embeddings, trained), line.statistics)
     warn_if_unused(trained.z_sem_usage)
     line.warn_if_chance()
     cases = session.choose(choice)
@@ -189,7 +190,6 @@ class _Edits:
 
     def run(self, read: ReadCases) -> dict[str, Any]:
         """Edit all cases, and return the figures of the result."""
-        from monai_diffae.data.atomic import write_csv
         from monai_diffae.transforms.writing import warn_without_dicom
 
         transforms.check_invertible(self.session.trained.preprocessing)
@@ -203,39 +203,32 @@ class _Edits:
         for name in ("images", "differences"):
             remove_images(self.folder / name)
         edited: list[pd.DataFrame] = []
-        shown: list[_CasePicture] = []
+        shown: list[CasePicture] = []
         for coded in self.session.coded(read, f"editing {counted(len(read.cases), 'case')}"):
             rows, images, differences = self._edit(coded)
             edited.append(rows)
             native = transforms.NativeSpace(self.session.trained.preprocessing, coded.case.item())
             self._write(coded.case, native, images, differences)
             if len(shown) < _NUM_PICTURED:
-                shown.append(self._picture(coded.case, native, images, differences))
+                shown.append(CasePicture.of(coded.case, native, images, differences, self.output))
         table = pd.concat(edited)
-        write_csv(self.folder / "edits.csv", table)
-        _draw_edits(self.folder / "edits.png", shown, self.table.strengths, self.session.trained.model_range)
+        atomic.write_csv(self.folder / "edits.csv", table)
+        titles = strength_titles(self.table.strengths)
+        draw_changes(self.folder / "edits.png", shown, titles, self.session.trained.model_range)
         return {
             "num_cases": len(read.cases), "num_failed": len(read.failures),
             "monotone": _monotone_share(table, self.table.direction.kind), "achieved": _achieved_share(table),
         }  # fmt: skip
 
-    def _picture(self, case: Case, native: NativeSpace, images: Tensor, differences: Tensor) -> _CasePicture:
-        text = pictures.caption({"id": case.id, **case.labels}, self.output.captions)
-        if self.output.detail == "own":
-            images, differences = own_detail(native, differences)
-        return _CasePicture(images, differences, text)
-
     def _edit(self, coded: CodedCase) -> tuple[pd.DataFrame, Tensor, Tensor]:
         """Return the rows, the edited images (A, C, *S), and their differences from the plain reconstruction."""
-        from monai_diffae.inferers import encode_exactly
-
         trained = self.session.trained
         z_moved = self.table.move(coded.z_sem.cpu().numpy())
         images = self.session.decode(torch.from_numpy(z_moved).to(coded.x_T), coded.x_T)
         differences = images - images[self.table.strengths.index(0)]
         z_edited = None
         if self.session.encoder_sees_decoded_images:
-            z_edited = encode_exactly(images, trained.network, trained.inferer).cpu().numpy()
+            z_edited = inferers.encode_exactly(images, trained.network, trained.inferer).cpu().numpy()
         mse = differences.square().flatten(1).mean(dim=1).cpu().numpy()
         rows = self.table.rows(coded.case.id, coded.case.patient, z_moved, z_edited, mse)
         return rows, images.cpu(), differences.cpu()
@@ -269,10 +262,11 @@ def table_of_patients(embeddings: Path, trained: TrainedBundle) -> tuple[pd.Data
     return table, key_beside(embeddings, tables.patient_key_name(table))
 
 
-def _nearest_other(embeddings: Path, direction: Direction, trained: TrainedBundle) -> Callable[[Floats, str], Floats]:
+def nearest_other_patient(
+    table: pd.DataFrame, key: PatientKey, statistics: LatentStatistics
+) -> Callable[[Floats, str], Floats]:
     """A function from normalised z_sem (A, D) and a patient to their distances (A,) to the nearest other patient."""
-    table, key = table_of_patients(embeddings, trained)
-    z_all, patients = direction.statistics.normalise(tables.z_matrix(table)), table["patient"].to_numpy(str)
+    z_all, patients = statistics.normalise(tables.z_matrix(table)), table["patient"].to_numpy(str)
 
     def nearest(z_norm: Floats, patient: str) -> Floats:
         z_others = z_all[patients != key.hash(patient)]
@@ -359,15 +353,24 @@ def _rises(predictions: pd.Series[float], kind: Kind) -> bool:
     return bool(((np.diff(values) > 0) | is_saturated).all())
 
 
-class _CasePicture(NamedTuple):
-    """The edited images of a case, or pictures of them, and their differences, (A, C, *S) in the model's range."""
+class CasePicture(NamedTuple):
+    """The changed images of a case, or pictures of them, and their differences, (A, C, *S) in the model's range."""
 
     images: Tensor
     differences: Tensor
-    caption: str = ""
+    caption: str
+
+    @classmethod
+    def of(
+        cls, case: Case, native: NativeSpace, images: Tensor, differences: Tensor, output: EditedImages
+    ) -> CasePicture:
+        """The picture of a case, with the detail and caption that are asked for."""
+        if output.detail == "own":
+            images, differences = _own_detail(native, differences)
+        return cls(images, differences, pictures.caption({"id": case.id, **case.labels}, output.captions))
 
 
-def own_detail(native: NativeSpace, differences: Tensor) -> tuple[Tensor, Tensor]:
+def _own_detail(native: NativeSpace, differences: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures (A, C, H, W) as fine as the scan, up to a size: the case with the differences added, and these alone."""
     array = native.to_model_range(native.scan.array)
     edited = (native.storable(native.add_difference(difference)) for difference in differences)
@@ -402,21 +405,22 @@ def _fitted(array: NDArray[np.float32], lengths: Sequence[float], pixels: int, b
     )
 
 
-def _draw_edits(
-    path: Path,
-    cases: Sequence[_CasePicture],
-    strengths: Sequence[float],
-    model_range: tuple[float, float],
+def draw_changes(
+    path: Path, cases: Sequence[CasePicture], titles: Sequence[str], model_range: tuple[float, float]
 ) -> None:
-    """Draw edited images, and below them their differences in colour."""
-    from monai_diffae.data.atomic import write_atomic
-
+    """Draw changed images, and below them their differences in colour; beside them, if they are fewer."""
     low, high = model_range
     limit = max(_LEAST_SCALE * (high - low), *(float(case.differences.abs().max()) for case in cases))
     rows: dict[str, Tensor] = {}
     for i, case in enumerate(cases, start=1):
-        rows["\n".join(filter(None, [f"case {i}", case.caption]))] = case.images
-        rows[f"difference {i} (±{limit:.2g})"] = pictures.in_colours(case.differences, limit, model_range=model_range)
+        name = "\n".join(filter(None, [f"case {i}", case.caption]))
+        colours = pictures.in_colours(case.differences, limit, model_range=model_range)
+        if len(colours) == len(titles):
+            rows[name], rows[f"difference {i} (±{limit:.2g})"] = case.images, colours
+        else:
+            rows[name] = torch.cat([pictures.in_rgb(case.images), colours])
+    if len(rows) == len(cases):
+        titles = [*titles, f"difference (±{limit:.2g})"]
     height, width = cases[0].images.shape[-2:]
     footing = pictures.mosaic.PLANES if width > height else ""  # volumes, already in three planes
-    write_atomic(path, lambda file: pictures.draw_mosaic(rows, file, model_range, strength_titles(strengths), footing))
+    atomic.write_atomic(path, lambda file: pictures.draw_mosaic(rows, file, model_range, titles, footing))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,14 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, UnbatchedRun
 from monai_diffae.apps.synthesis.counterfactuals import SEARCH_STEPS, Finder, Found, Reference, Search
-from monai_diffae.apps.synthesis.edit import EditedImages, own_detail, table_of_patients
+from monai_diffae.apps.synthesis.edit import CasePicture, EditedImages, draw_changes, table_of_patients
 from monai_diffae.apps.synthesis.users_model import ModelInterface, check_file, checksum, read_users_model
 from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import ConfigError, ScanError, counted
-from monai_diffae.lazy import np, pd, pictures, torch, transforms
+from monai_diffae.lazy import atomic, np, pd, pictures, torch, transforms
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from monai_diffae.apps.session import ReadCases
     from monai_diffae.bundle import TrainedBundle
     from monai_diffae.data.atomic import PartStore
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from monai_diffae.inferers import DiffusionAutoencoderInferer
     from monai_diffae.latents import Direction
     from monai_diffae.latents.label_changes import LabelChange
-    from monai_diffae.transforms import NativeSpace
 
 _NUM_PICTURED = 4
 _LOOKED_AT = 8  # cases by which the meaning of the outputs is checked
@@ -104,8 +103,6 @@ def explain(
     """
     check_file(model)
     from monai_diffae.apps.session import Session
-    from monai_diffae.data.atomic import PartStore
-    from monai_diffae.data.fingerprints import file_checksum, json_digest
     from monai_diffae.latents.representation import warn_if_unused
 
     session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
@@ -126,14 +123,14 @@ def explain(
     made_from = json.loads(json.dumps(made_from))  # tuples become lists, as in the record
 
     def make() -> Mapping[str, Any]:
-        store = PartStore(out / ".cases", made_from, replace=True)
+        store = atomic.PartStore(out / ".cases", made_from, replace=True)
         if run.overwrite:
             store.remove()
         read = session.read(cases, out, named=bool(choice.cases))
         with torch.no_grad():
-            activation = users_model.check(read.batch(0, _LOOKED_AT)[0].to(trained.device))
+            fitting = users_model.checked(read.batch(0, _LOOKED_AT)[0].to(trained.device))
         trained.network.requires_grad_(False)
-        finder = Finder(session, users_model, reference, search, fast, activation)
+        finder = Finder(session, fitting, reference, search, fast)
         figures = _Explanations(finder, store, out, output).run(read)
         numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         log_to_open_run(numbers, [out / "explained.png", out / "labels.png"], "explained")
@@ -165,8 +162,8 @@ def _notes(figures: Mapping[str, Any], name: str) -> list[str]:
     counterfactuals = counted(figures["num_cases"], "counterfactual")
     changes = (
         f"{row['num_changed']} of {row['num_cases']} change {row['label']} ({row['share']:.0%}, {row['low']:.0%} to "
-        f"{row['high']:.0%}; random changes of this length: {row['random_share']:.0%})"
-        + ("" if row["excess_low"] > 0 else ", which may be chance")
+        f"{row['high']:.0%}; random changes of this length: {row['random_share']:.0%}; "
+        f"{row['mean_change']:+.2f} SD as the score rises)" + ("" if row["excess_low"] > 0 else ", which may be chance")
         for row in figures["labels"]
     )
     omitted = (f"{label} is omitted: {reason}" for label, reason in figures["omitted_labels"].items())
@@ -184,12 +181,11 @@ class _Explanations:
 
     def run(self, read: ReadCases) -> dict[str, Any]:
         """Explain all cases, and return the figures of the result."""
-        from monai_diffae.data.atomic import write_csv
         from monai_diffae.data.progress import Failure, check_any_usable, write_failures
         from monai_diffae.latents.label_changes import LabelChange
         from monai_diffae.transforms.writing import warn_without_dicom
 
-        session = self.finder.session
+        session, folder = self.finder.session, self.folder
         transforms.check_invertible(session.trained.preprocessing)
         if self.output.dicom:
             warn_without_dicom(read.cases)
@@ -201,57 +197,53 @@ class _Explanations:
         done = self.store.read().set_index("id")
         errors = done["error"].to_dict()
         failures = [Failure(case.id, case.file, errors[case.id]) for case in read.cases if errors[case.id]]
-        write_failures(self.folder / "failures.csv", [*read.failures, *failures])
+        write_failures(folder / "failures.csv", [*read.failures, *failures])
         cases = [case for case in read.cases if not errors[case.id]]
         check_any_usable(len(cases), failures)
-        done = done.loc[[case.id for case in cases]]
-        table, changes = self._judged(done, cases, directions)
-        points = [(name, *point) for name, curve in done["curve"].items() for point in json.loads(curve)]
+        found = [torch.load(BytesIO(done["found"][case.id]), weights_only=True) for case in cases]
+        table, changes = self._judged(found, [case.patient for case in cases], directions)
+        points = [(each["row"]["id"], *point) for each in found for point in each["curve"]]
         curves = pd.DataFrame(points, columns=["id", "distance", "score"])
-        write_csv(self.folder / "counterfactuals.csv", table)
-        write_csv(self.folder / "curves.csv", curves)
-        write_csv(
-            self.folder / "labels.csv", pd.DataFrame(map(asdict, changes), columns=list(LabelChange.__annotations__))
-        )
-        self._draw_cases(table, done, cases)
-        pictures.draw_explanation(curves, table, changes).savefig(self.folder / "labels.png", dpi=120)
+        labels = [asdict(each) for each in changes]
+        atomic.write_csv(folder / "counterfactuals.csv", table)
+        atomic.write_csv(folder / "curves.csv", curves)
+        atomic.write_csv(folder / "labels.csv", pd.DataFrame(labels, columns=list(LabelChange.__annotations__)))
+        shown = [CasePicture(*each["picture"]) for each in found if each["picture"]]
+        draw_changes(folder / "explained.png", shown, ["scan", "counterfactual"], session.trained.model_range)
+        pictures.draw_explanation(curves, table, changes).savefig(folder / "labels.png", dpi=120)
         self.store.remove()
         reached = table[table["reached"]]
         medians = {name: float(reached[name].median()) if len(reached) else None for name in ("distance", "mse")}
         return {
             "num_cases": len(cases), "num_reached": len(reached), "num_failed": len(read.failures) + len(failures),
-            **medians, "labels": [asdict(each) for each in changes], "omitted_labels": omitted,
+            **medians, "labels": labels, "omitted_labels": omitted,
         }  # fmt: skip
 
     def _explain(self, read: ReadCases) -> None:
         """Explain the cases that an interrupted run has not explained."""
-        done = self.store.read(["error"])
+        done = self.store.read(["error"]).reindex(columns=["id", "error"])
         for name in () if len(done) else _FOLDERS:
             remove_images(self.folder / name)
-        num_pictured = int((done["error"] == "").sum()) if len(done) else 0
-        known = set(done["id"])
+        num_pictured, known = int((done["error"] == "").sum()), set(done["id"])
         left = [row for row, case in enumerate(read.cases) if case.id not in known]
         for coded in self.finder.session.coded(read, f"explaining {counted(len(left), 'case')}", left):
-            row: dict[str, Any] = dict.fromkeys(("error", "row", "curve"), "") | {"images": None, "z_sem": None}
+            error, file = "", BytesIO()
             try:
                 found = self.finder.find(coded)
-                self._write(coded.case, found)
-                row |= {"row": json.dumps(found.row), "curve": json.dumps(found.curve)}
-                if num_pictured < _NUM_PICTURED:
-                    row["images"] = torch.stack([found.image, found.difference]).numpy().ravel()
-                row["z_sem"] = None if found.z_sem is None else found.z_sem.ravel()
+                picture = self._write(coded.case, found)
+                content = {"row": found.row, "curve": found.curve, "z_sem": found.z_sem}
+                torch.save({**content, "picture": tuple(picture) if num_pictured < _NUM_PICTURED else None}, file)
                 num_pictured += 1
-            except ScanError as error:
-                row["error"] = str(error)
-            self.store.append(pd.DataFrame([{"id": coded.case.id, **row}]))
+            except ScanError as reason:
+                error = str(reason)
+            self.store.append(pd.DataFrame([{"id": coded.case.id, "error": error, "found": file.getvalue()}]))
 
-    def _native(self, case: Case) -> NativeSpace:
-        return transforms.NativeSpace(self.finder.session.trained.preprocessing, case.item())
-
-    def _write(self, case: Case, found: Found) -> None:
+    def _write(self, case: Case, found: Found) -> CasePicture:
+        """Write the images of a case, and return its picture."""
         from monai_diffae.transforms.writing import write_case_image
 
-        native, is_own = self._native(case), self.output.detail == "own"
+        native = transforms.NativeSpace(self.finder.session.trained.preprocessing, case.item())
+        is_own = self.output.detail == "own"
         image = native.add_difference(found.difference) if is_own else native.back(found.image)
         text = "monai_diffae explain" if self.output.dicom else None
         write_case_image(self.folder / "images", case.file_name, native, image, case, text)
@@ -260,18 +252,22 @@ class _Explanations:
         file = self.folder / "differences" / f"{case.file_name}.nii.gz"
         difference = native.storable(image) - native.scan.array if is_own else native.back_difference(found.difference)
         transforms.write_native(file, difference, native.scan, np.float32)
+        both = torch.stack([found.image - found.difference, found.image])
+        changes = torch.stack([torch.zeros_like(found.difference), found.difference])
+        images, differences, caption = CasePicture.of(case, native, both, changes, self.output)
+        scores = "{score:.2f} to {counterfactual:.2f}".format(**found.row)
+        return CasePicture(images, differences[1:], "\n".join(filter(None, [caption, scores])))
 
     def _judged(
-        self, done: pd.DataFrame, cases: Sequence[Case], directions: Sequence[Direction]
+        self, found: Sequence[Mapping[str, Any]], patients: Sequence[str], directions: Sequence[Direction]
     ) -> tuple[pd.DataFrame, list[LabelChange]]:
         """The rows of all counterfactuals, and how often labels change in those that reach the score."""
         from monai_diffae.latents.label_changes import label_change, travel
 
-        table = pd.DataFrame(map(json.loads, done["row"]))
-        if done["z_sem"].isna().any():
+        table = pd.DataFrame([each["row"] for each in found])
+        if found[0]["z_sem"] is None:
             return table, []
-        codes = np.stack(done["z_sem"].tolist()).reshape(len(cases), 2 + self.finder.search.num_random, -1)
-        patients = [case.patient for case in cases]
+        codes = torch.stack([each["z_sem"] for each in found]).numpy()
         table["outlier_p"] = self.finder.reference.outlier_p(codes[:, 1], patients)
         for each in directions:
             table[f"change_{each.target}"] = travel(each, codes[:, 0], codes[:, 1])
@@ -279,37 +275,6 @@ class _Explanations:
         if not len(reached):
             return table, []
         towards = np.sign((table["to"] - table["score"]).to_numpy(np.float64))[reached]
-        before, after, random = codes[reached, 0], codes[reached, 1], codes[reached, 2:]
-        patients, seed = [patients[row] for row in reached], self.finder.search.seed
-        changes = [
-            label_change(each, before, after, random, patients, towards=towards, seed=seed) for each in directions
-        ]
+        codes, patients, seed = codes[reached], [patients[row] for row in reached], self.finder.search.seed
+        changes = [label_change(each, codes, patients, towards=towards, seed=seed) for each in directions]
         return table, sorted(changes, key=lambda change: -change.excess)
-
-    def _draw_cases(self, table: pd.DataFrame, done: pd.DataFrame, cases: Sequence[Case]) -> None:
-        """Draw the first scans beside their counterfactuals."""
-        trained, panels = self.finder.session.trained, []
-        for number, images in enumerate(done["images"]):
-            if images is not None:
-                pair = torch.tensor(images).reshape(2, *trained.image_shape)
-                panels.append((number, *self._panels(cases[number], pair)))
-        largest = max(float(difference.abs().max()) for *_, difference in panels)
-        limit = max(0.1 * (trained.model_range[1] - trained.model_range[0]), largest)  # small differences look small
-        rows = {}
-        for number, pair, difference in panels:
-            case, row = cases[number], table.iloc[number]
-            caption = pictures.caption({"id": case.id, **case.labels}, self.output.captions)
-            title = [f"case {number + 1}", caption, f"{row['score']:.2f} to {row['counterfactual']:.2f}"]
-            colours = pictures.in_colours(difference, limit, model_range=trained.model_range)
-            shown = pair if pair.shape[1] == 3 else pair[:, :1]
-            rows["\n".join(filter(None, title))] = torch.cat([shown.expand(-1, *colours.shape[1:]), colours])
-        titles = ["scan", "counterfactual", f"difference (±{limit:.2g})"]
-        pictures.draw_mosaic(rows, self.folder / "explained.png", trained.model_range, titles)
-
-    def _panels(self, case: Case, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures of a scan and its counterfactual (2, C, H, W), and of their difference (1, C, H, W)."""
-        image, difference = images
-        if self.output.detail == "model":
-            return torch.stack([image - difference, image]), difference[None]
-        pair, differences = own_detail(self._native(case), torch.stack([torch.zeros_like(difference), difference]))
-        return pair, differences[1:]

@@ -12,7 +12,7 @@ from annotated_types import Ge, Lt
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, images_in, remove_images, run_once
 from monai_diffae.apps.settings import Run, Sampling, Seed
-from monai_diffae.apps.synthesis.directions import read_direction
+from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.lazy import embeddings, np, pd, pictures, torch

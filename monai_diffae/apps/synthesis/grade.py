@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, record_of, run_once
 from monai_diffae.apps.settings import Seed
-from monai_diffae.apps.synthesis.directions import read_direction
+from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import np

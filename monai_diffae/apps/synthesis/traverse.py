@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run, Seed
-from monai_diffae.apps.synthesis.directions import STRENGTHS, strength_names, strength_titles
+from monai_diffae.apps.synthesis.fit_direction import STRENGTHS, strength_names, strength_titles
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import latents, pd, pictures, torch
@@ -121,7 +121,7 @@ def traverse(
         "embeddings": file_checksum(embeddings), "num_components": along.num_components, "strengths": list(strengths),
         **({"components": numbers} if along.components else {}),
     }  # fmt: skip
-    axes = latents.principal_components(z_train, latents.LatentStatistics.of(z_train), numbers[-1])
+    axes = latents.principal_components(z_train, count=numbers[-1])
     picture = out / "traversal.png"
 
     def make() -> Mapping[str, Any]:

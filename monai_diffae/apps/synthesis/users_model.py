@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from annotated_types import Ge
 from cyclopts import Group, Parameter
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
     from monai_diffae.bundle import TrainedBundle
 
-_WITH_CODE = {".pt2": "a pt2 file", ".ts": "a TorchScript file"}  # pickles and evaluated texts; a program
+_SUFFIXES = {".onnx": None, ".pt2": "a pt2 file", ".ts": "a TorchScript file"}  # with what could run code
+
+Activation = Literal["sigmoid", "softmax", "none"]
 
 
 @Parameter(name="*", group=Group("Your model", sort_key=1))
@@ -29,7 +32,7 @@ _WITH_CODE = {".pt2": "a pt2 file", ".ts": "a TorchScript file"}  # pickles and 
 class ModelInterface:
     """What your model gets, and what its outputs mean."""
 
-    activation: Literal["sigmoid", "softmax", "none"] | None = None
+    activation: Activation | None = None
     """What turns outputs into scores: ``sigmoid`` or ``softmax`` for logits; ``none`` if the outputs are probabilities
     or values already. By default logits are assumed: ``sigmoid`` for one output, ``softmax`` for several."""
     output_index: Annotated[int, Ge(0)] | None = None
@@ -61,8 +64,8 @@ class UsersModel:
         others = torch.cat([outputs[:, :index], outputs[:, index + 1 :]], dim=1)
         return chosen - others.logsumexp(dim=1)
 
-    def check(self, images: Tensor) -> str:
-        """Refuse a model that does not fit the images (N, C, *S), and return its activation."""
+    def checked(self, images: Tensor) -> UsersModel:
+        """The model with its activation; one that does not fit the images (N, C, *S) is refused."""
         images = torch.cat([images, sum(self.model_range) - images])  # few scans alone may have logits between 0 and 1
         buffers = list(self.run.buffers()) if isinstance(self.run, torch.nn.Module) else []
         before, outputs = [each.clone() for each in buffers], self._outputs(images)
@@ -78,9 +81,24 @@ class UsersModel:
                 f"activation: the outputs of {self.name} look like probabilities, not logits; set activation to none, "
                 f"or to {activation} if they are logits"
             )
-        return activation
+        return replace(self, interface=replace(self.interface, activation=activation))
 
-    def _activation(self, outputs: Tensor) -> str:
+    def value_of(self, score: float) -> float:
+        """The value of a score."""
+        if self.interface.activation == "none":
+            return score
+        if not 0 < score < 1:
+            raise ConfigError(
+                f"to: {quoted(score)} is no probability between 0 and 1; with activation none, give a value"
+            )
+        return math.log(score / (1 - score))
+
+    def score_of(self, value: float) -> float:
+        """The score of a value."""
+        is_score = self.interface.activation == "none"
+        return value if is_score else 1 / (1 + math.exp(-min(max(value, -700.0), 700.0)))
+
+    def _activation(self, outputs: Tensor) -> Activation:
         return self.interface.activation or ("sigmoid" if outputs.shape[1] == 1 else "softmax")
 
     def _inputs(self, images: Tensor) -> Tensor:
@@ -122,9 +140,12 @@ def check_file(path: Path) -> None:
     """Refuse a file that is no model, and without trust one that could run code."""
     from monai_diffae.bundle.code import refuse_code
 
-    if not path.is_file() or path.suffix not in _LOADERS:
+    if not path.is_file() or path.suffix not in _SUFFIXES:
         raise ConfigError(f"model: there is no file {path.name}, or it is no .onnx, .pt2 or .ts file")
-    refuse_code([_WITH_CODE[path.suffix]] if path.suffix in _WITH_CODE else [], path.name)
+    if path.suffix == ".onnx" and find_spec("onnxruntime") is None:
+        raise MachineError("model: onnxruntime is not installed; run pip install 'monai-diffae[export]'")
+    code = _SUFFIXES[path.suffix]
+    refuse_code([code] if code else [], path.name)
 
 
 def checksum(path: Path) -> str:
@@ -138,9 +159,7 @@ def checksum(path: Path) -> str:
 def read_users_model(path: Path, interface: ModelInterface, trained: TrainedBundle) -> UsersModel:
     """Read a file that :func:`check_file` accepts, for the images of a bundle."""
     try:
-        run = _LOADERS[path.suffix](path, trained.device)
-    except MachineError:
-        raise
+        run = _run_of(path, trained.device)
     except Exception as error:
         reason = shortened(one_line(error), 200)
         raise ConfigError(f"model: {path.name} cannot be read ({reason}); export it again") from error
@@ -149,43 +168,17 @@ def read_users_model(path: Path, interface: ModelInterface, trained: TrainedBund
     return UsersModel(path.name, run, interface, trained.model_range)
 
 
-def _load_onnx(path: Path, device: Any) -> Callable[[Tensor], Any]:
-    """A file of operators and numbers; ONNX Runtime knows no operators of the file's own."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MachineError("model: onnxruntime is not installed; run pip install 'monai-diffae[export]'") from error
+def _run_of(path: Path, device: Any) -> Callable[[Tensor], Any]:
+    if path.suffix == ".ts":
+        return cast("torch.nn.Module", torch.jit.load(path, map_location=device).eval())
+    if path.suffix == ".pt2":
+        from torch.export.passes import move_to_device_pass
+
+        return move_to_device_pass(torch.export.load(path), device).module()
+    import onnxruntime  # knows no operators of the file's own, so that no code is run
+
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) + len(outputs) > 2:
         raise ConfigError(f"it has {counted(len(inputs), 'input')} and {counted(len(outputs), 'output')}, not one each")
     return lambda image: torch.from_numpy(session.run(None, {inputs[0].name: image.detach().cpu().numpy()})[0])
-
-
-def _load_pt2(path: Path, device: Any) -> Callable[[Tensor], Any]:
-    from torch.export.passes import move_to_device_pass
-
-    module: Callable[[Tensor], Any] = move_to_device_pass(torch.export.load(path), device).module()
-    return module
-
-
-def _load_script(path: Path, device: Any) -> Callable[[Tensor], Any]:
-    module: Callable[[Tensor], Any] = torch.jit.load(path, map_location=device).eval()
-    return module
-
-
-_LOADERS = {".onnx": _load_onnx, ".pt2": _load_pt2, ".ts": _load_script}
-
-
-def logit_of(target: float, activation: str) -> float:
-    """The value at which a score is the target."""
-    if activation == "none":
-        return target
-    if not 0 < target < 1:
-        raise ConfigError(f"to: {quoted(target)} is no probability between 0 and 1; with activation none, give a value")
-    return math.log(target / (1 - target))
-
-
-def score_of(value: float, activation: str) -> float:
-    """The score of a value."""
-    return value if activation == "none" else 1 / (1 + math.exp(-min(max(value, -700.0), 700.0)))

@@ -15,8 +15,6 @@ from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.lazy import pictures, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from monai_diffae.apps.session import CodedCase, Session
 
 _IN_PICTURE = 8
@@ -109,12 +107,7 @@ def _write_variations(session: Session, coded: CodedCase, num_images: int, seed:
     rows = {
         "input, own x_T": torch.cat([coded.image, reconstruction]),
         "new x_T": images[:_IN_PICTURE],
-        f"mean, std (to {largest:.2f})": torch.cat([_in_three_channels(mean).cpu(), std_in_colours]),
+        f"mean, std (to {largest:.2f})": torch.cat([pictures.in_rgb(mean).cpu(), std_in_colours]),
     }
     write_atomic(out / "variations.png", lambda path: pictures.draw_mosaic(rows, path, trained.model_range))
     return float(std.mean())
-
-
-def _in_three_channels(images: Tensor) -> Tensor:
-    """Return images (B, C, *S) as the mosaic shows them: in colour, or the first channel in grey."""
-    return images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, *images.shape[2:])

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Le
 
 from monai_diffae.apps.command import command
+from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Reading, Run, Training
 from monai_diffae.apps.training.train import results_folder, run_training, training_result
+from monai_diffae.bundle.model_file import checksum
+from monai_diffae.data.cases import spread_cases
+from monai_diffae.data.progress import track
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.lazy import torch
 
@@ -60,9 +67,6 @@ def distill(
         ...
         monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.safetensors; train the bundle ...
     """
-    from monai_diffae.apps.commands import command_line
-    from monai_diffae.bundle.model_file import checksum
-
     checksum(bundle)  # raises an error if the bundle is not trained
     paths = {"dataset_dir": cohort, "output_dir": out}
     workflow = run_training("distill", bundle, training, paths, values={"steps": steps})
@@ -105,8 +109,6 @@ def teacher_levels(teacher: Session, steps: int) -> list[int]:
 
 def student(teacher: Session) -> nn.Module:
     """A copy of the bundle's denoiser to be trained."""
-    from copy import deepcopy
-
     unet: nn.Module = deepcopy(teacher.trained.network.unet)  # type: ignore[assignment]
     return unet.requires_grad_(True)
 
@@ -144,8 +146,6 @@ def read_teaching_cases(teacher: Session, out: str, limit: int | None = None) ->
 
     At most ``limit`` training cases are used, evenly spread over all of them.
     """
-    from monai_diffae.data.cases import spread_cases
-
     train = teacher.cohort.split("train")
     cases = [*(train if limit is None else spread_cases(train, limit)), *teacher.cohort.split("val")]
     read = teacher.read(cases, Path(out))
@@ -169,12 +169,11 @@ def teaching_trajectories(
     cache_dir: str | None = None,
     cache_gib: float = 4.0,
 ) -> Trajectories:
-    """Compute the trajectories of a split's cases, and of codes that are mixed from them.
+    """Compute the trajectories of a split's cases, from x_T to the image, and of codes that are mixed from them.
 
-    The trajectory of a case leads from its inverted x_T to the case itself. Mixed ones are computed by the bundle's
-    decoder: from noise with a z_sem between those of two random cases, and from the x_T of a random case with its
-    z_sem, moved by a part of the difference between two others. So the fast decoder learns to decode new and edited
-    codes, too. All of them are functions of the seed.
+    Mixed ones are computed by the bundle's decoder: from noise with a z_sem between those of two random cases, and from
+    the x_T of a random case with its z_sem, moved by a part of the difference between two others. So the fast decoder
+    learns to decode new and edited codes, too.
 
     Args:
         teacher: the bundle and the cohort.
@@ -186,52 +185,45 @@ def teaching_trajectories(
         cache_dir: folder for the trajectories if they need more than ``cache_gib``; it is deleted at the end.
         cache_gib: the largest memory for the trajectories, in GiB.
     """
-    positions = [i for i, case in enumerate(read.cases) if case.split == split]
-    num_mixed = round(mixed * len(positions))
-    folder = _folder(cache_dir, cache_gib, (len(positions) + num_mixed, len(levels), *teacher.trained.x_T_shape))
-    inverted = _inverted(teacher, read, positions, levels, folder)
-    return inverted + _mixed(teacher, inverted, levels, num_mixed, seed, folder) if num_mixed else inverted
-
-
-def _inverted(
-    teacher: Session, read: ReadCases, positions: Sequence[int], levels: Sequence[int], folder: Path | None
-) -> Trajectories:
     from monai_diffae.data.cached import ArrayStore, Trajectories
-    from monai_diffae.inferers.paths import inverted_trajectory
+    from monai_diffae.inferers.paths import decoded_trajectory, inverted_trajectory
     from monai_diffae.inferers.reconstruction import encode_exactly
 
     trained = teacher.trained
-    store = ArrayStore(len(positions), (len(levels), *trained.x_T_shape), folder and folder / "inverted.f32")
-    codes: list[Tensor] = []
-    for batch in _batches(positions, teacher.run.batch_size, f"inverting {len(positions)} cases"):
-        items = [read.dataset[i] for i in batch]
-        images, encoder_images = (
-            torch.stack([item[key] for item in items]).to(trained.device) for key in ("image", read.encoder_key)
-        )
-        codes.append(encode_exactly(encoder_images, trained.network, trained.inferer))
-        for states in inverted_trajectory(trained.inferer, images, trained.network, codes[-1], levels).cpu():
-            store.append(states.numpy())
-    store.close()
-    return Trajectories([store], torch.cat(codes), [read.cases[i].id for i in positions])
+    positions = [i for i, case in enumerate(read.cases) if case.split == split]
+    num_mixed = round(mixed * len(positions))
+    shape = (len(levels), *trained.x_T_shape)
+    folder = _folder(cache_dir, cache_gib, (len(positions) + num_mixed, *shape))
 
+    def invert(rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        images, encoder_images = (stack.to(trained.device) for stack in read.stacked(rows))
+        z_sem = encode_exactly(encoder_images, trained.network, trained.inferer)
+        return z_sem, inverted_trajectory(trained.inferer, images, trained.network, z_sem, levels)
 
-def _mixed(
-    teacher: Session, inverted: Trajectories, levels: Sequence[int], count: int, seed: int, folder: Path | None
-) -> Trajectories:
-    from monai_diffae.data.cached import ArrayStore, Trajectories
-    from monai_diffae.inferers.paths import decoded_trajectory
-
-    trained = teacher.trained
-    store = ArrayStore(count, (len(levels), *trained.x_T_shape), folder and folder / "mixed.f32")
-    codes: list[Tensor] = []
-    for numbers in _batches(range(count), teacher.run.batch_size, f"decoding {count} mixed codes"):
+    def decode(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         drawn = [_mixture(seed, number, inverted) for number in numbers]
         x_T, z_sem = (torch.stack(parts).to(trained.device) for parts in zip(*drawn, strict=True))
-        codes.append(z_sem)
-        for states in decoded_trajectory(trained.inferer, x_T, trained.network, z_sem, levels).cpu():
-            store.append(states.numpy())
-    store.close()
-    return Trajectories([store], torch.cat(codes), [f"mixture {number}" for number in range(count)])
+        return z_sem, decoded_trajectory(trained.inferer, x_T, trained.network, z_sem, levels)
+
+    def compute(
+        make: Callable[[Sequence[int]], tuple[Tensor, Tensor]], numbers: Sequence[int], ids: list[str], text: str
+    ) -> Trajectories:
+        store = ArrayStore(len(numbers), shape, folder and folder / f"{make.__name__}.f32")
+        codes, size = [], teacher.run.batch_size
+        for start in track(range(0, len(numbers), size), text):
+            z_sem, trajectories = make(numbers[start : start + size])
+            codes.append(z_sem)
+            for states in trajectories.cpu():
+                store.append(states.numpy())
+        store.close()
+        return Trajectories([store], torch.cat(codes), ids)
+
+    inverted = compute(invert, positions, [read.cases[i].id for i in positions], f"inverting {len(positions)} cases")
+    if not num_mixed:
+        return inverted
+    numbers = range(num_mixed)
+    names = [f"mixture {number}" for number in numbers]
+    return inverted + compute(decode, numbers, names, f"decoding {num_mixed} mixed codes")
 
 
 def _mixture(seed: int, number: int, inverted: Trajectories) -> tuple[Tensor, Tensor]:
@@ -248,17 +240,8 @@ def _mixture(seed: int, number: int, inverted: Trajectories) -> tuple[Tensor, Te
     return x_T, z_sem[edited] + way
 
 
-def _batches(numbers: Sequence[int], size: int, text: str) -> Iterator[Sequence[int]]:
-    from monai_diffae.data.progress import track
-
-    return (numbers[start : start + size] for start in track(range(0, len(numbers), size), text))
-
-
 def _folder(cache_dir: str | None, cache_gib: float, shape: Sequence[int]) -> Path | None:
     """A folder for float32 arrays of this shape in all; None: they fit into memory."""
-    import atexit
-    import os
-
     from monai_diffae.data.cached import make_cache_folder, remove_abandoned_caches, remove_cache_folder
 
     remove_abandoned_caches(cache_dir)

@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, run_once, versions
-from monai_diffae.errors import ConfigError
+from monai_diffae.apps.result import Result, run_once
+from monai_diffae.bundle import layout
+from monai_diffae.bundle.config import preprocessing_config
+from monai_diffae.bundle.description import versions
+from monai_diffae.bundle.model_file import checksum, read_description
+from monai_diffae.data.atomic import write_atomic, write_json
+from monai_diffae.data.fingerprints import file_checksum
+from monai_diffae.errors import ConfigError, MachineError, one_line, shortened
+from monai_diffae.lazy import torch
 
 if TYPE_CHECKING:
-    from monai_diffae.apps.training.network_files import NetworkFile
+    from torch import Tensor
+    from torch.export import ExportedProgram
+
     from monai_diffae.inferers import DiffusionAutoencoderInferer
     from monai_diffae.networks.network_parts import NetworkPart
 
 logger = logging.getLogger(__name__)
 
+TOLERANCE = 1e-4
+"""Largest accepted difference between a file's output and the network's, as a share of the network's largest output."""
+BATCHES = (1, 3)
+"""Batch sizes at which they are compared."""
+
+_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+_Run: TypeAlias = "Callable[..., Tensor]"
 _RAS = {"x": "left to right", "y": "posterior to anterior", "z": "inferior to superior"}
 _AS_DISPLAYED = {"height": "top to bottom", "width": "left to right"}
 _SLICES = {
@@ -61,12 +80,8 @@ def export(bundle: Path, out: Path, *, format: Literal["pt2", "onnx", "ts"] = "p
         ...
         monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, ...
     """
-    from monai_diffae.apps.training.network_files import check_format, write_network
-    from monai_diffae.bundle import layout
-    from monai_diffae.bundle.model_file import checksum
-    from monai_diffae.data.atomic import write_json
-
-    check_format(format)
+    if missing := [name for name in _ONNX_PACKAGES if format == "onnx" and find_spec(name) is None]:
+        raise MachineError(f"format onnx: {missing[0]} is not installed; run pip install 'monai-diffae[export]'")
     if format == "ts":
         logger.warning("TorchScript will be removed from PyTorch and MONAI; use pt2 if your tool reads it")
     made_from = {"model": checksum(bundle), "format": format}
@@ -97,9 +112,7 @@ class _Model:
 
 
 def _read_model(bundle: Path) -> _Model:
-    from monai_diffae.bundle import layout
     from monai_diffae.bundle.loading import load_bundle, load_first_stage
-    from monai_diffae.bundle.model_file import read_description
     from monai_diffae.networks import DiffusionAutoencoder
     from monai_diffae.networks.network_parts import autoencoder_parts, first_stage_parts
 
@@ -123,8 +136,6 @@ def _figures(file: NetworkFile) -> dict[str, Any]:
 
 
 def _description(model: _Model, files: Sequence[NetworkFile]) -> dict[str, Any]:
-    from monai_diffae.bundle.config import preprocessing_config
-
     keys = ("in_channels", "image_size", "model_range", "spacing_mm", "encoder_key", "image_keys")
     description = {
         "networks": {file.path.name: _network(file) for file in files},
@@ -145,8 +156,6 @@ def _axes(spatial_dims: int, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _network(file: NetworkFile) -> dict[str, Any]:
-    from monai_diffae.data.fingerprints import file_checksum
-
     part, divisors = file.part, file.part.divisors
     output_size = file.output_shape[1:]
 
@@ -186,3 +195,159 @@ def _diffusion(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:
         "eps": "(x_t - alpha[t] * x0) / sigma[t]",
         "alpha": [alpha for alpha, _ in levels], "sigma": [sigma for _, sigma in levels],
     }  # fmt: skip
+
+
+# -- files of single networks ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NetworkFile:
+    """A network's file, and how it compares with the network."""
+
+    path: Path  # the file
+    part: NetworkPart  # the network
+    size_is_free: bool  # whether it takes all sizes that the network takes, or only ``part.size``
+    difference: float  # the largest difference between its output and the network's, as a share of the largest output
+    output_shape: tuple[int, ...]  # shape of the output for an image of ``part.size``, without the batch axis
+
+
+def write_network(part: NetworkPart, format: str, folder: Path) -> NetworkFile:
+    """Write a network to ``<name>.<format>``, load it, and compare both at two batch sizes and, if free, two sizes."""
+    write, load = _FORMATS[format]
+    path = folder / f"{part.name}.{format}"
+    results: list[tuple[bool, float]] = []
+
+    def write_and_compare(temporary: Path) -> None:
+        is_free = write(part, temporary)
+        difference = _largest_difference(part, load(temporary, part), is_free)
+        if not difference <= TOLERANCE:
+            raise ConfigError(
+                f"{path.name}: differs from the network by {difference:.1e} of its largest output, more than "
+                f"{TOLERANCE:g}; it was removed; choose another format"
+            )
+        results.append((is_free, difference))
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of torch about its own code; the command itself warns about TorchScript
+        output_shape = tuple(part.module(*part.example(1, part.size)).shape[1:])
+        write_atomic(path, write_and_compare)
+    return NetworkFile(path, part, *results[0], output_shape)
+
+
+def _largest_difference(part: NetworkPart, loaded: _Run, size_is_free: bool) -> float:
+    differences, largest = [0.0], 0.0
+    for batch in BATCHES:
+        for size in (part.size, part.larger_size) if size_is_free else (part.size,):
+            inputs = part.example(batch, size)
+            expected = part.module(*inputs)
+            try:
+                differences.append(float((loaded(*inputs) - expected).abs().max()))
+            except Exception as error:
+                shape = " x ".join(map(str, size))
+                raise _export_error(part, error, f"for a batch of {batch} and images of {shape}") from error
+            largest = max(largest, float(expected.abs().max()))
+    return max(differences) / largest if largest else max(differences)
+
+
+# -- pt2 and ONNX -----------------------------------------------------------------------------------------------------
+
+
+def _exported(part: NetworkPart) -> tuple[ExportedProgram, bool]:
+    """The network as a graph, and whether its image size is free; some networks take a single size."""
+    axes = [(torch.export.Dim(axis, min=1), divisor) for axis, divisor in zip(part.axes, part.divisors, strict=True)]
+    free = {i: axis if divisor == 1 else divisor * axis for i, (axis, divisor) in enumerate(axes, 2)}
+    try:
+        return _graph(part, part.larger_size, free), True
+    except Exception:
+        try:
+            return _graph(part, part.size, {}), False
+        except Exception as error:
+            raise _export_error(part, error, "by torch.export") from error
+
+
+def _graph(part: NetworkPart, size: Sequence[int], free_axes: Mapping[int, Any]) -> ExportedProgram:
+    batch = {0: torch.export.Dim("batch", min=1)}
+    shapes = ({**batch, **free_axes}, *[batch] * len(part.vectors))
+    program = torch.export.export(part.module, part.example(2, size), dynamic_shapes=shapes, strict=False)
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)  # it names folders of this machine, and the file is for others
+    return program
+
+
+def _write_pt2(part: NetworkPart, path: Path) -> bool:
+    program, size_is_free = _exported(part)
+    torch.export.save(program, path)
+    return size_is_free
+
+
+def _load_pt2(path: Path, _: NetworkPart) -> _Run:
+    run: _Run = torch.export.load(path).module()
+    return run
+
+
+def _write_onnx(part: NetworkPart, path: Path) -> bool:
+    program, size_is_free = _exported(part)
+    try:
+        exported: Any = torch.onnx.export(
+            program, (), input_names=part.inputs, output_names=[part.output], dynamo=True, verbose=False
+        )
+        for node in exported.model.graph.all_nodes():
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+        exported.save(path, external_data=False)
+    except Exception as error:
+        raise _export_error(part, error, "to ONNX") from error
+    return size_is_free
+
+
+def _load_onnx(path: Path, part: NetworkPart) -> _Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(*inputs: Tensor) -> Tensor:
+        named = {name: tensor.numpy() for name, tensor in zip(part.inputs, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, named)[0])
+
+    return run
+
+
+# -- TorchScript -------------------------------------------------------------------------------------------------------
+
+
+def _write_ts(part: NetworkPart, path: Path) -> bool:
+    """Script the network; trace it if TorchScript does not understand its code, as MONAI's AutoencoderKL."""
+    try:
+        script = torch.jit.script(part.module)
+    except Exception:
+        try:
+            script = torch.jit.trace(part.module, part.example(2, part.larger_size), check_trace=False)
+        except Exception as error:
+            raise _export_error(part, error, "to TorchScript") from error
+    torch.jit.save(script, path)
+    # without the source code, which is for error messages and names folders of this machine
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if not name.endswith(".debug_pkl")}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return True
+
+
+def _load_ts(path: Path, _: NetworkPart) -> _Run:
+    run: _Run = torch.jit.load(path)
+    return run
+
+
+_FORMATS: dict[str, tuple[Callable[[NetworkPart, Path], bool], Callable[[Path, NetworkPart], _Run]]] = {
+    "pt2": (_write_pt2, _load_pt2), "onnx": (_write_onnx, _load_onnx), "ts": (_write_ts, _load_ts)
+}  # fmt: skip
+
+
+def _export_error(part: NetworkPart, error: Exception, how: str) -> ConfigError:
+    network = type(getattr(part.module, "encoder", part.module)).__name__
+    return ConfigError(
+        f"{part.name}: {network} cannot be exported {how} ({shortened(one_line(error), 60)}); choose another format, "
+        "or use the bundle itself"
+    )

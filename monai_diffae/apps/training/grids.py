@@ -52,12 +52,7 @@ class Machine:
     overrides: Mapping[str, Any]
     budget: int
     device: torch.device
-
-    @property
-    def first_stage(self) -> FirstStage | None:
-        """The first stage on whose latents the network works; None: it works on images."""
-        stage: FirstStage | None = self.config.get("first_stage")
-        return stage
+    first_stage: FirstStage | None  # on whose latents the network works; None: it works on images
 
     def value(self, key: str) -> Any:
         """The value of a key of the configuration with the overrides."""
@@ -88,10 +83,7 @@ class Machine:
         return proposal
 
     def fit(self, settings: Mapping[str, Any]) -> Proposal | None:
-        """The largest batch that fits into memory with a grid and a width; None: not even a single image fits.
-
-        Activations are recomputed only if less than half of the configuration's batch fits without.
-        """
+        """The largest batch that fits into memory with a grid and a width; None: not even a single image fits."""
         configured = int(self.value("batch_size"))
         number = 1 if "batch_size" in self.overrides else configured.bit_length()
         sizes = [configured >> i for i in range(number)]  # halved again and again
@@ -128,7 +120,7 @@ def open_machine(config: dict[str, Any], overrides: Mapping[str, Any], budget: i
                 "first_stage_bundle: is required; give a trained one with overrides first_stage_bundle=DIR"
             )
         config = {**config, "first_stage": build(parser, "first_stage", FirstStage)}
-    return Machine(config, overrides, budget, device)
+    return Machine(config, overrides, budget, device, config.get("first_stage"))
 
 
 def grid_3d(

@@ -15,6 +15,14 @@ from annotated_types import Ge
 from monai_diffae import __version__
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
+from monai_diffae.bundle import layout
+from monai_diffae.bundle.code import read_values
+from monai_diffae.bundle.config import check_image_size
+from monai_diffae.bundle.description import describe, versions
+from monai_diffae.bundle.folders import check_new_folder, init_bundle, shipped_bundle
+from monai_diffae.bundle.model_file import checksum, write_model
+from monai_diffae.data.atomic import write_json
+from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -82,11 +90,6 @@ def import_official(
         ...
         monai_diffae.errors.ConfigError: last.ckpt: there is no such file
     """
-    from monai_diffae.bundle import layout
-    from monai_diffae.bundle.folders import check_new_folder, init_bundle
-    from monai_diffae.bundle.model_file import checksum, write_model
-    from monai_diffae.data.atomic import write_json
-    from monai_diffae.data.fingerprints import file_checksum
     from monai_diffae.official import load_official
     from monai_diffae.official.checkpoint_files import named_after, read_checkpoint
     from monai_diffae.official.latent import select_latent
@@ -130,8 +133,6 @@ def import_official(
 def _given_settings(
     hyper_parameters: Path | None, encoder_num_res_blocks: int | None, num_heads: int | None
 ) -> dict[str, Any]:
-    from monai_diffae.bundle.code import read_values
-
     named = {"net_enc_num_res_blocks": encoder_num_res_blocks, "net_beatgans_attn_head": num_heads}
     options = {name: value for name, value in named.items() if value is not None}
     if hyper_parameters is None:
@@ -143,17 +144,15 @@ def _given_settings(
 
 def _log_settings(settings: OfficialSettings, assumed: list[str], *, has_latent: bool) -> None:
     """Log the settings that the weights do not show; those that are assumed as a warning."""
-    values = {
-        name: value for name, value in asdict(settings).items()
-        if value is not None and (has_latent or "latent" not in name)
-    }  # fmt: skip
-    for names, level, text in (
-        (values.keys() - set(assumed), logging.INFO, "from the checkpoint's hyper_parameters or the options: %s"),
-        (values.keys() & set(assumed), logging.WARNING,
-         "not in the checkpoint, so taken from the released models: %s; set others with hyper_parameters"),
-    ):  # fmt: skip
-        if names:
-            logger.log(level, text, ", ".join(f"{name} {value}" for name, value in values.items() if name in names))
+    texts: dict[bool, list[str]] = {True: [], False: []}  # by whether they are assumed
+    for name, value in asdict(settings).items():
+        if value is not None and (has_latent or "latent" not in name):
+            texts[name in assumed].append(f"{name} {value}")
+    if texts[False]:
+        logger.info("from the checkpoint's hyper_parameters or the options: %s", ", ".join(texts[False]))
+    if texts[True]:
+        text = "not in the checkpoint, so taken from the released models: %s; set others with hyper_parameters"
+        logger.warning(text, ", ".join(texts[True]))
 
 
 def _image_size(
@@ -182,8 +181,6 @@ def _image_size(
 
 
 def _check_size(network: DiffusionAutoencoder, size: list[int]) -> None:
-    from monai_diffae.bundle.config import check_image_size
-
     try:
         check_image_size(network, size)
     except ConfigError as error:
@@ -220,8 +217,6 @@ def _description(
     bundle: str, network: DiffusionAutoencoder, size: list[int], diffusion: dict[str, Any]
 ) -> dict[str, Any]:
     """The description that a training would have written with the weights."""
-    from monai_diffae.bundle.description import describe, versions
-    from monai_diffae.bundle.folders import shipped_bundle
     from monai_diffae.bundle.parser import Parser
 
     shipped_config: dict[str, Any] = json.loads((shipped_bundle(bundle) / "configs" / "train.json").read_text())
@@ -253,8 +248,6 @@ def _arguments(network: DiffusionAutoencoder, name: str) -> dict[str, Any]:
 
 def _latent_description(latent: LatentMLP, diffusion: dict[str, Any], autoencoder_sha256: str) -> dict[str, Any]:
     """The description that a training of the latent DDIM would have written with its weights."""
-    from monai_diffae.bundle.description import versions
-
     return {
         "latent_network_def": {"_target_": "monai_diffae.networks.LatentMLP", **latent.config},
         "latent_inferer": {"_target_": "monai_diffae.inferers.LatentInferer", "schedule": "@latent_diffusion"},

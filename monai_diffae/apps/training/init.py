@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from monai_diffae.apps.command import command
+from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
+from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.bundle.layout import MODEL, MODELS
 
 
 @command
@@ -35,10 +38,6 @@ def init(out: Path, *, bundle: str | Path = "diffae_2d") -> Result:
         ...
         monai_diffae.errors.ConfigError: bundle: there is no 'diffae_4d'; choose one of: autoencoder_kl_3d, ...
     """
-    from monai_diffae.apps.commands import command_line
-    from monai_diffae.bundle.folders import init_bundle
-    from monai_diffae.bundle.layout import MODEL, MODELS
-
     folder = init_bundle(out, bundle)
     is_trained = (folder / MODELS / MODEL).is_file()
     options = {"out": "results"} if is_trained else {"minutes": 10}

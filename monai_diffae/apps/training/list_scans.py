@@ -12,6 +12,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, Columns
+from monai_diffae.data.cases import with_hashes
 from monai_diffae.errors import ConfigError
 from monai_diffae.policies import Ids
 
@@ -82,7 +83,6 @@ def list_scans(
     """
     if group_duplicates and skip_twins:
         raise ConfigError("group_duplicates: needs the scans to be read, to find twins; omit skip_twins")
-    from monai_diffae.data.cases import with_hashes
     from monai_diffae.data.inspection.listing import Sources, list_cases, write_listing
     from monai_diffae.data.inspection.survey import look_at
     from monai_diffae.data.inspection.twins import find_twins, group_twins, mark_twins, report_twins

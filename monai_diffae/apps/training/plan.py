@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Gt, Le
 
 from monai_diffae.apps.command import check_overlays, command
+from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, Columns, Overrides, colour_values
-from monai_diffae.errors import CohortError, ConfigError, MachineError, counted, quoted
+from monai_diffae.bundle.code import check_code
+from monai_diffae.bundle.config import build, check_dimensions, find_device
+from monai_diffae.bundle.folders import shipped_bundle
+from monai_diffae.data.progress import count_by_label, track
+from monai_diffae.errors import CohortError, ConfigError, MachineError, counted
 from monai_diffae.lazy import torch
 from monai_diffae.policies import Colour
 
@@ -60,9 +65,7 @@ class Plan:
     @property
     def needed_images(self) -> int:
         """Images that the network should see so that z_sem is used."""
-        from monai_diffae.apps.training.speed import needed_images
-
-        return needed_images(self.settings["image_size"], self.speed.batch_size)
+        return self.speed.needed_images(self.settings["image_size"])
 
     @property
     def num_cropped(self) -> int:
@@ -106,20 +109,22 @@ class Plan:
     def figures(self) -> dict[str, Any]:
         """Everything; memory in GiB."""
         table, speed = self.timetable, self.speed
-        figures = {
+        exact = {
             "seconds_per_step": speed.seconds_per_step, "images_per_second": speed.images_per_second,
             "seconds_per_scan": speed.seconds_per_scan, "predicted_s": table.total_s,
         }  # fmt: skip
-        time = {
-            **{name: float(f"{value:.4g}") for name, value in figures.items()},
-            "parts_s": {name: round(seconds, 1) for name, seconds in table.seconds.items()},
-            "num_images": table.num_images, "num_steps": table.num_steps, "needed_images": self.needed_images,
-        }  # fmt: skip
-        gib = {"predicted_gib": self.proposal.memory.gib, "budget_gib": self.budget / _GIB}
-        memory = {**{name: round(value, 3) for name, value in gib.items()}, "device": self.device}
         return {
             "cohort": self.survey.summary(), "settings": self.settings, "num_cropped": self.num_cropped,
-            "memory": memory, "time": time, "commands": self.commands,
+            "memory": {
+                "predicted_gib": round(self.proposal.memory.gib, 3), "budget_gib": round(self.budget / _GIB, 3),
+                "device": self.device,
+            },
+            "time": {
+                **{key: float(f"{value:.4g}") for key, value in exact.items()},
+                "parts_s": {name: round(seconds, 1) for name, seconds in table.seconds.items()},
+                "num_images": table.num_images, "num_steps": table.num_steps, "needed_images": self.needed_images,
+            },
+            "commands": self.commands,
         }  # fmt: skip
 
     @property
@@ -179,10 +184,8 @@ def plan(
     """
     from monai_diffae.apps.training.grids import grid_options, open_machine
     from monai_diffae.apps.training.speed import TIME_KEYS, Work, finest_in_time
-    from monai_diffae.bundle.code import check_code
     from monai_diffae.data.cohorts import read_cohort
     from monai_diffae.data.inspection.survey import survey_cohort
-    from monai_diffae.data.progress import count_by_label
 
     overrides = {**colour_values(colour), **overrides}
     target = find_device(device)
@@ -214,18 +217,6 @@ def plan(
     )
 
 
-def find_device(device: str | None) -> torch.device:
-    """The device with this name, which this machine has; None: the GPU if there is one, else the CPU."""
-    from monai_diffae.bundle.config import check_device
-
-    try:
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ConfigError(f"device: there is no {quoted(device)}; choose cpu or cuda") from error
-    check_device(target)
-    return target
-
-
 def memory_budget(memory_gib: float | None, device: torch.device) -> int:
     """Bytes that training may use: 80 % of the device's free memory, or ``memory_gib`` if that much is free."""
     from monai_diffae.engines.memory import free_memory
@@ -239,8 +230,6 @@ def memory_budget(memory_gib: float | None, device: torch.device) -> int:
 
 def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser:
     """A bundle's ``train.json`` with overlays; ``bundle`` may also be the name of a shipped bundle."""
-    from monai_diffae.bundle.config import check_dimensions
-    from monai_diffae.bundle.folders import shipped_bundle
     from monai_diffae.bundle.parser import read_config
 
     folder = bundle if bundle.is_dir() else shipped_bundle(str(bundle))
@@ -258,27 +247,17 @@ def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser
 def command_lines(
     bundle: Path, cohort: Path, columns: Mapping[str, str], overlays: Sequence[Path], settings: Mapping[str, Any]
 ) -> list[str]:
-    """Lines for a shell: ``init`` if the bundle is a shipped one, and ``train`` with these settings.
-
-    Example:
-        >>> command_lines(Path("diffae_2d"), Path("scans"), {}, [], {"image_size": [64, 64]})[1]
-        "monai-diffae train my_bundle scans --overrides 'image_size=[64,64]'"
-    """
-    from monai_diffae.apps.commands import command_line
-
-    is_shipped = not bundle.is_dir()
-    folder = "my_bundle" if is_shipped else str(bundle)
-    training = {
-        "bundle": folder, "cohort": cohort, "overlays": list(overlays), "columns": columns, "overrides": settings,
-    }  # fmt: skip
-    init = [command_line("init", {"out": folder, "bundle": bundle})] if is_shipped else []
-    return [*init, command_line("train", training)]
+    """Lines for a shell: ``init`` if the bundle is a shipped one, and ``train`` with these settings."""
+    training = {"cohort": cohort, "overlays": list(overlays), "columns": columns, "overrides": settings}
+    if bundle.is_dir():
+        return [command_line("train", {"bundle": bundle, **training})]
+    init = command_line("init", {"out": "my_bundle", "bundle": bundle})
+    return [init, command_line("train", {"bundle": "my_bundle", **training})]
 
 
 def _without_other_colours(survey: Survey, cases: Sequence[Case], config: Mapping[str, Any]) -> Survey:
     """The survey without the scans that a model with these channels refuses."""
     from monai_diffae.data.inspection.survey import other_channels
-    from monai_diffae.data.progress import track
 
     if not isinstance(config.get("in_channels"), int):
         return survey
@@ -290,7 +269,6 @@ def _without_other_colours(survey: Survey, cases: Sequence[Case], config: Mappin
 
 def _split(parser: ConfigParser, survey: Survey) -> list[list[Case]]:
     """The usable cases for training and for validation."""
-    from monai_diffae.bundle.config import build
     from monai_diffae.bundle.parser import Parser
     from monai_diffae.data.cohort_split import SplitCohort
 

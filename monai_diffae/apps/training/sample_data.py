@@ -20,7 +20,7 @@ def sample_data(
     out: Path,
     *,
     medmnist: str | None = None,
-    size: Annotated[int, Ge(1)] | None = None,
+    size: Annotated[int, Ge(8)] | None = None,
     num_patients: Annotated[int, Ge(1)] | None = None,
     spatial_dims: Literal[2, 3] | None = None,
     num_scanners: Annotated[int, Ge(2), Le(3)] | None = None,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from monai_diffae.apps.training.grids import WIDTH, Machine, Proposal, nothing_fits
 from monai_diffae.bundle.config import build
@@ -64,6 +64,11 @@ class Speed:
         """Training images per second."""
         return self.batch_size / self.seconds_per_step
 
+    def needed_images(self, image_size: Sequence[int]) -> int:
+        """Images of this size that the network should see so that z_sem is used."""
+        growth = max(1.0, math.prod(image_size) / _PIXELS) ** _GROWTH
+        return max(_FEWEST_STEPS * self.batch_size, int(_IMAGES * growth))
+
     def __str__(self) -> str:
         return (
             f"{self.seconds_per_step:.3g} s per step of {self.batch_size} images, {self.images_per_second:.3g} images "
@@ -87,11 +92,8 @@ class Timetable:
         return sum(self.seconds.values())
 
     def __str__(self) -> str:
-        def clock(seconds: float) -> str:
-            return str(timedelta(seconds=round(seconds)))
-
-        parts = ", ".join(f"{name} {clock(seconds)}" for name, seconds in self.seconds.items())
-        return f"{clock(self.total_s)} ({parts})"
+        total, *parts = (timedelta(seconds=round(seconds)) for seconds in (self.total_s, *self.seconds.values()))
+        return f"{total} ({', '.join(f'{name} {part}' for name, part in zip(self.seconds, parts, strict=True))})"
 
 
 @dataclass(frozen=True)
@@ -158,34 +160,19 @@ def measure_speed(
         start = time.perf_counter()
         preprocessed(dataset.transform, dataset.items[-1], dataset.keys)  # once more, as the first scan is slower
         seconds_per_scan = time.perf_counter() - start
-        repeated = _Repeated(dataset, _MAX_STEPS * batch_size)
+        repeated = [(index, index % len(dataset)) for index in range(_MAX_STEPS * batch_size)]  # augmented each time
+        loader: DataLoader[Any] = DataLoader(dataset, batch_size, sampler=repeated)
         parser.update(
             {
-                "train#trainer#train_data_loader": DataLoader(repeated, batch_size),
-                "train#trainer#train_handlers": "$[@ema]",
-                "train#trainer#max_epochs": 1,
-                "max_epochs": 1,
-                "lr_schedule": "constant",
+                "train#trainer#train_data_loader": loader, "train#trainer#train_handlers": "$[@ema]",
+                "train#trainer#max_epochs": 1, "max_epochs": 1, "lr_schedule": "constant",
             }
-        )
+        )  # fmt: skip
         trainer = build(parser, "train#trainer", ResumableTrainer)  # type: ignore[type-abstract]
         clock = _Clock(torch.device(device))
         trainer.add_event_handler(Events.ITERATION_COMPLETED, clock)
         trainer.run()
     return Speed(clock.seconds_per_step, batch_size, seconds_per_scan)
-
-
-class _Repeated(Dataset[Any]):
-    """The items of a dataset again and again, each time with another augmentation."""
-
-    def __init__(self, dataset: CachedCases, length: int) -> None:
-        self.dataset, self.length = dataset, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index, index % len(self.dataset)]
 
 
 class _Clock:
@@ -210,12 +197,6 @@ class _Clock:
             engine.terminate()
 
 
-def needed_images(image_size: Sequence[int], batch_size: int) -> int:
-    """Images that the network should see so that z_sem is used."""
-    growth = max(1.0, math.prod(image_size) / _PIXELS) ** _GROWTH
-    return max(_FEWEST_STEPS * batch_size, int(_IMAGES * growth))
-
-
 def finest_in_time(
     machine: Machine,
     options: Sequence[Mapping[str, Any]],
@@ -235,7 +216,7 @@ def finest_in_time(
 
     def is_enough(index: int, speed: Speed) -> bool:
         table = work.timetable(speed, budget_s)
-        ample = _AMPLE * needed_images(options[index]["image_size"], speed.batch_size)
+        ample = _AMPLE * speed.needed_images(options[index]["image_size"])
         return table.total_s <= budget_s and table.num_images >= ample
 
     def is_promising(index: int) -> bool:

@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Gt, Le
 
 from monai_diffae.apps.command import check_overlays, command, refuse_results_among_scans
+from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import Training, colour_values
+from monai_diffae.apps.settings import Training, colour_values, this_process
+from monai_diffae.bundle import layout
+from monai_diffae.bundle.code import check_code
+from monai_diffae.bundle.folders import check_no_other_model, init_bundle, names_with_weights
+from monai_diffae.bundle.layout import model_file
+from monai_diffae.bundle.model_file import checksum, read_description
+from monai_diffae.data.progress import count_failures
 from monai_diffae.errors import ConfigError, find_diffae_error
 
 if TYPE_CHECKING:
@@ -74,9 +81,6 @@ def train(
         ...
         monai_diffae.errors.ConfigError: no_such_bundle: there is no configs/train.json; make a bundle with ...
     """
-    from monai_diffae.apps.commands import command_line
-    from monai_diffae.data.progress import count_failures
-
     start = time.monotonic()
     if start_from is not None:
         bundle, out = begin_from(out or bundle, start_from), None
@@ -191,13 +195,12 @@ def train_with_callbacks(
         workflow.parser.get_parsed_content("train#trainer").add_event_handler(TrainingEvents.STATISTICS, notify)
 
     folders: list[Path] = []
-    paths = {"dataset_dir": cohort, "output_dir": out}
-    given = {key: None if path is None else Path(path) for key, path in paths.items()}
-    bundle = Path(bundle)
     if start_from is not None:
-        bundle = begin_from(given.pop("output_dir", None) or bundle, Path(start_from))
+        bundle, out = begin_from(Path(out or bundle), Path(start_from)), None
+    given = {"dataset_dir": cohort, "output_dir": out}
+    paths = {key: None if path is None else Path(path) for key, path in given.items()}
     try:
-        run_training("train", bundle, training, given, prepare=prepare)
+        run_training("train", Path(bundle), training, paths, prepare=prepare)
     except TrainingStopped:
         return TrainingEnd(folders[0], is_stopped=True)
     return TrainingEnd(folders[0], is_stopped=False)
@@ -215,11 +218,7 @@ def run_training(
     values: Mapping[str, Any] | None = None,
     prepare: Callable[[ConfigWorkflow], object] | None = None,
 ) -> ConfigWorkflow:
-    """Run one of a bundle's training configurations.
-
-    ``prepare`` is called with the run before it trains. None in ``paths`` or ``values`` stands for what the
-    configuration says.
-    """
+    """Run one of a bundle's training configurations; ``prepare`` is called with the run before it trains."""
     out = paths.get("output_dir")
     chosen = {key: value for key, value in (values or {}).items() if value is not None}
     if out is not None and not training.overwrite and _has_values(config, bundle, out):
@@ -253,7 +252,6 @@ def open_training(file: Path, overlays: Sequence[Path], values: Mapping[str, Any
     """Read the configuration of a training: a value is taken from ``values``, the overlays, or the bundle's file."""
     from monai.bundle import ConfigWorkflow
 
-    from monai_diffae.bundle.code import check_code
     from monai_diffae.bundle.parser import ModuleLocator, read_config, set_values
 
     read_config(file, *overlays)  # checks their code
@@ -274,19 +272,14 @@ def open_training(file: Path, overlays: Sequence[Path], values: Mapping[str, Any
 
 def _has_values(config: str, bundle: Path, out: Path) -> bool:
     """Whether the configuration of the folder for the results has the values with which its training began."""
-    from monai_diffae.bundle.folders import check_no_other_model
-
+    has_model = (out / "models" / "model.safetensors").is_file()
     if config != "train":  # it has the bundle's model, too
         check_no_other_model(bundle, out)
-        if not (out / "models" / "model.safetensors").is_file():
-            return False
-    return (out / "configs" / f"{config}.json").is_file()
+    return (out / "configs" / f"{config}.json").is_file() and (config == "train" or has_model)
 
 
 def begin_from(folder: Path, start_from: Path) -> Path:
     """Make a bundle with the weights of a trained one to fine-tune them; a training that did so is resumed."""
-    from monai_diffae.bundle import checksum, init_bundle
-    from monai_diffae.bundle.layout import model_file
     from monai_diffae.data.tensor_files import read_torch_file
 
     weights, checkpoint = checksum(start_from), folder / "models" / "checkpoint.pt"
@@ -348,8 +341,6 @@ def _plan(
     """Add a plan's settings to those of a new training; ``minutes`` are for everything from ``start`` on."""
     from monai_diffae.apps.training.plan import plan, read_training_config
     from monai_diffae.apps.training.speed import TIME_KEYS
-    from monai_diffae.bundle import layout
-    from monai_diffae.bundle.model_file import read_description
 
     _config_file(bundle, "train")
     folder = Path(training.overrides.get("output_dir", out or bundle))
@@ -359,11 +350,10 @@ def _plan(
     parser = read_training_config(bundle, training.overlays)
     if cohort is None and parser.get("dataset_dir") == "???":
         raise ConfigError("cohort: is required, as the bundle's configuration names none; give it a value")
-    fixed: dict[str, Any] = {}
     weights = folder / layout.MODELS / layout.MODEL
-    if weights.is_file() and not training.overwrite:  # they are fine-tuned
-        model = {key: value for key, value in read_description(weights).items() if key in parser}
-        fixed = {key: value for key, value in model.items() if key not in TIME_KEYS and not isinstance(value, dict)}
+    is_tuned = weights.is_file() and not training.overwrite
+    model = {key: each for key, each in read_description(weights).items() if key in parser} if is_tuned else {}
+    fixed = {key: value for key, value in model.items() if key not in TIME_KEYS and not isinstance(value, dict)}
     named = {"batch_size": training.batch_size, "uneven": training.uneven}
     given = {key: value for key, value in named.items() if value is not None}
     result = plan(
@@ -380,8 +370,6 @@ def _plan(
 
 def _lengthen(workflow: ConfigWorkflow, training: Training, minutes: float, start: float) -> Training | None:
     """More epochs for a training that used little of its time, because the machine was busy when it was measured."""
-    from monai_diffae.apps.processes import this_process
-
     read = workflow.parser.get_parsed_content
     validation, before = read("validate#handler"), read("max_epochs")
     others_s = time.monotonic() - start - validation.seconds  # such as reading and calibration, which are done again
@@ -399,8 +387,6 @@ def _lengthen(workflow: ConfigWorkflow, training: Training, minutes: float, star
 
 def _make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:
     """Copy the shipped bundle that fits most scans of a cohort: ``diffae_3d`` for volumes, ``diffae_2d`` for images."""
-    from monai_diffae.bundle import init_bundle
-    from monai_diffae.bundle.folders import names_with_weights
     from monai_diffae.data.cohorts import read_cohort
     from monai_diffae.data.inspection.survey import survey_cohort
 

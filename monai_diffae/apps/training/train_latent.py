@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monai_diffae.apps.command import command
+from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Training
 from monai_diffae.apps.training.train import results_folder, run_training, training_result
+from monai_diffae.bundle.layout import model_file
+from monai_diffae.bundle.model_file import checksum, read_description
+from monai_diffae.data.progress import count_failures
 from monai_diffae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,10 +61,6 @@ def train_latent(
     unused = {"cohort": cohort is not None, "columns": bool(training.columns), "workers": training.workers is not None}
     for name in (name for name, is_given in unused.items() if is_given and embeddings is not None):
         raise ConfigError(f"{name}: has no effect if there are embeddings; omit {name} or embeddings")
-    from monai_diffae.apps.commands import command_line
-    from monai_diffae.bundle.model_file import checksum
-    from monai_diffae.data.progress import count_failures
-
     checksum(bundle)  # raises an error if the bundle is not trained
     given = {"dataset_dir": cohort, "output_dir": out, "embeddings": embeddings}
     workflow = run_training("train_latent", bundle, training, given)
@@ -91,8 +91,6 @@ def embedded_cohort(
 
     from monai_diffae.apps.embedding.embed import embed
     from monai_diffae.apps.provenance import check_same_model, check_same_preprocessing
-    from monai_diffae.bundle.layout import model_file
-    from monai_diffae.bundle.model_file import read_description
     from monai_diffae.data.embeddings import read_embeddings
 
     if embeddings is not None:

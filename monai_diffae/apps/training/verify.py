@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result
+from monai_diffae.apps.result import Result, table_lines
 from monai_diffae.apps.settings import Figures, Reading
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.progress import Failure
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import np, pictures
 
@@ -80,10 +82,10 @@ def verify(
     from monai_diffae.data.cohorts import read_cohort
     from monai_diffae.data.inspection.survey import none_usable
     from monai_diffae.data.inspection.verification import read_cases, verify_cases
-    from monai_diffae.data.progress import Failure
 
-    if out is not None:
-        _check_table(out / _TABLE)
+    table = None if out is None else out / _TABLE
+    if table is not None and table.is_file() and not table.read_bytes().startswith(",".join(_COLUMNS).encode()):
+        raise ConfigError(f"{_TABLE}: already exists and was not written by verify; move it, or choose another out")
     cases = read_cohort(cohort, columns=reading.columns, patient_pattern=patient_pattern, refuse_leaks=False)
     readings = read_cases(cases, headers, reading.workers_for(len(cases)), out and out / _READINGS)
     verification = verify_cases(cases, readings)
@@ -146,8 +148,6 @@ def survey_lines(survey: Survey) -> Iterator[str]:
     """A table of sizes, spacings and fields of view, and a line about outliers."""
     from rich.table import Table
 
-    from monai_diffae.apps.result import table_lines
-
     summary = survey.summary()
     axes = "R x A x S" if survey.spatial_dims == 3 else "rows x columns"
     table = Table(axes, "5th percentile", "median", "95th percentile")
@@ -163,15 +163,7 @@ def survey_lines(survey: Survey) -> Iterator[str]:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _check_table(path: Path) -> None:
-    """Raise an error if the file exists and was not written by ``verify``."""
-    if path.is_file() and not path.read_bytes().startswith(",".join(_COLUMNS).encode()):
-        raise ConfigError(f"{path.name}: already exists and was not written by verify; move it, or choose another out")
-
-
 def _write_table(verification: Verification, table: Path) -> None:
-    from monai_diffae.data.atomic import write_atomic
-
     def write(temporary: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
             writer = csv.writer(stream, lineterminator="\n")

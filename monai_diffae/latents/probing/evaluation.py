@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -24,7 +23,7 @@ from monai_diffae.latents.probing.nested import (
 )
 from monai_diffae.latents.probing.nuisance import add_nuisance, left_out_scores, with_nuisance
 from monai_diffae.latents.probing.probes import Floats, Folds, Probe, inner_folds, regularisations
-from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, difference_interval, interval
+from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, difference_interval, interval, plain
 from monai_diffae.latents.targets import LabelKind, Target, copies_of, far_off, read_target
 
 logger = logging.getLogger(__name__)
@@ -32,8 +31,8 @@ logger = logging.getLogger(__name__)
 Evaluation = Literal["split", "cv"]
 SplitOrigin = Literal["training", "given", "drawn"]  # as of monai_diffae.data.splits
 _MIN_PATIENTS, _MIN_PATIENTS_OF_CLASS = 30, 10
+# Numbers of labelled patients for the scores with few labels, as far as they are at most half of all
 FEW_PATIENTS = (10, 30, 100, 300)
-"""Numbers of labelled patients for the scores with few labels, as far as they are at most half of all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,33 +42,25 @@ class ProbedCases:
     positions: NDArray[np.intp]
     patients: NDArray[Any]
     splits: NDArray[np.str_]  # empty if the table has none
-    is_restricted: bool = False
     split_origin: SplitOrigin | None = None
 
     @classmethod
     def from_table(
-        cls,
-        table: pd.DataFrame,
-        is_available: NDArray[np.bool_],
-        splits: Sequence[str] = (),
+        cls, table: pd.DataFrame, is_available: NDArray[np.bool_], splits: Sequence[str] = (),
         split_origin: SplitOrigin | None = None,
-    ) -> ProbedCases:
+    ) -> ProbedCases:  # fmt: skip
         """The cases for which all features are available, only those of the given splits if there are any."""
         ids = [str(case) for case in (table["id"] if "id" in table else range(len(table)))]
         names = table["patient"] if "patient" in table else [None] * len(ids)
         if "patient" not in table:
             logger.warning("the table has no column patient: each case counts as a patient of its own")
-        patients = np.array([
-            f"case {case}" if pd.isna(name) else str(name) for case, name in zip(ids, names, strict=True)
-        ])  # fmt: skip
+        patients = [f"case {case}" if pd.isna(name) else str(name) for case, name in zip(ids, names, strict=True)]
         split_of_rows = table["split"].astype(str).to_numpy(str) if "split" in table else np.array([], str)
         existing = sorted(set(split_of_rows.tolist()))
-        missing = [name for name in splits if name not in existing]
-        if missing:
+        if missing := [name for name in splits if name not in existing]:
             raise ConfigError(f"splits: the table has no split '{missing[0]}'; it has {', '.join(existing) or 'none'}")
         is_in_splits = np.isin(split_of_rows, list(splits)) if splits else np.ones(len(table), bool)
-        num_unavailable = int((is_in_splits & ~is_available).sum())
-        if num_unavailable:
+        if num_unavailable := int((is_in_splits & ~is_available).sum()):
             logger.warning("%d cases are omitted: not all features are available for them", num_unavailable)
         if not (is_in_splits & is_available).any():
             raise CohortError("probe: no case has all features; give features of the same cases")
@@ -79,11 +70,36 @@ class ProbedCases:
                 "it is not known which cases the autoencoder was trained on: the split was drawn at random for this "
                 "table; if it was trained on some, their scores may be too high"
             )
-        return cls(order[(is_in_splits & is_available)[order]], patients, split_of_rows, bool(splits), split_origin)
+        return cls(order[(is_in_splits & is_available)[order]], np.array(patients), split_of_rows, split_origin)
 
+    @property
     def has_split(self) -> bool:
         """Whether the table has training cases, and validation or test cases."""
         return "train" in self.splits and bool({"val", "test"} & {*self.splits})
+
+    def sides(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Whether each of some rows of the table is a training case, and whether it is a test case."""
+        if not self.has_split:
+            raise ConfigError(
+                "evaluation: the table has no training cases, or no validation or test cases; set evaluation to cv, or "
+                "embed a cohort with splits"
+            )
+        return self.splits[rows] == "train", self.splits[rows] == ("test" if "test" in self.splits else "val")
+
+    def is_split_enough(self, target: Target) -> bool:
+        """Whether the table's split has training cases and enough test patients, in total and of each class."""
+        if not self.has_split:
+            return False
+        (is_train, is_test), patients = self.sides(target.rows), self.patients[target.rows]
+        counts = target.patients_of_classes(patients, np.flatnonzero(is_test)).values()
+        is_enough = len(np.unique(patients[is_test])) >= _MIN_PATIENTS and is_train.any()
+        return bool(is_enough) and all(count >= _MIN_PATIENTS_OF_CLASS for count in counts)
+
+    def num_seen(self, patients: NDArray[Any]) -> int | None:
+        """How many cases are of patients that the autoencoder was trained on; None: it is not known."""
+        if self.split_origin == "drawn":
+            return None
+        return int(np.isin(patients, self.patients[: len(self.splits)][self.splits == "train"]).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,189 +111,127 @@ class TargetFolds:
     folds: Folds
     evaluation: Evaluation
     num_omitted: int  # cases without the label, or of a class that is too small to be evaluated
-    small_classes: dict[str, int]  # test patients of each class that has fewer than 10
-    num_rarest: int | None  # test patients of the rarest class
+    counts: dict[str, int]  # test patients of each class
     num_seen: int | None  # test cases of patients that the autoencoder was trained on, as far as is known
-    is_split_of_training: bool = True  # False if that is only possible
     nuisance: NDArray[np.str_] | None = None  # of each case, such as its scanner; empty text: it is not known
 
     @property
     def test_cases(self) -> NDArray[np.intp]:
         """The cases that are evaluated, as positions among the K cases, ascending."""
-        return np.sort(np.concatenate([test for _, test in self.folds]))
+        return _test_cases(self.folds)
+
+    @property
+    def small_classes(self) -> dict[str, int]:
+        """The test patients of classes that have fewer than 10."""
+        return {label: count for label, count in self.counts.items() if count < _MIN_PATIENTS_OF_CLASS}
+
+
+def _test_cases(folds: Folds) -> NDArray[np.intp]:
+    return np.sort(np.concatenate([test for _, test in folds]))
 
 
 def choose_folds(
-    cases: ProbedCases,
-    labels: Sequence[Any],
-    name: str,
-    evaluation: Evaluation | None = None,
-    seed: int = 0,
-    kind: LabelKind = "auto",
+    cases: ProbedCases, labels: Sequence[Any], name: str, settings: ProbeSettings, kind: LabelKind = "auto"
 ) -> TargetFolds:
-    """Choose how a target is evaluated, by default by the table's split if it has enough test cases.
-
-    Whatever may make the scores unreliable is logged.
-    """
+    """Choose how a target is evaluated, by default by the table's split if it has enough test cases."""
     all_cases = read_target(labels, name, cases.positions, kind)
-    patients = cases.patients[all_cases.rows]
+    evaluation = settings.evaluation
     if evaluation is None:
-        evaluation = "split" if _is_split_enough(cases, all_cases, patients) else "cv"
+        evaluation = "split" if not settings.splits and cases.is_split_enough(all_cases) else "cv"
     if evaluation == "split":
-        target, folds = split_folds(all_cases, patients, *_sides(cases, all_cases.rows))
-        num_considered = int(sum(side.sum() for side in _sides(cases, cases.positions)))
+        target, folds = split_folds(all_cases, cases.patients[all_cases.rows], *cases.sides(all_cases.rows))
+        num_considered = int(sum(side.sum() for side in cases.sides(cases.positions)))
     else:
-        target, folds = cross_validation_folds(all_cases, patients, seed)
+        target, folds = cross_validation_folds(all_cases, cases.patients[all_cases.rows], settings.seed)
         num_considered = len(cases.positions)
-    patients = cases.patients[target.rows]
-    test = np.sort(np.concatenate([test for _, test in folds]))
-    counts = target.patients_of_classes(patients, test)
-    target_folds = TargetFolds(
-        target=target, patients=patients, folds=folds, evaluation=evaluation,
-        num_omitted=num_considered - len(target.rows),
-        small_classes={label: count for label, count in counts.items() if count < _MIN_PATIENTS_OF_CLASS},
-        num_rarest=min(counts.values(), default=None), num_seen=_num_seen(cases, patients[test]),
-        is_split_of_training=cases.split_origin != "given",
-    )  # fmt: skip
-    _log_omitted(target_folds, all_cases)
-    _log_unreliable(target_folds, seed)
+    patients, test = cases.patients[target.rows], _test_cases(folds)
+    counts, num_seen = target.patients_of_classes(patients, test), cases.num_seen(patients[test])
+    num_omitted = num_considered - len(target.rows)
+    if num_omitted:
+        logger.info("target '%s': %d cases without a usable label are omitted", name, num_omitted)
+    if omitted := [label for label in all_cases.classes or () if label not in (target.classes or ())]:
+        logger.warning("target '%s': classes with too few patients are omitted: %s", name, ", ".join(omitted))
+    target_folds = TargetFolds(target, patients, folds, evaluation, num_omitted, counts, num_seen)
+    for doubt in _doubts(target_folds, settings.seed):
+        logger.warning("target '%s': %s", name, doubt)
     return target_folds
 
 
-def _sides(cases: ProbedCases, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Whether each of some rows of the table is a training case, and whether it is a test case."""
-    if not cases.has_split():
-        raise ConfigError(
-            "evaluation: the table has no training cases, or no validation or test cases; set evaluation to cv, or "
-            "embed a cohort with splits"
-        )
-    splits = cases.splits[rows]
-    return splits == "train", splits == ("test" if "test" in cases.splits else "val")
-
-
-def _is_split_enough(cases: ProbedCases, target: Target, patients: NDArray[Any]) -> bool:
-    """Whether the table's split has training cases and enough test patients, in total and of each class."""
-    if cases.is_restricted or not cases.has_split():
-        return False
-    is_train, is_test = _sides(cases, target.rows)
-    if len(np.unique(patients[is_test])) < _MIN_PATIENTS or not is_train.any():
-        return False
-    counts = target.patients_of_classes(patients, np.flatnonzero(is_test))
-    return all(count >= _MIN_PATIENTS_OF_CLASS for count in counts.values())
-
-
-def _num_seen(cases: ProbedCases, patients: NDArray[Any]) -> int | None:
-    if cases.split_origin == "drawn":
-        return None
-    return int(np.isin(patients, cases.patients[: len(cases.splits)][cases.splits == "train"]).sum())
-
-
-def _log_omitted(target_folds: TargetFolds, all_cases: Target) -> None:
-    name, classes = target_folds.target.name, target_folds.target.classes or ()
-    if target_folds.num_omitted:
-        logger.info("target '%s': %d cases without a usable label are omitted", name, target_folds.num_omitted)
-    omitted_classes = [label for label in all_cases.classes or () if label not in classes]
-    if omitted_classes:
-        logger.warning("target '%s': classes with too few patients are omitted: %s", name, ", ".join(omitted_classes))
-
-
-def _log_unreliable(target_folds: TargetFolds, seed: int) -> None:
-    """Log a warning for everything that makes the scores unreliable."""
-    target, name, test = target_folds.target, target_folds.target.name, target_folds.test_cases
-    for label, count in target_folds.small_classes.items():
-        logger.warning(
-            "target '%s': there are only %d test patients of class '%s', so its scores are unreliable",
-            name, count, label,
-        )  # fmt: skip
-    num_patients = len(np.unique(target_folds.patients[test]))
+def _doubts(folds: TargetFolds, seed: int) -> Iterator[str]:
+    """Whatever makes the scores unreliable."""
+    target, patients = folds.target, folds.patients
+    for label, count in folds.small_classes.items():
+        yield f"there are only {count} test patients of class '{label}', so its scores are unreliable"
+    num_patients = len(np.unique(patients[folds.test_cases]))
     if target.classes is None and num_patients < _MIN_PATIENTS_OF_CLASS:
-        logger.warning("target '%s': there are only %d test patients, so its scores are unreliable", name, num_patients)
-    num_without = sum(
-        not inner_folds(target.values[train], target_folds.patients[train], target.num_classes, seed)
-        for train, _ in target_folds.folds
-    )
-    if num_without:
-        logger.warning(
-            "target '%s': %d of %d folds have too few training patients to choose a regularisation, so the strongest "
-            "is used; label more patients", name, num_without, len(target_folds.folds),
-        )  # fmt: skip
+        yield f"there are only {num_patients} test patients, so its scores are unreliable"
+    trained = (train for train, _ in folds.folds)
+    if few := sum(not inner_folds(target.values[rows], patients[rows], target.num_classes, seed) for rows in trained):
+        yield (
+            f"{few} of {len(folds.folds)} folds have too few training patients to choose a regularisation, so the "
+            "strongest is used; label more patients"
+        )
     if target.classes is None and (is_far := far_off(target.values)).any():
         outliers = target.values[is_far]
-        logger.warning(
-            "target '%s': %d of %d values are far from all others, such as %g, and can dominate the scores; correct "
-            "or empty them if they are errors or codes",
-            name, len(outliers), len(is_far), outliers[abs(outliers).argmax()],
-        )  # fmt: skip
+        yield (
+            f"{len(outliers)} of {len(is_far)} values are far from all others, such as "
+            f"{outliers[abs(outliers).argmax()]:g}, and can dominate the scores; correct or empty them if they are "
+            "errors or codes"
+        )
 
 
-def _warn_of_seen(targets: Sequence[TargetFolds]) -> None:
+def _warn_of_seen(targets: Sequence[TargetFolds], split_origin: SplitOrigin | None) -> None:
     """Log once for all targets how many test cases the autoencoder has seen."""
     most = max(targets, key=lambda target: target.num_seen or 0)
     if most.num_seen:
         logger.warning(
             "%sthe autoencoder was trained on patients of %d of the %d test cases (without labels), so the scores of "
             "z_sem may be too high; set splits to val and test to exclude them",
-            "" if most.is_split_of_training else "perhaps ", most.num_seen, len(most.test_cases),
+            "perhaps " if split_origin == "given" else "", most.num_seen, len(most.test_cases),
         )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedProbe:
-    """One probe of one target from one feature set, evaluated.
+    """One probe of one target from one feature set, evaluated."""
 
-    Attributes:
-        row: the scores.
-        predictions: the predictions for held-out patients.
-        few_labels: scores with few labels, one row per number of patients; empty if they were not requested.
-        regularisations: scores of ``linear`` with each regularisation, one row per value; empty as above.
-        left_out: scores with each value of the nuisance left out, one row per value; empty without a nuisance.
-    """
-
-    row: dict[str, Any]
-    predictions: HeldOutPredictions
+    row: dict[str, Any]  #: the scores
+    predictions: HeldOutPredictions  #: the predictions for held-out patients
+    #: scores with few labels, one row per number of patients; empty if they were not requested
     few_labels: list[dict[str, Any]]
+    #: scores of ``linear`` with each regularisation, one row per value; empty as above
     regularisations: list[dict[str, Any]]
+    #: scores with each value of the nuisance left out, one row per value; empty without a nuisance
     left_out: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How to probe.
+    """How to probe."""
 
-    Attributes:
-        evaluation: ``split`` fits to the training cases of the table and evaluates on its test cases (``val`` if it has
-            none); ``cv`` is nested cross-validation. None: ``split`` if the table has training cases and enough test
-            patients (30, and 10 of each class), else ``cv``.
-        splits: use only the cases of these splits, in cross-validation.
-        probes: ``linear``, ``knn``, ``boosting``.
-        seed: random seed.
-        kinds: for some targets, whether they are ``classes`` or ``numbers``.
-        few_labels: also evaluate with few labels.
-        regularisation: C (for classes) or alpha (for numbers) of ``linear``, fixed beforehand; None: chosen.
-        each_regularisation: also evaluate ``linear`` with each regularisation that it can choose from.
-        nuisance: a column such as the scanner: how well it can be told, and the probes with each value left out.
-    """
-
+    #: ``split`` fits to the training cases of the table and evaluates on its test cases (``val`` if it has none);
+    #: ``cv`` is nested cross-validation. None: ``split`` if the table has training cases and enough test patients (30,
+    #: and 10 of each class), else ``cv``
     evaluation: Evaluation | None = None
-    splits: tuple[str, ...] = ()
-    probes: tuple[Probe, ...] = ("linear", "knn")
-    seed: int = 0
+    splits: tuple[str, ...] = ()  #: use only the cases of these splits, in cross-validation
+    probes: tuple[Probe, ...] = ("linear", "knn")  #: ``linear``, ``knn``, ``boosting``
+    seed: int = 0  #: random seed
+    #: for some targets, whether they are ``classes`` or ``numbers``
     kinds: Mapping[str, LabelKind] = field(default_factory=dict)
-    few_labels: bool = False
+    few_labels: bool = False  #: also evaluate with few labels
+    #: C (for classes) or alpha (for numbers) of ``linear``, fixed beforehand; None: chosen
     regularisation: float | None = None
-    each_regularisation: bool = False
+    each_regularisation: bool = False  #: also evaluate ``linear`` with each regularisation that it can choose from
+    #: a column such as the scanner: how well it can be told, and the probes with each value left out
     nuisance: str | None = None
 
     def __post_init__(self) -> None:
-        if self.evaluation is not None and self.evaluation not in get_args(Evaluation):
-            raise ConfigError(f"evaluation: {self.evaluation!r} is not one of {', '.join(get_args(Evaluation))}")
+        given = {"evaluation": (self.evaluation or "cv",), "probes": self.probes}
+        for name, choices in {"evaluation": get_args(Evaluation), "probes": get_args(Probe)}.items():
+            if unknown := [value for value in given[name] if value not in choices]:
+                raise ConfigError(f"{name}: {unknown[0]!r} is not one of {', '.join(choices)}")
         if self.splits and self.evaluation == "split":
             raise ConfigError("splits: applies to cross-validation; omit it, or set evaluation to cv")
-        unknown = [name for name in self.probes if name not in get_args(Probe)]
-        if unknown:
-            raise ConfigError(f"probes: {unknown[0]!r} is not one of {', '.join(get_args(Probe))}")
-        if not self.probes:
-            raise ConfigError(f"probes: is empty; choose from {', '.join(get_args(Probe))}")
 
 
 def evaluate_probes(
@@ -308,17 +262,14 @@ def evaluate_probes(
     cases = ProbedCases.from_table(table, is_available, settings.splits, split_origin)
     folds = None
     if (nuisance := settings.nuisance) is not None:  # first, so that one that cannot be told ends the command at once
-        labels = table[nuisance].tolist()
-        folds = choose_folds(cases, labels, nuisance, settings.evaluation, settings.seed, "classes")
+        folds = choose_folds(cases, table[nuisance].tolist(), nuisance, settings, "classes")
     evaluated: list[EvaluatedProbe] = []
     chosen: list[TargetFolds] = []
     errors: dict[str, ConfigError] = {}
     for name in targets:
         try:
-            target = choose_folds(
-                cases, table[name].tolist(), name, settings.evaluation, settings.seed,
-                settings.kinds.get(name, "auto"),
-            )  # fmt: skip
+            kind = settings.kinds.get(name, "auto")
+            target = choose_folds(cases, table[name].tolist(), name, settings, kind)
             evaluated += _evaluate_target(with_nuisance(target, table, settings.nuisance), feature_sets, settings)
             chosen.append(target)
         except ConfigError as error:
@@ -329,7 +280,7 @@ def evaluate_probes(
         plain = ProbeSettings(probes=settings.probes, seed=settings.seed)
         told = [each.row for each in _evaluate_target(folds, feature_sets, plain)]
         add_nuisance([each.row for each in evaluated], told, folds.target.num_classes or 1)
-    _warn_of_seen(chosen)
+    _warn_of_seen(chosen, split_origin)
     return evaluated, {name: str(error).removeprefix(f"target '{name}': ") for name, error in errors.items()}
 
 
@@ -339,7 +290,9 @@ def _evaluate_target(
     evaluated: list[EvaluatedProbe] = []
     z_sem: dict[str, tuple[EvaluatedProbe, Floats]] = {}
     for features in feature_sets:
-        x_by_fold = _features_by_fold(features, target)
+        extracted = [features.extract(target.target.rows[train]) for train, _ in target.folds]
+        unique = {id(x): x[target.target.rows] for x in extracted}  # often the same array for all folds
+        x_by_fold = [unique[id(x)] for x in extracted]
         _warn_of_copies(features, target, x_by_fold[0])
         for name in settings.probes:
             probe, draws = _evaluate_probe(features, x_by_fold, target, name, settings)
@@ -357,14 +310,6 @@ def _evaluate_target(
                 probe.row.update(_difference(z_sem[name], (probe, draws), target))
             evaluated.append(probe)
     return evaluated
-
-
-def _features_by_fold(features: FeatureSet, target: TargetFolds) -> list[Floats]:
-    """The features ``[K, D]`` of the target's cases for each fold, as extracted for its training cases."""
-    rows = target.target.rows
-    extracted = [features.extract(rows[train]) for train, _ in target.folds]
-    unique = {id(x): x[rows] for x in extracted}  # often the same array for all folds
-    return [unique[id(x)] for x in extracted]
 
 
 def _warn_of_copies(features: FeatureSet, target: TargetFolds, x: Floats) -> None:
@@ -390,7 +335,7 @@ def _evaluate_probe(
     intervals = scores.intervals(draws, target.patients[test])
     metrics: dict[str, Any] = {}
     for name, value, (low, high) in zip(scores.metrics, values, intervals, strict=True):
-        metrics.update({name: _plain(value), f"{name}_low": _plain(low), f"{name}_high": _plain(high)})
+        metrics.update({name: plain(value), f"{name}_low": plain(low), f"{name}_high": plain(high)})
     main = scores.metrics[0]
     regularisation = [value for value in predictions.regularisation if value is not None]
     row = {
@@ -401,7 +346,7 @@ def _evaluate_probe(
         "evaluation": target.evaluation, "num_folds": len(target.folds),
         "num_train": int(np.median([len(train) for train, _ in target.folds])), "num_test": len(test),
         "num_patients": len(np.unique(target.patients[test])), "num_omitted": target.num_omitted,
-        "num_rarest": target.num_rarest, "num_seen_by_autoencoder": target.num_seen,
+        "num_rarest": min(target.counts.values(), default=None), "num_seen_by_autoencoder": target.num_seen,
         "small_classes": "; ".join(f"{label}: {count}" for label, count in target.small_classes.items()) or None,
         "regularisation": float(np.exp(np.mean(np.log(regularisation)))) if regularisation else None,
         "is_regularisation_fixed": settings.regularisation is not None and probe == "linear", **metrics,
@@ -441,7 +386,7 @@ def _regularisation_rows(
     path = predict_path(x_by_fold, target.target, target.folds, values, features.standardise)
     key = {name: probe.row[name] for name in ("target", "features", "metric")}
     return [
-        {**key, "regularisation": value, "score": _plain(predictions.scores()(np.ones(len(target.test_cases)))[0]),
+        {**key, "regularisation": value, "score": plain(predictions.scores()(np.ones(len(target.test_cases)))[0]),
          "num_folds_chosen": chosen.count(value)}
         for value, predictions in zip(values, path, strict=True)
     ]  # fmt: skip
@@ -458,9 +403,4 @@ def _difference(
         low, high = difference_interval(value, draws, num)
     else:
         low, high = interval(draws)
-    return {"difference": _plain(value), "difference_low": _plain(low), "difference_high": _plain(high)}
-
-
-def _plain(value: float) -> float | None:
-    """A number for JSON, which has no NaN."""
-    return float(value) if math.isfinite(value) else None
+    return {"difference": plain(value), "difference_low": plain(low), "difference_high": plain(high)}

@@ -22,23 +22,16 @@ _DECILES = np.arange(10, 100, 10)
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """Features of the cases of a table of embeddings.
+    """Features of the cases of a table of embeddings."""
 
-    Attributes:
-        name: the name in results.
-        is_available: ``[N]``, whether a case of the table has the features.
-        extract: maps the positions of the training cases to the features ``[N, D]`` of all cases; whatever is fitted to
-            data, such as principal components, is fitted to these training cases. Values of cases without the features
-            are arbitrary.
-        standardise: whether a probe scales each feature to a standard deviation of 1.
-        columns: the names of the features, if they have any.
-    """
-
-    name: str
-    is_available: NDArray[np.bool_]
+    name: str  #: the name in results
+    is_available: NDArray[np.bool_]  #: ``[N]``, whether a case of the table has the features
+    #: maps the positions of the training cases to the features ``[N, D]`` of all cases; whatever is fitted to data,
+    #: such as principal components, is fitted to these training cases. Values of cases without the features are
+    #: arbitrary
     extract: Extract
-    standardise: bool = True
-    columns: tuple[str, ...] = ()
+    standardise: bool = True  #: whether a probe scales each feature to a standard deviation of 1
+    columns: tuple[str, ...] = ()  #: the names of the features, if they have any
 
     @classmethod
     def from_values(

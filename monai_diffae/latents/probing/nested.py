@@ -25,28 +25,21 @@ _FEWEST_PATIENTS = 10  # held-out patients with the label; fewer say nothing
 
 @dataclass(frozen=True, eq=False)
 class HeldOutPredictions:
-    """Predictions for the test cases, each by a probe that was not fitted to its patient.
+    """Predictions for the test cases, each by a probe that was not fitted to its patient."""
 
-    Attributes:
-        target: the target of the K test cases, with the classes of all cases.
-        fold: ``[K]``, the fold in which each case was predicted.
-        predicted: ``[K, classes]`` probabilities, or ``[K]`` numbers.
-        baseline: ``[K]``, for numbers in cross-validation, the mean of the fold's training cases, which R2 compares
-            the predictions with; else None.
-        ranking: ``[K, classes]``, values that rank the cases of all folds together, for AUROC and AUPRC; None for
-            numbers. See :meth:`~monai_diffae.latents.probing.FittedProbe.ranking`.
-        predicted_class: ``[K]``, the class that would be most probable if all were equally frequent among the training
-            cases; None for numbers.
-        regularisation: the regularisation of the probe of each fold.
-    """
-
-    target: Target
-    fold: NDArray[np.intp]
-    predicted: Floats
+    target: Target  #: the target of the K test cases, with the classes of all cases
+    fold: NDArray[np.intp]  #: ``[K]``, the fold in which each case was predicted
+    predicted: Floats  #: ``[K, classes]`` probabilities, or ``[K]`` numbers
+    #: ``[K]``, for numbers in cross-validation, the mean of the fold's training cases, which R2 compares the
+    #: predictions with; else None
     baseline: Floats | None
+    #: ``[K, classes]``, values that rank the cases of all folds together, for AUROC and AUPRC; None for numbers. See
+    #: :meth:`~monai_diffae.latents.probing.FittedProbe.ranking`
     ranking: Floats | None
+    #: ``[K]``, the class that would be most probable if all were equally frequent among the training cases; None for
+    #: numbers
     predicted_class: NDArray[np.intp] | None
-    regularisation: tuple[float | None, ...]
+    regularisation: tuple[float | None, ...]  #: the regularisation of the probe of each fold
 
     def scores(self) -> ClassScores | NumberScores:
         """The scores of the predictions, as a function of the cases' weights."""
@@ -103,34 +96,24 @@ def split_folds(
     target_used, _ = _without_small_classes(target.only(is_used), groups[is_used], rows_of_sides)
     is_kept = np.isin(target.rows, target_used.rows)
     train, test = (np.flatnonzero(side[is_kept]) for side in (is_train, is_test))
-    _check_sides(target_used, groups[is_kept], train, test)
-    return target_used, [(train, test)]
-
-
-def _check_sides(target: Target, groups: NDArray[Any], train: NDArray[np.intp], test: NDArray[np.intp]) -> None:
-    num_train, num_test = (len(np.unique(groups[side])) for side in (train, test))
+    num_train, num_test = (len(np.unique(groups[is_kept][side])) for side in (train, test))
     if len(train) < _MIN_TRAINING or min(num_train, num_test) < _MIN_PATIENTS_PER_SIDE:
         raise ConfigError(
             f"target '{target.name}': {num_train} training and {num_test} test patients are too few; at least "
             f"{_MIN_PATIENTS_PER_SIDE} of each, and {_MIN_TRAINING} training cases, are needed; choose another target, "
             "or label more patients"
         )
-    if any(len(np.unique(target.values[side])) < 2 for side in (train, test)):
+    if any(len(np.unique(target_used.values[side])) < 2 for side in (train, test)):
         raise ConfigError(
             f"target '{target.name}': is the same for all training or all test cases; choose another target"
         )
+    return target_used, [(train, test)]
 
 
 def predict_held_out(
-    features: Sequence[Floats],
-    target: Target,
-    groups: NDArray[Any],
-    folds: Folds,
-    probe: Probe,
-    seed: int = 0,
-    standardise: bool = True,
-    regularisation: float | None = None,
-) -> HeldOutPredictions:
+    features: Sequence[Floats], target: Target, groups: NDArray[Any], folds: Folds, probe: Probe, seed: int = 0,
+    standardise: bool = True, regularisation: float | None = None,
+) -> HeldOutPredictions:  # fmt: skip
     """Fit a probe to the training cases of each fold and predict its test cases.
 
     The regularisation is chosen within the training cases of the fold, unless that of ``linear`` is given.
@@ -153,13 +136,11 @@ def predict_held_out(
         >>> predictions.predicted.shape, bool(predictions.scores()(np.ones(100))[0] > 0.95)
         ((100, 2), True)
     """
+    options: dict[str, Any] = {"seed": seed, "standardise": standardise, "regularisation": regularisation}
     fitted = [
-        fit_probe(
-            probe, x[train], target.values[train], groups[train], target.num_classes, seed, standardise,
-            regularisation=regularisation,
-        )
+        fit_probe(probe, x[train], target.values[train], groups[train], target.num_classes, **options)
         for x, (train, _) in zip(features, folds, strict=True)
-    ]  # fmt: skip
+    ]
     return _held_out(fitted, features, target, folds)
 
 
@@ -178,38 +159,26 @@ def _held_out(
     probes: Sequence[FittedProbe], features: Sequence[Floats], target: Target, folds: Folds
 ) -> HeldOutPredictions:
     """The predictions of the probe of each fold for its test cases."""
-    num_classes = target.num_classes
-    parts, rankings, classes = [], [], []
-    for fitted, x, (train, test) in zip(probes, features, folds, strict=True):
-        parts.append(fitted.predict(x[test]))
-        if num_classes is not None:
-            rankings.append(fitted.ranking(x[test], x[train]))
-            classes.append(fitted.classify(parts[-1]))
+    fits = [(fitted, x[train], x[test]) for fitted, x, (train, test) in zip(probes, features, folds, strict=True)]
     tests = np.concatenate([test for _, test in folds])
     order = np.argsort(tests)
     fold = np.repeat(np.arange(len(folds)), [len(test) for _, test in folds])[order]
-    means = np.array([target.values[train].mean() for train, _ in folds])
-    baseline = means[fold] if num_classes is None and len(folds) > 1 else None
-    return HeldOutPredictions(
-        target.at(tests[order]), fold, np.concatenate(parts)[order], baseline,
-        np.concatenate(rankings)[order] if rankings else None,
-        np.concatenate(classes)[order] if classes else None, tuple(each.regularisation for each in probes),
-    )  # fmt: skip
+    predictions = [fitted.predict(x_test) for fitted, _, x_test in fits]
+    baseline = ranking = classes = None
+    if target.classes is not None:
+        ranking = np.concatenate([fitted.ranking(x_test, x_train) for fitted, x_train, x_test in fits])[order]
+        classes = np.concatenate([each.classify(p) for each, p in zip(probes, predictions, strict=True)])[order]
+    elif len(folds) > 1:
+        baseline = np.array([target.values[train].mean() for train, _ in folds])[fold]
+    regularisation = tuple(each.regularisation for each in probes)
+    predicted = np.concatenate(predictions)[order]
+    return HeldOutPredictions(target.at(tests[order]), fold, predicted, baseline, ranking, classes, regularisation)
 
 
 def few_label_scores(
-    features: Sequence[Floats],
-    target: Target,
-    groups: NDArray[Any],
-    folds: Folds,
-    probe: Probe,
-    *,
-    num_patients: int,
-    num_draws: int = 20,
-    seed: int = 0,
-    standardise: bool = True,
-    regularisation: float | None = None,
-) -> Floats:
+    features: Sequence[Floats], target: Target, groups: NDArray[Any], folds: Folds, probe: Probe, *, num_patients: int,
+    num_draws: int = 20, seed: int = 0, standardise: bool = True, regularisation: float | None = None,
+) -> Floats:  # fmt: skip
     """AUROC or R2 ``[draws]`` of probes that are fitted to the labels of a few patients.
 
     Each draw selects patients from the training cases of every fold, and predicts all test cases. A draw has at least
@@ -229,32 +198,25 @@ def few_label_scores(
         standardise: scale each feature; see :func:`~monai_diffae.latents.probing.probes.fit_probe`.
         regularisation: C or alpha of ``linear``, if it was fixed beforehand.
     """
-    scores = []
-    for draw in range(num_draws if len(folds) == 1 else -(-num_draws // 2)):
-        labelled = [
-            _draw(target, groups, train, num_patients, np.random.default_rng([seed, draw])) for train, _ in folds
-        ]
+    scores = np.full(num_draws if len(folds) == 1 else -(-num_draws // 2), np.nan)
+    for draw in range(len(scores)):
+        labelled = [_draw(target, groups, train, num_patients, [seed, draw]) for train, _ in folds]
         few = [(train, test) for train, (_, test) in zip(labelled, folds, strict=True) if train is not None]
-        if len(few) < len(folds):
-            scores.append(float("nan"))
-            continue
-        predictions = predict_held_out(features, target, groups, few, probe, seed, standardise, regularisation)
-        held_out = predictions.scores()
-        scores.append(float(held_out(np.ones(len(held_out.truth)))[0]))
-    return np.array(scores)
+        if len(few) == len(folds):
+            predictions = predict_held_out(features, target, groups, few, probe, seed, standardise, regularisation)
+            scores[draw] = predictions.scores()(np.ones(len(predictions.fold)))[0]
+    return scores
 
 
 def _draw(
-    target: Target, groups: NDArray[Any], train: NDArray[np.intp], num: int, generator: np.random.Generator
+    target: Target, groups: NDArray[Any], train: NDArray[np.intp], num: int, seed: Sequence[int]
 ) -> NDArray[np.intp] | None:
     """The training cases of ``num`` random patients; None if there are not as many."""
     member = numbered_groups(groups[train])
-    patients = generator.permutation(int(member.max()) + 1)
+    patients = np.random.default_rng(seed).permutation(int(member.max()) + 1)
     first: list[Any] = []
-    if target.classes is not None:
-        for label in np.unique(target.values[train]):
-            patients_of_class = np.unique(member[target.values[train] == label])
-            first += patients[np.isin(patients, patients_of_class)][:_MIN_LABELLED].tolist()
+    for label in np.unique(target.values[train]) if target.classes is not None else ():
+        first += patients[np.isin(patients, member[target.values[train] == label])][:_MIN_LABELLED].tolist()
     drawn = list(dict.fromkeys([*first, *patients.tolist()]))[:num]
     if len(set(first)) > num or len(drawn) < num:
         return None
@@ -284,20 +246,14 @@ def _without_small_classes(
 
 @dataclass(frozen=True)
 class QuickScores:
-    """How well z_sem predicts a label of held-out patients.
+    """How well z_sem predicts a label of held-out patients."""
 
-    Attributes:
-        score: AUROC of a linear probe for classes (0.5 is chance), R2 for numbers (0 is chance).
-        low: lower end of its 95% interval, from a bootstrap over the held-out patients.
-        high: upper end.
-        neighbors: agreement of a held-out case with its 5 nearest training cases. For classes: how many of these have
-            its class, as a mean over the classes (1 / number of classes is chance); for numbers: the correlation with
-            their mean (0 is chance).
-    """
-
-    score: float
-    low: float
-    high: float
+    score: float  #: AUROC of a linear probe for classes (0.5 is chance), R2 for numbers (0 is chance)
+    low: float  #: lower end of its 95% interval, from a bootstrap over the held-out patients
+    high: float  #: upper end
+    #: agreement of a held-out case with its 5 nearest training cases. For classes: how many of these have its class, as
+    #: a mean over the classes (1 / number of classes is chance); for numbers: the correlation with their mean (0 is
+    #: chance)
     neighbors: float
 
 
@@ -307,12 +263,6 @@ class QuickProbe:
 
     For classes it is a ridge regression of each class against the rest, which is much faster than a logistic one.
 
-    Attributes:
-        target: the label of K cases; its rows are those of the N cases.
-        patients: ``[K]``, their patients.
-        train: positions of the training cases among the K.
-        test: positions of the held-out cases.
-
     Example:
         >>> z = np.random.default_rng(0).normal(size=(200, 4))
         >>> probe = QuickProbe.choose(list(z[:, 0] > 0), "large", np.arange(200), np.arange(200) < 120)
@@ -321,10 +271,10 @@ class QuickProbe:
         (True, True, True)
     """
 
-    target: Target
-    patients: NDArray[Any]
-    train: NDArray[np.intp]
-    test: NDArray[np.intp]
+    target: Target  #: the label of K cases; its rows are those of the N cases
+    patients: NDArray[Any]  #: ``[K]``, their patients
+    train: NDArray[np.intp]  #: positions of the training cases among the K
+    test: NDArray[np.intp]  #: positions of the held-out cases
 
     @classmethod
     def choose(

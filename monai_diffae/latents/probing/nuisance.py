@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing.nested import HeldOutPredictions, predict_held_out
 from monai_diffae.latents.probing.probes import Floats, Folds
-from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval, difference_interval, interval
+from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval, difference_interval, interval, plain
 from monai_diffae.latents.targets import class_name, missing
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ACCURACY = "balanced_accuracy"
+_LEFT_OUT = [f"left_out_{name}" for name in ("score", "low", "high", "change", "change_low", "change_high")]
 _LEAST_FITTED = 4  # cases
 
 
@@ -82,10 +83,9 @@ def left_out_scores(
         parts = [scores(weights * mask)[0] if weights[mask].any() else np.nan for mask in masks]
         return np.array([*parts, usual_scores(all_weights)[0]])
 
-    patients, is_class = target.patients[tested], target.target.classes is not None
+    patients, truth, is_class = target.patients[tested], target.target.values[tested], target.target.classes is not None
     values = every_score(np.ones(len(tested)))
     draws = bootstrapped(every_score, patients, settings.seed, row["num_folds"])
-    truth = target.target.values[tested]
     counts = [  # patients of the rarest class
         min(len(np.unique(patients[mask & (truth == code)])) for code in np.unique(truth[mask])) if is_class else 0
         for mask in masks
@@ -96,12 +96,11 @@ def left_out_scores(
     ]
     change, change_draws = values[0] - values[-1], draws[:, 0] - draws[:, -1]
     gap = difference_interval(change, change_draws, counts[0]) if is_class else interval(change_draws)
+    overall = dict(zip(_LEFT_OUT, (values[0], *ends[0], change, *gap), strict=True))
     key = {name: row[name] for name in ("target", "features", "probe", "metric")}
-    numbers = {"score": values[0], "low": ends[0][0], "high": ends[0][1], "change": change, "change_low": gap[0],
-               "change_high": gap[1]}  # fmt: skip
-    return {f"left_out_{name}": _plain(number) for name, number in numbers.items()}, [
-        {**key, "left_out": str(name), "num_test": int(mask.sum()), "score": _plain(number), "low": _plain(low),
-         "high": _plain(high)}
+    return {name: plain(number) for name, number in overall.items()}, [
+        {**key, "left_out": str(name), "num_test": int(mask.sum()), "score": plain(number), "low": plain(low),
+         "high": plain(high)}
         for name, mask, number, (low, high) in zip(names, masks[1:], values[1:-1], ends[1:], strict=True)
     ]  # fmt: skip
 
@@ -123,8 +122,3 @@ def _left_out_folds(target: TargetFolds, nuisance: NDArray[Any]) -> Folds:
     if not folds:
         raise ConfigError(f"target '{name}': no test case has the nuisance; fill in its column")
     return folds
-
-
-def _plain(value: float) -> float | None:
-    """A number for JSON, which has no NaN."""
-    return float(value) if np.isfinite(value) else None

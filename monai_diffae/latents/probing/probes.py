@@ -31,19 +31,13 @@ _TOLERANCE = 1e-7  # of the gradient; with scikit-learn's default of 1e-4, proba
 
 @dataclass(frozen=True, eq=False)
 class FittedProbe:
-    """A fitted probe.
+    """A fitted probe."""
 
-    Attributes:
-        model: a model of scikit-learn, which standardises the features itself.
-        num_classes: number of classes; None for a continuous target.
-        priors: ``[num_classes]``, the frequency of each class among the training cases.
-        regularisation: the value that was given or chosen: C of the logistic regression, alpha of the ridge regression,
-            or the number of neighbors; None if there was nothing to choose.
-    """
-
-    model: Any
-    num_classes: int | None
-    priors: Floats
+    model: Any  #: a model of scikit-learn, which standardises the features itself
+    num_classes: int | None  #: number of classes; None for a continuous target
+    priors: Floats  #: ``[num_classes]``, the frequency of each class among the training cases
+    #: the value that was given or chosen: C of the logistic regression, alpha of the ridge regression, or the number of
+    #: neighbors; None if there was nothing to choose
     regularisation: float | None
 
     def predict(self, features: Floats) -> Floats:
@@ -64,15 +58,13 @@ class FittedProbe:
             features: ``[N, D]``.
             training: ``[M, D]``, the features that the probe was fitted to.
         """
-        values, reference = (self._unbounded(self.predict(x)) for x in (features, training))
-        std = reference.std(axis=0)
-        return np.asarray((values - reference.mean(axis=0)) / np.where(std > _LEAST_STD, std, 1))
-
-    def _unbounded(self, probabilities: Floats) -> Floats:
         from scipy.special import logit
 
-        is_share = not hasattr(self.model[-1], "decision_function")
-        return probabilities if is_share else np.asarray(logit(np.clip(probabilities, 1e-15, 1 - 1e-15)))
+        values, reference = (self.predict(x) for x in (features, training))
+        if hasattr(self.model[-1], "decision_function"):  # else they are shares of neighbors
+            values, reference = (logit(np.clip(each, 1e-15, 1 - 1e-15)) for each in (values, reference))
+        std = reference.std(axis=0)
+        return np.asarray((values - reference.mean(axis=0)) / np.where(std > _LEAST_STD, std, 1))
 
     def classify(self, probabilities: Floats) -> NDArray[np.intp]:
         """The class ``[N]`` that would be most probable if all were equally frequent; best for balanced accuracy."""
@@ -81,16 +73,9 @@ class FittedProbe:
 
 
 def fit_probe(
-    probe: Probe,
-    features: Floats,
-    target: NDArray[Any],
-    groups: NDArray[Any],
-    num_classes: int | None,
-    seed: int = 0,
-    standardise: bool = True,
-    balanced: bool = False,
-    regularisation: float | None = None,
-) -> FittedProbe:
+    probe: Probe, features: Floats, target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, seed: int = 0,
+    standardise: bool = True, balanced: bool = False, regularisation: float | None = None,
+) -> FittedProbe:  # fmt: skip
     """Fit a probe with the regularisation that has the smallest loss on held-out patients.
 
     ``linear`` is a logistic or a ridge regression, ``knn`` the nearest neighbors in standardised features, and
@@ -176,10 +161,7 @@ def inner_folds(target: NDArray[Any], groups: NDArray[Any], num_classes: int | N
 
 
 def grouped_folds(target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, seed: int = 0) -> Folds:
-    """Divide patients into up to 5 folds with classes as balanced as possible, whatever their names.
-
-    The number of folds does not exceed the number of patients of the rarest class; there are none if that is 1.
-    """
+    """Up to 5 folds of patients, with classes as balanced as possible; none if the rarest class has one patient."""
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     member = numbered_groups(groups)

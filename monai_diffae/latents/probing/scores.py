@@ -116,19 +116,7 @@ class NumberScores:
 def bootstrapped(
     scores: Callable[[Floats], Floats], groups: Sequence[Any] | NDArray[Any], seed: int = 0, num_folds: int = 1
 ) -> Floats:
-    """The scores in 1000 bootstrap draws of groups: ``[draws, metrics]``.
-
-    The draws depend only on which cases belong together, their order, and the seed. The draws of two predictions of the
-    same cases are therefore paired.
-
-    Args:
-        scores: a function of the weights ``[N]`` of the cases.
-        groups: ``[N]``, such as patients.
-        seed: random seed of the draws.
-        num_folds: folds of the cross-validation that made the predictions. Their models share most training cases,
-            which the draws do not show, so each draw's difference from the score of all cases is multiplied by
-            ``sqrt(1 + K / (K - 1))``, 1.5 with five folds (Nadeau and Bengio 2003, doi:10.1023/A:1024068626366).
-    """
+    """The scores ``[draws, metrics]`` in 1000 bootstrap draws of groups, which are the same for all predictions."""
     member = numbered_groups(groups)
     num_groups = int(member.max()) + 1
     generator = np.random.default_rng(seed)
@@ -138,8 +126,14 @@ def bootstrapped(
     values = np.array([scores(draw[member].astype(np.float64)) for draw in draws])
     if num_folds < 2:
         return values
+    # models of several folds share most training cases, which the draws do not show (Nadeau and Bengio 2003)
     score = scores(np.ones(len(member)))
     return np.asarray(score + (1 + num_folds / (num_folds - 1)) ** 0.5 * (values - score))
+
+
+def plain(value: float) -> float | None:
+    """A number for JSON, which has no NaN."""
+    return float(value) if np.isfinite(value) else None
 
 
 def interval(draws: Floats) -> tuple[float, float]:
@@ -151,29 +145,14 @@ def interval(draws: Floats) -> tuple[float, float]:
 
 
 def bounded_interval(value: float, draws: Floats, num_patients: int, top: float = 1) -> tuple[float, float]:
-    """The 95% interval of a score between 0 and ``top``, such as AUROC: a t interval of its logit.
-
-    Percentiles are too narrow where a score is high and patients are few: with 20 patients and a true AUROC of .99,
-    they contain it in 63 % of the cases, and for a perfect score they have no width. The standard error is the
-    bootstrap's, but at least a quarter of a patient.
-
-    Args:
-        value: the score of all cases.
-        draws: the score in each draw of :func:`bootstrapped`; NaN where it is not defined.
-        num_patients: patients of the rarest class; with fewer than two the interval says nothing.
-        top: the largest possible score.
-
-    Example:
-        >>> low, high = bounded_interval(1.0, np.ones(1000), 10)
-        >>> round(low, 2), high
-        (0.79, 1.0)
-    """
+    """The 95% interval of a score from 0 to ``top``, such as AUROC: a t interval of its logit."""
     from scipy.special import expit, logit
 
     if np.isnan(draws).all():
         return float("nan"), float("nan")
     if num_patients < 2:
         return 0.0, float(top)
+    # percentiles are too narrow where scores are high and patients few: at .99 and 20 patients they cover 63 %
     least = _least_error(num_patients)
     share = float(np.clip(value / top, least, 1 - least))
     half = _half_width(draws / top, num_patients) / (share * (1 - share))
@@ -182,7 +161,7 @@ def bounded_interval(value: float, draws: Floats, num_patients: int, top: float 
 
 
 def difference_interval(value: float, draws: Floats, num_patients: int) -> tuple[float, float]:
-    """The 95% t interval of a paired difference of two AUROCs; see :func:`bounded_interval` for the arguments."""
+    """The 95% t interval of a paired difference of two AUROCs, in draws of :func:`bootstrapped`."""
     if np.isnan(draws).all():
         return float("nan"), float("nan")
     half = _half_width(draws, num_patients) if num_patients > 1 else 1.0
@@ -202,14 +181,9 @@ def _least_error(num_patients: int) -> float:
 
 
 def score_with_interval(
-    metric: Literal["auroc", "r2"],
-    target: ArrayLike,
-    predicted: ArrayLike,
-    groups: Sequence[Any] | None = None,
-    seed: int = 0,
-    baseline: ArrayLike | None = None,
-    num_folds: int = 1,
-) -> tuple[float, float, float]:
+    metric: Literal["auroc", "r2"], target: ArrayLike, predicted: ArrayLike, groups: Sequence[Any] | None = None,
+    seed: int = 0, baseline: ArrayLike | None = None, num_folds: int = 1,
+) -> tuple[float, float, float]:  # fmt: skip
     """The score of given predictions, with its 95% interval from a bootstrap.
 
     Args:

@@ -26,20 +26,12 @@ _SHRUNK = 0.005  # an R2 of predictions that the regularisation has shrunk to th
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a probe says about a label.
-
-    Attributes:
-        target: the label.
-        answer: z_sem predicts it ``better``, ``like`` or ``worse`` than the baseline, or it ``predicts`` it and there
-            is no baseline; it ``hardly`` predicts it; or it is ``unclear``, mostly as there are too few patients.
-        sentence: the answer with its figures.
-        advice: what to do next.
-    """
+    """What a probe says about a label."""
 
     target: str
-    answer: Literal["better", "like", "worse", "predicts", "hardly", "unclear"]
-    sentence: str
-    advice: str
+    answer: Literal["better", "like", "worse", "predicts", "hardly", "unclear"]  # than the baseline, if there is one
+    sentence: str  # the answer with its figures
+    advice: str  # what to do next
 
     @property
     def is_predicted(self) -> bool:
@@ -53,47 +45,20 @@ class Verdict:
 
 
 def find_verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """The verdict on each label, from the rows of :func:`~monai_diffae.latents.probing.evaluate_probes`.
-
-    The first feature set, such as z_sem, is judged by its first probe, and compared with the principal components, or
-    else with the best other feature set. It predicts a label if the score's 95 % interval excludes chance, also after
-    Bonferroni's correction for the number of labels; differences are not corrected. Better wide features are advised.
-
-    Example:
-        >>> row = {
-        ...     "target": "sex", "features": "z_sem", "probe": "linear", "metric": "auroc", "score": 0.49, "low": 0.2,
-        ...     "high": 0.78, "difference": None, "num_patients": 23, "num_rarest": 9, "num_folds": 5,
-        ... }
-        >>> find_verdicts([row])[0].sentence
-        'With 23 patients, it cannot be said whether z_sem predicts sex: AUROC 0.49 (0.20 to 0.78), and 0.5 is ...'
-    """
+    """The verdict on each label, from the rows of :func:`~monai_diffae.latents.probing.evaluate_probes`."""
     targets = list(dict.fromkeys(row["target"] for row in rows))
     return [_verdict([row for row in rows if row["target"] == target], len(targets)) for target in targets]
 
 
 def patients_needed(metric: str, share_of_rarest: float = 0.5, num_folds: int = 1, num_labels: int = 1) -> int:
-    """Test patients with whom an AUROC of .7, or an R2 of .2, is told from chance in 80 % of the studies.
-
-    From the standard error of an AUROC (Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747) or of R2, widened
-    for cross-validation and several labels as the intervals are.
-
-    Args:
-        metric: ``auroc`` or ``r2``.
-        share_of_rarest: the share of the patients in the rarest class.
-        num_folds: folds of the cross-validation; 1: a single split.
-        num_labels: labels that are tried.
-
-    Example:
-        >>> patients_needed("auroc"), patients_needed("auroc", 0.1), patients_needed("auroc", num_folds=5)
-        (55, 182, 121)
-    """
+    """Test patients with whom an AUROC of .7, or an R2 of .2, is told from chance in 80 % of the studies."""
     effect = _WORTH_FINDING[metric]
     width = stats.norm.ppf(1 - _ALPHA / 2 / num_labels) + stats.norm.ppf(_POWER)
     width *= (1 + num_folds / (num_folds - 1)) ** 0.5 if num_folds > 1 else 1
     numbers = np.arange(4, 100_000)
     if metric == "r2":
         error = 2 * np.sqrt(effect / numbers) * (1 - effect)
-    else:
+    else:  # Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747
         n_1, n_2 = numbers * share_of_rarest, numbers * (1 - share_of_rarest)
         q_1, q_2 = effect / (2 - effect), 2 * effect**2 / (1 + effect)
         variance = effect * (1 - effect) + (n_1 - 1) * (q_1 - effect**2) + (n_2 - 1) * (q_2 - effect**2)

@@ -11,9 +11,9 @@ from sklearn.decomposition import PCA
 from torch import nn
 from torchvision.models import squeezenet1_1
 
-from monai_diffae.apps.embedding import baseline_encoders
-from monai_diffae.apps.embedding.baseline_encoders import open_backbone
+from monai_diffae.apps.embedding import encoders
 from monai_diffae.apps.embedding.embed import Encoding, embed
+from monai_diffae.apps.embedding.encoders import open_backbone
 from monai_diffae.apps.evaluation.baselines import table_features
 from monai_diffae.apps.evaluation.neighbors import neighbors
 from monai_diffae.apps.session import Session
@@ -57,7 +57,7 @@ def preprocessed(cohort, split=None):
     """The ids and images [N, P] of a cohort, as the bundle's training would prepare them."""
     session = Session.of(
         load_untrained("diffae_2d", "cpu", SMALL), cohort,
-        **{"reading": baseline_encoders.Reading(), "run": baseline_encoders.Run(overrides=SMALL)},
+        **{"reading": encoders.Reading(), "run": encoders.Run(overrides=SMALL)},
     )  # fmt: skip
     cases = [case for case in session.cohort.cases if split in (None, case.split)]
     images = [session.trained.preprocessing(case.item())["image"].as_tensor() for case in cases]

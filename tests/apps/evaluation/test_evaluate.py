@@ -8,11 +8,10 @@ import pytest
 from tiny_bundles import rewrite, scaled
 
 from monai_diffae.apps.evaluation.evaluate import evaluate
-from monai_diffae.apps.evaluation.measured_rows import MeasuredRows
-from monai_diffae.apps.evaluation.quality_tables import difference_rows, mean_rows
+from monai_diffae.apps.evaluation.quality_tables import MeasuredRows, difference_rows, mean_rows
 from monai_diffae.apps.evaluation.reconstruction_quality import Reconstructions
-from monai_diffae.apps.processes import Process
 from monai_diffae.apps.session import Session
+from monai_diffae.apps.settings import Process
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.data.atomic import PartStore
 from monai_diffae.errors import CohortError, ConfigError
@@ -45,7 +44,7 @@ def test_the_files_say_the_same(report):
     assert (content["held_out"], content["split"], content["num_cases"]) == (True, "test", cases["id"].nunique())
     assert len(cases) == 2 * 2 * content["num_cases"]
     for table in ("reconstruction", "z_sem_only"):
-        lines = pd.read_csv(report.folder / "tables" / f"{table}.csv")
+        lines = pd.read_csv(report.folder / "tables" / f"{table}.csv", float_precision="round_trip")
         assert lines["steps"].tolist() == [2, 3]
         for steps, mse, low, high in lines[["steps", "mse", "mse_low", "mse_high"]].itertuples(index=False):
             own = cases[(cases["table"] == table) & (cases["steps"] == steps)]["mse"]
@@ -233,9 +232,9 @@ def test_a_case_without_any_error_does_not_blank_the_mean_of_the_others(values):
 
 
 def test_the_first_process_measures_what_another_one_does_not(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("monai_diffae.apps.evaluation.measured_rows._PATIENCE_S", 0.05)
+    monkeypatch.setattr("monai_diffae.apps.evaluation.quality_tables._PATIENCE_S", 0.05)
     rows = MeasuredRows(tmp_path / ".parts", {}, Process(0, 2), lambda: None, False)
     with caplog.at_level(logging.WARNING, logger="monai_diffae"):
-        shared = [rows.shared_rows({"case": name}, lambda name=name: [{"id": name}], 1) for name in "ab"]
+        shared = [rows.rows({"case": name}, lambda name=name: [{"id": name}], 1, shared=True) for name in "ab"]
     assert [row["id"] for each in shared for row in each] == ["a", "b"]
     assert caplog.messages == ["rank 1 has not measured its batch; this process measures it"]

@@ -180,7 +180,7 @@ def test_what_cannot_be_reached_and_what_is_not_finite_is_named_and_counted(run,
         ("constant", {"to": None, "activation": "none"}, "to: a score is 1.5, which is no probability"),
         ("logit", {"input_size": [8]}, "fails with an image of .*; set input_size, input_range"),
         ("logit", {"input_range": [1]}, "fails with an image of .*; set input_size, input_range"),
-        ("logit", {"labels": ["patience"]}, "labels: there is no label 'patience'"),
+        ("logit", {"labels": ["patience"]}, "labels: there is no label column 'patience'"),
     ],
 )
 def test_what_does_not_fit_is_one_line(run, users, kind, options, message):
@@ -228,7 +228,7 @@ def test_outputs_of_another_meaning_are_refused(outputs, options, message):
     )
     images[1] = -1
     with pytest.raises(ConfigError, match=message):
-        model.check(images)
+        model.checked(images)
 
 
 def test_the_second_output_of_a_softmax_is_its_logit():

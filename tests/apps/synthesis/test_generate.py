@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from monai_diffae.apps.provenance import check_same_model
-from monai_diffae.apps.synthesis.directions import read_direction
-from monai_diffae.apps.synthesis.fit_direction import fit_direction
+from monai_diffae.apps.synthesis.fit_direction import fit_direction, read_direction
 from monai_diffae.apps.synthesis.generate import generate
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_matrix

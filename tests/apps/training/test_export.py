@@ -19,8 +19,7 @@ from scipy.ndimage import gaussian_filter
 from tiny_bundles import tiny_kl
 
 from monai_diffae import embed, export, load_bundle
-from monai_diffae.apps.training.export import _diffusion
-from monai_diffae.apps.training.network_files import TOLERANCE, write_network
+from monai_diffae.apps.training.export import TOLERANCE, _diffusion, write_network
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.errors import ConfigError

@@ -6,6 +6,7 @@ import resource
 from pathlib import Path
 
 import numpy as np
+import official_reference as official
 import pandas as pd
 import pytest
 import torch
@@ -33,7 +34,7 @@ MEAN, STD = torch.arange(12.0), torch.linspace(0.5, 2, 12)
 
 
 @pytest.fixture
-def save(official, tmp_path):
+def save(tmp_path):
     """Writes a checkpoint as the official training does: a tiny model of 3 channels, changed by ``changes``."""
 
     def write(name="last.ckpt", changes=(), latent=True, beside=("x_T", "conds_mean", "conds_std"), **settings):
@@ -172,7 +173,7 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
     assert not (tmp_path / "no").exists()
 
 
-def test_settings_that_the_weights_do_not_show_are_those_of_the_checkpoint(save, official, tmp_path, caplog):
+def test_settings_that_the_weights_do_not_show_are_those_of_the_checkpoint(save, tmp_path, caplog):
     """Its ``hyper_parameters``, else a JSON file or options; never both with different values."""
     settings = {
         "net_beatgans_attn_head": 2, "net_enc_num_res_blocks": 1, "T": 500, "beta_scheduler": "cosine",
@@ -256,7 +257,7 @@ def refused(tmp_path, checkpoint, kind, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_checkpoints_are_one_line_and_leave_nothing(save, official, run, tmp_path):
+def test_bad_checkpoints_are_one_line_and_leave_nothing(save, run, tmp_path):
     refused(tmp_path, tmp_path / "none.ckpt", ConfigError, r"^none\.ckpt: there is no such file")
     whole = save().read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
