@@ -49,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_280
-TEST_FUNCTIONS = 1_300
+TEST_LINES = 30_290
+TEST_FUNCTIONS = 1_301
 TRAININGS = 49
 
 
