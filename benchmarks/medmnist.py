@@ -47,7 +47,7 @@ from monai_diffae.apps.training.init import init
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle import layout
 from monai_diffae.data.atomic import write_atomic, write_json
-from monai_diffae.data.embeddings import COMMON_SCALE, encoder_name, matrix, read_embeddings
+from monai_diffae.data.embeddings import has_common_scale, matrix, read_embeddings
 from monai_diffae.data.samples import medmnist_to_cohort
 from monai_diffae.errors import DiffAEError
 from monai_diffae.latents.components import PixelComponents
@@ -167,7 +167,7 @@ def embedded(data: Data, columns: Literal["z", "wide"] = "z", **options: Any) ->
     """What ``embed`` gives for all images."""
     table = read_embeddings(embed(cohort=data.cohort, **options).path)
     values = {name: matrix(table[table["split"] == name], columns) for name in data.labels}
-    return Features(values, columns == "z" and encoder_name(table) not in COMMON_SCALE)
+    return Features(values, not has_common_scale(table, columns))
 
 
 def together(first: Features, second: Features) -> Features:

@@ -24,12 +24,12 @@ BUDGETS = {
     "apps/evaluation": (3_020, 14),
     "apps/pages": (2_270, 11),
     "apps/sharing": (445, 4),
-    "apps/study": (1_005, 6),
+    "apps/study": (1_010, 6),
     "apps/synthesis": (2_590, 13),
     "apps/training": (2_635, 14),
     "bundle": (2_820, 11),
     "cli": (250, 2),
-    "data": (7_270, 34),
+    "data": (6_850, 34),
     "diffusion": (1_350, 7),
     "engines": (1_465, 11),
     "explorer": (1_070, 7),
@@ -42,15 +42,15 @@ BUDGETS = {
     "official": (660, 4),
     "pictures": (800, 4),
     "serving": (180, 3),
-    "transforms": (1_310, 8),
+    "transforms": (1_235, 8),
 }
 """Lines and files of each room. Who raises one says in the message of the commit why the room is worth more."""
 
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_295
-TEST_FUNCTIONS = 1_299
+TEST_LINES = 30_290
+TEST_FUNCTIONS = 1_301
 TRAININGS = 49
 
 

@@ -32,19 +32,18 @@ _MACHINE_ERRORS = {
     errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT, errno.EISDIR,
 }  # fmt: skip
 
-
 TEMPORARY = ".tmp-"
 """The beginning of the names of temporary files and folders."""
 
 _HOST = digest(socket.gethostname())[:8]
-_TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-")
 _ABANDONED_AFTER_S = 86400.0
 
 
 def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object]) -> Path:
     """Write a file so that it is either complete or absent, even if the process is killed."""
     path = Path(path)
-    temporary = temporary_path(path.parent, _suffix(path))
+    # nibabel and PIL choose the file format by the suffix
+    temporary = temporary_path(path.parent, ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix)
     try:
         with disk_errors(path.name):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,24 +68,14 @@ def temporary_path(folder: Path, suffix: str = "") -> Path:
 
 
 def remove_abandoned(*folders: Path) -> None:
-    """Delete the temporary files and folders that killed processes have left in these folders.
-
-    They are abandoned if their process was one of this machine and has ended, or after a day.
-    """
-    for folder in folders:
-        for path in folder.glob(f"{TEMPORARY}*"):
-            with suppress(OSError):
-                if _has_ended(path.name):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                elif time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
-                    path.unlink()
-
-
-def _has_ended(name: str) -> bool:
-    match = _TEMPORARY.match(name)
-    if match is None or match[1] != _HOST:
-        return False
-    return not psutil.pid_exists(int(match[2]))
+    """Delete the temporary files of processes that ended on this machine, and those that are a day old."""
+    for path in (path for folder in folders for path in folder.glob(f"{TEMPORARY}*")):
+        match = re.match(rf"\.tmp-{_HOST}-(\d+)-", path.name)
+        with suppress(OSError):
+            if match and not psutil.pid_exists(int(match[1])):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            elif time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
+                path.unlink()
 
 
 @contextmanager
@@ -99,11 +88,6 @@ def disk_errors(name: str) -> Iterator[None]:
             reason = os.strerror(error.errno)
             raise MachineError(f"{name}: cannot be written ({reason}); free space or choose another folder") from error
         raise
-
-
-def _suffix(path: Path) -> str:
-    # nibabel and PIL choose the file format by the suffix
-    return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
 
 
 def flush(path: Path) -> None:
@@ -160,13 +144,8 @@ class PartStore:
 
     Each :meth:`append` writes one Parquet file, which is complete or absent. pandas, pyarrow, Spark and DuckDB
     (``folder/*.parquet``) read the folder as one table. If an id was written twice, the later row counts here.
-
-    Args:
-        folder: the folder with the parts. It is made by the first :meth:`append`.
-        key: everything that the rows are made from: text, or values for JSON.
-        id_column: the column with the ids.
-        process: the number of this process, which becomes part of the names of its files.
-        replace: delete parts that were made from something else, instead of refusing them.
+    ``key`` (text, or values for JSON) is everything that the rows are made from; ``replace`` deletes parts that were
+    made from something else, instead of refusing them.
     """
 
     def __init__(
@@ -187,11 +166,7 @@ class PartStore:
             self.remove()
 
     def append(self, rows: pd.DataFrame) -> None:
-        """Write rows as one part.
-
-        A part takes milliseconds, and as much again for each hundred columns: collect some seconds of work before, and
-        put vectors into one column, with an array per row.
-        """
+        """Write rows as one part. Each part takes milliseconds, so collect some seconds of work before."""
         import pyarrow as pa
 
         if rows.empty:
@@ -208,7 +183,11 @@ class PartStore:
 
     def done(self) -> set[str]:
         """The ids of all rows, also those of other processes. Parts that were read before are not read again."""
-        return {each for part in self._parts() for each in self._part_ids(part)}
+        parts = self._parts()
+        for part in parts:
+            if part.name not in self._ids:
+                self._ids[part.name] = self._load(part, [self.id_column])[self.id_column].to_pylist()
+        return {each for part in parts for each in self._ids[part.name]}
 
     def read(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """All rows, sorted by id, with these columns besides the ids; None: with all."""
@@ -229,11 +208,6 @@ class PartStore:
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.parquet"))
-
-    def _part_ids(self, part: Path) -> list[str]:
-        if part.name not in self._ids:
-            self._ids[part.name] = self._load(part, [self.id_column])[self.id_column].to_pylist()
-        return self._ids[part.name]
 
     def _load(self, part: Path, columns: list[str] | None = None) -> pa.Table:
         import pyarrow as pa
@@ -257,7 +231,5 @@ def _write(path: Path, table: pa.Table) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts = [
-        field.name for field in table.schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-    ]
+    texts = [field.name for field in table.schema if field.type in (pa.string(), pa.large_string())]
     pq.write_table(table, path, row_group_size=_ROWS, use_dictionary=texts, write_statistics=texts)

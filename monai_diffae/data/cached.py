@@ -21,12 +21,13 @@ from torch.utils.data import Dataset
 
 from monai_diffae.data.atomic import ProcessLock, disk_errors
 from monai_diffae.data.fingerprints import digest
-from monai_diffae.data.progress import Failure, SkippedCases, progress
+from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, progress
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, plain_tensor, preprocessed, read_hashed_stream
-from monai_diffae.errors import BusyError, CohortError, ConfigError, DiffAEError, MachineError, ScanError
+from monai_diffae.errors import BusyError, CohortError, DiffAEError, MachineError, ScanError
 from monai_diffae.policies import OnBadScan, check_choice
 
 Item = dict[str, Any]
+Cache = Literal["memory", "disk", "none"]
 
 
 class CachedCases(Dataset[Item]):
@@ -68,7 +69,7 @@ class CachedCases(Dataset[Item]):
         data: Sequence[Mapping[str, Any]],
         transform: Callable[[Any], Any],
         random_transform: Callable[[Any], Any] | None = None,
-        cache: Literal["memory", "disk", "none"] = "memory",
+        cache: Cache = "memory",
         cache_dir: str | os.PathLike[str] | None = None,
         cache_gib: float = 4.0,
         num_workers: int | None = 0,
@@ -77,8 +78,7 @@ class CachedCases(Dataset[Item]):
         keys: Sequence[str] = ("image",),
         progress: bool = True,
     ) -> None:
-        if cache not in ("memory", "disk", "none"):
-            raise ConfigError(f"cache: '{cache}' is not one of memory, disk, none")
+        check_choice("cache", cache, Cache)
         check_choice("on_bad_scan", on_bad_scan, OnBadScan)
         self.data = [dict(item) for item in data]
         self.transform, self.random_transform = transform, random_transform
@@ -121,9 +121,7 @@ class CachedCases(Dataset[Item]):
                 raise error
             else:
                 self.failures.append(log_failure(self.data[index], index, self.keys[0], error, skipped))
-        if not items:
-            first = self.failures[0]
-            raise CohortError(f"all {len(self.data)} cases failed, the first is '{first.case_id}': {first.reason}")
+        check_any_usable(len(items), self.failures)
         for store in self._stores.values():
             store.close()
         self._items = items
@@ -163,7 +161,9 @@ class CachedCases(Dataset[Item]):
             arrays = preprocessed(self.transform, items[position], self.keys)
         tensors: Item = {key: torch.from_numpy(array) for key, array in arrays.items()}
         if self.random_transform is not None:
-            _seed(self.random_transform, self.seed, epoch, position)
+            if hasattr(self.random_transform, "set_random_state"):
+                seed_bytes = bytes.fromhex(digest(f"{self.seed}:{epoch}:{position}"))
+                self.random_transform.set_random_state(seed=int.from_bytes(seed_bytes[:4], "little"))
             tensors = self.random_transform(tensors)
         plain: Item = {key: plain_tensor(tensors[key]) for key in self.keys}
         return {**plain, "id": str(items[position].get("id", position)), "index": position}
@@ -174,9 +174,8 @@ class CachedCases(Dataset[Item]):
         return "reading and preprocessing"
 
     def _results(self) -> Iterator[tuple[Arrays | Exception, str]]:
-        count = len(self.data)
-        text = f"{self._task} {count} images"
-        with progress(count, text) if self.progress else contextlib.nullcontext(lambda: None) as advance:
+        text = f"{self._task} {len(self.data)} images"
+        with progress(len(self.data), text) if self.progress else contextlib.nullcontext(lambda: None) as advance:
             for result in read_hashed_stream(self.data, self.transform, self.keys, self.num_workers):
                 advance()
                 yield result
@@ -196,17 +195,9 @@ class CachedCases(Dataset[Item]):
                 key: ArrayStore(count, a.shape, folder and folder / f"{key}.f32") for key, a in arrays.items()
             }
         error = check_size(arrays, {key: store.shape for key, store in self._stores.items()})
-        if error is not None:
-            return error
-        for key, array in arrays.items():
+        for key, array in arrays.items() if error is None else ():
             self._stores[key].append(array)
-        return None
-
-
-def _seed(transform: Any, seed: int, epoch: int, index: int) -> None:
-    if hasattr(transform, "set_random_state"):
-        seed_bytes = bytes.fromhex(digest(f"{seed}:{epoch}:{index}"))
-        transform.set_random_state(seed=int.from_bytes(seed_bytes[:4], "little"))
+        return error
 
 
 # -- arrays in memory or on disk ---------------------------------------------------------------------------------------
@@ -289,26 +280,20 @@ _held: dict[Path, ProcessLock] = {}  # until the folder is removed; a lock canno
 
 def make_cache_folder(parent: str | os.PathLike[str] | None, gib: float) -> Path:
     """Make a folder for a cache of ``gib`` GiB on a disk with room for it; by default among the temporary files."""
+    root = Path(tempfile.gettempdir() if parent is None else parent)
+    folder = root / f"{_PREFIX}{secrets.token_hex(4)}"
     with disk_errors("cache_dir"):
-        folder = _locked_folder(parent)
+        root.mkdir(parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=root))
+        lock = ProcessLock(hidden / _LOCK)
+        lock.acquire()
+        hidden.rename(folder)  # it gets this name only once it is locked
+    _held[folder] = lock
     free = shutil.disk_usage(folder).free / 1024**3
     if free < gib:
         remove_cache_folder(folder, os.getpid())
-        raise MachineError(
-            f"cache_dir: the cache needs {gib:.1f} GiB, but {free:.1f} GiB are free; choose another disk"
-        )
-    return folder
-
-
-def _locked_folder(parent: str | os.PathLike[str] | None) -> Path:
-    root = Path(tempfile.gettempdir() if parent is None else parent)
-    root.mkdir(parents=True, exist_ok=True)
-    hidden = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=root))
-    lock = ProcessLock(hidden / _LOCK)
-    lock.acquire()
-    folder = root / f"{_PREFIX}{secrets.token_hex(4)}"
-    hidden.rename(folder)  # it gets this name only once it is locked
-    _held[folder] = lock
+        needs = f"the cache needs {gib:.1f} GiB, but {free:.1f} GiB are free"
+        raise MachineError(f"cache_dir: {needs}; choose another disk")
     return folder
 
 

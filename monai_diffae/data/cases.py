@@ -18,7 +18,7 @@ from typing import Any
 
 from monai_diffae.data.atomic import disk_errors
 from monai_diffae.data.fingerprints import digest
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import CohortError, ConfigError, shortened
 from monai_diffae.policies import MISSING_WORDS, Ids
 
 Label = float | int | str | None
@@ -57,8 +57,9 @@ class Case:
 
     @property
     def first_file(self) -> Path:
-        """The first file of ``"image"``."""
-        return first_file(self.images)
+        """The first file of ``"image"``, which may have one file per channel."""
+        image = self.images["image"]
+        return image if isinstance(image, Path) else image[0]
 
     @property
     def file(self) -> str:
@@ -99,19 +100,13 @@ class Row:
     @property
     def first(self) -> Path:
         """The first file of ``"image"``."""
-        return first_file(self.images)
+        return self.files[0]
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files of ``"image"``."""
         image = self.images["image"]
         return image if isinstance(image, tuple) else (image,)
-
-
-def first_file(images: Mapping[str, Images]) -> Path:
-    """The first file of ``"image"``, which may have one file per channel."""
-    image = images["image"]
-    return image if isinstance(image, Path) else image[0]
 
 
 def spread_cases(cases: Sequence[Case], limit: int) -> list[Case]:
@@ -130,12 +125,9 @@ def find_cases(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
     by_id = {case.file_name: case for case in cases} | {case.id: case for case in cases}
     for name in ids:
         if name not in by_id:
-            close_matches = difflib.get_close_matches(name, by_id, n=1)
-            advice = (
-                f"did you mean '{close_matches[0]}'?" if close_matches else "the table written by embed has all ids"
-            )
-            quoted = name if len(name) <= _MAX_QUOTED else f"{name[:_MAX_QUOTED]}..."
-            raise CohortError(f"cases: the cohort has no '{quoted}'; {advice}")
+            similar = difflib.get_close_matches(name, by_id, n=1)
+            advice = f"did you mean '{similar[0]}'?" if similar else "the table written by embed has all ids"
+            raise CohortError(f"cases: the cohort has no '{shortened(name, _MAX_QUOTED + 3)}'; {advice}")
     return list({by_id[name].id: by_id[name] for name in ids}.values())
 
 
@@ -182,12 +174,7 @@ def _distinct(plain: Sequence[str], texts: Sequence[str]) -> list[str]:
 
 
 def marks_twins(name: str, values: Collection[Any]) -> bool:
-    """Whether a column is the one that ``list-scans`` writes, which is no label; a user's own may have its name.
-
-    Example:
-        >>> marks_twins("twins", ["group 1", None]), marks_twins("twins", ["yes", "no"])
-        (True, False)
-    """
+    """Whether a column is the one that ``list-scans`` writes, which is no label; a user's own may have its name."""
     return name == TWINS and len(values) > 0 and all(_TWINS_MARK.fullmatch(str(value)) for value in values)
 
 
@@ -202,10 +189,11 @@ def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
     labels = {name: _as_numbers([cell.strip() for cell in cells]) for name, cells in columns.items()}
     for name, values in labels.items():
         texts = [value for value in values if isinstance(value, str)]
-        if any("," in text for text in texts) and all(_DECIMAL.fullmatch(text) for text in texts):
+        with_comma = [text for text in texts if "," in text]
+        if with_comma and all(_DECIMAL.fullmatch(text) for text in texts):
             logger.warning(
                 "label '%s': is read as text, because numbers such as %s have a comma; write points, or separate the "
-                "columns by semicolons", name, next(text for text in texts if "," in text),
+                "columns by semicolons", name, with_comma[0],
             )  # fmt: skip
     return labels
 
@@ -251,14 +239,13 @@ class PatientKey:
 def folder_key(folder: Path) -> PatientKey:
     """The key of a folder; it is made if there is none. Only the user can read it."""
     file = folder / KEY_FILE
-    if file.is_file():
-        return _read(file)
-    with disk_errors(KEY_FILE):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, name = mkstemp(dir=folder, prefix=".tmp-")  # only the user can read it
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(_new_secret())
-        _publish(Path(name), file)
+    if not file.is_file():
+        with disk_errors(KEY_FILE):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor, name = mkstemp(dir=folder, prefix=".tmp-")  # only the user can read it
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(_new_secret())
+            _publish(Path(name), file)
     return _read(file)
 
 
@@ -304,21 +291,18 @@ def _new_secret() -> str:
 
 def with_hashes(cases: Sequence[Case], folder: Path, ids: Ids = "names") -> list[Case]:
     """The cases with hashes for DICOM's PatientIDs or, if ``ids`` is ``"hashed"``, for all ids and patients."""
-    if ids == "hashed":
-        key = folder_key(folder)
-        hashes = [f"case-{key.hash(case.id)}" for case in cases]
-        return [
-            replace(case, id=id, file_name="", patient=id if case.has_own_patient else key.hash(case.patient))
-            for case, id in zip(cases, hashes, strict=True)
-        ]
-    has_patient_id = [_is_known_by_patient_id(case) for case in cases]
-    if not any(has_patient_id):
+    is_private = [ids == "hashed" or _is_known_by_patient_id(case) for case in cases]
+    if not any(is_private):
         return list(cases)
     key = folder_key(folder)
-    return [
-        replace(case, patient=key.hash(case.patient)) if is_patient_id else case
-        for case, is_patient_id in zip(cases, has_patient_id, strict=True)
-    ]
+
+    def hashed(case: Case) -> Case:
+        if ids == "names":
+            return replace(case, patient=key.hash(case.patient))
+        id = f"case-{key.hash(case.id)}"
+        return replace(case, id=id, file_name="", patient=id if case.has_own_patient else key.hash(case.patient))
+
+    return [hashed(case) if private else case for case, private in zip(cases, is_private, strict=True)]
 
 
 def _is_known_by_patient_id(case: Case) -> bool:

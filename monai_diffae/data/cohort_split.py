@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
@@ -11,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from monai_diffae.data.cases import Case, find_cases
 from monai_diffae.data.cohorts import read_cohort
@@ -127,42 +128,32 @@ def split_cohort(
     is_drawn = any(before.split is None and after.split != "train" for before, after in zip(listed, cases, strict=True))
     fingerprint = cohort_fingerprint(cases)
     failures: list[Failure] = []
-    num_scans, num_patients = len(cases), len({case.patient for case in cases})
+    scans = f"{counted(len(cases), 'scan')} of {counted(len({case.patient for case in cases}), 'patient')}"
+    selected = ""
     if spatial_dims == 2:
-        cases, failures = expand_slices(cases, axis=slice_axis, range=(slice_range[0], slice_range[1]), step=slice_step)
-        skipped = SkippedCases()
+        images, failures = expand_slices(cases, axis=slice_axis, range=slice_range, step=slice_step)
+        if len(images) > len(cases) and (tuple(slice_range), slice_step) != ((0, 1), 1):
+            selected = f", from volumes with slice_range {list(slice_range)} and slice_step {slice_step}"
+        cases, skipped = images, SkippedCases()
         for failure in failures:
             skipped.log(failure)
     if not cases:
-        raise CohortError(
-            f"none of {len(failures)} scans can be read, the first is '{failures[0].case_id}': {failures[0].reason}"
-        )
+        first = failures[0]
+        raise CohortError(f"none of {len(failures)} scans can be read, the first is '{first.case_id}': {first.reason}")
     counts = ", ".join(f"{sum(case.split == name for case in cases)} {name}" for name in ("train", "val", "test"))
-    selects = len(cases) > num_scans and (tuple(slice_range), slice_step) != ((0, 1), 1)
-    selected = f", from volumes with slice_range {list(slice_range)} and slice_step {slice_step}" if selects else ""
-    scans, patients = counted(num_scans, "scan"), counted(num_patients, "patient")
-    logger.info("%s of %s: %s images%s", scans, patients, counts, selected)
+    logger.info("%s: %s images%s", scans, counts, selected)
     return SplitCohort(cases, failures, fingerprint, is_drawn)
 
 
 # -- slices of volumes -------------------------------------------------------------------------------------------------
 
-LETTERS: dict[Axis, str] = {"sagittal": "x", "coronal": "y", "axial": "z"}
-"""The letter before the slice's number in a case's id."""
+_LETTERS: dict[Axis, str] = {"sagittal": "x", "coronal": "y", "axial": "z"}  # before a slice's number, in its id
 
 
 def expand_slices(
-    cases: Sequence[Case],
-    *,
-    axis: Axis = "axial",
-    range: tuple[float, float] = (0.0, 1.0),
-    step: int = 1,
+    cases: Sequence[Case], *, axis: Axis = "axial", range: tuple[float, float] = (0.0, 1.0), step: int = 1
 ) -> tuple[list[Case], list[Failure]]:
-    """Expand each volume into one case per slice, reading headers only. 2D images pass unchanged.
-
-    ``range`` is the part of the axis to use: (0.25, 0.75) is the middle half. Ids are such as ``case7_z041`` (x
-    sagittal, y coronal, z axial). Volumes whose header cannot be read are failures.
-    """
+    """Expand volumes into one case per slice, by their headers; those that cannot be read are failures."""
     check_axis(axis)
     slice_indices(1, range, step)  # an error about the arguments comes before a scan is read
     expanded: list[Case] = []
@@ -177,7 +168,7 @@ def expand_slices(
             expanded.append(case)
             continue
         for k in slice_indices(shape[AXES[axis]], range, step):
-            name = f"{LETTERS[axis]}{k:03d}"
+            name = f"{_LETTERS[axis]}{k:03d}"
             expanded.append(replace(case, id=f"{case.id}_{name}", file_name=f"{case.file_name}_{name}", slice_index=k))
     twice = next((id for id, count in Counter(case.id for case in expanded).items() if count > 1), None)
     if twice is not None:
@@ -186,17 +177,12 @@ def expand_slices(
 
 
 def slice_indices(length: int, range: tuple[float, float] = (0.0, 1.0), step: int = 1) -> list[int]:
-    """The slices of a volume in a part of its axis, of which (0.25, 0.75) is the middle half: every ``step``-th.
-
-    Example:
-        >>> slice_indices(10, (0.25, 0.75), 2)
-        [2, 4, 6]
-    """
+    """Every ``step``-th slice in a part of a volume's axis: (0.25, 0.75) is the middle half."""
     low, high = range
     if not 0 <= low < high <= 1 or step < 1:
         raise ConfigError(f"slices: range {tuple(range)} must lie within 0..1, and step {step} must be at least 1")
-    first, stop = math.floor(low * length), math.ceil(high * length)
-    return list(itertools.islice(itertools.count(first, step), math.ceil((stop - first) / step)))
+    indices: list[int] = np.arange(math.floor(low * length), math.ceil(high * length), step).tolist()
+    return indices
 
 
 def gather_slices(expanded: Sequence[Case], failures: Sequence[Failure]) -> tuple[dict[str, list[Case]], list[Failure]]:
@@ -215,13 +201,7 @@ def gather_slices(expanded: Sequence[Case], failures: Sequence[Failure]) -> tupl
 
 
 def whole_scan(case: Case) -> Case:
-    """The scan that a slice was taken from, without its slice; a whole image unchanged.
-
-    Example:
-        >>> from pathlib import Path
-        >>> whole_scan(Case("a_z004", {"image": Path("a.nii")}, "p", slice_index=4)).id
-        'a'
-    """
+    """The scan that a slice was taken from, without its slice; a whole image unchanged."""
     if case.slice_index is None:
         return case
     return replace(case, id=_volume_id(case), file_name=case.file_name.rpartition("_")[0], slice_index=None)

@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ _BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 
 def check_cohort_exists(path: str | os.PathLike[str]) -> None:
     """Check that there is a cohort at a path, before long work that needs it."""
-    folder, _ = dicom.split_series(Path(path))
+    folder, _ = dicom.split_series(path)
     if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises if a parent folder is forbidden
         raise CohortError(f"{folder.name}: there is no such folder, table or scan; check the path of the cohort")
 
@@ -65,8 +66,7 @@ def read_cohort(
         patient of its own.
 
     Raises:
-        CohortError: there are no usable cases: no scans, no image column, duplicates, a patient in two splits, or
-            none of the files exists.
+        CohortError: there are no usable cases, or duplicates, or a patient is in two splits.
         ConfigError: ``patient_pattern`` is not a regular expression, or ``columns`` has an unknown key.
 
     Example:
@@ -162,15 +162,11 @@ def _check_cells(path: Path, header: list[str], rows: list[tuple[int, list[str]]
             wrong = f"line {number} has a value in a column without a name"
             raise CohortError(f"{path.name}: {wrong}; name the column, or {advice}")
     width = max((i + 1 for i, name in enumerate(header) if name), default=0)
-    short = [(number, len(row)) for number, row in rows if len(row) < width]
+    short = [f"line {number} has {len(row)} cells" for number, row in rows if len(row) < width]
     if short:
         others = f" (and {len(short) - 1} more lines are short)" if len(short) > 1 else ""
-        number, num_cells = short[0]
-        warn_once(
-            path,
-            f"line {number} has {num_cells} cells, but there are {width} columns{others}; the missing cells count as "
-            "empty, so check that the table is complete",
-        )
+        advice = "the missing cells count as empty, so check that the table is complete"
+        warn_once(path, f"{short[0]}, but there are {width} columns{others}; {advice}")
 
 
 def _delimiter(path: Path, first_line: str) -> str:
@@ -243,8 +239,8 @@ def _read_entries(path: Path) -> list[tuple[str, int, Any]]:
     sections = {"": content} if isinstance(content, list) else content
     if not isinstance(sections, dict):
         raise CohortError(f"{path.name}: expected a list of entries, or lists under training, validation and test")
-    lists = {section: sections[section] for section in _SECTIONS if isinstance(sections.get(section), list)}
-    entries = [(section, n, entry) for section, each in lists.items() for n, entry in enumerate(each)]
+    lists = [(section, sections.get(section)) for section in _SECTIONS]
+    entries = [(section, n, entry) for section, each in lists if isinstance(each, list) for n, entry in enumerate(each)]
     if not entries:
         keys = shortened(", ".join(map(str, sections)) or "nothing", 80)
         raise CohortError(f"{path.name}: no entries under training, validation or test (has {keys}); add them")
@@ -278,10 +274,9 @@ def _common_folder(folder: Path, rows: Sequence[Row]) -> Path:
     table_folder = os.path.normpath(folder)
     if all(Path(p).is_relative_to(table_folder) for p in set(parents)):
         return Path(table_folder)
-    try:
+    with suppress(ValueError):  # several drives, or both relative and absolute paths
         return Path(os.path.commonpath(parents))
-    except ValueError:  # several drives, or both relative and absolute paths
-        return Path(table_folder)
+    return Path(table_folder)
 
 
 def _check_existence(path: Path, rows: Sequence[Row]) -> None:
@@ -328,14 +323,11 @@ def _to_cases(
     unique_names = [name if counts[name] == 1 else file for name, file in zip(names, files, strict=True)]
     texts = [row.id or name for row, name in zip(rows, unique_names, strict=True)]
     _check_rows(source, rows, texts, refuse_leaks=refuse_leaks)
-    file_names = safe_file_names(texts)
-    cases = [
-        Case(
-            row.id or id, row.images, patient or name, _split(source, row.id or id, row.split), row.labels,
-            file_name=name,
-        )
-        for id, name, row, patient in zip(safe_ids(texts), file_names, rows, patients, strict=True)
-    ]  # fmt: skip
+    cases = []
+    for row, safe, file_name, patient in zip(rows, safe_ids(texts), safe_file_names(texts), patients, strict=True):
+        id = row.id or safe
+        split = _split(source, id, row.split)
+        cases.append(Case(id, row.images, patient or file_name, split, row.labels, file_name=file_name))
     _warn_of_patients(source, rows, cases)
     return cases
 
@@ -351,12 +343,7 @@ def _patient(row: Row, relative: str, pattern: re.Pattern[str] | None) -> str | 
 
 
 def unified_patients(patients: Sequence[str | None]) -> list[str | None]:
-    """Patients without spaces around them; a number that was read as a decimal is that number, if it occurs, too.
-
-    Example:
-        >>> unified_patients(["1", "1.0", " p ", "2.0", None])
-        ['1', '1', 'p', '2.0', None]
-    """
+    """Patients without spaces around them; ``1.0`` is the patient ``1`` if there is one."""
     names = [None if patient is None else patient.strip() for patient in patients]
     known = {name for name in names if name is not None}
     decimals = {name for name in known if "." in name}
@@ -378,9 +365,8 @@ def _check_rows(source: str, rows: Sequence[Row], ids: Sequence[str], *, refuse_
     for row, id in zip(rows, ids, strict=True) if refuse_leaks else ():
         files = tuple(os.path.normpath(p) for p in row.files)
         if files in by_file:
-            raise CohortError(
-                f"{source}: the cases '{by_file[files][:60]}' and '{id[:60]}' have the same file; keep one"
-            )
+            pair = f"'{by_file[files][:60]}' and '{id[:60]}'"
+            raise CohortError(f"{source}: the cases {pair} have the same file; keep one")
         by_file[files] = id
     unprintable = next((row.id for row in rows if row.id is not None and not row.id.isprintable()), None)
     if unprintable is not None:

@@ -30,7 +30,7 @@ MAP_COLUMNS = ("x", "y", "thumbnail")
 _FIGURES = ("z_sem_usage", "patient_key", "preprocessing", "split_origin")  # of the record beside a CSV
 _MOST_SAMPLED = 100
 COMMON_SCALE = ("pca", "gradients", "planar")
-"""Encoders whose columns are principal components: the last are noise, so no column is standardised on its own."""
+"""Encoders whose columns are principal components."""
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")
 _WIDE = re.compile(r"w_\d{3,}")
@@ -68,8 +68,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
         z_matrix(table)
     except CohortError as error:
         raise CohortError(f"{path.name}: {error}") from error
-    num_double = 0 if "patch" in table or "id" not in table else int(table["id"].duplicated().sum())
-    if num_double:
+    if "id" in table and "patch" not in table and (num_double := int(table["id"].duplicated().sum())):
         logger.warning(
             "%s: %d rows have the id of another row, and count as further cases; keep one row per case",
             path.name, num_double,
@@ -138,8 +137,22 @@ def patient_key_name(table: pd.DataFrame) -> str | None:
 
 
 def encoder_name(table: pd.DataFrame) -> str:
-    """The encoder that made a table: ``trained`` (also if not recorded), or one without training."""
-    return str(table.attrs.get("monai_diffae", {}).get("made_from", {}).get("encoder", "trained"))
+    """The encoder that made a table: ``trained`` (also if not recorded), one without training, or ``harmonized``."""
+    return str(_made_from(table).get("encoder", "trained"))
+
+
+def source_encoder(table: pd.DataFrame) -> str:
+    """The encoder that made a table, also if :func:`monai_diffae.harmonize` changed its features since."""
+    return str(_made_from(table).get("source_encoder", encoder_name(table)))
+
+
+def _made_from(table: pd.DataFrame) -> dict[str, Any]:
+    return dict(table.attrs.get("monai_diffae", {}).get("made_from", {}))
+
+
+def has_common_scale(table: pd.DataFrame, features: Features = "z") -> bool:
+    """Whether the columns are principal components: the last are noise, so no column is standardised on its own."""
+    return features == "wide" or source_encoder(table) in COMMON_SCALE
 
 
 def split_origin(table: pd.DataFrame) -> SplitOrigin | None:
@@ -180,11 +193,10 @@ def label_columns(table: pd.DataFrame) -> list[str]:
 def check_labels(table: pd.DataFrame, options: Mapping[str, Sequence[str]]) -> list[str]:
     """The label columns of a table; those that options name must be among them."""
     labels = label_columns(table)
-    for option, names in options.items():
-        for name in names:
-            if name not in labels:
-                known = ", ".join(labels) or "none"
-                raise ConfigError(f"{option}: there is no label column '{name}'; choose from: {known}")
+    for option, name in ((option, name) for option, names in options.items() for name in names):
+        if name not in labels:
+            known = ", ".join(labels) or "none"
+            raise ConfigError(f"{option}: there is no label column '{name}'; choose from: {known}")
     return labels
 
 
@@ -271,15 +283,20 @@ class EmbeddedCases:
         return {"z": self.z[row], "index": position, "id": self.ids[row]}
 
 
-def training_rows(embeddings: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read the rows of a table's training cases, or all rows if it has no column ``split``."""
+def training_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table's training cases, or all rows if it has no column ``split``."""
+    return split_rows(table, "train") if "split" in table else table
+
+
+def read_training_rows(embeddings: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read a table, and return its :func:`training_rows`."""
     table = read_embeddings(embeddings)
     try:
-        return split_rows(table, "train") if "split" in table else table
+        return training_rows(table)
     except CohortError as error:
         raise CohortError(f"{Path(embeddings).name}: {error}") from error
 
 
 def training_z_sem(embeddings: str | os.PathLike[str]) -> NDArray[np.float32]:
     """Read the z_sem (N, D) of a table's training cases."""
-    return z_matrix(training_rows(embeddings))
+    return z_matrix(read_training_rows(embeddings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -80,16 +81,12 @@ def scan_files(file: str | os.PathLike[str]) -> list[Path]:
             return [slice_ for name in series if uid in (None, name) for slice_ in series[name].files]
         return []
     partners = [Path(partner) for partner in _partners(os.fspath(path)) if partner != os.fspath(path)]
-    return [path, *(inner for partner in partners for inner in _regular_files(partner))]
+    inner = [[partner] if not partner.is_dir() else filter(Path.is_file, partner.iterdir()) for partner in partners]
+    return [path, *itertools.chain(*inner)]
 
 
 def voxel_file(path: str | os.PathLike[str]) -> str:
-    """The file that holds the voxels: the .img file beside a .hdr file, else the file itself.
-
-    Example:
-        >>> voxel_file("scans/a.hdr.gz"), voxel_file("scans/A.HDR"), voxel_file("scans/a.nii")
-        ('scans/a.img.gz', 'scans/A.IMG', 'scans/a.nii')
-    """
+    """The file that holds the voxels: the .img file beside a .hdr file, else the file itself."""
     path = os.fspath(path)
     for header, voxels in _VOXELS_OF.items():
         if path.lower().endswith(header):
@@ -99,10 +96,7 @@ def voxel_file(path: str | os.PathLike[str]) -> str:
 
 
 def content_hash(files: Sequence[str | os.PathLike[str]]) -> str:
-    """The SHA-256 of the bytes of a case's files, whatever their names; of a single file, that of ``sha256sum``.
-
-    A missing or forbidden file counts as an empty text.
-    """
+    """The SHA-256 of a case's files, whatever their names; missing files are empty. One file: as ``sha256sum``."""
     # the order of the files within a scan says nothing, and a series may be renamed
     scans = [sorted(_file_hash(inner) for inner in scan_files(file)) for file in files]
     if len(scans) == 1 and len(scans[0]) == 1:
@@ -121,12 +115,9 @@ def scan_contents(cases: Sequence[Case]) -> list[str]:
 
 
 def file_state(files: Sequence[str | os.PathLike[str]]) -> str:
-    """A SHA-256 of the names, sizes and times of a case's files, by which a change is recognised without reading them.
-
-    Folders above the files do not count, so a cohort can be moved; a copy has another state, as the times at which the
-    system saw a change count.
-    """
-    # with text, not with Path, which takes ten times as long for the many files of a cohort
+    """A SHA-256 of names, sizes and times of files, without the folders above them: a change is noticed unread."""
+    # with text, not with Path, which takes ten times as long for the many files of a cohort; a copy has another state,
+    # as the times at which the system saw a change count
     return digest("\0".join(line for file in files for line in _state_lines(os.fspath(file))))
 
 
@@ -192,10 +183,6 @@ def _state_lines(file: str) -> Iterator[str]:
 
 def _state_text(state: os.stat_result) -> str:
     return f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
-
-
-def _regular_files(path: Path) -> list[Path]:
-    return sorted(inner for inner in path.iterdir() if inner.is_file()) if path.is_dir() else [path]
 
 
 def _partners(path: str) -> Iterator[str]:

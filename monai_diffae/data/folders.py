@@ -16,13 +16,10 @@ from monai_diffae.data.scans import scan_suffix
 
 logger = logging.getLogger(__name__)
 
-UNREADABLE_SUFFIXES = frozenset(
-    (
-        ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".svs", ".mgz", ".mgh", ".mnc", ".mat", ".npy", ".npz", ".h5",
-        ".avi", ".mp4", ".zip", ".tar",
-    )
+_UNREADABLE = (
+    ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".svs", ".mgz", ".mgh", ".mnc", ".mat", ".npy", ".npz", ".h5",
+    ".avi", ".mp4", ".zip", ".tar",
 )  # fmt: skip
-"""Suffixes of files that may hold images and cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ def search_folder(root: Path) -> FolderContent:
             continue
         visited.add(real_path)
         visible = [Path(folder) / f for f in sorted(files) if not f.startswith(".")]
-        unreadable.update(s for p in visible if (s := p.suffix.lower()) in UNREADABLE_SUFFIXES and not scan_suffix(p))
+        unreadable.update(s for p in visible if (s := p.suffix.lower()) in _UNREADABLE and not scan_suffix(p))
         scans += [Row({"image": p}) for p in visible if (s := scan_suffix(p)) and s not in dicom.SUFFIXES]
         dicom_names = {p.name for p in visible if scan_suffix(p) in ("", *dicom.SUFFIXES) and dicom.is_dicom(p)}
         if dicom_names:
@@ -70,12 +67,7 @@ def search_folder(root: Path) -> FolderContent:
 
 
 def name_within(path: Path, root: Path) -> str:
-    """A scan's name: its path within a folder, with ``/`` and without the suffix.
-
-    Example:
-        >>> name_within(Path("/data/train/a.nii.gz"), Path("/data"))
-        'train/a'
-    """
+    """A scan's name: its path within a folder, with ``/`` and without the suffix."""
     folder, uid = dicom.split_series(path)
     name = Path(os.path.relpath(folder, root)).as_posix()
     suffix = scan_suffix(folder)
@@ -87,12 +79,7 @@ def name_within(path: Path, root: Path) -> str:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Scans' names without their folders, if these are different; else the names as they are.
-
-    Example:
-        >>> short_names(["doe/t1", "roe/t2"]), short_names(["doe/t1", "roe/t1"])
-        (['t1', 't2'], ['doe/t1', 'roe/t1'])
-    """
+    """Scans' names without their folders, if these are different; else the names as they are."""
     short = [PurePosixPath(name).name for name in names]
     return short if len(set(short)) == len(short) else list(names)
 
@@ -123,13 +110,10 @@ _BIDS_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
 
 
 def find_label_maps(names: Sequence[str]) -> set[str]:
-    """Find the label maps among the scans of a folder, by their paths within it, with ``/`` and without suffixes.
-
-    Their folder is named as ``labelsTr`` beside ``imagesTr``, or ``masks`` beside ``images`` or scans; or their name
-    ends in a word such as ``_seg``, ``_mask_1`` or ``_dseg``, and the scan that it belongs to is there: in the same
-    folder, with exactly the rest of the name in another one, or for BIDS of the same subject. If nothing else would be
-    found, none is returned.
-    """
+    """The label maps among the scans of a folder, by their paths within it; none if nothing else would be left."""
+    # Their folder is named as labelsTr beside imagesTr, or masks beside images or scans; or their name ends in a word
+    # such as _seg, _mask_1 or _dseg, and the scan that it belongs to is there: in the same folder, with exactly the
+    # rest of the name in another one, or for BIDS of the same subject.
     folders = {parent for name in names for parent in PurePath(name).parents}
     with_scans = {PurePath(name).parent for name in names}
     in_folders = {name for name in names if _is_in_label_folder(PurePath(name), folders, with_scans)}
@@ -143,13 +127,10 @@ def _is_in_label_folder(name: PurePath, folders: Collection[PurePath], with_scan
         word = folder.name.lower()
         if word.startswith("labels") and folder.parent / folder.name.replace("labels", "images", 1) in folders:
             return True
-        if word in _FOLDERS and (folder.parent in with_scans or _has_image_folder(folder.parent, folders)):
+        beside = (other.name for other in folders if other.parent == folder.parent)
+        if word in _FOLDERS and (folder.parent in with_scans or any(map(_IMAGE_FOLDER.match, beside))):
             return True
     return False
-
-
-def _has_image_folder(parent: PurePath, folders: Collection[PurePath]) -> bool:
-    return any(folder.parent == parent and _IMAGE_FOLDER.match(folder.name) for folder in folders)
 
 
 def _named_as_label_maps(names: Sequence[str]) -> Iterator[str]:
@@ -159,16 +140,15 @@ def _named_as_label_maps(names: Sequence[str]) -> Iterator[str]:
     by_folder: dict[PurePath, list[str]] = defaultdict(list)
     for image in images:
         by_folder[image.parent].append(image.name)
-    beginnings = {folder: _beginnings(stems) for folder, stems in by_folder.items()}
+    # the parts with which names begin, up to each separator; "" is one of them
+    beginnings = {
+        folder: {stem[: match.start()] for stem in stems for match in re.finditer(r"[_. -]+|$|^", stem)}
+        for folder, stems in by_folder.items()
+    }
     for name, match in matches.items():
         rest, folder = match["image"] or "", PurePath(name).parent
         if rest in stems or _subject(rest) in subjects or rest in beginnings.get(folder, ()):
             yield name
-
-
-def _beginnings(stems: Sequence[str]) -> set[str]:
-    """The parts with which the names begin, up to each separator; ``""`` is one of them."""
-    return {stem[: match.start()] for stem in stems for match in re.finditer(r"[_. -]+|$|^", stem)}
 
 
 def _subject(name: str) -> str | None:

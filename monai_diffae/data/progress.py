@@ -20,7 +20,6 @@ from monai_diffae.errors import CohortError, ConfigError
 
 logger = logging.getLogger(__name__)
 
-
 T = TypeVar("T")
 
 
@@ -103,8 +102,7 @@ class SkippedCases:
         if is_told:
             return
         if self.num_warnings == _MOST_WARNINGS:
-            listed = f"; {self.list_name or 'the list of failures'} has all of them"
-            logger.warning("more cases are skipped%s", listed)
+            logger.warning("more cases are skipped; %s has all of them", self.list_name or "the list of failures")
         self.num_warnings += 1
 
 
@@ -113,23 +111,20 @@ def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) ->
 
     def write(temporary: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8") as stream:
-            table = csv.writer(stream, lineterminator="\n")
             stream.write(_HEADER + "\n")
-            table.writerows([f.case_id, f.file, f.reason] for f in failures)
+            csv.writer(stream, lineterminator="\n").writerows([f.case_id, f.file, f.reason] for f in failures)
 
     path = Path(path)
-    if path.exists() and not _is_list_of_failures(path):
-        if not failures:
-            return path
+    if failures and path.exists() and not _is_list_of_failures(path):
         raise ConfigError(
             f"{path.name}: already exists and was not written by this package; move it, or choose another out"
         )
-    if not failures:
-        if path.exists():  # a disk that cannot be written refuses to delete what does not exist
-            with disk_errors(path.name):
-                path.unlink()
-        return path
-    return write_atomic(path, write)
+    if failures:
+        return write_atomic(path, write)
+    if _is_list_of_failures(path):
+        with disk_errors(path.name):
+            path.unlink()
+    return path
 
 
 def count_failures(path: str | os.PathLike[str]) -> int:
@@ -150,12 +145,11 @@ def check_any_usable(num_usable: int, failures: Sequence[Failure], noun: str = "
 def count_by_label(ids: Collection[str], cases: Sequence[Case]) -> str:
     """How many cases of each class are among some ids, in brackets; empty if there are no ids or no classes."""
     counted_ids = set(ids)
-    if counted_ids.isdisjoint(case.id for case in cases):
-        return ""
+    members = [case for case in cases if case.id in counted_ids]
     texts = []
-    for name in label_names(cases):
+    for name in label_names(cases) if members else ():
         totals: Counter[Label] = Counter(case.labels.get(name) for case in cases)
-        counts: Counter[Label] = Counter(case.labels.get(name) for case in cases if case.id in counted_ids)
+        counts: Counter[Label] = Counter(case.labels.get(name) for case in members)
         are_classes = len(totals) <= _MOST_CLASSES and not any(isinstance(value, float) for value in totals)
         if are_classes and 2 * totals[None] <= len(cases):
             values = sorted(totals, key=str)

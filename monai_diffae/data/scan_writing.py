@@ -25,8 +25,8 @@ from pydicom.valuerep import format_number_as_ds
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.formats import dicom, itk
-from monai_diffae.data.formats.dicom_pixels import is_inverted, lenient, write_dataset
-from monai_diffae.data.formats.dicom_planes import Stack
+from monai_diffae.data.formats.dicom_pixels import is_grey, is_inverted, lenient, write_dataset
+from monai_diffae.data.formats.dicom_planes import FRAMES, SHARED, Stack
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import problem
 from monai_diffae.errors import ConfigError
@@ -164,8 +164,7 @@ Pixels = NDArray[np.int16] | NDArray[np.uint16]
 _WRITER = "MONAI_DIFFAE"
 """The files' ImplementationVersionName, which marks files that may be replaced."""
 
-_SHARED, _FRAMES = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
-_MULTI_FRAME_TAGS = (_SHARED, _FRAMES, "NumberOfFrames", "DimensionOrganizationSequence", "DimensionIndexSequence")
+_MULTI_FRAME_TAGS = (SHARED, FRAMES, "NumberOfFrames", "DimensionOrganizationSequence", "DimensionIndexSequence")
 _SINGLE_FRAME_CLASS = {
     uid.EnhancedMRImageStorage: uid.MRImageStorage,
     uid.EnhancedCTImageStorage: uid.CTImageStorage,
@@ -189,10 +188,8 @@ def write_series(
 ) -> Path:
     """Write an image in the space of a DICOM scan as a new series of its study: a folder, or a ``.dcm`` file for 2D.
 
-    **The new files are as private as their source**: they contain the source's name, PatientID, dates and other tags,
-    without private tags and overlays. The UIDs are hashes of the source's series UID, the description and the voxels,
-    so an archive takes the same result written again as the same series. Values are stored in 16 bits; none wraps
-    around or is clipped.
+    **The new files are as private as their source**: they contain its name, PatientID, dates and other tags, without
+    private tags and overlays. The same result written again has the same UIDs. No value wraps around or is clipped.
     """
     path, source = Path(path), Path(source)
     files, stack = dicom.read_stack(source)
@@ -208,7 +205,8 @@ def write_series(
         planes = array if stack is None else array[0].transpose(2, 1, 0)
         storage = _choose_storage(float(array.min()), float(array.max()), slices)
         pixels = [storage.store(plane) for plane in planes]
-        series = _series_uid(slices[0], description, storage, pixels)
+        voxels, source_uid = digest(repr(storage), *pixels), str(slices[0].SeriesInstanceUID)
+        series = uid.generate_uid(entropy_srcs=["monai_diffae", source_uid, description, voxels])
         for k, dataset in enumerate(slices):
             _describe(dataset, series, k, description)
             _set_pixels(dataset, storage, pixels[k])
@@ -225,9 +223,13 @@ def _read_slices(path: Path, files: Sequence[Path], stack: Stack | None) -> list
     else:
         slices = [_read_tags(files[k]) for k in order]
     for k, dataset in enumerate(slices):
-        if not str(dataset.get("PhotometricInterpretation")).startswith("MONOCHROME"):
+        if not is_grey(dataset):
             raise problem(path, "colour images cannot be written as DICOM", "write PNG or NIfTI")
-        _strip(dataset)
+        dataset.remove_private_tags()
+        for keyword in _PIXEL_TAGS:
+            dataset.pop(keyword, None)
+        for tag in [tag for tag in dataset.keys() if tag.group >> 8 in _CURVES_AND_OVERLAYS]:  # noqa: SIM118
+            del dataset[tag]
         if stack is not None and (stack.lean.any() or not stack.is_even):
             corner = LPS_TO_RAS @ stack.affine @ [0, 0, k, 1]
             dataset.ImagePositionPatient = [format_number_as_ds(float(v)) for v in corner[:3]]
@@ -245,7 +247,7 @@ def _split_frames(path: Path, dataset: Dataset, order: list[int]) -> list[Datase
     if kind is None:
         name = uid.UID(dataset.SOPClassUID).name
         raise problem(path, f"frames of {name} cannot be written as DICOM slices", "write NIfTI")
-    shared, frames = dataset.get(_SHARED) or [], dataset[_FRAMES].value
+    shared, frames = dataset.get(SHARED) or [], dataset[FRAMES].value
     dataset.SOPClassUID = kind
     for keyword in _MULTI_FRAME_TAGS:
         dataset.pop(keyword, None)
@@ -258,14 +260,6 @@ def _split_frames(path: Path, dataset: Dataset, order: list[int]) -> list[Datase
                     single.update(copy.deepcopy(macro.value[0]))
         slices.append(single)
     return slices
-
-
-def _strip(dataset: Dataset) -> None:
-    dataset.remove_private_tags()
-    for keyword in _PIXEL_TAGS:
-        dataset.pop(keyword, None)
-    for tag in [tag for tag in dataset.keys() if tag.group >> 8 in _CURVES_AND_OVERLAYS]:  # noqa: SIM118
-        del dataset[tag]
 
 
 @dataclass(frozen=True)
@@ -296,12 +290,6 @@ def _choose_storage(low: float, high: float, slices: list[Dataset]) -> _Storage:
     steps = 32767 if signed else 65535
     slope = float(format_number_as_ds(max(-low, high) / steps)) or 1.0
     return _Storage(slope, 0.0, signed, new=True)
-
-
-def _series_uid(first: Dataset, description: str, storage: _Storage, pixels: list[Pixels]) -> str:
-    return uid.generate_uid(
-        entropy_srcs=["monai_diffae", str(first.SeriesInstanceUID), description, digest(repr(storage), *pixels)]
-    )
 
 
 def _describe(dataset: Dataset, series: str, k: int, description: str) -> None:
@@ -350,11 +338,9 @@ def _check_target(path: Path, is_volume: bool, overwrite: bool) -> None:
     if is_volume == (path.suffix.lower() in dicom.SUFFIXES):
         kind = "a volume is written into a folder" if is_volume else "a 2D image is written as one file"
         raise ConfigError(f"{path.name}: {kind}; choose a name that ends {'otherwise' if is_volume else 'in .dcm'}")
-    if not path.exists():
-        return
-    if not overwrite:
+    if path.exists() and not overwrite:
         raise ConfigError(f"{path.name}: already exists; choose another name, or set overwrite")
-    if not all(_was_written_here(file) for file in (path.iterdir() if path.is_dir() else [path])):
+    if path.exists() and not all(map(_was_written_here, path.iterdir() if path.is_dir() else [path])):
         raise ConfigError(f"{path.name}: holds files that were not written by this package; choose another name")
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,7 +45,9 @@ __all__ = [
     "write_scan",
 ]
 
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+NonFinite = Literal["error"] | float
 
 _FORMATS = (nifti, dicom, itk, pictures)  # modules with SUFFIXES, read and read_header
 
@@ -57,7 +60,7 @@ def read_scan(
     *,
     spatial_dims: int | None = None,
     channels: int | None = None,
-    nonfinite: Literal["error"] | float = "error",
+    nonfinite: NonFinite = "error",
     colour: Colour = "refuse",
     uneven: Uneven = "resample",
     doubtful: Doubtful = "warn",
@@ -79,12 +82,10 @@ def read_scan(
         flatten: read a volume with one slice as a 2D image.
 
     Returns:
-        The scan: float32 array ``[C, X, Y, Z]`` in the file's voxel order, or ``[C, H, W]`` as displayed; affine in
-        mm, RAS+.
+        The scan: float32 ``[C, X, Y, Z]`` in the file's voxel order, or ``[C, H, W]`` as displayed; affine in mm, RAS+.
 
     Raises:
-        ScanError: the scan cannot be used. The message has the form ``file name: what is wrong; what to do``, with at
-            most 200 characters.
+        ScanError: the scan cannot be used: one line, ``file name: what is wrong; what to do``.
 
     Example:
         >>> import tempfile
@@ -95,35 +96,31 @@ def read_scan(
         >>> scan.array.shape, scan.spacing_mm
         ((1, 2, 3, 4), (1.0, 1.0, 3.0))
     """
-    path = _as_path(path)
-    scan: Scan = _guarded(path, lambda p: _format(p).read(p))
-    apply_policy(path, scan.doubts, uneven, doubtful)
-    return fit_scan(path, scan, spatial_dims, channels, nonfinite, colour=colour, flatten=flatten)
+    scan = _read(path)
+    apply_policy(Path(path), scan.doubts, uneven, doubtful)
+    return fit_scan(Path(path), scan, spatial_dims, channels, nonfinite, colour=colour, flatten=flatten)
 
 
 def read_with_doubts(path: str | os.PathLike[str]) -> Scan:
     """Read one scan of any dimensions and channels, as :func:`read_scan`, but leave its doubts to the caller."""
-    path = _as_path(path)
-    return fit_scan(path, _guarded(path, lambda p: _format(p).read(p)), None, None, "error")
+    return fit_scan(Path(path), _read(path))
+
+
+def _read(path: str | os.PathLike[str]) -> Scan:
+    with _one_line_errors(path):
+        scan: Scan = _format(path).read(Path(path))
+    return scan
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
     """Read the size and affine in the file's own axes, and the doubts about them, from the header."""
-    path = _as_path(path)
-    header: Header = _guarded(path, lambda p: _format(p).read_header(p))
+    with _one_line_errors(path):
+        header: Header = _format(path).read_header(Path(path))
     return header
 
 
 def apply_policy(path: Path, doubts: Sequence[Doubt], uneven: Uneven = "resample", doubtful: Doubtful = "warn") -> None:
-    """Log each doubt as a warning, once per process, or refuse the scan because of the first one.
-
-    Example:
-        >>> doubt = Doubt("uneven", "its slices are unevenly spaced", "they are resampled", "resample it yourself")
-        >>> apply_policy(Path("ct"), [doubt], uneven="refuse")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ScanError: ct: its slices are unevenly spaced; resample it yourself
-    """
+    """Log each doubt as a warning, once per process, or refuse the scan because of the first one."""
     for doubt in doubts:
         if (uneven if doubt.kind == "uneven" else doubtful) == "refuse":
             raise problem(path, doubt.wrong, doubt.remedy)
@@ -150,12 +147,7 @@ def read_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[
 
 
 def displayed_geometry(header: Header) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Size and voxel spacing in mm along R, A and S of a volume, or the rows and columns of a 2D image.
-
-    Example:
-        >>> displayed_geometry(Header((4, 5, 6), np.diag([1, 1, 3, 1.0])[[2, 0, 1, 3]]))
-        ((6, 4, 5), (3.0, 1.0, 1.0))
-    """
+    """Size and voxel spacing in mm along R, A and S of a volume, or the rows and columns of a 2D image."""
     spacing_mm = np.linalg.norm(header.affine[:3, : len(header.shape)], axis=0)
     if len(header.shape) == 2:
         return header.shape, tuple(float(v) for v in spacing_mm)
@@ -180,24 +172,15 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
 
 
 def may_be_dicom(path: Path) -> bool:
-    """Whether a scan has a suffix of DICOM, or none, as series do: its file need not exist.
-
-    Example:
-        >>> may_be_dicom(Path("ct#series=1.2")), may_be_dicom(Path("a.dcm")), may_be_dicom(Path("a.nii"))
-        (True, True, False)
-    """
+    """Whether a scan has a suffix of DICOM, or none, as series do: its file need not exist."""
     return scan_suffix(dicom.split_series(path)[0]) in ("", *dicom.SUFFIXES)
 
 
-def _as_path(path: str | os.PathLike[str]) -> Path:
+def _format(path: str | os.PathLike[str]) -> Any:
+    """The module of a file's format, after the checks that do not depend on the format."""
     if not os.fspath(path):  # Path("") would be the working directory
         raise ScanError("the path of a scan is empty; give a file, or a folder with a DICOM series")
-    return Path(path)
-
-
-def _format(path: Path) -> Any:
-    """The module of a file's format, after the checks that do not depend on the format."""
-    folder, uid = dicom.split_series(path)
+    path, (folder, uid) = Path(path), dicom.split_series(path)
     if folder.is_dir():
         return dicom
     if uid is not None or not path.exists():
@@ -214,10 +197,11 @@ def _format(path: Path) -> Any:
     raise problem(path, "files with this suffix cannot be read", "convert it to .nii.gz, .png or DICOM")
 
 
-def _guarded(path: Path, read: Callable[[Path], T]) -> T:
-    """Read a file, and turn errors of the machine or of a library into one line."""
+@contextmanager
+def _one_line_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn errors of the machine or of a library that reads a file into one line."""
     try:
-        return read(path)
+        yield
     except DiffAEError:
         raise
     except PermissionError as error:
@@ -233,10 +217,6 @@ def _guarded(path: Path, read: Callable[[Path], T]) -> T:
 
 # -- checks that every scan passes -------------------------------------------------------------------------------------
 
-logger = logging.getLogger(__name__)
-
-NonFinite = Literal["error"] | float
-
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as PIL and OpenCV convert to grey
 _ROUNDING = 2  # JPEG may round the three channels of a grey picture differently
 
@@ -244,9 +224,9 @@ _ROUNDING = 2  # JPEG may round the three channels of a grey picture differently
 def fit_scan(
     name: Path,
     scan: Scan,
-    spatial_dims: int | None,
-    channels: int | None,
-    nonfinite: NonFinite,
+    spatial_dims: int | None = None,
+    channels: int | None = None,
+    nonfinite: NonFinite = "error",
     *,
     colour: Colour = "refuse",
     flatten: bool = True,
@@ -287,14 +267,7 @@ def scan_of_array(
 
 
 def check_colour(colour: str, channels: int) -> None:
-    """Raise an error if ``colour`` is unknown, or does not go with the number of channels of the model.
-
-    Example:
-        >>> check_colour("rgb", 1)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: colour: rgb has 3 channels, but in_channels is 1; choose ...
-    """
+    """Raise an error if ``colour`` is unknown, or does not go with the number of channels of the model."""
     check_choice("colour", colour, Colour)
     num_channels = {"grey": 1, "rgb": 3}.get(colour, channels)
     if num_channels != channels:
@@ -333,14 +306,12 @@ def _fit_channels(path: Path, array: NDArray[np.float32], channels: int | None, 
 def _fit_values(path: Path, array: NDArray[np.float32], nonfinite: NonFinite) -> NDArray[np.float32]:
     num_bad = array.size - int(np.isfinite(array).sum())
     if num_bad and nonfinite == "error":
-        raise problem(
-            path, f"{num_bad} of its voxels are NaN or infinite", "repair it, or set nonfinite to a fill value"
-        )
+        wrong = f"{num_bad} of its voxels are NaN or infinite"
+        raise problem(path, wrong, "repair it, or set nonfinite to a fill value")
     if num_bad:
         logger.warning("%s: %d NaN or infinite voxels were replaced with %g", path.name, num_bad, nonfinite)
         array = np.where(np.isfinite(array), array, np.float32(nonfinite))
     if array.min() == array.max():
-        raise problem(
-            path, f"every voxel has the same value ({float(array.flat[0]):g})", "check the export, or omit it"
-        )
+        wrong = f"every voxel has the same value ({float(array.flat[0]):g})"
+        raise problem(path, wrong, "check the export, or omit it")
     return array

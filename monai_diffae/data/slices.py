@@ -24,18 +24,9 @@ _NUDGE[:3, :3] += 5e-4 * np.array([[0, -3, 2], [3, 0, -1], [-2, 1, 0]])  # a rot
 
 
 def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
-    """Take one slice of a volume, oriented as radiologists view it, whatever the order of the file's voxels.
+    """Take one slice of a volume as radiologists view it; ``index`` counts from inferior, posterior or left.
 
-    The volume is first brought to the closest RAS order. ``index`` counts in this order: from inferior for axial,
-    from posterior for coronal, and from left for sagittal slices. The slice has
-
-    ========  =====================  ======================
-    axis      rows, top to bottom    columns, left to right
-    ========  =====================  ======================
-    axial     anterior to posterior  right to left (patient)
-    coronal   superior to inferior   right to left (patient)
-    sagittal  superior to inferior   anterior to posterior
-    ========  =====================  ======================
+    Rows run from anterior (axial) or superior; columns from the patient's right, or for sagittal slices from anterior.
     """
     check_axis(axis)
     if scan.spatial_dims != 3:
@@ -60,33 +51,23 @@ def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
 def insert_slices(
     background: NDArray[T], affine: NDArray[np.float64], axis: Axis, slices: Mapping[int, NDArray[T]]
 ) -> NDArray[T]:
-    """Put slices back into a volume: the inverse of :func:`slice_volume`.
-
-    Example:
-        >>> volume = Scan(np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4), np.diag([1.0, -1, 1, 1]))
-        >>> slices = {k: slice_volume(volume, "axial", k).array for k in (0, 2, 3)}
-        >>> insert_slices(np.zeros_like(volume.array), volume.affine, "axial", slices)[0, 1, 2]
-        array([20.,  0., 22., 23.], dtype=float32)
-    """
-    check_axis(axis)
+    """Put slices back into a volume: the inverse of :func:`slice_volume`."""
     filled = background.copy()
     volume = _oriented(filled, ras_orientation(affine))  # a view of ``filled``
     size = (len(volume), *slice_shape(volume.shape[1:], axis))
     along = np.moveaxis(volume, 1 + AXES[axis], 1)  # a view: [C, slices, columns, rows]
     for index, plane in slices.items():
         if not 0 <= index < along.shape[1] or plane.shape != size:
-            raise ConfigError(
-                f"slice {index} of size {list(plane.shape)} does not fit into the volume, which has {along.shape[1]} "
-                f"{axis} slices of size {list(size)}; give slices of this volume"
-            )
+            volume_has = f"the volume, which has {along.shape[1]} {axis} slices of size {list(size)}"
+            wrong = f"slice {index} of size {list(plane.shape)} does not fit into {volume_has}"
+            raise ConfigError(f"{wrong}; give slices of this volume")
         along[:, index] = plane.swapaxes(1, 2)[:, ::-1, ::-1]
     return filled
 
 
 def _oriented(array: NDArray[T], orientation: NDArray[np.float64]) -> NDArray[T]:
     """A view of a volume ``[C, X, Y, Z]`` with reordered and flipped axes."""
-    oriented = nib.orientations.apply_orientation(np.moveaxis(array, 0, -1), orientation)
-    return np.moveaxis(oriented, -1, 0)
+    return np.moveaxis(nib.orientations.apply_orientation(np.moveaxis(array, 0, -1), orientation), -1, 0)
 
 
 def check_axis(axis: str) -> None:
@@ -96,35 +77,18 @@ def check_axis(axis: str) -> None:
 
 
 def flat_axis(shape: Sequence[int]) -> Axis | None:
-    """The axis along which a volume ``(R, A, S)`` has a single slice, or None.
-
-    Example:
-        >>> flat_axis((40, 1, 50)), flat_axis((40, 30, 50))
-        ('coronal', None)
-    """
+    """The axis along which a volume ``(R, A, S)`` has a single slice, or None."""
     return next((axis for axis in reversed(AXES) if shape[AXES[axis]] == 1), None)
 
 
 def flattened(scan: Scan) -> Scan:
-    """A volume with one slice as a 2D image; any other scan unchanged.
-
-    Example:
-        >>> flattened(Scan(np.zeros((1, 5, 1, 4), np.float32), np.eye(4))).array.shape
-        (1, 4, 5)
-    """
+    """A volume with one slice as a 2D image; any other scan unchanged."""
     axis = flat_axis(ras_shape(scan)) if scan.spatial_dims == 3 else None
     return scan if axis is None else replace(slice_volume(scan, axis, 0), volume=scan)
 
 
 def in_file_axes(array: NDArray[T], scan: Scan) -> tuple[NDArray[T], Scan]:
-    """An image in the space of a scan, and the scan; if the scan is a volume with one slice, in the volume's axes.
-
-    Example:
-        >>> scan = flattened(Scan(np.arange(20, dtype=np.float32).reshape(1, 5, 1, 4), np.eye(4)))
-        >>> array, volume = in_file_axes(scan.array, scan)
-        >>> bool((array == volume.array).all())
-        True
-    """
+    """An image in the space of a scan, and the scan; of a volume with one slice, in the volume's axes."""
     axis = None if scan.volume is None else flat_axis(ras_shape(scan.volume))
     if scan.volume is None or axis is None:
         return array, scan
@@ -133,23 +97,13 @@ def in_file_axes(array: NDArray[T], scan: Scan) -> tuple[NDArray[T], Scan]:
 
 
 def ras_shape(scan: Scan) -> tuple[int, int, int]:
-    """The size ``(R, A, S)`` of a volume.
-
-    Example:
-        >>> ras_shape(Scan(np.zeros((1, 2, 3, 4), np.float32), np.eye(4)[[1, 0, 2, 3]]))
-        (3, 2, 4)
-    """
+    """The size ``(R, A, S)`` of a volume."""
     r, a, s = (scan.array.shape[1 + axis] for axis in np.argsort(ras_axes(scan.affine)))
     return r, a, s
 
 
 def slice_shape(shape: Sequence[int], axis: Axis) -> tuple[int, int]:
-    """Rows and columns of a slice of a volume ``(R, A, S)``.
-
-    Example:
-        >>> slice_shape((40, 30, 50), "sagittal")
-        (50, 30)
-    """
+    """Rows and columns of a slice of a volume ``(R, A, S)``."""
     column, row = (n for i, n in enumerate(shape) if i != AXES[axis])
     return row, column
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -26,12 +26,9 @@ SplitOrigin = Literal["training", "given", "drawn"]
 def assign_splits(
     cases: Sequence[Case], *, val_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0
 ) -> list[Case]:
-    """Assign every case to a split: ``train``, ``val`` or ``test``. All cases of a patient get the same.
-
-    Patients are ranked by a hash of (seed, patient). Existing splits are kept; a missing ``val`` is drawn from
-    ``train`` and patients without a split, a missing ``test`` from the latter only. With two or more patients, ``val``
-    has at least one unless ``val_fraction`` is 0.
-    """
+    """Assign every case to a split, by patient: existing splits are kept, a missing ``val`` or ``test`` is drawn."""
+    # ``val`` is drawn from ``train`` and patients without a split, ``test`` from the latter only; two or more patients
+    # give ``val`` at least one, unless its fraction is 0
     if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
         raise ConfigError(
             f"val_fraction {val_fraction:g} and test_fraction {test_fraction:g} leave no training cases; lower them"
@@ -40,7 +37,7 @@ def assign_splits(
     has_val, has_test = "val" in existing.values(), "test" in existing.values()
     unassigned = [p for p in {case.patient for case in cases} if p not in existing]
     pool = unassigned if has_val else unassigned + [p for p, split in existing.items() if split == "train"]
-    ranked = sorted(pool, key=lambda patient: _rank(seed, patient))
+    ranked = sorted(pool, key=lambda patient: digest(f"{seed}:{patient}"))
     num_val = 0 if has_val or not val_fraction else min(max(1, round(val_fraction * len(pool))), len(pool) - 1)
     drawn = dict.fromkeys(ranked[:num_val], "val")
     rest = [p for p in ranked[num_val:] if p not in existing]
@@ -51,28 +48,17 @@ def assign_splits(
 
 def patients_in_two_splits(cases: Sequence[Case]) -> list[list[Case]]:
     """The cases of each patient that is in several splits. Cases without a split do not count."""
-    groups: dict[str, list[Case]] = {}
-    for case in cases:
-        if case.split is not None:
-            groups.setdefault(case.patient, []).append(case)
-    return _in_two_splits(groups.values())
+    return _in_two_splits(cases, lambda case: case.patient)
 
 
 def files_in_two_splits(cases: Sequence[Case]) -> list[list[Case]]:
     """The cases of each file that is in several splits, by its path or by a symbolic or hard link."""
-    groups: dict[object, list[Case]] = {}
-    for case in cases:
-        if case.split is not None and (file := _identity(case.first_file)) is not None:
-            groups.setdefault(file, []).append(case)
-    return _in_two_splits(groups.values())
+    return _in_two_splits(cases, lambda case: _identity(case.first_file))
 
 
 def cases_of_one_file(cases: Sequence[Case]) -> list[list[Case]]:
     """The cases of each file that several cases have, by its path."""
-    groups: dict[object, list[Case]] = {}
-    for case in cases:
-        groups.setdefault(case.images["image"], []).append(case)
-    return [group for group in groups.values() if len(group) > 1]
+    return [group for group in _grouped(cases, lambda case: case.images["image"]) if len(group) > 1]
 
 
 def check_splits(cases: Sequence[Case], source: str) -> None:
@@ -89,8 +75,18 @@ def check_links(cases: Sequence[Case], source: str) -> None:
         )
 
 
-def _in_two_splits(groups: Iterable[list[Case]]) -> list[list[Case]]:
+def _in_two_splits(cases: Sequence[Case], key: Callable[[Case], object]) -> list[list[Case]]:
+    groups = _grouped([case for case in cases if case.split is not None], key)
     return [group for group in groups if len({case.split for case in group}) > 1]
+
+
+def _grouped(cases: Sequence[Case], key: Callable[[Case], object]) -> Collection[list[Case]]:
+    """The cases by a key; those without one (None) are left out."""
+    groups: dict[object, list[Case]] = {}
+    for case in cases:
+        if (value := key(case)) is not None:
+            groups.setdefault(value, []).append(case)
+    return groups.values()
 
 
 def _pair(group: Sequence[Case]) -> str:
@@ -110,7 +106,3 @@ def _identity(file: Path) -> tuple[int, int] | str | None:
         return str(file) if dicom.split_series(file)[1] is not None else None
     # some network drives have no such numbers
     return (status.st_dev, status.st_ino) if status.st_ino else str(file)
-
-
-def _rank(seed: int, patient: str) -> str:
-    return digest(f"{seed}:{patient}")

@@ -32,10 +32,7 @@ def read_stream(
     workers: int = 0,
     ahead: int = 2,
 ) -> Iterator[Arrays | Exception]:
-    """Yield each item's preprocessed images ``[C, *S]``, float32, by key and in order, or the error of a bad item.
-
-    Workers read ``ahead`` items in total, at least 2 each; a caller that collects batches needs a whole batch.
-    """
+    """Yield each item's images ``[C, *S]`` by key, or its error, in order; workers read ``ahead`` items in total."""
     yield from in_order(data, partial(_preprocessed_or_error, transform, keys), workers, ahead)
 
 
@@ -88,9 +85,7 @@ def _preprocessed_or_error(
         )
 
 
-def _with_hash(
-    transform: Callable[[Any], Any], keys: tuple[str, ...], item: Mapping[str, Any]
-) -> tuple[Arrays | Exception, str]:
+def _with_hash(transform: Callable[[Any], Any], keys: tuple[str, ...], item: Mapping[str, Any]) -> tuple[Any, str]:
     # in this order, as the files are still in memory after they were read
     return _preprocessed_or_error(transform, keys, item), item_hash(item)
 
@@ -111,10 +106,8 @@ def check_size(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> ScanErr
     """Return an error if an image has another size than the images before it, else None."""
     for key, array in arrays.items():
         if array.shape != shapes[key]:
-            expected, actual = list(shapes[key]), list(array.shape)
-            return ScanError(
-                f"{key}: the size is {actual} but others are {expected}; crop, pad or resize in the transform"
-            )
+            sizes = f"{list(array.shape)} but others are {list(shapes[key])}"
+            return ScanError(f"{key}: the size is {sizes}; crop, pad or resize in the transform")
     return None
 
 
@@ -131,11 +124,9 @@ def log_failure(item: Mapping[str, Any], index: int, key: str, error: Exception,
 
 
 def leave_signals_to_parent(_worker: int = 0) -> None:
-    """Make a worker process ignore Ctrl-C, and SIGTERM unless its parent sends it: a ``worker_init_fn``.
-
-    Slurm, systemd and containers signal all processes of a job. A worker that ended then would take the training down
-    before it has saved its last steps; the parent ends its workers itself.
-    """
+    """Make a worker process ignore Ctrl-C, and SIGTERM unless its parent sends it: a ``worker_init_fn``."""
+    # Slurm, systemd and containers signal all processes of a job. A worker that ended then would take the training
+    # down before it has saved its last steps; the parent ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS and Windows do not tell who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -67,37 +67,24 @@ def _check_written(path: Path) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Compare the checksums in a zip archive, as torch does not when it reads one; does nothing for other files.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "weights.pt"
-        ...     with zipfile.ZipFile(path, "w") as archive:
-        ...         archive.writestr("data/0", b"weights")
-        ...     _ = path.write_bytes(path.read_bytes().replace(b"weights", b"weighty"))
-        ...     check_archive(path)
-        Traceback (most recent call last):
-        ...
-        zipfile.BadZipFile: Bad CRC-32 for file 'data/0'
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            with archive.open(entry) as stream:
-                while stream.read(1 << 20):
-                    pass
+    """Compare the checksums in a zip archive, as torch does not when it reads one; ignore other files."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"Bad CRC-32 for file {damaged!r}")
 
 
 def read_torch_file(path: Path, damaged: str, prefix: str | None = None) -> Any:
-    """Read plain values and tensors, of a dictionary only the entries whose names begin with ``prefix``.
-
-    ``damaged`` is what to say about a damaged file, after its name.
-    """
+    """Read plain values and tensors, or those whose names have a prefix; ``damaged`` ends the error's message."""
     try:
         check_archive(path)
-        _refuse_calls(path)
+        # of PyTorch before 1.6, or damaged: torch itself decides
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+        if names:  # something to call that plain tensors do not need
+            raise UnsafeInputError(
+                f"{path.name}: contains {quoted(min(names))}, and loading that could run code; get the file from its "
+                "author again, as a plain state dict"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they name folders
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -117,40 +104,21 @@ def read_torch_file(path: Path, damaged: str, prefix: str | None = None) -> Any:
     return content
 
 
-def _refuse_calls(path: Path) -> None:
-    """Refuse a file that names something to call that plain tensors do not need."""
-    if not zipfile.is_zipfile(path):  # of PyTorch before 1.6, or damaged: torch itself decides
-        return
-    names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    if names:
-        raise UnsafeInputError(
-            f"{path.name}: contains {quoted(names[0])}, and loading that could run code; get the file from its author "
-            "again, as a plain state dict"
-        )
-
-
 def _is_refusal(error: Exception, path: Path) -> bool:
     text = str(error)
-    if "Unsupported operand" in text and not _is_pickle(path):  # text or another format
-        return False
+    if "Unsupported operand" in text:
+        with path.open("rb") as file:  # an archive or a pickle of protocol 2 or later, unlike text and other formats
+            if file.read(2) not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+                return False
     is_archive = "weights_only=True" in text and ("TorchScript" in text or ".tar" in text)
     return is_archive or (isinstance(error, pickle.UnpicklingError) and any(words in text for words in _REFUSALS))
-
-
-def _is_pickle(path: Path) -> bool:
-    """Whether a file begins as ``torch.save`` writes it: an archive, or a pickle of protocol 2 or later."""
-    with path.open("rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def _tensors(content: Any) -> Iterator[torch.Tensor]:
     if isinstance(content, torch.Tensor):
         yield content
-    elif isinstance(content, Mapping):
-        for value in content.values():
-            yield from _tensors(value)
-    elif isinstance(content, list | tuple):
-        for value in content:
+    elif isinstance(content, Mapping | list | tuple):
+        for value in content.values() if isinstance(content, Mapping) else content:
             yield from _tensors(value)
 
 

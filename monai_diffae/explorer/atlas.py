@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from monai_diffae.apps.evaluation.neighbors import TrainingCases, patients_of, splits_of
 from monai_diffae.apps.synthesis.combine import Axes
 from monai_diffae.data.cases import Case
-from monai_diffae.data.embeddings import MAP_COLUMNS, label_columns, read_embeddings, split_rows, z_matrix
+from monai_diffae.data.embeddings import MAP_COLUMNS, label_columns, read_embeddings, training_rows, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction, PrincipalComponents, principal_components
 from monai_diffae.latents.neighbors import nearest_neighbors, p_values
@@ -59,15 +59,15 @@ class Atlas:
         table = read_embeddings(embeddings)
         if "id" not in table or table["id"].duplicated().any():
             raise CohortError(f"{embeddings.name}: has no column id with a unique name for each case; embed again")
-        training_rows = split_rows(table, "train") if "split" in table else table
+        training = training_rows(table)
         by_id = {case.id: case for case in cases}
         table = table[table["id"].astype(str).isin(by_id)].reset_index(drop=True)
         if table.empty:
             raise CohortError(f"{embeddings.name}: has no case of this cohort; embed the cohort, or give its own table")
-        components = principal_components(z_matrix(training_rows))
+        components = principal_components(z_matrix(training))
         listed = [by_id[str(name)] for name in table["id"]]
         num_shown = min(num_components, len(components.directions))
-        return cls(table, listed, TrainingCases.from_rows(training_rows), components, num_shown)
+        return cls(table, listed, TrainingCases.from_rows(training), components, num_shown)
 
     @cached_property
     def z_norm(self) -> NDArray[np.floating[Any]]:

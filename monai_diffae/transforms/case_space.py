@@ -22,18 +22,9 @@ logger = logging.getLogger(__name__)
 class CaseSpace:
     """Preprocesses a case into N images of the model, and converts N such images back to the case's own space.
 
-    N is 1 for a whole image and for one slice of a volume. If a 2D model gets a volume, N is the number of its slices
-    that are used, and the way back leads into the volume.
-
-    Args:
-        preprocessing: a bundle's preprocessing; it begins with `ReadScand`.
-        item: the case's images by key, as for `ReadScand`; with ``"slice"`` for one slice of a volume.
-        choose_slices: called with the number of slices of a volume that a 2D model gets; returns those to use.
-        key: the image of the item that the model decodes.
-
-    Attributes:
-        scan: the whole scan, or the slice ``item["slice"]``.
-        spaces: the images by the index of their slice; the key of a whole image is None.
+    N is 1 for a whole image and for one slice of a volume, ``item["slice"]``. If a 2D model gets a volume, N is the
+    number of its slices that ``choose_slices`` returns for their total, and the way back leads into the volume.
+    ``spaces`` has the images by the index of their slice, None for a whole image, and ``scan`` the scan or slice.
     """
 
     def __init__(
@@ -41,10 +32,9 @@ class CaseSpace:
         preprocessing: Callable[[Any], Any],
         item: Mapping[str, Any],
         choose_slices: Callable[[int], Sequence[int]],
-        key: str = "image",
     ) -> None:
         reader: ReadScand = check_reader(preprocessing)[0]
-        self._preprocessing, self._key = preprocessing, key
+        self._preprocessing = preprocessing
         self._axis: Axis | None = None
         self.spaces: dict[int | None, NativeSpace] = {}
         if reader.spatial_dims == 2:
@@ -52,7 +42,7 @@ class CaseSpace:
             return
         if item.get("slice") is not None:
             raise ConfigError(f"slice: is {item['slice']}, but this bundle takes whole volumes; leave it out")
-        whole = NativeSpace(preprocessing, item, key)
+        whole = NativeSpace(preprocessing, item)
         self.scan, self.spaces[None] = whole.scan, whole
 
     def _open_2d(
@@ -60,15 +50,15 @@ class CaseSpace:
     ) -> None:
         scans = {str(name): scan for name, scan in reader.read_whole(item).items()}
         item, index = {name: value for name, value in item.items() if name != "slice"}, item.get("slice")
-        self.scan = scans[self._key]
+        self.scan = scans["image"]
         flat = flat_axis(ras_shape(self.scan)) if self.scan.spatial_dims == 3 else None
         if self.scan.spatial_dims == 2 or flat is not None:  # a picture, or a volume that is one image
             if index is not None:
                 raise ConfigError(f"slice: is {index}, but the image is 2D and has no slices; leave it out")
             self._axis = flat
-            self.spaces[None] = NativeSpace(self._preprocessing, {**item, **scans}, self._key)
+            self.spaces[None] = NativeSpace(self._preprocessing, {**item, **scans})
         elif index is not None:
-            one = NativeSpace(self._preprocessing, {**item, **_slice_all(scans, reader.axis, index)}, self._key)
+            one = NativeSpace(self._preprocessing, {**item, **_slice_all(scans, reader.axis, index)})
             self.scan, self.spaces[index] = one.scan, one
         else:
             self._axis = reader.axis
@@ -80,9 +70,9 @@ class CaseSpace:
         """Preprocess slices. One that cannot be used, such as an empty one, is skipped."""
         error: ScanError | None = None
         for index in chosen:
-            slices = _slice_all(scans, axis, index)
+            slices = _slice_all(scans, axis, index)  # all images have this slice, or none can be used
             try:
-                self.spaces[index] = NativeSpace(self._preprocessing, {**item, **slices}, self._key)
+                self.spaces[index] = NativeSpace(self._preprocessing, {**item, **slices})
             except ScanError as caught:
                 error = error or caught
         num_skipped = len(chosen) - len(self.spaces)
@@ -102,10 +92,7 @@ class CaseSpace:
         return torch.stack([space.images[key].as_tensor().float() for space in self.spaces.values()])
 
     def back(self, images: torch.Tensor) -> NDArray[np.float32]:
-        """Convert images of the model, (N, C, *S), to the case's space, ``[C, *native S]`` in the scan's units.
-
-        The image has the scan's lowest value outside the model's field of view, and in slices that are not used.
-        """
+        """Convert images of the model, (N, C, *S), to the scan's units; where none is known, it is the lowest value."""
         return self._gather(self._each(NativeSpace.back, images), self.scan.empty)
 
     def back_difference(self, differences: torch.Tensor) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.policies import check_choice
 
 Method = Literal["percentiles", "window", "minmax", "none"]
 
@@ -52,8 +53,7 @@ class ToModelRanged(MapTransform, InvertibleTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        if method not in ("percentiles", "window", "minmax", "none"):
-            raise ConfigError(f"method: '{method}' is not one of percentiles, window, minmax, none")
+        check_choice("method", method, Method)
         if not 0 <= percentiles[0] < percentiles[1] <= 100:
             raise ConfigError(f"percentiles: {tuple(percentiles)} are not two increasing numbers in 0..100")
         for name, (low, high) in {"window_hu": window_hu, "model_range": model_range}.items():
@@ -108,7 +108,6 @@ class ToModelRanged(MapTransform, InvertibleTransform):
             low, high = np.broadcast_to(np.percentile(values, percentiles, axis=1), (2, channels))
         if not (high > low).all():
             raise ScanError(f"{name}: constant between its percentiles; omit it, or use method minmax")
-        return (
-            torch.tensor(low.reshape(channels, *ones), dtype=torch.float32, device=image.device),
-            torch.tensor(high.reshape(channels, *ones), dtype=torch.float32, device=image.device),
-        )
+        ends = torch.tensor(np.stack([low, high]), dtype=torch.float32, device=image.device)
+        low_end, high_end = ends.reshape(2, channels, *ones)
+        return low_end, high_end

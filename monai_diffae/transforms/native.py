@@ -100,20 +100,13 @@ class NativeSpace:
         return np.where(self.field, self._inside(decoded), self.scan.empty)
 
     def back_difference(self, difference: torch.Tensor) -> NDArray[np.float32]:
-        """Convert a difference of two images of the model, ``[C, *S]``, to ``[C, *native S]`` in the scan's units.
-
-        The result is the difference of the two images after :meth:`back`, so 0 stays 0.
-        """
+        """Convert a difference of two images of the model, ``[C, *S]``, to the scan's space and units; 0 stays 0."""
         # the way back is an affine function of the intensities, and its value at 0 is the offset
         offset = self._inside(torch.zeros(self.image.shape))
         return np.where(self.field, self._inside(difference) - offset, np.float32(0))
 
     def add_difference(self, difference: torch.Tensor) -> NDArray[np.float32]:
-        """Add a difference of two images of the model, ``[C, *S]``, to the scan: ``[C, *native S]`` in its units.
-
-        The scan keeps its own detail, however coarse the model's grid is, and intensities beyond the model's range. A
-        difference of 0 returns the scan to the bit.
-        """
+        """Add a difference of two images of the model to the scan, which keeps its detail; 0 leaves it to the bit."""
         return self.scan.array + self.back_difference(difference)
 
     def storable(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -128,20 +121,13 @@ class NativeSpace:
         return np.moveaxis((np.moveaxis(array, 0, -1) - zero) / (one - zero), -1, 0)
 
     def back_map(self, maps: torch.Tensor) -> NDArray[np.float32]:
-        """Convert maps in the model's grid, ``[C', *S]``, to ``[C', *native S]``; their values are not rescaled.
-
-        A map, such as a residual, has values of its own, so only the spatial transforms are inverted, with linear
-        interpolation. It is 0 outside the model's field of view.
-        """
+        """Convert maps, ``[C', *S]``, to the scan's space without rescaling them; 0 outside the field of view."""
         self._check_size(maps)
         inside = self._invert(self._spatial, maps.float()) / np.where(self.field, self._weight[:1], np.float32(1))
         return np.where(self.field, inside, np.float32(0))
 
     def back_mask(self, masks: torch.Tensor) -> NDArray[np.uint8]:
-        """Convert masks or label maps in the model's grid, ``[C', *S]`` of 0 to 255, to uint8 ``[C', *native S]``.
-
-        Each voxel gets the nearest value. It is 0 outside the model's field of view.
-        """
+        """Convert masks of 0 to 255, ``[C', *S]``, to uint8 in the scan's space, by the nearest value; 0 outside."""
         self._check_size(masks)
         labels = masks.to(torch.uint8)
         if not bool((labels == masks).all()):

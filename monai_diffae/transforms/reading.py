@@ -27,12 +27,11 @@ from monai_diffae.policies import Colour, Doubtful, Uneven, check_choice
 class ReadScand(MapTransform):
     """Reads the scan under each key with all checks of :func:`~monai_diffae.data.scans.read_scan`.
 
-    A path becomes a MetaTensor float32 ``[C, *S]`` with its affine in mm (RAS+). The files of a list of paths become
-    the channels of one image; they must have the same grid. In place of a path there may be an image in memory, which
-    passes the same checks: an array ``[C, *S]``, a MetaTensor, which brings its affine, or a
-    :class:`~monai_diffae.data.scans.Scan`. A 2D image has rows first (MONAI's own readers put columns first). If an
-    item has ``"slice"``, that slice of the volume is read, oriented for display. The result's metadata contain no path.
-    For a 2D image, MONAI's affine has only the spacing; the complete affine is ``meta["scan_affine"]``.
+    A path becomes a MetaTensor float32 ``[C, *S]`` with its affine in mm (RAS+) and without its path. The files of a
+    list become the channels of one image, and must have the same grid. An image in memory passes the same checks: an
+    array ``[C, *S]``, a MetaTensor, or a :class:`~monai_diffae.data.scans.Scan`. A 2D image has rows first (MONAI's own
+    readers put columns first). If an item has ``"slice"``, that slice of the volume is read, oriented for display. For
+    a 2D image, MONAI's affine has only the spacing; the complete affine is ``meta["scan_affine"]``.
 
     Args:
         keys: the keys of the paths or images.
@@ -90,7 +89,7 @@ class ReadScand(MapTransform):
         """Read the scan under each key; volumes stay volumes, whatever the dimensions of the model."""
         scans: dict[Hashable, Scan] = {}
         for key, images in self._channels(data):
-            parts = [self._scan(image, None, self._num_channels(images), key, flatten=False) for image in images]
+            parts = [self._scan(image, images, key, flatten=False) for image in images]
             scans[key] = self._joined(images, parts, key)
         return scans
 
@@ -102,20 +101,16 @@ class ReadScand(MapTransform):
                 raise ScanError(f"{key}: the list of files is empty; give one file per channel")
             yield str(key), images
 
-    def _num_channels(self, images: Sequence[Any]) -> int:
-        """The number of channels that each of the images must have."""
-        return self.channels if len(images) == 1 else 1
-
     def _read(self, images: Sequence[Any], index: int | None, key: str) -> Scan:
-        num_channels = self._num_channels(images)
         if index is None or self.spatial_dims == 3:
-            scans = [self._scan(image, self.spatial_dims, num_channels, key) for image in images]
+            return self._joined(images, [self._scan(image, images, key, self.spatial_dims) for image in images], key)
+        if all(isinstance(image, (str, os.PathLike)) for image in images):  # read once for consecutive slices
+            paths = tuple(map(str, images))
+            volumes = _read_volume(paths, file_state(paths), tuple(self._checks(images, is_file=True).items()))
         else:
-            scans = [
-                slice_volume(volume, self.axis, int(index)) if volume.spatial_dims == 3 else volume
-                for volume in self._volumes(images, num_channels, key)
-            ]
-        return self._joined(images, scans, key)
+            volumes = tuple(self._scan(image, images, key) for image in images)
+        slices = [slice_volume(scan, self.axis, int(index)) if scan.spatial_dims == 3 else scan for scan in volumes]
+        return self._joined(images, slices, key)
 
     def _joined(self, images: Sequence[Any], scans: Sequence[Scan], key: str) -> Scan:
         """One scan of all channels."""
@@ -126,23 +121,18 @@ class ReadScand(MapTransform):
             raise problem(names[0], wrong, "give one file per channel")
         return scan
 
-    def _volumes(self, images: Sequence[Any], num_channels: int, key: str) -> Sequence[Scan]:
-        """The scans whose slices are needed; files are read once for consecutive slices."""
-        if all(isinstance(image, (str, os.PathLike)) for image in images):
-            paths = tuple(map(str, images))
-            policies = {**self._policies(num_channels), "uneven": self.uneven, "doubtful": self.doubtful}
-            return _read_volume(paths, file_state(paths), tuple(policies.items()))
-        return [self._scan(image, None, num_channels, key) for image in images]
+    def _checks(self, images: Sequence[Any], *, is_file: bool) -> dict[str, Any]:
+        """The checks of each of the images, of which several are channels of one."""
+        policies = {"uneven": self.uneven, "doubtful": self.doubtful} if is_file else {}
+        channels = self.channels if len(images) == 1 else 1
+        return {"channels": channels, "nonfinite": self.nonfinite, "colour": self.colour, **policies}
 
-    def _policies(self, channels: int) -> dict[str, Any]:
-        """The checks for images both in files and in memory."""
-        return {"channels": channels, "nonfinite": self.nonfinite, "colour": self.colour}
-
-    def _scan(self, image: Any, spatial_dims: int | None, channels: int, key: str, flatten: bool = True) -> Scan:
-        """Read or check one scan with all checks."""
-        expected = {"spatial_dims": spatial_dims, "flatten": flatten, **self._policies(channels)}
-        if isinstance(image, (str, os.PathLike)):
-            return read_scan(image, uneven=self.uneven, doubtful=self.doubtful, **expected)
+    def _scan(self, image: Any, images: Sequence[Any], key: str, dims: int | None = None, flatten: bool = True) -> Scan:
+        """Read or check one of the images with all checks."""
+        is_file = isinstance(image, (str, os.PathLike))
+        expected = {"spatial_dims": dims, "flatten": flatten, **self._checks(images, is_file=is_file)}
+        if is_file:
+            return read_scan(image, **expected)
         array, affine = _array_in_memory(image, key)
         scan = scan_of_array(array, affine, name=key, **expected)
         if isinstance(image, Scan) and scan.array.shape == array.shape:

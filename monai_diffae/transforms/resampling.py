@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -72,10 +71,8 @@ class ToRASd(MapTransform, InvertibleTransform):
 class ToSpacingd(MapTransform, InvertibleTransform):
     """Resamples each volume to a spacing along its own axes, linearly and with its border values outside.
 
-    MONAI's ``Spacingd`` (1.6.1) gives the same image if the affine is exact. Otherwise the last digit of the affine can
-    move its grid by a voxel: ``monai.data.utils.compute_shape_offset`` chooses between a grid that begins at the
-    volume's corner and one that is centred (by 1e-8 voxels), and rounds sizes such as 13.5. Here the grid always begins
-    at the corner of the volume's bounding box, and sizes are rounded to 0.001 voxels first.
+    With MONAI's ``Spacingd`` (1.6.1), the last digit of an affine can move the grid by a voxel. Here the grid always
+    begins at the corner of the volume's bounding box, and sizes are rounded to 0.001 voxels first.
 
     Args:
         keys: volumes ``[C, X, Y, Z]`` as MetaTensor, whose affine has their spacing.
@@ -114,9 +111,8 @@ class SmoothForSpacingd(MapTransform):
     """Smooths each image along the axes that `ToSpacingd` will make coarser, to prevent aliasing.
 
     The standard deviation of the Gaussian is ``(factor - 1) / 2`` voxels, where ``factor`` is the new spacing divided
-    by the image's own. MONAI's ``Resized(anti_aliasing=True)`` does the same; its ``Spacingd`` (1.6.1) has no such
-    option. Axes with finer or equal new spacing are not smoothed. The transform has no inverse and needs none, because
-    it changes neither sizes nor positions.
+    by the image's own, as in MONAI's ``Resized(anti_aliasing=True)``; axes that do not get coarser are not smoothed.
+    The transform has no inverse and needs none, because it changes neither sizes nor positions.
 
     Args:
         keys: images ``[C, *S]`` as MetaTensor, whose affine has their spacing.
@@ -153,10 +149,10 @@ class SmoothForSpacingd(MapTransform):
         return item
 
     def _check_extent(self, name: str, image: MetaTensor, spacing: Sequence[float]) -> None:
-        extent_mm = [size * old for size, old in zip(image.shape[1:], spacing, strict=True)]
-        new_size = [mm / new for mm, new in zip(extent_mm, self.pixdim, strict=True)]
+        extent_mm = np.multiply(image.shape[1:], spacing)
+        new_size = extent_mm / self.pixdim
         extent, spacing_mm = (" x ".join(f"{v:.4g}" for v in values) for values in (extent_mm, self.pixdim))
-        num_bytes = 4 * image.shape[0] * math.prod(new_size)
+        num_bytes = 4 * image.shape[0] * new_size.prod()
         if min(new_size) < _FEWEST_VOXELS - 1e-3:
             wrong, todo = f"less than {_FEWEST_VOXELS} voxels along an axis", "choose a finer spacing"
         elif num_bytes > MAX_BYTES:
@@ -170,13 +166,7 @@ class SmoothForSpacingd(MapTransform):
 def spaced_grid(
     shape: Sequence[int], affine: NDArray[np.float64], spacing_mm: Sequence[float]
 ) -> tuple[list[int], NDArray[np.float64]]:
-    """The size and the affine of a volume's grid at another spacing; the origin is a continuous function of ``affine``.
-
-    Example:
-        >>> size, affine = spaced_grid((36, 36, 36), np.eye(4), (2.8, 2.8, 2.8 + 1e-9))
-        >>> size
-        [14, 14, 14]
-    """
+    """The size and the affine of a volume's grid at another spacing; its origin is continuous in ``affine``."""
     own = np.linalg.norm(affine[:3, :3], axis=0)
     grid = zoom_affine(affine, np.where(np.abs(own - spacing_mm) <= AFFINE_TOL, own, spacing_mm), diagonal=False)
     corners = np.array([*itertools.product(*((0.0, n - 1.0) for n in shape))]).T

@@ -21,16 +21,10 @@ from monai_diffae.transforms.native import NativeSpace, check_invertible
 class ToScanSpaced(MapTransform):
     """Brings a decoded image back to the space of its scan, as :meth:`NativeSpace.back` does.
 
-    It is the ``postprocessing`` of a bundle. An application such as MONAI Label reads a scan with the bundle's
-    ``preprocessing``, calls ``inferer(inputs, network)``, runs this transform, and writes the result. It uses MONAI's
-    layout, in which the columns of a picture come before its rows:
-
-    - a volume is float32 ``[1, X, Y, Z]`` with the scan's affine;
-    - a picture (PNG or JPEG) is ``[W, H]`` of uint8, or uint16 if the scan has larger values;
-    - any other 2D image is float32 ``[1, H, W, 1]`` with its complete affine.
-
-    The size and affine are also set in the metadata of the scan's image, from which MONAI Label takes those of the
-    result.
+    It is the ``postprocessing`` of a bundle, which an application like MONAI Label runs after the inferer. In MONAI's
+    layout, a volume is float32 ``[1, X, Y, Z]``, a picture (PNG or JPEG) ``[W, H]`` of uint8, or uint16 if the scan has
+    larger values, and any other 2D image float32 ``[1, H, W, 1]``. The size and affine are also set in the metadata of
+    the scan's image, from which MONAI Label takes them.
 
     Args:
         keys: decoded images ``[1, *S]`` in the model's range.

@@ -23,7 +23,8 @@ from monai_diffae.data.formats.dicom import is_dicom, split_series
 from monai_diffae.data.scan_writing import SYNTHETIC, set_nifti_type, write_series
 from monai_diffae.data.scans import Scan, is_picture, write_scan
 from monai_diffae.data.slices import in_file_axes
-from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.errors import ConfigError
+from monai_diffae.policies import check_choice
 from monai_diffae.transforms.native import NativeSpace, check_invertible
 
 logger = logging.getLogger(__name__)
@@ -48,10 +49,9 @@ def write_native(
         array: ``[C', *native S]`` in the scan's units, or a map with values and channels of its own.
         scan: the scan.
         dtype: data type of the file; uint8 for masks, float32 for maps and differences. With integers, values are
-            rounded; values that do not fit are clipped, and their number is logged. None: the type of an image in the
-            scan's units. For a NIfTI volume, this is the type of the scan's file, if it holds the array. Otherwise, if
-            the scan has whole numbers, it is the smallest of uint8, int16, uint16 and int32 that holds the scan and the
-            array; else float32. For PNG, values are rounded and clipped to 0..255.
+            rounded; values that do not fit are clipped, and their number is logged. None, for an image in the scan's
+            units: for a NIfTI volume that of the scan's file, if it holds the array; otherwise, if the scan has whole
+            numbers, the smallest integer type that holds both; else float32. For PNG, values are clipped to 0..255.
         description: for NIfTI: the text ``descrip`` of the header.
 
     Example:
@@ -73,21 +73,17 @@ def write_native(
         return write_scan(path, array, value_range=(0, 255))
     array, scan = in_file_axes(array, scan)
     header = scan.header if len(array) == 1 and not name.lower().endswith(".nrrd") else None
-    if header is not None:
-        is_image = dtype is None
-        header = _wide_header(header, array) if is_image else _header_of_type(Path(path), header, np.dtype(dtype))
     affine = None if scan.lacks_geometry else scan.affine
-    stored = _stored_type(array, scan) if dtype is None and header is None else dtype
-    dtype = np.float32 if stored is None else stored
-    return write_scan(path, array, affine, dtype=dtype, header=header, description=description)
-
-
-def _header_of_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) -> nib.Nifti1Header:
-    """A scan's header for an array of another type, whose values are not the scan's intensities."""
-    header = header.copy()
-    set_nifti_type(path, header, dtype)
-    header["cal_min"] = header["cal_max"] = 0.0  # a viewer would use the scan's window
-    return header
+    if header is None:
+        dtype = _stored_type(array, scan) if dtype is None else dtype
+        return write_scan(path, array, affine, dtype=dtype, description=description)
+    if dtype is None:
+        header = _wide_header(header, array)
+    else:  # the values are not the scan's intensities
+        header = header.copy()
+        set_nifti_type(Path(path), header, np.dtype(dtype))
+        header["cal_min"] = header["cal_max"] = 0.0  # a viewer would use the scan's window
+    return write_scan(path, array, affine, header=header, description=description)
 
 
 def _wide_header(header: nib.Nifti1Header, array: NDArray[Any]) -> nib.Nifti1Header:
@@ -121,12 +117,7 @@ def _stored_type(array: NDArray[Any], scan: Scan) -> DTypeLike:
 
 
 def image_suffix(shape: Sequence[int], source: str = ".png") -> str:
-    """Return ``.png`` for a grey or colour 2D image ``[C, *S]`` of a PNG or JPEG scan, else ``.nii.gz``.
-
-    Example:
-        >>> image_suffix((3, 16, 16), "a.jpeg"), image_suffix((1, 16, 16), "a.nii"), image_suffix((2, 16, 16), "a.png")
-        ('.png', '.nii.gz', '.nii.gz')
-    """
+    """Return ``.png`` for a grey or colour 2D image ``[C, *S]`` of a PNG or JPEG scan, else ``.nii.gz``."""
     return ".png" if is_picture(source) and len(shape) == 3 and shape[0] in (1, 3) else ".nii.gz"
 
 
@@ -137,11 +128,7 @@ def write_image(
     source: str = ".png",
     affine: NDArray[np.float64] | None = None,
 ) -> Path:
-    """Write a decoded image (C, *S) in the model's grid as 8-bit PNG, or as float32 NIfTI if its scan is no picture.
-
-    ``path`` has no suffix, ``model_range`` is black and white, ``source`` the file name of the scan, and ``affine``
-    that of the model's grid (for NIfTI; None: voxels of 1 mm). Returns the file.
-    """
+    """Write ``path`` with a suffix from an image (C, *S): 8-bit PNG if the scan ``source`` is a picture, else NIfTI."""
     values, suffix = image.detach().float().cpu().numpy(), image_suffix(image.shape, source)
     file = path.with_name(f"{path.name}{suffix}")
     value_range = model_range if suffix == ".png" else None
@@ -230,9 +217,9 @@ class WriteScand(MapTransform):
 class WriteReconstructiond(MapTransform):
     """Writes reconstructed images of a case to ``<directory>/<folder>/<file_name>.nii.gz`` or ``.png``.
 
-    With grid ``native``, an image lies in its scan's own space: shape, affine, units and, for NIfTI, data type. With
-    grid ``model``, it lies in the model's grid and range. The model sees a field of view only: outside of it, the image
-    has the scan's lowest value, and the item gets ``field_share``, the share of the scan's voxels inside.
+    With grid ``native``, an image has its scan's shape, affine, units and, for NIfTI, data type; outside the model's
+    field of view, it has the scan's lowest value, and the item gets ``field_share``, the share of the voxels inside.
+    With grid ``model``, it lies in the model's grid and range.
 
     Args:
         keys: reconstructed images ``[C, *S]`` of an item, in the model's range. The item's ``id`` names its case.
@@ -277,8 +264,7 @@ class WriteReconstructiond(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        if grid not in ("native", "model"):
-            raise ConfigError(f"grid: {quoted(grid)} is not one of native, model")
+        check_choice("grid", grid, Grid)
         if dicom and grid == "model":
             raise ConfigError("dicom: DICOM series are written in the scan's own space; use grid native")
         if grid == "native":
@@ -305,14 +291,12 @@ class WriteReconstructiond(MapTransform):
         for key, folder in self.key_iterator(item, self.folders):
             image = torch.as_tensor(item[key]).detach().float().cpu()
             suffix = image_suffix(image.shape, case.file) if native is None else native.suffix
-            self._check_new(folder / f"{case.file_name}{suffix}")
+            file = folder / f"{case.file_name}{suffix}"
+            if file.exists() and not self.overwrite:
+                raise ConfigError(f"{file.name}: exists; set overwrite, or choose another output_dir")
             if native is None:
                 write_image(folder / case.file_name, image, self.model_range, case.file, self.affine)
             else:
                 description = f"monai_diffae reconstruction from {folder.name}" if self.dicom else None
                 write_case_image(folder, case.file_name, native, native.back(image), case, description)
         return item
-
-    def _check_new(self, file: Path) -> None:
-        if file.exists() and not self.overwrite:
-            raise ConfigError(f"{file.name}: exists; set overwrite, or choose another output_dir")

@@ -12,7 +12,6 @@ from monai_diffae.data.formats.scan import Scan
 from monai_diffae.data.inspection.twins import (
     SIZE,
     TwinGroup,
-    array_print,
     find_twins,
     group_twins,
     mark_twins,
@@ -47,7 +46,7 @@ CHANGES = {
 
 
 def twins_of(arrays, patients=None):
-    prints = {position: array_print(array) for position, array in enumerate(arrays)}
+    prints = {position: scan_print(Scan(array, np.eye(4))) for position, array in enumerate(arrays)}
     return find_twins(prints, patients or [str(position) for position in prints])
 
 

@@ -20,7 +20,6 @@ from monai_diffae.transforms import NativeSpace, ReadScand, SmoothForSpacingd, T
 from monai_diffae.transforms.resampling import ToRASd, ToSpacingd
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "diffae_3d" / "configs" / "train.json"
-ISOTROPIC = (1.0, 1.0, 1.0)
 OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])
 
 
@@ -180,33 +179,6 @@ def pipeline(**values):
     return parser.get_parsed_content("preprocessing")
 
 
-def volume(spacing, size_mm=36.0, seed=0):
-    """Smooth blobs in mm, the same whatever the spacing, 0 to 900."""
-    shape = [max(6, round(size_mm / mm)) for mm in spacing]
-    grid = np.stack(np.meshgrid(*(np.arange(n) * mm for n, mm in zip(shape, spacing, strict=True)), indexing="ij"))
-    generator = np.random.default_rng(seed)
-    centres, widths = generator.uniform(8, 28, (6, 3)), generator.uniform(6, 10, 6)
-    blobs = [
-        np.exp(-((grid - c[:, None, None, None]) ** 2).sum(axis=0) / w**2) for c, w in zip(centres, widths, strict=True)
-    ]
-    total = np.sum(blobs, axis=0)
-    return 900 * total / total.max()
-
-
-def save(path, array, spacing, codes, dtype=np.int16):
-    """A volume given in RAS, stored in another order of its axes."""
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = (-17.3, 4.25, 101.7)
-    image = nib.Nifti1Image(array.astype(dtype), affine)
-    turn = nib.orientations.ornt_transform(
-        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(codes)
-    )
-    turned = image.as_reoriented(turn)
-    turned.header.set_xyzt_units("mm", "sec")
-    nib.save(turned, path)
-    return path
-
-
 @pytest.mark.goal(id="R10")
 @pytest.mark.parametrize(
     ("dtype", "codes", "units", "scaling"),
@@ -265,7 +237,7 @@ def test_downsampling_does_not_alias(tmp_path):
     array = np.zeros((64, 24, 24))
     array[::2] = 900
     array += np.linspace(0, 10, 24)
-    source = save(tmp_path / "a.nii.gz", array, ISOTROPIC, "RAS")
+    source = write_scan(tmp_path / "a.nii.gz", array[None], dtype=np.int16)
     transforms = pipeline(spacing_mm=[4.0, 1.0, 1.0], image_size=[16, 24, 24], percentiles=[0, 100])
     seen = transforms({"image": str(source)})["image"]
     middle = seen[0, 4:12]

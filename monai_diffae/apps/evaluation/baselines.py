@@ -100,7 +100,7 @@ def table_features(table: pd.DataFrame, name: Features) -> FeatureSet:
     encoder = tables.encoder_name(table)
     codes = table[[*tables.z_columns(table), *tables.std_columns(table)]].to_numpy(np.float32)
     features = FeatureSet.from_values("z_sem" if encoder == "trained" else encoder, codes)
-    return replace(features, standardise=encoder not in tables.COMMON_SCALE)
+    return replace(features, standardise=not tables.has_common_scale(table))
 
 
 def feature_set(
@@ -140,7 +140,7 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     if not is_available.any():
         raise CohortError(f"{path.name}: has none of the cases of the embeddings; give their ids in its column id")
     values = by_id.reindex(requested).to_numpy(np.float64)
-    keeps_scales = tables.encoder_name(features) in tables.COMMON_SCALE or columns == wide
+    keeps_scales = tables.has_common_scale(features, "wide" if columns == wide else "z")
     return replace(FeatureSet.from_values(name, values, is_available, columns), standardise=not keeps_scales)
 
 

@@ -122,7 +122,7 @@ def neighbors(
 
     search = _NeighborSearch.open(embeddings, queries, choice, k, same_patient)
     pictures.check_captions(images.captions, tables.label_columns(search.table))
-    training = TrainingCases.from_rows(tables.training_rows(embeddings), features)
+    training = TrainingCases.from_rows(tables.read_training_rows(embeddings), features)
     case_images = None
     if images.cohort is not None:
         from monai_diffae.apps.evaluation.neighbor_images import CaseImages
@@ -310,9 +310,9 @@ class TrainingCases:
     @classmethod
     def from_rows(cls, rows: pd.DataFrame, features: Features = "z") -> TrainingCases:
         """The training cases of a table of embeddings."""
-        are_components = features == "wide" or tables.encoder_name(rows) in tables.COMMON_SCALE
         values, names = tables.matrix(rows, features), _named_after_cases(rows, rows)
-        return cls(rows, latents.ReferenceCases.of(values, names, common_scale=are_components), features)
+        common_scale = tables.has_common_scale(rows, features)
+        return cls(rows, latents.ReferenceCases.of(values, names, common_scale=common_scale), features)
 
     def normalised(self, rows: pd.DataFrame) -> NDArray[np.floating[Any]]:
         """The features (N, D) of any rows, scaled by the standard deviations of the training cases."""

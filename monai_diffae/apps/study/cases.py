@@ -53,8 +53,8 @@ def training_components(rows: pd.DataFrame, features: Features = "z") -> Princip
     codes = tables.matrix(rows, features)[in_splits(rows, ["train"])]
     if len(codes) < 2:
         raise CohortError("the embeddings have fewer than two training cases, which scale the features; embed more")
-    common_scale = features == "wide" or tables.encoder_name(rows) in tables.COMMON_SCALE
-    return latents.principal_components(codes, latents.LatentStatistics.of(codes, common_scale=common_scale))
+    statistics = latents.LatentStatistics.of(codes, common_scale=tables.has_common_scale(rows, features))
+    return latents.principal_components(codes, statistics)
 
 
 @dataclass(frozen=True, eq=False)

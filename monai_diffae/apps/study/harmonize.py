@@ -89,6 +89,7 @@ def harmonize(
     origin = metadata.get("made_from", {})
     # another model, so that these cases are never compared with others that were not harmonized
     made_from = {**origin, "model": json_digest([origin.get("model"), done]), "encoder": "harmonized", **done}
+    made_from["source_encoder"] = tables.source_encoder(rows)
     settings = {**made_from, "targets": list(targets), "seed": seed}
     names = {name: out.with_name(f"{out.stem}_{name}.csv") for name in ("costs", "omitted")}
 
@@ -168,14 +169,17 @@ class _Cases:
         return len(set(patients[self.is_fitted]) & set(patients[~self.is_fitted]))
 
     def values(self, columns: Sequence[str], fitted: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Some columns, harmonized with ComBat fitted to these positions."""
-        x = self.rows[list(columns)].to_numpy(np.float64)
-        return harmonization.harmonized(x, self.scanners, self.covariates, fitted, empirical_bayes=self.empirical_bayes)
+        """Some columns, harmonized by what is fitted to these positions."""
+        return harmonization.harmonized(
+            self.rows[list(columns)].to_numpy(np.float64), self.scanners, self.covariates, fitted,
+            common_scale=tables.has_common_scale(self.rows, "wide" if columns[0].startswith("w_") else "z"),
+            empirical_bayes=self.empirical_bayes,
+        )  # fmt: skip
 
     def harmonized(self) -> pd.DataFrame:
         """The rows with harmonized features, without the columns of a map, which are those of other features."""
         new = self.rows.drop(columns=[*(tables.MAP_COLUMNS if "thumbnail" in self.rows else ())])
-        for columns in (tables.z_columns(new), tables.std_columns(new), tables.wide_columns(new)):
+        for columns in ([*tables.z_columns(new), *tables.std_columns(new)], tables.wide_columns(new)):
             if columns:
                 new[columns] = self.values(columns, np.flatnonzero(self.is_fitted)).astype(np.float32)
         return new
@@ -205,7 +209,8 @@ def _costs(
     rows = cases.rows
     columns = [*tables.z_columns(rows), *tables.std_columns(rows)]
     before = FeatureSet.from_values("before", rows[columns].to_numpy(np.float32))
-    features = [FeatureSet("after", before.is_available, lambda train: cases.values(columns, train)), before]
+    before = replace(before, standardise=not tables.has_common_scale(rows))
+    features = [replace(before, name="after", extract=lambda train: cases.values(columns, train)), before]
     chosen = targets or [
         name for name in tables.label_columns(rows)
         if name != scanner and labels.reason_against(rows[name].tolist(), name) is None

@@ -63,7 +63,7 @@ class Reference:
     @cached_property
     def training(self) -> pd.DataFrame:
         """The rows of the training cases; all rows if the table has no splits."""
-        return tables.split_rows(self.table, "train") if "split" in self.table else self.table
+        return tables.training_rows(self.table)
 
     @cached_property
     def components(self) -> PrincipalComponents:

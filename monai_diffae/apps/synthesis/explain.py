@@ -163,8 +163,7 @@ def _notes(figures: Mapping[str, Any], name: str) -> list[str]:
     changes = (
         f"{row['num_changed']} of {row['num_cases']} change {row['label']} ({row['share']:.0%}, {row['low']:.0%} to "
         f"{row['high']:.0%}; random changes of this length: {row['random_share']:.0%}; "
-        f"{row['mean_change']:+.2f} SD as the score rises)"
-        + ("" if row["excess_low"] > 0 else ", which may be chance")
+        f"{row['mean_change']:+.2f} SD as the score rises)" + ("" if row["excess_low"] > 0 else ", which may be chance")
         for row in figures["labels"]
     )
     omitted = (f"{label} is omitted: {reason}" for label, reason in figures["omitted_labels"].items())

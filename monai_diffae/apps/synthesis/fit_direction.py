@@ -74,10 +74,10 @@ def fit_direction(
     """
     from monai_diffae.apps.provenance import check_z_sem, origin_of, recorded_preprocessing
     from monai_diffae.data.atomic import write_json
-    from monai_diffae.data.embeddings import label_columns, training_rows, z_matrix
+    from monai_diffae.data.embeddings import label_columns, read_training_rows, z_matrix
     from monai_diffae.latents import fit_direction as fit
 
-    table = training_rows(embeddings)
+    table = read_training_rows(embeddings)
     check_z_sem(embeddings)
     labels = label_columns(table)
     if target not in labels:

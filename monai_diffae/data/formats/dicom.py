@@ -94,8 +94,7 @@ def read_patient(path: Path) -> str | None:
     except OSError:  # the name is too long
         return None
     if is_folder:
-        series = list_series(folder)
-        return next((s.patient for u, s in series.items() if uid in (None, u)), None)
+        return next((series.patient for name, series in list_series(folder).items() if uid in (None, name)), None)
     tags = _try_tags(folder) if is_file else None
     return None if tags is None else _patient(tags)
 
@@ -119,10 +118,7 @@ def _text(tags: Dataset, keyword: str) -> str | None:
 
 
 def read(path: Path) -> Scan:
-    """Read a file, the only series of a folder, or the one named by ``#series=UID``.
-
-    It is ``[C, X, Y, Z]`` if there are several slices or frames, else ``[C, H, W]``.
-    """
+    """Read a file or series: ``[C, X, Y, Z]`` for several slices or frames, else ``[C, H, W]``."""
     files, headers, stack = _read_headers(path)
     flat_affine, flat_rescale = flat_geometry(headers[0])
     rescales = [flat_rescale] if stack is None else stack.rescales
@@ -156,17 +152,13 @@ def read_stack(path: Path) -> tuple[tuple[Path, ...], Stack | None]:
 
 def _read_headers(path: Path) -> tuple[tuple[Path, ...], list[Dataset], Stack | None]:
     folder, _ = split_series(path)
-    files = _files(path) if folder.is_dir() else (folder,)
-    headers = [_read_header(file) for file in files]
+    files, headers = _files(path) if folder.is_dir() else (folder,), []
+    for file in files:
+        headers.append(read_tags(file, _HEADER))
+        if headers[-1].get("ModalityLUTSequence"):  # without it, values would be those that are stored
+            wrong = "a table converts its stored values (ModalityLUTSequence), which is not supported"
+            raise problem(file, wrong, "export it with a rescale slope and intercept")
     return files, headers, _stack(path, files, headers)
-
-
-def _read_header(path: Path) -> Dataset:
-    header = read_tags(path, _HEADER)
-    if header.get("ModalityLUTSequence"):  # without it, values would be those that are stored
-        wrong = "a table converts its stored values (ModalityLUTSequence), which is not supported"
-        raise problem(path, wrong, "export it with a rescale slope and intercept")
-    return header
 
 
 def _stack(path: Path, files: tuple[Path, ...], headers: list[Dataset]) -> Stack | None:

@@ -95,19 +95,13 @@ def decode(path: Path, rescales: NDArray[np.float64]) -> tuple[NDArray[np.float3
 
 
 def without_padding(arrays: list[NDArray[np.float32]], masks: Sequence[Mask]) -> list[NDArray[np.float32]]:
-    """Replace the padding of a scan's files by the lowest measured value, as -2000 is far below the air of a CT.
-
-    Some files declare a value that tissue has, too: padding within the range of the other values is kept.
-    """
+    """Replace padding outside the range of measured values, as -2000 is far below air, by the lowest of them."""
     pairs = [*zip(arrays, masks, strict=True)]
     measured = [array if mask is None else array[~mask] for array, mask in pairs if mask is None or not mask.all()]
     if not measured or all(mask is None for mask in masks):
         return arrays
-    lowest, highest = min(each.min() for each in measured), max(each.max() for each in measured)
-    return [
-        array if mask is None else np.where(mask & ((array < lowest) | (array > highest)), lowest, array)
-        for array, mask in pairs
-    ]
+    low, high = min(each.min() for each in measured), max(each.max() for each in measured)
+    return [a if mask is None else np.where(mask & ((a < low) | (a > high)), low, a) for a, mask in pairs]
 
 
 def _stored_values(path: Path, dataset: Dataset) -> NDArray[np.integer]:
@@ -125,7 +119,7 @@ def _stored_values(path: Path, dataset: Dataset) -> NDArray[np.integer]:
         # chroma-subsampled colour takes two thirds of the bytes
         if len(data) < (expected * 2 // 3 if "422" in dataset.PhotometricInterpretation else expected):
             raise problem(path, f"its pixel data end early ({len(data)} of {expected} bytes)", "copy it again")
-        if _is_grey(dataset) or dataset.PhotometricInterpretation == "RGB":
+        if is_grey(dataset) or dataset.PhotometricInterpretation == "RGB":
             dataset.file_meta.TransferSyntaxUID = uid.UID(syntax)
             return _low_bits(path, dataset.pixel_array, dataset).reshape(frames, dataset.Rows, dataset.Columns, -1)
     if syntax == uid.ExplicitVRBigEndian:
@@ -146,7 +140,7 @@ def _low_bits(path: Path, pixels: NDArray[np.integer], dataset: Dataset) -> NDAr
 
 
 def _decode_with_gdcm(path: Path, dataset: Dataset, syntax: uid.UID) -> sitk.Image:
-    if _is_grey(dataset):
+    if is_grey(dataset):
         dataset.PhotometricInterpretation = "MONOCHROME2"  # GDCM would invert the other
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "scan.dcm"
@@ -159,8 +153,9 @@ def _decode_with_gdcm(path: Path, dataset: Dataset, syntax: uid.UID) -> sitk.Ima
             raise problem(path, wrong, "export it uncompressed") from error
 
 
-def _is_grey(dataset: Dataset) -> bool:
-    return str(dataset.PhotometricInterpretation).startswith("MONOCHROME")
+def is_grey(dataset: Dataset) -> bool:
+    """Whether its pixels are grey values, not colours."""
+    return str(dataset.get("PhotometricInterpretation")).startswith("MONOCHROME")
 
 
 def is_inverted(dataset: Dataset) -> bool:

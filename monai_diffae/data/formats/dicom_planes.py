@@ -25,7 +25,7 @@ from monai_diffae.data.formats.scan import Doubt, check_affine, check_budget, pr
 
 FloatArray = NDArray[np.float64]
 
-_SHARED, _FRAMES = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+SHARED, FRAMES = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 _PLACE = {  # the tags that say where a plane lies: how many numbers each has, and its functional group
     "ImagePositionPatient": (3, "PlanePositionSequence"),
     "ImageOrientationPatient": (6, "PlaneOrientationSequence"),
@@ -38,7 +38,7 @@ _FLAT_PLACE = [(keyword, group) for keyword, (_, group) in _PLACE.items()][:2]
 _FLAT_SPACINGS = [("PixelSpacing", "PixelMeasuresSequence"), ("ImagerPixelSpacing",), ("NominalScannedPixelSpacing",)]
 TAGS = (
     *_PLACE, *_VALUES, "DoseGridScaling", *_COUNTS, "ImagerPixelSpacing", "NominalScannedPixelSpacing",
-    "SpacingBetweenSlices", "InstanceNumber", "NumberOfFrames", _SHARED, _FRAMES,
+    "SpacingBetweenSlices", "InstanceNumber", "NumberOfFrames", SHARED, FRAMES,
 )  # fmt: skip
 _EVEN = 0.1  # tolerance for even spacing, as a fraction of the distance between planes
 _WIDE = 1.5  # a gap that is this many times wider than the fine ones
@@ -87,11 +87,11 @@ class Stack:
 def read_planes(path: Path, header: Dataset) -> list[Plane]:
     """The planes of a file: one, or one per frame."""
     with lenient():
-        if int(header.get("NumberOfFrames") or 1) > 1 and not header.get(_FRAMES):
+        if int(header.get("NumberOfFrames") or 1) > 1 and not header.get(FRAMES):
             wrong = "its frames have no positions (it is a film, or of an old kind)"
             raise problem(path, wrong, "save them as slices, or as NIfTI")
         planes = [_plane(path, groups) for groups in _frames(header)]
-        if header.get(_FRAMES):
+        if header.get(FRAMES):
             return planes
         declared = max(_whole(header, keyword) or 0 for keyword in _COUNTS)
         return [replace(planes[0], number=_whole(header, "InstanceNumber"), num_declared=declared)]
@@ -122,7 +122,7 @@ def flat_geometry(header: Dataset) -> tuple[FloatArray, tuple[float, float]]:
 
 def _frames(header: Dataset) -> list[list[Dataset]]:
     """For each frame, the data sets that describe it: the first one that has a tag counts."""
-    shared, frames = header.get(_SHARED) or [], header.get(_FRAMES) or []
+    shared, frames = header.get(SHARED) or [], header.get(FRAMES) or []
     return [[frame, *shared] for frame in frames] or [[header]]
 
 
@@ -176,7 +176,10 @@ def make_stack(path: Path, planes: list[Plane], columns: int, rows: int) -> Stac
     places = place_planes(path, heights, numbers)
     num_steps = round(places[-1])
     step = (points[-1] - points[0]) / num_steps
-    _check_line(path, points, points[0] + places[:, None] * step, normal, float(first.spacing.min()))
+    deviations = points - points[0] - places[:, None] * step
+    shift = float(np.linalg.norm(deviations - (deviations @ normal)[:, None] * normal, axis=1).max())  # within planes
+    if shift > _LEAN * float(first.spacing.min()):
+        raise problem(path, f"its slices are shifted against each other (by {shift:.3g} mm)", "align them first")
     affine = np.eye(4)
     affine[:3, :2], affine[:3, 2], affine[:3, 3] = first.directions * first.spacing, step, points[0]
     lean = first.directions.T @ step / first.spacing
@@ -201,15 +204,6 @@ def make_stack(path: Path, planes: list[Plane], columns: int, rows: int) -> Stac
     return replace(stack, doubts=tuple(doubts))
 
 
-def _check_line(path: Path, points: FloatArray, line: FloatArray, normal: FloatArray, voxel_mm: float) -> None:
-    """Check that the planes' positions ``points`` are not shifted within the planes against those on a ``line``."""
-    deviation = points - line
-    within = deviation - (deviation @ normal)[:, None] * normal
-    shift = float(np.linalg.norm(within, axis=1).max())
-    if shift > _LEAN * voxel_mm:
-        raise problem(path, f"its slices are shifted against each other (by {shift:.3g} mm)", "align them first")
-
-
 def _tilt_doubt(step: FloatArray, normal: FloatArray) -> Doubt:
     height = step @ normal
     angle = math.degrees(math.atan2(float(np.linalg.norm(step - height * normal)), height))
@@ -219,7 +213,15 @@ def _tilt_doubt(step: FloatArray, normal: FloatArray) -> Doubt:
 
 def to_volume(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
     """Make the volume ``[C, *stack.sizes]`` from planes ``[C, X, Y, N]`` in the stack's order."""
-    return _resample(_straighten(array, stack), stack)
+    array = _straighten(array, stack)
+    if stack.is_even:
+        return array
+    below = np.searchsorted(stack.places, np.arange(stack.sizes[2]), side="right") - 1
+    below = np.minimum(below, len(stack.places) - 2)
+    low, high = stack.places[below], stack.places[below + 1]
+    weight = ((np.arange(stack.sizes[2]) - low) / (high - low)).astype(np.float32)
+    volume: NDArray[np.float32] = array[..., below] * (1 - weight) + array[..., below + 1] * weight
+    return volume
 
 
 def _straighten(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
@@ -236,36 +238,18 @@ def _straighten(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]
     return straight
 
 
-def _resample(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
-    """Interpolate linearly between unevenly spaced planes."""
-    if stack.is_even:
-        return array
-    below = np.searchsorted(stack.places, np.arange(stack.sizes[2]), side="right") - 1
-    below = np.minimum(below, len(stack.places) - 2)
-    low, high = stack.places[below], stack.places[below + 1]
-    weight = ((np.arange(stack.sizes[2]) - low) / (high - low)).astype(np.float32)
-    volume: NDArray[np.float32] = array[..., below] * (1 - weight) + array[..., below + 1] * weight
-    return volume
-
-
 # -- evenly spaced, planned with several spacings, or incomplete -------------------------------------------------------
 
 
 def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None]) -> FloatArray:
-    """Positions of planes with ascending ``heights`` in mm, in units of an evenly spaced volume's planes.
-
-    Unevenly spaced ones get about the spacing of the finest; only the first and the last then lie at whole numbers.
-
-    Example:
-        >>> heights = np.array([0.0, 2, 4, 6, 8, 12, 16, 20])
-        >>> place_planes(Path("ct"), heights, range(8)).tolist()
-        [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0]
-    """
+    """Positions of planes with ascending heights, in units of the evenly spaced planes of the volume."""
     gaps = np.diff(heights)
     if gaps.min() < max(0.01 * float(np.median(gaps)), 1e-3):
         wrong = "two of its slices have the same position (duplicates, or 4D)"
         raise problem(path, wrong, "keep one file per position")
-    fine = _fine_gap(gaps)
+    # the finest gap, apart from a few exceptions that are narrower
+    num_exceptions = 0 if len(gaps) <= _PLANNED else max(1, int(_FINE_FRACTION * len(gaps)))
+    fine = float(np.sort(gaps)[num_exceptions])
     _check_missing(path, gaps, fine, numbers)
     even = np.linspace(heights[0], heights[-1], len(heights))
     if np.abs(heights - even).max() <= _EVEN * float(np.median(gaps)):
@@ -276,12 +260,7 @@ def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None])
 
 
 def incomplete_doubts(numbers: Sequence[int | None], declared: int) -> Iterator[Doubt]:
-    """Yield a doubt if a series has fewer slices than its header declares (0: none), or than its highest number.
-
-    Example:
-        >>> [doubt.wrong for doubt in incomplete_doubts([2, 3, 4], 0)]
-        ['it has 3 slices, but their numbers reach 4']
-    """
+    """Yield a doubt if a series has fewer slices than its header declares (0: none), or than its highest number."""
     highest = max((number for number in numbers if number is not None), default=0)
     for count, source in ((declared, "its header declares"), (highest, "their numbers reach")):
         if count > len(numbers):
@@ -290,24 +269,13 @@ def incomplete_doubts(numbers: Sequence[int | None], declared: int) -> Iterator[
             return
 
 
-def _fine_gap(gaps: FloatArray) -> float:
-    """The finest gap, apart from a few exceptions that are narrower."""
-    num_exceptions = 0 if len(gaps) <= _PLANNED else max(1, int(_FINE_FRACTION * len(gaps)))
-    return float(np.sort(gaps)[num_exceptions])
-
-
 def _check_missing(path: Path, gaps: FloatArray, fine: float, numbers: Sequence[int | None]) -> None:
     """Raise an error if wide gaps are too few to be planned, or if numbers are missing there."""
     is_wide = gaps > _WIDE * fine
     runs = [len([*run]) for wide, run in groupby(is_wide) if wide]
-    if runs and (min(runs) < _PLANNED or _numbers_jump(is_wide, numbers)):
+    known = [number for number in numbers if number is not None]
+    steps = np.abs(np.diff(known)) if len(known) == len(numbers) else np.ones(len(gaps))
+    # too few in a row, or the numbers differ by more across a wide gap than across the others
+    if runs and (min(runs) < _PLANNED or steps[is_wide].max() > np.median(steps[~is_wide])):
         gap = f"{gaps.max():.3g} mm, but others are {fine:.3g} mm"
         raise problem(path, f"a slice is missing (a gap of {gap})", "copy the whole series again")
-
-
-def _numbers_jump(is_wide: NDArray[np.bool_], numbers: Sequence[int | None]) -> bool:
-    """Whether the slices' numbers differ by more across a wide gap than across the others."""
-    if any(number is None for number in numbers):
-        return False
-    steps = np.abs(np.diff(np.array(numbers, np.int64)))
-    return bool(steps[is_wide].max() > np.median(steps[~is_wide]))

@@ -36,7 +36,6 @@ SUFFIXES = (".nrrd", ".mha", ".mhd")
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 _STDERR = threading.RLock()
-
 _LONGEST_HEADER = 1024**2
 _SLACK = 64 * 1024**2  # bytes allowed after the voxels
 _NRRD_DATA_FILE = re.compile(rb"data ?file\s*:\s*([^\r\n]*)", re.IGNORECASE)
@@ -193,33 +192,34 @@ def _check_complete(path: Path, fields: dict[str, str], start: int, expected: in
     """Compare the number of bytes with the header; compressed files are checked if ``decompress`` is set."""
     names = (fields.get(key) for key in ("elementdatafile", "data file", "datafile"))
     data_file = next(filter(None, names), "LOCAL")
-    is_local, data = data_file.upper() == "LOCAL", path.parent / Path(data_file).name
-    check_packed(path, expected, _stored_bytes(path if is_local else data))
+    is_local = data_file.upper() == "LOCAL"
+    data = path if is_local else path.parent / Path(data_file).name
+    # a pattern or list may name any of the files in the folder
+    files = [data] if data.is_file() else [file for file in data.parent.iterdir() if file.is_file()]
+    check_packed(path, expected, sum(file.stat().st_size for file in files))
     encoding = fields.get("encoding", "raw").lower()
     is_packed = fields.get("compresseddata", "").lower() == "true" or encoding in ("gz", "gzip")
     if encoding not in ("raw", "gz", "gzip") or (is_packed and not decompress):
         return  # ITK notices a missing end of text
     if not is_local and (" " in data_file or "%" in data_file or not data.is_file()):
+        if decompress and data_file.upper().startswith("LOCAL"):  # MetaIO would crash
+            raise _unreadable(path)
         return  # several files, or a missing one, which ITK notices
-    with open(path if is_local else data, "rb") as stream:
-        stream.seek(start if is_local else 0)
-        length = _length(path, stream, is_packed, "encoding" in fields, expected)
+    start = start if is_local else 0
+    length = data.stat().st_size - start
+    if is_packed:
+        with open(data, "rb") as stream:
+            stream.seek(start)
+            length = _unpacked_length(path, stream, fields, expected)
     if length < expected:
         raise problem(path, f"its data end early ({length} of {expected} bytes)", "copy it again")
-
-
-def _stored_bytes(named: Path) -> int:
-    """The size of the file with the voxels; a pattern or list may name any of the files in its folder."""
-    files = [named] if named.is_file() else [file for file in named.parent.iterdir() if file.is_file()]
-    return sum(file.stat().st_size for file in files)
 
 
 def _text_header(stream: BinaryIO) -> dict[str, str]:
     """Read the ``key = value`` lines of MHA, or ``key: value`` lines of NRRD, up to the start of the data."""
     fields: dict[str, str] = {}
     for _ in range(1000):
-        line = stream.readline(65536)
-        text = line.decode("latin-1").strip()
+        text = stream.readline(65536).decode("latin-1").strip()
         if not text:
             break  # a blank line ends the header of NRRD
         key, _, value = text.partition("=" if re.match(r"\w+\s*=", text) and ":=" not in text else ":")
@@ -229,13 +229,10 @@ def _text_header(stream: BinaryIO) -> dict[str, str]:
     return fields
 
 
-def _length(path: Path, stream: BinaryIO, is_compressed: bool, as_gzip: bool, expected: int) -> int:
-    """Count the bytes from here to the end, after decompression."""
-    start = stream.tell()
-    if not is_compressed:
-        return stream.seek(0, 2) - start
-    unpack = zlib.decompressobj(31 if as_gzip else 15)
-    length = 0
+def _unpacked_length(path: Path, stream: BinaryIO, fields: dict[str, str], expected: int) -> int:
+    """Count the bytes from here to the end, after decompression: of gzip in NRRD, of zlib in MHA."""
+    unpack = zlib.decompressobj(31 if "encoding" in fields else 15)
+    start, length = stream.tell(), 0
     try:
         while not unpack.eof and (chunk := unpack.unconsumed_tail or stream.read(1 << 20)):
             length += len(unpack.decompress(chunk, 1 << 20))
@@ -246,4 +243,9 @@ def _length(path: Path, stream: BinaryIO, is_compressed: bool, as_gzip: bool, ex
         raise problem(path, "its compressed data are damaged", "copy it again") from error
     if not unpack.eof:
         raise problem(path, "its compressed data end early", "copy it again")
+    packed = stream.tell() - start - len(unpack.unused_data)
+    declared = fields.get("compresseddatasize", "0" if start else str(packed))
+    if "encoding" not in fields and not (declared.isdigit() and int(declared) >= packed):
+        # ITK would leave the other voxels as they are in memory
+        raise problem(path, "its CompressedDataSize is not that of its data", "copy or export it again")
     return length

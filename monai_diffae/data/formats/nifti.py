@@ -58,26 +58,40 @@ class _Layout:
 
 def read(path: Path) -> Scan:
     """Read a NIfTI file in its own voxel order: array ``[1, X, Y, Z]``, or ``[1, X, Y, 1]`` in two dimensions."""
-    with _open(path) as stream:
-        layout = _layout(path, stream)
-        with _open_voxels(path, stream) as (file, voxels):
-            _check_stored(file, voxels, layout)
-            voxels.read(layout.start - voxels.tell())
-            body = voxels.read(layout.end - layout.start)
-            _check_length(file, voxels.tell(), layout.end)
-            _read_to_end(file, voxels)
-    values = as_float32(path, np.frombuffer(body, layout.header.get_data_dtype()), _scaling(layout.header))
+    with _open_checked(path) as (layout, file, voxels):
+        voxels.read(layout.start - voxels.tell())
+        body = voxels.read(layout.end - layout.start)
+        _check_length(file, voxels.tell(), layout.end)
+        num_extra = 0
+        while chunk := voxels.read(1 << 20):
+            num_extra += len(chunk)
+            if num_extra > _SLACK:
+                raise problem(file, "it has far more data than its header declares", "export it again")
+    slope, inter = layout.header.get_slope_inter()
+    is_scaled = slope is not None and (slope != 1 or inter)
+    stored = np.frombuffer(body, layout.header.get_data_dtype())
+    values = as_float32(path, stored, (slope, inter or 0.0) if is_scaled else None)
     array = values.reshape(layout.shape, order="F")[None]
     return Scan(array, layout.affine, header=layout.header, doubts=layout.doubts)
 
 
 def read_header(path: Path) -> Header:
     """Read size ``(X, Y, Z)`` and affine from the header, and check the length of files that are not compressed."""
+    with _open_checked(path) as (layout, _, _):
+        return Header(layout.shape, layout.affine, layout.doubts)
+
+
+@contextmanager
+def _open_checked(path: Path) -> Iterator[tuple[_Layout, Path, BinaryIO]]:
+    """The layout, and the file with the voxels, opened, after a comparison of its size with the layout."""
     with _open(path) as stream:
         layout = _layout(path, stream)
         with _open_voxels(path, stream) as (file, voxels):
-            _check_stored(file, voxels, layout)
-        return Header(layout.shape, layout.affine, layout.doubts)
+            if isinstance(voxels, gzip.GzipFile):
+                check_packed(file, layout.end, file.stat().st_size)
+            else:
+                _check_length(file, file.stat().st_size, layout.end)
+            yield layout, file, voxels
 
 
 @contextmanager
@@ -198,25 +212,3 @@ def _has_other_spacing(header: nib.Nifti1Header) -> bool:
 def _check_length(path: Path, length: int, expected: int) -> None:
     if length < expected:
         raise problem(path, f"the file ends early ({length} of {expected} bytes)", "copy it again")
-
-
-def _check_stored(path: Path, stream: BinaryIO, layout: _Layout) -> None:
-    """Compare the size of the file that holds the voxels with its header."""
-    if isinstance(stream, gzip.GzipFile):
-        check_packed(path, layout.end, path.stat().st_size)
-    else:
-        _check_length(path, path.stat().st_size, layout.end)
-
-
-def _scaling(header: nib.Nifti1Header) -> tuple[float, float] | None:
-    """Slope and intercept; None: the values are as stored."""
-    slope, inter = header.get_slope_inter()
-    return None if slope is None or (slope == 1 and not inter) else (slope, inter or 0.0)
-
-
-def _read_to_end(path: Path, stream: BinaryIO) -> None:
-    num_extra = 0
-    while chunk := stream.read(1 << 20):
-        num_extra += len(chunk)
-        if num_extra > _SLACK:
-            raise problem(path, "it has far more data than its header declares", "export it again")

@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from monai_diffae.data.formats.scan import Header, Scan, check_budget, check_packed, problem
@@ -28,7 +27,11 @@ def read(path: Path) -> Scan:
         image = image.convert(_PLAIN[image.mode]) if image.mode in _PLAIN else image
     except Exception as error:  # for damaged files PIL raises OSError, SyntaxError, ValueError, struct.error, ...
         raise problem(path, f"the picture is damaged ({error})", "copy it again") from error
-    array = _without_alpha(path, image.mode, np.atleast_3d(np.asarray(image)))
+    array = np.atleast_3d(np.asarray(image))
+    if image.mode in ("LA", "RGBA"):
+        if array[..., -1].min() < 255:
+            raise problem(path, "the picture is partly transparent", "save it without an alpha channel")
+        array = array[..., :-1]
     return Scan(np.moveaxis(array, -1, 0).astype(np.float32, order="C"), np.eye(4))
 
 
@@ -53,16 +56,12 @@ def _open(path: Path) -> Image.Image:
         raise problem(path, "this is not a readable PNG or JPEG", "export it again") from error
     _check_depth(path, image)
     check_budget(path, image.size, len(image.getbands()))
-    check_packed(path, _num_bytes(image), path.stat().st_size)
+    num_values = math.prod(image.size) * len(image.getbands())
+    has_bits = image.format == "PNG" and image.mode in ("1", "L", "P")  # a byte may hold eight pixels of one bit
+    check_packed(path, num_values // 8 if has_bits else num_values, path.stat().st_size)
     if getattr(image, "n_frames", 1) > 1:
         raise problem(path, f"it contains {image.n_frames} pictures", "save each as a file of its own")  # type: ignore[attr-defined]
     return image
-
-
-def _num_bytes(image: Image.Image) -> int:
-    """Bytes of the pixels before they are compressed, at least: a byte of a PNG may hold eight pixels of one bit."""
-    num_values = math.prod(image.size) * len(image.getbands())
-    return num_values // 8 if image.format == "PNG" and image.mode in ("1", "L", "P") else num_values
 
 
 def _check_depth(path: Path, image: Image.Image) -> None:
@@ -72,16 +71,5 @@ def _check_depth(path: Path, image: Image.Image) -> None:
     with open(path, "rb") as stream:
         depth, colour_type = stream.read(26)[24:]  # of the header chunk, which is the first one
     if depth == 16 and colour_type != 0:
-        raise problem(
-            path,
-            "a picture with colours or an alpha channel has 16 bits",
-            "save it as a grey picture of 16 bits, or with 8 bits per channel",
-        )
-
-
-def _without_alpha(path: Path, mode: str, array: NDArray[np.generic]) -> NDArray[np.generic]:
-    if mode not in ("LA", "RGBA"):
-        return array
-    if array[..., -1].min() < 255:
-        raise problem(path, "the picture is partly transparent", "save it without an alpha channel")
-    return array[..., :-1]
+        advice = "save it as a grey picture of 16 bits, or with 8 bits per channel"
+        raise problem(path, "a picture with colours or an alpha channel has 16 bits", advice)

@@ -22,9 +22,7 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 2 * 1024**3
 """The largest scan that can be read, as float32 voxels: 2 GiB."""
 
-MAX_LINE = 200
-"""The longest error line, in characters."""
-
+_MAX_LINE = 200  # characters of an error
 _FEW_STEPS, _TOO_FEW_STEPS = 256, 8  # float32 steps between the lowest and the highest value
 _PART = 1 << 20  # values that are scaled at once, in float64
 _MOST_PACKED = 1032  # bytes from one byte: the limit of deflate (gzip, PNG), which Huffman codes of JPEG do not reach
@@ -87,15 +85,12 @@ class Scan:
 
 @dataclass(frozen=True)
 class Header:
-    """The size ``S`` (2 or 3 axes), affine and doubts of a file, as in `Scan`, known before its voxels are read.
-
-    ``channels`` are those of the file: three may be a grey picture stored as RGB; None if only its pixels tell.
-    """
+    """The size ``S`` (2 or 3 axes), affine and doubts of a file, as in `Scan`, known before its voxels are read."""
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
     doubts: tuple[Doubt, ...] = ()
-    channels: int | None = 1
+    channels: int | None = 1  # of the file: three may be a grey picture stored as RGB; None if only its pixels tell
 
 
 def problem(path: str | os.PathLike[str], wrong: str, todo: str) -> ScanError:
@@ -103,7 +98,7 @@ def problem(path: str | os.PathLike[str], wrong: str, todo: str) -> ScanError:
     name = " ".join(Path(path).name.split())
     if len(name) > 48:
         name = "..." + name[-45:]
-    room = MAX_LINE - len(name) - len(todo) - 4
+    room = _MAX_LINE - len(name) - len(todo) - 4
     return ScanError(f"{name}: {shortened(' '.join(wrong.split()), room)}; {todo}")
 
 
@@ -116,10 +111,7 @@ def warn_once(path: Path, text: str) -> None:
 def as_float32(
     path: Path, values: NDArray[np.generic], scaling: tuple[float, float] | None = None
 ) -> NDArray[np.float32]:
-    """Convert values to float32 in C order, with slope and intercept applied in float64; overflow becomes infinite.
-
-    A small signal on a large offset loses precision: a warning if fewer than 256 steps remain, an error below 8.
-    """
+    """Convert to float32 in C order, scaled in float64; warn if under 256 steps remain, raise an error under 8."""
     rounded = np.empty(values.shape, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported later, as non-finite values
         for part, scaled in _scaled_parts(values, scaling):
@@ -127,20 +119,19 @@ def as_float32(
     if scaling is None and (values.dtype.itemsize <= 2 or values.dtype == np.float32):  # the conversion is exact
         return rounded
     finite = np.isfinite(rounded)
-    low, high = (
-        float(end(rounded, where=finite, initial=start)) for end, start in ((np.min, np.inf), (np.max, -np.inf))
-    )
+    low = float(np.min(rounded, where=finite, initial=np.inf))
+    high = float(np.max(rounded, where=finite, initial=-np.inf))
     num_steps = (high - low) / float(np.spacing(np.float32(max(abs(low), abs(high)))))
     is_exact = num_steps >= _FEW_STEPS or all(
         np.all((rounded[part] == scaled) | ~finite[part]) for part, scaled in _scaled_parts(values, scaling)
     )
     if is_exact or bool(np.all(values == values.flat[0])):  # constant images are reported later, for all types
         return rounded
+    values_are = f"its values, about {high:.2g}, are"
     if num_steps < _TOO_FEW_STEPS:
-        wrong = f"its values, about {high:.2g}, are too close together for float32"
-        raise problem(path, wrong, "subtract the offset and export it again")
+        raise problem(path, f"{values_are} too close together for float32", "subtract the offset and export it again")
     steps = f"only {num_steps:.0f} steps remain in float32"
-    warn_once(path, f"its values, about {high:.2g}, are close together: {steps}; subtract the offset")
+    warn_once(path, f"{values_are} close together: {steps}; subtract the offset")
     return rounded
 
 
@@ -157,15 +148,7 @@ def _scaled_parts(
 
 
 def check_packed(path: str | os.PathLike[str], needed: int, stored: int) -> None:
-    """Raise an error if a compressed file is too small for what its header declares, before memory is allocated.
-
-    Example:
-        >>> check_packed("a.nii.gz", 1000, 10)
-        >>> check_packed("a.nii.gz", 10**9, 352)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ScanError: a.nii.gz: its header declares 1000000000 bytes, but its 352 bytes cannot ...
-    """
+    """Raise an error if a compressed file is too small for what its header declares, before memory is allocated."""
     if needed > _MOST_PACKED * stored:
         wrong = f"its header declares {needed} bytes, but its {stored} bytes cannot hold so many"
         raise problem(path, wrong, "copy or export it again")

@@ -63,11 +63,7 @@ class Join:
 
 
 def join_table(cases: Sequence[Case], root: Path, table: Path, id_column: str | None = None) -> Join:
-    """Find the row of each case in a table; a row may have several cases.
-
-    The first of these that some row has decides: its id, path or file name; its BIDS subject (and session), a folder,
-    or its DICOM PatientID; the beginning of its file name, up to a separator. Folders that are classes are no ids.
-    """
+    """Find the row of each case in a table, by the first key of :func:`_keys` that some row has."""
     import pandas as pd
 
     columns = read_columns(table)
@@ -160,21 +156,17 @@ def _check_namesakes(table: str, cases: Sequence[Case], matches: Any) -> None:
 
 
 def _keys(case: Case, name: str, root: Path) -> Iterator[tuple[int, str]]:
-    """The ids by which a table may call a case, with their ranks: 0 is its name, 1 its folder, 2 a part of its name."""
+    """The ids by which a table may call a case, with ranks: 0 its names; 1 subject, folders and DICOM; 2 beginnings."""
     path, stem = Path(os.path.relpath(case.first_file, root)).as_posix(), Path(name).name
     yield from ((0, key) for key in (case.id, name, path, stem, case.file))
     folders = set(Path(name).parts[:-1]) - set(case.labels.values())  # which are classes
-    yield from ((1, key) for key in (*_subject_keys(name), *folders))
+    subject, session = _SUBJECT.search(name), bids_details(name).get("session")
+    words = [subject[1], subject[1].removeprefix("sub-")] if subject else []
+    with_session = [f"{word}/{session}" for word in words if session]
+    yield from ((1, key) for key in (*words, *with_session, *folders))
     if not case.has_own_patient:
         yield 1, case.patient
     yield from ((2, stem[: match.start()]) for match in re.finditer(r"[_. -]+", stem) if match.start())
-
-
-def _subject_keys(name: str) -> list[str]:
-    match = _SUBJECT.search(name)
-    words = [match[1], match[1].removeprefix("sub-")] if match else []
-    session = bids_details(name).get("session")
-    return words + [f"{word}/{session}" for word in words if session]
 
 
 def _plain(id: str) -> str:
@@ -248,8 +240,8 @@ def bids_details(name: str) -> dict[str, str]:
     if not _SUBJECT.search(name):
         return {}
     session, suffix = _SESSION.search(name), _SUFFIX.fullmatch(PurePath(name).name)
-    details = {"session": session and session[1], "suffix": suffix and suffix[1]}
-    return {word: value for word, value in details.items() if value and "-" not in value.removeprefix("ses-")}
+    details = {"session": session, "suffix": suffix}
+    return {word: m[1] for word, m in details.items() if m and "-" not in m[1].removeprefix("ses-")}
 
 
 def _examples(names: Sequence[str]) -> str:

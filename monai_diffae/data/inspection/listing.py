@@ -23,11 +23,9 @@ from monai_diffae.errors import CohortError, ConfigError, OtherResultsError, cou
 
 _MAX_CLASSES = 12  # most values of a label that are listed
 
-_MODALITIES = frozenset(
-    (
-        "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "pd", "pdw", "dwi", "adc", "swi", "asl", "bold",
-        "mr", "mri", "mra", "ct", "cta", "pet", "us", "dx", "cr", "mg", "axial", "coronal", "sagittal",
-    )
+_MODALITIES = (
+    "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "pd", "pdw", "dwi", "adc", "swi", "asl", "bold",
+    "mr", "mri", "mra", "ct", "cta", "pet", "us", "dx", "cr", "mg", "axial", "coronal", "sagittal",
 )  # fmt: skip
 _CLASS_WORDS = ("class", "grade", "label", "stage", "type", "kl", "birads", "bi-rads", "pirads", "score", "level")
 _NO_CLASSES = re.compile(r"images?(?:Tr|Ts|Val)?$|scans?$|dicom", re.IGNORECASE)
@@ -192,11 +190,7 @@ class ClassFolders:
 
 
 def find_class_folders(folders: Sequence[Sequence[str]], *, strict: bool = True) -> ClassFolders:
-    """Find the classes and splits in the folders of scans: the highest level whose names look like classes.
-
-    All scans are in one of at least two folders of it, with two scans each on average, and the names are not those of
-    patients, of BIDS, of modalities or of ``images``. A level of ``train``, ``val`` and ``test`` is the split.
-    """
+    """The classes and splits in the folders of scans: the highest level of folders that looks like classes."""
     num_levels = max((len(each) for each in folders), default=0) if not strict else min(map(len, folders), default=0)
     levels = [[each[level] if level < len(each) else None for each in folders] for level in range(num_levels)]
     splits: list[str | None] = []
@@ -213,13 +207,12 @@ def find_class_folders(folders: Sequence[Sequence[str]], *, strict: bool = True)
 
 def _are_classes(names: Sequence[str | None]) -> bool:
     folders = sorted({name for name in names if name is not None})
-    if not 2 <= len(folders) <= min(_MOST_CLASS_FOLDERS, len(names) // 2):
-        return False
-    if any(_NO_CLASSES.match(folder) for folder in folders):
-        return False
-    if all(re.split(r"[-_ ]", folder.lower())[0] in _MODALITIES for folder in folders):
-        return False
-    return not _are_numbered(folders)
+    return (
+        2 <= len(folders) <= min(_MOST_CLASS_FOLDERS, len(names) // 2)
+        and not any(_NO_CLASSES.match(folder) for folder in folders)
+        and not all(re.split(r"[-_ ]", folder.lower())[0] in _MODALITIES for folder in folders)
+        and not _are_numbered(folders)
+    )
 
 
 def _are_numbered(folders: Sequence[str]) -> bool:

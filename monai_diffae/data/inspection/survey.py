@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.data.cases import Case
+from monai_diffae.data.formats import Header
 from monai_diffae.data.inspection.twins import ScanPrint, scan_print
 from monai_diffae.data.progress import Failure, count_by_label, track
-from monai_diffae.data.scans import Axis, check_channels, read_geometry, read_scan
-from monai_diffae.data.slices import ras_axes, slice_shape
+from monai_diffae.data.scans import check_channels, displayed_geometry, read_geometry, read_scan
 from monai_diffae.errors import CohortError, ScanError
 from monai_diffae.policies import Colour
 
@@ -37,9 +37,7 @@ class Survey:
         if not usable:
             raise none_usable(failures)
         ids = [self.ids[row] for row in usable]
-        return replace(
-            self, ids=ids, sizes=self.sizes[usable], spacings_mm=self.spacings_mm[usable], failures=list(failures)
-        )
+        return Survey(ids, self.sizes[usable], self.spacings_mm[usable], list(failures))
 
     @property
     def spatial_dims(self) -> int:
@@ -73,12 +71,12 @@ class Survey:
             name: {f"p{p}": np.percentile(values, p, axis=0).round(3).tolist() for p in (5, 50, 95)}
             for name, values in measures.items()
         }
-        failures = [{"case_id": f.case_id, "file": f.file, "reason": f.reason} for f in self.failures]
+        failures = [asdict(failure) for failure in self.failures]
         counts = {"num_scans": len(self.ids), "num_failed": len(failures), "spatial_dims": self.spatial_dims}
         return {**counts, **percentiles, "outliers": self.outliers, "failures": failures}
 
 
-def survey_cohort(cases: Iterable[Case], spatial_dims: int | None = None, slice_axis: Axis = "axial") -> Survey:
+def survey_cohort(cases: Iterable[Case], spatial_dims: int | None = None) -> Survey:
     """Survey a cohort: read the header of each case's first image."""
     scans: list[tuple[Case, tuple[int, ...], tuple[float, ...]]] = []
     failures: list[Failure] = []
@@ -90,13 +88,15 @@ def survey_cohort(cases: Iterable[Case], spatial_dims: int | None = None, slice_
     if spatial_dims is None:
         num_volumes = sum(len(size) == 3 for _, size, _ in scans)
         spatial_dims = 3 if 2 * num_volumes > len(scans) else 2
-    for case, size, _ in scans:
+    usable = []
+    for case, size, spacing_mm in scans:
         if len(size) < spatial_dims:
-            failures.append(
-                Failure(case.id, case.file, f"{case.file}: a 2D image among volumes; use a cohort of its own for it")
-            )
-    usable = [(case.id, *_model_view(size, spacing, slice_axis, spatial_dims)) for case, size, spacing in scans
-              if len(size) >= spatial_dims]  # fmt: skip
+            reason = f"{case.file}: a 2D image among volumes; use a cohort of its own for it"
+            failures.append(Failure(case.id, case.file, reason))
+        elif len(size) > spatial_dims:  # a 2D model sees its axial slices
+            usable.append((case.id, size[1::-1], spacing_mm[1::-1]))
+        else:
+            usable.append((case.id, size, spacing_mm))
     if not usable:
         raise none_usable(failures)
     ids, sizes, spacings = zip(*usable, strict=True)
@@ -122,61 +122,58 @@ def none_usable(failures: Sequence[Failure]) -> CohortError:
     return CohortError(f"none of {len(failures)} scans can be used, the first is '{first.case_id}': {first.reason}")
 
 
-def _model_view(
-    size: tuple[int, ...], spacing_mm: tuple[float, ...], axis: Axis, spatial_dims: int
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Size and spacing of what the model sees: a slice of a volume for a 2D model, else the whole scan."""
-    if len(size) == spatial_dims:
-        return size, spacing_mm
-    rows, columns = slice_shape(range(3), axis)
-    return (size[rows], size[columns]), (spacing_mm[rows], spacing_mm[columns])
-
-
 @dataclass(frozen=True)
 class Appearance:
     """What some scans of a cohort look like."""
 
-    num_images: int = 0  # scans that are 2D images
-    num_volumes: int = 0  # scans that are volumes
-    colour: list[str] = field(default_factory=list)  # ids of the images (or volumes) with three different channels
-    # the sizes of the readable scans: rows and columns, or voxels along R, A and S
-    sizes: list[tuple[int, ...]] = field(default_factory=list)
-    spacings_mm: list[tuple[float, ...]] = field(default_factory=list)  # their spacings along the same axes
-    failures: list[Failure] = field(default_factory=list)  # scans that cannot be read
-    by_label: tuple[str, str] = ("", "")
-    # by the positions of the cases, to find twins; empty if only some scans were looked at
-    prints: dict[int, ScanPrint] = field(default_factory=dict)
+    cases: Sequence[Case]  # those that were looked at
+    # size and spacing in mm of the readable scans along rows and columns, or R, A and S
+    geometries: list[tuple[tuple[int, ...], tuple[float, ...]]]
+    colour: list[str]  # ids of the scans with three different channels
+    failures: list[Failure]  # scans that cannot be read
+    prints: dict[int, ScanPrint]  # by the positions of the cases, to find twins; empty if only some were looked at
+
+    @property
+    def num_images(self) -> int:
+        """The number of readable scans that are 2D images."""
+        return len(self._of_dims(2))
+
+    @property
+    def num_volumes(self) -> int:
+        """The number of readable scans that are volumes."""
+        return len(self._of_dims(3))
 
     def lines(self) -> Iterator[str]:
         """One line about the kinds and sizes, and one each about colour, mixed kinds and unreadable scans."""
-        total = self.num_images + self.num_volumes
-        for dims, kind in ((2, "2D images"), (3, "volumes")):
-            rows = [row for row, size in enumerate(self.sizes) if len(size) == dims]
-            if rows:
-                sizes = _range([self.sizes[row] for row in rows])
-                spacing = f", voxels of {_range([self.spacings_mm[row] for row in rows])} mm" if dims == 3 else ""
-                yield f"{len(rows)} of {total} scans looked at are {kind}: {sizes}{spacing}"
+        images, volumes = self._of_dims(2), self._of_dims(3)
+        scans = f"of {len(self.geometries)} scans looked at are"
+        if images:
+            yield f"{len(images)} {scans} 2D images: {_range(images, 0)}"
+        if volumes:
+            yield f"{len(volumes)} {scans} volumes: {_range(volumes, 0)}, voxels of {_range(volumes, 1)} mm"
         if self.colour:
-            count = f"{len(self.colour)} are in colour{self.by_label[0]}"
+            count = f"{len(self.colour)} are in colour{count_by_label(self.colour, self.cases)}"
             yield f"{count}: train with --colour grey or --colour rgb, or they are left out"
-        if self.num_images and self.num_volumes:
+        if images and volumes:
             yield "2D images and volumes are mixed: a 3D model leaves the images out, a 2D model slices the volumes"
         if self.failures:
-            yield f"{len(self.failures)} cannot be read{self.by_label[1]}, the first: {self.failures[0].reason}"
+            by_label = count_by_label([failure.case_id for failure in self.failures], self.cases)
+            yield f"{len(self.failures)} cannot be read{by_label}, the first: {self.failures[0].reason}"
+
+    def _of_dims(self, dims: int) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+        return [geometry for geometry in self.geometries if len(geometry[0]) == dims]
 
     def figures(self) -> dict[str, Any]:
         """Counts as plain values."""
         return {
-            "num_images": self.num_images,
-            "num_volumes": self.num_volumes,
-            "num_colour": len(self.colour),
-            "num_unreadable": len(self.failures),
-        }
+            "num_images": self.num_images, "num_volumes": self.num_volumes,
+            "num_colour": len(self.colour), "num_unreadable": len(self.failures),
+        }  # fmt: skip
 
 
 def look_at(cases: Sequence[Case], limit: int | None = None) -> Appearance:
     """Read the first file of each case, and describe the scans."""
-    sizes, spacings, failures, colour, prints = [], [], [], [], {}
+    geometries, failures, colour, prints = [], [], [], {}
     count = min(limit or len(cases), len(cases))
     positions = np.unique(np.linspace(0, len(cases) - 1, count).astype(int)).tolist()
     for position in positions if limit else track(positions, f"reading {len(cases)} scans to find twins"):
@@ -186,23 +183,16 @@ def look_at(cases: Sequence[Case], limit: int | None = None) -> Appearance:
         except ScanError as error:
             failures.append(Failure(case.id, case.file, str(error)))
             continue
-        order = range(2) if scan.spatial_dims == 2 else np.argsort(ras_axes(scan.affine))
-        sizes.append(tuple(scan.array.shape[1 + axis] for axis in order))
-        spacings.append(tuple(scan.spacing_mm[axis] for axis in order))
+        geometries.append(displayed_geometry(Header(scan.array.shape[1:], scan.affine)))
         if len(scan.array) == 3:
             colour.append(case.id)
         if limit is None:
             prints[position] = scan_print(scan)
-    num_volumes = sum(len(size) == 3 for size in sizes)
-    seen = [cases[position] for position in positions]
-    by_label = (count_by_label(colour, seen), count_by_label([failure.case_id for failure in failures], seen))
-    return Appearance(
-        num_images=len(sizes) - num_volumes, num_volumes=num_volumes, colour=colour, sizes=sizes, spacings_mm=spacings,
-        failures=failures, by_label=by_label, prints=prints,
-    )  # fmt: skip
+    return Appearance([cases[position] for position in positions], geometries, colour, failures, prints)
 
 
-def _range(values: Sequence[Sequence[float]]) -> str:
-    """``40 x 50`` if all are equal, else ``40-60 x 50``."""
+def _range(geometries: Sequence[tuple[Sequence[float], Sequence[float]]], which: Literal[0, 1]) -> str:
+    """Sizes (0) or spacings (1): ``40 x 50`` if all are equal, else ``40-60 x 50``."""
+    values = [geometry[which] for geometry in geometries]
     ends = zip(np.min(values, axis=0), np.max(values, axis=0), strict=True)
     return " x ".join(f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g}-{high:.3g}" for low, high in ends)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -50,21 +50,14 @@ class TwinGroup:
     is_identical: bool
 
 
-def array_print(array: NDArray[np.float32]) -> ScanPrint:
-    """The print of an image ``[C, H, W]`` or a volume ``[C, X, Y, Z]``."""
+def scan_print(scan: Scan) -> ScanPrint:
+    """The print of a scan, whatever the order of a volume's voxels in its file."""
+    array = scan.array if scan.spatial_dims == 2 else to_ras(scan).array
     return ScanPrint(digest(repr(array.shape), array.astype("<f4")), _thumbnail(array))
 
 
-def scan_print(scan: Scan) -> ScanPrint:
-    """The print of a scan, whatever the order of a volume's voxels in its file."""
-    return array_print(scan.array if scan.spatial_dims == 2 else to_ras(scan).array)
-
-
 def find_twins(prints: Mapping[int, ScanPrint], patients: Sequence[str]) -> list[TwinGroup]:
-    """Find groups of identical or nearly identical scans, by the correlation of their thumbnails' details.
-
-    Near twins are sought among different patients only, as two scans of one patient are expected to be alike.
-    """
+    """Groups of identical scans, and of different patients' scans whose thumbnails' details correlate."""
     firsts: dict[str, int] = {}
     pairs = [(firsts.setdefault(each.digest, position), position) for position, each in prints.items()]
     pairs = [pair for pair in pairs if pair[0] != pair[1] and prints[pair[1]].thumbnail is not None]
@@ -85,12 +78,7 @@ def find_identical(cases: Sequence[Case], contents: Sequence[str]) -> list[TwinG
 
 
 def linked_groups(pairs: Sequence[tuple[int, int]], identity: Sequence[Hashable]) -> list[TwinGroup]:
-    """The groups into which pairs of positions link N scans; identical scans share a value of ``identity``.
-
-    Example:
-        >>> linked_groups([(0, 2), (2, 3)], "abcd")
-        [TwinGroup(members=(0, 2, 3), is_identical=False)]
-    """
+    """The groups into which pairs of positions link N scans; identical scans share a value of ``identity``."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -149,11 +137,9 @@ def _details(thumbnail: Thumbnail) -> NDArray[np.float64]:
 
 
 def _thumbnail(array: NDArray[np.float32]) -> Thumbnail | None:
-    sizes = array.shape[1:]
-    if len(sizes) == 2:
-        planes = [array]
-    else:
-        planes = [np.take(array, size // 2, axis=1 + axis) for axis, size in enumerate(sizes)]
+    planes = [array]
+    if array.ndim == 4:
+        planes = [np.take(array, size // 2, axis=1 + axis) for axis, size in enumerate(array.shape[1:])]
     small = np.stack([_cell_means(_cell_means(plane.mean(axis=0, dtype=np.float64)).T).T for plane in planes])
     low, high = float(small.min()), float(small.max())
     if not high > low:
@@ -186,6 +172,10 @@ class Pair:
         (first, second), (one, other) = self.ids, self.values
         return f"{first} ({self.what} {one}) and {second} ({self.what} {other})"
 
+    def figures(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"ids": list(self.ids), "what": self.what, "values": list(self.values)}
+
 
 @dataclass(frozen=True)
 class TwinReport:
@@ -202,12 +192,10 @@ class TwinReport:
         """Lines with counts, examples and advice; none if there are no twins."""
         if not self.groups:
             return
-        num_scans = sum(map(len, self.groups))
-        yield (
-            f"twins: {num_scans} scans in {counted(len(self.groups), 'group')} are identical or nearly so "
-            f"({self.num_identical} identical, {len(self.other_patients)} of different patients): "
-            f"{_listed(' = '.join(ids[:3]) for ids in self.groups)}"
-        )
+        scans = f"{sum(map(len, self.groups))} scans in {counted(len(self.groups), 'group')}"
+        kinds = f"{self.num_identical} identical, {len(self.other_patients)} of different patients"
+        examples = _listed(" = ".join(ids[:3]) for ids in self.groups)
+        yield f"twins: {scans} are identical or nearly so ({kinds}): {examples}"
         if self.other_patients and self.is_grouped:
             yield "the patients of twins count as one patient"
         elif self.other_patients and not self.separated:
@@ -217,10 +205,8 @@ class TwinReport:
     def problems(self) -> Iterator[str]:
         """Lines about twins in different splits and with different labels."""
         if self.separated:
-            yield (
-                f"{counted(len(self.separated), 'group')} of twins in different splits: {_listed(self.separated)}; "
-                f"correct the column split of the table; if it has none, {ADVICE}"
-            )
+            groups = f"{counted(len(self.separated), 'group')} of twins in different splits: {_listed(self.separated)}"
+            yield f"{groups}; correct the column split of the table; if it has none, {ADVICE}"
         yield from self.contradictions()
 
     def contradictions(self) -> Iterator[str]:
@@ -231,13 +217,12 @@ class TwinReport:
 
     def figures(self) -> dict[str, Any]:
         """Everything, as plain values for JSON."""
-        pairs = {"separated": self.separated, "contradictory": self.contradictory}
-        listed = {
-            name: [{"ids": list(pair.ids), "what": pair.what, "values": list(pair.values)} for pair in content]
-            for name, content in pairs.items()
-        }
-        return {"groups": self.groups, "num_identical": self.num_identical, **listed,
-                "num_of_different_patients": len(self.other_patients)}  # fmt: skip
+        return {
+            "groups": self.groups, "num_identical": self.num_identical,
+            "separated": [pair.figures() for pair in self.separated],
+            "contradictory": [pair.figures() for pair in self.contradictory],
+            "num_of_different_patients": len(self.other_patients),
+        }  # fmt: skip
 
 
 def report_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> TwinReport:
@@ -298,10 +283,8 @@ def are_classes(values: Sequence[Label]) -> bool:
 def _differing(cases: Sequence[Case], what: str, values: Sequence[Label]) -> list[Pair]:
     """The first pair with different known values, or none."""
     known = [(case.id, value) for case, value in zip(cases, values, strict=True) if value is not None]
-    for (first, one), (second, other) in combinations(known, 2):
-        if one != other:
-            return [Pair((first, second), what, (one, other))]
-    return []
+    pairs = (Pair((a, b), what, (one, other)) for (a, one), (b, other) in combinations(known, 2) if one != other)
+    return [*islice(pairs, 1)]
 
 
 def _listed(items: Iterable[object]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import time
@@ -125,7 +124,9 @@ def read_case(case: Case, headers: bool = False) -> Reading:
 def read_cases(
     cases: Sequence[Case], headers: bool = False, workers: int = 0, folder: Path | None = None
 ) -> list[Reading]:
-    """Read all cases, with a progress bar."""
+    """Read all cases, with a progress bar; ``folder`` keeps the readings, so that an interrupted run resumes."""
+    import pandas as pd
+
     from monai_diffae.data.streamed import in_order
 
     store = None if folder is None else PartStore(folder, READINGS_VERSION, replace=True)
@@ -139,38 +140,20 @@ def read_cases(
     missing = [k for k in range(len(cases)) if k not in readings]
     stream = in_order([cases[k] for k in missing], partial(read_case, headers=headers), workers)
     task = f"reading {'the headers of ' if headers else ''}{counted(len(missing), 'scan')}"
-    with _saved_at_intervals(store) as save, progress(len(missing), task) as advance:
-        for k, reading in zip(missing, stream, strict=True):
-            readings[k] = reading
-            save({"id": keys[k], **_to_row(reading)})
-            advance()
-    return [readings[k] for k in range(len(cases))]
-
-
-@contextlib.contextmanager
-def _saved_at_intervals(store: PartStore | None) -> Iterator[Any]:
-    """Yield a function that takes rows, which are written every few seconds and at the end, also of an error."""
-    import pandas as pd
-
-    rows: list[dict[str, Any]] = []
-    written_at = time.monotonic()
-
-    def write() -> None:
-        nonlocal written_at
-        if store is not None:
-            store.append(pd.DataFrame(rows))
-        rows.clear()
-        written_at = time.monotonic()
-
-    def save(row: dict[str, Any]) -> None:
-        rows.append(row)
-        if time.monotonic() - written_at > _SAVE_INTERVAL_S:
-            write()
-
+    unsaved, saved_at = [], time.monotonic()
     try:
-        yield save
+        with progress(len(missing), task) as advance:
+            for k, reading in zip(missing, stream, strict=True):
+                readings[k] = reading
+                unsaved.append({"id": keys[k], **_to_row(reading)})
+                if store is not None and time.monotonic() - saved_at > _SAVE_INTERVAL_S:
+                    store.append(pd.DataFrame(unsaved))
+                    unsaved, saved_at = [], time.monotonic()
+                advance()
     finally:
-        write()
+        if store is not None:
+            store.append(pd.DataFrame(unsaved))
+    return [readings[k] for k in range(len(cases))]
 
 
 def _to_row(reading: Reading) -> dict[str, Any]:
@@ -265,11 +248,10 @@ def find_leaks(cases: Sequence[Case]) -> dict[str, list[Finding]]:
 def _usual_kind(readings: Sequence[Reading]) -> tuple[int, int]:
     """The dimensions and channels that most usable cases have; zeros if none can be used."""
     usable = [reading for reading in readings if not reading.error]
-    dims, channels = (
-        Counter(values).most_common(1)
-        for values in ((len(reading.size) for reading in usable), (reading.channels for reading in usable))
-    )
-    return (dims[0][0] if dims else 0), (channels[0][0] if channels else 0)
+    if not usable:
+        return 0, 0
+    dims, channels = (Counter(values) for values in zip(*((len(r.size), r.channels) for r in usable), strict=True))
+    return dims.most_common(1)[0][0], channels.most_common(1)[0][0]
 
 
 def _findings(reading: Reading) -> Iterator[Finding]:
@@ -282,12 +264,7 @@ def _findings(reading: Reading) -> Iterator[Finding]:
 
 
 def _kind(reason: str) -> str:
-    """A reason without what differs from case to case: numbers, and details in brackets.
-
-    Example:
-        >>> _kind("the file ends early (352 of 4096 bytes)"), _kind("3 of its voxels are NaN or infinite")
-        ('the file ends early', 'N of its voxels are NaN or infinite')
-    """
+    """A reason without what differs from case to case: numbers, and details in brackets."""
     return _NUMBER.sub("N", _IN_BRACKETS.sub("", reason))
 
 

@@ -10,7 +10,6 @@ import io
 import os
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.samples.virtual_cohort import claim_folder, is_complete, write_image
 from monai_diffae.errors import CohortError, ConfigError, MachineError, UnsafeInputError
 
 _SPLITS = ("train", "val", "test")
 _DIGITS = 16  # of the checksum of the file
-
-
-@dataclass(frozen=True)
-class _SplitArrays:
-    """One split: images ``[N, H, W]``, ``[N, H, W, 3]`` or ``[N, D, H, W]`` uint8; labels ``[N, L]``."""
-
-    split: str
-    images: NDArray[np.uint8]
-    labels: NDArray[Any]
 
 
 def medmnist_to_cohort(
@@ -48,9 +38,8 @@ def medmnist_to_cohort(
 ) -> Path:
     """Convert a MedMNIST set to a cohort: PNG images (NIfTI for 3D sets), and a table with splits and labels.
 
-    A file may lack the arrays of ``test``. The sets do not say which images belong to one patient, so the table has no
-    column ``patient``; the splits are by patient if their sources were. The 3D sets have neither voxel size nor
-    orientation, so their NIfTI files have voxels of 1 without a unit.
+    The sets do not say which images belong to one patient, so the table has no column ``patient``. The 3D sets have
+    neither voxel size nor orientation, so their NIfTI files have voxels of 1 without a unit.
 
     Args:
         npz_or_name: a MedMNIST ``.npz`` file, or the name of a set (``"pneumoniamnist"``), which the ``medmnist``
@@ -61,8 +50,7 @@ def medmnist_to_cohort(
         overwrite: replace sample data that was made from something else.
 
     Returns:
-        The path of ``cohort.csv``, which is written last. Its columns are ``id``, ``image`` (relative to the table),
-        ``split``, and ``label``, or ``label_0``, ``label_1``, ... if an image has several labels.
+        The path of ``cohort.csv`` with ``id``, ``image``, ``split`` and ``label``, or ``label_0``, ``label_1``, ...
     """
     if max_cases is not None and max_cases < 1:
         raise ConfigError(f"max_cases: {max_cases} is below 1")
@@ -74,9 +62,8 @@ def medmnist_to_cohort(
         return directory / "cohort.csv"
     splits = list(_read_splits(path, max_cases))
     claim_folder(directory, parameters, overwrite=overwrite)
-    rows = [row for arrays in splits for row in _write_split(arrays, directory)]
-    table = pd.DataFrame(rows)
-    return write_atomic(directory / "cohort.csv", lambda temporary: table.to_csv(temporary, index=False))
+    rows = [row for split, images, labels in splits for row in _write_split(directory, split, images, labels)]
+    return write_csv(directory / "cohort.csv", pd.DataFrame(rows))
 
 
 def _find_npz(npz_or_name: str | os.PathLike[str], size: int) -> Path:
@@ -100,37 +87,35 @@ def _find_npz(npz_or_name: str | os.PathLike[str], size: int) -> Path:
     if size not in kind.available_sizes:
         raise ConfigError(f"size: {name} is not available in size {size}; use one of {kind.available_sizes}")
     flag = "" if size == 28 else f"_{size}"
-    root = medmnist.info.DEFAULT_ROOT
     try:
         kind(split="train", download=True, size=size, mmap_mode="r")
     except (RuntimeError, OSError, ValueError) as error:  # medmnist raises a RuntimeError for most problems
         raise MachineError(
             f"{name}: cannot be downloaded; fetch {info['url' + flag]} on a machine with a network and give its path"
         ) from error
-    return Path(root) / f"{name}{flag}.npz"
+    return Path(medmnist.info.DEFAULT_ROOT) / f"{name}{flag}.npz"
 
 
-def _read_splits(path: Path, max_cases: int | None) -> Iterator[_SplitArrays]:
+def _read_splits(path: Path, max_cases: int | None) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[Any]]]:
+    """Each split: its name, images ``[N, H, W]``, ``[N, H, W, 3]`` or ``[N, D, H, W]``, and labels ``[N, ...]``."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             for split in (s for s in _SPLITS if s != "test" or "test_images" in arrays):
                 images, labels = arrays[f"{split}_images"][:max_cases], arrays[f"{split}_labels"][:max_cases]
-                yield _checked(path, split, images, labels)
+                _check(path, split, images, labels)
+                yield split, images, labels
+    except CohortError:
+        raise
     except KeyError as error:
         raise CohortError(f"{path}: {error.args[0]}; a MedMNIST file has <split>_images and <split>_labels") from error
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        if isinstance(error, ValueError) and "pickle" in str(error):
+            wrong = "contains pickled objects, which could run code; use the original file"
+            raise UnsafeInputError(f"{path}: {wrong}") from error
         raise CohortError(f"{path}: cannot be read as .npz ({error}); copy it again") from error
-    except ValueError as error:
-        if isinstance(error, CohortError):
-            raise
-        if "pickle" not in str(error):
-            raise CohortError(f"{path}: cannot be read as .npz ({error}); copy it again") from error
-        raise UnsafeInputError(
-            f"{path}: contains pickled objects, which could run code; use the original file"
-        ) from error
 
 
-def _checked(path: Path, split: str, images: NDArray[Any], labels: NDArray[Any]) -> _SplitArrays:
+def _check(path: Path, split: str, images: NDArray[Any], labels: NDArray[Any]) -> None:
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise CohortError(
             f"{path}: {split}_images is {images.dtype} {list(images.shape)}; "
@@ -138,25 +123,20 @@ def _checked(path: Path, split: str, images: NDArray[Any], labels: NDArray[Any])
         )
     if len(labels) != len(images):
         raise CohortError(f"{path}: {split} has {len(images)} images, but {len(labels)} labels; download it again")
-    return _SplitArrays(split, images, labels.reshape(len(labels), -1))
 
 
-def _write_split(arrays: _SplitArrays, directory: Path) -> Iterator[dict[str, Any]]:
-    is_volume = arrays.images.ndim == 4 and arrays.images.shape[-1] != 3
-    for index, (image, labels) in enumerate(zip(arrays.images, arrays.labels, strict=True)):
-        name = f"{arrays.split}-{index:06d}"
+def _write_split(
+    directory: Path, split: str, images: NDArray[np.uint8], labels: NDArray[Any]
+) -> Iterator[dict[str, Any]]:
+    is_volume = images.ndim == 4 and images.shape[-1] != 3
+    for index, (image, values) in enumerate(zip(images, labels.reshape(len(labels), -1).tolist(), strict=True)):
+        name = f"{split}-{index:06d}"
         relative = f"images/{name}.nii" if is_volume else f"images/{name}.png"
-        write_image(directory / relative, _as_nifti(image) if is_volume else _as_png(image))
-        values = [label.item() for label in labels]
+        content = io.BytesIO()
+        if is_volume:
+            content.write(nib.Nifti1Image(image, np.eye(4)).to_bytes())
+        else:
+            Image.fromarray(image).save(content, format="PNG")
+        write_image(directory / relative, content.getvalue())
         columns = {"label": values[0]} if len(values) == 1 else {f"label_{i}": value for i, value in enumerate(values)}
-        yield {"id": name, "image": relative, "split": arrays.split, **columns}
-
-
-def _as_nifti(image: NDArray[np.uint8]) -> bytes:
-    return nib.Nifti1Image(image, np.eye(4)).to_bytes()
-
-
-def _as_png(image: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()
+        yield {"id": name, "image": relative, "split": split, **columns}

@@ -19,7 +19,7 @@ import nibabel as nib
 import pandas as pd
 from numpy.typing import NDArray
 
-from monai_diffae.data.atomic import disk_errors, write_atomic, write_json
+from monai_diffae.data.atomic import disk_errors, write_atomic, write_csv, write_json
 from monai_diffae.data.samples.virtual_patients import (
     FACTORS,
     FIELD_OF_VIEW_MM,
@@ -76,8 +76,8 @@ def make_virtual_cohort(
 ) -> Path:
     """Write a virtual cohort: NIfTI images, a table with the known factors, and a README that describes it.
 
-    The bytes depend only on the parameters. A patient depends only on ``seed`` and its number, so a larger cohort
-    begins with the patients of a smaller one, in the same splits. If the cohort is complete, nothing is written.
+    The bytes depend only on the parameters. A larger cohort begins with the patients of a smaller one, in the same
+    splits. If the cohort is complete, nothing is written.
 
     Args:
         directory: folder for the cohort; created if missing.
@@ -92,8 +92,8 @@ def make_virtual_cohort(
         workers: number of threads; by default one per core, at most 8. The images do not depend on it.
 
     Returns:
-        The path of ``cohort.csv``, which is written last. Its columns are ``id``, ``patient``, ``image`` (relative to
-        the table), ``split``, with scanners ``scanner`` and ``visit``, and one for each of :data:`FACTORS`.
+        The path of ``cohort.csv`` with ``id``, ``patient``, ``image``, ``split``, with scanners ``scanner`` and
+        ``visit``, and one column for each of :data:`FACTORS`.
 
     Raises:
         ConfigError: an argument is out of range, or the folder holds something else.
@@ -133,8 +133,7 @@ def make_virtual_cohort(
     ]  # fmt: skip
     visits = [] if num_scanners is None else ["scanner", "visit"]
     columns = ["id", "patient", "image", "split", *visits, *(factor.name for factor in FACTORS)]
-    table = pd.DataFrame(rows)[columns]
-    return write_atomic(directory / "cohort.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n"))
+    return write_csv(directory / "cohort.csv", pd.DataFrame(rows)[columns])
 
 
 def split_by_number(index: int, val_fraction: float, test_fraction: float) -> str:
@@ -172,7 +171,7 @@ def _write_scan(directory: Path, name: str, array: NDArray[Any], affine: NDArray
 
 # -- folders of sample data -------------------------------------------------------------------------------------------
 
-RECORD = "sample-data.json"
+_RECORD = "sample-data.json"
 
 
 def is_complete(directory: Path, parameters: Mapping[str, Any]) -> bool:
@@ -200,7 +199,7 @@ def claim_folder(directory: Path, parameters: Mapping[str, Any], *, overwrite: b
         images.mkdir(parents=True, exist_ok=True)
         for old in images.glob("*-*"):
             old.unlink()
-    write_json(directory / RECORD, dict(parameters))
+    write_json(directory / _RECORD, dict(parameters))
 
 
 def write_image(path: Path, content: bytes) -> None:
@@ -211,7 +210,7 @@ def write_image(path: Path, content: bytes) -> None:
 
 def _read_record(directory: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads((directory / RECORD).read_text())
+        record = json.loads((directory / _RECORD).read_text())
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None

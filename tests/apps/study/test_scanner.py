@@ -1,13 +1,15 @@
 """``reliability``, ``harmonize`` and ``probe --nuisance`` on tables with planted effects of scanners."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from monai_diffae import fit_direction, harmonize, neighbors, probe, reliability
-from monai_diffae.data.embeddings import read_embeddings, read_metadata, z_matrix
+from monai_diffae.apps.evaluation.baselines import read_features, table_features
+from monai_diffae.data.embeddings import has_common_scale, read_embeddings, read_metadata, z_matrix
 from monai_diffae.errors import CohortError, ConfigError, MachineError
 
 
@@ -113,6 +115,23 @@ def test_a_harmonized_table_says_so_and_is_neither_decoded_nor_mixed(write, tmp_
         harmonize(path, path, scanner="scanner")
     record = json.loads((tmp_path / "even.json").read_text())
     assert (record["made_from"]["encoder"], record["complete"]) == ("harmonized", True)
+
+
+@pytest.mark.parametrize(("encoder", "keeps_scales"), [("pca", True), ("untrained", False)])
+def test_harmonized_principal_components_keep_their_scales_in_probes(write, tmp_path, encoder, keeps_scales):
+    path = write(planted().assign(z_000=lambda rows: rows["z_000"] / 1000))
+    table = pd.read_parquet(path)
+    table.attrs["monai_diffae"]["made_from"]["encoder"] = encoder
+    table.to_parquet(path, index=False)
+    twice = [path, tmp_path / "even.parquet", tmp_path / "again.parquet"]
+    for source, out in pairwise(twice):
+        (cost,) = harmonize(source, out, scanner="scanner", targets=["age"]).costs
+        (row,) = probe(source, targets=["age"], probes=["linear"]).rows
+        assert cost["before"] == pytest.approx(row["score"])
+    for each in twice:
+        table = read_embeddings(each)
+        assert has_common_scale(table) == keeps_scales != table_features(table, "z").standardise
+        assert read_features("other", each, table, []).standardise != keeps_scales
 
 
 def test_cases_that_cannot_be_harmonized_are_listed_with_the_reason(write, tmp_path):
