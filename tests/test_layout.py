@@ -49,7 +49,7 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_290
+TEST_LINES = 30_296
 TEST_FUNCTIONS = 1_301
 TRAININGS = 49
 

@@ -132,14 +132,14 @@ def test_means_variances_and_covariances_of_scanners_become_equal():
 
 def test_principal_components_are_unmixed_where_they_vary_most():
     scanners, stds = np.arange(96) % 3, 0.5 ** np.arange(20)
-    values = RNG.normal(size=(96, 20))
+    values = np.random.default_rng(0).normal(size=(96, 20))
     values[scanners == 0, 1] += values[scanners == 0, 0]  # only here they go together
     even = [
         harmonized(values * stds, scanners, np.empty((96, 0)), np.arange(96), common_scale=common)
         for common in (True, False)
     ]
     close, far = (np.corrcoef(x[scanners == 0, :2].T)[0, 1] - np.corrcoef(x[scanners == 1, :2].T)[0, 1] for x in even)
-    assert abs(close) < 0.1 < 0.4 < far
+    assert abs(close) < 0.05 < 0.2 < far  # of 60 seeds, at most .03 and at least .21
 
 
 def test_what_covariates_explain_is_kept_and_constants_are_untouched():
