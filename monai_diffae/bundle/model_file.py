@@ -203,7 +203,7 @@ def _is_small(description: Mapping[str, Any]) -> bool:
 
 
 def _target(description: Mapping[str, Any], id: str, reference: str) -> tuple[str, Any]:
-    """The id and value that a reference at this id refers to, as MONAI's slow parser finds it."""
+    """The id and value that a reference at this id refers to, by the rules of MONAI's parser, which is slow."""
     levels, name = re.fullmatch("@((?:::)*)(.*)", reference.replace("#", "::")).groups()  # type: ignore[union-attr]
     parents, level = id.split("::"), len(levels) // 2
     if level > len(parents):

@@ -35,7 +35,7 @@ class TrainingStopped(SystemExit):
 
 
 class StopRequests:
-    """Notes SIGTERM, Ctrl-C (in the main thread) and an event, until a step at which a checkpoint can be saved."""
+    """Remembers that SIGTERM, Ctrl-C (in the main thread) or an event came, until a checkpoint can be saved."""
 
     def __init__(self) -> None:
         self.event: threading.Event | None = None  # set by the program that runs the training, from any thread

@@ -92,7 +92,7 @@ class LatentScale:
 
 
 class LatentRemover:
-    """Ignite handler for the trainer: at the end of a training, not if it is interrupted, delete its saved latents."""
+    """Ignite handler: delete the saved latents when a training is complete; an interrupted one still needs them."""
 
     def __init__(self, datasets: Sequence[LatentCases]) -> None:
         self.datasets = list(datasets)

@@ -44,9 +44,9 @@ def harmonize(
     """Remove the scanner from z_sem (ComBat, CovBat), and measure what that costs the labels.
 
     Every dimension (also standard deviations and wide features) gets the same mean and variance on all scanners, and
-    the leading components, one for every 8 training cases of the smallest scanner, the same covariances. All is fitted
-    to the training cases (all cases if the table has no split), at least 10 of each scanner, and applied to all. It
-    also removes differences between the patients of the scanners, except for what the protected columns explain.
+    the leading components, one for every 8 training cases of the smallest scanner, nearly the same covariances. All is
+    fitted to the training cases (all cases if the table has no split), at least 10 of each scanner, and applied to all.
+    It also removes differences between the patients of the scanners, except for what the protected columns explain.
 
     The new table is for ``probe``, ``neighbors`` and statistics; commands that decode refuse it. Beside it,
     ``<name>_costs.csv`` has the scores of probes before and after, and ``<name>_omitted.csv`` the cases that could not
@@ -60,7 +60,7 @@ def harmonize(
         protect: Columns whose effect on z_sem to keep, such as age and sex.
         targets: Label columns to probe before and after; by default those that ``probe`` predicts.
         empirical_bayes: Shrink the scanners' effects before they are removed, and leave the covariances (extra
-            ``harmonize``). It needs 2 training cases of each scanner. A linear probe tells the scanner by the rest.
+            ``harmonize``). It needs 2 training cases of each scanner. A linear probe can still tell the scanner.
         seed: Random seed of folds and bootstrap.
         overwrite: Replace an existing table.
 
@@ -84,7 +84,7 @@ def harmonize(
         raise ConfigError(f"{out.name}: must be a .parquet file, which says what was done; choose such a name")
     rows = read_repeated(embeddings, scanner=[scanner], protect=protect, targets=targets)
     done = {"embeddings": file_checksum(embeddings), "scanner": scanner, "protect": list(protect),
-            "empirical_bayes": empirical_bayes}  # fmt: skip
+            "empirical_bayes": empirical_bayes, "method": "ComBat" if empirical_bayes else "CovBat"}  # fmt: skip
     metadata = rows.attrs.get("monai_diffae", {})
     origin = metadata.get("made_from", {})
     # another model, so that these cases are never compared with others that were not harmonized

@@ -29,7 +29,9 @@ class Verdict:
     """What a probe says about a label."""
 
     target: str
-    answer: Literal["better", "like", "worse", "predicts", "hardly", "unclear"]  # than the baseline, if there is one
+    #: z_sem predicts it better, like or worse than the baseline; ``predicts`` it, without a baseline; ``hardly``
+    #: predicts it; or it is ``unclear``, mostly as there are too few patients
+    answer: Literal["better", "like", "worse", "predicts", "hardly", "unclear"]
     sentence: str  # the answer with its figures
     advice: str  # what to do next
 

@@ -101,7 +101,7 @@ def test_a_harmonized_table_says_so_and_is_neither_decoded_nor_mixed(write, tmp_
     path, out = write(planted().assign(x=0.0, y=0.0, thumbnail=b"")), tmp_path / "even.parquet"
     harmonize(path, out, scanner="scanner", protect=["age", "site"], targets=["age"])
     metadata = read_metadata(out)
-    assert metadata["harmonized"]["protect"] == ["age", "site"]
+    assert (metadata["harmonized"]["protect"], metadata["harmonized"]["method"]) == (["age", "site"], "CovBat")
     assert metadata["z_sem_usage"] == 2
     assert not {"x", "thumbnail"} & set(read_embeddings(out))
     (row,) = probe(out, targets=["age"], probes=["linear"]).rows
