@@ -24,11 +24,11 @@ BUDGETS = {
     "apps/evaluation": (3_020, 14),
     "apps/pages": (2_270, 11),
     "apps/sharing": (445, 4),
-    "apps/study": (1_010, 6),
-    "apps/synthesis": (2_590, 13),
+    "apps/study": (1_015, 6),
+    "apps/synthesis": (2_600, 13),
     "apps/training": (2_635, 14),
     "bundle": (2_820, 11),
-    "cli": (250, 2),
+    "cli": (255, 2),
     "data": (6_850, 34),
     "diffusion": (1_350, 7),
     "engines": (1_465, 11),
@@ -49,7 +49,7 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_296
+TEST_LINES = 30_300
 TEST_FUNCTIONS = 1_301
 TRAININGS = 49
 

@@ -57,6 +57,7 @@ def build_app() -> App:
         "scans of your own: monai-diffae demo --out demo",
         help_epilogue=_EXIT_CODES,
         help_flags=["--help", "-h"],
+        suppress_keyboard_interrupt=False,
         default_parameter=Parameter(
             consume_multiple=1,  # an option without a value, as of an empty shell variable, would select every case
             converter=_exactly,
@@ -228,6 +229,9 @@ def main() -> NoReturn:
     except CycloptsError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # the reader of the output has seen enough, as in `monai-diffae info my_model | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports it once more at the end
         sys.exit(0)

@@ -67,8 +67,10 @@ def label_change(
     # Clopper and Pearson 1934, as if the cases of a patient were one: a bootstrap of 0 of 20 would have no width
     low = stats.beta.ppf(0.025, share * num_patients, (1 - share) * num_patients + 1) if share > 0 else 0.0
     high = stats.beta.ppf(0.975, share * num_patients + 1, (1 - share) * num_patients) if share < 1 else 1.0
+    excess_low, excess_high = difference_interval(float(excess.mean()), draws[:, 0], num_patients)
+    by_chance_share = float(by_chance.mean())
     return LabelChange(
-        direction.target, int(changed.sum()), len(changed), share, float(low), float(high), float(by_chance.mean()),
-        float(excess.mean()), *difference_interval(float(excess.mean()), draws[:, 0], num_patients),
-        float(moved.mean()),
+        direction.target, int(changed.sum()), len(changed), share, float(low), float(high), by_chance_share,
+        float(excess.mean()), min(excess_low, float(low) - by_chance_share),
+        max(excess_high, float(high) - by_chance_share), float(moved.mean()),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,6 +123,7 @@ def dci(z: ArrayLike, factors: ArrayLike, unseen_z: ArrayLike, unseen_factors: A
         (1.0, 1.0, 1.0)
     """
     from scipy.stats import pearsonr
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LassoCV
     from sklearn.metrics import r2_score
 
@@ -133,10 +135,11 @@ def dci(z: ArrayLike, factors: ArrayLike, unseen_z: ArrayLike, unseen_factors: A
     if (np.ptp(y, axis=0) == 0).any() or (np.ptp(unseen_y, axis=0) == 0).any():
         raise ConfigError("factors: one is the same for all cases; leave it out")
     of_z, of_factors = LatentStatistics.of(x), LatentStatistics.of(y)
-    fitted = [
-        LassoCV(cv=_FOLDS, max_iter=_MOST_ITERATIONS).fit(of_z.normalise(x), values)
-        for values in of_factors.normalise(y).T
-    ]
+    with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):  # of the weakest penalties
+        fitted = [
+            LassoCV(cv=_FOLDS, max_iter=_MOST_ITERATIONS).fit(of_z.normalise(x), values)
+            for values in of_factors.normalise(y).T
+        ]
     predicted = np.stack([lasso.predict(of_z.normalise(unseen_x)) for lasso in fitted], axis=1)
     truth = of_factors.normalise(unseen_y)
     is_predicted = [

@@ -97,6 +97,7 @@ def harmonize(
         cases, omitted = _Cases.of(rows, scanner, protect, empirical_bayes)
         new = cases.harmonized()
         costs, figures = _costs(cases, scanner, protect, targets, seed)
+        figures["has_wide"] = bool(tables.wide_columns(new))
         figures |= {"num_cases": len(new), "num_fitted": int(cases.is_fitted.sum()), "num_omitted": len(omitted)}
         new.attrs["monai_diffae"] = {
             **metadata, "made_from": made_from, "harmonized": {**done, "num_fitted": figures["num_fitted"]}
@@ -253,4 +254,6 @@ def _notes(figures: Mapping[str, Any], scanner: str) -> list[str]:
             line += " ({difference_low:+.3f} to {difference_high:+.3f})".format(**row)
         notes.append(f"{line}{'; protected, so it may be too high' if row['is_protected'] else ''}")
     notes += [f"{target}: not probed: {reason}" for target, reason in figures["omitted_targets"].items()]
+    if figures["has_wide"]:
+        notes.append(f"all measured with z_sem; for the wide features: probe --features wide --nuisance {scanner}")
     return [*notes, "in brackets: 95% intervals over patients"]

@@ -99,7 +99,7 @@ def explain(
         >>> explain("bundle", "cohort.csv", "out", model="no.onnx", embeddings="no.parquet")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: model: there is no file no.onnx, or it is no .onnx, .pt2 or .ts file
+        monai_diffae.errors.ConfigError: model: there is no file no.onnx
     """
     check_file(model)
     from monai_diffae.apps.session import Session
@@ -163,7 +163,8 @@ def _notes(figures: Mapping[str, Any], name: str) -> list[str]:
     changes = (
         f"{row['num_changed']} of {row['num_cases']} change {row['label']} ({row['share']:.0%}, {row['low']:.0%} to "
         f"{row['high']:.0%}; random changes of this length: {row['random_share']:.0%}; "
-        f"{row['mean_change']:+.2f} SD as the score rises)" + ("" if row["excess_low"] > 0 else ", which may be chance")
+        f"{row['mean_change']:+.2f} SD as the score rises)"
+        f"{', which may be chance' if row['num_changed'] and row['excess_low'] <= 0 else ''}"
         for row in figures["labels"]
     )
     omitted = (f"{label} is omitted: {reason}" for label, reason in figures["omitted_labels"].items())

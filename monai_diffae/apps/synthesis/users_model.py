@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from monai_diffae.bundle import TrainedBundle
 
 _SUFFIXES = {".onnx": None, ".pt2": "a pt2 file", ".ts": "a TorchScript file"}  # with what could run code
+_LARGEST_LOGIT = 50.0
 
 Activation = Literal["sigmoid", "softmax", "none"]
 
@@ -81,6 +82,11 @@ class UsersModel:
                 f"activation: the outputs of {self.name} look like probabilities, not logits; set activation to none, "
                 f"or to {activation} if they are logits"
             )
+        if self.interface.activation is None and len(finite) and float(finite.abs().min()) > _LARGEST_LOGIT:
+            raise ConfigError(
+                f"activation: the outputs of {self.name} look like values, not logits ({float(finite[0]):.4g}); set "
+                f"activation to none, with a value for to, or to {activation} if they are logits"
+            )
         return replace(self, interface=replace(self.interface, activation=activation))
 
     def value_of(self, score: float) -> float:
@@ -120,8 +126,8 @@ class UsersModel:
         except Exception as error:
             size, reason = " x ".join(map(str, images.shape[1:])), shortened(one_line(error), 200)
             raise ConfigError(
-                f"{self.name}: fails with an image of {size} ({reason}); set input_size, input_range and "
-                "input_channels to what it was trained with"
+                f"{self.name}: fails with an image of {size} ({reason}); set input_size, or set "
+                "input_channels, to what it was trained with"
             ) from error
         first = outputs[0]
         if not isinstance(first, torch.Tensor) or first.numel() != first.shape[-1:].numel():
@@ -140,8 +146,10 @@ def check_file(path: Path) -> None:
     """Refuse a file that is no model, and without trust one that could run code."""
     from monai_diffae.bundle.code import refuse_code
 
-    if not path.is_file() or path.suffix not in _SUFFIXES:
-        raise ConfigError(f"model: there is no file {path.name}, or it is no .onnx, .pt2 or .ts file")
+    if not path.is_file():
+        raise ConfigError(f"model: there is no file {path.name}")
+    if path.suffix not in _SUFFIXES:
+        raise ConfigError(f"model: {path.name} is no {', '.join(_SUFFIXES)} file; export the model as one of these")
     if path.suffix == ".onnx" and find_spec("onnxruntime") is None:
         raise MachineError("model: onnxruntime is not installed; run pip install 'monai-diffae[export]'")
     code = _SUFFIXES[path.suffix]

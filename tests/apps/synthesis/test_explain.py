@@ -171,15 +171,15 @@ def test_what_cannot_be_reached_and_what_is_not_finite_is_named_and_counted(run,
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("colour", {}, "fails with an image of 1 x 16 x 16 .*; set input_size, input_range and input_channels"),
+        ("colour", {}, "fails with an image of 1 x 16 x 16 .*; set input_size, or set input_channels"),
         ("three", {}, "output_index: three.ts has 3 outputs; choose one, from 0 on"),
         ("dropout", {}, "model: dropout.ts is in training mode; call eval"),
         ("batch", {}, "model: batch.ts is in training mode"),
         ("probability", {}, "outputs of probability.ts look like probabilities, not logits; set activation to none"),
         ("logit", {"to": 2.0}, "to: 2.0 is no probability between 0 and 1"),
         ("constant", {"to": None, "activation": "none"}, "to: a score is 1.5, which is no probability"),
-        ("logit", {"input_size": [8]}, "fails with an image of .*; set input_size, input_range"),
-        ("logit", {"input_range": [1]}, "fails with an image of .*; set input_size, input_range"),
+        ("logit", {"input_size": [8]}, "fails with an image of .*; set input_size, or set"),
+        ("logit", {"input_range": [1]}, "fails with an image of .*; set input_size, or set"),
         ("logit", {"labels": ["patience"]}, "labels: there is no label column 'patience'"),
     ],
 )
@@ -215,6 +215,7 @@ def test_the_users_model_gets_its_size_range_and_channels(users, labelled):
     ("outputs", "options", "message"),
     [
         ([[0.4]], {}, "look like probabilities"),
+        ([[3500.0]], {}, "look like values, not logits .3500.; set activation to none, with a value"),
         ([[0.2, 3.0]], {"activation": "sigmoid"}, "output_index: a has 2 outputs; choose one"),
         ([[0.2, 3.0]], {"output_index": 2}, "output_index: a has 2 outputs; choose one"),
         ([[0.2]], {"activation": "softmax"}, "activation: a has one output"),
