@@ -57,7 +57,6 @@ def build_app() -> App:
         "scans of your own: monai-diffae demo --out demo",
         help_epilogue=_EXIT_CODES,
         help_flags=["--help", "-h"],
-        suppress_keyboard_interrupt=False,
         default_parameter=Parameter(
             consume_multiple=1,  # an option without a value, as of an empty shell variable, would select every case
             converter=_exactly,
@@ -82,6 +81,7 @@ def build_app() -> App:
             help_epilogue=f"Example: {command.example}",
         )
     app.meta.group_parameters = everywhere
+    app.meta.suppress_keyboard_interrupt = False
     app.meta.default(_launcher(app, {command.declared(): command.load() for command in COMMANDS}))
     return app
 

@@ -120,6 +120,15 @@ def test_6_the_machine(embed, monkeypatch):
     assert embed()[0] == 6
 
 
+def test_130_ctrl_c(embed, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupted)
+    code, lines = embed()
+    assert (code, lines[-1]) == (130, "interrupted")
+
+
 def test_every_code_is_documented():
     codes = re.findall(r"^\| ([\d, ]+) \|", DOCS.read_text(encoding="utf-8"), flags=re.M)
     classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, DiffAEError)]
