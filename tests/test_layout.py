@@ -49,7 +49,7 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_309
+TEST_LINES = 30_310
 TEST_FUNCTIONS = 1_302
 TRAININGS = 49
 

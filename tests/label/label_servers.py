@@ -10,7 +10,6 @@ from typing import Any
 import requests
 from forked_program import free_port, wait_until
 from label_scans import Studies
-from monailabel.client import MONAILabelClient
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,8 @@ class ServerProcess:
     """``monai-diffae label-server`` in a process of its own, and MONAI Label's client for it."""
 
     def __init__(self, start_program, app, studies, port=None, *options):
+        from monailabel.client import MONAILabelClient
+
         port, self.app, self.output = port or free_port(), app, app.with_suffix(".output")
         self.url = f"http://127.0.0.1:{port}"
         self.process = start_program("label-server", app, studies, "--port", port, *options, output=self.output)
