@@ -37,17 +37,21 @@ if TYPE_CHECKING:
     from monai_diffae.bundle.training import running_config as running_config
 
 _NAMES = {
-    "code": "trusting",
-    "config": "check_image_size",
-    "folders": "describe_folder init_bundle publish",
-    "loading": "TrainedLatent check_latent_image_size describe_fast_decoder load_bundle load_first_stage load_latent"
-    " preprocessing_of",
-    "model": "Anomaly AnomalyDetector AnomalySettings ModelCase TrainedBundle",
-    "model_file": "checksum",
-    "training": "TrainingDescription check_all_set check_monai_weights check_run describe_latent describe_model"
-    " running_config",
-}
-_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+    "code": ("trusting",),
+    "config": ("check_image_size",),
+    "folders": ("describe_folder", "init_bundle", "publish"),
+    "loading": (
+        "TrainedLatent", "check_latent_image_size", "describe_fast_decoder", "load_bundle", "load_first_stage",
+        "load_latent", "preprocessing_of",
+    ),
+    "model": ("Anomaly", "AnomalyDetector", "AnomalySettings", "ModelCase", "TrainedBundle"),
+    "model_file": ("checksum",),
+    "training": (
+        "TrainingDescription", "check_all_set", "check_monai_weights", "check_run", "describe_latent", "describe_model",
+        "running_config",
+    ),
+}  # fmt: skip
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [*_MODULES]
 

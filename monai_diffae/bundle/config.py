@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from monai_diffae.bundle.code import components, strings
 from monai_diffae.data.fingerprints import json_digest
@@ -150,36 +150,39 @@ SEPARATOR = re.compile("#|::")  # separates the parts of an id: ``#`` as people 
 _REFERENCE = re.compile(r"[@%](?:::|#)*([A-Za-z_]\w*)")
 
 
-_Rule: TypeAlias = tuple[Callable[[Any], bool], str]
-"""The condition for the values of a key, and the same in words."""
+class _Rule(NamedTuple):
+    """The condition for the values of a key, and the same in words."""
+
+    holds: Callable[[Any], bool]
+    text: str
 
 
 def _whole(least: int) -> _Rule:
-    return lambda value: type(value) is int and value >= least, f"a whole number of at least {least}"
+    return _Rule(lambda value: type(value) is int and value >= least, f"a whole number of at least {least}")
 
 
 def _number(low: float, high: float = math.inf, text: str = "") -> _Rule:
-    return lambda value: _is_number(value) and low <= value < high, text or f"a number of at least {low:g}"
+    return _Rule(lambda value: _is_number(value) and low <= value < high, text or f"a number of at least {low:g}")
 
 
 def _or_null(rule: _Rule) -> _Rule:
-    return lambda value: value is None or rule[0](value), f"{rule[1]}, or null"
+    return _Rule(lambda value: value is None or rule.holds(value), f"{rule.text}, or null")
 
 
 def _pair(high: float) -> _Rule:
     def holds(value: Any) -> bool:
         return isinstance(value, list) and len(value) == 2 and 0 <= value[0] < value[1] <= high
 
-    return holds, f"two numbers from 0 to {high:g}, the lower one first"
+    return _Rule(holds, f"two numbers from 0 to {high:g}, the lower one first")
 
 
 def _list(holds: Callable[[Any], bool], text: str) -> _Rule:
-    return lambda value: isinstance(value, list) and all(map(holds, value)), f"a list of {text}"
+    return _Rule(lambda value: isinstance(value, list) and all(map(holds, value)), f"a list of {text}")
 
 
 def _one_of(*choices: Any) -> _Rule:
     names = [repr(choice) for choice in choices]
-    return lambda value: value in choices, f"{', '.join(names[:-1])} or {names[-1]}"
+    return _Rule(lambda value: value in choices, f"{', '.join(names[:-1])} or {names[-1]}")
 
 
 def _is_number(value: Any) -> bool:
@@ -189,7 +192,7 @@ def _is_number(value: Any) -> bool:
 
 RULES: dict[str, _Rule] = {
     **dict.fromkeys(("overwrite", "fine_tune", "mlflow", "channels_last", "check_memory", "cache_latents"),
-                    (lambda value: isinstance(value, bool), "True or False")),
+                    _Rule(lambda value: isinstance(value, bool), "True or False")),
     **dict.fromkeys(
         ("max_epochs", "batch_size", "val_batch_size", "accumulation_steps", "val_interval", "report_every",
          "picture_steps", "slice_step", "in_channels", "world_size", "num_rounds"),
@@ -217,11 +220,11 @@ RULES: dict[str, _Rule] = {
     "colour": _one_of(*get_args(Colour)),
     "uneven": _one_of(*get_args(Uneven)),
     "doubtful": _one_of(*get_args(Doubtful)),
-    "nonfinite": (lambda value: value == "error" or _is_number(value), "'error' or a number"),
+    "nonfinite": _Rule(lambda value: value == "error" or _is_number(value), "'error' or a number"),
     "percentiles": _pair(100),
     "slice_range": _pair(1),
-    "patient_pattern": _or_null((lambda value: isinstance(value, str), "a regular expression")),
-    "columns": (lambda value: isinstance(value, dict), "names of the table's columns, such as {'image': 'file'}"),
+    "patient_pattern": _or_null(_Rule(lambda value: isinstance(value, str), "a regular expression")),
+    "columns": _Rule(lambda value: isinstance(value, dict), "names of the table's columns, such as {'image': 'file'}"),
 }  # fmt: skip
 """The rules for keys of the training configurations. Arguments of commands are checked by their own annotations."""
 

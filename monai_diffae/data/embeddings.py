@@ -193,10 +193,10 @@ def label_columns(table: pd.DataFrame) -> list[str]:
 def check_labels(table: pd.DataFrame, options: Mapping[str, Sequence[str]]) -> list[str]:
     """The label columns of a table; those that options name must be among them."""
     labels = label_columns(table)
-    for option, name in ((option, name) for option, names in options.items() for name in names):
-        if name not in labels:
+    for option, names in options.items():
+        if unknown := [name for name in names if name not in labels]:
             known = ", ".join(labels) or "none"
-            raise ConfigError(f"{option}: there is no label column '{name}'; choose from: {known}")
+            raise ConfigError(f"{option}: there is no label column '{unknown[0]}'; choose from: {known}")
     return labels
 
 

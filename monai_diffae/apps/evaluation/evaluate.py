@@ -288,7 +288,8 @@ class _Evaluation:
         patients = {case.id: case.patient for read in reads for case in read.cases}
         case_rows: list[Row] = []
         rows: list[Row] = []
-        total = sum(images.num_evaluations for each in prepared for images in (each[0], each[2]) if images is not None)
+        measurable = [images for reconstructions, _, generated in prepared for images in (reconstructions, generated)]
+        total = sum(images.num_evaluations for images in measurable if images is not None)
         with progress(total, f"evaluating {', '.join(bundle.name for bundle in self.bundles)}") as advance:
             measured = MeasuredRows(self.folder / _PARTS, self._settings, self.process, advance, overwrite)
             for reconstructions, _, generated in prepared:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
@@ -18,6 +18,7 @@ from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import atomic, harmonization, np, pd
 from monai_diffae.lazy import embeddings as tables
 from monai_diffae.lazy import targets as labels
+from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,9 +100,8 @@ def harmonize(
         costs, figures = _costs(cases, scanner, protect, targets, seed)
         figures["has_wide"] = bool(tables.wide_columns(new))
         figures |= {"num_cases": len(new), "num_fitted": int(cases.is_fitted.sum()), "num_omitted": len(omitted)}
-        new.attrs["monai_diffae"] = {
-            **metadata, "made_from": made_from, "harmonized": {**done, "num_fitted": figures["num_fitted"]}
-        }  # fmt: skip
+        description = {**done, "num_fitted": figures["num_fitted"]}
+        new.attrs["monai_diffae"] = {**metadata, "made_from": made_from, "harmonized": description}
         atomic.write_csv(names["costs"], costs)
         atomic.write_csv(names["omitted"], omitted)
         atomic.write_atomic(out, lambda path: new.to_parquet(path, index=False))
@@ -169,20 +169,25 @@ class _Cases:
         patients = self.rows["patient"].astype(str)
         return len(set(patients[self.is_fitted]) & set(patients[~self.is_fitted]))
 
-    def values(self, columns: Sequence[str], fitted: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Some columns, harmonized by what is fitted to these positions."""
+    def columns(self, features: Features) -> list[str]:
+        """The columns that are harmonized together; those of z_sem come with its standard deviations."""
+        if features == "wide":
+            return tables.wide_columns(self.rows)
+        return tables.z_columns(self.rows) + tables.std_columns(self.rows)
+
+    def values(self, features: Features, fitted: NDArray[np.intp]) -> NDArray[np.float64]:
+        """These columns, harmonized by what is fitted to these positions."""
         return harmonization.harmonized(
-            self.rows[list(columns)].to_numpy(np.float64), self.scanners, self.covariates, fitted,
-            common_scale=tables.has_common_scale(self.rows, "wide" if columns[0].startswith("w_") else "z"),
-            empirical_bayes=self.empirical_bayes,
+            self.rows[self.columns(features)].to_numpy(np.float64), self.scanners, self.covariates, fitted,
+            common_scale=tables.has_common_scale(self.rows, features), empirical_bayes=self.empirical_bayes,
         )  # fmt: skip
 
     def harmonized(self) -> pd.DataFrame:
         """The rows with harmonized features, without the columns of a map, which are those of other features."""
         new = self.rows.drop(columns=[*(tables.MAP_COLUMNS if "thumbnail" in self.rows else ())])
-        for columns in ([*tables.z_columns(new), *tables.std_columns(new)], tables.wide_columns(new)):
-            if columns:
-                new[columns] = self.values(columns, np.flatnonzero(self.is_fitted)).astype(np.float32)
+        for features in get_args(Features):
+            if columns := self.columns(features):
+                new[columns] = self.values(features, np.flatnonzero(self.is_fitted)).astype(np.float32)
         return new
 
 
@@ -208,10 +213,9 @@ def _costs(
     from monai_diffae.latents.probing import FeatureSet, ProbeSettings, evaluate_probes
 
     rows = cases.rows
-    columns = [*tables.z_columns(rows), *tables.std_columns(rows)]
-    before = FeatureSet.from_values("before", rows[columns].to_numpy(np.float32))
+    before = FeatureSet.from_values("before", rows[cases.columns("z")].to_numpy(np.float32))
     before = replace(before, standardise=not tables.has_common_scale(rows))
-    features = [replace(before, name="after", extract=lambda train: cases.values(columns, train)), before]
+    features = [replace(before, name="after", extract=lambda train: cases.values("z", train)), before]
     chosen = targets or [
         name for name in tables.label_columns(rows)
         if name != scanner and labels.reason_against(rows[name].tolist(), name) is None
@@ -222,16 +226,14 @@ def _costs(
     linear = replace(settings, probes=("linear",), kinds={})
     probes, omitted = evaluate_probes(rows, chosen, features, linear, split_origin=origin) if chosen else ([], {})
     scores = pd.DataFrame([probe.row for probe in [*told, *probes]])
+    ends = {"score": "", "low": "_low", "high": "_high"}
     accuracies = {
-        f"{row['features']}_{row['probe']}": {
-            name: row[f"balanced_accuracy{end}"] for name, end in {"score": "", "low": "_low", "high": "_high"}.items()
-        }
+        f"{row['features']}_{row['probe']}": {name: row[f"balanced_accuracy{end}"] for name, end in ends.items()}
         for row in (probe.row for probe in told)
     }
     costs = scores[(scores["features"] == "before") & (scores["target"] != scanner)]
-    costs = costs.assign(
-        is_protected=costs["target"].isin(protect), before=costs["score"], after=costs["score"] + costs["difference"]
-    )
+    after = costs["score"] + costs["difference"]
+    costs = costs.assign(is_protected=costs["target"].isin(protect), before=costs["score"], after=after)
     return scores, {
         "scanners": {"chance": 1 / len(np.unique(cases.scanners)), **accuracies},
         "costs": json.loads(costs[_COSTS].to_json(orient="records")),
