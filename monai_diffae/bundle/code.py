@@ -43,7 +43,7 @@ _AUGMENTATIONS = (
 _OURS = (
     "diffusion.DiffusionSchedule", "inferers.DiffusionAutoencoderInferer", "inferers.LatentInferer",
     *(f"networks.{name}" for name in ("AnchoredEncoder", "DenoisingUNet", "DiffusionAutoencoder", "EncoderAdapter")),
-    *(f"networks.{name}" for name in ("FirstStage", "LatentMLP", "OrientedGradients", "PlanarAdapter")),
+    *(f"networks.{name}" for name in ("FirstStage", "LatentMLP", "OrientedGradients", "PatchWords", "PlanarAdapter")),
     "networks.PooledVoxels", "networks.SemanticEncoder",
     *(f"transforms.{name}" for name in ("ReadScand", "SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToSpacingd")),
     "networks.preset",

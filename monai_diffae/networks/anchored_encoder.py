@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn.functional import normalize
+from torch.nn import functional as F
 
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.networks.blocks import CellMeans
@@ -18,7 +18,9 @@ _LEAST_SHARE = 1e-10  # of the largest variance; smaller ones are rounding error
 _MOST_PIXELS = {2: 64, 3: 32}  # per axis
 _CELL = 4  # pixels per axis over which gradients are averaged
 _FAINT = 0.04  # mean steepness of a cell, below which it counts less: 2 % of the range
-_FLOOR = 64  # components after this one are not scaled up further: the last ones are noise
+_FAINT_VARIANCE = 0.01  # of a patch, at which its contrast counts half
+_WHITENED_FLOOR = 0.1  # added to the variances by which patches are whitened: the smallest are noise
+_MOST_PATCHES = 50_000  # in which words are found
 
 
 class PooledVoxels(nn.Sequential):
@@ -61,7 +63,7 @@ class OrientedGradients(nn.Module):
     def __init__(self, size: Sequence[int], in_channels: int = 1) -> None:
         super().__init__()
         steps = [step for step in product((-1.0, 0.0, 1.0), repeat=len(size)) if any(step)]
-        self.register_buffer("directions", normalize(torch.tensor(steps), dim=1), persistent=False)
+        self.register_buffer("directions", F.normalize(torch.tensor(steps), dim=1), persistent=False)
         small = [min(side, _MOST_PIXELS[len(size)]) for side in size]
         cells = [max(1, side // _CELL) for side in small]
         self.shrink, self.pool = CellMeans(small), CellMeans(cells)
@@ -90,6 +92,99 @@ def _differences(x: torch.Tensor, axis: int) -> torch.Tensor:
     return (after - before) / 2
 
 
+class PatchWords(nn.Module):
+    """Images (B, C, *S) -> (B, K * prod(cells)): how much the patches in each cell look like K typical ones, the words.
+
+    The words are found in the training images by k-means (Coates, Ng and Lee, AISTATS 2011). Each patch has a mean of 0
+    and a variance of about 1 and is whitened before, so that words depend little on brightness, contrast and exposure.
+    A patch counts for each word that is nearer than the words are on average, by as much as it is nearer.
+
+    Args:
+        size: pixels per axis of the images; with more than 32 (16 in 3D), they are averaged to that many first.
+        in_channels: channels of the images, in the model's range of -1 to 1.
+        num_words: the number K of words.
+        patch: pixels per axis of a patch.
+        cells: cells per axis over which patches are averaged.
+
+    Example:
+        >>> words = PatchWords([32, 32], num_words=20)
+        >>> words.fit(torch.rand(30, 1, 32, 32))
+        >>> words(torch.rand(2, 1, 64, 64)).shape
+        torch.Size([2, 320])
+    """
+
+    if TYPE_CHECKING:
+        filters: torch.Tensor
+        offset: torch.Tensor
+        words: torch.Tensor
+
+    def __init__(
+        self, size: Sequence[int], in_channels: int = 1, num_words: int = 200, patch: int = 6, cells: int = 4
+    ) -> None:
+        super().__init__()
+        small = [min(side, _MOST_PIXELS[len(size)] // 2) for side in size]
+        self.sides = [min(patch, side) for side in small]
+        num = [side - length + 1 for side, length in zip(small, self.sides, strict=True)]  # patches per axis
+        self.shrink, self.pool = CellMeans(small), CellMeans([min(cells, count) for count in num])
+        width = in_channels * math.prod(self.sides)
+        self.register_buffer("filters", torch.zeros(width, in_channels, *self.sides))  # they centre and whiten
+        self.register_buffer("offset", torch.zeros(width))
+        self.register_buffer("words", torch.zeros(num_words, width))
+        self.faint = _FAINT_VARIANCE
+        self.out_features = num_words * math.prod(self.pool.cells)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (B, F) of images (B, C, *S), in their dtype."""
+        small = self.shrink(x.float())
+        ones = torch.ones_like(self.filters[:1]) / self.filters.shape[0]
+        variance = _convolved(small.square(), ones) - _convolved(small, ones).square()
+        white = _convolved(small, self.filters) / (variance.clamp(min=0) + self.faint).sqrt()
+        positions = white.shape[2:]
+        patches = white.flatten(2) - self.offset[:, None]
+        squares = patches.square().sum(dim=1, keepdim=True) + self.words.square().sum(dim=1)[:, None]
+        distances = (squares - 2 * torch.matmul(self.words, patches)).clamp(min=0).sqrt()
+        nearer = (distances.mean(dim=1, keepdim=True) - distances).clamp(min=0)
+        return self.pool(nearer.unflatten(2, positions)).flatten(1).to(x.dtype)
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def fit(self, images: torch.Tensor) -> None:
+        """Find the words in training images (N, C, *S)."""
+        from sklearn.cluster import MiniBatchKMeans
+
+        generator = torch.Generator().manual_seed(0)
+        share = -(-_MOST_PATCHES // len(images))
+        parts = []
+        for image in self.shrink(images.float()).cpu():
+            patches = image
+            for axis, side in enumerate(self.sides):
+                patches = patches.unfold(axis + 1, side, 1)
+            patches = patches.movedim(0, len(self.sides)).flatten(len(self.sides)).flatten(0, -2)
+            patches = patches[patches.var(dim=1) > self.faint]  # not of the background
+            parts.append(patches[torch.randperm(len(patches), generator=generator)[:share]])
+        patches = torch.cat(parts).double()
+        if len(patches) < len(self.words):
+            raise ConfigError(
+                f"PatchWords: the training images have {len(patches)} patches with contrast, too few for "
+                f"{len(self.words)} words; give more images, or fewer words (num_words)"
+            )
+        patches = patches - patches.mean(dim=1, keepdim=True)
+        patches = patches / (patches.square().mean(dim=1, keepdim=True) + self.faint).sqrt()
+        variances, vectors = torch.linalg.eigh(torch.cov(patches.T))
+        whiten = (vectors / (variances.clamp(min=0) + _WHITENED_FLOOR).sqrt()) @ vectors.T
+        offset = whiten @ patches.mean(dim=0)
+        white = (patches @ whiten - offset).float().numpy()
+        means = MiniBatchKMeans(len(self.words), random_state=0, batch_size=4096, n_init=1, max_iter=30)
+        self.words.copy_(torch.from_numpy(means.fit(white).cluster_centers_))
+        self.offset.copy_(offset)
+        self.filters.copy_((whiten - whiten.mean(dim=1, keepdim=True)).reshape(self.filters.shape))
+
+
+def _convolved(x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    """The sums of patches (B, C, *S) weighted by filters (F, C, *side), without padding."""
+    return F.conv2d(x, filters) if x.dim() == 4 else F.conv3d(x, filters)
+
+
 class AnchoredEncoder(nn.Module):
     """Images (B, C, *S) -> z_sem (B, z_channels) = [anchored | free].
 
@@ -97,8 +192,8 @@ class AnchoredEncoder(nn.Module):
     the first step (:meth:`fit`) and then fixed. So a probe on z_sem cannot be far behind one on these components. The
     free numbers are those of a trained encoder; the decoder sees both.
 
-    Each branch is scaled to a total variance of 1, and each component to a standard deviation of 1, but those after the
-    64th by the same factor as that one.
+    Each branch is scaled to a total variance of 1. The components keep their proportions, with a mean variance of 1:
+    the last ones are noise.
 
     Args:
         free: the encoder that is trained, such as a :class:`~monai_diffae.networks.SemanticEncoder`.
@@ -173,8 +268,15 @@ class AnchoredEncoder(nn.Module):
     @torch.no_grad()
     def fit(self, batches: Iterable[torch.Tensor]) -> None:
         """Fit the components to batches of training images (B, C, *S), whose features must all fit into memory."""
-        parts = [self._branch_features(images.to(self.mean.device)) for images in batches]
-        features = torch.cat([self.mean[None, :][:0], *parts]).double()
+        kept: list[list[torch.Tensor]] = [[] for _ in self.branches]
+        for images in batches:
+            for branch, parts in zip(self.branches, kept, strict=True):
+                x = images.to(self.mean.device)
+                parts.append(branch.shrink(x) if isinstance(branch, PatchWords) else branch(x))
+        num = sum(len(part) for part in kept[0])
+        if num < 2:
+            raise ConfigError(f"AnchoredEncoder: cannot be fitted to {counted(num, 'image')}; give 2 or more")
+        features = torch.cat([_fitted(*pair) for pair in zip(self.branches, kept, strict=True)], dim=1).double()
         mean = features.mean(dim=0)
         centred = features - mean
         scale = torch.cat(
@@ -183,12 +285,10 @@ class AnchoredEncoder(nn.Module):
                 for part in centred.split(self.widths, dim=1)
             ]
         )
-        if len(features) < 2 or not scale.isfinite().all():
-            raise ConfigError(
-                f"AnchoredEncoder: cannot be fitted to {counted(len(features), 'image')} without variation"
-            )
+        if not scale.isfinite().all():
+            raise ConfigError(f"AnchoredEncoder: cannot be fitted to {counted(num, 'image')} without variation")
         stds, axes = _principal_axes(centred * scale, self.anchored_channels)
-        axes = axes / stds.clamp(min=float(stds[min(_FLOOR, len(stds)) - 1]))[:, None] * scale
+        axes = axes / stds.square().mean().sqrt() * scale
         self.mean.copy_(mean)
         self.axes.zero_()
         self.axes[: len(axes)] = axes.to(self.axes)
@@ -201,6 +301,15 @@ class AnchoredEncoder(nn.Module):
         for branch in self.branches:
             features.append(branch(x))
         return torch.cat(features, dim=1)
+
+
+def _fitted(branch: nn.Module, parts: list[torch.Tensor]) -> torch.Tensor:
+    """The features (N, F) of all images; ``parts`` are those of a branch, or shrunk images in which to find words."""
+    found = torch.cat(parts)
+    if not isinstance(branch, PatchWords):
+        return found
+    branch.fit(found)
+    return torch.cat([branch(images) for images in found.split(64)])
 
 
 def _principal_axes(centred: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

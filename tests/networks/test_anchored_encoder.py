@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.networks import AnchoredEncoder, OrientedGradients, PooledVoxels, SemanticEncoder
+from monai_diffae.networks import AnchoredEncoder, OrientedGradients, PatchWords, PooledVoxels, SemanticEncoder
 
 
 def anchored(spatial_dims, channels=6, free_dropout=0.0, branches=1):
@@ -26,26 +26,23 @@ def test_z_sem_begins_with_the_principal_components_of_pooled_images(spatial_dim
     cells = images.unflatten(2, (2, 4)).mean(3)
     for axis in range(3, spatial_dims + 2):
         cells = cells.unflatten(axis, (2, 4)).mean(axis + 1)
-    expected = PCA(3, whiten=True, svd_solver="full").fit_transform(cells.flatten(1).numpy())
-    np.testing.assert_allclose(z_sem[:, :3].abs().numpy(), np.abs(expected) * (40 / 39) ** 0.5, atol=1e-4)
+    expected = PCA(3, svd_solver="full").fit_transform(cells.flatten(1).numpy())
+    expected /= np.sqrt(expected.var(axis=0).mean())
+    np.testing.assert_allclose(z_sem[:, :3].abs().numpy(), np.abs(expected), atol=1e-4)
     assert torch.equal(z_sem[:, 3:], encoder.free(images))
     assert torch.equal(encoder.project(encoder.features(images)), z_sem)
     assert torch.equal(torch.jit.script(encoder)(images), z_sem)
 
 
-def test_branches_have_the_same_variance_and_the_last_components_are_not_scaled_up():
+def test_branches_have_the_same_variance_and_components_keep_their_proportions():
     images = torch.randn(200, 1, 16, 16)
-    images[:, :, :8] *= 1e-3  # components after the 64th are nearly noise
-    encoder = AnchoredEncoder(anchored(2).free, [PooledVoxels([16, 16])], 128, 0.0).eval()
+    encoder = AnchoredEncoder(anchored(2).free, [PooledVoxels([2, 2]), PooledVoxels([1, 1])], 5, 0.0).eval()
     encoder.fit([images])
-    stds = encoder(images)[:, :128].std(dim=0)
-    assert stds[:64].allclose(torch.ones(64), atol=0.01)
-    assert bool((stds.diff() < 1e-3).all())
-    assert stds[127] < 0.6
-    both = anchored(2, branches=2).eval()
-    both.fit([images])
-    variances = [(both.axes[:, part] != 0).any() for part in (slice(0, 4), slice(4, 20))]
-    assert all(variances)
+    pooled = [branch(images) for branch in encoder.branches]
+    scaled = torch.cat([part / part.var(dim=0, correction=0).sum().sqrt() for part in pooled], dim=1)
+    expected = torch.linalg.eigvalsh(torch.cov(scaled.T, correction=0)).flip(0)
+    variances = encoder(images)[:, :5].var(dim=0, correction=0)
+    assert torch.allclose(variances[:4], expected[:4] / expected[:4].mean(), rtol=1e-3)
 
 
 def test_few_images_give_few_components_twins_no_rounding_errors_and_without_variation_there_are_none():
@@ -102,3 +99,34 @@ def test_oriented_gradients_are_those_of_a_loop():
         expected = (np.clip(cosines, 0, None) ** 2 * np.linalg.norm(cell, axis=1, keepdims=True)).mean(axis=0)
         expected /= np.sqrt((expected**2).sum() + 0.04**2)
         np.testing.assert_allclose(ours[row, column], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("spatial_dims", "channels"), [(2, 2), (3, 1)])
+def test_patch_words_are_those_of_a_loop_and_depend_little_on_exposure(spatial_dims, channels):
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.uniform(-1, 1, (12, channels, *[9] * spatial_dims)).astype(np.float32))
+    words = PatchWords([9] * spatial_dims, channels, num_words=7, patch=3, cells=1)
+    words.fit(images)
+    filters = words.filters.flatten(1).double().numpy()
+    found = []
+    for corner in np.ndindex(*[7] * spatial_dims):
+        patch = images[0][(slice(None), *(slice(start, start + 3) for start in corner))].double().numpy().ravel()
+        white = filters @ (patch - patch.mean()) / np.sqrt(patch.var() + 0.01) - words.offset.double().numpy()
+        distances = np.linalg.norm(white - words.words.double().numpy(), axis=1)
+        found.append(np.clip(distances.mean() - distances, 0, None))
+    np.testing.assert_allclose(words(images)[0].numpy(), np.mean(found, axis=0), atol=1e-4)
+    assert words(images * 0.8 + 0.1).allclose(words(images), atol=0.02)
+    assert words(images).allclose(torch.cat([words(image[None]) for image in images]), atol=1e-5)
+    assert torch.equal(torch.jit.script(words)(images), words(images))
+
+
+def test_an_anchored_encoder_finds_words_before_its_components_and_stores_both():
+    images = torch.rand(20, 1, 40, 40)
+    encoder, again = (AnchoredEncoder(anchored(2).free, [PatchWords([40, 40], num_words=9)], 6) for _ in range(2))
+    encoder.fit(images.split(6))
+    assert encoder.branches[0].words.any(dim=1).all()
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again.eval()(images), encoder.eval()(images))
+    assert encoder(images)[:, :6].var(dim=0, correction=0).mean().item() == pytest.approx(1, rel=1e-3)
+    with pytest.raises(ConfigError, match="0 patches with contrast, too few for 9 words"):
+        PatchWords([8, 8], num_words=9).fit(torch.zeros(4, 1, 8, 8))

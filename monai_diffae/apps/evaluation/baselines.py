@@ -95,12 +95,11 @@ def _images(ids: Sequence[str], session: Session, out: Path) -> tuple[NDArray[np
 
 def table_features(table: pd.DataFrame, name: Features) -> FeatureSet:
     """The codes of a table, named after their encoder, with standard deviations if it has any; or its wide features."""
-    if name == "wide":
-        return replace(FeatureSet.from_values(WIDE_NAME, tables.matrix(table, "wide")), standardise=False)
     encoder = tables.encoder_name(table)
     codes = table[[*tables.z_columns(table), *tables.std_columns(table)]].to_numpy(np.float32)
-    features = FeatureSet.from_values("z_sem" if encoder == "trained" else encoder, codes)
-    return replace(features, standardise=not tables.has_common_scale(table))
+    values = tables.matrix(table, "wide") if name == "wide" else codes
+    title = WIDE_NAME if name == "wide" else "z_sem" if encoder == "trained" else encoder
+    return replace(FeatureSet.from_values(title, values), standardise=False)
 
 
 def feature_set(
@@ -123,9 +122,9 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     path = Path(path)
     features = _read_table(path)
     ids = _ids(features, path.name)
-    wide = tables.wide_columns(features)
-    columns = [*tables.z_columns(features), *tables.std_columns(features)] or wide  # without labels, which would leak
-    if not columns:
+    codes = [*tables.z_columns(features), *tables.std_columns(features)] or tables.wide_columns(features)
+    columns = codes  # without labels, which would leak
+    if not codes:
         excluded = {*_NOT_FEATURES, *targets}
         columns = [c for c in features.select_dtypes(["number", "bool"]).columns if c not in excluded]
         text = [str(c) for c in features.columns if c not in excluded and c not in columns]
@@ -140,8 +139,7 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     if not is_available.any():
         raise CohortError(f"{path.name}: has none of the cases of the embeddings; give their ids in its column id")
     values = by_id.reindex(requested).to_numpy(np.float64)
-    keeps_scales = tables.has_common_scale(features, "wide" if columns == wide else "z")
-    return replace(FeatureSet.from_values(name, values, is_available, columns), standardise=not keeps_scales)
+    return replace(FeatureSet.from_values(name, values, is_available, columns), standardise=not codes)
 
 
 def checksum_of_features(values: ArrayLike | os.PathLike[str] | str) -> str:

@@ -214,7 +214,7 @@ def _costs(
 
     rows = cases.rows
     before = FeatureSet.from_values("before", rows[cases.columns("z")].to_numpy(np.float32))
-    before = replace(before, standardise=not tables.has_common_scale(rows))
+    before = replace(before, standardise=False)
     features = [replace(before, name="after", extract=lambda train: cases.values("z", train)), before]
     chosen = targets or [
         name for name in tables.label_columns(rows)
