@@ -4,7 +4,6 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from scan_files import shared
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.training.train_latent import train_latent
@@ -147,15 +146,3 @@ def test_pooled_z_sem_cannot_be_decoded_and_are_not_taken_for_those_of_slices(la
     with pytest.raises(ConfigError, match="exists and was made with other pool; set overwrite"):
         embed(labelled.bundle, heads, tables["none"], pool="mean", device="cpu")
     assert embed(labelled.bundle, heads, tables["mean"], pool="mean", device="cpu").skipped
-
-
-def test_the_table_has_one_row_per_real_dicom_series(labelled, tmp_path):
-    folder = shared("dicom_mr_brain_pgbm003")
-    table = read_embeddings(embed(labelled.bundle, folder, tmp_path / "o", pool="mean_std", device="cpu").path)
-    assert table["slices"].tolist() == [4, 4]
-    assert table["patient"].nunique() == 1
-    text = (tmp_path / "o" / "embeddings.json").read_text() + table.to_csv()
-    assert not any(private in text for private in ("Dumbledore", "Albus", "19500101", str(folder)))
-    single = next(path for path in sorted(folder.iterdir()) if path.is_dir())
-    one = read_embeddings(embed(labelled.bundle, single, tmp_path / "one", pool="mean_std", device="cpu").path)
-    np.testing.assert_array_equal(z_matrix(one)[0], z_matrix(table)[table["id"].str.contains("T1post").to_numpy()][0])

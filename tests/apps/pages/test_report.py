@@ -175,20 +175,6 @@ def test_a_mistyped_cohort_is_refused_before_any_work_and_a_bug_is_not_hidden(la
         report(labelled.bundle, tmp_path / "out", cohort=labelled.cohort, device="cpu")
 
 
-@pytest.mark.slow
-def test_volumes_have_sliders_in_three_planes(tiny_bundle_3d, quick_evaluation, tmp_path, page_reader, monkeypatch):
-    monkeypatch.setattr("monai_diffae.apps.pages.data._MOST_EDITED_TARGETS", 0)
-    made = report(
-        tiny_bundle_3d.directory, tmp_path / "out", cohort=tiny_bundle_3d.cohort, device="cpu", targets=["head_size"]
-    )
-    page = page_reader(made.page)
-    sliders = [each for each in page.all("input", type="range") if "data-frames" in each.attributes]
-    assert {each.attributes["data-frames"].rsplit("_", 1)[1] for each in sliders} == {"axial", "coronal", "sagittal"}
-    assert {each.attributes["max"] for each in sliders} == {"15"}
-    groups = {each.attributes.get("data-group") for each in page.elements}
-    assert {each.attributes["data-frames"] for each in sliders} <= groups
-
-
 # -- several models on one page ----------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ import torch
 from monai_diffae import embed, report, sample_data, trusting
 from monai_diffae.apps.synthesis import explain as module
 from monai_diffae.apps.synthesis.explain import explain
-from monai_diffae.apps.synthesis.users_model import ModelInterface, UsersModel, checksum, read_users_model
+from monai_diffae.apps.synthesis.users_model import ModelInterface, UsersModel, checksum
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.cli import main
 from monai_diffae.errors import ConfigError, UnsafeInputError
@@ -246,18 +246,6 @@ def test_weights_beside_an_onnx_file_belong_to_it(tmp_path):
     before = checksum(tmp_path / "a.onnx")
     (tmp_path / "a.onnx.data").write_text("others")
     assert checksum(tmp_path / "a.onnx") != before
-
-
-def test_an_onnx_file_with_two_outputs_is_refused(labelled, tmp_path):
-    onnx = pytest.importorskip("onnx", reason="is in the extra `export`")
-    pytest.importorskip("onnxruntime", reason="is in the extra `export`")
-    names = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 1, 16, 16]) for name in "abc"]
-    nodes = [onnx.helper.make_node("Neg", ["a"], [name]) for name in "bc"]
-    graph = onnx.helper.make_graph(nodes, "two", names[:1], names[1:])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
-    onnx.save(model, tmp_path / "two.onnx")
-    with pytest.raises(ConfigError, match="1 input and 2 outputs, not one each"):
-        read_users_model(tmp_path / "two.onnx", ModelInterface(), load_bundle(labelled.bundle, "cpu"))
 
 
 @pytest.mark.slow
