@@ -127,8 +127,7 @@ def labelled(tiny_bundle: TinyBundle, tmp_path_factory: pytest.TempPathFactory) 
     """A bundle whose decoder uses z_sem, the embedded cohort, and a direction for a label of two classes."""
     import pandas as pd
 
-    from monai_diffae.apps.embedding.embed import embed
-    from monai_diffae.apps.synthesis.fit_direction import fit_direction
+    from monai_diffae import embed, fit_direction
 
     root = tmp_path_factory.mktemp("labelled")
     bundle = copy_tiny(root / "bundle", "2d_all", ignore=("latent*", "fast*"))
@@ -282,8 +281,7 @@ def unusual(
     import pandas as pd
     from PIL import Image
 
-    from monai_diffae.apps.embedding.embed import embed
-    from monai_diffae.apps.synthesis.fit_direction import fit_direction
+    from monai_diffae import embed, fit_direction
     from monai_diffae.bundle.loading import load_bundle, untrained_network
 
     root = tmp_path_factory.mktemp(request.param)

@@ -130,10 +130,8 @@ def test_a_decoding_option_is_a_field_and_an_argument_of_the_inferer():
     from dataclasses import fields
     from inspect import signature
 
-    from monai_diffae.apps.settings import Decoding
+    from monai_diffae import Decoding, DiffusionAutoencoderInferer, DiffusionSchedule
     from monai_diffae.bundle.loading import inferer_settings
-    from monai_diffae.diffusion import DiffusionSchedule
-    from monai_diffae.inferers import DiffusionAutoencoderInferer
 
     names = {field.name for field in fields(Decoding)}
     assert names <= signature(DiffusionAutoencoderInferer).parameters.keys()

@@ -8,10 +8,9 @@ import pytest
 import torch
 from tiny_bundles import copy_tiny, rewrite
 
-from monai_diffae.apps.embedding.embed import embed
+from monai_diffae import embed, reconstruct
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Choice, Reading, Run, ValidationChoice
-from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import CohortError

@@ -10,8 +10,7 @@ from label_scans import fill
 from PIL import Image
 from scan_files import shared
 
-from monai_diffae import load_bundle
-from monai_diffae.apps.embedding.index import EmbeddingIndex
+from monai_diffae import EmbeddingIndex, load_bundle
 from monai_diffae.data.scans import write_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.datastore import FolderDatastore

@@ -26,14 +26,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scan_files import grown_mb, save_nifti, values
 
-from monai_diffae import verify
-from monai_diffae.apps.settings import Run
+from monai_diffae import Run, load_bundle, verify
 from monai_diffae.apps.synthesis.fit_direction import read_direction
-from monai_diffae.bundle import load_bundle
 from monai_diffae.bundle.config import check_config, check_dimensions, check_rules
 from monai_diffae.bundle.model_file import read_model
-from monai_diffae.data.cases import Case
-from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data import Case, read_cohort
 from monai_diffae.data.inspection.verification import read_case
 from monai_diffae.data.scans import read_geometry, read_scan
 from monai_diffae.data.splits import assign_splits

@@ -13,10 +13,8 @@ import torch
 from PIL import Image
 from tiny_bundles import rewrite
 
-from monai_diffae import probe
-from monai_diffae.apps.embedding.embed import embed
+from monai_diffae import embed, load_bundle, probe
 from monai_diffae.apps.embedding.encoding import encode_stream
-from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.cases import KEY_FILE, folder_key
 from monai_diffae.data.embeddings import label_columns, read_embeddings, split_origin, z_matrix
 from monai_diffae.data.scans import write_scan

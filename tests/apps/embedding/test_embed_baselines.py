@@ -11,16 +11,12 @@ from sklearn.decomposition import PCA
 from torch import nn
 from torchvision.models import squeezenet1_1
 
+from monai_diffae import edit, fit_direction, neighbors, train_latent, traverse
 from monai_diffae.apps.embedding import encoders
 from monai_diffae.apps.embedding.embed import Encoding, embed
 from monai_diffae.apps.embedding.encoders import open_backbone
 from monai_diffae.apps.evaluation.baselines import table_features
-from monai_diffae.apps.evaluation.neighbors import neighbors
 from monai_diffae.apps.session import Session
-from monai_diffae.apps.synthesis.edit import edit
-from monai_diffae.apps.synthesis.fit_direction import fit_direction
-from monai_diffae.apps.synthesis.traverse import traverse
-from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.loading import load_untrained
 from monai_diffae.data.embeddings import read_embeddings, z_matrix

@@ -5,8 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.training.train_latent import train_latent
+from monai_diffae import embed, train_latent
 from monai_diffae.data.embeddings import label_columns, read_embeddings, z_matrix
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import ConfigError

@@ -8,10 +8,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from monai_diffae import DiffAEEncoder
-from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.evaluation.neighbors import neighbors
-from monai_diffae.bundle.loading import load_bundle
+from monai_diffae import DiffAEEncoder, embed, load_bundle, neighbors
 from monai_diffae.bundle.model_file import read_model, write_model
 from monai_diffae.data.embeddings import label_columns, matrix, read_embeddings, z_matrix
 from monai_diffae.errors import CohortError, ConfigError

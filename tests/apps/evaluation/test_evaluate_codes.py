@@ -11,11 +11,10 @@ from monai.metrics import EmbeddingCollapseMetric
 from PIL import Image
 from tiny_bundles import rewrite, scaled
 
-from monai_diffae.apps.embedding.embed import embed
+from monai_diffae import embed, generate
 from monai_diffae.apps.evaluation.evaluate import _Evaluation, evaluate
 from monai_diffae.apps.evaluation.generation_quality import GeneratedImages
 from monai_diffae.apps.session import Session
-from monai_diffae.apps.synthesis.generate import generate
 from monai_diffae.data.embeddings import read_embeddings, split_rows, z_matrix
 from monai_diffae.data.samples import FACTORS, make_virtual_cohort
 from monai_diffae.errors import ConfigError

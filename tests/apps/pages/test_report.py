@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.pages.compare import compare
+from monai_diffae import compare, report
 from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.page import number
-from monai_diffae.apps.pages.report import report
 from monai_diffae.apps.pages.sections import _cautions
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.cli import build_app, parse

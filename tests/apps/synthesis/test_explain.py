@@ -13,11 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
-from monai_diffae import embed, report, sample_data, trusting
+from monai_diffae import embed, explain, load_bundle, report, sample_data, trusting
 from monai_diffae.apps.synthesis import explain as module
-from monai_diffae.apps.synthesis.explain import explain
 from monai_diffae.apps.synthesis.users_model import ModelInterface, UsersModel, checksum
-from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.cli import main
 from monai_diffae.errors import ConfigError, UnsafeInputError
 

@@ -7,10 +7,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import r2_score, roc_auc_score
 
-from monai_diffae.apps.synthesis.edit import edit
+from monai_diffae import edit, generate, grade
 from monai_diffae.apps.synthesis.fit_direction import fit_direction, read_direction
-from monai_diffae.apps.synthesis.generate import generate
-from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.data.embeddings import training_z_sem, z_matrix
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing.scores import score_with_interval

@@ -12,15 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_diffae import __version__
-from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.evaluation.info import info
-from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.apps.training.import_official import import_official
+from monai_diffae import DiffusionSchedule, __version__, embed, import_official, info, reconstruct
 from monai_diffae.bundle.config import check_config
 from monai_diffae.bundle.loading import load_bundle, load_latent
 from monai_diffae.bundle.parser import read_config
-from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.networks import LatentMLP
 from monai_diffae.official import load_official, load_official_latent

@@ -9,13 +9,9 @@ import pytest
 from PIL import Image
 from scan_files import save_series
 
-from monai_diffae.apps.training.demo import demo
-from monai_diffae.apps.training.list_scans import list_scans
-from monai_diffae.apps.training.plan import plan
-from monai_diffae.apps.training.sample_data import sample_data
-from monai_diffae.data.cached import CachedCases
+from monai_diffae import demo, list_scans, plan, sample_data
+from monai_diffae.data import CachedCases, read_cohort
 from monai_diffae.data.cases import folder_key, label_names
-from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.inspection.survey import other_channels
 from monai_diffae.data.inspection.twins import ADVICE

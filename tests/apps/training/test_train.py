@@ -19,9 +19,8 @@ import torch
 from forked_program import wait_until
 from PIL import Image
 
-from monai_diffae.apps.settings import Training
+from monai_diffae import Training, init
 from monai_diffae.apps.training import train_with_callbacks
-from monai_diffae.apps.training.init import init
 from monai_diffae.apps.training.train import open_training, train, training_result
 from monai_diffae.bundle import init_bundle, load_bundle
 from monai_diffae.errors import BusyError, ConfigError
