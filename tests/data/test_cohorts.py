@@ -4,7 +4,8 @@ import json
 import time
 
 import pytest
-from scan_files import save_nifti, save_series
+from dicom_files import save_series
+from scan_files import save_nifti
 
 from monai_diffae.data.cases import as_labels
 from monai_diffae.data.cohorts import read_cohort, read_columns

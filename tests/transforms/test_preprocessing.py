@@ -9,11 +9,11 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from dicom_files import save_series
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Compose, Spacingd
-from scan_files import save_series
 
 from monai_diffae.data.scans import read_scan, slice_volume, write_scan
 from monai_diffae.errors import ConfigError, ScanError

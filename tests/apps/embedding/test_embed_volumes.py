@@ -75,25 +75,6 @@ def test_mean_std_adds_the_standard_deviation_of_the_slices(tables):
     assert std_of(both).min() > 0
 
 
-@pytest.mark.parametrize("dims", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_a_volume_gives_the_same_whatever_the_batch_the_order_and_the_workers(
-    dims, labelled, tiny_bundle_3d, volumes, tmp_path
-):
-    bundle, pool = (labelled.bundle, "mean_std") if dims == 2 else (tiny_bundle_3d.directory, "none")
-    cohort = cohort_of(tmp_path, volumes)
-
-    def run(name, **options):
-        path = embed(bundle, cohort, tmp_path / name, pool=pool, device="cpu", **options).path
-        return pd.read_parquet(path).sort_values("id", ignore_index=True)
-
-    expected = run("expected")
-    assert len(expected) == expected["z_000"].nunique() == 5
-    pd.testing.assert_frame_equal(run("one", batch_size=1), expected, check_exact=True)
-    pd.testing.assert_frame_equal(run("workers", workers=1, batch_size=3), expected, check_exact=True)
-    pd.read_csv(cohort).iloc[[3, 0, 4]].to_csv(cohort, index=False)
-    pd.testing.assert_frame_equal(run("some"), expected.iloc[[0, 3, 4]].reset_index(drop=True), check_exact=True)
-
-
 @pytest.mark.slow
 def test_the_bundles_slices_are_used_unless_others_are_set_and_reserved_labels_renamed(labelled, volumes, tmp_path):
     cohort = cohort_of(tmp_path, volumes, {"slices": range(5), "std_000": range(5)})

@@ -35,10 +35,6 @@ class Users(torch.nn.Module):
         if self.kind == "batch":
             image = torch.nn.functional.batch_norm(image, self.mean, self.variance, training=True)
         value = self.scale * image[:, :1, : image.shape[2] // 2].mean(dim=(1, 2, 3))[:, None] + 6.0
-        if self.kind == "probability":
-            return torch.sigmoid(value)
-        if self.kind == "three":
-            return torch.cat([value, torch.zeros_like(value), torch.zeros_like(value)], dim=1)
         if self.kind == "constant":
             return torch.zeros_like(value) + 1.5
         if self.kind == "nan":
@@ -170,14 +166,11 @@ def test_what_cannot_be_reached_and_what_is_not_finite_is_named_and_counted(run,
     ("kind", "options", "message"),
     [
         ("colour", {}, "fails with an image of 1 x 16 x 16 .*; set input_size, or set input_channels"),
-        ("three", {}, "output_index: three.ts has 3 outputs; choose one, from 0 on"),
         ("dropout", {}, "model: dropout.ts is in training mode; call eval"),
         ("batch", {}, "model: batch.ts is in training mode"),
-        ("probability", {}, "outputs of probability.ts look like probabilities, not logits; set activation to none"),
         ("logit", {"to": 2.0}, "to: 2.0 is no probability between 0 and 1"),
         ("constant", {"to": None, "activation": "none"}, "to: a score is 1.5, which is no probability"),
         ("logit", {"input_size": [8]}, "fails with an image of .*; set input_size, or set"),
-        ("logit", {"input_range": [1]}, "fails with an image of .*; set input_size, or set"),
         ("logit", {"labels": ["patience"]}, "labels: there is no label column 'patience'"),
     ],
 )
