@@ -233,20 +233,6 @@ def test_a_scan_that_was_replaced_by_one_of_the_same_size_is_noticed_and_a_copie
 
 
 @pytest.mark.goal(id="R16")
-def test_scans_that_were_exchanged_are_noticed_if_all_have_one_time(scans, embed_scans):
-    """Archives often give all files one time, and scans of one kind have one size."""
-    first, second = (scans.parent / f"s{i}.nii" for i in range(2))
-    for file in (first, second):
-        os.utime(file, ns=(0, 10**18))
-    embed_scans()
-    first.rename(scans.parent / "other")
-    second.rename(first)
-    (scans.parent / "other").rename(second)
-    with pytest.raises(ConfigError, match=r"embeddings\.parquet: exists and was made of other scans.*set overwrite"):
-        embed_scans()
-
-
-@pytest.mark.goal(id="R16")
 def test_a_table_that_is_not_whole_is_not_complete(embed_scans):
     path = embed_scans().path
     content = path.read_bytes()

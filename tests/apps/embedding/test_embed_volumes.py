@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from monai_diffae import embed, train_latent
-from monai_diffae.data.embeddings import label_columns, read_embeddings, z_matrix
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import ConfigError
 
@@ -73,22 +73,6 @@ def test_mean_std_adds_the_standard_deviation_of_the_slices(tables):
     codes = z_matrix(slices).astype(np.float64).reshape(len(mean), 3, 8)
     np.testing.assert_array_equal(std_of(both), codes.std(axis=1).astype(np.float32))
     assert std_of(both).min() > 0
-
-
-@pytest.mark.slow
-def test_the_bundles_slices_are_used_unless_others_are_set_and_reserved_labels_renamed(labelled, volumes, tmp_path):
-    cohort = cohort_of(tmp_path, volumes, {"slices": range(5), "std_000": range(5)})
-
-    def table(name, **overrides):
-        options = {"pool": "mean_std", "device": "cpu", "overrides": overrides}
-        return read_embeddings(embed(labelled.bundle, cohort, tmp_path / name, **options).path)
-
-    own = table("own")
-    assert label_columns(own) == ["label_slices", "label_std_000"]
-    assert own["slices"].tolist() == [2, 3, 2, 3, 3]
-    assert table("all", slice_range=[0.0, 1.0], slice_step=1)["slices"].tolist() == [10, 11, 12, 13, 14]
-    sagittal = {"slice_axis": "sagittal", "slice_range": [0.25, 0.75], "slice_step": 1}
-    assert table("sagittal", **sagittal)["slices"].tolist() == [6] * 5
 
 
 def test_a_volume_with_a_bad_slice_is_skipped_and_the_command_counts_it(run, labelled, volumes, tmp_path):

@@ -106,15 +106,6 @@ def test_a_second_call_computes_nothing_again(reported, report_again, labelled, 
     assert all(each.result.skipped for each in again.outcomes if each.step.command not in quick)
 
 
-def test_one_file_can_have_all_pictures_inside(reported, report_again, page_reader):
-    before = reported.page.read_bytes()
-    made = report_again(embed=True)
-    embedded = sources(page_reader(made.page))
-    assert len(embedded) > 5
-    assert all(source.startswith("data:image/") for source in embedded)
-    reported.page.write_bytes(before)
-
-
 def test_what_fails_is_said_and_samples_stand_beside_their_nearest_cases(
     labelled, latent_bundle, quick_evaluation, tmp_path, page_reader
 ):
