@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 
-import pandas as pd
 import pytest
 
 from monai_diffae import __version__, cli
@@ -81,38 +80,6 @@ def test_an_option_with_several_values_can_be_followed_by_another_one():
     assert given["conditions"].steps == [5, 9]
     writing = cli.parse(cli.build_app(), ["probe", "table.csv", "--dpi", "300", "--overwrite"])[1].arguments["writing"]
     assert (writing.figure_format, writing.dpi, writing.overwrite) == ("png", 300, True)
-
-
-def test_commands_that_make_images_in_turn(run, latent_bundle, labelled, tmp_path):
-    quick = ["--device", "cpu", "--steps", 2]
-    model = [latent_bundle, labelled.cohort]
-    first, second = pd.read_csv(labelled.cohort)["id"][:2]
-    embeddings, direction = tmp_path / "e" / "embeddings.parquet", tmp_path / "tilt.json"
-
-    def succeeds(*arguments):
-        code, printed, error = run("--quiet", *arguments)
-        assert code == 0, error
-        return printed
-
-    assert succeeds("embed", *model, tmp_path / "e", "--device", "cpu") == f"{embeddings}\n"
-    assert json.loads(succeeds("info", latent_bundle, "--json"))["image_size"] == [16, 16]
-    reconstruction = ["reconstruct", *model, "--out", tmp_path / "r", *quick, "--limit", 2]
-    printed = succeeds(*reconstruction)
-    assert "mse_x_T" in printed
-    assert printed.endswith(f"{tmp_path / 'r'}\n")
-    assert succeeds(*reconstruction) == printed  # complete already
-    fit = ["fit-direction", embeddings, direction, "--target", "tilt"]
-    assert succeeds(*fit).splitlines()[-1] == str(direction)
-    graded = succeeds("grade", embeddings, tmp_path / "g.csv", "--direction", direction, "--json")
-    assert json.loads(graded)["scores"]["fitted"]["metric"] == "r2"
-    edited = ["--direction", direction, "--strengths", "-1,1", "--limit", 2, "--watch", direction, "--along", "weight"]
-    assert "of 2 cases" in succeeds("edit", *model, tmp_path / "edit", *quick, *edited)
-    assert "drift_tilt" in pd.read_csv(tmp_path / "edit" / "edits.csv")
-    succeeds("interpolate", *model, tmp_path / "morph", *quick, "--start", first, "--end", second, "--num-images", 3)
-    assert len(list((tmp_path / "morph" / "images").iterdir())) == 3
-    generated = ["--num-images", 2, "--image-format", "nii.gz", *quick]
-    assert succeeds("generate", latent_bundle, tmp_path / "s", *generated) == f"{tmp_path / 's'}\n"
-    assert len(list((tmp_path / "s" / "images").glob("*.nii.gz"))) == 2
 
 
 def test_debug_shows_the_traceback(monkeypatch, tmp_path):

@@ -75,20 +75,6 @@ def test_mean_std_adds_the_standard_deviation_of_the_slices(tables):
     assert std_of(both).min() > 0
 
 
-def test_a_volume_with_a_bad_slice_is_skipped_and_the_command_counts_it(run, labelled, volumes, tmp_path):
-    volumes["v1"][..., 5] = 7  # a constant slice
-    cohort = cohort_of(tmp_path, volumes)
-    (tmp_path / "v3.nii").write_bytes(b"no scan")
-    options = ["--bundle", labelled.bundle, "--cohort", cohort, "--device", "cpu", "--out", tmp_path / "o"]
-    code, printed, error = run("--quiet", "embed", *options, "--pool", "mean")
-    assert (code, printed) == (3, f"{tmp_path / 'o' / 'embeddings.parquet'}\n")
-    assert "2 of 5 cases failed: see failures.csv" in error
-    assert pd.read_parquet(tmp_path / "o" / "embeddings.parquet")["id"].tolist() == ["v0", "v2", "v4"]
-    failures = pd.read_csv(tmp_path / "o" / "failures.csv").set_index("case_id")["reason"]
-    assert failures.index.tolist() == ["v3", "v1"]
-    assert failures["v1"].startswith("slice 5: v1_z005: constant between its percentiles")
-
-
 def test_pictures_beside_volumes_are_rows_of_one_slice(labelled, volumes, tmp_path):
     cohort = cohort_of(tmp_path, volumes)
     picture = pd.read_csv(labelled.cohort).iloc[[0]][["image", "id"]].assign(split="train")
