@@ -49,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_310
-TEST_FUNCTIONS = 1_302
+TEST_LINES = 29_112
+TEST_FUNCTIONS = 1_261
 TRAININGS = 48
 
 
