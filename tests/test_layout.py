@@ -49,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 29_112
-TEST_FUNCTIONS = 1_261
+TEST_LINES = 29_077
+TEST_FUNCTIONS = 1_260
 TRAININGS = 48
 
 
