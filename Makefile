@@ -39,11 +39,10 @@ LABEL_TESTS = tests/label tests/data/test_dicom*.py
 test-label: $(LABEL_VENV)/.label-tests  ## the tests with MONAI Label, in an environment of its own (Python 3.11)
 	OMP_NUM_THREADS=1 $(LABEL_BIN)/python $(PYTEST) -m "not slow" $(LABEL_TESTS)
 
-# in a network of its own, as Orthanc listens on all addresses and the tests use fixed ports; without the right to make
-# one, Orthanc refuses other machines
+# in a network of its own, as Orthanc listens on all addresses; without the right to make one, it refuses other machines
 NETWORK = $(shell unshare -rn ip link set lo up 2> /dev/null && echo "unshare -rn sh -c 'ip link set lo up && exec \"\$$@\"' sh")
 
-test-orthanc: $(LABEL_VENV)/.orthanc-tests  ## the tests with Orthanc and OHIF; needs Debian's orthanc-dicomweb and chromium
+test-orthanc: $(LABEL_VENV)/.label-tests  ## the tests with Orthanc; needs Debian's orthanc-dicomweb
 	OMP_NUM_THREADS=1 $(NETWORK) $(LABEL_BIN)/python -m pytest -m orthanc -rs tests/label
 
 check: $(VENV)/.dev  ## formatting, lint, types, layers

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,18 +77,6 @@ def one_level_of_logging() -> Iterator[None]:
     logging.getLogger().setLevel(level)
 
 
-@pytest.fixture
-def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """All threads are two, and no number is given by the user."""
-    import torch
-
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @dataclass(frozen=True)
 class TinyBundle:
     """A bundle trained for a few steps on a virtual cohort: ``directory`` is the bundle, ``cohort`` its table."""
@@ -141,8 +127,7 @@ def labelled(tiny_bundle: TinyBundle, tmp_path_factory: pytest.TempPathFactory) 
     """A bundle whose decoder uses z_sem, the embedded cohort, and a direction for a label of two classes."""
     import pandas as pd
 
-    from monai_diffae.apps.embedding.embed import embed
-    from monai_diffae.apps.synthesis.fit_direction import fit_direction
+    from monai_diffae import embed, fit_direction
 
     root = tmp_path_factory.mktemp("labelled")
     bundle = copy_tiny(root / "bundle", "2d_all", ignore=("latent*", "fast*"))
@@ -279,13 +264,6 @@ def run(
 
 
 @pytest.fixture
-def in_a_fork() -> Iterator[Callable[..., Any]]:
-    """Calls a function of a test file in a fork of this process, and returns its result."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
-        yield lambda function, *arguments: pool.submit(function, *arguments).result()
-
-
-@pytest.fixture
 def start_program() -> Iterator[Callable[..., Any]]:
     """Runs the program in forks of this process, which a test can kill: ``start_program(*arguments, output=file)``."""
     from forked_program import programs
@@ -303,8 +281,7 @@ def unusual(
     import pandas as pd
     from PIL import Image
 
-    from monai_diffae.apps.embedding.embed import embed
-    from monai_diffae.apps.synthesis.fit_direction import fit_direction
+    from monai_diffae import embed, fit_direction
     from monai_diffae.bundle.loading import load_bundle, untrained_network
 
     root = tmp_path_factory.mktemp(request.param)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,19 +27,6 @@ def test_a_bundle_of_a_release_embeds_as_it_did(bundle, tmp_path, record_propert
     difference = embed_again(bundle, tmp_path)
     record_property("figure", f"{bundle.parent.name} {bundle.name}: z_sem differs by {difference:.1e} SD")
     assert difference <= 1e-5
-
-
-def test_a_changed_weight_is_noticed(tmp_path):
-    from tiny_bundles import rewrite
-
-    def changed(state):
-        name = next(name for name in sorted(state) if name.startswith("encoder") and state[name].ndim == 4)
-        state[name].view(-1)[0] *= 1.01
-        return state
-
-    bundle = shutil.copytree(GOLDEN / "0.1.0" / "2d", tmp_path / "2d")
-    rewrite(bundle, changed)
-    assert embed_again(bundle, tmp_path) > 1e-5
 
 
 @pytest.mark.slow

@@ -10,8 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from monai_diffae import export
-from monai_diffae.apps.embedding.embed import embed
+from monai_diffae import embed, export
 from monai_diffae.apps.training import grids, speed
 from monai_diffae.cli import build_app, parse
 from monai_diffae.diffusion.solvers import SOLVERS

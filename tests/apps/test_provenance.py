@@ -7,15 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.embedding.embed import embed
+from monai_diffae import Decoding, Reading, Run, combine, edit, embed, fit_direction, grade, load_bundle, traverse
 from monai_diffae.apps.provenance import check_same_model, origin_of, preprocessing_differences, safe_overrides
-from monai_diffae.apps.settings import Decoding, Reading, Run
-from monai_diffae.apps.synthesis.combine import combine
-from monai_diffae.apps.synthesis.edit import edit
-from monai_diffae.apps.synthesis.fit_direction import fit_direction
-from monai_diffae.apps.synthesis.grade import grade
-from monai_diffae.apps.synthesis.traverse import traverse
-from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.errors import ConfigError
 from monai_diffae.explorer.exploration import Files, open_exploration

@@ -6,13 +6,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.synthesis.edit import edit
-from monai_diffae.apps.synthesis.fit_direction import fit_direction
-from monai_diffae.apps.synthesis.generate import generate
-from monai_diffae.apps.synthesis.grade import grade
-from monai_diffae.apps.synthesis.interpolate import interpolate
-from monai_diffae.apps.synthesis.traverse import traverse
-from monai_diffae.apps.synthesis.vary import vary
+from monai_diffae import edit, fit_direction, generate, grade, interpolate, traverse, vary
 from monai_diffae.apps.tracking import log_to_open_run, log_to_training
 
 pytestmark = pytest.mark.usefixtures("one_migration")

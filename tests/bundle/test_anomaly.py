@@ -10,9 +10,7 @@ from tiny_bundles import rewrite
 
 from monai_diffae.apps.evaluation.calibrate import draw_scans
 from monai_diffae.bundle import AnomalyDetector, load_bundle
-from monai_diffae.data.cases import Case
-from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.scans import write_scan
+from monai_diffae.data import Case, read_cohort, write_scan
 from monai_diffae.errors import ConfigError
 
 

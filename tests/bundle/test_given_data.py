@@ -11,8 +11,7 @@ from monai.bundle import ConfigWorkflow
 from tiny_bundles import contents, weights
 
 from monai_diffae.bundle.model_file import read_description
-from monai_diffae.data import split_cohort
-from monai_diffae.data.samples import make_virtual_cohort
+from monai_diffae.data import make_virtual_cohort, split_cohort
 from monai_diffae.engines.trainer import TrainingEvents
 
 

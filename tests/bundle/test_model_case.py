@@ -10,8 +10,7 @@ from scan_files import shared
 from tiny_bundles import rewrite
 
 from monai_diffae.bundle import checksum, load_bundle
-from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.scans import write_scan
+from monai_diffae.data import read_cohort, write_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import Reconstructor, encode_exactly
 

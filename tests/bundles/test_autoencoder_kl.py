@@ -43,12 +43,3 @@ def test_the_scale_is_that_of_whole_training_images_under_the_averaged_weights(t
     assert curves["validation_loss"].dropna().gt(0).all()
     assert curves["validation_kl"].dropna().gt(0).all()
     assert (trained.directory / "pictures" / "latest.png").is_file()
-
-
-@pytest.mark.slow
-def test_a_resumed_training_ends_as_an_uninterrupted_one(trained, tmp_path):
-    settings = {**TINY, "lr_schedule": "constant"}
-    for out, epochs in (("part", 1), ("part", 2), ("whole", 2)):
-        train(trained.directory, trained.cohort, tmp_path / out, overrides={**settings, "max_epochs": epochs})
-    one, other = (torch.load(tmp_path / out / "models/model.pt", weights_only=True) for out in ("part", "whole"))
-    torch.testing.assert_close(one, other, rtol=0, atol=0)

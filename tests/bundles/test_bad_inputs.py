@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from complaints import complaint
-from scan_files import save_nifti, values
 
 from monai_diffae.bundle.config import check_anchored, check_rules
 from monai_diffae.errors import ConfigError
@@ -60,14 +59,6 @@ def test_an_anchored_encoder_is_refused_in_federations_and_on_latents(key):
     check_anchored(config)
     with pytest.raises(ConfigError, match=f"^{key}: an anchored encoder cannot be trained in this way"):
         check_anchored({**config, key: 2})
-
-
-@pytest.mark.goal(id="R12")
-def test_where_no_case_is_good_one_line_says_why(make_workflow, tmp_path):
-    for i in range(12):
-        file = save_nifti(tmp_path / f"scan{i:02d}.nii.gz", values(16, 16, 6))
-        file.write_bytes(file.read_bytes()[:-900])
-    assert "scan0" in refusal(make_workflow, {"dataset_dir": str(tmp_path)})
 
 
 def test_an_override_of_what_refers_to_a_key_makes_the_key_no_unknown_one(make_workflow):

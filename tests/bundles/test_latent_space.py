@@ -12,9 +12,7 @@ import torch
 from monai.bundle import load
 from tiny_bundles import TINY_ON_LATENTS, copy_tiny, rewrite, tiny_cohort, weights
 
-from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.apps.training.train import train
+from monai_diffae import embed, reconstruct, train
 from monai_diffae.bundle.loading import load_bundle, load_first_stage
 from monai_diffae.bundle.model_file import read_model
 from monai_diffae.errors import ConfigError

@@ -11,7 +11,6 @@ from monai.bundle import ConfigWorkflow, ckpt_export, create_workflow, load, run
 from scan_files import as_nobody
 from tiny_bundles import contents, weights
 
-from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.bundle import init_bundle
 
 KINDS = {"train": "train.json", "inference": "inference.json"}
@@ -80,13 +79,10 @@ def test_missing_values_are_reported_when_the_run_starts(tiny_bundle, first_stag
         assert complaint(getattr, workflow, engine) == "dataset_dir: is required; give it a value"
 
 
-def test_a_run_from_anywhere_makes_the_files_of_the_command(tiny_bundle, first_stage, tmp_path, monkeypatch):
+def test_a_run_works_from_anywhere(tiny_bundle, first_stage, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    reconstruct(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "command", device="cpu", limit=2)
-    values = {"dataset_dir": str(tiny_bundle.cohort), "output_dir": "run", "device": "cpu", "limit": 2}
-    run("evaluating", config_file=str(tiny_bundle.directory / "configs" / "inference.json"), **values)
-    assert contents(tmp_path / "run") == contents(tmp_path / "command")
-    values |= {"config_file": str(tiny_bundle.directory / "configs" / "inference.json"), "writer#grid": "model"}
+    values = {"dataset_dir": str(tiny_bundle.cohort), "output_dir": "run", "device": "cpu", "writer#grid": "model"}
+    values |= {"config_file": str(tiny_bundle.directory / "configs" / "inference.json")}
     assert complaint(run, "evaluating", **values).startswith("writer: has no effect on this run, which calls a command")
     config, cohort = first_stage / "configs" / "inference.json", str(first_stage.parent / "cohort")
     run("evaluating", config_file=str(config), dataset_dir=cohort, output_dir="alone", device="cpu")

@@ -58,15 +58,6 @@ def test_a_signal_to_the_whole_group_saves_the_last_step(start, bundle, number, 
     assert program.errors() == []
 
 
-@pytest.mark.goal(id="R25")
-def test_a_worker_that_is_killed_for_memory_ends_the_training_with_exit_code_6(start):
-    program = start()
-    workers(program)[-1].kill()
-    assert program.wait() == 6
-    (line,) = program.errors()
-    assert "was killed, usually because memory ran out; use fewer workers" in line
-
-
 @pytest.mark.goal(id="R3")
 @pytest.mark.goal(id="R21")
 def test_nothing_of_a_killed_training_stays(start, bundle):

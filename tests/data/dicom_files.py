@@ -75,6 +75,22 @@ def save_planes(folder, places, orientation=AXIAL, change=lambda k, dataset: Non
     return folder
 
 
+def save_series(folder, n=5, uid="1.2.3", prefix="", patient="MRN-0042", suffix=".dcm", modality="CT"):
+    """A series of 4 x 6 pixels, 2 mm apart, whose slice k has values from 100 k on; files are named backwards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(n):
+        stored = np.arange(4 * 6).reshape(4, 6) + 100 * k
+        tags = {
+            "SeriesInstanceUID": uid,
+            "SOPInstanceUID": f"{uid}.{k + 1}",
+            "PatientID": patient,
+            "Modality": modality,
+        }
+        plane = make_plane((0.0, 0.0, 2.0 * k), number=k + 1, stored=stored, **tags)
+        plane.save_as(folder / f"{prefix}{n - k:03d}{suffix}")
+    return folder
+
+
 def save_enhanced(path, places, orientation=AXIAL, slopes=None):
     """An enhanced MR file with a frame of :func:`ramp` at each place."""
     pixels = np.stack([ramp(points(p, orientation)) for p in places])

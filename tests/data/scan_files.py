@@ -2,14 +2,12 @@
 
 import contextlib
 import ctypes
-import locale
 import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import ScanError
@@ -84,27 +82,3 @@ def save_nifti(path, array=None, affine=None):
     image = nib.Nifti1Image(values(5, 6, 7) if array is None else array, np.eye(4) if affine is None else affine)
     nib.save(image, path)
     return path
-
-
-def save_series(folder, n=5, uid="1.2.3", prefix="", patient="MRN-0042", suffix=".dcm", modality="CT"):
-    """A DICOM series, 2 mm apart, whose slice k holds values around 100 k; files are named against the order."""
-    folder.mkdir(parents=True, exist_ok=True)
-    encoding = locale.setlocale(locale.LC_CTYPE)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for k in range(n):
-        image = sitk.GetImageFromArray((np.arange(4 * 6).reshape(4, 6) + 100 * k).astype(np.int16))
-        image.SetSpacing((0.5, 0.75))
-        tags = {
-            "0008|0060": modality, "0008|0018": f"{uid}.{k + 1}", "0010|0010": "Planted^Name", "0010|0020": patient,
-            "0020|000d": "1.2", "0020|000e": uid, "0020|0013": str(k + 1), "0020|0032": f"0\\0\\{2 * k}",
-            "0020|0037": "1\\0\\0\\0\\1\\0", "0018|0050": "2",
-        }  # fmt: skip
-        for tag, value in tags.items():
-            image.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{prefix}{n - k:03d}.dcm"))
-        writer.Execute(image)
-        if suffix != ".dcm":
-            (folder / f"{prefix}{n - k:03d}.dcm").rename(folder / f"{prefix}{n - k:03d}{suffix}")
-    locale.setlocale(locale.LC_CTYPE, encoding)  # the writer leaves the locale C, in which Python takes text for ASCII
-    return folder

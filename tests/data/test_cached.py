@@ -14,8 +14,7 @@ from monai.transforms import Compose, RandFlipd, RandGaussianNoised, Resized
 from scan_files import save_nifti, values
 from torch.utils.data import DataLoader, default_collate
 
-from monai_diffae.data.cached import CachedCases
-from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data import CachedCases, read_cohort
 from monai_diffae.data.progress import Failure, write_failures
 from monai_diffae.errors import CohortError, ConfigError, MachineError
 from monai_diffae.transforms import ReadScand, ToModelRanged

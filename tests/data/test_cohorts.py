@@ -1,15 +1,14 @@
 """Cohorts from folders, tables and datalists: each scan once, with its id, patient, split and labels."""
 
 import json
-import time
 
 import pytest
-from scan_files import save_nifti, save_series
+from dicom_files import save_series
+from scan_files import save_nifti
 
 from monai_diffae.data.cases import as_labels
 from monai_diffae.data.cohorts import read_cohort, read_columns
 from monai_diffae.data.scans import read_scan
-from monai_diffae.data.splits import assign_splits
 from monai_diffae.errors import CohortError, ConfigError
 
 
@@ -192,21 +191,6 @@ def test_lines_that_end_early_and_patients_called_na_are_named(tmp_path, caplog)
         "cohort.csv: 2 cases have the patient 'NA', and count as one patient; leave the cell empty if their patients "
         "are unknown",
     ]
-
-
-@pytest.mark.goal(id="R12")
-def test_the_time_to_read_a_table_grows_with_its_rows(tmp_path):
-    touch(tmp_path / "d/0.png")
-
-    def seconds(number):
-        rows = "\n".join(f"d/{i}.png,p{i // 3},{i % 2}" for i in range(number))
-        path = table(tmp_path, f"image,patient,label\n{rows}\n")
-        start = time.process_time()
-        assert len(assign_splits(read_cohort(path))) == number
-        return time.process_time() - start
-
-    seconds(10)  # imports
-    assert seconds(12_000) < 30 * seconds(1_200)  # 100 times as long if rows were compared with each other
 
 
 def test_datalist(tmp_path):

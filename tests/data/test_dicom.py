@@ -8,11 +8,11 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_files import AXIAL, OBLIQUE, make_plane, misplaced, positions, save_enhanced, save_planes
+from dicom_files import AXIAL, OBLIQUE, make_plane, misplaced, positions, save_enhanced, save_planes, save_series
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation
-from scan_files import refusal, save_series
+from scan_files import refusal
 
 from monai_diffae.data.formats.dicom import read_patient
 from monai_diffae.data.scans import read_geometry, read_scan, read_shape

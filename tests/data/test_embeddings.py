@@ -56,17 +56,6 @@ def test_a_csv_whose_rows_are_longer_than_its_header_is_refused(tmp_path):
         read_embeddings(tmp_path / "e.csv")
 
 
-def test_a_csv_gets_its_provenance_from_the_record_beside_it(table, tmp_path):
-    table.to_csv(tmp_path / "e.csv", index=False)
-    record = tmp_path / "e.json"
-    for other in ("no record", "[]"):
-        record.write_text(other)
-        assert read_embeddings(tmp_path / "e.csv").attrs == {}
-    record.write_text('{"complete": true, "made_from": {"model": "m"}, "figures": {"num_cases": 1}}')
-    attributes = read_embeddings(tmp_path / "e.csv").attrs["monai_diffae"]
-    assert attributes == {"made_from": {"model": "m"}}
-
-
 def test_what_is_no_table_of_embeddings_is_refused_by_its_name(table, tmp_path):
     table.assign(z_001=np.nan).to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(CohortError, match=r"^mine\.csv: .*have values that are not finite numbers; embed again"):

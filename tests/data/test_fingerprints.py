@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from scan_files import save_series
+from dicom_files import save_series
 
 from monai_diffae.data.fingerprints import content_hash, file_state
 from monai_diffae.errors import ConfigError, ScanError, UnsafeInputError

@@ -3,7 +3,7 @@
 import csv
 
 import pytest
-from scan_files import save_series
+from dicom_files import save_series
 
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.folders import find_label_maps

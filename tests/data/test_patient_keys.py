@@ -5,7 +5,7 @@ import os
 import stat
 
 import pytest
-from scan_files import save_series
+from dicom_files import save_series
 
 from monai_diffae.data import cases as patient_keys
 from monai_diffae.data.cases import KEY_FILE, PatientKey, folder_key, key_beside, with_hashes

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 from scan_files import values
 
-from monai_diffae.data.cases import Case
-from monai_diffae.data.formats.scan import Scan
+from monai_diffae.data import Case, Scan
 from monai_diffae.data.inspection.twins import (
     SIZE,
     TwinGroup,

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scan_files import as_nobody, values
+from scan_files import values
 
 from monai_diffae.data.atomic import remove_abandoned, write_atomic
 from monai_diffae.data.scans import read_scan, slice_volume, write_scan
@@ -84,27 +84,6 @@ def test_temporary_files_of_killed_processes_are_removed_and_those_of_others_sta
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name_of_running, ".tmp-00000000-1-new.txt"])
     os.kill(running, signal.SIGKILL)
     os.waitpid(running, 0)
-
-
-def write_to_a_full_disk(path):
-    """The error of a process whose files cannot grow beyond 4 KiB."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-    with pytest.raises(MachineError) as error:
-        write_scan(path, np.random.default_rng(0).random((1, 32, 32, 32)))
-    return str(error.value)
-
-
-@pytest.mark.goal(id="R16")
-@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
-def test_a_failed_write_keeps_the_old_scan_and_leaves_nothing_else(in_a_fork, tmp_path, suffix):
-    path = write_scan(tmp_path / f"a{suffix}", values(1, 3, 4, 5))
-    old = path.read_bytes()
-    assert "cannot be written" in in_a_fork(write_to_a_full_disk, path)
-    with as_nobody(tmp_path), pytest.raises(MachineError, match="cannot be written"):
-        write_scan(path, values(1, 3, 4, 5))
-    assert path.read_bytes() == old
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_written_scans_come_back(tmp_path):

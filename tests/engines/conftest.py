@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae import DiffusionAutoencoderInferer, DiffusionSchedule
 from monai_diffae.engines import AutoencoderPrepareBatch, DiffusionTrainer, StepSeeding, training_loader
-from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.networks import build_autoencoder
 
 

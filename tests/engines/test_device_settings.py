@@ -41,8 +41,7 @@ def test_workers_never_touch_a_gpu(monkeypatch, tmp_path):
     """A GPU that was used before a fork cannot be used after it. Workers are forked, and inherit the trap."""
     from monai.bundle import ConfigParser
 
-    from monai_diffae.data import split_cohort
-    from monai_diffae.data.samples import make_virtual_cohort
+    from monai_diffae.data import make_virtual_cohort, split_cohort
 
     def trap(*_):
         raise AssertionError("a worker touches the GPU")

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.diffusion.solvers import ddim
+from monai_diffae.diffusion import DiffusionSchedule, ddim
 from monai_diffae.engines import (
     DistillationTrainer,
     FewStepInferer,

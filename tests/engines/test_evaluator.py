@@ -2,9 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae import DiffusionAutoencoderInferer, DiffusionSchedule
 from monai_diffae.engines import DiffusionEvaluator, FixedPrepareBatch, validation_loader
-from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.metrics import ValidationLoss, ZSemUsage
 from monai_diffae.networks import build_autoencoder
 

@@ -5,10 +5,15 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine
+from torch.nn.parallel import DistributedDataParallel
 
 from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.engines import AutoencoderPrepareBatch, StepBatchSampler, StepSeeding
+from monai_diffae.engines import AutoencoderPrepareBatch, StepBatchSampler, StepSeeding, distributed
+from monai_diffae.engines.losses import encoding_both
+from monai_diffae.engines.trainer import lay_out, memory_format
+from monai_diffae.errors import ConfigError
 
 
 def steps(sampler, count):
@@ -95,3 +100,41 @@ def test_each_seed_step_and_place_has_its_own_numbers_whatever_was_drawn_before(
     first = noise_and_timesteps(3, 4)
     torch.manual_seed(5)
     assert all(torch.equal(one, other) for one, other in zip(first, noise_and_timesteps(3, 4), strict=True))
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def group():
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.goal(id="R18")
+def test_a_wrapped_network_keeps_its_memory_format(group):
+    network = torch.nn.Conv2d(4, 8, 3)
+    late = DistributedDataParallel(torch.nn.Conv2d(4, 8, 3))
+    wrapped = distributed(network, "cpu")
+    assert network.weight.is_contiguous(memory_format=torch.channels_last)
+    lay_out(wrapped, memory_format(wrapped, channels_last=True))
+    with pytest.raises(ConfigError, match="would mix up the gradients"):
+        lay_out(late, torch.channels_last)
+    assert memory_format(torch.nn.Conv3d(1, 1, 3), channels_last=True) == torch.channels_last_3d
+    assert memory_format(torch.nn.Conv2d(1, 1, 3), channels_last=False) == torch.contiguous_format
+
+
+@pytest.mark.goal(id="R18")
+def test_a_wrapped_network_encodes_both_views_and_gives_them_gradients(group, make_network):
+    network = make_network()
+    x_t, seen, drawn = torch.randn(3, 4, 1, 8, 8)
+    gradients = []
+    for called in (network, distributed(network, "cpu", channels_last=False)):
+        network.zero_grad()
+        with encoding_both(called) as z_sem:
+            output = called(x_t, torch.tensor([5, 500, 7, 0]), torch.cat([seen, drawn]))
+        (output.square().mean() + (z_sem[0] ** 3).mean()).backward()
+        gradients.append(torch.cat([p.grad.flatten().clone() for p in network.parameters()]))
+    torch.testing.assert_close(*gradients)

@@ -154,19 +154,6 @@ def test_a_server_that_is_down_is_one_line_and_the_training_continues(make_workf
     assert (tmp_path / "out" / "models" / "model.pt").is_file()
 
 
-@pytest.mark.slow
-@pytest.mark.goal(id="R17")
-def test_a_folder_that_cannot_be_written_is_logged_without_its_path(make_workflow, tmp_path, caplog, monkeypatch):
-    def no_client(uri):
-        raise FileExistsError(17, "File exists", f"/data/{NAME}/mlflow.db")
-
-    monkeypatch.setattr("mlflow.MlflowClient", no_client)
-    with caplog.at_level(logging.WARNING):
-        make_workflow({"mlflow": True}).run()
-    assert "MLflow tracking failed" in caplog.text
-    assert NAME not in caplog.text
-
-
 PRIVATE = {
     "dataset_dir": f"/data/{NAME}",
     "cohort#dataset_dir": f"{NAME}/scans",

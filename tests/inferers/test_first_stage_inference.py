@@ -4,10 +4,9 @@ import pytest
 import torch
 from tiny_bundles import small_autoencoder, tiny_kl
 
-from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae import DiffusionAutoencoderInferer, DiffusionSchedule
 from monai_diffae.engines import AutoencoderPrepareBatch, FixedPrepareBatch
 from monai_diffae.errors import ConfigError
-from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.networks import FirstStage
 
 SCHEDULE = DiffusionSchedule(schedule="rectified_flow", prediction="v")

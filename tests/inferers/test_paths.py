@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial import geometric_slerp
 
-from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae import DiffusionAutoencoderInferer, DiffusionSchedule
 from monai_diffae.errors import ConfigError
-from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.inferers.autoencoding import FastDecoder
 from monai_diffae.inferers.paths import decoded_trajectory, few_levels, inverted_trajectory, lerp, slerp
 

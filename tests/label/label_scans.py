@@ -11,8 +11,7 @@ from tiny_bundles import copy_tiny, rewrite
 from monai_diffae import calibrate, load_bundle
 from monai_diffae.bundle.description import write_description
 from monai_diffae.bundle.model_file import read_model
-from monai_diffae.latents import Direction
-from monai_diffae.latents.statistics import LatentStatistics
+from monai_diffae.latents import Direction, LatentStatistics
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ import sys
 import pytest
 
 from monai_diffae import label_app, label_server
-from monai_diffae.bundle import checksum
-from monai_diffae.bundle.folders import init_bundle
+from monai_diffae.bundle import checksum, init_bundle
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.label.label_app import AppFolder
 

@@ -18,9 +18,6 @@ from label_servers import same_settings
 from nibabel.processing import resample_from_to
 from PIL import Image
 
-from monai_diffae.bundle.loading import load_bundle
-from monai_diffae.errors import one_line
-
 EXTENSIONS = ["*.nii.gz", "*.nii", "*.nrrd", "*.mha", "*.jpg", "*.jpeg", "*.png", "*.dcm"]
 
 
@@ -145,32 +142,3 @@ def test_a_file_without_the_model_is_refused_rather_than_answered_from_random_we
     assert client.get("/info/").json()["models"]["diffae_3d"]["config"]["model_filename"][0] == "model.pt"
     with pytest.raises(Exception, match="holds no weights of this network"):
         infer(client, "diffae_3d", "scan-0", model_filename="checkpoint.pt")
-
-
-@pytest.mark.slow
-def test_it_trains_further_on_the_labelled_images_and_serves_the_new_weights(scans, tmp_path):
-    """tests/bundle/test_given_data.py has more of what such a training does."""
-    given = {"device": "cpu", "max_epochs": 2, "val_split": 0.2}
-    with stock_app(tmp_path, scans) as client:
-
-        def train():
-            answer = client.post("/train/diffae_3d?run_sync=true", json={"diffae_3d": given, **given})
-            assert answer.status_code == 200, answer.text
-
-        before = infer(client, "diffae_3d", "scan-1")
-        with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps ours
-            train()
-        assert "train#dataset#data: there is no image; in MONAI Label, label more" in one_line(caught.value)
-        assert infer(client, "diffae_3d", "scan-1") == before
-        for i in range(5):  # MONAI Label trains on labelled images only
-            source = nib.load(scans / f"scan-{i}.nii.gz")
-            mask = nib.Nifti1Image((source.get_fdata() > 200).astype(np.uint8), source.affine)
-            files = {"label": (f"scan-{i}.nii.gz", mask.to_bytes(), "application/octet-stream")}
-            assert client.put(f"/datastore/label?image=scan-{i}&tag=final", files=files).status_code == 200
-        train()
-        content = infer(client, "diffae_3d", "scan-1")
-        assert content != before
-        answer = opened(content, tmp_path / "after.nii.gz")
-    counts = load_bundle(tmp_path / "app" / "model" / "diffae_3d", "cpu").config["data"]
-    assert (counts["train"], counts["val"]) == (4, 1)
-    assert correlation(answer.get_fdata(), nib.load(scans / "scan-1.nii.gz").get_fdata()) > 0.9

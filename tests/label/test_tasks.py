@@ -11,9 +11,8 @@ import SimpleITK as sitk
 from label_scans import direction_for
 from PIL import Image
 
-from monai_diffae import load_bundle
+from monai_diffae import EmbeddingIndex, load_bundle
 from monai_diffae.apps.command import command
-from monai_diffae.apps.embedding.index import EmbeddingIndex
 from monai_diffae.bundle import AnomalyDetector
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import ConfigError

@@ -8,10 +8,9 @@ from scipy import stats
 from scipy.spatial.distance import cdist, pdist
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents import representation, two_samples
+from monai_diffae.latents import LatentStatistics, representation, two_samples
 from monai_diffae.latents.neighbors import ReferenceCases, near_pairs, nearest_neighbors, outlier_scores, p_values
 from monai_diffae.latents.representation import stability
-from monai_diffae.latents.statistics import LatentStatistics
 from monai_diffae.latents.two_samples import (
     copying_ratio,
     difference_interval,

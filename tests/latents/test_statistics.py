@@ -6,10 +6,8 @@ import torch
 from sklearn.preprocessing import StandardScaler
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents import dci
-from monai_diffae.latents.components import principal_components
+from monai_diffae.latents import LatentStatistics, active_dimensions, dci, principal_components, whitening
 from monai_diffae.latents.representation import scores_of_importance
-from monai_diffae.latents.statistics import LatentStatistics, active_dimensions, whitening
 from monai_diffae.networks import LatentMLP
 
 

@@ -13,9 +13,7 @@ from scipy.special import expit, logit, ndtri
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
-from monai_diffae.apps.evaluation.probe import probe
-from monai_diffae.apps.synthesis.fit_direction import fit_direction
-from monai_diffae.apps.synthesis.grade import grade
+from monai_diffae import fit_direction, grade, probe
 from monai_diffae.latents import fit_direction as fit
 from monai_diffae.latents.probing import QuickProbe, cross_validation_folds, predict_held_out, read_target
 from monai_diffae.latents.probing import scores as scores_module

@@ -9,10 +9,8 @@ from ignite.engine import Engine
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
-from monai_diffae.diffusion import DiffusionSchedule
-from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.latents import copying_ratio
-from monai_diffae.latents.neighbors import p_values
+from monai_diffae import DiffusionAutoencoderInferer, DiffusionSchedule
+from monai_diffae.latents import copying_ratio, p_values
 from monai_diffae.metrics import (
     CopyingRatio,
     ImageQuality,

@@ -253,19 +253,3 @@ def files_no_larger_than(limit, from_save):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     _in_saves(begin)
-
-
-@fault
-def memory_written_to(file):
-    """Append the resident memory in MB of this process to a file after each step."""
-    import psutil
-
-    from monai_diffae.engines.trainer import ResumableTrainer
-
-    process = psutil.Process()
-
-    def measure(number):
-        with open(file, "a") as stream:
-            stream.write(f"{process.memory_info().rss / 1e6}\n")
-
-    _in_calls(ResumableTrainer, "_iteration", measure, after=True)

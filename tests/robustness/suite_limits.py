@@ -38,7 +38,6 @@ TRAININGS = {
     "tests/bundles/test_resume.py": 20,  # half of them are refused or complete
     "tests/bundles/test_training_probes.py": 3,  # two find it complete
     "tests/label/test_trainer.py": 2,
-    "tests/test_cli.py": 1,
 }
 """How many trainings the fast tests of a file run. One process runs a file (``--dist loadfile``)."""
 

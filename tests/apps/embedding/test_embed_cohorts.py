@@ -1,6 +1,5 @@
 """Cohorts of many scans: interrupted and resumed, shared among processes, with bad scans among them."""
 
-import json
 import logging
 import shutil
 import signal
@@ -240,23 +239,6 @@ def test_a_cohort_is_not_overwritten(labelled, tmp_path):
     with pytest.raises(ConfigError, match=r"cohort\.csv: this is the cohort; choose another out"):
         embed(labelled.bundle, cohort, tmp_path / "cohort.csv", device="cpu", overwrite=True)
     assert cohort.read_bytes() == before
-
-
-@pytest.mark.parametrize(("kind", "suffix"), [("csv", "csv"), ("json", "parquet")])
-def test_words_for_missing_values_are_no_labels_and_none_is_a_class(labelled, tmp_path, kind, suffix):
-    cohort = tmp_path / f"cohort.{kind}"
-    columns = {"drug": ["None", "NA", "null", "ill"], "sex": ["F", np.nan, "M", "F"], "age": [1, 2, 3, np.nan]}
-    table = pd.DataFrame({"image": pictures(tmp_path, 4), "split": "test", **columns})
-    if kind == "csv":
-        table.to_csv(cohort, index=False)
-    else:
-        cohort.write_text(json.dumps(table.astype(object).to_dict("records")))  # with NaN
-    made = embed(labelled.bundle, cohort, tmp_path / f"z.{suffix}", device="cpu").path
-    written = pd.read_parquet(made) if suffix == "parquet" else pd.read_csv(made, keep_default_na=False, na_values=[""])
-    for read in (written, read_embeddings(made)):
-        assert read["drug"].dropna().tolist() == ["None", "ill"]
-        assert read["sex"].dropna().tolist() == ["F", "M", "F"]
-        assert read["age"].dropna().tolist() == [1, 2, 3]
 
 
 def test_what_would_replace_other_columns_or_records_is_refused(labelled, tmp_path):

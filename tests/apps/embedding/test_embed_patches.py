@@ -12,8 +12,7 @@ import pytest
 import torch
 from tiny_bundles import rewrite
 
-from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.bundle.loading import load_bundle
+from monai_diffae import embed, load_bundle
 from monai_diffae.data.embeddings import label_columns, read_embeddings, z_matrix
 from monai_diffae.errors import ConfigError, ScanError
 

@@ -4,11 +4,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from scan_files import shared
 
-from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.training.train_latent import train_latent
-from monai_diffae.data.embeddings import label_columns, read_embeddings, z_matrix
+from monai_diffae import embed, train_latent
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import ConfigError
 
@@ -77,55 +75,6 @@ def test_mean_std_adds_the_standard_deviation_of_the_slices(tables):
     assert std_of(both).min() > 0
 
 
-@pytest.mark.parametrize("dims", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_a_volume_gives_the_same_whatever_the_batch_the_order_and_the_workers(
-    dims, labelled, tiny_bundle_3d, volumes, tmp_path
-):
-    bundle, pool = (labelled.bundle, "mean_std") if dims == 2 else (tiny_bundle_3d.directory, "none")
-    cohort = cohort_of(tmp_path, volumes)
-
-    def run(name, **options):
-        path = embed(bundle, cohort, tmp_path / name, pool=pool, device="cpu", **options).path
-        return pd.read_parquet(path).sort_values("id", ignore_index=True)
-
-    expected = run("expected")
-    assert len(expected) == expected["z_000"].nunique() == 5
-    pd.testing.assert_frame_equal(run("one", batch_size=1), expected, check_exact=True)
-    pd.testing.assert_frame_equal(run("workers", workers=1, batch_size=3), expected, check_exact=True)
-    pd.read_csv(cohort).iloc[[3, 0, 4]].to_csv(cohort, index=False)
-    pd.testing.assert_frame_equal(run("some"), expected.iloc[[0, 3, 4]].reset_index(drop=True), check_exact=True)
-
-
-@pytest.mark.slow
-def test_the_bundles_slices_are_used_unless_others_are_set_and_reserved_labels_renamed(labelled, volumes, tmp_path):
-    cohort = cohort_of(tmp_path, volumes, {"slices": range(5), "std_000": range(5)})
-
-    def table(name, **overrides):
-        options = {"pool": "mean_std", "device": "cpu", "overrides": overrides}
-        return read_embeddings(embed(labelled.bundle, cohort, tmp_path / name, **options).path)
-
-    own = table("own")
-    assert label_columns(own) == ["label_slices", "label_std_000"]
-    assert own["slices"].tolist() == [2, 3, 2, 3, 3]
-    assert table("all", slice_range=[0.0, 1.0], slice_step=1)["slices"].tolist() == [10, 11, 12, 13, 14]
-    sagittal = {"slice_axis": "sagittal", "slice_range": [0.25, 0.75], "slice_step": 1}
-    assert table("sagittal", **sagittal)["slices"].tolist() == [6] * 5
-
-
-def test_a_volume_with_a_bad_slice_is_skipped_and_the_command_counts_it(run, labelled, volumes, tmp_path):
-    volumes["v1"][..., 5] = 7  # a constant slice
-    cohort = cohort_of(tmp_path, volumes)
-    (tmp_path / "v3.nii").write_bytes(b"no scan")
-    options = ["--bundle", labelled.bundle, "--cohort", cohort, "--device", "cpu", "--out", tmp_path / "o"]
-    code, printed, error = run("--quiet", "embed", *options, "--pool", "mean")
-    assert (code, printed) == (3, f"{tmp_path / 'o' / 'embeddings.parquet'}\n")
-    assert "2 of 5 cases failed: see failures.csv" in error
-    assert pd.read_parquet(tmp_path / "o" / "embeddings.parquet")["id"].tolist() == ["v0", "v2", "v4"]
-    failures = pd.read_csv(tmp_path / "o" / "failures.csv").set_index("case_id")["reason"]
-    assert failures.index.tolist() == ["v3", "v1"]
-    assert failures["v1"].startswith("slice 5: v1_z005: constant between its percentiles")
-
-
 def test_pictures_beside_volumes_are_rows_of_one_slice(labelled, volumes, tmp_path):
     cohort = cohort_of(tmp_path, volumes)
     picture = pd.read_csv(labelled.cohort).iloc[[0]][["image", "id"]].assign(split="train")
@@ -147,15 +96,3 @@ def test_pooled_z_sem_cannot_be_decoded_and_are_not_taken_for_those_of_slices(la
     with pytest.raises(ConfigError, match="exists and was made with other pool; set overwrite"):
         embed(labelled.bundle, heads, tables["none"], pool="mean", device="cpu")
     assert embed(labelled.bundle, heads, tables["mean"], pool="mean", device="cpu").skipped
-
-
-def test_the_table_has_one_row_per_real_dicom_series(labelled, tmp_path):
-    folder = shared("dicom_mr_brain_pgbm003")
-    table = read_embeddings(embed(labelled.bundle, folder, tmp_path / "o", pool="mean_std", device="cpu").path)
-    assert table["slices"].tolist() == [4, 4]
-    assert table["patient"].nunique() == 1
-    text = (tmp_path / "o" / "embeddings.json").read_text() + table.to_csv()
-    assert not any(private in text for private in ("Dumbledore", "Albus", "19500101", str(folder)))
-    single = next(path for path in sorted(folder.iterdir()) if path.is_dir())
-    one = read_embeddings(embed(labelled.bundle, single, tmp_path / "one", pool="mean_std", device="cpu").path)
-    np.testing.assert_array_equal(z_matrix(one)[0], z_matrix(table)[table["id"].str.contains("T1post").to_numpy()][0])

@@ -19,9 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from tiny_bundles import rewrite
 
-from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.embedding.estimator import DiffAEEncoder
-from monai_diffae.bundle.loading import load_bundle
+from monai_diffae import DiffAEEncoder, embed, load_bundle
 from monai_diffae.data.embeddings import z_columns, z_matrix
 from monai_diffae.errors import ConfigError, ScanError
 

@@ -11,10 +11,9 @@ import pandas as pd
 import pytest
 from tiny_bundles import rewrite, scaled
 
+from monai_diffae import embed, load_bundle
 from monai_diffae.apps.embedding import index as index_module
-from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.embedding.index import EmbeddingIndex, IndexUpdate
-from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import ConfigError
 

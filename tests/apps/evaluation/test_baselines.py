@@ -6,7 +6,7 @@ import pytest
 from tiny_bundles import rewrite, scaled
 
 from monai_diffae.apps.evaluation.baselines import open_images, pixel_features, read_features
-from monai_diffae.apps.evaluation.probe import Comparison, probe
+from monai_diffae.apps.evaluation.probe import Comparison
 from monai_diffae.apps.settings import Reading
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.progress import Failure, write_failures
@@ -70,15 +70,6 @@ def test_baselines_are_read_through_the_bundle(labelled, tmp_path):
     np.testing.assert_allclose(intensity.extract(np.arange(5))[::-1], again.extract(np.arange(5)), atol=1e-6)
     assert pca.extract(np.arange(5)).shape == (12, 4)  # what five images span
     assert not pca.standardise
-    options = {"targets": ["head_size"], "probes": ["linear"], **images}
-    result = probe(labelled.embeddings, tmp_path / "o", pixel_baselines=["pca", "intensity"], **options)
-    assert [row["features"] for row in result.rows] == ["z_sem", "PCA of pixels", "intensity statistics"]
-    assert [row["dims"] for row in result.rows] == [8, 8, 13]
-    again = probe(labelled.embeddings, tmp_path / "o", pixel_baselines=["pca", "intensity"], **options)
-    assert (again.rows, again.skipped) == (result.rows, True)
-    with pytest.raises(ConfigError, match="made with other pixel_baselines"):
-        probe(labelled.embeddings, tmp_path / "o", pixel_baselines=["pca"], **options)
-    assert str(tmp_path.parent) not in (tmp_path / "o" / "record.json").read_text()
 
 
 def test_a_bundle_of_other_preprocessing_than_the_table_is_refused(labelled, tmp_path, caplog):

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 from tiny_bundles import rewrite
 
-from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.evaluation.diagnose import diagnose
+from monai_diffae import diagnose, embed
 from monai_diffae.errors import CohortError, ConfigError
 
 SETTINGS = {"split": None, "num_levels": 3, "figure_format": "pdf", "dpi": 30}

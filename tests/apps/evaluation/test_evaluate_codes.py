@@ -11,11 +11,10 @@ from monai.metrics import EmbeddingCollapseMetric
 from PIL import Image
 from tiny_bundles import rewrite, scaled
 
-from monai_diffae.apps.embedding.embed import embed
+from monai_diffae import embed, generate
 from monai_diffae.apps.evaluation.evaluate import _Evaluation, evaluate
 from monai_diffae.apps.evaluation.generation_quality import GeneratedImages
 from monai_diffae.apps.session import Session
-from monai_diffae.apps.synthesis.generate import generate
 from monai_diffae.data.embeddings import read_embeddings, split_rows, z_matrix
 from monai_diffae.data.samples import FACTORS, make_virtual_cohort
 from monai_diffae.errors import ConfigError
@@ -76,7 +75,7 @@ def test_the_copying_ratio_in_pixels_by_brute_force(report, latent_bundle, cohor
 
 
 @pytest.mark.slow
-def test_distances_of_image_features(report, latent_bundle, cohort, tmp_path, monkeypatch):
+def test_distances_of_image_features(latent_bundle, cohort, tmp_path, monkeypatch):
     """FID, KID, precision and recall with the means of four quarters as features, in place of a network's."""
 
     def features(images, model_range):
@@ -99,14 +98,6 @@ def test_distances_of_image_features(report, latent_bundle, cohort, tmp_path, mo
     assert value("kid") == pytest.approx(kernel_distance(drawn, real), rel=0.05)
     realistic, covered = precision_and_recall(real, drawn)
     assert (value("precision"), value("recall")) == (realistic.mean(), covered.mean())
-    # those of z_sem come from all held-out cases also if fewer are reconstructed, which once ended the run
-    of_z_sem = [
-        [row for row in each.figures["rows"] if row["table"] == "generation" and row["features"] == "z_sem"]
-        for each in (report, result)
-    ]
-    assert of_z_sem[0] == of_z_sem[1]
-    sharpness = {"precision", "recall", "precision_training", "recall_training"}
-    assert {row["metric"] for row in of_z_sem[0]} == {"mmd", "copying_ratio", *sharpness}
 
 
 def test_another_latent_ddim_is_another_result(latent_bundle, cohort, tmp_path):

@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.pages.compare import compare
+from monai_diffae import compare, report
 from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.page import number
-from monai_diffae.apps.pages.report import report
 from monai_diffae.apps.pages.sections import _cautions
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.cli import build_app, parse
@@ -107,15 +106,6 @@ def test_a_second_call_computes_nothing_again(reported, report_again, labelled, 
     assert all(each.result.skipped for each in again.outcomes if each.step.command not in quick)
 
 
-def test_one_file_can_have_all_pictures_inside(reported, report_again, page_reader):
-    before = reported.page.read_bytes()
-    made = report_again(embed=True)
-    embedded = sources(page_reader(made.page))
-    assert len(embedded) > 5
-    assert all(source.startswith("data:image/") for source in embedded)
-    reported.page.write_bytes(before)
-
-
 def test_what_fails_is_said_and_samples_stand_beside_their_nearest_cases(
     labelled, latent_bundle, quick_evaluation, tmp_path, page_reader
 ):
@@ -173,20 +163,6 @@ def test_a_mistyped_cohort_is_refused_before_any_work_and_a_bug_is_not_hidden(la
     monkeypatch.setattr(Steps, "attempt", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report(labelled.bundle, tmp_path / "out", cohort=labelled.cohort, device="cpu")
-
-
-@pytest.mark.slow
-def test_volumes_have_sliders_in_three_planes(tiny_bundle_3d, quick_evaluation, tmp_path, page_reader, monkeypatch):
-    monkeypatch.setattr("monai_diffae.apps.pages.data._MOST_EDITED_TARGETS", 0)
-    made = report(
-        tiny_bundle_3d.directory, tmp_path / "out", cohort=tiny_bundle_3d.cohort, device="cpu", targets=["head_size"]
-    )
-    page = page_reader(made.page)
-    sliders = [each for each in page.all("input", type="range") if "data-frames" in each.attributes]
-    assert {each.attributes["data-frames"].rsplit("_", 1)[1] for each in sliders} == {"axial", "coronal", "sagittal"}
-    assert {each.attributes["max"] for each in sliders} == {"15"}
-    groups = {each.attributes.get("data-group") for each in page.elements}
-    assert {each.attributes["data-frames"] for each in sliders} <= groups
 
 
 # -- several models on one page ----------------------------------------------------------------------------------------

@@ -114,9 +114,6 @@ def test_each_condition_has_a_line_and_each_metric_a_column():
     assert "no held-out case" in report_page(Section("quality", "", quality_values(None), ["no held-out case"]))
 
 
-# -- the map -----------------------------------------------------------------------------------------------------------
-
-
 # -- strips of slices --------------------------------------------------------------------------------------------------
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.study.associate import associate
-from monai_diffae.apps.study.stability import stability
+from monai_diffae import associate, stability
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.errors import CohortError, ConfigError
 

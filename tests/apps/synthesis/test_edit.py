@@ -8,11 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.synthesis.edit import edit
+from monai_diffae import edit, embed, load_bundle, reconstruct
 from monai_diffae.apps.synthesis.fit_direction import fit_direction, read_direction
-from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import CohortError, ConfigError

@@ -13,11 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
-from monai_diffae import embed, report, sample_data, trusting
+from monai_diffae import embed, explain, load_bundle, report, sample_data, trusting
 from monai_diffae.apps.synthesis import explain as module
-from monai_diffae.apps.synthesis.explain import explain
-from monai_diffae.apps.synthesis.users_model import ModelInterface, UsersModel, checksum, read_users_model
-from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.apps.synthesis.users_model import ModelInterface, UsersModel, checksum
 from monai_diffae.cli import main
 from monai_diffae.errors import ConfigError, UnsafeInputError
 
@@ -37,10 +35,6 @@ class Users(torch.nn.Module):
         if self.kind == "batch":
             image = torch.nn.functional.batch_norm(image, self.mean, self.variance, training=True)
         value = self.scale * image[:, :1, : image.shape[2] // 2].mean(dim=(1, 2, 3))[:, None] + 6.0
-        if self.kind == "probability":
-            return torch.sigmoid(value)
-        if self.kind == "three":
-            return torch.cat([value, torch.zeros_like(value), torch.zeros_like(value)], dim=1)
         if self.kind == "constant":
             return torch.zeros_like(value) + 1.5
         if self.kind == "nan":
@@ -172,14 +166,11 @@ def test_what_cannot_be_reached_and_what_is_not_finite_is_named_and_counted(run,
     ("kind", "options", "message"),
     [
         ("colour", {}, "fails with an image of 1 x 16 x 16 .*; set input_size, or set input_channels"),
-        ("three", {}, "output_index: three.ts has 3 outputs; choose one, from 0 on"),
         ("dropout", {}, "model: dropout.ts is in training mode; call eval"),
         ("batch", {}, "model: batch.ts is in training mode"),
-        ("probability", {}, "outputs of probability.ts look like probabilities, not logits; set activation to none"),
         ("logit", {"to": 2.0}, "to: 2.0 is no probability between 0 and 1"),
         ("constant", {"to": None, "activation": "none"}, "to: a score is 1.5, which is no probability"),
         ("logit", {"input_size": [8]}, "fails with an image of .*; set input_size, or set"),
-        ("logit", {"input_range": [1]}, "fails with an image of .*; set input_size, or set"),
         ("logit", {"labels": ["patience"]}, "labels: there is no label column 'patience'"),
     ],
 )
@@ -246,18 +237,6 @@ def test_weights_beside_an_onnx_file_belong_to_it(tmp_path):
     before = checksum(tmp_path / "a.onnx")
     (tmp_path / "a.onnx.data").write_text("others")
     assert checksum(tmp_path / "a.onnx") != before
-
-
-def test_an_onnx_file_with_two_outputs_is_refused(labelled, tmp_path):
-    onnx = pytest.importorskip("onnx", reason="is in the extra `export`")
-    pytest.importorskip("onnxruntime", reason="is in the extra `export`")
-    names = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 1, 16, 16]) for name in "abc"]
-    nodes = [onnx.helper.make_node("Neg", ["a"], [name]) for name in "bc"]
-    graph = onnx.helper.make_graph(nodes, "two", names[:1], names[1:])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
-    onnx.save(model, tmp_path / "two.onnx")
-    with pytest.raises(ConfigError, match="1 input and 2 outputs, not one each"):
-        read_users_model(tmp_path / "two.onnx", ModelInterface(), load_bundle(labelled.bundle, "cpu"))
 
 
 @pytest.mark.slow

@@ -7,10 +7,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import r2_score, roc_auc_score
 
-from monai_diffae.apps.synthesis.edit import edit
+from monai_diffae import edit, generate, grade
 from monai_diffae.apps.synthesis.fit_direction import fit_direction, read_direction
-from monai_diffae.apps.synthesis.generate import generate
-from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.data.embeddings import training_z_sem, z_matrix
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing.scores import score_with_interval
@@ -52,22 +50,6 @@ def test_another_file_is_not_overwritten_unasked_and_what_is_no_direction_never(
     with pytest.raises(ConfigError, match=r"^embeddings\.json: exists and is not this direction; choose"):
         fit_direction(labelled.embeddings, record, target="wide", overwrite=True)
     assert record.read_text() == content
-
-
-def test_a_target_that_cannot_be_fitted_is_one_line(run, table, changed, tmp_path):
-    rows = table.index[table["split"] == "train"]
-    path = changed(one="same", text=[f"t{i}" for i in range(12)], gaps=table["wide"].mask(table.index.isin(rows[:2])))
-    fit = ["--quiet", "fit-direction", path, tmp_path / "d.json", "--target"]
-    for target, message in {
-        "one": f"target 'one': {len(rows)} of {len(rows)} cases have it, all 'same'",
-        "text": "target 'text': is text with",
-        "gone": "--target: there is no label column 'gone'; choose from: ",
-    }.items():
-        code, _, error = run(*fit, target)
-        assert (code, error.count("\n")) == (2, 1)
-        assert error.startswith(f"error: {message}")
-    assert not (tmp_path / "d.json").exists()
-    assert f"{len(rows) - 2} training cases, 2 without the label omitted\n" in run(*fit, "gaps")[1]
 
 
 def test_a_direction_that_is_damaged_or_of_another_model_is_one_line(labelled, latent_bundle, tmp_path):

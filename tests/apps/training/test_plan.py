@@ -190,12 +190,6 @@ def test_a_timetable_fills_the_budget(num_train, seconds_per_step):
     assert 1 / (1 - settings["ema_decay"]) <= max(10, table.num_steps / 10)
 
 
-def test_a_timetable_keeps_what_is_decided():
-    table = Work(100, 10, CONFIG, {"max_epochs": 3, "z_grid": 2}).timetable(Speed(1.0, 10), 600)
-    assert {"max_epochs": 3, "z_grid": 2}.items() <= table.settings.items()
-    assert table.seconds["training"] == pytest.approx(30.6)  # with a checkpoint for each epoch
-
-
 def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, fast):
     small = [f"{key}={str(value).replace(' ', '')}" for key, value in SMALL.items()]
     code, printed, error = run("plan", volumes, "--device", "cpu", "--overrides", *small)
@@ -212,20 +206,6 @@ def test_the_command_shows_and_its_train_line_is_accepted(run, volumes, fast):
     _, bound = parse(build_app(), shlex.split(train)[1:])
     assert bound.args[:2] == (Path("my_bundle"), volumes)
     assert bound.arguments["training"].overrides == plan(volumes, device="cpu", overrides=SMALL).settings
-
-
-def test_json_of_images_and_a_bad_header(run, tmp_path, fast):
-    for i in range(12):
-        Image.fromarray(np.zeros((60, 48), np.uint8)).save(tmp_path / f"{i}.png")
-    (tmp_path / "bad.png").write_bytes(b"bad")
-    code, printed, _ = run("plan", tmp_path, "--device", "cpu", "--overrides", "channel_mult=[1,2]", "--json")
-    assert code == 3
-    result = json.loads(printed)
-    assert result["settings"]["image_size"] == [60, 60]
-    assert result["cohort"]["num_scans"] == 12
-    assert result["cohort"]["failures"][0]["case_id"] == "bad"
-    assert 0 < result["memory"]["predicted_gib"] < result["memory"]["budget_gib"] == 3.2  # 80 % of 4
-    assert result["time"]["num_images"] > result["time"]["needed_images"]
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,8 @@ import torch
 from forked_program import wait_until
 from PIL import Image
 
-from monai_diffae.apps.settings import Training
+from monai_diffae import Training, init
 from monai_diffae.apps.training import train_with_callbacks
-from monai_diffae.apps.training.init import init
 from monai_diffae.apps.training.train import open_training, train, training_result
 from monai_diffae.bundle import init_bundle, load_bundle
 from monai_diffae.errors import BusyError, ConfigError
@@ -80,69 +79,42 @@ def picture(path, *shape):
     Image.fromarray(RANDOM.integers(0, 256, shape, np.uint8)).save(path)
 
 
-def volume(path, array, spacing_mm=1.0):
-    nib.save(nib.Nifti1Image(array.astype(np.float32), np.diag([spacing_mm] * 3 + [1.0])), path)
-
-
 def odd_pictures(folder):
+    """Pictures that only a training sees in its own way; tests/robustness/defects.py has damaged ones, also in 3D."""
     for i in range(6):
         picture(folder / f"good{i}.png", 20 + i, 30)
     picture(folder / "colour.png", 20, 30, 3)
     picture(folder / "colour.jpg", 20, 30, 3)
     picture(folder / "transparent.png", 20, 30, 4)
-    Image.fromarray(np.full((20, 20), 7, np.uint8)).save(folder / "constant.png")
     Image.fromarray(RANDOM.integers(0, 60_000, (20, 20)).astype(np.uint16)).save(folder / "deep.png")
-    (folder / "cut.png").write_bytes((folder / "good0.png").read_bytes()[:-200])
-    volume(folder / "slice.nii.gz", RANDOM.normal(size=(20, 24, 1)))
     values = RANDOM.normal(size=(20, 24, 5))
     values[..., 2] = 0
-    volume(folder / "empty_slice.nii.gz", values)
-    values[3, 3, 3] = np.nan
-    volume(folder / "nan.nii.gz", values)
-
-
-def odd_volumes(folder):
-    for i in range(5):
-        volume(folder / f"good{i}.nii.gz", RANDOM.normal(size=(16, 18, 16)))
-    volume(folder / "coarse.nii.gz", RANDOM.normal(size=(8, 8, 8)), 4.0)
-    volume(folder / "tiny.nii.gz", RANDOM.normal(size=(2, 2, 2)), 0.2)
-    volume(folder / "constant.nii.gz", np.ones((16, 18, 16)))
-    volume(folder / "nan.nii.gz", np.where(np.arange(16) == 3, np.nan, RANDOM.normal(size=(16, 18, 16))))
-    (folder / "cut.nii.gz").write_bytes((folder / "good0.nii.gz").read_bytes()[:-100])
-    picture(folder / "picture.png", 20, 20)
-
-
-BAD_PICTURES = {"constant", "cut", "nan_z001", "nan_z003", "transparent"}
-BAD_VOLUMES = {"constant", "cut", "nan", "picture", "tiny"}
+    for name, array in {"slice": values[..., :1], "empty_slice": values}.items():
+        nib.save(nib.Nifti1Image(array.astype(np.float32), np.eye(4)), folder / f"{name}.nii.gz")
 
 
 @pytest.mark.goal(id="R21")
 @pytest.mark.parametrize(
-    ("name", "make", "colour", "bad"),
+    ("colour", "bad"),
     [
-        ("diffae_2d", odd_pictures, "grey", BAD_PICTURES),
-        pytest.param("diffae_3d", odd_volumes, None, BAD_VOLUMES, marks=pytest.mark.slow),
-        pytest.param(
-            "diffae_2d", odd_pictures, None, BAD_PICTURES | {"colour.jpg", "colour.png"}, marks=pytest.mark.slow
-        ),
-        pytest.param("diffae_2d", odd_pictures, "rgb", BAD_PICTURES, marks=pytest.mark.slow),
+        ("grey", {"transparent"}),
+        pytest.param(None, {"transparent", "colour.jpg", "colour.png"}, marks=pytest.mark.slow),
+        pytest.param("rgb", {"transparent"}, marks=pytest.mark.slow),
     ],
 )
-def test_training_leaves_out_scans_that_cannot_be_used(tmp_path, tiny_settings, name, make, colour, bad):
+def test_training_leaves_out_scans_that_cannot_be_used(tmp_path, tiny_settings, colour, bad):
     scans = tmp_path / "Plantedfolder"
     scans.mkdir()
-    make(scans)
-    bundle = init_bundle(tmp_path / "bundle", name)
-    grid = {"image_size": [16, 16, 16], "spacing_mm": [2, 2, 2]} if name == "diffae_3d" else {"image_size": [16, 16]}
-    settings = {**tiny_settings, **SMALL, **grid, "batch_size": 2, "calibration_cases": 0}
+    odd_pictures(scans)
+    bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
+    settings = {**tiny_settings, **SMALL, "batch_size": 2, "calibration_cases": 0}
     result = train(bundle, scans, colour=colour, overrides=settings)
     with open(result.failures, newline="") as stream:
         left_out = {row["case_id"] for row in csv.DictReader(stream)}
     assert left_out == bad
     assert result.num_failed == len(left_out)
-    assert result.num_cases == (17 if name == "diffae_2d" else 11)  # slices count in 2D
+    assert result.num_cases == 13  # slices count
     trained = load_bundle(bundle, "cpu")
-    assert (trained.z_sem_usage is None) == (name == "diffae_3d")
     assert trained.config["in_channels"] == (3 if colour == "rgb" else 1)
     assert not (bundle / "mlflow.db").exists()  # our key `mlflow`, not MONAI's argument
     contents = {file.name: file.read_bytes() for file in bundle.rglob("*") if file.is_file()}

@@ -10,8 +10,7 @@ import torch
 from scipy.spatial.distance import cdist
 from tiny_bundles import TINY_LATENT
 
-from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.training.train_latent import train_latent
+from monai_diffae import embed, train_latent
 from monai_diffae.bundle.loading import load_bundle, load_latent
 from monai_diffae.bundle.model_file import checksum, read_description, read_model
 from monai_diffae.data.embeddings import read_embeddings, z_matrix

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from scan_files import save_nifti, save_series, values
+from scan_files import save_nifti, values
 
 from monai_diffae import verify
 from monai_diffae.data.cohorts import read_cohort
@@ -100,17 +100,6 @@ def test_headers_are_enough_for_geometry(cohort):
     assert result.verification.fingerprint is None
 
 
-def test_doubts_about_a_series_are_listed(tmp_path):
-    save_series(tmp_path / "scans" / "whole", uid="1.2.3")
-    (save_series(tmp_path / "scans" / "cut", uid="1.2.4") / "005.dcm").unlink()  # the first slice
-    save_series(tmp_path / "scans" / "other", uid="1.2.5")
-    result = verify(tmp_path / "scans", tmp_path / "out", workers=1)
-    checked = {each.case.id: each for each in result.verification.cases}
-    assert [id for id, each in checked.items() if each.status == "doubtful"] == ["cut"]
-    assert checked["cut"].findings[0].kind == "it has N slices, but their numbers reach N"
-    assert "numbers reach 5" in checked["cut"].findings[0].reason
-
-
 def test_every_patient_and_file_in_two_splits_is_listed(tmp_path, run):
     folder = _volumes(tmp_path / "scans", 10)
     (folder / "s9.nii.gz").unlink()
@@ -142,14 +131,3 @@ def test_nothing_usable_is_one_line_and_still_a_table(tmp_path):
         verify(tmp_path / "scans", tmp_path / "out")
     assert len(pd.read_csv(tmp_path / "out" / "verify.csv")) == 2
     assert (tmp_path / "out" / "overview.png").is_file()
-
-
-@pytest.mark.goal(id="R25")
-def test_exit_codes(tmp_path, run):
-    folder = _volumes(tmp_path / "scans", 3)
-    assert run("verify", folder, "--headers", "--json")[0] == 0
-    (folder / "s0.nii.gz").write_bytes(b"junk")
-    assert run("verify", folder, "--headers", "--json")[0] == 3
-    for number in (1, 2):
-        (folder / f"s{number}.nii.gz").write_bytes(b"junk")
-    assert run("verify", folder, "--headers", "--json")[0] == 4

@@ -9,27 +9,16 @@ import tempfile
 import unittest
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import torch
-
-BUNDLE = Path("models") / "BUNDLE_NAME"
-QUICK = {
-    "max_epochs": 1, "batch_size": 1, "val_batch_size": 2, "num_pictures": 0, "probe_interval": 0, "mlflow": False,
-    "report_every": 1,
-}  # fmt: skip
+from test_BUNDLE_NAME import BUNDLE, QUICK, make_images
 
 
 class TestBundleOnSeveralDevices(unittest.TestCase):
     def setUp(self):
         self.folder = Path(tempfile.mkdtemp())
         config = json.loads((BUNDLE / "configs" / "train.json").read_text())
-        size = config["image_size"] if config["spatial_dims"] == 3 else [*config["image_size"], 1]
         (self.folder / "scans").mkdir()
-        for number in range(10):
-            voxels = np.random.default_rng(number).integers(0, 200, size).astype(np.int16)
-            affine = np.diag([*config.get("spacing_mm", [1.0, 1.0, 1.0]), 1.0])
-            nib.save(nib.Nifti1Image(voxels, affine), self.folder / "scans" / f"scan_{number}.nii.gz")
+        make_images(self.folder / "scans", config)
 
     def tearDown(self):
         shutil.rmtree(self.folder)
