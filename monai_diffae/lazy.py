@@ -23,26 +23,45 @@ class _Lazy:
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
     import pandas as pd
     import torch
 
-    from monai_diffae import diffusion, inferers, latents, metrics, pictures, transforms
-    from monai_diffae.apps import session
-    from monai_diffae.data import atomic, embeddings, scans
-    from monai_diffae.latents import association, harmonization, targets
+    from monai_diffae import bundle as bundles
+    from monai_diffae import engines, inferers, latents, metrics, networks, official, pictures, transforms
+    from monai_diffae.apps import provenance
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.bundle import loading
+    from monai_diffae.bundle import model as models
+    from monai_diffae.data import cached, cohort_split, cohorts, scans
+    from monai_diffae.data import embeddings as tables
+    from monai_diffae.data.inspection import listing as listings
+    from monai_diffae.data.inspection import survey as surveys
+    from monai_diffae.data.inspection import twins
+    from monai_diffae.inferers import paths
+    from monai_diffae.latents import association, harmonization, label_changes, representation, statistics, targets
+    from monai_diffae.transforms import writing
 else:
-    np, pd, torch = _Lazy("numpy"), _Lazy("pandas"), _Lazy("torch")
-    diffusion, inferers, latents = (_Lazy(f"monai_diffae.{room}") for room in ("diffusion", "inferers", "latents"))
-    metrics, pictures, transforms = (_Lazy(f"monai_diffae.{room}") for room in ("metrics", "pictures", "transforms"))
-    session = _Lazy("monai_diffae.apps.session")
-    atomic, embeddings, scans = (_Lazy(f"monai_diffae.data.{module}") for module in ("atomic", "embeddings", "scans"))
-    association, harmonization, targets = (
-        _Lazy(f"monai_diffae.latents.{module}") for module in ("association", "harmonization", "targets")
-    )
+    _ROOMS = ("engines", "inferers", "latents", "metrics", "networks", "official", "pictures", "transforms")
+    _MODULES = {
+        "np": "numpy", "npt": "numpy.typing", "pd": "pandas", "torch": "torch",
+        **{name: f"monai_diffae.{name}" for name in _ROOMS}, "bundles": "monai_diffae.bundle",
+        "provenance": "monai_diffae.apps.provenance", "sessions": "monai_diffae.apps.session",
+        "loading": "monai_diffae.bundle.loading", "models": "monai_diffae.bundle.model",
+        **{name: f"monai_diffae.data.{name}" for name in ("cached", "cohort_split", "cohorts", "scans")},
+        "tables": "monai_diffae.data.embeddings", "listings": "monai_diffae.data.inspection.listing",
+        "surveys": "monai_diffae.data.inspection.survey", "twins": "monai_diffae.data.inspection.twins",
+        "paths": "monai_diffae.inferers.paths", "writing": "monai_diffae.transforms.writing",
+        **{name: f"monai_diffae.latents.{name}"
+           for name in ("association", "harmonization", "label_changes", "representation", "statistics", "targets")},
+    }  # fmt: skip
+    globals().update({name: _Lazy(module) for name, module in _MODULES.items()})
 
 __all__ = [
-    "association", "atomic", "diffusion", "embeddings", "harmonization", "inferers", "latents", "metrics", "np", "pd",
-    "pictures", "scans", "session", "targets", "torch", "transforms",
+    "association", "bundles", "cached", "cohort_split", "cohorts", "engines", "harmonization", "inferers",
+    "label_changes", "latents", "listings", "loading", "metrics", "models", "networks", "np", "npt", "official",
+    "paths", "pd", "pictures", "provenance", "representation", "scans", "sessions", "statistics", "surveys", "tables",
+    "targets", "torch", "transforms", "twins", "writing",
 ]  # fmt: skip
 
 

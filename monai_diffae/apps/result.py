@@ -15,9 +15,9 @@ from monai_diffae.bundle.description import versions
 from monai_diffae.data.atomic import ProcessLock, disk_errors, remove_abandoned, write_json
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError, OtherResultsError
+from monai_diffae.lazy import pd, tables
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.table import Table
 
 logger = logging.getLogger(__name__)
@@ -90,13 +90,11 @@ class Result:
         """The first rows of a result that is a table, with a few columns of z_sem."""
         if self.path is None or self.path.suffix not in _TABLE_SUFFIXES:
             return None
-        from monai_diffae.data.embeddings import read_embeddings, z_columns
-
         try:
-            table = read_embeddings(self.path).head()
+            table = tables.read_embeddings(self.path).head()
         except CohortError:  # a table of scans
             return None
-        return table.drop(columns=z_columns(table)[_MOST_SHOWN:])
+        return table.drop(columns=tables.z_columns(table)[_MOST_SHOWN:])
 
     def _repr_html_(self) -> str:
         from monai_diffae.apps.pages.page import result_html

@@ -20,19 +20,18 @@ from monai_diffae.data import embeddings as tables
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.features import INTENSITY_NAME, WIDE_NAME, FeatureSet, intensity_statistics
+from monai_diffae.lazy import sessions
 from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.probe import Comparison
-    from monai_diffae.apps.session import Session
-
 logger = logging.getLogger(__name__)
 
 _LARGE_GIB = 2
 _NOT_FEATURES = ("id", "file_name", "patient", "split", "slices", "patches", "empty_patches")
 
 
-def open_images(table: pd.DataFrame, comparison: Comparison, reading: Reading) -> Session:
+def open_images(table: pd.DataFrame, comparison: Comparison, reading: Reading) -> sessions.Session:
     """The bundle and the cohort, with the configuration values that a table was made with."""
     run = Run(device="cpu", overrides=safe_overrides(table))
     recorded = table.attrs.get("monai_diffae", {}).get("made_from", {}).get("overrides") or {}
@@ -41,13 +40,11 @@ def open_images(table: pd.DataFrame, comparison: Comparison, reading: Reading) -
             "pixel_baselines: the table was made with overrides of %s, which are not applied, so the images may differ "
             "from those that were embedded", ", ".join(dropped),
         )  # fmt: skip
-    from monai_diffae.apps.session import Session
-
-    return Session.open(comparison.bundle or "", comparison.cohort or "", reading=reading, run=run)
+    return sessions.Session.open(comparison.bundle or "", comparison.cohort or "", reading=reading, run=run)
 
 
 def pixel_features(
-    comparison: Comparison, table: pd.DataFrame, session: Session, out: Path | None = None
+    comparison: Comparison, table: pd.DataFrame, session: sessions.Session, out: Path | None = None
 ) -> list[FeatureSet]:
     """Baselines computed from the images that a table of embeddings was made from."""
     if "patches" in table:
@@ -71,7 +68,7 @@ def pixel_features(
     return [feature_sets[name]() for name in dict.fromkeys(comparison.pixel_baselines)]
 
 
-def _images(ids: Sequence[str], session: Session, out: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _images(ids: Sequence[str], session: sessions.Session, out: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """The images ``[N, C, *S]`` that the encoder sees, and whether each is available; zeros if not."""
     requested = set(ids)
     cases = [case for case in session.cohort.cases if case.id in requested]

@@ -14,15 +14,17 @@ from cyclopts import Group, Parameter
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split, Writing
+from monai_diffae.data.atomic import write_atomic, write_csv
+from monai_diffae.data.fingerprints import file_checksum
+from monai_diffae.data.progress import track
 from monai_diffae.errors import ConfigError, counted, shortened
-from monai_diffae.lazy import np, pd, pictures
+from monai_diffae.lazy import np, pd, pictures, representation, sessions
 from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from monai_diffae.apps.evaluation.probe_twins import TableTwins
-    from monai_diffae.apps.session import Session
     from monai_diffae.latents.probing.evaluation import EvaluatedProbe, ProbeSettings
     from monai_diffae.latents.probing.features import FeatureSet
 
@@ -153,9 +155,7 @@ def probe(
     from monai_diffae.apps.evaluation.baselines import checksum_of_features, feature_set, open_images
     from monai_diffae.apps.evaluation.probe_twins import TableTwins
     from monai_diffae.data.embeddings import read_embeddings
-    from monai_diffae.data.fingerprints import file_checksum
     from monai_diffae.latents.probing.evaluation import ProbeSettings
-    from monai_diffae.latents.representation import warn_if_unused
     from monai_diffae.latents.targets import are_classes
 
     settings = ProbeSettings(
@@ -164,7 +164,7 @@ def probe(
         each_regularisation=out is not None and "linear" in probing.probes, nuisance=probing.nuisance,
     )  # fmt: skip
     table = read_embeddings(embeddings)
-    warn_if_unused(table.attrs.get("monai_diffae", {}).get("z_sem_usage"))
+    representation.warn_if_unused(table.attrs.get("monai_diffae", {}).get("z_sem_usage"))
     names = _target_columns(table, targets, probing.nuisance, embeddings.name)
     unknown = [name for name in kinds if name not in names]
     if unknown:
@@ -225,12 +225,11 @@ def _target_columns(table: pd.DataFrame, targets: Sequence[str], nuisance: str |
 
 def _evaluate(
     table: pd.DataFrame, targets: Sequence[str], settings: ProbeSettings, baselines: Sequence[FeatureSet],
-    comparison: Comparison, session: Session | None, folder: Path | None,
+    comparison: Comparison, session: sessions.Session | None, folder: Path | None,
 ) -> tuple[list[EvaluatedProbe], dict[str, Any]]:  # fmt: skip
     """The evaluated probes, and the figures of the result."""
     from monai_diffae.apps.evaluation.baselines import pixel_features, table_features
     from monai_diffae.data.embeddings import split_origin
-    from monai_diffae.data.progress import track
     from monai_diffae.latents.probing.evaluation import evaluate_probes
     from monai_diffae.latents.probing.features import FeatureSet
 
@@ -282,8 +281,6 @@ def _write_report(
     folder: Path, table: pd.DataFrame, probes: Sequence[EvaluatedProbe], writing: Writing, settings: ProbeSettings
 ) -> None:
     """Write the files of the result."""
-    from monai_diffae.data.atomic import write_atomic, write_csv
-
     predictions = pd.concat([_predictions(table, probe) for probe in probes], ignore_index=True)
     write_csv(folder / "probes.csv", pd.DataFrame([probe.row for probe in probes]))
     write_atomic(folder / "predictions.parquet", lambda path: predictions.to_parquet(path, index=False))

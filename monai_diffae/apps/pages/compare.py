@@ -9,6 +9,7 @@ from typing import Any
 from monai_diffae.apps.command import command
 from monai_diffae.apps.pages.report import page_result
 from monai_diffae.apps.result import Result
+from monai_diffae.apps.steps import Steps
 from monai_diffae.errors import ConfigError, counted
 
 
@@ -55,7 +56,6 @@ def compare(
     from monai_diffae.apps.pages.data import JOURNAL, ReportData
     from monai_diffae.apps.pages.page import write_page
     from monai_diffae.apps.pages.sections import Report
-    from monai_diffae.apps.steps import Steps
 
     steps = Steps(journal=out / JOURNAL)
     models = [

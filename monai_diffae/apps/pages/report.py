@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
-
-if TYPE_CHECKING:
-    from monai_diffae.apps.steps import Outcome
+from monai_diffae.apps.steps import Outcome, Steps
+from monai_diffae.apps.tracking import log_to_training
+from monai_diffae.lazy import cohorts
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +66,9 @@ def report(
     from monai_diffae.apps.pages.data import JOURNAL, ReportData, check_explained
     from monai_diffae.apps.pages.page import write_page
     from monai_diffae.apps.pages.sections import Report
-    from monai_diffae.apps.steps import Steps
-    from monai_diffae.apps.tracking import log_to_training
-    from monai_diffae.data.cohorts import check_cohort_exists
 
     if cohort is not None:
-        check_cohort_exists(cohort)
+        cohorts.check_cohort_exists(cohort)
     for folder in explained:
         check_explained(folder, bundle)
     steps = Steps(journal=out / JOURNAL)

@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Gt, Le
 
 from monai_diffae.apps.command import command
+from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.pages.report import page_result
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, Columns
+from monai_diffae.apps.steps import Steps
+from monai_diffae.bundle import layout
+from monai_diffae.data.atomic import write_json
+from monai_diffae.data.fingerprints import cohort_fingerprint
 from monai_diffae.errors import ConfigError, OtherResultsError, counted
+from monai_diffae.lazy import cohorts, twins
 
 if TYPE_CHECKING:
     from monai_diffae.apps.pages.data import ReportData
-    from monai_diffae.apps.steps import Steps
-
 _FEW_PATIENTS = 10
 _SHIPPED = {2: ("chest_xray", "chest X-rays"), 3: ("hippocampus", "MR volumes around a hippocampus")}
 _SLICES = {"bundle": Path("diffae_2d"), "overrides": {"slice_range": [0.2, 0.8], "slice_step": 1}}  # nearly all slices
@@ -121,21 +125,18 @@ class FirstHour:
     def steps(self) -> Steps:
         """The commands that were run."""
         from monai_diffae.apps.pages.data import JOURNAL
-        from monai_diffae.apps.steps import Steps
 
         return Steps(self.out / JOURNAL, keeps_lines=True)
 
     def plan(self) -> None:
         """List the scans, and plan the training unless that was done by an earlier call."""
         from monai_diffae.apps.pages.data import check_targets
-        from monai_diffae.data.cohorts import read_cohort
-        from monai_diffae.data.fingerprints import cohort_fingerprint
 
         try:
             listed = self._list()
         except OtherResultsError as error:
             raise self._other("scans or labels") from error
-        cases = read_cohort(self.table)
+        cases = cohorts.read_cohort(self.table)
         check_targets(cases, self.targets)
         request = {"cohort": cohort_fingerprint(cases), "minutes": self.minutes}
         self.record = self._read_record(request)
@@ -163,12 +164,10 @@ class FirstHour:
 
     def _list(self) -> Any:
         """List the scans, with twins as one patient unless they are in different splits."""
-        from monai_diffae.data.inspection.twins import SeparatedTwins
-
         arguments = {"cohort": self.cohort, "out": self.table, **self.listing}
         try:
             return self.steps.prepare("List the scans", "list-scans", **arguments, group_duplicates=True)
-        except SeparatedTwins:
+        except twins.SeparatedTwins:
             return self.steps.prepare("List the scans", "list-scans", **arguments)
 
     def _other(self, what: str) -> ConfigError:
@@ -185,8 +184,6 @@ class FirstHour:
 
     def summary(self) -> Iterator[str]:
         """What is going to be done."""
-        from monai_diffae.bundle import layout
-
         yield from self.record["summary"]
         if self.record["is_trained"]:
             yield f"the training in {self.model} is complete"
@@ -209,7 +206,6 @@ class FirstHour:
 
     def _train(self) -> None:
         from monai_diffae.apps.training.speed import TIME_KEYS
-        from monai_diffae.data.atomic import write_json
 
         write_json(self.out / "start.json", self.record)
         if not self.model.is_dir():
@@ -225,8 +221,6 @@ class FirstHour:
 
     def next_lines(self, data: ReportData) -> Iterator[tuple[str, str]]:
         """What can be done next: explanations and lines for a shell."""
-        from monai_diffae.apps.commands import command_line
-
         opened = {"bundle": self.model, "cohort": self.table}
         directions = [data.folder / name for name in data.outcomes if name.startswith("directions/")]
         edited = [file for file in directions if data.result(f"edits/{file.stem}") is not None]

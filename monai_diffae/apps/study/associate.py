@@ -19,13 +19,12 @@ from monai_diffae.apps.result import Result, run_once, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, Split, Writing
 from monai_diffae.apps.study.cases import StudyCases
 from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError, MachineError, counted
-from monai_diffae.lazy import association, atomic, np, pd, pictures, targets
-from monai_diffae.lazy import embeddings as tables
+from monai_diffae.lazy import association, np, pd, pictures, statistics, tables, targets
 
 if TYPE_CHECKING:
-    from monai_diffae.latents.statistics import Floats
     from monai_diffae.latents.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -175,7 +174,7 @@ class _Analysis:
         if num_unknown := int(rows["p"].isna().sum()):
             logger.warning("%s without estimate (constant component, or classes that are separated): see "
                            "associations.csv", counted(num_unknown, "test"))  # fmt: skip
-        atomic.write_csv(out / "associations.csv", rows)
+        write_csv(out / "associations.csv", rows)
         writing.write(out / "associations.png", pictures.draw_associations(rows, _LEVEL))
         if export.phenotypes:
             self._export(out, export)
@@ -217,7 +216,7 @@ class _Analysis:
         })  # fmt: skip
 
     @functools.cached_property
-    def _scores(self) -> Floats:
+    def _scores(self) -> statistics.Floats:
         return association.rank_normal(self.cases.scores) if self.rank_normal else self.cases.scores
 
     def _target(self, name: str) -> Target:
@@ -237,7 +236,7 @@ class _Analysis:
             values = values.rename_axis("IID").reset_index()
             values.insert(0, "FID", values["IID"])
             text = values.to_csv(sep="\t", index=False, na_rep="NA", float_format="%.8g")
-            atomic.write_atomic(out / file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
+            write_atomic(out / file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
         logger.info("%s: %s, the %s of the scans of each; %d cases without %s are left out", _PHENOTYPES,
                     counted(names.nunique(), "patient"), export.scans, names.isna().sum(), export.iid)  # fmt: skip
 
@@ -270,7 +269,7 @@ def _check_names(cases: StudyCases, iid: str) -> None:
             raise ConfigError(f"iid: '{iid}' has one {one} for several {several}s, {num} times; choose another column")
 
 
-def _design(target: Target) -> Floats:
+def _design(target: Target) -> statistics.Floats:
     """Numbers as a column; for classes, a column for each but the first."""
     if target.classes is None:
         return np.asarray(target.values, np.float64)[:, None]

@@ -21,13 +21,11 @@ from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError, MachineError, one_line, shortened
-from monai_diffae.lazy import torch
+from monai_diffae.lazy import inferers, loading, networks, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.export import ExportedProgram
 
-    from monai_diffae.inferers import DiffusionAutoencoderInferer
     from monai_diffae.networks.network_parts import NetworkPart
 
 logger = logging.getLogger(__name__)
@@ -38,7 +36,7 @@ BATCHES = (1, 3)
 """Batch sizes at which they are compared."""
 
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-_Run: TypeAlias = "Callable[..., Tensor]"
+_Run: TypeAlias = "Callable[..., torch.Tensor]"
 _RAS = {"x": "left to right", "y": "posterior to anterior", "z": "inferior to superior"}
 _AS_DISPLAYED = {"height": "top to bottom", "width": "left to right"}
 _SLICES = {
@@ -108,20 +106,18 @@ class _Model:
 
     parts: list[NetworkPart]
     config: Mapping[str, Any]
-    inferer: DiffusionAutoencoderInferer | None
+    inferer: inferers.DiffusionAutoencoderInferer | None
 
 
 def _read_model(bundle: Path) -> _Model:
-    from monai_diffae.bundle.loading import load_bundle, load_first_stage
-    from monai_diffae.networks import DiffusionAutoencoder
     from monai_diffae.networks.network_parts import autoencoder_parts, first_stage_parts
 
     if read_description(layout.model_file(bundle))["kind"] == "first_stage":
-        first_stage = load_first_stage(bundle)
+        first_stage = loading.load_first_stage(bundle)
         config = first_stage.description
         return _Model(first_stage_parts(first_stage, config["image_size"]), config, None)
-    trained = load_bundle(bundle, "cpu")
-    if not isinstance(trained.network, DiffusionAutoencoder):
+    trained = loading.load_bundle(bundle, "cpu")
+    if not isinstance(trained.network, networks.DiffusionAutoencoder):
         raise ConfigError(
             f"network_def: {type(trained.network).__name__} cannot be exported; use a DiffusionAutoencoder"
         )
@@ -174,7 +170,7 @@ def _network(file: NetworkFile) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _diffusion(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:
+def _diffusion(inferer: inferers.DiffusionAutoencoderInferer) -> dict[str, Any]:
     """The noise levels, and how x0 and eps are computed from the denoiser's output."""
     from monai_diffae.diffusion.schedule import RECTIFIED_FLOW
 
@@ -306,7 +302,7 @@ def _load_onnx(path: Path, part: NetworkPart) -> _Run:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(*inputs: Tensor) -> Tensor:
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
         named = {name: tensor.numpy() for name, tensor in zip(part.inputs, inputs, strict=True)}
         return torch.from_numpy(session.run(None, named)[0])
 

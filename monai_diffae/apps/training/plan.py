@@ -17,9 +17,10 @@ from monai_diffae.apps.settings import NONE_GIVEN, Columns, Overrides, colour_va
 from monai_diffae.bundle.code import check_code
 from monai_diffae.bundle.config import build, check_dimensions, find_device
 from monai_diffae.bundle.folders import shipped_bundle
+from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import count_by_label, track
 from monai_diffae.errors import CohortError, ConfigError, MachineError, counted
-from monai_diffae.lazy import torch
+from monai_diffae.lazy import cohort_split, cohorts, surveys, torch
 from monai_diffae.policies import Colour
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
     from monai_diffae.apps.training.grids import Proposal
     from monai_diffae.apps.training.speed import Speed, Timetable, Work
-    from monai_diffae.data.cases import Case
-    from monai_diffae.data.inspection.survey import Survey
-
 FEW_SCANS = {2: 300, 3: 100}  # by number of axes; the smallest cohorts with useful models: 900 images, 161 volumes
 _GIB = 2**30
 _USABLE = 0.8  # of the free memory
@@ -41,7 +39,7 @@ _MEASURED_SCANS = 3
 class Plan:
     """How to train a bundle on a cohort and this machine."""
 
-    survey: Survey  # the sizes and spacings of the cohort's scans
+    survey: surveys.Survey  # the sizes and spacings of the cohort's scans
     proposal: Proposal  # grid, network and batch, with their memory
     speed: Speed  # the speed of training with them on this machine
     work: Work  # what the training has to do
@@ -184,17 +182,15 @@ def plan(
     """
     from monai_diffae.apps.training.grids import grid_options, open_machine
     from monai_diffae.apps.training.speed import TIME_KEYS, Work, finest_in_time
-    from monai_diffae.data.cohorts import read_cohort
-    from monai_diffae.data.inspection.survey import survey_cohort
 
     overrides = {**colour_values(colour), **overrides}
     target = find_device(device)
     budget = memory_budget(memory_gib, target)
     given = {} if bundle is None else read_training_config(bundle, overlays).get()
-    cases = read_cohort(
+    cases = cohorts.read_cohort(
         cohort, columns={**given.get("columns", {}), **columns}, image_keys=given.get("image_keys", ["image"])
     )
-    survey = survey_cohort(cases, given.get("spatial_dims"))
+    survey = surveys.survey_cohort(cases, given.get("spatial_dims"))
     bundle = bundle or Path(f"diffae_{survey.spatial_dims}d")
     parser = read_training_config(bundle, overlays)
     check_code(overrides, "overrides", places=False)
@@ -255,25 +251,24 @@ def command_lines(
     return [init, command_line("train", {"bundle": "my_bundle", **training})]
 
 
-def _without_other_colours(survey: Survey, cases: Sequence[Case], config: Mapping[str, Any]) -> Survey:
+def _without_other_colours(survey: surveys.Survey, cases: Sequence[Case], config: Mapping[str, Any]) -> surveys.Survey:
     """The survey without the scans that a model with these channels refuses."""
-    from monai_diffae.data.inspection.survey import other_channels
-
     if not isinstance(config.get("in_channels"), int):
         return survey
     readable = set(survey.ids)
     scans = track([case for case in cases if case.id in readable], "looking for colour images")
-    refused = other_channels(scans, config["in_channels"], config.get("colour", "refuse"))
+    refused = surveys.other_channels(scans, config["in_channels"], config.get("colour", "refuse"))
     return survey.after_check([*survey.failures, *refused])
 
 
-def _split(parser: ConfigParser, survey: Survey) -> list[list[Case]]:
+def _split(parser: ConfigParser, survey: surveys.Survey) -> list[list[Case]]:
     """The usable cases for training and for validation."""
     from monai_diffae.bundle.parser import Parser
-    from monai_diffae.data.cohort_split import SplitCohort
 
     failed = {failure.case_id for failure in survey.failures}
-    cohort = build(Parser(copy.deepcopy(parser.get())), "cohort", SplitCohort)  # parsing changes a configuration
+    cohort = build(
+        Parser(copy.deepcopy(parser.get())), "cohort", cohort_split.SplitCohort
+    )  # parsing changes a configuration
     splits = [[case for case in cohort.split(name) if case.id not in failed] for name in ("train", "val")]
     for name, usable in zip(("train", "val"), splits, strict=True):
         if not usable:

@@ -24,6 +24,7 @@ from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.progress import count_failures
 from monai_diffae.errors import ConfigError, find_diffae_error
+from monai_diffae.lazy import cohorts, surveys
 
 if TYPE_CHECKING:
     import threading
@@ -387,12 +388,9 @@ def _lengthen(workflow: ConfigWorkflow, training: Training, minutes: float, star
 
 def _make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:
     """Copy the shipped bundle that fits most scans of a cohort: ``diffae_3d`` for volumes, ``diffae_2d`` for images."""
-    from monai_diffae.data.cohorts import read_cohort
-    from monai_diffae.data.inspection.survey import survey_cohort
-
     if str(folder) in names_with_weights():
         _config_file(folder, "train")  # whoever names a shipped model does not want a new one
     refuse_results_among_scans(cohort, bundle=folder)
-    name = f"diffae_{survey_cohort(read_cohort(cohort, columns=columns)).spatial_dims}d"
+    name = f"diffae_{surveys.survey_cohort(cohorts.read_cohort(cohort, columns=columns)).spatial_dims}d"
     init_bundle(folder, name)
     logger.info("%s: a new bundle, made from %s", folder.name, name)

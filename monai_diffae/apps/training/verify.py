@@ -13,15 +13,10 @@ from monai_diffae.apps.settings import Figures, Reading
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.progress import Failure
 from monai_diffae.errors import ConfigError, counted
-from monai_diffae.lazy import np, pictures
+from monai_diffae.lazy import cohorts, np, npt, pictures, scans, surveys
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from monai_diffae.data.inspection.survey import Survey
     from monai_diffae.data.inspection.verification import CheckedCase, Verification
-    from monai_diffae.pictures import CohortOverview
-
 _EXAMPLES = 3
 _TABLE, _PICTURE, _READINGS = "verify.csv", "overview.png", "readings"
 _COLUMNS = (
@@ -79,21 +74,19 @@ def verify(
         ...
         monai_diffae.errors.CohortError: no_such_folder: there is no such folder, table or scan; check the path ...
     """
-    from monai_diffae.data.cohorts import read_cohort
-    from monai_diffae.data.inspection.survey import none_usable
     from monai_diffae.data.inspection.verification import read_cases, verify_cases
 
     table = None if out is None else out / _TABLE
     if table is not None and table.is_file() and not table.read_bytes().startswith(",".join(_COLUMNS).encode()):
         raise ConfigError(f"{_TABLE}: already exists and was not written by verify; move it, or choose another out")
-    cases = read_cohort(cohort, columns=reading.columns, patient_pattern=patient_pattern, refuse_leaks=False)
+    cases = cohorts.read_cohort(cohort, columns=reading.columns, patient_pattern=patient_pattern, refuse_leaks=False)
     readings = read_cases(cases, headers, reading.workers_for(len(cases)), out and out / _READINGS)
     verification = verify_cases(cases, readings)
     if out is not None:
         _write_table(verification, out / _TABLE)
         figures.write(out / _PICTURE, pictures.draw_cohort_overview(_overview(verification)))
     if all(found.error for found in readings):
-        raise none_usable(
+        raise surveys.none_usable(
             [Failure(case.id, case.file, found.error) for case, found in zip(cases, readings, strict=True)]
         )
     return Result(
@@ -144,7 +137,7 @@ def _incomplete(checked: Verification) -> str | None:
     return ", and ".join(problems) or None
 
 
-def survey_lines(survey: Survey) -> Iterator[str]:
+def survey_lines(survey: surveys.Survey) -> Iterator[str]:
     """A table of sizes, spacings and fields of view, and a line about outliers."""
     from rich.table import Table
 
@@ -174,13 +167,11 @@ def _write_table(verification: Verification, table: Path) -> None:
 
 
 def _rows(verification: Verification) -> Iterator[list[object]]:
-    from monai_diffae.data.scans import is_picture
-
     groups = [] if verification.twins is None else verification.twins.groups
     twins = {id: f"group {number}" for number, ids in enumerate(groups, 1) for id in ids}
     for checked in verification.cases:
         case, reading, findings = checked.case, checked.reading, checked.findings
-        spacing_mm = () if is_picture(case.file) else reading.spacing_mm
+        spacing_mm = () if scans.is_picture(case.file) else reading.spacing_mm
         yield [
             case.id, case.file, case.split, checked.status,
             *(" / ".join(getattr(finding, name) for finding in findings) for name in ("kind", "reason", "remedy")),
@@ -189,9 +180,9 @@ def _rows(verification: Verification) -> Iterator[list[object]]:
         ]  # fmt: skip
 
 
-def _overview(verification: Verification) -> CohortOverview:
+def _overview(verification: Verification) -> pictures.CohortOverview:
     survey = verification.survey
-    geometry: list[tuple[str, NDArray[Any]]] = [] if survey is None else [("size (voxels)", survey.sizes)]
+    geometry: list[tuple[str, npt.NDArray[Any]]] = [] if survey is None else [("size (voxels)", survey.sizes)]
     if survey is not None and survey.has_mm:
         geometry += [("spacing (mm)", survey.spacings_mm), ("field of view (mm)", survey.fields_mm)]
     read = [checked for checked in verification.cases if checked.reading.intensities]
@@ -204,7 +195,7 @@ def _overview(verification: Verification) -> CohortOverview:
     )
 
 
-def _thumbnails(cases: list[CheckedCase]) -> list[NDArray[np.float32]]:
+def _thumbnails(cases: list[CheckedCase]) -> list[npt.NDArray[np.float32]]:
     """A square number of small scans, evenly chosen; for volumes, the axial plane, front up."""
     prints = [checked.reading.print for checked in cases]
     small = [each.thumbnail for each in prints if each is not None and each.thumbnail is not None]
