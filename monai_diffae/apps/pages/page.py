@@ -9,15 +9,17 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from monai_diffae.apps.result import Result
 from monai_diffae.data.atomic import write_atomic
+
+if TYPE_CHECKING:
+    from monai_diffae.apps.result import Result
 
 logger = logging.getLogger(__name__)
 
