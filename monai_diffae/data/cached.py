@@ -8,8 +8,9 @@ import secrets
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ Item = dict[str, Any]
 Cache = Literal["memory", "disk", "none"]
 
 
+@dataclass(eq=False, repr=False)
 class CachedCases(Dataset[Item]):
     """Preprocessed cases in memory, or on disk if they do not fit into memory.
 
@@ -37,21 +39,6 @@ class CachedCases(Dataset[Item]):
     :attr:`failures`; ``failures_name`` is the file that will list them, for messages. Random transforms get a seed that
     is a function of (seed, epoch, index), so that an item does not depend on the number of workers or the order of the
     items.
-
-    Args:
-        data: items as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`; ``"id"`` names an item.
-        transform: the deterministic preprocessing, to ``[C, *S]`` under each of ``keys``.
-        random_transform: the augmentation, a MONAI transform; it gets a mapping with ``keys`` only.
-        cache: ``"memory"`` (on disk if larger than ``cache_gib``), ``"disk"``, or ``"none"``, which checks every scan
-            once and then reads it again each time.
-        cache_dir: folder for the disk cache, which is deleted at the end, or at the next start after a kill; by default
-            the system's temporary folder.
-        cache_gib: the largest cache in memory, in GiB.
-        num_workers: processes that preprocess; 0 or None preprocesses in this process.
-        seed: random seed of ``random_transform``.
-        on_bad_scan: ``"skip"``, or ``"stop"`` to raise the :class:`ScanError` of the first bad scan.
-        keys: the entries of the transform's result to keep.
-        progress: show a bar on a terminal, or log a line elsewhere.
 
     Raises:
         CohortError: (on first use) no scan can be used.
@@ -64,32 +51,33 @@ class CachedCases(Dataset[Item]):
         (torch.Size([1, 2, 2]), 'a', 1)
     """
 
-    def __init__(
-        self,
-        data: Sequence[Mapping[str, Any]],
-        transform: Callable[[Any], Any],
-        random_transform: Callable[[Any], Any] | None = None,
-        cache: Cache = "memory",
-        cache_dir: str | os.PathLike[str] | None = None,
-        cache_gib: float = 4.0,
-        num_workers: int | None = 0,
-        seed: int = 0,
-        on_bad_scan: OnBadScan = "skip",
-        keys: Sequence[str] = ("image",),
-        progress: bool = True,
-    ) -> None:
-        check_choice("cache", cache, Cache)
-        check_choice("on_bad_scan", on_bad_scan, OnBadScan)
-        self.data = [dict(item) for item in data]
-        self.transform, self.random_transform = transform, random_transform
-        self.cache, self.cache_dir, self.cache_gib = cache, cache_dir, cache_gib
-        self.num_workers, self.seed, self.on_bad_scan = num_workers or 0, seed, on_bad_scan
-        self.keys, self.progress, self.epoch = tuple(keys), progress, 0
-        self.failures: list[Failure] = []
-        self.failures_name: str | None = None
-        self._contents: list[tuple[str, str]] = []
-        self._items: list[Item] | None = None
-        self._stores: dict[str, ArrayStore] = {}
+    #: items as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`; ``"id"`` names an item
+    data: Sequence[Item]
+    transform: Callable[[Any], Any]  #: the deterministic preprocessing, to ``[C, *S]`` under each of ``keys``
+    #: the augmentation, a MONAI transform; it gets a mapping with ``keys`` only
+    random_transform: Callable[[Any], Any] | None = None
+    #: ``"memory"`` (on disk if larger than ``cache_gib``), ``"disk"``, or ``"none"``, which checks every scan once and
+    #: then reads it again each time
+    cache: Cache = "memory"
+    #: folder for the disk cache, which is deleted at the end, or at the next start after a kill; by default that of the
+    #: system's temporary files
+    cache_dir: str | os.PathLike[str] | None = None
+    cache_gib: float = 4.0  #: the largest cache in memory, in GiB
+    num_workers: int | None = 0  #: processes that preprocess; 0 or None preprocesses in this process
+    seed: int = 0  #: random seed of ``random_transform``
+    on_bad_scan: OnBadScan = "skip"  #: or ``"stop"`` to raise the :class:`ScanError` of the first bad scan
+    keys: Sequence[str] = ("image",)  #: the entries of the transform's result to keep
+    progress: bool = True  #: show a bar on a terminal, or log a line elsewhere
+    epoch: int = field(default=0, init=False)  #: of plain indices; persistent workers need indices (epoch, index)
+    failures: list[Failure] = field(default_factory=list, init=False)
+    failures_name: str | None = field(default=None, init=False)
+    _contents: list[tuple[str, str]] = field(default_factory=list, init=False)
+    _items: list[Item] | None = field(default=None, init=False)
+    _stores: dict[str, ArrayStore] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        check_choice("cache", self.cache, Cache)
+        check_choice("on_bad_scan", self.on_bad_scan, OnBadScan)
 
     @property
     def items(self) -> list[Item]:
@@ -143,10 +131,6 @@ class CachedCases(Dataset[Item]):
         plain._stores = {}
         return plain
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch for plain integer indices; persistent workers do not see it and need (epoch, index)."""
-        self.epoch = epoch
-
     def __len__(self) -> int:
         return len(self.items)
 
@@ -176,7 +160,7 @@ class CachedCases(Dataset[Item]):
     def _results(self) -> Iterator[tuple[Arrays | Exception, str]]:
         text = f"{self._task} {len(self.data)} images"
         with progress(len(self.data), text) if self.progress else contextlib.nullcontext(lambda: None) as advance:
-            for result in read_hashed_stream(self.data, self.transform, self.keys, self.num_workers):
+            for result in read_hashed_stream(self.data, self.transform, self.keys, self.num_workers or 0):
                 advance()
                 yield result
 
