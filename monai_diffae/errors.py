@@ -3,8 +3,6 @@
 Every message is a single line, so that it reads the same in a terminal, in ``failures.csv`` and in a log.
 """
 
-from __future__ import annotations
-
 _LONGEST_QUOTE = 60
 
 

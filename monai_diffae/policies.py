@@ -3,8 +3,6 @@
 The options of commands, the keys of configurations and the functions that read scans take their choices from here.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal, get_args
 
 from monai_diffae.errors import ConfigError, quoted

@@ -1,7 +1,5 @@
 """The bundle runs of commands: each has one key per argument of its command, as the command's signature says."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import sys

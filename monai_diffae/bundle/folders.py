@@ -1,7 +1,5 @@
 """Bundle folders: shipped ones are copied, trained ones are completed, described, copied or published."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Trained models, loaded from their files: the autoencoder of a bundle, first stage, latent DDIM and fast decoder."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import json

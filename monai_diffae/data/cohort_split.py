@@ -1,7 +1,5 @@
 """Read a cohort, split it, and expand its volumes into slices: the component ``cohort`` of a configuration."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -1,7 +1,5 @@
 """Read tables of z_sem, tell their columns apart, and use their vectors as a data set."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Slices of volumes, oriented for display."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar

@@ -1,7 +1,5 @@
 """Read and preprocess scans one after the other; errors are values, so that one bad scan does not stop the others."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -4,8 +4,6 @@ Command lines and checks of configurations read their choices from here. A test 
 package really offers, e.g. :data:`SolverName` to :data:`monai_diffae.diffusion.SOLVERS`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args

@@ -11,8 +11,6 @@ and ``tests/diffusion/test_solvers.py`` checks what it declares. The one test to
 or with another implementation.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """MONAI and Ignite engines that train and validate, and the seeds and batches that make them reproducible."""
 
-from __future__ import annotations
-
 from monai_diffae.engines.batches import StepBatchSampler, StepDraws, StepSeeding, training_loader, validation_loader
 from monai_diffae.engines.distillation import DistillationTrainer, FewStepInferer, first_and_last
 from monai_diffae.engines.evaluator import DiffusionEvaluator

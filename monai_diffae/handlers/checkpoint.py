@@ -1,7 +1,5 @@
 """Checkpoints of a training, and requests to stop it. No full disk or kill destroys the last good checkpoint."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading

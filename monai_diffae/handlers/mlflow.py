@@ -1,7 +1,5 @@
 """Tracking with MLflow: parameters, metrics, pictures and the configuration of a training."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Pictures of what the model makes of a few fixed images."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Handlers about the scans of a training: those that cannot be used, twins, and latents of a first stage."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass

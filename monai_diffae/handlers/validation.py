@@ -1,7 +1,5 @@
 """When to validate and to stop early, and probes: what z_sem says about the labels of held-out patients."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -1,7 +1,5 @@
 """Reconstruction as MONAI inferers, and codes and estimates that do not depend on the other images of a batch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Harmonisation of features over scanners: ComBat, fitted to some cases and applied to all."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 

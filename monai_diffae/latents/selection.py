@@ -1,7 +1,5 @@
 """Which cases to label next: diverse, typical, unusual or uncertain ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ al., 2013, arXiv 1207.6076). A permutation or bootstrap draw only changes the we
 the pairs, in blocks of rows, computes all draws.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args

@@ -1,7 +1,5 @@
 """Networks with the user's weights (AlexNet, Inception v3, RadImageNet), and distances by features: LPIPS, FID, KID."""
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import os

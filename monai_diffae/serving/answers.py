@@ -1,7 +1,5 @@
 """Answers to requests that cannot be served: a status below 500 and one line that says why."""
 
-from __future__ import annotations
-
 import logging
 import traceback
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """MONAI dictionary transforms: checked reading, scaling to the model's range, and the way back to the scan."""
 
-from __future__ import annotations
-
 from monai_diffae.transforms.intensity import ToModelRanged
 from monai_diffae.transforms.native import NativeSpace, check_invertible
 from monai_diffae.transforms.reading import ReadScand

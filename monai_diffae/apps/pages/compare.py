@@ -1,7 +1,5 @@
 """The command ``compare``: the page of ``report`` for several models."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

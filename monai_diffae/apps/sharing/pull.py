@@ -1,7 +1,5 @@
 """The command ``pull``: get a model that others have sent."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import zipfile

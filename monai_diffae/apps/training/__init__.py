@@ -1,7 +1,5 @@
 """Commands that make a model, and what the configurations of their trainings call."""
 
-from __future__ import annotations
-
 from monai_diffae.apps.training.distill import (
     image_loss,
     open_teacher,

@@ -1,7 +1,5 @@
 """The command ``demo``: sample data, and the first hour with them."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Annotated

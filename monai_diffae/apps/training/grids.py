@@ -1,7 +1,5 @@
 """Grids for a cohort, from fine to coarse, and the largest training on them that fits into memory."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import math

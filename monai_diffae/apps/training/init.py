@@ -1,7 +1,5 @@
 """The command ``init``: make a new bundle from a shipped or trained one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from monai_diffae.apps.command import command

@@ -1,7 +1,5 @@
 """The command ``sample-data``: write a cohort to try things with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """How fast this machine trains, measured on a few of the cohort's scans, and how much training fits into some time."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import math

@@ -4,8 +4,6 @@ MedMNIST: J Yang et al., "MedMNIST v2 - A large-scale lightweight benchmark for 
 classification", Scientific Data 10, 41, 2023, https://medmnist.com, which also names the licence of each set.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import zipfile
