@@ -68,10 +68,6 @@ def explore(
         embeddings: Table of embeddings of the cohort; by default it is made first, as by ``embed``.
         directions: Direction files, written by ``fit-direction``: one slider each.
         num_components: Number of principal components with sliders.
-        address: Where the page is.
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         Nothing, when the server has ended.

@@ -54,7 +54,6 @@ def anomaly(
         num_pictures: Number of cases in ``anomaly.png``.
         choice: Which cases; those that the bundle was trained on look more normal than new ones.
         columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
-        run: How the command runs.
 
     Returns:
         The folder, ``num_cases``, ``num_unusual`` (with a p-value of at most .05), and ``num_failed``, listed in

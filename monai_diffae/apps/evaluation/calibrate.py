@@ -54,8 +54,6 @@ def calibrate(
         noise_level: Noise that is added to images, as a share of all timesteps; more finds larger anomalies.
         draws: Number of noisy versions of each image, whose reconstructions are averaged.
         seed: Random seed of the noise and of the choice of scans.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The file ``models/anomaly.safetensors``; ``num_cases`` (slices of a volume count as one each), their

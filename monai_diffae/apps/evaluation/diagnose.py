@@ -63,9 +63,6 @@ def diagnose(
         num_levels: Noise levels at which the loss is measured: the centres of this many equal intervals of timesteps.
         seed: Random seed of the noise, a function of the seed, the case's id and the level.
         choice: Which cases; training cases give too high a use of z_sem.
-        reading: How scans are read.
-        run: How the command runs.
-        figures: How the chart is written.
 
     Returns:
         The folder; ``z_sem_usage`` and ``z_sem_usage_mean`` over all noise levels; ``dimensions``, the fields of

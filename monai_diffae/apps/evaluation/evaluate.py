@@ -135,11 +135,6 @@ def evaluate(
         bundle: Folders of trained bundles.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
         seed: Random seed of x_T, a function of the seed, the case's id and the number of the draw.
-        held_out: Which cases.
-        conditions: How to invert and decode.
-        weights: Networks that judge images.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder; its figures are the content of ``evaluation.json``.

@@ -91,11 +91,7 @@ def neighbors(
         queries: Another table of the same model; its cases are looked up in ``embeddings``.
         same_patient: Also accept neighbors of the same patient, but never the case itself.
         features: Compare z_sem, or the ``wide`` features of tables that ``embed`` made with them.
-        choice: The cases to look up.
-        images: Where the images are.
         decoding: How to invert and decode for the reconstruction errors.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder; ``unusual_shares``, for each score and split the share of cases with a p-value below .05 (of all

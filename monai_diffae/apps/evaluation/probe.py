@@ -125,10 +125,7 @@ def probe(
         kinds: Whether labels are ``classes`` or ``numbers``, e.g. ``stage=classes age=numbers``; by default as above.
         group_duplicates: Count patients whose cases have nearly the same z_sem as one; ``cv`` is then the default if
             the table's split separates them.
-        probing: How labels are predicted.
-        comparison: Features of the table, and what they are compared with.
         reading: How scans are read for ``pixel_baselines``.
-        writing: How the results are written.
 
     Returns:
         ``rows``, one per target, feature set and probe: ``target``, ``kind``, ``features``, ``dims``, ``probe``; the

@@ -85,10 +85,8 @@ def associate(
         split: Use only the cases of this split; by default all.
         logistic: Logistic regression for variables with two classes; needs the extra ``statistics``.
         rank_normal: Replace each component by normal quantiles of its ranks, here and in ``phenotypes``.
-        export: Files for genetics.
         bundle: The bundle that made the embeddings, to decode what the first associated components change, into
             ``out/traversed``; by default there are no pictures.
-        writing: How results are written.
 
     Returns:
         The folder; ``num_tests``, ``num_significant`` (q < .05), ``strongest`` (the rows with the smallest p), and

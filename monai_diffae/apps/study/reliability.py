@@ -56,7 +56,6 @@ def reliability(
         directions: Direction files of ``fit-direction``, whose scores to measure as well.
         splits: Use the scans of these splits only, e.g. ``val test``.
         seed: Random seed of the bootstrap.
-        writing: How the results are written.
 
     Returns:
         ``shares``, of patient, scanner and rest in the variance of all features together, each with ``low`` and

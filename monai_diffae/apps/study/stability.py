@@ -52,7 +52,6 @@ def stability(
         components: Number of components; by default as many as have 95 % of the variance.
         split: Use only the cases of this split; by default all.
         seed: Random seed of folds and bootstrap.
-        writing: How results are written.
 
     Returns:
         The folder; ``first`` and ``second``: of ``total`` components, how many are ``shared`` (the interval of R2 is

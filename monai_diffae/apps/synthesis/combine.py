@@ -92,13 +92,8 @@ def combine(
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
         out: Folder for the results.
         case: Id of the case.
-        mixture: Which other codes are used.
-        moves: How z_sem is moved.
         detail: ``model`` writes what the model decodes; ``own`` adds the change to the scan, which keeps its own detail
             (only with the case's own x_T, without ``blend``).
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder.

@@ -121,12 +121,6 @@ def edit(
         strengths: How far to move, in standard deviations of the training cases, e.g. ``-2,0,2``.
         along: ``pattern`` moves cases as training cases differ; ``weight`` along the classifier's weights, as in the
             paper.
-        output: How the edited images are written and drawn.
-        measurements: What is measured.
-        choice: Which cases.
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder; ``num_cases``; ``num_failed``, listed in ``failures.csv``; ``monotone``, the fraction of cases whose

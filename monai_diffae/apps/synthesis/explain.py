@@ -86,13 +86,6 @@ def explain(
         out: Folder for the results.
         model: File of your model: ``.onnx``, ``.pt2`` (torch.export) or ``.ts`` (TorchScript).
         embeddings: Table of embeddings, written by ``embed`` with this bundle; its training cases are the reference.
-        interface: What your model gets, and what its outputs mean.
-        search: What is searched for.
-        output: How images are written and drawn.
-        choice: Which cases.
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder; ``num_cases``, ``num_reached``; ``num_failed``, listed in ``failures.csv``; medians of ``distance``

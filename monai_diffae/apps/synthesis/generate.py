@@ -61,8 +61,6 @@ def generate(
         side: With a direction, the class to generate.
         min_probability: With a direction, the smallest probability of that class.
         image_format: File format; by default PNG for 2D images with 1 or 3 channels, else NIfTI.
-        sampling: How to decode.
-        run: How the command runs.
 
     Returns:
         The folder, ``num_images``, and ``accepted``: the fraction of sampled z_sem that the classifier accepted.

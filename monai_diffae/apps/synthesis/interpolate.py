@@ -44,9 +44,6 @@ def interpolate(
         start: Id of the first case.
         end: Id of the last case.
         num_images: Number of images, both ends included.
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder.

@@ -65,10 +65,6 @@ def reconstruct(
         dicom: Also write DICOM cases as new series of the same study, ``out/<mode>/dicom/<id>``. They contain the
             patient's name, as their sources do.
         seed: Random seed of the noise in mode ``z_sem``, a function of the seed and the case's id.
-        choice: Which cases.
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder; ``means``, the mean of each numeric column of the table, such as ``mse_x_T``; ``num_cases``; and

@@ -66,15 +66,11 @@ def traverse(
         bundle: Folder of a trained bundle.
         embeddings: Table of embeddings, written by ``embed`` with this bundle.
         out: Folder for the results.
-        along: Which components.
         strengths: Positions along a component, in standard deviations of the training cases, e.g. ``-2,0,2``.
         num_noises: Number of noise images that an image is averaged over; not used with a case.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan that has the case.
         case: Id of the case to start from; by default the mean z_sem.
         seed: Random seed of the noise; not used with a case.
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder, and ``explained``: each component's share of the variance.

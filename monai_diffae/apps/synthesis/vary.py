@@ -45,9 +45,6 @@ def vary(
         case: Id of the case.
         num_images: Number of variations.
         seed: Random seed of the noise. Variation i is a function of the seed and i, to the bit.
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder, and ``mean_std``: the standard deviation over the variations, averaged over the image, in the

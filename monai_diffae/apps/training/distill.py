@@ -46,7 +46,6 @@ def distill(
         cohort: The cohort on which the bundle was trained: folder, CSV/TSV or MONAI datalist.
         out: Folder for the results and a copy of the autoencoder; by default the bundle's own.
         steps: Network evaluations of the fast decoder, 1 to 8; by default the bundle's: 4.
-        training: How to train.
 
     Returns:
         The folder of the bundle and the number of cases that could not be used.

@@ -65,7 +65,6 @@ def train(
             as by ``monai-diffae init``. It is only read.
         minutes: Time for everything: image size, network and epochs are chosen as by ``monai-diffae plan``, and the
             training ends in time; it gets more epochs if it is faster than was measured. By default, as configured.
-        training: How to train.
 
     Returns:
         The folder of the trained bundle and the number of cases that could not be used.

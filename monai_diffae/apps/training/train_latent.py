@@ -36,7 +36,6 @@ def train_latent(
         cohort: The cohort on which the bundle was trained: folder, CSV/TSV or MONAI datalist.
         out: Folder for the results and a copy of the autoencoder; by default the bundle's own.
         embeddings: Table ``embeddings.parquet`` of that cohort, made with this bundle, instead of the cohort.
-        training: How to train.
 
     Returns:
         The folder of the bundle and the number of cases that could not be embedded.

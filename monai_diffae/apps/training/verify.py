@@ -57,8 +57,6 @@ def verify(
         out: Folder for the results; by default nothing is written.
         headers: Read headers only, which is fast: damaged voxels and twins are not found.
         patient_pattern: Regular expression that finds the patient in the path of a scan, e.g. ``patient\d+``.
-        reading: How scans are found and read.
-        figures: How the overview is written.
 
     Returns:
         The figures, and as ``verification`` what is wrong with each case and with the whole cohort.
