@@ -12,7 +12,7 @@ import pytest
 
 import monai_diffae
 from monai_diffae.apps import settings
-from monai_diffae.apps.command_configs import door_stub, update_command_configs
+from monai_diffae.apps.command_configs import DOORS, door_stub, update_command_configs
 from monai_diffae.apps.commands import COMMANDS
 from monai_diffae.cli import build_app, parse
 
@@ -60,9 +60,10 @@ def test_names_of_settings_have_one_meaning():
     assert {name for name in owners if f"`{name}`" not in words} == set()
 
 
-def test_the_door_is_known_to_type_checkers():
-    stub = Path(monai_diffae.__file__).with_suffix(".pyi")
-    assert stub.read_text(encoding="utf-8") == door_stub(), "run make configs"
+@pytest.mark.parametrize("package", DOORS)
+def test_the_door_is_known_to_type_checkers(package):
+    stub = ROOT.joinpath(*package.split(".")) / "__init__.pyi"
+    assert stub.read_text(encoding="utf-8") == door_stub(package), "run make configs"
 
 
 @pytest.mark.parametrize("bundle", [*BUNDLES, ROOT / "bundles" / "autoencoder_kl_3d"], ids=lambda path: path.name)
