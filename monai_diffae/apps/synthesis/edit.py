@@ -163,8 +163,8 @@ def edit(
     results = [out / name for name in ("edits.csv", "edits.png", "images", "differences")]
 
     def make() -> Mapping[str, Any]:
-        table = _EditTable(line, along, strengths, watch, nearest_other)
-        figures = _Edits(session, table, out, output).run(session.read(cases, out, named=bool(choice.cases)))
+        edits = _Edits(session, line, along, strengths, watch, nearest_other, out, output)
+        figures = edits.run(session.read(cases, out, named=bool(choice.cases)))
         numbers = {name: value for name, value in figures.items() if value is not None}
         log_to_open_run(numbers, [out / "edits.png"], "edits")
         return figures
@@ -180,10 +180,14 @@ def edit(
 
 @dataclass(frozen=True)
 class _Edits:
-    """Edits the cases of a session."""
+    """Edits and measures the cases of a session; ``strengths`` are ascending, and one of them is 0."""
 
     session: sessions.Session
-    table: _EditTable
+    direction: latents.Direction
+    along: Along
+    strengths: Sequence[float]
+    watch: Sequence[latents.Direction]
+    nearest_other: Callable[[Floats, str], Floats] | None
     folder: Path
     output: EditedImages
 
@@ -210,40 +214,65 @@ class _Edits:
                 shown.append(CasePicture.of(coded.case, native, images, differences, self.output))
         table = pd.concat(edited)
         write_csv(self.folder / "edits.csv", table)
-        titles = strength_titles(self.table.strengths)
+        titles = strength_titles(self.strengths)
         draw_changes(self.folder / "edits.png", shown, titles, self.session.trained.model_range)
         return {
             "num_cases": len(read.cases), "num_failed": len(read.failures),
-            "monotone": _monotone_share(table, self.table.direction.kind), "achieved": _achieved_share(table),
+            "monotone": _monotone_share(table, self.direction.kind), "achieved": _achieved_share(table),
         }  # fmt: skip
 
     def _edit(self, coded: sessions.CodedCase) -> tuple[pd.DataFrame, torch.Tensor, torch.Tensor]:
         """Return the rows, the edited images (A, C, *S), and their differences from the plain reconstruction."""
         trained = self.session.trained
-        z_moved = self.table.move(coded.z_sem.cpu().numpy())
+        z_sem = coded.z_sem.cpu().numpy()
+        z_moved = np.concatenate([self.direction.move(z_sem, strength, self.along) for strength in self.strengths])
         images = self.session.decode(torch.from_numpy(z_moved).to(coded.x_T), coded.x_T)
-        differences = images - images[self.table.strengths.index(0)]
+        differences = images - images[self.strengths.index(0)]
         z_edited = None
         if self.session.encoder_sees_decoded_images:
             z_edited = inferers.encode_exactly(images, trained.network, trained.inferer).cpu().numpy()
         mse = differences.square().flatten(1).mean(dim=1).cpu().numpy()
-        rows = self.table.rows(coded.case.id, coded.case.patient, z_moved, z_edited, mse)
+        rows = self._rows(coded.case.id, coded.case.patient, z_moved, z_edited, mse)
         return rows, images.cpu(), differences.cpu()
 
     def _write(
         self, case: Case, native: transforms.NativeSpace, images: torch.Tensor, differences: torch.Tensor
     ) -> None:
-        names = strength_names(self.table.strengths)
+        names = strength_names(self.strengths)
         convert = native.add_difference if self.output.detail == "own" else native.back
-        plain = convert((differences if self.output.detail == "own" else images)[self.table.strengths.index(0)])
+        plain = convert((differences if self.output.detail == "own" else images)[self.strengths.index(0)])
         for strength, image, difference in zip(names, images, differences, strict=True):
             name = f"{case.file_name}_{strength}"
-            description = f"monai_diffae edit: {self.table.direction.target} {strength}" if self.output.dicom else None
+            description = f"monai_diffae edit: {self.direction.target} {strength}" if self.output.dicom else None
             edited = convert(difference if self.output.detail == "own" else image)
             writing.write_case_image(self.folder / "images", name, native, edited, case, description)
             file = self.folder / "differences" / f"{name}.nii.gz"
             clipped = native.storable(edited) - edited - (native.storable(plain) - plain)  # 0 where the file holds all
             transforms.write_native(file, native.back_difference(difference) + clipped, native.scan, np.float32)
+
+    def _rows(
+        self, case_id: str, patient: str, z_moved: Floats, z_edited: Floats | None, mse: npt.NDArray[np.floating[Any]]
+    ) -> pd.DataFrame:
+        """One row per strength; ``z_edited`` (A, D) is None if the encoder cannot look at edited images."""
+        columns: dict[str, Any] = {"id": case_id, "strength": self.strengths, "target": self.direction.predict(z_moved)}
+        if z_edited is None:
+            return pd.DataFrame({**columns, "mse": mse})
+        z_case = z_moved[self.strengths.index(0)]
+        z_norm = self.direction.statistics.normalise(z_edited)
+        change = z_norm - self.direction.statistics.normalise(z_case)
+        orthogonal = change - np.outer(change @ self.direction.weight, self.direction.line(self.along))
+        columns |= {"prediction": self.direction.predict(z_edited), "achieved": self._travel(self.direction, z_edited)}
+        columns |= {"mse": mse, "identity": np.linalg.norm(orthogonal, axis=1)}
+        if self.nearest_other is not None:
+            columns["nearest_other"] = self.nearest_other(z_norm, patient)
+            columns["is_itself"] = np.linalg.norm(change, axis=1) < columns["nearest_other"]
+        columns |= {f"drift_{each.target}": self._travel(each, z_edited) for each in self.watch}
+        return pd.DataFrame(columns)
+
+    def _travel(self, direction: latents.Direction, z_edited: Floats) -> Floats:
+        """How far edited images moved along a direction from the plain reconstruction, in standard deviations."""
+        distance = direction.distance(z_edited)
+        return (distance - distance[self.strengths.index(0)]) / direction.std
 
 
 def table_of_patients(embeddings: Path, trained: bundles.TrainedBundle) -> tuple[pd.DataFrame, PatientKey]:
@@ -267,45 +296,6 @@ def nearest_other_patient(
         return np.array([np.linalg.norm(z_others - z, axis=1).min() for z in z_norm])
 
     return nearest
-
-
-@dataclass(frozen=True)
-class _EditTable:
-    """Measures edited cases; ``strengths`` are ascending, and one of them is 0."""
-
-    direction: latents.Direction
-    along: Along
-    strengths: Sequence[float]
-    watch: Sequence[latents.Direction]
-    nearest_other: Callable[[Floats, str], Floats] | None
-
-    def move(self, z_sem: Floats) -> Floats:
-        """Return the z_sem (1, D) of a case, moved by each strength: (A, D)."""
-        return np.concatenate([self.direction.move(z_sem, strength, self.along) for strength in self.strengths])
-
-    def rows(
-        self, case_id: str, patient: str, z_moved: Floats, z_edited: Floats | None, mse: npt.NDArray[np.floating[Any]]
-    ) -> pd.DataFrame:
-        """One row per strength; ``z_edited`` (A, D) is None if the encoder cannot look at edited images."""
-        columns: dict[str, Any] = {"id": case_id, "strength": self.strengths, "target": self.direction.predict(z_moved)}
-        if z_edited is None:
-            return pd.DataFrame({**columns, "mse": mse})
-        z_case = z_moved[self.strengths.index(0)]
-        z_norm = self.direction.statistics.normalise(z_edited)
-        change = z_norm - self.direction.statistics.normalise(z_case)
-        orthogonal = change - np.outer(change @ self.direction.weight, self.direction.line(self.along))
-        columns |= {"prediction": self.direction.predict(z_edited), "achieved": self._travel(self.direction, z_edited)}
-        columns |= {"mse": mse, "identity": np.linalg.norm(orthogonal, axis=1)}
-        if self.nearest_other is not None:
-            columns["nearest_other"] = self.nearest_other(z_norm, patient)
-            columns["is_itself"] = np.linalg.norm(change, axis=1) < columns["nearest_other"]
-        columns |= {f"drift_{each.target}": self._travel(each, z_edited) for each in self.watch}
-        return pd.DataFrame(columns)
-
-    def _travel(self, direction: latents.Direction, z_edited: Floats) -> Floats:
-        """How far edited images moved along a direction from the plain reconstruction, in standard deviations."""
-        distance = direction.distance(z_edited)
-        return (distance - distance[self.strengths.index(0)]) / direction.std
 
 
 def _monotone_share(table: pd.DataFrame, kind: targets.Kind) -> float | None:

@@ -26,8 +26,7 @@ from monai_diffae.policies import Colour
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
-    from monai_diffae.apps.training.grids import Proposal
-    from monai_diffae.apps.training.speed import Speed, Timetable, Work
+    from monai_diffae.apps.training.speed import Proposal, Speed, Timetable, Work
 FEW_SCANS = {2: 300, 3: 100}  # by number of axes; the smallest cohorts with useful models: 900 images, 161 volumes
 _GIB = 2**30
 _USABLE = 0.8  # of the free memory
@@ -180,8 +179,7 @@ def plan(
         ...
         monai_diffae.errors.ConfigError: memory_gib: -1 is not above 0
     """
-    from monai_diffae.apps.training.grids import grid_options, open_machine
-    from monai_diffae.apps.training.speed import TIME_KEYS, Work, finest_in_time
+    from monai_diffae.apps.training.speed import TIME_KEYS, Work, finest_in_time, grid_options, open_machine
 
     overrides = {**colour_values(colour), **overrides}
     target = find_device(device)
