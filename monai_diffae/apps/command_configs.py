@@ -66,7 +66,11 @@ def update_command_configs(bundle: Path) -> list[Path]:
     return files
 
 
-DOORS = ("monai_diffae", *(f"monai_diffae.{room}" for room in ("bundle", "data", "diffusion", "label", "pictures")))
+_ROOMS = (
+    "apps.training", "bundle", "data", "diffusion", "engines", "inferers", "label", "latents", "metrics", "pictures",
+    "transforms",
+)  # fmt: skip
+DOORS = ("monai_diffae", *(f"monai_diffae.{room}" for room in _ROOMS))
 """The packages whose names are imported when they are first used."""
 
 
