@@ -77,9 +77,10 @@ DOORS = ("monai_diffae", *(f"monai_diffae.{room}" for room in _ROOMS))
 def door_stub(package: str) -> str:
     """The text of a package's ``__init__.pyi``, by which editors and type checkers know what the door opens."""
     modules = import_module(package).MODULES
-    imports = [f"from {package}.{module} import {name} as {name}" for name, module in modules.items()]
+    names = sorted(modules, key=lambda name: (modules[name], not name.isupper(), name))  # as ruff sorts imports
+    imports = [f"from {package}.{modules[name]} import {name} as {name}" for name in names]
     version = ["__version__: str"] if package == "monai_diffae" else []
-    return "\n".join([*sorted(imports), "", *version, "MODULES: dict[str, str]", "__all__: list[str]", ""])
+    return "\n".join([*imports, "", *version, "MODULES: dict[str, str]", "__all__: list[str]", ""])
 
 
 if __name__ == "__main__":  # make configs
