@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from monai_diffae.bundle.description import versions
 from monai_diffae.data.atomic import ProcessLock, disk_errors, remove_abandoned, write_json
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError, OtherResultsError
-from monai_diffae.lazy import pd, tables
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from monai_diffae.lazy import pages, pd, tables
 
 logger = logging.getLogger(__name__)
 
@@ -97,9 +97,7 @@ class Result:
         return table.drop(columns=tables.z_columns(table)[_MOST_SHOWN:])
 
     def _repr_html_(self) -> str:
-        from monai_diffae.apps.pages.page import result_html
-
-        return result_html(self)
+        return pages.result_html(self)
 
 
 def failed_cases(num_failed: int, num_cases: int, failures_name: str = "failures.csv") -> str | None:
@@ -111,8 +109,6 @@ def failed_cases(num_failed: int, num_cases: int, failures_name: str = "failures
 
 def table_lines(table: Table) -> Iterator[str]:
     """The lines of a table."""
-    from rich.console import Console
-
     console = Console(file=StringIO(), width=_MAX_WIDTH, highlight=False, markup=False)
     with console.capture() as capture:
         console.print(table)

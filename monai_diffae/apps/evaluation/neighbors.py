@@ -21,12 +21,10 @@ from monai_diffae.data.cases import KEY_FILE
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import latents, np, npt, pd, pictures, provenance, tables
+from monai_diffae.lazy import latents, neighbor_images, np, npt, pd, pictures, provenance, tables
 from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
-    from monai_diffae.apps.evaluation.neighbor_images import CaseImages
-
     Floats = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
@@ -118,10 +116,8 @@ def neighbors(
     training = TrainingCases.from_rows(tables.read_training_rows(embeddings), features)
     case_images = None
     if images.cohort is not None:
-        from monai_diffae.apps.evaluation.neighbor_images import CaseImages
-
         files = [embeddings] if queries is None else [embeddings, queries]
-        case_images = CaseImages.open(images, out, files, decoding, reading, run.batched)
+        case_images = neighbor_images.CaseImages.open(images, out, files, decoding, reading, run.batched)
         case_images.warn_of_differences(search.table, search.cases)
     made_from = {
         "images": None if case_images is None else case_images.made_from, "embeddings": file_checksum(embeddings),
@@ -192,7 +188,7 @@ class _NeighborSearch:
         """The split of each selected case; ``queries`` for those of another table."""
         return np.full(len(self.cases), "queries") if self.are_queries else splits_of(self.cases)
 
-    def run(self, training: TrainingCases, out: Path, images: CaseImages | None) -> dict[str, Any]:
+    def run(self, training: TrainingCases, out: Path, images: neighbor_images.CaseImages | None) -> dict[str, Any]:
         """Write the tables and the picture, and return the figures."""
         neighbors = self.neighbors(training)
         outliers, shares = self.outliers(training)
@@ -248,7 +244,7 @@ class _NeighborSearch:
         return outliers, shares
 
     def _with_reconstruction_errors(
-        self, outliers: pd.DataFrame, training: TrainingCases, images: CaseImages
+        self, outliers: pd.DataFrame, training: TrainingCases, images: neighbor_images.CaseImages
     ) -> pd.DataFrame:
         """The table of outliers with reconstruction errors and their p-values."""
         settings = images.settings

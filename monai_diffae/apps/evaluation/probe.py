@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Gt, Le
 from cyclopts import Group, Parameter
+from rich import box
+from rich.table import Table
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once, table_lines
@@ -18,13 +20,10 @@ from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import track
 from monai_diffae.errors import ConfigError, counted, shortened
-from monai_diffae.lazy import np, pd, pictures, representation, sessions
+from monai_diffae.lazy import np, pd, pictures, probe_twins, representation, sessions
 from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from monai_diffae.apps.evaluation.probe_twins import TableTwins
     from monai_diffae.latents.probing.evaluation import EvaluatedProbe, ProbeSettings
     from monai_diffae.latents.probing.features import FeatureSet
 
@@ -150,7 +149,6 @@ def probe(
     if comparison.pixel_baselines and (comparison.bundle is None or comparison.cohort is None):
         raise ConfigError("pixel_baselines: the images are read with bundle and cohort; also give both")
     from monai_diffae.apps.evaluation.baselines import checksum_of_features, feature_set, open_images
-    from monai_diffae.apps.evaluation.probe_twins import TableTwins
     from monai_diffae.data.embeddings import read_embeddings
     from monai_diffae.latents.probing.evaluation import ProbeSettings
     from monai_diffae.latents.targets import are_classes
@@ -169,7 +167,7 @@ def probe(
     is_class = {are_classes(table[name].dropna().tolist(), kinds.get(name, "auto")) for name in names}
     if probing.regularisation is not None and len(is_class) > 1:
         raise ConfigError("regularisation: is C for classes and alpha for numbers; set targets to labels of one kind")
-    twins = TableTwins.find(table, names, probing.splits)
+    twins = probe_twins.TableTwins.find(table, names, probing.splits)
     twins = twins.grouped() if group_duplicates else twins
     table, settings = twins.table, twins.settings(settings)
     baselines = [feature_set(name, values, table, names) for name, values in comparison.baselines.items()]
@@ -250,7 +248,7 @@ def _evaluate(
     return evaluated, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
 
 
-def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, skipped: bool) -> Result:
+def _result(figures: Mapping[str, Any], twins: probe_twins.TableTwins, folder: Path | None, skipped: bool) -> Result:
     from monai_diffae.latents.probing.verdicts import find_verdicts
 
     for target, reason in figures["omitted_targets"].items():
@@ -326,9 +324,6 @@ def _nuisance_lines(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], has_baseline: bool) -> Table:
-    from rich import box
-    from rich.table import Table
-
     from monai_diffae.pictures.charts import METRIC_NAMES
 
     main, *others = [name for name in METRIC_NAMES if name in rows[0]]

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
+
 from monai_diffae.apps.result import table_lines
 from monai_diffae.apps.settings import Process
 from monai_diffae.data.atomic import PartStore, write_atomic, write_csv
@@ -190,8 +192,6 @@ def short(value: Any) -> str:
 
 def result_lines(rows: Sequence[Row]) -> Iterator[str]:
     """Each table with its title, without intervals, which are in the files."""
-    from rich.table import Table
-
     for name, lines in _lines_of_tables(rows):
         columns = _shown(dict.fromkeys(column for line in lines for column in line))
         table = Table(*columns, box=None)

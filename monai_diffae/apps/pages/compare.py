@@ -9,6 +9,7 @@ from monai_diffae.apps.pages.report import page_result
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.steps import Steps
 from monai_diffae.errors import ConfigError, counted
+from monai_diffae.lazy import page_data, pages, sections
 
 
 @command
@@ -51,13 +52,10 @@ def compare(
     if len(bundle) < 2:
         raise ConfigError("bundle: one model cannot be compared; give two or more, or use report")
     from monai_diffae.apps.evaluation.evaluate import unique_names
-    from monai_diffae.apps.pages.data import JOURNAL, ReportData
-    from monai_diffae.apps.pages.page import write_page
-    from monai_diffae.apps.pages.sections import Report
 
-    steps = Steps(journal=out / JOURNAL)
+    steps = Steps(journal=out / page_data.JOURNAL)
     models = [
-        ReportData(path, out / name, cohort, out, name, targets, device, overwrite, steps)
+        page_data.ReportData(path, out / name, cohort, out, name, targets, device, overwrite, steps)
         for path, name in zip(bundle, unique_names(bundle), strict=True)
     ]
     _check_kinds({model.name: model.describe() for model in models})
@@ -65,7 +63,7 @@ def compare(
         model.run_common(cases=models[0].shown_cases)
     if models[0].result("embeddings") is not None:
         models[0].evaluate(bundle, out)
-    page = write_page(out / "compare.html", "report.html", embed=embed, **Report(models).values())
+    page = pages.write_page(out / "compare.html", "report.html", embed=embed, **sections.Report(models).values())
     return page_result(page, steps.outcomes)
 
 

@@ -10,7 +10,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.steps import Outcome, Steps
 from monai_diffae.apps.tracking import log_to_training
-from monai_diffae.lazy import cohorts
+from monai_diffae.lazy import cohorts, page_data, pages, sections
 
 logger = logging.getLogger(__name__)
 
@@ -63,23 +63,19 @@ def report(
         ...
         monai_diffae.errors.ConfigError: no_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
-    from monai_diffae.apps.pages.data import JOURNAL, ReportData, check_explained
-    from monai_diffae.apps.pages.page import write_page
-    from monai_diffae.apps.pages.sections import Report
-
     if cohort is not None:
         cohorts.check_cohort_exists(cohort)
     for folder in explained:
-        check_explained(folder, bundle)
-    steps = Steps(journal=out / JOURNAL)
-    data = ReportData(
+        page_data.check_explained(folder, bundle)
+    steps = Steps(journal=out / page_data.JOURNAL)
+    data = page_data.ReportData(
         bundle, out, cohort, targets=targets, explained=explained, device=device, overwrite=overwrite, scanner=scanner,
         repeat=repeat, steps=steps,
     )  # fmt: skip
     data.run()
     logger.info("\nWrite the page")
-    values = Report([data]).values()
-    page = write_page(out / "report.html", "report.html", embed=embed, **values)
+    values = sections.Report([data]).values()
+    page = pages.write_page(out / "report.html", "report.html", embed=embed, **values)
     if embed:
         log_to_training(bundle, {}, [page], "report", is_private=True)
     return page_result(page, steps.outcomes, values["answers"])

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 from cyclopts import Group, Parameter
+from rich import box
+from rich.table import Table
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line, find_command
@@ -275,9 +277,6 @@ def _design(target: Target) -> statistics.Floats:
 
 
 def _notes(figures: Mapping[str, Any]) -> list[str]:
-    from rich import box
-    from rich.table import Table
-
     table = Table("variable", "contrast", "component", "effect (95 % interval)", "p", "q", box=box.SIMPLE_HEAD)
     for row in figures["strongest"]:
         effect = "" if row["effect"] is None else "{effect:.3f} ({low:.3f}, {high:.3f})".format(**row)

@@ -15,11 +15,10 @@ from monai_diffae.apps.synthesis.edit import nearest_other_patient
 from monai_diffae.data.cases import PatientKey
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.lazy import inferers, latents, np, npt, pd, sessions, tables, targets, torch
+from monai_diffae.lazy import counterfactual, inferers, latents, np, npt, pd, sessions, tables, targets, torch
 
 if TYPE_CHECKING:
     from monai_diffae.apps.synthesis.users_model import UsersModel
-    from monai_diffae.inferers.counterfactual import Change
 
     Floats = npt.NDArray[np.floating[Any]]
 
@@ -167,9 +166,8 @@ class Finder:
         """The scan with decoded differences (N, C, *S), as the user's model and the encoder see it."""
         return (coded.image + differences).clamp(*self.session.trained.model_range)
 
-    def _searched(self, coded: sessions.CodedCase, target: float) -> Change:
+    def _searched(self, coded: sessions.CodedCase, target: float) -> counterfactual.Change:
         """The change that the search finds, by the fast decoder or with few steps."""
-        from monai_diffae.inferers.counterfactual import autograd, find_change, finite_differences
         from monai_diffae.inferers.reconstruction import images_at_once
         from monai_diffae.networks.kernels import exact_convolutions
 
@@ -188,9 +186,9 @@ class Finder:
         num = len(self.reference.components.directions)
         has_gradient = self.users_model.values(coded.image.clone().requires_grad_()).requires_grad
         num = num if has_gradient else min(num, _NUM_COMPONENTS)
-        evaluate = autograd(value) if has_gradient else finite_differences(value)
+        evaluate = counterfactual.autograd(value) if has_gradient else counterfactual.finite_differences(value)
         largest = (2 * self.session.trained.z_channels) ** 0.5  # about the distance between two training cases
-        return find_change(evaluate, num, target, largest=largest, device=coded.x_T.device)
+        return counterfactual.find_change(evaluate, num, target, largest=largest, device=coded.x_T.device)
 
     def _checked(
         self, coded: sessions.CodedCase, change: torch.Tensor, target: float

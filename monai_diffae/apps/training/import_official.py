@@ -24,7 +24,7 @@ from monai_diffae.bundle.model_file import checksum, write_model
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError
-from monai_diffae.lazy import networks, official, torch
+from monai_diffae.lazy import networks, official, parsing, torch
 
 if TYPE_CHECKING:
     from monai_diffae.official.weights import OfficialSettings
@@ -215,8 +215,6 @@ def _description(
     bundle: str, network: networks.DiffusionAutoencoder, size: list[int], diffusion: dict[str, Any]
 ) -> dict[str, Any]:
     """The description that a training would have written with the weights."""
-    from monai_diffae.bundle.parser import Parser
-
     shipped_config: dict[str, Any] = json.loads((shipped_bundle(bundle) / "configs" / "train.json").read_text())
     if shipped_config["spatial_dims"] != network.spatial_dims:
         raise ConfigError(
@@ -233,7 +231,7 @@ def _description(
             for key, value in _arguments(network, name).items()
         }
         config["network_def"][name] = {"_target_": config["network_def"][name]["_target_"], **arguments}
-    parser = Parser(config)
+    parser = parsing.Parser(config)
     parser.parse()
     return {**describe(parser), "versions": versions()}
 

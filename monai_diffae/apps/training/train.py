@@ -24,7 +24,7 @@ from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.progress import count_failures
 from monai_diffae.errors import ConfigError, find_diffae_error
-from monai_diffae.lazy import cohorts, surveys
+from monai_diffae.lazy import cohorts, parsing, speeds, surveys
 
 if TYPE_CHECKING:
     import threading
@@ -252,9 +252,7 @@ def open_training(file: Path, overlays: Sequence[Path], values: Mapping[str, Any
     """Read the configuration of a training: a value is taken from ``values``, the overlays, or the bundle's file."""
     from monai.bundle import ConfigWorkflow
 
-    from monai_diffae.bundle.parser import ModuleLocator, read_config, set_values
-
-    read_config(file, *overlays)  # checks their code
+    parsing.read_config(file, *overlays)  # checks their code
     check_code(values, "overrides", places=False)
     # MONAI warns about each overlay from another folder, and about the lack of a logging file
     log = logging.getLogger("monai.bundle.workflows")
@@ -264,9 +262,9 @@ def open_training(file: Path, overlays: Sequence[Path], values: Mapping[str, Any
         workflow = ConfigWorkflow(list(map(str, (file, *overlays))), logging_file=False, workflow_type="train")
     finally:
         log.setLevel(level)
-    workflow.parser.locator = ModuleLocator()
+    workflow.parser.locator = parsing.ModuleLocator()
     # not as keyword arguments of ConfigWorkflow: its `tracking` (MONAI 1.6.1) is not our key
-    set_values(workflow.parser, values, "the configuration", f"configs/{file.name}")
+    parsing.set_values(workflow.parser, values, "the configuration", f"configs/{file.name}")
     return workflow
 
 
@@ -340,7 +338,6 @@ def _plan(
 ) -> Training:
     """Add a plan's settings to those of a new training; ``minutes`` are for everything from ``start`` on."""
     from monai_diffae.apps.training.plan import plan, read_training_config
-    from monai_diffae.apps.training.speed import TIME_KEYS
 
     _config_file(bundle, "train")
     folder = Path(training.overrides.get("output_dir", out or bundle))
@@ -353,7 +350,7 @@ def _plan(
     weights = folder / layout.MODELS / layout.MODEL
     is_tuned = weights.is_file() and not training.overwrite
     model = {key: each for key, each in read_description(weights).items() if key in parser} if is_tuned else {}
-    fixed = {key: value for key, value in model.items() if key not in TIME_KEYS and not isinstance(value, dict)}
+    fixed = {key: value for key, value in model.items() if key not in speeds.TIME_KEYS and not isinstance(value, dict)}
     named = {"batch_size": training.batch_size, "uneven": training.uneven}
     given = {key: value for key, value in named.items() if value is not None}
     result = plan(

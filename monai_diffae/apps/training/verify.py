@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
+
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, table_lines
 from monai_diffae.apps.settings import Figures, Reading
@@ -137,8 +139,6 @@ def _incomplete(checked: Verification) -> str | None:
 
 def survey_lines(survey: surveys.Survey) -> Iterator[str]:
     """A table of sizes, spacings and fields of view, and a line about outliers."""
-    from rich.table import Table
-
     summary = survey.summary()
     axes = "R x A x S" if survey.spatial_dims == 3 else "rows x columns"
     table = Table(axes, "5th percentile", "median", "95th percentile")
