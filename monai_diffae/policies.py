@@ -29,8 +29,8 @@ MISSING_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "null")
 """Words for a missing label. ``None`` is not one: it can be a class, such as no treatment."""
 
 
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise an error about the argument ``name`` if a value is none of the choices of a ``Literal``.
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise an error about the argument ``name`` if a value is none of the choices: those of a ``Literal``, or a list.
 
     Example:
         >>> check_choice("doubtful", "ignore", Doubtful)
@@ -38,5 +38,6 @@ def check_choice(name: str, value: str, choices: Any) -> None:
         ...
         monai_diffae.errors.ConfigError: doubtful: 'ignore' is not one of warn, refuse
     """
-    if value not in get_args(choices):
-        raise ConfigError(f"{name}: {quoted(value)} is not one of {', '.join(get_args(choices))}")
+    words = list(get_args(choices) or choices)
+    if value not in words:
+        raise ConfigError(f"{name}: {quoted(value)} is not one of {', '.join(words)}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from monai_diffae.inferers import DiffusionAutoencoderInferer, ReconstructionMod
 from monai_diffae.inferers.reconstruction import estimate_from_noised, images_at_once
 from monai_diffae.latents.neighbors import p_values
 from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
+from monai_diffae.policies import check_choice
 from monai_diffae.transforms import write_native
 from monai_diffae.transforms.case_space import CaseSpace
 
@@ -265,8 +266,7 @@ class ModelCase(CaseSpace):
             steps: network evaluations for inversion and for decoding; None: the bundle's.
             max_evaluations: as for :meth:`invert`.
         """
-        if detail not in get_args(Detail):
-            raise ConfigError(f"detail: {detail!r} is not one of {', '.join(get_args(Detail))}")
+        check_choice("detail", detail, Detail)
         x_T = self.invert(steps=steps, max_evaluations=max_evaluations)
         images = self.decode(z_sem, x_T, steps=steps)
         if detail == "model":

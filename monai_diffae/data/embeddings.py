@@ -83,6 +83,13 @@ def check_width(table: pd.DataFrame, path: Path) -> None:
         raise CohortError(f"{path.name}: its rows have more cells than its header; write the table again")
 
 
+def case_ids(table: pd.DataFrame, name: str) -> list[str]:
+    """The ids of a table's cases as text, of which each must be unique; ``name`` is that of the table."""
+    if "id" not in table or table["id"].astype(str).duplicated().any():
+        raise CohortError(f"{name}: has no column id with a unique name for each case; keep one row per case")
+    return table["id"].astype(str).tolist()
+
+
 def _read_csv(path: Path) -> pd.DataFrame:
     header = pd.read_csv(path, nrows=0)
     labels, text_columns = label_columns(header), ("id", "file_name", "patient")

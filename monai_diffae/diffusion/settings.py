@@ -6,9 +6,10 @@ package really offers, e.g. :data:`SolverName` to :data:`monai_diffae.diffusion.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.policies import check_choice
 
 SolverName = Literal["adams", "ddim", "dpmpp_2m", "heun", "unipc"]
 """Solvers of the probability-flow ODE, see :mod:`monai_diffae.diffusion.solvers`."""
@@ -60,8 +61,7 @@ class DecodingSettings:
 
     def __post_init__(self) -> None:
         for name, choices in {"inversion": InversionName, "decoder": DecoderName}.items():
-            if getattr(self, name) not in get_args(choices):
-                _refuse(self, name, f"choose one of: {', '.join(get_args(choices))}")
+            check_choice(name, getattr(self, name), choices)
         for name in ("steps", "invert_steps", "batch_size"):
             count = getattr(self, name)
             if not (name == "invert_steps" and count is None) and (type(count) is not int or count < 1):

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.policies import check_choice
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,8 +26,7 @@ def resolve_precision(precision: Precision, device: torch.device | str) -> torch
         torch.bfloat16
     """
     if precision != "auto":
-        if precision not in _DTYPES:
-            raise ConfigError(f"precision is {quoted(precision)}; choose one of: auto, {', '.join(_DTYPES)}")
+        check_choice("precision", precision, ["auto", *_DTYPES])
         return _DTYPES[precision]
     device = torch.device(device)
     if device.type == "cuda":

@@ -24,6 +24,7 @@ from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle
 from monai_diffae.bundle.model import ModelCase
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.label_app import AppFolder
+from monai_diffae.policies import check_choice
 
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
 # what 3D Slicer, OHIF, MONAILabelClient and MONAI Label itself add to requests
@@ -132,8 +133,7 @@ class Answer:
         if self.case is None or self.array is None:
             return None
         suffix, array = suffix or (".png" if self.is_picture else ".nii.gz"), self.array
-        if suffix not in _SUFFIXES:
-            raise ConfigError(f"result_extension: {str(suffix)[:20]!r} is not one of {', '.join(_SUFFIXES)}")
+        check_choice("result_extension", suffix, _SUFFIXES)
         if suffix == ".png" and self.is_picture:
             array = np.clip(np.round(array), 0, 255).astype(np.uint8)
         if dtype_name not in (None, array.dtype.name):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +17,7 @@ from monai_diffae.latents.probing.probes import FittedProbe, Folds, fit_probe, g
 from monai_diffae.latents.probing.scores import score_with_interval
 from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import Kind, LabelKind, Target, class_name, missing, read_line_target, rest_of
+from monai_diffae.policies import check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +125,7 @@ class Direction:
 
     def line(self, along: Along) -> Floats:
         """The vector ``[D]`` that an edit adds to normalised z_sem to increase the distance by 1."""
-        if along not in get_args(Along):
-            raise ConfigError(f"along: {along!r} is not one of {', '.join(get_args(Along))}")
+        check_choice("along", along, Along)
         return self.pattern if along == "pattern" else self.weight
 
     def move(self, z: ArrayLike, strength: float, along: Along = "pattern") -> Codes:

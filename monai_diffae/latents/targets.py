@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.statistics import Floats
-from monai_diffae.policies import MISSING_WORDS
+from monai_diffae.policies import MISSING_WORDS, check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +83,7 @@ class Target:
 
 def are_classes(labels: Sequence[Any], kind: LabelKind = "auto") -> bool:
     """Whether labels are classes: text, booleans, two values, or few whole numbers; ``kind`` decides otherwise."""
-    if kind not in get_args(LabelKind):
-        raise ConfigError(f"kind: {kind!r} is not one of {', '.join(get_args(LabelKind))}")
+    check_choice("kind", kind, LabelKind)
     if kind == "numbers" and not _are_numbers(labels):
         raise ConfigError("kind: some labels are text; choose classes, or correct the table")
     if kind != "auto":

@@ -8,7 +8,7 @@ the pairs, in blocks of rows, computes all draws.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import numbered_groups
 from monai_diffae.latents.statistics import Floats, checked_codes
+from monai_diffae.policies import check_choice
 
 Statistic = Literal["energy", "mmd"]
 Kernel: TypeAlias = Callable[[Floats], Floats]  # a function of distances
@@ -217,8 +218,7 @@ def _gaussian(pooled: Floats, bandwidth: float | None) -> Kernel:
 
 
 def _kernel(statistic: Statistic, pooled: Floats) -> Kernel:
-    if statistic not in get_args(Statistic):
-        raise ConfigError(f"statistic: {statistic!r} is not one of {', '.join(get_args(Statistic))}")
+    check_choice("statistic", statistic, Statistic)
     return np.negative if statistic == "energy" else _gaussian(pooled, None)
 
 

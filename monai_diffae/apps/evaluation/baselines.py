@@ -59,8 +59,9 @@ def pixel_features(
             f"table: {', '.join(differ)}; give the bundle that made the table, or give the features as baselines"
         )
     warn_if_cohort_changed(table, session.cohort, comparison.cohort or "", "pixel_baselines")
+    ids = tables.case_ids(table, "embeddings")
     with tempfile.TemporaryDirectory() as folder:
-        images, is_available = _images(_ids(table, "embeddings"), session, Path(folder) if out is None else out)
+        images, is_available = _images(ids, session, Path(folder) if out is None else out)
     feature_sets = {
         "pca": lambda: FeatureSet.pca(images, len(tables.z_columns(table)), is_available),
         "intensity": lambda: FeatureSet.from_values(INTENSITY_NAME, intensity_statistics(images), is_available),
@@ -119,7 +120,7 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     """Read features from a CSV or Parquet table, and join them to a table of embeddings by ``id``."""
     path = Path(path)
     features = _read_table(path)
-    ids = _ids(features, path.name)
+    ids = tables.case_ids(features, path.name)
     wide = tables.wide_columns(features)
     columns = [*tables.z_columns(features), *tables.std_columns(features)] or wide  # without labels, which would leak
     if not columns:
@@ -132,7 +133,7 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
                 path.name, ", ".join(text)[:100],
             )  # fmt: skip
     by_id = features[columns].set_axis(ids, axis=0)
-    requested = _ids(table, "embeddings")
+    requested = tables.case_ids(table, "embeddings")
     is_available = np.isin(requested, ids)
     if not is_available.any():
         raise CohortError(f"{path.name}: has none of the cases of the embeddings; give their ids in its column id")
@@ -162,9 +163,3 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise
     except Exception as error:  # the readers raise many kinds of errors
         raise CohortError(f"{path.name}: there is no such CSV or Parquet table; give a table of features") from error
-
-
-def _ids(table: pd.DataFrame, name: str) -> list[str]:
-    if "id" not in table or table["id"].astype(str).duplicated().any():
-        raise CohortError(f"{name}: has no column id with a unique name for each case, which joins features and cases")
-    return table["id"].astype(str).tolist()

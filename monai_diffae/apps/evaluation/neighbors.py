@@ -265,9 +265,7 @@ class _NeighborSearch:
 
 def _read(embeddings: Path) -> pd.DataFrame:
     table = tables.read_embeddings(embeddings)
-    if "id" not in table or table["id"].duplicated().any():
-        raise CohortError(f"{embeddings.name}: has no column id with a unique name for each case; embed again")
-    return table.assign(id=table["id"].astype(str))
+    return table.assign(id=tables.case_ids(table, embeddings.name))
 
 
 def _selected(rows: pd.DataFrame, choice: Choice) -> pd.DataFrame:

@@ -6,7 +6,6 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,7 +22,7 @@ from monai_diffae.apps.study.cases import StudyCases
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.fingerprints import file_checksum
-from monai_diffae.errors import ConfigError, MachineError, counted
+from monai_diffae.errors import ConfigError, check_installed, counted
 from monai_diffae.lazy import association, np, pd, pictures, statistics, tables, targets
 
 if TYPE_CHECKING:
@@ -105,8 +104,8 @@ def associate(
         ...
         monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
-    if logistic and find_spec("statsmodels") is None:
-        raise MachineError("logistic: statsmodels is not installed; run pip install 'monai-diffae[statistics]'")
+    if logistic:
+        check_installed("statsmodels", "statistics")
     cases = StudyCases.open(embeddings, components, split)
     names = _variables(cases.rows, variables, covariates)
     if export.phenotypes:

@@ -23,8 +23,7 @@ _SHARE, _CONSTANT = 0.95, 1e-6
 def read_cases(path: Path) -> pd.DataFrame:
     """The rows of a table of embeddings, with a unique id each."""
     table = tables.read_embeddings(path)
-    if "id" not in table or table["id"].astype(str).duplicated().any():
-        raise CohortError(f"{path.name}: has no column id with a unique name for each scan; keep one row per scan")
+    tables.case_ids(table, path.name)
     return table
 
 

@@ -6,7 +6,6 @@ import glob
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -16,7 +15,7 @@ from cyclopts import Group, Parameter
 from monai_diffae.apps.settings import Numbers
 from monai_diffae.bundle.code import refuse_code
 from monai_diffae.data.fingerprints import file_checksum, json_digest
-from monai_diffae.errors import ConfigError, MachineError, counted, one_line, quoted, shortened
+from monai_diffae.errors import ConfigError, check_installed, counted, one_line, quoted, shortened
 from monai_diffae.lazy import bundles, torch
 
 _SUFFIXES = {".onnx": None, ".pt2": "a pt2 file", ".ts": "a TorchScript file"}  # with what could run code
@@ -145,8 +144,8 @@ def check_file(path: Path) -> None:
         raise ConfigError(f"model: there is no file {path.name}")
     if path.suffix not in _SUFFIXES:
         raise ConfigError(f"model: {path.name} is no {', '.join(_SUFFIXES)} file; export the model as one of these")
-    if path.suffix == ".onnx" and find_spec("onnxruntime") is None:
-        raise MachineError("model: onnxruntime is not installed; run pip install 'monai-diffae[export]'")
+    if path.suffix == ".onnx":
+        check_installed("onnxruntime", "export")
     code = _SUFFIXES[path.suffix]
     refuse_code([code] if code else [], path.name)
 

@@ -8,7 +8,6 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -20,7 +19,7 @@ from monai_diffae.bundle.description import versions
 from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.fingerprints import file_checksum
-from monai_diffae.errors import ConfigError, MachineError, one_line, shortened
+from monai_diffae.errors import ConfigError, check_installed, one_line, shortened
 from monai_diffae.lazy import inferers, loading, networks, torch
 
 if TYPE_CHECKING:
@@ -78,8 +77,8 @@ def export(bundle: Path, out: Path, *, format: Literal["pt2", "onnx", "ts"] = "p
         ...
         monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, ...
     """
-    if missing := [name for name in _ONNX_PACKAGES if format == "onnx" and find_spec(name) is None]:
-        raise MachineError(f"format onnx: {missing[0]} is not installed; run pip install 'monai-diffae[export]'")
+    for package in _ONNX_PACKAGES if format == "onnx" else ():
+        check_installed(package, "export")
     if format == "ts":
         logger.warning("TorchScript will be removed from PyTorch and MONAI; use pt2 if your tool reads it")
     made_from = {"model": checksum(bundle), "format": format}
