@@ -18,24 +18,24 @@ PACKAGE = ROOT / "monai_diffae"
 MOST_PARAMETERS = 12
 
 BUDGETS = {
-    ".": (310, 5),
-    "apps": (1_600, 10),
+    ".": (335, 5),
+    "apps": (1_595, 10),
     "apps/embedding": (1_550, 7),
-    "apps/evaluation": (2_920, 14),
-    "apps/pages": (2_255, 11),
-    "apps/sharing": (445, 4),
-    "apps/study": (1_005, 6),
-    "apps/synthesis": (2_460, 13),
-    "apps/training": (2_565, 13),
+    "apps/evaluation": (2_865, 14),
+    "apps/pages": (2_215, 11),
+    "apps/sharing": (435, 4),
+    "apps/study": (975, 6),
+    "apps/synthesis": (2_395, 13),
+    "apps/training": (2_490, 13),
     "bundle": (2_785, 11),
     "cli": (255, 2),
     "data": (6_770, 34),
-    "diffusion": (1_315, 7),
+    "diffusion": (1_310, 7),
     "engines": (1_450, 11),
-    "explorer": (1_065, 7),
+    "explorer": (1_060, 7),
     "handlers": (1_590, 9),
     "inferers": (1_005, 6),
-    "label": (2_015, 11),
+    "label": (2_005, 11),
     "latents": (4_320, 22),
     "metrics": (630, 6),
     "networks": (2_140, 12),
@@ -49,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_310
-TEST_FUNCTIONS = 1_302
+TEST_LINES = 30_335
+TEST_FUNCTIONS = 1_303
 TRAININGS = 49
 
 

@@ -77,12 +77,6 @@ def explore(
             direction.
         CohortError: there is no usable case, or the table has none of them.
         MachineError: the port is in use.
-
-    Example:
-        >>> explore("no_bundle", "cohort.csv")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
     from monai_diffae.explorer.app import build_app
     from monai_diffae.explorer.exploration import Files, open_exploration

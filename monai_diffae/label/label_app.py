@@ -96,12 +96,6 @@ def label_app(out: Path, *, bundle: Path, refer: bool = False) -> Result:
         ConfigError: the bundle is not trained, or ``out`` is not empty or cannot be a folder.
         UnsafeInputError: the bundle has code of its own and is not trusted.
         MachineError: the folder cannot be written.
-
-    Example:
-        >>> label_app("my_app", bundle="no_model")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no_model: there is no models/model.safetensors; train the bundle first, ...
     """
     check_new_folder(out)
     # unsafe files are refused before they are copied

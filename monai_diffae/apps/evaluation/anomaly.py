@@ -63,12 +63,6 @@ def anomaly(
         ConfigError: an argument is out of range, the bundle is not trained or not calibrated, or ``out`` holds results
             of other inputs.
         CohortError: there is no usable case.
-
-    Example:
-        >>> anomaly("bundle", "cohort.csv", "out", quantile=2)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: quantile: 2 is above 1
     """
     session = sessions.Session.open(bundle, cohort, reading=Reading(columns=columns), run=run.batched)
     detector = bundles.AnomalyDetector.load(session.trained)

@@ -62,12 +62,6 @@ def calibrate(
     Raises:
         ConfigError: an argument is out of range, or the bundle is not trained.
         CohortError: there are no usable cases of two patients.
-
-    Example:
-        >>> calibrate("bundle", "cohort.csv", limit=1)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: limit: 1 is below 2
     """
     session = sessions.Session.open(bundle, cohort, reading=reading, run=run.batched)
     if split is None and session.split_origin != "drawn":

@@ -72,12 +72,6 @@ def diagnose(
         ConfigError: an argument is out of range, the bundle is not trained, or ``out`` holds results made from other
             things.
         CohortError: there is no usable case, or all cases are of one patient.
-
-    Example:
-        >>> diagnose("bundle", "cohort.csv", "out", num_levels=0)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: num_levels: 0 is below 1
     """
     session = sessions.Session.open(bundle, cohort, reading=reading, run=run)
     cases = session.choose(choice)

@@ -143,12 +143,6 @@ def evaluate(
         ConfigError: an argument is out of range, no bundle is trained, the cases may have been trained on, or ``out``
             holds results made from other things.
         CohortError: there is no held-out case.
-
-    Example:
-        >>> evaluate("out", bundle="bundle", cohort="cohort.csv", steps=[0])
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: steps: 0 is below 1
     """
     if held_out.split == "train" and not held_out.not_held_out:
         raise ConfigError("split: train has the cases that the bundle was trained on; choose test, or set not_held_out")

@@ -39,12 +39,6 @@ def info(bundle: Path) -> Result:
     Raises:
         ConfigError: the bundle is not trained.
         ScanError: the file is damaged.
-
-    Example:
-        >>> info("my_model")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, ...
     """
     description = read_description(model_file(bundle))
     code = tuple(unknown_targets(description))

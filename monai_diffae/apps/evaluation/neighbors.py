@@ -100,12 +100,6 @@ def neighbors(
         CohortError: there is no table of embeddings, no training case in it, or no case with such an id.
         ConfigError: an argument is out of range, the tables are of different models, a cohort has no bundle, or ``out``
             holds results made from other things.
-
-    Example:
-        >>> neighbors("no.parquet", "out")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
     if (images.cohort is not None or images.reconstruction_error) and None in (images.bundle, images.cohort):
         raise ConfigError("cohort: its images are read through a bundle; also give bundle and cohort")

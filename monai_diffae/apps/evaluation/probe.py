@@ -139,12 +139,6 @@ def probe(
         CohortError: a file is not a table of embeddings, or not a table of features of its cases.
         ConfigError: an argument is out of range, there is no such label column, or no target can be probed: too few
             cases, or a patient with both training and test cases.
-
-    Example:
-        >>> probe("no.parquet")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
     if comparison.pixel_baselines and (comparison.bundle is None or comparison.cohort is None):
         raise ConfigError("pixel_baselines: the images are read with bundle and cohort; also give both")

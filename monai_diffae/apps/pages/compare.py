@@ -42,12 +42,6 @@ def compare(
 
     Raises:
         ConfigError: there are fewer than two bundles, one is not trained, or a target is no label.
-
-    Example:
-        >>> compare("out", bundle=["model"])
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: bundle: one model cannot be compared; give two or more, or use report
     """
     if len(bundle) < 2:
         raise ConfigError("bundle: one model cannot be compared; give two or more, or use report")

@@ -56,12 +56,6 @@ def report(
     Raises:
         ConfigError: the bundle is not trained, or a target is no label.
         CohortError: there is no such cohort.
-
-    Example:
-        >>> report("no_bundle", "out")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
     if cohort is not None:
         cohorts.check_cohort_exists(cohort)

@@ -73,12 +73,6 @@ def start(
         CohortError: no usable scan, or too few.
         ConfigError: an argument cannot be used, or ``out`` holds something else.
         MachineError: the disk is full, or the training does not fit into memory.
-
-    Example:
-        >>> start("no_such_folder", "out")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no_such_folder: there is no such folder, table or scan; ...
     """
     listing = {
         "table": table, "id_column": id_column, "patient_pattern": patient_pattern, "columns": columns or None,

@@ -69,12 +69,6 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
         ConfigError: the bundle is not trained, its models do not load, its documents say nothing about its weights, the
             repository is public, has the tag or may not be written, or there is no terminal to ask without ``yes``.
         MachineError: huggingface_hub is not installed, or the hub cannot be reached.
-
-    Example:
-        >>> push("my_model", "owner/my-model")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, or ...
     """
     files = _files_to_send(bundle)
     place, send = _archive(Path(repo)) if repo.endswith(".zip") else _repository(repo, tag, public)

@@ -97,12 +97,6 @@ def associate(
         CohortError: the table cannot be used.
         ConfigError: a variable or covariate does not exist or no variable can be used.
         MachineError: statsmodels is not installed, and ``logistic`` is set.
-
-    Example:
-        >>> associate("no.parquet", "out", variables=["age"])
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
     if logistic:
         check_installed("statsmodels", "statistics")

@@ -71,12 +71,6 @@ def harmonize(
         CohortError: the table cannot be used.
         ConfigError: a column does not exist, or scanners cannot be told from patients or protected columns.
         MachineError: combatlearn is not installed.
-
-    Example:
-        >>> harmonize("embeddings.parquet", "even.csv", scanner="scanner")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: even.csv: must be a .parquet file, which says what was done; choose such a name
     """
     if out.suffix != ".parquet":
         raise ConfigError(f"{out.name}: must be a .parquet file, which says what was done; choose such a name")

@@ -67,12 +67,6 @@ def reliability(
     Raises:
         CohortError: the table cannot be used.
         ConfigError: a column does not exist, or the scans do not tell patients and scanners apart.
-
-    Example:
-        >>> reliability("no.parquet", "out", repeat="visit")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
     rows = read_repeated(embeddings, repeat=[repeat], scanner=[scanner] if scanner else [], scores=scores)
     made_from = {

@@ -62,12 +62,6 @@ def stability(
     Raises:
         CohortError: a table cannot be used, has an id twice, or too few patients are in both.
         ConfigError: ``out`` holds results made from other things.
-
-    Example:
-        >>> stability("no.parquet", "out", other="other.parquet")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
     models = [StudyCases.open(path, components, split) for path in (embeddings, other)]
     pair = _matched(*models)

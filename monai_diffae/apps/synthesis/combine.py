@@ -103,12 +103,6 @@ def combine(
             another model, or ``out`` holds results of other inputs.
         CohortError: a case does not exist.
         ScanError: a case cannot be read.
-
-    Example:
-        >>> combine("bundle", "cohort.csv", "out", case="case-1", components={"1": 2.0})
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: embeddings: the components are computed from them; give the table, or omit ...
     """
     combination = Combination.of(mixture, moves)
     combination.check_detail(detail)

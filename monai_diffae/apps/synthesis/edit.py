@@ -131,12 +131,6 @@ def edit(
         ConfigError: an argument is out of range, the bundle is not trained, a direction or the embeddings belong to
             another model, or ``out`` holds results of other inputs.
         CohortError: there is no usable case.
-
-    Example:
-        >>> edit("bundle", "cohort.csv", "out", direction="no.json")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no.json: there is no such file; make it with monai-diffae fit-direction
     """
     strengths = sorted({0.0, *strengths})  # 0 is the plain reconstruction, which everything is compared with
     strength_names(strengths)  # refuses equal names before anything is loaded

@@ -96,12 +96,6 @@ def explain(
             ``out`` holds results of other inputs.
         CohortError: there is no usable case.
         UnsafeInputError: your model's file could run code, and is not trusted.
-
-    Example:
-        >>> explain("bundle", "cohort.csv", "out", model="no.onnx", embeddings="no.parquet")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: model: there is no file no.onnx
     """
     check_file(model)
     session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)

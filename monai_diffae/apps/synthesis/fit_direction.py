@@ -64,12 +64,6 @@ def fit_direction(
     Raises:
         CohortError: the table cannot be used, or has splits and no training case.
         ConfigError: the label column does not exist, its labels give no direction, or ``out`` exists already.
-
-    Example:
-        >>> fit_direction("no.parquet", "age.json", target="age")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
     table = tables.read_training_rows(embeddings)
     provenance.check_z_sem(embeddings)

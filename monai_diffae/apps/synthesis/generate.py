@@ -69,12 +69,6 @@ def generate(
         ConfigError: an argument is out of range, the bundle is not trained or has no latent DDIM, the direction belongs
             to another model, or ``out`` holds results of other inputs.
         CohortError: the classifier accepts hardly any z_sem.
-
-    Example:
-        >>> generate("bundle", "out", num_images=0)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: num_images: 0 is below 1
     """
     trained = sessions.open_bundle(bundle, decoding=sampling, run=run)
     latent = bundles.load_latent(bundle, trained.device)

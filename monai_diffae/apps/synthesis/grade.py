@@ -45,12 +45,6 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overw
         ConfigError: the direction belongs to another model, or ``out`` exists and is no table of grades, or holds
             grades of other inputs.
         CohortError: the table of embeddings cannot be used.
-
-    Example:
-        >>> grade("embeddings.parquet", "grades.txt", direction="sick.json")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: grades.txt: grades are written as .csv; choose a name that ends in .csv
     """
     if out.suffix != ".csv":
         raise ConfigError(f"{out.name}: grades are written as .csv; choose a name that ends in .csv")

@@ -51,12 +51,6 @@ def interpolate(
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained, or ``out`` holds results of other inputs.
         CohortError: a case does not exist, or cannot be read.
-
-    Example:
-        >>> interpolate("bundle", "cohort.csv", "out", start="case-1", end="case-2", num_images=1)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: num_images: 1 is below 2
     """
     session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
     cases = session.choose(Choice(cases=(start, end)))

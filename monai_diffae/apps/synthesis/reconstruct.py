@@ -73,12 +73,6 @@ def reconstruct(
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained, or ``out`` holds results of other inputs.
         CohortError: there is no usable case.
-
-    Example:
-        >>> reconstruct("bundle", "cohort.csv", "out", mode="z")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: mode: 'z' is not one of x_T, z_sem, both
     """
     session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
     cases = session.choose(choice)

@@ -79,12 +79,6 @@ def traverse(
         ConfigError: an argument is out of range, the bundle is not trained, another model made the embeddings, or
             ``out`` holds results of other inputs.
         CohortError: the table of embeddings cannot be used, or the case does not exist.
-
-    Example:
-        >>> traverse("bundle", "embeddings.parquet", "out", case="case-1")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: cohort: is required with a case; give the cohort that has it
     """
     if cohort is None and case is not None:
         raise ConfigError("cohort: is required with a case; give the cohort that has it")

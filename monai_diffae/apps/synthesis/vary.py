@@ -53,12 +53,6 @@ def vary(
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained, or ``out`` holds results of other inputs.
         CohortError: the case does not exist, or cannot be read.
-
-    Example:
-        >>> vary("bundle", "cohort.csv", "out", case="case-1", num_images=1)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: num_images: 1 is below 2
     """
     session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
     cases = session.choose(Choice(cases=(case,)))

@@ -53,12 +53,6 @@ def distill(
     Raises:
         ConfigError: the bundle is not trained, or a key or value of the configuration cannot be used.
         CohortError: no usable case for training or validation.
-
-    Example:
-        >>> distill("no_such_bundle", "cohort.csv")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.safetensors; train the bundle ...
     """
     checksum(bundle)  # raises an error if the bundle is not trained
     paths = {"dataset_dir": cohort, "output_dir": out}

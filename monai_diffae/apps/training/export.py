@@ -70,12 +70,6 @@ def export(bundle: Path, out: Path, *, format: Literal["pt2", "onnx", "ts"] = "p
     Raises:
         ConfigError: the bundle is not trained, or one of its networks cannot be exported to this format.
         MachineError: packages for ONNX are not installed, or the folder cannot be written.
-
-    Example:
-        >>> export("my_model", "exported")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, ...
     """
     for package in _ONNX_PACKAGES if format == "onnx" else ():
         check_installed(package, "export")

@@ -81,12 +81,6 @@ def import_official(
             used, or ``out`` is not empty.
         UnsafeInputError: a file is damaged, or reading it could run code.
         MachineError: the folder cannot be written; nothing of it remains.
-
-    Example:
-        >>> import_official("last.ckpt", "my_model")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: last.ckpt: there is no such file
     """
     from monai_diffae.official.checkpoint_files import named_after, read_checkpoint
     from monai_diffae.official.latent import select_latent

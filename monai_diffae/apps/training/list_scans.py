@@ -73,12 +73,6 @@ def list_scans(
         CohortError: there are no scans, the table does not fit them, or twins that are to be one patient are in
             different splits.
         MachineError: the table cannot be written.
-
-    Example:
-        >>> list_scans("no_such_folder", "scans.csv")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no_such_folder: there is no such folder, table or scan; check the path ...
     """
     if group_duplicates and skip_twins:
         raise ConfigError("group_duplicates: needs the scans to be read, to find twins; omit skip_twins")

@@ -171,12 +171,6 @@ def plan(
             the image size.
         CohortError: no usable scan.
         MachineError: this machine does not have the device, or nothing fits into its memory.
-
-    Example:
-        >>> plan("scans.csv", memory_gib=-1)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: memory_gib: -1 is not above 0
     """
     overrides = {**colour_values(colour), **overrides}
     target = find_device(device)

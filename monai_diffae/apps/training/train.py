@@ -74,12 +74,6 @@ def train(
             training is complete already, or ``start_from`` is not trained.
         CohortError: no usable case.
         MachineError: the training does not fit into memory, or the disk is full.
-
-    Example:
-        >>> train("no_such_bundle")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no_such_bundle: there is no configs/train.json; make a bundle with ...
     """
     start = time.monotonic()
     if start_from is not None:

@@ -44,12 +44,6 @@ def train_latent(
         ConfigError: the bundle is not trained, there are no data, the embeddings are those of another bundle, or a key
             or value of the configuration cannot be used.
         CohortError: no usable case.
-
-    Example:
-        >>> train_latent("no_such_bundle", "cohort.csv")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.safetensors; train the bundle ...
     """
     unused = {"cohort": cohort is not None, "columns": bool(training.columns), "workers": training.workers is not None}
     for name in (name for name, is_given in unused.items() if is_given and embeddings is not None):

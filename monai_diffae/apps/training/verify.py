@@ -67,12 +67,6 @@ def verify(
         CohortError: no scan can be read, or the table is wrong.
         ConfigError: ``out`` holds a ``verify.csv`` that this command has not written.
         MachineError: the results cannot be written, or a worker died.
-
-    Example:
-        >>> verify("no_such_folder")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no_such_folder: there is no such folder, table or scan; check the path ...
     """
     from monai_diffae.data.inspection.verification import read_cases, verify_cases
 
