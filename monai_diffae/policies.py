@@ -31,12 +31,6 @@ MISSING_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "null")
 
 def check_choice(name: str, value: object, choices: Any) -> None:
     """Raise an error about the argument ``name`` if a value is none of the choices: those of a ``Literal``, or a list.
-
-    Example:
-        >>> check_choice("doubtful", "ignore", Doubtful)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: doubtful: 'ignore' is not one of warn, refuse
     """
     words = list(get_args(choices) or choices)
     if value not in words:

@@ -30,12 +30,6 @@ class DecodingSettings:
 
     The defaults follow from the curves that ``benchmarks/solvers.py`` draws: 20 network evaluations for inversion and
     20 for decoding reproduce an image more exactly than the paper's 250 and 100.
-
-    Example:
-        >>> DecodingSettings(steps=0)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: steps is 0; it must be a whole number, at least 1
     """
 
     #: a solver's name, or a function with the signature of :class:`~monai_diffae.diffusion.Solver`

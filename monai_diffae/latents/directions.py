@@ -199,12 +199,6 @@ class Direction:
         Raises:
             ConfigError: a key is missing or unknown, the version differs, or a value has the wrong type, length or
                 range.
-
-        Example:
-            >>> Direction.from_json([1, 2])
-            Traceback (most recent call last):
-            ...
-            monai_diffae.errors.ConfigError: not a direction; make one with monai-diffae fit-direction
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ConfigError("not a direction; make one with monai-diffae fit-direction")
