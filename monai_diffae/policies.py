@@ -30,8 +30,7 @@ MISSING_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "null")
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
-    """Raise an error about the argument ``name`` if a value is none of the choices: those of a ``Literal``, or a list.
-    """
+    """Raise an error about the argument ``name`` if a value is no choice of a ``Literal`` or a list."""
     words = list(get_args(choices) or choices)
     if value not in words:
         raise ConfigError(f"{name}: {quoted(value)} is not one of {', '.join(words)}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cyclopts import Group, Parameter
 
+from monai_diffae import inferers, latents, pictures, transforms
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run
@@ -19,24 +20,7 @@ from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.cases import Case, PatientKey, key_beside
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import (
-    bundles,
-    inferers,
-    latents,
-    np,
-    npt,
-    pd,
-    pictures,
-    provenance,
-    representation,
-    scans,
-    sessions,
-    tables,
-    targets,
-    torch,
-    transforms,
-    writing,
-)
+from monai_diffae.lazy import bundles, np, npt, pd, provenance, representation, scans, sessions, tables, torch, writing
 
 if TYPE_CHECKING:
     Floats = npt.NDArray[np.floating[Any]]
@@ -292,7 +276,7 @@ def nearest_other_patient(
     return nearest
 
 
-def _monotone_share(table: pd.DataFrame, kind: targets.Kind) -> float | None:
+def _monotone_share(table: pd.DataFrame, kind: str) -> float | None:
     """Return the fraction of cases whose prediction rises; None without predictions, or with one strength only."""
     if "prediction" not in table or table["strength"].nunique() < 2:
         return None
@@ -322,7 +306,7 @@ def _warn_of_small_changes(achieved: float | None, along: Along, direction: late
     logger.warning("the edited images moved by %.1f %% of the requested strength; %s", 100 * achieved, reason)
 
 
-def _rises(predictions: pd.Series[float], kind: targets.Kind) -> bool:
+def _rises(predictions: pd.Series[float], kind: str) -> bool:
     """Whether each prediction is above the one before. A probability that rounds to 0 or 1 may stay the same."""
     values = predictions.to_numpy()
     if kind == "continuous":

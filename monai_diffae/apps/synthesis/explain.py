@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from monai_diffae import inferers, latents, pictures, transforms
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, UnbatchedRun
@@ -22,21 +23,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.data.progress import Failure, check_any_usable, write_failures
 from monai_diffae.errors import ConfigError, ScanError, counted
-from monai_diffae.lazy import (
-    bundles,
-    inferers,
-    label_changes,
-    latents,
-    loading,
-    np,
-    pd,
-    pictures,
-    representation,
-    sessions,
-    torch,
-    transforms,
-    writing,
-)
+from monai_diffae.lazy import bundles, label_changes, loading, np, pd, representation, sessions, torch, writing
 
 _NUM_PICTURED = 4
 _LOOKED_AT = 8  # cases by which the meaning of the outputs is checked
