@@ -1,7 +1,5 @@
 """A trained bundle, and one case as it sees it: images, codes and reconstructions, and how unusual the case is."""
 
-from __future__ import annotations
-
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -124,7 +122,7 @@ class TrainedBundle:
         """The columns of the cohort's table that hold the paths of a case's images."""
         return list(self.config["image_keys"])
 
-    def open(self, image: CaseImages, *, slice: int | None = None, id: str | None = None) -> ModelCase:
+    def open(self, image: CaseImages, *, slice: int | None = None, id: str | None = None) -> "ModelCase":
         """Open one case: read and preprocess it. Codes and reconstructions are computed when they are asked for.
 
         Args:
@@ -340,7 +338,7 @@ class Anomaly:
     #: p-value below a with a probability of about a
     p_value: float
     reconstruction: Tensor = field(repr=False)  #: (N, C, *S), the image that the model expects
-    _detector: AnomalyDetector = field(repr=False)
+    _detector: "AnomalyDetector" = field(repr=False)
 
     def mask(self, quantile: float = 0.99) -> Tensor:
         """The voxels (N, 1, *S) whose map is above a quantile, from 0 to 1, of the voxels of held-out cases, bool."""
@@ -371,7 +369,7 @@ class AnomalyDetector:
     made_from: Mapping[str, Any]  #: checksums of the weights and of what else the maps depend on
 
     @classmethod
-    def load(cls, trained: TrainedBundle, name: str | None = None) -> AnomalyDetector:
+    def load(cls, trained: TrainedBundle, name: str | None = None) -> "AnomalyDetector":
         """Read the detector of a trained bundle; ``name`` is the bundle's in error messages.
 
         Raises:
@@ -392,7 +390,7 @@ class AnomalyDetector:
         return cls(settings, **{key: model.tensors[key] for key in _TENSORS}, made_from=made_from)
 
     @classmethod
-    def load_if_usable(cls, trained: TrainedBundle) -> AnomalyDetector | None:
+    def load_if_usable(cls, trained: TrainedBundle) -> "AnomalyDetector | None":
         """Read the detector of a trained bundle; None if there is none, or it is of another model, or damaged."""
         try:
             return cls.load(trained)

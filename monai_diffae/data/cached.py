@@ -1,7 +1,5 @@
 """A dataset that reads and preprocesses every scan once, and keeps the images in memory or on disk."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets
@@ -73,7 +71,7 @@ class CachedCases(Dataset[Item]):
     failures_name: str | None = field(default=None, init=False)
     _contents: list[tuple[str, str]] = field(default_factory=list, init=False)
     _items: list[Item] | None = field(default=None, init=False)
-    _stores: dict[str, ArrayStore] = field(default_factory=dict, init=False)
+    _stores: "dict[str, ArrayStore]" = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         check_choice("cache", self.cache, Cache)
@@ -91,7 +89,7 @@ class CachedCases(Dataset[Item]):
         self.prepare()
         return self._contents
 
-    def prepare(self) -> CachedCases:
+    def prepare(self) -> "CachedCases":
         """Read and preprocess all cases, if this has not been done, and return the dataset itself."""
         if self._items is not None:
             return self
@@ -115,17 +113,17 @@ class CachedCases(Dataset[Item]):
         self._items = items
         return self
 
-    def without_augmentation(self) -> CachedCases:
+    def without_augmentation(self) -> "CachedCases":
         """The same dataset without ``random_transform``; both share the cache."""
         plain = copy(self.prepare())
         plain.random_transform = None
         return plain
 
-    def images(self) -> CachedCases:
+    def images(self) -> "CachedCases":
         """The dataset whose items hold images: this one; a subclass whose items hold latents returns another."""
         return self
 
-    def uncached(self) -> CachedCases:
+    def uncached(self) -> "CachedCases":
         """The same dataset without ``random_transform`` and without the cache: each access reads the scan."""
         plain = self.without_augmentation()
         plain._stores = {}
@@ -250,7 +248,7 @@ class Trajectories(Dataset[dict[str, Any]]):
             "id": self.ids[position], "index": position,
         }  # fmt: skip
 
-    def __add__(self, other: Trajectories) -> Trajectories:  # type: ignore[override]
+    def __add__(self, other: "Trajectories") -> "Trajectories":  # type: ignore[override]
         """Both sets of trajectories, one after the other."""
         z_sem = torch.cat([self.z_sem, other.z_sem])
         return Trajectories([*self.stores, *other.stores], z_sem, [*self.ids, *other.ids])

@@ -1,7 +1,5 @@
 """The noise schedule: signal and noise in x_t, conversions between x0, eps and v, and the levels of a run."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -197,7 +195,7 @@ class DiffusionSchedule(Scheduler):
         arguments = {name: getattr(self, name) for name in names} | self.schedule_args
         return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiffusionSchedule:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DiffusionSchedule":
         # Follow the network to its device but not to its precision: tables in half precision lead to NaN.
         device = fn(torch.zeros(1)).device
         dtype = torch.float32 if device.type == "mps" else torch.float64

@@ -1,7 +1,5 @@
 """What a training sets because of its device: the precision, and how tensors are copied to it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -65,7 +63,7 @@ class DeviceSettings:
     non_blocking: bool  # copies to the device do not wait for what it is computing
 
     @classmethod
-    def of(cls, device: torch.device | str, precision: Precision = "auto") -> DeviceSettings:
+    def of(cls, device: torch.device | str, precision: Precision = "auto") -> "DeviceSettings":
         """The settings for a device; precision ``auto`` is bf16 if the device computes in it, else fp32."""
         device = torch.device(device)
         return cls(device, resolve_precision(precision, device), device.type == "cuda", device.type != "cpu")

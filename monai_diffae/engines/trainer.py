@@ -1,7 +1,5 @@
 """Training: MONAI's SupervisedTrainer for long trainings of diffusion models, its learning rate, and its processes."""
 
-from __future__ import annotations
-
 import logging
 import math
 from abc import abstractmethod
@@ -181,7 +179,7 @@ class ResumableTrainer(SupervisedTrainer):
                 the step's :class:`~monai_diffae.engines.StepDraws`.
         """
 
-    def _update_weights(self, figures: StepFigures) -> None:
+    def _update_weights(self, figures: "StepFigures") -> None:
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -1,7 +1,5 @@
 """The map of a cohort's z_sem: coordinates, neighbors, outliers, components, and the scores of edited images."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,7 +52,7 @@ class Atlas:
     num_components: int
 
     @classmethod
-    def open(cls, embeddings: Path, cases: Sequence[Case], num_components: int) -> Atlas:
+    def open(cls, embeddings: Path, cases: Sequence[Case], num_components: int) -> "Atlas":
         """Read a table, and keep the rows whose cases are in the cohort."""
         table = read_embeddings(embeddings)
         ids = case_ids(table, embeddings.name)

@@ -1,7 +1,5 @@
 """Inference with a diffusion autoencoder: encode, invert, decode and reconstruct; and the forward pass of training."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -187,7 +185,7 @@ class DiffusionAutoencoderInferer(Inferer):
         (z_sem,) = self._in_batches(run, network, images)
         return z_sem
 
-    def replace(self, **arguments: Any) -> DiffusionAutoencoderInferer:
+    def replace(self, **arguments: Any) -> "DiffusionAutoencoderInferer":
         """Return an inferer with other values for some of the constructor's arguments.
 
         Example:

@@ -1,7 +1,5 @@
 """Directions in z_sem: a line through normalised z_sem for one label, along which cases are graded and edited."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -193,7 +191,7 @@ class Direction:
         return {"format": FORMAT, "version": VERSION, **plain}
 
     @classmethod
-    def from_json(cls, content: object) -> Direction:
+    def from_json(cls, content: object) -> "Direction":
         """Undo :meth:`to_json`.
 
         Raises:

@@ -1,7 +1,5 @@
 """Labels as targets: classes or a number, and which cases have one. The same rule holds wherever labels are read."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections import Counter
@@ -49,11 +47,11 @@ class Target:
         """The number of classes; None for a continuous label."""
         return None if self.classes is None else len(self.classes)
 
-    def at(self, cases: NDArray[Any]) -> Target:
+    def at(self, cases: NDArray[Any]) -> "Target":
         """The target of some of its cases, given as positions or as a mask, with all classes."""
         return Target(self.name, self.classes, self.values[cases], self.rows[cases])
 
-    def only(self, keep: NDArray[np.bool_]) -> Target:
+    def only(self, keep: NDArray[np.bool_]) -> "Target":
         """The target of some of its cases, without classes that none of them has."""
         if self.classes is None:
             return self.at(keep)
@@ -68,7 +66,7 @@ class Target:
             for code, name in enumerate(self.classes or ())
         }
 
-    def balanced_choice(self, count: int, seed: int) -> Target:
+    def balanced_choice(self, count: int, seed: int) -> "Target":
         """Choose ``count`` cases at random, equally many per class as far as possible.
 
         With the same seed, a larger choice contains the smaller one.
