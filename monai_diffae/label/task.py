@@ -64,12 +64,7 @@ def shown_options(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 class ServedModel:
-    """A trained bundle for the requests of many threads, one at a time; it is loaded again when its files change.
-
-    Args:
-        folder: the bundle's folder.
-        device: where to compute; None: the GPU if there is one.
-    """
+    """A trained bundle for the requests of many threads, one at a time; it is loaded again when its files change."""
 
     def __init__(self, folder: Path, device: str | None = None) -> None:
         self.folder, self.device = folder, device
@@ -159,14 +154,10 @@ def _answers_folder() -> str:
 
 
 class DiffAETask(InferTask):
-    """A task of MONAI Label that calls a function of a :class:`Request`.
+    """A task of MONAI Label that calls a function of a :class:`Request`; viewers list only tasks with ``labels``.
 
-    Args:
-        function: a function with `@command`. Its keyword arguments are the task's options: clients see them with their
-            defaults, and every value that a client sends is checked by their types.
-        served: the bundle.
-        folder: the app's folder.
-        labels: the labels of the label map that the task makes; viewers list only tasks with labels.
+    The function's keyword arguments are the task's options: clients see them with their defaults, and every value that
+    a client sends is checked by their types.
     """
 
     def __init__(

@@ -31,12 +31,7 @@ class ConflictError(errors.DiffAEError):
 
 
 def status_of(error: errors.DiffAEError) -> int:
-    """The HTTP status for an error of this package.
-
-    Example:
-        >>> status_of(errors.ConfigError("steps: 0 is below 1"))
-        400
-    """
+    """The HTTP status for an error of this package."""
     if isinstance(error, NotFoundError):
         return 404
     if isinstance(error, (ConflictError, errors.BusyError)):
