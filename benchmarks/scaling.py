@@ -44,9 +44,8 @@ from scaling_tables import Measurement, Point, draw, exponents, put_into_page, t
 import monai_diffae.handlers  # noqa: F401, before the processes are forked
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.settings import Training
-from monai_diffae.apps.training.grids import open_machine
 from monai_diffae.apps.training.plan import read_training_config
-from monai_diffae.apps.training.speed import Speed, Work, measure_speed
+from monai_diffae.apps.training.speed import Speed, Work, measure_speed, open_machine
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data.cohorts import read_cohort

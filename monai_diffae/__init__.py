@@ -3,8 +3,6 @@
 The names below are the public interface. Each is imported when it is first used, so ``import monai_diffae`` is quick.
 """
 
-from __future__ import annotations
-
 import os
 
 # MLflow reports to its makers, and writes an installation id into the home folder, as soon as it is imported, which

@@ -3,7 +3,7 @@
 Every message is a single line, so that it reads the same in a terminal, in ``failures.csv`` and in a log.
 """
 
-from __future__ import annotations
+from importlib.util import find_spec
 
 _LONGEST_QUOTE = 60
 
@@ -106,6 +106,12 @@ class DivergenceError(DiffAEError, ArithmeticError):
 
 class BusyError(MachineError):
     """Another process is changing the same files; the same call works when it has finished."""
+
+
+def check_installed(package: str, extra: str, instead: str = "") -> None:
+    """Raise an error that says what to install, or what to do ``instead``, if a package of an extra is missing."""
+    if find_spec(package) is None:
+        raise MachineError(f"{package} is not installed; run pip install 'monai-diffae[{extra}]'{instead}")
 
 
 def find_diffae_error(error: BaseException | None) -> DiffAEError | None:

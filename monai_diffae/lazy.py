@@ -23,26 +23,56 @@ class _Lazy:
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
     import pandas as pd
     import torch
 
-    from monai_diffae import diffusion, inferers, latents, metrics, pictures, transforms
-    from monai_diffae.apps import session
-    from monai_diffae.data import atomic, embeddings, scans
-    from monai_diffae.latents import association, harmonization, targets
+    from monai_diffae import bundle as bundles
+    from monai_diffae import engines, inferers, latents, metrics, networks, official, pictures, transforms
+    from monai_diffae.apps import provenance
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.apps.evaluation import neighbor_images, probe_twins
+    from monai_diffae.apps.pages import data as page_data
+    from monai_diffae.apps.pages import page as pages
+    from monai_diffae.apps.pages import sections
+    from monai_diffae.apps.training import speed as speeds
+    from monai_diffae.bundle import loading
+    from monai_diffae.bundle import model as models
+    from monai_diffae.bundle import parser as parsing
+    from monai_diffae.data import cached, cohort_split, cohorts, scans
+    from monai_diffae.data import embeddings as tables
+    from monai_diffae.data.inspection import listing as listings
+    from monai_diffae.data.inspection import survey as surveys
+    from monai_diffae.data.inspection import twins
+    from monai_diffae.inferers import counterfactual, paths
+    from monai_diffae.latents import association, harmonization, label_changes, representation, statistics, targets
+    from monai_diffae.transforms import writing
 else:
-    np, pd, torch = _Lazy("numpy"), _Lazy("pandas"), _Lazy("torch")
-    diffusion, inferers, latents = (_Lazy(f"monai_diffae.{room}") for room in ("diffusion", "inferers", "latents"))
-    metrics, pictures, transforms = (_Lazy(f"monai_diffae.{room}") for room in ("metrics", "pictures", "transforms"))
-    session = _Lazy("monai_diffae.apps.session")
-    atomic, embeddings, scans = (_Lazy(f"monai_diffae.data.{module}") for module in ("atomic", "embeddings", "scans"))
-    association, harmonization, targets = (
-        _Lazy(f"monai_diffae.latents.{module}") for module in ("association", "harmonization", "targets")
-    )
+    _RENAMED = {
+        "bundles": "bundle", "listings": "data.inspection.listing", "models": "bundle.model",
+        "page_data": "apps.pages.data", "pages": "apps.pages.page", "parsing": "bundle.parser",
+        "sessions": "apps.session", "speeds": "apps.training.speed", "surveys": "data.inspection.survey",
+        "tables": "data.embeddings",
+    }  # fmt: skip
+    _ROOMS_AND_MODULES = (
+        "engines", "inferers", "latents", "metrics", "networks", "official", "pictures", "transforms",
+        "apps.evaluation.neighbor_images", "apps.evaluation.probe_twins", "apps.pages.sections", "apps.provenance",
+        "bundle.loading", "data.cached", "data.cohort_split", "data.cohorts", "data.inspection.twins", "data.scans",
+        "inferers.counterfactual", "inferers.paths", "latents.association", "latents.harmonization",
+        "latents.label_changes", "latents.representation", "latents.statistics", "latents.targets",
+        "transforms.writing",
+    )  # fmt: skip
+    _OUTSIDE = {"np": "numpy", "npt": "numpy.typing", "pd": "pandas", "torch": "torch"}
+    _INSIDE = _RENAMED | {path.rpartition(".")[2]: path for path in _ROOMS_AND_MODULES}
+    _MODULES = _OUTSIDE | {name: f"monai_diffae.{path}" for name, path in _INSIDE.items()}
+    globals().update({name: _Lazy(module) for name, module in _MODULES.items()})
 
 __all__ = [
-    "association", "atomic", "diffusion", "embeddings", "harmonization", "inferers", "latents", "metrics", "np", "pd",
-    "pictures", "scans", "session", "targets", "torch", "transforms",
+    "association", "bundles", "cached", "cohort_split", "cohorts", "counterfactual", "engines", "harmonization",
+    "inferers", "label_changes", "latents", "listings", "loading", "metrics", "models", "neighbor_images", "networks",
+    "np", "npt", "official", "page_data", "pages", "parsing", "paths", "pd", "pictures", "probe_twins", "provenance",
+    "representation", "scans", "sections", "sessions", "speeds", "statistics", "surveys", "tables", "targets", "torch",
+    "transforms", "twins", "writing",
 ]  # fmt: skip
 
 

@@ -3,8 +3,6 @@
 The options of commands, the keys of configurations and the functions that read scans take their choices from here.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal, get_args
 
 from monai_diffae.errors import ConfigError, quoted
@@ -31,14 +29,8 @@ MISSING_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "null")
 """Words for a missing label. ``None`` is not one: it can be a class, such as no treatment."""
 
 
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise an error about the argument ``name`` if a value is none of the choices of a ``Literal``.
-
-    Example:
-        >>> check_choice("doubtful", "ignore", Doubtful)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: doubtful: 'ignore' is not one of warn, refuse
-    """
-    if value not in get_args(choices):
-        raise ConfigError(f"{name}: {quoted(value)} is not one of {', '.join(get_args(choices))}")
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise an error about the argument ``name`` if a value is no choice of a ``Literal`` or a list."""
+    words = list(get_args(choices) or choices)
+    if value not in words:
+        raise ConfigError(f"{name}: {quoted(value)} is not one of {', '.join(words)}")

@@ -18,39 +18,39 @@ PACKAGE = ROOT / "monai_diffae"
 MOST_PARAMETERS = 12
 
 BUDGETS = {
-    ".": (300, 5),
-    "apps": (1_600, 10),
+    ".": (325, 5),
+    "apps": (1_595, 10),
     "apps/embedding": (1_550, 7),
-    "apps/evaluation": (3_020, 14),
-    "apps/pages": (2_270, 11),
-    "apps/sharing": (445, 4),
-    "apps/study": (1_015, 6),
-    "apps/synthesis": (2_600, 13),
-    "apps/training": (2_635, 14),
-    "bundle": (2_820, 11),
+    "apps/evaluation": (2_855, 14),
+    "apps/pages": (2_215, 11),
+    "apps/sharing": (435, 4),
+    "apps/study": (975, 6),
+    "apps/synthesis": (2_365, 13),
+    "apps/training": (2_490, 13),
+    "bundle": (2_765, 11),
     "cli": (255, 2),
-    "data": (6_850, 34),
-    "diffusion": (1_350, 7),
-    "engines": (1_465, 11),
-    "explorer": (1_070, 7),
-    "handlers": (1_665, 9),
-    "inferers": (1_025, 6),
-    "label": (2_020, 11),
-    "latents": (4_345, 22),
-    "metrics": (645, 6),
-    "networks": (2_140, 12),
-    "official": (660, 4),
-    "pictures": (800, 4),
-    "serving": (180, 3),
-    "transforms": (1_235, 8),
+    "data": (6_765, 34),
+    "diffusion": (1_305, 7),
+    "engines": (1_445, 11),
+    "explorer": (1_055, 7),
+    "handlers": (1_590, 9),
+    "inferers": (1_005, 6),
+    "label": (1_985, 11),
+    "latents": (4_300, 22),
+    "metrics": (630, 6),
+    "networks": (2_250, 12),
+    "official": (655, 4),
+    "pictures": (775, 4),
+    "serving": (160, 3),
+    "transforms": (1_220, 8),
 }
 """Lines and files of each room. Who raises one says in the message of the commit why the room is worth more."""
 
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 29_077
-TEST_FUNCTIONS = 1_260
+TEST_LINES = 29_140
+TEST_FUNCTIONS = 1_266
 TRAININGS = 48
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from monai_diffae import embed, export
-from monai_diffae.apps.training import grids, speed
+from monai_diffae.apps.training import speed
 from monai_diffae.cli import build_app, parse
 from monai_diffae.diffusion.solvers import SOLVERS
 from monai_diffae.engines import memory
@@ -60,7 +60,7 @@ def test_python_blocks_run(code, tiny_bundle, class_folders, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     shutil.copytree(class_folders, tmp_path / "scans")
     if "minutes=10" in code:  # a machine on which a minute suffices for a few steps, and memory for everything
-        for module in (grids, memory):
+        for module in (speed, memory):
             monkeypatch.setattr(module, "run_memory", lambda network, workload: Memory(0, 0, 0, 0))
         monkeypatch.setattr(speed, "measure_speed", lambda config, device, items, size: speed.Speed(8.0, size))
         code = code.replace("minutes=10", "minutes=1")

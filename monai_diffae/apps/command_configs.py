@@ -1,12 +1,11 @@
 """The bundle runs of commands: each has one key per argument of its command, as the command's signature says."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +66,25 @@ def update_command_configs(bundle: Path) -> list[Path]:
     return files
 
 
-def door_stub() -> str:
-    """The text of ``monai_diffae/__init__.pyi``, by which editors and type checkers know what the door opens."""
-    import monai_diffae
+_ROOMS = (
+    "apps.training", "bundle", "data", "diffusion", "engines", "inferers", "label", "latents", "metrics", "pictures",
+    "transforms",
+)  # fmt: skip
+DOORS = ("monai_diffae", *(f"monai_diffae.{room}" for room in _ROOMS))
+"""The packages whose names are imported when they are first used."""
 
-    imports = [f"from monai_diffae.{module} import {name} as {name}" for name, module in monai_diffae.MODULES.items()]
-    return "\n".join([*sorted(imports), "", "__version__: str", "MODULES: dict[str, str]", "__all__: list[str]", ""])
+
+def door_stub(package: str) -> str:
+    """The text of a package's ``__init__.pyi``, by which editors and type checkers know what the door opens."""
+    modules = import_module(package).MODULES
+    names = sorted(modules, key=lambda name: (modules[name], not name.isupper(), name))  # as ruff sorts imports
+    imports = [f"from {package}.{modules[name]} import {name} as {name}" for name in names]
+    version = ["__version__: str"] if package == "monai_diffae" else []
+    return "\n".join([*imports, "", *version, "MODULES: dict[str, str]", "__all__: list[str]", ""])
 
 
 if __name__ == "__main__":  # make configs
-    (Path(__file__).parents[1] / "__init__.pyi").write_text(door_stub())
+    for package in DOORS:
+        (Path(__file__).parents[2].joinpath(*package.split(".")) / "__init__.pyi").write_text(door_stub(package))
     for folder in map(Path, sys.argv[1:]):
         update_command_configs(folder)

@@ -1,7 +1,5 @@
 """The list of commands. Their help, options, checks, bundle runs and the door of the package are made from it."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import shlex

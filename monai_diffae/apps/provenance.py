@@ -8,22 +8,17 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from monai_diffae.apps.result import read_record, record_of
 from monai_diffae.bundle.config import preprocessing_checksum, preprocessing_config
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.atomic import write_json
+from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import has_sampled_rows, read_metadata
 from monai_diffae.data.fingerprints import file_checksum, json_digest, scan_contents, scan_states
 from monai_diffae.errors import ConfigError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from monai_diffae.bundle.model import TrainedBundle
-    from monai_diffae.data.cases import Case
-    from monai_diffae.data.cohort_split import SplitCohort
+from monai_diffae.lazy import bundles, cohort_split, pd
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +44,7 @@ def recorded_preprocessing(table: pd.DataFrame) -> str | None:
     return None if recorded is None else preprocessing_checksum(recorded)
 
 
-def warn_of_other_preprocessing(embeddings: str | os.PathLike[str], trained: TrainedBundle) -> None:
+def warn_of_other_preprocessing(embeddings: str | os.PathLike[str], trained: bundles.TrainedBundle) -> None:
     """Log a warning if the scans of a table were preprocessed in another way than a bundle does here."""
     if differ := preprocessing_differences(embeddings, trained.config):
         logger.warning(
@@ -78,7 +73,9 @@ def safe_overrides(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def warn_if_cohort_changed(table: pd.DataFrame, split: SplitCohort, cohort: str | os.PathLike[str], what: str) -> None:
+def warn_if_cohort_changed(
+    table: pd.DataFrame, split: cohort_split.SplitCohort, cohort: str | os.PathLike[str], what: str
+) -> None:
     """Log a warning, which begins with ``what`` the images are read for, if a cohort differs from that of a table."""
     made_from = table.attrs.get("monai_diffae", {}).get("made_from", {})
     if made_from.get("cohort", split.fingerprint) != split.fingerprint:

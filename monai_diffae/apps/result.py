@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from monai_diffae.bundle.description import versions
 from monai_diffae.data.atomic import ProcessLock, disk_errors, remove_abandoned, write_json
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError, OtherResultsError
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from rich.table import Table
+from monai_diffae.lazy import pages, pd, tables
 
 logger = logging.getLogger(__name__)
 
@@ -90,18 +90,14 @@ class Result:
         """The first rows of a result that is a table, with a few columns of z_sem."""
         if self.path is None or self.path.suffix not in _TABLE_SUFFIXES:
             return None
-        from monai_diffae.data.embeddings import read_embeddings, z_columns
-
         try:
-            table = read_embeddings(self.path).head()
+            table = tables.read_embeddings(self.path).head()
         except CohortError:  # a table of scans
             return None
-        return table.drop(columns=z_columns(table)[_MOST_SHOWN:])
+        return table.drop(columns=tables.z_columns(table)[_MOST_SHOWN:])
 
     def _repr_html_(self) -> str:
-        from monai_diffae.apps.pages.page import result_html
-
-        return result_html(self)
+        return pages.result_html(self)
 
 
 def failed_cases(num_failed: int, num_cases: int, failures_name: str = "failures.csv") -> str | None:
@@ -113,8 +109,6 @@ def failed_cases(num_failed: int, num_cases: int, failures_name: str = "failures
 
 def table_lines(table: Table) -> Iterator[str]:
     """The lines of a table."""
-    from rich.console import Console
-
     console = Console(file=StringIO(), width=_MAX_WIDTH, highlight=False, markup=False)
     with console.capture() as capture:
         console.print(table)

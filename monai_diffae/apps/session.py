@@ -1,7 +1,5 @@
 """A session: a trained bundle and a cohort, opened. Every command that uses both starts from one."""
 
-from __future__ import annotations
-
 import logging
 import os
 import textwrap
@@ -99,14 +97,14 @@ class Session:
         reading: Reading | None = None,
         run: Run | None = None,
         device: str | None = None,
-    ) -> Session:
+    ) -> "Session":
         """Load a trained bundle and list a cohort."""
         run = run or Run()
         trained = open_bundle(bundle, decoding=decoding, run=run, device=device)
         return cls.of(trained, cohort, reading=reading or Reading(), run=run)
 
     @classmethod
-    def of(cls, trained: TrainedBundle, cohort: str | os.PathLike[str], *, reading: Reading, run: Run) -> Session:
+    def of(cls, trained: TrainedBundle, cohort: str | os.PathLike[str], *, reading: Reading, run: Run) -> "Session":
         """List a cohort for a loaded bundle; the arguments and errors are those of :meth:`open`."""
         split = split_for(trained, cohort, reading.columns, run.overrides)
         _warn_of_other_field(trained, split)

@@ -1,7 +1,5 @@
 """Run ordinary commands one after the other, and show each as a line for a shell."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time

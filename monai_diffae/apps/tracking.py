@@ -1,7 +1,5 @@
 """Results of commands in MLflow: in a run that is open in this process, or in that of the model's training."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

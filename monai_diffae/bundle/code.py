@@ -5,8 +5,6 @@ evaluated, and ``%file.json`` inserts another file. A model file may name only w
 shipped ones contain; anything else runs only within :func:`trusting`.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

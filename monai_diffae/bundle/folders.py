@@ -1,7 +1,5 @@
 """Bundle folders: shipped ones are copied, trained ones are completed, described, copied or published."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -236,12 +234,6 @@ def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> N
             trains or publishes the target.
         ScanError: the source is damaged.
         MachineError: the disk is full, or the target cannot be written; its model stays as it is.
-
-    Example:
-        >>> publish("my_model", "my_model")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: my_model: cannot be published to itself; choose another target
     """
     source, target = Path(source), Path(target)
     if source.resolve() == target.resolve():

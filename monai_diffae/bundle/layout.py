@@ -1,7 +1,5 @@
 """The names of the files in a bundle folder."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

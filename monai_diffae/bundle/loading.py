@@ -1,7 +1,5 @@
 """Trained models, loaded from their files: the autoencoder of a bundle, first stage, latent DDIM and fast decoder."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import json
@@ -68,12 +66,6 @@ def load_bundle(
         UnsafeInputError: the model names something to build that can do more than compute, and is not trusted
             (:func:`trusting`).
         MachineError: the device does not exist.
-
-    Example:
-        >>> load_bundle("my_model")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, or ...
     """
     device = find_device(device)
     root = Path(bundle)
@@ -215,12 +207,6 @@ def load_first_stage(bundle: str | os.PathLike[str], device: str | torch.device 
     Raises:
         ConfigError: there is no trained first stage.
         ScanError: its weights cannot be read.
-
-    Example:
-        >>> load_first_stage("my_first_stage")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: my_first_stage: there is no models/model.safetensors; train the bundle ...
     """
     model = read_model(model_file(bundle))
     if model.kind != "first_stage" and "first_stage" not in model.description:

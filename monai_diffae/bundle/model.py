@@ -1,14 +1,12 @@
 """A trained bundle, and one case as it sees it: images, codes and reconstructions, and how unusual the case is."""
 
-from __future__ import annotations
-
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -30,6 +28,7 @@ from monai_diffae.inferers import DiffusionAutoencoderInferer, ReconstructionMod
 from monai_diffae.inferers.reconstruction import estimate_from_noised, images_at_once
 from monai_diffae.latents.neighbors import p_values
 from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
+from monai_diffae.policies import check_choice
 from monai_diffae.transforms import write_native
 from monai_diffae.transforms.case_space import CaseSpace
 
@@ -123,7 +122,7 @@ class TrainedBundle:
         """The columns of the cohort's table that hold the paths of a case's images."""
         return list(self.config["image_keys"])
 
-    def open(self, image: CaseImages, *, slice: int | None = None, id: str | None = None) -> ModelCase:
+    def open(self, image: CaseImages, *, slice: int | None = None, id: str | None = None) -> "ModelCase":
         """Open one case: read and preprocess it. Codes and reconstructions are computed when they are asked for.
 
         Args:
@@ -265,8 +264,7 @@ class ModelCase(CaseSpace):
             steps: network evaluations for inversion and for decoding; None: the bundle's.
             max_evaluations: as for :meth:`invert`.
         """
-        if detail not in get_args(Detail):
-            raise ConfigError(f"detail: {detail!r} is not one of {', '.join(get_args(Detail))}")
+        check_choice("detail", detail, Detail)
         x_T = self.invert(steps=steps, max_evaluations=max_evaluations)
         images = self.decode(z_sem, x_T, steps=steps)
         if detail == "model":
@@ -340,7 +338,7 @@ class Anomaly:
     #: p-value below a with a probability of about a
     p_value: float
     reconstruction: Tensor = field(repr=False)  #: (N, C, *S), the image that the model expects
-    _detector: AnomalyDetector = field(repr=False)
+    _detector: "AnomalyDetector" = field(repr=False)
 
     def mask(self, quantile: float = 0.99) -> Tensor:
         """The voxels (N, 1, *S) whose map is above a quantile, from 0 to 1, of the voxels of held-out cases, bool."""
@@ -371,7 +369,7 @@ class AnomalyDetector:
     made_from: Mapping[str, Any]  #: checksums of the weights and of what else the maps depend on
 
     @classmethod
-    def load(cls, trained: TrainedBundle, name: str | None = None) -> AnomalyDetector:
+    def load(cls, trained: TrainedBundle, name: str | None = None) -> "AnomalyDetector":
         """Read the detector of a trained bundle; ``name`` is the bundle's in error messages.
 
         Raises:
@@ -392,7 +390,7 @@ class AnomalyDetector:
         return cls(settings, **{key: model.tensors[key] for key in _TENSORS}, made_from=made_from)
 
     @classmethod
-    def load_if_usable(cls, trained: TrainedBundle) -> AnomalyDetector | None:
+    def load_if_usable(cls, trained: TrainedBundle) -> "AnomalyDetector | None":
         """Read the detector of a trained bundle; None if there is none, or it is of another model, or damaged."""
         try:
             return cls.load(trained)

@@ -1,7 +1,5 @@
 """MONAI's parser of configurations, and how it reads and changes ours; this loads MONAI."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What a training needs from its bundle: the running configuration, its checks, and what it trains."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import logging

@@ -1,7 +1,5 @@
 """The program ``monai-diffae``: it reads the commands off :data:`~monai_diffae.apps.commands.COMMANDS`."""
 
-from __future__ import annotations
-
 import ctypes
 import inspect
 import json

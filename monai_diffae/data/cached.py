@@ -1,15 +1,14 @@
 """A dataset that reads and preprocesses every scan once, and keeps the images in memory or on disk."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +29,7 @@ Item = dict[str, Any]
 Cache = Literal["memory", "disk", "none"]
 
 
+@dataclass(eq=False, repr=False)
 class CachedCases(Dataset[Item]):
     """Preprocessed cases in memory, or on disk if they do not fit into memory.
 
@@ -37,21 +37,6 @@ class CachedCases(Dataset[Item]):
     :attr:`failures`; ``failures_name`` is the file that will list them, for messages. Random transforms get a seed that
     is a function of (seed, epoch, index), so that an item does not depend on the number of workers or the order of the
     items.
-
-    Args:
-        data: items as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`; ``"id"`` names an item.
-        transform: the deterministic preprocessing, to ``[C, *S]`` under each of ``keys``.
-        random_transform: the augmentation, a MONAI transform; it gets a mapping with ``keys`` only.
-        cache: ``"memory"`` (on disk if larger than ``cache_gib``), ``"disk"``, or ``"none"``, which checks every scan
-            once and then reads it again each time.
-        cache_dir: folder for the disk cache, which is deleted at the end, or at the next start after a kill; by default
-            the system's temporary folder.
-        cache_gib: the largest cache in memory, in GiB.
-        num_workers: processes that preprocess; 0 or None preprocesses in this process.
-        seed: random seed of ``random_transform``.
-        on_bad_scan: ``"skip"``, or ``"stop"`` to raise the :class:`ScanError` of the first bad scan.
-        keys: the entries of the transform's result to keep.
-        progress: show a bar on a terminal, or log a line elsewhere.
 
     Raises:
         CohortError: (on first use) no scan can be used.
@@ -64,32 +49,33 @@ class CachedCases(Dataset[Item]):
         (torch.Size([1, 2, 2]), 'a', 1)
     """
 
-    def __init__(
-        self,
-        data: Sequence[Mapping[str, Any]],
-        transform: Callable[[Any], Any],
-        random_transform: Callable[[Any], Any] | None = None,
-        cache: Cache = "memory",
-        cache_dir: str | os.PathLike[str] | None = None,
-        cache_gib: float = 4.0,
-        num_workers: int | None = 0,
-        seed: int = 0,
-        on_bad_scan: OnBadScan = "skip",
-        keys: Sequence[str] = ("image",),
-        progress: bool = True,
-    ) -> None:
-        check_choice("cache", cache, Cache)
-        check_choice("on_bad_scan", on_bad_scan, OnBadScan)
-        self.data = [dict(item) for item in data]
-        self.transform, self.random_transform = transform, random_transform
-        self.cache, self.cache_dir, self.cache_gib = cache, cache_dir, cache_gib
-        self.num_workers, self.seed, self.on_bad_scan = num_workers or 0, seed, on_bad_scan
-        self.keys, self.progress, self.epoch = tuple(keys), progress, 0
-        self.failures: list[Failure] = []
-        self.failures_name: str | None = None
-        self._contents: list[tuple[str, str]] = []
-        self._items: list[Item] | None = None
-        self._stores: dict[str, ArrayStore] = {}
+    #: items as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`; ``"id"`` names an item
+    data: Sequence[Item]
+    transform: Callable[[Any], Any]  #: the deterministic preprocessing, to ``[C, *S]`` under each of ``keys``
+    #: the augmentation, a MONAI transform; it gets a mapping with ``keys`` only
+    random_transform: Callable[[Any], Any] | None = None
+    #: ``"memory"`` (on disk if larger than ``cache_gib``), ``"disk"``, or ``"none"``, which checks every scan once and
+    #: then reads it again each time
+    cache: Cache = "memory"
+    #: folder for the disk cache, which is deleted at the end, or at the next start after a kill; by default that of the
+    #: system's temporary files
+    cache_dir: str | os.PathLike[str] | None = None
+    cache_gib: float = 4.0  #: the largest cache in memory, in GiB
+    num_workers: int | None = 0  #: processes that preprocess; 0 or None preprocesses in this process
+    seed: int = 0  #: random seed of ``random_transform``
+    on_bad_scan: OnBadScan = "skip"  #: or ``"stop"`` to raise the :class:`ScanError` of the first bad scan
+    keys: Sequence[str] = ("image",)  #: the entries of the transform's result to keep
+    progress: bool = True  #: show a bar on a terminal, or log a line elsewhere
+    epoch: int = field(default=0, init=False)  #: of plain indices; persistent workers need indices (epoch, index)
+    failures: list[Failure] = field(default_factory=list, init=False)
+    failures_name: str | None = field(default=None, init=False)
+    _contents: list[tuple[str, str]] = field(default_factory=list, init=False)
+    _items: list[Item] | None = field(default=None, init=False)
+    _stores: "dict[str, ArrayStore]" = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        check_choice("cache", self.cache, Cache)
+        check_choice("on_bad_scan", self.on_bad_scan, OnBadScan)
 
     @property
     def items(self) -> list[Item]:
@@ -103,7 +89,7 @@ class CachedCases(Dataset[Item]):
         self.prepare()
         return self._contents
 
-    def prepare(self) -> CachedCases:
+    def prepare(self) -> "CachedCases":
         """Read and preprocess all cases, if this has not been done, and return the dataset itself."""
         if self._items is not None:
             return self
@@ -127,25 +113,21 @@ class CachedCases(Dataset[Item]):
         self._items = items
         return self
 
-    def without_augmentation(self) -> CachedCases:
+    def without_augmentation(self) -> "CachedCases":
         """The same dataset without ``random_transform``; both share the cache."""
         plain = copy(self.prepare())
         plain.random_transform = None
         return plain
 
-    def images(self) -> CachedCases:
+    def images(self) -> "CachedCases":
         """The dataset whose items hold images: this one; a subclass whose items hold latents returns another."""
         return self
 
-    def uncached(self) -> CachedCases:
+    def uncached(self) -> "CachedCases":
         """The same dataset without ``random_transform`` and without the cache: each access reads the scan."""
         plain = self.without_augmentation()
         plain._stores = {}
         return plain
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch for plain integer indices; persistent workers do not see it and need (epoch, index)."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.items)
@@ -176,7 +158,7 @@ class CachedCases(Dataset[Item]):
     def _results(self) -> Iterator[tuple[Arrays | Exception, str]]:
         text = f"{self._task} {len(self.data)} images"
         with progress(len(self.data), text) if self.progress else contextlib.nullcontext(lambda: None) as advance:
-            for result in read_hashed_stream(self.data, self.transform, self.keys, self.num_workers):
+            for result in read_hashed_stream(self.data, self.transform, self.keys, self.num_workers or 0):
                 advance()
                 yield result
 
@@ -266,7 +248,7 @@ class Trajectories(Dataset[dict[str, Any]]):
             "id": self.ids[position], "index": position,
         }  # fmt: skip
 
-    def __add__(self, other: Trajectories) -> Trajectories:  # type: ignore[override]
+    def __add__(self, other: "Trajectories") -> "Trajectories":  # type: ignore[override]
         """Both sets of trajectories, one after the other."""
         z_sem = torch.cat([self.z_sem, other.z_sem])
         return Trajectories([*self.stores, *other.stores], z_sem, [*self.ids, *other.ids])

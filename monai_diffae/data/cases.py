@@ -1,7 +1,5 @@
 """A case: one scan of a cohort with its id, patient, split and labels; and keyed hashes of patients."""
 
-from __future__ import annotations
-
 import difflib
 import hmac
 import logging

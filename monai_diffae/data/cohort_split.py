@@ -1,7 +1,5 @@
 """Read a cohort, split it, and expand its volumes into slices: the component ``cohort`` of a configuration."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -18,9 +16,10 @@ from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.fingerprints import cohort_fingerprint
 from monai_diffae.data.progress import Failure, SkippedCases
 from monai_diffae.data.scans import read_shape
-from monai_diffae.data.slices import AXES, Axis, check_axis
+from monai_diffae.data.slices import AXES, Axis
 from monai_diffae.data.splits import assign_splits, check_links
 from monai_diffae.errors import CohortError, ConfigError, ScanError, counted, quoted
+from monai_diffae.policies import check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +153,7 @@ def expand_slices(
     cases: Sequence[Case], *, axis: Axis = "axial", range: tuple[float, float] = (0.0, 1.0), step: int = 1
 ) -> tuple[list[Case], list[Failure]]:
     """Expand volumes into one case per slice, by their headers; those that cannot be read are failures."""
-    check_axis(axis)
+    check_choice("axis", axis, AXES)
     slice_indices(1, range, step)  # an error about the arguments comes before a scan is read
     expanded: list[Case] = []
     failures: list[Failure] = []

@@ -1,7 +1,5 @@
 """Read a cohort: a folder, a single scan, a table or a MONAI datalist becomes a list of cases."""
 
-from __future__ import annotations
-
 import csv
 import difflib
 import json

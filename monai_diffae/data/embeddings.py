@@ -1,7 +1,5 @@
 """Read tables of z_sem, tell their columns apart, and use their vectors as a data set."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -83,6 +81,13 @@ def check_width(table: pd.DataFrame, path: Path) -> None:
     """Refuse a CSV whose rows are longer than its header: pandas takes the first cells for an index, and shifts."""
     if path.suffix.lower() == ".csv" and not isinstance(table.index, pd.RangeIndex):
         raise CohortError(f"{path.name}: its rows have more cells than its header; write the table again")
+
+
+def case_ids(table: pd.DataFrame, name: str) -> list[str]:
+    """The ids of a table's cases as text, of which each must be unique; ``name`` is that of the table."""
+    if "id" not in table or table["id"].astype(str).duplicated().any():
+        raise CohortError(f"{name}: has no column id with a unique name for each case; keep one row per case")
+    return table["id"].astype(str).tolist()
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

@@ -1,7 +1,5 @@
 """Search a folder for scans, and tell the label maps beside them from the images, by their names."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """What long work reports: its progress, on a terminal or in the log, and the cases that failed."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import logging

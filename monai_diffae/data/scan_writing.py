@@ -1,7 +1,5 @@
 """Write an array with its geometry as NIfTI, NRRD or PNG, or as a new DICOM series of its source's study."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import os

@@ -4,8 +4,6 @@ Everything is checked on reading: the result of :func:`read_scan` is complete, f
 dimensions and channels that the caller needs. Otherwise a :class:`~monai_diffae.errors.ScanError` of one line says why.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator, Sequence

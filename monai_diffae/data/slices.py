@@ -1,7 +1,5 @@
 """Slices of volumes, oriented for display."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.formats.scan import Scan
 from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.policies import check_choice
 
 T = TypeVar("T", bound=np.generic)
 
@@ -28,7 +27,7 @@ def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
 
     Rows run from anterior (axial) or superior; columns from the patient's right, or for sagittal slices from anterior.
     """
-    check_axis(axis)
+    check_choice("axis", axis, AXES)
     if scan.spatial_dims != 3:
         raise ScanError("a 2D image has no slices")
     volume = to_ras(scan)  # a view: the volume is not copied for one slice
@@ -68,12 +67,6 @@ def insert_slices(
 def _oriented(array: NDArray[T], orientation: NDArray[np.float64]) -> NDArray[T]:
     """A view of a volume ``[C, X, Y, Z]`` with reordered and flipped axes."""
     return np.moveaxis(nib.orientations.apply_orientation(np.moveaxis(array, 0, -1), orientation), -1, 0)
-
-
-def check_axis(axis: str) -> None:
-    """Raise a ConfigError if ``axis`` is not one of :data:`AXES`."""
-    if axis not in AXES:
-        raise ConfigError(f"axis: '{axis}' is not one of {', '.join(AXES)}")
 
 
 def flat_axis(shape: Sequence[int]) -> Axis | None:

@@ -1,7 +1,5 @@
 """Splits by patient: all cases of a patient are in one split."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Read and preprocess scans one after the other; errors are values, so that one bad scan does not stop the others."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
@@ -28,7 +26,7 @@ Arrays = dict[str, NDArray[np.float32]]
 def read_stream(
     data: Sequence[Mapping[str, Any]],
     transform: Callable[[Any], Any],
-    keys: tuple[str, ...],
+    keys: Sequence[str],
     workers: int = 0,
     ahead: int = 2,
 ) -> Iterator[Arrays | Exception]:
@@ -39,7 +37,7 @@ def read_stream(
 def read_hashed_stream(
     data: Sequence[Mapping[str, Any]],
     transform: Callable[[Any], Any],
-    keys: tuple[str, ...],
+    keys: Sequence[str],
     workers: int = 0,
     ahead: int = 2,
 ) -> Iterator[tuple[Arrays | Exception, str]]:
@@ -74,7 +72,7 @@ def _identity(value: Any) -> Any:
 
 
 def _preprocessed_or_error(
-    transform: Callable[[Any], Any], keys: tuple[str, ...], item: Mapping[str, Any]
+    transform: Callable[[Any], Any], keys: Sequence[str], item: Mapping[str, Any]
 ) -> Arrays | Exception:
     """The images, or the error as a value: an exception in a worker would arrive as a traceback and end all."""
     try:
@@ -85,12 +83,12 @@ def _preprocessed_or_error(
         )
 
 
-def _with_hash(transform: Callable[[Any], Any], keys: tuple[str, ...], item: Mapping[str, Any]) -> tuple[Any, str]:
+def _with_hash(transform: Callable[[Any], Any], keys: Sequence[str], item: Mapping[str, Any]) -> tuple[Any, str]:
     # in this order, as the files are still in memory after they were read
     return _preprocessed_or_error(transform, keys, item), item_hash(item)
 
 
-def preprocessed(transform: Callable[[Any], Any], item: Mapping[str, Any], keys: tuple[str, ...]) -> Arrays:
+def preprocessed(transform: Callable[[Any], Any], item: Mapping[str, Any], keys: Sequence[str]) -> Arrays:
     """Preprocess one item: its images ``[C, *S]``, float32, by key."""
     result = transform(dict(item))
     return {key: np.array(plain_tensor(result[key]).numpy(), np.float32) for key in keys}

@@ -1,7 +1,5 @@
 """Files of ``torch.save``: written so that they are complete or absent, and read without running code in them."""
 
-from __future__ import annotations
-
 import errno
 import os
 import pickle

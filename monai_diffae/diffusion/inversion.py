@@ -12,8 +12,6 @@ This can fail where z_sem leaves a choice open, say left or right hippocampus: a
 different image. :func:`refined_inversion` handles these images by solving the decoder's own steps one after another.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise

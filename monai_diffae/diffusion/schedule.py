@@ -1,11 +1,9 @@
 """The noise schedule: signal and noise in x_t, conversions between x0, eps and v, and the levels of a run."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from monai_diffae.diffusion.settings import SpacingName
 from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.policies import check_choice
 
 NOISE_LEFT = 0.15
 """Noise-to-signal ratio sigma / alpha at the cleanest level of a run of one step; with n steps it is n times smaller.
@@ -136,11 +135,11 @@ class DiffusionSchedule(Scheduler):
         **schedule_args: Any,
     ) -> None:
         is_flow = schedule == RECTIFIED_FLOW
-        _check_choice("schedule", schedule, [*NoiseSchedules.components, RECTIFIED_FLOW])
-        _check_choice("prediction", prediction, get_args(Prediction))
-        _check_choice("timestep_sampling", timestep_sampling, get_args(TimestepSampling))
-        _check_choice("loss_weighting", loss_weighting, get_args(LossWeighting))
-        _check_choice("spacing", spacing, list(SPACINGS))
+        check_choice("schedule", schedule, [*NoiseSchedules.components, RECTIFIED_FLOW])
+        check_choice("prediction", prediction, Prediction)
+        check_choice("timestep_sampling", timestep_sampling, TimestepSampling)
+        check_choice("loss_weighting", loss_weighting, LossWeighting)
+        check_choice("spacing", spacing, SPACINGS)
         self.clip_range = _checked_range(clip_range)
         if not (isinstance(timestep_shift, (int, float)) and 0 < timestep_shift < float("inf")):
             raise ConfigError(f"timestep_shift is {quoted(timestep_shift)}; it must be a number above 0, 1 for none")
@@ -196,7 +195,7 @@ class DiffusionSchedule(Scheduler):
         arguments = {name: getattr(self, name) for name in names} | self.schedule_args
         return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiffusionSchedule:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DiffusionSchedule":
         # Follow the network to its device but not to its precision: tables in half precision lead to NaN.
         device = fn(torch.zeros(1)).device
         dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -239,7 +238,7 @@ class DiffusionSchedule(Scheduler):
         if not 1 <= steps <= total:
             raise ConfigError(f"steps is {steps}; it must be between 1 and {total}, the levels of the schedule")
         spacing = self.spacing if spacing is None else spacing
-        _check_choice("spacing", spacing, list(SPACINGS))
+        check_choice("spacing", spacing, SPACINGS)
         return SPACINGS[spacing](steps, self._log_snrs)
 
     def decoding_levels(self, steps: int, spacing: SpacingName | None = None) -> list[int]:
@@ -430,8 +429,3 @@ def _checked_range(clip_range: tuple[float, float] | list[float] | None) -> tupl
     if not low < high:
         raise ConfigError(f"clip_range is {quoted(clip_range)}; it must be the least and the greatest value, or null")
     return low, high
-
-
-def _check_choice(key: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{key} is {quoted(value)}; choose one of: {', '.join(choices)}")

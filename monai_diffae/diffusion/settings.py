@@ -4,13 +4,12 @@ Command lines and checks of configurations read their choices from here. A test 
 package really offers, e.g. :data:`SolverName` to :data:`monai_diffae.diffusion.SOLVERS`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.policies import check_choice
 
 SolverName = Literal["adams", "ddim", "dpmpp_2m", "heun", "unipc"]
 """Solvers of the probability-flow ODE, see :mod:`monai_diffae.diffusion.solvers`."""
@@ -31,12 +30,6 @@ class DecodingSettings:
 
     The defaults follow from the curves that ``benchmarks/solvers.py`` draws: 20 network evaluations for inversion and
     20 for decoding reproduce an image more exactly than the paper's 250 and 100.
-
-    Example:
-        >>> DecodingSettings(steps=0)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: steps is 0; it must be a whole number, at least 1
     """
 
     #: a solver's name, or a function with the signature of :class:`~monai_diffae.diffusion.Solver`
@@ -62,8 +55,7 @@ class DecodingSettings:
 
     def __post_init__(self) -> None:
         for name, choices in {"inversion": InversionName, "decoder": DecoderName}.items():
-            if getattr(self, name) not in get_args(choices):
-                _refuse(self, name, f"choose one of: {', '.join(get_args(choices))}")
+            check_choice(name, getattr(self, name), choices)
         for name in ("steps", "invert_steps", "batch_size"):
             count = getattr(self, name)
             if not (name == "invert_steps" and count is None) and (type(count) is not int or count < 1):

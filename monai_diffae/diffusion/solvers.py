@@ -11,8 +11,6 @@ and ``tests/diffusion/test_solvers.py`` checks what it declares. The one test to
 or with another implementation.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +35,7 @@ from monai_diffae.diffusion.steps import (
     natural_parameterisation,
 )
 from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.policies import check_choice
 
 
 class Solver(Protocol):
@@ -290,8 +289,7 @@ def unipc(
     """
     _check_falling("unipc", levels)
     _check_order(order)
-    if parameterisation not in ("x0", "eps"):
-        raise ConfigError(f"parameterisation is {quoted(parameterisation)}; choose one of: x0, eps")
+    check_choice("parameterisation", parameterisation, ("x0", "eps"))
     latest: list[Evaluation] = []
     x_before, last_order, steps_left = x, 0, len(levels) - 1
 

@@ -14,8 +14,6 @@ The only approximation is that of the quantity under the integral. It is replace
 with the network at the levels where the network was evaluated.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The images and the random numbers of each step, as functions of the step: a resumed run sees the same."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count

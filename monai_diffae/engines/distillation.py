@@ -1,7 +1,5 @@
 """Training and validation of a fast decoder on the trajectories of the decoder that it replaces."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

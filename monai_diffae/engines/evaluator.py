@@ -1,7 +1,5 @@
 """Validation with fixed noise and noise levels, so that runs can be compared; with each image's z_sem and another's."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Training and validation of a first stage: an autoencoder whose latents are sampled around their mean."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A dataset whose items are the latents of a first stage, which encodes every image once."""
 
-from __future__ import annotations
-
 import math
 import re
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Losses beside the diffusion loss: agreement of two views (VICReg), and sharpness of decoded images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

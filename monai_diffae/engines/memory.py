@@ -1,7 +1,5 @@
 """How much memory a training needs, predicted by running its network once on tensors without data."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import math

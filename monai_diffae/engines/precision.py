@@ -1,7 +1,5 @@
 """What a training sets because of its device: the precision, and how tensors are copied to it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.policies import check_choice
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,8 +24,7 @@ def resolve_precision(precision: Precision, device: torch.device | str) -> torch
         torch.bfloat16
     """
     if precision != "auto":
-        if precision not in _DTYPES:
-            raise ConfigError(f"precision is {quoted(precision)}; choose one of: auto, {', '.join(_DTYPES)}")
+        check_choice("precision", precision, ["auto", *_DTYPES])
         return _DTYPES[precision]
     device = torch.device(device)
     if device.type == "cuda":
@@ -66,7 +63,7 @@ class DeviceSettings:
     non_blocking: bool  # copies to the device do not wait for what it is computing
 
     @classmethod
-    def of(cls, device: torch.device | str, precision: Precision = "auto") -> DeviceSettings:
+    def of(cls, device: torch.device | str, precision: Precision = "auto") -> "DeviceSettings":
         """The settings for a device; precision ``auto`` is bf16 if the device computes in it, else fp32."""
         device = torch.device(device)
         return cls(device, resolve_precision(precision, device), device.type == "cuda", device.type != "cpu")

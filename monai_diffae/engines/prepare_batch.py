@@ -1,7 +1,5 @@
 """From a batch of the loader to the inputs of a training step: x0, target, noise, timesteps, condition."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

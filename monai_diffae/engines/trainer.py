@@ -1,7 +1,5 @@
 """Training: MONAI's SupervisedTrainer for long trainings of diffusion models, its learning rate, and its processes."""
 
-from __future__ import annotations
-
 import logging
 import math
 from abc import abstractmethod
@@ -26,9 +24,10 @@ from monai_diffae.engines.batches import StepBatchSampler
 from monai_diffae.engines.losses import agreement_loss, encoding_both
 from monai_diffae.engines.precision import DeviceSettings, Precision, autocast
 from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch
-from monai_diffae.errors import ConfigError, DivergenceError, quoted
+from monai_diffae.errors import ConfigError, DivergenceError
 from monai_diffae.networks import AnchoredEncoder
 from monai_diffae.networks.kernels import reproducible_kernels
+from monai_diffae.policies import check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +179,7 @@ class ResumableTrainer(SupervisedTrainer):
                 the step's :class:`~monai_diffae.engines.StepDraws`.
         """
 
-    def _update_weights(self, figures: StepFigures) -> None:
+    def _update_weights(self, figures: "StepFigures") -> None:
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -340,8 +339,7 @@ def learning_rate_schedule(
         >>> [round(schedule.lr_lambdas[0](step), 2) for step in (0, 1, 2, 6, 10)]
         [0.5, 1.0, 1.0, 0.5, 0.0]
     """
-    if kind not in ("constant", "cosine"):
-        raise ConfigError(f"lr_schedule is {quoted(kind)}; choose one of: constant, cosine")
+    check_choice("lr_schedule", kind, ("constant", "cosine"))
     if kind == "cosine" and total_steps is None:
         raise ConfigError("lr_schedule 'cosine' needs total_steps; give it, or use 'constant'")
 

@@ -1,7 +1,5 @@
 """The server of the page: who may use it, and its routes, as a FastAPI application."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Callable
 from pathlib import Path

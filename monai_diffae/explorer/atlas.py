@@ -1,7 +1,5 @@
 """The map of a cohort's z_sem: coordinates, neighbors, outliers, components, and the scores of edited images."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from monai_diffae.apps.evaluation.neighbors import TrainingCases, patients_of, splits_of
 from monai_diffae.apps.synthesis.combine import Axes
 from monai_diffae.data.cases import Case
-from monai_diffae.data.embeddings import MAP_COLUMNS, label_columns, read_embeddings, training_rows, z_matrix
+from monai_diffae.data.embeddings import MAP_COLUMNS, case_ids, label_columns, read_embeddings, training_rows, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction, PrincipalComponents, principal_components
 from monai_diffae.latents.neighbors import nearest_neighbors, p_values
@@ -54,14 +52,13 @@ class Atlas:
     num_components: int
 
     @classmethod
-    def open(cls, embeddings: Path, cases: Sequence[Case], num_components: int) -> Atlas:
+    def open(cls, embeddings: Path, cases: Sequence[Case], num_components: int) -> "Atlas":
         """Read a table, and keep the rows whose cases are in the cohort."""
         table = read_embeddings(embeddings)
-        if "id" not in table or table["id"].duplicated().any():
-            raise CohortError(f"{embeddings.name}: has no column id with a unique name for each case; embed again")
+        ids = case_ids(table, embeddings.name)
         training = training_rows(table)
         by_id = {case.id: case for case in cases}
-        table = table[table["id"].astype(str).isin(by_id)].reset_index(drop=True)
+        table = table[np.isin(ids, list(by_id))].reset_index(drop=True)
         if table.empty:
             raise CohortError(f"{embeddings.name}: has no case of this cohort; embed the cohort, or give its own table")
         components = principal_components(z_matrix(training))

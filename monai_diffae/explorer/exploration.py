@@ -1,7 +1,5 @@
 """What the page shows: opens the bundle and the cohort, and answers requests with plain values and bytes."""
 
-from __future__ import annotations
-
 import json
 import logging
 import struct
@@ -56,7 +54,9 @@ class Files:
     directions: Sequence[Path] = ()
 
 
-def open_exploration(files: Files, num_components: int, decoding: Decoding, reading: Reading, run: Run) -> Exploration:
+def open_exploration(
+    files: Files, num_components: int, decoding: Decoding, reading: Reading, run: Run
+) -> "Exploration":
     """Open everything, and embed the cohort if there is no table."""
     directions = {str(file): read_direction(file) for file in files.directions}
     session = Session.open(files.bundle, files.cohort, decoding=decoding, reading=reading, run=run)

@@ -68,10 +68,6 @@ def explore(
         embeddings: Table of embeddings of the cohort; by default it is made first, as by ``embed``.
         directions: Direction files, written by ``fit-direction``: one slider each.
         num_components: Number of principal components with sliders.
-        address: Where the page is.
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         Nothing, when the server has ended.
@@ -81,12 +77,6 @@ def explore(
             direction.
         CohortError: there is no usable case, or the table has none of them.
         MachineError: the port is in use.
-
-    Example:
-        >>> explore("no_bundle", "cohort.csv")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
     from monai_diffae.explorer.app import build_app
     from monai_diffae.explorer.exploration import Files, open_exploration

@@ -1,7 +1,5 @@
 """What is on the screen, as the browser sends it, and the command and the Python call that make the same image."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Decodes the images of the page in one thread: cases are opened once, and newer requests replace older ones."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import OrderedDict

@@ -1,7 +1,5 @@
 """Ignite handlers of a training: average, checkpoints, progress, curves, pictures, tracking."""
 
-from __future__ import annotations
-
 from monai_diffae.handlers.checkpoint import CheckpointKeeper, check_resumes
 from monai_diffae.handlers.logged_model import log_bundle
 from monai_diffae.handlers.mlflow import MLflowTracking, default_tracking_uri

@@ -1,12 +1,11 @@
 """Checkpoints of a training, and requests to stop it. No full disk or kill destroys the last good checkpoint."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -73,6 +72,7 @@ class StopRequests:
         self._handlers_before.clear()
 
 
+@dataclass(eq=False, repr=False)
 class CheckpointKeeper:
     """Ignite handler: save and resume a training: weights, EMA, optimiser, learning-rate schedule, scaler and step.
 
@@ -86,53 +86,34 @@ class CheckpointKeeper:
     moments and step, and its own ``max_epochs``, learning rate, weight decay, decay of the average and precision. In
     federated training, a server replaces the weights before each run of the same trainer: the first run resumes
     everything but the weights, from the first step of its round, and later ones continue from what is in memory.
-
-    Args:
-        directory: the ``models`` folder.
-        network: the network that is trained (not its DDP wrapper).
-        ema: the average of its weights.
-        optimizer: its optimiser.
-        lr_scheduler: the learning-rate schedule, stepped once per iteration.
-        validation: the handler with the state of early stopping.
-        description: model and data, which are written into the model's file; a resumed run must have the same.
-        prefix: prefix of the files' names, such as ``latent_``, so that several models can share the folder.
-        interval_minutes: the longest time between two saves.
-        overwrite: start from the first step, although there are weights or a checkpoint.
-        fine_tune: begin with the weights in the folder, although there is a checkpoint.
-        enabled: False on ranks other than 0, which read but do not write.
     """
 
-    def __init__(
-        self,
-        directory: str | Path,
-        network: nn.Module,
-        ema: EMA,
-        optimizer: torch.optim.Optimizer,
-        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
-        validation: Validation,
-        description: TrainingDescription,
-        prefix: str = "",
-        interval_minutes: float = 5.0,
-        overwrite: bool = False,
-        enabled: bool = True,
-        fine_tune: bool = False,
-    ) -> None:
-        self.directory = Path(directory)
-        self.checkpoint, self.model = self.directory / f"{prefix}{CHECKPOINT}", self.directory / f"{prefix}{MODEL}"
-        self.prefix = prefix
-        self.parts: dict[str, Any] = {
-            "network": network, "ema": ema, "optimizer": optimizer, "lr_scheduler": lr_scheduler,
-            "validation": validation,
-        }  # fmt: skip
-        self.ema, self.description = ema, description
-        self.interval_s = interval_minutes * 60
-        self.overwrite, self.fine_tune, self.enabled = overwrite, fine_tune, enabled
-        self._has_saved = self._has_run = False
-        self._weights = WeightMonitor(network)
-        self._saved_at = time.monotonic()
-        self.stop_requests = StopRequests()
-        self._started_from: str | None = None  # checksum of the weights
-        self._lock = WriteLock(directory)
+    directory: Path  #: the ``models`` folder
+    network: nn.Module  #: the network that is trained (not its DDP wrapper)
+    ema: EMA  #: the average of its weights
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler  #: stepped once per iteration
+    validation: Validation  #: the handler with the state of early stopping
+    #: model and data, which are written into the model's file; a resumed run must have the same
+    description: TrainingDescription
+    prefix: str = ""  #: of the files' names, such as ``latent_``, so that several models can share the folder
+    interval_minutes: float = 5.0  #: the longest time between two saves
+    overwrite: bool = False  #: start from the first step, although there are weights or a checkpoint
+    enabled: bool = True  #: False on ranks other than 0, which read but do not write
+    fine_tune: bool = False  #: begin with the weights in the folder, although there is a checkpoint
+    stop_requests: StopRequests = field(default_factory=StopRequests, init=False)
+    _has_saved: bool = field(default=False, init=False)
+    _has_run: bool = field(default=False, init=False)
+    _started_from: str | None = field(default=None, init=False)  # checksum of the weights
+    _saved_at: float = field(default_factory=time.monotonic, init=False)
+
+    def __post_init__(self) -> None:
+        self.directory = Path(self.directory)
+        self.checkpoint, self.model = (self.directory / f"{self.prefix}{name}" for name in (CHECKPOINT, MODEL))
+        names = ("network", "ema", "optimizer", "lr_scheduler", "validation")
+        self.parts: dict[str, Any] = {name: getattr(self, name) for name in names}
+        self._weights = WeightMonitor(self.network)
+        self._lock = WriteLock(self.directory)
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer: resume before it runs, and save while it runs."""
@@ -306,7 +287,7 @@ class CheckpointKeeper:
         if is_last_of_epoch or engine.is_between_updates:  # type: ignore[attr-defined]
             return
         is_stopping = self.stop_requests.are_pending or engine.should_terminate
-        if is_stopping or time.monotonic() - self._saved_at > self.interval_s:
+        if is_stopping or time.monotonic() - self._saved_at > self.interval_minutes * 60:
             engine.check_last_step()  # type: ignore[attr-defined]
             self._announce_and_save(engine)
         self._stop_if_asked(engine)

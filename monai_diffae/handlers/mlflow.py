@@ -1,7 +1,5 @@
 """Tracking with MLflow: parameters, metrics, pictures and the configuration of a training."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -11,6 +9,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,54 +39,36 @@ _MOST_PARAMETERS = 100  # in one batch
 _GROUPS = {"low_of_probe_": "probe_low", "high_of_probe_": "probe_high", "probe_": "probe", "neighbors_": "neighbors"}
 
 
+@dataclass(eq=False, repr=False)
 class MLflowTracking(MLFlowHandler):
     """MONAI's MLFlowHandler for trainings that resume, with data that stay private, on servers that may fail.
 
     Parameters have the names of the configuration's keys; values that may name a patient, file or folder are omitted.
     The first failure is logged and ends the tracking, but not the training.
-
-    Args:
-        output_dir: the run's folder; it has the artifacts, and the run's id for a resumed training.
-        run_config: the configuration of the run, not evaluated.
-        tracking_uri: MLflow server or database; None: see :func:`default_tracking_uri`.
-        experiment_name: MLflow experiment.
-        run_name: MLflow run; None: ``model`` and the size of its images.
-        model: the kind of model, such as ``diffae_2d``.
-        counts: how many scans, patients and cases there are, for tags such as ``num_scans``.
-        tags: further properties of the run, such as the data's fingerprint.
-        evaluator: the evaluator whose metrics are logged after each validation.
-        with_model: log the files of the model at the end.
-        enabled: False: track nothing.
     """
 
-    def __init__(
-        self,
-        output_dir: str | Path,
-        run_config: dict[str, Any],
-        *,
-        tracking_uri: str | None = None,
-        experiment_name: str = "monai_diffae",
-        run_name: str | None = None,
-        model: str = "model",
-        counts: Mapping[str, int] | None = None,
-        tags: Mapping[str, Any] | None = None,
-        evaluator: Workflow | None = None,
-        with_model: bool = False,
-        enabled: bool = True,
-    ) -> None:
-        # MONAI's __init__ connects to the server, whose failure would end the training, so `start` calls it.
-        self.output_dir = Path(output_dir)
-        self.config = without_paths(run_config)
-        self.tracking_uri = tracking_uri or default_tracking_uri(output_dir)
-        size = run_config.get("image_size")
-        default_name = f"{model} {'x'.join(map(str, size))}" if isinstance(size, list) else model
-        self.experiment_name, self.run_name = experiment_name, run_name or default_name
-        numbers = {f"num_{name}": number for name, number in (counts or {}).items()}
-        self.tags = {"model": model, **numbers, **(tags or {})}
-        self.evaluator = evaluator
-        self.with_model = with_model
-        self.enabled = enabled
-        self.cur_run: Any = None
+    # MONAI's __init__ connects to the server, whose failure would end the training, so `start` calls it.
+    output_dir: Path  #: the run's folder; it has the artifacts, and the run's id for a resumed training
+    run_config: dict[str, Any]  #: the configuration of the run, not evaluated
+    tracking_uri: str | None = None  #: MLflow server or database; None: see :func:`default_tracking_uri`
+    experiment_name: str = "monai_diffae"  #: MLflow experiment
+    run_name: str | None = None  #: MLflow run; None: ``model`` and the size of its images
+    model: str = "model"  #: the kind of model, such as ``diffae_2d``
+    #: how many scans, patients and cases there are, for tags such as ``num_scans``
+    counts: Mapping[str, int] = field(default_factory=dict)
+    tags: Mapping[str, Any] = field(default_factory=dict)  #: further properties, such as the data's fingerprint
+    evaluator: Workflow | None = None  #: the evaluator whose metrics are logged after each validation
+    with_model: bool = False  #: log the files of the model at the end
+    enabled: bool = True  #: False: track nothing
+    cur_run: Any = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.output_dir, size = Path(self.output_dir), self.run_config.get("image_size")
+        self.config = without_paths(self.run_config)
+        self.tracking_uri = self.tracking_uri or default_tracking_uri(self.output_dir)
+        self.run_name = self.run_name or " ".join([self.model, *(["x".join(map(str, size))] if size else [])])
+        numbers = {f"num_{name}": number for name, number in self.counts.items()}
+        self.tags = {"model": self.model, **numbers, **self.tags}
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, and with the evaluator."""
@@ -183,7 +164,7 @@ class MLflowTracking(MLFlowHandler):
         page = f"/#/experiments/{self.cur_run.info.experiment_id}?workflowType=machine_learning"
         self.run_finish_status = status
         self.close()
-        is_own = self.tracking_uri.endswith("/mlflow.db")
+        is_own = str(self.tracking_uri).endswith("/mlflow.db")
         start = "; in the folder of the results, start: mlflow ui --backend-store-uri sqlite:///mlflow.db"
         logger.info("MLflow: the run '%s' is on its page %s%s", self.run_name, page, start if is_own else "")
 

@@ -1,9 +1,8 @@
 """Pictures of what the model makes of a few fixed images."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from monai_diffae.networks import FirstStage
 from monai_diffae.pictures.mosaic import draw_mosaic
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Pictures:
     """Ignite handler for the evaluator: after a validation, draw ``num_images`` images in ``model_range`` as PNG.
 
@@ -27,18 +27,12 @@ class Pictures:
     also ``pictures/latest.png``. Subclasses define the rows.
     """
 
-    def __init__(
-        self,
-        directory: str | Path,
-        dataset: Dataset[Any],
-        device: torch.device | str = "cpu",
-        num_images: int = 8,
-        model_range: tuple[float, float] = (-1.0, 1.0),
-        image_key: str = "image",
-    ) -> None:
-        self.directory = Path(directory) / "pictures"
-        self.dataset, self.device, self.num_images = dataset, device, num_images
-        self.model_range, self.image_key = model_range, image_key
+    directory: str | Path
+    dataset: Dataset[Any]
+    device: torch.device | str = "cpu"
+    num_images: int = 8
+    model_range: tuple[float, float] = (-1.0, 1.0)
+    image_key: str = "image"
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
@@ -59,36 +53,30 @@ class Pictures:
         # the trainer's step, which Validation sets; the evaluator's own step counts its batches
         step = getattr(engine.state, "trainer_step", None)
         name = "latest" if step is None else f"step_{step:07d}"
-        path = write_atomic(self.directory / f"{name}.png", lambda p: draw_mosaic(rows, p, self.model_range))
+        folder = Path(self.directory) / "pictures"
+        path = write_atomic(folder / f"{name}.png", lambda p: draw_mosaic(rows, p, self.model_range))
         if step is not None:
-            write_atomic(self.directory / "latest.png", lambda p: p.write_bytes(path.read_bytes()))
+            write_atomic(folder / "latest.png", lambda p: p.write_bytes(path.read_bytes()))
 
     def _stack(self, items: Sequence[Mapping[str, Any]], key: str) -> Tensor:
         return torch.stack([item[key] for item in items]).to(self.device)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ReconstructionPictures(Pictures):
     """Draws images, decoded from z_sem alone (with noise of ``seed``) and with their x_T; else a :class:`Pictures`."""
 
-    def __init__(
-        self,
-        *,
-        network: nn.Module,
-        inferer: DiffusionAutoencoderInferer,
-        encoder_key: str | None = None,
-        seed: int = 0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.network, self.inferer, self.seed = network, inferer, seed
-        self.encoder_key = encoder_key or self.image_key
+    network: nn.Module
+    inferer: DiffusionAutoencoderInferer
+    encoder_key: str | None = None
+    seed: int = 0
 
     def rows(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Images (B, C, *S) by their labels."""
         images = self._stack(items, self.image_key)
         shape = self.inferer.x_T_shape(images.shape[1:])
         noise = image_noise(shape, self.seed, [int(item["index"]) for item in items]).to(self.device)
-        z_sem = self.inferer.encode(self._stack(items, self.encoder_key), self.network)
+        z_sem = self.inferer.encode(self._stack(items, self.encoder_key or self.image_key), self.network)
         return {
             "input": images,
             "z_sem only": self.inferer.decode(z_sem, self.network, noise),
@@ -96,12 +84,11 @@ class ReconstructionPictures(Pictures):
         }
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class FirstStagePictures(Pictures):
     """Draws images and their reconstructions by the averaged network; arguments as of :class:`Pictures`."""
 
-    def __init__(self, *, network: FirstStage, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.network = network
+    network: FirstStage
 
     def rows(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Images (B, C, *S) by their labels."""

@@ -1,9 +1,8 @@
 """Handlers about the scans of a training: those that cannot be used, twins, and latents of a first stage."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ignite.engine import Events
@@ -22,26 +21,19 @@ from monai_diffae.networks import FirstStage
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False, repr=False)
 class BadScans:
     """Ignite handler: before an engine runs, read all scans and list those that cannot be used in ``failures.csv``.
 
     Warnings name identical files in training and validation, and those with different labels. Training is not refused,
-    as labels play no part in it, and a training that was begun must be able to resume. ``failures`` are those from
-    listing the cohort; ``enabled`` is False on ranks other than 0.
+    as labels play no part in it, and a training that was begun must be able to resume.
     """
 
-    def __init__(
-        self,
-        directory: str | Path,
-        datasets: Sequence[CachedCases],
-        failures: Sequence[Failure] = (),
-        enabled: bool = True,
-        cases: Sequence[Case] = (),
-    ) -> None:
-        self.path = Path(directory) / "failures.csv"
-        self.datasets = list(datasets)
-        self.failures = list(failures)
-        self.enabled, self.cases = enabled, cases
+    directory: str | Path
+    datasets: Sequence[CachedCases]
+    failures: Sequence[Failure] = ()  #: those from listing the cohort
+    enabled: bool = True  #: False on ranks other than 0
+    cases: Sequence[Case] = ()
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer or an evaluator."""
@@ -50,23 +42,29 @@ class BadScans:
 
     def __call__(self) -> None:
         """Read every scan, and write the table. It is deleted if no scan failed."""
+        path = Path(self.directory) / "failures.csv"
         for dataset in self.datasets:
-            dataset.failures_name = self.path.name
-        failures = self.failures + [f for dataset in self.datasets for f in dataset.prepare().failures]
+            dataset.failures_name = path.name
+        failures = [*self.failures] + [f for dataset in self.datasets for f in dataset.prepare().failures]
         if not self.enabled:
             return
-        write_failures(self.path, failures)
+        write_failures(path, failures)
         if failures:
             read = {item.get("id") for dataset in self.datasets for item in dataset.data}
             by_label = count_by_label([f.case_id for f in failures], [case for case in self.cases if case.id in read])
-            count, name = counted(len(failures), "case"), self.path.name
-            logger.warning("%s cannot be used%s; %s lists them with the reasons", count, by_label, name)
+            logger.warning(
+                "%s cannot be used%s; %s lists them with the reasons",
+                counted(len(failures), "case"),
+                by_label,
+                path.name,
+            )
         contents = dict(content for dataset in self.datasets for content in dataset.contents)
         groups = find_identical(self.cases, [contents.get(case.id, "") for case in self.cases])
         for line in report_twins(self.cases, groups).problems():
             logger.warning("%s", line)
 
 
+@dataclass(eq=False, repr=False)
 class LatentScale:
     """Ignite handler for the evaluator: after a validation, measure the scale of the averaged network's latents.
 
@@ -74,9 +72,10 @@ class LatentScale:
     images without augmentation, spread over the set.
     """
 
-    def __init__(self, averaged: FirstStage, network: FirstStage, dataset: CachedCases, num_images: int = 32) -> None:
-        self.averaged, self.network = averaged, network
-        self.dataset, self.num_images = dataset, num_images
+    averaged: FirstStage
+    network: FirstStage
+    dataset: CachedCases
+    num_images: int = 32
 
     def attach(self, engine: Workflow) -> None:
         """Register with an evaluator."""

@@ -1,11 +1,10 @@
 """When to validate and to stop early, and probes: what z_sem says about the labels of held-out patients."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ignite.distributed as idist
@@ -157,6 +156,7 @@ class Validation(ValidationHandler):
 # -- probes ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False, repr=False)
 class ZSemProbes:
     """Ignite handler for the evaluator: after some validations, probe the averaged network's z_sem for labels.
 
@@ -164,43 +164,22 @@ class ZSemProbes:
     scores (:class:`~monai_diffae.latents.probing.QuickScores`) become metrics of the validation: ``probe_<label>``,
     ``low_of_probe_<label>``, ``high_of_probe_<label>`` and ``neighbors_<label>``. Probes draw no random numbers from
     the training. If they take more than 5 % of the time, some are left out, but never the one after the last step.
-
-    Args:
-        cases: the cohort, with patients and labels.
-        train: the training images; probes use them without augmentation.
-        val: the validation images.
-        network: the averaged network.
-        inferer: encodes images.
-        interval: epochs between two probes, which come with validations; 0: no probes.
-        val_interval: epochs between two validations.
-        targets: the labels; empty: the first 8 that can be probed.
-        batch_size: images that are encoded at once.
-        encoder_key: the image that the encoder sees.
     """
 
-    def __init__(
-        self,
-        cases: Sequence[Case],
-        train: CachedCases,
-        val: CachedCases,
-        *,
-        network: nn.Module,
-        inferer: DiffusionAutoencoderInferer,
-        interval: int,
-        val_interval: int,
-        targets: Sequence[str] = (),
-        batch_size: int = 64,
-        encoder_key: str = "image",
-    ) -> None:
-        self.cases = {case.id: case for case in cases} if interval else {}
-        self.train, self.val = train, val
-        self.network, self.inferer = network, inferer
-        self.interval, self.val_interval = interval, val_interval
-        self.targets = list(targets)
-        self.batch_size, self.encoder_key = batch_size, encoder_key
-        self._probes: list[QuickProbe] | None = None
-        self._items: list[tuple[CachedCases, int]] = []
-        self._started_at, self._seconds = math.nan, 0.0
+    cases: Sequence[Case]  #: the cohort, with patients and labels
+    train: CachedCases  #: the training images; probes use them without augmentation
+    val: CachedCases  #: the validation images
+    network: nn.Module  #: the averaged network
+    inferer: DiffusionAutoencoderInferer  #: encodes images
+    interval: int  #: epochs between two probes, which come with validations; 0: no probes
+    val_interval: int  #: epochs between two validations
+    targets: Sequence[str] = ()  #: the labels; empty: the first 8 that can be probed
+    batch_size: int = 64  #: images that are encoded at once
+    encoder_key: str = "image"  #: the image that the encoder sees
+    _probes: list[QuickProbe] | None = None
+    _items: list[tuple[CachedCases, int]] = field(default_factory=list)
+    _started_at: float = math.nan
+    _seconds: float = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator, before the handlers that write its metrics."""
@@ -239,21 +218,13 @@ class ZSemProbes:
     def _prepared(self) -> list[QuickProbe]:
         """The probes, and the images that they need, chosen when the scans have been read."""
         if self._probes is None:
-            sides = [(data, self._spread(data)) for data in (self.train.without_augmentation(), self.val)]
+            by_id = {case.id: case for case in self.cases}
+            sides = [(data, _spread(data, by_id)) for data in (self.train.without_augmentation(), self.val)]
             self._items = [(data, position) for data, positions in sides for position in positions]
-            cases = [self.cases[str(data.items[position]["id"])] for data, position in self._items]
+            cases = [by_id[str(data.items[position]["id"])] for data, position in self._items]
             is_train = np.arange(len(cases)) < len(sides[0][1])
             self._probes = _choose(cases, is_train, self.targets)
         return self._probes
-
-    def _spread(self, data: CachedCases) -> list[int]:
-        """At most 1000 positions of cases with a label, spread over the set."""
-        labelled = [
-            position
-            for position, item in enumerate(data.items)
-            if any(value is not None for value in self.cases[str(item["id"])].labels.values())
-        ]
-        return [labelled[i] for i in spread(len(labelled), MOST_CASES)]
 
     @torch.no_grad()
     def _encoded(self, device: torch.device) -> NDArray[np.float64]:
@@ -266,6 +237,13 @@ class ZSemProbes:
             for batch in batches
         ]
         return torch.cat(z_sem).double().cpu().numpy()
+
+
+def _spread(data: CachedCases, by_id: Mapping[str, Case]) -> list[int]:
+    """At most 1000 positions of cases with a label, spread over the set."""
+    labels = [by_id[str(item["id"])].labels.values() for item in data.items]
+    labelled = [position for position, values in enumerate(labels) if any(value is not None for value in values)]
+    return [labelled[i] for i in spread(len(labelled), MOST_CASES)]
 
 
 def _choose(cases: Sequence[Case], is_train: NDArray[np.bool_], targets: Sequence[str]) -> list[QuickProbe]:

@@ -1,7 +1,5 @@
 """The weights of a training: their average, whether a federated server replaced them, and their optimiser's state."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any

@@ -1,22 +1,15 @@
 """Inference with trained networks: encoding, inversion, decoding, and sampling of z_sem. Tensors only."""
 
-from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode
-from monai_diffae.inferers.generation import LatentInferer
-from monai_diffae.inferers.reconstruction import (
-    FirstStageInferer,
-    FirstStageReconstructor,
-    Reconstructor,
-    encode_exactly,
-    estimate_from_noised,
-)
+from monai_diffae.lazy import attach
 
-__all__ = [
-    "DiffusionAutoencoderInferer",
-    "FirstStageInferer",
-    "FirstStageReconstructor",
-    "LatentInferer",
-    "ReconstructionMode",
-    "Reconstructor",
-    "encode_exactly",
-    "estimate_from_noised",
-]
+MODULES = {
+    **dict.fromkeys(("DiffusionAutoencoderInferer", "ReconstructionMode"), "autoencoding"),
+    "LatentInferer": "generation",
+    **dict.fromkeys((
+        "FirstStageInferer", "FirstStageReconstructor", "Reconstructor", "encode_exactly", "estimate_from_noised",
+    ), "reconstruction"),
+}  # fmt: skip
+
+__all__ = [*MODULES]
+
+__getattr__ = attach(__name__, MODULES)

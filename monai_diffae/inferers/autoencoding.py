@@ -1,13 +1,11 @@
 """Inference with a diffusion autoencoder: encode, invert, decode and reconstruct; and the forward pass of training."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from inspect import Parameter, Signature, signature
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from monai.data import MetaTensor
@@ -25,10 +23,11 @@ from monai_diffae.diffusion import (
     solver_facts,
 )
 from monai_diffae.diffusion.solvers import ddim
-from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DenoisingUNet, DiffusionAutoencoder
 from monai_diffae.networks.first_stage import FirstStage
 from monai_diffae.networks.kernels import exact_convolutions
+from monai_diffae.policies import check_choice
 
 ReconstructionMode = Literal["x_T", "z_sem"]
 
@@ -186,7 +185,7 @@ class DiffusionAutoencoderInferer(Inferer):
         (z_sem,) = self._in_batches(run, network, images)
         return z_sem
 
-    def replace(self, **arguments: Any) -> DiffusionAutoencoderInferer:
+    def replace(self, **arguments: Any) -> "DiffusionAutoencoderInferer":
         """Return an inferer with other values for some of the constructor's arguments.
 
         Example:
@@ -315,8 +314,7 @@ class DiffusionAutoencoderInferer(Inferer):
             ConfigError: the mode is unknown, x_T has the wrong shape, or x_T is given in mode ``x_T``.
         """
         check_network(network)
-        if mode not in get_args(ReconstructionMode):
-            raise ConfigError(f"mode: {quoted(mode)} is not one of {', '.join(get_args(ReconstructionMode))}")
+        check_choice("mode", mode, ReconstructionMode)
         if mode == "x_T":
             if x_T is not None:
                 raise ConfigError("x_T was given, but mode 'x_T' inverts each image's own; use mode 'z_sem', or decode")

@@ -1,7 +1,5 @@
 """The smallest change of codes that moves a score to a requested value."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 

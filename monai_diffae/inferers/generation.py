@@ -1,7 +1,5 @@
 """Sampling of z_sem with a latent DDIM, a second diffusion model; and its forward pass in training."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Paths between codes, and between an image and its noise."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,9 +1,8 @@
 """Reconstruction as MONAI inferers, and codes and estimates that do not depend on the other images of a batch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode, check_network
 from monai_diffae.networks import FirstStage
 from monai_diffae.networks.kernels import exact_convolutions
+from monai_diffae.policies import check_choice
 
 _MAX_BATCH_SIZE = 16
 _VOXELS_PER_BATCH = 2**17
@@ -49,16 +49,9 @@ def images_at_once(size: Sequence[int]) -> int:
     return min(_MAX_BATCH_SIZE, max(1, _VOXELS_PER_BATCH // math.prod(size)))
 
 
+@dataclass(eq=False, repr=False)
 class Reconstructor(Inferer):
     """Encodes and decodes images.
-
-    Args:
-        inferer: encodes, inverts and decodes.
-        mode: ``x_T`` decodes with each image's own inverted x_T (near-exact); ``z_sem`` with Gaussian noise.
-        seed: random seed of that noise, which is a function of the seed, the case's id and the number of the draw.
-        draws: in mode ``z_sem``, the reconstruction is the mean over this many decodings from different noise.
-        max_evaluations: in mode ``x_T``, most network evaluations for refining the inversion of one image; see
-            :meth:`DiffusionAutoencoderInferer.round_trip`.
 
     Raises:
         ConfigError: the mode does not exist.
@@ -72,18 +65,17 @@ class Reconstructor(Inferer):
         torch.Size([2, 1, 16, 16])
     """
 
-    def __init__(
-        self,
-        inferer: DiffusionAutoencoderInferer,
-        mode: ReconstructionMode = "x_T",
-        seed: int = 0,
-        draws: int = 1,
-        max_evaluations: int | None = None,
-    ) -> None:
-        if mode not in ("x_T", "z_sem"):
-            raise ConfigError(f"mode: '{mode}' is not one of x_T, z_sem")
-        self.inferer, self.mode, self.seed = inferer, mode, seed
-        self.draws, self.max_evaluations = draws, max_evaluations
+    inferer: DiffusionAutoencoderInferer  #: encodes, inverts and decodes
+    #: ``x_T`` decodes with each image's own inverted x_T (near-exact); ``z_sem`` with Gaussian noise
+    mode: ReconstructionMode = "x_T"
+    seed: int = 0  #: of that noise, which is a function of the seed, the case's id and the number of the draw
+    draws: int = 1  #: in mode ``z_sem``, the mean over this many decodings from different noise
+    #: in mode ``x_T``, most network evaluations for refining the inversion of one image; see
+    #: :meth:`DiffusionAutoencoderInferer.round_trip`
+    max_evaluations: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, ReconstructionMode)
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]

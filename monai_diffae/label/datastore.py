@@ -95,12 +95,7 @@ class FolderDatastore(CheckedWrites, LocalDatastore):
 
     MONAI Label's file of an image is ``id + suffix``. The id of a scan in a subfolder is its path with ``_`` for ``/``,
     and its "suffix" is ``/`` and its path, of which :meth:`_filename` makes its file. Requests run in several threads,
-    so reading and changing the list are serialised.
-
-    Args:
-        studies: the folder.
-        auto_reload: whether to watch the folder for new files.
-        read_only: whether to leave the list of images as it is; for jobs beside the server.
+    so reading and changing the list are serialised. ``read_only``, for jobs beside the server, leaves it as it is.
     """
 
     def __init__(self, studies: str, *, auto_reload: bool = False, read_only: bool = False) -> None:

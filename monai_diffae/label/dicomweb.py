@@ -38,12 +38,7 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 
 
 class DicomWebDatastore(CheckedWrites, DICOMWebDatastore):
-    """A DICOMweb server whose series are the images; ids are their SeriesInstanceUIDs.
-
-    Args:
-        url: the server's DICOMweb URL.
-        search_filter: which series are listed, such as ``{"Modality": "MR"}``; ``{}``: all with images.
-    """
+    """A DICOMweb server whose series are the images, or those that fit a filter such as ``{"Modality": "MR"}``."""
 
     def __init__(self, url: str, search_filter: dict[str, Any]) -> None:
         self._listed: tuple[float, list[str]] = (-_LISTED_FOR_S, [])

@@ -12,8 +12,10 @@ from typing import Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
+from monai_diffae.bundle.folders import check_new_folder, init_bundle
 from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import ConfigError, DiffAEError, MachineError
+from monai_diffae.lazy import bundles
 
 _COPY = "bundle"
 _MAIN = '''"""A MONAI Label app that serves the diffusion autoencoder named in settings.json."""
@@ -94,21 +96,13 @@ def label_app(out: Path, *, bundle: Path, refer: bool = False) -> Result:
         ConfigError: the bundle is not trained, or ``out`` is not empty or cannot be a folder.
         UnsafeInputError: the bundle has code of its own and is not trusted.
         MachineError: the folder cannot be written.
-
-    Example:
-        >>> label_app("my_app", bundle="no_model")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no_model: there is no models/model.safetensors; train the bundle first, ...
     """
-    from monai_diffae.bundle import AnomalyDetector, load_bundle
-    from monai_diffae.bundle.folders import check_new_folder
-
     check_new_folder(out)
-    AnomalyDetector.load_if_usable(load_bundle(bundle, "cpu"))  # unsafe files are refused before they are copied
+    # unsafe files are refused before they are copied
+    bundles.AnomalyDetector.load_if_usable(bundles.load_bundle(bundle, "cpu"))
     app = _make_folder(out, bundle, refer)
     try:
-        AnomalyDetector.load(load_bundle(app.bundle, "cpu"), str(app.bundle))
+        bundles.AnomalyDetector.load(bundles.load_bundle(app.bundle, "cpu"), str(app.bundle))
         advice = []
     except DiffAEError as error:
         advice = [f"diffae_anomaly cannot be used yet. {error}"]
@@ -118,8 +112,6 @@ def label_app(out: Path, *, bundle: Path, refer: bool = False) -> Result:
 
 def _make_folder(path: Path, bundle: Path, refer: bool) -> AppFolder:
     """Make the folder of an app, which appears only when it is complete."""
-    from monai_diffae.bundle.folders import init_bundle
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = AppFolder(Path(mkdtemp(prefix=".tmp-", dir=path.parent)))

@@ -61,12 +61,6 @@ def label_server(
         ConfigError: MONAI Label is not installed, the folders do not exist, or the bundle cannot be loaded.
         UnsafeInputError: the bundle has code of its own, and is not trusted.
         MachineError: the port is in use, or the DICOMweb server cannot be reached.
-
-    Example:
-        >>> label_server("no_app", "scans")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no_app: is not an app folder; make one with monai-diffae label-app
     """
     from monai_diffae.label.label_app import AppFolder
     from monai_diffae.serving.server import LOOPBACK, check_port

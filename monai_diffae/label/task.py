@@ -24,6 +24,7 @@ from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle
 from monai_diffae.bundle.model import ModelCase
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.label_app import AppFolder
+from monai_diffae.policies import check_choice
 
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
 # what 3D Slicer, OHIF, MONAILabelClient and MONAI Label itself add to requests
@@ -63,12 +64,7 @@ def shown_options(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 class ServedModel:
-    """A trained bundle for the requests of many threads, one at a time; it is loaded again when its files change.
-
-    Args:
-        folder: the bundle's folder.
-        device: where to compute; None: the GPU if there is one.
-    """
+    """A trained bundle for the requests of many threads, one at a time; it is loaded again when its files change."""
 
     def __init__(self, folder: Path, device: str | None = None) -> None:
         self.folder, self.device = folder, device
@@ -132,8 +128,7 @@ class Answer:
         if self.case is None or self.array is None:
             return None
         suffix, array = suffix or (".png" if self.is_picture else ".nii.gz"), self.array
-        if suffix not in _SUFFIXES:
-            raise ConfigError(f"result_extension: {str(suffix)[:20]!r} is not one of {', '.join(_SUFFIXES)}")
+        check_choice("result_extension", suffix, _SUFFIXES)
         if suffix == ".png" and self.is_picture:
             array = np.clip(np.round(array), 0, 255).astype(np.uint8)
         if dtype_name not in (None, array.dtype.name):
@@ -159,14 +154,10 @@ def _answers_folder() -> str:
 
 
 class DiffAETask(InferTask):
-    """A task of MONAI Label that calls a function of a :class:`Request`.
+    """A task of MONAI Label that calls a function of a :class:`Request`; viewers list only tasks with ``labels``.
 
-    Args:
-        function: a function with `@command`. Its keyword arguments are the task's options: clients see them with their
-            defaults, and every value that a client sends is checked by their types.
-        served: the bundle.
-        folder: the app's folder.
-        labels: the labels of the label map that the task makes; viewers list only tasks with labels.
+    The function's keyword arguments are the task's options: clients see them with their defaults, and every value that
+    a client sends is checked by their types.
     """
 
     def __init__(

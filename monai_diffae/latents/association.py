@@ -5,8 +5,6 @@ few patients, rare classes and skewed numbers. A variable with several columns, 
 one F test (AHZ of Tipton and Pustejovsky 2015, doi:10.3102/1076998615606099).
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -125,7 +123,7 @@ class _Design:
     weights: Floats  # [N, Q]; a coefficient is the sum of its column times the outcome
 
     @classmethod
-    def of(cls, variable: ArrayLike, covariates: Mapping[str, ArrayLike], groups: ArrayLike) -> _Design:
+    def of(cls, variable: ArrayLike, covariates: Mapping[str, ArrayLike], groups: ArrayLike) -> "_Design":
         """The design of a variable, or an error that says why there is none."""
         member = numbered_groups(groups)
         order = np.argsort(member, kind="stable")

@@ -1,7 +1,5 @@
 """Principal components, without any label: of z_sem, and of the pixels of images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +95,7 @@ class PixelComponents:
     axes: NDArray[np.floating[Any]]
 
     @classmethod
-    def fit(cls, batches: Iterable[NDArray[np.floating[Any]]], dims: int) -> PixelComponents:
+    def fit(cls, batches: Iterable[NDArray[np.floating[Any]]], dims: int) -> "PixelComponents":
         """Fit at most ``dims`` components to batches of images ``[N, ...]``; several, each with more, one by one."""
         from sklearn.decomposition import PCA, IncrementalPCA
 

@@ -1,11 +1,9 @@
 """Directions in z_sem: a line through normalised z_sem for one label, along which cases are graded and edited."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +15,7 @@ from monai_diffae.latents.probing.probes import FittedProbe, Folds, fit_probe, g
 from monai_diffae.latents.probing.scores import score_with_interval
 from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import Kind, LabelKind, Target, class_name, missing, read_line_target, rest_of
+from monai_diffae.policies import check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +123,7 @@ class Direction:
 
     def line(self, along: Along) -> Floats:
         """The vector ``[D]`` that an edit adds to normalised z_sem to increase the distance by 1."""
-        if along not in get_args(Along):
-            raise ConfigError(f"along: {along!r} is not one of {', '.join(get_args(Along))}")
+        check_choice("along", along, Along)
         return self.pattern if along == "pattern" else self.weight
 
     def move(self, z: ArrayLike, strength: float, along: Along = "pattern") -> Codes:
@@ -193,18 +191,12 @@ class Direction:
         return {"format": FORMAT, "version": VERSION, **plain}
 
     @classmethod
-    def from_json(cls, content: object) -> Direction:
+    def from_json(cls, content: object) -> "Direction":
         """Undo :meth:`to_json`.
 
         Raises:
             ConfigError: a key is missing or unknown, the version differs, or a value has the wrong type, length or
                 range.
-
-        Example:
-            >>> Direction.from_json([1, 2])
-            Traceback (most recent call last):
-            ...
-            monai_diffae.errors.ConfigError: not a direction; make one with monai-diffae fit-direction
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ConfigError("not a direction; make one with monai-diffae fit-direction")

@@ -1,7 +1,5 @@
 """Harmonisation of features over scanners: ComBat, fitted to some cases and applied to all."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 
@@ -9,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.errors import ConfigError, MachineError, counted
+from monai_diffae.errors import ConfigError, check_installed, counted
 from monai_diffae.latents.statistics import Floats, checked_codes, scales
 
 logger = logging.getLogger(__name__)
@@ -85,10 +83,9 @@ def _with_equal_covariances(residual: Floats, scanner: NDArray[np.intp], fitted:
 
 def _shrunk(x: Floats, scanner: NDArray[np.intp], design: Floats, fitted: NDArray[np.intp]) -> Floats:
     """As :func:`_exact`, with effects that are shrunk towards those of all scanners."""
-    try:
-        from combatlearn import ComBat
-    except ImportError as error:
-        raise MachineError("combatlearn is not installed; pip install 'monai-diffae[harmonize]'") from error
+    check_installed("combatlearn", "harmonize")
+    from combatlearn import ComBat
+
     # its dummies of classes would depend on the cases that it is given, so it gets numbers
     others = pd.DataFrame(design, columns=[f"c{i}" for i in range(design.shape[1])]) if design.size else None
     with warnings.catch_warnings(record=True) as caught:

@@ -1,7 +1,5 @@
 """Which labels change in counterfactuals, beyond what equally long random changes do."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The nearest cases in z_sem: neighbors, near twins, outlier scores and their p-values."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 
@@ -132,7 +130,7 @@ class ReferenceCases:
     common_scale: bool = False  #: whether all dimensions have the same scale, as principal components need
 
     @classmethod
-    def of(cls, z_sem: ArrayLike, groups: ArrayLike | None = None, *, common_scale: bool = False) -> ReferenceCases:
+    def of(cls, z_sem: ArrayLike, groups: ArrayLike | None = None, *, common_scale: bool = False) -> "ReferenceCases":
         """The reference cases ``[M, D]`` with their statistics; without groups, each case is a patient of its own."""
         codes = checked_codes(z_sem, num_least=2)
         names = (np.arange(len(codes)) if groups is None else np.asarray(groups)).astype(np.str_)

@@ -1,7 +1,5 @@
 """Reliability of repeated measurements: intraclass correlations, shares of variance, fingerprinting."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

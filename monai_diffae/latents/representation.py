@@ -1,7 +1,5 @@
 """What a representation is worth beyond probes: whether the decoder uses it, its stability and disentanglement."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from dataclasses import dataclass

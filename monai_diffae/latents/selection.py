@@ -1,7 +1,5 @@
 """Which cases to label next: diverse, typical, unusual or uncertain ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +13,7 @@ from monai_diffae.latents.probing.probes import fit_probe
 from monai_diffae.latents.statistics import Floats, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import LabelKind, are_classes, class_name, missing
 from monai_diffae.latents.two_samples import nearest_distances
+from monai_diffae.policies import check_choice
 
 Rows = NDArray[np.intp]
 
@@ -104,8 +103,7 @@ def select(
         >>> select("diversity", z_sem, labelled=[0]), select("diversity", z_sem, labelled=[0], proposed=[3])
         (array([3]), array([2]))
     """
-    if strategy not in STRATEGIES:
-        raise ConfigError(f"strategy: {strategy!r} is not one of {', '.join(STRATEGIES)}")
+    check_choice("strategy", strategy, STRATEGIES)
     codes = checked_codes(z_sem, num_least=0)
     known, earlier = (_rows(rows, len(codes), name) for rows, name in ((labelled, "labelled"), (proposed, "proposed")))
     candidates = np.setdiff1d(np.arange(len(codes)), np.concatenate([known, earlier]))

@@ -4,8 +4,6 @@ All scores but CKA are those of held-out patients (``groups``), as arrays ``[3, 
 interval, from a bootstrap over patients.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Mean and standard deviation of z_sem over a training set, and what they define: normalised and whitened z_sem."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +53,7 @@ class LatentStatistics:
             )
 
     @classmethod
-    def of(cls, z: ArrayLike, *, common_scale: bool = False) -> LatentStatistics:
+    def of(cls, z: ArrayLike, *, common_scale: bool = False) -> "LatentStatistics":
         """Compute the statistics of a training set's z_sem.
 
         A dimension that never varies (std 0, or below 1e-6 times the median of the positive stds) gets std 1, so that

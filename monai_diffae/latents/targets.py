@@ -1,21 +1,19 @@
 """Labels as targets: classes or a number, and which cases have one. The same rule holds wherever labels are read."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.statistics import Floats
-from monai_diffae.policies import MISSING_WORDS
+from monai_diffae.policies import MISSING_WORDS, check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +47,11 @@ class Target:
         """The number of classes; None for a continuous label."""
         return None if self.classes is None else len(self.classes)
 
-    def at(self, cases: NDArray[Any]) -> Target:
+    def at(self, cases: NDArray[Any]) -> "Target":
         """The target of some of its cases, given as positions or as a mask, with all classes."""
         return Target(self.name, self.classes, self.values[cases], self.rows[cases])
 
-    def only(self, keep: NDArray[np.bool_]) -> Target:
+    def only(self, keep: NDArray[np.bool_]) -> "Target":
         """The target of some of its cases, without classes that none of them has."""
         if self.classes is None:
             return self.at(keep)
@@ -68,7 +66,7 @@ class Target:
             for code, name in enumerate(self.classes or ())
         }
 
-    def balanced_choice(self, count: int, seed: int) -> Target:
+    def balanced_choice(self, count: int, seed: int) -> "Target":
         """Choose ``count`` cases at random, equally many per class as far as possible.
 
         With the same seed, a larger choice contains the smaller one.
@@ -83,8 +81,7 @@ class Target:
 
 def are_classes(labels: Sequence[Any], kind: LabelKind = "auto") -> bool:
     """Whether labels are classes: text, booleans, two values, or few whole numbers; ``kind`` decides otherwise."""
-    if kind not in get_args(LabelKind):
-        raise ConfigError(f"kind: {kind!r} is not one of {', '.join(get_args(LabelKind))}")
+    check_choice("kind", kind, LabelKind)
     if kind == "numbers" and not _are_numbers(labels):
         raise ConfigError("kind: some labels are text; choose classes, or correct the table")
     if kind != "auto":

@@ -6,11 +6,9 @@ al., 2013, arXiv 1207.6076). A permutation or bootstrap draw only changes the we
 the pairs, in blocks of rows, computes all draws.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import numbered_groups
 from monai_diffae.latents.statistics import Floats, checked_codes
+from monai_diffae.policies import check_choice
 
 Statistic = Literal["energy", "mmd"]
 Kernel: TypeAlias = Callable[[Floats], Floats]  # a function of distances
@@ -219,8 +218,7 @@ def _gaussian(pooled: Floats, bandwidth: float | None) -> Kernel:
 
 
 def _kernel(statistic: Statistic, pooled: Floats) -> Kernel:
-    if statistic not in get_args(Statistic):
-        raise ConfigError(f"statistic: {statistic!r} is not one of {', '.join(get_args(Statistic))}")
+    check_choice("statistic", statistic, Statistic)
     return np.negative if statistic == "energy" else _gaussian(pooled, None)
 
 

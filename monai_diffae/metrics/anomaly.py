@@ -1,7 +1,5 @@
 """Anomaly maps and scores from residuals, relative to the residuals of held-out cases."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """What codes say: is x_T noise, does the decoder use z_sem, and how do changes of an image change z_sem?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Networks with the user's weights (AlexNet, Inception v3, RadImageNet), and distances by features: LPIPS, FID, KID."""
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import os
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from monai_diffae.data.tensor_files import read_torch_file
-from monai_diffae.errors import ConfigError, MachineError, ScanError
+from monai_diffae.errors import ConfigError, MachineError, ScanError, check_installed
 from monai_diffae.latents.statistics import Floats, checked_codes
 
 IMAGES_AT_ONCE = 64
@@ -58,8 +56,7 @@ class PerceptualDistance(nn.Module):
 
     def __init__(self, weights: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu") -> None:
         super().__init__()
-        if importlib.util.find_spec("lpips") is None:
-            raise MachineError("the package lpips is not installed: pip install 'monai-diffae[lpips]'")
+        check_installed("lpips", "lpips")
         file = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET if weights is None else Path(weights)
         if not file.is_file():
             text = f"there is no {file.name}; give the file, or put it where torch looks for it (TORCH_HOME)"
@@ -130,8 +127,7 @@ class RadImageNetFeatures(nn.Module):
 
     def __init__(self, weights: str | os.PathLike[str], device: str | torch.device = "cpu") -> None:
         super().__init__()
-        if importlib.util.find_spec("torchvision") is None:
-            raise MachineError("torchvision is not installed: pip install 'monai-diffae[lpips]'")
+        check_installed("torchvision", "lpips")
         from torchvision.models import resnet50
 
         layers = list(resnet50(weights=None).children())[:9]  # all but the classifier

@@ -1,7 +1,5 @@
 """The quality of reconstructions, one value per image: MSE, PSNR, SSIM, MS-SSIM and LPIPS where they are defined."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

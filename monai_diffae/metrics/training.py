@@ -1,7 +1,5 @@
 """Ignite metrics of trainings: the validation loss, how much the decoder uses z_sem, and copies of the training set."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Sequence

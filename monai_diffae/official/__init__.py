@@ -1,7 +1,5 @@
 """Checkpoints of the official Diff-AE code (phizaz/diffae): their files, layout and weights."""
 
-from __future__ import annotations
-
 from monai_diffae.official.latent import load_official_latent
 from monai_diffae.official.weights import load_official
 

@@ -1,7 +1,5 @@
 """Reads tensors from files without running any code that the files may contain."""
 
-from __future__ import annotations
-
 import warnings
 import zipfile
 from collections import OrderedDict

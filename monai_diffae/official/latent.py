@@ -1,7 +1,5 @@
 """Converts the latent DDIM of the official Diff-AE code to this package's network."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path

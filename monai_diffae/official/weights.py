@@ -4,8 +4,6 @@ The network is derived from the names and shapes of the tensors, so a state dict
 errors. Files are read without running any code that they may contain.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """Images as PNG: a mosaic in labelled rows, anomaly maps, differences in colours, planes of volumes, thumbnails."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Answers to requests that cannot be served: a status below 500 and one line that says why."""
 
-from __future__ import annotations
-
 import logging
 import traceback
 from collections.abc import Iterator
@@ -10,49 +8,33 @@ from pathlib import Path
 
 from fastapi import HTTPException
 
-from monai_diffae.errors import (
-    BusyError,
-    CohortError,
-    ConfigError,
-    DiffAEError,
-    DivergenceError,
-    MachineError,
-    ScanError,
-    UnsafeInputError,
-    find_diffae_error,
-    one_line,
-)
+from monai_diffae import errors
 
 logger = logging.getLogger(__name__)
 
-_STATUS: dict[type[DiffAEError], int] = {
-    UnsafeInputError: 400,
-    ConfigError: 400,
-    DivergenceError: 400,
-    CohortError: 404,
-    ScanError: 422,
-    MachineError: 503,
+_STATUS: dict[type[errors.DiffAEError], int] = {
+    errors.UnsafeInputError: 400,
+    errors.ConfigError: 400,
+    errors.DivergenceError: 400,
+    errors.CohortError: 404,
+    errors.ScanError: 422,
+    errors.MachineError: 503,
 }
 
 
-class NotFoundError(DiffAEError):
+class NotFoundError(errors.DiffAEError):
     """A request names something that does not exist."""
 
 
-class ConflictError(DiffAEError):
+class ConflictError(errors.DiffAEError):
     """A request cannot be served in the present state, such as a strategy before the first scoring."""
 
 
-def status_of(error: DiffAEError) -> int:
-    """The HTTP status for an error of this package.
-
-    Example:
-        >>> status_of(ConfigError("steps: 0 is below 1"))
-        400
-    """
+def status_of(error: errors.DiffAEError) -> int:
+    """The HTTP status for an error of this package."""
     if isinstance(error, NotFoundError):
         return 404
-    if isinstance(error, (ConflictError, BusyError)):
+    if isinstance(error, (ConflictError, errors.BusyError)):
         return 409
     return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
 
@@ -65,9 +47,9 @@ def answered() -> Iterator[None]:
     except HTTPException:
         raise
     except Exception as error:
-        known = find_diffae_error(error)
+        known = errors.find_diffae_error(error)
         if known is not None:
-            raise HTTPException(status_of(known), one_line(known)) from error
+            raise HTTPException(status_of(known), errors.one_line(known)) from error
         log_unexpected(error)
         raise HTTPException(
             500, f"{type(error).__name__}: this is a bug; see the server's log, and report it"

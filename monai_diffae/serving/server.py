@@ -1,7 +1,5 @@
 """A server of this machine: its port, which web pages may use it, and how long it runs."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

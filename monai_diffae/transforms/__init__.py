@@ -1,24 +1,16 @@
 """MONAI dictionary transforms: checked reading, scaling to the model's range, and the way back to the scan."""
 
-from __future__ import annotations
+from monai_diffae.lazy import attach
 
-from monai_diffae.transforms.intensity import ToModelRanged
-from monai_diffae.transforms.native import NativeSpace, check_invertible
-from monai_diffae.transforms.reading import ReadScand
-from monai_diffae.transforms.resampling import SmoothForSpacingd, ToRASd, ToSpacingd
-from monai_diffae.transforms.scan_space import ToScanSpaced
-from monai_diffae.transforms.writing import WriteReconstructiond, WriteScand, write_native
+MODULES = {
+    "ToModelRanged": "intensity",
+    **dict.fromkeys(("NativeSpace", "check_invertible"), "native"),
+    "ReadScand": "reading",
+    **dict.fromkeys(("SmoothForSpacingd", "ToRASd", "ToSpacingd"), "resampling"),
+    "ToScanSpaced": "scan_space",
+    **dict.fromkeys(("WriteReconstructiond", "WriteScand", "write_native"), "writing"),
+}
 
-__all__ = [
-    "NativeSpace",
-    "ReadScand",
-    "SmoothForSpacingd",
-    "ToModelRanged",
-    "ToRASd",
-    "ToScanSpaced",
-    "ToSpacingd",
-    "WriteReconstructiond",
-    "WriteScand",
-    "check_invertible",
-    "write_native",
-]
+__all__ = [*MODULES]
+
+__getattr__ = attach(__name__, MODULES)

@@ -1,7 +1,5 @@
 """The native space of a case: of one image, or of a volume whose slices a 2D model takes one by one."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Scale intensities to the model's range."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 

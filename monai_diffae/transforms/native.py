@@ -1,7 +1,5 @@
 """Convert images from the model's grid and range back to the scan's own space."""
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Read scans with all checks, as a MONAI transform."""
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence

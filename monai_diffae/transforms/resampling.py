@@ -1,7 +1,5 @@
 """Bring volumes to the axes and the spacing of a model, whatever the rounding of their affine, without aliasing."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Bringing decoded images back to their scans' space, for tools that run a bundle's components one by one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Write images: in a scan's own space or the model's grid, by functions and as MONAI transforms."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence

@@ -94,7 +94,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index(tmp_path):
     assert not torch.equal(first[0, 0], images(0, seed=1)[0, 0])
     cases = CachedCases(items, TRANSFORM, RANDOM)
     assert torch.equal(cases[3]["image"], first[0, 3])
-    cases.set_epoch(1)
+    cases.epoch = 1
     assert torch.equal(cases[3]["image"], first[1, 3])
     assert type(cases[3]["image"]) is torch.Tensor
 

@@ -54,7 +54,7 @@ def test_the_schedules_are_those_of_the_papers():
     ("settings", "message"),
     [
         ({"prediction": "eps", "schedule": "rectified_flow"}, "eps.*use prediction 'v'"),
-        ({"spacing": "x"}, "spacing is .*choose one of"),
+        ({"spacing": "x"}, "spacing: .*is not one of"),
         ({"schedule": "linear_beta", "nope": 1}, "nope: the schedule linear_beta takes beta_start, beta_end"),
     ],
 )

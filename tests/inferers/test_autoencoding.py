@@ -165,8 +165,10 @@ def test_in_autocast_the_network_is_fast_and_the_solver_exact(inferer, network, 
 
 
 def test_settings_and_inputs_that_would_give_wrong_results_silently_are_refused(inferer, network, images):
-    with pytest.raises(ConfigError, match="inversion is 'exact'; choose one of: implicit, ddim"):
+    with pytest.raises(ConfigError, match="inversion: 'exact' is not one of implicit, ddim"):
         DiffusionAutoencoderInferer(inferer.schedule, inversion="exact")
+    with pytest.raises(ConfigError, match="steps is 0; it must be a whole number, at least 1"):
+        DiffusionAutoencoderInferer(inferer.schedule, steps=0)
     with pytest.raises(ConfigError, match="steps is 5000; it must be between 1 and 1999"):
         DiffusionAutoencoderInferer(inferer.schedule, solver="heun", steps=5000)
     z_sem, x_T = inferer.encode(images, network), torch.zeros_like(images)

@@ -6,23 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Reading, UnbatchedRun
+from monai_diffae.bundle.layout import ANOMALY, models_folder
+from monai_diffae.data.atomic import write_atomic, write_csv
+from monai_diffae.data.cases import Case
+from monai_diffae.data.fingerprints import file_checksum
+from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, track, write_failures
 from monai_diffae.errors import ScanError
-from monai_diffae.lazy import np, pd, pictures
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from monai_diffae.apps.session import Session
-    from monai_diffae.bundle import Anomaly, AnomalyDetector, ModelCase
-    from monai_diffae.data.cases import Case
-    from monai_diffae.data.progress import Failure
+from monai_diffae.lazy import bundles, cohort_split, np, pd, pictures, sessions, torch
 
 _UNUSUAL = 0.05
 
@@ -57,7 +54,6 @@ def anomaly(
         num_pictures: Number of cases in ``anomaly.png``.
         choice: Which cases; those that the bundle was trained on look more normal than new ones.
         columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
-        run: How the command runs.
 
     Returns:
         The folder, ``num_cases``, ``num_unusual`` (with a p-value of at most .05), and ``num_failed``, listed in
@@ -67,26 +63,14 @@ def anomaly(
         ConfigError: an argument is out of range, the bundle is not trained or not calibrated, or ``out`` holds results
             of other inputs.
         CohortError: there is no usable case.
-
-    Example:
-        >>> anomaly("bundle", "cohort.csv", "out", quantile=2)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: quantile: 2 is above 1
     """
-    from monai_diffae.apps.session import Session
-    from monai_diffae.bundle import AnomalyDetector
-    from monai_diffae.bundle.layout import ANOMALY, models_folder
-    from monai_diffae.data.cohort_split import gather_slices, whole_scan
-    from monai_diffae.data.fingerprints import file_checksum
-
-    session = Session.open(bundle, cohort, reading=Reading(columns=columns), run=run.batched)
-    detector = AnomalyDetector.load(session.trained)
+    session = sessions.Session.open(bundle, cohort, reading=Reading(columns=columns), run=run.batched)
+    detector = bundles.AnomalyDetector.load(session.trained)
     if choice.cases:
         cases, failures = session.choose(choice), []
     else:
-        volumes, _ = gather_slices(session.choose(Choice(split=choice.split)), [])
-        cases = [whole_scan(slices[0]) for slices in volumes.values()][: choice.limit]
+        volumes, _ = cohort_split.gather_slices(session.choose(Choice(split=choice.split)), [])
+        cases = [cohort_split.whole_scan(slices[0]) for slices in volumes.values()][: choice.limit]
         failures = session.cohort.failures
     calibration = file_checksum(models_folder(bundle) / ANOMALY)
     made_from = session.made_from(
@@ -108,17 +92,15 @@ def anomaly(
 class _AnomalyMaps:
     """Writes the maps, masks, table and picture of cases."""
 
-    session: Session
-    detector: AnomalyDetector
+    session: sessions.Session
+    detector: bundles.AnomalyDetector
     folder: Path
     quantile: float
     num_pictures: int
-    _shown: list[tuple[float, str, dict[str, Tensor]]] = field(default_factory=list)
+    _shown: list[tuple[float, str, dict[str, torch.Tensor]]] = field(default_factory=list)
 
     def run(self, cases: Sequence[Case], failures: Sequence[Failure]) -> dict[str, int]:
         """Process whole scans, or single slices; those that cannot be read are listed in ``failures.csv``."""
-        from monai_diffae.data.atomic import write_atomic, write_csv
-        from monai_diffae.data.progress import SkippedCases, check_any_usable, track, write_failures
         from monai_diffae.data.streamed import log_failure
 
         rows: list[dict[str, Any]] = []
@@ -143,7 +125,7 @@ class _AnomalyMaps:
         num_unusual = int((table["p_value"] <= _UNUSUAL).sum())
         return {"num_cases": len(rows), "num_unusual": num_unusual, "num_failed": len(failed)}
 
-    def _row(self, case: Case, opened: ModelCase) -> dict[str, Any]:
+    def _row(self, case: Case, opened: bundles.ModelCase) -> dict[str, Any]:
         """Write the map and the mask of a case, and return its row of the table."""
         anomaly = self.detector(opened)
         mask = opened.back_mask(anomaly.mask(self.quantile))
@@ -161,10 +143,10 @@ class _AnomalyMaps:
             "mask_voxels": voxels, "mask_mm3": mm3,
         }  # fmt: skip
 
-    def _picture(self, opened: ModelCase, anomaly: Anomaly) -> dict[str, Tensor]:
+    def _picture(self, opened: bundles.ModelCase, anomaly: bundles.Anomaly) -> dict[str, torch.Tensor]:
         """What the picture shows of a case; of several slices, the one with the map's highest value."""
         index = int(anomaly.map.flatten(1).amax(dim=1).argmax())
-        tensors: Mapping[str, Tensor] = {
+        tensors: Mapping[str, torch.Tensor] = {
             "image": opened.images, "reconstruction": anomaly.reconstruction,
             "map": anomaly.map, "mask": anomaly.mask(self.quantile),
         }  # fmt: skip

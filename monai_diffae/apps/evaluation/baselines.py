@@ -20,19 +20,18 @@ from monai_diffae.data import embeddings as tables
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.features import INTENSITY_NAME, WIDE_NAME, FeatureSet, intensity_statistics
+from monai_diffae.lazy import sessions
 from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.probe import Comparison
-    from monai_diffae.apps.session import Session
-
 logger = logging.getLogger(__name__)
 
 _LARGE_GIB = 2
 _NOT_FEATURES = ("id", "file_name", "patient", "split", "slices", "patches", "empty_patches")
 
 
-def open_images(table: pd.DataFrame, comparison: Comparison, reading: Reading) -> Session:
+def open_images(table: pd.DataFrame, comparison: Comparison, reading: Reading) -> sessions.Session:
     """The bundle and the cohort, with the configuration values that a table was made with."""
     run = Run(device="cpu", overrides=safe_overrides(table))
     recorded = table.attrs.get("monai_diffae", {}).get("made_from", {}).get("overrides") or {}
@@ -41,13 +40,11 @@ def open_images(table: pd.DataFrame, comparison: Comparison, reading: Reading) -
             "pixel_baselines: the table was made with overrides of %s, which are not applied, so the images may differ "
             "from those that were embedded", ", ".join(dropped),
         )  # fmt: skip
-    from monai_diffae.apps.session import Session
-
-    return Session.open(comparison.bundle or "", comparison.cohort or "", reading=reading, run=run)
+    return sessions.Session.open(comparison.bundle or "", comparison.cohort or "", reading=reading, run=run)
 
 
 def pixel_features(
-    comparison: Comparison, table: pd.DataFrame, session: Session, out: Path | None = None
+    comparison: Comparison, table: pd.DataFrame, session: sessions.Session, out: Path | None = None
 ) -> list[FeatureSet]:
     """Baselines computed from the images that a table of embeddings was made from."""
     if "patches" in table:
@@ -62,8 +59,9 @@ def pixel_features(
             f"table: {', '.join(differ)}; give the bundle that made the table, or give the features as baselines"
         )
     warn_if_cohort_changed(table, session.cohort, comparison.cohort or "", "pixel_baselines")
+    ids = tables.case_ids(table, "embeddings")
     with tempfile.TemporaryDirectory() as folder:
-        images, is_available = _images(_ids(table, "embeddings"), session, Path(folder) if out is None else out)
+        images, is_available = _images(ids, session, Path(folder) if out is None else out)
     feature_sets = {
         "pca": lambda: FeatureSet.pca(images, len(tables.z_columns(table)), is_available),
         "intensity": lambda: FeatureSet.from_values(INTENSITY_NAME, intensity_statistics(images), is_available),
@@ -71,7 +69,7 @@ def pixel_features(
     return [feature_sets[name]() for name in dict.fromkeys(comparison.pixel_baselines)]
 
 
-def _images(ids: Sequence[str], session: Session, out: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _images(ids: Sequence[str], session: sessions.Session, out: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """The images ``[N, C, *S]`` that the encoder sees, and whether each is available; zeros if not."""
     requested = set(ids)
     cases = [case for case in session.cohort.cases if case.id in requested]
@@ -121,7 +119,7 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     """Read features from a CSV or Parquet table, and join them to a table of embeddings by ``id``."""
     path = Path(path)
     features = _read_table(path)
-    ids = _ids(features, path.name)
+    ids = tables.case_ids(features, path.name)
     codes = [*tables.z_columns(features), *tables.std_columns(features)] or tables.wide_columns(features)
     columns = codes  # without labels, which would leak
     if not codes:
@@ -134,7 +132,7 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
                 path.name, ", ".join(text)[:100],
             )  # fmt: skip
     by_id = features[columns].set_axis(ids, axis=0)
-    requested = _ids(table, "embeddings")
+    requested = tables.case_ids(table, "embeddings")
     is_available = np.isin(requested, ids)
     if not is_available.any():
         raise CohortError(f"{path.name}: has none of the cases of the embeddings; give their ids in its column id")
@@ -163,9 +161,3 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise
     except Exception as error:  # the readers raise many kinds of errors
         raise CohortError(f"{path.name}: there is no such CSV or Parquet table; give a table of features") from error
-
-
-def _ids(table: pd.DataFrame, name: str) -> list[str]:
-    if "id" not in table or table["id"].astype(str).duplicated().any():
-        raise CohortError(f"{name}: has no column id with a unique name for each case, which joins features and cases")
-    return table["id"].astype(str).tolist()

@@ -5,22 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases
 from monai_diffae.apps.settings import Choice, Reading, Seed, Split, UnbatchedRun
+from monai_diffae.bundle.layout import ANOMALY, models_folder
+from monai_diffae.data.cases import Case
+from monai_diffae.data.fingerprints import json_digest
+from monai_diffae.data.progress import track
+from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.errors import CohortError, counted, one_line
-from monai_diffae.lazy import inferers, metrics, np, torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from monai_diffae.bundle import AnomalyDetector, AnomalySettings, TrainedBundle
-    from monai_diffae.data.cached import CachedCases
-    from monai_diffae.data.cases import Case
+from monai_diffae.lazy import bundles, cached, inferers, metrics, models, np, sessions, torch
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +54,6 @@ def calibrate(
         noise_level: Noise that is added to images, as a share of all timesteps; more finds larger anomalies.
         draws: Number of noisy versions of each image, whose reconstructions are averaged.
         seed: Random seed of the noise and of the choice of scans.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The file ``models/anomaly.safetensors``; ``num_cases`` (slices of a volume count as one each), their
@@ -66,28 +62,16 @@ def calibrate(
     Raises:
         ConfigError: an argument is out of range, or the bundle is not trained.
         CohortError: there are no usable cases of two patients.
-
-    Example:
-        >>> calibrate("bundle", "cohort.csv", limit=1)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: limit: 1 is below 2
     """
-    from monai_diffae.apps.session import Session
-    from monai_diffae.bundle import AnomalyDetector, AnomalySettings
-    from monai_diffae.bundle.layout import ANOMALY, models_folder
-    from monai_diffae.data.fingerprints import json_digest
-    from monai_diffae.data.progress import track
-
-    session = Session.open(bundle, cohort, reading=reading, run=run.batched)
+    session = sessions.Session.open(bundle, cohort, reading=reading, run=run.batched)
     if split is None and session.split_origin != "drawn":
         split = "val"
     cases = draw_scans(session.choose(Choice(split=split)), limit, seed)
-    settings = AnomalySettings(noise_levels=(noise_level,), draws=draws, seed=seed)
+    settings = bundles.AnomalySettings(noise_levels=(noise_level,), draws=draws, seed=seed)
     path = models_folder(session.trained.folder) / ANOMALY
     digest = json_digest([(case.id, case.patient) for case in cases])
     made_from: dict[str, Any] = {"cohort": session.cohort.fingerprint, "cases": digest}
-    detector = None if run.overwrite else AnomalyDetector.load_if_usable(session.trained)
+    detector = None if run.overwrite else bundles.AnomalyDetector.load_if_usable(session.trained)
     skipped = detector is not None and detector.settings == settings and made_from.items() <= detector.made_from.items()
     if detector is not None and skipped:
         logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
@@ -110,8 +94,6 @@ def calibrate(
 
 def draw_scans(cases: Sequence[Case], limit: int, seed: int = 0) -> list[Case]:
     """Draw at most ``limit`` scans of as many patients as possible, whatever the order of the cases; it stays."""
-    from monai_diffae.diffusion.noise import seed_of
-
     files: dict[str, dict[str, str]] = {}  # by patient and scan; the draw must not depend on the folders in a path
     for case in cases:
         files.setdefault(case.patient, {})[str(case.images)] = case.file
@@ -124,12 +106,10 @@ def draw_scans(cases: Sequence[Case], limit: int, seed: int = 0) -> list[Case]:
 
 
 def fit_detector(
-    trained: TrainedBundle, cases: Sequence[Case], items: Iterable[Mapping[str, Tensor]], settings: AnomalySettings,
-    made_from: Mapping[str, Any] | None = None,
-) -> AnomalyDetector:  # fmt: skip
+    trained: bundles.TrainedBundle, cases: Sequence[Case], items: Iterable[Mapping[str, torch.Tensor]],
+    settings: bundles.AnomalySettings, made_from: Mapping[str, Any] | None = None,
+) -> bundles.AnomalyDetector:  # fmt: skip
     """Calibrate with normal cases, and their images (C, *S) in the same order."""
-    from monai_diffae.bundle.model import AnomalyDetector, calibrated_model
-
     patients, scans = (
         np.unique(names, return_inverse=True)[1]
         for names in ([case.patient for case in cases], [str(case.images) for case in cases])
@@ -145,45 +125,42 @@ def fit_detector(
         )  # fmt: skip
     voxels = maps.flatten()[:: -(-maps.numel() // _MOST_VOXELS)].double().numpy()
     shares = np.concatenate([np.linspace(0, 0.9, 91), 1 - np.geomspace(0.1, 1e-6, 101)[1:], [1.0]])
-    return AnomalyDetector(
+    return bundles.AnomalyDetector(
         settings=settings, mean_squares=residuals.square().mean(dim=0),
         scores=metrics.highest_mean(maps, settings.fraction).double(), scans=torch.from_numpy(scans),
         quantiles=torch.from_numpy(np.stack([shares, np.quantile(voxels, shares)])),
-        made_from={**calibrated_model(trained), **(made_from or {})},
+        made_from={**models.calibrated_model(trained), **(made_from or {})},
     )  # fmt: skip
 
 
-def _residual(trained: TrainedBundle, item: Mapping[str, Tensor], settings: AnomalySettings) -> Tensor:
+def _residual(
+    trained: bundles.TrainedBundle, item: Mapping[str, torch.Tensor], settings: bundles.AnomalySettings
+) -> torch.Tensor:
     """The residual (1, 1, *S) of an image, on the CPU."""
-    from monai_diffae.bundle.model import image_residuals
-
     image, encoder_image = (
         item[key].as_subclass(torch.Tensor)[None].to(trained.device) for key in ("image", trained.encoder_key)
     )
     z_sem = inferers.encode_exactly(encoder_image, trained.network, trained.inferer)
-    return image_residuals(trained, image, z_sem, settings)[1].cpu()
+    return models.image_residuals(trained, image, z_sem, settings)[1].cpu()
 
 
 def calibrate_trained(
-    folder: str | Path, cases: Sequence[Case], dataset: CachedCases, *, limit: int, device: str | torch.device
+    folder: str | Path, cases: Sequence[Case], dataset: cached.CachedCases, *, limit: int, device: str | torch.device
 ) -> None:
     """Calibrate a bundle with validation cases after its training, unless it is calibrated or ``limit`` is 0."""
-    from monai_diffae.bundle import AnomalyDetector, AnomalySettings, load_bundle, trusting
-    from monai_diffae.data.progress import track
-
     if limit == 0:
         return
     try:
-        with trusting():  # its code has just been trained
-            trained = load_bundle(folder, device)
-        if AnomalyDetector.load_if_usable(trained) is not None:
+        with bundles.trusting():  # its code has just been trained
+            trained = bundles.load_bundle(folder, device)
+        if bundles.AnomalyDetector.load_if_usable(trained) is not None:
             return
         readable = {str(item["id"]): index for index, item in enumerate(dataset.items)}
         drawn = draw_scans([case for case in cases if case.id in readable], limit)
         scans = dataset.images()
         text = f"calibrating anomaly maps with {len(drawn)} held-out cases"
         items = (scans[readable[case.id]] for case in track(drawn, text))
-        fit_detector(trained, drawn, items, AnomalySettings()).save(trained.folder)
+        fit_detector(trained, drawn, items, bundles.AnomalySettings()).save(trained.folder)
     except Exception as error:  # whatever happens here, the model is trained
         logger.warning(
             "the training is complete, but anomaly maps are not calibrated (%s); run monai-diffae calibrate %s COHORT "

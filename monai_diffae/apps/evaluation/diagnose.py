@@ -15,17 +15,14 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, run_once
 from monai_diffae.apps.settings import Figures, Reading, Run, Seed, ValidationChoice
 from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.fingerprints import json_digest
+from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import CohortError, counted
-from monai_diffae.lazy import inferers, latents, metrics, np, pd, pictures, torch
+from monai_diffae.lazy import inferers, latents, metrics, np, npt, pd, pictures, representation, sessions, torch
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from monai_diffae.apps.session import ReadCases, Session
-
-    Codes = NDArray[np.float32]
+    Codes = npt.NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +63,6 @@ def diagnose(
         num_levels: Noise levels at which the loss is measured: the centres of this many equal intervals of timesteps.
         seed: Random seed of the noise, a function of the seed, the case's id and the level.
         choice: Which cases; training cases give too high a use of z_sem.
-        reading: How scans are read.
-        run: How the command runs.
-        figures: How the chart is written.
 
     Returns:
         The folder; ``z_sem_usage`` and ``z_sem_usage_mean`` over all noise levels; ``dimensions``, the fields of
@@ -78,17 +72,8 @@ def diagnose(
         ConfigError: an argument is out of range, the bundle is not trained, or ``out`` holds results made from other
             things.
         CohortError: there is no usable case, or all cases are of one patient.
-
-    Example:
-        >>> diagnose("bundle", "cohort.csv", "out", num_levels=0)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: num_levels: 0 is below 1
     """
-    from monai_diffae.apps.session import Session
-    from monai_diffae.latents.representation import warn_if_unused
-
-    session = Session.open(bundle, cohort, reading=reading, run=run)
+    session = sessions.Session.open(bundle, cohort, reading=reading, run=run)
     cases = session.choose(choice)
     patients = json_digest([case.patient for case in cases])
     made_from = session.made_from(
@@ -101,7 +86,7 @@ def diagnose(
 
     results = [out / "noise_levels.csv", out / "stability.csv", *figures.files(out / _CHART)]
     measured, skipped = run_once("diagnose", out, results, made_from, make, overwrite=run.overwrite)
-    warn_if_unused(measured["z_sem_usage"])
+    representation.warn_if_unused(measured["z_sem_usage"])
     incomplete = failed_cases(measured["num_failed"], measured["num_cases"], _FAILURES)
     return Result(out, measured, _notes(measured), incomplete, skipped=skipped)
 
@@ -125,15 +110,13 @@ def _notes(figures: Mapping[str, Any]) -> list[str]:
 class Diagnosis:
     """Diagnoses a bundle on the cases of a session."""
 
-    session: Session
-    read: ReadCases
+    session: sessions.Session
+    read: sessions.ReadCases
     num_levels: int
     seed: int
 
     def run(self, out: Path, figures: Figures) -> dict[str, Any]:
         """Write the tables and the chart into a folder, and return the results."""
-        from monai_diffae.data.atomic import write_csv
-
         num_patients = int(self.patients.max()) + 1
         if num_patients < _FEW_PATIENTS:
             logger.warning(
@@ -156,7 +139,7 @@ class Diagnosis:
         }  # fmt: skip
 
     @cached_property
-    def patients(self) -> NDArray[np.intp]:
+    def patients(self) -> npt.NDArray[np.intp]:
         """The number of each case's patient."""
         patients = _numbered([case.patient for case in self.read.cases])
         if patients.max() == 0:
@@ -178,8 +161,6 @@ class Diagnosis:
 
     def encode_views(self) -> dict[str, Codes]:
         """z_sem (N, D) of the images that the encoder sees, unchanged and with each change."""
-        from monai_diffae.diffusion.noise import image_noise, seed_of
-
         trained, read = self.session.trained, self.read
         parts: dict[str, list[Codes]] = {}
         text = f"encoding {counted(len(read.cases), 'case')}"
@@ -206,14 +187,12 @@ class Diagnosis:
             })  # fmt: skip
         return pd.DataFrame(rows)
 
-    def losses(self, codes: Mapping[str, Codes]) -> dict[int, dict[str, Tensor]]:
+    def losses(self, codes: Mapping[str, Codes]) -> dict[int, dict[str, torch.Tensor]]:
         """The loss (N,) of each case, by timestep and name of the z_sem."""
-        from monai_diffae.diffusion.noise import image_noise, seed_of
-
         trained, read = self.session.trained, self.read
         inferer = trained.inferer
         timesteps = inferer.schedule.stratified_timesteps(self.num_levels).tolist()
-        parts: dict[int, dict[str, list[Tensor]]] = {t: {name: [] for name in codes} for t in timesteps}
+        parts: dict[int, dict[str, list[torch.Tensor]]] = {t: {name: [] for name in codes} for t in timesteps}
         text = f"denoising {counted(len(read.cases), 'case')} at {counted(self.num_levels, 'level')}"
         start = 0
         for cases, images, _ in read.batches(self.session.run.batch_size, text):
@@ -229,21 +208,19 @@ class Diagnosis:
 
     def stability_table(self, codes: Mapping[str, Codes]) -> pd.DataFrame:
         """The table of changes, one row per change; other scans are compared if a patient has several."""
-        from monai_diffae.latents.representation import stability
-
         statistics = latents.LatentStatistics.of(codes[_UNCHANGED])
         z_norm = {name: statistics.normalise(z) for name, z in codes.items()}
         z = z_norm.pop(_UNCHANGED)
-        changes = {name: stability(z, changed, self.patients) for name, changed in z_norm.items()}
+        changes = {name: representation.stability(z, changed, self.patients) for name, changed in z_norm.items()}
         scans = _numbered([case.images for case in self.read.cases])
         slices = _numbered([case.slice_index for case in self.read.cases])
         listed = set(zip(self.patients.tolist(), slices.tolist(), scans.tolist(), strict=True))
         if len(listed) > len({each[:2] for each in listed}):  # several scans of a patient, or of one of the slices
-            changes[_OTHER_SCAN] = stability(z, z, self.patients, scans, slices)
+            changes[_OTHER_SCAN] = representation.stability(z, z, self.patients, scans, slices)
         else:
             logger.info("no patient has several scans among these cases, so other scans are not compared")
         return pd.DataFrame([{"change": name, **asdict(each)} for name, each in changes.items()])
 
 
-def _numbered(values: Sequence[object]) -> NDArray[np.intp]:
+def _numbered(values: Sequence[object]) -> npt.NDArray[np.intp]:
     return np.unique([str(value) for value in values], return_inverse=True)[1]

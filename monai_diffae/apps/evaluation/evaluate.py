@@ -25,19 +25,21 @@ from monai_diffae.apps.evaluation.quality_tables import (
     write_tables,
 )
 from monai_diffae.apps.result import Result, failed_cases, finished, run_once
-from monai_diffae.apps.settings import Decoding, Process, Reading, Run, Seed, Split
-from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.apps.settings import Decoding, Process, Reading, Run, Seed, Split, this_process
+from monai_diffae.apps.tracking import log_to_open_run, log_to_training
+from monai_diffae.bundle.config import preprocessing_config
+from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
+from monai_diffae.data.atomic import write_csv, write_json
+from monai_diffae.data.cases import Case, safe_id, spread_cases
+from monai_diffae.data.fingerprints import file_checksum
+from monai_diffae.data.progress import progress
 from monai_diffae.diffusion.settings import DecoderName, SolverName
 from monai_diffae.errors import ConfigError, MachineError, OmittableError, one_line
-from monai_diffae.lazy import metrics, pd
+from monai_diffae.lazy import metrics, pd, provenance, sessions
 
 if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.generation_quality import FeatureNetwork, GeneratedImages
     from monai_diffae.apps.evaluation.reconstruction_quality import CodeFigures, Reconstructions
-    from monai_diffae.apps.session import ReadCases, Session
-    from monai_diffae.data.cases import Case
-    from monai_diffae.metrics import PerceptualDistance
-
 logger = logging.getLogger(__name__)
 
 _SUMMARY, _PARTS, _GENERATION = "evaluation.json", ".parts", "generation"
@@ -133,11 +135,6 @@ def evaluate(
         bundle: Folders of trained bundles.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
         seed: Random seed of x_T, a function of the seed, the case's id and the number of the draw.
-        held_out: Which cases.
-        conditions: How to invert and decode.
-        weights: Networks that judge images.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder; its figures are the content of ``evaluation.json``.
@@ -146,26 +143,21 @@ def evaluate(
         ConfigError: an argument is out of range, no bundle is trained, the cases may have been trained on, or ``out``
             holds results made from other things.
         CohortError: there is no held-out case.
-
-    Example:
-        >>> evaluate("out", bundle="bundle", cohort="cohort.csv", steps=[0])
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: steps: 0 is below 1
     """
     if held_out.split == "train" and not held_out.not_held_out:
         raise ConfigError("split: train has the cases that the bundle was trained on; choose test, or set not_held_out")
     for name, file in weights.files.items():
         if not file.is_file():
             raise ConfigError(f"{name}: there is no file {file.name}; check the path, or omit it")
-    from monai_diffae.apps.session import Session
-    from monai_diffae.apps.settings import this_process
-    from monai_diffae.data.fingerprints import file_checksum
-
     folders, process = [bundle] if isinstance(bundle, Path) else list(bundle), this_process()
     decoder = "fast" if "fast" in conditions.decoders else next(iter(conditions.decoders), None)
     opening = partial(
-        Session.open, cohort=cohort, decoding=Decoding(decoder=decoder), reading=reading, run=run, device=process.device
+        sessions.Session.open,
+        cohort=cohort,
+        decoding=Decoding(decoder=decoder),
+        reading=reading,
+        run=run,
+        device=process.device,
     )
     bundles, omitted = _open(folders, opening, held_out, cohort.name)
     evaluation = _Evaluation(bundles, conditions, held_out, weights, seed, out, process, omitted)
@@ -191,7 +183,7 @@ def evaluate(
 
 
 def _open(
-    folders: Sequence[Path], opening: Callable[[Path], Session], held_out: HeldOut, cohort: str
+    folders: Sequence[Path], opening: Callable[[Path], sessions.Session], held_out: HeldOut, cohort: str
 ) -> tuple[list[_EvaluatedBundle], list[dict[str, Any]]]:
     """The bundles that can be evaluated, and why the others cannot; those that are not safe are refused."""
     bundles: list[_EvaluatedBundle] = []
@@ -230,15 +222,12 @@ class _EvaluatedBundle:
     """One bundle of an evaluation: its name in the tables, and all held-out cases."""
 
     name: str
-    session: Session
+    session: sessions.Session
     held_out: list[Case]
 
     @property
     def made_from(self) -> dict[str, Any]:
         """What the bundle's results depend on."""
-        from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
-        from monai_diffae.data.fingerprints import file_checksum
-
         latent = models_folder(self.session.trained.folder) / LATENT_MODEL
         return self.session.made_from(self.held_out, latent_model=file_checksum(latent) if latent.is_file() else None)
 
@@ -259,8 +248,6 @@ class _EvaluatedBundle:
     @property
     def preprocessing(self) -> dict[str, Any]:
         """Everything that an image and its errors depend on before the model sees it."""
-        from monai_diffae.bundle.config import preprocessing_config
-
         trained = self.session.trained
         return {**preprocessing_config(trained.config), "model_range": trained.model_range}
 
@@ -280,9 +267,6 @@ class _Evaluation:
 
     def run(self, overwrite: bool = False) -> dict[str, Any]:
         """Measure everything and write all files, in the first process; ``overwrite`` ignores an interrupted run."""
-        from monai_diffae.data.cases import safe_id
-        from monai_diffae.data.progress import progress
-
         prepared = list(map(self._prepare, self.bundles))
         reads = [reconstructions.read for reconstructions, _, _ in prepared]
         patients = {case.id: case.patient for read in reads for case in read.cases}
@@ -317,8 +301,6 @@ class _Evaluation:
     @property
     def _settings(self) -> dict[str, Any]:
         """What rows depend on besides the bundle and the condition."""
-        from monai_diffae.data.fingerprints import file_checksum
-
         settings = {"seed": self.seed, "limit": self.held_out.limit, "num_codes": self.conditions.num_codes}
         return settings | {name: file_checksum(file) for name, file in self.weights.files.items()}
 
@@ -332,7 +314,6 @@ class _Evaluation:
             conditions_of,
         )
         from monai_diffae.bundle import load_latent
-        from monai_diffae.data.cases import spread_cases
 
         session, trained, settings = bundle.session, bundle.session.trained, self.conditions
         omit = partial(self._omit, bundle.name)
@@ -345,7 +326,7 @@ class _Evaluation:
         if not settings.num_codes and not settings.num_images:
             return reconstructions, None, None
 
-        def read_some(cases: Sequence[Case], failures: str) -> ReadCases | None:
+        def read_some(cases: Sequence[Case], failures: str) -> sessions.ReadCases | None:
             chosen = spread_cases(cases, settings.num_codes)
             return session.read(chosen, self.folder, failures) if chosen else None
 
@@ -367,7 +348,7 @@ class _Evaluation:
         return reconstructions, codes, generated
 
     @functools.cached_property
-    def lpips(self) -> PerceptualDistance | None:
+    def lpips(self) -> metrics.PerceptualDistance | None:
         """LPIPS, if its weights are there."""
         try:
             return metrics.PerceptualDistance(self.weights.alexnet, self.bundles[0].session.trained.device)
@@ -390,12 +371,10 @@ class _Evaluation:
 
     def _comparable(self) -> set[str]:
         """The names of the bundles whose preprocessing is that of the first."""
-        from monai_diffae.apps.provenance import differences
-
         first, *others = self.bundles
         names = {first.name}
         for other in others:
-            if differing := differences(first.preprocessing, other.preprocessing):
+            if differing := provenance.differences(first.preprocessing, other.preprocessing):
                 reason = f"the preprocessing differs from that of {first.name} in {', '.join(differing)}"
                 self._omit(other.name, "differences", reason)
             else:
@@ -412,9 +391,6 @@ class _Evaluation:
     def _write(
         self, rows: list[Row], differences: list[Row], case_rows: list[Row], patients: Mapping[str, str]
     ) -> None:
-        from monai_diffae.apps.tracking import log_to_training
-        from monai_diffae.data.atomic import write_csv, write_json
-
         num_patients = len(set(patients.values()))
         content = {
             "bundles": [bundle.description for bundle in self.bundles],

@@ -1,7 +1,5 @@
 """Synthetic images in ``evaluate``, compared with held-out cases and with the training set."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

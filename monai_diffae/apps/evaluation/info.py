@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
-
-if TYPE_CHECKING:
-    from torch import nn
+from monai_diffae.bundle.code import is_trusting
+from monai_diffae.bundle.folders import read_uses
+from monai_diffae.bundle.layout import MODEL_CARD, model_file
+from monai_diffae.bundle.model_file import checksum, read_description, unknown_targets
+from monai_diffae.lazy import loading, torch
 
 _DECODING = ("steps", "invert_steps", "solver", "inversion", "spacing")
 _PROPERTIES = (
@@ -37,19 +39,7 @@ def info(bundle: Path) -> Result:
     Raises:
         ConfigError: the bundle is not trained.
         ScanError: the file is damaged.
-
-    Example:
-        >>> info("my_model")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, ...
     """
-    from monai_diffae.bundle.code import is_trusting
-    from monai_diffae.bundle.folders import read_uses
-    from monai_diffae.bundle.layout import MODEL_CARD, model_file
-    from monai_diffae.bundle.loading import inferer_settings, load_bundle, load_first_stage
-    from monai_diffae.bundle.model_file import checksum, read_description, unknown_targets
-
     description = read_description(model_file(bundle))
     code = tuple(unknown_targets(description))
     uses = read_uses(bundle)
@@ -58,13 +48,13 @@ def info(bundle: Path) -> Result:
     told = {**description.get("data", {}), **description.get("figures", {}), **description.get("recipe", {})}
     summary |= {name: value for name, value in told.items() if not isinstance(value, dict)}
     if not code or is_trusting():
-        network: nn.Module
+        network: torch.nn.Module
         settings: dict[str, Any]
         if description["kind"] == "first_stage":
-            network, settings = load_first_stage(bundle), {}
+            network, settings = loading.load_first_stage(bundle), {}
         else:
-            trained = load_bundle(bundle, "cpu")
-            network, settings = trained.network, inferer_settings(trained.inferer)
+            trained = loading.load_bundle(bundle, "cpu")
+            network, settings = trained.network, loading.inferer_settings(trained.inferer)
             summary["z_channels"] = trained.z_channels
         summary["parameters"] = sum(parameter.numel() for parameter in network.parameters())
         summary |= {name: settings[name] for name in _DECODING if name in settings}

@@ -12,14 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from monai_diffae.apps.provenance import (
-    check_same_model,
-    content_of_scans,
-    origin_of,
-    preprocessing_differences,
-    safe_overrides,
-    warn_if_cohort_changed,
-)
+from monai_diffae.apps import provenance
 from monai_diffae.apps.session import ReadCases, Session, decode_in_batches, open_bundle
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
 from monai_diffae.bundle.loading import load_untrained
@@ -57,11 +50,11 @@ class CaseImages:
     ) -> CaseImages:
         """Open the cohorts with the bundle that made the embeddings, or whose preprocessing another encoder used."""
         bundle = settings.bundle or Path()
-        if origin_of(tables[0])["encoder"] == "trained" or settings.reconstruction_error:
-            check_same_model(tables[0], bundle)
+        if provenance.origin_of(tables[0])["encoder"] == "trained" or settings.reconstruction_error:
+            provenance.check_same_model(tables[0], bundle)
             trained = open_bundle(bundle, decoding=decoding, run=run)
         else:
-            run = replace(run, overrides={**safe_overrides(read_embeddings(tables[0])), **run.overrides})
+            run = replace(run, overrides={**provenance.safe_overrides(read_embeddings(tables[0])), **run.overrides})
             trained = load_untrained(bundle, run.device, run.overrides)
         cohorts = [cohort for cohort in (settings.cohort, settings.query_cohort) if cohort is not None]
         sessions = [Session.of(trained, cohort, reading=reading, run=run) for cohort in cohorts]
@@ -76,7 +69,7 @@ class CaseImages:
         sessions = [self.table_session] if is_same else [self.table_session, self.query_session]
         return self.table_session.made_from(
             decodes=settings.reconstruction_error, query_cohort=self.query_session.cohort.fingerprint,
-            scans=[content_of_scans(each.cohort.cases, self.tables) for each in sessions],
+            scans=[provenance.content_of_scans(each.cohort.cases, self.tables) for each in sessions],
             reconstruction_error=errors if settings.reconstruction_error else None,
         )  # fmt: skip
 
@@ -85,11 +78,11 @@ class CaseImages:
         sessions = (self.table_session, self.query_session)
         cohorts = (self.settings.cohort, self.settings.query_cohort or self.settings.cohort)
         for file, table, session, cohort in zip(self.tables, tables, sessions, cohorts, strict=False):
-            if differ := preprocessing_differences(table, session.trained.config):
+            if differ := provenance.preprocessing_differences(table, session.trained.config):
                 folder = session.trained.folder.resolve().name
                 text = "images: the preprocessing of %s differs from that of %s: %s"
                 logger.warning(text, folder, file.name, ", ".join(differ))
-            warn_if_cohort_changed(table, session.cohort, str(cohort), "images")
+            provenance.warn_if_cohort_changed(table, session.cohort, str(cohort), "images")
 
     def reconstruction_errors(self, session: Session, ids: Sequence[str]) -> pd.DataFrame:
         """The mean squared error of decoded images in the model's range, one row per case."""

@@ -16,19 +16,16 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
 from monai_diffae.apps.tracking import log_to_open_run
-from monai_diffae.data.fingerprints import json_digest
+from monai_diffae.data.atomic import write_csv
+from monai_diffae.data.cases import KEY_FILE
+from monai_diffae.data.fingerprints import file_checksum, json_digest
+from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import embeddings as tables
-from monai_diffae.lazy import latents, np, pd, pictures
+from monai_diffae.lazy import latents, neighbor_images, np, npt, pd, pictures, provenance, tables
 from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-
-    from monai_diffae.apps.evaluation.neighbor_images import CaseImages
-    from monai_diffae.latents import ReferenceCases
-
-    Floats = NDArray[np.float64]
+    Floats = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +89,7 @@ def neighbors(
         queries: Another table of the same model; its cases are looked up in ``embeddings``.
         same_patient: Also accept neighbors of the same patient, but never the case itself.
         features: Compare z_sem, or the ``wide`` features of tables that ``embed`` made with them.
-        choice: The cases to look up.
-        images: Where the images are.
         decoding: How to invert and decode for the reconstruction errors.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder; ``unusual_shares``, for each score and split the share of cases with a p-value below .05 (of all
@@ -107,28 +100,18 @@ def neighbors(
         CohortError: there is no table of embeddings, no training case in it, or no case with such an id.
         ConfigError: an argument is out of range, the tables are of different models, a cohort has no bundle, or ``out``
             holds results made from other things.
-
-    Example:
-        >>> neighbors("no.parquet", "out")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
     if (images.cohort is not None or images.reconstruction_error) and None in (images.bundle, images.cohort):
         raise ConfigError("cohort: its images are read through a bundle; also give bundle and cohort")
     if images.query_cohort is not None and queries is None:  # the picture would show another cohort's images
         raise ConfigError("query_cohort: applies to queries; also give queries, or omit it")
-    from monai_diffae.data.fingerprints import file_checksum
-
     search = _NeighborSearch.open(embeddings, queries, choice, k, same_patient)
     pictures.check_captions(images.captions, tables.label_columns(search.table))
     training = TrainingCases.from_rows(tables.read_training_rows(embeddings), features)
     case_images = None
     if images.cohort is not None:
-        from monai_diffae.apps.evaluation.neighbor_images import CaseImages
-
         files = [embeddings] if queries is None else [embeddings, queries]
-        case_images = CaseImages.open(images, out, files, decoding, reading, run.batched)
+        case_images = neighbor_images.CaseImages.open(images, out, files, decoding, reading, run.batched)
         case_images.warn_of_differences(search.table, search.cases)
     made_from = {
         "images": None if case_images is None else case_images.made_from, "embeddings": file_checksum(embeddings),
@@ -164,26 +147,23 @@ class _NeighborSearch:
         cls, embeddings: Path, queries: Path | None, choice: Choice, k: int, same_patient: bool
     ) -> _NeighborSearch:
         """Read the tables and select the cases."""
-        from monai_diffae.apps.provenance import origin_of, preprocessing_differences
-        from monai_diffae.data.cases import KEY_FILE
-
         table = _read(embeddings)
         rows = table if queries is None else _read(queries)
         if queries is not None:
             is_same_kind = len(tables.z_columns(rows)) == len(tables.z_columns(table)) and all(
                 (pooled in rows) == (pooled in table) for pooled in ("slices", "patches")
             )
-            if not is_same_kind or origin_of(queries)["model"] != origin_of(embeddings)["model"]:
+            if not is_same_kind or provenance.origin_of(queries)["model"] != provenance.origin_of(embeddings)["model"]:
                 raise ConfigError(
                     f"queries: {queries.name} was made with another model or pool than {embeddings.name}; embed both "
                     "in the same way"
                 )
-            if len({origin_of(file).get("wide") for file in (queries, embeddings)} - {None}) > 1:
+            if len({provenance.origin_of(file).get("wide") for file in (queries, embeddings)} - {None}) > 1:
                 raise ConfigError(
                     f"queries: {queries.name} has other wide features than {embeddings.name}; embed both again"
                 )
             recorded = table.attrs.get("monai_diffae", {}).get("preprocessing")
-            if differ := preprocessing_differences(rows, recorded) if recorded is not None else []:
+            if differ := provenance.preprocessing_differences(rows, recorded) if recorded is not None else []:
                 logger.warning(
                     "%s and %s were made with different preprocessing (%s), so distances and scores say little; embed "
                     "both in the same way", queries.name, embeddings.name, ", ".join(differ),
@@ -198,14 +178,12 @@ class _NeighborSearch:
         return cls(_selected(rows, choice), table, queries is not None, k, same_patient)
 
     @property
-    def splits(self) -> NDArray[Any]:
+    def splits(self) -> npt.NDArray[Any]:
         """The split of each selected case; ``queries`` for those of another table."""
         return np.full(len(self.cases), "queries") if self.are_queries else splits_of(self.cases)
 
-    def run(self, training: TrainingCases, out: Path, images: CaseImages | None) -> dict[str, Any]:
+    def run(self, training: TrainingCases, out: Path, images: neighbor_images.CaseImages | None) -> dict[str, Any]:
         """Write the tables and the picture, and return the figures."""
-        from monai_diffae.data.atomic import write_csv
-
         neighbors = self.neighbors(training)
         outliers, shares = self.outliers(training)
         picture = out / "neighbors.png"
@@ -260,7 +238,7 @@ class _NeighborSearch:
         return outliers, shares
 
     def _with_reconstruction_errors(
-        self, outliers: pd.DataFrame, training: TrainingCases, images: CaseImages
+        self, outliers: pd.DataFrame, training: TrainingCases, images: neighbor_images.CaseImages
     ) -> pd.DataFrame:
         """The table of outliers with reconstruction errors and their p-values."""
         settings = images.settings
@@ -281,9 +259,7 @@ class _NeighborSearch:
 
 def _read(embeddings: Path) -> pd.DataFrame:
     table = tables.read_embeddings(embeddings)
-    if "id" not in table or table["id"].duplicated().any():
-        raise CohortError(f"{embeddings.name}: has no column id with a unique name for each case; embed again")
-    return table.assign(id=table["id"].astype(str))
+    return table.assign(id=tables.case_ids(table, embeddings.name))
 
 
 def _selected(rows: pd.DataFrame, choice: Choice) -> pd.DataFrame:
@@ -304,7 +280,7 @@ class TrainingCases:
     """The training rows of a table, with which all cases are compared, and their features and patients."""
 
     rows: pd.DataFrame
-    reference: ReferenceCases
+    reference: latents.ReferenceCases
     features: Features
 
     @classmethod
@@ -314,31 +290,29 @@ class TrainingCases:
         common_scale = tables.has_common_scale(rows, features)
         return cls(rows, latents.ReferenceCases.of(values, names, common_scale=common_scale), features)
 
-    def normalised(self, rows: pd.DataFrame) -> NDArray[np.floating[Any]]:
+    def normalised(self, rows: pd.DataFrame) -> npt.NDArray[np.floating[Any]]:
         """The features (N, D) of any rows, scaled by the standard deviations of the training cases."""
         return self.reference.normalised(tables.matrix(rows, self.features))
 
     def sample(self, count: int, seed: int) -> list[str]:
         """The ids of at most ``count`` random training cases; they do not depend on the order of the table."""
-        from monai_diffae.diffusion.noise import seed_of
-
         return sorted(self.rows["id"].astype(str), key=lambda name: seed_of(seed, "reference", name))[:count]
 
     def distances(self, rows: pd.DataFrame, k: int, whitened: bool) -> Floats:
         """The :meth:`~monai_diffae.latents.neighbors.ReferenceCases.distances` (N,) of rows of a table."""
         return self.reference.distances(tables.matrix(rows, self.features), self.groups_of(rows), k, whitened)
 
-    def groups_of(self, rows: pd.DataFrame) -> NDArray[np.str_]:
+    def groups_of(self, rows: pd.DataFrame) -> npt.NDArray[np.str_]:
         """The patient (N,) of rows of a table, under the name that it has in ``reference``."""
         return _named_after_cases(rows, self.rows)
 
 
-def patients_of(rows: pd.DataFrame) -> NDArray[np.str_]:
+def patients_of(rows: pd.DataFrame) -> npt.NDArray[np.str_]:
     """The patient of each case; the case itself if the table has no column ``patient``."""
     return rows["patient" if "patient" in rows else "id"].to_numpy(str)
 
 
-def _named_after_cases(rows: pd.DataFrame, training: pd.DataFrame) -> NDArray[np.str_]:
+def _named_after_cases(rows: pd.DataFrame, training: pd.DataFrame) -> npt.NDArray[np.str_]:
     """The patient of each case: the first id of its training cases, else its own id."""
     first: dict[str, str] = {}  # it decides which tenth a score leaves out; hashes of patients differ between folders
     for name, patient in sorted(zip(training["id"].astype(str), patients_of(training).tolist(), strict=True)):
@@ -347,12 +321,12 @@ def _named_after_cases(rows: pd.DataFrame, training: pd.DataFrame) -> NDArray[np
     return np.array([first.get(patient, f"other {name}") for name, patient in own])
 
 
-def splits_of(rows: pd.DataFrame) -> NDArray[np.str_]:
+def splits_of(rows: pd.DataFrame) -> npt.NDArray[np.str_]:
     """The split of each case; ``train`` if the table has no column ``split``."""
     return rows["split"].to_numpy(str) if "split" in rows else np.full(len(rows), "train")
 
 
-def unusual_shares(splits: ArrayLike, p: ArrayLike) -> dict[str, float]:
+def unusual_shares(splits: npt.ArrayLike, p: npt.ArrayLike) -> dict[str, float]:
     """The share of cases with a p-value below .05 in each split; cases without a p-value do not count."""
     p_by_split = pd.Series(np.asarray(p), index=np.asarray(splits, str)).dropna()
     return {str(name): float(share) for name, share in p_by_split.lt(_UNUSUAL).groupby(level=0).mean().items()}

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Gt, Le
 from cyclopts import Group, Parameter
+from rich import box
+from rich.table import Table
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split, Writing
+from monai_diffae.data.atomic import write_atomic, write_csv
+from monai_diffae.data.fingerprints import file_checksum
+from monai_diffae.data.progress import track
 from monai_diffae.errors import ConfigError, counted, shortened
-from monai_diffae.lazy import np, pd, pictures
+from monai_diffae.lazy import np, pd, pictures, probe_twins, representation, sessions
 from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from monai_diffae.apps.evaluation.probe_twins import TableTwins
-    from monai_diffae.apps.session import Session
     from monai_diffae.latents.probing.evaluation import EvaluatedProbe, ProbeSettings
     from monai_diffae.latents.probing.features import FeatureSet
 
@@ -123,10 +124,7 @@ def probe(
         kinds: Whether labels are ``classes`` or ``numbers``, e.g. ``stage=classes age=numbers``; by default as above.
         group_duplicates: Count patients whose cases have nearly the same z_sem as one; ``cv`` is then the default if
             the table's split separates them.
-        probing: How labels are predicted.
-        comparison: Features of the table, and what they are compared with.
         reading: How scans are read for ``pixel_baselines``.
-        writing: How the results are written.
 
     Returns:
         ``rows``, one per target, feature set and probe: ``target``, ``kind``, ``features``, ``dims``, ``probe``; the
@@ -141,21 +139,12 @@ def probe(
         CohortError: a file is not a table of embeddings, or not a table of features of its cases.
         ConfigError: an argument is out of range, there is no such label column, or no target can be probed: too few
             cases, or a patient with both training and test cases.
-
-    Example:
-        >>> probe("no.parquet")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
     if comparison.pixel_baselines and (comparison.bundle is None or comparison.cohort is None):
         raise ConfigError("pixel_baselines: the images are read with bundle and cohort; also give both")
     from monai_diffae.apps.evaluation.baselines import checksum_of_features, feature_set, open_images
-    from monai_diffae.apps.evaluation.probe_twins import TableTwins
     from monai_diffae.data.embeddings import read_embeddings
-    from monai_diffae.data.fingerprints import file_checksum
     from monai_diffae.latents.probing.evaluation import ProbeSettings
-    from monai_diffae.latents.representation import warn_if_unused
     from monai_diffae.latents.targets import are_classes
 
     settings = ProbeSettings(
@@ -164,7 +153,7 @@ def probe(
         each_regularisation=out is not None and "linear" in probing.probes, nuisance=probing.nuisance,
     )  # fmt: skip
     table = read_embeddings(embeddings)
-    warn_if_unused(table.attrs.get("monai_diffae", {}).get("z_sem_usage"))
+    representation.warn_if_unused(table.attrs.get("monai_diffae", {}).get("z_sem_usage"))
     names = _target_columns(table, targets, probing.nuisance, embeddings.name)
     unknown = [name for name in kinds if name not in names]
     if unknown:
@@ -172,7 +161,7 @@ def probe(
     is_class = {are_classes(table[name].dropna().tolist(), kinds.get(name, "auto")) for name in names}
     if probing.regularisation is not None and len(is_class) > 1:
         raise ConfigError("regularisation: is C for classes and alpha for numbers; set targets to labels of one kind")
-    twins = TableTwins.find(table, names, probing.splits)
+    twins = probe_twins.TableTwins.find(table, names, probing.splits)
     twins = twins.grouped() if group_duplicates else twins
     table, settings = twins.table, twins.settings(settings)
     baselines = [feature_set(name, values, table, names) for name, values in comparison.baselines.items()]
@@ -225,12 +214,11 @@ def _target_columns(table: pd.DataFrame, targets: Sequence[str], nuisance: str |
 
 def _evaluate(
     table: pd.DataFrame, targets: Sequence[str], settings: ProbeSettings, baselines: Sequence[FeatureSet],
-    comparison: Comparison, session: Session | None, folder: Path | None,
+    comparison: Comparison, session: sessions.Session | None, folder: Path | None,
 ) -> tuple[list[EvaluatedProbe], dict[str, Any]]:  # fmt: skip
     """The evaluated probes, and the figures of the result."""
     from monai_diffae.apps.evaluation.baselines import pixel_features, table_features
     from monai_diffae.data.embeddings import split_origin
-    from monai_diffae.data.progress import track
     from monai_diffae.latents.probing.evaluation import evaluate_probes
     from monai_diffae.latents.probing.features import FeatureSet
 
@@ -254,7 +242,7 @@ def _evaluate(
     return evaluated, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
 
 
-def _result(figures: Mapping[str, Any], twins: TableTwins, folder: Path | None, skipped: bool) -> Result:
+def _result(figures: Mapping[str, Any], twins: probe_twins.TableTwins, folder: Path | None, skipped: bool) -> Result:
     from monai_diffae.latents.probing.verdicts import find_verdicts
 
     for target, reason in figures["omitted_targets"].items():
@@ -282,8 +270,6 @@ def _write_report(
     folder: Path, table: pd.DataFrame, probes: Sequence[EvaluatedProbe], writing: Writing, settings: ProbeSettings
 ) -> None:
     """Write the files of the result."""
-    from monai_diffae.data.atomic import write_atomic, write_csv
-
     predictions = pd.concat([_predictions(table, probe) for probe in probes], ignore_index=True)
     write_csv(folder / "probes.csv", pd.DataFrame([probe.row for probe in probes]))
     write_atomic(folder / "predictions.parquet", lambda path: predictions.to_parquet(path, index=False))
@@ -332,9 +318,6 @@ def _nuisance_lines(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], has_baseline: bool) -> Table:
-    from rich import box
-    from rich.table import Table
-
     from monai_diffae.pictures.charts import METRIC_NAMES
 
     main, *others = [name for name in METRIC_NAMES if name in rows[0]]

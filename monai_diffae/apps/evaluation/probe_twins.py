@@ -1,7 +1,5 @@
 """Twins in a table of embeddings: cases of different patients with nearly the same z_sem."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +30,7 @@ class TableTwins:
     is_grouped: bool = False  # whether twins count as one patient
 
     @classmethod
-    def find(cls, table: pd.DataFrame, targets: Sequence[str], splits: Sequence[str] = ()) -> TableTwins:
+    def find(cls, table: pd.DataFrame, targets: Sequence[str], splits: Sequence[str] = ()) -> "TableTwins":
         """Find the twins among the cases of some splits (none given: of all), and compare their labels."""
         cases = _cases(table, targets)
         used = [row for row, case in enumerate(cases) if not splits or case.split in splits]
@@ -58,7 +56,7 @@ class TableTwins:
             logger.warning("%s", line)
         return f"There are {what}, probably the same image: scores may be too high." if pairs else ""
 
-    def grouped(self) -> TableTwins:
+    def grouped(self) -> "TableTwins":
         """The table with one patient for the twins of a group."""
         if "patient" not in self.table:
             raise ConfigError("group_duplicates: the table has no column patient; embed the cohort again")

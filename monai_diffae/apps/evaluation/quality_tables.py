@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
+
+from monai_diffae.apps.result import table_lines
+from monai_diffae.apps.settings import Process
+from monai_diffae.data.atomic import PartStore, write_atomic, write_csv
 from monai_diffae.data.fingerprints import json_digest
-from monai_diffae.lazy import np, pd
+from monai_diffae.lazy import np, npt, pd
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-
-    from monai_diffae.apps.settings import Process
-
-    Floats = NDArray[np.float64]
+    Floats = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _rows(condition: Mapping[str, Any], metrics: pd.DataFrame, groups: Sequence[
     return rows
 
 
-def mean_interval(values: Floats, groups: ArrayLike) -> tuple[float, float] | None:
+def mean_interval(values: Floats, groups: npt.ArrayLike) -> tuple[float, float] | None:
     """The 95 % interval of a mean over cases ``[N]``: Student's t over clusters, the patients; None for one patient."""
     from scipy import stats
 
@@ -131,16 +132,12 @@ _ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 
 def write_tables(folder: Path, rows: Sequence[Row]) -> list[Path]:
     """Write ``tables/<table>.csv``, one line per condition, for each table that has rows, and return the files."""
-    from monai_diffae.data.atomic import write_csv
-
     tables = folder / "tables"
     return [write_csv(tables / f"{name}.csv", pd.DataFrame(lines)) for name, lines in _lines_of_tables(rows)]
 
 
 def write_markdown(file: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
     """Write all tables in Markdown, ready for a paper, below notes on how they were measured."""
-    from monai_diffae.data.atomic import write_atomic
-
     text = "\n\n".join(["\n".join(notes), *_markdown_tables(rows)]) + "\n"
     write_atomic(file, lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -195,10 +192,6 @@ def short(value: Any) -> str:
 
 def result_lines(rows: Sequence[Row]) -> Iterator[str]:
     """Each table with its title, without intervals, which are in the files."""
-    from rich.table import Table
-
-    from monai_diffae.apps.result import table_lines
-
     for name, lines in _lines_of_tables(rows):
         columns = _shown(dict.fromkeys(column for line in lines for column in line))
         table = Table(*columns, box=None)
@@ -216,8 +209,6 @@ class MeasuredRows:
     def __init__(
         self, folder: Path, settings: Mapping[str, Any], process: Process, advance: Callable[[], None], overwrite: bool
     ) -> None:
-        from monai_diffae.data.atomic import PartStore
-
         self._settings, self._process, self._advance = settings, process, advance
         self._store = PartStore(folder, "evaluate", process=process.rank)
         if overwrite and process.rank == 0:

@@ -1,7 +1,5 @@
 """What ``evaluate`` measures of held-out cases: their reconstructions under every condition, and their z_sem."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial

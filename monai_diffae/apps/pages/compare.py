@@ -1,7 +1,5 @@
 """The command ``compare``: the page of ``report`` for several models."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,9 @@ from typing import Any
 from monai_diffae.apps.command import command
 from monai_diffae.apps.pages.report import page_result
 from monai_diffae.apps.result import Result
+from monai_diffae.apps.steps import Steps
 from monai_diffae.errors import ConfigError, counted
+from monai_diffae.lazy import page_data, pages, sections
 
 
 @command
@@ -42,24 +42,14 @@ def compare(
 
     Raises:
         ConfigError: there are fewer than two bundles, one is not trained, or a target is no label.
-
-    Example:
-        >>> compare("out", bundle=["model"])
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: bundle: one model cannot be compared; give two or more, or use report
     """
     if len(bundle) < 2:
         raise ConfigError("bundle: one model cannot be compared; give two or more, or use report")
     from monai_diffae.apps.evaluation.evaluate import unique_names
-    from monai_diffae.apps.pages.data import JOURNAL, ReportData
-    from monai_diffae.apps.pages.page import write_page
-    from monai_diffae.apps.pages.sections import Report
-    from monai_diffae.apps.steps import Steps
 
-    steps = Steps(journal=out / JOURNAL)
+    steps = Steps(journal=out / page_data.JOURNAL)
     models = [
-        ReportData(path, out / name, cohort, out, name, targets, device, overwrite, steps)
+        page_data.ReportData(path, out / name, cohort, out, name, targets, device, overwrite, steps)
         for path, name in zip(bundle, unique_names(bundle), strict=True)
     ]
     _check_kinds({model.name: model.describe() for model in models})
@@ -67,7 +57,7 @@ def compare(
         model.run_common(cases=models[0].shown_cases)
     if models[0].result("embeddings") is not None:
         models[0].evaluate(bundle, out)
-    page = write_page(out / "compare.html", "report.html", embed=embed, **Report(models).values())
+    page = pages.write_page(out / "compare.html", "report.html", embed=embed, **sections.Report(models).values())
     return page_result(page, steps.outcomes)
 
 

@@ -1,7 +1,5 @@
 """The ordinary data of a report: what commands found out about one bundle, and the labels and cases to show."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Charts as SVG: drawn by matplotlib, in the page's colours, each series with its own marker and dashes."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The images of a report's cases: reconstructions and edits as files, and thumbnails inside the page."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
-
-if TYPE_CHECKING:
-    from monai_diffae.apps.steps import Outcome
+from monai_diffae.apps.steps import Outcome, Steps
+from monai_diffae.apps.tracking import log_to_training
+from monai_diffae.lazy import cohorts, page_data, pages, sections
 
 logger = logging.getLogger(__name__)
 
@@ -57,33 +56,20 @@ def report(
     Raises:
         ConfigError: the bundle is not trained, or a target is no label.
         CohortError: there is no such cohort.
-
-    Example:
-        >>> report("no_bundle", "out")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
-    from monai_diffae.apps.pages.data import JOURNAL, ReportData, check_explained
-    from monai_diffae.apps.pages.page import write_page
-    from monai_diffae.apps.pages.sections import Report
-    from monai_diffae.apps.steps import Steps
-    from monai_diffae.apps.tracking import log_to_training
-    from monai_diffae.data.cohorts import check_cohort_exists
-
     if cohort is not None:
-        check_cohort_exists(cohort)
+        cohorts.check_cohort_exists(cohort)
     for folder in explained:
-        check_explained(folder, bundle)
-    steps = Steps(journal=out / JOURNAL)
-    data = ReportData(
+        page_data.check_explained(folder, bundle)
+    steps = Steps(journal=out / page_data.JOURNAL)
+    data = page_data.ReportData(
         bundle, out, cohort, targets=targets, explained=explained, device=device, overwrite=overwrite, scanner=scanner,
         repeat=repeat, steps=steps,
     )  # fmt: skip
     data.run()
     logger.info("\nWrite the page")
-    values = Report([data]).values()
-    page = write_page(out / "report.html", "report.html", embed=embed, **values)
+    values = sections.Report([data]).values()
+    page = pages.write_page(out / "report.html", "report.html", embed=embed, **values)
     if embed:
         log_to_training(bundle, {}, [page], "report", is_private=True)
     return page_result(page, steps.outcomes, values["answers"])

@@ -1,7 +1,5 @@
 """Scores on a report's page: of probes, and the quality of reconstructions over steps and solvers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

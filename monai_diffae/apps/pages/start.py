@@ -9,19 +9,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Gt, Le
 
 from monai_diffae.apps.command import command
+from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.pages.report import page_result
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, Columns
+from monai_diffae.apps.steps import Steps
+from monai_diffae.bundle import layout
+from monai_diffae.data.atomic import write_json
+from monai_diffae.data.fingerprints import cohort_fingerprint
 from monai_diffae.errors import ConfigError, OtherResultsError, counted
-
-if TYPE_CHECKING:
-    from monai_diffae.apps.pages.data import ReportData
-    from monai_diffae.apps.steps import Steps
+from monai_diffae.lazy import cohorts, page_data, pages, sections, speeds, twins
 
 _FEW_PATIENTS = 10
 _SHIPPED = {2: ("chest_xray", "chest X-rays"), 3: ("hippocampus", "MR volumes around a hippocampus")}
@@ -71,12 +73,6 @@ def start(
         CohortError: no usable scan, or too few.
         ConfigError: an argument cannot be used, or ``out`` holds something else.
         MachineError: the disk is full, or the training does not fit into memory.
-
-    Example:
-        >>> start("no_such_folder", "out")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no_such_folder: there is no such folder, table or scan; ...
     """
     listing = {
         "table": table, "id_column": id_column, "patient_pattern": patient_pattern, "columns": columns or None,
@@ -87,13 +83,10 @@ def start(
     print(*summary, sep="\n", file=sys.stderr)
     if not yes and sys.stdin.isatty() and input("Start? [Y/n] ").strip().lower() not in ("", "y", "yes"):
         return Result(notes=["not started: nothing was trained"], content={"outcomes": ()})
-    from monai_diffae.apps.pages.page import write_page
-    from monai_diffae.apps.pages.sections import Report
-
     data = hour.run()
     logger.info("\nWrite the page")
-    next_lines, values = list(hour.next_lines(data)), Report([data]).values()
-    page = write_page(
+    next_lines, values = list(hour.next_lines(data)), sections.Report([data]).values()
+    page = pages.write_page(
         out / "index.html", "start.html", **values, summary=summary, next_lines=next_lines,
         outcomes=hour.steps.with_earlier(),
     )  # fmt: skip
@@ -120,23 +113,16 @@ class FirstHour:
     @cached_property
     def steps(self) -> Steps:
         """The commands that were run."""
-        from monai_diffae.apps.pages.data import JOURNAL
-        from monai_diffae.apps.steps import Steps
-
-        return Steps(self.out / JOURNAL, keeps_lines=True)
+        return Steps(self.out / page_data.JOURNAL, keeps_lines=True)
 
     def plan(self) -> None:
         """List the scans, and plan the training unless that was done by an earlier call."""
-        from monai_diffae.apps.pages.data import check_targets
-        from monai_diffae.data.cohorts import read_cohort
-        from monai_diffae.data.fingerprints import cohort_fingerprint
-
         try:
             listed = self._list()
         except OtherResultsError as error:
             raise self._other("scans or labels") from error
-        cases = read_cohort(self.table)
-        check_targets(cases, self.targets)
+        cases = cohorts.read_cohort(self.table)
+        page_data.check_targets(cases, self.targets)
         request = {"cohort": cohort_fingerprint(cases), "minutes": self.minutes}
         self.record = self._read_record(request)
         if self.record:
@@ -163,12 +149,10 @@ class FirstHour:
 
     def _list(self) -> Any:
         """List the scans, with twins as one patient unless they are in different splits."""
-        from monai_diffae.data.inspection.twins import SeparatedTwins
-
         arguments = {"cohort": self.cohort, "out": self.table, **self.listing}
         try:
             return self.steps.prepare("List the scans", "list-scans", **arguments, group_duplicates=True)
-        except SeparatedTwins:
+        except twins.SeparatedTwins:
             return self.steps.prepare("List the scans", "list-scans", **arguments)
 
     def _other(self, what: str) -> ConfigError:
@@ -185,8 +169,6 @@ class FirstHour:
 
     def summary(self) -> Iterator[str]:
         """What is going to be done."""
-        from monai_diffae.bundle import layout
-
         yield from self.record["summary"]
         if self.record["is_trained"]:
             yield f"the training in {self.model} is complete"
@@ -195,12 +177,10 @@ class FirstHour:
             yield f"the training {begun} in {self.model}; Ctrl-C interrupts it, and the same command resumes it"
         yield f"then the scans are embedded, and labels predicted: some minutes more; see {self.out / 'index.html'}"
 
-    def run(self) -> ReportData:
+    def run(self) -> page_data.ReportData:
         """Train, embed, and find out what was learned."""
-        from monai_diffae.apps.pages.data import ReportData
-
         self._train()
-        data = ReportData(
+        data = page_data.ReportData(
             self.model, self.out, self.table, name=self.cohort.stem, targets=self.targets, device=self.device,
             steps=self.steps,
         )  # fmt: skip
@@ -208,9 +188,6 @@ class FirstHour:
         return data
 
     def _train(self) -> None:
-        from monai_diffae.apps.training.speed import TIME_KEYS
-        from monai_diffae.data.atomic import write_json
-
         write_json(self.out / "start.json", self.record)
         if not self.model.is_dir():
             self.steps.prepare("Make a bundle", "init", out=self.model, bundle=self.record["bundle"])
@@ -218,15 +195,13 @@ class FirstHour:
             return
         self.steps.prepare(
             "Train", "train", bundle=self.model, cohort=self.table, minutes=self.minutes, device=self.device,
-            overrides={key: value for key, value in self.record["settings"].items() if key not in TIME_KEYS},
+            overrides={key: value for key, value in self.record["settings"].items() if key not in speeds.TIME_KEYS},
         )  # fmt: skip
         self.record["is_trained"] = True
         write_json(self.out / "start.json", self.record)
 
-    def next_lines(self, data: ReportData) -> Iterator[tuple[str, str]]:
+    def next_lines(self, data: page_data.ReportData) -> Iterator[tuple[str, str]]:
         """What can be done next: explanations and lines for a shell."""
-        from monai_diffae.apps.commands import command_line
-
         opened = {"bundle": self.model, "cohort": self.table}
         directions = [data.folder / name for name in data.outcomes if name.startswith("directions/")]
         edited = [file for file in directions if data.result(f"edits/{file.stem}") is not None]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monai_diffae.bundle import layout
-from monai_diffae.errors import ConfigError, DiffAEError, MachineError, UnsafeInputError
+from monai_diffae.errors import ConfigError, DiffAEError, MachineError, UnsafeInputError, check_installed
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -44,12 +44,9 @@ def read_document(folder: Path, name: str) -> str:
 @contextmanager
 def open_hub(repo: str) -> Iterator[HfApi]:
     """The hub that ``HF_ENDPOINT`` names, with errors of one line, without addresses and tokens."""
-    try:
-        from huggingface_hub import HfApi, errors
-    except ImportError as error:
-        raise MachineError(
-            "the package huggingface_hub is not installed; run pip install 'monai-diffae[hub]', or use a .zip file"
-        ) from error
+    check_installed("huggingface_hub", "hub", ", or use a .zip file")
+    from huggingface_hub import HfApi, errors
+
     try:
         yield HfApi(library_name="monai-diffae")
     except DiffAEError:

@@ -1,7 +1,5 @@
 """The command ``pull``: get a model that others have sent."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import zipfile
@@ -52,12 +50,6 @@ def pull(
         ScanError: a file is damaged.
         UnsafeInputError: a file holds something that a model never holds.
         MachineError: huggingface_hub is not installed, the hub cannot be reached, or ``out`` cannot be written.
-
-    Example:
-        >>> pull("model.zip", "my_copy")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: model.zip: there is no such file; give a zip file, or a repository as ...
     """
     replaces = overwrite and out.is_dir() and any(out.iterdir())
     if replaces:

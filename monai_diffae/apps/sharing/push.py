@@ -30,6 +30,7 @@ from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import ConfigError, counted, quoted
+from monai_diffae.lazy import loading
 
 _NO_WEIGHTS = "no trained weights"  # in the data licence of a recipe
 _PAGE_HEADER = b"""---
@@ -68,12 +69,6 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
         ConfigError: the bundle is not trained, its models do not load, its documents say nothing about its weights, the
             repository is public, has the tag or may not be written, or there is no terminal to ask without ``yes``.
         MachineError: huggingface_hub is not installed, or the hub cannot be reached.
-
-    Example:
-        >>> push("my_model", "owner/my-model")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, or ...
     """
     files = _files_to_send(bundle)
     place, send = _archive(Path(repo)) if repo.endswith(".zip") else _repository(repo, tag, public)
@@ -96,8 +91,6 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
 
 def _files_to_send(bundle: Path) -> dict[str, bytes]:
     """The files of a bundle that others get, by their names, whose models load and whose documents describe them."""
-    from monai_diffae.bundle.loading import load_bundle, load_fast_decoder, load_first_stage, load_latent
-
     description = read_description(layout.model_file(bundle))
     files = {name: (bundle / name).read_bytes() for name in NAMES if (bundle / name).is_file()}
     files[METRICS] = f"{json.dumps(description.get('figures', {}), indent=2)}\n".encode()
@@ -112,13 +105,13 @@ def _files_to_send(bundle: Path) -> dict[str, bytes]:
         if is_found:
             raise ConfigError(text)
     if description["kind"] == "first_stage":
-        load_first_stage(bundle)
+        loading.load_first_stage(bundle)
     else:
-        trained = load_bundle(bundle, "cpu")
+        trained = loading.load_bundle(bundle, "cpu")
         if FAST in files:
-            load_fast_decoder(layout.models_folder(bundle), trained.network, trained.sha256, "cpu")
+            loading.load_fast_decoder(layout.models_folder(bundle), trained.network, trained.sha256, "cpu")
     if LATENT in files:
-        load_latent(bundle, "cpu")
+        loading.load_latent(bundle, "cpu")
     return files
 
 

@@ -6,12 +6,13 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 from cyclopts import Group, Parameter
+from rich import box
+from rich.table import Table
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line, find_command
@@ -19,13 +20,12 @@ from monai_diffae.apps.result import Result, run_once, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, Split, Writing
 from monai_diffae.apps.study.cases import StudyCases
 from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.fingerprints import file_checksum
-from monai_diffae.errors import ConfigError, MachineError, counted
-from monai_diffae.lazy import association, atomic, np, pd, pictures, targets
-from monai_diffae.lazy import embeddings as tables
+from monai_diffae.errors import ConfigError, check_installed, counted
+from monai_diffae.lazy import association, np, pd, pictures, statistics, tables, targets
 
 if TYPE_CHECKING:
-    from monai_diffae.latents.statistics import Floats
     from monai_diffae.latents.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -86,10 +86,8 @@ def associate(
         split: Use only the cases of this split; by default all.
         logistic: Logistic regression for variables with two classes; needs the extra ``statistics``.
         rank_normal: Replace each component by normal quantiles of its ranks, here and in ``phenotypes``.
-        export: Files for genetics.
         bundle: The bundle that made the embeddings, to decode what the first associated components change, into
             ``out/traversed``; by default there are no pictures.
-        writing: How results are written.
 
     Returns:
         The folder; ``num_tests``, ``num_significant`` (q < .05), ``strongest`` (the rows with the smallest p), and
@@ -99,15 +97,9 @@ def associate(
         CohortError: the table cannot be used.
         ConfigError: a variable or covariate does not exist or no variable can be used.
         MachineError: statsmodels is not installed, and ``logistic`` is set.
-
-    Example:
-        >>> associate("no.parquet", "out", variables=["age"])
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
-    if logistic and find_spec("statsmodels") is None:
-        raise MachineError("logistic: statsmodels is not installed; run pip install 'monai-diffae[statistics]'")
+    if logistic:
+        check_installed("statsmodels", "statistics")
     cases = StudyCases.open(embeddings, components, split)
     names = _variables(cases.rows, variables, covariates)
     if export.phenotypes:
@@ -175,7 +167,7 @@ class _Analysis:
         if num_unknown := int(rows["p"].isna().sum()):
             logger.warning("%s without estimate (constant component, or classes that are separated): see "
                            "associations.csv", counted(num_unknown, "test"))  # fmt: skip
-        atomic.write_csv(out / "associations.csv", rows)
+        write_csv(out / "associations.csv", rows)
         writing.write(out / "associations.png", pictures.draw_associations(rows, _LEVEL))
         if export.phenotypes:
             self._export(out, export)
@@ -217,7 +209,7 @@ class _Analysis:
         })  # fmt: skip
 
     @functools.cached_property
-    def _scores(self) -> Floats:
+    def _scores(self) -> statistics.Floats:
         return association.rank_normal(self.cases.scores) if self.rank_normal else self.cases.scores
 
     def _target(self, name: str) -> Target:
@@ -237,7 +229,7 @@ class _Analysis:
             values = values.rename_axis("IID").reset_index()
             values.insert(0, "FID", values["IID"])
             text = values.to_csv(sep="\t", index=False, na_rep="NA", float_format="%.8g")
-            atomic.write_atomic(out / file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
+            write_atomic(out / file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
         logger.info("%s: %s, the %s of the scans of each; %d cases without %s are left out", _PHENOTYPES,
                     counted(names.nunique(), "patient"), export.scans, names.isna().sum(), export.iid)  # fmt: skip
 
@@ -270,7 +262,7 @@ def _check_names(cases: StudyCases, iid: str) -> None:
             raise ConfigError(f"iid: '{iid}' has one {one} for several {several}s, {num} times; choose another column")
 
 
-def _design(target: Target) -> Floats:
+def _design(target: Target) -> statistics.Floats:
     """Numbers as a column; for classes, a column for each but the first."""
     if target.classes is None:
         return np.asarray(target.values, np.float64)[:, None]
@@ -278,9 +270,6 @@ def _design(target: Target) -> Floats:
 
 
 def _notes(figures: Mapping[str, Any]) -> list[str]:
-    from rich import box
-    from rich.table import Table
-
     table = Table("variable", "contrast", "component", "effect (95 % interval)", "p", "q", box=box.SIMPLE_HEAD)
     for row in figures["strongest"]:
         effect = "" if row["effect"] is None else "{effect:.3f} ({low:.3f}, {high:.3f})".format(**row)

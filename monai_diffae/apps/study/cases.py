@@ -8,19 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_diffae.apps.settings import Split
 from monai_diffae.errors import CohortError
-from monai_diffae.lazy import embeddings as tables
-from monai_diffae.lazy import latents, np
+from monai_diffae.lazy import latents, np, npt, pd, tables
+from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from numpy.typing import NDArray
-
-    from monai_diffae.apps.settings import Split
-    from monai_diffae.latents import PrincipalComponents
     from monai_diffae.latents.statistics import Floats
-    from monai_diffae.policies import Features
-
 logger = logging.getLogger(__name__)
 
 _SHARE, _CONSTANT = 0.95, 1e-6
@@ -29,8 +23,7 @@ _SHARE, _CONSTANT = 0.95, 1e-6
 def read_cases(path: Path) -> pd.DataFrame:
     """The rows of a table of embeddings, with a unique id each."""
     table = tables.read_embeddings(path)
-    if "id" not in table or table["id"].astype(str).duplicated().any():
-        raise CohortError(f"{path.name}: has no column id with a unique name for each scan; keep one row per scan")
+    tables.case_ids(table, path.name)
     return table
 
 
@@ -43,12 +36,12 @@ def read_repeated(path: Path, **columns: Sequence[str]) -> pd.DataFrame:
     return table.sort_values("id", kind="stable").reset_index(drop=True)
 
 
-def in_splits(rows: pd.DataFrame, splits: Sequence[str]) -> NDArray[np.bool_]:
+def in_splits(rows: pd.DataFrame, splits: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Which cases are in one of these splits; all if none is given, or if the table has no splits."""
     return rows["split"].isin(splits).to_numpy() if splits and "split" in rows else np.ones(len(rows), bool)
 
 
-def training_components(rows: pd.DataFrame, features: Features = "z") -> PrincipalComponents:
+def training_components(rows: pd.DataFrame, features: Features = "z") -> latents.PrincipalComponents:
     """All principal components of the normalised features of the training cases, or of all without a split."""
     codes = tables.matrix(rows, features)[in_splits(rows, ["train"])]
     if len(codes) < 2:
@@ -63,7 +56,7 @@ class StudyCases:
 
     name: str
     rows: pd.DataFrame
-    axes: PrincipalComponents
+    axes: latents.PrincipalComponents
 
     @classmethod
     def open(cls, embeddings: Path, count: int | None, split: Split | None) -> StudyCases:
@@ -85,7 +78,7 @@ class StudyCases:
         return self.axes.coordinates(tables.z_matrix(self.rows)) / self.axes.stds
 
     @property
-    def patients(self) -> NDArray[Any]:
+    def patients(self) -> npt.NDArray[Any]:
         """The patient of each case; the case itself where none is given."""
         ids = "case " + self.rows["id"].astype(str)
         patients = self.rows.get("patient", ids)

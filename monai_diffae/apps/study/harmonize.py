@@ -7,21 +7,18 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.study.cases import in_splits, read_repeated
+from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import ConfigError, counted
-from monai_diffae.lazy import atomic, harmonization, np, pd
-from monai_diffae.lazy import embeddings as tables
+from monai_diffae.lazy import harmonization, np, npt, pd, tables
 from monai_diffae.lazy import targets as labels
 from monai_diffae.policies import Features
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +71,6 @@ def harmonize(
         CohortError: the table cannot be used.
         ConfigError: a column does not exist, or scanners cannot be told from patients or protected columns.
         MachineError: combatlearn is not installed.
-
-    Example:
-        >>> harmonize("embeddings.parquet", "even.csv", scanner="scanner")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: even.csv: must be a .parquet file, which says what was done; choose such a name
     """
     if out.suffix != ".parquet":
         raise ConfigError(f"{out.name}: must be a .parquet file, which says what was done; choose such a name")
@@ -102,9 +93,9 @@ def harmonize(
         figures |= {"num_cases": len(new), "num_fitted": int(cases.is_fitted.sum()), "num_omitted": len(omitted)}
         description = {**done, "num_fitted": figures["num_fitted"]}
         new.attrs["monai_diffae"] = {**metadata, "made_from": made_from, "harmonized": description}
-        atomic.write_csv(names["costs"], costs)
-        atomic.write_csv(names["omitted"], omitted)
-        atomic.write_atomic(out, lambda path: new.to_parquet(path, index=False))
+        write_csv(names["costs"], costs)
+        write_csv(names["omitted"], omitted)
+        write_atomic(out, lambda path: new.to_parquet(path, index=False))
         return figures
 
     figures, skipped = run_once("harmonize", out, [out, *names.values()], settings, make, overwrite=overwrite)
@@ -118,9 +109,9 @@ class _Cases:
     """The cases that can be harmonized, with their scanners and covariates."""
 
     rows: pd.DataFrame
-    scanners: NDArray[np.str_]
-    covariates: NDArray[np.float64]
-    is_fitted: NDArray[np.bool_]
+    scanners: npt.NDArray[np.str_]
+    covariates: npt.NDArray[np.float64]
+    is_fitted: npt.NDArray[np.bool_]
     empirical_bayes: bool
 
     @classmethod
@@ -175,7 +166,7 @@ class _Cases:
             return tables.wide_columns(self.rows)
         return tables.z_columns(self.rows) + tables.std_columns(self.rows)
 
-    def values(self, features: Features, fitted: NDArray[np.intp]) -> NDArray[np.float64]:
+    def values(self, features: Features, fitted: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
         """These columns, harmonized by what is fitted to these positions."""
         return harmonization.harmonized(
             self.rows[self.columns(features)].to_numpy(np.float64), self.scanners, self.covariates, fitted,
@@ -191,11 +182,13 @@ class _Cases:
         return new
 
 
-def _class_names(column: pd.Series[Any]) -> NDArray[np.str_]:
+def _class_names(column: pd.Series[Any]) -> npt.NDArray[np.str_]:
     return np.array([labels.class_name(value) for value in column])
 
 
-def _covariate(column: pd.Series[Any], is_train: NDArray[np.bool_], reasons: NDArray[Any]) -> NDArray[np.float64]:
+def _covariate(
+    column: pd.Series[Any], is_train: npt.NDArray[np.bool_], reasons: npt.NDArray[Any]
+) -> npt.NDArray[np.float64]:
     """A protected column as numbers ``[N, C]``: itself, or one column per class but one; cases may get a reason."""
     present = reasons == ""
     if not labels.are_classes(column[present].tolist()):

@@ -6,22 +6,18 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed, Split, Writing
 from monai_diffae.apps.study.cases import in_splits, read_repeated, training_components
 from monai_diffae.apps.synthesis.fit_direction import read_direction
+from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import atomic, np, pd, pictures, targets
-from monai_diffae.lazy import embeddings as tables
+from monai_diffae.lazy import latents, np, pd, pictures, provenance, statistics, tables, targets
 from monai_diffae.policies import Features
-
-if TYPE_CHECKING:
-    from monai_diffae.latents import PrincipalComponents
-    from monai_diffae.latents.statistics import Floats
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +56,6 @@ def reliability(
         directions: Direction files of ``fit-direction``, whose scores to measure as well.
         splits: Use the scans of these splits only, e.g. ``val test``.
         seed: Random seed of the bootstrap.
-        writing: How the results are written.
 
     Returns:
         ``shares``, of patient, scanner and rest in the variance of all features together, each with ``low`` and
@@ -72,12 +67,6 @@ def reliability(
     Raises:
         CohortError: the table cannot be used.
         ConfigError: a column does not exist, or the scans do not tell patients and scanners apart.
-
-    Example:
-        >>> reliability("no.parquet", "out", repeat="visit")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
     rows = read_repeated(embeddings, repeat=[repeat], scanner=[scanner] if scanner else [], scores=scores)
     made_from = {
@@ -91,7 +80,7 @@ def reliability(
         axes = training_components(rows, features)
         matrix, measures = _measurements(embeddings, used, axes, features, scores, directions)
         measured, figures = _measure(matrix, measures, used, repeat, scanner, seed)
-        atomic.write_csv(out / "reliability.csv", measured)
+        write_csv(out / "reliability.csv", measured)
         writing.write(out / "reliability.png", pictures.draw_reliability(measured))
         return {**figures, "num_scans": len(matrix), "num_omitted": num_omitted}
 
@@ -118,14 +107,12 @@ def _usable(rows: pd.DataFrame, repeat: str, scanner: str | None, splits: Sequen
 def _measurements(
     path: Path,
     rows: pd.DataFrame,
-    axes: PrincipalComponents,
+    axes: latents.PrincipalComponents,
     features: Features,
     scores: Sequence[str],
     directions: Sequence[Path],
-) -> tuple[Floats, pd.DataFrame]:
+) -> tuple[statistics.Floats, pd.DataFrame]:
     """The normalised features ``[N, D]`` of the scans, and a table of these, components and scores."""
-    from monai_diffae.apps.provenance import check_z_sem, origin_of, recorded_preprocessing
-
     columns = tables.z_columns(rows) if features == "z" else tables.wide_columns(rows)
     z = np.ascontiguousarray(tables.matrix(rows, features), np.float64)  # its order decides the last bits
     normalised = np.asarray(axes.statistics.normalise(z), np.float64)
@@ -139,39 +126,41 @@ def _measurements(
     for file in directions:
         if file.stem in {name for _, name in measures}:
             raise ConfigError(f"directions: two measurements are called '{file.stem}'; rename the file")
-        check_z_sem(path)
+        provenance.check_z_sem(path)
         z_sem, line = tables.z_matrix(rows), read_direction(file)
-        line.check_fits(origin_of(path)["model"], z_sem.shape[1], recorded_preprocessing(rows))
+        line.check_fits(provenance.origin_of(path)["model"], z_sem.shape[1], provenance.recorded_preprocessing(rows))
         measures["score", file.stem] = line.distance(z_sem) / line.std
     return normalised, pd.DataFrame(measures)
 
 
 def _measure(
-    z: Floats, measures: pd.DataFrame, rows: pd.DataFrame, repeat: str, scanner: str | None, seed: int
+    z: statistics.Floats, measures: pd.DataFrame, rows: pd.DataFrame, repeat: str, scanner: str | None, seed: int
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table of results, and the figures."""
-    from monai_diffae.latents import reliability as latents
+    from monai_diffae.latents import reliability as agreement
 
     patients, repeats = (rows[name].map(targets.class_name).to_numpy(str) for name in ("patient", repeat))
     scanners = None if scanner is None else rows[scanner].map(targets.class_name).to_numpy(str)
     values = measures.to_numpy(np.float64)
-    design = latents.complete_design(patients, repeats)
+    design = agreement.complete_design(patients, repeats)
     varies = np.ptp(values, axis=0) > 1e-9 * np.abs(values).max(axis=0)
-    variances = latents.variance_components(values, patients, scanners)
+    variances = agreement.variance_components(values, patients, scanners)
     is_negative = variances.min(axis=0) < 0
     measured = pd.DataFrame({
         "kind": measures.columns.get_level_values(0), "name": measures.columns.get_level_values(1),
-        **latents.intraclass_correlations(values[design]),
-        **dict(zip(_SHARES, latents.variance_shares(variances), strict=True)), "is_negative": is_negative,
+        **agreement.intraclass_correlations(values[design]),
+        **dict(zip(_SHARES, agreement.variance_shares(variances), strict=True)), "is_negative": is_negative,
     })  # fmt: skip
     measured.loc[~varies, measured.columns[2:-1]] = np.nan
-    shares = pd.DataFrame(np.transpose(latents.total_shares(z, patients, scanners)), _CAUSES, ["share", "low", "high"])
+    shares = pd.DataFrame(
+        np.transpose(agreement.total_shares(z, patients, scanners)), _CAUSES, ["share", "low", "high"]
+    )
     if scanner is None:
         measured, shares = measured.drop(columns="scanner_share"), shares.drop("scanner")
     dimensions = measured[measured["kind"] == "dimension"]
     return measured, {
         "shares": shares.replace({np.nan: None}).to_dict("index"),
-        "fingerprinting": asdict(latents.fingerprinting(z, patients, repeats, seed)),
+        "fingerprinting": asdict(agreement.fingerprinting(z, patients, repeats, seed)),
         "median_icc2": float(dimensions["icc2"].median()), "median_icc3": float(dimensions["icc3"].median()),
         "num_constant": int((~varies).sum()), "num_negative": int((is_negative & varies).sum()),
         "num_patients": len(design), "num_repeats": design.shape[1], "num_compared": design.size,

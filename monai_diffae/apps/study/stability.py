@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Ge
 from cyclopts import Parameter
@@ -16,13 +16,10 @@ from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed, Split, Writing
 from monai_diffae.apps.study.cases import StudyCases
 from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import CohortError, counted
-from monai_diffae.lazy import atomic, np, pd, pictures
-from monai_diffae.lazy import embeddings as tables
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from monai_diffae.lazy import np, npt, pd, pictures, tables
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +52,6 @@ def stability(
         components: Number of components; by default as many as have 95 % of the variance.
         split: Use only the cases of this split; by default all.
         seed: Random seed of folds and bootstrap.
-        writing: How results are written.
 
     Returns:
         The folder; ``first`` and ``second``: of ``total`` components, how many are ``shared`` (the interval of R2 is
@@ -66,12 +62,6 @@ def stability(
     Raises:
         CohortError: a table cannot be used, has an id twice, or too few patients are in both.
         ConfigError: ``out`` holds results made from other things.
-
-    Example:
-        >>> stability("no.parquet", "out", other="other.parquet")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
     models = [StudyCases.open(path, components, split) for path in (embeddings, other)]
     pair = _matched(*models)
@@ -106,7 +96,7 @@ def _matched(first: StudyCases, second: StudyCases) -> tuple[StudyCases, StudyCa
     return one, two
 
 
-def _patients(first: StudyCases, second: StudyCases) -> NDArray[Any]:
+def _patients(first: StudyCases, second: StudyCases) -> npt.NDArray[Any]:
     return (first if "patient" in first.rows else second).patients
 
 
@@ -132,8 +122,8 @@ def _measure(pair: tuple[StudyCases, StudyCases], out: Path, seed: int, writing:
     value, low, high = shared.canonical_correlations(codes[0], codes[1], patients, counts, seed)
     explained = pd.concat(parts, ignore_index=True)
     correlations = pd.DataFrame({"pair": range(1, len(value) + 1), "correlation": value, "low": low, "high": high})
-    atomic.write_csv(out / "stability.csv", explained)
-    atomic.write_csv(out / "canonical.csv", correlations)
+    write_csv(out / "stability.csv", explained)
+    write_csv(out / "canonical.csv", correlations)
     matrix = np.corrcoef(scores[0], scores[1], rowvar=False)[: counts[0], counts[0] :]
     writing.write(out / "stability.png", pictures.draw_stability(explained, correlations, matrix))
     log_to_open_run({}, [out / "stability.png"], "stability")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 from cyclopts import Group, Parameter, Token
@@ -18,18 +18,11 @@ from monai_diffae.apps.result import Result, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
 from monai_diffae.apps.synthesis.edit import Detail
 from monai_diffae.apps.synthesis.fit_direction import read_direction
+from monai_diffae.data.cases import Case
+from monai_diffae.data.fingerprints import file_checksum
+from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError
-from monai_diffae.lazy import latents, torch, transforms
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from monai_diffae.bundle import TrainedBundle
-    from monai_diffae.bundle.model import ModelCase
-    from monai_diffae.data.cases import Case
-    from monai_diffae.latents import Direction, PrincipalComponents
+from monai_diffae.lazy import bundles, latents, np, npt, paths, provenance, sessions, tables, torch, transforms
 
 
 def _strengths(type_: Any, tokens: Sequence[Token]) -> dict[str, float]:
@@ -99,13 +92,8 @@ def combine(
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
         out: Folder for the results.
         case: Id of the case.
-        mixture: Which other codes are used.
-        moves: How z_sem is moved.
         detail: ``model`` writes what the model decodes; ``own`` adds the change to the scan, which keeps its own detail
             (only with the case's own x_T, without ``blend``).
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder.
@@ -115,19 +103,11 @@ def combine(
             another model, or ``out`` holds results of other inputs.
         CohortError: a case does not exist.
         ScanError: a case cannot be read.
-
-    Example:
-        >>> combine("bundle", "cohort.csv", "out", case="case-1", components={"1": 2.0})
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: embeddings: the components are computed from them; give the table, or omit ...
     """
-    from monai_diffae.apps.session import Session
-
     combination = Combination.of(mixture, moves)
     combination.check_detail(detail)
     axes = Axes.read(moves)
-    session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
+    session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
     axes.check_fits(session.trained, moves.embeddings)
     cases = {name: session.choose(Choice(cases=(name,)))[0] for name in (case, *combination.other_cases)}
     made_from = session.made_from(list(cases.values()), **combination.made_from(), **axes.made_from, detail=detail)
@@ -150,16 +130,13 @@ def combine(
 class Axes:
     """The lines along which z_sem can be moved; ``components`` are None if there are none."""
 
-    directions: Mapping[str, Direction]
-    components: PrincipalComponents | None = None
+    directions: Mapping[str, latents.Direction]
+    components: latents.PrincipalComponents | None = None
     made_from: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, moves: Moves) -> Axes:
         """Read the direction files, and compute as many components as are used."""
-        from monai_diffae.data.embeddings import training_z_sem
-        from monai_diffae.data.fingerprints import file_checksum
-
         if moves.components and moves.embeddings is None:
             raise ConfigError("embeddings: the components are computed from them; give the table, or omit components")
         directions = {name: read_direction(name) for name in moves.directions}
@@ -167,21 +144,19 @@ class Axes:
         components = None
         if moves.embeddings is not None and moves.components:
             count = max(map(component_number, moves.components))
-            components = latents.principal_components(training_z_sem(moves.embeddings), count=count)
+            components = latents.principal_components(tables.training_z_sem(moves.embeddings), count=count)
             made_from["embeddings"] = file_checksum(moves.embeddings)
         return cls(directions, components, made_from)
 
-    def check_fits(self, trained: TrainedBundle, embeddings: Path | None) -> None:
+    def check_fits(self, trained: bundles.TrainedBundle, embeddings: Path | None) -> None:
         """Refuse directions and embeddings of another model."""
-        from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
-
         for direction in self.directions.values():
             direction.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
         if embeddings is not None:
-            check_same_model(embeddings, trained.folder)
-            warn_of_other_preprocessing(embeddings, trained)
+            provenance.check_same_model(embeddings, trained.folder)
+            provenance.warn_of_other_preprocessing(embeddings, trained)
 
-    def move(self, z_sem: NDArray[np.float32], combination: Combination) -> NDArray[np.float32]:
+    def move(self, z_sem: npt.NDArray[np.float32], combination: Combination) -> npt.NDArray[np.float32]:
         """z_sem (1, D), moved along directions and components."""
         for name, strength in combination.directions.items():
             z_sem = self.directions[name].move(z_sem, strength)
@@ -240,32 +215,31 @@ class Combination(Mixture, Moves):
             "strengths": list(self.directions.values()), "components": dict(self.components),
         }  # fmt: skip
 
-    def codes(self, case: str, opened: Mapping[str, ModelCase], axes: Axes) -> tuple[Tensor, Tensor]:
+    def codes(
+        self, case: str, opened: Mapping[str, bundles.ModelCase], axes: Axes
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The z_sem (1, D) and x_T (1, C, *S) of a case; ``opened`` has it and :attr:`other_cases`, by id."""
-        from monai_diffae.inferers.paths import lerp
-
         own = opened[case]
         z_sem = own.z_sem
         if self.blend is not None:
-            z_sem = lerp(z_sem, opened[self.blend].z_sem, [self.weight])
+            z_sem = paths.lerp(z_sem, opened[self.blend].z_sem, [self.weight])
         moved = axes.move(z_sem.cpu().numpy(), self)
         return torch.from_numpy(moved).to(z_sem), self._x_T(own, opened)
 
-    def _x_T(self, own: ModelCase, opened: Mapping[str, ModelCase]) -> Tensor:
-        from monai_diffae.diffusion.noise import image_noise
-        from monai_diffae.inferers.paths import slerp
-
+    def _x_T(self, own: bundles.ModelCase, opened: Mapping[str, bundles.ModelCase]) -> torch.Tensor:
         if self.noise_seed is not None:
             trained = own.trained
             return image_noise(trained.x_T_shape, self.noise_seed, [0]).to(trained.device)
         if self.noise_of is not None:
             return opened[self.noise_of].x_T
         if self.blend is not None:
-            return slerp(own.x_T, opened[self.blend].x_T, [self.weight])
+            return paths.slerp(own.x_T, opened[self.blend].x_T, [self.weight])
         return own.x_T
 
 
-def write_combined(path: Path, case: Case, opened: ModelCase, image: Tensor, difference: Tensor | None = None) -> Path:
+def write_combined(
+    path: Path, case: Case, opened: bundles.ModelCase, image: torch.Tensor, difference: torch.Tensor | None = None
+) -> Path:
     """Write an image (1, C, *S), or a scan plus a difference, as PNG or NIfTI in the space of a case."""
     from monai_diffae.data.scan_writing import SYNTHETIC
     from monai_diffae.transforms.native import fits_png

@@ -12,23 +12,15 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.synthesis.edit import nearest_other_patient
+from monai_diffae.data.cases import PatientKey
+from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.lazy import embeddings as tables
-from monai_diffae.lazy import inferers, latents, np, torch
+from monai_diffae.lazy import counterfactual, inferers, latents, np, npt, pd, sessions, tables, targets, torch
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from monai_diffae.apps.session import CodedCase, Session
     from monai_diffae.apps.synthesis.users_model import UsersModel
-    from monai_diffae.data.cases import PatientKey
-    from monai_diffae.inferers import DiffusionAutoencoderInferer
-    from monai_diffae.inferers.counterfactual import Change
-    from monai_diffae.latents import Direction, PrincipalComponents
 
-    Floats = NDArray[np.floating[Any]]
+    Floats = npt.NDArray[np.floating[Any]]
 
 _NUM_COMPONENTS = 16  # of the search by finite differences
 _LEAST, _MOST = 0.8, 0.99  # probability of the other class that a counterfactual should have
@@ -66,7 +58,7 @@ class Reference:
         return tables.training_rows(self.table)
 
     @cached_property
-    def components(self) -> PrincipalComponents:
+    def components(self) -> latents.PrincipalComponents:
         """The principal components of the training cases, along which a change is searched."""
         return latents.principal_components(tables.z_matrix(self.training))
 
@@ -75,17 +67,15 @@ class Reference:
         """A function from normalised z_sem (A, D) and a patient to the distances (A,) to the nearest other patient."""
         return nearest_other_patient(self.table, self.key, self.components.statistics)
 
-    def directions(self, search: Search, model: str) -> tuple[list[Direction], dict[str, str]]:
+    def directions(self, search: Search, model: str) -> tuple[list[latents.Direction], dict[str, str]]:
         """The directions of labels, fitted to the training cases, and why others have none."""
-        from monai_diffae.latents.targets import reason_against
-
         known = tables.check_labels(self.table, {"labels": search.labels})
         z_train, patients = tables.z_matrix(self.training), self.training["patient"].tolist()
         directions, omitted = [], {}
         for name in search.labels or known:
             values = self.training[name].tolist()
             try:
-                if not search.labels and (reason := reason_against(values, name)):
+                if not search.labels and (reason := targets.reason_against(values, name)):
                     raise ConfigError(reason)
                 fitted = latents.fit_direction(
                     z_train, values, target=name, model=model, groups=patients, seed=search.seed
@@ -114,22 +104,22 @@ class Found:
 
     row: dict[str, Any]
     curve: list[tuple[float, float]]  # distance and score
-    image: Tensor  # as the model decodes it
-    difference: Tensor
-    z_sem: Tensor | None  # (2 + R, D): of the scan, the counterfactual, and random changes of the same length
+    image: torch.Tensor  # as the model decodes it
+    difference: torch.Tensor
+    z_sem: torch.Tensor | None  # (2 + R, D): of the scan, the counterfactual, and random changes of the same length
 
 
 @dataclass(frozen=True)
 class Finder:
     """Finds the counterfactual of a case."""
 
-    session: Session
+    session: sessions.Session
     users_model: UsersModel
     reference: Reference
     search: Search
-    fast: DiffusionAutoencoderInferer  # of the search
+    fast: inferers.DiffusionAutoencoderInferer  # of the search
 
-    def find(self, coded: CodedCase) -> Found:
+    def find(self, coded: sessions.CodedCase) -> Found:
         """The counterfactual of a case."""
         start = self._values(coded, torch.zeros_like(coded.image))[0]
         target = self._target(start)
@@ -166,42 +156,43 @@ class Finder:
         gap = min(max(least, abs(start - middle)), most)
         return middle + (gap if start < middle else -gap)
 
-    def _moved(self, coded: CodedCase, changes: Tensor) -> Tensor:
+    def _moved(self, coded: sessions.CodedCase, changes: torch.Tensor) -> torch.Tensor:
         """z_sem (N, D) of a case after changes (N, K) of its components."""
         components = self.reference.components
         basis = torch.from_numpy(components.directions[: changes.shape[1]]).to(changes)
         return coded.z_sem + changes @ basis * torch.from_numpy(components.statistics.std).to(changes)
 
-    def _seen(self, coded: CodedCase, differences: Tensor) -> Tensor:
+    def _seen(self, coded: sessions.CodedCase, differences: torch.Tensor) -> torch.Tensor:
         """The scan with decoded differences (N, C, *S), as the user's model and the encoder see it."""
         return (coded.image + differences).clamp(*self.session.trained.model_range)
 
-    def _searched(self, coded: CodedCase, target: float) -> Change:
+    def _searched(self, coded: sessions.CodedCase, target: float) -> counterfactual.Change:
         """The change that the search finds, by the fast decoder or with few steps."""
-        from monai_diffae.inferers.counterfactual import autograd, find_change, finite_differences
         from monai_diffae.inferers.reconstruction import images_at_once
         from monai_diffae.networks.kernels import exact_convolutions
 
         network, at_once = self.session.trained.network, images_at_once(coded.image.shape[2:])
         plain = self.fast.decode(coded.z_sem, network, coded.x_T)
 
-        def part(changes: Tensor) -> Tensor:
+        def part(changes: torch.Tensor) -> torch.Tensor:
             x_T = coded.x_T.expand(len(changes), *coded.x_T.shape[1:])
             decoded = self.fast.decode_with_gradient(self._moved(coded, changes), network, x_T)
             return self.users_model.values(self._seen(coded, decoded - plain))
 
-        def value(changes: Tensor) -> Tensor:
+        def value(changes: torch.Tensor) -> torch.Tensor:
             with exact_convolutions():
                 return torch.cat([part(each) for each in changes.split(at_once)])
 
         num = len(self.reference.components.directions)
         has_gradient = self.users_model.values(coded.image.clone().requires_grad_()).requires_grad
         num = num if has_gradient else min(num, _NUM_COMPONENTS)
-        evaluate = autograd(value) if has_gradient else finite_differences(value)
+        evaluate = counterfactual.autograd(value) if has_gradient else counterfactual.finite_differences(value)
         largest = (2 * self.session.trained.z_channels) ** 0.5  # about the distance between two training cases
-        return find_change(evaluate, num, target, largest=largest, device=coded.x_T.device)
+        return counterfactual.find_change(evaluate, num, target, largest=largest, device=coded.x_T.device)
 
-    def _checked(self, coded: CodedCase, change: Tensor, target: float) -> tuple[float, Tensor, list[float]]:
+    def _checked(
+        self, coded: sessions.CodedCase, change: torch.Tensor, target: float
+    ) -> tuple[float, torch.Tensor, list[float]]:
         """Where along a change exact decodings reach the target; the images of all fractions and of this one."""
         fractions = torch.tensor(_FRACTIONS).to(change)
         images = self._decoded(coded, torch.outer(fractions, change))
@@ -214,24 +205,23 @@ class Finder:
             image, value = images[[_FRACTIONS.index(length)]], values[_FRACTIONS.index(length)]
         return length, torch.cat([images, image]), [*values, value]
 
-    def _decoded(self, coded: CodedCase, changes: Tensor) -> Tensor:
-        from monai_diffae.apps.session import decode_in_batches
+    def _decoded(self, coded: sessions.CodedCase, changes: torch.Tensor) -> torch.Tensor:
         from monai_diffae.inferers.reconstruction import images_at_once
 
         at_once = images_at_once(coded.image.shape[2:])  # a fixed number, on which the last bits depend
-        return decode_in_batches(self.session.trained, self._moved(coded, changes), coded.x_T, at_once)
+        return sessions.decode_in_batches(self.session.trained, self._moved(coded, changes), coded.x_T, at_once)
 
-    def _values(self, coded: CodedCase, differences: Tensor) -> list[float]:
+    def _values(self, coded: sessions.CodedCase, differences: torch.Tensor) -> list[float]:
         with torch.no_grad():
             values = self.users_model.values(self._seen(coded, differences))
         if not values.isfinite().all():
             raise ScanError(f"{coded.case.id}: the output of {self.users_model.name} is not finite; check the scan")
         return [float(value) for value in values]
 
-    def _encoded(self, coded: CodedCase, difference: Tensor, distance: float, num: int) -> Tensor | None:
+    def _encoded(
+        self, coded: sessions.CodedCase, difference: torch.Tensor, distance: float, num: int
+    ) -> torch.Tensor | None:
         """z_sem of scan, counterfactual and random changes; None if the encoder cannot look at decoded images."""
-        from monai_diffae.diffusion.noise import image_noise, seed_of
-
         trained = self.session.trained
         if not self.session.encoder_sees_decoded_images:
             return None

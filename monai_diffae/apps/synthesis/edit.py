@@ -10,28 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cyclopts import Group, Parameter
 
+from monai_diffae import inferers, latents, pictures, transforms
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run
 from monai_diffae.apps.synthesis.fit_direction import STRENGTHS, read_direction, strength_names, strength_titles
 from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.atomic import write_atomic, write_csv
+from monai_diffae.data.cases import Case, PatientKey, key_beside
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import atomic, inferers, np, pd, pictures, torch, transforms
-from monai_diffae.lazy import embeddings as tables
+from monai_diffae.lazy import bundles, np, npt, pd, provenance, representation, scans, sessions, tables, torch, writing
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from monai_diffae.apps.session import CodedCase, ReadCases, Session
-    from monai_diffae.bundle import TrainedBundle
-    from monai_diffae.data.cases import Case, PatientKey
-    from monai_diffae.latents import Direction, LatentStatistics
-    from monai_diffae.latents.targets import Kind
-    from monai_diffae.transforms import NativeSpace
-
-    Floats = NDArray[np.floating[Any]]
+    Floats = npt.NDArray[np.floating[Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -113,12 +105,6 @@ def edit(
         strengths: How far to move, in standard deviations of the training cases, e.g. ``-2,0,2``.
         along: ``pattern`` moves cases as training cases differ; ``weight`` along the classifier's weights, as in the
             paper.
-        output: How the edited images are written and drawn.
-        measurements: What is measured.
-        choice: Which cases.
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder; ``num_cases``; ``num_failed``, listed in ``failures.csv``; ``monotone``, the fraction of cases whose
@@ -129,29 +115,20 @@ def edit(
         ConfigError: an argument is out of range, the bundle is not trained, a direction or the embeddings belong to
             another model, or ``out`` holds results of other inputs.
         CohortError: there is no usable case.
-
-    Example:
-        >>> edit("bundle", "cohort.csv", "out", direction="no.json")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no.json: there is no such file; make it with monai-diffae fit-direction
     """
     strengths = sorted({0.0, *strengths})  # 0 is the plain reconstruction, which everything is compared with
     strength_names(strengths)  # refuses equal names before anything is loaded
-    from monai_diffae.apps.session import Session
-    from monai_diffae.latents.representation import warn_if_unused
-
     line, watch = read_direction(direction), [read_direction(file) for file in measurements.watch]
     if len({each.target for each in watch}) < len(watch):
         raise ConfigError("watch: two directions are for the same label, and would share a column; omit one")
-    session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
+    session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
     trained, embeddings = session.trained, measurements.embeddings
     for each in (line, *watch):
         each.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
     nearest_other = None
     if embeddings is not None:
         nearest_other = nearest_other_patient(*table_of_patients(embeddings, trained), line.statistics)
-    warn_if_unused(trained.z_sem_usage)
+    representation.warn_if_unused(trained.z_sem_usage)
     line.warn_if_chance()
     cases = session.choose(choice)
     pictures.check_captions(output.captions, {name for case in cases for name in case.labels})
@@ -164,8 +141,8 @@ def edit(
     results = [out / name for name in ("edits.csv", "edits.png", "images", "differences")]
 
     def make() -> Mapping[str, Any]:
-        table = _EditTable(line, along, strengths, watch, nearest_other)
-        figures = _Edits(session, table, out, output).run(session.read(cases, out, named=bool(choice.cases)))
+        edits = _Edits(session, line, along, strengths, watch, nearest_other, out, output)
+        figures = edits.run(session.read(cases, out, named=bool(choice.cases)))
         numbers = {name: value for name, value in figures.items() if value is not None}
         log_to_open_run(numbers, [out / "edits.png"], "edits")
         return figures
@@ -181,20 +158,22 @@ def edit(
 
 @dataclass(frozen=True)
 class _Edits:
-    """Edits the cases of a session."""
+    """Edits and measures the cases of a session; ``strengths`` are ascending, and one of them is 0."""
 
-    session: Session
-    table: _EditTable
+    session: sessions.Session
+    direction: latents.Direction
+    along: Along
+    strengths: Sequence[float]
+    watch: Sequence[latents.Direction]
+    nearest_other: Callable[[Floats, str], Floats] | None
     folder: Path
     output: EditedImages
 
-    def run(self, read: ReadCases) -> dict[str, Any]:
+    def run(self, read: sessions.ReadCases) -> dict[str, Any]:
         """Edit all cases, and return the figures of the result."""
-        from monai_diffae.transforms.writing import warn_without_dicom
-
         transforms.check_invertible(self.session.trained.preprocessing)
         if self.output.dicom:
-            warn_without_dicom(read.cases)
+            writing.warn_without_dicom(read.cases)
         if not self.session.encoder_sees_decoded_images:
             logger.warning(
                 "the encoder sees %s, which an edit does not change: prediction, achieved, identity and drift are "
@@ -212,85 +191,45 @@ class _Edits:
             if len(shown) < _NUM_PICTURED:
                 shown.append(CasePicture.of(coded.case, native, images, differences, self.output))
         table = pd.concat(edited)
-        atomic.write_csv(self.folder / "edits.csv", table)
-        titles = strength_titles(self.table.strengths)
+        write_csv(self.folder / "edits.csv", table)
+        titles = strength_titles(self.strengths)
         draw_changes(self.folder / "edits.png", shown, titles, self.session.trained.model_range)
         return {
             "num_cases": len(read.cases), "num_failed": len(read.failures),
-            "monotone": _monotone_share(table, self.table.direction.kind), "achieved": _achieved_share(table),
+            "monotone": _monotone_share(table, self.direction.kind), "achieved": _achieved_share(table),
         }  # fmt: skip
 
-    def _edit(self, coded: CodedCase) -> tuple[pd.DataFrame, Tensor, Tensor]:
+    def _edit(self, coded: sessions.CodedCase) -> tuple[pd.DataFrame, torch.Tensor, torch.Tensor]:
         """Return the rows, the edited images (A, C, *S), and their differences from the plain reconstruction."""
         trained = self.session.trained
-        z_moved = self.table.move(coded.z_sem.cpu().numpy())
+        z_sem = coded.z_sem.cpu().numpy()
+        z_moved = np.concatenate([self.direction.move(z_sem, strength, self.along) for strength in self.strengths])
         images = self.session.decode(torch.from_numpy(z_moved).to(coded.x_T), coded.x_T)
-        differences = images - images[self.table.strengths.index(0)]
+        differences = images - images[self.strengths.index(0)]
         z_edited = None
         if self.session.encoder_sees_decoded_images:
             z_edited = inferers.encode_exactly(images, trained.network, trained.inferer).cpu().numpy()
         mse = differences.square().flatten(1).mean(dim=1).cpu().numpy()
-        rows = self.table.rows(coded.case.id, coded.case.patient, z_moved, z_edited, mse)
+        rows = self._rows(coded.case.id, coded.case.patient, z_moved, z_edited, mse)
         return rows, images.cpu(), differences.cpu()
 
-    def _write(self, case: Case, native: NativeSpace, images: Tensor, differences: Tensor) -> None:
-        from monai_diffae.transforms.writing import write_case_image
-
-        names = strength_names(self.table.strengths)
+    def _write(
+        self, case: Case, native: transforms.NativeSpace, images: torch.Tensor, differences: torch.Tensor
+    ) -> None:
+        names = strength_names(self.strengths)
         convert = native.add_difference if self.output.detail == "own" else native.back
-        plain = convert((differences if self.output.detail == "own" else images)[self.table.strengths.index(0)])
+        plain = convert((differences if self.output.detail == "own" else images)[self.strengths.index(0)])
         for strength, image, difference in zip(names, images, differences, strict=True):
             name = f"{case.file_name}_{strength}"
-            description = f"monai_diffae edit: {self.table.direction.target} {strength}" if self.output.dicom else None
+            description = f"monai_diffae edit: {self.direction.target} {strength}" if self.output.dicom else None
             edited = convert(difference if self.output.detail == "own" else image)
-            write_case_image(self.folder / "images", name, native, edited, case, description)
+            writing.write_case_image(self.folder / "images", name, native, edited, case, description)
             file = self.folder / "differences" / f"{name}.nii.gz"
             clipped = native.storable(edited) - edited - (native.storable(plain) - plain)  # 0 where the file holds all
             transforms.write_native(file, native.back_difference(difference) + clipped, native.scan, np.float32)
 
-
-def table_of_patients(embeddings: Path, trained: TrainedBundle) -> tuple[pd.DataFrame, PatientKey]:
-    """Embeddings by this bundle, of two patients or more, and the key of their hashes."""
-    from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
-    from monai_diffae.data.cases import key_beside
-
-    check_same_model(embeddings, trained.folder)
-    warn_of_other_preprocessing(embeddings, trained)
-    table = tables.read_embeddings(embeddings)
-    if "patient" not in table or table["patient"].nunique() < 2:
-        raise CohortError("embeddings: the table has no two patients to compare; embed a cohort with a column patient")
-    return table, key_beside(embeddings, tables.patient_key_name(table))
-
-
-def nearest_other_patient(
-    table: pd.DataFrame, key: PatientKey, statistics: LatentStatistics
-) -> Callable[[Floats, str], Floats]:
-    """A function from normalised z_sem (A, D) and a patient to their distances (A,) to the nearest other patient."""
-    z_all, patients = statistics.normalise(tables.z_matrix(table)), table["patient"].to_numpy(str)
-
-    def nearest(z_norm: Floats, patient: str) -> Floats:
-        z_others = z_all[patients != key.hash(patient)]
-        return np.array([np.linalg.norm(z_others - z, axis=1).min() for z in z_norm])
-
-    return nearest
-
-
-@dataclass(frozen=True)
-class _EditTable:
-    """Measures edited cases; ``strengths`` are ascending, and one of them is 0."""
-
-    direction: Direction
-    along: Along
-    strengths: Sequence[float]
-    watch: Sequence[Direction]
-    nearest_other: Callable[[Floats, str], Floats] | None
-
-    def move(self, z_sem: Floats) -> Floats:
-        """Return the z_sem (1, D) of a case, moved by each strength: (A, D)."""
-        return np.concatenate([self.direction.move(z_sem, strength, self.along) for strength in self.strengths])
-
-    def rows(
-        self, case_id: str, patient: str, z_moved: Floats, z_edited: Floats | None, mse: NDArray[np.floating[Any]]
+    def _rows(
+        self, case_id: str, patient: str, z_moved: Floats, z_edited: Floats | None, mse: npt.NDArray[np.floating[Any]]
     ) -> pd.DataFrame:
         """One row per strength; ``z_edited`` (A, D) is None if the encoder cannot look at edited images."""
         columns: dict[str, Any] = {"id": case_id, "strength": self.strengths, "target": self.direction.predict(z_moved)}
@@ -308,13 +247,36 @@ class _EditTable:
         columns |= {f"drift_{each.target}": self._travel(each, z_edited) for each in self.watch}
         return pd.DataFrame(columns)
 
-    def _travel(self, direction: Direction, z_edited: Floats) -> Floats:
+    def _travel(self, direction: latents.Direction, z_edited: Floats) -> Floats:
         """How far edited images moved along a direction from the plain reconstruction, in standard deviations."""
         distance = direction.distance(z_edited)
         return (distance - distance[self.strengths.index(0)]) / direction.std
 
 
-def _monotone_share(table: pd.DataFrame, kind: Kind) -> float | None:
+def table_of_patients(embeddings: Path, trained: bundles.TrainedBundle) -> tuple[pd.DataFrame, PatientKey]:
+    """Embeddings by this bundle, of two patients or more, and the key of their hashes."""
+    provenance.check_same_model(embeddings, trained.folder)
+    provenance.warn_of_other_preprocessing(embeddings, trained)
+    table = tables.read_embeddings(embeddings)
+    if "patient" not in table or table["patient"].nunique() < 2:
+        raise CohortError("embeddings: the table has no two patients to compare; embed a cohort with a column patient")
+    return table, key_beside(embeddings, tables.patient_key_name(table))
+
+
+def nearest_other_patient(
+    table: pd.DataFrame, key: PatientKey, statistics: latents.LatentStatistics
+) -> Callable[[Floats, str], Floats]:
+    """A function from normalised z_sem (A, D) and a patient to their distances (A,) to the nearest other patient."""
+    z_all, patients = statistics.normalise(tables.z_matrix(table)), table["patient"].to_numpy(str)
+
+    def nearest(z_norm: Floats, patient: str) -> Floats:
+        z_others = z_all[patients != key.hash(patient)]
+        return np.array([np.linalg.norm(z_others - z, axis=1).min() for z in z_norm])
+
+    return nearest
+
+
+def _monotone_share(table: pd.DataFrame, kind: str) -> float | None:
     """Return the fraction of cases whose prediction rises; None without predictions, or with one strength only."""
     if "prediction" not in table or table["strength"].nunique() < 2:
         return None
@@ -329,7 +291,7 @@ def _achieved_share(table: pd.DataFrame) -> float | None:
     return float((edits["achieved"] / edits["strength"]).median())
 
 
-def _warn_of_small_changes(achieved: float | None, along: Along, direction: Direction) -> None:
+def _warn_of_small_changes(achieved: float | None, along: Along, direction: latents.Direction) -> None:
     """Log a warning if edited images moved by less than a fifth of what was requested."""
     if achieved is None or achieved >= _LEAST_ACHIEVED:
         return
@@ -344,7 +306,7 @@ def _warn_of_small_changes(achieved: float | None, along: Along, direction: Dire
     logger.warning("the edited images moved by %.1f %% of the requested strength; %s", 100 * achieved, reason)
 
 
-def _rises(predictions: pd.Series[float], kind: Kind) -> bool:
+def _rises(predictions: pd.Series[float], kind: str) -> bool:
     """Whether each prediction is above the one before. A probability that rounds to 0 or 1 may stay the same."""
     values = predictions.to_numpy()
     if kind == "continuous":
@@ -356,13 +318,18 @@ def _rises(predictions: pd.Series[float], kind: Kind) -> bool:
 class CasePicture(NamedTuple):
     """The changed images of a case, or pictures of them, and their differences, (A, C, *S) in the model's range."""
 
-    images: Tensor
-    differences: Tensor
+    images: torch.Tensor
+    differences: torch.Tensor
     caption: str
 
     @classmethod
     def of(
-        cls, case: Case, native: NativeSpace, images: Tensor, differences: Tensor, output: EditedImages
+        cls,
+        case: Case,
+        native: transforms.NativeSpace,
+        images: torch.Tensor,
+        differences: torch.Tensor,
+        output: EditedImages,
     ) -> CasePicture:
         """The picture of a case, with the detail and caption that are asked for."""
         if output.detail == "own":
@@ -370,7 +337,7 @@ class CasePicture(NamedTuple):
         return cls(images, differences, pictures.caption({"id": case.id, **case.labels}, output.captions))
 
 
-def _own_detail(native: NativeSpace, differences: Tensor) -> tuple[Tensor, Tensor]:
+def _own_detail(native: transforms.NativeSpace, differences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures (A, C, H, W) as fine as the scan, up to a size: the case with the differences added, and these alone."""
     array = native.to_model_range(native.scan.array)
     edited = (native.storable(native.add_difference(difference)) for difference in differences)
@@ -379,21 +346,20 @@ def _own_detail(native: NativeSpace, differences: Tensor) -> tuple[Tensor, Tenso
     return _panel(array, native, float(array.min())) + panels, panels
 
 
-def _panel(array: NDArray[np.float32], native: NativeSpace, background: float) -> Tensor:
+def _panel(array: npt.NDArray[np.float32], native: transforms.NativeSpace, background: float) -> torch.Tensor:
     """A square picture (C, P, P) of an image, or (C, P, 3 P) of a volume, in whose corners is the background."""
-    from monai_diffae.data.scans import Scan
     from monai_diffae.data.slices import to_ras
 
     size = native.image.shape[1:]
     if native.scan.spatial_dims == 2:
         return _fitted(array, array.shape[1:], max(_PANEL_PX, *size), background)
-    volume = to_ras(Scan(array, native.scan.affine))
+    volume = to_ras(scans.Scan(array, native.scan.affine))
     lengths_mm = np.array(volume.array.shape[1:]) * np.linalg.norm(volume.affine[:3, :3], axis=0)
     fitted = _fitted(np.ascontiguousarray(volume.array), lengths_mm.tolist(), max(_PLANE_PX, *size), background)
     return pictures.three_planes(fitted[None])[0]
 
 
-def _fitted(array: NDArray[np.float32], lengths: Sequence[float], pixels: int, background: float) -> Tensor:
+def _fitted(array: npt.NDArray[np.float32], lengths: Sequence[float], pixels: int, background: float) -> torch.Tensor:
     """An image scaled to fit into a square or cube (C, pixels, pixels, ...); an enlarged one shows its own pixels."""
     sizes = [max(1, round(length * pixels / max(lengths))) for length in lengths]
     smaller = [min(size, own) for size, own in zip(sizes, array.shape[1:], strict=True)]
@@ -411,7 +377,7 @@ def draw_changes(
     """Draw changed images, and below them their differences in colour; beside them, if they are fewer."""
     low, high = model_range
     limit = max(_LEAST_SCALE * (high - low), *(float(case.differences.abs().max()) for case in cases))
-    rows: dict[str, Tensor] = {}
+    rows: dict[str, torch.Tensor] = {}
     for i, case in enumerate(cases, start=1):
         name = "\n".join(filter(None, [f"case {i}", case.caption]))
         colours = pictures.in_colours(case.differences, limit, model_range=model_range)
@@ -423,4 +389,4 @@ def draw_changes(
         titles = [*titles, f"difference (±{limit:.2g})"]
     height, width = cases[0].images.shape[-2:]
     footing = pictures.mosaic.PLANES if width > height else ""  # volumes, already in three planes
-    atomic.write_atomic(path, lambda file: pictures.draw_mosaic(rows, file, model_range, titles, footing))
+    write_atomic(path, lambda file: pictures.draw_mosaic(rows, file, model_range, titles, footing))

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from monai_diffae import inferers, latents, pictures, transforms
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, UnbatchedRun
@@ -16,18 +17,13 @@ from monai_diffae.apps.synthesis.counterfactuals import SEARCH_STEPS, Finder, Fo
 from monai_diffae.apps.synthesis.edit import CasePicture, EditedImages, draw_changes, table_of_patients
 from monai_diffae.apps.synthesis.users_model import ModelInterface, check_file, checksum, read_users_model
 from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.bundle.layout import FAST_MODEL, models_folder
+from monai_diffae.data.atomic import PartStore, write_csv
+from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum, json_digest
+from monai_diffae.data.progress import Failure, check_any_usable, write_failures
 from monai_diffae.errors import ConfigError, ScanError, counted
-from monai_diffae.lazy import atomic, np, pd, pictures, torch, transforms
-
-if TYPE_CHECKING:
-    from monai_diffae.apps.session import ReadCases
-    from monai_diffae.bundle import TrainedBundle
-    from monai_diffae.data.atomic import PartStore
-    from monai_diffae.data.cases import Case
-    from monai_diffae.inferers import DiffusionAutoencoderInferer
-    from monai_diffae.latents import Direction
-    from monai_diffae.latents.label_changes import LabelChange
+from monai_diffae.lazy import bundles, label_changes, loading, np, pd, representation, sessions, torch, writing
 
 _NUM_PICTURED = 4
 _LOOKED_AT = 8  # cases by which the meaning of the outputs is checked
@@ -77,13 +73,6 @@ def explain(
         out: Folder for the results.
         model: File of your model: ``.onnx``, ``.pt2`` (torch.export) or ``.ts`` (TorchScript).
         embeddings: Table of embeddings, written by ``embed`` with this bundle; its training cases are the reference.
-        interface: What your model gets, and what its outputs mean.
-        search: What is searched for.
-        output: How images are written and drawn.
-        choice: Which cases.
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder; ``num_cases``, ``num_reached``; ``num_failed``, listed in ``failures.csv``; medians of ``distance``
@@ -94,24 +83,15 @@ def explain(
             ``out`` holds results of other inputs.
         CohortError: there is no usable case.
         UnsafeInputError: your model's file could run code, and is not trusted.
-
-    Example:
-        >>> explain("bundle", "cohort.csv", "out", model="no.onnx", embeddings="no.parquet")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: model: there is no file no.onnx
     """
     check_file(model)
-    from monai_diffae.apps.session import Session
-    from monai_diffae.latents.representation import warn_if_unused
-
-    session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
+    session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
     trained = session.trained
     if trained.inferer.decoder == "fast":
         raise ConfigError("decoder: the exact decoder checks what is found; omit it")
     users_model = read_users_model(model, interface, trained)
     reference = Reference(*table_of_patients(embeddings, trained))
-    warn_if_unused(trained.z_sem_usage)
+    representation.warn_if_unused(trained.z_sem_usage)
     cases = session.choose(choice)
     pictures.check_captions(output.captions, {name for case in cases for name in case.labels})
     fast, fast_sha256 = _search_inferer(trained)
@@ -123,7 +103,7 @@ def explain(
     made_from = json.loads(json.dumps(made_from))  # tuples become lists, as in the record
 
     def make() -> Mapping[str, Any]:
-        store = atomic.PartStore(out / ".cases", made_from, replace=True)
+        store = PartStore(out / ".cases", made_from, replace=True)
         if run.overwrite:
             store.remove()
         read = session.read(cases, out, named=bool(choice.cases))
@@ -145,15 +125,12 @@ def explain(
     return Result(out, figures, _notes(figures, users_model.name), incomplete, skipped=skipped)
 
 
-def _search_inferer(trained: TrainedBundle) -> tuple[DiffusionAutoencoderInferer, str | None]:
+def _search_inferer(trained: bundles.TrainedBundle) -> tuple[inferers.DiffusionAutoencoderInferer, str | None]:
     """The inferer of the search, by the fast decoder or with few steps, and the SHA-256 of the former."""
-    from monai_diffae.bundle.layout import FAST_MODEL, models_folder
-    from monai_diffae.bundle.loading import load_fast_decoder
-
     models = models_folder(trained.folder)
     if not (models / FAST_MODEL).is_file():
         return trained.inferer.replace(steps=min(SEARCH_STEPS, trained.inferer.steps)), None
-    fast, sha256 = load_fast_decoder(models, trained.network, trained.sha256, trained.device)
+    fast, sha256 = loading.load_fast_decoder(models, trained.network, trained.sha256, trained.device)
     return trained.inferer.replace(fast_decoder=fast, decoder="fast"), sha256
 
 
@@ -180,16 +157,12 @@ class _Explanations:
     folder: Path
     output: EditedImages
 
-    def run(self, read: ReadCases) -> dict[str, Any]:
+    def run(self, read: sessions.ReadCases) -> dict[str, Any]:
         """Explain all cases, and return the figures of the result."""
-        from monai_diffae.data.progress import Failure, check_any_usable, write_failures
-        from monai_diffae.latents.label_changes import LabelChange
-        from monai_diffae.transforms.writing import warn_without_dicom
-
         session, folder = self.finder.session, self.folder
         transforms.check_invertible(session.trained.preprocessing)
         if self.output.dicom:
-            warn_without_dicom(read.cases)
+            writing.warn_without_dicom(read.cases)
         directions, omitted = self.finder.reference.directions(self.finder.search, session.trained.sha256)
         if not session.encoder_sees_decoded_images:
             reason = f"the encoder sees {session.encoder_key}, which a counterfactual does not change"
@@ -206,9 +179,9 @@ class _Explanations:
         points = [(each["row"]["id"], *point) for each in found for point in each["curve"]]
         curves = pd.DataFrame(points, columns=["id", "distance", "score"])
         labels = [asdict(each) for each in changes]
-        atomic.write_csv(folder / "counterfactuals.csv", table)
-        atomic.write_csv(folder / "curves.csv", curves)
-        atomic.write_csv(folder / "labels.csv", pd.DataFrame(labels, columns=list(LabelChange.__annotations__)))
+        write_csv(folder / "counterfactuals.csv", table)
+        write_csv(folder / "curves.csv", curves)
+        write_csv(folder / "labels.csv", pd.DataFrame(labels, columns=list(label_changes.LabelChange.__annotations__)))
         shown = [CasePicture(*each["picture"]) for each in found if each["picture"]]
         draw_changes(folder / "explained.png", shown, ["scan", "counterfactual"], session.trained.model_range)
         pictures.draw_explanation(curves, table, changes).savefig(folder / "labels.png", dpi=120)
@@ -220,7 +193,7 @@ class _Explanations:
             **medians, "labels": labels, "omitted_labels": omitted,
         }  # fmt: skip
 
-    def _explain(self, read: ReadCases) -> None:
+    def _explain(self, read: sessions.ReadCases) -> None:
         """Explain the cases that an interrupted run has not explained."""
         done = self.store.read(["error"]).reindex(columns=["id", "error"])
         for name in () if len(done) else _FOLDERS:
@@ -241,13 +214,11 @@ class _Explanations:
 
     def _write(self, case: Case, found: Found) -> CasePicture:
         """Write the images of a case, and return its picture."""
-        from monai_diffae.transforms.writing import write_case_image
-
         native = transforms.NativeSpace(self.finder.session.trained.preprocessing, case.item())
         is_own = self.output.detail == "own"
         image = native.add_difference(found.difference) if is_own else native.back(found.image)
         text = "monai_diffae explain" if self.output.dicom else None
-        write_case_image(self.folder / "images", case.file_name, native, image, case, text)
+        writing.write_case_image(self.folder / "images", case.file_name, native, image, case, text)
         file = self.folder / "scans" / f"{case.file_name}{native.suffix}"
         transforms.write_native(file, native.scan.array, native.scan)
         file = self.folder / "differences" / f"{case.file_name}.nii.gz"
@@ -260,22 +231,20 @@ class _Explanations:
         return CasePicture(images, differences[1:], "\n".join(filter(None, [caption, scores])))
 
     def _judged(
-        self, found: Sequence[Mapping[str, Any]], patients: Sequence[str], directions: Sequence[Direction]
-    ) -> tuple[pd.DataFrame, list[LabelChange]]:
+        self, found: Sequence[Mapping[str, Any]], patients: Sequence[str], directions: Sequence[latents.Direction]
+    ) -> tuple[pd.DataFrame, list[label_changes.LabelChange]]:
         """The rows of all counterfactuals, and how often labels change in those that reach the score."""
-        from monai_diffae.latents.label_changes import label_change, travel
-
         table = pd.DataFrame([each["row"] for each in found])
         if found[0]["z_sem"] is None:
             return table, []
         codes = torch.stack([each["z_sem"] for each in found]).numpy()
         table["outlier_p"] = self.finder.reference.outlier_p(codes[:, 1], patients)
         for each in directions:
-            table[f"change_{each.target}"] = travel(each, codes[:, 0], codes[:, 1])
+            table[f"change_{each.target}"] = label_changes.travel(each, codes[:, 0], codes[:, 1])
         reached = table.index[table["reached"]]
         if not len(reached):
             return table, []
         towards = np.sign((table["to"] - table["score"]).to_numpy(np.float64))[reached]
         codes, patients, seed = codes[reached], [patients[row] for row in reached], self.finder.search.seed
-        changes = [label_change(each, codes, patients, towards=towards, seed=seed) for each in directions]
+        changes = [label_changes.label_change(each, codes, patients, towards=towards, seed=seed) for each in directions]
         return table, sorted(changes, key=lambda change: -change.excess)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -16,10 +16,9 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import ConfigError, OtherResultsError
-
-if TYPE_CHECKING:
-    from monai_diffae.latents import Direction
+from monai_diffae.lazy import latents, provenance, tables
 
 Kind = Literal["classes", "numbers"]
 _LARGEST = 100
@@ -65,29 +64,18 @@ def fit_direction(
     Raises:
         CohortError: the table cannot be used, or has splits and no training case.
         ConfigError: the label column does not exist, its labels give no direction, or ``out`` exists already.
-
-    Example:
-        >>> fit_direction("no.parquet", "age.json", target="age")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no.parquet: there is no such file; make it with monai-diffae embed
     """
-    from monai_diffae.apps.provenance import check_z_sem, origin_of, recorded_preprocessing
-    from monai_diffae.data.atomic import write_json
-    from monai_diffae.data.embeddings import label_columns, read_training_rows, z_matrix
-    from monai_diffae.latents import fit_direction as fit
-
-    table = read_training_rows(embeddings)
-    check_z_sem(embeddings)
-    labels = label_columns(table)
+    table = tables.read_training_rows(embeddings)
+    provenance.check_z_sem(embeddings)
+    labels = tables.label_columns(table)
     if target not in labels:
         raise ConfigError(f"target: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}")
     patients = table["patient"].tolist() if "patient" in table else None
-    direction = fit(
-        z_matrix(table), table[target].tolist(), target=target, model=origin_of(embeddings)["model"], groups=patients,
-        positive=positive, kind=kind or "auto", max_cases=max_cases, seed=seed,
+    direction = latents.fit_direction(
+        tables.z_matrix(table), table[target].tolist(), target=target, model=provenance.origin_of(embeddings)["model"],
+        groups=patients, positive=positive, kind=kind or "auto", max_cases=max_cases, seed=seed,
     )  # fmt: skip
-    direction = replace(direction, preprocessing=recorded_preprocessing(table))
+    direction = replace(direction, preprocessing=provenance.recorded_preprocessing(table))
     content = direction.to_json()
     if out.exists() and not (overwrite and is_direction(out)) and json_content(out) != content:
         error, remedy = (OtherResultsError, "set overwrite, or ") if is_direction(out) else (ConfigError, "")
@@ -106,15 +94,13 @@ def fit_direction(
     return Result(out, {key: content[key] for key in keys}, [note], content={"direction": direction})
 
 
-def read_direction(path: str | os.PathLike[str]) -> Direction:
+def read_direction(path: str | os.PathLike[str]) -> latents.Direction:
     """Read a file of :func:`~monai_diffae.apps.synthesis.fit_direction.fit_direction`."""
-    from monai_diffae.latents import Direction
-
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path.name}: there is no such file; make it with monai-diffae fit-direction")
     try:
-        return Direction.from_json(json_content(path))
+        return latents.Direction.from_json(json_content(path))
     except ConfigError as error:
         raise ConfigError(f"{path.name}: {error}") from error
 

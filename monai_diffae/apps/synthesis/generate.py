@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
 
@@ -14,14 +14,12 @@ from monai_diffae.apps.result import Result, images_in, remove_images, run_once
 from monai_diffae.apps.settings import Run, Sampling, Seed
 from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.atomic import write_atomic, write_csv
+from monai_diffae.data.fingerprints import file_checksum
+from monai_diffae.data.progress import track
+from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import embeddings, np, pd, pictures, torch
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from monai_diffae.bundle import TrainedBundle
+from monai_diffae.lazy import bundles, np, npt, pd, pictures, sessions, tables, torch, writing
 
 Side = Literal["positive", "negative"]
 Format = Literal["png", "nii.gz"]
@@ -63,8 +61,6 @@ def generate(
         side: With a direction, the class to generate.
         min_probability: With a direction, the smallest probability of that class.
         image_format: File format; by default PNG for 2D images with 1 or 3 channels, else NIfTI.
-        sampling: How to decode.
-        run: How the command runs.
 
     Returns:
         The folder, ``num_images``, and ``accepted``: the fraction of sampled z_sem that the classifier accepted.
@@ -73,28 +69,16 @@ def generate(
         ConfigError: an argument is out of range, the bundle is not trained or has no latent DDIM, the direction belongs
             to another model, or ``out`` holds results of other inputs.
         CohortError: the classifier accepts hardly any z_sem.
-
-    Example:
-        >>> generate("bundle", "out", num_images=0)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: num_images: 0 is below 1
     """
-    from monai_diffae.apps.session import made_from_bundle, open_bundle
-    from monai_diffae.bundle import load_latent
-    from monai_diffae.data.atomic import write_atomic
-    from monai_diffae.data.fingerprints import file_checksum
-    from monai_diffae.transforms.writing import image_suffix
-
-    trained = open_bundle(bundle, decoding=sampling, run=run)
-    latent = load_latent(bundle, trained.device)
+    trained = sessions.open_bundle(bundle, decoding=sampling, run=run)
+    latent = bundles.load_latent(bundle, trained.device)
     probability = None if direction is None else _classifier(direction, trained, side)
-    suffix = image_suffix(trained.image_shape)
+    suffix = writing.image_suffix(trained.image_shape)
     if image_format == "png" and suffix != ".png":
         raise ConfigError(f"image_format: PNG cannot hold images of size {list(trained.image_shape)}; choose nii.gz")
     suffix = suffix if image_format is None else f".{image_format}"
     made_from = {
-        **made_from_bundle(trained, run), "seed": seed, "image_format": suffix,
+        **sessions.made_from_bundle(trained, run), "seed": seed, "image_format": suffix,
         "latent_model": latent.sha256,
         "direction": None if direction is None else file_checksum(direction),
     }  # fmt: skip
@@ -103,7 +87,7 @@ def generate(
     picture = out / "generated.png"
     files = [out / "images" / f"{i:05d}{suffix}" for i in range(num_images)]
 
-    def sample(count: int, start: int = 0) -> Tensor:
+    def sample(count: int, start: int = 0) -> torch.Tensor:
         return latent.inferer.sample(latent.network, count, seed=seed, start=start).cpu()
 
     def make() -> Mapping[str, Any]:
@@ -128,7 +112,9 @@ def generate(
     return Result(out, figures, notes, skipped=skipped)
 
 
-def _classifier(file: Path, trained: TrainedBundle, side: Side) -> Callable[[Tensor], NDArray[np.float64]]:
+def _classifier(
+    file: Path, trained: bundles.TrainedBundle, side: Side
+) -> Callable[[torch.Tensor], npt.NDArray[np.float64]]:
     """A function from z_sem (N, D) to their probabilities ``[N]`` of a class, by a direction file."""
     direction = read_direction(file)
     direction.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
@@ -136,7 +122,7 @@ def _classifier(file: Path, trained: TrainedBundle, side: Side) -> Callable[[Ten
         raise ConfigError(f"direction: '{direction.target}' is a number; use a direction for a label with two classes")
     direction.warn_if_chance()
 
-    def probability(z_sem: Tensor) -> NDArray[np.float64]:
+    def probability(z_sem: torch.Tensor) -> npt.NDArray[np.float64]:
         positive = direction.predict(z_sem.numpy())
         return positive if side == "positive" else 1 - positive
 
@@ -147,19 +133,19 @@ def _classifier(file: Path, trained: TrainedBundle, side: Side) -> Callable[[Ten
 class _Codes:
     """Accepted z_sem (N, D), the number of each among all sampled ones, and its probability with a classifier."""
 
-    z_sem: Tensor
+    z_sem: torch.Tensor
     candidates: list[int]
     probabilities: list[float] | None
 
 
 def _accepted_codes(
     count: int,
-    sample: Callable[[int, int], Tensor],
-    probability: Callable[[Tensor], NDArray[np.float64]],
+    sample: Callable[[int, int], torch.Tensor],
+    probability: Callable[[torch.Tensor], npt.NDArray[np.float64]],
     min_probability: float,
 ) -> _Codes:
     """Sample z_sem until ``count`` are accepted."""
-    z_accepted: list[Tensor] = []
+    z_accepted: list[torch.Tensor] = []
     numbers: list[int] = []
     probabilities: list[float] = []
     while len(numbers) < count:
@@ -179,13 +165,9 @@ def _accepted_codes(
 
 
 def _write_images(
-    trained: TrainedBundle, codes: _Codes, seed: int, files: list[Path], suffix: str, batch_size: int
+    trained: bundles.TrainedBundle, codes: _Codes, seed: int, files: list[Path], suffix: str, batch_size: int
 ) -> None:
     """Decode and write the images that do not exist."""
-    from monai_diffae.data.progress import track
-    from monai_diffae.diffusion.noise import image_noise
-    from monai_diffae.transforms.writing import write_image
-
     missing = [i for i, file in enumerate(files) if not file.exists()]
     for start in track(range(0, len(missing), batch_size), f"decoding {counted(len(missing), 'image')}"):
         numbers = missing[start : start + batch_size]
@@ -193,27 +175,23 @@ def _write_images(
         images = trained.inferer.decode(codes.z_sem[numbers].to(trained.device), trained.network, x_T)
         for i, image in zip(numbers, images, strict=True):
             file = files[i].with_name(f"{i:05d}")
-            write_image(file, image, trained.model_range, suffix, trained.grid_affine)
+            writing.write_image(file, image, trained.model_range, suffix, trained.grid_affine)
 
 
 def _write_tables(codes: _Codes, made_from: Mapping[str, Any], files: list[Path], out: Path) -> None:
     """Write the table of the images, and that of their z_sem, which says as those of ``embed`` what it is made from."""
-    from monai_diffae.data.atomic import write_atomic, write_csv
-
     names = [f"{i:05d}" for i in range(len(files))]
     columns = {"id": names, "file": [f"images/{file.name}" for file in files], "seed": made_from["seed"]}
     columns["candidate"] = codes.candidates
     if codes.probabilities is not None:
         columns["probability"] = codes.probabilities
-    embedding = pd.DataFrame({"id": names, **embeddings.numbered_columns("z", codes.z_sem.numpy())})
+    embedding = pd.DataFrame({"id": names, **tables.numbered_columns("z", codes.z_sem.numpy())})
     embedding.attrs["monai_diffae"] = {"made_from": dict(made_from)}
     write_atomic(out / "generated.parquet", lambda path: embedding.to_parquet(path, index=False))
     write_csv(out / "generated.csv", pd.DataFrame(columns))
 
 
-def _rows_of_picture(files: list[Path], model_range: tuple[float, float]) -> dict[str, Tensor]:
-    from monai_diffae.transforms.writing import read_image
-
-    images = [read_image(file, model_range) for file in files]
+def _rows_of_picture(files: list[Path], model_range: tuple[float, float]) -> dict[str, torch.Tensor]:
+    images = [writing.read_image(file, model_range) for file in files]
     starts = range(0, len(images), _COLUMNS)
     return {f"{s} to {min(s + _COLUMNS, len(images)) - 1}": torch.stack(images[s : s + _COLUMNS]) for s in starts}

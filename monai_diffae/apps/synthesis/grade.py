@@ -5,20 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, record_of, run_once
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.atomic import write_csv
+from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError, counted
-from monai_diffae.lazy import np
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from monai_diffae.latents import Direction
+from monai_diffae.lazy import latents, np, pd, provenance, tables, targets
 
 logger = logging.getLogger(__name__)
 
@@ -48,23 +45,16 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overw
         ConfigError: the direction belongs to another model, or ``out`` exists and is no table of grades, or holds
             grades of other inputs.
         CohortError: the table of embeddings cannot be used.
-
-    Example:
-        >>> grade("embeddings.parquet", "grades.txt", direction="sick.json")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: grades.txt: grades are written as .csv; choose a name that ends in .csv
     """
-    from monai_diffae.apps.provenance import check_z_sem, origin_of, recorded_preprocessing
-    from monai_diffae.data.atomic import write_csv
-    from monai_diffae.data.embeddings import read_embeddings, z_matrix
-    from monai_diffae.data.fingerprints import file_checksum
-
     if out.suffix != ".csv":
         raise ConfigError(f"{out.name}: grades are written as .csv; choose a name that ends in .csv")
-    line, table = read_direction(direction), read_embeddings(embeddings)
-    check_z_sem(embeddings)
-    line.check_fits(origin_of(embeddings)["model"], z_matrix(table).shape[1], recorded_preprocessing(table))
+    line, table = read_direction(direction), tables.read_embeddings(embeddings)
+    provenance.check_z_sem(embeddings)
+    line.check_fits(
+        provenance.origin_of(embeddings)["model"],
+        tables.z_matrix(table).shape[1],
+        provenance.recorded_preprocessing(table),
+    )
     made_from = {"embeddings": file_checksum(embeddings), "direction": file_checksum(direction), "seed": seed}
     if out.exists() and not record_of(out).exists():
         raise ConfigError(f"{out.name}: exists and was not written by grade; choose another out")
@@ -85,24 +75,21 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overw
     return Result(out, figures, notes, skipped=skipped)
 
 
-def _grade(table: pd.DataFrame, direction: Direction) -> tuple[pd.DataFrame, str]:
+def _grade(table: pd.DataFrame, direction: latents.Direction) -> tuple[pd.DataFrame, str]:
     """The table of grades, and the name of its label column, which may not exist."""
-    from monai_diffae.data.embeddings import z_matrix
-
     grades = table[[name for name in ("id", "patient", "split") if name in table]].copy()
-    grades["distance"] = direction.distance(z_matrix(table)) / direction.std
-    grades["prediction"] = direction.predict(z_matrix(table))
-    grades["is_fitted"] = direction.is_fitted_to(z_matrix(table))
+    grades["distance"] = direction.distance(tables.z_matrix(table)) / direction.std
+    grades["prediction"] = direction.predict(tables.z_matrix(table))
+    grades["is_fitted"] = direction.is_fitted_to(tables.z_matrix(table))
     label = f"label_{direction.target}" if direction.target in grades else direction.target
     if direction.target in table:
         grades[label] = table[direction.target]
     return grades, label
 
 
-def _scores(grades: pd.DataFrame, label: str, direction: Direction, seed: int) -> dict[str, dict[str, Any]]:
+def _scores(grades: pd.DataFrame, label: str, direction: latents.Direction, seed: int) -> dict[str, dict[str, Any]]:
     """How well the distance predicts the label of patients that were not fitted to, for each split that has it."""
     from monai_diffae.latents.probing.scores import score_with_interval
-    from monai_diffae.latents.targets import missing
 
     is_seen = grades["is_fitted"]
     if "patient" in grades:
@@ -119,7 +106,7 @@ def _scores(grades: pd.DataFrame, label: str, direction: Direction, seed: int) -
         scores["fitted"] = {"metric": metric, **ends, "num_cases": direction.num_cases}
     if label not in grades:
         return scores
-    labelled = grades[~is_seen & ~missing(grades[label].tolist())]
+    labelled = grades[~is_seen & ~targets.missing(grades[label].tolist())]
     labelled = _of_fitted_classes(labelled, label, direction)
     if "id" in labelled:  # the intervals depend on the order of the rows
         labelled = labelled.sort_values("id", kind="stable")
@@ -135,13 +122,11 @@ def _scores(grades: pd.DataFrame, label: str, direction: Direction, seed: int) -
     return scores
 
 
-def _of_fitted_classes(labelled: pd.DataFrame, label: str, direction: Direction) -> pd.DataFrame:
+def _of_fitted_classes(labelled: pd.DataFrame, label: str, direction: latents.Direction) -> pd.DataFrame:
     """The cases whose class the direction was fitted to; how many others there are is logged."""
-    from monai_diffae.latents.targets import class_name, rest_of
-
-    if direction.classes is None or direction.classes[0] == rest_of(direction.classes[1]):
+    if direction.classes is None or direction.classes[0] == targets.rest_of(direction.classes[1]):
         return labelled
-    is_fitted = labelled[label].map(class_name).isin(direction.classes)
+    is_fitted = labelled[label].map(targets.class_name).isin(direction.classes)
     if not is_fitted.all():
         logger.info("%d cases of other classes are graded, but not scored", int((~is_fitted).sum()))
     return labelled[is_fitted]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Ge
 
@@ -12,11 +12,10 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
 from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.cases import Case
 from monai_diffae.errors import CohortError
-
-if TYPE_CHECKING:
-    from monai_diffae.apps.session import Session
-    from monai_diffae.data.cases import Case
+from monai_diffae.lazy import np, paths, pictures, sessions, writing
 
 
 @command
@@ -45,9 +44,6 @@ def interpolate(
         start: Id of the first case.
         end: Id of the last case.
         num_images: Number of images, both ends included.
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder.
@@ -55,16 +51,8 @@ def interpolate(
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained, or ``out`` holds results of other inputs.
         CohortError: a case does not exist, or cannot be read.
-
-    Example:
-        >>> interpolate("bundle", "cohort.csv", "out", start="case-1", end="case-2", num_images=1)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: num_images: 1 is below 2
     """
-    from monai_diffae.apps.session import Session
-
-    session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
+    session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
     cases = session.choose(Choice(cases=(start, end)))
     made_from = session.made_from(cases, num_images=num_images)
     picture, images = out / "interpolation.png", out / "images"
@@ -78,27 +66,20 @@ def interpolate(
     return Result(out, figures, skipped=skipped)
 
 
-def _write_morph(session: Session, cases: list[Case], num_images: int, out: Path) -> None:
+def _write_morph(session: sessions.Session, cases: list[Case], num_images: int, out: Path) -> None:
     """Write the images and the strip."""
-    import numpy as np
-
-    from monai_diffae.data.atomic import write_atomic
-    from monai_diffae.inferers.paths import lerp, slerp
-    from monai_diffae.pictures import draw_mosaic
-    from monai_diffae.transforms.writing import write_image
-
     read = session.read(cases, out, named=True)
     if read.failures:
         raise CohortError(f"{read.failures[0].case_id}: {read.failures[0].reason}")
     coded = list(session.coded(read, "inverting 2 cases"))
     first, last = coded[0], coded[-1]
     positions = np.linspace(0, 1, num_images).tolist()
-    images = session.decode(lerp(first.z_sem, last.z_sem, positions), slerp(first.x_T, last.x_T, positions))
+    images = session.decode(paths.lerp(first.z_sem, last.z_sem, positions), paths.slerp(first.x_T, last.x_T, positions))
     trained, digits = session.trained, max(3, len(str(num_images)))  # digits: enough for names that differ
     remove_images(out / "images")
     for position, image in zip(positions, images, strict=True):
         file = out / "images" / f"{position:.{digits}f}"
-        write_image(file, image, trained.model_range, first.case.file, trained.grid_affine)
-    rows = {"both codes": images, "pixels": lerp(first.image, last.image, positions)}
+        writing.write_image(file, image, trained.model_range, first.case.file, trained.grid_affine)
+    rows = {"both codes": images, "pixels": paths.lerp(first.image, last.image, positions)}
     titles = [f"{position:.2g}" for position in positions]
-    write_atomic(out / "interpolation.png", lambda path: draw_mosaic(rows, path, trained.model_range, titles))
+    write_atomic(out / "interpolation.png", lambda path: pictures.draw_mosaic(rows, path, trained.model_range, titles))

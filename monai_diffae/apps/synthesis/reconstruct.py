@@ -7,29 +7,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Seed
+from monai_diffae.data.atomic import write_atomic, write_csv
+from monai_diffae.data.cases import Case
 from monai_diffae.errors import counted
-from monai_diffae.lazy import inferers, metrics, np, pd, pictures, torch, transforms
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from monai_diffae.apps.session import ReadCases, Session
-    from monai_diffae.data.cases import Case
-    from monai_diffae.inferers import ReconstructionMode
-    from monai_diffae.transforms import NativeSpace, WriteReconstructiond
+from monai_diffae.lazy import inferers, metrics, np, npt, pd, pictures, sessions, torch, transforms, writing
 
 logger = logging.getLogger(__name__)
 
 Mode = Literal["x_T", "z_sem", "both"]
 Grid = Literal["native", "model"]
 
-MODES: tuple[ReconstructionMode, ...] = ("z_sem", "x_T")
+MODES: tuple[inferers.ReconstructionMode, ...] = ("z_sem", "x_T")
 _IN_MOSAIC = 8
 _ROWS = {"scan": "scan, with\nfield of view", "input": "input", "z_sem": "z_sem only", "x_T": "inverted x_T"}
 _FINE = 128  # pixels along the longest side of a whole scan in the mosaic
@@ -72,10 +65,6 @@ def reconstruct(
         dicom: Also write DICOM cases as new series of the same study, ``out/<mode>/dicom/<id>``. They contain the
             patient's name, as their sources do.
         seed: Random seed of the noise in mode ``z_sem``, a function of the seed and the case's id.
-        choice: Which cases.
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder; ``means``, the mean of each numeric column of the table, such as ``mse_x_T``; ``num_cases``; and
@@ -84,16 +73,8 @@ def reconstruct(
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained, or ``out`` holds results of other inputs.
         CohortError: there is no usable case.
-
-    Example:
-        >>> reconstruct("bundle", "cohort.csv", "out", mode="z")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: mode: 'z' is not one of x_T, z_sem, both
     """
-    from monai_diffae.apps.session import Session
-
-    session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
+    session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
     cases = session.choose(choice)
     made_from = session.made_from(cases, mode=mode, grid=grid, dicom=dicom, seed=seed)
     modes = MODES if mode == "both" else (mode,)
@@ -116,27 +97,24 @@ def reconstruct(
 class _Reconstruction:
     """Reconstructs the cases of a session."""
 
-    session: Session
+    session: sessions.Session
     folder: Path
-    modes: Sequence[ReconstructionMode]
+    modes: Sequence[inferers.ReconstructionMode]
     grid: Grid
     dicom: bool
     seed: int
-    _mosaic: dict[str, list[Tensor]] = field(default_factory=dict)
-    _z_sem: list[NDArray[np.float32]] = field(default_factory=list)
+    _mosaic: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    _z_sem: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
-    def run(self, read: ReadCases, table_file: Path, mosaic: Path) -> dict[str, float]:
+    def run(self, read: sessions.ReadCases, table_file: Path, mosaic: Path) -> dict[str, float]:
         """Write the images of all cases, their table and the mosaic; return the means of the table."""
-        from monai_diffae.data.atomic import write_atomic, write_csv
-        from monai_diffae.transforms.writing import warn_without_dicom
-
         trained = self.session.trained
         writer = transforms.WriteReconstructiond(
             self.modes, self.folder, read.cases, trained.preprocessing, grid=self.grid,
             model_range=trained.model_range, affine=trained.grid_affine, dicom=self.dicom, overwrite=True,
         )  # fmt: skip
         if self.dicom:
-            warn_without_dicom(read.cases)
+            writing.warn_without_dicom(read.cases)
         rows: list[dict[str, Any]] = []
         text = f"reconstructing {counted(len(read.cases), 'case')}"
         with torch.no_grad():
@@ -156,15 +134,20 @@ class _Reconstruction:
         return means
 
     def _batch(
-        self, cases: list[Case], images: Tensor, encoder_images: Tensor, writer: WriteReconstructiond, in_mosaic: int
+        self,
+        cases: list[Case],
+        images: torch.Tensor,
+        encoder_images: torch.Tensor,
+        writer: transforms.WriteReconstructiond,
+        in_mosaic: int,
     ) -> list[dict[str, Any]]:
         """Decode, write and measure one batch; keep its first images for the mosaic."""
         trained = self.session.trained
         images, encoder_images = images.to(trained.device), encoder_images.to(trained.device)
         z_sem = inferers.encode_exactly(encoder_images, trained.network, trained.inferer)
         self._z_sem.append(z_sem.cpu().numpy())
-        decoded: dict[str, Tensor] = {"input": images}
-        columns: dict[str, Tensor] = {}
+        decoded: dict[str, torch.Tensor] = {"input": images}
+        columns: dict[str, torch.Tensor] = {}
         for mode in MODES:
             count = len(images) if mode in self.modes else min(in_mosaic, len(images))
             decoded[mode], x_T = self._decode(mode, cases[:count], images[:count], z_sem[:count])
@@ -189,15 +172,15 @@ class _Reconstruction:
         return [{"id": case.id, **{key: float(v[i]) for key, v in values.items()}} for i, case in enumerate(cases)]
 
     def _decode(
-        self, mode: ReconstructionMode, cases: Sequence[Case], images: Tensor, z_sem: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, mode: inferers.ReconstructionMode, cases: Sequence[Case], images: torch.Tensor, z_sem: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode images (B, C, *S) in a mode; also return the x_T that they were decoded with."""
         if len(images) == 0:
             return images, images
         reconstructor = inferers.Reconstructor(self.session.trained.inferer, mode, self.seed)
         return reconstructor.decode(images, self.session.trained.network, z_sem, [case.id for case in cases])
 
-    def _errors(self, images: Tensor, decoded: Tensor, name: str) -> dict[str, Tensor]:
+    def _errors(self, images: torch.Tensor, decoded: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
         errors = metrics.reconstruction_errors(images, decoded, self.session.trained.model_range)
         return {f"{metric}_{name}": values for metric, values in errors.items()}
 
@@ -222,7 +205,7 @@ def _warn_of_small_field(share: pd.Series[float]) -> None:
         )  # fmt: skip
 
 
-def _whole_scan(space: NativeSpace, high: float) -> Tensor:
+def _whole_scan(space: transforms.NativeSpace, high: float) -> torch.Tensor:
     """The whole scan, finer than the model's image but with its proportions, and the outline of the field of view."""
     from monai.data import MetaTensor
     from monai.transforms import ResizeWithPadOrCrop

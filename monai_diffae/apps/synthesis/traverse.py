@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Ge
 from cyclopts import Group, Parameter
@@ -15,16 +15,12 @@ from monai_diffae.apps.result import Result, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run, Seed
 from monai_diffae.apps.synthesis.fit_direction import STRENGTHS, strength_names, strength_titles
 from monai_diffae.apps.tracking import log_to_open_run
+from monai_diffae.data.atomic import write_atomic, write_csv
+from monai_diffae.data.fingerprints import file_checksum
+from monai_diffae.data.progress import track
+from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError, counted
-from monai_diffae.lazy import latents, pd, pictures, torch
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from monai_diffae.bundle import TrainedBundle
-    from monai_diffae.latents import PrincipalComponents
+from monai_diffae.lazy import bundles, latents, np, npt, pd, pictures, provenance, sessions, tables, torch, writing
 
 
 @Parameter(name="*", group=Group("Components", sort_key=2))
@@ -70,15 +66,11 @@ def traverse(
         bundle: Folder of a trained bundle.
         embeddings: Table of embeddings, written by ``embed`` with this bundle.
         out: Folder for the results.
-        along: Which components.
         strengths: Positions along a component, in standard deviations of the training cases, e.g. ``-2,0,2``.
         num_noises: Number of noise images that an image is averaged over; not used with a case.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan that has the case.
         case: Id of the case to start from; by default the mean z_sem.
         seed: Random seed of the noise; not used with a case.
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder, and ``explained``: each component's share of the variance.
@@ -87,35 +79,23 @@ def traverse(
         ConfigError: an argument is out of range, the bundle is not trained, another model made the embeddings, or
             ``out`` holds results of other inputs.
         CohortError: the table of embeddings cannot be used, or the case does not exist.
-
-    Example:
-        >>> traverse("bundle", "embeddings.parquet", "out", case="case-1")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: cohort: is required with a case; give the cohort that has it
     """
     if cohort is None and case is not None:
         raise ConfigError("cohort: is required with a case; give the cohort that has it")
     if cohort is not None and case is None:  # the mean would be traversed
         raise ConfigError("case: is required with a cohort; give the case to start from, or omit the cohort")
     strength_names(strengths)  # refuses equal names before anything is loaded
-    from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
-    from monai_diffae.apps.session import Session, made_from_bundle, open_bundle
-    from monai_diffae.data.embeddings import training_z_sem
-    from monai_diffae.data.fingerprints import file_checksum
-    from monai_diffae.diffusion.noise import image_noise
-
-    z_train = training_z_sem(embeddings)
-    check_same_model(embeddings, bundle)
+    z_train = tables.training_z_sem(embeddings)
+    provenance.check_same_model(embeddings, bundle)
     if cohort is None or case is None:
         session = None
-        trained = open_bundle(bundle, decoding=decoding, run=run)
-        made_from = {**made_from_bundle(trained, run), "cases": None, "num_noises": num_noises, "seed": seed}
+        trained = sessions.open_bundle(bundle, decoding=decoding, run=run)
+        made_from = {**sessions.made_from_bundle(trained, run), "cases": None, "num_noises": num_noises, "seed": seed}
     else:
-        session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
+        session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
         cases = session.choose(Choice(cases=(case,)))
         trained, made_from = session.trained, session.made_from(cases)
-    warn_of_other_preprocessing(embeddings, trained)
+    provenance.warn_of_other_preprocessing(embeddings, trained)
     numbers = along.numbers
     made_from |= {
         "embeddings": file_checksum(embeddings), "num_components": along.num_components, "strengths": list(strengths),
@@ -143,30 +123,25 @@ def traverse(
 
 
 def _write(
-    trained: TrainedBundle,
-    components: PrincipalComponents,
+    trained: bundles.TrainedBundle,
+    components: latents.PrincipalComponents,
     numbers: Sequence[int],
     strengths: Sequence[float],
-    codes: tuple[NDArray[np.float32], Tensor, str],
+    codes: tuple[npt.NDArray[np.float32], torch.Tensor, str],
     batch_size: int,
     out: Path,
 ) -> None:
     """Write images, picture and table; ``codes`` are z_sem (1, D), x_T (N, C, *S) and a file that names the format."""
-    from monai_diffae.apps.session import decode_in_batches
-    from monai_diffae.data.atomic import write_atomic, write_csv
-    from monai_diffae.data.progress import track
-    from monai_diffae.transforms.writing import write_image
-
     z_start, x_T, source = codes
     x_Ts = x_T.repeat(len(strengths), *[1] * (x_T.ndim - 1))
     remove_images(out / "images")
-    rows: dict[str, Tensor] = {}
+    rows: dict[str, torch.Tensor] = {}
     for number in track(numbers, f"traversing {counted(len(numbers), 'component')}"):
         z_sem = torch.from_numpy(components.traverse(z_start, number - 1, strengths)).to(x_T.device)
-        images = decode_in_batches(trained, z_sem.repeat_interleave(len(x_T), dim=0), x_Ts, batch_size)
+        images = sessions.decode_in_batches(trained, z_sem.repeat_interleave(len(x_T), dim=0), x_Ts, batch_size)
         images = images.unflatten(0, (len(strengths), len(x_T))).mean(dim=1)
         for name, image in zip(strength_names(strengths), images, strict=True):
-            write_image(
+            writing.write_image(
                 out / "images" / f"{number:03d}_{name}", image, trained.model_range, source, trained.grid_affine
             )
         rows[f"{number}: {components.explained[number - 1]:.0%}"] = images

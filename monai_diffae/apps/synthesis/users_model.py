@@ -6,21 +6,17 @@ import glob
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Ge
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.settings import Numbers
-from monai_diffae.errors import ConfigError, MachineError, counted, one_line, quoted, shortened
-from monai_diffae.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from monai_diffae.bundle import TrainedBundle
+from monai_diffae.bundle.code import refuse_code
+from monai_diffae.data.fingerprints import file_checksum, json_digest
+from monai_diffae.errors import ConfigError, check_installed, counted, one_line, quoted, shortened
+from monai_diffae.lazy import bundles, torch
 
 _SUFFIXES = {".onnx": None, ".pt2": "a pt2 file", ".ts": "a TorchScript file"}  # with what could run code
 _LARGEST_LOGIT = 50.0
@@ -51,11 +47,11 @@ class UsersModel:
     """The user's model as a function of the bundle's images, which it gets one by one: many files allow one only."""
 
     name: str
-    run: Callable[[Tensor], Any]
+    run: Callable[[torch.Tensor], Any]
     interface: ModelInterface
     model_range: tuple[float, float]
 
-    def values(self, images: Tensor) -> Tensor:
+    def values(self, images: torch.Tensor) -> torch.Tensor:
         """What is to be moved, (N,): the logit of the chosen output, or the output itself without an activation."""
         outputs = self._outputs(images)
         index = self._index(outputs.shape[1])
@@ -65,7 +61,7 @@ class UsersModel:
         others = torch.cat([outputs[:, :index], outputs[:, index + 1 :]], dim=1)
         return chosen - others.logsumexp(dim=1)
 
-    def checked(self, images: Tensor) -> UsersModel:
+    def checked(self, images: torch.Tensor) -> UsersModel:
         """The model with its activation; one that does not fit the images (N, C, *S) is refused."""
         images = torch.cat([images, sum(self.model_range) - images])  # few scans alone may have logits between 0 and 1
         buffers = list(self.run.buffers()) if isinstance(self.run, torch.nn.Module) else []
@@ -104,10 +100,10 @@ class UsersModel:
         is_score = self.interface.activation == "none"
         return value if is_score else 1 / (1 + math.exp(-min(max(value, -700.0), 700.0)))
 
-    def _activation(self, outputs: Tensor) -> Activation:
+    def _activation(self, outputs: torch.Tensor) -> Activation:
         return self.interface.activation or ("sigmoid" if outputs.shape[1] == 1 else "softmax")
 
-    def _inputs(self, images: Tensor) -> Tensor:
+    def _inputs(self, images: torch.Tensor) -> torch.Tensor:
         low, high = self.model_range
         black, white = self.interface.input_range or self.model_range
         inputs = (images - low) / (high - low) * (white - black) + black
@@ -119,7 +115,7 @@ class UsersModel:
         channels = self.interface.input_channels or inputs.shape[1]
         return inputs if inputs.shape[1] == channels else inputs.repeat_interleave(channels, dim=1)
 
-    def _outputs(self, images: Tensor) -> Tensor:
+    def _outputs(self, images: torch.Tensor) -> torch.Tensor:
         """The outputs (N, K) for images (N, C, *S) in the bundle's range."""
         try:
             outputs = [self.run(image) for image in self._inputs(images).split(1)]
@@ -144,27 +140,23 @@ class UsersModel:
 
 def check_file(path: Path) -> None:
     """Refuse a file that is no model, and without trust one that could run code."""
-    from monai_diffae.bundle.code import refuse_code
-
     if not path.is_file():
         raise ConfigError(f"model: there is no file {path.name}")
     if path.suffix not in _SUFFIXES:
         raise ConfigError(f"model: {path.name} is no {', '.join(_SUFFIXES)} file; export the model as one of these")
-    if path.suffix == ".onnx" and find_spec("onnxruntime") is None:
-        raise MachineError("model: onnxruntime is not installed; run pip install 'monai-diffae[export]'")
+    if path.suffix == ".onnx":
+        check_installed("onnxruntime", "export")
     code = _SUFFIXES[path.suffix]
     refuse_code([code] if code else [], path.name)
 
 
 def checksum(path: Path) -> str:
     """SHA-256 of a model's files: the weights of ``a.onnx`` may be in ``a.onnx.data``."""
-    from monai_diffae.data.fingerprints import file_checksum, json_digest
-
     files = sorted(path.parent.glob(f"{glob.escape(path.name)}*"))
     return json_digest([file_checksum(file) for file in files if file.is_file()])
 
 
-def read_users_model(path: Path, interface: ModelInterface, trained: TrainedBundle) -> UsersModel:
+def read_users_model(path: Path, interface: ModelInterface, trained: bundles.TrainedBundle) -> UsersModel:
     """Read a file that :func:`check_file` accepts, for the images of a bundle."""
     try:
         run = _run_of(path, trained.device)
@@ -176,7 +168,7 @@ def read_users_model(path: Path, interface: ModelInterface, trained: TrainedBund
     return UsersModel(path.name, run, interface, trained.model_range)
 
 
-def _run_of(path: Path, device: Any) -> Callable[[Tensor], Any]:
+def _run_of(path: Path, device: Any) -> Callable[[torch.Tensor], Any]:
     if path.suffix == ".ts":
         return cast("torch.nn.Module", torch.jit.load(path, map_location=device).eval())
     if path.suffix == ".pt2":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Ge
 
@@ -12,10 +12,9 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
 from monai_diffae.apps.tracking import log_to_open_run
-from monai_diffae.lazy import pictures, torch
-
-if TYPE_CHECKING:
-    from monai_diffae.apps.session import CodedCase, Session
+from monai_diffae.data.atomic import write_atomic
+from monai_diffae.diffusion.noise import image_noise
+from monai_diffae.lazy import pictures, scans, sessions, torch, writing
 
 _IN_PICTURE = 8
 
@@ -46,9 +45,6 @@ def vary(
         case: Id of the case.
         num_images: Number of variations.
         seed: Random seed of the noise. Variation i is a function of the seed and i, to the bit.
-        decoding: How to invert and decode.
-        reading: How scans are read.
-        run: How the command runs.
 
     Returns:
         The folder, and ``mean_std``: the standard deviation over the variations, averaged over the image, in the
@@ -57,20 +53,11 @@ def vary(
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained, or ``out`` holds results of other inputs.
         CohortError: the case does not exist, or cannot be read.
-
-    Example:
-        >>> vary("bundle", "cohort.csv", "out", case="case-1", num_images=1)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: num_images: 1 is below 2
     """
-    from monai_diffae.apps.session import Session
-    from monai_diffae.transforms.writing import image_suffix
-
-    session = Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
+    session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
     cases = session.choose(Choice(cases=(case,)))
     made_from = session.made_from(cases, num_images=num_images, seed=seed)
-    picture, suffix = out / "variations.png", image_suffix(session.trained.image_shape, cases[0].file)
+    picture, suffix = out / "variations.png", writing.image_suffix(session.trained.image_shape, cases[0].file)
     results = [picture, out / f"mean{suffix}", out / "std.nii.gz", out / "images"]
 
     def make() -> Mapping[str, Any]:
@@ -83,13 +70,10 @@ def vary(
     return Result(out, figures, [f"mean_std {figures['mean_std']:.6g}"], skipped=skipped)
 
 
-def _write_variations(session: Session, coded: CodedCase, num_images: int, seed: int, out: Path) -> float:
+def _write_variations(
+    session: sessions.Session, coded: sessions.CodedCase, num_images: int, seed: int, out: Path
+) -> float:
     """Write the variations, their mean, standard deviation and picture; return the mean standard deviation."""
-    from monai_diffae.data.atomic import write_atomic
-    from monai_diffae.data.scans import write_scan
-    from monai_diffae.diffusion.noise import image_noise
-    from monai_diffae.transforms.writing import write_image
-
     trained = session.trained
     x_T = image_noise(trained.x_T_shape, seed, list(range(num_images))).to(trained.device)
     images = session.decode(coded.z_sem, x_T)
@@ -99,8 +83,8 @@ def _write_variations(session: Session, coded: CodedCase, num_images: int, seed:
         (out / f"mean{suffix}").unlink(missing_ok=True)
     files = {f"images/{i:03d}": image for i, image in enumerate(images)} | {"mean": mean[0]}
     for name, image in files.items():
-        write_image(out / name, image, trained.model_range, coded.case.file, trained.grid_affine)
-    write_scan(out / "std.nii.gz", std[0].cpu().numpy(), trained.grid_affine)
+        writing.write_image(out / name, image, trained.model_range, coded.case.file, trained.grid_affine)
+    scans.write_scan(out / "std.nii.gz", std[0].cpu().numpy(), trained.grid_affine)
     reconstruction = session.decode(coded.z_sem, coded.x_T)
     largest = float(std.max())
     std_in_colours = pictures.in_colours(std, largest, "magma", trained.model_range)

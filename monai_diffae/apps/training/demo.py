@@ -1,7 +1,5 @@
 """The command ``demo``: sample data, and the first hour with them."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Annotated
@@ -42,12 +40,6 @@ def demo(
     Raises:
         ConfigError: ``out`` holds a demo with other arguments, or something else.
         MachineError: the package with the template (nilearn) is missing, or the disk is full.
-
-    Example:
-        >>> demo("out", num_patients=3)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: num_patients: 3 is below 20
     """
     logger.info("One real template (MNI152) with simulated variation of known strength: these are not patients.")
     cohort = sample_data(out / "cohort", num_patients=num_patients, size=size)

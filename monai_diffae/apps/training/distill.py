@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from annotated_types import Ge, Le
 
@@ -20,15 +20,9 @@ from monai_diffae.apps.training.train import results_folder, run_training, train
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.cases import spread_cases
 from monai_diffae.data.progress import track
+from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from monai_diffae.apps.session import ReadCases, Session
-    from monai_diffae.data.cached import Trajectories
-    from monai_diffae.engines import ImageLoss
+from monai_diffae.lazy import cached, engines, inferers, sessions, torch
 
 
 @command
@@ -52,7 +46,6 @@ def distill(
         cohort: The cohort on which the bundle was trained: folder, CSV/TSV or MONAI datalist.
         out: Folder for the results and a copy of the autoencoder; by default the bundle's own.
         steps: Network evaluations of the fast decoder, 1 to 8; by default the bundle's: 4.
-        training: How to train.
 
     Returns:
         The folder of the bundle and the number of cases that could not be used.
@@ -60,12 +53,6 @@ def distill(
     Raises:
         ConfigError: the bundle is not trained, or a key or value of the configuration cannot be used.
         CohortError: no usable case for training or validation.
-
-    Example:
-        >>> distill("no_such_bundle", "cohort.csv")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.safetensors; train the bundle ...
     """
     checksum(bundle)  # raises an error if the bundle is not trained
     paths = {"dataset_dir": cohort, "output_dir": out}
@@ -90,32 +77,30 @@ def open_teacher(
     workers: int | None = None,
     device: torch.device | str | None = None,
     batch_size: int = 64,
-) -> Session:
+) -> sessions.Session:
     """Open a trained bundle and the cohort on which its decoder is shown to the fast one."""
-    from monai_diffae.apps.session import Session
-
     # the levels of an inversion must be those of the decoder
     exact = {"inferer#decoder": "exact", "inferer#inversion": "implicit", "inferer#invert_steps": None}
     run = Run(batch_size=batch_size, device=None if device is None else str(device), overrides=exact)
-    return Session.open(bundle, cohort, reading=Reading(columns=columns or {}, workers=workers), run=run)
+    return sessions.Session.open(bundle, cohort, reading=Reading(columns=columns or {}, workers=workers), run=run)
 
 
-def teacher_levels(teacher: Session, steps: int) -> list[int]:
+def teacher_levels(teacher: sessions.Session, steps: int) -> list[int]:
     """The levels of a decoder with ``steps`` evaluations, chosen from those of the bundle's decoder."""
     from monai_diffae.inferers.paths import few_levels
 
     return few_levels(teacher.trained.inferer, steps)
 
 
-def student(teacher: Session) -> nn.Module:
+def student(teacher: sessions.Session) -> torch.nn.Module:
     """A copy of the bundle's denoiser to be trained."""
-    unet: nn.Module = deepcopy(teacher.trained.network.unet)  # type: ignore[assignment]
+    unet: torch.nn.Module = deepcopy(teacher.trained.network.unet)  # type: ignore[assignment]
     return unet.requires_grad_(True)
 
 
 def image_loss(
-    teacher: Session, gradient_weight: float = 0.0, lpips_weight: float = 0.0, alexnet: str | None = None
-) -> ImageLoss:
+    teacher: sessions.Session, gradient_weight: float = 0.0, lpips_weight: float = 0.0, alexnet: str | None = None
+) -> engines.ImageLoss:
     """The loss of decoded images that is added to their squared error.
 
     Args:
@@ -124,12 +109,11 @@ def image_loss(
         lpips_weight: weight of LPIPS.
         alexnet: AlexNet's weights for LPIPS; None: where torch keeps downloaded weights (TORCH_HOME).
     """
-    from monai_diffae.engines import ImageLoss
     from monai_diffae.metrics.deep_features import SMALLEST_SIDE, PerceptualDistance
 
     trained = teacher.trained
     if not lpips_weight:
-        return ImageLoss(gradient_weight)
+        return engines.ImageLoss(gradient_weight)
     if trained.inferer.first_stage is not None:
         raise ConfigError("lpips_weight: this bundle's decoder makes latents, which have no LPIPS; set it to 0")
     size = trained.image_shape[1:]
@@ -138,10 +122,12 @@ def image_loss(
             f"lpips_weight: images of {' x '.join(map(str, size))} are too small for LPIPS; "
             f"it needs {SMALLEST_SIDE} along each axis: set it to 0, or use gradient_weight"
         )
-    return ImageLoss(gradient_weight, lpips_weight, PerceptualDistance(alexnet, trained.device), trained.model_range)
+    return engines.ImageLoss(
+        gradient_weight, lpips_weight, PerceptualDistance(alexnet, trained.device), trained.model_range
+    )
 
 
-def read_teaching_cases(teacher: Session, out: str, limit: int | None = None) -> ReadCases:
+def read_teaching_cases(teacher: sessions.Session, out: str, limit: int | None = None) -> sessions.ReadCases:
     """Read the cases of the splits ``train`` and ``val``; unreadable ones are listed in ``failures.csv`` in ``out``.
 
     At most ``limit`` training cases are used, evenly spread over all of them.
@@ -159,8 +145,8 @@ def read_teaching_cases(teacher: Session, out: str, limit: int | None = None) ->
 
 
 def teaching_trajectories(
-    teacher: Session,
-    read: ReadCases,
+    teacher: sessions.Session,
+    read: sessions.ReadCases,
     split: str,
     levels: Sequence[int],
     *,
@@ -168,7 +154,7 @@ def teaching_trajectories(
     seed: int = 0,
     cache_dir: str | None = None,
     cache_gib: float = 4.0,
-) -> Trajectories:
+) -> cached.Trajectories:
     """Compute the trajectories of a split's cases, from x_T to the image, and of codes that are mixed from them.
 
     Mixed ones are computed by the bundle's decoder: from noise with a z_sem between those of two random cases, and from
@@ -185,9 +171,7 @@ def teaching_trajectories(
         cache_dir: folder for the trajectories if they need more than ``cache_gib``; it is deleted at the end.
         cache_gib: the largest memory for the trajectories, in GiB.
     """
-    from monai_diffae.data.cached import ArrayStore, Trajectories
     from monai_diffae.inferers.paths import decoded_trajectory, inverted_trajectory
-    from monai_diffae.inferers.reconstruction import encode_exactly
 
     trained = teacher.trained
     positions = [i for i, case in enumerate(read.cases) if case.split == split]
@@ -195,20 +179,23 @@ def teaching_trajectories(
     shape = (len(levels), *trained.x_T_shape)
     folder = _folder(cache_dir, cache_gib, (len(positions) + num_mixed, *shape))
 
-    def invert(rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def invert(rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         images, encoder_images = (stack.to(trained.device) for stack in read.stacked(rows))
-        z_sem = encode_exactly(encoder_images, trained.network, trained.inferer)
+        z_sem = inferers.encode_exactly(encoder_images, trained.network, trained.inferer)
         return z_sem, inverted_trajectory(trained.inferer, images, trained.network, z_sem, levels)
 
-    def decode(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def decode(numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         drawn = [_mixture(seed, number, inverted) for number in numbers]
         x_T, z_sem = (torch.stack(parts).to(trained.device) for parts in zip(*drawn, strict=True))
         return z_sem, decoded_trajectory(trained.inferer, x_T, trained.network, z_sem, levels)
 
     def compute(
-        make: Callable[[Sequence[int]], tuple[Tensor, Tensor]], numbers: Sequence[int], ids: list[str], text: str
-    ) -> Trajectories:
-        store = ArrayStore(len(numbers), shape, folder and folder / f"{make.__name__}.f32")
+        make: Callable[[Sequence[int]], tuple[torch.Tensor, torch.Tensor]],
+        numbers: Sequence[int],
+        ids: list[str],
+        text: str,
+    ) -> cached.Trajectories:
+        store = cached.ArrayStore(len(numbers), shape, folder and folder / f"{make.__name__}.f32")
         codes, size = [], teacher.run.batch_size
         for start in track(range(0, len(numbers), size), text):
             z_sem, trajectories = make(numbers[start : start + size])
@@ -216,7 +203,7 @@ def teaching_trajectories(
             for states in trajectories.cpu():
                 store.append(states.numpy())
         store.close()
-        return Trajectories([store], torch.cat(codes), ids)
+        return cached.Trajectories([store], torch.cat(codes), ids)
 
     inverted = compute(invert, positions, [read.cases[i].id for i in positions], f"inverting {len(positions)} cases")
     if not num_mixed:
@@ -226,10 +213,8 @@ def teaching_trajectories(
     return inverted + compute(decode, numbers, names, f"decoding {num_mixed} mixed codes")
 
 
-def _mixture(seed: int, number: int, inverted: Trajectories) -> tuple[Tensor, Tensor]:
+def _mixture(seed: int, number: int, inverted: cached.Trajectories) -> tuple[torch.Tensor, torch.Tensor]:
     """x_T (C, *S) and z_sem (Z,): noise and a point between two random cases, or the edited codes of a random case."""
-    from monai_diffae.diffusion.noise import image_noise, seed_of
-
     generator = torch.Generator().manual_seed(seed_of(seed, "mixture", number))
     first, last, edited = torch.randint(len(inverted), (3,), generator=generator).tolist()
     z_sem, weight = inverted.z_sem, float(torch.rand((), generator=generator))
@@ -242,12 +227,10 @@ def _mixture(seed: int, number: int, inverted: Trajectories) -> tuple[Tensor, Te
 
 def _folder(cache_dir: str | None, cache_gib: float, shape: Sequence[int]) -> Path | None:
     """A folder for float32 arrays of this shape in all; None: they fit into memory."""
-    from monai_diffae.data.cached import make_cache_folder, remove_abandoned_caches, remove_cache_folder
-
-    remove_abandoned_caches(cache_dir)
+    cached.remove_abandoned_caches(cache_dir)
     gib = math.prod(shape) * 4 / 1024**3
     if gib <= cache_gib:
         return None
-    folder = make_cache_folder(cache_dir, gib)
-    atexit.register(remove_cache_folder, folder, os.getpid())
+    folder = cached.make_cache_folder(cache_dir, gib)
+    atexit.register(cached.remove_cache_folder, folder, os.getpid())
     return folder

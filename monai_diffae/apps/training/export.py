@@ -8,7 +8,6 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -20,14 +19,12 @@ from monai_diffae.bundle.description import versions
 from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.fingerprints import file_checksum
-from monai_diffae.errors import ConfigError, MachineError, one_line, shortened
-from monai_diffae.lazy import torch
+from monai_diffae.errors import ConfigError, check_installed, one_line, shortened
+from monai_diffae.lazy import inferers, loading, networks, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.export import ExportedProgram
 
-    from monai_diffae.inferers import DiffusionAutoencoderInferer
     from monai_diffae.networks.network_parts import NetworkPart
 
 logger = logging.getLogger(__name__)
@@ -38,7 +35,7 @@ BATCHES = (1, 3)
 """Batch sizes at which they are compared."""
 
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-_Run: TypeAlias = "Callable[..., Tensor]"
+_Run: TypeAlias = "Callable[..., torch.Tensor]"
 _RAS = {"x": "left to right", "y": "posterior to anterior", "z": "inferior to superior"}
 _AS_DISPLAYED = {"height": "top to bottom", "width": "left to right"}
 _SLICES = {
@@ -73,15 +70,9 @@ def export(bundle: Path, out: Path, *, format: Literal["pt2", "onnx", "ts"] = "p
     Raises:
         ConfigError: the bundle is not trained, or one of its networks cannot be exported to this format.
         MachineError: packages for ONNX are not installed, or the folder cannot be written.
-
-    Example:
-        >>> export("my_model", "exported")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: my_model: there is no models/model.safetensors; train the bundle first, ...
     """
-    if missing := [name for name in _ONNX_PACKAGES if format == "onnx" and find_spec(name) is None]:
-        raise MachineError(f"format onnx: {missing[0]} is not installed; run pip install 'monai-diffae[export]'")
+    for package in _ONNX_PACKAGES if format == "onnx" else ():
+        check_installed(package, "export")
     if format == "ts":
         logger.warning("TorchScript will be removed from PyTorch and MONAI; use pt2 if your tool reads it")
     made_from = {"model": checksum(bundle), "format": format}
@@ -108,20 +99,18 @@ class _Model:
 
     parts: list[NetworkPart]
     config: Mapping[str, Any]
-    inferer: DiffusionAutoencoderInferer | None
+    inferer: inferers.DiffusionAutoencoderInferer | None
 
 
 def _read_model(bundle: Path) -> _Model:
-    from monai_diffae.bundle.loading import load_bundle, load_first_stage
-    from monai_diffae.networks import DiffusionAutoencoder
     from monai_diffae.networks.network_parts import autoencoder_parts, first_stage_parts
 
     if read_description(layout.model_file(bundle))["kind"] == "first_stage":
-        first_stage = load_first_stage(bundle)
+        first_stage = loading.load_first_stage(bundle)
         config = first_stage.description
         return _Model(first_stage_parts(first_stage, config["image_size"]), config, None)
-    trained = load_bundle(bundle, "cpu")
-    if not isinstance(trained.network, DiffusionAutoencoder):
+    trained = loading.load_bundle(bundle, "cpu")
+    if not isinstance(trained.network, networks.DiffusionAutoencoder):
         raise ConfigError(
             f"network_def: {type(trained.network).__name__} cannot be exported; use a DiffusionAutoencoder"
         )
@@ -174,7 +163,7 @@ def _network(file: NetworkFile) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _diffusion(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:
+def _diffusion(inferer: inferers.DiffusionAutoencoderInferer) -> dict[str, Any]:
     """The noise levels, and how x0 and eps are computed from the denoiser's output."""
     from monai_diffae.diffusion.schedule import RECTIFIED_FLOW
 
@@ -306,7 +295,7 @@ def _load_onnx(path: Path, part: NetworkPart) -> _Run:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(*inputs: Tensor) -> Tensor:
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
         named = {name: tensor.numpy() for name, tensor in zip(part.inputs, inputs, strict=True)}
         return torch.from_numpy(session.run(None, named)[0])
 

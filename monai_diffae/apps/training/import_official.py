@@ -24,11 +24,9 @@ from monai_diffae.bundle.model_file import checksum, write_model
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError
+from monai_diffae.lazy import networks, official, parsing, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from monai_diffae.networks import DiffusionAutoencoder, LatentMLP
     from monai_diffae.official.weights import OfficialSettings
 
 logger = logging.getLogger(__name__)
@@ -83,14 +81,7 @@ def import_official(
             used, or ``out`` is not empty.
         UnsafeInputError: a file is damaged, or reading it could run code.
         MachineError: the folder cannot be written; nothing of it remains.
-
-    Example:
-        >>> import_official("last.ckpt", "my_model")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: last.ckpt: there is no such file
     """
-    from monai_diffae.official import load_official
     from monai_diffae.official.checkpoint_files import named_after, read_checkpoint
     from monai_diffae.official.latent import select_latent
     from monai_diffae.official.weights import official_settings, select_model
@@ -101,7 +92,7 @@ def import_official(
     with named_after(checkpoint):
         settings, assumed = official_settings(own, given)
         diffusions = settings.diffusion(), settings.diffusion(of_latents=True)
-    network = load_official(checkpoint, given)
+    network = official.load_official(checkpoint, given)
     size = [image_size] * network.spatial_dims if image_size else _image_size(checkpoint, weights, network, settings)
     _check_size(network, size)
     latent = _latent(checkpoint, select_latent(weights) is not None, latent_statistics, given, network.z_channels)
@@ -156,7 +147,10 @@ def _log_settings(settings: OfficialSettings, assumed: list[str], *, has_latent:
 
 
 def _image_size(
-    checkpoint: Path, weights: Mapping[str, Tensor], network: DiffusionAutoencoder, settings: OfficialSettings
+    checkpoint: Path,
+    weights: Mapping[str, torch.Tensor],
+    network: networks.DiffusionAutoencoder,
+    settings: OfficialSettings,
 ) -> list[int]:
     """The image size for which the network was trained."""
     x_T = weights.get("x_T")
@@ -180,7 +174,7 @@ def _image_size(
     return [side] * network.spatial_dims
 
 
-def _check_size(network: DiffusionAutoencoder, size: list[int]) -> None:
+def _check_size(network: networks.DiffusionAutoencoder, size: list[int]) -> None:
     try:
         check_image_size(network, size)
     except ConfigError as error:
@@ -191,10 +185,8 @@ def _check_size(network: DiffusionAutoencoder, size: list[int]) -> None:
 
 def _latent(
     checkpoint: Path, has_latent: bool, statistics: Path | None, given: Mapping[str, Any], z_channels: int
-) -> LatentMLP | None:
+) -> networks.LatentMLP | None:
     """The checkpoint's latent DDIM; None if there is none."""
-    from monai_diffae.official import load_official_latent
-
     if not has_latent:
         if statistics is not None:
             raise ConfigError(
@@ -202,7 +194,7 @@ def _latent(
             )
         logger.info("the checkpoint has no latent DDIM: it can encode and decode images, but not generate new ones")
         return None
-    latent = load_official_latent(checkpoint, statistics, given)
+    latent = official.load_official_latent(checkpoint, statistics, given)
     if latent.z_channels != z_channels:
         raise ConfigError(
             f"{checkpoint.name}: the latent DDIM is for a z_sem of {latent.z_channels}, but the encoder's has "
@@ -214,11 +206,9 @@ def _latent(
 
 
 def _description(
-    bundle: str, network: DiffusionAutoencoder, size: list[int], diffusion: dict[str, Any]
+    bundle: str, network: networks.DiffusionAutoencoder, size: list[int], diffusion: dict[str, Any]
 ) -> dict[str, Any]:
     """The description that a training would have written with the weights."""
-    from monai_diffae.bundle.parser import Parser
-
     shipped_config: dict[str, Any] = json.loads((shipped_bundle(bundle) / "configs" / "train.json").read_text())
     if shipped_config["spatial_dims"] != network.spatial_dims:
         raise ConfigError(
@@ -235,18 +225,20 @@ def _description(
             for key, value in _arguments(network, name).items()
         }
         config["network_def"][name] = {"_target_": config["network_def"][name]["_target_"], **arguments}
-    parser = Parser(config)
+    parser = parsing.Parser(config)
     parser.parse()
     return {**describe(parser), "versions": versions()}
 
 
-def _arguments(network: DiffusionAutoencoder, name: str) -> dict[str, Any]:
+def _arguments(network: networks.DiffusionAutoencoder, name: str) -> dict[str, Any]:
     """The arguments with which the encoder or the UNet was built."""
     arguments: dict[str, Any] = getattr(network, name).config
     return arguments
 
 
-def _latent_description(latent: LatentMLP, diffusion: dict[str, Any], autoencoder_sha256: str) -> dict[str, Any]:
+def _latent_description(
+    latent: networks.LatentMLP, diffusion: dict[str, Any], autoencoder_sha256: str
+) -> dict[str, Any]:
     """The description that a training of the latent DDIM would have written with its weights."""
     return {
         "latent_network_def": {"_target_": "monai_diffae.networks.LatentMLP", **latent.config},

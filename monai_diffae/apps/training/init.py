@@ -1,7 +1,5 @@
 """The command ``init``: make a new bundle from a shipped or trained one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from monai_diffae.apps.command import command
@@ -31,12 +29,6 @@ def init(out: Path, *, bundle: str | Path = "diffae_2d") -> Result:
     Raises:
         ConfigError: there is no such bundle, it is not trained, or ``out`` is not empty or cannot be a folder.
         MachineError: the folder cannot be written.
-
-    Example:
-        >>> init("my_model", bundle="diffae_4d")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: bundle: there is no 'diffae_4d'; choose one of: autoencoder_kl_3d, ...
     """
     folder = init_bundle(out, bundle)
     is_trained = (folder / MODELS / MODEL).is_file()

@@ -14,11 +14,10 @@ from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, Columns
 from monai_diffae.data.cases import with_hashes
 from monai_diffae.errors import ConfigError
+from monai_diffae.lazy import listings, surveys
 from monai_diffae.policies import Ids
 
 if TYPE_CHECKING:
-    from monai_diffae.data.inspection.listing import Listing
-    from monai_diffae.data.inspection.survey import Appearance
     from monai_diffae.data.inspection.twins import TwinReport
 
 
@@ -74,35 +73,31 @@ def list_scans(
         CohortError: there are no scans, the table does not fit them, or twins that are to be one patient are in
             different splits.
         MachineError: the table cannot be written.
-
-    Example:
-        >>> list_scans("no_such_folder", "scans.csv")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no_such_folder: there is no such folder, table or scan; check the path ...
     """
     if group_duplicates and skip_twins:
         raise ConfigError("group_duplicates: needs the scans to be read, to find twins; omit skip_twins")
-    from monai_diffae.data.inspection.listing import Sources, list_cases, write_listing
-    from monai_diffae.data.inspection.survey import look_at
     from monai_diffae.data.inspection.twins import find_twins, group_twins, mark_twins, report_twins
 
-    sources = Sources(labels_from_folders, label_column, table, id_column, patient_pattern)
-    listing = list_cases(cohort, sources, columns)
+    sources = listings.Sources(labels_from_folders, label_column, table, id_column, patient_pattern)
+    listing = listings.list_cases(cohort, sources, columns)
     listing = replace(listing, cases=with_hashes(listing.cases, out.parent, ids))
     if skip_twins:
-        return _result(write_listing(listing, out, overwrite=overwrite), listing, look_at(listing.cases, limit=32))
+        return _result(
+            listings.write_listing(listing, out, overwrite=overwrite), listing, surveys.look_at(listing.cases, limit=32)
+        )
     cases = mark_twins(listing.cases, [])
-    appearance = look_at(cases)
+    appearance = surveys.look_at(cases)
     groups = find_twins(appearance.prints, [case.patient for case in cases])
     listing = replace(listing, cases=group_twins(cases, groups) if group_duplicates else cases)
     marked = replace(listing, cases=mark_twins(listing.cases, groups))
-    table = write_listing(marked, out, overwrite=overwrite)
+    table = listings.write_listing(marked, out, overwrite=overwrite)
     twins = replace(report_twins(cases, groups), is_grouped=group_duplicates)
     return _result(table, listing, appearance, twins)
 
 
-def _result(table: Path, listing: Listing, appearance: Appearance, twins: TwinReport | None = None) -> Result:
+def _result(
+    table: Path, listing: listings.Listing, appearance: surveys.Appearance, twins: TwinReport | None = None
+) -> Result:
     """What was found, the table and the next command."""
     found = {"twins": None if twins is None else twins.figures()}
     return Result(

@@ -17,18 +17,14 @@ from monai_diffae.apps.settings import NONE_GIVEN, Columns, Overrides, colour_va
 from monai_diffae.bundle.code import check_code
 from monai_diffae.bundle.config import build, check_dimensions, find_device
 from monai_diffae.bundle.folders import shipped_bundle
+from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import count_by_label, track
 from monai_diffae.errors import CohortError, ConfigError, MachineError, counted
-from monai_diffae.lazy import torch
+from monai_diffae.lazy import cohort_split, cohorts, parsing, speeds, surveys, torch
 from monai_diffae.policies import Colour
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
-
-    from monai_diffae.apps.training.grids import Proposal
-    from monai_diffae.apps.training.speed import Speed, Timetable, Work
-    from monai_diffae.data.cases import Case
-    from monai_diffae.data.inspection.survey import Survey
 
 FEW_SCANS = {2: 300, 3: 100}  # by number of axes; the smallest cohorts with useful models: 900 images, 161 volumes
 _GIB = 2**30
@@ -41,10 +37,10 @@ _MEASURED_SCANS = 3
 class Plan:
     """How to train a bundle on a cohort and this machine."""
 
-    survey: Survey  # the sizes and spacings of the cohort's scans
-    proposal: Proposal  # grid, network and batch, with their memory
-    speed: Speed  # the speed of training with them on this machine
-    work: Work  # what the training has to do
+    survey: surveys.Survey  # the sizes and spacings of the cohort's scans
+    proposal: speeds.Proposal  # grid, network and batch, with their memory
+    speed: speeds.Speed  # the speed of training with them on this machine
+    work: speeds.Work  # what the training has to do
     budget_s: float  # seconds for everything
     budget: int  # bytes that training may use
     device: str  # where it runs
@@ -53,7 +49,7 @@ class Plan:
     by_label: str = ""  # the scans that cannot be used, by label, in brackets; empty if there are none
 
     @property
-    def timetable(self) -> Timetable:
+    def timetable(self) -> speeds.Timetable:
         """How long each part takes, and how many epochs the training has."""
         return self.work.timetable(self.speed, self.budget_s)
 
@@ -175,26 +171,15 @@ def plan(
             the image size.
         CohortError: no usable scan.
         MachineError: this machine does not have the device, or nothing fits into its memory.
-
-    Example:
-        >>> plan("scans.csv", memory_gib=-1)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: memory_gib: -1 is not above 0
     """
-    from monai_diffae.apps.training.grids import grid_options, open_machine
-    from monai_diffae.apps.training.speed import TIME_KEYS, Work, finest_in_time
-    from monai_diffae.data.cohorts import read_cohort
-    from monai_diffae.data.inspection.survey import survey_cohort
-
     overrides = {**colour_values(colour), **overrides}
     target = find_device(device)
     budget = memory_budget(memory_gib, target)
     given = {} if bundle is None else read_training_config(bundle, overlays).get()
-    cases = read_cohort(
+    cases = cohorts.read_cohort(
         cohort, columns={**given.get("columns", {}), **columns}, image_keys=given.get("image_keys", ["image"])
     )
-    survey = survey_cohort(cases, given.get("spatial_dims"))
+    survey = surveys.survey_cohort(cases, given.get("spatial_dims"))
     bundle = bundle or Path(f"diffae_{survey.spatial_dims}d")
     parser = read_training_config(bundle, overlays)
     check_code(overrides, "overrides", places=False)
@@ -204,11 +189,13 @@ def plan(
     survey = _without_other_colours(survey, cases, {**parser.get(), **overrides})
     parser.update({"dataset_dir": str(cohort), **{f"columns#{word}": name for word, name in columns.items()}})
     parser.update(overrides)
-    machine = open_machine(parser.get(), overrides, budget, target)
-    options = grid_options(machine, survey)
+    machine = speeds.open_machine(parser.get(), overrides, budget, target)
+    options = speeds.grid_options(machine, survey)
     train, val = _split(parser, survey)
-    work = Work(len(train), len(val), {key: machine.value(key) for key in (*TIME_KEYS, "picture_steps")}, overrides)
-    proposal, speed = finest_in_time(machine, options, work, _measure(parser, target, train), 60 * minutes)
+    work = speeds.Work(
+        len(train), len(val), {key: machine.value(key) for key in (*speeds.TIME_KEYS, "picture_steps")}, overrides
+    )
+    proposal, speed = speeds.finest_in_time(machine, options, work, _measure(parser, target, train), 60 * minutes)
     by_label = count_by_label([failure.case_id for failure in survey.failures], cases)
     result = Plan(survey, proposal, speed, work, 60 * minutes, budget, str(target), str(bundle), [], by_label)
     result = replace(result, commands=command_lines(bundle, cohort, columns, overlays, result.settings))
@@ -230,8 +217,6 @@ def memory_budget(memory_gib: float | None, device: torch.device) -> int:
 
 def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser:
     """A bundle's ``train.json`` with overlays; ``bundle`` may also be the name of a shipped bundle."""
-    from monai_diffae.bundle.parser import read_config
-
     folder = bundle if bundle.is_dir() else shipped_bundle(str(bundle))
     file = folder / "configs" / "train.json"
     if not file.is_file():
@@ -239,7 +224,7 @@ def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser
             f"{folder.name}: there is no configs/train.json; give the folder of a bundle that monai-diffae init made"
         )
     check_overlays(overlays)
-    parser = read_config(file, *overlays)
+    parser = parsing.read_config(file, *overlays)
     check_dimensions(parser.get())
     return parser
 
@@ -255,25 +240,21 @@ def command_lines(
     return [init, command_line("train", {"bundle": "my_bundle", **training})]
 
 
-def _without_other_colours(survey: Survey, cases: Sequence[Case], config: Mapping[str, Any]) -> Survey:
+def _without_other_colours(survey: surveys.Survey, cases: Sequence[Case], config: Mapping[str, Any]) -> surveys.Survey:
     """The survey without the scans that a model with these channels refuses."""
-    from monai_diffae.data.inspection.survey import other_channels
-
     if not isinstance(config.get("in_channels"), int):
         return survey
     readable = set(survey.ids)
     scans = track([case for case in cases if case.id in readable], "looking for colour images")
-    refused = other_channels(scans, config["in_channels"], config.get("colour", "refuse"))
+    refused = surveys.other_channels(scans, config["in_channels"], config.get("colour", "refuse"))
     return survey.after_check([*survey.failures, *refused])
 
 
-def _split(parser: ConfigParser, survey: Survey) -> list[list[Case]]:
+def _split(parser: ConfigParser, survey: surveys.Survey) -> list[list[Case]]:
     """The usable cases for training and for validation."""
-    from monai_diffae.bundle.parser import Parser
-    from monai_diffae.data.cohort_split import SplitCohort
-
     failed = {failure.case_id for failure in survey.failures}
-    cohort = build(Parser(copy.deepcopy(parser.get())), "cohort", SplitCohort)  # parsing changes a configuration
+    copied = parsing.Parser(copy.deepcopy(parser.get()))  # parsing changes a configuration
+    cohort = build(copied, "cohort", cohort_split.SplitCohort)
     splits = [[case for case in cohort.split(name) if case.id not in failed] for name in ("train", "val")]
     for name, usable in zip(("train", "val"), splits, strict=True):
         if not usable:
@@ -284,14 +265,14 @@ def _split(parser: ConfigParser, survey: Survey) -> list[list[Case]]:
     return splits
 
 
-def _measure(parser: ConfigParser, device: torch.device, train: Sequence[Case]) -> Callable[[Mapping[str, Any]], Speed]:
+def _measure(
+    parser: ConfigParser, device: torch.device, train: Sequence[Case]
+) -> Callable[[Mapping[str, Any]], speeds.Speed]:
     """A function that measures how fast a training with some settings is."""
-    from monai_diffae.apps.training import speed
-
     items = [case.item() for case in train[:_MEASURED_SCANS]]
 
-    def measure(settings: Mapping[str, Any]) -> Speed:
+    def measure(settings: Mapping[str, Any]) -> speeds.Speed:
         batch_size = max(1, min(int(settings["batch_size"]), len(train)))
-        return speed.measure_speed({**parser.get(), **settings}, device, items, batch_size)
+        return speeds.measure_speed({**parser.get(), **settings}, device, items, batch_size)
 
     return measure

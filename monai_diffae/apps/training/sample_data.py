@@ -1,7 +1,5 @@
 """The command ``sample-data``: write a cohort to try things with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -51,12 +49,6 @@ def sample_data(
     Raises:
         ConfigError: an argument is out of range, or the folder holds something else.
         MachineError: a package is missing, the download failed, or the folder cannot be written.
-
-    Example:
-        >>> sample_data("virtual", medmnist="pneumoniamnist", num_patients=20)
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: num_patients: applies to the virtual cohort; omit num_patients or medmnist
     """
     if medmnist is None:
         from monai_diffae.data.samples import make_virtual_cohort

@@ -24,6 +24,7 @@ from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.progress import count_failures
 from monai_diffae.errors import ConfigError, find_diffae_error
+from monai_diffae.lazy import cohorts, parsing, speeds, surveys
 
 if TYPE_CHECKING:
     import threading
@@ -64,7 +65,6 @@ def train(
             as by ``monai-diffae init``. It is only read.
         minutes: Time for everything: image size, network and epochs are chosen as by ``monai-diffae plan``, and the
             training ends in time; it gets more epochs if it is faster than was measured. By default, as configured.
-        training: How to train.
 
     Returns:
         The folder of the trained bundle and the number of cases that could not be used.
@@ -74,12 +74,6 @@ def train(
             training is complete already, or ``start_from`` is not trained.
         CohortError: no usable case.
         MachineError: the training does not fit into memory, or the disk is full.
-
-    Example:
-        >>> train("no_such_bundle")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no_such_bundle: there is no configs/train.json; make a bundle with ...
     """
     start = time.monotonic()
     if start_from is not None:
@@ -252,9 +246,7 @@ def open_training(file: Path, overlays: Sequence[Path], values: Mapping[str, Any
     """Read the configuration of a training: a value is taken from ``values``, the overlays, or the bundle's file."""
     from monai.bundle import ConfigWorkflow
 
-    from monai_diffae.bundle.parser import ModuleLocator, read_config, set_values
-
-    read_config(file, *overlays)  # checks their code
+    parsing.read_config(file, *overlays)  # checks their code
     check_code(values, "overrides", places=False)
     # MONAI warns about each overlay from another folder, and about the lack of a logging file
     log = logging.getLogger("monai.bundle.workflows")
@@ -264,9 +256,9 @@ def open_training(file: Path, overlays: Sequence[Path], values: Mapping[str, Any
         workflow = ConfigWorkflow(list(map(str, (file, *overlays))), logging_file=False, workflow_type="train")
     finally:
         log.setLevel(level)
-    workflow.parser.locator = ModuleLocator()
+    workflow.parser.locator = parsing.ModuleLocator()
     # not as keyword arguments of ConfigWorkflow: its `tracking` (MONAI 1.6.1) is not our key
-    set_values(workflow.parser, values, "the configuration", f"configs/{file.name}")
+    parsing.set_values(workflow.parser, values, "the configuration", f"configs/{file.name}")
     return workflow
 
 
@@ -340,7 +332,6 @@ def _plan(
 ) -> Training:
     """Add a plan's settings to those of a new training; ``minutes`` are for everything from ``start`` on."""
     from monai_diffae.apps.training.plan import plan, read_training_config
-    from monai_diffae.apps.training.speed import TIME_KEYS
 
     _config_file(bundle, "train")
     folder = Path(training.overrides.get("output_dir", out or bundle))
@@ -353,7 +344,7 @@ def _plan(
     weights = folder / layout.MODELS / layout.MODEL
     is_tuned = weights.is_file() and not training.overwrite
     model = {key: each for key, each in read_description(weights).items() if key in parser} if is_tuned else {}
-    fixed = {key: value for key, value in model.items() if key not in TIME_KEYS and not isinstance(value, dict)}
+    fixed = {key: value for key, value in model.items() if key not in speeds.TIME_KEYS and not isinstance(value, dict)}
     named = {"batch_size": training.batch_size, "uneven": training.uneven}
     given = {key: value for key, value in named.items() if value is not None}
     result = plan(
@@ -387,12 +378,9 @@ def _lengthen(workflow: ConfigWorkflow, training: Training, minutes: float, star
 
 def _make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:
     """Copy the shipped bundle that fits most scans of a cohort: ``diffae_3d`` for volumes, ``diffae_2d`` for images."""
-    from monai_diffae.data.cohorts import read_cohort
-    from monai_diffae.data.inspection.survey import survey_cohort
-
     if str(folder) in names_with_weights():
         _config_file(folder, "train")  # whoever names a shipped model does not want a new one
     refuse_results_among_scans(cohort, bundle=folder)
-    name = f"diffae_{survey_cohort(read_cohort(cohort, columns=columns)).spatial_dims}d"
+    name = f"diffae_{surveys.survey_cohort(cohorts.read_cohort(cohort, columns=columns)).spatial_dims}d"
     init_bundle(folder, name)
     logger.info("%s: a new bundle, made from %s", folder.name, name)

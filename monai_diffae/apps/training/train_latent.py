@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
@@ -15,12 +14,7 @@ from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.progress import count_failures
 from monai_diffae.errors import ConfigError
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import torch
-
-    from monai_diffae.latents.statistics import LatentStatistics
+from monai_diffae.lazy import pd, provenance, statistics, tables, torch
 
 
 @command
@@ -42,7 +36,6 @@ def train_latent(
         cohort: The cohort on which the bundle was trained: folder, CSV/TSV or MONAI datalist.
         out: Folder for the results and a copy of the autoencoder; by default the bundle's own.
         embeddings: Table ``embeddings.parquet`` of that cohort, made with this bundle, instead of the cohort.
-        training: How to train.
 
     Returns:
         The folder of the bundle and the number of cases that could not be embedded.
@@ -51,12 +44,6 @@ def train_latent(
         ConfigError: the bundle is not trained, there are no data, the embeddings are those of another bundle, or a key
             or value of the configuration cannot be used.
         CohortError: no usable case.
-
-    Example:
-        >>> train_latent("no_such_bundle", "cohort.csv")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: no_such_bundle: there is no models/model.safetensors; train the bundle ...
     """
     unused = {"cohort": cohort is not None, "columns": bool(training.columns), "workers": training.workers is not None}
     for name in (name for name, is_given in unused.items() if is_given and embeddings is not None):
@@ -90,13 +77,11 @@ def embedded_cohort(
     import torch.distributed as dist
 
     from monai_diffae.apps.embedding.embed import embed
-    from monai_diffae.apps.provenance import check_same_model, check_same_preprocessing
-    from monai_diffae.data.embeddings import read_embeddings
 
     if embeddings is not None:
-        table = read_embeddings(embeddings)
-        check_same_model(embeddings, bundle)
-        check_same_preprocessing(embeddings, read_description(model_file(bundle)))
+        table = tables.read_embeddings(embeddings)
+        provenance.check_same_model(embeddings, bundle)
+        provenance.check_same_preprocessing(embeddings, read_description(model_file(bundle)))
         return table
     if cohort is None:
         raise ConfigError(
@@ -107,12 +92,9 @@ def embedded_cohort(
     made = embed(bundle, cohort, out, columns=columns or {}, workers=workers, device=device, overwrite=overwrite)
     if dist.is_available() and dist.is_initialized():
         dist.barrier()  # the first process writes the table
-    return read_embeddings(Path(made))
+    return tables.read_embeddings(Path(made))
 
 
-def training_statistics(table: pd.DataFrame) -> LatentStatistics:
+def training_statistics(table: pd.DataFrame) -> statistics.LatentStatistics:
     """Mean and standard deviation of the training cases' z_sem."""
-    from monai_diffae.data.embeddings import split_rows, z_matrix
-    from monai_diffae.latents.statistics import LatentStatistics
-
-    return LatentStatistics.of(z_matrix(split_rows(table, "train")))
+    return statistics.LatentStatistics.of(tables.z_matrix(tables.split_rows(table, "train")))

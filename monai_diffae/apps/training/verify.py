@@ -7,21 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
+
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, table_lines
 from monai_diffae.apps.settings import Figures, Reading
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.progress import Failure
 from monai_diffae.errors import ConfigError, counted
-from monai_diffae.lazy import np, pictures
+from monai_diffae.lazy import cohorts, np, npt, pictures, scans, surveys
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from monai_diffae.data.inspection.survey import Survey
     from monai_diffae.data.inspection.verification import CheckedCase, Verification
-    from monai_diffae.pictures import CohortOverview
-
 _EXAMPLES = 3
 _TABLE, _PICTURE, _READINGS = "verify.csv", "overview.png", "readings"
 _COLUMNS = (
@@ -62,8 +59,6 @@ def verify(
         out: Folder for the results; by default nothing is written.
         headers: Read headers only, which is fast: damaged voxels and twins are not found.
         patient_pattern: Regular expression that finds the patient in the path of a scan, e.g. ``patient\d+``.
-        reading: How scans are found and read.
-        figures: How the overview is written.
 
     Returns:
         The figures, and as ``verification`` what is wrong with each case and with the whole cohort.
@@ -72,28 +67,20 @@ def verify(
         CohortError: no scan can be read, or the table is wrong.
         ConfigError: ``out`` holds a ``verify.csv`` that this command has not written.
         MachineError: the results cannot be written, or a worker died.
-
-    Example:
-        >>> verify("no_such_folder")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.CohortError: no_such_folder: there is no such folder, table or scan; check the path ...
     """
-    from monai_diffae.data.cohorts import read_cohort
-    from monai_diffae.data.inspection.survey import none_usable
     from monai_diffae.data.inspection.verification import read_cases, verify_cases
 
     table = None if out is None else out / _TABLE
     if table is not None and table.is_file() and not table.read_bytes().startswith(",".join(_COLUMNS).encode()):
         raise ConfigError(f"{_TABLE}: already exists and was not written by verify; move it, or choose another out")
-    cases = read_cohort(cohort, columns=reading.columns, patient_pattern=patient_pattern, refuse_leaks=False)
+    cases = cohorts.read_cohort(cohort, columns=reading.columns, patient_pattern=patient_pattern, refuse_leaks=False)
     readings = read_cases(cases, headers, reading.workers_for(len(cases)), out and out / _READINGS)
     verification = verify_cases(cases, readings)
     if out is not None:
         _write_table(verification, out / _TABLE)
         figures.write(out / _PICTURE, pictures.draw_cohort_overview(_overview(verification)))
     if all(found.error for found in readings):
-        raise none_usable(
+        raise surveys.none_usable(
             [Failure(case.id, case.file, found.error) for case, found in zip(cases, readings, strict=True)]
         )
     return Result(
@@ -144,10 +131,8 @@ def _incomplete(checked: Verification) -> str | None:
     return ", and ".join(problems) or None
 
 
-def survey_lines(survey: Survey) -> Iterator[str]:
+def survey_lines(survey: surveys.Survey) -> Iterator[str]:
     """A table of sizes, spacings and fields of view, and a line about outliers."""
-    from rich.table import Table
-
     summary = survey.summary()
     axes = "R x A x S" if survey.spatial_dims == 3 else "rows x columns"
     table = Table(axes, "5th percentile", "median", "95th percentile")
@@ -174,13 +159,11 @@ def _write_table(verification: Verification, table: Path) -> None:
 
 
 def _rows(verification: Verification) -> Iterator[list[object]]:
-    from monai_diffae.data.scans import is_picture
-
     groups = [] if verification.twins is None else verification.twins.groups
     twins = {id: f"group {number}" for number, ids in enumerate(groups, 1) for id in ids}
     for checked in verification.cases:
         case, reading, findings = checked.case, checked.reading, checked.findings
-        spacing_mm = () if is_picture(case.file) else reading.spacing_mm
+        spacing_mm = () if scans.is_picture(case.file) else reading.spacing_mm
         yield [
             case.id, case.file, case.split, checked.status,
             *(" / ".join(getattr(finding, name) for finding in findings) for name in ("kind", "reason", "remedy")),
@@ -189,9 +172,9 @@ def _rows(verification: Verification) -> Iterator[list[object]]:
         ]  # fmt: skip
 
 
-def _overview(verification: Verification) -> CohortOverview:
+def _overview(verification: Verification) -> pictures.CohortOverview:
     survey = verification.survey
-    geometry: list[tuple[str, NDArray[Any]]] = [] if survey is None else [("size (voxels)", survey.sizes)]
+    geometry: list[tuple[str, npt.NDArray[Any]]] = [] if survey is None else [("size (voxels)", survey.sizes)]
     if survey is not None and survey.has_mm:
         geometry += [("spacing (mm)", survey.spacings_mm), ("field of view (mm)", survey.fields_mm)]
     read = [checked for checked in verification.cases if checked.reading.intensities]
@@ -204,7 +187,7 @@ def _overview(verification: Verification) -> CohortOverview:
     )
 
 
-def _thumbnails(cases: list[CheckedCase]) -> list[NDArray[np.float32]]:
+def _thumbnails(cases: list[CheckedCase]) -> list[npt.NDArray[np.float32]]:
     """A square number of small scans, evenly chosen; for volumes, the axial plane, front up."""
     prints = [checked.reading.print for checked in cases]
     small = [each.thumbnail for each in prints if each is not None and each.thumbnail is not None]

@@ -4,8 +4,6 @@ The path of a series is its folder, or ``folder#series=UID`` if the folder holds
 tags stay in the files: only the modality and a hash of the PatientID are read.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os

@@ -4,8 +4,6 @@ GDCM trusts the lengths in a file (one flipped bit made it allocate 23 GB), and 
 a copy of the pixels that pydicom has written.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import tempfile

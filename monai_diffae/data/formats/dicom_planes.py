@@ -6,8 +6,6 @@ where each plane is shifted against the one before) is straightened. Planes that
 resampled to the finest one.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 SimpleITK fills the missing part of a truncated file with zeros, so lengths are compared first.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

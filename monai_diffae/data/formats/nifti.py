@@ -4,8 +4,6 @@ Files are read to their end, because only there gzip compares its checksum and n
 (nibabel stops at the last voxel and accepts 9 of 10 such files.)
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 from collections.abc import Iterator

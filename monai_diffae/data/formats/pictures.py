@@ -1,7 +1,5 @@
 """Read PNG and JPEG."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from pathlib import Path

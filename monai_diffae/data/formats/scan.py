@@ -1,7 +1,5 @@
 """The result of all readers: a scan, or an error of one line."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import math
@@ -59,7 +57,7 @@ class Scan:
     #: type, units and codes; None for other formats
     header: nib.Nifti1Header | None = None
     doubts: tuple[Doubt, ...] = ()  #: why it may not be what was measured
-    volume: Scan | None = None  #: the volume with one slice that a 2D image is; None for other scans
+    volume: "Scan | None" = None  #: the volume with one slice that a 2D image is; None for other scans
 
     @property
     def spatial_dims(self) -> int:

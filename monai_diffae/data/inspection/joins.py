@@ -1,7 +1,5 @@
 """Join the rows of a table of participants or scans to scans, by their ids, file names or BIDS subjects."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata

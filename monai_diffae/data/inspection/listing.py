@@ -1,7 +1,5 @@
 """List the scans of a folder as a table: with labels from class folders, from a table of participants and from BIDS."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os

@@ -1,7 +1,5 @@
 """What the scans of a cohort are like: volumes or images, their sizes and spacings, colour."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -30,7 +28,7 @@ class Survey:
     # cases whose header cannot be read, or that are of the other kind
     failures: list[Failure] = field(default_factory=list)
 
-    def after_check(self, failures: Sequence[Failure]) -> Survey:
+    def after_check(self, failures: Sequence[Failure]) -> "Survey":
         """The survey with other ``failures``: all cases that cannot be used."""
         failed = {failure.case_id for failure in failures}
         usable = [row for row, id in enumerate(self.ids) if id not in failed]

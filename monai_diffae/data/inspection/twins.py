@@ -1,7 +1,5 @@
 """Twins: scans that occur twice in a cohort, as they are, or saved again, resized or brighter."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

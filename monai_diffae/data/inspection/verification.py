@@ -1,7 +1,5 @@
 """Read every scan of a cohort, and say what is wrong with each and with the whole."""
 
-from __future__ import annotations
-
 import json
 import re
 import time

@@ -4,8 +4,6 @@ MedMNIST: J Yang et al., "MedMNIST v2 - A large-scale lightweight benchmark for 
 classification", Scientific Data 10, 41, 2023, https://medmnist.com, which also names the licence of each set.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import zipfile
@@ -22,7 +20,7 @@ from PIL import Image
 from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.samples.virtual_cohort import claim_folder, is_complete, write_image
-from monai_diffae.errors import CohortError, ConfigError, MachineError, UnsafeInputError
+from monai_diffae.errors import CohortError, ConfigError, MachineError, UnsafeInputError, check_installed
 
 _SPLITS = ("train", "val", "test")
 _DIGITS = 16  # of the checksum of the file
@@ -73,13 +71,9 @@ def _find_npz(npz_or_name: str | os.PathLike[str], size: int) -> Path:
     name = os.fspath(npz_or_name)
     if path.suffix == ".npz" or path.name != name:
         raise ConfigError(f"{name}: no such file; give a MedMNIST .npz file or the name of a set")
-    try:
-        import medmnist
-    except ImportError as error:
-        raise MachineError(
-            f"{name}: the medmnist package, which downloads sets, is not installed; "
-            "pip install 'monai-diffae[medmnist]', or give a .npz file"
-        ) from error
+    check_installed("medmnist", "medmnist", ", or give a .npz file")
+    import medmnist
+
     if name not in medmnist.INFO:
         raise ConfigError(f"{name}: is not a MedMNIST set; use one of {', '.join(sorted(medmnist.INFO))}")
     info = medmnist.INFO[name]

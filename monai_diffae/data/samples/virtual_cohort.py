@@ -5,8 +5,6 @@ Every virtual patient is the MNI152 T1 template with a smooth deformation and a 
 images, so it is known what a representation should have learned.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ The template (an average of 152 scans, brain only, without the skull) comes with
 doi:10.1016/j.neuroimage.2010.07.033.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from collections.abc import Mapping

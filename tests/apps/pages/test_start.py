@@ -12,7 +12,7 @@ import pytest
 from monai_diffae.apps.pages import data
 from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.start import FirstHour, start
-from monai_diffae.apps.training import grids, speed
+from monai_diffae.apps.training import speed
 from monai_diffae.cli import build_app, parse
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.engines import memory
@@ -43,7 +43,7 @@ def volumes(tmp_path):
 def slow_machine():
     """A machine on which one minute suffices for a few steps only, and whose memory suffices for everything."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (grids, memory):
+        for module in (speed, memory):
             patch.setattr(module, "run_memory", lambda network, workload: Memory(0, 0, 0, 0))
         patch.setattr(ReportData, "uses_z_sem", True)  # after a few steps, it may or may not
         patch.setattr(data, "_NUM_EDITED", 1)

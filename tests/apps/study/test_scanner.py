@@ -73,7 +73,7 @@ def test_scores_of_columns_and_constants_and_what_is_left_out(write, tmp_path, c
             reliability(tmp_path / "e.parquet", tmp_path / "other", repeat="visit", scores=[scores])
     double = write(pd.concat([table, table[:1]]), "double.parquet")
     for command, arguments in {reliability: {"repeat": "visit"}, harmonize: {"scanner": "scanner"}}.items():
-        with pytest.raises(CohortError, match="no column id with a unique name for each scan"):
+        with pytest.raises(CohortError, match="no column id with a unique name for each case"):
             command(double, tmp_path / "no.parquet", **arguments)
 
 

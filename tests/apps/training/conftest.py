@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
-from monai_diffae.apps.training import grids, speed
+from monai_diffae.apps.training import speed
 from monai_diffae.engines import memory
 from monai_diffae.engines.memory import GIB, Memory
 
@@ -31,7 +31,7 @@ def machine(monkeypatch):
         this.measured.append(size)
         return speed.Speed(batch_size * np.prod(size) * (width / 16) ** 2 / this.pixels_per_second, batch_size, 0.1)
 
-    monkeypatch.setattr(grids, "run_memory", run_memory)
+    monkeypatch.setattr(speed, "run_memory", run_memory)
     monkeypatch.setattr(speed, "measure_speed", measure_speed)
     monkeypatch.setattr(memory, "free_memory", lambda device: this.free_gib and int(this.free_gib * GIB))
     return this

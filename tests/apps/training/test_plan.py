@@ -12,8 +12,7 @@ from PIL import Image
 
 from monai_diffae import plan as plan_command
 from monai_diffae.apps.training import speed as measuring
-from monai_diffae.apps.training.grids import grid_2d, grid_3d
-from monai_diffae.apps.training.speed import START_S, Speed, Work, measure_speed
+from monai_diffae.apps.training.speed import START_S, Speed, Work, grid_2d, grid_3d, measure_speed
 from monai_diffae.bundle.description import describe
 from monai_diffae.bundle.model_file import write_model
 from monai_diffae.cli import build_app, parse
