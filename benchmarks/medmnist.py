@@ -133,12 +133,14 @@ def prepared(data: Data) -> dict[str, Any]:
     return {**values, "in_channels": 3, "colour": "rgb"} if data.is_colour else values
 
 
-def trained_settings(data: Data) -> tuple[list[Path], dict[str, Any]]:
-    """The overlays and overrides of the training."""
+def trained_settings(data: Data, given: Sequence[Path]) -> tuple[list[Path], dict[str, Any]]:
+    """The overlays and overrides of the training, before those that are given."""
     overlays, overrides = layout.shipped("overlays"), {**prepared(data), "mlflow": False}
     if len(data.shape) == 3:
         return [overlays / "embed_volumes.json"], overrides
-    overrides |= {"z_channels": 256, "network_def#encoder#base_channels": 32}
+    is_anchored = any("free" in json.loads(path.read_text()).get("network_def#encoder", {}) for path in given)
+    trained_part = "network_def#encoder#free" if is_anchored else "network_def#encoder"
+    overrides |= {"z_channels": 256, f"{trained_part}#base_channels": 32}
     if min(data.shape) > 40:
         overrides["channel_mult"] = [1, 2, 4, 4]
     return [overlays / "medmnist.json", overlays / "encoder_view.json"], overrides
@@ -146,7 +148,7 @@ def trained_settings(data: Data) -> tuple[list[Path], dict[str, Any]]:
 
 def trained(data: Data, args: argparse.Namespace, seed: int) -> Path:
     """A bundle that is trained with a seed."""
-    overlays, overrides = trained_settings(data)
+    overlays, overrides = trained_settings(data, args.overlays)
     bundle = args.out / f"seed_{seed}"
     complete = args.out / f"trained_{seed}"
     if complete.exists():
