@@ -75,6 +75,7 @@ def test_overlay_trains_and_loads(overlay, small_cohort, tmp_path):
         "second_modality": lambda: two_modalities(data, small_cohort),
         "embed_volumes": lambda: volumes(data, 0, 900),
         "encoder_view_3d": lambda: volumes(data, 0, 900),
+        "anchored_3d": lambda: volumes(data, 0, 900),
     }.get(overlay.stem, lambda: small_cohort)()
     bundle = "diffae_3d" if json.loads(overlay.read_text()).get("spatial_dims") == 3 else "diffae_2d"
     directory = init_bundle(tmp_path / "bundle", bundle)
