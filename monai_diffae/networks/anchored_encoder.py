@@ -294,6 +294,14 @@ class AnchoredEncoder(nn.Module):
         self.axes[: len(axes)] = axes.to(self.axes)
 
     def _anchored(self, x: torch.Tensor) -> torch.Tensor:
+        """Without autocast: distances to words would lose most of their digits."""
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
+            if torch.is_autocast_enabled(x.device.type):
+                with torch.autocast(x.device.type, enabled=False):
+                    return self._components(x)
+        return self._components(x)
+
+    def _components(self, x: torch.Tensor) -> torch.Tensor:
         return torch.matmul(self._branch_features(x) - self.mean, self.axes.t()).to(x.dtype)
 
     def _branch_features(self, x: torch.Tensor) -> torch.Tensor:

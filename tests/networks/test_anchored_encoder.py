@@ -128,5 +128,8 @@ def test_an_anchored_encoder_finds_words_before_its_components_and_stores_both()
     again.load_state_dict(encoder.state_dict())
     assert torch.equal(again.eval()(images), encoder.eval()(images))
     assert encoder(images)[:, :6].var(dim=0, correction=0).mean().item() == pytest.approx(1, rel=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        anchored_numbers = encoder(images)[:, :6]
+    assert torch.equal(anchored_numbers, encoder(images)[:, :6])
     with pytest.raises(ConfigError, match="0 patches with contrast, too few for 9 words"):
         PatchWords([8, 8], num_words=9).fit(torch.zeros(4, 1, 8, 8))
