@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-LONGEST_S = 15.0
+LONGEST_S = 10.0
 """Processor seconds of one test with its children, without the time in which it imports modules.
 
 Tests should take less than 3 s (``--durations`` is printed). On machines that other programs use, the same test took 2
