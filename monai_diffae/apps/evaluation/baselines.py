@@ -6,7 +6,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,11 +92,11 @@ def _images(ids: Sequence[str], session: sessions.Session, out: Path) -> tuple[N
 
 def table_features(table: pd.DataFrame, name: Features) -> FeatureSet:
     """The codes of a table, named after their encoder, with standard deviations if it has any; or its wide features."""
+    if name == "wide":
+        return FeatureSet.from_values(WIDE_NAME, tables.matrix(table, "wide"), standardise=False)
     encoder = tables.encoder_name(table)
     codes = table[[*tables.z_columns(table), *tables.std_columns(table)]].to_numpy(np.float32)
-    values = tables.matrix(table, "wide") if name == "wide" else codes
-    title = WIDE_NAME if name == "wide" else "z_sem" if encoder == "trained" else encoder
-    return replace(FeatureSet.from_values(title, values), standardise=False)
+    return FeatureSet.from_values("z_sem" if encoder == "trained" else encoder, codes, standardise=False)
 
 
 def feature_set(
@@ -137,7 +136,7 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     if not is_available.any():
         raise CohortError(f"{path.name}: has none of the cases of the embeddings; give their ids in its column id")
     values = by_id.reindex(requested).to_numpy(np.float64)
-    return replace(FeatureSet.from_values(name, values, is_available, columns), standardise=not codes)
+    return FeatureSet.from_values(name, values, is_available, columns, standardise=not codes)
 
 
 def checksum_of_features(values: ArrayLike | os.PathLike[str] | str) -> str:

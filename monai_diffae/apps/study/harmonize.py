@@ -206,8 +206,8 @@ def _costs(
     from monai_diffae.latents.probing import FeatureSet, ProbeSettings, evaluate_probes
 
     rows = cases.rows
-    before = FeatureSet.from_values("before", rows[cases.columns("z")].to_numpy(np.float32))
-    before = replace(before, standardise=False)
+    codes = rows[cases.columns("z")].to_numpy(np.float32)
+    before = FeatureSet.from_values("before", codes, standardise=False)
     features = [replace(before, name="after", extract=lambda train: cases.values("z", train)), before]
     chosen = targets or [
         name for name in tables.label_columns(rows)

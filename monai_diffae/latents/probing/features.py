@@ -35,8 +35,9 @@ class FeatureSet:
 
     @classmethod
     def from_values(
-        cls, name: str, values: NDArray[Any], is_available: NDArray[np.bool_] | None = None, columns: Sequence[str] = ()
-    ) -> FeatureSet:
+        cls, name: str, values: NDArray[Any], is_available: NDArray[np.bool_] | None = None,
+        columns: Sequence[str] = (), standardise: bool = True,
+    ) -> FeatureSet:  # fmt: skip
         """Given features ``[N, D]``; nothing is fitted."""
         x = np.asarray(values, np.float64)
         is_available = np.ones(len(x), bool) if is_available is None else is_available
@@ -49,7 +50,7 @@ class FeatureSet:
                 f"{name}: the features of {count} cases contain values that are missing, infinite or too large; fill "
                 "them in, or remove these cases from the table"
             )
-        return cls(name, is_available, lambda train: x, columns=tuple(columns))
+        return cls(name, is_available, lambda train: x, standardise, tuple(columns))
 
     @classmethod
     def pca(
