@@ -26,7 +26,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +47,7 @@ from monai_diffae.apps.training.init import init
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle import layout
 from monai_diffae.data.atomic import write_atomic, write_json
-from monai_diffae.data.embeddings import has_common_scale, matrix, read_embeddings
+from monai_diffae.data.embeddings import matrix, read_embeddings
 from monai_diffae.data.samples import medmnist_to_cohort
 from monai_diffae.errors import DiffAEError
 from monai_diffae.latents.components import PixelComponents
@@ -57,6 +57,7 @@ from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval, 
 
 Labels = NDArray[np.int64]  # (N, L): one class, or several labels that are 0 or 1
 Scores = NDArray[np.float64]  # (N, C): a probability per class, or per label
+Features = dict[str, NDArray[Any]]  # (N, D) of each split, whose scales are informative
 
 BATCH_SIZE = 32
 PCA = "PCA of the pixels"
@@ -89,14 +90,6 @@ class Data:
     def evaluated(self) -> str:
         """The split whose labels are predicted."""
         return "test" if "test" in self.labels else "val"
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features (N, D) of each split."""
-
-    values: dict[str, NDArray[Any]]
-    standardise: bool  # not if the scales are informative, as those of principal components
 
 
 def pooled(images: NDArray[Any], side: int, dims: int) -> NDArray[np.float32]:
@@ -168,19 +161,16 @@ def trained(data: Data, args: argparse.Namespace, seed: int) -> Path:
 def embedded(data: Data, columns: Literal["z", "wide"] = "z", **options: Any) -> Features:
     """What ``embed`` gives for all images."""
     table = read_embeddings(embed(cohort=data.cohort, **options).path)
-    values = {name: matrix(table[table["split"] == name], columns) for name in data.labels}
-    return Features(values, not has_common_scale(table, columns))
+    return {name: matrix(table[table["split"] == name], columns) for name in data.labels}
 
 
 def together(first: Features, second: Features) -> Features:
     """Both features side by side, as ``probe --together`` combines them."""
-    sizes = {name: len(values) for name, values in first.values.items()}
-    parts = [
-        replace(FeatureSet.from_values("", np.concatenate([*each.values.values()])), standardise=each.standardise)
-        for each in (first, second)
-    ]
+    sizes = {name: len(values) for name, values in first.items()}
+    both = [np.concatenate([*each.values()]) for each in (first, second)]
+    parts = [FeatureSet.from_values("", values, standardise=False) for values in both]
     values = FeatureSet.together(parts).extract(np.arange(sizes["train"]))  # the training cases come first
-    return Features(dict(zip(sizes, np.split(values, np.cumsum([*sizes.values()])[:-1]), strict=True)), False)
+    return dict(zip(sizes, np.split(values, np.cumsum([*sizes.values()])[:-1]), strict=True))
 
 
 def pca(data: Data, dims: int) -> Features:
@@ -189,7 +179,7 @@ def pca(data: Data, dims: int) -> Features:
     with np.load(data.npz, allow_pickle=False) as arrays:
         images = {name: pooled(arrays[f"{name}_images"], side, len(data.shape)) / 255 for name in data.labels}
     components = PixelComponents.fit([images["train"]], dims)
-    return Features({name: components.features(values) for name, values in images.items()}, standardise=False)
+    return {name: components.features(values) for name, values in images.items()}
 
 
 def feature_sets(file: Data, data: Data, args: argparse.Namespace) -> dict[str, list[Features]]:
@@ -202,7 +192,7 @@ def feature_sets(file: Data, data: Data, args: argparse.Namespace) -> dict[str, 
     sets["wide"] = [embedded(data, "wide", **each) for each in options]
     first = bundles[args.seeds[0]]  # for its preprocessing
     sets["oriented gradients"] = [embedded(data, bundle=first, out=args.out / "gradients", encoder="gradients")]
-    sets[PCA] = [pca(data, sets["z_sem"][0].values["train"].shape[1])]
+    sets[PCA] = [pca(data, sets["z_sem"][0]["train"].shape[1])]
     if args.planar_weights is not None:
         planar = {"encoder": "planar", "weights": args.planar_weights, "backbone": args.planar_backbone}
         planar |= {"bundle": f"diffae_{len(file.shape)}d", "overrides": prepared(file)}
@@ -255,7 +245,7 @@ def accuracy(labels: Labels, scores: Scores) -> float:
     return float(np.mean(scores.argmax(axis=1) == labels[:, 0]))
 
 
-def logistic(fit: tuple[NDArray[Any], Labels], features: NDArray[Any], standardise: bool, C: float | None) -> Scores:
+def logistic(fit: tuple[NDArray[Any], Labels], features: NDArray[Any], C: float | None) -> Scores:
     """Probabilities (N, C) of the classes, or (N, L) of several labels; without C, it is the package's linear probe."""
     values, labels = fit
     several = labels.shape[1] > 1
@@ -263,20 +253,20 @@ def logistic(fit: tuple[NDArray[Any], Labels], features: NDArray[Any], standardi
     for column in labels.T:
         if C is None:
             num = 2 if several else int(labels.max()) + 1
-            probe = fit_probe("linear", values, column, np.arange(len(values)), num, standardise=standardise)
+            probe = fit_probe("linear", values, column, np.arange(len(values)), num, standardise=False)
             predicted.append(probe.predict(features))
         else:
-            scaler = StandardScaler(with_std=standardise)
+            scaler = StandardScaler(with_std=False)
             model = make_pipeline(scaler, LogisticRegression(C=C, max_iter=2000)).fit(values, column)
             predicted.append(model.predict_proba(features))
     return np.stack([scores[:, 1] for scores in predicted], axis=1) if several else predicted[0]
 
 
-def best_on_val(sides: Mapping[str, tuple[NDArray[Any], Labels]], standardise: bool) -> float:
+def best_on_val(sides: Mapping[str, tuple[NDArray[Any], Labels]]) -> float:
     """The C with the best AUROC on ``val``, and the strongest of equals."""
     areas = []
     for C in LOGISTIC_CS:
-        scores, labels = logistic(sides["train"], sides["val"][0], standardise, C), sides["val"][1]
+        scores, labels = logistic(sides["train"], sides["val"][0], C), sides["val"][1]
         columns = labels if labels.shape[1] > 1 else np.eye(scores.shape[1], dtype=int)[labels[:, 0]]
         known = [k for k in range(columns.shape[1]) if len(set(columns[:, k])) == 2]  # val may lack a class
         areas.append(np.mean([roc_auc_score(columns[:, k], scores[:, k]) for k in known]))
@@ -317,14 +307,14 @@ def linear_layer(sides: Mapping[str, tuple[NDArray[Any], Labels]], seed: int) ->
 
 def evaluate(features: Features, data: Data, seed: int) -> dict[str, Scores]:
     """The predictions for the evaluated split by each protocol; those that need ``val`` only if there is a ``test``."""
-    sides = {name: (features.values[name], data.labels[name]) for name in data.labels}
+    sides = {name: (features[name], data.labels[name]) for name in data.labels}
     test = sides[data.evaluated][0]
-    scores = {"probe": logistic(sides["train"], test, features.standardise, None)}
+    scores = {"probe": logistic(sides["train"], test, None)}
     if data.evaluated == "test":
         both = tuple(np.concatenate(parts) for parts in zip(sides["train"], sides["val"], strict=True))
-        scores["probe, train + val"] = logistic((both[0], both[1]), test, features.standardise, None)
-        C = best_on_val(sides, features.standardise)
-        scores["probe, C on val"] = logistic(sides["train"], test, features.standardise, C)
+        scores["probe, train + val"] = logistic((both[0], both[1]), test, None)
+        C = best_on_val(sides)
+        scores["probe, C on val"] = logistic(sides["train"], test, C)
         scores["field: linear layer"] = linear_layer(sides, seed)
     if data.labels["train"].shape[1] == 1:
         nearest = KNeighborsClassifier(11).fit(sides["train"][0], sides["train"][1][:, 0])

@@ -171,7 +171,7 @@ def test_a_training_that_is_faster_than_measured_uses_its_time(small_cohort, tmp
 def test_a_missing_bundle_is_made_also_without_minutes(tiny_bundle, tiny_bundle_3d, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("monai_diffae.apps.training.train.open_training", lambda *_: None)
     for name, dims, bundle in (("m", 2, tiny_bundle), ("new", 3, tiny_bundle_3d)):
-        with caplog.at_level(logging.INFO), pytest.raises(AttributeError):
+        with caplog.at_level(logging.INFO, "monai_diffae"), pytest.raises(AttributeError):
             train(tmp_path / name, bundle.cohort)
         assert configured(tmp_path / name)["spatial_dims"] == dims
         assert f"{name}: a new bundle, made from diffae_{dims}d" in caplog.messages
