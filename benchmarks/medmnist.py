@@ -6,7 +6,7 @@
 Any MedMNIST ``.npz`` file, 2D or 3D, of any size, one or several labels; with ``--side``, images are first reduced to
 that side by averaging. For each seed, a Diff-AE is trained on the images of ``train``, without their labels, as long as
 ``--images`` or ``--minutes`` (``train --minutes``) say, and all images are encoded. Each set of features predicts the
-labels of ``test``: z_sem, wide features, principal components of the pixels and of their oriented gradients, and a
+labels of ``test``: z_sem, wide features, principal components of the pixels and of typical patches, and a
 frozen network (``embed --encoder planar``, which sees the images of the file). A file without ``test`` is evaluated on
 ``val`` instead.
 
@@ -191,7 +191,7 @@ def feature_sets(file: Data, data: Data, args: argparse.Namespace) -> dict[str, 
     sets = {"z_sem": [embedded(data, **each) for each in options]}
     sets["wide"] = [embedded(data, "wide", **each) for each in options]
     first = bundles[args.seeds[0]]  # for its preprocessing
-    sets["oriented gradients"] = [embedded(data, bundle=first, out=args.out / "gradients", encoder="gradients")]
+    sets["typical patches"] = [embedded(data, bundle=first, out=args.out / "words", encoder="words")]
     sets[PCA] = [pca(data, sets["z_sem"][0]["train"].shape[1])]
     if args.planar_weights is not None:
         planar = {"encoder": "planar", "weights": args.planar_weights, "backbone": args.planar_backbone}

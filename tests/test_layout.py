@@ -20,7 +20,7 @@ MOST_PARAMETERS = 12
 BUDGETS = {
     ".": (325, 5),
     "apps": (1_595, 10),
-    "apps/embedding": (1_550, 7),
+    "apps/embedding": (1_570, 7),
     "apps/evaluation": (2_855, 14),
     "apps/pages": (2_215, 11),
     "apps/sharing": (435, 4),
@@ -38,7 +38,7 @@ BUDGETS = {
     "label": (1_985, 11),
     "latents": (4_300, 22),
     "metrics": (630, 6),
-    "networks": (2_250, 12),
+    "networks": (2_200, 12),
     "official": (655, 4),
     "pictures": (775, 4),
     "serving": (160, 3),

@@ -41,7 +41,7 @@ _AUGMENTATIONS = (
 _OURS = (
     "diffusion.DiffusionSchedule", "inferers.DiffusionAutoencoderInferer", "inferers.LatentInferer",
     *(f"networks.{name}" for name in ("AnchoredEncoder", "DenoisingUNet", "DiffusionAutoencoder", "EncoderAdapter")),
-    *(f"networks.{name}" for name in ("FirstStage", "LatentMLP", "OrientedGradients", "PatchWords", "PlanarAdapter")),
+    *(f"networks.{name}" for name in ("FirstStage", "LatentMLP", "PatchWords", "PlanarAdapter")),
     "networks.PooledVoxels", "networks.SemanticEncoder",
     *(f"transforms.{name}" for name in ("ReadScand", "SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToSpacingd")),
     "networks.preset",

@@ -27,7 +27,7 @@ MAP_COLUMNS = ("x", "y", "thumbnail")
 
 _FIGURES = ("z_sem_usage", "patient_key", "preprocessing", "split_origin")  # of the record beside a CSV
 _MOST_SAMPLED = 100
-COMMON_SCALE = ("pca", "gradients", "planar")
+COMMON_SCALE = ("pca", "words", "planar")
 """Encoders whose columns are principal components."""
 _Z = re.compile(r"z_\d+")
 _STD = re.compile(r"std_\d+")

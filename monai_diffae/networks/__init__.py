@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monai_diffae.networks.anchored_encoder import AnchoredEncoder, OrientedGradients, PatchWords, PooledVoxels
+from monai_diffae.networks.anchored_encoder import AnchoredEncoder, PatchWords, PooledVoxels
 from monai_diffae.networks.arguments import anisotropic_strides
 from monai_diffae.networks.autoencoder import PRESETS, DiffusionAutoencoder, build_autoencoder, preset
 from monai_diffae.networks.denoising_unet import DenoisingUNet
@@ -19,7 +19,6 @@ __all__ = [
     "EncoderAdapter",
     "FirstStage",
     "LatentMLP",
-    "OrientedGradients",
     "PatchWords",
     "PlanarAdapter",
     "PooledVoxels",

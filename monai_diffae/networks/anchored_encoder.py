@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,12 +14,12 @@ from monai_diffae.errors import ConfigError, counted
 from monai_diffae.networks.blocks import CellMeans
 
 _LEAST_SHARE = 1e-10  # of the largest variance; smaller ones are rounding errors
-_MOST_PIXELS = {2: 64, 3: 32}  # per axis
-_CELL = 4  # pixels per axis over which gradients are averaged
-_FAINT = 0.04  # mean steepness of a cell, below which it counts less: 2 % of the range
 _FAINT_VARIANCE = 0.01  # of a patch, at which its contrast counts half
 _WHITENED_FLOOR = 0.1  # added to the variances by which patches are whitened: the smallest are noise
 _MOST_PATCHES = 50_000  # in which words are found
+MOST_PIXELS = {2: 32, 3: 16}
+"""Per axis, of images in which words are looked for, by the number of axes."""
+_NUM_WORDS, _PATCH, _CELLS = {2: 200, 3: 100}, {2: 6, 3: 5}, {2: 4, 3: 3}
 
 
 class PooledVoxels(nn.Sequential):
@@ -40,58 +39,6 @@ class PooledVoxels(nn.Sequential):
         self.out_features = in_channels * math.prod(size)
 
 
-class OrientedGradients(nn.Module):
-    """Images (B, C, *S) -> (B, C * D * prod(size // 4)): how steeply intensities rise in D directions, in each cell.
-
-    Histograms of oriented gradients (Dalal and Triggs, CVPR 2005) in 2D (D = 8) and 3D (D = 26): gradients are shared
-    out to the directions of a pixel's neighbors by the squared cosine, and averaged over cells of 4 pixels per axis.
-    The numbers of a cell have a norm of about 1, so that they depend little on brightness, contrast and exposure, which
-    differ between hospitals.
-
-    Args:
-        size: pixels per axis of the images; with more than 64 (32 in 3D), they are averaged to that many first.
-        in_channels: channels of the images, in the model's range of -1 to 1.
-
-    Example:
-        >>> OrientedGradients([32, 32])(torch.rand(2, 1, 64, 64)).shape
-        torch.Size([2, 512])
-    """
-
-    if TYPE_CHECKING:  # TorchScript would try to compile an annotation that it sees
-        directions: torch.Tensor
-
-    def __init__(self, size: Sequence[int], in_channels: int = 1) -> None:
-        super().__init__()
-        steps = [step for step in product((-1.0, 0.0, 1.0), repeat=len(size)) if any(step)]
-        self.register_buffer("directions", F.normalize(torch.tensor(steps), dim=1), persistent=False)
-        small = [min(side, _MOST_PIXELS[len(size)]) for side in size]
-        cells = [max(1, side // _CELL) for side in small]
-        self.shrink, self.pool = CellMeans(small), CellMeans(cells)
-        self.faint = _FAINT
-        self.out_features = in_channels * len(steps) * math.prod(cells)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features (B, F) of images (B, C, *S), in their dtype."""
-        small = self.shrink(x.float())
-        gradients = torch.stack([_differences(small, axis + 2) for axis in range(self.directions.shape[1])], dim=-1)
-        steepness = gradients.square().sum(dim=-1).sqrt().clamp(min=1e-8)
-        cells: list[torch.Tensor] = []
-        for direction in self.directions:
-            along = (gradients * direction).sum(dim=-1).clamp(min=0)
-            cells.append(self.pool(along.square() / steepness))
-        histograms = torch.stack(cells, dim=-1)
-        norms = (histograms.square().sum(dim=-1, keepdim=True) + self.faint**2).sqrt()
-        return (histograms / norms).flatten(1).to(x.dtype)
-
-
-def _differences(x: torch.Tensor, axis: int) -> torch.Tensor:
-    """Central differences along an axis, as of an image whose border is repeated."""
-    last = x.shape[axis] - 1
-    after = torch.cat([x.narrow(axis, 1, last), x.narrow(axis, last, 1)], dim=axis)
-    before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, last)], dim=axis)
-    return (after - before) / 2
-
-
 class PatchWords(nn.Module):
     """Images (B, C, *S) -> (B, K * prod(cells)): how much the patches in each cell look like K typical ones, the words.
 
@@ -102,9 +49,9 @@ class PatchWords(nn.Module):
     Args:
         size: pixels per axis of the images; with more than 32 (16 in 3D), they are averaged to that many first.
         in_channels: channels of the images, in the model's range of -1 to 1.
-        num_words: the number K of words.
-        patch: pixels per axis of a patch.
-        cells: cells per axis over which patches are averaged.
+        num_words: the number K of words; None: 200, in 3D 100.
+        patch: pixels per axis of a patch; None: 6, in 3D 5.
+        cells: cells per axis over which patches are averaged; None: 4, in 3D 3.
 
     Example:
         >>> words = PatchWords([32, 32], num_words=20)
@@ -119,10 +66,17 @@ class PatchWords(nn.Module):
         words: torch.Tensor
 
     def __init__(
-        self, size: Sequence[int], in_channels: int = 1, num_words: int = 200, patch: int = 6, cells: int = 4
+        self,
+        size: Sequence[int],
+        in_channels: int = 1,
+        num_words: int | None = None,
+        patch: int | None = None,
+        cells: int | None = None,
     ) -> None:
         super().__init__()
-        small = [min(side, _MOST_PIXELS[len(size)] // 2) for side in size]
+        dims = len(size)
+        num_words, patch, cells = num_words or _NUM_WORDS[dims], patch or _PATCH[dims], cells or _CELLS[dims]
+        small = [min(side, MOST_PIXELS[dims]) for side in size]
         self.sides = [min(patch, side) for side in small]
         num = [side - length + 1 for side, length in zip(small, self.sides, strict=True)]  # patches per axis
         self.shrink, self.pool = CellMeans(small), CellMeans([min(cells, count) for count in num])

@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.networks import AnchoredEncoder, OrientedGradients, PatchWords, PooledVoxels, SemanticEncoder
+from monai_diffae.networks import AnchoredEncoder, PatchWords, PooledVoxels, SemanticEncoder
 
 
 def anchored(spatial_dims, channels=6, free_dropout=0.0, branches=1):
@@ -73,32 +73,6 @@ def test_only_the_free_encoder_is_trained_and_dropped():
     assert 10 < int(dropped.sum()) < 54
     assert torch.equal(z_sem[:, :6], encoder.eval()(images)[:, :6])
     assert {name.split(".")[0] for name, weight in encoder.named_parameters() if weight.requires_grad} == {"free"}
-
-
-@pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_oriented_gradients_of_a_ramp_point_along_it_whatever_its_contrast(spatial_dims):
-    ramp = torch.linspace(-1, 1, 16).reshape(1, 1, 16, *[1] * (spatial_dims - 1)).expand(2, 1, *[16] * spatial_dims)
-    gradients = OrientedGradients([16] * spatial_dims)
-    features = gradients(ramp).unflatten(1, (-1, len(gradients.directions)))
-    assert features.shape[1:] == (4**spatial_dims, 3**spatial_dims - 1)
-    cosines = gradients.directions[:, 0].clamp(min=0).square()
-    assert features.allclose((cosines / cosines.norm()).expand_as(features), atol=0.05)
-    assert gradients(ramp * 0.8 + 0.1).allclose(gradients(ramp), atol=0.05)
-    assert not gradients(torch.ones_like(ramp)).any()
-    assert torch.equal(torch.jit.script(gradients)(ramp), gradients(ramp))
-
-
-def test_oriented_gradients_are_those_of_a_loop():
-    image = np.random.default_rng(0).uniform(-1, 1, (12, 8)).astype(np.float32)
-    gradients = OrientedGradients([12, 8])
-    ours = gradients(torch.from_numpy(image)[None, None]).numpy().reshape(3, 2, 8)
-    steps = np.stack(np.gradient(np.pad(image, 1, "edge")), axis=-1)[1:-1, 1:-1]
-    for row, column in np.ndindex(3, 2):
-        cell = steps[4 * row : 4 * row + 4, 4 * column : 4 * column + 4].reshape(-1, 2)
-        cosines = cell / np.linalg.norm(cell, axis=1, keepdims=True) @ gradients.directions.numpy().T
-        expected = (np.clip(cosines, 0, None) ** 2 * np.linalg.norm(cell, axis=1, keepdims=True)).mean(axis=0)
-        expected /= np.sqrt((expected**2).sum() + 0.04**2)
-        np.testing.assert_allclose(ours[row, column], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("spatial_dims", "channels"), [(2, 2), (3, 1)])

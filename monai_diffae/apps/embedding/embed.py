@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Pool = Literal["none", "mean", "mean_std"]
-Encoder = Literal["trained", "untrained", "pca", "gradients", "planar"]
+Encoder = Literal["trained", "untrained", "pca", "words", "planar"]
 
 _SUFFIXES = (".parquet", ".csv")
 _SUM_DIGITS = 12
@@ -48,7 +48,7 @@ class Encoding:
     """What encodes the scans."""
 
     encoder: Encoder = "trained"
-    """``trained``, or an encoder that needs no training: ``untrained``, ``pca``, ``gradients`` or ``planar``."""
+    """``trained``, or an encoder that needs no training: ``untrained``, ``pca``, ``words`` or ``planar``."""
     weights: Path | None = None
     """File of the weights of ``planar``: a state dict, ``.pth`` or ``.safetensors``. Nothing is downloaded."""
     backbone: str = "alexnet"
@@ -111,14 +111,14 @@ def embed(
     z_sem, and ``thumbnail``, a small PNG of each image, for tools that draw maps. The scans are read once more.
 
     With ``features`` ``wide``, the columns ``w_000`` to ``w_255`` follow: principal components of the features from
-    which the encoder's last layer computes z_sem, and of :class:`~monai_diffae.networks.OrientedGradients`.
+    which the encoder's last layer computes z_sem, and of :class:`~monai_diffae.networks.PatchWords`.
     ``probe`` often predicts labels better from them; they cannot be decoded. They are fitted to the training cases when
     the cohort of the model's training is embedded in this way, and stored in ``models/wide.safetensors``; other cohorts
     get the same components.
 
     Another ``encoder`` needs no training: ``untrained`` is the bundle's encoder with random weights, ``pca`` as many
-    principal components of the training images' pixels as z_sem would have dimensions, ``gradients`` the same of their
-    :class:`~monai_diffae.networks.OrientedGradients`, ``planar`` at most 1024 of the features of a frozen 2D network,
+    principal components of the training images' pixels as z_sem would have dimensions, ``words`` the same of their
+    :class:`~monai_diffae.networks.PatchWords`, ``planar`` at most 1024 of the features of a frozen 2D network,
     of volumes for slices along each axis. ``bundle`` may then be a folder made by
     ``init``, or the name of a shipped bundle. ``probe`` and ``neighbors`` take such a table; commands that decode z_sem
     refuse it.

@@ -1,4 +1,4 @@
-"""Encoders beside a trained one: random weights, components of pixels or gradients, 2D networks; and wide features."""
+"""Encoders beside a trained one: random weights, pixels, typical patches, 2D networks; and wide features."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import CohortError, ConfigError, MachineError, quoted
 from monai_diffae.latents.components import PixelComponents
-from monai_diffae.networks import OrientedGradients
+from monai_diffae.networks import PatchWords
+from monai_diffae.networks.anchored_encoder import MOST_PIXELS
+from monai_diffae.networks.blocks import CellMeans
 from monai_diffae.networks.encoder_adapter import PixelEncoder, PlanarAdapter
 from monai_diffae.official.checkpoint_files import named_after, read_weights
 
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 _BATCH_BYTES = 2**29
 _READ_AHEAD = 16
 _MOST_COLUMNS = 1024
+_MOST_FOR_WORDS = 2000  # training cases in which words are found
 _HEADS = ("fc", "classifier", "heads", "head")
 _LAYERS = {  # of torchvision's networks, by the beginning of their name
     "alexnet": ("features.4", "features.7", "features.9", "features.11"),
@@ -60,9 +63,8 @@ def open_baseline(
     described: dict[str, Any] = {"encoder": encoding.encoder}
     if encoding.encoder == "untrained":
         return session, described
-    if encoding.encoder in ("pca", "gradients"):
-        size = trained.config["image_size"]
-        fixed = nn.Flatten() if encoding.encoder == "pca" else OrientedGradients(size).to(trained.device)
+    if encoding.encoder in ("pca", "words"):
+        fixed = nn.Flatten() if encoding.encoder == "pca" else _fitted_words(session)
         return _with_components(session, trained.z_channels, fixed, encoding.encoder), described
     network = open_backbone(encoding, trained.config).to(trained.device)
     weights = file_checksum(str(encoding.weights))
@@ -155,10 +157,30 @@ def training_images(
     yield np.stack(batch)
 
 
+def _fitted_words(session: Session) -> PatchWords:
+    """The typical patches of the training images, as the bundle's encoder sees these."""
+    trained, small = session.trained, _SmallImages().eval()
+    batches = training_images(
+        session, 2, lambda images: trained.inferer.encode(images, small), text="patches", most_cases=_MOST_FOR_WORDS
+    )
+    images = torch.from_numpy(np.concatenate([*batches]))
+    words = PatchWords(images.shape[2:], images.shape[1])
+    words.fit(images)
+    return words.to(trained.device)
+
+
+class _SmallImages(nn.Module):
+    """Encodes images (B, C, *S) to themselves, averaged to what words need."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        most = MOST_PIXELS[images.ndim - 2]
+        return CellMeans([min(side, most) for side in images.shape[2:]])(images)  # type: ignore[no-any-return]
+
+
 # -- wide features -----------------------------------------------------------------------------------------------------
-# Principal components of what the encoder computes before its last layer, and of oriented gradients, both scaled to a
-# total variance of 1. The last layer keeps what the decoder needs; a label may need what it leaves out. Oriented
-# gradients need no training, and differ less between hospitals than intensities.
+# Principal components of what the encoder computes before its last layer, and of how much patches resemble typical ones
+# (PatchWords), both scaled to a total variance of 1. The last layer keeps what the decoder needs; a label may need what
+# it leaves out. Words are found without labels, and differ less between hospitals than intensities.
 
 WIDE_CHANNELS = 256
 """The most wide features; fewer training cases give fewer."""
@@ -169,49 +191,42 @@ class NotFittedError(ConfigError):
     """The bundle has no wide features of its present weights."""
 
 
-class WideEncoder(nn.Module):
+class _FeatureEncoder(nn.Module):
+    """An autoencoder whose codes are what the wide features are components of."""
+
+    def __init__(self, network: nn.Module, words: PatchWords) -> None:
+        super().__init__()
+        self.network = network
+        self.words = words
+        self.spatial_dims: int = network.spatial_dims  # type: ignore[assignment]
+
+    def encode(self, images: Tensor) -> Tensor:
+        return torch.cat([self.network.encoder.features(images), self.words(images)], dim=1)  # type: ignore[union-attr, operator]
+
+
+class WideEncoder(_FeatureEncoder):
     """An autoencoder whose codes are z_sem (B, Z), unless it is left out, and K wide features."""
 
     mean: Tensor
     axes: Tensor
 
-    def __init__(self, network: nn.Module, mean: Tensor, axes: Tensor, with_z_sem: bool = True) -> None:
-        super().__init__()
-        self.network = network
+    def __init__(
+        self, network: nn.Module, words: PatchWords, mean: Tensor, axes: Tensor, with_z_sem: bool = True
+    ) -> None:
+        super().__init__(network, words)
         self.register_buffer("mean", mean)
         self.register_buffer("axes", axes)
         self.with_z_sem = with_z_sem
         self.z_channels = network.z_channels if with_z_sem else len(axes)
-        self.spatial_dims = network.spatial_dims
 
     def encode(self, images: Tensor) -> Tensor:
         """The codes (B, Z + K) of images (B, C, *S)."""
-        features = _features(self.network, images)
-        wide = (torch.cat(features, dim=1) - self.mean) @ self.axes.T
+        features = super().encode(images)
+        wide = (features - self.mean) @ self.axes.T
         if not self.with_z_sem:
             return wide
-        return torch.cat([self.network.encoder.project(features[0]), wide], dim=1)  # type: ignore[union-attr, operator]
-
-
-class _FeatureEncoder(nn.Module):
-    """An autoencoder whose codes are what the wide features are components of."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.spatial_dims: int = network.spatial_dims  # type: ignore[assignment]
-        self.widths: list[int] = []
-
-    def encode(self, images: Tensor) -> Tensor:
-        parts = _features(self.network, images)
-        self.widths = [part.shape[1] for part in parts]
-        return torch.cat(parts, dim=1)
-
-
-def _features(network: nn.Module, images: Tensor) -> list[Tensor]:
-    """The parts of which wide features are components, each (B, F); the first is what the last layer projects."""
-    gradients = OrientedGradients(images.shape[2:]).to(images.device)
-    return [network.encoder.features(images), gradients(images)]  # type: ignore[union-attr, operator]
+        own = features[:, : -self.words.out_features].contiguous()
+        return torch.cat([self.network.encoder.project(own), wide], dim=1)  # type: ignore[union-attr, operator]
 
 
 def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> TrainedBundle:
@@ -225,7 +240,9 @@ def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> Tr
             "the training cohort with features wide, in one process, without overrides, where the bundle can be written"
         )
     file = read_model(models_folder(trained.folder) / WIDE, "wide", is_built=False)
-    network = WideEncoder(trained.network, file.tensors["mean"], file.tensors["axes"].float(), with_z_sem)
+    words = PatchWords(file.description["size"], file.tensors["words.filters"].shape[1])
+    file.load_into(words, "words.")
+    network = WideEncoder(trained.network, words, file.tensors["mean"], file.tensors["axes"].float(), with_z_sem)
     return replace(trained, network=network.to(trained.device).eval())
 
 
@@ -243,19 +260,21 @@ def fit_or_load(session: Session, *, may_fit: bool) -> Session:
     except NotFittedError:
         if not (may_fit and session.can_fit_wide):
             raise
-    mean, axes = _fit(session)
+    words = _fitted_words(session)
+    mean, axes = _fit(session, words)
     models = models_folder(trained.folder)
     with WriteLock(models):
-        tensors = {"mean": mean, "axes": axes.half()}  # a file of half the size
-        write_model(models / WIDE, "wide", tensors, {"autoencoder_sha256": trained.sha256})
+        tensors = {"mean": mean, "axes": axes.half(), **words.state_dict(prefix="words.")}  # a file of half the size
+        description = {"autoencoder_sha256": trained.sha256, "size": words.shrink.cells}
+        write_model(models / WIDE, "wide", tensors, description)
     logger.info("models/%s: %d components of the training cases' features", WIDE, len(axes))
     return replace(session, trained=with_wide_features(trained))
 
 
-def _fit(session: Session) -> tuple[Tensor, Tensor]:
+def _fit(session: Session, words: PatchWords) -> tuple[Tensor, Tensor]:
     """The mean [F] and the components [K, F] of the features of at most ``_MOST_CASES`` training cases."""
     trained = session.trained
-    encoder = _FeatureEncoder(trained.network).eval()
+    encoder = _FeatureEncoder(trained.network, words).eval()
 
     def encode(images: Tensor) -> Tensor:
         return trained.inferer.encode(images, encoder)
@@ -263,10 +282,11 @@ def _fit(session: Session) -> tuple[Tensor, Tensor]:
     least = WIDE_CHANNELS + 1
     batches = training_images(session, least, encode, text="wide features", most_cases=_MOST_CASES)
     first = next(batches)
-    parts = np.split(first, np.cumsum(encoder.widths)[:-1], axis=1)
+    widths = [first.shape[1] - words.out_features, words.out_features]
+    parts = np.split(first, widths[:1], axis=1)
     variances = np.array([part.var(axis=0).sum() for part in parts])
     scales = np.divide(1, np.sqrt(variances), out=np.zeros(len(parts)), where=variances > 0)
-    scale = np.repeat(scales, encoder.widths).astype(np.float32)
+    scale = np.repeat(scales, widths).astype(np.float32)
     components = PixelComponents.fit((batch * scale for batch in chain([first], batches)), WIDE_CHANNELS)
     mean = np.divide(components.mean, scale, out=first.mean(axis=0), where=scale > 0)
     return torch.from_numpy(mean).float(), torch.from_numpy(components.axes * scale).float()

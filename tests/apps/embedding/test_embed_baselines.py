@@ -25,11 +25,11 @@ from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import CohortError, ConfigError, MachineError
 from monai_diffae.inferers.reconstruction import encode_exactly
 from monai_diffae.latents.components import PixelComponents
-from monai_diffae.networks import OrientedGradients
+from monai_diffae.networks import PatchWords
 
 CONFIG = {"spatial_dims": 2, "in_channels": 1, "model_range": [-1, 1]}
 SMALL = {"image_size": [16, 16], "base_channels": 4, "channel_mult": [1, 2], "z_channels": 5}
-ENCODERS = ["untrained", "pca", "gradients", "planar"]
+ENCODERS = ["untrained", "pca", "words", "planar"]
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,16 @@ def test_a_table_says_what_made_it_and_the_same_command_gives_the_same_one(made,
     assert embed(bundle, labelled.cohort, tmp_path / "out", **options[name]).skipped
 
 
-@pytest.mark.parametrize(("name", "features"), [("pca", nn.Flatten()), ("gradients", OrientedGradients([16, 16]))])
-def test_components_are_those_of_the_training_images(made, labelled, name, features):
+def fitted_words(train):
+    words = PatchWords([16, 16])
+    words.fit(train[np.random.default_rng(0).permutation(len(train))])
+    return words
+
+
+@pytest.mark.parametrize("name", ["pca", "words"])
+def test_components_are_those_of_the_training_images(made, labelled, name):
     (_, train), (ids, images) = preprocessed(labelled.cohort, "train"), preprocessed(labelled.cohort)
+    features = fitted_words(train) if name == "words" else nn.Flatten()
     pca = PCA(5, svd_solver="full").fit(features(train).numpy())
     expected = pca.transform(features(images).numpy()) / np.sqrt(pca.explained_variance_.mean())
     table = read_embeddings(made[name]).set_index("id").loc[ids]
@@ -202,9 +209,9 @@ def test_wide_features_are_the_components_of_the_training_cases_features(wide, l
     images = torch.stack([trained.open(file).images[0] for file in pd.read_csv(labelled.cohort)["image"]])
     with torch.no_grad():
         features = trained.network.encoder.features(images)
-        gradients = OrientedGradients([16, 16])(images)
-    parts = [part.numpy() for part in (features, gradients)]
     is_train = (table["split"] == "train").to_numpy()
+    words = fitted_words(images[is_train])
+    parts = [part.numpy() for part in (features, words(images))]
     features = np.concatenate([part / np.sqrt(part[is_train].var(axis=0).sum()) for part in parts], axis=1)
     pca = PCA(int(is_train.sum()) - 1, svd_solver="full").fit(features[is_train])
     expected = pca.transform(features) / np.sqrt(pca.explained_variance_.mean())

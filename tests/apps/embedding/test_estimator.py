@@ -17,6 +17,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.validation import validate_data
 from tiny_bundles import rewrite
 
 from monai_diffae import DiffAEEncoder, embed, load_bundle
@@ -30,10 +31,11 @@ class EncoderOfTables(DiffAEEncoder):
     Rows are padded to the image's size and scaled into its range; everything else is as in the class itself.
     """
 
-    def _images(self, numbers, trained):
+    def _images(self, X, trained, *, reset):
+        numbers = validate_data(self, X, reset=reset, dtype=np.float32)
         size = int(np.prod(trained.image_shape))
         padded = np.pad(np.tanh(numbers), ((0, 0), (0, size - numbers.shape[1])))
-        return super()._images(padded, trained)
+        return padded.reshape(-1, *trained.image_shape)
 
 
 @pytest.mark.slow
