@@ -174,7 +174,7 @@ class _SmallImages(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         most = MOST_PIXELS[images.ndim - 2]
-        return CellMeans([min(side, most) for side in images.shape[2:]])(images)  # type: ignore[no-any-return]
+        return CellMeans([min(side, most) for side in images.shape[2:]])(images)
 
 
 # -- wide features -----------------------------------------------------------------------------------------------------
