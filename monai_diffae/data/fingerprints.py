@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -23,13 +22,9 @@ if TYPE_CHECKING:  # every command imports this module, so it is light
 _NOT_IMAGES = ("id", "slice")  # entries of a case's item
 
 _VOXELS_OF = {".hdr": ".img", ".hdr.gz": ".img.gz"}  # by the suffixes of their headers
-# The suffixes of headers that can name the files with their voxels, and the field that does so.
-_ELEMENT_DATA_FILE = re.compile(rb"ElementDataFile\s*[=:]\s*([^\r\n]*)")
-_NAMES_VOXELS = {
-    ".mhd": _ELEMENT_DATA_FILE,
-    ".mha": _ELEMENT_DATA_FILE,
-    ".nrrd": re.compile(rb"(?im)^data ?file\s*:\s*([^\r\n]*)"),
-}
+VOXELS_NAMED = re.compile(rb"(?i)(?:ElementDataFile\s*[=:]|data ?file\s*:)\s*([^\r\n]*)")
+"""The field in which the header of an MHA, MHD or NRRD names the file with the voxels."""
+
 _LONGEST_HEADER = 1 << 16
 
 _SETTLED_NS = 2 * 10**9  # file systems store the time of a change to 2 s or better
@@ -80,9 +75,7 @@ def scan_files(file: str | os.PathLike[str]) -> list[Path]:
             series = list_series(path)
             return [slice_ for name in series if uid in (None, name) for slice_ in series[name].files]
         return []
-    partners = [Path(partner) for partner in _partners(os.fspath(path)) if partner != os.fspath(path)]
-    inner = [[partner] if not partner.is_dir() else filter(Path.is_file, partner.iterdir()) for partner in partners]
-    return [path, *itertools.chain(*inner)]
+    return [path, *map(Path, _partners(os.fspath(path)))]
 
 
 def voxel_file(path: str | os.PathLike[str]) -> str:
@@ -186,22 +179,13 @@ def _state_text(state: os.stat_result) -> str:
 
 
 def _partners(path: str) -> Iterator[str]:
-    """The files with the voxels of a header file; the folder that holds them if the header names several or none."""
+    """The file with the voxels of a header file."""
     if (voxels := voxel_file(path)) != path:
         yield voxels
-    for suffix, pattern in _NAMES_VOXELS.items():
-        if path.lower().endswith(suffix):
-            yield from _detached_voxels(path, pattern)
-
-
-def _detached_voxels(path: str, pattern: re.Pattern[bytes]) -> Iterator[str]:
-    folder, header = os.path.dirname(path), b""  # noqa: PTH120 - see above
-    with contextlib.suppress(OSError, ValueError), open(path, "rb") as stream:
-        header = stream.read(_LONGEST_HEADER)
-    match = pattern.search(header)
-    name = match[1].decode(errors="surrogateescape").strip() if match else "LOCAL"
-    if match is None and path.lower().endswith(".mhd"):
-        name = ""  # its voxels are never in the file itself
-    if name != "LOCAL":  # else the voxels follow the header
-        voxels = os.path.join(folder, name)  # noqa: PTH118 - see above
-        yield voxels if os.path.isfile(voxels) else folder or "."  # noqa: PTH113 - see above
+    if path.lower().endswith((".mhd", ".mha", ".nrrd")):
+        header = b""
+        with contextlib.suppress(OSError, ValueError), open(path, "rb") as stream:
+            header = stream.read(_LONGEST_HEADER)
+        name = match[1].decode(errors="surrogateescape").strip() if (match := VOXELS_NAMED.search(header)) else ""
+        if name and name.upper() != "LOCAL":  # else the voxels follow the header
+            yield os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120 - see above

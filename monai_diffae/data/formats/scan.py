@@ -4,7 +4,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -110,20 +110,20 @@ def as_float32(
     path: Path, values: NDArray[np.generic], scaling: tuple[float, float] | None = None
 ) -> NDArray[np.float32]:
     """Convert to float32 in C order, scaled in float64; warn if under 256 steps remain, raise an error under 8."""
-    rounded = np.empty(values.shape, np.float32)
+    rounded, is_exact = np.empty(values.shape, np.float32), True
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported later, as non-finite values
-        for part, scaled in _scaled_parts(values, scaling):
-            rounded[part] = scaled
-    if scaling is None and (values.dtype.itemsize <= 2 or values.dtype == np.float32):  # the conversion is exact
+        for start in range(0, len(values), _PART):
+            part = slice(start, start + _PART)
+            exact = values[part] if scaling is None else values[part].astype(np.float64) * scaling[0] + scaling[1]
+            rounded[part] = exact
+            is_exact = is_exact and bool(np.all((rounded[part] == exact) | ~np.isfinite(rounded[part])))
+    if is_exact:
         return rounded
     finite = np.isfinite(rounded)
     low = float(np.min(rounded, where=finite, initial=np.inf))
     high = float(np.max(rounded, where=finite, initial=-np.inf))
     num_steps = (high - low) / float(np.spacing(np.float32(max(abs(low), abs(high)))))
-    is_exact = num_steps >= _FEW_STEPS or all(
-        np.all((rounded[part] == scaled) | ~finite[part]) for part, scaled in _scaled_parts(values, scaling)
-    )
-    if is_exact or bool(np.all(values == values.flat[0])):  # constant images are reported later, for all types
+    if num_steps >= _FEW_STEPS or bool(np.all(values == values.flat[0])):  # constant images are reported later
         return rounded
     values_are = f"its values, about {high:.2g}, are"
     if num_steps < _TOO_FEW_STEPS:
@@ -131,18 +131,6 @@ def as_float32(
     steps = f"only {num_steps:.0f} steps remain in float32"
     warn_once(path, f"{values_are} close together: {steps}; subtract the offset")
     return rounded
-
-
-def _scaled_parts(
-    values: NDArray[np.generic], scaling: tuple[float, float] | None
-) -> Iterator[tuple[slice, NDArray[np.generic]]]:
-    if scaling is None:
-        yield slice(None), values
-        return
-    slope, intercept = scaling
-    for start in range(0, len(values), _PART):
-        part = slice(start, start + _PART)
-        yield part, values[part].astype(np.float64) * slope + intercept
 
 
 def check_packed(path: str | os.PathLike[str], needed: int, stored: int) -> None:
