@@ -60,6 +60,12 @@ class Case:
         return image if isinstance(image, Path) else image[0]
 
     @property
+    def files(self) -> list[Path]:
+        """All files, the first one of ``"image"`` first."""
+        images = [self.images[key] for key in sorted(self.images, key=lambda key: key != "image")]
+        return [file for image in images for file in (image if isinstance(image, tuple) else (image,))]
+
+    @property
     def file(self) -> str:
         """The name, without folders, of the case's first file."""
         return self.first_file.name

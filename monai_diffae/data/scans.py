@@ -141,21 +141,19 @@ def read_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[
     """Read the size, as :func:`read_shape`, and the voxel spacing in mm along the same axes (1 for PNG and JPEG)."""
     header = read_header(path)
     apply_policy(Path(path), header.doubts)
-    return displayed_geometry(header)
+    return displayed_geometry(header.shape, header.affine)
 
 
-def displayed_geometry(header: Header) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def displayed_geometry(
+    shape: tuple[int, ...], affine: NDArray[np.float64]
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Size and voxel spacing in mm along R, A and S of a volume, or the rows and columns of a 2D image."""
-    spacing_mm = np.linalg.norm(header.affine[:3, : len(header.shape)], axis=0)
-    if len(header.shape) == 2:
-        return header.shape, tuple(float(v) for v in spacing_mm)
-    order = np.argsort(ras_axes(header.affine))
-    shape, spacings = [header.shape[axis] for axis in order], [float(spacing_mm[axis]) for axis in order]
-    flat = flat_axis(shape)
-    if flat is None:
-        return tuple(shape), tuple(spacings)
-    rows, columns = slice_shape(range(3), flat)
-    return (shape[rows], shape[columns]), (spacings[rows], spacings[columns])
+    spacings = np.linalg.norm(affine[:3, : len(shape)], axis=0).tolist()
+    order = [0, 1] if len(shape) == 2 else np.argsort(ras_axes(affine)).tolist()
+    flat = flat_axis([shape[axis] for axis in order]) if len(shape) == 3 else None
+    if flat is not None:
+        order = [order[axis] for axis in slice_shape(range(3), flat)]
+    return tuple(shape[axis] for axis in order), tuple(spacings[axis] for axis in order)
 
 
 def scan_suffix(path: str | os.PathLike[str]) -> str:

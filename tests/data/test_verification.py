@@ -1,6 +1,7 @@
 """Surveys from headers, and what is found in the scans of a cohort."""
 
 import os
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,8 +12,8 @@ from scan_files import save_nifti, values
 
 from monai_diffae.apps.training.verify import survey_lines
 from monai_diffae.data.cases import Case
-from monai_diffae.data.inspection.survey import survey_cohort
-from monai_diffae.data.inspection.verification import Reading, check_cases, read_case, read_cases
+from monai_diffae.data.inspection.survey import Reading, read_case, survey_cohort
+from monai_diffae.data.inspection.verification import read_cases, verify_cases
 from monai_diffae.data.scans import read_geometry
 
 
@@ -108,10 +109,6 @@ _IMAGE = Reading(size=(4, 5), spacing_mm=(1, 1), channels=1)
 _COLOUR = Reading(size=(4, 5), spacing_mm=(1, 1), channels=3)
 
 
-def _judge(readings, outliers=()):
-    return check_cases([Case(str(k), {}, str(k)) for k in range(len(readings))], readings, outliers)
-
-
 @pytest.mark.parametrize(
     ("readings", "status", "kind"),
     [
@@ -124,5 +121,6 @@ def _judge(readings, outliers=()):
     ],
 )
 def test_a_case_is_compared_with_most_others(readings, status, kind):
-    last = _judge(readings)[-1]
+    cases = [Case(str(k), {"image": Path(str(k))}, str(k)) for k in range(len(readings))]
+    last = verify_cases(cases, readings).cases[-1]
     assert (last.status, "".join(finding.kind for finding in last.findings)) == (status, kind)

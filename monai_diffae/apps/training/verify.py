@@ -13,7 +13,6 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, table_lines
 from monai_diffae.apps.settings import Figures, Reading
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.progress import Failure
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import cohorts, np, npt, pictures, scans, surveys
 
@@ -80,9 +79,7 @@ def verify(
         _write_table(verification, out / _TABLE)
         figures.write(out / _PICTURE, pictures.draw_cohort_overview(_overview(verification)))
     if all(found.error for found in readings):
-        raise surveys.none_usable(
-            [Failure(case.id, case.file, found.error) for case, found in zip(cases, readings, strict=True)]
-        )
+        raise surveys.none_usable(surveys.list_failures(cases, readings))
     return Result(
         out, _figures(verification), [*_lines(verification)], _incomplete(verification),
         content={"verification": verification},

@@ -8,43 +8,26 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 
 from monai_diffae.data.atomic import PartStore
 from monai_diffae.data.cases import Case
-from monai_diffae.data.fingerprints import digest, item_hash, scan_states
-from monai_diffae.data.formats.scan import Doubt, Header, Scan
-from monai_diffae.data.inspection.survey import Survey
-from monai_diffae.data.inspection.twins import SIZE, ScanPrint, TwinReport, find_twins, report_twins, scan_print
+from monai_diffae.data.fingerprints import digest, scan_states
+from monai_diffae.data.formats.scan import Doubt
+from monai_diffae.data.inspection.survey import Reading, Survey, make_survey, read_case
+from monai_diffae.data.inspection.twins import SIZE, ScanPrint, TwinReport, find_twins, report_twins
 from monai_diffae.data.progress import progress
-from monai_diffae.data.scans import displayed_geometry, read_header, read_with_doubts
 from monai_diffae.data.splits import cases_of_one_file, files_in_two_splits, patients_in_two_splits
-from monai_diffae.errors import ScanError, counted
+from monai_diffae.errors import counted
 
-PERCENTILES = (0, 1, 50, 99, 100)
 READINGS_VERSION = 3  # raised when readings have other content or come from other checks
 
 Status = Literal["ok", "doubtful", "failed"]
 
 _SAVE_INTERVAL_S = 5.0
 _IN_BRACKETS, _NUMBER = re.compile(r"\s*\([^()]*\)"), re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """What was found in the files of a case."""
-
-    error: str = ""  # why it cannot be used, in one line; empty: it can
-    doubts: tuple[Doubt, ...] = ()  # why it may not be what was measured
-    size: tuple[int, ...] = ()  # voxels of its first image along R, A and S, or rows and columns
-    spacing_mm: tuple[float, ...] = ()  # voxel spacing along the same axes
-    channels: int = 0  # channels of its first file; 0: only the header was read
-    intensities: tuple[float, ...] = ()  # the percentiles 0, 1, 50, 99 and 100 of its first file
-    content: str = ""  # the SHA-256 of its files; empty: only the headers were read
-    print: ScanPrint | None = None  # of its first file, to find twins
 
 
 @dataclass(frozen=True)
@@ -99,26 +82,6 @@ class Verification:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read_case(case: Case, headers: bool = False) -> Reading:
-    """Read all files of a case, or their headers, in which damaged voxels and twins are not found."""
-    content = "" if headers else item_hash(case.item())
-    try:
-        if headers:
-            found = [read_header(file) for file in _files(case)]
-            size, spacing_mm = displayed_geometry(found[0])
-            return Reading(doubts=_doubts(found), size=size, spacing_mm=spacing_mm)
-        scans = [read_with_doubts(file) for file in _files(case)]
-    except ScanError as error:
-        return Reading(error=str(error), content=content)
-    first = scans[0]
-    size, spacing_mm = displayed_geometry(Header(first.array.shape[1:], first.affine))
-    intensities = np.percentile(first.array, PERCENTILES)
-    return Reading(
-        doubts=_doubts(scans), size=size, spacing_mm=spacing_mm, channels=len(first.array),
-        intensities=tuple(float(v) for v in intensities), content=content, print=scan_print(first),
-    )  # fmt: skip
-
-
 def read_cases(
     cases: Sequence[Case], headers: bool = False, workers: int = 0, folder: Path | None = None
 ) -> list[Reading]:
@@ -171,57 +134,30 @@ def _from_row(row: Mapping[Hashable, Any]) -> Reading:
     )  # fmt: skip
 
 
-def _files(case: Case) -> Iterator[Path]:
-    """All files of a case, the first one of its image first."""
-    for key in sorted(case.images, key=lambda key: key != "image"):
-        images = case.images[key]
-        yield from images if isinstance(images, tuple) else (images,)
-
-
-def _doubts(found: list[Scan] | list[Header]) -> tuple[Doubt, ...]:
-    return tuple(dict.fromkeys(doubt for each in found for doubt in each.doubts))
-
-
 # -- what is wrong -----------------------------------------------------------------------------------------------------
 
 
 def verify_cases(cases: Sequence[Case], readings: Sequence[Reading]) -> Verification:
-    """Judge the cases of a cohort by what was read."""
-    dims, _ = _usual_kind(readings)
-    usable = [(case.id, reading) for case, reading in zip(cases, readings, strict=True)
-              if not reading.error and len(reading.size) == dims]  # fmt: skip
-    survey = None
-    if usable:
-        sizes = np.array([reading.size for _, reading in usable])
-        survey = Survey([id for id, _ in usable], sizes, np.array([reading.spacing_mm for _, reading in usable]))
-    checked = check_cases(cases, readings, [] if survey is None else survey.outliers, find_leaks(cases))
+    """Judge the cases of a cohort by what was read, each by itself and by comparison with the others."""
+    usable = [reading for reading in readings if not reading.error]
+    survey = make_survey(cases, readings) if usable else None
+    channels = Counter(reading.channels for reading in usable).most_common(1)
+    outliers, leaks = set(survey.outliers if survey else ()), find_leaks(cases)
+    checked = []
+    for case, reading in zip(cases, readings, strict=True):
+        findings = [*_findings(reading), *leaks.get(case.id, ())]
+        if survey is not None and not reading.error:
+            findings += _unlike(reading, survey.spatial_dims, channels[0][0])
+        if case.id in outliers:
+            reason = "its spacing or field of view differs from the median by more than a factor of two"
+            findings.append(Finding("unusual geometry", reason, "check its header, or omit it"))
+        checked.append(CheckedCase(case, reading, tuple(findings)))
     if not any(reading.content for reading in readings):
         return Verification(checked, survey)
     prints = {k: reading.print for k, reading in enumerate(readings) if reading.print is not None}
     twins = report_twins(cases, find_twins(prints, [case.patient for case in cases]))
     lines = [f"{digest(case.id)} {case.split} {reading.content}" for case, reading in zip(cases, readings, strict=True)]
     return Verification(checked, survey, twins, digest("\n".join(sorted(lines))))  # in any order, without names
-
-
-def check_cases(
-    cases: Sequence[Case],
-    readings: Sequence[Reading],
-    outliers: Sequence[str] = (),
-    leaks: Mapping[str, Sequence[Finding]] = MappingProxyType({}),
-) -> list[CheckedCase]:
-    """Judge each case by its own reading, and by comparison with the others."""
-    usual_dims, usual_channels = _usual_kind(readings)
-    outlying = set(outliers)
-    checked = []
-    for case, reading in zip(cases, readings, strict=True):
-        findings = [*_findings(reading), *leaks.get(case.id, ())]
-        if reading.size and not reading.error:
-            findings += _unlike(reading, usual_dims, usual_channels)
-            if case.id in outlying:
-                reason = "its spacing or field of view differs from the median by more than a factor of two"
-                findings.append(Finding("unusual geometry", reason, "check its header, or omit it"))
-        checked.append(CheckedCase(case, reading, tuple(findings)))
-    return checked
 
 
 def find_leaks(cases: Sequence[Case]) -> dict[str, list[Finding]]:
@@ -241,15 +177,6 @@ def find_leaks(cases: Sequence[Case]) -> dict[str, list[Finding]]:
                 reason = f"{kind}, as in {other.id[:60]}{place}"
                 findings.setdefault(case.id, []).append(Finding(kind, reason, remedy, is_failure=True))
     return findings
-
-
-def _usual_kind(readings: Sequence[Reading]) -> tuple[int, int]:
-    """The dimensions and channels that most usable cases have; zeros if none can be used."""
-    usable = [reading for reading in readings if not reading.error]
-    if not usable:
-        return 0, 0
-    dims, channels = (Counter(values) for values in zip(*((len(r.size), r.channels) for r in usable), strict=True))
-    return dims.most_common(1)[0][0], channels.most_common(1)[0][0]
 
 
 def _findings(reading: Reading) -> Iterator[Finding]:
