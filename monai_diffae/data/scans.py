@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ __all__ = [
     "Axis",
     "Scan",
     "ScanError",
+    "ScanNeeds",
     "read_geometry",
     "read_scan",
     "read_shape",
@@ -53,31 +55,34 @@ SUFFIXES = tuple(suffix for each in _FORMATS for suffix in each.SUFFIXES)
 """The suffixes of files that can be read; DICOM files may also have none."""
 
 
-def read_scan(
-    path: str | os.PathLike[str],
-    *,
-    spatial_dims: int | None = None,
-    channels: int | None = None,
-    nonfinite: NonFinite = "error",
-    colour: Colour = "refuse",
-    uneven: Uneven = "resample",
-    doubtful: Doubtful = "warn",
-    flatten: bool = True,
-) -> Scan:
+@dataclass(frozen=True)
+class ScanNeeds:
+    """The scan that a caller needs, and what is done with others."""
+
+    spatial_dims: int | None = None  #: 2 or 3; None: either. With ``flatten``, a volume with one slice counts as 2D
+    channels: int | None = None  #: None: any. Grey images stored as RGB have one
+    nonfinite: NonFinite = "error"  #: or a value that replaces NaN and infinite voxels; their number is logged
+    #: ``refuse`` colour images if one channel is needed; convert them to ``grey`` (0.299 red + 0.587 green +
+    #: 0.114 blue); or ``rgb``: grey images get three channels
+    colour: Colour = "refuse"
+    #: ``resample`` DICOM series whose slices are unevenly spaced, with a warning, or ``refuse`` them
+    uneven: Uneven = "resample"
+    #: ``warn`` of scans that may not be what was measured (no orientation, contradictory geometry, tilted or perhaps
+    #: missing slices), or ``refuse`` them
+    doubtful: Doubtful = "warn"
+    flatten: bool = True  #: read a volume with one slice as a 2D image
+
+    def __post_init__(self) -> None:
+        for name, choices in (("colour", Colour), ("uneven", Uneven), ("doubtful", Doubtful)):
+            check_choice(name, getattr(self, name), choices)
+
+
+def read_scan(path: str | os.PathLike[str], needs: ScanNeeds = ScanNeeds()) -> Scan:
     """Read one scan: NIfTI, NRRD, MHA, MHD, PNG, JPEG, a DICOM file or a folder with one DICOM series.
 
     Args:
         path: the file or folder; ``folder#series=UID`` names one of several series in a folder.
-        spatial_dims: the dimensions that the caller needs, 2 or 3; None: either. A volume with one slice
-            counts as 2D, if ``flatten`` is set.
-        channels: the number of channels that the caller needs; None: any. Grey images stored as RGB have one.
-        nonfinite: ``"error"``, or a value that replaces NaN and infinite voxels; their number is logged.
-        colour: ``refuse`` colour images if the caller needs one channel; convert them to ``grey`` (0.299 red + 0.587
-            green + 0.114 blue); or ``rgb``: grey images get three channels.
-        uneven: ``resample`` DICOM series whose slices are unevenly spaced, with a warning, or ``refuse`` them.
-        doubtful: ``warn`` of scans that may not be what was measured (no orientation, contradictory geometry, tilted or
-            perhaps missing slices), or ``refuse`` them.
-        flatten: read a volume with one slice as a 2D image.
+        needs: the dimensions and channels that the caller needs, and what is done with doubtful scans.
 
     Returns:
         The scan: float32 ``[C, X, Y, Z]`` in the file's voxel order, or ``[C, H, W]`` as displayed; affine in mm, RAS+.
@@ -90,18 +95,18 @@ def read_scan(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     array = np.arange(24.0).reshape(1, 2, 3, 4)
         ...     path = write_scan(Path(folder) / "a.nii.gz", array, np.diag([1, 1, 3, 1.0]))
-        ...     scan = read_scan(path, spatial_dims=3, channels=1)
+        ...     scan = read_scan(path, ScanNeeds(spatial_dims=3, channels=1))
         >>> scan.array.shape, scan.spacing_mm
         ((1, 2, 3, 4), (1.0, 1.0, 3.0))
     """
     scan = _read(path)
-    apply_policy(Path(path), scan.doubts, uneven, doubtful)
-    return fit_scan(Path(path), scan, spatial_dims, channels, nonfinite, colour=colour, flatten=flatten)
+    apply_policy(Path(path), scan.doubts, needs)
+    return fit_scan(Path(path), scan, needs)
 
 
 def read_with_doubts(path: str | os.PathLike[str]) -> Scan:
     """Read one scan of any dimensions and channels, as :func:`read_scan`, but leave its doubts to the caller."""
-    return fit_scan(Path(path), _read(path))
+    return fit_scan(Path(path), _read(path), ScanNeeds())
 
 
 def _read(path: str | os.PathLike[str]) -> Scan:
@@ -117,10 +122,10 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     return header
 
 
-def apply_policy(path: Path, doubts: Sequence[Doubt], uneven: Uneven = "resample", doubtful: Doubtful = "warn") -> None:
+def apply_policy(path: Path, doubts: Sequence[Doubt], needs: ScanNeeds = ScanNeeds()) -> None:
     """Log each doubt as a warning, once per process, or refuse the scan because of the first one."""
     for doubt in doubts:
-        if (uneven if doubt.kind == "uneven" else doubtful) == "refuse":
+        if (needs.uneven if doubt.kind == "uneven" else needs.doubtful) == "refuse":
             raise problem(path, doubt.wrong, doubt.remedy)
         warn_once(path, str(doubt))
 
@@ -129,7 +134,7 @@ def check_channels(path: str | os.PathLike[str], channels: int, colour: Colour =
     """Raise the error of :func:`read_scan` about a scan's channels; voxels are read only if the header cannot tell."""
     usable = {channels, *({"grey": (3,), "rgb": (1,)}.get(colour, ()))}
     if read_header(path).channels not in usable:
-        read_scan(path, channels=channels, colour=colour)
+        read_scan(path, ScanNeeds(channels=channels, colour=colour))
 
 
 def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -217,33 +222,19 @@ _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as P
 _ROUNDING = 2  # JPEG may round the three channels of a grey picture differently
 
 
-def fit_scan(
-    name: Path,
-    scan: Scan,
-    spatial_dims: int | None = None,
-    channels: int | None = None,
-    nonfinite: NonFinite = "error",
-    *,
-    colour: Colour = "refuse",
-    flatten: bool = True,
-) -> Scan:
-    """The scan with the dimensions and channels that a caller needs, and finite values; arguments as in `read_scan`."""
-    scan = _fit_dims(name, flattened(scan) if flatten else scan, spatial_dims)
-    scan.array = _fit_channels(name, scan.array, channels, colour)
-    scan.array = _fit_values(name, scan.array, nonfinite)
+def fit_scan(name: Path, scan: Scan, needs: ScanNeeds) -> Scan:
+    """The scan with the dimensions and channels that a caller needs, and finite values."""
+    scan = _fit_dims(name, flattened(scan) if needs.flatten else scan, needs.spatial_dims)
+    scan.array = _fit_channels(name, scan.array, needs.channels, needs.colour)
+    scan.array = _fit_values(name, scan.array, needs.nonfinite)
     return scan
 
 
 def scan_of_array(
     array: ArrayLike,
     affine: ArrayLike | None = None,
-    *,
     name: str = "image",
-    spatial_dims: int | None = None,
-    channels: int | None = None,
-    nonfinite: NonFinite = "error",
-    colour: Colour = "refuse",
-    flatten: bool = True,
+    needs: ScanNeeds = ScanNeeds(),
 ) -> Scan:
     """Make a scan of an array ``[C, X, Y, Z]`` or ``[C, H, W]`` in memory, with the checks of :func:`read_scan`."""
     path, values = Path(name), np.asarray(array)
@@ -258,13 +249,11 @@ def scan_of_array(
         sizes = " x ".join(map(str, matrix.shape))
         raise problem(path, f"its affine is {sizes}, expected 4 x 4", "give the affine from voxel indices to mm")
     check_affine(path, matrix)
-    scan = Scan(as_float32(path, values), matrix)
-    return fit_scan(path, scan, spatial_dims, channels, nonfinite, colour=colour, flatten=flatten)
+    return fit_scan(path, Scan(as_float32(path, values), matrix), needs)
 
 
-def check_colour(colour: str, channels: int) -> None:
-    """Raise an error if ``colour`` is unknown, or does not go with the number of channels of the model."""
-    check_choice("colour", colour, Colour)
+def check_colour(colour: Colour, channels: int) -> None:
+    """Raise an error if ``colour`` does not go with the number of channels of the model."""
     num_channels = {"grey": 1, "rgb": 3}.get(colour, channels)
     if num_channels != channels:
         raise ConfigError(

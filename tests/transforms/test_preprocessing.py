@@ -34,7 +34,7 @@ def test_a_volume_with_its_affine_and_no_path(tmp_path):
 def test_slices_read_their_volume_once(tmp_path, monkeypatch):
     path, calls = volume(tmp_path / "a.nii.gz"), []
     scan = read_scan(path)
-    monkeypatch.setattr(reading, "read_scan", lambda p, **k: calls.append(p) or read_scan(p, **k))
+    monkeypatch.setattr(reading, "read_scan", lambda p, needs: calls.append(p) or read_scan(p, needs))
     reading._read_volume.cache_clear()
     for axis, n in (("axial", 6), ("coronal", 5), ("sagittal", 4)):
         read = ReadScand("image", 2, axis=axis)
