@@ -7,7 +7,7 @@ images, so it is known what a representation should have learned.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import nibabel as nib
 import pandas as pd
 from numpy.typing import NDArray
 
-from monai_diffae.data.atomic import disk_errors, write_atomic, write_csv, write_json
+from monai_diffae.data.atomic import disk_errors, write_csv, write_json
 from monai_diffae.data.samples.virtual_patients import (
     FACTORS,
     FIELD_OF_VIEW_MM,
@@ -70,7 +70,6 @@ def make_virtual_cohort(
     val_fraction: float = 0.1,
     test_fraction: float = 0.15,
     overwrite: bool = False,
-    workers: int | None = None,
 ) -> Path:
     """Write a virtual cohort: NIfTI images, a table with the known factors, and a README that describes it.
 
@@ -87,7 +86,6 @@ def make_virtual_cohort(
         val_fraction: fraction of the patients in the split "val", 0 to 1.
         test_fraction: fraction of the patients in the split "test", 0 to 1.
         overwrite: replace a virtual cohort that was made with other parameters.
-        workers: number of threads; by default one per core, at most 8. The images do not depend on it.
 
     Returns:
         The path of ``cohort.csv`` with ``id``, ``patient``, ``image``, ``split``, with scanners ``scanner`` and
@@ -113,25 +111,23 @@ def make_virtual_cohort(
     }  # fmt: skip
     if num_scanners is not None:
         parameters["num_scanners"] = num_scanners
-    if is_complete(directory, parameters) and not overwrite:
-        return directory / "cohort.csv"
     read_template(FIELD_OF_VIEW_MM / size)  # so that an error is raised before the folder is touched
-    claim_folder(directory, parameters, overwrite=overwrite)
-    factors = "\n".join(f"  {f.name:<12} {f.low:g} to {f.high:g} {f.unit}: {f.meaning}" for f in FACTORS)
-    readme = _README.format(factors=factors)
-    if num_scanners is not None:
-        readme += _SCANNERS_README + "".join(f"  {scanner}\n" for scanner in SCANNERS[:num_scanners])
-    write_atomic(directory / "README.txt", lambda path: path.write_text(readme))
     write = partial(_write_patient, directory, size=size, spatial_dims=spatial_dims, seed=seed, scanners=num_scanners)
-    with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
-        scans = list(pool.map(write, range(num_patients)))
-    rows = [
-        {**row, "split": split_by_number(index, val_fraction, test_fraction)}
-        for index, each in enumerate(scans) for row in each
-    ]  # fmt: skip
+
+    def write_all() -> Iterator[dict[str, Any]]:
+        factors = "\n".join(f"  {f.name:<12} {f.low:g} to {f.high:g} {f.unit}: {f.meaning}" for f in FACTORS)
+        scanners = "" if num_scanners is None else "".join(f"  {scanner}\n" for scanner in SCANNERS[:num_scanners])
+        readme = _README.format(factors=factors) + (_SCANNERS_README + scanners if scanners else "")
+        (directory / "README.txt").write_text(readme)
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+            for index, rows in enumerate(pool.map(write, range(num_patients))):
+                yield from (row | {"split": split_by_number(index, val_fraction, test_fraction)} for row in rows)
+
     visits = [] if num_scanners is None else ["scanner", "visit"]
     columns = ["id", "patient", "image", "split", *visits, *(factor.name for factor in FACTORS)]
-    return write_csv(directory / "cohort.csv", pd.DataFrame(rows)[columns])
+    return write_sample_data(
+        directory, parameters, lambda: pd.DataFrame(write_all(), columns=columns), overwrite=overwrite
+    )
 
 
 def split_by_number(index: int, val_fraction: float, test_fraction: float) -> str:
@@ -163,52 +159,37 @@ def _write_scan(directory: Path, name: str, array: NDArray[Any], affine: NDArray
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     # uncompressed, because the bytes of gzip depend on the version of zlib
-    write_image(directory / "images" / f"{name}.nii", image.to_bytes())
+    (directory / "images" / f"{name}.nii").write_bytes(image.to_bytes())
     return {"id": name, "image": f"images/{name}.nii"}
 
-
-# -- folders of sample data -------------------------------------------------------------------------------------------
 
 _RECORD = "sample-data.json"
 
 
-def is_complete(directory: Path, parameters: Mapping[str, Any]) -> bool:
-    """Whether ``directory`` holds the complete sample data of these parameters: record, table and all images."""
-    table = directory / "cohort.csv"
-    if _read_record(directory) != dict(parameters) or not table.is_file():
-        return False
-    rows = table.read_text().count("\n") - 1
-    return sum(1 for _ in (directory / "images").glob("*-*")) == rows
-
-
-def claim_folder(directory: Path, parameters: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Prepare a folder for sample data: delete older sample data, and write the parameters into a record."""
-    images = directory / "images"
-    record = _read_record(directory)
-    if record is None:
-        if (directory / "cohort.csv").exists() or (images.is_dir() and any(images.iterdir())):
-            raise ConfigError(f"{directory}: holds a cohort.csv or images of your own; choose another folder")
-    elif record != dict(parameters) and not overwrite:
-        keys = sorted(key for key in {*record, *parameters} if record.get(key) != parameters.get(key))
-        changed = ", ".join(f"{key} {record.get(key)} instead of {parameters.get(key)}" for key in keys)
-        raise ConfigError(f"{directory}: holds sample data with {changed}; set overwrite or choose another folder")
+def write_sample_data(
+    directory: Path, parameters: dict[str, Any], write: Callable[[], pd.DataFrame], *, overwrite: bool
+) -> Path:
+    """Write images, and last their table, unless they are there and were made with the same parameters."""
+    table, images, record = directory / "cohort.csv", directory / "images", _read_record(directory)
+    if record is None and (table.exists() or (images.is_dir() and any(images.iterdir()))):
+        raise ConfigError(f"{directory}: holds a cohort.csv or images of your own; choose another folder")
+    if record is not None and not overwrite:
+        if changed := sorted(key for key in {*record, *parameters} if record.get(key) != parameters.get(key)):
+            values = ", ".join(f"{key} {record.get(key)} instead of {parameters.get(key)}" for key in changed)
+            raise ConfigError(f"{directory}: holds sample data with {values}; set overwrite or choose another folder")
+        if table.is_file():
+            return table
     with disk_errors(str(directory)):
-        (directory / "cohort.csv").unlink(missing_ok=True)  # first, as without it the sample data are incomplete
+        table.unlink(missing_ok=True)  # first, as without it the sample data are incomplete
         images.mkdir(parents=True, exist_ok=True)
         for old in images.glob("*-*"):
             old.unlink()
-    write_json(directory / _RECORD, dict(parameters))
-
-
-def write_image(path: Path, content: bytes) -> None:
-    """Write one of many images. It is not atomic: the table, which is written last, marks them as complete."""
-    with disk_errors(str(path)):
-        path.write_bytes(content)
+        write_json(directory / _RECORD, parameters)
+        return write_csv(table, write())
 
 
 def _read_record(directory: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads((directory / _RECORD).read_text())
-    except (OSError, ValueError):
+        return dict(json.loads((directory / _RECORD).read_text()))
+    except (OSError, ValueError, TypeError):
         return None
-    return record if isinstance(record, dict) else None
