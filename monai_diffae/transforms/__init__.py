@@ -7,8 +7,7 @@ MODULES = {
     **dict.fromkeys(("NativeSpace", "check_invertible"), "native"),
     "ReadScand": "reading",
     **dict.fromkeys(("SmoothForSpacingd", "ToRASd", "ToSpacingd"), "resampling"),
-    "ToScanSpaced": "scan_space",
-    **dict.fromkeys(("WriteReconstructiond", "WriteScand", "write_native"), "writing"),
+    **dict.fromkeys(("ToScanSpaced", "WriteReconstructiond", "WriteScand", "write_native"), "writing"),
 }
 
 __all__ = [*MODULES]

@@ -10,8 +10,8 @@ from PIL import Image
 from tiny_bundles import contents
 
 from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.samples import FACTORS, make_virtual_cohort, medmnist_to_cohort, virtual_patients
-from monai_diffae.data.samples.virtual_patients import draw_patient, render_patient
+from monai_diffae.data.samples import FACTORS, make_virtual_cohort, medmnist_to_cohort, virtual_cohort
+from monai_diffae.data.samples.virtual_cohort import draw_patient, render_patient
 from monai_diffae.errors import ConfigError
 
 MIDDLE = {"head_size": 1.0, "tilt": 0.0, "contrast": 1.0, "slice_level": 15.0, "ventricles": 0.3}
@@ -114,7 +114,7 @@ def test_ventricles_widen_and_the_head_stays(spatial_dims):
 def test_axes_are_where_the_affine_says():
     """The template's voxel at the same world coordinates is the same tissue: no axis turned or swapped."""
     plain = replace(draw_patient(0, 0), factors={**MIDDLE, "ventricles": 0.0}, amplitudes_mm=np.zeros((12, 3), "f4"))
-    template, to_index = virtual_patients.read_template(0.0)
+    template, to_index = virtual_cohort.read_template(0.0)
     for spatial_dims, size in ((2, 96), (3, 48)):
         image, affine = render_patient(plain, size=size, spatial_dims=spatial_dims)
         assert nib.aff2axcodes(affine) == ("R", "A", "S")

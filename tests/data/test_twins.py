@@ -17,7 +17,7 @@ from monai_diffae.data.inspection.twins import (
     report_twins,
     scan_print,
 )
-from monai_diffae.data.samples.virtual_patients import draw_patient, render_patient
+from monai_diffae.data.samples.virtual_cohort import draw_patient, render_patient
 from monai_diffae.errors import CohortError
 
 

@@ -12,8 +12,7 @@ from scan_files import save_nifti, values
 
 from monai_diffae.apps.training.verify import survey_lines
 from monai_diffae.data.cases import Case
-from monai_diffae.data.inspection.survey import Reading, read_case, survey_cohort
-from monai_diffae.data.inspection.verification import read_cases, verify_cases
+from monai_diffae.data.inspection.survey import Reading, read_case, read_cases, survey_cohort, verify_cases
 from monai_diffae.data.scans import read_geometry
 
 
@@ -80,7 +79,7 @@ def test_all_files_of_a_case_are_read(tmp_path):
 def saved_readings(cases, folder, monkeypatch):
     """The readings, all of which must be saved."""
     with monkeypatch.context() as patch:
-        patch.setattr("monai_diffae.data.inspection.verification.read_case", pytest.fail)
+        patch.setattr("monai_diffae.data.inspection.survey.read_case", pytest.fail)
         return read_cases(cases, folder=folder)
 
 

@@ -11,7 +11,7 @@ from monai.transforms import Compose, Resized, ResizeWithPadOrCropd
 from monai_diffae.data.scans import Scan
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.transforms import NativeSpace, ReadScand, ToModelRanged, write_native
-from monai_diffae.transforms.case_space import CaseSpace
+from monai_diffae.transforms.native import CaseSpace
 from monai_diffae.transforms.writing import read_image, write_image
 
 ORIENTATIONS = ["".join(s) for axes in itertools.permutations(("LR", "PA", "IS")) for s in itertools.product(*axes)]

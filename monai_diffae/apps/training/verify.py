@@ -17,7 +17,7 @@ from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import cohorts, np, npt, pictures, scans, surveys
 
 if TYPE_CHECKING:
-    from monai_diffae.data.inspection.verification import CheckedCase, Verification
+    from monai_diffae.data.inspection.survey import CheckedCase, Verification
 _EXAMPLES = 3
 _TABLE, _PICTURE, _READINGS = "verify.csv", "overview.png", "readings"
 _COLUMNS = (
@@ -67,7 +67,7 @@ def verify(
         ConfigError: ``out`` holds a ``verify.csv`` that this command has not written.
         MachineError: the results cannot be written, or a worker died.
     """
-    from monai_diffae.data.inspection.verification import read_cases, verify_cases
+    from monai_diffae.data.inspection.survey import read_cases, verify_cases
 
     table = None if out is None else out / _TABLE
     if table is not None and table.is_file() and not table.read_bytes().startswith(",".join(_COLUMNS).encode()):

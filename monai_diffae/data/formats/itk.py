@@ -17,8 +17,8 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from monai_diffae.data.fingerprints import VOXELS_NAMED
 from monai_diffae.data.formats.scan import (
+    VOXELS_NAMED,
     Header,
     Scan,
     as_float32,

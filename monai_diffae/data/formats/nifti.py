@@ -16,7 +16,6 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_diffae.data.fingerprints import voxel_file
 from monai_diffae.data.formats.scan import (
     Doubt,
     Header,
@@ -27,6 +26,7 @@ from monai_diffae.data.formats.scan import (
     check_packed,
     check_spacing,
     problem,
+    voxel_file,
 )
 
 SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
