@@ -91,28 +91,6 @@ class Case:
         return {**item, "id": self.id}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of a table, or one scan of a folder."""
-
-    images: dict[str, Images]
-    id: str | None = None
-    patient: str | None = None
-    split: str | None = None
-    labels: dict[str, Label] = field(default_factory=dict)
-
-    @property
-    def first(self) -> Path:
-        """The first file of ``"image"``."""
-        return self.files[0]
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files of ``"image"``."""
-        image = self.images["image"]
-        return image if isinstance(image, tuple) else (image,)
-
-
 def spread_cases(cases: Sequence[Case], limit: int) -> list[Case]:
     """At most ``limit`` cases, evenly spread over all of them, so that they are of many patients and classes."""
     return [cases[position] for position in spread(len(cases), limit)]

@@ -1,5 +1,6 @@
 """Splits by patient: all cases of a patient are in one split."""
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,8 +56,13 @@ def files_in_two_splits(cases: Sequence[Case]) -> list[list[Case]]:
 
 
 def cases_of_one_file(cases: Sequence[Case]) -> list[list[Case]]:
-    """The cases of each file that several cases have, by its path."""
-    return [group for group in _grouped(cases, lambda case: case.images["image"]) if len(group) > 1]
+    """The cases of each image that several cases have, by the paths of its files."""
+
+    def paths(case: Case) -> tuple[str, ...]:
+        image = case.images["image"]
+        return tuple(map(os.path.normpath, image if isinstance(image, tuple) else (image,)))
+
+    return [group for group in _grouped(cases, paths) if len(group) > 1]
 
 
 def check_splits(cases: Sequence[Case], source: str) -> None:

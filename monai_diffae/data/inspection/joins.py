@@ -11,7 +11,7 @@ from typing import Any
 
 from monai_diffae.data.cases import MISSING_WORDS, Case, Label, as_labels
 from monai_diffae.data.cohorts import read_columns
-from monai_diffae.data.folders import name_within
+from monai_diffae.data.folders import BIDS_SUBJECT, name_within
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.splits import SPLITS
 from monai_diffae.errors import CohortError, quoted
@@ -28,7 +28,6 @@ _PATIENTS = (
 _SESSIONS = ("session_id", "session", "ses")
 _MAX_EXAMPLES = 3
 
-_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 _SESSION = re.compile(r"(?:^|[/_])(ses-[A-Za-z0-9]+)")
 _SUFFIX = re.compile(r"sub-.*_([A-Za-z0-9]+)")
 
@@ -158,7 +157,7 @@ def _keys(case: Case, name: str, root: Path) -> Iterator[tuple[int, str]]:
     path, stem = Path(os.path.relpath(case.first_file, root)).as_posix(), Path(name).name
     yield from ((0, key) for key in (case.id, name, path, stem, case.file))
     folders = set(Path(name).parts[:-1]) - set(case.labels.values())  # which are classes
-    subject, session = _SUBJECT.search(name), bids_details(name).get("session")
+    subject, session = BIDS_SUBJECT.search(name), bids_details(name).get("session")
     words = [subject[1], subject[1].removeprefix("sub-")] if subject else []
     with_session = [f"{word}/{session}" for word in words if session]
     yield from ((1, key) for key in (*words, *with_session, *folders))
@@ -235,7 +234,7 @@ def _with_row(
 
 def bids_details(name: str) -> dict[str, str]:
     """The session and the suffix in a path, for paths of BIDS."""
-    if not _SUBJECT.search(name):
+    if not BIDS_SUBJECT.search(name):
         return {}
     session, suffix = _SESSION.search(name), _SUFFIX.fullmatch(PurePath(name).name)
     details = {"session": session, "suffix": suffix}
