@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from monai_diffae.data.cases import Case, find_cases
+from monai_diffae.data.cases import Case, assign_splits, check_links, find_cases
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.fingerprints import cohort_fingerprint
 from monai_diffae.data.progress import Failure, SkippedCases
-from monai_diffae.data.scans import read_shape
-from monai_diffae.data.slices import AXES, Axis
-from monai_diffae.data.splits import assign_splits, check_links
+from monai_diffae.data.scans import AXES, Axis, read_shape
 from monai_diffae.errors import CohortError, ConfigError, ScanError, counted, quoted
 from monai_diffae.policies import check_choice
 

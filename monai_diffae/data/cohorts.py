@@ -13,12 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.data.cases import MISSING_WORDS, Case, Images, as_labels, safe_file_names, safe_ids
+from monai_diffae.data.cases import (
+    MISSING_WORDS,
+    SPLITS,
+    Case,
+    Images,
+    as_labels,
+    cases_of_one_file,
+    check_splits,
+    safe_file_names,
+    safe_ids,
+)
 from monai_diffae.data.folders import BIDS_SUBJECT, FolderContent, name_within, search_folder, short_names
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.formats.scan import warn_once
 from monai_diffae.data.scans import SUFFIXES, may_be_dicom, scan_suffix
-from monai_diffae.data.splits import SPLITS, cases_of_one_file, check_splits
 from monai_diffae.errors import CohortError, ConfigError, quoted, shortened
 
 logger = logging.getLogger(__name__)

@@ -3,10 +3,9 @@
 from monai_diffae.lazy import attach
 
 MODULES = {
-    "ToModelRanged": "intensity",
     **dict.fromkeys(("NativeSpace", "check_invertible"), "native"),
     "ReadScand": "reading",
-    **dict.fromkeys(("SmoothForSpacingd", "ToRASd", "ToSpacingd"), "resampling"),
+    **dict.fromkeys(("SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToSpacingd"), "preprocessing"),
     **dict.fromkeys(("ToScanSpaced", "WriteReconstructiond", "WriteScand", "write_native"), "writing"),
 }
 

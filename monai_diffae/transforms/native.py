@@ -15,12 +15,10 @@ from monai.transforms.utils import allow_missing_keys_mode, convert_applied_inte
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
-from monai_diffae.data.scans import Axis, Scan, is_picture, slice_volume
-from monai_diffae.data.slices import AXES, flat_axis, insert_slices, ras_shape
+from monai_diffae.data.scans import AXES, Axis, Scan, flat_axis, insert_slices, is_picture, ras_shape, slice_volume
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
-from monai_diffae.transforms.intensity import ToModelRanged
+from monai_diffae.transforms.preprocessing import SmoothForSpacingd, ToModelRanged
 from monai_diffae.transforms.reading import ReadScand, as_tensor
-from monai_diffae.transforms.resampling import SmoothForSpacingd
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,7 @@ from torch import Tensor
 from monai_diffae.data.cases import Case, safe_file_name
 from monai_diffae.data.formats.dicom import is_dicom, split_series
 from monai_diffae.data.scan_writing import SYNTHETIC, set_nifti_type, write_series
-from monai_diffae.data.scans import Scan, is_picture, write_scan
-from monai_diffae.data.slices import in_file_axes
+from monai_diffae.data.scans import Scan, in_file_axes, is_picture, write_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.policies import check_choice
 from monai_diffae.transforms.native import NativeSpace, check_invertible

@@ -17,7 +17,7 @@ from PIL import Image
 from monai_diffae.data.scans import Scan, read_scan, slice_volume, write_scan
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.transforms import NativeSpace, ReadScand, SmoothForSpacingd, ToModelRanged, write_native
-from monai_diffae.transforms.resampling import ToRASd, ToSpacingd
+from monai_diffae.transforms.preprocessing import ToRASd, ToSpacingd
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "diffae_3d" / "configs" / "train.json"
 OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from monai_diffae.data.cases import TWINS, Case, Images, Label, label_names, marks_twins
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.formats.scan import Scan
-from monai_diffae.data.slices import to_ras
+from monai_diffae.data.scans import to_ras
 from monai_diffae.errors import CohortError, counted, quoted
 
 logger = logging.getLogger(__name__)
