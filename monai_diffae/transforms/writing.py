@@ -19,7 +19,7 @@ from torch import Tensor
 
 from monai_diffae.data.cases import Case, safe_file_name
 from monai_diffae.data.formats.dicom import is_dicom, split_series
-from monai_diffae.data.scan_writing import SYNTHETIC, set_nifti_type, write_series
+from monai_diffae.data.scan_writing import INTEGERS, SYNTHETIC, smallest_type, write_series
 from monai_diffae.data.scans import Scan, in_file_axes, is_picture, write_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.policies import check_choice
@@ -28,8 +28,6 @@ from monai_diffae.transforms.native import NativeSpace, check_invertible
 logger = logging.getLogger(__name__)
 
 Grid = Literal["native", "model"]
-
-_INTEGERS = (np.uint8, np.int16, np.uint16, np.int32)
 
 
 def write_native(
@@ -71,39 +69,10 @@ def write_native(
         return write_scan(path, array, value_range=(0, 255))
     array, scan = in_file_axes(array, scan)
     header = scan.header if len(array) == 1 and not name.lower().endswith(".nrrd") else None
+    if header is None and dtype is None:
+        dtype = _stored_type(array, scan)
     affine = None if scan.lacks_geometry else scan.affine
-    if header is None:
-        dtype = _stored_type(array, scan) if dtype is None else dtype
-        return write_scan(path, array, affine, dtype=dtype, description=description)
-    if dtype is None:
-        header = _wide_header(header, array)
-    else:  # the values are not the scan's intensities
-        header = header.copy()
-        set_nifti_type(Path(path), header, np.dtype(dtype))
-        header["cal_min"] = header["cal_max"] = 0.0  # a viewer would use the scan's window
-    return write_scan(path, array, affine, header=header, description=description)
-
-
-def _wide_header(header: nib.Nifti1Header, array: NDArray[Any]) -> nib.Nifti1Header:
-    """A scan's header with an integer type that holds an image with these values; its own type if that does."""
-    dtype = header.get_data_dtype()
-    if dtype.kind not in "iu" or not np.isfinite(array).all():
-        return header
-    slope, inter = (value or default for value, default in zip(header.get_slope_inter(), (1.0, 0.0), strict=True))
-    low, high = sorted((float(end) - inter) / slope for end in (array.min(), array.max()))
-    wide = _smallest_type(low, high, (dtype, *_INTEGERS))
-    if wide != dtype:
-        header = header.copy()
-        header.set_data_dtype(wide)
-    return header
-
-
-def _smallest_type(low: float, high: float, types: Sequence[DTypeLike]) -> DTypeLike:
-    """The first of the integer types that holds two numbers, rounded; else float32."""
-    # Python integers, because float32 rounds the end of int32 up to a number that would wrap around
-    lowest, highest = round(low), round(high)
-    fitting = (each for each in types if np.iinfo(each).min <= lowest and highest <= np.iinfo(each).max)
-    return next(fitting, np.float32)
+    return write_scan(path, array, affine, dtype=dtype, header=header, description=description)
 
 
 def _stored_type(array: NDArray[Any], scan: Scan) -> DTypeLike:
@@ -111,7 +80,7 @@ def _stored_type(array: NDArray[Any], scan: Scan) -> DTypeLike:
     if not (np.equal(np.round(scan.array), scan.array).all() and np.isfinite(array).all()):
         return np.float32
     low, high = min(scan.array.min(), array.min()), max(scan.array.max(), array.max())
-    return _smallest_type(float(low), float(high), _INTEGERS)
+    return smallest_type(float(low), float(high), INTEGERS)
 
 
 def image_suffix(shape: Sequence[int], source: str = ".png") -> str:
