@@ -36,7 +36,6 @@ class NativeSpace:
         preprocessing: a bundle's preprocessing, from the case's item to ``[C, *S]`` in the model's range. It begins
             with `ReadScand`.
         item: the case, as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`, or with images in memory.
-        key: the image of the item that the model decodes.
 
     Attributes:
         image: MetaTensor float32 ``[C, *S]``, the model's input.
@@ -51,28 +50,28 @@ class NativeSpace:
         (1.0, 11.0)
     """
 
-    def __init__(self, preprocessing: Callable[[Any], Any], item: Mapping[str, Any], key: str = "image") -> None:
+    def __init__(self, preprocessing: Callable[[Any], Any], item: Mapping[str, Any]) -> None:
         # a copy, because allow_missing_keys_mode below changes the transforms, also for other threads
         self._transforms = copy.deepcopy(check_reader(preprocessing))
-        self._key, self._preprocessing = key, Compose(self._transforms)
+        self._preprocessing = Compose(self._transforms)
         reader: ReadScand = self._transforms[0]
         scans = reader.read(item)
-        self.scan = scans[key]
+        self.scan = scans["image"]
         try:
             read_item: dict[Any, Any] = {**item, **{name: as_tensor(scan) for name, scan in scans.items()}}
             preprocessed: dict[Any, Any] = self._preprocessing(read_item, start=1)
         except Exception as error:  # MONAI wraps errors into others with many lines
             cause = find_diffae_error(error)
             if cause is None:
-                name, size = item.get("id", key), " x ".join(map(str, self.scan.array.shape[1:]))
+                name, size = item.get("id", "image"), " x ".join(map(str, self.scan.array.shape[1:]))
                 raise ScanError(
                     f"{name}: the preprocessing fails at its size {size} ({one_line(error)}); omit this case, or check "
                     "the preprocessing"
                 ) from error
             raise type(cause)(str(cause)) from error
         self.images: dict[Any, MetaTensor] = {k: v for k, v in preprocessed.items() if isinstance(v, MetaTensor)}
-        self.image = self.images[key]
-        first = item[key][0] if isinstance(item[key], (list, tuple)) else item[key]
+        self.image = self.images["image"]
+        first = item["image"][0] if isinstance(item["image"], (list, tuple)) else item["image"]
         is_file = isinstance(first, (str, os.PathLike))
         self.suffix = ".png" if is_file and fits_png(first, self.scan) else ".nii.gz"
 
@@ -157,11 +156,11 @@ class NativeSpace:
         # copies, because MONAI's inverses modify the records (ResizeWithPadOrCrop, SpatialResample)
         meta, operations = copy.deepcopy((self.image.meta, self.image.applied_operations))
         operations = [_nearest(operation) for operation in operations] if nearest else operations
-        item: dict[str, Any] = {self._key: MetaTensor(plain, meta=meta, applied_operations=operations)}
+        item: dict[str, Any] = {"image": MetaTensor(plain, meta=meta, applied_operations=operations)}
         with allow_missing_keys_mode(self._preprocessing):  # the item has only one of its images
             for transform in transforms:
                 item = transform.inverse(item)
-        return np.asarray(item[self._key].as_tensor().numpy(), np.float32)
+        return np.asarray(item["image"].as_tensor().numpy(), np.float32)
 
 
 def fits_png(file: str | os.PathLike[str], scan: Scan) -> bool:

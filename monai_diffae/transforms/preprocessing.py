@@ -34,16 +34,12 @@ class ToRASd(MapTransform, InvertibleTransform):
 
     Args:
         keys: volumes ``[C, X, Y, Z]`` as MetaTensor.
-        allow_missing_keys: skip keys that an item does not have.
 
     Example:
         >>> image = MetaTensor(torch.arange(6.0).reshape(1, 1, 2, 3), affine=torch.diag(torch.tensor([1.0, -1, 1, 1])))
         >>> ToRASd("image")({"image": image})["image"][0, 0].tolist()
         [[3.0, 4.0, 5.0], [0.0, 1.0, 2.0]]
     """
-
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each volume by the reordered one."""
@@ -76,7 +72,6 @@ class ToSpacingd(MapTransform, InvertibleTransform):
     Args:
         keys: volumes ``[C, X, Y, Z]`` as MetaTensor, whose affine has their spacing.
         pixdim: the new spacing along X, Y and Z in mm. An axis whose spacing differs by less than 0.001 mm keeps it.
-        allow_missing_keys: skip keys that an item does not have.
 
     Example:
         >>> image = MetaTensor(torch.arange(5.0).expand(1, 5, 5, 5), affine=torch.eye(4))
@@ -84,8 +79,8 @@ class ToSpacingd(MapTransform, InvertibleTransform):
         [[0.0, 2.0, 4.0], [0.0, 2.0, 4.0]]
     """
 
-    def __init__(self, keys: KeysCollection, pixdim: Sequence[float], allow_missing_keys: bool = False) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
+    def __init__(self, keys: KeysCollection, pixdim: Sequence[float]) -> None:
+        MapTransform.__init__(self, keys)
         self.pixdim = tuple(float(v) for v in pixdim)
         self._resample = SpatialResample(mode="bilinear", padding_mode="border")
 
@@ -116,7 +111,6 @@ class SmoothForSpacingd(MapTransform):
     Args:
         keys: images ``[C, *S]`` as MetaTensor, whose affine has their spacing.
         pixdim: the spacing that `ToSpacingd` gets, in mm.
-        allow_missing_keys: skip keys that an item does not have.
 
     Example:
         >>> image = MetaTensor(torch.eye(8)[None], affine=torch.eye(4))
@@ -124,8 +118,8 @@ class SmoothForSpacingd(MapTransform):
         array([0.7 , 0.3 , 0.06, 0.  , 0.  , 0.  , 0.  , 0.  ], dtype=float32)
     """
 
-    def __init__(self, keys: KeysCollection, pixdim: Sequence[float], allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
+    def __init__(self, keys: KeysCollection, pixdim: Sequence[float]) -> None:
+        super().__init__(keys)
         if not all(isinstance(v, (int, float)) and v > 0 for v in pixdim):
             raise ConfigError(f"spacing_mm: {list(pixdim)} must be positive numbers in mm, one per axis")
         self.pixdim = tuple(float(v) for v in pixdim)
@@ -189,15 +183,12 @@ class ToModelRanged(MapTransform, InvertibleTransform):
 
     Args:
         keys: images ``[C, *S]``.
-        method: the intensities that are mapped to the ends of ``model_range``: the image's ``"percentiles"``, the
-            ``"window"``, or minimum and maximum (``"minmax"``). ``"none"`` keeps the values, which must be in the
-            model's range already.
+        method: the intensities that are mapped to the ends of ``model_range``: the ``"percentiles"`` of each channel,
+            the ``"window"``, or minimum and maximum of each channel (``"minmax"``); values beyond are clipped.
+            ``"none"`` keeps the values, which must be in the model's range already.
         percentiles: two percentiles in 0..100, for ``"percentiles"``.
         window_hu: two intensities, for ``"window"`` (Hounsfield units of a CT; by default soft tissue).
         model_range: the range of values that the model works with.
-        clip: clip values beyond the range.
-        channel_wise: use the percentiles (or minimum and maximum) of each channel, not those of the whole image.
-        allow_missing_keys: skip keys that an item does not have.
 
     Example:
         >>> ToModelRanged("image", method="minmax")({"image": torch.tensor([[[0.0, 50.0, 100.0]]])})["image"]
@@ -211,11 +202,8 @@ class ToModelRanged(MapTransform, InvertibleTransform):
         percentiles: tuple[float, float] = (0.5, 99.5),
         window_hu: tuple[float, float] = (-160, 240),
         model_range: tuple[float, float] = (-1, 1),
-        clip: bool = True,
-        channel_wise: bool = True,
-        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys)
         check_choice("method", method, Method)
         if not 0 <= percentiles[0] < percentiles[1] <= 100:
             raise ConfigError(f"percentiles: {tuple(percentiles)} are not two increasing numbers in 0..100")
@@ -223,7 +211,7 @@ class ToModelRanged(MapTransform, InvertibleTransform):
             if not low < high:
                 raise ConfigError(f"{name}: ({low}, {high}) are not two increasing numbers")
         self.method, self.percentiles, self.window_hu = method, percentiles, window_hu
-        self.model_range, self.clip, self.channel_wise = model_range, clip, channel_wise
+        self.model_range = model_range
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each image by the scaled image, of the same type and geometry."""
@@ -250,9 +238,7 @@ class ToModelRanged(MapTransform, InvertibleTransform):
         to_low, to_high = self.model_range
         if self.method != "none":
             image = (image - low) * ((to_high - to_low) / (high - low)) + to_low
-        image = self.push_transform(image, extra_info={"low": low, "high": high})
-        if self.clip:
-            image = image.clamp(*self.model_range)
+        image = self.push_transform(image, extra_info={"low": low, "high": high}).clamp(*self.model_range)
         if bool(image.min() == image.max()):
             raise ScanError(f"{name}: has only one value in the model's range; check method, window_hu, percentiles")
         return image
@@ -265,10 +251,9 @@ class ToModelRanged(MapTransform, InvertibleTransform):
             low, high = (np.full(channels, v, np.float64) for v in fixed)
         else:
             values: NDArray[np.float32] = np.asarray(image.detach().cpu()).reshape(channels, -1)
-            values = values if self.channel_wise else values.reshape(1, -1)
             # numpy's percentile, because torch.quantile cannot handle more than 16 million voxels
             percentiles = self.percentiles if self.method == "percentiles" else (0, 100)
-            low, high = np.broadcast_to(np.percentile(values, percentiles, axis=1), (2, channels))
+            low, high = np.percentile(values, percentiles, axis=1)
         if not (high > low).all():
             raise ScanError(f"{name}: constant between its percentiles; omit it, or use method minmax")
         ends = torch.tensor(np.stack([low, high]), dtype=torch.float32, device=image.device)

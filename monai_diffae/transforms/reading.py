@@ -42,7 +42,6 @@ class ReadScand(MapTransform):
         uneven: ``resample`` DICOM series whose slices are unevenly spaced, or ``refuse`` them.
         doubtful: ``warn`` of scans that may not be what was measured, or ``refuse`` them. See
             :func:`~monai_diffae.data.scans.read_scan`.
-        allow_missing_keys: skip keys that an item does not have.
 
     Example:
         >>> import tempfile
@@ -64,9 +63,8 @@ class ReadScand(MapTransform):
         colour: Colour = "refuse",
         uneven: Uneven = "resample",
         doubtful: Doubtful = "warn",
-        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys)
         if spatial_dims not in (2, 3):
             raise ConfigError(f"spatial_dims: {spatial_dims} is not 2 or 3")
         self.needs = ScanNeeds(spatial_dims, channels, nonfinite, colour, uneven, doubtful)

@@ -148,7 +148,6 @@ class WriteScand(MapTransform):
         keys: images ``[C, *S]``; with several keys, each has a folder of its name.
         directory: folder for the files; created if missing.
         overwrite: replace existing files.
-        allow_missing_keys: skip keys that an item does not have.
 
     Example:
         >>> import tempfile
@@ -158,14 +157,8 @@ class WriteScand(MapTransform):
         a.nii.gz
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        directory: str | os.PathLike[str],
-        overwrite: bool = False,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
+    def __init__(self, keys: KeysCollection, directory: str | os.PathLike[str], overwrite: bool = False) -> None:
+        super().__init__(keys)
         self.directory, self.overwrite = Path(directory), overwrite
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -199,7 +192,6 @@ class WriteReconstructiond(MapTransform):
         affine: affine of the model's grid; None: voxels of 1 mm.
         dicom: write DICOM cases also as series, ``<directory>/<folder>/dicom/<file_name>``.
         overwrite: replace existing files.
-        allow_missing_keys: ignore keys that an item does not have.
 
     Example:
         >>> import tempfile
@@ -228,9 +220,8 @@ class WriteReconstructiond(MapTransform):
         affine: NDArray[np.float64] | None = None,
         dicom: bool = False,
         overwrite: bool = False,
-        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys)
         check_choice("grid", grid, Grid)
         if dicom and grid == "model":
             raise ConfigError("dicom: DICOM series are written in the scan's own space; use grid native")
@@ -281,11 +272,9 @@ class ToScanSpaced(MapTransform):
     the scan's image, from which MONAI Label takes them.
 
     Args:
-        keys: decoded images ``[1, *S]`` in the model's range.
+        keys: decoded images ``[1, *S]`` in the model's range, of an item with the preprocessed scan under ``image`` and
+            its file under ``image_path``, where MONAI Label puts it.
         preprocessing: the bundle's preprocessing, which is inverted.
-        ref_image: key of the preprocessed scan. The item has its file under ``<ref_image>_path``, where MONAI Label
-            puts it.
-        allow_missing_keys: ignore keys that an item does not have.
 
     Example:
         >>> import tempfile
@@ -303,24 +292,18 @@ class ToScanSpaced(MapTransform):
                 [2, 5]], dtype=torch.uint8)
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        preprocessing: Callable[[Any], Any],
-        ref_image: str = "image",
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
+    def __init__(self, keys: KeysCollection, preprocessing: Callable[[Any], Any]) -> None:
+        super().__init__(keys)
         check_invertible(preprocessing)
-        self.preprocessing, self.ref_image = preprocessing, ref_image
+        self.preprocessing = preprocessing
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the decoded images, and set the size and affine of the scan's image."""
         item: dict[Any, Any] = dict(data)
-        path = item.get(f"{self.ref_image}_path")
+        path = item.get("image_path")
         if not path:
-            raise ConfigError(f"{self.ref_image}_path: is missing; give the file of the scan that was reconstructed")
-        native = NativeSpace(self.preprocessing, {**item, self.ref_image: path}, self.ref_image)
+            raise ConfigError("image_path: is missing; give the file of the scan that was reconstructed")
+        native = NativeSpace(self.preprocessing, {**item, "image": path})
         for key in self.key_iterator(item):
             pred = torch.as_tensor(item[key])
             if len(pred) != 1:
@@ -332,10 +315,10 @@ class ToScanSpaced(MapTransform):
             array = _in_monai_layout(array, scan, str(path))
             affine = torch.from_numpy(scan.affine)
             item[key] = MetaTensor(torch.from_numpy(array), affine=affine)
-            image = torch.as_tensor(item[self.ref_image])
+            image = torch.as_tensor(item["image"])
             size = np.array(array.shape if array.ndim == 2 else array.shape[1:])
             geometry = {"spatial_shape": size, "original_affine": scan.affine}
-            item[self.ref_image] = MetaTensor(image, meta={**getattr(image, "meta", {}), **geometry})
+            item["image"] = MetaTensor(image, meta={**getattr(image, "meta", {}), **geometry})
         return item
 
 

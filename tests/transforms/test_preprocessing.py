@@ -88,8 +88,6 @@ def test_percentiles():
     result = mapped(IMAGE)
     low, high = np.percentile(IMAGE, (0.5, 99.5))
     np.testing.assert_allclose(result, np.clip((IMAGE - low) / (high - low) * 2 - 1, -1, 1), atol=1e-5)
-    assert mapped(IMAGE, clip=False).min() < -1
-    assert mapped(IMAGE, clip=False).max() > 1
 
 
 def test_window_minmax_none():
@@ -113,9 +111,8 @@ def test_the_scanners_units_do_not_matter(scale, shift):
 
 def test_channels_type_and_geometry():
     image = torch.cat([IMAGE, IMAGE * 50])
-    apart, together = mapped(image, method="minmax"), mapped(image, method="minmax", channel_wise=False)
+    apart = mapped(image, method="minmax")
     torch.testing.assert_close(apart[0], apart[1])
-    assert together[0].max() < -0.9
     image = MetaTensor(IMAGE, affine=torch.diag(torch.tensor([2.0, 3, 1, 1])))
     result = mapped(image)
     assert isinstance(result, MetaTensor)
@@ -130,10 +127,9 @@ def test_channels_type_and_geometry():
 
 
 @pytest.mark.parametrize("method", ["percentiles", "window"])
-@pytest.mark.parametrize("channel_wise", [True, False])
-def test_back_to_the_scans_units(method, channel_wise):
+def test_back_to_the_scans_units(method):
     image = MetaTensor(torch.cat([IMAGE, IMAGE * 50 - 300]))
-    transform = ToModelRanged("image", method=method, channel_wise=channel_wise, window_hu=(10, 20000))
+    transform = ToModelRanged("image", method=method, window_hu=(10, 20000))
     result = transform({"image": image})
     assert len(result["image"].applied_operations) == 1
     back = transform.inverse(result)["image"]
