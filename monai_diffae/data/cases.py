@@ -233,8 +233,6 @@ def folder_key(folder: Path) -> PatientKey:
 
 def key_beside(table: Path, name: str | None) -> PatientKey:
     """The key with which the patients of a table were hashed; ``name`` is what the table records of it."""
-    if name is None:
-        raise ConfigError(f"{table.name}: an earlier version hashed its patients in another way; embed again")
     file = table.parent / KEY_FILE
     key = _read(file) if file.is_file() else None
     if key is None or key.name != name:

@@ -321,8 +321,6 @@ def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
     Rows run from anterior (axial) or superior; columns from the patient's right, or for sagittal slices from anterior.
     """
     check_choice("axis", axis, AXES)
-    if scan.spatial_dims != 3:
-        raise ScanError("a 2D image has no slices")
     volume = to_ras(scan)  # a view: the volume is not copied for one slice
     affine = volume.affine
     normal = AXES[axis]
@@ -346,13 +344,8 @@ def insert_slices(
     """Put slices back into a volume: the inverse of :func:`slice_volume`."""
     filled = background.copy()
     volume = _oriented(filled, ras_orientation(affine))  # a view of ``filled``
-    size = (len(volume), *slice_shape(volume.shape[1:], axis))
     along = np.moveaxis(volume, 1 + AXES[axis], 1)  # a view: [C, slices, columns, rows]
     for index, plane in slices.items():
-        if not 0 <= index < along.shape[1] or plane.shape != size:
-            volume_has = f"the volume, which has {along.shape[1]} {axis} slices of size {list(size)}"
-            wrong = f"slice {index} of size {list(plane.shape)} does not fit into {volume_has}"
-            raise ConfigError(f"{wrong}; give slices of this volume")
         along[:, index] = plane.swapaxes(1, 2)[:, ::-1, ::-1]
     return filled
 

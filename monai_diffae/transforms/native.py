@@ -294,8 +294,6 @@ class CaseSpace:
         return self._gather(parts, np.zeros((masks.shape[1], *self.scan.array.shape[1:]), np.uint8))
 
     def _each(self, convert: Callable[[NativeSpace, torch.Tensor], NDArray[Any]], images: torch.Tensor) -> list[Any]:
-        if len(images) != len(self.spaces):
-            raise ConfigError(f"there are {len(images)} images, but the case has {len(self.spaces)}; give one for each")
         return [convert(space, image) for space, image in zip(self.spaces.values(), images, strict=True)]
 
     def _gather(self, parts: list[NDArray[Any]], background: NDArray[Any]) -> NDArray[Any]:
