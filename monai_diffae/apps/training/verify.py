@@ -13,6 +13,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, table_lines
 from monai_diffae.apps.settings import Figures, Reading
 from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.progress import check_any_usable
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import cohorts, np, npt, pictures, scans, surveys
 
@@ -78,8 +79,8 @@ def verify(
     if out is not None:
         _write_table(verification, out / _TABLE)
         figures.write(out / _PICTURE, pictures.draw_cohort_overview(_overview(verification)))
-    if all(found.error for found in readings):
-        raise surveys.none_usable(surveys.list_failures(cases, readings))
+    failures = surveys.list_failures(cases, readings)
+    check_any_usable(len(cases) - len(failures), failures, "scans")
     return Result(
         out, _figures(verification), [*_lines(verification)], _incomplete(verification),
         content={"verification": verification},

@@ -18,9 +18,9 @@ from monai_diffae.data.cases import Case, cases_of_one_file, files_in_two_splits
 from monai_diffae.data.fingerprints import digest, item_hash, scan_states
 from monai_diffae.data.formats.scan import Doubt, Header
 from monai_diffae.data.inspection.twins import SIZE, ScanPrint, TwinReport, find_twins, report_twins, scan_print
-from monai_diffae.data.progress import Failure, count_by_label, progress, track
+from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, progress, track
 from monai_diffae.data.scans import apply_policy, check_channels, displayed_geometry, read_header, read_with_doubts
-from monai_diffae.errors import CohortError, ScanError, counted
+from monai_diffae.errors import ScanError, counted
 from monai_diffae.policies import Colour
 
 _PERCENTILES = (0, 1, 50, 99, 100)
@@ -78,8 +78,7 @@ class Survey:
         """The survey with other ``failures``: all cases that cannot be used."""
         failed = {failure.case_id for failure in failures}
         usable = [row for row, id in enumerate(self.ids) if id not in failed]
-        if not usable:
-            raise none_usable(failures)
+        check_any_usable(len(usable), failures, "scans")
         ids = [self.ids[row] for row in usable]
         return Survey(ids, self.sizes[usable], self.spacings_mm[usable], list(failures))
 
@@ -137,8 +136,7 @@ def make_survey(cases: Sequence[Case], readings: Sequence[Reading], spatial_dims
         for case, reading in readable if len(reading.size) < spatial_dims
     ]  # fmt: skip
     usable = [(case.id, reading) for case, reading in readable if len(reading.size) >= spatial_dims]
-    if not usable:
-        raise none_usable(failures)
+    check_any_usable(len(usable), failures, "scans")
     # a 2D model sees the axial slices of a volume
     geometry = [
         (r.size, r.spacing_mm) if len(r.size) == spatial_dims else (r.size[1::-1], r.spacing_mm[1::-1])
@@ -165,12 +163,6 @@ def other_channels(cases: Iterable[Case], channels: int, colour: Colour) -> list
         except ScanError as error:
             failures.append(Failure(case.id, case.file, str(error)))
     return failures
-
-
-def none_usable(failures: Sequence[Failure]) -> CohortError:
-    """Make the error that no scan can be used, with the first reason."""
-    first = failures[0]
-    return CohortError(f"none of {len(failures)} scans can be used, the first is '{first.case_id}': {first.reason}")
 
 
 @dataclass(frozen=True)

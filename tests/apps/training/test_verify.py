@@ -127,7 +127,7 @@ def test_nothing_usable_is_one_line_and_still_a_table(tmp_path):
     (tmp_path / "scans").mkdir()
     for name in "ab":
         (tmp_path / "scans" / f"{name}.nii").write_bytes(b"junk")
-    with pytest.raises(CohortError, match="none of 2 scans can be used"):
+    with pytest.raises(CohortError, match="all 2 scans failed"):
         verify(tmp_path / "scans", tmp_path / "out")
     assert len(pd.read_csv(tmp_path / "out" / "verify.csv")) == 2
     assert (tmp_path / "out" / "overview.png").is_file()
