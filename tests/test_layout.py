@@ -29,7 +29,7 @@ BUDGETS = {
     "apps/training": (2_490, 13),
     "bundle": (2_765, 11),
     "cli": (255, 2),
-    "data": (6_765, 34),
+    "data": (6_550, 29),
     "diffusion": (1_305, 7),
     "engines": (1_445, 11),
     "explorer": (1_055, 7),
@@ -42,15 +42,15 @@ BUDGETS = {
     "official": (655, 4),
     "pictures": (775, 4),
     "serving": (160, 3),
-    "transforms": (1_220, 8),
+    "transforms": (1_100, 5),
 }
 """Lines and files of each room. Who raises one says in the message of the commit why the room is worth more."""
 
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 29_140
-TEST_FUNCTIONS = 1_266
+TEST_LINES = 29_080
+TEST_FUNCTIONS = 1_260
 TRAININGS = 48
 
 

@@ -21,13 +21,12 @@ from monai_diffae.bundle.config import check_rules, is_formula
 from monai_diffae.bundle.loading import inferer_overrides, inferer_settings, latent_statistics, load_bundle
 from monai_diffae.bundle.model import ModelCase, TrainedBundle
 from monai_diffae.data.cached import CachedCases
-from monai_diffae.data.cases import Case
+from monai_diffae.data.cases import Case, SplitOrigin
 from monai_diffae.data.cohort_split import SplitCohort, split_cohort
 from monai_diffae.data.cohorts import COLUMN_ROLES, column_names
 from monai_diffae.data.fingerprints import json_digest, scan_contents
 from monai_diffae.data.inspection.survey import survey_cohort
 from monai_diffae.data.progress import Failure, track, write_failures
-from monai_diffae.data.splits import SplitOrigin
 from monai_diffae.errors import CohortError, counted
 from monai_diffae.inferers.reconstruction import encode_exactly
 

@@ -30,7 +30,7 @@ from monai_diffae.latents.neighbors import p_values
 from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
 from monai_diffae.policies import check_choice
 from monai_diffae.transforms import write_native
-from monai_diffae.transforms.case_space import CaseSpace
+from monai_diffae.transforms.native import CaseSpace
 
 ScanPath: TypeAlias = "str | os.PathLike[str]"
 CaseImage: TypeAlias = "ScanPath | Sequence[ScanPath] | NDArray[Any] | Tensor | Scan"

@@ -10,6 +10,7 @@ MODULES = {
     "Case": "cases",
     "EmbeddedCases": "embeddings",
     "Scan": "scans",
+    "ScanNeeds": "scans",
     "SplitCohort": "cohort_split",
     "embeddings_fingerprint": "embeddings",
     "make_virtual_cohort": "samples",

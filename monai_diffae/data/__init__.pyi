@@ -8,6 +8,7 @@ from monai_diffae.data.embeddings import embeddings_fingerprint as embeddings_fi
 from monai_diffae.data.embeddings import read_embeddings as read_embeddings
 from monai_diffae.data.samples import make_virtual_cohort as make_virtual_cohort
 from monai_diffae.data.scans import Scan as Scan
+from monai_diffae.data.scans import ScanNeeds as ScanNeeds
 from monai_diffae.data.scans import read_scan as read_scan
 from monai_diffae.data.scans import write_scan as write_scan
 

@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from monai_diffae.data.cases import Case, find_cases
+from monai_diffae.data.cases import Case, assign_splits, check_links, find_cases
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.fingerprints import cohort_fingerprint
-from monai_diffae.data.progress import Failure, SkippedCases
-from monai_diffae.data.scans import read_shape
-from monai_diffae.data.slices import AXES, Axis
-from monai_diffae.data.splits import assign_splits, check_links
+from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable
+from monai_diffae.data.scans import AXES, Axis, read_shape
 from monai_diffae.errors import CohortError, ConfigError, ScanError, counted, quoted
 from monai_diffae.policies import check_choice
 
@@ -136,9 +134,7 @@ def split_cohort(
         cases, skipped = images, SkippedCases()
         for failure in failures:
             skipped.log(failure)
-    if not cases:
-        first = failures[0]
-        raise CohortError(f"none of {len(failures)} scans can be read, the first is '{first.case_id}': {first.reason}")
+    check_any_usable(len(cases), failures, "scans")
     counts = ", ".join(f"{sum(case.split == name for case in cases)} {name}" for name in ("train", "val", "test"))
     logger.info("%s: %s images%s", scans, counts, selected)
     return SplitCohort(cases, failures, fingerprint, is_drawn)

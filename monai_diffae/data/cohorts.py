@@ -9,15 +9,25 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.data.cases import MISSING_WORDS, Case, Images, Row, as_labels, safe_file_names, safe_ids
-from monai_diffae.data.folders import FolderContent, name_within, search_folder, short_names
+from monai_diffae.data.cases import (
+    MISSING_WORDS,
+    SPLITS,
+    Case,
+    Images,
+    as_labels,
+    cases_of_one_file,
+    check_splits,
+    safe_file_names,
+    safe_ids,
+)
+from monai_diffae.data.folders import BIDS_SUBJECT, FolderContent, name_within, search_folder, short_names
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.formats.scan import warn_once
 from monai_diffae.data.scans import SUFFIXES, may_be_dicom, scan_suffix
-from monai_diffae.data.splits import SPLITS, check_splits
 from monai_diffae.errors import CohortError, ConfigError, quoted, shortened
 
 logger = logging.getLogger(__name__)
@@ -29,7 +39,6 @@ _SECTIONS = ("", "training", "train", "validation", "val", "test", "testing")
 _DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d+)")
 _WHOLE = re.compile(r"\d+\.0+")
 _INSIGNIFICANT = re.compile(r"\s+|(?<!\d)0+(?=\d)")  # spaces and leading zeros
-_BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 
 
 def check_cohort_exists(path: str | os.PathLike[str]) -> None:
@@ -94,7 +103,7 @@ def read_cohort(
         read = _read_datalist if suffix == ".json" else _read_table
         rows = read(path, names, tuple(image_keys), set(columns or {}))
     else:
-        rows = [Row({"image": path})]
+        rows = [Case("", {"image": path}, "")]
     root = _common_folder(path.parent, rows) if is_table else folder.parent
     cases = _to_cases(path.name, rows, root, pattern, refuse_leaks=refuse_leaks)
     if refuse_leaks:
@@ -173,7 +182,7 @@ def _delimiter(path: Path, first_line: str) -> str:
     return ";" if ";" in first_line and "," not in first_line else ","
 
 
-def _read_table(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...], explicit: set[str]) -> list[Row]:
+def _read_table(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...], explicit: set[str]) -> list[Case]:
     """The rows of a CSV or TSV; ``explicit`` are the roles whose columns must exist, besides the images."""
     cells = read_columns(path)
     for role, name in names.items():
@@ -192,8 +201,8 @@ def _read_table(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...
         if missing is not None:
             raise CohortError(f'{path.name}: row {i + 1} has no file in column "{missing}"; fill it or remove the row')
         images: dict[str, Images] = {key: path.parent / cells[names[key]][i] for key in image_keys}
-        standard = {role: cells[names[role]][i] or None for role in COLUMN_ROLES if names[role] in cells}
-        rows.append(Row(images, **standard, labels={name: column[i] for name, column in labels.items()}))
+        id, patient, split = (cells[names[role]][i] if names[role] in cells else "" for role in COLUMN_ROLES)
+        rows.append(Case(id, images, patient, split, {name: column[i] for name, column in labels.items()}))
     return rows
 
 
@@ -214,7 +223,7 @@ def _missing_column(path: Path, role: str, name: str, cells: Mapping[str, list[s
     return CohortError(f"{start}{shortened(', '.join(cells), 197 - len(start) - len(advice))}); {advice}")
 
 
-def _read_datalist(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...], _: set[str]) -> list[Row]:
+def _read_datalist(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...], _: set[str]) -> list[Case]:
     """The rows of a MONAI datalist; of an entry's other keys, numbers and text are labels."""
     entries = _read_entries(path)
     rows = [_entry(path, section, n, entry, names, image_keys) for section, n, entry in entries]
@@ -245,7 +254,7 @@ def _read_entries(path: Path) -> list[tuple[str, int, Any]]:
     return entries
 
 
-def _entry(path: Path, section: str, n: int, entry: Any, names: Mapping[str, str], image_keys: tuple[str, ...]) -> Row:
+def _entry(path: Path, section: str, n: int, entry: Any, names: Mapping[str, str], image_keys: tuple[str, ...]) -> Case:
     values = {names["image"]: entry} if isinstance(entry, str) else entry if isinstance(entry, dict) else {}
     images: dict[str, Images] = {}
     for key in image_keys:
@@ -263,12 +272,12 @@ def _entry(path: Path, section: str, n: int, entry: Any, names: Mapping[str, str
         for key, value in values.items()
         if key not in names.values() and (value is None or isinstance(value, (str, int, float)))
     }
-    return Row(images, texts.get("id"), texts.get("patient"), texts.get("split", section) or None, labels)
+    return Case(texts.get("id", ""), images, texts.get("patient", ""), texts.get("split", section), labels)
 
 
-def _common_folder(folder: Path, rows: Sequence[Row]) -> Path:
+def _common_folder(folder: Path, rows: Sequence[Case]) -> Path:
     """The table's folder if all images are in it, else the closest folder that holds all images."""
-    parents = [os.path.normpath(row.first.parent) for row in rows]
+    parents = [os.path.normpath(row.first_file.parent) for row in rows]
     table_folder = os.path.normpath(folder)
     if all(Path(p).is_relative_to(table_folder) for p in set(parents)):
         return Path(table_folder)
@@ -277,11 +286,11 @@ def _common_folder(folder: Path, rows: Sequence[Row]) -> Path:
     return Path(table_folder)
 
 
-def _check_existence(path: Path, rows: Sequence[Row]) -> None:
+def _check_existence(path: Path, rows: Sequence[Case]) -> None:
     """Raise an error if all files are missing; a single missing file is a failure of its case."""
-    files = (dicom.split_series(file)[0] for row in rows for file in row.files)
+    files = (dicom.split_series(row.first_file)[0] for row in rows)
     if not any(os.path.exists(file) for file in files):  # noqa: PTH110 - as above
-        first = rows[0].first
+        first = rows[0].first_file
         name = first.relative_to(path.parent).as_posix() if first.is_relative_to(path.parent) else first.name
         short_name = name if len(name) <= 100 else f"...{name[-97:]}"
         raise CohortError(
@@ -311,11 +320,11 @@ def compiled(pattern: str | None) -> re.Pattern[str] | None:
 
 
 def _to_cases(
-    source: str, rows: Sequence[Row], root: Path, pattern: re.Pattern[str] | None, *, refuse_leaks: bool = True
+    source: str, rows: Sequence[Case], root: Path, pattern: re.Pattern[str] | None, *, refuse_leaks: bool = True
 ) -> list[Case]:
-    names = short_names([name_within(row.first, root) for row in rows])
+    names = short_names([name_within(row.first_file, root) for row in rows])
     counts = Counter(names)
-    files = [Path(os.path.relpath(row.first, root)).as_posix() for row in rows]
+    files = [Path(os.path.relpath(row.first_file, root)).as_posix() for row in rows]
     patients = unified_patients([_patient(row, file, pattern) for row, file in zip(rows, files, strict=True)])
     # a.png and a.nii.gz have the same name, and keep their suffixes
     unique_names = [name if counts[name] == 1 else file for name, file in zip(names, files, strict=True)]
@@ -325,19 +334,19 @@ def _to_cases(
     for row, safe, file_name, patient in zip(rows, safe_ids(texts), safe_file_names(texts), patients, strict=True):
         id = row.id or safe
         split = _split(source, id, row.split)
-        cases.append(Case(id, row.images, patient or file_name, split, row.labels, file_name=file_name))
+        cases.append(replace(row, id=id, patient=patient or file_name, split=split, file_name=file_name))
     _warn_of_patients(source, rows, cases)
     return cases
 
 
-def _patient(row: Row, relative: str, pattern: re.Pattern[str] | None) -> str | None:
+def _patient(row: Case, relative: str, pattern: re.Pattern[str] | None) -> str | None:
     if pattern is not None and (match := pattern.search(relative)):
         return next((g for g in match.groups() if g), match[0])
-    if row.patient is not None:
+    if row.patient:
         return row.patient
-    if match := _BIDS.search(relative):
+    if match := BIDS_SUBJECT.search(relative):
         return match[1]
-    return dicom.read_patient(row.first) if may_be_dicom(row.first) else None
+    return dicom.read_patient(row.first_file) if may_be_dicom(row.first_file) else None
 
 
 def unified_patients(patients: Sequence[str | None]) -> list[str | None]:
@@ -352,21 +361,17 @@ def unified_patients(patients: Sequence[str | None]) -> list[str | None]:
 
 
 def _split(source: str, id: str, split: str | None) -> str | None:
-    if split is not None and split.lower() not in SPLITS:
+    if split and split.lower() not in SPLITS:
         raise CohortError(f"{source}: case {quoted(id)} has the unknown split {quoted(split)}; use train, val or test")
-    return None if split is None else SPLITS[split.lower()]
+    return SPLITS[split.lower()] if split else None
 
 
-def _check_rows(source: str, rows: Sequence[Row], ids: Sequence[str], *, refuse_leaks: bool) -> None:
+def _check_rows(source: str, rows: Sequence[Case], ids: Sequence[str], *, refuse_leaks: bool) -> None:
     """Raise an error if an id or, with ``refuse_leaks``, a file occurs twice."""
-    by_file: dict[tuple[str, ...], str] = {}
-    for row, id in zip(rows, ids, strict=True) if refuse_leaks else ():
-        files = tuple(os.path.normpath(p) for p in row.files)
-        if files in by_file:
-            pair = f"'{by_file[files][:60]}' and '{id[:60]}'"
-            raise CohortError(f"{source}: the cases {pair} have the same file; keep one")
-        by_file[files] = id
-    unprintable = next((row.id for row in rows if row.id is not None and not row.id.isprintable()), None)
+    named = [replace(row, id=id) for row, id in zip(rows, ids, strict=True)]
+    for first, second, *_ in cases_of_one_file(named) if refuse_leaks else ():
+        raise CohortError(f"{source}: the cases '{first.id[:60]}' and '{second.id[:60]}' have the same file; keep one")
+    unprintable = next((row.id for row in rows if not row.id.isprintable()), None)
     if unprintable is not None:
         raise CohortError(
             f"{source}: the id {quoted(unprintable)} has a line break or another control character; remove it"
@@ -376,9 +381,9 @@ def _check_rows(source: str, rows: Sequence[Row], ids: Sequence[str], *, refuse_
         raise CohortError(f"{source}: the id '{double[:60]}' occurs twice; give every case an id of its own")
 
 
-def _warn_of_patients(source: str, rows: Sequence[Row], cases: Sequence[Case]) -> None:
+def _warn_of_patients(source: str, rows: Sequence[Case], cases: Sequence[Case]) -> None:
     """Warn of patients called NA, as R writes missing values, and of those that may be one person in two splits."""
-    counts = Counter(row.patient for row in rows)
+    counts = Counter(row.patient for row in rows if row.patient)
     for word in MISSING_WORDS:
         if counts[word] > 1:
             logger.warning(

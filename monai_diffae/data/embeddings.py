@@ -14,9 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from pyarrow.parquet import read_schema
 
-from monai_diffae.data.cases import MISSING_WORDS, as_labels, marks_twins
+from monai_diffae.data.cases import MISSING_WORDS, SplitOrigin, as_labels, marks_twins
 from monai_diffae.data.fingerprints import digest
-from monai_diffae.data.splits import SplitOrigin
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.policies import Features
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
-import re
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,16 +19,6 @@ if TYPE_CHECKING:  # every command imports this module, so it is light
     from monai_diffae.data.cases import Case
 
 _NOT_IMAGES = ("id", "slice")  # entries of a case's item
-
-_VOXELS_OF = {".hdr": ".img", ".hdr.gz": ".img.gz"}  # by the suffixes of their headers
-# The suffixes of headers that can name the files with their voxels, and the field that does so.
-_ELEMENT_DATA_FILE = re.compile(rb"ElementDataFile\s*[=:]\s*([^\r\n]*)")
-_NAMES_VOXELS = {
-    ".mhd": _ELEMENT_DATA_FILE,
-    ".mha": _ELEMENT_DATA_FILE,
-    ".nrrd": re.compile(rb"(?im)^data ?file\s*:\s*([^\r\n]*)"),
-}
-_LONGEST_HEADER = 1 << 16
 
 _SETTLED_NS = 2 * 10**9  # file systems store the time of a change to 2 s or better
 _MOST_CACHED = 16384
@@ -73,6 +61,7 @@ def file_checksum(path: str | os.PathLike[str]) -> str:
 def scan_files(file: str | os.PathLike[str]) -> list[Path]:
     """The files that a scan is read from: the slices of a series, a header with its voxels, or the file itself."""
     from monai_diffae.data.formats.dicom import list_series, split_series
+    from monai_diffae.data.formats.scan import voxel_files
 
     path, uid = split_series(file)
     if path.is_dir():
@@ -80,19 +69,7 @@ def scan_files(file: str | os.PathLike[str]) -> list[Path]:
             series = list_series(path)
             return [slice_ for name in series if uid in (None, name) for slice_ in series[name].files]
         return []
-    partners = [Path(partner) for partner in _partners(os.fspath(path)) if partner != os.fspath(path)]
-    inner = [[partner] if not partner.is_dir() else filter(Path.is_file, partner.iterdir()) for partner in partners]
-    return [path, *itertools.chain(*inner)]
-
-
-def voxel_file(path: str | os.PathLike[str]) -> str:
-    """The file that holds the voxels: the .img file beside a .hdr file, else the file itself."""
-    path = os.fspath(path)
-    for header, voxels in _VOXELS_OF.items():
-        if path.lower().endswith(header):
-            stem, suffix = path[: -len(header)], path[-len(header) :]
-            return stem + (voxels.upper() if suffix.isupper() else voxels)
-    return path
+    return [path, *map(Path, voxel_files(path))]
 
 
 def content_hash(files: Sequence[str | os.PathLike[str]]) -> str:
@@ -142,6 +119,7 @@ def cohort_fingerprint(cases: Sequence[Case]) -> str:
 def _size(path: Path) -> int:
     """Bytes of a file, of both files of a NIfTI pair, or of all files in a series' folder; -1 if one is missing."""
     from monai_diffae.data.formats.dicom import split_series
+    from monai_diffae.data.formats.scan import voxel_file
 
     folder, _ = split_series(path)
     try:
@@ -166,8 +144,10 @@ def _file_hash(file: Path) -> str:
 
 
 def _state_lines(file: str) -> Iterator[str]:
+    from monai_diffae.data.formats.scan import voxel_files
+
     path = file.rpartition("#series=")[0] or file
-    for name, each in ((file, path), *((partner, partner) for partner in _partners(path))):
+    for name, each in ((file, path), *((voxels, voxels) for voxels in voxel_files(path))):
         yield os.path.basename(name)  # noqa: PTH119 - see above
         try:
             state = os.stat(each)  # noqa: PTH116 - see above
@@ -183,25 +163,3 @@ def _state_lines(file: str) -> Iterator[str]:
 
 def _state_text(state: os.stat_result) -> str:
     return f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
-
-
-def _partners(path: str) -> Iterator[str]:
-    """The files with the voxels of a header file; the folder that holds them if the header names several or none."""
-    if (voxels := voxel_file(path)) != path:
-        yield voxels
-    for suffix, pattern in _NAMES_VOXELS.items():
-        if path.lower().endswith(suffix):
-            yield from _detached_voxels(path, pattern)
-
-
-def _detached_voxels(path: str, pattern: re.Pattern[bytes]) -> Iterator[str]:
-    folder, header = os.path.dirname(path), b""  # noqa: PTH120 - see above
-    with contextlib.suppress(OSError, ValueError), open(path, "rb") as stream:
-        header = stream.read(_LONGEST_HEADER)
-    match = pattern.search(header)
-    name = match[1].decode(errors="surrogateescape").strip() if match else "LOCAL"
-    if match is None and path.lower().endswith(".mhd"):
-        name = ""  # its voxels are never in the file itself
-    if name != "LOCAL":  # else the voxels follow the header
-        voxels = os.path.join(folder, name)  # noqa: PTH118 - see above
-        yield voxels if os.path.isfile(voxels) else folder or "."  # noqa: PTH113 - see above

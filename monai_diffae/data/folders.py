@@ -8,11 +8,14 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 
-from monai_diffae.data.cases import Row
+from monai_diffae.data.cases import Case
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.scans import scan_suffix
 
 logger = logging.getLogger(__name__)
+
+BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
+"""A subject of BIDS in a path."""
 
 _UNREADABLE = (
     ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".svs", ".mgz", ".mgh", ".mnc", ".mat", ".npy", ".npz", ".h5",
@@ -24,7 +27,7 @@ _UNREADABLE = (
 class FolderContent:
     """What a folder holds."""
 
-    scans: list[Row]  # its scans, sorted by name; of a DICOM file, the patient is a hash
+    scans: list[Case]  # its scans, sorted by name, without ids; the patient is that of a DICOM file (a hash), or ""
     label_maps: list[str] = field(default_factory=list)  # names of the label maps beside them, which are left out
     # the number of image files whose format cannot be read, by suffix
     unreadable: Counter[str] = field(default_factory=Counter)
@@ -40,7 +43,7 @@ class FolderContent:
 
 def search_folder(root: Path) -> FolderContent:
     """Find all scans in a folder and its subfolders: each DICOM series, radiograph and file, but not label maps."""
-    scans: list[Row] = []
+    scans: list[Case] = []
     unreadable: Counter[str] = Counter()
     visited: set[str] = set()
     for folder, folders, files in os.walk(root, onerror=_warn, followlinks=True):
@@ -51,15 +54,17 @@ def search_folder(root: Path) -> FolderContent:
         visited.add(real_path)
         visible = [Path(folder) / f for f in sorted(files) if not f.startswith(".")]
         unreadable.update(s for p in visible if (s := p.suffix.lower()) in _UNREADABLE and not scan_suffix(p))
-        scans += [Row({"image": p}) for p in visible if (s := scan_suffix(p)) and s not in dicom.SUFFIXES]
+        scans += [Case("", {"image": p}, "") for p in visible if (s := scan_suffix(p)) and s not in dicom.SUFFIXES]
         dicom_names = {p.name for p in visible if scan_suffix(p) in ("", *dicom.SUFFIXES) and dicom.is_dicom(p)}
         if dicom_names:
             scans += _search_dicom(Path(folder), dicom_names)
-    named = sorted(((name_within(scan.first, root), scan) for scan in scans), key=lambda n: (n[0], str(n[1].first)))
+    named = sorted(
+        ((name_within(scan.first_file, root), scan) for scan in scans), key=lambda n: (n[0], str(n[1].first_file))
+    )
     label_maps = find_label_maps([name for name, _ in named])
     return FolderContent(
         [scan for name, scan in named if name not in label_maps],
-        [Path(os.path.relpath(scan.first, root)).as_posix() for name, scan in named if name in label_maps],
+        [Path(os.path.relpath(scan.first_file, root)).as_posix() for name, scan in named if name in label_maps],
         unreadable,
     )
 
@@ -82,16 +87,16 @@ def short_names(names: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else list(names)
 
 
-def _search_dicom(folder: Path, names: set[str]) -> Iterator[Row]:
+def _search_dicom(folder: Path, names: set[str]) -> Iterator[Case]:
     series = dicom.list_series(folder)
     for uid, s in series.items():
         if len(s.files) > 1 and s.modality not in dicom.PROJECTIONS:
             path = folder if len(series) == 1 else Path(f"{folder}{dicom.SERIES}{uid}")
-            yield Row({"image": path}, patient=s.patient)
+            yield Case("", {"image": path}, s.patient or "")
         else:
-            yield from (Row({"image": folder / Path(f).name}, patient=s.patient) for f in s.files)
+            yield from (Case("", {"image": folder / Path(f).name}, s.patient or "") for f in s.files)
     unreadable = names.difference(Path(f).name for s in series.values() for f in s.files)
-    yield from (Row({"image": folder / f}) for f in sorted(unreadable))
+    yield from (Case("", {"image": folder / f}, "") for f in sorted(unreadable))
 
 
 def _warn(error: OSError) -> None:
@@ -104,7 +109,6 @@ _WORDS = "dseg|probseg|seg|segmentation|segmentations|mask|masks|label|labels|la
 _FILE = re.compile(rf"(?:(?P<image>.*[^_. -])[_. -]+)?(?:{_WORDS})(?:[_-]?\d+)?", re.IGNORECASE)
 _FOLDERS = frozenset({*_WORDS.split("|"), "segs", "annotations", "ground_truth"})
 _IMAGE_FOLDER = re.compile(r"(?:image|img|scan|volume|picture)", re.IGNORECASE)
-_BIDS_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
 
 
 def find_label_maps(names: Sequence[str]) -> set[str]:
@@ -150,5 +154,5 @@ def _named_as_label_maps(names: Sequence[str]) -> Iterator[str]:
 
 
 def _subject(name: str) -> str | None:
-    match = _BIDS_SUBJECT.match(name)
-    return match[0] if match else None
+    match = BIDS_SUBJECT.match(name)
+    return match[1] if match else None

@@ -31,6 +31,8 @@ from monai_diffae.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+INTEGERS = (np.uint8, np.int16, np.uint16, np.int32)
+
 SYNTHETIC = "synthetic, monai_diffae"
 """The description of an image that a model decoded."""
 
@@ -44,7 +46,7 @@ def write_scan(
     affine: NDArray[np.float64] | None = None,
     *,
     value_range: tuple[float, float] | None = None,
-    dtype: DTypeLike = np.float32,
+    dtype: DTypeLike | None = None,
     header: nib.Nifti1Header | None = None,
     description: str = "",
 ) -> Path:
@@ -57,10 +59,11 @@ def write_scan(
         affine: 4x4 in mm, RAS+, as in :class:`~monai_diffae.data.scans.Scan`; None: voxels of 1 mm.
         value_range: for PNG: the values shown as black and white; values beyond are clipped. By default the array's
             minimum and maximum.
-        dtype: for NIfTI and NRRD: data type of the file. For integers, values are rounded. Values that do not fit into
-            the type are clipped; their number is logged.
-        header: for NIfTI: the header of a scan of the same size, whose affine, type, units and codes replace
-            ``affine`` and ``dtype``.
+        dtype: for NIfTI and NRRD: data type of the file; None: float32. For integers, values are rounded. Values that
+            do not fit into the type are clipped; their number is logged.
+        header: for NIfTI: the header of a scan of the same size, whose affine, units and codes replace ``affine``.
+            Without ``dtype``, the values are the scan's intensities: the file has the scan's type and scaling, or a
+            larger integer type that holds the values.
         description: for NIfTI: the text ``descrip`` of the header, at most 79 characters.
 
     Raises:
@@ -85,21 +88,24 @@ def write_scan(
             f"{name}: cannot hold an array {list(values.shape)}; use .nii.gz or .nrrd (or .png for [1 or 3, H, W])"
         )
     if header is not None and not name.endswith(".nrrd"):
-        return _write_like(path, values[0], header, description)
+        return _write_like(path, values[0], header, None if dtype is None else np.dtype(dtype), description)
     if values.ndim == 3:
         values = values[..., None]
         affine = _DISPLAYED if affine is None else affine
-    stored, affine = _as_type(path, values, np.dtype(dtype)), np.eye(4) if affine is None else affine
+    stored, affine = (
+        _as_type(path, values, np.dtype(np.float32 if dtype is None else dtype)),
+        np.eye(4) if affine is None else affine,
+    )
     if name.endswith(".nrrd"):
         image = itk.to_image(path, stored, affine)
         return write_atomic(path, lambda temporary: itk.write_nrrd(temporary, image, name))
-    set_nifti_type(path, nib.Nifti1Header(), stored.dtype)
+    _set_type(path, nib.Nifti1Header(), stored.dtype)
     volume = nib.Nifti1Image(stored[0] if len(stored) == 1 else np.moveaxis(stored, 0, -1), affine)
     volume.header.set_xyzt_units("mm")
     return _write_nifti(path, volume, description)
 
 
-def set_nifti_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) -> None:
+def _set_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) -> None:
     """Set the data type of a header, without a scaling."""
     try:
         header.set_data_dtype(np.uint8 if dtype.kind == "b" else dtype)
@@ -108,13 +114,22 @@ def set_nifti_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) -
     header.set_slope_inter(1.0, 0.0)
 
 
-def _write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header, description: str) -> Path:
-    """Write a volume ``[X, Y, Z]`` with the size, affine, codes, units, type and scaling of another file."""
+def _write_like(
+    path: Path, array: NDArray[np.float32], header: nib.Nifti1Header, given: np.dtype[Any] | None, description: str
+) -> Path:
+    """Write a volume ``[X, Y, Z]`` with the size, affine, codes and units of another file."""
     header = header.copy()
     for text in ("descrip", "aux_file", "intent_name", "db_name"):  # they may contain names
         if text in header:  # NIfTI-2 has no db_name
             header[text] = b""
+    if given is not None:
+        _set_type(path, header, given)
+        header["cal_min"] = header["cal_max"] = 0.0  # a viewer would use the scan's window
     dtype, (slope, intercept) = header.get_data_dtype(), header.get_slope_inter()
+    if given is None and dtype.kind in "iu" and np.isfinite(array).all():
+        ends = sorted((float(end) - (intercept or 0.0)) / (slope or 1.0) for end in (array.min(), array.max()))
+        dtype = np.dtype(smallest_type(ends[0], ends[1], (dtype, *INTEGERS)))
+        header.set_data_dtype(dtype)
     if dtype.kind not in "iu":
         slope = intercept = None
     stored = _as_type(path, array, dtype, (slope or 1.0, intercept or 0.0)).reshape(header.get_data_shape())
@@ -122,6 +137,14 @@ def _write_like(path: Path, array: NDArray[np.float32], header: nib.Nifti1Header
     image = image_class(stored, header.get_best_affine(), header)
     image.header.set_slope_inter(slope, intercept)
     return _write_nifti(path, image, description)
+
+
+def smallest_type(low: float, high: float, types: Sequence[DTypeLike]) -> DTypeLike:
+    """The first of the integer types that holds two numbers, rounded; else float32."""
+    # Python integers, because float32 rounds the end of int32 up to a number that would wrap around
+    lowest, highest = round(low), round(high)
+    fitting = (each for each in types if np.iinfo(each).min <= lowest and highest <= np.iinfo(each).max)
+    return next(fitting, np.float32)
 
 
 def _write_nifti(path: Path, image: nib.Nifti1Image, description: str) -> Path:

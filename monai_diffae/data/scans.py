@@ -6,11 +6,13 @@ dimensions and channels that the caller needs. Otherwise a :class:`~monai_diffae
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -26,7 +28,6 @@ from monai_diffae.data.formats.scan import (
     warn_once,
 )
 from monai_diffae.data.scan_writing import write_scan
-from monai_diffae.data.slices import Axis, flat_axis, flattened, ras_axes, slice_shape, slice_volume
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError
 from monai_diffae.policies import Colour, Doubtful, Uneven, check_choice
 
@@ -35,6 +36,7 @@ __all__ = [
     "Axis",
     "Scan",
     "ScanError",
+    "ScanNeeds",
     "read_geometry",
     "read_scan",
     "read_shape",
@@ -53,31 +55,34 @@ SUFFIXES = tuple(suffix for each in _FORMATS for suffix in each.SUFFIXES)
 """The suffixes of files that can be read; DICOM files may also have none."""
 
 
-def read_scan(
-    path: str | os.PathLike[str],
-    *,
-    spatial_dims: int | None = None,
-    channels: int | None = None,
-    nonfinite: NonFinite = "error",
-    colour: Colour = "refuse",
-    uneven: Uneven = "resample",
-    doubtful: Doubtful = "warn",
-    flatten: bool = True,
-) -> Scan:
+@dataclass(frozen=True)
+class ScanNeeds:
+    """The scan that a caller needs, and what is done with others."""
+
+    spatial_dims: int | None = None  #: 2 or 3; None: either. With ``flatten``, a volume with one slice counts as 2D
+    channels: int | None = None  #: None: any. Grey images stored as RGB have one
+    nonfinite: NonFinite = "error"  #: or a value that replaces NaN and infinite voxels; their number is logged
+    #: ``refuse`` colour images if one channel is needed; convert them to ``grey`` (0.299 red + 0.587 green +
+    #: 0.114 blue); or ``rgb``: grey images get three channels
+    colour: Colour = "refuse"
+    #: ``resample`` DICOM series whose slices are unevenly spaced, with a warning, or ``refuse`` them
+    uneven: Uneven = "resample"
+    #: ``warn`` of scans that may not be what was measured (no orientation, contradictory geometry, tilted or perhaps
+    #: missing slices), or ``refuse`` them
+    doubtful: Doubtful = "warn"
+    flatten: bool = True  #: read a volume with one slice as a 2D image
+
+    def __post_init__(self) -> None:
+        for name, choices in (("colour", Colour), ("uneven", Uneven), ("doubtful", Doubtful)):
+            check_choice(name, getattr(self, name), choices)
+
+
+def read_scan(path: str | os.PathLike[str], needs: ScanNeeds = ScanNeeds()) -> Scan:
     """Read one scan: NIfTI, NRRD, MHA, MHD, PNG, JPEG, a DICOM file or a folder with one DICOM series.
 
     Args:
         path: the file or folder; ``folder#series=UID`` names one of several series in a folder.
-        spatial_dims: the dimensions that the caller needs, 2 or 3; None: either. A volume with one slice
-            counts as 2D, if ``flatten`` is set.
-        channels: the number of channels that the caller needs; None: any. Grey images stored as RGB have one.
-        nonfinite: ``"error"``, or a value that replaces NaN and infinite voxels; their number is logged.
-        colour: ``refuse`` colour images if the caller needs one channel; convert them to ``grey`` (0.299 red + 0.587
-            green + 0.114 blue); or ``rgb``: grey images get three channels.
-        uneven: ``resample`` DICOM series whose slices are unevenly spaced, with a warning, or ``refuse`` them.
-        doubtful: ``warn`` of scans that may not be what was measured (no orientation, contradictory geometry, tilted or
-            perhaps missing slices), or ``refuse`` them.
-        flatten: read a volume with one slice as a 2D image.
+        needs: the dimensions and channels that the caller needs, and what is done with doubtful scans.
 
     Returns:
         The scan: float32 ``[C, X, Y, Z]`` in the file's voxel order, or ``[C, H, W]`` as displayed; affine in mm, RAS+.
@@ -90,18 +95,18 @@ def read_scan(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     array = np.arange(24.0).reshape(1, 2, 3, 4)
         ...     path = write_scan(Path(folder) / "a.nii.gz", array, np.diag([1, 1, 3, 1.0]))
-        ...     scan = read_scan(path, spatial_dims=3, channels=1)
+        ...     scan = read_scan(path, ScanNeeds(spatial_dims=3, channels=1))
         >>> scan.array.shape, scan.spacing_mm
         ((1, 2, 3, 4), (1.0, 1.0, 3.0))
     """
     scan = _read(path)
-    apply_policy(Path(path), scan.doubts, uneven, doubtful)
-    return fit_scan(Path(path), scan, spatial_dims, channels, nonfinite, colour=colour, flatten=flatten)
+    apply_policy(Path(path), scan.doubts, needs)
+    return fit_scan(Path(path), scan, needs)
 
 
 def read_with_doubts(path: str | os.PathLike[str]) -> Scan:
     """Read one scan of any dimensions and channels, as :func:`read_scan`, but leave its doubts to the caller."""
-    return fit_scan(Path(path), _read(path))
+    return fit_scan(Path(path), _read(path), ScanNeeds())
 
 
 def _read(path: str | os.PathLike[str]) -> Scan:
@@ -117,10 +122,10 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     return header
 
 
-def apply_policy(path: Path, doubts: Sequence[Doubt], uneven: Uneven = "resample", doubtful: Doubtful = "warn") -> None:
+def apply_policy(path: Path, doubts: Sequence[Doubt], needs: ScanNeeds = ScanNeeds()) -> None:
     """Log each doubt as a warning, once per process, or refuse the scan because of the first one."""
     for doubt in doubts:
-        if (uneven if doubt.kind == "uneven" else doubtful) == "refuse":
+        if (needs.uneven if doubt.kind == "uneven" else needs.doubtful) == "refuse":
             raise problem(path, doubt.wrong, doubt.remedy)
         warn_once(path, str(doubt))
 
@@ -129,7 +134,7 @@ def check_channels(path: str | os.PathLike[str], channels: int, colour: Colour =
     """Raise the error of :func:`read_scan` about a scan's channels; voxels are read only if the header cannot tell."""
     usable = {channels, *({"grey": (3,), "rgb": (1,)}.get(colour, ()))}
     if read_header(path).channels not in usable:
-        read_scan(path, channels=channels, colour=colour)
+        read_scan(path, ScanNeeds(channels=channels, colour=colour))
 
 
 def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -141,21 +146,19 @@ def read_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[
     """Read the size, as :func:`read_shape`, and the voxel spacing in mm along the same axes (1 for PNG and JPEG)."""
     header = read_header(path)
     apply_policy(Path(path), header.doubts)
-    return displayed_geometry(header)
+    return displayed_geometry(header.shape, header.affine)
 
 
-def displayed_geometry(header: Header) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def displayed_geometry(
+    shape: tuple[int, ...], affine: NDArray[np.float64]
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Size and voxel spacing in mm along R, A and S of a volume, or the rows and columns of a 2D image."""
-    spacing_mm = np.linalg.norm(header.affine[:3, : len(header.shape)], axis=0)
-    if len(header.shape) == 2:
-        return header.shape, tuple(float(v) for v in spacing_mm)
-    order = np.argsort(ras_axes(header.affine))
-    shape, spacings = [header.shape[axis] for axis in order], [float(spacing_mm[axis]) for axis in order]
-    flat = flat_axis(shape)
-    if flat is None:
-        return tuple(shape), tuple(spacings)
-    rows, columns = slice_shape(range(3), flat)
-    return (shape[rows], shape[columns]), (spacings[rows], spacings[columns])
+    spacings = np.linalg.norm(affine[:3, : len(shape)], axis=0).tolist()
+    order = [0, 1] if len(shape) == 2 else np.argsort(ras_axes(affine)).tolist()
+    flat = flat_axis([shape[axis] for axis in order]) if len(shape) == 3 else None
+    if flat is not None:
+        order = [order[axis] for axis in slice_shape(range(3), flat)]
+    return tuple(shape[axis] for axis in order), tuple(spacings[axis] for axis in order)
 
 
 def scan_suffix(path: str | os.PathLike[str]) -> str:
@@ -219,33 +222,19 @@ _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as P
 _ROUNDING = 2  # JPEG may round the three channels of a grey picture differently
 
 
-def fit_scan(
-    name: Path,
-    scan: Scan,
-    spatial_dims: int | None = None,
-    channels: int | None = None,
-    nonfinite: NonFinite = "error",
-    *,
-    colour: Colour = "refuse",
-    flatten: bool = True,
-) -> Scan:
-    """The scan with the dimensions and channels that a caller needs, and finite values; arguments as in `read_scan`."""
-    scan = _fit_dims(name, flattened(scan) if flatten else scan, spatial_dims)
-    scan.array = _fit_channels(name, scan.array, channels, colour)
-    scan.array = _fit_values(name, scan.array, nonfinite)
+def fit_scan(name: Path, scan: Scan, needs: ScanNeeds) -> Scan:
+    """The scan with the dimensions and channels that a caller needs, and finite values."""
+    scan = _fit_dims(name, flattened(scan) if needs.flatten else scan, needs.spatial_dims)
+    scan.array = _fit_channels(name, scan.array, needs.channels, needs.colour)
+    scan.array = _fit_values(name, scan.array, needs.nonfinite)
     return scan
 
 
 def scan_of_array(
     array: ArrayLike,
     affine: ArrayLike | None = None,
-    *,
     name: str = "image",
-    spatial_dims: int | None = None,
-    channels: int | None = None,
-    nonfinite: NonFinite = "error",
-    colour: Colour = "refuse",
-    flatten: bool = True,
+    needs: ScanNeeds = ScanNeeds(),
 ) -> Scan:
     """Make a scan of an array ``[C, X, Y, Z]`` or ``[C, H, W]`` in memory, with the checks of :func:`read_scan`."""
     path, values = Path(name), np.asarray(array)
@@ -260,13 +249,11 @@ def scan_of_array(
         sizes = " x ".join(map(str, matrix.shape))
         raise problem(path, f"its affine is {sizes}, expected 4 x 4", "give the affine from voxel indices to mm")
     check_affine(path, matrix)
-    scan = Scan(as_float32(path, values), matrix)
-    return fit_scan(path, scan, spatial_dims, channels, nonfinite, colour=colour, flatten=flatten)
+    return fit_scan(path, Scan(as_float32(path, values), matrix), needs)
 
 
-def check_colour(colour: str, channels: int) -> None:
-    """Raise an error if ``colour`` is unknown, or does not go with the number of channels of the model."""
-    check_choice("colour", colour, Colour)
+def check_colour(colour: Colour, channels: int) -> None:
+    """Raise an error if ``colour`` does not go with the number of channels of the model."""
     num_channels = {"grey": 1, "rgb": 3}.get(colour, channels)
     if num_channels != channels:
         raise ConfigError(
@@ -313,3 +300,107 @@ def _fit_values(path: Path, array: NDArray[np.float32], nonfinite: NonFinite) ->
         wrong = f"every voxel has the same value ({float(array.flat[0]):g})"
         raise problem(path, wrong, "check the export, or omit it")
     return array
+
+
+# -- slices of volumes, oriented for display ---------------------------------------------------------------------------
+
+
+T = TypeVar("T", bound=np.generic)
+
+Axis = Literal["axial", "coronal", "sagittal"]
+AXES: dict[Axis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
+"""The RAS axis along which each kind of slice is stacked."""
+
+_NUDGE = np.eye(4)
+_NUDGE[:3, :3] += 5e-4 * np.array([[0, -3, 2], [3, 0, -1], [-2, 1, 0]])  # a rotation around no axis of symmetry
+
+
+def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
+    """Take one slice of a volume as radiologists view it; ``index`` counts from inferior, posterior or left.
+
+    Rows run from anterior (axial) or superior; columns from the patient's right, or for sagittal slices from anterior.
+    """
+    check_choice("axis", axis, AXES)
+    volume = to_ras(scan)  # a view: the volume is not copied for one slice
+    affine = volume.affine
+    normal = AXES[axis]
+    num_slices = volume.array.shape[1 + normal]
+    if not 0 <= index < num_slices:
+        raise ScanError(f"slice {index} does not exist: the volume has {num_slices} {axis} slices")
+    column, row = (a for a in range(3) if a != normal)
+    # rows and columns run against the RAS axes: superior, anterior and right come first
+    plane = np.take(volume.array, index, axis=1 + normal)[:, ::-1, ::-1].swapaxes(1, 2)
+    slice_affine = np.eye(4)
+    slice_affine[:3, :3] = np.stack([-affine[:3, row], -affine[:3, column], affine[:3, normal]], axis=1)
+    corner: NDArray[np.float64] = np.array([*(n - 1 for n in volume.array.shape[1:]), 1.0])
+    corner[normal] = index
+    slice_affine[:, 3] = affine @ corner
+    return Scan(np.ascontiguousarray(plane), slice_affine, scan.modality, doubts=scan.doubts)
+
+
+def insert_slices(
+    background: NDArray[T], affine: NDArray[np.float64], axis: Axis, slices: Mapping[int, NDArray[T]]
+) -> NDArray[T]:
+    """Put slices back into a volume: the inverse of :func:`slice_volume`."""
+    filled = background.copy()
+    volume = _oriented(filled, ras_orientation(affine))  # a view of ``filled``
+    along = np.moveaxis(volume, 1 + AXES[axis], 1)  # a view: [C, slices, columns, rows]
+    for index, plane in slices.items():
+        along[:, index] = plane.swapaxes(1, 2)[:, ::-1, ::-1]
+    return filled
+
+
+def _oriented(array: NDArray[T], orientation: NDArray[np.float64]) -> NDArray[T]:
+    """A view of a volume ``[C, X, Y, Z]`` with reordered and flipped axes."""
+    return np.moveaxis(nib.orientations.apply_orientation(np.moveaxis(array, 0, -1), orientation), -1, 0)
+
+
+def flat_axis(shape: Sequence[int]) -> Axis | None:
+    """The axis along which a volume ``(R, A, S)`` has a single slice, or None."""
+    return next((axis for axis in reversed(AXES) if shape[AXES[axis]] == 1), None)
+
+
+def flattened(scan: Scan) -> Scan:
+    """A volume with one slice as a 2D image; any other scan unchanged."""
+    axis = flat_axis(ras_shape(scan)) if scan.spatial_dims == 3 else None
+    return scan if axis is None else replace(slice_volume(scan, axis, 0), volume=scan)
+
+
+def in_file_axes(array: NDArray[T], scan: Scan) -> tuple[NDArray[T], Scan]:
+    """An image in the space of a scan, and the scan; of a volume with one slice, in the volume's axes."""
+    axis = None if scan.volume is None else flat_axis(ras_shape(scan.volume))
+    if scan.volume is None or axis is None:
+        return array, scan
+    background = np.zeros((len(array), *scan.volume.array.shape[1:]), array.dtype)
+    return insert_slices(background, scan.volume.affine, axis, {0: array}), scan.volume
+
+
+def ras_shape(scan: Scan) -> tuple[int, int, int]:
+    """The size ``(R, A, S)`` of a volume."""
+    r, a, s = (scan.array.shape[1 + axis] for axis in np.argsort(ras_axes(scan.affine)))
+    return r, a, s
+
+
+def slice_shape(shape: Sequence[int], axis: Axis) -> tuple[int, int]:
+    """Rows and columns of a slice of a volume ``(R, A, S)``."""
+    column, row = (n for i, n in enumerate(shape) if i != AXES[axis])
+    return row, column
+
+
+def ras_orientation(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """For each voxel axis, the closest RAS axis and its direction; turned by 0.1 degrees, as rounding decides at 45."""
+    orientation: NDArray[np.float64] = nib.orientations.io_orientation(_NUDGE @ affine)
+    return orientation
+
+
+def ras_axes(affine: NDArray[np.float64]) -> list[int]:
+    """For each voxel axis, the RAS axis (0, 1, 2) that is closest to it."""
+    return [int(a) for a in ras_orientation(affine)[:, 0]]
+
+
+def to_ras(scan: Scan) -> Scan:
+    """Reorder and flip a volume's axes to the closest RAS order, without resampling; the array is a view."""
+    orientation = ras_orientation(scan.affine)
+    array = _oriented(scan.array, orientation)
+    affine = scan.affine @ nib.orientations.inv_ornt_aff(orientation, scan.array.shape[1:])
+    return Scan(array, affine, scan.modality, doubts=scan.doubts)

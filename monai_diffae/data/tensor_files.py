@@ -6,22 +6,15 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import ScanError, UnsafeInputError, quoted
 
 # what torch (2.13) says about files that it refuses because reading them would call something
 _REFUSALS = ("Unsupported global", "unsupported GLOBAL", "Unsupported operand", "Can only ", "Trying to call", "reduce")
-
-
-def write_tensors(content: Mapping[str, Any], path: Path) -> None:
-    """Write a file that is complete or absent, even if the process is killed."""
-    write_atomic(path, partial(save_tensors, content))
 
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:

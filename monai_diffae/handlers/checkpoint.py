@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,8 +20,8 @@ from monai_diffae.bundle.folders import WriteLock, write_model_card
 from monai_diffae.bundle.layout import ANOMALY, CHECKPOINT, METRICS, MODEL, MONAI_MODEL, PROVENANCE
 from monai_diffae.bundle.model_file import FIRST_STAGE, read_model, refuse_other_weights, write_for_monai, write_model
 from monai_diffae.bundle.training import TrainingDescription
-from monai_diffae.data.atomic import write_json
-from monai_diffae.data.tensor_files import read_torch_file, write_tensors
+from monai_diffae.data.atomic import write_atomic, write_json
+from monai_diffae.data.tensor_files import read_torch_file, save_tensors
 from monai_diffae.engines.trainer import TrainingEvents, diverged
 from monai_diffae.errors import ConfigError, DiffAEError
 from monai_diffae.handlers.validation import Validation, is_of_probes
@@ -141,7 +142,7 @@ class CheckpointKeeper:
         checkpoint |= {**self.description.state_dict(), "started_from": self._started_from}
         first = not self._has_saved or not self.model.is_file()  # somebody may have deleted the folder
         # The checkpoint comes first: a training that is killed before the model is written writes it when it resumes.
-        write_tensors(checkpoint, self.checkpoint)
+        write_atomic(self.checkpoint, partial(save_tensors, checkpoint))
         self._write_model()
         if first and not self.prefix:
             for name in (ANOMALY, PROVENANCE):  # of an earlier model

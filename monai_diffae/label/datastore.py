@@ -201,7 +201,7 @@ class FolderDatastore(CheckedWrites, LocalDatastore):
     def _search(self) -> None:
         """Find the scans of the folder."""
         root, labels = Path(self._datastore.image_path()), f"{self._datastore.labels_dir}/"
-        files = [scan.first for scan in search_folder(root).scans]
+        files = [scan.first_file for scan in search_folder(root).scans]
         paths = [(name_within(file, root).replace("/", "_"), os.path.relpath(file, root)) for file in files]
         scans = [(id, path) for id, path in paths if not path.startswith(labels)]
         self._scans = dict(reversed(scans))

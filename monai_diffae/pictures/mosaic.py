@@ -78,7 +78,7 @@ def in_colours(
 def three_planes(volumes: Tensor, voxel: Sequence[int] | None = None) -> Tensor:
     """The axial, coronal and sagittal planes of volumes in RAS order, side by side as a radiologist sees them.
 
-    The orientation is that of :func:`~monai_diffae.data.slices.slice_volume`: superior or anterior above, the patient's
+    The orientation is that of :func:`~monai_diffae.data.scans.slice_volume`: superior or anterior above, the patient's
     right on the left.
 
     Args:

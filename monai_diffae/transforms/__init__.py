@@ -3,12 +3,10 @@
 from monai_diffae.lazy import attach
 
 MODULES = {
-    "ToModelRanged": "intensity",
     **dict.fromkeys(("NativeSpace", "check_invertible"), "native"),
     "ReadScand": "reading",
-    **dict.fromkeys(("SmoothForSpacingd", "ToRASd", "ToSpacingd"), "resampling"),
-    "ToScanSpaced": "scan_space",
-    **dict.fromkeys(("WriteReconstructiond", "WriteScand", "write_native"), "writing"),
+    **dict.fromkeys(("SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToSpacingd"), "preprocessing"),
+    **dict.fromkeys(("ToScanSpaced", "WriteReconstructiond", "WriteScand", "write_native"), "writing"),
 }
 
 __all__ = [*MODULES]

@@ -1,6 +1,7 @@
-"""Convert images from the model's grid and range back to the scan's own space."""
+"""Convert images from the model's grid and range back to the own space of a scan, or of a case with many slices."""
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -14,11 +15,12 @@ from monai.transforms.utils import allow_missing_keys_mode, convert_applied_inte
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
-from monai_diffae.data.scans import Scan, is_picture
+from monai_diffae.data.scans import AXES, Axis, Scan, flat_axis, insert_slices, is_picture, ras_shape, slice_volume
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
-from monai_diffae.transforms.intensity import ToModelRanged
+from monai_diffae.transforms.preprocessing import SmoothForSpacingd, ToModelRanged
 from monai_diffae.transforms.reading import ReadScand, as_tensor
-from monai_diffae.transforms.resampling import SmoothForSpacingd
+
+logger = logging.getLogger(__name__)
 
 _NOTHING_TO_INVERT = (CopyItemsd, EnsureTyped, SmoothForSpacingd)
 
@@ -34,7 +36,6 @@ class NativeSpace:
         preprocessing: a bundle's preprocessing, from the case's item to ``[C, *S]`` in the model's range. It begins
             with `ReadScand`.
         item: the case, as from :meth:`Case.item() <monai_diffae.data.cases.Case.item>`, or with images in memory.
-        key: the image of the item that the model decodes.
 
     Attributes:
         image: MetaTensor float32 ``[C, *S]``, the model's input.
@@ -49,28 +50,28 @@ class NativeSpace:
         (1.0, 11.0)
     """
 
-    def __init__(self, preprocessing: Callable[[Any], Any], item: Mapping[str, Any], key: str = "image") -> None:
+    def __init__(self, preprocessing: Callable[[Any], Any], item: Mapping[str, Any]) -> None:
         # a copy, because allow_missing_keys_mode below changes the transforms, also for other threads
         self._transforms = copy.deepcopy(check_reader(preprocessing))
-        self._key, self._preprocessing = key, Compose(self._transforms)
+        self._preprocessing = Compose(self._transforms)
         reader: ReadScand = self._transforms[0]
         scans = reader.read(item)
-        self.scan = scans[key]
+        self.scan = scans["image"]
         try:
             read_item: dict[Any, Any] = {**item, **{name: as_tensor(scan) for name, scan in scans.items()}}
             preprocessed: dict[Any, Any] = self._preprocessing(read_item, start=1)
         except Exception as error:  # MONAI wraps errors into others with many lines
             cause = find_diffae_error(error)
             if cause is None:
-                name, size = item.get("id", key), " x ".join(map(str, self.scan.array.shape[1:]))
+                name, size = item.get("id", "image"), " x ".join(map(str, self.scan.array.shape[1:]))
                 raise ScanError(
                     f"{name}: the preprocessing fails at its size {size} ({one_line(error)}); omit this case, or check "
                     "the preprocessing"
                 ) from error
             raise type(cause)(str(cause)) from error
         self.images: dict[Any, MetaTensor] = {k: v for k, v in preprocessed.items() if isinstance(v, MetaTensor)}
-        self.image = self.images[key]
-        first = item[key][0] if isinstance(item[key], (list, tuple)) else item[key]
+        self.image = self.images["image"]
+        first = item["image"][0] if isinstance(item["image"], (list, tuple)) else item["image"]
         is_file = isinstance(first, (str, os.PathLike))
         self.suffix = ".png" if is_file and fits_png(first, self.scan) else ".nii.gz"
 
@@ -155,11 +156,11 @@ class NativeSpace:
         # copies, because MONAI's inverses modify the records (ResizeWithPadOrCrop, SpatialResample)
         meta, operations = copy.deepcopy((self.image.meta, self.image.applied_operations))
         operations = [_nearest(operation) for operation in operations] if nearest else operations
-        item: dict[str, Any] = {self._key: MetaTensor(plain, meta=meta, applied_operations=operations)}
+        item: dict[str, Any] = {"image": MetaTensor(plain, meta=meta, applied_operations=operations)}
         with allow_missing_keys_mode(self._preprocessing):  # the item has only one of its images
             for transform in transforms:
                 item = transform.inverse(item)
-        return np.asarray(item[self._key].as_tensor().numpy(), np.float32)
+        return np.asarray(item["image"].as_tensor().numpy(), np.float32)
 
 
 def fits_png(file: str | os.PathLike[str], scan: Scan) -> bool:
@@ -193,3 +194,114 @@ def check_invertible(preprocessing: Callable[[Any], Any]) -> list[Any]:
                 "the scan's space; use ToModelRanged for intensities, and transforms that MONAI can invert"
             )
     return transforms
+
+
+# -- a case ------------------------------------------------------------------------------------------------------------
+
+
+class CaseSpace:
+    """Preprocesses a case into N images of the model, and converts N such images back to the case's own space.
+
+    N is 1 for a whole image and for one slice of a volume, ``item["slice"]``. If a 2D model gets a volume, N is the
+    number of its slices that ``choose_slices`` returns for their total, and the way back leads into the volume.
+    ``spaces`` has the images by the index of their slice, None for a whole image, and ``scan`` the scan or slice.
+    """
+
+    def __init__(
+        self,
+        preprocessing: Callable[[Any], Any],
+        item: Mapping[str, Any],
+        choose_slices: Callable[[int], Sequence[int]],
+    ) -> None:
+        reader: ReadScand = check_reader(preprocessing)[0]
+        self._preprocessing = preprocessing
+        self._axis: Axis | None = None
+        self.spaces: dict[int | None, NativeSpace] = {}
+        if reader.spatial_dims == 2:
+            self._open_2d(reader, item, choose_slices)
+            return
+        if item.get("slice") is not None:
+            raise ConfigError(f"slice: is {item['slice']}, but this bundle takes whole volumes; leave it out")
+        whole = NativeSpace(preprocessing, item)
+        self.scan, self.spaces[None] = whole.scan, whole
+
+    def _open_2d(
+        self, reader: ReadScand, item: Mapping[str, Any], choose_slices: Callable[[int], Sequence[int]]
+    ) -> None:
+        scans = {str(name): scan for name, scan in reader.read_whole(item).items()}
+        item, index = {name: value for name, value in item.items() if name != "slice"}, item.get("slice")
+        self.scan = scans["image"]
+        flat = flat_axis(ras_shape(self.scan)) if self.scan.spatial_dims == 3 else None
+        if self.scan.spatial_dims == 2 or flat is not None:  # a picture, or a volume that is one image
+            if index is not None:
+                raise ConfigError(f"slice: is {index}, but the image is 2D and has no slices; leave it out")
+            self._axis = flat
+            self.spaces[None] = NativeSpace(self._preprocessing, {**item, **scans})
+        elif index is not None:
+            one = NativeSpace(self._preprocessing, {**item, **_slice_all(scans, reader.axis, index)})
+            self.scan, self.spaces[index] = one.scan, one
+        else:
+            self._axis = reader.axis
+            self._open_slices(item, scans, reader.axis, choose_slices(ras_shape(self.scan)[AXES[reader.axis]]))
+
+    def _open_slices(
+        self, item: Mapping[str, Any], scans: Mapping[str, Scan], axis: Axis, chosen: Sequence[int]
+    ) -> None:
+        """Preprocess slices. One that cannot be used, such as an empty one, is skipped."""
+        error: ScanError | None = None
+        for index in chosen:
+            slices = _slice_all(scans, axis, index)  # all images have this slice, or none can be used
+            try:
+                self.spaces[index] = NativeSpace(self._preprocessing, {**item, **slices})
+            except ScanError as caught:
+                error = error or caught
+        num_skipped = len(chosen) - len(self.spaces)
+        if error is not None and not self.spaces:
+            raise ScanError(f"none of the {num_skipped} slices can be used; the first: {error}")
+        if error is not None:
+            logger.warning("%d of %d slices are skipped; the first: %s", num_skipped, len(chosen), error)
+
+    @property
+    def field(self) -> NDArray[np.bool_]:
+        """``[*native S]``, True for voxels within the model's field of view."""
+        fields = [space.field[None] for space in self.spaces.values()]
+        return self._gather(fields, np.zeros((1, *self.scan.array.shape[1:]), np.bool_))[0]
+
+    def inputs(self, key: str) -> torch.Tensor:
+        """The preprocessed images (N, C, *S) under a key, in the model's range."""
+        return torch.stack([space.images[key].as_tensor().float() for space in self.spaces.values()])
+
+    def back(self, images: torch.Tensor) -> NDArray[np.float32]:
+        """Convert images of the model, (N, C, *S), to the scan's units; where none is known, it is the lowest value."""
+        return self._gather(self._each(NativeSpace.back, images), self.scan.empty)
+
+    def back_difference(self, differences: torch.Tensor) -> NDArray[np.float32]:
+        """Convert differences of two images of the model, (N, C, *S), to ``[C, *native S]``; 0 where none is known."""
+        return self._gather(self._each(NativeSpace.back_difference, differences), np.zeros_like(self.scan.array))
+
+    def add_difference(self, differences: torch.Tensor) -> NDArray[np.float32]:
+        """Add differences (N, C, *S) to the scan: ``[C, *native S]``, the scan to the bit where one is 0 or unknown."""
+        return self.scan.array + self.back_difference(differences)
+
+    def back_map(self, maps: torch.Tensor) -> NDArray[np.float32]:
+        """Convert maps (N, C', *S) to ``[C', *native S]`` without rescaling their values; 0 where none is known."""
+        parts = self._each(NativeSpace.back_map, maps)
+        return self._gather(parts, np.zeros((maps.shape[1], *self.scan.array.shape[1:]), np.float32))
+
+    def back_mask(self, masks: torch.Tensor) -> NDArray[np.uint8]:
+        """Convert masks (N, C', *S) to uint8 ``[C', *native S]``, with the nearest value; 0 where none is known."""
+        parts = self._each(NativeSpace.back_mask, masks)
+        return self._gather(parts, np.zeros((masks.shape[1], *self.scan.array.shape[1:]), np.uint8))
+
+    def _each(self, convert: Callable[[NativeSpace, torch.Tensor], NDArray[Any]], images: torch.Tensor) -> list[Any]:
+        return [convert(space, image) for space, image in zip(self.spaces.values(), images, strict=True)]
+
+    def _gather(self, parts: list[NDArray[Any]], background: NDArray[Any]) -> NDArray[Any]:
+        if self._axis is None:
+            return parts[0]
+        slices = {0 if index is None else index: part for index, part in zip(self.spaces, parts, strict=True)}
+        return insert_slices(background, self.scan.affine, self._axis, slices)
+
+
+def _slice_all(scans: Mapping[str, Scan], axis: Axis, index: int) -> dict[str, Scan]:
+    return {name: slice_volume(scan, axis, index) for name, scan in scans.items()}

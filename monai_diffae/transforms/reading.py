@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from monai_diffae.data.fingerprints import file_state
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import problem
-from monai_diffae.data.scans import Axis, Scan, check_colour, read_scan, scan_of_array, slice_volume
+from monai_diffae.data.scans import Axis, Scan, ScanNeeds, check_colour, read_scan, scan_of_array, slice_volume
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.policies import Colour, Doubtful, Uneven, check_choice
+from monai_diffae.policies import Colour, Doubtful, Uneven
 
 
 class ReadScand(MapTransform):
@@ -42,7 +42,6 @@ class ReadScand(MapTransform):
         uneven: ``resample`` DICOM series whose slices are unevenly spaced, or ``refuse`` them.
         doubtful: ``warn`` of scans that may not be what was measured, or ``refuse`` them. See
             :func:`~monai_diffae.data.scans.read_scan`.
-        allow_missing_keys: skip keys that an item does not have.
 
     Example:
         >>> import tempfile
@@ -64,16 +63,13 @@ class ReadScand(MapTransform):
         colour: Colour = "refuse",
         uneven: Uneven = "resample",
         doubtful: Doubtful = "warn",
-        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys)
         if spatial_dims not in (2, 3):
             raise ConfigError(f"spatial_dims: {spatial_dims} is not 2 or 3")
+        self.needs = ScanNeeds(spatial_dims, channels, nonfinite, colour, uneven, doubtful)
         check_colour(colour, channels)
-        check_choice("uneven", uneven, Uneven)
-        check_choice("doubtful", doubtful, Doubtful)
-        self.spatial_dims, self.channels, self.axis = spatial_dims, channels, axis
-        self.nonfinite, self.colour, self.uneven, self.doubtful = nonfinite, colour, uneven, doubtful
+        self.spatial_dims, self.axis = spatial_dims, axis
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each path by its scan."""
@@ -81,17 +77,15 @@ class ReadScand(MapTransform):
 
     def read(self, data: Mapping[Any, Any]) -> dict[Hashable, Scan]:
         """Read the scan under each key."""
-        return {key: self._read(images, data.get("slice"), key) for key, images in self._channels(data)}
+        index = data.get("slice") if self.spatial_dims == 2 else None
+        return {key: self._read(images, key, self.needs, index) for key, images in self._images(data)}
 
     def read_whole(self, data: Mapping[Any, Any]) -> dict[Hashable, Scan]:
         """Read the scan under each key; volumes stay volumes, whatever the dimensions of the model."""
-        scans: dict[Hashable, Scan] = {}
-        for key, images in self._channels(data):
-            parts = [self._scan(image, images, key, flatten=False) for image in images]
-            scans[key] = self._joined(images, parts, key)
-        return scans
+        needs = replace(self.needs, spatial_dims=None, flatten=False)
+        return {key: self._read(images, key, needs) for key, images in self._images(data)}
 
-    def _channels(self, data: Mapping[Any, Any]) -> Iterator[tuple[str, list[Any]]]:
+    def _images(self, data: Mapping[Any, Any]) -> Iterator[tuple[str, list[Any]]]:
         """Each key with the list of its images, which are the channels of one image if there are several."""
         for key in self.key_iterator(dict(data)):
             images = list(data[key]) if isinstance(data[key], (list, tuple)) else [data[key]]
@@ -99,43 +93,39 @@ class ReadScand(MapTransform):
                 raise ScanError(f"{key}: the list of files is empty; give one file per channel")
             yield str(key), images
 
-    def _read(self, images: Sequence[Any], index: int | None, key: str) -> Scan:
-        if index is None or self.spatial_dims == 3:
-            return self._joined(images, [self._scan(image, images, key, self.spatial_dims) for image in images], key)
-        if all(isinstance(image, (str, os.PathLike)) for image in images):  # read once for consecutive slices
+    def _read(self, images: Sequence[Any], key: str, needs: ScanNeeds, index: int | None = None) -> Scan:
+        """Read all channels of an image, or of the slice ``index`` of a volume."""
+        needs = needs if len(images) == 1 else replace(needs, channels=1)
+        if index is not None:
+            needs = replace(needs, spatial_dims=None)
+        if index is not None and all(map(_is_path, images)):  # read once for consecutive slices
             paths = tuple(map(str, images))
-            volumes = _read_volume(paths, file_state(paths), tuple(self._checks(images, is_file=True).items()))
+            scans = _read_volume(paths, file_state(paths), needs)
         else:
-            volumes = tuple(self._scan(image, images, key) for image in images)
-        slices = [slice_volume(scan, self.axis, int(index)) if scan.spatial_dims == 3 else scan for scan in volumes]
-        return self._joined(images, slices, key)
-
-    def _joined(self, images: Sequence[Any], scans: Sequence[Scan], key: str) -> Scan:
-        """One scan of all channels."""
-        names = [str(image) if isinstance(image, (str, os.PathLike)) else key for image in images]
+            scans = tuple(_scan(image, key, needs) for image in images)
+        if index is not None:
+            scans = tuple(slice_volume(s, self.axis, int(index)) if s.spatial_dims == 3 else s for s in scans)
+        names = [str(image) if _is_path(image) else key for image in images]
         scan = _stacked(names, scans)
-        if len(scan.array) != self.channels:
-            wrong = f"there are {len(images)} files; expected {self.channels}"
+        if len(scan.array) != self.needs.channels:
+            wrong = f"there are {len(images)} files; expected {self.needs.channels}"
             raise problem(names[0], wrong, "give one file per channel")
         return scan
 
-    def _checks(self, images: Sequence[Any], *, is_file: bool) -> dict[str, Any]:
-        """The checks of each of the images, of which several are channels of one."""
-        policies = {"uneven": self.uneven, "doubtful": self.doubtful} if is_file else {}
-        channels = self.channels if len(images) == 1 else 1
-        return {"channels": channels, "nonfinite": self.nonfinite, "colour": self.colour, **policies}
 
-    def _scan(self, image: Any, images: Sequence[Any], key: str, dims: int | None = None, flatten: bool = True) -> Scan:
-        """Read or check one of the images with all checks."""
-        is_file = isinstance(image, (str, os.PathLike))
-        expected = {"spatial_dims": dims, "flatten": flatten, **self._checks(images, is_file=is_file)}
-        if is_file:
-            return read_scan(image, **expected)
-        array, affine = _array_in_memory(image, key)
-        scan = scan_of_array(array, affine, name=key, **expected)
-        if isinstance(image, Scan) and scan.array.shape == array.shape:
-            return replace(scan, modality=image.modality, header=image.header)
-        return scan
+def _is_path(image: Any) -> bool:
+    return isinstance(image, (str, os.PathLike))
+
+
+def _scan(image: Any, key: str, needs: ScanNeeds) -> Scan:
+    """Read an image, or check one in memory."""
+    if _is_path(image):
+        return read_scan(image, needs)
+    array, affine = _array_in_memory(image, key)
+    scan = scan_of_array(array, affine, key, needs)
+    if isinstance(image, Scan) and scan.array.shape == array.shape:
+        return replace(scan, modality=image.modality, header=image.header)
+    return scan
 
 
 def as_tensor(scan: Scan) -> MetaTensor:
@@ -150,8 +140,8 @@ def as_tensor(scan: Scan) -> MetaTensor:
 
 
 @functools.lru_cache(maxsize=1)
-def _read_volume(paths: tuple[str, ...], _state: str, policies: tuple[tuple[str, Any], ...]) -> tuple[Scan, ...]:
-    return tuple(read_scan(p, **dict(policies)) for p in paths)
+def _read_volume(paths: tuple[str, ...], _state: str, needs: ScanNeeds) -> tuple[Scan, ...]:
+    return tuple(read_scan(path, needs) for path in paths)
 
 
 def _stacked(paths: Sequence[str], scans: Sequence[Scan]) -> Scan:

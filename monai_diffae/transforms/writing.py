@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple, ensure_tuple_rep
 from numpy.typing import DTypeLike, NDArray
@@ -18,9 +19,8 @@ from torch import Tensor
 
 from monai_diffae.data.cases import Case, safe_file_name
 from monai_diffae.data.formats.dicom import is_dicom, split_series
-from monai_diffae.data.scan_writing import SYNTHETIC, set_nifti_type, write_series
-from monai_diffae.data.scans import Scan, is_picture, write_scan
-from monai_diffae.data.slices import in_file_axes
+from monai_diffae.data.scan_writing import INTEGERS, SYNTHETIC, smallest_type, write_series
+from monai_diffae.data.scans import Scan, in_file_axes, is_picture, write_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.policies import check_choice
 from monai_diffae.transforms.native import NativeSpace, check_invertible
@@ -28,8 +28,6 @@ from monai_diffae.transforms.native import NativeSpace, check_invertible
 logger = logging.getLogger(__name__)
 
 Grid = Literal["native", "model"]
-
-_INTEGERS = (np.uint8, np.int16, np.uint16, np.int32)
 
 
 def write_native(
@@ -71,39 +69,10 @@ def write_native(
         return write_scan(path, array, value_range=(0, 255))
     array, scan = in_file_axes(array, scan)
     header = scan.header if len(array) == 1 and not name.lower().endswith(".nrrd") else None
+    if header is None and dtype is None:
+        dtype = _stored_type(array, scan)
     affine = None if scan.lacks_geometry else scan.affine
-    if header is None:
-        dtype = _stored_type(array, scan) if dtype is None else dtype
-        return write_scan(path, array, affine, dtype=dtype, description=description)
-    if dtype is None:
-        header = _wide_header(header, array)
-    else:  # the values are not the scan's intensities
-        header = header.copy()
-        set_nifti_type(Path(path), header, np.dtype(dtype))
-        header["cal_min"] = header["cal_max"] = 0.0  # a viewer would use the scan's window
-    return write_scan(path, array, affine, header=header, description=description)
-
-
-def _wide_header(header: nib.Nifti1Header, array: NDArray[Any]) -> nib.Nifti1Header:
-    """A scan's header with an integer type that holds an image with these values; its own type if that does."""
-    dtype = header.get_data_dtype()
-    if dtype.kind not in "iu" or not np.isfinite(array).all():
-        return header
-    slope, inter = (value or default for value, default in zip(header.get_slope_inter(), (1.0, 0.0), strict=True))
-    low, high = sorted((float(end) - inter) / slope for end in (array.min(), array.max()))
-    wide = _smallest_type(low, high, (dtype, *_INTEGERS))
-    if wide != dtype:
-        header = header.copy()
-        header.set_data_dtype(wide)
-    return header
-
-
-def _smallest_type(low: float, high: float, types: Sequence[DTypeLike]) -> DTypeLike:
-    """The first of the integer types that holds two numbers, rounded; else float32."""
-    # Python integers, because float32 rounds the end of int32 up to a number that would wrap around
-    lowest, highest = round(low), round(high)
-    fitting = (each for each in types if np.iinfo(each).min <= lowest and highest <= np.iinfo(each).max)
-    return next(fitting, np.float32)
+    return write_scan(path, array, affine, dtype=dtype, header=header, description=description)
 
 
 def _stored_type(array: NDArray[Any], scan: Scan) -> DTypeLike:
@@ -111,7 +80,7 @@ def _stored_type(array: NDArray[Any], scan: Scan) -> DTypeLike:
     if not (np.equal(np.round(scan.array), scan.array).all() and np.isfinite(array).all()):
         return np.float32
     low, high = min(scan.array.min(), array.min()), max(scan.array.max(), array.max())
-    return _smallest_type(float(low), float(high), _INTEGERS)
+    return smallest_type(float(low), float(high), INTEGERS)
 
 
 def image_suffix(shape: Sequence[int], source: str = ".png") -> str:
@@ -179,7 +148,6 @@ class WriteScand(MapTransform):
         keys: images ``[C, *S]``; with several keys, each has a folder of its name.
         directory: folder for the files; created if missing.
         overwrite: replace existing files.
-        allow_missing_keys: skip keys that an item does not have.
 
     Example:
         >>> import tempfile
@@ -189,14 +157,8 @@ class WriteScand(MapTransform):
         a.nii.gz
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        directory: str | os.PathLike[str],
-        overwrite: bool = False,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
+    def __init__(self, keys: KeysCollection, directory: str | os.PathLike[str], overwrite: bool = False) -> None:
+        super().__init__(keys)
         self.directory, self.overwrite = Path(directory), overwrite
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -230,7 +192,6 @@ class WriteReconstructiond(MapTransform):
         affine: affine of the model's grid; None: voxels of 1 mm.
         dicom: write DICOM cases also as series, ``<directory>/<folder>/dicom/<file_name>``.
         overwrite: replace existing files.
-        allow_missing_keys: ignore keys that an item does not have.
 
     Example:
         >>> import tempfile
@@ -259,9 +220,8 @@ class WriteReconstructiond(MapTransform):
         affine: NDArray[np.float64] | None = None,
         dicom: bool = False,
         overwrite: bool = False,
-        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys)
         check_choice("grid", grid, Grid)
         if dicom and grid == "model":
             raise ConfigError("dicom: DICOM series are written in the scan's own space; use grid native")
@@ -298,3 +258,76 @@ class WriteReconstructiond(MapTransform):
                 description = f"monai_diffae reconstruction from {folder.name}" if self.dicom else None
                 write_case_image(folder, case.file_name, native, native.back(image), case, description)
         return item
+
+
+# -- for tools that run the components of a bundle one by one ----------------------------------------------------------
+
+
+class ToScanSpaced(MapTransform):
+    """Brings a decoded image back to the space of its scan, as :meth:`NativeSpace.back` does.
+
+    It is the ``postprocessing`` of a bundle, which an application like MONAI Label runs after the inferer. In MONAI's
+    layout, a volume is float32 ``[1, X, Y, Z]``, a picture (PNG or JPEG) ``[W, H]`` of uint8, or uint16 if the scan has
+    larger values, and any other 2D image float32 ``[1, H, W, 1]``. The size and affine are also set in the metadata of
+    the scan's image, from which MONAI Label takes them.
+
+    Args:
+        keys: decoded images ``[1, *S]`` in the model's range, of an item with the preprocessed scan under ``image`` and
+            its file under ``image_path``, where MONAI Label puts it.
+        preprocessing: the bundle's preprocessing, which is inverted.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from monai.transforms import Compose
+        >>> from monai_diffae.data.scans import write_scan
+        >>> from monai_diffae.transforms import ReadScand, ToModelRanged
+        >>> preprocessing = Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_scan(Path(folder) / "a.png", np.arange(6.0).reshape(1, 2, 3), value_range=(0, 255))
+        ...     item = preprocessing({"image": str(path), "image_path": str(path)})
+        ...     ToScanSpaced("pred", preprocessing)({**item, "pred": item["image"]})["pred"]
+        metatensor([[0, 3],
+                [1, 4],
+                [2, 5]], dtype=torch.uint8)
+    """
+
+    def __init__(self, keys: KeysCollection, preprocessing: Callable[[Any], Any]) -> None:
+        super().__init__(keys)
+        check_invertible(preprocessing)
+        self.preprocessing = preprocessing
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace the decoded images, and set the size and affine of the scan's image."""
+        item: dict[Any, Any] = dict(data)
+        path = item.get("image_path")
+        if not path:
+            raise ConfigError("image_path: is missing; give the file of the scan that was reconstructed")
+        native = NativeSpace(self.preprocessing, {**item, "image": path})
+        for key in self.key_iterator(item):
+            pred = torch.as_tensor(item[key])
+            if len(pred) != 1:
+                raise ConfigError(
+                    f"{key}: has {len(pred)} channels, which the application's writer would take for an axis; use "
+                    "monai-diffae reconstruct"
+                )
+            array, scan = in_file_axes(native.back(pred), native.scan)
+            array = _in_monai_layout(array, scan, str(path))
+            affine = torch.from_numpy(scan.affine)
+            item[key] = MetaTensor(torch.from_numpy(array), affine=affine)
+            image = torch.as_tensor(item["image"])
+            size = np.array(array.shape if array.ndim == 2 else array.shape[1:])
+            geometry = {"spatial_shape": size, "original_affine": scan.affine}
+            item["image"] = MetaTensor(image, meta={**getattr(image, "meta", {}), **geometry})
+        return item
+
+
+def _in_monai_layout(array: NDArray[np.float32], scan: Scan, path: str) -> NDArray[Any]:
+    """An image ``[1, *native S]`` in the layout and type that MONAI's writers expect."""
+    if scan.spatial_dims == 3:
+        return array
+    if not is_picture(path):
+        return array[..., None]
+    dtype = np.uint8 if scan.array.max() <= 255 else np.uint16
+    whole: NDArray[Any] = np.round(array[0]).clip(0, np.iinfo(dtype).max).astype(dtype)
+    return np.ascontiguousarray(whole.T)

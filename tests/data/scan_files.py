@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from monai_diffae.data.scans import read_scan
+from monai_diffae.data.scans import ScanNeeds, read_scan
 from monai_diffae.errors import ScanError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -26,7 +26,7 @@ def shared(name):
 def refusal(path, **wanted):
     """The one line that refuses a file."""
     with pytest.raises(ScanError) as caught:
-        read_scan(path, **wanted)
+        read_scan(path, ScanNeeds(**wanted))
     line = str(caught.value)
     assert "\n" not in line
     assert len(line) <= 200

@@ -15,7 +15,7 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation
 from scan_files import refusal
 
 from monai_diffae.data.formats.dicom import read_patient
-from monai_diffae.data.scans import read_geometry, read_scan, read_shape
+from monai_diffae.data.scans import ScanNeeds, read_geometry, read_scan, read_shape
 from monai_diffae.errors import ScanError
 
 ORIENTATIONS = {"axial": AXIAL, "sagittal": (0, 1, 0, 0, 0, -1), "feet first": (-1, 0, 0, 0, 1, 0), "oblique": OBLIQUE}
@@ -24,7 +24,7 @@ ORIENTATIONS = {"axial": AXIAL, "sagittal": (0, 1, 0, 0, 0, -1), "feet first": (
 def test_a_series_is_read_in_spatial_order_and_told_from_others(tmp_path):
     for suffix in (".dcm", "", ".IMA"):
         folder = save_series(tmp_path / f"ct{suffix}", suffix=suffix)
-        scan = read_scan(folder, spatial_dims=3, channels=1)
+        scan = read_scan(folder, ScanNeeds(spatial_dims=3, channels=1))
         assert scan.array.shape == (1, 6, 4, 5) == (1, *read_shape(folder))
         assert scan.modality == "CT"
         np.testing.assert_allclose(scan.spacing_mm, (0.5, 0.75, 2))
@@ -90,7 +90,7 @@ def test_each_slice_has_its_own_slope(tmp_path):
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [3, 1, 4, 0, 2]])
 def test_frames_of_an_enhanced_file(tmp_path, order):
     path = save_enhanced(tmp_path / "mr.dcm", positions(OBLIQUE)[order], OBLIQUE)
-    scan = read_scan(path, spatial_dims=3)
+    scan = read_scan(path, ScanNeeds(spatial_dims=3))
     assert scan.modality == "MR"
     assert misplaced(scan.array[0], scan.affine, intercept=5) <= 1
     assert sorted(read_shape(path)) == [5, 10, 14]

@@ -11,7 +11,7 @@ from pydicom.data import get_testdata_file
 from scan_files import as_nobody, shared
 
 from monai_diffae.data.scan_writing import write_series
-from monai_diffae.data.scans import read_scan
+from monai_diffae.data.scans import ScanNeeds, read_scan
 from monai_diffae.errors import ConfigError, MachineError, ScanError
 
 
@@ -145,7 +145,7 @@ def test_a_volume_that_was_resampled_is_written_as_it_was_read(tmp_path, kind):
         source = save_planes(tmp_path / "ct", positions(tilt=-0.6), GantryDetectorTilt=16.7)
     scan = read_scan(source)
     folder = write_series(tmp_path / "new", scan.array, source)
-    written = read_scan(folder, uneven="refuse", doubtful="refuse")
+    written = read_scan(folder, ScanNeeds(uneven="refuse", doubtful="refuse"))
     np.testing.assert_allclose(written.affine, scan.affine, atol=1e-4)
     np.testing.assert_allclose(written.array, scan.array, atol=0.51)
     assert not any("GantryDetectorTilt" in d for d in tags(folder))

@@ -75,10 +75,9 @@ def test_a_file_that_was_written_again_with_the_old_time_is_noticed_by_its_time_
     assert file_state([scan]) != before
 
 
-@pytest.mark.parametrize("named", ["voxels.bin", "LIST\na.bin\nvoxels.bin"])
-def test_the_voxels_that_an_mhd_header_names_count(tmp_path, named):
+def test_the_voxels_that_an_mhd_header_names_count(tmp_path):
     header, voxels = tmp_path / "a.mhd", tmp_path / "voxels.bin"
-    header.write_text(f"NDims = 3\nElementDataFile = {named}\n")
+    header.write_text("NDims = 3\nElementDataFile = voxels.bin\n")
     states = {file_state([header])}
     for content in (b"scan", b"longer"):
         voxels.write_bytes(content)

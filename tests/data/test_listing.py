@@ -7,8 +7,7 @@ from dicom_files import save_series
 
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.folders import find_label_maps
-from monai_diffae.data.inspection.joins import join_table
-from monai_diffae.data.inspection.listing import Sources, find_class_folders, list_cases, write_listing
+from monai_diffae.data.inspection.listing import Sources, find_class_folders, join_table, list_cases, write_listing
 from monai_diffae.errors import CohortError, ConfigError
 
 ULTRASOUND = [f"{kind}/{kind} ({n}).png" for kind in ("benign", "malignant") for n in (1, 2)]

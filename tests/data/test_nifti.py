@@ -12,7 +12,7 @@ from scan_files import grown_mb, refusal, values
 
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.fingerprints import cohort_fingerprint
-from monai_diffae.data.scans import read_scan, read_shape
+from monai_diffae.data.scans import ScanNeeds, read_scan, read_shape
 from monai_diffae.errors import ScanError
 from monai_diffae.transforms import write_native
 
@@ -46,7 +46,7 @@ def assert_same_as_nibabel(path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = nib.load(path)
-    scan = read_scan(path, spatial_dims=3, channels=1)
+    scan = read_scan(path, ScanNeeds(spatial_dims=3, channels=1))
     np.testing.assert_array_equal(scan.array[0], image.get_fdata(dtype=np.float32))
     np.testing.assert_array_equal(scan.affine, image.affine)
     order = np.argsort(nib.orientations.io_orientation(image.affine)[:, 0])

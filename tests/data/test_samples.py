@@ -10,8 +10,8 @@ from PIL import Image
 from tiny_bundles import contents
 
 from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.samples import FACTORS, make_virtual_cohort, medmnist_to_cohort, virtual_patients
-from monai_diffae.data.samples.virtual_patients import draw_patient, render_patient
+from monai_diffae.data.samples import FACTORS, make_virtual_cohort, medmnist_to_cohort, virtual_cohort
+from monai_diffae.data.samples.virtual_cohort import draw_patient, render_patient
 from monai_diffae.errors import ConfigError
 
 MIDDLE = {"head_size": 1.0, "tilt": 0.0, "contrast": 1.0, "slice_level": 15.0, "ventricles": 0.3}
@@ -36,10 +36,10 @@ def dark_middle(image):
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    return make_virtual_cohort(tmp_path_factory.mktemp("cohort"), num_patients=12, size=32, seed=5, workers=2)
+    return make_virtual_cohort(tmp_path_factory.mktemp("cohort"), num_patients=12, size=32, seed=5)
 
 
-def test_the_table_says_what_was_drawn(cohort):
+def test_the_table_says_what_was_drawn(cohort, tmp_path):
     table = pd.read_csv(cohort)
     assert table.columns.tolist() == ["id", "patient", "image", "split", *(factor.name for factor in FACTORS)]
     assert len(table) == len(read_cohort(cohort)) == 12
@@ -53,10 +53,7 @@ def test_the_table_says_what_was_drawn(cohort):
     np.testing.assert_array_equal(np.asarray(image.dataobj), array)
     np.testing.assert_allclose(image.affine, affine, atol=1e-4)
     assert "not patients" in (cohort.parent / "README.txt").read_text()
-
-
-def test_same_bytes_for_any_number_of_workers(cohort, tmp_path):
-    again = make_virtual_cohort(tmp_path, num_patients=12, size=32, seed=5, workers=1)
+    again = make_virtual_cohort(tmp_path, num_patients=12, size=32, seed=5)
     assert contents(again.parent) == contents(cohort.parent)
 
 
@@ -117,7 +114,7 @@ def test_ventricles_widen_and_the_head_stays(spatial_dims):
 def test_axes_are_where_the_affine_says():
     """The template's voxel at the same world coordinates is the same tissue: no axis turned or swapped."""
     plain = replace(draw_patient(0, 0), factors={**MIDDLE, "ventricles": 0.0}, amplitudes_mm=np.zeros((12, 3), "f4"))
-    template, to_index = virtual_patients.read_template(0.0)
+    template, to_index = virtual_cohort.read_template(0.0)
     for spatial_dims, size in ((2, 96), (3, 48)):
         image, affine = render_patient(plain, size=size, spatial_dims=spatial_dims)
         assert nib.aff2axcodes(affine) == ("R", "A", "S")
@@ -170,5 +167,5 @@ def test_images_labels_and_splits(tmp_path, shape, num_labels):
 def test_a_file_whose_test_images_are_kept_aside(tmp_path):
     _, arrays = write_npz(tmp_path / "set.npz")
     np.savez(tmp_path / "part.npz", **{name: array for name, array in arrays.items() if not name.startswith("test")})
-    table = pd.read_csv(medmnist_to_cohort(tmp_path / "part.npz", tmp_path / "cohort", max_cases=2))
-    assert table["split"].tolist() == ["train"] * 2 + ["val"] * 2
+    table = pd.read_csv(medmnist_to_cohort(tmp_path / "part.npz", tmp_path / "cohort"))
+    assert table["split"].tolist() == ["train"] * 5 + ["val"] * 2

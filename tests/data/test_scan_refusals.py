@@ -13,7 +13,7 @@ from dicom_files import make_plane
 from PIL import Image
 from scan_files import grown_mb, refusal, save_nifti, values
 
-from monai_diffae.data.scans import read_geometry, read_scan, read_shape, scan_of_array, write_scan
+from monai_diffae.data.scans import ScanNeeds, read_geometry, read_scan, read_shape, scan_of_array, write_scan
 from monai_diffae.errors import ScanError
 
 _MHD = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
@@ -154,10 +154,8 @@ def test_data_that_unpack_to_far_more_than_the_voxels_take_no_memory(tmp_path):
         ("a.mhd", _MHD + "ElementDataFile = ../secret.raw\n"),
         ("a.mhd", _MHD + "\nElementDataFile = {folder}/secret.raw\n"),
         ("a.mha", _MHD + "Comment = x\n" * 1200 + "ElementDataFile = ../secret.raw\n"),
-        ("a.mhd", _MHD.replace("4 4 4", "4 4 1") + "ElementDataFile = LIST\n../secret.raw\n"),
         ("a.nrrd", _NRRD + "Datafile: {folder}/secret.raw\n"),
         ("a.nrrd", _NRRD + "# x\n" * 1200 + "data file: ../secret.raw\n\n"),
-        ("a.nrrd", _NRRD + "data file: LIST\n../secret.raw\n"),
     ],
 )
 def test_a_header_cannot_name_a_file_of_another_folder(tmp_path, name, header):
@@ -176,6 +174,11 @@ def test_a_header_can_name_a_file_beside_it(tmp_path):
     for name, header in (("a.mhd", f"{_MHD}ElementDataFile ="), ("a.nrrd", f"{_NRRD}data file:")):
         (tmp_path / name).write_text(f"{header} voxels.raw\n\n")
         assert read_scan(tmp_path / name).array.max() == 63
+        for files in ("LIST\n../voxels.raw", "part%d.raw 1 2 1"):
+            (tmp_path / name).write_text(f"{header} {files}\n\n")
+            assert "several files" in refusal(tmp_path / name)
+    (tmp_path / "a.mhd").write_text(f"{_MHD}ElementDataFile = other.raw\n")
+    assert "voxels is missing" in refusal(tmp_path / "a.mhd")
 
 
 @pytest.mark.goal(id="R9")
@@ -189,12 +192,12 @@ def test_wrong_dimensions_and_channels(tmp_path):
     Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(tmp_path / "two.png")
     assert "expected a 3D volume" in refusal(tmp_path / "two.png", spatial_dims=3)
     flat = save_nifti(tmp_path / "flat.nii.gz", values(6, 7, 1))
-    assert read_scan(flat, spatial_dims=2).array.shape == (1, 7, 6) == (1, *read_shape(flat))
+    assert read_scan(flat, ScanNeeds(spatial_dims=2)).array.shape == (1, 7, 6) == (1, *read_shape(flat))
     assert "2D" in refusal(flat, spatial_dims=3)
     colours = np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(colours, isVector=True), str(tmp_path / "rgb.dcm"))
     assert "3 channels" in refusal(tmp_path / "rgb.dcm", channels=1)
-    assert read_scan(tmp_path / "rgb.dcm", channels=3).array.shape == (3, 4, 6)
+    assert read_scan(tmp_path / "rgb.dcm", ScanNeeds(channels=3)).array.shape == (3, 4, 6)
 
 
 @pytest.mark.goal(id="R8")
@@ -206,7 +209,7 @@ def test_values_that_cannot_be_used(tmp_path, caplog):
     line = refusal(path)
     assert "3 of its voxels" in line
     assert "nonfinite" in line
-    assert read_scan(path, nonfinite=-1.0).array[0, 1, 1, 1] == -1
+    assert read_scan(path, ScanNeeds(nonfinite=-1.0)).array[0, 1, 1, 1] == -1
     assert "3 NaN or infinite voxels" in caplog.text
     assert "same value" in refusal(save_nifti(tmp_path / "one.nii.gz", np.ones((4, 4, 4), np.float32)))
     Image.new("L", (4, 4), 7).save(tmp_path / "one.png")
@@ -223,7 +226,7 @@ def test_wrong_geometry_and_types(tmp_path):
     content = (tmp_path / "e.mha").read_bytes()
     end = content.index(b"LOCAL") + len("LOCAL")
     (tmp_path / "e.mha").write_bytes(content[:end] + b"xyzuvwt" + content[end + 7 :])  # MetaIO would crash
-    assert "it is damaged" in refusal(tmp_path / "e.mha")
+    assert "voxels is missing" in refusal(tmp_path / "e.mha")
     nrrd = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 4 4 4\nencoding: raw\n"
     for line in ("a" * 1000, f"kinds: {'x' * 1000}", "\x01" * 64 * 99):  # ITK would crash: the last has no blank line
         (tmp_path / "l.nrrd").write_text(nrrd + line)
@@ -269,7 +272,7 @@ def test_a_doubtful_orientation_is_read_with_a_warning(tmp_path, caplog, sform, 
         np.testing.assert_array_equal(np.diag(scan.affine)[:3], sform or qform)
     assert [record.message for record in caplog.records] == ([] if warning is None else [f"{path.name}: {warning}"])
     if warning is None:
-        read_scan(path, doubtful="refuse")
+        read_scan(path, ScanNeeds(doubtful="refuse"))
     else:
         assert warning.partition(";")[0] in refusal(path, doubtful="refuse")
 
@@ -322,14 +325,14 @@ def test_an_array_is_the_scan_that_its_file_is(tmp_path):
     affine = np.array([[0, -1.5, 0, 3], [2.0, 0, 0, -7], [0, 0, 4, 1], [0, 0, 0, 1]])
     for dtype in (bool, np.int16, np.float64):
         array = (VOLUME % 2 if dtype is bool else VOLUME).astype(dtype)
-        scan = scan_of_array(array, affine, spatial_dims=3, channels=1)
+        scan = scan_of_array(array, affine, needs=ScanNeeds(spatial_dims=3, channels=1))
         expected = read_scan(write_scan(tmp_path / "a.nii", array, affine))
         np.testing.assert_array_equal(scan.array, expected.array)
         np.testing.assert_array_equal(scan.affine, expected.affine)
         assert scan.array.dtype == np.float32
         assert not np.shares_memory(scan.array, array)
     array[0, 0, 0, 0] = np.nan
-    assert scan_of_array(array, nonfinite=-1.0).array.min() == -1
+    assert scan_of_array(array, needs=ScanNeeds(nonfinite=-1.0)).array.min() == -1
 
 
 @pytest.mark.parametrize(
@@ -343,5 +346,5 @@ def test_an_array_is_the_scan_that_its_file_is(tmp_path):
 )
 def test_arrays_that_are_refused(array, affine, message):
     with pytest.raises(ScanError, match=f"^{message}") as caught:
-        scan_of_array(array, affine, spatial_dims=None if array.ndim != 3 else 2, channels=1)
+        scan_of_array(array, affine, needs=ScanNeeds(spatial_dims=None if array.ndim != 3 else 2, channels=1))
     assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from PIL import Image
 from scan_files import refusal, save_nifti, values
 
-from monai_diffae.data.scans import read_scan, read_shape, scan_of_array, slice_volume
+from monai_diffae.data.scans import ScanNeeds, read_scan, read_shape, scan_of_array, slice_volume
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.transforms import ReadScand
 
@@ -100,7 +100,7 @@ def test_grey_pictures_have_one_channel(tmp_path, mode):
     else:
         array = np.array([[0, 255, 0, 255], [255, 0, 0, 255], [0, 0, 255, 255]], np.uint8)
         Image.fromarray(array).convert(mode).save(tmp_path / "a.png")
-    scan = read_scan(tmp_path / "a.png", spatial_dims=2, channels=1)
+    scan = read_scan(tmp_path / "a.png", ScanNeeds(spatial_dims=2, channels=1))
     np.testing.assert_array_equal(scan.array[0], array)
     np.testing.assert_array_equal(scan.affine, np.eye(4))
     assert read_shape(tmp_path / "a.png") == (3, 4)
@@ -136,7 +136,7 @@ def test_colours_are_refused_or_grey_or_three_channels(tmp_path, colours):
     assert refusal(path, channels=1) == (
         "a.png: it has 3 channels (colour), expected 1; set colour=grey, train on rgb, or convert it"
     )
-    grey = read_scan(path, channels=1, colour="grey").array
+    grey = read_scan(path, ScanNeeds(channels=1, colour="grey")).array
     assert grey.shape == (1, 8, 10)
     np.testing.assert_allclose(grey[0], np.asarray(Image.fromarray(colours).convert("L")), atol=1)  # the luminance
     read = ReadScand("image", 2, channels=3, colour="rgb")
@@ -150,4 +150,4 @@ def test_colours_are_refused_or_grey_or_three_channels(tmp_path, colours):
 def test_channels_that_are_equal_but_for_noise_are_grey(colours, colour):
     grey = np.stack([colours[..., 0].astype(float)] * 3)
     grey[1] += 2
-    np.testing.assert_array_equal(scan_of_array(grey, channels=1, colour=colour).array, grey[:1])
+    np.testing.assert_array_equal(scan_of_array(grey, needs=ScanNeeds(channels=1, colour=colour)).array, grey[:1])

@@ -10,10 +10,9 @@ from PIL import Image
 from scan_files import save_nifti, values
 
 from monai_diffae.data import read_cohort, write_scan
-from monai_diffae.data.cases import Case, find_cases, safe_file_name, safe_file_names, safe_id
+from monai_diffae.data.cases import Case, assign_splits, find_cases, safe_file_name, safe_file_names, safe_id
 from monai_diffae.data.cohort_split import expand_slices, gather_slices, split_cohort
 from monai_diffae.data.progress import Failure
-from monai_diffae.data.splits import assign_splits
 from monai_diffae.errors import CohortError, ConfigError
 
 

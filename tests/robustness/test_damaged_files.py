@@ -30,9 +30,9 @@ from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.bundle.config import check_config, check_dimensions, check_rules
 from monai_diffae.bundle.model_file import read_model
 from monai_diffae.data import Case, read_cohort
-from monai_diffae.data.inspection.verification import read_case
+from monai_diffae.data.cases import assign_splits
+from monai_diffae.data.inspection.survey import read_case
 from monai_diffae.data.scans import read_geometry, read_scan
-from monai_diffae.data.splits import assign_splits
 
 
 def _picture(path):

@@ -1,5 +1,6 @@
 """Images, differences, maps and masks from the grid of the model to the space of the scan."""
 
+import itertools
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,9 @@ from PIL import Image
 from monai_diffae.data.scans import Scan, read_scan, slice_volume, write_scan
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.transforms import NativeSpace, ReadScand, SmoothForSpacingd, ToModelRanged, write_native
-from monai_diffae.transforms.resampling import ToRASd, ToSpacingd
+from monai_diffae.transforms.native import CaseSpace
+from monai_diffae.transforms.preprocessing import ToRASd, ToSpacingd
+from monai_diffae.transforms.writing import read_image, write_image
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "diffae_3d" / "configs" / "train.json"
 OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])
@@ -187,13 +190,15 @@ def pipeline(**values):
         (np.int32, (4, 2), "micron", (1, 0)), (np.float32, (1, 1), "mm", (1, 0)), (np.float64, (0, 1), "mm", (1, 0)),
     ],
 )  # fmt: skip
-def test_type_codes_units_and_slope_are_kept_and_texts_are_not(tmp_path, dtype, codes, units, scaling):
+def test_type_codes_units_and_slope_are_kept_and_texts_are_not_and_masks_have_no_slope(
+    tmp_path, dtype, codes, units, scaling
+):
     affine = np.array([[0, -1.5, 0, 3], [2.0, 0, 0, -7], [0, 0, 4, 1.25], [0, 0, 0, 1]])
     image = nib.Nifti1Image(np.arange(240, dtype=dtype).reshape(6, 8, 5), affine)
     for name, code in zip(("sform", "qform"), codes, strict=True):
         getattr(image, f"set_{name}")(affine if code else None, code)
     image.header.set_xyzt_units(units)
-    image.header["descrip"] = b"Doe^Jane"
+    image.header["descrip"], image.header["cal_max"] = b"Doe^Jane", 900
     image.header.set_slope_inter(*scaling)
     nib.save(image, tmp_path / "in.nii.gz")
     scan = read_scan(tmp_path / "in.nii.gz")
@@ -209,6 +214,14 @@ def test_type_codes_units_and_slope_are_kept_and_texts_are_not(tmp_path, dtype, 
     difference = nib.load(write_native(tmp_path / "d.nii.gz", scan.array - 100.25, scan, np.float32))
     assert difference.get_data_dtype() == np.float32
     np.testing.assert_allclose(difference.get_fdata(), scan.array[0] - 100.25, rtol=1e-6)
+    labels = (np.arange(240, dtype=np.uint8) % 3).reshape(scan.array.shape)
+    for suffix in (".nrrd", ".nii.gz"):
+        written = read_scan(write_native(tmp_path / f"mask{suffix}", labels, scan, np.uint8))
+        np.testing.assert_array_equal(written.array, labels)
+        np.testing.assert_allclose(written.affine, scan.affine, rtol=1e-6, atol=1e-6 * factor)
+    made = nib.load(tmp_path / "mask.nii.gz")
+    assert (made.get_data_dtype(), made.dataobj.slope, made.dataobj.inter) == (np.uint8, 1, 0)
+    assert (float(made.header["cal_max"]), made.header["sform_code"]) == (0, before.header["sform_code"])
 
 
 @pytest.mark.goal(id="R11")
@@ -313,27 +326,6 @@ def test_a_mask_has_whole_numbers(values):
         native.back_mask(torch.zeros(1, 64, 32))
 
 
-def test_a_mask_beside_a_scan_with_a_slope_has_labels_and_no_slope(tmp_path):
-    image = nib.Nifti1Image(np.arange(960, dtype=np.int16).reshape(12, 10, 8), OBLIQUE)
-    image.header.set_slope_inter(0.5, -100)
-    image.header["cal_max"] = 900
-    image.set_sform(OBLIQUE, code=4)
-    nib.save(image, tmp_path / "in.nii.gz")
-    scan = read_scan(tmp_path / "in.nii.gz")
-    mask = (np.arange(960) % 3).reshape(scan.array.shape).astype(np.uint8)
-    for suffix in (".nii.gz", ".nrrd"):
-        path = write_native(tmp_path / f"mask{suffix}", mask, scan, np.uint8)
-        written = read_scan(path)
-        np.testing.assert_array_equal(written.array, mask)
-        np.testing.assert_allclose(written.affine, scan.affine, atol=1e-6)
-    made = nib.load(tmp_path / "mask.nii.gz")
-    assert np.asarray(made.dataobj).dtype.kind in "uf"
-    assert made.get_data_dtype() == np.uint8
-    assert (made.dataobj.slope, made.dataobj.inter, float(made.header["cal_max"])) == (1, 0, 0)
-    assert np.array_equal(made.affine, nib.load(tmp_path / "in.nii.gz").affine)
-    assert int(made.header["sform_code"]) == 4
-
-
 def test_threads_that_share_a_preprocessing_do_not_disturb_each_other():
     """MONAI's ``allow_missing_keys_mode``, which the way back needs, changes the transforms, also for other threads."""
     keys = ["image", "other"]
@@ -355,3 +347,122 @@ def test_threads_that_share_a_preprocessing_do_not_disturb_each_other():
         sys.setswitchinterval(interval)
     for back, serial in zip(results, expected * 6, strict=True):
         np.testing.assert_array_equal(back, serial)
+
+
+# -- a whole case ------------------------------------------------------------------------------------------------------
+
+
+ORIENTATIONS = ["".join(s) for axes in itertools.permutations(("LR", "PA", "IS")) for s in itertools.product(*axes)]
+
+
+def oriented(array, spacing, codes):
+    """A volume [X, Y, Z] in RAS order with this spacing, stored in another order of axes."""
+    image = nib.Nifti1Image(array, np.diag([*spacing, 1.0]) + np.array([[0, 0, 0, v] for v in (7, -5, 2, 0)]))
+    target = nib.orientations.axcodes2ornt(codes)
+    return image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.io_orientation(image.affine), target))
+
+
+def all_slices(length):
+    return range(length)
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS[::5])
+def test_slices_come_back_into_the_volume_whatever_its_orientation(tmp_path, codes):
+    ras = np.random.default_rng(0).random((5, 7, 4)).astype(np.float32)
+    nib.save(oriented(ras, (0.7, 1.1, 6.5), codes), tmp_path / "in.nii.gz")
+    source = nib.load(tmp_path / "in.nii.gz")
+    exact = Compose([ReadScand("image", 2), ToModelRanged("image", method="none", model_range=(0, 1))])
+    space = CaseSpace(exact, {"image": str(tmp_path / "in.nii.gz")}, all_slices)
+    images = space.inputs("image")
+    assert images.shape == (4, 1, 7, 5)
+    # the model sees the same slices whatever the order of the file's axes, from inferior to superior
+    expected = np.stack([np.rot90(ras[::-1, :, k]) for k in range(4)])
+    np.testing.assert_array_equal(images[:, 0].numpy(), expected)
+    np.testing.assert_array_equal(space.back(images)[0], source.get_fdata(dtype=np.float32))
+    np.testing.assert_array_equal(space.back_map(images * 3)[0], source.get_fdata(dtype=np.float32) * np.float32(3))
+    written = nib.load(write_native(tmp_path / "out.nii.gz", space.back(images), space.scan))
+    assert written.shape == source.shape
+    assert np.array_equal(written.affine, source.affine)
+    assert nib.aff2axcodes(written.affine) == tuple(codes)
+
+
+@pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
+def test_only_the_slices_in_use_are_filled(axis):
+    volume = Scan(np.random.default_rng(1).random((1, 9, 8, 10)).astype(np.float32), np.diag([1.0, -2, 1, 1]))
+    space = CaseSpace(
+        shipped_2d((16, 16), axis=axis, method="minmax"), {"image": volume}, lambda length: range(2, length - 1, 3)
+    )
+    used = np.zeros((9, 8, 10), bool)
+    along = np.moveaxis(used, {"sagittal": 0, "coronal": 1, "axial": 2}[axis], 0)
+    along[list(space.spaces)] = True
+    used = used[:, ::-1] if axis == "coronal" else used
+    white, ones = torch.ones(len(space.spaces), 1, 16, 16), torch.ones(len(space.spaces), 2, 16, 16)
+    np.testing.assert_array_equal(space.back(white)[0] == volume.array.min(), ~used)
+    for array in (space.back_map(ones), space.back_mask(ones), space.field[None].repeat(2, 0)):
+        np.testing.assert_array_equal(array > 0.999, np.stack([used, used]))
+    assert ((space.back_difference(white) != 0)[0] == used).all()
+
+
+def test_slices_that_cannot_be_used_are_skipped(caplog):
+    array = np.random.default_rng(1).random((1, 9, 8, 6)).astype(np.float32)
+    array[..., 4:] = 0
+    space = CaseSpace(shipped_2d((16, 16), method="minmax"), {"image": array}, all_slices)
+    assert list(space.spaces) == [0, 1, 2, 3]
+    assert "2 of 6 slices are skipped; the first: " in caplog.text
+    np.testing.assert_array_equal(space.back(space.inputs("image"))[..., 4:], 0)
+    with pytest.raises(ScanError, match="^none of the 2 slices can be used; the first: "):
+        CaseSpace(shipped_2d((16, 16), method="minmax"), {"image": array}, lambda _: (4, 5))
+
+
+@pytest.mark.parametrize(("codes", "flat"), [("RAS", 2), ("LPI", 0), ("SAR", 1), ("ILP", 2)])
+def test_a_volume_of_one_slice_is_one_image_and_comes_back_as_the_volume(tmp_path, codes, flat):
+    shape = [6, 9, 8]
+    shape[flat] = 1
+    nib.save(oriented(np.random.default_rng(0).random(shape).astype("f4"), (1.0, 2.0, 3.0), codes), tmp_path / "a.nii")
+    source = nib.load(tmp_path / "a.nii")
+    exact = [ReadScand("image", 2), ToModelRanged("image", method="none", model_range=(0, 1))]
+    space = CaseSpace(exact, {"image": str(tmp_path / "a.nii")}, lambda _: ())
+    assert list(space.spaces) == [None]
+    assert torch.equal(space.inputs("image")[0], exact[0]({"image": str(tmp_path / "a.nii")})["image"].as_tensor())
+    native = NativeSpace(exact, {"image": str(tmp_path / "a.nii")})  # as ``reconstruct`` and ``edit`` write it
+    for array, scan in ((space.back(space.inputs("image")), space.scan), (native.back(native.image), native.scan)):
+        written = nib.load(write_native(tmp_path / "out.nii", array, scan))
+        np.testing.assert_array_equal(written.get_fdata(), source.get_fdata())
+        assert written.shape == source.shape
+        assert np.array_equal(written.affine, source.affine)
+    with pytest.raises(ConfigError, match="^slice: is 0, but the image is 2D and has no slices; leave it out$"):
+        CaseSpace(exact, {"image": str(tmp_path / "a.nii"), "slice": 0}, all_slices)
+
+
+def test_a_nifti_of_two_dimensions_stays_one(tmp_path):
+    nib.save(
+        nib.Nifti1Image(np.random.default_rng(0).random((12, 9)).astype(np.float32), np.diag([-2.0, 3, 1, 1])),
+        tmp_path / "a.nii",
+    )
+    space = CaseSpace(shipped_2d((16, 16), method="minmax"), {"image": tmp_path / "a.nii"}, all_slices)
+    written = nib.load(write_native(tmp_path / "out.nii", space.back(space.inputs("image")), space.scan))
+    assert written.shape == (12, 9)
+    assert np.array_equal(written.affine, nib.load(tmp_path / "a.nii").affine)
+
+
+def test_several_images_are_sliced_together():
+    pair = [ReadScand(["image", "other"], 2), ToModelRanged(["image", "other"], method="minmax")]
+    volumes = {key: np.random.default_rng(seed).random((1, 4, 5, 6)) for seed, key in enumerate(("image", "other"))}
+    space = CaseSpace(pair, volumes, all_slices)
+    assert space.inputs("other").shape == (6, 1, 5, 4)
+    np.testing.assert_allclose(space.back(space.inputs("image")), volumes["image"], rtol=1e-6)
+    alone = CaseSpace(pair, {**volumes, "slice": 3}, all_slices)
+    assert torch.equal(alone.inputs("other")[0], space.inputs("other")[3])
+    with pytest.raises(ScanError, match="^slice 5 does not exist: the volume has 5 axial slices"):
+        CaseSpace(pair, {**volumes, "other": volumes["other"][..., :5]}, all_slices)
+
+
+@pytest.mark.parametrize("source", ["a.png", "a.nii"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_was_written_is_read_even_if_it_is_constant_or_grey(tmp_path, source, channels):
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.rand(1, 5, 7, generator=rng).expand(channels, -1, -1) * 4 - 2
+    for image in (noise, torch.full((channels, 5, 7), -2.0)):
+        file = write_image(tmp_path / "a", image, (-2.0, 2.0), source)
+        made = read_image(file, (-2.0, 2.0))
+        np.testing.assert_allclose(made.reshape(channels, 5, 7), image, atol=4 / 255 if source == "a.png" else 0)

@@ -7,8 +7,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Compose, Spacingd
 
@@ -34,7 +32,7 @@ def test_a_volume_with_its_affine_and_no_path(tmp_path):
 def test_slices_read_their_volume_once(tmp_path, monkeypatch):
     path, calls = volume(tmp_path / "a.nii.gz"), []
     scan = read_scan(path)
-    monkeypatch.setattr(reading, "read_scan", lambda p, **k: calls.append(p) or read_scan(p, **k))
+    monkeypatch.setattr(reading, "read_scan", lambda p, needs: calls.append(p) or read_scan(p, needs))
     reading._read_volume.cache_clear()
     for axis, n in (("axial", 6), ("coronal", 5), ("sagittal", 4)):
         read = ReadScand("image", 2, axis=axis)
@@ -88,8 +86,6 @@ def test_percentiles():
     result = mapped(IMAGE)
     low, high = np.percentile(IMAGE, (0.5, 99.5))
     np.testing.assert_allclose(result, np.clip((IMAGE - low) / (high - low) * 2 - 1, -1, 1), atol=1e-5)
-    assert mapped(IMAGE, clip=False).min() < -1
-    assert mapped(IMAGE, clip=False).max() > 1
 
 
 def test_window_minmax_none():
@@ -102,20 +98,10 @@ def test_window_minmax_none():
     assert torch.equal(mapped(IMAGE / 1000, method="none"), IMAGE / 1000)
 
 
-@settings(max_examples=25, deadline=None)
-@given(scale=st.floats(1e-3, 1e6), shift=st.floats(-1e3, 1e3))
-def test_the_scanners_units_do_not_matter(scale, shift):
-    image = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
-    other = image * scale + shift * scale
-    for method in ("percentiles", "minmax"):
-        torch.testing.assert_close(mapped(other, method=method), mapped(image, method=method), atol=2e-3, rtol=0)
-
-
 def test_channels_type_and_geometry():
     image = torch.cat([IMAGE, IMAGE * 50])
-    apart, together = mapped(image, method="minmax"), mapped(image, method="minmax", channel_wise=False)
+    apart = mapped(image, method="minmax")
     torch.testing.assert_close(apart[0], apart[1])
-    assert together[0].max() < -0.9
     image = MetaTensor(IMAGE, affine=torch.diag(torch.tensor([2.0, 3, 1, 1])))
     result = mapped(image)
     assert isinstance(result, MetaTensor)
@@ -130,10 +116,9 @@ def test_channels_type_and_geometry():
 
 
 @pytest.mark.parametrize("method", ["percentiles", "window"])
-@pytest.mark.parametrize("channel_wise", [True, False])
-def test_back_to_the_scans_units(method, channel_wise):
+def test_back_to_the_scans_units(method):
     image = MetaTensor(torch.cat([IMAGE, IMAGE * 50 - 300]))
-    transform = ToModelRanged("image", method=method, channel_wise=channel_wise, window_hu=(10, 20000))
+    transform = ToModelRanged("image", method=method, window_hu=(10, 20000))
     result = transform({"image": image})
     assert len(result["image"].applied_operations) == 1
     back = transform.inverse(result)["image"]

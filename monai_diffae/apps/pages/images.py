@@ -22,8 +22,7 @@ from monai_diffae.apps.settings import Choice, Run
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.cases import safe_file_name
 from monai_diffae.data.fingerprints import file_checksum, json_digest
-from monai_diffae.data.scans import Scan, read_scan, slice_volume
-from monai_diffae.data.slices import ras_shape, to_ras
+from monai_diffae.data.scans import Scan, ras_shape, read_scan, slice_volume, to_ras
 from monai_diffae.errors import ScanError
 from monai_diffae.pictures import in_colours, plane_slices, three_planes, thumbnail
 from monai_diffae.transforms.writing import read_image

@@ -129,7 +129,7 @@ class FirstHour:
             return
         colour = "grey" if listed.appearance.colour else None
         # a 3D model would see too few volumes, while a 2D model has many slices
-        are_few = listed.appearance.num_volumes > 0 and listed.listing.num_patients < _FEW_PATIENTS
+        are_few = listed.appearance.of_dims(3) and listed.listing.num_patients < _FEW_PATIENTS
         plan = self.steps.prepare(
             "Plan the training", "plan", cohort=self.table, minutes=self.minutes, colour=colour, device=self.device,
             **(_SLICES if are_few else {}),

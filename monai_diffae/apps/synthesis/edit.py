@@ -348,7 +348,7 @@ def _own_detail(native: transforms.NativeSpace, differences: torch.Tensor) -> tu
 
 def _panel(array: npt.NDArray[np.float32], native: transforms.NativeSpace, background: float) -> torch.Tensor:
     """A square picture (C, P, P) of an image, or (C, P, 3 P) of a volume, in whose corners is the background."""
-    from monai_diffae.data.slices import to_ras
+    from monai_diffae.data.scans import to_ras
 
     size = native.image.shape[1:]
     if native.scan.spatial_dims == 2:

@@ -13,12 +13,12 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, table_lines
 from monai_diffae.apps.settings import Figures, Reading
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.progress import Failure
+from monai_diffae.data.progress import check_any_usable
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import cohorts, np, npt, pictures, scans, surveys
 
 if TYPE_CHECKING:
-    from monai_diffae.data.inspection.verification import CheckedCase, Verification
+    from monai_diffae.data.inspection.survey import CheckedCase, Verification
 _EXAMPLES = 3
 _TABLE, _PICTURE, _READINGS = "verify.csv", "overview.png", "readings"
 _COLUMNS = (
@@ -68,7 +68,7 @@ def verify(
         ConfigError: ``out`` holds a ``verify.csv`` that this command has not written.
         MachineError: the results cannot be written, or a worker died.
     """
-    from monai_diffae.data.inspection.verification import read_cases, verify_cases
+    from monai_diffae.data.inspection.survey import read_cases, verify_cases
 
     table = None if out is None else out / _TABLE
     if table is not None and table.is_file() and not table.read_bytes().startswith(",".join(_COLUMNS).encode()):
@@ -79,10 +79,8 @@ def verify(
     if out is not None:
         _write_table(verification, out / _TABLE)
         figures.write(out / _PICTURE, pictures.draw_cohort_overview(_overview(verification)))
-    if all(found.error for found in readings):
-        raise surveys.none_usable(
-            [Failure(case.id, case.file, found.error) for case, found in zip(cases, readings, strict=True)]
-        )
+    failures = surveys.list_failures(cases, readings)
+    check_any_usable(len(cases) - len(failures), failures, "scans")
     return Result(
         out, _figures(verification), [*_lines(verification)], _incomplete(verification),
         content={"verification": verification},

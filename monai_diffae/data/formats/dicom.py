@@ -87,13 +87,9 @@ def _list_series(folder: str, _changed: int) -> dict[str, Series]:
 def read_patient(path: Path) -> str | None:
     """Read the hashed PatientID of a file or series; None if it has none or cannot be read."""
     folder, uid = split_series(path)
-    try:
-        is_folder, is_file = folder.is_dir(), folder.is_file()
-    except OSError:  # the name is too long
-        return None
-    if is_folder:
+    if os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises if the name is too long
         return next((series.patient for name, series in list_series(folder).items() if uid in (None, name)), None)
-    tags = _try_tags(folder) if is_file else None
+    tags = _try_tags(folder)
     return None if tags is None else _patient(tags)
 
 

@@ -51,13 +51,12 @@ def read_tags(path: Path, keywords: Sequence[str], *, pixels: bool = False) -> D
     try:
         with lenient():
             dataset = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels, specific_tags=[*keywords])
-            sizes = [int(dataset[keyword].value) for keyword in ("Rows", "Columns")]
+            for keyword in ("Rows", "Columns"):  # all images have them
+                int(dataset[keyword].value)
     except OSError:
         raise
     except Exception as error:  # random bytes can fail anywhere in pydicom
         raise problem(path, "it is damaged, or no DICOM image", "copy or export it again") from error
-    if min(sizes) < 1:
-        raise problem(path, "it has no rows or no columns", "export it again")
     return dataset
 
 
@@ -84,11 +83,9 @@ def decode(path: Path, rescales: NDArray[np.float64]) -> tuple[NDArray[np.float3
         padding = _padding(stored, dataset)
         if is_inverted(dataset):
             stored = ~stored if int(dataset.PixelRepresentation) else (1 << int(dataset.BitsStored)) - 1 - stored
-    if len(stored) != len(rescales):
-        raise problem(path, f"it has {len(stored)} frames, but positions for {len(rescales)}", "export it again")
     array = np.empty(stored.shape, np.float32)
-    for k, (slope, intercept) in enumerate(rescales):
-        array[k] = as_float32(path, stored[k], None if (slope, intercept) == (1, 0) else (slope, intercept))
+    for values, frame, (slope, intercept) in zip(array, stored, rescales, strict=True):
+        values[...] = as_float32(path, frame, None if (slope, intercept) == (1, 0) else (slope, intercept))
     return array.transpose(3, 2, 1, 0), None if padding is None else padding.transpose(3, 2, 1, 0)
 
 

@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from monai_diffae.data.formats.scan import (
+    VOXELS_NAMED,
     Header,
     Scan,
     as_float32,
@@ -36,7 +37,6 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)
 _STDERR = threading.RLock()
 _LONGEST_HEADER = 1024**2
 _SLACK = 64 * 1024**2  # bytes allowed after the voxels
-_NRRD_DATA_FILE = re.compile(rb"data ?file\s*:\s*([^\r\n]*)", re.IGNORECASE)
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -180,30 +180,25 @@ def check_data_files(path: Path) -> None:
         raise problem(path, "its number of dimensions (NDims) is not 1 to 9", "copy or export it again")
     if not is_nrrd and re.search(rb"Name\s*[=:][^\n]{255}", header):  # MetaIO has room for 254
         raise problem(path, "its Name is too long", "copy or export it again")
-    for match in re.finditer(_NRRD_DATA_FILE if is_nrrd else rb"ElementDataFile\s*[=:]\s*([^\r\n]*)", header):
-        names = header[match.start(1) :] if match[1].upper().startswith(b"LIST") else match[1]
-        if re.search(rb"[/\\]", names):
+    for match in VOXELS_NAMED.finditer(header):
+        if re.search(rb"[/\\]", match[1]):
             raise problem(path, "its voxels are in a file of another folder", "put that file beside it")
+        if match[1].upper().startswith(b"LIST") or re.search(rb"%\d*d", match[1]):
+            raise problem(path, "its voxels are in several files", "save it as one file, .nrrd or .mha")
 
 
 def _check_complete(path: Path, fields: dict[str, str], start: int, expected: int, decompress: bool) -> None:
     """Compare the number of bytes with the header; compressed files are checked if ``decompress`` is set."""
     names = (fields.get(key) for key in ("elementdatafile", "data file", "datafile"))
-    data_file = next(filter(None, names), "LOCAL")
-    is_local = data_file.upper() == "LOCAL"
-    data = path if is_local else path.parent / Path(data_file).name
-    # a pattern or list may name any of the files in the folder
-    files = [data] if data.is_file() else [file for file in data.parent.iterdir() if file.is_file()]
-    check_packed(path, expected, sum(file.stat().st_size for file in files))
+    name = next(filter(None, names), "LOCAL")
+    data, start = (path, start) if name.upper() == "LOCAL" else (path.parent / Path(name).name, 0)
+    if not data.is_file():
+        raise problem(path, "the file with its voxels is missing", "copy both files")
+    check_packed(path, expected, data.stat().st_size)
     encoding = fields.get("encoding", "raw").lower()
     is_packed = fields.get("compresseddata", "").lower() == "true" or encoding in ("gz", "gzip")
     if encoding not in ("raw", "gz", "gzip") or (is_packed and not decompress):
         return  # ITK notices a missing end of text
-    if not is_local and (" " in data_file or "%" in data_file or not data.is_file()):
-        if decompress and data_file.upper().startswith("LOCAL"):  # MetaIO would crash
-            raise _unreadable(path)
-        return  # several files, or a missing one, which ITK notices
-    start = start if is_local else 0
     length = data.stat().st_size - start
     if is_packed:
         with open(data, "rb") as stream:

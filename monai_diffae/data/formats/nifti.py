@@ -7,7 +7,7 @@ Files are read to their end, because only there gzip compares its checksum and n
 import gzip
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -16,7 +16,6 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_diffae.data.fingerprints import voxel_file
 from monai_diffae.data.formats.scan import (
     Doubt,
     Header,
@@ -27,6 +26,7 @@ from monai_diffae.data.formats.scan import (
     check_packed,
     check_spacing,
     problem,
+    voxel_file,
 )
 
 SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
@@ -82,14 +82,18 @@ def read_header(path: Path) -> Header:
 @contextmanager
 def _open_checked(path: Path) -> Iterator[tuple[_Layout, Path, BinaryIO]]:
     """The layout, and the file with the voxels, opened, after a comparison of its size with the layout."""
-    with _open(path) as stream:
+    file = Path(voxel_file(path))
+    if not file.is_file():
+        raise problem(file, "this file is missing beside its .hdr file", "copy both files")
+    with ExitStack() as stack:
+        stream = stack.enter_context(_open(path))
         layout = _layout(path, stream)
-        with _open_voxels(path, stream) as (file, voxels):
-            if isinstance(voxels, gzip.GzipFile):
-                check_packed(file, layout.end, file.stat().st_size)
-            else:
-                _check_length(file, file.stat().st_size, layout.end)
-            yield layout, file, voxels
+        voxels = stream if file == path else stack.enter_context(_open(file))
+        if isinstance(voxels, gzip.GzipFile):
+            check_packed(file, layout.end, file.stat().st_size)
+        else:
+            _check_length(file, file.stat().st_size, layout.end)
+        yield layout, file, voxels
 
 
 @contextmanager
@@ -101,19 +105,6 @@ def _open(path: Path) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, gzip.GzipFile(fileobj=plain)) if is_gzipped else plain
         except EOFError as error:
             raise problem(path, "the compressed file ends early", "copy it again") from error
-
-
-@contextmanager
-def _open_voxels(path: Path, stream: BinaryIO) -> Iterator[tuple[Path, BinaryIO]]:
-    """Open the file with the voxels; if it is the file of the header, use its stream."""
-    file = Path(voxel_file(path))
-    if file == path:
-        yield file, stream
-    elif file.is_file():
-        with _open(file) as voxels:
-            yield file, voxels
-    else:
-        raise problem(file, "this file is missing beside its .hdr file", "copy both files")
 
 
 def _layout(path: Path, stream: BinaryIO) -> _Layout:

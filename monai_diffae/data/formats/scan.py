@@ -1,9 +1,11 @@
 """The result of all readers: a scan, or an error of one line."""
 
+import contextlib
 import functools
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,11 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 2 * 1024**3
 """The largest scan that can be read, as float32 voxels: 2 GiB."""
 
+_VOXELS_OF = {".hdr": ".img", ".hdr.gz": ".img.gz"}  # by the suffixes of their headers
+VOXELS_NAMED = re.compile(rb"(?i)(?:ElementDataFile\s*[=:]|data ?file\s*:)\s*([^\r\n]*)")
+"""The field in which the header of an MHA, MHD or NRRD names the file with the voxels."""
+
+_LONGEST_HEADER = 1 << 16
 _MAX_LINE = 200  # characters of an error
 _FEW_STEPS, _TOO_FEW_STEPS = 256, 8  # float32 steps between the lowest and the highest value
 _PART = 1 << 20  # values that are scaled at once, in float64
@@ -110,20 +117,20 @@ def as_float32(
     path: Path, values: NDArray[np.generic], scaling: tuple[float, float] | None = None
 ) -> NDArray[np.float32]:
     """Convert to float32 in C order, scaled in float64; warn if under 256 steps remain, raise an error under 8."""
-    rounded = np.empty(values.shape, np.float32)
+    rounded, is_exact = np.empty(values.shape, np.float32), True
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported later, as non-finite values
-        for part, scaled in _scaled_parts(values, scaling):
-            rounded[part] = scaled
-    if scaling is None and (values.dtype.itemsize <= 2 or values.dtype == np.float32):  # the conversion is exact
+        for start in range(0, len(values), _PART):
+            part = slice(start, start + _PART)
+            exact = values[part] if scaling is None else values[part].astype(np.float64) * scaling[0] + scaling[1]
+            rounded[part] = exact
+            is_exact = is_exact and bool(np.all((rounded[part] == exact) | ~np.isfinite(rounded[part])))
+    if is_exact:
         return rounded
     finite = np.isfinite(rounded)
     low = float(np.min(rounded, where=finite, initial=np.inf))
     high = float(np.max(rounded, where=finite, initial=-np.inf))
     num_steps = (high - low) / float(np.spacing(np.float32(max(abs(low), abs(high)))))
-    is_exact = num_steps >= _FEW_STEPS or all(
-        np.all((rounded[part] == scaled) | ~finite[part]) for part, scaled in _scaled_parts(values, scaling)
-    )
-    if is_exact or bool(np.all(values == values.flat[0])):  # constant images are reported later, for all types
+    if num_steps >= _FEW_STEPS or bool(np.all(values == values.flat[0])):  # constant images are reported later
         return rounded
     values_are = f"its values, about {high:.2g}, are"
     if num_steps < _TOO_FEW_STEPS:
@@ -131,18 +138,6 @@ def as_float32(
     steps = f"only {num_steps:.0f} steps remain in float32"
     warn_once(path, f"{values_are} close together: {steps}; subtract the offset")
     return rounded
-
-
-def _scaled_parts(
-    values: NDArray[np.generic], scaling: tuple[float, float] | None
-) -> Iterator[tuple[slice, NDArray[np.generic]]]:
-    if scaling is None:
-        yield slice(None), values
-        return
-    slope, intercept = scaling
-    for start in range(0, len(values), _PART):
-        part = slice(start, start + _PART)
-        yield part, values[part].astype(np.float64) * slope + intercept
 
 
 def check_packed(path: str | os.PathLike[str], needed: int, stored: int) -> None:
@@ -178,3 +173,28 @@ def check_affine(path: str | os.PathLike[str], affine: NDArray[np.float64]) -> N
     check_spacing(path, spacing_mm)
     if abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < 1e-4:
         raise problem(path, "its affine is singular (two axes point the same way)", "repair its sform or direction")
+
+
+def voxel_file(path: str | os.PathLike[str]) -> str:
+    """The file that holds the voxels: the .img file beside a .hdr file, else the file itself."""
+    path = os.fspath(path)
+    for header, voxels in _VOXELS_OF.items():
+        if path.lower().endswith(header):
+            stem, suffix = path[: -len(header)], path[-len(header) :]
+            return stem + (voxels.upper() if suffix.isupper() else voxels)
+    return path
+
+
+def voxel_files(path: str | os.PathLike[str]) -> Iterator[str]:
+    """The file with the voxels of a header file, if that is another one."""
+    path = os.fspath(path)
+    if (voxels := voxel_file(path)) != path:
+        yield voxels
+    if path.lower().endswith((".mhd", ".mha", ".nrrd")):
+        header = b""
+        with contextlib.suppress(OSError, ValueError), open(path, "rb") as stream:
+            header = stream.read(_LONGEST_HEADER)
+        name = match[1].decode(errors="surrogateescape").strip() if (match := VOXELS_NAMED.search(header)) else ""
+        if name and name.upper() != "LOCAL":  # else the voxels follow the header
+            # text takes a tenth of the time of Path, and a cohort has many files
+            yield os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120

@@ -1,3 +1,3 @@
 """What a cohort is like before a model is trained on it: its scans and labels, twins, and what is wrong with it."""
 
-__all__ = ["joins", "listing", "survey", "twins", "verification"]
+__all__ = ["listing", "survey", "twins"]

@@ -1,21 +1,67 @@
-"""What the scans of a cohort are like: volumes or images, their sizes and spacings, colour."""
+"""Read the scans of a cohort, describe them, and say what is wrong with each and with the whole."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_diffae.data.cases import Case
-from monai_diffae.data.formats import Header
-from monai_diffae.data.inspection.twins import ScanPrint, scan_print
-from monai_diffae.data.progress import Failure, count_by_label, track
-from monai_diffae.data.scans import check_channels, displayed_geometry, read_geometry, read_scan
-from monai_diffae.errors import CohortError, ScanError
+from monai_diffae.data.atomic import PartStore
+from monai_diffae.data.cases import Case, cases_of_one_file, files_in_two_splits, patients_in_two_splits, spread_cases
+from monai_diffae.data.fingerprints import digest, item_hash, scan_states
+from monai_diffae.data.formats.scan import Doubt, Header
+from monai_diffae.data.inspection.twins import SIZE, ScanPrint, TwinReport, find_twins, report_twins, scan_print
+from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, progress, track
+from monai_diffae.data.scans import apply_policy, check_channels, displayed_geometry, read_header, read_with_doubts
+from monai_diffae.errors import ScanError, counted
 from monai_diffae.policies import Colour
 
+_PERCENTILES = (0, 1, 50, 99, 100)
 _OUTLIER_RATIO = 2.0  # ratio of a value to the median, or of the median to a value, beyond which a scan is an outlier
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What was found in the files of a case."""
+
+    error: str = ""  # why it cannot be used, in one line; empty: it can
+    doubts: tuple[Doubt, ...] = ()  # why it may not be what was measured
+    size: tuple[int, ...] = ()  # voxels of its first image along R, A and S, or rows and columns
+    spacing_mm: tuple[float, ...] = ()  # voxel spacing along the same axes
+    channels: int = 0  # channels of its first file; 0: only the header was read
+    intensities: tuple[float, ...] = ()  # the percentiles 0, 1, 50, 99 and 100 of its first file
+    content: str = ""  # the SHA-256 of its files; empty: only the headers were read
+    print: ScanPrint | None = None  # of its first file, to find twins
+
+
+def read_case(case: Case, headers: bool = False, *, is_complete: bool = True) -> Reading:
+    """Read all files of a case, or their headers; without ``is_complete``, nothing is computed but what twins need."""
+    content = item_hash(case.item()) if is_complete and not headers else ""
+    try:
+        scans = [read_header(file) if headers else read_with_doubts(file) for file in case.files]
+    except ScanError as error:
+        return Reading(error=str(error), content=content)
+    doubts, first = tuple(dict.fromkeys(doubt for scan in scans for doubt in scan.doubts)), scans[0]
+    if isinstance(first, Header):
+        return Reading("", doubts, *displayed_geometry(first.shape, first.affine))
+    size, spacing_mm = displayed_geometry(first.array.shape[1:], first.affine)
+    intensities = np.percentile(first.array, _PERCENTILES).tolist() if is_complete else ()
+    return Reading(
+        "", doubts, size, spacing_mm, len(first.array), tuple(intensities), content, scan_print(first),
+    )  # fmt: skip
+
+
+def _read_with_warnings(case: Case, headers: bool = False) -> Reading:
+    reading = read_case(case, headers, is_complete=False)
+    apply_policy(case.first_file, reading.doubts)
+    return reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +78,7 @@ class Survey:
         """The survey with other ``failures``: all cases that cannot be used."""
         failed = {failure.case_id for failure in failures}
         usable = [row for row, id in enumerate(self.ids) if id not in failed]
-        if not usable:
-            raise none_usable(failures)
+        check_any_usable(len(usable), failures, "scans")
         ids = [self.ids[row] for row in usable]
         return Survey(ids, self.sizes[usable], self.spacings_mm[usable], list(failures))
 
@@ -74,31 +119,37 @@ class Survey:
         return {**counts, **percentiles, "outliers": self.outliers, "failures": failures}
 
 
-def survey_cohort(cases: Iterable[Case], spatial_dims: int | None = None) -> Survey:
-    """Survey a cohort: read the header of each case's first image."""
-    scans: list[tuple[Case, tuple[int, ...], tuple[float, ...]]] = []
-    failures: list[Failure] = []
-    for case in cases:
-        try:
-            scans.append((case, *read_geometry(case.first_file)))
-        except ScanError as error:
-            failures.append(Failure(case.id, case.file, str(error)))
+def survey_cohort(cases: Sequence[Case], spatial_dims: int | None = None) -> Survey:
+    """Survey a cohort for a 2D or 3D model by its headers."""
+    return make_survey(cases, [_read_with_warnings(case, headers=True) for case in cases], spatial_dims)
+
+
+def make_survey(cases: Sequence[Case], readings: Sequence[Reading], spatial_dims: int | None = None) -> Survey:
+    """Survey what was read; by default for the dimensions that most scans have."""
+    readable = [(case, reading) for case, reading in zip(cases, readings, strict=True) if not reading.error]
     if spatial_dims is None:
-        num_volumes = sum(len(size) == 3 for _, size, _ in scans)
-        spatial_dims = 3 if 2 * num_volumes > len(scans) else 2
-    usable = []
-    for case, size, spacing_mm in scans:
-        if len(size) < spatial_dims:
-            reason = f"{case.file}: a 2D image among volumes; use a cohort of its own for it"
-            failures.append(Failure(case.id, case.file, reason))
-        elif len(size) > spatial_dims:  # a 2D model sees its axial slices
-            usable.append((case.id, size[1::-1], spacing_mm[1::-1]))
-        else:
-            usable.append((case.id, size, spacing_mm))
-    if not usable:
-        raise none_usable(failures)
-    ids, sizes, spacings = zip(*usable, strict=True)
-    return Survey(list(ids), np.array(sizes), np.array(spacings), failures)
+        num_volumes = sum(len(reading.size) == 3 for _, reading in readable)
+        spatial_dims = 3 if 2 * num_volumes > len(readable) else 2
+    failures = list_failures(cases, readings)
+    failures += [
+        Failure(case.id, case.file, f"{case.file}: a 2D image among volumes; use a cohort of its own for it")
+        for case, reading in readable if len(reading.size) < spatial_dims
+    ]  # fmt: skip
+    usable = [(case.id, reading) for case, reading in readable if len(reading.size) >= spatial_dims]
+    check_any_usable(len(usable), failures, "scans")
+    # a 2D model sees the axial slices of a volume
+    geometry = [
+        (r.size, r.spacing_mm) if len(r.size) == spatial_dims else (r.size[1::-1], r.spacing_mm[1::-1])
+        for _, r in usable
+    ]
+    sizes, spacings = zip(*geometry, strict=True)
+    return Survey([id for id, _ in usable], np.array(sizes), np.array(spacings), failures)
+
+
+def list_failures(cases: Sequence[Case], readings: Sequence[Reading]) -> list[Failure]:
+    """The cases that cannot be read."""
+    pairs = zip(cases, readings, strict=True)
+    return [Failure(case.id, case.file, reading.error) for case, reading in pairs if reading.error]
 
 
 def other_channels(cases: Iterable[Case], channels: int, colour: Colour) -> list[Failure]:
@@ -114,83 +165,251 @@ def other_channels(cases: Iterable[Case], channels: int, colour: Colour) -> list
     return failures
 
 
-def none_usable(failures: Sequence[Failure]) -> CohortError:
-    """Make the error that no scan can be used, with the first reason."""
-    first = failures[0]
-    return CohortError(f"none of {len(failures)} scans can be used, the first is '{first.case_id}': {first.reason}")
-
-
 @dataclass(frozen=True)
 class Appearance:
     """What some scans of a cohort look like."""
 
     cases: Sequence[Case]  # those that were looked at
-    # size and spacing in mm of the readable scans along rows and columns, or R, A and S
-    geometries: list[tuple[tuple[int, ...], tuple[float, ...]]]
-    colour: list[str]  # ids of the scans with three different channels
-    failures: list[Failure]  # scans that cannot be read
-    prints: dict[int, ScanPrint]  # by the positions of the cases, to find twins; empty if only some were looked at
+    readings: Sequence[Reading]  # one for each of them
 
     @property
-    def num_images(self) -> int:
-        """The number of readable scans that are 2D images."""
-        return len(self._of_dims(2))
+    def colour(self) -> list[str]:
+        """Ids of the scans with three different channels."""
+        return [case.id for case, each in zip(self.cases, self.readings, strict=True) if each.channels == 3]
 
     @property
-    def num_volumes(self) -> int:
-        """The number of readable scans that are volumes."""
-        return len(self._of_dims(3))
+    def prints(self) -> dict[int, ScanPrint]:
+        """The prints of the readable scans by their positions, to find twins."""
+        return {k: reading.print for k, reading in enumerate(self.readings) if reading.print is not None}
+
+    def of_dims(self, dims: int) -> list[Reading]:
+        """The readable scans that are 2D images, or volumes."""
+        return [reading for reading in self.readings if len(reading.size) == dims]
 
     def lines(self) -> Iterator[str]:
         """One line about the kinds and sizes, and one each about colour, mixed kinds and unreadable scans."""
-        images, volumes = self._of_dims(2), self._of_dims(3)
-        scans = f"of {len(self.geometries)} scans looked at are"
+        images, volumes, failures = self.of_dims(2), self.of_dims(3), list_failures(self.cases, self.readings)
+        scans = f"of {len(images) + len(volumes)} scans looked at are"
         if images:
-            yield f"{len(images)} {scans} 2D images: {_range(images, 0)}"
+            yield f"{len(images)} {scans} 2D images: {_range([each.size for each in images])}"
         if volumes:
-            yield f"{len(volumes)} {scans} volumes: {_range(volumes, 0)}, voxels of {_range(volumes, 1)} mm"
+            size, spacing = _range([each.size for each in volumes]), _range([each.spacing_mm for each in volumes])
+            yield f"{len(volumes)} {scans} volumes: {size}, voxels of {spacing} mm"
         if self.colour:
             count = f"{len(self.colour)} are in colour{count_by_label(self.colour, self.cases)}"
             yield f"{count}: train with --colour grey or --colour rgb, or they are left out"
         if images and volumes:
             yield "2D images and volumes are mixed: a 3D model leaves the images out, a 2D model slices the volumes"
-        if self.failures:
-            by_label = count_by_label([failure.case_id for failure in self.failures], self.cases)
-            yield f"{len(self.failures)} cannot be read{by_label}, the first: {self.failures[0].reason}"
-
-    def _of_dims(self, dims: int) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
-        return [geometry for geometry in self.geometries if len(geometry[0]) == dims]
+        if failures:
+            by_label = count_by_label([failure.case_id for failure in failures], self.cases)
+            yield f"{len(failures)} cannot be read{by_label}, the first: {failures[0].reason}"
 
     def figures(self) -> dict[str, Any]:
         """Counts as plain values."""
         return {
-            "num_images": self.num_images, "num_volumes": self.num_volumes,
-            "num_colour": len(self.colour), "num_unreadable": len(self.failures),
+            "num_images": len(self.of_dims(2)), "num_volumes": len(self.of_dims(3)),
+            "num_colour": len(self.colour), "num_unreadable": len(list_failures(self.cases, self.readings)),
         }  # fmt: skip
 
 
 def look_at(cases: Sequence[Case], limit: int | None = None) -> Appearance:
-    """Read the first file of each case, and describe the scans."""
-    geometries, failures, colour, prints = [], [], [], {}
-    count = min(limit or len(cases), len(cases))
-    positions = np.unique(np.linspace(0, len(cases) - 1, count).astype(int)).tolist()
-    for position in positions if limit else track(positions, f"reading {len(cases)} scans to find twins"):
-        case = cases[position]
-        try:
-            scan = read_scan(case.first_file)
-        except ScanError as error:
-            failures.append(Failure(case.id, case.file, str(error)))
-            continue
-        geometries.append(displayed_geometry(Header(scan.array.shape[1:], scan.affine)))
-        if len(scan.array) == 3:
-            colour.append(case.id)
-        if limit is None:
-            prints[position] = scan_print(scan)
-    return Appearance([cases[position] for position in positions], geometries, colour, failures, prints)
+    """Read the files of all cases, or of at most ``limit`` of them, and describe the scans."""
+    if limit is None:
+        return Appearance(cases, [*map(_read_with_warnings, track(cases, f"reading {len(cases)} scans to find twins"))])
+    cases = spread_cases(cases, limit)
+    return Appearance(cases, [_read_with_warnings(case) for case in cases])
 
 
-def _range(geometries: Sequence[tuple[Sequence[float], Sequence[float]]], which: Literal[0, 1]) -> str:
-    """Sizes (0) or spacings (1): ``40 x 50`` if all are equal, else ``40-60 x 50``."""
-    values = [geometry[which] for geometry in geometries]
+def _range(values: Sequence[Sequence[float]]) -> str:
+    """Sizes or spacings: ``40 x 50`` if all are equal, else ``40-60 x 50``."""
     ends = zip(np.min(values, axis=0), np.max(values, axis=0), strict=True)
     return " x ".join(f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g}-{high:.3g}" for low, high in ends)
+
+
+# -- what is wrong with a cohort ---------------------------------------------------------------------------------------
+
+
+READINGS_VERSION = 3  # raised when readings have other content or come from other checks
+
+Status = Literal["ok", "doubtful", "failed"]
+
+_SAVE_INTERVAL_S = 5.0
+_IN_BRACKETS, _NUMBER = re.compile(r"\s*\([^()]*\)"), re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with a case."""
+
+    kind: str  # the same text for the same problem in other cases
+    reason: str  # what is wrong
+    remedy: str  # what to do
+    is_failure: bool = False  # whether the case cannot be used
+
+
+@dataclass(frozen=True)
+class CheckedCase:
+    """A case, what was read and what is wrong with it."""
+
+    case: Case
+    reading: Reading
+    findings: tuple[Finding, ...]
+
+    @property
+    def status(self) -> Status:
+        """``ok``, ``doubtful`` or ``failed``."""
+        if any(finding.is_failure for finding in self.findings):
+            return "failed"
+        return "doubtful" if self.findings else "ok"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What is wrong with a cohort."""
+
+    cases: list[CheckedCase]  # one per case, in order
+    survey: Survey | None  # sizes and spacings of the cases of the usual kind that can be used; None: none can be used
+    twins: TwinReport | None = None  # identical and nearly identical scans; None: only headers were read
+    fingerprint: str | None = None  # SHA-256 of the ids, splits and contents of all cases; None: only headers were read
+
+    def count(self, status: Status) -> int:
+        """The number of cases with this status."""
+        return sum(case.status == status for case in self.cases)
+
+    def kinds(self) -> list[tuple[str, bool, list[str]]]:
+        """Each kind of problem, whether it is a failure, and the ids of its cases; the most frequent first."""
+        ids: dict[tuple[str, bool], list[str]] = {}
+        for checked in self.cases:
+            for finding in checked.findings:
+                ids.setdefault((finding.kind, finding.is_failure), []).append(checked.case.id)
+        ranked = sorted(ids.items(), key=lambda item: (not item[0][1], -len(item[1]), item[0][0]))
+        return [(kind, is_failure, members) for (kind, is_failure), members in ranked]
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_cases(
+    cases: Sequence[Case], headers: bool = False, workers: int = 0, folder: Path | None = None
+) -> list[Reading]:
+    """Read all cases, with a progress bar; ``folder`` keeps the readings, so that an interrupted run resumes."""
+    import pandas as pd
+
+    from monai_diffae.data.streamed import in_order
+
+    store = None if folder is None else PartStore(folder, READINGS_VERSION, replace=True)
+    # files of several patients may have the same name, size and time, so the case counts, too
+    states = scan_states(cases) if store is not None else [""] * len(cases)
+    keys = [digest(f"{case.file_name} {state} {headers}") for case, state in zip(cases, states, strict=True)]
+    readings: dict[int, Reading] = {}
+    if store is not None:
+        saved = {str(row["id"]): row for row in store.read().to_dict("records")}
+        readings = {k: _from_row(saved[key]) for k, key in enumerate(keys) if key in saved}
+    missing = [k for k in range(len(cases)) if k not in readings]
+    stream = in_order([cases[k] for k in missing], partial(read_case, headers=headers), workers)
+    task = f"reading {'the headers of ' if headers else ''}{counted(len(missing), 'scan')}"
+    unsaved, saved_at = [], time.monotonic()
+    try:
+        with progress(len(missing), task) as advance:
+            for k, reading in zip(missing, stream, strict=True):
+                readings[k] = reading
+                unsaved.append({"id": keys[k], **_to_row(reading)})
+                if store is not None and time.monotonic() - saved_at > _SAVE_INTERVAL_S:
+                    store.append(pd.DataFrame(unsaved))
+                    unsaved, saved_at = [], time.monotonic()
+                advance()
+    finally:
+        if store is not None:
+            store.append(pd.DataFrame(unsaved))
+    return [readings[k] for k in range(len(cases))]
+
+
+def _to_row(reading: Reading) -> dict[str, Any]:
+    row = {**vars(reading), "doubts": json.dumps([asdict(doubt) for doubt in reading.doubts])}
+    scan = row.pop("print")
+    thumbnail = None if scan is None or scan.thumbnail is None else scan.thumbnail.tobytes()
+    return {**row, "digest": None if scan is None else scan.digest, "thumbnail": thumbnail}
+
+
+def _from_row(row: Mapping[Hashable, Any]) -> Reading:
+    digest, thumbnail = row["digest"], row["thumbnail"]
+    small = np.frombuffer(thumbnail, np.float32).reshape(-1, SIZE, SIZE) if isinstance(thumbnail, bytes) else None
+    return Reading(
+        row["error"], tuple(Doubt(**doubt) for doubt in json.loads(row["doubts"])), tuple(map(int, row["size"])),
+        tuple(map(float, row["spacing_mm"])), int(row["channels"]), tuple(map(float, row["intensities"])),
+        row["content"], ScanPrint(digest, small) if isinstance(digest, str) else None,
+    )  # fmt: skip
+
+
+# -- what is wrong -----------------------------------------------------------------------------------------------------
+
+
+def verify_cases(cases: Sequence[Case], readings: Sequence[Reading]) -> Verification:
+    """Judge the cases of a cohort by what was read, each by itself and by comparison with the others."""
+    usable = [reading for reading in readings if not reading.error]
+    survey = make_survey(cases, readings) if usable else None
+    channels = Counter(reading.channels for reading in usable).most_common(1)
+    outliers, leaks = set(survey.outliers if survey else ()), find_leaks(cases)
+    checked = []
+    for case, reading in zip(cases, readings, strict=True):
+        findings = [*_findings(reading), *leaks.get(case.id, ())]
+        if survey is not None and not reading.error:
+            findings += _unlike(reading, survey.spatial_dims, channels[0][0])
+        if case.id in outliers:
+            reason = "its spacing or field of view differs from the median by more than a factor of two"
+            findings.append(Finding("unusual geometry", reason, "check its header, or omit it"))
+        checked.append(CheckedCase(case, reading, tuple(findings)))
+    if not any(reading.content for reading in readings):
+        return Verification(checked, survey)
+    prints = {k: reading.print for k, reading in enumerate(readings) if reading.print is not None}
+    twins = report_twins(cases, find_twins(prints, [case.patient for case in cases]))
+    lines = [f"{digest(case.id)} {case.split} {reading.content}" for case, reading in zip(cases, readings, strict=True)]
+    return Verification(checked, survey, twins, digest("\n".join(sorted(lines))))  # in any order, without names
+
+
+def find_leaks(cases: Sequence[Case]) -> dict[str, list[Finding]]:
+    """The patients and files that several splits share, and files that occur twice, as findings by the ids of cases."""
+    findings: dict[str, list[Finding]] = {}
+    same_file = [group for group in cases_of_one_file(cases) if len({case.split for case in group} - {None}) < 2]
+    for kind, remedy, groups in (
+        ("its patient is in two splits", "put all scans of a patient into one split", patients_in_two_splits(cases)),
+        ("its file is in two splits", "keep one of its rows", files_in_two_splits(cases)),
+        ("another case has the same file", "keep one of its rows", same_file),
+    ):
+        for group in groups:
+            for case in group:
+                others = [each for each in group if each is not case]
+                other = next((each for each in others if each.split != case.split), others[0])
+                place = f" ({other.split})" if other.split else ""
+                reason = f"{kind}, as in {other.id[:60]}{place}"
+                findings.setdefault(case.id, []).append(Finding(kind, reason, remedy, is_failure=True))
+    return findings
+
+
+def _findings(reading: Reading) -> Iterator[Finding]:
+    if reading.error:
+        # the name of the file comes first, and what to do last
+        wrong, _, remedy = reading.error.partition(": ")[2].rpartition("; ")
+        yield Finding(_kind(wrong), wrong, remedy, is_failure=True)
+    for doubt in reading.doubts:
+        yield Finding(_kind(doubt.wrong), str(doubt), doubt.remedy)
+
+
+def _kind(reason: str) -> str:
+    """A reason without what differs from case to case: numbers, and details in brackets."""
+    return _NUMBER.sub("N", _IN_BRACKETS.sub("", reason))
+
+
+def _unlike(reading: Reading, dims: int, channels: int) -> Iterator[Finding]:
+    if len(reading.size) < dims:
+        reason = "a 2D image among volumes"
+        yield Finding(reason, reason, "use a cohort of its own for it", is_failure=True)
+    elif len(reading.size) > dims:
+        reason = "a volume among 2D images"
+        yield Finding(reason, reason, "use a cohort of its own for it, unless its slices are like the images")
+    if reading.channels == 3 != channels:
+        reason = "a colour image among grey ones"
+        yield Finding(reason, reason, "train with --colour grey or rgb, or convert it")
+    elif reading.channels != channels:
+        reason = f"it has {reading.channels} channels, but most have {channels}"
+        yield Finding(_kind(reason), reason, "convert it, or use a cohort of its own for it")

@@ -4,9 +4,7 @@ MedMNIST: J Yang et al., "MedMNIST v2 - A large-scale lightweight benchmark for 
 classification", Scientific Data 10, 41, 2023, https://medmnist.com, which also names the licence of each set.
 """
 
-import io
 import os
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.fingerprints import file_checksum
-from monai_diffae.data.samples.virtual_cohort import claim_folder, is_complete, write_image
+from monai_diffae.data.samples.virtual_cohort import write_sample_data
 from monai_diffae.errors import CohortError, ConfigError, MachineError, UnsafeInputError, check_installed
 
-_SPLITS = ("train", "val", "test")
 _DIGITS = 16  # of the checksum of the file
 
 
@@ -31,7 +27,6 @@ def medmnist_to_cohort(
     directory: str | os.PathLike[str],
     *,
     size: int = 28,
-    max_cases: int | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Convert a MedMNIST set to a cohort: PNG images (NIfTI for 3D sets), and a table with splits and labels.
@@ -44,24 +39,21 @@ def medmnist_to_cohort(
             package downloads into its own folder once.
         directory: folder for the cohort; created if missing.
         size: image size of a set that is given by name: 28, 64, 128 or 224 in 2D, 28 or 64 in 3D.
-        max_cases: use only the first cases of each split, at most this many.
         overwrite: replace sample data that was made from something else.
 
     Returns:
         The path of ``cohort.csv`` with ``id``, ``image``, ``split`` and ``label``, or ``label_0``, ``label_1``, ...
     """
-    if max_cases is not None and max_cases < 1:
-        raise ConfigError(f"max_cases: {max_cases} is below 1")
     directory = Path(directory)
     path = _find_npz(npz_or_name, size)
     digest = file_checksum(path)[:_DIGITS]  # a file of other labels has the same size
-    parameters = {"kind": "MedMNIST", "file": path.name, "sha256": digest, "max_cases": max_cases}
-    if is_complete(directory, parameters) and not overwrite:
-        return directory / "cohort.csv"
-    splits = list(_read_splits(path, max_cases))
-    claim_folder(directory, parameters, overwrite=overwrite)
-    rows = [row for split, images, labels in splits for row in _write_split(directory, split, images, labels)]
-    return write_csv(directory / "cohort.csv", pd.DataFrame(rows))
+    parameters = {"kind": "MedMNIST", "file": path.name, "sha256": digest}
+    splits = _read_splits(path)
+
+    def write() -> pd.DataFrame:
+        return pd.DataFrame([row for split in splits for row in _write_split(directory, *split)])
+
+    return write_sample_data(directory, parameters, write, overwrite=overwrite)
 
 
 def _find_npz(npz_or_name: str | os.PathLike[str], size: int) -> Path:
@@ -90,33 +82,24 @@ def _find_npz(npz_or_name: str | os.PathLike[str], size: int) -> Path:
     return Path(medmnist.info.DEFAULT_ROOT) / f"{name}{flag}.npz"
 
 
-def _read_splits(path: Path, max_cases: int | None) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[Any]]]:
+def _read_splits(path: Path) -> list[tuple[str, NDArray[np.uint8], NDArray[Any]]]:
     """Each split: its name, images ``[N, H, W]``, ``[N, H, W, 3]`` or ``[N, D, H, W]``, and labels ``[N, ...]``."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            for split in (s for s in _SPLITS if s != "test" or "test_images" in arrays):
-                images, labels = arrays[f"{split}_images"][:max_cases], arrays[f"{split}_labels"][:max_cases]
-                _check(path, split, images, labels)
-                yield split, images, labels
-    except CohortError:
-        raise
-    except KeyError as error:
-        raise CohortError(f"{path}: {error.args[0]}; a MedMNIST file has <split>_images and <split>_labels") from error
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        if isinstance(error, ValueError) and "pickle" in str(error):
+            names = [name for name in ("train", "val", "test") if name != "test" or "test_images" in arrays]
+            splits = [(name, arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in names]
+    except Exception as error:  # numpy and zipfile raise many
+        if "pickle" in str(error):
             wrong = "contains pickled objects, which could run code; use the original file"
-            raise UnsafeInputError(f"{path}: {wrong}") from error
-        raise CohortError(f"{path}: cannot be read as .npz ({error}); copy it again") from error
-
-
-def _check(path: Path, split: str, images: NDArray[Any], labels: NDArray[Any]) -> None:
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise CohortError(
-            f"{path}: {split}_images is {images.dtype} {list(images.shape)}; "
-            "a MedMNIST file has uint8 [N, H, W], [N, H, W, 3] or [N, D, H, W]"
-        )
-    if len(labels) != len(images):
-        raise CohortError(f"{path}: {split} has {len(images)} images, but {len(labels)} labels; download it again")
+            raise UnsafeInputError(f"{path.name}: {wrong}") from error
+        raise CohortError(f"{path.name}: cannot be read as MedMNIST ({error}); download it again") from error
+    for name, images, labels in splits:
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(labels) != len(images):
+            raise CohortError(
+                f"{path.name}: the split {name} has images {images.dtype} {list(images.shape)} and {len(labels)} "
+                "labels; a MedMNIST file has uint8 [N, H, W], [N, H, W, 3] or [N, D, H, W] and N labels"
+            )
+    return splits
 
 
 def _write_split(
@@ -126,11 +109,9 @@ def _write_split(
     for index, (image, values) in enumerate(zip(images, labels.reshape(len(labels), -1).tolist(), strict=True)):
         name = f"{split}-{index:06d}"
         relative = f"images/{name}.nii" if is_volume else f"images/{name}.png"
-        content = io.BytesIO()
         if is_volume:
-            content.write(nib.Nifti1Image(image, np.eye(4)).to_bytes())
+            nib.save(nib.Nifti1Image(image, np.eye(4)), directory / relative)
         else:
-            Image.fromarray(image).save(content, format="PNG")
-        write_image(directory / relative, content.getvalue())
+            Image.fromarray(image).save(directory / relative)
         columns = {"label": values[0]} if len(values) == 1 else {f"label_{i}": value for i, value in enumerate(values)}
         yield {"id": name, "image": relative, "split": split, **columns}

@@ -29,7 +29,7 @@ from monai_diffae.latents.targets import LabelKind, Target, copies_of, far_off, 
 logger = logging.getLogger(__name__)
 
 Evaluation = Literal["split", "cv"]
-SplitOrigin = Literal["training", "given", "drawn"]  # as of monai_diffae.data.splits
+SplitOrigin = Literal["training", "given", "drawn"]  # as of monai_diffae.data.cases
 _MIN_PATIENTS, _MIN_PATIENTS_OF_CLASS = 30, 10
 # Numbers of labelled patients for the scores with few labels, as far as they are at most half of all
 FEW_PATIENTS = (10, 30, 100, 300)

@@ -13,7 +13,7 @@ from scan_files import save_nifti, values
 
 from monai_diffae import verify
 from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.inspection.verification import read_case
+from monai_diffae.data.inspection.survey import read_case
 from monai_diffae.errors import CohortError
 
 
@@ -78,7 +78,7 @@ def test_a_second_run_reads_only_what_has_changed(cohort, tmp_path, monkeypatch)
     save_nifti(cohort.parent / "holes.nii.gz", values(20, 22, 24)[:, ::-1])
     read = []
     monkeypatch.setattr(
-        "monai_diffae.data.inspection.verification.read_case",
+        "monai_diffae.data.inspection.survey.read_case",
         lambda case, headers: (read.append(case.id), read_case(case, headers))[1],
     )
     second = verify(cohort, tmp_path / "out")
@@ -127,7 +127,7 @@ def test_nothing_usable_is_one_line_and_still_a_table(tmp_path):
     (tmp_path / "scans").mkdir()
     for name in "ab":
         (tmp_path / "scans" / f"{name}.nii").write_bytes(b"junk")
-    with pytest.raises(CohortError, match="none of 2 scans can be used"):
+    with pytest.raises(CohortError, match="all 2 scans failed"):
         verify(tmp_path / "scans", tmp_path / "out")
     assert len(pd.read_csv(tmp_path / "out" / "verify.csv")) == 2
     assert (tmp_path / "out" / "overview.png").is_file()

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from monai_diffae.data.formats.scan import MAX_BYTES
-from monai_diffae.data.slices import ras_orientation
+from monai_diffae.data.scans import ras_orientation
 from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.policies import check_choice
 
 _DECIMALS = 3  # of a size in voxels before it is rounded: 13.4999999 and 13.5 are the same size
 _FEWEST_VOXELS = 2  # along an axis, at the new spacing
@@ -33,16 +34,12 @@ class ToRASd(MapTransform, InvertibleTransform):
 
     Args:
         keys: volumes ``[C, X, Y, Z]`` as MetaTensor.
-        allow_missing_keys: skip keys that an item does not have.
 
     Example:
         >>> image = MetaTensor(torch.arange(6.0).reshape(1, 1, 2, 3), affine=torch.diag(torch.tensor([1.0, -1, 1, 1])))
         >>> ToRASd("image")({"image": image})["image"][0, 0].tolist()
         [[3.0, 4.0, 5.0], [0.0, 1.0, 2.0]]
     """
-
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each volume by the reordered one."""
@@ -75,7 +72,6 @@ class ToSpacingd(MapTransform, InvertibleTransform):
     Args:
         keys: volumes ``[C, X, Y, Z]`` as MetaTensor, whose affine has their spacing.
         pixdim: the new spacing along X, Y and Z in mm. An axis whose spacing differs by less than 0.001 mm keeps it.
-        allow_missing_keys: skip keys that an item does not have.
 
     Example:
         >>> image = MetaTensor(torch.arange(5.0).expand(1, 5, 5, 5), affine=torch.eye(4))
@@ -83,8 +79,8 @@ class ToSpacingd(MapTransform, InvertibleTransform):
         [[0.0, 2.0, 4.0], [0.0, 2.0, 4.0]]
     """
 
-    def __init__(self, keys: KeysCollection, pixdim: Sequence[float], allow_missing_keys: bool = False) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
+    def __init__(self, keys: KeysCollection, pixdim: Sequence[float]) -> None:
+        MapTransform.__init__(self, keys)
         self.pixdim = tuple(float(v) for v in pixdim)
         self._resample = SpatialResample(mode="bilinear", padding_mode="border")
 
@@ -115,7 +111,6 @@ class SmoothForSpacingd(MapTransform):
     Args:
         keys: images ``[C, *S]`` as MetaTensor, whose affine has their spacing.
         pixdim: the spacing that `ToSpacingd` gets, in mm.
-        allow_missing_keys: skip keys that an item does not have.
 
     Example:
         >>> image = MetaTensor(torch.eye(8)[None], affine=torch.eye(4))
@@ -123,8 +118,8 @@ class SmoothForSpacingd(MapTransform):
         array([0.7 , 0.3 , 0.06, 0.  , 0.  , 0.  , 0.  , 0.  ], dtype=float32)
     """
 
-    def __init__(self, keys: KeysCollection, pixdim: Sequence[float], allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
+    def __init__(self, keys: KeysCollection, pixdim: Sequence[float]) -> None:
+        super().__init__(keys)
         if not all(isinstance(v, (int, float)) and v > 0 for v in pixdim):
             raise ConfigError(f"spacing_mm: {list(pixdim)} must be positive numbers in mm, one per axis")
         self.pixdim = tuple(float(v) for v in pixdim)
@@ -172,3 +167,95 @@ def spaced_grid(
     low, high = corners.min(axis=1), corners.max(axis=1)
     grid[:3, 3] = affine[:3, 3] + grid[:3, :3] @ low
     return [int(n) for n in np.round(np.round(high - low + 1, _DECIMALS))], grid
+
+
+# -- intensities -------------------------------------------------------------------------------------------------------
+
+
+Method = Literal["percentiles", "window", "minmax", "none"]
+
+
+class ToModelRanged(MapTransform, InvertibleTransform):
+    """Scales each image linearly to the model's range, by its own intensities or by a fixed window.
+
+    A MetaTensor stores the intensities that are mapped to the ends of the range, so that :meth:`inverse` can convert
+    it, or another image with its ``applied_operations``, back to the scan's units.
+
+    Args:
+        keys: images ``[C, *S]``.
+        method: the intensities that are mapped to the ends of ``model_range``: the ``"percentiles"`` of each channel,
+            the ``"window"``, or minimum and maximum of each channel (``"minmax"``); values beyond are clipped.
+            ``"none"`` keeps the values, which must be in the model's range already.
+        percentiles: two percentiles in 0..100, for ``"percentiles"``.
+        window_hu: two intensities, for ``"window"`` (Hounsfield units of a CT; by default soft tissue).
+        model_range: the range of values that the model works with.
+
+    Example:
+        >>> ToModelRanged("image", method="minmax")({"image": torch.tensor([[[0.0, 50.0, 100.0]]])})["image"]
+        tensor([[[-1.,  0.,  1.]]])
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        method: Method = "percentiles",
+        percentiles: tuple[float, float] = (0.5, 99.5),
+        window_hu: tuple[float, float] = (-160, 240),
+        model_range: tuple[float, float] = (-1, 1),
+    ) -> None:
+        super().__init__(keys)
+        check_choice("method", method, Method)
+        if not 0 <= percentiles[0] < percentiles[1] <= 100:
+            raise ConfigError(f"percentiles: {tuple(percentiles)} are not two increasing numbers in 0..100")
+        for name, (low, high) in {"window_hu": window_hu, "model_range": model_range}.items():
+            if not low < high:
+                raise ConfigError(f"{name}: ({low}, {high}) are not two increasing numbers")
+        self.method, self.percentiles, self.window_hu = method, percentiles, window_hu
+        self.model_range = model_range
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace each image by the scaled image, of the same type and geometry."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self._scale(item[key], str(item.get("id", key)))
+        return item
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Convert each image back to its original intensities; clipped values stay clipped."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            image = item[key]
+            ends = self.pop_transform(image)[TraceKeys.EXTRA_INFO]
+            if self.method != "none":
+                low, high = ends["low"].to(image.device), ends["high"].to(image.device)
+                to_low, to_high = self.model_range
+                item[key] = (image - to_low) * ((high - low) / (to_high - to_low)) + low
+        return item
+
+    def _scale(self, image: Any, name: str) -> Any:
+        image = torch.as_tensor(image).to(torch.float32) if not isinstance(image, torch.Tensor) else image.float()
+        low, high = self._ends(image, name)
+        to_low, to_high = self.model_range
+        if self.method != "none":
+            image = (image - low) * ((to_high - to_low) / (high - low)) + to_low
+        image = self.push_transform(image, extra_info={"low": low, "high": high}).clamp(*self.model_range)
+        if bool(image.min() == image.max()):
+            raise ScanError(f"{name}: has only one value in the model's range; check method, window_hu, percentiles")
+        return image
+
+    def _ends(self, image: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The intensities that are mapped to the ends of the model's range, each ``[C, 1, ...]``."""
+        channels, ones = len(image), [1] * (image.ndim - 1)
+        if self.method in ("window", "none"):
+            fixed = self.window_hu if self.method == "window" else self.model_range
+            low, high = (np.full(channels, v, np.float64) for v in fixed)
+        else:
+            values: NDArray[np.float32] = np.asarray(image.detach().cpu()).reshape(channels, -1)
+            # numpy's percentile, because torch.quantile cannot handle more than 16 million voxels
+            percentiles = self.percentiles if self.method == "percentiles" else (0, 100)
+            low, high = np.percentile(values, percentiles, axis=1)
+        if not (high > low).all():
+            raise ScanError(f"{name}: constant between its percentiles; omit it, or use method minmax")
+        ends = torch.tensor(np.stack([low, high]), dtype=torch.float32, device=image.device)
+        low_end, high_end = ends.reshape(2, channels, *ones)
+        return low_end, high_end
