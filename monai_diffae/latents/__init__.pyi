@@ -14,14 +14,9 @@ from monai_diffae.latents.statistics import ActiveDimensions as ActiveDimensions
 from monai_diffae.latents.statistics import LatentStatistics as LatentStatistics
 from monai_diffae.latents.statistics import active_dimensions as active_dimensions
 from monai_diffae.latents.statistics import whitening as whitening
-from monai_diffae.latents.two_samples import DifferenceInterval as DifferenceInterval
-from monai_diffae.latents.two_samples import PermutationTest as PermutationTest
 from monai_diffae.latents.two_samples import copying_ratio as copying_ratio
-from monai_diffae.latents.two_samples import difference_interval as difference_interval
-from monai_diffae.latents.two_samples import energy_distance as energy_distance
 from monai_diffae.latents.two_samples import mmd as mmd
 from monai_diffae.latents.two_samples import nearest_distances as nearest_distances
-from monai_diffae.latents.two_samples import permutation_test as permutation_test
 
 MODULES: dict[str, str]
 __all__: list[str]
