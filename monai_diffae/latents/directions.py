@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import numbered_groups
-from monai_diffae.latents.probing.probes import FittedProbe, Folds, fit_probe, grouped_folds, regularisations
-from monai_diffae.latents.probing.scores import score_with_interval
+from monai_diffae.latents.probing.probes import FittedProbe, Folds, ProbeModel, grouped_folds, regularisations
+from monai_diffae.latents.probing.scores import ClassScores, NumberScores, with_interval
 from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import Kind, LabelKind, Target, class_name, missing, read_line_target, rest_of
 from monai_diffae.policies import check_choice
@@ -334,11 +334,10 @@ def fit_direction(
 
 def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int) -> dict[str, Any]:
     num_classes, y = target.num_classes, target.values
+    model = ProbeModel("linear", seed, standardise=False, balanced=True)
 
     def fit(rows: NDArray[np.intp] | slice) -> FittedProbe:
-        return fit_probe(
-            "linear", z_norm[rows], y[rows], groups[rows], num_classes, seed, standardise=False, balanced=True
-        )
+        return model.fit(z_norm[rows], y[rows], groups[rows], num_classes)
 
     probe = fit(slice(None))
     weight, intercept, length = _plane(probe)
@@ -349,7 +348,7 @@ def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int)
         predictions, means = _held_out(folds, lambda train, test: np.stack(
             [fit(train).predict(z_norm[test]), np.full(len(test), y[train].mean())], axis=1
         )).T  # fmt: skip
-        score, low, high = score_with_interval("r2", y, predictions, groups.tolist(), seed, means, len(folds))
+        scores: ClassScores | NumberScores = NumberScores(y, predictions, means)
     else:
 
         def predicted(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:
@@ -361,7 +360,8 @@ def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int)
         distances, ranking = _held_out(folds, predicted).T
         slope, offset = _calibration(distances, y)
         values = {"intercept": intercept, "slope": slope, "offset": offset}
-        score, low, high = score_with_interval("auroc", y, ranking, groups.tolist(), seed, None, len(folds))
+        scores = ClassScores(y, np.stack([-ranking, ranking], axis=1))
+    score, low, high = with_interval(scores, groups, seed, len(folds))
     strongest = regularisations("linear", num_classes)[0]
     regularisation = float(strongest if probe.regularisation is None else probe.regularisation)
     return {"weight": weight, **values, "regularisation": regularisation, "score": score, "low": low, "high": high}

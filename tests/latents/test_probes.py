@@ -11,11 +11,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.probing import QuickProbe
+from monai_diffae.latents.probing.nested import QuickProbe
 from monai_diffae.latents.probing.probes import (
     LOGISTIC_CS,
     RIDGE_ALPHAS,
-    fit_path,
+    ProbeModel,
     fit_probe,
     grouped_folds,
     pca_features,
@@ -135,15 +135,13 @@ def test_with_more_features_than_cases_a_linear_probe_is_scikit_learns(copies, n
     y = np.digitize(x @ rng.normal(size=500) * 2, [0] if num_classes == 2 else [-1, 1])
     seen, target = np.repeat(x[:40], copies, axis=0), np.repeat(y[:40], copies)
     for standardise in (True, False):
-        for fitted in fit_path("linear", seen, target, num_classes, [1e-3, 1, 30], standardise=standardise):
+        for fitted in ProbeModel(standardise=standardise).fit_path(seen, target, num_classes, [1e-3, 1, 30]):
             exact = LogisticRegression(C=fitted.regularisation, tol=1e-9, max_iter=10_000)
             expected = make_pipeline(StandardScaler(with_std=standardise), exact).fit(seen, target)
             np.testing.assert_allclose(fitted.predict(x), expected.predict_proba(x), atol=1e-4)
             assert fitted.model[-1].coef_.shape == exact.coef_.shape
-            fixed = fit_probe(
-                "linear", seen, target, np.arange(len(seen)), num_classes, 0, standardise,
-                regularisation=fitted.regularisation,
-            )  # fmt: skip
+            model = ProbeModel(standardise=standardise, regularisation=fitted.regularisation)
+            fixed = model.fit(seen, target, np.arange(len(seen)), num_classes)
             np.testing.assert_allclose(fixed.predict(x), fitted.predict(x), atol=1e-4)  # which started elsewhere
             assert fixed.regularisation == fitted.regularisation
 
@@ -304,7 +302,7 @@ def test_draws_are_of_groups_paired_and_do_not_depend_on_the_order_of_cases_in_a
 
 
 RNG = np.random.default_rng(0)
-Z = RNG.normal(size=(300, 6)) * [1, 1, 1, 1, 1, 100]
+Z = RNG.normal(size=(300, 6)) * [1, 1, 1, 1, 1, 0.01]
 NOISE = RNG.normal(size=300)
 PATIENTS = np.arange(300) // 2
 IS_TRAIN = np.arange(300) < 200

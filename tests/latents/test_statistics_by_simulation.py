@@ -15,8 +15,10 @@ from sklearn.linear_model import LogisticRegression
 
 from monai_diffae import fit_direction, grade, probe
 from monai_diffae.latents import fit_direction as fit
-from monai_diffae.latents.probing import QuickProbe, cross_validation_folds, predict_held_out, read_target
+from monai_diffae.latents.probing import read_target
 from monai_diffae.latents.probing import scores as scores_module
+from monai_diffae.latents.probing.nested import QuickProbe, cross_validation_folds, predict_held_out
+from monai_diffae.latents.probing.probes import ProbeModel
 from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, difference_interval
 
 pytestmark = pytest.mark.slow
@@ -111,7 +113,7 @@ def test_three_classes_of_noise_get_chance_in_cross_validation():
     for _ in range(60):
         x, labels = z_sem(generator, 45), balanced(generator, 45, 3).astype(str)
         target, folds = cross_validation_folds(read_target(list(labels), "site"), np.arange(45))
-        predictions = predict_held_out([x] * len(folds), target, np.arange(45), folds, "linear")
+        predictions = predict_held_out([x] * len(folds), target, np.arange(45), folds, ProbeModel())
         areas.append(predictions.scores()(np.ones(45))[0])
     mean, error = mean_and_error(areas)
     assert abs(mean - 0.5) < 0.02 + 2 * error

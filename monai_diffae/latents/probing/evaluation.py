@@ -22,9 +22,10 @@ from monai_diffae.latents.probing.nested import (
     split_folds,
 )
 from monai_diffae.latents.probing.nuisance import add_nuisance, left_out_scores, with_nuisance
-from monai_diffae.latents.probing.probes import Floats, Folds, Probe, inner_folds, regularisations
+from monai_diffae.latents.probing.probes import Floats, Folds, Probe, ProbeModel, inner_folds, regularisations
 from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, difference_interval, interval, plain
 from monai_diffae.latents.targets import LabelKind, Target, copies_of, far_off, read_target
+from monai_diffae.policies import check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -198,9 +199,9 @@ class EvaluatedProbe:
     row: dict[str, Any]  #: the scores
     predictions: HeldOutPredictions  #: the predictions for held-out patients
     #: scores with few labels, one row per number of patients; empty if they were not requested
-    few_labels: list[dict[str, Any]]
+    few_labels: list[dict[str, Any]] = field(default_factory=list)
     #: scores of ``linear`` with each regularisation, one row per value; empty as above
-    regularisations: list[dict[str, Any]]
+    regularisations: list[dict[str, Any]] = field(default_factory=list)
     #: scores with each value of the nuisance left out, one row per value; empty without a nuisance
     left_out: list[dict[str, Any]] = field(default_factory=list)
 
@@ -226,10 +227,9 @@ class ProbeSettings:
     nuisance: str | None = None
 
     def __post_init__(self) -> None:
-        given = {"evaluation": (self.evaluation or "cv",), "probes": self.probes}
-        for name, choices in {"evaluation": get_args(Evaluation), "probes": get_args(Probe)}.items():
-            if unknown := [value for value in given[name] if value not in choices]:
-                raise ConfigError(f"{name}: {unknown[0]!r} is not one of {', '.join(choices)}")
+        check_choice("evaluation", self.evaluation or "cv", Evaluation)
+        for probe in self.probes:
+            check_choice("probes", probe, Probe)
         if not self.probes:
             raise ConfigError(f"probes: is empty; choose from {', '.join(get_args(Probe))}")
         if self.splits and self.evaluation == "split":
@@ -286,24 +286,112 @@ def evaluate_probes(
     return evaluated, {name: str(error).removeprefix(f"target '{name}': ") for name, error in errors.items()}
 
 
+@dataclass(frozen=True, eq=False)
+class TargetFeatures:
+    """A target and one feature set, ``x`` of its K cases for each fold."""
+
+    target: TargetFolds
+    features: FeatureSet
+    x: list[Floats]
+    settings: ProbeSettings
+
+    @classmethod
+    def extract(cls, target: TargetFolds, features: FeatureSet, settings: ProbeSettings) -> TargetFeatures:
+        """The features for the training cases of each fold."""
+        rows = target.target.rows
+        extracted = [features.extract(rows[train]) for train, _ in target.folds]
+        unique = {id(x): x[rows] for x in extracted}  # often the same array for all folds
+        return cls(target, features, [unique[id(x)] for x in extracted], settings)
+
+    def model(self, probe: Probe) -> ProbeModel:
+        """How a probe is fitted."""
+        options = self.features.standardise, False, self.settings.regularisation
+        return ProbeModel(probe, self.settings.seed, *options)
+
+    @property
+    def _data(self) -> tuple[list[Floats], Target, NDArray[Any], Folds]:
+        return self.x, self.target.target, self.target.patients, self.target.folds
+
+    def warn_of_copies(self) -> None:
+        """Warn of features from which the target follows."""
+        names = self.features.columns
+        for column in copies_of(self.target.target, self.x[0]):
+            label = repr(names[column]) if names else f"number {column + 1}"
+            logger.warning(
+                "features '%s': %s determines the target '%s'; remove it if it was derived from the target",
+                self.features.name, label, self.target.target.name,
+            )  # fmt: skip
+
+    def evaluate(self, probe: Probe) -> tuple[EvaluatedProbe, Floats]:
+        """An evaluated probe, and its main score in each draw of the bootstrap."""
+        target, settings = self.target, self.settings
+        predictions = predict_held_out(*self._data, self.model(probe))
+        scores, test = predictions.scores(), target.test_cases
+        patients = target.patients[test]
+        values, draws = scores(np.ones(len(test))), bootstrapped(scores, patients, settings.seed, len(target.folds))
+        metrics: dict[str, Any] = {}
+        for name, value, (low, high) in zip(scores.metrics, values, scores.intervals(draws, patients), strict=True):
+            metrics.update({name: plain(value), f"{name}_low": plain(low), f"{name}_high": plain(high)})
+        main = scores.metrics[0]
+        regularisation = [value for value in predictions.regularisation if value is not None]
+        row = {
+            "target": target.target.name, "kind": "numbers" if target.target.classes is None else "classes",
+            "features": self.features.name, "dims": self.x[0].shape[1], "probe": probe,
+            "metric": main, "score": metrics[main], "low": metrics[f"{main}_low"], "high": metrics[f"{main}_high"],
+            "difference": None, "difference_low": None, "difference_high": None,
+            "evaluation": target.evaluation, "num_folds": len(target.folds),
+            "num_train": int(np.median([len(train) for train, _ in target.folds])), "num_test": len(test),
+            "num_patients": len(np.unique(patients)), "num_omitted": target.num_omitted,
+            "num_rarest": min(target.counts.values(), default=None), "num_seen_by_autoencoder": target.num_seen,
+            "small_classes": "; ".join(f"{label}: {count}" for label, count in target.small_classes.items()) or None,
+            "regularisation": float(np.exp(np.mean(np.log(regularisation)))) if regularisation else None,
+            "is_regularisation_fixed": settings.regularisation is not None and probe == "linear", **metrics,
+        }  # fmt: skip
+        return EvaluatedProbe(row, predictions), draws[:, 0]
+
+    def few_label_rows(self, probe: Probe) -> Iterator[dict[str, Any]]:
+        """The quartiles of scores with the labels of few patients."""
+        most = min(len(np.unique(self.target.patients[train])) for train, _ in self.target.folds) // 2
+        for num_patients in (each for each in FEW_PATIENTS if each <= most):
+            scores = few_label_scores(*self._data, self.model(probe), num_patients)
+            scores = scores[np.isfinite(scores)]
+            if len(scores):
+                low, median, high = (float(q) for q in np.percentile(scores, [25, 50, 75]))
+                yield {"num_patients": num_patients, "num_draws": len(scores), "median": median,
+                       "low_quartile": low, "high_quartile": high}  # fmt: skip
+
+    def regularisation_rows(self, probe: EvaluatedProbe) -> Iterator[dict[str, Any]]:
+        """The held-out score with each regularisation, and in how many folds it was chosen (the strongest default)."""
+        values = regularisations("linear", self.target.target.num_classes)
+        chosen = [values[0] if value is None else value for value in probe.predictions.regularisation]
+        if probe.row["is_regularisation_fixed"]:
+            values = sorted({*values, *chosen}, reverse=values[0] > values[-1])
+        x, target, _, folds = self._data
+        for value, predictions in zip(
+            values, predict_path(x, target, folds, self.model("linear"), values), strict=True
+        ):
+            score = predictions.scores()(np.ones(len(self.target.test_cases)))[0]
+            yield {"regularisation": value, "score": plain(score), "num_folds_chosen": chosen.count(value)}
+
+
 def _evaluate_target(
     target: TargetFolds, feature_sets: Sequence[FeatureSet], settings: ProbeSettings
 ) -> list[EvaluatedProbe]:
     evaluated: list[EvaluatedProbe] = []
     z_sem: dict[str, tuple[EvaluatedProbe, Floats]] = {}
     for features in feature_sets:
-        extracted = [features.extract(target.target.rows[train]) for train, _ in target.folds]
-        unique = {id(x): x[target.target.rows] for x in extracted}  # often the same array for all folds
-        x_by_fold = [unique[id(x)] for x in extracted]
-        _warn_of_copies(features, target, x_by_fold[0])
+        data = TargetFeatures.extract(target, features, settings)
+        data.warn_of_copies()
         for name in settings.probes:
-            probe, draws = _evaluate_probe(features, x_by_fold, target, name, settings)
+            probe, draws = data.evaluate(name)
+            key = {each: probe.row[each] for each in ("target", "features", "probe", "metric")}
             if settings.few_labels:
-                probe.few_labels.extend(_few_label_rows(probe.row, features, x_by_fold, target, settings))
+                probe.few_labels.extend(key | row for row in data.few_label_rows(name))
             if settings.each_regularisation and name == "linear":
-                probe.regularisations.extend(_regularisation_rows(probe, features, x_by_fold, target))
+                del key["probe"]
+                probe.regularisations.extend(key | row for row in data.regularisation_rows(probe))
             if target.nuisance is not None:
-                main, rows = left_out_scores(probe.row, probe.predictions, features, target, settings)
+                main, rows = left_out_scores(probe, data)
                 probe.row.update(main)
                 probe.left_out.extend(rows)
             if features is feature_sets[0]:
@@ -312,86 +400,6 @@ def _evaluate_target(
                 probe.row.update(_difference(z_sem[name], (probe, draws), target))
             evaluated.append(probe)
     return evaluated
-
-
-def _warn_of_copies(features: FeatureSet, target: TargetFolds, x: Floats) -> None:
-    for column in copies_of(target.target, x):
-        label = repr(features.columns[column]) if features.columns else f"number {column + 1}"
-        logger.warning(
-            "features '%s': %s determines the target '%s'; remove it if it was derived from the target",
-            features.name, label, target.target.name,
-        )  # fmt: skip
-
-
-def _evaluate_probe(
-    features: FeatureSet, x_by_fold: Sequence[Floats], target: TargetFolds, probe: Probe, settings: ProbeSettings
-) -> tuple[EvaluatedProbe, Floats]:
-    """An evaluated probe, and its main score in each draw of the bootstrap."""
-    seed = settings.seed
-    predictions = predict_held_out(
-        x_by_fold, target.target, target.patients, target.folds, probe, seed, features.standardise,
-        settings.regularisation,
-    )  # fmt: skip
-    scores, test = predictions.scores(), target.test_cases
-    values, draws = scores(np.ones(len(test))), bootstrapped(scores, target.patients[test], seed, len(target.folds))
-    intervals = scores.intervals(draws, target.patients[test])
-    metrics: dict[str, Any] = {}
-    for name, value, (low, high) in zip(scores.metrics, values, intervals, strict=True):
-        metrics.update({name: plain(value), f"{name}_low": plain(low), f"{name}_high": plain(high)})
-    main = scores.metrics[0]
-    regularisation = [value for value in predictions.regularisation if value is not None]
-    row = {
-        "target": target.target.name, "kind": "numbers" if target.target.classes is None else "classes",
-        "features": features.name, "dims": x_by_fold[0].shape[1], "probe": probe,
-        "metric": main, "score": metrics[main], "low": metrics[f"{main}_low"], "high": metrics[f"{main}_high"],
-        "difference": None, "difference_low": None, "difference_high": None,
-        "evaluation": target.evaluation, "num_folds": len(target.folds),
-        "num_train": int(np.median([len(train) for train, _ in target.folds])), "num_test": len(test),
-        "num_patients": len(np.unique(target.patients[test])), "num_omitted": target.num_omitted,
-        "num_rarest": min(target.counts.values(), default=None), "num_seen_by_autoencoder": target.num_seen,
-        "small_classes": "; ".join(f"{label}: {count}" for label, count in target.small_classes.items()) or None,
-        "regularisation": float(np.exp(np.mean(np.log(regularisation)))) if regularisation else None,
-        "is_regularisation_fixed": settings.regularisation is not None and probe == "linear", **metrics,
-    }  # fmt: skip
-    return EvaluatedProbe(row, predictions, [], []), draws[:, 0]
-
-
-def _few_label_rows(
-    row: Mapping[str, Any], features: FeatureSet, x_by_fold: Sequence[Floats], target: TargetFolds,
-    settings: ProbeSettings,
-) -> list[dict[str, Any]]:  # fmt: skip
-    rows = []
-    most = min(len(np.unique(target.patients[train])) for train, _ in target.folds) // 2
-    for num_patients in (each for each in FEW_PATIENTS if each <= most):
-        scores = few_label_scores(
-            x_by_fold, target.target, target.patients, target.folds, row["probe"], num_patients=num_patients,
-            seed=settings.seed, standardise=features.standardise, regularisation=settings.regularisation,
-        )  # fmt: skip
-        scores = scores[np.isfinite(scores)]
-        if len(scores):
-            low, median, high = (float(q) for q in np.percentile(scores, [25, 50, 75]))
-            rows.append({
-                **{key: row[key] for key in ("target", "features", "probe", "metric")}, "num_patients": num_patients,
-                "num_draws": len(scores), "median": median, "low_quartile": low, "high_quartile": high,
-            })  # fmt: skip
-    return rows
-
-
-def _regularisation_rows(
-    probe: EvaluatedProbe, features: FeatureSet, x_by_fold: Sequence[Floats], target: TargetFolds
-) -> list[dict[str, Any]]:
-    """The held-out score with each regularisation, and in how many folds it was chosen (the strongest by default)."""
-    values = regularisations("linear", target.target.num_classes)
-    chosen = [values[0] if value is None else value for value in probe.predictions.regularisation]
-    if probe.row["is_regularisation_fixed"]:
-        values = sorted({*values, *chosen}, reverse=values[0] > values[-1])
-    path = predict_path(x_by_fold, target.target, target.folds, values, features.standardise)
-    key = {name: probe.row[name] for name in ("target", "features", "metric")}
-    return [
-        {**key, "regularisation": value, "score": plain(predictions.scores()(np.ones(len(target.test_cases)))[0]),
-         "num_folds_chosen": chosen.count(value)}
-        for value, predictions in zip(values, path, strict=True)
-    ]  # fmt: skip
 
 
 def _difference(

@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import nearest_neighbors, numbered_groups
-from monai_diffae.latents.probing.probes import FittedProbe, Floats, Folds, Probe, fit_path, fit_probe, grouped_folds
-from monai_diffae.latents.probing.scores import ClassScores, NumberScores, bootstrapped
+from monai_diffae.latents.probing.probes import FittedProbe, Floats, Folds, ProbeModel, grouped_folds
+from monai_diffae.latents.probing.scores import ClassScores, NumberScores, with_interval
 from monai_diffae.latents.targets import Target, read_target
 
 _MIN_CASES, _MIN_TRAINING = 6, 4
 _MIN_PATIENTS = 3  # patients of each class in cross-validation: one to test, two to train and choose a regularisation
 _MIN_PATIENTS_PER_SIDE = 2  # training patients, and test patients: one gives neither a regularisation nor an interval
 _MIN_LABELLED = 2  # patients of each class in a draw of few labels
-NUM_NEIGHBORS = 5
+_DRAWS = 20  # of few labels
+_NUM_NEIGHBORS = 5
 _FEWEST_PATIENTS = 10  # held-out patients with the label; fewer say nothing
 
 
@@ -49,16 +50,7 @@ class HeldOutPredictions:
 
 
 def cross_validation_folds(target: Target, groups: NDArray[Any], seed: int = 0) -> tuple[Target, Folds]:
-    """The outer folds of nested cross-validation, and the target without classes that are too small.
-
-    Args:
-        target: the target of K cases.
-        groups: ``[K]``, the patients.
-        seed: random seed of the folds.
-
-    Raises:
-        ConfigError: fewer than two classes have 3 patients, or there are too few cases or patients.
-    """
+    """The outer folds of nested cross-validation over patients, and the target without classes that are too small."""
     target, groups = _without_small_classes(target, groups, {"": (np.arange(len(target.rows)), _MIN_PATIENTS)})
     patients = len(np.unique(groups))
     if len(target.rows) < _MIN_CASES or patients < _MIN_PATIENTS:
@@ -72,18 +64,7 @@ def cross_validation_folds(target: Target, groups: NDArray[Any], seed: int = 0) 
 def split_folds(
     target: Target, groups: NDArray[Any], is_train: NDArray[np.bool_], is_test: NDArray[np.bool_]
 ) -> tuple[Target, Folds]:
-    """A given split as the only fold, and the target without classes that are too small.
-
-    Args:
-        target: the target of K cases.
-        groups: ``[K]``, the patients.
-        is_train: ``[K]``, whether a probe is fitted to a case.
-        is_test: ``[K]``, whether a case is predicted.
-
-    Raises:
-        ConfigError: a patient has training and test cases, or there are too few cases or patients, in total or of each
-            class.
-    """
+    """A given split as the only fold, and the target without classes that are too small."""
     num_shared = len(np.intersect1d(groups[is_train], groups[is_test]))
     if num_shared:
         raise ConfigError(
@@ -111,45 +92,25 @@ def split_folds(
 
 
 def predict_held_out(
-    features: Sequence[Floats], target: Target, groups: NDArray[Any], folds: Folds, probe: Probe, seed: int = 0,
-    standardise: bool = True, regularisation: float | None = None,
-) -> HeldOutPredictions:  # fmt: skip
-    """Fit a probe to the training cases of each fold and predict its test cases.
+    features: Sequence[Floats], target: Target, groups: NDArray[Any], folds: Folds, model: ProbeModel
+) -> HeldOutPredictions:
+    """Fit a probe to the training cases of each fold, with the ``features`` of this fold, and predict its test cases.
 
-    The regularisation is chosen within the training cases of the fold, unless that of ``linear`` is given.
-
-    Args:
-        features: ``[K, D]`` for each fold, as extracted for its training cases.
-        target: the target of K cases.
-        groups: ``[K]``, the patients.
-        folds: as from :func:`cross_validation_folds` or :func:`split_folds`.
-        probe: ``linear``, ``knn`` or ``boosting``.
-        seed: random seed of the inner folds and of boosting.
-        standardise: scale each feature; see :func:`~monai_diffae.latents.probing.probes.fit_probe`.
-        regularisation: C or alpha of ``linear``, if it was fixed beforehand.
-
-    Example:
-        >>> from monai_diffae.latents.targets import read_target
-        >>> x, patients = np.random.default_rng(0).normal(size=(100, 3)), np.arange(100) // 2
-        >>> target, folds = cross_validation_folds(read_target(list(x[:, 0] > 0), "large"), patients)
-        >>> predictions = predict_held_out([x] * len(folds), target, patients, folds, "linear")
-        >>> predictions.predicted.shape, bool(predictions.scores()(np.ones(100))[0] > 0.95)
-        ((100, 2), True)
+    The regularisation is chosen within the training cases of the fold.
     """
-    options: dict[str, Any] = {"seed": seed, "standardise": standardise, "regularisation": regularisation}
     fitted = [
-        fit_probe(probe, x[train], target.values[train], groups[train], target.num_classes, **options)
+        model.fit(x[train], target.values[train], groups[train], target.num_classes)
         for x, (train, _) in zip(features, folds, strict=True)
     ]
     return _held_out(fitted, features, target, folds)
 
 
 def predict_path(
-    features: Sequence[Floats], target: Target, folds: Folds, values: Sequence[float], standardise: bool = True
+    features: Sequence[Floats], target: Target, folds: Folds, model: ProbeModel, values: Sequence[float]
 ) -> list[HeldOutPredictions]:
-    """The predictions of the linear probe with each regularisation; see :func:`predict_held_out` for the arguments."""
+    """The predictions of a probe with each regularisation."""
     paths = [
-        list(fit_path("linear", x[train], target.values[train], target.num_classes, values, standardise=standardise))
+        list(model.fit_path(x[train], target.values[train], target.num_classes, values))
         for x, (train, _) in zip(features, folds, strict=True)
     ]
     return [_held_out(fitted, features, target, folds) for fitted in zip(*paths, strict=True)]
@@ -176,34 +137,21 @@ def _held_out(
 
 
 def few_label_scores(
-    features: Sequence[Floats], target: Target, groups: NDArray[Any], folds: Folds, probe: Probe, *, num_patients: int,
-    num_draws: int = 20, seed: int = 0, standardise: bool = True, regularisation: float | None = None,
-) -> Floats:  # fmt: skip
-    """AUROC or R2 ``[draws]`` of probes that are fitted to the labels of a few patients.
+    features: Sequence[Floats], target: Target, groups: NDArray[Any], folds: Folds, model: ProbeModel, num_patients: int
+) -> Floats:
+    """AUROC or R2 ``[draws]`` of probes that are fitted to all cases of a few patients; NaN if it is not defined.
 
-    Each draw selects patients from the training cases of every fold, and predicts all test cases. A draw has at least
-    two patients of each class; the others are selected at random. With the same seed, a draw of more patients contains
-    the draw of fewer. Scores that are not defined are NaN. The draws share their test cases, and with many patients
-    also most training cases, so their spread is no confidence interval.
-
-    Args:
-        features: ``[K, D]`` for each fold.
-        target: the target of K cases.
-        groups: ``[K]``, the patients.
-        folds: as for :func:`predict_held_out`.
-        probe: ``linear``, ``knn`` or ``boosting``.
-        num_patients: number of labelled patients, with all of their cases.
-        num_draws: number of draws; half as many with several folds, each of which is fitted in every draw.
-        seed: random seed of the draws.
-        standardise: scale each feature; see :func:`~monai_diffae.latents.probing.probes.fit_probe`.
-        regularisation: C or alpha of ``linear``, if it was fixed beforehand.
+    Each draw selects patients from the training cases of every fold, and predicts all test cases; with several folds,
+    there are half as many draws. A draw has at least two patients of each class; the others are selected at random, and
+    a draw of more patients contains the draw of fewer. The draws share their test cases, and with many patients also
+    most training cases, so their spread is no confidence interval.
     """
-    scores = np.full(num_draws if len(folds) == 1 else -(-num_draws // 2), np.nan)
+    scores = np.full(_DRAWS if len(folds) == 1 else -(-_DRAWS // 2), np.nan)
     for draw in range(len(scores)):
-        labelled = [_draw(target, groups, train, num_patients, [seed, draw]) for train, _ in folds]
+        labelled = [_draw(target, groups, train, num_patients, [model.seed, draw]) for train, _ in folds]
         few = [(train, test) for train, (_, test) in zip(labelled, folds, strict=True) if train is not None]
         if len(few) == len(folds):
-            predictions = predict_held_out(features, target, groups, few, probe, seed, standardise, regularisation)
+            predictions = predict_held_out(features, target, groups, few, model)
             scores[draw] = predictions.scores()(np.ones(len(predictions.fold)))[0]
     return scores
 
@@ -261,14 +209,8 @@ class QuickScores:
 class QuickProbe:
     """A label, and the cases on which it is probed: a linear model learns from some and predicts the others.
 
-    For classes it is a ridge regression of each class against the rest, which is much faster than a logistic one.
-
-    Example:
-        >>> z = np.random.default_rng(0).normal(size=(200, 4))
-        >>> probe = QuickProbe.choose(list(z[:, 0] > 0), "large", np.arange(200), np.arange(200) < 120)
-        >>> scores = probe.scores(z)
-        >>> scores.score > 0.95, scores.low <= scores.score <= scores.high, scores.neighbors > 0.7
-        (True, True, True)
+    For classes it is a ridge regression of each class against the rest, which is much faster than a logistic one. As in
+    ``probe``, z_sem keeps its scales.
     """
 
     target: Target  #: the label of K cases; its rows are those of the N cases
@@ -280,18 +222,7 @@ class QuickProbe:
     def choose(
         cls, labels: Sequence[Any], name: str, patients: NDArray[Any], is_train: NDArray[np.bool_]
     ) -> QuickProbe:
-        """Choose the cases of a label, without classes that are too small.
-
-        Args:
-            labels: ``[N]``.
-            name: the label's name.
-            patients: ``[N]``.
-            is_train: ``[N]``, whether a case is a training case; the others are held out.
-
-        Raises:
-            ConfigError: the label cannot be probed: it is the same for all, text with too many values, or has too few
-                patients.
-        """
+        """Choose the cases of a label ``[N]`` without small classes; those that are not ``is_train`` are held out."""
         every = read_target(labels, name)
         sides = is_train[every.rows], ~is_train[every.rows]
         target, [(train, test)] = split_folds(every, patients[every.rows], *sides)
@@ -305,12 +236,10 @@ class QuickProbe:
     def scores(self, z: Floats, seed: int = 0) -> QuickScores:
         """Probe z_sem ``[N, D]`` of all N cases; ``seed`` is that of the folds and of the bootstrap."""
         x = z[self.target.rows]
-        predicted = self._predicted(x, seed)
-        truth, patients = self.target.values[self.test], self.patients[self.test]
+        predicted, truth = self._predicted(x, seed), self.target.values[self.test]
         is_number = self.target.classes is None
         scores = NumberScores(truth, predicted[:, 0]) if is_number else ClassScores(truth, predicted)
-        ends = scores.intervals(bootstrapped(scores, patients, seed), patients)[0]
-        return QuickScores(float(scores(np.ones(len(truth)))[0]), *ends, self._agreement(x))
+        return QuickScores(*with_interval(scores, self.patients[self.test], seed), self._agreement(x))
 
     def _predicted(self, x: Floats, seed: int) -> Floats:
         """A column of predictions for each class, or one column of numbers, for the held-out cases."""
@@ -318,14 +247,13 @@ class QuickProbe:
         first = 1 if num_classes == 2 else 0
         columns = [values] if num_classes is None else [values == k for k in range(first, num_classes)]
         train, groups = self.train, self.patients[self.train]
-        fitted = [fit_probe("linear", x[train], y[train].astype(np.float64), groups, None, seed) for y in columns]
+        ridge = ProbeModel("linear", seed, standardise=False)
+        fitted = [ridge.fit(x[train], y[train].astype(np.float64), groups, None) for y in columns]
         predicted = np.stack([probe.predict(x[self.test]) for probe in fitted], axis=1)
         return np.concatenate([-predicted, predicted], axis=1) if num_classes == 2 else predicted
 
     def _agreement(self, x: Floats) -> float:
-        std = x[self.train].std(axis=0)
-        scaled = x / np.where(std > 0, std, 1)
-        nearest = nearest_neighbors(scaled[self.test], scaled[self.train], min(NUM_NEIGHBORS, len(self.train)))
+        nearest = nearest_neighbors(x[self.test], x[self.train], min(_NUM_NEIGHBORS, len(self.train)))
         theirs = self.target.values[self.train][nearest.indices]
         own = self.target.values[self.test]
         if self.target.classes is not None:

@@ -12,14 +12,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.probing.nested import HeldOutPredictions, predict_held_out
+from monai_diffae.latents.probing.nested import predict_held_out
 from monai_diffae.latents.probing.probes import Floats, Folds
 from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval, difference_interval, interval, plain
 from monai_diffae.latents.targets import class_name, missing
 
 if TYPE_CHECKING:
-    from monai_diffae.latents.probing.evaluation import ProbeSettings, TargetFolds
-    from monai_diffae.latents.probing.features import FeatureSet
+    from monai_diffae.latents.probing.evaluation import EvaluatedProbe, TargetFeatures, TargetFolds
 
 logger = logging.getLogger(__name__)
 
@@ -48,28 +47,21 @@ def add_nuisance(rows: Sequence[dict[str, Any]], told: Sequence[Mapping[str, Any
         row["nuisance_chance"] = 1 / num_values
 
 
-def left_out_scores(
-    row: Mapping[str, Any],
-    usual: HeldOutPredictions,
-    features: FeatureSet,
-    target: TargetFolds,
-    settings: ProbeSettings,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def left_out_scores(probe: EvaluatedProbe, data: TargetFeatures) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score a probe that is fitted without one value of the nuisance and tested on it, for each value in turn.
 
     The score over all values, with its interval and its change from the usual probe on the same cases and draws of
     patients; and one row per value. Nothing, with a warning, if no training cases are left without one of the values.
     """
+    row, usual, target, seed = probe.row, probe.predictions, data.target, data.settings.seed
     nuisance, rows = np.asarray(target.nuisance), target.target.rows
     try:
         folds = _left_out_folds(target, nuisance)
     except ConfigError as error:
         logger.warning("%s", error)
         return {}, []
-    predictions = predict_held_out(
-        [features.extract(rows[train])[rows] for train, _ in folds], target.target, target.patients, folds,
-        row["probe"], settings.seed, features.standardise, settings.regularisation,
-    )  # fmt: skip
+    x = [data.features.extract(rows[train])[rows] for train, _ in folds]
+    predictions = predict_held_out(x, target.target, target.patients, folds, data.model(row["probe"]))
     tested = np.sort(np.concatenate([test for _, test in folds]))
     kept = np.isin(target.test_cases, tested)
     baseline = None if usual.baseline is None else usual.baseline[kept]
@@ -85,7 +77,7 @@ def left_out_scores(
 
     patients, truth, is_class = target.patients[tested], target.target.values[tested], target.target.classes is not None
     values = every_score(np.ones(len(tested)))
-    draws = bootstrapped(every_score, patients, settings.seed, row["num_folds"])
+    draws = bootstrapped(every_score, patients, seed, row["num_folds"])
     counts = [  # patients of the rarest class
         min(len(np.unique(patients[mask & (truth == code)])) for code in np.unique(truth[mask])) if is_class else 0
         for mask in masks
