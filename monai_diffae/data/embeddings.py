@@ -226,6 +226,21 @@ def matrix(table: pd.DataFrame, features: Features) -> NDArray[np.float32]:
     return values
 
 
+def patients_of(table: pd.DataFrame) -> NDArray[np.str_]:
+    """The patient of each case, as text; the case itself where none is given."""
+    cases = (
+        "case " + pd.Series(table["id"] if "id" in table else range(len(table)), table.index).astype(str)
+    ).to_numpy()
+    if "patient" not in table:
+        return cases.astype(str)
+    return np.where(table["patient"].isna() | (table["patient"] == ""), cases, table["patient"].astype(str)).astype(str)
+
+
+def splits_of(table: pd.DataFrame) -> NDArray[np.str_]:
+    """The split of each case; ``train`` if the table has no column ``split``."""
+    return table["split"].to_numpy(str) if "split" in table else np.full(len(table), "train")
+
+
 def split_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
     """The rows of a split: ``train``, ``val`` or ``test``."""
     rows = table[table["split"] == split] if "split" in table else table.iloc[:0]

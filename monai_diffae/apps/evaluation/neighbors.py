@@ -107,7 +107,7 @@ def neighbors(
         raise ConfigError("query_cohort: applies to queries; also give queries, or omit it")
     search = _NeighborSearch.open(embeddings, queries, choice, k, same_patient)
     pictures.check_captions(images.captions, tables.label_columns(search.table))
-    training = TrainingCases.from_rows(tables.read_training_rows(embeddings), features)
+    training = TrainingCases.from_rows(tables.training_rows(search.table), features)
     case_images = None
     if images.cohort is not None:
         files = [embeddings] if queries is None else [embeddings, queries]
@@ -180,7 +180,7 @@ class _NeighborSearch:
     @property
     def splits(self) -> npt.NDArray[Any]:
         """The split of each selected case; ``queries`` for those of another table."""
-        return np.full(len(self.cases), "queries") if self.are_queries else splits_of(self.cases)
+        return np.full(len(self.cases), "queries") if self.are_queries else tables.splits_of(self.cases)
 
     def run(self, training: TrainingCases, out: Path, images: neighbor_images.CaseImages | None) -> dict[str, Any]:
         """Write the tables and the picture, and return the figures."""
@@ -204,7 +204,9 @@ class _NeighborSearch:
     def neighbors(self, training: TrainingCases) -> pd.DataFrame:
         """The table of neighbors: one row per case and neighbor."""
         cases, table, k = self.cases, self.table, self.k
-        groups = [each["id"].to_numpy(str) if self.same_patient else patients_of(each) for each in (cases, table)]
+        groups = [
+            each["id"].to_numpy(str) if self.same_patient else tables.patients_of(each) for each in (cases, table)
+        ]
         nearest = latents.nearest_neighbors(training.normalised(cases), training.normalised(table), k, *groups)
         rows = cases.loc[cases.index.repeat(k)].reset_index(drop=True)
         neighbor_rows = table.iloc[nearest.indices.ravel()].reset_index(drop=True)
@@ -219,18 +221,14 @@ class _NeighborSearch:
     def outliers(self, training: TrainingCases) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
         """The table of outlier scores by distance, and the share of unusual cases in each split of the whole table."""
         table, cases, k = self.table, self.cases, self.k
-        is_train = table.index.isin(training.rows.index)
         outliers, shares = pd.DataFrame({"id": cases["id"].to_numpy(), "split": self.splits}), {}
         for name, whitened in _SCORES.items():
-            table_scores = np.empty(len(table))
-            table_scores[is_train] = training.reference.own_distances(k, whitened)
-            if not is_train.all():
-                table_scores[~is_train] = training.distances(table[~is_train], k, whitened)
-            table_p = latents.p_values(table_scores, table_scores[is_train], is_train)
-            shares[name] = unusual_shares(splits_of(table), table_p)
+            reference = training.reference.own_distances(k, whitened)
+            table_scores, table_p = training.scores(table, reference, k, whitened)
+            shares[name] = unusual_shares(tables.splits_of(table), table_p)
             if self.are_queries:
                 scores = training.distances(cases, k, whitened)
-                p = latents.p_values(scores, table_scores[is_train], np.zeros(len(cases), bool))
+                p = latents.p_values(scores, reference, np.zeros(len(cases), bool))
                 shares[name] |= unusual_shares(self.splits, p)
             else:
                 scores, p = table_scores[cases.index], table_p[cases.index]
@@ -270,7 +268,7 @@ def _selected(rows: pd.DataFrame, choice: Choice) -> pd.DataFrame:
         if missing:
             raise CohortError(f"cases: the table has no case '{missing[0]}'; check the ids in its column id")
         rows = rows.loc[[rows.index[rows["id"] == name][0] for name in ids]]
-        choice.check(dict(zip(rows["id"], splits_of(rows), strict=True)))
+        choice.check(dict(zip(rows["id"], tables.splits_of(rows), strict=True)))
         return rows
     return (rows if choice.split is None else tables.split_rows(rows, choice.split))[: choice.limit]
 
@@ -302,28 +300,27 @@ class TrainingCases:
         """The :meth:`~monai_diffae.latents.neighbors.ReferenceCases.distances` (N,) of rows of a table."""
         return self.reference.distances(tables.matrix(rows, self.features), self.groups_of(rows), k, whitened)
 
+    def scores(self, table: pd.DataFrame, reference: Floats, k: int, whitened: bool) -> tuple[Floats, Floats]:
+        """The distances of all rows of a table and their p-values, by the ``reference`` distances of the training."""
+        by_id = dict(zip(self.rows["id"], reference, strict=True))
+        is_train, scores = table["id"].isin(self.rows["id"]).to_numpy(), np.empty(len(table))
+        scores[is_train] = [by_id[name] for name in table["id"][is_train]]
+        if not is_train.all():
+            scores[~is_train] = self.distances(table[~is_train], k, whitened)
+        return scores, latents.p_values(scores, reference, is_train)
+
     def groups_of(self, rows: pd.DataFrame) -> npt.NDArray[np.str_]:
         """The patient (N,) of rows of a table, under the name that it has in ``reference``."""
         return _named_after_cases(rows, self.rows)
 
 
-def patients_of(rows: pd.DataFrame) -> npt.NDArray[np.str_]:
-    """The patient of each case; the case itself if the table has no column ``patient``."""
-    return rows["patient" if "patient" in rows else "id"].to_numpy(str)
-
-
 def _named_after_cases(rows: pd.DataFrame, training: pd.DataFrame) -> npt.NDArray[np.str_]:
     """The patient of each case: the first id of its training cases, else its own id."""
     first: dict[str, str] = {}  # it decides which tenth a score leaves out; hashes of patients differ between folders
-    for name, patient in sorted(zip(training["id"].astype(str), patients_of(training).tolist(), strict=True)):
+    for name, patient in sorted(zip(training["id"].astype(str), tables.patients_of(training).tolist(), strict=True)):
         first.setdefault(patient, f"training {name}")
-    own = zip(rows["id"].astype(str), patients_of(rows).tolist(), strict=True)
+    own = zip(rows["id"].astype(str), tables.patients_of(rows).tolist(), strict=True)
     return np.array([first.get(patient, f"other {name}") for name, patient in own])
-
-
-def splits_of(rows: pd.DataFrame) -> npt.NDArray[np.str_]:
-    """The split of each case; ``train`` if the table has no column ``split``."""
-    return rows["split"].to_numpy(str) if "split" in rows else np.full(len(rows), "train")
 
 
 def unusual_shares(splits: npt.ArrayLike, p: npt.ArrayLike) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from monai_diffae.data.cases import Case
-from monai_diffae.data.embeddings import z_matrix
+from monai_diffae.data.embeddings import patients_of, z_matrix
 from monai_diffae.data.inspection.twins import TwinGroup, TwinReport, linked_groups, merge_patients, report_twins
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.latents.neighbors import near_pairs
@@ -71,14 +71,13 @@ class TableTwins:
 
 def _cases(table: pd.DataFrame, targets: Sequence[str]) -> list[Case]:
     ids = [str(value) for value in (table["id"] if "id" in table else range(len(table)))]
-    patients = table["patient"].tolist() if "patient" in table else [None] * len(ids)
+    patients = patients_of(table)
     splits = table["split"].astype(str).tolist() if "split" in table else [None] * len(ids)
     columns = {name: table[name].tolist() for name in targets}
     is_missing = {name: missing(values) for name, values in columns.items()}
     return [
         Case(
-            id=ids[row], images={}, split=splits[row],
-            patient=f"case {ids[row]}" if pd.isna(patients[row]) else str(patients[row]),
+            id=ids[row], images={}, split=splits[row], patient=str(patients[row]),
             labels={name: None if is_missing[name][row] else _label(values[row]) for name, values in columns.items()}
         )
         for row in range(len(ids))
