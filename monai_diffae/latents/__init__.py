@@ -6,10 +6,10 @@ MODULES = {
     **dict.fromkeys(("PrincipalComponents", "principal_components"), "components"),
     **dict.fromkeys(("Direction", "fit_direction"), "directions"),
     **dict.fromkeys((
-        "Neighbors", "OutlierScores", "ReferenceCases", "nearest_neighbors", "outlier_scores", "p_values",
+        "Neighbors", "OutlierScores", "nearest_neighbors", "outlier_scores", "p_values",
     ), "neighbors"),
     **dict.fromkeys(("Disentanglement", "dci"), "representation"),
-    **dict.fromkeys(("ActiveDimensions", "LatentStatistics", "active_dimensions", "whitening"), "statistics"),
+    **dict.fromkeys(("ActiveDimensions", "LatentStatistics", "active_dimensions"), "statistics"),
     **dict.fromkeys(("copying_ratio", "mmd", "nearest_distances"), "two_samples"),
 }  # fmt: skip
 

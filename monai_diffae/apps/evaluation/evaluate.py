@@ -15,15 +15,8 @@ from annotated_types import Ge
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.evaluation.quality_tables import (
-    MeasuredRows,
-    Row,
-    difference_rows,
-    mean_rows,
-    result_lines,
-    write_markdown,
-    write_tables,
-)
+from monai_diffae.apps.evaluation import quality_tables
+from monai_diffae.apps.evaluation.quality_tables import MeasuredRows, Row
 from monai_diffae.apps.result import Result, failed_cases, finished, run_once
 from monai_diffae.apps.settings import Decoding, Process, Reading, Run, Seed, Split, this_process
 from monai_diffae.apps.tracking import log_to_open_run, log_to_training
@@ -178,7 +171,7 @@ def evaluate(
     lines = [failed_cases(made["num_failed"], figures["num_cases"], _FAILURES)]
     lines += [f"{each['bundle']} is left out" for each in figures["omitted"] if each["metric"] == "all"]
     incomplete = "; ".join(line for line in lines if line) or None
-    return Result(out, figures, list(result_lines(figures["rows"])), incomplete, skipped=skipped)
+    return Result(out, figures, list(quality_tables.result_lines(figures["rows"])), incomplete, skipped=skipped)
 
 
 def _open(
@@ -281,10 +274,10 @@ class _Evaluation:
             rows += [] if codes is None else codes.rows()
             if generated is not None:
                 generated.draw_nearest(self.folder / f"generated_{safe_id(generated.of.name)}.png")
-        rows = mean_rows(case_rows, patients) + rows
+        rows = quality_tables.mean_rows(case_rows, patients) + rows
         comparable = self._comparable()
         compared = [row for row in case_rows if row["bundle"] in comparable]
-        self._write(rows, difference_rows(compared, self.bundles[0].name, patients), case_rows, patients)
+        self._write(rows, quality_tables.difference_rows(compared, self.bundles[0].name, patients), case_rows, patients)
         measured.remove()
         num_failed = max(len(read.failures) for read in reads)
         return {"num_cases": len(patients), "num_failed": num_failed, "num_omitted": len(self.omitted)}
@@ -392,10 +385,10 @@ class _Evaluation:
             "num_cases": len(patients), "num_patients": num_patients,
             "draws": self.conditions.draws, "seed": self.seed,
         }  # fmt: skip
-        tables = write_tables(self.folder, rows)
+        tables = quality_tables.write_tables(self.folder, rows)
         write_csv(self.folder / "cases.csv", pd.DataFrame(case_rows))
         markdown = self.folder / "tables.md"
-        write_markdown(markdown, rows, self._notes(len(patients), num_patients))
+        quality_tables.write_markdown(markdown, rows, self._notes(len(patients), num_patients))
         write_json(self.folder / _SUMMARY, content)
         files = [*tables, markdown, *sorted(self.folder.glob("generated_*.png"))]
         log_to_open_run(_figures(rows), [*files, self.folder / _SUMMARY], "evaluation")

@@ -20,12 +20,11 @@ from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import track
 from monai_diffae.errors import ConfigError, counted, shortened
-from monai_diffae.lazy import np, pd, pictures, probe_twins, representation, sessions
+from monai_diffae.lazy import np, pd, pictures, probe_twins, representation
 from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
     from monai_diffae.latents.probing.evaluation import EvaluatedProbe, ProbeSettings
-    from monai_diffae.latents.probing.features import FeatureSet
 
 logger = logging.getLogger(__name__)
 
@@ -142,9 +141,14 @@ def probe(
     """
     if comparison.pixel_baselines and (comparison.bundle is None or comparison.cohort is None):
         raise ConfigError("pixel_baselines: the images are read with bundle and cohort; also give both")
-    from monai_diffae.apps.evaluation.baselines import checksum_of_features, feature_set, open_images
-    from monai_diffae.data.embeddings import read_embeddings
-    from monai_diffae.latents.probing.evaluation import ProbeSettings
+    from monai_diffae.apps.evaluation.baselines import (
+        checksum_of_features,
+        compared_features,
+        feature_set,
+        open_images,
+    )
+    from monai_diffae.data.embeddings import read_embeddings, split_origin
+    from monai_diffae.latents.probing.evaluation import ProbeSettings, evaluate_probes
     from monai_diffae.latents.targets import are_classes
 
     settings = ProbeSettings(
@@ -167,9 +171,15 @@ def probe(
     baselines = [feature_set(name, values, table, names) for name, values in comparison.baselines.items()]
     session = open_images(table, comparison, reading) if comparison.pixel_baselines else None
     pixel_names = list(dict.fromkeys(comparison.pixel_baselines))
+
+    def evaluated(folder: Path | None) -> tuple[list[EvaluatedProbe], dict[str, Any]]:
+        feature_sets, num_failed = compared_features(comparison, table, baselines, session, folder)
+        origin, targets = split_origin(table), track(names, "probing")
+        probes, omitted = evaluate_probes(table, targets, feature_sets, settings, split_origin=origin)
+        return probes, {"rows": [each.row for each in probes], "omitted_targets": omitted, "num_failed": num_failed}
+
     if out is None:
-        _, figures = _evaluate(table, names, settings, baselines, comparison, session, None)
-        return _result(figures, twins, None, False)
+        return _result(evaluated(None)[1], twins, None, False)
     folder = out  # not None, for mypy also within ``make``
     made_from = {
         "embeddings": file_checksum(embeddings),
@@ -182,8 +192,8 @@ def probe(
     }  # fmt: skip
 
     def make() -> Mapping[str, Any]:
-        evaluated, figures = _evaluate(table, names, settings, baselines, comparison, session, folder)
-        _write_report(folder, table, evaluated, writing, settings)
+        probes, figures = evaluated(folder)
+        _write_report(folder, table, probes, writing, settings)
         return figures
 
     curves = [name for setting, name in _CURVES.items() if getattr(settings, setting)]
@@ -210,36 +220,6 @@ def _target_columns(table: pd.DataFrame, targets: Sequence[str], nuisance: str |
         remedy = "set targets, or embed a cohort with other labels" if labels else "embed a cohort with labels"
         raise ConfigError(f"{name}: has no label to predict{shortened(why and f' ({why})', 200)}; {remedy}")
     return names
-
-
-def _evaluate(
-    table: pd.DataFrame, targets: Sequence[str], settings: ProbeSettings, baselines: Sequence[FeatureSet],
-    comparison: Comparison, session: sessions.Session | None, folder: Path | None,
-) -> tuple[list[EvaluatedProbe], dict[str, Any]]:  # fmt: skip
-    """The evaluated probes, and the figures of the result."""
-    from monai_diffae.apps.evaluation.baselines import pixel_features, table_features
-    from monai_diffae.data.embeddings import split_origin
-    from monai_diffae.latents.probing.evaluation import evaluate_probes
-    from monai_diffae.latents.probing.features import FeatureSet
-
-    pixel_sets = [] if session is None else pixel_features(comparison, table, session, folder)
-    own: dict[str, FeatureSet] = {name: table_features(table, name) for name in dict.fromkeys(comparison.features)}
-    pixel_names = list(dict.fromkeys(comparison.pixel_baselines))
-    keys = [*own, *(each.name for each in baselines), *pixel_names]
-    by_name = own | {each.name: each for each in baselines} | dict(zip(pixel_names, pixel_sets, strict=True))
-    feature_sets = [*by_name.values()]
-    if unknown := [name for name in comparison.together if name not in by_name]:
-        raise ConfigError(f"together: {unknown[0]!r} is not among the features and baselines: {', '.join(by_name)}")
-    if comparison.together:
-        feature_sets.append(FeatureSet.together([by_name[name] for name in dict.fromkeys(comparison.together)]))
-    for used in (keys, [each.name for each in feature_sets]):
-        if taken := next((name for name in used if used.count(name) > 1), None):
-            raise ConfigError(f"baselines: the name {taken!r} is that of other features; rename this one")
-    origin, names = split_origin(table), track(targets, "probing")
-    evaluated, omitted = evaluate_probes(table, names, feature_sets, settings, split_origin=origin)
-    num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0
-    rows = [each.row for each in evaluated]
-    return evaluated, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
 
 
 def _result(figures: Mapping[str, Any], twins: probe_twins.TableTwins, folder: Path | None, skipped: bool) -> Result:
