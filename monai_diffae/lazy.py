@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from monai_diffae import engines, inferers, latents, metrics, networks, official, pictures, transforms
     from monai_diffae.apps import provenance
     from monai_diffae.apps import session as sessions
-    from monai_diffae.apps.evaluation import probe_twins
     from monai_diffae.apps.pages import data as page_data
     from monai_diffae.apps.pages import page as pages
     from monai_diffae.apps.pages import sections
@@ -56,7 +55,7 @@ else:
     }  # fmt: skip
     _ROOMS_AND_MODULES = (
         "engines", "inferers", "latents", "metrics", "networks", "official", "pictures", "transforms",
-        "apps.evaluation.probe_twins", "apps.pages.sections", "apps.provenance",
+        "apps.pages.sections", "apps.provenance",
         "bundle.loading", "data.cached", "data.cohort_split", "data.cohorts", "data.inspection.twins", "data.scans",
         "inferers.counterfactual", "inferers.paths", "latents.association", "latents.directions",
         "latents.harmonization", "latents.representation", "latents.statistics", "latents.targets",
@@ -70,7 +69,7 @@ else:
 __all__ = [
     "association", "bundles", "cached", "cohort_split", "cohorts", "counterfactual", "directions", "engines",
     "harmonization", "inferers", "latents", "listings", "loading", "metrics", "models", "networks",
-    "np", "npt", "official", "page_data", "pages", "parsing", "paths", "pd", "pictures", "probe_twins", "provenance",
+    "np", "npt", "official", "page_data", "pages", "parsing", "paths", "pd", "pictures", "provenance",
     "representation", "scans", "sections", "sessions", "speeds", "statistics", "surveys", "tables", "targets", "torch",
     "transforms", "twins", "writing",
 ]  # fmt: skip

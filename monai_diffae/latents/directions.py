@@ -272,7 +272,6 @@ def case_marks(z_norm: NDArray[np.floating[Any]]) -> Floats:
 def fit_direction(
     z: ArrayLike, labels: Sequence[Any], *, target: str, model: str, groups: Sequence[Any] | None = None,
     positive: Any = None, kind: LabelKind = "auto", max_cases: int | None = None, seed: int = 0,
-    statistics: LatentStatistics | None = None,
 ) -> Direction:  # fmt: skip
     """Fit the direction in z_sem along which a label increases.
 
@@ -295,12 +294,11 @@ def fit_direction(
         kind: ``classes``, ``numbers``, or ``auto``; see :func:`~monai_diffae.latents.targets.read_line_target`.
         max_cases: use at most this many labelled cases, equally many per class as far as possible.
         seed: random seed of the folds and of the choice of ``max_cases``.
-        statistics: the statistics that normalise z_sem; None: those of ``z``.
 
     Raises:
         ConfigError: the numbers of cases differ, the labels give no direction (one value only, text with several
             classes without ``positive``, fewer than 4 cases, or fewer than 2 cases or groups of a class), or z_sem is
-            not finite, never varies, or does not fit ``statistics``.
+            not finite or never varies.
 
     Example:
         >>> z = np.random.default_rng(0).normal(size=(200, 3))
@@ -310,7 +308,7 @@ def fit_direction(
         >>> bool(direction.predict(direction.move(z[:1], 5))[0] > direction.predict(z[:1])[0])
         True
     """
-    codes = checked_codes(z, None if statistics is None else statistics.z_channels, num_least=2).astype(np.float64)
+    codes = checked_codes(z, num_least=2).astype(np.float64)
     for name, values in {"labels": labels, "groups": groups}.items():
         if values is not None and len(values) != len(codes):
             raise ConfigError(f"{name}: there are {len(values)} for {len(codes)} cases of z_sem; give one per case")
@@ -319,7 +317,7 @@ def fit_direction(
     members = np.arange(len(codes)) if groups is None else numbered_groups(list(groups))
     patients = numbered_groups(members[used.rows])
     _check_enough(used, patients)
-    statistics = statistics or LatentStatistics.of(codes)
+    statistics = LatentStatistics.of(codes)
     z_norm = statistics.normalise(codes).astype(np.float64)
     fitted = _fitted(z_norm[used.rows], used, patients, seed)
     centred = z_norm - z_norm.mean(axis=0)

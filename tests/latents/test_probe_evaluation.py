@@ -7,9 +7,7 @@ import pandas as pd
 import pytest
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.probing import nested
-from monai_diffae.latents.probing.evaluation import ProbeSettings, evaluate_probes
-from monai_diffae.latents.probing.features import FeatureSet
+from monai_diffae.latents.probing import FeatureSet, ProbeSettings, evaluate_probes, nested
 from monai_diffae.latents.probing.nested import (
     cross_validation_folds,
     few_label_scores,

@@ -85,7 +85,7 @@ def traverse(
     if cohort is not None and case is None:  # the mean would be traversed
         raise ConfigError("case: is required with a cohort; give the case to start from, or omit the cohort")
     strength_names(strengths)  # refuses equal names before anything is loaded
-    z_train = tables.training_z_sem(embeddings)
+    z_train = tables.z_matrix(tables.read_training_rows(embeddings))
     provenance.check_same_model(embeddings, bundle)
     if cohort is None or case is None:
         session = None

@@ -1,27 +1,222 @@
-"""Predictions for held-out patients, from nested cross-validation or from one split, with all labels or few."""
+"""Which cases of a table a probe is fitted to, and its predictions for held-out patients, with all labels or few.
+
+They are from nested cross-validation or from one split.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.neighbors import nearest_neighbors, numbered_groups
-from monai_diffae.latents.probing.probes import FittedProbe, Floats, Folds, ProbeModel, grouped_folds
+from monai_diffae.latents.probing.probes import (
+    FittedProbe,
+    Floats,
+    Folds,
+    Probe,
+    ProbeModel,
+    grouped_folds,
+    inner_folds,
+)
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores, with_interval
-from monai_diffae.latents.targets import Target, read_target
+from monai_diffae.latents.targets import LabelKind, Target, far_off, read_target
+from monai_diffae.policies import check_choice
+
+logger = logging.getLogger(__name__)
+
+Evaluation = Literal["split", "cv"]
+SplitOrigin = Literal["training", "given", "drawn"]  # as of monai_diffae.data.splits
 
 _MIN_CASES, _MIN_TRAINING = 6, 4
 _MIN_PATIENTS = 3  # patients of each class in cross-validation: one to test, two to train and choose a regularisation
 _MIN_PATIENTS_PER_SIDE = 2  # training patients, and test patients: one gives neither a regularisation nor an interval
+_MIN_TEST, _MIN_TEST_OF_CLASS = 30, 10  # patients of a split; with fewer, the table is cross-validated
 _MIN_LABELLED = 2  # patients of each class in a draw of few labels
 _DRAWS = 20  # of few labels
 _NUM_NEIGHBORS = 5
 _FEWEST_PATIENTS = 10  # held-out patients with the label; fewer say nothing
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How to probe."""
+
+    #: ``split`` fits to the training cases of the table and evaluates on its test cases (``val`` if it has none);
+    #: ``cv`` is nested cross-validation. None: ``split`` if the table has training cases and enough test patients (30,
+    #: and 10 of each class), else ``cv``
+    evaluation: Evaluation | None = None
+    splits: tuple[str, ...] = ()  #: use only the cases of these splits, in cross-validation
+    probes: tuple[Probe, ...] = ("linear", "knn")  #: ``linear``, ``knn``, ``boosting``
+    seed: int = 0  #: random seed
+    #: for some targets, whether they are ``classes`` or ``numbers``
+    kinds: Mapping[str, LabelKind] = field(default_factory=dict)
+    few_labels: bool = False  #: also evaluate with few labels
+    #: C (for classes) or alpha (for numbers) of ``linear``, fixed beforehand; None: chosen
+    regularisation: float | None = None
+    each_regularisation: bool = False  #: also evaluate ``linear`` with each regularisation that it can choose from
+    #: a column such as the scanner: how well it can be told, and the probes with each value left out
+    nuisance: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("evaluation", self.evaluation or "cv", Evaluation)
+        for probe in self.probes:
+            check_choice("probes", probe, Probe)
+        if not self.probes:
+            raise ConfigError(f"probes: is empty; choose from {', '.join(get_args(Probe))}")
+        if self.splits and self.evaluation == "split":
+            raise ConfigError("splits: applies to cross-validation; omit it, or set evaluation to cv")
+
+
+@dataclass(frozen=True, eq=False)
+class ProbedCases:
+    """The cases of a table that take part in a probe (``positions``), with patients and splits of all its rows."""
+
+    positions: NDArray[np.intp]
+    patients: NDArray[Any]
+    splits: NDArray[np.str_]  # empty if the table has none
+    split_origin: SplitOrigin | None = None
+
+    @classmethod
+    def from_table(
+        cls, table: pd.DataFrame, is_available: NDArray[np.bool_], splits: Sequence[str] = (),
+        split_origin: SplitOrigin | None = None,
+    ) -> ProbedCases:  # fmt: skip
+        """The cases for which all features are available, only those of the given splits if there are any."""
+        ids = [str(case) for case in (table["id"] if "id" in table else range(len(table)))]
+        names = table["patient"] if "patient" in table else [None] * len(ids)
+        if "patient" not in table:
+            logger.warning("the table has no column patient: each case counts as a patient of its own")
+        patients = [f"case {case}" if pd.isna(name) else str(name) for case, name in zip(ids, names, strict=True)]
+        split_of_rows = table["split"].astype(str).to_numpy(str) if "split" in table else np.array([], str)
+        existing = sorted(set(split_of_rows.tolist()))
+        if missing := [name for name in splits if name not in existing]:
+            raise ConfigError(f"splits: the table has no split '{missing[0]}'; it has {', '.join(existing) or 'none'}")
+        is_in_splits = np.isin(split_of_rows, list(splits)) if splits else np.ones(len(table), bool)
+        if num_unavailable := int((is_in_splits & ~is_available).sum()):
+            logger.warning("%d cases are omitted: not all features are available for them", num_unavailable)
+        if not (is_in_splits & is_available).any():
+            raise CohortError("probe: no case has all features; give features of the same cases")
+        order = np.argsort(np.array(ids), kind="stable")  # patients are hashes, which differ between folders
+        if split_origin == "drawn":
+            logger.warning(
+                "it is not known which cases the autoencoder was trained on: the split was drawn at random for this "
+                "table; if it was trained on some, their scores may be too high"
+            )
+        return cls(order[(is_in_splits & is_available)[order]], np.array(patients), split_of_rows, split_origin)
+
+    @property
+    def has_split(self) -> bool:
+        """Whether the table has training cases, and validation or test cases."""
+        return "train" in self.splits and bool({"val", "test"} & {*self.splits})
+
+    def sides(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Whether each of some rows of the table is a training case, and whether it is a test case."""
+        if not self.has_split:
+            raise ConfigError(
+                "evaluation: the table has no training cases, or no validation or test cases; set evaluation to cv, or "
+                "embed a cohort with splits"
+            )
+        return self.splits[rows] == "train", self.splits[rows] == ("test" if "test" in self.splits else "val")
+
+    def is_split_enough(self, target: Target) -> bool:
+        """Whether the table's split has training cases and enough test patients, in total and of each class."""
+        if not self.has_split:
+            return False
+        (is_train, is_test), patients = self.sides(target.rows), self.patients[target.rows]
+        counts = target.patients_of_classes(patients, np.flatnonzero(is_test)).values()
+        is_enough = len(np.unique(patients[is_test])) >= _MIN_TEST and is_train.any()
+        return bool(is_enough) and all(count >= _MIN_TEST_OF_CLASS for count in counts)
+
+    def num_seen(self, patients: NDArray[Any]) -> int | None:
+        """How many cases are of patients that the autoencoder was trained on; None: it is not known."""
+        if self.split_origin == "drawn":
+            return None
+        return int(np.isin(patients, self.patients[: len(self.splits)][self.splits == "train"]).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class TargetFolds:
+    """A target of K cases, the patients ``[K]``, and the folds in which it is evaluated, as positions among them."""
+
+    target: Target
+    patients: NDArray[Any]
+    folds: Folds
+    evaluation: Evaluation
+    num_omitted: int  # cases without the label, or of a class that is too small to be evaluated
+    counts: dict[str, int]  # test patients of each class
+    num_seen: int | None  # test cases of patients that the autoencoder was trained on, as far as is known
+    nuisance: NDArray[np.str_] | None = None  # of each case, such as its scanner; empty text: it is not known
+
+    @property
+    def test_cases(self) -> NDArray[np.intp]:
+        """The cases that are evaluated, as positions among the K cases, ascending."""
+        return _test_cases(self.folds)
+
+    @property
+    def small_classes(self) -> dict[str, int]:
+        """The test patients of classes that have fewer than 10."""
+        return {label: count for label, count in self.counts.items() if count < _MIN_TEST_OF_CLASS}
+
+
+def _test_cases(folds: Folds) -> NDArray[np.intp]:
+    return np.sort(np.concatenate([test for _, test in folds]))
+
+
+def choose_folds(
+    cases: ProbedCases, labels: Sequence[Any], name: str, settings: ProbeSettings, kind: LabelKind = "auto"
+) -> TargetFolds:
+    """Choose how a target is evaluated, by default by the table's split if it has enough test cases."""
+    all_cases = read_target(labels, name, cases.positions, kind)
+    evaluation = settings.evaluation
+    if evaluation is None:
+        evaluation = "split" if not settings.splits and cases.is_split_enough(all_cases) else "cv"
+    if evaluation == "split":
+        target, folds = split_folds(all_cases, cases.patients[all_cases.rows], *cases.sides(all_cases.rows))
+        num_considered = int(sum(side.sum() for side in cases.sides(cases.positions)))
+    else:
+        target, folds = cross_validation_folds(all_cases, cases.patients[all_cases.rows], settings.seed)
+        num_considered = len(cases.positions)
+    patients, test = cases.patients[target.rows], _test_cases(folds)
+    counts, num_seen = target.patients_of_classes(patients, test), cases.num_seen(patients[test])
+    num_omitted = num_considered - len(target.rows)
+    if num_omitted:
+        logger.info("target '%s': %d cases without a usable label are omitted", name, num_omitted)
+    if omitted := [label for label in all_cases.classes or () if label not in (target.classes or ())]:
+        logger.warning("target '%s': classes with too few patients are omitted: %s", name, ", ".join(omitted))
+    target_folds = TargetFolds(target, patients, folds, evaluation, num_omitted, counts, num_seen)
+    for doubt in _doubts(target_folds, settings.seed):
+        logger.warning("target '%s': %s", name, doubt)
+    return target_folds
+
+
+def _doubts(folds: TargetFolds, seed: int) -> Iterator[str]:
+    """Whatever makes the scores unreliable."""
+    target, patients = folds.target, folds.patients
+    for label, count in folds.small_classes.items():
+        yield f"there are only {count} test patients of class '{label}', so its scores are unreliable"
+    num_patients = len(np.unique(patients[folds.test_cases]))
+    if target.classes is None and num_patients < _MIN_TEST_OF_CLASS:
+        yield f"there are only {num_patients} test patients, so its scores are unreliable"
+    trained = (train for train, _ in folds.folds)
+    if few := sum(not inner_folds(target.values[rows], patients[rows], target.num_classes, seed) for rows in trained):
+        yield (
+            f"{few} of {len(folds.folds)} folds have too few training patients to choose a regularisation, so the "
+            "strongest is used; label more patients"
+        )
+    if target.classes is None and (is_far := far_off(target.values)).any():
+        outliers = target.values[is_far]
+        yield (
+            f"{len(outliers)} of {len(is_far)} values are far from all others, such as "
+            f"{outliers[abs(outliers).argmax()]:g}, and can dominate the scores; correct or empty them if they are "
+            "errors or codes"
+        )
 
 
 @dataclass(frozen=True, eq=False)
