@@ -260,7 +260,7 @@ class _Evaluation:
     def run(self, overwrite: bool = False) -> dict[str, Any]:
         """Measure everything and write all files, in the first process; ``overwrite`` ignores an interrupted run."""
         prepared = list(map(self._prepare, self.bundles))
-        reads = [reconstructions.of.read for reconstructions, _, _ in prepared]
+        reads = [reconstructions.bundle.read for reconstructions, _, _ in prepared]
         patients = {case.id: case.patient for read in reads for case in read.cases}
         case_rows: list[Row] = []
         rows: list[Row] = []
@@ -273,7 +273,7 @@ class _Evaluation:
         for _, codes, generated in prepared:
             rows += [] if codes is None else codes.rows()
             if generated is not None:
-                generated.draw_nearest(self.folder / f"generated_{safe_id(generated.of.name)}.png")
+                generated.draw_nearest(self.folder / f"generated_{safe_id(generated.bundle.name)}.png")
         rows = quality_tables.mean_rows(case_rows, patients) + rows
         comparable = self._comparable()
         compared = [row for row in case_rows if row["bundle"] in comparable]
@@ -319,19 +319,17 @@ class _Evaluation:
             held_out = encoded(bundle.held_out, "held_out", read)
             train = encoded(session.cohort.split("train"), "training")
         conditions = quality.conditions_of(trained.inferer, settings.solvers, settings.steps, settings.decoders)
-        measured = quality.Measured(bundle.name, session, read, held_out, train, conditions, self.seed, omit)
+        cases = quality.BundleCases(bundle.name, session, read, held_out, train, conditions, self.seed, omit)
         if held_out is not None and settings.num_codes:
-            codes = quality.CodeFigures(measured, held_out)
+            codes = quality.CodeFigures(cases, held_out)
         if held_out is not None and settings.num_images:
             try:
                 latent = load_latent(trained.folder, trained.device)
                 networks, made_from = self.feature_networks, bundle.made_from
-                generated = quality.GeneratedImages(
-                    measured, held_out, latent, networks, made_from, settings.num_images
-                )
+                generated = quality.GeneratedImages(cases, held_out, latent, networks, made_from, settings.num_images)
             except OmittableError as error:
                 omit(_GENERATION, str(error))
-        return quality.Reconstructions(measured, image_quality, settings.draws), codes, generated
+        return quality.Reconstructions(cases, image_quality, settings.draws), codes, generated
 
     @functools.cached_property
     def lpips(self) -> metrics.PerceptualDistance | None:

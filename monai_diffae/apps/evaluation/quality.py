@@ -74,7 +74,7 @@ class EncodedCases:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class BundleCases:
     """A bundle, with the cases and conditions that are measured."""
 
     name: str
@@ -96,41 +96,41 @@ class Measured:
 class Reconstructions:
     """Measures how well a bundle reconstructs its cases; an inversion is not refined beyond its steps."""
 
-    of: Measured
+    bundle: BundleCases
     quality: metrics.ImageQuality
     draws: int
 
     @property
     def num_evaluations(self) -> int:
         """Network evaluations of single images, from both codes and from z_sem with each draw, of all conditions."""
-        return len(self.of.read.cases) * sum(map(self._evaluations, self.of.conditions))
+        return len(self.bundle.read.cases) * sum(map(self._evaluations, self.bundle.conditions))
 
     def _evaluations(self, condition: DiffusionAutoencoderInferer) -> int:
         return condition.invert_steps + condition.decoding_evaluations * (1 + self.draws)
 
     def rows(self, measured: MeasuredRows) -> Iterator[Row]:
         """One row per case, table and condition."""
-        of = self.of
-        for condition in of.conditions:
-            for start in range(0, len(of.read.cases), of.batch_size):
-                cases = of.read.cases[start : start + of.batch_size]
+        bundle = self.bundle
+        for condition in bundle.conditions:
+            for start in range(0, len(bundle.read.cases), bundle.batch_size):
+                cases = bundle.read.cases[start : start + bundle.batch_size]
                 made_from = {
-                    **of.session.made_from(cases, decodes=False), **inferer_settings(condition),
-                    "draws": self.draws, "seed": of.seed, "lpips": self.quality.has_lpips, "name": of.name,
+                    **bundle.session.made_from(cases, decodes=False), **inferer_settings(condition),
+                    "draws": self.draws, "seed": bundle.seed, "lpips": self.quality.has_lpips, "name": bundle.name,
                 }  # fmt: skip
                 make = partial(self._batch, condition, start)
                 yield from measured.rows(made_from, make, len(cases) * self._evaluations(condition), shared=True)
 
     @torch.no_grad()
     def _batch(self, condition: DiffusionAutoencoderInferer, start: int) -> list[Row]:
-        of, trained = self.of, self.of.session.trained
-        cases = of.read.cases[start : start + of.batch_size]
-        images, encoder_images = (stack.to(trained.device) for stack in of.read.batch(start, start + len(cases)))
+        bundle, trained = self.bundle, self.bundle.session.trained
+        cases = bundle.read.cases[start : start + bundle.batch_size]
+        images, encoder_images = (stack.to(trained.device) for stack in bundle.read.batch(start, start + len(cases)))
         z_sem = encode_exactly(encoder_images, trained.network, trained.inferer)
         decoded, x_T = Reconstructor(condition, "x_T", max_evaluations=0).decode(images, trained.network, z_sem)
         statistics = metrics.noise_statistics(x_T)
         noise = {f"x_T_{name}": statistics[name] for name in ("std", "neighbor_correlation")}
-        alone = Reconstructor(condition, "z_sem", of.seed, self.draws)
+        alone = Reconstructor(condition, "z_sem", bundle.seed, self.draws)
         draws = alone.decode_draws(z_sem, trained.network, alone.noise(images, [case.id for case in cases]))
         measured = [self.quality(images, draw) for draw in draws.unbind(dim=1)]
         means = {metric: torch.stack([each[metric] for each in measured]).mean(dim=0) for metric in measured[0]}
@@ -140,7 +140,7 @@ class Reconstructions:
         }
         return [
             {
-                "table": table, "bundle": of.name, **condition_of(condition), "id": case.id,
+                "table": table, "bundle": bundle.name, **condition_of(condition), "id": case.id,
                 **{metric: float(column[i]) for metric, column in values.items()},
             }
             for table, values in columns.items()
@@ -152,7 +152,7 @@ class Reconstructions:
 class CodeFigures:
     """Measures z_sem: its use by the decoder, its dimensions, collapse and disentanglement."""
 
-    of: Measured
+    bundle: BundleCases
     held_out: EncodedCases
 
     def rows(self) -> Iterator[Row]:
@@ -165,13 +165,13 @@ class CodeFigures:
             try:
                 yield from measure()
             except OmittableError as error:
-                self.of.omit(metric, str(error))
+                self.bundle.omit(metric, str(error))
 
     def _usage(self) -> Iterator[Row]:
         """The loss with another patient's z_sem divided by the loss with the own, by noise level and over all."""
-        diagnosis = Diagnosis(self.of.session, self.of.read, _NUM_LEVELS, self.of.seed)
+        diagnosis = Diagnosis(self.bundle.session, self.bundle.read, _NUM_LEVELS, self.bundle.seed)
         patients = diagnosis.patients
-        losses = diagnosis.losses(diagnosis.codes_to_compare(self.of.session.encode(self.of.read)))
+        losses = diagnosis.losses(diagnosis.codes_to_compare(self.bundle.session.encode(self.bundle.read)))
         own, other = (
             np.stack([np.asarray(by_name[name]) for by_name in losses.values()], axis=1) for name in ("own", "other")
         )
@@ -185,7 +185,7 @@ class CodeFigures:
     def _row(
         self, metric: str, value: float, num: int, ends: tuple[float, float] | None = None, **condition: object
     ) -> Row:
-        return summary_row({"table": "z_sem", "bundle": self.of.name, **condition}, metric, value, ends, num)
+        return summary_row({"table": "z_sem", "bundle": self.bundle.name, **condition}, metric, value, ends, num)
 
     def _dimensions(self) -> Iterator[Row]:
         for metric, value in asdict(latents.active_dimensions(self.held_out.z)).items():
@@ -217,14 +217,14 @@ class CodeFigures:
         """DCI, if the cohort has the factors of the virtual cohort."""
         if not all(name in self.held_out.read.cases[0].labels for name in _FACTORS):
             return
-        if self.of.train is None:
-            self.of.omit("disentanglement", "the factors are learnt from training cases, and the cohort has none")
+        if self.bundle.train is None:
+            self.bundle.omit("disentanglement", "the factors are learnt from training cases, and the cohort has none")
             return
         factors = [
             np.array([[case.labels[name] for name in _FACTORS] for case in encoded.read.cases], np.float64)
-            for encoded in (self.of.train, self.held_out)
+            for encoded in (self.bundle.train, self.held_out)
         ]
-        scores = latents.dci(self.of.train.z, factors[0], self.held_out.z, factors[1])
+        scores = latents.dci(self.bundle.train.z, factors[0], self.held_out.z, factors[1])
         for metric, value in asdict(scores).items():
             yield self._row(metric, value, len(self.held_out.z))
 
@@ -233,7 +233,7 @@ class CodeFigures:
 class GeneratedImages:
     """Images that a bundle generates, exactly those of the command ``generate`` with the same seed."""
 
-    of: Measured
+    bundle: BundleCases
     held_out: EncodedCases
     latent: TrainedLatent
     networks: Mapping[str, FeatureNetwork]
@@ -243,15 +243,15 @@ class GeneratedImages:
     @property
     def num_evaluations(self) -> int:
         """Network evaluations of single images that the conditions need."""
-        return self.num_images * sum(condition.decoding_evaluations for condition in self.of.conditions)
+        return self.num_images * sum(condition.decoding_evaluations for condition in self.bundle.conditions)
 
     def rows(self, measured: MeasuredRows) -> Iterator[Row]:
         """One row per condition, features and metric."""
-        if self.of.train is None:
-            self.of.omit("copying_ratio", "the cohort has no training cases")
+        if self.bundle.train is None:
+            self.bundle.omit("copying_ratio", "the cohort has no training cases")
         yield from self._measured("mmd", self._z_sem_rows)
         yield from self._measured("fid", self._training_rows)
-        for condition in self.of.conditions:
+        for condition in self.bundle.conditions:
             settings = {**self.made_from, **inferer_settings(condition), "generated": self.num_images}
             make = partial(self._measured, "fid", partial(self._condition_rows, condition))
             yield from measured.rows(settings, make, self.num_images * condition.decoding_evaluations)
@@ -259,13 +259,13 @@ class GeneratedImages:
     @cached_property
     def z_sem(self) -> Tensor:
         """The sampled z_sem (N, D)."""
-        return self.latent.inferer.sample(self.latent.network, self.num_images, seed=self.of.seed).cpu()
+        return self.latent.inferer.sample(self.latent.network, self.num_images, seed=self.bundle.seed).cpu()
 
     def decode(self, condition: DiffusionAutoencoderInferer, limit: int | None = None) -> Tensor:
         """The images (N, C, *S), or the first of them."""
-        trained, images = self.of.session.trained, []
-        for part in torch.arange(self.num_images)[:limit].split(self.of.batch_size):
-            x_T = image_noise(trained.x_T_shape, self.of.seed, part.tolist()).to(trained.device)
+        trained, images = self.bundle.session.trained, []
+        for part in torch.arange(self.num_images)[:limit].split(self.bundle.batch_size):
+            x_T = image_noise(trained.x_T_shape, self.bundle.seed, part.tolist()).to(trained.device)
             images.append(condition.decode(self.z_sem[part].to(trained.device), trained.network, x_T).cpu())
         return torch.cat(images)
 
@@ -275,11 +275,11 @@ class GeneratedImages:
         try:
             rows.extend(measure())
         except OmittableError as error:
-            self.of.omit(metric, str(error))
+            self.bundle.omit(metric, str(error))
         return rows
 
     def _z_sem_rows(self) -> Iterator[Row]:
-        held_out, train, condition = self.held_out, self.of.train, {"features": "z_sem"}
+        held_out, train, condition = self.held_out, self.bundle.train, {"features": "z_sem"}
         statistics = latents.LatentStatistics.of(held_out.z if train is None else train.z)
         samples, real = statistics.normalise(self.z_sem.numpy()), statistics.normalise(held_out.z)
         yield self._row(condition, "mmd", latents.mmd(samples, real))
@@ -293,7 +293,7 @@ class GeneratedImages:
 
     def _training_rows(self) -> Iterator[Row]:
         """The figures of training images in place of generated ones: what a perfect model would reach."""
-        if (train := self.of.train) is None:
+        if (train := self.bundle.train) is None:
             return
         positions = self._evenly_spaced(train)
         num, patients = len(positions), [train.patients[i] for i in positions]
@@ -313,7 +313,7 @@ class GeneratedImages:
     @property
     def _patients(self) -> list[str]:
         """Those of the held-out images."""
-        return [case.patient for case in self.of.read.cases]
+        return [case.patient for case in self.bundle.read.cases]
 
     def _evenly_spaced(self, train: EncodedCases) -> list[int]:
         """The positions of as many training cases as there are generated images, or of all."""
@@ -328,30 +328,30 @@ class GeneratedImages:
             yield self._row(of_network, "fid", metrics.frechet_distance(made, real))
             yield self._row(of_network, "kid", metrics.kernel_distance(made, real))
             yield from self._precision_and_recall(of_network, real, made, self._patients)
-        if self.of.train is not None and self._real_distances is not None:
-            distances, _ = nearest_images(images, self.of.train.read, self.of.batch_size)
+        if self.bundle.train is not None and self._real_distances is not None:
+            distances, _ = nearest_images(images, self.bundle.train.read, self.bundle.batch_size)
             yield self._copying({**fields, "features": "pixels"}, distances, self._real_distances, self._patients)
 
     @cached_property
     def _real_distances(self) -> Floats | None:
         """The pixel distance of each held-out image to its nearest training image, if there is one."""
-        images, _ = self.of.read.batch(0, len(self.of.read.cases))
-        train = self.of.train
-        return None if train is None else nearest_images(images, train.read, self.of.batch_size)[0]
+        images, _ = self.bundle.read.batch(0, len(self.bundle.read.cases))
+        train = self.bundle.train
+        return None if train is None else nearest_images(images, train.read, self.bundle.batch_size)[0]
 
     @cached_property
     def _real_features(self) -> dict[str, Floats]:
         """The features of the held-out images, by network."""
-        size, read = self.of.batch_size, self.of.read
+        size, read = self.bundle.batch_size, self.bundle.read
         batches = [read.batch(i, i + size)[0] for i in range(0, len(read.cases), size)]
         return {name: np.concatenate([self._features(name, batch) for batch in batches]) for name in self.networks}
 
     def draw_nearest(self, path: Path) -> None:
         """Draw the first generated images beside their nearest training cases, in pixels and in z_sem."""
-        if (train := self.of.train) is None:
+        if (train := self.bundle.train) is None:
             return
-        images = self.decode(max(self.of.conditions, key=lambda each: each.decoding_evaluations), _IN_PICTURE)
-        distances, in_pixels = nearest_images(images, train.read, self.of.batch_size)
+        images = self.decode(max(self.bundle.conditions, key=lambda each: each.decoding_evaluations), _IN_PICTURE)
+        distances, in_pixels = nearest_images(images, train.read, self.bundle.batch_size)
         statistics = latents.LatentStatistics.of(train.z)
         near = latents.nearest_neighbors(
             statistics.normalise(self.z_sem[: len(images)].numpy()), statistics.normalise(train.z), 1
@@ -363,11 +363,11 @@ class GeneratedImages:
                 ("z_sem", ".1f", near.indices[:, 0].tolist(), near.distances[:, 0]),
             )
         ]
-        draw_cells(rows, path, self.of.session.trained.model_range)
+        draw_cells(rows, path, self.bundle.session.trained.model_range)
 
     def _features(self, name: str, images: Tensor) -> Floats:
-        trained = self.of.session.trained
-        parts = images.split(self.of.batch_size)
+        trained = self.bundle.session.trained
+        parts = images.split(self.bundle.batch_size)
         features = [self.networks[name](part.to(trained.device), trained.model_range).cpu() for part in parts]
         return torch.cat(features).double().numpy()
 
@@ -379,7 +379,7 @@ class GeneratedImages:
         suffix = "" if of_training is None else "_training"
         names, all_groups = ("precision", "recall"), (of_training or range(len(made)), patients)
         for metric, values, groups in zip(names, metrics.precision_and_recall(real, made), all_groups, strict=True):
-            ends = interval(bootstrapped(partial(_weighted_mean, values), list(groups), self.of.seed)[:, 0])
+            ends = interval(bootstrapped(partial(_weighted_mean, values), list(groups), self.bundle.seed)[:, 0])
             yield self._row(condition, metric + suffix, float(values.mean()), ends, len(made))
 
     def _copying(
@@ -397,14 +397,14 @@ class GeneratedImages:
             return np.array([made / real if real > 0 else np.nan])
 
         groups = [*(f"generated {i}" for i in range(len(of_samples))), *patients]
-        draws = bootstrapped(ratio, groups, self.of.seed)
+        draws = bootstrapped(ratio, groups, self.bundle.seed)
         return self._row(condition, "copying_ratio", float(ratio(np.ones(len(distances)))[0]), interval(draws[:, 0]))
 
     def _row(
         self, condition: Mapping[str, Any], metric: str, value: float, ends: tuple[float, float] | None = None,
         num: int | None = None,
     ) -> Row:  # fmt: skip
-        fields = {"table": "generation", "bundle": self.of.name, **condition}
+        fields = {"table": "generation", "bundle": self.bundle.name, **condition}
         return summary_row(fields, metric, value, ends, self.num_images if num is None else num)
 
 
