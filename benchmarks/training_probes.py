@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from monai_diffae.bundle import load_bundle
-from monai_diffae.latents.probing import QuickProbe
+from monai_diffae.latents.probing.nested import QuickProbe
 
 
 def median_seconds(rounds: int, call: Callable[[], object]) -> float:

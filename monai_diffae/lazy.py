@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from monai_diffae import engines, inferers, latents, metrics, networks, official, pictures, transforms
     from monai_diffae.apps import provenance
     from monai_diffae.apps import session as sessions
-    from monai_diffae.apps.evaluation import neighbor_images, probe_twins
     from monai_diffae.apps.pages import data as page_data
     from monai_diffae.apps.pages import page as pages
     from monai_diffae.apps.pages import sections
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from monai_diffae.data.inspection import survey as surveys
     from monai_diffae.data.inspection import twins
     from monai_diffae.inferers import counterfactual, paths
-    from monai_diffae.latents import association, harmonization, label_changes, representation, statistics, targets
+    from monai_diffae.latents import association, directions, harmonization, representation, statistics, targets
     from monai_diffae.transforms import writing
 else:
     _RENAMED = {
@@ -56,10 +55,10 @@ else:
     }  # fmt: skip
     _ROOMS_AND_MODULES = (
         "engines", "inferers", "latents", "metrics", "networks", "official", "pictures", "transforms",
-        "apps.evaluation.neighbor_images", "apps.evaluation.probe_twins", "apps.pages.sections", "apps.provenance",
+        "apps.pages.sections", "apps.provenance",
         "bundle.loading", "data.cached", "data.cohort_split", "data.cohorts", "data.inspection.twins", "data.scans",
-        "inferers.counterfactual", "inferers.paths", "latents.association", "latents.harmonization",
-        "latents.label_changes", "latents.representation", "latents.statistics", "latents.targets",
+        "inferers.counterfactual", "inferers.paths", "latents.association", "latents.directions",
+        "latents.harmonization", "latents.representation", "latents.statistics", "latents.targets",
         "transforms.writing",
     )  # fmt: skip
     _OUTSIDE = {"np": "numpy", "npt": "numpy.typing", "pd": "pandas", "torch": "torch"}
@@ -68,9 +67,9 @@ else:
     globals().update({name: _Lazy(module) for name, module in _MODULES.items()})
 
 __all__ = [
-    "association", "bundles", "cached", "cohort_split", "cohorts", "counterfactual", "engines", "harmonization",
-    "inferers", "label_changes", "latents", "listings", "loading", "metrics", "models", "neighbor_images", "networks",
-    "np", "npt", "official", "page_data", "pages", "parsing", "paths", "pd", "pictures", "probe_twins", "provenance",
+    "association", "bundles", "cached", "cohort_split", "cohorts", "counterfactual", "directions", "engines",
+    "harmonization", "inferers", "latents", "listings", "loading", "metrics", "models", "networks",
+    "np", "npt", "official", "page_data", "pages", "parsing", "paths", "pd", "pictures", "provenance",
     "representation", "scans", "sections", "sessions", "speeds", "statistics", "surveys", "tables", "targets", "torch",
     "transforms", "twins", "writing",
 ]  # fmt: skip

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,10 +28,8 @@ def shared_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             _search_for_components_once(patch)
             _draw_curves_once(patch, tmp_path_factory.mktemp("curves"))
         if {"monai.bundle", "monai_diffae.latents.probing.evaluation"} & sys.modules.keys():
-            from monai_diffae.latents.probing import evaluation
-
             # probes with few labels are the means of 3 draws of patients, not of 20: each fits dozens of models
-            patch.setattr(evaluation, "few_label_scores", partial(evaluation.few_label_scores, num_draws=3))
+            patch.setattr("monai_diffae.latents.probing.nested._DRAWS", 3)
         yield
 
 

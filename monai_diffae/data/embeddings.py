@@ -225,6 +225,19 @@ def matrix(table: pd.DataFrame, features: Features) -> NDArray[np.float32]:
     return values
 
 
+def patients_of(table: pd.DataFrame) -> NDArray[np.str_]:
+    """The patient of each case, as text; the case itself where none is given."""
+    cases = [f"case {case}" for case in (table["id"] if "id" in table else range(len(table)))]
+    names = table["patient"] if "patient" in table else [None] * len(cases)
+    pairs = zip(names, cases, strict=True)
+    return np.array([case if pd.isna(name) or name == "" else str(name) for name, case in pairs], np.str_)
+
+
+def splits_of(table: pd.DataFrame) -> NDArray[np.str_]:
+    """The split of each case; ``train`` if the table has no column ``split``."""
+    return table["split"].to_numpy(str) if "split" in table else np.full(len(table), "train")
+
+
 def split_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
     """The rows of a split: ``train``, ``val`` or ``test``."""
     rows = table[table["split"] == split] if "split" in table else table.iloc[:0]
@@ -299,8 +312,3 @@ def read_training_rows(embeddings: str | os.PathLike[str]) -> pd.DataFrame:
         return training_rows(table)
     except CohortError as error:
         raise CohortError(f"{Path(embeddings).name}: {error}") from error
-
-
-def training_z_sem(embeddings: str | os.PathLike[str]) -> NDArray[np.float32]:
-    """Read the z_sem (N, D) of a table's training cases."""
-    return z_matrix(read_training_rows(embeddings))

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from monai_diffae.apps.evaluation.neighbors import TrainingCases, patients_of, splits_of
+from monai_diffae.apps.evaluation.neighbors import TrainingCases
 from monai_diffae.apps.synthesis.combine import Axes
+from monai_diffae.data import embeddings as tables
 from monai_diffae.data.cases import Case
-from monai_diffae.data.embeddings import MAP_COLUMNS, case_ids, label_columns, read_embeddings, training_rows, z_matrix
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction, PrincipalComponents, principal_components
-from monai_diffae.latents.neighbors import nearest_neighbors, p_values
+from monai_diffae.latents.neighbors import nearest_neighbors
 from monai_diffae.latents.statistics import ACTIVE_SHARE
 
 Floats = NDArray[np.float64]
@@ -54,14 +54,14 @@ class Atlas:
     @classmethod
     def open(cls, embeddings: Path, cases: Sequence[Case], num_components: int) -> "Atlas":
         """Read a table, and keep the rows whose cases are in the cohort."""
-        table = read_embeddings(embeddings)
-        ids = case_ids(table, embeddings.name)
-        training = training_rows(table)
+        table = tables.read_embeddings(embeddings)
+        ids = tables.case_ids(table, embeddings.name)
+        training = tables.training_rows(table)
         by_id = {case.id: case for case in cases}
         table = table[np.isin(ids, list(by_id))].reset_index(drop=True)
         if table.empty:
             raise CohortError(f"{embeddings.name}: has no case of this cohort; embed the cohort, or give its own table")
-        components = principal_components(z_matrix(training))
+        components = principal_components(tables.z_matrix(training))
         listed = [by_id[str(name)] for name in table["id"]]
         num_shown = min(num_components, len(components.directions))
         return cls(table, listed, TrainingCases.from_rows(training), components, num_shown)
@@ -100,7 +100,7 @@ class Atlas:
     @cached_property
     def coordinates(self) -> Floats:
         """Where cases lie on the map (N, 2): columns ``x``, ``y`` of the table, else the first two components."""
-        if set(MAP_COLUMNS) <= set(self.table.columns):
+        if set(tables.MAP_COLUMNS) <= set(self.table.columns):
             return self.table[["x", "y"]].to_numpy(np.float64)
         return self._first_two
 
@@ -112,17 +112,17 @@ class Atlas:
     @property
     def labels(self) -> dict[str, list[Any]]:
         """The label columns; missing values are None."""
-        columns = {name: self.table[name].astype(object) for name in label_columns(self.table)}
+        columns = {name: self.table[name].astype(object) for name in tables.label_columns(self.table)}
         return {name: [_plain(value) for value in column] for name, column in columns.items() if column.notna().any()}
 
     @property
     def splits(self) -> list[str]:
         """The split of each case."""
-        return [str(name) for name in splits_of(self.table)]
+        return [str(name) for name in tables.splits_of(self.table)]
 
     def neighbors(self, row: int) -> list[tuple[int, float]]:
         """The nearest cases of other patients: rows and distances, nearest first."""
-        patients = patients_of(self.table)
+        patients = self._patients
         count = min(_NUM_NEIGHBORS, int((patients != patients[row]).sum()))
         if count == 0:
             return []
@@ -141,14 +141,8 @@ class Atlas:
     @cached_property
     def outliers(self) -> tuple[Floats, Floats]:
         """The outlier score of each case (``whitened`` of the command ``neighbors``) and its p-value, (N,) each."""
-        training, is_train = self.training, self.table["id"].isin(self.training.rows["id"]).to_numpy()
-        reference = training.reference.own_distances(_NUM_NEIGHBORS, whitened=True)
-        scores = np.empty(len(self.table))
-        by_id = dict(zip(training.rows["id"], reference, strict=True))
-        scores[is_train] = [by_id[name] for name in self.table["id"][is_train]]
-        if not is_train.all():
-            scores[~is_train] = training.distances(self.table[~is_train], _NUM_NEIGHBORS, whitened=True)
-        return scores, p_values(scores, reference, is_train)
+        reference = self.training.reference.own_distances(_NUM_NEIGHBORS, whitened=True)
+        return self.training.scores(self.table, reference, _NUM_NEIGHBORS, whitened=True)
 
     def outlier_scores_of(self, z_sem: NDArray[np.floating[Any]], row: int) -> list[float] | None:
         """The outlier scores of images of a case, as z_sem (N, D); None: there are too few training cases."""
@@ -161,7 +155,7 @@ class Atlas:
 
     @cached_property
     def _patients(self) -> NDArray[np.str_]:
-        return patients_of(self.table)
+        return tables.patients_of(self.table)
 
 
 def scores_of(

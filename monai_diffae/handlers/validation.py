@@ -20,7 +20,7 @@ from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case, label_names, spread
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.latents.probing import QuickProbe
+from monai_diffae.latents.probing.nested import QuickProbe
 
 logger = logging.getLogger(__name__)
 

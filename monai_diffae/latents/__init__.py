@@ -1,4 +1,4 @@
-"""Computations on z_sem: statistics, directions, components, neighbors and two-sample tests. Arrays only."""
+"""Computations on z_sem: statistics, directions, components, neighbors and samples. Arrays only."""
 
 from monai_diffae.lazy import attach
 
@@ -6,14 +6,11 @@ MODULES = {
     **dict.fromkeys(("PrincipalComponents", "principal_components"), "components"),
     **dict.fromkeys(("Direction", "fit_direction"), "directions"),
     **dict.fromkeys((
-        "Neighbors", "OutlierScores", "ReferenceCases", "nearest_neighbors", "outlier_scores", "p_values",
+        "Neighbors", "OutlierScores", "nearest_neighbors", "outlier_scores", "p_values",
     ), "neighbors"),
     **dict.fromkeys(("Disentanglement", "dci"), "representation"),
-    **dict.fromkeys(("ActiveDimensions", "LatentStatistics", "active_dimensions", "whitening"), "statistics"),
-    **dict.fromkeys((
-        "DifferenceInterval", "PermutationTest", "copying_ratio", "difference_interval", "energy_distance", "mmd",
-        "nearest_distances", "permutation_test",
-    ), "two_samples"),
+    **dict.fromkeys(("ActiveDimensions", "LatentStatistics", "active_dimensions"), "statistics"),
+    **dict.fromkeys(("copying_ratio", "mmd", "nearest_distances"), "two_samples"),
 }  # fmt: skip
 
 __all__ = [*MODULES]

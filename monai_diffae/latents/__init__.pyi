@@ -4,7 +4,6 @@ from monai_diffae.latents.directions import Direction as Direction
 from monai_diffae.latents.directions import fit_direction as fit_direction
 from monai_diffae.latents.neighbors import Neighbors as Neighbors
 from monai_diffae.latents.neighbors import OutlierScores as OutlierScores
-from monai_diffae.latents.neighbors import ReferenceCases as ReferenceCases
 from monai_diffae.latents.neighbors import nearest_neighbors as nearest_neighbors
 from monai_diffae.latents.neighbors import outlier_scores as outlier_scores
 from monai_diffae.latents.neighbors import p_values as p_values
@@ -13,15 +12,9 @@ from monai_diffae.latents.representation import dci as dci
 from monai_diffae.latents.statistics import ActiveDimensions as ActiveDimensions
 from monai_diffae.latents.statistics import LatentStatistics as LatentStatistics
 from monai_diffae.latents.statistics import active_dimensions as active_dimensions
-from monai_diffae.latents.statistics import whitening as whitening
-from monai_diffae.latents.two_samples import DifferenceInterval as DifferenceInterval
-from monai_diffae.latents.two_samples import PermutationTest as PermutationTest
 from monai_diffae.latents.two_samples import copying_ratio as copying_ratio
-from monai_diffae.latents.two_samples import difference_interval as difference_interval
-from monai_diffae.latents.two_samples import energy_distance as energy_distance
 from monai_diffae.latents.two_samples import mmd as mmd
 from monai_diffae.latents.two_samples import nearest_distances as nearest_distances
-from monai_diffae.latents.two_samples import permutation_test as permutation_test
 
 MODULES: dict[str, str]
 __all__: list[str]

@@ -39,8 +39,6 @@ class PrincipalComponents:
         """
         if not 0 <= component < len(self.directions):
             raise ConfigError(f"component: {component} is not one of 0 to {len(self.directions) - 1}")
-        if not np.isfinite(strengths).all():
-            raise ConfigError("strengths: must be finite numbers")
         start = checked_codes(np.ravel(z), self.statistics.z_channels)
         step = self.stds[component] * self.directions[component]
         return np.stack([self.statistics.moved(start, strength * step) for strength in strengths])

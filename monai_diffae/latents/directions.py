@@ -11,8 +11,14 @@ from pydantic import BaseModel, Field, ValidationError
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import numbered_groups
-from monai_diffae.latents.probing.probes import FittedProbe, Folds, fit_probe, grouped_folds, regularisations
-from monai_diffae.latents.probing.scores import score_with_interval
+from monai_diffae.latents.probing.probes import FittedProbe, Folds, ProbeModel, grouped_folds, regularisations
+from monai_diffae.latents.probing.scores import (
+    ClassScores,
+    NumberScores,
+    bootstrapped,
+    difference_interval,
+    with_interval,
+)
 from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import Kind, LabelKind, Target, class_name, missing, read_line_target, rest_of
 from monai_diffae.policies import check_choice
@@ -137,8 +143,6 @@ class Direction:
         Returns:
             The moved z_sem, in the shape and dtype of ``z``.
         """
-        if not np.isfinite(strength):
-            raise ConfigError(f"strength: {strength} is not finite; choose a number such as -3 to 3")
         return self.statistics.moved(z, strength * self.std * self.line(along))
 
     def truth(self, labels: Sequence[Any]) -> Floats:
@@ -268,7 +272,6 @@ def case_marks(z_norm: NDArray[np.floating[Any]]) -> Floats:
 def fit_direction(
     z: ArrayLike, labels: Sequence[Any], *, target: str, model: str, groups: Sequence[Any] | None = None,
     positive: Any = None, kind: LabelKind = "auto", max_cases: int | None = None, seed: int = 0,
-    statistics: LatentStatistics | None = None,
 ) -> Direction:  # fmt: skip
     """Fit the direction in z_sem along which a label increases.
 
@@ -291,12 +294,11 @@ def fit_direction(
         kind: ``classes``, ``numbers``, or ``auto``; see :func:`~monai_diffae.latents.targets.read_line_target`.
         max_cases: use at most this many labelled cases, equally many per class as far as possible.
         seed: random seed of the folds and of the choice of ``max_cases``.
-        statistics: the statistics that normalise z_sem; None: those of ``z``.
 
     Raises:
         ConfigError: the numbers of cases differ, the labels give no direction (one value only, text with several
             classes without ``positive``, fewer than 4 cases, or fewer than 2 cases or groups of a class), or z_sem is
-            not finite, never varies, or does not fit ``statistics``.
+            not finite or never varies.
 
     Example:
         >>> z = np.random.default_rng(0).normal(size=(200, 3))
@@ -306,7 +308,7 @@ def fit_direction(
         >>> bool(direction.predict(direction.move(z[:1], 5))[0] > direction.predict(z[:1])[0])
         True
     """
-    codes = checked_codes(z, None if statistics is None else statistics.z_channels, num_least=2).astype(np.float64)
+    codes = checked_codes(z, num_least=2).astype(np.float64)
     for name, values in {"labels": labels, "groups": groups}.items():
         if values is not None and len(values) != len(codes):
             raise ConfigError(f"{name}: there are {len(values)} for {len(codes)} cases of z_sem; give one per case")
@@ -315,7 +317,7 @@ def fit_direction(
     members = np.arange(len(codes)) if groups is None else numbered_groups(list(groups))
     patients = numbered_groups(members[used.rows])
     _check_enough(used, patients)
-    statistics = statistics or LatentStatistics.of(codes)
+    statistics = LatentStatistics.of(codes)
     z_norm = statistics.normalise(codes).astype(np.float64)
     fitted = _fitted(z_norm[used.rows], used, patients, seed)
     centred = z_norm - z_norm.mean(axis=0)
@@ -334,11 +336,10 @@ def fit_direction(
 
 def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int) -> dict[str, Any]:
     num_classes, y = target.num_classes, target.values
+    model = ProbeModel("linear", seed, standardise=False, balanced=True)
 
     def fit(rows: NDArray[np.intp] | slice) -> FittedProbe:
-        return fit_probe(
-            "linear", z_norm[rows], y[rows], groups[rows], num_classes, seed, standardise=False, balanced=True
-        )
+        return model.fit(z_norm[rows], y[rows], groups[rows], num_classes)
 
     probe = fit(slice(None))
     weight, intercept, length = _plane(probe)
@@ -349,7 +350,7 @@ def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int)
         predictions, means = _held_out(folds, lambda train, test: np.stack(
             [fit(train).predict(z_norm[test]), np.full(len(test), y[train].mean())], axis=1
         )).T  # fmt: skip
-        score, low, high = score_with_interval("r2", y, predictions, groups.tolist(), seed, means, len(folds))
+        scores: ClassScores | NumberScores = NumberScores(y, predictions, means)
     else:
 
         def predicted(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:
@@ -361,7 +362,8 @@ def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int)
         distances, ranking = _held_out(folds, predicted).T
         slope, offset = _calibration(distances, y)
         values = {"intercept": intercept, "slope": slope, "offset": offset}
-        score, low, high = score_with_interval("auroc", y, ranking, groups.tolist(), seed, None, len(folds))
+        scores = ClassScores(y, np.stack([-ranking, ranking], axis=1))
+    score, low, high = with_interval(scores, groups, seed, len(folds))
     strongest = regularisations("linear", num_classes)[0]
     regularisation = float(strongest if probe.regularisation is None else probe.regularisation)
     return {"weight": weight, **values, "regularisation": regularisation, "score": score, "low": low, "high": high}
@@ -408,3 +410,68 @@ def _check_enough(target: Target, groups: NDArray[np.intp]) -> None:
         raise ConfigError(
             f"target '{target.name}': {listed} are too few; label at least 2 cases of 2 patients of each class"
         )
+
+
+# -- which labels change in counterfactuals, beyond what equally long random changes do --------------------------------
+
+
+@dataclass(frozen=True)
+class LabelChange:
+    """How often a label changes in counterfactuals; intervals are of 95 %, over patients."""
+
+    label: str
+    num_changed: int
+    num_cases: int
+    share: float
+    low: float
+    high: float
+    random_share: float  # of equally long random changes
+    excess: float  # share - random_share, paired
+    excess_low: float
+    excess_high: float
+    mean_change: float  # with a rising score, in standard deviations of the training cases
+
+
+def travel(direction: Direction, before: Codes, after: Codes) -> Floats:
+    """How far cases ``[N, D]`` moved along a label's direction, in standard deviations of the training cases."""
+    return (direction.distance(after) - direction.distance(before)) / direction.std
+
+
+def has_changed(direction: Direction, before: Codes, after: Codes) -> NDArray[np.bool_]:
+    """Whether the predicted class of cases ``[N, D]`` changes, or a number by at least a standard deviation."""
+    if direction.kind == "continuous":
+        return np.abs(travel(direction, before, after)) >= 1
+    return (direction.predict(before) >= 0.5) != (direction.predict(after) >= 0.5)
+
+
+def label_change(
+    direction: Direction, codes: Codes, patients: Sequence[Any], *, towards: Floats, seed: int = 0
+) -> LabelChange:
+    """Count the cases in which a label changes, in the direction in which it mostly follows the score.
+
+    ``codes`` ``[N, 2 + R, D]`` are each case, its counterfactual, and random changes of the same length; ``towards``
+    ``[N]`` is 1 for a rising score, -1 for a falling one.
+    """
+    from scipy import stats
+
+    before, after, num_random = codes[:, 0], codes[:, 1], codes.shape[1] - 2
+    moved = travel(direction, before, after) * towards
+    common = np.sign(moved.mean()) or 1.0
+    changed = (has_changed(direction, before, after) & (moved * common > 0)).astype(np.float64)
+    start, end = np.repeat(before, num_random, axis=0), codes[:, 2:].reshape(-1, codes.shape[-1])
+    is_common = travel(direction, start, end) * np.repeat(towards, num_random) * common > 0
+    by_chance = (has_changed(direction, start, end) & is_common).reshape(-1, num_random).mean(axis=1)
+
+    excess = changed - by_chance
+    draws = bootstrapped(lambda weights: np.array([excess @ weights / weights.sum()]), patients, seed)
+    num_patients, share = len(set(patients)), float(changed.mean())
+    # Clopper and Pearson 1934, as if the cases of a patient were one: a bootstrap of 0 of 20 would have no width
+    low = stats.beta.ppf(0.025, share * num_patients, (1 - share) * num_patients + 1) if share > 0 else 0.0
+    high = stats.beta.ppf(0.975, share * num_patients + 1, (1 - share) * num_patients) if share < 1 else 1.0
+    excess_low, excess_high = difference_interval(float(excess.mean()), draws[:, 0], num_patients)
+    by_chance_share = float(by_chance.mean())
+    return LabelChange(
+        direction.target, int(changed.sum()), len(changed), share, float(low), float(high), by_chance_share,
+        float(excess.mean()), min(excess_low, float(low) - by_chance_share),
+        max(excess_high, float(high) - by_chance_share), float(moved.mean()),
+    )  # fmt: skip

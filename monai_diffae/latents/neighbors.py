@@ -141,19 +141,10 @@ class ReferenceCases:
         return self.statistics.normalise(z_sem)
 
     def distances(self, z_sem: ArrayLike, groups: ArrayLike, k: int, whitened: bool) -> Floats:
-        """The mean distance ``[N]`` from cases to their k nearest reference cases of other patients.
-
-        Scales, whitening and neighbors are those of nine of ten folds of the reference patients; the case's own patient
-        is in the tenth. Reference cases are thus scored like unseen cases, and all scores can be compared. The names of
-        the patients decide the fold that is left out, so give names that do not change, such as the id of a patient's
-        first case.
-
-        Args:
-            z_sem: ``[N, D]``, not normalised.
-            groups: ``[N]``, the patient of each case.
-            k: number of neighbors.
-            whitened: scale each direction of z_sem by the variation of the reference cases, not only each dimension.
-        """
+        """The mean distance ``[N]`` from cases (not normalised) to the k nearest reference cases of other patients."""
+        # Scales, whitening and neighbors are those of nine of ten folds of the reference patients; the case's own
+        # patient is in the tenth. Reference cases are thus scored like unseen cases, and all scores can be compared.
+        # The names of the patients decide the fold, so they must not change, such as the id of a patient's first case.
         codes, reference = (checked_codes(z, num_least=1).astype(np.float64) for z in (z_sem, self.z_sem))
         patients = np.asarray(groups, str)
         names, member = np.unique(self.groups, return_inverse=True)

@@ -128,8 +128,6 @@ def dci(z: ArrayLike, factors: ArrayLike, unseen_z: ArrayLike, unseen_factors: A
     x, y = checked_codes(z, num_least=2 * _FOLDS), checked_codes(factors, num_least=2 * _FOLDS)
     unseen_x = checked_codes(unseen_z, x.shape[1], num_least=2)
     unseen_y = checked_codes(unseen_factors, y.shape[1], num_least=2)
-    if len(x) != len(y) or len(unseen_x) != len(unseen_y) or y.shape[1] < 2:
-        raise ConfigError("factors: give the factors of every case, at least two of them")
     if (np.ptp(y, axis=0) == 0).any() or (np.ptp(unseen_y, axis=0) == 0).any():
         raise ConfigError("factors: one is the same for all cases; leave it out")
     of_z, of_factors = LatentStatistics.of(x), LatentStatistics.of(y)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import ReferenceCases, numbered_groups
-from monai_diffae.latents.probing.probes import fit_probe
+from monai_diffae.latents.probing.probes import ProbeModel
 from monai_diffae.latents.statistics import Floats, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import LabelKind, are_classes, class_name, missing
 from monai_diffae.latents.two_samples import nearest_distances
@@ -240,7 +240,7 @@ def uncertainty(z: ArrayLike, labelled: ArrayLike, labels: Sequence[Any], *, kin
             return np.ones(len(codes))
         order = np.argsort(rows)  # the folds depend on the order of the cases
         rows, target = rows[order], target[order]
-        probe = fit_probe("linear", codes[rows], target, rows, len(names), standardise=False)
+        probe = ProbeModel(standardise=False).fit(codes[rows], target, rows, len(names))
         p = np.clip(probe.predict(codes), np.finfo(np.float64).tiny, 1)
         return np.asarray(-(p * np.log(p)).sum(axis=1) / np.log(len(names)))
     return _predictive_std(codes, rows, np.asarray(labels, np.float64))

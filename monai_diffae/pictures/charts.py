@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from monai_diffae.latents.label_changes import LabelChange
+    from monai_diffae.latents.directions import LabelChange
     from monai_diffae.latents.probing.evaluation import EvaluatedProbe
     from monai_diffae.latents.probing.nested import HeldOutPredictions
 

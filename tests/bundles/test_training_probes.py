@@ -10,7 +10,7 @@ from tiny_bundles import weights
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.handlers import validation
-from monai_diffae.latents.probing import QuickProbe
+from monai_diffae.latents.probing.nested import QuickProbe
 
 NAME = "Mustermann"
 EPOCHS = {

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import logit
+from scipy.stats import binomtest
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents import Direction, LatentStatistics, fit_direction
+from monai_diffae.latents.directions import label_change
 from monai_diffae.latents.targets import read_line_target
 
 MODEL = "a" * 64
@@ -148,7 +150,6 @@ def test_strength_zero_changes_no_bit_and_what_does_not_fit_is_refused(binary, z
         (lambda: binary.check_fits(MODEL, 8), "z_sem of 6 numbers; this one is aaaaaaaa with 8"),
         (lambda: binary.distance(z[:, :5]), "same model"),
         (lambda: binary.predict(np.full((1, 6), np.nan)), "not finite"),
-        (lambda: binary.move(z, float("nan")), "strength: nan is not finite"),
     ):
         with pytest.raises(ConfigError, match=message):
             run()
@@ -169,11 +170,7 @@ def test_missing_labels_are_omitted_and_counted(z, labels):
     named[:50], named[50:70], named[70:75], named[75] = None, float("nan"), pd.NA, "  "
     direction = fit_direction(z, named, target="ill", model=MODEL, positive="ill")
     assert (direction.num_cases, direction.num_omitted, direction.classes) == (224, 76, ("well", "ill"))
-    # statistics of all cases, the fit of the labelled ones
-    alone = fit_direction(
-        z[76:], named[76:], target="ill", model=MODEL, positive="ill", statistics=LatentStatistics.of(z)
-    )
-    np.testing.assert_array_equal(direction.weight, alone.weight)
+    np.testing.assert_array_equal(direction.statistics.std, LatentStatistics.of(z).std)  # of all cases
 
 
 def test_the_positive_class_turns_the_direction_and_may_be_one_of_several(z, labels, binary, along):
@@ -224,3 +221,21 @@ def test_few_labels_are_balanced_and_nested(z, labels):
 def test_content_that_is_no_direction_is_refused(key, value, message, binary):
     with pytest.raises(ConfigError, match=message):
         Direction.from_json({**binary.to_json(), key: value})
+
+
+@pytest.mark.parametrize("num", [20, 13, 0])
+def test_flips_are_counted_beyond_random_changes_with_an_exact_interval(num):
+    z = np.random.default_rng(0).normal(size=(200, 3))
+    sick = fit_direction(z, z[:, 0] > 0, target="sick", model=MODEL)
+    few, towards = z[:20], -np.sign(z[:20, 0])
+    after = few.copy()
+    after[:num, 0] += 4 * towards[:num]
+    codes = np.stack([few, after, few], axis=1)
+    found = label_change(sick, codes, range(20), towards=towards)
+    exact = binomtest(num, 20).proportion_ci(method="exact")
+    assert (found.num_changed, found.num_cases, found.random_share) == (num, 20, 0.0)
+    np.testing.assert_allclose([found.low, found.high], [exact.low, exact.high], atol=1e-9)
+    assert (found.excess_low > 0) == (num > 0)
+    two_each = np.repeat(codes, 2, axis=0)
+    twice = label_change(sick, two_each, np.repeat(range(20), 2), towards=np.repeat(towards, 2))
+    assert (twice.low, twice.high) == (found.low, found.high)

@@ -7,22 +7,21 @@ import pandas as pd
 import pytest
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.probing.evaluation import ProbeSettings, evaluate_probes
-from monai_diffae.latents.probing.features import FeatureSet
+from monai_diffae.latents.probing import FeatureSet, ProbeSettings, evaluate_probes, nested
 from monai_diffae.latents.probing.nested import (
     cross_validation_folds,
     few_label_scores,
     predict_held_out,
     split_folds,
 )
+from monai_diffae.latents.probing.probes import ProbeModel
 from monai_diffae.latents.probing.scores import bootstrapped, interval
 from monai_diffae.latents.targets import read_target
 
 
-def cross_validated(x, labels, patients, probe="linear", seed=0):
-    target, folds = cross_validation_folds(read_target(list(labels), "label"), patients, seed)
-    groups = patients[target.rows]
-    return predict_held_out([x[target.rows]] * len(folds), target, groups, folds, probe, seed)
+def cross_validated(x, labels, patients):
+    target, folds = cross_validation_folds(read_target(list(labels), "label"), patients)
+    return predict_held_out([x[target.rows]] * len(folds), target, patients[target.rows], folds, ProbeModel())
 
 
 def test_what_only_identifies_the_patient_is_not_rewarded():
@@ -55,7 +54,7 @@ def test_each_case_is_predicted_by_the_fold_that_did_not_have_its_patient():
     other = cross_validated(changed, x[:, 0] > 0, patients)
     assert not np.array_equal(other.predicted[result.fold == 1], result.predicted[result.fold == 1])
     one = split_folds(result.target, patients, result.fold != 0, result.fold == 0)
-    alone = predict_held_out([x], one[0], patients, one[1], "linear")
+    alone = predict_held_out([x], one[0], patients, one[1], ProbeModel())
     np.testing.assert_array_equal(alone.predicted, result.predicted[result.fold == 0])
 
 
@@ -74,23 +73,25 @@ def test_classes_that_are_too_small_are_omitted():
 
 
 @pytest.mark.slow
-def test_more_labels_give_better_scores():
+def test_more_labels_give_better_scores(monkeypatch):
+    monkeypatch.setattr(nested, "_DRAWS", 20)
     generator = np.random.default_rng(9)
     x, patients = generator.normal(size=(240, 8)), np.arange(240) // 2
     y = x @ generator.normal(size=8) + generator.normal(size=240)
     target, folds = cross_validation_folds(read_target(list(y), "label"), patients)
-    arguments = [x] * len(folds), target, patients, folds, "knn"
-    scores = [few_label_scores(*arguments, num_patients=num) for num in (10, 30, 90)]
+    arguments = [x] * len(folds), target, patients, folds, ProbeModel("knn")
+    scores = [few_label_scores(*arguments, num) for num in (10, 30, 90)]
     assert [len(each) for each in scores] == [10] * 3
     assert np.median(scores[0]) < np.median(scores[1]) < np.median(scores[2])
-    np.testing.assert_array_equal(scores[0], few_label_scores(*arguments, num_patients=10))
-    assert np.isnan(few_label_scores(*arguments, num_patients=97)).all()  # four fifths of 120 patients are 96
+    np.testing.assert_array_equal(scores[0], few_label_scores(*arguments, 10))
+    assert np.isnan(few_label_scores(*arguments, 97)).all()  # four fifths of 120 patients are 96
     # two patients of each class at least
     rare = read_target(["rare"] * 8 + ["common"] * 392, "kind")
     target, folds = cross_validation_folds(rare, np.arange(400))
-    arguments = [generator.normal(size=(400, 2))] * len(folds), target, np.arange(400), folds, "linear"
-    assert np.isfinite(few_label_scores(*arguments, num_patients=10, num_draws=3)).all()
-    assert np.isnan(few_label_scores(*arguments, num_patients=3, num_draws=3)).all()
+    arguments = [generator.normal(size=(400, 2))] * len(folds), target, np.arange(400), folds, ProbeModel()
+    monkeypatch.setattr(nested, "_DRAWS", 3)
+    assert np.isfinite(few_label_scores(*arguments, 10)).all()
+    assert np.isnan(few_label_scores(*arguments, 3)).all()
 
 
 def test_features_are_finite_and_pca_is_fitted_to_the_training_cases_of_a_fold():

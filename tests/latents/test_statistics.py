@@ -6,8 +6,9 @@ import torch
 from sklearn.preprocessing import StandardScaler
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents import LatentStatistics, active_dimensions, dci, principal_components, whitening
+from monai_diffae.latents import LatentStatistics, active_dimensions, dci, principal_components
 from monai_diffae.latents.representation import scores_of_importance
+from monai_diffae.latents.statistics import whitening
 from monai_diffae.networks import LatentMLP
 
 

@@ -42,6 +42,27 @@ def open_images(table: pd.DataFrame, comparison: Comparison, reading: Reading) -
     return sessions.Session.open(comparison.bundle or "", comparison.cohort or "", reading=reading, run=run)
 
 
+def compared_features(
+    comparison: Comparison, table: pd.DataFrame, baselines: Sequence[FeatureSet], session: sessions.Session | None,
+    out: Path | None,
+) -> tuple[list[FeatureSet], int]:  # fmt: skip
+    """All features that are compared, and for how many cases the images could not be read."""
+    pixel_sets = [] if session is None else pixel_features(comparison, table, session, out)
+    own = [table_features(table, name) for name in dict.fromkeys(comparison.features)]
+    feature_sets = [*own, *baselines, *pixel_sets]
+    names = [*dict.fromkeys(comparison.features), *(each.name for each in baselines)]
+    names += dict.fromkeys(comparison.pixel_baselines)
+    by_name = dict(zip(names, feature_sets, strict=True))
+    if unknown := [name for name in comparison.together if name not in by_name]:
+        raise ConfigError(f"together: {unknown[0]!r} is not among the features and baselines: {', '.join(by_name)}")
+    if comparison.together:
+        feature_sets.append(FeatureSet.together([by_name[name] for name in dict.fromkeys(comparison.together)]))
+    for used in (names, [each.name for each in feature_sets]):
+        if taken := next((name for name in used if used.count(name) > 1), None):
+            raise ConfigError(f"baselines: the name {taken!r} is that of other features; rename this one")
+    return feature_sets, int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0
+
+
 def pixel_features(
     comparison: Comparison, table: pd.DataFrame, session: sessions.Session, out: Path | None = None
 ) -> list[FeatureSet]:

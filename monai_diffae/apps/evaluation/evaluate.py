@@ -15,15 +15,8 @@ from annotated_types import Ge
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.evaluation.quality_tables import (
-    MeasuredRows,
-    Row,
-    difference_rows,
-    mean_rows,
-    result_lines,
-    write_markdown,
-    write_tables,
-)
+from monai_diffae.apps.evaluation import quality_tables
+from monai_diffae.apps.evaluation.quality_tables import MeasuredRows, Row
 from monai_diffae.apps.result import Result, failed_cases, finished, run_once
 from monai_diffae.apps.settings import Decoding, Process, Reading, Run, Seed, Split, this_process
 from monai_diffae.apps.tracking import log_to_open_run, log_to_training
@@ -38,8 +31,7 @@ from monai_diffae.errors import ConfigError, MachineError, OmittableError, one_l
 from monai_diffae.lazy import metrics, pd, provenance, sessions
 
 if TYPE_CHECKING:
-    from monai_diffae.apps.evaluation.generation_quality import FeatureNetwork, GeneratedImages
-    from monai_diffae.apps.evaluation.reconstruction_quality import CodeFigures, Reconstructions
+    from monai_diffae.apps.evaluation import quality
 logger = logging.getLogger(__name__)
 
 _SUMMARY, _PARTS, _GENERATION = "evaluation.json", ".parts", "generation"
@@ -179,7 +171,7 @@ def evaluate(
     lines = [failed_cases(made["num_failed"], figures["num_cases"], _FAILURES)]
     lines += [f"{each['bundle']} is left out" for each in figures["omitted"] if each["metric"] == "all"]
     incomplete = "; ".join(line for line in lines if line) or None
-    return Result(out, figures, list(result_lines(figures["rows"])), incomplete, skipped=skipped)
+    return Result(out, figures, list(quality_tables.result_lines(figures["rows"])), incomplete, skipped=skipped)
 
 
 def _open(
@@ -268,25 +260,24 @@ class _Evaluation:
     def run(self, overwrite: bool = False) -> dict[str, Any]:
         """Measure everything and write all files, in the first process; ``overwrite`` ignores an interrupted run."""
         prepared = list(map(self._prepare, self.bundles))
-        reads = [reconstructions.read for reconstructions, _, _ in prepared]
+        reads = [reconstructions.bundle.read for reconstructions, _, _ in prepared]
         patients = {case.id: case.patient for read in reads for case in read.cases}
         case_rows: list[Row] = []
         rows: list[Row] = []
-        measurable = [images for reconstructions, _, generated in prepared for images in (reconstructions, generated)]
-        total = sum(images.num_evaluations for images in measurable if images is not None)
+        total = sum(images.num_evaluations for made, _, drawn in prepared for images in (made, drawn) if images)
         with progress(total, f"evaluating {', '.join(bundle.name for bundle in self.bundles)}") as advance:
             measured = MeasuredRows(self.folder / _PARTS, self._settings, self.process, advance, overwrite)
             for reconstructions, _, generated in prepared:
                 case_rows += reconstructions.rows(measured)
                 rows += [] if generated is None else generated.rows(measured)
-        for reconstructions, codes, generated in prepared:
-            rows += [] if codes is None else codes.rows(reconstructions.session, reconstructions.read)
+        for _, codes, generated in prepared:
+            rows += [] if codes is None else codes.rows()
             if generated is not None:
-                generated.draw_nearest(self.folder / f"generated_{safe_id(generated.name)}.png")
-        rows = mean_rows(case_rows, patients) + rows
+                generated.draw_nearest(self.folder / f"generated_{safe_id(generated.bundle.name)}.png")
+        rows = quality_tables.mean_rows(case_rows, patients) + rows
         comparable = self._comparable()
         compared = [row for row in case_rows if row["bundle"] in comparable]
-        self._write(rows, difference_rows(compared, self.bundles[0].name, patients), case_rows, patients)
+        self._write(rows, quality_tables.difference_rows(compared, self.bundles[0].name, patients), case_rows, patients)
         measured.remove()
         num_failed = max(len(read.failures) for read in reads)
         return {"num_cases": len(patients), "num_failed": num_failed, "num_omitted": len(self.omitted)}
@@ -304,48 +295,41 @@ class _Evaluation:
         settings = {"seed": self.seed, "limit": self.held_out.limit, "num_codes": self.conditions.num_codes}
         return settings | {name: file_checksum(file) for name, file in self.weights.files.items()}
 
-    def _prepare(self, bundle: _EvaluatedBundle) -> tuple[Reconstructions, CodeFigures | None, GeneratedImages | None]:
+    def _prepare(
+        self, bundle: _EvaluatedBundle
+    ) -> tuple[quality.Reconstructions, quality.CodeFigures | None, quality.GeneratedImages | None]:
         """Read and encode the cases of a bundle; None is not measured."""
-        from monai_diffae.apps.evaluation.generation_quality import GeneratedImages
-        from monai_diffae.apps.evaluation.reconstruction_quality import (
-            CodeFigures,
-            EncodedCases,
-            Reconstructions,
-            conditions_of,
-        )
+        from monai_diffae.apps.evaluation import quality
         from monai_diffae.bundle import load_latent
 
         session, trained, settings = bundle.session, bundle.session.trained, self.conditions
         omit = partial(self._omit, bundle.name)
         read = session.read(spread_cases(bundle.held_out, self.held_out.limit), self.folder, _FAILURES)
-        quality = metrics.ImageQuality(trained.image_shape[1:], trained.model_range, self.lpips)
-        for metric, reason in quality.omitted().items():
+        image_quality = metrics.ImageQuality(trained.image_shape[1:], trained.model_range, self.lpips)
+        for metric, reason in image_quality.omitted().items():
             omit(metric, reason)
-        conditions = conditions_of(trained.inferer, settings.solvers, settings.steps, settings.decoders)
-        reconstructions = Reconstructions(bundle.name, session, read, quality, conditions, settings.draws, self.seed)
-        if not settings.num_codes and not settings.num_images:
-            return reconstructions, None, None
 
-        def read_some(cases: Sequence[Case], failures: str) -> sessions.ReadCases | None:
+        def encoded(cases: Sequence[Case], name: str, otherwise: Any = None) -> quality.EncodedCases | None:
             chosen = spread_cases(cases, settings.num_codes)
-            return session.read(chosen, self.folder, failures) if chosen else None
+            some = session.read(chosen, self.folder, f"{name}_failures.csv") if chosen else otherwise
+            return None if some is None else quality.EncodedCases(some, session.encode(some))
 
-        held_out = read_some(bundle.held_out, "held_out_failures.csv") or read
-        train = read_some(session.cohort.split("train"), "training_failures.csv")
-        encoded_train = None if train is None else EncodedCases(train.cases, session.encode(train))
-        encoded = EncodedCases(held_out.cases, session.encode(held_out)), encoded_train
-        codes = CodeFigures(bundle.name, *encoded, self.seed, omit) if settings.num_codes else None
-        generated = None
-        if settings.num_images:
+        held_out = train = codes = generated = None
+        if settings.num_codes or settings.num_images:
+            held_out = encoded(bundle.held_out, "held_out", read)
+            train = encoded(session.cohort.split("train"), "training")
+        conditions = quality.conditions_of(trained.inferer, settings.solvers, settings.steps, settings.decoders)
+        cases = quality.BundleCases(bundle.name, session, read, held_out, train, conditions, self.seed, omit)
+        if held_out is not None and settings.num_codes:
+            codes = quality.CodeFigures(cases, held_out)
+        if held_out is not None and settings.num_images:
             try:
                 latent = load_latent(trained.folder, trained.device)
-                generated = GeneratedImages(
-                    bundle.name, session, latent, read, train, encoded, self.feature_networks, conditions,
-                    bundle.made_from, settings.num_images, self.seed, omit,
-                )  # fmt: skip
+                networks, made_from = self.feature_networks, bundle.made_from
+                generated = quality.GeneratedImages(cases, held_out, latent, networks, made_from, settings.num_images)
             except OmittableError as error:
                 omit(_GENERATION, str(error))
-        return reconstructions, codes, generated
+        return quality.Reconstructions(cases, image_quality, settings.draws), codes, generated
 
     @functools.cached_property
     def lpips(self) -> metrics.PerceptualDistance | None:
@@ -357,10 +341,10 @@ class _Evaluation:
             return None
 
     @functools.cached_property
-    def feature_networks(self) -> dict[str, FeatureNetwork]:
+    def feature_networks(self) -> dict[str, quality.FeatureNetwork]:
         """The networks for FID, KID, precision and recall for which there are weights."""
         device = self.bundles[0].session.trained.device
-        networks: dict[str, FeatureNetwork] = {} if self.lpips is None else {"alexnet": self.lpips.features}
+        networks: dict[str, quality.FeatureNetwork] = {} if self.lpips is None else {"alexnet": self.lpips.features}
         if self.weights.radimagenet is not None:
             networks["radimagenet"] = metrics.RadImageNetFeatures(self.weights.radimagenet, device)
         try:
@@ -399,10 +383,10 @@ class _Evaluation:
             "num_cases": len(patients), "num_patients": num_patients,
             "draws": self.conditions.draws, "seed": self.seed,
         }  # fmt: skip
-        tables = write_tables(self.folder, rows)
+        tables = quality_tables.write_tables(self.folder, rows)
         write_csv(self.folder / "cases.csv", pd.DataFrame(case_rows))
         markdown = self.folder / "tables.md"
-        write_markdown(markdown, rows, self._notes(len(patients), num_patients))
+        quality_tables.write_markdown(markdown, rows, self._notes(len(patients), num_patients))
         write_json(self.folder / _SUMMARY, content)
         files = [*tables, markdown, *sorted(self.folder.glob("generated_*.png"))]
         log_to_open_run(_figures(rows), [*files, self.folder / _SUMMARY], "evaluation")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,23 +14,28 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
-from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
+from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Seed, UnbatchedRun
 from monai_diffae.apps.tracking import log_to_open_run
-from monai_diffae.data.atomic import write_csv
+from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.cases import KEY_FILE
 from monai_diffae.data.fingerprints import file_checksum, json_digest
-from monai_diffae.diffusion.noise import seed_of
+from monai_diffae.data.progress import Failure, write_failures
+from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import latents, neighbor_images, np, npt, pd, pictures, provenance, tables
+from monai_diffae.lazy import latents, loading, np, npt, pd, pictures, provenance, sessions, tables, torch
 from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
+    from monai_diffae.latents.neighbors import ReferenceCases
+
     Floats = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
 _SCORES = {"distance": False, "whitened": True}
 _UNUSUAL = 0.05
+_FAILURES = "neighbors_failures.csv"
+_IN_PICTURE = 8
 
 
 @Parameter(name="*", group=Group("Images", sort_key=3))
@@ -107,11 +112,11 @@ def neighbors(
         raise ConfigError("query_cohort: applies to queries; also give queries, or omit it")
     search = _NeighborSearch.open(embeddings, queries, choice, k, same_patient)
     pictures.check_captions(images.captions, tables.label_columns(search.table))
-    training = TrainingCases.from_rows(tables.read_training_rows(embeddings), features)
+    training = TrainingCases.from_rows(tables.training_rows(search.table), features)
     case_images = None
     if images.cohort is not None:
         files = [embeddings] if queries is None else [embeddings, queries]
-        case_images = neighbor_images.CaseImages.open(images, out, files, decoding, reading, run.batched)
+        case_images = CaseImages.open(images, out, files, decoding, reading, run.batched)
         case_images.warn_of_differences(search.table, search.cases)
     made_from = {
         "images": None if case_images is None else case_images.made_from, "embeddings": file_checksum(embeddings),
@@ -180,9 +185,9 @@ class _NeighborSearch:
     @property
     def splits(self) -> npt.NDArray[Any]:
         """The split of each selected case; ``queries`` for those of another table."""
-        return np.full(len(self.cases), "queries") if self.are_queries else splits_of(self.cases)
+        return np.full(len(self.cases), "queries") if self.are_queries else tables.splits_of(self.cases)
 
-    def run(self, training: TrainingCases, out: Path, images: neighbor_images.CaseImages | None) -> dict[str, Any]:
+    def run(self, training: TrainingCases, out: Path, images: CaseImages | None) -> dict[str, Any]:
         """Write the tables and the picture, and return the figures."""
         neighbors = self.neighbors(training)
         outliers, shares = self.outliers(training)
@@ -204,7 +209,9 @@ class _NeighborSearch:
     def neighbors(self, training: TrainingCases) -> pd.DataFrame:
         """The table of neighbors: one row per case and neighbor."""
         cases, table, k = self.cases, self.table, self.k
-        groups = [each["id"].to_numpy(str) if self.same_patient else patients_of(each) for each in (cases, table)]
+        groups = [
+            each["id"].to_numpy(str) if self.same_patient else tables.patients_of(each) for each in (cases, table)
+        ]
         nearest = latents.nearest_neighbors(training.normalised(cases), training.normalised(table), k, *groups)
         rows = cases.loc[cases.index.repeat(k)].reset_index(drop=True)
         neighbor_rows = table.iloc[nearest.indices.ravel()].reset_index(drop=True)
@@ -219,18 +226,14 @@ class _NeighborSearch:
     def outliers(self, training: TrainingCases) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
         """The table of outlier scores by distance, and the share of unusual cases in each split of the whole table."""
         table, cases, k = self.table, self.cases, self.k
-        is_train = table.index.isin(training.rows.index)
         outliers, shares = pd.DataFrame({"id": cases["id"].to_numpy(), "split": self.splits}), {}
         for name, whitened in _SCORES.items():
-            table_scores = np.empty(len(table))
-            table_scores[is_train] = training.reference.own_distances(k, whitened)
-            if not is_train.all():
-                table_scores[~is_train] = training.distances(table[~is_train], k, whitened)
-            table_p = latents.p_values(table_scores, table_scores[is_train], is_train)
-            shares[name] = unusual_shares(splits_of(table), table_p)
+            reference = training.reference.own_distances(k, whitened)
+            table_scores, table_p = training.scores(table, reference, k, whitened)
+            shares[name] = unusual_shares(tables.splits_of(table), table_p)
             if self.are_queries:
                 scores = training.distances(cases, k, whitened)
-                p = latents.p_values(scores, table_scores[is_train], np.zeros(len(cases), bool))
+                p = latents.p_values(scores, reference, np.zeros(len(cases), bool))
                 shares[name] |= unusual_shares(self.splits, p)
             else:
                 scores, p = table_scores[cases.index], table_p[cases.index]
@@ -238,7 +241,7 @@ class _NeighborSearch:
         return outliers, shares
 
     def _with_reconstruction_errors(
-        self, outliers: pd.DataFrame, training: TrainingCases, images: neighbor_images.CaseImages
+        self, outliers: pd.DataFrame, training: TrainingCases, images: CaseImages
     ) -> pd.DataFrame:
         """The table of outliers with reconstruction errors and their p-values."""
         settings = images.settings
@@ -270,7 +273,7 @@ def _selected(rows: pd.DataFrame, choice: Choice) -> pd.DataFrame:
         if missing:
             raise CohortError(f"cases: the table has no case '{missing[0]}'; check the ids in its column id")
         rows = rows.loc[[rows.index[rows["id"] == name][0] for name in ids]]
-        choice.check(dict(zip(rows["id"], splits_of(rows), strict=True)))
+        choice.check(dict(zip(rows["id"], tables.splits_of(rows), strict=True)))
         return rows
     return (rows if choice.split is None else tables.split_rows(rows, choice.split))[: choice.limit]
 
@@ -280,15 +283,17 @@ class TrainingCases:
     """The training rows of a table, with which all cases are compared, and their features and patients."""
 
     rows: pd.DataFrame
-    reference: latents.ReferenceCases
+    reference: ReferenceCases
     features: Features
 
     @classmethod
     def from_rows(cls, rows: pd.DataFrame, features: Features = "z") -> TrainingCases:
         """The training cases of a table of embeddings."""
+        from monai_diffae.latents.neighbors import ReferenceCases
+
         values, names = tables.matrix(rows, features), _named_after_cases(rows, rows)
         common_scale = tables.has_common_scale(rows, features)
-        return cls(rows, latents.ReferenceCases.of(values, names, common_scale=common_scale), features)
+        return cls(rows, ReferenceCases.of(values, names, common_scale=common_scale), features)
 
     def normalised(self, rows: pd.DataFrame) -> npt.NDArray[np.floating[Any]]:
         """The features (N, D) of any rows, scaled by the standard deviations of the training cases."""
@@ -302,31 +307,143 @@ class TrainingCases:
         """The :meth:`~monai_diffae.latents.neighbors.ReferenceCases.distances` (N,) of rows of a table."""
         return self.reference.distances(tables.matrix(rows, self.features), self.groups_of(rows), k, whitened)
 
+    def scores(self, table: pd.DataFrame, reference: Floats, k: int, whitened: bool) -> tuple[Floats, Floats]:
+        """The distances of all rows of a table and their p-values, by the ``reference`` distances of the training."""
+        by_id = dict(zip(self.rows["id"], reference, strict=True))
+        is_train, scores = table["id"].isin(self.rows["id"]).to_numpy(), np.empty(len(table))
+        scores[is_train] = [by_id[name] for name in table["id"][is_train]]
+        if not is_train.all():
+            scores[~is_train] = self.distances(table[~is_train], k, whitened)
+        return scores, latents.p_values(scores, reference, is_train)
+
     def groups_of(self, rows: pd.DataFrame) -> npt.NDArray[np.str_]:
         """The patient (N,) of rows of a table, under the name that it has in ``reference``."""
         return _named_after_cases(rows, self.rows)
 
 
-def patients_of(rows: pd.DataFrame) -> npt.NDArray[np.str_]:
-    """The patient of each case; the case itself if the table has no column ``patient``."""
-    return rows["patient" if "patient" in rows else "id"].to_numpy(str)
-
-
 def _named_after_cases(rows: pd.DataFrame, training: pd.DataFrame) -> npt.NDArray[np.str_]:
     """The patient of each case: the first id of its training cases, else its own id."""
     first: dict[str, str] = {}  # it decides which tenth a score leaves out; hashes of patients differ between folders
-    for name, patient in sorted(zip(training["id"].astype(str), patients_of(training).tolist(), strict=True)):
+    for name, patient in sorted(zip(training["id"].astype(str), tables.patients_of(training).tolist(), strict=True)):
         first.setdefault(patient, f"training {name}")
-    own = zip(rows["id"].astype(str), patients_of(rows).tolist(), strict=True)
+    own = zip(rows["id"].astype(str), tables.patients_of(rows).tolist(), strict=True)
     return np.array([first.get(patient, f"other {name}") for name, patient in own])
-
-
-def splits_of(rows: pd.DataFrame) -> npt.NDArray[np.str_]:
-    """The split of each case; ``train`` if the table has no column ``split``."""
-    return rows["split"].to_numpy(str) if "split" in rows else np.full(len(rows), "train")
 
 
 def unusual_shares(splits: npt.ArrayLike, p: npt.ArrayLike) -> dict[str, float]:
     """The share of cases with a p-value below .05 in each split; cases without a p-value do not count."""
     p_by_split = pd.Series(np.asarray(p), index=np.asarray(splits, str)).dropna()
     return {str(name): float(share) for name, share in p_by_split.lt(_UNUSUAL).groupby(level=0).mean().items()}
+
+
+# -- the images behind a table: a picture of neighbors, and reconstruction errors --------------------------------------
+
+
+@dataclass
+class CaseImages:
+    """The images of the selected cases and of the table's cases; ``failures`` are the unreadable ones, by id."""
+
+    settings: Images
+    query_session: sessions.Session
+    table_session: sessions.Session
+    folder: Path
+    files: Sequence[Path]
+    failures: dict[str, Failure] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls, settings: Images, folder: Path, files: Sequence[Path], decoding: Decoding, reading: Reading, run: Run
+    ) -> CaseImages:
+        """Open the cohorts with the bundle that made the embeddings, or whose preprocessing another encoder used."""
+        bundle = settings.bundle or Path()
+        if provenance.origin_of(files[0])["encoder"] == "trained" or settings.reconstruction_error:
+            provenance.check_same_model(files[0], bundle)
+            trained = sessions.open_bundle(bundle, decoding=decoding, run=run)
+        else:
+            run = replace(
+                run, overrides={**provenance.safe_overrides(tables.read_embeddings(files[0])), **run.overrides}
+            )
+            trained = loading.load_untrained(bundle, run.device, run.overrides)
+        cohorts = [cohort for cohort in (settings.cohort, settings.query_cohort) if cohort is not None]
+        opened = [sessions.Session.of(trained, cohort, reading=reading, run=run) for cohort in cohorts]
+        return cls(settings, opened[-1], opened[0], folder, files)
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """What the picture and the reconstruction errors depend on, for the record of the results."""
+        settings = self.settings
+        errors = {"num_reference": settings.num_reference, "seed": settings.seed}
+        is_same = self.query_session is self.table_session
+        both = [self.table_session] if is_same else [self.table_session, self.query_session]
+        return self.table_session.made_from(
+            decodes=settings.reconstruction_error, query_cohort=self.query_session.cohort.fingerprint,
+            scans=[provenance.content_of_scans(each.cohort.cases, self.files) for each in both],
+            reconstruction_error=errors if settings.reconstruction_error else None,
+        )  # fmt: skip
+
+    def warn_of_differences(self, *rows: pd.DataFrame) -> None:
+        """Log a warning if the images differ from those that the table, and that of the queries, were made from."""
+        both = (self.table_session, self.query_session)
+        cohorts = (self.settings.cohort, self.settings.query_cohort or self.settings.cohort)
+        for file, table, session, cohort in zip(self.files, rows, both, cohorts, strict=False):
+            if differ := provenance.preprocessing_differences(table, session.trained.config):
+                folder = session.trained.folder.resolve().name
+                text = "images: the preprocessing of %s differs from that of %s: %s"
+                logger.warning(text, folder, file.name, ", ".join(differ))
+            provenance.warn_if_cohort_changed(table, session.cohort, str(cohort), "images")
+
+    def reconstruction_errors(self, session: sessions.Session, ids: Sequence[str]) -> pd.DataFrame:
+        """The mean squared error of decoded images in the model's range, one row per case."""
+        read = self._read(session, ids)
+        noise = image_noise(session.trained.x_T_shape, self.settings.seed, [0]).to(session.trained.device)
+        errors = {}
+        for coded in session.coded(read, f"decoding {len(read.cases)} cases"):
+            x_T = torch.cat([noise.to(coded.x_T), coded.x_T])
+            images = sessions.decode_in_batches(session.trained, coded.z_sem, x_T, batch_size=2)
+            errors[coded.case.id] = (images - coded.image).square().flatten(1).mean(dim=1).tolist()
+        return pd.DataFrame.from_dict(errors, orient="index", columns=["mse_z_sem", "mse_x_T"])
+
+    def draw(self, path: Path, neighbors: pd.DataFrame, cases: pd.DataFrame, table: pd.DataFrame) -> None:
+        """Draw the first 8 cases, each in a row with its neighbors and their distances."""
+        drawn = neighbors[neighbors["rank"] <= _IN_PICTURE]
+        ids = cases["id"].tolist()[:_IN_PICTURE]
+        rows_of = dict(iter(drawn[drawn["id"].isin(ids)].groupby("id")))
+        names = sorted({name for rows in rows_of.values() for name in rows["neighbor"]})
+        case_images, neighbor_images = self._images(self.query_session, ids), self._images(self.table_session, names)
+        case_captions, neighbor_captions = self._captions(cases, ids), self._captions(table, names)
+        rows = []
+        for i, case_id in enumerate(ids):
+            cells = [(case_images.get(case_id), f"case {i + 1}{case_captions[case_id]}")]
+            for name, distance in rows_of[case_id][["neighbor", "distance"]].itertuples(index=False):
+                cells.append((neighbor_images.get(name), f"{distance:.3g}{neighbor_captions[name]}"))
+            rows.append(cells)
+        model_range = self.table_session.trained.model_range
+        write_atomic(path, lambda temporary: pictures.draw_cells(rows, temporary, model_range))
+
+    def _captions(self, table: pd.DataFrame, ids: Sequence[str]) -> dict[str, str]:
+        """The captions of cases by their ids, each line on a line of its own."""
+        names = self.settings.captions
+        rows = table[table["id"].isin(ids)].to_dict("records")
+        return {
+            str(row["id"]): "".join(f"\n{line}" for line in pictures.caption(row, names).splitlines()) for row in rows
+        }
+
+    def write_failures(self) -> None:
+        """Replace the list of failures, which has those of the last reading, by a list of all unreadable cases."""
+        write_failures(self.folder / _FAILURES, list(self.failures.values()))
+
+    def _images(self, session: sessions.Session, ids: Sequence[str]) -> dict[str, torch.Tensor]:
+        read = self._read(session, ids)
+        return {case.id: read.dataset[i]["image"] for i, case in enumerate(read.cases)}
+
+    def _read(self, session: sessions.Session, ids: Sequence[str]) -> sessions.ReadCases:
+        """Read cases by their ids; those that cannot be read become failures."""
+        listed = {failure.case_id: failure for failure in session.cohort.failures}  # their headers are unreadable
+        self.failures.update({name: listed[name] for name in ids if name in listed})
+        readable = [name for name in ids if name not in listed]
+        if not readable:
+            first = listed[ids[0]]
+            raise CohortError(f"none of {len(set(ids))} images can be read; the first, '{ids[0]}': {first.reason}")
+        read = session.read(session.choose(Choice(cases=readable)), self.folder, _FAILURES, named=True)
+        self.failures.update({failure.case_id: failure for failure in read.failures})
+        return read

@@ -17,15 +17,16 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split, Writing
 from monai_diffae.data.atomic import write_atomic, write_csv
+from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import track
 from monai_diffae.errors import ConfigError, counted, shortened
-from monai_diffae.lazy import np, pd, pictures, probe_twins, representation, sessions
+from monai_diffae.lazy import np, pd, pictures, representation, tables, twins
+from monai_diffae.lazy import targets as labels
 from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
-    from monai_diffae.latents.probing.evaluation import EvaluatedProbe, ProbeSettings
-    from monai_diffae.latents.probing.features import FeatureSet
+    from monai_diffae.latents.probing import EvaluatedProbe, ProbeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ EvaluationName = Literal["split", "cv"]
 ProbeName = Literal["linear", "knn", "boosting"]
 PixelBaseline = Literal["pca", "intensity"]
 
-_FAILURES = "probe_failures.csv"
+_FAILURES, _EXAMPLES = "probe_failures.csv", 3
 _TABLES, _CHARTS = ("probes.csv", "predictions.parquet"), ("calibration.png",)
 _CURVES = {"each_regularisation": "regularisation", "few_labels": "few_labels"}  # the setting, and its two files
 _FEW_LABEL_COLUMNS = (
@@ -142,34 +143,43 @@ def probe(
     """
     if comparison.pixel_baselines and (comparison.bundle is None or comparison.cohort is None):
         raise ConfigError("pixel_baselines: the images are read with bundle and cohort; also give both")
-    from monai_diffae.apps.evaluation.baselines import checksum_of_features, feature_set, open_images
-    from monai_diffae.data.embeddings import read_embeddings
-    from monai_diffae.latents.probing.evaluation import ProbeSettings
-    from monai_diffae.latents.targets import are_classes
+    from monai_diffae.apps.evaluation.baselines import (
+        checksum_of_features,
+        compared_features,
+        feature_set,
+        open_images,
+    )
+    from monai_diffae.latents.probing import ProbeSettings, evaluate_probes
 
     settings = ProbeSettings(
         probing.evaluation, tuple(probing.splits), tuple(dict.fromkeys(probing.probes)), probing.seed, dict(kinds),
         few_labels=out is not None and not probing.skip_few_labels, regularisation=probing.regularisation,
         each_regularisation=out is not None and "linear" in probing.probes, nuisance=probing.nuisance,
     )  # fmt: skip
-    table = read_embeddings(embeddings)
+    table = tables.read_embeddings(embeddings)
     representation.warn_if_unused(table.attrs.get("monai_diffae", {}).get("z_sem_usage"))
     names = _target_columns(table, targets, probing.nuisance, embeddings.name)
     unknown = [name for name in kinds if name not in names]
     if unknown:
         raise ConfigError(f"kinds: '{unknown[0]}' is not among the targets: {', '.join(names)}")
-    is_class = {are_classes(table[name].dropna().tolist(), kinds.get(name, "auto")) for name in names}
+    is_class = {labels.are_classes(table[name].dropna().tolist(), kinds.get(name, "auto")) for name in names}
     if probing.regularisation is not None and len(is_class) > 1:
         raise ConfigError("regularisation: is C for classes and alpha for numbers; set targets to labels of one kind")
-    twins = probe_twins.TableTwins.find(table, names, probing.splits)
-    twins = twins.grouped() if group_duplicates else twins
-    table, settings = twins.table, twins.settings(settings)
+    alike = TableTwins.find(table, names, probing.splits)
+    alike = alike.grouped() if group_duplicates else alike
+    table, settings = alike.table, alike.settings(settings)
     baselines = [feature_set(name, values, table, names) for name, values in comparison.baselines.items()]
     session = open_images(table, comparison, reading) if comparison.pixel_baselines else None
     pixel_names = list(dict.fromkeys(comparison.pixel_baselines))
+
+    def evaluated(folder: Path | None) -> tuple[list[EvaluatedProbe], dict[str, Any]]:
+        feature_sets, num_failed = compared_features(comparison, table, baselines, session, folder)
+        origin, targets = tables.split_origin(table), track(names, "probing")
+        probes, omitted = evaluate_probes(table, targets, feature_sets, settings, split_origin=origin)
+        return probes, {"rows": [each.row for each in probes], "omitted_targets": omitted, "num_failed": num_failed}
+
     if out is None:
-        _, figures = _evaluate(table, names, settings, baselines, comparison, session, None)
-        return _result(figures, twins, None, False)
+        return _result(evaluated(None)[1], alike, None, False)
     folder = out  # not None, for mypy also within ``make``
     made_from = {
         "embeddings": file_checksum(embeddings),
@@ -182,72 +192,39 @@ def probe(
     }  # fmt: skip
 
     def make() -> Mapping[str, Any]:
-        evaluated, figures = _evaluate(table, names, settings, baselines, comparison, session, folder)
-        _write_report(folder, table, evaluated, writing, settings)
+        probes, figures = evaluated(folder)
+        _write_report(folder, table, probes, writing, settings)
         return figures
 
     curves = [name for setting, name in _CURVES.items() if getattr(settings, setting)]
-    tables, charts = (
-        [*names, *(name + end for name in curves)] for names, end in ((_TABLES, ".csv"), (_CHARTS, ".png"))
+    files, charts = (
+        [*fixed, *(name + end for name in curves)] for fixed, end in ((_TABLES, ".csv"), (_CHARTS, ".png"))
     )
-    tables += ["left_out.csv"] if settings.nuisance is not None else []
-    results = [*(folder / name for name in tables), *(file for name in charts for file in writing.files(folder / name))]
+    files += ["left_out.csv"] if settings.nuisance is not None else []
+    results = [*(folder / name for name in files), *(file for name in charts for file in writing.files(folder / name))]
     figures, skipped = run_once("probe", folder, results, made_from, make, overwrite=writing.overwrite)
-    return _result(figures, twins, folder, skipped)
+    return _result(figures, alike, folder, skipped)
 
 
 def _target_columns(table: pd.DataFrame, targets: Sequence[str], nuisance: str | None, name: str) -> list[str]:
     """The label columns to predict; the nuisance is not among them."""
-    from monai_diffae.data.embeddings import check_labels
-    from monai_diffae.latents.targets import reason_against
-
-    labels = check_labels(table, {"nuisance": [nuisance] if nuisance else [], "targets": targets})
-    reasons = {} if targets else {label: reason_against(table[label].tolist(), label) for label in labels}
+    known = tables.check_labels(table, {"nuisance": [nuisance] if nuisance else [], "targets": targets})
+    reasons = {} if targets else {label: labels.reason_against(table[label].tolist(), label) for label in known}
     names = list(dict.fromkeys(targets)) or [label for label, reason in reasons.items() if reason is None]
     names = [label for label in names if label != nuisance]
     if not names:
         why = ", ".join(f"{label} {reason}" for label, reason in reasons.items())
-        remedy = "set targets, or embed a cohort with other labels" if labels else "embed a cohort with labels"
+        remedy = "set targets, or embed a cohort with other labels" if known else "embed a cohort with labels"
         raise ConfigError(f"{name}: has no label to predict{shortened(why and f' ({why})', 200)}; {remedy}")
     return names
 
 
-def _evaluate(
-    table: pd.DataFrame, targets: Sequence[str], settings: ProbeSettings, baselines: Sequence[FeatureSet],
-    comparison: Comparison, session: sessions.Session | None, folder: Path | None,
-) -> tuple[list[EvaluatedProbe], dict[str, Any]]:  # fmt: skip
-    """The evaluated probes, and the figures of the result."""
-    from monai_diffae.apps.evaluation.baselines import pixel_features, table_features
-    from monai_diffae.data.embeddings import split_origin
-    from monai_diffae.latents.probing.evaluation import evaluate_probes
-    from monai_diffae.latents.probing.features import FeatureSet
-
-    pixel_sets = [] if session is None else pixel_features(comparison, table, session, folder)
-    own: dict[str, FeatureSet] = {name: table_features(table, name) for name in dict.fromkeys(comparison.features)}
-    pixel_names = list(dict.fromkeys(comparison.pixel_baselines))
-    keys = [*own, *(each.name for each in baselines), *pixel_names]
-    by_name = own | {each.name: each for each in baselines} | dict(zip(pixel_names, pixel_sets, strict=True))
-    feature_sets = [*by_name.values()]
-    if unknown := [name for name in comparison.together if name not in by_name]:
-        raise ConfigError(f"together: {unknown[0]!r} is not among the features and baselines: {', '.join(by_name)}")
-    if comparison.together:
-        feature_sets.append(FeatureSet.together([by_name[name] for name in dict.fromkeys(comparison.together)]))
-    for used in (keys, [each.name for each in feature_sets]):
-        if taken := next((name for name in used if used.count(name) > 1), None):
-            raise ConfigError(f"baselines: the name {taken!r} is that of other features; rename this one")
-    origin, names = split_origin(table), track(targets, "probing")
-    evaluated, omitted = evaluate_probes(table, names, feature_sets, settings, split_origin=origin)
-    num_failed = int((~pixel_sets[0].is_available).sum()) if pixel_sets else 0
-    rows = [each.row for each in evaluated]
-    return evaluated, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
-
-
-def _result(figures: Mapping[str, Any], twins: probe_twins.TableTwins, folder: Path | None, skipped: bool) -> Result:
+def _result(figures: Mapping[str, Any], alike: TableTwins, folder: Path | None, skipped: bool) -> Result:
     from monai_diffae.latents.probing.verdicts import find_verdicts
 
     for target, reason in figures["omitted_targets"].items():
         logger.warning("target '%s' is omitted: %s", target, reason)
-    leak = twins.warn(is_split=all(row["evaluation"] == "split" for row in figures["rows"]))
+    leak = alike.warn(is_split=all(row["evaluation"] == "split" for row in figures["rows"]))
     incomplete = []
     if num_failed := figures["num_failed"]:
         listed = "set out to get a list" if folder is None else f"see {_FAILURES}"
@@ -259,7 +236,7 @@ def _result(figures: Mapping[str, Any], twins: probe_twins.TableTwins, folder: P
         replace(each, sentence=f"{each.sentence} {leak}") if leak and each.is_predicted else each
         for each in find_verdicts(figures["rows"])
     ]
-    figures = {**figures, "verdicts": [asdict(each) for each in verdicts], "twins": twins.report.figures()}
+    figures = {**figures, "verdicts": [asdict(each) for each in verdicts], "twins": alike.report.figures()}
     notes = [*(f"{each.sentence} {each.next_step}" for each in verdicts), *_score_tables(figures["rows"])]
     told = [line for row in figures["rows"] if "nuisance_chance" in row for line in _nuisance_lines(row)]
     notes += dict.fromkeys(told)  # the same features tell the nuisance equally well beside every target
@@ -358,3 +335,77 @@ def _predictions(table: pd.DataFrame, probe: EvaluatedProbe) -> pd.DataFrame:
         columns |= {f"probability_{name}": predictions.predicted[:, code] for code, name in enumerate(names)}
         columns |= {f"ranking_{name}": values for name, values in zip(names, predictions.ranking.T, strict=True)}
     return pd.DataFrame(columns)
+
+
+# -- twins: cases of different patients with nearly the same z_sem -----------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class TableTwins:
+    """The twins of a table."""
+
+    table: pd.DataFrame
+    groups: list[twins.TwinGroup]  # rows with nearly the same z_sem
+    report: twins.TwinReport  # what they mean for splits and labels
+    is_grouped: bool = False  # whether twins count as one patient
+
+    @classmethod
+    def find(cls, table: pd.DataFrame, targets: Sequence[str], splits: Sequence[str] = ()) -> TableTwins:
+        """Find the twins among the cases of some splits (none given: of all), and compare their labels."""
+        from monai_diffae.latents.neighbors import near_pairs
+
+        cases = _cases(table, targets)
+        used = [row for row, case in enumerate(cases) if not splits or case.split in splits]
+        z = tables.z_matrix(table)
+        linked: list[tuple[int, int]] = []
+        if used:
+            pairs = near_pairs(z[used], [cases[row].patient for row in used])
+            linked = [(used[first], used[second]) for first, second in pairs]
+        groups = twins.linked_groups(linked, [row.tobytes() for row in z])
+        return cls(table, groups, twins.report_twins(cases, groups))
+
+    def warn(self, is_split: bool) -> str:
+        """Warn of twins with different labels or on both sides of a probe, and return what a verdict says."""
+        pairs = [] if self.is_grouped else self.report.separated if is_split else self.report.other_patients
+        what = f"{counted(len(pairs), 'group of cases')} of different patients with nearly the same z_sem"
+        if pairs:
+            examples = "; ".join(" = ".join(pair.ids) for pair in pairs[:_EXAMPLES])
+            logger.warning(
+                "%s, such as %s: they are probably the same image, so scores may be too high; monai-diffae probe "
+                "--group-duplicates keeps them together", what, examples,
+            )  # fmt: skip
+        for line in self.report.contradictions():
+            logger.warning("%s", line)
+        return f"There are {what}, probably the same image: scores may be too high." if pairs else ""
+
+    def grouped(self) -> TableTwins:
+        """The table with one patient for the twins of a group."""
+        if "patient" not in self.table:
+            raise ConfigError("group_duplicates: the table has no column patient; embed the cohort again")
+        patients = twins.merge_patients([case.patient for case in _cases(self.table, ())], self.groups)
+        return replace(self, table=self.table.assign(patient=patients), is_grouped=True)
+
+    def settings(self, settings: ProbeSettings) -> ProbeSettings:
+        """Settings with cross-validation instead of the table's split, if that separates twins and was not chosen."""
+        is_split_usable = not (self.is_grouped and self.report.separated)
+        return settings if is_split_usable or settings.evaluation is not None else replace(settings, evaluation="cv")
+
+
+def _cases(table: pd.DataFrame, targets: Sequence[str]) -> list[Case]:
+    ids = [str(value) for value in (table["id"] if "id" in table else range(len(table)))]
+    patients = tables.patients_of(table)
+    splits = table["split"].astype(str).tolist() if "split" in table else [None] * len(ids)
+    columns = {name: table[name].tolist() for name in targets}
+    is_missing = {name: labels.missing(values) for name, values in columns.items()}
+    return [
+        Case(
+            id=ids[row], images={}, split=splits[row], patient=str(patients[row]),
+            labels={name: None if is_missing[name][row] else _label(values[row]) for name, values in columns.items()}
+        )
+        for row in range(len(ids))
+    ]  # fmt: skip
+
+
+def _label(value: object) -> float | str:
+    is_fraction = isinstance(value, (float, np.floating)) and not float(value).is_integer()
+    return float(value) if is_fraction else labels.class_name(value)  # type: ignore[arg-type]

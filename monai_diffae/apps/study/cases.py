@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from monai_diffae.apps.settings import Split
 from monai_diffae.errors import CohortError
@@ -36,14 +36,9 @@ def read_repeated(path: Path, **columns: Sequence[str]) -> pd.DataFrame:
     return table.sort_values("id", kind="stable").reset_index(drop=True)
 
 
-def in_splits(rows: pd.DataFrame, splits: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """Which cases are in one of these splits; all if none is given, or if the table has no splits."""
-    return rows["split"].isin(splits).to_numpy() if splits and "split" in rows else np.ones(len(rows), bool)
-
-
 def training_components(rows: pd.DataFrame, features: Features = "z") -> latents.PrincipalComponents:
     """All principal components of the normalised features of the training cases, or of all without a split."""
-    codes = tables.matrix(rows, features)[in_splits(rows, ["train"])]
+    codes = tables.matrix(rows, features)[tables.splits_of(rows) == "train"]
     if len(codes) < 2:
         raise CohortError("the embeddings have fewer than two training cases, which scale the features; embed more")
     statistics = latents.LatentStatistics.of(codes, common_scale=tables.has_common_scale(rows, features))
@@ -78,8 +73,6 @@ class StudyCases:
         return self.axes.coordinates(tables.z_matrix(self.rows)) / self.axes.stds
 
     @property
-    def patients(self) -> npt.NDArray[Any]:
+    def patients(self) -> npt.NDArray[np.str_]:
         """The patient of each case; the case itself where none is given."""
-        ids = "case " + self.rows["id"].astype(str)
-        patients = self.rows.get("patient", ids)
-        return patients.astype(str).where(patients.notna() & (patients.astype(str) != ""), ids).to_numpy(str)
+        return tables.patients_of(self.rows)

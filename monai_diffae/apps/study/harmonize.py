@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed
-from monai_diffae.apps.study.cases import in_splits, read_repeated
+from monai_diffae.apps.study.cases import read_repeated
 from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import ConfigError, counted
@@ -122,7 +122,7 @@ class _Cases:
         reasons = np.full(len(rows), "", object)
         for name in (scanner, *protect):
             reasons[labels.missing(rows[name].tolist()) & (reasons == "")] = f"{name} is empty"
-        names, is_train = _class_names(rows[scanner]), in_splits(rows, ["train"])
+        names, is_train = _class_names(rows[scanner]), tables.splits_of(rows) == "train"
         covariates = [_covariate(rows[name], is_train, reasons) for name in protect]
         least = harmonization.least_fitted(empirical_bayes)
         counts = pd.Series(names[is_train & (reasons == "")]).value_counts()

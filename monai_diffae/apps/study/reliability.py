@@ -11,7 +11,7 @@ from typing import Any
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed, Split, Writing
-from monai_diffae.apps.study.cases import in_splits, read_repeated, training_components
+from monai_diffae.apps.study.cases import read_repeated, training_components
 from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.fingerprints import file_checksum
@@ -91,7 +91,7 @@ def reliability(
 
 def _usable(rows: pd.DataFrame, repeat: str, scanner: str | None, splits: Sequence[str]) -> tuple[pd.DataFrame, int]:
     """The scans with a patient, a repeat and a scanner, in the chosen splits, and how many have none."""
-    chosen = kept = rows[in_splits(rows, splits)]
+    chosen = kept = rows[rows["split"].isin(splits)] if splits and "split" in rows else rows
     for name in ("patient", repeat, *([scanner] if scanner else [])):
         is_missing = targets.missing(kept[name].tolist())
         if num := int(is_missing.sum()):

@@ -144,7 +144,8 @@ class Axes:
         components = None
         if moves.embeddings is not None and moves.components:
             count = max(map(component_number, moves.components))
-            components = latents.principal_components(tables.training_z_sem(moves.embeddings), count=count)
+            rows = tables.read_training_rows(moves.embeddings)
+            components = latents.principal_components(tables.z_matrix(rows), count=count)
             made_from["embeddings"] = file_checksum(moves.embeddings)
         return cls(directions, components, made_from)
 

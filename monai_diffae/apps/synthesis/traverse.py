@@ -85,7 +85,7 @@ def traverse(
     if cohort is not None and case is None:  # the mean would be traversed
         raise ConfigError("case: is required with a cohort; give the case to start from, or omit the cohort")
     strength_names(strengths)  # refuses equal names before anything is loaded
-    z_train = tables.training_z_sem(embeddings)
+    z_train = tables.z_matrix(tables.read_training_rows(embeddings))
     provenance.check_same_model(embeddings, bundle)
     if cohort is None or case is None:
         session = None
@@ -111,7 +111,18 @@ def traverse(
         else:
             coded = next(session.coded(session.read(cases, out, named=True), "inverting the case"))
             codes = coded.z_sem.cpu().numpy(), coded.x_T, coded.case.file
-        _write(trained, axes, numbers, strengths, codes, run.batch_size, out)
+        images = _traversed(trained, axes, numbers, strengths, codes[:2], run.batch_size)
+        remove_images(out / "images")
+        for number, row in images.items():
+            for name, image in zip(strength_names(strengths), row, strict=True):
+                file = out / "images" / f"{number:03d}_{name}"
+                writing.write_image(file, image, trained.model_range, codes[2], trained.grid_affine)
+        rows = {f"{number}: {axes.explained[number - 1]:.0%}": row for number, row in images.items()}
+        titles = strength_titles(strengths)
+        write_atomic(picture, lambda path: pictures.draw_mosaic(rows, path, trained.model_range, titles))
+        shown = [number - 1 for number in numbers]
+        columns = {"component": numbers, "std": axes.stds[shown], "explained": axes.explained[shown]}
+        write_csv(out / "components.csv", pd.DataFrame(columns))
         log_to_open_run({}, [picture], "traversal")
         return {"explained": [float(axes.explained[number - 1]) for number in numbers]}
 
@@ -122,34 +133,16 @@ def traverse(
     return Result(out, figures, notes, skipped=skipped)
 
 
-def _write(
-    trained: bundles.TrainedBundle,
-    components: latents.PrincipalComponents,
-    numbers: Sequence[int],
-    strengths: Sequence[float],
-    codes: tuple[npt.NDArray[np.float32], torch.Tensor, str],
-    batch_size: int,
-    out: Path,
-) -> None:
-    """Write images, picture and table; ``codes`` are z_sem (1, D), x_T (N, C, *S) and a file that names the format."""
-    z_start, x_T, source = codes
+def _traversed(
+    trained: bundles.TrainedBundle, components: latents.PrincipalComponents, numbers: Sequence[int],
+    strengths: Sequence[float], codes: tuple[npt.NDArray[np.float32], torch.Tensor], batch_size: int,
+) -> dict[int, torch.Tensor]:  # fmt: skip
+    """The images (A, C, *S) along each component, from z_sem (1, D), and the mean over x_T (N, C, *S)."""
+    z_start, x_T = codes
     x_Ts = x_T.repeat(len(strengths), *[1] * (x_T.ndim - 1))
-    remove_images(out / "images")
-    rows: dict[str, torch.Tensor] = {}
+    rows: dict[int, torch.Tensor] = {}
     for number in track(numbers, f"traversing {counted(len(numbers), 'component')}"):
         z_sem = torch.from_numpy(components.traverse(z_start, number - 1, strengths)).to(x_T.device)
         images = sessions.decode_in_batches(trained, z_sem.repeat_interleave(len(x_T), dim=0), x_Ts, batch_size)
-        images = images.unflatten(0, (len(strengths), len(x_T))).mean(dim=1)
-        for name, image in zip(strength_names(strengths), images, strict=True):
-            writing.write_image(
-                out / "images" / f"{number:03d}_{name}", image, trained.model_range, source, trained.grid_affine
-            )
-        rows[f"{number}: {components.explained[number - 1]:.0%}"] = images
-    titles = strength_titles(strengths)
-    write_atomic(out / "traversal.png", lambda path: pictures.draw_mosaic(rows, path, trained.model_range, titles))
-    columns = {
-        "component": range(1, len(components.stds) + 1),
-        "std": components.stds,
-        "explained": components.explained,
-    }
-    write_csv(out / "components.csv", pd.DataFrame(columns).iloc[[number - 1 for number in numbers]])
+        rows[number] = images.unflatten(0, (len(strengths), len(x_T))).mean(dim=1)
+    return rows

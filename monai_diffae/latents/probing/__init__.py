@@ -1,23 +1,14 @@
 """Probes: how well z_sem and other features predict labels of held-out patients."""
 
-from monai_diffae.latents.probing.evaluation import EvaluatedProbe, ProbeSettings, evaluate_probes
+from monai_diffae.latents.probing.evaluation import EvaluatedProbe, evaluate_probes
 from monai_diffae.latents.probing.features import FeatureSet, intensity_statistics
-from monai_diffae.latents.probing.nested import (
-    HeldOutPredictions,
-    QuickProbe,
-    QuickScores,
-    cross_validation_folds,
-    few_label_scores,
-    predict_held_out,
-    split_folds,
-)
+from monai_diffae.latents.probing.nested import HeldOutPredictions, ProbeSettings, QuickScores
 from monai_diffae.latents.probing.probes import FittedProbe, fit_probe, pca_features
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores, score_with_interval
 from monai_diffae.latents.targets import Target, read_target
 
 __all__ = [
     "ClassScores", "EvaluatedProbe", "FeatureSet", "FittedProbe", "HeldOutPredictions", "NumberScores",
-    "ProbeSettings", "QuickProbe", "QuickScores", "Target", "cross_validation_folds", "evaluate_probes",
-    "few_label_scores", "fit_probe", "intensity_statistics", "pca_features", "predict_held_out", "read_target",
-    "score_with_interval", "split_folds",
+    "ProbeSettings", "QuickScores", "Target", "evaluate_probes", "fit_probe", "intensity_statistics", "pca_features",
+    "read_target", "score_with_interval",
 ]  # fmt: skip

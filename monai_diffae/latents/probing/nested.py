@@ -1,26 +1,222 @@
-"""Predictions for held-out patients, from nested cross-validation or from one split, with all labels or few."""
+"""Which cases of a table a probe is fitted to, and its predictions for held-out patients, with all labels or few.
+
+They are from nested cross-validation or from one split.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.neighbors import nearest_neighbors, numbered_groups
-from monai_diffae.latents.probing.probes import FittedProbe, Floats, Folds, Probe, fit_path, fit_probe, grouped_folds
-from monai_diffae.latents.probing.scores import ClassScores, NumberScores, bootstrapped
-from monai_diffae.latents.targets import Target, read_target
+from monai_diffae.latents.probing.probes import (
+    FittedProbe,
+    Floats,
+    Folds,
+    Probe,
+    ProbeModel,
+    grouped_folds,
+    inner_folds,
+)
+from monai_diffae.latents.probing.scores import ClassScores, NumberScores, with_interval
+from monai_diffae.latents.targets import LabelKind, Target, far_off, read_target
+from monai_diffae.policies import check_choice
+
+logger = logging.getLogger(__name__)
+
+Evaluation = Literal["split", "cv"]
+SplitOrigin = Literal["training", "given", "drawn"]  # as of monai_diffae.data.cases
 
 _MIN_CASES, _MIN_TRAINING = 6, 4
 _MIN_PATIENTS = 3  # patients of each class in cross-validation: one to test, two to train and choose a regularisation
 _MIN_PATIENTS_PER_SIDE = 2  # training patients, and test patients: one gives neither a regularisation nor an interval
+_MIN_TEST, _MIN_TEST_OF_CLASS = 30, 10  # patients of a split; with fewer, the table is cross-validated
 _MIN_LABELLED = 2  # patients of each class in a draw of few labels
-NUM_NEIGHBORS = 5
+_DRAWS = 20  # of few labels
+_NUM_NEIGHBORS = 5
 _FEWEST_PATIENTS = 10  # held-out patients with the label; fewer say nothing
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How to probe."""
+
+    #: ``split`` fits to the training cases of the table and evaluates on its test cases (``val`` if it has none);
+    #: ``cv`` is nested cross-validation. None: ``split`` if the table has training cases and enough test patients (30,
+    #: and 10 of each class), else ``cv``
+    evaluation: Evaluation | None = None
+    splits: tuple[str, ...] = ()  #: use only the cases of these splits, in cross-validation
+    probes: tuple[Probe, ...] = ("linear", "knn")  #: ``linear``, ``knn``, ``boosting``
+    seed: int = 0  #: random seed
+    #: for some targets, whether they are ``classes`` or ``numbers``
+    kinds: Mapping[str, LabelKind] = field(default_factory=dict)
+    few_labels: bool = False  #: also evaluate with few labels
+    #: C (for classes) or alpha (for numbers) of ``linear``, fixed beforehand; None: chosen
+    regularisation: float | None = None
+    each_regularisation: bool = False  #: also evaluate ``linear`` with each regularisation that it can choose from
+    #: a column such as the scanner: how well it can be told, and the probes with each value left out
+    nuisance: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("evaluation", self.evaluation or "cv", Evaluation)
+        for probe in self.probes:
+            check_choice("probes", probe, Probe)
+        if not self.probes:
+            raise ConfigError(f"probes: is empty; choose from {', '.join(get_args(Probe))}")
+        if self.splits and self.evaluation == "split":
+            raise ConfigError("splits: applies to cross-validation; omit it, or set evaluation to cv")
+
+
+@dataclass(frozen=True, eq=False)
+class ProbedCases:
+    """The cases of a table that take part in a probe (``positions``), with patients and splits of all its rows."""
+
+    positions: NDArray[np.intp]
+    patients: NDArray[Any]
+    splits: NDArray[np.str_]  # empty if the table has none
+    split_origin: SplitOrigin | None = None
+
+    @classmethod
+    def from_table(
+        cls, table: pd.DataFrame, is_available: NDArray[np.bool_], splits: Sequence[str] = (),
+        split_origin: SplitOrigin | None = None,
+    ) -> ProbedCases:  # fmt: skip
+        """The cases for which all features are available, only those of the given splits if there are any."""
+        ids = [str(case) for case in (table["id"] if "id" in table else range(len(table)))]
+        names = table["patient"] if "patient" in table else [None] * len(ids)
+        if "patient" not in table:
+            logger.warning("the table has no column patient: each case counts as a patient of its own")
+        patients = [f"case {case}" if pd.isna(name) else str(name) for case, name in zip(ids, names, strict=True)]
+        split_of_rows = table["split"].astype(str).to_numpy(str) if "split" in table else np.array([], str)
+        existing = sorted(set(split_of_rows.tolist()))
+        if missing := [name for name in splits if name not in existing]:
+            raise ConfigError(f"splits: the table has no split '{missing[0]}'; it has {', '.join(existing) or 'none'}")
+        is_in_splits = np.isin(split_of_rows, list(splits)) if splits else np.ones(len(table), bool)
+        if num_unavailable := int((is_in_splits & ~is_available).sum()):
+            logger.warning("%d cases are omitted: not all features are available for them", num_unavailable)
+        if not (is_in_splits & is_available).any():
+            raise CohortError("probe: no case has all features; give features of the same cases")
+        order = np.argsort(np.array(ids), kind="stable")  # patients are hashes, which differ between folders
+        if split_origin == "drawn":
+            logger.warning(
+                "it is not known which cases the autoencoder was trained on: the split was drawn at random for this "
+                "table; if it was trained on some, their scores may be too high"
+            )
+        return cls(order[(is_in_splits & is_available)[order]], np.array(patients), split_of_rows, split_origin)
+
+    @property
+    def has_split(self) -> bool:
+        """Whether the table has training cases, and validation or test cases."""
+        return "train" in self.splits and bool({"val", "test"} & {*self.splits})
+
+    def sides(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Whether each of some rows of the table is a training case, and whether it is a test case."""
+        if not self.has_split:
+            raise ConfigError(
+                "evaluation: the table has no training cases, or no validation or test cases; set evaluation to cv, or "
+                "embed a cohort with splits"
+            )
+        return self.splits[rows] == "train", self.splits[rows] == ("test" if "test" in self.splits else "val")
+
+    def is_split_enough(self, target: Target) -> bool:
+        """Whether the table's split has training cases and enough test patients, in total and of each class."""
+        if not self.has_split:
+            return False
+        (is_train, is_test), patients = self.sides(target.rows), self.patients[target.rows]
+        counts = target.patients_of_classes(patients, np.flatnonzero(is_test)).values()
+        is_enough = len(np.unique(patients[is_test])) >= _MIN_TEST and is_train.any()
+        return bool(is_enough) and all(count >= _MIN_TEST_OF_CLASS for count in counts)
+
+    def num_seen(self, patients: NDArray[Any]) -> int | None:
+        """How many cases are of patients that the autoencoder was trained on; None: it is not known."""
+        if self.split_origin == "drawn":
+            return None
+        return int(np.isin(patients, self.patients[: len(self.splits)][self.splits == "train"]).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class TargetFolds:
+    """A target of K cases, the patients ``[K]``, and the folds in which it is evaluated, as positions among them."""
+
+    target: Target
+    patients: NDArray[Any]
+    folds: Folds
+    evaluation: Evaluation
+    num_omitted: int  # cases without the label, or of a class that is too small to be evaluated
+    counts: dict[str, int]  # test patients of each class
+    num_seen: int | None  # test cases of patients that the autoencoder was trained on, as far as is known
+    nuisance: NDArray[np.str_] | None = None  # of each case, such as its scanner; empty text: it is not known
+
+    @property
+    def test_cases(self) -> NDArray[np.intp]:
+        """The cases that are evaluated, as positions among the K cases, ascending."""
+        return _test_cases(self.folds)
+
+    @property
+    def small_classes(self) -> dict[str, int]:
+        """The test patients of classes that have fewer than 10."""
+        return {label: count for label, count in self.counts.items() if count < _MIN_TEST_OF_CLASS}
+
+
+def _test_cases(folds: Folds) -> NDArray[np.intp]:
+    return np.sort(np.concatenate([test for _, test in folds]))
+
+
+def choose_folds(
+    cases: ProbedCases, labels: Sequence[Any], name: str, settings: ProbeSettings, kind: LabelKind = "auto"
+) -> TargetFolds:
+    """Choose how a target is evaluated, by default by the table's split if it has enough test cases."""
+    all_cases = read_target(labels, name, cases.positions, kind)
+    evaluation = settings.evaluation
+    if evaluation is None:
+        evaluation = "split" if not settings.splits and cases.is_split_enough(all_cases) else "cv"
+    if evaluation == "split":
+        target, folds = split_folds(all_cases, cases.patients[all_cases.rows], *cases.sides(all_cases.rows))
+        num_considered = int(sum(side.sum() for side in cases.sides(cases.positions)))
+    else:
+        target, folds = cross_validation_folds(all_cases, cases.patients[all_cases.rows], settings.seed)
+        num_considered = len(cases.positions)
+    patients, test = cases.patients[target.rows], _test_cases(folds)
+    counts, num_seen = target.patients_of_classes(patients, test), cases.num_seen(patients[test])
+    num_omitted = num_considered - len(target.rows)
+    if num_omitted:
+        logger.info("target '%s': %d cases without a usable label are omitted", name, num_omitted)
+    if omitted := [label for label in all_cases.classes or () if label not in (target.classes or ())]:
+        logger.warning("target '%s': classes with too few patients are omitted: %s", name, ", ".join(omitted))
+    target_folds = TargetFolds(target, patients, folds, evaluation, num_omitted, counts, num_seen)
+    for doubt in _doubts(target_folds, settings.seed):
+        logger.warning("target '%s': %s", name, doubt)
+    return target_folds
+
+
+def _doubts(folds: TargetFolds, seed: int) -> Iterator[str]:
+    """Whatever makes the scores unreliable."""
+    target, patients = folds.target, folds.patients
+    for label, count in folds.small_classes.items():
+        yield f"there are only {count} test patients of class '{label}', so its scores are unreliable"
+    num_patients = len(np.unique(patients[folds.test_cases]))
+    if target.classes is None and num_patients < _MIN_TEST_OF_CLASS:
+        yield f"there are only {num_patients} test patients, so its scores are unreliable"
+    trained = (train for train, _ in folds.folds)
+    if few := sum(not inner_folds(target.values[rows], patients[rows], target.num_classes, seed) for rows in trained):
+        yield (
+            f"{few} of {len(folds.folds)} folds have too few training patients to choose a regularisation, so the "
+            "strongest is used; label more patients"
+        )
+    if target.classes is None and (is_far := far_off(target.values)).any():
+        outliers = target.values[is_far]
+        yield (
+            f"{len(outliers)} of {len(is_far)} values are far from all others, such as "
+            f"{outliers[abs(outliers).argmax()]:g}, and can dominate the scores; correct or empty them if they are "
+            "errors or codes"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +245,7 @@ class HeldOutPredictions:
 
 
 def cross_validation_folds(target: Target, groups: NDArray[Any], seed: int = 0) -> tuple[Target, Folds]:
-    """The outer folds of nested cross-validation, and the target without classes that are too small.
-
-    Args:
-        target: the target of K cases.
-        groups: ``[K]``, the patients.
-        seed: random seed of the folds.
-
-    Raises:
-        ConfigError: fewer than two classes have 3 patients, or there are too few cases or patients.
-    """
+    """The outer folds of nested cross-validation over patients, and the target without classes that are too small."""
     target, groups = _without_small_classes(target, groups, {"": (np.arange(len(target.rows)), _MIN_PATIENTS)})
     patients = len(np.unique(groups))
     if len(target.rows) < _MIN_CASES or patients < _MIN_PATIENTS:
@@ -72,18 +259,7 @@ def cross_validation_folds(target: Target, groups: NDArray[Any], seed: int = 0) 
 def split_folds(
     target: Target, groups: NDArray[Any], is_train: NDArray[np.bool_], is_test: NDArray[np.bool_]
 ) -> tuple[Target, Folds]:
-    """A given split as the only fold, and the target without classes that are too small.
-
-    Args:
-        target: the target of K cases.
-        groups: ``[K]``, the patients.
-        is_train: ``[K]``, whether a probe is fitted to a case.
-        is_test: ``[K]``, whether a case is predicted.
-
-    Raises:
-        ConfigError: a patient has training and test cases, or there are too few cases or patients, in total or of each
-            class.
-    """
+    """A given split as the only fold, and the target without classes that are too small."""
     num_shared = len(np.intersect1d(groups[is_train], groups[is_test]))
     if num_shared:
         raise ConfigError(
@@ -111,45 +287,25 @@ def split_folds(
 
 
 def predict_held_out(
-    features: Sequence[Floats], target: Target, groups: NDArray[Any], folds: Folds, probe: Probe, seed: int = 0,
-    standardise: bool = True, regularisation: float | None = None,
-) -> HeldOutPredictions:  # fmt: skip
-    """Fit a probe to the training cases of each fold and predict its test cases.
+    features: Sequence[Floats], target: Target, groups: NDArray[Any], folds: Folds, model: ProbeModel
+) -> HeldOutPredictions:
+    """Fit a probe to the training cases of each fold, with the ``features`` of this fold, and predict its test cases.
 
-    The regularisation is chosen within the training cases of the fold, unless that of ``linear`` is given.
-
-    Args:
-        features: ``[K, D]`` for each fold, as extracted for its training cases.
-        target: the target of K cases.
-        groups: ``[K]``, the patients.
-        folds: as from :func:`cross_validation_folds` or :func:`split_folds`.
-        probe: ``linear``, ``knn`` or ``boosting``.
-        seed: random seed of the inner folds and of boosting.
-        standardise: scale each feature; see :func:`~monai_diffae.latents.probing.probes.fit_probe`.
-        regularisation: C or alpha of ``linear``, if it was fixed beforehand.
-
-    Example:
-        >>> from monai_diffae.latents.targets import read_target
-        >>> x, patients = np.random.default_rng(0).normal(size=(100, 3)), np.arange(100) // 2
-        >>> target, folds = cross_validation_folds(read_target(list(x[:, 0] > 0), "large"), patients)
-        >>> predictions = predict_held_out([x] * len(folds), target, patients, folds, "linear")
-        >>> predictions.predicted.shape, bool(predictions.scores()(np.ones(100))[0] > 0.95)
-        ((100, 2), True)
+    The regularisation is chosen within the training cases of the fold.
     """
-    options: dict[str, Any] = {"seed": seed, "standardise": standardise, "regularisation": regularisation}
     fitted = [
-        fit_probe(probe, x[train], target.values[train], groups[train], target.num_classes, **options)
+        model.fit(x[train], target.values[train], groups[train], target.num_classes)
         for x, (train, _) in zip(features, folds, strict=True)
     ]
     return _held_out(fitted, features, target, folds)
 
 
 def predict_path(
-    features: Sequence[Floats], target: Target, folds: Folds, values: Sequence[float], standardise: bool = True
+    features: Sequence[Floats], target: Target, folds: Folds, model: ProbeModel, values: Sequence[float]
 ) -> list[HeldOutPredictions]:
-    """The predictions of the linear probe with each regularisation; see :func:`predict_held_out` for the arguments."""
+    """The predictions of a probe with each regularisation."""
     paths = [
-        list(fit_path("linear", x[train], target.values[train], target.num_classes, values, standardise=standardise))
+        list(model.fit_path(x[train], target.values[train], target.num_classes, values))
         for x, (train, _) in zip(features, folds, strict=True)
     ]
     return [_held_out(fitted, features, target, folds) for fitted in zip(*paths, strict=True)]
@@ -176,34 +332,21 @@ def _held_out(
 
 
 def few_label_scores(
-    features: Sequence[Floats], target: Target, groups: NDArray[Any], folds: Folds, probe: Probe, *, num_patients: int,
-    num_draws: int = 20, seed: int = 0, standardise: bool = True, regularisation: float | None = None,
-) -> Floats:  # fmt: skip
-    """AUROC or R2 ``[draws]`` of probes that are fitted to the labels of a few patients.
+    features: Sequence[Floats], target: Target, groups: NDArray[Any], folds: Folds, model: ProbeModel, num_patients: int
+) -> Floats:
+    """AUROC or R2 ``[draws]`` of probes that are fitted to all cases of a few patients; NaN if it is not defined.
 
-    Each draw selects patients from the training cases of every fold, and predicts all test cases. A draw has at least
-    two patients of each class; the others are selected at random. With the same seed, a draw of more patients contains
-    the draw of fewer. Scores that are not defined are NaN. The draws share their test cases, and with many patients
-    also most training cases, so their spread is no confidence interval.
-
-    Args:
-        features: ``[K, D]`` for each fold.
-        target: the target of K cases.
-        groups: ``[K]``, the patients.
-        folds: as for :func:`predict_held_out`.
-        probe: ``linear``, ``knn`` or ``boosting``.
-        num_patients: number of labelled patients, with all of their cases.
-        num_draws: number of draws; half as many with several folds, each of which is fitted in every draw.
-        seed: random seed of the draws.
-        standardise: scale each feature; see :func:`~monai_diffae.latents.probing.probes.fit_probe`.
-        regularisation: C or alpha of ``linear``, if it was fixed beforehand.
+    Each draw selects patients from the training cases of every fold, and predicts all test cases; with several folds,
+    there are half as many draws. A draw has at least two patients of each class; the others are selected at random, and
+    a draw of more patients contains the draw of fewer. The draws share their test cases, and with many patients also
+    most training cases, so their spread is no confidence interval.
     """
-    scores = np.full(num_draws if len(folds) == 1 else -(-num_draws // 2), np.nan)
+    scores = np.full(_DRAWS if len(folds) == 1 else -(-_DRAWS // 2), np.nan)
     for draw in range(len(scores)):
-        labelled = [_draw(target, groups, train, num_patients, [seed, draw]) for train, _ in folds]
+        labelled = [_draw(target, groups, train, num_patients, [model.seed, draw]) for train, _ in folds]
         few = [(train, test) for train, (_, test) in zip(labelled, folds, strict=True) if train is not None]
         if len(few) == len(folds):
-            predictions = predict_held_out(features, target, groups, few, probe, seed, standardise, regularisation)
+            predictions = predict_held_out(features, target, groups, few, model)
             scores[draw] = predictions.scores()(np.ones(len(predictions.fold)))[0]
     return scores
 
@@ -261,14 +404,8 @@ class QuickScores:
 class QuickProbe:
     """A label, and the cases on which it is probed: a linear model learns from some and predicts the others.
 
-    For classes it is a ridge regression of each class against the rest, which is much faster than a logistic one.
-
-    Example:
-        >>> z = np.random.default_rng(0).normal(size=(200, 4))
-        >>> probe = QuickProbe.choose(list(z[:, 0] > 0), "large", np.arange(200), np.arange(200) < 120)
-        >>> scores = probe.scores(z)
-        >>> scores.score > 0.95, scores.low <= scores.score <= scores.high, scores.neighbors > 0.7
-        (True, True, True)
+    For classes it is a ridge regression of each class against the rest, which is much faster than a logistic one. As in
+    ``probe``, z_sem keeps its scales.
     """
 
     target: Target  #: the label of K cases; its rows are those of the N cases
@@ -280,18 +417,7 @@ class QuickProbe:
     def choose(
         cls, labels: Sequence[Any], name: str, patients: NDArray[Any], is_train: NDArray[np.bool_]
     ) -> QuickProbe:
-        """Choose the cases of a label, without classes that are too small.
-
-        Args:
-            labels: ``[N]``.
-            name: the label's name.
-            patients: ``[N]``.
-            is_train: ``[N]``, whether a case is a training case; the others are held out.
-
-        Raises:
-            ConfigError: the label cannot be probed: it is the same for all, text with too many values, or has too few
-                patients.
-        """
+        """Choose the cases of a label ``[N]`` without small classes; those that are not ``is_train`` are held out."""
         every = read_target(labels, name)
         sides = is_train[every.rows], ~is_train[every.rows]
         target, [(train, test)] = split_folds(every, patients[every.rows], *sides)
@@ -305,12 +431,10 @@ class QuickProbe:
     def scores(self, z: Floats, seed: int = 0) -> QuickScores:
         """Probe z_sem ``[N, D]`` of all N cases; ``seed`` is that of the folds and of the bootstrap."""
         x = z[self.target.rows]
-        predicted = self._predicted(x, seed)
-        truth, patients = self.target.values[self.test], self.patients[self.test]
+        predicted, truth = self._predicted(x, seed), self.target.values[self.test]
         is_number = self.target.classes is None
         scores = NumberScores(truth, predicted[:, 0]) if is_number else ClassScores(truth, predicted)
-        ends = scores.intervals(bootstrapped(scores, patients, seed), patients)[0]
-        return QuickScores(float(scores(np.ones(len(truth)))[0]), *ends, self._agreement(x))
+        return QuickScores(*with_interval(scores, self.patients[self.test], seed), self._agreement(x))
 
     def _predicted(self, x: Floats, seed: int) -> Floats:
         """A column of predictions for each class, or one column of numbers, for the held-out cases."""
@@ -318,14 +442,13 @@ class QuickProbe:
         first = 1 if num_classes == 2 else 0
         columns = [values] if num_classes is None else [values == k for k in range(first, num_classes)]
         train, groups = self.train, self.patients[self.train]
-        fitted = [fit_probe("linear", x[train], y[train].astype(np.float64), groups, None, seed) for y in columns]
+        ridge = ProbeModel("linear", seed, standardise=False)
+        fitted = [ridge.fit(x[train], y[train].astype(np.float64), groups, None) for y in columns]
         predicted = np.stack([probe.predict(x[self.test]) for probe in fitted], axis=1)
         return np.concatenate([-predicted, predicted], axis=1) if num_classes == 2 else predicted
 
     def _agreement(self, x: Floats) -> float:
-        std = x[self.train].std(axis=0)
-        scaled = x / np.where(std > 0, std, 1)
-        nearest = nearest_neighbors(scaled[self.test], scaled[self.train], min(NUM_NEIGHBORS, len(self.train)))
+        nearest = nearest_neighbors(x[self.test], x[self.train], min(_NUM_NEIGHBORS, len(self.train)))
         theirs = self.target.values[self.train][nearest.indices]
         own = self.target.values[self.test]
         if self.target.classes is not None:

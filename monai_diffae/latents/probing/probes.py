@@ -72,10 +72,76 @@ class FittedProbe:
         return ratio.argmax(axis=1)
 
 
+@dataclass(frozen=True)
+class ProbeModel:
+    """A probe, and how it is fitted: see :func:`fit_probe`."""
+
+    name: Probe = "linear"
+    seed: int = 0
+    standardise: bool = True
+    balanced: bool = False
+    regularisation: float | None = None
+
+    def fit(self, features: Floats, target: NDArray[Any], groups: NDArray[Any], num_classes: int | None) -> FittedProbe:
+        """Fit the probe with the regularisation that has the smallest loss on held-out patients."""
+        from sklearn import config_context
+        from sklearn.preprocessing import StandardScaler
+
+        if num_classes is not None and len(np.unique(target)) < 2:
+            raise ConfigError("the training cases are all of one class; label more patients")
+        features = np.asarray(features, np.float64)  # Newton's method is not accurate enough in float32
+        is_fixed = self.regularisation is not None and self.name == "linear"
+        folds = [] if is_fixed or self.name == "boosting" else inner_folds(target, groups, num_classes, self.seed)
+        num_cases = min([len(train) for train, _ in folds], default=len(target))
+        values = [self.regularisation] if is_fixed else regularisations(self.name, num_classes, num_cases)
+        weights = np.ones(len(target))
+        if self.balanced and num_classes is not None:
+            weights = 1 / np.bincount(target)[target]
+        losses = np.zeros(len(values))
+        scaler = StandardScaler(with_std=self.standardise)
+        # checking the same arrays in every fit would take longer than small fits do
+        with config_context(assume_finite=True, skip_parameter_validation=True):
+            for train, test in folds:
+                x_train, x_test = scaler.fit_transform(features[train]), scaler.transform(features[test])
+                for i, model in enumerate(self._models(x_train, target[train], num_classes, values)):
+                    losses[i] += weights[test] @ _loss(model, x_test, target[test], num_classes)
+            best = values[int(losses.argmin())]  # the first, and so the strongest, of equals
+            (fitted,) = self.fit_path(features, target, num_classes, [best])
+        return fitted if folds or is_fixed else replace(fitted, regularisation=None)
+
+    def fit_path(
+        self, features: Floats, target: NDArray[Any], num_classes: int | None, values: Sequence[Any]
+    ) -> Iterator[FittedProbe]:
+        """Fit the probe with each of several regularisations, strongest first."""
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        scaler = StandardScaler(with_std=self.standardise)
+        x = scaler.fit_transform(np.asarray(features, np.float64))
+        priors = np.bincount(target, minlength=num_classes) / len(target) if num_classes is not None else np.empty(0)
+        for value, model in zip(values, self._models(x, target, num_classes, values), strict=True):
+            regularisation = None if value is None else float(value)
+            yield FittedProbe(make_pipeline(scaler, model), num_classes, priors, regularisation)
+
+    def _models(self, x: Floats, target: NDArray[Any], num_classes: int | None, values: Sequence[Any]) -> Iterator[Any]:
+        """The models of scikit-learn for each value, in this order."""
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+        from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+
+        if self.name == "linear":
+            if num_classes is None:
+                return _ridge_path(x, target, values)
+            return _logistic_path(x, target, values, num_classes, self.balanced)
+        if self.name == "boosting":  # without early stopping, which would hold out cases instead of patients
+            boosting = HistGradientBoostingRegressor if num_classes is None else HistGradientBoostingClassifier
+            return iter([boosting(early_stopping=False, random_state=self.seed).fit(x, target)])
+        neighbors = KNeighborsRegressor if num_classes is None else KNeighborsClassifier
+        return (neighbors(value).fit(x, target) for value in values)
+
+
 def fit_probe(
-    probe: Probe, features: Floats, target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, seed: int = 0,
-    standardise: bool = True, balanced: bool = False, regularisation: float | None = None,
-) -> FittedProbe:  # fmt: skip
+    probe: Probe, features: Floats, target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, **options: Any
+) -> FittedProbe:
     """Fit a probe with the regularisation that has the smallest loss on held-out patients.
 
     ``linear`` is a logistic or a ridge regression, ``knn`` the nearest neighbors in standardised features, and
@@ -89,11 +155,10 @@ def fit_probe(
         target: ``[N]``, classes counted from 0, or numbers.
         groups: ``[N]``, the patients.
         num_classes: number of classes; None for a continuous target.
-        seed: random seed of the folds and of boosting.
-        standardise: scale each feature to a standard deviation of 1. Not for features whose scales are informative,
-            such as principal components, the last of which are noise.
-        balanced: weight the cases of ``linear`` as if all classes were equally frequent.
-        regularisation: C or alpha of ``linear``, if it was fixed beforehand; None: chosen as above.
+        options: ``seed``, of the folds and of boosting (0); ``standardise``, scale each feature to a standard deviation
+            of 1 (True), but not features whose scales are informative, such as principal components, the last of which
+            are noise; ``balanced``, weight the cases of ``linear`` as if all classes were equally frequent (False);
+            ``regularisation``, C or alpha of ``linear``, if it was fixed beforehand (None).
 
     Raises:
         ConfigError: all training cases have the same class.
@@ -104,30 +169,7 @@ def fit_probe(
         >>> fitted.predict(x).shape, fitted.regularisation > 1
         ((200, 2), True)
     """
-    from sklearn import config_context
-    from sklearn.preprocessing import StandardScaler
-
-    if num_classes is not None and len(np.unique(target)) < 2:
-        raise ConfigError("the training cases are all of one class; label more patients")
-    features = np.asarray(features, np.float64)  # Newton's method is not accurate enough in float32
-    is_fixed = regularisation is not None and probe == "linear"
-    folds = [] if is_fixed or probe == "boosting" else inner_folds(target, groups, num_classes, seed)
-    num_cases = min([len(train) for train, _ in folds], default=len(target))
-    values = [regularisation] if is_fixed else regularisations(probe, num_classes, num_cases)
-    weights = 1 / np.bincount(target)[target] if balanced and num_classes is not None else np.ones(len(target))
-    losses = np.zeros(len(values))
-    scaler = StandardScaler(with_std=standardise)
-    # checking the same arrays in every fit would take longer than small fits do
-    with config_context(assume_finite=True, skip_parameter_validation=True):
-        for train, test in folds:
-            x_train, x_test = scaler.fit_transform(features[train]), scaler.transform(features[test])
-            models = _fitted_models(probe, x_train, target[train], num_classes, values, seed, balanced)
-            for i, model in enumerate(models):
-                losses[i] += weights[test] @ _loss(model, x_test, target[test], num_classes)
-        best = values[int(losses.argmin())]  # the first, and so the strongest, of equals
-        options: dict[str, Any] = {"seed": seed, "standardise": standardise, "balanced": balanced}
-        (fitted,) = fit_path(probe, features, target, num_classes, [best], **options)
-    return fitted if folds or is_fixed else replace(fitted, regularisation=None)
+    return ProbeModel(probe, **options).fit(features, target, groups, num_classes)
 
 
 def regularisations(probe: Probe, num_classes: int | None, num_cases: int = 100) -> list[Any]:
@@ -135,23 +177,6 @@ def regularisations(probe: Probe, num_classes: int | None, num_cases: int = 100)
     if probe == "linear":
         return RIDGE_ALPHAS[::-1].tolist() if num_classes is None else LOGISTIC_CS.tolist()
     return list(dict.fromkeys(min(count, num_cases) for count in NUM_NEIGHBORS)) if probe == "knn" else [None]
-
-
-def fit_path(
-    probe: Probe, features: Floats, target: NDArray[Any], num_classes: int | None, values: Sequence[Any], *,
-    seed: int = 0, standardise: bool = True, balanced: bool = False,
-) -> Iterator[FittedProbe]:  # fmt: skip
-    """Fit a probe with each of several regularisations, strongest first; see :func:`fit_probe` for the arguments."""
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler(with_std=standardise)
-    x = scaler.fit_transform(np.asarray(features, np.float64))
-    priors = np.bincount(target, minlength=num_classes) / len(target) if num_classes is not None else np.empty(0)
-    models = _fitted_models(probe, x, target, num_classes, values, seed, balanced)
-    for value, model in zip(values, models, strict=True):
-        regularisation = None if value is None else float(value)
-        yield FittedProbe(make_pipeline(scaler, model), num_classes, priors, regularisation)
 
 
 def inner_folds(target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, seed: int = 0) -> Folds:
@@ -198,25 +223,6 @@ def pca_features(images_train: ArrayLike, images_test: ArrayLike, dims: int) -> 
     train, test = np.asarray(images_train), np.asarray(images_test)
     components = PixelComponents.fit([train], dims)
     return components.features(train), components.features(test)
-
-
-def _fitted_models(
-    probe: Probe, x: Floats, target: NDArray[Any], num_classes: int | None, values: Sequence[Any], seed: int,
-    balanced: bool,
-) -> Iterator[Any]:  # fmt: skip
-    """The models of scikit-learn for each value, in this order."""
-    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-
-    if probe == "linear":
-        if num_classes is None:
-            return _ridge_path(x, target, values)
-        return _logistic_path(x, target, values, num_classes, balanced)
-    if probe == "boosting":  # without early stopping, which would hold out cases instead of patients
-        boosting = HistGradientBoostingRegressor if num_classes is None else HistGradientBoostingClassifier
-        return iter([boosting(early_stopping=False, random_state=seed).fit(x, target)])
-    neighbors = KNeighborsRegressor if num_classes is None else KNeighborsClassifier
-    return (neighbors(value).fit(x, target) for value in values)
 
 
 def _logistic_path(

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import numbered_groups
 
 Floats = NDArray[np.float64]
@@ -131,6 +130,14 @@ def bootstrapped(
     return np.asarray(score + (1 + num_folds / (num_folds - 1)) ** 0.5 * (values - score))
 
 
+def with_interval(
+    scores: ClassScores | NumberScores, groups: Sequence[Any] | NDArray[Any], seed: int = 0, num_folds: int = 1
+) -> tuple[float, float, float]:
+    """The main score, and the ends of its 95% interval from a bootstrap over groups ``[N]``."""
+    low, high = scores.intervals(bootstrapped(scores, groups, seed, num_folds), groups)[0]
+    return float(scores(np.ones(len(scores.truth)))[0]), low, high
+
+
 def plain(value: float) -> float | None:
     """A number for JSON, which has no NaN."""
     return float(value) if np.isfinite(value) else None
@@ -182,9 +189,9 @@ def _least_error(num_patients: int) -> float:
 
 def score_with_interval(
     metric: Literal["auroc", "r2"], target: ArrayLike, predicted: ArrayLike, groups: Sequence[Any] | None = None,
-    seed: int = 0, baseline: ArrayLike | None = None, num_folds: int = 1,
+    seed: int = 0,
 ) -> tuple[float, float, float]:  # fmt: skip
-    """The score of given predictions, with its 95% interval from a bootstrap.
+    """The score of given predictions, with its 95% interval from a bootstrap; NaN if the target is always the same.
 
     Args:
         metric: ``auroc``, for a target of 0 and 1 and predictions that rank the cases, or ``r2``.
@@ -192,33 +199,19 @@ def score_with_interval(
         predicted: ``[N]``.
         groups: ``[N]``, such as patients; the bootstrap then draws groups instead of cases.
         seed: random seed of the bootstrap.
-        baseline: ``[N]``, for R2; see :class:`NumberScores`.
-        num_folds: see :func:`bootstrapped`.
 
     Returns:
         The score, and the lower and upper end of the interval.
-
-    Raises:
-        ConfigError: there are not as many predictions as targets, or the target is the same for all cases.
 
     Example:
         >>> score, low, high = score_with_interval("auroc", [0, 1] * 20, np.arange(40) % 2)
         >>> score, round(low, 2), high
         (1.0, 0.9, 1.0)
     """
-    y, prediction = np.asarray(target, np.float64), np.asarray(predicted, np.float64)
-    if y.shape != prediction.shape or y.ndim != 1:
-        raise ConfigError("score: give as many predictions as targets")
-    if len(y) == 0 or np.ptp(y) == 0:
-        raise ConfigError("score: the target is the same for all cases; choose cases in which it varies")
-    scores: ClassScores | NumberScores
-    if metric == "r2":
-        scores = NumberScores(y, prediction, baseline)
-    else:
-        scores = ClassScores(y, np.stack([-prediction, prediction], axis=1))
-    members = np.arange(len(y)) if groups is None else groups
-    low, high = scores.intervals(bootstrapped(scores, members, seed, num_folds), members)[0]
-    return float(scores(np.ones(len(y)))[0]), low, high
+    prediction = np.asarray(predicted, np.float64)
+    both = np.stack([-prediction, prediction], axis=1)
+    scores = NumberScores(target, prediction) if metric == "r2" else ClassScores(target, both)
+    return with_interval(scores, np.arange(len(prediction)) if groups is None else groups, seed)
 
 
 def _areas(is_class: Floats, rank: NDArray[np.intp], weights: Floats) -> tuple[float, float] | None:

@@ -8,8 +8,8 @@ import pytest
 from tiny_bundles import rewrite, scaled
 
 from monai_diffae import evaluate, reconstruct
+from monai_diffae.apps.evaluation.quality import Reconstructions
 from monai_diffae.apps.evaluation.quality_tables import MeasuredRows, difference_rows, mean_rows
-from monai_diffae.apps.evaluation.reconstruction_quality import Reconstructions
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Process
 from monai_diffae.data.atomic import PartStore

@@ -13,7 +13,7 @@ from tiny_bundles import rewrite, scaled
 
 from monai_diffae import embed, generate
 from monai_diffae.apps.evaluation.evaluate import _Evaluation, evaluate
-from monai_diffae.apps.evaluation.generation_quality import GeneratedImages
+from monai_diffae.apps.evaluation.quality import GeneratedImages
 from monai_diffae.apps.session import Session
 from monai_diffae.data.embeddings import read_embeddings, split_rows, z_matrix
 from monai_diffae.data.samples import FACTORS, make_virtual_cohort

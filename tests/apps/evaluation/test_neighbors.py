@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.evaluation import neighbor_images
 from monai_diffae.apps.evaluation.neighbors import TrainingCases, neighbors
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -147,7 +146,7 @@ def test_wrong_arguments_are_one_line(table, write, tmp_path):
 
 def test_captions_are_drawn_only_if_they_are_asked_for(labelled, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(neighbor_images, "draw_cells", lambda rows, path, _: drawn.append(rows) or path.touch())
+    monkeypatch.setattr("monai_diffae.pictures.draw_cells", lambda rows, path, _: drawn.append(rows) or path.touch())
     options = {"bundle": labelled.bundle, "cohort": labelled.cohort, "device": "cpu", "k": 2, "limit": 1}
     result = neighbors(labelled.embeddings, tmp_path / "plain", **options)
     neighbors(labelled.embeddings, tmp_path / "named", **options, captions=["id", "wide"])

@@ -71,6 +71,9 @@ def test_scores_of_columns_and_constants_and_what_is_left_out(write, tmp_path, c
     for scores, message in {"report": "has empty cells or text", "height": "there is no label column 'height'"}.items():
         with pytest.raises(ConfigError, match=message):
             reliability(tmp_path / "e.parquet", tmp_path / "other", repeat="visit", scores=[scores])
+    with pytest.raises(ConfigError, match="^scanner: all scans have the same 'scanner'; omit scanner, or choose"):
+        reliability(write(planted().assign(scanner="A"), "one.parquet"), tmp_path / "one", repeat="visit",
+                    scanner="scanner")  # fmt: skip
     double = write(pd.concat([table, table[:1]]), "double.parquet")
     for command, arguments in {reliability: {"repeat": "visit"}, harmonize: {"scanner": "scanner"}}.items():
         with pytest.raises(CohortError, match="no column id with a unique name for each case"):
@@ -147,11 +150,6 @@ def test_cases_that_cannot_be_harmonized_are_listed_with_the_reason(write, tmp_p
         "scanner is empty", "its scanner has fewer than 10 training cases", "site is empty",
         "no training case has its value of site",
     }  # fmt: skip
-
-
-def test_reliability_of_one_scanner_is_refused(write, tmp_path):
-    with pytest.raises(ConfigError, match="^scanner: all scans have the same 'scanner'; omit scanner, or choose"):
-        reliability(write(planted().assign(scanner="A")), tmp_path / "out", repeat="visit", scanner="scanner")
 
 
 @pytest.mark.parametrize(
