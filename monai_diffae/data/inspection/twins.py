@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from typing import Any
 
@@ -170,6 +170,10 @@ class Pair:
         (first, second), (one, other) = self.ids, self.values
         return f"{first} ({self.what} {one}) and {second} ({self.what} {other})"
 
+    def figures(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"ids": list(self.ids), "what": self.what, "values": list(self.values)}
+
 
 @dataclass(frozen=True)
 class TwinReport:
@@ -213,8 +217,8 @@ class TwinReport:
         """Everything, as plain values for JSON."""
         return {
             "groups": self.groups, "num_identical": self.num_identical,
-            "separated": [asdict(pair) for pair in self.separated],
-            "contradictory": [asdict(pair) for pair in self.contradictory],
+            "separated": [pair.figures() for pair in self.separated],
+            "contradictory": [pair.figures() for pair in self.contradictory],
             "num_of_different_patients": len(self.other_patients),
         }  # fmt: skip
 

@@ -59,7 +59,7 @@ def test_twins_are_listed_and_marked(pictures, tmp_path):
         "1 pair of twins with different labels: 1 (label benign) and copy (label malignant); correct or remove them",
     ]
     assert result.figures["twins"]["groups"] == [["1", "copy"]]
-    assert result.figures["twins"]["contradictory"][0]["values"] == ("benign", "malignant")
+    assert result.figures["twins"]["contradictory"][0]["values"] == ["benign", "malignant"]
     cases = read_cohort(result.table)
     assert {case.id for case in cases if case.labels["twins"] == "group 1"} == {"1", "copy"}
     assert label_names(cases) == ["label"]  # the mark is none
