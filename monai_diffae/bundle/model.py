@@ -77,7 +77,9 @@ class TrainedBundle:
     def has_wide(self) -> bool:
         """Whether the bundle has wide features of its present weights."""
         path = models_folder(self.folder) / WIDE
-        return path.is_file() and read_description(path).get("autoencoder_sha256") == self.sha256
+        description = read_description(path) if path.is_file() else {}
+        # an older file, without the size of the images, holds other features
+        return "size" in description and description.get("autoencoder_sha256") == self.sha256
 
     @property
     def preprocessing_sha256(self) -> str:

@@ -57,7 +57,7 @@ SUFFIXES = tuple(suffix for each in _FORMATS for suffix in each.SUFFIXES)
 
 @dataclass(frozen=True)
 class ScanNeeds:
-    """The scan that a caller needs, and what is done with others."""
+    """What a caller needs of a scan, and how scans that differ are handled."""
 
     spatial_dims: int | None = None  #: 2 or 3; None: either. With ``flatten``, a volume with one slice counts as 2D
     channels: int | None = None  #: None: any. Grey images stored as RGB have one

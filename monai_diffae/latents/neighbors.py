@@ -144,7 +144,7 @@ class ReferenceCases:
         """The mean distance ``[N]`` from cases (not normalised) to the k nearest reference cases of other patients."""
         # Scales, whitening and neighbors are those of nine of ten folds of the reference patients; the case's own
         # patient is in the tenth. Reference cases are thus scored like unseen cases, and all scores can be compared.
-        # The names of the patients decide the fold, so they must not change, such as the id of a patient's first case.
+        # The names of the patients decide the fold: give names that never change.
         codes, reference = (checked_codes(z, num_least=1).astype(np.float64) for z in (z_sem, self.z_sem))
         patients = np.asarray(groups, str)
         names, member = np.unique(self.groups, return_inverse=True)

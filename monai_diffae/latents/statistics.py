@@ -112,6 +112,8 @@ class LatentStatistics:
             The moved z_sem, in the shape and dtype of ``z``.
         """
         codes = checked_codes(z, self.z_channels)
+        if not np.isfinite(step).all():
+            raise ConfigError("strength: the step is not finite; choose a number such as -3 to 3")
         return np.where(step == 0, codes, (codes + step * self.std).astype(codes.dtype))
 
 

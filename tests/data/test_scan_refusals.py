@@ -170,11 +170,12 @@ def test_a_header_cannot_name_a_file_of_another_folder(tmp_path, name, header):
 
 
 def test_a_header_can_name_a_file_beside_it(tmp_path):
-    (tmp_path / "voxels.raw").write_bytes(bytes(range(64)))
     for name, header in (("a.mhd", f"{_MHD}ElementDataFile ="), ("a.nrrd", f"{_NRRD}data file:")):
-        (tmp_path / name).write_text(f"{header} voxels.raw\n\n")
-        assert read_scan(tmp_path / name).array.max() == 63
-        for files in ("LIST\n../voxels.raw", "part%d.raw 1 2 1"):
+        for voxels in ("voxels.raw", "Listed 1.raw"):
+            (tmp_path / voxels).write_bytes(bytes(range(64)))
+            (tmp_path / name).write_text(f"{header} {voxels}\n\n")
+            assert read_scan(tmp_path / name).array.max() == 63
+        for files in ("LIST\n../voxels.raw", "part%d.raw 1 2 1", "part%01i.raw 1 2 1"):
             (tmp_path / name).write_text(f"{header} {files}\n\n")
             assert "several files" in refusal(tmp_path / name)
     (tmp_path / "a.mhd").write_text(f"{_MHD}ElementDataFile = other.raw\n")

@@ -137,6 +137,16 @@ def test_a_case_is_compared_with_most_others(readings, status, kind):
     assert (last.status, "".join(finding.kind for finding in last.findings)) == (status, kind)
 
 
+def test_the_geometry_of_pictures_is_not_that_of_slices_of_volumes():
+    cases = [Case(str(k), {"image": Path(str(k))}, str(k)) for k in range(5)]
+    readings = [Reading(size=(64, 64), spacing_mm=(1.0, 1.0))] * 3 + [
+        Reading(size=(9, 9, 9), spacing_mm=(0.4,) * 3)
+    ] * 2
+    verification = verify_cases(cases, readings)
+    assert (verification.survey.sizes.tolist(), verification.survey.has_mm) == ([[64, 64]] * 3, False)
+    assert [len(case.findings) for case in verification.cases] == [0, 0, 0, 1, 1]
+
+
 # -- twins -------------------------------------------------------------------------------------------------------------
 
 

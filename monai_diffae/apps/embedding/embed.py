@@ -111,17 +111,17 @@ def embed(
     z_sem, and ``thumbnail``, a small PNG of each image, for tools that draw maps. The scans are read once more.
 
     With ``features`` ``wide``, the columns ``w_000`` to ``w_255`` follow: principal components of the features from
-    which the encoder's last layer computes z_sem, and of :class:`~monai_diffae.networks.PatchWords`.
+    which the encoder's last layer computes z_sem, and of how much patches resemble typical ones
+    (:class:`~monai_diffae.networks.PatchWords`).
     ``probe`` often predicts labels better from them; they cannot be decoded. They are fitted to the training cases when
     the cohort of the model's training is embedded in this way, and stored in ``models/wide.safetensors``; other cohorts
     get the same components.
 
     Another ``encoder`` needs no training: ``untrained`` is the bundle's encoder with random weights, ``pca`` as many
-    principal components of the training images' pixels as z_sem would have dimensions, ``words`` the same of their
-    :class:`~monai_diffae.networks.PatchWords`, ``planar`` at most 1024 of the features of a frozen 2D network,
-    of volumes for slices along each axis. ``bundle`` may then be a folder made by
-    ``init``, or the name of a shipped bundle. ``probe`` and ``neighbors`` take such a table; commands that decode z_sem
-    refuse it.
+    principal components of the training images' pixels as z_sem would have dimensions, ``words`` those of how much
+    patches resemble typical ones (:class:`~monai_diffae.networks.PatchWords`), ``planar`` at most 1024 of the features
+    of a frozen 2D network, of volumes for slices along each axis. ``bundle`` may then be a folder made by ``init``, or
+    the name of a shipped bundle. ``probe`` and ``neighbors`` take such a table; commands that decode z_sem refuse it.
 
     z_sem is written in parts, to a hidden folder beside the table, and merged at the end: an interrupted run resumes,
     and retries the cases that failed. Processes of ``torchrun`` share the work, and the first one writes the table. So

@@ -80,7 +80,7 @@ class BundleCases:
     name: str
     session: Session
     read: ReadCases  # held-out cases, which are reconstructed
-    held_out: EncodedCases | None  # more of them, unless neither z_sem nor synthetic images are measured
+    held_out: EncodedCases | None  # that are encoded; None if neither z_sem nor synthetic images are measured
     train: EncodedCases | None  # if there are any
     conditions: Sequence[DiffusionAutoencoderInferer]
     seed: int

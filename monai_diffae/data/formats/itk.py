@@ -183,7 +183,7 @@ def check_data_files(path: Path) -> None:
     for match in VOXELS_NAMED.finditer(header):
         if re.search(rb"[/\\]", match[1]):
             raise problem(path, "its voxels are in a file of another folder", "put that file beside it")
-        if match[1].upper().startswith(b"LIST") or re.search(rb"%\d*d", match[1]):
+        if re.match(rb"LIST(\s|$)|[^\r\n]*%\d*[a-zA-Z]", match[1]):
             raise problem(path, "its voxels are in several files", "save it as one file, .nrrd or .mha")
 
 

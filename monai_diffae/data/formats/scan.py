@@ -24,7 +24,8 @@ MAX_BYTES = 2 * 1024**3
 
 _VOXELS_OF = {".hdr": ".img", ".hdr.gz": ".img.gz"}  # by the suffixes of their headers
 VOXELS_NAMED = re.compile(rb"(?i)(?:ElementDataFile\s*[=:]|data ?file\s*:)\s*([^\r\n]*)")
-"""The field in which the header of an MHA, MHD or NRRD names the file with the voxels."""
+"""The field in which the header of an MHA, MHD or NRRD names the file with the voxels, or text like it."""
+_VOXELS_FIELD = re.compile(rb"(?im)^\s*(?:ElementDataFile\s*[=:]|data ?file\s*:(?!=))\s*([^\r\n]*)")
 
 _LONGEST_HEADER = 1 << 16
 _MAX_LINE = 200  # characters of an error
@@ -123,6 +124,8 @@ def as_float32(
             part = slice(start, start + _PART)
             exact = values[part] if scaling is None else values[part].astype(np.float64) * scaling[0] + scaling[1]
             rounded[part] = exact
+            if scaling is None and (values.dtype.itemsize <= 2 or values.dtype == np.float32):
+                continue  # exact
             is_exact = is_exact and bool(np.all((rounded[part] == exact) | ~np.isfinite(rounded[part])))
     if is_exact:
         return rounded
@@ -194,7 +197,7 @@ def voxel_files(path: str | os.PathLike[str]) -> Iterator[str]:
         header = b""
         with contextlib.suppress(OSError, ValueError), open(path, "rb") as stream:
             header = stream.read(_LONGEST_HEADER)
-        name = match[1].decode(errors="surrogateescape").strip() if (match := VOXELS_NAMED.search(header)) else ""
+        name = match[1].decode(errors="surrogateescape").strip() if (match := _VOXELS_FIELD.search(header)) else ""
         if name and name.upper() != "LOCAL":  # else the voxels follow the header
             # text takes a tenth of the time of Path, and a cohort has many files
             yield os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120

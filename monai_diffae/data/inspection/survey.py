@@ -41,13 +41,16 @@ class Reading:
     print: ScanPrint | None = None  # of its first file, to find twins
 
 
-def read_case(case: Case, headers: bool = False, *, is_complete: bool = True) -> Reading:
-    """Read all files of a case, or their headers; without ``is_complete``, nothing is computed but what twins need."""
+def read_case(case: Case, headers: bool = False, *, is_complete: bool = True, warns: bool = False) -> Reading:
+    """Read all files of a case, or their headers; without ``is_complete``, no checksums and intensities."""
     content = item_hash(case.item()) if is_complete and not headers else ""
     try:
         scans = [read_header(file) if headers else read_with_doubts(file) for file in case.files]
     except ScanError as error:
         return Reading(error=str(error), content=content)
+    if warns:
+        for file, scan in zip(case.files, scans, strict=True):
+            apply_policy(file, scan.doubts)
     doubts, first = tuple(dict.fromkeys(doubt for scan in scans for doubt in scan.doubts)), scans[0]
     if isinstance(first, Header):
         return Reading("", doubts, *displayed_geometry(first.shape, first.affine))
@@ -59,9 +62,7 @@ def read_case(case: Case, headers: bool = False, *, is_complete: bool = True) ->
 
 
 def _read_with_warnings(case: Case, headers: bool = False) -> Reading:
-    reading = read_case(case, headers, is_complete=False)
-    apply_policy(case.first_file, reading.doubts)
-    return reading
+    return read_case(case, headers, is_complete=False, warns=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +128,7 @@ def survey_cohort(cases: Sequence[Case], spatial_dims: int | None = None) -> Sur
 def make_survey(cases: Sequence[Case], readings: Sequence[Reading], spatial_dims: int | None = None) -> Survey:
     """Survey what was read; by default for the dimensions that most scans have."""
     readable = [(case, reading) for case, reading in zip(cases, readings, strict=True) if not reading.error]
-    if spatial_dims is None:
-        num_volumes = sum(len(reading.size) == 3 for _, reading in readable)
-        spatial_dims = 3 if 2 * num_volumes > len(readable) else 2
+    spatial_dims = spatial_dims or _usual_dims(readings)
     failures = list_failures(cases, readings)
     failures += [
         Failure(case.id, case.file, f"{case.file}: a 2D image among volumes; use a cohort of its own for it")
@@ -144,6 +143,12 @@ def make_survey(cases: Sequence[Case], readings: Sequence[Reading], spatial_dims
     ]
     sizes, spacings = zip(*geometry, strict=True)
     return Survey([id for id, _ in usable], np.array(sizes), np.array(spacings), failures)
+
+
+def _usual_dims(readings: Sequence[Reading]) -> int:
+    """The dimensions that most readable scans have."""
+    sizes = [reading.size for reading in readings if not reading.error]
+    return 3 if 2 * sum(len(size) == 3 for size in sizes) > len(sizes) else 2
 
 
 def list_failures(cases: Sequence[Case], readings: Sequence[Reading]) -> list[Failure]:
@@ -347,7 +352,9 @@ def _from_row(row: Mapping[Hashable, Any]) -> Reading:
 def verify_cases(cases: Sequence[Case], readings: Sequence[Reading]) -> Verification:
     """Judge the cases of a cohort by what was read, each by itself and by comparison with the others."""
     usable = [reading for reading in readings if not reading.error]
-    survey = make_survey(cases, readings) if usable else None
+    dims = _usual_dims(readings)
+    usual = [(case, each) for case, each in zip(cases, readings, strict=True) if each.error or len(each.size) == dims]
+    survey = make_survey([case for case, _ in usual], [each for _, each in usual], dims) if usable else None
     channels = Counter(reading.channels for reading in usable).most_common(1)
     outliers, leaks = set(survey.outliers if survey else ()), find_leaks(cases)
     checked = []

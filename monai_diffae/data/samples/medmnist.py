@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from monai_diffae.data.fingerprints import file_checksum
-from monai_diffae.data.samples.virtual_cohort import write_sample_data
+from monai_diffae.data.samples.virtual_cohort import find_sample_data, write_sample_data
 from monai_diffae.errors import CohortError, ConfigError, MachineError, UnsafeInputError, check_installed
 
 _DIGITS = 16  # of the checksum of the file
@@ -48,12 +48,14 @@ def medmnist_to_cohort(
     path = _find_npz(npz_or_name, size)
     digest = file_checksum(path)[:_DIGITS]  # a file of other labels has the same size
     parameters = {"kind": "MedMNIST", "file": path.name, "sha256": digest}
+    if table := find_sample_data(directory, parameters, overwrite=overwrite):
+        return table
     splits = _read_splits(path)
 
     def write() -> pd.DataFrame:
         return pd.DataFrame([row for split in splits for row in _write_split(directory, *split)])
 
-    return write_sample_data(directory, parameters, write, overwrite=overwrite)
+    return write_sample_data(directory, parameters, write)
 
 
 def _find_npz(npz_or_name: str | os.PathLike[str], size: int) -> Path:
@@ -88,6 +90,10 @@ def _read_splits(path: Path) -> list[tuple[str, NDArray[np.uint8], NDArray[Any]]
         with np.load(path, allow_pickle=False) as arrays:
             names = [name for name in ("train", "val", "test") if name != "test" or "test_images" in arrays]
             splits = [(name, arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in names]
+    except KeyError as error:
+        raise CohortError(
+            f"{path.name}: {error.args[0]}; a MedMNIST file has <split>_images and <split>_labels"
+        ) from error
     except Exception as error:  # numpy and zipfile raise many
         if "pickle" in str(error):
             wrong = "contains pickled objects, which could run code; use the original file"

@@ -312,6 +312,8 @@ def make_virtual_cohort(
     }  # fmt: skip
     if num_scanners is not None:
         parameters["num_scanners"] = num_scanners
+    if table := find_sample_data(directory, parameters, overwrite=overwrite):
+        return table
     read_template(FIELD_OF_VIEW_MM / size)  # so that an error is raised before the folder is touched
     write = partial(_write_patient, directory, size=size, spatial_dims=spatial_dims, seed=seed, scanners=num_scanners)
 
@@ -326,9 +328,7 @@ def make_virtual_cohort(
 
     visits = [] if num_scanners is None else ["scanner", "visit"]
     columns = ["id", "patient", "image", "split", *visits, *(factor.name for factor in FACTORS)]
-    return write_sample_data(
-        directory, parameters, lambda: pd.DataFrame(write_all(), columns=columns), overwrite=overwrite
-    )
+    return write_sample_data(directory, parameters, lambda: pd.DataFrame(write_all(), columns=columns))
 
 
 def split_by_number(index: int, val_fraction: float, test_fraction: float) -> str:
@@ -367,10 +367,8 @@ def _write_scan(directory: Path, name: str, array: NDArray[Any], affine: NDArray
 _RECORD = "sample-data.json"
 
 
-def write_sample_data(
-    directory: Path, parameters: dict[str, Any], write: Callable[[], pd.DataFrame], *, overwrite: bool
-) -> Path:
-    """Write images, and last their table, unless they are there and were made with the same parameters."""
+def find_sample_data(directory: Path, parameters: dict[str, Any], *, overwrite: bool) -> Path | None:
+    """The table of complete sample data of the same parameters; None: they are to be written."""
     table, images, record = directory / "cohort.csv", directory / "images", _read_record(directory)
     if record is None and (table.exists() or (images.is_dir() and any(images.iterdir()))):
         raise ConfigError(f"{directory}: holds a cohort.csv or images of your own; choose another folder")
@@ -378,8 +376,14 @@ def write_sample_data(
         if changed := sorted(key for key in {*record, *parameters} if record.get(key) != parameters.get(key)):
             values = ", ".join(f"{key} {record.get(key)} instead of {parameters.get(key)}" for key in changed)
             raise ConfigError(f"{directory}: holds sample data with {values}; set overwrite or choose another folder")
-        if table.is_file():
+        if table.is_file() and images.is_dir() and sum(1 for _ in images.iterdir()) >= len(pd.read_csv(table)):
             return table
+    return None
+
+
+def write_sample_data(directory: Path, parameters: dict[str, Any], write: Callable[[], pd.DataFrame]) -> Path:
+    """Write images, and last their table."""
+    table, images = directory / "cohort.csv", directory / "images"
     with disk_errors(str(directory)):
         table.unlink(missing_ok=True)  # first, as without it the sample data are incomplete
         images.mkdir(parents=True, exist_ok=True)

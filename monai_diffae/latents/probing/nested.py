@@ -1,6 +1,6 @@
 """Which cases of a table a probe is fitted to, and its predictions for held-out patients, with all labels or few.
 
-They are from nested cross-validation or from one split.
+The predictions come from nested cross-validation or from one split.
 """
 
 from __future__ import annotations
