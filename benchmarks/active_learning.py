@@ -29,7 +29,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.latents import LatentStatistics
-from monai_diffae.latents.probing.probes import fit_probe
+from monai_diffae.latents.probing.probes import ProbeModel
 from monai_diffae.latents.selection import STRATEGIES, select
 from monai_diffae.latents.targets import Target, read_target
 
@@ -43,10 +43,10 @@ def quality(z: NDArray[np.float64], target: Target, labelled: NDArray[np.intp], 
     if len(np.unique(values)) < 2:
         return 0.0 if num_classes is None else 0.5
     if num_classes is None:
-        return float(r2_score(truth, fit_probe("linear", z[labelled], values, labelled, None).predict(z[held])))
+        return float(r2_score(truth, ProbeModel("linear").fit(z[labelled], values, labelled, None).predict(z[held])))
     names, codes = np.unique(values, return_inverse=True)
     predicted = np.zeros((len(held), num_classes))  # a class without a label has no probability
-    predicted[:, names] = fit_probe("linear", z[labelled], codes, labelled, len(names)).predict(z[held])
+    predicted[:, names] = ProbeModel("linear").fit(z[labelled], codes, labelled, len(names)).predict(z[held])
     scores = [roc_auc_score(truth == k, predicted[:, k]) for k in range(1 if num_classes == 2 else 0, num_classes)]
     return float(np.mean(scores))
 

@@ -51,7 +51,7 @@ from monai_diffae.data.embeddings import matrix, read_embeddings
 from monai_diffae.data.samples import medmnist_to_cohort
 from monai_diffae.errors import DiffAEError
 from monai_diffae.latents.components import PixelComponents
-from monai_diffae.latents.probing import ClassScores, FeatureSet, fit_probe
+from monai_diffae.latents.probing import ClassScores, FeatureSet, ProbeModel
 from monai_diffae.latents.probing.probes import LOGISTIC_CS
 from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval, difference_interval
 
@@ -253,7 +253,7 @@ def logistic(fit: tuple[NDArray[Any], Labels], features: NDArray[Any], C: float 
     for column in labels.T:
         if C is None:
             num = 2 if several else int(labels.max()) + 1
-            probe = fit_probe("linear", values, column, np.arange(len(values)), num, standardise=False)
+            probe = ProbeModel("linear", standardise=False).fit(values, column, np.arange(len(values)), num)
             predicted.append(probe.predict(features))
         else:
             scaler = StandardScaler(with_std=False)

@@ -15,7 +15,6 @@ from monai_diffae.latents.probing.probes import (
     LOGISTIC_CS,
     RIDGE_ALPHAS,
     ProbeModel,
-    fit_probe,
     grouped_folds,
     pca_features,
 )
@@ -105,24 +104,24 @@ def features():
 def test_each_probe_predicts_classes_and_numbers(features, probe):
     seen, unseen = features[:200], features[200:]
     classes = np.digitize(features[:, 0], [-0.5, 0.5])
-    fitted = fit_probe(probe, seen, classes[:200], np.arange(200), 3)
+    fitted = ProbeModel(probe).fit(seen, classes[:200], np.arange(200), 3)
     p = fitted.predict(unseen)
     np.testing.assert_allclose(p.sum(axis=1), 1)
     assert (p.argmax(axis=1) == classes[200:]).mean() > 0.7
-    number = fit_probe(probe, seen, seen[:, 0] * 5, np.arange(200), None)
+    number = ProbeModel(probe).fit(seen, seen[:, 0] * 5, np.arange(200), None)
     assert np.corrcoef(number.predict(unseen), features[200:, 0])[0, 1] > 0.8
     assert (number.regularisation is None) == (probe == "boosting")
 
 
 def test_noise_gets_the_strongest_regularisation_and_a_signal_a_weak_one_whatever_its_scale(features):
     noise = np.random.default_rng(2).integers(2, size=300)
-    assert fit_probe("linear", features, noise, np.arange(300), 2).regularisation <= LOGISTIC_CS[1]
-    assert fit_probe("linear", features, (features[:, 0] > 0).astype(int), np.arange(300), 2).regularisation >= 10
-    assert fit_probe("linear", features, features[:, 0], np.arange(300), None).regularisation == RIDGE_ALPHAS[0]
-    assert fit_probe("knn", features, noise, np.arange(300), 2).regularisation == 100
+    assert ProbeModel("linear").fit(features, noise, np.arange(300), 2).regularisation <= LOGISTIC_CS[1]
+    assert ProbeModel("linear").fit(features, (features[:, 0] > 0).astype(int), np.arange(300), 2).regularisation >= 10
+    assert ProbeModel("linear").fit(features, features[:, 0], np.arange(300), None).regularisation == RIDGE_ALPHAS[0]
+    assert ProbeModel("knn").fit(features, noise, np.arange(300), 2).regularisation == 100
     scaled, target = features * np.logspace(-4, 4, 4), (features[:, 1] > 0.3).astype(int)
     for probe in ("linear", "knn"):
-        first, second = (fit_probe(probe, x, target, np.arange(300), 2).predict(x) for x in (features, scaled))
+        first, second = (ProbeModel(probe).fit(x, target, np.arange(300), 2).predict(x) for x in (features, scaled))
         np.testing.assert_allclose(first, second, atol=1e-4)
 
 
@@ -153,7 +152,7 @@ def test_a_linear_probe_of_components_with_very_different_scales_is_at_its_optim
     scales = np.logspace(0, -4, 60)
     features = rng.normal(size=(600, 60)) * scales
     target = (features / scales @ rng.normal(size=60) + rng.normal(size=600) > 0).astype(int)
-    fitted = fit_probe("linear", features, target, np.arange(600), 2, standardise=False)
+    fitted = ProbeModel("linear", standardise=False).fit(features, target, np.arange(600), 2)
     centred, model = features - features.mean(axis=0), fitted.model[-1]
     residuals = fitted.predict(features)[:, 1] - target
     gradient = model.C * residuals @ centred + model.coef_[0]
@@ -165,14 +164,14 @@ def test_the_regularisation_is_chosen_across_patients():
     generator = np.random.default_rng(3)
     x = np.repeat(generator.normal(size=(40, 60)), 5, axis=0) + 0.01 * generator.normal(size=(200, 60))
     target, patients = np.repeat(generator.permutation(40) % 2, 5), np.repeat(np.arange(40), 5)
-    assert fit_probe("linear", x, target, np.arange(200), 2).regularisation >= 1
-    assert fit_probe("linear", x, target, patients, 2).regularisation <= 0.01
+    assert ProbeModel("linear").fit(x, target, np.arange(200), 2).regularisation >= 1
+    assert ProbeModel("linear").fit(x, target, patients, 2).regularisation <= 0.01
 
 
 def test_probabilities_are_calibrated_and_a_rare_class_is_predicted_all_the_same(features):
     noisy = features[:, 0] + np.random.default_rng(4).normal(size=300)
     rare = (noisy > 2).astype(int)
-    fitted = fit_probe("linear", features, rare, np.arange(300), 2)
+    fitted = ProbeModel("linear").fit(features, rare, np.arange(300), 2)
     p = fitted.predict(features)
     assert p[:, 1].mean() == pytest.approx(rare.mean(), abs=0.01)
     classified = fitted.classify(p)
@@ -213,7 +212,7 @@ def test_pca_is_no_strawman_if_there_are_hardly_more_images_than_dimensions():
     images = rng.normal(size=(200, 20, 20)) + 3 * (2 * target - 1)[:, None, None] * rng.normal(size=(20, 20)) / 10
     train, test = pca_features(images[:num_train], images[num_train:], 40)
     for probe in ("linear", "knn"):
-        fitted = fit_probe(probe, train, target[:num_train], np.arange(num_train), 2, standardise=False)
+        fitted = ProbeModel(probe, standardise=False).fit(train, target[:num_train], np.arange(num_train), 2)
         right = fitted.predict(test).argmax(axis=1) == target[num_train:]
         assert right.mean() > 0.9
 

@@ -3,12 +3,12 @@
 from monai_diffae.latents.probing.evaluation import EvaluatedProbe, evaluate_probes
 from monai_diffae.latents.probing.features import FeatureSet, intensity_statistics
 from monai_diffae.latents.probing.nested import HeldOutPredictions, ProbeSettings, QuickScores
-from monai_diffae.latents.probing.probes import FittedProbe, fit_probe, pca_features
+from monai_diffae.latents.probing.probes import FittedProbe, ProbeModel, pca_features
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores, score_with_interval
 from monai_diffae.latents.targets import Target, read_target
 
 __all__ = [
     "ClassScores", "EvaluatedProbe", "FeatureSet", "FittedProbe", "HeldOutPredictions", "NumberScores",
-    "ProbeSettings", "QuickScores", "Target", "evaluate_probes", "fit_probe", "intensity_statistics", "pca_features",
+    "ProbeModel", "ProbeSettings", "QuickScores", "Target", "evaluate_probes", "intensity_statistics", "pca_features",
     "read_target", "score_with_interval",
 ]  # fmt: skip

@@ -74,16 +74,41 @@ class FittedProbe:
 
 @dataclass(frozen=True)
 class ProbeModel:
-    """A probe, and how it is fitted: see :func:`fit_probe`."""
+    """A probe, and how it is fitted.
+
+    ``linear`` is a logistic or a ridge regression, ``knn`` the nearest neighbors in standardised features, and
+    ``boosting`` scikit-learn's histogram gradient boosting with its defaults.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(200, 3))
+        >>> fitted = ProbeModel("linear").fit(x, (x[:, 0] > 0).astype(int), np.arange(200), 2)
+        >>> fitted.predict(x).shape, fitted.regularisation > 1
+        ((200, 2), True)
+    """
 
     name: Probe = "linear"
-    seed: int = 0
+    seed: int = 0  #: of the folds and of boosting
+    #: scale each feature to a standard deviation of 1. Principal components and embeddings keep their scales: their
+    #: last dimensions are noise
     standardise: bool = True
-    balanced: bool = False
-    regularisation: float | None = None
+    balanced: bool = False  #: weight the cases of ``linear`` as if all classes were equally frequent
+    regularisation: float | None = None  #: C or alpha of ``linear``, if it was fixed beforehand
 
     def fit(self, features: Floats, target: NDArray[Any], groups: NDArray[Any], num_classes: int | None) -> FittedProbe:
-        """Fit the probe with the regularisation that has the smallest loss on held-out patients."""
+        """Fit the probe with the regularisation that has the smallest loss on held-out patients.
+
+        The loss is the log loss for classes and the squared error for numbers, in up to 5 folds over the patients. The
+        strongest of equally good values is used, and the strongest of all if there are too few patients for folds.
+
+        Args:
+            features: ``[N, D]``.
+            target: ``[N]``, classes counted from 0, or numbers.
+            groups: ``[N]``, the patients.
+            num_classes: number of classes; None for a continuous target.
+
+        Raises:
+            ConfigError: all training cases have the same class.
+        """
         from sklearn import config_context
         from sklearn.preprocessing import StandardScaler
 
@@ -137,39 +162,6 @@ class ProbeModel:
             return iter([boosting(early_stopping=False, random_state=self.seed).fit(x, target)])
         neighbors = KNeighborsRegressor if num_classes is None else KNeighborsClassifier
         return (neighbors(value).fit(x, target) for value in values)
-
-
-def fit_probe(
-    probe: Probe, features: Floats, target: NDArray[Any], groups: NDArray[Any], num_classes: int | None, **options: Any
-) -> FittedProbe:
-    """Fit a probe with the regularisation that has the smallest loss on held-out patients.
-
-    ``linear`` is a logistic or a ridge regression, ``knn`` the nearest neighbors in standardised features, and
-    ``boosting`` scikit-learn's histogram gradient boosting with its defaults. The loss is the log loss for classes and
-    the squared error for numbers, in up to 5 folds over the patients. The strongest of equally good values is used, and
-    the strongest of all if there are too few patients for folds.
-
-    Args:
-        probe: ``linear``, ``knn`` or ``boosting``.
-        features: ``[N, D]``.
-        target: ``[N]``, classes counted from 0, or numbers.
-        groups: ``[N]``, the patients.
-        num_classes: number of classes; None for a continuous target.
-        options: ``seed``, of the folds and of boosting (0); ``standardise``, scale each feature to a standard deviation
-            of 1 (True), but not features whose scales are informative, such as principal components, the last of which
-            are noise; ``balanced``, weight the cases of ``linear`` as if all classes were equally frequent (False);
-            ``regularisation``, C or alpha of ``linear``, if it was fixed beforehand (None).
-
-    Raises:
-        ConfigError: all training cases have the same class.
-
-    Example:
-        >>> x = np.random.default_rng(0).normal(size=(200, 3))
-        >>> fitted = fit_probe("linear", x, (x[:, 0] > 0).astype(int), np.arange(200), 2)
-        >>> fitted.predict(x).shape, fitted.regularisation > 1
-        ((200, 2), True)
-    """
-    return ProbeModel(probe, **options).fit(features, target, groups, num_classes)
 
 
 def regularisations(probe: Probe, num_classes: int | None, num_cases: int = 100) -> list[Any]:
