@@ -29,7 +29,7 @@ BUDGETS = {
     "apps/training": (2_490, 13),
     "bundle": (2_765, 11),
     "cli": (255, 2),
-    "data": (6_590, 29),
+    "data": (6_580, 29),
     "diffusion": (1_305, 7),
     "engines": (1_445, 11),
     "explorer": (1_045, 7),

@@ -41,14 +41,14 @@ class Reading:
     print: ScanPrint | None = None  # of its first file, to find twins
 
 
-def read_case(case: Case, headers: bool = False, *, is_complete: bool = True, warns: bool = False) -> Reading:
-    """Read all files of a case, or their headers; without ``is_complete``, no checksums and intensities."""
+def read_case(case: Case, headers: bool = False, *, is_complete: bool = True) -> Reading:
+    """Read all files of a case, or their headers; without ``is_complete``, only log doubts, and find size and print."""
     content = item_hash(case.item()) if is_complete and not headers else ""
     try:
         scans = [read_header(file) if headers else read_with_doubts(file) for file in case.files]
     except ScanError as error:
         return Reading(error=str(error), content=content)
-    if warns:
+    if not is_complete:
         for file, scan in zip(case.files, scans, strict=True):
             apply_policy(file, scan.doubts)
     doubts, first = tuple(dict.fromkeys(doubt for scan in scans for doubt in scan.doubts)), scans[0]
@@ -59,10 +59,6 @@ def read_case(case: Case, headers: bool = False, *, is_complete: bool = True, wa
     return Reading(
         "", doubts, size, spacing_mm, len(first.array), tuple(intensities), content, scan_print(first),
     )  # fmt: skip
-
-
-def _read_with_warnings(case: Case, headers: bool = False) -> Reading:
-    return read_case(case, headers, is_complete=False, warns=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +118,7 @@ class Survey:
 
 def survey_cohort(cases: Sequence[Case], spatial_dims: int | None = None) -> Survey:
     """Survey a cohort for a 2D or 3D model by its headers."""
-    return make_survey(cases, [_read_with_warnings(case, headers=True) for case in cases], spatial_dims)
+    return make_survey(cases, [read_case(case, headers=True, is_complete=False) for case in cases], spatial_dims)
 
 
 def make_survey(cases: Sequence[Case], readings: Sequence[Reading], spatial_dims: int | None = None) -> Survey:
@@ -220,9 +216,10 @@ class Appearance:
 def look_at(cases: Sequence[Case], limit: int | None = None) -> Appearance:
     """Read the files of all cases, or of at most ``limit`` of them, and describe the scans."""
     if limit is None:
-        return Appearance(cases, [*map(_read_with_warnings, track(cases, f"reading {len(cases)} scans to find twins"))])
-    cases = spread_cases(cases, limit)
-    return Appearance(cases, [_read_with_warnings(case) for case in cases])
+        shown: Iterable[Case] = track(cases, f"reading {len(cases)} scans to find twins")
+    else:
+        cases = shown = spread_cases(cases, limit)
+    return Appearance(cases, [read_case(case, is_complete=False) for case in shown])
 
 
 def _range(values: Sequence[Sequence[float]]) -> str:
