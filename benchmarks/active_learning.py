@@ -30,7 +30,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.latents import LatentStatistics
 from monai_diffae.latents.probing.probes import ProbeModel
-from monai_diffae.latents.selection import STRATEGIES, select
+from monai_diffae.latents.selection import STRATEGIES, Selection
 from monai_diffae.latents.targets import Target, read_target
 
 BUDGETS = (5, 10, 20, 40, 80, 160, 320)
@@ -61,9 +61,8 @@ def simulate(z_sem: NDArray[np.float32], target: Target, strategy: str, seed: in
     while len(labelled) < min(most, len(pool)):
         size = 5 if len(labelled) < 20 else 10 if len(labelled) < 80 else 20
         labels = target.values[pool[labelled]].tolist()
-        labelled += select(
-            strategy, z_sem[pool], size, labelled=labelled, labels=labels, kind=kind, seed=seed * 1000 + len(labelled)
-        ).tolist()
+        selection = Selection(z_sem[pool], labelled, labels, kind=kind, seed=seed * 1000 + len(labelled))
+        labelled += selection.select(strategy, size).tolist()
         if len(labelled) in BUDGETS:
             score = quality(z, target, pool[labelled], held)
             yield {"strategy": strategy, "budget": len(labelled), "seed": seed, "score": score}

@@ -27,7 +27,7 @@ from monai_diffae.errors import ConfigError, DiffAEError
 from monai_diffae.label.datastore import image_paths
 from monai_diffae.label.label_app import AppFolder
 from monai_diffae.label.task import ServedModel, check_keys
-from monai_diffae.latents.selection import select
+from monai_diffae.latents.selection import Selection
 from monai_diffae.serving.answers import ConflictError
 
 logger = logging.getLogger(__name__)
@@ -102,14 +102,13 @@ class DiffAEStrategy(Strategy):
         proposed_at = proposals(datastore, [id for id in unlabelled if id in rows])
         kind, targets = self._targets(request, datastore, rows)
         done = set(cases.ids) - set(unlabelled) - targets.keys()  # labelled, but of no use to the probe
-        selected = select(
-            self._selection,
+        selected = Selection(
             cases.z_sem,
             labelled=[rows[id] for id in targets],
             labels=list(targets.values()),
             proposed=[rows[id] for id in (*done, *proposed_at)],
             kind="classes" if kind == CLASS else "numbers",
-        )
+        ).select(self._selection)
         id = cases.ids[int(selected[0])] if len(selected) else min(proposed_at, key=lambda id: (proposed_at[id], id))
         numbers = {"scored": len(rows), "labelled": len(set(cases.ids) - set(unlabelled)), "proposed": len(proposed_at)}
         return {"id": id, "selection": {**numbers, "probe": kind, "probe_labels": len(targets)}}

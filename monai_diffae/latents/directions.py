@@ -1,7 +1,7 @@
 """Directions in z_sem: a line through normalised z_sem for one label, along which cases are graded and edited."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
@@ -11,14 +11,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import numbered_groups
-from monai_diffae.latents.probing.probes import FittedProbe, Folds, ProbeModel, grouped_folds, regularisations
-from monai_diffae.latents.probing.scores import (
-    ClassScores,
-    NumberScores,
-    bootstrapped,
-    difference_interval,
-    with_interval,
-)
+from monai_diffae.latents.probing.nested import held_out_predictions
+from monai_diffae.latents.probing.probes import FittedProbe, ProbeModel, grouped_folds, regularisations
+from monai_diffae.latents.probing.scores import bootstrapped, difference_interval, with_interval
 from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import Kind, LabelKind, Target, class_name, missing, read_line_target, rest_of
 from monai_diffae.policies import check_choice
@@ -202,13 +197,8 @@ class Direction:
             ConfigError: a key is missing or unknown, the version differs, or a value has the wrong type, length or
                 range.
         """
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ConfigError("not a direction; make one with monai-diffae fit-direction")
-        if content.get("version") != VERSION:
-            raise ConfigError(
-                f"version: this release reads directions of version {VERSION}, not {content.get('version')!r:.20}; "
-                "fit the direction again"
-            )
+        if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+            raise ConfigError(f"not a direction of version {VERSION}; make one with monai-diffae fit-direction")
         try:
             values = _Content.model_validate(content).model_dump(exclude={"format", "version"})
         except ValidationError as error:
@@ -337,42 +327,25 @@ def fit_direction(
 def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int) -> dict[str, Any]:
     num_classes, y = target.num_classes, target.values
     model = ProbeModel("linear", seed, standardise=False, balanced=True)
-
-    def fit(rows: NDArray[np.intp] | slice) -> FittedProbe:
-        return model.fit(z_norm[rows], y[rows], groups[rows], num_classes)
-
-    probe = fit(slice(None))
+    probe = model.fit(z_norm, y, groups, num_classes)
     weight, intercept, length = _plane(probe)
     folds = grouped_folds(y, groups, num_classes, seed)
+    of_folds = [model.fit(z_norm[train], y[train], groups[train], num_classes) for train, _ in folds]
     if num_classes is None:
         # normalised z_sem is 0 at the training mean, so the distance is 0 there, too
         values = {"intercept": 0.0, "slope": length, "offset": intercept * length}
-        predictions, means = _held_out(folds, lambda train, test: np.stack(
-            [fit(train).predict(z_norm[test]), np.full(len(test), y[train].mean())], axis=1
-        )).T  # fmt: skip
-        scores: ClassScores | NumberScores = NumberScores(y, predictions, means)
     else:
-
-        def predicted(train: NDArray[np.intp], test: NDArray[np.intp]) -> Floats:
-            fitted = fit(train)
+        distance = np.empty(len(y))
+        for fitted, (_, test) in zip(of_folds, folds, strict=True):
             fold_weight, fold_intercept, _ = _plane(fitted)
-            ranking = fitted.ranking(z_norm[test], z_norm[train])[:, 1]
-            return np.stack([z_norm[test] @ fold_weight + fold_intercept, ranking], axis=1)
-
-        distances, ranking = _held_out(folds, predicted).T
-        slope, offset = _calibration(distances, y)
+            distance[test] = z_norm[test] @ fold_weight + fold_intercept
+        slope, offset = _calibration(distance, y)
         values = {"intercept": intercept, "slope": slope, "offset": offset}
-        scores = ClassScores(y, np.stack([-ranking, ranking], axis=1))
+    scores = held_out_predictions(of_folds, [z_norm] * len(folds), target, folds).scores()
     score, low, high = with_interval(scores, groups, seed, len(folds))
     strongest = regularisations("linear", num_classes)[0]
     regularisation = float(strongest if probe.regularisation is None else probe.regularisation)
     return {"weight": weight, **values, "regularisation": regularisation, "score": score, "low": low, "high": high}
-
-
-def _held_out(folds: Folds, predict: Callable[[NDArray[np.intp], NDArray[np.intp]], Floats]) -> Floats:
-    """The predictions for the test cases of all folds, in the order of the cases."""
-    order = np.argsort(np.concatenate([test for _, test in folds]))
-    return np.concatenate([predict(train, test) for train, test in folds])[order]
 
 
 def _plane(probe: FittedProbe) -> tuple[Floats, float, float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,45 +28,8 @@ _MOST_REFERENCE_CASES = 5000
 
 
 @dataclass(frozen=True, eq=False)
-class _Task:
-    """What a strategy knows: all cases ``z`` (normalised), those with labels, and those that may be selected."""
-
-    z: Floats
-    groups: ArrayLike | None
-    labelled: Rows
-    labels: Sequence[Any]
-    proposed: Rows
-    candidates: Rows
-    count: int
-    kind: LabelKind
-    seed: int
-
-    @property
-    def covered(self) -> Rows:
-        return np.concatenate([self.labelled, self.proposed])
-
-    def best(self, scores: Floats) -> Rows:
-        """The candidates with the highest of scores ``[N]``; of equals the first."""
-        order = np.argsort(-scores[self.candidates], kind="stable")
-        return self.candidates[order][: self.count]
-
-    def farthest(self, weights: Floats | None = None) -> Rows:
-        """The candidates that are farthest from the covered cases."""
-        factors = None if weights is None else weights[self.candidates]
-        return self.candidates[farthest_first(self.z[self.candidates], self.z[self.covered], self.count, factors)]
-
-    def typical(self) -> Rows:
-        return typical_first(self.z, self.covered, self.count, self.seed)
-
-    def uncertainty(self) -> Floats:
-        return uncertainty(self.z, self.labelled, self.labels, kind=self.kind)
-
-
-def select(
-    strategy: str, z_sem: ArrayLike, count: int = 1, *, labelled: ArrayLike = (), labels: Sequence[Any] = (),
-    proposed: ArrayLike = (), groups: ArrayLike | None = None, kind: LabelKind = "auto", seed: int = 0,
-) -> Rows:  # fmt: skip
-    """Select the cases to label next.
+class Selection:
+    """Selects the cases to label next, given those that are labelled.
 
     The result is a function of the arguments. Of equally good cases, the first row is selected; so sort the rows by id.
     ``mixed`` needed the fewest labels for classes in our measurements; for numbers, no strategy was reliably better
@@ -80,74 +44,89 @@ def select(
     - ``mixed``: for classes, with fewer than 10 labels as ``typical``, then farthest first with distances multiplied by
       the uncertainty; for numbers as ``typical``, because the uncertainty of a regression did not help.
 
-    Args:
-        strategy: one of :data:`STRATEGIES`.
-        z_sem: ``[N, D]``, not normalised, all cases, labelled or not, sorted by id.
-        count: number of cases to select.
-        labelled: ``[L]``, rows with a label; they are not selected.
-        labels: ``[L]``, the labels; not needed for strategies without a probe.
-        proposed: rows that were selected earlier and are not labelled yet; they are not selected again.
-        groups: ``[N]``, the patient of each case, so that ``outlier`` does not take an unusual patient with several
-            scans for usual; None: each case is a patient of its own.
-        kind: whether labels are classes or numbers, as for :func:`uncertainty`.
-        seed: random seed.
-
-    Returns:
-        Rows, the most useful first; fewer than ``count`` if not as many are left.
-
     Raises:
-        ConfigError: the strategy is unknown, a row does not exist, or values are not finite.
+        ConfigError: the strategy is unknown, or values are not finite.
 
     Example:
         >>> z_sem = [[0.0], [1.0], [5.0], [9.0]]
-        >>> select("diversity", z_sem, labelled=[0]), select("diversity", z_sem, labelled=[0], proposed=[3])
+        >>> Selection(z_sem, [0]).select("diversity"), Selection(z_sem, [0], proposed=[3]).select("diversity")
         (array([3]), array([2]))
     """
-    check_choice("strategy", strategy, STRATEGIES)
-    codes = checked_codes(z_sem, num_least=0)
-    known, earlier = (_rows(rows, len(codes), name) for rows, name in ((labelled, "labelled"), (proposed, "proposed")))
-    candidates = np.setdiff1d(np.arange(len(codes)), np.concatenate([known, earlier]))
-    if count < 1 or not len(candidates):
-        return candidates[:0]
-    z = np.zeros(codes.shape)  # if all are the same
-    if len(codes) > 1 and np.ptp(codes, axis=0).any():
-        z = LatentStatistics.of(codes).normalise(codes).astype(np.float64)
-    return STRATEGIES[strategy](_Task(z, groups, known, labels, earlier, candidates, count, kind, seed))
+
+    z_sem: ArrayLike  #: ``[N, D]``, not normalised, all cases, labelled or not, sorted by id
+    labelled: ArrayLike = ()  #: ``[L]``, rows with a label; they are not selected
+    labels: Sequence[Any] = ()  #: ``[L]``, the labels; not needed for strategies without a probe
+    proposed: ArrayLike = ()  #: rows that were selected earlier and are not labelled yet; they are not selected again
+    #: ``[N]``, the patient of each case, so that ``outlier`` does not take an unusual patient with several scans for
+    #: usual; None: each case is a patient of its own
+    groups: ArrayLike | None = None
+    kind: LabelKind = "auto"  #: whether labels are classes or numbers, as for :func:`uncertainty`
+    seed: int = 0  #: random seed
+
+    def select(self, strategy: str, count: int = 1) -> Rows:
+        """Select rows by one of :data:`STRATEGIES`, the most useful first; fewer if not as many are left."""
+        check_choice("strategy", strategy, STRATEGIES)
+        count = min(count, len(self.candidates))
+        return STRATEGIES[strategy](self, count) if count > 0 else self.candidates[:0]
+
+    @cached_property
+    def z(self) -> Floats:
+        """All cases, normalised; zeros if they are all the same."""
+        codes = checked_codes(self.z_sem, num_least=0)
+        if len(codes) < 2 or not np.ptp(codes, axis=0).any():
+            return np.zeros(codes.shape)
+        return LatentStatistics.of(codes).normalise(codes).astype(np.float64)
+
+    @cached_property
+    def covered(self) -> Rows:
+        """The labelled rows, and those that were selected earlier."""
+        return np.concatenate([np.asarray(rows, np.intp).reshape(-1) for rows in (self.labelled, self.proposed)])
+
+    @cached_property
+    def candidates(self) -> Rows:
+        """The rows that may be selected."""
+        return np.setdiff1d(np.arange(len(self.z)), self.covered)
+
+    def best(self, scores: Floats, count: int) -> Rows:
+        """The candidates with the highest of scores ``[N]``; of equals the first."""
+        return self.candidates[np.argsort(-scores[self.candidates], kind="stable")][:count]
+
+    def farthest(self, count: int, weights: Floats | None = None) -> Rows:
+        """The candidates that are farthest from the covered cases."""
+        factors = None if weights is None else weights[self.candidates]
+        return self.candidates[farthest_first(self.z[self.candidates], self.z[self.covered], count, factors)]
+
+    def typical(self, count: int) -> Rows:
+        """The most typical candidates."""
+        return typical_first(self.z, self.covered, count, self.seed)
+
+    def unusual(self, count: int) -> Rows:
+        """The most unusual candidates."""
+        order = outlier_order(self.z, self.groups)
+        return order[np.isin(order, self.candidates)][:count]
+
+    def uncertain(self, count: int) -> Rows:
+        """The candidates that a probe is least certain about."""
+        scores = uncertainty(self.z, self.labelled, self.labels, kind=self.kind)
+        return self.best(scores, count) if np.ptp(scores) else self.typical(count)
+
+    def mixed(self, count: int) -> Rows:
+        """Typical candidates while there are few labels or numbers, then far ones that a probe is uncertain about."""
+        if np.size(self.labelled) < _FEW_LABELS or not are_classes(self.labels, self.kind):
+            return self.typical(count)
+        scores = uncertainty(self.z, self.labelled, self.labels, kind=self.kind)
+        return self.farthest(count, scores) if np.ptp(scores) else self.typical(count)
 
 
-def _outliers(task: _Task) -> Rows:
-    order = outlier_order(task.z, task.groups)
-    return order[np.isin(order, task.candidates)][: task.count]
-
-
-def _uncertain(task: _Task) -> Rows:
-    scores = task.uncertainty()
-    return task.best(scores) if np.ptp(scores) else task.typical()
-
-
-def _mixed(task: _Task) -> Rows:
-    if len(task.labelled) < _FEW_LABELS or not are_classes(task.labels, task.kind):
-        return task.typical()
-    scores = task.uncertainty()
-    return task.farthest(scores) if np.ptp(scores) else task.typical()
-
-
-STRATEGIES: dict[str, Callable[[_Task], Rows]] = {
-    "random": lambda task: task.best(np.random.default_rng(task.seed).random(len(task.z))),
-    "diversity": _Task.farthest,
-    "typical": _Task.typical,
-    "outlier": _outliers,
-    "uncertain": _uncertain,
-    "mixed": _mixed,
+STRATEGIES: dict[str, Callable[[Selection, int], Rows]] = {
+    "random": lambda of, count: of.best(np.random.default_rng(of.seed).random(len(of.z)), count),
+    "diversity": Selection.farthest,
+    "typical": Selection.typical,
+    "outlier": Selection.unusual,
+    "uncertain": Selection.uncertain,
+    "mixed": Selection.mixed,
 }
-"""The strategies of :func:`select`, by name."""
-
-
-def _rows(rows: ArrayLike, num_cases: int, name: str) -> Rows:
-    checked = np.asarray(rows, np.intp).reshape(-1)
-    if not ((checked >= 0) & (checked < num_cases)).all():
-        raise ConfigError(f"{name}: a row is outside 0 to {num_cases - 1}; give row numbers of z_sem")
-    return checked
+"""The strategies of :meth:`Selection.select`, by name."""
 
 
 def farthest_first(z: ArrayLike, reference: ArrayLike, count: int, weights: ArrayLike | None = None) -> Rows:

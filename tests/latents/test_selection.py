@@ -8,18 +8,22 @@ import pytest
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.selection import (
     STRATEGIES,
+    Selection,
     farthest_first,
-    nearest_distances,
     outlier_order,
-    select,
     typical_first,
     uncertainty,
 )
 from monai_diffae.latents.statistics import LatentStatistics
+from monai_diffae.latents.two_samples import nearest_distances
 
 
 def codes(seed, num=40, dims=3):
     return np.random.default_rng(seed).normal(size=(num, dims))
+
+
+def select(strategy, z_sem, count, **options):
+    return Selection(z_sem, **options).select(strategy, count)
 
 
 def radius(z, centres):

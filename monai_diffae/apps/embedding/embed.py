@@ -194,7 +194,7 @@ def embed(
     if map_columns and not chosen.split("train"):
         raise ConfigError("map_columns: are computed from training cases, and none is chosen; omit them, or split")
     overlap = _OVERLAP if rows.overlap is None else rows.overlap
-    cutter = PatchCutter(session.trained, session.encoder_key, overlap) if patches else None
+    cutter = PatchCutter(session.trained, overlap) if patches else None
     labels = json_digest(
         sorted(((case.id, case.patient, case.split, case.labels) for case in cases), key=itemgetter(0))
     )
@@ -224,7 +224,7 @@ def embed(
     key = json_digest([files[path], versions(), states])
     parts = path.parent / f".{path.stem}-{key[:_SUM_DIGITS]}"  # without a record: left after another run removed it
     store = PartStore(parts, key, id_column="row", process=process.rank, replace=True)
-    coder = CohortEncoder(cases, session.trained, store, process, session.encoder_key, cutter)
+    coder = CohortEncoder(cases, session.trained, store, process, cutter)
     workers = reading.workers_for(len(cases), process.local_world_size)
     coder.encode(run.batch_size, workers, _failures_file(path).name)
     if part is not None:

@@ -136,7 +136,7 @@ def training_images(
     items, workers = [case.item() for case in cases], session.reading.workers_for(len(cases))
     stream = read_stream(items, session.trained.preprocessing, (key,), workers, _READ_AHEAD)
     batch: list[NDArray[np.float32]] = []
-    shape, is_first = None, True
+    shape = None
     with progress(len(cases), f"fitting {text} to {len(cases)} training cases") as advance:
         for result in stream:
             # cases that cannot be used are listed as failures when they are encoded
@@ -147,9 +147,9 @@ def training_images(
                 size = max(num_least, _BATCH_BYTES // batch[0].nbytes)
                 if len(batch) == 2 * size:  # so that the last batch has at least ``size``
                     yield np.stack(batch[:size])
-                    is_first, batch = False, batch[size:]
+                    batch = batch[size:]
             advance()
-    if is_first and len(batch) < 2:
+    if len(batch) < 2:
         raise CohortError(
             f"{text} are fitted to training images, but only {len(batch)} of {len(cases)} "
             "training cases can be used; give a cohort with training cases"
@@ -191,10 +191,6 @@ class _SmallImages(nn.Module):
 WIDE_CHANNELS = 256
 """The most wide features; fewer training cases give fewer."""
 _MOST_CASES = 10_000  # training cases that the components are fitted to
-
-
-class NotFittedError(ConfigError):
-    """The bundle has no wide features of its present weights."""
 
 
 class _FeatureEncoder(nn.Module):
@@ -241,7 +237,7 @@ def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> Tr
         kind = type(trained.network.encoder).__name__
         raise ConfigError(f"features: the encoder {kind} has no wide features; use z")
     if not trained.has_wide:
-        raise NotFittedError(
+        raise ConfigError(
             f"features: wide features were not fitted for the present weights of {trained.folder.name}; first embed "
             "the training cohort with features wide, in one process, without overrides, where the bundle can be written"
         )
@@ -261,23 +257,24 @@ def wide_checksum(bundle: str | os.PathLike[str]) -> str:
 def fit_or_load(session: Session, *, may_fit: bool) -> Session:
     """The session with wide features; unless they are stored, they are fitted to the cases of the model's training."""
     trained = session.trained
-    try:
-        return replace(session, trained=with_wide_features(trained))
-    except NotFittedError:
-        if not (may_fit and session.can_fit_wide):
-            raise
-    words = _fitted_words(session)
-    mean, axes = _fit(session, words)
+    if may_fit and not trained.has_wide and hasattr(trained.network.encoder, "features") and session.can_fit_wide:
+        _fit_wide(session)
+    return replace(session, trained=with_wide_features(trained))
+
+
+def _fit_wide(session: Session) -> None:
+    """Fit wide features to the training cases, and store them in the bundle."""
+    trained, words = session.trained, _fitted_words(session)
+    mean, axes = _components(session, words)
     models = models_folder(trained.folder)
     with WriteLock(models):
         tensors = {"mean": mean, "axes": axes.half(), **words.state_dict(prefix="words.")}  # a file of half the size
         description = {"autoencoder_sha256": trained.sha256, "size": words.shrink.cells}
         write_model(models / WIDE, "wide", tensors, description)
     logger.info("models/%s: %d components of the training cases' features", WIDE, len(axes))
-    return replace(session, trained=with_wide_features(trained))
 
 
-def _fit(session: Session, words: PatchWords) -> tuple[Tensor, Tensor]:
+def _components(session: Session, words: PatchWords) -> tuple[Tensor, Tensor]:
     """The mean [F] and the components [K, F] of the features of at most ``_MOST_CASES`` training cases."""
     trained = session.trained
     encoder = _FeatureEncoder(trained.network, words).eval()

@@ -64,7 +64,6 @@ class CohortEncoder:
     trained: TrainedBundle
     store: PartStore
     process: Process  # which share of the cases to encode
-    encoder_key: str = "image"  # the image that the encoder sees
     cutter: PatchCutter | None = None  # cuts scans into patches; None: a scan is one image
 
     def encode(self, batch_size: int, workers: int, failures_name: str) -> None:
@@ -74,8 +73,8 @@ class CohortEncoder:
         positions = self._to_encode(size)
         items = [self.cases[position].item() for position in positions]
         transform: Callable[[Any], Any] = self.trained.preprocessing
-        keys: tuple[str, ...] = (self.encoder_key,)
-        cut, ahead = whole_images(self.trained, self.encoder_key), max(batch_size, at_once)
+        keys: tuple[str, ...] = (self.trained.encoder_key,)
+        cut, ahead = whole_images(self.trained), max(batch_size, at_once)
         if self.cutter is not None:  # a scan that is cut is a whole volume, and one keeps the encoder busy
             transform, keys, cut, ahead = self.cutter, self.cutter.keys, self.cutter.cut, 1
         contents: dict[int, str] = {}
@@ -91,8 +90,8 @@ class CohortEncoder:
             numbered = zip(positions, items, read(), strict=True)
             for _, results in groupby(numbered, lambda result: result[0] // size):
                 if self.cutter is None:  # the first image of a part decides the size of its others
-                    cut = whole_images(self.trained, self.encoder_key)
-                encoded = encode_stream(results, self.trained, self.encoder_key, cut, batch_size, advance, skipped)
+                    cut = whole_images(self.trained)
+                encoded = encode_stream(results, self.trained, cut, batch_size, advance, skipped)
                 self.store.append(self._rows(*encoded, contents))
 
     def gather(self) -> EncodedCohort:
@@ -119,7 +118,7 @@ class CohortEncoder:
         todo = {*share} - encoded - failed
         if self.process.rank == 0:
             todo |= failed
-            if self.cutter is None and self.encoder_key != "image":  # see encode
+            if self.cutter is None and self.trained.encoder_key != "image":  # see encode
                 parts = {position // size for position in failed}
                 todo |= {position for position in encoded if position // size in parts}
         return sorted(todo)
@@ -161,8 +160,9 @@ class CohortEncoder:
             time.sleep(_POLL_S)
 
 
-def whole_images(trained: TrainedBundle, key: str) -> Cut:
+def whole_images(trained: TrainedBundle) -> Cut:
     """A function that yields each scan as one image, and raises :class:`ScanError` for scans of another size."""
+    key = trained.encoder_key
     # an encoder with an image of its own takes any size: that of the first one
     shapes = {key: trained.image_shape} if key == "image" else {}
 
@@ -179,7 +179,6 @@ def whole_images(trained: TrainedBundle, key: str) -> Cut:
 def encode_stream(
     results: Iterator[tuple[int, Mapping[str, Any], Arrays | Exception]],
     trained: TrainedBundle,
-    key: str,
     cut: Cut,
     batch_size: int,
     advance: Callable[[], None],
@@ -206,7 +205,7 @@ def encode_stream(
             batch.clear()
 
     def fail(position: int, error: Exception) -> None:
-        failures[position] = log_failure(items[position], position, key, error, skipped)
+        failures[position] = log_failure(items[position], position, trained.encoder_key, error, skipped)
 
     for position, item, result in results:
         items[position] = item
@@ -253,13 +252,13 @@ class PatchCutter:
     lowest value until the grid covers it. ``overlap`` is a fraction of the patches' size, 0 to less than 1.
     """
 
-    def __init__(self, trained: TrainedBundle, key: str, overlap: float) -> None:
-        self._preprocessing = _without_crop(trained.preprocessing, key)
-        self._key, self._low = key, trained.model_range[0]
+    def __init__(self, trained: TrainedBundle, overlap: float) -> None:
+        self._key, self._low = trained.encoder_key, trained.model_range[0]
+        self._preprocessing = _without_crop(trained.preprocessing, self._key)
         self._background = self._low + _BACKGROUND * (trained.model_range[1] - self._low)
         self._size = trained.image_shape[1:]
         self._steps = [max(1, int(side * (1 - overlap) + 1e-6)) for side in self._size]
-        self.keys = (key, _TO_PLACES)
+        self.keys = (self._key, _TO_PLACES)
         self.place_names = ("patch", "of", *(_PIXELS if len(self._size) == 2 else ()), *_MM)
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:

@@ -167,14 +167,11 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
 
     def _encode_scans(self, items: list[Item], trained: TrainedBundle) -> NDArray[np.float32]:
         """Encode scans as they are read: z_sem (N, D), NaN for scans that cannot be used."""
-        key = trained.encoder_key
         workers = Reading(workers=self.workers).workers_for(len(items))
-        stream = read_stream(items, trained.preprocessing, (key,), workers, ahead=self.batch_size)
-        numbered = zip(range(len(items)), items, stream, strict=True)
+        stream = read_stream(items, trained.preprocessing, (trained.encoder_key,), workers, ahead=self.batch_size)
+        numbered, cut = zip(range(len(items)), items, stream, strict=True), whole_images(trained)
         with progress(len(items), f"encoding {len(items)} scans") as advance:
-            rows, codes, failures = encode_stream(
-                numbered, trained, key, whole_images(trained, key), self.batch_size, advance
-            )
+            rows, codes, failures = encode_stream(numbered, trained, cut, self.batch_size, advance)
         if failures:
             counts = f"{len(failures)} of {len(items)} scans cannot be used"
             failure = next(iter(failures.values()))

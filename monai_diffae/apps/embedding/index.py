@@ -217,11 +217,11 @@ def _encode(cases: Sequence[Case], trained: TrainedBundle, batch_size: int, work
     """The codes of so many cases at a time, by id; a volume in a 2D bundle gets the mean of its slices in float64."""
     images, owners, codes = _images(cases, trained)
     yield codes
-    key, items = trained.encoder_key, [image.item() for image in images]
-    stream = read_stream(items, trained.preprocessing, (key,), workers, ahead=batch_size)
-    numbered, cut = zip(range(len(items)), items, stream, strict=True), whole_images(trained, key)
+    items = [image.item() for image in images]
+    stream = read_stream(items, trained.preprocessing, (trained.encoder_key,), workers, ahead=batch_size)
+    numbered, cut = zip(range(len(items)), items, stream, strict=True), whole_images(trained)
     for _, results in groupby(numbered, lambda result: owners[result[0]] // batch_size):
-        positions, rows, failures = encode_stream(results, trained, key, cut, batch_size, lambda: None)
+        positions, rows, failures = encode_stream(results, trained, cut, batch_size, lambda: None)
         by_position: dict[int, Code] = dict(zip(positions, rows, strict=True))
         by_position |= {position: failure.reason for position, failure in failures.items()}
         pooled: dict[str, Code] = {}

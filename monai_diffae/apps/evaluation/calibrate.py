@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
+from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases
@@ -27,16 +29,29 @@ _FEWEST_SCANS = 19  # with fewer, no p-value can be below .05
 _MOST_VOXELS = 2**22  # of the held-out maps, from which the quantiles are computed
 
 
+@Parameter(name="*", group=Group("Calibration", sort_key=2))
+@dataclass(frozen=True)
+class Calibration:
+    """With which held-out scans a bundle is calibrated, and how noise is added to them."""
+
+    split: Split | None = None
+    """Use the cases of this split; by default ``val`` if the cohort is the training's or has splits, else all."""
+    limit: Annotated[int, Ge(2)] = 64
+    """Use at most this many scans, drawn at random from as many patients as possible."""
+    noise_level: Annotated[float, Gt(0), Le(1)] = 0.3
+    """Noise that is added to images, as a share of all timesteps; more finds larger anomalies."""
+    draws: Annotated[int, Ge(1)] = 8
+    """Number of noisy versions of each image, whose reconstructions are averaged."""
+    seed: Seed = 0
+    """Random seed of the noise and of the choice of scans."""
+
+
 @command
 def calibrate(
     bundle: Path,
     cohort: Path,
     *,
-    split: Split | None = None,
-    limit: Annotated[int, Ge(2)] = 64,
-    noise_level: Annotated[float, Gt(0), Le(1)] = 0.3,
-    draws: Annotated[int, Ge(1)] = 8,
-    seed: Seed = 0,
+    calibration: Calibration = Calibration(),
     reading: Reading = Reading(),
     run: UnbatchedRun = UnbatchedRun(),
 ) -> Result:
@@ -49,11 +64,6 @@ def calibrate(
     Args:
         bundle: Folder of a trained bundle.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan, with normal cases that the bundle was not trained on.
-        split: Use the cases of this split; by default ``val`` if the cohort is the training's or has splits, else all.
-        limit: Use at most this many scans, drawn at random from as many patients as possible.
-        noise_level: Noise that is added to images, as a share of all timesteps; more finds larger anomalies.
-        draws: Number of noisy versions of each image, whose reconstructions are averaged.
-        seed: Random seed of the noise and of the choice of scans.
 
     Returns:
         The file ``models/anomaly.safetensors``; ``num_cases`` (slices of a volume count as one each), their
@@ -64,10 +74,9 @@ def calibrate(
         CohortError: there are no usable cases of two patients.
     """
     session = sessions.Session.open(bundle, cohort, reading=reading, run=run.batched)
-    if split is None and session.split_origin != "drawn":
-        split = "val"
-    cases = draw_scans(session.choose(Choice(split=split)), limit, seed)
-    settings = bundles.AnomalySettings(noise_levels=(noise_level,), draws=draws, seed=seed)
+    split, seed = calibration.split or (None if session.split_origin == "drawn" else "val"), calibration.seed
+    cases = draw_scans(session.choose(Choice(split=split)), calibration.limit, seed)
+    settings = bundles.AnomalySettings((calibration.noise_level,), calibration.draws, seed=seed)
     path = models_folder(session.trained.folder) / ANOMALY
     digest = json_digest([(case.id, case.patient) for case in cases])
     made_from: dict[str, Any] = {"cohort": session.cohort.fingerprint, "cases": digest}

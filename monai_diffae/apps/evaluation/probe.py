@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Gt, Le
+from annotated_types import Gt, Le, MinLen
 from cyclopts import Group, Parameter
 from rich import box
 from rich.table import Table
@@ -75,7 +75,7 @@ class Probing:
     over patients; by default ``split`` if there are enough test patients."""
     splits: Sequence[Split] = ()
     """Cross-validate within these splits only, e.g. ``val test``."""
-    probes: Sequence[ProbeName] = ("linear", "knn")
+    probes: Annotated[Sequence[ProbeName], MinLen(1)] = ("linear", "knn")
     """Models that predict the labels."""
     regularisation: Annotated[float, Gt(0), Le(1e12)] | None = None
     """Fix the regularisation of ``linear`` beforehand: C of the logistic regression for classes (smaller is stronger),
@@ -143,6 +143,8 @@ def probe(
     """
     if comparison.pixel_baselines and (comparison.bundle is None or comparison.cohort is None):
         raise ConfigError("pixel_baselines: the images are read with bundle and cohort; also give both")
+    if probing.splits and probing.evaluation == "split":
+        raise ConfigError("splits: applies to cross-validation; omit it, or set evaluation to cv")
     from monai_diffae.apps.evaluation.baselines import (
         checksum_of_features,
         compared_features,

@@ -7,9 +7,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from annotated_types import Ge
 from cyclopts import Group, Parameter
 from rich import box
 from rich.table import Table
@@ -17,8 +16,8 @@ from rich.table import Table
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line, find_command
 from monai_diffae.apps.result import Result, run_once, table_lines
-from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, Split, Writing
-from monai_diffae.apps.study.cases import StudyCases
+from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, Writing
+from monai_diffae.apps.study.cases import StudyCases, StudyChoice
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.fingerprints import file_checksum
@@ -56,8 +55,7 @@ def associate(
     variables: Sequence[str] = (),
     covariates: Sequence[str] = (),
     kinds: LabelKinds = NONE_GIVEN,
-    components: Annotated[int, Ge(1)] | None = None,
-    split: Split | None = None,
+    choice: StudyChoice = StudyChoice(),
     logistic: bool = False,
     rank_normal: bool = False,
     export: Phenotypes = Phenotypes(),
@@ -82,8 +80,6 @@ def associate(
         variables: Label columns; by default all that ``probe`` would predict.
         covariates: Label columns that every regression contains.
         kinds: Whether labels are ``classes`` or ``numbers``, e.g. ``grade=numbers``; by default as in ``probe``.
-        components: Number of components; by default as many as have 95 % of the variance.
-        split: Use only the cases of this split; by default all.
         logistic: Logistic regression for variables with two classes; needs the extra ``statistics``.
         rank_normal: Replace each component by normal quantiles of its ranks, here and in ``phenotypes``.
         bundle: The bundle that made the embeddings, to decode what the first associated components change, into
@@ -100,13 +96,13 @@ def associate(
     """
     if logistic:
         check_installed("statsmodels", "statistics")
-    cases = StudyCases.open(embeddings, components, split)
+    cases = StudyCases.open(embeddings, choice)
     names = _variables(cases.rows, variables, covariates)
     if export.phenotypes:
         _check_names(cases, export.iid)
     made_from = {
         "embeddings": file_checksum(embeddings), "variables": names, "covariates": list(covariates),
-        "kinds": dict(kinds), "components": len(cases.axes.stds), "split": split, "logistic": logistic,
+        "kinds": dict(kinds), "components": len(cases.axes.stds), "split": choice.split, "logistic": logistic,
         "rank_normal": rank_normal, "export": asdict(export), "dpi": writing.dpi,
     }  # fmt: skip
     analysis = _Analysis(cases, names, list(covariates), dict(kinds), logistic, rank_normal)

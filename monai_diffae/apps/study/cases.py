@@ -6,7 +6,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Ge
+from cyclopts import Group, Parameter
 
 from monai_diffae.apps.settings import Split
 from monai_diffae.errors import CohortError
@@ -18,6 +21,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SHARE, _CONSTANT = 0.95, 1e-6
+
+
+@Parameter(name="*", group=Group("Cases", sort_key=2))
+@dataclass(frozen=True)
+class StudyChoice:
+    """Which principal components of which cases are studied."""
+
+    components: Annotated[int, Ge(1)] | None = None
+    """Number of components; by default as many as have 95 % of the variance."""
+    split: Split | None = None
+    """Use only the cases of this split; by default all."""
 
 
 def read_cases(path: Path) -> pd.DataFrame:
@@ -54,17 +68,17 @@ class StudyCases:
     axes: latents.PrincipalComponents
 
     @classmethod
-    def open(cls, embeddings: Path, count: int | None, split: Split | None) -> StudyCases:
-        """Read a table; ``count`` None: as many components as have 95 % of the variance."""
+    def open(cls, embeddings: Path, choice: StudyChoice) -> StudyCases:
+        """Read a table."""
         table = read_cases(embeddings)
         axes = training_components(table)
         varying = int((axes.stds > _CONSTANT * axes.stds[0]).sum())
-        number = count or int(np.searchsorted(np.cumsum(axes.explained), _SHARE)) + 1
+        number = choice.components or int(np.searchsorted(np.cumsum(axes.explained), _SHARE)) + 1
         if number > varying:
             logger.warning("%s: only %d components vary, and the others are omitted", embeddings.name, varying)
         kept = slice(min(number, varying))
         axes = replace(axes, directions=axes.directions[kept], stds=axes.stds[kept], explained=axes.explained[kept])
-        rows = table if split is None else tables.split_rows(table, split)
+        rows = table if choice.split is None else tables.split_rows(table, choice.split)
         return cls(embeddings.name, rows.reset_index(drop=True), axes)
 
     @property

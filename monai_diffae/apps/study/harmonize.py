@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from cyclopts import Group, Parameter
+
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed
@@ -27,16 +29,37 @@ _COSTS = [
 ]  # fmt: skip
 
 
+@Parameter(name="*", group=Group("Method", sort_key=2))
+@dataclass(frozen=True)
+class Method:
+    """How the scanner is removed."""
+
+    protect: Sequence[str] = ()
+    """Columns whose effect on z_sem to keep, such as age and sex."""
+    empirical_bayes: bool = False
+    """Shrink the scanners' effects before they are removed, and leave the covariances (extra ``harmonize``). It needs 2
+    training cases of each scanner. A linear probe can still tell the scanner."""
+
+
+@Parameter(name="*", group=Group("Costs", sort_key=3))
+@dataclass(frozen=True)
+class Costs:
+    """How it is measured what that costs."""
+
+    targets: Sequence[str] = ()
+    """Label columns to probe before and after; by default those that ``probe`` predicts."""
+    seed: Seed = 0
+    """Random seed of folds and bootstrap."""
+
+
 @command
 def harmonize(
     embeddings: Path,
     out: Path,
     *,
     scanner: str,
-    protect: Sequence[str] = (),
-    targets: Sequence[str] = (),
-    empirical_bayes: bool = False,
-    seed: Seed = 0,
+    method: Method = Method(),
+    costs: Costs = Costs(),
     overwrite: bool = False,
 ) -> Result:
     """Remove the scanner from z_sem (ComBat, CovBat), and measure what that costs the labels.
@@ -55,11 +78,6 @@ def harmonize(
         embeddings: Table of embeddings, written by ``embed``.
         out: The new table, ``.parquet``.
         scanner: The column with the scanner.
-        protect: Columns whose effect on z_sem to keep, such as age and sex.
-        targets: Label columns to probe before and after; by default those that ``probe`` predicts.
-        empirical_bayes: Shrink the scanners' effects before they are removed, and leave the covariances (extra
-            ``harmonize``). It needs 2 training cases of each scanner. A linear probe can still tell the scanner.
-        seed: Random seed of folds and bootstrap.
         overwrite: Replace an existing table.
 
     Returns:
@@ -74,26 +92,28 @@ def harmonize(
     """
     if out.suffix != ".parquet":
         raise ConfigError(f"{out.name}: must be a .parquet file, which says what was done; choose such a name")
-    rows = read_repeated(embeddings, scanner=[scanner], protect=protect, targets=targets)
-    done = {"embeddings": file_checksum(embeddings), "scanner": scanner, "protect": list(protect),
-            "empirical_bayes": empirical_bayes, "method": "ComBat" if empirical_bayes else "CovBat"}  # fmt: skip
+    rows = read_repeated(embeddings, scanner=[scanner], protect=method.protect, targets=costs.targets)
+    done = {
+        "embeddings": file_checksum(embeddings), "scanner": scanner, "protect": list(method.protect),
+        "empirical_bayes": method.empirical_bayes, "method": "ComBat" if method.empirical_bayes else "CovBat",
+    }  # fmt: skip
     metadata = rows.attrs.get("monai_diffae", {})
     origin = metadata.get("made_from", {})
     # another model, so that these cases are never compared with others that were not harmonized
     made_from = {**origin, "model": json_digest([origin.get("model"), done]), "encoder": "harmonized", **done}
     made_from["source_encoder"] = tables.source_encoder(rows)
-    settings = {**made_from, "targets": list(targets), "seed": seed}
+    settings = {**made_from, "targets": list(costs.targets), "seed": costs.seed}
     names = {name: out.with_name(f"{out.stem}_{name}.csv") for name in ("costs", "omitted")}
 
     def make() -> Mapping[str, Any]:
-        cases, omitted = _Cases.of(rows, scanner, protect, empirical_bayes)
+        cases, omitted = _Cases.of(rows, scanner, method)
         new = cases.harmonized()
-        costs, figures = _costs(cases, scanner, protect, targets, seed)
+        scores, figures = _costs(cases, costs)
         figures["has_wide"] = bool(tables.wide_columns(new))
         figures |= {"num_cases": len(new), "num_fitted": int(cases.is_fitted.sum()), "num_omitted": len(omitted)}
         description = {**done, "num_fitted": figures["num_fitted"]}
         new.attrs["monai_diffae"] = {**metadata, "made_from": made_from, "harmonized": description}
-        write_csv(names["costs"], costs)
+        write_csv(names["costs"], scores)
         write_csv(names["omitted"], omitted)
         write_atomic(out, lambda path: new.to_parquet(path, index=False))
         return figures
@@ -109,22 +129,21 @@ class _Cases:
     """The cases that can be harmonized, with their scanners and covariates."""
 
     rows: pd.DataFrame
+    scanner: str  # its column
+    method: Method
     scanners: npt.NDArray[np.str_]
     covariates: npt.NDArray[np.float64]
     is_fitted: npt.NDArray[np.bool_]
-    empirical_bayes: bool
 
     @classmethod
-    def of(
-        cls, rows: pd.DataFrame, scanner: str, protect: Sequence[str], empirical_bayes: bool
-    ) -> tuple[_Cases, pd.DataFrame]:
+    def of(cls, rows: pd.DataFrame, scanner: str, method: Method) -> tuple[_Cases, pd.DataFrame]:
         """The cases that can be harmonized, and a table of the others with the reasons."""
         reasons = np.full(len(rows), "", object)
-        for name in (scanner, *protect):
+        for name in (scanner, *method.protect):
             reasons[labels.missing(rows[name].tolist()) & (reasons == "")] = f"{name} is empty"
         names, is_train = _class_names(rows[scanner]), tables.splits_of(rows) == "train"
-        covariates = [_covariate(rows[name], is_train, reasons) for name in protect]
-        least = harmonization.least_fitted(empirical_bayes)
+        covariates = [_covariate(rows[name], is_train, reasons) for name in method.protect]
+        least = harmonization.least_fitted(method.empirical_bayes)
         counts = pd.Series(names[is_train & (reasons == "")]).value_counts()
         few = np.array([counts.get(name, 0) < least for name in names])
         reasons[few & (reasons == "")] = f"its scanner has fewer than {least} training cases"
@@ -136,7 +155,7 @@ class _Cases:
             of_scanner = "" if reason == f"{scanner} is empty" else f" of the scanner '{owner}'"
             logger.warning("%s%s omitted: %s", counted(len(part), "case"), of_scanner, reason)
         matrix = np.hstack([np.empty((len(rows), 0)), *covariates])[kept]
-        cases = cls(rows[kept].reset_index(drop=True), names[kept], matrix, is_train[kept], empirical_bayes)
+        cases = cls(rows[kept].reset_index(drop=True), scanner, method, names[kept], matrix, is_train[kept])
         cases.check()
         return cases, omitted
 
@@ -170,7 +189,7 @@ class _Cases:
         """These columns, harmonized by what is fitted to these positions."""
         return harmonization.harmonized(
             self.rows[self.columns(features)].to_numpy(np.float64), self.scanners, self.covariates, fitted,
-            common_scale=tables.has_common_scale(self.rows, features), empirical_bayes=self.empirical_bayes,
+            common_scale=tables.has_common_scale(self.rows, features), empirical_bayes=self.method.empirical_bayes,
         )  # fmt: skip
 
     def harmonized(self) -> pd.DataFrame:
@@ -199,24 +218,22 @@ def _covariate(
     return (names[:, None] == classes[1:]).astype(np.float64)
 
 
-def _costs(
-    cases: _Cases, scanner: str, protect: Sequence[str], targets: Sequence[str], seed: int
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _costs(cases: _Cases, settings: Costs) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The scores of probes before and after, as a table and as figures."""
     from monai_diffae.latents.probing import FeatureSet, ProbeSettings, evaluate_probes
 
-    rows = cases.rows
+    rows, scanner = cases.rows, cases.scanner
     codes = rows[cases.columns("z")].to_numpy(np.float32)
     before = FeatureSet.from_values("before", codes, standardise=False)
     features = [replace(before, name="after", extract=lambda train: cases.values("z", train)), before]
-    chosen = targets or [
+    chosen = settings.targets or [
         name for name in tables.label_columns(rows)
         if name != scanner and labels.reason_against(rows[name].tolist(), name) is None
     ]  # fmt: skip
     evaluation: Literal["cv"] | None = "cv" if cases.num_on_both_sides else None
-    origin, settings = tables.split_origin(rows), ProbeSettings(evaluation, seed=seed, kinds={scanner: "classes"})
-    told, _ = evaluate_probes(rows, [scanner], features, settings, split_origin=origin)
-    linear = replace(settings, probes=("linear",), kinds={})
+    both = ProbeSettings(evaluation, seed=settings.seed, kinds={scanner: "classes"})
+    linear, origin = replace(both, probes=("linear",), kinds={}), tables.split_origin(rows)
+    told, _ = evaluate_probes(rows, [scanner], features, both, split_origin=origin)
     probes, omitted = evaluate_probes(rows, chosen, features, linear, split_origin=origin) if chosen else ([], {})
     scores = pd.DataFrame([probe.row for probe in [*told, *probes]])
     ends = {"score": "", "low": "_low", "high": "_high"}
@@ -226,7 +243,7 @@ def _costs(
     }
     costs = scores[(scores["features"] == "before") & (scores["target"] != scanner)]
     after = costs["score"] + costs["difference"]
-    costs = costs.assign(is_protected=costs["target"].isin(protect), before=costs["score"], after=after)
+    costs = costs.assign(is_protected=costs["target"].isin(cases.method.protect), before=costs["score"], after=after)
     return scores, {
         "scanners": {"chance": 1 / len(np.unique(cases.scanners)), **accuracies},
         "costs": json.loads(costs[_COSTS].to_json(orient="records")),

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge
 from cyclopts import Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
-from monai_diffae.apps.settings import Seed, Split, Writing
-from monai_diffae.apps.study.cases import StudyCases
+from monai_diffae.apps.settings import Seed, Writing
+from monai_diffae.apps.study.cases import StudyCases, StudyChoice
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.fingerprints import file_checksum
@@ -33,8 +32,7 @@ def stability(
     out: Path,
     *,
     other: Annotated[Path, Parameter(name=["--other", "--with"])],
-    components: Annotated[int, Ge(1)] | None = None,
-    split: Split | None = None,
+    choice: StudyChoice = StudyChoice(),
     seed: Seed = 0,
     writing: Writing = Writing(),
 ) -> Result:
@@ -49,8 +47,6 @@ def stability(
         embeddings: Table of embeddings, written by ``embed``.
         out: Folder for the results.
         other: Table of embeddings of the same cases by the other model.
-        components: Number of components; by default as many as have 95 % of the variance.
-        split: Use only the cases of this split; by default all.
         seed: Random seed of folds and bootstrap.
 
     Returns:
@@ -63,11 +59,11 @@ def stability(
         CohortError: a table cannot be used, has an id twice, or too few patients are in both.
         ConfigError: ``out`` holds results made from other things.
     """
-    models = [StudyCases.open(path, components, split) for path in (embeddings, other)]
+    models = [StudyCases.open(path, choice) for path in (embeddings, other)]
     pair = _matched(*models)
     made_from = {
-        "embeddings": file_checksum(embeddings), "other": file_checksum(other), "components": components,
-        "split": split, "seed": seed, "dpi": writing.dpi,
+        "embeddings": file_checksum(embeddings), "other": file_checksum(other), **asdict(choice),
+        "seed": seed, "dpi": writing.dpi,
     }  # fmt: skip
 
     def make() -> dict[str, Any]:

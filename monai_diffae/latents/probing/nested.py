@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,6 @@ from monai_diffae.latents.probing.probes import (
 )
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores, with_interval
 from monai_diffae.latents.targets import LabelKind, Target, far_off, read_target
-from monai_diffae.policies import check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +63,6 @@ class ProbeSettings:
     each_regularisation: bool = False  #: also evaluate ``linear`` with each regularisation that it can choose from
     #: a column such as the scanner: how well it can be told, and the probes with each value left out
     nuisance: str | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("evaluation", self.evaluation or "cv", Evaluation)
-        for probe in self.probes:
-            check_choice("probes", probe, Probe)
-        if not self.probes:
-            raise ConfigError(f"probes: is empty; choose from {', '.join(get_args(Probe))}")
-        if self.splits and self.evaluation == "split":
-            raise ConfigError("splits: applies to cross-validation; omit it, or set evaluation to cv")
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,23 +141,23 @@ class TargetFolds:
     folds: Folds
     evaluation: Evaluation
     num_omitted: int  # cases without the label, or of a class that is too small to be evaluated
-    counts: dict[str, int]  # test patients of each class
     num_seen: int | None  # test cases of patients that the autoencoder was trained on, as far as is known
     nuisance: NDArray[np.str_] | None = None  # of each case, such as its scanner; empty text: it is not known
 
     @property
     def test_cases(self) -> NDArray[np.intp]:
         """The cases that are evaluated, as positions among the K cases, ascending."""
-        return _test_cases(self.folds)
+        return np.sort(np.concatenate([test for _, test in self.folds]))
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """The test patients of each class."""
+        return self.target.patients_of_classes(self.patients, self.test_cases)
 
     @property
     def small_classes(self) -> dict[str, int]:
         """The test patients of classes that have fewer than 10."""
         return {label: count for label, count in self.counts.items() if count < _MIN_TEST_OF_CLASS}
-
-
-def _test_cases(folds: Folds) -> NDArray[np.intp]:
-    return np.sort(np.concatenate([test for _, test in folds]))
 
 
 def choose_folds(
@@ -183,14 +174,13 @@ def choose_folds(
     else:
         target, folds = cross_validation_folds(all_cases, cases.patients[all_cases.rows], settings.seed)
         num_considered = len(cases.positions)
-    patients, test = cases.patients[target.rows], _test_cases(folds)
-    counts, num_seen = target.patients_of_classes(patients, test), cases.num_seen(patients[test])
-    num_omitted = num_considered - len(target.rows)
-    if num_omitted:
+    if num_omitted := num_considered - len(target.rows):
         logger.info("target '%s': %d cases without a usable label are omitted", name, num_omitted)
     if omitted := [label for label in all_cases.classes or () if label not in (target.classes or ())]:
         logger.warning("target '%s': classes with too few patients are omitted: %s", name, ", ".join(omitted))
-    target_folds = TargetFolds(target, patients, folds, evaluation, num_omitted, counts, num_seen)
+    patients = cases.patients[target.rows]
+    num_seen = cases.num_seen(np.concatenate([patients[test] for _, test in folds]))
+    target_folds = TargetFolds(target, patients, folds, evaluation, num_omitted, num_seen)
     for doubt in _doubts(target_folds, settings.seed):
         logger.warning("target '%s': %s", name, doubt)
     return target_folds
@@ -297,7 +287,7 @@ def predict_held_out(
         model.fit(x[train], target.values[train], groups[train], target.num_classes)
         for x, (train, _) in zip(features, folds, strict=True)
     ]
-    return _held_out(fitted, features, target, folds)
+    return held_out_predictions(fitted, features, target, folds)
 
 
 def predict_path(
@@ -308,10 +298,10 @@ def predict_path(
         list(model.fit_path(x[train], target.values[train], target.num_classes, values))
         for x, (train, _) in zip(features, folds, strict=True)
     ]
-    return [_held_out(fitted, features, target, folds) for fitted in zip(*paths, strict=True)]
+    return [held_out_predictions(fitted, features, target, folds) for fitted in zip(*paths, strict=True)]
 
 
-def _held_out(
+def held_out_predictions(
     probes: Sequence[FittedProbe], features: Sequence[Floats], target: Target, folds: Folds
 ) -> HeldOutPredictions:
     """The predictions of the probe of each fold for its test cases."""
