@@ -50,10 +50,10 @@ from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.embeddings import matrix, read_embeddings
 from monai_diffae.data.samples import medmnist_to_cohort
 from monai_diffae.errors import DiffAEError
-from monai_diffae.latents.components import PixelComponents
 from monai_diffae.latents.probing import ClassScores, FeatureSet, ProbeModel
 from monai_diffae.latents.probing.probes import LOGISTIC_CS
 from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval, difference_interval
+from monai_diffae.latents.statistics import PixelComponents
 
 Labels = NDArray[np.int64]  # (N, L): one class, or several labels that are 0 or 1
 Scores = NDArray[np.float64]  # (N, C): a probability per class, or per label

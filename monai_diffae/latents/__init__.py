@@ -3,14 +3,15 @@
 from monai_diffae.lazy import attach
 
 MODULES = {
-    **dict.fromkeys(("PrincipalComponents", "principal_components"), "components"),
     **dict.fromkeys(("Direction", "fit_direction"), "directions"),
     **dict.fromkeys((
-        "Neighbors", "OutlierScores", "nearest_neighbors", "outlier_scores", "p_values",
+        "Neighbors", "OutlierScores", "copying_ratio", "mmd", "nearest_distances", "nearest_neighbors",
+        "outlier_scores", "p_values",
     ), "neighbors"),
     **dict.fromkeys(("Disentanglement", "dci"), "representation"),
-    **dict.fromkeys(("ActiveDimensions", "LatentStatistics", "active_dimensions"), "statistics"),
-    **dict.fromkeys(("copying_ratio", "mmd", "nearest_distances"), "two_samples"),
+    **dict.fromkeys((
+        "ActiveDimensions", "LatentStatistics", "PrincipalComponents", "active_dimensions", "principal_components",
+    ), "statistics"),
 }  # fmt: skip
 
 __all__ = [*MODULES]

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.neighbors import ReferenceCases, numbered_groups
+from monai_diffae.latents.neighbors import ReferenceCases, nearest_distances, numbered_groups
 from monai_diffae.latents.probing.probes import ProbeModel
 from monai_diffae.latents.statistics import Floats, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import LabelKind, are_classes, class_name, missing
-from monai_diffae.latents.two_samples import nearest_distances
 from monai_diffae.policies import check_choice
 
 Rows = NDArray[np.intp]

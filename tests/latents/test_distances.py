@@ -7,10 +7,18 @@ import pytest
 from scipy.spatial.distance import cdist, pdist
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents import LatentStatistics, representation, two_samples
-from monai_diffae.latents.neighbors import ReferenceCases, near_pairs, nearest_neighbors, outlier_scores, p_values
+from monai_diffae.latents import LatentStatistics, neighbors, representation
+from monai_diffae.latents.neighbors import (
+    ReferenceCases,
+    copying_ratio,
+    mmd,
+    near_pairs,
+    nearest_distances,
+    nearest_neighbors,
+    outlier_scores,
+    p_values,
+)
 from monai_diffae.latents.representation import stability
-from monai_diffae.latents.two_samples import copying_ratio, mmd, nearest_distances
 
 
 def test_distances_of_equal_codes_are_0_and_ties_are_in_the_pools_order():
@@ -123,7 +131,7 @@ def test_mmd_is_that_of_scikit_learns_kernel_whatever_the_blocks_and_without_bia
     values = [mmd(normal(2 * i, 12, 3), normal(2 * i + 1, 30, 3)) for i in range(300)]
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
     assert min(values) < 0 < mmd(normal(0, 12, 3), normal(1, 30, 3, shift=2))
-    monkeypatch.setattr(two_samples, "_BLOCK_MIB", 1e-3)
+    monkeypatch.setattr(neighbors, "_BLOCK_MIB", 1e-3)
     assert mmd(a, b, bandwidth) == pytest.approx(expected, rel=1e-9)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents.neighbors import nearest_distances
 from monai_diffae.latents.selection import (
     STRATEGIES,
     Selection,
@@ -15,7 +16,6 @@ from monai_diffae.latents.selection import (
     uncertainty,
 )
 from monai_diffae.latents.statistics import LatentStatistics
-from monai_diffae.latents.two_samples import nearest_distances
 
 
 def codes(seed, num=40, dims=3):

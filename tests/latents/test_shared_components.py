@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from monai_diffae.latents.stability import canonical_correlations, explained_variance, linear_cka, procrustes
+from monai_diffae.latents.representation import canonical_correlations, explained_variance, linear_cka, procrustes
 
 RNG = np.random.default_rng(0)
 PATIENTS = np.repeat([f"p{i}" for i in range(150)], 2)

@@ -25,7 +25,7 @@ from monai_diffae.bundle.model_file import read_description, read_model, unknown
 from monai_diffae.data.embeddings import z_columns
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import DiffAEError
-from monai_diffae.latents.probing.features import PCA_NAME
+from monai_diffae.latents.probing.probes import PCA_NAME
 
 HERE = Path(__file__).parent
 BUNDLES = HERE.parents[1] / "bundles"

@@ -28,7 +28,7 @@ from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import CohortError, ConfigError, MachineError, quoted
-from monai_diffae.latents.components import PixelComponents
+from monai_diffae.latents.statistics import PixelComponents
 from monai_diffae.networks import PatchWords
 from monai_diffae.networks.anchored_encoder import MOST_PIXELS
 from monai_diffae.networks.blocks import CellMeans

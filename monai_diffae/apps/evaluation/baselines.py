@@ -18,7 +18,7 @@ from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.data import embeddings as tables
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.latents.probing.features import INTENSITY_NAME, WIDE_NAME, FeatureSet, intensity_statistics
+from monai_diffae.latents.probing.probes import INTENSITY_NAME, WIDE_NAME, FeatureSet, intensity_statistics
 from monai_diffae.lazy import sessions
 from monai_diffae.policies import Features
 

@@ -98,7 +98,7 @@ def _patients(first: StudyCases, second: StudyCases) -> npt.NDArray[Any]:
 
 def _measure(pair: tuple[StudyCases, StudyCases], out: Path, seed: int, writing: Writing) -> dict[str, Any]:
     """Write the results about two models, and return their figures."""
-    from monai_diffae.latents import stability as shared
+    from monai_diffae.latents import representation as shared
 
     z_sem = [np.ascontiguousarray(tables.z_matrix(each.rows)) for each in pair]  # its order decides the last bits
     patients = _patients(*pair)

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing import nested
-from monai_diffae.latents.probing.features import FeatureSet
 from monai_diffae.latents.probing.nested import HeldOutPredictions, ProbeSettings, TargetFolds
-from monai_diffae.latents.probing.probes import Floats, Folds, Probe, ProbeModel, regularisations
+from monai_diffae.latents.probing.probes import FeatureSet, Floats, Folds, Probe, ProbeModel, regularisations
 from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval, difference_interval, interval, plain
 from monai_diffae.latents.targets import Target, class_name, copies_of, missing
 

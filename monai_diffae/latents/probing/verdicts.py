@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from monai_diffae.errors import counted
-from monai_diffae.latents.probing.features import WIDE_NAME
+from monai_diffae.latents.probing.probes import WIDE_NAME
 
 Row = Mapping[str, Any]
 

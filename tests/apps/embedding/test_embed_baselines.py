@@ -24,7 +24,7 @@ from monai_diffae.data.embeddings import label_columns, matrix, read_embeddings,
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import CohortError, ConfigError, MachineError
 from monai_diffae.inferers.reconstruction import encode_exactly
-from monai_diffae.latents.components import PixelComponents
+from monai_diffae.latents.statistics import PixelComponents
 from monai_diffae.networks import PatchWords
 
 CONFIG = {"spatial_dims": 2, "in_channels": 1, "model_range": [-1, 1]}
