@@ -267,8 +267,6 @@ def _result(
 
 def _table_path(out: Path, cohort: Path, encoder: Encoder) -> Path:
     """The table's file."""
-    if out.suffix.lower() in (".tsv", ".json", ".gz", ".xlsx", ".feather"):
-        raise ConfigError(f"{out.name}: tables are .parquet or .csv; choose a file with such a suffix, or a folder")
     name = "embeddings.parquet" if encoder == "trained" else f"embeddings_{encoder}.parquet"
     path = out if out.suffix.lower() in _SUFFIXES else out / name
     if path.resolve() == cohort.resolve():

@@ -184,10 +184,7 @@ def encode_stream(
     advance: Callable[[], None],
     skipped: SkippedCases | None = None,
 ) -> tuple[list[int], NDArray[np.float32], dict[int, Failure]]:
-    """Encode scans as they are read, with a batch of images in memory.
-
-    Returns the position of each row's scan; its place and z_sem (N, K + D), float32; and the failures by position.
-    """
+    """Encode scans as they are read: each row's position, its place and z_sem (N, K + D), and failures by position."""
     at_once = images_at_once(trained.image_shape[1:])
     batch_size = -(-batch_size // at_once) * at_once  # so that the encoder repeats no image
     positions: list[int] = []

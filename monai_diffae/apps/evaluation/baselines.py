@@ -168,16 +168,14 @@ def checksum_of_features(values: ArrayLike | os.PathLike[str] | str) -> str:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
+    is_csv = path.suffix.lower() == ".csv"
     try:
-        if path.suffix.lower() != ".csv":
-            return pd.read_parquet(path)
-        features = pd.read_csv(path)
-        tables.check_width(features, path)
-        features.attrs["monai_diffae"] = tables.read_metadata(path)
-        if "id" in features:  # a case may be called NA
+        features = pd.read_csv(path) if is_csv else pd.read_parquet(path)
+        if is_csv and "id" in features:  # a case may be called NA
             features["id"] = pd.read_csv(path, usecols=["id"], dtype=str, keep_default_na=False)["id"]
-        return features
-    except CohortError:
-        raise
     except Exception as error:  # the readers raise many kinds of errors
         raise CohortError(f"{path.name}: there is no such CSV or Parquet table; give a table of features") from error
+    tables.check_width(features, path)
+    if is_csv:
+        features.attrs["monai_diffae"] = tables.read_metadata(path)
+    return features

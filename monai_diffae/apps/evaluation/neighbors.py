@@ -110,9 +110,8 @@ def neighbors(
         raise ConfigError("cohort: its images are read through a bundle; also give bundle and cohort")
     if images.query_cohort is not None and queries is None:  # the picture would show another cohort's images
         raise ConfigError("query_cohort: applies to queries; also give queries, or omit it")
-    search = _NeighborSearch.open(embeddings, queries, choice, k, same_patient)
+    search = _NeighborSearch.open(embeddings, queries, choice, features, k, same_patient)
     pictures.check_captions(images.captions, tables.label_columns(search.table))
-    training = TrainingCases.from_rows(tables.training_rows(search.table), features)
     case_images = None
     if images.cohort is not None:
         files = [embeddings] if queries is None else [embeddings, queries]
@@ -124,7 +123,7 @@ def neighbors(
         "cases": json_digest(search.cases["id"].tolist()), "captions": list(images.captions), "k": k,
         "same_patient": same_patient, **({} if features == "z" else {"features": features}),
     }  # fmt: skip
-    make = functools.partial(search.run, training, out, case_images)
+    make = functools.partial(search.run, out, case_images)
     results = [out / "neighbors.csv", out / "outliers.csv", *([] if case_images is None else [out / "neighbors.png"])]
     figures, skipped = run_once("neighbors", out, results, made_from, make, overwrite=run.overwrite)
     notes = [
@@ -143,13 +142,14 @@ class _NeighborSearch:
 
     cases: pd.DataFrame
     table: pd.DataFrame
+    training: TrainingCases
     are_queries: bool
     k: int
     same_patient: bool
 
     @classmethod
     def open(
-        cls, embeddings: Path, queries: Path | None, choice: Choice, k: int, same_patient: bool
+        cls, embeddings: Path, queries: Path | None, choice: Choice, features: Features, k: int, same_patient: bool
     ) -> _NeighborSearch:
         """Read the tables and select the cases."""
         table = _read(embeddings)
@@ -180,22 +180,23 @@ class _NeighborSearch:
                     "%s from the folder of one to that of the other, and embed that one again with overwrite",
                     queries.name, embeddings.name, KEY_FILE,
                 )  # fmt: skip
-        return cls(_selected(rows, choice), table, queries is not None, k, same_patient)
+        training = TrainingCases.from_rows(tables.training_rows(table), features)
+        return cls(_selected(rows, choice), table, training, queries is not None, k, same_patient)
 
     @property
     def splits(self) -> npt.NDArray[Any]:
         """The split of each selected case; ``queries`` for those of another table."""
         return np.full(len(self.cases), "queries") if self.are_queries else tables.splits_of(self.cases)
 
-    def run(self, training: TrainingCases, out: Path, images: CaseImages | None) -> dict[str, Any]:
+    def run(self, out: Path, images: CaseImages | None) -> dict[str, Any]:
         """Write the tables and the picture, and return the figures."""
-        neighbors = self.neighbors(training)
-        outliers, shares = self.outliers(training)
+        neighbors = self.neighbors()
+        outliers, shares = self.outliers()
         picture = out / "neighbors.png"
         if images is not None:
             images.draw(picture, neighbors, self.cases, self.table)
             if images.settings.reconstruction_error:
-                outliers = self._with_reconstruction_errors(outliers, training, images)
+                outliers = self._with_reconstruction_errors(outliers, images)
                 for name in ("mse_z_sem", "mse_x_T"):
                     shares[name] = unusual_shares(self.splits, outliers[f"p_{name}"])
             images.write_failures()
@@ -206,9 +207,9 @@ class _NeighborSearch:
         num_failed = 0 if images is None else len(images.failures)
         return {"unusual_shares": shares, "num_cases": len(outliers), "num_failed": num_failed}
 
-    def neighbors(self, training: TrainingCases) -> pd.DataFrame:
+    def neighbors(self) -> pd.DataFrame:
         """The table of neighbors: one row per case and neighbor."""
-        cases, table, k = self.cases, self.table, self.k
+        cases, table, k, training = self.cases, self.table, self.k, self.training
         groups = [
             each["id"].to_numpy(str) if self.same_patient else tables.patients_of(each) for each in (cases, table)
         ]
@@ -223,9 +224,9 @@ class _NeighborSearch:
             result[f"neighbor_{name}"] = neighbor_rows[name]
         return result
 
-    def outliers(self, training: TrainingCases) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
+    def outliers(self) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
         """The table of outlier scores by distance, and the share of unusual cases in each split of the whole table."""
-        table, cases, k = self.table, self.cases, self.k
+        table, cases, k, training = self.table, self.cases, self.k, self.training
         outliers, shares = pd.DataFrame({"id": cases["id"].to_numpy(), "split": self.splits}), {}
         for name, whitened in _SCORES.items():
             reference = training.reference.own_distances(k, whitened)
@@ -240,12 +241,10 @@ class _NeighborSearch:
             outliers = outliers.assign(**{name: scores, f"p_{name}": p})
         return outliers, shares
 
-    def _with_reconstruction_errors(
-        self, outliers: pd.DataFrame, training: TrainingCases, images: CaseImages
-    ) -> pd.DataFrame:
+    def _with_reconstruction_errors(self, outliers: pd.DataFrame, images: CaseImages) -> pd.DataFrame:
         """The table of outliers with reconstruction errors and their p-values."""
         settings = images.settings
-        reference, ids = training.sample(settings.num_reference, settings.seed), outliers["id"].tolist()
+        reference, ids = self.training.sample(settings.num_reference, settings.seed), outliers["id"].tolist()
         if self.are_queries:
             errors = images.reconstruction_errors(images.query_session, ids)
             reference_errors = images.reconstruction_errors(images.table_session, reference)

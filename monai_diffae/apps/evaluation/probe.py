@@ -347,6 +347,7 @@ class TableTwins:
     """The twins of a table."""
 
     table: pd.DataFrame
+    cases: list[Case]
     groups: list[twins.TwinGroup]  # rows with nearly the same z_sem
     report: twins.TwinReport  # what they mean for splits and labels
     is_grouped: bool = False  # whether twins count as one patient
@@ -357,14 +358,11 @@ class TableTwins:
         from monai_diffae.latents.neighbors import near_pairs
 
         cases = _cases(table, targets)
-        used = [row for row, case in enumerate(cases) if not splits or case.split in splits]
+        used = np.array([row for row, case in enumerate(cases) if not splits or case.split in splits], np.intp)
         z = tables.z_matrix(table)
-        linked: list[tuple[int, int]] = []
-        if used:
-            pairs = near_pairs(z[used], [cases[row].patient for row in used])
-            linked = [(used[first], used[second]) for first, second in pairs]
-        groups = twins.linked_groups(linked, [row.tobytes() for row in z])
-        return cls(table, groups, twins.report_twins(cases, groups))
+        pairs = used[near_pairs(z[used], [cases[row].patient for row in used])].tolist() if len(used) else []
+        groups = twins.linked_groups(pairs, [row.tobytes() for row in z])
+        return cls(table, cases, groups, twins.report_twins(cases, groups))
 
     def warn(self, is_split: bool) -> str:
         """Warn of twins with different labels or on both sides of a probe, and return what a verdict says."""
@@ -384,7 +382,7 @@ class TableTwins:
         """The table with one patient for the twins of a group."""
         if "patient" not in self.table:
             raise ConfigError("group_duplicates: the table has no column patient; embed the cohort again")
-        patients = twins.merge_patients([case.patient for case in _cases(self.table, ())], self.groups)
+        patients = twins.merge_patients([case.patient for case in self.cases], self.groups)
         return replace(self, table=self.table.assign(patient=patients), is_grouped=True)
 
     def settings(self, settings: ProbeSettings) -> ProbeSettings:

@@ -91,6 +91,15 @@ class BundleCases:
         """Images that are decoded at once."""
         return self.session.run.batch_size
 
+    def measured(self, metric: str, measure: Callable[[], Iterator[Row]]) -> list[Row]:
+        """The rows; those before a metric that cannot be measured."""
+        rows: list[Row] = []
+        try:
+            rows.extend(measure())
+        except OmittableError as error:
+            self.omit(metric, str(error))
+        return rows
+
 
 @dataclass(frozen=True)
 class Reconstructions:
@@ -162,10 +171,7 @@ class CodeFigures:
             "collapse_effective_rank": self._collapse, "disentanglement": self._disentanglement,
         }  # fmt: skip
         for metric, measure in measures.items():
-            try:
-                yield from measure()
-            except OmittableError as error:
-                self.bundle.omit(metric, str(error))
+            yield from self.bundle.measured(metric, measure)
 
     def _usage(self) -> Iterator[Row]:
         """The loss with another patient's z_sem divided by the loss with the own, by noise level and over all."""
@@ -249,11 +255,11 @@ class GeneratedImages:
         """One row per condition, features and metric."""
         if self.bundle.train is None:
             self.bundle.omit("copying_ratio", "the cohort has no training cases")
-        yield from self._measured("mmd", self._z_sem_rows)
-        yield from self._measured("fid", self._training_rows)
+        yield from self.bundle.measured("mmd", self._z_sem_rows)
+        yield from self.bundle.measured("fid", self._training_rows)
         for condition in self.bundle.conditions:
             settings = {**self.made_from, **inferer_settings(condition), "generated": self.num_images}
-            make = partial(self._measured, "fid", partial(self._condition_rows, condition))
+            make = partial(self.bundle.measured, "fid", partial(self._condition_rows, condition))
             yield from measured.rows(settings, make, self.num_images * condition.decoding_evaluations)
 
     @cached_property
@@ -268,15 +274,6 @@ class GeneratedImages:
             x_T = image_noise(trained.x_T_shape, self.bundle.seed, part.tolist()).to(trained.device)
             images.append(condition.decode(self.z_sem[part].to(trained.device), trained.network, x_T).cpu())
         return torch.cat(images)
-
-    def _measured(self, metric: str, measure: Callable[[], Iterator[Row]]) -> list[Row]:
-        """The rows; those before a metric that cannot be measured."""
-        rows: list[Row] = []
-        try:
-            rows.extend(measure())
-        except OmittableError as error:
-            self.bundle.omit(metric, str(error))
-        return rows
 
     def _z_sem_rows(self) -> Iterator[Row]:
         held_out, train, condition = self.held_out, self.bundle.train, {"features": "z_sem"}

@@ -262,10 +262,7 @@ def left_out_scores(probe: EvaluatedProbe, data: TargetFeatures) -> tuple[dict[s
     """
     row, usual, target, seed = probe.row, probe.predictions, data.target, data.settings.seed
     nuisance, rows = np.asarray(target.nuisance), target.target.rows
-    try:
-        folds = _left_out_folds(target, nuisance)
-    except ConfigError as error:
-        logger.warning("%s", error)
+    if not (folds := _left_out_folds(target, nuisance)):
         return {}, []
     x = [data.features.extract(rows[train])[rows] for train, _ in folds]
     predictions = nested.predict_held_out(x, target.target, target.patients, folds, data.model(row["probe"]))
@@ -305,7 +302,7 @@ def left_out_scores(probe: EvaluatedProbe, data: TargetFeatures) -> tuple[dict[s
 
 
 def _left_out_folds(target: TargetFolds, nuisance: NDArray[Any]) -> Folds:
-    """Each fold, once for each value: fitted to the training cases of other values, tested on the test cases of it."""
+    """Each fold, once for each value: fitted to the training cases of others, tested on its test cases; or none."""
     folds, values, name = [], target.target.values, target.target.name
     for train, test in target.folds:
         for value in np.unique(nuisance[test][nuisance[test] != ""]):
@@ -313,11 +310,12 @@ def _left_out_folds(target: TargetFolds, nuisance: NDArray[Any]) -> Folds:
             tested = test[nuisance[test] == value]
             num_values = len(np.unique(values[fitted]))
             if len(fitted) < _LEAST_FITTED or num_values < (target.target.num_classes or 2):
-                raise ConfigError(
-                    f"target '{name}': without '{value}' of the nuisance, {len(fitted)} training cases with "
-                    f"{num_values} different values are left, so it is not left out"
-                )
+                logger.warning(
+                    "target '%s': without '%s' of the nuisance, %d training cases with %d different values are left, "
+                    "so it is not left out", name, value, len(fitted), num_values,
+                )  # fmt: skip
+                return []
             folds.append((fitted, tested))
     if not folds:
-        raise ConfigError(f"target '{name}': no test case has the nuisance; fill in its column")
+        logger.warning("target '%s': no test case has the nuisance; fill in its column", name)
     return folds

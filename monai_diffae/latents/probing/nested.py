@@ -279,10 +279,7 @@ def split_folds(
 def predict_held_out(
     features: Sequence[Floats], target: Target, groups: NDArray[Any], folds: Folds, model: ProbeModel
 ) -> HeldOutPredictions:
-    """Fit a probe to the training cases of each fold, with the ``features`` of this fold, and predict its test cases.
-
-    The regularisation is chosen within the training cases of the fold.
-    """
+    """Fit a probe to the training cases of each fold, with the fold's ``features``, and predict its test cases."""
     fitted = [
         model.fit(x[train], target.values[train], groups[train], target.num_classes)
         for x, (train, _) in zip(features, folds, strict=True)

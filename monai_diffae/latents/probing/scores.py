@@ -65,14 +65,10 @@ class ClassScores:
         recall = (correct / np.where(class_weights > 0, class_weights, np.nan))[class_weights > 0]
         return np.array([auroc, auprc, recall.mean(), weights @ self._squares / weights.sum()])
 
-    def patients_of_rarest_class(self, groups: Sequence[Any] | NDArray[Any]) -> int:
-        """The number of groups with a case of the class that the fewest have; classes without cases do not count."""
-        member = numbered_groups(groups)
-        return min(len(np.unique(member[self.truth == code])) for code in np.unique(self.truth))
-
     def intervals(self, draws: Floats, groups: Sequence[Any] | NDArray[Any]) -> list[tuple[float, float]]:
         """The 95% interval of each score, by :func:`bounded_interval`, from the draws of :func:`bootstrapped`."""
-        values, num = self(np.ones(len(self.truth))), self.patients_of_rarest_class(groups)
+        values, member = self(np.ones(len(self.truth))), numbered_groups(groups)
+        num = min(len(np.unique(member[self.truth == code])) for code in np.unique(self.truth))  # of the rarest class
         tops = (1.0, 1.0, 1.0, 1.0 if len(self._ranks) == 1 else 2.0)
         columns = zip(values, draws.T, tops, strict=True)
         return [bounded_interval(value, column, num, top) for value, column, top in columns]

@@ -145,16 +145,11 @@ def test_without_patients_each_case_is_one_with_a_warning(table, write, caplog):
     assert row["num_patients"] == 200
 
 
-def test_pca_baseline_has_as_many_dimensions_and_its_difference_an_interval(table, write):
+def test_images_as_a_baseline_become_as_many_components_as_z_sem_has(table, write):
     images = np.random.default_rng(1).normal(size=(200, 1, 5, 5))
-    for evaluation in ("split", "cv"):
-        rows = probe(
-            write(table), targets=["age"], baselines={"PCA of pixels": images}, evaluation=evaluation, **LINEAR
-        ).rows
-        assert [(row["features"], row["dims"]) for row in rows] == [("z_sem", 4), ("PCA of pixels", 4)]
-        assert rows[1]["score"] < 0.3 < rows[0]["score"]
-        assert rows[1]["difference"] == pytest.approx(rows[0]["score"] - rows[1]["score"])
-        assert 0.5 < rows[1]["difference_low"] < rows[1]["difference"] < rows[1]["difference_high"]
+    rows = probe(write(table), targets=["age"], baselines={"PCA of pixels": images}, **LINEAR).rows
+    assert [(row["features"], row["dims"]) for row in rows] == [("z_sem", 4), ("PCA of pixels", 4)]
+    assert rows[1]["difference"] == pytest.approx(rows[0]["score"] - rows[1]["score"])
 
 
 def test_files_have_the_predictions_and_scores_that_are_sklearns(table, write, tmp_path, monkeypatch):
@@ -194,20 +189,6 @@ def test_files_have_the_predictions_and_scores_that_are_sklearns(table, write, t
     assert (few["low_quartile"] <= few["median"]).all()
     for picture in ("calibration.png", "few_labels.png"):
         assert Image.open(tmp_path / "o" / picture).width == 540  # 3 panels of 6 inches
-
-
-def test_intervals_are_over_patients_not_scans(table, write):
-    """Four copies of each scan are worth no more than one; if each were a patient, the interval would be half."""
-    table["age"] += np.random.default_rng(3).normal(size=200) * 10
-    copies = pd.concat([table.assign(id=table["id"] + f"_{i}") for i in range(4)], ignore_index=True)
-    others = copies.assign(patient=[f"p{i}" for i in range(800)])
-    widths = []
-    for rows in (table, copies, others):
-        (row,) = probe(write(rows), targets=["age"], evaluation="split", **LINEAR).rows
-        widths.append(row["high"] - row["low"])
-        assert row["num_patients"] == rows.loc[rows["split"] == "test", "patient"].nunique()
-    assert widths[1] == pytest.approx(widths[0], rel=0.15)
-    assert widths[2] < 0.7 * widths[1]
 
 
 def test_the_score_over_the_regularisation_is_shown_and_the_regularisation_can_be_fixed(table, write, tmp_path):
