@@ -27,8 +27,6 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.policies import Colour, Features
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from monai_diffae.apps.session import Session
     from monai_diffae.data.cohort_split import SplitCohort
 
@@ -243,11 +241,13 @@ def embed(
     if encoder == "trained":
         described["split_origin"] = session.split_origin
         session.warn_if_unlike(z_matrix(tables[0]))
-    _write(dict(zip(files, tables, strict=True)), files, described)
-    result = _result(files, len(tables[0]), len(failures), usage)
+    result, scans = _result(files, len(tables[0]), len(failures), usage), scans_record(states, encoded.contents)
     for (file, file_made_from), table in zip(files.items(), tables, strict=True):
+        table.attrs["monai_diffae"] = {"made_from": file_made_from, **described, "versions": versions()}
+        write_record("embed", file, file_made_from)  # in case the run is killed before the end
+        write = table.to_csv if file.suffix.lower() == ".csv" else table.to_parquet
+        write_atomic(file, functools.partial(write, index=False))
         figures = {**result.figures, **described, "rows": rows_sample(table)}
-        scans = scans_record(states, encoded.contents)
         write_record("embed", file, file_made_from, figures, [file], scans=scans)
     for folder in path.parent.glob(glob.escape(f".{path.stem}-") + "[0-9a-f]" * _SUM_DIGITS):
         shutil.rmtree(folder, ignore_errors=True)  # also those of runs with other settings, which the table ends
@@ -295,14 +295,3 @@ def _chosen(session: Session, choice: Choice, pool: Pool) -> SplitCohort:
 def _failures_file(path: Path) -> Path:
     """The list of a table's failures; each table has its own, because a folder may hold several tables."""
     return path.with_name("failures.csv" if path.stem == "embeddings" else f"{path.stem}_failures.csv")
-
-
-def _write(
-    tables: Mapping[Path, pd.DataFrame], made_from: Mapping[Path, dict[str, Any]], described: dict[str, Any]
-) -> None:
-    """Write tables with their metadata, and records that mark the tables as unfinished."""
-    for file, table in tables.items():
-        table.attrs["monai_diffae"] = {"made_from": made_from[file], **described, "versions": versions()}
-        write_record("embed", file, made_from[file])  # in case the run is killed before the end
-        write = table.to_csv if file.suffix.lower() == ".csv" else table.to_parquet
-        write_atomic(file, functools.partial(write, index=False))
