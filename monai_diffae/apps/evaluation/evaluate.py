@@ -383,12 +383,10 @@ class _Evaluation:
             "num_cases": len(patients), "num_patients": num_patients,
             "draws": self.conditions.draws, "seed": self.seed,
         }  # fmt: skip
-        tables = quality_tables.write_tables(self.folder, rows)
+        tables = quality_tables.write_tables(self.folder, rows, self._notes(len(patients), num_patients))
         write_csv(self.folder / "cases.csv", pd.DataFrame(case_rows))
-        markdown = self.folder / "tables.md"
-        quality_tables.write_markdown(markdown, rows, self._notes(len(patients), num_patients))
         write_json(self.folder / _SUMMARY, content)
-        files = [*tables, markdown, *sorted(self.folder.glob("generated_*.png"))]
+        files = [*tables, *sorted(self.folder.glob("generated_*.png"))]
         log_to_open_run(_figures(rows), [*files, self.folder / _SUMMARY], "evaluation")
         for bundle in self.bundles:
             own_rows = [{**row, "bundle": None} for row in rows if row["bundle"] == bundle.name]

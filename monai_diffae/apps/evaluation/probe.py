@@ -145,12 +145,7 @@ def probe(
         raise ConfigError("pixel_baselines: the images are read with bundle and cohort; also give both")
     if probing.splits and probing.evaluation == "split":
         raise ConfigError("splits: applies to cross-validation; omit it, or set evaluation to cv")
-    from monai_diffae.apps.evaluation.baselines import (
-        checksum_of_features,
-        compared_features,
-        feature_set,
-        open_images,
-    )
+    from monai_diffae.apps.evaluation import baselines
     from monai_diffae.latents.probing import ProbeSettings, evaluate_probes
 
     settings = ProbeSettings(
@@ -170,12 +165,12 @@ def probe(
     alike = TableTwins.find(table, names, probing.splits)
     alike = alike.grouped() if group_duplicates else alike
     table, settings = alike.table, alike.settings(settings)
-    baselines = [feature_set(name, values, table, names) for name, values in comparison.baselines.items()]
-    session = open_images(table, comparison, reading) if comparison.pixel_baselines else None
+    given = [baselines.feature_set(name, values, table, names) for name, values in comparison.baselines.items()]
+    session = baselines.open_images(table, comparison, reading) if comparison.pixel_baselines else None
     pixel_names = list(dict.fromkeys(comparison.pixel_baselines))
 
     def evaluated(folder: Path | None) -> tuple[list[EvaluatedProbe], dict[str, Any]]:
-        feature_sets, num_failed = compared_features(comparison, table, baselines, session, folder)
+        feature_sets, num_failed = baselines.compared_features(comparison, table, given, session, folder)
         origin, targets = tables.split_origin(table), track(names, "probing")
         probes, omitted = evaluate_probes(table, targets, feature_sets, settings, split_origin=origin)
         return probes, {"rows": [each.row for each in probes], "omitted_targets": omitted, "num_failed": num_failed}
@@ -188,7 +183,7 @@ def probe(
         "targets": names,
         **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()},
         "features": list(dict.fromkeys(comparison.features)), "together": list(dict.fromkeys(comparison.together)),
-        "baselines": {name: checksum_of_features(values) for name, values in comparison.baselines.items()},
+        "baselines": {name: baselines.checksum_of_features(values) for name, values in comparison.baselines.items()},
         "pixel_baselines": session and session.made_from(session.cohort.cases, decodes=False, names=pixel_names),
         "group_duplicates": group_duplicates, "dpi": writing.dpi,
     }  # fmt: skip

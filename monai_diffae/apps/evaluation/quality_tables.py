@@ -130,16 +130,12 @@ _BETTER = {
 _ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 
 
-def write_tables(folder: Path, rows: Sequence[Row]) -> list[Path]:
-    """Write ``tables/<table>.csv``, one line per condition, for each table that has rows, and return the files."""
-    tables = folder / "tables"
-    return [write_csv(tables / f"{name}.csv", pd.DataFrame(lines)) for name, lines in _lines_of_tables(rows)]
-
-
-def write_markdown(file: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
-    """Write all tables in Markdown, ready for a paper, below notes on how they were measured."""
+def write_tables(folder: Path, rows: Sequence[Row], notes: Sequence[str]) -> list[Path]:
+    """Write each table as CSV, and all as Markdown for a paper, below notes on how they were measured: the files."""
+    tables = {folder / "tables" / f"{name}.csv": pd.DataFrame(lines) for name, lines in _lines_of_tables(rows)}
     text = "\n\n".join(["\n".join(notes), *_markdown_tables(rows)]) + "\n"
-    write_atomic(file, lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomic(folder / "tables.md", lambda path: path.write_text(text, encoding="utf-8"))
+    return [*(write_csv(file, table) for file, table in tables.items()), folder / "tables.md"]
 
 
 def _lines_of_tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[dict[str, Any]]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,7 +97,11 @@ def evaluate_probes(
     if folds is not None:
         defaults = ProbeSettings(probes=settings.probes, seed=settings.seed)
         told = [each.row for each in _evaluate_target(folds, feature_sets, defaults)]
-        add_nuisance([each.row for each in evaluated], told, folds.target.num_classes or 1)
+        by_probe = {(row["features"], row["probe"]): row for row in told}
+        for row in (each.row for each in evaluated):
+            scores = by_probe[row["features"], row["probe"]]
+            row.update({f"nuisance_accuracy{end}": scores[f"{_ACCURACY}{end}"] for end in ("", "_low", "_high")})
+            row["nuisance_chance"] = 1 / (folds.target.num_classes or 1)
     _warn_of_seen(chosen, split_origin)
     return evaluated, {name: str(error).removeprefix(f"target '{name}': ") for name, error in errors.items()}
 
@@ -182,10 +186,13 @@ class TargetFeatures:
         chosen = [values[0] if value is None else value for value in probe.predictions.regularisation]
         if probe.row["is_regularisation_fixed"]:
             values = sorted({*values, *chosen}, reverse=values[0] > values[-1])
-        x, target, _, folds = self._data
-        for value, predictions in zip(
-            values, nested.predict_path(x, target, folds, self.model("linear"), values), strict=True
-        ):
+        (x, target, _, folds), model = self._data, self.model("linear")
+        paths = [
+            model.fit_path(each[train], target.values[train], target.num_classes, values)
+            for each, (train, _) in zip(x, folds, strict=True)
+        ]
+        for value, fitted in zip(values, zip(*paths, strict=True), strict=True):
+            predictions = nested.held_out_predictions(fitted, x, target, folds)
             score = predictions.scores()(np.ones(len(self.target.test_cases)))[0]
             yield {"regularisation": value, "score": plain(score), "num_folds_chosen": chosen.count(value)}
 
@@ -243,15 +250,6 @@ def with_nuisance(target: TargetFolds, table: pd.DataFrame, name: str | None) ->
     if num := int((names == "").sum()):
         logger.warning("nuisance: %d cases without '%s' are not used when it is left out", num, name)
     return replace(target, nuisance=names)
-
-
-def add_nuisance(rows: Sequence[dict[str, Any]], told: Sequence[Mapping[str, Any]], num_values: int) -> None:
-    """Add how well the nuisance can be told, from rows of scores, to those of the same features and probe."""
-    by_probe = {(row["features"], row["probe"]): row for row in told}
-    for row in rows:
-        scores = by_probe[row["features"], row["probe"]]
-        row.update({f"nuisance_accuracy{end}": scores[f"{_ACCURACY}{end}"] for end in ("", "_low", "_high")})
-        row["nuisance_chance"] = 1 / num_values
 
 
 def left_out_scores(probe: EvaluatedProbe, data: TargetFeatures) -> tuple[dict[str, Any], list[dict[str, Any]]]:

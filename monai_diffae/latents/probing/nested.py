@@ -287,17 +287,6 @@ def predict_held_out(
     return held_out_predictions(fitted, features, target, folds)
 
 
-def predict_path(
-    features: Sequence[Floats], target: Target, folds: Folds, model: ProbeModel, values: Sequence[float]
-) -> list[HeldOutPredictions]:
-    """The predictions of a probe with each regularisation."""
-    paths = [
-        list(model.fit_path(x[train], target.values[train], target.num_classes, values))
-        for x, (train, _) in zip(features, folds, strict=True)
-    ]
-    return [held_out_predictions(fitted, features, target, folds) for fitted in zip(*paths, strict=True)]
-
-
 def held_out_predictions(
     probes: Sequence[FittedProbe], features: Sequence[Floats], target: Target, folds: Folds
 ) -> HeldOutPredictions:
