@@ -304,11 +304,8 @@ def fit_direction(
     fitted = _fitted(z_norm[used.rows], used, patients, seed)
     centred = z_norm - z_norm.mean(axis=0)
     distance = centred @ fitted["weight"]
-    std = float(distance.std())
-    if not std > 0:
-        raise ConfigError(f"target '{target}': no line in z_sem predicts it; choose another target")
     return Direction(
-        target=target, kind="continuous" if used.classes is None else "binary", std=std,
+        target=target, kind="continuous" if used.classes is None else "binary", std=float(distance.std()),
         classes=used.classes,  # type: ignore[arg-type] # two
         pattern=centred.T @ distance / (distance @ distance), statistics=statistics, model=model,
         num_cases=len(used.rows), num_omitted=len(labels) - len(labelled.rows),

@@ -67,7 +67,7 @@ class Rows:
     patches: bool = False
     """Cut scans that are larger than the model's field of view into patches."""
     overlap: Annotated[float, Ge(0), Lt(1)] | None = None
-    """Overlap of neighboring patches as a fraction of their size; by default 0.25."""
+    """Overlap of neighboring patches as a fraction of their size; sets ``patches``; by default 0.25."""
 
 
 @command
@@ -158,13 +158,11 @@ def embed(
         ...
         monai_diffae.errors.ConfigError: no_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
-    encoder, pool, patches = encoding.encoder, rows.pool, rows.patches
+    encoder, pool, patches = encoding.encoder, rows.pool, rows.patches or rows.overlap is not None
     if encoding.weights is not None and encoder != "planar":
         raise ConfigError("weights: are for the encoder planar; omit them, or set encoder to planar")
     if patches and pool != "none":
         raise ConfigError("pool: patches are averaged already; omit pool or patches")
-    if rows.overlap is not None and not patches:
-        raise ConfigError("overlap: applies to patches; set patches too, or omit overlap")
     if map_columns and (patches or pool != "none" or out.suffix.lower() == ".csv"):
         raise ConfigError("map_columns: are for Parquet tables with one row per image; omit them, or pool and patches")
     if features == "wide" and encoder != "trained":

@@ -375,8 +375,6 @@ class TableTwins:
 
     def grouped(self) -> TableTwins:
         """The table with one patient for the twins of a group."""
-        if "patient" not in self.table:
-            raise ConfigError("group_duplicates: the table has no column patient; embed the cohort again")
         patients = twins.merge_patients([case.patient for case in self.cases], self.groups)
         return replace(self, table=self.table.assign(patient=patients), is_grouped=True)
 

@@ -280,8 +280,6 @@ def test_what_cannot_be_probed_is_refused_in_one_line(table, write, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             probe(file, **{"targets": ["age"], **options})
-    with pytest.raises(ConfigError, match="^group_duplicates: the table has no column patient"):
-        probe(write(table.drop(columns="patient")), group_duplicates=True)
     (tmp_path / "no.parquet").write_text("text")
     with pytest.raises(CohortError, match="not a Parquet table"):
         probe(tmp_path / "no.parquet")
