@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,8 +31,9 @@ _LEAST_SLOPE = 1e-6  # used if z_sem does not predict the label: each class then
 
 Positive = Annotated[float, Field(gt=0)]
 if TYPE_CHECKING:
-    Vector = Marks = Floats
-    Statistics = LatentStatistics
+    Vector: TypeAlias = Floats
+    Marks: TypeAlias = Floats
+    Statistics: TypeAlias = LatentStatistics
 else:  # as a file has them
 
     class _Statistics(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):

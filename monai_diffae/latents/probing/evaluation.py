@@ -16,7 +16,7 @@ from monai_diffae.latents.probing import nested
 from monai_diffae.latents.probing.nested import HeldOutPredictions, ProbeSettings, TargetFolds
 from monai_diffae.latents.probing.probes import FeatureSet, Floats, Folds, Probe, ProbeModel, regularisations
 from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval, difference_interval, interval, plain
-from monai_diffae.latents.targets import Target, class_name, copies_of, missing
+from monai_diffae.latents.targets import Target, copies_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,15 +80,15 @@ def evaluate_probes(
     cases = nested.ProbedCases.from_table(table, is_available, settings.splits, split_origin)
     folds = None
     if (nuisance := settings.nuisance) is not None:  # first, so that one that cannot be told ends the command at once
-        folds = nested.choose_folds(cases, table[nuisance].tolist(), nuisance, settings, "classes")
+        as_classes = replace(settings, nuisance=None, kinds={nuisance: "classes"})
+        folds = nested.choose_folds(cases, table, nuisance, as_classes)
     evaluated: list[EvaluatedProbe] = []
     chosen: list[TargetFolds] = []
     errors: dict[str, ConfigError] = {}
     for name in targets:
         try:
-            kind = settings.kinds.get(name, "auto")
-            target = nested.choose_folds(cases, table[name].tolist(), name, settings, kind)
-            evaluated += _evaluate_target(with_nuisance(target, table, settings.nuisance), feature_sets, settings)
+            target = nested.choose_folds(cases, table, name, settings)
+            evaluated += _evaluate_target(target, feature_sets, settings)
             chosen.append(target)
         except ConfigError as error:
             errors[name] = error
@@ -239,17 +239,6 @@ def _difference(
 
 
 # -- a nuisance, such as the scanner: how well it is told, and what is predicted with one value left out ---------------
-
-
-def with_nuisance(target: TargetFolds, table: pd.DataFrame, name: str | None) -> TargetFolds:
-    """The folds of a target with the nuisance of each case, if there is one."""
-    if name is None:
-        return target
-    values = table[name].iloc[target.target.rows].tolist()
-    names = np.where(missing(values), "", [class_name(value) for value in values])
-    if num := int((names == "").sum()):
-        logger.warning("nuisance: %d cases without '%s' are not used when it is left out", num, name)
-    return replace(target, nuisance=names)
 
 
 def left_out_scores(probe: EvaluatedProbe, data: TargetFeatures) -> tuple[dict[str, Any], list[dict[str, Any]]]:

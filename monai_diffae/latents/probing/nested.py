@@ -27,7 +27,7 @@ from monai_diffae.latents.probing.probes import (
     inner_folds,
 )
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores, with_interval
-from monai_diffae.latents.targets import LabelKind, Target, far_off, read_target
+from monai_diffae.latents.targets import LabelKind, Target, class_name, far_off, missing, read_target
 
 logger = logging.getLogger(__name__)
 
@@ -160,11 +160,9 @@ class TargetFolds:
         return {label: count for label, count in self.counts.items() if count < _MIN_TEST_OF_CLASS}
 
 
-def choose_folds(
-    cases: ProbedCases, labels: Sequence[Any], name: str, settings: ProbeSettings, kind: LabelKind = "auto"
-) -> TargetFolds:
+def choose_folds(cases: ProbedCases, table: pd.DataFrame, name: str, settings: ProbeSettings) -> TargetFolds:
     """Choose how a target is evaluated, by default by the table's split if it has enough test cases."""
-    all_cases = read_target(labels, name, cases.positions, kind)
+    all_cases = read_target(table[name].tolist(), name, cases.positions, settings.kinds.get(name, "auto"))
     evaluation = settings.evaluation
     if evaluation is None:
         evaluation = "split" if not settings.splits and cases.is_split_enough(all_cases) else "cv"
@@ -180,7 +178,13 @@ def choose_folds(
         logger.warning("target '%s': classes with too few patients are omitted: %s", name, ", ".join(omitted))
     patients = cases.patients[target.rows]
     num_seen = cases.num_seen(np.concatenate([patients[test] for _, test in folds]))
-    target_folds = TargetFolds(target, patients, folds, evaluation, num_omitted, num_seen)
+    nuisance = None
+    if settings.nuisance is not None:
+        values = table[settings.nuisance].iloc[target.rows].tolist()
+        nuisance = np.where(missing(values), "", [class_name(value) for value in values])
+        if num := int((nuisance == "").sum()):
+            logger.warning("nuisance: %d cases without '%s' are not used when it is left out", num, settings.nuisance)
+    target_folds = TargetFolds(target, patients, folds, evaluation, num_omitted, num_seen, nuisance)
     for doubt in _doubts(target_folds, settings.seed):
         logger.warning("target '%s': %s", name, doubt)
     return target_folds
