@@ -232,18 +232,6 @@ def test_a_scan_that_was_replaced_by_one_of_the_same_size_is_noticed_and_a_copie
     assert embed_scans().skipped
 
 
-@pytest.mark.goal(id="R16")
-def test_a_table_that_is_not_whole_is_not_complete(embed_scans):
-    path = embed_scans().path
-    content = path.read_bytes()
-    for damaged in (b"", content[:-9], content[:200] + bytes([content[200] ^ 1]) + content[201:]):
-        path.write_bytes(damaged)
-        with pytest.raises(ConfigError, match=r"embeddings\.parquet: is not what was written .*; set overwrite"):
-            embed_scans()
-    assert not embed_scans(overwrite=True).skipped
-    assert embed_scans().skipped
-
-
 # -- what is said about z_sem ------------------------------------------------------------------------------------------
 
 
