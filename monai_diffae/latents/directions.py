@@ -1,14 +1,13 @@
 """Directions in z_sem: a line through normalised z_sem for one label, along which cases are graded and edited."""
 
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import numbered_groups
@@ -27,29 +26,6 @@ FORMAT, VERSION = "monai_diffae.direction", 2
 _NUM_MARKS, _MARK_TOLERANCE = 3, 1e-3
 _LEAST_CASES = 4
 _LEAST_SLOPE = 1e-6  # used if z_sem does not predict the label: each class then has a probability of one half
-
-
-Positive = Annotated[float, Field(gt=0)]
-if TYPE_CHECKING:
-    Vector: TypeAlias = Floats
-    Marks: TypeAlias = Floats
-    Statistics: TypeAlias = LatentStatistics
-else:  # as a file has them
-
-    class _Statistics(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
-        mean: list[float]
-        std: list[float]
-
-    _lists = PlainSerializer(np.ndarray.tolist)
-    Vector = Annotated[list[float], AfterValidator(lambda values: np.array(values, np.float64)), _lists]
-    Marks = Annotated[
-        list[Annotated[list[float], Field(min_length=_NUM_MARKS, max_length=_NUM_MARKS)]],
-        AfterValidator(lambda values: np.array(values, np.float64).reshape(-1, _NUM_MARKS)), _lists,
-    ]  # fmt: skip
-    Statistics = Annotated[
-        _Statistics, AfterValidator(lambda each: LatentStatistics(each.mean, each.std)),
-        PlainSerializer(lambda each: {"mean": each.mean.tolist(), "std": each.std.tolist()}),
-    ]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,34 +53,29 @@ class Direction:
         True
     """
 
-    # Direction files travel between people and machines, so every value is checked when one is read
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-    target: Annotated[str, Field(min_length=1)]  #: name of the label
+    target: str  #: name of the label
     kind: Kind  #: ``binary`` or ``continuous``
     classes: tuple[str, str] | None  #: the negative and the positive class; None for a number
-    weight: Vector  #: ``[D]``, of length 1
-    pattern: Vector  #: ``[D]``; its dot product with ``weight`` is 1
+    weight: Floats  #: ``[D]``, of length 1
+    pattern: Floats  #: ``[D]``; its dot product with ``weight`` is 1
     intercept: float  #: intercept of the signed distance
     #: above 0. Two classes: ``logit = slope * distance + offset``; a number: ``value = slope * distance + offset``
-    slope: Positive
+    slope: float
     #: the logit at a distance of 0, which imbalanced training cases shift; the value at the training mean
     offset: float
-    std: Positive  #: standard deviation of the training cases' signed distances
-    statistics: Statistics  #: the statistics that normalise z_sem
-    model: Annotated[str, Field(min_length=1)]  #: SHA-256 of the autoencoder's weights
-    #: chosen by cross-validation: C of the logistic regression, or alpha of the ridge regression
-    regularisation: Positive
+    std: float  #: standard deviation of the training cases' signed distances
+    statistics: LatentStatistics  #: the statistics that normalise z_sem
+    model: str  #: SHA-256 of the autoencoder's weights
+    regularisation: float  #: chosen by cross-validation: C of the logistic regression, or alpha of the ridge regression
     score: float  #: AUROC or R2 of nested cross-validation over patients
-    num_cases: Annotated[int, Field(ge=0)]  #: number of cases that the direction was fitted to
-    num_omitted: Annotated[int, Field(ge=0)]  #: number of cases without the label
-    #: SHA-256 of the preprocessing of the scans; None: unknown
-    preprocessing: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    num_cases: int  #: number of cases that the direction was fitted to
+    num_omitted: int  #: number of cases without the label
+    preprocessing: str | None = None  #: SHA-256 of the preprocessing of the scans; None: unknown
     low: float | None = None  #: lower end of the score's 95% interval; None if it is not known
     high: float | None = None  #: upper end
     #: ``[K, 3]``, three numbers for each case that the direction was fitted to, by which :meth:`is_fitted_to`
     #: recognises it
-    fitted_marks: Marks = field(default_factory=lambda: np.empty((0, _NUM_MARKS)))
+    fitted_marks: Floats = field(default_factory=lambda: np.empty((0, _NUM_MARKS)))
 
     @property
     def score_text(self) -> str:
@@ -212,7 +183,11 @@ class Direction:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of a direction file, without any loss of precision."""
-        return {"format": FORMAT, "version": VERSION, **_FILE.dump_python(self, mode="json")}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values["statistics"] = {"mean": self.statistics.mean.tolist(), "std": self.statistics.std.tolist()}
+        plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
+        plain["classes"] = None if self.classes is None else list(self.classes)
+        return {"format": FORMAT, "version": VERSION, **plain}
 
     @classmethod
     def from_json(cls, content: object) -> "Direction":
@@ -224,13 +199,17 @@ class Direction:
         """
         if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
             raise ConfigError(f"not a direction of version {VERSION}; make one with monai-diffae fit-direction")
-        fields = {name: value for name, value in content.items() if name not in ("format", "version")}
         try:
-            direction = _FILE.validate_json(json.dumps(fields))
+            values = _Content.model_validate(content).model_dump(exclude={"format", "version"})
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))[:60]
             raise ConfigError(f"{key}: {first['msg'].lower()}; fit the direction again") from error
+        values |= {name: np.array(values[name], np.float64) for name in ("weight", "pattern", "fitted_marks")}
+        values["fitted_marks"] = values["fitted_marks"].reshape(-1, _NUM_MARKS)
+        values["statistics"] = LatentStatistics(**values["statistics"])
+        values["classes"] = None if values["classes"] is None else tuple(values["classes"])
+        direction = cls(**values)
         if not direction._is_consistent():
             raise ConfigError("weight: does not fit the pattern, statistics or classes; fit the direction again")
         return direction
@@ -243,7 +222,35 @@ class Direction:
         return bool(abs(np.linalg.norm(weight) - 1) < 1e-6 and abs(pattern @ weight - 1) < 1e-6)
 
 
-_FILE = TypeAdapter(Direction)
+class _Statistics(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
+    mean: list[float]
+    std: list[float]
+
+
+class _Content(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
+    """The content of a direction file. Such files travel between people and machines, so every value is checked."""
+
+    format: str
+    version: int
+    target: Annotated[str, Field(min_length=1)]
+    kind: Kind
+    classes: Annotated[list[str], Field(min_length=2, max_length=2)] | None
+    weight: list[float]
+    pattern: list[float]
+    intercept: float
+    slope: Annotated[float, Field(gt=0)]
+    offset: float
+    std: Annotated[float, Field(gt=0)]
+    statistics: _Statistics
+    model: Annotated[str, Field(min_length=1)]
+    regularisation: Annotated[float, Field(gt=0)]
+    score: float
+    low: float | None
+    high: float | None
+    fitted_marks: list[Annotated[list[float], Field(min_length=_NUM_MARKS, max_length=_NUM_MARKS)]]
+    num_cases: Annotated[int, Field(ge=0)]
+    num_omitted: Annotated[int, Field(ge=0)]
+    preprocessing: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
 
 def case_marks(z_norm: NDArray[np.floating[Any]]) -> Floats:
