@@ -125,8 +125,7 @@ class TargetFeatures:
 
     def model(self, probe: Probe) -> ProbeModel:
         """How a probe is fitted."""
-        options = self.features.standardise, False, self.settings.regularisation
-        return ProbeModel(probe, self.settings.seed, *options)
+        return ProbeModel(probe, self.settings.seed, self.features.standardise, False, self.settings.regularisation)
 
     @property
     def _data(self) -> tuple[list[Floats], Target, NDArray[Any], Folds]:
