@@ -36,9 +36,12 @@ _PLAIN_INTERVAL_S = 20.0  # between two lines without a terminal
 
 @dataclass(frozen=True)
 class Statistics:
-    """Figures of the steps since the last report."""
+    """How far a training is, and the figures of the steps since the last report."""
 
+    epoch: int  #: the current epoch, from 1
+    max_epochs: int  #: the number of epochs
     step: int  #: training steps (batches) since the training began
+    num_steps: int  #: steps of the whole training
     images_seen: int  #: images shown to the network since the training began, on all ranks
     images_per_s: float  #: speed of reading and training, without validation
     loss: float  #: mean over the reported steps and all ranks
@@ -86,10 +89,13 @@ class RunningStatistics:
         if not is_due:
             return
         steps_per_s = sums["steps"] / max(sums["seconds"], 1e-9)
-        seconds_left = (state.max_epochs * state.epoch_length - state.iteration) / steps_per_s
-        seen, per_s = state.iteration * self.images_per_step, steps_per_s * self.images_per_step
-        rate = self.optimizer.param_groups[0]["lr"]
-        state.statistics = Statistics(state.iteration, seen, per_s, mean_loss, rate, seconds_left)
+        num_steps = state.max_epochs * state.epoch_length
+        state.statistics = Statistics(
+            state.epoch, state.max_epochs, state.iteration, num_steps,
+            images_seen=state.iteration * self.images_per_step, images_per_s=steps_per_s * self.images_per_step,
+            loss=mean_loss, learning_rate=self.optimizer.param_groups[0]["lr"],
+            seconds_left=(num_steps - state.iteration) / steps_per_s,
+        )  # fmt: skip
         state.unreported = _nothing()
         engine.fire_event(TrainingEvents.STATISTICS)
 

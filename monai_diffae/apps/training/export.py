@@ -76,12 +76,13 @@ def export(bundle: Path, out: Path, *, format: Literal["pt2", "onnx", "ts"] = "p
     if format == "ts":
         logger.warning("TorchScript will be removed from PyTorch and MONAI; use pt2 if your tool reads it")
     made_from = {"model": checksum(bundle), "format": format}
-    model = _read_model(bundle)
-    results = [out / f"{part.name}.{format}" for part in model.parts] + [out / layout.NETWORKS]
+    parts, config, diffusion = _read_model(bundle)
+    results = [out / f"{part.name}.{format}" for part in parts] + [out / layout.NETWORKS]
 
     def make() -> dict[str, Any]:
-        files = [write_network(part, format, out) for part in model.parts]
-        write_json(out / layout.NETWORKS, {"made_from": made_from | versions()} | _description(model, files))
+        files = [write_network(part, format, out) for part in parts]
+        described = {"made_from": made_from | versions(), **_description(files, config), **diffusion}
+        write_json(out / layout.NETWORKS, described)
         return {"networks": {file.path.name: _figures(file) for file in files}}
 
     figures, skipped = run_once("export", out, results, made_from, make, overwrite=overwrite)
@@ -93,29 +94,21 @@ def export(bundle: Path, out: Path, *, format: Literal["pt2", "onnx", "ts"] = "p
     return Result(out, figures, notes, skipped=skipped)
 
 
-@dataclass(frozen=True)
-class _Model:
-    """What is exported of a bundle: networks, configuration, and the inferer that decodes (None for a first stage)."""
-
-    parts: list[NetworkPart]
-    config: Mapping[str, Any]
-    inferer: inferers.DiffusionAutoencoderInferer | None
-
-
-def _read_model(bundle: Path) -> _Model:
+def _read_model(bundle: Path) -> tuple[list[NetworkPart], Mapping[str, Any], dict[str, Any]]:
+    """The networks of a bundle, its configuration, and how the denoiser is used."""
     from monai_diffae.networks.network_parts import autoencoder_parts, first_stage_parts
 
     if read_description(layout.model_file(bundle))["kind"] == "first_stage":
         first_stage = loading.load_first_stage(bundle)
         config = first_stage.description
-        return _Model(first_stage_parts(first_stage, config["image_size"]), config, None)
+        return first_stage_parts(first_stage, config["image_size"]), config, {}
     trained = loading.load_bundle(bundle, "cpu")
     if not isinstance(trained.network, networks.DiffusionAutoencoder):
         raise ConfigError(
             f"network_def: {type(trained.network).__name__} cannot be exported; use a DiffusionAutoencoder"
         )
     parts = autoencoder_parts(trained.network, trained.image_shape, trained.inferer.first_stage)
-    return _Model(parts, trained.config, trained.inferer)
+    return parts, trained.config, {"diffusion": _diffusion(trained.inferer)}
 
 
 def _figures(file: NetworkFile) -> dict[str, Any]:
@@ -124,15 +117,14 @@ def _figures(file: NetworkFile) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _description(model: _Model, files: Sequence[NetworkFile]) -> dict[str, Any]:
+def _description(files: Sequence[NetworkFile], config: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("in_channels", "image_size", "model_range", "spacing_mm", "encoder_key", "image_keys")
-    description = {
+    images = {key: config[key] for key in keys if key in config}
+    return {
         "networks": {file.path.name: _network(file) for file in files},
-        "images": {key: model.config[key] for key in keys if key in model.config}
-        | _axes(len(model.parts[0].size), model.config),
-        "preprocessing": preprocessing_config(model.config),
+        "images": {**images, **_axes(len(files[0].part.size), config)},
+        "preprocessing": preprocessing_config(config),
     }
-    return description if model.inferer is None else {**description, "diffusion": _diffusion(model.inferer)}
 
 
 def _axes(spatial_dims: int, config: Mapping[str, Any]) -> dict[str, Any]:

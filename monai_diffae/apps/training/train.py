@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt, Le
 
-from monai_diffae.apps.command import check_overlays, command, refuse_results_among_scans
+from monai_diffae.apps.command import command, config_file, refuse_results_among_scans
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Training, colour_values, this_process
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import threading
 
     from monai.bundle import ConfigWorkflow
+
+    from monai_diffae.handlers.progress import Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -119,18 +121,6 @@ def training_result(
 
 
 @dataclass(frozen=True)
-class TrainingReport:
-    """How far a training is."""
-
-    epoch: int  #: the current epoch, from 1
-    max_epochs: int  #: the number of epochs
-    step: int  #: training steps since the training began
-    num_steps: int  #: steps of the whole training
-    loss: float  #: mean since the last report
-    seconds_left: float  #: time to the end of the training at the current speed, without validation
-
-
-@dataclass(frozen=True)
 class TrainingEnd:
     """How a training inside another program ended."""
 
@@ -146,7 +136,7 @@ def train_with_callbacks(
     start_from: str | os.PathLike[str] | None = None,
     training: Training = Training(),
     stop: threading.Event | None = None,
-    report: Callable[[TrainingReport], object] | None = None,
+    report: Callable[[Statistics], object] | None = None,
 ) -> TrainingEnd:
     """Train a bundle as :func:`monai_diffae.train` does, inside a program that continues afterwards.
 
@@ -162,8 +152,8 @@ def train_with_callbacks(
         training: how to train.
         stop: if it is set, the training saves a checkpoint at the next step and ends. While scans are read, it waits
             until they are read.
-        report: called from the training's thread every ``report_every`` steps and at the end of each epoch; its errors
-            end the training.
+        report: called with its :class:`~monai_diffae.handlers.progress.Statistics` from the training's thread every
+            ``report_every`` steps and at the end of each epoch; its errors end the training.
 
     Returns:
         The folder, and whether the training was stopped.
@@ -177,11 +167,8 @@ def train_with_callbacks(
     from monai_diffae.handlers.checkpoint import TrainingStopped
 
     def notify(engine: Any) -> None:
-        state, statistics = engine.state, engine.state.statistics
-        num_steps = state.max_epochs * state.epoch_length
-        steps = (state.epoch, state.max_epochs, state.iteration, num_steps)
         if report is not None:
-            report(TrainingReport(*steps, statistics.loss, statistics.seconds_left))
+            report(engine.state.statistics)
 
     def prepare(workflow: ConfigWorkflow) -> None:
         folders.append(results_folder(workflow))
@@ -218,8 +205,7 @@ def run_training(
     if out is not None and not training.overwrite and _has_values(config, bundle, out):
         _warn_of_other_values(config, bundle, out, {**chosen, **_values(paths, training)})
         bundle = out
-    file = _config_file(bundle, config)
-    check_overlays(training.overlays)
+    file = config_file(bundle, config, training.overlays)
     workflow = open_training(
         file, training.overlays, {"bundle_root": str(bundle), **chosen, **_values(paths, training)}
     )
@@ -290,15 +276,6 @@ def begin_from(folder: Path, start_from: Path) -> Path:
     return folder
 
 
-def _config_file(bundle: Path, config: str) -> Path:
-    file = bundle / "configs" / f"{config}.json"
-    if not file.is_file():
-        raise ConfigError(
-            f"{bundle.name}: there is no configs/{config}.json; make a bundle with monai-diffae init, or choose another"
-        )
-    return file
-
-
 def _values(paths: Mapping[str, Path | None], training: Training) -> dict[str, Any]:
     """The values that replace those of the configuration, by their ids; ``overrides`` win over the other arguments."""
     named = {
@@ -333,7 +310,7 @@ def _plan(
     """Add a plan's settings to those of a new training; ``minutes`` are for everything from ``start`` on."""
     from monai_diffae.apps.training.plan import plan, read_training_config
 
-    _config_file(bundle, "train")
+    config_file(bundle, "train")
     folder = Path(training.overrides.get("output_dir", out or bundle))
     if (folder / layout.MODELS / layout.CHECKPOINT).is_file() and not training.overwrite:
         logger.info("the training continues with the plan that it began with")
@@ -379,7 +356,7 @@ def _lengthen(workflow: ConfigWorkflow, training: Training, minutes: float, star
 def _make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:
     """Copy the shipped bundle that fits most scans of a cohort: ``diffae_3d`` for volumes, ``diffae_2d`` for images."""
     if str(folder) in names_with_weights():
-        _config_file(folder, "train")  # whoever names a shipped model does not want a new one
+        config_file(folder, "train")  # whoever names a shipped model does not want a new one
     refuse_results_among_scans(cohort, bundle=folder)
     name = f"diffae_{surveys.survey_cohort(cohorts.read_cohort(cohort, columns=columns)).spatial_dims}d"
     init_bundle(folder, name)
