@@ -30,10 +30,11 @@ _RENAMED = {
 _ROOMS_AND_MODULES = (
     "engines", "inferers", "latents", "metrics", "networks", "official", "pictures", "transforms",
     "apps.pages.sections", "apps.provenance",
-    "bundle.loading", "data.cached", "data.cohort_split", "data.cohorts", "data.inspection.twins", "data.scans",
+    "bundle.loading", "data.cached", "data.cohort_split", "data.cohorts", "data.inspection.twins",
+    "data.samples", "data.scans",
     "inferers.counterfactual", "inferers.paths", "latents.association", "latents.directions",
     "latents.harmonization", "latents.representation", "latents.statistics", "latents.targets",
-    "transforms.writing",
+    "networks.network_parts", "transforms.writing",
 )  # fmt: skip
 _INSIDE = _RENAMED | {path.rpartition(".")[2]: path for path in _ROOMS_AND_MODULES}
 MODULES = {"np": "numpy", "npt": "numpy.typing", "pd": "pandas", "torch": "torch"} | {

@@ -23,6 +23,7 @@ import monai_diffae.data.embeddings as tables
 import monai_diffae.data.inspection.listing as listings
 import monai_diffae.data.inspection.survey as surveys
 import monai_diffae.data.inspection.twins as twins
+import monai_diffae.data.samples as samples
 import monai_diffae.data.scans as scans
 import monai_diffae.engines as engines
 import monai_diffae.inferers as inferers
@@ -37,6 +38,7 @@ import monai_diffae.latents.statistics as statistics
 import monai_diffae.latents.targets as targets
 import monai_diffae.metrics as metrics
 import monai_diffae.networks as networks
+import monai_diffae.networks.network_parts as network_parts
 import monai_diffae.official as official
 import monai_diffae.pictures as pictures
 import monai_diffae.transforms as transforms
@@ -59,6 +61,7 @@ __all__ = [
     "loading",
     "metrics",
     "models",
+    "network_parts",
     "networks",
     "np",
     "npt",
@@ -71,6 +74,7 @@ __all__ = [
     "pictures",
     "provenance",
     "representation",
+    "samples",
     "scans",
     "sections",
     "sessions",

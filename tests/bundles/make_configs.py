@@ -6,7 +6,6 @@ A bundle run has one key per argument of its command.
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -20,17 +19,15 @@ _MONAI_KEYS = {"bundle": "bundle_root", "cohort": "dataset_dir", "out": "output_
 
 def update_config(config, command):
     """The configuration of a command's bundle run with the command's arguments; formulas and other keys stay."""
-    function = command.declared()
-    name = function.__name__
+    name = command.function
     before = {argument: text for argument, text in config[name].items() if argument != "_target_"}
-    values = {}
-    call = {"_target_": f"monai_diffae.{name}"}
-    for argument, default in _defaults(function).items():
+    values, call = {}, {"_target_": f"monai_diffae.{name}"}
+    for argument, parameter in inspect.signature(command.load()).parameters.items():
         call[argument] = before.get(argument, f"@{_MONAI_KEYS.get(argument, argument)}")
         key = _key(call[argument])
         is_formula = str(config.get(key, "")).startswith("$")
         if key != "bundle_root":
-            values[key] = config[key] if is_formula else default
+            values[key] = config[key] if is_formula else _plain(parameter.default)
     unused = {_key(text) for text in before.values()} - values.keys() - {"bundle_root"}
     others = {key: value for key, value in config.items() if key not in values and key not in unused}
     first = {"imports": ["$import monai_diffae.bundle as bundle"], "bundle_root": "."}
@@ -41,19 +38,9 @@ def _key(reference):
     return reference.rpartition("@")[2].rstrip(")")
 
 
-def _defaults(function):
-    """The default of each argument and of each field of a settings dataclass, as plain values."""
-    defaults = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        settings = parameter.default
-        if is_dataclass(settings):
-            defaults |= {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}
-        else:
-            defaults[name] = "???" if settings is inspect.Parameter.empty else _plain(settings)
-    return defaults
-
-
 def _plain(value):
+    if value is inspect.Parameter.empty:
+        return "???"
     return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
 
 
@@ -63,18 +50,10 @@ def update_command_configs(bundle):
     for command in COMMANDS:
         file = bundle / "configs" / (command.config or "none")
         config = json.loads(file.read_text()) if file.is_file() else {}
-        if command.declared().__name__ in config:  # a first stage has an inference.json of its own
+        if command.function in config:  # a first stage has an inference.json of its own
             file.write_text(as_json(update_config(config, command)))
             files.append(file)
     return files
-
-
-_ROOMS = (
-    "apps.training", "bundle", "data", "diffusion", "engines", "inferers", "label", "latents", "metrics", "pictures",
-    "transforms",
-)  # fmt: skip
-DOORS = ("monai_diffae", *(f"monai_diffae.{room}" for room in _ROOMS))
-"""The packages whose names are imported when they are first used."""
 
 
 def door_stub(package):
@@ -99,8 +78,9 @@ def lazy_stub():
 
 def stubs():
     """The texts of all stubs, by their files."""
-    doors = {ROOT.joinpath(*package.split("."), "__init__.pyi"): door_stub(package) for package in DOORS}
-    return {**doors, ROOT / "monai_diffae" / "lazy.pyi": lazy_stub()}
+    doors = ROOT.glob("monai_diffae/**/__init__.pyi")
+    texts = {file: door_stub(".".join(file.parent.relative_to(ROOT).parts)) for file in doors}
+    return {**texts, ROOT / "monai_diffae" / "lazy.pyi": lazy_stub()}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Gt, Le
 
@@ -21,9 +21,6 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import count_by_label, track
 from monai_diffae.errors import CohortError, ConfigError, MachineError, counted
 from monai_diffae.lazy import cohort_split, cohorts, parsing, speeds, surveys, torch
-
-if TYPE_CHECKING:
-    from monai.bundle import ConfigParser
 
 FEW_SCANS = {2: 300, 3: 100}  # by number of axes; the smallest cohorts with useful models: 900 images, 161 volumes
 _GIB = 2**30
@@ -208,7 +205,7 @@ def memory_budget(memory_gib: float | None, device: torch.device) -> int:
     return given if free is None else min(given, free)
 
 
-def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser:
+def read_training_config(bundle: Path, overlays: Sequence[Path]) -> parsing.Parser:
     """A bundle's ``train.json`` with overlays; ``bundle`` may also be the name of a shipped bundle."""
     folder = bundle if bundle.is_dir() else shipped_bundle(str(bundle))
     parser = parsing.read_config(config_file(folder, "train", overlays), *overlays)
@@ -237,7 +234,7 @@ def _without_other_colours(survey: surveys.Survey, cases: Sequence[Case], config
     return survey.after_check([*survey.failures, *refused])
 
 
-def _split(parser: ConfigParser, survey: surveys.Survey) -> list[list[Case]]:
+def _split(parser: parsing.Parser, survey: surveys.Survey) -> list[list[Case]]:
     """The usable cases for training and for validation."""
     failed = {failure.case_id for failure in survey.failures}
     copied = parsing.Parser(copy.deepcopy(parser.get()))  # parsing changes a configuration
@@ -253,7 +250,7 @@ def _split(parser: ConfigParser, survey: surveys.Survey) -> list[list[Case]]:
 
 
 def _measure(
-    parser: ConfigParser, device: torch.device, train: Sequence[Case]
+    parser: parsing.Parser, device: torch.device, train: Sequence[Case]
 ) -> Callable[[Mapping[str, Any]], speeds.Speed]:
     """A function that measures how fast a training with some settings is."""
     items = [case.item() for case in train[:_MEASURED_SCANS]]

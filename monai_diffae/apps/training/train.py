@@ -20,7 +20,6 @@ from monai_diffae.apps.settings import Training, colour_values, this_process
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.code import check_code
 from monai_diffae.bundle.folders import check_no_other_model, init_bundle, names_with_weights
-from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.progress import count_failures
 from monai_diffae.errors import ConfigError, find_diffae_error
@@ -261,8 +260,6 @@ def begin_from(folder: Path, start_from: Path) -> Path:
     from monai_diffae.data.tensor_files import read_torch_file
 
     weights, checkpoint = checksum(start_from), folder / "models" / "checkpoint.pt"
-    if model_file(start_from).resolve() == (folder / "models" / "model.safetensors").resolve():
-        raise ConfigError(f"start_from: {folder.name} is the folder that is trained; choose a new folder, or omit it")
     if not folder.exists() or not any(folder.iterdir()):
         return init_bundle(folder, start_from)
     if checkpoint.is_file():
