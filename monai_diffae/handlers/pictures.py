@@ -63,18 +63,17 @@ class Pictures:
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ReconstructionPictures(Pictures):
-    """Draws images, decoded from z_sem alone (with noise of ``seed``) and with their x_T; else a :class:`Pictures`."""
+    """Draws images, decoded from z_sem alone (with the same noise) and with their x_T; else a :class:`Pictures`."""
 
     network: nn.Module
     inferer: DiffusionAutoencoderInferer
     encoder_key: str | None = None
-    seed: int = 0
 
     def rows(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Images (B, C, *S) by their labels."""
         images = self._stack(items, "image")
         shape = self.inferer.x_T_shape(images.shape[1:])
-        noise = image_noise(shape, self.seed, [int(item["index"]) for item in items]).to(self.device)
+        noise = image_noise(shape, 0, [int(item["index"]) for item in items]).to(self.device)
         z_sem = self.inferer.encode(self._stack(items, self.encoder_key or "image"), self.network)
         return {
             "input": images,

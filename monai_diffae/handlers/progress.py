@@ -110,7 +110,7 @@ class TrainingProgress:
     At the end, a warning is logged if the decoder hardly uses z_sem.
     """
 
-    def __init__(self, evaluator: Workflow | None = None) -> None:
+    def __init__(self, evaluator: Workflow) -> None:
         self.evaluator = evaluator
         self.console = Console(stderr=True)
         self._bar: Progress | None = None
@@ -124,8 +124,7 @@ class TrainingProgress:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(TrainingEvents.STATISTICS, self._show)
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self._stop())
-        if self.evaluator is not None:
-            self.evaluator.add_event_handler(Events.COMPLETED, self._show_validation)
+        self.evaluator.add_event_handler(Events.COMPLETED, self._show_validation)
 
     def _start(self, engine: Workflow) -> None:
         state = engine.state
@@ -152,7 +151,7 @@ class TrainingProgress:
 
     def _end(self, engine: Workflow) -> None:
         self._stop()
-        if self.evaluator is not None and "z_sem_usage" in self.evaluator.state.metrics:
+        if "z_sem_usage" in self.evaluator.state.metrics:
             warn_if_unused(self.evaluator.state.metrics["z_sem_usage"])
 
     def _stop(self) -> None:
@@ -177,7 +176,7 @@ class TrainingCurves:
     keeps the rows up to the step at which it resumes. Metrics of the evaluator are ``validation_<name>``.
     """
 
-    def __init__(self, directory: str | Path, evaluator: Workflow | None = None) -> None:
+    def __init__(self, directory: str | Path, evaluator: Workflow) -> None:
         self.directory = Path(directory)
         self.evaluator = evaluator
         self.rows: list[dict[str, Any]] = []
@@ -190,8 +189,7 @@ class TrainingCurves:
         engine.add_event_handler(TrainingEvents.STATISTICS, self._add_training)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_table)
         engine.add_event_handler(TrainingEvents.SAVING, self._write_table)
-        if self.evaluator is not None:
-            self.evaluator.add_event_handler(Events.COMPLETED, self._add_validation)
+        self.evaluator.add_event_handler(Events.COMPLETED, self._add_validation)
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self.write())
         engine.add_event_handler(Events.COMPLETED, self._write_vectors)  # takes as long as the PNG, so only at the end
         self._trainer = engine

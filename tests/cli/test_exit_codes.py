@@ -69,7 +69,6 @@ def test_1_a_bug(run, monkeypatch, pictures):
         ("embed BUNDLE PICTURES out.xlsx", "out.xlsx"),
         ("embed PICTURES PICTURES out", "pictures lies in the folder of scans"),
         ("reconstruct BUNDLE PICTURES out --overrides seed=1 seed=2", "'seed' is given twice"),
-        ("train none", "none: there is no configs/train.json; make a bundle with monai-diffae init"),
     ],
 )
 def test_2_wrong_arguments(run, tiny_bundle, pictures, monkeypatch, tmp_path, line, message):

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,14 +119,6 @@ def training_result(
 # -- inside another program --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TrainingEnd:
-    """How a training inside another program ended."""
-
-    folder: Path  #: the folder of the results
-    is_stopped: bool  #: whether it was stopped; the same call resumes it
-
-
 def train_with_callbacks(
     bundle: str | os.PathLike[str],
     cohort: str | os.PathLike[str] | None = None,
@@ -136,7 +128,7 @@ def train_with_callbacks(
     training: Training = Training(),
     stop: threading.Event | None = None,
     report: Callable[[Statistics], object] | None = None,
-) -> TrainingEnd:
+) -> Result:
     """Train a bundle as :func:`monai_diffae.train` does, inside a program that continues afterwards.
 
     It can run in any thread. In the main thread, SIGTERM and Ctrl-C save a checkpoint and then raise ``SystemExit``.
@@ -155,12 +147,10 @@ def train_with_callbacks(
             ``report_every`` steps and at the end of each epoch; its errors end the training.
 
     Returns:
-        The folder, and whether the training was stopped.
+        The folder, and ``is_stopped``: whether the training was stopped; the same call resumes it.
 
     Raises:
-        ConfigError: a file does not exist, or a key or value cannot be used.
-        CohortError: no usable case.
-        MachineError: the training does not fit into memory, or the disk is full.
+        DiffAEError: as ``train``.
     """
     from monai_diffae.engines.trainer import TrainingEvents
     from monai_diffae.handlers.checkpoint import TrainingStopped
@@ -182,8 +172,8 @@ def train_with_callbacks(
     try:
         run_training("train", Path(bundle), training, paths, prepare=prepare)
     except TrainingStopped:
-        return TrainingEnd(folders[0], is_stopped=True)
-    return TrainingEnd(folders[0], is_stopped=False)
+        return Result(folders[0], {"is_stopped": True})
+    return Result(folders[0], {"is_stopped": False})
 
 
 # -- the run of a configuration ----------------------------------------------------------------------------------------

@@ -137,7 +137,6 @@ def test_a_public_repository_and_a_wrong_token_are_refused_and_no_token_shown(de
         ("models/model.safetensors", None, "bundle: there is no models/model.safetensors; train the bundle first"),
         ("models/model.safetensors", b"12345678", "model.safetensors: is damaged"),
         ("models/latent_model.safetensors", b"12345678", "latent_model.safetensors: is damaged"),
-        ("models/model.pt", b"PK", "model.pt: another program has written it"),
     ],
 )
 def test_what_cannot_be_sent_is_one_line(bundle, tmp_path, name, content, error):
