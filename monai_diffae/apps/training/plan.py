@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -184,7 +184,13 @@ def plan(
     work = speeds.Work(
         len(train), len(val), {key: machine.value(key) for key in (*speeds.TIME_KEYS, "picture_steps")}, overrides
     )
-    proposal, speed = speeds.finest_in_time(machine, options, work, _measure(parser, target, train), 60 * minutes)
+    items = [case.item() for case in train[:_MEASURED_SCANS]]
+
+    def measure(settings: Mapping[str, Any]) -> speeds.Speed:
+        batch_size = max(1, min(int(settings["batch_size"]), len(train)))
+        return speeds.measure_speed({**parser.get(), **settings}, target, items, batch_size)
+
+    proposal, speed = speeds.finest_in_time(machine, options, work, measure, 60 * minutes)
     by_label = count_by_label([failure.case_id for failure in survey.failures], cases)
     settings = {**proposal.settings, **work.timetable(speed, 60 * minutes).settings}
     commands = command_lines(bundle, cohort, columns, overlays, settings)
@@ -247,16 +253,3 @@ def _split(parser: parsing.Parser, survey: surveys.Survey) -> list[list[Case]]:
                 f"no scan in the split '{name}' can be read: {survey.failures[0].reason}; verify lists all"
             )
     return splits
-
-
-def _measure(
-    parser: parsing.Parser, device: torch.device, train: Sequence[Case]
-) -> Callable[[Mapping[str, Any]], speeds.Speed]:
-    """A function that measures how fast a training with some settings is."""
-    items = [case.item() for case in train[:_MEASURED_SCANS]]
-
-    def measure(settings: Mapping[str, Any]) -> speeds.Speed:
-        batch_size = max(1, min(int(settings["batch_size"]), len(train)))
-        return speeds.measure_speed({**parser.get(), **settings}, device, items, batch_size)
-
-    return measure

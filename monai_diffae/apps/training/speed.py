@@ -190,16 +190,6 @@ def grid_options(machine: Machine, survey: Survey) -> list[dict[str, Any]]:
     return [*wide, *({**grid, WIDTH: width} for grid in grids)]
 
 
-def nothing_fits(machine: Machine) -> MachineError:
-    """The error that names what to do if not even a single image of the coarsest grid fits."""
-    can_use_latents = machine.value("spatial_dims") == 3 and machine.first_stage is None
-    return MachineError(
-        f"memory_gib: nothing fits into {machine.budget / GIB:.2f} GiB; free memory, set a larger memory_gib, or make "
-        f"the network narrower with overrides {WIDTH}=8"
-        + ("; or train in latent space, as docs/latent_mode.md describes" if can_use_latents else "")
-    )
-
-
 # -- speed and time ----------------------------------------------------------------------------------------------------
 
 TIME_KEYS = (
@@ -403,7 +393,12 @@ def finest_in_time(
     start, best = time.monotonic(), len(options) - 1
     proposal = machine.fit(options[best])
     if proposal is None:
-        raise nothing_fits(machine)
+        can_use_latents = machine.value("spatial_dims") == 3 and machine.first_stage is None
+        raise MachineError(
+            f"memory_gib: nothing fits into {machine.budget / GIB:.2f} GiB; free memory, set a larger memory_gib, or "
+            f"make the network narrower with overrides {WIDTH}=8"
+            + ("; or train in latent space, as docs/latent_mode.md describes" if can_use_latents else "")
+        )
     measured, speed = best, measure(proposal.settings)
     result, first = (proposal, speed), 0 if is_enough(best, speed) else best  # options[first:best] may be better
     for _ in range(_MOST_MEASUREMENTS - 1):
