@@ -1,7 +1,4 @@
-"""``make configs`` writes the bundle runs of commands and the stubs of the package's doors, from their signatures.
-
-A bundle run has one key per argument of its command.
-"""
+"""``make configs`` writes the bundle runs of commands, with a key per argument, and the stubs of the doors."""
 
 import inspect
 import json

@@ -67,7 +67,6 @@ def test_1_a_bug(run, monkeypatch, pictures):
         ("embed BUNDLE PICTURES out --batch-size 0", "--batch-size: 0 is below 1"),
         ("embed BUNDLE PICTURES out --threads 0", "--threads. Must be >= 1."),
         ("embed BUNDLE PICTURES out.xlsx", "out.xlsx"),
-        ("embed PICTURES PICTURES out", "pictures lies in the folder of scans"),
         ("reconstruct BUNDLE PICTURES out --overrides seed=1 seed=2", "'seed' is given twice"),
     ],
 )

@@ -250,6 +250,8 @@ def begin_from(folder: Path, start_from: Path) -> Path:
     from monai_diffae.data.tensor_files import read_torch_file
 
     weights, checkpoint = checksum(start_from), folder / "models" / "checkpoint.pt"
+    if layout.model_file(start_from).resolve() == (folder / "models" / "model.safetensors").resolve():
+        raise ConfigError(f"start_from: {folder.name} is the folder that is trained; choose a new folder, or omit it")
     if not folder.exists() or not any(folder.iterdir()):
         return init_bundle(folder, start_from)
     if checkpoint.is_file():
