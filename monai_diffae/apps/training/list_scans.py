@@ -77,23 +77,15 @@ def list_scans(
     listing = listings.list_cases(cohort, sources, columns)
     listing = replace(listing, cases=with_hashes(listing.cases, out.parent, ids))
     if skip_twins:
-        return _result(
-            listings.write_listing(listing, out, overwrite=overwrite), listing, surveys.look_at(listing.cases, limit=32)
-        )
-    cases = twins.mark_twins(listing.cases, [])
-    appearance = surveys.look_at(cases)
-    groups = twins.find_twins(appearance.prints, [case.patient for case in cases])
-    listing = replace(listing, cases=twins.group_twins(cases, groups) if group_duplicates else cases)
-    marked = replace(listing, cases=twins.mark_twins(listing.cases, groups))
-    table = listings.write_listing(marked, out, overwrite=overwrite)
-    report = replace(twins.report_twins(cases, groups), is_grouped=group_duplicates)
-    return _result(table, listing, appearance, report)
-
-
-def _result(
-    table: Path, listing: listings.Listing, appearance: surveys.Appearance, report: twins.TwinReport | None = None
-) -> Result:
-    """What was found, the table and the next command."""
+        written, appearance, report = listing, surveys.look_at(listing.cases, limit=32), None
+    else:
+        cases = twins.mark_twins(listing.cases, [])
+        appearance = surveys.look_at(cases)
+        groups = twins.find_twins(appearance.prints, [case.patient for case in cases])
+        listing = replace(listing, cases=twins.group_twins(cases, groups) if group_duplicates else cases)
+        written = replace(listing, cases=twins.mark_twins(listing.cases, groups))
+        report = replace(twins.report_twins(cases, groups), is_grouped=group_duplicates)
+    table = listings.write_listing(written, out, overwrite=overwrite)
     found = {"twins": None if report is None else report.figures()}
     return Result(
         table,
