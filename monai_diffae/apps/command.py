@@ -94,11 +94,17 @@ def refuse_results_among_scans(cohort: Any, **folders: Any) -> None:
             )
 
 
-def check_overlays(overlays: Iterable[Path]) -> None:
-    """Check that the files of overlays exist."""
+def config_file(bundle: Path, config: str, overlays: Iterable[Path] = ()) -> Path:
+    """The file of one of a bundle's configurations; checks that it and the overlays exist."""
+    file = bundle / "configs" / f"{config}.json"
+    if not file.is_file():
+        raise ConfigError(
+            f"{bundle.name}: there is no configs/{config}.json; make a bundle with monai-diffae init, or choose another"
+        )
     for overlay in overlays:
         if not overlay.is_file():
             raise ConfigError(f"overlays: there is no file {overlay.name}; the bundle's configs/overlays has some")
+    return file
 
 
 def _as_path(value: Any) -> Any:

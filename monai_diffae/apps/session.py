@@ -95,11 +95,10 @@ class Session:
         decoding: Decoding | None = None,
         reading: Reading | None = None,
         run: Run | None = None,
-        device: str | None = None,
     ) -> "Session":
         """Load a trained bundle and list a cohort."""
         run = run or Run()
-        trained = open_bundle(bundle, decoding=decoding, run=run, device=device)
+        trained = open_bundle(bundle, decoding=decoding, run=run)
         return cls.of(trained, cohort, reading=reading or Reading(), run=run)
 
     @classmethod
@@ -225,16 +224,11 @@ def decode_in_batches(trained: TrainedBundle, z_sem: Tensor, x_T: Tensor, batch_
 
 
 def open_bundle(
-    bundle: str | os.PathLike[str],
-    *,
-    decoding: Decoding | Sampling | None = None,
-    run: Run | None = None,
-    device: str | None = None,
+    bundle: str | os.PathLike[str], *, decoding: Decoding | Sampling | None = None, run: Run
 ) -> TrainedBundle:
     """Load a trained bundle with a command's settings; for commands that can do without a cohort."""
-    run = run or Run()
     overrides = inferer_overrides(run.overrides, **asdict(decoding or Decoding()))
-    return load_bundle(bundle, run.device or device, overrides)
+    return load_bundle(bundle, run.device, overrides)
 
 
 def made_from_bundle(trained: TrainedBundle, run: Run, *, decodes: bool = True) -> dict[str, Any]:

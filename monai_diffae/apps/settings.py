@@ -218,8 +218,8 @@ class Run(UnbatchedRun):
 
 @Parameter(name="*", group=Group("Training", sort_key=4))
 @dataclass(frozen=True)
-class Training:
-    """How a bundle is trained, where this differs from the bundle's configuration."""
+class Planning:
+    """What is decided about a training before it is planned, where this differs from the bundle's configuration."""
 
     overlays: Sequence[Path] = ()
     """Configuration files that replace values of the bundle's, in this order, e.g. from its ``configs/overlays``."""
@@ -227,18 +227,25 @@ class Training:
     """Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``."""
     colour: Colour | None = None
     """Colour images: ``refuse`` them, convert them to ``grey``, or train on ``rgb``; by default the bundle's."""
+    device: str | None = None
+    """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the bundle's: the GPU if there is one."""
+    overrides: Overrides = field(default_factory=dict)
+    """Values for keys of the bundle's configuration, e.g. ``max_epochs=20 inferer#solver=unipc``."""
+
+
+@Parameter(name="*", group=Group("Training", sort_key=4))
+@dataclass(frozen=True)
+class Training(Planning):
+    """How a bundle is trained, where this differs from the bundle's configuration."""
+
     uneven: Uneven | None = None
     """DICOM with planned uneven gaps: ``resample`` by position, or ``refuse``; by default the bundle's."""
     seed: Seed | None = None
     """Random seed; by default the bundle's."""
-    device: str | None = None
-    """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the bundle's: the GPU if there is one."""
     batch_size: Annotated[int, Ge(1)] | None = None
     """Images per training step; by default the bundle's."""
     workers: Annotated[int, Ge(0)] | None = None
     """Processes that read scans; 0: none; by default the bundle's."""
-    overrides: Overrides = field(default_factory=dict)
-    """Values for keys of the bundle's configuration, e.g. ``max_epochs=20 inferer#solver=unipc``."""
     overwrite: bool = False
     """Start from the first step, and replace the existing model."""
     strict: bool = False

@@ -10,15 +10,16 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
-from cyclopts import App, Group, Parameter, Token, convert
+from cyclopts import App, Group, Parameter, Token, convert, validators
 from cyclopts.exceptions import CycloptsError
 
 from monai_diffae import __version__
 from monai_diffae.apps.commands import COMMANDS
-from monai_diffae.errors import ConfigError, DiffAEError, find_diffae_error, one_line
+from monai_diffae.bundle.code import trusting
+from monai_diffae.errors import DiffAEError, find_diffae_error, one_line
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 a bug, 2 usage, 3 done but some cases failed (failures.csv), 4 no usable case, "
@@ -91,7 +92,7 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
         quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
         debug: bool = False,
         trust: bool = False,
-        threads: int | None = None,
+        threads: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     ) -> int:
         """Run a command and show its result.
 
@@ -108,7 +109,7 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
         function, bound = parse(app, tokens)
         run = checked.get(function, function)  # help and version are functions of their own
         try:
-            with _trust(trust):
+            with trusting() if trust else nullcontext():
                 return _show(run(*bound.args, **bound.kwargs), as_json=json_output)
         except DiffAEError as error:
             raise type(error)(_with_dashes(str(error), inspect.signature(run).parameters)) from error
@@ -118,8 +119,6 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
 
 def _set_up_torch(threads: int | None) -> None:
     """Set what torch's libraries read when they are loaded."""
-    if threads is not None and threads < 1:
-        raise ConfigError(f"--threads: {threads} is below 1; give at least 1, or omit it")
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     # Threads that spin while they wait hold up the one that they wait for, if other programs use the processors.
@@ -130,14 +129,6 @@ def _set_up_torch(threads: int | None) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
         libc.mallopt(_M_TRIM_THRESHOLD, 512 * 2**20)
-
-
-def _trust(is_given: bool) -> AbstractContextManager[None]:
-    if not is_given:
-        return nullcontext()
-    from monai_diffae.bundle.code import trusting
-
-    return trusting()
 
 
 def parse(app: App, tokens: Iterable[str]) -> tuple[Callable[..., Any], inspect.BoundArguments]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.engines.utils import IterationEvents, default_prepare_batch
+from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
@@ -38,7 +38,7 @@ class DistillationTrainer(ResumableTrainer):
         image_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{"prepare_batch": default_prepare_batch, **kwargs})
+        super().__init__(**kwargs)
         self.schedule = schedule.to(self.state.device)
         self.levels = list(levels)
         self.image_loss = image_loss

@@ -13,6 +13,8 @@ from monai_diffae.engines.batches import StepDraws
 from monai_diffae.engines.precision import send
 from monai_diffae.networks import FirstStage
 
+_SEED = 0  # of validations, which can be compared
+
 
 class AutoencoderPrepareBatch(DiffusionPrepareBatch):
     """MONAI's prepare_batch for diffusion, with the schedule's timesteps and target, and the encoder's image.
@@ -79,7 +81,7 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
 
 
 class FixedPrepareBatch(AutoencoderPrepareBatch):
-    """Like :class:`AutoencoderPrepareBatch`, with timesteps and noise as functions of the image's index and a seed.
+    """Like :class:`AutoencoderPrepareBatch`, with timesteps and noise as functions of the image's index.
 
     Validations can thus be compared. Timesteps are stratified over [0, T): each of ``num_images`` gets the middle of
     one of as many equal parts, in a random order.
@@ -89,20 +91,18 @@ class FixedPrepareBatch(AutoencoderPrepareBatch):
         self,
         schedule: DiffusionSchedule,
         num_images: int,
-        seed: int = 0,
         image_key: str = "image",
         encoder_key: str | None = None,
         first_stage: FirstStage | None = None,
     ) -> None:
         super().__init__(schedule, image_key, encoder_key, first_stage)
-        order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(num_images, generator=torch.Generator().manual_seed(_SEED))
         self.timesteps = schedule.stratified_timesteps(num_images)[order]
-        self.seed = seed
         self._indices: list[int] = []
 
     def get_noise(self, images: Tensor) -> Tensor:
-        """Noise (B, C, *S), a function of (seed, image index)."""
-        return send(image_noise(tuple(images.shape[1:]), self.seed, self._indices), images.device).to(images.dtype)
+        """Noise (B, C, *S), a function of the image index."""
+        return send(image_noise(tuple(images.shape[1:]), _SEED, self._indices), images.device).to(images.dtype)
 
     def get_timesteps(self, images: Tensor) -> Tensor:
         """The stratified timesteps (B,) of these images."""

@@ -3,15 +3,14 @@
 MLflow loads the bundle with this module (its ``loader_module``), so the model holds no pickled code.
 """
 
-from __future__ import annotations
-
 import logging
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from monai_diffae import __version__
@@ -23,9 +22,6 @@ from monai_diffae.data.scans import scan_suffix
 from monai_diffae.handlers.mlflow import RUN_ID, reason, tracking_client
 
 logger = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FILE_NAME = "file_name"
 

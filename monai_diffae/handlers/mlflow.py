@@ -50,6 +50,7 @@ class MLflowTracking(MLFlowHandler):
     # MONAI's __init__ connects to the server, whose failure would end the training, so `start` calls it.
     output_dir: Path  #: the run's folder; it has the artifacts, and the run's id for a resumed training
     run_config: dict[str, Any]  #: the configuration of the run, not evaluated
+    evaluator: Workflow  #: the evaluator whose metrics are logged after each validation
     tracking_uri: str | None = None  #: MLflow server or database; None: see :func:`default_tracking_uri`
     experiment_name: str = "monai_diffae"  #: MLflow experiment
     run_name: str | None = None  #: MLflow run; None: ``model`` and the size of its images
@@ -57,7 +58,6 @@ class MLflowTracking(MLFlowHandler):
     #: how many scans, patients and cases there are, for tags such as ``num_scans``
     counts: Mapping[str, int] = field(default_factory=dict)
     tags: Mapping[str, Any] = field(default_factory=dict)  #: further properties, such as the data's fingerprint
-    evaluator: Workflow | None = None  #: the evaluator whose metrics are logged after each validation
     with_model: bool = False  #: log the files of the model at the end
     enabled: bool = True  #: False: track nothing
     cur_run: Any = field(default=None, init=False)
@@ -79,8 +79,7 @@ class MLflowTracking(MLFlowHandler):
         engine.add_event_handler(TrainingEvents.STATISTICS, lambda: self._try(self._log_training))
         engine.add_event_handler(Events.COMPLETED, lambda: self._try(self.complete))
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
-        if self.evaluator is not None:
-            self.evaluator.add_event_handler(Events.COMPLETED, lambda: self._try(self._log_validation))
+        self.evaluator.add_event_handler(Events.COMPLETED, lambda: self._try(self._log_validation))
 
     def start(self, engine: Engine) -> None:
         """Start or continue the run, and log parameters, tags and the configuration."""
@@ -144,8 +143,7 @@ class MLflowTracking(MLFlowHandler):
         self._log({name: getattr(self._trainer.state.statistics, name) for name in names})
 
     def _log_validation(self) -> None:
-        metrics = {} if self.evaluator is None else self.evaluator.state.metrics
-        self._log({f"validation_{name}": float(value) for name, value in metrics.items()})
+        self._log({f"validation_{name}": float(value) for name, value in self.evaluator.state.metrics.items()})
         step = self._trainer.state.iteration
         picture = self.output_dir / "pictures" / f"step_{step:07d}.png"
         if picture.is_file():

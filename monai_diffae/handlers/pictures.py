@@ -32,7 +32,6 @@ class Pictures:
     device: torch.device | str = "cpu"
     num_images: int = 8
     model_range: tuple[float, float] = (-1.0, 1.0)
-    image_key: str = "image"
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
@@ -64,19 +63,18 @@ class Pictures:
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ReconstructionPictures(Pictures):
-    """Draws images, decoded from z_sem alone (with noise of ``seed``) and with their x_T; else a :class:`Pictures`."""
+    """Draws images, decoded from z_sem alone (with the same noise) and with their x_T; else a :class:`Pictures`."""
 
     network: nn.Module
     inferer: DiffusionAutoencoderInferer
     encoder_key: str | None = None
-    seed: int = 0
 
     def rows(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Images (B, C, *S) by their labels."""
-        images = self._stack(items, self.image_key)
+        images = self._stack(items, "image")
         shape = self.inferer.x_T_shape(images.shape[1:])
-        noise = image_noise(shape, self.seed, [int(item["index"]) for item in items]).to(self.device)
-        z_sem = self.inferer.encode(self._stack(items, self.encoder_key or self.image_key), self.network)
+        noise = image_noise(shape, 0, [int(item["index"]) for item in items]).to(self.device)
+        z_sem = self.inferer.encode(self._stack(items, self.encoder_key or "image"), self.network)
         return {
             "input": images,
             "z_sem only": self.inferer.decode(z_sem, self.network, noise),
@@ -92,5 +90,5 @@ class FirstStagePictures(Pictures):
 
     def rows(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Images (B, C, *S) by their labels."""
-        images = self._stack(items, self.image_key)
+        images = self._stack(items, "image")
         return {"input": images, "reconstruction": self.network.decode(self.network.encode(images))}

@@ -36,9 +36,12 @@ _PLAIN_INTERVAL_S = 20.0  # between two lines without a terminal
 
 @dataclass(frozen=True)
 class Statistics:
-    """Figures of the steps since the last report."""
+    """How far a training is, and the figures of the steps since the last report."""
 
+    epoch: int  #: the current epoch, from 1
+    max_epochs: int  #: the number of epochs
     step: int  #: training steps (batches) since the training began
+    num_steps: int  #: steps of the whole training
     images_seen: int  #: images shown to the network since the training began, on all ranks
     images_per_s: float  #: speed of reading and training, without validation
     loss: float  #: mean over the reported steps and all ranks
@@ -86,10 +89,13 @@ class RunningStatistics:
         if not is_due:
             return
         steps_per_s = sums["steps"] / max(sums["seconds"], 1e-9)
-        seconds_left = (state.max_epochs * state.epoch_length - state.iteration) / steps_per_s
-        seen, per_s = state.iteration * self.images_per_step, steps_per_s * self.images_per_step
-        rate = self.optimizer.param_groups[0]["lr"]
-        state.statistics = Statistics(state.iteration, seen, per_s, mean_loss, rate, seconds_left)
+        num_steps = state.max_epochs * state.epoch_length
+        state.statistics = Statistics(
+            state.epoch, state.max_epochs, state.iteration, num_steps,
+            images_seen=state.iteration * self.images_per_step, images_per_s=steps_per_s * self.images_per_step,
+            loss=mean_loss, learning_rate=self.optimizer.param_groups[0]["lr"],
+            seconds_left=(num_steps - state.iteration) / steps_per_s,
+        )  # fmt: skip
         state.unreported = _nothing()
         engine.fire_event(TrainingEvents.STATISTICS)
 
@@ -104,7 +110,7 @@ class TrainingProgress:
     At the end, a warning is logged if the decoder hardly uses z_sem.
     """
 
-    def __init__(self, evaluator: Workflow | None = None) -> None:
+    def __init__(self, evaluator: Workflow) -> None:
         self.evaluator = evaluator
         self.console = Console(stderr=True)
         self._bar: Progress | None = None
@@ -118,8 +124,7 @@ class TrainingProgress:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(TrainingEvents.STATISTICS, self._show)
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self._stop())
-        if self.evaluator is not None:
-            self.evaluator.add_event_handler(Events.COMPLETED, self._show_validation)
+        self.evaluator.add_event_handler(Events.COMPLETED, self._show_validation)
 
     def _start(self, engine: Workflow) -> None:
         state = engine.state
@@ -146,7 +151,7 @@ class TrainingProgress:
 
     def _end(self, engine: Workflow) -> None:
         self._stop()
-        if self.evaluator is not None and "z_sem_usage" in self.evaluator.state.metrics:
+        if "z_sem_usage" in self.evaluator.state.metrics:
             warn_if_unused(self.evaluator.state.metrics["z_sem_usage"])
 
     def _stop(self) -> None:
@@ -171,7 +176,7 @@ class TrainingCurves:
     keeps the rows up to the step at which it resumes. Metrics of the evaluator are ``validation_<name>``.
     """
 
-    def __init__(self, directory: str | Path, evaluator: Workflow | None = None) -> None:
+    def __init__(self, directory: str | Path, evaluator: Workflow) -> None:
         self.directory = Path(directory)
         self.evaluator = evaluator
         self.rows: list[dict[str, Any]] = []
@@ -184,8 +189,7 @@ class TrainingCurves:
         engine.add_event_handler(TrainingEvents.STATISTICS, self._add_training)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_table)
         engine.add_event_handler(TrainingEvents.SAVING, self._write_table)
-        if self.evaluator is not None:
-            self.evaluator.add_event_handler(Events.COMPLETED, self._add_validation)
+        self.evaluator.add_event_handler(Events.COMPLETED, self._add_validation)
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self.write())
         engine.add_event_handler(Events.COMPLETED, self._write_vectors)  # takes as long as the PNG, so only at the end
         self._trainer = engine

@@ -90,11 +90,11 @@ class LatentScale:
             buffer.copy_(measured)
 
 
+@dataclass(eq=False, repr=False)
 class LatentRemover:
     """Ignite handler: delete the saved latents when a training is complete; an interrupted one still needs them."""
 
-    def __init__(self, datasets: Sequence[LatentCases]) -> None:
-        self.datasets = list(datasets)
+    datasets: Sequence[LatentCases]
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer, also for a training that was complete already: its scans were read nevertheless."""

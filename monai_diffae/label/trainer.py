@@ -19,10 +19,11 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monai_diffae.apps.command import command
 from monai_diffae.apps.embedding.index import EmbeddingIndex
 from monai_diffae.apps.settings import Seed, Training
-from monai_diffae.apps.training import TrainingReport, train_with_callbacks
+from monai_diffae.apps.training import train_with_callbacks
 from monai_diffae.bundle import TrainedBundle, load_bundle, publish
 from monai_diffae.data.atomic import ProcessLock, write_atomic, write_json
 from monai_diffae.errors import BusyError, CohortError, ConfigError, DivergenceError, counted
+from monai_diffae.handlers.progress import Statistics
 from monai_diffae.label.datastore import image_paths
 from monai_diffae.label.label_app import AppFolder
 from monai_diffae.label.task import ServedModel, check_keys, option_names, shown_options
@@ -186,7 +187,7 @@ class DiffAETrainer(TrainTask):
 
         return {"tracking_uri": path_to_sqlite_uri(str((self._folder.path / "mlflow.db").resolve()))}
 
-    def _report(self, report: TrainingReport) -> None:
+    def _report(self, report: Statistics) -> None:
         """Write the state of the training, which :meth:`stats` reads in the server's process, and log it."""
         if time.monotonic() - self._reported_at < _REPORT_EVERY_S and report.step < report.num_steps:
             return

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
+from monai_diffae.data import make_virtual_cohort, split_cohort
 from monai_diffae.engines import training_loader
 from monai_diffae.engines.precision import DeviceSettings, cpu_has_bf16, resolve_precision
 
@@ -39,9 +41,6 @@ def test_auto_asks_the_gpu_that_is_used(capability, dtype, monkeypatch):
 
 def test_workers_never_touch_a_gpu(monkeypatch, tmp_path):
     """A GPU that was used before a fork cannot be used after it. Workers are forked, and inherit the trap."""
-    from monai.bundle import ConfigParser
-
-    from monai_diffae.data import make_virtual_cohort, split_cohort
 
     def trap(*_):
         raise AssertionError("a worker touches the GPU")

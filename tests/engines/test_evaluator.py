@@ -71,13 +71,9 @@ def test_two_validations_of_the_same_weights_give_the_same_numbers_whatever_was_
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
-def test_the_batch_size_does_not_matter(batch_size):
+def test_every_image_is_compared_with_the_z_sem_of_another_whatever_the_batch_size(batch_size):
     assert metrics(evaluator(network(), batch_size)) == pytest.approx(metrics(evaluator(network(), 3)), rel=1e-5)
     assert metrics(evaluator(Deaf(), batch_size))["z_sem_usage"] == 1  # this network ignores z_sem
-
-
-@pytest.mark.parametrize("batch_size", [1, 7])
-def test_every_image_is_compared_with_the_z_sem_of_another(batch_size):
     schedule = DiffusionSchedule(schedule="rectified_flow", prediction="v")
     found = metrics(evaluator(Copier(schedule), batch_size, schedule))
     assert found["loss"] < 1e-6

@@ -34,19 +34,14 @@ def network(**changes):
     return build_autoencoder(3, time_embed_channels=8, **settings)
 
 
-def test_states_are_the_weights_their_average_and_two_moments():
-    net = network()
-    size = 4 * sum(p.numel() for p in net.parameters())
-    assert training_memory(net, SHAPE).states == 4 * size
-    assert inference_memory(net, SHAPE).states == size
-
-
-def test_frozen_weights_count_once_and_keep_nothing():
+def test_states_are_the_weights_their_average_and_two_moments_and_frozen_weights_count_once_and_keep_nothing():
     def net(frozen):
         encoder = resnet10(spatial_dims=3, n_input_channels=1, num_classes=8)
         return network(encoder=encoder, encoder_frozen=frozen)
 
     trained, frozen = (training_memory(net(frozen), SHAPE) for frozen in (False, True))
+    size = sum(4 * p.numel() for p in network().parameters())
+    assert (training_memory(network(), SHAPE).states, inference_memory(network(), SHAPE).states) == (4 * size, size)
     assert trained.states - frozen.states == 3 * 4 * sum(p.numel() for p in net(False).encoder.parameters())
     assert trained.kept > frozen.kept
 

@@ -48,27 +48,20 @@ def no_file_larger_than(limit):
         signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_the_model_file_has_the_averaged_weights_and_the_checkpoint_both(tmp_path):
-    kept = keeper(tmp_path)
-    torch.nn.init.constant_(kept.parts["network"].weight, 3.0)
-    torch.nn.init.constant_(kept.ema.network.weight, 7.0)
-    kept.save(ENGINE)
-    for weights in (read_model(tmp_path / MODEL).tensors, torch.load(tmp_path / MONAI_MODEL, weights_only=True)):
-        assert weights["weight"].unique().tolist() == [7.0]
-    checkpoint = torch.load(tmp_path / CHECKPOINT, weights_only=True)
-    assert checkpoint["network"]["weight"].unique().tolist() == [3.0]
-
-
-def test_both_files_load_without_pickle_and_say_which_data_were_used(tmp_path):
+def test_the_files_have_averaged_and_trained_weights_without_pickle_and_say_which_data_were_used(tmp_path):
     kept = keeper(tmp_path)
     kept.description = TrainingDescription({"a": 1}, fingerprint="f" * 64)
     kept.parts["validation"].metrics = {"loss": 0.5, "probe_size (mm)": 0.7}  # a column of the user's table
-    for network in (kept.parts["network"], kept.ema.network):  # a buffer may hold what is not finite
-        network.register_buffer("mask", torch.tensor([0.0, -float("inf"), float("nan")]))
+    for network, value in (kept.parts["network"], 3.0), (kept.ema.network, 7.0):
+        torch.nn.init.constant_(network.weight, value)
+        network.register_buffer("mask", torch.tensor([0.0, -float("inf"), float("nan")]))  # may be what is not finite
     kept.save(ENGINE)
     model = read_model(tmp_path / MODEL)
     assert {k: v.shape for k, v in model.tensors.items()} == {"weight": (64, 64), "bias": (64,), "mask": (3,)}
+    for weights in (model.tensors, torch.load(tmp_path / MONAI_MODEL, weights_only=True)):
+        assert weights["weight"].unique().tolist() == [7.0]
     checkpoint = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert checkpoint["network"]["weight"].unique().tolist() == [3.0]
     assert checkpoint["trainer"]["iteration"] == 3
     assert json.loads(checkpoint["model"]) == {"a": 1}
     assert model.description == {"a": 1, "data": {"fingerprint": "f" * 64}, "figures": {"loss": 0.5}}

@@ -176,15 +176,13 @@ def embed(
     from monai_diffae.latents.representation import warn_if_unused
 
     read_as = colour_values(colour) if encoder != "trained" else {"colour": colour} if colour else {}
-    run = replace(run, overrides={**read_as, **run.overrides})
     path, process = _table_path(out, cohort, encoder), this_process(part)
+    run = replace(run, device=run.device or process.device, overrides={**read_as, **run.overrides})
     described_encoder: dict[str, Any] = {}
     if encoder == "trained":
-        session = Session.open(bundle, cohort, reading=reading, run=run, device=process.device)
+        session = Session.open(bundle, cohort, reading=reading, run=run)
     else:
-        session, described_encoder = open_baseline(
-            encoding, bundle, cohort, reading=reading, run=run, device=process.device
-        )
+        session, described_encoder = open_baseline(encoding, bundle, cohort, reading=reading, run=run)
     chosen = _chosen(session, choice, pool)
     cases = chosen.cases
     if map_columns and not chosen.split("train"):

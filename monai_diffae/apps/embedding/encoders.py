@@ -55,10 +55,10 @@ _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def open_baseline(
-    encoding: Encoding, bundle: Path, cohort: Path, *, reading: Reading, run: Run, device: str | None = None
+    encoding: Encoding, bundle: Path, cohort: Path, *, reading: Reading, run: Run
 ) -> tuple[Session, dict[str, Any]]:
     """Open a cohort with an encoder that needs no training, in the place of a trained bundle's; and its description."""
-    trained = load_untrained(bundle, run.device or device, run.overrides, encoding.seed)
+    trained = load_untrained(bundle, run.device, run.overrides, encoding.seed)
     session = Session.of(trained, cohort, reading=reading, run=run)
     described: dict[str, Any] = {"encoder": encoding.encoder}
     if encoding.encoder == "untrained":

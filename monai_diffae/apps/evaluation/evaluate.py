@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -143,13 +143,9 @@ def evaluate(
             raise ConfigError(f"{name}: there is no file {file.name}; check the path, or omit it")
     folders, process = [bundle] if isinstance(bundle, Path) else list(bundle), this_process()
     decoder = "fast" if "fast" in conditions.decoders else next(iter(conditions.decoders), None)
+    run = replace(run, device=run.device or process.device)
     opening = partial(
-        sessions.Session.open,
-        cohort=cohort,
-        decoding=Decoding(decoder=decoder),
-        reading=reading,
-        run=run,
-        device=process.device,
+        sessions.Session.open, cohort=cohort, decoding=Decoding(decoder=decoder), reading=reading, run=run
     )
     bundles, omitted = _open(folders, opening, held_out, cohort.name)
     evaluation = _Evaluation(bundles, conditions, held_out, weights, seed, out, process, omitted)

@@ -16,6 +16,7 @@ from pyarrow.parquet import read_schema
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import read_record, record_of
 from monai_diffae.apps.session import Session, split_for
+from monai_diffae.apps.settings import Run
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.apps.training.plan import FEW_SCANS
 from monai_diffae.bundle.layout import LATENT_MODEL, model_file, models_folder
@@ -77,7 +78,7 @@ class ReportData:
     @cached_property
     def can_have_wide(self) -> bool | None:
         """Whether wide features are stored, or can be fitted to this cohort and stored; None: the encoder has none."""
-        session = Session.open(self.bundle, self.cohort or "", device="cpu")
+        session = Session.open(self.bundle, self.cohort or "", run=Run(device="cpu"))
         if not hasattr(session.trained.network.encoder, "features"):
             return None
         return session.trained.has_wide or (session.can_fit_wide and len(session.cohort.split("train")) > 1)

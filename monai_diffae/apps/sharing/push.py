@@ -12,18 +12,7 @@ from typing import Any
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.sharing.hub import (
-    CARD,
-    DATA_LICENSE,
-    DOCUMENTS,
-    FAST,
-    LATENT,
-    METRICS,
-    MODEL,
-    NAMES,
-    open_hub,
-    read_document,
-)
+from monai_diffae.apps.sharing import hub
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.folders import NOTE, TO_BE_SAID, UNTRAINED
 from monai_diffae.bundle.model_file import read_description
@@ -83,7 +72,7 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
     if not yes and input("Send these files? [y/N] ").strip().lower() not in ("y", "yes"):
         return Result(None, {"sent": {}, "repo": repo}, ["nothing was sent"])
     revision = send(files)
-    sha256 = digest(files[MODEL]) if revision else file_checksum(Path(repo))
+    sha256 = digest(files[hub.MODEL]) if revision else file_checksum(Path(repo))
     figures = {"sent": sizes, "repo": repo, "revision": revision, "sha256": sha256}
     line = command_line("pull", {**figures, "out": "my_copy"})
     return Result(None, figures, [f"{repo}: {counted(len(sizes), 'file')}", f"others get it with: {line}"])
@@ -92,25 +81,29 @@ def push(bundle: Path, repo: str, *, tag: str | None = None, public: bool = Fals
 def _files_to_send(bundle: Path) -> dict[str, bytes]:
     """The files of a bundle that others get, by their names, whose models load and whose documents describe them."""
     description = read_description(layout.model_file(bundle))
-    files = {name: (bundle / name).read_bytes() for name in NAMES if (bundle / name).is_file()}
-    files[METRICS] = f"{json.dumps(description.get('figures', {}), indent=2)}\n".encode()
-    texts = {name: " ".join(read_document(bundle, name).split()) for name in DOCUMENTS if name in files}
-    card, licence = texts.get(CARD, UNTRAINED), texts.get(DATA_LICENSE, _NO_WEIGHTS)
-    for is_found, text in (
-        (UNTRAINED in card, f"{CARD}: says nothing about the trained weights; describe their data, quality and limits"),
-        (NOTE in card, f"{CARD}: is about earlier weights; describe the new ones, and remove the note at its top"),
-        (TO_BE_SAID in card, f"{CARD}: replace each '{TO_BE_SAID}' by the organ, modality, scans and uses"),
-        (_NO_WEIGHTS in licence, f"{DATA_LICENSE}: is about no weights; write whose the scans are, and their licence"),
+    files = {name: (bundle / name).read_bytes() for name in hub.NAMES if (bundle / name).is_file()}
+    files[hub.METRICS] = f"{json.dumps(description.get('figures', {}), indent=2)}\n".encode()
+    texts = {name: " ".join(hub.read_document(bundle, name).split()) for name in hub.DOCUMENTS if name in files}
+    card, licence = texts.get(hub.CARD, UNTRAINED), texts.get(hub.DATA_LICENSE, _NO_WEIGHTS)
+    for is_found, name, fault in (
+        (
+            UNTRAINED in card,
+            hub.CARD,
+            "says nothing about the trained weights; describe their data, quality and limits",
+        ),
+        (NOTE in card, hub.CARD, "is about earlier weights; describe the new ones, and remove the note at its top"),
+        (TO_BE_SAID in card, hub.CARD, f"replace each '{TO_BE_SAID}' by the organ, modality, scans and uses"),
+        (_NO_WEIGHTS in licence, hub.DATA_LICENSE, "is about no weights; write whose the scans are, and their licence"),
     ):
         if is_found:
-            raise ConfigError(text)
+            raise ConfigError(f"{name}: {fault}")
     if description["kind"] == "first_stage":
         loading.load_first_stage(bundle)
     else:
         trained = loading.load_bundle(bundle, "cpu")
-        if FAST in files:
+        if hub.FAST in files:
             loading.load_fast_decoder(layout.models_folder(bundle), trained.network, trained.sha256, "cpu")
-    if LATENT in files:
+    if hub.LATENT in files:
         loading.load_latent(bundle, "cpu")
     return files
 
@@ -139,31 +132,31 @@ def _repository(repo: str, tag: str | None, public: bool) -> tuple[str, _Send]:
     if repo.count("/") != 1:
         raise ConfigError(f"repo: {quoted(repo)} is no repository; write owner/name, or a file that ends with .zip")
     existing: set[str] = set()
-    with open_hub(repo) as hub:
-        is_new = not hub.repo_exists(repo)
+    with hub.open_hub(repo) as api:
+        is_new = not api.repo_exists(repo)
         if not is_new:
-            info = hub.model_info(repo)
+            info = api.model_info(repo)
             if not info.private and not public:
                 raise ConfigError(f"{repo}: everybody can see this repository; add public if that is what you want")
-            if tag is not None and tag in {ref.name for ref in hub.list_repo_refs(repo).tags}:
+            if tag is not None and tag in {ref.name for ref in api.list_repo_refs(repo).tags}:
                 raise ConfigError(f"tag: {repo} has {tag!r} already; choose another name for this version")
             public, existing = not info.private, {file.rfilename for file in info.siblings or ()}
 
     def send(files: Mapping[str, bytes]) -> str:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        page = files[CARD] if files[CARD].startswith(b"---\n") else _PAGE_HEADER + files[CARD]
+        page = files[hub.CARD] if files[hub.CARD].startswith(b"---\n") else _PAGE_HEADER + files[hub.CARD]
         changes: list[Any] = [
             CommitOperationAdd(name, content) for name, content in {"README.md": page, **files}.items()
         ]
-        earlier = existing & set(NAMES) - files.keys()  # of an earlier model
+        earlier = existing & set(hub.NAMES) - files.keys()  # of an earlier model
         changes += [CommitOperationDelete(name) for name in earlier]
-        with open_hub(repo) as hub:
+        with hub.open_hub(repo) as api:
             if is_new:
-                hub.create_repo(repo, private=not public)
-            commit = hub.create_commit(repo, changes, commit_message=f"Model {tag}" if tag else "Model")
+                api.create_repo(repo, private=not public)
+            commit = api.create_commit(repo, changes, commit_message=f"Model {tag}" if tag else "Model")
             if tag is not None:
-                hub.create_tag(repo, tag=tag, revision=commit.oid)
+                api.create_tag(repo, tag=tag, revision=commit.oid)
         return str(commit.oid)
 
     kind = f"{'new, ' if is_new else ''}{'public: everybody can see it' if public else 'private'}"

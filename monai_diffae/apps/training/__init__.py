@@ -6,7 +6,7 @@ MODULES = {
     **dict.fromkeys((
         "image_loss", "open_teacher", "read_teaching_cases", "student", "teacher_levels", "teaching_trajectories",
     ), "distill"),
-    **dict.fromkeys(("TrainingEnd", "TrainingReport", "train_with_callbacks"), "train"),
+    "train_with_callbacks": "train",
     **dict.fromkeys(("embedded_cohort", "training_statistics"), "train_latent"),
 }  # fmt: skip
 

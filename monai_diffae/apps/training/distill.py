@@ -22,7 +22,7 @@ from monai_diffae.data.cases import spread_cases
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.lazy import cached, engines, inferers, sessions, torch
+from monai_diffae.lazy import cached, engines, inferers, paths, sessions, torch
 
 
 @command
@@ -55,8 +55,8 @@ def distill(
         CohortError: no usable case for training or validation.
     """
     checksum(bundle)  # raises an error if the bundle is not trained
-    paths = {"dataset_dir": cohort, "output_dir": out}
-    workflow = run_training("distill", bundle, training, paths, values={"steps": steps})
+    given = {"dataset_dir": cohort, "output_dir": out}
+    workflow = run_training("distill", bundle, training, given, values={"steps": steps})
     folder, read = results_folder(workflow), workflow.parser.get_parsed_content("teaching_cases")
     num_cases = len(read.cases) + len(read.failures)
     next_line = command_line(
@@ -87,9 +87,7 @@ def open_teacher(
 
 def teacher_levels(teacher: sessions.Session, steps: int) -> list[int]:
     """The levels of a decoder with ``steps`` evaluations, chosen from those of the bundle's decoder."""
-    from monai_diffae.inferers.paths import few_levels
-
-    return few_levels(teacher.trained.inferer, steps)
+    return paths.few_levels(teacher.trained.inferer, steps)
 
 
 def student(teacher: sessions.Session) -> torch.nn.Module:
@@ -171,8 +169,6 @@ def teaching_trajectories(
         cache_dir: folder for the trajectories if they need more than ``cache_gib``; it is deleted at the end.
         cache_gib: the largest memory for the trajectories, in GiB.
     """
-    from monai_diffae.inferers.paths import decoded_trajectory, inverted_trajectory
-
     trained = teacher.trained
     positions = [i for i, case in enumerate(read.cases) if case.split == split]
     num_mixed = round(mixed * len(positions))
@@ -182,12 +178,12 @@ def teaching_trajectories(
     def invert(rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         images, encoder_images = (stack.to(trained.device) for stack in read.stacked(rows))
         z_sem = inferers.encode_exactly(encoder_images, trained.network, trained.inferer)
-        return z_sem, inverted_trajectory(trained.inferer, images, trained.network, z_sem, levels)
+        return z_sem, paths.inverted_trajectory(trained.inferer, images, trained.network, z_sem, levels)
 
     def decode(numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         drawn = [_mixture(seed, number, inverted) for number in numbers]
         x_T, z_sem = (torch.stack(parts).to(trained.device) for parts in zip(*drawn, strict=True))
-        return z_sem, decoded_trajectory(trained.inferer, x_T, trained.network, z_sem, levels)
+        return z_sem, paths.decoded_trajectory(trained.inferer, x_T, trained.network, z_sem, levels)
 
     def compute(
         make: Callable[[Sequence[int]], tuple[torch.Tensor, torch.Tensor]],

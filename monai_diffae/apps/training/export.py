@@ -6,10 +6,11 @@ import json
 import logging
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
@@ -20,12 +21,7 @@ from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError, check_installed, one_line, shortened
-from monai_diffae.lazy import inferers, loading, networks, torch
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
-    from monai_diffae.networks.network_parts import NetworkPart
+from monai_diffae.lazy import inferers, loading, network_parts, networks, torch
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +31,7 @@ BATCHES = (1, 3)
 """Batch sizes at which they are compared."""
 
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+_Part: TypeAlias = "network_parts.NetworkPart"
 _Run: TypeAlias = "Callable[..., torch.Tensor]"
 _RAS = {"x": "left to right", "y": "posterior to anterior", "z": "inferior to superior"}
 _AS_DISPLAYED = {"height": "top to bottom", "width": "left to right"}
@@ -76,12 +73,13 @@ def export(bundle: Path, out: Path, *, format: Literal["pt2", "onnx", "ts"] = "p
     if format == "ts":
         logger.warning("TorchScript will be removed from PyTorch and MONAI; use pt2 if your tool reads it")
     made_from = {"model": checksum(bundle), "format": format}
-    model = _read_model(bundle)
-    results = [out / f"{part.name}.{format}" for part in model.parts] + [out / layout.NETWORKS]
+    parts, config, diffusion = _read_model(bundle)
+    results = [out / f"{part.name}.{format}" for part in parts] + [out / layout.NETWORKS]
 
     def make() -> dict[str, Any]:
-        files = [write_network(part, format, out) for part in model.parts]
-        write_json(out / layout.NETWORKS, {"made_from": made_from | versions()} | _description(model, files))
+        files = [write_network(part, format, out) for part in parts]
+        described = {"made_from": made_from | versions(), **_description(files, config), **diffusion}
+        write_json(out / layout.NETWORKS, described)
         return {"networks": {file.path.name: _figures(file) for file in files}}
 
     figures, skipped = run_once("export", out, results, made_from, make, overwrite=overwrite)
@@ -93,29 +91,19 @@ def export(bundle: Path, out: Path, *, format: Literal["pt2", "onnx", "ts"] = "p
     return Result(out, figures, notes, skipped=skipped)
 
 
-@dataclass(frozen=True)
-class _Model:
-    """What is exported of a bundle: networks, configuration, and the inferer that decodes (None for a first stage)."""
-
-    parts: list[NetworkPart]
-    config: Mapping[str, Any]
-    inferer: inferers.DiffusionAutoencoderInferer | None
-
-
-def _read_model(bundle: Path) -> _Model:
-    from monai_diffae.networks.network_parts import autoencoder_parts, first_stage_parts
-
+def _read_model(bundle: Path) -> tuple[list[_Part], Mapping[str, Any], dict[str, Any]]:
+    """The networks of a bundle, its configuration, and how the denoiser is used."""
     if read_description(layout.model_file(bundle))["kind"] == "first_stage":
         first_stage = loading.load_first_stage(bundle)
         config = first_stage.description
-        return _Model(first_stage_parts(first_stage, config["image_size"]), config, None)
+        return network_parts.first_stage_parts(first_stage, config["image_size"]), config, {}
     trained = loading.load_bundle(bundle, "cpu")
     if not isinstance(trained.network, networks.DiffusionAutoencoder):
         raise ConfigError(
             f"network_def: {type(trained.network).__name__} cannot be exported; use a DiffusionAutoencoder"
         )
-    parts = autoencoder_parts(trained.network, trained.image_shape, trained.inferer.first_stage)
-    return _Model(parts, trained.config, trained.inferer)
+    parts = network_parts.autoencoder_parts(trained.network, trained.image_shape, trained.inferer.first_stage)
+    return parts, trained.config, {"diffusion": _diffusion(trained.inferer)}
 
 
 def _figures(file: NetworkFile) -> dict[str, Any]:
@@ -124,15 +112,14 @@ def _figures(file: NetworkFile) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _description(model: _Model, files: Sequence[NetworkFile]) -> dict[str, Any]:
+def _description(files: Sequence[NetworkFile], config: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("in_channels", "image_size", "model_range", "spacing_mm", "encoder_key", "image_keys")
-    description = {
+    images = {key: config[key] for key in keys if key in config}
+    return {
         "networks": {file.path.name: _network(file) for file in files},
-        "images": {key: model.config[key] for key in keys if key in model.config}
-        | _axes(len(model.parts[0].size), model.config),
-        "preprocessing": preprocessing_config(model.config),
+        "images": {**images, **_axes(len(files[0].part.size), config)},
+        "preprocessing": preprocessing_config(config),
     }
-    return description if model.inferer is None else {**description, "diffusion": _diffusion(model.inferer)}
 
 
 def _axes(spatial_dims: int, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,13 +181,13 @@ class NetworkFile:
     """A network's file, and how it compares with the network."""
 
     path: Path  # the file
-    part: NetworkPart  # the network
+    part: _Part  # the network
     size_is_free: bool  # whether it takes all sizes that the network takes, or only ``part.size``
     difference: float  # the largest difference between its output and the network's, as a share of the largest output
     output_shape: tuple[int, ...]  # shape of the output for an image of ``part.size``, without the batch axis
 
 
-def write_network(part: NetworkPart, format: str, folder: Path) -> NetworkFile:
+def write_network(part: _Part, format: str, folder: Path) -> NetworkFile:
     """Write a network to ``<name>.<format>``, load it, and compare both at two batch sizes and, if free, two sizes."""
     write, load = _FORMATS[format]
     path = folder / f"{part.name}.{format}"
@@ -223,17 +210,14 @@ def write_network(part: NetworkPart, format: str, folder: Path) -> NetworkFile:
     return NetworkFile(path, part, *results[0], output_shape)
 
 
-def _largest_difference(part: NetworkPart, loaded: _Run, size_is_free: bool) -> float:
+def _largest_difference(part: _Part, loaded: _Run, size_is_free: bool) -> float:
     differences, largest = [0.0], 0.0
     for batch in BATCHES:
         for size in (part.size, part.larger_size) if size_is_free else (part.size,):
             inputs = part.example(batch, size)
             expected = part.module(*inputs)
-            try:
+            with _explained(part, f"for a batch of {batch} and images of {' x '.join(map(str, size))}"):
                 differences.append(float((loaded(*inputs) - expected).abs().max()))
-            except Exception as error:
-                shape = " x ".join(map(str, size))
-                raise _export_error(part, error, f"for a batch of {batch} and images of {shape}") from error
             largest = max(largest, float(expected.abs().max()))
     return max(differences) / largest if largest else max(differences)
 
@@ -241,20 +225,17 @@ def _largest_difference(part: NetworkPart, loaded: _Run, size_is_free: bool) -> 
 # -- pt2 and ONNX -----------------------------------------------------------------------------------------------------
 
 
-def _exported(part: NetworkPart) -> tuple[ExportedProgram, bool]:
+def _exported(part: _Part) -> tuple[torch.export.ExportedProgram, bool]:
     """The network as a graph, and whether its image size is free; some networks take a single size."""
     axes = [(torch.export.Dim(axis, min=1), divisor) for axis, divisor in zip(part.axes, part.divisors, strict=True)]
     free = {i: axis if divisor == 1 else divisor * axis for i, (axis, divisor) in enumerate(axes, 2)}
-    try:
+    with suppress(Exception):
         return _graph(part, part.larger_size, free), True
-    except Exception:
-        try:
-            return _graph(part, part.size, {}), False
-        except Exception as error:
-            raise _export_error(part, error, "by torch.export") from error
+    with _explained(part, "by torch.export"):
+        return _graph(part, part.size, {}), False
 
 
-def _graph(part: NetworkPart, size: Sequence[int], free_axes: Mapping[int, Any]) -> ExportedProgram:
+def _graph(part: _Part, size: Sequence[int], free_axes: Mapping[int, Any]) -> torch.export.ExportedProgram:
     batch = {0: torch.export.Dim("batch", min=1)}
     shapes = ({**batch, **free_axes}, *[batch] * len(part.vectors))
     program = torch.export.export(part.module, part.example(2, size), dynamic_shapes=shapes, strict=False)
@@ -265,32 +246,25 @@ def _graph(part: NetworkPart, size: Sequence[int], free_axes: Mapping[int, Any])
     return program
 
 
-def _write_pt2(part: NetworkPart, path: Path) -> bool:
+def _write_pt2(part: _Part, path: Path) -> bool:
     program, size_is_free = _exported(part)
     torch.export.save(program, path)
     return size_is_free
 
 
-def _load_pt2(path: Path, _: NetworkPart) -> _Run:
-    run: _Run = torch.export.load(path).module()
-    return run
-
-
-def _write_onnx(part: NetworkPart, path: Path) -> bool:
+def _write_onnx(part: _Part, path: Path) -> bool:
     program, size_is_free = _exported(part)
-    try:
+    with _explained(part, "to ONNX"):
         exported: Any = torch.onnx.export(
             program, (), input_names=part.inputs, output_names=[part.output], dynamo=True, verbose=False
         )
         for node in exported.model.graph.all_nodes():
             node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
         exported.save(path, external_data=False)
-    except Exception as error:
-        raise _export_error(part, error, "to ONNX") from error
     return size_is_free
 
 
-def _load_onnx(path: Path, part: NetworkPart) -> _Run:
+def _load_onnx(path: Path, part: _Part) -> _Run:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -305,15 +279,13 @@ def _load_onnx(path: Path, part: NetworkPart) -> _Run:
 # -- TorchScript -------------------------------------------------------------------------------------------------------
 
 
-def _write_ts(part: NetworkPart, path: Path) -> bool:
+def _write_ts(part: _Part, path: Path) -> bool:
     """Script the network; trace it if TorchScript does not understand its code, as MONAI's AutoencoderKL."""
     try:
         script = torch.jit.script(part.module)
     except Exception:
-        try:
+        with _explained(part, "to TorchScript"):
             script = torch.jit.trace(part.module, part.example(2, part.larger_size), check_trace=False)
-        except Exception as error:
-            raise _export_error(part, error, "to TorchScript") from error
     torch.jit.save(script, path)
     # without the source code, which is for error messages and names folders of this machine
     with zipfile.ZipFile(path) as archive:
@@ -324,19 +296,20 @@ def _write_ts(part: NetworkPart, path: Path) -> bool:
     return True
 
 
-def _load_ts(path: Path, _: NetworkPart) -> _Run:
-    run: _Run = torch.jit.load(path)
-    return run
+_FORMATS: dict[str, tuple[Callable[[_Part, Path], bool], Callable[[Path, _Part], _Run]]] = {
+    "pt2": (_write_pt2, lambda path, _: torch.export.load(path).module()),
+    "onnx": (_write_onnx, _load_onnx),
+    "ts": (_write_ts, lambda path, _: torch.jit.load(path)),
+}
 
 
-_FORMATS: dict[str, tuple[Callable[[NetworkPart, Path], bool], Callable[[Path, NetworkPart], _Run]]] = {
-    "pt2": (_write_pt2, _load_pt2), "onnx": (_write_onnx, _load_onnx), "ts": (_write_ts, _load_ts)
-}  # fmt: skip
-
-
-def _export_error(part: NetworkPart, error: Exception, how: str) -> ConfigError:
-    network = type(getattr(part.module, "encoder", part.module)).__name__
-    return ConfigError(
-        f"{part.name}: {network} cannot be exported {how} ({shortened(one_line(error), 60)}); choose another format, "
-        "or use the bundle itself"
-    )
+@contextmanager
+def _explained(part: _Part, how: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        network = type(getattr(part.module, "encoder", part.module)).__name__
+        raise ConfigError(
+            f"{part.name}: {network} cannot be exported {how} ({shortened(one_line(error), 60)}); choose another "
+            "format, or use the bundle itself"
+        ) from error

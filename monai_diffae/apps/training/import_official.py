@@ -44,7 +44,6 @@ def import_official(
     checkpoint: Path,
     out: Path,
     *,
-    bundle: str = "diffae_2d",
     image_size: Annotated[int, Ge(1)] | None = None,
     latent_statistics: Path | None = None,
     encoder_num_res_blocks: Annotated[int, Ge(1)] | None = None,
@@ -64,7 +63,6 @@ def import_official(
     Args:
         checkpoint: A ``.ckpt`` of the official training, or its weights as ``.safetensors``.
         out: New folder for the bundle.
-        bundle: Name of the shipped bundle whose configurations are used.
         image_size: Pixels per side; by default that of the checkpoint, or else the size at which the network's
             attention sees 16 x 16, as in all official configurations.
         latent_statistics: The official ``latent.pkl``, if the checkpoint lacks the statistics of z_sem.
@@ -94,10 +92,12 @@ def import_official(
         diffusions = settings.diffusion(), settings.diffusion(of_latents=True)
     network = official.load_official(checkpoint, given)
     size = [image_size] * network.spatial_dims if image_size else _image_size(checkpoint, weights, network, settings)
-    _check_size(network, size)
-    latent = _latent(checkpoint, select_latent(weights) is not None, latent_statistics, given, network.z_channels)
+    check_image_size(network, size)
+    latent = None if select_latent(weights) is None else _latent(checkpoint, latent_statistics, given)
+    if latent is None:
+        logger.info("the checkpoint has no latent DDIM: it can encode and decode images, but not generate new ones")
     _log_settings(settings, assumed, has_latent=latent is not None)
-    description = _description(bundle, network, size, {**_DIFFUSION, **diffusions[0], "clip_range": "@model_range"})
+    description = _description(network, size, {**_DIFFUSION, **diffusions[0], "clip_range": "@model_range"})
     provenance = {
         "source": "official phizaz/diffae checkpoint", "file_sha256": file_checksum(checkpoint),
         "weights": select_model(weights)[0], "monai_diffae": __version__,
@@ -174,48 +174,18 @@ def _image_size(
     return [side] * network.spatial_dims
 
 
-def _check_size(network: networks.DiffusionAutoencoder, size: list[int]) -> None:
-    try:
-        check_image_size(network, size)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{error}; at other sizes the official encoder drops rows and columns, ours does not"
-        ) from error
-
-
-def _latent(
-    checkpoint: Path, has_latent: bool, statistics: Path | None, given: Mapping[str, Any], z_channels: int
-) -> networks.LatentMLP | None:
-    """The checkpoint's latent DDIM; None if there is none."""
-    if not has_latent:
-        if statistics is not None:
-            raise ConfigError(
-                f"{checkpoint.name}: has no latent DDIM to which statistics could belong; omit latent_statistics"
-            )
-        logger.info("the checkpoint has no latent DDIM: it can encode and decode images, but not generate new ones")
-        return None
+def _latent(checkpoint: Path, statistics: Path | None, given: Mapping[str, Any]) -> networks.LatentMLP:
+    """The checkpoint's latent DDIM."""
     latent = official.load_official_latent(checkpoint, statistics, given)
-    if latent.z_channels != z_channels:
-        raise ConfigError(
-            f"{checkpoint.name}: the latent DDIM is for a z_sem of {latent.z_channels}, but the encoder's has "
-            f"{z_channels}; choose a checkpoint in which both belong together"
-        )
     if latent.z_std.isnan().any():
         logger.warning("the mean and std of z_sem are not in the checkpoint; latent_statistics adds them")
     return latent
 
 
-def _description(
-    bundle: str, network: networks.DiffusionAutoencoder, size: list[int], diffusion: dict[str, Any]
-) -> dict[str, Any]:
+def _description(network: networks.DiffusionAutoencoder, size: list[int], diffusion: dict[str, Any]) -> dict[str, Any]:
     """The description that a training would have written with the weights."""
-    shipped_config: dict[str, Any] = json.loads((shipped_bundle(bundle) / "configs" / "train.json").read_text())
-    if shipped_config["spatial_dims"] != network.spatial_dims:
-        raise ConfigError(
-            f"bundle: {bundle} is for {shipped_config['spatial_dims']}D images, but the weights are not; choose another"
-        )
-    config = shipped_config | _OFFICIAL | {"diffusion": diffusion}
-    config["image_size"] = size
+    shipped = shipped_bundle(f"diffae_{network.spatial_dims}d") / "configs" / "train.json"
+    config = {**json.loads(shipped.read_text()), **_OFFICIAL, "diffusion": diffusion, "image_size": size}
     shared = {key: value for key, value in _arguments(network, "unet").items() if key in config}
     config |= shared
     for name in ("unet", "encoder"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -14,11 +14,8 @@ from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, Columns
 from monai_diffae.data.cases import with_hashes
 from monai_diffae.errors import ConfigError
-from monai_diffae.lazy import listings, surveys
+from monai_diffae.lazy import listings, surveys, twins
 from monai_diffae.policies import Ids
-
-if TYPE_CHECKING:
-    from monai_diffae.data.inspection.twins import TwinReport
 
 
 @command
@@ -76,34 +73,24 @@ def list_scans(
     """
     if group_duplicates and skip_twins:
         raise ConfigError("group_duplicates: needs the scans to be read, to find twins; omit skip_twins")
-    from monai_diffae.data.inspection.twins import find_twins, group_twins, mark_twins, report_twins
-
     sources = listings.Sources(labels_from_folders, label_column, table, id_column, patient_pattern)
     listing = listings.list_cases(cohort, sources, columns)
     listing = replace(listing, cases=with_hashes(listing.cases, out.parent, ids))
     if skip_twins:
-        return _result(
-            listings.write_listing(listing, out, overwrite=overwrite), listing, surveys.look_at(listing.cases, limit=32)
-        )
-    cases = mark_twins(listing.cases, [])
-    appearance = surveys.look_at(cases)
-    groups = find_twins(appearance.prints, [case.patient for case in cases])
-    listing = replace(listing, cases=group_twins(cases, groups) if group_duplicates else cases)
-    marked = replace(listing, cases=mark_twins(listing.cases, groups))
-    table = listings.write_listing(marked, out, overwrite=overwrite)
-    twins = replace(report_twins(cases, groups), is_grouped=group_duplicates)
-    return _result(table, listing, appearance, twins)
-
-
-def _result(
-    table: Path, listing: listings.Listing, appearance: surveys.Appearance, twins: TwinReport | None = None
-) -> Result:
-    """What was found, the table and the next command."""
-    found = {"twins": None if twins is None else twins.figures()}
+        written, appearance, report = listing, surveys.look_at(listing.cases, limit=32), None
+    else:
+        cases = twins.mark_twins(listing.cases, [])
+        appearance = surveys.look_at(cases)
+        groups = twins.find_twins(appearance.prints, [case.patient for case in cases])
+        listing = replace(listing, cases=twins.group_twins(cases, groups) if group_duplicates else cases)
+        written = replace(listing, cases=twins.mark_twins(listing.cases, groups))
+        report = replace(twins.report_twins(cases, groups), is_grouped=group_duplicates)
+    table = listings.write_listing(written, out, overwrite=overwrite)
+    found = {"twins": None if report is None else report.figures()}
     return Result(
         table,
         {"table": str(table), **listing.figures(), **appearance.figures(), **found},
-        [*listing.lines(), *appearance.lines(), *(() if twins is None else twins.lines())],
+        [*listing.lines(), *appearance.lines(), *(() if report is None else report.lines())],
         next=[f"next: {command_line('plan', {'cohort': table, 'colour': 'grey' if appearance.colour else None})}"],
         content={"listing": listing, "appearance": appearance},
     )

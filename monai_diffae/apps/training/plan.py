@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Gt, Le
 
-from monai_diffae.apps.command import check_overlays, command
+from monai_diffae.apps.command import command, config_file
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import NONE_GIVEN, Columns, Overrides, colour_values
+from monai_diffae.apps.settings import Planning, colour_values
 from monai_diffae.bundle.code import check_code
 from monai_diffae.bundle.config import build, check_dimensions, find_device
 from monai_diffae.bundle.folders import shipped_bundle
@@ -21,10 +21,6 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import count_by_label, track
 from monai_diffae.errors import CohortError, ConfigError, MachineError, counted
 from monai_diffae.lazy import cohort_split, cohorts, parsing, speeds, surveys, torch
-from monai_diffae.policies import Colour
-
-if TYPE_CHECKING:
-    from monai.bundle import ConfigParser
 
 FEW_SCANS = {2: 300, 3: 100}  # by number of axes; the smallest cohorts with useful models: 900 images, 161 volumes
 _GIB = 2**30
@@ -138,11 +134,7 @@ def plan(
     bundle: Path | None = None,
     minutes: Annotated[float, Gt(0), Le(100_000)] = 10.0,
     memory_gib: Annotated[float, Gt(0), Le(1_000_000)] | None = None,
-    device: str | None = None,
-    overlays: Sequence[Path] = (),
-    columns: Columns = NONE_GIVEN,
-    colour: Colour | None = None,
-    overrides: Overrides = NONE_GIVEN,
+    planning: Planning = Planning(),
 ) -> Result:
     """Propose image size, network, batch size and epochs to train a bundle on these scans and this machine.
 
@@ -150,17 +142,13 @@ def plan(
     that z_sem is used. For this, it trains for some seconds on a few grids. For volumes, the grid holds 95 % of the
     fields of view along each axis. 2D images are resized to a square. In latent space (overlay ``latent_space``), the
     memory of the first stage counts as well. Only the headers of the other scans are read; ``verify`` reads them all.
+    Values in ``overrides``, such as ``batch_size=8``, are decided already; the others are chosen to fit.
 
     Args:
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
         bundle: Folder or name of a bundle; by default ``diffae_3d`` if most scans are volumes, else ``diffae_2d``.
         minutes: Time for the whole training, with reading, validation and pictures.
         memory_gib: Memory that training may use, in GiB; by default 80 % of the device's free memory.
-        device: Where training will run, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one.
-        overlays: Configuration files that replace values of the bundle's, in this order.
-        columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
-        colour: Colour images: ``refuse`` them, convert them to ``grey``, or train on ``rgb``; by default the bundle's.
-        overrides: Values that are decided already, e.g. ``batch_size=8``; the others are chosen to fit.
 
     Returns:
         The proposal as ``plan``, and as figures: ``settings``, ``memory``, ``time``, ``cohort``, ``num_cropped`` and
@@ -172,8 +160,9 @@ def plan(
         CohortError: no usable scan.
         MachineError: this machine does not have the device, or nothing fits into its memory.
     """
-    overrides = {**colour_values(colour), **overrides}
-    target = find_device(device)
+    overlays, columns = planning.overlays, planning.columns
+    overrides = {**colour_values(planning.colour), **planning.overrides}
+    target = find_device(planning.device)
     budget = memory_budget(memory_gib, target)
     given = {} if bundle is None else read_training_config(bundle, overlays).get()
     cases = cohorts.read_cohort(
@@ -195,10 +184,17 @@ def plan(
     work = speeds.Work(
         len(train), len(val), {key: machine.value(key) for key in (*speeds.TIME_KEYS, "picture_steps")}, overrides
     )
-    proposal, speed = speeds.finest_in_time(machine, options, work, _measure(parser, target, train), 60 * minutes)
+    items = [case.item() for case in train[:_MEASURED_SCANS]]
+
+    def measure(settings: Mapping[str, Any]) -> speeds.Speed:
+        batch_size = max(1, min(int(settings["batch_size"]), len(train)))
+        return speeds.measure_speed({**parser.get(), **settings}, target, items, batch_size)
+
+    proposal, speed = speeds.finest_in_time(machine, options, work, measure, 60 * minutes)
     by_label = count_by_label([failure.case_id for failure in survey.failures], cases)
-    result = Plan(survey, proposal, speed, work, 60 * minutes, budget, str(target), str(bundle), [], by_label)
-    result = replace(result, commands=command_lines(bundle, cohort, columns, overlays, result.settings))
+    settings = {**proposal.settings, **work.timetable(speed, 60 * minutes).settings}
+    commands = command_lines(bundle, cohort, columns, overlays, settings)
+    result = Plan(survey, proposal, speed, work, 60 * minutes, budget, str(target), str(bundle), commands, by_label)
     return Result(
         None, result.figures(), notes=list(result.lines()), incomplete=result.incomplete, content={"plan": result}
     )
@@ -215,16 +211,10 @@ def memory_budget(memory_gib: float | None, device: torch.device) -> int:
     return given if free is None else min(given, free)
 
 
-def read_training_config(bundle: Path, overlays: Sequence[Path]) -> ConfigParser:
+def read_training_config(bundle: Path, overlays: Sequence[Path]) -> parsing.Parser:
     """A bundle's ``train.json`` with overlays; ``bundle`` may also be the name of a shipped bundle."""
     folder = bundle if bundle.is_dir() else shipped_bundle(str(bundle))
-    file = folder / "configs" / "train.json"
-    if not file.is_file():
-        raise ConfigError(
-            f"{folder.name}: there is no configs/train.json; give the folder of a bundle that monai-diffae init made"
-        )
-    check_overlays(overlays)
-    parser = parsing.read_config(file, *overlays)
+    parser = parsing.read_config(config_file(folder, "train", overlays), *overlays)
     check_dimensions(parser.get())
     return parser
 
@@ -250,7 +240,7 @@ def _without_other_colours(survey: surveys.Survey, cases: Sequence[Case], config
     return survey.after_check([*survey.failures, *refused])
 
 
-def _split(parser: ConfigParser, survey: surveys.Survey) -> list[list[Case]]:
+def _split(parser: parsing.Parser, survey: surveys.Survey) -> list[list[Case]]:
     """The usable cases for training and for validation."""
     failed = {failure.case_id for failure in survey.failures}
     copied = parsing.Parser(copy.deepcopy(parser.get()))  # parsing changes a configuration
@@ -263,16 +253,3 @@ def _split(parser: ConfigParser, survey: surveys.Survey) -> list[list[Case]]:
                 f"no scan in the split '{name}' can be read: {survey.failures[0].reason}; verify lists all"
             )
     return splits
-
-
-def _measure(
-    parser: ConfigParser, device: torch.device, train: Sequence[Case]
-) -> Callable[[Mapping[str, Any]], speeds.Speed]:
-    """A function that measures how fast a training with some settings is."""
-    items = [case.item() for case in train[:_MEASURED_SCANS]]
-
-    def measure(settings: Mapping[str, Any]) -> speeds.Speed:
-        batch_size = max(1, min(int(settings["batch_size"]), len(train)))
-        return speeds.measure_speed({**parser.get(), **settings}, device, items, batch_size)
-
-    return measure

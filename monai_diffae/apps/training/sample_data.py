@@ -9,6 +9,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Seed
 from monai_diffae.errors import ConfigError
+from monai_diffae.lazy import samples
 
 _NUM_PATIENTS, _SIZE, _MEDMNIST_SIZE = 1000, 48, 28
 
@@ -51,9 +52,7 @@ def sample_data(
         MachineError: a package is missing, the download failed, or the folder cannot be written.
     """
     if medmnist is None:
-        from monai_diffae.data.samples import make_virtual_cohort
-
-        table = make_virtual_cohort(
+        table = samples.make_virtual_cohort(
             out, num_patients=num_patients or _NUM_PATIENTS, size=size or _SIZE, spatial_dims=spatial_dims or 2,
             num_scanners=num_scanners, seed=seed or 0, overwrite=overwrite,
         )  # fmt: skip
@@ -62,7 +61,5 @@ def sample_data(
     unused = next((name for name, value in given.items() if value is not None), None)
     if unused is not None:
         raise ConfigError(f"{unused}: applies to the virtual cohort; omit {unused} or medmnist")
-    from monai_diffae.data.samples import medmnist_to_cohort
-
-    table = medmnist_to_cohort(medmnist, out, size=size or _MEDMNIST_SIZE, overwrite=overwrite)
+    table = samples.medmnist_to_cohort(medmnist, out, size=size or _MEDMNIST_SIZE, overwrite=overwrite)
     return Result(table, {"table": str(table)})

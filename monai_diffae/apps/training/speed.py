@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from monai.bundle import ConfigParser
 from torch import nn
 from torch.utils.data import DataLoader
@@ -190,16 +190,6 @@ def grid_options(machine: Machine, survey: Survey) -> list[dict[str, Any]]:
     return [*wide, *({**grid, WIDTH: width} for grid in grids)]
 
 
-def nothing_fits(machine: Machine) -> MachineError:
-    """The error that names what to do if not even a single image of the coarsest grid fits."""
-    can_use_latents = machine.value("spatial_dims") == 3 and machine.first_stage is None
-    return MachineError(
-        f"memory_gib: nothing fits into {machine.budget / GIB:.2f} GiB; free memory, set a larger memory_gib, or make "
-        f"the network narrower with overrides {WIDTH}=8"
-        + ("; or train in latent space, as docs/latent_mode.md describes" if can_use_latents else "")
-    )
-
-
 # -- speed and time ----------------------------------------------------------------------------------------------------
 
 TIME_KEYS = (
@@ -346,32 +336,20 @@ def measure_speed(
             }
         )  # fmt: skip
         trainer = build(parser, "train#trainer", ResumableTrainer)  # type: ignore[type-abstract]
-        clock = _Clock(torch.device(device))
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, clock)
+        times = [time.perf_counter()]
+
+        def note() -> None:
+            if torch.device(device).type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter())
+            is_enough = len(times) - 2 >= _MIN_STEPS and times[-1] - times[1] > _MIN_SECONDS
+            if is_enough or times[-1] - times[0] > _MAX_SECONDS:
+                trainer.terminate()
+
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
         trainer.run()
-    return Speed(clock.seconds_per_step, batch_size, seconds_per_scan)
-
-
-class _Clock:
-    """Ignite handler: records when each step ends, and stops the training after enough steps."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._times = [time.perf_counter()]
-
-    @property
-    def seconds_per_step(self) -> float:
-        first = 1 if len(self._times) > 2 else 0  # the first step is slower
-        return (self._times[-1] - self._times[first]) / (len(self._times) - 1 - first)
-
-    def __call__(self, engine: Engine) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        self._times.append(time.perf_counter())
-        steps, seconds = len(self._times) - 2, self._times[-1] - self._times[1]
-        is_enough = steps >= _MIN_STEPS and seconds > _MIN_SECONDS
-        if is_enough or self._times[-1] - self._times[0] > _MAX_SECONDS:
-            engine.terminate()
+    first = 1 if len(times) > 2 else 0  # the first step is slower
+    return Speed((times[-1] - times[first]) / (len(times) - 1 - first), batch_size, seconds_per_scan)
 
 
 def finest_in_time(
@@ -403,7 +381,12 @@ def finest_in_time(
     start, best = time.monotonic(), len(options) - 1
     proposal = machine.fit(options[best])
     if proposal is None:
-        raise nothing_fits(machine)
+        can_use_latents = machine.value("spatial_dims") == 3 and machine.first_stage is None
+        raise MachineError(
+            f"memory_gib: nothing fits into {machine.budget / GIB:.2f} GiB; free memory, set a larger memory_gib, or "
+            f"make the network narrower with overrides {WIDTH}=8"
+            + ("; or train in latent space, as docs/latent_mode.md describes" if can_use_latents else "")
+        )
     measured, speed = best, measure(proposal.settings)
     result, first = (proposal, speed), 0 if is_enough(best, speed) else best  # options[first:best] may be better
     for _ in range(_MOST_MEASUREMENTS - 1):

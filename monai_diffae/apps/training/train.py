@@ -7,20 +7,19 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt, Le
 
-from monai_diffae.apps.command import check_overlays, command, refuse_results_among_scans
+from monai_diffae.apps.command import command, config_file, refuse_results_among_scans
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Training, colour_values, this_process
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.code import check_code
 from monai_diffae.bundle.folders import check_no_other_model, init_bundle, names_with_weights
-from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.progress import count_failures
 from monai_diffae.errors import ConfigError, find_diffae_error
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     import threading
 
     from monai.bundle import ConfigWorkflow
+
+    from monai_diffae.handlers.progress import Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -118,26 +119,6 @@ def training_result(
 # -- inside another program --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TrainingReport:
-    """How far a training is."""
-
-    epoch: int  #: the current epoch, from 1
-    max_epochs: int  #: the number of epochs
-    step: int  #: training steps since the training began
-    num_steps: int  #: steps of the whole training
-    loss: float  #: mean since the last report
-    seconds_left: float  #: time to the end of the training at the current speed, without validation
-
-
-@dataclass(frozen=True)
-class TrainingEnd:
-    """How a training inside another program ended."""
-
-    folder: Path  #: the folder of the results
-    is_stopped: bool  #: whether it was stopped; the same call resumes it
-
-
 def train_with_callbacks(
     bundle: str | os.PathLike[str],
     cohort: str | os.PathLike[str] | None = None,
@@ -146,8 +127,8 @@ def train_with_callbacks(
     start_from: str | os.PathLike[str] | None = None,
     training: Training = Training(),
     stop: threading.Event | None = None,
-    report: Callable[[TrainingReport], object] | None = None,
-) -> TrainingEnd:
+    report: Callable[[Statistics], object] | None = None,
+) -> Result:
     """Train a bundle as :func:`monai_diffae.train` does, inside a program that continues afterwards.
 
     It can run in any thread. In the main thread, SIGTERM and Ctrl-C save a checkpoint and then raise ``SystemExit``.
@@ -162,26 +143,21 @@ def train_with_callbacks(
         training: how to train.
         stop: if it is set, the training saves a checkpoint at the next step and ends. While scans are read, it waits
             until they are read.
-        report: called from the training's thread every ``report_every`` steps and at the end of each epoch; its errors
-            end the training.
+        report: called with its :class:`~monai_diffae.handlers.progress.Statistics` from the training's thread every
+            ``report_every`` steps and at the end of each epoch; its errors end the training.
 
     Returns:
-        The folder, and whether the training was stopped.
+        The folder, and ``is_stopped``: whether the training was stopped; the same call resumes it.
 
     Raises:
-        ConfigError: a file does not exist, or a key or value cannot be used.
-        CohortError: no usable case.
-        MachineError: the training does not fit into memory, or the disk is full.
+        DiffAEError: as ``train``.
     """
     from monai_diffae.engines.trainer import TrainingEvents
     from monai_diffae.handlers.checkpoint import TrainingStopped
 
     def notify(engine: Any) -> None:
-        state, statistics = engine.state, engine.state.statistics
-        num_steps = state.max_epochs * state.epoch_length
-        steps = (state.epoch, state.max_epochs, state.iteration, num_steps)
         if report is not None:
-            report(TrainingReport(*steps, statistics.loss, statistics.seconds_left))
+            report(engine.state.statistics)
 
     def prepare(workflow: ConfigWorkflow) -> None:
         folders.append(results_folder(workflow))
@@ -196,8 +172,8 @@ def train_with_callbacks(
     try:
         run_training("train", Path(bundle), training, paths, prepare=prepare)
     except TrainingStopped:
-        return TrainingEnd(folders[0], is_stopped=True)
-    return TrainingEnd(folders[0], is_stopped=False)
+        return Result(folders[0], {"is_stopped": True})
+    return Result(folders[0], {"is_stopped": False})
 
 
 # -- the run of a configuration ----------------------------------------------------------------------------------------
@@ -218,8 +194,7 @@ def run_training(
     if out is not None and not training.overwrite and _has_values(config, bundle, out):
         _warn_of_other_values(config, bundle, out, {**chosen, **_values(paths, training)})
         bundle = out
-    file = _config_file(bundle, config)
-    check_overlays(training.overlays)
+    file = config_file(bundle, config, training.overlays)
     workflow = open_training(
         file, training.overlays, {"bundle_root": str(bundle), **chosen, **_values(paths, training)}
     )
@@ -275,7 +250,7 @@ def begin_from(folder: Path, start_from: Path) -> Path:
     from monai_diffae.data.tensor_files import read_torch_file
 
     weights, checkpoint = checksum(start_from), folder / "models" / "checkpoint.pt"
-    if model_file(start_from).resolve() == (folder / "models" / "model.safetensors").resolve():
+    if layout.model_file(start_from).resolve() == (folder / "models" / "model.safetensors").resolve():
         raise ConfigError(f"start_from: {folder.name} is the folder that is trained; choose a new folder, or omit it")
     if not folder.exists() or not any(folder.iterdir()):
         return init_bundle(folder, start_from)
@@ -288,15 +263,6 @@ def begin_from(folder: Path, start_from: Path) -> Path:
             f"{folder.name}: exists, and was not made from {start_from.name}; choose a new folder, or omit start_from"
         )
     return folder
-
-
-def _config_file(bundle: Path, config: str) -> Path:
-    file = bundle / "configs" / f"{config}.json"
-    if not file.is_file():
-        raise ConfigError(
-            f"{bundle.name}: there is no configs/{config}.json; make a bundle with monai-diffae init, or choose another"
-        )
-    return file
 
 
 def _values(paths: Mapping[str, Path | None], training: Training) -> dict[str, Any]:
@@ -333,7 +299,7 @@ def _plan(
     """Add a plan's settings to those of a new training; ``minutes`` are for everything from ``start`` on."""
     from monai_diffae.apps.training.plan import plan, read_training_config
 
-    _config_file(bundle, "train")
+    config_file(bundle, "train")
     folder = Path(training.overrides.get("output_dir", out or bundle))
     if (folder / layout.MODELS / layout.CHECKPOINT).is_file() and not training.overwrite:
         logger.info("the training continues with the plan that it began with")
@@ -379,7 +345,7 @@ def _lengthen(workflow: ConfigWorkflow, training: Training, minutes: float, star
 def _make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:
     """Copy the shipped bundle that fits most scans of a cohort: ``diffae_3d`` for volumes, ``diffae_2d`` for images."""
     if str(folder) in names_with_weights():
-        _config_file(folder, "train")  # whoever names a shipped model does not want a new one
+        config_file(folder, "train")  # whoever names a shipped model does not want a new one
     refuse_results_among_scans(cohort, bundle=folder)
     name = f"diffae_{surveys.survey_cohort(cohorts.read_cohort(cohort, columns=columns)).spatial_dims}d"
     init_bundle(folder, name)

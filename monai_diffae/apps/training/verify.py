@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
@@ -17,8 +17,6 @@ from monai_diffae.data.progress import check_any_usable
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import cohorts, np, npt, pictures, scans, surveys
 
-if TYPE_CHECKING:
-    from monai_diffae.data.inspection.survey import CheckedCase, Verification
 _EXAMPLES = 3
 _TABLE, _PICTURE, _READINGS = "verify.csv", "overview.png", "readings"
 _COLUMNS = (
@@ -68,14 +66,12 @@ def verify(
         ConfigError: ``out`` holds a ``verify.csv`` that this command has not written.
         MachineError: the results cannot be written, or a worker died.
     """
-    from monai_diffae.data.inspection.survey import read_cases, verify_cases
-
     table = None if out is None else out / _TABLE
     if table is not None and table.is_file() and not table.read_bytes().startswith(",".join(_COLUMNS).encode()):
         raise ConfigError(f"{_TABLE}: already exists and was not written by verify; move it, or choose another out")
     cases = cohorts.read_cohort(cohort, columns=reading.columns, patient_pattern=patient_pattern, refuse_leaks=False)
-    readings = read_cases(cases, headers, reading.workers_for(len(cases)), out and out / _READINGS)
-    verification = verify_cases(cases, readings)
+    readings = surveys.read_cases(cases, headers, reading.workers_for(len(cases)), out and out / _READINGS)
+    verification = surveys.verify_cases(cases, readings)
     if out is not None:
         _write_table(verification, out / _TABLE)
         figures.write(out / _PICTURE, pictures.draw_cohort_overview(_overview(verification)))
@@ -90,7 +86,7 @@ def verify(
 # -- what is shown -----------------------------------------------------------------------------------------------------
 
 
-def _lines(checked: Verification) -> Iterator[str]:
+def _lines(checked: surveys.Verification) -> Iterator[str]:
     """Counts, geometry, each kind of problem with examples, and twins."""
     counts = f"{checked.count('ok')} ok, {checked.count('doubtful')} doubtful, {checked.count('failed')} failed"
     yield f"{counted(len(checked.cases), 'scan')}: {counts}"
@@ -108,7 +104,7 @@ def _lines(checked: Verification) -> Iterator[str]:
         yield f"fingerprint: {checked.fingerprint}"
 
 
-def _figures(checked: Verification) -> dict[str, Any]:
+def _figures(checked: surveys.Verification) -> dict[str, Any]:
     """The counts, the geometry, the problems with the ids of their cases, and the twins."""
     return {
         **{status: checked.count(status) for status in ("ok", "doubtful", "failed")},
@@ -119,7 +115,7 @@ def _figures(checked: Verification) -> dict[str, Any]:
     }
 
 
-def _incomplete(checked: Verification) -> str | None:
+def _incomplete(checked: surveys.Verification) -> str | None:
     """How many scans cannot be used, and how many groups of twins are in different splits."""
     problems = []
     if num_failed := checked.count("failed"):
@@ -146,7 +142,7 @@ def survey_lines(survey: surveys.Survey) -> Iterator[str]:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _write_table(verification: Verification, table: Path) -> None:
+def _write_table(verification: surveys.Verification, table: Path) -> None:
     def write(temporary: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
             writer = csv.writer(stream, lineterminator="\n")
@@ -156,7 +152,7 @@ def _write_table(verification: Verification, table: Path) -> None:
     write_atomic(table, write)
 
 
-def _rows(verification: Verification) -> Iterator[list[object]]:
+def _rows(verification: surveys.Verification) -> Iterator[list[object]]:
     groups = [] if verification.twins is None else verification.twins.groups
     twins = {id: f"group {number}" for number, ids in enumerate(groups, 1) for id in ids}
     for checked in verification.cases:
@@ -170,7 +166,7 @@ def _rows(verification: Verification) -> Iterator[list[object]]:
         ]  # fmt: skip
 
 
-def _overview(verification: Verification) -> pictures.CohortOverview:
+def _overview(verification: surveys.Verification) -> pictures.CohortOverview:
     survey = verification.survey
     geometry: list[tuple[str, npt.NDArray[Any]]] = [] if survey is None else [("size (voxels)", survey.sizes)]
     if survey is not None and survey.has_mm:
@@ -185,7 +181,7 @@ def _overview(verification: Verification) -> pictures.CohortOverview:
     )
 
 
-def _thumbnails(cases: list[CheckedCase]) -> list[npt.NDArray[np.float32]]:
+def _thumbnails(cases: list[surveys.CheckedCase]) -> list[npt.NDArray[np.float32]]:
     """A square number of small scans, evenly chosen; for volumes, the axial plane, front up."""
     prints = [checked.reading.print for checked in cases]
     small = [each.thumbnail for each in prints if each is not None and each.thumbnail is not None]

@@ -15,6 +15,7 @@ from monai_diffae import embed, generate
 from monai_diffae.apps.evaluation.evaluate import _Evaluation, evaluate
 from monai_diffae.apps.evaluation.quality import GeneratedImages
 from monai_diffae.apps.session import Session
+from monai_diffae.apps.settings import Run
 from monai_diffae.data.embeddings import read_embeddings, split_rows, z_matrix
 from monai_diffae.data.samples import FACTORS, make_virtual_cohort
 from monai_diffae.errors import ConfigError
@@ -61,7 +62,7 @@ def test_the_figures_of_z_sem_are_those_of_the_samples_of_generate(report, laten
 
 def test_the_copying_ratio_in_pixels_by_brute_force(report, latent_bundle, cohort, tmp_path):
     made = generate(latent_bundle, tmp_path / "made", num_images=12, steps=3, device="cpu")
-    session = Session.open(latent_bundle, cohort, device="cpu")
+    session = Session.open(latent_bundle, cohort, run=Run(device="cpu"))
     train, test = (session.read(session.cohort.split(s), tmp_path).batch(0, 12)[0] for s in ("train", "test"))
     images = torch.stack([read_image(file, (-1, 1)) for file in sorted((made.folder / "images").iterdir())])
 
@@ -91,7 +92,7 @@ def test_distances_of_image_features(latent_bundle, cohort, tmp_path, monkeypatc
 
     made = generate(latent_bundle, tmp_path / "made", num_images=12, steps=3, device="cpu")
     images = torch.stack([read_image(file, (-1, 1)) for file in sorted((made.folder / "images").iterdir())])
-    session = Session.open(latent_bundle, cohort, device="cpu")
+    session = Session.open(latent_bundle, cohort, run=Run(device="cpu"))
     test = session.read(session.cohort.split("test"), tmp_path).batch(0, 12)[0]
     real, drawn = (features(each, (-1, 1)).double().numpy() for each in (test, images))
     assert value("fid") == pytest.approx(frechet_distance(real, drawn), rel=0.05)  # PNG has 8 bits

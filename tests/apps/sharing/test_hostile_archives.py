@@ -11,7 +11,7 @@ from monai_diffae import load_bundle, pull
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.model_file import read_model
 from monai_diffae.bundle.parser import read_config
-from monai_diffae.errors import ConfigError, DiffAEError, UnsafeInputError
+from monai_diffae.errors import DiffAEError, UnsafeInputError
 
 MODEL = "models/model.safetensors"
 STORED_MODEL = STORED / "2d" / MODEL
@@ -78,11 +78,6 @@ def test_a_document_is_a_short_text(pull_archive, tmp_path, content):
     with pytest.raises(UnsafeInputError, match=r"docs/data_license.txt: is no text"):
         pull_archive(FILES | {"docs/data_license.txt": content})
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
-
-
-def test_an_archive_without_a_model_is_refused(pull_archive):
-    with pytest.raises(ConfigError, match=f"a.zip: has no {MODEL}"):
-        pull_archive({"docs/README.md": b"", f"folder/{MODEL}": FILES[MODEL]})
 
 
 def test_a_damaged_archive_is_one_line(pull_archive, tmp_path):

@@ -88,14 +88,6 @@ def test_a_private_repository_gets_the_files_of_the_model_in_one_commit_and_no_o
     assert hub.repositories[REPO].tags == {"v1": result.revision}
 
 
-def test_files_of_an_earlier_model_leave_the_repository(bundle, hub):
-    push(bundle, REPO, yes=True)
-    (bundle / "models" / "fast_model.safetensors").unlink()
-    push(bundle, REPO, yes=True)
-    assert "models/fast_model.safetensors" not in hub.sent(REPO)
-    assert "models/latent_model.safetensors" in hub.sent(REPO)
-
-
 def test_the_list_is_shown_and_without_an_answer_nothing_is_sent(described, hub, run, monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     code, out, error = run("push", described, REPO)
@@ -137,7 +129,6 @@ def test_a_public_repository_and_a_wrong_token_are_refused_and_no_token_shown(de
         ("models/model.safetensors", None, "bundle: there is no models/model.safetensors; train the bundle first"),
         ("models/model.safetensors", b"12345678", "model.safetensors: is damaged"),
         ("models/latent_model.safetensors", b"12345678", "latent_model.safetensors: is damaged"),
-        ("models/model.pt", b"PK", "model.pt: another program has written it"),
     ],
 )
 def test_what_cannot_be_sent_is_one_line(bundle, tmp_path, name, content, error):
@@ -214,12 +205,17 @@ def test_a_pulled_model_gives_the_same_z_sem_and_can_be_trained(kind, cohort, se
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
-def test_the_revision_and_checksum_that_the_author_told(bundle, hub, tmp_path):
+def test_a_later_model_replaces_all_files_and_the_revision_and_checksum_that_the_author_told_get_the_first(
+    bundle, hub, tmp_path
+):
     first = push(bundle, REPO, tag="v1", yes=True)
     shutil.copy(copy_tiny(tmp_path / "other", "2d") / "models" / "model.safetensors", bundle / "models")
     for name in ("latent", "fast"):
         (bundle / "models" / f"{name}_model.safetensors").unlink()
     push(bundle, REPO, yes=True)
+    assert {name for name in hub.sent(REPO) if name.startswith("models/")} == {
+        "models/model.safetensors", "models/metrics.json"
+    }  # fmt: skip
     message = error_of(pull, REPO, tmp_path / "copy", sha256=first.sha256)
     assert message.startswith(f"sha256: model.safetensors has another than {first.sha256[:12]}")
     assert not (tmp_path / "copy").exists()

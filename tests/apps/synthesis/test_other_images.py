@@ -9,6 +9,7 @@ from PIL import Image
 
 from monai_diffae import Choice, combine, edit, interpolate, load_bundle, reconstruct, traverse, vary
 from monai_diffae.apps.session import Session
+from monai_diffae.apps.settings import Run
 from monai_diffae.apps.synthesis.combine import Axes, Combination, Mixture, Moves
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.diffusion.noise import image_noise
@@ -85,7 +86,7 @@ def test_a_move_along_a_direction_is_an_edit(made, labelled, all_ids, tmp_path):
 
 
 def test_a_blend_is_an_interpolation(labelled, all_ids):
-    session = Session.open(labelled.bundle, labelled.cohort, device="cpu")
+    session = Session.open(labelled.bundle, labelled.cohort, run=Run(device="cpu"))
     first, second = (session.open_case(case) for case in session.choose(Choice(cases=all_ids[:2])))
     opened = dict(zip(all_ids, [first, second], strict=False))
     z_sem, x_T = Combination(blend=all_ids[1], weight=0.3).codes(all_ids[0], opened, Axes({}))

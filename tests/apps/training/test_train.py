@@ -40,8 +40,6 @@ def test_init_copies_a_shipped_bundle_and_overwrites_nothing(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match="file: is a file; choose a new folder"):
         init(tmp_path / "file")
-    with pytest.raises(ConfigError, match="the folder is not empty"):
-        init(tmp_path)
 
 
 def test_what_is_not_there_is_one_line(tiny_bundle, tmp_path):

@@ -1,80 +1,59 @@
-"""The bundle runs of commands: each has one key per argument of its command, as the command's signature says."""
+"""``make configs`` writes the bundle runs of commands, with a key per argument, and the stubs of the doors."""
 
 import inspect
 import json
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from monai_diffae.apps.commands import COMMANDS, Command
+from monai_diffae import lazy
+from monai_diffae.apps.commands import COMMANDS
 from monai_diffae.bundle.description import as_json
 
+ROOT = Path(__file__).parents[2]
 _MONAI_KEYS = {"bundle": "bundle_root", "cohort": "dataset_dir", "out": "output_dir"}
 
 
-def update_config(config: Mapping[str, Any], command: Command) -> dict[str, Any]:
+def update_config(config, command):
     """The configuration of a command's bundle run with the command's arguments; formulas and other keys stay."""
-    function = command.declared()
-    name = function.__name__
+    name = command.function
     before = {argument: text for argument, text in config[name].items() if argument != "_target_"}
-    values: dict[str, Any] = {}
-    call = {"_target_": f"monai_diffae.{name}"}
-    for argument, default in _defaults(function).items():
+    values, call = {}, {"_target_": f"monai_diffae.{name}"}
+    for argument, parameter in inspect.signature(command.load()).parameters.items():
         call[argument] = before.get(argument, f"@{_MONAI_KEYS.get(argument, argument)}")
         key = _key(call[argument])
         is_formula = str(config.get(key, "")).startswith("$")
         if key != "bundle_root":
-            values[key] = config[key] if is_formula else default
+            values[key] = config[key] if is_formula else _plain(parameter.default)
     unused = {_key(text) for text in before.values()} - values.keys() - {"bundle_root"}
     others = {key: value for key, value in config.items() if key not in values and key not in unused}
     first = {"imports": ["$import monai_diffae.bundle as bundle"], "bundle_root": "."}
     return {**first, **values, **others, name: call}
 
 
-def _key(reference: str) -> str:
+def _key(reference):
     return reference.rpartition("@")[2].rstrip(")")
 
 
-def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """The default of each argument and of each field of a settings dataclass, as plain values."""
-    defaults: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        settings = parameter.default
-        if is_dataclass(settings):
-            defaults |= {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}
-        else:
-            defaults[name] = "???" if settings is inspect.Parameter.empty else _plain(settings)
-    return defaults
-
-
-def _plain(value: Any) -> Any:
+def _plain(value):
+    if value is inspect.Parameter.empty:
+        return "???"
     return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
 
 
-def update_command_configs(bundle: Path) -> list[Path]:
+def update_command_configs(bundle):
     """Update the configurations of all commands in a bundle's ``configs``; returns their files."""
     files = []
     for command in COMMANDS:
         file = bundle / "configs" / (command.config or "none")
         config = json.loads(file.read_text()) if file.is_file() else {}
-        if command.declared().__name__ in config:  # a first stage has an inference.json of its own
+        if command.function in config:  # a first stage has an inference.json of its own
             file.write_text(as_json(update_config(config, command)))
             files.append(file)
     return files
 
 
-_ROOMS = (
-    "apps.training", "bundle", "data", "diffusion", "engines", "inferers", "label", "latents", "metrics", "pictures",
-    "transforms",
-)  # fmt: skip
-DOORS = ("monai_diffae", *(f"monai_diffae.{room}" for room in _ROOMS))
-"""The packages whose names are imported when they are first used."""
-
-
-def door_stub(package: str) -> str:
+def door_stub(package):
     """The text of a package's ``__init__.pyi``, by which editors and type checkers know what the door opens."""
     modules = import_module(package).MODULES
     names = sorted(modules, key=lambda name: (modules[name], not name.isupper(), name))  # as ruff sorts imports
@@ -83,8 +62,26 @@ def door_stub(package: str) -> str:
     return "\n".join([*imports, "", *version, "MODULES: dict[str, str]", "__all__: list[str]", ""])
 
 
-if __name__ == "__main__":  # make configs
-    for package in DOORS:
-        (Path(__file__).parents[2].joinpath(*package.split(".")) / "__init__.pyi").write_text(door_stub(package))
-    for folder in map(Path, sys.argv[1:]):
+def lazy_stub():
+    """The text of ``lazy.pyi``."""
+    lines = {name: f"import {path}" + (f" as {name}" if name != path else "") for name, path in lazy.MODULES.items()}
+    inside = sorted(line for line in lines.values() if "monai_diffae" in line)
+    outside = [line for line in lines.values() if line not in inside]
+    names = ["__all__ = [", *(f'    "{name}",' for name in sorted(["attach", *lines])), "]"]
+    attach = "def attach(room: str, modules: Mapping[str, str]) -> Callable[[str], Any]: ..."
+    first = ["from collections.abc import Callable, Mapping", "from typing import Any"]
+    return "\n".join([*first, "", *outside, "", *inside, "", *names, "", attach, ""])
+
+
+def stubs():
+    """The texts of all stubs, by their files."""
+    doors = ROOT.glob("monai_diffae/**/__init__.pyi")
+    texts = {file: door_stub(".".join(file.parent.relative_to(ROOT).parts)) for file in doors}
+    return {**texts, ROOT / "monai_diffae" / "lazy.pyi": lazy_stub()}
+
+
+if __name__ == "__main__":
+    for file, text in stubs().items():
+        file.write_text(text)
+    for folder in (ROOT / "bundles").iterdir():
         update_command_configs(folder)
