@@ -29,8 +29,7 @@ from monai_diffae.label.datastore import FolderDatastore, check_tag
 from monai_diffae.label.dicomweb import DicomWebDatastore
 from monai_diffae.label.label_app import AppFolder, silence_monai_label
 from monai_diffae.label.strategies import EmbedScoring, strategies
-from monai_diffae.label.task import ServedModel
-from monai_diffae.label.tasks import all_tasks
+from monai_diffae.label.tasks import ServedModel, all_tasks
 from monai_diffae.label.trainer import DiffAETrainer
 from monai_diffae.serving import answers
 from monai_diffae.serving.answers import NotFoundError

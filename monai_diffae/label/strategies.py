@@ -26,7 +26,7 @@ from monai_diffae.apps.embedding.index import EmbeddingIndex
 from monai_diffae.errors import ConfigError, DiffAEError
 from monai_diffae.label.datastore import image_paths
 from monai_diffae.label.label_app import AppFolder
-from monai_diffae.label.task import ServedModel, check_keys
+from monai_diffae.label.tasks import ServedModel, check_keys
 from monai_diffae.latents.selection import select
 from monai_diffae.serving.answers import ConflictError
 

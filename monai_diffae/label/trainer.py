@@ -25,7 +25,7 @@ from monai_diffae.data.atomic import ProcessLock, write_atomic, write_json
 from monai_diffae.errors import BusyError, CohortError, ConfigError, DivergenceError, counted
 from monai_diffae.label.datastore import image_paths
 from monai_diffae.label.label_app import AppFolder
-from monai_diffae.label.task import ServedModel, check_keys, option_names, shown_options
+from monai_diffae.label.tasks import ServedModel, check_keys, option_names, shown_options
 
 logger = logging.getLogger(__name__)
 
