@@ -46,8 +46,7 @@ def write_scan(
     affine: NDArray[np.float64] | None = None,
     *,
     value_range: tuple[float, float] | None = None,
-    dtype: DTypeLike | None = None,
-    header: nib.Nifti1Header | None = None,
+    dtype: DTypeLike = np.float32,
     description: str = "",
 ) -> Path:
     """Write an array as NIfTI or NRRD (by default float32, so that no value is clipped) or PNG (8 bit), atomically.
@@ -59,11 +58,8 @@ def write_scan(
         affine: 4x4 in mm, RAS+, as in :class:`~monai_diffae.data.scans.Scan`; None: voxels of 1 mm.
         value_range: for PNG: the values shown as black and white; values beyond are clipped. By default the array's
             minimum and maximum.
-        dtype: for NIfTI and NRRD: data type of the file; None: float32. For integers, values are rounded. Values that
-            do not fit into the type are clipped; their number is logged.
-        header: for NIfTI: the header of a scan of the same size, whose affine, units and codes replace ``affine``.
-            Without ``dtype``, the values are the scan's intensities: the file has the scan's type and scaling, or a
-            larger integer type that holds the values.
+        dtype: for NIfTI and NRRD: data type of the file. For integers, values are rounded. Values that do not fit into
+            the type are clipped; their number is logged.
         description: for NIfTI: the text ``descrip`` of the header, at most 79 characters.
 
     Raises:
@@ -77,25 +73,18 @@ def write_scan(
         ...     itk.read(path).array.shape
         (1, 2, 3, 4)
     """
-    path, given = Path(path), np.asarray(array)
-    if given.dtype.kind not in "biuf":
-        raise ConfigError(f"{path.name}: values of type {given.dtype} cannot be written; give real numbers")
-    values, name = given.astype(np.float32), path.name
+    path = Path(path)
+    values, name = _real_numbers(path, array), path.name
     if name.endswith(".png") and values.ndim == 3 and len(values) in (1, 3):
         return _write_png(path, values, value_range or (float(values.min()), float(values.max())))
     if not name.endswith((".nii", ".nii.gz", ".nrrd")) or values.ndim not in (3, 4):
         raise ConfigError(
             f"{name}: cannot hold an array {list(values.shape)}; use .nii.gz or .nrrd (or .png for [1 or 3, H, W])"
         )
-    if header is not None and not name.endswith(".nrrd"):
-        return _write_like(path, values[0], header, None if dtype is None else np.dtype(dtype), description)
     if values.ndim == 3:
         values = values[..., None]
         affine = _DISPLAYED if affine is None else affine
-    stored, affine = (
-        _as_type(path, values, np.dtype(np.float32 if dtype is None else dtype)),
-        np.eye(4) if affine is None else affine,
-    )
+    stored, affine = _as_type(path, values, np.dtype(dtype)), np.eye(4) if affine is None else affine
     if name.endswith(".nrrd"):
         image = itk.to_image(path, stored, affine)
         return write_atomic(path, lambda temporary: itk.write_nrrd(temporary, image, name))
@@ -114,25 +103,36 @@ def _set_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) -> Non
     header.set_slope_inter(1.0, 0.0)
 
 
-def _write_like(
-    path: Path, array: NDArray[np.float32], header: nib.Nifti1Header, given: np.dtype[Any] | None, description: str
+def _real_numbers(path: Path, array: ArrayLike) -> NDArray[np.float32]:
+    given = np.asarray(array)
+    if given.dtype.kind not in "biuf":
+        raise ConfigError(f"{path.name}: values of type {given.dtype} cannot be written; give real numbers")
+    return given.astype(np.float32)
+
+
+def write_like(
+    path: Path, array: NDArray[Any], header: nib.Nifti1Header, given: DTypeLike | None, description: str
 ) -> Path:
-    """Write a volume ``[X, Y, Z]`` with the size, affine, codes and units of another file."""
-    header = header.copy()
+    """Write a volume ``[1, X, Y, Z]`` with the size, affine, codes and units of another NIfTI file.
+
+    Without a ``given`` type, the values are the other's intensities: the file has its type and scaling, or a larger
+    integer type that holds the values.
+    """
+    values, header = _real_numbers(path, array)[0], header.copy()
     for text in ("descrip", "aux_file", "intent_name", "db_name"):  # they may contain names
         if text in header:  # NIfTI-2 has no db_name
             header[text] = b""
     if given is not None:
-        _set_type(path, header, given)
+        _set_type(path, header, np.dtype(given))
         header["cal_min"] = header["cal_max"] = 0.0  # a viewer would use the scan's window
     dtype, (slope, intercept) = header.get_data_dtype(), header.get_slope_inter()
-    if given is None and dtype.kind in "iu" and np.isfinite(array).all():
-        ends = sorted((float(end) - (intercept or 0.0)) / (slope or 1.0) for end in (array.min(), array.max()))
+    if given is None and dtype.kind in "iu" and np.isfinite(values).all():
+        ends = sorted((float(end) - (intercept or 0.0)) / (slope or 1.0) for end in (values.min(), values.max()))
         dtype = np.dtype(smallest_type(ends[0], ends[1], (dtype, *INTEGERS)))
         header.set_data_dtype(dtype)
     if dtype.kind not in "iu":
         slope = intercept = None
-    stored = _as_type(path, array, dtype, (slope or 1.0, intercept or 0.0)).reshape(header.get_data_shape())
+    stored = _as_type(path, values, dtype, (slope or 1.0, intercept or 0.0)).reshape(header.get_data_shape())
     image_class = nib.Nifti2Image if int(header["sizeof_hdr"]) == 540 else nib.Nifti1Image
     image = image_class(stored, header.get_best_affine(), header)
     image.header.set_slope_inter(slope, intercept)

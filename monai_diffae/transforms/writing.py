@@ -19,7 +19,7 @@ from torch import Tensor
 
 from monai_diffae.data.cases import Case, safe_file_name
 from monai_diffae.data.formats.dicom import is_dicom, split_series
-from monai_diffae.data.scan_writing import INTEGERS, SYNTHETIC, smallest_type, write_series
+from monai_diffae.data.scan_writing import INTEGERS, SYNTHETIC, smallest_type, write_like, write_series
 from monai_diffae.data.scans import Scan, in_file_axes, is_picture, write_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.policies import check_choice
@@ -68,11 +68,11 @@ def write_native(
             raise ConfigError(f"{name}: PNG holds uint8, not {np.dtype(dtype)}; use .nii.gz or .nrrd, or write uint8")
         return write_scan(path, array, value_range=(0, 255))
     array, scan = in_file_axes(array, scan)
-    header = scan.header if len(array) == 1 and not name.lower().endswith(".nrrd") else None
-    if header is None and dtype is None:
-        dtype = _stored_type(array, scan)
+    if scan.header is not None and len(array) == 1 and name.endswith((".nii", ".nii.gz")):
+        return write_like(Path(path), array, scan.header, dtype, description)
     affine = None if scan.lacks_geometry else scan.affine
-    return write_scan(path, array, affine, dtype=dtype, header=header, description=description)
+    dtype = _stored_type(array, scan) if dtype is None else dtype
+    return write_scan(path, array, affine, dtype=dtype, description=description)
 
 
 def _stored_type(array: NDArray[Any], scan: Scan) -> DTypeLike:
