@@ -57,8 +57,6 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
         kind = "CSV" if is_csv else "Parquet"
         raise CohortError(f"{path.name}: is not a {kind} table; make it with monai-diffae embed") from error
     check_width(table, path)
-    if not z_columns(table):
-        raise CohortError(f"{path.name}: has no columns z_000, z_001, ...; make it with monai-diffae embed")
     if table.empty:
         raise CohortError(f"{path.name}: has no rows; embed a cohort with usable cases")
     try:

@@ -331,12 +331,9 @@ def all_tasks(served: ServedModel, folder: AppFolder) -> dict[str, DiffAETask]:
 
 def _direction_file(folder: AppFolder, name: str) -> Path:
     names = direction_names(folder)
-    if not names:
-        raise ConfigError(
-            "direction: the app has none; run monai-diffae fit-direction and put its file into directions"
-        )
     if not name and len(names) == 1:
         name = names[0]
     if name not in names:  # a name of the list cannot lead out of the folder
-        raise ConfigError(f"direction: {name[:40]!r} is not one of {', '.join(names[:8])}")
+        known = ", ".join(names[:8]) or "the app's, which has none: put a file of monai-diffae fit-direction there"
+        raise ConfigError(f"direction: {name[:40]!r} is not one of {known}")
     return folder.directions / f"{name}.json"

@@ -94,10 +94,7 @@ class DiffAETrainer(TrainTask):
         return {**status, "total_time": "stopped"}  # viewers show a bar as long as there is none
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Train, publish the new model, and return the numbers of images and the checksum of the new weights.
-
-        The options of ``request`` stand beside each other or in ``{"diffae": {...}}``, as OHIF sends them.
-        """
+        """Train, publish the new model, and return the numbers of images and the checksum of the new weights."""
         overrides = self.check(request)
         if ignored := sorted({*request, *(request.get("diffae") or {})} & _IGNORED):
             logger.info("these options change nothing here, and are ignored: %s", ", ".join(ignored))
@@ -106,7 +103,7 @@ class DiffAETrainer(TrainTask):
 
     def check(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The values of the training's configuration that a request asks for; refuses what cannot be done."""
-        values = {**request, **(request.get("diffae") or {})}
+        values = {**request, **(request.get("diffae") or {})}  # OHIF sends the options in {"diffae": {...}}
         values.pop("diffae", None)
         names = option_names(training_options)
         check_keys({key: value for key, value in values.items() if key not in _IGNORED}, set(names))
@@ -164,10 +161,7 @@ class DiffAETrainer(TrainTask):
         return {"images": len(paths), "failed": num_failed, "seconds": seconds, "model": sha256}
 
     def _encode_and_publish(self, new: Path, paths: Mapping[str, str]) -> tuple[str, int]:
-        """Encode all images with the new model, so that strategies need not wait, and publish it if it is finite.
-
-        Returns the checksum of the new weights, and the number of images that cannot be used.
-        """
+        """Encode all images, so that strategies need not wait, and publish; the checksum, and the unusable images."""
         trained, index = load_bundle(new, self._served.device), EmbeddingIndex(self._folder.index)
         index.update(trained, paths)
         cases = index.read(trained)

@@ -174,11 +174,9 @@ def _encoder_res_blocks(weights: StateDict, unet_blocks: int, unet_levels: int) 
 
 
 def _levels(weights: StateDict, prefix: str, num_res_blocks: int) -> list[tuple[int, bool]] | None:
-    """Width and attention of each level; None if the blocks do not fit ``num_res_blocks`` per level.
-
-    Block 0 is the stem. Each level then has ``num_res_blocks`` blocks, all of them with attention or none. All levels
-    but the last have one more block, which halves the resolution, has the same width and no attention.
-    """
+    """Width and attention of each level; None if the blocks do not fit ``num_res_blocks`` per level."""
+    # Block 0 is the stem. Each level then has ``num_res_blocks`` blocks, all of them with attention or none. All levels
+    # but the last have one more block, which halves the resolution, has the same width and no attention.
     blocks = len(_numbers(weights, f"{prefix}input_blocks"))
     if num_res_blocks < 1 or blocks % (num_res_blocks + 1):
         return None
@@ -317,12 +315,7 @@ def _few(names: Iterable[str]) -> str:
 
 
 def our_name(name: str) -> str:
-    """The name of an official tensor in :class:`DiffusionAutoencoder`.
-
-    Example:
-        >>> our_name("encoder.input_blocks.3.0.in_layers.2.weight"), our_name("output_blocks.2.1.qkv.bias")
-        ('encoder.stages.2.0.conv1.weight', 'unet.up_stages.2.attention.qkv.bias')
-    """
+    """The name of an official tensor in :class:`DiffusionAutoencoder`."""
     key = name.removeprefix("encoder.")
     for pattern, replacement in RENAMES:
         key = re.sub(pattern, replacement, key)
