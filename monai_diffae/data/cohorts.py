@@ -248,7 +248,7 @@ def _read_entries(path: Path) -> list[tuple[str, int, Any]]:
     entries = [(section, n, entry) for section, each in lists if isinstance(each, list) for n, entry in enumerate(each)]
     if not entries:
         keys = shortened(", ".join(map(str, sections)) or "nothing", 80)
-        raise CohortError(f"{path.name}: no entries under training, validation or test (has {keys}); add a list of them")
+        raise CohortError(f"{path.name}: no list of entries under training, validation or test (has {keys}); add it")
     return entries
 
 
