@@ -293,10 +293,7 @@ class TrainingDescription:
     def check_resumes(self, checkpoint: Mapping[str, Any], name: str) -> None:
         """Check that a checkpoint, the content of the file ``name``, is one of this training."""
         if differing := self.differing(json.loads(checkpoint["model"])):
-            raise ConfigError(
-                f"{name}: belongs to another model with other values of {', '.join(differing)}; use its "
-                f"values, {_AGAIN}"
-            )
+            raise _another_model(name, differing)
         if checkpoint["fingerprint"] != self.fingerprint:
             raise ConfigError(
                 f"{name}: was trained on other data, or on another split; use the same dataset_dir, {_AGAIN}"
@@ -308,6 +305,12 @@ class TrainingDescription:
                 f"{name}: {len(replaced)} of {len(self.scans)} scans are not those of the training (the first is "
                 f"'{replaced[0][:60]}'): they were replaced, or are damaged; restore them, {_AGAIN}"
             )
+
+
+def _another_model(name: str, keys: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"{name}: belongs to another model with other values of {', '.join(keys)}; use its values, {_AGAIN}"
+    )
 
 
 def check_monai_weights(network: nn.Module, folder: str | Path) -> None:
@@ -326,8 +329,5 @@ def check_monai_weights(network: nn.Module, folder: str | Path) -> None:
         trained = read_description(model) if model.is_file() else {}
         plain = {key: value for key, value in running.items() if not (isinstance(value, dict) or is_formula(value))}
         if differ := sorted(key for key, value in trained.items() if plain.get(key, value) != value):
-            raise ConfigError(
-                f"{path.name}: belongs to another model with other values of {', '.join(differ)}; use its "
-                f"values, {_AGAIN}"
-            ) from error
+            raise _another_model(path.name, differ) from error
         raise

@@ -203,18 +203,18 @@ def write_series(
     path: str | os.PathLike[str],
     array: NDArray[np.float32],
     source: str | os.PathLike[str],
-    *,
     description: str = "monai_diffae reconstruction",
-    overwrite: bool = False,
 ) -> Path:
     """Write an image in the space of a DICOM scan as a new series of its study: a folder, or a ``.dcm`` file for 2D.
 
     **The new files are as private as their source**: they contain its name, PatientID, dates and other tags, without
-    private tags and overlays. The same result written again has the same UIDs. No value wraps around or is clipped.
+    private tags and overlays. The same result written again has the same UIDs. No value wraps around or is clipped. An
+    older result of this name is replaced.
     """
     path, source = Path(path), Path(source)
     files, stack = dicom.read_stack(source)
-    _check_target(path, stack is not None, overwrite)
+    if path.exists() and not all(map(_was_written_here, path.iterdir() if path.is_dir() else [path])):
+        raise ConfigError(f"{path.name}: holds files that were not written by this package; choose another name")
     with lenient():
         slices = _read_slices(source, files, stack)
         size = stack.sizes if stack is not None else (int(slices[0].Rows), int(slices[0].Columns))
@@ -353,16 +353,6 @@ def _save_all(slices: list[Dataset], folder: Path, old: Path) -> None:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _check_target(path: Path, is_volume: bool, overwrite: bool) -> None:
-    if is_volume == (path.suffix.lower() in dicom.SUFFIXES):
-        kind = "a volume is written into a folder" if is_volume else "a 2D image is written as one file"
-        raise ConfigError(f"{path.name}: {kind}; choose a name that ends {'otherwise' if is_volume else 'in .dcm'}")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{path.name}: already exists; choose another name, or set overwrite")
-    if path.exists() and not all(map(_was_written_here, path.iterdir() if path.is_dir() else [path])):
-        raise ConfigError(f"{path.name}: holds files that were not written by this package; choose another name")
 
 
 def _was_written_here(path: Path) -> bool:

@@ -37,10 +37,9 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Mapping[
     PyTorch before 1.6 are the exception. Also returned are the ``hyper_parameters`` of PyTorch Lightning.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ConfigError(f"{path.name or path}: is a folder; give the file in it")
     if not path.is_file():
-        raise ConfigError(f"{path.name}: there is no such file")
+        wrong = "is a folder; give the file in it" if path.is_dir() else "there is no such file"
+        raise ConfigError(f"{path.name or path}: {wrong}")
     try:
         if path.suffix == ".safetensors":
             return read_safetensors(path)[0], {}

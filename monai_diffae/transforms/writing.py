@@ -120,7 +120,7 @@ def write_case_image(
     file = write_native(folder / f"{name}{native.suffix}", array, native.scan, description=SYNTHETIC)
     if dicom is not None and is_dicom_case(case):
         target = folder / "dicom" / (name if native.scan.spatial_dims == 3 else f"{name}.dcm")
-        write_series(target, array, str(case.images["image"]), description=dicom, overwrite=True)
+        write_series(target, array, str(case.images["image"]), dicom)
     return file
 
 
@@ -300,9 +300,7 @@ class ToScanSpaced(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the decoded images, and set the size and affine of the scan's image."""
         item: dict[Any, Any] = dict(data)
-        path = item.get("image_path")
-        if not path:
-            raise ConfigError("image_path: is missing; give the file of the scan that was reconstructed")
+        path = str(item["image_path"])
         native = NativeSpace(self.preprocessing, {**item, "image": path})
         for key in self.key_iterator(item):
             pred = torch.as_tensor(item[key])
@@ -312,7 +310,7 @@ class ToScanSpaced(MapTransform):
                     "monai-diffae reconstruct"
                 )
             array, scan = in_file_axes(native.back(pred), native.scan)
-            array = _in_monai_layout(array, scan, str(path))
+            array = _in_monai_layout(array, scan, path)
             affine = torch.from_numpy(scan.affine)
             item[key] = MetaTensor(torch.from_numpy(array), affine=affine)
             image = torch.as_tensor(item["image"])
