@@ -211,8 +211,7 @@ def load_first_stage(bundle: str | os.PathLike[str], device: str | torch.device 
     model = read_model(model_file(bundle))
     if model.kind != "first_stage" and "first_stage" not in model.description:
         raise ConfigError(
-            f"{Path(bundle).name}: is no first stage but a model of the kind {quoted(model.kind)}; use a trained "
-            "autoencoder_kl_3d"
+            f"{Path(bundle).name}: is no first stage but {quoted(model.kind)}; use a trained autoencoder_kl_3d"
         )
     return first_stage_of(model).to(device)
 
@@ -224,9 +223,7 @@ def first_stage_of(model: ModelFile) -> FirstStage:
     network = build(Parser({"network_def": definition}), "network_def", FirstStage)
     model.load_into(network, "" if is_own else FIRST_STAGE)
     if network.latent_std.isnan():
-        raise ConfigError(
-            f"{model.name}: the scale of its latents is not measured yet; train it at least to its first validation"
-        )
+        raise ConfigError(f"{model.name}: the scale of its latents is unknown; train it to its first validation")
     weights = sorted(network.state_dict().items())
     sha256 = digest(*(part for name, tensor in weights for part in (name, tensor.numpy())))
     network.description = {**model.description, "network_def": definition, "weights_sha256": sha256}
@@ -298,9 +295,7 @@ def _read_latent(bundle: str | os.PathLike[str]) -> ModelFile:
     model = read_model(path, "latent")
     if model.description.get("autoencoder_sha256") != checksum(bundle):
         name = Path(bundle).name
-        raise ConfigError(
-            f"{name}: the latent model belongs to another autoencoder; train it again with {_TRAIN_LATENT}"
-        )
+        raise ConfigError(f"{name}: the latent model belongs to another autoencoder; train it again: {_TRAIN_LATENT}")
     return model
 
 

@@ -173,9 +173,7 @@ def _use_given_images(parser: ConfigParser) -> None:
         return
     for id, data in lists.items():
         if is_formula(data) or not data:
-            raise CohortError(
-                f"{id}: there is no image; in MONAI Label, label more, or choose another val_split above 0"
-            )
+            raise CohortError(f"{id}: there is no image; in MONAI Label, label more, or set another val_split above 0")
     config: dict[str, Any] = parser.get()
     original = json.loads((Path(str(config["bundle_root"])) / CONFIGS / TRAIN).read_text(encoding="utf-8"))
     handlers = parser.get("train#handlers")
@@ -295,9 +293,7 @@ class TrainingDescription:
         if differing := self.differing(json.loads(checkpoint["model"])):
             raise _another_model(name, differing)
         if checkpoint["fingerprint"] != self.fingerprint:
-            raise ConfigError(
-                f"{name}: was trained on other data, or on another split; use the same dataset_dir, {_AGAIN}"
-            )
+            raise ConfigError(f"{name}: was trained on other data or another split; use its dataset_dir, {_AGAIN}")
         pairs = zip(checkpoint["scans"], self.scans, strict=False)
         replaced = [scan_id for before, (scan_id, now) in pairs if before != now[:_DIGITS]]
         if replaced:
@@ -308,9 +304,7 @@ class TrainingDescription:
 
 
 def _another_model(name: str, keys: Sequence[str]) -> ConfigError:
-    return ConfigError(
-        f"{name}: belongs to another model with other values of {', '.join(keys)}; use its values, {_AGAIN}"
-    )
+    return ConfigError(f"{name}: belongs to another model with other values of {', '.join(keys)}; use these, {_AGAIN}")
 
 
 def check_monai_weights(network: nn.Module, folder: str | Path) -> None:

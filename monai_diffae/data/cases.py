@@ -359,9 +359,7 @@ def check_splits(cases: Sequence[Case], source: str) -> None:
 def check_links(cases: Sequence[Case], source: str) -> None:
     """Raise an error if one file is in two splits under two names, by a symbolic or hard link."""
     for group in files_in_two_splits(cases):
-        raise CohortError(
-            f"{source}: the cases {_pair(group)} are links to one file; keep one, or put both into one split"
-        )
+        raise CohortError(f"{source}: the cases {_pair(group)} are links to one file; put both into one split")
 
 
 def _in_two_splits(cases: Sequence[Case], key: Callable[[Case], object]) -> list[list[Case]]:

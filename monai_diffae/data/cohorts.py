@@ -191,9 +191,7 @@ def _read_table(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...
     for role in COLUMN_ROLES:
         similar = next((name for name in cells if name.lower() == role and name not in names.values()), None)
         if similar is not None and role not in cells:
-            logger.warning(
-                "%s: the column %s is a label; set columns %s=%s if it is not", path.name, similar, role, similar
-            )
+            logger.warning("%s: the column %s is a label; if not, set columns %s=%s", path.name, similar, role, similar)
     labels = as_labels({name: column for name, column in cells.items() if name not in names.values()})
     rows = []
     for i in range(len(next(iter(cells.values())))):
@@ -372,9 +370,7 @@ def _check_rows(source: str, rows: Sequence[Case], ids: Sequence[str], *, refuse
         raise CohortError(f"{source}: the cases '{first.id[:60]}' and '{second.id[:60]}' have the same file; keep one")
     unprintable = next((row.id for row in rows if not row.id.isprintable()), None)
     if unprintable is not None:
-        raise CohortError(
-            f"{source}: the id {quoted(unprintable)} has a line break or another control character; remove it"
-        )
+        raise CohortError(f"{source}: the id {quoted(unprintable)} has a line break or control character; remove it")
     double = next((id for id, count in Counter(ids).items() if count > 1), None)
     if double is not None:
         raise CohortError(f"{source}: the id '{double[:60]}' occurs twice; give every case an id of its own")

@@ -217,9 +217,7 @@ def matrix(table: pd.DataFrame, features: Features) -> NDArray[np.float32]:
     except (TypeError, ValueError):
         values = np.full((1, 1), np.nan, np.float32)
     if not np.isfinite(values).all():
-        raise CohortError(
-            f"the columns {prefix}_000, {prefix}_001, ... have values that are not finite numbers; embed again"
-        )
+        raise CohortError(f"the columns {prefix}_000, ... have values that are not finite numbers; embed again")
     return values
 
 

@@ -89,9 +89,7 @@ class FolderDatastore(CheckedWrites, LocalDatastore):
         with self._lock:
             image = self._datastore.objects.get(image_id)
             if image is None:  # MONAI Label would return "", which readers take for the working directory
-                raise NotFoundError(
-                    "image: the datastore has no image with this id; GET /datastore/?output=all lists the ids"
-                )
+                raise NotFoundError("image: there is no image with this id; GET /datastore/?output=all lists them")
             uid = dicom.split_series(image.image.ext)[1]
             uri = str(super().get_image_uri(image_id))
         return uri if uid is None else f"{uri}{dicom.SERIES}{uid}"

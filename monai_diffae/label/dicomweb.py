@@ -170,9 +170,7 @@ def _convert(series: Path, image: Path) -> None:
     converted = Path(dicom_to_nifti(str(series)))
     try:
         if scan.array.ndim == 4 and not _is_same_grid(scan, read_scan(converted)):
-            raise ScanError(
-                "series: its slices are tilted, which MONAI Label does not support; resample and store it again"
-            )
+            raise ScanError("series: its slices are tilted, which MONAI Label cannot show; resample and store it again")
         Path(shutil.move(converted, image.with_name(f".{series.name}.part"))).replace(image)
     finally:
         converted.unlink(missing_ok=True)  # MONAI Label (0.8.5) leaves it in the temporary folder

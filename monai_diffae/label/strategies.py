@@ -168,9 +168,7 @@ def label_targets(datastore: Datastore, ids: Sequence[str], target: str = AUTO) 
     if target not in (AUTO, VOLUME):
         numbers = {id: number for id, number in numbers.items() if number is not None}
         if infos and not numbers:
-            raise ConfigError(
-                f"target: no label has a structure {target[:40]!r}; use the name or number of a structure, or volume"
-            )
+            raise ConfigError(f"target: no label has a structure {target[:40]!r}; use its name or number, or volume")
     volumes: dict[str, float] = {}
     for id, number in numbers.items():
         sizes = _sizes_of_label(datastore, id)

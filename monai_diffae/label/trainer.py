@@ -108,10 +108,7 @@ class DiffAETrainer(TrainTask):
         names = option_names(training_options)
         check_keys({key: value for key, value in values.items() if key not in _IGNORED}, set(names))
         if values.get("pretrained") not in (None, True):
-            raise ConfigError(
-                "pretrained: a training continues with the weights that are served; omit it, or make an app with "
-                "another bundle"
-            )
+            raise ConfigError("pretrained: a training continues with the served weights; omit it")
         if values.get("tracking_uri"):  # a client could let the server write anywhere
             raise ConfigError("tracking_uri: is set when the server starts, as MLFLOW_TRACKING_URI; omit it")
         overrides = training_options(**{name: values[name] for name in names if values.get(name) is not None})
@@ -166,9 +163,7 @@ class DiffAETrainer(TrainTask):
         index.update(trained, paths)
         cases = index.read(trained)
         if not cases.ids or not _makes_finite_images(trained, paths[cases.ids[0]]):
-            raise DivergenceError(
-                "train: the new model has diverged (NaN), so the old one stays in use; lower learning_rate"
-            )
+            raise DivergenceError("train: the new model has diverged (NaN), the old one stays; lower learning_rate")
         publish(new, self._served.folder)
         index.keep_only([trained])
         return trained.sha256, len(cases.failures)

@@ -159,7 +159,5 @@ def _renaming(num_layers: int) -> Callable[[str], str]:
 def _statistics(weights: StateDict) -> tuple[torch.Tensor, torch.Tensor]:
     missing = [name for name in ("conds_mean", "conds_std") if not isinstance(weights.get(name), torch.Tensor)]
     if missing:
-        raise ConfigError(
-            f"there is no tensor {missing[0]} among the statistics of z_sem; give the official latent.pkl"
-        )
+        raise ConfigError(f"there is no tensor {missing[0]} in the statistics of z_sem; give the official latent.pkl")
     return weights["conds_mean"], weights["conds_std"]

@@ -93,9 +93,7 @@ def official_settings(
             if kind is float and type(value) is int:
                 value = float(value)
             if type(value) is not kind or (kind is int and value < 1):
-                raise ConfigError(
-                    f"{field.name}: is {quoted(value)}, which the official code does not allow; correct it"
-                )
+                raise ConfigError(f"{field.name}: is {quoted(value)}, which no official model has; correct it")
             if values.setdefault(field.name, value) != value:
                 raise ConfigError(
                     f"{field.name} is {quoted(values[field.name])} in the checkpoint, but {quoted(value)} was given; "
@@ -108,9 +106,7 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
     """The arguments of :func:`~monai_diffae.networks.build_autoencoder` for official weights without a prefix."""
     stem = weights["input_blocks.0.0.weight"]
     if stem.ndim != 4:  # the official blocks halve two of the three axes of volumes
-        raise ConfigError(
-            f"these weights cannot be imported: they are {stem.ndim - 2}D, the official code is for images"
-        )
+        raise ConfigError(f"these weights cannot be imported: they are {stem.ndim - 2}D, the official code is 2D")
     time_embed_channels, base = weights["time_embed.time_embed.0.weight"].shape
     num_res_blocks = _unet_res_blocks(weights)
     levels = _levels(weights, "", num_res_blocks)
@@ -120,9 +116,7 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
         encoder_num_res_blocks = _encoder_res_blocks(weights, num_res_blocks, len(levels))
     encoder_levels = _levels(weights, "encoder.", encoder_num_res_blocks)
     if encoder_levels is None:
-        raise ConfigError(
-            f"encoder_num_res_blocks: {encoder_num_res_blocks} does not fit the encoder's weights; omit it"
-        )
+        raise ConfigError(f"encoder_num_res_blocks: {encoder_num_res_blocks} does not fit the encoder; omit it")
     return {
         "spatial_dims": stem.ndim - 2,
         "in_channels": stem.shape[1],
@@ -141,9 +135,7 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
 
 
 def _uneven(network: str) -> ConfigError:
-    return ConfigError(
-        f"the {network}'s widths or its attention differ within a level, as in no official Diff-AE; download it again"
-    )
+    return ConfigError(f"the {network}'s widths or attention differ within a level, as in no Diff-AE; download it")
 
 
 def _unet_res_blocks(weights: StateDict) -> int:
@@ -240,9 +232,7 @@ def load_official(
 
 def _network(weights: StateDict, settings: OfficialSettings) -> DiffusionAutoencoder:
     if "layers.0.linear.weight" in weights or not weights:
-        raise ConfigError(
-            "there is no autoencoder in it; choose the autoencoder's checkpoint, not that of a latent DDIM alone"
-        )
+        raise ConfigError("there is no autoencoder in it; choose its checkpoint, not that of a latent DDIM alone")
     try:
         config = infer_config(weights, settings.net_enc_num_res_blocks)
         with torch.device("meta"):  # without random numbers, which would be replaced at once
@@ -282,14 +272,10 @@ def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> 
             misfits.append(name)
             continue
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ConfigError(
-                f"{name}: holds fewer numbers than its shape {tuple(tensor.shape)}; save a contiguous copy"
-            )
+            raise ConfigError(f"{name}: holds fewer numbers than {tuple(tensor.shape)}; save a contiguous copy")
         tensor = tensor.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
         if not tensor.isfinite().all():
-            raise ConfigError(
-                f"{name}: has values that are not finite; download it again, or take an earlier checkpoint"
-            )
+            raise ConfigError(f"{name}: has values that are not finite; download it, or take an earlier checkpoint")
         ours[key] = tensor.reshape(own[key].shape)
     missing = own.keys() - {rename(name) for name in weights}
     if misfits or missing:

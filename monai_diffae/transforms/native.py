@@ -143,10 +143,7 @@ class NativeSpace:
     def _check_size(self, image: torch.Tensor, channels: int | None = None) -> None:
         size = [len(image) if channels is None else channels, *self.image.shape[1:]]
         if list(image.shape) != size:
-            raise ConfigError(
-                f"the image has the size {list(image.shape)}, but the case's is {size}; give an image that was "
-                "decoded from this case"
-            )
+            raise ConfigError(f"the image has the size {list(image.shape)}, but the case's is {size}; decode this case")
 
     def _invert(
         self, transforms: Sequence[InvertibleTransform], image: torch.Tensor, nearest: bool = False

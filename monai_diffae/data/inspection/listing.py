@@ -229,9 +229,7 @@ def _with_classes(cases: Sequence[Case], root: Path, sources: Sources) -> tuple[
     folders = [Path(name_within(case.first_file, root)).parts[:-1] for case in cases]
     levels = find_class_folders(folders, strict=sources.from_folders is None)
     if sources.from_folders and not levels.classes:
-        raise CohortError(
-            "labels_from_folders: the scans are not in two folders of one level; omit labels_from_folders, or set table"
-        )
+        raise CohortError("labels_from_folders: the scans are not in two folders of one level; omit it, or set table")
     notes = []
     if levels.classes:
         names = ", ".join(sorted({name for name in levels.classes if name is not None})[:_MAX_CLASSES])
@@ -478,9 +476,7 @@ def with_rows(cases: Sequence[Case], join: Join) -> list[Case]:
     )
     clash = next((name for name in labels if any(name in case.labels for case in cases)), None)
     if clash is not None:
-        raise CohortError(
-            f"{join.table}: its column {quoted(clash)} is also found in the folders; set label_column to another name"
-        )
+        raise CohortError(f"{join.table}: its column {quoted(clash)} is also a folder's label; set label_column")
     pairs = list(zip(cases, join.rows, strict=True))
     ids = Counter(case.id if row is None else join.names[row] for case, row in pairs)
     is_shared = max(ids.values()) > 1  # several scans of a row, several sessions, or a scan named as another row

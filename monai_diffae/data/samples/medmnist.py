@@ -78,9 +78,7 @@ def _find_npz(npz_or_name: str | os.PathLike[str], size: int) -> Path:
     try:
         kind(split="train", download=True, size=size, mmap_mode="r")
     except (RuntimeError, OSError, ValueError) as error:  # medmnist raises a RuntimeError for most problems
-        raise MachineError(
-            f"{name}: cannot be downloaded; fetch {info['url' + flag]} on a machine with a network and give its path"
-        ) from error
+        raise MachineError(f"{name}: cannot be downloaded; fetch {info['url' + flag]}, and give its path") from error
     return Path(medmnist.info.DEFAULT_ROOT) / f"{name}{flag}.npz"
 
 
