@@ -135,10 +135,7 @@ def _with_overrides(description: Mapping[str, Any], overrides: Mapping[str, Any]
         if top == key and key not in {*description, *_COHORT_KEYS}:  # components may get new arguments
             raise ConfigError(no_such_key(key, what, command))
         if top in frozen and value != description.get(key):
-            raise ConfigError(
-                f"{key}: other values were computed from it when the model was trained, so it cannot be changed; "
-                "train a model with this value"
-            )
+            raise ConfigError(f"{key}: the training computed other values from it, so it is fixed; train another model")
     parser = Parser(deepcopy(dict(description)))
     set_values(parser, overrides, what, command)
     config = dict(parser.get())
@@ -266,10 +263,7 @@ def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | Non
     network = build(parser, "latent_network_def", LatentMLP)
     model.load_into(network)
     if network.z_std.isnan().any():
-        raise ConfigError(
-            f"{model.name}: the mean and std of z_sem are unknown; import the checkpoint again with the official "
-            "latent.pkl as latent_statistics"
-        )
+        raise ConfigError(f"{model.name}: mean and std of z_sem are unknown; import it again with latent_statistics")
     network.to(device).eval().requires_grad_(False)
     inferer = build(parser, "latent_inferer", LatentInferer)
     inferer.schedule.to(device)

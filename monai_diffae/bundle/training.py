@@ -113,10 +113,7 @@ def check_all_set() -> None:
     file = Path(str(config.get("bundle_root"))) / CONFIGS / str(name)
     shipped = json.loads(file.read_text(encoding="utf-8")) if name and file.is_file() else config
     if changed := [key for key in _OF_THE_EVALUATOR if shipped.get(key) != config.get(key)]:
-        raise ConfigError(
-            f"{changed[0]}: has no effect on this run, which calls a command; use its arguments, such as limit, or run "
-            "the evaluator itself"
-        )
+        raise ConfigError(f"{changed[0]}: has no effect on this run, which calls a command; use its arguments")
 
 
 def _show_errors_as_one_line() -> None:

@@ -217,10 +217,7 @@ def write_series(
         slices = _read_slices(source, files, stack)
         size = stack.sizes if stack is not None else (int(slices[0].Rows), int(slices[0].Columns))
         if array.shape != (1, *size) or not np.isfinite(array).all():
-            raise ConfigError(
-                f"{path.name}: the array {list(array.shape)} must be finite and have the source's size {[1, *size]}; "
-                "bring it to the source's space"
-            )
+            raise ConfigError(f"{path.name}: {list(array.shape)} must be finite, of the source's size {[1, *size]}")
         planes = array if stack is None else array[0].transpose(2, 1, 0)
         storage = _choose_storage(float(array.min()), float(array.max()), slices)
         pixels = [storage.store(plane) for plane in planes]

@@ -75,10 +75,7 @@ class DicomWebDatastore(CheckedWrites, DICOMWebDatastore):
             what = "does not list its series" if response is None else f"answers with status {response.status_code}"
             if isinstance(error, (requests.ConnectionError, requests.Timeout)):
                 what = "cannot be reached"
-            raise MachineError(
-                f"studies: the DICOMweb server {what}; check that it is running, its address (with the path of "
-                "DICOMweb, such as /dicom-web) and its password"
-            ) from error
+            raise MachineError(f"studies: the DICOMweb server {what}; check its address and password") from error
         finally:
             self._client.set_http_retry_params()
 

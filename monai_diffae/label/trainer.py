@@ -113,10 +113,7 @@ class DiffAETrainer(TrainTask):
             raise ConfigError("tracking_uri: is set when the server starts, as MLFLOW_TRACKING_URI; omit it")
         overrides = training_options(**{name: values[name] for name in names if values.get(name) is not None})
         if not self._folder.owns_its_bundle:
-            raise ConfigError(
-                "train: the app uses a bundle outside its folder, and training would change it; make an app "
-                "with a copy of the bundle (monai-diffae label-app without --refer)"
-            )
+            raise ConfigError("train: the app uses a bundle outside its folder; make an app of a copy, without --refer")
         return overrides
 
     def _lock(self) -> ProcessLock:

@@ -159,10 +159,7 @@ def _encoder_res_blocks(weights: StateDict, unet_blocks: int, unet_levels: int) 
     if not candidates:
         raise _uneven("encoder")
     numbers = " or ".join(map(str, candidates))
-    raise ConfigError(
-        f"encoder_num_res_blocks: {numbers} residual blocks per level fit the encoder's weights; choose one "
-        "(net_enc_num_res_blocks in the official configuration)"
-    )
+    raise ConfigError(f"encoder_num_res_blocks: {numbers} residual blocks per level fit the encoder; choose one")
 
 
 def _levels(weights: StateDict, prefix: str, num_res_blocks: int) -> list[tuple[int, bool]] | None:

@@ -186,10 +186,7 @@ def check_invertible(preprocessing: Callable[[Any], Any]) -> list[Any]:
     transforms = check_reader(preprocessing)
     for transform in transforms[1:]:
         if not isinstance(transform, (InvertibleTransform, *_NOTHING_TO_INVERT)):
-            raise ConfigError(
-                f"preprocessing: {type(transform).__name__} cannot be undone, so images cannot be converted back to "
-                "the scan's space; use ToModelRanged for intensities, and transforms that MONAI can invert"
-            )
+            raise ConfigError(f"preprocessing: {type(transform).__name__} cannot be undone; use one that MONAI inverts")
     return transforms
 
 

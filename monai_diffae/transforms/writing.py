@@ -305,10 +305,7 @@ class ToScanSpaced(MapTransform):
         for key in self.key_iterator(item):
             pred = torch.as_tensor(item[key])
             if len(pred) != 1:
-                raise ConfigError(
-                    f"{key}: has {len(pred)} channels, which the application's writer would take for an axis; use "
-                    "monai-diffae reconstruct"
-                )
+                raise ConfigError(f"{key}: has {len(pred)} channels, but applications take one; use reconstruct")
             array, scan = in_file_axes(native.back(pred), native.scan)
             array = _in_monai_layout(array, scan, path)
             affine = torch.from_numpy(scan.affine)

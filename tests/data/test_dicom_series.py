@@ -169,7 +169,7 @@ def test_what_cannot_be_written(tmp_path):
     source = save_planes(tmp_path / "ct", positions())
     array = read_scan(source).array
     for wrong in (array[..., :4], array.repeat(2, 0), np.full_like(array, np.nan)):
-        with pytest.raises(ConfigError, match="source's space"):
+        with pytest.raises(ConfigError, match="source's size"):
             write_series(tmp_path / "new", wrong, source)
     colours = str(get_testdata_file("SC_rgb_small_odd.dcm", download=False))
     with pytest.raises(ScanError, match="colour images"):

@@ -222,7 +222,7 @@ def test_twins_in_two_splits_cannot_be_one_patient():
 
 
 def test_a_label_named_twins_is_not_replaced_silently():
-    with pytest.raises(CohortError, match="column twins of the table has a label, 'monozygotic'"):
+    with pytest.raises(CohortError, match="column twins has a label, 'monozygotic'"):
         mark_twins([Case("a", {}, "a", labels={"twins": "monozygotic"})], [])
 
 
