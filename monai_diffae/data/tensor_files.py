@@ -112,5 +112,5 @@ def _refuse_pretended(tensor: torch.Tensor, path: Path) -> None:
     is_plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
     if not is_plain or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
         raise UnsafeInputError(
-            f"{path.name}: contains a tensor of shape {quoted(tuple(tensor.shape))} without its data; get the file again"
+            f"{path.name}: contains a tensor of shape {quoted(tuple(tensor.shape))} without data; get the file again"
         )
