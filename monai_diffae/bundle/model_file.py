@@ -282,7 +282,7 @@ def refuse_other_weights(bundle: Path) -> None:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - len(_MARK)))
         if file.read() != _MARK:
-            raise ConfigError(f"{path.name}: another program wrote it, not the model in {MODEL}; remove it")
+            raise ConfigError(f"{path.name}: another program has written it; remove it to use {MODEL}")
 
 
 def write_for_monai(path: Path, tensors: Mapping[str, Tensor]) -> Path:

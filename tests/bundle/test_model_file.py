@@ -160,7 +160,7 @@ def test_weights_that_cannot_be_used_are_one_line(bundle, tmp_path):
     write_for_monai(bundle / "models" / "model.pt", weights(bundle))
     load_bundle(bundle, "cpu")
     torch.save(weights(bundle), bundle / "models" / "model.pt")
-    message = "model.pt: another program wrote it, not the model in model.safetensors; remove it"
+    message = "model.pt: another program has written it; remove it to use model.safetensors"
     assert complaint(load_bundle, bundle, "cpu").startswith(message)
     rewrite(bundle, lambda tensors: {name: value for name, value in tensors.items() if "head" not in name})
     assert "weights do not fit the network of the configuration, the first is 'enco" in complaint(load_bundle, bundle)
