@@ -220,7 +220,7 @@ def first_stage_of(model: ModelFile) -> FirstStage:
     network = build(Parser({"network_def": definition}), "network_def", FirstStage)
     model.load_into(network, "" if is_own else FIRST_STAGE)
     if network.latent_std.isnan():
-        raise ConfigError(f"{model.name}: the scale of its latents is unknown; train it to its first validation")
+        raise ConfigError(f"{model.name}: the scale of its latents is not measured yet; train to its first validation")
     weights = sorted(network.state_dict().items())
     sha256 = digest(*(part for name, tensor in weights for part in (name, tensor.numpy())))
     network.description = {**model.description, "network_def": definition, "weights_sha256": sha256}
@@ -263,7 +263,7 @@ def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | Non
     network = build(parser, "latent_network_def", LatentMLP)
     model.load_into(network)
     if network.z_std.isnan().any():
-        raise ConfigError(f"{model.name}: mean and std of z_sem are unknown; import it again with latent_statistics")
+        raise ConfigError(f"{model.name}: the mean and std of z_sem are unknown; import it with latent_statistics")
     network.to(device).eval().requires_grad_(False)
     inferer = build(parser, "latent_inferer", LatentInferer)
     inferer.schedule.to(device)

@@ -290,7 +290,7 @@ class TrainingDescription:
         if differing := self.differing(json.loads(checkpoint["model"])):
             raise _another_model(name, differing)
         if checkpoint["fingerprint"] != self.fingerprint:
-            raise ConfigError(f"{name}: was trained on other data or another split; use its dataset_dir, {_AGAIN}")
+            raise ConfigError(f"{name}: was trained on other data, or on another split; use its dataset_dir, {_AGAIN}")
         pairs = zip(checkpoint["scans"], self.scans, strict=False)
         replaced = [scan_id for before, (scan_id, now) in pairs if before != now[:_DIGITS]]
         if replaced:

@@ -101,7 +101,9 @@ class ServedModel:
         trained = load_bundle(self.folder, self.device)
         if trained.image_keys != ["image"]:
             keys = ", ".join(trained.image_keys)
-            raise ConfigError(f"{self.folder.name}: needs the images {keys}; MONAI Label has one: use another bundle")
+            raise ConfigError(
+                f"{self.folder.name}: needs {keys}, but MONAI Label has one image per id; use another bundle"
+            )
         return trained
 
 

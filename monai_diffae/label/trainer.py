@@ -108,7 +108,7 @@ class DiffAETrainer(TrainTask):
         names = option_names(training_options)
         check_keys({key: value for key, value in values.items() if key not in _IGNORED}, set(names))
         if values.get("pretrained") not in (None, True):
-            raise ConfigError("pretrained: a training continues with the served weights; omit it")
+            raise ConfigError("pretrained: a training continues with the weights that are served; omit it")
         if values.get("tracking_uri"):  # a client could let the server write anywhere
             raise ConfigError("tracking_uri: is set when the server starts, as MLFLOW_TRACKING_URI; omit it")
         overrides = training_options(**{name: values[name] for name in names if values.get(name) is not None})
