@@ -270,10 +270,7 @@ def check_views(config: Mapping[str, Any]) -> None:
             "another view"
         )
     if config.get("batch_size") == 1:
-        raise ConfigError(
-            f"{given} batch_size is 1; it needs at least 2 images in a batch: enlarge batch_size, or set "
-            "agreement_weight to 0"
-        )
+        raise ConfigError(f"{given} batch_size is 1, which it cannot use; enlarge it, or set agreement_weight to 0")
 
 
 def check_anchored(config: Mapping[str, Any]) -> None:

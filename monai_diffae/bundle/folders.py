@@ -89,9 +89,7 @@ def _source(bundle: str | os.PathLike[str]) -> Path:
     if str(bundle) in names:
         return shipped("bundles") / bundle
     if not Path(bundle).exists():
-        raise ConfigError(
-            f"bundle: there is no {str(bundle)!r}; choose one of: {', '.join(names)}, or a trained bundle"
-        )
+        raise ConfigError(f"bundle: there is no {str(bundle)!r}; choose one of: {', '.join(names)}, or a trained one")
     model_file(bundle)
     return Path(bundle)
 
@@ -193,10 +191,7 @@ def check_no_other_model(bundle_root: str | Path, output_dir: str | Path) -> Non
     root, folder = Path(bundle_root), Path(output_dir)
     files = [models_folder(each) / MODEL for each in (root, folder)]
     if all(file.is_file() for file in files) and files[0].read_bytes() != files[1].read_bytes():
-        raise ConfigError(
-            f"output_dir: {folder.resolve().name} holds another trained model than {root.resolve().name}; choose "
-            "another output_dir"
-        )
+        raise ConfigError(f"output_dir: {folder.resolve().name} holds another trained model; choose another output_dir")
 
 
 def copy_model(source: str | Path, target: Path, names: tuple[str, ...] = layout.MODEL_FILES) -> None:

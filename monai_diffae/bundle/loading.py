@@ -135,10 +135,7 @@ def _with_overrides(description: Mapping[str, Any], overrides: Mapping[str, Any]
         if top == key and key not in {*description, *_COHORT_KEYS}:  # components may get new arguments
             raise ConfigError(no_such_key(key, what, command))
         if top in frozen and value != description.get(key):
-            raise ConfigError(
-                f"{key}: other values were computed from it when the model was trained, so it cannot be changed; "
-                "train a model with this value"
-            )
+            raise ConfigError(f"{key}: the training computed other values from it, so it is fixed; train another model")
     parser = Parser(deepcopy(dict(description)))
     set_values(parser, overrides, what, command)
     config = dict(parser.get())
@@ -211,8 +208,7 @@ def load_first_stage(bundle: str | os.PathLike[str], device: str | torch.device 
     model = read_model(model_file(bundle))
     if model.kind != "first_stage" and "first_stage" not in model.description:
         raise ConfigError(
-            f"{Path(bundle).name}: is no first stage but a model of the kind {quoted(model.kind)}; use a trained "
-            "autoencoder_kl_3d"
+            f"{Path(bundle).name}: is no first stage but {quoted(model.kind)}; use a trained autoencoder_kl_3d"
         )
     return first_stage_of(model).to(device)
 
@@ -224,9 +220,7 @@ def first_stage_of(model: ModelFile) -> FirstStage:
     network = build(Parser({"network_def": definition}), "network_def", FirstStage)
     model.load_into(network, "" if is_own else FIRST_STAGE)
     if network.latent_std.isnan():
-        raise ConfigError(
-            f"{model.name}: the scale of its latents is not measured yet; train it at least to its first validation"
-        )
+        raise ConfigError(f"{model.name}: the scale of its latents is not measured yet; train to its first validation")
     weights = sorted(network.state_dict().items())
     sha256 = digest(*(part for name, tensor in weights for part in (name, tensor.numpy())))
     network.description = {**model.description, "network_def": definition, "weights_sha256": sha256}
@@ -269,10 +263,7 @@ def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | Non
     network = build(parser, "latent_network_def", LatentMLP)
     model.load_into(network)
     if network.z_std.isnan().any():
-        raise ConfigError(
-            f"{model.name}: the mean and std of z_sem are unknown; import the checkpoint again with the official "
-            "latent.pkl as latent_statistics"
-        )
+        raise ConfigError(f"{model.name}: the mean and std of z_sem are unknown; import it with latent_statistics")
     network.to(device).eval().requires_grad_(False)
     inferer = build(parser, "latent_inferer", LatentInferer)
     inferer.schedule.to(device)
@@ -298,9 +289,7 @@ def _read_latent(bundle: str | os.PathLike[str]) -> ModelFile:
     model = read_model(path, "latent")
     if model.description.get("autoencoder_sha256") != checksum(bundle):
         name = Path(bundle).name
-        raise ConfigError(
-            f"{name}: the latent model belongs to another autoencoder; train it again with {_TRAIN_LATENT}"
-        )
+        raise ConfigError(f"{name}: the latent model belongs to another autoencoder; train it again: {_TRAIN_LATENT}")
     return model
 
 

@@ -169,9 +169,7 @@ class ModelCase(CaseSpace):
         keys, config = trained.image_keys, trained.config
         if set(images) != set(keys):
             given, needed = (", ".join(sorted(names)) or "none" for names in (images, keys))
-            raise ConfigError(
-                f"image: the bundle takes the images {needed}, but got {given}; give a mapping of these keys"
-            )
+            raise ConfigError(f"image: the bundle takes the images {needed}, but got {given}; give a mapping of them")
         self.trained = trained
         self.id = _name(images["image"]) if id is None else id
         item: dict[str, Any] = {**images, "id": self.id or "image"}
@@ -454,10 +452,7 @@ def image_residuals(
     )  # fmt: skip
     residuals = smoothed_residuals(images, estimates, settings.smoothing)
     if not bool(residuals.isfinite().all()):
-        raise ConfigError(
-            f"{trained.folder.name}: the model estimates values that are not finite; train it again with a lower "
-            "learning_rate"
-        )
+        raise ConfigError(f"{trained.folder.name}: its estimates are not finite; train with a lower learning_rate")
     return estimates, residuals
 
 

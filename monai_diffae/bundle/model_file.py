@@ -108,9 +108,7 @@ def write_model(path: Path, kind: str, tensors: Mapping[str, Tensor], descriptio
 def check_writable(description: Mapping[str, Any]) -> None:
     """Check that a model's file can hold a description, e.g. before a training."""
     for found in _not_plain(description, ""):
-        raise ConfigError(
-            f"{found}, which a model file cannot hold; write a number, a single word, or a component with _target_"
-        )
+        raise ConfigError(f"{found}, which a model file cannot hold; write a number, a word, or a component")
 
 
 def read_model(path: Path, *kinds: str, is_built: bool = True) -> ModelFile:
@@ -284,10 +282,7 @@ def refuse_other_weights(bundle: Path) -> None:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - len(_MARK)))
         if file.read() != _MARK:
-            raise ConfigError(
-                f"{path.name}: another program has written it, and it is not the model in {MODEL}; remove it to use "
-                f"{MODEL}"
-            )
+            raise ConfigError(f"{path.name}: another program has written it; remove it to use {MODEL}")
 
 
 def write_for_monai(path: Path, tensors: Mapping[str, Tensor]) -> Path:

@@ -113,10 +113,7 @@ def check_all_set() -> None:
     file = Path(str(config.get("bundle_root"))) / CONFIGS / str(name)
     shipped = json.loads(file.read_text(encoding="utf-8")) if name and file.is_file() else config
     if changed := [key for key in _OF_THE_EVALUATOR if shipped.get(key) != config.get(key)]:
-        raise ConfigError(
-            f"{changed[0]}: has no effect on this run, which calls a command; use its arguments, such as limit, or run "
-            "the evaluator itself"
-        )
+        raise ConfigError(f"{changed[0]}: has no effect on this run, which calls a command; use its arguments")
 
 
 def _show_errors_as_one_line() -> None:
@@ -173,9 +170,7 @@ def _use_given_images(parser: ConfigParser) -> None:
         return
     for id, data in lists.items():
         if is_formula(data) or not data:
-            raise CohortError(
-                f"{id}: there is no image; in MONAI Label, label more, or choose another val_split above 0"
-            )
+            raise CohortError(f"{id}: there is no image; in MONAI Label, label more, or set another val_split above 0")
     config: dict[str, Any] = parser.get()
     original = json.loads((Path(str(config["bundle_root"])) / CONFIGS / TRAIN).read_text(encoding="utf-8"))
     handlers = parser.get("train#handlers")
@@ -293,14 +288,9 @@ class TrainingDescription:
     def check_resumes(self, checkpoint: Mapping[str, Any], name: str) -> None:
         """Check that a checkpoint, the content of the file ``name``, is one of this training."""
         if differing := self.differing(json.loads(checkpoint["model"])):
-            raise ConfigError(
-                f"{name}: belongs to another model with other values of {', '.join(differing)}; use its "
-                f"values, {_AGAIN}"
-            )
+            raise _another_model(name, differing)
         if checkpoint["fingerprint"] != self.fingerprint:
-            raise ConfigError(
-                f"{name}: was trained on other data, or on another split; use the same dataset_dir, {_AGAIN}"
-            )
+            raise ConfigError(f"{name}: was trained on other data, or on another split; use its dataset_dir, {_AGAIN}")
         pairs = zip(checkpoint["scans"], self.scans, strict=False)
         replaced = [scan_id for before, (scan_id, now) in pairs if before != now[:_DIGITS]]
         if replaced:
@@ -308,6 +298,10 @@ class TrainingDescription:
                 f"{name}: {len(replaced)} of {len(self.scans)} scans are not those of the training (the first is "
                 f"'{replaced[0][:60]}'): they were replaced, or are damaged; restore them, {_AGAIN}"
             )
+
+
+def _another_model(name: str, keys: Sequence[str]) -> ConfigError:
+    return ConfigError(f"{name}: belongs to another model with other values of {', '.join(keys)}; use these, {_AGAIN}")
 
 
 def check_monai_weights(network: nn.Module, folder: str | Path) -> None:
@@ -326,8 +320,5 @@ def check_monai_weights(network: nn.Module, folder: str | Path) -> None:
         trained = read_description(model) if model.is_file() else {}
         plain = {key: value for key, value in running.items() if not (isinstance(value, dict) or is_formula(value))}
         if differ := sorted(key for key, value in trained.items() if plain.get(key, value) != value):
-            raise ConfigError(
-                f"{path.name}: belongs to another model with other values of {', '.join(differ)}; use its "
-                f"values, {_AGAIN}"
-            ) from error
+            raise _another_model(path.name, differ) from error
         raise

@@ -159,10 +159,7 @@ class PartStore:
         remove_abandoned(folder)
         if self._parts() and self._recorded_key() != self._key:
             if not replace:
-                raise ConfigError(
-                    f"{folder.name}: holds results of other settings or another model; run with these again, or delete "
-                    "the folder"
-                )
+                raise ConfigError(f"{folder.name}: holds results of other settings; use these again, or delete it")
             self.remove()
 
     def append(self, rows: pd.DataFrame) -> None:
@@ -216,9 +213,7 @@ class PartStore:
         try:
             return pq.ParquetFile(part).read(columns)
         except (OSError, pa.ArrowException) as error:
-            raise MachineError(
-                f"{self.folder.name}/{part.name}: cannot be read; delete it and run the command again"
-            ) from error
+            raise MachineError(f"{self.folder.name}/{part.name}: cannot be read; delete it and run again") from error
 
     def _recorded_key(self) -> dict[str, Any] | None:
         try:

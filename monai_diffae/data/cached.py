@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from monai_diffae.errors import BusyError, CohortError, DiffAEError, MachineErro
 from monai_diffae.policies import OnBadScan, check_choice
 
 Item = dict[str, Any]
-Cache = Literal["memory", "disk", "none"]
 
 
 @dataclass(eq=False, repr=False)
@@ -54,18 +53,14 @@ class CachedCases(Dataset[Item]):
     transform: Callable[[Any], Any]  #: the deterministic preprocessing, to ``[C, *S]`` under each of ``keys``
     #: the augmentation, a MONAI transform; it gets a mapping with ``keys`` only
     random_transform: Callable[[Any], Any] | None = None
-    #: ``"memory"`` (on disk if larger than ``cache_gib``), ``"disk"``, or ``"none"``, which checks every scan once and
-    #: then reads it again each time
-    cache: Cache = "memory"
     #: folder for the disk cache, which is deleted at the end, or at the next start after a kill; by default that of the
     #: system's temporary files
     cache_dir: str | os.PathLike[str] | None = None
-    cache_gib: float = 4.0  #: the largest cache in memory, in GiB
+    cache_gib: float = 4.0  #: the largest cache in memory, in GiB; a larger one is on disk
     num_workers: int | None = 0  #: processes that preprocess; 0 or None preprocesses in this process
     seed: int = 0  #: random seed of ``random_transform``
     on_bad_scan: OnBadScan = "skip"  #: or ``"stop"`` to raise the :class:`ScanError` of the first bad scan
     keys: Sequence[str] = ("image",)  #: the entries of the transform's result to keep
-    progress: bool = True  #: show a bar on a terminal, or log a line elsewhere
     epoch: int = field(default=0, init=False)  #: of plain indices; persistent workers need indices (epoch, index)
     failures: list[Failure] = field(default_factory=list, init=False)
     failures_name: str | None = field(default=None, init=False)
@@ -74,7 +69,6 @@ class CachedCases(Dataset[Item]):
     _stores: "dict[str, ArrayStore]" = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        check_choice("cache", self.cache, Cache)
         check_choice("on_bad_scan", self.on_bad_scan, OnBadScan)
 
     @property
@@ -156,21 +150,17 @@ class CachedCases(Dataset[Item]):
         return "reading and preprocessing"
 
     def _results(self) -> Iterator[tuple[Arrays | Exception, str]]:
-        text = f"{self._task} {len(self.data)} images"
-        with progress(len(self.data), text) if self.progress else contextlib.nullcontext(lambda: None) as advance:
+        with progress(len(self.data), f"{self._task} {len(self.data)} images") as advance:
             for result in read_hashed_stream(self.data, self.transform, self.keys, self.num_workers or 0):
                 advance()
                 yield result
 
     def _keep(self, arrays: Arrays) -> ScanError | None:
         """Store a result, or return an error if its size differs from the first result's."""
-        if self.cache == "none":
-            return None
         if not self._stores:
             count = len(self.data)
             gib = count * sum(a.nbytes for a in arrays.values()) / 1024**3
-            on_disk = self.cache == "disk" or gib > self.cache_gib
-            folder = make_cache_folder(self.cache_dir, gib) if on_disk else None
+            folder = make_cache_folder(self.cache_dir, gib) if gib > self.cache_gib else None
             if folder is not None:
                 weakref.finalize(self, remove_cache_folder, folder, os.getpid())
             self._stores = {
@@ -213,9 +203,7 @@ class ArrayStore:
     def __getitem__(self, position: int) -> NDArray[np.float32]:
         """Return a copy of one array."""
         if self._array is None:
-            if self.path is None:
-                raise RuntimeError("the store has neither an array nor a file")
-            self._array = np.memmap(self.path, np.float32, "r", shape=(self.filled, *self.shape))
+            self._array = np.memmap(str(self.path), np.float32, "r", shape=(self.filled, *self.shape))
         return np.array(self._array[position])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -236,10 +236,7 @@ def key_beside(table: Path, name: str | None) -> PatientKey:
     file = table.parent / KEY_FILE
     key = _read(file) if file.is_file() else None
     if key is None or key.name != name:
-        raise ConfigError(
-            f"{table.name}: the key of its patients is not beside it; copy {KEY_FILE} from the folder in which embed "
-            "wrote the table, or embed again"
-        )
+        raise ConfigError(f"{table.name}: the key of its patients is not beside it; copy {KEY_FILE}, or embed again")
     return key
 
 
@@ -359,9 +356,7 @@ def check_splits(cases: Sequence[Case], source: str) -> None:
 def check_links(cases: Sequence[Case], source: str) -> None:
     """Raise an error if one file is in two splits under two names, by a symbolic or hard link."""
     for group in files_in_two_splits(cases):
-        raise CohortError(
-            f"{source}: the cases {_pair(group)} are links to one file; keep one, or put both into one split"
-        )
+        raise CohortError(f"{source}: the cases {_pair(group)} are links to one file; put both into one split")
 
 
 def _in_two_splits(cases: Sequence[Case], key: Callable[[Case], object]) -> list[list[Case]]:

@@ -191,9 +191,7 @@ def _read_table(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...
     for role in COLUMN_ROLES:
         similar = next((name for name in cells if name.lower() == role and name not in names.values()), None)
         if similar is not None and role not in cells:
-            logger.warning(
-                "%s: the column %s is a label; set columns %s=%s if it is not", path.name, similar, role, similar
-            )
+            logger.warning("%s: the column %s is a label; if not, set columns %s=%s", path.name, similar, role, similar)
     labels = as_labels({name: column for name, column in cells.items() if name not in names.values()})
     rows = []
     for i in range(len(next(iter(cells.values())))):
@@ -243,14 +241,12 @@ def _read_entries(path: Path) -> list[tuple[str, int, Any]]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise CohortError(f"{path.name}: this is not JSON ({error}); repair the file") from error
-    sections = {"": content} if isinstance(content, list) else content
-    if not isinstance(sections, dict):
-        raise CohortError(f"{path.name}: expected a list of entries, or lists under training, validation and test")
+    sections = content if isinstance(content, dict) else {"": content}
     lists = [(section, sections.get(section)) for section in _SECTIONS]
     entries = [(section, n, entry) for section, each in lists if isinstance(each, list) for n, entry in enumerate(each)]
     if not entries:
         keys = shortened(", ".join(map(str, sections)) or "nothing", 80)
-        raise CohortError(f"{path.name}: no entries under training, validation or test (has {keys}); add them")
+        raise CohortError(f"{path.name}: no list of entries under training, validation or test (has {keys}); add it")
     return entries
 
 
@@ -333,7 +329,7 @@ def _to_cases(
     cases = []
     for row, safe, file_name, patient in zip(rows, safe_ids(texts), safe_file_names(texts), patients, strict=True):
         id = row.id or safe
-        split = _split(source, id, row.split)
+        split = standard_split(source, id, row.split)
         cases.append(replace(row, id=id, patient=patient or file_name, split=split, file_name=file_name))
     _warn_of_patients(source, rows, cases)
     return cases
@@ -360,7 +356,8 @@ def unified_patients(patients: Sequence[str | None]) -> list[str | None]:
     return [whole[name] if whole.get(name) in known else name for name in names]
 
 
-def _split(source: str, id: str, split: str | None) -> str | None:
+def standard_split(source: str, id: str, split: str | None) -> str | None:
+    """The standard name of the split of a case of the table or folder ``source``."""
     if split and split.lower() not in SPLITS:
         raise CohortError(f"{source}: case {quoted(id)} has the unknown split {quoted(split)}; use train, val or test")
     return SPLITS[split.lower()] if split else None
@@ -373,9 +370,7 @@ def _check_rows(source: str, rows: Sequence[Case], ids: Sequence[str], *, refuse
         raise CohortError(f"{source}: the cases '{first.id[:60]}' and '{second.id[:60]}' have the same file; keep one")
     unprintable = next((row.id for row in rows if not row.id.isprintable()), None)
     if unprintable is not None:
-        raise CohortError(
-            f"{source}: the id {quoted(unprintable)} has a line break or another control character; remove it"
-        )
+        raise CohortError(f"{source}: the id {quoted(unprintable)} has a line break or control character; remove it")
     double = next((id for id, count in Counter(ids).items() if count > 1), None)
     if double is not None:
         raise CohortError(f"{source}: the id '{double[:60]}' occurs twice; give every case an id of its own")

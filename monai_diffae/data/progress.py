@@ -114,9 +114,7 @@ def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) ->
 
     path = Path(path)
     if failures and path.exists() and not _is_list_of_failures(path):
-        raise ConfigError(
-            f"{path.name}: already exists and was not written by this package; move it, or choose another out"
-        )
+        raise ConfigError(f"{path.name}: already exists and was not written by this package; choose another out")
     if failures:
         return write_atomic(path, write)
     if _is_list_of_failures(path):

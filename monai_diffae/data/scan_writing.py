@@ -46,8 +46,7 @@ def write_scan(
     affine: NDArray[np.float64] | None = None,
     *,
     value_range: tuple[float, float] | None = None,
-    dtype: DTypeLike | None = None,
-    header: nib.Nifti1Header | None = None,
+    dtype: DTypeLike = np.float32,
     description: str = "",
 ) -> Path:
     """Write an array as NIfTI or NRRD (by default float32, so that no value is clipped) or PNG (8 bit), atomically.
@@ -59,11 +58,8 @@ def write_scan(
         affine: 4x4 in mm, RAS+, as in :class:`~monai_diffae.data.scans.Scan`; None: voxels of 1 mm.
         value_range: for PNG: the values shown as black and white; values beyond are clipped. By default the array's
             minimum and maximum.
-        dtype: for NIfTI and NRRD: data type of the file; None: float32. For integers, values are rounded. Values that
-            do not fit into the type are clipped; their number is logged.
-        header: for NIfTI: the header of a scan of the same size, whose affine, units and codes replace ``affine``.
-            Without ``dtype``, the values are the scan's intensities: the file has the scan's type and scaling, or a
-            larger integer type that holds the values.
+        dtype: for NIfTI and NRRD: data type of the file. For integers, values are rounded. Values that do not fit into
+            the type are clipped; their number is logged.
         description: for NIfTI: the text ``descrip`` of the header, at most 79 characters.
 
     Raises:
@@ -77,25 +73,16 @@ def write_scan(
         ...     itk.read(path).array.shape
         (1, 2, 3, 4)
     """
-    path, given = Path(path), np.asarray(array)
-    if given.dtype.kind not in "biuf":
-        raise ConfigError(f"{path.name}: values of type {given.dtype} cannot be written; give real numbers")
-    values, name = given.astype(np.float32), path.name
+    path = Path(path)
+    values, name = _real_numbers(path, array), path.name
     if name.endswith(".png") and values.ndim == 3 and len(values) in (1, 3):
         return _write_png(path, values, value_range or (float(values.min()), float(values.max())))
     if not name.endswith((".nii", ".nii.gz", ".nrrd")) or values.ndim not in (3, 4):
-        raise ConfigError(
-            f"{name}: cannot hold an array {list(values.shape)}; use .nii.gz or .nrrd (or .png for [1 or 3, H, W])"
-        )
-    if header is not None and not name.endswith(".nrrd"):
-        return _write_like(path, values[0], header, None if dtype is None else np.dtype(dtype), description)
+        raise ConfigError(f"{name}: cannot hold an array {list(values.shape)}; use .nii.gz or .nrrd (or .png)")
     if values.ndim == 3:
         values = values[..., None]
         affine = _DISPLAYED if affine is None else affine
-    stored, affine = (
-        _as_type(path, values, np.dtype(np.float32 if dtype is None else dtype)),
-        np.eye(4) if affine is None else affine,
-    )
+    stored, affine = _as_type(path, values, np.dtype(dtype)), np.eye(4) if affine is None else affine
     if name.endswith(".nrrd"):
         image = itk.to_image(path, stored, affine)
         return write_atomic(path, lambda temporary: itk.write_nrrd(temporary, image, name))
@@ -114,25 +101,36 @@ def _set_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) -> Non
     header.set_slope_inter(1.0, 0.0)
 
 
-def _write_like(
-    path: Path, array: NDArray[np.float32], header: nib.Nifti1Header, given: np.dtype[Any] | None, description: str
+def _real_numbers(path: Path, array: ArrayLike) -> NDArray[np.float32]:
+    given = np.asarray(array)
+    if given.dtype.kind not in "biuf":
+        raise ConfigError(f"{path.name}: values of type {given.dtype} cannot be written; give real numbers")
+    return given.astype(np.float32)
+
+
+def write_like(
+    path: Path, array: NDArray[Any], header: nib.Nifti1Header, given: DTypeLike | None, description: str
 ) -> Path:
-    """Write a volume ``[X, Y, Z]`` with the size, affine, codes and units of another file."""
-    header = header.copy()
+    """Write a volume ``[1, X, Y, Z]`` with the size, affine, codes and units of another NIfTI file.
+
+    Without a ``given`` type, the values are the other's intensities: the file has its type and scaling, or a larger
+    integer type that holds the values.
+    """
+    values, header = _real_numbers(path, array)[0], header.copy()
     for text in ("descrip", "aux_file", "intent_name", "db_name"):  # they may contain names
         if text in header:  # NIfTI-2 has no db_name
             header[text] = b""
     if given is not None:
-        _set_type(path, header, given)
+        _set_type(path, header, np.dtype(given))
         header["cal_min"] = header["cal_max"] = 0.0  # a viewer would use the scan's window
     dtype, (slope, intercept) = header.get_data_dtype(), header.get_slope_inter()
-    if given is None and dtype.kind in "iu" and np.isfinite(array).all():
-        ends = sorted((float(end) - (intercept or 0.0)) / (slope or 1.0) for end in (array.min(), array.max()))
+    if given is None and dtype.kind in "iu" and np.isfinite(values).all():
+        ends = sorted((float(end) - (intercept or 0.0)) / (slope or 1.0) for end in (values.min(), values.max()))
         dtype = np.dtype(smallest_type(ends[0], ends[1], (dtype, *INTEGERS)))
         header.set_data_dtype(dtype)
     if dtype.kind not in "iu":
         slope = intercept = None
-    stored = _as_type(path, array, dtype, (slope or 1.0, intercept or 0.0)).reshape(header.get_data_shape())
+    stored = _as_type(path, values, dtype, (slope or 1.0, intercept or 0.0)).reshape(header.get_data_shape())
     image_class = nib.Nifti2Image if int(header["sizeof_hdr"]) == 540 else nib.Nifti1Image
     image = image_class(stored, header.get_best_affine(), header)
     image.header.set_slope_inter(slope, intercept)
@@ -203,26 +201,23 @@ def write_series(
     path: str | os.PathLike[str],
     array: NDArray[np.float32],
     source: str | os.PathLike[str],
-    *,
     description: str = "monai_diffae reconstruction",
-    overwrite: bool = False,
 ) -> Path:
     """Write an image in the space of a DICOM scan as a new series of its study: a folder, or a ``.dcm`` file for 2D.
 
     **The new files are as private as their source**: they contain its name, PatientID, dates and other tags, without
-    private tags and overlays. The same result written again has the same UIDs. No value wraps around or is clipped.
+    private tags and overlays. The same result written again has the same UIDs. No value wraps around or is clipped. An
+    older result of this name is replaced.
     """
     path, source = Path(path), Path(source)
     files, stack = dicom.read_stack(source)
-    _check_target(path, stack is not None, overwrite)
+    if path.exists() and not all(map(_was_written_here, path.iterdir() if path.is_dir() else [path])):
+        raise ConfigError(f"{path.name}: holds files that were not written by this package; choose another name")
     with lenient():
         slices = _read_slices(source, files, stack)
         size = stack.sizes if stack is not None else (int(slices[0].Rows), int(slices[0].Columns))
         if array.shape != (1, *size) or not np.isfinite(array).all():
-            raise ConfigError(
-                f"{path.name}: the array {list(array.shape)} must be finite and have the source's size {[1, *size]}; "
-                "bring it to the source's space"
-            )
+            raise ConfigError(f"{path.name}: {list(array.shape)} must be finite, of the source's size {[1, *size]}")
         planes = array if stack is None else array[0].transpose(2, 1, 0)
         storage = _choose_storage(float(array.min()), float(array.max()), slices)
         pixels = [storage.store(plane) for plane in planes]
@@ -353,16 +348,6 @@ def _save_all(slices: list[Dataset], folder: Path, old: Path) -> None:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _check_target(path: Path, is_volume: bool, overwrite: bool) -> None:
-    if is_volume == (path.suffix.lower() in dicom.SUFFIXES):
-        kind = "a volume is written into a folder" if is_volume else "a 2D image is written as one file"
-        raise ConfigError(f"{path.name}: {kind}; choose a name that ends {'otherwise' if is_volume else 'in .dcm'}")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{path.name}: already exists; choose another name, or set overwrite")
-    if path.exists() and not all(map(_was_written_here, path.iterdir() if path.is_dir() else [path])):
-        raise ConfigError(f"{path.name}: holds files that were not written by this package; choose another name")
 
 
 def _was_written_here(path: Path) -> bool:

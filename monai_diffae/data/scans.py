@@ -254,12 +254,9 @@ def scan_of_array(
 
 def check_colour(colour: Colour, channels: int) -> None:
     """Raise an error if ``colour`` does not go with the number of channels of the model."""
-    num_channels = {"grey": 1, "rgb": 3}.get(colour, channels)
-    if num_channels != channels:
-        raise ConfigError(
-            f"colour: {colour} has {num_channels} channels, but in_channels is {channels}; "
-            f"choose another colour, or train a model with in_channels {num_channels}"
-        )
+    needed = {"grey": 1, "rgb": 3}.get(colour, channels)
+    if needed != channels:
+        raise ConfigError(f"colour: {colour} has {needed} channels, but in_channels is {channels}; choose another")
 
 
 def _fit_dims(path: Path, scan: Scan, spatial_dims: int | None) -> Scan:

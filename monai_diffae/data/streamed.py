@@ -21,28 +21,22 @@ from monai_diffae.errors import MachineError, ScanError, find_diffae_error, one_
 
 Arrays = dict[str, NDArray[np.float32]]
 """The images ``[C, *S]`` of one item, by key."""
+Items = Sequence[Mapping[str, Any]]
+Transform = Callable[[Any], Any]
 
 
 def read_stream(
-    data: Sequence[Mapping[str, Any]],
-    transform: Callable[[Any], Any],
-    keys: Sequence[str],
-    workers: int = 0,
-    ahead: int = 2,
+    data: Items, transform: Transform, keys: Sequence[str], workers: int = 0, ahead: int = 2
 ) -> Iterator[Arrays | Exception]:
     """Yield each item's images ``[C, *S]`` by key, or its error, in order; workers read ``ahead`` items in total."""
-    yield from in_order(data, partial(_preprocessed_or_error, transform, keys), workers, ahead)
+    return in_order(data, partial(_preprocessed_or_error, transform, keys), workers, ahead)
 
 
 def read_hashed_stream(
-    data: Sequence[Mapping[str, Any]],
-    transform: Callable[[Any], Any],
-    keys: Sequence[str],
-    workers: int = 0,
-    ahead: int = 2,
+    data: Items, transform: Transform, keys: Sequence[str], workers: int = 0, ahead: int = 2
 ) -> Iterator[tuple[Arrays | Exception, str]]:
     """Yield what :func:`read_stream` does, each with the hash of the item's files, also of bad items."""
-    yield from in_order(data, partial(_with_hash, transform, keys), workers, ahead)
+    return in_order(data, partial(_with_hash, transform, keys), workers, ahead)
 
 
 def in_order(items: Sequence[Any], function: Callable[[Any], Any], workers: int, ahead: int = 2) -> Iterator[Any]:
@@ -71,9 +65,7 @@ def _identity(value: Any) -> Any:
     return value
 
 
-def _preprocessed_or_error(
-    transform: Callable[[Any], Any], keys: Sequence[str], item: Mapping[str, Any]
-) -> Arrays | Exception:
+def _preprocessed_or_error(transform: Transform, keys: Sequence[str], item: Mapping[str, Any]) -> Arrays | Exception:
     """The images, or the error as a value: an exception in a worker would arrive as a traceback and end all."""
     try:
         return preprocessed(transform, item, keys)
@@ -83,12 +75,12 @@ def _preprocessed_or_error(
         )
 
 
-def _with_hash(transform: Callable[[Any], Any], keys: Sequence[str], item: Mapping[str, Any]) -> tuple[Any, str]:
+def _with_hash(transform: Transform, keys: Sequence[str], item: Mapping[str, Any]) -> tuple[Any, str]:
     # in this order, as the files are still in memory after they were read
     return _preprocessed_or_error(transform, keys, item), item_hash(item)
 
 
-def preprocessed(transform: Callable[[Any], Any], item: Mapping[str, Any], keys: Sequence[str]) -> Arrays:
+def preprocessed(transform: Transform, item: Mapping[str, Any], keys: Sequence[str]) -> Arrays:
     """Preprocess one item: its images ``[C, *S]``, float32, by key."""
     result = transform(dict(item))
     return {key: np.array(plain_tensor(result[key]).numpy(), np.float32) for key in keys}
@@ -155,7 +147,4 @@ def dead_worker(error: BaseException) -> MachineError | None:
     """The error of the machine, if torch says that a worker process died; else None."""
     if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")):
         return None
-    return MachineError(
-        "a worker process that reads scans was killed, usually because memory ran out; use fewer workers, then the "
-        "same command resumes"
-    )
+    return MachineError("a worker process that reads scans was killed, usually as memory ran out; use fewer workers")

@@ -72,10 +72,7 @@ def read_torch_file(path: Path, damaged: str, prefix: str | None = None) -> Any:
         # of PyTorch before 1.6, or damaged: torch itself decides
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
         if names:  # something to call that plain tensors do not need
-            raise UnsafeInputError(
-                f"{path.name}: contains {quoted(min(names))}, and loading that could run code; get the file from its "
-                "author again, as a plain state dict"
-            )
+            raise UnsafeInputError(f"{path.name}: contains {quoted(min(names))}, which may run code; get a state dict")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they name folders
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -87,10 +84,7 @@ def read_torch_file(path: Path, damaged: str, prefix: str | None = None) -> Any:
         raise
     except Exception as error:  # torch raises the errors of pickle and zip, and its own
         if _is_refusal(error, path):
-            raise UnsafeInputError(
-                f"{path.name}: would run code when it is loaded, and is refused; get it from its author again, as a "
-                "plain state dict"
-            ) from error
+            raise UnsafeInputError(f"{path.name}: would run code when loaded; get it as a plain state dict") from error
         raise ScanError(f"{path.name}: {damaged}") from error
     return content
 
@@ -118,6 +112,5 @@ def _refuse_pretended(tensor: torch.Tensor, path: Path) -> None:
     is_plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
     if not is_plain or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
         raise UnsafeInputError(
-            f"{path.name}: contains a tensor of shape {str(tuple(tensor.shape))[:40]} without its data; get the file "
-            "from its author again"
+            f"{path.name}: contains a tensor of shape {quoted(tuple(tensor.shape))} without data; get the file again"
         )

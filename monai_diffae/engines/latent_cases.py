@@ -41,8 +41,6 @@ class LatentCases(CachedCases):
                 "cache_latents: images that are encoded once cannot be augmented; set augmentation to null, or "
                 "cache_latents to false"
             )
-        if first_stage is not None and self.cache == "none":
-            raise ConfigError("cache is 'none', but cache_latents keeps latents; set cache to 'memory' or 'disk'")
         self._folder = Path(kwargs["cache_dir"]) / "latents"
 
     def images(self) -> CachedCases:

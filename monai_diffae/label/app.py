@@ -29,8 +29,7 @@ from monai_diffae.label.datastore import FolderDatastore, check_tag
 from monai_diffae.label.dicomweb import DicomWebDatastore
 from monai_diffae.label.label_app import AppFolder, silence_monai_label
 from monai_diffae.label.strategies import EmbedScoring, strategies
-from monai_diffae.label.task import ServedModel
-from monai_diffae.label.tasks import all_tasks
+from monai_diffae.label.tasks import ServedModel, all_tasks
 from monai_diffae.label.trainer import DiffAETrainer
 from monai_diffae.serving import answers
 from monai_diffae.serving.answers import NotFoundError
@@ -41,12 +40,8 @@ logger = logging.getLogger(__name__)
 class DiffAEApp(MONAILabelApp):
     """Serves a diffusion autoencoder: inference, active learning, and training on all images of the datastore.
 
-    MONAI Label finds this class in the app folder's ``main.py``, in the server and in each of its jobs.
-
-    Args:
-        app_dir: an app folder, made by :func:`monai_diffae.label_app`.
-        studies: a folder, or the URL of a DICOMweb server.
-        conf: MONAI Label's configuration of the app; not used.
+    MONAI Label finds this class in the ``main.py`` of an app folder of :func:`monai_diffae.label_app`, in the server
+    and in each of its jobs. ``studies`` is a folder, or the URL of a DICOMweb server; ``conf`` is not used.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
@@ -95,16 +90,7 @@ class DiffAEApp(MONAILabelApp):
         return BatchInference()
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Run a task for one image, which is an id of the datastore or a session, never a path.
-
-        Args:
-            request: ``model``, ``image`` or ``session`` (with its ``name``), and options.
-            datastore: the images; None: the app's.
-
-        Returns:
-            ``file``: a temporary file with the image, or None; ``label``: the id of a stored label, or the file;
-            ``tag``, and ``params``: the figures.
-        """
+        """Run a task for one image, which is an id of the datastore or a session, never a path."""
         store = datastore or self.datastore()
         task = self._infers.get(request.get("model"))
         if task is None:

@@ -26,29 +26,8 @@ logger = logging.getLogger(__name__)
 _PATTERNS = [f"*{form}" for suffix in SUFFIXES for form in (suffix, suffix.upper())]
 
 
-def check_id(text: object) -> str:
-    """Return the id of an image if it is the plain name of a file, without a folder.
-
-    Example:
-        >>> check_id("../../etc/passwd")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: image: must be an id without folders; GET /datastore/?output=all lists the ids
-    """
-    if not isinstance(text, str) or not text.strip() or text.startswith(".") or re.search(r"[/\\\x00-\x1f]", text):
-        raise ConfigError("image: must be an id without folders; GET /datastore/?output=all lists the ids")
-    return text
-
-
 def check_tag(tag: object) -> str:
-    """Return the tag of a label, which names a folder, if it is a plain word such as ``final``.
-
-    Example:
-        >>> check_tag("../../x")
-        Traceback (most recent call last):
-        ...
-        monai_diffae.errors.ConfigError: tag: must be a word such as final or original, of letters, digits, _ . or -
-    """
+    """Return the tag of a label, which names a folder, if it is a plain word such as ``final``."""
     text = getattr(tag, "value", tag)  # MONAI Label's own tags are an enumeration of texts
     if not isinstance(text, str) or not re.fullmatch(r"\w(?:[\w .-]{0,62}\w)?", text):
         raise ConfigError("tag: must be a word such as final or original, of letters, digits, _ . or -")
@@ -110,9 +89,7 @@ class FolderDatastore(CheckedWrites, LocalDatastore):
         with self._lock:
             image = self._datastore.objects.get(image_id)
             if image is None:  # MONAI Label would return "", which readers take for the working directory
-                raise NotFoundError(
-                    "image: the datastore has no image with this id; GET /datastore/?output=all lists the ids"
-                )
+                raise NotFoundError("image: there is no image with this id; GET /datastore/?output=all lists them")
             uid = dicom.split_series(image.image.ext)[1]
             uri = str(super().get_image_uri(image_id))
         return uri if uid is None else f"{uri}{dicom.SERIES}{uid}"
@@ -141,7 +118,9 @@ class FolderDatastore(CheckedWrites, LocalDatastore):
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Store a new image; another image under its id, and the labels of the same image, stay."""
         id_of_file, suffix = self._to_id(Path(image_filename).name)
-        id = check_id(image_id or id_of_file)
+        id: object = image_id or id_of_file
+        if not isinstance(id, str) or not id.strip() or id.startswith(".") or re.search(r"[/\\\x00-\x1f]", id):
+            raise ConfigError("image: must be an id without folders; GET /datastore/?output=all lists the ids")
         _check_info(image_info)
         if suffix.lower() not in SUFFIXES:
             raise ConfigError(f"file: has an unknown suffix; use one of {' '.join(SUFFIXES)}")

@@ -75,10 +75,7 @@ class DicomWebDatastore(CheckedWrites, DICOMWebDatastore):
             what = "does not list its series" if response is None else f"answers with status {response.status_code}"
             if isinstance(error, (requests.ConnectionError, requests.Timeout)):
                 what = "cannot be reached"
-            raise MachineError(
-                f"studies: the DICOMweb server {what}; check that it is running, its address (with the path of "
-                "DICOMweb, such as /dicom-web) and its password"
-            ) from error
+            raise MachineError(f"studies: the DICOMweb server {what}; check its address and password") from error
         finally:
             self._client.set_http_retry_params()
 
@@ -170,9 +167,7 @@ def _convert(series: Path, image: Path) -> None:
     converted = Path(dicom_to_nifti(str(series)))
     try:
         if scan.array.ndim == 4 and not _is_same_grid(scan, read_scan(converted)):
-            raise ScanError(
-                "series: its slices are tilted, which MONAI Label does not support; resample and store it again"
-            )
+            raise ScanError("series: its slices are tilted, which MONAI Label cannot show; resample and store it again")
         Path(shutil.move(converted, image.with_name(f".{series.name}.part"))).replace(image)
     finally:
         converted.unlink(missing_ok=True)  # MONAI Label (0.8.5) leaves it in the temporary folder

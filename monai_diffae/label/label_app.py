@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
-from monai_diffae.bundle.folders import check_new_folder, init_bundle
+from monai_diffae.bundle.folders import check_new_folder, init_bundle, new_folder
 from monai_diffae.data.atomic import write_json
-from monai_diffae.errors import ConfigError, DiffAEError, MachineError
+from monai_diffae.errors import ConfigError, DiffAEError
 from monai_diffae.lazy import bundles
 
 _COPY = "bundle"
@@ -26,33 +23,19 @@ __all__ = ["DiffAEApp"]
 '''
 
 
-@dataclass(frozen=True)
 class AppFolder:
-    """The folder of an app."""
+    """The folder of an app.
 
-    #: the folder. It holds ``main.py``, which MONAI Label imports, ``settings.json``, which names the bundle and the
-    #: device, the bundle, directions for edits, and what the server writes: the embedding index, trainings and logs
-    path: Path
+    It holds ``main.py``, which MONAI Label imports, ``settings.json``, which names the bundle and the device, the
+    bundle, directions for edits, and what the server writes: the embedding index, trainings and logs.
+    """
 
-    @property
-    def directions(self) -> Path:
-        """The folder with files of ``monai-diffae fit-direction``, for the task ``diffae_edit``."""
-        return self.path / "directions"
-
-    @property
-    def index(self) -> Path:
-        """The folder of the embedding index."""
-        return self.path / "index"
-
-    @property
-    def training(self) -> Path:
-        """The folder in which the server trains."""
-        return self.path / "training"
-
-    @property
-    def log_file(self) -> Path:
-        """The server's log."""
-        return self.path / "logs" / "app.log"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.directions = path / "directions"  #: files of ``monai-diffae fit-direction``, for the task ``diffae_edit``
+        self.index = path / "index"  #: the embedding index
+        self.training = path / "training"  #: the folder in which the server trains
+        self.log_file = path / "logs" / "app.log"  #: the server's log
 
     def settings(self) -> dict[str, Any]:
         """The content of ``settings.json``."""
@@ -100,7 +83,13 @@ def label_app(out: Path, *, bundle: Path, refer: bool = False) -> Result:
     check_new_folder(out)
     # unsafe files are refused before they are copied
     bundles.AnomalyDetector.load_if_usable(bundles.load_bundle(bundle, "cpu"))
-    app = _make_folder(out, bundle, refer)
+    with new_folder(out) as folder:
+        (folder / "main.py").write_text(_MAIN, encoding="utf-8")
+        AppFolder(folder).directions.mkdir()
+        if not refer:
+            init_bundle(folder / _COPY, bundle)
+        write_json(folder / "settings.json", {"bundle": str(bundle.resolve()) if refer else _COPY})
+    app = AppFolder(out)
     try:
         bundles.AnomalyDetector.load(bundles.load_bundle(app.bundle, "cpu"), str(app.bundle))
         advice = []
@@ -108,29 +97,6 @@ def label_app(out: Path, *, bundle: Path, refer: bool = False) -> Result:
         advice = [f"diffae_anomaly cannot be used yet. {error}"]
     start = f"start the server with: monai-diffae label-server {app.path} STUDIES"
     return Result(app.path, next=[start, "STUDIES is a folder of scans, or the URL of a DICOMweb server", *advice])
-
-
-def _make_folder(path: Path, bundle: Path, refer: bool) -> AppFolder:
-    """Make the folder of an app, which appears only when it is complete."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = AppFolder(Path(mkdtemp(prefix=".tmp-", dir=path.parent)))
-        try:
-            (unfinished.path / "main.py").write_text(_MAIN, encoding="utf-8")
-            unfinished.directions.mkdir()
-            if not refer:
-                init_bundle(unfinished.path / _COPY, bundle)
-            write_json(unfinished.path / "settings.json", {"bundle": str(bundle.resolve()) if refer else _COPY})
-            unfinished.path.chmod(0o755)
-            unfinished.path.replace(path)
-        finally:
-            shutil.rmtree(unfinished.path, ignore_errors=True)
-    except OSError as error:
-        reason = error.strerror or "not all files could be copied"  # shutil raises one error for all files
-        raise MachineError(
-            f"{path.name}: cannot be written ({reason}); free disk space or choose another folder"
-        ) from error
-    return AppFolder(path)
 
 
 def silence_monai_label() -> None:

@@ -73,9 +73,7 @@ def label_server(
         raise ConfigError("monailabel is not installed; run pip install 'monai-diffae[label]'")
     check_port(host, port)
     if host not in LOOPBACK:
-        logger.warning(
-            "host: everyone who can reach %s can read the scans and replace labels, because there is no password", host
-        )
+        logger.warning("host: everyone who can reach %s can read scans and replace labels: there is no password", host)
     _serve(AppFolder(app.resolve()), studies if is_url else str(Path(studies).resolve()), host, port, modality)
     return Result()
 

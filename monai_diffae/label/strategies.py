@@ -26,7 +26,7 @@ from monai_diffae.apps.embedding.index import EmbeddingIndex
 from monai_diffae.errors import ConfigError, DiffAEError
 from monai_diffae.label.datastore import image_paths
 from monai_diffae.label.label_app import AppFolder
-from monai_diffae.label.task import ServedModel, check_keys
+from monai_diffae.label.tasks import ServedModel, check_keys
 from monai_diffae.latents.selection import Selection
 from monai_diffae.serving.answers import ConflictError
 
@@ -167,9 +167,7 @@ def label_targets(datastore: Datastore, ids: Sequence[str], target: str = AUTO) 
     if target not in (AUTO, VOLUME):
         numbers = {id: number for id, number in numbers.items() if number is not None}
         if infos and not numbers:
-            raise ConfigError(
-                f"target: no label has a structure {target[:40]!r}; use the name or number of a structure, or volume"
-            )
+            raise ConfigError(f"target: no label has a structure {target[:40]!r}; use its name or number, or volume")
     volumes: dict[str, float] = {}
     for id, number in numbers.items():
         sizes = _sizes_of_label(datastore, id)

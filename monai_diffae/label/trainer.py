@@ -26,7 +26,7 @@ from monai_diffae.errors import BusyError, CohortError, ConfigError, DivergenceE
 from monai_diffae.handlers.progress import Statistics
 from monai_diffae.label.datastore import image_paths
 from monai_diffae.label.label_app import AppFolder
-from monai_diffae.label.task import ServedModel, check_keys, option_names, shown_options
+from monai_diffae.label.tasks import ServedModel, check_keys, option_names, shown_options
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +95,7 @@ class DiffAETrainer(TrainTask):
         return {**status, "total_time": "stopped"}  # viewers show a bar as long as there is none
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Train, publish the new model, and return the numbers of images and the checksum of the new weights.
-
-        The options of ``request`` stand beside each other or in ``{"diffae": {...}}``, as OHIF sends them.
-        """
+        """Train, publish the new model, and return the numbers of images and the checksum of the new weights."""
         overrides = self.check(request)
         if ignored := sorted({*request, *(request.get("diffae") or {})} & _IGNORED):
             logger.info("these options change nothing here, and are ignored: %s", ", ".join(ignored))
@@ -107,23 +104,17 @@ class DiffAETrainer(TrainTask):
 
     def check(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The values of the training's configuration that a request asks for; refuses what cannot be done."""
-        values = {**request, **(request.get("diffae") or {})}
+        values = {**request, **(request.get("diffae") or {})}  # OHIF sends the options in {"diffae": {...}}
         values.pop("diffae", None)
         names = option_names(training_options)
         check_keys({key: value for key, value in values.items() if key not in _IGNORED}, set(names))
         if values.get("pretrained") not in (None, True):
-            raise ConfigError(
-                "pretrained: a training continues with the weights that are served; omit it, or make an app with "
-                "another bundle"
-            )
+            raise ConfigError("pretrained: a training continues with the weights that are served; omit it")
         if values.get("tracking_uri"):  # a client could let the server write anywhere
             raise ConfigError("tracking_uri: is set when the server starts, as MLFLOW_TRACKING_URI; omit it")
         overrides = training_options(**{name: values[name] for name in names if values.get(name) is not None})
         if not self._folder.owns_its_bundle:
-            raise ConfigError(
-                "train: the app uses a bundle outside its folder, and training would change it; make an app "
-                "with a copy of the bundle (monai-diffae label-app without --refer)"
-            )
+            raise ConfigError("train: the app uses a bundle outside its folder; make an app of a copy, without --refer")
         return overrides
 
     def _lock(self) -> ProcessLock:
@@ -165,17 +156,12 @@ class DiffAETrainer(TrainTask):
         return {"images": len(paths), "failed": num_failed, "seconds": seconds, "model": sha256}
 
     def _encode_and_publish(self, new: Path, paths: Mapping[str, str]) -> tuple[str, int]:
-        """Encode all images with the new model, so that strategies need not wait, and publish it if it is finite.
-
-        Returns the checksum of the new weights, and the number of images that cannot be used.
-        """
+        """Encode all images, so that strategies need not wait, and publish; the checksum, and the unusable images."""
         trained, index = load_bundle(new, self._served.device), EmbeddingIndex(self._folder.index)
         index.update(trained, paths)
         cases = index.read(trained)
         if not cases.ids or not _makes_finite_images(trained, paths[cases.ids[0]]):
-            raise DivergenceError(
-                "train: the new model has diverged (NaN), so the old one stays in use; lower learning_rate"
-            )
+            raise DivergenceError("train: the new model has diverged (NaN), the old one stays; lower learning_rate")
         publish(new, self._served.folder)
         index.keep_only([trained])
         return trained.sha256, len(cases.failures)

@@ -37,10 +37,9 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Mapping[
     PyTorch before 1.6 are the exception. Also returned are the ``hyper_parameters`` of PyTorch Lightning.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ConfigError(f"{path.name or path}: is a folder; give the file in it")
     if not path.is_file():
-        raise ConfigError(f"{path.name}: there is no such file")
+        wrong = "is a folder; give the file in it" if path.is_dir() else "there is no such file"
+        raise ConfigError(f"{path.name or path}: {wrong}")
     try:
         if path.suffix == ".safetensors":
             return read_safetensors(path)[0], {}
@@ -53,9 +52,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Mapping[
         hyper_parameters = content.get("hyper_parameters")
         content, place = content["state_dict"], " as its state_dict"
     if not isinstance(content, Mapping):
-        raise ConfigError(
-            f"{path.name}: holds a {type(content).__name__}{place}, not named weights; give a checkpoint or state dict"
-        )
+        raise ConfigError(f"{path.name}: holds a {type(content).__name__}{place}, not named weights; give a checkpoint")
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
     return tensors, hyper_parameters if isinstance(hyper_parameters, Mapping) else {}
 
@@ -107,6 +104,4 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[st
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, ValueError, RuntimeError) as error:
-        raise UnsafeInputError(
-            f"{Path(path).name}: damaged, or not a .safetensors file ({type(error).__name__}); download it again"
-        ) from error
+        raise UnsafeInputError(f"{Path(path).name}: damaged, or not a .safetensors file; download it again") from error

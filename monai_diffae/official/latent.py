@@ -93,18 +93,19 @@ def infer_latent_config(weights: StateDict) -> dict[str, Any]:
     z_channels, time_channels = weights["time_embed.0.weight"].shape
     if numbers != list(range(len(numbers))) or len(numbers) < 2:
         raise ConfigError(f"the official code has no latent DDIM with the layers {numbers}; download the file again")
+    time_projection = weights.get("layers.0.cond_layers.1.weight")
     unsupported = {
         "a time embedding that does not have two layers (net_latent_num_time_layers)": (
             "time_embed.2.weight" not in weights or "time_embed.4.weight" in weights
         ),
         "layers without a norm (net_latent_use_norm=False)": "layers.0.norm.weight" not in weights,
-        "layers without the time step as input": "layers.0.cond_layers.1.weight" not in weights,
+        "layers without the time step as input": time_projection is None,
+        "a scale and a shift from the time step (net_latent_condition_2x=True)": (
+            time_projection is not None and time_projection.shape[0] == 2 * hidden
+        ),
     }
-    for meaning, is_present in unsupported.items():
-        if is_present:
-            raise _unsupported(meaning)
-    if weights["layers.0.cond_layers.1.weight"].shape[0] == 2 * hidden:
-        raise _unsupported("a scale and a shift from the time step (net_latent_condition_2x=True)")
+    if meaning := next((meaning for meaning, is_present in unsupported.items() if is_present), None):
+        raise ConfigError(f"this latent DDIM cannot be imported: {meaning}; use the code that it was trained with")
     return {
         "z_channels": z_channels,
         "hidden_channels": hidden,
@@ -123,10 +124,6 @@ def _has_skip(weights: StateDict, layer: int, hidden: int, z_channels: int) -> b
             f"{hidden} it must be {plain} or {plain + z_channels}; download the file again"
         )
     return width > plain
-
-
-def _unsupported(meaning: str) -> ConfigError:
-    return ConfigError(f"this latent DDIM cannot be imported: {meaning}; use the code that it was trained with")
 
 
 def _layer_numbers(weights: StateDict) -> list[int]:
@@ -162,7 +159,5 @@ def _renaming(num_layers: int) -> Callable[[str], str]:
 def _statistics(weights: StateDict) -> tuple[torch.Tensor, torch.Tensor]:
     missing = [name for name in ("conds_mean", "conds_std") if not isinstance(weights.get(name), torch.Tensor)]
     if missing:
-        raise ConfigError(
-            f"there is no tensor {missing[0]} among the statistics of z_sem; give the official latent.pkl"
-        )
+        raise ConfigError(f"there is no tensor {missing[0]} in the statistics of z_sem; give the official latent.pkl")
     return weights["conds_mean"], weights["conds_std"]

@@ -37,10 +37,6 @@ RENAMES = (
     (r"\.proj_out\.", ".out."),
 )
 
-# Arguments of build_autoencoder that cannot be derived from the weights, or not always, and their official names.
-_SETTINGS = {"num_heads": "net_beatgans_attn_head", "encoder_num_res_blocks": "net_enc_num_res_blocks"}
-_OVERRIDES = (*_SETTINGS, "dropout", "use_checkpoint")
-
 # Buffers of Lightning beside the model.
 _BESIDE = ("x_T", "conds_mean", "conds_std")
 
@@ -97,9 +93,7 @@ def official_settings(
             if kind is float and type(value) is int:
                 value = float(value)
             if type(value) is not kind or (kind is int and value < 1):
-                raise ConfigError(
-                    f"{field.name}: is {quoted(value)}, which the official code does not allow; correct it"
-                )
+                raise ConfigError(f"{field.name}: is {quoted(value)}, which no official model has; correct it")
             if values.setdefault(field.name, value) != value:
                 raise ConfigError(
                     f"{field.name} is {quoted(values[field.name])} in the checkpoint, but {quoted(value)} was given; "
@@ -112,9 +106,7 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
     """The arguments of :func:`~monai_diffae.networks.build_autoencoder` for official weights without a prefix."""
     stem = weights["input_blocks.0.0.weight"]
     if stem.ndim != 4:  # the official blocks halve two of the three axes of volumes
-        raise ConfigError(
-            f"these weights cannot be imported: they are {stem.ndim - 2}D, the official code is for images"
-        )
+        raise ConfigError(f"these weights cannot be imported: they are {stem.ndim - 2}D, the official code is 2D")
     time_embed_channels, base = weights["time_embed.time_embed.0.weight"].shape
     num_res_blocks = _unet_res_blocks(weights)
     levels = _levels(weights, "", num_res_blocks)
@@ -124,16 +116,14 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
         encoder_num_res_blocks = _encoder_res_blocks(weights, num_res_blocks, len(levels))
     encoder_levels = _levels(weights, "encoder.", encoder_num_res_blocks)
     if encoder_levels is None:
-        raise ConfigError(
-            f"encoder_num_res_blocks: {encoder_num_res_blocks} does not fit the encoder's weights; omit it"
-        )
+        raise ConfigError(f"encoder_num_res_blocks: {encoder_num_res_blocks} does not fit the encoder; omit it")
     return {
         "spatial_dims": stem.ndim - 2,
         "in_channels": stem.shape[1],
         "base_channels": base,
-        "channel_mult": _multipliers(levels, base),
+        "channel_mult": [width // base for width, _ in levels],  # if it is no multiple, the weights do not fit
         "encoder_base_channels": base,
-        "encoder_channel_mult": _multipliers(encoder_levels, base),
+        "encoder_channel_mult": [width // base for width, _ in encoder_levels],
         "num_res_blocks": num_res_blocks,
         "attention_levels": [i for i, (_, has_attention) in enumerate(levels) if has_attention],
         "encoder_attention_levels": [i for i, (_, has_attention) in enumerate(encoder_levels) if has_attention],
@@ -145,9 +135,7 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
 
 
 def _uneven(network: str) -> ConfigError:
-    return ConfigError(
-        f"the {network}'s widths or its attention differ within a level, as in no official Diff-AE; download it again"
-    )
+    return ConfigError(f"the {network}'s widths or attention differ within a level, as in no Diff-AE; download it")
 
 
 def _unet_res_blocks(weights: StateDict) -> int:
@@ -171,18 +159,13 @@ def _encoder_res_blocks(weights: StateDict, unet_blocks: int, unet_levels: int) 
     if not candidates:
         raise _uneven("encoder")
     numbers = " or ".join(map(str, candidates))
-    raise ConfigError(
-        f"encoder_num_res_blocks: {numbers} residual blocks per level fit the encoder's weights; choose one "
-        "(net_enc_num_res_blocks in the official configuration)"
-    )
+    raise ConfigError(f"encoder_num_res_blocks: {numbers} residual blocks per level fit the encoder; choose one")
 
 
 def _levels(weights: StateDict, prefix: str, num_res_blocks: int) -> list[tuple[int, bool]] | None:
-    """Width and attention of each level; None if the blocks do not fit ``num_res_blocks`` per level.
-
-    Block 0 is the stem. Each level then has ``num_res_blocks`` blocks, all of them with attention or none. All levels
-    but the last have one more block, which halves the resolution, has the same width and no attention.
-    """
+    """Width and attention of each level; None if the blocks do not fit ``num_res_blocks`` per level."""
+    # Block 0 is the stem. Each level then has ``num_res_blocks`` blocks, all of them with attention or none. All levels
+    # but the last have one more block, which halves the resolution, has the same width and no attention.
     blocks = len(_numbers(weights, f"{prefix}input_blocks"))
     if num_res_blocks < 1 or blocks % (num_res_blocks + 1):
         return None
@@ -201,11 +184,6 @@ def _levels(weights: StateDict, prefix: str, num_res_blocks: int) -> list[tuple[
     return levels
 
 
-def _multipliers(levels: list[tuple[int, bool]], base: int) -> list[int]:
-    """The widths of the levels as multiples of ``base``."""
-    return [width // base for width, _ in levels]  # if they are none, the weights do not fit
-
-
 def _numbers(weights: StateDict, blocks: str) -> list[int]:
     """The numbers of the blocks that have weights."""
     match: Callable[[str], re.Match[str] | None] = re.compile(re.escape(blocks) + r"\.(\d+)\.").match
@@ -213,7 +191,7 @@ def _numbers(weights: StateDict, blocks: str) -> list[int]:
 
 
 def load_official(
-    source: str | Path | StateDict, hyper_parameters: Mapping[str, Any] | None = None, **overrides: Any
+    source: str | Path | StateDict, hyper_parameters: Mapping[str, Any] | None = None
 ) -> DiffusionAutoencoder:
     """Load the official code's model as a :class:`DiffusionAutoencoder`, in evaluation mode.
 
@@ -225,9 +203,8 @@ def load_official(
     Args:
         source: a ``.safetensors`` file, a checkpoint of the official training (its ``ema_model`` is used), or a state
             dict with the official names, with or without a prefix ``ema_model.`` or ``model.``.
-        hyper_parameters: values of the official ``TrainConfig`` by their names, if ``source`` has none.
-        **overrides: ``dropout``, ``use_checkpoint``, and if ``hyper_parameters`` do not have them ``num_heads``, and
-            ``encoder_num_res_blocks`` if more than one number fits the weights.
+        hyper_parameters: values of the official ``TrainConfig`` by their names, if ``source`` has none, such as
+            ``net_beatgans_attn_head``, and ``net_enc_num_res_blocks`` if more than one number fits the weights.
 
     Raises:
         UnsafeInputError: the file is damaged, or reading it could run code.
@@ -240,30 +217,23 @@ def load_official(
         ...
         monai_diffae.errors.ConfigError: these are not the weights of an official Diff-AE: input_blocks.0.0.weight ...
     """
-    for name in overrides:
-        if name not in _OVERRIDES:
-            raise ConfigError(f"{name}: is derived from the weights; only {', '.join(_OVERRIDES)} can be given")
     weights, own = read_checkpoint(source) if isinstance(source, (str, Path)) else (source, {})
     with named_after(source):
-        given = {**(hyper_parameters or {}), **{_SETTINGS[n]: overrides.pop(n) for n in _SETTINGS if n in overrides}}
-        settings, _ = official_settings(own, given)
+        settings, _ = official_settings(own, hyper_parameters)
         which, model = select_model(weights)
-        overrides = {"num_heads": settings.net_beatgans_attn_head, **overrides}
-        network = _network(model, settings.net_enc_num_res_blocks, overrides)
+        network = _network(model, settings)
     if which != "ema_model":
         logger.warning("no ema_model in it: its weights are used, which may not be averaged over the training")
     return network
 
 
-def _network(weights: StateDict, encoder_num_res_blocks: int | None, overrides: dict[str, Any]) -> DiffusionAutoencoder:
+def _network(weights: StateDict, settings: OfficialSettings) -> DiffusionAutoencoder:
     if "layers.0.linear.weight" in weights or not weights:
-        raise ConfigError(
-            "there is no autoencoder in it; choose the autoencoder's checkpoint, not that of a latent DDIM alone"
-        )
+        raise ConfigError("there is no autoencoder in it; choose its checkpoint, not that of a latent DDIM alone")
     try:
-        config = infer_config(weights, encoder_num_res_blocks)
+        config = infer_config(weights, settings.net_enc_num_res_blocks)
         with torch.device("meta"):  # without random numbers, which would be replaced at once
-            network = build_autoencoder(**{**config, **overrides})
+            network = build_autoencoder(**config, num_heads=settings.net_beatgans_attn_head)
     except ConfigError:
         raise
     except (ValueError, IndexError, ArithmeticError, KeyError) as error:  # the layout is derived from shapes
@@ -299,14 +269,10 @@ def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> 
             misfits.append(name)
             continue
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ConfigError(
-                f"{name}: holds fewer numbers than its shape {tuple(tensor.shape)}; save a contiguous copy"
-            )
+            raise ConfigError(f"{name}: holds fewer numbers than {tuple(tensor.shape)}; save a contiguous copy")
         tensor = tensor.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
         if not tensor.isfinite().all():
-            raise ConfigError(
-                f"{name}: has values that are not finite; download it again, or take an earlier checkpoint"
-            )
+            raise ConfigError(f"{name}: has values that are not finite; download it, or take an earlier checkpoint")
         ours[key] = tensor.reshape(own[key].shape)
     missing = own.keys() - {rename(name) for name in weights}
     if misfits or missing:
@@ -332,23 +298,14 @@ def _few(names: Iterable[str]) -> str:
 
 
 def our_name(name: str) -> str:
-    """The name of an official tensor in :class:`DiffusionAutoencoder`.
-
-    Example:
-        >>> our_name("encoder.input_blocks.3.0.in_layers.2.weight"), our_name("output_blocks.2.1.qkv.bias")
-        ('encoder.stages.2.0.conv1.weight', 'unet.up_stages.2.attention.qkv.bias')
-    """
+    """The name of an official tensor in :class:`DiffusionAutoencoder`."""
     key = name.removeprefix("encoder.")
     for pattern, replacement in RENAMES:
         key = re.sub(pattern, replacement, key)
     if name.startswith("encoder."):
-        key = re.sub(r"^input_blocks\.(\d+)\.", _encoder_stage, key)
+        key = re.sub(r"^input_blocks\.(\d+)\.", lambda match: f"stages.{int(match[1]) - 1}.", key)
         return "encoder." + key.replace("head.3.", "head.4.")
     return "unet." + re.sub(r"^(\w+_blocks\.\d+|middle_stage)\.(\d)\.(\w+)", _unet_stage, key)
-
-
-def _encoder_stage(match: re.Match[str]) -> str:
-    return f"stages.{int(match.group(1)) - 1}."
 
 
 def _unet_stage(match: re.Match[str]) -> str:

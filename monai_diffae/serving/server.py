@@ -72,14 +72,7 @@ class OriginGuard:
 
 
 def may_ask(origin: str, host: str) -> bool:
-    """Whether a page with this header ``Origin`` may send requests to this ``Host``.
-
-    Example:
-        >>> may_ask("http://localhost:3000", "127.0.0.1:8000"), may_ask("https://example.org", "127.0.0.1:8000")
-        (True, False)
-        >>> may_ask("http://server.clinic:8000", "server.clinic:8000")
-        True
-    """
+    """Whether a page with this header ``Origin`` may send requests to this ``Host``."""
     return re.fullmatch(LOOPBACK_ORIGIN, origin) is not None or urlsplit(origin).netloc == host != ""
 
 

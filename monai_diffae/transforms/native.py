@@ -143,10 +143,7 @@ class NativeSpace:
     def _check_size(self, image: torch.Tensor, channels: int | None = None) -> None:
         size = [len(image) if channels is None else channels, *self.image.shape[1:]]
         if list(image.shape) != size:
-            raise ConfigError(
-                f"the image has the size {list(image.shape)}, but the case's is {size}; give an image that was "
-                "decoded from this case"
-            )
+            raise ConfigError(f"the image has the size {list(image.shape)}, but the case's is {size}; decode this case")
 
     def _invert(
         self, transforms: Sequence[InvertibleTransform], image: torch.Tensor, nearest: bool = False
@@ -189,10 +186,7 @@ def check_invertible(preprocessing: Callable[[Any], Any]) -> list[Any]:
     transforms = check_reader(preprocessing)
     for transform in transforms[1:]:
         if not isinstance(transform, (InvertibleTransform, *_NOTHING_TO_INVERT)):
-            raise ConfigError(
-                f"preprocessing: {type(transform).__name__} cannot be undone, so images cannot be converted back to "
-                "the scan's space; use ToModelRanged for intensities, and transforms that MONAI can invert"
-            )
+            raise ConfigError(f"preprocessing: {type(transform).__name__} cannot be undone; use one that MONAI inverts")
     return transforms
 
 

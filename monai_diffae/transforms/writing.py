@@ -19,7 +19,7 @@ from torch import Tensor
 
 from monai_diffae.data.cases import Case, safe_file_name
 from monai_diffae.data.formats.dicom import is_dicom, split_series
-from monai_diffae.data.scan_writing import INTEGERS, SYNTHETIC, smallest_type, write_series
+from monai_diffae.data.scan_writing import INTEGERS, SYNTHETIC, smallest_type, write_like, write_series
 from monai_diffae.data.scans import Scan, in_file_axes, is_picture, write_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.policies import check_choice
@@ -68,11 +68,11 @@ def write_native(
             raise ConfigError(f"{name}: PNG holds uint8, not {np.dtype(dtype)}; use .nii.gz or .nrrd, or write uint8")
         return write_scan(path, array, value_range=(0, 255))
     array, scan = in_file_axes(array, scan)
-    header = scan.header if len(array) == 1 and not name.lower().endswith(".nrrd") else None
-    if header is None and dtype is None:
-        dtype = _stored_type(array, scan)
+    if scan.header is not None and len(array) == 1 and name.endswith((".nii", ".nii.gz")):
+        return write_like(Path(path), array, scan.header, dtype, description)
     affine = None if scan.lacks_geometry else scan.affine
-    return write_scan(path, array, affine, dtype=dtype, header=header, description=description)
+    dtype = _stored_type(array, scan) if dtype is None else dtype
+    return write_scan(path, array, affine, dtype=dtype, description=description)
 
 
 def _stored_type(array: NDArray[Any], scan: Scan) -> DTypeLike:
@@ -120,7 +120,7 @@ def write_case_image(
     file = write_native(folder / f"{name}{native.suffix}", array, native.scan, description=SYNTHETIC)
     if dicom is not None and is_dicom_case(case):
         target = folder / "dicom" / (name if native.scan.spatial_dims == 3 else f"{name}.dcm")
-        write_series(target, array, str(case.images["image"]), description=dicom, overwrite=True)
+        write_series(target, array, str(case.images["image"]), dicom)
     return file
 
 
@@ -300,19 +300,14 @@ class ToScanSpaced(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the decoded images, and set the size and affine of the scan's image."""
         item: dict[Any, Any] = dict(data)
-        path = item.get("image_path")
-        if not path:
-            raise ConfigError("image_path: is missing; give the file of the scan that was reconstructed")
+        path = str(item["image_path"])
         native = NativeSpace(self.preprocessing, {**item, "image": path})
         for key in self.key_iterator(item):
             pred = torch.as_tensor(item[key])
             if len(pred) != 1:
-                raise ConfigError(
-                    f"{key}: has {len(pred)} channels, which the application's writer would take for an axis; use "
-                    "monai-diffae reconstruct"
-                )
+                raise ConfigError(f"{key}: has {len(pred)} channels, but applications take one; use reconstruct")
             array, scan = in_file_axes(native.back(pred), native.scan)
-            array = _in_monai_layout(array, scan, str(path))
+            array = _in_monai_layout(array, scan, path)
             affine = torch.from_numpy(scan.affine)
             item[key] = MetaTensor(torch.from_numpy(array), affine=affine)
             image = torch.as_tensor(item["image"])

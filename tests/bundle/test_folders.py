@@ -46,7 +46,7 @@ def test_a_copy_of_a_trained_bundle_has_its_model_and_configurations_and_no_chec
     with_model = tmp_path / "latent"
     complete_bundle(bundle, with_model, with_model=True)
     rewrite(bundle, lambda tensors: tensors, percentiles=[1, 99])
-    message = "output_dir: latent holds another trained model than bundle; choose another output_dir"
+    message = "output_dir: latent holds another trained model; choose another output_dir"
     assert complaint(complete_bundle, bundle, with_model, with_model=True) == message
 
 

@@ -160,7 +160,7 @@ def test_weights_that_cannot_be_used_are_one_line(bundle, tmp_path):
     write_for_monai(bundle / "models" / "model.pt", weights(bundle))
     load_bundle(bundle, "cpu")
     torch.save(weights(bundle), bundle / "models" / "model.pt")
-    message = "model.pt: another program has written it, and it is not the model in model.safetensors; remove it"
+    message = "model.pt: another program has written it; remove it to use model.safetensors"
     assert complaint(load_bundle, bundle, "cpu").startswith(message)
     rewrite(bundle, lambda tensors: {name: value for name, value in tensors.items() if "head" not in name})
     assert "weights do not fit the network of the configuration, the first is 'enco" in complaint(load_bundle, bundle)
@@ -171,6 +171,6 @@ def test_values_that_formulas_used_cannot_be_changed(bundle):
     for key in ("#image_size", "image_size::0", "::image_size", ""):
         assert "the model's description has no such key" in complaint(load_bundle, bundle, "cpu", {key: [32, 32]})
     for overrides in ({"image_size": [32, 32]}, {"model_range": [0, 1]}, {"channel_mult#0": 2}):
-        message = ": other values were computed from it when the model was trained, so it cannot be changed"
+        message = ": the training computed other values from it, so it is fixed; train another model"
         assert message in complaint(load_bundle, bundle, "cpu", overrides)
     assert load_bundle(bundle, "cpu", {"image_size": [16, 16], "percentiles": [1, 99]}).image_shape == (1, 16, 16)

@@ -92,7 +92,7 @@ def change_first_stage(bundle, latent_std=None):
 
 
 def test_what_is_no_first_stage_is_refused(trained, tiny_bundle, tmp_path):
-    with pytest.raises(ConfigError, match="bundle: is no first stage but a model of the kind 'autoencoder'"):
+    with pytest.raises(ConfigError, match="bundle: is no first stage but 'autoencoder'"):
         load_first_stage(tiny_bundle.directory)
     with pytest.raises(ConfigError, match="holds a first stage, not a diffusion autoencoder; choose another"):
         load_bundle(trained.first_stage, "cpu")

@@ -31,10 +31,10 @@ def cohort(folder, n=6, bad=()):
     return [case.item() for case in read_cohort(folder)]
 
 
-@pytest.mark.parametrize(("cache", "workers"), [("memory", 0), ("disk", 2), ("none", 0), ("none", 2)])
-def test_bad_scans_are_skipped_with_one_line(tmp_path, cache, workers, caplog):
+@pytest.mark.parametrize(("cache_gib", "workers"), [(4.0, 0), (0.0, 2)])
+def test_bad_scans_are_skipped_with_one_line(tmp_path, cache_gib, workers, caplog):
     items = cohort(tmp_path, bad=(1, 4))
-    cases = CachedCases(items, TRANSFORM, cache=cache, num_workers=workers)
+    cases = CachedCases(items, TRANSFORM, cache_gib=cache_gib, num_workers=workers)
     assert len(cases) == 4
     assert [i["id"] for i in cases.items] == ["c0", "c2", "c3", "c5"]
     assert [(f.case_id, f.file) for f in cases.failures] == [("c1", "c1.nii.gz"), ("c4", "c4.nii.gz")]
@@ -55,8 +55,8 @@ def test_bad_scans_are_skipped_with_one_line(tmp_path, cache, workers, caplog):
 
 
 def test_items_are_copies(tmp_path):
-    for cache in ("memory", "disk"):
-        cases = CachedCases(cohort(tmp_path, 2), TRANSFORM, cache=cache)
+    for cache_gib in (4.0, 0.0):
+        cases = CachedCases(cohort(tmp_path, 2), TRANSFORM, cache_gib=cache_gib)
         before = cases[0]["image"].clone()
         cases[0]["image"].zero_()
         assert torch.equal(cases[0]["image"], before)

@@ -151,19 +151,17 @@ def test_a_volume_that_was_resampled_is_written_as_it_was_read(tmp_path, kind):
     assert not any("GantryDetectorTilt" in d for d in tags(folder))
 
 
-def test_existing_files_stay(tmp_path):
+def test_files_of_others_stay(tmp_path):
     source = save_planes(tmp_path / "ct", positions())
     array = read_scan(source).array
     written = write_series(tmp_path / "new", array, source)
-    with pytest.raises(ConfigError, match="already exists"):
-        write_series(written, array, source)
     longer = save_planes(tmp_path / "longer", positions(n=7))
-    write_series(written, read_scan(longer).array, longer, overwrite=True)
+    write_series(written, read_scan(longer).array, longer)
     assert len(list(written.iterdir())) == 7
-    write_series(written, array, source, overwrite=True)
+    write_series(written, array, source)
     assert len(list(written.iterdir())) == 5
     with pytest.raises(ConfigError, match="not written by this package"):
-        write_series(source, array, source, overwrite=True)
+        write_series(source, array, source)
     assert len(list(source.iterdir())) == 5
 
 
@@ -171,7 +169,7 @@ def test_what_cannot_be_written(tmp_path):
     source = save_planes(tmp_path / "ct", positions())
     array = read_scan(source).array
     for wrong in (array[..., :4], array.repeat(2, 0), np.full_like(array, np.nan)):
-        with pytest.raises(ConfigError, match="source's space"):
+        with pytest.raises(ConfigError, match="source's size"):
             write_series(tmp_path / "new", wrong, source)
     colours = str(get_testdata_file("SC_rgb_small_odd.dcm", download=False))
     with pytest.raises(ScanError, match="colour images"):
@@ -197,7 +195,7 @@ def test_nothing_is_left_of_a_series_that_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pydicom, "dcmwrite", full_disk)
     with pytest.raises(MachineError, match="No space left"):
-        write_series(written, array + 1, source, overwrite=True)
+        write_series(written, array + 1, source)
     np.testing.assert_array_equal(read_scan(written).array, array)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ct", "new"]
 

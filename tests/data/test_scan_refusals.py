@@ -228,11 +228,10 @@ def test_wrong_geometry_and_types(tmp_path):
     end = content.index(b"LOCAL") + len("LOCAL")
     (tmp_path / "e.mha").write_bytes(content[:end] + b"xyzuvwt" + content[end + 7 :])  # MetaIO would crash
     assert "voxels is missing" in refusal(tmp_path / "e.mha")
-    nrrd = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 4 4 4\nencoding: raw\n"
     for line in ("a" * 1000, f"kinds: {'x' * 1000}", "\x01" * 64 * 99):  # ITK would crash: the last has no blank line
-        (tmp_path / "l.nrrd").write_text(nrrd + line)
+        (tmp_path / "l.nrrd").write_text(_NRRD + line)
         assert "line that is too long" in refusal(tmp_path / "l.nrrd")
-    (tmp_path / "l.nrrd").write_bytes(f"{nrrd}#{'c' * 1000}\na:={'v' * 1000}\n\n".encode() + bytes(range(64)))
+    (tmp_path / "l.nrrd").write_bytes(f"{_NRRD}#{'c' * 1000}\na:={'v' * 1000}\n\n".encode() + bytes(range(64)))
     assert read_scan(tmp_path / "l.nrrd").array.max() == 63  # 3D Slicer writes long values
     for spacing in (0.0, -1.0, np.nan, np.inf):
         path = _write_header(tmp_path / "s.nii", pixdim=[1, 1, spacing, 1, 0, 0, 0, 0])

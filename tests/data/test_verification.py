@@ -115,9 +115,13 @@ def test_files_of_one_name_size_and_time_are_not_confused(tmp_path, monkeypatch)
     assert (first.print is None, second.print) == (False, None)
 
 
-_VOLUME = Reading(size=(4, 5, 6), spacing_mm=(1, 1, 1), channels=1)
-_IMAGE = Reading(size=(4, 5), spacing_mm=(1, 1), channels=1)
-_COLOUR = Reading(size=(4, 5), spacing_mm=(1, 1), channels=3)
+_VOLUME = {"size": (4, 5, 6), "spacing_mm": (1, 1, 1), "channels": 1}
+_IMAGE = {"size": (4, 5), "spacing_mm": (1, 1), "channels": 1}
+_COLOUR = {**_IMAGE, "channels": 3}
+
+
+def readings_of(*values):
+    return [Reading(Case(str(k), {"image": Path(str(k))}, str(k)), **each) for k, each in enumerate(values)]
 
 
 @pytest.mark.parametrize(
@@ -128,21 +132,20 @@ _COLOUR = Reading(size=(4, 5), spacing_mm=(1, 1), channels=3)
         ([_IMAGE, _IMAGE, _VOLUME], "doubtful", "a volume among 2D images"),
         ([_IMAGE, _IMAGE, _COLOUR], "doubtful", "a colour image among grey ones"),
         ([_COLOUR, _COLOUR, _IMAGE], "doubtful", "it has N channels, but most have N"),
-        ([Reading(error="a.nii: it is bad; x"), Reading(error="b.nii: it is bad; x"), _VOLUME], "ok", ""),
+        ([{"error": "a.nii: it is bad; x"}, {"error": "b.nii: it is bad; x"}, _VOLUME], "ok", ""),
     ],
 )
 def test_a_case_is_compared_with_most_others(readings, status, kind):
-    cases = [Case(str(k), {"image": Path(str(k))}, str(k)) for k in range(len(readings))]
-    last = verify_cases(cases, readings).cases[-1]
+    last = verify_cases(readings_of(*readings)).cases[-1]
     assert (last.status, "".join(finding.kind for finding in last.findings)) == (status, kind)
 
 
 def test_the_geometry_of_pictures_is_not_that_of_slices_of_volumes():
-    cases = [Case(str(k), {"image": Path(str(k))}, str(k)) for k in range(5)]
-    readings = [Reading(size=(64, 64), spacing_mm=(1.0, 1.0))] * 3 + [
-        Reading(size=(9, 9, 9), spacing_mm=(0.4,) * 3)
-    ] * 2
-    verification = verify_cases(cases, readings)
+    pictures, volumes = (
+        [{"size": (64, 64), "spacing_mm": (1.0, 1.0)}] * 3,
+        [{"size": (9,) * 3, "spacing_mm": (0.4,) * 3}] * 2,
+    )
+    verification = verify_cases(readings_of(*pictures, *volumes))
     assert (verification.survey.sizes.tolist(), verification.survey.has_mm) == ([[64, 64]] * 3, False)
     assert [len(case.findings) for case in verification.cases] == [0, 0, 0, 1, 1]
 
@@ -219,7 +222,7 @@ def test_twins_in_two_splits_cannot_be_one_patient():
 
 
 def test_a_label_named_twins_is_not_replaced_silently():
-    with pytest.raises(CohortError, match="column twins of the table has a label, 'monozygotic'"):
+    with pytest.raises(CohortError, match="column twins has a label, 'monozygotic'"):
         mark_twins([Case("a", {}, "a", labels={"twins": "monozygotic"})], [])
 
 

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from monailabel.utils.async_tasks import utils as jobs
 
 from monai_diffae.errors import ScanError
-from monai_diffae.label import task
+from monai_diffae.label import tasks
 from monai_diffae.label.server import _refuse_second_training, in_threads
 
 TASKS = {"diffae_anomaly", "diffae_anomaly_map", "diffae_reconstruct", "diffae_edit", "diffae_encode",
@@ -129,9 +129,9 @@ def test_requests_leave_no_files_behind(server_3d, tmp_path, monkeypatch):
     name = re.search(r'filename="(.+?)"', response.headers["content-disposition"])[1]
     # MONAI Label's client saves into the temporary folder, under the name of the server's file
     assert not Path(tempfile.gettempdir(), name).exists()
-    assert task._answers_folder() != tempfile.gettempdir()
+    assert tasks._answers_folder() != tempfile.gettempdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(task, "_answers_folder", lambda: str(tmp_path))
+    monkeypatch.setattr(tasks, "_answers_folder", lambda: str(tmp_path))
     source = server_3d.studies.source[SCAN]
     server_3d.infer("diffae_reconstruct", SCAN, "image")
     server_3d.infer("diffae_anomaly", SCAN, "all")

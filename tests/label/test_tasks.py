@@ -16,7 +16,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.bundle import AnomalyDetector
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import ConfigError
-from monai_diffae.label.task import check_keys, option_names, shown_options
+from monai_diffae.label.tasks import check_keys, option_names, shown_options
 
 SCAN = "hippocampus_001"
 FROM_SLICER = {"result_extension": ".nrrd", "result_dtype": "uint8", "client_id": "user-xyz"}

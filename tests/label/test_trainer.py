@@ -15,7 +15,7 @@ from monai_diffae.bundle import checksum
 from monai_diffae.errors import ConfigError, DiffAEError
 from monai_diffae.label.datastore import FolderDatastore
 from monai_diffae.label.label_app import AppFolder
-from monai_diffae.label.task import ServedModel
+from monai_diffae.label.tasks import ServedModel
 from monai_diffae.label.trainer import DiffAETrainer, training_options
 
 QUICK = {"max_epochs": 1, "mlflow": False}

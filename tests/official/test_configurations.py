@@ -90,18 +90,9 @@ def test_the_encoders_blocks_are_asked_for_where_they_cannot_be_told():
         load_official(weights)
     x0 = torch.rand(1, 1, 8, 8)
     with torch.inference_mode():
-        z_sem = load_official(weights, encoder_num_res_blocks=1).encode(x0)
+        z_sem = load_official(weights, {"net_enc_num_res_blocks": 1}).encode(x0)
         torch.testing.assert_close(z_sem, official.encode(weights, x0, 1), rtol=0, atol=1e-5)
-        assert load_official(weights, encoder_num_res_blocks=2).encoder.config["channel_mult"] == [1, 1]
-
-
-def test_overrides_are_those_that_leave_no_trace():
-    weights = official.random_weights(official.Official())
-    network = load_official(weights, num_heads=2, dropout=0.3, use_checkpoint=True)
-    assert [network.unet.config[key] for key in ("num_heads", "dropout")] == [2, 0.3]
-    assert network.encoder.use_checkpoint
-    with pytest.raises(ConfigError, match=r"z_channels: is derived from the weights; only num_heads"):
-        load_official(weights, z_channels=3)
+        assert load_official(weights, {"net_enc_num_res_blocks": 2}).encoder.config["channel_mult"] == [1, 1]
 
 
 def without(weights, pattern):
@@ -146,11 +137,10 @@ def test_a_training_checkpoint_gives_its_ema_model(tmp_path, caplog):
     state |= {f"model.{key}": torch.zeros_like(tensor) for key, tensor in weights.items()}
     state |= {"x_T": torch.zeros(1), "ema_model.latent_net.layers.0.linear.weight": torch.zeros(1)}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
-    network = load_official(tmp_path / "last.ckpt", dropout=0.1)
+    network = load_official(tmp_path / "last.ckpt")
     assert caplog.text == ""
     expected = load_official(weights)
     assert "no ema_model in it: its weights are used, which may not be averaged" in caplog.text
-    assert network.unet.config["dropout"] == 0.1
     assert all(torch.equal(value, expected.state_dict()[name]) for name, value in network.state_dict().items())
 
 

@@ -71,11 +71,11 @@ def verify(
         raise ConfigError(f"{_TABLE}: already exists and was not written by verify; move it, or choose another out")
     cases = cohorts.read_cohort(cohort, columns=reading.columns, patient_pattern=patient_pattern, refuse_leaks=False)
     readings = surveys.read_cases(cases, headers, reading.workers_for(len(cases)), out and out / _READINGS)
-    verification = surveys.verify_cases(cases, readings)
+    verification = surveys.verify_cases(readings)
     if out is not None:
         _write_table(verification, out / _TABLE)
         figures.write(out / _PICTURE, pictures.draw_cohort_overview(_overview(verification)))
-    failures = surveys.list_failures(cases, readings)
+    failures = surveys.list_failures(readings)
     check_any_usable(len(cases) - len(failures), failures, "scans")
     return Result(
         out, _figures(verification), [*_lines(verification)], _incomplete(verification),
@@ -156,7 +156,7 @@ def _rows(verification: surveys.Verification) -> Iterator[list[object]]:
     groups = [] if verification.twins is None else verification.twins.groups
     twins = {id: f"group {number}" for number, ids in enumerate(groups, 1) for id in ids}
     for checked in verification.cases:
-        case, reading, findings = checked.case, checked.reading, checked.findings
+        case, reading, findings = checked.reading.case, checked.reading, checked.findings
         spacing_mm = () if scans.is_picture(case.file) else reading.spacing_mm
         yield [
             case.id, case.file, case.split, checked.status,

@@ -13,7 +13,7 @@ from typing import Any
 
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import MISSING_WORDS, SPLITS, Case, Label, as_labels, check_splits, label_names
-from monai_diffae.data.cohorts import cases_in_folder, compiled, read_cohort, read_columns
+from monai_diffae.data.cohorts import cases_in_folder, compiled, read_cohort, read_columns, standard_split
 from monai_diffae.data.folders import BIDS_SUBJECT, name_within, search_folder, short_names
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.scans import may_be_dicom, scan_suffix
@@ -229,9 +229,7 @@ def _with_classes(cases: Sequence[Case], root: Path, sources: Sources) -> tuple[
     folders = [Path(name_within(case.first_file, root)).parts[:-1] for case in cases]
     levels = find_class_folders(folders, strict=sources.from_folders is None)
     if sources.from_folders and not levels.classes:
-        raise CohortError(
-            "labels_from_folders: the scans are not in two folders of one level; omit labels_from_folders, or set table"
-        )
+        raise CohortError("labels_from_folders: the scans are not in two folders of one level; omit it, or set table")
     notes = []
     if levels.classes:
         names = ", ".join(sorted({name for name in levels.classes if name is not None})[:_MAX_CLASSES])
@@ -264,13 +262,13 @@ def _with_table(
 ) -> tuple[list[Case], list[str]]:
     """The cases with the cells of a table, and lines that say how they were joined."""
     join = join_table(cases, root, table, sources.id_column or names.pop("id", None))
-    notes = list(join.notes(table.name, cases))
-    join, lines = with_roles(join, table.name, names)
+    notes = list(join.notes(cases))
+    join, lines = with_roles(join, names)
     is_double = sources.label in join.columns and any(sources.label in case.labels for case in cases)
     if is_double and sources.from_folders is None:
         lines.append(f"{table.name} has a column {sources.label}, so the folders are not used as labels")
         cases = [replace(case, labels={k: v for k, v in case.labels.items() if k != sources.label}) for case in cases]
-    return with_rows(cases, join, table.name), notes + lines
+    return with_rows(cases, join), notes + lines
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------
@@ -316,6 +314,7 @@ _SUFFIX = re.compile(r"sub-.*_([A-Za-z0-9]+)")
 class Join:
     """A table joined to cases."""
 
+    table: str  # its name
     id_column: str  # the column with the ids
     rows: list[int | None]  # for each case the number of its row, or None
     columns: dict[str, list[str]]  # the cells of the table, as text, by column
@@ -326,13 +325,13 @@ class Join:
         ids = self.columns.get("id", [""])
         return ids if all(ids) and len(set(ids)) == len(ids) else self.columns[self.id_column]
 
-    def notes(self, table: str, cases: Sequence[Case]) -> Iterator[str]:
+    def notes(self, cases: Sequence[Case]) -> Iterator[str]:
         """How many scans were joined, and which scans and rows have no counterpart."""
         ids = self.columns[self.id_column]
         without_row = [case.id for case, row in zip(cases, self.rows, strict=True) if row is None]
         without_scan = [ids[row] for row in sorted({*range(len(ids))}.difference(self.rows))]
         num_joined = len(cases) - len(without_row)
-        yield f"{table}: {num_joined} of {len(cases)} scans have a row (joined by the column {self.id_column})"
+        yield f"{self.table}: {num_joined} of {len(cases)} scans have a row (joined by the column {self.id_column})"
         if without_row:
             yield f"{len(without_row)} scans have no row, so no labels: {_examples(without_row)}"
         if without_scan:
@@ -374,7 +373,7 @@ def join_table(cases: Sequence[Case], root: Path, table: Path, id_column: str | 
         )
     _check_namesakes(table.name, cases, best[best["rank"] == 0])
     row_of = dict(zip(best["case"].tolist(), best["row"].tolist(), strict=True))
-    return Join(id_column, [row_of.get(k) for k in range(len(cases))], columns)
+    return Join(table.name, id_column, [row_of.get(k) for k in range(len(cases))], columns)
 
 
 def _id_column(table: str, columns: Mapping[str, Sequence[str]], given: str | None, keys: set[str]) -> str:
@@ -451,7 +450,7 @@ def _plain(id: str) -> str:
     return unicodedata.normalize("NFC", id).replace("\\", "/").removeprefix("./")
 
 
-def with_roles(join: Join, table: str, names: Mapping[str, str]) -> tuple[Join, list[str]]:
+def with_roles(join: Join, names: Mapping[str, str]) -> tuple[Join, list[str]]:
     """The join with the columns of patients and splits under their standard names, and a line if one was guessed."""
     lines = []
     for role, usual in (("patient", _PATIENTS), ("split", ("split",))):
@@ -460,15 +459,16 @@ def with_roles(join: Join, table: str, names: Mapping[str, str]) -> tuple[Join, 
             continue
         if role == "patient" or all(c in MISSING_WORDS or c.lower() in SPLITS for c in join.columns[guess]):
             names = {**names, role: guess}
-            lines.append(f"{role}{'s' if role == 'patient' else ''}: the column {guess} of {table}")
+            lines.append(f"{role}{'s' if role == 'patient' else ''}: the column {guess} of {join.table}")
     for name in names.values():
         if name not in join.columns:
-            raise CohortError(f"columns: {table} has no column {quoted(name)}; it has {', '.join(join.columns)[:120]}")
+            known = ", ".join(join.columns)[:120]
+            raise CohortError(f"columns: {join.table} has no column {quoted(name)}; it has {known}")
     roles = {name: role for role, name in names.items()}
     return replace(join, columns={roles.get(name, name): cells for name, cells in join.columns.items()}), lines
 
 
-def with_rows(cases: Sequence[Case], join: Join, table: str) -> list[Case]:
+def with_rows(cases: Sequence[Case], join: Join) -> list[Case]:
     """The cases with the cells of their rows: labels, and the split and patient if the table has them."""
     others = {"image", "id", "patient", "split", join.id_column}
     labels = as_labels(
@@ -476,9 +476,7 @@ def with_rows(cases: Sequence[Case], join: Join, table: str) -> list[Case]:
     )
     clash = next((name for name in labels if any(name in case.labels for case in cases)), None)
     if clash is not None:
-        raise CohortError(
-            f"{table}: its column {quoted(clash)} is also found in the folders; set label_column to another name"
-        )
+        raise CohortError(f"{join.table}: its column {quoted(clash)} is also a folder's label; set label_column")
     pairs = list(zip(cases, join.rows, strict=True))
     ids = Counter(case.id if row is None else join.names[row] for case, row in pairs)
     is_shared = max(ids.values()) > 1  # several scans of a row, several sessions, or a scan named as another row
@@ -495,11 +493,7 @@ def _with_row(
         return case
     patient, split = (join.columns[name][row] if name in join.columns else "" for name in ("patient", "split"))
     if split not in MISSING_WORDS:
-        if split.lower() not in SPLITS:
-            raise CohortError(
-                f"the row of {quoted(case.id)} has the unknown split {quoted(split)}; use train, val or test"
-            )
-        case = replace(case, split=SPLITS[split.lower()])
+        case = replace(case, split=standard_split(join.table, case.id, split))
     id = join.columns[join.id_column][row]
     is_patient_id = case.patient == hash_patient(id)  # which stays in the DICOM files
     if patient not in MISSING_WORDS:

@@ -31,6 +31,7 @@ _OUTLIER_RATIO = 2.0  # ratio of a value to the median, or of the median to a va
 class Reading:
     """What was found in the files of a case."""
 
+    case: Case
     error: str = ""  # why it cannot be used, in one line; empty: it can
     doubts: tuple[Doubt, ...] = ()  # why it may not be what was measured
     size: tuple[int, ...] = ()  # voxels of its first image along R, A and S, or rows and columns
@@ -47,18 +48,17 @@ def read_case(case: Case, headers: bool = False, *, is_complete: bool = True) ->
     try:
         scans = [read_header(file) if headers else read_with_doubts(file) for file in case.files]
     except ScanError as error:
-        return Reading(error=str(error), content=content)
+        return Reading(case, str(error), content=content)
     if not is_complete:
         for file, scan in zip(case.files, scans, strict=True):
             apply_policy(file, scan.doubts)
     doubts, first = tuple(dict.fromkeys(doubt for scan in scans for doubt in scan.doubts)), scans[0]
     if isinstance(first, Header):
-        return Reading("", doubts, *displayed_geometry(first.shape, first.affine))
+        return Reading(case, "", doubts, *displayed_geometry(first.shape, first.affine))
     size, spacing_mm = displayed_geometry(first.array.shape[1:], first.affine)
     intensities = np.percentile(first.array, _PERCENTILES).tolist() if is_complete else ()
-    return Reading(
-        "", doubts, size, spacing_mm, len(first.array), tuple(intensities), content, scan_print(first),
-    )  # fmt: skip
+    prints = scan_print(first)
+    return Reading(case, "", doubts, size, spacing_mm, len(first.array), tuple(intensities), content, prints)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,27 +118,22 @@ class Survey:
 
 def survey_cohort(cases: Sequence[Case], spatial_dims: int | None = None) -> Survey:
     """Survey a cohort for a 2D or 3D model by its headers."""
-    return make_survey(cases, [read_case(case, headers=True, is_complete=False) for case in cases], spatial_dims)
+    return make_survey([read_case(case, headers=True, is_complete=False) for case in cases], spatial_dims)
 
 
-def make_survey(cases: Sequence[Case], readings: Sequence[Reading], spatial_dims: int | None = None) -> Survey:
+def make_survey(readings: Sequence[Reading], spatial_dims: int | None = None) -> Survey:
     """Survey what was read; by default for the dimensions that most scans have."""
-    readable = [(case, reading) for case, reading in zip(cases, readings, strict=True) if not reading.error]
     spatial_dims = spatial_dims or _usual_dims(readings)
-    failures = list_failures(cases, readings)
-    failures += [
-        Failure(case.id, case.file, f"{case.file}: a 2D image among volumes; use a cohort of its own for it")
-        for case, reading in readable if len(reading.size) < spatial_dims
-    ]  # fmt: skip
-    usable = [(case.id, reading) for case, reading in readable if len(reading.size) >= spatial_dims]
+    failures, usable = list_failures(readings), [r for r in readings if not r.error and len(r.size) >= spatial_dims]
+    for case in (r.case for r in readings if not r.error and len(r.size) < spatial_dims):
+        reason = f"{case.file}: a 2D image among volumes; use a cohort of its own for it"
+        failures.append(Failure(case.id, case.file, reason))
     check_any_usable(len(usable), failures, "scans")
     # a 2D model sees the axial slices of a volume
-    geometry = [
-        (r.size, r.spacing_mm) if len(r.size) == spatial_dims else (r.size[1::-1], r.spacing_mm[1::-1])
-        for _, r in usable
-    ]
-    sizes, spacings = zip(*geometry, strict=True)
-    return Survey([id for id, _ in usable], np.array(sizes), np.array(spacings), failures)
+    along = [slice(None) if len(r.size) == spatial_dims else slice(1, None, -1) for r in usable]
+    sizes = np.array([r.size[axes] for r, axes in zip(usable, along, strict=True)])
+    spacings = np.array([r.spacing_mm[axes] for r, axes in zip(usable, along, strict=True)])
+    return Survey([r.case.id for r in usable], sizes, spacings, failures)
 
 
 def _usual_dims(readings: Sequence[Reading]) -> int:
@@ -147,10 +142,9 @@ def _usual_dims(readings: Sequence[Reading]) -> int:
     return 3 if 2 * sum(len(size) == 3 for size in sizes) > len(sizes) else 2
 
 
-def list_failures(cases: Sequence[Case], readings: Sequence[Reading]) -> list[Failure]:
+def list_failures(readings: Sequence[Reading]) -> list[Failure]:
     """The cases that cannot be read."""
-    pairs = zip(cases, readings, strict=True)
-    return [Failure(case.id, case.file, reading.error) for case, reading in pairs if reading.error]
+    return [Failure(each.case.id, each.case.file, each.error) for each in readings if each.error]
 
 
 def other_channels(cases: Iterable[Case], channels: int, colour: Colour) -> list[Failure]:
@@ -170,13 +164,12 @@ def other_channels(cases: Iterable[Case], channels: int, colour: Colour) -> list
 class Appearance:
     """What some scans of a cohort look like."""
 
-    cases: Sequence[Case]  # those that were looked at
-    readings: Sequence[Reading]  # one for each of them
+    readings: Sequence[Reading]  # one for each scan that was looked at
 
     @property
     def colour(self) -> list[str]:
         """Ids of the scans with three different channels."""
-        return [case.id for case, each in zip(self.cases, self.readings, strict=True) if each.channels == 3]
+        return [each.case.id for each in self.readings if each.channels == 3]
 
     @property
     def prints(self) -> dict[int, ScanPrint]:
@@ -189,7 +182,8 @@ class Appearance:
 
     def lines(self) -> Iterator[str]:
         """One line about the kinds and sizes, and one each about colour, mixed kinds and unreadable scans."""
-        images, volumes, failures = self.of_dims(2), self.of_dims(3), list_failures(self.cases, self.readings)
+        images, volumes, failures = self.of_dims(2), self.of_dims(3), list_failures(self.readings)
+        cases = [each.case for each in self.readings]
         scans = f"of {len(images) + len(volumes)} scans looked at are"
         if images:
             yield f"{len(images)} {scans} 2D images: {_range([each.size for each in images])}"
@@ -197,29 +191,27 @@ class Appearance:
             size, spacing = _range([each.size for each in volumes]), _range([each.spacing_mm for each in volumes])
             yield f"{len(volumes)} {scans} volumes: {size}, voxels of {spacing} mm"
         if self.colour:
-            count = f"{len(self.colour)} are in colour{count_by_label(self.colour, self.cases)}"
+            count = f"{len(self.colour)} are in colour{count_by_label(self.colour, cases)}"
             yield f"{count}: train with --colour grey or --colour rgb, or they are left out"
         if images and volumes:
             yield "2D images and volumes are mixed: a 3D model leaves the images out, a 2D model slices the volumes"
         if failures:
-            by_label = count_by_label([failure.case_id for failure in failures], self.cases)
+            by_label = count_by_label([failure.case_id for failure in failures], cases)
             yield f"{len(failures)} cannot be read{by_label}, the first: {failures[0].reason}"
 
     def figures(self) -> dict[str, Any]:
         """Counts as plain values."""
         return {
             "num_images": len(self.of_dims(2)), "num_volumes": len(self.of_dims(3)),
-            "num_colour": len(self.colour), "num_unreadable": len(list_failures(self.cases, self.readings)),
+            "num_colour": len(self.colour), "num_unreadable": len(list_failures(self.readings)),
         }  # fmt: skip
 
 
 def look_at(cases: Sequence[Case], limit: int | None = None) -> Appearance:
     """Read the files of all cases, or of at most ``limit`` of them, and describe the scans."""
-    if limit is None:
-        shown: Iterable[Case] = track(cases, f"reading {len(cases)} scans to find twins")
-    else:
-        cases = shown = spread_cases(cases, limit)
-    return Appearance(cases, [read_case(case, is_complete=False) for case in shown])
+    text = f"reading {len(cases)} scans to find twins"
+    shown = track(cases, text) if limit is None else spread_cases(cases, limit)
+    return Appearance([read_case(case, is_complete=False) for case in shown])
 
 
 def _range(values: Sequence[Sequence[float]]) -> str:
@@ -251,9 +243,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckedCase:
-    """A case, what was read and what is wrong with it."""
+    """What was read of a case, and what is wrong with it."""
 
-    case: Case
     reading: Reading
     findings: tuple[Finding, ...]
 
@@ -283,7 +274,7 @@ class Verification:
         ids: dict[tuple[str, bool], list[str]] = {}
         for checked in self.cases:
             for finding in checked.findings:
-                ids.setdefault((finding.kind, finding.is_failure), []).append(checked.case.id)
+                ids.setdefault((finding.kind, finding.is_failure), []).append(checked.reading.case.id)
         ranked = sorted(ids.items(), key=lambda item: (not item[0][1], -len(item[1]), item[0][0]))
         return [(kind, is_failure, members) for (kind, is_failure), members in ranked]
 
@@ -306,7 +297,7 @@ def read_cases(
     readings: dict[int, Reading] = {}
     if store is not None:
         saved = {str(row["id"]): row for row in store.read().to_dict("records")}
-        readings = {k: _from_row(saved[key]) for k, key in enumerate(keys) if key in saved}
+        readings = {k: _from_row(cases[k], saved[key]) for k, key in enumerate(keys) if key in saved}
     missing = [k for k in range(len(cases)) if k not in readings]
     stream = in_order([cases[k] for k in missing], partial(read_case, headers=headers), workers)
     task = f"reading {'the headers of ' if headers else ''}{counted(len(missing), 'scan')}"
@@ -328,16 +319,16 @@ def read_cases(
 
 def _to_row(reading: Reading) -> dict[str, Any]:
     row = {**vars(reading), "doubts": json.dumps([asdict(doubt) for doubt in reading.doubts])}
-    scan = row.pop("print")
+    scan, _ = row.pop("print"), row.pop("case")
     thumbnail = None if scan is None or scan.thumbnail is None else scan.thumbnail.tobytes()
     return {**row, "digest": None if scan is None else scan.digest, "thumbnail": thumbnail}
 
 
-def _from_row(row: Mapping[Hashable, Any]) -> Reading:
+def _from_row(case: Case, row: Mapping[Hashable, Any]) -> Reading:
     digest, thumbnail = row["digest"], row["thumbnail"]
     small = np.frombuffer(thumbnail, np.float32).reshape(-1, SIZE, SIZE) if isinstance(thumbnail, bytes) else None
     return Reading(
-        row["error"], tuple(Doubt(**doubt) for doubt in json.loads(row["doubts"])), tuple(map(int, row["size"])),
+        case, row["error"], tuple(Doubt(**doubt) for doubt in json.loads(row["doubts"])), tuple(map(int, row["size"])),
         tuple(map(float, row["spacing_mm"])), int(row["channels"]), tuple(map(float, row["intensities"])),
         row["content"], ScanPrint(digest, small) if isinstance(digest, str) else None,
     )  # fmt: skip
@@ -346,28 +337,29 @@ def _from_row(row: Mapping[Hashable, Any]) -> Reading:
 # -- what is wrong -----------------------------------------------------------------------------------------------------
 
 
-def verify_cases(cases: Sequence[Case], readings: Sequence[Reading]) -> Verification:
+def verify_cases(readings: Sequence[Reading]) -> Verification:
     """Judge the cases of a cohort by what was read, each by itself and by comparison with the others."""
     usable = [reading for reading in readings if not reading.error]
     dims = _usual_dims(readings)
-    usual = [(case, each) for case, each in zip(cases, readings, strict=True) if each.error or len(each.size) == dims]
-    survey = make_survey([case for case, _ in usual], [each for _, each in usual], dims) if usable else None
+    usual = [each for each in readings if each.error or len(each.size) == dims]
+    survey = make_survey(usual, dims) if usable else None
     channels = Counter(reading.channels for reading in usable).most_common(1)
+    cases = [reading.case for reading in readings]
     outliers, leaks = set(survey.outliers if survey else ()), find_leaks(cases)
     checked = []
-    for case, reading in zip(cases, readings, strict=True):
-        findings = [*_findings(reading), *leaks.get(case.id, ())]
+    for reading in readings:
+        findings = [*_findings(reading), *leaks.get(reading.case.id, ())]
         if survey is not None and not reading.error:
             findings += _unlike(reading, survey.spatial_dims, channels[0][0])
-        if case.id in outliers:
+        if reading.case.id in outliers:
             reason = "its spacing or field of view differs from the median by more than a factor of two"
             findings.append(Finding("unusual geometry", reason, "check its header, or omit it"))
-        checked.append(CheckedCase(case, reading, tuple(findings)))
+        checked.append(CheckedCase(reading, tuple(findings)))
     if not any(reading.content for reading in readings):
         return Verification(checked, survey)
     prints = {k: reading.print for k, reading in enumerate(readings) if reading.print is not None}
     twins = report_twins(cases, find_twins(prints, [case.patient for case in cases]))
-    lines = [f"{digest(case.id)} {case.split} {reading.content}" for case, reading in zip(cases, readings, strict=True)]
+    lines = [f"{digest(each.case.id)} {each.case.split} {each.content}" for each in readings]
     return Verification(checked, survey, twins, digest("\n".join(sorted(lines))))  # in any order, without names
 
 

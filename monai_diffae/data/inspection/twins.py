@@ -242,10 +242,7 @@ def mark_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> list[Case]
     for case in cases:
         former = case.labels.get(TWINS)
         if former is not None and not marks_twins(TWINS, [former]):
-            raise CohortError(
-                f"the column {TWINS} of the table has a label, {quoted(str(former))}, which the twins that are "
-                "found would replace; rename it, or set skip_twins"
-            )
+            raise CohortError(f"the column {TWINS} has a label, {quoted(str(former))}; rename it, or set skip_twins")
     names = {position: f"group {number}" for number, group in enumerate(groups, 1) for position in group.members}
     marks: list[dict[str, Label]] = [{TWINS: names.get(position)} if groups else {} for position in range(len(cases))]
     return [

@@ -209,14 +209,10 @@ def _read_ventricle_field() -> tuple[FloatArray, FloatArray, int]:
 @lru_cache(maxsize=2)
 def read_template(spacing_mm: float) -> tuple[FloatArray, FloatArray]:
     """The template in [0, 1], smoothed for voxels of this size, and the offset from its mm to its voxel indices."""
-    advice = "pip install 'monai-diffae[samples]'"
     spec = importlib.util.find_spec("nilearn")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    if not folders:
-        raise MachineError(f"nilearn, which contains the MNI152 template, is not installed; {advice}")
-    path = Path(folders[0]) / _TEMPLATE_FILE
+    path = Path(next(iter((spec.submodule_search_locations if spec else None) or []), "")) / _TEMPLATE_FILE
     if not path.is_file():
-        raise MachineError(f"{path}: this version of nilearn does not contain the MNI152 template; {advice}")
+        raise MachineError("nilearn with the MNI152 template is not installed; pip install 'monai-diffae[samples]'")
     image = nib.Nifti1Image.from_filename(path)  # 1 mm voxels, RAS+
     template: FloatArray = np.asarray(image.dataobj, dtype=np.float32)
     template /= 255

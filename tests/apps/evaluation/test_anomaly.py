@@ -126,5 +126,5 @@ def test_the_lowest_p_value_of_volumes_is_that_of_a_volume_not_of_a_slice(bundle
 def test_a_model_that_estimates_nan_is_refused(bundle, tiny_bundle, tmp_path):
     """Its scores would be NaN, and NaN compares with nothing, so every case would have a p-value of 1."""
     rewrite(bundle, lambda weights: {k: v * 1e30 if k.startswith("unet") else v for k, v in weights.items()})
-    with pytest.raises(ConfigError, match="bundle: the model estimates values that are not finite; train it again"):
+    with pytest.raises(ConfigError, match="bundle: its estimates are not finite; train with"):
         mdae.calibrate(bundle, tiny_bundle.cohort, draws=1)

@@ -111,7 +111,7 @@ def test_what_is_refused_for_its_colour_is_known_by_class_before_training(colour
     )
     cases = read_cohort(table)
     assert [len(other_channels(cases, *choice)) for choice in ((1, "grey"), (3, "rgb"))] == [1, 1]
-    read = CachedCases([case.item() for case in cases], ReadScand("image", 2, channels=1), cache="none")
+    read = CachedCases([case.item() for case in cases], ReadScand("image", 2, channels=1))
     BadScans(tmp_path, [read], cases=cases)()
     assert "4 cases cannot be used (label: 4 of 22 ill, 0 of 41 well); failures.csv lists them" in caplog.text
 

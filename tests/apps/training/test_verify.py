@@ -94,7 +94,7 @@ def test_a_second_run_reads_only_what_has_changed(cohort, tmp_path, monkeypatch)
 
 def test_headers_are_enough_for_geometry(cohort):
     result = verify(cohort, headers=True)
-    failed = {checked.case.id for checked in result.verification.cases if checked.status == "failed"}
+    failed = {checked.reading.case.id for checked in result.verification.cases if checked.status == "failed"}
     assert failed == {"gone", "flat"}  # cut and holes look well from outside
     assert "only headers were read" in [*result.lines()][-1]
     assert result.verification.fingerprint is None
