@@ -1,13 +1,13 @@
 """The server of the page: who may use it, and its routes, as a FastAPI application."""
 
+import functools
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import parse_qs
 
-from fastapi import FastAPI, Query, Request
-from fastapi import Path as InPath
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from monai_diffae import __version__
 from monai_diffae.apps.pages.page import SHARED, TEMPLATES
-from monai_diffae.explorer.exploration import Exploration, Quality
+from monai_diffae.explorer.exploration import Exploration
 from monai_diffae.explorer.recipes import Recipe
 from monai_diffae.explorer.studio import SupersededError
 from monai_diffae.serving.answers import answered
@@ -32,12 +32,6 @@ _SECURITY = {
 _PAGE = Path(__file__).parent / "page"
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
-Row = Annotated[int, InPath(ge=0, lt=2**31)]
-Window = Annotated[str, Query(pattern=r"^\w{1,40}$")]
-"""A name that a browser window chooses for itself: newer requests of a window replace older ones."""
-Count = Annotated[int, Query(ge=1, le=64)]
-Seed = Annotated[int, Query(ge=0, lt=2**32)]
-
 
 def build_app(exploration: Exploration, token: str, port: int, *, loopback_only: bool = True) -> FastAPI:
     """Build the application; ``loopback_only`` serves only requests to this machine's loopback address."""
@@ -46,8 +40,7 @@ def build_app(exploration: Exploration, token: str, port: int, *, loopback_only:
     app.add_middleware(OriginGuard, loopback_only=loopback_only)
     app.add_exception_handler(RequestValidationError, _in_one_line)
     _add_page(app)
-    _add_cases(app, exploration)
-    _add_images(app, exploration)
+    _add_answers(app, exploration)
     return app
 
 
@@ -62,70 +55,44 @@ def _constant(content: bytes, kind: str) -> Callable[[], Response]:
     return lambda: Response(content, media_type=kind)
 
 
-def _add_cases(app: FastAPI, exploration: Exploration) -> None:
-    @app.get("/api/overview")
-    def overview() -> Any:
-        return _plain(exploration.overview)
+def _add_answers(app: FastAPI, exploration: Exploration) -> None:
+    def thumbnail(row: int) -> Response:
+        headers = {"Cache-Control": "private, max-age=3600"}
+        return Response(exploration.thumbnail(row), media_type="image/png", headers=headers)
 
-    @app.get("/api/outliers")
-    def outliers() -> Any:
-        return _plain(exploration.outliers)
-
-    @app.get("/api/cases/{row}")
-    def describe(row: Row) -> Any:
-        return _plain(lambda: exploration.describe(row))
-
-    @app.get("/api/cases/{row}/thumbnail.png")
-    def thumbnail(row: Row) -> Response:
-        with answered():
-            content = exploration.thumbnail(row)
-        return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
-
-    @app.get("/api/cases/{row}/scan")
-    def scan(row: Row) -> Response:
-        return _bytes(lambda: exploration.scan(row))
-
-
-def _add_images(app: FastAPI, exploration: Exploration) -> None:
-    @app.post("/api/image")
-    def image(recipe: Recipe, window: Window, quality: Quality = "full") -> Response:
-        return _bytes(lambda: exploration.image(recipe, quality, f"{window}:image"))
-
-    @app.get("/api/progress")
-    def progress() -> Any:
-        return _plain(exploration.progress)
-
-    @app.post("/api/calls")
-    def calls(recipe: Recipe) -> Any:
-        return _plain(lambda: exploration.calls(recipe))
-
-    @app.post("/api/export")
     def export(recipe: Recipe) -> Response:
+        name, content = exploration.export(recipe)
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(content, media_type="application/octet-stream", headers=headers)
+
+    gets: dict[str, Callable[..., Any]] = {
+        "overview": exploration.overview, "outliers": exploration.outliers, "progress": exploration.progress,
+        "cases/{row}": exploration.describe, "cases/{row}/scan": exploration.scan, "samples": exploration.samples,
+        "cases/{row}/thumbnail.png": thumbnail, "samples/calls": exploration.sample_calls,
+    }  # fmt: skip
+    posts: dict[str, Callable[..., Any]] = {"image": exploration.image, "calls": exploration.calls, "export": export}
+    for method, answers in {"GET": gets, "POST": posts}.items():
+        for path, answer in answers.items():
+            app.add_api_route(f"/api/{path}", _endpoint(answer), methods=[method], response_model=None)
+
+
+def _endpoint(answer: Callable[..., Any]) -> Callable[..., Response]:
+    """A route with the arguments of an answer, which sends its plain values as JSON and its bytes as they are."""
+
+    @functools.wraps(answer)
+    def endpoint(**arguments: Any) -> Response:
         with answered():
-            name, content = exploration.export(recipe)
-        disposition = f'attachment; filename="{name}"'
-        return Response(content, media_type="application/octet-stream", headers={"Content-Disposition": disposition})
+            try:
+                content = answer(**arguments)
+            except SupersededError:
+                return Response(status_code=204)
+            if isinstance(content, Response):
+                return content
+            if isinstance(content, bytes):
+                return Response(content, media_type="application/octet-stream")
+            return JSONResponse(content)
 
-    @app.get("/api/samples")
-    def samples(count: Count, seed: Seed, window: Window) -> Response:
-        return _bytes(lambda: exploration.samples(count, seed, f"{window}:samples"))
-
-    @app.get("/api/samples/calls")
-    def sample_calls(count: Count, seed: Seed) -> Any:
-        return _plain(lambda: exploration.sample_calls(count, seed))
-
-
-def _plain(answer: Callable[[], Any]) -> JSONResponse:
-    with answered():
-        return JSONResponse(answer())
-
-
-def _bytes(answer: Callable[[], bytes]) -> Response:
-    with answered():
-        try:
-            return Response(answer(), media_type="application/octet-stream")
-        except SupersededError:
-            return Response(status_code=204)
+    return endpoint
 
 
 async def _in_one_line(request: Request, error: Exception) -> JSONResponse:

@@ -51,7 +51,7 @@ class Caller:
 
     bundle: Path
     cohort: Path
-    embeddings: Path
+    embeddings: Path | None  # made first, if there are none
     decoding: Decoding
     reading: Reading
     run: Run
