@@ -48,12 +48,10 @@ _READ_AT_ONCE = BoundedSemaphore(2)
 
 def open_exploration(caller: Caller, out: Path, directions: Sequence[Path], num_components: int) -> "Exploration":
     """Open everything, and embed the cohort in ``out`` if there is no table."""
-    lines = {str(file): read_direction(file) for file in directions}
     reading, run = caller.reading, caller.run
     session = Session.open(caller.bundle, caller.cohort, decoding=caller.decoding, reading=reading, run=run)
     trained = session.trained
-    for direction in lines.values():
-        direction.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
+    lines = {str(file): read_direction(file, trained) for file in directions}
     warn_if_unused(trained.z_sem_usage)
     embeddings = caller.embeddings
     if embeddings is None:
@@ -222,9 +220,8 @@ class Exploration:
         """The combination, the case and the other cases of a recipe."""
         for row in (recipe.case, *recipe.other_rows):
             self._check(row)
-        components = [str(k) for k in range(1, len(self.atlas.components.directions) + 1)]
         unknown = [name for name in recipe.directions if name not in self.studio.axes.directions]
-        unknown += [name for name in recipe.components if name not in components]
+        unknown += [str(k) for k in recipe.components if k > len(self.atlas.components.directions)]
         if unknown:
             raise ConfigError(f"{unknown[0][:60]}: is no direction or component of this page")
         others = {row: self.atlas.cases[row] for row in recipe.other_rows}

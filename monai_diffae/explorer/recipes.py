@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.settings import Decoding, Reading, Run, Sampling
-from monai_diffae.apps.synthesis.combine import Combination, Mixture, Moves
+from monai_diffae.apps.synthesis.combine import Combination
 from monai_diffae.data.fingerprints import json_digest
 
 Strength = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
@@ -26,7 +26,7 @@ class Recipe(BaseModel):
     noise_of: Annotated[int, Field(ge=0)] | None = None
     noise_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     directions: Annotated[dict[str, Strength], Field(max_length=100)] = {}
-    components: Annotated[dict[str, Strength], Field(max_length=100)] = {}
+    components: Annotated[dict[Annotated[int, Field(ge=1)], Strength], Field(max_length=100)] = {}
     detail: Literal["model", "own"] = "model"
 
     @property
@@ -36,13 +36,14 @@ class Recipe(BaseModel):
 
     def combination(self, ids: Mapping[int, str]) -> Combination:
         """The codes, for the ids of the rows."""
-        moves = Moves(
-            {name: strength for name, strength in self.directions.items() if strength},
-            {name: strength for name, strength in self.components.items() if strength},
-        )
         blend = None if self.blend is None else ids[self.blend]
         noise_of = None if self.noise_of is None else ids[self.noise_of]
-        return Combination.of(Mixture(blend, self.weight, noise_of, self.noise_seed), moves)
+        directions = {name: strength for name, strength in self.directions.items() if strength}
+        components = {number: strength for number, strength in self.components.items() if strength}
+        return Combination(
+            directions=directions, components=components, blend=blend, weight=self.weight, noise_of=noise_of,
+            noise_seed=self.noise_seed,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

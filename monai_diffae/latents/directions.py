@@ -203,7 +203,7 @@ class Direction:
                 range.
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ConfigError("not a direction; make one with monai-diffae fit-direction")
+            raise ConfigError("is no direction, or does not exist; make it with monai-diffae fit-direction")
         if content.get("version") != VERSION:
             raise ConfigError(
                 f"version: this release reads directions of version {VERSION}, not {content.get('version')!r:.20}; "

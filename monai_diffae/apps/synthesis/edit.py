@@ -118,13 +118,11 @@ def edit(
     """
     strengths = sorted({0.0, *strengths})  # 0 is the plain reconstruction, which everything is compared with
     strength_names(strengths)  # refuses equal names before anything is loaded
-    line, watch = read_direction(direction), [read_direction(file) for file in measurements.watch]
-    if len({each.target for each in watch}) < len(watch):
-        raise ConfigError("watch: two directions are for the same label, and would share a column; omit one")
     session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
     trained, embeddings = session.trained, measurements.embeddings
-    for each in (line, *watch):
-        each.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
+    line, *watch = (read_direction(file, trained) for file in (direction, *measurements.watch))
+    if len({each.target for each in watch}) < len(watch):
+        raise ConfigError("watch: two directions are for the same label, and would share a column; omit one")
     nearest_other = None
     if embeddings is not None:
         nearest_other = nearest_other_patient(*table_of_patients(embeddings, trained), line.statistics)

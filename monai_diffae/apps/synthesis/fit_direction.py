@@ -18,7 +18,7 @@ from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import ConfigError, OtherResultsError
-from monai_diffae.lazy import latents, provenance, tables
+from monai_diffae.lazy import bundles, latents, provenance, tables
 
 Kind = Literal["classes", "numbers"]
 _LARGEST = 100
@@ -94,15 +94,15 @@ def fit_direction(
     return Result(out, {key: content[key] for key in keys}, [note], content={"direction": direction})
 
 
-def read_direction(path: str | os.PathLike[str]) -> latents.Direction:
-    """Read a file of :func:`~monai_diffae.apps.synthesis.fit_direction.fit_direction`."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path.name}: there is no such file; make it with monai-diffae fit-direction")
+def read_direction(path: str | os.PathLike[str], trained: bundles.TrainedBundle | None = None) -> latents.Direction:
+    """Read a direction file; with a bundle, one of another model is refused."""
     try:
-        return latents.Direction.from_json(json_content(path))
+        direction = latents.Direction.from_json(json_content(Path(path)))
     except ConfigError as error:
-        raise ConfigError(f"{path.name}: {error}") from error
+        raise ConfigError(f"{Path(path).name}: {error}") from error
+    if trained is not None:
+        direction.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
+    return direction
 
 
 def is_direction(path: Path) -> bool:
@@ -123,13 +123,12 @@ def json_content(path: Path) -> Any:
 
 def strength_names(strengths: Sequence[float]) -> list[str]:
     """The parts of file names that stand for strengths, such as ``-2.00`` and ``+0.50``."""
-    if not strengths or max(map(abs, strengths)) > _LARGEST:
-        raise ConfigError(f"strengths: give some from -{_LARGEST} to {_LARGEST} standard deviations, such as -2 and 2")
     names = [f"{strength:+.2f}" for strength in strengths]
-    duplicate = next((name for name in names if names.count(name) > 1), None)
-    if duplicate is not None:  # the later image would replace the earlier one
+    # of two equal names, the later image would replace the earlier one
+    if not strengths or max(map(abs, strengths)) > _LARGEST or len(set(names)) < len(names):
         raise ConfigError(
-            f"strengths: two of them are {duplicate} when rounded to two digits, as in the images' names; omit one"
+            f"strengths: give different ones from -{_LARGEST} to {_LARGEST} standard deviations, such as -2 and 2; "
+            "they are rounded to two digits, as in the images' names"
         )
     return names
 

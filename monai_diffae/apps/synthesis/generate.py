@@ -116,8 +116,7 @@ def _classifier(
     file: Path, trained: bundles.TrainedBundle, side: Side
 ) -> Callable[[torch.Tensor], npt.NDArray[np.float64]]:
     """A function from z_sem (N, D) to their probabilities ``[N]`` of a class, by a direction file."""
-    direction = read_direction(file)
-    direction.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
+    direction = read_direction(file, trained)
     if direction.kind != "binary":
         raise ConfigError(f"direction: '{direction.target}' is a number; use a direction for a label with two classes")
     direction.warn_if_chance()
