@@ -14,6 +14,7 @@ from monai_diffae.pictures.charts import draw_reliability as draw_reliability
 from monai_diffae.pictures.charts import draw_stability as draw_stability
 from monai_diffae.pictures.mosaic import draw_anomalies as draw_anomalies
 from monai_diffae.pictures.mosaic import draw_mosaic as draw_mosaic
+from monai_diffae.pictures.mosaic import fitted as fitted
 from monai_diffae.pictures.mosaic import in_colours as in_colours
 from monai_diffae.pictures.mosaic import in_rgb as in_rgb
 from monai_diffae.pictures.mosaic import plane_slices as plane_slices

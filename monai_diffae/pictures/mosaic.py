@@ -4,9 +4,13 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
+
+from monai_diffae.data.scans import Scan, to_ras
 
 PLANES = "Planes: axial, coronal, sagittal; the patient's right is on the left."
 _OUTLINE = (1.0, 0.25, 0.1)  # red, green, blue, of a mask
@@ -104,6 +108,40 @@ def three_planes(volumes: Tensor, voxel: Sequence[int] | None = None) -> Tensor:
         ],
         dim=3,
     )
+
+
+def fitted(
+    image: NDArray[np.float32],
+    affine: NDArray[np.float64],
+    sides: tuple[int, int],
+    *,
+    is_smooth: bool = False,
+    background: float | None = None,
+) -> Tensor:
+    """A square picture (C, P, P) of an image (C, H, W), or (C, P, 3 P) of a volume (C, *S) in three planes.
+
+    Args:
+        image: the image, whose axes ``affine`` describes.
+        affine: from voxels to RAS mm; only used for volumes.
+        sides: pixels along each side of an image, and of a plane of a volume.
+        is_smooth: enlarge by interpolation, instead of showing the image's own pixels.
+        background: the value around the image; None: 0 if the picture has values on both sides of it, else the lowest.
+    """
+    side, lengths = sides[0], [float(length) for length in image.shape[1:]]
+    if is_volume := image.ndim == 4:
+        volume = to_ras(Scan(image, affine))
+        image, side = np.ascontiguousarray(volume.array, np.float32), sides[1]
+        lengths = (np.array(image.shape[1:]) * np.linalg.norm(volume.affine[:3, :3], axis=0)).tolist()
+    sizes = [max(1, round(length * side / max(lengths))) for length in lengths]
+    smaller = [min(size, own) for size, own in zip(sizes, image.shape[1:], strict=True)]
+    shown = nn.functional.interpolate(torch.from_numpy(image)[None].float(), smaller, mode="area")
+    smooth = "trilinear" if is_volume else "bilinear"
+    shown = nn.functional.interpolate(shown, sizes, mode=smooth if is_smooth else "nearest-exact")
+    if background is None:
+        background = 0.0 if float(shown.min()) < 0 < float(shown.max()) else float(shown.min())
+    spare = [side - size for size in reversed(sizes)]  # of the last axis first
+    shown = nn.functional.pad(shown, [n for each in spare for n in (each // 2, each - each // 2)], value=background)
+    return three_planes(shown)[0] if is_volume else shown[0]
 
 
 def _strip(images: Tensor) -> Image.Image:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.page import data_address
@@ -22,9 +22,9 @@ from monai_diffae.apps.settings import Choice, Run
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.cases import safe_file_name
 from monai_diffae.data.fingerprints import file_checksum, json_digest
-from monai_diffae.data.scans import Scan, ras_shape, read_scan, slice_volume, to_ras
+from monai_diffae.data.scans import ras_shape, read_scan, slice_volume
 from monai_diffae.errors import ScanError
-from monai_diffae.pictures import in_colours, plane_slices, three_planes, thumbnail
+from monai_diffae.pictures import fitted, in_colours, plane_slices, thumbnail
 from monai_diffae.transforms.writing import read_image
 
 Pixels = NDArray[np.uint8]
@@ -215,24 +215,6 @@ def _edited(folder: Path, file_name: str, strengths: Sequence[float]) -> Iterato
         file = next(file for file in files if file.is_file())
         image = read_image(file, (0.0, 255.0))
         image = image[..., 0] if image.ndim == 4 and image.shape[-1] == 1 else image
-        if image.ndim == 3:
-            lengths = [float(length) for length in image.shape[1:]]
-            yield _fitted(image[None], lengths, min(_EDIT_SIDE, max(image.shape[1:])))[0]
-            continue
-        volume = to_ras(Scan(image.numpy(), np.asarray(nib.Nifti1Image.from_filename(file).affine)))
-        lengths_mm = np.array(volume.array.shape[1:]) * np.linalg.norm(volume.affine[:3, :3], axis=0)
-        cube = torch.from_numpy(np.ascontiguousarray(volume.array, np.float32))[None]
-        planes = three_planes(_fitted(cube, lengths_mm.tolist(), _EDIT_PLANE_SIDE))
-        yield planes[0].nan_to_num(posinf=0.0)
-
-
-def _fitted(image: Tensor, lengths: Sequence[float], side: int) -> Tensor:
-    """An image (1, C, *S) scaled so that the longest side has ``side`` pixels, with the lowest value around it."""
-    sizes = [max(1, round(length * side / max(lengths))) for length in lengths]
-    smaller = [min(size, own) for size, own in zip(sizes, image.shape[2:], strict=True)]
-    mode = "bilinear" if len(sizes) == 2 else "trilinear"
-    scaled = nn.functional.interpolate(nn.functional.interpolate(image, smaller, mode="area"), sizes, mode=mode)
-    spare = [side - size for size in reversed(sizes)]  # of the last axis first
-    padding = [n for each in spare for n in (each // 2, each - each // 2)]
-    background = 0.0 if float(scaled.min()) < 0 < float(scaled.max()) else float(scaled.min())
-    return nn.functional.pad(scaled, padding, value=background)
+        sides = min(_EDIT_SIDE, max(image.shape[1:])), _EDIT_PLANE_SIDE
+        affine = np.eye(4) if image.ndim == 3 else np.asarray(nib.Nifti1Image.from_filename(file).affine)
+        yield fitted(image.numpy(), affine, sides, is_smooth=True).nan_to_num(posinf=0.0)
