@@ -59,7 +59,7 @@ class ReportImages:
     @cached_property
     def session(self) -> Session:
         """The bundle and the cohort, opened."""
-        return Session.open(self._data.bundle, self._cohort, run=Run(device=self._data.device))
+        return Session.open(self._data.bundle, self._cohort, run=Run(device=self._data.run.device))
 
     def read(self, ids: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Ids and images (C, *S) in the model's range; cases that cannot be read are left out."""
@@ -117,7 +117,7 @@ def _thumbnails(
 ) -> dict[str, str]:
     """Pictures as addresses by id, kept in a file until something that they are made from changes."""
     file = path.with_name(f"{path.name}-{json_digest(made_from)[:16]}.json")
-    if data.overwrite or not file.is_file():
+    if data.run.overwrite or not file.is_file():
         for old in path.parent.glob(f"{path.name}-*.json"):
             old.unlink()
         low, high = map(float, data.result("info").figures["model_range"])

@@ -568,7 +568,7 @@ def outlier_section(report: Report) -> Section | None:
 def explain_section(report: Report) -> Section | None:
     """Counterfactuals of the user's own classifiers, and the labels that they change; None without results."""
     model, shown = report.models[0], []
-    for position, folder in enumerate(model.explained, start=1):
+    for position, folder in enumerate(model.topics.explained, start=1):
         record = read_record(record_of(folder)) or {}
         pictures = model.folder / "media" / "explained" / str(position)
         pictures.mkdir(parents=True, exist_ok=True)

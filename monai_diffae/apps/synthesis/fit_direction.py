@@ -6,11 +6,12 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
+from cyclopts import Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
@@ -28,15 +29,27 @@ STRENGTHS: tuple[float, ...] = (-3, -2, -1, 0, 1, 2, 3)
 logger = logging.getLogger(__name__)
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Fitting:
+    """How a direction is fitted to a label."""
+
+    positive: str | None = None
+    """The class that the direction points to; by default the larger value, or the one that sorts last. With more than
+    two classes, it is compared with all others."""
+    kind: Kind | None = None
+    """Whether the label is ``classes`` or ``numbers``; by default as above."""
+    max_cases: Annotated[int, Ge(4)] | None = None
+    """Use at most this many labelled cases, equally many per class, for few-shot generation."""
+
+
 @command
 def fit_direction(
     embeddings: Path,
     out: Path,
     *,
     target: str,
-    positive: str | None = None,
-    kind: Kind | None = None,
-    max_cases: Annotated[int, Ge(4)] | None = None,
+    fitting: Fitting = Fitting(),
     seed: Seed = 0,
     overwrite: bool = False,
 ) -> Result:
@@ -51,10 +64,6 @@ def fit_direction(
         embeddings: Table of embeddings, written by ``embed``.
         out: The direction file, ``.json``.
         target: A label column: two classes, or numbers.
-        positive: The class that the direction points to; by default the larger value, or the one that sorts last. With
-            more than two classes, it is compared with all others.
-        kind: Whether the label is ``classes`` or ``numbers``; by default as above.
-        max_cases: Use at most this many labelled cases, equally many per class, for few-shot generation.
         seed: Random seed of the cross-validation's folds, and of the choice of cases.
         overwrite: Replace an existing direction.
 
@@ -73,7 +82,8 @@ def fit_direction(
     patients = table["patient"].tolist() if "patient" in table else None
     direction = latents.fit_direction(
         tables.z_matrix(table), table[target].tolist(), target=target, model=provenance.origin_of(embeddings)["model"],
-        groups=patients, positive=positive, kind=kind or "auto", max_cases=max_cases, seed=seed,
+        groups=patients, positive=fitting.positive, kind=fitting.kind or "auto", max_cases=fitting.max_cases,
+        seed=seed,
     )  # fmt: skip
     direction = replace(direction, preprocessing=provenance.recorded_preprocessing(table))
     content = direction.to_json()

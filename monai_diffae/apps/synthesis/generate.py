@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
+from cyclopts import Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, images_in, remove_images, run_once
@@ -29,17 +30,39 @@ _CANDIDATES_AT_ONCE = 256
 _MOST_CANDIDATES = 1000  # per requested image
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Images:
+    """Which images are generated."""
+
+    num_images: Annotated[int, Ge(1)] = 16
+    """Number of images."""
+    seed: Seed = 0
+    """Random seed of z_sem and noise."""
+    image_format: Format | None = None
+    """File format; by default PNG for 2D images with 1 or 3 channels, else NIfTI."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Condition:
+    """Of which class the images are."""
+
+    direction: Path | None = None
+    """Direction file for a label with two classes; only images of one class are generated."""
+    side: Side = "positive"
+    """With a direction, the class to generate."""
+    min_probability: Annotated[float, Ge(0), Lt(1)] = 0.5
+    """With a direction, the smallest probability of that class."""
+
+
 @command
 def generate(
     bundle: Path,
     out: Path,
     *,
-    num_images: Annotated[int, Ge(1)] = 16,
-    seed: Seed = 0,
-    direction: Path | None = None,
-    side: Side = "positive",
-    min_probability: Annotated[float, Ge(0), Lt(1)] = 0.5,
-    image_format: Format | None = None,
+    images: Images = Images(),
+    condition: Condition = Condition(),
     sampling: Sampling = Sampling(),
     run: Run = Run(),
 ) -> Result:
@@ -55,12 +78,6 @@ def generate(
     Args:
         bundle: Folder of a trained bundle with a latent DDIM, trained by ``train-latent``.
         out: Folder for the results.
-        num_images: Number of images.
-        seed: Random seed of z_sem and noise.
-        direction: Direction file for a label with two classes; only images of one class are generated.
-        side: With a direction, the class to generate.
-        min_probability: With a direction, the smallest probability of that class.
-        image_format: File format; by default PNG for 2D images with 1 or 3 channels, else NIfTI.
 
     Returns:
         The folder, ``num_images``, and ``accepted``: the fraction of sampled z_sem that the classifier accepted.
@@ -72,19 +89,18 @@ def generate(
     """
     trained = sessions.open_bundle(bundle, decoding=sampling, run=run)
     latent = bundles.load_latent(bundle, trained.device)
-    probability = None if direction is None else _classifier(direction, trained, side)
+    probability = None if condition.direction is None else _classifier(condition.direction, trained, condition.side)
     suffix = writing.image_suffix(trained.image_shape)
-    if image_format == "png" and suffix != ".png":
+    if images.image_format == "png" and suffix != ".png":
         raise ConfigError(f"image_format: PNG cannot hold images of size {list(trained.image_shape)}; choose nii.gz")
-    suffix = suffix if image_format is None else f".{image_format}"
+    suffix = suffix if images.image_format is None else f".{images.image_format}"
+    num_images, seed, picture = images.num_images, images.seed, out / "generated.png"
     made_from = {
         **sessions.made_from_bundle(trained, run), "seed": seed, "image_format": suffix,
-        "latent_model": latent.sha256,
-        "direction": None if direction is None else file_checksum(direction),
+        "latent_model": latent.sha256, "direction": None,
     }  # fmt: skip
-    if direction is not None:
-        made_from |= {"side": side, "min_probability": min_probability}
-    picture = out / "generated.png"
+    if condition.direction is not None:
+        made_from |= {**vars(condition), "direction": file_checksum(condition.direction)}
     files = [out / "images" / f"{i:05d}{suffix}" for i in range(num_images)]
 
     def sample(count: int, start: int = 0) -> torch.Tensor:
@@ -96,7 +112,7 @@ def generate(
         if probability is None:
             codes = _Codes(sample(num_images), list(range(num_images)), None)
         else:
-            codes = _accepted_codes(num_images, sample, probability, min_probability)
+            codes = _accepted_codes(num_images, sample, probability, condition.min_probability)
         _write_images(trained, codes, seed, files, suffix, run.batch_size)
         _write_tables(codes, made_from, files, out)
         rows = _rows_of_picture(files[:_IN_PICTURE], trained.model_range)
@@ -108,7 +124,7 @@ def generate(
     # an interrupted run resumes with the existing images, so images of other inputs are refused even without a table
     results = [out / "generated.csv", out / "generated.parquet", picture, *files, *images_in(out / "images")]
     figures, skipped = run_once("generate", out, results, made_from, make, overwrite=run.overwrite)
-    notes = [] if direction is None else [f"accepted {figures['accepted']:.3f}"]
+    notes = [] if condition.direction is None else [f"accepted {figures['accepted']:.3f}"]
     return Result(out, figures, notes, skipped=skipped)
 
 
