@@ -337,12 +337,11 @@ def find_targets(table: pd.DataFrame, targets: Sequence[str] = ()) -> list[str]:
 
 def check_explained(folder: Path, bundle: Path) -> None:
     """Check that a folder holds a complete result of ``explain`` with this bundle."""
-    record = read_record(record_of(folder))
-    if record is None or record["command"] != "explain" or not record["complete"]:
-        raise ConfigError(f"explained: {folder.name} holds no complete result of monai-diffae explain")
-    if record["made_from"].get("model") != checksum(bundle):
+    record = read_record(record_of(folder)) or {"command": None}
+    is_complete = record["command"] == "explain" and record["complete"]
+    if not is_complete or record["made_from"].get("model") != checksum(bundle):
         raise ConfigError(
-            f"explained: {folder.name} was made with another bundle; run monai-diffae explain with this one"
+            f"explained: {folder.name} holds no complete result of monai-diffae explain with this bundle; run it again"
         )
 
 

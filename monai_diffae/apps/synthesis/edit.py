@@ -222,13 +222,13 @@ class _Edits:
     def _write(
         self, case: Case, native: transforms.NativeSpace, images: torch.Tensor, differences: torch.Tensor
     ) -> None:
-        names = strength_names(self.strengths)
-        convert = native.add_difference if self.output.detail == "own" else native.back
-        plain = convert((differences if self.output.detail == "own" else images)[self.strengths.index(0)])
-        for strength, image, difference in zip(names, images, differences, strict=True):
+        is_own = self.output.detail == "own"
+        convert, shown = (native.add_difference, differences) if is_own else (native.back, images)
+        plain = convert(shown[self.strengths.index(0)])
+        for strength, each, difference in zip(strength_names(self.strengths), shown, differences, strict=True):
             name = f"{case.file_name}_{strength}"
             description = f"monai_diffae edit: {self.direction.target} {strength}" if self.output.dicom else None
-            edited = convert(difference if self.output.detail == "own" else image)
+            edited = convert(each)
             writing.write_case_image(self.folder / "images", name, native, edited, case, description)
             file = self.folder / "differences" / f"{name}.nii.gz"
             clipped = native.storable(edited) - edited - (native.storable(plain) - plain)  # 0 where the file holds all

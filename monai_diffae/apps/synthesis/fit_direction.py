@@ -76,9 +76,7 @@ def fit_direction(
     """
     table = tables.read_training_rows(embeddings)
     provenance.check_z_sem(embeddings)
-    labels = tables.label_columns(table)
-    if target not in labels:
-        raise ConfigError(f"target: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}")
+    tables.check_labels(table, {"target": [target]})
     patients = table["patient"].tolist() if "patient" in table else None
     direction = latents.fit_direction(
         tables.z_matrix(table), table[target].tolist(), target=target, model=provenance.origin_of(embeddings)["model"],
