@@ -5,14 +5,12 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import cookie_parser
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.types import ASGIApp
 
 from monai_diffae import __version__
 from monai_diffae.apps.pages.page import SHARED, TEMPLATES
@@ -101,43 +99,32 @@ async def _in_one_line(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "; ".join(reasons)}, 422)
 
 
-class TokenGuard:
-    """ASGI middleware: refuse requests without the token, which is in the first address, then in a cookie."""
+class TokenGuard(BaseHTTPMiddleware):
+    """Middleware: refuse requests without the token, which is in the first address, then in a cookie."""
 
     # browsers share cookies among the ports of a host, so the port is part of the cookie's name
 
     def __init__(self, app: ASGIApp, token: str, port: int) -> None:
-        self.app, self._token, self._cookie = app, token, f"monai_diffae_{port}"
+        super().__init__(app)
+        self._token, self._cookie = token, f"monai_diffae_{port}"
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         """Pass a request on, or refuse it."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        in_address = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        is_first = self._is_token(in_address)
-        in_cookie = cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
-        in_header = headers.get("authorization", "").removeprefix("Bearer ")
-
-        async def send_safely(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                answer = MutableHeaders(scope=message)
-                for name, value in _SECURITY.items():
-                    answer.setdefault(name, value)
-                if is_first:
-                    cookie = f"{self._cookie}={self._token}; Path=/; HttpOnly; SameSite=Strict"
-                    answer.append("Set-Cookie", cookie)
-            await send(message)
-
-        if is_first or self._is_token(in_cookie) or self._is_token(in_header):
-            await self.app(scope, receive, send_safely)
-            return
-        refused = PlainTextResponse(
-            "This page needs its token: open the whole address that monai-diffae explore shows in the terminal.\n", 403
-        )
-        await refused(scope, receive, send_safely)
+        is_first = self._is_token(request.query_params.get("token", ""))
+        in_header = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if is_first or self._is_token(request.cookies.get(self._cookie, "")) or self._is_token(in_header):
+            response = await call_next(request)
+        else:
+            text = (
+                "This page needs its token: open the whole address that monai-diffae explore shows in the terminal.\n"
+            )
+            response = PlainTextResponse(text, 403)
+        for name, value in _SECURITY.items():
+            response.headers.setdefault(name, value)
+        if is_first:
+            cookie = f"{self._cookie}={self._token}; Path=/; HttpOnly; SameSite=Strict"
+            response.headers.append("Set-Cookie", cookie)
+        return response
 
     def _is_token(self, text: str) -> bool:
         return secrets.compare_digest(text.encode("utf-8", "surrogateescape"), self._token.encode())

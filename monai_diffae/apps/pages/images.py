@@ -50,16 +50,15 @@ class Strips:
 
 
 class ReportImages:
-    """Reads the cases of a report through the bundle's preprocessing."""
+    """Reads the cases of a report, which has a cohort, through the bundle's preprocessing."""
 
-    def __init__(self, data: ReportData, cohort: Path) -> None:
-        self._data, self._cohort = data, cohort
-        self.folder = data.folder / "media"
+    def __init__(self, data: ReportData) -> None:
+        self._data, self.folder = data, data.folder / "media"
 
     @cached_property
     def session(self) -> Session:
         """The bundle and the cohort, opened."""
-        return Session.open(self._data.bundle, self._cohort, run=Run(device=self._data.run.device))
+        return Session.open(self._data.bundle, self._data.cohort or "", run=Run(device=self._data.run.device))
 
     def read(self, ids: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Ids and images (C, *S) in the model's range; cases that cannot be read are left out."""

@@ -79,11 +79,7 @@ class Report:
     @cached_property
     def images(self) -> dict[str, ReportImages]:
         """The images of each model's cases by its name; only of models with a cohort."""
-        return {
-            model.name: ReportImages(model, model.cohort)
-            for model in self.models
-            if model.cohort is not None and model.result("embeddings") is not None
-        }
+        return {model.name: ReportImages(model) for model in self.models if model.result("embeddings") is not None}
 
     @cached_property
     def thumbnails(self) -> dict[str, dict[str, str]]:

@@ -85,8 +85,10 @@ def fit_direction(
     )  # fmt: skip
     direction = replace(direction, preprocessing=provenance.recorded_preprocessing(table))
     content = direction.to_json()
-    if out.exists() and not (overwrite and is_direction(out)) and json_content(out) != content:
-        error, remedy = (OtherResultsError, "set overwrite, or ") if is_direction(out) else (ConfigError, "")
+    existing = json_content(out) if out.exists() else content
+    is_direction = isinstance(existing, dict) and existing.get("format") == content["format"]
+    if existing != content and not (overwrite and is_direction):
+        error, remedy = (OtherResultsError, "set overwrite, or ") if is_direction else (ConfigError, "")
         raise error(f"{out.name}: exists and is not this direction; {remedy}choose another out")
     if direction.num_omitted:
         logger.info("%d cases without the label '%s' are omitted", direction.num_omitted, target)
@@ -111,14 +113,6 @@ def read_direction(path: str | os.PathLike[str], trained: bundles.TrainedBundle 
     if trained is not None:
         direction.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
     return direction
-
-
-def is_direction(path: Path) -> bool:
-    """Return whether a file is a direction, of any version."""
-    from monai_diffae.latents.directions import FORMAT
-
-    content = json_content(path)
-    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def json_content(path: Path) -> Any:
