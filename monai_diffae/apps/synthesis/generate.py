@@ -20,7 +20,7 @@ from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import bundles, np, npt, pd, pictures, sessions, tables, torch, writing
+from monai_diffae.lazy import bundles, latents, np, pd, pictures, sessions, tables, torch, writing
 
 Side = Literal["positive", "negative"]
 Format = Literal["png", "nii.gz"]
@@ -89,7 +89,11 @@ def generate(
     """
     trained = sessions.open_bundle(bundle, decoding=sampling, run=run)
     latent = bundles.load_latent(bundle, trained.device)
-    probability = None if condition.direction is None else _classifier(condition.direction, trained, condition.side)
+    direction = None if condition.direction is None else read_direction(condition.direction, trained)
+    if direction is not None:
+        if direction.kind != "binary":
+            raise ConfigError(f"direction: '{direction.target}' is a number; use one for a label with two classes")
+        direction.warn_if_chance()
     suffix = writing.image_suffix(trained.image_shape)
     if images.image_format == "png" and suffix != ".png":
         raise ConfigError(f"image_format: PNG cannot hold images of size {list(trained.image_shape)}; choose nii.gz")
@@ -109,10 +113,10 @@ def generate(
     def make() -> Mapping[str, Any]:
         if run.overwrite:
             remove_images(out / "images")
-        if probability is None:
+        if direction is None:
             codes = _Codes(sample(num_images), list(range(num_images)), None)
         else:
-            codes = _accepted_codes(num_images, sample, probability, condition.min_probability)
+            codes = _accepted_codes(num_images, sample, direction, condition)
         _write_images(trained, codes, seed, files, suffix, run.batch_size)
         _write_tables(codes, made_from, files, out)
         rows = _rows_of_picture(files[:_IN_PICTURE], trained.model_range)
@@ -128,22 +132,6 @@ def generate(
     return Result(out, figures, notes, skipped=skipped)
 
 
-def _classifier(
-    file: Path, trained: bundles.TrainedBundle, side: Side
-) -> Callable[[torch.Tensor], npt.NDArray[np.float64]]:
-    """A function from z_sem (N, D) to their probabilities ``[N]`` of a class, by a direction file."""
-    direction = read_direction(file, trained)
-    if direction.kind != "binary":
-        raise ConfigError(f"direction: '{direction.target}' is a number; use a direction for a label with two classes")
-    direction.warn_if_chance()
-
-    def probability(z_sem: torch.Tensor) -> npt.NDArray[np.float64]:
-        positive = direction.predict(z_sem.numpy())
-        return positive if side == "positive" else 1 - positive
-
-    return probability
-
-
 @dataclass(frozen=True)
 class _Codes:
     """Accepted z_sem (N, D), the number of each among all sampled ones, and its probability with a classifier."""
@@ -154,10 +142,7 @@ class _Codes:
 
 
 def _accepted_codes(
-    count: int,
-    sample: Callable[[int, int], torch.Tensor],
-    probability: Callable[[torch.Tensor], npt.NDArray[np.float64]],
-    min_probability: float,
+    count: int, sample: Callable[[int, int], torch.Tensor], direction: latents.Direction, condition: Condition
 ) -> _Codes:
     """Sample z_sem until ``count`` are accepted."""
     z_accepted: list[torch.Tensor] = []
@@ -171,8 +156,9 @@ def _accepted_codes(
                 "min_probability"
             )
         z_sem = sample(_CANDIDATES_AT_ONCE, start)
-        values = probability(z_sem)
-        accepted = np.flatnonzero(values >= min_probability)[: count - len(numbers)].tolist()
+        positive = direction.predict(z_sem.numpy())
+        values = positive if condition.side == "positive" else 1 - positive
+        accepted = np.flatnonzero(values >= condition.min_probability)[: count - len(numbers)].tolist()
         z_accepted.append(z_sem[accepted])
         numbers += [start + i for i in accepted]
         probabilities += values[accepted].tolist()
