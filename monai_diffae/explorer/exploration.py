@@ -1,11 +1,14 @@
-"""What the page shows: opens the bundle and the cohort, and answers requests with plain values and bytes."""
+"""What the page shows: opens the bundle and the cohort, and answers requests with plain values and bytes.
+
+A :class:`Recipe` is the image on the screen; :class:`Caller` writes the calls that make the same image.
+"""
 
 import json
 import logging
 import struct
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Annotated, Any, Literal
@@ -14,22 +17,24 @@ import numpy as np
 import torch
 from fastapi import Query
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
 from monai_diffae.apps.session import Session
+from monai_diffae.apps.settings import Decoding, Reading, Run, Sampling
 from monai_diffae.apps.synthesis.combine import Axes, Combination, write_combined
 from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.bundle import TrainedLatent, load_latent
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.data.cases import Case
+from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.streamed import preprocessed
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError, one_line
 from monai_diffae.explorer.atlas import Atlas, scores_of
-from monai_diffae.explorer.recipes import Caller, Recipe
 from monai_diffae.explorer.studio import Check, ModelWorker, Studio, shown_arrays
 from monai_diffae.latents.representation import warn_if_unused
 from monai_diffae.pictures import thumbnail
@@ -42,8 +47,84 @@ Window = Annotated[str, Query(pattern=r"^\w{1,40}$")]
 """A name that a browser window chooses for itself: newer requests of a window replace older ones."""
 Count = Annotated[int, Query(ge=1, le=16)]
 Seed = Annotated[int, Query(ge=0, lt=2**32)]
+Strength = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 _READ_AT_ONCE = BoundedSemaphore(2)
+
+
+class Recipe(BaseModel):
+    """The image on the screen. Cases are rows of the table of embeddings, directions and components are positions."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    case: Annotated[int, Field(ge=0)]
+    blend: Annotated[int, Field(ge=0)] | None = None
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    noise_of: Annotated[int, Field(ge=0)] | None = None
+    noise_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    directions: Annotated[dict[str, Strength], Field(max_length=100)] = {}
+    components: Annotated[dict[Annotated[int, Field(ge=1)], Strength], Field(max_length=100)] = {}
+    detail: Literal["model", "own"] = "model"
+
+    @property
+    def other_rows(self) -> list[int]:
+        """The rows of the other cases."""
+        return [row for row in (self.blend, self.noise_of) if row is not None]
+
+    def combination(self, ids: Mapping[int, str]) -> Combination:
+        """The codes, for the ids of the rows."""
+        blend = None if self.blend is None else ids[self.blend]
+        noise_of = None if self.noise_of is None else ids[self.noise_of]
+        directions = {name: strength for name, strength in self.directions.items() if strength}
+        components = {number: strength for number, strength in self.components.items() if strength}
+        return Combination(
+            directions=directions, components=components, blend=blend, weight=self.weight, noise_of=noise_of,
+            noise_seed=self.noise_seed,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Writes calls of ``combine`` and ``generate`` with the files and settings that the page's command got."""
+
+    bundle: Path
+    cohort: Path
+    embeddings: Path | None  # made first, if there are none
+    decoding: Decoding
+    reading: Reading
+    run: Run
+
+    def combine(self, case: str, combination: Combination, detail: str) -> tuple[str, str]:
+        """The line for a shell and the lines of Python that make the image of a combination."""
+        components = dict(combination.components)
+        arguments = {
+            "bundle": str(self.bundle), "cohort": str(self.cohort), "case": case,
+            "blend": combination.blend, "weight": None if combination.blend is None else combination.weight,
+            "noise_of": combination.noise_of, "noise_seed": combination.noise_seed,
+            "directions": dict(combination.directions), "components": components,
+            "embeddings": str(self.embeddings) if components else None,
+            "detail": None if detail == "model" else detail,
+            "columns": dict(self.reading.columns), **self._settings(Decoding),
+        }  # fmt: skip
+        return _both("combine", {**arguments, "out": f"combined/{json_digest([arguments])[:8]}"})
+
+    def generate(self, count: int, seed: int) -> tuple[str, str]:
+        """The same for images of the latent DDIM."""
+        arguments = {"bundle": str(self.bundle), "out": f"generated_{seed}", "num_images": count, "seed": seed}
+        return _both("generate", {**arguments, **self._settings(Sampling)})
+
+    def _settings(self, kind: type[Sampling]) -> dict[str, Any]:
+        """The decoding settings that a command with this kind of them takes, and how it runs."""
+        return {
+            **{each.name: getattr(self.decoding, each.name) for each in fields(kind)},
+            "device": self.run.device, "overrides": dict(self.run.overrides),
+        }  # fmt: skip
+
+
+def _both(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
+    given = {key: value for key, value in arguments.items() if value is not None and value not in ("", {}, [])}
+    words = ", ".join(f"{key}={value!r}" for key, value in given.items())
+    return command_line(name, given), f"from monai_diffae import {name}\n\n{name}({words})"
 
 
 def open_exploration(caller: Caller, out: Path, directions: Sequence[Path], num_components: int) -> "Exploration":

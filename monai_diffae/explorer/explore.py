@@ -79,8 +79,7 @@ def explore(
         MachineError: the port is in use.
     """
     from monai_diffae.explorer.app import build_app
-    from monai_diffae.explorer.exploration import open_exploration
-    from monai_diffae.explorer.recipes import Caller
+    from monai_diffae.explorer.exploration import Caller, open_exploration
     from monai_diffae.serving.server import LOOPBACK, check_port
 
     refuse_results_among_scans(cohort, out=out)  # the default, too, which lies in the working folder

@@ -11,8 +11,7 @@ from monai_diffae import Decoding, Reading, Run, combine, edit, embed, fit_direc
 from monai_diffae.apps.provenance import check_same_model, origin_of, preprocessing_differences, safe_overrides
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.errors import ConfigError
-from monai_diffae.explorer.exploration import open_exploration
-from monai_diffae.explorer.recipes import Caller
+from monai_diffae.explorer.exploration import Caller, open_exploration
 
 
 def with_made_from(path, **values):

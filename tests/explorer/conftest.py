@@ -7,8 +7,7 @@ from forked_program import served
 
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.explorer.app import build_app
-from monai_diffae.explorer.exploration import open_exploration
-from monai_diffae.explorer.recipes import Caller
+from monai_diffae.explorer.exploration import Caller, open_exploration
 
 TOKEN = "the-token"
 

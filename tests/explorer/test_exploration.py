@@ -20,7 +20,7 @@ from monai_diffae.apps.synthesis.combine import Combination
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import CohortError
 from monai_diffae.explorer.atlas import Atlas, Extreme
-from monai_diffae.explorer.recipes import Caller, Recipe
+from monai_diffae.explorer.exploration import Caller, Recipe
 
 
 def test_without_a_table_the_cohort_is_embedded_once(labelled, open_explored, tmp_path, caplog):

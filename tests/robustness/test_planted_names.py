@@ -127,8 +127,7 @@ def written(cohort, tmp_path_factory):
     from monai_diffae.apps.pages import data as report_data
     from monai_diffae.apps.settings import Decoding, Reading, Run
     from monai_diffae.apps.training import speed
-    from monai_diffae.explorer.exploration import open_exploration
-    from monai_diffae.explorer.recipes import Caller
+    from monai_diffae.explorer.exploration import Caller, open_exploration
 
     out = tmp_path_factory.mktemp("out")
     log, logger = logging.FileHandler(out / "log.txt"), logging.getLogger("monai_diffae")
