@@ -20,8 +20,7 @@ from monai_diffae import train
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data import make_virtual_cohort
-from monai_diffae.explorer.exploration import Exploration, Files, Quality, open_exploration
-from monai_diffae.explorer.recipes import Recipe
+from monai_diffae.explorer.exploration import Caller, Exploration, Quality, Recipe, open_exploration
 
 
 def opened(out: Path, size: int) -> Exploration:
@@ -29,7 +28,8 @@ def opened(out: Path, size: int) -> Exploration:
     cohort = make_virtual_cohort(out / "cohort", num_patients=16, size=size)
     values = {"image_size": [size, size], "max_epochs": 1, "batch_size": 4, "num_pictures": 0, "mlflow": False}
     train(init_bundle(out / "bundle", "diffae_2d"), cohort, overrides=values, device="cpu")
-    return open_exploration(Files(out / "bundle", cohort, out), 4, Decoding(), Reading(), Run(device="cpu"))
+    caller = Caller(out / "bundle", cohort, None, Decoding(), Reading(), Run(device="cpu"))
+    return open_exploration(caller, out, (), 4)
 
 
 def milliseconds(act: Callable[[], object]) -> tuple[float, float]:
@@ -54,14 +54,14 @@ def main() -> None:
     arguments = parser.parse_args()
     page = opened(arguments.out, arguments.size)
     page.outliers()
-    firsts = [milliseconds(partial(page.image, Recipe(case=row), "preview", "a")) for row in range(4)]
+    firsts = [milliseconds(partial(page.image, Recipe(case=row), "a", "preview")) for row in range(4)]
     print(f"first: {median(firsts)}", flush=True)
     qualities: tuple[Quality, ...] = ("preview", "full")
     for quality in qualities:
         times = []
         for move in range(arguments.moves):
-            recipe = Recipe(case=0, components={"1": 0.1 * move + 0.1})
-            times.append(milliseconds(partial(page.image, recipe, quality, "a")))
+            recipe = Recipe(case=0, components={1: 0.1 * move + 0.1})
+            times.append(milliseconds(partial(page.image, recipe, "a", quality)))
         steps = page.studio.preview_steps if quality == "preview" else page.studio.steps
         print(f"{quality}: {median(times)}, {steps} evaluations", flush=True)
     page.close()

@@ -33,24 +33,24 @@ Seed = Annotated[int, Ge(0), Lt(2**32)]
 _FEW_CASES, _MOST_WORKERS = 256, 8
 
 
-def _pairs(type_: Any, tokens: Sequence[Token]) -> dict[str, str]:
+def pairs(type_: Any, tokens: Sequence[Token]) -> dict[str, str]:
     """``image=file patient=subject`` as a mapping."""
-    pairs: dict[str, str] = {}
+    values: dict[str, str] = {}
     for token in tokens:
         if not all(token.value.partition("=")):
             raise ValueError(f"{token.value!r} is not of the form name=value")
         name, value = token.value.split("=", 1)
-        if name in pairs:
+        if name in values:
             raise ValueError(f"{name!r} is given twice")
-        pairs[name] = value
-    return pairs
+        values[name] = value
+    return values
 
 
 def _values(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
     """``max_epochs=5 columns#image=file`` as a mapping; values are JSON where they can be read as JSON, else text."""
     words = {"true": True, "false": False, "none": None, "null": None}
     values: dict[str, Any] = {}
-    for name, text in _pairs(type_, tokens).items():
+    for name, text in pairs(type_, tokens).items():
         try:
             values[name] = words[text.lower()] if text.lower() in words else json.loads(text)
         except ValueError:
@@ -73,11 +73,11 @@ def colour_values(colour: Colour | None) -> dict[str, Any]:
 NONE_GIVEN: Mapping[str, Any] = {}
 """The default of columns and overrides that are arguments of a function; every call gets a copy."""
 
-Columns = Annotated[Mapping[str, str], Parameter(accepts_keys=False, n_tokens=-1, converter=_pairs)]
+Columns = Annotated[Mapping[str, str], Parameter(accepts_keys=False, n_tokens=-1, converter=pairs)]
 LabelKinds = Annotated[
-    Mapping[str, Literal["classes", "numbers"]], Parameter(accepts_keys=False, n_tokens=-1, converter=_pairs)
+    Mapping[str, Literal["classes", "numbers"]], Parameter(accepts_keys=False, n_tokens=-1, converter=pairs)
 ]
-NamedFiles = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=_pairs)]
+NamedFiles = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=pairs)]
 Overrides = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=_values)]
 Numbers = Annotated[Sequence[float], Parameter(converter=_numbers)]
 

@@ -1,23 +1,20 @@
 """The server of the page: who may use it, and its routes, as a FastAPI application."""
 
+import functools
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import parse_qs
+from typing import Any
 
-from fastapi import FastAPI, Query, Request
-from fastapi import Path as InPath
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import cookie_parser
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.types import ASGIApp
 
 from monai_diffae import __version__
 from monai_diffae.apps.pages.page import SHARED, TEMPLATES
-from monai_diffae.explorer.exploration import Exploration, Quality
-from monai_diffae.explorer.recipes import Recipe
+from monai_diffae.explorer.exploration import Exploration, Recipe
 from monai_diffae.explorer.studio import SupersededError
 from monai_diffae.serving.answers import answered
 from monai_diffae.serving.server import OriginGuard
@@ -32,12 +29,6 @@ _SECURITY = {
 _PAGE = Path(__file__).parent / "page"
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
-Row = Annotated[int, InPath(ge=0, lt=2**31)]
-Window = Annotated[str, Query(pattern=r"^\w{1,40}$")]
-"""A name that a browser window chooses for itself: newer requests of a window replace older ones."""
-Count = Annotated[int, Query(ge=1, le=64)]
-Seed = Annotated[int, Query(ge=0, lt=2**32)]
-
 
 def build_app(exploration: Exploration, token: str, port: int, *, loopback_only: bool = True) -> FastAPI:
     """Build the application; ``loopback_only`` serves only requests to this machine's loopback address."""
@@ -46,8 +37,7 @@ def build_app(exploration: Exploration, token: str, port: int, *, loopback_only:
     app.add_middleware(OriginGuard, loopback_only=loopback_only)
     app.add_exception_handler(RequestValidationError, _in_one_line)
     _add_page(app)
-    _add_cases(app, exploration)
-    _add_images(app, exploration)
+    _add_answers(app, exploration)
     return app
 
 
@@ -62,70 +52,44 @@ def _constant(content: bytes, kind: str) -> Callable[[], Response]:
     return lambda: Response(content, media_type=kind)
 
 
-def _add_cases(app: FastAPI, exploration: Exploration) -> None:
-    @app.get("/api/overview")
-    def overview() -> Any:
-        return _plain(exploration.overview)
+def _add_answers(app: FastAPI, exploration: Exploration) -> None:
+    def thumbnail(row: int) -> Response:
+        headers = {"Cache-Control": "private, max-age=3600"}
+        return Response(exploration.thumbnail(row), media_type="image/png", headers=headers)
 
-    @app.get("/api/outliers")
-    def outliers() -> Any:
-        return _plain(exploration.outliers)
-
-    @app.get("/api/cases/{row}")
-    def describe(row: Row) -> Any:
-        return _plain(lambda: exploration.describe(row))
-
-    @app.get("/api/cases/{row}/thumbnail.png")
-    def thumbnail(row: Row) -> Response:
-        with answered():
-            content = exploration.thumbnail(row)
-        return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
-
-    @app.get("/api/cases/{row}/scan")
-    def scan(row: Row) -> Response:
-        return _bytes(lambda: exploration.scan(row))
-
-
-def _add_images(app: FastAPI, exploration: Exploration) -> None:
-    @app.post("/api/image")
-    def image(recipe: Recipe, window: Window, quality: Quality = "full") -> Response:
-        return _bytes(lambda: exploration.image(recipe, quality, f"{window}:image"))
-
-    @app.get("/api/progress")
-    def progress() -> Any:
-        return _plain(exploration.progress)
-
-    @app.post("/api/calls")
-    def calls(recipe: Recipe) -> Any:
-        return _plain(lambda: exploration.calls(recipe))
-
-    @app.post("/api/export")
     def export(recipe: Recipe) -> Response:
+        name, content = exploration.export(recipe)
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(content, media_type="application/octet-stream", headers=headers)
+
+    gets: dict[str, Callable[..., Any]] = {
+        "overview": exploration.overview, "outliers": exploration.outliers, "progress": exploration.progress,
+        "cases/{row}": exploration.describe, "cases/{row}/scan": exploration.scan, "samples": exploration.samples,
+        "cases/{row}/thumbnail.png": thumbnail, "samples/calls": exploration.sample_calls,
+    }  # fmt: skip
+    posts: dict[str, Callable[..., Any]] = {"image": exploration.image, "calls": exploration.calls, "export": export}
+    for method, answers in {"GET": gets, "POST": posts}.items():
+        for path, answer in answers.items():
+            app.add_api_route(f"/api/{path}", _endpoint(answer), methods=[method], response_model=None)
+
+
+def _endpoint(answer: Callable[..., Any]) -> Callable[..., Response]:
+    """A route with the arguments of an answer, which sends its plain values as JSON and its bytes as they are."""
+
+    @functools.wraps(answer)
+    def endpoint(**arguments: Any) -> Response:
         with answered():
-            name, content = exploration.export(recipe)
-        disposition = f'attachment; filename="{name}"'
-        return Response(content, media_type="application/octet-stream", headers={"Content-Disposition": disposition})
+            try:
+                content = answer(**arguments)
+            except SupersededError:
+                return Response(status_code=204)
+            if isinstance(content, Response):
+                return content
+            if isinstance(content, bytes):
+                return Response(content, media_type="application/octet-stream")
+            return JSONResponse(content)
 
-    @app.get("/api/samples")
-    def samples(count: Count, seed: Seed, window: Window) -> Response:
-        return _bytes(lambda: exploration.samples(count, seed, f"{window}:samples"))
-
-    @app.get("/api/samples/calls")
-    def sample_calls(count: Count, seed: Seed) -> Any:
-        return _plain(lambda: exploration.sample_calls(count, seed))
-
-
-def _plain(answer: Callable[[], Any]) -> JSONResponse:
-    with answered():
-        return JSONResponse(answer())
-
-
-def _bytes(answer: Callable[[], bytes]) -> Response:
-    with answered():
-        try:
-            return Response(answer(), media_type="application/octet-stream")
-        except SupersededError:
-            return Response(status_code=204)
+    return endpoint
 
 
 async def _in_one_line(request: Request, error: Exception) -> JSONResponse:
@@ -134,43 +98,32 @@ async def _in_one_line(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "; ".join(reasons)}, 422)
 
 
-class TokenGuard:
-    """ASGI middleware: refuse requests without the token, which is in the first address, then in a cookie."""
+class TokenGuard(BaseHTTPMiddleware):
+    """Middleware: refuse requests without the token, which is in the first address, then in a cookie."""
 
     # browsers share cookies among the ports of a host, so the port is part of the cookie's name
 
     def __init__(self, app: ASGIApp, token: str, port: int) -> None:
-        self.app, self._token, self._cookie = app, token, f"monai_diffae_{port}"
+        super().__init__(app)
+        self._token, self._cookie = token, f"monai_diffae_{port}"
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         """Pass a request on, or refuse it."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        in_address = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        is_first = self._is_token(in_address)
-        in_cookie = cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
-        in_header = headers.get("authorization", "").removeprefix("Bearer ")
-
-        async def send_safely(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                answer = MutableHeaders(scope=message)
-                for name, value in _SECURITY.items():
-                    answer.setdefault(name, value)
-                if is_first:
-                    cookie = f"{self._cookie}={self._token}; Path=/; HttpOnly; SameSite=Strict"
-                    answer.append("Set-Cookie", cookie)
-            await send(message)
-
-        if is_first or self._is_token(in_cookie) or self._is_token(in_header):
-            await self.app(scope, receive, send_safely)
-            return
-        refused = PlainTextResponse(
-            "This page needs its token: open the whole address that monai-diffae explore shows in the terminal.\n", 403
-        )
-        await refused(scope, receive, send_safely)
+        is_first = self._is_token(request.query_params.get("token", ""))
+        in_header = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if is_first or self._is_token(request.cookies.get(self._cookie, "")) or self._is_token(in_header):
+            response = await call_next(request)
+        else:
+            text = (
+                "This page needs its token: open the whole address that monai-diffae explore shows in the terminal.\n"
+            )
+            response = PlainTextResponse(text, 403)
+        for name, value in _SECURITY.items():
+            response.headers.setdefault(name, value)
+        if is_first:
+            cookie = f"{self._cookie}={self._token}; Path=/; HttpOnly; SameSite=Strict"
+            response.headers.append("Set-Cookie", cookie)
+        return response
 
     def _is_token(self, text: str) -> bool:
         return secrets.compare_digest(text.encode("utf-8", "surrogateescape"), self._token.encode())

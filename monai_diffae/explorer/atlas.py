@@ -16,6 +16,7 @@ from monai_diffae.data import embeddings as tables
 from monai_diffae.data.cases import Case
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction, PrincipalComponents, principal_components
+from monai_diffae.latents.directions import travel
 from monai_diffae.latents.neighbors import nearest_neighbors
 from monai_diffae.latents.statistics import ACTIVE_SHARE
 
@@ -180,9 +181,7 @@ def scores_of(
 def _along(name: str, direction: Direction, codes: Mapping[str, NDArray[np.floating[Any]]]) -> dict[str, Any]:
     values = {key: float(direction.predict(z)[0]) for key, z in codes.items()}
     if "image" in codes:
-        values["drift"] = float(
-            (direction.distance(codes["image"]) - direction.distance(codes["case"]))[0] / direction.std
-        )
+        values["drift"] = float(travel(direction, codes["case"], codes["image"])[0])
     return {"name": name, **values}
 
 

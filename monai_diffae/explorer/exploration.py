@@ -1,35 +1,40 @@
-"""What the page shows: opens the bundle and the cohort, and answers requests with plain values and bytes."""
+"""What the page shows: opens the bundle and the cohort, and answers requests with plain values and bytes.
+
+A :class:`Recipe` is the image on the screen; :class:`Caller` writes the calls that make the same image.
+"""
 
 import json
 import logging
 import struct
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from threading import BoundedSemaphore, Thread
-from typing import Any, Literal
+from threading import BoundedSemaphore
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from fastapi import Query
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
 from monai_diffae.apps.session import Session
-from monai_diffae.apps.settings import Decoding, Reading, Run
-from monai_diffae.apps.synthesis.combine import Axes, write_combined
+from monai_diffae.apps.settings import Decoding, Reading, Run, Sampling
+from monai_diffae.apps.synthesis.combine import Axes, Combination, write_combined
 from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.bundle import TrainedLatent, load_latent
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
+from monai_diffae.data.cases import Case
+from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.streamed import preprocessed
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError, one_line
 from monai_diffae.explorer.atlas import Atlas, scores_of
-from monai_diffae.explorer.recipes import Caller, Recipe
 from monai_diffae.explorer.studio import Check, ModelWorker, Studio, shown_arrays
 from monai_diffae.latents.representation import warn_if_unused
 from monai_diffae.pictures import thumbnail
@@ -38,56 +43,116 @@ from monai_diffae.serving.answers import NotFoundError
 logger = logging.getLogger(__name__)
 
 Quality = Literal["preview", "full"]
+Window = Annotated[str, Query(pattern=r"^\w{1,40}$")]
+"""A name that a browser window chooses for itself: newer requests of a window replace older ones."""
+Count = Annotated[int, Query(ge=1, le=16)]
+Seed = Annotated[int, Query(ge=0, lt=2**32)]
+Strength = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
-_MOST_SAMPLES = 16
 _READ_AT_ONCE = BoundedSemaphore(2)
 
 
+class Recipe(BaseModel):
+    """The image on the screen. Cases are rows of the table of embeddings, directions and components are positions."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    case: Annotated[int, Field(ge=0)]
+    blend: Annotated[int, Field(ge=0)] | None = None
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    noise_of: Annotated[int, Field(ge=0)] | None = None
+    noise_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    directions: Annotated[dict[str, Strength], Field(max_length=100)] = {}
+    components: Annotated[dict[Annotated[int, Field(ge=1)], Strength], Field(max_length=100)] = {}
+    detail: Literal["model", "own"] = "model"
+
+    @property
+    def other_rows(self) -> list[int]:
+        """The rows of the other cases."""
+        return [row for row in (self.blend, self.noise_of) if row is not None]
+
+    def combination(self, ids: Mapping[int, str]) -> Combination:
+        """The codes, for the ids of the rows."""
+        blend = None if self.blend is None else ids[self.blend]
+        noise_of = None if self.noise_of is None else ids[self.noise_of]
+        directions = {name: strength for name, strength in self.directions.items() if strength}
+        components = {number: strength for number, strength in self.components.items() if strength}
+        return Combination(
+            directions=directions, components=components, blend=blend, weight=self.weight, noise_of=noise_of,
+            noise_seed=self.noise_seed,
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
-class Files:
-    """The files of a page; the embeddings are made first, in ``out``, if they are None."""
+class Caller:
+    """Writes calls of ``combine`` and ``generate`` with the files and settings that the page's command got."""
 
     bundle: Path
     cohort: Path
-    out: Path
-    embeddings: Path | None = None
-    directions: Sequence[Path] = ()
+    embeddings: Path | None  # made first, if there are none
+    decoding: Decoding
+    reading: Reading
+    run: Run
+
+    def combine(self, case: str, combination: Combination, detail: str) -> tuple[str, str]:
+        """The line for a shell and the lines of Python that make the image of a combination."""
+        components = dict(combination.components)
+        arguments = {
+            "bundle": str(self.bundle), "cohort": str(self.cohort), "case": case,
+            "blend": combination.blend, "weight": None if combination.blend is None else combination.weight,
+            "noise_of": combination.noise_of, "noise_seed": combination.noise_seed,
+            "directions": dict(combination.directions), "components": components,
+            "embeddings": str(self.embeddings) if components else None,
+            "detail": None if detail == "model" else detail,
+            "columns": dict(self.reading.columns), **self._settings(Decoding),
+        }  # fmt: skip
+        return _both("combine", {**arguments, "out": f"combined/{json_digest([arguments])[:8]}"})
+
+    def generate(self, count: int, seed: int) -> tuple[str, str]:
+        """The same for images of the latent DDIM."""
+        arguments = {"bundle": str(self.bundle), "out": f"generated_{seed}", "num_images": count, "seed": seed}
+        return _both("generate", {**arguments, **self._settings(Sampling)})
+
+    def _settings(self, kind: type[Sampling]) -> dict[str, Any]:
+        """The decoding settings that a command with this kind of them takes, and how it runs."""
+        return {
+            **{each.name: getattr(self.decoding, each.name) for each in fields(kind)},
+            "device": self.run.device, "overrides": dict(self.run.overrides),
+        }  # fmt: skip
 
 
-def open_exploration(
-    files: Files, num_components: int, decoding: Decoding, reading: Reading, run: Run
-) -> "Exploration":
-    """Open everything, and embed the cohort if there is no table."""
-    directions = {str(file): read_direction(file) for file in files.directions}
-    session = Session.open(files.bundle, files.cohort, decoding=decoding, reading=reading, run=run)
+def _both(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
+    given = {key: value for key, value in arguments.items() if value is not None and value not in ("", {}, [])}
+    words = ", ".join(f"{key}={value!r}" for key, value in given.items())
+    return command_line(name, given), f"from monai_diffae import {name}\n\n{name}({words})"
+
+
+def open_exploration(caller: Caller, out: Path, directions: Sequence[Path], num_components: int) -> "Exploration":
+    """Open everything, and embed the cohort in ``out`` if there is no table."""
+    reading, run = caller.reading, caller.run
+    session = Session.open(caller.bundle, caller.cohort, decoding=caller.decoding, reading=reading, run=run)
     trained = session.trained
-    for direction in directions.values():
-        direction.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
+    lines = {str(file): read_direction(file, trained) for file in directions}
     warn_if_unused(trained.z_sem_usage)
-    embeddings = files.embeddings or _embedded(files, reading, run)
-    check_same_model(embeddings, files.bundle)
+    embeddings = caller.embeddings
+    if embeddings is None:
+        paths = {"bundle": caller.bundle, "cohort": caller.cohort, "out": out}
+        logger.info("$ %s", command_line("embed", paths))
+        embeddings = Path(embed(**paths, reading=reading, run=run))
+    check_same_model(embeddings, caller.bundle)
     warn_of_other_preprocessing(embeddings, trained)
     atlas = Atlas.open(embeddings, session.cohort.cases, num_components)
     num_missing = len(session.cohort.cases) - len(atlas.cases)
     if num_missing:
         logger.warning("%d cases of the cohort are not in %s, and not on the map", num_missing, embeddings.name)
-    studio = Studio(session, Axes(directions, atlas.components))
+    studio = Studio(session, Axes(lines, atlas.components))
     seconds = studio.warm_up()
     logger.info("one network evaluation takes %.0f ms: previews take %d", 1000 * seconds, studio.preview_steps)
-    caller = Caller(files.bundle, files.cohort, embeddings, decoding, reading, run)
-    return Exploration(atlas, studio, caller, _latent(session))
-
-
-def _embedded(files: Files, reading: Reading, run: Run) -> Path:
-    """The table of embeddings; made as by the command ``embed``, which skips it if it is complete."""
-    arguments = {"bundle": str(files.bundle), "cohort": str(files.cohort), "out": str(files.out)}
-    logger.info("$ %s", command_line("embed", arguments))
-    return Path(embed(files.bundle, files.cohort, files.out, reading=reading, run=run))
-
-
-def _latent(session: Session) -> TrainedLatent | None:
-    bundle = session.trained.folder
-    return load_latent(bundle, session.trained.device) if (models_folder(bundle) / LATENT_MODEL).is_file() else None
+    caller, has_latent = (
+        replace(caller, embeddings=embeddings),
+        (models_folder(trained.folder) / LATENT_MODEL).is_file(),
+    )
+    return Exploration(atlas, studio, caller, load_latent(trained.folder, trained.device) if has_latent else None)
 
 
 @dataclass(frozen=True)
@@ -99,16 +164,7 @@ class Exploration:
     caller: Caller
     latent: TrainedLatent | None = None
     worker: ModelWorker = field(default_factory=ModelWorker)
-    _outliers: Future[dict[str, Any]] = field(default_factory=Future)
     _thumbnails: dict[int, bytes] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        Thread(target=self._score, name="outliers", daemon=True).start()
-
-    @property
-    def axes(self) -> Axes:
-        """The directions and components."""
-        return self.studio.axes
 
     def overview(self) -> dict[str, Any]:
         """Everything about the cohort that the page needs at first."""
@@ -130,15 +186,19 @@ class Exploration:
             "components": [{"name": str(k), "explained": share} for k, share in enumerate(explained, start=1)],
             "directions": [
                 {"name": name, "target": each.target, "kind": each.kind, "classes": each.classes}
-                for name, each in self.axes.directions.items()
+                for name, each in self.studio.axes.directions.items()
             ],
             "has_samples": self.latent is not None,
             "z_channels": trained.z_channels,
         }
 
     def outliers(self) -> dict[str, Any]:
-        """The outlier scores of all cases and their p-values, or the ``reason`` why there are none; waits for them."""
-        return self._outliers.result()
+        """The outlier scores of all cases and their p-values, or the ``reason`` why there are none."""
+        try:
+            scores, p = self.atlas.outliers
+        except ConfigError as error:  # a small cohort has no five training cases of other patients
+            return {"reason": one_line(error)}
+        return {"scores": scores.round(5).tolist(), "p": p.round(6).tolist()}
 
     def describe(self, row: int) -> dict[str, Any]:
         """What is known about a case without decoding anything."""
@@ -180,24 +240,25 @@ class Exploration:
         """What the model does now, if it takes long: a ``text``, empty if there is nothing to tell."""
         return {"text": self.studio.progress}
 
-    def image(self, recipe: Recipe, quality: Quality, lane: str) -> bytes:
+    def image(self, recipe: Recipe, window: Window, quality: Quality = "full") -> bytes:
         """The image of a recipe, its difference from the plain reconstruction, and its scores."""
         combination, case, others = self._cases(recipe)
-        combination.check_detail(recipe.detail)
         steps = self.studio.preview_steps if quality == "preview" else self.studio.steps
 
         def decode(check: Check) -> bytes:
             decoded = self.studio.decode(combination, case, others, steps, check)
             codes = {name: z_sem.cpu().numpy() for name, z_sem in decoded.codes.items()}
-            scores = scores_of(self.atlas, self.axes, recipe.case, codes, is_preview=quality == "preview")
+            scores = scores_of(self.atlas, self.studio.axes, recipe.case, codes, is_preview=quality == "preview")
             arrays = shown_arrays(self.studio.open(case), decoded, recipe.detail)
             return packed(arrays, scores=scores, steps=steps, quality=quality)
 
-        return self._wait(lane, decode)
+        return self.worker.submit(f"{window}:image", decode).result()
 
-    def samples(self, count: int, seed: int, lane: str) -> bytes:
+    def samples(self, count: Count, seed: Seed, window: Window) -> bytes:
         """Images of the latent DDIM, those of ``generate`` with this seed."""
-        latent = self._latent(count)
+        if self.latent is None:
+            raise ConfigError("samples: the bundle has no latent DDIM; train one with monai-diffae train-latent")
+        latent = self.latent
 
         def decode(check: Check) -> bytes:
             trained = self.studio.session.trained
@@ -205,25 +266,22 @@ class Exploration:
             x_T = image_noise(trained.x_T_shape, seed, list(range(count))).to(trained.device)
             return packed({"images": self.studio.sample(z_sem, x_T, check)})
 
-        return self._wait(lane, decode)
+        return self.worker.submit(f"{window}:samples", decode).result()
 
     def calls(self, recipe: Recipe) -> dict[str, str]:
         """The command and the Python call that make the image of a recipe."""
         combination, case, _ = self._cases(recipe)
-        combination.check_detail(recipe.detail)
         command, python = self.caller.combine(case.id, combination, recipe.detail)
         return {"command": command, "python": python}
 
-    def sample_calls(self, count: int, seed: int) -> dict[str, str]:
+    def sample_calls(self, count: Count, seed: Seed) -> dict[str, str]:
         """The command and the Python call that make samples."""
-        self._latent(count)
         command, python = self.caller.generate(count, seed)
         return {"command": command, "python": python}
 
     def export(self, recipe: Recipe) -> tuple[str, bytes]:
         """The image of a recipe in the space of its scan: file name and content. No other request replaces it."""
         combination, case, others = self._cases(recipe)
-        combination.check_detail(recipe.detail)
 
         def write(check: Check) -> tuple[str, bytes]:
             decoded = self.studio.decode(combination, case, others, self.studio.steps, check)
@@ -233,52 +291,34 @@ class Exploration:
                 file = write_combined(path, case, self.studio.open(case), decoded.image, difference)
                 return file.name, file.read_bytes()
 
-        return self._wait(None, write)
+        return self.worker.submit(None, write).result()
 
     def close(self) -> None:
         """End the model's thread."""
         self.worker.close()
 
-    def _wait(self, lane: str | None, run: Callable[[Check], Any]) -> Any:
-        return self.worker.submit(lane, run).result()
-
-    def _cases(self, recipe: Recipe) -> tuple[Any, Any, dict[str, Any]]:
+    def _cases(self, recipe: Recipe) -> tuple[Combination, Case, dict[str, Case]]:
         """The combination, the case and the other cases of a recipe."""
         for row in (recipe.case, *recipe.other_rows):
             self._check(row)
-        components = [str(k) for k in range(1, len(self.atlas.components.directions) + 1)]
-        unknown = [name for name in recipe.directions if name not in self.axes.directions]
-        unknown += [name for name in recipe.components if name not in components]
+        unknown = [name for name in recipe.directions if name not in self.studio.axes.directions]
+        unknown += [str(k) for k in recipe.components if k > len(self.atlas.components.directions)]
         if unknown:
             raise ConfigError(f"{unknown[0][:60]}: is no direction or component of this page")
         others = {row: self.atlas.cases[row] for row in recipe.other_rows}
         combination = recipe.combination({row: case.id for row, case in others.items()})
+        combination.check_detail(recipe.detail)
         return combination, self.atlas.cases[recipe.case], {case.id: case for case in others.values()}
 
     def _check(self, row: int) -> None:
         if not 0 <= row < len(self.atlas.cases):
             raise NotFoundError(f"case {row}: the cohort has cases 0 to {len(self.atlas.cases) - 1}")
 
-    def _latent(self, count: int) -> TrainedLatent:
-        if self.latent is None:
-            raise ConfigError("samples: the bundle has no latent DDIM; train one with monai-diffae train-latent")
-        if not 1 <= count <= _MOST_SAMPLES:
-            raise ConfigError(f"count: {count} is not from 1 to {_MOST_SAMPLES}")
-        return self.latent
-
-    def _score(self) -> None:
-        try:
-            scores, p = self.atlas.outliers
-            self._outliers.set_result({"scores": scores.round(5).tolist(), "p": p.round(6).tolist()})
-        except ConfigError as error:  # a small cohort has no five training cases of other patients
-            self._outliers.set_result({"reason": one_line(error)})
-        except BaseException as error:
-            self._outliers.set_exception(error)
-
 
 def packed(arrays: Mapping[str, Tensor | NDArray[Any]], **header: Any) -> bytes:
     """Arrays and other values as bytes: the header's length (uint32, little endian), the header, the arrays."""
-    values = {name: _float32(array) for name, array in arrays.items()}
+    on_cpu = {name: array.detach().cpu() if isinstance(array, Tensor) else array for name, array in arrays.items()}
+    values = {name: np.ascontiguousarray(array, "<f4") for name, array in on_cpu.items()}
     places, offset = {}, 0
     for name, array in values.items():
         places[name] = {"shape": list(array.shape), "offset": offset}
@@ -286,8 +326,3 @@ def packed(arrays: Mapping[str, Tensor | NDArray[Any]], **header: Any) -> bytes:
     text = json.dumps({**header, "arrays": places}, allow_nan=False).encode()
     text += b" " * (-len(text) % 4)  # the browser needs arrays at multiples of 4
     return b"".join([struct.pack("<I", len(text)), text, *(array.tobytes() for array in values.values())])
-
-
-def _float32(array: Tensor | NDArray[Any]) -> NDArray[np.float32]:
-    values = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
-    return np.ascontiguousarray(values, "<f4")

@@ -79,13 +79,13 @@ def explore(
         MachineError: the port is in use.
     """
     from monai_diffae.explorer.app import build_app
-    from monai_diffae.explorer.exploration import Files, open_exploration
+    from monai_diffae.explorer.exploration import Caller, open_exploration
     from monai_diffae.serving.server import LOOPBACK, check_port
 
     refuse_results_among_scans(cohort, out=out)  # the default, too, which lies in the working folder
     check_port(address.host, address.port)
-    files = Files(bundle, cohort, out, embeddings, directions)
-    exploration = open_exploration(files, num_components, decoding, reading, run)
+    caller = Caller(bundle, cohort, embeddings, decoding, reading, run)
+    exploration = open_exploration(caller, out, directions, num_components)
     token = secrets.token_urlsafe(24)
     if address.host not in LOOPBACK:
         logger.warning("host: everyone who can reach %s and knows the token can see the scans", address.host)

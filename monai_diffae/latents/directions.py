@@ -197,8 +197,10 @@ class Direction:
             ConfigError: a key is missing or unknown, the version differs, or a value has the wrong type, length or
                 range.
         """
-        if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
-            raise ConfigError(f"not a direction of version {VERSION}; make one with monai-diffae fit-direction")
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ConfigError("is no direction, or does not exist; make it with monai-diffae fit-direction")
+        if content.get("version") != VERSION:
+            raise ConfigError(f"version: it must be {VERSION}; fit the direction again with this release")
         try:
             values = _Content.model_validate(content).model_dump(exclude={"format", "version"})
         except ValidationError as error:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from monai_diffae.latents.directions import LabelChange
-    from monai_diffae.latents.probing.evaluation import EvaluatedProbe
-    from monai_diffae.latents.probing.nested import HeldOutPredictions
 
 METRIC_NAMES = {
     "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "brier": "Brier", "r2": "R2",
@@ -120,26 +118,27 @@ def draw_diagnosis(levels: pd.DataFrame, stability: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_calibration(probes: Sequence[EvaluatedProbe]) -> Figure:
-    """Draw the calibration curves of probes: one panel per target, with a histogram of the predictions below."""
-    targets: dict[str, list[EvaluatedProbe]] = {}
-    for probe in probes:
-        targets.setdefault(probe.row["target"], []).append(probe)
+def draw_calibration(predictions: pd.DataFrame) -> Figure:
+    """Draw ``predictions.parquet``: one panel per target, with a histogram of the predictions below."""
+    targets = dict(iter(predictions.groupby("target", sort=False)))
     figure, panels = _panels(len(targets), 2)
     for (name, group), (curve, histogram) in zip(targets.items(), panels, strict=True):
-        curve.set_title(name)
+        curve.set_title(str(name))
         _draw_target(group, curve, histogram)
     return figure
 
 
-def _draw_target(probes: Sequence[EvaluatedProbe], curve: Any, histogram: Any) -> None:
-    is_class = probes[0].predictions.target.classes is not None
-    all_predictions = np.concatenate([_predictions_and_truth(probe.predictions)[0] for probe in probes])
-    limits = (0.0, 1.0) if is_class else (float(all_predictions.min()), float(all_predictions.max()))
-    for probe in probes:
-        predicted, truth = _predictions_and_truth(probe.predictions)
+def _draw_target(predictions: pd.DataFrame, curve: Any, histogram: Any) -> None:
+    lines = {
+        f"{features}, {probe}": predictions_and_truth(rows)
+        for (features, probe), rows in predictions.groupby(["features", "probe"], sort=False)
+    }
+    every = np.concatenate([predicted for predicted, *_ in lines.values()])
+    is_class = next(iter(lines.values()))[2]
+    limits = (0.0, 1.0) if is_class else (float(every.min()), float(every.max()))
+    for label, (predicted, truth, _) in lines.items():
         x, y = calibration_bins(predicted, truth, is_class)
-        curve.plot(x, y, marker="o", markersize=3, label=f"{probe.row['features']}, {probe.row['probe']}")
+        curve.plot(x, y, marker="o", markersize=3, label=label)
         histogram.hist(predicted, bins=20, histtype="step", range=limits)
     curve.plot(limits, limits, color="grey", linewidth=0.8, zorder=0)
     curve.set_ylabel("observed frequency" if is_class else "observed mean")
@@ -148,13 +147,17 @@ def _draw_target(probes: Sequence[EvaluatedProbe], curve: Any, histogram: Any) -
     histogram.set_ylabel("predictions")
 
 
-def _predictions_and_truth(predictions: HeldOutPredictions) -> tuple[NDArray[np.float64], NDArray[Any]]:
-    """Predicted and true values: those of the second class if there are two classes, else those of all classes."""
-    if predictions.target.classes is None:
-        return predictions.predicted, predictions.target.values
-    is_class = np.eye(len(predictions.target.classes))[predictions.target.values]
-    drawn = slice(1, 2) if len(predictions.target.classes) == 2 else slice(None)
-    return predictions.predicted[:, drawn].ravel(), is_class[:, drawn].ravel()
+def predictions_and_truth(rows: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[Any], bool]:
+    """Rows of ``predictions.parquet`` about a target: predicted and true values, and whether these are of classes.
+
+    They are those of the second class if there are two classes, else those of all classes.
+    """
+    if "truth" not in rows or rows["truth"].isna().all():
+        return rows["predicted_value"].to_numpy(float), rows["true_value"].to_numpy(float), False
+    columns = [name for name in rows if str(name).startswith("probability_") and rows[name].notna().all()]
+    shown = columns[1:] if len(columns) == 2 else columns
+    truth = np.stack([rows["truth"].astype(str) == str(name).removeprefix("probability_") for name in shown])
+    return rows[shown].to_numpy(float).T.ravel(), truth.ravel(), True
 
 
 def calibration_bins(

@@ -59,7 +59,10 @@ def test_its_docstring_has_all_arguments(command):
         ("harmonize('no.parquet', 'even.csv', scanner='scanner')", "ConfigError: even.csv: must be a .parquet file"),
         ("init('my_model', bundle='diffae_4d')", "ConfigError: bundle: there is no 'diffae_4d'; choose one of: auto"),
         ("pull('model.zip', 'my_copy')", "ConfigError: model.zip: there is no such file; give a zip file, or a repo"),
-        ("traverse('bundle', 'no.parquet', 'out', case='case-1')", "ConfigError: cohort: is required with a case"),
+        (
+            "traverse('bundle', 'no.parquet', 'out', case='case-1')",
+            "ConfigError: case: give the case to start from together with",
+        ),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_read(call, error, tmp_path, monkeypatch):

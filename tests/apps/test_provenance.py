@@ -11,7 +11,7 @@ from monai_diffae import Decoding, Reading, Run, combine, edit, embed, fit_direc
 from monai_diffae.apps.provenance import check_same_model, origin_of, preprocessing_differences, safe_overrides
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.errors import ConfigError
-from monai_diffae.explorer.exploration import Files, open_exploration
+from monai_diffae.explorer.exploration import Caller, open_exploration
 
 
 def with_made_from(path, **values):
@@ -109,12 +109,5 @@ def test_every_command_warns_of_z_sem_of_other_preprocessing(labelled, tmp_path,
     assert lines(lambda: combine(bundle, cohort, tmp_path / "combined", **combined)) == [direction, table]
     traversed = {"num_components": 1, "strengths": [1], "num_noises": 1, "steps": 1, "device": "cpu"}
     assert lines(lambda: traverse(bundle, other, tmp_path / "traversed", **traversed)) == [table]
-    files = Files(bundle, cohort, tmp_path, embeddings=other, directions=[tmp_path / "d.json"])
-    run = Run(device="cpu")
-
-    def explore():
-        exploration = open_exploration(files, 4, Decoding(), Reading(), run)
-        exploration.outliers()  # its thread imports modules while the next test may load a bundle
-        exploration.close()
-
-    assert lines(explore) == [direction, table]
+    caller = Caller(bundle, cohort, other, Decoding(), Reading(), Run(device="cpu"))
+    assert lines(lambda: open_exploration(caller, tmp_path, [tmp_path / "d.json"], 4).close()) == [direction, table]

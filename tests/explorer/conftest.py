@@ -7,7 +7,7 @@ from forked_program import served
 
 from monai_diffae.apps.settings import Decoding, Reading, Run
 from monai_diffae.explorer.app import build_app
-from monai_diffae.explorer.exploration import Files, open_exploration
+from monai_diffae.explorer.exploration import Caller, open_exploration
 
 TOKEN = "the-token"
 
@@ -15,7 +15,12 @@ TOKEN = "the-token"
 @pytest.fixture(scope="session")
 def open_explored():
     """Opens what a page shows."""
-    return lambda *paths, **files: open_exploration(Files(*paths, **files), 4, Decoding(), Reading(), Run(device="cpu"))
+
+    def open_files(bundle, cohort, out, embeddings=None, directions=()):
+        caller = Caller(bundle, cohort, embeddings, Decoding(), Reading(), Run(device="cpu"))
+        return open_exploration(caller, out, directions, 4)
+
+    return open_files
 
 
 @pytest.fixture(scope="session")

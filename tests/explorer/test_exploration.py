@@ -16,11 +16,11 @@ from forked_program import free_port
 from PIL import Image
 
 from monai_diffae.apps.settings import Decoding, Reading, Run
-from monai_diffae.apps.synthesis.combine import Combination, Mixture, Moves
+from monai_diffae.apps.synthesis.combine import Combination
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import CohortError
 from monai_diffae.explorer.atlas import Atlas, Extreme
-from monai_diffae.explorer.recipes import Caller, Recipe
+from monai_diffae.explorer.exploration import Caller, Recipe
 
 
 def test_without_a_table_the_cohort_is_embedded_once(labelled, open_explored, tmp_path, caplog):
@@ -140,7 +140,7 @@ def test_the_settings_of_the_page_are_part_of_the_calls():
     run = Run(device="cpu", overrides={"model_range": [-1, 1]})
     paths = Path("bundle"), Path("scans.csv"), Path("table.parquet")
     caller = Caller(*paths, decoding, Reading(columns={"id": "id"}), run)
-    command, python = caller.combine("case", Combination.of(Mixture(), Moves({}, {})), "model")
+    command, python = caller.combine("case", Combination(), "model")
     for words in ("--steps 2 --solver ddim", "--columns id=id", "--device cpu --overrides 'model_range=[-1,1]'"):
         assert words in command
     for words in (command, caller.generate(2, 3)[0]):

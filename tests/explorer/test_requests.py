@@ -186,7 +186,7 @@ def test_requests_leave_nothing_private_in_the_log(client, explored, caplog, mon
     image(client, case=0, components={"2": 1.0})
     client.post("/api/image?window=w", json={"case": 99})
     monkeypatch.setattr(type(explored), "describe", fail)
-    response = client.get("/api/cases/0")  # a bug of ours
+    response = client_of(explored).get("/api/cases/0")  # a bug of ours
     assert response.status_code == 500
     assert "doe_jane" not in response.text + caplog.text
     ours = [record.getMessage() for record in caplog.records if record.name.startswith(("monai_diffae", "uvicorn"))]

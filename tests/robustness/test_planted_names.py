@@ -127,7 +127,7 @@ def written(cohort, tmp_path_factory):
     from monai_diffae.apps.pages import data as report_data
     from monai_diffae.apps.settings import Decoding, Reading, Run
     from monai_diffae.apps.training import speed
-    from monai_diffae.explorer.exploration import Files, open_exploration
+    from monai_diffae.explorer.exploration import Caller, open_exploration
 
     out = tmp_path_factory.mktemp("out")
     log, logger = logging.FileHandler(out / "log.txt"), logging.getLogger("monai_diffae")
@@ -141,8 +141,8 @@ def written(cohort, tmp_path_factory):
     diffae.reconstruct(bundle, cohort, out / "reconstructed", limit=2, steps=2, device="cpu")
     diffae.evaluate(out / "evaluated", bundle=bundle, cohort=cohort, limit=3, steps=[2], draws=1, device="cpu")
     diffae.label_app(out / "app", bundle=bundle)
-    settings = Decoding(steps=2), Reading(), Run(device="cpu")
-    look_around(open_exploration(Files(bundle, cohort, out / "explored", embedded), 2, *settings), out / "answers")
+    caller = Caller(bundle, cohort, embedded, Decoding(steps=2), Reading(), Run(device="cpu"))
+    look_around(open_exploration(caller, out / "explored", (), 2), out / "answers")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report_data, "_EVALUATION", {"steps": [2], "limit": 2, "draws": 1, "num_images": 0})
         diffae.report(bundle, out / "report", cohort=cohort, targets=["size"], embed=True, device="cpu")

@@ -247,7 +247,7 @@ def _write_report(
     predictions = pd.concat([_predictions(table, probe) for probe in probes], ignore_index=True)
     write_csv(folder / "probes.csv", pd.DataFrame([probe.row for probe in probes]))
     write_atomic(folder / "predictions.parquet", lambda path: predictions.to_parquet(path, index=False))
-    writing.write(folder / "calibration.png", pictures.draw_calibration(probes))
+    writing.write(folder / "calibration.png", pictures.draw_calibration(predictions))
     if settings.each_regularisation:
         rows = pd.DataFrame([row for probe in probes for row in probe.regularisations])
         write_csv(folder / "regularisation.csv", rows)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.pages.report import page_result
+from monai_diffae.apps.pages.report import PageRun, Topics, page_result
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.steps import Steps
 from monai_diffae.errors import ConfigError, counted
@@ -19,9 +19,7 @@ def compare(
     bundle: Sequence[Path],
     cohort: Path | None = None,
     targets: Sequence[str] = (),
-    embed: bool = False,
-    device: str | None = None,
-    overwrite: bool = False,
+    run: PageRun = PageRun(),
 ) -> Result:
     """Show what several models have learnt, on one page: curves, the same cases, quality, maps, probes side by side.
 
@@ -33,9 +31,6 @@ def compare(
         bundle: Folders of two or more trained bundles; the others are compared with the first.
         cohort: Folder, CSV/TSV or MONAI datalist; by default only the trainings are compared.
         targets: Label columns to predict; by default those that are found.
-        embed: Copy all pictures into the page, which can then be sent as a single file of less than 15 MB.
-        device: Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one.
-        overwrite: Replace existing results.
 
     Returns:
         The folder, the ``page``, and the ``outcomes`` of all steps.
@@ -49,7 +44,7 @@ def compare(
 
     steps = Steps(journal=out / page_data.JOURNAL)
     models = [
-        page_data.ReportData(path, out / name, cohort, out, name, targets, device, overwrite, steps)
+        page_data.ReportData(path, out / name, cohort, Topics(targets), run, steps, name, root=out)
         for path, name in zip(bundle, unique_names(bundle), strict=True)
     ]
     _check_kinds({model.name: model.describe() for model in models})
@@ -57,7 +52,7 @@ def compare(
         model.run_common(cases=models[0].shown_cases)
     if models[0].result("embeddings") is not None:
         models[0].evaluate(bundle, out)
-    page = pages.write_page(out / "compare.html", "report.html", embed=embed, **sections.Report(models).values())
+    page = pages.write_page(out / "compare.html", "report.html", embed=run.embed, **sections.Report(models).values())
     return page_result(page, steps.outcomes)
 
 

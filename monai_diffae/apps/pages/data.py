@@ -14,6 +14,7 @@ from pandas.api.types import is_numeric_dtype
 from pyarrow.parquet import read_schema
 
 from monai_diffae.apps.commands import command_line
+from monai_diffae.apps.pages.report import PageRun, Topics
 from monai_diffae.apps.result import read_record, record_of
 from monai_diffae.apps.session import Session, split_for
 from monai_diffae.apps.settings import Run
@@ -51,16 +52,12 @@ class ReportData:
     bundle: Path
     folder: Path  # of the results, with one folder per command
     cohort: Path | None = None  # None: only what needs no scans is shown
-    root: Path | None = None  # the folder of the page; None: ``folder``
-    name: str = ""  # on the page; by default that of the bundle's folder
-    targets: Sequence[str] = ()  # label columns to predict and to edit; empty: those that are found
-    device: str | None = None
-    overwrite: bool = False
+    topics: Topics = field(default_factory=Topics)
+    run: PageRun = field(default_factory=PageRun)
     steps: Steps = field(default_factory=Steps)
+    name: str = ""  # on the page; by default that of the bundle's folder
+    root: Path | None = None  # the folder of the page; None: ``folder``
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # what became of each step, by the name of its folder
-    scanner: str | None = None  # the column of the scanner, if there is one
-    repeat: str | None = None  # the column that tells the scans of a patient apart
-    explained: Sequence[Path] = ()  # folders of results of ``explain``
 
     def __post_init__(self) -> None:
         self.name = self.name or self.bundle.resolve().name
@@ -86,7 +83,7 @@ class ReportData:
     @cached_property
     def has_wide(self) -> bool:
         """Whether the table has wide features; that of an earlier call stays as it is."""
-        if self.embeddings.is_file() and not self.overwrite:
+        if self.embeddings.is_file() and not self.run.overwrite:
             return "w_000" in read_schema(self.embeddings).names
         return bool(self.can_have_wide)
 
@@ -99,8 +96,8 @@ class ReportData:
     @cached_property
     def labels(self) -> list[str]:
         """The labels to predict."""
-        nuisances = [name for name in (self.scanner, self.repeat) if name in self.table]
-        return find_targets(self.table.drop(columns=nuisances), self.targets)
+        nuisances = [name for name in (self.topics.scanner, self.topics.repeat) if name in self.table]
+        return find_targets(self.table.drop(columns=nuisances), self.topics.targets)
 
     @cached_property
     def conflicts(self) -> pd.DataFrame:
@@ -178,14 +175,14 @@ class ReportData:
         """Evaluate this bundle, or several that the page compares."""
         split = held_out_split(self.table)
         title = "Evaluate the model" if len(bundles) == 1 else "Evaluate the models"
-        overwrite = {"overwrite": True} if self.overwrite else {}
+        overwrite = {"overwrite": True} if self.run.overwrite else {}
         self.steps.attempt(
             title, "evaluate", out=folder / "evaluation", bundle=list(bundles), cohort=self.cohort, **_EVALUATION,
-            split=split or "train", not_held_out=split is None, device=self.device, **overwrite,
+            split=split or "train", not_held_out=split is None, device=self.run.device, **overwrite,
         )  # fmt: skip
         self._keep("evaluation")
 
-    def run(self, *, evaluates: bool = True) -> None:
+    def collect(self, *, evaluates: bool = True) -> None:
         """Run all commands; complete results are skipped. Only along labels that z_sem predicts, scans are edited."""
         self.run_common()
         if self.result("embeddings") is not None:
@@ -217,8 +214,8 @@ class ReportData:
     def run_common(self, cases: Sequence[str] = ()) -> None:
         """Run what several models can be compared by: embed, reconstruct these cases, find neighbors, probe."""
         self.describe()
-        if self.cohort is not None and self.targets:
-            check_targets(split_for(load_bundle(self.bundle, "cpu"), self.cohort).cases, self.targets)
+        if self.cohort is not None and self.topics.targets:
+            check_targets(split_for(load_bundle(self.bundle, "cpu"), self.cohort).cases, self.topics.targets)
         wide = {"features": "wide"} if self.cohort is not None and self.has_wide else {}
         if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened, **wide):
             return
@@ -230,13 +227,13 @@ class ReportData:
         if self.labels:
             self._attempt(
                 "probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=self.labels,
-                probes=["linear"], skip_few_labels=True, nuisance=self.scanner, **self._evaluation, **self._baselines,
-                **({"features": ["z", "wide"]} if wide else {}),
+                probes=["linear"], skip_few_labels=True, nuisance=self.topics.scanner, **self._evaluation,
+                **self._baselines, **({"features": ["z", "wide"]} if wide else {}),
             )  # fmt: skip
-        if self.repeat is not None:
+        if self.topics.repeat is not None:
             self._attempt(
                 "reliability", "Tell patients and scanners apart", "reliability", embeddings=self.embeddings,
-                repeat=self.repeat, scanner=self.scanner,
+                repeat=self.topics.repeat, scanner=self.topics.scanner,
             )  # fmt: skip
 
     @property
@@ -287,8 +284,8 @@ class ReportData:
         """Run a step whose results go to ``folder / name``."""
         given = {**arguments, "out": self.folder / name}
         if command not in ("probe", "neighbors", "fit-direction", "associate", "reliability"):
-            given["device"] = self.device
-        if self.overwrite:
+            given["device"] = self.run.device
+        if self.run.overwrite:
             given["overwrite"] = True
         result = self.steps.attempt(title, command, **given)
         self._keep(name)
@@ -341,12 +338,11 @@ def find_targets(table: pd.DataFrame, targets: Sequence[str] = ()) -> list[str]:
 
 def check_explained(folder: Path, bundle: Path) -> None:
     """Check that a folder holds a complete result of ``explain`` with this bundle."""
-    record = read_record(record_of(folder))
-    if record is None or record["command"] != "explain" or not record["complete"]:
-        raise ConfigError(f"explained: {folder.name} holds no complete result of monai-diffae explain")
-    if record["made_from"].get("model") != checksum(bundle):
+    record = read_record(record_of(folder)) or {"command": None}
+    is_complete = record["command"] == "explain" and record["complete"]
+    if not is_complete or record["made_from"].get("model") != checksum(bundle):
         raise ConfigError(
-            f"explained: {folder.name} was made with another bundle; run monai-diffae explain with this one"
+            f"explained: {folder.name} holds no complete result of monai-diffae explain with this bundle; run it again"
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.page import data_address
@@ -22,9 +22,9 @@ from monai_diffae.apps.settings import Choice, Run
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.cases import safe_file_name
 from monai_diffae.data.fingerprints import file_checksum, json_digest
-from monai_diffae.data.scans import Scan, ras_shape, read_scan, slice_volume, to_ras
+from monai_diffae.data.scans import ras_shape, read_scan, slice_volume
 from monai_diffae.errors import ScanError
-from monai_diffae.pictures import in_colours, plane_slices, three_planes, thumbnail
+from monai_diffae.pictures import fitted, in_colours, plane_slices, thumbnail
 from monai_diffae.transforms.writing import read_image
 
 Pixels = NDArray[np.uint8]
@@ -50,16 +50,15 @@ class Strips:
 
 
 class ReportImages:
-    """Reads the cases of a report through the bundle's preprocessing."""
+    """Reads the cases of a report, which has a cohort, through the bundle's preprocessing."""
 
-    def __init__(self, data: ReportData, cohort: Path) -> None:
-        self._data, self._cohort = data, cohort
-        self.folder = data.folder / "media"
+    def __init__(self, data: ReportData) -> None:
+        self._data, self.folder = data, data.folder / "media"
 
     @cached_property
     def session(self) -> Session:
         """The bundle and the cohort, opened."""
-        return Session.open(self._data.bundle, self._cohort, run=Run(device=self._data.device))
+        return Session.open(self._data.bundle, self._data.cohort or "", run=Run(device=self._data.run.device))
 
     def read(self, ids: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Ids and images (C, *S) in the model's range; cases that cannot be read are left out."""
@@ -117,7 +116,7 @@ def _thumbnails(
 ) -> dict[str, str]:
     """Pictures as addresses by id, kept in a file until something that they are made from changes."""
     file = path.with_name(f"{path.name}-{json_digest(made_from)[:16]}.json")
-    if data.overwrite or not file.is_file():
+    if data.run.overwrite or not file.is_file():
         for old in path.parent.glob(f"{path.name}-*.json"):
             old.unlink()
         low, high = map(float, data.result("info").figures["model_range"])
@@ -215,24 +214,6 @@ def _edited(folder: Path, file_name: str, strengths: Sequence[float]) -> Iterato
         file = next(file for file in files if file.is_file())
         image = read_image(file, (0.0, 255.0))
         image = image[..., 0] if image.ndim == 4 and image.shape[-1] == 1 else image
-        if image.ndim == 3:
-            lengths = [float(length) for length in image.shape[1:]]
-            yield _fitted(image[None], lengths, min(_EDIT_SIDE, max(image.shape[1:])))[0]
-            continue
-        volume = to_ras(Scan(image.numpy(), np.asarray(nib.Nifti1Image.from_filename(file).affine)))
-        lengths_mm = np.array(volume.array.shape[1:]) * np.linalg.norm(volume.affine[:3, :3], axis=0)
-        cube = torch.from_numpy(np.ascontiguousarray(volume.array, np.float32))[None]
-        planes = three_planes(_fitted(cube, lengths_mm.tolist(), _EDIT_PLANE_SIDE))
-        yield planes[0].nan_to_num(posinf=0.0)
-
-
-def _fitted(image: Tensor, lengths: Sequence[float], side: int) -> Tensor:
-    """An image (1, C, *S) scaled so that the longest side has ``side`` pixels, with the lowest value around it."""
-    sizes = [max(1, round(length * side / max(lengths))) for length in lengths]
-    smaller = [min(size, own) for size, own in zip(sizes, image.shape[2:], strict=True)]
-    mode = "bilinear" if len(sizes) == 2 else "trilinear"
-    scaled = nn.functional.interpolate(nn.functional.interpolate(image, smaller, mode="area"), sizes, mode=mode)
-    spare = [side - size for size in reversed(sizes)]  # of the last axis first
-    padding = [n for each in spare for n in (each // 2, each - each // 2)]
-    background = 0.0 if float(scaled.min()) < 0 < float(scaled.max()) else float(scaled.min())
-    return nn.functional.pad(scaled, padding, value=background)
+        sides = min(_EDIT_SIDE, max(image.shape[1:])), _EDIT_PLANE_SIDE
+        affine = np.eye(4) if image.ndim == 3 else np.asarray(nib.Nifti1Image.from_filename(file).affine)
+        yield fitted(image.numpy(), affine, sides, is_smooth=True).nan_to_num(posinf=0.0)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from cyclopts import Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
@@ -15,19 +18,43 @@ from monai_diffae.lazy import cohorts, page_data, pages, sections
 logger = logging.getLogger(__name__)
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Topics:
+    """What a report is about, beside the model itself."""
+
+    targets: Sequence[str] = ()
+    """Label columns to predict; scans are edited along the first two that z_sem predicts; by default those that are
+    found."""
+    scanner: str | None = None
+    """Column with the scanner: the page says how well z_sem and the baselines tell it."""
+    repeat: str | None = None
+    """Column that tells the scans of a patient apart: the page says how reliable z_sem is."""
+    explained: Sequence[Path] = ()
+    """Folders of results of ``explain`` with this bundle, to show on the page."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PageRun:
+    """How a page and the results that it shows are made."""
+
+    embed: bool = False
+    """Copy all pictures into the page, which can then be sent as a single file of less than 15 MB."""
+    device: str | None = None
+    """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one."""
+    overwrite: bool = False
+    """Replace existing results."""
+
+
 @command
 def report(
     bundle: Path,
     out: Path,
     *,
     cohort: Path | None = None,
-    targets: Sequence[str] = (),
-    scanner: str | None = None,
-    repeat: str | None = None,
-    explained: Sequence[Path] = (),
-    embed: bool = False,
-    device: str | None = None,
-    overwrite: bool = False,
+    topics: Topics = Topics(),
+    run: PageRun = PageRun(),
 ) -> Result:
     """Show what a model has learnt, as one page: verdicts, scores, edits, a map, outliers, images.
 
@@ -41,14 +68,6 @@ def report(
         bundle: Folder of a trained bundle.
         out: Folder for the page and all results.
         cohort: Folder, CSV/TSV or MONAI datalist; by default only the training and synthetic images are shown.
-        targets: Label columns to predict; scans are edited along the first two that z_sem predicts; by default those
-            that are found.
-        scanner: Column with the scanner: the page says how well z_sem and the baselines tell it.
-        repeat: Column that tells the scans of a patient apart: the page says how reliable z_sem is.
-        explained: Folders of results of ``explain`` with this bundle, to show on the page.
-        embed: Copy all pictures into the page, which can then be sent as a single file of less than 15 MB.
-        device: Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one.
-        overwrite: Replace existing results.
 
     Returns:
         The folder, the ``page``, and the ``outcomes`` of all steps.
@@ -59,18 +78,15 @@ def report(
     """
     if cohort is not None:
         cohorts.check_cohort_exists(cohort)
-    for folder in explained:
+    for folder in topics.explained:
         page_data.check_explained(folder, bundle)
     steps = Steps(journal=out / page_data.JOURNAL)
-    data = page_data.ReportData(
-        bundle, out, cohort, targets=targets, explained=explained, device=device, overwrite=overwrite, scanner=scanner,
-        repeat=repeat, steps=steps,
-    )  # fmt: skip
-    data.run()
+    data = page_data.ReportData(bundle, out, cohort, topics, run, steps)
+    data.collect()
     logger.info("\nWrite the page")
     values = sections.Report([data]).values()
-    page = pages.write_page(out / "report.html", "report.html", embed=embed, **values)
-    if embed:
+    page = pages.write_page(out / "report.html", "report.html", embed=run.embed, **values)
+    if run.embed:
         log_to_training(bundle, {}, [page], "report", is_private=True)
     return page_result(page, steps.outcomes, values["answers"])
 

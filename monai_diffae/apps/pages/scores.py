@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from monai_diffae.apps.pages.data import ReportData
@@ -11,7 +10,7 @@ from monai_diffae.apps.pages.figures import Axes, Chart, Series, line_chart
 from monai_diffae.apps.pages.page import number
 from monai_diffae.errors import counted
 from monai_diffae.latents.probing.verdicts import CHANCE
-from monai_diffae.pictures.charts import METRIC_NAMES, calibration_bins
+from monai_diffae.pictures.charts import METRIC_NAMES, calibration_bins, predictions_and_truth
 
 Row = Mapping[str, Any]
 
@@ -83,8 +82,8 @@ def calibration_charts(models: Sequence[ReportData], *, is_named: bool) -> list[
         predictions = pd.read_parquet(model.folder / "probe" / "predictions.parquet")
         predictions = predictions[predictions["target"].isin(model.predicted)]
         for (target, features, probe), rows in predictions.groupby(["target", "features", "probe"], sort=False):
-            predicted, truth = _predicted_and_truth(rows)
-            is_class = classes[str(target)] = bool("truth" in rows and rows["truth"].notna().any())
+            predicted, truth, is_class = predictions_and_truth(rows)
+            classes[str(target)] = is_class
             x, y = calibration_bins(predicted, truth, is_class)
             name = f"{f'{model.name}: ' if is_named else ''}{_probe_name(str(probe), str(features))}"
             lines.setdefault(str(target), []).append(Series(name, x.tolist(), y.tolist()))
@@ -96,16 +95,6 @@ def calibration_charts(models: Sequence[ReportData], *, is_named: bool) -> list[
             axes = Axes("predicted probability", "observed frequency", diagonal=(0.0, 1.0))
         charts.append(line_chart(series, axes, target))
     return charts
-
-
-def _predicted_and_truth(rows: pd.DataFrame) -> tuple[Any, Any]:
-    """Predictions and true values: those of the second class if there are two classes, else those of all classes."""
-    if "truth" not in rows or rows["truth"].isna().all():
-        return rows["predicted_value"].to_numpy(float), rows["true_value"].to_numpy(float)
-    columns = [name for name in rows if str(name).startswith("probability_") and rows[name].notna().all()]
-    shown = columns[1:] if len(columns) == 2 else columns
-    truth = np.stack([rows["truth"].astype(str) == str(name).removeprefix("probability_") for name in shown])
-    return rows[shown].to_numpy(float).T.ravel(), truth.ravel()
 
 
 # -- quality over steps and solvers ------------------------------------------------------------------------------------

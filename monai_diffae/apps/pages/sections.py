@@ -15,7 +15,7 @@ import pandas as pd
 
 from monai_diffae import __version__
 from monai_diffae.apps.pages.data import CONFLICTS, ReportData
-from monai_diffae.apps.pages.figures import Axes, Chart, Series, line_chart
+from monai_diffae.apps.pages.figures import Axes, Series, line_chart
 from monai_diffae.apps.pages.images import LIMIT, PANELS, ReportImages, edit_frames, sample_thumbnails
 from monai_diffae.apps.pages.latent_map import map_data, nearest, outliers, thumbnail_order
 from monai_diffae.apps.pages.page import number
@@ -79,11 +79,7 @@ class Report:
     @cached_property
     def images(self) -> dict[str, ReportImages]:
         """The images of each model's cases by its name; only of models with a cohort."""
-        return {
-            model.name: ReportImages(model, model.cohort)
-            for model in self.models
-            if model.cohort is not None and model.result("embeddings") is not None
-        }
+        return {model.name: ReportImages(model) for model in self.models if model.result("embeddings") is not None}
 
     @cached_property
     def thumbnails(self) -> dict[str, dict[str, str]]:
@@ -283,12 +279,20 @@ def curve_section(report: Report) -> Section | None:
     curves = {model.name: frame for model in report.models if (frame := _curves_of(model)) is not None}
     if not curves:
         return None
-    charts = [line_chart(_losses(curves), Axes("images seen", "denoising loss", log_y=True), "Loss")]
+    losses: list[Series] = []
+    for name, frame in curves.items():
+        prefix = f"{name}: " if len(curves) > 1 else ""
+        losses += _series(frame, "loss", f"{prefix}training", is_smooth=True)
+        losses += _series(frame, "validation_loss", f"{prefix}validation")
+    charts = [line_chart(losses, Axes("images seen", "denoising loss", log_y=True), "Loss")]
     metrics = [str(name) for frame in curves.values() for name in frame if frame[name].notna().any()]
     metrics = [name for name in metrics if name.startswith("validation_")]
     hidden = {"validation_loss", "validation_loss_other_z_sem"}
     for metric in dict.fromkeys(name for name in metrics if name not in hidden and not name.startswith(_INTERVALS)):
-        charts.append(_metric_chart(curves, metric))
+        series = [each for name, frame in curves.items() for each in _series(frame, metric, name)]
+        short = metric.removeprefix("validation_")
+        axes = Axes("images seen", short, reference=1.0 if short in ("z_sem_usage", "copying_ratio") else None)
+        charts.append(line_chart(series, axes, _METRIC_TITLES.get(short, short.replace("_", " "))))
     return Section("curves", "Training curves", {"charts": charts})
 
 
@@ -297,32 +301,15 @@ def _curves_of(model: ReportData) -> pd.DataFrame | None:
     return pd.read_csv(file) if file.is_file() else None
 
 
-def _losses(curves: Mapping[str, pd.DataFrame]) -> list[Series]:
-    series = []
-    for name, frame in curves.items():
-        prefix = f"{name}: " if len(curves) > 1 else ""
-        if "loss" in frame:
-            rows = frame.dropna(subset=["loss"])
-            smooth = rows["loss"].rolling(max(1, len(rows) // 50), min_periods=1).mean()
-            series.append(Series(f"{prefix}training", rows["images_seen"].tolist(), smooth.tolist(), has_markers=False))
-        if "validation_loss" in frame:
-            rows = frame.dropna(subset=["validation_loss"])
-            series.append(Series(f"{prefix}validation", rows["images_seen"].tolist(), rows["validation_loss"].tolist()))
-    return series
-
-
-def _metric_chart(curves: Mapping[str, pd.DataFrame], metric: str) -> Chart:
-    series = []
-    for name, frame in curves.items():
-        if metric in frame:
-            rows = frame.dropna(subset=[metric])
-            ends = [metric.replace("validation_", prefix) for prefix in _INTERVALS]
-            low, high = (rows[end].tolist() if end in rows else None for end in ends)
-            series.append(Series(name, rows["images_seen"].tolist(), rows[metric].tolist(), low, high))
-    short = metric.removeprefix("validation_")
-    reference = 1.0 if metric.endswith(("usage", "copying_ratio")) else None
-    title = _METRIC_TITLES.get(short, short.replace("_", " "))
-    return line_chart(series, Axes("images seen", short, reference=reference), title)
+def _series(curves: pd.DataFrame, column: str, name: str, *, is_smooth: bool = False) -> list[Series]:
+    """A column of a training's curves over the images seen, with its interval; empty if it is not there."""
+    if column not in curves:
+        return []
+    rows = curves.dropna(subset=[column])
+    values = rows[column].rolling(max(1, len(rows) // 50), min_periods=1).mean() if is_smooth else rows[column]
+    ends = [column.replace("validation_", prefix) for prefix in _INTERVALS if column.startswith("validation_")]
+    low, high = (rows[end].tolist() for end in ends) if set(ends) <= set(rows) and ends else (None, None)
+    return [Series(name, rows["images_seen"].tolist(), values.tolist(), low, high, has_markers=not is_smooth)]
 
 
 # -- reconstructions, quality, map, probes -----------------------------------------------------------------------------
@@ -568,7 +555,7 @@ def outlier_section(report: Report) -> Section | None:
 def explain_section(report: Report) -> Section | None:
     """Counterfactuals of the user's own classifiers, and the labels that they change; None without results."""
     model, shown = report.models[0], []
-    for position, folder in enumerate(model.explained, start=1):
+    for position, folder in enumerate(model.topics.explained, start=1):
         record = read_record(record_of(folder)) or {}
         pictures = model.folder / "media" / "explained" / str(position)
         pictures.mkdir(parents=True, exist_ok=True)

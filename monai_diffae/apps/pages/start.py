@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Gt, Le
+from cyclopts import Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
-from monai_diffae.apps.pages.report import page_result
+from monai_diffae.apps.pages.report import PageRun, Topics, page_result
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import NONE_GIVEN, Columns
+from monai_diffae.apps.settings import Columns
 from monai_diffae.apps.steps import Steps
 from monai_diffae.bundle import layout
 from monai_diffae.data.atomic import write_json
@@ -32,21 +33,39 @@ _SLICES = {"bundle": Path("diffae_2d"), "overrides": {"slice_range": [0.2, 0.8],
 logger = logging.getLogger(__name__)
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Hour:
+    """What ``start`` does, and for how long."""
+
+    minutes: Annotated[float, Gt(0), Le(100_000)] = 10.0
+    """Duration of the training; the other steps take a few minutes more."""
+    targets: Sequence[str] = ()
+    """Label columns to predict; scans are edited along the first two that z_sem predicts; by default those that are
+    found."""
+    device: str | None = None
+    """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Listing:
+    """How the scans of a folder and their labels are found."""
+
+    table: Path | None = None
+    """Table with labels to join to a folder, such as ``participants.csv``."""
+    id_column: str | None = None
+    """Column of this table that names the scans, e.g. ``MRID``; by default found by its name."""
+    patient_pattern: str | None = None
+    r"""Regular expression that finds the patient in the path of a scan, e.g. ``patient\d+``; by default each scan of a
+    folder is a patient."""
+    columns: Columns = field(default_factory=dict)
+    """Names that a table uses for image, id, patient or split, e.g. ``image=file patient=subject``."""
+
+
 @command
-def start(
-    cohort: Path,
-    out: Path,
-    *,
-    minutes: Annotated[float, Gt(0), Le(100_000)] = 10.0,
-    targets: Sequence[str] = (),
-    table: Path | None = None,
-    id_column: str | None = None,
-    patient_pattern: str | None = None,
-    columns: Columns = NONE_GIVEN,
-    device: str | None = None,
-    yes: bool = False,
-) -> Result:
-    r"""Look at scans, train a model for some minutes, and show what it learned: table, probe, neighbors, edits, page.
+def start(cohort: Path, out: Path, *, hour: Hour = Hour(), listing: Listing = Listing(), yes: bool = False) -> Result:
+    """Look at scans, train a model for some minutes, and show what it learned: table, probe, neighbors, edits, page.
 
     Everything is done by ordinary commands, which are shown as they run and are listed on the page. The same command
     resumes after an interruption: complete steps are skipped.
@@ -55,15 +74,6 @@ def start(
         cohort: Folder of scans, CSV/TSV or MONAI datalist. In a folder, ids are the names of the files; if these name
             patients, use the table of ``list-scans --ids hashed``.
         out: Folder for the model and all results.
-        minutes: Duration of the training; the other steps take a few minutes more.
-        targets: Label columns to predict; scans are edited along the first two that z_sem predicts; by default those
-            that are found.
-        table: Table with labels to join to a folder, such as ``participants.csv``.
-        id_column: Column of this table that names the scans, e.g. ``MRID``; by default found by its name.
-        patient_pattern: Regular expression that finds the patient in the path of a scan, e.g. ``patient\d+``; by
-            default each scan of a folder is a patient.
-        columns: Names that a table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
-        device: Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one.
         yes: Start without asking; this is also done if nobody can answer, as in a script.
 
     Returns:
@@ -74,23 +84,20 @@ def start(
         ConfigError: an argument cannot be used, or ``out`` holds something else.
         MachineError: the disk is full, or the training does not fit into memory.
     """
-    listing = {
-        "table": table, "id_column": id_column, "patient_pattern": patient_pattern, "columns": columns or None,
-    }  # fmt: skip
-    hour = FirstHour(cohort, out, minutes, targets, {k: v for k, v in listing.items() if v is not None}, device)
-    hour.plan()
-    summary = list(hour.summary())
+    first = FirstHour(cohort, out, hour, {name: value for name, value in vars(listing).items() if value})
+    first.plan()
+    summary = list(first.summary())
     print(*summary, sep="\n", file=sys.stderr)
     if not yes and sys.stdin.isatty() and input("Start? [Y/n] ").strip().lower() not in ("", "y", "yes"):
         return Result(notes=["not started: nothing was trained"], content={"outcomes": ()})
-    data = hour.run()
+    data = first.run()
     logger.info("\nWrite the page")
-    next_lines, values = list(hour.next_lines(data)), sections.Report([data]).values()
+    next_lines, values = list(first.next_lines(data)), sections.Report([data]).values()
     page = pages.write_page(
         out / "index.html", "start.html", **values, summary=summary, next_lines=next_lines,
-        outcomes=hour.steps.with_earlier(),
+        outcomes=first.steps.with_earlier(),
     )  # fmt: skip
-    return page_result(page, hour.steps.outcomes, values["answers"], next_lines)
+    return page_result(page, first.steps.outcomes, values["answers"], next_lines)
 
 
 @dataclass
@@ -99,10 +106,8 @@ class FirstHour:
 
     cohort: Path
     out: Path
-    minutes: float
-    targets: Sequence[str]
-    listing: Mapping[str, Any]
-    device: str | None
+    hour: Hour
+    listing: Mapping[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     table: Path = field(init=False)  # of the scans
     model: Path = field(init=False)  # the bundle's folder
@@ -122,8 +127,8 @@ class FirstHour:
         except OtherResultsError as error:
             raise self._other("scans or labels") from error
         cases = cohorts.read_cohort(self.table)
-        page_data.check_targets(cases, self.targets)
-        request = {"cohort": cohort_fingerprint(cases), "minutes": self.minutes}
+        page_data.check_targets(cases, self.hour.targets)
+        request = {"cohort": cohort_fingerprint(cases), "minutes": self.hour.minutes}
         self.record = self._read_record(request)
         if self.record:
             return
@@ -131,8 +136,8 @@ class FirstHour:
         # a 3D model would see too few volumes, while a 2D model has many slices
         are_few = listed.appearance.of_dims(3) and listed.listing.num_patients < _FEW_PATIENTS
         plan = self.steps.prepare(
-            "Plan the training", "plan", cohort=self.table, minutes=self.minutes, colour=colour, device=self.device,
-            **(_SLICES if are_few else {}),
+            "Plan the training", "plan", cohort=self.table, minutes=self.hour.minutes, colour=colour,
+            device=self.hour.device, **(_SLICES if are_few else {}),
         ).plan  # fmt: skip
         summary = [
             f"{counted(len(listed.listing.cases), 'scan')} of {counted(listed.listing.num_patients, 'patient')}; "
@@ -180,11 +185,9 @@ class FirstHour:
     def run(self) -> page_data.ReportData:
         """Train, embed, and find out what was learned."""
         self._train()
-        data = page_data.ReportData(
-            self.model, self.out, self.table, name=self.cohort.stem, targets=self.targets, device=self.device,
-            steps=self.steps,
-        )  # fmt: skip
-        data.run(evaluates=False)
+        topics, run = Topics(self.hour.targets), PageRun(device=self.hour.device)
+        data = page_data.ReportData(self.model, self.out, self.table, topics, run, self.steps, self.cohort.stem)
+        data.collect(evaluates=False)
         return data
 
     def _train(self) -> None:
@@ -194,7 +197,7 @@ class FirstHour:
         if self.record["is_trained"]:
             return
         self.steps.prepare(
-            "Train", "train", bundle=self.model, cohort=self.table, minutes=self.minutes, device=self.device,
+            "Train", "train", bundle=self.model, cohort=self.table, minutes=self.hour.minutes, device=self.hour.device,
             overrides={key: value for key, value in self.record["settings"].items() if key not in speeds.TIME_KEYS},
         )  # fmt: skip
         self.record["is_trained"] = True
@@ -211,7 +214,7 @@ class FirstHour:
         )
         yield (
             "Make a report to send around, also with the quality of the images:",
-            command_line("report", {**opened, "out": self.out / "report", "targets": list(self.targets)}),
+            command_line("report", {**opened, "out": self.out / "report", "targets": list(self.hour.targets)}),
         )
         if edited:
             grades = {"embeddings": data.embeddings, "out": self.out / "grades.csv", "direction": edited[0]}
@@ -224,8 +227,8 @@ class FirstHour:
             yield why, command_line("init", {"out": f"{self.out}_{name}", "bundle": name})
         elif not data.verdicts or any(verdict.answer != "unclear" for verdict in data.verdicts):
             longer = {
-                "cohort": self.table, "out": f"{self.out}_longer", "minutes": 60, "targets": list(self.targets),
-                "device": self.device,
+                "cohort": self.table, "out": f"{self.out}_longer", "minutes": 60, "targets": list(self.hour.targets),
+                "device": self.hour.device,
             }  # fmt: skip
             yield "Train a better model, for an hour:", command_line("start", longer)
 

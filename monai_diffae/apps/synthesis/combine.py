@@ -5,17 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
-from cyclopts import Group, Parameter, Token
+from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, remove_images, run_once
-from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
+from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun, pairs
 from monai_diffae.apps.synthesis.edit import Detail
 from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.data.cases import Case
@@ -24,19 +24,7 @@ from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import bundles, latents, np, npt, paths, provenance, sessions, tables, torch, transforms
 
-
-def _strengths(type_: Any, tokens: Sequence[Token]) -> dict[str, float]:
-    """``sex.json=1.5 age.json=-2`` as a mapping."""
-    strengths: dict[str, float] = {}
-    for token in tokens:
-        name, _, value = token.value.rpartition("=")
-        if not name:
-            raise ValueError(f"{token.value!r} is not of the form name=strength")
-        strengths[name] = float(value)
-    return strengths
-
-
-Strengths = Annotated[Mapping[str, float], Parameter(accepts_keys=False, n_tokens=-1, converter=_strengths)]
+_PAIRS = Parameter(accepts_keys=False, n_tokens=-1, converter=pairs)
 
 
 @Parameter(name="*", group=Group("Codes", sort_key=2))
@@ -59,9 +47,9 @@ class Mixture:
 class Moves:
     """How z_sem is moved, in standard deviations of the training cases."""
 
-    directions: Strengths = field(default_factory=dict)
+    directions: Annotated[Mapping[str, float], _PAIRS] = field(default_factory=dict)
     """Direction files and how far to move along each, e.g. ``sex.json=1.5``."""
-    components: Strengths = field(default_factory=dict)
+    components: Annotated[Mapping[Annotated[int, Ge(1)], float], _PAIRS] = field(default_factory=dict)
     """Numbers of principal components, from 1, and how far to move along each, e.g. ``1=-2 3=0.5``."""
     embeddings: Path | None = None
     """Table of embeddings that the components are computed from; required with ``components``."""
@@ -104,13 +92,12 @@ def combine(
         CohortError: a case does not exist.
         ScanError: a case cannot be read.
     """
-    combination = Combination.of(mixture, moves)
+    combination = Combination(**vars(mixture), **vars(moves))
     combination.check_detail(detail)
-    axes = Axes.read(moves)
     session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
-    axes.check_fits(session.trained, moves.embeddings)
+    axes, files = Axes.read(moves, session.trained)
     cases = {name: session.choose(Choice(cases=(name,)))[0] for name in (case, *combination.other_cases)}
-    made_from = session.made_from(list(cases.values()), **combination.made_from(), **axes.made_from, detail=detail)
+    made_from = session.made_from(list(cases.values()), **combination.made_from(), **files, detail=detail)
     images = out / "images"
 
     def make() -> Mapping[str, Any]:
@@ -132,60 +119,36 @@ class Axes:
 
     directions: Mapping[str, latents.Direction]
     components: latents.PrincipalComponents | None = None
-    made_from: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, moves: Moves) -> Axes:
-        """Read the direction files, and compute as many components as are used."""
-        if moves.components and moves.embeddings is None:
+    def read(cls, moves: Moves, trained: bundles.TrainedBundle) -> tuple[Axes, dict[str, Any]]:
+        """Read directions of a bundle's model, and compute as many components as are used; also their checksums."""
+        axes = cls({name: read_direction(name, trained) for name in moves.directions})
+        checksums: dict[str, Any] = {"direction_files": [file_checksum(Path(name)) for name in moves.directions]}
+        if moves.embeddings is not None:
+            provenance.check_same_model(moves.embeddings, trained.folder)
+            provenance.warn_of_other_preprocessing(moves.embeddings, trained)
+        if not moves.components:
+            return axes, checksums
+        if moves.embeddings is None:
             raise ConfigError("embeddings: the components are computed from them; give the table, or omit components")
-        directions = {name: read_direction(name) for name in moves.directions}
-        made_from: dict[str, Any] = {"direction_files": [file_checksum(Path(name)) for name in moves.directions]}
-        components = None
-        if moves.embeddings is not None and moves.components:
-            count = max(map(component_number, moves.components))
-            rows = tables.read_training_rows(moves.embeddings)
-            components = latents.principal_components(tables.z_matrix(rows), count=count)
-            made_from["embeddings"] = file_checksum(moves.embeddings)
-        return cls(directions, components, made_from)
-
-    def check_fits(self, trained: bundles.TrainedBundle, embeddings: Path | None) -> None:
-        """Refuse directions and embeddings of another model."""
-        for direction in self.directions.values():
-            direction.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
-        if embeddings is not None:
-            provenance.check_same_model(embeddings, trained.folder)
-            provenance.warn_of_other_preprocessing(embeddings, trained)
+        z_train = tables.z_matrix(tables.read_training_rows(moves.embeddings))
+        components = latents.principal_components(z_train, count=max(moves.components))
+        return replace(axes, components=components), {**checksums, "embeddings": file_checksum(moves.embeddings)}
 
     def move(self, z_sem: npt.NDArray[np.float32], combination: Combination) -> npt.NDArray[np.float32]:
         """z_sem (1, D), moved along directions and components."""
         for name, strength in combination.directions.items():
             z_sem = self.directions[name].move(z_sem, strength)
-        for name, strength in combination.components.items():
-            index = component_number(name) - 1
-            if self.components is None or index >= len(self.components.directions):
-                raise ConfigError(f"components: there is no component {name}")
-            z_sem = self.components.traverse(z_sem, index, [strength])
+        if self.components is not None:
+            for number, strength in combination.components.items():
+                z_sem = self.components.traverse(z_sem, number - 1, [strength])
         return z_sem
-
-
-def component_number(name: str) -> int:
-    """The number of a component, from 1."""
-    if not name.isdecimal() or int(name) < 1:
-        raise ConfigError(f"components: {name!r} is not the number of a component; they are numbered from 1")
-    return int(name)
 
 
 @dataclass(frozen=True)
 class Combination(Mixture, Moves):
     """The codes of an image: those of a case, mixed with others and moved."""
-
-    @classmethod
-    def of(cls, mixture: Mixture, moves: Moves) -> Combination:
-        """The combination that a command's arguments describe."""
-        if mixture.noise_of is not None and mixture.noise_seed is not None:
-            raise ConfigError("noise_seed: noise_of also chooses the x_T; omit one of them")
-        return cls(**vars(mixture), **vars(moves))
 
     @property
     def other_cases(self) -> list[str]:
@@ -213,7 +176,8 @@ class Combination(Mixture, Moves):
         """What the image depends on; directions by their strengths only, as their files have checksums."""
         return {
             "blend": self.blend, "weight": self.weight, "noise_of": self.noise_of, "noise_seed": self.noise_seed,
-            "strengths": list(self.directions.values()), "components": dict(self.components),
+            "strengths": list(self.directions.values()),
+            "components": {str(number): strength for number, strength in self.components.items()},
         }  # fmt: skip
 
     def codes(

@@ -20,7 +20,7 @@ from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.cases import Case, PatientKey, key_beside
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import bundles, np, npt, pd, provenance, representation, scans, sessions, tables, torch, writing
+from monai_diffae.lazy import bundles, np, npt, pd, provenance, representation, sessions, tables, torch, writing
 
 if TYPE_CHECKING:
     Floats = npt.NDArray[np.floating[Any]]
@@ -59,6 +59,14 @@ class EditedImages:
     name, as their sources do."""
     captions: Sequence[str] = ()
     """What ``edits.png`` says about a case: ``id`` and names of labels; by default nothing."""
+
+    def picture(
+        self, case: Case, native: transforms.NativeSpace, images: torch.Tensor, differences: torch.Tensor
+    ) -> CasePicture:
+        """The picture of a case, with the detail and caption that are asked for."""
+        if self.detail == "own":
+            images, differences = _own_detail(native, differences)
+        return CasePicture(images, differences, pictures.caption({"id": case.id, **case.labels}, self.captions))
 
 
 @command
@@ -118,13 +126,11 @@ def edit(
     """
     strengths = sorted({0.0, *strengths})  # 0 is the plain reconstruction, which everything is compared with
     strength_names(strengths)  # refuses equal names before anything is loaded
-    line, watch = read_direction(direction), [read_direction(file) for file in measurements.watch]
-    if len({each.target for each in watch}) < len(watch):
-        raise ConfigError("watch: two directions are for the same label, and would share a column; omit one")
     session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
     trained, embeddings = session.trained, measurements.embeddings
-    for each in (line, *watch):
-        each.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
+    line, *watch = (read_direction(file, trained) for file in (direction, *measurements.watch))
+    if len({each.target for each in watch}) < len(watch):
+        raise ConfigError("watch: two directions are for the same label, and would share a column; omit one")
     nearest_other = None
     if embeddings is not None:
         nearest_other = nearest_other_patient(*table_of_patients(embeddings, trained), line.statistics)
@@ -189,7 +195,7 @@ class _Edits:
             native = transforms.NativeSpace(self.session.trained.preprocessing, coded.case.item())
             self._write(coded.case, native, images, differences)
             if len(shown) < _NUM_PICTURED:
-                shown.append(CasePicture.of(coded.case, native, images, differences, self.output))
+                shown.append(self.output.picture(coded.case, native, images, differences))
         table = pd.concat(edited)
         write_csv(self.folder / "edits.csv", table)
         titles = strength_titles(self.strengths)
@@ -216,13 +222,13 @@ class _Edits:
     def _write(
         self, case: Case, native: transforms.NativeSpace, images: torch.Tensor, differences: torch.Tensor
     ) -> None:
-        names = strength_names(self.strengths)
-        convert = native.add_difference if self.output.detail == "own" else native.back
-        plain = convert((differences if self.output.detail == "own" else images)[self.strengths.index(0)])
-        for strength, image, difference in zip(names, images, differences, strict=True):
+        is_own = self.output.detail == "own"
+        convert, shown = (native.add_difference, differences) if is_own else (native.back, images)
+        plain = convert(shown[self.strengths.index(0)])
+        for strength, each, difference in zip(strength_names(self.strengths), shown, differences, strict=True):
             name = f"{case.file_name}_{strength}"
             description = f"monai_diffae edit: {self.direction.target} {strength}" if self.output.dicom else None
-            edited = convert(difference if self.output.detail == "own" else image)
+            edited = convert(each)
             writing.write_case_image(self.folder / "images", name, native, edited, case, description)
             file = self.folder / "differences" / f"{name}.nii.gz"
             clipped = native.storable(edited) - edited - (native.storable(plain) - plain)  # 0 where the file holds all
@@ -322,53 +328,16 @@ class CasePicture(NamedTuple):
     differences: torch.Tensor
     caption: str
 
-    @classmethod
-    def of(
-        cls,
-        case: Case,
-        native: transforms.NativeSpace,
-        images: torch.Tensor,
-        differences: torch.Tensor,
-        output: EditedImages,
-    ) -> CasePicture:
-        """The picture of a case, with the detail and caption that are asked for."""
-        if output.detail == "own":
-            images, differences = _own_detail(native, differences)
-        return cls(images, differences, pictures.caption({"id": case.id, **case.labels}, output.captions))
-
 
 def _own_detail(native: transforms.NativeSpace, differences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures (A, C, H, W) as fine as the scan, up to a size: the case with the differences added, and these alone."""
-    array = native.to_model_range(native.scan.array)
+    array, size = native.to_model_range(native.scan.array), native.image.shape[1:]
+    sides = max(_PANEL_PX, *size), max(_PLANE_PX, *size)
     edited = (native.storable(native.add_difference(difference)) for difference in differences)
     changes = [native.to_model_range(image) - array for image in edited]
-    panels = torch.stack([_panel(change, native, 0.0) for change in changes])
-    return _panel(array, native, float(array.min())) + panels, panels
-
-
-def _panel(array: npt.NDArray[np.float32], native: transforms.NativeSpace, background: float) -> torch.Tensor:
-    """A square picture (C, P, P) of an image, or (C, P, 3 P) of a volume, in whose corners is the background."""
-    from monai_diffae.data.scans import to_ras
-
-    size = native.image.shape[1:]
-    if native.scan.spatial_dims == 2:
-        return _fitted(array, array.shape[1:], max(_PANEL_PX, *size), background)
-    volume = to_ras(scans.Scan(array, native.scan.affine))
-    lengths_mm = np.array(volume.array.shape[1:]) * np.linalg.norm(volume.affine[:3, :3], axis=0)
-    fitted = _fitted(np.ascontiguousarray(volume.array), lengths_mm.tolist(), max(_PLANE_PX, *size), background)
-    return pictures.three_planes(fitted[None])[0]
-
-
-def _fitted(array: npt.NDArray[np.float32], lengths: Sequence[float], pixels: int, background: float) -> torch.Tensor:
-    """An image scaled to fit into a square or cube (C, pixels, pixels, ...); an enlarged one shows its own pixels."""
-    sizes = [max(1, round(length * pixels / max(lengths))) for length in lengths]
-    smaller = [min(size, own) for size, own in zip(sizes, array.shape[1:], strict=True)]
-    image = torch.nn.functional.interpolate(torch.from_numpy(array)[None].float(), smaller, mode="area")
-    image = torch.nn.functional.interpolate(image, sizes, mode="nearest-exact")[0]
-    spare = [pixels - size for size in reversed(sizes)]  # of the last axis first
-    return torch.nn.functional.pad(
-        image, [n for each in spare for n in (each // 2, each - each // 2)], value=background
-    )
+    panels = torch.stack([pictures.fitted(each, native.scan.affine, sides, background=0.0) for each in changes])
+    plain = pictures.fitted(array, native.scan.affine, sides, background=float(array.min()))
+    return plain + panels, panels
 
 
 def draw_changes(

@@ -259,7 +259,7 @@ class _Explanations:
         transforms.write_native(file, difference, native.scan, np.float32)
         both = torch.stack([found.image - found.difference, found.image])
         changes = torch.stack([torch.zeros_like(found.difference), found.difference])
-        images, differences, caption = CasePicture.of(case, native, both, changes, self.output)
+        images, differences, caption = self.output.picture(case, native, both, changes)
         scores = "{score:.2f} to {counterfactual:.2f}".format(**found.row)
         return CasePicture(images, differences[1:], "\n".join(filter(None, [caption, scores])))
 

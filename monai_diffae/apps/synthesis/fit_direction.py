@@ -6,11 +6,12 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
+from cyclopts import Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
@@ -18,7 +19,7 @@ from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import ConfigError, OtherResultsError
-from monai_diffae.lazy import latents, provenance, tables
+from monai_diffae.lazy import bundles, latents, provenance, tables
 
 Kind = Literal["classes", "numbers"]
 _LARGEST = 100
@@ -28,15 +29,27 @@ STRENGTHS: tuple[float, ...] = (-3, -2, -1, 0, 1, 2, 3)
 logger = logging.getLogger(__name__)
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Fitting:
+    """How a direction is fitted to a label."""
+
+    positive: str | None = None
+    """The class that the direction points to; by default the larger value, or the one that sorts last. With more than
+    two classes, it is compared with all others."""
+    kind: Kind | None = None
+    """Whether the label is ``classes`` or ``numbers``; by default as above."""
+    max_cases: Annotated[int, Ge(4)] | None = None
+    """Use at most this many labelled cases, equally many per class, for few-shot generation."""
+
+
 @command
 def fit_direction(
     embeddings: Path,
     out: Path,
     *,
     target: str,
-    positive: str | None = None,
-    kind: Kind | None = None,
-    max_cases: Annotated[int, Ge(4)] | None = None,
+    fitting: Fitting = Fitting(),
     seed: Seed = 0,
     overwrite: bool = False,
 ) -> Result:
@@ -51,10 +64,6 @@ def fit_direction(
         embeddings: Table of embeddings, written by ``embed``.
         out: The direction file, ``.json``.
         target: A label column: two classes, or numbers.
-        positive: The class that the direction points to; by default the larger value, or the one that sorts last. With
-            more than two classes, it is compared with all others.
-        kind: Whether the label is ``classes`` or ``numbers``; by default as above.
-        max_cases: Use at most this many labelled cases, equally many per class, for few-shot generation.
         seed: Random seed of the cross-validation's folds, and of the choice of cases.
         overwrite: Replace an existing direction.
 
@@ -67,18 +76,19 @@ def fit_direction(
     """
     table = tables.read_training_rows(embeddings)
     provenance.check_z_sem(embeddings)
-    labels = tables.label_columns(table)
-    if target not in labels:
-        raise ConfigError(f"target: there is no label column '{target}'; choose from: {', '.join(labels) or 'none'}")
+    tables.check_labels(table, {"target": [target]})
     patients = table["patient"].tolist() if "patient" in table else None
     direction = latents.fit_direction(
         tables.z_matrix(table), table[target].tolist(), target=target, model=provenance.origin_of(embeddings)["model"],
-        groups=patients, positive=positive, kind=kind or "auto", max_cases=max_cases, seed=seed,
+        groups=patients, positive=fitting.positive, kind=fitting.kind or "auto", max_cases=fitting.max_cases,
+        seed=seed,
     )  # fmt: skip
     direction = replace(direction, preprocessing=provenance.recorded_preprocessing(table))
     content = direction.to_json()
-    if out.exists() and not (overwrite and is_direction(out)) and json_content(out) != content:
-        error, remedy = (OtherResultsError, "set overwrite, or ") if is_direction(out) else (ConfigError, "")
+    existing = json_content(out) if out.exists() else content
+    is_direction = isinstance(existing, dict) and existing.get("format") == content["format"]
+    if existing != content and not (overwrite and is_direction):
+        error, remedy = (OtherResultsError, "set overwrite, or ") if is_direction else (ConfigError, "")
         raise error(f"{out.name}: exists and is not this direction; {remedy}choose another out")
     if direction.num_omitted:
         logger.info("%d cases without the label '%s' are omitted", direction.num_omitted, target)
@@ -94,23 +104,15 @@ def fit_direction(
     return Result(out, {key: content[key] for key in keys}, [note], content={"direction": direction})
 
 
-def read_direction(path: str | os.PathLike[str]) -> latents.Direction:
-    """Read a file of :func:`~monai_diffae.apps.synthesis.fit_direction.fit_direction`."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path.name}: there is no such file; make it with monai-diffae fit-direction")
+def read_direction(path: str | os.PathLike[str], trained: bundles.TrainedBundle | None = None) -> latents.Direction:
+    """Read a direction file; with a bundle, one of another model is refused."""
     try:
-        return latents.Direction.from_json(json_content(path))
+        direction = latents.Direction.from_json(json_content(Path(path)))
     except ConfigError as error:
-        raise ConfigError(f"{path.name}: {error}") from error
-
-
-def is_direction(path: Path) -> bool:
-    """Return whether a file is a direction, of any version."""
-    from monai_diffae.latents.directions import FORMAT
-
-    content = json_content(path)
-    return isinstance(content, dict) and content.get("format") == FORMAT
+        raise ConfigError(f"{Path(path).name}: {error}") from error
+    if trained is not None:
+        direction.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
+    return direction
 
 
 def json_content(path: Path) -> Any:
@@ -123,13 +125,12 @@ def json_content(path: Path) -> Any:
 
 def strength_names(strengths: Sequence[float]) -> list[str]:
     """The parts of file names that stand for strengths, such as ``-2.00`` and ``+0.50``."""
-    if not strengths or max(map(abs, strengths)) > _LARGEST:
-        raise ConfigError(f"strengths: give some from -{_LARGEST} to {_LARGEST} standard deviations, such as -2 and 2")
     names = [f"{strength:+.2f}" for strength in strengths]
-    duplicate = next((name for name in names if names.count(name) > 1), None)
-    if duplicate is not None:  # the later image would replace the earlier one
+    # of two equal names, the later image would replace the earlier one
+    if not strengths or max(map(abs, strengths)) > _LARGEST or len(set(names)) < len(names):
         raise ConfigError(
-            f"strengths: two of them are {duplicate} when rounded to two digits, as in the images' names; omit one"
+            f"strengths: give different ones from -{_LARGEST} to {_LARGEST} standard deviations, such as -2 and 2; "
+            "they are rounded to two digits, as in the images' names"
         )
     return names
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
+from cyclopts import Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, images_in, remove_images, run_once
@@ -19,7 +20,7 @@ from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import bundles, np, npt, pd, pictures, sessions, tables, torch, writing
+from monai_diffae.lazy import bundles, latents, np, pd, pictures, sessions, tables, torch, writing
 
 Side = Literal["positive", "negative"]
 Format = Literal["png", "nii.gz"]
@@ -29,17 +30,39 @@ _CANDIDATES_AT_ONCE = 256
 _MOST_CANDIDATES = 1000  # per requested image
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Images:
+    """Which images are generated."""
+
+    num_images: Annotated[int, Ge(1)] = 16
+    """Number of images."""
+    seed: Seed = 0
+    """Random seed of z_sem and noise."""
+    image_format: Format | None = None
+    """File format; by default PNG for 2D images with 1 or 3 channels, else NIfTI."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Condition:
+    """Of which class the images are."""
+
+    direction: Path | None = None
+    """Direction file for a label with two classes; only images of one class are generated."""
+    side: Side = "positive"
+    """With a direction, the class to generate."""
+    min_probability: Annotated[float, Ge(0), Lt(1)] = 0.5
+    """With a direction, the smallest probability of that class."""
+
+
 @command
 def generate(
     bundle: Path,
     out: Path,
     *,
-    num_images: Annotated[int, Ge(1)] = 16,
-    seed: Seed = 0,
-    direction: Path | None = None,
-    side: Side = "positive",
-    min_probability: Annotated[float, Ge(0), Lt(1)] = 0.5,
-    image_format: Format | None = None,
+    images: Images = Images(),
+    condition: Condition = Condition(),
     sampling: Sampling = Sampling(),
     run: Run = Run(),
 ) -> Result:
@@ -55,12 +78,6 @@ def generate(
     Args:
         bundle: Folder of a trained bundle with a latent DDIM, trained by ``train-latent``.
         out: Folder for the results.
-        num_images: Number of images.
-        seed: Random seed of z_sem and noise.
-        direction: Direction file for a label with two classes; only images of one class are generated.
-        side: With a direction, the class to generate.
-        min_probability: With a direction, the smallest probability of that class.
-        image_format: File format; by default PNG for 2D images with 1 or 3 channels, else NIfTI.
 
     Returns:
         The folder, ``num_images``, and ``accepted``: the fraction of sampled z_sem that the classifier accepted.
@@ -72,19 +89,22 @@ def generate(
     """
     trained = sessions.open_bundle(bundle, decoding=sampling, run=run)
     latent = bundles.load_latent(bundle, trained.device)
-    probability = None if direction is None else _classifier(direction, trained, side)
+    direction = None if condition.direction is None else read_direction(condition.direction, trained)
+    if direction is not None:
+        if direction.kind != "binary":
+            raise ConfigError(f"direction: '{direction.target}' is a number; use one for a label with two classes")
+        direction.warn_if_chance()
     suffix = writing.image_suffix(trained.image_shape)
-    if image_format == "png" and suffix != ".png":
+    if images.image_format == "png" and suffix != ".png":
         raise ConfigError(f"image_format: PNG cannot hold images of size {list(trained.image_shape)}; choose nii.gz")
-    suffix = suffix if image_format is None else f".{image_format}"
+    suffix = suffix if images.image_format is None else f".{images.image_format}"
+    num_images, seed, picture = images.num_images, images.seed, out / "generated.png"
     made_from = {
         **sessions.made_from_bundle(trained, run), "seed": seed, "image_format": suffix,
-        "latent_model": latent.sha256,
-        "direction": None if direction is None else file_checksum(direction),
+        "latent_model": latent.sha256, "direction": None,
     }  # fmt: skip
-    if direction is not None:
-        made_from |= {"side": side, "min_probability": min_probability}
-    picture = out / "generated.png"
+    if condition.direction is not None:
+        made_from |= {**vars(condition), "direction": file_checksum(condition.direction)}
     files = [out / "images" / f"{i:05d}{suffix}" for i in range(num_images)]
 
     def sample(count: int, start: int = 0) -> torch.Tensor:
@@ -93,10 +113,10 @@ def generate(
     def make() -> Mapping[str, Any]:
         if run.overwrite:
             remove_images(out / "images")
-        if probability is None:
+        if direction is None:
             codes = _Codes(sample(num_images), list(range(num_images)), None)
         else:
-            codes = _accepted_codes(num_images, sample, probability, min_probability)
+            codes = _accepted_codes(num_images, sample, direction, condition)
         _write_images(trained, codes, seed, files, suffix, run.batch_size)
         _write_tables(codes, made_from, files, out)
         rows = _rows_of_picture(files[:_IN_PICTURE], trained.model_range)
@@ -108,25 +128,8 @@ def generate(
     # an interrupted run resumes with the existing images, so images of other inputs are refused even without a table
     results = [out / "generated.csv", out / "generated.parquet", picture, *files, *images_in(out / "images")]
     figures, skipped = run_once("generate", out, results, made_from, make, overwrite=run.overwrite)
-    notes = [] if direction is None else [f"accepted {figures['accepted']:.3f}"]
+    notes = [] if condition.direction is None else [f"accepted {figures['accepted']:.3f}"]
     return Result(out, figures, notes, skipped=skipped)
-
-
-def _classifier(
-    file: Path, trained: bundles.TrainedBundle, side: Side
-) -> Callable[[torch.Tensor], npt.NDArray[np.float64]]:
-    """A function from z_sem (N, D) to their probabilities ``[N]`` of a class, by a direction file."""
-    direction = read_direction(file)
-    direction.check_fits(trained.sha256, trained.z_channels, trained.preprocessing_sha256)
-    if direction.kind != "binary":
-        raise ConfigError(f"direction: '{direction.target}' is a number; use a direction for a label with two classes")
-    direction.warn_if_chance()
-
-    def probability(z_sem: torch.Tensor) -> npt.NDArray[np.float64]:
-        positive = direction.predict(z_sem.numpy())
-        return positive if side == "positive" else 1 - positive
-
-    return probability
 
 
 @dataclass(frozen=True)
@@ -139,10 +142,7 @@ class _Codes:
 
 
 def _accepted_codes(
-    count: int,
-    sample: Callable[[int, int], torch.Tensor],
-    probability: Callable[[torch.Tensor], npt.NDArray[np.float64]],
-    min_probability: float,
+    count: int, sample: Callable[[int, int], torch.Tensor], direction: latents.Direction, condition: Condition
 ) -> _Codes:
     """Sample z_sem until ``count`` are accepted."""
     z_accepted: list[torch.Tensor] = []
@@ -156,8 +156,9 @@ def _accepted_codes(
                 "min_probability"
             )
         z_sem = sample(_CANDIDATES_AT_ONCE, start)
-        values = probability(z_sem)
-        accepted = np.flatnonzero(values >= min_probability)[: count - len(numbers)].tolist()
+        positive = direction.predict(z_sem.numpy())
+        values = positive if condition.side == "positive" else 1 - positive
+        accepted = np.flatnonzero(values >= condition.min_probability)[: count - len(numbers)].tolist()
         z_accepted.append(z_sem[accepted])
         numbers += [start + i for i in accepted]
         probabilities += values[accepted].tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -78,14 +78,13 @@ def reconstruct(
     cases = session.choose(choice)
     made_from = session.made_from(cases, mode=mode, grid=grid, dicom=dicom, seed=seed)
     modes = MODES if mode == "both" else (mode,)
-    table, mosaic = out / "reconstructions.csv", out / "mosaic.png"
-    results = [table, mosaic, *(out / name for name in modes)]
+    results = [out / name for name in ("reconstructions.csv", "mosaic.png", *modes)]
 
     def make() -> Mapping[str, Any]:
         read = session.read(cases, out, named=bool(choice.cases))
         for name in MODES:
             remove_images(out / name)
-        means = _Reconstruction(session, out, modes, grid, dicom, seed).run(read, table, mosaic)
+        means = _Reconstruction(session, out, modes, grid, dicom, seed).run(read)
         return {"means": means, "num_cases": len(read.cases), "num_failed": len(read.failures)}
 
     figures, skipped = run_once("reconstruct", out, results, made_from, make, overwrite=run.overwrite)
@@ -106,7 +105,7 @@ class _Reconstruction:
     _mosaic: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     _z_sem: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
-    def run(self, read: sessions.ReadCases, table_file: Path, mosaic: Path) -> dict[str, float]:
+    def run(self, read: sessions.ReadCases) -> dict[str, float]:
         """Write the images of all cases, their table and the mosaic; return the means of the table."""
         trained = self.session.trained
         writer = transforms.WriteReconstructiond(
@@ -119,13 +118,15 @@ class _Reconstruction:
         text = f"reconstructing {counted(len(read.cases), 'case')}"
         with torch.no_grad():
             for batch in read.batches(self.session.run.batch_size, text):
-                rows += self._batch(*batch, writer, in_mosaic=max(_IN_MOSAIC - len(rows), 0))
+                rows += self._batch(batch, writer, in_mosaic=max(_IN_MOSAIC - len(rows), 0))
         table = pd.DataFrame(rows)
         if "field_share" in table and table["field_share"][:_IN_MOSAIC].min() == 1:
             del self._mosaic["scan"]  # the input shows the same
         rows_of_mosaic = {label: torch.cat(self._mosaic[name]) for name, label in _ROWS.items() if name in self._mosaic}
-        write_atomic(mosaic, lambda path: pictures.draw_mosaic(rows_of_mosaic, path, trained.model_range))
-        write_csv(table_file, table)
+        write_atomic(
+            self.folder / "mosaic.png", lambda path: pictures.draw_mosaic(rows_of_mosaic, path, trained.model_range)
+        )
+        write_csv(self.folder / "reconstructions.csv", table)
         means = {str(name): float(value) for name, value in table.drop(columns="id").mean().items()}
         self.session.warn_if_unlike(np.concatenate(self._z_sem))
         _warn_of_structure(means)
@@ -134,16 +135,11 @@ class _Reconstruction:
         return means
 
     def _batch(
-        self,
-        cases: list[Case],
-        images: torch.Tensor,
-        encoder_images: torch.Tensor,
-        writer: transforms.WriteReconstructiond,
-        in_mosaic: int,
+        self, batch: tuple[list[Case], torch.Tensor, torch.Tensor], writer: Callable[[Any], Any], in_mosaic: int
     ) -> list[dict[str, Any]]:
         """Decode, write and measure one batch; keep its first images for the mosaic."""
-        trained = self.session.trained
-        images, encoder_images = images.to(trained.device), encoder_images.to(trained.device)
+        trained, cases = self.session.trained, batch[0]
+        images, encoder_images = (stack.to(trained.device) for stack in batch[1:])
         z_sem = inferers.encode_exactly(encoder_images, trained.network, trained.inferer)
         self._z_sem.append(z_sem.cpu().numpy())
         decoded: dict[str, torch.Tensor] = {"input": images}

@@ -80,10 +80,8 @@ def traverse(
             ``out`` holds results of other inputs.
         CohortError: the table of embeddings cannot be used, or the case does not exist.
     """
-    if cohort is None and case is not None:
-        raise ConfigError("cohort: is required with a case; give the cohort that has it")
-    if cohort is not None and case is None:  # the mean would be traversed
-        raise ConfigError("case: is required with a cohort; give the case to start from, or omit the cohort")
+    if (cohort is None) != (case is None):  # without a case, the mean would be traversed
+        raise ConfigError("case: give the case to start from together with the cohort that has it, or omit both")
     strength_names(strengths)  # refuses equal names before anything is loaded
     z_train = tables.z_matrix(tables.read_training_rows(embeddings))
     provenance.check_same_model(embeddings, bundle)

@@ -140,10 +140,10 @@ class UsersModel:
 
 def check_file(path: Path) -> None:
     """Refuse a file that is no model, and without trust one that could run code."""
-    if not path.is_file():
-        raise ConfigError(f"model: there is no file {path.name}")
-    if path.suffix not in _SUFFIXES:
-        raise ConfigError(f"model: {path.name} is no {', '.join(_SUFFIXES)} file; export the model as one of these")
+    if not path.is_file() or path.suffix not in _SUFFIXES:
+        raise ConfigError(
+            f"model: there is no {', '.join(_SUFFIXES)} file {path.name}; export the model as one of these"
+        )
     if path.suffix == ".onnx":
         check_installed("onnxruntime", "export")
     code = _SUFFIXES[path.suffix]

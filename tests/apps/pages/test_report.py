@@ -14,6 +14,7 @@ import pytest
 from monai_diffae import compare, report
 from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.page import number
+from monai_diffae.apps.pages.report import PageRun
 from monai_diffae.apps.pages.sections import _cautions
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.cli import build_app, parse
@@ -128,7 +129,7 @@ def test_what_fails_is_said_and_samples_stand_beside_their_nearest_cases(
 
 def test_scores_without_wide_features_are_kept_and_explained(labelled, tmp_path, monkeypatch):
     def study(cohort, folder="out"):
-        made = ReportData(bundle, tmp_path / folder, cohort, device="cpu")
+        made = ReportData(bundle, tmp_path / folder, cohort, run=PageRun(device="cpu"))
         made.run_common()
         given = made.outcomes["probe"].step.arguments.get("features")
         return made.result("embeddings").skipped, given, "no wide features" in " ".join(_cautions(made))

@@ -19,6 +19,7 @@ from monai_diffae.apps.pages.data import ReportData, find_examples, find_positiv
 from monai_diffae.apps.pages.figures import Axes, Chart, Series, line_chart
 from monai_diffae.apps.pages.images import ReportImages, _write_strips, enlarged
 from monai_diffae.apps.pages.page import Pictures, render
+from monai_diffae.apps.pages.report import PageRun
 from monai_diffae.apps.pages.scores import quality_values
 from monai_diffae.apps.pages.sections import Report, Section, scanner_section
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
@@ -139,8 +140,8 @@ def test_cases_are_shown_whatever_their_ids_are(labelled, tmp_path):
     arguments = {"mode": "both", "grid": "model", "limit": 1, "steps": 2, "device": "cpu"}
     reconstruct(labelled.bundle, tmp_path / "cohort.csv", tmp_path / "reconstructions", **arguments)
     assert {file.name for file in tmp_path.glob("reconstructions/*/*")} == {"case_0.nii.gz"}
-    data = ReportData(labelled.bundle, tmp_path, tmp_path / "cohort.csv", device="cpu")
-    images = ReportImages(data, tmp_path / "cohort.csv")
+    data = ReportData(labelled.bundle, tmp_path, tmp_path / "cohort.csv", run=PageRun(device="cpu"))
+    images = ReportImages(data)
     data.table = pd.DataFrame([{"id": case.id, "file_name": case.file_name} for case in images.session.cohort.cases])
     panels = images.reconstructions()["case (0).nii.gz"]
     assert all(each.files["image"].is_file() for each in panels.values())

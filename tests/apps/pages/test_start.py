@@ -11,7 +11,7 @@ import pytest
 
 from monai_diffae.apps.pages import data
 from monai_diffae.apps.pages.data import ReportData
-from monai_diffae.apps.pages.start import FirstHour, start
+from monai_diffae.apps.pages.start import FirstHour, Hour, start
 from monai_diffae.apps.training import speed
 from monai_diffae.cli import build_app, parse
 from monai_diffae.data.samples import make_virtual_cohort
@@ -111,7 +111,7 @@ def test_another_duration_or_added_scans_need_another_folder(started, pictures, 
 def test_scans_are_edited_along_a_label_that_z_sem_predicts(started, pictures, monkeypatch):
     monkeypatch.setattr(Verdict, "is_predicted", True)
     monkeypatch.setattr(Direction, "may_be_chance", False)
-    hour = FirstHour(pictures, started.folder, 1, [], {}, "cpu")
+    hour = FirstHour(pictures, started.folder, Hour(1, device="cpu"))
     hour.plan()
     found = hour.run()
     assert [outcome.step.command for outcome in hour.steps.outcomes][-2:] == ["fit-direction", "edit"]
@@ -146,11 +146,11 @@ def test_what_cannot_be_started_is_one_line(pictures, volumes, tmp_path):
     (tmp_path / "one").mkdir()
     shutil.copy(next(volumes.glob("*.nii*")), tmp_path / "one")
     with pytest.raises(CohortError, match="training needs at least two patients"):
-        FirstHour(tmp_path / "one", tmp_path / "single", 1, [], {}, "cpu").plan()
+        FirstHour(tmp_path / "one", tmp_path / "single", Hour(1, device="cpu")).plan()
 
 
 def test_few_volumes_are_trained_as_slices(volumes, tmp_path):
-    hour = FirstHour(volumes, tmp_path / "out", 1, [], {}, "cpu")
+    hour = FirstHour(volumes, tmp_path / "out", Hour(1, device="cpu"))
     hour.plan()
     assert hour.record["bundle"] == "diffae_2d"
     assert hour.record["settings"]["slice_step"] == 1
@@ -161,7 +161,7 @@ def test_twins_in_the_given_train_and_test_folders_are_no_dead_end(pictures, tmp
     shutil.copytree(pictures, tmp_path / "set" / "train")
     (tmp_path / "set" / "test" / "small").mkdir(parents=True)
     shutil.copy(pictures / "small" / "small (3).png", tmp_path / "set" / "test" / "small" / "twin.png")
-    hour = FirstHour(tmp_path / "set", tmp_path / "out", 1, [], {}, "cpu")
+    hour = FirstHour(tmp_path / "set", tmp_path / "out", Hour(1, device="cpu"))
     hour.plan()
     listed = hour.steps.outcomes[0]
     assert "group_duplicates" not in listed.step.arguments

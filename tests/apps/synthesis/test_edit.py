@@ -176,8 +176,8 @@ def test_what_does_not_fit_is_one_line(labelled, options, tmp_path):
     for changed, message in (
         ({"embeddings": tmp_path / "no_key.parquet"}, "the key of its patients is not beside it"),
         ({"captions": ["name"]}, "captions: there is no 'name'; choose from: id, .*tilt"),
-        ({"strengths": (0.001,)}, "strengths: two of them are .0.00"),
-        ({"strengths": (0, 1e38)}, "strengths: give some from -100 to 100 standard deviations"),
+        ({"strengths": (0.001,)}, "strengths: give different ones from -100 to 100"),
+        ({"strengths": (0, 1e38)}, "strengths: give different ones from -100 to 100"),
         ({"embeddings": tmp_path / "one.parquet"}, "embeddings: the table has no two patients to compare"),
         ({"watch": [labelled.direction] * 2}, "watch: two directions are for the same label"),
     ):

@@ -170,7 +170,6 @@ def test_what_cannot_be_reached_and_what_is_not_finite_is_named_and_counted(run,
         ("batch", {}, "model: batch.ts is in training mode"),
         ("logit", {"to": 2.0}, "to: 2.0 is no probability between 0 and 1"),
         ("constant", {"to": None, "activation": "none"}, "to: a score is 1.5, which is no probability"),
-        ("logit", {"input_size": [8]}, "fails with an image of .*; set input_size, or set"),
         ("logit", {"labels": ["patience"]}, "labels: there is no label column 'patience'"),
     ],
 )

@@ -136,7 +136,7 @@ def test_what_it_cannot_do_is_one_line(labelled, latent_bundle, tiny_bundle_3d, 
     number = {"direction": tmp_path / "ventricles.json"}
     for bundle, options, message in (
         (latent_bundle, strict, "accepted 0 of 768 z_sem, but 2 are needed; lower min_probability"),
-        (latent_bundle, number, "'ventricles' is a number; use a direction for a label with two classes"),
+        (latent_bundle, number, "'ventricles' is a number; use one for a label with two classes"),
         (with_latent(tiny_bundle_3d.directory), {"image_format": "png"}, "PNG cannot hold"),
         (labelled.bundle, {}, "no latent model; train it with monai-diffae train-latent"),
     ):

@@ -10,7 +10,7 @@ from PIL import Image
 from monai_diffae import Choice, combine, edit, interpolate, load_bundle, reconstruct, traverse, vary
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Run
-from monai_diffae.apps.synthesis.combine import Axes, Combination, Mixture, Moves
+from monai_diffae.apps.synthesis.combine import Axes, Combination, Moves
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError
@@ -80,8 +80,9 @@ def test_a_move_along_a_direction_is_an_edit(made, labelled, all_ids, tmp_path):
     combined = made(directions={str(labelled.direction): 1.5}, detail="own")
     np.testing.assert_allclose(combined, edited, atol=1)  # whole grey values, also beyond those of uint8
     assert edited.min() < 0
-    z_sem, axes = np.ones((1, 8), np.float32), Axes.read(Moves(directions={str(labelled.direction): 0.0}))
-    unmoved = Combination.of(Mixture(), Moves(directions={str(labelled.direction): 0.0}))
+    z_sem, moves = np.ones((1, 8), np.float32), Moves(directions={str(labelled.direction): 0.0})
+    unmoved = Combination(directions=moves.directions)
+    axes, _ = Axes.read(moves, load_bundle(labelled.bundle, "cpu"))
     np.testing.assert_array_equal(axes.move(z_sem, unmoved), z_sem)
 
 
