@@ -10,6 +10,10 @@ import torch
 from official_numbers import FILE, T, filled
 from safetensors.torch import save_file
 
+TINY = {
+    "in_channels": 3, "out_channels": 3, "model_channels": 8, "channel_mult": (1, 1), "enc_channel_mult": (1, 1, 2),
+    "num_res_blocks": 1, "enc_num_res_block": 1, "enc_out_channels": 12, "embed_channels": 10,
+}  # fmt: skip
 # what differs from the default: 1 channel, widths 32 and 64, 2 blocks per level, attention at level 1
 CONFIGURATIONS = {
     "default": {},
@@ -29,18 +33,12 @@ CONFIGURATIONS = {
     "as many levels in the encoder": {"enc_channel_mult": (1, 2)},
     "odd sizes": {"enc_out_channels": 7, "embed_channels": 33},
     "with a latent DDIM": {"enc_out_channels": 16},
+    "tiny": TINY,
+    "tiny, two heads": {**TINY, "num_heads": 2},
     # 3 levels of 1 block, 2 of 2, 1 of 5: 6 blocks of one width without attention
     "unclear blocks": {
         "channel_mult": (1, 1), "enc_channel_mult": (1, 1, 1), "enc_num_res_block": 1, "attention": (9,), "enc": (9,)
     },
-}  # fmt: skip
-TINY = {
-    "in_channels": 3, "out_channels": 3, "model_channels": 8, "channel_mult": (1, 1), "enc_channel_mult": (1, 1, 2),
-    "num_res_blocks": 1, "enc_num_res_block": 1, "enc_out_channels": 12, "embed_channels": 10,
-}  # fmt: skip
-CONFIGURATIONS |= {
-    "tiny": TINY, "tiny, two heads": {**TINY, "num_heads": 2}, "tiny, no attention": {**TINY, "attention": (9,)},
-    "tiny, attention everywhere": {**TINY, "attention": (0, 1)},
 }  # fmt: skip
 LATENT = {
     "latent": {},

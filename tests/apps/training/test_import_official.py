@@ -152,8 +152,8 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
     assert "image size 32 is a guess: at this size, the network's attention sees 16 x 16" in caplog.text
     assert info(out).figures["image_size"] == [32, 32]
     assert info(imported(checkpoint, tmp_path / "said", image_size=48)).figures["image_size"] == [48, 48]
-    for model, levels in (("tiny, no attention", 0), ("tiny, attention everywhere", 2)):
-        other = save(model=model, beside=(), latent=False)
+    for model, levels in (("no attention but in the middle", 0), ("widths 32, 96, 64", 2)):
+        other = save("other.ckpt", model=model, beside=(), latent=False)
         with pytest.raises(ConfigError, match=f"^image_size: .* attention at {levels} levels; give a value"):
             import_official(other, tmp_path / "no")
     with pytest.raises(ConfigError, match=r"image_size is \[18, 18\]; the network needs multiples of 4"):
