@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from multiprocessing.context import ForkProcess
 
 LONGEST_S = 300.0
@@ -106,7 +107,11 @@ def become_program(arguments, output, fault):
     if fault:
         fault()
     sys.argv = ["monai-diffae", *map(str, arguments)]
-    cli.main()
+    weakref.finalize._registry.clear()  # what tests clean up
+    try:
+        cli.main()
+    finally:
+        weakref.finalize._exitfunc()  # a fork ends without it
 
 
 def die():

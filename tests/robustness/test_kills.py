@@ -5,6 +5,7 @@ Fast tests of these goals have the same mark (docs/reliability.md).
 
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -233,7 +234,9 @@ def start(bundle, cohorts, tmp_path, start_program):
     def begin(**settings):
         settings = {"max_epochs": 100_000, "val_interval": 100_000, "cache_gib": 1e-9, **settings}
         began, checkpoint = time.time(), bundle / "models" / "checkpoint.pt"
-        program = start_program(*command(bundle, cohorts[2], 2, workers=2, **settings), output=tmp_path / "log")
+        words, log = command(bundle, cohorts[2], 2, workers=2, **settings), logging.getLogger()
+        # with pytest's handlers, the program would set up no log
+        program = start_program(*words, output=tmp_path / "log", fault=log.handlers.clear)
         assert wait_until(lambda: checkpoint.is_file() and checkpoint.stat().st_mtime > began)
         return program
 
