@@ -49,7 +49,7 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 28_306
+TEST_LINES = 28_307
 TEST_FUNCTIONS = 1_240
 TRAININGS = 48
 

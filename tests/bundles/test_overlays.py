@@ -21,7 +21,8 @@ from monai_diffae.errors import UnsafeInputError
 ROOT = Path(__file__).parents[2]
 # latent_space is for volumes and a first stage: test_latent_space.py
 OVERLAYS = sorted(path for path in (ROOT / "configs").glob("*.json") if path.stem != "latent_space")
-SETTINGS = {2: {**TINY, "num_pictures": 2}, 3: {**TINY_3D, "num_pictures": 2, "picture_steps": 2}}
+SETTINGS = {2: {**TINY, "num_pictures": 2}}
+SETTINGS[3] = {**TINY_3D, **SETTINGS[2], "image_size": [8, 12, 8], "spacing_mm": [3.0, 3.0, 3.0]}
 PAPER = {key: value for key, value in SETTINGS[2].items() if key != "channel_mult" and "#" not in key} | {
     "image_size": [64, 64], "base_channels": 16  # all their levels and attention, fewer channels
 }  # fmt: skip
