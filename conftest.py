@@ -9,6 +9,8 @@ pytest_plugins = ["goal_table", "no_network", "suite_limits"]  # in tests/robust
 LABEL = Path(__file__).parent / "monai_diffae" / "label"
 WITHOUT_MONAI_LABEL = {"__init__.py", "app_folder.py", "ids.py", "label_app.py", "label_server.py", "logs.py"}
 
+collect_ignore_glob = ["tests/zoo/unit_tests/*"]  # templates
+
 # MONAI Label is an extra with an environment of its own (`make test-label`)
 collect_ignore = (
     []

@@ -49,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 28_990
-TEST_FUNCTIONS = 1_252
+TEST_LINES = 28_307
+TEST_FUNCTIONS = 1_240
 TRAININGS = 48
 
 

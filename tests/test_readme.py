@@ -27,7 +27,7 @@ PAGES = [
 ]  # fmt: skip
 
 
-LONG = r"onnxruntime|mdae\.train|MonaiAlgo\(|mdae\.diagnose"
+LONG = r"onnxruntime|mdae\.train|MonaiAlgo\(|mdae\.diagnose|mdae\.harmonize"
 SKIPPED = {
     "(?i)nvflare|flwr": "needs the processes of a federation",
     r"push_to_hf_hub|site\.(train|get_data_stats)\(": "tests/bundles/test_monai_tools_page.py runs it",
@@ -84,8 +84,10 @@ def test_python_blocks_run(code, tiny_bundle, class_folders, tmp_path, monkeypat
 def test_commands_can_be_typed():
     everywhere = {"--json", "--quiet", "-q", "--debug", "--trust"}  # read before the command
     app = build_app()
-    for words in commands("monai-diffae"):
-        parse(app, [word for word in words[1:] if word not in everywhere])
+    typed = {tuple(words) for words in commands("monai-diffae")}
+    assert len(typed) > 100
+    for _, *words in typed:
+        parse(app, [word for word in words if word not in everywhere])
 
 
 def test_make_targets_exist():

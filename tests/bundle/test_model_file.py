@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from complaints import complaint
-from hostile_models import write_unchecked
+from complaints import complaint, write_unchecked
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_bundles import rewrite, weights

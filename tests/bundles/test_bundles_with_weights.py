@@ -1,13 +1,14 @@
 """The shipped bundles with weights: complete after ``init``, the same in MONAI's tools, small, and without cases."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from golden_bundles import difference_from_stored, write_golden_scans
-from make_weights import LARGEST_FILE
+from make_weights import LARGEST_FILE, make_weights
 from monai.bundle import load
 
 from monai_diffae import embed, info, init, load_bundle
@@ -35,9 +36,7 @@ def test_init_makes_a_complete_trained_bundle(made, name, tmp_path):
     stored = read_model(ROOT / "bundles" / name / "models" / "model.safetensors").tensors
     for workflow_type in ("train", "inference"):
         network = load(bundle.name, bundle_dir=bundle.parent, workflow_type=workflow_type, device="cpu")
-        state = network.state_dict()
-        assert state.keys() == stored.keys()
-        assert [key for key in state if not torch.equal(state[key], stored[key])] == []
+        torch.testing.assert_close(dict(network.state_dict()), stored, rtol=0, atol=0)
     about = info(bundle)
     assert not about.own_code
     assert about.spatial_dims == NAMES[name]
@@ -98,3 +97,39 @@ def test_z_sem_of_formulas_is_the_stored_one(made, name, tmp_path):
     )
     table = embed(bundle, scans, tmp_path / "out", device="cpu").path
     assert difference_from_stored(ROOT / "tests" / "weights" / name, table) <= 1e-4
+
+
+# -- the program that stores them (make weights) ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundles(tmp_path):
+    """The documents of a shipped bundle, as they are written by hand."""
+    folder = tmp_path / "bundles"
+    shutil.copytree(ROOT / "bundles" / "chest_xray", folder / "chest_xray", ignore=shutil.ignore_patterns("models"))
+    metadata = folder / "chest_xray" / "configs" / "metadata.json"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "eval_metrics": {}}))
+    rows = "| auroc | FIGURE_auroc | FIGURE_auroc_interval | of a probe |\nFIGURE_hours hours: FIGURE_epochs epochs\n"
+    (folder / "chest_xray" / "docs" / "README.md").write_text(rows)
+    return folder
+
+
+def test_weights_and_figures_are_written_and_nothing_of_the_training_s_data(latent_bundle, bundles):
+    figures = {"auroc": [0.98765, 0.97, 1.0], "hours": "2.5"}
+    assert make_weights(latent_bundle, "chest_xray", figures, bundles=bundles) == []
+    target = bundles / "chest_xray"
+    for name in ("model", "latent_model"):
+        before, after = (read_model(folder / "models" / f"{name}.safetensors") for folder in (latent_bundle, target))
+        torch.testing.assert_close(after.tensors, before.tensors, rtol=0, atol=0)
+        assert "data" not in after.description
+    assert after.description["autoencoder_sha256"] == checksum(target)
+    assert len(AnomalyDetector.load(load_bundle(target, "cpu")).scores) > 1
+    readme = (target / "docs" / "README.md").read_text()
+    assert "| auroc | 0.9877 | 0.97 to 1 | of a probe |" in readme
+    assert "2.5 hours: 1 epochs" in readme
+    metadata = json.loads((target / "configs" / "metadata.json").read_text())
+    assert metadata["eval_metrics"] == {"auroc": 0.98765}
+    assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == [16, 16]
+    assert sorted(path.name for path in (target / "models").iterdir() if path.name[0] != ".") == [
+        "anomaly.safetensors", "latent_model.safetensors", "metrics.json", "model.safetensors",
+    ]  # fmt: skip

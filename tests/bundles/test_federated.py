@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import shutil
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -71,16 +72,15 @@ def distance(first, second):
     return sum(float((first[key] - second[key]).square().sum()) for key in first) ** 0.5
 
 
+assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
+
+
 def halved(weights):
     return {key: value / 2 for key, value in weights.items()}
 
 
 def learning_rates(folder):
     return pd.read_csv(folder / "curves.csv")["learning_rate"].dropna().tolist()
-
-
-def assert_equal(first, second):
-    assert [key for key in first if not torch.equal(first[key], second[key])] == []
 
 
 def test_a_site_trains_from_the_weights_of_the_server_and_sends_only_weights_and_metrics(make_site, tmp_path):

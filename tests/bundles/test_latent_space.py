@@ -9,17 +9,40 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.bundle import load
-from tiny_bundles import TINY_ON_LATENTS, copy_tiny, rewrite, tiny_cohort, weights
+from monai.bundle import ConfigParser, load
+from tiny_bundles import TINY_KL, TINY_ON_LATENTS, copy_tiny, rewrite, tiny_cohort, weights
 
 from monai_diffae import embed, reconstruct, train
+from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.loading import load_bundle, load_first_stage
-from monai_diffae.bundle.model_file import read_model
+from monai_diffae.bundle.model_file import read_description, read_model
 from monai_diffae.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 OVERLAY = ROOT / "configs" / "latent_space.json"
 SHAPE = (16, 16, 24)
+
+
+def test_the_scale_is_that_of_whole_training_images_under_the_averaged_weights(tmp_path):
+    cohort, bundle = tiny_cohort(tmp_path / "cohort", "kl"), init_bundle(tmp_path / "bundle", "autoencoder_kl_3d")
+    train(bundle, cohort, overrides={**TINY_KL, "max_epochs": 2, "num_pictures": 2, "report_every": 1})
+    state = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    parser = ConfigParser(read_description(bundle / "models" / "model.safetensors"))
+    first_stage = parser.get_parsed_content("network_def").eval()
+    first_stage.load_state_dict(state)
+    table = pd.read_csv(cohort)
+    preprocessing = parser.get_parsed_content("preprocessing")
+    files = [str(cohort.parent / image) for image in table[table["split"] == "train"]["image"]]
+    latents = first_stage.encode(torch.stack([preprocessing({"image": file})["image"].as_tensor() for file in files]))
+    assert latents.shape[1:] == first_stage.latent_shape((1, 16, 16, 24)) == (4, 8, 8, 12)
+    torch.testing.assert_close(latents.mean(dim=(0, 2, 3, 4)), torch.zeros(4), atol=0.02, rtol=0)
+    assert float(latents.square().mean()) == pytest.approx(1, abs=0.02)
+    checkpoint = torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)
+    assert torch.equal(checkpoint["network"]["latent_std"], state["latent_std"])
+    curves = pd.read_csv(bundle / "curves.csv")
+    assert curves["validation_loss"].dropna().gt(0).all()
+    assert curves["validation_kl"].dropna().gt(0).all()
+    assert (bundle / "pictures" / "latest.png").is_file()
 
 
 @pytest.fixture(scope="module")

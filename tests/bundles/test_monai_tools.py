@@ -25,10 +25,7 @@ def opened(bundle, kind="train", **values):
 
 
 def assert_has(network, expected):
-    state = network.state_dict()
-    assert state.keys() == expected.keys()
-    different = [name for name, value in expected.items() if not torch.equal(state[name].cpu(), value)]
-    assert different == []
+    torch.testing.assert_close(dict(network.state_dict()), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from complaints import complaint
 from monai.networks.nets import resnet18
+from tiny_bundles import TINY, TINY_3D
 
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle import init_bundle, load_bundle, trusting
@@ -20,15 +21,10 @@ from monai_diffae.errors import UnsafeInputError
 ROOT = Path(__file__).parents[2]
 # latent_space is for volumes and a first stage: test_latent_space.py
 OVERLAYS = sorted(path for path in (ROOT / "configs").glob("*.json") if path.stem != "latent_space")
-SMALL = {
-    "image_size": [16, 16], "base_channels": 8, "channel_mult": [1, 2],
-    "z_channels": 8, "network_def#unet#time_embed_channels": 16,
-}  # fmt: skip
-SMALL_3D = {**SMALL, "image_size": [8, 12, 8], "spacing_mm": [3, 3, 3]}
-SMALL_PAPER = {"image_size": [64, 64], "base_channels": 16}  # all their levels and attention, fewer channels
-SHORT = {
-    "max_epochs": 1, "batch_size": 4, "val_batch_size": 4, "num_pictures": 2, "picture_steps": 2, "mlflow": False,
-    "check_memory": False, "device": "cpu", "workers": 0,
+SETTINGS = {2: {**TINY, "num_pictures": 2}}
+SETTINGS[3] = {**TINY_3D, **SETTINGS[2], "image_size": [8, 12, 8], "spacing_mm": [3.0, 3.0, 3.0]}
+PAPER = {key: value for key, value in SETTINGS[2].items() if key != "channel_mult" and "#" not in key} | {
+    "image_size": [64, 64], "base_channels": 16  # all their levels and attention, fewer channels
 }  # fmt: skip
 
 
@@ -77,15 +73,15 @@ def test_overlay_trains_and_loads(overlay, small_cohort, tmp_path):
         "encoder_view_3d": lambda: volumes(data, 0, 900),
         "anchored_3d": lambda: volumes(data, 0, 900),
     }.get(overlay.stem, lambda: small_cohort)()
-    bundle = "diffae_3d" if json.loads(overlay.read_text()).get("spatial_dims") == 3 else "diffae_2d"
-    directory = init_bundle(tmp_path / "bundle", bundle)
-    size = SMALL_PAPER if overlay.stem.startswith("paper") else SMALL_3D if bundle == "diffae_3d" else SMALL
-    train(directory, cohort, overlays=[directory / "configs" / "overlays" / overlay.name], overrides={**size, **SHORT})
+    dims = json.loads(overlay.read_text()).get("spatial_dims", 2)
+    directory = init_bundle(tmp_path / "bundle", f"diffae_{dims}d")
+    settings = PAPER if overlay.stem.startswith("paper") else SETTINGS[dims]
+    train(directory, cohort, overlays=[directory / "configs" / "overlays" / overlay.name], overrides=settings)
     losses = pd.read_csv(directory / "curves.csv")["validation_loss"].tolist()
     assert np.isfinite(losses[-1])  # the last row is the last validation's
     assert (directory / "pictures" / "latest.png").is_file()
     trained = load_bundle(directory, "cpu")
-    z_sem = trained.inferer.encode(torch.zeros(1, 1, *size["image_size"]), trained.network)
+    z_sem = trained.inferer.encode(torch.zeros(1, 1, *settings["image_size"]), trained.network)
     assert torch.isfinite(z_sem).all()
 
 

@@ -16,7 +16,9 @@ from complaints import complaint
 from ignite.engine import Events
 from tiny_bundles import weights
 
+from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.loading import load_bundle
+from monai_diffae.engines import DiffusionTrainer
 from monai_diffae.errors import DivergenceError
 from monai_diffae.handlers import TrainingCurves, validation
 
@@ -99,6 +101,13 @@ def assert_loads(folder):
     load_bundle(folder, "cpu")
 
 
+def saved_step(out):
+    checkpoint = torch.load(out / "models" / "checkpoint.pt", weights_only=True)
+    for state in (checkpoint["network"], checkpoint["ema"]["network"], weights(out)):
+        assert all(weight.isfinite().all() for weight in state.values())
+    return checkpoint["trainer"]["iteration"]
+
+
 def _attach_without_last_words(self, engine, attach=TrainingCurves.attach):
     attach(self, engine)
     handlers = engine._event_handlers[Events.EXCEPTION_RAISED]
@@ -162,6 +171,35 @@ def test_a_failed_overwrite_leaves_a_bundle_that_loads(train, whole, trained_who
         train(whole, overwrite=True, learning_rate=1e30, z_channels=16)
     assert_loads(whole)
     assert_same_weights(trained_whole, whole)
+
+
+@pytest.mark.goal(id="R8")
+def test_a_gradient_that_is_not_finite_ends_the_command_with_7_and_one_line_and_it_resumes(
+    run, small_cohort, tiny_settings, tmp_path, monkeypatch
+):
+    """In the last step, so that no later loss shows it."""
+    settings = {**tiny_settings, **RUN, "max_epochs": 2, "accumulation_steps": 1, "report_every": 1}
+    overrides = [f"{key}={str(value).replace(' ', '')}" for key, value in settings.items()]
+    bundle, plain_run = init_bundle(tmp_path / "bundle", "diffae_2d"), DiffusionTrainer.run
+    command = ("train", "--bundle", bundle, "--cohort", small_cohort, "--overrides", *overrides)
+
+    def poisoned_run(trainer):
+        last = list(trainer.network.parameters())[-1]
+        last.register_hook(lambda gradient: gradient / (trainer.state.iteration != 10))
+        plain_run(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionTrainer, "run", poisoned_run)
+        code, _, errors = run(*command)
+    assert code == 7
+    assert "Traceback" not in errors
+    assert [line for line in errors.splitlines() if line.startswith("error: ")] == [errors.splitlines()[-1]]
+    assert "the gradients are not finite at step 10" in errors
+    assert "lower learning_rate" in errors
+    assert "nan" not in errors.split("error: ")[0]  # not even validated with the bad weights
+    assert saved_step(bundle) == 5
+    code, _, errors = run(*command)
+    assert (code, saved_step(bundle)) == (0, 10), errors
 
 
 @pytest.mark.goal(id="R4")

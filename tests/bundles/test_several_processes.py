@@ -15,36 +15,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from forked_program import free_port
+from forked_program import free_port, wait_until
 from monai.bundle import run
+from tiny_bundles import TINY, TINY_3D, TINY_KL, TINY_LATENT, tiny_cohort
 
 import monai_diffae
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
-from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.handlers import progress
 
 ROOT = Path(__file__).parents[2] / "bundles" / "diffae_2d"
 TOLERANCE = 1e-4  # of the loss, relative; docs/training.md states it
 
-SMALL = {
-    "image_size": [16, 16], "base_channels": 8, "channel_mult": [1, 2], "z_channels": 8,
-    "network_def#unet#time_embed_channels": 16, "val_interval": 6, "num_pictures": 0, "picture_steps": 2,
-    "probe_interval": 0, "calibration_cases": 0, "check_memory": False,
-}  # fmt: skip
-VOLUMES = {"image_size": [16, 16, 16], "spacing_mm": [14.0, 14.0, 14.0]}
-FIRST_STAGE = {
-    **VOLUMES, "patch_size": [8, 8, 8], "network_def#autoencoder#channels": [4, 8], "num_pictures": 0,
-    "network_def#autoencoder#attention_levels": [False, False], "network_def#autoencoder#norm_num_groups": 4,
-}  # fmt: skip
-LATENT = {"latent_network_def#num_layers": 3, "validate#additional_metrics#copying_ratio#num_samples": 8}
+KINDS = ("3d", "first_stage", "latent")
+SMALL = {**TINY, "val_interval": 6, "calibration_cases": 0}
 
 
 def training(out, cohort, world_size, bundle=ROOT, file="train.json", **settings):
     """Arguments of ``rank_process`` for one training: port, configurations, number of processes, values."""
     values = {
-        "bundle_root": str(bundle), "dataset_dir": str(cohort), "output_dir": str(out), "report_every": 1,
-        "precision": "fp32", "mlflow": False, "batch_size": 4 // world_size,
-        **(SMALL if bundle == ROOT and file == "train.json" else {}), **settings,
+        **settings, "bundle_root": str(bundle), "dataset_dir": str(cohort), "output_dir": str(out), "report_every": 1,
+        "precision": "fp32", "batch_size": 4 // world_size,
     }  # fmt: skip
     overlay = "multi_gpu_train.json" if file == "train.json" else f"overlays/multi_gpu_{file}"
     files = [str(bundle / "configs" / name) for name in (file, overlay)[:world_size]]
@@ -71,12 +61,11 @@ def start(arguments):
     return ranks
 
 
-def train(*trainings):
-    for arguments in trainings:
-        ranks = start(arguments)
-        for rank in ranks:
-            rank.join()
-        assert [rank.exitcode for rank in ranks] == [0] * len(ranks)
+def train(arguments):
+    ranks = start(arguments)
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0] * len(ranks)
 
 
 def assert_same_curves(folder, kind, record_property, table="curves.csv"):
@@ -90,32 +79,24 @@ def assert_same_curves(folder, kind, record_property, table="curves.csv"):
 
 
 @pytest.mark.goal(id="R18")
-def test_two_processes_equal_one_at_the_same_global_batch(small_cohort, tmp_path, record_property):
-    settings = {"max_epochs": 1, "learning_rate": 1e-3, "warmup_steps": 1, "lr_schedule": "constant", "val_interval": 1}
-    settings |= {"base_channels": 4}
-    train(*[training(tmp_path / str(ranks), small_cohort, ranks, **settings) for ranks in (1, 2)])
-    assert assert_same_curves(tmp_path, "2d", record_property)["loss"].count() == 2
-
-
-@pytest.mark.goal(id="R18")
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["3d", "first_stage", "latent"])
-def test_two_processes_equal_one_in_every_training(kind, tiny_bundle, tmp_path, record_property):
-    sizes = {"num_patients": 10, "size": 16, "spatial_dims": 3, "val_fraction": 0.2, "test_fraction": 0.1}
-    volumes = make_virtual_cohort(tmp_path / "volumes", **sizes)
+@pytest.mark.parametrize("kind", ["2d", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS)])
+def test_two_processes_equal_one_at_the_same_global_batch(kind, tiny_bundle, small_cohort, tmp_path, record_property):
     common = {"max_epochs": 6, "val_interval": 3, "lr_schedule": "constant", "warmup_steps": 2}
+    volumes = small_cohort if kind == "2d" else tiny_cohort(tmp_path / "volumes", "kl")
     for ranks in (1, 2):
         out, cohort = tmp_path / str(ranks), volumes
-        if kind == "3d":
-            arguments = {"bundle": ROOT.parent / "diffae_3d", **SMALL, **VOLUMES, **common}
+        if kind == "2d":
+            arguments = {**SMALL, **common, "max_epochs": 1, "val_interval": 1, "learning_rate": 1e-3}
+        elif kind == "3d":
+            arguments = {"bundle": ROOT.parent / "diffae_3d", **TINY_3D, **common}
         elif kind == "first_stage":
-            arguments = {"bundle": ROOT.parent / "autoencoder_kl_3d", **FIRST_STAGE, **common}
+            arguments = {"bundle": ROOT.parent / "autoencoder_kl_3d", **TINY_KL, **common}
         else:
             cohort, bundle = tiny_bundle.cohort, shutil.copytree(tiny_bundle.directory, out)
-            arguments = {"bundle": bundle, "file": "train_latent.json", **LATENT, **common, "max_epochs": 1}
+            arguments = {"bundle": bundle, "file": "train_latent.json", **TINY_LATENT, **common}
         train(training(out, cohort, ranks, **arguments))
     table = "latent/curves.csv" if kind == "latent" else "curves.csv"
-    assert assert_same_curves(tmp_path, kind, record_property, table)["loss"].count() >= 6
+    assert assert_same_curves(tmp_path, kind, record_property, table)["loss"].count() >= (2 if kind == "2d" else 6)
     if kind == "latent":  # the processes share the embedding
         files = [tmp_path / ranks / "embeddings" / "embeddings.parquet" for ranks in "12"]
         one, two = (z_matrix(read_embeddings(file)) for file in files)
@@ -131,13 +112,10 @@ def checkpoint(out):
 @pytest.mark.parametrize("dead", [0, 1])
 def test_a_dead_process_ends_the_other_within_30_seconds(small_cohort, tmp_path, dead, record_property):
     """Goal R18: exit code, seconds and orphans after kill -9 of one of two processes that nothing watches."""
-    ranks = start(training(tmp_path, small_cohort, 2, max_epochs=100_000, val_interval=100_000))
+    settings = {**SMALL, "max_epochs": 100_000, "val_interval": 100_000}
+    ranks = start(training(tmp_path, small_cohort, 2, **settings))
     try:
-        deadline = time.monotonic() + 300
-        while not (tmp_path / "models" / "checkpoint.pt").is_file():
-            assert all(rank.is_alive() for rank in ranks)
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        assert wait_until((tmp_path / "models" / "checkpoint.pt").is_file)
         os.kill(ranks[dead].pid, signal.SIGKILL)
         killed = time.monotonic()
         ranks[1 - dead].join(60)
@@ -164,7 +142,7 @@ def test_torchrun_trains_resumes_and_writes_once(small_cohort, tmp_path):
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         bundle = ["-m", "monai.bundle", "run", "training", "--config_file", json.dumps(files)]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [*torchrun, *bundle, "--max_epochs", str(max_epochs), *arguments]
+        command = [*torchrun, *bundle, *arguments, "--max_epochs", str(max_epochs)]
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
         assert done.returncode == 0, done.stderr[-6000:]
         return done.stdout

@@ -44,29 +44,15 @@ def trained(make, cohort, out, **overrides):
     return out
 
 
-@pytest.fixture(scope="module")
-def probed(make_workflow_anywhere, cohort, tmp_path_factory):
-    """The output folder of a training with probes, and all that it logs."""
-    logged = []
-    handler = logging.Handler()
-    handler.emit = lambda record: logged.append(record.getMessage())
-    logger = logging.getLogger("monai_diffae")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    out = trained(make_workflow_anywhere, cohort, tmp_path_factory.mktemp("probed") / "out")
-    logger.removeHandler(handler)
-    logger.setLevel(level)
-    return out, "\n".join(logged)
-
-
 def validations(out):
     return pd.read_csv(out / "curves.csv").dropna(subset=["validation_loss"]).reset_index(drop=True)
 
 
-def test_probes_come_every_few_epochs_and_after_the_last_step(probed, cohort):
-    """Their scores are those of the trained bundle."""
-    rows = validations(probed[0])
+def test_probes_come_every_few_epochs_and_after_the_last_step(make_workflow_anywhere, cohort, tmp_path, caplog):
+    """Their scores are those of the trained bundle, and no value of a label is logged or written."""
+    caplog.set_level(logging.DEBUG, logger="monai_diffae")
+    out = trained(make_workflow_anywhere, cohort, tmp_path / "out")
+    rows = validations(out)
     names = {name.removeprefix("validation_probe_") for name in rows if name.startswith("validation_probe_")}
     assert names == {"head_size", "tilt", "contrast", "slice_level", "ventricles", "is_large"}
     assert rows["validation_probe_is_large"].notna().tolist() == [False, True, True]
@@ -74,7 +60,7 @@ def test_probes_come_every_few_epochs_and_after_the_last_step(probed, cohort):
     assert (low.dropna() <= rows["validation_probe_is_large"].dropna()).all()
     assert (high.dropna() >= rows["validation_probe_is_large"].dropna()).all()
     assert rows["validation_neighbors_is_large"].dropna().between(0, 1).all()
-    frame, bundle = pd.read_csv(cohort), load_bundle(probed[0], "cpu")
+    frame, bundle = pd.read_csv(cohort), load_bundle(out, "cpu")
     frame = frame[frame["split"] != "test"]
     z_sem = np.concatenate([bundle.open(cohort.parent / image).z_sem.numpy() for image in frame["image"]])
     is_train = (frame["split"] == "train").to_numpy()
@@ -82,21 +68,17 @@ def test_probes_come_every_few_epochs_and_after_the_last_step(probed, cohort):
         probe = QuickProbe.choose(frame[name].tolist(), name, frame["patient"].to_numpy(), is_train)
         score = rows.iloc[-1][f"validation_probe_{name}"]
         assert score == pytest.approx(probe.scores(z_sem.astype(float)).score, abs=0.02)
-
-
-def test_no_value_of_a_label_is_logged_or_written(probed):
-    out, logged = probed
-    assert "not probed, as they vary too little or too few patients have them: reader, site" in logged
-    assert "probes of z_sem, with 95 % intervals: " in logged
-    assert NAME not in logged
+    assert "not probed, as they vary too little or too few patients have them: reader, site" in caplog.text
+    assert "probes of z_sem, with 95 % intervals: " in caplog.text
+    assert NAME not in caplog.text
     assert [file.name for file in out.rglob("*") if file.is_file() and NAME.encode() in file.read_bytes()] == []
 
 
 @pytest.mark.slow
-def test_probes_change_no_weight(make_workflow, cohort, probed, tmp_path):
-    without = trained(make_workflow, cohort, tmp_path / "without", probe_interval=0)
-    torch.testing.assert_close(weights(probed[0]), weights(without), rtol=0, atol=0)
-    assert not [name for name in validations(tmp_path / "without") if "probe" in name]
+def test_probes_change_no_weight(make_workflow, cohort, tmp_path):
+    probed, without = (trained(make_workflow, cohort, tmp_path / str(n), probe_interval=n) for n in (2, 0))
+    torch.testing.assert_close(weights(probed), weights(without), rtol=0, atol=0)
+    assert not [name for name in validations(without) if "probe" in name]
 
 
 def test_a_label_that_cannot_be_probed_is_an_error_if_it_is_named(make_workflow, cohort, tmp_path):

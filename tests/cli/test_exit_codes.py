@@ -1,6 +1,6 @@
 """Goal R25: every exit code that docs/words.md lists, by a real run of the program.
 
-7 is tested in tests/bundles/test_non_finite.py; 130 and 143, after a signal, in tests/bundles/test_signals.py.
+7 is tested in tests/bundles/test_resume.py; 130 and 143, after a signal, in tests/robustness/test_kills.py.
 """
 
 import re
@@ -65,8 +65,6 @@ def test_1_a_bug(run, monkeypatch, pictures):
         ("embed BUNDLE PICTURES out --nope", "Unknown option: --nope"),
         ("embed BUNDLE PICTURES out --batch-size many", "'many' is not a whole number"),
         ("embed BUNDLE PICTURES out --batch-size 0", "--batch-size: 0 is below 1"),
-        ("embed BUNDLE PICTURES out --threads 0", "--threads. Must be >= 1."),
-        ("embed BUNDLE PICTURES out.xlsx", "out.xlsx"),
         ("reconstruct BUNDLE PICTURES out --overrides seed=1 seed=2", "'seed' is given twice"),
     ],
 )

@@ -32,3 +32,7 @@ def curved(schedule):
         return schedule.target(x0, (x - alpha * x0) / sigma, t)
 
     return denoise
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

@@ -38,17 +38,13 @@ def assert_same(a, b):
         torch.testing.assert_close(x, y, atol=2e-4, rtol=2e-4, msg=lambda m, i=i: f"step {i}: {m}")
 
 
-def noise(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-X_T = noise(2, 1, 6, 6)
+X_T = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 6, 6), (1, 2, 4, 4, 4)], ids=["2D", "3D"])
 @pytest.mark.parametrize(("prediction", "steps"), [("eps", 50), ("x0", 10), ("v", 5)])
 def test_ddim(shape, prediction, steps):
-    x_T = noise(*shape)
+    x_T = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     scheduler = DDIMScheduler(
         **BETAS, prediction_type=THEIR_NAME[prediction], clip_sample=False, timestep_spacing="trailing"
     )

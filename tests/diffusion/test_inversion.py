@@ -1,6 +1,6 @@
 import pytest
 import torch
-from gaussian import KINDS, STD, curved, exact
+from gaussian import KINDS, STD, curved, exact, noise
 
 from monai_diffae.diffusion import DiffusionSchedule, adams, ddim, implicit_inversion, refined_inversion
 from monai_diffae.errors import ConfigError
@@ -9,7 +9,7 @@ FEW_KINDS = [("linear_beta", "eps"), ("rectified_flow", "v")]
 
 
 def data(*shape, seed=0):
-    return STD * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return STD * noise(*shape, seed=seed)
 
 
 def error(a, b):

@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from gaussian import KINDS, STD, curved, exact
+from gaussian import KINDS, STD, curved, exact, noise
 
 from monai_diffae import diffusion
 from monai_diffae.diffusion import (
@@ -47,10 +47,6 @@ def along_the_ode(schedule, x_t, t, t_next):
     """Where the probability-flow ODE takes x_t: it only scales Gaussian data."""
     (alpha, sigma), (alpha_next, sigma_next) = schedule.level(t), schedule.level(t_next)
     return x_t * ((alpha_next**2 * STD**2 + sigma_next**2) / (alpha**2 * STD**2 + sigma**2)) ** 0.5
-
-
-def noise(*shape):
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def decoding_error(solver, schedule, steps):

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI
 from fastapi.testclient import TestClient
-from monailabel.utils.async_tasks import utils as jobs
 
 from monai_diffae.errors import ScanError
 from monai_diffae.label import tasks
-from monai_diffae.label.server import _refuse_second_training, in_threads
+from monai_diffae.label.server import in_threads
 
 TASKS = {"diffae_anomaly", "diffae_anomaly_map", "diffae_reconstruct", "diffae_edit", "diffae_encode",
          "diffae_neighbors"}  # fmt: skip
@@ -53,22 +52,19 @@ def test_ohif_is_served_and_routes_and_pages_that_are_not_safe_are_left_out(serv
 
 
 def test_pages_of_this_machine_may_read_answers_and_those_of_others_may_not(server_3d):
-    client = server_3d.client
-    for origin in ("http://localhost:3000", "http://127.0.0.1:8000"):
-        response = client.get("/info/", headers={"origin": origin})
-        assert response.headers["access-control-allow-origin"] == origin
-    for method in ("get", "post", "options"):
-        response = getattr(client, method)("/info/", headers={"origin": "https://example.org"})
+    """tests/serving tests which pages these are."""
+    response = server_3d.client.get("/info/", headers={"origin": "http://localhost:3000"})
+    assert response.headers["access-control-allow-origin"] == "http://localhost:3000"
+    for method in ("get", "options"):
+        response = getattr(server_3d.client, method)("/info/", headers={"origin": "https://example.org"})
         assert response.status_code == 403
         assert "access-control-allow-origin" not in response.headers
-    assert client.get("/info/", headers={"host": "rebound.example.org"}).status_code == 403
 
 
 def test_requests_reach_images_of_the_datastore_and_options_only(server_3d):
     for image in ("../studies/hippocampus_001", "/etc/passwd", "unknown"):
         assert refusal(server_3d.infer("diffae_encode", image)) == (404, "image")
     assert refusal(server_3d.infer("diffae_encode", SCAN, image="/etc/passwd")) == (404, "image")
-    assert refusal(server_3d.infer("diffae_encode", SCAN, session={"name": "../x"})) == (404, "session")
     for params in ({"label": "/etc/passwd"}, {"unknown": 1}):
         assert refusal(server_3d.infer("diffae_encode", SCAN, **params)) == (400, "params")
     response = server_3d.client.post(f"/infer/diffae_encode?image={SCAN}", data={"params": "{"})
@@ -143,7 +139,7 @@ def test_requests_leave_no_files_behind(server_3d, tmp_path, monkeypatch):
     assert [path for path in (server_3d.app.folder.path / "sessions").rglob("*") if path.is_file()] == []
 
 
-def application(num_threads=1, check=None):
+def application(num_threads=1):
     """Routes as MONAI Label declares them: async, and busy for a moment without awaiting."""
     slow, fast = APIRouter(prefix="/slow", tags=["Slow"]), APIRouter(prefix="/fast")
     running, most = [], []
@@ -163,7 +159,7 @@ def application(num_threads=1, check=None):
         return "at once"
 
     app = FastAPI()
-    app.include_router(in_threads(slow, num_threads, check))
+    app.include_router(in_threads(slow, num_threads))
     app.include_router(in_threads(fast))
     return app, most
 
@@ -203,12 +199,3 @@ def test_tasks_after_a_request_run_although_it_fails(tmp_path):
     with TestClient(app) as client:
         assert client.put("/upload/").status_code == 422
     assert not upload.exists()
-
-
-def test_a_second_training_is_refused_before_it_is_queued(monkeypatch):
-    app, most = application(check=lambda _: _refuse_second_training())
-    with TestClient(app) as client:
-        for status, code in (("SUBMITTED", 409), ("RUNNING", 409), ("DONE", 200)):
-            monkeypatch.setitem(jobs.background_tasks, "train", [{"id": "1", "status": status}])
-            assert client.post("/slow/a?seconds=0").status_code == code
-    assert len(most) == 1

@@ -213,7 +213,7 @@ def test_few_labels_are_balanced_and_nested(z, labels):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("version", 1, "not a direction of version 2"),
+        ("version", 1, "version: it must be 2"),
         ("pattern", [0.5] * 6, "weight: does not fit"),
         ("std", -1.0, "std: input should be greater than 0"),
         ("statistics", {"mean": [0.0] * 6, "std": [0.0] * 6}, "above 0"),

@@ -1,12 +1,11 @@
-"""Weights of the official code, of every configuration, against its numbers and a second implementation of it."""
+"""Weights of the official code, of every configuration, give its numbers."""
 
-import json
 import re
 from pathlib import Path
 
-import official_reference as official
 import pytest
 import torch
+from official_numbers import T, official_numbers, official_weights
 
 from monai_diffae.diffusion import DiffusionSchedule, ddim
 from monai_diffae.errors import ConfigError
@@ -14,84 +13,43 @@ from monai_diffae.official import load_official, load_official_latent
 from monai_diffae.official.checkpoint_files import read_safetensors
 
 PARITY = Path(__file__).parents[3] / "shared" / "parity"
-FILES = ["official_1ch_32px", "official_3ch_64px"]
 needs_parity_files = pytest.mark.skipif(not PARITY.is_dir(), reason="no ../shared/parity with the official numbers")
 
-# what differs from the reference's default: 1 channel, widths 32 and 64, 2 blocks a level, attention at level 1
-CONFIGURATIONS = {
-    "default": {},
-    "three channels": {"channels": 3},
-    "width 96": {"base": 96, "mult": (1,), "enc_mult": (1, 1), "attention": (), "enc_attention": (0,)},
-    "widths 32, 96, 64": {"mult": (1, 3, 2), "enc_mult": (1, 3, 2, 2), "attention": (0, 2), "enc_attention": (3,)},
-    "first multiplier 2": {"base": 16, "mult": (2, 4), "enc_mult": (2, 4, 4)},
-    "widths that fall": {"mult": (2, 1), "enc_mult": (2, 1, 1)},
-    "fewer blocks in the encoder": {"blocks": 2, "enc_blocks": 1},
-    "more blocks in the encoder": {"blocks": 1, "enc_blocks": 3},
-    "one level with attention": {"mult": (1,), "enc_mult": (1,), "attention": (0,), "enc_attention": ()},
-    "no attention but in the middle": {"attention": (), "enc_attention": ()},
-    "as many levels in the encoder": {"enc_mult": (1, 2)},
-    "odd sizes": {"z": 7, "embed": 33},
-}
+CONFIGURATIONS = [
+    "default", "three channels", "width 96", "widths 32, 96, 64", "first multiplier 2", "widths that fall",
+    "fewer blocks in the encoder", "more blocks in the encoder", "one level with attention",
+    "no attention but in the middle", "as many levels in the encoder", "odd sizes",
+]  # fmt: skip
 
 
-@needs_parity_files
-@pytest.mark.parametrize("name", FILES)
-def test_the_reference_and_our_network_are_the_official_code(name):
-    tensors, metadata = read_safetensors(PARITY / f"{name}.safetensors")
-    config = json.loads(metadata["config"])
-    weights = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
-    blocks = config["num_res_blocks"]
-    z_sem = official.encode(weights, tensors["x0"], blocks)
-    eps = official.predict(weights, tensors["x_t"], tensors["t"], tensors["z_sem"], blocks)
-    torch.testing.assert_close(z_sem, tensors["z_sem"], rtol=0, atol=1e-5)
-    torch.testing.assert_close(eps, tensors["eps"], rtol=0, atol=1e-5)
-    network = load_official(PARITY / f"{name}.safetensors")
-    assert sum(parameter.numel() for parameter in network.parameters()) == int(metadata["params"])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_z_and_eps_are_those_of_the_official_code(name):
+    config, numbers = official_numbers(name)
+    network = load_official(official_weights(name))
+    x_t, z_sem, eps = numbers["x_t"], numbers["z_sem"], numbers["eps"]
     with torch.inference_mode():
-        torch.testing.assert_close(network.encode(tensors["x0"]), z_sem, rtol=0, atol=1e-5)
-        torch.testing.assert_close(network(tensors["x_t"], tensors["t"], tensors["z_sem"]), eps, rtol=0, atol=1e-5)
-    levels = [i for i in range(5) if config["image_size"] // 2**i in config["attention_resolutions"]]
-    random = official.random_weights(
-        official.Official(
-            channels=config["in_channels"], base=config["model_channels"], mult=config["channel_mult"],
-            enc_mult=config["enc_channel_mult"], blocks=blocks, enc_blocks=blocks, attention=levels,
-            enc_attention=levels, z=config["enc_out_channels"], embed=config["embed_channels"]
-        )
-    )  # fmt: skip
-    assert {key: value.shape for key, value in random.items()} == {key: value.shape for key, value in weights.items()}
-
-
-@pytest.mark.parametrize("changes", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
-def test_same_z_and_eps_as_the_reference(changes):
-    of = official.Official(**changes)
-    weights = official.random_weights(of)
-    network = load_official(weights)
-    torch.manual_seed(1)
-    x0, x_t = torch.rand(2, 2, of.channels, 16, 32) * 2 - 1
-    t = torch.tensor([3, 871])
-    with torch.inference_mode():
-        z_sem = official.encode(weights, x0, of.enc_blocks)
-        torch.testing.assert_close(network.encode(x0), z_sem, rtol=0, atol=1e-5)
-        eps = official.predict(weights, x_t, t, z_sem, of.blocks)
-        torch.testing.assert_close(network(x_t, t, z_sem), eps, rtol=0, atol=1e-5)
-        assert not torch.allclose(network(x_t, t, z_sem * 0.9), eps, atol=1e-3)  # that z_sem is compared at all
-    config = network.unet.config
-    assert network.encoder.config["num_res_blocks"] == of.enc_blocks
-    assert (config["base_channels"], config["channel_mult"]) == (of.base, list(of.mult))
-    assert network.encoder.config["channel_mult"] == list(of.enc_mult)
-    assert (config["z_channels"], config["time_embed_channels"]) == (of.z, of.embed)
+        torch.testing.assert_close(network.encode(numbers["x0"]), z_sem, rtol=0, atol=1e-5)
+        torch.testing.assert_close(network(x_t, T, z_sem), eps, rtol=0, atol=1e-5)
+        assert not torch.allclose(network(x_t, T, z_sem * 0.9), eps, atol=1e-3)  # that z_sem is compared at all
+    unet, encoder = network.unet.config, network.encoder.config
+    for ours, theirs in (
+        ("base_channels", "model_channels"),
+        ("channel_mult",) * 2,
+        ("z_channels", "enc_out_channels"),
+    ):
+        assert unet[ours] == config[theirs]
+    assert unet["time_embed_channels"] == config["embed_channels"]
+    assert encoder["num_res_blocks"] == config["enc_num_res_block"]
+    assert encoder["channel_mult"] == config["enc_channel_mult"]
 
 
 def test_the_encoders_blocks_are_asked_for_where_they_cannot_be_told():
-    # 3 levels of 1 block, 2 of 2, 1 of 5: 6 blocks of one width without attention
-    of = official.Official(mult=(1, 1), enc_mult=(1, 1, 1), enc_blocks=1, attention=(), enc_attention=())
-    weights = official.random_weights(of)
+    weights, (_, numbers) = official_weights("unclear blocks"), official_numbers("unclear blocks")
     with pytest.raises(ConfigError, match=r"^encoder_num_res_blocks: 1 or 2 residual blocks per level fit .*; choose"):
         load_official(weights)
-    x0 = torch.rand(1, 1, 8, 8)
     with torch.inference_mode():
-        z_sem = load_official(weights, {"net_enc_num_res_blocks": 1}).encode(x0)
-        torch.testing.assert_close(z_sem, official.encode(weights, x0, 1), rtol=0, atol=1e-5)
+        z_sem = load_official(weights, {"net_enc_num_res_blocks": 1}).encode(numbers["x0"])
+        torch.testing.assert_close(z_sem, numbers["z_sem"], rtol=0, atol=1e-5)
         assert load_official(weights, {"net_enc_num_res_blocks": 2}).encoder.config["channel_mult"] == [1, 1]
 
 
@@ -124,7 +82,7 @@ OTHER_NETWORKS = {
 
 @pytest.mark.parametrize(("change", "message"), OTHER_NETWORKS.values(), ids=OTHER_NETWORKS)
 def test_another_network_is_refused_by_name_in_one_line(change, message):
-    weights = change(official.random_weights(official.Official()))
+    weights = change(official_weights("default"))
     with pytest.raises(ConfigError, match=message) as caught:
         load_official(weights)
     assert "\n" not in str(caught.value)
@@ -132,7 +90,7 @@ def test_another_network_is_refused_by_name_in_one_line(change, message):
 
 
 def test_a_training_checkpoint_gives_its_ema_model(tmp_path, caplog):
-    weights = official.random_weights(official.Official())
+    weights = official_weights("default")
     state = {f"ema_model.{key}": tensor for key, tensor in weights.items()}
     state |= {f"model.{key}": torch.zeros_like(tensor) for key, tensor in weights.items()}
     state |= {"x_T": torch.zeros(1), "ema_model.latent_net.layers.0.linear.weight": torch.zeros(1)}
@@ -173,54 +131,34 @@ def test_trajectories(name, steps, clip):
 
 # -- the latent DDIM ---------------------------------------------------------------------------------------------------
 
-LATENT = PARITY / "official_latent_mlp.safetensors"
 MEAN, STD = torch.arange(16.0) / 10, torch.linspace(0.5, 2, 16)
 
 
 @needs_parity_files
-def test_the_latent_ddim_has_the_eps_of_the_official_code():
-    tensors, metadata = read_safetensors(LATENT)
-    config = json.loads(metadata["config"])
-    network = load_official_latent(LATENT)
-    with torch.inference_mode():
-        eps = network(tensors["z_t"], tensors["t"])
-    torch.testing.assert_close(eps, tensors["eps"], rtol=0, atol=1e-5)
-    assert network.config["z_channels"] == config["num_channels"]
-    assert network.config["hidden_channels"] == config["num_hid_channels"]
-    assert network.config["num_layers"] == config["num_layers"]
-    assert network.config["time_channels"] == config["num_time_emb_channels"]
-    assert network.config["skip_layers"] == [1, 2, 3, 4]
-    weights = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
-    random = official.random_latent(z=32, hidden=96, layers=5, skips=(1, 2, 3, 4))
-    assert {key: value.shape for key, value in random.items()} == {key: value.shape for key, value in weights.items()}
-    reference = official.predict_latent(weights, tensors["z_t"], tensors["t"])
-    torch.testing.assert_close(reference, tensors["eps"], rtol=0, atol=1e-5)
+def test_a_trajectory_of_the_latent_ddim():
+    tensors, _ = read_safetensors(PARITY / "official_latent_mlp.safetensors")
+    network = load_official_latent(PARITY / "official_latent_mlp.safetensors")
     schedule = DiffusionSchedule(prediction="eps", spacing="leading", beta_start=0.008, beta_end=0.008)
     with torch.no_grad():
         z = ddim(network, schedule, tensors["z_t"], schedule.decoding_levels(20))
     assert_close(z, tensors["ddim20_noclip_decoded_from_z_t"], 1e-5)
 
 
-@pytest.mark.parametrize(
-    "sizes", [{}, {"z": 24, "hidden": 24, "skips": ()}, {"layers": 6, "skips": (1, 3), "z": 7, "hidden": 33}], ids=str
-)
-def test_the_latent_ddim_has_the_eps_of_the_reference(sizes):
-    weights = official.random_latent(**sizes)
-    network = load_official_latent(weights)
-    assert network.config["skip_layers"] == list(sizes.get("skips", (1, 2, 3)))
-    z_t, t = torch.randn(3, network.z_channels), torch.tensor([0, 17, 999])
+@pytest.mark.parametrize("name", ["latent", "latent without skips", "deep latent"])
+def test_the_latent_ddim_has_the_eps_of_the_official_code(name):
+    config, numbers = official_numbers(name)
+    network = load_official_latent(official_weights(name))
+    assert network.config["skip_layers"] == config["skip_layers"]
     with torch.inference_mode():
-        eps = official.predict_latent(weights, z_t, t)
-        torch.testing.assert_close(network(z_t, t), eps, rtol=0, atol=1e-5)
+        torch.testing.assert_close(network(numbers["z_t"], T), numbers["eps"], rtol=0, atol=1e-5)
 
 
 def checkpoint():
     """What the official latent training saves: both models, each with autoencoder and MLP, and the statistics."""
     state = {}
     for prefix, seed in (("model.", 0), ("ema_model.", 1)):
-        of = official.Official(z=16)
-        state |= {prefix + name: tensor for name, tensor in official.random_weights(of, seed=seed).items()}
-        state |= {f"{prefix}latent_net.{name}": tensor for name, tensor in official.random_latent(seed).items()}
+        state |= {prefix + name: tensor for name, tensor in official_weights("with a latent DDIM", seed).items()}
+        state |= {f"{prefix}latent_net.{name}": tensor for name, tensor in official_weights("latent", seed).items()}
     return state | {"x_T": torch.zeros(1, 1, 32, 32), "conds_mean": MEAN[None], "conds_std": STD[None]}
 
 
@@ -238,7 +176,7 @@ def test_the_averaged_network_of_a_checkpoint_with_its_statistics(tmp_path):
 
 
 def test_the_mlp_alone_under_any_prefix_and_names_that_the_code_does_not_use():
-    weights = official.random_latent()
+    weights = official_weights("latent")
     expected = load_official_latent(weights).state_dict()
     assert torch.equal(expected["head.bias"], weights["layers.3.linear.bias"])
     once = {name: tensor for name, tensor in weights.items() if "cond_layers" not in name}
@@ -271,5 +209,5 @@ def test_statistics_of_the_official_file_come_first(tmp_path):
 )
 def test_other_latent_networks_are_one_line(change, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        load_official_latent(change(official.random_latent()))
+        load_official_latent(change(official_weights("latent")))
     assert "\n" not in str(caught.value)

@@ -1,7 +1,8 @@
-"""Errors of ours that MONAI's tools wrap."""
+"""Files of models that no training writes, and errors of ours that MONAI's tools wrap."""
 
 import pytest
 
+from monai_diffae.bundle import model_file
 from monai_diffae.errors import find_diffae_error, one_line
 
 
@@ -14,3 +15,10 @@ def complaint(call, *arguments, **options):
     assert "\n" not in line
     assert str(caught.value).splitlines()[-1] == line  # which a traceback shows last
     return line
+
+
+def write_unchecked(path, model, description):
+    """Write a model's file with any description; its checksum is right."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_file, "_not_plain", lambda *_: ())
+        model_file.write_model(path, model.kind, model.tensors, description)

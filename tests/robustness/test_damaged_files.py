@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from complaints import write_unchecked
 from dicom_files import make_plane, positions, save_enhanced
 from fuzzing import (
     JSON_CHANGES,
@@ -20,7 +21,6 @@ from fuzzing import (
     mutated,
     only_own_errors,
 )  # fmt: skip
-from hostile_models import write_unchecked
 from hypothesis import strategies as st
 from PIL import Image
 from scan_files import grown_mb, save_nifti, values
@@ -192,7 +192,7 @@ def damaged_configurations(folder, request):
         SCALARS.filter(lambda v: not isinstance(v, str)), texts, st.lists(st.integers(-2, 32), max_size=4)
     )
     keys = st.one_of(st.sampled_from(sorted({*train, *described, "inferer#steps", "network_def#unet"})), texts)
-    changes = st.tuples(st.sampled_from(["set", "delete", "wrap"]), st.lists(st.integers(0, 99), max_size=2), plain)
+    changes = st.tuples(st.sampled_from(["set", "delete"]), st.lists(st.integers(0, 99), max_size=2), plain)
     return st.tuples(keys, plain, st.lists(changes, max_size=2)), check
 
 

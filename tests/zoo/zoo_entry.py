@@ -43,8 +43,8 @@ def write_zoo_entry(
     _name_large_files(target, [file for file, size in sizes.items() if size > largest_file], address)
     _write_hub_entry(target, out / "hf_models" / name, metadata, repo, readme)
     (out / "ci" / "unit_tests").mkdir(parents=True)
-    for source, suffix in (("bundle_test.py", ""), ("bundle_test_dist.py", "_dist")):
-        text = (UNIT_TESTS / source).read_text(encoding="utf-8").replace("BUNDLE_NAME", name)
+    for suffix in ("", "_dist"):
+        text = (UNIT_TESTS / f"template{suffix}.py").read_text(encoding="utf-8").replace("BUNDLE_NAME", name)
         (out / "ci" / "unit_tests" / f"test_{name}{suffix}.py").write_text(text, encoding="utf-8")
 
 

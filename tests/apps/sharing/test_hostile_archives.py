@@ -4,7 +4,7 @@ import zipfile
 from contextlib import suppress
 
 import pytest
-from hostile_models import write_unchecked
+from complaints import write_unchecked
 from tiny_bundles import STORED
 
 from monai_diffae import load_bundle, pull

@@ -6,10 +6,10 @@ import resource
 from pathlib import Path
 
 import numpy as np
-import official_reference as official
 import pandas as pd
 import pytest
 import torch
+from official_numbers import T, official_numbers, official_weights
 from PIL import Image
 
 from monai_diffae import DiffusionSchedule, __version__, embed, import_official, info, reconstruct
@@ -24,21 +24,18 @@ from monai_diffae.official.checkpoint_files import read_safetensors
 PARITY = Path(__file__).parents[4] / "shared" / "parity"
 needs_parity_files = pytest.mark.skipif(not PARITY.is_dir(), reason="no ../shared/parity with the official numbers")
 SIZE = 16
-TINY = {"base": 8, "mult": (1, 1), "enc_mult": (1, 1, 2), "blocks": 1, "enc_blocks": 1, "z": 12, "embed": 10}
 MEAN, STD = torch.arange(12.0), torch.linspace(0.5, 2, 12)
 
 
 @pytest.fixture
 def save(tmp_path):
-    """Writes a checkpoint as the official training does: a tiny model of 3 channels, changed by ``changes``."""
+    """Writes a checkpoint as the official training does: a tiny model of 3 channels."""
 
-    def write(name="last.ckpt", changes=(), latent=True, beside=("x_T", "conds_mean", "conds_std"), **settings):
-        of = official.Official(**{"channels": 3, **TINY, **dict(changes)})
-        state = {f"ema_model.{key}": tensor for key, tensor in official.random_weights(of, seed=1).items()}
-        state |= {f"model.{key}": tensor for key, tensor in official.random_weights(of, seed=2).items()}
+    def write(name="last.ckpt", model="tiny", latent=True, beside=("x_T", "conds_mean", "conds_std"), **settings):
+        state = {f"ema_model.{key}": tensor for key, tensor in official_weights(model).items()}
+        state |= {f"model.{key}": tensor for key, tensor in official_weights(model, seed=2).items()}
         if latent:
-            sizes = {"z": of.z, "hidden": 20}
-            state |= {f"ema_model.latent_net.{k}": t for k, t in official.random_latent(3, **sizes).items()}
+            state |= {f"ema_model.latent_net.{k}": t for k, t in official_weights("tiny latent").items()}
         values = {"x_T": torch.zeros(4, 3, SIZE, SIZE), "conds_mean": MEAN[None], "conds_std": STD[None]}
         state |= {key: values[key] for key in beside}
         other = {
@@ -155,9 +152,9 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
     assert "image size 32 is a guess: at this size, the network's attention sees 16 x 16" in caplog.text
     assert info(out).figures["image_size"] == [32, 32]
     assert info(imported(checkpoint, tmp_path / "said", image_size=48)).figures["image_size"] == [48, 48]
-    for levels in ((), (0, 1)):
-        other = save(changes={"attention": levels}, beside=(), latent=False)
-        with pytest.raises(ConfigError, match=f"^image_size: .* attention at {len(levels)} levels; give a value"):
+    for model, levels in (("no attention but in the middle", 0), ("widths 32, 96, 64", 2)):
+        other = save("other.ckpt", model=model, beside=(), latent=False)
+        with pytest.raises(ConfigError, match=f"^image_size: .* attention at {levels} levels; give a value"):
             import_official(other, tmp_path / "no")
     with pytest.raises(ConfigError, match=r"image_size is \[18, 18\]; the network needs multiples of 4"):
         import_official(checkpoint, tmp_path / "no", image_size=18)
@@ -173,11 +170,9 @@ def test_settings_that_the_weights_do_not_show_are_those_of_the_checkpoint(save,
         "beatgans_rescale_timesteps": False, "latent_rescale_timesteps": False,
     }  # fmt: skip
     checkpoint = save(beside=(), **settings)
-    state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    weights = {name.removeprefix("ema_model."): value for name, value in state.items()}
-    mlp = {name.removeprefix("latent_net."): value for name, value in weights.items() if "latent_net" in name}
     (tmp_path / "conf.json").write_text(json.dumps({"name": "ffhq", "total_samples": 1, **settings}))
-    x, z_t, t = torch.rand(2, 3, SIZE, SIZE) * 2 - 1, torch.randn(2, 12), torch.tensor([7, 400])
+    (_, numbers), (_, of_latent) = official_numbers("tiny, two heads"), official_numbers("tiny latent")
+    x_t, z_t, z_sem = numbers["x_t"], of_latent["z_t"], numbers["z_sem"]
     with caplog.at_level(logging.INFO, "monai_diffae"):
         outs = [imported(checkpoint, tmp_path / "from_checkpoint")]
     assert "hyper_parameters or the options: net_beatgans_attn_head 2, " in caplog.text
@@ -186,13 +181,10 @@ def test_settings_that_the_weights_do_not_show_are_those_of_the_checkpoint(save,
     outs.append(imported(save("silent.ckpt"), tmp_path / "from_json", hyper_parameters=tmp_path / "conf.json"))
     for out in outs:
         trained, latent = load_bundle(out, "cpu"), load_latent(out, "cpu")
-        z_sem = official.encode(weights, x, 1, heads=2)
         with torch.inference_mode():
-            torch.testing.assert_close(trained.network.encode(x), z_sem, rtol=0, atol=1e-5)
-            eps = official.predict(weights, x, t, z_sem, 1, heads=2)
-            torch.testing.assert_close(trained.network(x, t, z_sem), eps, rtol=0, atol=1e-5)
-            eps = official.predict_latent(mlp, z_t, t, bias=0, time_last_act=True)
-            torch.testing.assert_close(latent.network(z_t, t), eps, rtol=0, atol=1e-5)
+            torch.testing.assert_close(trained.network.encode(numbers["x0"]), z_sem, rtol=0, atol=1e-5)
+            torch.testing.assert_close(trained.network(x_t, T, z_sem), numbers["eps"], rtol=0, atol=1e-5)
+            torch.testing.assert_close(latent.network(z_t, T), of_latent["eps"], rtol=0, atol=1e-5)
         f = np.cos((np.linspace(0, 1, 501) + 0.008) / 1.008 * np.pi / 2) ** 2
         alpha_bar = np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], 0.999))
         np.testing.assert_allclose(trained.inferer.schedule.alphas_cumprod, alpha_bar, rtol=1e-9)
