@@ -36,11 +36,11 @@ BUDGETS = {
     "handlers": (1_585, 9),
     "inferers": (1_005, 6),
     "label": (1_880, 10),
-    "latents": (3_850, 16),
+    "latents": (3_855, 16),
     "metrics": (625, 6),
     "networks": (2_200, 12),
     "official": (600, 4),
-    "pictures": (775, 3),
+    "pictures": (795, 3),
     "serving": (150, 3),
     "transforms": (1_090, 5),
 }
