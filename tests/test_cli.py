@@ -1,5 +1,6 @@
 """The program: help, exit codes, one-line errors, and every command that makes images once with small data."""
 
+import json
 import os
 import re
 import subprocess
@@ -49,6 +50,33 @@ def test_a_reader_that_stops_reading_is_no_error(tiny_bundle):
         process.stdout.close()
         error = process.stderr.read()
     assert (process.returncode, error) == (0, "")
+
+
+@pytest.mark.slow
+def test_commands_that_build_no_network_load_neither_torch_nor_monai_nor_mlflow(labelled, class_folders, tmp_path):
+    code = """
+import json, sys
+from contextlib import suppress
+from monai_diffae.cli import build_app
+from monai_diffae.errors import CohortError, ConfigError
+program = build_app()
+for arguments in json.loads(sys.argv[1]):
+    with suppress(CohortError, ConfigError):  # "nothing" is no label, so these three end when they have read the table
+        assert program.meta(arguments) == 0 and "nothing" not in arguments
+    heavy = {"torch", "monai", "mlflow"} & sys.modules.keys()
+    assert not heavy, (arguments, heavy)
+"""
+    table, direction, out = str(labelled.embeddings), str(labelled.direction), tmp_path.joinpath
+    commands = [
+        ["init", out("new")], ["list-scans", class_folders, out("scans.csv")],
+        ["grade", table, out("grades.csv"), "--direction", direction],
+        ["fit-direction", table, out("sex.json"), "--target", "nothing"],
+        ["neighbors", table, out("near"), "--captions", "nothing"], ["probe", table, out("p"), "--targets", "nothing"],
+    ]  # fmt: skip
+    arguments = json.dumps([[str(word) for word in words] for words in commands])
+    done = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(out(name).exists() for name in ("new", "scans.csv", "grades.csv"))
 
 
 def test_help_shows_every_command_in_its_group_and_the_exit_codes(run):

@@ -40,7 +40,7 @@ BUDGETS = {
     "metrics": (625, 6),
     "networks": (2_200, 12),
     "official": (600, 4),
-    "pictures": (795, 3),
+    "pictures": (812, 4),
     "serving": (150, 3),
     "transforms": (1_090, 5),
 }
@@ -49,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 28_307
-TEST_FUNCTIONS = 1_240
+TEST_LINES = 28_310
+TEST_FUNCTIONS = 1_241
 TRAININGS = 48
 
 

@@ -3,14 +3,14 @@
 from monai_diffae.lazy import attach
 
 MODULES = {
+    **dict.fromkeys(("caption", "check_captions", "draw_cells"), "cells"),
     **dict.fromkeys((
         "CohortOverview", "draw_associations", "draw_calibration", "draw_cohort_overview", "draw_curves",
         "draw_diagnosis", "draw_explanation", "draw_few_labels", "draw_regularisations", "draw_reliability",
         "draw_stability",
     ), "charts"),
     **dict.fromkeys((
-        "caption", "check_captions", "draw_anomalies", "draw_cells", "draw_mosaic", "fitted",
-        "in_colours", "in_rgb", "plane_slices", "three_planes", "thumbnail",
+        "draw_anomalies", "draw_mosaic", "fitted", "in_colours", "in_rgb", "plane_slices", "three_planes", "thumbnail",
     ), "mosaic"),
 }  # fmt: skip
 

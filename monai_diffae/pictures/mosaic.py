@@ -1,9 +1,8 @@
-"""Images as PNG: mosaics in rows, captioned cells, anomaly maps, differences in colours, planes, thumbnails."""
+"""Images as PNG: a mosaic in labelled rows, anomaly maps, differences in colours, planes of volumes, thumbnails."""
 
 import io
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from monai_diffae.data.scans import Scan, to_ras
-from monai_diffae.errors import ConfigError
 
 PLANES = "Planes: axial, coronal, sagittal; the patient's right is on the left."
 _OUTLINE = (1.0, 0.25, 0.1)  # red, green, blue, of a mask
-_INCHES = 1.4  # height of a cell
-_LONGEST = 24  # characters of a line of a caption
 
 
 def draw_mosaic(
@@ -237,83 +233,3 @@ def thumbnail(image: Tensor, model_range: tuple[float, float], side_px: int = 64
     file = io.BytesIO()
     picture.save(file, kind, quality=88)
     return file.getvalue()
-
-
-# -- grids of small captioned images; a caption says only what is asked for --------------------------------------------
-
-
-def draw_cells(
-    rows: Sequence[Iterable[tuple[Tensor | None, str]]], path: Path, model_range: tuple[float, float]
-) -> None:
-    """Draw rows of images, each with a caption of one or several lines above it.
-
-    Args:
-        rows: images (C, *S) with their captions; volumes are shown in three planes, and None leaves the cell empty.
-        path: the PNG.
-        model_range: black and white.
-    """
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures and needs a display
-
-    rows = [list(row) for row in rows]
-    cells = [[(None if image is None else _pixels(image, model_range), text) for image, text in row] for row in rows]
-    height, width = next((pixels.shape[:2] for row in cells for pixels, _ in row if pixels is not None), (1, 1))
-    num_lines = max(len(text.split("\n")) for row in cells for _, text in row)
-    size = (_INCHES * len(cells[0]) * width / height, (_INCHES + 0.1 + 0.15 * num_lines) * len(cells))
-    figure = Figure(figsize=size, layout="constrained")
-    if any(image is not None and image.ndim == 4 for row in rows for image, _ in row):
-        figure.supxlabel(PLANES, fontsize=8, x=0.01, ha="left")
-    for panels, row in zip(figure.subplots(len(cells), len(cells[0]), squeeze=False), cells, strict=True):
-        for panel, (pixels, text) in zip(panels, row, strict=True):
-            panel.set_title(text, fontsize=9, parse_math=False)
-            panel.axis("off")
-            if pixels is not None:
-                panel.imshow(pixels, interpolation="nearest")
-    figure.savefig(path, dpi=120, format="png")
-
-
-def _pixels(image: Tensor, model_range: tuple[float, float]) -> NDArray[np.float32]:
-    """The pixels (H, W, 3) of an image, from 0 to 1."""
-    low, high = model_range
-    images = (image.as_subclass(Tensor)[None].float() - low) / (high - low)
-    images = three_planes(images) if images.ndim == 5 else images
-    return in_rgb(images)[0].clamp(0, 1).permute(1, 2, 0).numpy()
-
-
-def check_captions(names: Sequence[str], labels: Collection[str]) -> None:
-    """Check that captions can show what they are asked to.
-
-    Args:
-        names: ``id`` and names of labels.
-        labels: the labels of the cases.
-
-    Raises:
-        ConfigError: a name is neither.
-    """
-    for name in names:
-        if name != "id" and name not in labels:
-            choices = ", ".join(["id", *sorted(labels)])
-            raise ConfigError(f"captions: there is no {name!r}; choose from: {choices}")
-
-
-def caption(values: Mapping[Any, Any], names: Sequence[str]) -> str:
-    """The id of a case, and its labels with their names, one per line; a missing label is a dash.
-
-    Example:
-        >>> print(caption({"id": "case-1", "age": 61.2345, "sex": None}, ["id", "age", "sex"]))
-        case-1
-        age 61.23
-        sex -
-    """
-    return "\n".join(
-        _short(_text(values.get(name)) if name == "id" else f"{name} {_text(values.get(name))}") for name in names
-    )
-
-
-def _text(value: Any) -> str:
-    if value is None or value != value:  # NaN
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
