@@ -36,7 +36,7 @@ BUDGETS = {
     "handlers": (1_585, 9),
     "inferers": (1_005, 6),
     "label": (1_985, 11),
-    "latents": (3_850, 16),
+    "latents": (3_860, 16),
     "metrics": (630, 6),
     "networks": (2_200, 12),
     "official": (655, 4),
