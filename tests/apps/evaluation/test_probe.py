@@ -290,7 +290,7 @@ def test_what_cannot_be_probed_is_refused_in_one_line(table, write, tmp_path):
         ({"baselines": {"short": np.zeros((3, 1))}}, "^short: has 3 rows for 200 cases"),
         ({"splits": ["val"]}, "no split 'val'; it has test, train"),
         ({"splits": ["test"], "evaluation": "split"}, "splits: applies to cross-validation"),
-        ({"probes": []}, "^probes: .* at least 1 item"),
+        ({"probes": []}, r"^probes: \[\] is too short; give at least 1"),
     ):
         with pytest.raises(ConfigError, match=message):
             probe(file, **{"targets": ["age"], **options})
