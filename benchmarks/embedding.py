@@ -20,13 +20,14 @@ import torch
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.session import Session
+from monai_diffae.apps.settings import Run
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.inferers.reconstruction import encode_exactly
 
 
 def seconds(bundle: Path, cohort: Path, workers: int, folder: Path, device: str = "cpu") -> dict[str, float]:
     """The seconds of one round, and the number of cases."""
-    session = Session.open(bundle, cohort, device=device)
+    session = Session.open(bundle, cohort, run=Run(device=device))
     trained, key = session.trained, session.encoder_key
     items = [case.item() for case in session.cohort.cases]
     start = time.perf_counter()

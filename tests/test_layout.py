@@ -20,27 +20,27 @@ MOST_PARAMETERS = 12
 BUDGETS = {
     ".": (290, 5),
     "apps": (1_505, 9),
-    "apps/embedding": (1_540, 7),
+    "apps/embedding": (1_545, 7),
     "apps/evaluation": (2_765, 11),
     "apps/pages": (2_180, 11),
     "apps/sharing": (420, 4),
-    "apps/study": (985, 6),
+    "apps/study": (990, 6),
     "apps/synthesis": (2_275, 12),
-    "apps/training": (2_345, 13),
+    "apps/training": (2_335, 13),
     "bundle": (2_725, 11),
     "cli": (245, 2),
     "data": (6_485, 29),
-    "diffusion": (1_305, 7),
+    "diffusion": (1_300, 7),
     "engines": (1_440, 11),
     "explorer": (945, 6),
     "handlers": (1_585, 9),
-    "inferers": (1_005, 6),
+    "inferers": (1_000, 6),
     "label": (1_880, 10),
-    "latents": (3_855, 16),
+    "latents": (3_865, 16),
     "metrics": (625, 6),
-    "networks": (2_200, 12),
-    "official": (600, 4),
-    "pictures": (812, 4),
+    "networks": (2_205, 12),
+    "official": (595, 4),
+    "pictures": (815, 4),
     "serving": (150, 3),
     "transforms": (1_090, 5),
 }
@@ -49,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 28_310
-TEST_FUNCTIONS = 1_241
+TEST_LINES = 28_364
+TEST_FUNCTIONS = 1_233
 TRAININGS = 48
 
 

@@ -24,6 +24,7 @@ _PLAIN_REASONS = {
     "greater_than": "is not above {gt:.15g}",
     "less_than_equal": "is above {le:.15g}",
     "less_than": "is not below {lt:.15g}",
+    "too_short": "is too short; give at least {min_length}",
 }
 
 

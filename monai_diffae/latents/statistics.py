@@ -227,6 +227,8 @@ class PrincipalComponents:
         Returns:
             ``[A, D]``, in the dtype of ``z``.
         """
+        if not 0 <= component < len(self.directions):
+            raise ConfigError(f"component: {component} is not one of 0 to {len(self.directions) - 1}")
         start = checked_codes(np.ravel(z), self.statistics.z_channels)
         step = self.stds[component] * self.directions[component]
         return np.stack([self.statistics.moved(start, strength * step) for strength in strengths])

@@ -238,9 +238,10 @@ def embed(
         described["split_origin"] = session.split_origin
         session.warn_if_unlike(z_matrix(tables[0]))
     result, scans = _result(files, len(tables[0]), len(failures), usage), scans_record(states, encoded.contents)
+    for file, file_made_from in files.items():  # first all, in case the run is killed before the last table is written
+        write_record("embed", file, file_made_from)
     for (file, file_made_from), table in zip(files.items(), tables, strict=True):
         table.attrs["monai_diffae"] = {"made_from": file_made_from, **described, "versions": versions()}
-        write_record("embed", file, file_made_from)  # in case the run is killed before the end
         write = table.to_csv if file.suffix.lower() == ".csv" else table.to_parquet
         write_atomic(file, functools.partial(write, index=False))
         figures = {**result.figures, **described, "rows": rows_sample(table)}
@@ -263,6 +264,8 @@ def _result(
 
 def _table_path(out: Path, cohort: Path, encoder: Encoder) -> Path:
     """The table's file."""
+    if out.suffix.lower() in (".tsv", ".json", ".gz", ".xlsx", ".feather"):
+        raise ConfigError(f"{out.name}: tables are .parquet or .csv; choose a file with such a suffix, or a folder")
     name = "embeddings.parquet" if encoder == "trained" else f"embeddings_{encoder}.parquet"
     path = out if out.suffix.lower() in _SUFFIXES else out / name
     if path.resolve() == cohort.resolve():

@@ -148,11 +148,12 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
         """Images (N, C, *S), checked as scikit-learn checks a table, and for the bundle's size and range."""
         shape, (low, high), given = trained.image_shape, trained.model_range, np.asarray(X).shape
         if len(given) > 2:
+            if given[1:] not in (shape, shape[1:] if shape[0] == 1 else shape):
+                raise ConfigError(f"X: images are {_size(given[1:])}, but the bundle's are {_size(shape)}; {_HINT}")
             X = np.asarray(X).reshape(given[0], -1)
         numbers: NDArray[np.float32] = validate_data(self, X, reset=reset, dtype=np.float32)
-        size = given[1:] if len(given) > 2 else numbers.shape[1:]
-        if size not in (shape, shape[1:] if shape[0] == 1 else shape, (np.prod(shape),)):
-            raise ConfigError(f"X: images are {_size(size)}, but the bundle's are {_size(shape)}; {_HINT}")
+        if (num := numbers.shape[1]) != np.prod(shape):  # otherwise rows could become another number of images
+            raise ConfigError(f"X: rows have {num} values, but the bundle's images are {_size(shape)}; {_HINT}")
         least, most, slack = float(numbers.min()), float(numbers.max()), _OVERSHOOT * (high - low)
         if least < low - slack or most > high + slack:
             raise ConfigError(

@@ -261,6 +261,8 @@ def _reason(case: Case, image: Case, reason: str) -> str:
 
 def _files(name: str, image: Image | Mapping[str, Image], keys: Sequence[str]) -> dict[str, Sequence[PathLike]]:
     """The files of each image of a case, by image key."""
+    if not isinstance(name, str):
+        raise ConfigError(f"images: the id {name!r} is not text; convert the ids with str")
     images = image if isinstance(image, Mapping) else {keys[0]: image}
     missing = [key for key in keys if key not in images]
     if missing:

@@ -93,8 +93,11 @@ def import_official(
     network = official.load_official(checkpoint, given)
     size = [image_size] * network.spatial_dims if image_size else _image_size(checkpoint, weights, network, settings)
     check_image_size(network, size)
-    latent = None if select_latent(weights) is None else _latent(checkpoint, latent_statistics, given)
+    has_latent = select_latent(weights) is not None
+    latent = _latent(checkpoint, latent_statistics, given, network.z_channels) if has_latent else None
     if latent is None:
+        if latent_statistics is not None:
+            raise ConfigError(f"latent_statistics: {checkpoint.name} has no latent DDIM that they belong to; omit them")
         logger.info("the checkpoint has no latent DDIM: it can encode and decode images, but not generate new ones")
     _log_settings(settings, assumed, has_latent=latent is not None)
     description = _description(network, size, {**_DIFFUSION, **diffusions[0], "clip_range": "@model_range"})
@@ -174,9 +177,14 @@ def _image_size(
     return [side] * network.spatial_dims
 
 
-def _latent(checkpoint: Path, statistics: Path | None, given: Mapping[str, Any]) -> networks.LatentMLP:
+def _latent(checkpoint: Path, statistics: Path | None, given: Mapping[str, Any], z_channels: int) -> networks.LatentMLP:
     """The checkpoint's latent DDIM."""
     latent = official.load_official_latent(checkpoint, statistics, given)
+    if latent.z_channels != z_channels:
+        raise ConfigError(
+            f"{checkpoint.name}: the latent DDIM is for a z_sem of {latent.z_channels}, but the encoder's has "
+            f"{z_channels}; choose a checkpoint in which both belong together"
+        )
     if latent.z_std.isnan().any():
         logger.warning("the mean and std of z_sem are not in the checkpoint; latent_statistics adds them")
     return latent

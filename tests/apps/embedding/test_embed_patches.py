@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from itertools import product
 from unittest.mock import Mock
 
@@ -164,6 +165,23 @@ def test_patches_of_background_are_skipped_and_counted(cut, tmp_path):
     assert patches["patch"][patches["id"] == "half"].tolist() == [0, 2, 4, 6]
     reason = pd.read_csv(tmp_path / "out" / "failures.csv")["reason"].item()
     assert reason.startswith("image: all patches are background; check intensity")
+
+
+def test_a_kill_between_the_two_tables_leaves_no_old_one_that_counts_as_complete(cut, tmp_path, monkeypatch):
+    module = sys.modules["monai_diffae.apps.embedding.embed"]
+    write_record, cohort = module.write_record, write(tmp_path / "c", {"a": noise((20, 20, 20))})
+
+    def killed(command, out, made_from, figures=None, *arguments, **more):
+        write_record(command, out, made_from, figures, *arguments, **more)
+        if figures is not None:
+            raise KeyboardInterrupt
+
+    cut(cohort)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cut(cohort, overwrite=True)
+    assert not cut(cohort)[0].skipped
 
 
 def test_patches_are_the_same_whatever_the_batch_the_order_and_the_workers(cut, tmp_path):

@@ -186,7 +186,7 @@ def test_bad_scans_raise_an_error_that_names_the_first_or_are_rows_of_nan(encode
 def test_X_with_neither_paths_nor_images_is_refused_at_fit_and_transform(encoder, table):
     fitted = clone(encoder).fit(table["image"])
     for X, message in (
-        (np.zeros((8, 64)), "images are 64, but the bundle's are 1 x 16 x 16; give images of"),
+        (np.zeros((8, 64)), "rows have 64 values, but the bundle's images are 1 x 16 x 16; give images of"),
         (np.zeros((2, 3, 16, 16)), "images are 3 x 16 x 16, but the bundle's are 1 x 16 x 16; give images of"),
         (np.full((2, 16, 16), 255), "values range from 255 to 255, but the model's from -1 to 1; scale them, or"),
         ("a.nii", "paths have 0 dimensions; give one path per row"),
@@ -194,6 +194,8 @@ def test_X_with_neither_paths_nor_images_is_refused_at_fit_and_transform(encoder
         for refusing in (clone(encoder).fit, fitted.transform):
             with pytest.raises(ConfigError, match=f"^X: {message}"):
                 refusing(X)
+    with pytest.raises(ConfigError, match="^X: images are 3 x 16 x 16"):  # not numbers of features
+        clone(encoder).fit(np.zeros((2, 16, 16))).transform(np.zeros((2, 3, 16, 16)))
     for columns, message in (({"imag": "age"}, "columns: 'imag' is not one of"), ({"image": "no"}, "X: has no column")):
         with pytest.raises(ConfigError, match=f"^{message}"):
             clone(encoder).set_params(columns=columns).fit(table)

@@ -191,6 +191,20 @@ def test_files_have_the_predictions_and_scores_that_are_sklearns(table, write, t
         assert Image.open(tmp_path / "o" / picture).width == 540  # 3 panels of 6 inches
 
 
+def test_intervals_are_over_patients_not_scans(table, write):
+    """Four copies of each scan are worth no more than one; if each were a patient, the interval would be half."""
+    table["age"] += np.random.default_rng(3).normal(size=200) * 10
+    copies = pd.concat([table.assign(id=table["id"] + f"_{i}") for i in range(4)], ignore_index=True)
+    others = copies.assign(patient=[f"p{i}" for i in range(800)])
+    widths = []
+    for rows in (table, copies, others):
+        (row,) = probe(write(rows), targets=["age"], evaluation="split", **LINEAR).rows
+        widths.append(row["high"] - row["low"])
+        assert row["num_patients"] == rows.loc[rows["split"] == "test", "patient"].nunique()
+    assert widths[1] == pytest.approx(widths[0], rel=0.15)
+    assert widths[2] < 0.7 * widths[1]
+
+
 def test_the_score_over_the_regularisation_is_shown_and_the_regularisation_can_be_fixed(table, write, tmp_path):
     table["grade"] = (table["z_002"] + np.random.default_rng(3).normal(size=200) > 0).astype(int)
     options = {"dpi": 30, "skip_few_labels": True, **LINEAR}
@@ -276,7 +290,7 @@ def test_what_cannot_be_probed_is_refused_in_one_line(table, write, tmp_path):
         ({"baselines": {"short": np.zeros((3, 1))}}, "^short: has 3 rows for 200 cases"),
         ({"splits": ["val"]}, "no split 'val'; it has test, train"),
         ({"splits": ["test"], "evaluation": "split"}, "splits: applies to cross-validation"),
-        ({"probes": []}, "^probes: .* at least 1 item"),
+        ({"probes": []}, r"^probes: \[\] is too short; give at least 1"),
     ):
         with pytest.raises(ConfigError, match=message):
             probe(file, **{"targets": ["age"], **options})

@@ -129,6 +129,17 @@ def test_statistics_from_a_file_of_their_own(save, tmp_path, caplog):
     torch.save({"conds": torch.zeros(9, 12), "conds_mean": MEAN, "conds_std": STD}, file)
     out = imported(checkpoint, tmp_path / "known", latent_statistics=file)
     assert torch.equal(load_latent(out, "cpu").network.z_std, STD)
+    with pytest.raises(
+        ConfigError, match=r"^latent_statistics: alone\.ckpt has no latent DDIM that they belong to; omit"
+    ):
+        import_official(save("alone.ckpt", latent=False), tmp_path / "no", latent_statistics=file)
+    content, other = torch.load(checkpoint, weights_only=True), official.random_latent(3, z=10, hidden=20)
+    content["state_dict"] |= {f"ema_model.latent_net.{key}": tensor for key, tensor in other.items()}
+    torch.save(content, checkpoint)
+    with pytest.raises(
+        ConfigError, match=r"^last\.ckpt: the latent DDIM is for a z_sem of 10, but the encoder's has 12"
+    ):
+        import_official(checkpoint, tmp_path / "no")
 
 
 def test_provenance_has_checksums_and_no_paths_and_the_configs_fit(save, tmp_path):
