@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -33,13 +33,13 @@ Seed = Annotated[int, Ge(0), Lt(2**32)]
 _FEW_CASES, _MOST_WORKERS = 256, 8
 
 
-def pairs(type_: Any, tokens: Sequence[Token]) -> dict[str, str]:
-    """``image=file patient=subject`` as a mapping."""
+def pairs(type_: Any, tokens: Sequence[Token], split: Callable[[str, str], Sequence[str]] = str.partition) -> Any:
+    """``image=file patient=subject`` as a mapping; ``str.rpartition`` splits at the last ``=``."""
     values: dict[str, str] = {}
     for token in tokens:
-        if not all(token.value.partition("=")):
+        name, _, value = split(token.value, "=")
+        if not (name and value):
             raise ValueError(f"{token.value!r} is not of the form name=value")
-        name, value = token.value.split("=", 1)
         if name in values:
             raise ValueError(f"{name!r} is given twice")
         values[name] = value

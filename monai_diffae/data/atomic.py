@@ -159,7 +159,9 @@ class PartStore:
         remove_abandoned(folder)
         if self._parts() and self._recorded_key() != self._key:
             if not replace:
-                raise ConfigError(f"{folder.name}: holds results of other settings; use these again, or delete it")
+                raise ConfigError(
+                    f"{folder.name}: holds results of other settings or model; use these again, or delete it"
+                )
             self.remove()
 
     def append(self, rows: pd.DataFrame) -> None:

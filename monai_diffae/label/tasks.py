@@ -333,6 +333,6 @@ def _direction_file(folder: AppFolder, name: str) -> Path:
     if not name and len(names) == 1:
         name = names[0]
     if name not in names:  # a name of the list cannot lead out of the folder
-        known = ", ".join(names[:8]) or "the app's, which has none: put a file of monai-diffae fit-direction there"
+        known = ", ".join(names[:8]) or "those in the folder directions, which is empty; put a file of fit-direction in"
         raise ConfigError(f"direction: {name[:40]!r} is not one of {known}")
     return folder.directions / f"{name}.json"

@@ -135,7 +135,9 @@ def infer_config(weights: StateDict, encoder_num_res_blocks: int | None = None) 
 
 
 def _uneven(network: str) -> ConfigError:
-    return ConfigError(f"the {network}'s widths or attention differ within a level, as in no Diff-AE; download it")
+    return ConfigError(
+        f"the {network}'s widths or attention differ within a level, as in no Diff-AE; download it again"
+    )
 
 
 def _unet_res_blocks(weights: StateDict) -> int:
@@ -159,7 +161,8 @@ def _encoder_res_blocks(weights: StateDict, unet_blocks: int, unet_levels: int) 
     if not candidates:
         raise _uneven("encoder")
     numbers = " or ".join(map(str, candidates))
-    raise ConfigError(f"encoder_num_res_blocks: {numbers} residual blocks per level fit the encoder; choose one")
+    option = "encoder_num_res_blocks (net_enc_num_res_blocks in hyper_parameters)"
+    raise ConfigError(f"{option}: {numbers} residual blocks per level fit the encoder; choose one")
 
 
 def _levels(weights: StateDict, prefix: str, num_res_blocks: int) -> list[tuple[int, bool]] | None:
@@ -272,7 +275,7 @@ def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> 
             raise ConfigError(f"{name}: holds fewer numbers than {tuple(tensor.shape)}; save a contiguous copy")
         tensor = tensor.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
         if not tensor.isfinite().all():
-            raise ConfigError(f"{name}: has values that are not finite; download it, or take an earlier checkpoint")
+            raise ConfigError(f"{name}: has values that are not finite; download it again, or take an earlier one")
         ours[key] = tensor.reshape(own[key].shape)
     missing = own.keys() - {rename(name) for name in weights}
     if misfits or missing:

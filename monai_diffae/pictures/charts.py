@@ -154,10 +154,11 @@ def predictions_and_truth(rows: pd.DataFrame) -> tuple[NDArray[np.float64], NDAr
     """
     if "truth" not in rows or rows["truth"].isna().all():
         return rows["predicted_value"].to_numpy(float), rows["true_value"].to_numpy(float), False
-    columns = [name for name in rows if str(name).startswith("probability_") and rows[name].notna().all()]
-    shown = columns[1:] if len(columns) == 2 else columns
-    truth = np.stack([rows["truth"].astype(str) == str(name).removeprefix("probability_") for name in shown])
-    return rows[shown].to_numpy(float).T.ravel(), truth.ravel(), True
+    names = [str(name)[len("probability_") :] for name in rows.filter(regex="^probability_").dropna(axis=1)]
+    are_numbers = pd.to_numeric(pd.Series(names), errors="coerce").notna().all()  # columns are in any target's order
+    shown = sorted(names, key=float if are_numbers else str)[len(names) == 2 :]
+    truth = np.stack([rows["truth"].astype(str) == name for name in shown])
+    return rows[[f"probability_{name}" for name in shown]].to_numpy(float).T.ravel(), truth.ravel(), True
 
 
 def calibration_bins(

@@ -4,7 +4,7 @@ import inspect
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
@@ -15,6 +15,7 @@ from monai_diffae.apps import settings
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Decoding, Numbers, Overrides, Reading
+from monai_diffae.apps.synthesis.combine import Moves
 from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import ConfigError
 
@@ -131,6 +132,8 @@ def test_columns_are_pairs_of_names():
     for word in ("image", "=file", "image="):
         with pytest.raises(CycloptsError, match="is not of the form name=value"):
             parsed(Columns, word)
+    directions = get_type_hints(Moves, include_extras=True)["directions"]
+    assert parsed(directions, "run=1/sex.json=1.5") == {"run=1/sex.json": "1.5"}
 
 
 @pytest.mark.parametrize(
@@ -156,7 +159,7 @@ def test_numbers_are_separated_by_commas_or_spaces():
     [
         (
             "fit-direction",
-            {"embeddings": Path("e.parquet"), "out": Path("my a.json"), "target": "it's", "max_cases": 8},
+            {"embeddings": Path("e.parquet"), "out": Path("my a.json"), "target": "it's", "seed": 8},
         ),
         ("list-scans", {"cohort": Path("s"), "out": Path("s.csv"), "skip_twins": True}),
         ("probe", {"embeddings": Path("e.parquet"), "out": Path("probed"), "targets": ["age", "head size"]}),

@@ -45,7 +45,9 @@ def test_z_and_eps_are_those_of_the_official_code(name):
 
 def test_the_encoders_blocks_are_asked_for_where_they_cannot_be_told():
     weights, (_, numbers) = official_weights("unclear blocks"), official_numbers("unclear blocks")
-    with pytest.raises(ConfigError, match=r"^encoder_num_res_blocks: 1 or 2 residual blocks per level fit .*; choose"):
+    with pytest.raises(
+        ConfigError, match=r"net_enc_num_res_blocks .*: 1 or 2 residual blocks per level fit .*; choose"
+    ):
         load_official(weights)
     with torch.inference_mode():
         z_sem = load_official(weights, {"net_enc_num_res_blocks": 1}).encode(numbers["x0"])
@@ -75,7 +77,10 @@ OTHER_NETWORKS = {
     "z scales and shifts": (lambda w: grown(w, r"\.cond_emb_layers\."), "too many or of another shape"),
     "3D": (lambda w: {n: t[..., None] if t.ndim == 4 else t for n, t in w.items()}, "they are 3D, the official"),
     "a missing tensor": (lambda w: without(w, r"^out\.0\.weight"), r"unet\.head\.0\.weight missing"),
-    "NaN": (lambda w: w | {"out.0.weight": torch.full((32,), torch.nan)}, r"^out\.0\.weight: .* not finite"),
+    "NaN": (
+        lambda w: w | {"out.0.weight": torch.full((32,), torch.nan)},
+        r"^out\.0\.weight: .* not finite; download it again",
+    ),
     "something else": (lambda _: {"fc.weight": ONE}, "input_blocks.0.0.weight is missing"),
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,8 @@ from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import bundles, latents, np, npt, paths, provenance, sessions, tables, torch, transforms
 
-_PAIRS = Parameter(accepts_keys=False, n_tokens=-1, converter=pairs)
+# at the last =, because folders of files may have one in their names, as Hive's
+_PAIRS = Parameter(accepts_keys=False, n_tokens=-1, converter=partial(pairs, split=str.rpartition))
 
 
 @Parameter(name="*", group=Group("Codes", sort_key=2))

@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, mean_absolute_error, r2_sco
 from monai_diffae.apps.evaluation.probe import probe
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing import evaluation as probe_evaluation
+from monai_diffae.pictures.charts import predictions_and_truth
 
 
 @pytest.fixture
@@ -183,6 +184,12 @@ def test_files_have_the_predictions_and_scores_that_are_sklearns(table, write, t
         for score, name in ((roc_auc_score, "auroc"), (average_precision_score, "auprc")):
             each = [score(made["truth"] == label, made[f"ranking_{label}"]) for label in scored]
             assert row[name] == pytest.approx(np.mean(each))
+    # the curve is that of the second class, also if another target has the same classes in another place
+    for label, name in (("1", "0"), ("c", "b")):
+        made = pd.DataFrame(
+            {"truth": [label, name], f"probability_{label}": [0.7, 0.1], f"probability_{name}": [0.3, 0.9]}
+        )
+        assert [list(values) for values in predictions_and_truth(made)[:2]] == [[0.7, 0.1], [True, False]]
     few = pd.read_csv(tmp_path / "o" / "few_labels.csv")
     assert set(few["num_patients"]) == {10}  # 30 are more than half of the training patients
     assert (few["num_draws"] == 2).all()  # half of 3, as tests/conftest.py sets; the default is 20
