@@ -39,7 +39,7 @@ BUDGETS = {
     "latents": (3_865, 16),
     "metrics": (625, 6),
     "networks": (2_205, 12),
-    "official": (595, 4),
+    "official": (600, 4),
     "pictures": (815, 4),
     "serving": (150, 3),
     "transforms": (1_090, 5),
@@ -49,7 +49,7 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 28_364
+TEST_LINES = 28_380
 TEST_FUNCTIONS = 1_233
 TRAININGS = 48
 

@@ -133,11 +133,12 @@ def test_statistics_from_a_file_of_their_own(save, tmp_path, caplog):
         ConfigError, match=r"^latent_statistics: alone\.ckpt has no latent DDIM that they belong to; omit"
     ):
         import_official(save("alone.ckpt", latent=False), tmp_path / "no", latent_statistics=file)
-    content, other = torch.load(checkpoint, weights_only=True), official.random_latent(3, z=10, hidden=20)
-    content["state_dict"] |= {f"ema_model.latent_net.{key}": tensor for key, tensor in other.items()}
+    content, other = torch.load(checkpoint, weights_only=True), official_weights("latent")
+    kept = {key: value for key, value in content["state_dict"].items() if ".latent_net." not in key}
+    content["state_dict"] = kept | {f"ema_model.latent_net.{key}": tensor for key, tensor in other.items()}
     torch.save(content, checkpoint)
     with pytest.raises(
-        ConfigError, match=r"^last\.ckpt: the latent DDIM is for a z_sem of 10, but the encoder's has 12"
+        ConfigError, match=r"^last\.ckpt: the latent DDIM is for a z_sem of 16, but the encoder's has 12"
     ):
         import_official(checkpoint, tmp_path / "no")
 
