@@ -39,6 +39,7 @@ from monai_diffae.apps.settings import Reading, Run
 from monai_diffae.bundle import AnomalySettings, TrainedBundle
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case
+from monai_diffae.diffusion import Predictor
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.inferers import encode_exactly, estimate_from_noised
 from monai_diffae.latents.neighbors import p_values
@@ -128,7 +129,7 @@ def sampled(trained: TrainedBundle, images: Tensor, z_sem: Tensor, level: float,
         x_t = eps if level == 1 else schedule.q_sample(images, eps, torch.full((len(images),), t))
         for part, code, out in zip(x_t.split(32), z_sem.split(32), total.split(32), strict=True):
             denoise = lambda x, t, z=code: trained.network(x, t, z)  # noqa: E731
-            out += inferer.solver(denoise, schedule, part, levels, clip_range=inferer.clip_range) / draws
+            out += inferer.solver(Predictor(denoise, schedule, inferer.clip_range), part, levels) / draws
     return total
 
 

@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cohort_split import split_cohort
-from monai_diffae.diffusion import DiffusionSchedule, ddim
+from monai_diffae.diffusion import DiffusionSchedule, Predictor, ddim
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.engines.precision import autocast, resolve_precision
 from monai_diffae.handlers import EMA
@@ -96,14 +96,13 @@ def measure(
     z_sem = inferer.encode(images, network)
     spacing = "leading" if schedule.prediction == "eps" else "trailing"
 
-    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return network(x, t, z_sem)
+    predict = Predictor(lambda x, t: network(x, t, z_sem), schedule, (-1, 1))
 
     def decode(x_T: torch.Tensor, steps: int) -> torch.Tensor:
-        return ddim(denoise, schedule, x_T, schedule.decoding_levels(steps, spacing), clip_range=(-1, 1))
+        return ddim(predict, x_T, schedule.decoding_levels(steps, spacing))
 
     row["z_sem only MSE, 20 steps"] = float((decode(noise, 20) - images).square().mean())
-    x_T = ddim(denoise, schedule, images, schedule.inversion_levels(50, spacing), clip_range=(-1, 1))
+    x_T = ddim(predict, images, schedule.inversion_levels(50, spacing))
     row["inverted MSE, 50 + 50 steps"] = float((decode(x_T, 50) - images).square().mean())
     row["x_T std"] = float(x_T.std())
     z = {

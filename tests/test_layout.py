@@ -30,11 +30,11 @@ BUDGETS = {
     "bundle": (2_725, 11),
     "cli": (245, 2),
     "data": (6_485, 29),
-    "diffusion": (1_300, 7),
+    "diffusion": (1_285, 7),
     "engines": (1_440, 11),
     "explorer": (945, 6),
     "handlers": (1_585, 9),
-    "inferers": (1_000, 6),
+    "inferers": (1_005, 6),
     "label": (1_880, 10),
     "latents": (3_865, 16),
     "metrics": (625, 6),
@@ -49,7 +49,7 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 28_380
+TEST_LINES = 28_382
 TEST_FUNCTIONS = 1_233
 TRAININGS = 48
 

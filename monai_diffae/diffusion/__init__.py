@@ -14,7 +14,7 @@ MODULES = {
     **dict.fromkeys(("DecoderName", "DecodingSettings", "InversionName", "SolverName", "SpacingName"), "settings"),
     **dict.fromkeys(("SOLVERS", "Solver", "SolverFacts", "find_solver", "register_solver", "solver_facts"), "solvers"),
     **dict.fromkeys(get_args(SolverName), "solvers"),  # each solver is a function of its name
-    **dict.fromkeys(("Denoiser", "StepCallback", "evaluate", "integrate"), "steps"),
+    **dict.fromkeys(("Denoiser", "Predictor", "StepCallback", "integrate"), "steps"),
 }
 
 __all__ = [*MODULES]

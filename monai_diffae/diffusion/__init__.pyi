@@ -20,8 +20,8 @@ from monai_diffae.diffusion.solvers import register_solver as register_solver
 from monai_diffae.diffusion.solvers import solver_facts as solver_facts
 from monai_diffae.diffusion.solvers import unipc as unipc
 from monai_diffae.diffusion.steps import Denoiser as Denoiser
+from monai_diffae.diffusion.steps import Predictor as Predictor
 from monai_diffae.diffusion.steps import StepCallback as StepCallback
-from monai_diffae.diffusion.steps import evaluate as evaluate
 from monai_diffae.diffusion.steps import integrate as integrate
 
 MODULES: dict[str, str]

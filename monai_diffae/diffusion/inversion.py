@@ -19,13 +19,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from monai_diffae.diffusion.schedule import DiffusionSchedule
 from monai_diffae.diffusion.steps import (
-    ClipRange,
-    Denoiser,
     Evaluation,
+    Predictor,
     StepCallback,
-    evaluate,
     integrate,
     interpolated_step,
     natural_parameterisation,
@@ -81,14 +78,12 @@ def _accelerated(mapped: list[Tensor], residuals: list[Tensor]) -> Tensor:
 
 
 def implicit_inversion(
-    denoise: Denoiser,
-    schedule: DiffusionSchedule,
+    predict: Predictor,
     x0: Tensor,
     levels: Sequence[int],
     *,
     num_evaluations: int | None = None,
     order: int = 3,
-    clip_range: ClipRange = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
     """The stochastic code x_T (B, C, *S) of x0 (B, C, *S), by implicit steps, in memory that is constant in the steps.
@@ -98,25 +93,24 @@ def implicit_inversion(
     the exact inverse of DDIM steps.
 
     Args:
-        denoise: the network, with its z_sem bound.
-        schedule: the noise schedule that the network was trained with.
+        predict: the network with its z_sem, its schedule and the range to clip to.
         x0: clean images in the model's range.
         levels: ascending levels that start with -1 (x0 itself). With other levels than the decoder's, inversion and
             decoding do not undo each other.
         num_evaluations: total number of network evaluations, at least one per step; None: one per step. Further
             evaluations are distributed evenly; the remainder goes to the cleanest levels, where the guess is poorest.
         order: order of the steps; see :attr:`~monai_diffae.diffusion.solvers.SolverFacts.inversion_order`.
-        clip_range: clip x0 to this range at every step and recompute eps; None: no clipping.
         callback: called after each step.
 
     Raises:
         ConfigError: there are fewer evaluations than steps, the levels do not rise, or the order is below 1.
 
     Example:
-        >>> import torch
+        >>> from monai_diffae.diffusion import DiffusionSchedule
         >>> schedule = DiffusionSchedule(prediction="eps")
         >>> x0 = torch.randn(1, 1, 4, 4)
-        >>> implicit_inversion(lambda x, t: torch.zeros_like(x), schedule, x0, schedule.inversion_levels(10)).shape
+        >>> predict = Predictor(lambda x, t: torch.zeros_like(x), schedule)
+        >>> implicit_inversion(predict, x0, schedule.inversion_levels(10)).shape
         torch.Size([1, 1, 4, 4])
     """
     steps = len(levels) - 1
@@ -127,7 +121,7 @@ def implicit_inversion(
         raise ConfigError(
             f"implicit_inversion needs rising levels, from x0 up, and an order of at least 1, not {order}"
         )
-    parameterisation = natural_parameterisation(schedule)
+    schedule, parameterisation = predict.schedule, natural_parameterisation(predict.schedule)
     below: list[Evaluation] = []  # at the levels reached so far, the nearest first
     counts = iter([num_evaluations // steps + (i < num_evaluations % steps) for i in range(steps)])
 
@@ -138,7 +132,7 @@ def implicit_inversion(
         else:
             x_next = schedule.level(t_next)[0] * x
         for _ in range(next(counts)):
-            evaluation = evaluate(denoise, schedule, x_next, t_next, clip_range)
+            evaluation = predict(x_next, t_next)
             x_next = interpolated_step(schedule, x, t, t_next, [evaluation, *below[: order - 1]], parameterisation)
         below = [evaluation, *below][: max(order - 1, GUESS_ORDER)]
         return x_next
@@ -147,15 +141,13 @@ def implicit_inversion(
 
 
 def refined_inversion(
-    denoise: Denoiser,
+    predict: Predictor,
     decode: Callable[[Tensor], Tensor],
-    schedule: DiffusionSchedule,
     x0: Tensor,
     levels: Sequence[int],
     *,
     tolerance: float,
     order: int = 3,
-    clip_range: ClipRange = None,
     max_evaluations: int | None = None,
     decode_evaluations: int = 0,
 ) -> tuple[Tensor, Tensor] | None:
@@ -168,14 +160,12 @@ def refined_inversion(
     evaluations.
 
     Args:
-        denoise: the network, with the z_sem of x0 bound.
+        predict: the network with the z_sem of x0, its schedule and the decoder's range to clip to.
         decode: maps x_T to x0, with the decoder's levels and order.
-        schedule: the noise schedule that the network was trained with.
         x0: the image (1, C, *S).
         levels: the decoder's levels, ascending.
         tolerance: stop when the mean squared error of the decoded x0 is at most this, or after :data:`SWEEPS` sweeps.
         order: order of the decoder's steps: 3 for ``adams``, 1 for ``ddim``.
-        clip_range: as for decoding.
         max_evaluations: stop before more network evaluations than this are made, those of ``decode`` included; None:
             no such limit. With less than four evaluations per level, no sweep can be completed.
         decode_evaluations: network evaluations of one call of ``decode``.
@@ -189,11 +179,9 @@ def refined_inversion(
     if remaining < num_steps + decode_evaluations:
         return None
     path = [x0]  # x at each level
-    implicit_inversion(
-        denoise, schedule, x0, levels, order=order, clip_range=clip_range, callback=lambda _, __, x: path.append(x)
-    )
-    parameterisation = natural_parameterisation(schedule)
-    evaluations = [evaluate(denoise, schedule, x, t, clip_range) for x, t in zip(path[1:], levels[1:], strict=True)]
+    implicit_inversion(predict, x0, levels, order=order, callback=lambda _, __, x: path.append(x))
+    schedule, parameterisation = predict.schedule, natural_parameterisation(predict.schedule)
+    evaluations = [predict(x, t) for x, t in zip(path[1:], levels[1:], strict=True)]
     sweeps: list[tuple[float, Tensor, Tensor]] = []
     for _ in range(SWEEPS):
         for k, (t, t_next) in enumerate(pairwise(levels)):
@@ -204,7 +192,7 @@ def refined_inversion(
             ) -> Tensor:
                 nonlocal remaining
                 remaining -= 1
-                evaluations[k] = evaluate(denoise, schedule, x, t_next, clip_range)
+                evaluations[k] = predict(x, t_next)
                 return interpolated_step(schedule, path[k], t, t_next, [evaluations[k], *above], parameterisation)
 
             reserved = num_steps - 1 - k + decode_evaluations  # so that each sweep is completed and decoded

@@ -20,14 +20,12 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from monai_diffae.diffusion.schedule import CLEAN, DiffusionSchedule
+from monai_diffae.diffusion.schedule import CLEAN
 from monai_diffae.diffusion.steps import (
-    ClipRange,
-    Denoiser,
     Evaluation,
     Parameterisation,
+    Predictor,
     StepCallback,
-    evaluate,
     exponential_step,
     half_log_snr,
     integrate,
@@ -43,22 +41,18 @@ class Solver(Protocol):
 
     def __call__(
         self,
-        denoise: Denoiser,
-        schedule: DiffusionSchedule,
+        predict: Predictor,
         x: Tensor,
         levels: Sequence[int],
         *,
-        clip_range: ClipRange = None,
         callback: StepCallback | None = None,
     ) -> Tensor:
         """Move x (B, C, *S) from the first of ``levels`` to the last one.
 
         Args:
-            denoise: the network, with its z_sem bound.
-            schedule: the noise schedule that the network was trained with.
+            predict: the network with its z_sem, its schedule and the range to clip to.
             x: the images at the first level.
             levels: the levels to visit, in this order.
-            clip_range: clip x0 to this range at every step and recompute eps; None: no clipping.
             callback: called after each step.
         """
 
@@ -119,7 +113,7 @@ def solver_facts(solver: Solver) -> SolverFacts:
 
     Example:
         >>> from monai_diffae.diffusion import heun
-        >>> solver_facts(functools.partial(heun, clip_range=(-1, 1))).evaluations_per_step
+        >>> solver_facts(functools.partial(heun, callback=print)).evaluations_per_step
         2
     """
     function = solver.func if isinstance(solver, functools.partial) else solver
@@ -139,12 +133,10 @@ def _check_order(order: int) -> None:
 
 @register_solver("ddim", SolverFacts(order=1, inversion_order=1, runs_upwards=True))
 def ddim(
-    denoise: Denoiser,
-    schedule: DiffusionSchedule,
+    predict: Predictor,
     x: Tensor,
     levels: Sequence[int],
     *,
-    clip_range: ClipRange = None,
     callback: StepCallback | None = None,
     eta: float = 0.0,
     generator: torch.Generator | None = None,
@@ -160,20 +152,19 @@ def ddim(
         _check_falling("ddim with eta", levels)
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
-        evaluation = evaluate(denoise, schedule, x, t, clip_range)
-        return schedule.ddim_step(evaluation.x0, evaluation.eps, t, t_next, eta if t_next != CLEAN else 0.0, generator)
+        evaluation = predict(x, t)
+        noise_share = eta if t_next != CLEAN else 0.0
+        return predict.schedule.ddim_step(evaluation.x0, evaluation.eps, t, t_next, noise_share, generator)
 
     return integrate(x, levels, step, callback)
 
 
 @register_solver("heun", SolverFacts(order=2, evaluations_per_step=2, runs_upwards=True))
 def heun(
-    denoise: Denoiser,
-    schedule: DiffusionSchedule,
+    predict: Predictor,
     x: Tensor,
     levels: Sequence[int],
     *,
-    clip_range: ClipRange = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Heun's method, second order, on the straight path x / (alpha + sigma); two network evaluations per step.
@@ -184,25 +175,23 @@ def heun(
     """
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
-        start = evaluate(denoise, schedule, x, t, clip_range)
-        x_next = schedule.ddim_step(start.x0, start.eps, t, t_next)
+        start = predict(x, t)
+        x_next = predict.schedule.ddim_step(start.x0, start.eps, t, t_next)
         if t_next == CLEAN:
             return x_next
-        end = evaluate(denoise, schedule, x_next, t_next, clip_range)
+        end = predict(x_next, t_next)
         mean = Evaluation(t, (start.x0 + end.x0) / 2, (start.eps + end.eps) / 2)
-        return interpolated_step(schedule, x, t, t_next, [mean], "velocity")
+        return interpolated_step(predict.schedule, x, t, t_next, [mean], "velocity")
 
     return integrate(x, levels, step, callback)
 
 
 @register_solver("adams", SolverFacts(order=3))
 def adams(
-    denoise: Denoiser,
-    schedule: DiffusionSchedule,
+    predict: Predictor,
     x: Tensor,
     levels: Sequence[int],
     *,
-    clip_range: ClipRange = None,
     callback: StepCallback | None = None,
     order: int = 3,
 ) -> Tensor:
@@ -215,12 +204,12 @@ def adams(
     """
     _check_falling("adams", levels)
     _check_order(order)
-    parameterisation = natural_parameterisation(schedule)
+    schedule, parameterisation = predict.schedule, natural_parameterisation(predict.schedule)
     latest: list[Evaluation] = []
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
         nonlocal latest
-        latest = [evaluate(denoise, schedule, x, t, clip_range), *latest[: order - 1]]
+        latest = [predict(x, t), *latest[: order - 1]]
         return latest[0].x0 if t_next == CLEAN else interpolated_step(schedule, x, t, t_next, latest, parameterisation)
 
     return integrate(x, levels, step, callback)
@@ -228,12 +217,10 @@ def adams(
 
 @register_solver("dpmpp_2m", SolverFacts(order=2))
 def dpmpp_2m(
-    denoise: Denoiser,
-    schedule: DiffusionSchedule,
+    predict: Predictor,
     x: Tensor,
     levels: Sequence[int],
     *,
-    clip_range: ClipRange = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
     """DPM-Solver++(2M), second order (Lu et al. 2022, algorithm 2); one evaluation per step, the last first order.
@@ -247,11 +234,12 @@ def dpmpp_2m(
     arguments are those of :class:`~monai_diffae.diffusion.Solver`.
     """
     _check_falling("dpmpp_2m", levels)
+    schedule = predict.schedule
     before: Evaluation | None = None
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
         nonlocal before
-        evaluation, previous = evaluate(denoise, schedule, x, t, clip_range), before
+        evaluation, previous = predict(x, t), before
         before = evaluation
         if t_next == CLEAN:
             return evaluation.x0
@@ -270,12 +258,10 @@ def dpmpp_2m(
 
 @register_solver("unipc", SolverFacts(order=3))
 def unipc(
-    denoise: Denoiser,
-    schedule: DiffusionSchedule,
+    predict: Predictor,
     x: Tensor,
     levels: Sequence[int],
     *,
-    clip_range: ClipRange = None,
     callback: StepCallback | None = None,
     order: int = 3,
     parameterisation: Parameterisation = "x0",
@@ -295,15 +281,15 @@ def unipc(
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
         nonlocal latest, x_before, last_order, steps_left
-        evaluation = evaluate(denoise, schedule, x, t, clip_range)
+        evaluation = predict(x, t)
         if latest:
-            x = exponential_step(schedule, x_before, t, [*latest[:last_order], evaluation], parameterisation)
+            x = exponential_step(predict.schedule, x_before, t, [*latest[:last_order], evaluation], parameterisation)
         latest = [evaluation, *latest[: order - 1]]
         last_order, x_before = min(order, len(latest), steps_left), x
         steps_left -= 1
         if t_next == CLEAN:
             return evaluation.x0
-        return exponential_step(schedule, x, t_next, latest[:last_order], parameterisation)
+        return exponential_step(predict.schedule, x, t_next, latest[:last_order], parameterisation)
 
     return integrate(x, levels, step, callback)
 

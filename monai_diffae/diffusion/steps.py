@@ -172,15 +172,29 @@ def half_log_snr(schedule: DiffusionSchedule, t: int) -> float:
     return -math.inf if alpha == 0 else math.inf if sigma == 0 else math.log(alpha / sigma)
 
 
-def evaluate(denoise: Denoiser, schedule: DiffusionSchedule, x: Tensor, t: int, clip_range: ClipRange) -> Evaluation:
-    """Evaluate the network once, for x (B, C, *S) at level ``t``.
+@dataclass(frozen=True)
+class Predictor:
+    """What the network predicts at any level, with z_sem bound.
 
-    The network was trained on the timesteps 0 to T - 1. For x0 itself (level -1) and for pure noise (level T) it is
-    given the nearest of them.
+    Example:
+        >>> predict = Predictor(lambda x, t: torch.zeros_like(x), DiffusionSchedule(prediction="eps"))
+        >>> predict(torch.ones(1, 1, 4, 4), 500).eps.abs().max()
+        tensor(0.)
     """
-    trained_t = min(max(t, 0), schedule.num_train_timesteps - 1)
-    batch = torch.full((x.shape[0],), trained_t, device=x.device)
-    return Evaluation(t, *schedule.to_x0_eps(denoise(x, batch), x, batch, clip_range))
+
+    denoise: Denoiser  #: the network, with its z_sem bound
+    schedule: DiffusionSchedule  #: the noise schedule that the network was trained with
+    clip_range: ClipRange = None  #: x0 is clipped to this range at every level, and eps recomputed; None: no clipping
+
+    def __call__(self, x: Tensor, t: int) -> Evaluation:
+        """Evaluate the network once, for x (B, C, *S) at level ``t``.
+
+        The network was trained on the timesteps 0 to T - 1. For x0 itself (level -1) and for pure noise (level T) it is
+        given the nearest of them.
+        """
+        trained_t = min(max(t, 0), self.schedule.num_train_timesteps - 1)
+        batch = torch.full((x.shape[0],), trained_t, device=x.device)
+        return Evaluation(t, *self.schedule.to_x0_eps(self.denoise(x, batch), x, batch, self.clip_range))
 
 
 def integrate(

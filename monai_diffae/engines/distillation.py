@@ -8,7 +8,7 @@ from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.diffusion import DiffusionSchedule, Predictor
 from monai_diffae.diffusion.solvers import ddim
 from monai_diffae.engines.precision import autocast
 from monai_diffae.engines.trainer import ResumableTrainer
@@ -62,7 +62,7 @@ class DistillationTrainer(ResumableTrainer):
 
     def _decoded(self, x: Tensor, z_sem: Tensor, levels: Sequence[int]) -> Tensor:
         x = x.to(memory_format=self.memory_format)
-        return ddim(lambda x_t, t: self.network(x_t, t, z_sem), self.schedule, x, levels)
+        return ddim(Predictor(lambda x_t, t: self.network(x_t, t, z_sem), self.schedule), x, levels)
 
 
 class FewStepInferer(Inferer):
@@ -76,7 +76,7 @@ class FewStepInferer(Inferer):
         self, inputs: Tensor, network: nn.Module, z_sem: Tensor, **_: Any
     ) -> Tensor:
         """x_0 (B, C, *S) of x_T ``inputs`` (B, C, *S) and z_sem (B, Z)."""
-        return ddim(lambda x_t, t: network(x_t, t, z_sem), self.schedule, inputs, self.levels)
+        return ddim(Predictor(lambda x_t, t: network(x_t, t, z_sem), self.schedule), inputs, self.levels)
 
 
 def first_and_last(

@@ -16,6 +16,7 @@ from monai_diffae.diffusion import (
     DecodingSettings,
     Denoiser,
     DiffusionSchedule,
+    Predictor,
     StepCallback,
     find_solver,
     implicit_inversion,
@@ -62,15 +63,13 @@ class FastDecoder:
         """The number of steps, with one network evaluation each."""
         return len(self.levels) - 1
 
-    def decode(
-        self, denoise: Denoiser, schedule: DiffusionSchedule, x_T: Tensor, callback: StepCallback | None = None
-    ) -> Tensor:
-        """x_0 (B, C, *S) of x_T; ``denoise`` is :attr:`unet` with its z_sem bound.
+    def decode(self, predict: Predictor, x_T: Tensor, callback: StepCallback | None = None) -> Tensor:
+        """x_0 (B, C, *S) of x_T; ``predict`` is :attr:`unet` with its z_sem bound, and without clipping.
 
         x_0 is clipped to the schedule's range after the last step only: before it, a step does not aim at x_0.
         """
-        x_0 = ddim(denoise, schedule, x_T, self.levels, callback=callback)
-        return x_0 if schedule.clip_range is None else x_0.clamp(*schedule.clip_range)
+        x_0, clip_range = ddim(predict, x_T, self.levels, callback=callback), predict.schedule.clip_range
+        return x_0 if clip_range is None else x_0.clamp(*clip_range)
 
 
 class DiffusionAutoencoderInferer(Inferer):
@@ -214,7 +213,7 @@ class DiffusionAutoencoderInferer(Inferer):
         """
 
         def run(images: Tensor, z_sem: Tensor) -> tuple[Tensor]:
-            return (self._inverted(self._from_images(images), _denoiser(network, z_sem), callback),)
+            return (self._inverted(self._from_images(images), self._predictor(network, z_sem), callback),)
 
         z_sem = self.encode(images, network) if z_sem is None else z_sem
         (x_T,) = self._in_batches(run, network, images, z_sem)
@@ -243,7 +242,7 @@ class DiffusionAutoencoderInferer(Inferer):
         """As :meth:`decode`, for all images at once, and with the gradient with respect to z_sem."""
         if self.decoder == "fast":
             return self._to_images(self._decoded_fast(x_T, z_sem, callback))
-        return self._to_images(self._decoded(x_T, _denoiser(network, z_sem), callback))
+        return self._to_images(self._decoded(x_T, self._predictor(network, z_sem), callback))
 
     @torch.no_grad()
     def round_trip(
@@ -274,16 +273,16 @@ class DiffusionAutoencoderInferer(Inferer):
         """
 
         def run(images: Tensor, z_sem: Tensor) -> tuple[Tensor, Tensor]:
-            x_0, denoise = self._from_images(images), _denoiser(network, z_sem)
-            x_T = self._inverted(x_0, denoise, callback)
+            x_0, predict = self._from_images(images), self._predictor(network, z_sem)
+            x_T = self._inverted(x_0, predict, callback)
             if self.decoder == "exact":
-                decoded = self._decoded(x_T, denoise, callback)
+                decoded = self._decoded(x_T, predict, callback)
                 x_T, decoded = self._refined((x_0, z_sem), x_T, decoded, network, max_evaluations)
                 return x_T, self._to_images(decoded)
             decoded = self._decoded_fast(x_T, z_sem, callback)
             for i in self._inexact(decoded, x_0):  # the exact decoder tells whether x_T is the reason
                 one = slice(i, i + 1)
-                exact = self._decoded(x_T[one], _denoiser(network, z_sem[one]))
+                exact = self._decoded(x_T[one], self._predictor(network, z_sem[one]))
                 x_T[one], _ = self._refined((x_0[one], z_sem[one]), x_T[one], exact, network, max_evaluations)
                 decoded[one] = self._decoded_fast(x_T[one], z_sem[one])
             return x_T, self._to_images(decoded)
@@ -336,28 +335,31 @@ class DiffusionAutoencoderInferer(Inferer):
     def _to_images(self, x_0: Tensor) -> Tensor:
         return x_0 if self.first_stage is None else self.first_stage.decode(x_0)
 
-    def _inverted(self, x_0: Tensor, denoise: Denoiser, callback: StepCallback | None) -> Tensor:
+    def _predictor(self, network: nn.Module, z_sem: Tensor) -> Predictor:
+        return Predictor(_denoiser(network, z_sem), self.schedule, self.clip_range)
+
+    def _inverted(self, x_0: Tensor, predict: Predictor, callback: StepCallback | None) -> Tensor:
         """x_T of x_0, an image or its latents."""
         if self.inversion == "ddim":
             levels = self.schedule.paper_inversion_levels(self.invert_steps, self.spacing)
-            return ddim(denoise, self.schedule, x_0, levels, clip_range=self.clip_range, callback=callback)
+            return ddim(predict, x_0, levels, callback=callback)
         return implicit_inversion(
-            denoise, self.schedule, x_0,
+            predict, x_0,
             self.schedule.inversion_levels(min(self.solver_steps, self.invert_steps), self.spacing),
-            num_evaluations=self.invert_steps, order=self.inversion_order,
-            clip_range=self.clip_range, callback=callback,
+            num_evaluations=self.invert_steps, order=self.inversion_order, callback=callback,
         )  # fmt: skip
 
-    def _decoded(self, x_T: Tensor, denoise: Denoiser, callback: StepCallback | None = None) -> Tensor:
+    def _decoded(self, x_T: Tensor, predict: Predictor, callback: StepCallback | None = None) -> Tensor:
         """x_0, an image or its latents, of x_T."""
         levels = self.schedule.decoding_levels(self.solver_steps, self.spacing)
-        return self.solver(denoise, self.schedule, x_T, levels, clip_range=self.clip_range, callback=callback)
+        return self.solver(predict, x_T, levels, callback=callback)
 
     def _decoded_fast(self, x_T: Tensor, z_sem: Tensor, callback: StepCallback | None = None) -> Tensor:
         """The same by the fast decoder."""
         if self.fast_decoder is None:
             raise ConfigError("decoder is 'fast', but there is no fast decoder; train it with monai-diffae distill")
-        return self.fast_decoder.decode(_denoiser(self.fast_decoder.unet, z_sem), self.schedule, x_T, callback)
+        predict = Predictor(_denoiser(self.fast_decoder.unet, z_sem), self.schedule)
+        return self.fast_decoder.decode(predict, x_T, callback)
 
     def _refined(
         self,
@@ -376,11 +378,11 @@ class DiffusionAutoencoderInferer(Inferer):
         x_T, decoded, errors = x_T.clone(), decoded.clone(), _mean_squares(decoded - x_0)
         levels = self.schedule.inversion_levels(self.solver_steps, self.spacing)
         for i in inexact:
-            denoise, one = _denoiser(network, z_sem[i : i + 1]), x_0[i : i + 1]
+            predict, one = self._predictor(network, z_sem[i : i + 1]), x_0[i : i + 1]
             refined = refined_inversion(
-                denoise, partial(self._decoded, denoise=denoise), self.schedule, one, levels,
-                tolerance=tolerance, order=self.inversion_order, clip_range=self.clip_range,
-                max_evaluations=max_evaluations, decode_evaluations=self.steps,
+                predict, partial(self._decoded, predict=predict), one, levels,
+                tolerance=tolerance, order=self.inversion_order, max_evaluations=max_evaluations,
+                decode_evaluations=self.steps,
             )  # fmt: skip
             if refined is None:  # there are too few evaluations for a refinement
                 continue

@@ -8,6 +8,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from monai_diffae.diffusion import DiffusionSchedule, Solver, SolverName, SpacingName, StepCallback, find_solver
+from monai_diffae.diffusion.steps import Predictor
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import LatentMLP
 
@@ -91,7 +92,7 @@ class LatentInferer(Inferer):
         parts = []
         for first in range(start - start % _BATCH_SIZE, stop, _BATCH_SIZE):
             z_T = _noise(network.z_channels, seed, first).to(weights)
-            z = self.solver(network, self.schedule, z_T, self.levels, callback=callback)
+            z = self.solver(Predictor(network, self.schedule), z_T, self.levels, callback=callback)
             parts.append(network.denormalise(z)[max(start - first, 0) : stop - first])
         return torch.cat(parts)
 

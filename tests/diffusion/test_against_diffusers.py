@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-from monai_diffae.diffusion import DiffusionSchedule, ddim, dpmpp_2m, unipc
+from monai_diffae.diffusion import DiffusionSchedule, Predictor, ddim, dpmpp_2m, unipc
 
 BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 THEIR_NAME = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -20,7 +20,7 @@ def network(x, t):
 
 def ours(solver, schedule, x, levels):
     path = []
-    solver(network, schedule, x, levels, callback=lambda done, total, x: path.append(x))
+    solver(Predictor(network, schedule), x, levels, callback=lambda done, total, x: path.append(x))
     return path
 
 

@@ -6,7 +6,7 @@ from monai.inferers import DiffusionInferer
 from tiny_bundles import small_autoencoder
 from torch import nn
 
-from monai_diffae.diffusion import SPACINGS, DiffusionSchedule, ddim
+from monai_diffae.diffusion import SPACINGS, DiffusionSchedule, Predictor, ddim
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import ConfigError
 
@@ -121,7 +121,7 @@ def test_monais_inferer_samples_with_the_schedule_as_ddim_does(name, prediction)
     inferer = DiffusionInferer(schedule)
     with torch.no_grad():
         sampled = inferer.sample(x_T, unet, schedule, conditioning=z_sem, mode="crossattn", verbose=False)
-        decoded = ddim(lambda x, t: unet(x, t, z_sem), schedule, x_T, schedule.decoding_levels(7), clip_range=(-1, 1))
+        decoded = ddim(Predictor(lambda x, t: unet(x, t, z_sem), schedule, (-1, 1)), x_T, schedule.decoding_levels(7))
     torch.testing.assert_close(sampled, decoded, atol=1e-5, rtol=1e-5)
 
 
@@ -137,7 +137,7 @@ def test_reversed_step_moves_between_the_same_levels_as_ddim():
     for t in levels:
         x, _ = schedule.reversed_step(eps, t, x)
     torch.testing.assert_close(
-        x, ddim(lambda x, t: eps, schedule, x0, schedule.inversion_levels(5)), atol=1e-4, rtol=1e-4
+        x, ddim(Predictor(lambda x, t: eps, schedule), x0, schedule.inversion_levels(5)), atol=1e-4, rtol=1e-4
     )
 
 

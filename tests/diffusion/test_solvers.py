@@ -25,7 +25,7 @@ from monai_diffae.diffusion import (
 from monai_diffae.diffusion import schedule as schedule_module
 from monai_diffae.diffusion.settings import SolverName, SpacingName
 from monai_diffae.diffusion.solvers import adams, ddim
-from monai_diffae.diffusion.steps import Evaluation, interpolated_step
+from monai_diffae.diffusion.steps import Evaluation, Predictor, interpolated_step
 from monai_diffae.errors import ConfigError
 
 UPWARDS = [name for name in SOLVERS if solver_facts(SOLVERS[name]).runs_upwards]
@@ -52,7 +52,7 @@ def along_the_ode(schedule, x_t, t, t_next):
 def decoding_error(solver, schedule, steps):
     """The distance of a decoding to the ODE at the cleanest timestep, before the step to x0."""
     x_T, levels = noise(2, 1, 4, 4), schedule.decoding_levels(steps)[:-1]
-    x = SOLVERS[solver](exact(schedule), schedule, x_T, levels)
+    x = SOLVERS[solver](Predictor(exact(schedule), schedule), x_T, levels)
     return float((x - along_the_ode(schedule, x_T, levels[0], levels[-1])).abs().mean())
 
 
@@ -78,7 +78,7 @@ def test_solvers_take_as_many_evaluations_as_they_declare(solver):
             return exact(schedule)(x, t)
 
         levels = schedule.decoding_levels(steps)
-        SOLVERS[solver](denoise, schedule, torch.randn(1, 1, 4, 4), levels)
+        SOLVERS[solver](Predictor(denoise, schedule), torch.randn(1, 1, 4, 4), levels)
         assert len(evaluated) == facts.evaluations(steps)
         if facts.evaluations_per_step == 1:
             assert evaluated == levels[:-1]
@@ -92,8 +92,8 @@ def test_the_inversion_of_the_declared_order_undoes_a_solver(solver, name, predi
     denoise, x0 = curved(schedule), STD * noise(2, 1, 4, 4)
 
     def round_trip_error(order):
-        x_T = implicit_inversion(denoise, schedule, x0, schedule.inversion_levels(40), order=order)
-        x0_again = SOLVERS[solver](denoise, schedule, x_T, schedule.decoding_levels(40))
+        x_T = implicit_inversion(Predictor(denoise, schedule), x0, schedule.inversion_levels(40), order=order)
+        x0_again = SOLVERS[solver](Predictor(denoise, schedule), x_T, schedule.decoding_levels(40))
         return float((x0_again - x0).abs().mean())
 
     assert round_trip_error(declared) < 0.005
@@ -109,14 +109,14 @@ def test_nothing_is_divided_by_zero_where_x_T_holds_no_signal(solver, name):
     if solver in UPWARDS:
         runs += [schedule.paper_inversion_levels(8, "leading"), schedule.inversion_levels(8)]
     for levels in runs:
-        assert SOLVERS[solver](exact(schedule), schedule, noise(1, 1, 4, 4), levels).isfinite().all()
+        assert SOLVERS[solver](Predictor(exact(schedule), schedule), noise(1, 1, 4, 4), levels).isfinite().all()
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_images_are_solved_in_float32_whatever_their_batch_and_the_callback_is_given_every_step(run):
     schedule, calls = DiffusionSchedule(), []
     x, levels = noise(3, 1, 4, 4).half(), levels_for(run, schedule, 4)
-    solve = partial(RUNS[run], exact(schedule), schedule, levels=levels, clip_range=(-1, 1))
+    solve = partial(RUNS[run], Predictor(exact(schedule), schedule, (-1, 1)), levels=levels)
     from_half = solve(x, callback=lambda *step: calls.append(step))
     assert from_half.dtype == torch.float32
     assert torch.equal(from_half, solve(x.float()))
@@ -132,7 +132,7 @@ def test_clipping_keeps_every_decoded_value_in_range(solver):
     clipped, free = [], []
     for path, clip_range in ((clipped, (-1, 1)), (free, None)):
         SOLVERS[solver](
-            exact(schedule, std=2.0), schedule, x, levels, clip_range=clip_range,
+            Predictor(exact(schedule, std=2.0), schedule, clip_range), x, levels,
             callback=lambda done, total, x, path=path: path.append(x),
         )  # fmt: skip
     assert clipped[-1].abs().max() <= 1
@@ -144,8 +144,8 @@ def test_adams_of_first_order_is_ddim():
     for name, prediction in KINDS:
         schedule = DiffusionSchedule(schedule=name, prediction=prediction)
         x, levels = noise(1, 1, 4, 4), schedule.decoding_levels(7)
-        first = adams(exact(schedule), schedule, x, levels, order=1)
-        torch.testing.assert_close(first, ddim(exact(schedule), schedule, x, levels))
+        first = adams(Predictor(exact(schedule), schedule), x, levels, order=1)
+        torch.testing.assert_close(first, ddim(Predictor(exact(schedule), schedule), x, levels))
 
 
 def test_a_registered_solver_is_found_by_its_name_and_carries_its_facts():

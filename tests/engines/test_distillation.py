@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from monai_diffae.diffusion import DiffusionSchedule, ddim
+from monai_diffae.diffusion import DiffusionSchedule, Predictor, ddim
 from monai_diffae.engines import (
     DistillationTrainer,
     FewStepInferer,
@@ -55,7 +55,7 @@ def test_each_training_step_trains_the_next_step_from_where_the_decoder_arrives(
     schedule, network = trainer.schedule, trainer.network
 
     def reached(levels):
-        return ddim(lambda x, t: network(x, t, batch["z_sem"]), schedule, batch["trajectory"][:, 0], levels)
+        return ddim(Predictor(lambda x, t: network(x, t, batch["z_sem"]), schedule), batch["trajectory"][:, 0], levels)
 
     for iteration, last in ((1, 1), (2, 2), (3, 3), (4, 1)):
         trainer.state.iteration = iteration

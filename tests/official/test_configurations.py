@@ -7,7 +7,7 @@ import pytest
 import torch
 from official_numbers import T, official_numbers, official_weights
 
-from monai_diffae.diffusion import DiffusionSchedule, ddim
+from monai_diffae.diffusion import DiffusionSchedule, Predictor, ddim
 from monai_diffae.errors import ConfigError
 from monai_diffae.official import load_official, load_official_latent
 from monai_diffae.official.checkpoint_files import read_safetensors
@@ -128,9 +128,9 @@ def test_trajectories(name, steps, clip):
     def denoise(x, t):
         return network(x, t, tensors["z_sem"])
 
-    decoded = ddim(denoise, schedule, tensors["x_t"], schedule.decoding_levels(steps), clip_range=CLIP[clip])
+    decoded = ddim(Predictor(denoise, schedule, CLIP[clip]), tensors["x_t"], schedule.decoding_levels(steps))
     assert_close(decoded, tensors[f"ddim{steps}_{clip}_decoded_from_x_t"], 1e-3)
-    x_T = ddim(denoise, schedule, tensors["x0"], schedule.paper_inversion_levels(steps), clip_range=CLIP[clip])
+    x_T = ddim(Predictor(denoise, schedule, CLIP[clip]), tensors["x0"], schedule.paper_inversion_levels(steps))
     assert_close(x_T, tensors[f"ddim{steps}_{clip}_x_T"], 1e-3)
 
 
@@ -145,7 +145,7 @@ def test_a_trajectory_of_the_latent_ddim():
     network = load_official_latent(PARITY / "official_latent_mlp.safetensors")
     schedule = DiffusionSchedule(prediction="eps", spacing="leading", beta_start=0.008, beta_end=0.008)
     with torch.no_grad():
-        z = ddim(network, schedule, tensors["z_t"], schedule.decoding_levels(20))
+        z = ddim(Predictor(network, schedule), tensors["z_t"], schedule.decoding_levels(20))
     assert_close(z, tensors["ddim20_noclip_decoded_from_z_t"], 1e-5)
 
 
