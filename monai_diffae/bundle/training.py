@@ -301,7 +301,9 @@ class TrainingDescription:
 
 
 def _another_model(name: str, keys: Sequence[str]) -> ConfigError:
-    return ConfigError(f"{name}: belongs to another model with other values of {', '.join(keys)}; use these, {_AGAIN}")
+    return ConfigError(
+        f"{name}: belongs to another model with other values of {', '.join(keys)}; use its values, {_AGAIN}"
+    )
 
 
 def check_monai_weights(network: nn.Module, folder: str | Path) -> None:

@@ -50,7 +50,7 @@ def test_workers_never_touch_a_gpu(monkeypatch, tmp_path):
     parser = ConfigParser()
     parser.read_config(str(BUNDLES / "diffae_2d" / "configs" / "train.json"))
     parser.update({"image_size": [16, 16], "device": "cpu", "output_dir": str(tmp_path)})
-    parser.update({"train#dataset#data": split_cohort(cohort).items("train"), "train#dataset#progress": False})
+    parser.update({"train#dataset#data": split_cohort(cohort).items("train")})
     dataset = parser.get_parsed_content("train#dataset")
     dataset.prepare()
     loader = training_loader(dataset, 2, num_workers=1)

@@ -317,7 +317,7 @@ def measure_speed(
     parser.update(
         {
             "device": str(device), "seed": int(parser.get_parsed_content("seed")), "train#dataset#data": list(items),
-            "train#dataset#num_workers": 0, "train#dataset#progress": False,
+            "train#dataset#num_workers": 0,
         }
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:  # not the training's own cache, in which latents would stay
