@@ -160,7 +160,7 @@ class PartStore:
         if self._parts() and self._recorded_key() != self._key:
             if not replace:
                 raise ConfigError(
-                    f"{folder.name}: holds results of other settings or model; use these again, or delete it"
+                    f"{folder.name}: holds results of other settings or another model; use the same again, or delete it"
                 )
             self.remove()
 
