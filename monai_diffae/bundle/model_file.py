@@ -108,7 +108,9 @@ def write_model(path: Path, kind: str, tensors: Mapping[str, Tensor], descriptio
 def check_writable(description: Mapping[str, Any]) -> None:
     """Check that a model's file can hold a description, e.g. before a training."""
     for found in _not_plain(description, ""):
-        raise ConfigError(f"{found}, which a model file cannot hold; write a number, a word, or a component")
+        raise ConfigError(
+            f"{found}, which a model file cannot hold; write a number, a single word, or a component with _target_"
+        )
 
 
 def read_model(path: Path, *kinds: str, is_built: bool = True) -> ModelFile:

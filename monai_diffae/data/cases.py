@@ -236,7 +236,10 @@ def key_beside(table: Path, name: str | None) -> PatientKey:
     file = table.parent / KEY_FILE
     key = _read(file) if file.is_file() else None
     if key is None or key.name != name:
-        raise ConfigError(f"{table.name}: the key of its patients is not beside it; copy {KEY_FILE}, or embed again")
+        raise ConfigError(
+            f"{table.name}: the key of its patients is not beside it; copy {KEY_FILE} from the folder in which embed "
+            "wrote the table, or embed again"
+        )
     return key
 
 

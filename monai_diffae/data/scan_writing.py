@@ -78,7 +78,9 @@ def write_scan(
     if name.endswith(".png") and values.ndim == 3 and len(values) in (1, 3):
         return _write_png(path, values, value_range or (float(values.min()), float(values.max())))
     if not name.endswith((".nii", ".nii.gz", ".nrrd")) or values.ndim not in (3, 4):
-        raise ConfigError(f"{name}: cannot hold an array {list(values.shape)}; use .nii.gz or .nrrd (or .png)")
+        raise ConfigError(
+            f"{name}: cannot hold an array {list(values.shape)}; use .nii.gz or .nrrd (or .png for [1 or 3, H, W])"
+        )
     if values.ndim == 3:
         values = values[..., None]
         affine = _DISPLAYED if affine is None else affine

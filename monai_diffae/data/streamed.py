@@ -147,4 +147,7 @@ def dead_worker(error: BaseException) -> MachineError | None:
     """The error of the machine, if torch says that a worker process died; else None."""
     if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")):
         return None
-    return MachineError("a worker process that reads scans was killed, usually as memory ran out; use fewer workers")
+    return MachineError(
+        "a worker process that reads scans was killed, usually because memory ran out; use fewer workers, then the "
+        "same command resumes"
+    )

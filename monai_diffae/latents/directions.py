@@ -198,7 +198,7 @@ class Direction:
                 range.
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ConfigError("is no direction, or does not exist; make it with monai-diffae fit-direction")
+            raise ConfigError("not a direction; make one with monai-diffae fit-direction")
         if content.get("version") != VERSION:
             raise ConfigError(f"version: it must be {VERSION}; fit the direction again with this release")
         try:

@@ -195,7 +195,7 @@ def test_a_later_row_replaces_an_earlier_one_also_in_another_run(tmp_path: Path)
 def test_parts_of_other_settings_are_refused_or_replaced(tmp_path: Path) -> None:
     PartStore(tmp_path / "parts", {"size": [64, 64]}).append(rows("a"))
     PartStore(tmp_path / "parts", {"size": (64, 64)})
-    with pytest.raises(ConfigError, match="parts: holds results of other settings or model"):
+    with pytest.raises(ConfigError, match="parts: holds results of other settings or another model"):
         PartStore(tmp_path / "parts", {"size": (32, 32)})
     assert PartStore(tmp_path / "parts", {"size": (32, 32)}, replace=True).done() == set()
 

@@ -47,7 +47,7 @@ def test_a_direction_that_is_damaged_or_of_another_model_is_one_line(labelled, l
     other = json.dumps({**json.loads(whole), "model": "0" * 64})
     for name, content, message in (
         ("half", whole[:100], "half.json: "),
-        ("no", None, "no.json: is no direction, or does not exist; make it with monai-diffae fit-direction"),
+        ("no", None, "no.json: there is no such file; make it with monai-diffae fit-direction"),
         ("other", other, "direction 'wide': was fitted to another model"),
     ):
         options = {"direction": tmp_path / f"{name}.json"}
