@@ -141,7 +141,7 @@ def test_json_nested_too_deep_is_one_line(tmp_path):
     deep = '{"a":' * 100_000
     file = tmp_path / "direction.json"
     file.write_text(deep)
-    with pytest.raises(ConfigError, match=r"^direction\.json: is no direction"):
+    with pytest.raises(ConfigError, match=r"^direction\.json: not a direction"):
         read_direction(file)
     header = deep.encode()
     (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
