@@ -148,11 +148,9 @@ def open_exploration(caller: Caller, out: Path, directions: Sequence[Path], num_
     studio = Studio(session, Axes(lines, atlas.components))
     seconds = studio.warm_up()
     logger.info("one network evaluation takes %.0f ms: previews take %d", 1000 * seconds, studio.preview_steps)
-    caller, has_latent = (
-        replace(caller, embeddings=embeddings),
-        (models_folder(trained.folder) / LATENT_MODEL).is_file(),
-    )
-    return Exploration(atlas, studio, caller, load_latent(trained.folder, trained.device) if has_latent else None)
+    has_latent = (models_folder(trained.folder) / LATENT_MODEL).is_file()
+    latent = load_latent(trained.folder, trained.device) if has_latent else None
+    return Exploration(atlas, studio, replace(caller, embeddings=embeddings), latent)
 
 
 @dataclass(frozen=True)
