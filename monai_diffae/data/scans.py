@@ -179,8 +179,6 @@ def may_be_dicom(path: Path) -> bool:
 
 def _format(path: str | os.PathLike[str]) -> Any:
     """The module of a file's format, after the checks that do not depend on the format."""
-    if not os.fspath(path):  # Path("") would be the working directory
-        raise ScanError("the path of a scan is empty; give a file, or a folder with a DICOM series")
     path, (folder, uid) = Path(path), dicom.split_series(path)
     if folder.is_dir():
         return dicom
@@ -193,9 +191,9 @@ def _format(path: str | os.PathLike[str]) -> Any:
     for each in _FORMATS:
         if suffix in each.SUFFIXES or (each is dicom and dicom.is_dicom(path)):
             return each
-    if path.name.lower().endswith((".img", ".img.gz")):
-        raise problem(path, "a pair of .hdr and .img files is read by its header", "give its .hdr file")
-    raise problem(path, "files with this suffix cannot be read", "convert it to .nii.gz, .png or DICOM")
+    is_of_pair = path.name.lower().endswith((".img", ".img.gz"))
+    todo = "give its .hdr file" if is_of_pair else "convert it to .nii.gz, .png or DICOM"
+    raise problem(path, "files with this suffix cannot be read", todo)
 
 
 @contextmanager
@@ -209,11 +207,9 @@ def _one_line_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise problem(path, "there is no permission to read it", "change its permissions (chmod u+r)") from error
     except MemoryError as error:
         raise problem(path, "it does not fit into memory", "crop or resample it") from error
-    except OSError as error:
-        raise problem(path, f"it cannot be read ({error.strerror or error})", "copy it again") from error
     except Exception as error:  # random bytes can fail anywhere in a library
-        wrong = f"it cannot be read ({type(error).__name__}: {error})"
-        raise problem(path, wrong, "copy or export it again") from error
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise problem(path, f"it cannot be read ({reason})", "copy or export it again") from error
 
 
 # -- checks that every scan passes -------------------------------------------------------------------------------------
@@ -238,11 +234,9 @@ def scan_of_array(
 ) -> Scan:
     """Make a scan of an array ``[C, X, Y, Z]`` or ``[C, H, W]`` in memory, with the checks of :func:`read_scan`."""
     path, values = Path(name), np.asarray(array)
-    if values.dtype.kind not in "iufb":
-        raise problem(path, f"its values are {values.dtype}, not plain numbers", "give one real number per voxel")
-    if values.ndim not in (3, 4):
-        axes = f"it has {values.ndim} axes, expected [C, H, W] or [C, X, Y, Z]"
-        raise problem(path, axes, "add or remove axes, such as that of a batch")
+    if values.dtype.kind not in "iufb" or values.ndim not in (3, 4):
+        wrong = f"it has {values.ndim} axes of {values.dtype}, expected numbers [C, H, W] or [C, X, Y, Z]"
+        raise problem(path, wrong, "add or remove axes, such as that of a batch")
     check_budget(path, values.shape[1:], len(values))
     matrix = np.eye(4) if affine is None else np.asarray(affine, np.float64)
     if matrix.shape != (4, 4):

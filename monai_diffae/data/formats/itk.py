@@ -28,7 +28,7 @@ from monai_diffae.data.formats.scan import (
     check_spacing,
     problem,
 )
-from monai_diffae.errors import ConfigError, MachineError, ScanError
+from monai_diffae.errors import ConfigError, MachineError
 
 SUFFIXES = (".nrrd", ".mha", ".mhd")
 
@@ -44,11 +44,8 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 def read(path: Path) -> Scan:
     """Read a file: ``[C, X, Y, Z]``, or ``[C, H, W]`` in two dimensions."""
     reader = _open(path)
-    try:
-        with silent_stderr():
-            image = reader.Execute()
-    except RuntimeError as error:
-        raise _unreadable(path) from error
+    with _one_line_errors(path):
+        image = reader.Execute()
     return Scan(to_array(path, image), to_affine(image))
 
 
@@ -72,11 +69,8 @@ def _open(path: Path, decompress: bool = True) -> sitk.ImageFileReader:
     check_spacing(path, spacing_mm)  # ITK would take the absolute value
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    try:
-        with silent_stderr():
-            reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise _unreadable(path) from error
+    with _one_line_errors(path):
+        reader.ReadImageInformation()
     sizes = reader.GetSize()
     check_budget(path, sizes, reader.GetNumberOfComponents())
     if len(sizes) > 3:
@@ -87,8 +81,15 @@ def _open(path: Path, decompress: bool = True) -> sitk.ImageFileReader:
     return reader
 
 
-def _unreadable(path: Path) -> ScanError:  # ITK's own text has many lines, and names of folders
-    return problem(path, "it is damaged, or not in the format that its name says", "copy or export it again")
+@contextlib.contextmanager
+def _one_line_errors(path: Path) -> Iterator[None]:
+    """Raise an error of ITK, whose own text has many lines and names of folders, as one line."""
+    try:
+        with silent_stderr():
+            yield
+    except RuntimeError as error:
+        wrong = "it is damaged, or not in the format that its name says"
+        raise problem(path, wrong, "copy or export it again") from error
 
 
 @contextlib.contextmanager
@@ -171,15 +172,16 @@ def check_data_files(path: Path) -> None:
     with open(path, "rb") as stream:
         header = stream.read(_LONGEST_HEADER)
     is_nrrd = path.name.lower().endswith(".nrrd")
-    if len(header) == _LONGEST_HEADER and re.search(rb"\n\r?\n" if is_nrrd else rb"ElementDataFile", header) is None:
-        raise problem(path, "its header does not end", "export it again")
-    lines = re.split(rb"[\r\n]", re.split(rb"\n\r?\n", header, maxsplit=1)[0])
-    if is_nrrd and any(len(line) > 900 and not re.match(rb"#|[^:]*:=", line) for line in lines):  # ITK would crash
+    is_cut = len(header) == _LONGEST_HEADER and not re.search(rb"\n\r?\n" if is_nrrd else rb"ElementDataFile", header)
+    if is_nrrd:
+        lines = re.split(rb"[\r\n]", re.split(rb"\n\r?\n", header, maxsplit=1)[0])
+        is_long = any(len(line) > 900 and not re.match(rb"#|[^:]*:=", line) for line in lines)
+    else:
+        is_long = re.search(rb"Name\s*[=:][^\n]{255}", header) is not None  # MetaIO has room for 254
+    if is_cut or is_long:
         raise problem(path, "its header has a line that is too long, or does not end", "copy or export it again")
     if not is_nrrd and re.search(rb"NDims(?!\s*[=:]\s*[1-9]\s)", header):  # MetaIO has room for 10, and checks nothing
         raise problem(path, "its number of dimensions (NDims) is not 1 to 9", "copy or export it again")
-    if not is_nrrd and re.search(rb"Name\s*[=:][^\n]{255}", header):  # MetaIO has room for 254
-        raise problem(path, "its Name is too long", "copy or export it again")
     for match in VOXELS_NAMED.finditer(header):
         if re.search(rb"[/\\]", match[1]):
             raise problem(path, "its voxels are in a file of another folder", "put that file beside it")

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from monai_diffae.data.formats.scan import Header, Scan, check_budget, check_packed, problem
 
@@ -17,14 +17,11 @@ _PLAIN = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "L
 def read(path: Path) -> Scan:
     """Read a picture ``[C, H, W]`` in the file's own values, rotated upright, without an opaque alpha channel."""
     image = _open(path)
-    try:
-        if image.format == "PNG":  # load() does not compare the checksum of the last rows
-            _open(path).verify()
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        image = image.convert(_PLAIN[image.mode]) if image.mode in _PLAIN else image
-    except Exception as error:  # for damaged files PIL raises OSError, SyntaxError, ValueError, struct.error, ...
-        raise problem(path, f"the picture is damaged ({error})", "copy it again") from error
+    if image.format == "PNG":  # load() does not compare the checksum of the last rows
+        _open(path).verify()
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    image = image.convert(_PLAIN[image.mode]) if image.mode in _PLAIN else image
     array = np.atleast_3d(np.asarray(image))
     if image.mode in ("LA", "RGBA"):
         if array[..., -1].min() < 255:
@@ -48,9 +45,7 @@ def _open(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_budget has its own limit
             image = Image.open(path, formats=("PNG", "JPEG"))
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
+    except UnidentifiedImageError as error:  # its text has the folder
         raise problem(path, "this is not a readable PNG or JPEG", "export it again") from error
     _check_depth(path, image)
     check_budget(path, image.size, len(image.getbands()))
