@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -138,14 +139,13 @@ def read_columns(path: Path, *, may_be_empty: bool = False) -> dict[str, list[st
             delimiter = _delimiter(path, first_line)
             reader = csv.reader(stream, delimiter=delimiter)
             lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if any(line)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CohortError(f"{path.name}: this is not a table in UTF-8 ({error}); save it as CSV again") from error
-    except OSError as error:
-        raise CohortError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
-    if not lines:
-        raise CohortError(f"{path.name}: the table is empty; it needs a header with a column image, and rows")
-    if len(lines) == 1 and not may_be_empty:
-        raise CohortError(f"{path.name}: the table has no rows; add one row per scan or patient")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", error)
+        raise CohortError(
+            f"{path.name}: cannot be read as a table in UTF-8 ({reason}); save it as CSV again"
+        ) from error
+    if len(lines) < (1 if may_be_empty else 2):
+        raise CohortError(f"{path.name}: the table has no rows; it needs a header, and one row per scan or patient")
     (_, header), *rows = lines
     _check_cells(path, header, rows)
     if delimiter == ";":  # written by a program in whose language 1,5 is a number
@@ -159,15 +159,11 @@ def _check_cells(path: Path, header: list[str], rows: list[tuple[int, list[str]]
     double = next((name for name, count in Counter(header).items() if name and count > 1), None)
     if double is not None:
         raise CohortError(f"{path.name}: two columns are called '{shortened(double, 100)}'; rename one")
-    nameless = [i for i, name in enumerate(header) if i and not name]
-    advice = "put text that contains the separator in quotes"
     for number, row in rows:
-        if any(row[len(header) :]):
-            wrong = f"line {number} has {len(row)} cells, but there are {len(header)} columns"
+        if any(cell and not name for cell, name in zip_longest(row[1:], header[1:], fillvalue="")):
+            wrong = f"line {number} ({len(row)} cells) has a value in a column without a name"
+            advice = "name the column, or put text that contains the separator in quotes"
             raise CohortError(f"{path.name}: {wrong}; {advice}")
-        if any(row[i] for i in nameless if i < len(row)):
-            wrong = f"line {number} has a value in a column without a name"
-            raise CohortError(f"{path.name}: {wrong}; name the column, or {advice}")
     width = max((i + 1 for i, name in enumerate(header) if name), default=0)
     short = [f"line {number} has {len(row)} cells" for number, row in rows if len(row) < width]
     if short:
@@ -368,9 +364,6 @@ def _check_rows(source: str, rows: Sequence[Case], ids: Sequence[str], *, refuse
     named = [replace(row, id=id) for row, id in zip(rows, ids, strict=True)]
     for first, second, *_ in cases_of_one_file(named) if refuse_leaks else ():
         raise CohortError(f"{source}: the cases '{first.id[:60]}' and '{second.id[:60]}' have the same file; keep one")
-    unprintable = next((row.id for row in rows if not row.id.isprintable()), None)
-    if unprintable is not None:
-        raise CohortError(f"{source}: the id {quoted(unprintable)} has a line break or control character; remove it")
     double = next((id for id, count in Counter(ids).items() if count > 1), None)
     if double is not None:
         raise CohortError(f"{source}: the id '{double[:60]}' occurs twice; give every case an id of its own")

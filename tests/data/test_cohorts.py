@@ -126,8 +126,8 @@ def test_csv_with_other_names_and_more_images(tmp_path):
 @pytest.mark.goal(id="R12")
 def test_tables_that_cannot_be_used(tmp_path):
     touch(tmp_path / "a.nii", tmp_path / "b.nii")
-    assert "empty" in refusal(table(tmp_path, ""))
-    assert "no rows" in refusal(table(tmp_path, "image\n"))
+    for text in ("", "image\n"):
+        assert "the table has no rows; it needs a header" in refusal(table(tmp_path, text))
     assert "'x' occurs twice" in refusal(table(tmp_path, "image,id\na.nii,x\nb.nii,x\n"))
     for rows in ("b,a.nii\n,b.nii\n", ",b.nii\nb,a.nii\n"):  # an id, and the name of another case's file
         assert "the id 'b' occurs twice" in refusal(table(tmp_path, f"id,image\n{rows}"))
@@ -152,14 +152,14 @@ def test_no_cell_of_a_table_is_lost(tmp_path):
     touch(tmp_path / "a.png", tmp_path / "b.png")
     table = tmp_path / "t.csv"
     table.write_text("image,finding,age\na.png,benign,41\n\nb.png,lung cancer, left lobe,52\n")
-    assert "t.csv: line 4 has 4 cells, but there are 3 columns" in refusal(table)
+    assert "t.csv: line 4 (4 cells) has a value in a column without a name; name the column" in refusal(table)
     table.write_text("image,image,age\na.png,b.png,41\n")
     assert "two columns are called 'image'; rename one" in refusal(table)
     table.write_text('image,finding,age\na.png,"lung cancer, left lobe",41,,\n')  # Excel fills lines with empty cells
     (case,) = read_cohort(table)
     assert case.labels == {"finding": "lung cancer, left lobe", "age": 41}
     table.write_text("image,age,\na.png,41,\nb.png,52,5\n")  # 52,5 years, before a column that Excel has left empty
-    assert "t.csv: line 3 has a value in a column without a name" in refusal(table)
+    assert "t.csv: line 3 (3 cells) has a value in a column without a name" in refusal(table)
     table.write_text(",image,age\n0,a.png,41\n1,b.png,52\n")  # the numbers of the rows, as pandas writes them
     assert [case.labels for case in read_cohort(table)] == [{"age": 41}, {"age": 52}]
 
