@@ -311,7 +311,6 @@ def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
 
     Rows run from anterior (axial) or superior; columns from the patient's right, or for sagittal slices from anterior.
     """
-    check_choice("axis", axis, AXES)
     volume = to_ras(scan)  # a view: the volume is not copied for one slice
     affine = volume.affine
     normal = AXES[axis]

@@ -338,7 +338,7 @@ def test_an_array_is_the_scan_that_its_file_is(tmp_path):
 @pytest.mark.parametrize(
     ("array", "affine", "message"),
     [
-        (VOLUME[0, 0], None, "image: it has 2 axes, expected .*; add or remove axes"),
+        (VOLUME[0, 0], None, "image: it has 2 axes of float64, expected numbers .*; add or remove axes"),
         (np.full_like(VOLUME, np.inf), None, "image: 60 of its voxels are NaN or infinite"),
         (VOLUME, np.eye(3), "image: its affine is 3 x 3, expected 4 x 4"),
         (VOLUME[0], None, "image: it has 3 channels.*, expected 1"),
