@@ -100,7 +100,7 @@ def variance_components(values: ArrayLike, patients: ArrayLike, scanners: ArrayL
     df = len(x) - len(num_p) - rank
     if df < 1:
         raise ConfigError("repeat: no patient has two scans, or too few have; give repeated scans")
-    if scanners is not None and len(num_s) > 1 and rank == 0:
+    if scanners is not None and rank == 0:
         raise ConfigError(
             "scanner: no patient was scanned on two scanners, so scanners and patients cannot be told apart; omit "
             "scanner, or add patients who were"

@@ -68,6 +68,7 @@ def test_components_are_unbiased_with_missing_scans_and_more_scans_per_visit():
 
 @pytest.mark.parametrize(("estimate", "message"), [
     (lambda x: variance_components(x, np.arange(8) // 2, np.arange(8) // 4), "no patient was scanned on two scanners"),
+    (lambda x: variance_components(x, np.arange(8) // 2, np.zeros(8)), "no patient was scanned on two scanners"),
     (lambda x: variance_components(x, np.arange(8)), "no patient has two scans"),
     (lambda x: complete_design(list("aabc"), [1, 2, 1, 1]), "fewer than two patients have two"),
     (lambda x: complete_design(np.arange(50) // 2, np.arange(50)), "repeat: has 50 different values"),
