@@ -158,14 +158,12 @@ class _NeighborSearch:
             is_same_kind = len(tables.z_columns(rows)) == len(tables.z_columns(table)) and all(
                 (pooled in rows) == (pooled in table) for pooled in ("slices", "patches")
             )
-            if not is_same_kind or provenance.origin_of(queries)["model"] != provenance.origin_of(embeddings)["model"]:
+            origins = [provenance.origin_of(file) for file in (queries, embeddings)]
+            has_other_wide = len({origin.get("wide") for origin in origins} - {None}) > 1
+            if not is_same_kind or has_other_wide or origins[0]["model"] != origins[1]["model"]:
                 raise ConfigError(
-                    f"queries: {queries.name} was made with another model or pool than {embeddings.name}; embed both "
-                    "in the same way"
-                )
-            if len({provenance.origin_of(file).get("wide") for file in (queries, embeddings)} - {None}) > 1:
-                raise ConfigError(
-                    f"queries: {queries.name} has other wide features than {embeddings.name}; embed both again"
+                    f"queries: {queries.name} was made with another model, pool or wide features than "
+                    f"{embeddings.name}; embed both in the same way"
                 )
             recorded = table.attrs.get("monai_diffae", {}).get("preprocessing")
             if differ := provenance.preprocessing_differences(rows, recorded) if recorded is not None else []:

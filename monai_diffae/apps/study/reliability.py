@@ -99,8 +99,6 @@ def _usable(rows: pd.DataFrame, repeat: str, scanner: str | None, splits: Sequen
         kept = kept[~is_missing]
     if kept.empty:
         raise CohortError("reliability: no scan has a patient and a repeat; choose other columns or splits")
-    if scanner and kept[scanner].nunique() == 1:
-        raise ConfigError(f"scanner: all scans have the same '{scanner}'; omit scanner, or choose another column")
     return kept, len(chosen) - len(kept)
 
 

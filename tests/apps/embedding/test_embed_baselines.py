@@ -248,7 +248,9 @@ def test_neighbors_compare_wide_features(wide, labelled, tmp_path):
     other = shutil.copytree(wide[0], tmp_path / "bundle")
     rewrite(other, scaled(2), "wide.safetensors")
     queries = embed(other, labelled.cohort, tmp_path / "other", features="wide", device="cpu").path
-    with pytest.raises(ConfigError, match="has other wide features than embeddings.parquet; embed both again"):
+    with pytest.raises(
+        ConfigError, match="another model, pool or wide features than embeddings.parquet; embed both in the same way"
+    ):
         neighbors(wide[1], tmp_path / "queried", queries=queries, features="wide")
     with pytest.raises(CohortError, match="no columns w_000, ...; embed again with features wide"):
         neighbors(labelled.embeddings, tmp_path / "none", features="wide")

@@ -10,7 +10,7 @@ import pytest
 from monai_diffae import fit_direction, harmonize, neighbors, probe, reliability
 from monai_diffae.apps.evaluation.baselines import read_features, table_features
 from monai_diffae.data.embeddings import has_common_scale, read_embeddings, read_metadata, z_matrix
-from monai_diffae.errors import CohortError, ConfigError, MachineError
+from monai_diffae.errors import ConfigError, MachineError
 
 
 def planted(size=1.0, num_patients=80, dims=6, seed=0):
@@ -71,13 +71,6 @@ def test_scores_of_columns_and_constants_and_what_is_left_out(write, tmp_path, c
     for scores, message in {"report": "has empty cells or text", "height": "there is no label column 'height'"}.items():
         with pytest.raises(ConfigError, match=message):
             reliability(tmp_path / "e.parquet", tmp_path / "other", repeat="visit", scores=[scores])
-    with pytest.raises(ConfigError, match="^scanner: all scans have the same 'scanner'; omit scanner, or choose"):
-        reliability(write(planted().assign(scanner="A"), "one.parquet"), tmp_path / "one", repeat="visit",
-                    scanner="scanner")  # fmt: skip
-    double = write(pd.concat([table, table[:1]]), "double.parquet")
-    for command, arguments in {reliability: {"repeat": "visit"}, harmonize: {"scanner": "scanner"}}.items():
-        with pytest.raises(CohortError, match="no column id with a unique name for each case"):
-            command(double, tmp_path / "no.parquet", **arguments)
 
 
 def test_after_harmonizing_the_scanner_cannot_be_told_and_the_label_stays(write, tmp_path):
