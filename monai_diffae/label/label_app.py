@@ -39,14 +39,12 @@ class AppFolder:
 
     def settings(self) -> dict[str, Any]:
         """The content of ``settings.json``."""
-        file = self.path / "settings.json"
-        if not ((self.path / "main.py").is_file() and file.is_file()):
-            raise ConfigError(f"{self.path.name}: is not an app folder; make one with monai-diffae label-app")
         try:
-            settings = json.loads(file.read_text(encoding="utf-8"))
+            settings = json.loads((self.path / "settings.json").read_text(encoding="utf-8"))
             return {"bundle": str(settings["bundle"]), "device": settings.get("device")}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError("settings.json: must be a JSON object with bundle, the folder of a bundle") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            wrong = "is not an app folder, whose settings.json names a bundle"
+            raise ConfigError(f"{self.path.name}: {wrong}; make one with monai-diffae label-app") from error
 
     @property
     def bundle(self) -> Path:

@@ -9,7 +9,6 @@ import shutil
 import sys
 import threading
 from collections.abc import Mapping
-from importlib.util import find_spec
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +17,7 @@ from annotated_types import Ge, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, check_installed
 
 if TYPE_CHECKING:
     from monai_diffae.label.label_app import AppFolder
@@ -58,9 +57,9 @@ def label_server(
         Nothing, when the server has ended.
 
     Raises:
-        ConfigError: MONAI Label is not installed, the folders do not exist, or the bundle cannot be loaded.
+        ConfigError: the folders do not exist, or the bundle cannot be loaded.
         UnsafeInputError: the bundle has code of its own, and is not trusted.
-        MachineError: the port is in use, or the DICOMweb server cannot be reached.
+        MachineError: MONAI Label is not installed, the port is in use, or the DICOMweb server cannot be reached.
     """
     from monai_diffae.label.label_app import AppFolder
     from monai_diffae.serving.server import LOOPBACK, check_port
@@ -69,8 +68,7 @@ def label_server(
     is_url = studies.startswith(("http://", "https://"))
     if not is_url and not Path(studies).is_dir():
         raise ConfigError(f"studies: {Path(studies).name} is not a folder; give a folder of scans or a DICOMweb URL")
-    if find_spec("monailabel") is None:
-        raise ConfigError("monailabel is not installed; run pip install 'monai-diffae[label]'")
+    check_installed("monailabel", "label")
     check_port(host, port)
     if host not in LOOPBACK:
         logger.warning("host: everyone who can reach %s can read scans and replace labels: there is no password", host)

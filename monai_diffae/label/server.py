@@ -149,15 +149,10 @@ def _result_of(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def _check_training(arguments: dict[str, Any]) -> None:
-    """Refuse a training that MONAI Label (0.8.5) would accept although it cannot begin, or would queue."""
-    _refuse_second_training()
-    app_instance().check_training(arguments.get("model") or "diffae", arguments.get("params") or {})
-
-
-def _refuse_second_training() -> None:
-    """Refuse a training while another one waits or runs; MONAI Label (0.8.5) queues it while the first one starts."""
+    """Refuse a training that cannot begin, or that MONAI Label (0.8.5) would queue while the first one starts."""
     if any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks("train")):
         raise BusyError(IS_RUNNING)
+    app_instance().check_training(arguments.get("model") or "diffae", arguments.get("params") or {})
 
 
 @_infer.post("/{model}", summary="Run an inference task")

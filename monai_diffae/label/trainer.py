@@ -31,7 +31,7 @@ from monai_diffae.label.tasks import ServedModel, check_keys, option_names, show
 logger = logging.getLogger(__name__)
 
 _REPORT_EVERY_S = 5.0
-# what clients send to MONAI Label's own trainers, and what has no meaning here
+# what clients send to MONAI Label's own trainers, and what has no meaning here or is up to the server
 _IGNORED = frozenset({
     "name", "pretrained", "device", "multi_gpu", "gpus", "dataset", "dataloader", "run_id", "model_filename",
     "tracking_uri",
@@ -110,8 +110,6 @@ class DiffAETrainer(TrainTask):
         check_keys({key: value for key, value in values.items() if key not in _IGNORED}, set(names))
         if values.get("pretrained") not in (None, True):
             raise ConfigError("pretrained: a training continues with the weights that are served; omit it")
-        if values.get("tracking_uri"):  # a client could let the server write anywhere
-            raise ConfigError("tracking_uri: is set when the server starts, as MLFLOW_TRACKING_URI; omit it")
         overrides = training_options(**{name: values[name] for name in names if values.get(name) is not None})
         if not self._folder.owns_its_bundle:
             raise ConfigError("train: the app uses a bundle outside its folder; make an app of a copy, without --refer")

@@ -80,7 +80,6 @@ def test_a_training_that_is_refused_or_fails_changes_nothing(serve, bundle_3d, s
         ({"max_epochs": 0}, "max_epochs: 0 is below 1"),
         ({"val_split": 0}, "val_split: 0 is not above 0"),
         ({"pretrained": False}, "pretrained: a training continues with the weights that are served; omit it"),
-        ({"tracking_uri": "/etc"}, "tracking_uri: is set when the server starts"),
         ({"dataset_dir": "/etc"}, "params: 'dataset_dir' is unknown"),
         ({"diffae": {"output_dir": "/etc"}}, "params: 'output_dir' is unknown"),
     ):
