@@ -188,7 +188,7 @@ def _files(path: Path) -> tuple[Path, ...]:
             raise problem(folder, "the folder has no DICOM series with this UID", "check the UID after #series=")
         return series[uid].files
     if len(series) != 1:
-        todo = f"give a scan file, or one series as folder{SERIES}UID"
+        todo = f"give a scan file, the folder of one series, or folder{SERIES}UID"
         raise problem(folder, f"the folder holds {len(series)} DICOM series", todo)
     (only,) = series.values()
     unreadable = {p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}
