@@ -175,6 +175,7 @@ def test_a_wrong_key_or_value_is_named(make_workflow, overrides, words):
         ({"batch_size": 0}, "batch_size is 0; it must be"),
         ({"agreement_weight": True}, "agreement_weight is True"),
         ({"percentiles": 99}, "percentiles is 99"),
+        ({"slice_range": [10, 20]}, "slice_range is [10, 20]; it must be two numbers from 0 to 1"),
     ],
 )
 def test_a_value_out_of_range_is_named(value, words):
