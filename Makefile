@@ -67,7 +67,7 @@ golden: $(VENV)/.tests  ## train the stored tiny bundles again, and store the bu
 	$(BIN)/python tests/golden/make_golden.py
 
 weights: $(VENV)/.tests  ## put a trained bundle's weights into bundles/: make weights WEIGHTS="--bundle my_model --name chest_xray ..."
-	PYTHONPATH=tests/golden $(BIN)/python tests/weights/make_weights.py $(WEIGHTS)
+	PYTHONPATH=tests/golden:tests/bundles $(BIN)/python tests/weights/make_weights.py $(WEIGHTS)
 
 zoo-check: $(VENV)/.tests  ## the checks of MONAI's model zoo on each bundle, also the long ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/zoo

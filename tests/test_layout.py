@@ -27,12 +27,12 @@ BUDGETS = {
     "apps/study": (985, 6),
     "apps/synthesis": (2_280, 12),
     "apps/training": (2_335, 13),
-    "bundle": (2_725, 11),
+    "bundle": (2_730, 11),
     "cli": (245, 2),
     "data": (6_435, 29),
     "diffusion": (1_285, 7),
     "engines": (1_440, 11),
-    "explorer": (945, 6),
+    "explorer": (940, 6),
     "handlers": (1_585, 9),
     "inferers": (1_005, 6),
     "label": (1_865, 10),
@@ -49,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 28_363
-TEST_FUNCTIONS = 1_233
+TEST_LINES = 28_398
+TEST_FUNCTIONS = 1_234
 TRAININGS = 48
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from monai_diffae.bundle.description import versions
 from monai_diffae.data.atomic import ProcessLock, disk_errors, remove_abandoned, write_json
 from monai_diffae.data.fingerprints import digest, file_checksum
+from monai_diffae.diffusion.settings import DecodingSettings
 from monai_diffae.errors import CohortError, ConfigError, OtherResultsError
 from monai_diffae.lazy import pages, pd, tables
 
@@ -177,7 +178,8 @@ def finished(
             f"{existing.name}: exists, and no {record.name} beside it says what it was made from; "
             "set overwrite, or choose another out"
         )
-    differ = sorted(key for key in made_from if content["made_from"].get(key) != made_from[key])
+    before = {**vars(DecodingSettings()), **content["made_from"]}  # a record lacks options that are newer than it
+    differ = sorted(key for key in made_from if before.get(key) != made_from[key])
     if differ:
         raise OtherResultsError(
             f"{existing.name}: exists and was made with other {', '.join(differ)}; set overwrite, or choose another out"

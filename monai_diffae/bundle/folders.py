@@ -48,7 +48,7 @@ _PATIENCE_S = 10.0  # worker processes of a killed training need a few seconds t
 
 def shipped_bundle(name: str) -> Path:
     """The folder of a shipped bundle without weights."""
-    names = _names_of_bundles_with(f"{CONFIGS}/{TRAIN}")
+    names = sorted(_shipped_names() - set(names_with_weights()))
     if name not in names:
         raise ConfigError(f"bundle: there is no {name!r}; choose one of: {', '.join(names)}")
     return shipped("bundles") / name
@@ -56,19 +56,19 @@ def shipped_bundle(name: str) -> Path:
 
 def names_with_weights() -> list[str]:
     """The names of the shipped bundles with weights."""
-    return _names_of_bundles_with(f"{MODELS}/{MODEL}")
+    return sorted(name for name in _shipped_names() if (shipped("bundles") / name / MODELS / MODEL).is_file())
 
 
-def _names_of_bundles_with(file: str) -> list[str]:
-    return sorted(folder.name for folder in shipped("bundles").iterdir() if (folder / file).is_file())
+def _shipped_names() -> set[str]:
+    return {folder.name for folder in shipped("bundles").iterdir() if (folder / CONFIGS / TRAIN).is_file()}
 
 
 def init_bundle(directory: str | Path, bundle: str | os.PathLike[str] = "diffae_2d") -> Path:
     """Make a new bundle folder: a shipped bundle, or a copy of a trained one, whose training it can continue.
 
-    A bundle with weights is shipped without configurations: it gets those of ``diffae_2d`` or ``diffae_3d``, with the
-    values of its model's description. So does the file of a model. After an error or a kill, ``directory`` is as it
-    was.
+    The file of a model gets the configurations of ``diffae_2d`` or ``diffae_3d`` with the values of its description; a
+    bundle that is shipped with weights has such a ``train.json`` of its own. After an error or a kill, ``directory`` is
+    as it was.
 
     Args:
         directory: a new folder.
@@ -85,7 +85,7 @@ def init_bundle(directory: str | Path, bundle: str | os.PathLike[str] = "diffae_
 
 
 def _source(bundle: str | os.PathLike[str]) -> Path:
-    names = sorted({*_names_of_bundles_with(f"{CONFIGS}/{TRAIN}"), *names_with_weights()})
+    names = sorted(_shipped_names())
     if str(bundle) in names:
         return shipped("bundles") / bundle
     if not Path(bundle).exists():
@@ -97,9 +97,10 @@ def _source(bundle: str | os.PathLike[str]) -> Path:
 def fill_folder(folder: Path, source: Path, *, is_built: bool = True) -> None:
     """Fill a new folder with a bundle, or with a model's file, which need not be trusted without ``is_built``."""
     (folder / MODELS).mkdir()
-    if (source / CONFIGS / TRAIN).is_file():
+    is_shipped, is_described = source.parent == shipped("bundles"), (source / CONFIGS / TRAIN).is_file()
+    if is_described and not (is_shipped and source.name in names_with_weights()):
         _copy_static(source, folder)
-        if source.parent == shipped("bundles"):
+        if is_shipped:
             _copy_overlays(source, folder)
         else:
             copy_model(source, folder)
@@ -115,7 +116,8 @@ def fill_folder(folder: Path, source: Path, *, is_built: bool = True) -> None:
     else:  # what is beside it belongs to another model
         shutil.copyfile(file, folder / MODELS / MODEL)
         _write_for_monai(folder, model)
-    write_description(model.description, folder)
+    if not is_described:
+        write_description(model.description, folder)
     if not (source / CONFIGS / layout.METADATA).is_file():
         write_model_card(folder, model.description, is_described=(source / layout.MODEL_CARD).is_file())
 

@@ -1,7 +1,6 @@
 """Trained models, loaded from their files: the autoencoder of a bundle, first stage, latent DDIM and fast decoder."""
 
 import functools
-import inspect
 import json
 import logging
 import os
@@ -42,9 +41,6 @@ logger = logging.getLogger(__name__)
 
 _COHORT_KEYS = ("columns", "patient_pattern")  # no part of a description, as they can name patients
 _DISTILL, _TRAIN_LATENT = "train it again with monai-diffae distill", "monai-diffae train-latent"
-# Components have a configuration or weights of their own, the batch size does not change the result, and ``clip_range``
-# is None without ``clip``.
-_NOT_SETTINGS = ("schedule", "first_stage", "fast_decoder", "batch_size", "clip")
 
 
 def load_bundle(
@@ -81,7 +77,7 @@ def load_bundle(
     network.to(device).eval().requires_grad_(False)
     inferer, preprocessing = _companions(parser, device)
     fast_sha256 = None
-    if inferer.decoder == "fast":
+    if inferer.settings.decoder == "fast":
         fast_decoder, fast_sha256 = load_fast_decoder(models_folder(root), network, model.sha256, device)
         inferer = inferer.replace(fast_decoder=fast_decoder)
     return TrainedBundle(root, network, inferer, preprocessing, config, model.sha256, device, fast_sha256)
@@ -173,12 +169,15 @@ def inferer_overrides(overrides: Mapping[str, Any], **settings: Any) -> dict[str
 
 
 def inferer_settings(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:
-    """All arguments of an inferer that change its results, as plain values, for the records of results."""
-    arguments = [name for name in inspect.signature(type(inferer)).parameters if name not in _NOT_SETTINGS]
+    """All settings of an inferer that change its results, as plain values, for the records of results."""
+    # the batch size does not change the result, and without ``clip``, ``clip_range`` is None
+    settings = {name: value for name, value in vars(inferer.settings).items() if name not in ("batch_size", "clip")}
     return {
-        **{name: getattr(inferer, name) for name in arguments},
+        **settings,
+        "steps": inferer.steps,
+        "invert_steps": inferer.invert_steps,
         "solver": _solver_name(inferer.solver),
-        "spacing": inferer.spacing or inferer.schedule.spacing,
+        "spacing": inferer.settings.spacing or inferer.schedule.spacing,
         "clip_range": None if inferer.clip_range is None else list(inferer.clip_range),
     }
 

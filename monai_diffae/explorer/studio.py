@@ -64,7 +64,7 @@ class Studio:
             self._decode(z_sem, x_T, _LEAST_STEPS, lambda: None)
             times.append((time.perf_counter() - start) / _LEAST_STEPS)
         seconds = min(times)  # the first one is slow, and others may be on a busy machine
-        if trained.inferer.decoder == "fast":
+        if trained.inferer.settings.decoder == "fast":
             self.preview_steps = self.steps
             return seconds * _LEAST_STEPS / self.steps
         self.preview_steps = min(self.steps, max(_LEAST_STEPS, min(_MOST_STEPS, int(_PREVIEW_S / seconds))))

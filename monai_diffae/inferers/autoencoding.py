@@ -110,8 +110,6 @@ class DiffusionAutoencoderInferer(Inferer):
         self._parts = {"schedule": schedule, "first_stage": first_stage, "fast_decoder": fast_decoder}
         self.settings = chosen = DecodingSettings(**settings)
         self.schedule, self.first_stage, self.fast_decoder = schedule, first_stage, fast_decoder
-        self.inversion, self.invert_tolerance, self.decoder = chosen.inversion, chosen.invert_tolerance, chosen.decoder
-        self.spacing, self.batch_size = chosen.spacing, chosen.batch_size
         self.solver = find_solver(chosen.solver)
         facts = solver_facts(self.solver)
         self.solver_steps = facts.steps(chosen.steps)
@@ -125,7 +123,7 @@ class DiffusionAutoencoderInferer(Inferer):
             )
         num_levels = schedule.num_train_timesteps
         most = {"steps": facts.evaluations(num_levels)}
-        if self.inversion == "ddim":
+        if chosen.inversion == "ddim":
             most["invert_steps"] = num_levels
         for name, limit in most.items():
             if getattr(self, name) > limit:
@@ -133,7 +131,7 @@ class DiffusionAutoencoderInferer(Inferer):
                 raise ConfigError(
                     f"{name} is {number}; it must be between 1 and {limit}, as the schedule has {num_levels} levels"
                 )
-        schedule.inference_timesteps(self.solver_steps, self.spacing)  # raises an error for an unknown spacing
+        schedule.inference_timesteps(self.solver_steps, chosen.spacing)  # raises an error for an unknown spacing
 
     def __call__(  # type: ignore[override]
         self,
@@ -171,7 +169,7 @@ class DiffusionAutoencoderInferer(Inferer):
     @property
     def decoding_evaluations(self) -> int:
         """Network evaluations of a decoding, by the chosen decoder."""
-        return self.fast_decoder.steps if self.decoder == "fast" and self.fast_decoder else self.steps
+        return self.fast_decoder.steps if self.settings.decoder == "fast" and self.fast_decoder else self.steps
 
     @torch.no_grad()
     def encode(self, images: Tensor, network: nn.Module) -> Tensor:
@@ -240,7 +238,7 @@ class DiffusionAutoencoderInferer(Inferer):
         self, z_sem: Tensor, network: nn.Module, x_T: Tensor, callback: StepCallback | None = None
     ) -> Tensor:
         """As :meth:`decode`, for all images at once, and with the gradient with respect to z_sem."""
-        if self.decoder == "fast":
+        if self.settings.decoder == "fast":
             return self._to_images(self._decoded_fast(x_T, z_sem, callback))
         return self._to_images(self._decoded(x_T, self._predictor(network, z_sem), callback))
 
@@ -275,7 +273,7 @@ class DiffusionAutoencoderInferer(Inferer):
         def run(images: Tensor, z_sem: Tensor) -> tuple[Tensor, Tensor]:
             x_0, predict = self._from_images(images), self._predictor(network, z_sem)
             x_T = self._inverted(x_0, predict, callback)
-            if self.decoder == "exact":
+            if self.settings.decoder == "exact":
                 decoded = self._decoded(x_T, predict, callback)
                 x_T, decoded = self._refined((x_0, z_sem), x_T, decoded, network, max_evaluations)
                 return x_T, self._to_images(decoded)
@@ -340,18 +338,18 @@ class DiffusionAutoencoderInferer(Inferer):
 
     def _inverted(self, x_0: Tensor, predict: Predictor, callback: StepCallback | None) -> Tensor:
         """x_T of x_0, an image or its latents."""
-        if self.inversion == "ddim":
-            levels = self.schedule.paper_inversion_levels(self.invert_steps, self.spacing)
+        if self.settings.inversion == "ddim":
+            levels = self.schedule.paper_inversion_levels(self.invert_steps, self.settings.spacing)
             return ddim(predict, x_0, levels, callback=callback)
         return implicit_inversion(
             predict, x_0,
-            self.schedule.inversion_levels(min(self.solver_steps, self.invert_steps), self.spacing),
+            self.schedule.inversion_levels(min(self.solver_steps, self.invert_steps), self.settings.spacing),
             num_evaluations=self.invert_steps, order=self.inversion_order, callback=callback,
         )  # fmt: skip
 
     def _decoded(self, x_T: Tensor, predict: Predictor, callback: StepCallback | None = None) -> Tensor:
         """x_0, an image or its latents, of x_T."""
-        levels = self.schedule.decoding_levels(self.solver_steps, self.spacing)
+        levels = self.schedule.decoding_levels(self.solver_steps, self.settings.spacing)
         return self.solver(predict, x_T, levels, callback=callback)
 
     def _decoded_fast(self, x_T: Tensor, z_sem: Tensor, callback: StepCallback | None = None) -> Tensor:
@@ -371,12 +369,12 @@ class DiffusionAutoencoderInferer(Inferer):
     ) -> tuple[Tensor, Tensor]:
         """x_T and its decoded x_0; images too far from ``target`` (x_0 and z_sem) are inverted again, one by one."""
         x_0, z_sem = target
-        tolerance = self.invert_tolerance
+        tolerance = self.settings.invert_tolerance
         inexact = self._inexact(decoded, x_0)
         if tolerance is None or not inexact:
             return x_T, decoded
         x_T, decoded, errors = x_T.clone(), decoded.clone(), _mean_squares(decoded - x_0)
-        levels = self.schedule.inversion_levels(self.solver_steps, self.spacing)
+        levels = self.schedule.inversion_levels(self.solver_steps, self.settings.spacing)
         for i in inexact:
             predict, one = self._predictor(network, z_sem[i : i + 1]), x_0[i : i + 1]
             refined = refined_inversion(
@@ -398,9 +396,9 @@ class DiffusionAutoencoderInferer(Inferer):
 
     def _inexact(self, decoded: Tensor, x_0: Tensor) -> list[int]:
         """The images whose decoded x_0 differs by more than the tolerance; none if nothing is refined."""
-        if self.invert_tolerance is None or self.inversion == "ddim":
+        if self.settings.invert_tolerance is None or self.settings.inversion == "ddim":
             return []
-        is_exact = _mean_squares(decoded - x_0) <= self.invert_tolerance  # false for NaN
+        is_exact = _mean_squares(decoded - x_0) <= self.settings.invert_tolerance  # false for NaN
         return (~is_exact).nonzero().flatten().tolist()
 
     def _in_batches(
@@ -415,7 +413,7 @@ class DiffusionAutoencoderInferer(Inferer):
         inputs = [to_slices(tensor) for tensor in (images, *codes)] if is_sliced else [images, *codes]
         parts = []
         with exact_convolutions():
-            for batch in zip(*(tensor.split(self.batch_size) for tensor in inputs), strict=True):
+            for batch in zip(*(tensor.split(self.settings.batch_size) for tensor in inputs), strict=True):
                 parts.append(run(*batch))
         outputs = [torch.cat(part) for part in zip(*parts, strict=True)]
         return [from_slices(output, images.shape[-1]) for output in outputs] if is_sliced else outputs

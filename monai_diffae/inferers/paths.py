@@ -51,7 +51,7 @@ def _check(first: Tensor, second: Tensor) -> None:
 
 def few_levels(inferer: DiffusionAutoencoderInferer, steps: int) -> list[int]:
     """Choose ``steps`` + 1 of an inferer's levels, from x_T down to x0, at equal distances in its list."""
-    levels = inferer.schedule.decoding_levels(inferer.solver_steps, inferer.spacing)
+    levels = inferer.schedule.decoding_levels(inferer.solver_steps, inferer.settings.spacing)
     if type(steps) is not int or not 1 <= steps < len(levels):
         most = len(levels) - 1
         raise ConfigError(
@@ -67,7 +67,7 @@ def inverted_trajectory(
 
     The inferer inverts implicitly, and ``levels`` are some of its levels, chosen by :func:`few_levels`.
     """
-    path = inferer.schedule.inversion_levels(inferer.solver_steps, inferer.spacing)
+    path = inferer.schedule.inversion_levels(inferer.solver_steps, inferer.settings.spacing)
     start = images if inferer.first_stage is None else inferer.first_stage.encode(images)
     return _states(path, start, levels, lambda keep: inferer.invert(images, network, z_sem, keep))
 
@@ -79,7 +79,7 @@ def decoded_trajectory(
 
     They are some of the inferer's levels, chosen by :func:`few_levels`.
     """
-    path = inferer.schedule.decoding_levels(inferer.solver_steps, inferer.spacing)
+    path = inferer.schedule.decoding_levels(inferer.solver_steps, inferer.settings.spacing)
     return _states(path, x_T, levels, lambda keep: inferer.decode(z_sem, network, x_T, keep))
 
 

@@ -1,6 +1,7 @@
 """Results: made once, shown in notebooks and pages, and made in steps."""
 
 import base64
+import functools
 import json
 import logging
 import re
@@ -13,7 +14,7 @@ from PIL import Image
 import monai_diffae as mdae
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import Command
-from monai_diffae.apps.result import Result, run_once
+from monai_diffae.apps.result import Result, finished, run_once, write_record
 from monai_diffae.apps.steps import Steps
 from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import BusyError, CohortError, ConfigError
@@ -67,6 +68,15 @@ def test_what_was_deleted_is_made_again_and_what_was_changed_is_refused(made, tm
             made()
     assert not made(overwrite=True)[1]
     assert made()[1]
+
+
+def test_a_record_that_is_older_than_a_decoding_option_was_made_with_its_default(tmp_path):
+    (tmp_path / "t.csv").write_text("")
+    write_record("edit", tmp_path / "t.csv", {"seed": 0}, {"n": 1}, [tmp_path / "t.csv"])
+    of_now = functools.partial(finished, "edit", tmp_path / "t.csv", [tmp_path / "t.csv"], overwrite=False)
+    assert of_now({"seed": 0, "inversion": "implicit"}) == {"n": 1}
+    with pytest.raises(ConfigError, match="made with other inversion"):
+        of_now({"seed": 0, "inversion": "ddim"})
 
 
 def test_a_run_that_failed_without_a_result_refuses_no_other(made, tmp_path):

@@ -9,7 +9,7 @@ from tiny_bundles import rewrite
 
 from monai_diffae import train
 from monai_diffae.bundle import describe_folder, init_bundle
-from monai_diffae.bundle.folders import NOTE, complete_bundle
+from monai_diffae.bundle.folders import NOTE, complete_bundle, names_with_weights
 
 ROOT = Path(__file__).parents[2]
 ALL = {path.stem for path in (ROOT / "configs").glob("*.json")}
@@ -25,6 +25,15 @@ def test_init_copies_the_overlays_that_fit(name, expected, tmp_path):
     directory = init_bundle(tmp_path / "new", name)
     own = {path.stem for path in (ROOT / "bundles" / name / "configs" / "overlays").iterdir()}
     assert {path.stem for path in (directory / "configs" / "overlays").iterdir()} == expected | own
+
+
+@pytest.mark.parametrize("name", names_with_weights())
+def test_shipped_weights_have_the_configuration_of_their_description(name, tmp_path):
+    model = ROOT / "bundles" / name / "models" / "model.safetensors"
+    shipped, described = init_bundle(tmp_path / "a", name), init_bundle(tmp_path / "b", model)
+    for file in (path for path in described.rglob("*") if path.is_file() and path.parent.name != "docs"):
+        if file.name != "metadata.json":
+            assert file.read_bytes() == (shipped / file.relative_to(described)).read_bytes(), "run make configs"
 
 
 def test_values_of_another_dimension_are_one_line(tmp_path):

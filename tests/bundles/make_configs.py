@@ -1,14 +1,17 @@
-"""``make configs`` writes the bundle runs of commands, with a key per argument, and the stubs of the doors."""
+"""``make configs`` writes the bundle runs of commands, the ``train.json`` of shipped weights, and the doors' stubs."""
 
 import inspect
 import json
+import shutil
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from monai_diffae import lazy
 from monai_diffae.apps.commands import COMMANDS
 from monai_diffae.bundle.description import as_json
+from monai_diffae.bundle.folders import init_bundle, names_with_weights
 
 ROOT = Path(__file__).parents[2]
 _MONAI_KEYS = {"bundle": "bundle_root", "cohort": "dataset_dir", "out": "output_dir"}
@@ -53,6 +56,13 @@ def update_command_configs(bundle):
     return files
 
 
+def write_training_config(bundle):
+    """Write the ``train.json`` of a bundle shipped with weights: its recipe's, with the values of its description."""
+    with TemporaryDirectory() as folder:
+        recipe = init_bundle(folder, bundle / "models" / "model.safetensors")
+        shutil.copyfile(recipe / "configs" / "train.json", bundle / "configs" / "train.json")
+
+
 def door_stub(package):
     """The text of a package's ``__init__.pyi``, by which editors and type checkers know what the door opens."""
     modules = import_module(package).MODULES
@@ -85,3 +95,5 @@ if __name__ == "__main__":
         file.write_text(text)
     for folder in (ROOT / "bundles").iterdir():
         update_command_configs(folder)
+        if folder.name in names_with_weights():
+            write_training_config(folder)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 from golden_bundles import write_golden_scans
+from make_configs import write_training_config
 
 from monai_diffae import embed
 from monai_diffae.bundle import init_bundle, layout
@@ -40,6 +41,7 @@ def make_weights(bundle: Path, name: str, figures: Mapping[str, Any], *, bundles
     if code:
         sys.exit(f"{bundle.name}: has code of its own ({code[0]}); only bundles without it are shipped")
     _write_models(bundle / layout.MODELS, target / layout.MODELS)
+    write_training_config(target)
     _describe_tensors(target)
     return fill_in(target, {**_texts(target), **figures})
 

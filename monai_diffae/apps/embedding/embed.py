@@ -27,6 +27,8 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.policies import Colour, Features
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from monai_diffae.apps.session import Session
     from monai_diffae.data.cohort_split import SplitCohort
 
@@ -125,7 +127,7 @@ def embed(
     and retries the cases that failed. Processes of ``torchrun`` share the work, and the first one writes the table. So
     do the jobs of a Slurm array with ``part``; run the command without it when all have ended. The metadata of a
     Parquet table, ``pandas.read_parquet(path).attrs["monai_diffae"]``, and the ``.json`` beside the table record what
-    it was made with.
+    it was made with; the latter is written last, and then says ``complete``.
 
     Args:
         bundle: Folder of a trained bundle. For other encoders also an untrained one, or the name of a shipped bundle.
@@ -172,10 +174,12 @@ def embed(
     from monai_diffae.apps.embedding.tables import make_tables, with_map_columns
     from monai_diffae.apps.provenance import check_scans, scans_record
     from monai_diffae.apps.session import Session
-    from monai_diffae.data.embeddings import COMMON_SCALE, read_embeddings, rows_sample, z_matrix
+    from monai_diffae.data.embeddings import COMMON_SCALE, read_embeddings, z_matrix
     from monai_diffae.latents.representation import warn_if_unused
 
-    read_as = colour_values(colour) if encoder != "trained" else {"colour": colour} if colour else {}
+    read_as = {} if colour is None else {"colour": colour}
+    if encoder != "trained":
+        read_as = colour_values(colour)
     path, process = _table_path(out, cohort, encoder), this_process(part)
     run = replace(run, device=run.device or process.device, overrides={**read_as, **run.overrides})
     described_encoder: dict[str, Any] = {}
@@ -199,10 +203,7 @@ def embed(
     if features == "wide":
         session = fit_or_load(session, may_fit=process.world_size == 1)
         made_from["wide"] = wide_checksum(bundle)
-    files = {path: made_from}
-    if cutter is not None:
-        pools = {path: "patches", path.with_name(f"{path.stem}_patches{path.suffix}"): "patch"}
-        files = {file: {**made_from, "pool": each, "overlap": overlap} for file, each in pools.items()}
+    files = {path: made_from} if cutter is None else _patch_tables(path, {**made_from, "overlap": overlap})
     usage = session.trained.z_sem_usage
     warn_if_unused(usage)
     complete = [finished("embed", file, [file], each, overwrite=run.overwrite) for file, each in files.items()]
@@ -238,17 +239,33 @@ def embed(
         described["split_origin"] = session.split_origin
         session.warn_if_unlike(z_matrix(tables[0]))
     result, scans = _result(files, len(tables[0]), len(failures), usage), scans_record(states, encoded.contents)
-    for file, file_made_from in files.items():  # first all, in case the run is killed before the last table is written
-        write_record("embed", file, file_made_from)
-    for (file, file_made_from), table in zip(files.items(), tables, strict=True):
-        table.attrs["monai_diffae"] = {"made_from": file_made_from, **described, "versions": versions()}
-        write = table.to_csv if file.suffix.lower() == ".csv" else table.to_parquet
-        write_atomic(file, functools.partial(write, index=False))
-        figures = {**result.figures, **described, "rows": rows_sample(table)}
-        write_record("embed", file, file_made_from, figures, [file], scans=scans)
+    _write(dict(zip(files, tables, strict=True)), files, described, result, scans)
     for folder in path.parent.glob(glob.escape(f".{path.stem}-") + "[0-9a-f]" * _SUM_DIGITS):
         shutil.rmtree(folder, ignore_errors=True)  # also those of runs with other settings, which the table ends
     return result
+
+
+def _patch_tables(path: Path, made_from: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
+    """The table of scans and that of their patches, with what each is made from."""
+    patches = path.with_name(f"{path.stem}_patches{path.suffix}")
+    return {path: {**made_from, "pool": "patches"}, patches: {**made_from, "pool": "patch"}}
+
+
+def _write(
+    tables: Mapping[Path, pd.DataFrame], files: Mapping[Path, Any], described: Mapping[str, Any], result: Result,
+    scans: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Write the tables, each with its record; a record says that its table is complete, and is written after it."""
+    from monai_diffae.data.embeddings import rows_sample
+
+    for file, made_from in files.items():  # first all, in case the run is killed before the last table is written
+        write_record("embed", file, made_from)
+    for file, table in tables.items():
+        table.attrs["monai_diffae"] = {"made_from": files[file], **described, "versions": versions()}
+        write = table.to_csv if file.suffix.lower() == ".csv" else table.to_parquet
+        write_atomic(file, functools.partial(write, index=False))
+        figures = {**result.figures, **described, "rows": rows_sample(table)}
+        write_record("embed", file, files[file], figures, [file], scans=scans)
 
 
 def _result(

@@ -41,7 +41,7 @@ _IN_PICTURE = 8
 
 def condition_of(inferer: DiffusionAutoencoderInferer) -> dict[str, Any]:
     """What a line of a table says of decoding: the solver, or `fast decoder`, and the network evaluations."""
-    solver = "fast decoder" if inferer.decoder == "fast" else str(inferer_settings(inferer)["solver"])
+    solver = "fast decoder" if inferer.settings.decoder == "fast" else str(inferer_settings(inferer)["solver"])
     return {"solver": solver, "steps": inferer.decoding_evaluations}
 
 
@@ -50,7 +50,7 @@ def conditions_of(
 ) -> list[DiffusionAutoencoderInferer]:
     """Every solver with every number of steps, for the exact decoder; and the fast decoder as it is."""
     conditions: dict[tuple[Any, ...], DiffusionAutoencoderInferer] = {}
-    for decoder in decoders or [inferer.decoder]:
+    for decoder in decoders or [inferer.settings.decoder]:
         variants = [inferer.replace(decoder=decoder)]
         if decoder != "fast":
             variants = [variants[0].replace(solver=solver) for solver in solvers] or variants

@@ -117,7 +117,7 @@ def explain(
     check_file(model)
     session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
     trained = session.trained
-    if trained.inferer.decoder == "fast":
+    if trained.inferer.settings.decoder == "fast":
         raise ConfigError("decoder: the exact decoder checks what is found; omit it")
     users_model = read_users_model(model, interface, trained)
     if search.to is not None:
