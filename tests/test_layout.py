@@ -19,8 +19,8 @@ MOST_PARAMETERS = 12
 
 BUDGETS = {
     ".": (290, 5),
-    "apps": (1_505, 9),
-    "apps/embedding": (1_545, 7),
+    "apps": (1_510, 9),
+    "apps/embedding": (1_565, 7),
     "apps/evaluation": (2_760, 11),
     "apps/pages": (2_180, 11),
     "apps/sharing": (420, 4),
@@ -34,9 +34,9 @@ BUDGETS = {
     "engines": (1_440, 11),
     "explorer": (940, 6),
     "handlers": (1_585, 9),
-    "inferers": (1_005, 6),
-    "label": (1_865, 10),
-    "latents": (3_840, 16),
+    "inferers": (1_000, 6),
+    "label": (1_870, 10),
+    "latents": (3_860, 16),
     "metrics": (625, 6),
     "networks": (2_205, 12),
     "official": (600, 4),
@@ -49,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 28_398
-TEST_FUNCTIONS = 1_234
+TEST_LINES = 28_409
+TEST_FUNCTIONS = 1_235
 TRAININGS = 48
 
 

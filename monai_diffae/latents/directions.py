@@ -15,7 +15,7 @@ from monai_diffae.latents.probing.nested import held_out_predictions
 from monai_diffae.latents.probing.probes import FittedProbe, ProbeModel, grouped_folds, regularisations
 from monai_diffae.latents.probing.scores import bootstrapped, difference_interval, with_interval
 from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes
-from monai_diffae.latents.targets import Kind, LabelKind, Target, class_name, read_line_target
+from monai_diffae.latents.targets import Kind, LabelKind, Target, class_name, missing, read_line_target, rest_of
 from monai_diffae.policies import check_choice
 
 logger = logging.getLogger(__name__)
@@ -141,13 +141,23 @@ class Direction:
         return self.statistics.moved(z, strength * self.std * self.line(along))
 
     def truth(self, labels: Sequence[Any]) -> Floats:
-        """What :meth:`predict` should return for labels: 1 for the positive class, else 0; or the numbers; ``[N]``."""
+        """What :meth:`predict` should return for labels: 1 and 0 for the two classes, or the numbers; ``[N]``."""
+        if missing(labels).any():
+            raise ConfigError(f"target '{self.target}': some cases have no label; omit them")
         if self.classes is None:
             try:
                 return np.array(labels, np.float64)
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"target '{self.target}': some labels are not numbers; omit these cases") from error
-        return np.array([class_name(label) == self.classes[1] for label in labels], np.float64)
+        negative, positive = self.classes
+        names = np.array([class_name(label) for label in labels], dtype=object)
+        unknown = sorted(set(names) - {negative, positive})
+        if unknown and negative != rest_of(positive):
+            raise ConfigError(
+                f"target '{self.target}': the class '{unknown[0]}' is neither '{negative}' nor '{positive}', the "
+                "classes that the direction was fitted to; omit its cases"
+            )
+        return (names == positive).astype(np.float64)
 
     def check_fits(self, model_sha256: str, z_channels: int, preprocessing: str | None = None) -> None:
         """Refuse a model other than the one whose z_sem the direction was fitted to; warn of another preprocessing.

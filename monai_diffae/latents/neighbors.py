@@ -63,6 +63,8 @@ def nearest_neighbors(
     x = checked_codes(z, y.shape[1], num_least=1).astype(np.float64)
     group = np.full(len(x), "") if groups is None else np.asarray(groups, str)
     pool_group = np.arange(len(y)).astype(str) if pool_groups is None else np.asarray(pool_groups, str)
+    if group.shape != (len(x),) or pool_group.shape != (len(y),):
+        raise ConfigError("neighbors: give as many groups as cases")
     names, sizes = np.unique(pool_group, return_counts=True)
     largest = int(sizes[np.isin(names, group)].max(initial=0))
     if not 1 <= k <= len(y) - largest:
@@ -234,6 +236,8 @@ def mmd(a: ArrayLike, b: ArrayLike, bandwidth: float | None = None) -> float:
     pooled = np.concatenate([x, y])
     if bandwidth is None:
         bandwidth = float(np.median(pdist(pooled[:: -(-len(pooled) // _MEDIAN_ROWS)])))
+    if not 0 < bandwidth < np.inf:
+        raise ConfigError(f"bandwidth: {bandwidth} is not above 0; set another, or give cases that differ")
     in_x = (np.arange(len(pooled)) < len(x)).astype(np.float64)[:, None]
     sums, start = np.zeros(3), 0
     for distances in pairwise_distances_chunked(pooled, metric="euclidean", working_memory=_BLOCK_MIB):

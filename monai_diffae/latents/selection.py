@@ -44,7 +44,7 @@ class Selection:
       the uncertainty; for numbers as ``typical``, because the uncertainty of a regression did not help.
 
     Raises:
-        ConfigError: the strategy is unknown, labels are missing, or values are not finite.
+        ConfigError: the strategy is unknown, a row does not exist, or values are not finite.
 
     Example:
         >>> z_sem = [[0.0], [1.0], [5.0], [9.0]]
@@ -79,7 +79,12 @@ class Selection:
     @cached_property
     def covered(self) -> Rows:
         """The labelled rows, and those that were selected earlier."""
-        return np.concatenate([np.asarray(rows, np.intp).reshape(-1) for rows in (self.labelled, self.proposed)])
+        rows = np.concatenate([np.asarray(rows, np.intp).reshape(-1) for rows in (self.labelled, self.proposed)])
+        if not ((rows >= 0) & (rows < len(self.z))).all():
+            raise ConfigError(
+                f"labelled or proposed: a row is outside 0 to {len(self.z) - 1}; give row numbers of z_sem"
+            )
+        return rows
 
     @cached_property
     def candidates(self) -> Rows:

@@ -114,6 +114,8 @@ class LatentStatistics:
             The moved z_sem, in the shape and dtype of ``z``.
         """
         codes = checked_codes(z, self.z_channels)
+        if not np.isfinite(step).all():
+            raise ConfigError("strength: the step is not finite; choose a number such as -3 to 3")
         return np.where(step == 0, codes, (codes + step * self.std).astype(codes.dtype))
 
 
@@ -225,6 +227,8 @@ class PrincipalComponents:
         Returns:
             ``[A, D]``, in the dtype of ``z``.
         """
+        if not 0 <= component < len(self.directions):
+            raise ConfigError(f"component: {component} is not one of 0 to {len(self.directions) - 1}")
         start = checked_codes(np.ravel(z), self.statistics.z_channels)
         step = self.stds[component] * self.directions[component]
         return np.stack([self.statistics.moved(start, strength * step) for strength in strengths])

@@ -143,6 +143,7 @@ def test_strength_zero_changes_no_bit_and_what_does_not_fit_is_refused(binary, z
     np.testing.assert_array_equal(moved.view(np.uint32), z.view(np.uint32))
     assert binary.move(z[3], 1).shape == (6,)
     for run, message in (
+        (lambda: binary.move(z, float("nan")), "strength: the step is not finite"),
         (
             lambda: binary.check_fits("b" * 64, 6),
             "another model .aaaaaaaa with z_sem of 6 numbers; this one is bbbbbbbb",
@@ -187,6 +188,8 @@ def test_the_positive_class_turns_the_direction_and_may_be_one_of_several(z, lab
 def test_truth_of_labels(binary, continuous):
     np.testing.assert_array_equal(binary.truth([1, 0.0, "1", np.int64(0)]), [1, 0, 1, 0])
     np.testing.assert_array_equal(continuous.truth([40, 50.5]), [40, 50.5])
+    with pytest.raises(ConfigError, match="neither '0' nor '1'"):
+        binary.truth([0, 2])
     with pytest.raises(ConfigError, match="not numbers"):
         continuous.truth(["old"])
 

@@ -113,6 +113,8 @@ def test_a_traversal_goes_by_standard_deviations_and_starts_at_the_case(mixed_z,
     along = components.statistics.normalise(traversed.astype(np.float64)) @ components.directions.T
     np.testing.assert_allclose(along - along[1], np.outer(strengths, components.stds * [0, 1, 0, 0]), atol=1e-5)
     np.testing.assert_array_equal(components.traverse(mixed_z[4:5], 1, strengths), traversed)
+    with pytest.raises(ConfigError, match="^component: -1 is not one of 0 to 3"):
+        components.traverse(mixed_z[4], -1, strengths)
 
 
 def measured(z, factors):
