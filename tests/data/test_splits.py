@@ -84,6 +84,8 @@ def test_given_splits_stay():
     assert done[:6].count("val") == 1
     done = [c.split for c in assign_splits(make(["val", "train", None, None]))]
     assert done == ["val", "train", "train", "train"]
+    cases = [*make(["test", "train"]), Case("c2", {}, "p0")]  # another scan of the patient in test
+    assert [c.split for c in assign_splits(cases, val_fraction=0)] == ["test", "train", "test"]
     done = [c.split for c in assign_splits(make([None] * 20), val_fraction=0.2, test_fraction=0.1)]
     assert (done.count("train"), done.count("val"), done.count("test")) == (14, 4, 2)
     assert [c.split for c in assign_splits(make([None] * 3), val_fraction=0, test_fraction=0)] == ["train"] * 3

@@ -112,8 +112,10 @@ def test_a_table_with_standard_names_needs_no_names_of_the_training_table(tiny_b
     train.write_text(json.dumps({**json.loads(train.read_text()), "columns": {"image": "file"}}))
     assert embed(directory, tiny_bundle.cohort, tmp_path / "o", device="cpu").num_cases == 12
     images = [str(tiny_bundle.cohort.parent / image) for image in pd.read_csv(tiny_bundle.cohort)["image"]]
-    (tmp_path / "list.json").write_text(json.dumps({"test": [{"image": image} for image in images[:2]]}))
-    assert embed(directory, tmp_path / "list.json", tmp_path / "p", device="cpu").num_cases == 2
+    entries = [{"image": images[0]}, {"image": images[1], "grade": 2}]  # the first one lacks a label
+    (tmp_path / "list.json").write_text(json.dumps({"test": entries}))
+    table = read_embeddings(embed(directory, tmp_path / "list.json", tmp_path / "p", device="cpu").path)
+    assert table["grade"].tolist()[1:] == [2]
 
 
 # -- complete or not ---------------------------------------------------------------------------------------------------
