@@ -130,14 +130,10 @@ def safe_file_name(id: str) -> str:
     return plain if plain == id else f"{plain[: _LONGEST - 9].lstrip('_')}-{_short_hash(id)}"
 
 
-def safe_file_names(ids: Sequence[str]) -> list[str]:
-    """Convert unique ids to unique safe file names without suffix; ids with the same name get a hash."""
-    return _distinct([safe_id(_without_suffix(id)) for id in ids], ids)
-
-
-def safe_ids(texts: Sequence[str]) -> list[str]:
-    """Convert unique texts to unique safe ids; texts with the same safe id get a hash. The order does not matter."""
-    return _distinct([safe_id(text) for text in texts], texts)
+def safe_names(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Unique safe ids, and file names without suffix, for unique texts; equal ones get a hash, in any order."""
+    file_names = [safe_id(_without_suffix(text)) for text in texts]
+    return _distinct([safe_id(text) for text in texts], texts), _distinct(file_names, texts)
 
 
 def _without_suffix(id: str) -> str:
