@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_diffae.lazy import dicom
+
 if TYPE_CHECKING:  # every command imports this module, so it is light
     from numpy.typing import NDArray
 
@@ -65,12 +67,10 @@ def file_checksum(path: str | os.PathLike[str]) -> str:
 
 def scan_files(file: str | os.PathLike[str]) -> list[Path]:
     """The files that a scan is read from: the slices of a series, a header with its voxels, or the file itself."""
-    from monai_diffae.data.formats.dicom import list_series, split_series
-
-    path, uid = split_series(file)
+    path, uid = dicom.split_series(file)
     if path.is_dir():
         with contextlib.suppress(OSError):
-            series = list_series(path)
+            series = dicom.list_series(path)
             return [slice_ for name in series if uid in (None, name) for slice_ in series[name].files]
         return []
     return [path, *map(Path, voxel_files(path))]
@@ -147,9 +147,7 @@ def cohort_fingerprint(cases: Sequence[Case]) -> str:
 
 def _size(path: Path) -> int:
     """Bytes of a file, of both files of a NIfTI pair, or of all files in a series' folder; -1 if one is missing."""
-    from monai_diffae.data.formats.dicom import split_series
-
-    folder, _ = split_series(path)
+    folder, _ = dicom.split_series(path)
     try:
         if folder.is_dir():
             return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
