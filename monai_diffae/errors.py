@@ -3,9 +3,12 @@
 Every message is a single line, so that it reads the same in a terminal, in ``failures.csv`` and in a log.
 """
 
+import os
 from importlib.util import find_spec
+from pathlib import Path
 
 _LONGEST_QUOTE = 60
+_LONGEST_PROBLEM = 200  # characters
 
 
 class DiffAEError(Exception):
@@ -78,6 +81,15 @@ class ScanError(OmittableError, ValueError):
     """One scan cannot be used; the other cases of its cohort can."""
 
     exit_code = 4
+
+
+def problem(path: str | os.PathLike[str], wrong: str, todo: str) -> ScanError:
+    """Make the error ``file name: what is wrong; what to do``: one line of at most 200 characters, without folders."""
+    name = " ".join(Path(path).name.split())
+    if len(name) > 48:
+        name = "..." + name[-45:]
+    room = _LONGEST_PROBLEM - len(name) - len(todo) - 4
+    return ScanError(f"{name}: {shortened(' '.join(wrong.split()), room)}; {todo}")
 
 
 class CohortError(OmittableError, ValueError):

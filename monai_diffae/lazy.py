@@ -29,17 +29,19 @@ _RENAMED = {
 }  # fmt: skip
 _ROOMS_AND_MODULES = (
     "engines", "inferers", "latents", "metrics", "networks", "official", "pictures", "transforms",
-    "apps.pages.sections", "apps.provenance",
-    "bundle.loading", "data.cached", "data.cohort_split", "data.cohorts", "data.inspection.twins",
-    "data.samples", "data.scans",
+    "apps.evaluation.baselines", "apps.evaluation.quality", "apps.pages.sections", "apps.provenance",
+    "bundle.loading", "data.cached", "data.cohort_split", "data.cohorts", "data.formats.dicom", "data.inspection.twins",
+    "data.samples", "data.scans", "data.streamed", "data.tensor_files",
     "inferers.counterfactual", "inferers.paths", "latents.association", "latents.directions",
     "latents.harmonization", "latents.representation", "latents.statistics", "latents.targets",
-    "networks.network_parts", "transforms.writing",
+    "networks.network_parts", "serving.server", "transforms.writing",
 )  # fmt: skip
 _INSIDE = _RENAMED | {path.rpartition(".")[2]: path for path in _ROOMS_AND_MODULES}
-MODULES = {"np": "numpy", "npt": "numpy.typing", "pd": "pandas", "torch": "torch"} | {
-    name: f"monai_diffae.{path}" for name, path in _INSIDE.items()
-}
+_OUTSIDE = {
+    "np": "numpy", "npt": "numpy.typing", "pd": "pandas", "pa": "pyarrow", "pq": "pyarrow.parquet",
+    "pydantic": "pydantic", "torch": "torch",
+}  # fmt: skip
+MODULES = _OUTSIDE | {name: f"monai_diffae.{path}" for name, path in _INSIDE.items()}
 """The modules by their names here; ``make configs`` writes them to ``lazy.pyi`` for type checkers."""
 
 globals().update({name: _Lazy(module) for name, module in MODULES.items()})

@@ -8,12 +8,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from monai_diffae.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
+from monai_diffae.lazy import pydantic  # loaded by the first call, so that the help is quick
 
 R = TypeVar("R")
 
@@ -48,21 +46,16 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
 
     @functools.cache
     def checks() -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-        from pydantic import ConfigDict, validate_call
-
         # evaluated in the namespace of the function's own module; pydantic would use another one
         arguments.__annotations__ = get_type_hints(function, include_extras=True)
-        config = ConfigDict(
+        config = pydantic.ConfigDict(
             extra="forbid", revalidate_instances="always", arbitrary_types_allowed=True,
             allow_inf_nan=False, coerce_numbers_to_str=True,  # MONAI's command line makes numbers of ids such as 101
         )  # fmt: skip
-        return validate_call(config=config)(arguments)
+        return pydantic.validate_call(config=config)(arguments)
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> R:
-        # imported here, so that importing a command, as the help does, stays quick
-        from pydantic import ValidationError
-
         for name, value in kwargs.items():  # True would become 1
             if isinstance(value, bool) and "bool" not in annotations.get(name, "bool"):
                 raise ConfigError(f"{name}: {value} cannot be used; give a number or text")
@@ -70,7 +63,7 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
         packed = _packed({name: _as_path(value) for name, value in kwargs.items()}, owners)
         try:
             checked_args, checked_kwargs = checks()(*args, **packed)
-        except ValidationError as error:
+        except pydantic.ValidationError as error:
             raise ConfigError(_one_line(error, function)) from None
         bound = inspect.signature(function).bind(*checked_args, **checked_kwargs).arguments
         bundle = bound.get("bundle")  # a folder, or the name of a shipped bundle
@@ -139,7 +132,7 @@ def _flat_signature(function: Callable[..., Any]) -> inspect.Signature:
     return signature.replace(parameters=parameters)
 
 
-def _one_line(error: ValidationError, function: Callable[..., Any]) -> str:
+def _one_line(error: pydantic.ValidationError, function: Callable[..., Any]) -> str:
     """One line about the first error, with the argument's name."""
     details = error.errors()[0]
     first, *rest = details["loc"]

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 from monai_diffae.bundle.code import components, strings
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import ConfigError, MachineError, find_diffae_error, one_line, quoted, shortened
+from monai_diffae.lazy import parsing, torch
 from monai_diffae.policies import Colour, Doubtful, OnBadScan, Uneven
 
 if TYPE_CHECKING:
-    import torch
     from monai.bundle import ConfigParser
-
-    from monai_diffae.bundle.parser import ModuleLocator
 
 _T = TypeVar("_T")
 
@@ -82,9 +80,7 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
 
 def check_arguments(config: dict[str, Any]) -> None:
     """Check that each component's ``_target_`` takes the component's arguments."""
-    from monai_diffae.bundle.parser import ModuleLocator
-
-    locator = ModuleLocator()
+    locator = parsing.ModuleLocator()
     for path, component in components(config):
         parameters = _parameters(component["_target_"], locator)
         if parameters is None:
@@ -109,7 +105,7 @@ def _keys_of_files_read(config: dict[str, Any]) -> set[str]:
     return set().union(*(file_keys for file_keys in keys if file_keys <= config.keys()))
 
 
-def _parameters(target: Any, locator: ModuleLocator) -> Set[str] | None:
+def _parameters(target: Any, locator: parsing.ModuleLocator) -> Set[str] | None:
     """The keyword parameters of a target; None if it takes any keyword, or if they are unknown."""
     from monai.utils import ensure_tuple
 
@@ -316,8 +312,6 @@ def references(value: Any) -> set[str]:
 
 def find_device(device: str | torch.device | None) -> torch.device:
     """The device of this name, which this machine has; None: the GPU if there is one, else the CPU."""
-    import torch
-
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(1, device=device)

@@ -18,7 +18,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from monai_diffae.bundle.code import MODEL_TARGETS, components, refuse_code
 from monai_diffae.bundle.config import references
@@ -26,11 +26,7 @@ from monai_diffae.bundle.layout import MODEL, MODELS, MONAI_MODEL, model_file
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import ConfigError, ScanError, UnsafeInputError, quoted
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from monai_diffae.bundle.parser import Parser
+from monai_diffae.lazy import parsing, tensor_files, torch
 
 VERSION = 1
 """The version of this format; files of a newer one are refused."""
@@ -58,10 +54,10 @@ class ModelFile:
     name: str  # the name of the file
     kind: str  # ``autoencoder``, ``first_stage``, ``latent``, ``fast`` or ``anomaly``
     description: dict[str, Any]  # what the model is: the configuration of its parts, and the values that they refer to
-    tensors: dict[str, Tensor]  # by their names
+    tensors: dict[str, torch.Tensor]  # by their names
     sha256: str  # SHA-256 of the whole file
 
-    def load_into(self, network: nn.Module, prefix: str = "") -> None:
+    def load_into(self, network: torch.nn.Module, prefix: str = "") -> None:
         """Load the tensors of a part into a network that was just built: of the model, or of its first stage."""
         other = FIRST_STAGE if "first_stage" in self.description and not prefix else None
         names = [key for key in self.tensors if key.startswith(prefix) and not (other and key.startswith(other))]
@@ -75,7 +71,7 @@ class ModelFile:
         network.load_state_dict(state)
 
 
-def check_fit(state: Mapping[str, Tensor], network: nn.Module, name: str) -> None:
+def check_fit(state: Mapping[str, torch.Tensor], network: torch.nn.Module, name: str) -> None:
     """Check that weights, which the file ``name`` holds, are those of a network."""
     shapes = {key: value.shape for key, value in network.state_dict().items()}
     keys = shapes.keys() | state.keys()
@@ -87,11 +83,9 @@ def check_fit(state: Mapping[str, Tensor], network: nn.Module, name: str) -> Non
         )
 
 
-def write_model(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> Path:
+def write_model(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> Path:
     """Write a model's file, in one atomic step; the same model gives the same bytes."""
     from safetensors.torch import save
-
-    from monai_diffae.data.tensor_files import save_bytes
 
     check_writable(description)
     # a copy of each tensor, as safetensors takes none that share memory
@@ -102,7 +96,7 @@ def write_model(path: Path, kind: str, tensors: Mapping[str, Tensor], descriptio
     entry["sha256"] = _digest(entry, header, data)
     head = json.dumps({"__metadata__": {_ENTRY: json.dumps(entry)}, **header}).encode()
     head += b" " * (-len(head) % 8)
-    return write_atomic(path, partial(save_bytes, [len(head).to_bytes(8, "little"), head, data]))
+    return write_atomic(path, partial(tensor_files.save_bytes, [len(head).to_bytes(8, "little"), head, data]))
 
 
 def check_writable(description: Mapping[str, Any]) -> None:
@@ -168,11 +162,9 @@ def unknown_targets(description: Mapping[str, Any]) -> list[str]:
     return sorted(targets - MODEL_TARGETS)
 
 
-def model_parser(description: Mapping[str, Any]) -> Parser:
+def model_parser(description: Mapping[str, Any]) -> parsing.Parser:
     """A parser of what a description builds, to which a recipe does not belong."""
-    from monai_diffae.bundle.parser import Parser
-
-    return Parser(deepcopy(built_part(description)))
+    return parsing.Parser(deepcopy(built_part(description)))
 
 
 def built_part(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,12 +279,11 @@ def refuse_other_weights(bundle: Path) -> None:
             raise ConfigError(f"{path.name}: another program has written it; remove it to use {MODEL}")
 
 
-def write_for_monai(path: Path, tensors: Mapping[str, Tensor]) -> Path:
+def write_for_monai(path: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
     """Write the weights of a model as MONAI's tools load them: a flat state dict, marked as this package's."""
-    from monai_diffae.data.tensor_files import save_tensors
 
     def write(temporary: Path) -> None:
-        save_tensors({name: tensors[name].detach().cpu().clone() for name in sorted(tensors)}, temporary)
+        tensor_files.save_tensors({name: tensors[name].detach().cpu().clone() for name in sorted(tensors)}, temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.comment = _MARK
 

@@ -13,17 +13,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
 
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.errors import BusyError, ConfigError, MachineError
-
-if TYPE_CHECKING:  # both take half a second to import
-    import pandas as pd
-    import pyarrow as pa
+from monai_diffae.lazy import pa, pd, pq
 
 # A full disk, an exceeded quota, a failing or read-only disk or a forbidden folder is a problem of the machine, not a
 # bug. So is a folder that is a file, or a name that the file system does not accept.
@@ -166,8 +163,6 @@ class PartStore:
 
     def append(self, rows: pd.DataFrame) -> None:
         """Write rows as one part. Each part takes milliseconds, so collect some seconds of work before."""
-        import pyarrow as pa
-
         if rows.empty:
             return
         if not self._number:
@@ -190,8 +185,6 @@ class PartStore:
 
     def read(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """All rows, sorted by id, with these columns besides the ids; None: with all."""
-        import pyarrow as pa
-
         wanted = None if columns is None else [self.id_column, *columns]
         parts = [self._load(part, wanted) for part in self._parts()]
         parts = parts or [pa.table({self.id_column: pa.array([], pa.string())})]
@@ -209,9 +202,6 @@ class PartStore:
         return sorted(self.folder.glob("part-*.parquet"))
 
     def _load(self, part: Path, columns: list[str] | None = None) -> pa.Table:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         try:
             return pq.ParquetFile(part).read(columns)
         except (OSError, pa.ArrowException) as error:
@@ -225,8 +215,5 @@ class PartStore:
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     texts = [field.name for field in table.schema if field.type in (pa.string(), pa.large_string())]
     pq.write_table(table, path, row_group_size=_ROWS, use_dictionary=texts, write_statistics=texts)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from monai_diffae.data.atomic import disk_errors
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.errors import CohortError, ConfigError, shortened
+from monai_diffae.lazy import dicom, scans  # which load the readers of all formats
 from monai_diffae.policies import MISSING_WORDS, Ids
 
 Label = float | int | str | None
@@ -130,21 +131,15 @@ def safe_file_name(id: str) -> str:
     return plain if plain == id else f"{plain[: _LONGEST - 9].lstrip('_')}-{_short_hash(id)}"
 
 
-def safe_file_names(ids: Sequence[str]) -> list[str]:
-    """Convert unique ids to unique safe file names without suffix; ids with the same name get a hash."""
-    return _distinct([safe_id(_without_suffix(id)) for id in ids], ids)
-
-
-def safe_ids(texts: Sequence[str]) -> list[str]:
-    """Convert unique texts to unique safe ids; texts with the same safe id get a hash. The order does not matter."""
-    return _distinct([safe_id(text) for text in texts], texts)
+def safe_names(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Unique safe ids, and file names without suffix, for unique texts; equal ones get a hash, in any order."""
+    file_names = [safe_id(_without_suffix(text)) for text in texts]
+    return _distinct([safe_id(text) for text in texts], texts), _distinct(file_names, texts)
 
 
 def _without_suffix(id: str) -> str:
     """An id without the suffix of a scan, because the files that are named after it get their own."""
-    from monai_diffae.data.scans import scan_suffix  # which loads the readers of all formats
-
-    return id[: len(id) - len(scan_suffix(id))] or id
+    return id[: len(id) - len(scans.scan_suffix(id))] or id
 
 
 def _distinct(plain: Sequence[str], texts: Sequence[str]) -> list[str]:
@@ -286,10 +281,7 @@ def with_hashes(cases: Sequence[Case], folder: Path, ids: Ids = "names") -> list
 
 
 def _is_known_by_patient_id(case: Case) -> bool:
-    from monai_diffae.data.formats.dicom import read_patient
-    from monai_diffae.data.scans import may_be_dicom
-
-    return may_be_dicom(case.first_file) and case.patient == read_patient(case.first_file)
+    return scans.may_be_dicom(case.first_file) and case.patient == dicom.read_patient(case.first_file)
 
 
 # -- splits by patient -------------------------------------------------------------------------------------------------
@@ -388,8 +380,6 @@ def _identity(file: Path) -> tuple[int, int] | str | None:
     try:
         status = file.stat()
     except OSError:
-        from monai_diffae.data.formats import dicom  # which loads pydicom and SimpleITK
-
         return str(file) if dicom.split_series(file)[1] is not None else None
     # some network drives have no such numbers
     return (status.st_dev, status.st_ino) if status.st_ino else str(file)

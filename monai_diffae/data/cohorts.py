@@ -14,22 +14,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.data.cases import (
-    MISSING_WORDS,
-    SPLITS,
-    Case,
-    Images,
-    as_labels,
-    cases_of_one_file,
-    check_splits,
-    safe_file_names,
-    safe_ids,
-)
+from monai_diffae.data.cases import SPLITS, Case, Images, as_labels, cases_of_one_file, check_splits, safe_names
 from monai_diffae.data.folders import BIDS_SUBJECT, FolderContent, name_within, search_folder, short_names
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.formats.scan import warn_once
 from monai_diffae.data.scans import SUFFIXES, may_be_dicom, scan_suffix
 from monai_diffae.errors import CohortError, ConfigError, quoted, shortened
+from monai_diffae.policies import MISSING_WORDS
 
 logger = logging.getLogger(__name__)
 
@@ -323,7 +314,7 @@ def _to_cases(
     texts = [row.id or name for row, name in zip(rows, unique_names, strict=True)]
     _check_rows(source, rows, texts, refuse_leaks=refuse_leaks)
     cases = []
-    for row, safe, file_name, patient in zip(rows, safe_ids(texts), safe_file_names(texts), patients, strict=True):
+    for row, safe, file_name, patient in zip(rows, *safe_names(texts), patients, strict=True):
         id = row.id or safe
         split = standard_split(source, id, row.split)
         cases.append(replace(row, id=id, patient=patient or file_name, split=split, file_name=file_name))

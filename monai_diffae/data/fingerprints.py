@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +14,18 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_diffae.lazy import dicom
+
 if TYPE_CHECKING:  # every command imports this module, so it is light
     from numpy.typing import NDArray
 
     from monai_diffae.data.cases import Case
 
 _NOT_IMAGES = ("id", "slice")  # entries of a case's item
+
+_VOXELS_OF = {".hdr": ".img", ".hdr.gz": ".img.gz"}  # by the suffixes of their headers
+_VOXELS_FIELD = re.compile(rb"(?im)^\s*(?:ElementDataFile\s*[=:]|data ?file\s*:(?!=))\s*([^\r\n]*)")
+_LONGEST_HEADER = 1 << 16
 
 _SETTLED_NS = 2 * 10**9  # file systems store the time of a change to 2 s or better
 _MOST_CACHED = 16384
@@ -60,16 +67,38 @@ def file_checksum(path: str | os.PathLike[str]) -> str:
 
 def scan_files(file: str | os.PathLike[str]) -> list[Path]:
     """The files that a scan is read from: the slices of a series, a header with its voxels, or the file itself."""
-    from monai_diffae.data.formats.dicom import list_series, split_series
-    from monai_diffae.data.formats.scan import voxel_files
-
-    path, uid = split_series(file)
+    path, uid = dicom.split_series(file)
     if path.is_dir():
         with contextlib.suppress(OSError):
-            series = list_series(path)
+            series = dicom.list_series(path)
             return [slice_ for name in series if uid in (None, name) for slice_ in series[name].files]
         return []
     return [path, *map(Path, voxel_files(path))]
+
+
+def voxel_file(path: str | os.PathLike[str]) -> str:
+    """The file that holds the voxels: the .img file beside a .hdr file, else the file itself."""
+    path = os.fspath(path)
+    for header, voxels in _VOXELS_OF.items():
+        if path.lower().endswith(header):
+            stem, suffix = path[: -len(header)], path[-len(header) :]
+            return stem + (voxels.upper() if suffix.isupper() else voxels)
+    return path
+
+
+def voxel_files(path: str | os.PathLike[str]) -> Iterator[str]:
+    """The file with the voxels of a header file, if that is another one."""
+    path = os.fspath(path)
+    if (voxels := voxel_file(path)) != path:
+        yield voxels
+    if path.lower().endswith((".mhd", ".mha", ".nrrd")):
+        header = b""
+        with contextlib.suppress(OSError, ValueError), open(path, "rb") as stream:
+            header = stream.read(_LONGEST_HEADER)
+        name = match[1].decode(errors="surrogateescape").strip() if (match := _VOXELS_FIELD.search(header)) else ""
+        if name and name.upper() != "LOCAL":  # else the voxels follow the header
+            # text takes a tenth of the time of Path, and a cohort has many files
+            yield os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120
 
 
 def content_hash(files: Sequence[str | os.PathLike[str]]) -> str:
@@ -118,10 +147,7 @@ def cohort_fingerprint(cases: Sequence[Case]) -> str:
 
 def _size(path: Path) -> int:
     """Bytes of a file, of both files of a NIfTI pair, or of all files in a series' folder; -1 if one is missing."""
-    from monai_diffae.data.formats.dicom import split_series
-    from monai_diffae.data.formats.scan import voxel_file
-
-    folder, _ = split_series(path)
+    folder, _ = dicom.split_series(path)
     try:
         if folder.is_dir():
             return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
@@ -144,8 +170,6 @@ def _file_hash(file: Path) -> str:
 
 
 def _state_lines(file: str) -> Iterator[str]:
-    from monai_diffae.data.formats.scan import voxel_files
-
     path = file.rpartition("#series=")[0] or file
     for name, each in ((file, path), *((voxels, voxels) for voxels in voxel_files(path))):
         yield os.path.basename(name)  # noqa: PTH119 - see above

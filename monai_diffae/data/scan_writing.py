@@ -25,8 +25,7 @@ from monai_diffae.data.formats import dicom, itk
 from monai_diffae.data.formats.dicom_pixels import is_grey, is_inverted, lenient, write_dataset
 from monai_diffae.data.formats.dicom_planes import FRAMES, SHARED, Stack
 from monai_diffae.data.formats.itk import LPS_TO_RAS
-from monai_diffae.data.formats.scan import problem
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, problem
 
 logger = logging.getLogger(__name__)
 

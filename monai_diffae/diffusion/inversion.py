@@ -19,14 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from monai_diffae.diffusion.steps import (
-    Evaluation,
-    Predictor,
-    StepCallback,
-    integrate,
-    interpolated_step,
-    natural_parameterisation,
-)
+from monai_diffae.diffusion.steps import Evaluation, Predictor, StepCallback, integrate, interpolated_step
 from monai_diffae.errors import ConfigError
 
 MEMORY = 4
@@ -121,7 +114,7 @@ def implicit_inversion(
         raise ConfigError(
             f"implicit_inversion needs rising levels, from x0 up, and an order of at least 1, not {order}"
         )
-    schedule, parameterisation = predict.schedule, natural_parameterisation(predict.schedule)
+    schedule, parameterisation = predict.schedule, predict.schedule.natural_parameterisation
     below: list[Evaluation] = []  # at the levels reached so far, the nearest first
     counts = iter([num_evaluations // steps + (i < num_evaluations % steps) for i in range(steps)])
 
@@ -180,7 +173,7 @@ def refined_inversion(
         return None
     path = [x0]  # x at each level
     implicit_inversion(predict, x0, levels, order=order, callback=lambda _, __, x: path.append(x))
-    schedule, parameterisation = predict.schedule, natural_parameterisation(predict.schedule)
+    schedule, parameterisation = predict.schedule, predict.schedule.natural_parameterisation
     evaluations = [predict(x, t) for x, t in zip(path[1:], levels[1:], strict=True)]
     sweeps: list[tuple[float, Tensor, Tensor]] = []
     for _ in range(SWEEPS):

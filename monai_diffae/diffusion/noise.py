@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # seeds are needed where torch is not
-    from torch import Tensor
+from monai_diffae.lazy import torch  # seeds are needed where torch is not
 
 
 def seed_of(*parts: int | str) -> int:
@@ -15,12 +13,10 @@ def seed_of(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def image_noise(shape: tuple[int, ...], seed: int, indices: list[int]) -> Tensor:
+def image_noise(shape: tuple[int, ...], seed: int, indices: list[int]) -> torch.Tensor:
     """Standard normal noise (len(indices), *shape); each row depends on ``seed`` and its index only.
 
     So an image gets the same noise in every batch.
     """
-    import torch
-
     rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed_of(seed, "noise", i))) for i in indices]
     return torch.stack(rows)

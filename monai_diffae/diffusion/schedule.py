@@ -22,6 +22,7 @@ the ratio is 1.5 %, about two grey levels of an 8-bit image.
 """
 
 Prediction = Literal["eps", "x0", "v"]
+Parameterisation = Literal["x0", "eps", "velocity"]
 TimestepSampling = Literal["uniform", "logit_normal"]
 LossWeighting = Literal["none", "min_snr"]
 RECTIFIED_FLOW = "rectified_flow"
@@ -222,6 +223,20 @@ class DiffusionSchedule(Scheduler):
         alpha, sigma = self.level(t)
         s = sigma / (alpha + sigma)
         return math.log((1 - s + self.log_snr_cap) / s)
+
+    def half_log_snr(self, t: int) -> float:
+        """log(alpha / sigma), lambda in the solvers' papers: infinite for x0 itself, minus infinity without signal."""
+        alpha, sigma = self.level(t)
+        return -math.inf if alpha == 0 else math.inf if sigma == 0 else math.log(alpha / sigma)
+
+    @property
+    def natural_parameterisation(self) -> Parameterisation:
+        """What solvers interpolate: eps if the network predicts it, else the velocity.
+
+        The velocity's equation never divides by zero. A network that predicts eps is used only with schedules where x_T
+        still holds signal, so that nothing is divided by zero either.
+        """
+        return "eps" if self.prediction == "eps" else "velocity"
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t of levels ``t`` (B,) in [-1, T], in a shape that multiplies ``like`` (B, C, *S)."""

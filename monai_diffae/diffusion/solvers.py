@@ -20,18 +20,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from monai_diffae.diffusion.schedule import CLEAN
-from monai_diffae.diffusion.steps import (
-    Evaluation,
-    Parameterisation,
-    Predictor,
-    StepCallback,
-    exponential_step,
-    half_log_snr,
-    integrate,
-    interpolated_step,
-    natural_parameterisation,
-)
+from monai_diffae.diffusion.schedule import CLEAN, Parameterisation
+from monai_diffae.diffusion.steps import Evaluation, Predictor, StepCallback, integrate, interpolated_step, unipc_step
 from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.policies import check_choice
 
@@ -204,7 +194,7 @@ def adams(
     """
     _check_falling("adams", levels)
     _check_order(order)
-    schedule, parameterisation = predict.schedule, natural_parameterisation(predict.schedule)
+    schedule, parameterisation = predict.schedule, predict.schedule.natural_parameterisation
     latest: list[Evaluation] = []
 
     def step(x: Tensor, t: int, t_next: int) -> Tensor:
@@ -246,8 +236,8 @@ def dpmpp_2m(
         (alpha, sigma), (alpha_next, sigma_next) = schedule.level(t), schedule.level(t_next)
         d = evaluation.x0
         if previous is not None and schedule.level(previous.t)[0] > 0:  # without signal, h' is infinite
-            h = half_log_snr(schedule, t_next) - half_log_snr(schedule, t)
-            h_before = half_log_snr(schedule, t) - half_log_snr(schedule, previous.t)
+            h = schedule.half_log_snr(t_next) - schedule.half_log_snr(t)
+            h_before = schedule.half_log_snr(t) - schedule.half_log_snr(previous.t)
             d = d + h / (2 * h_before) * (evaluation.x0 - previous.x0)
         # -alpha_next (exp(-h) - 1), written so that h may be infinite
         weight = alpha_next - sigma_next * alpha / sigma
@@ -283,13 +273,13 @@ def unipc(
         nonlocal latest, x_before, last_order, steps_left
         evaluation = predict(x, t)
         if latest:
-            x = exponential_step(predict.schedule, x_before, t, [*latest[:last_order], evaluation], parameterisation)
+            x = unipc_step(predict.schedule, x_before, t, [*latest[:last_order], evaluation], parameterisation)
         latest = [evaluation, *latest[: order - 1]]
         last_order, x_before = min(order, len(latest), steps_left), x
         steps_left -= 1
         if t_next == CLEAN:
             return evaluation.x0
-        return exponential_step(predict.schedule, x, t_next, latest[:last_order], parameterisation)
+        return unipc_step(predict.schedule, x, t_next, latest[:last_order], parameterisation)
 
     return integrate(x, levels, step, callback)
 

@@ -18,16 +18,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffae.diffusion.schedule import DiffusionSchedule
-
-Parameterisation = Literal["x0", "eps", "velocity"]
+from monai_diffae.diffusion.schedule import DiffusionSchedule, Parameterisation
 
 # With 32 points the quadrature of a step, whose integrand is smooth, is exact to rounding.
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
@@ -58,15 +55,6 @@ class Evaluation:
         if parameterisation == "velocity":
             return self.eps - self.x0
         return self.x0 if parameterisation == "x0" else self.eps
-
-
-def natural_parameterisation(schedule: DiffusionSchedule) -> Parameterisation:
-    """The parameterisation to interpolate: eps if the network predicts it, else the velocity.
-
-    The velocity's equation never divides by zero. A network that predicts eps is used only with schedules where x_T
-    still holds signal, so that nothing is divided by zero either.
-    """
-    return "eps" if schedule.prediction == "eps" else "velocity"
 
 
 def interpolated_step(
@@ -128,7 +116,7 @@ def _lagrange(points: NDArray[np.float64], nodes: Sequence[float], i: int) -> ND
     return np.prod([(points - node) / (nodes[i] - node) for node in others], axis=0)
 
 
-def exponential_step(
+def unipc_step(
     schedule: DiffusionSchedule,
     x: Tensor,
     t_next: int,
@@ -144,11 +132,11 @@ def exponential_step(
     """
     t = evaluations[0].t
     x_next = interpolated_step(schedule, x, t, t_next, evaluations[:1], parameterisation)
-    h = half_log_snr(schedule, t_next) - half_log_snr(schedule, t)
-    others = [evaluation for evaluation in evaluations[1:] if math.isfinite(half_log_snr(schedule, evaluation.t))]
+    h = schedule.half_log_snr(t_next) - schedule.half_log_snr(t)
+    others = [evaluation for evaluation in evaluations[1:] if math.isfinite(schedule.half_log_snr(evaluation.t))]
     if not others or not math.isfinite(h):
         return x_next
-    ratios = [(half_log_snr(schedule, evaluation.t) - half_log_snr(schedule, t)) / h for evaluation in others]
+    ratios = [(schedule.half_log_snr(evaluation.t) - schedule.half_log_snr(t)) / h for evaluation in others]
     alpha_next, sigma_next = schedule.level(t_next)
     # The integrals of r^k times the exponential over the step, where r goes from 0 to 1; by parts.
     sign, scale = (1, alpha_next) if parameterisation == "x0" else (-1, sigma_next)
@@ -164,12 +152,6 @@ def exponential_step(
     for weight, evaluation in zip(weights, others, strict=True):
         x_next = x_next + float(scale * weight) * (evaluation.value(parameterisation) - first)
     return x_next
-
-
-def half_log_snr(schedule: DiffusionSchedule, t: int) -> float:
-    """log(alpha / sigma), lambda in the solvers' papers: infinite for x0 itself, minus infinity without signal."""
-    alpha, sigma = schedule.level(t)
-    return -math.inf if alpha == 0 else math.inf if sigma == 0 else math.log(alpha / sigma)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ MODULES = {
     **dict.fromkeys(("FirstStageEvaluator", "FirstStageTrainer"), "first_stage"),
     "LatentCases": "latent_cases",
     **dict.fromkeys(("ImageLoss", "gradient_difference"), "losses"),
-    **dict.fromkeys(("Workload", "check_memory"), "memory"),
+    **dict.fromkeys(("Workload", "check_memory", "free_memory"), "memory"),
     "resolve_precision": "precision",
     **dict.fromkeys(("AutoencoderPrepareBatch", "FixedPrepareBatch"), "prepare_batch"),
     **dict.fromkeys((

@@ -14,6 +14,7 @@ from monai_diffae.engines.losses import ImageLoss as ImageLoss
 from monai_diffae.engines.losses import gradient_difference as gradient_difference
 from monai_diffae.engines.memory import Workload as Workload
 from monai_diffae.engines.memory import check_memory as check_memory
+from monai_diffae.engines.memory import free_memory as free_memory
 from monai_diffae.engines.precision import resolve_precision as resolve_precision
 from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch as AutoencoderPrepareBatch
 from monai_diffae.engines.prepare_batch import FixedPrepareBatch as FixedPrepareBatch

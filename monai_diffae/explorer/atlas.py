@@ -18,9 +18,7 @@ from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction, PrincipalComponents, principal_components
 from monai_diffae.latents.directions import travel
 from monai_diffae.latents.neighbors import nearest_neighbors
-from monai_diffae.latents.statistics import ACTIVE_SHARE
-
-Floats = NDArray[np.float64]
+from monai_diffae.latents.statistics import ACTIVE_SHARE, Floats
 
 _NUM_NEIGHBORS = 5
 _NUM_EXTREMES = 4  # extreme components without a fixed slider that every case shows

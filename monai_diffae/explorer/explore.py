@@ -18,6 +18,7 @@ from cyclopts import Group, Parameter
 from monai_diffae.apps.command import command, refuse_results_among_scans
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Decoding, Reading, Run
+from monai_diffae.lazy import server
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -80,16 +81,15 @@ def explore(
     """
     from monai_diffae.explorer.app import build_app
     from monai_diffae.explorer.exploration import Caller, open_exploration
-    from monai_diffae.serving.server import LOOPBACK, check_port
 
     refuse_results_among_scans(cohort, out=out)  # the default, too, which lies in the working folder
-    check_port(address.host, address.port)
+    server.check_port(address.host, address.port)
     caller = Caller(bundle, cohort, embeddings, decoding, reading, run)
     exploration = open_exploration(caller, out, directions, num_components)
     token = secrets.token_urlsafe(24)
-    if address.host not in LOOPBACK:
+    if address.host not in server.LOOPBACK:
         logger.warning("host: everyone who can reach %s and knows the token can see the scans", address.host)
-    app = build_app(exploration, token, address.port, loopback_only=address.host in LOOPBACK)
+    app = build_app(exploration, token, address.port, loopback_only=address.host in server.LOOPBACK)
     try:
         _serve(app, address, token)
     finally:
@@ -98,8 +98,6 @@ def explore(
 
 
 def _serve(app: FastAPI, address: Address, token: str) -> None:
-    from monai_diffae.serving.server import serve
-
     host = f"[{address.host}]" if ":" in address.host else address.host
     url = f"http://{host}:{address.port}/?token={token}"
 
@@ -108,4 +106,4 @@ def _serve(app: FastAPI, address: Address, token: str) -> None:
         if not address.no_browser:
             threading.Timer(1, webbrowser.open, [url]).start()
 
-    serve(app, address.host, address.port, announce)
+    server.serve(app, address.host, address.port, announce)

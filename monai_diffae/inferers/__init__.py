@@ -7,6 +7,7 @@ MODULES = {
     "LatentInferer": "generation",
     **dict.fromkeys((
         "FirstStageInferer", "FirstStageReconstructor", "Reconstructor", "encode_exactly", "estimate_from_noised",
+        "images_at_once",
     ), "reconstruction"),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ from monai_diffae.inferers.reconstruction import FirstStageReconstructor as Firs
 from monai_diffae.inferers.reconstruction import Reconstructor as Reconstructor
 from monai_diffae.inferers.reconstruction import encode_exactly as encode_exactly
 from monai_diffae.inferers.reconstruction import estimate_from_noised as estimate_from_noised
+from monai_diffae.inferers.reconstruction import images_at_once as images_at_once
 
 MODULES: dict[str, str]
 __all__: list[str]

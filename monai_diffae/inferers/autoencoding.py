@@ -12,18 +12,8 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from monai_diffae.diffusion import (
-    DecodingSettings,
-    Denoiser,
-    DiffusionSchedule,
-    Predictor,
-    StepCallback,
-    find_solver,
-    implicit_inversion,
-    refined_inversion,
-    solver_facts,
-)
-from monai_diffae.diffusion.solvers import ddim
+from monai_diffae import diffusion
+from monai_diffae.diffusion import DecodingSettings, Denoiser, DiffusionSchedule, Predictor, StepCallback
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DenoisingUNet, DiffusionAutoencoder
 from monai_diffae.networks.first_stage import FirstStage
@@ -68,7 +58,7 @@ class FastDecoder:
 
         x_0 is clipped to the schedule's range after the last step only: before it, a step does not aim at x_0.
         """
-        x_0, clip_range = ddim(predict, x_T, self.levels, callback=callback), predict.schedule.clip_range
+        x_0, clip_range = diffusion.ddim(predict, x_T, self.levels, callback=callback), predict.schedule.clip_range
         return x_0 if clip_range is None else x_0.clamp(*clip_range)
 
 
@@ -110,8 +100,8 @@ class DiffusionAutoencoderInferer(Inferer):
         self._parts = {"schedule": schedule, "first_stage": first_stage, "fast_decoder": fast_decoder}
         self.settings = chosen = DecodingSettings(**settings)
         self.schedule, self.first_stage, self.fast_decoder = schedule, first_stage, fast_decoder
-        self.solver = find_solver(chosen.solver)
-        facts = solver_facts(self.solver)
+        self.solver = diffusion.find_solver(chosen.solver)
+        facts = diffusion.solver_facts(self.solver)
         self.solver_steps = facts.steps(chosen.steps)
         self.steps = facts.evaluations(self.solver_steps)
         self.invert_steps = self.steps if chosen.invert_steps is None else chosen.invert_steps
@@ -340,8 +330,8 @@ class DiffusionAutoencoderInferer(Inferer):
         """x_T of x_0, an image or its latents."""
         if self.settings.inversion == "ddim":
             levels = self.schedule.paper_inversion_levels(self.invert_steps, self.settings.spacing)
-            return ddim(predict, x_0, levels, callback=callback)
-        return implicit_inversion(
+            return diffusion.ddim(predict, x_0, levels, callback=callback)
+        return diffusion.implicit_inversion(
             predict, x_0,
             self.schedule.inversion_levels(min(self.solver_steps, self.invert_steps), self.settings.spacing),
             num_evaluations=self.invert_steps, order=self.inversion_order, callback=callback,
@@ -377,7 +367,7 @@ class DiffusionAutoencoderInferer(Inferer):
         levels = self.schedule.inversion_levels(self.solver_steps, self.settings.spacing)
         for i in inexact:
             predict, one = self._predictor(network, z_sem[i : i + 1]), x_0[i : i + 1]
-            refined = refined_inversion(
+            refined = diffusion.refined_inversion(
                 predict, partial(self._decoded, predict=predict), one, levels,
                 tolerance=tolerance, order=self.inversion_order, max_evaluations=max_evaluations,
                 decode_evaluations=self.steps,

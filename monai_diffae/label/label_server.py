@@ -11,16 +11,15 @@ import threading
 from collections.abc import Mapping
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from annotated_types import Ge, Le
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
 from monai_diffae.errors import ConfigError, check_installed
-
-if TYPE_CHECKING:
-    from monai_diffae.label.label_app import AppFolder
+from monai_diffae.label.label_app import AppFolder, silence_monai_label
+from monai_diffae.lazy import server
 
 logger = logging.getLogger(__name__)
 
@@ -61,24 +60,19 @@ def label_server(
         UnsafeInputError: the bundle has code of its own, and is not trusted.
         MachineError: MONAI Label is not installed, the port is in use, or the DICOMweb server cannot be reached.
     """
-    from monai_diffae.label.label_app import AppFolder
-    from monai_diffae.serving.server import LOOPBACK, check_port
-
     AppFolder(app).settings()
     is_url = studies.startswith(("http://", "https://"))
     if not is_url and not Path(studies).is_dir():
         raise ConfigError(f"studies: {Path(studies).name} is not a folder; give a folder of scans or a DICOMweb URL")
     check_installed("monailabel", "label")
-    check_port(host, port)
-    if host not in LOOPBACK:
+    server.check_port(host, port)
+    if host not in server.LOOPBACK:
         logger.warning("host: everyone who can reach %s can read scans and replace labels: there is no password", host)
     _serve(AppFolder(app.resolve()), studies if is_url else str(Path(studies).resolve()), host, port, modality)
     return Result()
 
 
 def _serve(folder: AppFolder, studies: str, host: str, port: int, modality: str | None) -> None:
-    from monai_diffae.serving.server import LOOPBACK, serve
-
     apply_settings(settings_for(folder.path, studies, port, modality))
     set_up_logging(folder.log_file)
     from monailabel.interfaces.utils.app import app_instance
@@ -86,12 +80,12 @@ def _serve(folder: AppFolder, studies: str, host: str, port: int, modality: str 
     from monai_diffae.label.server import build_app
 
     app_instance()  # here, so that an error ends the command with its one line
-    application = build_app(loopback_only=host in LOOPBACK)
+    application = build_app(loopback_only=host in server.LOOPBACK)
 
     def announce() -> None:
         logger.info("serving at http://%s:%d (Ctrl-C ends the server)", host, port)
 
-    serve(application, host, port, announce, end_after_s=_END_AFTER_S)
+    server.serve(application, host, port, announce, end_after_s=_END_AFTER_S)
     _abandon_requests()
 
 
@@ -144,8 +138,6 @@ def _path_with_dcmqi() -> str:
 
 def set_up_logging(file: Path) -> None:
     """Send the log to the terminal and to a file, of which the last four megabytes are kept."""
-    from monai_diffae.label.label_app import silence_monai_label
-
     root = logging.getLogger()
     if not root.handlers:
         root.addHandler(logging.StreamHandler())

@@ -5,8 +5,8 @@ from monai_diffae.lazy import attach
 MODULES = {
     **dict.fromkeys(("Direction", "fit_direction"), "directions"),
     **dict.fromkeys((
-        "Neighbors", "OutlierScores", "copying_ratio", "mmd", "nearest_distances", "nearest_neighbors",
-        "outlier_scores", "p_values",
+        "Neighbors", "OutlierScores", "ReferenceCases", "copying_ratio", "mmd", "near_pairs", "nearest_distances",
+        "nearest_neighbors", "outlier_scores", "p_values",
     ), "neighbors"),
     **dict.fromkeys(("Disentanglement", "dci"), "representation"),
     **dict.fromkeys((

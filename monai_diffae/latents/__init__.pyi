@@ -2,8 +2,10 @@ from monai_diffae.latents.directions import Direction as Direction
 from monai_diffae.latents.directions import fit_direction as fit_direction
 from monai_diffae.latents.neighbors import Neighbors as Neighbors
 from monai_diffae.latents.neighbors import OutlierScores as OutlierScores
+from monai_diffae.latents.neighbors import ReferenceCases as ReferenceCases
 from monai_diffae.latents.neighbors import copying_ratio as copying_ratio
 from monai_diffae.latents.neighbors import mmd as mmd
+from monai_diffae.latents.neighbors import near_pairs as near_pairs
 from monai_diffae.latents.neighbors import nearest_distances as nearest_distances
 from monai_diffae.latents.neighbors import nearest_neighbors as nearest_neighbors
 from monai_diffae.latents.neighbors import outlier_scores as outlier_scores

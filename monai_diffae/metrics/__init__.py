@@ -8,8 +8,8 @@ MODULES = {
     ), "anomaly"),
     **dict.fromkeys(("changed_views", "level_losses", "noise_statistics"), "codes"),
     **dict.fromkeys((
-        "InceptionFeatures", "PerceptualDistance", "RadImageNetFeatures", "frechet_distance", "kernel_distance",
-        "precision_and_recall",
+        "SMALLEST_SIDE", "InceptionFeatures", "PerceptualDistance", "RadImageNetFeatures", "frechet_distance",
+        "kernel_distance", "precision_and_recall",
     ), "deep_features"),
     **dict.fromkeys(("ImageQuality", "reconstruction_errors"), "image_quality"),
     **dict.fromkeys(("CopyingRatio", "ValidationLoss", "ZSemUsage"), "training"),

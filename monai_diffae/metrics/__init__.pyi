@@ -6,6 +6,7 @@ from monai_diffae.metrics.anomaly import smoothed_residuals as smoothed_residual
 from monai_diffae.metrics.codes import changed_views as changed_views
 from monai_diffae.metrics.codes import level_losses as level_losses
 from monai_diffae.metrics.codes import noise_statistics as noise_statistics
+from monai_diffae.metrics.deep_features import SMALLEST_SIDE as SMALLEST_SIDE
 from monai_diffae.metrics.deep_features import InceptionFeatures as InceptionFeatures
 from monai_diffae.metrics.deep_features import PerceptualDistance as PerceptualDistance
 from monai_diffae.metrics.deep_features import RadImageNetFeatures as RadImageNetFeatures

@@ -11,16 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.networks import blocks
 from monai_diffae.networks.arguments import grid_cells, keeps_config, level_strides, level_widths, size_divisors
-from monai_diffae.networks.blocks import (
-    ChannelGroupNorm,
-    PositionAttention,
-    TwoConditionBlock,
-    ZMap,
-    check_images,
-    conv3,
-    zero_initialised,
-)
 
 
 class UNetStage(nn.Module):
@@ -28,9 +20,9 @@ class UNetStage(nn.Module):
 
     def __init__(
         self,
-        block: TwoConditionBlock,
-        attention: PositionAttention | None = None,
-        last_block: TwoConditionBlock | None = None,
+        block: blocks.TwoConditionBlock,
+        attention: blocks.PositionAttention | None = None,
+        last_block: blocks.TwoConditionBlock | None = None,
     ) -> None:
         super().__init__()
         self.block = block
@@ -121,13 +113,13 @@ class DenoisingUNet(nn.Module):
 
         def block(
             c_in: int, c_out: int, resample: str = "none", stride: Sequence[int] | None = None
-        ) -> TwoConditionBlock:
-            return TwoConditionBlock(
+        ) -> blocks.TwoConditionBlock:
+            return blocks.TwoConditionBlock(
                 spatial_dims, c_in, c_out, time_embed_channels, z_channels, dropout, resample, stride
             )
 
-        def attention(level: int) -> PositionAttention | None:
-            return PositionAttention(widths[level], num_heads) if level in attention_levels else None
+        def attention(level: int) -> blocks.PositionAttention | None:
+            return blocks.PositionAttention(widths[level], num_heads) if level in attention_levels else None
 
         def stage(*layers: nn.Module | None) -> UNetStage:
             return UNetStage(*layers)  # type: ignore[arg-type]
@@ -137,7 +129,7 @@ class DenoisingUNet(nn.Module):
             nn.SiLU(),
             nn.Linear(time_embed_channels, time_embed_channels),
         )
-        self.stem = conv3(spatial_dims, in_channels, widths[0])
+        self.stem = blocks.conv3(spatial_dims, in_channels, widths[0])
         width = widths[0]
         skip_widths = [width]
         self.down_stages = nn.ModuleList()
@@ -151,8 +143,8 @@ class DenoisingUNet(nn.Module):
                 skip_widths.append(width)
 
         cells = grid_cells(spatial_dims, z_grid)
-        self.z_map = ZMap(width, z_channels, cells) if max(cells) > 1 else None
-        self.middle_stage = stage(block(width, width), PositionAttention(width, num_heads), block(width, width))
+        self.z_map = blocks.ZMap(width, z_channels, cells) if max(cells) > 1 else None
+        self.middle_stage = stage(block(width, width), blocks.PositionAttention(width, num_heads), block(width, width))
 
         self.up_stages = nn.ModuleList()
         for level, level_width in reversed(list(enumerate(widths))):
@@ -164,7 +156,9 @@ class DenoisingUNet(nn.Module):
                 width = level_width
 
         self.head = nn.Sequential(
-            ChannelGroupNorm(width), nn.SiLU(), zero_initialised(conv3(spatial_dims, width, in_channels))
+            blocks.ChannelGroupNorm(width),
+            nn.SiLU(),
+            blocks.zero_initialised(blocks.conv3(spatial_dims, width, in_channels)),
         )
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
@@ -208,7 +202,7 @@ class DenoisingUNet(nn.Module):
         """:meth:`forward` with the :meth:`projections` of z_sem, which a decoding computes once for all its steps."""
         dtype = x.dtype
         if not torch.jit.is_scripting():
-            check_images(x, self.spatial_dims, self.in_channels, self.size_divisors, "the noisy image")
+            blocks.check_images(x, self.spatial_dims, self.in_channels, self.size_divisors, "the noisy image")
         # MONAI's sinusoidal embedding is the official one: [cos, sin], with frequencies from 1 to 1 / 10000.
         t = self.time_embed(get_timestep_embedding(timesteps, self.base_channels).to(dtype))
         h = self.stem(x)

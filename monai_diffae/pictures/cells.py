@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from monai_diffae.lazy import torch
 
 _INCHES = 1.4
 _LONGEST = 24
 
 
 def draw_cells(
-    rows: Sequence[Iterable[tuple[Tensor | None, str]]], path: Path, model_range: tuple[float, float]
+    rows: Sequence[Iterable[tuple[torch.Tensor | None, str]]], path: Path, model_range: tuple[float, float]
 ) -> None:
     """Draw rows of images, each with a caption of one or several lines above it.
 
@@ -49,14 +47,12 @@ def draw_cells(
     figure.savefig(path, dpi=120, format="png")
 
 
-def _pixels(image: Tensor, model_range: tuple[float, float]) -> NDArray[np.float32]:
+def _pixels(image: torch.Tensor, model_range: tuple[float, float]) -> NDArray[np.float32]:
     """The pixels (H, W, 3) of an image, from 0 to 1."""
-    from torch import Tensor
-
     from monai_diffae.pictures.mosaic import in_rgb, three_planes
 
     low, high = model_range
-    images = (image.as_subclass(Tensor)[None].float() - low) / (high - low)
+    images = (image.as_subclass(torch.Tensor)[None].float() - low) / (high - low)
     images = three_planes(images) if images.ndim == 5 else images
     return in_rgb(images)[0].clamp(0, 1).permute(1, 2, 0).numpy()
 

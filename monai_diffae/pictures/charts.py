@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure  # not pyplot, which keeps figures and needs a display
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from monai_diffae.latents.directions import LabelChange
+from monai_diffae.latents.directions import LabelChange
 
 METRIC_NAMES = {
     "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "brier": "Brier", "r2": "R2",
@@ -39,8 +37,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 
 def figure_of(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures and needs a display
-
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 

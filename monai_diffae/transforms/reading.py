@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.fingerprints import file_state
 from monai_diffae.data.formats.itk import LPS_TO_RAS
-from monai_diffae.data.formats.scan import problem
 from monai_diffae.data.scans import Axis, Scan, ScanNeeds, check_colour, read_scan, scan_of_array, slice_volume
-from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.errors import ConfigError, ScanError, problem
 from monai_diffae.policies import Colour, Doubtful, Uneven
 
 

@@ -143,14 +143,6 @@ def test_a_training_asked_to_stop_at_the_last_step_of_an_epoch_is_validated_firs
     assert_same_curves(trained_whole, tmp_path)
 
 
-def test_a_complete_training_is_left_as_it_is(train, whole, caplog):
-    before = (whole / "models" / "checkpoint.pt").stat().st_mtime_ns
-    with caplog.at_level(logging.INFO, logger="monai_diffae"):
-        train(whole)
-    assert "training is complete after 15 steps; nothing to do. Increase max_epochs" in caplog.text
-    assert (whole / "models" / "checkpoint.pt").stat().st_mtime_ns == before
-
-
 @pytest.mark.goal(id="R3")
 def test_overwrite_begins_again_and_a_deleted_folder_is_written_again_as_a_whole(train, whole, trained_whole):
     deleted = []
@@ -258,10 +250,14 @@ def test_other_patients_in_training_are_refused(train, whole, cohort, tmp_path):
     assert "was trained on other data, or on another split" in line
 
 
-def test_a_cohort_may_move_but_replaced_scans_of_the_same_size_are_refused(train, whole, cohort, tmp_path):
+def test_a_cohort_may_move_but_replaced_scans_of_the_same_size_are_refused(train, whole, cohort, tmp_path, caplog):
     """Goal R5; by a complete training and by one that would resume."""
     moved = Path(shutil.copytree(cohort.parent, tmp_path / "moved")) / cohort.name
-    train(whole, dataset_dir=str(moved))  # complete, and moving changes nothing
+    before = (whole / "models" / "checkpoint.pt").stat().st_mtime_ns
+    with caplog.at_level(logging.INFO, logger="monai_diffae"):
+        train(whole, dataset_dir=str(moved))  # moving changes nothing
+    assert "training is complete after 15 steps; nothing to do. Increase max_epochs" in caplog.text
+    assert (whole / "models" / "checkpoint.pt").stat().st_mtime_ns == before
     table = pd.read_csv(moved)
     first = moved.parent / table.loc[table["split"] == "train", "image"].iloc[0]
     size = first.stat().st_size

@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import os
+import resource
+import signal
 from pathlib import Path
 
 import nibabel as nib
@@ -33,6 +35,19 @@ def refusal(path, **wanted):
     assert str(Path(path).parent) not in line
     assert "; " in line
     return line
+
+
+@contextlib.contextmanager
+def no_file_larger_than(limit):
+    """As on a full disk: no file grows beyond so many bytes."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def grown_mb(call):

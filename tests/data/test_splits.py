@@ -10,7 +10,7 @@ from PIL import Image
 from scan_files import save_nifti, values
 
 from monai_diffae.data import read_cohort, write_scan
-from monai_diffae.data.cases import Case, assign_splits, find_cases, safe_file_name, safe_file_names, safe_id
+from monai_diffae.data.cases import Case, assign_splits, find_cases, safe_file_name, safe_id, safe_names
 from monai_diffae.data.cohort_split import expand_slices, gather_slices, split_cohort
 from monai_diffae.data.progress import Failure
 from monai_diffae.errors import CohortError, ConfigError
@@ -38,7 +38,7 @@ def test_names_of_files_are_safe_and_as_unique_as_ids(first, second):
 
 def test_files_named_after_ids_with_a_suffix_have_it_once():
     ids = ["x.nii.gz", "y.png", "y.PNG", "z.dcm", ".png", "1.2.840"]
-    names = safe_file_names(ids)
+    names = safe_names(ids)[1]
     assert names[0] == "x"
     assert names[3:] == ["z", "png", "1.2.840"]
     assert len(set(names)) == len(ids)

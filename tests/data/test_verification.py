@@ -13,16 +13,9 @@ from scan_files import save_nifti, values
 
 from monai_diffae.apps.training.verify import survey_lines
 from monai_diffae.data import Case, Scan
+from monai_diffae.data.inspection import twins
 from monai_diffae.data.inspection.survey import Reading, read_case, read_cases, survey_cohort, verify_cases
-from monai_diffae.data.inspection.twins import (
-    SIZE,
-    TwinGroup,
-    find_twins,
-    group_twins,
-    mark_twins,
-    report_twins,
-    scan_print,
-)
+from monai_diffae.data.inspection.twins import TwinGroup, report_twins, scan_print
 from monai_diffae.data.samples.virtual_cohort import draw_patient, render_patient
 from monai_diffae.data.scans import read_geometry
 from monai_diffae.errors import CohortError
@@ -158,7 +151,7 @@ def test_the_same_voxels_have_the_same_digest_whatever_their_order_in_the_file()
     scan = Scan(array[None], np.eye(4))
     turned = Scan(array[None, ::-1].swapaxes(2, 3).copy(), np.diag([-1.0, 1, 1, 1])[:, [0, 2, 1, 3]])
     assert scan_print(scan).digest == scan_print(turned).digest
-    assert scan_print(scan).thumbnail.shape == (3, SIZE, SIZE)
+    assert scan_print(scan).thumbnail.shape == (3, twins.SIZE, twins.SIZE)
 
 
 def saved_again(picture):
@@ -178,7 +171,7 @@ CHANGES = {
 
 def twins_of(arrays, patients=None):
     prints = {position: scan_print(Scan(array, np.eye(4))) for position, array in enumerate(arrays)}
-    return find_twins(prints, patients or [str(position) for position in prints])
+    return twins.find_twins(prints, patients or [str(position) for position in prints])
 
 
 @pytest.mark.parametrize(("spatial_dims", "size", "count"), [(2, 96, 30), (3, 24, 8)])
@@ -210,7 +203,7 @@ def test_pairs_that_are_no_twins():
 def test_twins_that_share_scans_become_one_patient():
     cases = [Case(str(i), {}, patient) for i, patient in enumerate("pqrstp")]
     groups = [TwinGroup((1, 2), is_identical=True), TwinGroup((2, 5), is_identical=False)]
-    patients = [case.patient for case in group_twins(cases, groups)]
+    patients = [case.patient for case in twins.group_twins(cases, groups)]
     assert len({patients[i] for i in (0, 1, 2, 5)}) == 1
     assert patients[3:5] == ["s", "t"]
 
@@ -218,12 +211,12 @@ def test_twins_that_share_scans_become_one_patient():
 def test_twins_in_two_splits_cannot_be_one_patient():
     cases = [Case("a", {}, "p", "train"), Case("b", {}, "q", "test")]
     with pytest.raises(CohortError, match=r"a \(split train\) and b \(split test\), so they cannot become one patient"):
-        group_twins(cases, [TwinGroup((0, 1), is_identical=True)])
+        twins.group_twins(cases, [TwinGroup((0, 1), is_identical=True)])
 
 
 def test_a_label_named_twins_is_not_replaced_silently():
     with pytest.raises(CohortError, match="column twins has a label, 'monozygotic'"):
-        mark_twins([Case("a", {}, "a", labels={"twins": "monozygotic"})], [])
+        twins.mark_twins([Case("a", {}, "a", labels={"twins": "monozygotic"})], [])
 
 
 def case(name, patient=None, split=None, **labels):

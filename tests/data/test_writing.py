@@ -6,7 +6,6 @@ import errno
 import multiprocessing
 import os
 import re
-import resource
 import signal
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scan_files import values
+from scan_files import no_file_larger_than, values
 
 from monai_diffae.data.atomic import PartStore, remove_abandoned, write_atomic
 from monai_diffae.data.scans import ScanNeeds, read_scan, write_scan
@@ -56,13 +55,9 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
 @pytest.mark.parametrize("name", ["a.nrrd", "a.nii.gz", "a.png"])
 def test_a_scan_that_does_not_fit_on_the_disk_is_named(tmp_path, name):
     array = RNG.random((1, 300, 300) if name == "a.png" else (1, 60, 60, 60))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        with pytest.raises(MachineError, match=rf"^{re.escape(name)}: cannot be written.*; free space or choose"):
-            write_scan(tmp_path / name, array)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    message = rf"^{re.escape(name)}: cannot be written.*; free space or choose"
+    with no_file_larger_than(20_000), pytest.raises(MachineError, match=message):
+        write_scan(tmp_path / name, array)
     assert not list(tmp_path.iterdir())
 
 

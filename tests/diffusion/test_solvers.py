@@ -12,16 +12,7 @@ import torch
 from gaussian import KINDS, STD, curved, exact, noise
 
 from monai_diffae import diffusion
-from monai_diffae.diffusion import (
-    CLEAN,
-    SOLVERS,
-    SPACINGS,
-    DiffusionSchedule,
-    SolverFacts,
-    implicit_inversion,
-    register_solver,
-    solver_facts,
-)
+from monai_diffae.diffusion import SOLVERS, DiffusionSchedule, solver_facts
 from monai_diffae.diffusion import schedule as schedule_module
 from monai_diffae.diffusion.settings import SolverName, SpacingName
 from monai_diffae.diffusion.solvers import adams, ddim
@@ -29,7 +20,7 @@ from monai_diffae.diffusion.steps import Evaluation, Predictor, interpolated_ste
 from monai_diffae.errors import ConfigError
 
 UPWARDS = [name for name in SOLVERS if solver_facts(SOLVERS[name]).runs_upwards]
-RUNS = {**SOLVERS, "implicit_inversion": implicit_inversion}
+RUNS = {**SOLVERS, "implicit_inversion": diffusion.implicit_inversion}
 """Everything that moves x along levels."""
 PER_SOLVER = [*(("rectified_flow", "v", name) for name in SOLVERS), *(("linear_beta", "eps", name) for name in SOLVERS)]
 OTHER_KINDS = [("linear_beta", "x0", "unipc"), ("cosine", "v", "dpmpp_2m"), ("rectified_flow", "x0", "heun")]
@@ -92,7 +83,7 @@ def test_the_inversion_of_the_declared_order_undoes_a_solver(solver, name, predi
     denoise, x0 = curved(schedule), STD * noise(2, 1, 4, 4)
 
     def round_trip_error(order):
-        x_T = implicit_inversion(Predictor(denoise, schedule), x0, schedule.inversion_levels(40), order=order)
+        x_T = diffusion.implicit_inversion(Predictor(denoise, schedule), x0, schedule.inversion_levels(40), order=order)
         x0_again = SOLVERS[solver](Predictor(denoise, schedule), x_T, schedule.decoding_levels(40))
         return float((x0_again - x0).abs().mean())
 
@@ -128,7 +119,7 @@ def test_images_are_solved_in_float32_whatever_their_batch_and_the_callback_is_g
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_clipping_keeps_every_decoded_value_in_range(solver):
     schedule = DiffusionSchedule()
-    levels, x = [999, 500, 0, CLEAN], 3 * noise(4, 1, 4, 4)
+    levels, x = [999, 500, 0, diffusion.CLEAN], 3 * noise(4, 1, 4, 4)
     clipped, free = [], []
     for path, clip_range in ((clipped, (-1, 1)), (free, None)):
         SOLVERS[solver](
@@ -152,22 +143,22 @@ def test_a_registered_solver_is_found_by_its_name_and_carries_its_facts():
     def double(denoise, schedule, x, levels, *, clip_range=None, callback=None):
         return 2 * x
 
-    facts = SolverFacts(order=2, evaluations_per_step=3)
+    facts = diffusion.SolverFacts(order=2, evaluations_per_step=3)
     try:
-        assert register_solver("double", facts)(double) is double
+        assert diffusion.register_solver("double", facts)(double) is double
         assert SOLVERS["double"] is double
         with pytest.raises(ConfigError, match="there is already a solver called 'double'; choose another name"):
-            register_solver("double", facts)(double)
+            diffusion.register_solver("double", facts)(double)
     finally:
         SOLVERS.pop("double", None)
     assert solver_facts(double) == solver_facts(partial(double, clip_range=None)) == facts
-    assert solver_facts(lambda *_: None) == SolverFacts()
+    assert solver_facts(lambda *_: None) == diffusion.SolverFacts()
 
 
 def test_the_package_offers_each_solver_and_spacing_under_its_name():
     ours = [name for name, solver in SOLVERS.items() if solver.__module__.startswith("monai_diffae.")]
     assert list(get_args(SolverName)) == sorted(ours)
-    assert list(get_args(SpacingName)) == list(SPACINGS)
+    assert list(get_args(SpacingName)) == list(diffusion.SPACINGS)
     assert all(getattr(diffusion, name) is SOLVERS[name] for name in ours)
     assert set(ours) < set(diffusion.__all__)
     assert all(getattr(diffusion, name) is not None for name in diffusion.__all__)

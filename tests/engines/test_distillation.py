@@ -6,15 +6,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from monai_diffae import engines
 from monai_diffae.diffusion import DiffusionSchedule, Predictor, ddim
-from monai_diffae.engines import (
-    DistillationTrainer,
-    FewStepInferer,
-    ImageLoss,
-    first_and_last,
-    gradient_difference,
-    training_loader,
-)
 from monai_diffae.networks import DenoisingUNet
 
 LEVELS = [999, 400, 100, -1]
@@ -41,9 +34,9 @@ def make_trainer(**settings):
         2, z_channels=4, base_channels=8, channel_mult=(1, 2), num_res_blocks=1, time_embed_channels=8
     )
     defaults = {"max_epochs": 1, "precision": "fp32", "channels_last": False, "device": torch.device("cpu")}
-    return DistillationTrainer(
+    return engines.DistillationTrainer(
         schedule=DiffusionSchedule(schedule="rectified_flow", prediction="v"), levels=LEVELS, network=network,
-        train_data_loader=training_loader(Pairs(), 4),
+        train_data_loader=engines.training_loader(Pairs(), 4),
         optimizer=torch.optim.AdamW(network.parameters(), lr=3e-3, fused=True),
         loss_function=torch.nn.MSELoss(reduction="none"), **{**defaults, **settings},
     )  # fmt: skip
@@ -69,7 +62,7 @@ def test_each_training_step_trains_the_next_step_from_where_the_decoder_arrives(
 
 def test_the_loss_of_images_is_added_in_the_last_step_only():
     batch = {"trajectory": Pairs().trajectories, "z_sem": torch.zeros(8, 4)}
-    plain, sharp = make_trainer(), make_trainer(image_loss=ImageLoss(gradient_weight=0.1))
+    plain, sharp = make_trainer(), make_trainer(image_loss=engines.ImageLoss(gradient_weight=0.1))
     for iteration in (1, 2, 3):
         plain.state.iteration = sharp.state.iteration = iteration
         more = sharp.image_losses(batch) - plain.image_losses(batch)
@@ -77,11 +70,12 @@ def test_the_loss_of_images_is_added_in_the_last_step_only():
 
 
 def test_it_learns_a_map_from_noise_to_images():
-    trainer = make_trainer(max_epochs=12, precision="bf16", channels_last=True, image_loss=ImageLoss(0.1))
-    inferer = FewStepInferer(trainer.schedule, LEVELS)
+    trainer = make_trainer(max_epochs=12, precision="bf16", channels_last=True, image_loss=engines.ImageLoss(0.1))
+    inferer = engines.FewStepInferer(trainer.schedule, LEVELS)
 
     def error():
-        x_T, x_0, _, condition = first_and_last({"trajectory": Pairs().trajectories, "z_sem": torch.zeros(8, 4)})
+        pairs = {"trajectory": Pairs().trajectories, "z_sem": torch.zeros(8, 4)}
+        x_T, x_0, _, condition = engines.first_and_last(pairs)
         with torch.no_grad():
             return float((inferer(x_T, trainer.network, **condition) - x_0).square().mean())
 
@@ -95,9 +89,9 @@ def test_gradients_at_each_scale():
     rows = torch.arange(16) % 2
     board = (rows[:, None] == rows).float()[None, None]
     zeros = torch.zeros_like(board)
-    assert gradient_difference(board, zeros) == pytest.approx(1 / 3)  # 1 along both axes at one of three scales
+    assert engines.gradient_difference(board, zeros) == pytest.approx(1 / 3)  # 1 along both axes at one of three scales
     step = zeros.clone()
     step[..., 8:] = 1
     # along one of two axes: one of 15, 7 and 3 differences is 1
-    assert gradient_difference(step, zeros) == pytest.approx((1 / 15 + 1 / 7 + 1 / 3) / 6)
-    assert gradient_difference(board + 0.5, board) == 0
+    assert engines.gradient_difference(step, zeros) == pytest.approx((1 / 15 + 1 / 7 + 1 / 3) / 6)
+    assert engines.gradient_difference(board + 0.5, board) == 0

@@ -13,15 +13,6 @@ from monai.networks.nets import resnet10
 from tiny_bundles import tiny_kl
 
 from monai_diffae.engines import memory
-from monai_diffae.engines.memory import (
-    GIB,
-    Workload,
-    check_memory,
-    first_stage_memory,
-    inference_memory,
-    run_memory,
-    training_memory,
-)
 from monai_diffae.errors import MachineError
 from monai_diffae.networks import FirstStage, anisotropic_strides, build_autoencoder
 
@@ -39,9 +30,10 @@ def test_states_are_the_weights_their_average_and_two_moments_and_frozen_weights
         encoder = resnet10(spatial_dims=3, n_input_channels=1, num_classes=8)
         return network(encoder=encoder, encoder_frozen=frozen)
 
-    trained, frozen = (training_memory(net(frozen), SHAPE) for frozen in (False, True))
+    trained, frozen = (memory.training_memory(net(frozen), SHAPE) for frozen in (False, True))
     size = sum(4 * p.numel() for p in network().parameters())
-    assert (training_memory(network(), SHAPE).states, inference_memory(network(), SHAPE).states) == (4 * size, size)
+    assert memory.training_memory(network(), SHAPE).states == 4 * size
+    assert memory.inference_memory(network(), SHAPE).states == size
     assert trained.states - frozen.states == 3 * 4 * sum(p.numel() for p in net(False).encoder.parameters())
     assert trained.kept > frozen.kept
 
@@ -59,17 +51,17 @@ def test_what_is_kept_is_what_autograd_keeps():
     weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
     expected = sum(size for place, size in kept.items() if place not in weights)
     assert output.requires_grad
-    assert training_memory(net, SHAPE).kept == pytest.approx(expected, rel=0.05)
+    assert memory.training_memory(net, SHAPE).kept == pytest.approx(expected, rel=0.05)
 
 
 def test_a_first_stage_takes_more_for_larger_volumes_and_to_decode():
     stage = FirstStage(tiny_kl(latent_channels=2))  # untrained: the scale of its latents is not measured
-    small, large = (first_stage_memory(stage, (1, *[size] * 3)) for size in (16, 32))
+    small, large = (memory.first_stage_memory(stage, (1, *[size] * 3)) for size in (16, 32))
     assert large.transient == pytest.approx(8 * small.transient, rel=0.1)
     assert small.states == sum(4 * tensor.numel() for tensor in (*stage.parameters(), *stage.buffers()))
-    encoding = first_stage_memory(stage, (1, 32, 32, 32), decodes=False)
+    encoding = memory.first_stage_memory(stage, (1, 32, 32, 32), decodes=False)
     assert large.transient > encoding.transient > 4 * 4 * 32**3  # the first level's channels
-    assert first_stage_memory(stage, (1, 32, 32, 32), dtype=torch.bfloat16).total < large.total
+    assert memory.first_stage_memory(stage, (1, 32, 32, 32), dtype=torch.bfloat16).total < large.total
     assert large.kept == 0
 
 
@@ -95,21 +87,21 @@ def test_the_prediction_is_within_20_percent(batch_size, image_size, use_checkpo
             3, num_res_blocks=1, time_embed_channels=128, use_checkpoint=use_checkpoint, strides=strides, **settings
         )
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    predicted = training_memory(net, (batch_size, 1, *image_size), dtype=dtype).gib
+    predicted = memory.training_memory(net, (batch_size, 1, *image_size), dtype=dtype).gib
     command = [sys.executable, str(BENCHMARK), "--measure", json.dumps(configuration)]
     measured = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
     assert 0.8 < predicted / measured < 1.2, f"{predicted:.3f} GiB predicted, {measured:.3f} GiB measured"
 
 
-WORKLOAD = Workload((1, 16, 16, 16), "cpu", "fp32", 2, 2, 0)
+WORKLOAD = memory.Workload((1, 16, 16, 16), "cpu", "fp32", 2, 2, 0)
 
 
 def test_more_than_is_free_is_refused_and_nearly_all_of_it_is_warned_of(monkeypatch, caplog):
-    needed = run_memory(network(), WORKLOAD).total
+    needed = memory.run_memory(network(), WORKLOAD).total
 
     def check(share):
         monkeypatch.setattr(memory, "free_memory", lambda device: int(needed / share))
-        check_memory(network(), WORKLOAD)
+        memory.check_memory(network(), WORKLOAD)
 
     with pytest.raises(MachineError, match="GiB are needed.*GiB are free.*monai-diffae plan") as caught:
         check(1.01)
@@ -123,5 +115,5 @@ def test_more_than_is_free_is_refused_and_nearly_all_of_it_is_warned_of(monkeypa
 
 
 def test_a_training_that_cannot_fit_ends_before_any_scan_is_read(make_workflow, monkeypatch):
-    monkeypatch.setattr(memory, "free_memory", lambda device: GIB // 100)
+    monkeypatch.setattr(memory, "free_memory", lambda device: memory.GIB // 100)
     assert "not enough memory" in complaint(make_workflow, {"dataset_dir": "/gone", "check_memory": True})

@@ -2,15 +2,14 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
 from forked_program import die_at_call
+from scan_files import no_file_larger_than
 from torch import nn
 
 from monai_diffae.bundle import TrainingDescription
@@ -34,18 +33,6 @@ ENGINE = SimpleNamespace(state=SimpleNamespace(iteration=3, epoch_length=5))
 
 def files(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
-
-
-@contextmanager
-def no_file_larger_than(limit):
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_the_files_have_averaged_and_trained_weights_without_pickle_and_say_which_data_were_used(tmp_path):

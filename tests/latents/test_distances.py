@@ -8,37 +8,26 @@ from scipy.spatial.distance import cdist, pdist
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents import LatentStatistics, neighbors, representation
-from monai_diffae.latents.neighbors import (
-    ReferenceCases,
-    copying_ratio,
-    mmd,
-    near_pairs,
-    nearest_distances,
-    nearest_neighbors,
-    outlier_scores,
-    p_values,
-)
-from monai_diffae.latents.representation import stability
 
 
 def test_distances_of_equal_codes_are_0_and_ties_are_in_the_pools_order():
     pool = 1e4 + np.zeros((5, 20))
     pool[4] += 1e-3
-    neighbors = nearest_neighbors(pool[:1], pool, 4, ["a"], list("abcde"))
-    assert neighbors.indices.tolist() == [[1, 2, 3, 4]]
-    assert neighbors.distances[0, :3].tolist() == [0, 0, 0]
+    found = neighbors.nearest_neighbors(pool[:1], pool, 4, ["a"], list("abcde"))
+    assert found.indices.tolist() == [[1, 2, 3, 4]]
+    assert found.distances[0, :3].tolist() == [0, 0, 0]
     for groups, pool_groups in ((["a"], list("abcdef")), (["a"] * 2, list("abcde"))):
         with pytest.raises(ConfigError, match="^neighbors: give as many groups as cases"):
-            nearest_neighbors(pool[:1], pool, 3, groups, pool_groups)
+            neighbors.nearest_neighbors(pool[:1], pool, 3, groups, pool_groups)
 
 
 def test_p_values_of_exchangeable_cases_are_uniform_and_of_reference_cases_each_once():
     generator = np.random.default_rng(0)
     reference, new = generator.normal(size=200), generator.normal(size=4000)
-    p = p_values(new, reference, np.zeros(4000, bool))
+    p = neighbors.p_values(new, reference, np.zeros(4000, bool))
     assert p.min() >= 1 / 201
     assert abs((p < 0.05).mean() - 0.05) < 0.03
-    own = p_values(reference, reference, np.ones(200, bool))
+    own = neighbors.p_values(reference, reference, np.ones(200, bool))
     np.testing.assert_allclose(np.sort(own), np.arange(1, 201) / 200)
 
 
@@ -53,13 +42,13 @@ def test_outlier_scores_are_distances_to_the_nearest_reference_cases(reference):
     expected = np.empty((10, 129))
     for i in range(10):
         units = LatentStatistics.of(reference[folds != i]).normalise
-        nearest = nearest_neighbors(units(np.r_[new, reference]), units(reference[folds != i]), 3)
+        nearest = neighbors.nearest_neighbors(units(np.r_[new, reference]), units(reference[folds != i]), 3)
         expected[i] = nearest.distances.mean(axis=1)
-    scores = outlier_scores(new, reference, k=3, whitened=False)
+    scores = neighbors.outlier_scores(new, reference, k=3, whitened=False)
     assert np.isclose(scores.distances, expected[:, :9], rtol=1e-5).any(axis=0).all()
-    own = ReferenceCases.of(reference).own_distances(3, False)
+    own = neighbors.ReferenceCases.of(reference).own_distances(3, False)
     np.testing.assert_allclose(own, expected[folds, 9 + np.arange(120)], rtol=1e-5)
-    np.testing.assert_array_equal(scores.p_values, p_values(scores.distances, own, np.zeros(9, bool)))
+    np.testing.assert_array_equal(scores.p_values, neighbors.p_values(scores.distances, own, np.zeros(9, bool)))
 
 
 def test_copies_of_other_patients_are_twins_whatever_the_scale_of_a_dimension():
@@ -67,13 +56,13 @@ def test_copies_of_other_patients_are_twins_whatever_the_scale_of_a_dimension():
     copies = z[:100] + 0.01 * z.std(axis=0) * np.random.default_rng(1).normal(size=(100, 32))
     expected = [[i, 300 + i] for i in range(100)]
     for scale in (1.0, np.logspace(-3, 3, 32)):
-        assert near_pairs(np.concatenate([z, copies]) * scale, np.arange(400)).tolist() == expected
-    assert len(near_pairs(np.concatenate([z, z]), np.arange(600))) == 300
+        assert neighbors.near_pairs(np.concatenate([z, copies]) * scale, np.arange(400)).tolist() == expected
+    assert len(neighbors.near_pairs(np.concatenate([z, z]), np.arange(600))) == 300
     # none: different patients, the same patient, a few patients, a constant encoder
-    assert len(near_pairs(z, np.arange(300))) == 0
-    assert len(near_pairs([*z, z[5]], np.r_[:300, 5])) == 0
-    assert [len(near_pairs(z[:count], np.arange(count))) for count in (1, 2, 3)] == [0, 0, 0]
-    assert len(near_pairs(np.ones((20, 4)), np.arange(20))) == 0
+    assert len(neighbors.near_pairs(z, np.arange(300))) == 0
+    assert len(neighbors.near_pairs([*z, z[5]], np.r_[:300, 5])) == 0
+    assert [len(neighbors.near_pairs(z[:count], np.arange(count))) for count in (1, 2, 3)] == [0, 0, 0]
+    assert len(neighbors.near_pairs(np.ones((20, 4)), np.arange(20))) == 0
 
 
 def stability_over_all_pairs(x, again, own, others):
@@ -99,17 +88,19 @@ def test_figures_are_those_of_all_pairs_to_the_bit(z, monkeypatch, at_once):
     same = patients[:, None] == patients
     for step in (0, 0.01, 1, 5):
         again = z + step * rng.normal(size=z.shape)
-        measured = stability(z, again, patients)
+        measured = representation.stability(z, again, patients)
         assert astuple(measured) == stability_over_all_pairs(z, again, np.eye(60, dtype=bool), ~same)
         own = same & (scans[:, None] != scans) & (slices[:, None] == slices)
-        assert astuple(stability(z, again, patients, scans, slices)) == stability_over_all_pairs(z, again, own, ~same)
+        assert astuple(representation.stability(z, again, patients, scans, slices)) == stability_over_all_pairs(
+            z, again, own, ~same
+        )
     assert 0 < measured.rank_1 < 1
     monkeypatch.setattr(representation, "_MAX_PAIRS", 800)  # of many pairs, a sample
-    some = stability(z, again, patients)
+    some = representation.stability(z, again, patients)
     assert some.ratio != measured.ratio
     assert some.ratio == pytest.approx(measured.ratio, rel=0.1)
     assert (some.rank_1, some.num_cases) == (measured.rank_1, measured.num_cases)
-    assert some == stability(z, again, patients)
+    assert some == representation.stability(z, again, patients)
 
 
 def normal(seed, *shape, shift=0.0):
@@ -118,8 +109,8 @@ def normal(seed, *shape, shift=0.0):
 
 def test_nearest_distances_are_those_of_scipy():
     a, b = normal(0, 40, 20, shift=1000), normal(1, 60, 20, shift=1000)
-    np.testing.assert_allclose(nearest_distances(a, b), cdist(a, b).min(axis=1), rtol=1e-9)
-    np.testing.assert_array_equal(nearest_distances(b[:5], b), 0)
+    np.testing.assert_allclose(neighbors.nearest_distances(a, b), cdist(a, b).min(axis=1), rtol=1e-9)
+    np.testing.assert_array_equal(neighbors.nearest_distances(b[:5], b), 0)
 
 
 def test_mmd_is_that_of_scikit_learns_kernel_whatever_the_blocks_and_without_bias(monkeypatch):
@@ -129,18 +120,18 @@ def test_mmd_is_that_of_scikit_learns_kernel_whatever_the_blocks_and_without_bia
     gamma = 1 / (2 * bandwidth**2)
     off_diagonal = [(k.sum() - len(k)) / (len(k) * (len(k) - 1)) for k in (rbf_kernel(z, gamma=gamma) for z in (a, b))]
     expected = sum(off_diagonal) - 2 * rbf_kernel(a, b, gamma=gamma).mean()
-    assert mmd(a, b, bandwidth) == pytest.approx(expected, rel=1e-9)
-    assert mmd(a, b) == pytest.approx(mmd(a, b, np.median(pdist(np.concatenate([a, b])))))
-    values = [mmd(normal(2 * i, 12, 3), normal(2 * i + 1, 30, 3)) for i in range(300)]
+    assert neighbors.mmd(a, b, bandwidth) == pytest.approx(expected, rel=1e-9)
+    assert neighbors.mmd(a, b) == pytest.approx(neighbors.mmd(a, b, np.median(pdist(np.concatenate([a, b])))))
+    values = [neighbors.mmd(normal(2 * i, 12, 3), normal(2 * i + 1, 30, 3)) for i in range(300)]
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
-    assert min(values) < 0 < mmd(normal(0, 12, 3), normal(1, 30, 3, shift=2))
+    assert min(values) < 0 < neighbors.mmd(normal(0, 12, 3), normal(1, 30, 3, shift=2))
     monkeypatch.setattr(neighbors, "_BLOCK_MIB", 1e-3)
-    assert mmd(a, b, bandwidth) == pytest.approx(expected, rel=1e-9)
+    assert neighbors.mmd(a, b, bandwidth) == pytest.approx(expected, rel=1e-9)
 
 
 def test_copies_are_told_from_new_samples():
     train, held_out, new = normal(0, 300, 8), normal(1, 200, 8), normal(2, 200, 8)
-    assert copying_ratio(new, train, held_out) == pytest.approx(1, abs=0.15)
-    assert copying_ratio(train[:100] + 0.01 * normal(3, 100, 8), train, held_out) < 0.05
+    assert neighbors.copying_ratio(new, train, held_out) == pytest.approx(1, abs=0.15)
+    assert neighbors.copying_ratio(train[:100] + 0.01 * normal(3, 100, 8), train, held_out) < 0.05
     with pytest.raises(ConfigError, match="in the training set"):
-        copying_ratio(new, train, train[:50])
+        neighbors.copying_ratio(new, train, train[:50])

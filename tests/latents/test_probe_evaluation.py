@@ -8,20 +8,14 @@ import pytest
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing import FeatureSet, ProbeSettings, evaluate_probes, nested
-from monai_diffae.latents.probing.nested import (
-    cross_validation_folds,
-    few_label_scores,
-    predict_held_out,
-    split_folds,
-)
 from monai_diffae.latents.probing.probes import ProbeModel
 from monai_diffae.latents.probing.scores import bootstrapped, interval
 from monai_diffae.latents.targets import read_target
 
 
 def cross_validated(x, labels, patients):
-    target, folds = cross_validation_folds(read_target(list(labels), "label"), patients)
-    return predict_held_out([x[target.rows]] * len(folds), target, patients[target.rows], folds, ProbeModel())
+    target, folds = nested.cross_validation_folds(read_target(list(labels), "label"), patients)
+    return nested.predict_held_out([x[target.rows]] * len(folds), target, patients[target.rows], folds, ProbeModel())
 
 
 def test_what_only_identifies_the_patient_is_not_rewarded():
@@ -53,23 +47,23 @@ def test_each_case_is_predicted_by_the_fold_that_did_not_have_its_patient():
     changed[result.fold == 0] = np.random.default_rng(6).normal(size=((result.fold == 0).sum(), 3))
     other = cross_validated(changed, x[:, 0] > 0, patients)
     assert not np.array_equal(other.predicted[result.fold == 1], result.predicted[result.fold == 1])
-    one = split_folds(result.target, patients, result.fold != 0, result.fold == 0)
-    alone = predict_held_out([x], one[0], patients, one[1], ProbeModel())
+    one = nested.split_folds(result.target, patients, result.fold != 0, result.fold == 0)
+    alone = nested.predict_held_out([x], one[0], patients, one[1], ProbeModel())
     np.testing.assert_array_equal(alone.predicted, result.predicted[result.fold == 0])
 
 
 def test_classes_that_are_too_small_are_omitted():
     labels = ["a"] * 20 + ["b"] * 20 + ["c"] * 6
     patients = np.r_[np.arange(40), [50, 50, 50, 51, 51, 51]]
-    target, folds = cross_validation_folds(read_target(labels, "kind"), patients)
+    target, folds = nested.cross_validation_folds(read_target(labels, "kind"), patients)
     assert (target.classes, len(target.rows), len(folds)) == (("a", "b"), 40, 5)
     is_train = np.r_[np.arange(40) % 2 == 0, [True, True, True, False, False, False]]
-    target, ((train, test),) = split_folds(read_target(labels, "kind"), patients, is_train, ~is_train)
+    target, ((train, test),) = nested.split_folds(read_target(labels, "kind"), patients, is_train, ~is_train)
     assert (target.classes, len(train), len(test)) == (("a", "b"), 20, 20)
     with pytest.raises(
         ConfigError, match=r"at least two classes must be large enough \(b: 20, c: 2 patients, at least"
     ):
-        cross_validation_folds(read_target(labels[20:], "kind"), patients[20:])
+        nested.cross_validation_folds(read_target(labels[20:], "kind"), patients[20:])
 
 
 @pytest.mark.slow
@@ -78,20 +72,20 @@ def test_more_labels_give_better_scores(monkeypatch):
     generator = np.random.default_rng(9)
     x, patients = generator.normal(size=(240, 8)), np.arange(240) // 2
     y = x @ generator.normal(size=8) + generator.normal(size=240)
-    target, folds = cross_validation_folds(read_target(list(y), "label"), patients)
+    target, folds = nested.cross_validation_folds(read_target(list(y), "label"), patients)
     arguments = [x] * len(folds), target, patients, folds, ProbeModel("knn")
-    scores = [few_label_scores(*arguments, num) for num in (10, 30, 90)]
+    scores = [nested.few_label_scores(*arguments, num) for num in (10, 30, 90)]
     assert [len(each) for each in scores] == [10] * 3
     assert np.median(scores[0]) < np.median(scores[1]) < np.median(scores[2])
-    np.testing.assert_array_equal(scores[0], few_label_scores(*arguments, 10))
-    assert np.isnan(few_label_scores(*arguments, 97)).all()  # four fifths of 120 patients are 96
+    np.testing.assert_array_equal(scores[0], nested.few_label_scores(*arguments, 10))
+    assert np.isnan(nested.few_label_scores(*arguments, 97)).all()  # four fifths of 120 patients are 96
     # two patients of each class at least
     rare = read_target(["rare"] * 8 + ["common"] * 392, "kind")
-    target, folds = cross_validation_folds(rare, np.arange(400))
+    target, folds = nested.cross_validation_folds(rare, np.arange(400))
     arguments = [generator.normal(size=(400, 2))] * len(folds), target, np.arange(400), folds, ProbeModel()
     monkeypatch.setattr(nested, "_DRAWS", 3)
-    assert np.isfinite(few_label_scores(*arguments, 10)).all()
-    assert np.isnan(few_label_scores(*arguments, 3)).all()
+    assert np.isfinite(nested.few_label_scores(*arguments, 10)).all()
+    assert np.isnan(nested.few_label_scores(*arguments, 3)).all()
 
 
 def test_features_are_finite_and_pca_is_fitted_to_the_training_cases_of_a_fold():

@@ -10,14 +10,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents.probing import probes
 from monai_diffae.latents.probing.nested import QuickProbe
-from monai_diffae.latents.probing.probes import (
-    LOGISTIC_CS,
-    RIDGE_ALPHAS,
-    ProbeModel,
-    grouped_folds,
-    pca_features,
-)
+from monai_diffae.latents.probing.probes import ProbeModel
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores, bootstrapped, difference_interval, interval
 from monai_diffae.latents.targets import are_classes, copies_of, far_off, read_line_target, read_target
 
@@ -115,9 +110,10 @@ def test_each_probe_predicts_classes_and_numbers(features, probe):
 
 def test_noise_gets_the_strongest_regularisation_and_a_signal_a_weak_one_whatever_its_scale(features):
     noise = np.random.default_rng(2).integers(2, size=300)
-    assert ProbeModel("linear").fit(features, noise, np.arange(300), 2).regularisation <= LOGISTIC_CS[1]
+    assert ProbeModel("linear").fit(features, noise, np.arange(300), 2).regularisation <= probes.LOGISTIC_CS[1]
     assert ProbeModel("linear").fit(features, (features[:, 0] > 0).astype(int), np.arange(300), 2).regularisation >= 10
-    assert ProbeModel("linear").fit(features, features[:, 0], np.arange(300), None).regularisation == RIDGE_ALPHAS[0]
+    number = ProbeModel("linear").fit(features, features[:, 0], np.arange(300), None)
+    assert number.regularisation == probes.RIDGE_ALPHAS[0]
     assert ProbeModel("knn").fit(features, noise, np.arange(300), 2).regularisation == 100
     scaled, target = features * np.logspace(-4, 4, 4), (features[:, 1] > 0.3).astype(int)
     for probe in ("linear", "knn"):
@@ -184,25 +180,25 @@ def test_folds_divide_patients_and_do_not_depend_on_names_in_the_target(num_clas
     generator = np.random.default_rng(4)
     patients = generator.integers(30, size=100).astype(str)
     target = generator.integers(2, size=100)
-    folds = grouped_folds(target, patients, num_classes)
+    folds = probes.grouped_folds(target, patients, num_classes)
     assert len(folds) == 5
     assert sorted(np.concatenate([test for _, test in folds])) == list(range(100))
     for train, test in folds:
         assert not set(patients[train]) & set(patients[test])
-    others = grouped_folds(target, patients, num_classes, seed=1)
+    others = probes.grouped_folds(target, patients, num_classes, seed=1)
     assert any(a.tolist() != b.tolist() for (_, a), (_, b) in zip(folds, others, strict=True))
 
 
 def test_pca_of_few_images_is_exact_and_fitted_to_training_images_alone():
     images = np.random.default_rng(6).normal(size=(100, 1, 30, 30)) * np.logspace(0, -1, 30)
-    components, other = pca_features(images, images[:1], 75)
+    components, other = probes.pca_features(images, images[:1], 75)
     centred = images.reshape(100, -1) - images.reshape(100, -1).mean(axis=0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     expected = np.abs(u * s)[:, :75]
     np.testing.assert_allclose(np.abs(components), expected / np.sqrt((expected**2).sum() / 99 / 75), atol=1e-8)
     np.testing.assert_allclose(other, components[:1], atol=1e-6)
-    np.testing.assert_array_equal(pca_features(images, images[:1] * 100, 75)[0], components)
-    assert pca_features(images[:20], images[20:], 500)[0].shape == (20, 19)  # what 20 images span
+    np.testing.assert_array_equal(probes.pca_features(images, images[:1] * 100, 75)[0], components)
+    assert probes.pca_features(images[:20], images[20:], 500)[0].shape == (20, 19)  # what 20 images span
 
 
 def test_pca_is_no_strawman_if_there_are_hardly_more_images_than_dimensions():
@@ -210,7 +206,7 @@ def test_pca_is_no_strawman_if_there_are_hardly_more_images_than_dimensions():
     num_train, rng = 40, np.random.default_rng(7)
     target = rng.integers(2, size=200)
     images = rng.normal(size=(200, 20, 20)) + 3 * (2 * target - 1)[:, None, None] * rng.normal(size=(20, 20)) / 10
-    train, test = pca_features(images[:num_train], images[num_train:], 40)
+    train, test = probes.pca_features(images[:num_train], images[num_train:], 40)
     for probe in ("linear", "knn"):
         fitted = ProbeModel(probe, standardise=False).fit(train, target[:num_train], np.arange(num_train), 2)
         right = fitted.predict(test).argmax(axis=1) == target[num_train:]

@@ -5,15 +5,8 @@ import pandas as pd
 import pytest
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents import reliability
 from monai_diffae.latents.harmonization import harmonized
-from monai_diffae.latents.reliability import (
-    complete_design,
-    fingerprinting,
-    intraclass_correlations,
-    total_shares,
-    variance_components,
-    variance_shares,
-)
 
 RNG = np.random.default_rng(0)
 PATIENTS, SCANNERS = np.repeat(np.arange(40), 3), np.tile(np.arange(3), 40)
@@ -26,7 +19,7 @@ def as_frame(values):
 
 def test_icc_and_intervals_equal_pingouins():
     pingouin = pytest.importorskip("pingouin")
-    ours = intraclass_correlations(SCANS)
+    ours = reliability.intraclass_correlations(SCANS)
     for d in range(4):
         rows = pingouin.intraclass_corr(as_frame(SCANS[..., d].ravel()), "patient", "scanner", "value")
         for name, kind in {"icc2": "ICC(A,1)", "icc3": "ICC(C,1)"}.items():
@@ -38,8 +31,8 @@ def test_icc_and_intervals_equal_pingouins():
 
 def test_equal_repeats_are_reliable_and_constants_have_no_reliability():
     same = np.repeat(RNG.normal(size=(9, 1, 1)), 2, axis=1)
-    assert all(value[0] == 1 for value in intraclass_correlations(same).values())
-    assert all(np.isnan(value).all() for value in intraclass_correlations(np.ones((9, 2, 1))).values())
+    assert all(value[0] == 1 for value in reliability.intraclass_correlations(same).values())
+    assert all(np.isnan(value).all() for value in reliability.intraclass_correlations(np.ones((9, 2, 1))).values())
 
 
 @pytest.mark.parametrize("share", [1, 0.8])
@@ -47,12 +40,14 @@ def test_components_of_variance_equal_restricted_maximum_likelihood(share):
     """To the precision of its optimiser if the design is balanced, and about if scans are missing."""
     api = pytest.importorskip("statsmodels.formula.api")
     values, keep = SCANS.reshape(120, 4), np.random.default_rng(1).random(120) <= share
-    ours = variance_components(values[keep], PATIENTS[keep], SCANNERS[keep])
+    ours = reliability.variance_components(values[keep], PATIENTS[keep], SCANNERS[keep])
     parts = {"patient": "0 + C(patient)", "scanner": "0 + C(scanner)"}
     model = api.mixedlm("value ~ 1", as_frame(values[:, 0])[keep].assign(one=1), groups="one", vc_formula=parts,
                         re_formula="0").fit()  # fmt: skip
     expected = np.array([*model.vcomp, model.scale])
-    assert variance_shares(ours)[:, 0] == pytest.approx(expected / expected.sum(), abs=1e-3 if share == 1 else 0.03)
+    assert reliability.variance_shares(ours)[:, 0] == pytest.approx(
+        expected / expected.sum(), abs=1e-3 if share == 1 else 0.03
+    )
 
 
 def test_components_are_unbiased_with_missing_scans_and_more_scans_per_visit():
@@ -60,18 +55,18 @@ def test_components_are_unbiased_with_missing_scans_and_more_scans_per_visit():
     for _ in range(200):
         patients, scanners = generator.integers(12, size=40), generator.integers(5, size=40)
         values = generator.normal(size=(12, 1))[patients] + 2 * generator.normal(size=(5, 1))[scanners]
-        parts = variance_components(values + 0.5 * generator.normal(size=(40, 1)), patients, scanners)
+        parts = reliability.variance_components(values + 0.5 * generator.normal(size=(40, 1)), patients, scanners)
         found.append(parts[:, 0])
     error = np.std(found, axis=0) / len(found) ** 0.5
     assert (np.abs(np.mean(found, axis=0) - [1, 4, 0.25]) < 3 * error).all()
 
 
 @pytest.mark.parametrize(("estimate", "message"), [
-    (lambda x: variance_components(x, np.arange(8) // 2, np.arange(8) // 4), "no patient was scanned on two scanners"),
-    (lambda x: variance_components(x, np.arange(8) // 2, np.zeros(8)), "no patient was scanned on two scanners"),
-    (lambda x: variance_components(x, np.arange(8)), "no patient has two scans"),
-    (lambda x: complete_design(list("aabc"), [1, 2, 1, 1]), "fewer than two patients have two"),
-    (lambda x: complete_design(np.arange(50) // 2, np.arange(50)), "repeat: has 50 different values"),
+    (lambda x: reliability.variance_components(x, np.arange(8) // 2, np.arange(8) // 4), "no patient was scanned on"),
+    (lambda x: reliability.variance_components(x, np.arange(8) // 2, np.zeros(8)), "no patient was scanned on"),
+    (lambda x: reliability.variance_components(x, np.arange(8)), "no patient has two scans"),
+    (lambda x: reliability.complete_design(list("aabc"), [1, 2, 1, 1]), "fewer than two patients have two"),
+    (lambda x: reliability.complete_design(np.arange(50) // 2, np.arange(50)), "repeat: has 50 different values"),
 ])  # fmt: skip
 def test_designs_that_cannot_tell_patients_and_scanners_apart_are_named(estimate, message):
     with pytest.raises(ConfigError, match=message):
@@ -82,7 +77,7 @@ def test_the_interval_of_the_shares_holds_the_truth_about_as_often_as_it_says():
     generator, hits = np.random.default_rng(0), []
     for _ in range(20):
         values = generator.normal(size=(40, 5))[PATIENTS] + generator.normal(size=(120, 5))
-        _, low, high = total_shares(values, PATIENTS)
+        _, low, high = reliability.total_shares(values, PATIENTS)
         hits.append(low[0] <= 0.5 <= high[0])
     assert np.mean(hits) > 0.85
 
@@ -91,7 +86,7 @@ def test_fingerprinting_by_chance_and_without_scans_of_the_same_visit():
     patients, repeats = np.repeat(np.arange(60), 4), np.tile([1, 1, 2, 2], 60)
     z = np.random.default_rng(0).normal(size=(240, 5))
     z[1::2] = z[::2] + 1e-6  # both scans of a visit are the same, which shows nothing
-    found = fingerprinting(z, patients, repeats)
+    found = reliability.fingerprinting(z, patients, repeats)
     assert found.low <= found.chance <= found.high
     assert found.chance == pytest.approx(2 / 238)
 

@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents import selection
 from monai_diffae.latents.neighbors import nearest_distances
-from monai_diffae.latents.selection import (
-    STRATEGIES,
-    Selection,
-    farthest_first,
-    outlier_order,
-    typical_first,
-    uncertainty,
-)
 from monai_diffae.latents.statistics import LatentStatistics
 
 
@@ -23,7 +16,7 @@ def codes(seed, num=40, dims=3):
 
 
 def select(strategy, z_sem, count, **options):
-    return Selection(z_sem, **options).select(strategy, count)
+    return selection.Selection(z_sem, **options).select(strategy, count)
 
 
 def radius(z, centres):
@@ -33,26 +26,26 @@ def radius(z, centres):
 @pytest.mark.parametrize("seed", range(2))
 def test_every_selection_is_the_farthest_from_all_before_it_and_the_radius_at_most_twice_the_best(seed):
     z, reference = codes(seed), codes(seed + 100, 4)
-    rows = farthest_first(z, reference, 10)
+    rows = selection.farthest_first(z, reference, 10)
     assert len(set(rows.tolist())) == 10
     for i, row in enumerate(rows):
         covered = np.concatenate([reference, z[rows[:i]]])
         assert row == np.linalg.norm(z[:, None] - covered[None], axis=2).min(axis=1).argmax()
-    assert farthest_first(z, [], 1)[0] == np.linalg.norm(z - z.mean(axis=0), axis=1).argmin()
+    assert selection.farthest_first(z, [], 1)[0] == np.linalg.norm(z - z.mean(axis=0), axis=1).argmin()
     z = codes(seed, 12, 2)
     best = min(radius(z, z[list(centres)]) for centres in itertools.combinations(range(12), 3))
-    assert radius(z, z[farthest_first(z, np.empty((0, 2)), 3)]) <= 2 * best
+    assert radius(z, z[selection.farthest_first(z, np.empty((0, 2)), 3)]) <= 2 * best
 
 
 def test_of_equals_the_first_row_is_selected_duplicates_come_last_and_weights_multiply_the_distances():
     z = np.array([[1.0], [-1.0], [1.0], [0.0], [0.0]])
-    assert farthest_first(z, [[0.0]], 5).tolist() == [0, 1, 2, 3, 4]
+    assert selection.farthest_first(z, [[0.0]], 5).tolist() == [0, 1, 2, 3, 4]
     z = np.array([[1.0], [2.0], [-4.0]])
-    assert farthest_first(z, [[0.0]], 1, weights=[9.0, 1.0, 1.0]).tolist() == [0]
+    assert selection.farthest_first(z, [[0.0]], 1, weights=[9.0, 1.0, 1.0]).tolist() == [0]
     z = codes(0) + 1e6
     np.testing.assert_array_equal(nearest_distances(z, z[::-1]), 0)
     with pytest.raises(ConfigError, match="not finite"):
-        farthest_first([[np.nan]], [[0.0]], 1)
+        selection.farthest_first([[np.nan]], [[0.0]], 1)
     for rows in ({"labelled": [-1]}, {"proposed": [40]}):  # they would be selected again
         with pytest.raises(ConfigError, match="^labelled or proposed: a row is outside 0 to 39; give row numbers"):
             select("random", z, 1, **rows)
@@ -64,14 +57,14 @@ def test_typical_cases_are_those_of_regions_not_yet_covered():
     sizes = [40, 30, 20, 10]
     z = np.concatenate([c + generator.normal(size=(n, 2)) for c, n in zip(centres, sizes, strict=True)])
     blob = np.repeat(range(4), sizes)
-    rows = typical_first(z, [], 4)
+    rows = selection.typical_first(z, [], 4)
     assert blob[rows].tolist() == [0, 1, 2, 3]  # the largest first
     for row in rows:
         own = z[blob == blob[row]]
         far = np.linalg.norm(own - own.mean(axis=0), axis=1)
         assert np.linalg.norm(z[row] - own.mean(axis=0)) < np.median(far)
     covered = np.flatnonzero(np.isin(blob, [0, 2]))[[0, -1]]
-    assert blob[typical_first(z, covered, 2)].tolist() == [1, 3]
+    assert blob[selection.typical_first(z, covered, 2)].tolist() == [1, 3]
 
 
 @pytest.fixture
@@ -83,7 +76,7 @@ LABELLED = [4, 8, 15, 16, 23, 42]
 KINDS = {"classes": ["a", "b", "a", "a", "b", "b"], "numbers": [1.5, 2.5, 3.25, 1.0, 7.5, 2.0]}
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", selection.STRATEGIES)
 def test_any_number_of_labels_gives_new_cases_the_same_each_time(strategy, z_sem):
     for num_labels, kind in ((0, "classes"), (1, "numbers"), (6, "classes"), (6, "numbers")):
         labelled, labels, proposed = LABELLED[:num_labels], KINDS[kind][:num_labels], [0, 1]
@@ -102,7 +95,7 @@ def test_any_number_of_labels_gives_new_cases_the_same_each_time(strategy, z_sem
 def test_diversity_does_not_depend_on_the_units_of_the_dimensions(z_sem):
     rows = select("diversity", z_sem, 8, labelled=[0])
     z = LatentStatistics.of(z_sem).normalise(z_sem)
-    np.testing.assert_array_equal(np.arange(1, 50)[farthest_first(z[1:], z[:1], 8)], rows)
+    np.testing.assert_array_equal(np.arange(1, 50)[selection.farthest_first(z[1:], z[:1], 8)], rows)
     np.testing.assert_array_equal(select("diversity", z_sem * [1, 100, 3, 7], 8, labelled=[0]), rows)
 
 
@@ -118,14 +111,14 @@ def test_mixed_takes_one_of_two_equal_uncertain_cases():
 def test_a_planted_outlier_comes_first_and_the_scans_of_one_patient_do_not_hide_each_other(z_sem):
     planted = z_sem.copy()
     planted[31] += [0, 0, 2, 0]
-    order = outlier_order(planted)
+    order = selection.outlier_order(planted)
     assert order[0] == 31
     assert sorted(order) == list(range(50))
     assert select("outlier", planted, 3, proposed=[31]).tolist() == order[1:4].tolist()
     z = np.concatenate([z_sem, np.full((6, 4), 3.0) + [9, 0, 0, 9] + 0.001 * z_sem[:6]])
     groups = [*range(50), *[50] * 6]
-    assert set(outlier_order(z, groups)[:6]) == set(range(50, 56))
-    assert not set(outlier_order(z)[:6]) & set(range(50, 56))
+    assert set(selection.outlier_order(z, groups)[:6]) == set(range(50, 56))
+    assert not set(selection.outlier_order(z)[:6]) & set(range(50, 56))
     assert set(select("outlier", z, 6, groups=groups)) == set(range(50, 56))
 
 
@@ -135,21 +128,21 @@ def line():
 
 
 def test_the_entropy_is_largest_between_the_classes_and_at_most_1(line):
-    entropy = uncertainty(line, [0, 20, 60, 80], ["a", "a", "b", "b"])
+    entropy = selection.uncertainty(line, [0, 20, 60, 80], ["a", "a", "b", "b"])
     assert abs(entropy.argmax() - 40) <= 1
     assert 0.99 < entropy.max() <= 1
     assert entropy.min() >= 0
     assert entropy[0] < entropy[20] < entropy[40]
-    three = uncertainty(line, [0, 1, 39, 41, 79, 80], [0, 0, 1, 1, 2, 2])  # whole numbers are classes
+    three = selection.uncertainty(line, [0, 1, 39, 41, 79, 80], [0, 0, 1, 1, 2, 2])  # whole numbers are classes
     assert 0 <= three.min() < three.max() <= 1
     with pytest.raises(ConfigError, match="^labels: 2 labelled cases need 2 labels, none of them missing"):
-        uncertainty(line, [0, 1], [0.5, np.nan])
+        selection.uncertainty(line, [0, 1], [0.5, np.nan])
 
 
 def test_the_standard_deviation_grows_away_from_the_labels_and_has_their_unit(line):
     rows = np.arange(30, 51)
     values = 100 + 9.5 * line[rows, 0] + np.random.default_rng(0).normal(size=21)
-    std = uncertainty(line, rows, values)
+    std = selection.uncertainty(line, rows, values)
     assert std[0] > std[20] > std[40]
     assert 0.3 < std[40] < 3
-    np.testing.assert_allclose(uncertainty(line, rows, values * 1000), std * 1000, rtol=1e-6)
+    np.testing.assert_allclose(selection.uncertainty(line, rows, values * 1000), std * 1000, rtol=1e-6)

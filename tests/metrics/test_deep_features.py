@@ -5,15 +5,8 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
+from monai_diffae import metrics
 from monai_diffae.errors import MachineError, ScanError
-from monai_diffae.metrics import (
-    InceptionFeatures,
-    PerceptualDistance,
-    RadImageNetFeatures,
-    frechet_distance,
-    kernel_distance,
-    precision_and_recall,
-)
 from monai_diffae.metrics.deep_features import ALEXNET, INCEPTION, pairwise_distance
 
 
@@ -47,7 +40,7 @@ def pair():
 
 
 def test_the_perceptual_distance_is_that_of_the_package(weights, reference, pair):
-    distance = PerceptualDistance(weights)
+    distance = metrics.PerceptualDistance(weights)
     expected = reference(*(images.expand(-1, 3, -1, -1) for images in pair)).flatten()
     torch.testing.assert_close(distance(*pair), expected, atol=1e-4, rtol=0)
     assert expected.min() > 0.01
@@ -78,19 +71,21 @@ def test_volumes_are_the_mean_over_three_planes(weights, reference):
             for axis in range(3)
         ]  # fmt: skip
         expected.append(torch.stack(planes).mean())
-    torch.testing.assert_close(PerceptualDistance(weights)(a, b, (0.0, 1.0)), torch.stack(expected), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        metrics.PerceptualDistance(weights)(a, b, (0.0, 1.0)), torch.stack(expected), atol=1e-4, rtol=0
+    )
 
 
 def test_weights_that_are_missing_or_others(tmp_path, monkeypatch):
     pytest.importorskip("lpips")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(MachineError, match=f"there is no {ALEXNET}; give the file, or put it where torch looks"):
-        PerceptualDistance()
+        metrics.PerceptualDistance()
     with pytest.raises(MachineError, match=f"there is no {INCEPTION} where torch looks for it"):
-        InceptionFeatures()
+        metrics.InceptionFeatures()
     torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "b.pth")
     with pytest.raises(ScanError, match="b.pth: does not hold AlexNet's weights"):
-        PerceptualDistance(tmp_path / "b.pth")
+        metrics.PerceptualDistance(tmp_path / "b.pth")
 
 
 @pytest.fixture
@@ -105,7 +100,7 @@ def test_radimagenet_is_torchvisions_network_with_other_weights(images, tmp_path
     network = models.resnet50(weights=None).eval()
     backbone = torch.nn.Sequential(*list(network.children())[:9])
     torch.save({f"backbone.{name}": value for name, value in backbone.state_dict().items()}, tmp_path / "ResNet50.pt")
-    features = RadImageNetFeatures(tmp_path / "ResNet50.pt")(images[:1], (0.0, 1.0))
+    features = metrics.RadImageNetFeatures(tmp_path / "ResNet50.pt")(images[:1], (0.0, 1.0))
     network.fc = torch.nn.Identity()
     with torch.no_grad():
         resized = torch.nn.functional.interpolate(images[:1] * 2 - 1, size=(224, 224), mode="bilinear")
@@ -113,7 +108,7 @@ def test_radimagenet_is_torchvisions_network_with_other_weights(images, tmp_path
     torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
     torch.save(network.state_dict(), tmp_path / "other.pt")
     with pytest.raises(ScanError, match="other.pt: does not hold a ResNet-50 of RadImageNet"):
-        RadImageNetFeatures(tmp_path / "other.pt")
+        metrics.RadImageNetFeatures(tmp_path / "other.pt")
 
 
 @pytest.mark.slow
@@ -131,7 +126,7 @@ def test_inception_is_that_of_pytorch_fid(images, tmp_path, monkeypatch):
         inception, "load_state_dict_from_url",
         lambda url, progress: torch.load(tmp_path / "checkpoints" / url.rpartition("/")[2], weights_only=True),
     )  # fmt: skip
-    features = InceptionFeatures()(images, (0.0, 1.0))
+    features = metrics.InceptionFeatures()(images, (0.0, 1.0))
     with torch.no_grad():
         expected = inception.InceptionV3().eval()(images.expand(-1, 3, -1, -1))[0].flatten(1)
     torch.testing.assert_close(features, expected, atol=1e-4, rtol=0)
@@ -152,20 +147,20 @@ def test_the_frechet_distance_is_that_by_the_root_of_the_matrix():
     a, b = (exact_sample(rng, rng.normal(size=6), root @ root.T, 50) for root in roots)
     cov_a, cov_b = np.cov(a.T), np.cov(b.T)
     expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
-    assert frechet_distance(a, b) == pytest.approx(expected, abs=1e-6)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, abs=1e-6)
+    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
     few = rng.normal(size=(2, 8, 30))  # fewer samples than features: they lie in 16 dimensions
     directions, _ = np.linalg.qr(np.concatenate(few).T)
-    assert frechet_distance(*(few @ directions)) == pytest.approx(frechet_distance(*few))
+    assert metrics.frechet_distance(*(few @ directions)) == pytest.approx(metrics.frechet_distance(*few))
 
 
 def test_the_kernel_distance_is_unbiased_and_that_of_torchmetrics():
     kid = pytest.importorskip("torchmetrics.image.kid")
     rng = np.random.default_rng(0)
-    values = [kernel_distance(rng.normal(size=(12, 8)), rng.normal(size=(9, 8))) for _ in range(300)]
+    values = [metrics.kernel_distance(rng.normal(size=(12, 8)), rng.normal(size=(9, 8))) for _ in range(300)]
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(300)
     a, b = rng.normal(size=(30, 12)), rng.normal(size=(30, 12)) + 0.3
-    assert kernel_distance(a, b) == pytest.approx(float(kid.poly_mmd(*map(torch.from_numpy, (a, b)))), abs=1e-4)
+    assert metrics.kernel_distance(a, b) == pytest.approx(float(kid.poly_mmd(*map(torch.from_numpy, (a, b)))), abs=1e-4)
 
 
 def test_precision_and_recall_by_brute_force():
@@ -177,7 +172,7 @@ def test_precision_and_recall_by_brute_force():
         inside = [any(np.linalg.norm(s - c) <= r for c, r in zip(others, radii, strict=True)) for s in samples]
         return np.array(inside, float)
 
-    realistic, is_covered = precision_and_recall(real, made)
+    realistic, is_covered = metrics.precision_and_recall(real, made)
     np.testing.assert_array_equal(realistic, covered(made, real))
     np.testing.assert_array_equal(is_covered, covered(real, made))
     assert 0 < realistic.mean() < 1

@@ -9,21 +9,8 @@ from ignite.engine import Engine
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
-from monai_diffae import DiffusionAutoencoderInferer, DiffusionSchedule
+from monai_diffae import DiffusionAutoencoderInferer, DiffusionSchedule, metrics
 from monai_diffae.latents import copying_ratio, p_values
-from monai_diffae.metrics import (
-    CopyingRatio,
-    ImageQuality,
-    ValidationLoss,
-    ZSemUsage,
-    anomaly_maps,
-    cross_fitted_maps,
-    highest_mean,
-    noise_statistics,
-    reconstruction_errors,
-    residual_spread,
-    smoothed_residuals,
-)
 from monai_diffae.metrics.codes import changed_views, level_losses
 
 
@@ -42,7 +29,7 @@ def scikits_ssim(a, b):
 
 
 def test_reconstruction_errors_are_those_of_scikit_image(pair):
-    errors = reconstruction_errors(*pair)
+    errors = metrics.reconstruction_errors(*pair)
     for i, (a, b) in enumerate(zip(*(x[:, 0].double().numpy() for x in pair), strict=True)):
         assert errors["mse"][i] == pytest.approx(np.mean((a - b) ** 2), rel=1e-5)
         assert errors["psnr"][i] == pytest.approx(peak_signal_noise_ratio(a, b, data_range=2), rel=1e-5)
@@ -51,8 +38,8 @@ def test_reconstruction_errors_are_those_of_scikit_image(pair):
 
 def test_a_models_range_changes_mse_alone(pair):
     images, made = pair
-    narrow = reconstruction_errors((images + 1) / 2, (made + 1) / 2, (0.0, 1.0))
-    wide = reconstruction_errors(images, made)
+    narrow = metrics.reconstruction_errors((images + 1) / 2, (made + 1) / 2, (0.0, 1.0))
+    wide = metrics.reconstruction_errors(images, made)
     torch.testing.assert_close(wide["mse"], 4 * narrow["mse"])
     torch.testing.assert_close(wide["psnr"], narrow["psnr"])
     torch.testing.assert_close(wide["ssim"], narrow["ssim"], atol=1e-4, rtol=0)
@@ -61,14 +48,14 @@ def test_a_models_range_changes_mse_alone(pair):
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 16, 16), (1, 1, 8, 8, 8)])
 def test_small_images_colour_and_volumes(shape):
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    same, other = reconstruction_errors(images, images), reconstruction_errors(images, images.flip(-1))
+    same, other = metrics.reconstruction_errors(images, images), metrics.reconstruction_errors(images, images.flip(-1))
     torch.testing.assert_close(same["ssim"], torch.ones(len(images)), atol=1e-5, rtol=0)
     assert torch.isinf(same["psnr"]).all()
     assert (other["ssim"] < 0.9).all()
     assert all(values.shape == (len(images),) for values in other.values())
     for contrast in (1, 1e-2, 1e-4):
         low = images * contrast
-        assert (reconstruction_errors(low, low + 1e-7)["ssim"] <= 1).all()
+        assert (metrics.reconstruction_errors(low, low + 1e-7)["ssim"] <= 1).all()
 
 
 @pytest.fixture
@@ -82,7 +69,7 @@ def large():
 
 def test_ms_ssim_is_that_of_torchmetrics(large):
     torchmetrics = pytest.importorskip("torchmetrics.functional.image")
-    values = ImageQuality((192, 200))(*large)["ms_ssim"]
+    values = metrics.ImageQuality((192, 200))(*large)["ms_ssim"]
     images, made = (stack + 1 for stack in large)
     expected = torch.stack([
         torchmetrics.multiscale_structural_similarity_index_measure(made[i : i + 1], images[i : i + 1], data_range=2.0)
@@ -91,7 +78,7 @@ def test_ms_ssim_is_that_of_torchmetrics(large):
     torch.testing.assert_close(values, expected, atol=1e-4, rtol=0)
     assert (values < 0.99).all()
     small = {"ms_ssim": "images of 176 x 175 are too small; it needs 176 along each axis"}
-    assert (ImageQuality((176, 175)).omitted(), ImageQuality((176, 176)).omitted()) == (small, {})
+    assert (metrics.ImageQuality((176, 175)).omitted(), metrics.ImageQuality((176, 176)).omitted()) == (small, {})
 
 
 def test_ssim_of_volumes_has_a_window_in_3d():
@@ -99,10 +86,10 @@ def test_ssim_of_volumes_has_a_window_in_3d():
     coarse = torch.rand(1, 1, 5, 5, 5, generator=generator)
     images = torch.nn.functional.interpolate(coarse, size=(20, 22, 24), mode="trilinear") * 2 - 1
     made = images + 0.1 * torch.randn(images.shape, generator=generator)
-    value = ImageQuality((20, 22, 24))(images, made)["ssim"]
+    value = metrics.ImageQuality((20, 22, 24))(images, made)["ssim"]
     a, b = (stack[0, 0].double().numpy() + 1 for stack in (images, made))
     assert float(value) == pytest.approx(scikits_ssim(a, b), abs=1e-4)
-    slices = torch.stack([reconstruction_errors(images[..., i], made[..., i])["ssim"] for i in range(24)])
+    slices = torch.stack([metrics.reconstruction_errors(images[..., i], made[..., i])["ssim"] for i in range(24)])
     assert abs(float(slices.mean() - value)) > 0.01
 
 
@@ -110,28 +97,28 @@ def test_diversity_is_the_standard_deviation_of_the_draws():
     generator = torch.Generator().manual_seed(0)
     for num in (2, 5):
         draws = 3 * torch.randn(4, num, 1, 64, 64, generator=generator)
-        np.testing.assert_allclose(ImageQuality((64, 64)).diversity(draws)["diversity"], 3, rtol=0.05)
+        np.testing.assert_allclose(metrics.ImageQuality((64, 64)).diversity(draws)["diversity"], 3, rtol=0.05)
     same = torch.randn(2, 1, 1, 16, 16, generator=generator).expand(2, 4, 1, 16, 16)
-    assert ImageQuality((16, 16)).diversity(same)["diversity"].abs().max() < 1e-6
+    assert metrics.ImageQuality((16, 16)).diversity(same)["diversity"].abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 64, 64), (2, 1, 24, 24, 24)])
 def test_noise_is_noise_and_smooth_noise_of_the_same_spread_is_not(shape):
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = noise_statistics(noise)
+    found = metrics.noise_statistics(noise)
     assert all(values.shape == (2,) for values in found.values())
     assert found["mean"].abs().max() < 0.05
     assert (found["std"] - 1).abs().max() < 0.05
     assert found["neighbor_correlation"].abs().max() < 0.05
     smooth = sum(noise.roll(1, axis) for axis in range(2, noise.ndim)) + noise
     smooth = smooth / smooth.std()
-    assert (noise_statistics(smooth)["std"] - 1).abs().max() < 0.05
-    assert noise_statistics(smooth)["neighbor_correlation"].min() > 0.2
+    assert (metrics.noise_statistics(smooth)["std"] - 1).abs().max() < 0.05
+    assert metrics.noise_statistics(smooth)["neighbor_correlation"].min() > 0.2
 
 
 def test_noise_statistics_that_are_not_defined_are_nan():
     for single in (torch.zeros(2, 4, 1, 1), torch.ones(1, 1, 4, 4)):
-        assert noise_statistics(single)["neighbor_correlation"].isnan().all()
+        assert metrics.noise_statistics(single)["neighbor_correlation"].isnan().all()
 
 
 FLOOR, SIGMA, FRACTION = 0.1, 1.0, 0.01
@@ -143,7 +130,7 @@ def residuals_of_cases(count, seed, size=12):
     pattern = torch.linspace(0.1, 1.0, size)[None, None, None, :]
     scale = torch.randn(count, 1, 1, 1, generator=rng).mul(0.3).exp()
     noise = torch.randn(count, 1, size, size, generator=rng)
-    return smoothed_residuals(pattern * scale * noise, torch.zeros(count, 1, size, size), SIGMA)
+    return metrics.smoothed_residuals(pattern * scale * noise, torch.zeros(count, 1, size, size), SIGMA)
 
 
 def test_p_values_of_new_normal_cases_are_uniform():
@@ -151,9 +138,13 @@ def test_p_values_of_new_normal_cases_are_uniform():
     p = []
     for trial in range(20):
         residuals = residuals_of_cases(20, 2 * trial)
-        scores = highest_mean(cross_fitted_maps(residuals, list(range(20)), FLOOR, SIGMA), FRACTION).numpy()
-        spread = residual_spread(residuals.square().mean(0), FLOOR)
-        new = highest_mean(anomaly_maps(residuals_of_cases(50, 2 * trial + 1), spread, SIGMA), FRACTION).numpy()
+        scores = metrics.highest_mean(
+            metrics.cross_fitted_maps(residuals, list(range(20)), FLOOR, SIGMA), FRACTION
+        ).numpy()
+        spread = metrics.residual_spread(residuals.square().mean(0), FLOOR)
+        new = metrics.highest_mean(
+            metrics.anomaly_maps(residuals_of_cases(50, 2 * trial + 1), spread, SIGMA), FRACTION
+        ).numpy()
         p.append(p_values(new, scores, np.zeros(50, bool)))
     for level in (0.05, 0.1, 0.25, 0.5):
         possible = np.floor(level * 21 + 1e-9) / 21  # p-values are discrete
@@ -163,20 +154,20 @@ def test_p_values_of_new_normal_cases_are_uniform():
 def test_a_group_is_never_compared_with_itself():
     residuals = residuals_of_cases(6, seed=0)
     groups = [0, 0, 1, 1, 2, 2]
-    maps = cross_fitted_maps(residuals, groups, FLOOR, SIGMA)
-    without_first = residual_spread(residuals[2:].square().mean(0), FLOOR)
-    torch.testing.assert_close(maps[:2], anomaly_maps(residuals[:2], without_first, SIGMA))
+    maps = metrics.cross_fitted_maps(residuals, groups, FLOOR, SIGMA)
+    without_first = metrics.residual_spread(residuals[2:].square().mean(0), FLOOR)
+    torch.testing.assert_close(maps[:2], metrics.anomaly_maps(residuals[:2], without_first, SIGMA))
 
 
 def test_voxels_that_never_vary_do_not_dominate_and_the_score_is_that_of_the_most_unusual():
     mean_squares = torch.ones(1, 12, 12)
     mean_squares[:, :, :6] = 0
-    spread = residual_spread(mean_squares, FLOOR)
+    spread = metrics.residual_spread(mean_squares, FLOOR)
     assert spread.min() > 0.2
-    assert residual_spread(torch.zeros(1, 12, 12), FLOOR).min() > 0
+    assert metrics.residual_spread(torch.zeros(1, 12, 12), FLOOR).min() > 0
     maps = torch.zeros(2, 1, 10, 10)
     maps[1, 0, 0, 0] = 5
-    assert [highest_mean(maps, share).tolist() for share in (0.01, 0.02, 1e-6)] == [[0, 5], [0, 2.5], [0, 5]]
+    assert [metrics.highest_mean(maps, share).tolist() for share in (0.01, 0.02, 1e-6)] == [[0, 5], [0, 2.5], [0, 5]]
 
 
 def test_what_each_view_does():
@@ -204,18 +195,17 @@ OWN, OTHER = torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0]), torch.tensor([2.0, 2.0, 6
 def test_every_image_counts_once_whatever_the_batches(cuts):
     batches = list(zip(OWN.split(cuts), OTHER.split(cuts), strict=True))
     evaluator = Engine(lambda _, batch: {"loss": batch[0], "loss_other": batch[1]})
-    ValidationLoss().attach(evaluator, "loss")
-    ValidationLoss("loss_other").attach(evaluator, "loss_other")
-    ZSemUsage().attach(evaluator, "usage")
+    metrics.ValidationLoss().attach(evaluator, "loss")
+    metrics.ValidationLoss("loss_other").attach(evaluator, "loss_other")
+    metrics.ZSemUsage().attach(evaluator, "usage")
     for _ in range(2):  # the second run starts from nothing
-        metrics = evaluator.run(batches).metrics
-        assert metrics == pytest.approx({"loss": 4.0, "loss_other": 8.0, "usage": 2.0})
+        assert evaluator.run(batches).metrics == pytest.approx({"loss": 4.0, "loss_other": 8.0, "usage": 2.0})
 
 
 def test_the_usage_of_z_sem_is_not_measured_with_one_image():
     """Its z_sem would be compared with itself, and the usage be 1, as of a decoder that ignores z_sem."""
-    assert math.isnan(ValidationLoss().compute())
-    usage = ZSemUsage()
+    assert math.isnan(metrics.ValidationLoss().compute())
+    usage = metrics.ZSemUsage()
     usage.update((torch.tensor([1.0]), torch.tensor([1.0])))
     assert math.isnan(usage.compute())
 
@@ -243,7 +233,7 @@ def vectors():
 
 def attached(samples, train):
     engine = Engine(lambda _, batch: {"image": batch})
-    CopyingRatio(lambda count: samples[:count], train, num_samples=40).attach(engine, "copying_ratio")
+    metrics.CopyingRatio(lambda count: samples[:count], train, num_samples=40).attach(engine, "copying_ratio")
     return engine
 
 

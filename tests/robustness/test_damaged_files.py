@@ -5,22 +5,13 @@ import logging
 from collections import Counter
 from functools import partial
 
+import fuzzing
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from complaints import write_unchecked
 from dicom_files import make_plane, positions, save_enhanced
-from fuzzing import (
-    JSON_CHANGES,
-    MUTATIONS,
-    NASTY_TEXT,
-    SCALARS,
-    as_text,
-    changed_json,
-    fuzz,
-    mutated,
-    only_own_errors,
-)  # fmt: skip
+from fuzzing import MUTATIONS, changed_json, fuzz, mutated, only_own_errors
 from hypothesis import strategies as st
 from PIL import Image
 from scan_files import grown_mb, save_nifti, values
@@ -130,8 +121,8 @@ def _check_of(path, read):
 
 
 def _damaged_json(whole):
-    changed = JSON_CHANGES.map(lambda changes: as_text(changed_json(whole, changes)))
-    return st.one_of(changed, MUTATIONS.map(lambda mutations: mutated(as_text(whole), mutations)))
+    changed = fuzzing.JSON_CHANGES.map(lambda changes: fuzzing.as_text(changed_json(whole, changes)))
+    return st.one_of(changed, MUTATIONS.map(lambda mutations: mutated(fuzzing.as_text(whole), mutations)))
 
 
 def damaged_tables(folder, request):
@@ -139,7 +130,7 @@ def damaged_tables(folder, request):
         save_nifti(folder / scan)
     table = b"id,image,patient,split,age\na,a.nii,p1,train,41\nb,b.nii,p2,val,52\nc,c.nii,p3,test,\n"
     words = ["a.nii", "b.nii", "a", "b", "train", "val", "test", "p1", "41", "image", "id", "split"]
-    cells = st.one_of(NASTY_TEXT, st.sampled_from(words))
+    cells = st.one_of(fuzzing.NASTY_TEXT, st.sampled_from(words))
     rows = st.lists(st.lists(cells, max_size=6), max_size=6).map(
         lambda rows: "\n".join(",".join(row) for row in rows).encode("utf-8", errors="surrogatepass")
     )
@@ -189,7 +180,7 @@ def damaged_configurations(folder, request):
 
     texts = st.text("[]{},.:0123456789e-'ab", max_size=12)  # no expressions: users may run code of their own
     plain = st.one_of(
-        SCALARS.filter(lambda v: not isinstance(v, str)), texts, st.lists(st.integers(-2, 32), max_size=4)
+        fuzzing.SCALARS.filter(lambda v: not isinstance(v, str)), texts, st.lists(st.integers(-2, 32), max_size=4)
     )
     keys = st.one_of(st.sampled_from(sorted({*train, *described, "inferer#steps", "network_def#unet"})), texts)
     changes = st.tuples(st.sampled_from(["set", "delete"]), st.lists(st.integers(0, 99), max_size=2), plain)
@@ -212,7 +203,7 @@ def damaged_models(folder, request):
         write_unchecked(path, whole, description)
         return only_own_errors(lambda: load_bundle(path, "cpu"))
 
-    return st.tuples(MUTATIONS, st.one_of(st.none(), JSON_CHANGES)), check
+    return st.tuples(MUTATIONS, st.one_of(st.none(), fuzzing.JSON_CHANGES)), check
 
 
 @pytest.mark.goal(id="R30")

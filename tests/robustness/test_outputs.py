@@ -76,23 +76,6 @@ def test_hostile_ids_write_only_into_the_output_folder(tiny_bundle, tmp_path, re
     assert len(accepted) >= 50
 
 
-@pytest.mark.goal(id="R13")
-def test_as_many_outputs_as_inputs(tiny_bundle, tmp_path, record_property):
-    """Files that differ in their folder, suffix or the case of letters only."""
-    folder = tmp_path / "scans"
-    for k, name in enumerate(
-        ["a/s.png", "b/s.png", "a/S.png", "a_s.png", "a-s.png", "a/s.jpg", "b/s_1.png", "c d/s.png"]
-    ):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        _picture(folder / name, k)
-    made = reconstruct(tiny_bundle.directory, folder, tmp_path / "r", steps=1, device="cpu", workers=0, split=None)
-    table = embed(tiny_bundle.directory, folder, tmp_path / "z", device="cpu", workers=0)
-    images = [path.name.casefold() for path in (tmp_path / "r" / "x_T").iterdir()]
-    assert len(set(images)) == made.num_cases == 8
-    assert pd.read_parquet(table.path)["id"].nunique() == 8
-    record_property("figure", "8 files with similar names give 8 outputs and 8 rows")
-
-
 def _codes(bundle, scans, out, order, **options):
     pd.DataFrame({"image": [f"p{k:03d}.png" for k in order], "split": "test"}).to_csv(scans / "c.csv", index=False)
     made = embed(bundle, scans / "c.csv", out, device="cpu", overwrite=True, **options)

@@ -7,17 +7,10 @@ import torch
 from monai.transforms import Compose, ResizeWithPadOrCropd
 from PIL import Image
 
+from monai_diffae import transforms
 from monai_diffae.data import Case, write_scan
 from monai_diffae.errors import ConfigError
-from monai_diffae.transforms import (
-    NativeSpace,
-    ReadScand,
-    ToModelRanged,
-    ToRASd,
-    ToScanSpaced,
-    ToSpacingd,
-    WriteReconstructiond,
-)
+from monai_diffae.transforms import NativeSpace, ReadScand, ToModelRanged, WriteReconstructiond
 
 PREPROCESSING = Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")])
 
@@ -43,7 +36,7 @@ AFFINE = np.array([[0, 0, 2.5, -11], [-1.5, 0, 0, 40], [0, 2.0, 0, -7], [0, 0, 0
 
 
 def preprocessing(spatial_dims, channels=1, size=8):
-    volume = [ToRASd("image"), ToSpacingd("image", [3, 3, 3])] if spatial_dims == 3 else []
+    volume = [transforms.ToRASd("image"), transforms.ToSpacingd("image", [3, 3, 3])] if spatial_dims == 3 else []
     read = [ReadScand("image", spatial_dims, channels), *volume, ToModelRanged("image", method="minmax")]
     return Compose([*read, ResizeWithPadOrCropd("image", [size] * spatial_dims, value=-1.0)])
 
@@ -63,7 +56,7 @@ def test_a_volume_is_the_native_space_s_with_its_affine(tmp_path, random):
     path = write_scan(tmp_path / "a.nii.gz", random.normal(size=(1, 9, 12, 10)), AFFINE)
     transform = preprocessing(3, size=6)
     item = served(transform, path)
-    done = ToScanSpaced("pred", transform)(item)
+    done = transforms.ToScanSpaced("pred", transform)(item)
     native = NativeSpace(transform, {"image": str(path)})
     assert not native.field.all()  # some of the scan is outside the model's field of view
     np.testing.assert_array_equal(done["pred"].as_tensor().numpy(), native.back(item["pred"]))
@@ -79,10 +72,10 @@ def test_a_picture_has_its_columns_first_and_whole_numbers(tmp_path, random, nam
     Image.fromarray(pixels).save(tmp_path / name)
     transform = preprocessing(2)
     item = served(transform, tmp_path / name)
-    done = ToScanSpaced("pred", transform)({**item, "pred": item["image"]})
+    done = transforms.ToScanSpaced("pred", transform)({**item, "pred": item["image"]})
     assert done["pred"].dtype == dtype
     np.testing.assert_array_equal(done["pred"].as_tensor().numpy(), pixels.T)
-    clipped = ToScanSpaced("pred", transform)({**item, "pred": 3 * item["image"]})["pred"]
+    clipped = transforms.ToScanSpaced("pred", transform)({**item, "pred": 3 * item["image"]})["pred"]
     clipped = clipped.as_tensor().numpy()
     assert (clipped.min(), clipped.max()) == (0, 2**8 - 1 if dtype == torch.uint8 else 2**16 - 1)
     assert done["image"].meta["spatial_shape"].tolist() == [8, 6]
@@ -92,7 +85,7 @@ def test_one_slice_of_a_volume_can_be_served(tmp_path, random):
     path = write_scan(tmp_path / "a.nii.gz", random.normal(size=(1, 6, 8, 5)), AFFINE)
     transform = preprocessing(2)
     item = transform({"image": str(path), "image_path": str(path), "slice": 2})
-    done = ToScanSpaced("pred", transform)({**item, "pred": item["image"]})
+    done = transforms.ToScanSpaced("pred", transform)({**item, "pred": item["image"]})
     np.testing.assert_array_equal(
         done["pred"].affine.numpy(), NativeSpace(transform, {"image": str(path), "slice": 2}).scan.affine
     )

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from monai_diffae.bundle import init_bundle, layout
+from monai_diffae.data.atomic import write_json
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import DiffAEError
 
@@ -38,7 +39,7 @@ def write_zoo_entry(
         metadata["eval_metrics"] = dict(figures)
         rows = "".join(f"| {key} | {value:.4g} |\n" for key, value in figures.items())
         readme = readme.replace(PERFORMANCE, f"{PERFORMANCE}| figure | value |\n|---|---|\n{rows}\n", 1)
-    _write(target / "configs" / "metadata.json", metadata)
+    write_json(target / "configs" / "metadata.json", metadata)
     (target / "docs" / "README.md").write_text(readme, encoding="utf-8")
     _name_large_files(target, [file for file, size in sizes.items() if size > largest_file], address)
     _write_hub_entry(target, out / "hf_models" / name, metadata, repo, readme)
@@ -74,16 +75,12 @@ def _write_hub_entry(target: Path, folder: Path, metadata: Mapping[str, Any], re
         "huggingface_model_id": repo,
         "huggingface_url": f"https://huggingface.co/{repo}",
     }
-    _write(folder / "metadata.json", {**metadata, **hub})
+    write_json(folder / "metadata.json", {**metadata, **hub})
 
 
 def _read(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
 from cyclopts import Group, Parameter
@@ -24,13 +24,8 @@ from monai_diffae.data.atomic import PartStore, remove_abandoned, write_atomic
 from monai_diffae.data.cases import folder_key
 from monai_diffae.data.fingerprints import json_digest, scan_states
 from monai_diffae.errors import ConfigError
+from monai_diffae.lazy import cohort_split, pd, provenance, representation, sessions
 from monai_diffae.policies import Colour, Features
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from monai_diffae.apps.session import Session
-    from monai_diffae.data.cohort_split import SplitCohort
 
 logger = logging.getLogger(__name__)
 
@@ -172,10 +167,7 @@ def embed(
     from monai_diffae.apps.embedding.encoders import fit_or_load, open_baseline, wide_checksum
     from monai_diffae.apps.embedding.encoding import CohortEncoder, PatchCutter
     from monai_diffae.apps.embedding.tables import make_tables, with_map_columns
-    from monai_diffae.apps.provenance import check_scans, scans_record
-    from monai_diffae.apps.session import Session
     from monai_diffae.data.embeddings import COMMON_SCALE, read_embeddings, z_matrix
-    from monai_diffae.latents.representation import warn_if_unused
 
     read_as = {} if colour is None else {"colour": colour}
     if encoder != "trained":
@@ -184,7 +176,7 @@ def embed(
     run = replace(run, device=run.device or process.device, overrides={**read_as, **run.overrides})
     described_encoder: dict[str, Any] = {}
     if encoder == "trained":
-        session = Session.open(bundle, cohort, reading=reading, run=run)
+        session = sessions.Session.open(bundle, cohort, reading=reading, run=run)
     else:
         session, described_encoder = open_baseline(encoding, bundle, cohort, reading=reading, run=run)
     chosen = _chosen(session, choice, pool)
@@ -205,11 +197,11 @@ def embed(
         made_from["wide"] = wide_checksum(bundle)
     files = {path: made_from} if cutter is None else _patch_tables(path, {**made_from, "overlap": overlap})
     usage = session.trained.z_sem_usage
-    warn_if_unused(usage)
+    representation.warn_if_unused(usage)
     complete = [finished("embed", file, [file], each, overwrite=run.overwrite) for file, each in files.items()]
     states = scan_states(cases)
     if (figures := complete[0]) is not None and None not in complete:
-        check_scans(path, cases, states)
+        provenance.check_scans(path, cases, states)
         logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
         if encoder == "trained":
             session.warn_if_unlike(z_matrix(read_embeddings(path)))
@@ -238,7 +230,8 @@ def embed(
     if encoder == "trained":
         described["split_origin"] = session.split_origin
         session.warn_if_unlike(z_matrix(tables[0]))
-    result, scans = _result(files, len(tables[0]), len(failures), usage), scans_record(states, encoded.contents)
+    result = _result(files, len(tables[0]), len(failures), usage)
+    scans = provenance.scans_record(states, encoded.contents)
     _write(dict(zip(files, tables, strict=True)), files, described, result, scans)
     for folder in path.parent.glob(glob.escape(f".{path.stem}-") + "[0-9a-f]" * _SUM_DIGITS):
         shutil.rmtree(folder, ignore_errors=True)  # also those of runs with other settings, which the table ends
@@ -295,15 +288,13 @@ def _table_path(out: Path, cohort: Path, encoder: Encoder) -> Path:
     return path
 
 
-def _chosen(session: Session, choice: Choice, pool: Pool) -> SplitCohort:
+def _chosen(session: sessions.Session, choice: Choice, pool: Pool) -> cohort_split.SplitCohort:
     """The cohort with the chosen cases: whole volumes if their slices are pooled."""
-    from monai_diffae.data.cohort_split import gather_slices, whole_scan
-
     cohort = replace(session.cohort, failures=[] if choice.cases else session.cohort.failures)
     if pool == "none":
         return replace(cohort, cases=session.choose(choice))
-    volumes, _ = gather_slices(cohort.cases, [])
-    scans = replace(cohort, cases=[whole_scan(slices[0]) for slices in volumes.values()])
+    volumes, _ = cohort_split.gather_slices(cohort.cases, [])
+    scans = replace(cohort, cases=[cohort_split.whole_scan(slices[0]) for slices in volumes.values()])
     chosen = replace(session, cohort=scans).choose(choice)
     return replace(cohort, cases=[case for scan in chosen for case in volumes[scan.id]])
 

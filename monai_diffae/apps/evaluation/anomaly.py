@@ -19,7 +19,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, track, write_failures
 from monai_diffae.errors import ScanError
-from monai_diffae.lazy import bundles, cohort_split, np, pd, pictures, sessions, torch
+from monai_diffae.lazy import bundles, cohort_split, np, pd, pictures, sessions, streamed, torch
 
 _UNUSUAL = 0.05
 
@@ -101,8 +101,6 @@ class _AnomalyMaps:
 
     def run(self, cases: Sequence[Case], failures: Sequence[Failure]) -> dict[str, int]:
         """Process whole scans, or single slices; those that cannot be read are listed in ``failures.csv``."""
-        from monai_diffae.data.streamed import log_failure
-
         rows: list[dict[str, Any]] = []
         failed = list(failures)
         skipped = SkippedCases("failures.csv")
@@ -112,7 +110,7 @@ class _AnomalyMaps:
             try:
                 opened = self.session.trained.open(images, slice=case.slice_index, id=case.id)
             except ScanError as error:
-                failed.append(log_failure(item, index, "image", error, skipped))
+                failed.append(streamed.log_failure(item, index, "image", error, skipped))
             else:
                 rows.append(self._row(case, opened))
         write_failures(self.folder / "failures.csv", failed)

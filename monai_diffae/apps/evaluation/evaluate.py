@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Ge
 from cyclopts import Group, Parameter
@@ -28,10 +27,8 @@ from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import progress
 from monai_diffae.diffusion.settings import DecoderName, SolverName
 from monai_diffae.errors import ConfigError, MachineError, OmittableError, one_line
-from monai_diffae.lazy import metrics, pd, provenance, sessions
+from monai_diffae.lazy import bundles, metrics, pd, provenance, quality, sessions
 
-if TYPE_CHECKING:
-    from monai_diffae.apps.evaluation import quality
 logger = logging.getLogger(__name__)
 
 _SUMMARY, _PARTS, _GENERATION = "evaluation.json", ".parts", "generation"
@@ -295,9 +292,6 @@ class _Evaluation:
         self, bundle: _EvaluatedBundle
     ) -> tuple[quality.Reconstructions, quality.CodeFigures | None, quality.GeneratedImages | None]:
         """Read and encode the cases of a bundle; None is not measured."""
-        from monai_diffae.apps.evaluation import quality
-        from monai_diffae.bundle import load_latent
-
         session, trained, settings = bundle.session, bundle.session.trained, self.conditions
         omit = partial(self._omit, bundle.name)
         read = session.read(spread_cases(bundle.held_out, self.held_out.limit), self.folder, _FAILURES)
@@ -320,14 +314,14 @@ class _Evaluation:
             codes = quality.CodeFigures(cases, held_out)
         if held_out is not None and settings.num_images:
             try:
-                latent = load_latent(trained.folder, trained.device)
+                latent = bundles.load_latent(trained.folder, trained.device)
                 networks, made_from = self.feature_networks, bundle.made_from
                 generated = quality.GeneratedImages(cases, held_out, latent, networks, made_from, settings.num_images)
             except OmittableError as error:
                 omit(_GENERATION, str(error))
         return quality.Reconstructions(cases, image_quality, settings.draws), codes, generated
 
-    @functools.cached_property
+    @cached_property
     def lpips(self) -> metrics.PerceptualDistance | None:
         """LPIPS, if its weights are there."""
         try:
@@ -336,7 +330,7 @@ class _Evaluation:
             self._omit(None, "lpips", str(error))
             return None
 
-    @functools.cached_property
+    @cached_property
     def feature_networks(self) -> dict[str, quality.FeatureNetwork]:
         """The networks for FID, KID, precision and recall for which there are weights."""
         device = self.bundles[0].session.trained.device

@@ -26,8 +26,6 @@ from monai_diffae.lazy import latents, loading, np, npt, pd, pictures, provenanc
 from monai_diffae.policies import Features
 
 if TYPE_CHECKING:
-    from monai_diffae.latents.neighbors import ReferenceCases
-
     Floats = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
@@ -280,17 +278,15 @@ class TrainingCases:
     """The training rows of a table, with which all cases are compared, and their features and patients."""
 
     rows: pd.DataFrame
-    reference: ReferenceCases
+    reference: latents.ReferenceCases
     features: Features
 
     @classmethod
     def from_rows(cls, rows: pd.DataFrame, features: Features = "z") -> TrainingCases:
         """The training cases of a table of embeddings."""
-        from monai_diffae.latents.neighbors import ReferenceCases
-
         values, names = tables.matrix(rows, features), _named_after_cases(rows, rows)
         common_scale = tables.has_common_scale(rows, features)
-        return cls(rows, ReferenceCases.of(values, names, common_scale=common_scale), features)
+        return cls(rows, latents.ReferenceCases.of(values, names, common_scale=common_scale), features)
 
     def normalised(self, rows: pd.DataFrame) -> npt.NDArray[np.floating[Any]]:
         """The features (N, D) of any rows, scaled by the standard deviations of the training cases."""

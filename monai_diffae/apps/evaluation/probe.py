@@ -21,7 +21,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import track
 from monai_diffae.errors import ConfigError, counted, shortened
-from monai_diffae.lazy import np, pd, pictures, representation, tables, twins
+from monai_diffae.lazy import baselines, latents, np, pd, pictures, representation, tables, twins
 from monai_diffae.lazy import targets as labels
 from monai_diffae.policies import Features
 
@@ -145,7 +145,6 @@ def probe(
         raise ConfigError("pixel_baselines: the images are read with bundle and cohort; also give both")
     if probing.splits and probing.evaluation == "split":
         raise ConfigError("splits: applies to cross-validation; omit it, or set evaluation to cv")
-    from monai_diffae.apps.evaluation import baselines
     from monai_diffae.latents.probing import ProbeSettings, evaluate_probes
 
     settings = ProbeSettings(
@@ -350,12 +349,10 @@ class TableTwins:
     @classmethod
     def find(cls, table: pd.DataFrame, targets: Sequence[str], splits: Sequence[str] = ()) -> TableTwins:
         """Find the twins among the cases of some splits (none given: of all), and compare their labels."""
-        from monai_diffae.latents.neighbors import near_pairs
-
         cases = _cases(table, targets)
         used = np.array([row for row, case in enumerate(cases) if not splits or case.split in splits], np.intp)
         z = tables.z_matrix(table)
-        pairs = used[near_pairs(z[used], [cases[row].patient for row in used])].tolist() if len(used) else []
+        pairs = used[latents.near_pairs(z[used], [cases[row].patient for row in used])].tolist() if len(used) else []
         groups = twins.linked_groups(pairs, [row.tobytes() for row in z])
         return cls(table, cases, groups, twins.report_twins(cases, groups))
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from cyclopts import Group, Parameter
 from rich import box
@@ -23,9 +23,6 @@ from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError, check_installed, counted
 from monai_diffae.lazy import association, np, pd, pictures, statistics, tables, targets
-
-if TYPE_CHECKING:
-    from monai_diffae.latents.targets import Target
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +205,7 @@ class _Analysis:
     def _scores(self) -> statistics.Floats:
         return association.rank_normal(self.cases.scores) if self.rank_normal else self.cases.scores
 
-    def _target(self, name: str) -> Target:
+    def _target(self, name: str) -> targets.Target:
         return targets.read_target(self.cases.rows[name].tolist(), name, kind=self.kinds.get(name, "auto"))
 
     def _export(self, out: Path, export: Phenotypes) -> None:
@@ -258,7 +255,7 @@ def _check_names(cases: StudyCases, iid: str) -> None:
             raise ConfigError(f"iid: '{iid}' has one {one} for several {several}s, {num} times; choose another column")
 
 
-def _design(target: Target) -> statistics.Floats:
+def _design(target: targets.Target) -> statistics.Floats:
     """Numbers as a column; for classes, a column for each but the first."""
     if target.classes is None:
         return np.asarray(target.values, np.float64)[:, None]

@@ -18,7 +18,7 @@ from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import CohortError, counted
-from monai_diffae.lazy import np, npt, pd, pictures, tables
+from monai_diffae.lazy import np, npt, pd, pictures, representation, tables
 
 logger = logging.getLogger(__name__)
 
@@ -98,15 +98,13 @@ def _patients(first: StudyCases, second: StudyCases) -> npt.NDArray[Any]:
 
 def _measure(pair: tuple[StudyCases, StudyCases], out: Path, seed: int, writing: Writing) -> dict[str, Any]:
     """Write the results about two models, and return their figures."""
-    from monai_diffae.latents import representation as shared
-
     z_sem = [np.ascontiguousarray(tables.z_matrix(each.rows)) for each in pair]  # its order decides the last bits
     patients = _patients(*pair)
     codes = [each.axes.statistics.normalise(z).astype(np.float64) for each, z in zip(pair, z_sem, strict=True)]
     scores = [each.axes.coordinates(z) for each, z in zip(pair, z_sem, strict=True)]
     parts, figures = [], {}
     for place, name in enumerate(("first", "second")):
-        r2 = shared.explained_variance(scores[place], codes[1 - place], patients, seed)
+        r2 = representation.explained_variance(scores[place], codes[1 - place], patients, seed)
         value, low, high = r2[:, :-1]
         parts.append(pd.DataFrame({
             "model": name, "component": range(1, len(value) + 1), "explained": pair[place].axes.explained,
@@ -115,7 +113,7 @@ def _measure(pair: tuple[StudyCases, StudyCases], out: Path, seed: int, writing:
         figures[name] = {"shared": int((low > _SHARED).sum()), "not_shared": int((high < _SHARED).sum()),
                          "total": len(value), "share": r2[:, -1].tolist()}  # fmt: skip
     counts = scores[0].shape[1], scores[1].shape[1]
-    value, low, high = shared.canonical_correlations(codes[0], codes[1], patients, counts, seed)
+    value, low, high = representation.canonical_correlations(codes[0], codes[1], patients, counts, seed)
     explained = pd.concat(parts, ignore_index=True)
     correlations = pd.DataFrame({"pair": range(1, len(value) + 1), "correlation": value, "low": low, "high": high})
     write_csv(out / "stability.csv", explained)
@@ -124,8 +122,8 @@ def _measure(pair: tuple[StudyCases, StudyCases], out: Path, seed: int, writing:
     writing.write(out / "stability.png", pictures.draw_stability(explained, correlations, matrix))
     log_to_open_run({}, [out / "stability.png"], "stability")
     return {
-        **figures, "procrustes": shared.procrustes(codes[0], codes[1], patients, seed).tolist(),
-        "canonical": value.tolist(), "cka": shared.linear_cka(codes[0], codes[1]),
+        **figures, "procrustes": representation.procrustes(codes[0], codes[1], patients, seed).tolist(),
+        "canonical": value.tolist(), "cka": representation.linear_cka(codes[0], codes[1]),
         "num_cases": len(codes[0]), "num_patients": len(np.unique(patients)),
     }  # fmt: skip
 

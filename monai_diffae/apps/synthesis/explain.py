@@ -407,10 +407,9 @@ class Finder:
 
     def _searched(self, coded: sessions.CodedCase, target: float) -> counterfactual.Change:
         """The change that the search finds, by the fast decoder or with few steps."""
-        from monai_diffae.inferers.reconstruction import images_at_once
         from monai_diffae.networks.kernels import exact_convolutions
 
-        network, at_once = self.session.trained.network, images_at_once(coded.image.shape[2:])
+        network, at_once = self.session.trained.network, inferers.images_at_once(coded.image.shape[2:])
         plain = self.fast.decode(coded.z_sem, network, coded.x_T)
 
         def part(changes: torch.Tensor) -> torch.Tensor:
@@ -445,9 +444,7 @@ class Finder:
         return length, torch.cat([images, image]), [*values, value]
 
     def _decoded(self, coded: sessions.CodedCase, changes: torch.Tensor) -> torch.Tensor:
-        from monai_diffae.inferers.reconstruction import images_at_once
-
-        at_once = images_at_once(coded.image.shape[2:])  # a fixed number, on which the last bits depend
+        at_once = inferers.images_at_once(coded.image.shape[2:])  # a fixed number, on which the last bits depend
         return sessions.decode_in_batches(self.session.trained, self._moved(coded, changes), coded.x_T, at_once)
 
     def _values(self, coded: sessions.CodedCase, differences: torch.Tensor) -> list[float]:

@@ -22,7 +22,7 @@ from monai_diffae.data.cases import spread_cases
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.lazy import cached, engines, inferers, paths, sessions, torch
+from monai_diffae.lazy import cached, engines, inferers, metrics, paths, sessions, torch
 
 
 @command
@@ -107,21 +107,19 @@ def image_loss(
         lpips_weight: weight of LPIPS.
         alexnet: AlexNet's weights for LPIPS; None: where torch keeps downloaded weights (TORCH_HOME).
     """
-    from monai_diffae.metrics.deep_features import SMALLEST_SIDE, PerceptualDistance
-
     trained = teacher.trained
     if not lpips_weight:
         return engines.ImageLoss(gradient_weight)
     if trained.inferer.first_stage is not None:
         raise ConfigError("lpips_weight: this bundle's decoder makes latents, which have no LPIPS; set it to 0")
     size = trained.image_shape[1:]
-    if min(size) < SMALLEST_SIDE:
+    if min(size) < metrics.SMALLEST_SIDE:
         raise ConfigError(
             f"lpips_weight: images of {' x '.join(map(str, size))} are too small for LPIPS; "
-            f"it needs {SMALLEST_SIDE} along each axis: set it to 0, or use gradient_weight"
+            f"it needs {metrics.SMALLEST_SIDE} along each axis: set it to 0, or use gradient_weight"
         )
     return engines.ImageLoss(
-        gradient_weight, lpips_weight, PerceptualDistance(alexnet, trained.device), trained.model_range
+        gradient_weight, lpips_weight, metrics.PerceptualDistance(alexnet, trained.device), trained.model_range
     )
 
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Ge
 
@@ -25,9 +25,6 @@ from monai_diffae.data.atomic import write_json
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import networks, official, parsing, torch
-
-if TYPE_CHECKING:
-    from monai_diffae.official.weights import OfficialSettings
 
 logger = logging.getLogger(__name__)
 
@@ -80,20 +77,17 @@ def import_official(
         UnsafeInputError: a file is damaged, or reading it could run code.
         MachineError: the folder cannot be written; nothing of it remains.
     """
-    from monai_diffae.official.checkpoint_files import named_after, read_checkpoint
-    from monai_diffae.official.latent import select_latent
-    from monai_diffae.official.weights import official_settings, select_model
-
     check_new_folder(out)
-    weights, own = read_checkpoint(checkpoint)  # memory-mapped, as in each of the functions below that read the file
+    # memory-mapped, as in each of the functions below that read the file
+    weights, own = official.checkpoint_files.read_checkpoint(checkpoint)
     given = _given_settings(hyper_parameters, encoder_num_res_blocks, num_heads)
-    with named_after(checkpoint):
-        settings, assumed = official_settings(own, given)
+    with official.checkpoint_files.named_after(checkpoint):
+        settings, assumed = official.weights.official_settings(own, given)
         diffusions = settings.diffusion(), settings.diffusion(of_latents=True)
     network = official.load_official(checkpoint, given)
     size = [image_size] * network.spatial_dims if image_size else _image_size(checkpoint, weights, network, settings)
     check_image_size(network, size)
-    has_latent = select_latent(weights) is not None
+    has_latent = official.latent.select_latent(weights) is not None
     latent = _latent(checkpoint, latent_statistics, given, network.z_channels) if has_latent else None
     if latent is None:
         if latent_statistics is not None:
@@ -103,7 +97,7 @@ def import_official(
     description = _description(network, size, {**_DIFFUSION, **diffusions[0], "clip_range": "@model_range"})
     provenance = {
         "source": "official phizaz/diffae checkpoint", "file_sha256": file_checksum(checkpoint),
-        "weights": select_model(weights)[0], "monai_diffae": __version__,
+        "weights": official.weights.select_model(weights)[0], "monai_diffae": __version__,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         models = Path(temporary)
@@ -136,7 +130,7 @@ def _given_settings(
     return read_values(hyper_parameters, "save it as JSON again") | options
 
 
-def _log_settings(settings: OfficialSettings, assumed: list[str], *, has_latent: bool) -> None:
+def _log_settings(settings: official.weights.OfficialSettings, assumed: list[str], *, has_latent: bool) -> None:
     """Log the settings that the weights do not show; those that are assumed as a warning."""
     texts: dict[bool, list[str]] = {True: [], False: []}  # by whether they are assumed
     for name, value in asdict(settings).items():
@@ -153,7 +147,7 @@ def _image_size(
     checkpoint: Path,
     weights: Mapping[str, torch.Tensor],
     network: networks.DiffusionAutoencoder,
-    settings: OfficialSettings,
+    settings: official.weights.OfficialSettings,
 ) -> list[int]:
     """The image size for which the network was trained."""
     x_T = weights.get("x_T")

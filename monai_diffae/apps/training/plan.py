@@ -20,7 +20,7 @@ from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import count_by_label, track
 from monai_diffae.errors import CohortError, ConfigError, MachineError, counted
-from monai_diffae.lazy import cohort_split, cohorts, parsing, speeds, surveys, torch
+from monai_diffae.lazy import cohort_split, cohorts, engines, parsing, speeds, surveys, torch
 
 FEW_SCANS = {2: 300, 3: 100}  # by number of axes; the smallest cohorts with useful models: 900 images, 161 volumes
 _GIB = 2**30
@@ -202,9 +202,7 @@ def plan(
 
 def memory_budget(memory_gib: float | None, device: torch.device) -> int:
     """Bytes that training may use: 80 % of the device's free memory, or ``memory_gib`` if that much is free."""
-    from monai_diffae.engines.memory import free_memory
-
-    free = free_memory(device)
+    free = engines.free_memory(device)
     if memory_gib is None and free is None:
         raise MachineError(f"memory_gib: the free memory of {device} is unknown on this machine; give a value")
     given = int(_USABLE * (free or 0)) if memory_gib is None else int(memory_gib * _GIB)

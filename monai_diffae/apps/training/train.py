@@ -23,7 +23,7 @@ from monai_diffae.bundle.folders import check_no_other_model, init_bundle, names
 from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.progress import count_failures
 from monai_diffae.errors import ConfigError, find_diffae_error
-from monai_diffae.lazy import cohorts, parsing, speeds, surveys
+from monai_diffae.lazy import cohorts, engines, parsing, speeds, surveys, tensor_files
 
 if TYPE_CHECKING:
     import threading
@@ -152,7 +152,6 @@ def train_with_callbacks(
     Raises:
         DiffAEError: as ``train``.
     """
-    from monai_diffae.engines.trainer import TrainingEvents
     from monai_diffae.handlers.checkpoint import TrainingStopped
 
     def notify(engine: Any) -> None:
@@ -162,7 +161,7 @@ def train_with_callbacks(
     def prepare(workflow: ConfigWorkflow) -> None:
         folders.append(results_folder(workflow))
         workflow.parser.get_parsed_content("train#checkpoint").stop_requests.event = stop
-        workflow.parser.get_parsed_content("train#trainer").add_event_handler(TrainingEvents.STATISTICS, notify)
+        workflow.parser.get_parsed_content("train#trainer").add_event_handler(engines.TrainingEvents.STATISTICS, notify)
 
     folders: list[Path] = []
     if start_from is not None:
@@ -247,15 +246,14 @@ def _has_values(config: str, bundle: Path, out: Path) -> bool:
 
 def begin_from(folder: Path, start_from: Path) -> Path:
     """Make a bundle with the weights of a trained one to fine-tune them; a training that did so is resumed."""
-    from monai_diffae.data.tensor_files import read_torch_file
-
     weights, checkpoint = checksum(start_from), folder / "models" / "checkpoint.pt"
     if layout.model_file(start_from).resolve() == (folder / "models" / "model.safetensors").resolve():
         raise ConfigError(f"start_from: {folder.name} is the folder that is trained; choose a new folder, or omit it")
     if not folder.exists() or not any(folder.iterdir()):
         return init_bundle(folder, start_from)
     if checkpoint.is_file():
-        begun = read_torch_file(checkpoint, "cannot be read as a checkpoint", prefix="started_from").get("started_from")
+        read = tensor_files.read_torch_file(checkpoint, "cannot be read as a checkpoint", prefix="started_from")
+        begun = read.get("started_from")
     else:
         begun = checksum(folder)
     if begun != weights:

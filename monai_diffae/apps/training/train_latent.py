@@ -74,8 +74,6 @@ def embedded_cohort(
     overwrite: bool = False,
 ) -> pd.DataFrame:
     """Read a cohort's embeddings, or embed the cohort into ``out`` unless that is done; processes share this."""
-    import torch.distributed as dist
-
     from monai_diffae.apps.embedding.embed import embed
 
     if embeddings is not None:
@@ -90,8 +88,8 @@ def embedded_cohort(
         )
     device = None if device is None else str(device)
     made = embed(bundle, cohort, out, columns=columns or {}, workers=workers, device=device, overwrite=overwrite)
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()  # the first process writes the table
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the first process writes the table
     return tables.read_embeddings(Path(made))
 
 

@@ -21,7 +21,8 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from monai_diffae.data.formats import itk
-from monai_diffae.data.formats.scan import as_float32, problem
+from monai_diffae.data.formats.scan import as_float32
+from monai_diffae.errors import problem
 
 Mask = NDArray[np.bool_] | None
 

@@ -19,7 +19,8 @@ from scipy import ndimage
 
 from monai_diffae.data.formats.dicom_pixels import lenient
 from monai_diffae.data.formats.itk import LPS_TO_RAS
-from monai_diffae.data.formats.scan import Doubt, check_affine, check_budget, problem
+from monai_diffae.data.formats.scan import Doubt, check_affine, check_budget
+from monai_diffae.errors import problem
 
 FloatArray = NDArray[np.float64]
 

@@ -17,18 +17,8 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from monai_diffae.data.formats.scan import (
-    VOXELS_NAMED,
-    Header,
-    Scan,
-    as_float32,
-    check_affine,
-    check_budget,
-    check_packed,
-    check_spacing,
-    problem,
-)
-from monai_diffae.errors import MachineError
+from monai_diffae.data.formats import scan
+from monai_diffae.errors import MachineError, problem
 
 SUFFIXES = (".nrrd", ".mha", ".mhd")
 
@@ -36,24 +26,27 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 _STDERR = threading.RLock()
 _LONGEST_HEADER = 1024**2
+_VOXELS_NAMED = re.compile(rb"(?i)(?:ElementDataFile\s*[=:]|data ?file\s*:)\s*([^\r\n]*)")  # also text like it
 _SLACK = 64 * 1024**2  # bytes allowed after the voxels
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def read(path: Path) -> Scan:
+def read(path: Path) -> scan.Scan:
     """Read a file: ``[C, X, Y, Z]``, or ``[C, H, W]`` in two dimensions."""
     reader = _open(path)
     with _one_line_errors(path):
         image = reader.Execute()
-    return Scan(to_array(path, image), to_affine(image))
+    return scan.Scan(to_array(path, image), to_affine(image))
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> scan.Header:
     """Read size and affine, without the voxels, and check the length of files that are not compressed."""
     reader = _open(path, decompress=False)
     size = reader.GetSize()[:3]
-    return Header(size[::-1] if len(size) == 2 else size, to_affine(reader), channels=reader.GetNumberOfComponents())
+    return scan.Header(
+        size[::-1] if len(size) == 2 else size, to_affine(reader), channels=reader.GetNumberOfComponents()
+    )
 
 
 def _open(path: Path, decompress: bool = True) -> sitk.ImageFileReader:
@@ -66,18 +59,18 @@ def _open(path: Path, decompress: bool = True) -> sitk.ImageFileReader:
         spacing_mm = [float(text) for text in declared.split()]
     except ValueError:  # ITK notices
         spacing_mm = []
-    check_spacing(path, spacing_mm)  # ITK would take the absolute value
+    scan.check_spacing(path, spacing_mm)  # ITK would take the absolute value
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     with _one_line_errors(path):
         reader.ReadImageInformation()
     sizes = reader.GetSize()
-    check_budget(path, sizes, reader.GetNumberOfComponents())
+    scan.check_budget(path, sizes, reader.GetNumberOfComponents())
     if len(sizes) > 3:
         reader.SetExtractIndex([0] * len(sizes))
         reader.SetExtractSize([*sizes[:3], *[0] * (len(sizes) - 3)])
     _check_complete(path, fields, start, _num_bytes(path, reader), decompress)
-    check_affine(path, to_affine(reader))
+    scan.check_affine(path, to_affine(reader))
     return reader
 
 
@@ -116,7 +109,7 @@ def to_array(path: Path, image: sitk.Image) -> NDArray[np.float32]:
     if image.GetNumberOfComponentsPerPixel() == 1:
         array = array[..., None]
     axes = (2, 1, 0) if image.GetDimension() == 3 else (0, 1)
-    return as_float32(path, array.transpose(-1 % array.ndim, *axes))
+    return scan.as_float32(path, array.transpose(-1 % array.ndim, *axes))
 
 
 def to_affine(image: sitk.Image | sitk.ImageFileReader) -> NDArray[np.float64]:
@@ -179,7 +172,7 @@ def check_data_files(path: Path) -> None:
         raise problem(path, "its header has a line that is too long, or does not end", "copy or export it again")
     if not is_nrrd and re.search(rb"NDims(?!\s*[=:]\s*[1-9]\s)", header):  # MetaIO has room for 10, and checks nothing
         raise problem(path, "its number of dimensions (NDims) is not 1 to 9", "copy or export it again")
-    for match in VOXELS_NAMED.finditer(header):
+    for match in _VOXELS_NAMED.finditer(header):
         if re.search(rb"[/\\]", match[1]):
             raise problem(path, "its voxels are in a file of another folder", "put that file beside it")
         if re.match(rb"LIST(\s|$)|[^\r\n]*%\d*[a-zA-Z]", match[1]):
@@ -193,7 +186,7 @@ def _check_complete(path: Path, fields: dict[str, str], start: int, expected: in
     data, start = (path, start) if name.upper() == "LOCAL" else (path.parent / Path(name).name, 0)
     if not data.is_file():
         raise problem(path, "the file with its voxels is missing", "copy both files")
-    check_packed(path, expected, data.stat().st_size)
+    scan.check_packed(path, expected, data.stat().st_size)
     encoding = fields.get("encoding", "raw").lower()
     is_packed = fields.get("compresseddata", "").lower() == "true" or encoding in ("gz", "gzip")
     if encoding not in ("raw", "gz", "gzip") or (is_packed and not decompress):

@@ -16,18 +16,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_diffae.data.formats.scan import (
-    Doubt,
-    Header,
-    Scan,
-    as_float32,
-    check_affine,
-    check_budget,
-    check_packed,
-    check_spacing,
-    problem,
-    voxel_file,
-)
+from monai_diffae.data.fingerprints import voxel_file
+from monai_diffae.data.formats import scan
+from monai_diffae.errors import problem
 
 SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
 """A pair is read by its .hdr file."""
@@ -47,14 +38,14 @@ class _Layout:
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
     start: int
-    doubts: tuple[Doubt, ...]
+    doubts: tuple[scan.Doubt, ...]
 
     @property
     def end(self) -> int:
         return self.start + math.prod(self.shape) * int(self.header.get_data_dtype().itemsize)
 
 
-def read(path: Path) -> Scan:
+def read(path: Path) -> scan.Scan:
     """Read a NIfTI file in its own voxel order: array ``[1, X, Y, Z]``, or ``[1, X, Y, 1]`` in two dimensions."""
     with _open_checked(path) as (layout, file, voxels):
         voxels.read(layout.start - voxels.tell())
@@ -68,15 +59,15 @@ def read(path: Path) -> Scan:
     slope, inter = layout.header.get_slope_inter()
     is_scaled = slope is not None and (slope != 1 or inter)
     stored = np.frombuffer(body, layout.header.get_data_dtype())
-    values = as_float32(path, stored, (slope, inter or 0.0) if is_scaled else None)
+    values = scan.as_float32(path, stored, (slope, inter or 0.0) if is_scaled else None)
     array = values.reshape(layout.shape, order="F")[None]
-    return Scan(array, layout.affine, header=layout.header, doubts=layout.doubts)
+    return scan.Scan(array, layout.affine, header=layout.header, doubts=layout.doubts)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> scan.Header:
     """Read size ``(X, Y, Z)`` and affine from the header, and check the length of files that are not compressed."""
     with _open_checked(path) as (layout, _, _):
-        return Header(layout.shape, layout.affine, layout.doubts)
+        return scan.Header(layout.shape, layout.affine, layout.doubts)
 
 
 @contextmanager
@@ -90,7 +81,7 @@ def _open_checked(path: Path) -> Iterator[tuple[_Layout, Path, BinaryIO]]:
         layout = _layout(path, stream)
         voxels = stream if file == path else stack.enter_context(_open(file))
         if isinstance(voxels, gzip.GzipFile):
-            check_packed(file, layout.end, file.stat().st_size)
+            scan.check_packed(file, layout.end, file.stat().st_size)
         else:
             _check_length(file, file.stat().st_size, layout.end)
         yield layout, file, voxels
@@ -148,38 +139,38 @@ def _geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], ND
     if not 1 < dims[0] <= 7:
         raise problem(path, f"its header declares {dims[0]} dimensions", "export it again as a 3D volume")
     shape = dims[1 : 1 + dims[0]]
-    check_budget(path, shape)
+    scan.check_budget(path, shape)
     if header.get_data_dtype().kind not in "iufb":
         raise problem(path, "its voxels are complex numbers, colours or records", "save one real number per voxel")
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if math.isinf(slope) or not (slope == 0 or math.isnan(slope) or math.isfinite(inter)):  # nibabel would ignore it
         wrong = f"its scaling is not finite (scl_slope {slope:g}, scl_inter {inter:g})"
         raise problem(path, wrong, "export it again, or set the right scaling")
-    check_spacing(path, [float(v) for v in header["pixdim"][1 : 1 + min(dims[0], 3)]])
+    scan.check_spacing(path, [float(v) for v in header["pixdim"][1 : 1 + min(dims[0], 3)]])
     if dims[0] == 2 and not header["pixdim"][3] > 0:
         header = header.copy()
         header["pixdim"][3] = 1.0
     affine = np.array(header.get_best_affine(), np.float64)
     affine[:3] *= _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
-    check_affine(path, affine)
+    scan.check_affine(path, affine)
     return tuple((*shape, 1)[:3]), affine
 
 
-def _doubts(header: nib.Nifti1Header, affine: NDArray[np.float64]) -> Iterator[Doubt]:
+def _doubts(header: nib.Nifti1Header, affine: NDArray[np.float64]) -> Iterator[scan.Doubt]:
     """What is doubtful about the geometry; the sform is used if its code is above 0, else the qform (as in nibabel)."""
     has_sform, has_qform = (int(header[f"{name}_code"]) > 0 for name in ("sform", "qform"))
     if not has_sform and not has_qform:
         wrong = "it has no orientation (the codes of sform and qform are 0)"
-        yield Doubt("orientation", wrong, "left and right are a guess", "set its sform from the original scan")
+        yield scan.Doubt("orientation", wrong, "left and right are a guess", "set its sform from the original scan")
     if has_sform and has_qform and _is_mirrored(header):
         wrong = "its sform and qform disagree about left and right"
-        yield Doubt("orientation", wrong, "the sform is used", "convert it again from the original scan")
+        yield scan.Doubt("orientation", wrong, "the sform is used", "convert it again from the original scan")
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     if np.abs(axes.T @ axes - np.eye(3)).max() > _SHEARED:
-        yield Doubt("sheared", "its affine is sheared", "distances are approximate", "resample it to a plain grid")
+        yield scan.Doubt("sheared", "its affine is sheared", "distances are approximate", "resample it to a plain grid")
     elif has_sform and _has_other_spacing(header):
         wrong = "its voxel spacing (pixdim) is not that of its sform"
-        yield Doubt("spacing", wrong, "the sform is used", "convert it again from the original scan")
+        yield scan.Doubt("spacing", wrong, "the sform is used", "convert it again from the original scan")
 
 
 def _is_mirrored(header: nib.Nifti1Header) -> bool:

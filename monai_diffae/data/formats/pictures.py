@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from monai_diffae.data.formats.scan import Header, Scan, check_budget, check_packed, problem
+from monai_diffae.data.formats.scan import Header, Scan, check_budget, check_packed
+from monai_diffae.errors import problem
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 

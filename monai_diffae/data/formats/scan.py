@@ -1,12 +1,10 @@
 """The result of all readers: a scan, or an error of one line."""
 
-import contextlib
 import functools
 import logging
 import math
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,20 +13,13 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_diffae.errors import ScanError, shortened
+from monai_diffae.errors import problem
 
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 2 * 1024**3
 """The largest scan that can be read, as float32 voxels: 2 GiB."""
 
-_VOXELS_OF = {".hdr": ".img", ".hdr.gz": ".img.gz"}  # by the suffixes of their headers
-VOXELS_NAMED = re.compile(rb"(?i)(?:ElementDataFile\s*[=:]|data ?file\s*:)\s*([^\r\n]*)")
-"""The field in which the header of an MHA, MHD or NRRD names the file with the voxels, or text like it."""
-_VOXELS_FIELD = re.compile(rb"(?im)^\s*(?:ElementDataFile\s*[=:]|data ?file\s*:(?!=))\s*([^\r\n]*)")
-
-_LONGEST_HEADER = 1 << 16
-_MAX_LINE = 200  # characters of an error
 _FEW_STEPS, _TOO_FEW_STEPS = 256, 8  # float32 steps between the lowest and the highest value
 _PART = 1 << 20  # values that are scaled at once, in float64
 _MOST_PACKED = 1032  # bytes from one byte: the limit of deflate (gzip, PNG), which Huffman codes of JPEG do not reach
@@ -99,15 +90,6 @@ class Header:
     channels: int | None = 1  # of the file: three may be a grey picture stored as RGB; None if only its pixels tell
 
 
-def problem(path: str | os.PathLike[str], wrong: str, todo: str) -> ScanError:
-    """Make the error ``file name: what is wrong; what to do``: one line of at most 200 characters, without folders."""
-    name = " ".join(Path(path).name.split())
-    if len(name) > 48:
-        name = "..." + name[-45:]
-    room = _MAX_LINE - len(name) - len(todo) - 4
-    return ScanError(f"{name}: {shortened(' '.join(wrong.split()), room)}; {todo}")
-
-
 @functools.lru_cache(maxsize=100_000)
 def warn_once(path: Path, text: str) -> None:
     """Log the warning ``file name: text`` once per process, however often the file is read."""
@@ -176,28 +158,3 @@ def check_affine(path: str | os.PathLike[str], affine: NDArray[np.float64]) -> N
     check_spacing(path, spacing_mm)
     if abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < 1e-4:
         raise problem(path, "its affine is singular (two axes point the same way)", "repair its sform or direction")
-
-
-def voxel_file(path: str | os.PathLike[str]) -> str:
-    """The file that holds the voxels: the .img file beside a .hdr file, else the file itself."""
-    path = os.fspath(path)
-    for header, voxels in _VOXELS_OF.items():
-        if path.lower().endswith(header):
-            stem, suffix = path[: -len(header)], path[-len(header) :]
-            return stem + (voxels.upper() if suffix.isupper() else voxels)
-    return path
-
-
-def voxel_files(path: str | os.PathLike[str]) -> Iterator[str]:
-    """The file with the voxels of a header file, if that is another one."""
-    path = os.fspath(path)
-    if (voxels := voxel_file(path)) != path:
-        yield voxels
-    if path.lower().endswith((".mhd", ".mha", ".nrrd")):
-        header = b""
-        with contextlib.suppress(OSError, ValueError), open(path, "rb") as stream:
-            header = stream.read(_LONGEST_HEADER)
-        name = match[1].decode(errors="surrogateescape").strip() if (match := _VOXELS_FIELD.search(header)) else ""
-        if name and name.upper() != "LOCAL":  # else the voxels follow the header
-            # text takes a tenth of the time of Path, and a cohort has many files
-            yield os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120

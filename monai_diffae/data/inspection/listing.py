@@ -18,6 +18,7 @@ from monai_diffae.data.folders import BIDS_SUBJECT, name_within, search_folder, 
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.scans import may_be_dicom, scan_suffix
 from monai_diffae.errors import CohortError, ConfigError, OtherResultsError, counted, quoted
+from monai_diffae.lazy import pd
 
 _MAX_CLASSES = 12  # most values of a label that are listed
 
@@ -340,8 +341,6 @@ class Join:
 
 def join_table(cases: Sequence[Case], root: Path, table: Path, id_column: str | None = None) -> Join:
     """Find the row of each case in a table, by the first key of :func:`_keys` that some row has."""
-    import pandas as pd
-
     columns = read_columns(table)
     names = [name_within(case.first_file, root) for case in cases]
     keys = pd.DataFrame(
@@ -391,8 +390,6 @@ def _id_column(table: str, columns: Mapping[str, Sequence[str]], given: str | No
 
 def _keyed_rows(table: str, columns: Mapping[str, Sequence[str]], id_column: str, *, has_sessions: bool) -> Any:
     """The numbers of the rows by id, or by id and session if the table and the scans have one: a data frame."""
-    import pandas as pd
-
     names = _SESSIONS if has_sessions else ()
     session = next((columns[name] for name in names if name in columns and name != id_column), None)
     keys = [_plain(id) for id in columns[id_column]]

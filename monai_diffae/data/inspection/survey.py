@@ -21,6 +21,7 @@ from monai_diffae.data.inspection.twins import SIZE, ScanPrint, TwinReport, find
 from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, progress, track
 from monai_diffae.data.scans import apply_policy, check_channels, displayed_geometry, read_header, read_with_doubts
 from monai_diffae.errors import ScanError, counted
+from monai_diffae.lazy import pd, streamed
 from monai_diffae.policies import Colour
 
 _PERCENTILES = (0, 1, 50, 99, 100)
@@ -286,10 +287,6 @@ def read_cases(
     cases: Sequence[Case], headers: bool = False, workers: int = 0, folder: Path | None = None
 ) -> list[Reading]:
     """Read all cases, with a progress bar; ``folder`` keeps the readings, so that an interrupted run resumes."""
-    import pandas as pd
-
-    from monai_diffae.data.streamed import in_order
-
     store = None if folder is None else PartStore(folder, READINGS_VERSION, replace=True)
     # files of several patients may have the same name, size and time, so the case counts, too
     states = scan_states(cases) if store is not None else [""] * len(cases)
@@ -299,7 +296,7 @@ def read_cases(
         saved = {str(row["id"]): row for row in store.read().to_dict("records")}
         readings = {k: _from_row(cases[k], saved[key]) for k, key in enumerate(keys) if key in saved}
     missing = [k for k in range(len(cases)) if k not in readings]
-    stream = in_order([cases[k] for k in missing], partial(read_case, headers=headers), workers)
+    stream = streamed.in_order([cases[k] for k in missing], partial(read_case, headers=headers), workers)
     task = f"reading {'the headers of ' if headers else ''}{counted(len(missing), 'scan')}"
     unsaved, saved_at = [], time.monotonic()
     try:

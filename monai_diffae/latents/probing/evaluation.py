@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing import nested
 from monai_diffae.latents.probing.nested import HeldOutPredictions, ProbeSettings, TargetFolds
-from monai_diffae.latents.probing.probes import FeatureSet, Floats, Folds, Probe, ProbeModel, regularisations
+from monai_diffae.latents.probing.probes import FeatureSet, Folds, Probe, ProbeModel, regularisations
 from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval, difference_interval, interval, plain
+from monai_diffae.latents.statistics import Floats
 from monai_diffae.latents.targets import Target, copies_of
 
 logger = logging.getLogger(__name__)

@@ -17,16 +17,9 @@ from numpy.typing import NDArray
 
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.neighbors import nearest_neighbors, numbered_groups
-from monai_diffae.latents.probing.probes import (
-    FittedProbe,
-    Floats,
-    Folds,
-    Probe,
-    ProbeModel,
-    grouped_folds,
-    inner_folds,
-)
+from monai_diffae.latents.probing.probes import FittedProbe, Folds, Probe, ProbeModel, grouped_folds, inner_folds
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores, with_interval
+from monai_diffae.latents.statistics import Floats
 from monai_diffae.latents.targets import LabelKind, Target, class_name, far_off, missing, read_target
 
 logger = logging.getLogger(__name__)

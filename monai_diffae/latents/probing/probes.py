@@ -13,9 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import numbered_groups
-from monai_diffae.latents.statistics import PixelComponents
+from monai_diffae.latents.statistics import Floats, PixelComponents
 
-Floats = NDArray[np.float64]
 Probe = Literal["linear", "knn", "boosting"]
 Folds: TypeAlias = list[tuple[NDArray[np.intp], NDArray[np.intp]]]  # training and test cases
 

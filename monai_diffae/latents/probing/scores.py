@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.latents.neighbors import numbered_groups
-
-Floats = NDArray[np.float64]
+from monai_diffae.latents.statistics import Floats
 
 _BOOTSTRAPS = 1000
 

@@ -15,7 +15,6 @@ from tiny_bundles import rewrite
 
 from monai_diffae import embed, load_bundle, probe
 from monai_diffae.apps.embedding.encoding import encode_stream
-from monai_diffae.data.cases import KEY_FILE, folder_key
 from monai_diffae.data.embeddings import label_columns, read_embeddings, split_origin, z_matrix
 from monai_diffae.data.scans import write_scan
 from monai_diffae.errors import CohortError, ConfigError
@@ -63,16 +62,6 @@ def test_z_sem_is_that_of_the_inferer_for_each_case(labelled):
     expected = trained.inferer.encode(images.as_tensor(), trained.network)
     np.testing.assert_allclose(z_matrix(table), expected, rtol=1e-4, atol=1e-4)
     assert table["z_000"].nunique() == 12
-
-
-def test_no_patient_and_no_path_is_written(embedded, tiny_bundle):
-    table = pd.read_parquet(embedded.path)
-    key = folder_key(embedded.path.parent)
-    assert table["patient"].tolist() == [key.hash(patient) for patient in pd.read_csv(tiny_bundle.cohort)["patient"]]
-    assert table.attrs["monai_diffae"]["patient_key"] == key.name
-    written = [file for file in embedded.path.parent.iterdir() if key.secret.encode() in file.read_bytes()]
-    assert [file.name for file in written] == [KEY_FILE]
-    assert str(tiny_bundle.cohort.parent) not in embedded.path.with_suffix(".json").read_text()
 
 
 def test_the_metadata_say_what_a_table_was_made_with(labelled):

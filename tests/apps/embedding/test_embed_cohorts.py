@@ -233,16 +233,10 @@ def test_a_table_records_that_its_split_was_drawn(labelled, tmp_path):
     assert split_origin(read_embeddings(baseline.path)) is None
 
 
-def test_a_cohort_is_not_overwritten(labelled, tmp_path):
-    cohort = table_of(tmp_path, pictures(tmp_path, 2))
-    before = cohort.read_bytes()
-    with pytest.raises(ConfigError, match=r"cohort\.csv: this is the cohort; choose another out"):
-        embed(labelled.bundle, cohort, tmp_path / "cohort.csv", device="cpu", overwrite=True)
-    assert cohort.read_bytes() == before
-
-
-def test_what_would_replace_other_columns_or_records_is_refused(labelled, tmp_path):
+def test_what_would_replace_the_cohort_other_columns_or_records_is_refused(labelled, tmp_path):
     names = pictures(tmp_path, 3)
+    with pytest.raises(ConfigError, match=r"cohort\.csv: this is the cohort; choose another out"):
+        embed(labelled.bundle, table_of(tmp_path, names), tmp_path / "cohort.csv", device="cpu", overwrite=True)
     pd.DataFrame({"image": names, "z_000": 1, "label_z_000": 2}).to_csv(tmp_path / "two.csv", index=False)
     with pytest.raises(ConfigError, match="two labels would both become 'label_z_000'; rename one"):
         embed(labelled.bundle, tmp_path / "two.csv", tmp_path / "two.parquet", device="cpu")

@@ -26,7 +26,9 @@ def make_images(folder, config):
         nib.save(nib.Nifti1Image(voxels, np.diag([*spacing, 1.0])), folder / f"scan_{number}.nii.gz")
 
 
-class TestBundle(unittest.TestCase):
+class BundleWithScans(unittest.TestCase):
+    """A folder with scans for each test."""
+
     def setUp(self):
         self.folder = Path(tempfile.mkdtemp())
         self.config = json.loads((BUNDLE / "configs" / "train.json").read_text())
@@ -36,6 +38,8 @@ class TestBundle(unittest.TestCase):
     def tearDown(self):
         shutil.rmtree(self.folder)
 
+
+class TestBundle(BundleWithScans):
     def run_workflow(self, name, kind, output):
         keys = json.loads((BUNDLE / "configs" / name).read_text())
         values = {

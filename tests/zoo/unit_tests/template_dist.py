@@ -2,27 +2,15 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import unittest
-from pathlib import Path
 
 import torch
-from test_BUNDLE_NAME import BUNDLE, QUICK, make_images
+from test_BUNDLE_NAME import BUNDLE, QUICK, BundleWithScans
 
 
-class TestBundleOnSeveralDevices(unittest.TestCase):
-    def setUp(self):
-        self.folder = Path(tempfile.mkdtemp())
-        config = json.loads((BUNDLE / "configs" / "train.json").read_text())
-        (self.folder / "scans").mkdir()
-        make_images(self.folder / "scans", config)
-
-    def tearDown(self):
-        shutil.rmtree(self.folder)
-
+class TestBundleOnSeveralDevices(BundleWithScans):
     def test_train_mgpu_config(self):
         names = ("configs/train.json", "configs/multi_gpu_train.json")
         keys = json.loads((BUNDLE / "configs" / "train.json").read_text())
