@@ -18,39 +18,39 @@ PACKAGE = ROOT / "monai_diffae"
 MOST_PARAMETERS = 12
 
 BUDGETS = {
-    ".": (305, 5),
-    "apps": (1_500, 9),
-    "apps/embedding": (1_555, 7),
-    "apps/evaluation": (2_745, 11),
-    "apps/pages": (2_180, 11),
-    "apps/sharing": (420, 4),
-    "apps/study": (980, 6),
-    "apps/synthesis": (2_275, 12),
-    "apps/training": (2_320, 13),
-    "bundle": (2_715, 11),
-    "cli": (245, 2),
-    "data": (6_355, 29),
-    "diffusion": (1_265, 7),
-    "engines": (1_440, 11),
-    "explorer": (940, 6),
-    "handlers": (1_585, 9),
-    "inferers": (995, 6),
-    "label": (1_860, 10),
-    "latents": (3_855, 16),
-    "metrics": (625, 6),
-    "networks": (2_195, 12),
-    "official": (600, 4),
-    "pictures": (805, 4),
-    "serving": (150, 3),
-    "transforms": (1_090, 5),
+    ".": (320, 5),
+    "apps": (1_510, 9),
+    "apps/embedding": (1_570, 7),
+    "apps/evaluation": (2_760, 11),
+    "apps/pages": (2_190, 11),
+    "apps/sharing": (430, 4),
+    "apps/study": (990, 6),
+    "apps/synthesis": (2_290, 12),
+    "apps/training": (2_330, 13),
+    "bundle": (2_720, 11),
+    "cli": (250, 2),
+    "data": (6_370, 29),
+    "diffusion": (1_270, 7),
+    "engines": (1_450, 11),
+    "explorer": (950, 6),
+    "handlers": (1_590, 9),
+    "inferers": (1_000, 6),
+    "label": (1_870, 10),
+    "latents": (3_870, 16),
+    "metrics": (640, 6),
+    "networks": (2_210, 12),
+    "official": (610, 4),
+    "pictures": (820, 4),
+    "serving": (160, 3),
+    "transforms": (1_100, 5),
 }
 """Lines and files of each room. Who raises one says in the message of the commit why the room is worth more."""
 
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 28_182
-TEST_FUNCTIONS = 1_227
+TEST_LINES = 28_200
+TEST_FUNCTIONS = 1_230
 TRAININGS = 48
 
 

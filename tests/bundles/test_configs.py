@@ -110,6 +110,16 @@ def test_augmentation_moves_along_every_axis(bundle, overlays):
         assert min(ranges) > 0
 
 
+@UNTRAINED
+def test_a_training_sees_cases_of_train_and_a_validation_those_of_val(bundle, tiny_bundle):
+    parser = parser_of(bundle / "configs" / "train.json")
+    parser.update({"dataset_dir": str(tiny_bundle.cohort), "output_dir": "."})
+    splits = {case.id: case.split for case in parser.get_parsed_content("cohort").cases}
+    for section, split in (("train", "train"), ("validate", "val")):
+        data = parser.get_parsed_content(f"{section}#dataset").data
+        assert {splits[item["id"]] for item in data} == {split}
+
+
 def test_encoder_sees_another_view(tiny_bundle):
     parser = parser_of(FLAT / "configs" / "train.json", ROOT / "configs" / "encoder_view.json")
     parser.update({"dataset_dir": str(tiny_bundle.cohort), "image_size": [16, 16], "output_dir": "."})
