@@ -22,7 +22,7 @@ BUDGETS = {
     "apps": (1_510, 9),
     "apps/embedding": (1_570, 7),
     "apps/evaluation": (2_760, 11),
-    "apps/pages": (2_190, 11),
+    "apps/pages": (2_200, 11),
     "apps/sharing": (430, 4),
     "apps/study": (990, 6),
     "apps/synthesis": (2_290, 12),

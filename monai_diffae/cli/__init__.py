@@ -219,7 +219,7 @@ def main() -> NoReturn:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; what is complete is kept: run the same command again", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of the output has seen enough, as in `monai-diffae info my_model | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports it once more at the end

@@ -122,7 +122,7 @@ def test_130_ctrl_c(embed, monkeypatch):
 
     monkeypatch.setattr("os.fsync", interrupted)
     code, lines = embed()
-    assert (code, lines[-1]) == (130, "interrupted")
+    assert (code, lines[-1]) == (130, "interrupted; what is complete is kept: run the same command again")
 
 
 def test_every_code_is_documented():

@@ -20,6 +20,7 @@ from monai_diffae.apps.result import Result, failed_cases, finished, write_recor
 from monai_diffae.apps.settings import Choice, Reading, Run, Seed, colour_values, this_process
 from monai_diffae.bundle.config import preprocessing_config
 from monai_diffae.bundle.description import versions
+from monai_diffae.bundle.layout import model_file
 from monai_diffae.data.atomic import PartStore, remove_abandoned, write_atomic
 from monai_diffae.data.cases import folder_key
 from monai_diffae.data.fingerprints import json_digest, scan_states
@@ -164,6 +165,8 @@ def embed(
         raise ConfigError("map_columns: are for Parquet tables with one row per image; omit them, or pool and patches")
     if features == "wide" and encoder != "trained":
         raise ConfigError(f"features: the encoder {encoder} has no wide features; omit features")
+    if encoder == "trained":
+        model_file(bundle)  # an error about it comes before anything heavy is imported
     from monai_diffae.apps.embedding.encoders import fit_or_load, open_baseline, wide_checksum
     from monai_diffae.apps.embedding.encoding import CohortEncoder, PatchCutter
     from monai_diffae.apps.embedding.tables import make_tables, with_map_columns

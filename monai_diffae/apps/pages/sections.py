@@ -172,9 +172,10 @@ def _cautions(model: ReportData) -> Iterator[str]:
     """Properties of the model and the cohort that make other figures misleading."""
     usage = model.result("info").figures.get("z_sem_usage")
     if usage is not None and usage < LEAST_USAGE:
+        advice = "; train for longer" if model.few_images is None else ""
         yield (
             f"The decoder hardly uses z_sem: z_sem_usage is {usage:.3f}, and 1 means not at all. Probes, neighbors and "
-            "edits tell little; train for longer."
+            f"edits tell little, so no scan is edited{advice}."
         )
     if model.few_images is not None:
         yield (

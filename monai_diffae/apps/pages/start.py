@@ -84,6 +84,7 @@ def start(cohort: Path, out: Path, *, hour: Hour = Hour(), listing: Listing = Li
         ConfigError: an argument cannot be used, or ``out`` holds something else.
         MachineError: the disk is full, or the training does not fit into memory.
     """
+    cohorts.check_cohort_exists(cohort)  # before anything heavy is imported
     first = FirstHour(cohort, out, hour, {name: value for name, value in vars(listing).items() if value})
     first.plan()
     summary = list(first.summary())
@@ -219,8 +220,11 @@ class FirstHour:
         if edited:
             grades = {"embeddings": data.embeddings, "out": self.out / "grades.csv", "direction": edited[0]}
             yield f"Grade every scan along {edited[0].stem}:", command_line("grade", grades)
-        unusual = {**opened, "out": self.out / "anomaly", "split": "val", "limit": 8}
-        yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
+        if (self.model / layout.MODELS / layout.ANOMALY).is_file():
+            unusual = {**opened, "out": self.out / "anomaly", "split": "val", "limit": 8}
+            yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
+        else:
+            yield "Calibrate the model, so that anomaly shows what is unusual:", command_line("calibrate", opened)
         if data.few_images is not None:
             name, scans = _SHIPPED[data.spatial_dims]
             why = f"There are few scans. If they are {scans}, embed them with a trained model, or train it further:"
