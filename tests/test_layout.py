@@ -19,7 +19,7 @@ MOST_PARAMETERS = 12
 
 BUDGETS = {
     ".": (320, 5),
-    "apps": (1_510, 9),
+    "apps": (1_520, 9),
     "apps/embedding": (1_570, 7),
     "apps/evaluation": (2_760, 11),
     "apps/pages": (2_200, 11),
@@ -29,7 +29,7 @@ BUDGETS = {
     "apps/training": (2_330, 13),
     "bundle": (2_720, 11),
     "cli": (250, 2),
-    "data": (6_370, 29),
+    "data": (6_420, 29),
     "diffusion": (1_270, 7),
     "engines": (1_450, 11),
     "explorer": (950, 6),
@@ -49,8 +49,8 @@ BUDGETS = {
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 28_200
-TEST_FUNCTIONS = 1_230
+TEST_LINES = 28_300
+TEST_FUNCTIONS = 1_235
 TRAININGS = 48
 
 

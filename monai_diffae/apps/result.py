@@ -178,8 +178,8 @@ def finished(
             f"{existing.name}: exists, and no {record.name} beside it says what it was made from; "
             "set overwrite, or choose another out"
         )
-    before = {**vars(DecodingSettings()), **content["made_from"]}  # a record lacks options that are newer than it
-    differ = sorted(key for key in made_from if before.get(key) != made_from[key])
+    before = {**vars(DecodingSettings()), **content["made_from"]}
+    differ = sorted(key for key in made_from if not _is_same(before.get(key), made_from[key]))
     if differ:
         raise OtherResultsError(
             f"{existing.name}: exists and was made with other {', '.join(differ)}; set overwrite, or choose another out"
@@ -194,6 +194,14 @@ def finished(
                 "make it again, or choose another out"
             )
     return dict(content["figures"]) if content["complete"] and hashes.keys() <= present.keys() else None
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    """Whether a record says the same; it lacks decoding options that are newer than it."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return bool(before == now)
+    filled = {**{key: value for key, value in vars(DecodingSettings()).items() if key in now}, **before}
+    return filled.keys() == now.keys() and all(_is_same(filled[key], now[key]) for key in now)
 
 
 def write_record(

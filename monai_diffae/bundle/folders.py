@@ -97,10 +97,9 @@ def _source(bundle: str | os.PathLike[str]) -> Path:
 def fill_folder(folder: Path, source: Path, *, is_built: bool = True) -> None:
     """Fill a new folder with a bundle, or with a model's file, which need not be trusted without ``is_built``."""
     (folder / MODELS).mkdir()
-    is_shipped, is_described = source.parent == shipped("bundles"), (source / CONFIGS / TRAIN).is_file()
-    if is_described and not (is_shipped and source.name in names_with_weights()):
+    if (source / CONFIGS / "inference.json").is_file():  # of those shipped with weights, only train.json is stored
         _copy_static(source, folder)
-        if is_shipped:
+        if source.parent == shipped("bundles"):
             _copy_overlays(source, folder)
         else:
             copy_model(source, folder)
@@ -116,7 +115,7 @@ def fill_folder(folder: Path, source: Path, *, is_built: bool = True) -> None:
     else:  # what is beside it belongs to another model
         shutil.copyfile(file, folder / MODELS / MODEL)
         _write_for_monai(folder, model)
-    if not is_described:
+    if not (source / CONFIGS / TRAIN).is_file():
         write_description(model.description, folder)
     if not (source / CONFIGS / layout.METADATA).is_file():
         write_model_card(folder, model.description, is_described=(source / layout.MODEL_CARD).is_file())

@@ -23,7 +23,7 @@ from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, progress
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, plain_tensor, preprocessed, read_hashed_stream
 from monai_diffae.errors import BusyError, CohortError, DiffAEError, MachineError, ScanError
-from monai_diffae.policies import OnBadScan
+from monai_diffae.policies import OnBadScan, check_choice
 
 Item = dict[str, Any]
 
@@ -67,6 +67,9 @@ class CachedCases(Dataset[Item]):
     _contents: list[tuple[str, str]] = field(default_factory=list, init=False)
     _items: list[Item] | None = field(default=None, init=False)
     _stores: "dict[str, ArrayStore]" = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        check_choice("on_bad_scan", self.on_bad_scan, OnBadScan)
 
     @property
     def items(self) -> list[Item]:

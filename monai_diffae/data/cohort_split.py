@@ -150,6 +150,7 @@ def expand_slices(
 ) -> tuple[list[Case], list[Failure]]:
     """Expand volumes into one case per slice, by their headers; those that cannot be read are failures."""
     check_choice("axis", axis, AXES)
+    slice_indices(1, range, step)  # an error about the arguments comes before a scan is read
     expanded: list[Case] = []
     failures: list[Failure] = []
     for case in cases:
@@ -173,6 +174,8 @@ def expand_slices(
 def slice_indices(length: int, range: tuple[float, float] = (0.0, 1.0), step: int = 1) -> list[int]:
     """Every ``step``-th slice in a part of a volume's axis: (0.25, 0.75) is the middle half."""
     low, high = range
+    if not 0 <= low < high <= 1 or step < 1:
+        raise ConfigError(f"slices: range {tuple(range)} must lie within 0..1, and step {step} must be at least 1")
     indices: list[int] = np.arange(math.floor(low * length), math.ceil(high * length), step).tolist()
     return indices
 

@@ -130,11 +130,10 @@ def read_columns(path: Path, *, may_be_empty: bool = False) -> dict[str, list[st
             delimiter = _delimiter(path, first_line)
             reader = csv.reader(stream, delimiter=delimiter)
             lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if any(line)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", error)
-        raise CohortError(
-            f"{path.name}: cannot be read as a table in UTF-8 ({reason}); save it as CSV again"
-        ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CohortError(f"{path.name}: this is not a table in UTF-8 ({error}); save it as CSV again") from error
+    except OSError as error:
+        raise CohortError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
     if len(lines) < (1 if may_be_empty else 2):
         raise CohortError(f"{path.name}: the table has no rows; it needs a header, and one row per scan or patient")
     (_, header), *rows = lines
@@ -355,6 +354,9 @@ def _check_rows(source: str, rows: Sequence[Case], ids: Sequence[str], *, refuse
     named = [replace(row, id=id) for row, id in zip(rows, ids, strict=True)]
     for first, second, *_ in cases_of_one_file(named) if refuse_leaks else ():
         raise CohortError(f"{source}: the cases '{first.id[:60]}' and '{second.id[:60]}' have the same file; keep one")
+    unprintable = next((row.id for row in rows if not row.id.isprintable()), None)
+    if unprintable is not None:
+        raise CohortError(f"{source}: the id {quoted(unprintable)} has a line break or control character; remove it")
     double = next((id for id, count in Counter(ids).items() if count > 1), None)
     if double is not None:
         raise CohortError(f"{source}: the id '{double[:60]}' occurs twice; give every case an id of its own")

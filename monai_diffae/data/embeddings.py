@@ -303,4 +303,8 @@ def training_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 def read_training_rows(embeddings: str | os.PathLike[str]) -> pd.DataFrame:
     """Read a table, and return its :func:`training_rows`."""
-    return training_rows(read_embeddings(embeddings))
+    table = read_embeddings(embeddings)
+    try:
+        return training_rows(table)
+    except CohortError as error:
+        raise CohortError(f"{Path(embeddings).name}: {error}") from error

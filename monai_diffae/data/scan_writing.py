@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pydicom
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from PIL import Image
 from pydicom import uid
@@ -72,7 +73,7 @@ def write_scan(
         (1, 2, 3, 4)
     """
     path = Path(path)
-    values, name = np.asarray(array, np.float32), path.name
+    values, name = _real_numbers(path, array), path.name
     if name.endswith(".png") and values.ndim == 3 and len(values) in (1, 3):
         return _write_png(path, values, value_range or (float(values.min()), float(values.max())))
     if not name.endswith((".nii", ".nii.gz", ".nrrd")) or values.ndim not in (3, 4):
@@ -84,11 +85,28 @@ def write_scan(
         affine = _DISPLAYED if affine is None else affine
     stored, affine = _as_type(path, values, np.dtype(dtype)), np.eye(4) if affine is None else affine
     if name.endswith(".nrrd"):
-        image = itk.to_image(stored, affine)
+        image = itk.to_image(path, stored, affine)
         return write_atomic(path, lambda temporary: itk.write_nrrd(temporary, image, name))
+    _set_type(path, nib.Nifti1Header(), stored.dtype)
     volume = nib.Nifti1Image(stored[0] if len(stored) == 1 else np.moveaxis(stored, 0, -1), affine)
     volume.header.set_xyzt_units("mm")
     return _write_nifti(path, volume, description)
+
+
+def _set_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) -> None:
+    """Set the data type of a header, without a scaling."""
+    try:
+        header.set_data_dtype(np.uint8 if dtype.kind == "b" else dtype)
+    except HeaderDataError as error:
+        raise ConfigError(f"{path.name}: NIfTI cannot hold {dtype}; use float32, float64 or an integer type") from error
+    header.set_slope_inter(1.0, 0.0)
+
+
+def _real_numbers(path: Path, array: ArrayLike) -> NDArray[np.float32]:
+    given = np.asarray(array)
+    if given.dtype.kind not in "biuf":
+        raise ConfigError(f"{path.name}: values of type {given.dtype} cannot be written; give real numbers")
+    return given.astype(np.float32)
 
 
 def write_like(
@@ -99,13 +117,12 @@ def write_like(
     Without a ``given`` type, the values are the other's intensities: the file has its type and scaling, or a larger
     integer type that holds the values.
     """
-    values, header = np.asarray(array[0], np.float32), header.copy()
+    values, header = _real_numbers(path, array)[0], header.copy()
     for text in ("descrip", "aux_file", "intent_name", "db_name"):  # they may contain names
         if text in header:  # NIfTI-2 has no db_name
             header[text] = b""
     if given is not None:
-        header.set_data_dtype(np.uint8 if np.dtype(given).kind == "b" else given)
-        header.set_slope_inter(1.0, 0.0)
+        _set_type(path, header, np.dtype(given))
         header["cal_min"] = header["cal_max"] = 0.0  # a viewer would use the scan's window
     dtype, (slope, intercept) = header.get_data_dtype(), header.get_slope_inter()
     if given is None and dtype.kind in "iu" and np.isfinite(values).all():

@@ -170,6 +170,8 @@ def may_be_dicom(path: Path) -> bool:
 
 def _format(path: str | os.PathLike[str]) -> Any:
     """The module of a file's format, after the checks that do not depend on the format."""
+    if not os.fspath(path):  # Path("") would be the working directory
+        raise ScanError("the path of a scan is empty; give a file, or a folder with a DICOM series")
     path, (folder, uid) = Path(path), dicom.split_series(path)
     if folder.is_dir():
         return dicom
@@ -225,9 +227,11 @@ def scan_of_array(
 ) -> Scan:
     """Make a scan of an array ``[C, X, Y, Z]`` or ``[C, H, W]`` in memory, with the checks of :func:`read_scan`."""
     path, values = Path(name), np.asarray(array)
-    if values.dtype.kind not in "iufb" or values.ndim not in (3, 4):
-        wrong = f"it has {values.ndim} axes of {values.dtype}, expected numbers [C, H, W] or [C, X, Y, Z]"
-        raise problem(path, wrong, "add or remove axes, such as that of a batch")
+    if values.dtype.kind not in "iufb":
+        raise problem(path, f"its values are {values.dtype}, not plain numbers", "give one real number per voxel")
+    if values.ndim not in (3, 4):
+        axes = f"it has {values.ndim} axes, expected [C, H, W] or [C, X, Y, Z]"
+        raise problem(path, axes, "add or remove axes, such as that of a batch")
     check_budget(path, values.shape[1:], len(values))
     matrix = np.eye(4) if affine is None else np.asarray(affine, np.float64)
     if matrix.shape != (4, 4):
@@ -302,6 +306,7 @@ def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
 
     Rows run from anterior (axial) or superior; columns from the patient's right, or for sagittal slices from anterior.
     """
+    check_choice("axis", axis, AXES)
     volume = to_ras(scan)  # a view: the volume is not copied for one slice
     affine = volume.affine
     normal = AXES[axis]

@@ -69,6 +69,10 @@ def read_torch_file(path: Path, damaged: str, prefix: str | None = None) -> Any:
     """Read plain values and tensors, or those whose names have a prefix; ``damaged`` ends the error's message."""
     try:
         check_archive(path)
+        # of PyTorch before 1.6, or damaged: torch itself decides
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+        if names:  # something to call that plain tensors do not need
+            raise UnsafeInputError(f"{path.name}: contains {quoted(min(names))}, which may run code; get a state dict")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they name folders
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -77,6 +77,10 @@ def test_a_record_that_is_older_than_a_decoding_option_was_made_with_its_default
     assert of_now({"seed": 0, "inversion": "implicit"}) == {"n": 1}
     with pytest.raises(ConfigError, match="made with other inversion"):
         of_now({"seed": 0, "inversion": "ddim"})
+    write_record("edit", tmp_path / "t.csv", {"bundles": {"a": {"seed": 0}}}, {"n": 1}, [tmp_path / "t.csv"])
+    assert of_now({"bundles": {"a": {"seed": 0, "inversion": "implicit"}}}) == {"n": 1}
+    with pytest.raises(ConfigError, match="made with other bundles"):
+        of_now({"bundles": {"a": {"seed": 0, "inversion": "ddim"}}})
 
 
 def test_a_run_that_failed_without_a_result_refuses_no_other(made, tmp_path):

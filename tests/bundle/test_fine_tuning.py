@@ -5,11 +5,14 @@ import shutil
 import pytest
 import torch
 from complaints import complaint
+from ignite.engine import Events
 from tiny_bundles import contents, rewrite, weights
 
 from monai_diffae import init, train
 from monai_diffae.apps.training.train import begin_from
+from monai_diffae.bundle import checksum, load_bundle
 from monai_diffae.engines.trainer import TrainingEvents
+from monai_diffae.errors import ConfigError
 
 RUN = {"max_epochs": 2, "batch_size": 10, "report_every": 1, "calibration_cases": 0}
 
@@ -38,18 +41,29 @@ def equal(a, b):
 
 
 def test_it_begins_with_the_weights_in_its_folder(trainer_of, bundle, tmp_path, caplog):
-    first = weights(bundle)
-    other, again, without = (shutil.copytree(bundle, tmp_path / name) for name in ("other", "again", "without"))
+    first, other = weights(bundle), shutil.copytree(bundle, tmp_path / "other")
     free = {"inferer#steps": 7, "val_fraction": 0.3, "seed": 5, "learning_rate": 1e-5, "precision": "fp32"}
     assert equal(begin(trainer_of, bundle, **free), first)
     assert "fine-tuning: a new training begins with the weights of model.safetensors" in caplog.text
     assert not equal(begin(trainer_of, other, overwrite=True), first)
-    for folder in (again, without):
-        shutil.copy(folder / "models" / "model.pt", folder / "models" / "checkpoint.pt")
-    assert equal(begin(trainer_of, again, fine_tune=True), first)  # although there is a checkpoint
-    (without / "models" / "model.safetensors").unlink()  # the first save would replace the checkpoint
-    message = "model.safetensors: is missing, so there are no weights to begin with"
-    assert complaint(begin, trainer_of, without, fine_tune=True).startswith(message)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_and_resumed_ends_as_the_whole_one(trainer_of, bundle, tmp_path):
+    """It is killed after the first save, which replaces the weights that it began with."""
+    whole = shutil.copytree(bundle, tmp_path / "whole")
+    trainer_of(whole)[0].run()
+    trainer = trainer_of(bundle)[0]
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.run()
+    load_bundle(bundle, "cpu")
+    trainer_of(bundle)[0].run()
+    assert checksum(bundle) == checksum(whole)
+    assert equal(begin(trainer_of, bundle, fine_tune=True), weights(bundle))  # although there is a checkpoint
+    (whole / "models" / "model.safetensors").unlink()  # the first save would replace the checkpoint
+    with pytest.raises(ConfigError, match=r"^model\.safetensors: is missing, so there are no weights to begin with"):
+        begin(trainer_of, whole, fine_tune=True)
 
 
 def test_start_from_makes_the_folder_as_init_does_and_trains_it(bundle, small_cohort, tmp_path):

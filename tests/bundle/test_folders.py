@@ -31,6 +31,10 @@ def test_init_copies_the_overlays_that_fit(name, expected, tmp_path):
 def test_shipped_weights_have_the_configuration_of_their_description(name, tmp_path):
     model = ROOT / "bundles" / name / "models" / "model.safetensors"
     shipped, described = init_bundle(tmp_path / "a", name), init_bundle(tmp_path / "b", model)
+    by_path = init_bundle(tmp_path / "c", model.parents[1])
+    assert sorted(map(str, by_path.rglob("*"))) == [
+        str(by_path / path.relative_to(shipped)) for path in sorted(shipped.rglob("*"))
+    ]
     for file in (path for path in described.rglob("*") if path.is_file() and path.parent.name != "docs"):
         if file.name != "metadata.json":
             assert file.read_bytes() == (shipped / file.relative_to(described)).read_bytes(), "run make configs"

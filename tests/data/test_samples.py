@@ -86,6 +86,8 @@ def test_a_second_call_writes_nothing_and_other_parameters_are_refused_unless_ov
     make_virtual_cohort(tmp_path, num_patients=6, size=16)
     assert {path.name for path in (tmp_path / "images").iterdir()} == {p.name for p in before if p.suffix == ".nii"}
     make_virtual_cohort(tmp_path, num_patients=3, size=16, overwrite=True)
+    with pytest.raises(ConfigError, match="^spatial_dims: must be 2 or 3, and val_fraction and test_fraction shares"):
+        make_virtual_cohort(tmp_path / "other", num_patients=3, size=16, val_fraction=20, test_fraction=20)
     assert len(pd.read_csv(table)) == len(list((tmp_path / "images").iterdir())) == 3
 
 

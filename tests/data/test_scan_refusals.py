@@ -84,7 +84,7 @@ def test_a_flipped_bit_in_the_last_row_of_a_png_is_refused(tmp_path):
     content = bytearray((tmp_path / "a.png").read_bytes())
     content[-25] ^= 1  # before the 4 bytes of zlib's checksum, the chunk's checksum, and the last chunk of 12 bytes
     (tmp_path / "a.png").write_bytes(content)
-    assert "it cannot be read (SyntaxError: broken PNG file" in refusal(tmp_path / "a.png")
+    assert "the picture is damaged" in refusal(tmp_path / "a.png")
 
 
 def _bomb(path):
@@ -338,7 +338,7 @@ def test_an_array_is_the_scan_that_its_file_is(tmp_path):
 @pytest.mark.parametrize(
     ("array", "affine", "message"),
     [
-        (VOLUME[0, 0], None, "image: it has 2 axes of float64, expected numbers .*; add or remove axes"),
+        (VOLUME[0, 0], None, "image: it has 2 axes, expected .*; add or remove axes"),
         (np.full_like(VOLUME, np.inf), None, "image: 60 of its voxels are NaN or infinite"),
         (VOLUME, np.eye(3), "image: its affine is 3 x 3, expected 4 x 4"),
         (VOLUME[0], None, "image: it has 3 channels.*, expected 1"),

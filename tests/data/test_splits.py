@@ -123,8 +123,9 @@ def test_expand_slices(tmp_path):
     volume = [c for c in read_cohort(tmp_path) if c.id == "v"]
     assert [c.id for c in expand_slices(volume, axis="sagittal")[0]] == ["v_x000", "v_x001", "v_x002", "v_x003"]
     assert len(expand_slices(volume, axis="coronal")[0]) == 5
-    with pytest.raises(ConfigError, match="axis: 'oblique' is not one of"):
-        expand_slices(volume, axis="oblique")
+    for wrong in ({"range": (0.5, 0.5)}, {"step": 0}, {"axis": "oblique"}, {"range": (-1, 1)}):
+        with pytest.raises(ConfigError):
+            expand_slices(volume, **wrong)
 
 
 def slices(name, *indices):

@@ -154,6 +154,7 @@ def test_values_that_do_not_fit_are_clipped_and_counted(tmp_path, caplog):
     [
         ("a.mha", np.uint8, r"a.mha: cannot hold an array \[1, 2, 3, 4\]; use .nii.gz or .nrrd"),
         ("a.png", np.uint8, r"a.png: cannot hold an array \[1, 2, 3, 4\]; use .nii.gz or .nrrd"),
+        ("a.nrrd", np.float16, "a.nrrd: NRRD cannot hold float16; use float32 or an integer type"),
         ("a.nrrd", np.uint8, "a.nrrd: uint8 cannot hold values that are NaN or infinite; use float32"),
     ],
 )

@@ -53,6 +53,8 @@ def read_repeated(path: Path, **columns: Sequence[str]) -> pd.DataFrame:
 def training_components(rows: pd.DataFrame, features: Features = "z") -> latents.PrincipalComponents:
     """All principal components of the normalised features of the training cases, or of all without a split."""
     codes = tables.matrix(tables.training_rows(rows), features)  # in an order that decides the last bits
+    if len(codes) < 2:
+        raise CohortError("the embeddings have fewer than two training cases, which scale the features; embed more")
     statistics = latents.LatentStatistics.of(codes, common_scale=tables.has_common_scale(rows, features))
     return latents.principal_components(codes, statistics)
 

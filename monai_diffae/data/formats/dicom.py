@@ -187,8 +187,10 @@ def _files(path: Path) -> tuple[Path, ...]:
         if uid not in series:
             raise problem(folder, "the folder has no DICOM series with this UID", "check the UID after #series=")
         return series[uid].files
-    if len(series) != 1:
-        todo = f"give a scan file, the folder of one series, or folder{SERIES}UID"
+    if not series:
+        raise problem(folder, "the folder has no readable DICOM series", "give a scan file or the folder of a series")
+    if len(series) > 1:
+        todo = f"give the folder as cohort, or one series as folder{SERIES}UID"
         raise problem(folder, f"the folder holds {len(series)} DICOM series", todo)
     (only,) = series.values()
     unreadable = {p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from monai_diffae.data.formats import scan
-from monai_diffae.errors import MachineError, problem
+from monai_diffae.errors import ConfigError, MachineError, problem
 
 SUFFIXES = (".nrrd", ".mha", ".mhd")
 
@@ -123,10 +123,13 @@ def to_affine(image: sitk.Image | sitk.ImageFileReader) -> NDArray[np.float64]:
     return LPS_TO_RAS @ (affine if n == 3 else affine[:, [1, 0, 2, 3]])
 
 
-def to_image(array: NDArray[np.generic], affine: NDArray[np.float64]) -> sitk.Image:
+def to_image(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> sitk.Image:
     """Convert a volume ``[C, X, Y, Z]`` with an affine in RAS+ to an image, whose geometry is in LPS."""
     voxels = array.transpose(3, 2, 1, 0) if len(array) > 1 else array[0].transpose(2, 1, 0)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels), isVector=len(array) > 1)
+    try:
+        image = sitk.GetImageFromArray(np.ascontiguousarray(voxels), isVector=len(array) > 1)
+    except (TypeError, KeyError) as error:
+        raise ConfigError(f"{path.name}: NRRD cannot hold {array.dtype}; use float32 or an integer type") from error
     lps, spacing = LPS_TO_RAS @ affine, np.linalg.norm(affine[:3, :3], axis=0)
     image.SetSpacing(spacing.tolist())
     image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())

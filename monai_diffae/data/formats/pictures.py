@@ -18,11 +18,14 @@ _PLAIN = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "L
 def read(path: Path) -> Scan:
     """Read a picture ``[C, H, W]`` in the file's own values, rotated upright, without an opaque alpha channel."""
     image = _open(path)
-    if image.format == "PNG":  # load() does not compare the checksum of the last rows
-        _open(path).verify()
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    image = image.convert(_PLAIN[image.mode]) if image.mode in _PLAIN else image
+    try:
+        if image.format == "PNG":  # load() does not compare the checksum of the last rows
+            _open(path).verify()
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        image = image.convert(_PLAIN[image.mode]) if image.mode in _PLAIN else image
+    except Exception as error:  # for damaged files PIL raises OSError, SyntaxError, ValueError, struct.error, ...
+        raise problem(path, f"the picture is damaged ({error})", "copy it again") from error
     array = np.atleast_3d(np.asarray(image))
     if image.mode in ("LA", "RGBA"):
         if array[..., -1].min() < 255:

@@ -5,6 +5,7 @@ The template (an average of 152 scans, brain only, without the skull) comes with
 doi:10.1016/j.neuroimage.2010.07.033.
 """
 
+import importlib.util
 import json
 import math
 import os
@@ -12,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from monai_diffae.data.atomic import disk_errors, write_csv, write_json
-from monai_diffae.errors import ConfigError, check_installed
+from monai_diffae.errors import ConfigError, MachineError
 
 FloatArray = NDArray[np.float32]
 
@@ -67,7 +67,7 @@ SCANNERS = (Scanner("A", 1, 0.01, 0, 1), Scanner("B", 0.7, 0.04, 0, 1), Scanner(
 FIELD_OF_VIEW_MM = 224.0  # the largest rotated brain with a margin of about 10 mm
 _BRAIN_CENTRE_MM = (0.0, -17.0, 5.0)
 _LEVEL_ABOVE_CENTRE_MM = 10.0
-_TEMPLATE_FILE = "nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
+_TEMPLATE_FILE = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 
 # The ventricles are widened by a displacement along the gradient of their smoothed mask (dark voxels in an ellipsoid).
 _VENTRICLES_CENTRE_MM = (0.0, -8.0, 14.0)
@@ -209,8 +209,11 @@ def _read_ventricle_field() -> tuple[FloatArray, FloatArray, int]:
 @lru_cache(maxsize=2)
 def read_template(spacing_mm: float) -> tuple[FloatArray, FloatArray]:
     """The template in [0, 1], smoothed for voxels of this size, and the offset from its mm to its voxel indices."""
-    check_installed("nilearn", "samples")
-    image = nib.Nifti1Image.from_filename(str(distribution("nilearn").locate_file(_TEMPLATE_FILE)))  # 1 mm voxels, RAS+
+    spec = importlib.util.find_spec("nilearn")
+    path = Path(next(iter((spec.submodule_search_locations if spec else None) or []), "")) / _TEMPLATE_FILE
+    if not path.is_file():
+        raise MachineError("nilearn with the MNI152 template is not installed; pip install 'monai-diffae[samples]'")
+    image = nib.Nifti1Image.from_filename(path)  # 1 mm voxels, RAS+
     template: FloatArray = np.asarray(image.dataobj, dtype=np.float32)
     template /= 255
     if spacing_mm > 1:
@@ -286,7 +289,7 @@ def make_virtual_cohort(
         ``visit``, and one column for each of :data:`FACTORS`.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: an argument is out of range, or the folder holds something else.
         MachineError: the template is not installed, or the folder cannot be written.
 
     Example:
@@ -296,6 +299,8 @@ def make_virtual_cohort(
         ...     print(table.name, len(list(table.parent.glob("images/*.nii"))))
         cohort.csv 4
     """
+    if spatial_dims not in (2, 3) or min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction > 1:
+        raise ConfigError("spatial_dims: must be 2 or 3, and val_fraction and test_fraction shares of 1")
     directory = Path(directory)
     parameters: dict[str, Any] = {
         "kind": "virtual MNI152 cohort, version 1", "num_patients": num_patients, "size": size,

@@ -12,11 +12,14 @@ import threading
 import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import pandas as pd
 import pytest
+import torch
 from hub_stub import Repository
-from tiny_bundles import contents, copy_tiny, rewrite
+from tiny_bundles import TINY, TINY_3D, TINY_KL, contents, copy_tiny, rewrite, tiny_cohort
 
-from monai_diffae import generate, load_bundle, pull, push, trusting
+from monai_diffae import embed, generate, load_bundle, pull, push, train, trusting
+from monai_diffae.bundle import load_first_stage
 from monai_diffae.bundle.folders import NOTE, init_bundle
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import DiffAEError, MachineError, UnsafeInputError
@@ -177,6 +180,29 @@ def test_a_bundle_that_is_pushed_and_pulled_is_the_same(described, hub, run, tmp
     assert generate(copy, tmp_path / "made", num_images=1, device="cpu", decoder="fast").folder.is_dir()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     assert copy.stat().st_mode & 0o077 == (copy / "models").stat().st_mode & 0o077
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "cohort", "settings"),
+    [("2d_all", "2d", TINY), ("3d", "3d", TINY_3D), ("3d_on_latents", "kl", TINY_3D), ("first_stage", "kl", TINY_KL)],
+)
+def test_a_pulled_model_gives_the_same_z_sem_and_can_be_trained(kind, cohort, settings, tmp_path):
+    bundle, scans = describe(copy_tiny(tmp_path / "bundle", kind)), tiny_cohort(tmp_path / "cohort", cohort)
+    if kind == "3d_on_latents":  # stored before a description named the weights of its first stage
+        rewrite(bundle, dict, first_stage_sha256=load_first_stage(bundle).description["weights_sha256"])
+    push(bundle, str(tmp_path / "sent.zip"), yes=True)
+    copy = pull(str(tmp_path / "sent.zip"), tmp_path / "copy").folder
+    if kind != "first_stage":
+        tables = [pd.read_parquet(embed(b, scans, tmp_path / f"z_{b.name}", device="cpu").path) for b in (bundle, copy)]
+        pd.testing.assert_frame_equal(*tables)
+        assert load_bundle(copy, "cpu").config == load_bundle(bundle, "cpu").config
+    before = torch.load(copy / "models" / "model.pt", weights_only=True)
+    of_the_run = ("max_epochs", "batch_size", "val_batch_size", "num_pictures", "mlflow", "device", "check_memory")
+    train(copy, scans, overrides={key: settings[key] for key in of_the_run if key in settings})
+    after = torch.load(copy / "models" / "model.pt", weights_only=True)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
 def test_a_later_model_replaces_all_files_and_the_revision_and_checksum_that_the_author_told_get_the_first(

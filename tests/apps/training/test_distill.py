@@ -59,8 +59,19 @@ def test_a_training_leaves_the_autoencoder_and_validates_images(latent_bundle, l
     curves = pd.read_csv(out / "fast" / "curves.csv")["validation_loss"].dropna()
     assert curves.iloc[-1] == pytest.approx(float((x_0 - images).square().mean()), rel=1e-3)
     sharp = distilled(latent_bundle, labelled, tmp_path / "sharp", gradient_weight=1.0).folder
-    assert load_bundle(sharp, "cpu", FAST).fast_sha256  # it is a bundle of its own
     assert any(not torch.equal(weight, fast[name]) for name, weight in fast_weights(sharp).items())
+
+
+@pytest.mark.slow
+def test_more_epochs_resume_and_end_like_an_uninterrupted_run(fast_bundle, labelled, tmp_path):
+    constant = {"lr_schedule": "constant"}
+    whole = distilled(fast_bundle, labelled, tmp_path / "whole", max_epochs=3, **constant).folder
+    distilled(fast_bundle, labelled, tmp_path / "twice", **constant)
+    twice = distilled(fast_bundle, labelled, tmp_path / "twice", max_epochs=3, **constant).folder
+    torch.testing.assert_close(fast_weights(twice), fast_weights(whole), rtol=0, atol=0)
+    assert load_bundle(whole, "cpu", FAST).fast_sha256  # it is a bundle of its own
+    with pytest.raises(ConfigError, match=r"fast_checkpoint\.pt: belongs to another model with other values of levels"):
+        mdae.distill(twice, labelled.cohort, steps=1, training={"overrides": TINY_FAST})
 
 
 def test_trajectories_lead_from_x_T_to_the_scan_and_mixed_ones_are_the_decoders(teacher, tmp_path, monkeypatch):
