@@ -60,7 +60,7 @@ def test_no_file_is_too_large_or_a_pickle():
 def test_only_what_differs_is_stored_and_nothing_of_cases(name):
     folder = ROOT / "bundles" / name
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    needed = {"docs/README.md", "docs/data_license.txt", "configs/metadata.json"}
+    needed = {"docs/README.md", "docs/data_license.txt", "configs/metadata.json", "configs/train.json"}
     models = {
         "model.safetensors",
         "metrics.json",
