@@ -178,7 +178,7 @@ def finished(
             f"{existing.name}: exists, and no {record.name} beside it says what it was made from; "
             "set overwrite, or choose another out"
         )
-    before = {**vars(DecodingSettings()), **content["made_from"]}
+    before = _filled(content["made_from"], made_from)
     differ = sorted(key for key in made_from if not _is_same(before.get(key), made_from[key]))
     if differ:
         raise OtherResultsError(
@@ -196,11 +196,16 @@ def finished(
     return dict(content["figures"]) if content["complete"] and hashes.keys() <= present.keys() else None
 
 
+def _filled(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """A part of a record, with the defaults of decoding options that are newer than it."""
+    defaults = vars(DecodingSettings())
+    return {**{key: defaults[key] for key in now.keys() & defaults.keys()}, **before}
+
+
 def _is_same(before: Any, now: Any) -> bool:
-    """Whether a record says the same; it lacks decoding options that are newer than it."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return bool(before == now)
-    filled = {**{key: value for key, value in vars(DecodingSettings()).items() if key in now}, **before}
+    filled = _filled(before, now)
     return filled.keys() == now.keys() and all(_is_same(filled[key], now[key]) for key in now)
 
 

@@ -58,7 +58,8 @@ class FastDecoder:
 
         x_0 is clipped to the schedule's range after the last step only: before it, a step does not aim at x_0.
         """
-        x_0, clip_range = diffusion.ddim(predict, x_T, self.levels, callback=callback), predict.schedule.clip_range
+        x_0 = diffusion.ddim(predict, x_T, self.levels, callback=callback)
+        clip_range = predict.schedule.clip_range
         return x_0 if clip_range is None else x_0.clamp(*clip_range)
 
 

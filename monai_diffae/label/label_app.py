@@ -40,7 +40,7 @@ class AppFolder:
     def settings(self) -> dict[str, Any]:
         """The content of ``settings.json``."""
         try:
-            (self.path / "main.py").stat()
+            (self.path / "main.py").stat()  # an OSError if it is missing
             settings = json.loads((self.path / "settings.json").read_text(encoding="utf-8"))
             return {"bundle": str(settings["bundle"]), "device": settings.get("device")}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

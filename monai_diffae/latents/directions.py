@@ -231,7 +231,7 @@ class _Content(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
     """The content of a direction file. Such files travel between people and machines, so every value is checked."""
 
     format: str
-    version: Literal[2]
+    version: Literal[2]  # VERSION
     target: Annotated[str, Field(min_length=1)]
     kind: Kind
     classes: Annotated[list[str], Field(min_length=2, max_length=2)] | None
