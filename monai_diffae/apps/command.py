@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.lazy import pydantic  # loaded by the first call, so that the help is quick
+from monai_diffae.lazy import cohorts, pydantic  # loaded by the first call, so that the help is quick
 
 R = TypeVar("R")
 
@@ -66,9 +66,11 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
         except pydantic.ValidationError as error:
             raise ConfigError(_one_line(error, function)) from None
         bound = inspect.signature(function).bind(*checked_args, **checked_kwargs).arguments
-        bundle = bound.get("bundle")  # a folder, or the name of a shipped bundle
+        bundle, cohort = bound.get("bundle"), bound.get("cohort")  # a bundle is a folder, or a shipped one's name
+        if isinstance(cohort, Path):
+            cohorts.check_cohort_exists(cohort)  # before anything heavy is imported
         bundle = bundle if isinstance(bundle, Path) and bundle.is_dir() else None
-        refuse_results_among_scans(bound.get("cohort"), out=bound.get("out"), bundle=bundle)
+        refuse_results_among_scans(cohort, out=bound.get("out"), bundle=bundle)
         return function(*checked_args, **checked_kwargs)
 
     run.__signature__ = _flat_signature(function)  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.steps import Outcome, Steps
 from monai_diffae.apps.tracking import log_to_training
-from monai_diffae.lazy import cohorts, page_data, pages, sections
+from monai_diffae.lazy import page_data, pages, sections
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,6 @@ def report(
         ConfigError: the bundle is not trained, or a target is no label.
         CohortError: there is no such cohort.
     """
-    if cohort is not None:
-        cohorts.check_cohort_exists(cohort)
     for folder in topics.explained:
         page_data.check_explained(folder, bundle)
     steps = Steps(journal=out / page_data.JOURNAL)

@@ -84,7 +84,6 @@ def start(cohort: Path, out: Path, *, hour: Hour = Hour(), listing: Listing = Li
         ConfigError: an argument cannot be used, or ``out`` holds something else.
         MachineError: the disk is full, or the training does not fit into memory.
     """
-    cohorts.check_cohort_exists(cohort)  # before anything heavy is imported
     first = FirstHour(cohort, out, hour, {name: value for name, value in vars(listing).items() if value})
     first.plan()
     summary = list(first.summary())
