@@ -33,6 +33,13 @@ def shared_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The images that a test draws are the same in every run."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
 def _search_for_components_once(patch: pytest.MonkeyPatch) -> None:
     """MONAI (1.6.1) lists the classes of all its modules again for each parser of a configuration."""
     from monai.bundle import ComponentLocator

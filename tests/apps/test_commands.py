@@ -67,6 +67,7 @@ def test_its_docstring_has_all_arguments(command):
 )
 def test_a_mistake_is_told_before_anything_is_read(call, error, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "cohort.csv").touch()
     with pytest.raises(DiffAEError) as raised:
         eval(call, vars(monai_diffae) | {name: getattr(monai_diffae, name) for name in monai_diffae.__all__})
     assert f"{type(raised.value).__name__}: {raised.value}".startswith(error)

@@ -42,6 +42,7 @@ def test_shipped_weights_have_the_configuration_of_their_description(name, tmp_p
 
 def test_values_of_another_dimension_are_one_line(tmp_path):
     folder = init_bundle(tmp_path / "new", "diffae_3d")
+    (tmp_path / "scans").mkdir()
     message = "image_size is [64, 64], but spatial_dims is 3; give 3 numbers"
     assert complaint(train, folder, tmp_path / "scans", overrides={"image_size": [64, 64]}).startswith(message)
     message = "spacing_mm is [1.5, 1.5, 1.5], but spatial_dims is 2; give 2 numbers, or omit the"

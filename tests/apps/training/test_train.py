@@ -185,14 +185,15 @@ def test_a_given_value_wins_over_an_overlay_and_that_over_the_bundles_file(tmp_p
 
 def test_a_training_into_another_folder_resumes_with_the_values_of_that_folder(tmp_path, monkeypatch, caplog):
     bundle, out = (init_bundle(tmp_path / name, "diffae_2d") for name in ("bundle", "out"))
-    config = out / "configs" / "train.json"
+    cohort, config = tmp_path / "scans.csv", out / "configs" / "train.json"
+    cohort.touch()
     config.write_text(config.read_text().replace('"learning_rate": ', '"learning_rate": 1'))
     opened = []
     place = "monai_diffae.apps.training.train.open_training"
     monkeypatch.setattr(place, lambda file, *_: opened.append(file))
     for overwrite in (False, True):  # a new training has the values of the bundle
         with pytest.raises(AttributeError):
-            train(bundle, "scans.csv", out, training=Training(overwrite=overwrite))
+            train(bundle, cohort, out, training=Training(overwrite=overwrite))
     assert [file.parents[1] for file in opened] == [out, bundle]
     assert "out: is trained with its own values of learning_rate, not those of bundle; set overwrite" in caplog.text
 

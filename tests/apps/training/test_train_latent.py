@@ -99,7 +99,7 @@ def test_embeddings_of_another_preprocessing_are_refused(labelled, tmp_path):
 
 def test_arguments_that_do_not_fit_are_one_line(labelled):
     with pytest.raises(ConfigError, match="^cohort: has no effect if there are embeddings; omit cohort or embedd"):
-        train_latent(labelled.bundle, "cohort.csv", embeddings=labelled.embeddings)
+        train_latent(labelled.bundle, labelled.cohort, embeddings=labelled.embeddings)
     with pytest.raises(ConfigError, match="^cohort: is required unless there are embeddings; give one of them"):
         train_latent(labelled.bundle, overrides={"max_epochs": 1})
 
