@@ -35,7 +35,7 @@ def shared_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """The images that a test draws are the same in every run."""
+    """The images that a test draws with torch are the same in every run."""
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
 

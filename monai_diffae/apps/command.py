@@ -68,7 +68,7 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
         bound = inspect.signature(function).bind(*checked_args, **checked_kwargs).arguments
         bundle, cohort = bound.get("bundle"), bound.get("cohort")  # a bundle is a folder, or a shipped one's name
         if isinstance(cohort, Path):
-            cohorts.check_cohort_exists(cohort)  # before anything heavy is imported
+            cohorts.check_cohort_exists(cohort)  # before torch is imported
         bundle = bundle if isinstance(bundle, Path) and bundle.is_dir() else None
         refuse_results_among_scans(cohort, out=bound.get("out"), bundle=bundle)
         return function(*checked_args, **checked_kwargs)

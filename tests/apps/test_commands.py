@@ -54,6 +54,7 @@ def test_its_docstring_has_all_arguments(command):
     ("call", "error"),
     [
         ("compare('out', bundle=['model'])", "ConfigError: bundle: one model cannot be compared"),
+        ("edit('bundle', 'scans.csv', 'out', direction='no')", "CohortError: scans.csv: there is no such folder"),
         ("explain('bundle', 'cohort.csv', 'out', model='no.onnx', embeddings='no')", "ConfigError: model: there is no"),
         ("grade('no.parquet', 'grades.txt', direction='no.json')", "ConfigError: grades.txt: grades are written as"),
         ("harmonize('no.parquet', 'even.csv', scanner='scanner')", "ConfigError: even.csv: must be a .parquet file"),
