@@ -151,10 +151,10 @@ def embed(
         CohortError: no usable case.
 
     Example:
-        >>> embed("my_bundle", "no_cohort.csv", "out")
+        >>> embed("no_bundle", ".", "../out")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.CohortError: no_cohort.csv: there is no such folder, table or scan; check the path of ...
+        monai_diffae.errors.ConfigError: no_bundle: there is no models/model.safetensors; train the bundle first, ...
     """
     encoder, pool, patches = encoding.encoder, rows.pool, rows.patches or rows.overlap is not None
     if encoding.weights is not None and encoder != "planar":
