@@ -110,6 +110,16 @@ class ValidationChoice(Choice):
     """Use only the cases of this split."""
 
 
+@Parameter(name="*", group=Group("Cases", sort_key=2))
+@dataclass(frozen=True)
+class BalancedChoice(Choice):
+    """Which cases are explained: those named in ``cases``, else ``limit`` of ``split``."""
+
+    limit: Annotated[int, Ge(1)] | None = None
+    """Explain at most this many cases, drawn at random with equally many of each decision and label as far as
+    possible; not used with ``cases``."""
+
+
 @Parameter(name="*", group=Group("Decoding", sort_key=3))
 @dataclass(frozen=True)
 class Sampling:

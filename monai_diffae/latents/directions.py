@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -121,6 +121,11 @@ class Direction:
 
         output = self.slope * self.distance(z) + self.offset
         return np.asarray(expit(output)) if self.kind == "binary" else output
+
+    @property
+    def boundary(self) -> float:
+        """The signed distance of a case between both classes, or at the training mean."""
+        return -self.offset / self.slope if self.kind == "binary" else 0.0
 
     def line(self, along: Along) -> Floats:
         """The vector ``[D]`` that an edit adds to normalised z_sem to increase the distance by 1."""
@@ -386,19 +391,42 @@ def _check_enough(target: Target, groups: NDArray[np.intp]) -> None:
 
 
 @dataclass(frozen=True)
-class LabelChange:
-    """How often a label changes in counterfactuals; intervals are of 95 %, over patients."""
+class ChangeShare:
+    """In how many cases something changes; intervals are of 95 %, over patients."""
 
-    label: str
     num_changed: int
     num_cases: int
     share: float
     low: float
     high: float
-    random_share: float  # of equally long random changes
+    random_share: float  # after equally long random changes
     excess: float  # share - random_share, paired
     excess_low: float
     excess_high: float
+
+    @classmethod
+    def of(cls, changed: Floats, by_chance: Floats, patients: Sequence[Any], seed: int = 0) -> "ChangeShare":
+        """Count changes ``[N]``, 0 or 1, beside the shares ``[N]`` of random changes that change each case, too."""
+        from scipy import stats
+
+        excess, share = changed - by_chance, float(changed.mean())
+        draws = bootstrapped(lambda weights: np.array([excess @ weights / weights.sum()]), patients, seed)
+        num, random_share = len(set(patients)), float(by_chance.mean())
+        # Clopper and Pearson 1934, as if the cases of a patient were one: a bootstrap of 0 of 20 would have no width
+        low = float(stats.beta.ppf(0.025, share * num, (1 - share) * num + 1)) if share > 0 else 0.0
+        high = float(stats.beta.ppf(0.975, share * num + 1, (1 - share) * num)) if share < 1 else 1.0
+        excess_low, excess_high = difference_interval(float(excess.mean()), draws[:, 0], num)
+        return cls(
+            int(changed.sum()), len(changed), share, low, high, random_share, float(excess.mean()),
+            min(excess_low, low - random_share), max(excess_high, high - random_share),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LabelChange(ChangeShare):
+    """In how many counterfactuals a label changes."""
+
+    label: str
     mean_change: float  # with a rising score, in standard deviations of the training cases
 
 
@@ -422,8 +450,6 @@ def label_change(
     ``codes`` ``[N, 2 + R, D]`` are each case, its counterfactual, and random changes of the same length; ``towards``
     ``[N]`` is 1 for a rising score, -1 for a falling one.
     """
-    from scipy import stats
-
     before, after, num_random = codes[:, 0], codes[:, 1], codes.shape[1] - 2
     moved = travel(direction, before, after) * towards
     common = np.sign(moved.mean()) or 1.0
@@ -431,17 +457,5 @@ def label_change(
     start, end = np.repeat(before, num_random, axis=0), codes[:, 2:].reshape(-1, codes.shape[-1])
     is_common = travel(direction, start, end) * np.repeat(towards, num_random) * common > 0
     by_chance = (has_changed(direction, start, end) & is_common).reshape(-1, num_random).mean(axis=1)
-
-    excess = changed - by_chance
-    draws = bootstrapped(lambda weights: np.array([excess @ weights / weights.sum()]), patients, seed)
-    num_patients, share = len(set(patients)), float(changed.mean())
-    # Clopper and Pearson 1934, as if the cases of a patient were one: a bootstrap of 0 of 20 would have no width
-    low = stats.beta.ppf(0.025, share * num_patients, (1 - share) * num_patients + 1) if share > 0 else 0.0
-    high = stats.beta.ppf(0.975, share * num_patients + 1, (1 - share) * num_patients) if share < 1 else 1.0
-    excess_low, excess_high = difference_interval(float(excess.mean()), draws[:, 0], num_patients)
-    by_chance_share = float(by_chance.mean())
-    return LabelChange(
-        direction.target, int(changed.sum()), len(changed), share, float(low), float(high), by_chance_share,
-        float(excess.mean()), min(excess_low, float(low) - by_chance_share),
-        max(excess_high, float(high) - by_chance_share), float(moved.mean()),
-    )  # fmt: skip
+    share = ChangeShare.of(changed, by_chance, patients, seed)
+    return LabelChange(**asdict(share), label=direction.target, mean_change=float(moved.mean()))

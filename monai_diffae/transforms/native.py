@@ -57,6 +57,7 @@ class NativeSpace:
         reader: ReadScand = self._transforms[0]
         scans = reader.read(item)
         self.scan = scans["image"]
+        self._item: dict[Any, Any] = {**{name: value for name, value in item.items() if name != "slice"}, **scans}
         try:
             read_item: dict[Any, Any] = {**item, **{name: as_tensor(scan) for name, scan in scans.items()}}
             preprocessed: dict[Any, Any] = self._preprocessing(read_item, start=1)
@@ -75,6 +76,10 @@ class NativeSpace:
         is_file = isinstance(first, (str, os.PathLike))
         self.suffix = ".png" if is_file and fits_png(first, self.scan) else ".nii.gz"
 
+    def replaced_by(self, file: str | os.PathLike[str]) -> "NativeSpace":
+        """The space of the same case with another file as its image, such as one that was written for this space."""
+        return NativeSpace(self._preprocessing, {**self._item, "image": str(file)})
+
     @cached_property
     def _intensities(self) -> list[InvertibleTransform]:
         return [t for t in reversed(check_invertible(self._preprocessing)) if isinstance(t, ToModelRanged)]
@@ -92,17 +97,28 @@ class NativeSpace:
     @cached_property
     def _weight(self) -> NDArray[np.float32]:
         # MONAI pads with zeros when it inverts a crop, so zeros mark voxels outside the field of view
-        return self._invert(self._spatial, torch.ones(self.image.shape))
+        return self._invert(self._spatial, torch.ones(self.image.shape)).numpy()
+
+    @cached_property
+    def _ends(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scan's values ``[C, 1, ...]`` that are 0 and 1 in the model's range."""
+        constants = (self._invert(self._intensities, torch.full(self.image.shape, value)) for value in (0.0, 1.0))
+        zero, one = (each.flatten(1)[:, :1].reshape(-1, *[1] * (each.ndim - 1)) for each in constants)
+        return zero, one
 
     def back(self, decoded: torch.Tensor) -> NDArray[np.float32]:
         """Convert an image of the model, ``[C, *S]``, to the scan's space, ``[C, *native S]`` in the scan's units."""
-        return np.where(self.field, self._inside(decoded), self.scan.empty)
+        return np.where(self.field, self._inside(decoded.detach()).numpy(), self.scan.empty)
 
     def back_difference(self, difference: torch.Tensor) -> NDArray[np.float32]:
         """Convert a difference of two images of the model, ``[C, *S]``, to the scan's space and units; 0 stays 0."""
+        return self.native_difference(difference.detach()).numpy()
+
+    def native_difference(self, difference: torch.Tensor) -> torch.Tensor:
+        """The result of :meth:`back_difference` as a tensor, with its gradient."""
         # the way back is an affine function of the intensities, and its value at 0 is the offset
         offset = self._inside(torch.zeros(self.image.shape))
-        return np.where(self.field, self._inside(difference) - offset, np.float32(0))
+        return torch.where(torch.from_numpy(self.field), self._inside(difference) - offset, 0.0)
 
     def add_difference(self, difference: torch.Tensor) -> NDArray[np.float32]:
         """Add a difference of two images of the model to the scan, which keeps its detail; 0 leaves it to the bit."""
@@ -114,15 +130,19 @@ class NativeSpace:
 
     def to_model_range(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scale an array ``[C, *native S]`` in the scan's units to the model's range, without clipping it."""
+        return self.scaled(torch.from_numpy(array)).numpy()
+
+    def scaled(self, array: torch.Tensor) -> torch.Tensor:
+        """The result of :meth:`to_model_range` as a tensor, with its gradient."""
         # the way back is an affine function of the intensities of each channel
-        constants = (self._invert(self._intensities, torch.full(self.image.shape, value)) for value in (0.0, 1.0))
-        zero, one = (each.reshape(len(each), -1)[:, 0] for each in constants)
-        return np.moveaxis((np.moveaxis(array, 0, -1) - zero) / (one - zero), -1, 0)
+        zero, one = self._ends
+        return (array - zero) / (one - zero)
 
     def back_map(self, maps: torch.Tensor) -> NDArray[np.float32]:
         """Convert maps, ``[C', *S]``, to the scan's space without rescaling them; 0 outside the field of view."""
         self._check_size(maps)
-        inside = self._invert(self._spatial, maps.float()) / np.where(self.field, self._weight[:1], np.float32(1))
+        spatial = self._invert(self._spatial, maps.detach()).numpy()
+        inside = spatial / np.where(self.field, self._weight[:1], np.float32(1))
         return np.where(self.field, inside, np.float32(0))
 
     def back_mask(self, masks: torch.Tensor) -> NDArray[np.uint8]:
@@ -131,14 +151,14 @@ class NativeSpace:
         labels = masks.to(torch.uint8)
         if not bool((labels == masks).all()):
             raise ConfigError("the mask has values that are not whole numbers of 0 to 255; threshold it, or use a map")
-        inside = self._invert(self._spatial, labels, nearest=True)
+        inside = self._invert(self._spatial, labels, nearest=True).numpy()
         return np.where(self.field, np.round(inside).astype(np.uint8), np.uint8(0))
 
-    def _inside(self, image: torch.Tensor) -> NDArray[np.float32]:
+    def _inside(self, image: torch.Tensor) -> torch.Tensor:
         """Convert an image; valid where ``field`` is True. Zeros from beyond a crop's edge are divided out."""
         self._check_size(image, channels=len(self.image))
-        spatial = self._invert(self._spatial, image) / np.where(self.field, self._weight, np.float32(1))
-        return self._invert(self._intensities, torch.from_numpy(spatial))
+        weight = torch.from_numpy(np.where(self.field, self._weight, np.float32(1)))
+        return self._invert(self._intensities, self._invert(self._spatial, image) / weight)
 
     def _check_size(self, image: torch.Tensor, channels: int | None = None) -> None:
         size = [len(image) if channels is None else channels, *self.image.shape[1:]]
@@ -147,8 +167,8 @@ class NativeSpace:
 
     def _invert(
         self, transforms: Sequence[InvertibleTransform], image: torch.Tensor, nearest: bool = False
-    ) -> NDArray[np.float32]:
-        tensor = image.detach().to("cpu", torch.float32)
+    ) -> torch.Tensor:
+        tensor = image.to("cpu", torch.float32)
         plain = tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
         # copies, because MONAI's inverses modify the records (ResizeWithPadOrCrop, SpatialResample)
         meta, operations = copy.deepcopy((self.image.meta, self.image.applied_operations))
@@ -157,7 +177,8 @@ class NativeSpace:
         with allow_missing_keys_mode(self._preprocessing):  # the item has only one of its images
             for transform in transforms:
                 item = transform.inverse(item)
-        return np.asarray(item["image"].as_tensor().numpy(), np.float32)
+        inverted: torch.Tensor = item["image"].as_tensor().float()
+        return inverted
 
 
 def fits_png(file: str | os.PathLike[str], scan: Scan) -> bool:

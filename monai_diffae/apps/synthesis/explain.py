@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -16,16 +18,23 @@ from cyclopts import Group, Parameter
 from monai_diffae import inferers, latents, pictures, transforms
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
-from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
-from monai_diffae.apps.synthesis import edit
+from monai_diffae.apps.settings import BalancedChoice, Columns, Decoding, NamedFiles, Reading, Seed, UnbatchedRun
+from monai_diffae.apps.synthesis import edit, shortcuts
 from monai_diffae.apps.synthesis.edit import CasePicture, EditedImages
-from monai_diffae.apps.synthesis.users_model import ModelInterface, UsersModel, check_file, checksum, read_users_model
+from monai_diffae.apps.synthesis.users_model import (
+    ModelInterface,
+    ScoredCase,
+    UsersModel,
+    check_file,
+    checksum,
+    read_users_model,
+)  # fmt: skip
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.bundle.layout import FAST_MODEL, models_folder
 from monai_diffae.data.atomic import PartStore, write_csv
 from monai_diffae.data.cases import Case, PatientKey
 from monai_diffae.data.fingerprints import file_checksum, json_digest
-from monai_diffae.data.progress import Failure, check_any_usable, write_failures
+from monai_diffae.data.progress import Failure, check_any_usable, track, write_failures
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import ConfigError, ScanError, counted
 from monai_diffae.lazy import bundles, counterfactual, loading, np, pd, representation, sessions, tables, torch, writing
@@ -34,15 +43,20 @@ from monai_diffae.lazy import directions as lines
 if TYPE_CHECKING:
     from monai_diffae.latents.statistics import Codes as Floats
 
+logger = logging.getLogger(__name__)
+
 _NUM_PICTURED = 4
-_LOOKED_AT = 8  # cases by which the meaning of the outputs is checked
+_LOOKED_AT = 20  # cases by which the meaning of the outputs is checked, and what the bundle sees of them
 _FOLDERS = "scans", "images", "differences"
-_FILES = "counterfactuals.csv", "labels.csv", "curves.csv", "explained.png", "labels.png"
+_FILES = "counterfactuals.csv", "labels.csv", "shortcuts.csv", "curves.csv", "explained.png", "labels.png"
 _NUM_COMPONENTS = 16  # of the search by finite differences
 _LEAST, _MOST = 0.8, 0.99  # probability of the other class that a counterfactual should have
 _SEARCH_STEPS = 5  # of a decoding in the search, without a fast decoder
 _FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # of the change, at which the exact decoder is asked
 _NUM_NEIGHBORS = 5
+_CANDIDATES = 5  # scans that are scored for each one that is explained, so that decisions and labels are balanced
+_MOST_CLASSES = 5  # of a label that is balanced
+_MOST_UNSEEN = 0.2  # share of decisions that may change if the model gets only what the bundle sees
 
 
 @Parameter(name="*", group=Group("Search", sort_key=2))
@@ -55,6 +69,13 @@ class Search:
     least .8 (or .2) and at most .99 (or .01)."""
     labels: Sequence[str] = ()
     """Label columns of the embeddings that may change; by default all with two classes, and numbers."""
+    positive: Columns = field(default_factory=dict)
+    """The class, against all others, of labels with several classes, e.g. ``subtype=virus``."""
+    paste: NamedFiles = field(default_factory=dict)
+    """Images of markers, by label or another name, e.g. ``marker=marker.png``: what is not 0 is pasted into each scan,
+    at the same place. An image of 0 and 1 is a mask: there, the scan gets its highest value."""
+    allow_unseen: bool = False
+    """Explain, although the decisions change in many scans if your model gets only what the bundle sees of them."""
     num_random: Annotated[int, Ge(1)] = 4
     """Random changes of the same length per case, with which the counterfactual is compared."""
     seed: Seed = 0
@@ -72,7 +93,7 @@ def explain(
     interface: ModelInterface = ModelInterface(),
     search: Search = Search(),
     output: EditedImages = EditedImages(),
-    choice: Choice = Choice(),
+    choice: BalancedChoice = BalancedChoice(),
     decoding: Decoding = Decoding(),
     reading: Reading = Reading(),
     run: UnbatchedRun = UnbatchedRun(),
@@ -81,11 +102,12 @@ def explain(
 
     For each case, z_sem is moved along the principal components of the training cases as little as possible, until the
     score is the requested one; x_T stays. The gradient goes through the fast decoder, or a decoding with few steps; for
-    ONNX it is numerical, in the first 16 components. The exact decoder then finds the length that suffices.
+    ONNX it is numerical, in the first 16 components. The exact decoder then finds the length that suffices. Scores are
+    those of the scan and of the written file.
 
     ``out/counterfactuals.csv`` has one row per case:
 
-    - ``score``, ``to``, ``counterfactual``: the scores of the scan, requested, and of the counterfactual; ``reached``;
+    - ``score``, ``to``, ``counterfactual``: the scores of the scan, requested, and of the written image; ``reached``;
     - ``distance``: length of the change of normalised z_sem; ``mse``: mean squared change of the image, in the model's
       range;
     - ``outlier_p``: probability of a training case as unusual as the counterfactual, as in ``neighbors``;
@@ -93,8 +115,10 @@ def explain(
     - ``change_<label>``: how far it moved along a label, in standard deviations.
 
     ``out/labels.csv`` says which labels change, more often than after random changes of the same length: a class if
-    the probe's prediction changes, a number if it moves by one standard deviation. ``out/curves.csv`` has the score at
-    each distance. ``out/scans``, ``out/images`` and ``out/differences`` are in the scan's own space, and
+    the probe's prediction changes, a number if it moves by one standard deviation. ``out/shortcuts.csv`` is a direct
+    test: each label alone is moved to its other side, and each marker of ``paste`` is pasted; it counts the decisions
+    that change in the files, and in those of a control that looks for the marker only. ``out/curves.csv`` has the score
+    at each distance. ``out/scans``, ``out/images`` and ``out/differences`` are in the scan's own space, and
     ``out/explained.png`` and ``out/labels.png`` show them.
 
     Args:
@@ -106,11 +130,12 @@ def explain(
 
     Returns:
         The folder; ``num_cases``, ``num_reached``; ``num_failed``, listed in ``failures.csv``; medians of ``distance``
-        and ``mse`` where the score was reached; ``labels``, one row per label; and ``omitted_labels``, with the reason.
+        and ``mse`` where the score was reached; ``labels`` and ``shortcuts``, one row per label or marker; and
+        ``omitted_labels``, with the reason.
 
     Raises:
-        ConfigError: an argument is out of range, your model does not fit, the embeddings belong to another model, or
-            ``out`` holds results of other inputs.
+        ConfigError: an argument is out of range, your model does not fit or decides by what the bundle cannot see, the
+            embeddings belong to another model, or ``out`` holds results of other inputs.
         CohortError: there is no usable case.
         UnsafeInputError: your model's file could run code, and is not trusted.
     """
@@ -122,17 +147,24 @@ def explain(
     users_model = read_users_model(model, interface, trained)
     if search.to is not None:
         users_model.value_of(search.to)  # refuses what is no score
+    if interface.activation == "none" and not interface.output_range:
+        raise ConfigError("output_range: give the lowest and highest score of your model, e.g. 0,1 for probabilities")
     reference = Reference(*edit.table_of_patients(embeddings, trained))
-    tables.check_labels(reference.table, {"labels": search.labels})
+    tables.check_labels(reference.table, {"labels": search.labels, "positive": list(search.positive)})
+    markers = {name: shortcuts.read_marker(name, Path(file)) for name, file in search.paste.items()}
     representation.warn_if_unused(trained.z_sem_usage)
-    cases = session.choose(choice)
+    cases, limit = session.choose(replace(choice, limit=None)), None if choice.cases else choice.limit
+    if limit is not None:
+        drawn = np.random.default_rng(search.seed).permutation(len(cases))[: _CANDIDATES * limit]
+        cases = [cases[row] for row in sorted(drawn)]
     pictures.check_captions(output.captions, {name for case in cases for name in case.labels})
     fast, fast_sha256 = _search_inferer(trained)
     made_from = session.made_from(
         cases, explained=checksum(model), embeddings=file_checksum(embeddings), searched_with=fast_sha256,
-        **asdict(interface), **asdict(search), detail=output.detail, dicom=output.dicom,
+        **asdict(interface), **asdict(search), limit=limit, detail=output.detail, dicom=output.dicom,
         captions=list(output.captions), patients=json_digest([case.patient for case in cases]),
     )  # fmt: skip
+    made_from |= {"paste": {name: file_checksum(Path(file)) for name, file in search.paste.items()}}
     made_from = json.loads(json.dumps(made_from))  # tuples become lists, as in the record
 
     def make() -> Mapping[str, Any]:
@@ -140,11 +172,20 @@ def explain(
         if run.overwrite:
             store.remove()
         read = session.read(cases, out, named=bool(choice.cases))
+        looked_at = read.cases[:: -(-len(read.cases) // _LOOKED_AT)]
+        natives = (transforms.NativeSpace(trained.preprocessing, case.item()) for case in looked_at)
         with torch.no_grad():
-            fitting = users_model.checked(read.batch(0, _LOOKED_AT)[0].to(trained.device))
+            fitting = users_model.checked([users_model.image(native) for native in natives])
         trained.network.requires_grad_(False)
         finder = Finder(session, fitting, reference, search, fast)
-        figures = _Explanations(finder, store, out, output).run(read)
+        finder.check_seen(looked_at)
+        surveyed = finder.survey(read.cases, markers)
+        rows = balanced_rows(strata(read.cases, [value > fitting.middle for value, _ in surveyed]), limit, search.seed)
+        pasted = shortcuts.summarise(
+            [tests for _, tests in surveyed], [value for value, _ in surveyed], fitting.middle,
+            [case.patient for case in read.cases], search.seed,
+        )  # fmt: skip
+        figures = _Explanations(finder, store, out, output, markers).run(read, rows, pasted)
         numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         log_to_open_run(numbers, [out / "explained.png", out / "labels.png"], "explained")
         return figures
@@ -156,6 +197,27 @@ def explain(
     reasons = failed_cases(figures["num_failed"], num_cases), missed if num_reached < num_cases else None
     incomplete = "; ".join(filter(None, reasons)) or None
     return Result(out, figures, _notes(figures, users_model.name), incomplete, skipped=skipped)
+
+
+def strata(cases: Sequence[Case], decisions: Sequence[bool]) -> list[list[Hashable]]:
+    """What is balanced for each case: its decision, the classes of its labels, and both together."""
+    values = {name: [case.labels.get(name) for case in cases] for name in (cases[0].labels if cases else ())}
+    few = {name: labels for name, labels in values.items() if len(set(labels)) <= _MOST_CLASSES}
+    return [
+        [decision, *((name, labels[row], each) for name, labels in few.items() for each in (None, decision))]
+        for row, decision in enumerate(decisions)
+    ]
+
+
+def balanced_rows(strata: Sequence[Sequence[Hashable]], limit: int | None, seed: int) -> list[int]:
+    """At most ``limit`` random rows, with equally many of each stratum as far as possible; all rows without a limit."""
+    left, rows, counts = list(np.random.default_rng(seed).permutation(len(strata))), list[int](), Counter[Hashable]()
+    while left and len(rows) < (len(strata) if limit is None else limit):
+        row = min(left, key=lambda row: sum(counts[each] for each in strata[row]))
+        left.remove(row)
+        counts.update(strata[row])
+        rows.append(int(row))
+    return sorted(rows)
 
 
 def _search_inferer(trained: bundles.TrainedBundle) -> tuple[inferers.DiffusionAutoencoderInferer, str | None]:
@@ -178,7 +240,9 @@ def _notes(figures: Mapping[str, Any], name: str) -> list[str]:
         for row in figures["labels"]
     )
     omitted = (f"{label} is omitted: {reason}" for label, reason in figures["omitted_labels"].items())
-    return [f"{name}: {figures['num_reached']} of {counterfactuals} reach the score", *changes, *omitted]
+    tested = map(shortcuts.sentence, figures["shortcuts"])
+    reached = f"{name}: {figures['num_reached']} of {counterfactuals} reach the score in the written file"
+    return [reached, *changes, *tested, *omitted]
 
 
 @dataclass(frozen=True)
@@ -189,9 +253,10 @@ class _Explanations:
     store: PartStore  # of finished cases, with which an interrupted run resumes
     folder: Path
     output: EditedImages
+    markers: Mapping[str, Floats]
 
-    def run(self, read: sessions.ReadCases) -> dict[str, Any]:
-        """Explain all cases, and return the figures of the result."""
+    def run(self, read: sessions.ReadCases, rows: Sequence[int], pasted: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Explain the cases in some rows, and return the figures of the result, with those of the test by pasting."""
         session, folder = self.finder.session, self.folder
         transforms.check_invertible(session.trained.preprocessing)
         if self.output.dicom:
@@ -200,21 +265,29 @@ class _Explanations:
         if not session.encoder_sees_decoded_images:
             reason = f"the encoder sees {session.encoder_key}, which a counterfactual does not change"
             directions, omitted = [], omitted | {each.target: reason for each in directions}
-        self._explain(read)
+        test = shortcuts.DirectTest(directions, tables.z_matrix(self.finder.reference.training), self.markers)
+        self._explain(read, rows, test)
+        chosen = [read.cases[row] for row in rows]
         done = self.store.read().set_index("id")
         errors = done["error"].to_dict()
-        failures = [Failure(case.id, case.file, errors[case.id]) for case in read.cases if errors[case.id]]
+        failures = [Failure(case.id, case.file, errors[case.id]) for case in chosen if errors[case.id]]
         write_failures(folder / "failures.csv", [*read.failures, *failures])
-        cases = [case for case in read.cases if not errors[case.id]]
+        cases = [case for case in chosen if not errors[case.id]]
         check_any_usable(len(cases), failures)
         found = [torch.load(BytesIO(done["found"][case.id]), weights_only=True) for case in cases]
-        table, changes = self._judged(found, [case.patient for case in cases], directions)
+        patients = [case.patient for case in cases]
+        table, changes = self._judged(found, patients, directions)
+        users_model, seed = self.finder.users_model, self.finder.search.seed
+        tests, starts = [each["tests"] for each in found], [each["start"] for each in found]
+        tested = [*pasted, *shortcuts.summarise(tests, starts, users_model.middle, patients, seed)]
         points = [(each["row"]["id"], *point) for each in found for point in each["curve"]]
         curves = pd.DataFrame(points, columns=["id", "distance", "score"])
         labels = [asdict(each) for each in changes]
         write_csv(folder / "counterfactuals.csv", table)
         write_csv(folder / "curves.csv", curves)
-        write_csv(folder / "labels.csv", pd.DataFrame(labels, columns=list(lines.LabelChange.__annotations__)))
+        columns = ["label", *lines.ChangeShare.__annotations__, "mean_change"]
+        write_csv(folder / "labels.csv", pd.DataFrame(labels, columns=columns))
+        write_csv(folder / "shortcuts.csv", pd.DataFrame(tested, columns=list(shortcuts.COLUMNS)))
         shown = [CasePicture(*each["picture"]) for each in found if each["picture"]]
         edit.draw_changes(folder / "explained.png", shown, ["scan", "counterfactual"], session.trained.model_range)
         pictures.draw_explanation(curves, table, changes).savefig(folder / "labels.png", dpi=120)
@@ -223,33 +296,39 @@ class _Explanations:
         medians = {name: float(reached[name].median()) if len(reached) else None for name in ("distance", "mse")}
         return {
             "num_cases": len(cases), "num_reached": len(reached), "num_failed": len(read.failures) + len(failures),
-            **medians, "labels": labels, "omitted_labels": omitted,
+            **medians, "labels": labels, "shortcuts": tested, "omitted_labels": omitted,
         }  # fmt: skip
 
-    def _explain(self, read: sessions.ReadCases) -> None:
+    def _explain(self, read: sessions.ReadCases, rows: Sequence[int], test: shortcuts.DirectTest) -> None:
         """Explain the cases that an interrupted run has not explained."""
         done = self.store.read(["error"]).reindex(columns=["id", "error"])
         for name in () if len(done) else _FOLDERS:
             remove_images(self.folder / name)
         num_pictured, known = int((done["error"] == "").sum()), set(done["id"])
-        left = [row for row, case in enumerate(read.cases) if case.id not in known]
+        left = [row for row in rows if read.cases[row].id not in known]
         for coded in self.finder.session.coded(read, f"explaining {counted(len(left), 'case')}", left):
             error, file = "", BytesIO()
             try:
-                found = self.finder.find(coded)
-                picture = self._write(coded.case, found)
-                content = {"row": found.row, "curve": found.curve, "z_sem": found.z_sem}
+                case = self.finder.scored(coded.case)
+                found = self.finder.find(coded, case, self._array)
+                picture = self._write(coded.case, case.native, found)
+                tests = list(test.rows(case, self.finder.tested(coded, case.native, test)))
+                content: dict[str, Any] = {"row": found.row, "curve": found.curve, "z_sem": found.z_sem}
+                content |= {"start": found.start, "tests": tests}
                 torch.save({**content, "picture": tuple(picture) if num_pictured < _NUM_PICTURED else None}, file)
                 num_pictured += 1
             except ScanError as reason:
                 error = str(reason)
             self.store.append(pd.DataFrame([{"id": coded.case.id, "error": error, "found": file.getvalue()}]))
 
-    def _write(self, case: Case, found: Found) -> CasePicture:
+    def _array(self, native: transforms.NativeSpace, image: torch.Tensor, difference: torch.Tensor) -> Floats:
+        """What is written of a decoded image (C, *S) that differs from the plain reconstruction."""
+        return native.add_difference(difference) if self.output.detail == "own" else native.back(image)
+
+    def _write(self, case: Case, native: transforms.NativeSpace, found: Found) -> CasePicture:
         """Write the images of a case, and return its picture."""
-        native = transforms.NativeSpace(self.finder.session.trained.preprocessing, case.item())
         is_own = self.output.detail == "own"
-        image = native.add_difference(found.difference) if is_own else native.back(found.image)
+        image = self._array(native, found.image, found.difference)
         text = "monai_diffae explain" if self.output.dicom else None
         writing.write_case_image(self.folder / "images", case.file_name, native, image, case, text)
         file = self.folder / "scans" / f"{case.file_name}{native.suffix}"
@@ -261,6 +340,7 @@ class _Explanations:
         changes = torch.stack([torch.zeros_like(found.difference), found.difference])
         images, differences, caption = self.output.picture(case, native, both, changes)
         scores = "{score:.2f} to {counterfactual:.2f}".format(**found.row)
+        scores += "" if found.row["reached"] else f" (missed {found.row['to']:.2f})"
         return CasePicture(images, differences[1:], "\n".join(filter(None, [caption, scores])))
 
     def _judged(
@@ -314,16 +394,17 @@ class Reference:
         for name in search.labels or tables.label_columns(self.table):
             values = self.training[name].tolist()
             try:
-                if not search.labels and (reason := reason_against(values, name)):
+                if name not in {*search.labels, *search.positive} and (reason := reason_against(values, name)):
                     raise ConfigError(reason)
                 fitted = latents.fit_direction(
-                    z_train, values, target=name, model=model, groups=patients, seed=search.seed
-                )
+                    z_train, values, target=name, model=model, groups=patients, seed=search.seed,
+                    positive=search.positive.get(name),
+                )  # fmt: skip
                 if fitted.may_be_chance:
                     raise ConfigError(f"label '{name}': z_sem may not predict it ({fitted.score_text}), so omit it")
                 directions.append(fitted)
             except ConfigError as error:
-                if search.labels:
+                if name in {*search.labels, *search.positive}:
                     raise
                 omitted[name] = str(error)
         return directions, omitted
@@ -342,6 +423,7 @@ class Found:
     """A counterfactual; images (C, *S) in the model's range."""
 
     row: dict[str, Any]
+    start: float  # value of the scan
     curve: list[tuple[float, float]]  # distance and score
     image: torch.Tensor  # as the model decodes it
     difference: torch.Tensor
@@ -358,20 +440,65 @@ class Finder:
     search: Search
     fast: inferers.DiffusionAutoencoderInferer  # of the search
 
-    def find(self, coded: sessions.CodedCase) -> Found:
-        """The counterfactual of a case."""
-        start = self._values(coded, torch.zeros_like(coded.image))[0]
+    def scored(self, case: Case) -> ScoredCase:
+        """A case with the scores of the user's model."""
+        return ScoredCase(
+            case.id, transforms.NativeSpace(self.session.trained.preprocessing, case.item()), self.users_model
+        )
+
+    def survey(self, cases: Sequence[Case], markers: Mapping[str, Floats]) -> list[tuple[float, list[dict[str, Any]]]]:
+        """The value of each scan, NaN if there is none, and its rows of the test by pasting."""
+        surveyed: list[tuple[float, list[dict[str, Any]]]] = []
+        for case in track(cases, f"scoring {counted(len(cases), 'scan')}"):
+            scored = self.scored(case)
+            try:
+                surveyed.append((scored.value(), list(shortcuts.paste_rows(scored, markers))))
+            except ScanError:  # is told when the case is explained
+                surveyed.append((np.nan, []))
+        return surveyed
+
+    def check_seen(self, cases: Sequence[Case]) -> None:
+        """Refuse a model whose decisions change if it gets only what the bundle sees of a scan."""
+        if not self.users_model.interface.takes_scan:
+            return
+        num, middle, size = 0, self.users_model.middle, " x ".join(map(str, self.session.trained.config["image_size"]))
+        for case in map(self.scored, cases):
+            seen = case.stored_value(case.native.back(case.native.image))
+            num += (case.value() > middle) != (seen > middle)
+        text = (
+            f"{self.users_model.name}: decides otherwise in {num} of {counted(len(cases), 'scan')} if it only gets what"
+        )
+        if num > _MOST_UNSEEN * len(cases) and not self.search.allow_unseen:
+            raise ConfigError(
+                f"{text} the bundle sees, {size}, so this cannot explain it; use a bundle with a larger image_size, or "
+                "set allow_unseen"
+            )
+        logger.info("%s the bundle sees, %s", text, size)
+
+    def find(
+        self, coded: sessions.CodedCase, case: ScoredCase,
+        array: Callable[[transforms.NativeSpace, torch.Tensor, torch.Tensor], Floats],
+    ) -> Found:  # fmt: skip
+        """The counterfactual of a case; ``array`` is what is written of an image and a difference."""
+        start = case.value()
         target = self._target(start)
-        found = self._searched(coded, target)
-        length, images, values = self._checked(coded, found.change, target)
-        score_of = self.users_model.score_of
-        scores = [score_of(value) for value in values]
+        found = self._searched(coded, case, target)
+        fractions = torch.tensor(_FRACTIONS).to(found.change)
+        images = self._decoded(coded, torch.outer(fractions, found.change)).cpu()
+        values = [case.stored_value(array(case.native, image, image - images[0])) for image in images]
+        crossing, towards = _crossing(values, target), np.sign(target - start)
+        longer = [each for each in _FRACTIONS if each > crossing] if crossing > 0 else []
+        for length in (crossing, *longer):  # the curve may bend
+            image = self._decoded(coded, length * found.change[None]).cpu()[0]
+            value = case.stored_value(array(case.native, image, image - images[0]))
+            if reached := bool((value - target) * towards >= 0):
+                break
+        score_of, difference = self.users_model.score_of, (image - images[0])[None].to(coded.image)
         distances = [float(found.change.norm()) * fraction for fraction in (*_FRACTIONS, length)]
-        difference = images[-1:] - images[:1]
+        scores = [score_of(each) for each in (*values, value)]
         row: dict[str, Any] = {
-            "id": coded.case.id, "score": score_of(start), "to": score_of(target),
-            "counterfactual": scores[-1],
-            "reached": bool((values[-1] - target) * np.sign(target - start) >= 0), "distance": distances[-1],
+            "id": coded.case.id, "score": score_of(start), "to": score_of(target), "counterfactual": scores[-1],
+            "reached": reached, "distance": distances[-1],
             "mse": float((self._seen(coded, difference) - coded.image).square().mean()),
             "search_score": score_of(found.value), "exact_score": scores[_FRACTIONS.index(1.0)],
             "gradients": found.steps, "is_flat": found.is_flat,
@@ -381,17 +508,18 @@ class Finder:
             z_norm = self.reference.components.statistics.normalise(z_sem[:2].numpy())
             (nearest,) = self.reference.nearest_other(z_norm[1:], coded.case.patient)
             row["is_itself"] = bool(np.linalg.norm(z_norm[1] - z_norm[0]) < nearest)
-        return Found(row, sorted(zip(distances, scores, strict=True)), images[-1].cpu(), difference[0].cpu(), z_sem)
+        points = sorted(zip(distances, scores, strict=True))
+        return Found(row, start, points, image, difference[0].cpu(), z_sem)
 
     def _target(self, start: float) -> float:
         """The requested value; by default the other side of the decision, as sure as on this one or with a margin."""
         if self.search.to is not None:
             return self.users_model.value_of(self.search.to)
-        is_value = self.users_model.interface.activation == "none"
-        if is_value and not 0 <= start <= 1:
-            raise ConfigError(f"to: a score is {start:.4g}, which is no probability; set to to the score that you want")
-        middle = 0.5 if is_value else 0.0
-        least, most = (self.users_model.value_of(probability) - middle for probability in (_LEAST, _MOST))
+        middle, output_range = self.users_model.middle, self.users_model.interface.output_range
+        ends = [_LEAST, _MOST]
+        if output_range:
+            ends = [min(output_range) + each * abs(output_range[1] - output_range[0]) for each in ends]
+        least, most = (self.users_model.value_of(each) - middle for each in ends)
         gap = min(max(least, abs(start - middle)), most)
         return middle + (gap if start < middle else -gap)
 
@@ -405,7 +533,7 @@ class Finder:
         """The scan with decoded differences (N, C, *S), as the user's model and the encoder see it."""
         return (coded.image + differences).clamp(*self.session.trained.model_range)
 
-    def _searched(self, coded: sessions.CodedCase, target: float) -> counterfactual.Change:
+    def _searched(self, coded: sessions.CodedCase, case: ScoredCase, target: float) -> counterfactual.Change:
         """The change that the search finds, by the fast decoder or with few steps."""
         from monai_diffae.networks.kernels import exact_convolutions
 
@@ -415,44 +543,35 @@ class Finder:
         def part(changes: torch.Tensor) -> torch.Tensor:
             x_T = coded.x_T.expand(len(changes), *coded.x_T.shape[1:])
             decoded = self.fast.decode_with_gradient(self._moved(coded, changes), network, x_T)
-            return self.users_model.values(self._seen(coded, decoded - plain))
+            images = [self.users_model.image(case.native, each) for each in decoded - plain]
+            return self.users_model.values(torch.cat(images)).to(changes)
 
         def value(changes: torch.Tensor) -> torch.Tensor:
             with exact_convolutions():
                 return torch.cat([part(each) for each in changes.split(at_once)])
 
         num = len(self.reference.components.directions)
-        has_gradient = self.users_model.values(coded.image.clone().requires_grad_()).requires_grad
+        has_gradient = self.users_model.values(self.users_model.image(case.native).requires_grad_()).requires_grad
         num = num if has_gradient else min(num, _NUM_COMPONENTS)
         evaluate = counterfactual.autograd(value) if has_gradient else counterfactual.finite_differences(value)
         largest = (2 * self.session.trained.z_channels) ** 0.5  # about the distance between two training cases
         return counterfactual.find_change(evaluate, num, target, largest=largest, device=coded.x_T.device)
 
-    def _checked(
-        self, coded: sessions.CodedCase, change: torch.Tensor, target: float
-    ) -> tuple[float, torch.Tensor, list[float]]:
-        """Where along a change exact decodings reach the target; the images of all fractions and of this one."""
-        fractions = torch.tensor(_FRACTIONS).to(change)
-        images = self._decoded(coded, torch.outer(fractions, change))
-        values = self._values(coded, images - images[:1])
-        length = _crossing(values, target)
-        image = self._decoded(coded, length * change[None])
-        (value,) = self._values(coded, image - images[:1])
-        if length not in _FRACTIONS and (value - target) * (target - values[0]) < 0:  # the curve bends
-            length = next(fraction for fraction in _FRACTIONS if fraction > length)
-            image, value = images[[_FRACTIONS.index(length)]], values[_FRACTIONS.index(length)]
-        return length, torch.cat([images, image]), [*values, value]
-
     def _decoded(self, coded: sessions.CodedCase, changes: torch.Tensor) -> torch.Tensor:
         at_once = inferers.images_at_once(coded.image.shape[2:])  # a fixed number, on which the last bits depend
         return sessions.decode_in_batches(self.session.trained, self._moved(coded, changes), coded.x_T, at_once)
 
-    def _values(self, coded: sessions.CodedCase, differences: torch.Tensor) -> list[float]:
-        with torch.no_grad():
-            values = self.users_model.values(self._seen(coded, differences))
-        if not values.isfinite().all():
-            raise ScanError(f"{coded.case.id}: the output of {self.users_model.name} is not finite; check the scan")
-        return [float(value) for value in values]
+    def tested(
+        self, coded: sessions.CodedCase, native: transforms.NativeSpace, test: shortcuts.DirectTest
+    ) -> list[Floats]:
+        """The scan (C, *native S) after each change of a direct test."""
+        z_sem, num = coded.z_sem.cpu().numpy(), self.search.num_random
+        seed, size = seed_of(self.search.seed, coded.case.id), (z_sem.shape[1],)
+        moved = test.moves(z_sem, image_noise(size, seed, list(range(num, 2 * num))).cpu().numpy())
+        z_all = torch.cat([coded.z_sem, torch.from_numpy(moved).to(coded.z_sem)])
+        at_once = inferers.images_at_once(coded.image.shape[2:])
+        images = sessions.decode_in_batches(self.session.trained, z_all, coded.x_T, at_once).cpu()
+        return [native.add_difference(image - images[0]) for image in images[1:]]
 
     def _encoded(
         self, coded: sessions.CodedCase, difference: torch.Tensor, distance: float, num: int

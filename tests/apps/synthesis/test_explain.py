@@ -5,6 +5,7 @@ import re
 import shutil
 import warnings
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -12,12 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from monai_diffae import embed, explain, load_bundle, report, sample_data, trusting
 from monai_diffae.apps.synthesis import explain as module
+from monai_diffae.apps.synthesis.shortcuts import sentence, summarise
 from monai_diffae.apps.synthesis.users_model import ModelInterface, UsersModel, checksum
 from monai_diffae.cli import main
+from monai_diffae.data.cases import Case
 from monai_diffae.errors import ConfigError, UnsafeInputError
+from monai_diffae.transforms import NativeSpace
+
+CASES = ["mni-000009", "mni-000002"]  # the first reaches .6
 
 
 class Users(torch.nn.Module):
@@ -35,6 +42,8 @@ class Users(torch.nn.Module):
         if self.kind == "batch":
             image = torch.nn.functional.batch_norm(image, self.mean, self.variance, training=True)
         value = self.scale * image[:, :1, : image.shape[2] // 2].mean(dim=(1, 2, 3))[:, None] + 6.0
+        if self.kind == "stripes":
+            return 100 * ((image[:, :, ::2] - image[:, :, 1::2]).abs().mean(dim=(1, 2, 3)) - 0.15)[:, None]
         if self.kind == "constant":
             return torch.zeros_like(value) + 1.5
         if self.kind == "nan":
@@ -69,8 +78,9 @@ def users(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(labelled, tmp_path_factory):
     def call(model, **options):
-        settings = {"embeddings": labelled.embeddings, "limit": 2, "steps": 4, "num_random": 1, "labels": ["head_size"]}
-        settings |= {"out": tmp_path_factory.mktemp("explained"), "to": 0.7, "device": "cpu"}
+        settings = {"embeddings": labelled.embeddings, "steps": 4, "num_random": 1, "labels": ["head_size"], "to": 0.6}
+        settings |= {"out": tmp_path_factory.mktemp("explained"), "device": "cpu", "activation": "sigmoid"}
+        settings |= {} if "limit" in options else {"cases": CASES}
         with trusting(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             return explain(labelled.bundle, labelled.cohort, model=model, **settings | options)
@@ -91,22 +101,79 @@ def table(made):
 def test_scores_are_those_of_the_written_images(made, table, users, labelled):
     """Native and model grid of this bundle are the same, so the user's own pipeline sees the same images."""
     trained, model = load_bundle(labelled.bundle, "cpu"), torch.jit.load(users("logit"))
-    cohort = pd.read_csv(labelled.cohort)
-    assert table["id"].tolist() == cohort["id"][:2].tolist()
+    assert table["id"].tolist() == CASES
     for row in table.to_dict("records"):
         scan, image, difference = (
             nib.load(made.folder / name / f"{row['id']}.nii.gz").get_fdata()
             for name in ("scans", "images", "differences")
         )
         np.testing.assert_allclose(image - scan, difference, atol=0.51)  # the file has whole numbers
-        file = str(made.folder / "scans" / f"{row['id']}.nii.gz")
-        native = trained.preprocessing({"image": file, "id": "a"})["image"].as_tensor()
-        assert torch.sigmoid(model(native[None])).item() == pytest.approx(row["score"], abs=1e-4)
+        for name, column in (("scans", "score"), ("images", "counterfactual")):
+            file = str(made.folder / name / f"{row['id']}.nii.gz")
+            native = trained.preprocessing({"image": file, "id": "a"})["image"].as_tensor()
+            assert torch.sigmoid(model(native[None])).item() == pytest.approx(row[column], abs=1e-4)
         assert row["mse"] == pytest.approx(np.square(difference / (scan.max() - scan.min()) * 2).mean(), rel=0.2)
     assert (made.num_cases, made.num_failed, made.skipped) == (2, 0, False)
-    assert made.num_reached == table["reached"].sum() > 0
-    reached = table[table["reached"]]
-    assert (np.sign(reached["counterfactual"] - 0.7) == np.sign(0.7 - reached["score"])).all()
+    assert table["reached"].tolist() == [True, False]
+    assert (table["counterfactual"] >= table["to"]).tolist() == [True, False]
+    assert made.num_reached == 1
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory):
+    """A mask of the upper half, at which the users' model looks."""
+    path = tmp_path_factory.mktemp("marker") / "marker.png"
+    Image.fromarray(np.repeat(np.uint8([[1], [0]]), 2, axis=1)).save(path)
+    return path
+
+
+def test_the_scan_itself_is_scored_and_a_marker_is_found_only_by_pasting(run, users, labelled, marked):
+    """The scans have 16 x 16 voxels, the model gets 24 x 24: it is given what is in the file."""
+    made = run(
+        users("logit"), limit=2, input_size=(24, 24), input_range=(0, 1), paste={"head_size": marked, "upper": marked}
+    )
+    cohort = pd.read_csv(labelled.cohort).set_index("id")
+    for row in pd.read_csv(made.folder / "counterfactuals.csv").to_dict("records"):
+        for name, column in ((cohort["image"][row["id"]], "score"), (made.folder / "images", "counterfactual")):
+            path = Path(name) if Path(name).is_file() else Path(name) / f"{row['id']}.nii.gz"
+            native = NativeSpace(load_bundle(labelled.bundle, "cpu").preprocessing, {"image": str(path), "id": "a"})
+            scan = torch.from_numpy(native.to_model_range(native.scan.array))[None].clamp(-1, 1) / 2 + 0.5
+            given = torch.nn.functional.interpolate(scan, (24, 24), mode="bilinear", antialias=True)
+            assert torch.sigmoid(Users("logit")(given)).item() == pytest.approx(row[column], abs=1e-4)
+    rows = pd.read_csv(made.folder / "shortcuts.csv").set_index(["label", "how"])
+    assert rows.index.tolist() == [("head_size", "paste"), ("upper", "paste"), ("head_size", "direction")]
+    assert rows["num_cases"].tolist() == [10, 10, 2]  # pasting takes all that are scored
+
+
+def test_a_model_that_sees_more_than_the_bundle_is_refused(labelled, users, tmp_path):
+    """Half of the scans have stripes of one pixel, of which the bundle, at half the resolution, sees nothing."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for i in range(6):
+        array = np.add.outer(np.arange(32), np.arange(32)) + 60 * (np.arange(32)[:, None] % 2) * (i % 2)
+        Image.fromarray(array.astype(np.uint8)).save(scans / f"scan{i}.png")
+    options = {"model": users("stripes"), "embeddings": labelled.embeddings, "activation": "sigmoid", "device": "cpu"}
+    with trusting(), pytest.raises(ConfigError, match="in 3 of 6 scans if it only gets what the bundle sees, 16 x 16"):
+        explain(labelled.bundle, scans, tmp_path / "out", input_from="scan", **options)
+
+
+def test_cases_are_balanced_over_decisions_and_labels():
+    decisions, labels = [True] * 8 + [False] * 2, list("aaaaaaabab")
+    cases = [Case(str(i), {}, "test", str(i), {"label": label, "age": i}) for i, label in enumerate(labels)]
+    rows = module.balanced_rows(module.strata(cases, decisions), 4, seed=0)
+    assert sorted((decisions[row], labels[row]) for row in rows) == sorted(product([True, False], "ab"))
+    assert module.balanced_rows(module.strata(cases, decisions), None, seed=0) == list(range(10))
+
+
+def test_a_shortcut_is_denied_only_if_a_control_is_found():
+    def rows(flips, control):
+        tests = [[{"label": "marker", "how": "direction", "values": [flip, 0.0], "control": control}] for flip in flips]
+        return summarise(tests, [0.0] * len(flips), 0.5, [str(i) for i in range(len(flips))], seed=0)
+
+    assert sentence(*rows([1.0] * 18 + [0.0] * 2, None)).endswith("your model uses it, or what changes with it")
+    assert "no shortcut found; a control" in sentence(*rows([0.0] * 20, [0.9, 0.1]))
+    assert "is missed, too" in sentence(*rows([0.0] * 20, [0.1, 0.1]))
+    assert "says nothing without a control" in sentence(*rows([0.0] * 20, None))
 
 
 def test_curves_begin_at_the_scan_and_contain_the_counterfactual(made, table):
@@ -155,10 +222,10 @@ def test_what_cannot_be_reached_and_what_is_not_finite_is_named_and_counted(run,
     assert rows["is_flat"].all()
     assert flat.incomplete == "2 of 2 cases did not reach the score: see counterfactuals.csv"
     assert (flat.num_reached, flat.labels, flat.distance) == (0, [], None)
-    some = run(users("nan"), limit=4, activation="sigmoid")
+    some = run(users("nan"), limit=12)
     failures = pd.read_csv(some.folder / "failures.csv")
     assert some.num_failed == len(failures) > 0
-    assert some.num_cases + some.num_failed == 4
+    assert some.num_cases + some.num_failed == 12
     assert failures["reason"].str.contains("not finite").all()
 
 
@@ -169,7 +236,9 @@ def test_what_cannot_be_reached_and_what_is_not_finite_is_named_and_counted(run,
         ("dropout", {}, "model: dropout.ts is in training mode; call eval"),
         ("batch", {}, "model: batch.ts is in training mode"),
         ("logit", {"to": 2.0}, "to: 2.0 is no probability between 0 and 1"),
-        ("constant", {"to": None, "activation": "none"}, "to: a score is 1.5, which is no probability"),
+        ("constant", {"activation": "none"}, "output_range: give the lowest and highest score"),
+        ("logit", {"activation": None}, "activation: logit.ts has one output; set activation to sigmoid if"),
+        ("logit", {"input_window": [0, 9]}, "input_window: the bundle scales its images itself"),
         ("logit", {"labels": ["patience"]}, "labels: there is no label column 'patience'"),
     ],
 )
@@ -193,7 +262,7 @@ def test_the_users_model_gets_its_size_range_and_channels(users, labelled):
         seen.append(image)
         return image.mean(dim=(1, 2, 3))
 
-    interface = ModelInterface(input_size=(32, 24), input_range=(0, 1), input_channels=3)
+    interface = ModelInterface("sigmoid", input_size=(32, 24), input_range=(0, 1), input_channels=3)
     images = torch.rand(2, 1, 16, 16) * 2 - 1
     UsersModel("a", look, interface, (-1.0, 1.0)).values(images)
     assert [tuple(each.shape) for each in seen] == 2 * [(1, 3, 32, 24)]
@@ -204,8 +273,8 @@ def test_the_users_model_gets_its_size_range_and_channels(users, labelled):
 @pytest.mark.parametrize(
     ("outputs", "options", "message"),
     [
-        ([[0.4]], {}, "look like probabilities"),
-        ([[3500.0]], {}, "look like values, not logits .3500.; set activation to none, with a value"),
+        ([[0.4, 0.6]], {}, "look like probabilities"),
+        ([[3500.0]], {}, "a has one output; set activation to sigmoid if it is a logit, else to none"),
         ([[0.2, 3.0]], {"activation": "sigmoid"}, "output_index: a has 2 outputs; choose one"),
         ([[0.2, 3.0]], {"output_index": 2}, "output_index: a has 2 outputs; choose one"),
         ([[0.2]], {"activation": "softmax"}, "activation: a has one output"),
@@ -219,7 +288,7 @@ def test_outputs_of_another_meaning_are_refused(outputs, options, message):
     )
     images[1] = -1
     with pytest.raises(ConfigError, match=message):
-        model.checked(images)
+        model.checked(images.split(1))
 
 
 def test_the_second_output_of_a_softmax_is_its_logit():

@@ -1,0 +1,143 @@
+"""The direct test for shortcuts: one label or marker alone is changed in a scan, and the written file is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai_diffae import latents
+from monai_diffae.apps.synthesis.users_model import ScoredCase
+from monai_diffae.errors import ConfigError
+from monai_diffae.lazy import directions as lines
+from monai_diffae.lazy import np, npt, torch
+from monai_diffae.lazy import scans as files
+
+if TYPE_CHECKING:
+    Floats = npt.NDArray[Any]
+
+COLUMNS = (
+    "label", "how", "num_changed", "num_cases", "share", "low", "high", "random_share", "excess", "excess_low",
+    "excess_high", "control_share", "control_found", "found",
+)  # fmt: skip
+_LEAST_SHARE = 0.05  # of decisions; a classifier that changes fewer has no shortcut that matters
+_CLEAR = 0.2  # upper end of the interval from which a marker's effect is called small
+_LEAST_VISIBLE = 0.05  # of a scan's range: mean change under a marker, else the scan has it already
+_HALF = 0.5  # of the way to the pasted marker, from which a control that looks for the marker alone decides otherwise
+
+
+def read_marker(name: str, path: Path) -> Floats:
+    """A marker or mask (C, *S): what is not 0 is pasted; of a mask of 0 and 1, the scan's highest value."""
+    marker = files.read_scan(path).array
+    if not marker.any():
+        raise ConfigError(f"paste: {name} is 0 everywhere; mark what is to be pasted")
+    return marker
+
+
+def pasted(scan: Floats, marker: Floats) -> Floats | None:
+    """A scan (C, *S) with a marker, which is resampled to its size; None if the scan looks like this already."""
+    if marker.ndim != scan.ndim:
+        raise ConfigError(f"paste: the marker has {marker.ndim - 1} dimensions, the scan {scan.ndim - 1}; use the same")
+    resampled = torch.nn.functional.interpolate(torch.from_numpy(marker)[None], scan.shape[1:], mode="nearest-exact")
+    values, span = resampled[0].numpy(), float(np.ptp(scan))
+    is_pasted = np.broadcast_to(values.any(axis=0), scan.shape)
+    changed = np.where(is_pasted, scan.max() if set(np.unique(marker)) <= {0, 1} else values, scan)
+    return changed if np.abs(changed - scan)[is_pasted].mean() > _LEAST_VISIBLE * span else None
+
+
+def paste_rows(case: ScoredCase, markers: Mapping[str, Floats]) -> Iterator[dict[str, Any]]:
+    """The value of a case with each marker pasted; no row if its scan looks like this already."""
+    for name, marker in markers.items():
+        if (array := pasted(case.native.scan.array, marker)) is not None:
+            yield {"label": name, "how": "paste", "values": [case.stored_value(array)], "control": None}
+
+
+@dataclass(frozen=True)
+class DirectTest:
+    """Moves a case along the direction of one label at a time, and scores the files."""
+
+    directions: Sequence[latents.Direction]
+    training: Floats  # z_sem (N, D) of the training cases
+    markers: Mapping[str, Floats]  # by the name of a label, or another name
+
+    def steps(self, direction: latents.Direction, z_sem: Floats) -> Floats:
+        """The change (D,) of normalised z_sem (1, D) to the mean of the cases on the other side of a direction."""
+        distances, (distance,) = direction.distance(self.training), direction.distance(z_sem)
+        others = distances[(distances > direction.boundary) != (distance > direction.boundary)]
+        goal = others.mean() if len(others) else direction.boundary
+        return (goal - distance) * direction.pattern
+
+    def moves(self, z_sem: Floats, random: Floats) -> Floats:
+        """z_sem (L * (1 + R), D): for each direction, the case moved along it, and as far along ``random`` (R, D)."""
+        moved = []
+        for direction in self.directions:
+            step = self.steps(direction, z_sem)
+            lengths = np.linalg.norm(step) / np.linalg.norm(random, axis=1, keepdims=True)
+            moved += [direction.statistics.moved(z_sem, each) for each in (step, *(random * lengths))]
+        return np.concatenate(moved) if moved else np.empty((0, z_sem.shape[1]), z_sem.dtype)
+
+    def rows(self, case: ScoredCase, arrays: Sequence[Floats]) -> Iterator[dict[str, Any]]:
+        """The values of a case after each change; ``arrays`` in the scan's units belong to :meth:`moves`."""
+        scan, num = case.native.scan.array, len(arrays) // max(1, len(self.directions))
+        for i, direction in enumerate(self.directions):
+            changed, control = arrays[i * num : (i + 1) * num], None
+            marker = self.markers.get(direction.target)
+            if marker is not None and (target := pasted(scan, marker)) is not None:
+                start, end, *images = (
+                    case.users_model.scaled(case.native, torch.from_numpy(array)) for array in (scan, target, *changed)
+                )
+                way = end - start
+                control = [float(((image - start) * way).sum() / way.square().sum()) for image in images]
+            values = [case.stored_value(array) for array in changed]
+            yield {"label": direction.target, "how": "direction", "values": values, "control": control}
+
+
+def summarise(
+    tests: Sequence[Sequence[Mapping[str, Any]]], starts: Sequence[float], middle: float, patients: Sequence[str],
+    seed: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """One row for each label and way of changing it, from the rows of all cases and the values of their scans."""
+    rows = []
+    for label, how in dict.fromkeys((row["label"], row["how"]) for case in tests for row in case):
+        found = [(i, row) for i, case in enumerate(tests) for row in case if (row["label"], row["how"]) == (label, how)]
+        flips = np.array([(np.array(row["values"]) > middle) != (starts[i] > middle) for i, row in found], float)
+        share = _share(flips, [patients[i] for i, _ in found], seed)
+        controls = [(i, row["control"]) for i, row in found if row["control"] is not None]
+        control = None
+        if controls:
+            flips = np.array([values for _, values in controls], float) >= _HALF
+            control = _share(flips.astype(float), [patients[i] for i, _ in controls], seed)
+        rows.append({
+            "label": label, "how": how, **asdict(share), "control_share": control and control.share,
+            "control_found": control and _is_found(control), "found": _is_found(share),
+        })  # fmt: skip
+    return rows
+
+
+def _share(flips: Floats, patients: Sequence[str], seed: int) -> lines.ChangeShare:
+    """The share of the first column (N, 1 + R), beside that of the others."""
+    by_chance = flips[:, 1:].mean(axis=1) if flips.shape[1] > 1 else np.zeros(len(flips))
+    return lines.ChangeShare.of(flips[:, 0], by_chance, patients, seed)
+
+
+def _is_found(share: lines.ChangeShare) -> bool:
+    return share.excess_low > _LEAST_SHARE
+
+
+def sentence(row: Mapping[str, Any]) -> str:
+    """What a test says; that there is no shortcut, only if a control that has one was found."""
+    how = "pasting" if row["how"] == "paste" else "moving along"
+    shares = "{num_changed} of {num_cases} decisions ({share:.0%}, {low:.0%} to {high:.0%}".format(**row)
+    chance = "" if row["how"] == "paste" else f"; random changes of this length: {row['random_share']:.0%}"
+    text = f"{how} {row['label']} changes {shares}{chance}): "
+    if row["found"]:
+        return f"{text}your model uses it, or what changes with it"
+    if row["how"] == "paste":
+        is_clear = row["high"] <= _CLEAR
+        return f"{text}{'your model hardly uses this marker' if is_clear else 'too few scans to say more'}"
+    if row["control_found"]:
+        return f"{text}no shortcut found; a control that looks for it alone changes in {row['control_share']:.0%}"
+    if row["control_share"] is None:
+        return f"{text}which says nothing without a control; set paste to a picture of it"
+    return f"{text}which says nothing, as a control that looks for it alone is missed, too"
