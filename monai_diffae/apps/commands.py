@@ -71,7 +71,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "apps.synthesis.explain",
         _EVALUATE,
-        "my_model scans.csv explained --model net.onnx --embeddings embeddings.parquet",
+        "my_model scans.csv explained --model net.onnx --activation sigmoid --embeddings embeddings.parquet",
     ),
     Command("apps.synthesis.grade", _MAKE, "embedded/embeddings.parquet grades.csv --direction sick.json"),
     Command("apps.evaluation.probe", _EVALUATE, "embedded/embeddings.parquet probed --targets age"),

@@ -207,9 +207,8 @@ def draw_explanation(curves: pd.DataFrame, cases: pd.DataFrame, labels: Sequence
         cases: ``id``, ``to``, ``distance``, ``counterfactual``, ``reached`` of the same cases.
         labels: the changes of labels; the first one is drawn on top.
     """
-    height = max(3.2, 0.9 + 0.3 * len(labels))
-    figure = figure_of(9, height)
-    left, right = figure.subplots(1, 2)
+    figure = figure_of(9 if labels else 4.5, max(3.2, 0.9 + 0.3 * len(labels)))
+    left, *others = figure.subplots(1, 2 if labels else 1, squeeze=False)[0]
     for _, curve in curves.groupby("id", sort=False):
         left.plot(curve["distance"], curve["score"], color="0.7", linewidth=0.8)
     for is_reached, colour, text in ((True, COLOURS[0], "counterfactual"), (False, COLOURS[1], "not reached")):
@@ -221,14 +220,14 @@ def draw_explanation(curves: pd.DataFrame, cases: pd.DataFrame, labels: Sequence
     left.set_xlabel("length of the change\n(standard deviations of training cases)")
     left.set_ylabel("score")
     left.legend(fontsize=7)
-    for row, each in enumerate(labels):
-        right.plot([each.low, each.high], [row, row], color=COLOURS[0], linewidth=1.5)
-        right.plot(each.share, row, "o", color=COLOURS[0], label="counterfactuals" if row == 0 else None)
-        right.plot(each.random_share, row, "|", color=COLOURS[1], label=None if row else "random changes, same length")
-    right.set_yticks(range(len(labels)), [each.label for each in labels])
-    right.set(xlim=(-0.03, 1.03), ylim=(max(len(labels), 1) - 0.5, -0.5))
-    right.set_xlabel("share of cases in which the label changes")
-    if labels:
+    for right in others:
+        for row, each in enumerate(labels):
+            right.plot([each.low, each.high], [row, row], color=COLOURS[0], linewidth=1.5)
+            right.plot(each.share, row, "o", color=COLOURS[0], label=None if row else "counterfactuals")
+            right.plot(each.random_share, row, "|", color=COLOURS[1], label=None if row else "random, same length")
+        right.set_yticks(range(len(labels)), [each.label for each in labels])
+        right.set(xlim=(-0.03, 1.03), ylim=(len(labels) - 0.5, -0.5))
+        right.set_xlabel("share of cases in which the label changes")
         right.legend(fontsize=7)
     return figure
 

@@ -561,7 +561,7 @@ def explain_section(report: Report) -> Section | None:
         pictures = model.folder / "media" / "explained" / str(position)
         pictures.mkdir(parents=True, exist_ok=True)
         copies = [Path(shutil.copy(folder / name, pictures)) for name in ("explained.png", "labels.png")]
-        shown.append({"name": folder.resolve().name, "pictures": copies, **record["figures"]})
+        shown.append({"name": folder.resolve().name, "pictures": copies, "shortcuts": [], **record["figures"]})
     title = "What a classifier looks at: counterfactuals"
     return report.section("explanations", title, (), {"explained": shown}) if shown else None
 

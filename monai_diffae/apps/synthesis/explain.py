@@ -6,6 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
@@ -147,8 +148,6 @@ def explain(
     users_model = read_users_model(model, interface, trained)
     if search.to is not None:
         users_model.value_of(search.to)  # refuses what is no score
-    if interface.activation == "none" and not interface.output_range:
-        raise ConfigError("output_range: give the lowest and highest score of your model, e.g. 0,1 for probabilities")
     reference = Reference(*edit.table_of_patients(embeddings, trained))
     tables.check_labels(reference.table, {"labels": search.labels, "positive": list(search.positive)})
     markers = {name: shortcuts.read_marker(name, Path(file)) for name, file in search.paste.items()}
@@ -172,7 +171,7 @@ def explain(
         if run.overwrite:
             store.remove()
         read = session.read(cases, out, named=bool(choice.cases))
-        looked_at = read.cases[:: -(-len(read.cases) // _LOOKED_AT)]
+        looked_at = read.cases[:: -(-len(read.cases) // _LOOKED_AT)]  # evenly, as tables are often sorted
         natives = (transforms.NativeSpace(trained.preprocessing, case.item()) for case in looked_at)
         with torch.no_grad():
             fitting = users_model.checked([users_model.image(native) for native in natives])
@@ -463,17 +462,16 @@ class Finder:
             return
         num, middle, size = 0, self.users_model.middle, " x ".join(map(str, self.session.trained.config["image_size"]))
         for case in map(self.scored, cases):
-            seen = case.stored_value(case.native.back(case.native.image))
-            num += (case.value() > middle) != (seen > middle)
-        text = (
-            f"{self.users_model.name}: decides otherwise in {num} of {counted(len(cases), 'scan')} if it only gets what"
-        )
+            with suppress(ScanError):  # is told when the case is explained
+                seen = case.stored_value(case.native.back(case.native.image))
+                num += (case.value() > middle) != (seen > middle)
+        decides = f"{self.users_model.name}: decides otherwise in {num} of {counted(len(cases), 'scan')}"
+        text = f"{decides} if it only gets what the bundle sees, {size}"
         if num > _MOST_UNSEEN * len(cases) and not self.search.allow_unseen:
             raise ConfigError(
-                f"{text} the bundle sees, {size}, so this cannot explain it; use a bundle with a larger image_size, or "
-                "set allow_unseen"
+                f"{text}, so this cannot explain it; use a bundle with a larger image_size, or set allow_unseen"
             )
-        logger.info("%s the bundle sees, %s", text, size)
+        logger.info("%s", text)
 
     def find(
         self, coded: sessions.CodedCase, case: ScoredCase,
@@ -487,8 +485,8 @@ class Finder:
         images = self._decoded(coded, torch.outer(fractions, found.change)).cpu()
         values = [case.stored_value(array(case.native, image, image - images[0])) for image in images]
         crossing, towards = _crossing(values, target), np.sign(target - start)
-        longer = [each for each in _FRACTIONS if each > crossing] if crossing > 0 else []
-        for length in (crossing, *longer):  # the curve may bend
+        reaching = [each for each, value in zip(_FRACTIONS, values, strict=True) if (value - target) * towards >= 0]
+        for length in (crossing, *(each for each in reaching if each > crossing)):  # the curve may bend
             image = self._decoded(coded, length * found.change[None]).cpu()[0]
             value = case.stored_value(array(case.native, image, image - images[0]))
             if reached := bool((value - target) * towards >= 0):

@@ -60,6 +60,10 @@ class ModelInterface:
             values = getattr(self, name)
             if values and (len(values) != 2 or values[0] == values[1]):
                 raise ConfigError(f"{name}: {quoted(tuple(values))} are not two different numbers")
+        if bool(self.output_range) != (self.activation == "none"):
+            raise ConfigError(
+                "output_range: activation none needs it, e.g. 0,1 for probabilities; with another activation, omit it"
+            )
         if self.input_window and not self.takes_scan:
             raise ConfigError("input_window: the bundle scales its images itself; omit it, or set input_from to scan")
 
