@@ -563,9 +563,9 @@ class Finder:
         self, coded: sessions.CodedCase, native: transforms.NativeSpace, test: shortcuts.DirectTest
     ) -> list[Floats]:
         """The scan (C, *native S) after each change of a direct test."""
-        z_sem, num = coded.z_sem.cpu().numpy(), self.search.num_random
-        seed, size = seed_of(self.search.seed, coded.case.id), (z_sem.shape[1],)
-        moved = test.moves(z_sem, image_noise(size, seed, list(range(num, 2 * num))).cpu().numpy())
+        z_sem, seed = coded.z_sem.cpu().numpy(), seed_of(self.search.seed, coded.case.id)
+        random = image_noise((z_sem.shape[1],), seed, [self.search.num_random]).cpu().numpy()[0]
+        moved = test.moves(z_sem, random / np.linalg.norm(random))
         z_all = torch.cat([coded.z_sem, torch.from_numpy(moved).to(coded.z_sem)])
         at_once = inferers.images_at_once(coded.image.shape[2:])
         images = sessions.decode_in_batches(self.session.trained, z_all, coded.x_T, at_once).cpu()

@@ -61,27 +61,26 @@ class DirectTest:
     training: Floats  # z_sem (N, D) of the training cases
     markers: Mapping[str, Floats]  # by the name of a label, or another name
 
-    def steps(self, direction: latents.Direction, z_sem: Floats) -> Floats:
-        """The change (D,) of normalised z_sem (1, D) to the mean of the cases on the other side of a direction."""
-        distances, (distance,) = direction.distance(self.training), direction.distance(z_sem)
-        others = distances[(distances > direction.boundary) != (distance > direction.boundary)]
-        goal = others.mean() if len(others) else direction.boundary
-        return (goal - distance) * direction.pattern
-
     def moves(self, z_sem: Floats, random: Floats) -> Floats:
-        """z_sem (L * (1 + R), D): for each direction, the case moved along it, and as far along ``random`` (R, D)."""
-        moved = []
+        """z_sem (2 L, D): the case moved to the other side of each direction, and as far along ``random``.
+
+        Args:
+            z_sem: that of the case, (1, D).
+            random: a direction (D,) in normalised z_sem, of length 1.
+        """
+        moved = [z_sem[:0]]
         for direction in self.directions:
-            step = self.steps(direction, z_sem)
-            lengths = np.linalg.norm(step) / np.linalg.norm(random, axis=1, keepdims=True)
-            moved += [direction.statistics.moved(z_sem, each) for each in (step, *(random * lengths))]
-        return np.concatenate(moved) if moved else np.empty((0, z_sem.shape[1]), z_sem.dtype)
+            distances, (distance,) = direction.distance(self.training), direction.distance(z_sem)
+            others = distances[(distances > direction.boundary) != (distance > direction.boundary)]
+            step = ((others.mean() if len(others) else direction.boundary) - distance) * direction.pattern
+            moved += [direction.statistics.moved(z_sem, each) for each in (step, random * np.linalg.norm(step))]
+        return np.concatenate(moved)
 
     def rows(self, case: ScoredCase, arrays: Sequence[Floats]) -> Iterator[dict[str, Any]]:
         """The values of a case after each change; ``arrays`` in the scan's units belong to :meth:`moves`."""
-        scan, num = case.native.scan.array, len(arrays) // max(1, len(self.directions))
+        scan = case.native.scan.array
         for i, direction in enumerate(self.directions):
-            changed, control = arrays[i * num : (i + 1) * num], None
+            changed, control = arrays[2 * i : 2 * i + 2], None
             marker = self.markers.get(direction.target)
             if marker is not None and (target := pasted(scan, marker)) is not None:
                 start, end, *images = (
@@ -116,9 +115,8 @@ def summarise(
 
 
 def _share(flips: Floats, patients: Sequence[str], seed: int) -> lines.ChangeShare:
-    """The share of the first column (N, 1 + R), beside that of the others."""
-    by_chance = flips[:, 1:].mean(axis=1) if flips.shape[1] > 1 else np.zeros(len(flips))
-    return lines.ChangeShare.of(flips[:, 0], by_chance, patients, seed)
+    """The share of the first column (N, 1 or 2), beside that of the second, of random changes."""
+    return lines.ChangeShare.of(flips[:, 0], flips[:, 1] if flips.shape[1] > 1 else 0 * flips[:, 0], patients, seed)
 
 
 def _is_found(share: lines.ChangeShare) -> bool:
