@@ -92,6 +92,15 @@ class Case:
         return {**item, "id": self.id}
 
 
+NEARLY_ALL = 0.9
+"""The share of cases with a known patient from which on results speak of patients."""
+
+
+def share_known(patients: Sequence[str], names: Collection[str]) -> float:
+    """The share of cases whose patient is not the name of a case, as an unknown patient and that of twins are."""
+    return sum(patient not in names for patient in patients) / len(patients)
+
+
 def spread_cases(cases: Sequence[Case], limit: int) -> list[Case]:
     """At most ``limit`` cases, evenly spread over all of them, so that they are of many patients and classes."""
     return [cases[position] for position in spread(len(cases), limit)]

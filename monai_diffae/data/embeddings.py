@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pyarrow.parquet import read_schema
 
-from monai_diffae.data.cases import MISSING_WORDS, SplitOrigin, as_labels, marks_twins
+from monai_diffae.data.cases import MISSING_WORDS, NEARLY_ALL, SplitOrigin, as_labels, marks_twins, share_known
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.policies import Features
@@ -227,6 +227,12 @@ def patients_of(table: pd.DataFrame) -> NDArray[np.str_]:
     names = table["patient"] if "patient" in table else [None] * len(cases)
     pairs = zip(names, cases, strict=True)
     return np.array([case if pd.isna(name) or name == "" else str(name) for name, case in pairs], np.str_)
+
+
+def knows_patients(table: pd.DataFrame) -> bool:
+    """Whether the patients of nearly all cases are known."""
+    names = {name for column in ("id", "file_name") if column in table for name in table[column].astype(str)}
+    return share_known(patients_of(table).tolist(), names | {f"case {name}" for name in names}) >= NEARLY_ALL
 
 
 def splits_of(table: pd.DataFrame) -> NDArray[np.str_]:

@@ -12,7 +12,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.cases import MISSING_WORDS, SPLITS, Case, Label, as_labels, check_splits, label_names
+from monai_diffae.data.cases import (
+    MISSING_WORDS, NEARLY_ALL, SPLITS, Case, Label, as_labels, check_splits, label_names, share_known,
+)  # fmt: skip
 from monai_diffae.data.cohorts import cases_in_folder, compiled, read_cohort, read_columns, standard_split
 from monai_diffae.data.folders import BIDS_SUBJECT, name_within, search_folder, short_names
 from monai_diffae.data.formats.dicom import hash_patient
@@ -68,6 +70,12 @@ class Listing:
         return len({case.patient for case in self.cases})
 
     @property
+    def share_known(self) -> float:
+        """The share of scans whose patient is known."""
+        names = {name for case in self.cases for name in (case.id, case.file_name)}
+        return share_known([case.patient for case in self.cases], names)
+
+    @property
     def splits(self) -> Counter[str | None]:
         """The number of scans in each split; None: not decided."""
         return Counter(case.split for case in self.cases)
@@ -88,10 +96,11 @@ class Listing:
         """What was found, line by line."""
         formats = ", ".join(f"{count} {name}" for name, count in self.formats.most_common())
         yield f"{self.name}: {counted(len(self.cases), 'scan')} ({formats})"
-        if all(case.has_own_patient for case in self.cases):
-            yield "patients: not known, so each scan counts as a patient (--patient-pattern finds them in the paths)"
-        else:
+        if self.share_known >= NEARLY_ALL:
             yield f"patients: {self.num_patients}"
+        else:
+            known = "known of some scans only, so each other" if self.share_known else "not known, so each"
+            yield f"patients: {known} scan counts as a patient (--patient-pattern finds them in the paths)"
         yield from self.notes
         if set(self.splits) != {None}:
             yield f"column split: {_counts({name or 'none': count for name, count in self.splits.items()})}"

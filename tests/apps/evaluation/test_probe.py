@@ -138,8 +138,10 @@ def test_the_order_of_the_rows_and_the_names_of_the_patients_change_nothing(tabl
 
 
 def test_without_patients_each_case_is_one_with_a_warning(table, write, caplog):
-    (row,) = probe(write(table.drop(columns="patient")), targets=["age"], **LINEAR).rows
+    result = probe(write(table.drop(columns="patient")), targets=["age"], **LINEAR)
+    (row,) = result.rows
     assert row["num_patients"] == row["num_test"]
+    assert f"{row['num_test']} test cases" in result.verdicts[0]["sentence"]
     assert "each case counts as a patient of its own" in caplog.text
     table.loc[:9, "patient"] = None
     (row,) = probe(write(table), targets=["age"], evaluation="cv", **LINEAR).rows
