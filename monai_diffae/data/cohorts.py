@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -30,7 +31,7 @@ COLUMN_ROLES = ("id", "patient", "split")
 _SECTIONS = ("", "training", "train", "validation", "val", "test", "testing")
 _DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d+)")
 _WHOLE = re.compile(r"\d+\.0+")
-_INSIGNIFICANT = re.compile(r"\s+|(?<!\d)0+(?=\d)")  # spaces and leading zeros
+_INSIGNIFICANT = re.compile(r"\s+|(?<!\d)[-_]+|[-_]+(?!\d)|(?<!\d)0+(?=\d)")  # spaces, hyphens and leading zeros
 
 
 def check_cohort_exists(path: str | os.PathLike[str]) -> None:
@@ -332,8 +333,8 @@ def _patient(row: Case, relative: str, pattern: re.Pattern[str] | None) -> str |
 
 
 def unified_patients(patients: Sequence[str | None]) -> list[str | None]:
-    """Patients without spaces around them; ``1.0`` is the patient ``1`` if there is one."""
-    names = [None if patient is None else patient.strip() for patient in patients]
+    """Patients without spaces around them, one for all spellings of Unicode; ``1.0`` is ``1`` if there is one."""
+    names = [None if patient is None else unicodedata.normalize("NFKC", patient).strip() for patient in patients]
     known = {name for name in names if name is not None}
     decimals = {name for name in known if "." in name}
     if not all(map(_WHOLE.fullmatch, decimals)):  # 1.0 beside 1.2 is a name
@@ -374,12 +375,13 @@ def _warn_of_patients(source: str, rows: Sequence[Case], cases: Sequence[Case]) 
     splits: dict[str, dict[str, str | None]] = {}
     for case in cases:
         if not case.has_own_patient:
-            splits.setdefault(_INSIGNIFICANT.sub("", case.patient).casefold(), {})[case.patient] = case.split
+            plain = _INSIGNIFICANT.sub("", case.patient.replace("_", "-")).casefold()
+            splits.setdefault(plain, {})[case.patient] = case.split
     similar = [by_name for by_name in splits.values() if len(by_name) > 1]
     divided = [by_name for by_name in similar if len(set(by_name.values())) > 1 or None in by_name.values()]
     if divided:
         logger.warning(
-            "%s: %d patients have names that differ from another's in capitals, spaces or leading zeros only, and may "
-            "be in different splits; if they are the same person, write the name in one way", source,
+            "%s: %d patients have names that differ from another's in capitals, spaces, hyphens or leading zeros only, "
+            "and may be in different splits; if they are the same person, write the name in one way", source,
             sum(map(len, divided)),
         )  # fmt: skip

@@ -503,7 +503,7 @@ def _with_row(
     id = join.columns[join.id_column][row]
     is_patient_id = case.patient == hash_patient(id)  # which stays in the DICOM files
     if patient not in MISSING_WORDS:
-        case = replace(case, patient=patient)
+        case = replace(case, patient=unicodedata.normalize("NFKC", patient))
     if is_patient_id:
         return case
     if not is_shared:
