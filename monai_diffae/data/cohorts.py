@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
@@ -29,7 +29,7 @@ COLUMN_ROLES = ("id", "patient", "split")
 """The standard column names besides the image keys."""
 
 _SECTIONS = ("", "training", "train", "validation", "val", "test", "testing")
-_DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d+)")
+_DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)$")
 _WHOLE = re.compile(r"\d+\.0+")
 _INSIGNIFICANT = re.compile(r"\s+|(?<!\d)[-_]+|[-_]+(?!\d)|(?<!\d)0+(?=\d)")  # spaces, hyphens and leading zeros
 
@@ -110,6 +110,18 @@ def read_cohort(
 _EXCEL = (".xlsx", ".xls", ".xlsm", ".ods")
 
 
+ID_COLUMNS = (
+    "file", "filename", "file_name", "image", "path", "scan_id", "image_id", "case_id", "case", "id", "participant_id",
+    "subject", "subject_id", "subjectid", "mrid", "mri_id", "ixi_id", "patient_id", "patientid", "patient",
+)  # fmt: skip
+"""Usual names of the column with the ids; capitals do not matter. The one that fits most scans is used."""
+
+PATIENTS = (
+    "patient", "patient_id", "patientid", "patient_key", "participant_id", "participant", "subject_id", "subject",
+)  # fmt: skip
+"""Usual names of the column with the patients."""
+
+
 def column_names(path: Path) -> list[str]:
     """The column names of a CSV or TSV, or the keys of a datalist's entries."""
     if path.suffix.lower() != ".json":
@@ -118,8 +130,11 @@ def column_names(path: Path) -> list[str]:
     return list(dict.fromkeys(key for entry in entries for key in entry))
 
 
-def read_columns(path: Path, *, may_be_empty: bool = False) -> dict[str, list[str]]:
-    """The cells of a CSV (comma or semicolon) or TSV, as text without surrounding spaces, by column."""
+def read_columns(path: Path, names: Collection[str] = (), *, may_be_empty: bool = False) -> dict[str, list[str]]:
+    """The cells of a CSV (comma or semicolon) or TSV, as text without surrounding spaces, by column.
+
+    In a table with semicolons, ``1,5`` becomes ``1.5`` unless its column is among ``names`` or has a usual name of one.
+    """
     if path.suffix.lower() in _EXCEL and path.is_file():
         raise CohortError(f"{path.name}: Excel files are not read; save it as CSV, and give that file")
     if not path.is_file() or path.suffix.lower() not in (".csv", ".tsv", ".txt"):
@@ -139,10 +154,13 @@ def read_columns(path: Path, *, may_be_empty: bool = False) -> dict[str, list[st
         raise CohortError(f"{path.name}: the table has no rows; it needs a header, and one row per scan or patient")
     (_, header), *rows = lines
     _check_cells(path, header, rows)
-    if delimiter == ";":  # written by a program in whose language 1,5 is a number
-        rows = [(n, [re.sub(rf"^{_DECIMAL_COMMA.pattern}$", r"\1.\2", cell) for cell in row]) for n, row in rows]
     # The first column may have no name: pandas writes the numbers of the rows so.
-    return {name: [row[i] if i < len(row) else "" for _, row in rows] for i, name in enumerate(header) if name}
+    columns = {name: [row[i] if i < len(row) else "" for _, row in rows] for i, name in enumerate(header) if name}
+    if delimiter == ";":  # written by a program in whose language 1,5 is a number
+        for name in columns.keys() - {*names}:
+            if name.lower().replace(" ", "_") not in (*ID_COLUMNS, *PATIENTS):
+                columns[name] = [_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in columns[name]]
+    return columns
 
 
 def _check_cells(path: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> None:
@@ -171,7 +189,7 @@ def _delimiter(path: Path, first_line: str) -> str:
 
 def _read_table(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...], explicit: set[str]) -> list[Case]:
     """The rows of a CSV or TSV; ``explicit`` are the roles whose columns must exist, besides the images."""
-    cells = read_columns(path)
+    cells = read_columns(path, names.values())
     for role, name in names.items():
         if name not in cells and (role in image_keys or role in explicit):
             raise _missing_column(path, role, name, cells, is_image=role in image_keys)

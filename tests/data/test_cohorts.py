@@ -107,6 +107,9 @@ def test_csv_with_labels(tmp_path):
         assert b.labels == {"age": None, "sex": "M", "score": 2.5}
         assert b.split == "val"
         assert a.images == {"image": tmp_path / "d/a.nii.gz"}
+    content = "file;id;who;size\nd/a.nii.gz;1,5;2,5;3,5\n"
+    (case,) = read_cohort(table(tmp_path, content), columns={"image": "file", "patient": "who"})
+    assert (case.id, case.patient, case.labels) == ("1,5", "2,5", {"size": 3.5})
 
 
 def test_csv_with_other_names_and_more_images(tmp_path):
@@ -222,7 +225,7 @@ def test_datalist(tmp_path):
 
 def test_the_types_of_labels(caplog):
     assert as_labels({"visit": ["01_02", "7"], "count": ["1", "2"]}) == {"visit": ["01_02", "7"], "count": [1, 2]}
-    for word in ("", " ", "NA", "N/A", "n/a", "NaN", "nan", "null"):
+    for word in ("", " ", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "#N/A", "<NA>"):
         assert as_labels({"sex": ["F", word], "age": ["41", word]}) == {"sex": ["F", None], "age": [41, None]}
     assert as_labels({"drug": ["None", "aspirin"]}) == {"drug": ["None", "aspirin"]}
     assert as_labels({"site": ["001", "01", "1"], "month": ["01", "12"]}) == {
@@ -230,5 +233,16 @@ def test_the_types_of_labels(caplog):
         "month": [1, 12],
     }
     assert not caplog.messages
+    assert as_labels({"hpv": ["-", "+"], "empty": ["-", ""]}) == {"hpv": ["-", "+"], "empty": ["-", None]}
     assert as_labels({"age": ["41,5", "7", ""], "note": ["1,5", "a"]})["age"] == ["41,5", "7", None]
-    assert [line[:58] for line in caplog.messages] == ["label 'age': is read as text, because numbers such as 41,5"]
+    assert as_labels({"psa": ["1.5", "-", "2"], "dose": ["1", "2", "1.040,5"]}) == {
+        "psa": [1.5, None, 2.0],
+        "dose": ["1", "2", "1.040,5"],
+    }
+    assert caplog.messages == [
+        "label 'age': is read as text, because numbers such as 41,5 have a comma; write points, or separate the "
+        "columns by semicolons",
+        "label 'psa': 1 cells such as - count as missing numbers",
+        "label 'dose': is read as text, because 1 of 3 values are no numbers, the first '1.040,5' in row 3; correct "
+        "them, or leave them empty",
+    ]

@@ -67,6 +67,12 @@ def test_if_no_label_is_a_target_by_default_the_error_names_all_and_says_why(tab
         probe(write(labels[["id", "z_000"]]))
 
 
+def test_labels_that_are_no_targets_by_default_are_named(table, write, caplog):
+    caplog.set_level("INFO")
+    probe(write(table[["id", "z_000", "age"]].assign(report=[f"text {i}" for i in range(200)])), **LINEAR)
+    assert "labels that are not predicted, unless targets names them: report is text with 200 values" in caplog.text
+
+
 def test_without_a_split_or_with_few_test_cases_it_is_cross_validated(table, write, caplog):
     (row,) = probe(write(table.drop(columns="split")), targets=["age"], **LINEAR).rows
     assert (row["evaluation"], row["num_folds"], row["num_test"], row["num_train"]) == ("cv", 5, 200, 160)
