@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from monai_diffae.data.cases import SPLITS, Case, Images, as_labels, cases_of_one_file, check_splits, safe_names
-from monai_diffae.data.folders import BIDS_SUBJECT, FolderContent, name_within, search_folder, short_names
+from monai_diffae.data.folders import BIDS_SUBJECT, FolderContent, find_sequences, name_within, search_folder, short_names
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.formats.scan import warn_once
 from monai_diffae.data.scans import SUFFIXES, may_be_dicom, scan_suffix
@@ -91,7 +91,9 @@ def read_cohort(
         content = search_folder(path)
         for line in content.left_out():
             logger.warning("%s: %s", path.name, line)
-        return cases_in_folder(path, content, pattern)
+        cases = cases_in_folder(path, content, pattern)
+        check_sequences(cases, path)
+        return cases
     if is_table := suffix in (".csv", ".tsv", ".json", *_EXCEL):
         read = _read_datalist if suffix == ".json" else _read_table
         rows = read(path, names, tuple(image_keys), set(columns or {}))
@@ -310,6 +312,16 @@ def cases_in_folder(folder: Path, content: FolderContent, pattern: re.Pattern[st
         reason = next(content.left_out(), searched)
         raise CohortError(f"{folder.name}: there are no scans in this folder; {reason}")
     return _to_cases(folder.name, content.scans, folder, pattern)
+
+
+def check_sequences(cases: Sequence[Case], folder: Path) -> None:
+    """Refuse a folder whose scans are by their names sequences of patients that are not known: splits divide them."""
+    unknown = [name_within(case.first_file, folder) for case in cases if case.has_own_patient]
+    if found := [PurePath(name).name for name in find_sequences(unknown)]:
+        raise CohortError(
+            f"{folder.name}: {shortened(' and '.join(found[:2]), 60)} may be sequences of one patient; run monai-diffae "
+            "list-scans FOLDER scans.csv --patient-pattern '([^/]+)[-_][^-_/]+$', and give scans.csv"
+        )
 
 
 def compiled(pattern: str | None) -> re.Pattern[str] | None:

@@ -103,6 +103,33 @@ def _warn(error: OSError) -> None:
     logger.warning("%s: this folder is skipped (%s)", Path(error.filename or "").name, error.strerror)
 
 
+# -- sequences ---------------------------------------------------------------------------------------------------------
+
+MODALITIES = (
+    "t1", "t1w", "t1n", "t1c", "t1ce", "t1gd", "t2", "t2w", "t2f", "flair", "pd", "pdw", "dwi", "adc", "swi", "asl",
+    "bold", "mr", "mri", "mra", "ct", "cta", "pet", "us", "dx", "cr", "mg", "axial", "coronal", "sagittal",
+)  # fmt: skip
+"""Words for sequences, modalities and planes."""
+
+_SEQUENCE = re.compile(rf"(.+)[-_](\d{{4}}|{'|'.join(MODALITIES)})", re.IGNORECASE)
+_BEHIND_CHANNELS = "0012"  # larger numbers count images; nnU-Net's channels begin at 0000
+
+
+def find_sequences(names: Sequence[str]) -> list[str]:
+    """The sequences of one patient if scans are named as those of nnU-Net (``_0000``) or BraTS (``-t1c``); else none."""
+    stems: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in names:
+        if match := _SEQUENCE.fullmatch(PurePath(name).name):
+            stems[match[1]][match[2].lower()] = name
+    several = {stem: group for stem, group in stems.items() if len(group) > 1}
+    numbers = {suffix for group in several.values() for suffix in group if suffix.isdecimal()}
+    # classes have many numbers and few names: benign_0000, benign_0001, ..., malignant_0000, ...
+    are_patients = len(several) > len(numbers) or all(re.search(r"\d", stem) for stem in several)
+    if len(several) < 2 or not are_patients or any(number >= _BEHIND_CHANNELS for number in numbers):
+        return []
+    return [*next(iter(several.values())).values()]
+
+
 # -- label maps --------------------------------------------------------------------------------------------------------
 
 _WORDS = "dseg|probseg|seg|segmentation|segmentations|mask|masks|label|labels|labelmap|gt|groundtruth"

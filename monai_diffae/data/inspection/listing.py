@@ -16,9 +16,9 @@ from monai_diffae.data.cases import (
     MISSING_WORDS, NEARLY_ALL, SPLITS, Case, Label, as_labels, check_splits, label_names, share_known,
 )  # fmt: skip
 from monai_diffae.data.cohorts import (
-    ID_COLUMNS, PATIENTS, cases_in_folder, compiled, read_cohort, read_columns, standard_split,
+    ID_COLUMNS, PATIENTS, cases_in_folder, check_sequences, compiled, read_cohort, read_columns, standard_split,
 )  # fmt: skip
-from monai_diffae.data.folders import BIDS_SUBJECT, name_within, search_folder, short_names
+from monai_diffae.data.folders import BIDS_SUBJECT, MODALITIES, name_within, search_folder, short_names
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.scans import may_be_dicom, scan_suffix
 from monai_diffae.errors import CohortError, ConfigError, OtherResultsError, counted, quoted
@@ -26,10 +26,6 @@ from monai_diffae.lazy import pd
 
 _MAX_CLASSES = 12  # most values of a label that are listed
 
-_MODALITIES = (
-    "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "pd", "pdw", "dwi", "adc", "swi", "asl", "bold",
-    "mr", "mri", "mra", "ct", "cta", "pet", "us", "dx", "cr", "mg", "axial", "coronal", "sagittal",
-)  # fmt: skip
 _CLASS_WORDS = ("class", "grade", "label", "stage", "type", "kl", "birads", "bi-rads", "pirads", "score", "level")
 _NO_CLASSES = re.compile(r"images?(?:Tr|Ts|Val)?$|scans?$|dicom", re.IGNORECASE)
 _MOST_CLASS_FOLDERS = 50
@@ -134,6 +130,8 @@ def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str,
         raise ConfigError(f"{unused}: there is no table whose columns it could name; omit {unused}, or set table")
     name = cohort.name or cohort.resolve().name
     check_splits(cases, name)
+    if is_folder:
+        check_sequences(cases, root)
     return Listing(name, _with_bids_details(cases, root), notes)
 
 
@@ -220,7 +218,7 @@ def _are_classes(names: Sequence[str | None]) -> bool:
     return (
         2 <= len(folders) <= min(_MOST_CLASS_FOLDERS, len(names) // 2)
         and not any(_NO_CLASSES.match(folder) for folder in folders)
-        and not all(re.split(r"[-_ ]", folder.lower())[0] in _MODALITIES for folder in folders)
+        and not all(re.split(r"[-_ ]", folder.lower())[0] in MODALITIES for folder in folders)
         and not _are_numbered(folders)
     )
 
