@@ -46,6 +46,8 @@ def is_dicom(path: Path) -> bool:
     if path.name == "DICOMDIR" or not is_plain:
         return False
     try:
+        if not path.is_file():
+            return False
         with open(path, "rb") as stream:
             return stream.read(132)[128:] == b"DICM"
     except OSError:

@@ -21,7 +21,7 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from monai_diffae.data.formats import itk
-from monai_diffae.data.formats.scan import as_float32
+from monai_diffae.data.formats.scan import as_float32, check_regular
 from monai_diffae.errors import problem
 
 Mask = NDArray[np.bool_] | None
@@ -49,6 +49,7 @@ def lenient() -> Iterator[None]:
 
 def read_tags(path: Path, keywords: Sequence[str], *, pixels: bool = False) -> Dataset:
     """Read some of a file's tags, and check that it is an image."""
+    check_regular(path)
     try:
         with lenient():
             dataset = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels, specific_tags=[*keywords])
