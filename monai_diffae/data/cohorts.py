@@ -12,11 +12,18 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from monai_diffae.data.cases import SPLITS, Case, Images, as_labels, cases_of_one_file, check_splits, safe_names
-from monai_diffae.data.folders import BIDS_SUBJECT, FolderContent, find_sequences, name_within, search_folder, short_names
+from monai_diffae.data.folders import (
+    BIDS_SUBJECT,
+    FolderContent,
+    find_sequences,
+    name_within,
+    search_folder,
+    short_names,
+)
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.formats.scan import warn_once
 from monai_diffae.data.scans import SUFFIXES, may_be_dicom, scan_suffix
@@ -66,7 +73,8 @@ def read_cohort(
         patient of its own.
 
     Raises:
-        CohortError: there are no usable cases, or duplicates, or a patient is in two splits.
+        CohortError: there are no usable cases, or duplicates, or a patient is in two splits; or a folder has several
+            sequences of patients that are not known.
         ConfigError: ``patient_pattern`` is not a regular expression, or ``columns`` has an unknown key.
 
     Example:
@@ -317,10 +325,10 @@ def cases_in_folder(folder: Path, content: FolderContent, pattern: re.Pattern[st
 def check_sequences(cases: Sequence[Case], folder: Path) -> None:
     """Refuse a folder whose scans are by their names sequences of patients that are not known: splits divide them."""
     unknown = [name_within(case.first_file, folder) for case in cases if case.has_own_patient]
-    if found := [PurePath(name).name for name in find_sequences(unknown)]:
+    if found := find_sequences(unknown):
         raise CohortError(
-            f"{folder.name}: {shortened(' and '.join(found[:2]), 60)} may be sequences of one patient; run monai-diffae "
-            "list-scans FOLDER scans.csv --patient-pattern '([^/]+)[-_][^-_/]+$', and give scans.csv"
+            f"{folder.name}: {shortened(' and '.join(found[:2]), 60)} may be sequences of one patient; run "
+            "monai-diffae list-scans FOLDER scans.csv --patient-pattern '([^/]+)[-_][^-_/]+$', and give scans.csv"
         )
 
 

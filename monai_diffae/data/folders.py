@@ -112,20 +112,19 @@ MODALITIES = (
 """Words for sequences, modalities and planes."""
 
 _SEQUENCE = re.compile(rf"(.+)[-_](\d{{4}}|{'|'.join(MODALITIES)})", re.IGNORECASE)
-_BEHIND_CHANNELS = "0012"  # larger numbers count images; nnU-Net's channels begin at 0000
 
 
 def find_sequences(names: Sequence[str]) -> list[str]:
-    """The sequences of one patient if scans are named as those of nnU-Net (``_0000``) or BraTS (``-t1c``); else none."""
+    """The sequences of one patient if scans are named as in nnU-Net (``_0000``) or BraTS (``-t1c``); else none."""
     stems: dict[str, dict[str, str]] = defaultdict(dict)
     for name in names:
         if match := _SEQUENCE.fullmatch(PurePath(name).name):
-            stems[match[1]][match[2].lower()] = name
+            stems[match[1]][match[2].lower()] = match[0]
     several = {stem: group for stem, group in stems.items() if len(group) > 1}
     numbers = {suffix for group in several.values() for suffix in group if suffix.isdecimal()}
-    # classes have many numbers and few names: benign_0000, benign_0001, ..., malignant_0000, ...
+    # nnU-Net's channels begin at 0000; classes have many numbers and few names, as benign_0000 and malignant_0000
     are_patients = len(several) > len(numbers) or all(re.search(r"\d", stem) for stem in several)
-    if len(several) < 2 or not are_patients or any(number >= _BEHIND_CHANNELS for number in numbers):
+    if len(several) < 2 or not are_patients or max(numbers, default="") > "0011":
         return []
     return [*next(iter(several.values())).values()]
 

@@ -18,8 +18,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.data.formats import dicom, itk, nifti, pictures
 from monai_diffae.data.formats.scan import (
-    Doubt, Header, Scan, as_float32, check_affine, check_budget, check_regular, warn_once,
-)  # fmt: skip
+    Doubt,
+    Header,
+    Scan,
+    as_float32,
+    check_affine,
+    check_budget,
+    check_regular,
+    warn_once,
+)
 from monai_diffae.data.scan_writing import write_scan
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, problem
 from monai_diffae.policies import Colour, Doubtful, Uneven, check_choice

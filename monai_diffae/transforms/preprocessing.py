@@ -99,7 +99,7 @@ class ToSpacingd(MapTransform, InvertibleTransform):
                 part = whole.narrow(1 + axis, start, min(length, size[axis] - start))
                 corner = affine.copy()
                 corner[:3, 3] += affine[:3, axis] * start
-                slab = self._resample(image, dst_affine=torch.from_numpy(corner), spatial_size=part.shape[1:])
+                slab: Any = self._resample(image, dst_affine=torch.from_numpy(corner), spatial_size=part.shape[1:])
                 part.copy_(slab.as_tensor())
             # the way back starts from the affine, so the record of one slab is that of all
             item[key] = MetaTensor(whole, meta=slab.meta, applied_operations=slab.applied_operations)

@@ -173,7 +173,8 @@ def probe(
         feature_sets, num_failed = baselines.compared_features(comparison, table, given, session, folder)
         origin, targets = tables.split_origin(table), track(names, "probing")
         probes, omitted = evaluate_probes(table, targets, feature_sets, settings, split_origin=origin)
-        return probes, {"rows": [each.row | knows for each in probes], "omitted_targets": omitted, "num_failed": num_failed}
+        rows = [each.row | knows for each in probes]
+        return probes, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
 
     if out is None:
         return _result(evaluated(None)[1], alike, None, False)

@@ -140,9 +140,10 @@ class FirstHour:
             "Plan the training", "plan", cohort=self.table, minutes=self.hour.minutes, colour=colour,
             device=self.hour.device, **(_SLICES if are_few else {}),
         ).plan  # fmt: skip
-        patients = f" of {counted(listed.listing.num_patients, 'patient')}"
+        is_known = listed.listing.share_known >= NEARLY_ALL
+        patients = f" of {counted(listed.listing.num_patients, 'patient')}" if is_known else ""
         summary = [
-            f"{counted(len(listed.listing.cases), 'scan')}{patients if listed.listing.share_known >= NEARLY_ALL else ''}; "
+            f"{counted(len(listed.listing.cases), 'scan')}{patients}; "
             f"labels: {', '.join(listed.listing.labels) or 'none'}",
             *(["these are few volumes, so the model is trained on their slices"] if are_few else []),
             *filter(None, [plan.incomplete]),

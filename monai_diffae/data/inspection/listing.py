@@ -13,11 +13,26 @@ from typing import Any
 
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import (
-    MISSING_WORDS, NEARLY_ALL, SPLITS, Case, Label, as_labels, check_splits, label_names, share_known,
-)  # fmt: skip
+    MISSING_WORDS,
+    NEARLY_ALL,
+    SPLITS,
+    Case,
+    Label,
+    as_labels,
+    check_splits,
+    label_names,
+    share_known,
+)
 from monai_diffae.data.cohorts import (
-    ID_COLUMNS, PATIENTS, cases_in_folder, check_sequences, compiled, read_cohort, read_columns, standard_split,
-)  # fmt: skip
+    ID_COLUMNS,
+    PATIENTS,
+    cases_in_folder,
+    check_sequences,
+    compiled,
+    read_cohort,
+    read_columns,
+    standard_split,
+)
 from monai_diffae.data.folders import BIDS_SUBJECT, MODALITIES, name_within, search_folder, short_names
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.scans import may_be_dicom, scan_suffix
