@@ -180,7 +180,9 @@ def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
     for name, values in labels.items():
         texts = [value for value in values if isinstance(value, str)]
         with_comma = [text for text in texts if "," in text]
-        wrong = [(row, text) for row, text in enumerate(values, 1) if isinstance(text, str) and not _is_number(text)]
+        wrong = [
+            (row, quoted(each)) for row, each in enumerate(values, 1) if isinstance(each, str) and not _is_number(each)
+        ]
         if with_comma and all(_DECIMAL.fullmatch(text) for text in texts):
             logger.warning(
                 "label '%s': is read as text, because numbers such as %s have a comma; write points, or separate the "
@@ -188,8 +190,8 @@ def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
             )  # fmt: skip
         elif wrong and len(wrong) <= max(1, len(texts) // 10) < len(texts):
             logger.warning(
-                "label '%s': is read as text, because %d of %d values are no numbers, the first %s in row %d; correct "
-                "them, or leave them empty", name, len(wrong), len(texts), quoted(wrong[0][1]), wrong[0][0],
+                "label '%s': is read as text, because %d of %d values are no numbers, the first in row %d, %s; correct "
+                "them, or leave them empty", name, len(wrong), len(texts), *wrong[0],
             )  # fmt: skip
     return labels
 
@@ -210,9 +212,9 @@ def _as_numbers(name: str, cells: list[str]) -> list[Label]:
     return [None if cell in MISSING_WORDS else cell for cell in cells]
 
 
-def _is_number(text: object) -> bool:
+def _is_number(text: str) -> bool:
     try:
-        float(str(text))
+        float(text)
     except ValueError:
         return False
     return True

@@ -68,6 +68,7 @@ def test_scans_with_one_row_or_patient_are_one_patient(scans, tmp_path):
         (("la", "lb", "lc"), ("_0000", "_0001")),
         (("B-GLI-00000-000/B-GLI-00000-000", "B-GLI-00002-000/B-GLI-00002-000"), ("-t1c", "-t1n", "-t2f")),  # BraTS
         (("BraTS20_001", "BraTS20_002"), ("_t1ce", "_flair")),
+        (("patient01", "patient02"), ("/FLAIR", "/T1")),
     ],
 )
 def test_sequences_are_refused_unless_their_patients_are_known(scans, tmp_path, stems, ends):
@@ -90,6 +91,7 @@ def test_sequences_are_refused_unless_their_patients_are_known(scans, tmp_path, 
         [f"{kind}_{n:04d}" for kind in ("benign", "malignant") for n in range(4)],
         [f"grade{kind}_{n:04d}" for kind in range(5) for n in range(20)],
         [f"p{n}_0000" for n in range(9)],
+        [f"IM-{n:04d}-0001" for n in range(9)] + [f"IM-{n}-0001-000{k}" for n in (91, 92) for k in (1, 2)],
         [f"p{n}_{'ct' if n % 2 else 'mr'}" for n in range(9)],
         ["sub-1_T1w", "sub-1_T2w", "sub-2_T1w", "sub-2_T2w"],
     ],

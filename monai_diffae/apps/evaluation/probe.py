@@ -209,7 +209,7 @@ def _target_columns(table: pd.DataFrame, targets: Sequence[str], nuisance: str |
     known = tables.check_labels(table, {"nuisance": [nuisance] if nuisance else [], "targets": targets})
     reasons = {} if targets else {label: labels.reason_against(table[label].tolist(), label) for label in known}
     names = list(dict.fromkeys(targets)) or [label for label, reason in reasons.items() if reason is None]
-    if names and (why := ", ".join(f"{label} {reason}" for label, reason in reasons.items() if reason)):
+    if why := ", ".join(f"{label} {reason}" for label, reason in reasons.items() if reason):
         logger.info("labels that are not predicted, unless targets names them: %s", shortened(why, 200))
     names = [label for label in names if label != nuisance]
     if not names:
