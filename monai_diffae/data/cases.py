@@ -97,9 +97,14 @@ NEARLY_ALL = 0.9
 """The share of cases with a known patient from which on results speak of patients."""
 
 
-def share_known(patients: Sequence[str], names: Collection[str]) -> float:
+def share_known(cases: Sequence[Case]) -> float:
     """The share of cases whose patient is not the name of a case, as an unknown patient and that of twins are."""
-    return sum(patient not in names for patient in patients) / len(patients)
+    names = {
+        name if case.slice_index is None else name.rpartition("_")[0]
+        for case in cases
+        for name in (case.id, case.file_name)
+    }
+    return sum(case.patient not in names for case in cases) / len(cases)
 
 
 def spread_cases(cases: Sequence[Case], limit: int) -> list[Case]:

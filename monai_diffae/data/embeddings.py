@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pyarrow.parquet import read_schema
 
-from monai_diffae.data.cases import MISSING_WORDS, NEARLY_ALL, SplitOrigin, as_labels, marks_twins, share_known
+from monai_diffae.data.cases import MISSING_WORDS, SplitOrigin, as_labels, marks_twins
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.policies import Features
@@ -24,7 +24,13 @@ logger = logging.getLogger(__name__)
 MAP_COLUMNS = ("x", "y", "thumbnail")
 """Where a case lies on a map, and its picture as PNG; a table has all three or none."""
 
-_FIGURES = ("z_sem_usage", "patient_key", "preprocessing", "split_origin")  # of the record beside a CSV
+_FIGURES = (
+    "z_sem_usage",
+    "patient_key",
+    "preprocessing",
+    "split_origin",
+    "knows_patients",
+)  # of the record beside a CSV
 _MOST_SAMPLED = 100
 COMMON_SCALE = ("pca", "words", "planar")
 """Encoders whose columns are principal components."""
@@ -235,9 +241,8 @@ def patients_of(table: pd.DataFrame) -> NDArray[np.str_]:
 
 
 def knows_patients(table: pd.DataFrame) -> bool:
-    """Whether the patients of nearly all cases are known."""
-    names = {name for column in ("id", "file_name") if column in table for name in table[column].astype(str)}
-    return share_known(patients_of(table).tolist(), names | {f"case {name}" for name in names}) >= NEARLY_ALL
+    """Whether the patients of nearly all cases are known, as far as is recorded."""
+    return "patient" in table and bool(table.attrs.get("monai_diffae", {}).get("knows_patients", True))
 
 
 def splits_of(table: pd.DataFrame) -> NDArray[np.str_]:

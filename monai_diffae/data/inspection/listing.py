@@ -83,12 +83,6 @@ class Listing:
         return len({case.patient for case in self.cases})
 
     @property
-    def share_known(self) -> float:
-        """The share of scans whose patient is known."""
-        names = {name for case in self.cases for name in (case.id, case.file_name)}
-        return share_known([case.patient for case in self.cases], names)
-
-    @property
     def splits(self) -> Counter[str | None]:
         """The number of scans in each split; None: not decided."""
         return Counter(case.split for case in self.cases)
@@ -109,10 +103,10 @@ class Listing:
         """What was found, line by line."""
         formats = ", ".join(f"{count} {name}" for name, count in self.formats.most_common())
         yield f"{self.name}: {counted(len(self.cases), 'scan')} ({formats})"
-        if self.share_known >= NEARLY_ALL:
+        if (share := share_known(self.cases)) >= NEARLY_ALL:
             yield f"patients: {self.num_patients}"
         else:
-            known = "known of some scans only, so each other" if self.share_known else "not known, so each"
+            known = "known of some scans only, so each other" if share else "not known, so each"
             yield f"patients: {known} scan counts as a patient (--patient-pattern finds them in the paths)"
         yield from self.notes
         if set(self.splits) != {None}:
