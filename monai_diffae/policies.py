@@ -25,8 +25,11 @@ Ids = Literal["names", "hashed"]
 Features = Literal["z", "wide"]
 """z_sem, or the features from which the encoder's last layer computes it."""
 
-MISSING_WORDS = ("", "NA", "N/A", "n/a", "NaN", "nan", "null")
-"""Words for a missing label. ``None`` is not one: it can be a class, such as no treatment."""
+MISSING_WORDS = (
+    "", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "#N/A", "#N/A N/A", "#NA", "<NA>", "-NaN", "-nan", "1.#IND",
+    "-1.#IND", "1.#QNAN", "-1.#QNAN",
+)  # fmt: skip
+"""Words for a missing label, as of pandas. ``None`` is not one: it can be a class, such as no treatment."""
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

@@ -208,7 +208,11 @@ RULES: dict[str, _Rule] = {
     "spatial_dims": _one_of(2, 3),
     "image_keys": _list(lambda value: isinstance(value, str), "names"),
     "probe_targets": _list(lambda value: isinstance(value, str), "labels"),
-    "image_size": _list(lambda value: type(value) is int and value > 0, "whole numbers, such as [64, 64]"),
+    "image_size": _Rule(
+        lambda value: isinstance(value, list) and all(type(size) is int and size > 0 for size in value)
+        and 4 * math.prod(value) <= 2**31,  # as of a scan
+        "a list of whole numbers, such as [64, 64], and at most 2 GiB of float32",
+    ),
     "spacing_mm": _list(
         lambda value: _is_number(value) and value > 0, "numbers above 0 in mm, one per axis, such as [1.5, 1.5, 3]"
     ),

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from monai_diffae.data.atomic import disk_errors
 from monai_diffae.data.fingerprints import digest
-from monai_diffae.errors import CohortError, ConfigError, shortened
+from monai_diffae.errors import CohortError, ConfigError, quoted, shortened
 from monai_diffae.lazy import dicom, scans  # which load the readers of all formats
 from monai_diffae.policies import MISSING_WORDS, Ids
 
@@ -26,6 +26,7 @@ Images = Path | tuple[Path, ...]
 logger = logging.getLogger(__name__)
 
 _DECIMAL = re.compile(r"[+-]?\d+([.,]\d+)?")
+_MARKS = ("-", "--", ".", "?")  # of missing numbers; among words, a class may be called so
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 _LONGEST = 100
 TWINS = "twins"
@@ -90,6 +91,20 @@ class Case:
         if self.slice_index is not None:
             item["slice"] = self.slice_index
         return {**item, "id": self.id}
+
+
+NEARLY_ALL = 0.9
+"""The share of cases with a known patient from which on results speak of patients."""
+
+
+def share_known(cases: Sequence[Case]) -> float:
+    """The share of cases whose patient is not the name of a case, as an unknown patient and that of twins are."""
+    names = {
+        name if case.slice_index is None else name.rpartition("_")[0]
+        for case in cases
+        for name in (case.id, case.file_name)
+    }
+    return sum(case.patient not in names for case in cases) / len(cases)
 
 
 def spread_cases(cases: Sequence[Case], limit: int) -> list[Case]:
@@ -162,28 +177,52 @@ def label_names(cases: Sequence[Case]) -> list[str]:
 
 
 def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
-    """Convert columns of text to numbers if all their values are numbers; :data:`MISSING_WORDS` become None."""
-    labels = {name: _as_numbers([cell.strip() for cell in cells]) for name, cells in columns.items()}
+    """Convert columns of text to numbers if all their values are numbers; :data:`MISSING_WORDS` become None.
+
+    Marks such as ``-`` are missing among numbers only, with a warning. What keeps numbers from being read is named.
+    """
+    labels = {name: _as_numbers(name, [cell.strip() for cell in cells]) for name, cells in columns.items()}
     for name, values in labels.items():
         texts = [value for value in values if isinstance(value, str)]
         with_comma = [text for text in texts if "," in text]
+        wrong = [
+            (row, quoted(each)) for row, each in enumerate(values, 1) if isinstance(each, str) and not _is_number(each)
+        ]
         if with_comma and all(_DECIMAL.fullmatch(text) for text in texts):
             logger.warning(
                 "label '%s': is read as text, because numbers such as %s have a comma; write points, or separate the "
                 "columns by semicolons", name, with_comma[0],
             )  # fmt: skip
+        elif wrong and len(wrong) <= max(1, len(texts) // 10) < len(texts):
+            logger.warning(
+                "label '%s': is read as text, because %d of %d values are no numbers, the first in row %d, %s; correct "
+                "them, or leave them empty", name, len(wrong), len(texts), *wrong[0],
+            )  # fmt: skip
     return labels
 
 
-def _as_numbers(cells: list[str]) -> list[Label]:
+def _as_numbers(name: str, cells: list[str]) -> list[Label]:
     codes = {cell for cell in cells if cell.isdecimal()}
+    marks = [cell for cell in cells if cell in _MARKS]
+    missing = {*MISSING_WORDS, *marks}
     is_text = any("_" in cell for cell in cells) or len({int(code) for code in codes}) < len(codes)
-    for kind in () if is_text else (int, float):
+    for kind in () if is_text or (marks and set(cells) <= missing) else (int, float):
         try:
-            return [None if cell in MISSING_WORDS else kind(cell) for cell in cells]
+            numbers: list[Label] = [None if cell in missing else kind(cell) for cell in cells]
         except ValueError:
             continue
+        if marks:
+            logger.warning("label '%s': %d cells such as %s count as missing numbers", name, len(marks), marks[0])
+        return numbers
     return [None if cell in MISSING_WORDS else cell for cell in cells]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _short_hash(text: str) -> str:

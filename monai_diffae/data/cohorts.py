@@ -6,8 +6,9 @@ import json
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
@@ -15,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffae.data.cases import SPLITS, Case, Images, as_labels, cases_of_one_file, check_splits, safe_names
-from monai_diffae.data.folders import BIDS_SUBJECT, FolderContent, name_within, search_folder, short_names
+from monai_diffae.data.folders import (
+    BIDS_SUBJECT,
+    FolderContent,
+    find_sequences,
+    name_within,
+    search_folder,
+    short_names,
+)
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.formats.scan import warn_once
 from monai_diffae.data.scans import SUFFIXES, may_be_dicom, scan_suffix
@@ -28,9 +36,9 @@ COLUMN_ROLES = ("id", "patient", "split")
 """The standard column names besides the image keys."""
 
 _SECTIONS = ("", "training", "train", "validation", "val", "test", "testing")
-_DECIMAL_COMMA = re.compile(r"([+-]?\d+),(\d+)")
+_DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)$")
 _WHOLE = re.compile(r"\d+\.0+")
-_INSIGNIFICANT = re.compile(r"\s+|(?<!\d)0+(?=\d)")  # spaces and leading zeros
+_INSIGNIFICANT = re.compile(r"\s+|(?<!\d)[-_]+|[-_]+(?!\d)|(?<!\d)0+(?=\d)")  # spaces, hyphens and leading zeros
 
 
 def check_cohort_exists(path: str | os.PathLike[str]) -> None:
@@ -65,7 +73,8 @@ def read_cohort(
         patient of its own.
 
     Raises:
-        CohortError: there are no usable cases, or duplicates, or a patient is in two splits.
+        CohortError: there are no usable cases, or duplicates, or a patient is in two splits; or a folder has several
+            sequences of patients that are not known.
         ConfigError: ``patient_pattern`` is not a regular expression, or ``columns`` has an unknown key.
 
     Example:
@@ -90,7 +99,9 @@ def read_cohort(
         content = search_folder(path)
         for line in content.left_out():
             logger.warning("%s: %s", path.name, line)
-        return cases_in_folder(path, content, pattern)
+        cases = cases_in_folder(path, content, pattern)
+        check_sequences(cases, path)
+        return cases
     if is_table := suffix in (".csv", ".tsv", ".json", *_EXCEL):
         read = _read_datalist if suffix == ".json" else _read_table
         rows = read(path, names, tuple(image_keys), set(columns or {}))
@@ -109,6 +120,18 @@ def read_cohort(
 _EXCEL = (".xlsx", ".xls", ".xlsm", ".ods")
 
 
+ID_COLUMNS = (
+    "file", "filename", "file_name", "image", "path", "scan_id", "image_id", "case_id", "case", "id", "participant_id",
+    "subject", "subject_id", "subjectid", "mrid", "mri_id", "ixi_id", "patient_id", "patientid", "patient",
+)  # fmt: skip
+"""Usual names of the column with the ids; capitals do not matter. The one that fits most scans is used."""
+
+PATIENTS = (
+    "patient", "patient_id", "patientid", "patient_key", "participant_id", "participant", "subject_id", "subject",
+)  # fmt: skip
+"""Usual names of the column with the patients."""
+
+
 def column_names(path: Path) -> list[str]:
     """The column names of a CSV or TSV, or the keys of a datalist's entries."""
     if path.suffix.lower() != ".json":
@@ -117,8 +140,11 @@ def column_names(path: Path) -> list[str]:
     return list(dict.fromkeys(key for entry in entries for key in entry))
 
 
-def read_columns(path: Path, *, may_be_empty: bool = False) -> dict[str, list[str]]:
-    """The cells of a CSV (comma or semicolon) or TSV, as text without surrounding spaces, by column."""
+def read_columns(path: Path, names: Collection[str] = (), *, may_be_empty: bool = False) -> dict[str, list[str]]:
+    """The cells of a CSV (comma or semicolon) or TSV, as text without surrounding spaces, by column.
+
+    In a table with semicolons, ``1,5`` becomes ``1.5`` unless its column is among ``names`` or has a usual name of one.
+    """
     if path.suffix.lower() in _EXCEL and path.is_file():
         raise CohortError(f"{path.name}: Excel files are not read; save it as CSV, and give that file")
     if not path.is_file() or path.suffix.lower() not in (".csv", ".tsv", ".txt"):
@@ -138,10 +164,13 @@ def read_columns(path: Path, *, may_be_empty: bool = False) -> dict[str, list[st
         raise CohortError(f"{path.name}: the table has no rows; it needs a header, and one row per scan or patient")
     (_, header), *rows = lines
     _check_cells(path, header, rows)
-    if delimiter == ";":  # written by a program in whose language 1,5 is a number
-        rows = [(n, [re.sub(rf"^{_DECIMAL_COMMA.pattern}$", r"\1.\2", cell) for cell in row]) for n, row in rows]
     # The first column may have no name: pandas writes the numbers of the rows so.
-    return {name: [row[i] if i < len(row) else "" for _, row in rows] for i, name in enumerate(header) if name}
+    columns = {name: [row[i] if i < len(row) else "" for _, row in rows] for i, name in enumerate(header) if name}
+    if delimiter == ";":  # written by a program in whose language 1,5 is a number
+        for name in columns.keys() - {*names}:
+            if name.lower().replace(" ", "_") not in (*ID_COLUMNS, *PATIENTS):
+                columns[name] = [_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in columns[name]]
+    return columns
 
 
 def _check_cells(path: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> None:
@@ -170,7 +199,7 @@ def _delimiter(path: Path, first_line: str) -> str:
 
 def _read_table(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...], explicit: set[str]) -> list[Case]:
     """The rows of a CSV or TSV; ``explicit`` are the roles whose columns must exist, besides the images."""
-    cells = read_columns(path)
+    cells = read_columns(path, names.values())
     for role, name in names.items():
         if name not in cells and (role in image_keys or role in explicit):
             raise _missing_column(path, role, name, cells, is_image=role in image_keys)
@@ -293,6 +322,16 @@ def cases_in_folder(folder: Path, content: FolderContent, pattern: re.Pattern[st
     return _to_cases(folder.name, content.scans, folder, pattern)
 
 
+def check_sequences(cases: Sequence[Case], folder: Path) -> None:
+    """Refuse a folder whose scans are by their names sequences of patients that are not known: splits divide them."""
+    unknown = [name_within(case.first_file, folder) for case in cases if case.has_own_patient]
+    if found := find_sequences(unknown):
+        raise CohortError(
+            f"{folder.name}: {shortened(' and '.join(found[:2]), 60)} may be sequences of one patient; run "
+            "monai-diffae list-scans FOLDER scans.csv --patient-pattern '([^/]+)[-_/][^-_/]+$', and give scans.csv"
+        )
+
+
 def compiled(pattern: str | None) -> re.Pattern[str] | None:
     """Compile ``patient_pattern``."""
     try:
@@ -332,8 +371,8 @@ def _patient(row: Case, relative: str, pattern: re.Pattern[str] | None) -> str |
 
 
 def unified_patients(patients: Sequence[str | None]) -> list[str | None]:
-    """Patients without spaces around them; ``1.0`` is the patient ``1`` if there is one."""
-    names = [None if patient is None else patient.strip() for patient in patients]
+    """Patients without spaces around them, one for all spellings of Unicode; ``1.0`` is ``1`` if there is one."""
+    names = [None if patient is None else unicodedata.normalize("NFKC", patient).strip() for patient in patients]
     known = {name for name in names if name is not None}
     decimals = {name for name in known if "." in name}
     if not all(map(_WHOLE.fullmatch, decimals)):  # 1.0 beside 1.2 is a name
@@ -374,12 +413,13 @@ def _warn_of_patients(source: str, rows: Sequence[Case], cases: Sequence[Case]) 
     splits: dict[str, dict[str, str | None]] = {}
     for case in cases:
         if not case.has_own_patient:
-            splits.setdefault(_INSIGNIFICANT.sub("", case.patient).casefold(), {})[case.patient] = case.split
+            plain = _INSIGNIFICANT.sub("", case.patient.replace("_", "-")).casefold()
+            splits.setdefault(plain, {})[case.patient] = case.split
     similar = [by_name for by_name in splits.values() if len(by_name) > 1]
     divided = [by_name for by_name in similar if len(set(by_name.values())) > 1 or None in by_name.values()]
     if divided:
         logger.warning(
-            "%s: %d patients have names that differ from another's in capitals, spaces or leading zeros only, and may "
-            "be in different splits; if they are the same person, write the name in one way", source,
+            "%s: %d patients have names that differ from another's in capitals, spaces, hyphens or leading zeros only, "
+            "and may be in different splits; if they are the same person, write the name in one way", source,
             sum(map(len, divided)),
         )  # fmt: skip

@@ -24,7 +24,13 @@ logger = logging.getLogger(__name__)
 MAP_COLUMNS = ("x", "y", "thumbnail")
 """Where a case lies on a map, and its picture as PNG; a table has all three or none."""
 
-_FIGURES = ("z_sem_usage", "patient_key", "preprocessing", "split_origin")  # of the record beside a CSV
+_FIGURES = (
+    "z_sem_usage",
+    "patient_key",
+    "preprocessing",
+    "split_origin",
+    "knows_patients",
+)  # of the record beside a CSV
 _MOST_SAMPLED = 100
 COMMON_SCALE = ("pca", "words", "planar")
 """Encoders whose columns are principal components."""
@@ -53,6 +59,8 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
     is_csv = path.suffix.lower() == ".csv"
     try:
         table = _read_csv(path) if is_csv else pd.read_parquet(path).reset_index(drop=True)
+        metadata = read_metadata(path)
+        table.attrs = {"monai_diffae": metadata} if metadata else {}  # a table without a record is valid, too
     except Exception as error:
         kind = "CSV" if is_csv else "Parquet"
         raise CohortError(f"{path.name}: is not a {kind} table; make it with monai-diffae embed") from error
@@ -96,22 +104,23 @@ def _read_csv(path: Path) -> pd.DataFrame:
     columns = {name: [cell.strip() for cell in table[name]] for name in labels}
     for name, values in as_labels(columns).items():  # as in a cohort, where 001 and 01 are two classes
         table[name] = pd.Series(values, dtype=object).infer_objects()
-    if metadata := read_metadata(path):  # a table without a record is valid, too
-        table.attrs["monai_diffae"] = metadata
     return table
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what a table was made with, without its rows: its own metadata (Parquet), or the record beside it (CSV)."""
-    path = Path(path)
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # another tool may have written the table
+    path, metadata = Path(path), {}
+    # another tool may have written the table
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         if path.suffix.lower() != ".csv":
             attributes = json.loads((read_schema(path).metadata or {})[b"PANDAS_ATTRS"])
-            return dict(attributes["monai_diffae"])
-        content = json.loads(path.with_suffix(".json").read_text())
-        if content["complete"]:
+            metadata = dict(attributes["monai_diffae"])
+        elif (content := json.loads(path.with_suffix(".json").read_text()))["complete"]:
             figures = {name: content["figures"][name] for name in _FIGURES if name in content["figures"]}
-            return {"made_from": dict(content["made_from"]), **figures}
+            metadata = {"made_from": content["made_from"], **figures}
+        dict(metadata.get("made_from", {}).get("overrides") or {})  # they have their types, or no record is read
+        float(metadata.get("z_sem_usage") or 0)
+        return metadata
     return {}
 
 
@@ -212,6 +221,8 @@ def matrix(table: pd.DataFrame, features: Features) -> NDArray[np.float32]:
     columns, prefix = (z_columns(table), "z") if features == "z" else (wide_columns(table), "w")
     if not columns:
         raise CohortError(f"features: the table has no columns {prefix}_000, ...; embed again with features {features}")
+    if [int(name[2:]) for name in columns] != [*range(len(columns))]:
+        raise CohortError(f"of the columns {prefix}_000, ... one is missing, or they have another order; embed again")
     try:
         values = table[columns].to_numpy(np.float32)
     except (TypeError, ValueError):
@@ -227,6 +238,11 @@ def patients_of(table: pd.DataFrame) -> NDArray[np.str_]:
     names = table["patient"] if "patient" in table else [None] * len(cases)
     pairs = zip(names, cases, strict=True)
     return np.array([case if pd.isna(name) or name == "" else str(name) for name, case in pairs], np.str_)
+
+
+def knows_patients(table: pd.DataFrame) -> bool:
+    """Whether the patients of nearly all cases are known, as far as is recorded."""
+    return "patient" in table and bool(table.attrs.get("monai_diffae", {}).get("knows_patients", True))
 
 
 def splits_of(table: pd.DataFrame) -> NDArray[np.str_]:

@@ -91,7 +91,7 @@ def voxel_files(path: str | os.PathLike[str]) -> Iterator[str]:
     path = os.fspath(path)
     if (voxels := voxel_file(path)) != path:
         yield voxels
-    if path.lower().endswith((".mhd", ".mha", ".nrrd")):
+    if path.lower().endswith((".mhd", ".mha", ".nrrd")) and os.path.isfile(path):  # noqa: PTH113 - see below
         header = b""
         with contextlib.suppress(OSError, ValueError), open(path, "rb") as stream:
             header = stream.read(_LONGEST_HEADER)
@@ -164,7 +164,7 @@ def _files(item: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _file_hash(file: Path) -> str:
     try:
-        return file_checksum(file)
+        return file_checksum(file) if file.is_file() else ""
     except (OSError, ValueError):  # no file has a name with a null character
         return ""
 

@@ -103,6 +103,31 @@ def _warn(error: OSError) -> None:
     logger.warning("%s: this folder is skipped (%s)", Path(error.filename or "").name, error.strerror)
 
 
+# -- sequences ---------------------------------------------------------------------------------------------------------
+
+MODALITIES = (
+    "t1", "t1w", "t1n", "t1c", "t1ce", "t1gd", "t2", "t2w", "t2f", "flair", "pd", "pdw", "dwi", "adc", "swi", "asl",
+    "bold", "mr", "mri", "mra", "ct", "cta", "pet", "us", "dx", "cr", "mg", "axial", "coronal", "sagittal",
+)  # fmt: skip
+"""Words for sequences, modalities and planes."""
+
+_SEQUENCE = re.compile(rf"(.+)(?:[-_]\d{{4}}|[-_/](?:{'|'.join(MODALITIES)}))", re.IGNORECASE)
+
+
+def find_sequences(names: Sequence[str]) -> list[str]:
+    """The sequences of one patient if scans are named as in nnU-Net (``_0000``) or BraTS (``-t1c``); else none."""
+    stems: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if match := _SEQUENCE.fullmatch(name):
+            stems[match[1]].append(PurePath(name).name)
+    several = {stem: group for stem, group in stems.items() if len(group) > 1}
+    numbers = {name[-4:] for group in several.values() for name in group if name[-4:].isdecimal()}
+    # nnU-Net's channels begin at 0000; classes have many numbers and few names, as benign_0000 and malignant_0000
+    are_patients = len(several) > len(numbers) or all(re.search(r"\d", stem) for stem in several)
+    are_many = len(several) > 1 and 2 * sum(map(len, several.values())) > len(names)
+    return next(iter(several.values())) if are_patients and are_many and max(numbers, default="") < "0012" else []
+
+
 # -- label maps --------------------------------------------------------------------------------------------------------
 
 _WORDS = "dseg|probseg|seg|segmentation|segmentations|mask|masks|label|labels|labelmap|gt|groundtruth"

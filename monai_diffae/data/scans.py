@@ -17,7 +17,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.data.formats import dicom, itk, nifti, pictures
-from monai_diffae.data.formats.scan import Doubt, Header, Scan, as_float32, check_affine, check_budget, warn_once
+from monai_diffae.data.formats.scan import (
+    Doubt,
+    Header,
+    Scan,
+    as_float32,
+    check_affine,
+    check_budget,
+    check_regular,
+    warn_once,
+)
 from monai_diffae.data.scan_writing import write_scan
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, problem
 from monai_diffae.policies import Colour, Doubtful, Uneven, check_choice
@@ -177,6 +186,7 @@ def _format(path: str | os.PathLike[str]) -> Any:
         return dicom
     if uid is not None or not path.exists():
         raise problem(folder, "there is no such file", "check the path")
+    check_regular(path)
     with open(path, "rb") as stream:  # without permission it raises here; libraries would call the file damaged
         if not stream.read(1):
             raise problem(path, "the file is empty", "copy it again")

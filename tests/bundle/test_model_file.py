@@ -120,6 +120,7 @@ HOSTILE = {
         {"inferer": {**NOTHING, "a": "@##recipe#a"}, "recipe": {"a": MKDIR}}, {"frozen": [[1], 2]}, {"figures": 1},
         {"first_stage": "@recipe#a", "recipe": {"a": MKDIR}}, {"first_stage": {**NOTHING, "a": "@first_stage"}},
     ))},
+    "too large": ("image_size is [100000, 100000]; it must be", {"image_size": [100_000, 100_000]}),
 }  # fmt: skip
 
 

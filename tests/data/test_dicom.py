@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from dicom_files import AXIAL, OBLIQUE, make_plane, misplaced, positions, save_enhanced, save_planes, save_series
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation
+from pydicom.uid import DigitalXRayImageStorageForPresentation, RLELossless
 from scan_files import refusal
 
 from monai_diffae.data.formats.dicom import read_patient
@@ -118,6 +118,13 @@ def test_encodings(tmp_path):
     dataset.PixelData = np.arange(140, dtype=">i4").tobytes()
     dataset.save_as(tmp_path / "a.dcm")
     np.testing.assert_array_equal(read_scan(tmp_path / "a.dcm").array.ravel(), np.arange(140))  # GDCM would not
+    rgb = np.random.default_rng(0).integers(0, 65536, (14, 10, 3), np.uint16)
+    colours = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+    dataset = make_plane(positions()[0], stored=rgb[..., 0], PixelRepresentation=0, **colours)
+    dataset.PixelData = rgb.tobytes()
+    dataset.compress(RLELossless)
+    dataset.save_as(tmp_path / "b.dcm")
+    np.testing.assert_array_equal(read_scan(tmp_path / "b.dcm").array, rgb.transpose(2, 0, 1))  # nor this
 
 
 def test_bits_above_the_stored_ones_are_no_values(tmp_path):

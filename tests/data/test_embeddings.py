@@ -60,6 +60,14 @@ def test_what_is_no_table_of_embeddings_is_refused_by_its_name(table, tmp_path):
     table.assign(z_001=np.nan).to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(CohortError, match=r"^mine\.csv: .*have values that are not finite numbers; embed again"):
         read_embeddings(tmp_path / "mine.csv")
+    for other in (table.drop(columns="z_001"), table[["id", "z_001", "z_000", "z_002"]]):
+        other.to_parquet(tmp_path / "lost.parquet")
+        with pytest.raises(CohortError, match="one is missing, or they have another order"):
+            read_embeddings(tmp_path / "lost.parquet")
+    for record in ([1], "x", {"made_from": [1]}, {"made_from": {"overrides": 3}}, {"z_sem_usage": "x"}):
+        table.attrs = {"monai_diffae": record}
+        table.to_parquet(tmp_path / "odd.parquet")
+        assert read_embeddings(tmp_path / "odd.parquet").attrs == {}
     for name, content, message in (
         ("e.csv", b"\xff\xfe\x00", "not a CSV"),
         ("e.parquet", b"id", "not a Parquet"),

@@ -1,6 +1,7 @@
 """Listings: ids, labels from folders, tables and BIDS, the rows of scans, and the table that is written."""
 
 import csv
+import re
 
 import pytest
 from dicom_files import save_series
@@ -58,6 +59,45 @@ def test_scans_with_one_row_or_patient_are_one_patient(scans, tmp_path):
         list_cases(folder, Sources(table=table), {"patient": "x"})
     with pytest.raises(ConfigError, match="columns: there is no table whose columns it could name; omit columns"):
         list_cases(folder, Sources(), {"patient": "x"})
+
+
+@pytest.mark.parametrize(
+    ("stems", "ends"),
+    [
+        (("CASE_001", "CASE_002", "CASE_003"), ("_0000", "_0001", "_0002")),  # nnU-Net
+        (("la", "lb", "lc"), ("_0000", "_0001")),
+        (("B-GLI-00000-000/B-GLI-00000-000", "B-GLI-00002-000/B-GLI-00002-000"), ("-t1c", "-t1n", "-t2f")),  # BraTS
+        (("BraTS20_001", "BraTS20_002"), ("_t1ce", "_flair")),
+        (("patient01", "patient02"), ("/FLAIR", "/T1")),
+    ],
+)
+def test_sequences_are_refused_unless_their_patients_are_known(scans, tmp_path, stems, ends):
+    folder = scans(*(f"{stem}{end}.nii.gz" for stem in stems for end in ends))
+    for read in (list_cases, read_cohort):
+        with pytest.raises(CohortError, match="may be sequences of one patient") as caught:
+            read(folder)
+    pattern = re.search("'(.*)'", str(caught.value))[1]
+    assert len(str(caught.value)) <= 250
+    assert len({case.patient for case in read_cohort(folder, patient_pattern=pattern)}) == len(stems)
+    assert list_cases(folder, Sources(patient_pattern=pattern)).num_patients == len(stems)
+    (tmp_path / "labels.csv").write_text("id,age\n" + "".join(f"{stem.split('/')[0]},1\n" for stem in stems))
+    assert list_cases(folder, Sources(table=tmp_path / "labels.csv")).num_patients == len(stems)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"scan_{n:04d}" for n in range(100)],
+        [f"{kind}_{n:04d}" for kind in ("benign", "malignant") for n in range(4)],
+        [f"grade{kind}_{n:04d}" for kind in range(5) for n in range(20)],
+        [f"p{n}_0000" for n in range(9)],
+        [f"IM-{n:04d}-0001" for n in range(9)] + [f"IM-{n}-0001-000{k}" for n in (91, 92) for k in (1, 2)],
+        [f"p{n}_{'ct' if n % 2 else 'mr'}" for n in range(9)],
+        ["sub-1_T1w", "sub-1_T2w", "sub-2_T1w", "sub-2_T2w"],
+    ],
+)
+def test_counters_and_single_sequences_are_no_sequences_of_one_patient(scans, names):
+    assert len(read_cohort(scans(*(f"{name}.nii.gz" for name in names)))) == len(names)
 
 
 def test_a_class_folder_is_not_the_id_of_a_row(scans):

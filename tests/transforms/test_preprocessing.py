@@ -9,10 +9,11 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Spacingd
+from scan_files import grown_mb
 
 from monai_diffae.data.scans import read_scan, slice_volume, write_scan
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.transforms import ReadScand, SmoothForSpacingd, ToModelRanged, reading
+from monai_diffae.transforms import ReadScand, SmoothForSpacingd, ToModelRanged, ToSpacingd, reading
 
 
 def volume(path, shape=(4, 5, 6), seed=0, spacing=2.0):
@@ -151,3 +152,16 @@ def test_a_spacing_that_leaves_less_than_two_voxels_is_named():
 def test_a_wrong_spacing_does_not_ask_for_all_memory():
     with pytest.raises(ScanError, match=r"at spacing_mm 1 x 1 x 1, .* 15.3 GiB, and the limit is 2 GiB; correct"):
         SmoothForSpacingd("image", [1, 1, 1])(scan((16, 16, 16), (1e6, 1.0, 1.0)))
+    long = scan((16, 16, 16), (2e3, 1.0, 1.0))  # 29 MB, and 420 MB for the grid of all voxels
+    assert grown_mb(lambda: ToSpacingd("image", [1, 1, 1], slab=1 << 17)(long)) < 80
+
+
+def test_volumes_are_resampled_in_slabs_as_in_one_go_and_back():
+    item = scan((9, 12, 10), (1.0, 2.5, 1.2))
+    whole, slabs = (ToSpacingd("image", [0.9, 1, 1], slab=size) for size in (1 << 23, 300))
+    one, other = whole(item)["image"], slabs(item)["image"]
+    assert one.shape == other.shape == (1, 10, 28, 12)
+    torch.testing.assert_close(one.as_tensor(), other.as_tensor(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(one.affine, other.affine)
+    back = [spacing.inverse({"image": each})["image"] for spacing, each in ((whole, one), (slabs, other))]
+    torch.testing.assert_close(back[0].as_tensor(), back[1].as_tensor(), rtol=0, atol=1e-5)

@@ -22,7 +22,7 @@ from monai_diffae.bundle.config import preprocessing_config
 from monai_diffae.bundle.description import versions
 from monai_diffae.bundle.layout import model_file
 from monai_diffae.data.atomic import PartStore, remove_abandoned, write_atomic
-from monai_diffae.data.cases import folder_key
+from monai_diffae.data.cases import NEARLY_ALL, folder_key, share_known
 from monai_diffae.data.fingerprints import json_digest, scan_states
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import cohort_split, pd, provenance, representation, sessions
@@ -228,7 +228,7 @@ def embed(
         tables = [with_map_columns(tables[0], cases, session.trained, workers, common_scale=encoder in COMMON_SCALE)]
     described = {
         "preprocessing": preprocessing_config(session.trained.config), "z_sem_usage": usage,
-        "patient_key": patient_key.name,
+        "patient_key": patient_key.name, "knows_patients": share_known(cases) >= NEARLY_ALL,
     }  # fmt: skip
     if encoder == "trained":
         described["split_origin"] = session.split_origin

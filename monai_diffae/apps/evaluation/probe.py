@@ -162,6 +162,7 @@ def probe(
     if probing.regularisation is not None and len(is_class) > 1:
         raise ConfigError("regularisation: is C for classes and alpha for numbers; set targets to labels of one kind")
     alike = TableTwins.find(table, names, probing.splits)
+    knows = {"knows_patients": tables.knows_patients(table)}
     alike = alike.grouped() if group_duplicates else alike
     table, settings = alike.table, alike.settings(settings)
     given = [baselines.feature_set(name, values, table, names) for name, values in comparison.baselines.items()]
@@ -172,7 +173,8 @@ def probe(
         feature_sets, num_failed = baselines.compared_features(comparison, table, given, session, folder)
         origin, targets = tables.split_origin(table), track(names, "probing")
         probes, omitted = evaluate_probes(table, targets, feature_sets, settings, split_origin=origin)
-        return probes, {"rows": [each.row for each in probes], "omitted_targets": omitted, "num_failed": num_failed}
+        rows = [each.row | knows for each in probes]
+        return probes, {"rows": rows, "omitted_targets": omitted, "num_failed": num_failed}
 
     if out is None:
         return _result(evaluated(None)[1], alike, None, False)
@@ -207,6 +209,8 @@ def _target_columns(table: pd.DataFrame, targets: Sequence[str], nuisance: str |
     known = tables.check_labels(table, {"nuisance": [nuisance] if nuisance else [], "targets": targets})
     reasons = {} if targets else {label: labels.reason_against(table[label].tolist(), label) for label in known}
     names = list(dict.fromkeys(targets)) or [label for label, reason in reasons.items() if reason is None]
+    if why := ", ".join(f"{label} {reason}" for label, reason in reasons.items() if reason):
+        logger.info("labels that are not predicted, unless targets names them: %s", shortened(why, 200))
     names = [label for label in names if label != nuisance]
     if not names:
         why = ", ".join(f"{label} {reason}" for label, reason in reasons.items())
@@ -270,8 +274,8 @@ def _score_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         how = f"fitted to {first['num_train']} others, by the split"
         if first["evaluation"] == "cv":
             how = f"fitted to {first['num_train']} others per fold ({first['num_folds']}-fold nested cross-validation)"
-        cases, patients = counted(first["num_test"], "case"), counted(first["num_patients"], "patient")
-        lines.append(f"{target} ({first['kind']}): evaluated on {cases} of {patients}, {how}")
+        patients = f" of {counted(first['num_patients'], 'patient')}" if first["knows_patients"] else ""
+        lines.append(f"{target} ({first['kind']}): evaluated on {counted(first['num_test'], 'case')}{patients}, {how}")
         lines += table_lines(_table(own, has_baseline))
     return [*lines, "in brackets: number of features, and 95% intervals over patients"]
 

@@ -23,7 +23,7 @@ from monai_diffae.apps.pages.scores import calibration_charts, probe_rows, quali
 from monai_diffae.apps.result import read_record, record_of
 from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import read_description
-from monai_diffae.data.embeddings import label_columns, split_origin
+from monai_diffae.data.embeddings import knows_patients, label_columns, split_origin
 from monai_diffae.errors import counted
 from monai_diffae.latents import Direction
 from monai_diffae.latents.representation import LEAST_USAGE
@@ -259,7 +259,7 @@ def _cohort_rows(cases: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for name in [each for each in ("train", "val", "test", "all") if each in set(splits)]:
         part = cases[splits == name]
-        patients = {"patients": f"{part['patient'].nunique():,}"} if "patient" in part else {}
+        patients = {"patients": f"{part['patient'].nunique():,}"} if knows_patients(cases) else {}
         row = {"split": name, "cases": f"{len(part):,}", **patients}
         rows.append({**row, **{label: _distribution(part[label]) for label in labels}})
     return rows
@@ -587,7 +587,7 @@ def _tiles(model: ReportData) -> dict[str, tuple[str, str]]:
     if summary.get("z_sem_usage") is not None:
         tiles["use of z_sem"] = (number(summary["z_sem_usage"]), "1: the decoder ignores it")
     if model.result("embeddings") is not None:
-        patients = f"{model.table['patient'].nunique():,} patients" if "patient" in model.table else ""
+        patients = f"{model.table['patient'].nunique():,} patients" if knows_patients(model.table) else ""
         tiles["cases"] = (f"{len(model.table):,}", patients)
     if model.result("reconstructions") is not None:
         means = model.result("reconstructions").means

@@ -67,8 +67,8 @@ def list_scans(
     Raises:
         ConfigError: ``out`` exists with other content or is not a ``.csv`` or ``.tsv``, or ``group_duplicates`` is
             given together with ``skip_twins``.
-        CohortError: there are no scans, the table does not fit them, or twins that are to be one patient are in
-            different splits.
+        CohortError: there are no scans, the table does not fit them, the folder has several sequences of patients that
+            are not known, or twins that are to be one patient are in different splits.
         MachineError: the table cannot be written.
     """
     if group_duplicates and skip_twins:

@@ -41,9 +41,10 @@ def verify(
 
     Every scan is read completely: it must be whole, finite, not constant, and of the kind of the others. Scans that can
     be read, but may not be what was measured, are doubtful: without orientation, with uneven, tilted or missing slices,
-    with unusual geometry, or in colour among grey scans. All scans of a patient or a file that is in two splits are
-    listed as failed. Twins (scans that are identical or nearly so) are listed, and those in different splits count as a
-    problem. Otherwise, a model would be tested on what it was trained on.
+    with unusual geometry, in colour among grey scans, or with a formula for spreadsheets in their row. All scans of a
+    patient or a file that is in two splits are listed as failed. Twins (scans that are identical or nearly so) are
+    listed, and those in different splits count as a problem. Otherwise, a model would be tested on what it was trained
+    on.
 
     With ``out``, ``verify.csv`` has one row per case: verdict, reason, remedy, geometry, intensities, twins and the
     SHA-256 of its files. ``overview.png`` shows this as a picture, without names. ``readings/`` keeps what was read

@@ -7,6 +7,7 @@ tags stay in the files: only the modality and a hash of the PatientID are read.
 import functools
 import hashlib
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def is_dicom(path: Path) -> bool:
     if path.name == "DICOMDIR" or not is_plain:
         return False
     try:
+        if not path.is_file():
+            return False
         with open(path, "rb") as stream:
             return stream.read(132)[128:] == b"DICM"
     except OSError:
@@ -53,7 +56,8 @@ def is_dicom(path: Path) -> bool:
 
 def hash_patient(patient_id: str) -> str:
     """Hash a PatientID to 12 hexadecimal digits, which are equal for equal ids."""
-    return hashlib.sha256(f"monai_diffae:patient:{patient_id.strip()}".encode()).hexdigest()[:12]
+    plain = unicodedata.normalize("NFKC", patient_id).strip()
+    return hashlib.sha256(f"monai_diffae:patient:{plain}".encode()).hexdigest()[:12]
 
 
 def split_series(path: str | os.PathLike[str]) -> tuple[Path, str | None]:

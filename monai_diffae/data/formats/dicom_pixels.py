@@ -1,4 +1,4 @@
-"""The tags and pixels of one DICOM file, read by pydicom; GDCM (in SimpleITK) decodes compressed and colour images.
+"""The tags and pixels of one DICOM file, read by pydicom; GDCM (in SimpleITK) decodes what it cannot by itself.
 
 GDCM trusts the lengths in a file (one flipped bit made it allocate 23 GB), and takes missing pixels for zeros. It gets
 a copy of the pixels that pydicom has written.
@@ -21,7 +21,7 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from monai_diffae.data.formats import itk
-from monai_diffae.data.formats.scan import as_float32
+from monai_diffae.data.formats.scan import as_float32, check_regular
 from monai_diffae.errors import problem
 
 Mask = NDArray[np.bool_] | None
@@ -49,6 +49,7 @@ def lenient() -> Iterator[None]:
 
 def read_tags(path: Path, keywords: Sequence[str], *, pixels: bool = False) -> Dataset:
     """Read some of a file's tags, and check that it is an image."""
+    check_regular(path)
     try:
         with lenient():
             dataset = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels, specific_tags=[*keywords])
@@ -115,9 +116,10 @@ def _stored_values(path: Path, dataset: Dataset) -> NDArray[np.integer]:
         # chroma-subsampled colour takes two thirds of the bytes
         if len(data) < (expected * 2 // 3 if "422" in dataset.PhotometricInterpretation else expected):
             raise problem(path, f"its pixel data end early ({len(data)} of {expected} bytes)", "copy it again")
-        if is_grey(dataset) or dataset.PhotometricInterpretation == "RGB":
-            dataset.file_meta.TransferSyntaxUID = uid.UID(syntax)
-            return _low_bits(path, dataset.pixel_array, dataset).reshape(frames, dataset.Rows, dataset.Columns, -1)
+    # GDCM takes the bytes of RLE colours of 16 bits for each other's
+    if syntax in (*_NATIVE, uid.RLELossless) and (is_grey(dataset) or dataset.PhotometricInterpretation == "RGB"):
+        dataset.file_meta.TransferSyntaxUID = syntax
+        return _low_bits(path, dataset.pixel_array, dataset).reshape(frames, dataset.Rows, dataset.Columns, -1)
     if syntax == uid.ExplicitVRBigEndian:
         raise problem(path, "colours in a big-endian file cannot be decoded", "export it as little endian")
     pixels = sitk.GetArrayFromImage(_decode_with_gdcm(path, dataset, syntax))

@@ -125,6 +125,12 @@ def as_float32(
     return rounded
 
 
+def check_regular(path: Path) -> None:
+    """Raise an error if a path is a pipe, a device or a link to one, at which reading waits or never ends."""
+    if path.exists() and not path.is_file():
+        raise problem(path, "it is no regular file, but a pipe, device or folder", "leave it out")
+
+
 def check_packed(path: str | os.PathLike[str], needed: int, stored: int) -> None:
     """Raise an error if a compressed file is too small for what its header declares, before memory is allocated."""
     if needed > _MOST_PACKED * stored:

@@ -6,15 +6,34 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from monai_diffae.data.atomic import write_atomic
-from monai_diffae.data.cases import MISSING_WORDS, SPLITS, Case, Label, as_labels, check_splits, label_names
-from monai_diffae.data.cohorts import cases_in_folder, compiled, read_cohort, read_columns, standard_split
-from monai_diffae.data.folders import BIDS_SUBJECT, name_within, search_folder, short_names
+from monai_diffae.data.cases import (
+    MISSING_WORDS,
+    NEARLY_ALL,
+    SPLITS,
+    Case,
+    Label,
+    as_labels,
+    check_splits,
+    label_names,
+    share_known,
+)
+from monai_diffae.data.cohorts import (
+    ID_COLUMNS,
+    PATIENTS,
+    cases_in_folder,
+    check_sequences,
+    compiled,
+    read_cohort,
+    read_columns,
+    standard_split,
+)
+from monai_diffae.data.folders import BIDS_SUBJECT, MODALITIES, name_within, search_folder, short_names
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.scans import may_be_dicom, scan_suffix
 from monai_diffae.errors import CohortError, ConfigError, OtherResultsError, counted, quoted
@@ -22,10 +41,6 @@ from monai_diffae.lazy import pd
 
 _MAX_CLASSES = 12  # most values of a label that are listed
 
-_MODALITIES = (
-    "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "pd", "pdw", "dwi", "adc", "swi", "asl", "bold",
-    "mr", "mri", "mra", "ct", "cta", "pet", "us", "dx", "cr", "mg", "axial", "coronal", "sagittal",
-)  # fmt: skip
 _CLASS_WORDS = ("class", "grade", "label", "stage", "type", "kl", "birads", "bi-rads", "pirads", "score", "level")
 _NO_CLASSES = re.compile(r"images?(?:Tr|Ts|Val)?$|scans?$|dicom", re.IGNORECASE)
 _MOST_CLASS_FOLDERS = 50
@@ -88,10 +103,11 @@ class Listing:
         """What was found, line by line."""
         formats = ", ".join(f"{count} {name}" for name, count in self.formats.most_common())
         yield f"{self.name}: {counted(len(self.cases), 'scan')} ({formats})"
-        if all(case.has_own_patient for case in self.cases):
-            yield "patients: not known, so each scan counts as a patient (--patient-pattern finds them in the paths)"
-        else:
+        if (share := share_known(self.cases)) >= NEARLY_ALL:
             yield f"patients: {self.num_patients}"
+        else:
+            known = "known of some scans only, so each other" if share else "not known, so each"
+            yield f"patients: {known} scan counts as a patient (--patient-pattern finds them in the paths)"
         yield from self.notes
         if set(self.splits) != {None}:
             yield f"column split: {_counts({name or 'none': count for name, count in self.splits.items()})}"
@@ -123,6 +139,8 @@ def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str,
         raise ConfigError(f"{unused}: there is no table whose columns it could name; omit {unused}, or set table")
     name = cohort.name or cohort.resolve().name
     check_splits(cases, name)
+    if is_folder:
+        check_sequences(cases, root)
     return Listing(name, _with_bids_details(cases, root), notes)
 
 
@@ -209,7 +227,7 @@ def _are_classes(names: Sequence[str | None]) -> bool:
     return (
         2 <= len(folders) <= min(_MOST_CLASS_FOLDERS, len(names) // 2)
         and not any(_NO_CLASSES.match(folder) for folder in folders)
-        and not all(re.split(r"[-_ ]", folder.lower())[0] in _MODALITIES for folder in folders)
+        and not all(re.split(r"[-_ ]", folder.lower())[0] in MODALITIES for folder in folders)
         and not _are_numbered(folders)
     )
 
@@ -262,7 +280,7 @@ def _with_table(
     cases: list[Case], root: Path, table: Path, sources: Sources, names: dict[str, str]
 ) -> tuple[list[Case], list[str]]:
     """The cases with the cells of a table, and lines that say how they were joined."""
-    join = join_table(cases, root, table, sources.id_column or names.pop("id", None))
+    join = join_table(cases, root, table, sources.id_column or names.pop("id", None), names.values())
     notes = list(join.notes(cases))
     join, lines = with_roles(join, names)
     is_double = sources.label in join.columns and any(sources.label in case.labels for case in cases)
@@ -295,15 +313,6 @@ def _counts(counts: Mapping[Any, int]) -> str:
 # -- rows of a table ---------------------------------------------------------------------------------------------------
 
 
-ID_COLUMNS = (
-    "file", "filename", "file_name", "image", "path", "scan_id", "image_id", "case_id", "case", "id", "participant_id",
-    "subject", "subject_id", "subjectid", "mrid", "mri_id", "ixi_id", "patient_id", "patientid", "patient",
-)  # fmt: skip
-"""Usual names of the column with the ids; capitals do not matter. The one that fits most scans is used."""
-
-_PATIENTS = (
-    "patient", "patient_id", "patientid", "patient_key", "participant_id", "participant", "subject_id", "subject",
-)  # fmt: skip
 _SESSIONS = ("session_id", "session", "ses")
 _MAX_EXAMPLES = 3
 
@@ -339,16 +348,21 @@ class Join:
             yield f"{len(without_scan)} rows have no scan: {_examples(without_scan)}"
 
 
-def join_table(cases: Sequence[Case], root: Path, table: Path, id_column: str | None = None) -> Join:
-    """Find the row of each case in a table, by the first key of :func:`_keys` that some row has."""
-    columns = read_columns(table)
-    names = [name_within(case.first_file, root) for case in cases]
+def join_table(
+    cases: Sequence[Case], root: Path, table: Path, id_column: str | None = None, names: Collection[str] = ()
+) -> Join:
+    """Find the row of each case in a table, by the first key of :func:`_keys` that some row has.
+
+    ``names`` are other columns that hold no numbers.
+    """
+    columns = read_columns(table, (id_column or "", *names))
+    scans = [name_within(case.first_file, root) for case in cases]
     keys = pd.DataFrame(
-        [(k, rank, _plain(key)) for k, case in enumerate(cases) for rank, key in _keys(case, names[k], root)],
+        [(k, rank, _plain(key)) for k, case in enumerate(cases) for rank, key in _keys(case, scans[k], root)],
         columns=["case", "rank", "key"],
     ).drop_duplicates()
     id_column = _id_column(table.name, columns, id_column, set(keys["key"]))
-    has_sessions = any("session" in bids_details(name) for name in names)
+    has_sessions = any("session" in bids_details(scan) for scan in scans)
     rows = _keyed_rows(table.name, columns, id_column, has_sessions=has_sessions)
     matches = keys.merge(rows, on="key").drop_duplicates(["case", "rank", "row"]).sort_values(["case", "rank", "row"])
     ids = columns[id_column]
@@ -361,7 +375,7 @@ def join_table(cases: Sequence[Case], root: Path, table: Path, id_column: str | 
             f"{table.name}: no id in the column {id_column} (e.g. {quoted(ids[0])}) fits a scan "
             f"(e.g. {quoted(cases[0].id)}); {advice}"
         )
-    _check_folders(table.name, names, matches)
+    _check_folders(table.name, scans, matches)
     best = matches[matches["rank"] == matches.groupby("case")["rank"].transform("min")]
     several = best[best.duplicated("case", keep=False)]
     if len(several):
@@ -450,7 +464,7 @@ def _plain(id: str) -> str:
 def with_roles(join: Join, names: Mapping[str, str]) -> tuple[Join, list[str]]:
     """The join with the columns of patients and splits under their standard names, and a line if one was guessed."""
     lines = []
-    for role, usual in (("patient", _PATIENTS), ("split", ("split",))):
+    for role, usual in (("patient", PATIENTS), ("split", ("split",))):
         guess = next((name for name in join.columns if name.lower() in usual and name != join.id_column), None)
         if guess is None or role in {*names, *join.columns}:
             continue
@@ -494,7 +508,7 @@ def _with_row(
     id = join.columns[join.id_column][row]
     is_patient_id = case.patient == hash_patient(id)  # which stays in the DICOM files
     if patient not in MISSING_WORDS:
-        case = replace(case, patient=patient)
+        case = replace(case, patient=unicodedata.normalize("NFKC", patient))
     if is_patient_id:
         return case
     if not is_shared:

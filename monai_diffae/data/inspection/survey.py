@@ -24,6 +24,7 @@ from monai_diffae.errors import ScanError, counted
 from monai_diffae.lazy import pd, streamed
 from monai_diffae.policies import Colour
 
+_FORMULA = re.compile(r"[=@]|[+-].*[(|!]")
 _PERCENTILES = (0, 1, 50, 99, 100)
 _OUTLIER_RATIO = 2.0  # ratio of a value to the median, or of the median to a value, beyond which a scan is an outlier
 
@@ -380,6 +381,9 @@ def find_leaks(cases: Sequence[Case]) -> dict[str, list[Finding]]:
 
 
 def _findings(reading: Reading) -> Iterator[Finding]:
+    if any(_FORMULA.match(str(text)) for text in (reading.case.id, *reading.case.labels.values())):
+        reason = "a cell of its row is a formula for a spreadsheet"
+        yield Finding(reason, reason, "correct the cell, and do not open tables of others in a spreadsheet")
     if reading.error:
         # the name of the file comes first, and what to do last
         wrong, _, remedy = reading.error.partition(": ")[2].rpartition("; ")

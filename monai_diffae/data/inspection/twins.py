@@ -77,16 +77,19 @@ def find_identical(cases: Sequence[Case], contents: Sequence[str]) -> list[TwinG
 
 def linked_groups(pairs: Sequence[tuple[int, int]], identity: Sequence[Hashable]) -> list[TwinGroup]:
     """The groups into which pairs of positions link N scans; identical scans share a value of ``identity``."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    root = list(range(len(identity)))  # of each position one before it in its group; in the end, the first of the group
 
-    if not pairs:
-        return []
-    ones, (rows, columns) = np.ones(len(pairs)), np.array(pairs).T
-    _, groups = connected_components(coo_array((ones, (rows, columns)), shape=(len(identity),) * 2), directed=False)
+    def first(position: int) -> int:
+        while root[position] != position:
+            root[position] = position = root[root[position]]
+        return position
+
+    for pair in pairs:
+        low, high = sorted(map(first, pair))
+        root[high] = low
     members: dict[int, list[int]] = {}
-    for position, group in enumerate(groups.tolist()):
-        members.setdefault(group, []).append(position)
+    for position in range(len(root)):
+        members.setdefault(first(position), []).append(position)
     return [
         TwinGroup(tuple(positions), len({identity[position] for position in positions}) == 1)
         for positions in members.values()

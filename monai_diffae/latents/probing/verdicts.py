@@ -153,7 +153,8 @@ def _low(row: Row, num_labels: int) -> float:
 
 
 def _patients(row: Row) -> str:
-    return counted(row["num_patients"], "patient" if row["num_folds"] > 1 else "test patient")
+    one = "patient" if row.get("knows_patients", True) else "case"
+    return counted(row["num_patients"], one if row["num_folds"] > 1 else f"test {one}")
 
 
 def _seen(row: Row) -> str:

@@ -67,6 +67,12 @@ def test_if_no_label_is_a_target_by_default_the_error_names_all_and_says_why(tab
         probe(write(labels[["id", "z_000"]]))
 
 
+def test_labels_that_are_no_targets_by_default_are_named(table, write, caplog):
+    caplog.set_level("INFO", "monai_diffae.apps.evaluation.probe")
+    probe(write(table[["id", "z_000", "age"]].assign(report=[f"text {i}" for i in range(200)])), **LINEAR)
+    assert "labels that are not predicted, unless targets names them: report is text with 200 values" in caplog.text
+
+
 def test_without_a_split_or_with_few_test_cases_it_is_cross_validated(table, write, caplog):
     (row,) = probe(write(table.drop(columns="split")), targets=["age"], **LINEAR).rows
     assert (row["evaluation"], row["num_folds"], row["num_test"], row["num_train"]) == ("cv", 5, 200, 160)
@@ -138,8 +144,10 @@ def test_the_order_of_the_rows_and_the_names_of_the_patients_change_nothing(tabl
 
 
 def test_without_patients_each_case_is_one_with_a_warning(table, write, caplog):
-    (row,) = probe(write(table.drop(columns="patient")), targets=["age"], **LINEAR).rows
+    result = probe(write(table.drop(columns="patient")), targets=["age"], **LINEAR)
+    (row,) = result.rows
     assert row["num_patients"] == row["num_test"]
+    assert f"{row['num_test']} test cases" in result.verdicts[0]["sentence"]
     assert "each case counts as a patient of its own" in caplog.text
     table.loc[:9, "patient"] = None
     (row,) = probe(write(table), targets=["age"], evaluation="cv", **LINEAR).rows
@@ -219,7 +227,7 @@ def test_the_score_over_the_regularisation_is_shown_and_the_regularisation_can_b
     curves = pd.read_csv(tmp_path / "cv" / "regularisation.csv")
     for row, (_, curve) in zip(rows, curves.groupby("target"), strict=True):
         assert curve["num_folds_chosen"].sum() == 5
-        assert curve["score"].max() >= row["score"] >= curve["score"].min()
+        assert curve["score"].max() + 1e-9 >= row["score"] >= curve["score"].min()
         assert not row["is_regularisation_fixed"]
     assert Image.open(tmp_path / "cv" / "regularisation.png").width == 360  # 2 panels
     (row,) = probe(write(table), tmp_path / "fixed", targets=["grade"], regularisation=0.0003, **options).rows

@@ -66,7 +66,7 @@ def test_every_step_is_done_and_the_page_begins_with_the_findings(started, page_
     assert page.sections[:3] == ["conflicts", "probes", "edits"]
     assert page.sections[-2:] == ["next", "log"]
     notes = "\n".join(started.lines())
-    assert "patients, it cannot be said whether z_sem predicts label" in notes  # so no scan is edited along it
+    assert "30 cases, it cannot be said whether z_sem predicts label" in notes  # so no scan is edited along it
     assert "1 group of scans that are the same have different labels." in notes
     assert "it cannot be said whether z_sem predicts label" in page.text
     assert "1 pair of twins with different labels" in page.text  # a warning from before the training
@@ -159,6 +159,7 @@ def test_few_volumes_are_trained_as_slices(volumes, tmp_path):
     assert hour.record["bundle"] == "diffae_2d"
     assert hour.record["settings"]["slice_step"] == 1
     assert any("slices" in line for line in hour.summary())
+    assert next(hour.summary()).startswith("3 scans; labels")  # their patients are not known
 
 
 def test_twins_in_the_given_train_and_test_folders_are_no_dead_end(pictures, tmp_path):

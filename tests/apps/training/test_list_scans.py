@@ -76,7 +76,9 @@ def test_twins_become_one_patient(pictures, tmp_path):
     cases = read_cohort(table)
     assert len({case.patient for case in cases}) == 6
     assert len({case.patient for case in cases if case.id in ("1", "copy")}) == 1
-    assert list_scans(table, tmp_path / "again.csv").twins["num_of_different_patients"] == 0
+    again = list_scans(table, tmp_path / "again.csv")
+    assert again.twins["num_of_different_patients"] == 0
+    assert "patients: not known, so each scan counts as a patient" in "\n".join(again.lines())  # twins tell no patient
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from scan_files import save_nifti, values
 
-from monai_diffae import verify
+from monai_diffae import list_scans, verify
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.inspection.survey import read_case
 from monai_diffae.errors import CohortError
@@ -121,6 +122,21 @@ def test_every_patient_and_file_in_two_splits_is_listed(tmp_path, run):
     assert f"failed: {patient}: 5 (c0, c1, c2, ...); put all scans of a patient into one split" in printed
     (folder / "scans.csv").write_text("id,image,patient,split\na,s0.nii.gz,p,train\nb,s1.nii.gz,p,test\n")
     assert verify(folder / "scans.csv", headers=True).verification.count("failed") == 2  # all of them
+
+
+def test_pipes_and_devices_fail_and_formulas_are_doubtful(tmp_path):
+    names = ["p.nii.gz", "p.mhd", "p.dcm", "p", "zero.nii", "s.nii.gz"]
+    for name in names[:4]:
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "zero.nii").symlink_to("/dev/zero")
+    save_nifti(tmp_path / "s.nii.gz", values(8, 8, 8))
+    assert len(list_scans(tmp_path, tmp_path / "all.csv").listing.cases) == 5  # p without a suffix is no scan
+    rows = pd.DataFrame({"image": names, "id": list("abcdef"), "site": ["A", "-", "+ve", "-1", "B", '=HYPERLINK("x")']})
+    rows.to_csv(tmp_path / "scans.csv", index=False)
+    checked = {each.reading.case.id: each for each in verify(tmp_path / "scans.csv").verification.cases}
+    assert [checked[id].status for id in "abcdef"] == ["failed"] * 5 + ["doubtful"]
+    assert {checked[id].findings[0].reason for id in "abcde"} == {"it is no regular file, but a pipe, device or folder"}
+    assert "formula" in checked["f"].findings[0].reason
 
 
 def test_nothing_usable_is_one_line_and_still_a_table(tmp_path):
