@@ -2,7 +2,7 @@
 
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from monai_diffae.bundle.layout import ANOMALY, WIDE, models_folder
 from monai_diffae.bundle.model_file import checksum, read_description, read_model, write_model
 from monai_diffae.data.cases import safe_id
 from monai_diffae.data.cohort_split import slice_indices
-from monai_diffae.data.fingerprints import json_digest
+from monai_diffae.data.fingerprints import digest, json_digest
 from monai_diffae.data.formats.dicom import split_series
 from monai_diffae.data.scans import Scan, scan_suffix
 from monai_diffae.diffusion.steps import StepCallback
@@ -27,6 +27,7 @@ from monai_diffae.errors import ConfigError, OmittableError
 from monai_diffae.inferers import DiffusionAutoencoderInferer, ReconstructionMode, Reconstructor, encode_exactly
 from monai_diffae.inferers.reconstruction import estimate_from_noised, images_at_once
 from monai_diffae.latents.neighbors import p_values
+from monai_diffae.latents.statistics import Floats
 from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
 from monai_diffae.policies import check_choice
 from monai_diffae.transforms import write_native
@@ -39,6 +40,7 @@ CaseImages: TypeAlias = "CaseImage | Mapping[str, CaseImage]"
 Detail = Literal["own", "model"]
 """What an edited image shows beside the edit: the scan's own detail, or what the model decodes."""
 _TENSORS = ("mean_squares", "scores", "scans", "quantiles")
+_KEY_DIGITS = 16
 _ANOMALY_ROOTS = ("network_def", "preprocessing", "diffusion", "model_range", "encoder_key")
 
 
@@ -406,22 +408,29 @@ class AnomalyDetector:
             return write_model(models / ANOMALY, "anomaly", tensors, description)
 
     def __call__(self, case: ModelCase) -> Anomaly:
-        """The anomaly map, score and p-value of a case."""
+        """The anomaly map, score and p-value of a case; a held-out case is compared with the others."""
         reconstruction, residuals = image_residuals(case.trained, case.images, case.z_sem, self.settings)
-        maps = anomaly_maps(residuals, self.spread.to(residuals.device), self.settings.smoothing)
+        names, known = [image_key(image) for image in case.images], self.made_from.get("images", [])
+        is_own = torch.tensor([name in known for name in names])
+        own_squares = residuals.cpu().square()[is_own].sum(dim=0)
+        num_own = int(is_own.sum())
+        mean_squares = self.mean_squares + (num_own * self.mean_squares - own_squares) / (len(self.scores) - num_own)
+        spread = residual_spread(mean_squares.clamp(min=0), self.settings.floor)
+        maps = anomaly_maps(residuals, spread.to(residuals.device), self.settings.smoothing)
         scores = highest_mean(maps, self.settings.fraction)
-        return Anomaly(maps, float(scores.max()), self._p_value(scores), reconstruction, self)
+        own_scans = {scan for name, scan in zip(known, self.scans.tolist(), strict=False) if name in names}
+        return Anomaly(maps, float(scores.max()), self._p_value(scores, own_scans), reconstruction, self)
 
-    @cached_property
-    def spread(self) -> Tensor:
-        """The usual size of the residual at each voxel, (1, *S)."""
-        return residual_spread(self.mean_squares, self.settings.floor)
-
-    @cached_property
-    def scan_scores(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    @property
+    def scan_scores(self) -> Floats:
         """The scores of the held-out scans: of a volume's slices, the highest."""
-        scans = self.scans.numpy()
-        return np.array([self.scores.numpy()[scans == scan].max() for scan in np.unique(scans)])
+        return self._scores_without(())[0]
+
+    def _scores_without(self, own: Collection[int]) -> tuple[Floats, Floats]:
+        """The scores of the held-out scans and images, without those of some scans."""
+        scans, scores = self.scans.numpy(), self.scores.numpy()
+        others = [scan for scan in np.unique(scans) if scan not in own]
+        return np.array([scores[scans == scan].max() for scan in others]), scores[np.isin(scans, others)]
 
     def threshold(self, quantile: float) -> float:
         """The map's value below which this share of the voxels of held-out cases lies."""
@@ -430,15 +439,21 @@ class AnomalyDetector:
         shares, values = self.quantiles.numpy()
         return float(np.interp(quantile, shares, values))
 
-    def _p_value(self, scores: Tensor) -> float:
-        """The p-value of an image, or of the slices of a volume."""
+    def _p_value(self, scores: Tensor, own: Collection[int] = ()) -> float:
+        """The p-value of an image, or of the slices of a volume, compared with held-out scans that are not its own."""
         # The highest score of several slices is compared with the highest scores of held-out volumes. If these are
         # single images, the p-value is corrected for the number of slices (Bonferroni), which is safe but may be high.
         highest = float(scores.max())
-        has_volumes = len(self.scan_scores) < len(self.scores)
-        reference = self.scan_scores if len(scores) > 1 and has_volumes else self.scores.numpy()
+        scans, images = self._scores_without(own)
+        has_volumes = len(scans) < len(images)
+        reference = scans if len(scores) > 1 and has_volumes else images
         p_value = float(p_values([highest], reference, [False])[0])
         return p_value if has_volumes else min(1.0, p_value * len(scores))
+
+
+def image_key(image: Tensor) -> str:
+    """A hash of an image (C, *S), by which a detector recognises it."""
+    return digest(image.cpu().numpy())[:_KEY_DIGITS]
 
 
 @torch.no_grad()
