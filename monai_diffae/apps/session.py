@@ -26,9 +26,11 @@ from monai_diffae.data.cohort_split import SplitCohort, split_cohort
 from monai_diffae.data.cohorts import COLUMN_ROLES, column_names
 from monai_diffae.data.fingerprints import json_digest, scan_contents
 from monai_diffae.data.inspection.survey import survey_cohort
-from monai_diffae.data.progress import Failure, track, write_failures
+from monai_diffae.data.progress import Failure, SkippedCases, track, write_failures
+from monai_diffae.data.streamed import log_failure
 from monai_diffae.errors import CohortError, counted
 from monai_diffae.inferers.reconstruction import encode_exactly
+from monai_diffae.transforms.writing import unwritable_series
 
 logger = logging.getLogger(__name__)
 
@@ -165,18 +167,25 @@ class Session:
         return cases
 
     def read(
-        self, cases: Sequence[Case], out: Path, failures_name: str = "failures.csv", *, named: bool = False
-    ) -> ReadCases:
-        """Read and preprocess cases. Unreadable ones are listed in the file ``failures_name`` in ``out``."""
+        self, cases: Sequence[Case], out: Path, failures_name: str = "failures.csv", *, named: bool = False,
+        dicom: bool = False,
+    ) -> ReadCases:  # fmt: skip
+        """Read and preprocess cases. Unusable ones are listed in the file ``failures_name`` in ``out``.
+
+        With ``dicom``, DICOM cases that cannot be written as new series are unusable, too.
+        """
+        skipped = SkippedCases(failures_name)
+        refused = unwritable_series(cases) if dicom else ()
+        unwritable = [log_failure(case.item(), 0, "image", error, skipped) for case, error in refused]
+        listed, lost = [*([] if named else self.cohort.failures), *unwritable], {each.case_id for each in unwritable}
         dataset = CachedCases(
-            [case.item() for case in cases],
+            [case.item() for case in cases if case.id not in lost],
             self.trained.preprocessing,
             cache_dir=out / ".cache",
             num_workers=self.reading.workers_for(len(cases)),
             keys=list(dict.fromkeys([*self.trained.image_keys, self.encoder_key])),  # a transform may make the latter
         )
         dataset.failures_name = failures_name
-        listed = [] if named else self.cohort.failures
         try:
             dataset.prepare()
         finally:

@@ -271,6 +271,15 @@ def test_a_cohort_may_move_but_replaced_scans_of_the_same_size_are_refused(train
         assert "scans are not those of the training" in line
 
 
+def test_a_complete_training_names_and_does_not_write_other_values(train, tmp_path, whole, caplog):
+    bundle = init_bundle(tmp_path / "bundle")
+    train(whole, bundle_root=str(bundle))
+    before = (whole / "configs" / "train.json").read_bytes()
+    train(whole, bundle_root=str(bundle), learning_rate=0.5)
+    assert (whole / "configs" / "train.json").read_bytes() == before
+    assert "learning_rate: not used" in caplog.text
+
+
 @pytest.mark.slow
 def test_patience_stops_early_and_a_rerun_knows(train, tmp_path, caplog):
     settings = {"max_epochs": 9, "early_stop_patience": 1, "learning_rate": 0.0, "batch_size": 5}

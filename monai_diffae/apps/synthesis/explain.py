@@ -139,7 +139,7 @@ def explain(
         store = PartStore(out / ".cases", made_from, replace=True)
         if run.overwrite:
             store.remove()
-        read = session.read(cases, out, named=bool(choice.cases))
+        read = session.read(cases, out, named=bool(choice.cases), dicom=output.dicom)
         with torch.no_grad():
             fitting = users_model.checked(read.batch(0, _LOOKED_AT)[0].to(trained.device))
         trained.network.requires_grad_(False)
@@ -194,8 +194,6 @@ class _Explanations:
         """Explain all cases, and return the figures of the result."""
         session, folder = self.finder.session, self.folder
         transforms.check_invertible(session.trained.preprocessing)
-        if self.output.dicom:
-            writing.warn_without_dicom(read.cases)
         directions, omitted = self.finder.reference.directions(self.finder.search, session.trained.sha256)
         if not session.encoder_sees_decoded_images:
             reason = f"the encoder sees {session.encoder_key}, which a counterfactual does not change"
