@@ -26,8 +26,7 @@ from monai_diffae.data.cohort_split import SplitCohort, split_cohort
 from monai_diffae.data.cohorts import COLUMN_ROLES, column_names
 from monai_diffae.data.fingerprints import json_digest, scan_contents
 from monai_diffae.data.inspection.survey import survey_cohort
-from monai_diffae.data.progress import Failure, SkippedCases, track, write_failures
-from monai_diffae.data.streamed import log_failure
+from monai_diffae.data.progress import Failure, track, write_failures
 from monai_diffae.errors import CohortError, counted
 from monai_diffae.inferers.reconstruction import encode_exactly
 from monai_diffae.transforms.writing import unwritable_series
@@ -174,9 +173,7 @@ class Session:
 
         With ``dicom``, DICOM cases that cannot be written as new series are unusable, too.
         """
-        skipped = SkippedCases(failures_name)
-        refused = unwritable_series(cases) if dicom else ()
-        unwritable = [log_failure(case.item(), 0, "image", error, skipped) for case, error in refused]
+        unwritable = unwritable_series(cases) if dicom else []
         listed, lost = [*([] if named else self.cohort.failures), *unwritable], {each.case_id for each in unwritable}
         dataset = CachedCases(
             [case.item() for case in cases if case.id not in lost],

@@ -145,7 +145,7 @@ def write_values(run_config: Mapping[str, Any], folder: Path, file: str = TRAIN,
             value = "???"  # an overlay needs it, and the run asks for it
         text = re.sub(r"[@%]\w+(::\w+)+", lambda match: match[0].replace("::", "#"), json.dumps(value))
         set_value(content, id, json.loads(text))  # with ids as people write them
-    changed = [key for key in content if key not in old or content[key] != old[key]]
+    changed = [key for key in content if content[key] != old.get(key, _ABSENT)]
     if changed and not dry:
         write_config(path, content)
     return changed

@@ -2,8 +2,8 @@
 
 import operator
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -27,7 +27,6 @@ from monai_diffae.errors import ConfigError, OmittableError
 from monai_diffae.inferers import DiffusionAutoencoderInferer, ReconstructionMode, Reconstructor, encode_exactly
 from monai_diffae.inferers.reconstruction import estimate_from_noised, images_at_once
 from monai_diffae.latents.neighbors import p_values
-from monai_diffae.latents.statistics import Floats
 from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
 from monai_diffae.policies import check_choice
 from monai_diffae.transforms import write_native
@@ -40,7 +39,6 @@ CaseImages: TypeAlias = "CaseImage | Mapping[str, CaseImage]"
 Detail = Literal["own", "model"]
 """What an edited image shows beside the edit: the scan's own detail, or what the model decodes."""
 _TENSORS = ("mean_squares", "scores", "scans", "quantiles")
-_KEY_DIGITS = 16
 _ANOMALY_ROOTS = ("network_def", "preprocessing", "diffusion", "model_range", "encoder_key")
 
 
@@ -410,27 +408,30 @@ class AnomalyDetector:
     def __call__(self, case: ModelCase) -> Anomaly:
         """The anomaly map, score and p-value of a case; a held-out case is compared with the others."""
         reconstruction, residuals = image_residuals(case.trained, case.images, case.z_sem, self.settings)
-        names, known = [image_key(image) for image in case.images], self.made_from.get("images", [])
-        is_own = torch.tensor([name in known for name in names])
-        own_squares = residuals.cpu().square()[is_own].sum(dim=0)
-        num_own = int(is_own.sum())
-        mean_squares = self.mean_squares + (num_own * self.mean_squares - own_squares) / (len(self.scores) - num_own)
-        spread = residual_spread(mean_squares.clamp(min=0), self.settings.floor)
-        maps = anomaly_maps(residuals, spread.to(residuals.device), self.settings.smoothing)
+        others = self._without(case.images, residuals.cpu())
+        maps = anomaly_maps(residuals, others.spread.to(residuals.device), self.settings.smoothing)
         scores = highest_mean(maps, self.settings.fraction)
-        own_scans = {scan for name, scan in zip(known, self.scans.tolist(), strict=False) if name in names}
-        return Anomaly(maps, float(scores.max()), self._p_value(scores, own_scans), reconstruction, self)
+        return Anomaly(maps, float(scores.max()), others._p_value(scores), reconstruction, self)
 
-    @property
-    def scan_scores(self) -> Floats:
+    def _without(self, images: Tensor, residuals: Tensor) -> "AnomalyDetector":
+        """The detector of the other held-out cases, if these are images of one."""
+        names, known = [image_key(image) for image in images], self.made_from.get("images", [])
+        own = residuals.square()[[name in known for name in names]]
+        excess = (len(own) * self.mean_squares - own.sum(dim=0)) / (len(self.scores) - len(own))
+        is_other = ~torch.isin(self.scans, self.scans[: len(known)][[name in names for name in known]])
+        scores, scans = self.scores[is_other], self.scans[is_other]
+        return replace(self, mean_squares=(self.mean_squares + excess).clamp(min=0), scores=scores, scans=scans)
+
+    @cached_property
+    def spread(self) -> Tensor:
+        """The usual size of the residual at each voxel, (1, *S)."""
+        return residual_spread(self.mean_squares, self.settings.floor)
+
+    @cached_property
+    def scan_scores(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """The scores of the held-out scans: of a volume's slices, the highest."""
-        return self._scores_without(())[0]
-
-    def _scores_without(self, own: Collection[int]) -> tuple[Floats, Floats]:
-        """The scores of the held-out scans and images, without those of some scans."""
-        scans, scores = self.scans.numpy(), self.scores.numpy()
-        others = [scan for scan in np.unique(scans) if scan not in own]
-        return np.array([scores[scans == scan].max() for scan in others]), scores[np.isin(scans, others)]
+        scans = self.scans.numpy()
+        return np.array([self.scores.numpy()[scans == scan].max() for scan in np.unique(scans)])
 
     def threshold(self, quantile: float) -> float:
         """The map's value below which this share of the voxels of held-out cases lies."""
@@ -439,21 +440,20 @@ class AnomalyDetector:
         shares, values = self.quantiles.numpy()
         return float(np.interp(quantile, shares, values))
 
-    def _p_value(self, scores: Tensor, own: Collection[int] = ()) -> float:
-        """The p-value of an image, or of the slices of a volume, compared with held-out scans that are not its own."""
+    def _p_value(self, scores: Tensor) -> float:
+        """The p-value of an image, or of the slices of a volume."""
         # The highest score of several slices is compared with the highest scores of held-out volumes. If these are
         # single images, the p-value is corrected for the number of slices (Bonferroni), which is safe but may be high.
         highest = float(scores.max())
-        scans, images = self._scores_without(own)
-        has_volumes = len(scans) < len(images)
-        reference = scans if len(scores) > 1 and has_volumes else images
+        has_volumes = len(self.scan_scores) < len(self.scores)
+        reference = self.scan_scores if len(scores) > 1 and has_volumes else self.scores.numpy()
         p_value = float(p_values([highest], reference, [False])[0])
         return p_value if has_volumes else min(1.0, p_value * len(scores))
 
 
 def image_key(image: Tensor) -> str:
     """A hash of an image (C, *S), by which a detector recognises it."""
-    return digest(image.cpu().numpy())[:_KEY_DIGITS]
+    return digest(image.cpu().numpy())[:16]
 
 
 @torch.no_grad()

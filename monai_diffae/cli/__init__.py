@@ -213,9 +213,8 @@ def _with_dashes(message: str, names: Collection[str]) -> str:
 
 def main() -> NoReturn:
     """The program: an error of ours becomes one line and an exit code; ``--debug`` shows tracebacks."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # it was closed
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - it is None if it was closed
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     code = _run()
     try:
         sys.stdout.flush()

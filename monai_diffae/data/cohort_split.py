@@ -154,8 +154,7 @@ def expand_slices(
     slice_indices(1, range, step)  # an error about the arguments comes before a scan is read
     expanded: list[Case] = []
     failures: list[Failure] = []
-    text = f"reading the headers of {len(cases)} scans"
-    for case in track(cases, text) if len(cases) > _MANY else cases:
+    for case in track(cases, "reading the headers of all scans") if len(cases) > _MANY else cases:
         try:
             shape = read_shape(case.first_file)
         except ScanError as error:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from monai_diffae.data.cases import Case, safe_file_name
 from monai_diffae.data.formats.dicom import is_dicom, split_series
+from monai_diffae.data.progress import Failure
 from monai_diffae.data.scan_writing import INTEGERS, SYNTHETIC, check_series, smallest_type, write_like, write_series
 from monai_diffae.data.scans import Scan, in_file_axes, is_picture, write_scan
 from monai_diffae.errors import ConfigError, ScanError
@@ -124,8 +125,9 @@ def write_case_image(
     return file
 
 
-def unwritable_series(cases: Sequence[Case]) -> Iterator[tuple[Case, ScanError]]:
+def unwritable_series(cases: Sequence[Case]) -> list[Failure]:
     """The DICOM cases that cannot be written as new series; logs a warning if no case is DICOM."""
+    failures: list[Failure] = []
     series = [case for case in cases if is_dicom_case(case)]
     if not series:
         logger.warning("dicom: none of the cases is a DICOM file or series as a whole, so no series is written")
@@ -133,7 +135,8 @@ def unwritable_series(cases: Sequence[Case]) -> Iterator[tuple[Case, ScanError]]
         try:
             check_series(case.first_file)
         except ScanError as error:
-            yield case, error
+            failures.append(Failure(case.id, case.file, str(error)))
+    return failures
 
 
 def is_dicom_case(case: Case) -> bool:

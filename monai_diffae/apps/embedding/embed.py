@@ -224,8 +224,7 @@ def embed(
     store = PartStore(parts, key, id_column="row", process=process.rank, replace=True)
     coder = CohortEncoder(cases, session.trained, store, process, cutter)
     workers = reading.workers_for(len(cases), process.local_world_size)
-    writes_table = part is None and process.rank == 0
-    with only_run(path) if writes_table else nullcontext():
+    with only_run(path) if part is None and process.rank == 0 else nullcontext():
         if (result := existing()) is not None:  # another run may have ended
             return result
         coder.encode(run.batch_size, workers, _failures_file(path).name)

@@ -207,8 +207,10 @@ class _NeighborSearch:
     def neighbors(self) -> pd.DataFrame:
         """The table of neighbors: one row per case and neighbor."""
         blocks = [self.cases[start : start + _BLOCK] for start in range(0, len(self.cases), _BLOCK)]
-        text = f"searching neighbors of {len(self.cases)} cases"
-        return pd.concat([self._neighbors_of(cases) for cases in track(blocks, text)], ignore_index=True)
+        found = [
+            self._neighbors_of(cases) for cases in track(blocks, f"searching neighbors of {len(self.cases)} cases")
+        ]
+        return pd.concat(found, ignore_index=True)
 
     def _neighbors_of(self, cases: pd.DataFrame) -> pd.DataFrame:
         table, k, training = self.table, self.k, self.training
@@ -216,13 +218,11 @@ class _NeighborSearch:
             each["id"].to_numpy(str) if self.same_patient else tables.patients_of(each) for each in (cases, table)
         ]
         nearest = latents.nearest_neighbors(training.normalised(cases), training.normalised(table), k, *groups)
-        names = tables.label_columns(table)
-        shown = ["id", *(name for name in names if name in cases)]  # z_sem k times would take memory and time
-        rows = cases[shown].loc[cases.index.repeat(k)].reset_index(drop=True)
-        neighbor_rows = table[["id", *names]].iloc[nearest.indices.ravel()].reset_index(drop=True)
+        rows = cases.loc[cases.index.repeat(k)].reset_index(drop=True)
+        neighbor_rows = table.iloc[nearest.indices.ravel()].reset_index(drop=True)
         result = pd.DataFrame({"id": rows["id"], "rank": np.tile(np.arange(1, k + 1), len(cases))})
         result = result.assign(neighbor=neighbor_rows["id"], distance=nearest.distances.ravel())
-        for name in names:
+        for name in tables.label_columns(table):
             if name in rows:
                 result[f"label_{name}" if name in result else name] = rows[name]
             result[f"neighbor_{name}"] = neighbor_rows[name]
@@ -232,8 +232,7 @@ class _NeighborSearch:
         """The table of outlier scores by distance, and the share of unusual cases in each split of the whole table."""
         table, cases, k, training = self.table, self.cases, self.k, self.training
         outliers, shares = pd.DataFrame({"id": cases["id"].to_numpy(), "split": self.splits}), {}
-        text = f"scoring {len(table)} cases"
-        for name, whitened in track(_SCORES, text) if len(table) > _BLOCK else _SCORES:
+        for name, whitened in track(_SCORES, f"scoring {len(table)} cases"):
             reference = training.reference.own_distances(k, whitened)
             table_scores, table_p = training.scores(table, reference, k, whitened)
             shares[name] = unusual_shares(tables.splits_of(table), table_p)

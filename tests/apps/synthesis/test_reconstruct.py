@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 from dicom_files import make_plane
+from PIL import Image
 from tiny_bundles import rewrite
 
 from monai_diffae import load_bundle, reconstruct
