@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -139,6 +140,21 @@ def run_once(
     if figures is not None:
         logger.info("%s is complete; nothing to do (overwrite replaces it)", results[0].name)
         return figures, True
+    with only_run(out):
+        figures = finished(command, out, results, made_from, overwrite=overwrite)  # another run may have ended
+        if figures is not None:
+            return figures, True
+        remove_abandoned(record.parent, *(path for path in results if path.is_dir()))
+        write_record(command, out, made_from)  # in case this run is killed
+        figures = dict(make())
+        write_record(command, out, made_from, figures, results)
+    return figures, False
+
+
+@contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """Refuse to begin while another run makes the same result."""
+    record = record_of(out)
     with disk_errors(record.parent.name):
         try:
             record.parent.mkdir(parents=True, exist_ok=True)
@@ -147,16 +163,9 @@ def run_once(
     busy = f"{record.parent.name}: another run is writing results there; wait until it ends, or choose another out"
     with ProcessLock(record.with_name(f".{record.stem}.lock"), busy, timeout_s=0) as lock:
         try:
-            figures = finished(command, out, results, made_from, overwrite=overwrite)  # another run may have ended
-            if figures is not None:
-                return figures, True
-            remove_abandoned(record.parent, *(path for path in results if path.is_dir()))
-            write_record(command, out, made_from)  # in case this run is killed
-            figures = dict(make())
-            write_record(command, out, made_from, figures, results)
+            yield
         finally:
             lock.path.unlink(missing_ok=True)
-    return figures, False
 
 
 def finished(

@@ -29,6 +29,7 @@ from monai_diffae.data.inspection.survey import survey_cohort
 from monai_diffae.data.progress import Failure, track, write_failures
 from monai_diffae.errors import CohortError, counted
 from monai_diffae.inferers.reconstruction import encode_exactly
+from monai_diffae.transforms.writing import unwritable_series
 
 logger = logging.getLogger(__name__)
 
@@ -165,18 +166,23 @@ class Session:
         return cases
 
     def read(
-        self, cases: Sequence[Case], out: Path, failures_name: str = "failures.csv", *, named: bool = False
-    ) -> ReadCases:
-        """Read and preprocess cases. Unreadable ones are listed in the file ``failures_name`` in ``out``."""
+        self, cases: Sequence[Case], out: Path, failures_name: str = "failures.csv", *, named: bool = False,
+        dicom: bool = False,
+    ) -> ReadCases:  # fmt: skip
+        """Read and preprocess cases. Unusable ones are listed in the file ``failures_name`` in ``out``.
+
+        With ``dicom``, DICOM cases that cannot be written as new series are unusable, too.
+        """
+        unwritable = unwritable_series(cases) if dicom else []
+        listed, lost = [*([] if named else self.cohort.failures), *unwritable], {each.case_id for each in unwritable}
         dataset = CachedCases(
-            [case.item() for case in cases],
+            [case.item() for case in cases if case.id not in lost],
             self.trained.preprocessing,
             cache_dir=out / ".cache",
             num_workers=self.reading.workers_for(len(cases)),
             keys=list(dict.fromkeys([*self.trained.image_keys, self.encoder_key])),  # a transform may make the latter
         )
         dataset.failures_name = failures_name
-        listed = [] if named else self.cohort.failures
         try:
             dataset.prepare()
         finally:

@@ -126,8 +126,8 @@ def read_parsed(*files: Path) -> dict[str, Any]:
     return dict(parser.get())
 
 
-def write_values(run_config: Mapping[str, Any], folder: Path, file: str = TRAIN) -> bool:
-    """Write what a run changes into its folder's configuration, without paths and devices; say whether it did."""
+def write_values(run_config: Mapping[str, Any], folder: Path, file: str = TRAIN, *, dry: bool = False) -> list[str]:
+    """Write what a run changes into its folder's configuration, without paths and devices; returns the changed keys."""
     path = folder / CONFIGS / file
     is_distributed = is_formula(run_config.get("world_size"))
     overlays = sorted((folder / CONFIGS).rglob(f"{MULTI_GPU}{file}")) if is_distributed else []
@@ -145,9 +145,10 @@ def write_values(run_config: Mapping[str, Any], folder: Path, file: str = TRAIN)
             value = "???"  # an overlay needs it, and the run asks for it
         text = re.sub(r"[@%]\w+(::\w+)+", lambda match: match[0].replace("::", "#"), json.dumps(value))
         set_value(content, id, json.loads(text))  # with ids as people write them
-    if content != old:
+    changed = [key for key in content if content[key] != old.get(key, _ABSENT)]
+    if changed and not dry:
         write_config(path, content)
-    return bool(content != old)
+    return changed
 
 
 def write_description(description: Mapping[str, Any], folder: Path) -> None:

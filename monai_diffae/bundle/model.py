@@ -3,7 +3,7 @@
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -19,7 +19,7 @@ from monai_diffae.bundle.layout import ANOMALY, WIDE, models_folder
 from monai_diffae.bundle.model_file import checksum, read_description, read_model, write_model
 from monai_diffae.data.cases import safe_id
 from monai_diffae.data.cohort_split import slice_indices
-from monai_diffae.data.fingerprints import json_digest
+from monai_diffae.data.fingerprints import digest, json_digest
 from monai_diffae.data.formats.dicom import split_series
 from monai_diffae.data.scans import Scan, scan_suffix
 from monai_diffae.diffusion.steps import StepCallback
@@ -406,11 +406,21 @@ class AnomalyDetector:
             return write_model(models / ANOMALY, "anomaly", tensors, description)
 
     def __call__(self, case: ModelCase) -> Anomaly:
-        """The anomaly map, score and p-value of a case."""
+        """The anomaly map, score and p-value of a case; a held-out case is compared with the others."""
         reconstruction, residuals = image_residuals(case.trained, case.images, case.z_sem, self.settings)
-        maps = anomaly_maps(residuals, self.spread.to(residuals.device), self.settings.smoothing)
+        others = self._without(case.images, residuals.cpu())
+        maps = anomaly_maps(residuals, others.spread.to(residuals.device), self.settings.smoothing)
         scores = highest_mean(maps, self.settings.fraction)
-        return Anomaly(maps, float(scores.max()), self._p_value(scores), reconstruction, self)
+        return Anomaly(maps, float(scores.max()), others._p_value(scores), reconstruction, self)
+
+    def _without(self, images: Tensor, residuals: Tensor) -> "AnomalyDetector":
+        """The detector of the other held-out cases, if these are images of one."""
+        names, known = [image_key(image) for image in images], self.made_from.get("images", [])
+        own = residuals.square()[[name in known for name in names]]
+        excess = (len(own) * self.mean_squares - own.sum(dim=0)) / (len(self.scores) - len(own))
+        is_other = ~torch.isin(self.scans, self.scans[: len(known)][[name in names for name in known]])
+        scores, scans = self.scores[is_other], self.scans[is_other]
+        return replace(self, mean_squares=(self.mean_squares + excess).clamp(min=0), scores=scores, scans=scans)
 
     @cached_property
     def spread(self) -> Tensor:
@@ -439,6 +449,11 @@ class AnomalyDetector:
         reference = self.scan_scores if len(scores) > 1 and has_volumes else self.scores.numpy()
         p_value = float(p_values([highest], reference, [False])[0])
         return p_value if has_volumes else min(1.0, p_value * len(scores))
+
+
+def image_key(image: Tensor) -> str:
+    """A hash of an image (C, *S), by which a detector recognises it."""
+    return digest(image.cpu().numpy())[:16]
 
 
 @torch.no_grad()

@@ -264,12 +264,14 @@ class TrainingDescription:
         target = self.model.get("network_def", {}).get("_target_", "")
         return "first_stage" if target.endswith(".FirstStage") else "autoencoder"
 
-    def write_configs(self, folder: Path) -> None:
-        """Make the folder of the training a bundle, whose configurations describe it."""
+    def write_configs(self, folder: Path, *, is_complete: bool = False) -> None:
+        """Make the folder a bundle whose configurations describe its training; a complete one keeps its values."""
         root = Path(str(self.run_config.get("bundle_root", ".")))
         if (root / CONFIGS / self.file).is_file():
             complete_bundle(root, folder, with_model=self.kind in ("latent", "fast"))
-            write_values(self.run_config, folder, self.file)
+            ignored = write_values(self.run_config, folder, self.file, dry=is_complete)
+            if ignored and is_complete:
+                logger.warning("%s: not used, as nothing is trained; omit, or set overwrite", ", ".join(ignored))
 
     def state_dict(self) -> dict[str, Any]:
         """The part of the description that a checkpoint keeps; it contains no ids of scans."""

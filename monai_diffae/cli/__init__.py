@@ -1,6 +1,7 @@
 """The program ``monai-diffae``: it reads the commands off :data:`~monai_diffae.apps.commands.COMMANDS`."""
 
 import ctypes
+import errno
 import inspect
 import json
 import logging
@@ -19,7 +20,7 @@ from cyclopts.exceptions import CycloptsError
 from monai_diffae import __version__
 from monai_diffae.apps.commands import COMMANDS
 from monai_diffae.bundle.code import trusting
-from monai_diffae.errors import DiffAEError, find_diffae_error, one_line
+from monai_diffae.errors import DiffAEError, MachineError, find_diffae_error, one_line
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 a bug, 2 usage, 3 done but some cases failed (failures.csv), 4 no usable case, "
@@ -192,7 +193,6 @@ def _show(result: Any, *, as_json: bool) -> int:
     else:
         for line in result.lines():
             print(line)
-    sys.stdout.flush()  # a reader that stopped reading is noticed here, not when Python ends
     if result.incomplete is None:
         return 0
     print(result.incomplete, file=sys.stderr)
@@ -213,23 +213,36 @@ def _with_dashes(message: str, names: Collection[str]) -> str:
 
 def main() -> NoReturn:
     """The program: an error of ours becomes one line and an exit code; ``--debug`` shows tracebacks."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - it is None if it was closed
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    code = _run()
     try:
-        code = build_app().meta()
+        sys.stdout.flush()
+    except OSError:  # else Python reports it once more at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        code: int = build_app().meta() or 0
+        sys.stdout.flush()
+        return code
     except CycloptsError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; what is complete is kept: run the same command again", file=sys.stderr)
-        sys.exit(130)
+        return 130
     except BrokenPipeError:  # the reader of the output has seen enough, as in `monai-diffae info my_model | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports it once more at the end
-        sys.exit(0)
+        return 0
     except Exception as error:
         if "--debug" in sys.argv:
             raise
         known = find_diffae_error(error)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            known = error = MachineError("the disk, or the standard output, is full; free space")
         print(f"error: {one_line(error)}", file=sys.stderr)
         if known is None:
             print("this is a bug; --debug shows where", file=sys.stderr)
-        sys.exit(known.exit_code if known is not None else 1)
-    sys.exit(code or 0)
+        return known.exit_code if known is not None else 1

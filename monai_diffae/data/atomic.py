@@ -71,8 +71,13 @@ def remove_abandoned(*folders: Path) -> None:
         with suppress(OSError):
             if match and not psutil.pid_exists(int(match[1])):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            elif time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
+            elif is_abandoned(path):
                 path.unlink()
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether nothing was written to a file or folder for a day."""
+    return time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S
 
 
 @contextmanager

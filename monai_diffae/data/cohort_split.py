@@ -14,7 +14,7 @@ import numpy as np
 from monai_diffae.data.cases import Case, assign_splits, check_links, find_cases
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.fingerprints import cohort_fingerprint
-from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable
+from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, track
 from monai_diffae.data.scans import AXES, Axis, read_shape
 from monai_diffae.errors import CohortError, ConfigError, ScanError, counted, quoted
 from monai_diffae.policies import check_choice
@@ -142,6 +142,7 @@ def split_cohort(
 
 # -- slices of volumes -------------------------------------------------------------------------------------------------
 
+_MANY = 2_000  # scans; to read the headers of more takes seconds
 _LETTERS: dict[Axis, str] = {"sagittal": "x", "coronal": "y", "axial": "z"}  # before a slice's number, in its id
 
 
@@ -153,7 +154,7 @@ def expand_slices(
     slice_indices(1, range, step)  # an error about the arguments comes before a scan is read
     expanded: list[Case] = []
     failures: list[Failure] = []
-    for case in cases:
+    for case in track(cases, "reading the headers of all scans") if len(cases) > _MANY else cases:
         try:
             shape = read_shape(case.first_file)
         except ScanError as error:

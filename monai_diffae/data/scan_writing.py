@@ -232,6 +232,12 @@ def write_series(
         return write_atomic(path, lambda folder: _save_all(slices, folder, path))
 
 
+def check_series(source: str | os.PathLike[str]) -> None:
+    """Raise :class:`ScanError` for a DICOM scan in whose space :func:`write_series` cannot write."""
+    with lenient():
+        _read_slices(Path(source), *dicom.read_stack(Path(source)))
+
+
 def _read_slices(path: Path, files: Sequence[Path], stack: Stack | None) -> list[Dataset]:
     """Read one data set without pixels per slice of a scan, and remove what describes the source's pixels."""
     order = [0] if stack is None else stack.nearest_planes()

@@ -163,7 +163,7 @@ def displayed_geometry(
 
 def scan_suffix(path: str | os.PathLike[str]) -> str:
     """The file's suffix if it is one of :data:`SUFFIXES`, else ``""``."""
-    name = Path(path).name.lower()
+    name = os.path.basename(path).lower()  # noqa: PTH119 - called for each of many rows
     return next((s for s in SUFFIXES if name.endswith(s)), "")
 
 

@@ -205,7 +205,7 @@ class CheckpointKeeper:
                 "or set overwrite to begin with random ones"
             )
         if self.enabled:
-            self.description.write_configs(self.directory.parent)
+            self.description.write_configs(self.directory.parent, is_complete=getattr(engine, "is_complete", False))
 
     def _begin_with_own_weights(self) -> None:
         """Begin with the weights in the folder without a checkpoint: a bundle that was shipped, copied or sent."""

@@ -7,17 +7,19 @@ import json
 import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from threading import RLock
 from typing import Any
 
+import numpy as np
 import SimpleITK as sitk
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore
 
 from monai_diffae.data.folders import name_within, search_folder
 from monai_diffae.data.formats import dicom, itk
-from monai_diffae.data.scans import SUFFIXES, scan_suffix
+from monai_diffae.data.scans import SUFFIXES, read_scan, scan_suffix
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, counted, one_line
 from monai_diffae.serving.answers import ConflictError, NotFoundError
 
@@ -132,8 +134,8 @@ class FolderDatastore(CheckedWrites, LocalDatastore):
             return id
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Store a label of an image in place of the one it has; a file that is no image is refused before."""
-        _check_label_file(Path(label_filename))
+        """Store a label of an image in place of the one it has; a file that is no mask of it is refused before."""
+        _check_label_file(Path(label_filename), self.get_image_uri(image_id))
         with self._lock:
             id = super().save_label(image_id, label_filename, label_tag, label_info)
             file = Path(self.get_label_uri(id, check_tag(label_tag)))
@@ -212,15 +214,22 @@ class FolderDatastore(CheckedWrites, LocalDatastore):
         return files
 
 
-def _check_label_file(path: Path) -> None:
-    """Refuse a label that is not an image, is damaged, or whose header names another file."""
+def _check_label_file(path: Path, image: str) -> None:
+    """Refuse a label that is damaged, whose header names another file, or that is no mask of its image."""
     try:
         if scan_suffix(path) in (".nrrd", ".mha", ".mhd"):
             itk.check_data_files(path)
         with itk.silent_stderr():
-            sitk.ReadImage(str(path))
+            label = sitk.ReadImage(str(path))
     except (RuntimeError, ScanError) as error:
         raise ConfigError("label: cannot be read as an image; save it again as NIfTI, NRRD or PNG") from error
+    values = sitk.GetArrayViewFromImage(label)
+    if not np.array_equal(values, np.rint(values)):
+        raise ConfigError("label: has values that are no whole numbers; save a mask, whose values are classes")
+    with suppress(ScanError):  # viewers may show an image that this package refuses
+        sizes = [sorted(n for n in size if n > 1) for size in (label.GetSize(), read_scan(image).array.shape[1:])]
+        if sizes[0] != sizes[1]:  # readers may order the axes differently
+            raise ConfigError("label: has another number of voxels than the image; save a mask on the image's own grid")
 
 
 def image_paths(datastore: Datastore) -> tuple[dict[str, str], dict[str, str]]:

@@ -31,6 +31,7 @@ import monai_diffae
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.errors import BusyError, ConfigError
 from monai_diffae.label.app import answered
+from monai_diffae.label.datastore import FolderDatastore
 from monai_diffae.label.tasks import WITHOUT_IMAGE
 from monai_diffae.label.trainer import IS_RUNNING
 from monai_diffae.serving.answers import NotFoundError
@@ -168,6 +169,8 @@ async def infer(
     """Run an inference task for an image of the datastore, an uploaded file, or an image of a session."""
     if model in WITHOUT_IMAGE and output in (ResultType.image, ResultType.dicom_seg):
         raise ConfigError(f"output: {model} answers with JSON only; use output=json")
+    if output is ResultType.dicom_seg and isinstance(app_instance().datastore(), FolderDatastore):
+        raise ConfigError("output: dicom_seg needs a DICOMweb server as studies, not a folder; use output=image")
     if file is not None:
         with _uploaded(file) as session_id:
             return run_inference(background_tasks, model, image, session_id, params, None, None, output)

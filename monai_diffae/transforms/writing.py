@@ -19,9 +19,10 @@ from torch import Tensor
 
 from monai_diffae.data.cases import Case, safe_file_name
 from monai_diffae.data.formats.dicom import is_dicom, split_series
-from monai_diffae.data.scan_writing import INTEGERS, SYNTHETIC, smallest_type, write_like, write_series
+from monai_diffae.data.progress import Failure
+from monai_diffae.data.scan_writing import INTEGERS, SYNTHETIC, check_series, smallest_type, write_like, write_series
 from monai_diffae.data.scans import Scan, in_file_axes, is_picture, write_scan
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.policies import check_choice
 from monai_diffae.transforms.native import NativeSpace, check_invertible
 
@@ -124,10 +125,18 @@ def write_case_image(
     return file
 
 
-def warn_without_dicom(cases: Sequence[Case]) -> None:
-    """Log a warning if DICOM series are requested but no case is one."""
-    if not any(map(is_dicom_case, cases)):
+def unwritable_series(cases: Sequence[Case]) -> list[Failure]:
+    """The DICOM cases that cannot be written as new series; logs a warning if no case is DICOM."""
+    failures: list[Failure] = []
+    series = [case for case in cases if is_dicom_case(case)]
+    if not series:
         logger.warning("dicom: none of the cases is a DICOM file or series as a whole, so no series is written")
+    for case in series:
+        try:
+            check_series(case.first_file)
+        except ScanError as error:
+            failures.append(Failure(case.id, case.file, str(error)))
+    return failures
 
 
 def is_dicom_case(case: Case) -> bool:

@@ -8,8 +8,8 @@ import torch
 from complaints import complaint
 from tiny_bundles import rewrite
 
-from monai_diffae.apps.evaluation.calibrate import draw_scans
-from monai_diffae.bundle import AnomalyDetector, load_bundle
+from monai_diffae.apps.evaluation.calibrate import draw_scans, fit_detector
+from monai_diffae.bundle import AnomalyDetector, AnomalySettings, load_bundle
 from monai_diffae.data import Case, read_cohort, write_scan
 from monai_diffae.errors import ConfigError
 
@@ -91,6 +91,15 @@ def test_a_planted_lesion_raises_the_score_and_is_where_the_map_is_highest(detec
     assert anomaly.p_value == pytest.approx(1 / (1 + len(detector.scores)))
     native = planted.back_map(anomaly.map)[0]
     assert np.hypot(*np.subtract(np.unravel_index(native.argmax(), native.shape)[:2], (row, column))) < 5
+
+
+def test_a_held_out_case_is_compared_with_the_others(trained, tiny_bundle):
+    cases = read_cohort(tiny_bundle.cohort)[:6]
+    opened = [trained.open(case.images) for case in cases]
+    fitted = fit_detector(trained, cases, ({"image": each.images[0]} for each in opened), AnomalySettings(draws=2))
+    found = [fitted(each) for each in opened]
+    assert [each.score for each in found] == pytest.approx(fitted.scores.tolist(), rel=1e-5)
+    assert sorted(each.p_value for each in found) == pytest.approx(np.arange(1, 7) / 6)
 
 
 def test_a_volume_in_a_2d_bundle_has_a_map_in_its_own_space(detector, trained, tmp_path):

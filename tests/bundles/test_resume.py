@@ -253,9 +253,12 @@ def test_other_patients_in_training_are_refused(train, whole, cohort, tmp_path):
 def test_a_cohort_may_move_but_replaced_scans_of_the_same_size_are_refused(train, whole, cohort, tmp_path, caplog):
     """Goal R5; by a complete training and by one that would resume."""
     moved = Path(shutil.copytree(cohort.parent, tmp_path / "moved")) / cohort.name
-    before = (whole / "models" / "checkpoint.pt").stat().st_mtime_ns
+    before, config = (whole / "models" / "checkpoint.pt").stat().st_mtime_ns, whole / "configs" / "train.json"
+    values = config.read_bytes()
     with caplog.at_level(logging.INFO, logger="monai_diffae"):
-        train(whole, dataset_dir=str(moved))  # moving changes nothing
+        train(whole, dataset_dir=str(moved), learning_rate=0.5)  # moving changes nothing
+    assert config.read_bytes() == values
+    assert "learning_rate: not used, as nothing is trained" in caplog.text
     assert "training is complete after 15 steps; nothing to do. Increase max_epochs" in caplog.text
     assert (whole / "models" / "checkpoint.pt").stat().st_mtime_ns == before
     table = pd.read_csv(moved)

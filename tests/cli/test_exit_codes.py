@@ -116,6 +116,17 @@ def test_6_the_machine(embed, monkeypatch):
     assert embed()[0] == 6
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file of Linux")
+def test_a_full_or_closed_standard_output_is_no_bug(run, monkeypatch):
+    with monkeypatch.context() as patch, open("/dev/full", "w") as full:
+        patch.setattr("sys.stdout", full)
+        code, _, errors = run("--version")
+    assert (code, len(errors.splitlines())) == (6, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", None)
+        assert run("--version")[0] == 0
+
+
 def test_130_ctrl_c(embed, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -29,6 +29,20 @@ def label(volumes):
     return str(next(iter(volumes.values())))
 
 
+@pytest.fixture
+def save(tmp_path_factory):
+    """Saves an empty mask as the label of an image, and returns its file."""
+    folder = tmp_path_factory.mktemp("masks")
+
+    def call(datastore, id, tag="final", info=None, suffix=".nii.gz"):
+        shape = read_scan(datastore.get_image_uri(id)).array.shape[1:]
+        file = write_scan(folder / f"{id}{suffix}", np.zeros((1, *shape, 1)[:4], np.uint8))
+        assert datastore.save_label(id, str(file), tag, info or {}) == id
+        return file
+
+    return call
+
+
 def files_below(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
@@ -55,7 +69,7 @@ def test_files_with_the_same_name_are_counted(tmp_path, volumes, pictures, caplo
     assert "1 scans have the id of another scan" in caplog.text
 
 
-def test_ids_and_tags_do_not_lead_out_of_the_folder(studies, label, tmp_path):
+def test_ids_and_tags_do_not_lead_out_of_the_folder(studies, label, save, tmp_path):
     (tmp_path / "secret.nii.gz").write_text("not a study")
     datastore = FolderDatastore(str(studies.folder))
     before = files_below(tmp_path)
@@ -70,19 +84,19 @@ def test_ids_and_tags_do_not_lead_out_of_the_folder(studies, label, tmp_path):
                 getattr(datastore, name)(id, *arguments)
     for tag in ("", "../../outside", "/tmp/outside", "..", ".x", " a", "x" * 65):
         with pytest.raises(ConfigError, match=r"^tag: "):
-            datastore.save_label("picture", label, tag, {})
+            save(datastore, "picture", tag)
     for id in ("../outside", "/tmp/outside", "a/b", "a\\b", ".hidden"):
         with pytest.raises(ConfigError, match=r"^image: "):
             datastore.add_image(id, label, {})
     assert files_below(tmp_path) == before
 
 
-def test_infos_that_json_cannot_hold_are_not_stored(studies, label):
+def test_infos_that_json_cannot_hold_are_not_stored(studies, save):
     datastore = FolderDatastore(str(studies.folder))
-    datastore.save_label("picture", label, "final", {})
+    save(datastore, "picture")
     for info in ({"dice": float("nan")}, [1], {"x": "\ud800"}, {"strategy": [1]}, {"strategy": {"m": {"ts": "soon"}}}):
         for call in (
-            lambda info=info: datastore.save_label("picture", label, "final", info),
+            lambda info=info: save(datastore, "picture", info=info),
             lambda info=info: datastore.update_image_info("picture", info),
             lambda info=info: datastore.update_label_info("picture", "final", info),
         ):
@@ -121,24 +135,28 @@ def test_labels_are_saved_read_and_removed(studies, label):
     assert datastore.get_labeled_images() == []
 
 
-def test_a_file_that_is_no_image_does_not_replace_a_label(studies, label, tmp_path):
+def test_a_file_that_is_no_mask_of_the_image_does_not_replace_a_label(studies, label, save, tmp_path):
     datastore = FolderDatastore(str(studies.folder))
-    datastore.save_label("series-1", label, "final", {})
+    saved = save(datastore, "series-1")
+    shape = read_scan(datastore.get_image_uri("series-1")).array.shape
+    others = np.zeros((*shape[:3], shape[3] + 1)), np.full(shape, 0.5)
+    for array in others:
+        with pytest.raises(ConfigError):
+            datastore.save_label("series-1", str(write_scan(tmp_path / "e.nii.gz", array)), "final", {})
     header = b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\ndata file: "
     other = header + label.encode() + b"\n\n"
     for name, content in {"a.nii.gz": b"", "b.nii.gz": b"garbage", "c.exe": b"garbage", "d.nrrd": other}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match="label: cannot be read as an image"):
             datastore.save_label("series-1", str(tmp_path / name), "final", {})
-    assert Path(datastore.get_label_uri("series-1", "final")).read_bytes() == Path(label).read_bytes()
+    assert Path(datastore.get_label_uri("series-1", "final")).read_bytes() == saved.read_bytes()
 
 
-def test_a_label_with_another_suffix_replaces_the_label(studies, label, tmp_path):
+def test_a_label_with_another_suffix_replaces_the_label(studies, save):
     datastore = FolderDatastore(str(studies.folder))
-    datastore.save_label("series-1", label, "final", {})
-    datastore.save_label("picture", label, "final", {})
-    other = write_scan(tmp_path / "label.nrrd", read_scan(label).array, np.eye(4))
-    datastore.save_label("series-1", str(other), "final", {})
+    save(datastore, "series-1")
+    save(datastore, "picture")
+    other = save(datastore, "series-1", suffix=".nrrd")
     for store in (datastore, FolderDatastore(str(studies.folder))):
         assert Path(store.get_label_uri("series-1", "final")).read_bytes() == other.read_bytes()
     datastore.remove_label("series-1", "final")
@@ -158,13 +176,13 @@ def test_a_job_does_not_write_the_list(studies, label):
     assert "later" in json.loads(file.read_text())["objects"]
 
 
-def test_many_threads_at_once_lose_no_label(studies, label):
+def test_many_threads_at_once_lose_no_label(studies, save):
     datastore = FolderDatastore(str(studies.folder))
 
     def work(id):
         for i in range(5):
             datastore.refresh()
-            datastore.save_label(id, label, f"reader-{i}", {})
+            save(datastore, id, f"reader-{i}")
             datastore.status()
 
     with ThreadPoolExecutor(len(studies.source)) as threads:
@@ -187,7 +205,7 @@ def nested(tmp_path, volumes, pictures):
     return folder
 
 
-def test_scans_in_subfolders_and_several_series_of_a_folder_are_served(nested, label):
+def test_scans_in_subfolders_and_several_series_of_a_folder_are_served(nested, save):
     datastore = FolderDatastore(str(nested))
     images = datastore.list_images()
     first, second = (id for id in images if id.startswith("two_"))
@@ -197,7 +215,7 @@ def test_scans_in_subfolders_and_several_series_of_a_folder_are_served(nested, l
     assert shapes[first] != shapes[second]
     assert datastore.get_image_info("normal_a")["name"] == "a.jpeg"
     for id in images:
-        datastore.save_label(id, label, "final", {})
+        save(datastore, id)
         assert Path(datastore.get_label_uri(id, "final")) == nested / "labels" / "final" / f"{id}.nii.gz"
     job = FolderDatastore(str(nested), read_only=True)
     again = FolderDatastore(str(nested))

@@ -7,6 +7,7 @@ import glob
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -16,12 +17,12 @@ from annotated_types import Ge, Lt
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, failed_cases, finished, write_record
+from monai_diffae.apps.result import Result, failed_cases, finished, only_run, write_record
 from monai_diffae.apps.settings import Choice, Reading, Run, Seed, colour_values, this_process
 from monai_diffae.bundle.config import preprocessing_config
 from monai_diffae.bundle.description import versions
 from monai_diffae.bundle.layout import model_file
-from monai_diffae.data.atomic import PartStore, remove_abandoned, write_atomic
+from monai_diffae.data.atomic import PartStore, is_abandoned, remove_abandoned, write_atomic
 from monai_diffae.data.cases import NEARLY_ALL, folder_key, share_known
 from monai_diffae.data.fingerprints import json_digest, scan_states
 from monai_diffae.errors import ConfigError
@@ -201,14 +202,21 @@ def embed(
     files = {path: made_from} if cutter is None else _patch_tables(path, {**made_from, "overlap": overlap})
     usage = session.trained.z_sem_usage
     representation.warn_if_unused(usage)
-    complete = [finished("embed", file, [file], each, overwrite=run.overwrite) for file, each in files.items()]
     states = scan_states(cases)
-    if (figures := complete[0]) is not None and None not in complete:
+
+    def existing() -> Result | None:
+        """The tables that are complete already."""
+        complete = [finished("embed", file, [file], each, overwrite=run.overwrite) for file, each in files.items()]
+        if (figures := complete[0]) is None or None in complete:
+            return None
         provenance.check_scans(path, cases, states)
         logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
         if encoder == "trained":
             session.warn_if_unlike(z_matrix(read_embeddings(path)))
         return _result(files, figures["num_cases"], figures["num_failed"], usage, skipped=True)
+
+    if (result := existing()) is not None:
+        return result
     remove_abandoned(path.parent)
     # parts of an interrupted run can be used only by the same run, and only if no scan file was replaced
     key = json_digest([files[path], versions(), states])
@@ -216,29 +224,35 @@ def embed(
     store = PartStore(parts, key, id_column="row", process=process.rank, replace=True)
     coder = CohortEncoder(cases, session.trained, store, process, cutter)
     workers = reading.workers_for(len(cases), process.local_world_size)
-    coder.encode(run.batch_size, workers, _failures_file(path).name)
-    if part is not None:
-        return Result(None, notes=[f"part {part} is encoded; when all parts are, run the command without --part"])
-    if process.rank:  # the first process gathers the parts of this one
-        return _result(files, 0, 0, None)
-    encoded, patient_key = coder.gather(), folder_key(path.parent)
-    tables, failures = make_tables(chosen, encoded, pool, _failures_file(path), patient_key)
-    if map_columns:
-        workers = reading.workers_for(len(tables[0]))
-        tables = [with_map_columns(tables[0], cases, session.trained, workers, common_scale=encoder in COMMON_SCALE)]
-    described = {
-        "preprocessing": preprocessing_config(session.trained.config), "z_sem_usage": usage,
-        "patient_key": patient_key.name, "knows_patients": share_known(cases) >= NEARLY_ALL,
-    }  # fmt: skip
-    if encoder == "trained":
-        described["split_origin"] = session.split_origin
-        session.warn_if_unlike(z_matrix(tables[0]))
-    result = _result(files, len(tables[0]), len(failures), usage)
-    scans = provenance.scans_record(states, encoded.contents)
-    _write(dict(zip(files, tables, strict=True)), files, described, result, scans)
-    for folder in path.parent.glob(glob.escape(f".{path.stem}-") + "[0-9a-f]" * _SUM_DIGITS):
-        shutil.rmtree(folder, ignore_errors=True)  # also those of runs with other settings, which the table ends
-    return result
+    with only_run(path) if part is None and process.rank == 0 else nullcontext():
+        if (result := existing()) is not None:  # another run may have ended
+            return result
+        coder.encode(run.batch_size, workers, _failures_file(path).name)
+        if part is not None:
+            return Result(None, notes=[f"part {part} is encoded; when all parts are, run the command without --part"])
+        if process.rank:  # the first process gathers the parts of this one
+            return _result(files, 0, 0, None)
+        encoded, patient_key = coder.gather(), folder_key(path.parent)
+        tables, failures = make_tables(chosen, encoded, pool, _failures_file(path), patient_key)
+        if map_columns:
+            workers = reading.workers_for(len(tables[0]))
+            tables = [
+                with_map_columns(tables[0], cases, session.trained, workers, common_scale=encoder in COMMON_SCALE)
+            ]
+        described = {
+            "preprocessing": preprocessing_config(session.trained.config), "z_sem_usage": usage,
+            "patient_key": patient_key.name, "knows_patients": share_known(cases) >= NEARLY_ALL,
+        }  # fmt: skip
+        if encoder == "trained":
+            described["split_origin"] = session.split_origin
+            session.warn_if_unlike(z_matrix(tables[0]))
+        result = _result(files, len(tables[0]), len(failures), usage)
+        scans = provenance.scans_record(states, encoded.contents)
+        _write(dict(zip(files, tables, strict=True)), files, described, result, scans)
+        for folder in path.parent.glob(glob.escape(f".{path.stem}-") + "[0-9a-f]" * _SUM_DIGITS):
+            if folder == parts or is_abandoned(folder):  # a job with other settings may still write its part
+                shutil.rmtree(folder, ignore_errors=True)
+        return result
 
 
 def _patch_tables(path: Path, made_from: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:

@@ -125,7 +125,8 @@ def fit_detector(
     )
     if len(cases) < 2 or patients.max() == 0:
         raise CohortError("calibration needs held-out cases of at least 2 patients; give more patients")
-    residuals = torch.cat([_residual(trained, item, settings) for item in items])
+    measured = [(models.image_key(item["image"]), _residual(trained, item, settings)) for item in items]
+    images, residuals = [key for key, _ in measured], torch.cat([residual for _, residual in measured])
     maps = metrics.cross_fitted_maps(residuals, patients.tolist(), settings.floor, settings.smoothing)
     if scans.max() + 1 < _FEWEST_SCANS:
         logger.warning(
@@ -138,7 +139,7 @@ def fit_detector(
         settings=settings, mean_squares=residuals.square().mean(dim=0),
         scores=metrics.highest_mean(maps, settings.fraction).double(), scans=torch.from_numpy(scans),
         quantiles=torch.from_numpy(np.stack([shares, np.quantile(voxels, shares)])),
-        made_from={**models.calibrated_model(trained), **(made_from or {})},
+        made_from={**models.calibrated_model(trained), "images": images, **(made_from or {})},
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.cases import KEY_FILE
 from monai_diffae.data.fingerprints import file_checksum, json_digest
-from monai_diffae.data.progress import Failure, write_failures
+from monai_diffae.data.progress import Failure, track, write_failures
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.lazy import latents, loading, np, npt, pd, pictures, provenance, sessions, tables, torch
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SCORES = {"distance": False, "whitened": True}
+_SCORES = [("distance", False), ("whitened", True)]
 _UNUSUAL = 0.05
 _FAILURES = "neighbors_failures.csv"
 _IN_PICTURE = 8
+_BLOCK = 5_000  # cases that are searched at once; more of them take seconds
 
 
 @Parameter(name="*", group=Group("Images", sort_key=3))
@@ -205,7 +206,14 @@ class _NeighborSearch:
 
     def neighbors(self) -> pd.DataFrame:
         """The table of neighbors: one row per case and neighbor."""
-        cases, table, k, training = self.cases, self.table, self.k, self.training
+        blocks = [self.cases[start : start + _BLOCK] for start in range(0, len(self.cases), _BLOCK)]
+        found = [
+            self._neighbors_of(cases) for cases in track(blocks, f"searching neighbors of {len(self.cases)} cases")
+        ]
+        return pd.concat(found, ignore_index=True)
+
+    def _neighbors_of(self, cases: pd.DataFrame) -> pd.DataFrame:
+        table, k, training = self.table, self.k, self.training
         groups = [
             each["id"].to_numpy(str) if self.same_patient else tables.patients_of(each) for each in (cases, table)
         ]
@@ -224,7 +232,7 @@ class _NeighborSearch:
         """The table of outlier scores by distance, and the share of unusual cases in each split of the whole table."""
         table, cases, k, training = self.table, self.cases, self.k, self.training
         outliers, shares = pd.DataFrame({"id": cases["id"].to_numpy(), "split": self.splits}), {}
-        for name, whitened in _SCORES.items():
+        for name, whitened in track(_SCORES, f"scoring {len(table)} cases"):
             reference = training.reference.own_distances(k, whitened)
             table_scores, table_p = training.scores(table, reference, k, whitened)
             shares[name] = unusual_shares(tables.splits_of(table), table_p)

@@ -148,7 +148,7 @@ def edit(
 
     def make() -> Mapping[str, Any]:
         edits = _Edits(session, line, along, strengths, watch, nearest_other, out, output)
-        figures = edits.run(session.read(cases, out, named=bool(choice.cases)))
+        figures = edits.run(session.read(cases, out, named=bool(choice.cases), dicom=output.dicom))
         numbers = {name: value for name, value in figures.items() if value is not None}
         log_to_open_run(numbers, [out / "edits.png"], "edits")
         return figures
@@ -178,8 +178,6 @@ class _Edits:
     def run(self, read: sessions.ReadCases) -> dict[str, Any]:
         """Edit all cases, and return the figures of the result."""
         transforms.check_invertible(self.session.trained.preprocessing)
-        if self.output.dicom:
-            writing.warn_without_dicom(read.cases)
         if not self.session.encoder_sees_decoded_images:
             logger.warning(
                 "the encoder sees %s, which an edit does not change: prediction, achieved, identity and drift are "

@@ -170,7 +170,7 @@ def explain(
         store = PartStore(out / ".cases", made_from, replace=True)
         if run.overwrite:
             store.remove()
-        read = session.read(cases, out, named=bool(choice.cases))
+        read = session.read(cases, out, named=bool(choice.cases), dicom=output.dicom)
         looked_at = read.cases[:: -(-len(read.cases) // _LOOKED_AT)]  # evenly, as tables are often sorted
         natives = (transforms.NativeSpace(trained.preprocessing, case.item()) for case in looked_at)
         with torch.no_grad():
@@ -258,8 +258,6 @@ class _Explanations:
         """Explain the cases in some rows, and return the figures of the result, with those of the test by pasting."""
         session, folder = self.finder.session, self.folder
         transforms.check_invertible(session.trained.preprocessing)
-        if self.output.dicom:
-            writing.warn_without_dicom(read.cases)
         directions, omitted = self.finder.reference.directions(self.finder.search, session.trained.sha256)
         if not session.encoder_sees_decoded_images:
             reason = f"the encoder sees {session.encoder_key}, which a counterfactual does not change"

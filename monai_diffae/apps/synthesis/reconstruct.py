@@ -15,7 +15,7 @@ from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Seed
 from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.cases import Case
 from monai_diffae.errors import counted
-from monai_diffae.lazy import inferers, metrics, np, npt, pd, pictures, sessions, torch, transforms, writing
+from monai_diffae.lazy import inferers, metrics, np, npt, pd, pictures, sessions, torch, transforms
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def reconstruct(
     results = [out / name for name in ("reconstructions.csv", "mosaic.png", *modes)]
 
     def make() -> Mapping[str, Any]:
-        read = session.read(cases, out, named=bool(choice.cases))
+        read = session.read(cases, out, named=bool(choice.cases), dicom=dicom)
         for name in MODES:
             remove_images(out / name)
         means = _Reconstruction(session, out, modes, grid, dicom, seed).run(read)
@@ -112,8 +112,6 @@ class _Reconstruction:
             self.modes, self.folder, read.cases, trained.preprocessing, grid=self.grid,
             model_range=trained.model_range, affine=trained.grid_affine, dicom=self.dicom, overwrite=True,
         )  # fmt: skip
-        if self.dicom:
-            writing.warn_without_dicom(read.cases)
         rows: list[dict[str, Any]] = []
         text = f"reconstructing {counted(len(read.cases), 'case')}"
         with torch.no_grad():

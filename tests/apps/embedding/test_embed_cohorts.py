@@ -1,6 +1,7 @@
 """Cohorts of many scans: interrupted and resumed, shared among processes, with bad scans among them."""
 
 import logging
+import os
 import shutil
 import signal
 import time
@@ -13,10 +14,11 @@ import torch
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.embedding.encoding import CohortEncoder
 from monai_diffae.data.atomic import PartStore
 from monai_diffae.data.embeddings import read_embeddings, split_origin
 from monai_diffae.data.formats import nifti
-from monai_diffae.errors import ConfigError, MachineError, ScanError
+from monai_diffae.errors import BusyError, ConfigError, MachineError, OtherResultsError, ScanError
 
 
 def pictures(folder, count, start=0):
@@ -153,8 +155,29 @@ def test_parts_of_other_settings_are_deleted_when_a_table_is_complete(labelled, 
     others = [out.parent / name for name in (".zz-0123456789ab", ".z-0123456789ab-0123456789ab", ".z-mine")]
     for folder in others:
         folder.mkdir()
+    (old,) = set(out.parent.glob(".z-*")) - {*others}
+    os.utime(old, (0, 0))
     embed(labelled.bundle, cohort, out, device="cpu")
     assert {path.name for path in out.parent.iterdir() if path.is_dir()} == {folder.name for folder in others}
+
+
+def test_a_second_run_with_other_cases_is_refused_and_parts_of_a_running_job_stay(
+    labelled, cohort, tmp_path, monkeypatch
+):
+    out, encode, others = tmp_path / "z.parquet", CohortEncoder.encode, (labelled.bundle, labelled.cohort)
+
+    def encode_meanwhile(self, *arguments):
+        encode(self, *arguments)
+        monkeypatch.undo()
+        embed(*others, out, device="cpu", part="1/2")
+        with pytest.raises(BusyError):
+            embed(*others, out, device="cpu")
+
+    monkeypatch.setattr(CohortEncoder, "encode", encode_meanwhile)
+    assert embed(labelled.bundle, cohort, out, device="cpu").num_cases == 11
+    assert list(tmp_path.glob(".z-*/part-*.parquet"))
+    with pytest.raises(OtherResultsError):
+        embed(*others, out, device="cpu")
 
 
 # -- bad scans ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from dicom_files import make_plane
 from PIL import Image
 from tiny_bundles import rewrite
 
@@ -70,6 +71,24 @@ def test_in_the_models_grid_which_a_preprocessing_that_cannot_be_undone_needs(ti
     with pytest.raises(ConfigError, match=r"NormalizeIntensityd cannot be undone.*or use grid model$"):
         reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", **options)
     assert reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", grid="model", **options).num_cases == 1
+
+
+def test_a_colour_dicom_that_cannot_be_written_is_one_failed_case(tiny_bundle, tmp_path):
+    (tmp_path / "scans").mkdir()
+    colour = {
+        "stored": np.random.default_rng(0).integers(256, size=(14, 10, 3)), "SamplesPerPixel": 3, "BitsAllocated": 16,
+        "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB", "PixelRepresentation": 0,
+        "Rows": 14, "Columns": 10,
+    }  # fmt: skip
+    for number, tags in enumerate(({}, colour)):
+        make_plane([0, 0, 0], number=number, SeriesInstanceUID=f"1.2.{number}", **tags).save_as(
+            tmp_path / "scans" / f"{number}.dcm"
+        )
+    options = {"dicom": True, "steps": 2, "device": "cpu", "overrides": {"colour": "grey", "val_fraction": 0.0}}
+    result = reconstruct(tiny_bundle.directory, tmp_path / "scans", tmp_path / "out", **options)
+    assert (result.num_cases, result.num_failed) == (1, 1)
+    assert result.incomplete
+    assert len(list((tmp_path / "out" / "x_T" / "dicom").iterdir())) == 1
 
 
 def test_the_table_says_whether_x_T_is_noise(both, tiny_bundle):
