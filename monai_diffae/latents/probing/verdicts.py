@@ -115,7 +115,7 @@ def _without_claim(row: Row, baseline: Row | None, num_labels: int) -> Verdict:
     other = ""
     if baseline is not None and _predicts(baseline, num_labels):
         other = f" {baseline['features']} predicts it: {_score(baseline)}."
-    share = (row.get("num_rarest") or row["num_patients"] / 2) / row["num_patients"]
+    share = min((row.get("num_rarest") or row["num_patients"] / 2) / row["num_patients"], 0.5)
     needed = patients_needed(metric, share, row["num_folds"], num_labels)
     is_enough = needed <= row["num_patients"]
     if is_enough and row["high"] is not None and row["high"] < effect:
