@@ -76,6 +76,10 @@ def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
             "%s: %d rows have the id of another row, and count as further cases; keep one row per case",
             path.name, num_double,
         )  # fmt: skip
+    if encoder_name(table) == "harmonized":
+        kept = "".join(f", with the effect of {name}, which goes with the scanner" for name in confounded(table))
+        logger.warning("%s: was harmonized in one go%s; compare with probe --harmonize, which does it in each fold",
+                       path.name, kept)  # fmt: skip
     for name in table[label_columns(table)].select_dtypes(exclude=["number", "bool"]):
         is_missing = [isinstance(value, str) and value in MISSING_WORDS for value in table[name]]
         table[name] = table[name].mask(np.array(is_missing))
@@ -155,6 +159,11 @@ def encoder_name(table: pd.DataFrame) -> str:
 def source_encoder(table: pd.DataFrame) -> str:
     """The encoder that made a table, also if :func:`monai_diffae.harmonize` changed its features since."""
     return str(_made_from(table).get("source_encoder", encoder_name(table)))
+
+
+def confounded(table: pd.DataFrame) -> list[str]:
+    """The columns whose effect :func:`monai_diffae.harmonize` kept, although they go with the scanner."""
+    return list(_made_from(table).get("confounded", []))
 
 
 def _made_from(table: pd.DataFrame) -> dict[str, Any]:

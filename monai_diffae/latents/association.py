@@ -2,7 +2,8 @@
 
 Errors are CR2, and t has Satterthwaite's degrees of freedom (Bell and McCaffrey 2002), so that p-values also hold for
 few patients, rare classes and skewed numbers. A variable with several columns, such as the indicators of classes, has
-one F test (AHZ of Tipton and Pustejovsky 2015, doi:10.3102/1076998615606099).
+one F test (AHZ of Tipton and Pustejovsky 2015, doi:10.3102/1076998615606099), or permutations where its p-values would
+be too small.
 """
 
 import warnings
@@ -22,6 +23,7 @@ _ALONE = 1e-6  # share of a group's outcome that its own coefficient leaves
 _SEPARATED = 15.0  # log odds per standard deviation; no association of a scan with a class is that strong
 _CONSTANT = 1e-20  # variance of a component that never varies
 _MEDIAN_CHI2 = 0.4549364  # of one degree of freedom
+_PERMUTATIONS, _LEAST_PER_PAIR = 10_000, 10  # patients per pair of classes, for the F test
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +40,11 @@ class Associations:
 def linear_associations(
     components: ArrayLike, variable: ArrayLike, covariates: Mapping[str, ArrayLike], groups: ArrayLike
 ) -> Associations:
-    """Regress components ``[N, K]`` on a variable ``[N]`` or ``[N, Q]`` and covariates, clustered by groups ``[N]``."""
+    """Regress components ``[N, K]`` on a variable ``[N]`` or ``[N, Q]`` and covariates, clustered by groups ``[N]``.
+
+    With several columns and fewer than 10 groups per pair of classes, p is from 10,000 permutations of the variable
+    among the groups. This is exact without covariates, if the variable is the same for all cases of a group.
+    """
     design = _Design.of(variable, covariates, groups)
     num_columns = design.x.shape[1]
     y = _without(np.asarray(components, np.float64)[design.order], design.basis)
@@ -55,7 +61,21 @@ def linear_associations(
     known = (np.linalg.cond(covariance) < 1 / np.finfo(float).eps) & ~np.isnan(share) & (rest > 0)
     solved = np.linalg.solve(covariance[known], slopes.T[known][:, :, None])[:, :, 0]
     p[known] = stats.f.sf((slopes.T[known] * solved).sum(axis=1) / num_columns * (rest / df), num_columns, rest)
+    if len(design.sizes) < _LEAST_PER_PAIR * num_columns * (num_columns + 1) / 2:
+        permuted = _permuted_p(design, np.asarray(variable, np.float64)[design.order], y)
+        p = np.where(np.isnan(share), np.nan, permuted)
     return Associations(nothing, nothing, nothing, p, share)
+
+
+def _permuted_p(design: "_Design", columns: Floats, y: Floats) -> Floats:
+    starts, generator = np.cumsum(design.sizes) - design.sizes, np.random.default_rng(0)
+    member, explained = np.repeat(np.arange(len(starts)), design.sizes), []
+    other, place = member, np.arange(len(y)) - starts[member]
+    for _ in range(_PERMUTATIONS):
+        x = _without(columns[starts[other] + place % design.sizes[other]], design.basis)
+        explained.append(np.square(np.linalg.qr(x)[0].T @ y).sum(axis=0))
+        other = generator.permutation(len(starts))[member]  # the patient whose values each gets next
+    return np.asarray((np.array(explained) >= explained[0] * (1 - 1e-9)).mean(axis=0))
 
 
 def logistic_associations(

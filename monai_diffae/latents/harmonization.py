@@ -8,11 +8,14 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError, check_installed, counted
+from monai_diffae.latents.neighbors import numbered_groups
 from monai_diffae.latents.statistics import Floats, checked_codes, scales
 
 logger = logging.getLogger(__name__)
 
 _CASES_PER_COMPONENT, _FLOOR = 8, 0.01
+CONFOUNDED = 0.3
+"""The :func:`association` with the scanner from which what a column explains may be the scanner's."""
 
 
 def least_fitted(empirical_bayes: bool) -> int:
@@ -46,6 +49,20 @@ def harmonized(
     adjust = _shrunk if empirical_bayes else _exact
     x[:, varies] = adjust(x[:, varies] / std, member, design, fitted) * std
     return x
+
+
+def association(covariates: ArrayLike, scanners: ArrayLike, patients: ArrayLike) -> float:
+    """How closely covariates ``[N, C]`` go with scanners, from 0 to 1; each value of a patient and scanner counts once.
+
+    It is Cramer's V for the indicators of classes and the correlation ratio for a number, minus what is expected by
+    chance with few patients and many classes (Bergsma 2013, doi:10.1016/j.jkss.2012.10.002).
+    """
+    patient = numbered_groups(patients)
+    both = np.unique(np.column_stack([patient, np.unique(scanners, return_inverse=True)[1], covariates]), axis=0)
+    x, y = (each - each.mean(axis=0) for each in (both[:, 1:2] == np.unique(both[:, 1]), both[:, 2:]))
+    df, other, rest = np.linalg.matrix_rank(x), np.linalg.matrix_rank(y), patient.max()
+    shared = np.trace(np.linalg.pinv(x) @ y @ np.linalg.pinv(y) @ x) - df * other / rest
+    return float(np.sqrt(np.clip(shared / max(min(df, other), 1), 0, 1)))
 
 
 def _exact(x: Floats, scanner: NDArray[np.intp], design: Floats, fitted: NDArray[np.intp]) -> Floats:

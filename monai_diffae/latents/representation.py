@@ -186,7 +186,9 @@ def _r2(y: Floats, predict: Callable[..., Floats], groups: ArrayLike, seed: int,
         error[test] = np.square(y[test] - predict(train, test))
         total[test] = np.square(y[test] - y[train].mean(axis=0))
     sums = [_per_patient(np.column_stack([each, each.sum(axis=1)])[:, first:], groups) for each in (error, total)]
-    return _with_interval(lambda weights: 1 - weights @ sums[0] / (weights @ sums[1]), len(sums[0]), seed, len(folds))
+    return _with_interval(
+        lambda weights: 1 - weights @ sums[0] / (weights @ sums[1]), len(sums[0]), seed, len(folds), 1
+    )
 
 
 def _ridge(x: Floats, y: Floats, new: Floats) -> Floats:
@@ -266,6 +268,8 @@ def _per_patient(values: Floats, groups: ArrayLike) -> Floats:
     return sums
 
 
-def _with_interval(scores: Callable[[Floats], Floats], num_patients: int, seed: int, num_folds: int) -> Floats:
-    draws = bootstrapped(scores, np.arange(num_patients), seed, num_folds)
+def _with_interval(
+    scores: Callable[[Floats], Floats], num_patients: int, seed: int, num_folds: int, perfect: float | None = None
+) -> Floats:
+    draws = bootstrapped(scores, np.arange(num_patients), seed, num_folds, perfect)
     return np.vstack([scores(np.ones(num_patients)), np.nanpercentile(draws, [2.5, 97.5], axis=0)])

@@ -9,7 +9,7 @@ import pytest
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing import FeatureSet, ProbeSettings, evaluate_probes, nested
 from monai_diffae.latents.probing.probes import ProbeModel
-from monai_diffae.latents.probing.scores import bootstrapped, interval
+from monai_diffae.latents.probing.scores import NumberScores, bootstrapped, interval
 from monai_diffae.latents.targets import read_target
 
 
@@ -121,3 +121,33 @@ def test_feature_sets_are_compared_on_the_same_cases_and_targets_that_cannot_be_
     assert fixed[0].few_labels[0]["median"] < 0.01 < 0.5 < evaluated[0].few_labels[0]["median"]
     with pytest.raises(ConfigError, match="^target 'site'"):
         evaluate_probes(table, ["site"], sets, settings)
+
+
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_differences_between_scanners_are_no_prediction_for_one_that_was_left_out(kind):
+    """Scanners shift a feature, and have more ill (or older) patients; within a scanner, there is nothing to learn."""
+    generator = np.random.default_rng(0)
+    scanner = np.arange(150) % 3
+    z = np.column_stack([scanner + 0.2 * generator.normal(size=150), generator.normal(size=(150, 2))])
+    age = 10.0 * scanner + generator.normal(size=150)
+    label = age if kind == "numbers" else generator.random(150) < 0.1 + 0.4 * scanner
+    table = pd.DataFrame({"id": range(150), "patient": range(150), "label": label, "scanner": scanner})
+    settings = ProbeSettings("cv", probes=("linear",), nuisance="scanner")
+    ((probe,), _) = evaluate_probes(table, ["label"], [FeatureSet.from_values("z_sem", z)], settings)
+    chance = 0.0 if kind == "numbers" else 0.5
+    assert probe.row["low"] > chance + 0.1
+    assert probe.row["left_out_low"] < chance
+    assert [row["num_test"] for row in probe.left_out] == [50, 50, 50]
+
+
+def test_no_interval_leaves_the_range_of_its_score():
+    generator = np.random.default_rng(0)
+    for truth, predicted in (
+        (generator.normal(size=5), 9 * generator.normal(size=5)),
+        (np.arange(5.0), np.arange(5.0)),
+    ):
+        scores = NumberScores(truth, predicted, np.zeros(5))
+        draws = bootstrapped(scores, np.arange(5), num_folds=2, perfect=scores.perfect)
+        (_, r2_high), (mae_low, _) = scores.intervals(draws, np.arange(5))
+        assert r2_high <= 1
+        assert mae_low >= 0

@@ -17,6 +17,11 @@ def row(score, low, high, metric="auroc", features="z_sem", difference=None, pat
     }  # fmt: skip
 
 
+def left_out(score, low, high):
+    return {"nuisance": "scanner", "left_out_score": score, "left_out_low": low, "left_out_high": high}
+
+
+LEFT_OUT = left_out(0.6, 0.4, 0.7)
 PCA, WIDE = {"features": "PCA of pixels"}, {"features": "wide"}
 
 
@@ -43,6 +48,12 @@ PCA, WIDE = {"features": "PCA of pixels"}, {"features": "wide"}
         ([row(0.02, -0.05, 0.06, "r2", patients=23, rarest=None)], "unclear", "about 227 would be needed"),
         ([row(0.6, 0.4, 0.8, patients=30, rarest=15, num_folds=1)], "unclear", "With 30 test patients, it cannot"),
         ([row(0.3, 0.1, 0.5, "r2", rarest=None)], "predicts", "R2 0.30"),
+        # the answer is about a scanner that was left out
+        ([row(0.95, 0.9, 0.98, **left_out(0.47, 0.38, 0.56))], "hardly",
+         "AUROC 0.47 (0.38 to 0.56) on a scanner that was left out, AUROC 0.95 (0.90 to 0.98) on known ones, and 0.5"),
+        ([row(0.95, 0.9, 0.98, **left_out(0.8, 0.7, 0.9)), row(0.9, 0.8, 0.95, difference=0.1, **PCA, **LEFT_OUT)],
+         "predicts", "z_sem predicts sex: AUROC 0.80 (0.70 to 0.90) on a scanner"),
+        ([row(0.95, 0.9, 0.98, **left_out(None, None, None))], "unclear", "no AUROC on a scanner that was left out"),
         ([row(None, None, None)], "unclear", "no AUROC"),
         # of five labels the best one may be chance; its own interval excludes it
         ([row(0.62, 0.51, 0.71), *(row(0.5, 0.4, 0.6, target=f"label {i}") for i in range(4))], "unclear", "by chance"),

@@ -84,6 +84,10 @@ class Probing:
     nuisance: str | None = None
     """A column that should not matter, such as the scanner: also say how well the features tell it, and how well each
     label is predicted for a value of it that the probe was not fitted to."""
+    harmonize: str | None = None
+    """Remove the effect of this column, such as the scanner, from all features, fitted to the training cases of each
+    fold (ComBat, CovBat). No label is protected, so none is invented, but labels that go with the scanner are told less
+    well. Cases without it are left out."""
     skip_few_labels: bool = False
     """Do not write scores with the labels of few patients, which take most of the time."""
     seed: Seed = 0
@@ -145,16 +149,21 @@ def probe(
         raise ConfigError("pixel_baselines: the images are read with bundle and cohort; also give both")
     if probing.splits and probing.evaluation == "split":
         raise ConfigError("splits: applies to cross-validation; omit it, or set evaluation to cv")
+    if probing.harmonize is not None and probing.nuisance is not None:
+        raise ConfigError("harmonize: needs training cases of all scanners, so none can be left out; omit nuisance")
     from monai_diffae.latents.probing import ProbeSettings, evaluate_probes
 
     settings = ProbeSettings(
         probing.evaluation, tuple(probing.splits), tuple(dict.fromkeys(probing.probes)), probing.seed, dict(kinds),
         few_labels=out is not None and not probing.skip_few_labels, regularisation=probing.regularisation,
         each_regularisation=out is not None and "linear" in probing.probes, nuisance=probing.nuisance,
+        harmonize=probing.harmonize,
     )  # fmt: skip
     table = tables.read_embeddings(embeddings)
     representation.warn_if_unused(table.attrs.get("monai_diffae", {}).get("z_sem_usage"))
-    names = _target_columns(table, targets, probing.nuisance, embeddings.name)
+    names = _target_columns(table, targets, probing.nuisance or probing.harmonize, embeddings.name)
+    if probing.harmonize is not None:
+        table = table.dropna(subset=[probing.harmonize]).reset_index(drop=True)
     unknown = [name for name in kinds if name not in names]
     if unknown:
         raise ConfigError(f"kinds: '{unknown[0]}' is not among the targets: {', '.join(names)}")
@@ -206,7 +215,7 @@ def probe(
 
 def _target_columns(table: pd.DataFrame, targets: Sequence[str], nuisance: str | None, name: str) -> list[str]:
     """The label columns to predict; the nuisance is not among them."""
-    known = tables.check_labels(table, {"nuisance": [nuisance] if nuisance else [], "targets": targets})
+    known = tables.check_labels(table, {"nuisance, harmonize": [nuisance] if nuisance else [], "targets": targets})
     reasons = {} if targets else {label: labels.reason_against(table[label].tolist(), label) for label in known}
     names = list(dict.fromkeys(targets)) or [label for label, reason in reasons.items() if reason is None]
     if why := ", ".join(f"{label} {reason}" for label, reason in reasons.items() if reason):
@@ -236,6 +245,12 @@ def _result(figures: Mapping[str, Any], alike: TableTwins, folder: Path | None, 
         replace(each, sentence=f"{each.sentence} {leak}") if leak and each.is_predicted else each
         for each in find_verdicts(figures["rows"])
     ]
+    for place, each in enumerate(verdicts):
+        if each.target in tables.confounded(alike.table):
+            verdicts[place] = replace(
+                each, answer="unclear", advice="use the table before, with probe --harmonize",
+                sentence=f"{each.sentence} It goes with the scanner, and harmonizing kept it: it may be an artefact.",
+            )  # fmt: skip
     figures = {**figures, "verdicts": [asdict(each) for each in verdicts], "twins": alike.report.figures()}
     notes = [*(f"{each.sentence} {each.next_step}" for each in verdicts), *_score_tables(figures["rows"])]
     told = [line for row in figures["rows"] if "nuisance_chance" in row for line in _nuisance_lines(row)]

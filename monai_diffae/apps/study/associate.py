@@ -22,12 +22,13 @@ from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError, check_installed, counted
-from monai_diffae.lazy import association, np, pd, pictures, statistics, tables, targets
+from monai_diffae.lazy import association, np, npt, pd, pictures, statistics, tables, targets
 
 logger = logging.getLogger(__name__)
 
 _LEVEL = 0.05
 _MOST_PICTURED, _MOST_SHOWN = 6, 10
+_LEAST_PATIENTS = 5  # of a class, if there are more than two
 _PHENOTYPES, _COVARIATES = "phenotypes.tsv", "phenotype_covariates.tsv"
 
 
@@ -67,9 +68,11 @@ def associate(
 
     ``out/associations.csv`` has one row per variable and component. ``effect``, from ``low`` to ``high`` (95 %), is in
     standard deviations of the component (of the training cases): per standard deviation of a number, or from the first
-    to the second of two classes. Variables with more classes have one F test and no effect. ``share`` is the partial
-    R2. With ``logistic``, the effect on two classes is the log odds ratio per standard deviation of the component.
-    ``num_missing`` cases without the variable or a covariate are left out. ``out/associations.png`` shows all p-values.
+    to the second of two classes. Variables with more classes have one F test and no effect. Of these, classes of
+    fewer than 5 patients are left out, and with fewer than 10 patients per pair of classes, p is from 10,000
+    permutations of the patients, so at least .0001. ``share`` is the partial R2. With ``logistic``, the effect on two
+    classes is the log odds ratio per standard deviation of the component. ``num_missing`` cases without the variable or
+    a covariate, or of such a class, are left out. ``out/associations.png`` shows all p-values.
 
     Args:
         embeddings: Table of embeddings, written by ``embed``.
@@ -183,6 +186,8 @@ class _Analysis:
         if len(kept) == 0:
             raise ConfigError("no case has it and all covariates")
         variable, *others = [each.only(np.isin(each.rows, kept)) for each in targets]
+        is_large = _is_large(variable, self.cases.patients[kept])
+        kept, variable, *others = kept[is_large], *(each.only(is_large) for each in (variable, *others))
         covariates = {each.name: _design(each) for each in others}
         patients, classes = self.cases.patients[kept], variable.classes or ()
         scale = 1.0 if classes else float(variable.values.std()) or 1.0
@@ -253,6 +258,17 @@ def _check_names(cases: StudyCases, iid: str) -> None:
     for one, several in (("name", "patient"), ("patient", "name")):
         if num := int(pairs[one].duplicated().sum()):
             raise ConfigError(f"iid: '{iid}' has one {one} for several {several}s, {num} times; choose another column")
+
+
+def _is_large(variable: targets.Target, patients: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
+    """Whether the class of each case, if there are more than two, has enough patients; the others are logged."""
+    counts = variable.patients_of_classes(patients)
+    if len(counts) < 3:
+        return np.ones(len(patients), bool)
+    if small := [name for name, count in counts.items() if count < _LEAST_PATIENTS]:
+        logger.warning("variable '%s': classes of fewer than %d patients are left out: %s; join them to keep them",
+                       variable.name, _LEAST_PATIENTS, ", ".join(small))  # fmt: skip
+    return np.array([*counts.values()])[variable.values] >= _LEAST_PATIENTS
 
 
 def _design(target: targets.Target) -> statistics.Floats:

@@ -24,8 +24,10 @@ from monai_diffae.policies import Features
 
 logger = logging.getLogger(__name__)
 
+_NEARLY_COLLINEAR = 0.8  # the association from which nine of ten labels without an effect get one (240 patients)
 _COSTS = [
-    "target", "is_protected", "metric", "before", "after", "difference", "difference_low", "difference_high"
+    "target", "is_protected", "association", "metric", "before", "after", "difference", "difference_low",
+    "difference_high",
 ]  # fmt: skip
 
 
@@ -67,7 +69,10 @@ def harmonize(
     Every dimension (also standard deviations and wide features) gets the same mean and variance on all scanners, and
     the leading components, one for every 8 training cases of the smallest scanner, nearly the same covariances. All is
     fitted to the training cases (all cases if the table has no split), at least 10 of each scanner, and applied to all.
-    It also removes differences between the patients of the scanners, except for what the protected columns explain.
+    It also removes differences between the patients of the scanners, except for what the protected columns explain. A
+    protected column that goes with the scanner gets an effect that it does not have (Nygaard et al. 2016,
+    doi:10.1093/biostatistics/kxv027): from an association of .3 (Cramer's V or correlation ratio) there is a warning,
+    and later verdicts on it are unclear; above .8 it is refused. ``probe --harmonize`` protects nothing.
 
     The new table is for ``probe``, ``neighbors`` and statistics; commands that decode refuse it. Beside it,
     ``<name>_costs.csv`` has the scores of probes before and after, and ``<name>_omitted.csv`` the cases that could not
@@ -82,8 +87,9 @@ def harmonize(
 
     Returns:
         The table; ``scanners``, balanced accuracy with which a probe tells the scanner ``before`` and ``after``, with
-        intervals and ``chance``; ``costs``, one row per target: ``metric``, ``before``, ``after``, and their
-        ``difference`` with its interval; ``num_cases``, ``num_fitted`` and ``num_omitted`` cases.
+        intervals and ``chance``; ``costs``, one row per target: its ``association`` with the scanner, ``metric``,
+        ``before``, ``after``, and their ``difference`` with its interval; ``num_cases``, ``num_fitted`` and
+        ``num_omitted`` cases.
 
     Raises:
         CohortError: the table cannot be used.
@@ -111,8 +117,10 @@ def harmonize(
         scores, figures = _costs(cases, costs)
         figures["has_wide"] = bool(tables.wide_columns(new))
         figures |= {"num_cases": len(new), "num_fitted": int(cases.is_fitted.sum()), "num_omitted": len(omitted)}
+        confounded = [*tables.confounded(rows), *cases.confounded]  # a table may be harmonized twice
         description = {**done, "num_fitted": figures["num_fitted"]}
-        new.attrs["monai_diffae"] = {**metadata, "made_from": made_from, "harmonized": description}
+        origin = {**made_from, "confounded": confounded}
+        new.attrs["monai_diffae"] = {**metadata, "made_from": origin, "harmonized": description}
         write_csv(names["costs"], scores)
         write_csv(names["omitted"], omitted)
         write_atomic(out, lambda path: new.to_parquet(path, index=False))
@@ -172,6 +180,24 @@ class _Cases:
         if num := self.num_on_both_sides:
             logger.warning("%s with training and other cases: what ComBat is fitted to is not independent of their "
                            "other cases, and targets are cross-validated", counted(num, "patient"))  # fmt: skip
+
+        for name in self.confounded:
+            value = self.association(name)
+            text = f"protect: '{name}' goes with the scanner (association {value:.2f}), so an effect of it "
+            if value > _NEARLY_COLLINEAR:
+                raise ConfigError(f"{text}would be invented; do not protect it, or use probe --harmonize")
+            logger.warning("%smay be an artefact (Nygaard 2016); compare with probe --harmonize", text)
+
+    @property
+    def confounded(self) -> list[str]:
+        """The protected columns that go with the scanner in the training cases."""
+        return [name for name in self.method.protect if self.association(name) >= harmonization.CONFOUNDED]
+
+    def association(self, name: str) -> float:
+        """How closely a label goes with the scanner in the training cases."""
+        kept = self.is_fitted & ~labels.missing(self.rows[name].tolist())
+        design = _covariate(self.rows[name], kept, np.where(kept, "", "-").astype(object))[kept]
+        return harmonization.association(design, self.scanners[kept], self.rows["patient"][kept].tolist())
 
     @property
     def num_on_both_sides(self) -> int:
@@ -243,7 +269,9 @@ def _costs(cases: _Cases, settings: Costs) -> tuple[pd.DataFrame, dict[str, Any]
     }
     costs = scores[(scores["features"] == "before") & (scores["target"] != scanner)]
     after = costs["score"] + costs["difference"]
-    costs = costs.assign(is_protected=costs["target"].isin(cases.method.protect), before=costs["score"], after=after)
+    names = costs["target"]
+    costs = costs.assign(is_protected=names.isin(cases.method.protect), association=names.map(cases.association),
+                         before=costs["score"], after=after)  # fmt: skip
     return scores, {
         "scanners": {"chance": 1 / len(np.unique(cases.scanners)), **accuracies},
         "costs": json.loads(costs[_COSTS].to_json(orient="records")),
@@ -264,6 +292,8 @@ def _notes(figures: Mapping[str, Any], scanner: str) -> list[str]:
         line = "{target}: {metric} {before:.3f} before, {after:.3f} after: {difference:+.3f}".format(**row)
         if row["difference_low"] is not None:
             line += " ({difference_low:+.3f} to {difference_high:+.3f})".format(**row)
+        if row["association"] >= harmonization.CONFOUNDED:
+            line += "; it goes with the scanner ({association:.2f}), so what is lost may be the scanner".format(**row)
         notes.append(f"{line}{'; protected, so it may be too high' if row['is_protected'] else ''}")
     notes += [f"{target}: not probed: {reason}" for target, reason in figures["omitted_targets"].items()]
     if figures["has_wide"]:

@@ -15,9 +15,15 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.latents.probing import nested
 from monai_diffae.latents.probing.nested import HeldOutPredictions, ProbeSettings, TargetFolds
 from monai_diffae.latents.probing.probes import FeatureSet, Folds, Probe, ProbeModel, regularisations
-from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval, difference_interval, interval, plain
+from monai_diffae.latents.probing.scores import (
+    bootstrapped,
+    bounded_interval,
+    difference_interval,
+    patients_of_rarest,
+    plain,
+)
 from monai_diffae.latents.statistics import Floats
-from monai_diffae.latents.targets import Target, copies_of
+from monai_diffae.latents.targets import Target, class_name, copies_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +83,9 @@ def evaluate_probes(
     Raises:
         ConfigError: no target can be probed.
     """
+    if settings.harmonize is not None:
+        scanners = [class_name(value) for value in table[settings.harmonize]]
+        feature_sets = [each.harmonized(scanners) for each in feature_sets]
     is_available = np.all([features.is_available for features in feature_sets], axis=0)
     cases = nested.ProbedCases.from_table(table, is_available, settings.splits, split_origin)
     folds = None
@@ -148,7 +157,8 @@ class TargetFeatures:
         predictions = nested.predict_held_out(*self._data, self.model(probe))
         scores, test = predictions.scores(), target.test_cases
         patients = target.patients[test]
-        values, draws = scores(np.ones(len(test))), bootstrapped(scores, patients, settings.seed, len(target.folds))
+        values = scores(np.ones(len(test)))
+        draws = bootstrapped(scores, patients, settings.seed, len(target.folds), scores.perfect)
         metrics: dict[str, Any] = {}
         for name, value, (low, high) in zip(scores.metrics, values, scores.intervals(draws, patients), strict=True):
             metrics.update({name: plain(value), f"{name}_low": plain(low), f"{name}_high": plain(high)})
@@ -208,15 +218,15 @@ def _evaluate_target(
         for name in settings.probes:
             probe, draws = data.evaluate(name)
             key = {each: probe.row[each] for each in ("target", "features", "probe", "metric")}
+            if target.nuisance is not None:
+                main, rows = left_out_scores(probe, data)
+                probe.row.update(main, nuisance=settings.nuisance)
+                probe.left_out.extend(key | row for row in rows)
             if settings.few_labels:
                 probe.few_labels.extend(key | row for row in data.few_label_rows(name))
             if settings.each_regularisation and name == "linear":
                 del key["probe"]
                 probe.regularisations.extend(key | row for row in data.regularisation_rows(probe))
-            if target.nuisance is not None:
-                main, rows = left_out_scores(probe, data)
-                probe.row.update(main)
-                probe.left_out.extend(rows)
             if features is feature_sets[0]:
                 z_sem[name] = probe, draws
             else:
@@ -231,10 +241,7 @@ def _difference(
     """The score of z_sem minus that of other features, with the interval over the same draws of patients."""
     draws = z_sem[1] - other[1]
     value = z_sem[0].row["score"] - other[0].row["score"]
-    if target.counts:
-        low, high = difference_interval(value, draws, min(target.counts.values()))
-    else:
-        low, high = interval(draws)
+    low, high = difference_interval(value, draws, min(target.counts.values(), default=None))
     return {"difference": plain(value), "difference_low": plain(low), "difference_high": plain(high)}
 
 
@@ -244,47 +251,46 @@ def _difference(
 def left_out_scores(probe: EvaluatedProbe, data: TargetFeatures) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score a probe that is fitted without one value of the nuisance and tested on it, for each value in turn.
 
-    The score over all values, with its interval and its change from the usual probe on the same cases and draws of
-    patients; and one row per value. Nothing, with a warning, if no training cases are left without one of the values.
+    The score within the values, with its interval and its change from the usual probe on the same cases and draws of
+    patients; and one row per value. Differences between the values do not count: AUROCs are averaged, weighted by the
+    patients of the rarest class, and the baseline of R2 is the mean of each value. None, with a warning, if no training
+    cases are left without one of the values.
     """
     row, usual, target, seed = probe.row, probe.predictions, data.target, data.settings.seed
     nuisance, rows = np.asarray(target.nuisance), target.target.rows
     if not (folds := _left_out_folds(target, nuisance)):
-        return {}, []
+        return dict.fromkeys(_LEFT_OUT), []
     x = [data.features.extract(rows[train])[rows] for train, _ in folds]
     predictions = nested.predict_held_out(x, target.target, target.patients, folds, data.model(row["probe"]))
     tested = np.sort(np.concatenate([test for _, test in folds]))
     kept = np.isin(target.test_cases, tested)
-    baseline = None if usual.baseline is None else usual.baseline[kept]
-    scores, usual_scores = replace(predictions, baseline=baseline).scores(), usual.scores()
     names, value = np.unique(nuisance[tested], return_inverse=True)
-    masks = [np.ones(len(tested), bool), *(value == k for k in range(len(names)))]
+    masks = [value == k for k in range(len(names))]
+    patients, truth, is_class = target.patients[tested], target.target.values[tested], target.target.classes is not None
+    counts = np.array([patients_of_rarest(truth[mask], patients[mask]) for mask in masks])
+    baseline = None if is_class else (np.bincount(value, truth) / np.bincount(value))[value]
+    scores, usual_scores = replace(predictions, baseline=baseline).scores(), usual.scores()
 
     def every_score(weights: Floats) -> Floats:
         all_weights = np.zeros(len(kept))
         all_weights[kept] = weights
-        parts = [scores(weights * mask)[0] if weights[mask].any() else np.nan for mask in masks]
-        return np.array([*parts, usual_scores(all_weights)[0]])
+        parts = np.array([scores(weights * mask)[0] if weights[mask].any() else np.nan for mask in masks])
+        shares = counts * np.isfinite(parts)
+        mean = np.nan_to_num(parts) @ shares / (shares.sum() or np.nan)
+        return np.array([*parts, mean if is_class else scores(weights)[0], usual_scores(all_weights)[0]])
 
-    patients, truth, is_class = target.patients[tested], target.target.values[tested], target.target.classes is not None
     values = every_score(np.ones(len(tested)))
-    draws = bootstrapped(every_score, patients, seed, row["num_folds"])
-    counts = [  # patients of the rarest class
-        min(len(np.unique(patients[mask & (truth == code)])) for code in np.unique(truth[mask])) if is_class else 0
-        for mask in masks
-    ]
-    ends = [
-        bounded_interval(number, column, num) if is_class else interval(column)
-        for number, column, num in zip(values, draws.T, counts, strict=False)
-    ]
-    change, change_draws = values[0] - values[-1], draws[:, 0] - draws[:, -1]
-    gap = difference_interval(change, change_draws, counts[0]) if is_class else interval(change_draws)
-    overall = dict(zip(_LEFT_OUT, (values[0], *ends[0], change, *gap), strict=True))
-    key = {name: row[name] for name in ("target", "features", "probe", "metric")}
+    draws = bootstrapped(every_score, patients, seed, row["num_folds"], None if is_class else 1)
+    # the mean has the sum of the degrees of freedom
+    sizes = [*counts, 1 + (counts - 1) @ np.isfinite(values[:-2])] if is_class else [None] * (len(values) - 1)
+    ends = [bounded_interval(*each) for each in zip(values, draws.T, sizes, strict=False)]
+    change, change_draws = values[-2] - values[-1], draws[:, -2] - draws[:, -1]
+    gap = difference_interval(change, change_draws, sizes[-1])
+    overall = dict(zip(_LEFT_OUT, (values[-2], *ends[-1], change, *gap), strict=True))
     return {name: plain(number) for name, number in overall.items()}, [
-        {**key, "left_out": str(name), "num_test": int(mask.sum()), "score": plain(number), "low": plain(low),
+        {"left_out": str(name), "num_test": int(mask.sum()), "score": plain(number), "low": plain(low),
          "high": plain(high)}
-        for name, mask, number, (low, high) in zip(names, masks[1:], values[1:-1], ends[1:], strict=True)
+        for name, mask, number, (low, high) in zip(names, masks, values, ends, strict=False)
     ]  # fmt: skip
 
 

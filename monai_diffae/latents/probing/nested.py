@@ -56,6 +56,7 @@ class ProbeSettings:
     each_regularisation: bool = False  #: also evaluate ``linear`` with each regularisation that it can choose from
     #: a column such as the scanner: how well it can be told, and the probes with each value left out
     nuisance: str | None = None
+    harmonize: str | None = None  #: a column such as the scanner, whose effect on all features is removed in every fold
 
 
 @dataclass(frozen=True, eq=False)

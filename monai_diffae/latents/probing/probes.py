@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents.harmonization import harmonized
 from monai_diffae.latents.neighbors import numbered_groups
 from monai_diffae.latents.statistics import Floats, PixelComponents
 
@@ -315,6 +316,14 @@ class FeatureSet:
                 "them in, or remove these cases from the table"
             )
         return cls(name, is_available, lambda train: x, standardise, tuple(columns))
+
+    def harmonized(self, scanners: Sequence[str]) -> FeatureSet:
+        """The features without what scanners ``[N]`` add, fitted to the training cases."""
+        none = np.empty((len(scanners), 0))
+        return replace(
+            self, name=f"{self.name}, harmonized",
+            extract=lambda train: harmonized(np.nan_to_num(self.extract(train)), scanners, none, train),
+        )  # fmt: skip
 
     @classmethod
     def pca(

@@ -35,6 +35,7 @@ class ClassScores:
     """
 
     metrics = ("auroc", "auprc", "balanced_accuracy", "brier")
+    perfect = None  # their intervals are bounded by :func:`bounded_interval`
 
     def __init__(
         self,
@@ -66,8 +67,7 @@ class ClassScores:
 
     def intervals(self, draws: Floats, groups: Sequence[Any] | NDArray[Any]) -> list[tuple[float, float]]:
         """The 95% interval of each score, by :func:`bounded_interval`, from the draws of :func:`bootstrapped`."""
-        values, member = self(np.ones(len(self.truth))), numbered_groups(groups)
-        num = min(len(np.unique(member[self.truth == code])) for code in np.unique(self.truth))  # of the rarest class
+        values, num = self(np.ones(len(self.truth))), patients_of_rarest(self.truth, np.asarray(groups))
         tops = (1.0, 1.0, 1.0, 1.0 if len(self._ranks) == 1 else 2.0)
         columns = zip(values, draws.T, tops, strict=True)
         return [bounded_interval(value, column, num, top) for value, column, top in columns]
@@ -89,6 +89,7 @@ class NumberScores:
     """
 
     metrics = ("r2", "mae")
+    perfect = (1.0, 0.0)
 
     def __init__(self, truth: ArrayLike, predicted: ArrayLike, baseline: ArrayLike | None = None) -> None:
         self.truth = np.asarray(truth, np.float64)
@@ -108,9 +109,14 @@ class NumberScores:
 
 
 def bootstrapped(
-    scores: Callable[[Floats], Floats], groups: Sequence[Any] | NDArray[Any], seed: int = 0, num_folds: int = 1
-) -> Floats:
-    """The scores ``[draws, metrics]`` in 1000 bootstrap draws of groups, which are the same for all predictions."""
+    scores: Callable[[Floats], Floats], groups: Sequence[Any] | NDArray[Any], seed: int = 0, num_folds: int = 1,
+    perfect: Any = None,
+) -> Floats:  # fmt: skip
+    """The scores ``[draws, metrics]`` in 1000 bootstrap draws of groups, which are the same for all predictions.
+
+    With several folds, the draws are stretched. Those of scores with one end, such as R2, cannot pass it (``perfect``,
+    a number, or one for each score).
+    """
     member = numbered_groups(groups)
     num_groups = int(member.max()) + 1
     generator = np.random.default_rng(seed)
@@ -121,15 +127,18 @@ def bootstrapped(
     if num_folds < 2:
         return values
     # models of several folds share most training cases, which the draws do not show (Nadeau and Bengio 2003)
-    score = scores(np.ones(len(member)))
-    return np.asarray(score + (1 + num_folds / (num_folds - 1)) ** 0.5 * (values - score))
+    score, factor = scores(np.ones(len(member))), (1 + num_folds / (num_folds - 1)) ** 0.5
+    if perfect is None:
+        return np.asarray(score + factor * (values - score))
+    left = perfect - score + 1e-300  # not 0
+    return np.asarray(perfect - left * ((perfect - values) / left) ** factor)
 
 
 def with_interval(
     scores: ClassScores | NumberScores, groups: Sequence[Any] | NDArray[Any], seed: int = 0, num_folds: int = 1
 ) -> tuple[float, float, float]:
     """The main score, and the ends of its 95% interval from a bootstrap over groups ``[N]``."""
-    low, high = scores.intervals(bootstrapped(scores, groups, seed, num_folds), groups)[0]
+    low, high = scores.intervals(bootstrapped(scores, groups, seed, num_folds, scores.perfect), groups)[0]
     return float(scores(np.ones(len(scores.truth)))[0]), low, high
 
 
@@ -146,12 +155,17 @@ def interval(draws: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bounded_interval(value: float, draws: Floats, num_patients: int, top: float = 1) -> tuple[float, float]:
-    """The 95% interval of a score from 0 to ``top``, such as AUROC: a t interval of its logit."""
+def patients_of_rarest(truth: NDArray[Any], patients: NDArray[Any]) -> int:
+    """The patients of the class that has the fewest."""
+    return min(len(np.unique(patients[truth == code])) for code in np.unique(truth))
+
+
+def bounded_interval(value: float, draws: Floats, num_patients: int | None, top: float = 1) -> tuple[float, float]:
+    """The 95% interval of a score from 0 to ``top``, such as AUROC: a t interval of its logit; None: percentiles."""
     from scipy.special import expit, logit
 
-    if np.isnan(draws).all():
-        return float("nan"), float("nan")
+    if num_patients is None or np.isnan(draws).all():
+        return interval(draws)
     if num_patients < 2:
         return 0.0, float(top)
     # percentiles are too narrow where scores are high and patients few: at .99 and 20 patients they cover 63 %
@@ -162,10 +176,10 @@ def bounded_interval(value: float, draws: Floats, num_patients: int, top: float 
     return 0.0 if share == least else float(low), float(top) if share == 1 - least else float(high)
 
 
-def difference_interval(value: float, draws: Floats, num_patients: int) -> tuple[float, float]:
-    """The 95% t interval of a paired difference of two AUROCs, in draws of :func:`bootstrapped`."""
-    if np.isnan(draws).all():
-        return float("nan"), float("nan")
+def difference_interval(value: float, draws: Floats, num_patients: int | None) -> tuple[float, float]:
+    """The 95% t interval of a paired difference of two AUROCs, in draws of :func:`bootstrapped`; None: percentiles."""
+    if num_patients is None or np.isnan(draws).all():
+        return interval(draws)
     half = _half_width(draws, num_patients) if num_patients > 1 else 1.0
     return max(value - half, -1.0), min(value + half, 1.0)
 

@@ -69,7 +69,7 @@ def patients_needed(metric: str, share_of_rarest: float = 0.5, num_folds: int = 
 
 
 def _verdict(rows: Sequence[Row], num_labels: int) -> Verdict:
-    row, *others = [each for each in rows if each["probe"] == rows[0]["probe"]]
+    row, *others = [_left_out(each) for each in rows if each["probe"] == rows[0]["probe"]]
     others = [each for each in others if each["score"] is not None]
     fails = not _predicts(row, num_labels)  # then what predicts the label comes first
     others.sort(key=lambda each: (fails and _predicts(each, num_labels), "PCA" in each["features"], each["score"]))
@@ -79,11 +79,20 @@ def _verdict(rows: Sequence[Row], num_labels: int) -> Verdict:
     return replace(verdict, advice=f"{verdict.advice}. {_WIDE_IS_BETTER}") if is_better else verdict
 
 
+def _left_out(row: Row) -> Row:
+    """The row with the scores on a scanner that was left out, if any was: the others may be due to the scanner."""
+    if row.get("nuisance") is None:
+        return row
+    scores = {name: row[f"left_out_{name}"] for name in ("score", "low", "high")}
+    where = f" on a {row['nuisance']} that was left out, {_score(row)} on known ones"
+    return {**row, **scores, "where": where, **dict.fromkeys(["difference", "difference_low", "difference_high"])}
+
+
 def _claim(row: Row, baseline: Row | None) -> Verdict:
     target, name = row["target"], row["features"]
     patients = f"in {_patients(row)} that the probe has not seen{_seen(row)}"
     advice = "its direction can edit and grade scans (fit-direction)"
-    if name in _NOT_DECODED:
+    if name.endswith(_NOT_DECODED):
         advice = "use it to predict; only z_sem can edit and grade scans (fit-direction)"
     if baseline is None or baseline["difference_low"] is None:
         return Verdict(target, "predicts", f"{name} predicts {target}: {_score(row)}, {patients}.", advice)
@@ -106,7 +115,7 @@ def _without_claim(row: Row, baseline: Row | None, num_labels: int) -> Verdict:
     other = ""
     if baseline is not None and _predicts(baseline, num_labels):
         other = f" {baseline['features']} predicts it: {_score(baseline)}."
-    share = (row.get("num_rarest") or row["num_patients"] / 2) / row["num_patients"]
+    share = min((row.get("num_rarest") or row["num_patients"] / 2) / row["num_patients"], 0.5)
     needed = patients_needed(metric, share, row["num_folds"], num_labels)
     is_enough = needed <= row["num_patients"]
     if is_enough and row["high"] is not None and row["high"] < effect:
@@ -165,9 +174,10 @@ def _seen(row: Row) -> str:
 
 
 def _score(row: Row) -> str:
+    where = row.get("where", "")
     if row["score"] is None:
-        return f"no {NAMES[row['metric']]}"
+        return f"no {NAMES[row['metric']]}{where}"
     if row["metric"] == "r2" and row["high"] is not None and abs(row["score"]) < _SHRUNK > row["high"]:
         return "R2 0, as the probe predicts the mean for all"
     interval = "" if row["low"] is None else f" ({row['low']:.2f} to {row['high']:.2f})"
-    return f"{NAMES[row['metric']]} {row['score']:.2f}{interval}"
+    return f"{NAMES[row['metric']]} {row['score']:.2f}{interval}{where}"

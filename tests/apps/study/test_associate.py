@@ -63,6 +63,17 @@ def test_planted_associations_are_found_and_cases_without_values_are_counted(wri
     assert (again.skipped, again.figures) == (True, found.figures)
 
 
+def test_classes_of_few_patients_are_left_out_by_name_and_do_not_refuse_the_variable(written, tmp_path, caplog):
+    table = cohort()
+    table.loc[:1, "site"] = "one patient"
+    with caplog.at_level(logging.WARNING):
+        found = associate(written(table), tmp_path / "a", variables=["site"], components=2)
+    assert "variable 'site': classes of fewer than 5 patients are left out: one patient" in caplog.text
+    rows = pd.read_csv(found.folder / "associations.csv")
+    assert (rows["contrast"].iloc[0], rows["num_missing"].iloc[0]) == ("3 classes", 2)
+    assert rows["p"].notna().all()
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"covariates": ["years"], "variables": ["age"]}, "variables: none can be used; age: the variable is a combina"),
     ({"variables": ["age"], "covariates": ["age"]}, "covariates: 'age' is a variable, too"),

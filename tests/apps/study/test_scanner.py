@@ -150,12 +150,14 @@ def test_cases_that_cannot_be_harmonized_are_listed_with_the_reason(write, tmp_p
     [
         ({"scanner": "A"}, "all cases are of the scanner 'A'; there is nothing to harmonize"),
         ({"patient": lambda rows: rows["scanner"]}, "'A' has training cases of one patient, so harmonizing would"),
-        ({"site": lambda rows: rows["scanner"]}, "the protected columns determine the scanner"),
+        ({"site": lambda rows: rows["scanner"]}, "protect: 'site' goes with the scanner"),
+        ({"twin": lambda rows: rows["site"]}, "the protected columns determine the scanner or each other"),
     ],
 )
 def test_designs_in_which_harmonizing_means_nothing_are_refused(change, message, write, tmp_path):
+    path = write(planted().assign(**{"twin": lambda rows: rows["age"], **change}))
     with pytest.raises(ConfigError, match=message):
-        harmonize(write(planted().assign(**change)), tmp_path / "even.parquet", scanner="scanner", protect=["site"])
+        harmonize(path, tmp_path / "even.parquet", scanner="scanner", protect=["site", "twin"])
 
 
 def test_patients_of_one_scanner_or_on_both_sides_are_warned_of(write, tmp_path, caplog, monkeypatch):
@@ -190,5 +192,45 @@ def test_without_an_effect_of_the_scanner_nothing_is_told_and_nothing_changes(wr
     assert age["nuisance_accuracy_low"] < 1 / 3 < age["nuisance_accuracy_high"]
     assert abs(age["left_out_change"]) < 0.15
     assert "1 cases without 'scanner' are not used" in caplog.text
-    assert "left_out_score" not in sick
+    assert sick["left_out_score"] is None
     assert "without 'A' of the nuisance" in caplog.text
+
+
+def confounded(share, num=240):
+    """Two scanners that differ, whose patients are ill with this and the opposite frequency, without any effect."""
+    generator = np.random.default_rng(0)
+    scanners = np.arange(num) % 2
+    ill = generator.random(num) < np.where(scanners, share, 1 - share)
+    z = generator.normal(size=(num, 24)) + scanners[:, None] * generator.normal(size=24)
+    ids = [f"c{i:03d}" for i in range(num)]
+    columns = {"id": ids, "patient": ids, "scanner": np.array(["A", "B"])[scanners], "ill": ill}
+    return pd.DataFrame({**columns, **{f"z_{i:03d}": z[:, i].astype(np.float32) for i in range(24)}})
+
+
+def test_a_protected_label_that_goes_with_the_scanner_is_no_finding(write, tmp_path, caplog):
+    path, out, copied = write(confounded(0.88, 120)), tmp_path / "even.parquet", tmp_path / "copied.parquet"
+    (cost,) = harmonize(path, out, scanner="scanner", protect=["ill"]).costs
+    assert 0.6 < cost["association"] < 0.8
+    assert "'ill' goes with the scanner (association 0." in caplog.text
+    pd.read_parquet(out).assign(note="other").to_parquet(copied, index=False)
+    result = probe(copied, targets=["ill"], probes=["linear"])
+    assert (result.verdicts[0]["answer"], "may be an artefact" in result.verdicts[0]["sentence"]) == ("unclear", True)
+    assert "was harmonized in one go, with the effect of ill" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"harmonize": "scanner"}, {"nuisance": "scanner"}])
+def test_a_label_that_only_goes_with_the_scanner_is_not_predicted(options, write):
+    path = write(confounded(0.9, 80))
+    assert probe(path, targets=["ill"], probes=["linear"]).verdicts[0]["answer"] == "predicts"
+    assert probe(path, targets=["ill"], probes=["linear"], **options).verdicts[0]["answer"] in ("hardly", "unclear")
+    with pytest.raises(ConfigError, match="omit nuisance"):
+        probe(path, targets=["ill"], nuisance="scanner", harmonize="scanner")
+
+
+def test_harmonizing_inside_the_folds_finds_what_is_not_the_scanner(write, tmp_path):
+    table = planted(3.0)
+    table.loc[0, "scanner"] = None
+    (row,) = probe(write(table), targets=["age"], probes=["linear"], harmonize="scanner").rows
+    (raw,) = probe(tmp_path / "e.parquet", targets=["age"], probes=["linear"]).rows
+    assert (row["features"], row["num_test"]) == ("z_sem, harmonized", 120)
+    assert row["score"] > raw["score"] + 0.1
