@@ -239,9 +239,8 @@ def _notes(figures: Mapping[str, Any], name: str) -> list[str]:
         for row in figures["labels"]
     )
     omitted = (f"{label} is omitted: {reason}" for label, reason in figures["omitted_labels"].items())
-    tested = map(shortcuts.sentence, figures["shortcuts"])
     reached = f"{name}: {figures['num_reached']} of {counterfactuals} reach the score in the written file"
-    return [reached, *changes, *tested, *omitted]
+    return [reached, *changes, *shortcuts.sentences(figures["shortcuts"]), *omitted]
 
 
 @dataclass(frozen=True)

@@ -123,19 +123,27 @@ def _is_found(share: lines.ChangeShare) -> bool:
     return share.excess_low > _LEAST_SHARE
 
 
-def sentence(row: Mapping[str, Any]) -> str:
-    """What a test says; that there is no shortcut, only if a control that has one was found."""
-    how = "pasting" if row["how"] == "paste" else "moving along"
-    shares = "{num_changed} of {num_cases} decisions ({share:.0%}, {low:.0%} to {high:.0%}".format(**row)
-    chance = "" if row["how"] == "paste" else f"; random changes of this length: {row['random_share']:.0%}"
-    text = f"{how} {row['label']} changes {shares}{chance}): "
-    if row["found"]:
-        return f"{text}your model uses it, or what changes with it"
-    if row["how"] == "paste":
-        is_clear = row["high"] <= _CLEAR
-        return f"{text}{'your model hardly uses this marker' if is_clear else 'too few scans to say more'}"
-    if row["control_found"]:
-        return f"{text}no shortcut found; a control that looks for it alone changes in {row['control_share']:.0%}"
-    if row["control_share"] is None:
-        return f"{text}which says nothing without a control; set paste to a picture of it"
-    return f"{text}which says nothing, as a control that looks for it alone is missed, too"
+def sentences(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What the tests say; that there is no shortcut, only where a control that has one was found."""
+    open_labels = [
+        row["label"] for row in rows if not row["found"] and row["how"] != "paste" and not row["control_found"]
+    ]
+    for row in rows:
+        if row["how"] != "paste" and row["label"] in open_labels:
+            continue
+        how = "pasting" if row["how"] == "paste" else "moving along"
+        chance = "" if row["how"] == "paste" else f"; random changes of this length: {row['random_share']:.0%}"
+        text = "{num_changed} of {num_cases} decisions ({share:.0%}, {low:.0%} to {high:.0%}".format(**row)
+        verdict = "too few scans to say more"
+        if row["found"]:
+            verdict = "your model uses it, or what changes with it"
+        elif row["control_found"]:
+            verdict = f"no shortcut found; a control that looks for it alone changes in {row['control_share']:.0%}"
+        elif row["high"] <= _CLEAR:
+            verdict = "your model hardly uses this marker"
+        yield f"{how} {row['label']} changes {text}{chance}): {verdict}"
+    if open_labels:
+        yield (
+            f"moving along {', '.join(open_labels)} changes few decisions, which says nothing: no control was found "
+            "that looks for the label alone (set paste to a picture of it)"
+        )

@@ -17,7 +17,7 @@ from PIL import Image
 
 from monai_diffae import embed, explain, load_bundle, report, sample_data, trusting
 from monai_diffae.apps.synthesis import explain as module
-from monai_diffae.apps.synthesis.shortcuts import sentence, summarise
+from monai_diffae.apps.synthesis.shortcuts import sentences, summarise
 from monai_diffae.apps.synthesis.users_model import ModelInterface, UsersModel, checksum
 from monai_diffae.cli import main
 from monai_diffae.data.cases import Case
@@ -170,10 +170,12 @@ def test_a_shortcut_is_denied_only_if_a_control_is_found():
         tests = [[{"label": "marker", "how": "direction", "values": [flip, 0.0], "control": control}] for flip in flips]
         return summarise(tests, [0.0] * len(flips), 0.5, [str(i) for i in range(len(flips))], seed=0)
 
-    assert sentence(*rows([1.0] * 18 + [0.0] * 2, None)).endswith("your model uses it, or what changes with it")
-    assert "no shortcut found; a control" in sentence(*rows([0.0] * 20, [0.9, 0.1]))
-    assert "is missed, too" in sentence(*rows([0.0] * 20, [0.1, 0.1]))
-    assert "says nothing without a control" in sentence(*rows([0.0] * 20, None))
+    (found,) = sentences(rows([1.0] * 18 + [0.0] * 2, None))
+    assert found.endswith("your model uses it, or what changes with it")
+    (denied,) = sentences(rows([0.0] * 20, [0.9, 0.1]))
+    assert "no shortcut found; a control that looks for it alone changes in 100%" in denied
+    for control in ([0.1, 0.1], None):
+        assert "which says nothing: no control was found" in "".join(sentences(rows([0.0] * 20, control)))
 
 
 def test_curves_begin_at_the_scan_and_contain_the_counterfactual(made, table):
