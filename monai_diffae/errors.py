@@ -6,6 +6,9 @@ Every message is a single line, so that it reads the same in a terminal, in ``fa
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T", bound=BaseException)
 
 _LONGEST_QUOTE = 60
 _LONGEST_PROBLEM = 200  # characters
@@ -126,6 +129,17 @@ def check_installed(package: str, extra: str, instead: str = "") -> None:
         raise MachineError(f"{package} is not installed; run pip install 'monai-diffae[{extra}]'{instead}")
 
 
+def find_error(error: BaseException | None, kind: type[T]) -> T | None:
+    """The first exception of a kind in an exception's chain of causes; None if there is none."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, kind):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def find_diffae_error(error: BaseException | None) -> DiffAEError | None:
     """The first :class:`DiffAEError` in an exception's chain of causes; None if there is none.
 
@@ -138,13 +152,7 @@ def find_diffae_error(error: BaseException | None) -> DiffAEError | None:
         >>> str(find_diffae_error(wrapped))
         'case 7: file is empty; copy it again'
     """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, DiffAEError):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None
+    return find_error(error, DiffAEError)
 
 
 def one_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from cyclopts.exceptions import CycloptsError
 from monai_diffae import __version__
 from monai_diffae.apps.commands import COMMANDS
 from monai_diffae.bundle.code import trusting
-from monai_diffae.errors import DiffAEError, MachineError, find_diffae_error, one_line
+from monai_diffae.errors import DiffAEError, MachineError, find_diffae_error, find_error, one_line
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 a bug, 2 usage, 3 done but some cases failed (failures.csv), 4 no usable case, "
@@ -231,12 +231,12 @@ def _run() -> int:
     except CycloptsError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; what is complete is kept: run the same command again", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of the output has seen enough, as in `monai-diffae info my_model | head -1`
         return 0
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if find_error(error, KeyboardInterrupt):  # also if cleaning up failed because of it
+            print("interrupted; what is complete is kept: run the same command again", file=sys.stderr)
+            return 130
         if "--debug" in sys.argv:
             raise
         known = find_diffae_error(error)

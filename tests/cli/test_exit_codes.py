@@ -127,9 +127,14 @@ def test_a_full_or_closed_standard_output_is_no_bug(run, monkeypatch):
         assert run("--version")[0] == 0
 
 
-def test_130_ctrl_c(embed, monkeypatch):
+@pytest.mark.parametrize("error", [None, RuntimeError("a worker has exited, too")])
+def test_130_ctrl_c(embed, monkeypatch, error):
     def interrupted(*_):
-        raise KeyboardInterrupt
+        try:
+            raise KeyboardInterrupt
+        finally:
+            if error is not None:
+                raise error
 
     monkeypatch.setattr("os.fsync", interrupted)
     code, lines = embed()
