@@ -73,10 +73,10 @@ class Search:
     positive: Columns = field(default_factory=dict)
     """The class, against all others, of labels with several classes, e.g. ``subtype=virus``."""
     paste: NamedFiles = field(default_factory=dict)
-    """Images of markers, by label or another name, e.g. ``marker=marker.png``: what is not 0 is pasted into each scan,
-    at the same place. An image of 0 and 1 is a mask: there, the scan gets its highest value."""
+    """Images of markers, by label or another name, e.g. ``marker=marker.png``: nonzero values are pasted at the same
+    place of each scan; a mask of 0 and 1 pastes the scan's highest value."""
     allow_unseen: bool = False
-    """Explain, although the decisions change in many scans if your model gets only what the bundle sees of them."""
+    """Continue even if many decisions depend on detail that the bundle cannot see."""
     num_random: Annotated[int, Ge(1)] = 4
     """Random changes of the same length per case, with which the counterfactual is compared."""
     seed: Seed = 0
@@ -150,7 +150,7 @@ def explain(
         users_model.value_of(search.to)  # refuses what is no score
     reference = Reference(*edit.table_of_patients(embeddings, trained))
     tables.check_labels(reference.table, {"labels": search.labels, "positive": list(search.positive)})
-    markers = {name: shortcuts.read_marker(name, Path(file)) for name, file in search.paste.items()}
+    markers = {name: shortcuts.read_marker(Path(file)) for name, file in search.paste.items()}
     representation.warn_if_unused(trained.z_sem_usage)
     cases, limit = session.choose(replace(choice, limit=None)), None if choice.cases else choice.limit
     if limit is not None:
@@ -176,10 +176,13 @@ def explain(
         with torch.no_grad():
             fitting = users_model.checked([users_model.image(native) for native in natives])
         trained.network.requires_grad_(False)
-        finder = Finder(session, fitting, reference, search, fast)
+        finder = Finder(session, fitting, reference, search, fast, output.detail)
         finder.check_seen(looked_at)
-        surveyed = finder.survey(read.cases, markers)
-        rows = balanced_rows(strata(read.cases, [value > fitting.middle for value, _ in surveyed]), limit, search.seed)
+        surveyed = finder.survey(read.cases, markers) if markers or limit is not None else []
+        rows = list(range(len(read.cases)))
+        if limit is not None:
+            decisions = [value > fitting.middle for value, _ in surveyed]
+            rows = balanced_rows(strata(read.cases, decisions), limit, search.seed)
         pasted = shortcuts.summarise(
             [tests for _, tests in surveyed], [value for value, _ in surveyed], fitting.middle,
             [case.patient for case in read.cases], search.seed,
@@ -208,10 +211,10 @@ def strata(cases: Sequence[Case], decisions: Sequence[bool]) -> list[list[Hashab
     ]
 
 
-def balanced_rows(strata: Sequence[Sequence[Hashable]], limit: int | None, seed: int) -> list[int]:
-    """At most ``limit`` random rows, with equally many of each stratum as far as possible; all rows without a limit."""
+def balanced_rows(strata: Sequence[Sequence[Hashable]], limit: int, seed: int) -> list[int]:
+    """At most ``limit`` random rows, with equally many of each stratum as far as possible."""
     left, rows, counts = list(np.random.default_rng(seed).permutation(len(strata))), list[int](), Counter[Hashable]()
-    while left and len(rows) < (len(strata) if limit is None else limit):
+    while left and len(rows) < limit:
         row = min(left, key=lambda row: sum(counts[each] for each in strata[row]))
         left.remove(row)
         counts.update(strata[row])
@@ -306,7 +309,7 @@ class _Explanations:
             error, file = "", BytesIO()
             try:
                 case = self.finder.scored(coded.case)
-                found = self.finder.find(coded, case, self._array)
+                found = self.finder.find(coded, case)
                 picture = self._write(coded.case, case.native, found)
                 tests = list(test.rows(case, self.finder.tested(coded, case.native, test)))
                 content: dict[str, Any] = {"row": found.row, "curve": found.curve, "z_sem": found.z_sem}
@@ -317,14 +320,10 @@ class _Explanations:
                 error = str(reason)
             self.store.append(pd.DataFrame([{"id": coded.case.id, "error": error, "found": file.getvalue()}]))
 
-    def _array(self, native: transforms.NativeSpace, image: torch.Tensor, difference: torch.Tensor) -> Floats:
-        """What is written of a decoded image (C, *S) that differs from the plain reconstruction."""
-        return native.add_difference(difference) if self.output.detail == "own" else native.back(image)
-
     def _write(self, case: Case, native: transforms.NativeSpace, found: Found) -> CasePicture:
         """Write the images of a case, and return its picture."""
         is_own = self.output.detail == "own"
-        image = self._array(native, found.image, found.difference)
+        image = self.finder.array(native, found.image, found.difference)
         text = "monai_diffae explain" if self.output.dicom else None
         writing.write_case_image(self.folder / "images", case.file_name, native, image, case, text)
         file = self.folder / "scans" / f"{case.file_name}{native.suffix}"
@@ -435,6 +434,11 @@ class Finder:
     reference: Reference
     search: Search
     fast: inferers.DiffusionAutoencoderInferer  # of the search
+    detail: edit.Detail
+
+    def array(self, native: transforms.NativeSpace, image: torch.Tensor, difference: torch.Tensor) -> Floats:
+        """What is written of a decoded image (C, *S) that differs from the plain reconstruction."""
+        return native.add_difference(difference) if self.detail == "own" else native.back(image)
 
     def scored(self, case: Case) -> ScoredCase:
         """A case with the scores of the user's model."""
@@ -455,9 +459,11 @@ class Finder:
 
     def check_seen(self, cases: Sequence[Case]) -> None:
         """Refuse a model whose decisions change if it gets only what the bundle sees of a scan."""
-        if not self.users_model.interface.takes_scan:
-            return
         num, middle, size = 0, self.users_model.middle, " x ".join(map(str, self.session.trained.config["image_size"]))
+        if not self.users_model.interface.takes_scan:
+            text = "%s: gets the bundle's images, %s; if it takes the scans themselves, set input_size or input_from"
+            logger.info(text, self.users_model.name, size)
+            return
         for case in map(self.scored, cases):
             with suppress(ScanError):  # is told when the case is explained
                 seen = case.stored_value(case.native.back(case.native.image))
@@ -470,22 +476,19 @@ class Finder:
             )
         logger.info("%s", text)
 
-    def find(
-        self, coded: sessions.CodedCase, case: ScoredCase,
-        array: Callable[[transforms.NativeSpace, torch.Tensor, torch.Tensor], Floats],
-    ) -> Found:  # fmt: skip
-        """The counterfactual of a case; ``array`` is what is written of an image and a difference."""
+    def find(self, coded: sessions.CodedCase, case: ScoredCase) -> Found:
+        """The counterfactual of a case."""
         start = case.value()
         target = self._target(start)
         found = self._searched(coded, case, target)
         fractions = torch.tensor(_FRACTIONS).to(found.change)
         images = self._decoded(coded, torch.outer(fractions, found.change)).cpu()
-        values = [case.stored_value(array(case.native, image, image - images[0])) for image in images]
+        values = [case.stored_value(self.array(case.native, image, image - images[0])) for image in images]
         crossing, towards = _crossing(values, target), np.sign(target - start)
         reaching = [each for each, value in zip(_FRACTIONS, values, strict=True) if (value - target) * towards >= 0]
         for length in (crossing, *(each for each in reaching if each > crossing)):  # the curve may bend
             image = self._decoded(coded, length * found.change[None]).cpu()[0]
-            value = case.stored_value(array(case.native, image, image - images[0]))
+            value = case.stored_value(self.array(case.native, image, image - images[0]))
             if reached := bool((value - target) * towards >= 0):
                 break
         score_of, difference = self.users_model.score_of, (image - images[0])[None].to(coded.image)

@@ -11,8 +11,7 @@ from monai_diffae import latents
 from monai_diffae.apps.synthesis.users_model import ScoredCase
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import directions as lines
-from monai_diffae.lazy import np, npt, torch
-from monai_diffae.lazy import scans as files
+from monai_diffae.lazy import np, npt, scans, torch
 
 if TYPE_CHECKING:
     Floats = npt.NDArray[Any]
@@ -22,17 +21,14 @@ COLUMNS = (
     "excess_high", "control_share", "control_found", "found",
 )  # fmt: skip
 _LEAST_SHARE = 0.05  # of decisions; a classifier that changes fewer has no shortcut that matters
-_CLEAR = 0.2  # upper end of the interval from which a marker's effect is called small
+_CLEAR = 0.25  # upper end of the interval of a small effect: 1 decision of 20
 _LEAST_VISIBLE = 0.05  # of a scan's range: mean change under a marker, else the scan has it already
 _HALF = 0.5  # of the way to the pasted marker, from which a control that looks for the marker alone decides otherwise
 
 
-def read_marker(name: str, path: Path) -> Floats:
-    """A marker or mask (C, *S): what is not 0 is pasted; of a mask of 0 and 1, the scan's highest value."""
-    marker = files.read_scan(path).array
-    if not marker.any():
-        raise ConfigError(f"paste: {name} is 0 everywhere; mark what is to be pasted")
-    return marker
+def read_marker(path: Path) -> Floats:
+    """A grey marker (1, *S): nonzero values are pasted; a mask of 0 and 1 pastes the scan's highest value."""
+    return scans.read_scan(path, scans.ScanNeeds(channels=1, colour="grey")).array
 
 
 def pasted(scan: Floats, marker: Floats) -> Floats | None:
@@ -50,7 +46,7 @@ def paste_rows(case: ScoredCase, markers: Mapping[str, Floats]) -> Iterator[dict
     """The value of a case with each marker pasted; no row if its scan looks like this already."""
     for name, marker in markers.items():
         if (array := pasted(case.native.scan.array, marker)) is not None:
-            yield {"label": name, "how": "paste", "values": [case.stored_value(array)], "control": None}
+            yield {"label": name, "how": "paste", "values": [case.stored_value(array), case.value()], "control": None}
 
 
 @dataclass(frozen=True)
@@ -115,8 +111,8 @@ def summarise(
 
 
 def _share(flips: Floats, patients: Sequence[str], seed: int) -> lines.ChangeShare:
-    """The share of the first column (N, 1 or 2), beside that of the second, of random changes."""
-    return lines.ChangeShare.of(flips[:, 0], flips[:, 1] if flips.shape[1] > 1 else 0 * flips[:, 0], patients, seed)
+    """The share of the first column (N, 2), beside that of the second, of random or no changes."""
+    return lines.ChangeShare.of(flips[:, 0], flips[:, 1], patients, seed)
 
 
 def _is_found(share: lines.ChangeShare) -> bool:
@@ -125,11 +121,10 @@ def _is_found(share: lines.ChangeShare) -> bool:
 
 def sentences(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What the tests say; that there is no shortcut, only where a control that has one was found."""
-    open_labels = [
-        row["label"] for row in rows if not row["found"] and row["how"] != "paste" and not row["control_found"]
-    ]
+    untested = []
     for row in rows:
-        if row["how"] != "paste" and row["label"] in open_labels:
+        if not (row["found"] or row["control_found"] or row["how"] == "paste"):
+            untested.append("{label} ({num_changed} of {num_cases})".format(**row))
             continue
         how = "pasting" if row["how"] == "paste" else "moving along"
         chance = "" if row["how"] == "paste" else f"; random changes of this length: {row['random_share']:.0%}"
@@ -137,13 +132,13 @@ def sentences(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         verdict = "too few scans to say more"
         if row["found"]:
             verdict = "your model uses it, or what changes with it"
-        elif row["control_found"]:
-            verdict = f"no shortcut found; a control that looks for it alone changes in {row['control_share']:.0%}"
         elif row["high"] <= _CLEAR:
             verdict = "your model hardly uses this marker"
+            if row["control_found"]:
+                verdict = f"no shortcut found; a control that looks for it alone changes in {row['control_share']:.0%}"
         yield f"{how} {row['label']} changes {text}{chance}): {verdict}"
-    if open_labels:
+    if untested:
         yield (
-            f"moving along {', '.join(open_labels)} changes few decisions, which says nothing: no control was found "
-            "that looks for the label alone (set paste to a picture of it)"
+            f"decisions that change along {', '.join(untested)}: this says nothing without a control that is found and "
+            "looks for the label alone (set paste to a picture of it)"
         )

@@ -46,8 +46,8 @@ class ModelInterface:
     """Intensities of the scan that are black and white, e.g. ``-160,240``; by default ``0,255`` for PNG and JPEG, and
     for other scans those of the bundle."""
     input_range: Numbers = ()
-    """Black and white for your model, e.g. ``0,1``, which is the default with ``input_mean``; else the bundle's,
-    usually ``-1,1``."""
+    """Black and white for your model, e.g. ``0,1``, the default with ``input_mean`` or ``input_std``; else the
+    bundle's, usually ``-1,1``."""
     input_mean: Numbers = ()
     """Subtracted after ``input_range``, one number or one per channel, e.g. ``.485,.456,.406``."""
     input_std: Numbers = ()
@@ -64,6 +64,8 @@ class ModelInterface:
             raise ConfigError(
                 "output_range: activation none needs it, e.g. 0,1 for probabilities; with another activation, omit it"
             )
+        if 0 in self.input_std:
+            raise ConfigError("input_std: 0 divides nothing; give standard deviations")
         if self.input_window and not self.takes_scan:
             raise ConfigError("input_window: the bundle scales its images itself; omit it, or set input_from to scan")
 

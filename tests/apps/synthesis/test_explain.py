@@ -17,11 +17,12 @@ from PIL import Image
 
 from monai_diffae import embed, explain, load_bundle, report, sample_data, trusting
 from monai_diffae.apps.synthesis import explain as module
-from monai_diffae.apps.synthesis.shortcuts import sentences, summarise
-from monai_diffae.apps.synthesis.users_model import ModelInterface, UsersModel, checksum
+from monai_diffae.apps.synthesis.shortcuts import DirectTest, pasted, sentences, summarise
+from monai_diffae.apps.synthesis.users_model import ModelInterface, ScoredCase, UsersModel, checksum
 from monai_diffae.cli import main
 from monai_diffae.data.cases import Case
 from monai_diffae.errors import ConfigError, UnsafeInputError
+from monai_diffae.latents import Direction
 from monai_diffae.transforms import NativeSpace
 
 CASES = ["mni-000009", "mni-000002"]  # the first reaches .6
@@ -127,22 +128,48 @@ def marked(tmp_path_factory):
     return path
 
 
-def test_the_scan_itself_is_scored_and_a_marker_is_found_only_by_pasting(run, users, labelled, marked):
+def test_the_scan_itself_is_scored_and_a_marker_pasted(run, users, labelled, marked):
     """The scans have 16 x 16 voxels, the model gets 24 x 24: it is given what is in the file."""
-    made = run(
-        users("logit"), limit=2, input_size=(24, 24), input_range=(0, 1), paste={"head_size": marked, "upper": marked}
-    )
-    cohort = pd.read_csv(labelled.cohort).set_index("id")
+    made = run(users("logit"), limit=3, input_size=(24, 24), input_range=(0, 1), paste={"upper": marked})
+    cohort, preprocessing = pd.read_csv(labelled.cohort), load_bundle(labelled.bundle, "cpu").preprocessing
+
+    def score(file):
+        native = NativeSpace(preprocessing, {"image": str(file), "id": "a"})
+        scan = torch.from_numpy(native.to_model_range(native.scan.array))[None].clamp(-1, 1) / 2 + 0.5
+        given = torch.nn.functional.interpolate(scan, (24, 24), mode="bilinear", antialias=True)
+        return torch.sigmoid(Users("logit")(given)).item()
+
+    scans = dict(zip(cohort["id"], cohort["image"], strict=True))
     for row in pd.read_csv(made.folder / "counterfactuals.csv").to_dict("records"):
-        for name, column in ((cohort["image"][row["id"]], "score"), (made.folder / "images", "counterfactual")):
-            path = Path(name) if Path(name).is_file() else Path(name) / f"{row['id']}.nii.gz"
-            native = NativeSpace(load_bundle(labelled.bundle, "cpu").preprocessing, {"image": str(path), "id": "a"})
-            scan = torch.from_numpy(native.to_model_range(native.scan.array))[None].clamp(-1, 1) / 2 + 0.5
-            given = torch.nn.functional.interpolate(scan, (24, 24), mode="bilinear", antialias=True)
-            assert torch.sigmoid(Users("logit")(given)).item() == pytest.approx(row[column], abs=1e-4)
+        assert score(scans[row["id"]]) == pytest.approx(row["score"], abs=1e-4)
+        assert score(made.folder / "images" / f"{row['id']}.nii.gz") == pytest.approx(row["counterfactual"], abs=1e-4)
     rows = pd.read_csv(made.folder / "shortcuts.csv").set_index(["label", "how"])
-    assert rows.index.tolist() == [("head_size", "paste"), ("upper", "paste"), ("head_size", "direction")]
-    assert rows["num_cases"].tolist() == [10, 10, 2]  # pasting takes all that are scored
+    assert rows.index.tolist() == [("upper", "paste"), ("head_size", "direction")]
+    assert rows["num_cases"].tolist() == [12, 3]  # pasting takes all that are scored
+    assert rows["num_changed"].tolist()[0] == sum(score(file) < 0.5 for file in scans.values())
+
+
+def test_a_control_measures_how_far_an_image_is_on_the_way_to_the_marker(labelled):
+    trained, marker = load_bundle(labelled.bundle, "cpu"), np.zeros((1, 4, 4), np.float32)
+    marker[:, :2, :2] = 1
+    native = NativeSpace(trained.preprocessing, {"image": pd.read_csv(labelled.cohort)["image"][0], "id": "a"})
+    model = UsersModel("a", lambda image: image.mean(dim=(1, 2, 3)), ModelInterface("sigmoid"), (-1.0, 1.0))
+    direction, scan = Direction.from_json(json.loads(labelled.direction.read_text())), native.scan.array
+    target = pasted(scan, marker)
+    assert (target[:, :8, :8] == scan.max()).all()
+    assert np.array_equal(target[:, 8:], scan[:, 8:])
+    test = DirectTest([direction], np.zeros((1, 8)), {"wide": marker})
+    (row,) = test.rows(ScoredCase("a", native, model), [target, (scan + target) / 2])
+    assert row["control"] == pytest.approx([1.0, 0.5], abs=0.05)  # the model's range clips
+    assert pasted(target, marker) is None
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"input_std": (0.5, 0)}, "input_std: 0"), ({"input_window": (1, 1), "input_from": "scan"}, "input_window: "),
+])  # fmt: skip
+def test_inputs_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        ModelInterface("sigmoid", **options)
 
 
 def test_a_model_that_sees_more_than_the_bundle_is_refused(labelled, users, tmp_path):
@@ -162,20 +189,20 @@ def test_cases_are_balanced_over_decisions_and_labels():
     cases = [Case(str(i), {}, "test", str(i), {"label": label, "age": i}) for i, label in enumerate(labels)]
     rows = module.balanced_rows(module.strata(cases, decisions), 4, seed=0)
     assert sorted((decisions[row], labels[row]) for row in rows) == sorted(product([True, False], "ab"))
-    assert module.balanced_rows(module.strata(cases, decisions), None, seed=0) == list(range(10))
 
 
 def test_a_shortcut_is_denied_only_if_a_control_is_found():
-    def rows(flips, control):
+    def told(num_flips, control):
+        flips = [1.0] * num_flips + [0.0] * (20 - num_flips)
         tests = [[{"label": "marker", "how": "direction", "values": [flip, 0.0], "control": control}] for flip in flips]
-        return summarise(tests, [0.0] * len(flips), 0.5, [str(i) for i in range(len(flips))], seed=0)
+        (sentence,) = sentences(summarise(tests, [0.0] * 20, 0.5, [str(i) for i in range(20)], seed=0))
+        return sentence
 
-    (found,) = sentences(rows([1.0] * 18 + [0.0] * 2, None))
-    assert found.endswith("your model uses it, or what changes with it")
-    (denied,) = sentences(rows([0.0] * 20, [0.9, 0.1]))
-    assert "no shortcut found; a control that looks for it alone changes in 100%" in denied
+    assert told(18, None).endswith("your model uses it, or what changes with it")
+    assert "no shortcut found; a control that looks for it alone changes in 100%" in told(1, [0.9, 0.1])
+    assert told(4, [0.9, 0.1]).endswith("too few scans to say more")
     for control in ([0.1, 0.1], None):
-        assert "which says nothing: no control was found" in "".join(sentences(rows([0.0] * 20, control)))
+        assert "along marker (0 of 20): this says nothing without a control" in told(0, control)
 
 
 def test_curves_begin_at_the_scan_and_contain_the_counterfactual(made, table):
@@ -264,12 +291,15 @@ def test_the_users_model_gets_its_size_range_and_channels(users, labelled):
         seen.append(image)
         return image.mean(dim=(1, 2, 3))
 
-    interface = ModelInterface("sigmoid", input_size=(32, 24), input_range=(0, 1), input_channels=3)
+    interface = ModelInterface(
+        "sigmoid", input_size=(32, 24), input_mean=(0.5, 0, 0.5), input_std=[2], input_channels=3
+    )
     images = torch.rand(2, 1, 16, 16) * 2 - 1
     UsersModel("a", look, interface, (-1.0, 1.0)).values(images)
     assert [tuple(each.shape) for each in seen] == 2 * [(1, 3, 32, 24)]
-    assert seen[0].mean().item() == pytest.approx((images[0].mean().item() + 1) / 2, abs=0.02)
+    assert seen[0][:, 1].mean().item() == pytest.approx((images[0].mean().item() + 1) / 4, abs=0.02)
     assert torch.equal(seen[0][:, 0], seen[0][:, 2])
+    torch.testing.assert_close(seen[0][:, 0], seen[0][:, 1] - 0.25)
 
 
 @pytest.mark.parametrize(
