@@ -31,7 +31,7 @@ _NOT_DESCRIBED = {
 # Keys of the training that belong to a description, so that the model can be trained further in the same way.
 _RECIPE = (
     "max_epochs", "batch_size", "accumulation_steps", "learning_rate", "weight_decay", "warmup_steps", "lr_schedule",
-    "max_grad_norm", "agreement_weight", "ema_decay", "val_interval", "augmentation",
+    "max_grad_norm", "ema_decay", "val_interval", "augmentation",
 )  # fmt: skip
 # Not written into a folder's configurations: where the files of a run are, and on which machine it runs.
 _OF_THE_RUN = {
