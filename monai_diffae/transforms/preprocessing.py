@@ -16,6 +16,7 @@ from monai.transforms.spatial.functional import orientation
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
 from monai_diffae.data.formats.scan import MAX_BYTES
 from monai_diffae.data.scans import ras_orientation
@@ -246,7 +247,7 @@ class ToModelRanged(MapTransform, InvertibleTransform):
         return item
 
     def _scale(self, image: Any, name: str) -> Any:
-        image = torch.as_tensor(image).to(torch.float32) if not isinstance(image, torch.Tensor) else image.float()
+        image = torch.as_tensor(image).to(torch.float32) if not isinstance(image, Tensor) else image.float()
         low, high = self._ends(image, name)
         to_low, to_high = self.model_range
         if self.method != "none":
@@ -256,7 +257,7 @@ class ToModelRanged(MapTransform, InvertibleTransform):
             raise ScanError(f"{name}: has only one value in the model's range; check method, window_hu, percentiles")
         return image
 
-    def _ends(self, image: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _ends(self, image: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """The intensities that are mapped to the ends of the model's range, each ``[C, 1, ...]``."""
         channels, ones = len(image), [1] * (image.ndim - 1)
         if self.method in ("window", "none"):
