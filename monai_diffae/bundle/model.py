@@ -28,12 +28,11 @@ from monai_diffae.inferers import DiffusionAutoencoderInferer, ReconstructionMod
 from monai_diffae.inferers.reconstruction import estimate_from_noised, images_at_once
 from monai_diffae.latents.neighbors import p_values
 from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
-from monai_diffae.policies import check_choice
+from monai_diffae.policies import PathLike, check_choice
 from monai_diffae.transforms import write_native
 from monai_diffae.transforms.native import CaseSpace
 
-ScanPath: TypeAlias = "str | os.PathLike[str]"
-CaseImage: TypeAlias = "ScanPath | Sequence[ScanPath] | NDArray[Any] | Tensor | Scan"
+CaseImage: TypeAlias = "PathLike | Sequence[PathLike] | NDArray[Any] | Tensor | Scan"
 CaseImages: TypeAlias = "CaseImage | Mapping[str, CaseImage]"
 """What :meth:`TrainedBundle.open` opens."""
 Detail = Literal["own", "model"]
@@ -271,7 +270,7 @@ class ModelCase(CaseSpace):
             return self.back(images)
         return self.add_difference(images - self.decode(self.z_sem, x_T, steps=steps))
 
-    def write(self, path: ScanPath, array: NDArray[Any], dtype: DTypeLike | None = None) -> Path:
+    def write(self, path: PathLike, array: NDArray[Any], dtype: DTypeLike | None = None) -> Path:
         """Write an array ``[C, *native S]`` in the scan's space, with the scan's affine to the bit.
 
         Args:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from monai_diffae.data.fingerprints import cohort_fingerprint
 from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, track
 from monai_diffae.data.scans import AXES, Axis, read_shape
 from monai_diffae.errors import CohortError, ConfigError, ScanError, counted, quoted
-from monai_diffae.policies import check_choice
+from monai_diffae.policies import PathLike, check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ class SplitCohort:
 
 
 def split_cohort(
-    dataset_dir: str | os.PathLike[str],
+    dataset_dir: PathLike,
     spatial_dims: int = 2,
     columns: Mapping[str, str] | None = None,
     image_keys: Sequence[str] = ("image",),

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from monai_diffae.data.formats.dicom_pixels import is_grey, is_inverted, lenient
 from monai_diffae.data.formats.dicom_planes import FRAMES, SHARED, Stack
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.errors import ConfigError, problem
+from monai_diffae.policies import PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _DISPLAYED = np.array([[0.0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1
 
 
 def write_scan(
-    path: str | os.PathLike[str],
+    path: PathLike,
     array: ArrayLike,
     affine: NDArray[np.float64] | None = None,
     *,
@@ -199,9 +199,9 @@ _CURVES_AND_OVERLAYS = (0x50, 0x60)  # the high bytes of their groups
 
 
 def write_series(
-    path: str | os.PathLike[str],
+    path: PathLike,
     array: NDArray[np.float32],
-    source: str | os.PathLike[str],
+    source: PathLike,
     description: str = "monai_diffae reconstruction",
 ) -> Path:
     """Write an image in the space of a DICOM scan as a new series of its study: a folder, or a ``.dcm`` file for 2D.
@@ -232,7 +232,7 @@ def write_series(
         return write_atomic(path, lambda folder: _save_all(slices, folder, path))
 
 
-def check_series(source: str | os.PathLike[str]) -> None:
+def check_series(source: PathLike) -> None:
     """Raise :class:`ScanError` for a DICOM scan in whose space :func:`write_series` cannot write."""
     with lenient():
         _read_slices(Path(source), *dicom.read_stack(Path(source)))

@@ -29,7 +29,7 @@ from monai_diffae.data.formats.scan import (
 )
 from monai_diffae.data.scan_writing import write_scan
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, problem
-from monai_diffae.policies import Colour, Doubtful, Uneven, check_choice
+from monai_diffae.policies import Colour, Doubtful, PathLike, Uneven, check_choice
 
 __all__ = [
     "SUFFIXES",
@@ -77,7 +77,7 @@ class ScanNeeds:
             check_choice(name, getattr(self, name), choices)
 
 
-def read_scan(path: str | os.PathLike[str], needs: ScanNeeds = ScanNeeds()) -> Scan:
+def read_scan(path: PathLike, needs: ScanNeeds = ScanNeeds()) -> Scan:
     """Read one scan: NIfTI, NRRD, MHA, MHD, PNG, JPEG, a DICOM file or a folder with one DICOM series.
 
     Args:
@@ -104,18 +104,18 @@ def read_scan(path: str | os.PathLike[str], needs: ScanNeeds = ScanNeeds()) -> S
     return fit_scan(Path(path), scan, needs)
 
 
-def read_with_doubts(path: str | os.PathLike[str]) -> Scan:
+def read_with_doubts(path: PathLike) -> Scan:
     """Read one scan of any dimensions and channels, as :func:`read_scan`, but leave its doubts to the caller."""
     return fit_scan(Path(path), _read(path), ScanNeeds())
 
 
-def _read(path: str | os.PathLike[str]) -> Scan:
+def _read(path: PathLike) -> Scan:
     with _one_line_errors(path):
         scan: Scan = _format(path).read(Path(path))
     return scan
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
+def read_header(path: PathLike) -> Header:
     """Read the size and affine in the file's own axes, and the doubts about them, from the header."""
     with _one_line_errors(path):
         header: Header = _format(path).read_header(Path(path))
@@ -130,19 +130,19 @@ def apply_policy(path: Path, doubts: Sequence[Doubt], needs: ScanNeeds = ScanNee
         warn_once(path, str(doubt))
 
 
-def check_channels(path: str | os.PathLike[str], channels: int, colour: Colour = "refuse") -> None:
+def check_channels(path: PathLike, channels: int, colour: Colour = "refuse") -> None:
     """Raise the error of :func:`read_scan` about a scan's channels; voxels are read only if the header cannot tell."""
     usable = {channels, *({"grey": (3,), "rgb": (1,)}.get(colour, ()))}
     if read_header(path).channels not in usable:
         read_scan(path, ScanNeeds(channels=channels, colour=colour))
 
 
-def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
+def read_shape(path: PathLike) -> tuple[int, ...]:
     """Read the size from the header: voxels ``(R, A, S)`` of a volume in RAS order, or ``(H, W)`` of a 2D image."""
     return read_geometry(path)[0]
 
 
-def read_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def read_geometry(path: PathLike) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Read the size, as :func:`read_shape`, and the voxel spacing in mm along the same axes (1 for PNG and JPEG)."""
     header = read_header(path)
     apply_policy(Path(path), header.doubts)
@@ -161,13 +161,13 @@ def displayed_geometry(
     return tuple(shape[axis] for axis in order), tuple(spacings[axis] for axis in order)
 
 
-def scan_suffix(path: str | os.PathLike[str]) -> str:
+def scan_suffix(path: PathLike) -> str:
     """The file's suffix if it is one of :data:`SUFFIXES`, else ``""``."""
     name = os.path.basename(path).lower()  # noqa: PTH119 - called for each of many rows
     return next((s for s in SUFFIXES if name.endswith(s)), "")
 
 
-def is_picture(path: str | os.PathLike[str]) -> bool:
+def is_picture(path: PathLike) -> bool:
     """Whether a scan has a suffix of PNG or JPEG, which have no geometry."""
     return scan_suffix(path) in pictures.SUFFIXES
 
@@ -177,7 +177,7 @@ def may_be_dicom(path: Path) -> bool:
     return scan_suffix(dicom.split_series(path)[0]) in ("", *dicom.SUFFIXES)
 
 
-def _format(path: str | os.PathLike[str]) -> Any:
+def _format(path: PathLike) -> Any:
     """The module of a file's format, after the checks that do not depend on the format."""
     if not os.fspath(path):  # Path("") would be the working directory
         raise ScanError("the path of a scan is empty; give a file, or a folder with a DICOM series")
@@ -200,7 +200,7 @@ def _format(path: str | os.PathLike[str]) -> Any:
 
 
 @contextmanager
-def _one_line_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+def _one_line_errors(path: PathLike) -> Iterator[None]:
     """Turn errors of the machine or of a library that reads a file into one line."""
     try:
         yield

@@ -2,7 +2,6 @@
 
 import importlib.util
 import itertools
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch.nn.functional import interpolate
 from monai_diffae.data.tensor_files import read_torch_file
 from monai_diffae.errors import ConfigError, MachineError, ScanError, check_installed
 from monai_diffae.latents.statistics import Floats, checked_codes
+from monai_diffae.policies import PathLike
 
 IMAGES_AT_ONCE = 64
 ALEXNET = "alexnet-owt-7be5be79.pth"
@@ -54,7 +54,7 @@ class PerceptualDistance(nn.Module):
     names them; None: where torch keeps downloaded weights. Nothing is downloaded.
     """
 
-    def __init__(self, weights: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu") -> None:
+    def __init__(self, weights: PathLike | None = None, device: str | torch.device = "cpu") -> None:
         super().__init__()
         check_installed("lpips", "lpips")
         file = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET if weights is None else Path(weights)
@@ -125,7 +125,7 @@ class InceptionFeatures(nn.Module):
 class RadImageNetFeatures(nn.Module):
     """The 2048 features of a ResNet-50 trained on RadImageNet (Mei et al. 2022), from a file for torchvision."""
 
-    def __init__(self, weights: str | os.PathLike[str], device: str | torch.device = "cpu") -> None:
+    def __init__(self, weights: PathLike, device: str | torch.device = "cpu") -> None:
         super().__init__()
         check_installed("torchvision", "lpips")
         from torchvision.models import resnet50

@@ -1,7 +1,6 @@
 """Write images: in a scan's own space or the model's grid, by functions and as MONAI transforms."""
 
 import logging
-import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from monai_diffae.data.progress import Failure
 from monai_diffae.data.scan_writing import INTEGERS, SYNTHETIC, check_series, smallest_type, write_like, write_series
 from monai_diffae.data.scans import Scan, in_file_axes, is_picture, write_scan
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.policies import check_choice
+from monai_diffae.policies import PathLike, check_choice
 from monai_diffae.transforms.native import NativeSpace, check_invertible
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ Grid = Literal["native", "model"]
 
 
 def write_native(
-    path: str | os.PathLike[str],
+    path: PathLike,
     array: NDArray[Any],
     scan: Scan,
     dtype: DTypeLike | None = None,
@@ -166,7 +165,7 @@ class WriteScand(MapTransform):
         a.nii.gz
     """
 
-    def __init__(self, keys: KeysCollection, directory: str | os.PathLike[str], overwrite: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, directory: PathLike, overwrite: bool = False) -> None:
         super().__init__(keys)
         self.directory, self.overwrite = Path(directory), overwrite
 
@@ -219,7 +218,7 @@ class WriteReconstructiond(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        directory: str | os.PathLike[str],
+        directory: PathLike,
         cases: Sequence[Case],
         preprocessing: Callable[[Any], Any],
         *,

@@ -3,7 +3,6 @@
 import functools
 import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.errors import problem
+from monai_diffae.policies import PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -131,14 +131,14 @@ def check_regular(path: Path) -> None:
         raise problem(path, "it is no regular file, but a pipe, device or folder", "leave it out")
 
 
-def check_packed(path: str | os.PathLike[str], needed: int, stored: int) -> None:
+def check_packed(path: PathLike, needed: int, stored: int) -> None:
     """Raise an error if a compressed file is too small for what its header declares, before memory is allocated."""
     if needed > _MOST_PACKED * stored:
         wrong = f"its header declares {needed} bytes, but its {stored} bytes cannot hold so many"
         raise problem(path, wrong, "copy or export it again")
 
 
-def check_budget(path: str | os.PathLike[str], sizes: Sequence[int], components: int = 1) -> None:
+def check_budget(path: PathLike, sizes: Sequence[int], components: int = 1) -> None:
     """Raise an error if the sizes are not those of a 2D or 3D image of up to :data:`MAX_BYTES`, before it is read."""
     text, gib = " x ".join(map(str, sizes)), math.prod(sizes) * components * 4 / 1024**3
     if any(n < 1 for n in sizes) or len(sizes) < 2:
@@ -149,14 +149,14 @@ def check_budget(path: str | os.PathLike[str], sizes: Sequence[int], components:
         raise problem(path, f"its size is {text}, {gib:.1f} GiB; the limit is 2 GiB", "crop or resample it")
 
 
-def check_spacing(path: str | os.PathLike[str], spacing_mm: Sequence[float] | NDArray[np.float64]) -> None:
+def check_spacing(path: PathLike, spacing_mm: Sequence[float] | NDArray[np.float64]) -> None:
     """Raise an error if a spacing is not a positive number."""
     if not all(1e-9 < v < math.inf for v in spacing_mm):
         text = " x ".join(f"{v:g}" for v in spacing_mm)
         raise problem(path, f"its voxel spacing is {text} mm", "export it again with a valid spacing")
 
 
-def check_affine(path: str | os.PathLike[str], affine: NDArray[np.float64]) -> None:
+def check_affine(path: PathLike, affine: NDArray[np.float64]) -> None:
     """Raise an error if spacings are not positive numbers, or axes are not independent."""
     if not np.isfinite(affine).all():
         raise problem(path, "its affine or spacing is not finite", "export it again with a valid spacing")
