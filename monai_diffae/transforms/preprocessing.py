@@ -134,8 +134,6 @@ class SmoothForSpacingd(MapTransform):
 
     def __init__(self, keys: KeysCollection, pixdim: Sequence[float]) -> None:
         super().__init__(keys)
-        if not all(isinstance(v, (int, float)) and v > 0 for v in pixdim):
-            raise ConfigError(f"spacing_mm: {list(pixdim)} must be positive numbers in mm, one per axis")
         self.pixdim = tuple(float(v) for v in pixdim)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -144,8 +142,6 @@ class SmoothForSpacingd(MapTransform):
         for key in self.key_iterator(item):
             image: MetaTensor = item[key]
             spacing = [float(v) for v in image.pixdim]
-            if len(spacing) != len(self.pixdim):
-                raise ConfigError(f"spacing_mm: {list(self.pixdim)} must be {len(spacing)} numbers, one per axis")
             self._check_extent(str(item.get("id", key)), image, spacing)
             sigma = [max(0.0, (new / old - 1) / 2) for new, old in zip(self.pixdim, spacing, strict=True)]
             if max(sigma) > 0:
@@ -219,8 +215,6 @@ class ToModelRanged(MapTransform, InvertibleTransform):
     ) -> None:
         super().__init__(keys)
         check_choice("method", method, Method)
-        if not 0 <= percentiles[0] < percentiles[1] <= 100:
-            raise ConfigError(f"percentiles: {tuple(percentiles)} are not two increasing numbers in 0..100")
         for name, (low, high) in {"window_hu": window_hu, "model_range": model_range}.items():
             if not low < high:
                 raise ConfigError(f"{name}: ({low}, {high}) are not two increasing numbers")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from monai_diffae.data.fingerprints import file_state
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.scans import Axis, Scan, ScanNeeds, check_colour, read_scan, scan_of_array, slice_volume
-from monai_diffae.errors import ConfigError, ScanError, problem
+from monai_diffae.errors import ScanError, problem
 from monai_diffae.policies import Colour, Doubtful, Uneven
 
 
@@ -64,8 +64,6 @@ class ReadScand(MapTransform):
         doubtful: Doubtful = "warn",
     ) -> None:
         super().__init__(keys)
-        if spatial_dims not in (2, 3):
-            raise ConfigError(f"spatial_dims: {spatial_dims} is not 2 or 3")
         self.needs = ScanNeeds(spatial_dims, channels, nonfinite, colour, uneven, doubtful)
         check_colour(colour, channels)
         self.spatial_dims, self.axis = spatial_dims, axis
