@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import nibabel as nib
@@ -22,6 +22,7 @@ from monai_diffae.data.formats.scan import MAX_BYTES
 from monai_diffae.data.scans import ras_orientation
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.policies import check_choice
+from monai_diffae.transforms.reading import Item
 
 _DECIMALS = 3  # of a size in voxels before it is rounded: 13.4999999 and 13.5 are the same size
 _FEWEST_VOXELS = 2  # along an axis, at the new spacing
@@ -43,7 +44,7 @@ class ToRASd(MapTransform, InvertibleTransform):
         [[3.0, 4.0, 5.0], [0.0, 1.0, 2.0]]
     """
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Replace each volume by the reordered one."""
         item = dict(data)
         for key in self.key_iterator(item):
@@ -52,7 +53,7 @@ class ToRASd(MapTransform, InvertibleTransform):
             item[key] = orientation(item[key], affine, ras_orientation(affine), lazy=False, transform_info=info)
         return item
 
-    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def inverse(self, data: Item) -> Item:
         """Return each volume to its own order."""
         item = dict(data)
         for key in self.key_iterator(item):
@@ -87,7 +88,7 @@ class ToSpacingd(MapTransform, InvertibleTransform):
         self.pixdim, self.slab = tuple(float(v) for v in pixdim), slab
         self._resample = SpatialResample(mode="bilinear", padding_mode="border")
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Replace each volume by the resampled one."""
         item = dict(data)
         for key in self.key_iterator(item):
@@ -107,7 +108,7 @@ class ToSpacingd(MapTransform, InvertibleTransform):
             item[key].affine = torch.from_numpy(affine)
         return item
 
-    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def inverse(self, data: Item) -> Item:
         """Resample each volume to its own grid."""
         item = dict(data)
         for key in self.key_iterator(item):
@@ -136,7 +137,7 @@ class SmoothForSpacingd(MapTransform):
         super().__init__(keys)
         self.pixdim = tuple(float(v) for v in pixdim)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Replace each image by the smoothed image, with the same geometry."""
         item = dict(data)
         for key in self.key_iterator(item):
@@ -221,14 +222,14 @@ class ToModelRanged(MapTransform, InvertibleTransform):
         self.method, self.percentiles, self.window_hu = method, percentiles, window_hu
         self.model_range = model_range
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Replace each image by the scaled image, of the same type and geometry."""
         item = dict(data)
         for key in self.key_iterator(item):
             item[key] = self._scale(item[key], str(item.get("id", key)))
         return item
 
-    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def inverse(self, data: Item) -> Item:
         """Convert each image back to its original intensities; clipped values stay clipped."""
         item = dict(data)
         for key in self.key_iterator(item):

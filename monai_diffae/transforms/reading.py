@@ -20,6 +20,9 @@ from monai_diffae.data.scans import Axis, Scan, ScanNeeds, check_colour, read_sc
 from monai_diffae.errors import ScanError, problem
 from monai_diffae.policies import Colour, Doubtful, Uneven
 
+Item = dict[Any, Any]
+"""An item of MONAI's dictionary transforms."""
+
 
 class ReadScand(MapTransform):
     """Reads the scan under each key with all checks of :func:`~monai_diffae.data.scans.read_scan`.
@@ -68,7 +71,7 @@ class ReadScand(MapTransform):
         check_colour(colour, channels)
         self.spatial_dims, self.axis = spatial_dims, axis
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Replace each path by its scan."""
         return {**data, **{key: as_tensor(scan) for key, scan in self.read(data).items()}}
 

@@ -1,7 +1,7 @@
 """Write images: in a scan's own space or the model's grid, by functions and as MONAI transforms."""
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from monai_diffae.data.scans import Scan, in_file_axes, is_picture, write_scan
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.policies import PathLike, check_choice
 from monai_diffae.transforms.native import NativeSpace, check_invertible
+from monai_diffae.transforms.reading import Item
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ class WriteScand(MapTransform):
         super().__init__(keys)
         self.directory, self.overwrite = Path(directory), overwrite
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Write the item's images; the item itself is unchanged."""
         item = dict(data)
         for key in self.key_iterator(item):
@@ -245,7 +246,7 @@ class WriteReconstructiond(MapTransform):
         self.model_range, self.affine = (float(model_range[0]), float(model_range[1])), affine
         self.dicom, self.overwrite = dicom, overwrite
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Write the item's images; return the item, with grid ``native`` with ``field_share``."""
         item = dict(data)
         case = self.cases.get(str(item.get("id")))
@@ -305,7 +306,7 @@ class ToScanSpaced(MapTransform):
         check_invertible(preprocessing)
         self.preprocessing = preprocessing
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Replace the decoded images, and set the size and affine of the scan's image."""
         item: dict[Any, Any] = dict(data)
         path = str(item["image_path"])
