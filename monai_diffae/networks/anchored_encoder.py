@@ -256,13 +256,10 @@ class AnchoredEncoder(nn.Module):
         return self._components(x)
 
     def _components(self, x: Tensor) -> Tensor:
-        return torch.matmul(self._branch_features(x) - self.mean, self.axes.t()).to(x.dtype)
-
-    def _branch_features(self, x: Tensor) -> Tensor:
         features: list[Tensor] = []
         for branch in self.branches:
             features.append(branch(x))
-        return torch.cat(features, dim=1)
+        return torch.matmul(torch.cat(features, dim=1) - self.mean, self.axes.t()).to(x.dtype)
 
 
 def _fitted(branch: nn.Module, parts: list[Tensor]) -> Tensor:

@@ -119,9 +119,6 @@ class DenoisingUNet(nn.Module):
         def attention(level: int) -> blocks.PositionAttention | None:
             return blocks.PositionAttention(widths[level], num_heads) if level in attention_levels else None
 
-        def stage(*layers: nn.Module | None) -> UNetStage:
-            return UNetStage(*layers)  # type: ignore[arg-type]
-
         self.time_embed = nn.Sequential(
             nn.Linear(base_channels, time_embed_channels),
             nn.SiLU(),
@@ -133,16 +130,18 @@ class DenoisingUNet(nn.Module):
         self.down_stages = nn.ModuleList()
         for level, level_width in enumerate(widths):
             if level > 0:
-                self.down_stages.append(stage(block(width, width, "down", each_stride[level - 1])))
+                self.down_stages.append(UNetStage(block(width, width, "down", each_stride[level - 1])))
                 skip_widths.append(width)
             for _ in range(num_res_blocks):
-                self.down_stages.append(stage(block(width, level_width), attention(level)))
+                self.down_stages.append(UNetStage(block(width, level_width), attention(level)))
                 width = level_width
                 skip_widths.append(width)
 
         cells = grid_cells(spatial_dims, z_grid)
         self.z_map = blocks.ZMap(width, z_channels, cells) if max(cells) > 1 else None
-        self.middle_stage = stage(block(width, width), blocks.PositionAttention(width, num_heads), block(width, width))
+        self.middle_stage = UNetStage(
+            block(width, width), blocks.PositionAttention(width, num_heads), block(width, width)
+        )
 
         self.up_stages = nn.ModuleList()
         for level, level_width in reversed(list(enumerate(widths))):
@@ -150,7 +149,7 @@ class DenoisingUNet(nn.Module):
                 ends_level = level > 0 and i == num_res_blocks
                 upsampling = block(level_width, level_width, "up", each_stride[level - 1]) if ends_level else None
                 joined = block(width + skip_widths.pop(), level_width)
-                self.up_stages.append(stage(joined, attention(level), upsampling))
+                self.up_stages.append(UNetStage(joined, attention(level), upsampling))
                 width = level_width
 
         self.head = nn.Sequential(
