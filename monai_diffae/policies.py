@@ -12,6 +12,9 @@ from monai_diffae.errors import ConfigError, quoted
 PathLike = str | os.PathLike[str]
 """A path, as text or as an object."""
 
+Range = tuple[float, float]
+"""The lowest and the highest value, such as black and white."""
+
 OnBadScan = Literal["skip", "stop"]
 """What a training does with scans that cannot be used: skip and list them, or stop."""
 

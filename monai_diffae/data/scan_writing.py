@@ -26,7 +26,7 @@ from monai_diffae.data.formats.dicom_pixels import is_grey, is_inverted, lenient
 from monai_diffae.data.formats.dicom_planes import FRAMES, SHARED, Stack
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.errors import ConfigError, problem
-from monai_diffae.policies import PathLike
+from monai_diffae.policies import PathLike, Range
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def write_scan(
     array: ArrayLike,
     affine: NDArray[np.float64] | None = None,
     *,
-    value_range: tuple[float, float] | None = None,
+    value_range: Range | None = None,
     dtype: DTypeLike = np.float32,
     description: str = "",
 ) -> Path:
@@ -151,7 +151,7 @@ def _write_nifti(path: Path, image: nib.Nifti1Image, description: str) -> Path:
     return write_atomic(path, lambda temporary: nib.save(image, temporary))
 
 
-def _write_png(path: Path, values: NDArray[np.float32], value_range: tuple[float, float]) -> Path:
+def _write_png(path: Path, values: NDArray[np.float32], value_range: Range) -> Path:
     low, high = value_range
     grey = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255
     pixels = grey[0] if len(grey) == 1 else np.moveaxis(grey, 0, -1)

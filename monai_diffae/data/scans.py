@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffae.data.formats import dicom, itk, nifti, pictures
 from monai_diffae.data.formats.scan import (
     Doubt,
+    Floats,
     Header,
     Scan,
     as_float32,
@@ -149,9 +150,7 @@ def read_geometry(path: PathLike) -> tuple[tuple[int, ...], tuple[float, ...]]:
     return displayed_geometry(header.shape, header.affine)
 
 
-def displayed_geometry(
-    shape: tuple[int, ...], affine: NDArray[np.float64]
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def displayed_geometry(shape: tuple[int, ...], affine: Floats) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Size and voxel spacing in mm along R, A and S of a volume, or the rows and columns of a 2D image."""
     spacings = np.linalg.norm(affine[:3, : len(shape)], axis=0).tolist()
     order = [0, 1] if len(shape) == 2 else np.argsort(ras_axes(affine)).tolist()
@@ -328,15 +327,13 @@ def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
     plane = np.take(volume.array, index, axis=1 + normal)[:, ::-1, ::-1].swapaxes(1, 2)
     slice_affine = np.eye(4)
     slice_affine[:3, :3] = np.stack([-affine[:3, row], -affine[:3, column], affine[:3, normal]], axis=1)
-    corner: NDArray[np.float64] = np.array([*(n - 1 for n in volume.array.shape[1:]), 1.0])
+    corner: Floats = np.array([*(n - 1 for n in volume.array.shape[1:]), 1.0])
     corner[normal] = index
     slice_affine[:, 3] = affine @ corner
     return Scan(np.ascontiguousarray(plane), slice_affine, scan.modality, doubts=scan.doubts)
 
 
-def insert_slices(
-    background: NDArray[T], affine: NDArray[np.float64], axis: Axis, slices: Mapping[int, NDArray[T]]
-) -> NDArray[T]:
+def insert_slices(background: NDArray[T], affine: Floats, axis: Axis, slices: Mapping[int, NDArray[T]]) -> NDArray[T]:
     """Put slices back into a volume: the inverse of :func:`slice_volume`."""
     filled = background.copy()
     volume = _oriented(filled, ras_orientation(affine))  # a view of ``filled``
@@ -346,7 +343,7 @@ def insert_slices(
     return filled
 
 
-def _oriented(array: NDArray[T], orientation: NDArray[np.float64]) -> NDArray[T]:
+def _oriented(array: NDArray[T], orientation: Floats) -> NDArray[T]:
     """A view of a volume ``[C, X, Y, Z]`` with reordered and flipped axes."""
     return np.moveaxis(nib.orientations.apply_orientation(np.moveaxis(array, 0, -1), orientation), -1, 0)
 
@@ -383,13 +380,13 @@ def slice_shape(shape: Sequence[int], axis: Axis) -> tuple[int, int]:
     return row, column
 
 
-def ras_orientation(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+def ras_orientation(affine: Floats) -> Floats:
     """For each voxel axis, the closest RAS axis and its direction; turned by 0.1 degrees, as rounding decides at 45."""
-    orientation: NDArray[np.float64] = nib.orientations.io_orientation(_NUDGE @ affine)
+    orientation: Floats = nib.orientations.io_orientation(_NUDGE @ affine)
     return orientation
 
 
-def ras_axes(affine: NDArray[np.float64]) -> list[int]:
+def ras_axes(affine: Floats) -> list[int]:
     """For each voxel axis, the RAS axis (0, 1, 2) that is closest to it."""
     return [int(a) for a in ras_orientation(affine)[:, 0]]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from monai_diffae.diffusion.settings import SpacingName
 from monai_diffae.errors import ConfigError, quoted
-from monai_diffae.policies import check_choice
+from monai_diffae.policies import Range, check_choice
 
 NOISE_LEFT = 0.15
 """Noise-to-signal ratio sigma / alpha at the cleanest level of a run of one step; with n steps it is n times smaller.
@@ -131,7 +131,7 @@ class DiffusionSchedule(Scheduler):
         timestep_sampling: TimestepSampling = "uniform",
         loss_weighting: LossWeighting = "none",
         spacing: SpacingName = "logsnr",
-        clip_range: tuple[float, float] | list[float] | None = None,
+        clip_range: Range | list[float] | None = None,
         timestep_shift: float = 1.0,
         **schedule_args: Any,
     ) -> None:
@@ -292,7 +292,7 @@ class DiffusionSchedule(Scheduler):
         return x0 if self.prediction == "x0" else self.velocity(x0, eps, t)
 
     def to_x0_eps(
-        self, output: Tensor, x_t: Tensor, t: Tensor, clip_range: tuple[float, float] | None = None
+        self, output: Tensor, x_t: Tensor, t: Tensor, clip_range: Range | None = None
     ) -> tuple[Tensor, Tensor]:
         """Convert the network's output to (x0, eps), in float32 or better.
 
@@ -434,7 +434,7 @@ class DiffusionSchedule(Scheduler):
         return alpha_next * x0 + old_sigma * eps + new_sigma * noise
 
 
-def _checked_range(clip_range: tuple[float, float] | list[float] | None) -> tuple[float, float] | None:
+def _checked_range(clip_range: Range | list[float] | None) -> Range | None:
     if clip_range is None:
         return None
     try:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, avg_pool3d
 
 from monai_diffae.metrics import PerceptualDistance
+from monai_diffae.policies import Range
 
 _SCALES = 3  # of the gradients: full, half and quarter size
 
@@ -30,7 +31,7 @@ class ImageLoss(nn.Module):
         gradient_weight: float = 0.0,
         lpips_weight: float = 0.0,
         lpips: PerceptualDistance | None = None,
-        model_range: tuple[float, float] = (-1.0, 1.0),
+        model_range: Range = (-1.0, 1.0),
     ) -> None:
         super().__init__()
         self.gradient_weight, self.lpips_weight = gradient_weight, lpips_weight

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from monai_diffae.data.formats.scan import MAX_BYTES
+from monai_diffae.data.formats.scan import MAX_BYTES, Floats
 from monai_diffae.data.scans import ras_orientation
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.policies import check_choice
+from monai_diffae.policies import Range, check_choice
 from monai_diffae.transforms.reading import Item
 
 _DECIMALS = 3  # of a size in voxels before it is rounded: 13.4999999 and 13.5 are the same size
@@ -167,9 +167,7 @@ class SmoothForSpacingd(MapTransform):
         raise ScanError(f"{name}: at spacing_mm {spacing_mm}, {extent} mm are {wrong}; {todo}")
 
 
-def spaced_grid(
-    shape: Sequence[int], affine: NDArray[np.float64], spacing_mm: Sequence[float]
-) -> tuple[list[int], NDArray[np.float64]]:
+def spaced_grid(shape: Sequence[int], affine: Floats, spacing_mm: Sequence[float]) -> tuple[list[int], Floats]:
     """The size and the affine of a volume's grid at another spacing; its origin is continuous in ``affine``."""
     own = np.linalg.norm(affine[:3, :3], axis=0)
     grid = zoom_affine(affine, np.where(np.abs(own - spacing_mm) <= AFFINE_TOL, own, spacing_mm), diagonal=False)
@@ -210,9 +208,9 @@ class ToModelRanged(MapTransform, InvertibleTransform):
         self,
         keys: KeysCollection,
         method: Method = "percentiles",
-        percentiles: tuple[float, float] = (0.5, 99.5),
-        window_hu: tuple[float, float] = (-160, 240),
-        model_range: tuple[float, float] = (-1, 1),
+        percentiles: Range = (0.5, 99.5),
+        window_hu: Range = (-160, 240),
+        model_range: Range = (-1, 1),
     ) -> None:
         super().__init__(keys)
         check_choice("method", method, Method)

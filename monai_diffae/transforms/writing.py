@@ -18,11 +18,12 @@ from torch import Tensor
 
 from monai_diffae.data.cases import Case, safe_file_name
 from monai_diffae.data.formats.dicom import is_dicom, split_series
+from monai_diffae.data.formats.scan import Floats
 from monai_diffae.data.progress import Failure
 from monai_diffae.data.scan_writing import INTEGERS, SYNTHETIC, check_series, smallest_type, write_like, write_series
 from monai_diffae.data.scans import Scan, in_file_axes, is_picture, write_scan
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.policies import PathLike, check_choice
+from monai_diffae.policies import PathLike, Range, check_choice
 from monai_diffae.transforms.native import NativeSpace, check_invertible
 from monai_diffae.transforms.reading import Item
 
@@ -92,9 +93,9 @@ def image_suffix(shape: Sequence[int], source: str = ".png") -> str:
 def write_image(
     path: Path,
     image: Tensor,
-    model_range: tuple[float, float],
+    model_range: Range,
     source: str = ".png",
-    affine: NDArray[np.float64] | None = None,
+    affine: Floats | None = None,
 ) -> Path:
     """Write ``path`` with a suffix from an image (C, *S): 8-bit PNG if the scan ``source`` is a picture, else NIfTI."""
     values, suffix = image.detach().float().cpu().numpy(), image_suffix(image.shape, source)
@@ -103,7 +104,7 @@ def write_image(
     return write_scan(file, values, affine, value_range=value_range, description=SYNTHETIC)
 
 
-def read_image(path: Path, model_range: tuple[float, float]) -> Tensor:
+def read_image(path: Path, model_range: Range) -> Tensor:
     """Read a file of :func:`write_image`: (C, *S), or (C, H, W, 1) for a 2D image in a NIfTI file."""
     low, high = model_range
     values: NDArray[np.floating[Any]]
@@ -225,8 +226,8 @@ class WriteReconstructiond(MapTransform):
         *,
         folders: str | Sequence[str] | None = None,
         grid: Grid = "native",
-        model_range: tuple[float, float] = (-1.0, 1.0),
-        affine: NDArray[np.float64] | None = None,
+        model_range: Range = (-1.0, 1.0),
+        affine: Floats | None = None,
         dicom: bool = False,
         overwrite: bool = False,
     ) -> None:

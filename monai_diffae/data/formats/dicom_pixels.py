@@ -21,7 +21,7 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from monai_diffae.data.formats import itk
-from monai_diffae.data.formats.scan import as_float32, check_regular
+from monai_diffae.data.formats.scan import Floats, as_float32, check_regular
 from monai_diffae.errors import problem
 
 Mask = NDArray[np.bool_] | None
@@ -77,7 +77,7 @@ def write_dataset(path: Path, dataset: Dataset, syntax: str = uid.ExplicitVRLitt
         pydicom.dcmwrite(path, dataset, write_like_original=False)
 
 
-def decode(path: Path, rescales: NDArray[np.float64]) -> tuple[NDArray[np.float32], Mask]:
+def decode(path: Path, rescales: Floats) -> tuple[NDArray[np.float32], Mask]:
     """Decode a file to ``[C, X, Y, frames]``, white high, by the slope and intercept of each frame; and its padding."""
     with lenient():
         dataset = read_tags(path, _PIXEL_TAGS, pixels=True)

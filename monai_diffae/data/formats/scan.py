@@ -17,6 +17,9 @@ from monai_diffae.policies import PathLike
 
 logger = logging.getLogger(__name__)
 
+Floats = NDArray[np.float64]
+"""Numbers such as an affine."""
+
 MAX_BYTES = 2 * 1024**3
 """The largest scan that can be read, as float32 voxels: 2 GiB."""
 
@@ -50,7 +53,7 @@ class Scan:
     array: NDArray[np.float32]
     #: 4x4 float64, from the indices of ``S`` (a picture's third index is 0) to mm, RAS+. It is the identity for PNG and
     #: JPEG, which have no geometry
-    affine: NDArray[np.float64]
+    affine: Floats
     modality: str | None = None  #: DICOM's modality, such as ``"CT"``, ``"MR"``, ``"DX"``; None for other formats
     #: the header of a NIfTI volume, with which :func:`~monai_diffae.data.scans.write_scan` writes a file with the same
     #: type, units and codes; None for other formats
@@ -85,7 +88,7 @@ class Header:
     """The size ``S`` (2 or 3 axes), affine and doubts of a file, as in `Scan`, known before its voxels are read."""
 
     shape: tuple[int, ...]
-    affine: NDArray[np.float64]
+    affine: Floats
     doubts: tuple[Doubt, ...] = ()
     channels: int | None = 1  # of the file: three may be a grey picture stored as RGB; None if only its pixels tell
 
@@ -149,14 +152,14 @@ def check_budget(path: PathLike, sizes: Sequence[int], components: int = 1) -> N
         raise problem(path, f"its size is {text}, {gib:.1f} GiB; the limit is 2 GiB", "crop or resample it")
 
 
-def check_spacing(path: PathLike, spacing_mm: Sequence[float] | NDArray[np.float64]) -> None:
+def check_spacing(path: PathLike, spacing_mm: Sequence[float] | Floats) -> None:
     """Raise an error if a spacing is not a positive number."""
     if not all(1e-9 < v < math.inf for v in spacing_mm):
         text = " x ".join(f"{v:g}" for v in spacing_mm)
         raise problem(path, f"its voxel spacing is {text} mm", "export it again with a valid spacing")
 
 
-def check_affine(path: PathLike, affine: NDArray[np.float64]) -> None:
+def check_affine(path: PathLike, affine: Floats) -> None:
     """Raise an error if spacings are not positive numbers, or axes are not independent."""
     if not np.isfinite(affine).all():
         raise problem(path, "its affine or spacing is not finite", "export it again with a valid spacing")
