@@ -25,6 +25,7 @@ from monai_diffae.data.formats import dicom, itk
 from monai_diffae.data.formats.dicom_pixels import is_grey, is_inverted, lenient, write_dataset
 from monai_diffae.data.formats.dicom_planes import FRAMES, SHARED, Stack
 from monai_diffae.data.formats.itk import LPS_TO_RAS
+from monai_diffae.data.formats.scan import Voxels
 from monai_diffae.errors import ConfigError, problem
 from monai_diffae.policies import PathLike, Range
 
@@ -102,7 +103,7 @@ def _set_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) -> Non
     header.set_slope_inter(1.0, 0.0)
 
 
-def _real_numbers(path: Path, array: ArrayLike) -> NDArray[np.float32]:
+def _real_numbers(path: Path, array: ArrayLike) -> Voxels:
     given = np.asarray(array)
     if given.dtype.kind not in "biuf":
         raise ConfigError(f"{path.name}: values of type {given.dtype} cannot be written; give real numbers")
@@ -151,7 +152,7 @@ def _write_nifti(path: Path, image: nib.Nifti1Image, description: str) -> Path:
     return write_atomic(path, lambda temporary: nib.save(image, temporary))
 
 
-def _write_png(path: Path, values: NDArray[np.float32], value_range: Range) -> Path:
+def _write_png(path: Path, values: Voxels, value_range: Range) -> Path:
     low, high = value_range
     grey = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255
     pixels = grey[0] if len(grey) == 1 else np.moveaxis(grey, 0, -1)
@@ -160,7 +161,7 @@ def _write_png(path: Path, values: NDArray[np.float32], value_range: Range) -> P
 
 
 def _as_type(
-    path: Path, values: NDArray[np.float32], dtype: np.dtype[Any], scaling: tuple[float, float] = (1.0, 0.0)
+    path: Path, values: Voxels, dtype: np.dtype[Any], scaling: tuple[float, float] = (1.0, 0.0)
 ) -> NDArray[Any]:
     """Convert values to the type of a file; integers are rounded, and clipped if they do not fit."""
     dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype
@@ -200,7 +201,7 @@ _CURVES_AND_OVERLAYS = (0x50, 0x60)  # the high bytes of their groups
 
 def write_series(
     path: PathLike,
-    array: NDArray[np.float32],
+    array: Voxels,
     source: PathLike,
     description: str = "monai_diffae reconstruction",
 ) -> Path:
@@ -294,7 +295,7 @@ class _Storage:
     signed: bool
     new: bool
 
-    def store(self, plane: NDArray[np.float32]) -> Pixels:
+    def store(self, plane: Voxels) -> Pixels:
         whole = np.rint((plane.astype(np.float64) - self.intercept) / self.slope)
         return whole.astype("<i2") if self.signed else whole.astype("<u2")
 

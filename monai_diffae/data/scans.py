@@ -22,6 +22,7 @@ from monai_diffae.data.formats.scan import (
     Floats,
     Header,
     Scan,
+    Voxels,
     as_float32,
     check_affine,
     check_budget,
@@ -267,7 +268,7 @@ def _fit_dims(path: Path, scan: Scan, spatial_dims: int | None) -> Scan:
     raise problem(path, f"a 2D image ({sizes}), expected a 3D volume", todo)
 
 
-def _fit_channels(path: Path, array: NDArray[np.float32], channels: int | None, colour: Colour) -> NDArray[np.float32]:
+def _fit_channels(path: Path, array: Voxels, channels: int | None, colour: Colour) -> Voxels:
     if len(array) == 3 and channels in (None, 1):
         if float(np.ptp(array, axis=0).max()) <= _ROUNDING:
             array = array[:1]
@@ -283,7 +284,7 @@ def _fit_channels(path: Path, array: NDArray[np.float32], channels: int | None, 
     return array
 
 
-def _fit_values(path: Path, array: NDArray[np.float32], nonfinite: NonFinite) -> NDArray[np.float32]:
+def _fit_values(path: Path, array: Voxels, nonfinite: NonFinite) -> Voxels:
     num_bad = array.size - int(np.isfinite(array).sum())
     if num_bad and nonfinite == "error":
         wrong = f"{num_bad} of its voxels are NaN or infinite"

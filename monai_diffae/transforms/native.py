@@ -16,6 +16,7 @@ from monai.utils import TraceKeys
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_diffae.data.formats.scan import Voxels
 from monai_diffae.data.scans import AXES, Axis, Scan, flat_axis, insert_slices, is_picture, ras_shape, slice_volume
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
 from monai_diffae.policies import PathLike
@@ -97,7 +98,7 @@ class NativeSpace:
         return np.all(self._weight > 0.501, axis=0)  # of voxels half inside, rounding does not decide
 
     @cached_property
-    def _weight(self) -> NDArray[np.float32]:
+    def _weight(self) -> Voxels:
         # MONAI pads with zeros when it inverts a crop, so zeros mark voxels outside the field of view
         return self._invert(self._spatial, torch.ones(self.image.shape)).numpy()
 
@@ -108,11 +109,11 @@ class NativeSpace:
         zero, one = (each.flatten(1)[:, :1].reshape(-1, *[1] * (each.ndim - 1)) for each in constants)
         return zero, one
 
-    def back(self, decoded: Tensor) -> NDArray[np.float32]:
+    def back(self, decoded: Tensor) -> Voxels:
         """Convert an image of the model, ``[C, *S]``, to the scan's space, ``[C, *native S]`` in the scan's units."""
         return np.where(self.field, self._inside(decoded.detach()).numpy(), self.scan.empty)
 
-    def back_difference(self, difference: Tensor) -> NDArray[np.float32]:
+    def back_difference(self, difference: Tensor) -> Voxels:
         """Convert a difference of two images of the model, ``[C, *S]``, to the scan's space and units; 0 stays 0."""
         return self.native_difference(difference.detach()).numpy()
 
@@ -122,15 +123,15 @@ class NativeSpace:
         offset = self._inside(torch.zeros(self.image.shape))
         return torch.where(torch.from_numpy(self.field), self._inside(difference) - offset, 0.0)
 
-    def add_difference(self, difference: Tensor) -> NDArray[np.float32]:
+    def add_difference(self, difference: Tensor) -> Voxels:
         """Add a difference of two images of the model to the scan, which keeps its detail; 0 leaves it to the bit."""
         return self.scan.array + self.back_difference(difference)
 
-    def storable(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    def storable(self, array: Voxels) -> Voxels:
         """An image ``[C, *native S]`` in the scan's units with the values that a file with :attr:`suffix` can hold."""
         return np.clip(array, 0, 255) if self.suffix == ".png" else array
 
-    def to_model_range(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    def to_model_range(self, array: Voxels) -> Voxels:
         """Scale an array ``[C, *native S]`` in the scan's units to the model's range, without clipping it."""
         return self.scaled(torch.from_numpy(array)).numpy()
 
@@ -140,7 +141,7 @@ class NativeSpace:
         zero, one = self._ends
         return (array - zero) / (one - zero)
 
-    def back_map(self, maps: Tensor) -> NDArray[np.float32]:
+    def back_map(self, maps: Tensor) -> Voxels:
         """Convert maps, ``[C', *S]``, to the scan's space without rescaling them; 0 outside the field of view."""
         self._check_size(maps)
         spatial = self._invert(self._spatial, maps.detach()).numpy()
@@ -286,19 +287,19 @@ class CaseSpace:
         """The preprocessed images (N, C, *S) under a key, in the model's range."""
         return torch.stack([space.images[key].as_tensor().float() for space in self.spaces.values()])
 
-    def back(self, images: Tensor) -> NDArray[np.float32]:
+    def back(self, images: Tensor) -> Voxels:
         """Convert images of the model, (N, C, *S), to the scan's units; where none is known, it is the lowest value."""
         return self._gather(self._each(NativeSpace.back, images), self.scan.empty)
 
-    def back_difference(self, differences: Tensor) -> NDArray[np.float32]:
+    def back_difference(self, differences: Tensor) -> Voxels:
         """Convert differences of two images of the model, (N, C, *S), to ``[C, *native S]``; 0 where none is known."""
         return self._gather(self._each(NativeSpace.back_difference, differences), np.zeros_like(self.scan.array))
 
-    def add_difference(self, differences: Tensor) -> NDArray[np.float32]:
+    def add_difference(self, differences: Tensor) -> Voxels:
         """Add differences (N, C, *S) to the scan: ``[C, *native S]``, the scan to the bit where one is 0 or unknown."""
         return self.scan.array + self.back_difference(differences)
 
-    def back_map(self, maps: Tensor) -> NDArray[np.float32]:
+    def back_map(self, maps: Tensor) -> Voxels:
         """Convert maps (N, C', *S) to ``[C', *native S]`` without rescaling their values; 0 where none is known."""
         parts = self._each(NativeSpace.back_map, maps)
         return self._gather(parts, np.zeros((maps.shape[1], *self.scan.array.shape[1:]), np.float32))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from monai_diffae.data.cases import Case, safe_file_name
 from monai_diffae.data.formats.dicom import is_dicom, split_series
-from monai_diffae.data.formats.scan import Floats
+from monai_diffae.data.formats.scan import Floats, Voxels
 from monai_diffae.data.progress import Failure
 from monai_diffae.data.scan_writing import INTEGERS, SYNTHETIC, check_series, smallest_type, write_like, write_series
 from monai_diffae.data.scans import Scan, in_file_axes, is_picture, write_scan
@@ -116,7 +116,7 @@ def read_image(path: Path, model_range: Range) -> Tensor:
 
 
 def write_case_image(
-    folder: Path, name: str, native: NativeSpace, array: NDArray[np.float32], case: Case, dicom: str | None = None
+    folder: Path, name: str, native: NativeSpace, array: Voxels, case: Case, dicom: str | None = None
 ) -> Path:
     """Write an image of a case as ``folder/<name>``; with ``dicom``, a description, also as a series in ``dicom/``."""
     file = write_native(folder / f"{name}{native.suffix}", array, native.scan, description=SYNTHETIC)
@@ -327,7 +327,7 @@ class ToScanSpaced(MapTransform):
         return item
 
 
-def _in_monai_layout(array: NDArray[np.float32], scan: Scan, path: str) -> NDArray[Any]:
+def _in_monai_layout(array: Voxels, scan: Scan, path: str) -> NDArray[Any]:
     """An image ``[1, *native S]`` in the layout and type that MONAI's writers expect."""
     if scan.spatial_dims == 3:
         return array

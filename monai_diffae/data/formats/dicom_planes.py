@@ -13,13 +13,12 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from scipy import ndimage
 
 from monai_diffae.data.formats.dicom_pixels import lenient
 from monai_diffae.data.formats.itk import LPS_TO_RAS
-from monai_diffae.data.formats.scan import Doubt, Floats, check_affine, check_budget
+from monai_diffae.data.formats.scan import Doubt, Floats, Voxels, check_affine, check_budget
 from monai_diffae.errors import problem
 
 SHARED, FRAMES = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
@@ -208,7 +207,7 @@ def _tilt_doubt(step: Floats, normal: Floats) -> Doubt:
     return Doubt("tilted", wrong, "the volume is straightened", "accept that (doubtful: warn), or omit it")
 
 
-def to_volume(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
+def to_volume(array: Voxels, stack: Stack) -> Voxels:
     """Make the volume ``[C, *stack.sizes]`` from planes ``[C, X, Y, N]`` in the stack's order."""
     array = _straighten(array, stack)
     if stack.is_even:
@@ -217,11 +216,11 @@ def to_volume(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
     below = np.minimum(below, len(stack.places) - 2)
     low, high = stack.places[below], stack.places[below + 1]
     weight = ((np.arange(stack.sizes[2]) - low) / (high - low)).astype(np.float32)
-    volume: NDArray[np.float32] = array[..., below] * (1 - weight) + array[..., below + 1] * weight
+    volume: Voxels = array[..., below] * (1 - weight) + array[..., below + 1] * weight
     return volume
 
 
-def _straighten(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
+def _straighten(array: Voxels, stack: Stack) -> Voxels:
     """Shift each plane of a tilted stack to its position; where there is no plane, the volume has the lowest value."""
     if not stack.lean.any():
         return array

@@ -17,6 +17,9 @@ from monai_diffae.policies import PathLike
 
 logger = logging.getLogger(__name__)
 
+Voxels = NDArray[np.float32]
+"""The values ``[C, *S]`` of a scan."""
+
 Floats = NDArray[np.float64]
 """Numbers such as an affine."""
 
@@ -50,7 +53,7 @@ class Scan:
 
     #: float32 ``[C, *S]``. Volumes have the file's own voxel order ``[C, X, Y, Z]``; pictures and single slices are
     #: ``[C, H, W]`` with rows from top to bottom, as displayed
-    array: NDArray[np.float32]
+    array: Voxels
     #: 4x4 float64, from the indices of ``S`` (a picture's third index is 0) to mm, RAS+. It is the identity for PNG and
     #: JPEG, which have no geometry
     affine: Floats
@@ -72,7 +75,7 @@ class Scan:
         return self.spatial_dims == 2 and np.array_equal(self.affine, np.eye(4))
 
     @property
-    def empty(self) -> NDArray[np.float32]:
+    def empty(self) -> Voxels:
         """An image without content: ``array``'s shape, with the lowest value of each channel."""
         lowest = self.array.min(axis=tuple(range(1, self.array.ndim)), keepdims=True)
         return np.broadcast_to(lowest, self.array.shape)
@@ -99,9 +102,7 @@ def warn_once(path: Path, text: str) -> None:
     logger.warning("%s: %s", path.name, text)
 
 
-def as_float32(
-    path: Path, values: NDArray[np.generic], scaling: tuple[float, float] | None = None
-) -> NDArray[np.float32]:
+def as_float32(path: Path, values: NDArray[np.generic], scaling: tuple[float, float] | None = None) -> Voxels:
     """Convert to float32 in C order, scaled in float64; warn if under 256 steps remain, raise an error under 8."""
     rounded, is_exact = np.empty(values.shape, np.float32), True
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported later, as non-finite values

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.cases import TWINS, Case, Images, Label, label_names, marks_twins
 from monai_diffae.data.fingerprints import digest
-from monai_diffae.data.formats.scan import Floats, Scan
+from monai_diffae.data.formats.scan import Floats, Scan, Voxels
 from monai_diffae.data.scans import to_ras
 from monai_diffae.errors import CohortError, counted, quoted
 
@@ -137,7 +137,7 @@ def _details(thumbnail: Thumbnail) -> Floats:
     return (fine / max(float(np.linalg.norm(fine)), np.finfo(float).tiny)).ravel()
 
 
-def _thumbnail(array: NDArray[np.float32]) -> Thumbnail | None:
+def _thumbnail(array: Voxels) -> Thumbnail | None:
     planes = [array]
     if array.ndim == 4:
         planes = [np.take(array, size // 2, axis=1 + axis) for axis, size in enumerate(array.shape[1:])]
