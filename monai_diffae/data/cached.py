@@ -117,12 +117,6 @@ class CachedCases(Dataset[Item]):
         """The dataset whose items hold images: this one; a subclass whose items hold latents returns another."""
         return self
 
-    def uncached(self) -> "CachedCases":
-        """The same dataset without ``random_transform`` and without the cache: each access reads the scan."""
-        plain = self.without_augmentation()
-        plain._stores = {}
-        return plain
-
     def __len__(self) -> int:
         return len(self.items)
 
