@@ -1,11 +1,19 @@
-"""What to do with scans and labels that are not as expected. This module is light: importing it does not load torch.
+"""Types that all rooms share. This module is light: importing it does not load torch.
 
-The options of commands, the keys of configurations and the functions that read scans take their choices from here.
+The options of commands, the keys of configurations and the functions that read scans take their choices from here, such
+as what to do with scans and labels that are not as expected.
 """
 
+import os
 from typing import Any, Literal, get_args
 
 from monai_diffae.errors import ConfigError, quoted
+
+PathLike = str | os.PathLike[str]
+"""A path, as text or as an object."""
+
+Range = tuple[float, float]
+"""The lowest and the highest value, such as black and white."""
 
 OnBadScan = Literal["skip", "stop"]
 """What a training does with scans that cannot be used: skip and list them, or stop."""

@@ -19,13 +19,14 @@ from monai_diffae.data.embeddings import has_sampled_rows, read_metadata
 from monai_diffae.data.fingerprints import file_checksum, json_digest, scan_contents, scan_states
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import bundles, cohort_split, pd
+from monai_diffae.policies import PathLike
 
 logger = logging.getLogger(__name__)
 
 _IMAGE_POOLS = ("none", "patch")  # each z_sem belongs to a single image, so it can be decoded
 
 
-def preprocessing_differences(table: pd.DataFrame | str | os.PathLike[str], config: Mapping[str, Any]) -> list[str]:
+def preprocessing_differences(table: pd.DataFrame | PathLike, config: Mapping[str, Any]) -> list[str]:
     """The keys in which a bundle's preprocessing differs from the one a table, or its file, was made with."""
     metadata = read_metadata(table) if isinstance(table, (str, os.PathLike)) else table.attrs.get("monai_diffae", {})
     recorded = metadata.get("preprocessing")
@@ -44,7 +45,7 @@ def recorded_preprocessing(table: pd.DataFrame) -> str | None:
     return None if recorded is None else preprocessing_checksum(recorded)
 
 
-def warn_of_other_preprocessing(embeddings: str | os.PathLike[str], trained: bundles.TrainedBundle) -> None:
+def warn_of_other_preprocessing(embeddings: PathLike, trained: bundles.TrainedBundle) -> None:
     """Log a warning if the scans of a table were preprocessed in another way than a bundle does here."""
     if differ := preprocessing_differences(embeddings, trained.config):
         logger.warning(
@@ -54,7 +55,7 @@ def warn_of_other_preprocessing(embeddings: str | os.PathLike[str], trained: bun
         )  # fmt: skip
 
 
-def check_same_preprocessing(embeddings: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+def check_same_preprocessing(embeddings: PathLike, config: Mapping[str, Any]) -> None:
     """Check that the scans of a table were preprocessed as a bundle's own configuration says, without overrides."""
     if differ := preprocessing_differences(embeddings, config):
         raise ConfigError(
@@ -73,9 +74,7 @@ def safe_overrides(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def warn_if_cohort_changed(
-    table: pd.DataFrame, split: cohort_split.SplitCohort, cohort: str | os.PathLike[str], what: str
-) -> None:
+def warn_if_cohort_changed(table: pd.DataFrame, split: cohort_split.SplitCohort, cohort: PathLike, what: str) -> None:
     """Log a warning, which begins with ``what`` the images are read for, if a cohort differs from that of a table."""
     made_from = table.attrs.get("monai_diffae", {}).get("made_from", {})
     if made_from.get("cohort", split.fingerprint) != split.fingerprint:
@@ -85,14 +84,14 @@ def warn_if_cohort_changed(
         )  # fmt: skip
 
 
-def origin_of(embeddings: str | os.PathLike[str]) -> dict[str, str]:
+def origin_of(embeddings: PathLike) -> dict[str, str]:
     """The SHA-256 of a table's ``model``, its ``pool`` and ``encoder``, from its metadata or the record beside it."""
     path = Path(embeddings)
     metadata = {} if path.suffix.lower() == ".csv" else read_metadata(path)  # other tools drop that of a Parquet
     return {"pool": "none", "encoder": "trained", **(metadata.get("made_from") or _recorded(path))}
 
 
-def check_z_sem(embeddings: str | os.PathLike[str]) -> None:
+def check_z_sem(embeddings: PathLike) -> None:
     """Check that a table of embeddings has z_sem of a trained bundle, which a decoder can use."""
     if (encoder := origin_of(embeddings)["encoder"]) != "trained":
         made, remedy = f"was made with encoder {encoder}", "train a bundle and embed the cohort with it"
@@ -104,7 +103,7 @@ def check_z_sem(embeddings: str | os.PathLike[str]) -> None:
         )
 
 
-def check_same_model(embeddings: str | os.PathLike[str], bundle: str | os.PathLike[str]) -> None:
+def check_same_model(embeddings: PathLike, bundle: PathLike) -> None:
     """Check that a table of embeddings was made with this bundle, and that its z_sem can be decoded."""
     check_z_sem(embeddings)
     name, origin = Path(embeddings).name, origin_of(embeddings)

@@ -29,6 +29,7 @@ from monai_diffae.data.inspection.survey import survey_cohort
 from monai_diffae.data.progress import Failure, track, write_failures
 from monai_diffae.errors import CohortError, counted
 from monai_diffae.inferers.reconstruction import encode_exactly
+from monai_diffae.policies import PathLike
 from monai_diffae.transforms.writing import unwritable_series
 
 logger = logging.getLogger(__name__)
@@ -90,8 +91,8 @@ class Session:
     @classmethod
     def open(
         cls,
-        bundle: str | os.PathLike[str],
-        cohort: str | os.PathLike[str],
+        bundle: PathLike,
+        cohort: PathLike,
         *,
         decoding: Decoding | None = None,
         reading: Reading | None = None,
@@ -103,7 +104,7 @@ class Session:
         return cls.of(trained, cohort, reading=reading or Reading(), run=run)
 
     @classmethod
-    def of(cls, trained: TrainedBundle, cohort: str | os.PathLike[str], *, reading: Reading, run: Run) -> "Session":
+    def of(cls, trained: TrainedBundle, cohort: PathLike, *, reading: Reading, run: Run) -> "Session":
         """List a cohort for a loaded bundle; the arguments and errors are those of :meth:`open`."""
         split = split_for(trained, cohort, reading.columns, run.overrides)
         _warn_of_other_field(trained, split)
@@ -229,9 +230,7 @@ def decode_in_batches(trained: TrainedBundle, z_sem: Tensor, x_T: Tensor, batch_
     return torch.cat([trained.inferer.decode(z, trained.network, x) for z, x in batches])
 
 
-def open_bundle(
-    bundle: str | os.PathLike[str], *, decoding: Decoding | Sampling | None = None, run: Run
-) -> TrainedBundle:
+def open_bundle(bundle: PathLike, *, decoding: Decoding | Sampling | None = None, run: Run) -> TrainedBundle:
     """Load a trained bundle with a command's settings; for commands that can do without a cohort."""
     overrides = inferer_overrides(run.overrides, **asdict(decoding or Decoding()))
     return load_bundle(bundle, run.device, overrides)
@@ -245,7 +244,7 @@ def made_from_bundle(trained: TrainedBundle, run: Run, *, decodes: bool = True) 
 
 def split_for(
     trained: TrainedBundle,
-    cohort: str | os.PathLike[str],
+    cohort: PathLike,
     columns: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> SplitCohort:

@@ -47,7 +47,6 @@ def check_config_of_run(config: dict[str, Any]) -> None:
     check_rules(config)
     if isinstance(config.get("device"), str) and not is_formula(config["device"]):
         find_device(config["device"])
-    check_views(config)
     check_anchored(config)
 
 
@@ -200,7 +199,7 @@ RULES: dict[str, _Rule] = {
     "max_minutes": _or_null(_number(1e-3, text="a number above 0")),
     "max_grad_norm": _or_null(_number(1e-12, text="a number above 0")),
     **dict.fromkeys(
-        ("learning_rate", "weight_decay", "agreement_weight", "gradient_weight", "lpips_weight", "mixed",
+        ("learning_rate", "weight_decay", "gradient_weight", "lpips_weight", "mixed",
          "checkpoint_minutes", "cache_gib"),
         _number(0),
     ),
@@ -256,21 +255,6 @@ def check_dimensions(config: dict[str, Any]) -> None:
         value = config.get(key, [])
         if isinstance(value, list) and value and len(value) != dims:
             raise ConfigError(f"{key} is {quoted(value)}, but spatial_dims is {dims}; give {dims} numbers, or {todo}")
-
-
-def check_views(config: Mapping[str, Any]) -> None:
-    """Check that ``agreement_weight`` has what it needs: another view for the encoder, and several images per batch."""
-    if not (weight := config.get("agreement_weight", 0)):
-        return
-    given = f"agreement_weight is {weight:g}, but"
-    if config.get("encoder_key") in (None, "image"):
-        overlay = "encoder_view_3d" if config.get("spatial_dims") == 3 else "encoder_view"
-        raise ConfigError(
-            f"{given} the encoder sees the decoder's image (encoder_key); add the overlay {overlay}, which gives it "
-            "another view"
-        )
-    if config.get("batch_size") == 1:
-        raise ConfigError(f"{given} batch_size is 1, which it cannot use; enlarge it, or set agreement_weight to 0")
 
 
 def check_anchored(config: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from monai_diffae.bundle.layout import CONFIGS, MODEL, MULTI_GPU, TRAIN, shipped
 from monai_diffae.bundle.model_file import model_parser, unknown_targets
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import ConfigError, UnsafeInputError, one_line, quoted, shortened
+from monai_diffae.lazy import parsing
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -31,7 +32,7 @@ _NOT_DESCRIBED = {
 # Keys of the training that belong to a description, so that the model can be trained further in the same way.
 _RECIPE = (
     "max_epochs", "batch_size", "accumulation_steps", "learning_rate", "weight_decay", "warmup_steps", "lr_schedule",
-    "max_grad_norm", "agreement_weight", "ema_decay", "val_interval", "augmentation",
+    "max_grad_norm", "ema_decay", "val_interval", "augmentation",
 )  # fmt: skip
 # Not written into a folder's configurations: where the files of a run are, and on which machine it runs.
 _OF_THE_RUN = {
@@ -115,9 +116,7 @@ def resolved(description: Mapping[str, Any], key: str) -> Any:
 
 def read_parsed(*files: Path) -> dict[str, Any]:
     """The content of configuration files as a running configuration has it; empty if they cannot be read."""
-    from monai_diffae.bundle.parser import Parser
-
-    parser = Parser()
+    parser = parsing.Parser()
     try:
         parser.read_config([str(file) for file in files])
         parser.parse()  # MONAI writes ids in another way into a configuration that it has parsed
@@ -153,9 +152,7 @@ def write_values(run_config: Mapping[str, Any], folder: Path, file: str = TRAIN,
 
 def write_description(description: Mapping[str, Any], folder: Path) -> None:
     """Write a description into the training configuration of a folder; only formulas of the recipe are evaluated."""
-    from monai_diffae.bundle.parser import Parser
-
-    path, parser = folder / CONFIGS / TRAIN, Parser()
+    path, parser = folder / CONFIGS / TRAIN, parsing.Parser()
     try:
         parser.read_config(str(path))
         if "first_stage" in description:
@@ -183,15 +180,13 @@ def write_config(path: Path, content: Mapping[str, Any]) -> None:
 
 def _fill_in(content: dict[str, Any], description: Mapping[str, Any], folder: Path) -> None:
     """Set the values of a training's configuration to those of a description."""
-    from monai_diffae.bundle.parser import Parser
-
     model = {key: value for key, value in description.items() if key not in _NOT_DESCRIBED | _OF_THE_RUN | {"frozen"}}
     for key in model.keys() & content.keys():
         if _is_plain(model[key]) and not is_formula(content[key]):
             content[key] = model[key]
     described = model_config(content)
     if "first_stage" not in description or not unknown_targets(description):
-        parser = Parser({**json.loads(json.dumps(content)), "bundle_root": str(folder)})
+        parser = parsing.Parser({**json.loads(json.dumps(content)), "bundle_root": str(folder)})
         parser.parse()
         described = describe(parser)
     for id, value in changes(described, {key: model[key] for key in described if key in model}):

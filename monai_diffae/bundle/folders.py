@@ -27,6 +27,7 @@ from monai_diffae.bundle.model_file import (
 )
 from monai_diffae.data.atomic import TEMPORARY, ProcessLock, remove_abandoned, temporary_path, write_atomic, write_json
 from monai_diffae.errors import ConfigError, DiffAEError, MachineError, one_line
+from monai_diffae.policies import PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def _shipped_names() -> set[str]:
     return {folder.name for folder in shipped("bundles").iterdir() if (folder / CONFIGS / TRAIN).is_file()}
 
 
-def init_bundle(directory: str | Path, bundle: str | os.PathLike[str] = "diffae_2d") -> Path:
+def init_bundle(directory: str | Path, bundle: PathLike = "diffae_2d") -> Path:
     """Make a new bundle folder: a shipped bundle, or a copy of a trained one, whose training it can continue.
 
     The file of a model gets the configurations of ``diffae_2d`` or ``diffae_3d`` with the values of its description; a
@@ -84,7 +85,7 @@ def init_bundle(directory: str | Path, bundle: str | os.PathLike[str] = "diffae_
     return target
 
 
-def _source(bundle: str | os.PathLike[str]) -> Path:
+def _source(bundle: PathLike) -> Path:
     names = sorted(_shipped_names())
     if str(bundle) in names:
         return shipped("bundles") / bundle
@@ -214,7 +215,7 @@ def _write_for_monai(folder: Path, model: ModelFile) -> None:
     write_for_monai(folder / MODELS / layout.MONAI_MODEL, weights)
 
 
-def publish(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+def publish(source: PathLike, target: PathLike) -> None:
     """Replace the model of a bundle by that of another bundle.
 
     A process that loads the target meanwhile gets either the old or the new model, also if this process is killed. The
@@ -275,9 +276,7 @@ def _copy_static(source: Path, target: Path) -> None:
 # -- model card --------------------------------------------------------------------------------------------------------
 
 
-def write_model_card(
-    folder: str | os.PathLike[str], description: Mapping[str, Any], *, is_described: bool = False
-) -> None:
+def write_model_card(folder: PathLike, description: Mapping[str, Any], *, is_described: bool = False) -> None:
     """Let a bundle's card and metadata describe its model; unless ``is_described``, a foreign card gets a note."""
     metadata, card = Path(folder) / CONFIGS / layout.METADATA, Path(folder) / layout.MODEL_CARD
     try:
@@ -298,7 +297,7 @@ def write_model_card(
         logger.warning("the model card still describes the earlier weights (%s); change it yourself", one_line(error))
 
 
-def read_uses(bundle: str | os.PathLike[str]) -> dict[str, str | None]:
+def read_uses(bundle: PathLike) -> dict[str, str | None]:
     """What the card of a bundle, or of a model's file in one, says about each of :data:`USES`; None: nothing."""
     models = models_folder(bundle)
     card = models.parent / layout.MODEL_CARD

@@ -1,9 +1,9 @@
 """The names of the files in a bundle folder."""
 
-import os
 from pathlib import Path
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.policies import PathLike
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -37,13 +37,13 @@ def shipped(kind: str) -> Path:
     return in_wheel if in_wheel.is_dir() else _PACKAGE.parent / {"overlays": "configs"}.get(kind, kind)
 
 
-def models_folder(bundle: str | os.PathLike[str]) -> Path:
+def models_folder(bundle: PathLike) -> Path:
     """The folder with the model files of a bundle, which is a folder, or the file of a model itself."""
     path = Path(bundle)
     return path.parent if path.suffix == Path(MODEL).suffix else path / MODELS
 
 
-def model_file(bundle: str | os.PathLike[str]) -> Path:
+def model_file(bundle: PathLike) -> Path:
     """The file of a bundle's model, which exists; a bundle is a folder, or the file itself."""
     root = Path(bundle)
     is_file = root.suffix == Path(MODEL).suffix

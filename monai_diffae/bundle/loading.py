@@ -3,7 +3,6 @@
 import functools
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from monai_diffae.inferers import DiffusionAutoencoderInferer, LatentInferer
 from monai_diffae.inferers.autoencoding import FastDecoder
 from monai_diffae.latents.statistics import LatentStatistics
 from monai_diffae.networks import FirstStage, LatentMLP
+from monai_diffae.policies import PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ _DISTILL, _TRAIN_LATENT = "train it again with monai-diffae distill", "monai-dif
 
 
 def load_bundle(
-    bundle: str | os.PathLike[str], device: str | torch.device | None = None, overrides: Mapping[str, Any] | None = None
+    bundle: PathLike, device: str | torch.device | None = None, overrides: Mapping[str, Any] | None = None
 ) -> TrainedBundle:
     """Load a trained bundle.
 
@@ -84,7 +84,7 @@ def load_bundle(
 
 
 def load_untrained(
-    bundle: str | os.PathLike[str],
+    bundle: PathLike,
     device: str | torch.device | None = None,
     overrides: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -193,7 +193,7 @@ def _solver_name(solver: Solver | functools.partial[Tensor]) -> str:
 # -- first stage -------------------------------------------------------------------------------------------------------
 
 
-def load_first_stage(bundle: str | os.PathLike[str], device: str | torch.device = "cpu") -> FirstStage:
+def load_first_stage(bundle: PathLike, device: str | torch.device = "cpu") -> FirstStage:
     """Load a trained first stage, frozen and in evaluation mode.
 
     Args:
@@ -245,7 +245,7 @@ class TrainedLatent:
     sha256: str = ""  #: SHA-256 of its file
 
 
-def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | None = None) -> TrainedLatent:
+def load_latent(bundle: PathLike, device: str | torch.device | None = None) -> TrainedLatent:
     """Load the latent DDIM of a trained bundle from ``models/latent_model.safetensors``.
 
     Args:
@@ -269,7 +269,7 @@ def load_latent(bundle: str | os.PathLike[str], device: str | torch.device | Non
     return TrainedLatent(network, inferer, model.sha256)
 
 
-def latent_statistics(bundle: str | os.PathLike[str]) -> LatentStatistics | None:
+def latent_statistics(bundle: PathLike) -> LatentStatistics | None:
     """Mean and standard deviation of z_sem over the training of a bundle's latent DDIM; None without a usable one."""
     if not (models_folder(bundle) / LATENT_MODEL).is_file():
         return None
@@ -281,7 +281,7 @@ def latent_statistics(bundle: str | os.PathLike[str]) -> LatentStatistics | None
         return None
 
 
-def _read_latent(bundle: str | os.PathLike[str]) -> ModelFile:
+def _read_latent(bundle: PathLike) -> ModelFile:
     path = models_folder(bundle) / LATENT_MODEL
     if not path.is_file():
         raise ConfigError(f"{Path(bundle).name}: there is no latent model; train it with {_TRAIN_LATENT}")

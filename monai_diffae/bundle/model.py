@@ -21,6 +21,7 @@ from monai_diffae.data.cases import safe_id
 from monai_diffae.data.cohort_split import slice_indices
 from monai_diffae.data.fingerprints import digest, json_digest
 from monai_diffae.data.formats.dicom import split_series
+from monai_diffae.data.formats.scan import Floats
 from monai_diffae.data.scans import Scan, scan_suffix
 from monai_diffae.diffusion.steps import StepCallback
 from monai_diffae.errors import ConfigError, OmittableError
@@ -28,12 +29,11 @@ from monai_diffae.inferers import DiffusionAutoencoderInferer, ReconstructionMod
 from monai_diffae.inferers.reconstruction import estimate_from_noised, images_at_once
 from monai_diffae.latents.neighbors import p_values
 from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
-from monai_diffae.policies import check_choice
+from monai_diffae.policies import PathLike, Range, check_choice
 from monai_diffae.transforms import write_native
 from monai_diffae.transforms.native import CaseSpace
 
-ScanPath: TypeAlias = "str | os.PathLike[str]"
-CaseImage: TypeAlias = "ScanPath | Sequence[ScanPath] | NDArray[Any] | Tensor | Scan"
+CaseImage: TypeAlias = "PathLike | Sequence[PathLike] | NDArray[Any] | Tensor | Scan"
 CaseImages: TypeAlias = "CaseImage | Mapping[str, CaseImage]"
 """What :meth:`TrainedBundle.open` opens."""
 Detail = Literal["own", "model"]
@@ -87,7 +87,7 @@ class TrainedBundle:
         return preprocessing_checksum(preprocessing_config(self.config))
 
     @property
-    def model_range(self) -> tuple[float, float]:
+    def model_range(self) -> Range:
         """The intensities of the model's images: lowest and highest."""
         low, high = self.config["model_range"]
         return float(low), float(high)
@@ -98,7 +98,7 @@ class TrainedBundle:
         return (int(self.config["in_channels"]), *map(int, self.config["image_size"]))
 
     @property
-    def grid_affine(self) -> NDArray[np.float64] | None:
+    def grid_affine(self) -> Floats | None:
         """The affine of volumes in the model's grid, with the first voxel at 0 mm; None for 2D models."""
         if "spacing_mm" not in self.config:
             return None
@@ -271,7 +271,7 @@ class ModelCase(CaseSpace):
             return self.back(images)
         return self.add_difference(images - self.decode(self.z_sem, x_T, steps=steps))
 
-    def write(self, path: ScanPath, array: NDArray[Any], dtype: DTypeLike | None = None) -> Path:
+    def write(self, path: PathLike, array: NDArray[Any], dtype: DTypeLike | None = None) -> Path:
         """Write an array ``[C, *native S]`` in the scan's space, with the scan's affine to the bit.
 
         Args:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import ConfigError, ScanError, UnsafeInputError, quoted
 from monai_diffae.lazy import parsing, tensor_files, torch
+from monai_diffae.policies import PathLike
 
 VERSION = 1
 """The version of this format; files of a newer one are refused."""
@@ -133,7 +133,7 @@ def read_model(path: Path, *kinds: str, is_built: bool = True) -> ModelFile:
     return ModelFile(path.name, entry["kind"], entry["description"], tensors, digest(content))
 
 
-def checksum(bundle: str | os.PathLike[str]) -> str:
+def checksum(bundle: PathLike) -> str:
     """SHA-256 of the file of a bundle's model.
 
     Raises:

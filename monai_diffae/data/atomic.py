@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.errors import BusyError, ConfigError, MachineError
 from monai_diffae.lazy import pa, pd, pq
+from monai_diffae.policies import PathLike
 
 # A full disk, an exceeded quota, a failing or read-only disk or a forbidden folder is a problem of the machine, not a
 # bug. So is a folder that is a file, or a name that the file system does not accept.
@@ -36,7 +37,7 @@ _HOST = digest(socket.gethostname())[:8]
 _ABANDONED_AFTER_S = 86400.0
 
 
-def write_atomic(path: str | os.PathLike[str], writer: Callable[[Path], object]) -> Path:
+def write_atomic(path: PathLike, writer: Callable[[Path], object]) -> Path:
     """Write a file so that it is either complete or absent, even if the process is killed."""
     path = Path(path)
     # nibabel and PIL choose the file format by the suffix
@@ -109,7 +110,7 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
 class ProcessLock:
     """A lock that one process at a time can have. The operating system releases it when its process ends."""
 
-    def __init__(self, path: str | os.PathLike[str], busy: str = "", timeout_s: float | None = None) -> None:
+    def __init__(self, path: PathLike, busy: str = "", timeout_s: float | None = None) -> None:
         self.path = Path(path)
         self._busy = busy
         self._lock = FileLock(self.path, timeout=-1 if timeout_s is None else timeout_s)

@@ -23,7 +23,7 @@ from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, progress
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, plain_tensor, preprocessed, read_hashed_stream
 from monai_diffae.errors import BusyError, CohortError, DiffAEError, MachineError, ScanError
-from monai_diffae.policies import OnBadScan, check_choice
+from monai_diffae.policies import OnBadScan, PathLike, check_choice
 
 Item = dict[str, Any]
 
@@ -55,7 +55,7 @@ class CachedCases(Dataset[Item]):
     random_transform: Callable[[Any], Any] | None = None
     #: folder for the disk cache, which is deleted at the end, or at the next start after a kill; by default that of the
     #: system's temporary files
-    cache_dir: str | os.PathLike[str] | None = None
+    cache_dir: PathLike | None = None
     cache_gib: float = 4.0  #: the largest cache in memory, in GiB; a larger one is on disk
     num_workers: int | None = 0  #: processes that preprocess; 0 or None preprocesses in this process
     seed: int = 0  #: random seed of ``random_transform``
@@ -116,12 +116,6 @@ class CachedCases(Dataset[Item]):
     def images(self) -> "CachedCases":
         """The dataset whose items hold images: this one; a subclass whose items hold latents returns another."""
         return self
-
-    def uncached(self) -> "CachedCases":
-        """The same dataset without ``random_transform`` and without the cache: each access reads the scan."""
-        plain = self.without_augmentation()
-        plain._stores = {}
-        return plain
 
     def __len__(self) -> int:
         return len(self.items)
@@ -248,7 +242,7 @@ _PREFIX, _LOCK = "diffae-cache-", ".lock"
 _held: dict[Path, ProcessLock] = {}  # until the folder is removed; a lock cannot be sent to worker processes
 
 
-def make_cache_folder(parent: str | os.PathLike[str] | None, gib: float) -> Path:
+def make_cache_folder(parent: PathLike | None, gib: float) -> Path:
     """Make a folder for a cache of ``gib`` GiB on a disk with room for it; by default among the temporary files."""
     root = Path(tempfile.gettempdir() if parent is None else parent)
     folder = root / f"{_PREFIX}{secrets.token_hex(4)}"
@@ -275,7 +269,7 @@ def remove_cache_folder(folder: Path, owner: int) -> None:
             lock.release()
 
 
-def remove_abandoned_caches(parent: str | os.PathLike[str] | None) -> None:
+def remove_abandoned_caches(parent: PathLike | None) -> None:
     """Remove the caches of processes that were killed: they hold the patients' pixels."""
     for folder in Path(tempfile.gettempdir() if parent is None else parent).glob(f"{_PREFIX}*"):
         if folder in _held:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from monai_diffae.data.fingerprints import cohort_fingerprint
 from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, track
 from monai_diffae.data.scans import AXES, Axis, read_shape
 from monai_diffae.errors import CohortError, ConfigError, ScanError, counted, quoted
-from monai_diffae.policies import check_choice
+from monai_diffae.policies import PathLike, Range, check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ class SplitCohort:
 
 
 def split_cohort(
-    dataset_dir: str | os.PathLike[str],
+    dataset_dir: PathLike,
     spatial_dims: int = 2,
     columns: Mapping[str, str] | None = None,
     image_keys: Sequence[str] = ("image",),
@@ -92,7 +91,7 @@ def split_cohort(
     test_fraction: float = 0.1,
     seed: int = 0,
     slice_axis: Axis = "axial",
-    slice_range: tuple[float, float] = (0.0, 1.0),
+    slice_range: Range = (0.0, 1.0),
     slice_step: int = 1,
 ) -> SplitCohort:
     """Read a cohort, split it by patient and, for a 2D model, expand its volumes into slices.
@@ -147,7 +146,7 @@ _LETTERS: dict[Axis, str] = {"sagittal": "x", "coronal": "y", "axial": "z"}  # b
 
 
 def expand_slices(
-    cases: Sequence[Case], *, axis: Axis = "axial", range: tuple[float, float] = (0.0, 1.0), step: int = 1
+    cases: Sequence[Case], *, axis: Axis = "axial", range: Range = (0.0, 1.0), step: int = 1
 ) -> tuple[list[Case], list[Failure]]:
     """Expand volumes into one case per slice, by their headers; those that cannot be read are failures."""
     check_choice("axis", axis, AXES)
@@ -172,7 +171,7 @@ def expand_slices(
     return expanded, failures
 
 
-def slice_indices(length: int, range: tuple[float, float] = (0.0, 1.0), step: int = 1) -> list[int]:
+def slice_indices(length: int, range: Range = (0.0, 1.0), step: int = 1) -> list[int]:
     """Every ``step``-th slice in a part of a volume's axis: (0.25, 0.75) is the middle half."""
     low, high = range
     if not 0 <= low < high <= 1 or step < 1:

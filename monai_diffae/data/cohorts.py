@@ -28,7 +28,7 @@ from monai_diffae.data.formats import dicom
 from monai_diffae.data.formats.scan import warn_once
 from monai_diffae.data.scans import SUFFIXES, may_be_dicom, scan_suffix
 from monai_diffae.errors import CohortError, ConfigError, quoted, shortened
-from monai_diffae.policies import MISSING_WORDS
+from monai_diffae.policies import MISSING_WORDS, PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _WHOLE = re.compile(r"\d+\.0+")
 _INSIGNIFICANT = re.compile(r"\s+|(?<!\d)[-_]+|[-_]+(?!\d)|(?<!\d)0+(?=\d)")  # spaces, hyphens and leading zeros
 
 
-def check_cohort_exists(path: str | os.PathLike[str]) -> None:
+def check_cohort_exists(path: PathLike) -> None:
     """Check that there is a cohort at a path, before long work that needs it."""
     folder, _ = dicom.split_series(path)
     if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises if a parent folder is forbidden
@@ -49,7 +49,7 @@ def check_cohort_exists(path: str | os.PathLike[str]) -> None:
 
 
 def read_cohort(
-    path: str | os.PathLike[str],
+    path: PathLike,
     *,
     columns: Mapping[str, str] | None = None,
     image_keys: Sequence[str] = ("image",),

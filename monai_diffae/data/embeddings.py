@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from pyarrow.parquet import read_schema
 from monai_diffae.data.cases import MISSING_WORDS, SplitOrigin, as_labels, marks_twins
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.policies import Features
+from monai_diffae.policies import Features, PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ _CASE_COLUMNS = ("id", "file_name", "patient", "split", "slices", "patches", "em
 _PATCH_COLUMNS = ("patch", "row_px", "column_px", "x_mm", "y_mm", "z_mm")
 
 
-def read_embeddings(path: str | os.PathLike[str]) -> pd.DataFrame:
+def read_embeddings(path: PathLike) -> pd.DataFrame:
     """Read a table written by :func:`monai_diffae.embed`, as Parquet or CSV.
 
     The rows are numbered from 0. Labels among :data:`~monai_diffae.data.cases.MISSING_WORDS` become missing values.
@@ -111,7 +110,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return table
 
 
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_metadata(path: PathLike) -> dict[str, Any]:
     """Read what a table was made with, without its rows: its own metadata (Parquet), or the record beside it (CSV)."""
     path, metadata = Path(path), {}
     # another tool may have written the table
@@ -133,7 +132,7 @@ def rows_sample(table: pd.DataFrame) -> str:
     return " ".join(_row_hashes(table)[:_MOST_SAMPLED])
 
 
-def has_sampled_rows(path: str | os.PathLike[str], sample: str) -> bool:
+def has_sampled_rows(path: PathLike, sample: str) -> bool:
     """Whether the z_sem of a table are those that a sample was taken of, or a part of them, whatever their order."""
     sampled, hashes = set(sample.split()), _row_hashes(read_embeddings(path))
     last = max(sampled) if len(sampled) == _MOST_SAMPLED else "g"  # with fewer, all rows were sampled
@@ -326,7 +325,7 @@ def training_rows(table: pd.DataFrame) -> pd.DataFrame:
     return split_rows(table, "train") if "split" in table else table
 
 
-def read_training_rows(embeddings: str | os.PathLike[str]) -> pd.DataFrame:
+def read_training_rows(embeddings: PathLike) -> pd.DataFrame:
     """Read a table, and return its :func:`training_rows`."""
     table = read_embeddings(embeddings)
     try:

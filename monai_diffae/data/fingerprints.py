@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_diffae.lazy import dicom
+from monai_diffae.policies import PathLike
 
 if TYPE_CHECKING:  # every command imports this module, so it is light
     from numpy.typing import NDArray
@@ -48,7 +49,7 @@ def json_digest(value: Any) -> str:
     return digest(json.dumps(value, sort_keys=True, default=str))
 
 
-def file_checksum(path: str | os.PathLike[str]) -> str:
+def file_checksum(path: PathLike) -> str:
     """SHA-256 of a file; one that has not changed since the last call, nor in the last 2 seconds, is not read again."""
     with open(path, "rb") as stream:
         state = os.fstat(stream.fileno())
@@ -65,7 +66,7 @@ def file_checksum(path: str | os.PathLike[str]) -> str:
         return _checksums[identity]
 
 
-def scan_files(file: str | os.PathLike[str]) -> list[Path]:
+def scan_files(file: PathLike) -> list[Path]:
     """The files that a scan is read from: the slices of a series, a header with its voxels, or the file itself."""
     path, uid = dicom.split_series(file)
     if path.is_dir():
@@ -76,7 +77,7 @@ def scan_files(file: str | os.PathLike[str]) -> list[Path]:
     return [path, *map(Path, voxel_files(path))]
 
 
-def voxel_file(path: str | os.PathLike[str]) -> str:
+def voxel_file(path: PathLike) -> str:
     """The file that holds the voxels: the .img file beside a .hdr file, else the file itself."""
     path = os.fspath(path)
     for header, voxels in _VOXELS_OF.items():
@@ -86,7 +87,7 @@ def voxel_file(path: str | os.PathLike[str]) -> str:
     return path
 
 
-def voxel_files(path: str | os.PathLike[str]) -> Iterator[str]:
+def voxel_files(path: PathLike) -> Iterator[str]:
     """The file with the voxels of a header file, if that is another one."""
     path = os.fspath(path)
     if (voxels := voxel_file(path)) != path:
@@ -101,7 +102,7 @@ def voxel_files(path: str | os.PathLike[str]) -> Iterator[str]:
             yield os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120
 
 
-def content_hash(files: Sequence[str | os.PathLike[str]]) -> str:
+def content_hash(files: Sequence[PathLike]) -> str:
     """The SHA-256 of a case's files, whatever their names; missing files are empty. One file: as ``sha256sum``."""
     # the order of the files within a scan says nothing, and a series may be renamed
     scans = [sorted(_file_hash(inner) for inner in scan_files(file)) for file in files]
@@ -120,7 +121,7 @@ def scan_contents(cases: Sequence[Case]) -> list[str]:
     return [item_hash(case.item()) for case in cases]
 
 
-def file_state(files: Sequence[str | os.PathLike[str]]) -> str:
+def file_state(files: Sequence[PathLike]) -> str:
     """A SHA-256 of names, sizes and times of files, without the folders above them: a change is noticed unread."""
     # with text, not with Path, which takes ten times as long for the many files of a cohort; a copy has another state,
     # as the times at which the system saw a change count

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import logging
-import os
 import sys
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import TypeVar
 from monai_diffae.data.atomic import disk_errors, write_atomic
 from monai_diffae.data.cases import Case, Label, label_names
 from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.policies import PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class SkippedCases:
         self.num_warnings += 1
 
 
-def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) -> Path:
+def write_failures(path: PathLike, failures: Sequence[Failure]) -> Path:
     """Write failures to a CSV with the columns ``case_id, file, reason``; without failures, delete an older one."""
 
     def write(temporary: Path) -> None:
@@ -123,7 +123,7 @@ def write_failures(path: str | os.PathLike[str], failures: Sequence[Failure]) ->
     return path
 
 
-def count_failures(path: str | os.PathLike[str]) -> int:
+def count_failures(path: PathLike) -> int:
     """The number of cases in a list of failures; 0 if there is no such list."""
     if not _is_list_of_failures(Path(path)):
         return 0

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,9 @@ from monai_diffae.data.formats import dicom, itk
 from monai_diffae.data.formats.dicom_pixels import is_grey, is_inverted, lenient, write_dataset
 from monai_diffae.data.formats.dicom_planes import FRAMES, SHARED, Stack
 from monai_diffae.data.formats.itk import LPS_TO_RAS
+from monai_diffae.data.formats.scan import Voxels
 from monai_diffae.errors import ConfigError, problem
+from monai_diffae.policies import PathLike, Range
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +41,11 @@ _DISPLAYED = np.array([[0.0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1
 
 
 def write_scan(
-    path: str | os.PathLike[str],
+    path: PathLike,
     array: ArrayLike,
     affine: NDArray[np.float64] | None = None,
     *,
-    value_range: tuple[float, float] | None = None,
+    value_range: Range | None = None,
     dtype: DTypeLike = np.float32,
     description: str = "",
 ) -> Path:
@@ -102,7 +103,7 @@ def _set_type(path: Path, header: nib.Nifti1Header, dtype: np.dtype[Any]) -> Non
     header.set_slope_inter(1.0, 0.0)
 
 
-def _real_numbers(path: Path, array: ArrayLike) -> NDArray[np.float32]:
+def _real_numbers(path: Path, array: ArrayLike) -> Voxels:
     given = np.asarray(array)
     if given.dtype.kind not in "biuf":
         raise ConfigError(f"{path.name}: values of type {given.dtype} cannot be written; give real numbers")
@@ -151,7 +152,7 @@ def _write_nifti(path: Path, image: nib.Nifti1Image, description: str) -> Path:
     return write_atomic(path, lambda temporary: nib.save(image, temporary))
 
 
-def _write_png(path: Path, values: NDArray[np.float32], value_range: tuple[float, float]) -> Path:
+def _write_png(path: Path, values: Voxels, value_range: Range) -> Path:
     low, high = value_range
     grey = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255
     pixels = grey[0] if len(grey) == 1 else np.moveaxis(grey, 0, -1)
@@ -160,7 +161,7 @@ def _write_png(path: Path, values: NDArray[np.float32], value_range: tuple[float
 
 
 def _as_type(
-    path: Path, values: NDArray[np.float32], dtype: np.dtype[Any], scaling: tuple[float, float] = (1.0, 0.0)
+    path: Path, values: Voxels, dtype: np.dtype[Any], scaling: tuple[float, float] = (1.0, 0.0)
 ) -> NDArray[Any]:
     """Convert values to the type of a file; integers are rounded, and clipped if they do not fit."""
     dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype
@@ -199,9 +200,9 @@ _CURVES_AND_OVERLAYS = (0x50, 0x60)  # the high bytes of their groups
 
 
 def write_series(
-    path: str | os.PathLike[str],
-    array: NDArray[np.float32],
-    source: str | os.PathLike[str],
+    path: PathLike,
+    array: Voxels,
+    source: PathLike,
     description: str = "monai_diffae reconstruction",
 ) -> Path:
     """Write an image in the space of a DICOM scan as a new series of its study: a folder, or a ``.dcm`` file for 2D.
@@ -232,7 +233,7 @@ def write_series(
         return write_atomic(path, lambda folder: _save_all(slices, folder, path))
 
 
-def check_series(source: str | os.PathLike[str]) -> None:
+def check_series(source: PathLike) -> None:
     """Raise :class:`ScanError` for a DICOM scan in whose space :func:`write_series` cannot write."""
     with lenient():
         _read_slices(Path(source), *dicom.read_stack(Path(source)))
@@ -294,7 +295,7 @@ class _Storage:
     signed: bool
     new: bool
 
-    def store(self, plane: NDArray[np.float32]) -> Pixels:
+    def store(self, plane: Voxels) -> Pixels:
         whole = np.rint((plane.astype(np.float64) - self.intercept) / self.slope)
         return whole.astype("<i2") if self.signed else whole.astype("<u2")
 

@@ -19,8 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffae.data.formats import dicom, itk, nifti, pictures
 from monai_diffae.data.formats.scan import (
     Doubt,
+    Floats,
     Header,
     Scan,
+    Voxels,
     as_float32,
     check_affine,
     check_budget,
@@ -29,7 +31,7 @@ from monai_diffae.data.formats.scan import (
 )
 from monai_diffae.data.scan_writing import write_scan
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, problem
-from monai_diffae.policies import Colour, Doubtful, Uneven, check_choice
+from monai_diffae.policies import Colour, Doubtful, PathLike, Uneven, check_choice
 
 __all__ = [
     "SUFFIXES",
@@ -77,7 +79,7 @@ class ScanNeeds:
             check_choice(name, getattr(self, name), choices)
 
 
-def read_scan(path: str | os.PathLike[str], needs: ScanNeeds = ScanNeeds()) -> Scan:
+def read_scan(path: PathLike, needs: ScanNeeds = ScanNeeds()) -> Scan:
     """Read one scan: NIfTI, NRRD, MHA, MHD, PNG, JPEG, a DICOM file or a folder with one DICOM series.
 
     Args:
@@ -104,18 +106,18 @@ def read_scan(path: str | os.PathLike[str], needs: ScanNeeds = ScanNeeds()) -> S
     return fit_scan(Path(path), scan, needs)
 
 
-def read_with_doubts(path: str | os.PathLike[str]) -> Scan:
+def read_with_doubts(path: PathLike) -> Scan:
     """Read one scan of any dimensions and channels, as :func:`read_scan`, but leave its doubts to the caller."""
     return fit_scan(Path(path), _read(path), ScanNeeds())
 
 
-def _read(path: str | os.PathLike[str]) -> Scan:
+def _read(path: PathLike) -> Scan:
     with _one_line_errors(path):
         scan: Scan = _format(path).read(Path(path))
     return scan
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
+def read_header(path: PathLike) -> Header:
     """Read the size and affine in the file's own axes, and the doubts about them, from the header."""
     with _one_line_errors(path):
         header: Header = _format(path).read_header(Path(path))
@@ -130,28 +132,26 @@ def apply_policy(path: Path, doubts: Sequence[Doubt], needs: ScanNeeds = ScanNee
         warn_once(path, str(doubt))
 
 
-def check_channels(path: str | os.PathLike[str], channels: int, colour: Colour = "refuse") -> None:
+def check_channels(path: PathLike, channels: int, colour: Colour = "refuse") -> None:
     """Raise the error of :func:`read_scan` about a scan's channels; voxels are read only if the header cannot tell."""
     usable = {channels, *({"grey": (3,), "rgb": (1,)}.get(colour, ()))}
     if read_header(path).channels not in usable:
         read_scan(path, ScanNeeds(channels=channels, colour=colour))
 
 
-def read_shape(path: str | os.PathLike[str]) -> tuple[int, ...]:
+def read_shape(path: PathLike) -> tuple[int, ...]:
     """Read the size from the header: voxels ``(R, A, S)`` of a volume in RAS order, or ``(H, W)`` of a 2D image."""
     return read_geometry(path)[0]
 
 
-def read_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def read_geometry(path: PathLike) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Read the size, as :func:`read_shape`, and the voxel spacing in mm along the same axes (1 for PNG and JPEG)."""
     header = read_header(path)
     apply_policy(Path(path), header.doubts)
     return displayed_geometry(header.shape, header.affine)
 
 
-def displayed_geometry(
-    shape: tuple[int, ...], affine: NDArray[np.float64]
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def displayed_geometry(shape: tuple[int, ...], affine: Floats) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Size and voxel spacing in mm along R, A and S of a volume, or the rows and columns of a 2D image."""
     spacings = np.linalg.norm(affine[:3, : len(shape)], axis=0).tolist()
     order = [0, 1] if len(shape) == 2 else np.argsort(ras_axes(affine)).tolist()
@@ -161,13 +161,13 @@ def displayed_geometry(
     return tuple(shape[axis] for axis in order), tuple(spacings[axis] for axis in order)
 
 
-def scan_suffix(path: str | os.PathLike[str]) -> str:
+def scan_suffix(path: PathLike) -> str:
     """The file's suffix if it is one of :data:`SUFFIXES`, else ``""``."""
     name = os.path.basename(path).lower()  # noqa: PTH119 - called for each of many rows
     return next((s for s in SUFFIXES if name.endswith(s)), "")
 
 
-def is_picture(path: str | os.PathLike[str]) -> bool:
+def is_picture(path: PathLike) -> bool:
     """Whether a scan has a suffix of PNG or JPEG, which have no geometry."""
     return scan_suffix(path) in pictures.SUFFIXES
 
@@ -177,7 +177,7 @@ def may_be_dicom(path: Path) -> bool:
     return scan_suffix(dicom.split_series(path)[0]) in ("", *dicom.SUFFIXES)
 
 
-def _format(path: str | os.PathLike[str]) -> Any:
+def _format(path: PathLike) -> Any:
     """The module of a file's format, after the checks that do not depend on the format."""
     if not os.fspath(path):  # Path("") would be the working directory
         raise ScanError("the path of a scan is empty; give a file, or a folder with a DICOM series")
@@ -200,7 +200,7 @@ def _format(path: str | os.PathLike[str]) -> Any:
 
 
 @contextmanager
-def _one_line_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+def _one_line_errors(path: PathLike) -> Iterator[None]:
     """Turn errors of the machine or of a library that reads a file into one line."""
     try:
         yield
@@ -268,7 +268,7 @@ def _fit_dims(path: Path, scan: Scan, spatial_dims: int | None) -> Scan:
     raise problem(path, f"a 2D image ({sizes}), expected a 3D volume", todo)
 
 
-def _fit_channels(path: Path, array: NDArray[np.float32], channels: int | None, colour: Colour) -> NDArray[np.float32]:
+def _fit_channels(path: Path, array: Voxels, channels: int | None, colour: Colour) -> Voxels:
     if len(array) == 3 and channels in (None, 1):
         if float(np.ptp(array, axis=0).max()) <= _ROUNDING:
             array = array[:1]
@@ -284,7 +284,7 @@ def _fit_channels(path: Path, array: NDArray[np.float32], channels: int | None, 
     return array
 
 
-def _fit_values(path: Path, array: NDArray[np.float32], nonfinite: NonFinite) -> NDArray[np.float32]:
+def _fit_values(path: Path, array: Voxels, nonfinite: NonFinite) -> Voxels:
     num_bad = array.size - int(np.isfinite(array).sum())
     if num_bad and nonfinite == "error":
         wrong = f"{num_bad} of its voxels are NaN or infinite"
@@ -328,15 +328,13 @@ def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
     plane = np.take(volume.array, index, axis=1 + normal)[:, ::-1, ::-1].swapaxes(1, 2)
     slice_affine = np.eye(4)
     slice_affine[:3, :3] = np.stack([-affine[:3, row], -affine[:3, column], affine[:3, normal]], axis=1)
-    corner: NDArray[np.float64] = np.array([*(n - 1 for n in volume.array.shape[1:]), 1.0])
+    corner: Floats = np.array([*(n - 1 for n in volume.array.shape[1:]), 1.0])
     corner[normal] = index
     slice_affine[:, 3] = affine @ corner
     return Scan(np.ascontiguousarray(plane), slice_affine, scan.modality, doubts=scan.doubts)
 
 
-def insert_slices(
-    background: NDArray[T], affine: NDArray[np.float64], axis: Axis, slices: Mapping[int, NDArray[T]]
-) -> NDArray[T]:
+def insert_slices(background: NDArray[T], affine: Floats, axis: Axis, slices: Mapping[int, NDArray[T]]) -> NDArray[T]:
     """Put slices back into a volume: the inverse of :func:`slice_volume`."""
     filled = background.copy()
     volume = _oriented(filled, ras_orientation(affine))  # a view of ``filled``
@@ -346,7 +344,7 @@ def insert_slices(
     return filled
 
 
-def _oriented(array: NDArray[T], orientation: NDArray[np.float64]) -> NDArray[T]:
+def _oriented(array: NDArray[T], orientation: Floats) -> NDArray[T]:
     """A view of a volume ``[C, X, Y, Z]`` with reordered and flipped axes."""
     return np.moveaxis(nib.orientations.apply_orientation(np.moveaxis(array, 0, -1), orientation), -1, 0)
 
@@ -383,13 +381,13 @@ def slice_shape(shape: Sequence[int], axis: Axis) -> tuple[int, int]:
     return row, column
 
 
-def ras_orientation(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+def ras_orientation(affine: Floats) -> Floats:
     """For each voxel axis, the closest RAS axis and its direction; turned by 0.1 degrees, as rounding decides at 45."""
-    orientation: NDArray[np.float64] = nib.orientations.io_orientation(_NUDGE @ affine)
+    orientation: Floats = nib.orientations.io_orientation(_NUDGE @ affine)
     return orientation
 
 
-def ras_axes(affine: NDArray[np.float64]) -> list[int]:
+def ras_axes(affine: Floats) -> list[int]:
     """For each voxel axis, the RAS axis (0, 1, 2) that is closest to it."""
     return [int(a) for a in ras_orientation(affine)[:, 0]]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from monai_diffae.errors import ScanError, UnsafeInputError, quoted
 
@@ -99,15 +100,15 @@ def _is_refusal(error: Exception, path: Path) -> bool:
     return is_archive or (isinstance(error, pickle.UnpicklingError) and any(words in text for words in _REFUSALS))
 
 
-def _tensors(content: Any) -> Iterator[torch.Tensor]:
-    if isinstance(content, torch.Tensor):
+def _tensors(content: Any) -> Iterator[Tensor]:
+    if isinstance(content, Tensor):
         yield content
     elif isinstance(content, Mapping | list | tuple):
         for value in content.values() if isinstance(content, Mapping) else content:
             yield from _tensors(value)
 
 
-def _refuse_pretended(tensor: torch.Tensor, path: Path) -> None:
+def _refuse_pretended(tensor: Tensor, path: Path) -> None:
     """Refuse a tensor without data, or one that repeats its data: a few bytes could ask for all of the memory."""
     is_plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
     if not is_plain or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from monai_diffae.diffusion.settings import SpacingName
 from monai_diffae.errors import ConfigError, quoted
-from monai_diffae.policies import check_choice
+from monai_diffae.policies import Range, check_choice
 
 NOISE_LEFT = 0.15
 """Noise-to-signal ratio sigma / alpha at the cleanest level of a run of one step; with n steps it is n times smaller.
@@ -131,7 +131,7 @@ class DiffusionSchedule(Scheduler):
         timestep_sampling: TimestepSampling = "uniform",
         loss_weighting: LossWeighting = "none",
         spacing: SpacingName = "logsnr",
-        clip_range: tuple[float, float] | list[float] | None = None,
+        clip_range: Range | list[float] | None = None,
         timestep_shift: float = 1.0,
         **schedule_args: Any,
     ) -> None:
@@ -292,7 +292,7 @@ class DiffusionSchedule(Scheduler):
         return x0 if self.prediction == "x0" else self.velocity(x0, eps, t)
 
     def to_x0_eps(
-        self, output: Tensor, x_t: Tensor, t: Tensor, clip_range: tuple[float, float] | None = None
+        self, output: Tensor, x_t: Tensor, t: Tensor, clip_range: Range | None = None
     ) -> tuple[Tensor, Tensor]:
         """Convert the network's output to (x0, eps), in float32 or better.
 
@@ -380,34 +380,30 @@ class DiffusionSchedule(Scheduler):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One DDIM step from ``timestep`` to the next of the chosen levels below; returns (x_next, x0)."""
-        below, _ = self._neighbors_of(timestep)
-        return self._step(model_output, int(timestep), below, sample, eta, generator)
+        return self._step(model_output, int(timestep), 0, sample, eta, generator)
 
     def reversed_step(self, model_output: Tensor, timestep: int, sample: Tensor) -> tuple[Tensor, Tensor]:
         """One DDIM inversion step from ``timestep`` to the next of the chosen levels above; returns (x_next, x0).
 
         From the highest level, x does not move.
         """
-        _, above = self._neighbors_of(timestep)
-        return self._step(model_output, int(timestep), above, sample)
-
-    def _neighbors_of(self, timestep: int) -> tuple[int, int]:
-        if int(timestep) not in self._neighbors:
-            raise ConfigError(f"timestep {int(timestep)} is not one of the levels that set_timesteps chose")
-        return self._neighbors[int(timestep)]
+        return self._step(model_output, int(timestep), 1, sample)
 
     def _step(
         self,
         output: Tensor,
         t: int,
-        t_next: int,
+        side: int,
         x_t: Tensor,
         eta: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """One step from level ``t`` to its neighbor below (``side`` 0) or above (1)."""
+        if t not in self._neighbors:
+            raise ConfigError(f"timestep {t} is not one of the levels that set_timesteps chose")
         batch = torch.full((x_t.shape[0],), t, device=x_t.device)
         x0, eps = self.to_x0_eps(output, x_t, batch, self.clip_range)
-        return self.ddim_step(x0, eps, t, t_next, eta, generator), x0
+        return self.ddim_step(x0, eps, t, self._neighbors[t][side], eta, generator), x0
 
     def ddim_step(
         self,
@@ -434,7 +430,7 @@ class DiffusionSchedule(Scheduler):
         return alpha_next * x0 + old_sigma * eps + new_sigma * noise
 
 
-def _checked_range(clip_range: tuple[float, float] | list[float] | None) -> tuple[float, float] | None:
+def _checked_range(clip_range: Range | list[float] | None) -> Range | None:
     if clip_range is None:
         return None
     try:

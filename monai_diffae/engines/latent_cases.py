@@ -45,7 +45,11 @@ class LatentCases(CachedCases):
 
     def images(self) -> CachedCases:
         """The same cases with their images, which are read and preprocessed at each access."""
-        return self if self.first_stage is None else self.uncached()
+        if self.first_stage is None:
+            return self
+        plain = self.without_augmentation()
+        plain._stores = {}  # no cache
+        return plain
 
     def remove_latents(self) -> None:
         """Delete the saved latents, and no other file of their folder; this dataset keeps its own."""

@@ -1,59 +1,13 @@
-"""Losses beside the diffusion loss: agreement of two views (VICReg), and sharpness of decoded images."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Losses beside the diffusion loss: sharpness of decoded images."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, avg_pool3d, mse_loss, relu
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.functional import avg_pool2d, avg_pool3d
 
 from monai_diffae.metrics import PerceptualDistance
+from monai_diffae.policies import Range
 
-_INVARIANCE, _VARIANCE, _COVARIANCE = 25.0, 25.0, 1.0  # the paper's weights
-_SMALLEST_VARIANCE = 1e-4  # added to each variance, so that the gradient of the standard deviation is finite
 _SCALES = 3  # of the gradients: full, half and quarter size
-
-
-def agreement_loss(first: Tensor, second: Tensor) -> Tensor:
-    """The VICReg loss of two views (B, Z): small if their z_sem are similar, and its numbers vary and are uncorrelated.
-
-    Bardes, Ponce, LeCun, ICLR 2022, arXiv 2105.04906: 25 x the mean squared difference, 25 x how far standard
-    deviations over the batch are below 1, and the squared covariances divided by Z; but without an expander. With
-    several processes, each uses its own part of the batch.
-    """
-    first, second = first.float(), second.float()
-    variance = (_variance_term(first) + _variance_term(second)) / 2
-    covariance = _covariance_term(first) + _covariance_term(second)
-    return _INVARIANCE * mse_loss(first, second) + _VARIANCE * variance + _COVARIANCE * covariance
-
-
-@contextmanager
-def encoding_both(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Within this context, one pass encodes two views (2B, C, *S), lists both z_sem and decodes with the first half."""
-    passes: list[Tensor] = []
-
-    def keep(_: nn.Module, args: tuple[Tensor], output: Tensor | tuple[Tensor, ...]) -> Tensor:
-        z_sem = output if isinstance(output, Tensor) else output[0]
-        passes.append(z_sem)
-        return z_sem[: len(z_sem) // 2]
-
-    autoencoder = network.module if isinstance(network, DistributedDataParallel) else network
-    hook = autoencoder.encoder.register_forward_hook(keep)  # type: ignore[union-attr]
-    try:
-        yield passes
-    finally:
-        hook.remove()
-
-
-def _variance_term(z_sem: Tensor) -> Tensor:
-    return relu(1 - (z_sem.var(dim=0) + _SMALLEST_VARIANCE).sqrt()).mean()
-
-
-def _covariance_term(z_sem: Tensor) -> Tensor:
-    centred = z_sem - z_sem.mean(dim=0)
-    covariance = centred.mT @ centred / (len(z_sem) - 1)
-    return (covariance - covariance.diagonal().diag()).square().sum() / z_sem.shape[1]
 
 
 class ImageLoss(nn.Module):
@@ -77,7 +31,7 @@ class ImageLoss(nn.Module):
         gradient_weight: float = 0.0,
         lpips_weight: float = 0.0,
         lpips: PerceptualDistance | None = None,
-        model_range: tuple[float, float] = (-1.0, 1.0),
+        model_range: Range = (-1.0, 1.0),
     ) -> None:
         super().__init__()
         self.gradient_weight, self.lpips_weight = gradient_weight, lpips_weight

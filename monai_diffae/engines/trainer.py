@@ -21,7 +21,6 @@ from monai_diffae.data.progress import track
 from monai_diffae.data.streamed import dead_worker
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines.batches import StepBatchSampler
-from monai_diffae.engines.losses import agreement_loss, encoding_both
 from monai_diffae.engines.precision import DeviceSettings, Precision, autocast
 from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch
 from monai_diffae.errors import ConfigError, DivergenceError
@@ -215,28 +214,25 @@ class DiffusionTrainer(ResumableTrainer):
 
     Args:
         schedule: the noise schedule, which weights the loss of each noise level.
-        agreement_weight: weight of :func:`~monai_diffae.engines.losses.agreement_loss`, for which the encoder also
-            sees the image that the decoder reconstructs; 0: the diffusion loss alone.
         kwargs: arguments of :class:`ResumableTrainer`.
     """
 
-    def __init__(self, *, schedule: DiffusionSchedule, agreement_weight: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, *, schedule: DiffusionSchedule, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.schedule = schedule.to(self.state.device)
-        self.agreement_weight = agreement_weight
         self.add_event_handler(Events.STARTED, self._fit_encoder)
 
     def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:
-        """The loss of each image (B,), weighted by its noise level, plus the weighted agreement loss of the batch."""
+        """The loss of each image (B,), weighted by its noise level."""
         with autocast(self.state.device, self.dtype):  # including a first stage in prepare_batch
             images, target, args, kwargs = self.prepare_batch(
                 batchdata, self.state.device, self.non_blocking, **self.to_kwargs
             )
-            output, z_sem = self._denoised(images, args, kwargs)
+            output = self.inferer(images.to(memory_format=self.memory_format), self.network, *args, **kwargs)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         error = self.loss_function(output.float(), target).flatten(1).mean(dim=1)
         losses: Tensor = error * self.schedule.loss_weights(kwargs["timesteps"])
-        return losses if z_sem is None else losses + self.agreement_weight * agreement_loss(*z_sem.chunk(2))
+        return losses
 
     def _fit_encoder(self) -> None:
         """Fit an anchored encoder to the training images, unless it was fitted before, e.g. in an earlier run."""
@@ -253,21 +249,6 @@ class DiffusionTrainer(ResumableTrainer):
 
         indices = range(0, len(cases), -(-len(cases) // _MOST_FITTED))
         encoder.fit(image(index) for index in track(indices, "fitting the anchored encoder"))
-
-    def _denoised(
-        self, images: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
-        """The network's output, and z_sem of both views (2B, Z) if they are to agree."""
-        x0 = images.to(memory_format=self.memory_format)
-        if not self.agreement_weight:
-            return self.inferer(x0, self.network, *args, **kwargs), None
-        if kwargs["condition"] is images or len(images) < 2:
-            need = "another view of each image (encoder_key), and 2 images in the batch of each process (batch_size)"
-            raise ConfigError(f"agreement_weight: needs {need}; change these, or set it to 0")
-        views = torch.cat([kwargs["condition"], images]).to(memory_format=self.memory_format)
-        with encoding_both(self.network) as passes:
-            output = self.inferer(x0, self.network, *args, **{**kwargs, "condition": views})
-        return output, passes[0]
 
 
 # -- figures of a step -------------------------------------------------------------------------------------------------

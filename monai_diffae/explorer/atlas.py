@@ -18,7 +18,7 @@ from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction, PrincipalComponents, principal_components
 from monai_diffae.latents.directions import travel
 from monai_diffae.latents.neighbors import nearest_neighbors
-from monai_diffae.latents.statistics import ACTIVE_SHARE, Floats
+from monai_diffae.latents.statistics import ACTIVE_SHARE, Codes, Floats
 
 _NUM_NEIGHBORS = 5
 _NUM_EXTREMES = 4  # extreme components without a fixed slider that every case shows
@@ -66,7 +66,7 @@ class Atlas:
         return cls(table, listed, TrainingCases.from_rows(training), components, num_shown)
 
     @cached_property
-    def z_norm(self) -> NDArray[np.floating[Any]]:
+    def z_norm(self) -> Codes:
         """Normalised z_sem (N, D)."""
         return self.training.normalised(self.table)
 
@@ -75,7 +75,7 @@ class Atlas:
         """Positions (N, K) along the components, in standard deviations of the training cases."""
         return self.positions_of(self.z_norm)
 
-    def positions_of(self, z_norm: NDArray[np.floating[Any]]) -> Floats:
+    def positions_of(self, z_norm: Codes) -> Floats:
         """Positions (N, K) of normalised z_sem (N, D) along the components."""
         stds = np.where(self.components.stds > 0, self.components.stds, 1)
         return np.asarray(z_norm @ self.components.directions.T / stds)
@@ -128,7 +128,7 @@ class Atlas:
         nearest = nearest_neighbors(self.z_norm[[row]], self.z_norm, count, patients[[row]], patients)
         return list(zip(nearest.indices[0].tolist(), nearest.distances[0].tolist(), strict=True))
 
-    def nearest_other(self, z_norm: NDArray[np.floating[Any]], row: int) -> tuple[int, float] | None:
+    def nearest_other(self, z_norm: Codes, row: int) -> tuple[int, float] | None:
         """The case of another patient that is nearest to a normalised z_sem (D,): its row and distance."""
         is_other = self._patients != self._patients[row]
         if not is_other.any():
@@ -143,7 +143,7 @@ class Atlas:
         reference = self.training.reference.own_distances(_NUM_NEIGHBORS, whitened=True)
         return self.training.scores(self.table, reference, _NUM_NEIGHBORS, whitened=True)
 
-    def outlier_scores_of(self, z_sem: NDArray[np.floating[Any]], row: int) -> list[float] | None:
+    def outlier_scores_of(self, z_sem: Codes, row: int) -> list[float] | None:
         """The outlier scores of images of a case, as z_sem (N, D); None: there are too few training cases."""
         patients = np.repeat(self.training.groups_of(self.table.iloc[[row]]), len(z_sem))
         try:
@@ -157,9 +157,7 @@ class Atlas:
         return tables.patients_of(self.table)
 
 
-def scores_of(
-    atlas: Atlas, axes: Axes, row: int, codes: Mapping[str, NDArray[np.floating[Any]]], *, is_preview: bool
-) -> dict[str, Any]:
+def scores_of(atlas: Atlas, axes: Axes, row: int, codes: Mapping[str, Codes], *, is_preview: bool) -> dict[str, Any]:
     """The scores of an image of a case.
 
     ``codes`` are z_sem (1, D): ``case``, ``target`` (what was decoded) and, if it is known, ``image`` (of the decoded
@@ -176,7 +174,7 @@ def scores_of(
     }  # fmt: skip
 
 
-def _along(name: str, direction: Direction, codes: Mapping[str, NDArray[np.floating[Any]]]) -> dict[str, Any]:
+def _along(name: str, direction: Direction, codes: Mapping[str, Codes]) -> dict[str, Any]:
     values = {key: float(direction.predict(z)[0]) for key, z in codes.items()}
     if "image" in codes:
         values["drift"] = float(travel(direction, codes["case"], codes["image"])[0])

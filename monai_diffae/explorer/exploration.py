@@ -94,7 +94,7 @@ class Caller:
     reading: Reading
     run: Run
 
-    def combine(self, case: str, combination: Combination, detail: str) -> tuple[str, str]:
+    def combine(self, case: str, combination: Combination, detail: str) -> dict[str, str]:
         """The line for a shell and the lines of Python that make the image of a combination."""
         components = dict(combination.components)
         arguments = {
@@ -108,7 +108,7 @@ class Caller:
         }  # fmt: skip
         return _both("combine", {**arguments, "out": f"combined/{json_digest([arguments])[:8]}"})
 
-    def generate(self, count: int, seed: int) -> tuple[str, str]:
+    def generate(self, count: int, seed: int) -> dict[str, str]:
         """The same for images of the latent DDIM."""
         arguments = {"bundle": str(self.bundle), "out": f"generated_{seed}", "num_images": count, "seed": seed}
         return _both("generate", {**arguments, **self._settings(Sampling)})
@@ -121,10 +121,10 @@ class Caller:
         }  # fmt: skip
 
 
-def _both(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
+def _both(name: str, arguments: Mapping[str, Any]) -> dict[str, str]:
     given = {key: value for key, value in arguments.items() if value is not None and value not in ("", {}, [])}
     words = ", ".join(f"{key}={value!r}" for key, value in given.items())
-    return command_line(name, given), f"from monai_diffae import {name}\n\n{name}({words})"
+    return {"command": command_line(name, given), "python": f"from monai_diffae import {name}\n\n{name}({words})"}
 
 
 def open_exploration(caller: Caller, out: Path, directions: Sequence[Path], num_components: int) -> "Exploration":
@@ -269,13 +269,11 @@ class Exploration:
     def calls(self, recipe: Recipe) -> dict[str, str]:
         """The command and the Python call that make the image of a recipe."""
         combination, case, _ = self._cases(recipe)
-        command, python = self.caller.combine(case.id, combination, recipe.detail)
-        return {"command": command, "python": python}
+        return self.caller.combine(case.id, combination, recipe.detail)
 
     def sample_calls(self, count: Count, seed: Seed) -> dict[str, str]:
         """The command and the Python call that make samples."""
-        command, python = self.caller.generate(count, seed)
-        return {"command": command, "python": python}
+        return self.caller.generate(count, seed)
 
     def export(self, recipe: Recipe) -> tuple[str, bytes]:
         """The image of a recipe in the space of its scan: file name and content. No other request replaces it."""

@@ -17,6 +17,7 @@ from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.networks import FirstStage
 from monai_diffae.pictures.mosaic import draw_mosaic
+from monai_diffae.policies import Range
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -31,7 +32,7 @@ class Pictures:
     dataset: Dataset[Any]
     device: torch.device | str = "cpu"
     num_images: int = 8
-    model_range: tuple[float, float] = (-1.0, 1.0)
+    model_range: Range = (-1.0, 1.0)
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""

@@ -18,7 +18,7 @@ from monai.engines import Workflow
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from monai_diffae.data.atomic import write_atomic
+from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.engines.precision import send
 from monai_diffae.engines.trainer import TrainingEvents
 from monai_diffae.handlers.validation import is_of_probes
@@ -236,8 +236,7 @@ class TrainingCurves:
     def _write_table(self) -> None:
         table = self.directory / TABLE
         if self.rows and not (len(self.rows) == self._num_written and table.is_file()):
-            frame = pd.DataFrame(self.rows)
-            write_atomic(table, lambda path: frame.to_csv(path, index=False))
+            write_csv(table, pd.DataFrame(self.rows))
             self._num_written = len(self.rows)
 
 

@@ -12,7 +12,6 @@ from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer
 
 def lerp(first: Tensor, second: Tensor, weights: Sequence[float]) -> Tensor:
     """Points (W, *) on the straight line between ``first`` (1, *) and ``second`` (1, *), one per weight."""
-    _check(first, second)
     w = _column(weights, first)
     return (1 - w) * first + w * second
 
@@ -24,7 +23,6 @@ def slerp(first: Tensor, second: Tensor, weights: Sequence[float]) -> Tensor:
     lies close to a sphere; points on a straight line would leave the sphere and decode to blurred images. Between
     parallel codes, the arc is the straight line.
     """
-    _check(first, second)
     a, b = first.double().flatten(), second.double().flatten()
     cosine = (a @ b / (a.norm() * b.norm())).clamp(-1, 1)
     if not cosine > 1e-12 - 1:  # written so that NaN is refused, too
@@ -39,14 +37,6 @@ def slerp(first: Tensor, second: Tensor, weights: Sequence[float]) -> Tensor:
 
 def _column(weights: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(weights, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 1))
-
-
-def _check(first: Tensor, second: Tensor) -> None:
-    if first.shape != second.shape or len(first) != 1:
-        raise ConfigError(
-            f"codes of shape {tuple(first.shape)} and {tuple(second.shape)} do not match; "
-            "give one of each, of the same shape"
-        )
 
 
 def few_levels(inferer: DiffusionAutoencoderInferer, steps: int) -> list[int]:

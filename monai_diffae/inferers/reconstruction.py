@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.diffusion.steps import StepCallback
-from monai_diffae.errors import ConfigError
 from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode, check_network
 from monai_diffae.networks import FirstStage
 from monai_diffae.networks.kernels import exact_convolutions
@@ -199,8 +198,6 @@ def estimate_from_noised(
         torch.Size([2, 1, 16, 16])
     """
     check_network(network)
-    if not all(0 < level <= 1 for level in noise_levels) or draws < 1:
-        raise ConfigError("noise_levels must be above 0 and at most 1, and draws at least 1")
     schedule, first_stage = inferer.schedule, inferer.first_stage
     dtype = next(network.parameters()).dtype
     shape = inferer.x_T_shape(images.shape[1:])

@@ -21,7 +21,7 @@ from monai_diffae.apps.embedding.index import EmbeddingIndex
 from monai_diffae.apps.settings import Seed, Training
 from monai_diffae.apps.training import train_with_callbacks
 from monai_diffae.bundle import TrainedBundle, load_bundle, publish
-from monai_diffae.data.atomic import ProcessLock, write_atomic, write_json
+from monai_diffae.data.atomic import ProcessLock, write_csv, write_json
 from monai_diffae.errors import BusyError, CohortError, ConfigError, DivergenceError, counted
 from monai_diffae.handlers.progress import Statistics
 from monai_diffae.label.datastore import image_paths
@@ -135,7 +135,7 @@ class DiffAETrainer(TrainTask):
             raise CohortError("train: there is no image; add scans to the folder or the DICOMweb server")
         logger.info("training on %s", counted(len(paths), "image"))
         table = pd.DataFrame({"id": list(paths), "image": list(paths.values())})
-        cohort = write_atomic(work / "images.csv", lambda path: table.to_csv(path, index=False))
+        cohort = write_csv(work / "images.csv", table)
         write_json(self._status_file, {"epoch": 0, "total_epochs": overrides["max_epochs"], "images": len(paths)})
         fractions = split_fractions(len(paths), overrides.get("val_fraction", 0.1))
         values = {**overrides, **fractions, **self._tracking()}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffae.inferers import DiffusionAutoencoderInferer
+from monai_diffae.policies import Range
 
 _AXES = {2: ("up-down", "left-right"), 3: ("left-right", "front-back", "up-down")}  # axes of volumes are in RAS order
 
@@ -67,7 +68,7 @@ def level_losses(
     return {name: (output.float() - target).square().flatten(1).mean(dim=1) for name, output in outputs.items()}
 
 
-def changed_views(images: Tensor, noise: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> dict[str, Tensor]:
+def changed_views(images: Tensor, noise: Tensor, model_range: Range = (-1.0, 1.0)) -> dict[str, Tensor]:
     """Images (B, C, *S) changed in several ways, by the name of the change: flipped, noised, shifted, scaled.
 
     2D images are as a radiologist sees them, volumes in RAS order. ``noise`` is standard normal and added with 1 and 5

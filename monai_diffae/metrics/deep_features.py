@@ -2,7 +2,6 @@
 
 import importlib.util
 import itertools
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch.nn.functional import interpolate
 from monai_diffae.data.tensor_files import read_torch_file
 from monai_diffae.errors import ConfigError, MachineError, ScanError, check_installed
 from monai_diffae.latents.statistics import Floats, checked_codes
+from monai_diffae.policies import PathLike, Range
 
 IMAGES_AT_ONCE = 64
 ALEXNET = "alexnet-owt-7be5be79.pth"
@@ -25,7 +25,7 @@ _RADIMAGENET_SIZE = 224  # pixels, as it was trained
 NEIGHBORS = 3  # the neighbor whose distance is the radius of a sample's ball, as in the paper on precision and recall
 
 
-def colour_planes(images: Tensor, model_range: tuple[float, float]) -> list[Tensor]:
+def colour_planes(images: Tensor, model_range: Range) -> list[Tensor]:
     """Images (B, C, *S) as stacks of colour images (B * n, 3, H, W) from -1 to 1: one, or one per plane of volumes."""
     low, high = model_range
     scaled = ((images.float() - low) / (high - low) * 2 - 1).clamp(-1, 1)
@@ -37,7 +37,7 @@ def colour_planes(images: Tensor, model_range: tuple[float, float]) -> list[Tens
 
 
 @torch.no_grad()
-def mean_features(run: Callable[[Tensor], Tensor], images: Tensor, model_range: tuple[float, float]) -> Tensor:
+def mean_features(run: Callable[[Tensor], Tensor], images: Tensor, model_range: Range) -> Tensor:
     """The features (B, F) of images (B, C, *S): the mean over the slices of each plane, and then over the planes."""
     planes = []
     for stack in colour_planes(images, model_range):
@@ -54,7 +54,7 @@ class PerceptualDistance(nn.Module):
     names them; None: where torch keeps downloaded weights. Nothing is downloaded.
     """
 
-    def __init__(self, weights: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu") -> None:
+    def __init__(self, weights: PathLike | None = None, device: str | torch.device = "cpu") -> None:
         super().__init__()
         check_installed("lpips", "lpips")
         file = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET if weights is None else Path(weights)
@@ -73,13 +73,13 @@ class PerceptualDistance(nn.Module):
             raise ScanError(f"{file.name}: {other}") from error
         self.eval().requires_grad_(False).to(device)
 
-    def forward(self, images: Tensor, others: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    def forward(self, images: Tensor, others: Tensor, model_range: Range = (-1.0, 1.0)) -> Tensor:
         """The distances (B,) of images (B, C, *S), clipped to ``model_range``; with gradients, as a loss needs them."""
         pairs = [colour_planes(stack, model_range) for stack in (images, others)]
         planes = [self._distances(a, b) for a, b in zip(*pairs, strict=True)]
         return torch.stack([plane.unflatten(0, (len(images), -1)).mean(dim=1) for plane in planes]).mean(dim=0)
 
-    def features(self, images: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    def features(self, images: Tensor, model_range: Range = (-1.0, 1.0)) -> Tensor:
         """The features (B, 256) of AlexNet's last convolution, averaged over the image; of volumes over all planes."""
         return mean_features(self._last_features, images, model_range)
 
@@ -95,7 +95,7 @@ class PerceptualDistance(nn.Module):
         return torch.cat([self.network(x, y).flatten() for x, y in parts])
 
 
-def pairwise_distance(distance: PerceptualDistance, draws: Tensor, model_range: tuple[float, float]) -> Tensor:
+def pairwise_distance(distance: PerceptualDistance, draws: Tensor, model_range: Range) -> Tensor:
     """The mean distance (B,) over all pairs of draws (B, K, C, *S) of an image; K is at least 2."""
     pairs = itertools.combinations(range(draws.shape[1]), 2)
     return torch.stack([distance(draws[:, i], draws[:, j], model_range) for i, j in pairs]).mean(dim=0)
@@ -117,7 +117,7 @@ class InceptionFeatures(nn.Module):
 
         self.network = InceptionV3().eval().to(device)
 
-    def forward(self, images: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    def forward(self, images: Tensor, model_range: Range = (-1.0, 1.0)) -> Tensor:
         """The features (B, 2048) of images (B, C, *S) in ``model_range``, in 2D or 3D."""
         return mean_features(lambda part: self.network((part + 1) / 2)[0].flatten(1), images, model_range)
 
@@ -125,7 +125,7 @@ class InceptionFeatures(nn.Module):
 class RadImageNetFeatures(nn.Module):
     """The 2048 features of a ResNet-50 trained on RadImageNet (Mei et al. 2022), from a file for torchvision."""
 
-    def __init__(self, weights: str | os.PathLike[str], device: str | torch.device = "cpu") -> None:
+    def __init__(self, weights: PathLike, device: str | torch.device = "cpu") -> None:
         super().__init__()
         check_installed("torchvision", "lpips")
         from torchvision.models import resnet50
@@ -140,7 +140,7 @@ class RadImageNetFeatures(nn.Module):
             raise ScanError(f"{Path(weights).name}: {other}") from error
         self.eval().requires_grad_(False).to(device)
 
-    def forward(self, images: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    def forward(self, images: Tensor, model_range: Range = (-1.0, 1.0)) -> Tensor:
         """The features (B, 2048) of images (B, C, *S) in ``model_range``, in 2D or 3D."""
         size = (_RADIMAGENET_SIZE, _RADIMAGENET_SIZE)
 

@@ -8,12 +8,13 @@ from monai.metrics.regression import MultiScaleSSIMMetric, SSIMMetric
 from torch import Tensor
 
 from monai_diffae.metrics.deep_features import SMALLEST_SIDE, PerceptualDistance, pairwise_distance
+from monai_diffae.policies import Range
 
 SMALLEST_MS_SSIM_SIDE = 176  # voxels: MS-SSIM halves images four times, and its window of 11 must still fit into them
 
 
 def reconstruction_errors(
-    images: Tensor, reconstructions: Tensor, model_range: tuple[float, float] = (-1.0, 1.0)
+    images: Tensor, reconstructions: Tensor, model_range: Range = (-1.0, 1.0)
 ) -> dict[str, Tensor]:
     """``mse``, ``psnr`` (dB) and ``ssim`` of images (B, C, *S) in ``model_range``, each (B,) float32.
 
@@ -55,7 +56,7 @@ class ImageQuality:
     """
 
     image_size: Sequence[int]  #: spatial size of the images
-    model_range: tuple[float, float] = (-1.0, 1.0)  #: black and white
+    model_range: Range = (-1.0, 1.0)  #: black and white
     lpips: PerceptualDistance | None = None  #: measures LPIPS; None: LPIPS is left out
 
     def omitted(self) -> dict[str, str]:

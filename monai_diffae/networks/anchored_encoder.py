@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from monai_diffae.errors import ConfigError, counted
@@ -61,9 +61,9 @@ class PatchWords(nn.Module):
     """
 
     if TYPE_CHECKING:
-        filters: torch.Tensor
-        offset: torch.Tensor
-        words: torch.Tensor
+        filters: Tensor
+        offset: Tensor
+        words: Tensor
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class PatchWords(nn.Module):
         self.faint = _FAINT_VARIANCE
         self.out_features = num_words * math.prod(self.pool.cells)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Features (B, F) of images (B, C, *S), in their dtype."""
         small = self.shrink(x.float())
         ones = torch.ones_like(self.filters[:1]) / self.filters.shape[0]
@@ -102,7 +102,7 @@ class PatchWords(nn.Module):
 
     @torch.jit.unused
     @torch.no_grad()
-    def fit(self, images: torch.Tensor) -> None:
+    def fit(self, images: Tensor) -> None:
         """Find the words in training images (N, C, *S)."""
         from sklearn.cluster import MiniBatchKMeans
 
@@ -134,7 +134,7 @@ class PatchWords(nn.Module):
         self.filters.copy_((whiten - whiten.mean(dim=1, keepdim=True)).reshape(self.filters.shape))
 
 
-def _convolved(x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+def _convolved(x: Tensor, filters: Tensor) -> Tensor:
     """The sums of patches (B, C, *S) weighted by filters (F, C, *side), without padding."""
     return F.conv2d(x, filters) if x.dim() == 4 else F.conv3d(x, filters)
 
@@ -167,8 +167,8 @@ class AnchoredEncoder(nn.Module):
     """
 
     if TYPE_CHECKING:
-        mean: torch.Tensor
-        axes: torch.Tensor
+        mean: Tensor
+        axes: Tensor
 
     def __init__(
         self, free: nn.Module, branches: Sequence[nn.Module], anchored_channels: int = 128, free_dropout: float = 0.1
@@ -195,7 +195,7 @@ class AnchoredEncoder(nn.Module):
         self.branches.eval()
         return self
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Encode images (B, C, *S) to z_sem (B, z_channels), in the dtype of ``x`` (also under autocast)."""
         free = self.free(x)
         if self.training and self.free_dropout > 0:
@@ -203,12 +203,12 @@ class AnchoredEncoder(nn.Module):
         return torch.cat([self._anchored(x), free.to(x.dtype)], dim=1)
 
     @torch.jit.unused
-    def features(self, x: torch.Tensor) -> torch.Tensor:
+    def features(self, x: Tensor) -> Tensor:
         """The anchored numbers with the features (B, K + F) of ``free`` before its last layer."""
         return torch.cat([self._anchored(x), self.free.features(x)], dim=1)  # type: ignore[operator]
 
     @torch.jit.unused
-    def project(self, features: torch.Tensor) -> torch.Tensor:
+    def project(self, features: Tensor) -> Tensor:
         """z_sem (B, z_channels) from :meth:`features`."""
         anchored, free = features.tensor_split([self.anchored_channels], dim=1)
         return torch.cat([anchored, self.free.project(free.contiguous())], dim=1)  # type: ignore[operator]
@@ -220,9 +220,9 @@ class AnchoredEncoder(nn.Module):
 
     @torch.jit.unused
     @torch.no_grad()
-    def fit(self, batches: Iterable[torch.Tensor]) -> None:
+    def fit(self, batches: Iterable[Tensor]) -> None:
         """Fit the components to batches of training images (B, C, *S), whose features must all fit into memory."""
-        kept: list[list[torch.Tensor]] = [[] for _ in self.branches]
+        kept: list[list[Tensor]] = [[] for _ in self.branches]
         for images in batches:
             for branch, parts in zip(self.branches, kept, strict=True):
                 x = images.to(self.mean.device)
@@ -247,7 +247,7 @@ class AnchoredEncoder(nn.Module):
         self.axes.zero_()
         self.axes[: len(axes)] = axes.to(self.axes)
 
-    def _anchored(self, x: torch.Tensor) -> torch.Tensor:
+    def _anchored(self, x: Tensor) -> Tensor:
         """Without autocast: distances to words would lose most of their digits."""
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
             if torch.is_autocast_enabled(x.device.type):
@@ -255,17 +255,14 @@ class AnchoredEncoder(nn.Module):
                     return self._components(x)
         return self._components(x)
 
-    def _components(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.matmul(self._branch_features(x) - self.mean, self.axes.t()).to(x.dtype)
-
-    def _branch_features(self, x: torch.Tensor) -> torch.Tensor:
-        features: list[torch.Tensor] = []
+    def _components(self, x: Tensor) -> Tensor:
+        features: list[Tensor] = []
         for branch in self.branches:
             features.append(branch(x))
-        return torch.cat(features, dim=1)
+        return torch.matmul(torch.cat(features, dim=1) - self.mean, self.axes.t()).to(x.dtype)
 
 
-def _fitted(branch: nn.Module, parts: list[torch.Tensor]) -> torch.Tensor:
+def _fitted(branch: nn.Module, parts: list[Tensor]) -> Tensor:
     """The features (N, F) of all images; ``parts`` are those of a branch, or shrunk images in which to find words."""
     found = torch.cat(parts)
     if not isinstance(branch, PatchWords):
@@ -274,7 +271,7 @@ def _fitted(branch: nn.Module, parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([branch(images) for images in found.split(64)])
 
 
-def _principal_axes(centred: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _principal_axes(centred: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Standard deviations [K] and axes [K, F] of centred features (N, F), largest first; K is at most N - 1 and F."""
     num, width = centred.shape
     if width <= num:

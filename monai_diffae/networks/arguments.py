@@ -100,10 +100,6 @@ def anisotropic_strides(image_size: Sequence[int], spacing_mm: Sequence[float], 
         >>> anisotropic_strides([160, 160, 22], [1, 1, 6.5], 4)
         [[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 1]]
     """
-    if len(image_size) != len(spacing_mm) or not all(v > 0 for v in (*image_size, *spacing_mm)):
-        raise ConfigError(
-            f"image_size {list(image_size)} and spacing_mm {list(spacing_mm)} must be positive numbers, one per axis"
-        )
     sizes, spacings = list(image_size), [float(v) for v in spacing_mm]
     strides = []
     for _ in range(count):

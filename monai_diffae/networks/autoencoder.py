@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.networks.blocks import check_images
@@ -113,7 +113,7 @@ class DiffusionAutoencoder(nn.Module):
             raise ConfigError("the file holds no weights of this network; choose models/model.pt")
         return super().load_state_dict(state_dict, strict, assign)
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
+    def encode(self, x: Tensor) -> Tensor:
         """Clean images (B, encoder_in_channels, *S), normally in [-1, 1] -> z_sem (B, z_channels)."""
         if not torch.jit.is_scripting():
             check_images(x, self.spatial_dims, self.encoder_in_channels, self.size_divisors, "the image to encode")
@@ -124,9 +124,7 @@ class DiffusionAutoencoder(nn.Module):
             self._check_z_sem(z_sem)
         return z_sem
 
-    def forward(
-        self, x: torch.Tensor, timesteps: torch.Tensor | None = None, context: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """Predict from noisy images; ``forward(x)`` alone predicts for x at time step 0 with z_sem = Enc(x).
 
         Args:
@@ -149,7 +147,7 @@ class DiffusionAutoencoder(nn.Module):
         return self.unet(x, timesteps, z_sem)
 
     @torch.jit.unused
-    def _check_z_sem(self, z_sem: torch.Tensor) -> None:
+    def _check_z_sem(self, z_sem: Tensor) -> None:
         if z_sem.ndim != 2 or z_sem.shape[1] != self.z_channels:
             advice = f"set z_channels to {z_sem.shape[1]}" if z_sem.ndim == 2 else "let it give one vector per image"
             raise ConfigError(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Pool
-from torch import nn
+from torch import Tensor, nn
 
 from monai_diffae.errors import ConfigError
 
@@ -35,7 +35,7 @@ class SameConv3d(nn.Conv3d):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(B, C_in, *S) -> (B, C_out, *S)."""
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
             if torch.compiler.is_exporting():  # the size is free, and nothing is trained
@@ -53,7 +53,7 @@ def conv3(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
     return Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=3, padding=1)
 
 
-def check_images(x: torch.Tensor, spatial_dims: int, channels: int | None, divisors: Sequence[int], name: str) -> None:
+def check_images(x: Tensor, spatial_dims: int, channels: int | None, divisors: Sequence[int], name: str) -> None:
     """Refuse images (B, C, *S) that a network cannot take; the error names the nearest sizes that it can."""
     if x.ndim != spatial_dims + 2:
         shape = "(B, C, H, W)" if spatial_dims == 2 else "(B, C, H, W, D)"
@@ -84,7 +84,7 @@ class ChannelGroupNorm(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(group_count(channels), channels)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, *S); the output has the dtype of the input. Float32 inputs are not converted."""
         h = F.group_norm(input.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
         return h.to(input.dtype)
@@ -98,7 +98,7 @@ class HalvingPool(nn.Module):
         self.pool = Pool[Pool.AVG, 2](kernel_size=tuple(stride)) if len(stride) == 2 else None
         self.halved = [axis for axis, step in enumerate(stride, 2) if step == 2]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, *S) -> (B, C, *S / stride)."""
         if self.pool is not None:
             return self.pool(x)
@@ -144,7 +144,7 @@ class PlainBlock(nn.Module):
         self.conv1 = conv3(spatial_dims, in_channels, out_channels)
         self.skip = skip_connection(spatial_dims, in_channels, out_channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, *S) -> (B, C_out, *S or *S / stride)."""
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
         return self.skip(self.resample(x)) + h
@@ -185,11 +185,11 @@ class TwoConditionBlock(nn.Module):
         self.conv2 = zero_initialised(conv3(spatial_dims, out_channels, out_channels))
         self.skip = skip_connection(spatial_dims, in_channels, out_channels)
 
-    def z_scale(self, z_sem: torch.Tensor) -> torch.Tensor:
+    def z_scale(self, z_sem: Tensor) -> Tensor:
         """z_s of equation 7 (B, C_out), of z_sem (B, z_channels); the same for all time steps."""
         return 1 + self.z_projection(F.silu(z_sem))
 
-    def forward(self, x: torch.Tensor, time_embedding: torch.Tensor, z_scale: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, time_embedding: Tensor, z_scale: Tensor) -> Tensor:
         """(B, C_in, *S), (B, time_channels), (B, C_out) of :meth:`z_scale` -> (B, C_out, resampled *S)."""
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
         time_scale, time_shift = self.time_projection(F.silu(time_embedding)).chunk(2, dim=1)
@@ -217,7 +217,7 @@ class PositionAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zero_initialised(nn.Linear(channels, channels))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, *S) -> (B, C, *S)."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, L, C); in channels_last a view, not a copy
         batch, length, channels = tokens.shape
@@ -238,7 +238,7 @@ class CellMeans(nn.Module):
         self.cells = list(cells)
         self.pool = Pool[Pool.ADAPTIVEAVG, len(cells)](tuple(cells))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, *S) -> (B, C, *cells)."""
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
             if _needs_products(x):
@@ -255,11 +255,11 @@ class ZMap(nn.Module):
         self.shape = [channels, *cells]
         self.linear = zero_initialised(nn.Linear(z_channels, math.prod(self.shape)))
 
-    def values(self, z_sem: torch.Tensor) -> torch.Tensor:
+    def values(self, z_sem: Tensor) -> Tensor:
         """The map (B, C, *cells) of z_sem (B, z_channels); the same for all time steps."""
         return self.linear(z_sem).unflatten(1, self.shape)
 
-    def forward(self, x: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, cells: Tensor) -> Tensor:
         """(B, C, *S), (B, C, *cells) of :meth:`values` -> (B, C, *S)."""
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
             if _needs_products(x):
@@ -268,7 +268,7 @@ class ZMap(nn.Module):
         return x + F.interpolate(cells, size=x.shape[2:], mode="area").to(x.dtype)
 
 
-def overlaps(num_cells: int, num_features: int, like: torch.Tensor) -> torch.Tensor:
+def overlaps(num_cells: int, num_features: int, like: Tensor) -> Tensor:
     """Which of the features along an axis each cell covers, as PyTorch's adaptive pooling divides them: 1 or 0, (N, F).
 
     Adaptive pooling cannot be exported for a free size, and its gradient on a GPU adds numbers in any order. Products
@@ -281,12 +281,12 @@ def overlaps(num_cells: int, num_features: int, like: torch.Tensor) -> torch.Ten
     return (starts & goes_on).to(like.dtype)
 
 
-def _needs_products(x: torch.Tensor) -> bool:
+def _needs_products(x: Tensor) -> bool:
     """Whether products with :func:`overlaps` replace PyTorch's adaptive pooling."""
     return torch.compiler.is_exporting() or x.is_cuda
 
 
-def _along_axes(x: torch.Tensor, members: Sequence[torch.Tensor]) -> torch.Tensor:
+def _along_axes(x: Tensor, members: Sequence[Tensor]) -> Tensor:
     """Means along each spatial axis of (B, C, *S), over the members that a matrix (new size, size) marks with 1."""
     for axis, matrix in enumerate(members, 2):
         weights = matrix / matrix.sum(dim=1, keepdim=True)

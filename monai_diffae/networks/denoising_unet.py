@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from monai_diffae.errors import ConfigError
@@ -30,22 +30,20 @@ class UNetStage(nn.Module):
         self.last_block = last_block
         self.use_checkpoint = False  # DiffusionAutoencoder sets it
 
-    def z_scales(self, z_sem: torch.Tensor) -> list[torch.Tensor]:
+    def z_scales(self, z_sem: Tensor) -> list[Tensor]:
         """The :meth:`~TwoConditionBlock.z_scale` of each block, of z_sem (B, z_channels)."""
         scales = [self.block.z_scale(z_sem)]
         if self.last_block is not None:
             scales.append(self.last_block.z_scale(z_sem))
         return scales
 
-    def forward(self, x: torch.Tensor, time_embedding: torch.Tensor, z_scales: list[torch.Tensor]) -> torch.Tensor:
+    def forward(self, x: Tensor, time_embedding: Tensor, z_scales: list[Tensor]) -> Tensor:
         """(B, C_in, *S), (B, time_embed_channels), what :meth:`z_scales` gives -> (B, C_out, resampled *S)."""
         if not torch.jit.is_scripting() and self.use_checkpoint and torch.is_grad_enabled():
             return checkpoint(self._apply_blocks, x, time_embedding, z_scales, use_reentrant=False)
         return self._apply_blocks(x, time_embedding, z_scales)
 
-    def _apply_blocks(
-        self, x: torch.Tensor, time_embedding: torch.Tensor, z_scales: list[torch.Tensor]
-    ) -> torch.Tensor:
+    def _apply_blocks(self, x: Tensor, time_embedding: Tensor, z_scales: list[Tensor]) -> Tensor:
         x = self.block(x, time_embedding, z_scales[0])
         if self.attention is not None:
             x = self.attention(x)
@@ -121,9 +119,6 @@ class DenoisingUNet(nn.Module):
         def attention(level: int) -> blocks.PositionAttention | None:
             return blocks.PositionAttention(widths[level], num_heads) if level in attention_levels else None
 
-        def stage(*layers: nn.Module | None) -> UNetStage:
-            return UNetStage(*layers)  # type: ignore[arg-type]
-
         self.time_embed = nn.Sequential(
             nn.Linear(base_channels, time_embed_channels),
             nn.SiLU(),
@@ -135,16 +130,18 @@ class DenoisingUNet(nn.Module):
         self.down_stages = nn.ModuleList()
         for level, level_width in enumerate(widths):
             if level > 0:
-                self.down_stages.append(stage(block(width, width, "down", each_stride[level - 1])))
+                self.down_stages.append(UNetStage(block(width, width, "down", each_stride[level - 1])))
                 skip_widths.append(width)
             for _ in range(num_res_blocks):
-                self.down_stages.append(stage(block(width, level_width), attention(level)))
+                self.down_stages.append(UNetStage(block(width, level_width), attention(level)))
                 width = level_width
                 skip_widths.append(width)
 
         cells = grid_cells(spatial_dims, z_grid)
         self.z_map = blocks.ZMap(width, z_channels, cells) if max(cells) > 1 else None
-        self.middle_stage = stage(block(width, width), blocks.PositionAttention(width, num_heads), block(width, width))
+        self.middle_stage = UNetStage(
+            block(width, width), blocks.PositionAttention(width, num_heads), block(width, width)
+        )
 
         self.up_stages = nn.ModuleList()
         for level, level_width in reversed(list(enumerate(widths))):
@@ -152,7 +149,7 @@ class DenoisingUNet(nn.Module):
                 ends_level = level > 0 and i == num_res_blocks
                 upsampling = block(level_width, level_width, "up", each_stride[level - 1]) if ends_level else None
                 joined = block(width + skip_widths.pop(), level_width)
-                self.up_stages.append(stage(joined, attention(level), upsampling))
+                self.up_stages.append(UNetStage(joined, attention(level), upsampling))
                 width = level_width
 
         self.head = nn.Sequential(
@@ -161,7 +158,7 @@ class DenoisingUNet(nn.Module):
             blocks.zero_initialised(blocks.conv3(spatial_dims, width, in_channels)),
         )
 
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """Predict from noisy images.
 
         Args:
@@ -182,14 +179,14 @@ class DenoisingUNet(nn.Module):
                 )
         return self.denoise(x, timesteps, self.projections(context))
 
-    def projections(self, z_sem: torch.Tensor) -> list[list[torch.Tensor]]:
+    def projections(self, z_sem: Tensor) -> list[list[Tensor]]:
         """All that the UNet computes from z_sem (B, z_channels) alone, for :meth:`denoise`.
 
         Returns:
             One list per stage in the order of :meth:`denoise`; before the middle's, one with the map of cells, which is
             empty if there is no map.
         """
-        each: list[list[torch.Tensor]] = []
+        each: list[list[Tensor]] = []
         for stage in self.down_stages:
             each.append(stage.z_scales(z_sem))  # type: ignore[operator]
         each.append([] if self.z_map is None else [self.z_map.values(z_sem)])
@@ -198,7 +195,7 @@ class DenoisingUNet(nn.Module):
             each.append(stage.z_scales(z_sem))  # type: ignore[operator]
         return each
 
-    def denoise(self, x: torch.Tensor, timesteps: torch.Tensor, projections: list[list[torch.Tensor]]) -> torch.Tensor:
+    def denoise(self, x: Tensor, timesteps: Tensor, projections: list[list[Tensor]]) -> Tensor:
         """:meth:`forward` with the :meth:`projections` of z_sem, which a decoding computes once for all its steps."""
         dtype = x.dtype
         if not torch.jit.is_scripting():

@@ -47,8 +47,8 @@ class EncoderAdapter(nn.Module):
     """
 
     if TYPE_CHECKING:  # TorchScript would try to compile an annotation that it sees
-        mean: torch.Tensor
-        std: torch.Tensor
+        mean: Tensor
+        std: Tensor
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class EncoderAdapter(nn.Module):
         width = getattr(projection, "out_features", None)
         self.z_channels = width if isinstance(width, int) else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Encode images.
 
         Args:
@@ -98,7 +98,7 @@ class EncoderAdapter(nn.Module):
         """
         return self.project(self.features(x)).to(x.dtype)
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
+    def features(self, x: Tensor) -> Tensor:
         """Features (B, F) of images (B, in_channels, *S), before the projection."""
         if not torch.jit.is_scripting() and x.shape[1] != self.in_channels:
             raise ConfigError(
@@ -112,11 +112,11 @@ class EncoderAdapter(nn.Module):
             features = features.flatten(2).mean(dim=2)
         return features
 
-    def project(self, features: torch.Tensor) -> torch.Tensor:
+    def project(self, features: Tensor) -> Tensor:
         """z_sem (B, z_channels) from :meth:`features`."""
         return self.projection(features)
 
-    def prepare(self, x: torch.Tensor) -> torch.Tensor:
+    def prepare(self, x: Tensor) -> Tensor:
         """Images (B, in_channels, *S) in ``model_range`` as ``network`` takes them: (B, channels, *S or *size)."""
         h = (x - self.low) / (self.high - self.low)
         if self.size is not None:
@@ -127,7 +127,7 @@ class EncoderAdapter(nn.Module):
         per_channel = [1, self.channels] + [1] * (h.ndim - 2)
         return (h - self.mean.view(per_channel)) / self.std.view(per_channel)
 
-    def load_pretrained(self, weights: Mapping[str, torch.Tensor], ignored: Sequence[str] = ()) -> None:
+    def load_pretrained(self, weights: Mapping[str, Tensor], ignored: Sequence[str] = ()) -> None:
         """Give ``network`` pretrained weights; those of the replaced ``head`` are ignored.
 
         Args:
@@ -158,7 +158,7 @@ def _checked_range(model_range: Sequence[float]) -> tuple[float, float]:
     return float(model_range[0]), float(model_range[1])
 
 
-def _per_channel(name: str, values: float | Sequence[float], channels: int) -> torch.Tensor:
+def _per_channel(name: str, values: float | Sequence[float], channels: int) -> Tensor:
     numbers = [float(values)] * channels if isinstance(values, (int, float)) else [float(v) for v in values]
     if len(numbers) != channels:
         raise ConfigError(f"{name} has {len(numbers)} numbers; give one, or one for each of the {channels} channels")
@@ -235,7 +235,7 @@ class PlanarAdapter(EncoderAdapter):
         self.network.eval()
         return self
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
+    def features(self, x: Tensor) -> Tensor:
         """Features (B, F) of images (B, in_channels, *S): of slices along each axis, averaged, if they are volumes."""
         if x.ndim == 4:
             return self._slice_features(x)

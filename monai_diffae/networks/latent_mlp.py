@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
-from torch import nn
+from torch import Tensor, nn
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks.arguments import keeps_config
@@ -29,7 +29,7 @@ class LatentLayer(nn.Module):
         for layer in (self.linear, self.time_projection):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
-    def forward(self, h: torch.Tensor, time_embedding: torch.Tensor) -> torch.Tensor:
+    def forward(self, h: Tensor, time_embedding: Tensor) -> Tensor:
         """(B, in_channels), (B, time_channels) -> (B, out_channels)."""
         h = self.linear(h) * (self.scale_bias + self.time_projection(F.silu(time_embedding)))
         return self.dropout(F.silu(self.norm(h)))
@@ -66,8 +66,8 @@ class LatentMLP(nn.Module):
         tensor([0.5000, 0.5000, 0.5000])
     """
 
-    z_mean: torch.Tensor
-    z_std: torch.Tensor
+    z_mean: Tensor
+    z_std: Tensor
 
     if TYPE_CHECKING:  # TorchScript would try to compile an annotation that it sees
         config: dict[str, Any]
@@ -111,7 +111,7 @@ class LatentMLP(nn.Module):
         self.register_buffer("z_mean", torch.full((z_channels,), torch.nan))
         self.register_buffer("z_std", torch.full((z_channels,), torch.nan))
 
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
         """Predict from noisy z_sem.
 
         Args:
@@ -132,7 +132,7 @@ class LatentMLP(nn.Module):
             h = torch.cat([h, x], dim=1)
         return self.head(h).to(x.dtype)
 
-    def set_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Set the mean and standard deviation of the training set's z_sem: (D,) or (1, D) each."""
         mean, std = mean.float(), std.float()
         for name, values in {"mean": mean, "std": std}.items():
@@ -149,22 +149,22 @@ class LatentMLP(nn.Module):
         self.z_mean.copy_(mean.reshape(-1))
         self.z_std.copy_(std.reshape(-1))
 
-    def normalise(self, z: torch.Tensor) -> torch.Tensor:
+    def normalise(self, z: Tensor) -> Tensor:
         """Normalise z_sem (B, D) of an encoder to mean 0 and standard deviation 1 over the training set."""
         mean, std = self._statistics(z)
         return (z - mean) / std
 
-    def denormalise(self, z: torch.Tensor) -> torch.Tensor:
+    def denormalise(self, z: Tensor) -> Tensor:
         """The inverse of :meth:`normalise`: from samples of the diffusion to z_sem for a decoder."""
         mean, std = self._statistics(z)
         return z * std + mean
 
-    def _statistics(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
         self._check(z)
         if self.z_std.isnan().any():
             raise ConfigError("the mean and std of z_sem are not known: call set_statistics with the training set's")
         return self.z_mean.to(z.dtype), self.z_std.to(z.dtype)
 
-    def _check(self, z: torch.Tensor) -> None:
+    def _check(self, z: Tensor) -> None:
         if z.ndim != 2 or z.shape[1] != self.z_channels:
             raise ConfigError(f"z has the shape {tuple(z.shape)}: the latent network takes (B, {self.z_channels})")

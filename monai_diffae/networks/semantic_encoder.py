@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from monai_diffae.networks.arguments import grid_cells, keeps_config, level_strides, level_widths, size_divisors
@@ -95,7 +95,7 @@ class SemanticEncoder(nn.Module):
             nn.Linear(width * math.prod(cells), z_channels),
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Encode images.
 
         Args:
@@ -107,16 +107,16 @@ class SemanticEncoder(nn.Module):
         return self.head(self._trunk(x)).to(x.dtype)
 
     @torch.jit.unused
-    def features(self, x: torch.Tensor) -> torch.Tensor:
+    def features(self, x: Tensor) -> Tensor:
         """The features (B, F) before the last layer, which :meth:`project` applies."""
         return self.head[:-1](self._trunk(x))
 
     @torch.jit.unused
-    def project(self, features: torch.Tensor) -> torch.Tensor:
+    def project(self, features: Tensor) -> Tensor:
         """z_sem (B, z_channels) from :meth:`features`."""
         return self.head[-1](features)
 
-    def _trunk(self, x: torch.Tensor) -> torch.Tensor:
+    def _trunk(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             check_images(x, self.spatial_dims, self.in_channels, self.size_divisors, "the image to encode")
             if self.use_checkpoint and torch.is_grad_enabled():
@@ -127,7 +127,7 @@ class SemanticEncoder(nn.Module):
         return self.middle_stage(x)
 
     @torch.jit.unused
-    def _trunk_recomputing(self, x: torch.Tensor) -> torch.Tensor:
+    def _trunk_recomputing(self, x: Tensor) -> Tensor:
         h = self.stem(x)
         for stage in self.stages:
             h = checkpoint(stage, h, use_reentrant=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from monai_diffae.data.tensor_files import check_archive
 from monai_diffae.errors import ConfigError, MachineError, UnsafeInputError
@@ -25,12 +26,12 @@ class LightningName:
         return OrderedDict()
 
 
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of :func:`read_checkpoint`."""
     return read_checkpoint(path)[0]
 
 
-def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """Read the tensors of a ``.safetensors`` or PyTorch file; in a training's checkpoint, those of its ``state_dict``.
 
     The tensors of PyTorch files stay on the disk until they are used, so an optimiser's state uses no memory; those of
@@ -53,7 +54,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], Mapping[
         content, place = content["state_dict"], " as its state_dict"
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path.name}: holds a {type(content).__name__}{place}, not named weights; give a checkpoint")
-    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     return tensors, hyper_parameters if isinstance(hyper_parameters, Mapping) else {}
 
 
@@ -98,7 +99,7 @@ def _is_compressed(path: Path) -> bool:
         return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
 
 
-def read_safetensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a ``.safetensors`` file."""
     try:
         with safe_open(path, "pt") as file:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks.latent_mlp import LatentMLP
@@ -76,7 +77,7 @@ def _network(weights: StateDict, settings: OfficialSettings) -> LatentMLP:
     return network
 
 
-def select_latent(weights: StateDict) -> dict[str, torch.Tensor] | None:
+def select_latent(weights: StateDict) -> dict[str, Tensor] | None:
     """The latent DDIM's MLP in a state dict, without prefixes: the averaged one if possible; None if there is none."""
     for prefix in _PREFIXES:
         if prefix + _FIRST in weights:
@@ -130,7 +131,7 @@ def _layer_numbers(weights: StateDict) -> list[int]:
     return sorted({int(name.split(".")[1]) for name in weights if re.match(r"layers\.\d+\.", name)})
 
 
-def _without_duplicates(weights: StateDict) -> dict[str, torch.Tensor]:
+def _without_duplicates(weights: StateDict) -> dict[str, Tensor]:
     """The weights with one name per time projection, and without that of the last layer, which is not used."""
     last = max(_layer_numbers(weights))
     kept = {}
@@ -156,8 +157,8 @@ def _renaming(num_layers: int) -> Callable[[str], str]:
     return rename
 
 
-def _statistics(weights: StateDict) -> tuple[torch.Tensor, torch.Tensor]:
-    missing = [name for name in ("conds_mean", "conds_std") if not isinstance(weights.get(name), torch.Tensor)]
+def _statistics(weights: StateDict) -> tuple[Tensor, Tensor]:
+    missing = [name for name in ("conds_mean", "conds_std") if not isinstance(weights.get(name), Tensor)]
     if missing:
         raise ConfigError(f"there is no tensor {missing[0]} in the statistics of z_sem; give the official latent.pkl")
     return weights["conds_mean"], weights["conds_std"]

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.networks.autoencoder import DiffusionAutoencoder, build_autoencoder
 from monai_diffae.official.checkpoint_files import named_after, read_checkpoint
 
-StateDict = Mapping[str, torch.Tensor]
+StateDict = Mapping[str, Tensor]
 
 logger = logging.getLogger(__name__)
 
@@ -250,7 +251,7 @@ def lack(error: Exception) -> str:
     return f"{error.args[0]} is missing" if isinstance(error, KeyError) else "a tensor lacks axes, or is empty"
 
 
-def select_model(weights: StateDict) -> tuple[Literal["ema_model", "model", "bare"], dict[str, torch.Tensor]]:
+def select_model(weights: StateDict) -> tuple[Literal["ema_model", "model", "bare"], dict[str, Tensor]]:
     """The autoencoder of a state dict without latent DDIM and buffers: ``ema_model.``, else ``model.``, else all."""
     which: Literal["ema_model", "model", "bare"] = "bare"
     inner = {name: tensor for name, tensor in weights.items() if name not in _BESIDE}
@@ -262,9 +263,9 @@ def select_model(weights: StateDict) -> tuple[Literal["ema_model", "model", "bar
     return which, {name: tensor for name, tensor in inner.items() if not name.startswith("latent_net.")}
 
 
-def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> dict[str, torch.Tensor]:
+def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> dict[str, Tensor]:
     """Official tensors with our names and shapes, as contiguous float32: exactly those of our state dict ``own``."""
-    ours: dict[str, torch.Tensor] = {}
+    ours: dict[str, Tensor] = {}
     misfits = []
     for name, tensor in weights.items():
         key = rename(name)
@@ -288,7 +289,7 @@ def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> 
     return ours
 
 
-def _fits(tensor: torch.Tensor, shape: torch.Size) -> bool:
+def _fits(tensor: Tensor, shape: torch.Size) -> bool:
     """Whether a tensor has a shape, also with further axes of length 1: convolutions of size 1 are linear layers."""
     is_plain = tensor.layout is torch.strided and tensor.is_floating_point() and not tensor.is_meta
     return is_plain and tensor.shape == shape + (1,) * (tensor.ndim - len(shape))

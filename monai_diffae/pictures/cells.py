@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import torch
+from monai_diffae.policies import Range
 
 _INCHES = 1.4
 _LONGEST = 24
 
 
-def draw_cells(
-    rows: Sequence[Iterable[tuple[torch.Tensor | None, str]]], path: Path, model_range: tuple[float, float]
-) -> None:
+def draw_cells(rows: Sequence[Iterable[tuple[torch.Tensor | None, str]]], path: Path, model_range: Range) -> None:
     """Draw rows of images, each with a caption of one or several lines above it.
 
     Args:
@@ -47,7 +46,7 @@ def draw_cells(
     figure.savefig(path, dpi=120, format="png")
 
 
-def _pixels(image: torch.Tensor, model_range: tuple[float, float]) -> NDArray[np.float32]:
+def _pixels(image: torch.Tensor, model_range: Range) -> NDArray[np.float32]:
     """The pixels (H, W, 3) of an image, from 0 to 1."""
     from monai_diffae.pictures.mosaic import in_rgb, three_planes
 

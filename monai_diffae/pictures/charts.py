@@ -12,6 +12,7 @@ from matplotlib.figure import Figure  # not pyplot, which keeps figures and need
 from numpy.typing import NDArray
 
 from monai_diffae.latents.directions import LabelChange
+from monai_diffae.latents.statistics import Floats
 
 METRIC_NAMES = {
     "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "brier": "Brier", "r2": "R2",
@@ -138,12 +139,12 @@ def _draw_target(predictions: pd.DataFrame, curve: Any, histogram: Any) -> None:
         histogram.hist(predicted, bins=20, histtype="step", range=limits)
     curve.plot(limits, limits, color="grey", linewidth=0.8, zorder=0)
     curve.set_ylabel("observed frequency" if is_class else "observed mean")
-    curve.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    _legend_beside(curve)
     histogram.set_xlabel("predicted probability" if is_class else "predicted value")
     histogram.set_ylabel("predictions")
 
 
-def predictions_and_truth(rows: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[Any], bool]:
+def predictions_and_truth(rows: pd.DataFrame) -> tuple[Floats, NDArray[Any], bool]:
     """Rows of ``predictions.parquet`` about a target: predicted and true values, and whether these are of classes.
 
     They are those of the second class if there are two classes, else those of all classes.
@@ -157,9 +158,7 @@ def predictions_and_truth(rows: pd.DataFrame) -> tuple[NDArray[np.float64], NDAr
     return rows[[f"probability_{name}" for name in shown]].to_numpy(float).T.ravel(), truth.ravel(), True
 
 
-def calibration_bins(
-    predicted: NDArray[np.float64], truth: NDArray[Any], is_class: bool
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def calibration_bins(predicted: Floats, truth: NDArray[Any], is_class: bool) -> tuple[NDArray[Any], NDArray[Any]]:
     """The mean prediction and the mean truth, of ``[N]`` each, in up to 10 bins with about as many cases.
 
     For a class, predictions are its probabilities.
@@ -195,7 +194,7 @@ def draw_few_labels(few_labels: pd.DataFrame) -> Figure:
         axes.set_title(str(name))
         axes.set_xlabel("labelled patients (shaded: quartiles of the draws, no confidence interval)")
         axes.set_ylabel(METRIC_NAMES[group["metric"].iloc[0]])
-        axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        _legend_beside(axes)
     return figure
 
 
@@ -247,7 +246,7 @@ def draw_regularisations(scores: pd.DataFrame) -> Figure:
             axes.invert_xaxis()  # so that strong is left in all panels
         label = f"{'alpha' if metric == 'r2' else 'C'} (left: strong; dots: chosen without the test cases)"
         axes.set(title=str(name), xlabel=label, ylabel=METRIC_NAMES[metric])
-        axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        _legend_beside(axes)
     return figure
 
 
@@ -359,7 +358,7 @@ class CohortOverview:
 
     axes: Sequence[str]
     geometry: Sequence[tuple[str, NDArray[Any]]]
-    intensities: NDArray[np.float64]
+    intensities: Floats
     problems: Sequence[tuple[str, bool, int]]
     thumbnails: Sequence[NDArray[np.float32]]
 
@@ -390,7 +389,7 @@ def _draw_histogram(panel: Any, title: str, values: NDArray[Any], axes: Sequence
     panel.legend(frameon=False)
 
 
-def _bins(values: NDArray[Any]) -> NDArray[np.float64]:
+def _bins(values: NDArray[Any]) -> Floats:
     """The edges of bins. For whole numbers, all bins hold equally many of them, so that none stays empty."""
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind in "iu":
@@ -421,7 +420,7 @@ def _draw_problems(panel: Any, problems: Sequence[tuple[str, bool, int]]) -> Non
     panel.margins(x=0.12)
 
 
-def _draw_intensities(panel: Any, percentiles: NDArray[np.float64]) -> None:
+def _draw_intensities(panel: Any, percentiles: Floats) -> None:
     lowest, low, median, high, highest = percentiles[np.argsort(percentiles[:, 2], kind="stable")].T
     ranks = np.arange(len(median))
     panel.fill_between(ranks, lowest, highest, color="0.9", label="minimum to maximum", step="mid")
@@ -440,6 +439,10 @@ def _draw_thumbnails(panel: Any, thumbnails: Sequence[NDArray[np.float32]]) -> N
         panel.imshow(np.vstack(rows), cmap="gray", vmin=0, vmax=1)
     panel.set(title="some of the scans")
     panel.axis("off")
+
+
+def _legend_beside(panel: Any) -> None:
+    panel.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _panels(num: int, num_axes: int) -> tuple[Any, list[Sequence[Any]]]:

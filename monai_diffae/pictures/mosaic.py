@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from monai_diffae.data.formats.scan import Floats
 from monai_diffae.data.scans import Scan, to_ras
+from monai_diffae.policies import Range
 
 PLANES = "Planes: axial, coronal, sagittal; the patient's right is on the left."
 _OUTLINE = (1.0, 0.25, 0.1)  # red, green, blue, of a mask
@@ -19,7 +21,7 @@ _OUTLINE = (1.0, 0.25, 0.1)  # red, green, blue, of a mask
 def draw_mosaic(
     rows: Mapping[str, Tensor],
     path: str | Path,
-    model_range: tuple[float, float] = (-1.0, 1.0),
+    model_range: Range = (-1.0, 1.0),
     columns: Sequence[str] = (),
     footing: str = "",
 ) -> None:
@@ -59,9 +61,7 @@ def draw_mosaic(
     mosaic.save(path, format="PNG")
 
 
-def in_colours(
-    values: Tensor, limit: float, palette: str = "RdBu_r", model_range: tuple[float, float] = (-1.0, 1.0)
-) -> Tensor:
+def in_colours(values: Tensor, limit: float, palette: str = "RdBu_r", model_range: Range = (-1.0, 1.0)) -> Tensor:
     """Convert maps (B, C, *S) to colours (B, 3, *S) for :func:`draw_mosaic`, by default blue below 0 and red above.
 
     Args:
@@ -112,7 +112,7 @@ def three_planes(volumes: Tensor, voxel: Sequence[int] | None = None) -> Tensor:
 
 def fitted(
     image: NDArray[np.float32],
-    affine: NDArray[np.float64],
+    affine: Floats,
     sides: tuple[int, int],
     *,
     is_smooth: bool = False,
@@ -173,7 +173,7 @@ def draw_anomalies(
     cases: Sequence[Mapping[str, Tensor]],
     captions: Sequence[str],
     path: Path,
-    model_range: tuple[float, float] = (-1.0, 1.0),
+    model_range: Range = (-1.0, 1.0),
 ) -> None:
     """Draw one column per case: the input, the reconstruction, the map in colours, the input with the mask's outline.
 
@@ -210,7 +210,7 @@ def in_rgb(images: Tensor) -> Tensor:
     return images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, *images.shape[2:])
 
 
-def _outlined(images: Tensor, masks: Tensor, model_range: tuple[float, float]) -> Tensor:
+def _outlined(images: Tensor, masks: Tensor, model_range: Range) -> Tensor:
     """Images (1, 3, H, W) with the pixels at the inner border of the mask in colour."""
     low, high = model_range
     eroded = -nn.functional.max_pool2d(-nn.functional.pad(masks, (1, 1, 1, 1)), 3, stride=1)
@@ -219,7 +219,7 @@ def _outlined(images: Tensor, masks: Tensor, model_range: tuple[float, float]) -
     return torch.where(border, colour, images)
 
 
-def thumbnail(image: Tensor, model_range: tuple[float, float], side_px: int = 64, kind: str = "png") -> bytes:
+def thumbnail(image: Tensor, model_range: Range, side_px: int = 64, kind: str = "png") -> bytes:
     """A small picture of an image (C, *S); of a volume, its axial middle plane."""
     if image.ndim == 4:
         image = plane_slices(image, "axial")[:, image.shape[3] // 2]

@@ -14,9 +14,12 @@ from monai.transforms import Compose, CopyItemsd, EnsureTyped, InvertibleTransfo
 from monai.transforms.utils import allow_missing_keys_mode, convert_applied_interp_mode
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
+from torch import Tensor
 
+from monai_diffae.data.formats.scan import Voxels
 from monai_diffae.data.scans import AXES, Axis, Scan, flat_axis, insert_slices, is_picture, ras_shape, slice_volume
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
+from monai_diffae.policies import PathLike
 from monai_diffae.transforms.preprocessing import SmoothForSpacingd, ToModelRanged
 from monai_diffae.transforms.reading import ReadScand, as_tensor
 
@@ -76,7 +79,7 @@ class NativeSpace:
         is_file = isinstance(first, (str, os.PathLike))
         self.suffix = ".png" if is_file and fits_png(first, self.scan) else ".nii.gz"
 
-    def replaced_by(self, file: str | os.PathLike[str]) -> "NativeSpace":
+    def replaced_by(self, file: PathLike) -> "NativeSpace":
         """The space of the same case with another file as its image, such as one that was written for this space."""
         return NativeSpace(self._preprocessing, {**self._item, "image": str(file)})
 
@@ -95,57 +98,57 @@ class NativeSpace:
         return np.all(self._weight > 0.501, axis=0)  # of voxels half inside, rounding does not decide
 
     @cached_property
-    def _weight(self) -> NDArray[np.float32]:
+    def _weight(self) -> Voxels:
         # MONAI pads with zeros when it inverts a crop, so zeros mark voxels outside the field of view
         return self._invert(self._spatial, torch.ones(self.image.shape)).numpy()
 
     @cached_property
-    def _ends(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _ends(self) -> tuple[Tensor, Tensor]:
         """The scan's values ``[C, 1, ...]`` that are 0 and 1 in the model's range."""
         constants = (self._invert(self._intensities, torch.full(self.image.shape, value)) for value in (0.0, 1.0))
         zero, one = (each.flatten(1)[:, :1].reshape(-1, *[1] * (each.ndim - 1)) for each in constants)
         return zero, one
 
-    def back(self, decoded: torch.Tensor) -> NDArray[np.float32]:
+    def back(self, decoded: Tensor) -> Voxels:
         """Convert an image of the model, ``[C, *S]``, to the scan's space, ``[C, *native S]`` in the scan's units."""
         return np.where(self.field, self._inside(decoded.detach()).numpy(), self.scan.empty)
 
-    def back_difference(self, difference: torch.Tensor) -> NDArray[np.float32]:
+    def back_difference(self, difference: Tensor) -> Voxels:
         """Convert a difference of two images of the model, ``[C, *S]``, to the scan's space and units; 0 stays 0."""
         return self.native_difference(difference.detach()).numpy()
 
-    def native_difference(self, difference: torch.Tensor) -> torch.Tensor:
+    def native_difference(self, difference: Tensor) -> Tensor:
         """The result of :meth:`back_difference` as a tensor, with its gradient."""
         # the way back is an affine function of the intensities, and its value at 0 is the offset
         offset = self._inside(torch.zeros(self.image.shape))
         return torch.where(torch.from_numpy(self.field), self._inside(difference) - offset, 0.0)
 
-    def add_difference(self, difference: torch.Tensor) -> NDArray[np.float32]:
+    def add_difference(self, difference: Tensor) -> Voxels:
         """Add a difference of two images of the model to the scan, which keeps its detail; 0 leaves it to the bit."""
         return self.scan.array + self.back_difference(difference)
 
-    def storable(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    def storable(self, array: Voxels) -> Voxels:
         """An image ``[C, *native S]`` in the scan's units with the values that a file with :attr:`suffix` can hold."""
         return np.clip(array, 0, 255) if self.suffix == ".png" else array
 
-    def to_model_range(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    def to_model_range(self, array: Voxels) -> Voxels:
         """Scale an array ``[C, *native S]`` in the scan's units to the model's range, without clipping it."""
         return self.scaled(torch.from_numpy(array)).numpy()
 
-    def scaled(self, array: torch.Tensor) -> torch.Tensor:
+    def scaled(self, array: Tensor) -> Tensor:
         """The result of :meth:`to_model_range` as a tensor, with its gradient."""
         # the way back is an affine function of the intensities of each channel
         zero, one = self._ends
         return (array - zero) / (one - zero)
 
-    def back_map(self, maps: torch.Tensor) -> NDArray[np.float32]:
+    def back_map(self, maps: Tensor) -> Voxels:
         """Convert maps, ``[C', *S]``, to the scan's space without rescaling them; 0 outside the field of view."""
         self._check_size(maps)
         spatial = self._invert(self._spatial, maps.detach()).numpy()
         inside = spatial / np.where(self.field, self._weight[:1], np.float32(1))
         return np.where(self.field, inside, np.float32(0))
 
-    def back_mask(self, masks: torch.Tensor) -> NDArray[np.uint8]:
+    def back_mask(self, masks: Tensor) -> NDArray[np.uint8]:
         """Convert masks of 0 to 255, ``[C', *S]``, to uint8 in the scan's space, by the nearest value; 0 outside."""
         self._check_size(masks)
         labels = masks.to(torch.uint8)
@@ -154,20 +157,18 @@ class NativeSpace:
         inside = self._invert(self._spatial, labels, nearest=True).numpy()
         return np.where(self.field, np.round(inside).astype(np.uint8), np.uint8(0))
 
-    def _inside(self, image: torch.Tensor) -> torch.Tensor:
+    def _inside(self, image: Tensor) -> Tensor:
         """Convert an image; valid where ``field`` is True. Zeros from beyond a crop's edge are divided out."""
         self._check_size(image, channels=len(self.image))
         weight = torch.from_numpy(np.where(self.field, self._weight, np.float32(1)))
         return self._invert(self._intensities, self._invert(self._spatial, image) / weight)
 
-    def _check_size(self, image: torch.Tensor, channels: int | None = None) -> None:
+    def _check_size(self, image: Tensor, channels: int | None = None) -> None:
         size = [len(image) if channels is None else channels, *self.image.shape[1:]]
         if list(image.shape) != size:
             raise ConfigError(f"the image has the size {list(image.shape)}, but the case's is {size}; decode this case")
 
-    def _invert(
-        self, transforms: Sequence[InvertibleTransform], image: torch.Tensor, nearest: bool = False
-    ) -> torch.Tensor:
+    def _invert(self, transforms: Sequence[InvertibleTransform], image: Tensor, nearest: bool = False) -> Tensor:
         tensor = image.to("cpu", torch.float32)
         plain = tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
         # copies, because MONAI's inverses modify the records (ResizeWithPadOrCrop, SpatialResample)
@@ -177,11 +178,11 @@ class NativeSpace:
         with allow_missing_keys_mode(self._preprocessing):  # the item has only one of its images
             for transform in transforms:
                 item = transform.inverse(item)
-        inverted: torch.Tensor = item["image"].as_tensor().float()
+        inverted: Tensor = item["image"].as_tensor().float()
         return inverted
 
 
-def fits_png(file: str | os.PathLike[str], scan: Scan) -> bool:
+def fits_png(file: PathLike, scan: Scan) -> bool:
     """Whether a scan comes from a PNG or JPEG of 8 bits, so that PNG can hold images with its intensities."""
     return is_picture(file) and len(scan.array) in (1, 3) and bool(scan.array.max() <= 255)
 
@@ -282,33 +283,33 @@ class CaseSpace:
         fields = [space.field[None] for space in self.spaces.values()]
         return self._gather(fields, np.zeros((1, *self.scan.array.shape[1:]), np.bool_))[0]
 
-    def inputs(self, key: str) -> torch.Tensor:
+    def inputs(self, key: str) -> Tensor:
         """The preprocessed images (N, C, *S) under a key, in the model's range."""
         return torch.stack([space.images[key].as_tensor().float() for space in self.spaces.values()])
 
-    def back(self, images: torch.Tensor) -> NDArray[np.float32]:
+    def back(self, images: Tensor) -> Voxels:
         """Convert images of the model, (N, C, *S), to the scan's units; where none is known, it is the lowest value."""
         return self._gather(self._each(NativeSpace.back, images), self.scan.empty)
 
-    def back_difference(self, differences: torch.Tensor) -> NDArray[np.float32]:
+    def back_difference(self, differences: Tensor) -> Voxels:
         """Convert differences of two images of the model, (N, C, *S), to ``[C, *native S]``; 0 where none is known."""
         return self._gather(self._each(NativeSpace.back_difference, differences), np.zeros_like(self.scan.array))
 
-    def add_difference(self, differences: torch.Tensor) -> NDArray[np.float32]:
+    def add_difference(self, differences: Tensor) -> Voxels:
         """Add differences (N, C, *S) to the scan: ``[C, *native S]``, the scan to the bit where one is 0 or unknown."""
         return self.scan.array + self.back_difference(differences)
 
-    def back_map(self, maps: torch.Tensor) -> NDArray[np.float32]:
+    def back_map(self, maps: Tensor) -> Voxels:
         """Convert maps (N, C', *S) to ``[C', *native S]`` without rescaling their values; 0 where none is known."""
         parts = self._each(NativeSpace.back_map, maps)
         return self._gather(parts, np.zeros((maps.shape[1], *self.scan.array.shape[1:]), np.float32))
 
-    def back_mask(self, masks: torch.Tensor) -> NDArray[np.uint8]:
+    def back_mask(self, masks: Tensor) -> NDArray[np.uint8]:
         """Convert masks (N, C', *S) to uint8 ``[C', *native S]``, with the nearest value; 0 where none is known."""
         parts = self._each(NativeSpace.back_mask, masks)
         return self._gather(parts, np.zeros((masks.shape[1], *self.scan.array.shape[1:]), np.uint8))
 
-    def _each(self, convert: Callable[[NativeSpace, torch.Tensor], NDArray[Any]], images: torch.Tensor) -> list[Any]:
+    def _each(self, convert: Callable[[NativeSpace, Tensor], NDArray[Any]], images: Tensor) -> list[Any]:
         return [convert(space, image) for space, image in zip(self.spaces.values(), images, strict=True)]
 
     def _gather(self, parts: list[NDArray[Any]], background: NDArray[Any]) -> NDArray[Any]:

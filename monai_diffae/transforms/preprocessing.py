@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import nibabel as nib
@@ -16,11 +16,13 @@ from monai.transforms.spatial.functional import orientation
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
-from monai_diffae.data.formats.scan import MAX_BYTES
+from monai_diffae.data.formats.scan import MAX_BYTES, Floats
 from monai_diffae.data.scans import ras_orientation
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.policies import check_choice
+from monai_diffae.policies import Range, check_choice
+from monai_diffae.transforms.reading import Item
 
 _DECIMALS = 3  # of a size in voxels before it is rounded: 13.4999999 and 13.5 are the same size
 _FEWEST_VOXELS = 2  # along an axis, at the new spacing
@@ -42,7 +44,7 @@ class ToRASd(MapTransform, InvertibleTransform):
         [[3.0, 4.0, 5.0], [0.0, 1.0, 2.0]]
     """
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Replace each volume by the reordered one."""
         item = dict(data)
         for key in self.key_iterator(item):
@@ -51,7 +53,7 @@ class ToRASd(MapTransform, InvertibleTransform):
             item[key] = orientation(item[key], affine, ras_orientation(affine), lazy=False, transform_info=info)
         return item
 
-    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def inverse(self, data: Item) -> Item:
         """Return each volume to its own order."""
         item = dict(data)
         for key in self.key_iterator(item):
@@ -86,7 +88,7 @@ class ToSpacingd(MapTransform, InvertibleTransform):
         self.pixdim, self.slab = tuple(float(v) for v in pixdim), slab
         self._resample = SpatialResample(mode="bilinear", padding_mode="border")
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Replace each volume by the resampled one."""
         item = dict(data)
         for key in self.key_iterator(item):
@@ -106,7 +108,7 @@ class ToSpacingd(MapTransform, InvertibleTransform):
             item[key].affine = torch.from_numpy(affine)
         return item
 
-    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def inverse(self, data: Item) -> Item:
         """Resample each volume to its own grid."""
         item = dict(data)
         for key in self.key_iterator(item):
@@ -133,18 +135,14 @@ class SmoothForSpacingd(MapTransform):
 
     def __init__(self, keys: KeysCollection, pixdim: Sequence[float]) -> None:
         super().__init__(keys)
-        if not all(isinstance(v, (int, float)) and v > 0 for v in pixdim):
-            raise ConfigError(f"spacing_mm: {list(pixdim)} must be positive numbers in mm, one per axis")
         self.pixdim = tuple(float(v) for v in pixdim)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Replace each image by the smoothed image, with the same geometry."""
         item = dict(data)
         for key in self.key_iterator(item):
             image: MetaTensor = item[key]
             spacing = [float(v) for v in image.pixdim]
-            if len(spacing) != len(self.pixdim):
-                raise ConfigError(f"spacing_mm: {list(self.pixdim)} must be {len(spacing)} numbers, one per axis")
             self._check_extent(str(item.get("id", key)), image, spacing)
             sigma = [max(0.0, (new / old - 1) / 2) for new, old in zip(self.pixdim, spacing, strict=True)]
             if max(sigma) > 0:
@@ -169,9 +167,7 @@ class SmoothForSpacingd(MapTransform):
         raise ScanError(f"{name}: at spacing_mm {spacing_mm}, {extent} mm are {wrong}; {todo}")
 
 
-def spaced_grid(
-    shape: Sequence[int], affine: NDArray[np.float64], spacing_mm: Sequence[float]
-) -> tuple[list[int], NDArray[np.float64]]:
+def spaced_grid(shape: Sequence[int], affine: Floats, spacing_mm: Sequence[float]) -> tuple[list[int], Floats]:
     """The size and the affine of a volume's grid at another spacing; its origin is continuous in ``affine``."""
     own = np.linalg.norm(affine[:3, :3], axis=0)
     grid = zoom_affine(affine, np.where(np.abs(own - spacing_mm) <= AFFINE_TOL, own, spacing_mm), diagonal=False)
@@ -212,28 +208,26 @@ class ToModelRanged(MapTransform, InvertibleTransform):
         self,
         keys: KeysCollection,
         method: Method = "percentiles",
-        percentiles: tuple[float, float] = (0.5, 99.5),
-        window_hu: tuple[float, float] = (-160, 240),
-        model_range: tuple[float, float] = (-1, 1),
+        percentiles: Range = (0.5, 99.5),
+        window_hu: Range = (-160, 240),
+        model_range: Range = (-1, 1),
     ) -> None:
         super().__init__(keys)
         check_choice("method", method, Method)
-        if not 0 <= percentiles[0] < percentiles[1] <= 100:
-            raise ConfigError(f"percentiles: {tuple(percentiles)} are not two increasing numbers in 0..100")
         for name, (low, high) in {"window_hu": window_hu, "model_range": model_range}.items():
             if not low < high:
                 raise ConfigError(f"{name}: ({low}, {high}) are not two increasing numbers")
         self.method, self.percentiles, self.window_hu = method, percentiles, window_hu
         self.model_range = model_range
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Replace each image by the scaled image, of the same type and geometry."""
         item = dict(data)
         for key in self.key_iterator(item):
             item[key] = self._scale(item[key], str(item.get("id", key)))
         return item
 
-    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def inverse(self, data: Item) -> Item:
         """Convert each image back to its original intensities; clipped values stay clipped."""
         item = dict(data)
         for key in self.key_iterator(item):
@@ -246,7 +240,7 @@ class ToModelRanged(MapTransform, InvertibleTransform):
         return item
 
     def _scale(self, image: Any, name: str) -> Any:
-        image = torch.as_tensor(image).to(torch.float32) if not isinstance(image, torch.Tensor) else image.float()
+        image = torch.as_tensor(image).to(torch.float32) if not isinstance(image, Tensor) else image.float()
         low, high = self._ends(image, name)
         to_low, to_high = self.model_range
         if self.method != "none":
@@ -256,7 +250,7 @@ class ToModelRanged(MapTransform, InvertibleTransform):
             raise ScanError(f"{name}: has only one value in the model's range; check method, window_hu, percentiles")
         return image
 
-    def _ends(self, image: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _ends(self, image: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """The intensities that are mapped to the ends of the model's range, each ``[C, 1, ...]``."""
         channels, ones = len(image), [1] * (image.ndim - 1)
         if self.method in ("window", "none"):

@@ -16,9 +16,13 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.fingerprints import file_state
 from monai_diffae.data.formats.itk import LPS_TO_RAS
+from monai_diffae.data.formats.scan import Floats
 from monai_diffae.data.scans import Axis, Scan, ScanNeeds, check_colour, read_scan, scan_of_array, slice_volume
-from monai_diffae.errors import ConfigError, ScanError, problem
+from monai_diffae.errors import ScanError, problem
 from monai_diffae.policies import Colour, Doubtful, Uneven
+
+Item = dict[Any, Any]
+"""An item of MONAI's dictionary transforms."""
 
 
 class ReadScand(MapTransform):
@@ -64,13 +68,11 @@ class ReadScand(MapTransform):
         doubtful: Doubtful = "warn",
     ) -> None:
         super().__init__(keys)
-        if spatial_dims not in (2, 3):
-            raise ConfigError(f"spatial_dims: {spatial_dims} is not 2 or 3")
         self.needs = ScanNeeds(spatial_dims, channels, nonfinite, colour, uneven, doubtful)
         check_colour(colour, channels)
         self.spatial_dims, self.axis = spatial_dims, axis
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Replace each path by its scan."""
         return {**data, **{key: as_tensor(scan) for key, scan in self.read(data).items()}}
 
@@ -154,7 +156,7 @@ def _stacked(paths: Sequence[str], scans: Sequence[Scan]) -> Scan:
     return replace(first, array=np.concatenate([s.array for s in scans]), header=None) if len(scans) > 1 else first
 
 
-def _array_in_memory(image: Any, key: str) -> tuple[NDArray[Any], NDArray[np.float64] | None]:
+def _array_in_memory(image: Any, key: str) -> tuple[NDArray[Any], Floats | None]:
     """The values of an array, tensor or scan, and its affine if it has one."""
     if isinstance(image, Scan):
         return image.array, image.affine
@@ -168,7 +170,7 @@ def _array_in_memory(image: Any, key: str) -> tuple[NDArray[Any], NDArray[np.flo
     raise ScanError(f"{key}: it is of type {kind}; give a path, a list of paths, an array or a MetaTensor [C, *S]")
 
 
-def _affine_in_memory(image: MetaTensor) -> NDArray[np.float64]:
+def _affine_in_memory(image: MetaTensor) -> Floats:
     """The affine (RAS+) of a MetaTensor that this class, or one of MONAI's readers, has made."""
     if image.ndim == 3 and "scan_affine" in image.meta and not image.applied_operations:
         return np.asarray(image.meta["scan_affine"], np.float64)

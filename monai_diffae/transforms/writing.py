@@ -1,8 +1,7 @@
 """Write images: in a scan's own space or the model's grid, by functions and as MONAI transforms."""
 
 import logging
-import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +18,14 @@ from torch import Tensor
 
 from monai_diffae.data.cases import Case, safe_file_name
 from monai_diffae.data.formats.dicom import is_dicom, split_series
+from monai_diffae.data.formats.scan import Floats, Voxels
 from monai_diffae.data.progress import Failure
 from monai_diffae.data.scan_writing import INTEGERS, SYNTHETIC, check_series, smallest_type, write_like, write_series
 from monai_diffae.data.scans import Scan, in_file_axes, is_picture, write_scan
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.policies import check_choice
+from monai_diffae.policies import PathLike, Range, check_choice
 from monai_diffae.transforms.native import NativeSpace, check_invertible
+from monai_diffae.transforms.reading import Item
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ Grid = Literal["native", "model"]
 
 
 def write_native(
-    path: str | os.PathLike[str],
+    path: PathLike,
     array: NDArray[Any],
     scan: Scan,
     dtype: DTypeLike | None = None,
@@ -92,9 +93,9 @@ def image_suffix(shape: Sequence[int], source: str = ".png") -> str:
 def write_image(
     path: Path,
     image: Tensor,
-    model_range: tuple[float, float],
+    model_range: Range,
     source: str = ".png",
-    affine: NDArray[np.float64] | None = None,
+    affine: Floats | None = None,
 ) -> Path:
     """Write ``path`` with a suffix from an image (C, *S): 8-bit PNG if the scan ``source`` is a picture, else NIfTI."""
     values, suffix = image.detach().float().cpu().numpy(), image_suffix(image.shape, source)
@@ -103,7 +104,7 @@ def write_image(
     return write_scan(file, values, affine, value_range=value_range, description=SYNTHETIC)
 
 
-def read_image(path: Path, model_range: tuple[float, float]) -> Tensor:
+def read_image(path: Path, model_range: Range) -> Tensor:
     """Read a file of :func:`write_image`: (C, *S), or (C, H, W, 1) for a 2D image in a NIfTI file."""
     low, high = model_range
     values: NDArray[np.floating[Any]]
@@ -115,7 +116,7 @@ def read_image(path: Path, model_range: tuple[float, float]) -> Tensor:
 
 
 def write_case_image(
-    folder: Path, name: str, native: NativeSpace, array: NDArray[np.float32], case: Case, dicom: str | None = None
+    folder: Path, name: str, native: NativeSpace, array: Voxels, case: Case, dicom: str | None = None
 ) -> Path:
     """Write an image of a case as ``folder/<name>``; with ``dicom``, a description, also as a series in ``dicom/``."""
     file = write_native(folder / f"{name}{native.suffix}", array, native.scan, description=SYNTHETIC)
@@ -166,11 +167,11 @@ class WriteScand(MapTransform):
         a.nii.gz
     """
 
-    def __init__(self, keys: KeysCollection, directory: str | os.PathLike[str], overwrite: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, directory: PathLike, overwrite: bool = False) -> None:
         super().__init__(keys)
         self.directory, self.overwrite = Path(directory), overwrite
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Write the item's images; the item itself is unchanged."""
         item = dict(data)
         for key in self.key_iterator(item):
@@ -219,14 +220,14 @@ class WriteReconstructiond(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        directory: str | os.PathLike[str],
+        directory: PathLike,
         cases: Sequence[Case],
         preprocessing: Callable[[Any], Any],
         *,
         folders: str | Sequence[str] | None = None,
         grid: Grid = "native",
-        model_range: tuple[float, float] = (-1.0, 1.0),
-        affine: NDArray[np.float64] | None = None,
+        model_range: Range = (-1.0, 1.0),
+        affine: Floats | None = None,
         dicom: bool = False,
         overwrite: bool = False,
     ) -> None:
@@ -246,7 +247,7 @@ class WriteReconstructiond(MapTransform):
         self.model_range, self.affine = (float(model_range[0]), float(model_range[1])), affine
         self.dicom, self.overwrite = dicom, overwrite
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Write the item's images; return the item, with grid ``native`` with ``field_share``."""
         item = dict(data)
         case = self.cases.get(str(item.get("id")))
@@ -306,7 +307,7 @@ class ToScanSpaced(MapTransform):
         check_invertible(preprocessing)
         self.preprocessing = preprocessing
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Item) -> Item:
         """Replace the decoded images, and set the size and affine of the scan's image."""
         item: dict[Any, Any] = dict(data)
         path = str(item["image_path"])
@@ -326,7 +327,7 @@ class ToScanSpaced(MapTransform):
         return item
 
 
-def _in_monai_layout(array: NDArray[np.float32], scan: Scan, path: str) -> NDArray[Any]:
+def _in_monai_layout(array: Voxels, scan: Scan, path: str) -> NDArray[Any]:
     """An image ``[1, *native S]`` in the layout and type that MONAI's writers expect."""
     if scan.spatial_dims == 3:
         return array

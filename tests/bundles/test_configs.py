@@ -170,7 +170,6 @@ def refusal(make_workflow, overrides):
             {"image_size": [50, 50], "channel_mult": [1, 2, 4], "dataset_dir": "/gone"},
             ["image_size is [50, 50]; the network needs multiples of"],
         ),
-        ({"agreement_weight": 0.02}, ["agreement_weight is 0.02", "add the overlay encoder_view,"]),
     ],
 )
 def test_a_wrong_key_or_value_is_named(make_workflow, overrides, words):
@@ -183,7 +182,7 @@ def test_a_wrong_key_or_value_is_named(make_workflow, overrides, words):
     [
         ({"overwrite": "False"}, "overwrite is 'False'"),
         ({"batch_size": 0}, "batch_size is 0; it must be"),
-        ({"agreement_weight": True}, "agreement_weight is True"),
+        ({"learning_rate": True}, "learning_rate is True"),
         ({"percentiles": 99}, "percentiles is 99"),
         ({"slice_range": [10, 20]}, "slice_range is [10, 20]; it must be two numbers from 0 to 1"),
     ],

@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines import AutoencoderPrepareBatch, StepBatchSampler, StepSeeding, distributed
-from monai_diffae.engines.losses import encoding_both
 from monai_diffae.engines.trainer import lay_out, memory_format
 from monai_diffae.errors import ConfigError
 
@@ -124,17 +123,3 @@ def test_a_wrapped_network_keeps_its_memory_format(group):
         lay_out(late, torch.channels_last)
     assert memory_format(torch.nn.Conv3d(1, 1, 3), channels_last=True) == torch.channels_last_3d
     assert memory_format(torch.nn.Conv2d(1, 1, 3), channels_last=False) == torch.contiguous_format
-
-
-@pytest.mark.goal(id="R18")
-def test_a_wrapped_network_encodes_both_views_and_gives_them_gradients(group, make_network):
-    network = make_network()
-    x_t, seen, drawn = torch.randn(3, 4, 1, 8, 8)
-    gradients = []
-    for called in (network, distributed(network, "cpu", channels_last=False)):
-        network.zero_grad()
-        with encoding_both(called) as z_sem:
-            output = called(x_t, torch.tensor([5, 500, 7, 0]), torch.cat([seen, drawn]))
-        (output.square().mean() + (z_sem[0] ** 3).mean()).backward()
-        gradients.append(torch.cat([p.grad.flatten().clone() for p in network.parameters()]))
-    torch.testing.assert_close(*gradients)

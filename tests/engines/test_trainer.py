@@ -144,7 +144,7 @@ def test_no_step_waits_for_the_device(make_trainer, make_network, monkeypatch):
     network = make_network().to("meta")
     ema = EMA(network)
     trainer = make_trainer(
-        network=network, device=torch.device("meta"), accumulation_steps=2, encoder_key="view", agreement_weight=0.1,
+        network=network, device=torch.device("meta"), accumulation_steps=2, encoder_key="view",
         schedule=DiffusionSchedule(prediction="v", loss_weighting="min_snr"), train_handlers=[ema],
         train_data_loader=[{"image": torch.zeros(4, 1, 8, 8), "view": torch.zeros(4, 1, 8, 8)}] * 8,
     )  # fmt: skip

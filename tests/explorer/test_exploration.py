@@ -140,10 +140,10 @@ def test_the_settings_of_the_page_are_part_of_the_calls():
     run = Run(device="cpu", overrides={"model_range": [-1, 1]})
     paths = Path("bundle"), Path("scans.csv"), Path("table.parquet")
     caller = Caller(*paths, decoding, Reading(columns={"id": "id"}), run)
-    command, python = caller.combine("case", Combination(), "model")
+    command, python = caller.combine("case", Combination(), "model").values()
     for words in ("--steps 2 --solver ddim", "--columns id=id", "--device cpu --overrides 'model_range=[-1,1]'"):
         assert words in command
-    for words in (command, caller.generate(2, 3)[0]):
+    for words in (command, caller.generate(2, 3)["command"]):
         assert "--decoder fast" in words
     assert "decoder='fast'" in python
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -34,6 +33,7 @@ from monai_diffae.networks.anchored_encoder import MOST_PIXELS
 from monai_diffae.networks.blocks import CellMeans
 from monai_diffae.networks.encoder_adapter import PixelEncoder, PlanarAdapter
 from monai_diffae.official.checkpoint_files import named_after, read_weights
+from monai_diffae.policies import PathLike
 
 if TYPE_CHECKING:
     from monai_diffae.apps.embedding.embed import Encoding
@@ -248,7 +248,7 @@ def with_wide_features(trained: TrainedBundle, *, with_z_sem: bool = True) -> Tr
     return replace(trained, network=network.to(trained.device).eval())
 
 
-def wide_checksum(bundle: str | os.PathLike[str]) -> str:
+def wide_checksum(bundle: PathLike) -> str:
     """SHA-256 of the file of a bundle's wide features; empty if there is none."""
     path = models_folder(bundle) / WIDE
     return file_checksum(path) if path.is_file() else ""

@@ -23,6 +23,7 @@ from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.data.atomic import PartStore
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import numbered_columns
+from monai_diffae.data.formats.scan import Floats
 from monai_diffae.data.progress import Failure, SkippedCases, progress
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_hashed_stream, worker_errors
 from monai_diffae.errors import ConfigError, MachineError, ScanError, counted, quoted
@@ -302,12 +303,12 @@ def _without_crop(preprocessing: Any, key: str) -> Compose:
     return rest
 
 
-def _to_places(image: MetaTensor) -> NDArray[np.float64]:
+def _to_places(image: MetaTensor) -> Floats:
     """The affine (K, 4) from an image's indices to mm (RAS+); for a 2D image, first two rows to pixels of its file."""
-    affine: NDArray[np.float64] = image.affine.numpy().astype(np.float64)
+    affine: Floats = image.affine.numpy().astype(np.float64)
     if image.ndim == 4:
         return affine[:3]
-    scan_affine: NDArray[np.float64] = np.asarray(image.meta["scan_affine"], np.float64)
+    scan_affine: Floats = np.asarray(image.meta["scan_affine"], np.float64)
     grid_affine = np.diag([*np.linalg.norm(scan_affine[:3, :2], axis=0), 1.0, 1.0])  # as ReadScand sets it
     to_pixels = np.linalg.inv(grid_affine) @ affine
     is_picture = np.array_equal(scan_affine, np.eye(4))  # a picture has no world coordinates

@@ -28,7 +28,7 @@ from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.inferers.reconstruction import encode_exactly
-from monai_diffae.policies import Features
+from monai_diffae.policies import Features, PathLike
 
 OnBadScan = Literal["raise", "nan"]
 Item = dict[str, Any]
@@ -83,7 +83,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
 
     def __init__(
         self,
-        bundle: str | os.PathLike[str] | None = None,
+        bundle: PathLike | None = None,
         *,
         device: str | torch.device | None = None,
         batch_size: int = 32,

@@ -28,8 +28,8 @@ from monai_diffae.data.fingerprints import file_state, json_digest
 from monai_diffae.data.progress import progress
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import ConfigError, counted
+from monai_diffae.policies import PathLike
 
-PathLike: TypeAlias = str | os.PathLike[str]
 Image: TypeAlias = PathLike | Sequence[PathLike]
 """A scan: a file, a folder with a DICOM series, or the files of its channels."""
 Code: TypeAlias = NDArray[np.float32] | str

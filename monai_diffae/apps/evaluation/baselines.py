@@ -20,7 +20,7 @@ from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.probes import INTENSITY_NAME, WIDE_NAME, FeatureSet, intensity_statistics
 from monai_diffae.lazy import sessions
-from monai_diffae.policies import Features
+from monai_diffae.policies import Features, PathLike
 
 if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.probe import Comparison
@@ -120,9 +120,7 @@ def table_features(table: pd.DataFrame, name: Features) -> FeatureSet:
     return FeatureSet.from_values("z_sem" if encoder == "trained" else encoder, codes, standardise=False)
 
 
-def feature_set(
-    name: str, values: ArrayLike | os.PathLike[str] | str, table: pd.DataFrame, targets: Sequence[str]
-) -> FeatureSet:
+def feature_set(name: str, values: ArrayLike | PathLike, table: pd.DataFrame, targets: Sequence[str]) -> FeatureSet:
     """Features to compare with: a table's file, features ``[N, D]``, or images ``[N, C, *S]``."""
     if isinstance(values, (str, os.PathLike)):
         return read_features(name, values, table, targets)
@@ -135,7 +133,7 @@ def feature_set(
     return FeatureSet.from_values(name, array)
 
 
-def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, targets: Sequence[str]) -> FeatureSet:
+def read_features(name: str, path: PathLike, table: pd.DataFrame, targets: Sequence[str]) -> FeatureSet:
     """Read features from a CSV or Parquet table, and join them to a table of embeddings by ``id``."""
     path = Path(path)
     features = _read_table(path)
@@ -160,7 +158,7 @@ def read_features(name: str, path: str | os.PathLike[str], table: pd.DataFrame, 
     return FeatureSet.from_values(name, values, is_available, columns, standardise=not codes)
 
 
-def checksum_of_features(values: ArrayLike | os.PathLike[str] | str) -> str:
+def checksum_of_features(values: ArrayLike | PathLike) -> str:
     """The SHA-256 of a file or an array."""
     if isinstance(values, (str, os.PathLike)):
         return file_checksum(values)

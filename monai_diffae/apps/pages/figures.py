@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from monai_diffae.data.fingerprints import digest
+from monai_diffae.policies import Range
 
 _SIZE_PX = (420, 280)
 _INK, _LINE, _SURFACE = "#586070", "#dcdfe4", "#fefefe"
@@ -45,7 +46,7 @@ class Axes:
     log_x: bool = False
     log_y: bool = False
     reference: float | None = None  # a value of y to compare with, drawn as a dotted line
-    diagonal: tuple[float, float] | None = None  # the ends of the line y = x to draw
+    diagonal: Range | None = None  # the ends of the line y = x to draw
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.data.scans import ras_shape, read_scan, slice_volume
 from monai_diffae.errors import ScanError
 from monai_diffae.pictures import fitted, in_colours, plane_slices, thumbnail
+from monai_diffae.policies import Range
 from monai_diffae.transforms.writing import read_image
 
 Pixels = NDArray[np.uint8]
-Range = tuple[float, float]
 
 PANELS = ("input", "z_sem", "z_sem_difference", "x_T", "x_T_difference")
 LIMIT = 0.25  # the end of the scale of differences of reconstructions, as a fraction of the model's range

@@ -21,6 +21,7 @@ from monai_diffae.data.cases import Case, PatientKey, key_beside
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.lazy import bundles, np, npt, pd, provenance, representation, sessions, tables, torch, writing
+from monai_diffae.policies import Range
 
 if TYPE_CHECKING:
     Floats = npt.NDArray[np.floating[Any]]
@@ -338,9 +339,7 @@ def _own_detail(native: transforms.NativeSpace, differences: torch.Tensor) -> tu
     return plain + panels, panels
 
 
-def draw_changes(
-    path: Path, cases: Sequence[CasePicture], titles: Sequence[str], model_range: tuple[float, float]
-) -> None:
+def draw_changes(path: Path, cases: Sequence[CasePicture], titles: Sequence[str], model_range: Range) -> None:
     """Draw changed images, and below them their differences in colour; beside them, if they are fewer."""
     low, high = model_range
     limit = max(_LEAST_SCALE * (high - low), *(float(case.differences.abs().max()) for case in cases))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import ConfigError, OtherResultsError
 from monai_diffae.lazy import bundles, latents, provenance, tables
+from monai_diffae.policies import PathLike
 
 Kind = Literal["classes", "numbers"]
 _LARGEST = 100
@@ -104,7 +104,7 @@ def fit_direction(
     return Result(out, {key: content[key] for key in keys}, [note], content={"direction": direction})
 
 
-def read_direction(path: str | os.PathLike[str], trained: bundles.TrainedBundle | None = None) -> latents.Direction:
+def read_direction(path: PathLike, trained: bundles.TrainedBundle | None = None) -> latents.Direction:
     """Read a direction file; with a bundle, one of another model is refused."""
     if not Path(path).is_file():
         raise ConfigError(f"{Path(path).name}: there is no such file; make it with monai-diffae fit-direction")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.progress import count_failures
 from monai_diffae.errors import ConfigError, find_diffae_error
 from monai_diffae.lazy import cohorts, engines, parsing, speeds, surveys, tensor_files
+from monai_diffae.policies import PathLike
 
 if TYPE_CHECKING:
     import threading
@@ -120,11 +120,11 @@ def training_result(
 
 
 def train_with_callbacks(
-    bundle: str | os.PathLike[str],
-    cohort: str | os.PathLike[str] | None = None,
-    out: str | os.PathLike[str] | None = None,
+    bundle: PathLike,
+    cohort: PathLike | None = None,
+    out: PathLike | None = None,
     *,
-    start_from: str | os.PathLike[str] | None = None,
+    start_from: PathLike | None = None,
     training: Training = Training(),
     stop: threading.Event | None = None,
     report: Callable[[Statistics], object] | None = None,

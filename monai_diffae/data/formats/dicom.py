@@ -18,6 +18,7 @@ from monai_diffae.data.formats.dicom_pixels import decode, lenient, read_tags, w
 from monai_diffae.data.formats.dicom_planes import TAGS, Stack, flat_geometry, make_stack, read_planes, to_volume
 from monai_diffae.data.formats.scan import Header, Scan, check_affine, check_budget
 from monai_diffae.errors import ScanError, problem
+from monai_diffae.policies import PathLike
 
 SERIES = "#series="
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -60,7 +61,7 @@ def hash_patient(patient_id: str) -> str:
     return hashlib.sha256(f"monai_diffae:patient:{plain}".encode()).hexdigest()[:12]
 
 
-def split_series(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
+def split_series(path: PathLike) -> tuple[Path, str | None]:
     """Split ``ct#series=1.2.3`` into the folder ``ct`` and the UID ``1.2.3``; other paths have no UID (None)."""
     text = os.fspath(path)
     if SERIES not in text:

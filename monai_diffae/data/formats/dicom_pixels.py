@@ -21,7 +21,7 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from monai_diffae.data.formats import itk
-from monai_diffae.data.formats.scan import as_float32, check_regular
+from monai_diffae.data.formats.scan import Floats, Voxels, as_float32, check_regular
 from monai_diffae.errors import problem
 
 Mask = NDArray[np.bool_] | None
@@ -77,7 +77,7 @@ def write_dataset(path: Path, dataset: Dataset, syntax: str = uid.ExplicitVRLitt
         pydicom.dcmwrite(path, dataset, write_like_original=False)
 
 
-def decode(path: Path, rescales: NDArray[np.float64]) -> tuple[NDArray[np.float32], Mask]:
+def decode(path: Path, rescales: Floats) -> tuple[Voxels, Mask]:
     """Decode a file to ``[C, X, Y, frames]``, white high, by the slope and intercept of each frame; and its padding."""
     with lenient():
         dataset = read_tags(path, _PIXEL_TAGS, pixels=True)
@@ -91,7 +91,7 @@ def decode(path: Path, rescales: NDArray[np.float64]) -> tuple[NDArray[np.float3
     return array.transpose(3, 2, 1, 0), None if padding is None else padding.transpose(3, 2, 1, 0)
 
 
-def without_padding(arrays: list[NDArray[np.float32]], masks: Sequence[Mask]) -> list[NDArray[np.float32]]:
+def without_padding(arrays: list[Voxels], masks: Sequence[Mask]) -> list[Voxels]:
     """Replace padding outside the range of measured values, as -2000 is far below air, by the lowest of them."""
     pairs = [*zip(arrays, masks, strict=True)]
     measured = [array if mask is None else array[~mask] for array, mask in pairs if mask is None or not mask.all()]

@@ -13,16 +13,13 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from scipy import ndimage
 
 from monai_diffae.data.formats.dicom_pixels import lenient
 from monai_diffae.data.formats.itk import LPS_TO_RAS
-from monai_diffae.data.formats.scan import Doubt, check_affine, check_budget
+from monai_diffae.data.formats.scan import Doubt, Floats, Voxels, check_affine, check_budget
 from monai_diffae.errors import problem
-
-FloatArray = NDArray[np.float64]
 
 SHARED, FRAMES = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 _PLACE = {  # the tags that say where a plane lies: how many numbers each has, and its functional group
@@ -50,9 +47,9 @@ _LEAN = 0.5  # voxels between the first and the last plane: a smaller shift is n
 class Plane:
     """One plane, in DICOM's own axes (LPS)."""
 
-    position: FloatArray  # centre of its first voxel, in mm
-    directions: FloatArray  # 3x2, unit vectors along a row and along a column
-    spacing: FloatArray  # mm between the voxels of a row, and of a column
+    position: Floats  # centre of its first voxel, in mm
+    directions: Floats  # 3x2, unit vectors along a row and along a column
+    spacing: Floats  # mm between the voxels of a row, and of a column
     rescale: tuple[float, float]  # slope and intercept from stored values to the scan's values
     number: int | None = None  # the InstanceNumber of a file; None for frames
     num_declared: int = 0  # the number of slices that the header of a file declares; 0: none
@@ -64,11 +61,11 @@ class Stack:
 
     order: list[int]  #: indices of the given planes, sorted along the normal
     #: position of each sorted plane along the volume's third axis; whole numbers if they are evenly spaced
-    places: FloatArray
+    places: Floats
     sizes: tuple[int, int, int]  #: size of the volume, after straightening if it is tilted
-    affine: FloatArray  #: affine of the volume, to mm in RAS+
+    affine: Floats  #: affine of the volume, to mm in RAS+
     #: shift of the volume's planes against the ones before, in voxels along x and y; zeros without a tilt
-    lean: FloatArray
+    lean: Floats
     rescales: list[tuple[float, float]]  #: slope and intercept of each given plane
     doubts: tuple[Doubt, ...] = ()  #: whether planes are unevenly spaced, tilted or perhaps missing
 
@@ -103,7 +100,7 @@ def read_rescale(groups: Sequence[Dataset]) -> tuple[float, float]:
     return (slope[0] if slope else 0.0) or 1.0, intercept[0] if intercept else 0.0
 
 
-def flat_geometry(header: Dataset) -> tuple[FloatArray, tuple[float, float]]:
+def flat_geometry(header: Dataset) -> tuple[Floats, tuple[float, float]]:
     """The affine of one image, from (row, column, 0) to mm, and its rescale; without tags, a plain grid of 1 mm."""
     with lenient():
         (groups, *_) = _frames(header)
@@ -203,14 +200,14 @@ def make_stack(path: Path, planes: list[Plane], columns: int, rows: int) -> Stac
     return replace(stack, doubts=tuple(doubts))
 
 
-def _tilt_doubt(step: FloatArray, normal: FloatArray) -> Doubt:
+def _tilt_doubt(step: Floats, normal: Floats) -> Doubt:
     height = step @ normal
     angle = math.degrees(math.atan2(float(np.linalg.norm(step - height * normal)), height))
     wrong = f"each slice is shifted against the one before, as by a gantry tilt of {angle:.1f} degrees"
     return Doubt("tilted", wrong, "the volume is straightened", "accept that (doubtful: warn), or omit it")
 
 
-def to_volume(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
+def to_volume(array: Voxels, stack: Stack) -> Voxels:
     """Make the volume ``[C, *stack.sizes]`` from planes ``[C, X, Y, N]`` in the stack's order."""
     array = _straighten(array, stack)
     if stack.is_even:
@@ -219,11 +216,11 @@ def to_volume(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
     below = np.minimum(below, len(stack.places) - 2)
     low, high = stack.places[below], stack.places[below + 1]
     weight = ((np.arange(stack.sizes[2]) - low) / (high - low)).astype(np.float32)
-    volume: NDArray[np.float32] = array[..., below] * (1 - weight) + array[..., below + 1] * weight
+    volume: Voxels = array[..., below] * (1 - weight) + array[..., below + 1] * weight
     return volume
 
 
-def _straighten(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
+def _straighten(array: Voxels, stack: Stack) -> Voxels:
     """Shift each plane of a tilted stack to its position; where there is no plane, the volume has the lowest value."""
     if not stack.lean.any():
         return array
@@ -240,7 +237,7 @@ def _straighten(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]
 # -- evenly spaced, planned with several spacings, or incomplete -------------------------------------------------------
 
 
-def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None]) -> FloatArray:
+def place_planes(path: Path, heights: Floats, numbers: Sequence[int | None]) -> Floats:
     """Positions of planes with ascending heights, in units of the evenly spaced planes of the volume."""
     gaps = np.diff(heights)
     if gaps.min() < max(0.01 * float(np.median(gaps)), 1e-3):
@@ -254,7 +251,7 @@ def place_planes(path: Path, heights: FloatArray, numbers: Sequence[int | None])
     if np.abs(heights - even).max() <= _EVEN * float(np.median(gaps)):
         return np.arange(len(heights), dtype=np.float64)
     extent = heights - heights[0]
-    places: FloatArray = extent / extent[-1] * round(extent[-1] / fine)
+    places: Floats = extent / extent[-1] * round(extent[-1] / fine)
     return places
 
 
@@ -268,7 +265,7 @@ def incomplete_doubts(numbers: Sequence[int | None], declared: int) -> Iterator[
             return
 
 
-def _check_missing(path: Path, gaps: FloatArray, fine: float, numbers: Sequence[int | None]) -> None:
+def _check_missing(path: Path, gaps: Floats, fine: float, numbers: Sequence[int | None]) -> None:
     """Raise an error if wide gaps are too few to be planned, or if numbers are missing there."""
     is_wide = gaps > _WIDE * fine
     runs = [len([*run]) for wide, run in groupby(is_wide) if wide]

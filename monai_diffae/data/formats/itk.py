@@ -112,7 +112,7 @@ def to_array(path: Path, image: sitk.Image) -> NDArray[np.float32]:
     return scan.as_float32(path, array.transpose(-1 % array.ndim, *axes))
 
 
-def to_affine(image: sitk.Image | sitk.ImageFileReader) -> NDArray[np.float64]:
+def to_affine(image: sitk.Image | sitk.ImageFileReader) -> scan.Floats:
     """Convert ITK's geometry (LPS, indices x, y, z) to an affine in RAS+; in 2D, with indices row and column."""
     dims = image.GetDimension()
     n = min(dims, 3)
@@ -123,7 +123,7 @@ def to_affine(image: sitk.Image | sitk.ImageFileReader) -> NDArray[np.float64]:
     return LPS_TO_RAS @ (affine if n == 3 else affine[:, [1, 0, 2, 3]])
 
 
-def to_image(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> sitk.Image:
+def to_image(path: Path, array: NDArray[np.generic], affine: scan.Floats) -> sitk.Image:
     """Convert a volume ``[C, X, Y, Z]`` with an affine in RAS+ to an image, whose geometry is in LPS."""
     voxels = array.transpose(3, 2, 1, 0) if len(array) > 1 else array[0].transpose(2, 1, 0)
     try:

@@ -14,7 +14,6 @@ from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
 from monai_diffae.data.fingerprints import voxel_file
 from monai_diffae.data.formats import scan
@@ -36,7 +35,7 @@ class _Layout:
 
     header: nib.Nifti1Header
     shape: tuple[int, ...]
-    affine: NDArray[np.float64]
+    affine: scan.Floats
     start: int
     doubts: tuple[scan.Doubt, ...]
 
@@ -133,7 +132,7 @@ def _guess_type(raw: bytes) -> str:
     return " but a git-lfs pointer" if start.startswith(b"version https://git-lfs") else ""
 
 
-def _geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+def _geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], scan.Floats]:
     """The size along three axes, and the affine in mm."""
     dims = [int(n) for n in header["dim"]]
     if not 1 < dims[0] <= 7:
@@ -156,7 +155,7 @@ def _geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], ND
     return tuple((*shape, 1)[:3]), affine
 
 
-def _doubts(header: nib.Nifti1Header, affine: NDArray[np.float64]) -> Iterator[scan.Doubt]:
+def _doubts(header: nib.Nifti1Header, affine: scan.Floats) -> Iterator[scan.Doubt]:
     """What is doubtful about the geometry; the sform is used if its code is above 0, else the qform (as in nibabel)."""
     has_sform, has_qform = (int(header[f"{name}_code"]) > 0 for name in ("sform", "qform"))
     if not has_sform and not has_qform:

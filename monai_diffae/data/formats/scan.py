@@ -3,7 +3,6 @@
 import functools
 import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.errors import problem
+from monai_diffae.policies import PathLike
 
 logger = logging.getLogger(__name__)
+
+Voxels = NDArray[np.float32]
+"""The values ``[C, *S]`` of a scan."""
+
+Floats = NDArray[np.float64]
+"""Numbers such as an affine."""
 
 MAX_BYTES = 2 * 1024**3
 """The largest scan that can be read, as float32 voxels: 2 GiB."""
@@ -47,10 +53,10 @@ class Scan:
 
     #: float32 ``[C, *S]``. Volumes have the file's own voxel order ``[C, X, Y, Z]``; pictures and single slices are
     #: ``[C, H, W]`` with rows from top to bottom, as displayed
-    array: NDArray[np.float32]
+    array: Voxels
     #: 4x4 float64, from the indices of ``S`` (a picture's third index is 0) to mm, RAS+. It is the identity for PNG and
     #: JPEG, which have no geometry
-    affine: NDArray[np.float64]
+    affine: Floats
     modality: str | None = None  #: DICOM's modality, such as ``"CT"``, ``"MR"``, ``"DX"``; None for other formats
     #: the header of a NIfTI volume, with which :func:`~monai_diffae.data.scans.write_scan` writes a file with the same
     #: type, units and codes; None for other formats
@@ -69,7 +75,7 @@ class Scan:
         return self.spatial_dims == 2 and np.array_equal(self.affine, np.eye(4))
 
     @property
-    def empty(self) -> NDArray[np.float32]:
+    def empty(self) -> Voxels:
         """An image without content: ``array``'s shape, with the lowest value of each channel."""
         lowest = self.array.min(axis=tuple(range(1, self.array.ndim)), keepdims=True)
         return np.broadcast_to(lowest, self.array.shape)
@@ -85,7 +91,7 @@ class Header:
     """The size ``S`` (2 or 3 axes), affine and doubts of a file, as in `Scan`, known before its voxels are read."""
 
     shape: tuple[int, ...]
-    affine: NDArray[np.float64]
+    affine: Floats
     doubts: tuple[Doubt, ...] = ()
     channels: int | None = 1  # of the file: three may be a grey picture stored as RGB; None if only its pixels tell
 
@@ -96,9 +102,7 @@ def warn_once(path: Path, text: str) -> None:
     logger.warning("%s: %s", path.name, text)
 
 
-def as_float32(
-    path: Path, values: NDArray[np.generic], scaling: tuple[float, float] | None = None
-) -> NDArray[np.float32]:
+def as_float32(path: Path, values: NDArray[np.generic], scaling: tuple[float, float] | None = None) -> Voxels:
     """Convert to float32 in C order, scaled in float64; warn if under 256 steps remain, raise an error under 8."""
     rounded, is_exact = np.empty(values.shape, np.float32), True
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is reported later, as non-finite values
@@ -131,14 +135,14 @@ def check_regular(path: Path) -> None:
         raise problem(path, "it is no regular file, but a pipe, device or folder", "leave it out")
 
 
-def check_packed(path: str | os.PathLike[str], needed: int, stored: int) -> None:
+def check_packed(path: PathLike, needed: int, stored: int) -> None:
     """Raise an error if a compressed file is too small for what its header declares, before memory is allocated."""
     if needed > _MOST_PACKED * stored:
         wrong = f"its header declares {needed} bytes, but its {stored} bytes cannot hold so many"
         raise problem(path, wrong, "copy or export it again")
 
 
-def check_budget(path: str | os.PathLike[str], sizes: Sequence[int], components: int = 1) -> None:
+def check_budget(path: PathLike, sizes: Sequence[int], components: int = 1) -> None:
     """Raise an error if the sizes are not those of a 2D or 3D image of up to :data:`MAX_BYTES`, before it is read."""
     text, gib = " x ".join(map(str, sizes)), math.prod(sizes) * components * 4 / 1024**3
     if any(n < 1 for n in sizes) or len(sizes) < 2:
@@ -149,14 +153,14 @@ def check_budget(path: str | os.PathLike[str], sizes: Sequence[int], components:
         raise problem(path, f"its size is {text}, {gib:.1f} GiB; the limit is 2 GiB", "crop or resample it")
 
 
-def check_spacing(path: str | os.PathLike[str], spacing_mm: Sequence[float] | NDArray[np.float64]) -> None:
+def check_spacing(path: PathLike, spacing_mm: Sequence[float] | Floats) -> None:
     """Raise an error if a spacing is not a positive number."""
     if not all(1e-9 < v < math.inf for v in spacing_mm):
         text = " x ".join(f"{v:g}" for v in spacing_mm)
         raise problem(path, f"its voxel spacing is {text} mm", "export it again with a valid spacing")
 
 
-def check_affine(path: str | os.PathLike[str], affine: NDArray[np.float64]) -> None:
+def check_affine(path: PathLike, affine: Floats) -> None:
     """Raise an error if spacings are not positive numbers, or axes are not independent."""
     if not np.isfinite(affine).all():
         raise problem(path, "its affine or spacing is not finite", "export it again with a valid spacing")

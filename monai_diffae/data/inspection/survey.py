@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from monai_diffae.data.atomic import PartStore
 from monai_diffae.data.cases import Case, cases_of_one_file, files_in_two_splits, patients_in_two_splits, spread_cases
 from monai_diffae.data.fingerprints import digest, item_hash, scan_states
-from monai_diffae.data.formats.scan import Doubt, Header
+from monai_diffae.data.formats.scan import Doubt, Floats, Header
 from monai_diffae.data.inspection.twins import SIZE, ScanPrint, TwinReport, find_twins, report_twins, scan_print
 from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, progress, track
 from monai_diffae.data.scans import apply_policy, check_channels, displayed_geometry, read_header, read_with_doubts
@@ -69,7 +69,7 @@ class Survey:
 
     ids: list[str]  # (N,) ids of the scans
     sizes: NDArray[np.int64]  # (N, D) voxels along R, A and S of volumes, or rows and columns of images
-    spacings_mm: NDArray[np.float64]  # (N, D) voxel spacings in mm
+    spacings_mm: Floats  # (N, D) voxel spacings in mm
     # cases whose header cannot be read, or that are of the other kind
     failures: list[Failure] = field(default_factory=list)
 
@@ -92,9 +92,9 @@ class Survey:
         return self.spatial_dims == 3 or bool((self.spacings_mm != 1).any())
 
     @property
-    def fields_mm(self) -> NDArray[np.float64]:
+    def fields_mm(self) -> Floats:
         """(N, D) the scans' fields of view in mm."""
-        extents: NDArray[np.float64] = self.sizes * self.spacings_mm
+        extents: Floats = self.sizes * self.spacings_mm
         return extents
 
     @property

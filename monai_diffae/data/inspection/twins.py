@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.cases import TWINS, Case, Images, Label, label_names, marks_twins
 from monai_diffae.data.fingerprints import digest
-from monai_diffae.data.formats.scan import Scan
+from monai_diffae.data.formats.scan import Floats, Scan, Voxels
 from monai_diffae.data.scans import to_ras
 from monai_diffae.errors import CohortError, counted, quoted
 
@@ -128,7 +128,7 @@ def _similar_pairs(thumbnails: Mapping[int, Thumbnail], patients: Sequence[str])
             yield int(positions[start + row]), int(positions[start + closest[row]])
 
 
-def _details(thumbnail: Thumbnail) -> NDArray[np.float64]:
+def _details(thumbnail: Thumbnail) -> Floats:
     """The fine content ``[P * 32 * 32]`` of a thumbnail, with norm 1."""
     from scipy.ndimage import uniform_filter
 
@@ -137,7 +137,7 @@ def _details(thumbnail: Thumbnail) -> NDArray[np.float64]:
     return (fine / max(float(np.linalg.norm(fine)), np.finfo(float).tiny)).ravel()
 
 
-def _thumbnail(array: NDArray[np.float32]) -> Thumbnail | None:
+def _thumbnail(array: Voxels) -> Thumbnail | None:
     planes = [array]
     if array.ndim == 4:
         planes = [np.take(array, size // 2, axis=1 + axis) for axis, size in enumerate(array.shape[1:])]
@@ -149,12 +149,12 @@ def _thumbnail(array: NDArray[np.float32]) -> Thumbnail | None:
     return scaled if np.std(scaled) > _FLAT else None
 
 
-def _cell_means(plane: NDArray[np.float64]) -> NDArray[np.float64]:
+def _cell_means(plane: Floats) -> Floats:
     """The means of 32 cells of rows, which overlap by up to a row."""
     length, cells = len(plane), np.arange(SIZE)
     first, stop = cells * length // SIZE, -(-(cells + 1) * length // SIZE)
     sums = np.concatenate([np.zeros((1, plane.shape[1])), plane.cumsum(axis=0)])
-    means: NDArray[np.float64] = (sums[stop] - sums[first]) / (stop - first)[:, None]
+    means: Floats = (sums[stop] - sums[first]) / (stop - first)[:, None]
     return means
 
 

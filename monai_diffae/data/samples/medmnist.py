@@ -18,13 +18,14 @@ from PIL import Image
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.samples.virtual_cohort import find_sample_data, write_sample_data
 from monai_diffae.errors import CohortError, ConfigError, MachineError, UnsafeInputError, check_installed
+from monai_diffae.policies import PathLike
 
 _DIGITS = 16  # of the checksum of the file
 
 
 def medmnist_to_cohort(
-    npz_or_name: str | os.PathLike[str],
-    directory: str | os.PathLike[str],
+    npz_or_name: PathLike,
+    directory: PathLike,
     *,
     size: int = 28,
     overwrite: bool = False,
@@ -58,7 +59,7 @@ def medmnist_to_cohort(
     return write_sample_data(directory, parameters, write)
 
 
-def _find_npz(npz_or_name: str | os.PathLike[str], size: int) -> Path:
+def _find_npz(npz_or_name: PathLike, size: int) -> Path:
     path = Path(npz_or_name)
     if path.is_file():
         return path

@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from monai_diffae.data.atomic import disk_errors, write_csv, write_json
 from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.policies import PathLike
 
 FloatArray = NDArray[np.float32]
 
@@ -257,7 +258,7 @@ range, spacing a factor of the size of the voxels:
 
 
 def make_virtual_cohort(
-    directory: str | os.PathLike[str],
+    directory: PathLike,
     *,
     num_patients: int = 1000,
     size: int = 48,
