@@ -7,7 +7,7 @@ from pathlib import Path
 pytest_plugins = ["goal_table", "no_network", "suite_limits"]  # in tests/robustness
 
 LABEL = Path(__file__).parent / "monai_diffae" / "label"
-WITHOUT_MONAI_LABEL = {"__init__.py", "app_folder.py", "ids.py", "label_app.py", "label_server.py", "logs.py"}
+WITHOUT_MONAI_LABEL = {"__init__.py", "label_app.py", "label_server.py"}
 
 collect_ignore_glob = ["tests/zoo/unit_tests/*"]  # templates
 
