@@ -221,11 +221,11 @@ def test_other_formats_and_a_killed_run_give_the_same(run, users, table, tmp_pat
     assert pd.read_csv(run(users("logit", ".pt2")).folder / "counterfactuals.csv").equals(table)
     find, calls = module.Finder.find, []
 
-    def killed(self, coded):
+    def killed(self, coded, case):
         calls.append(coded.case.id)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return find(self, coded)
+        return find(self, coded, case)
 
     monkeypatch.setattr(module.Finder, "find", killed)
     with pytest.raises(KeyboardInterrupt):
