@@ -175,7 +175,7 @@ class Session:
         With ``dicom``, DICOM cases that cannot be written as new series are unusable, too.
         """
         unwritable = unwritable_series(cases) if dicom else []
-        listed, lost = [*([] if named else self.cohort.failures), *unwritable], {each.case_id for each in unwritable}
+        listed, lost = [] if named else self.cohort.failures, {each.case_id for each in unwritable}
         dataset = CachedCases(
             [case.item() for case in cases if case.id not in lost],
             self.trained.preprocessing,
@@ -183,7 +183,7 @@ class Session:
             num_workers=self.reading.workers_for(len(cases)),
             keys=list(dict.fromkeys([*self.trained.image_keys, self.encoder_key])),  # a transform may make the latter
         )
-        dataset.failures_name = failures_name
+        dataset.failures, dataset.failures_name = unwritable, failures_name
         try:
             dataset.prepare()
         finally:

@@ -406,7 +406,7 @@ class AnomalyDetector:
             return write_model(models / ANOMALY, "anomaly", tensors, description)
 
     def __call__(self, case: ModelCase) -> Anomaly:
-        """The anomaly map, score and p-value of a case; a held-out case is compared with the others."""
+        """The anomaly map, score and p-value of a case; a held-out case is compared with those of other patients."""
         reconstruction, residuals = image_residuals(case.trained, case.images, case.z_sem, self.settings)
         others = self._without(case.images, residuals.cpu())
         maps = anomaly_maps(residuals, others.spread.to(residuals.device), self.settings.smoothing)
@@ -414,11 +414,12 @@ class AnomalyDetector:
         return Anomaly(maps, float(scores.max()), others._p_value(scores), reconstruction, self)
 
     def _without(self, images: Tensor, residuals: Tensor) -> "AnomalyDetector":
-        """The detector of the other held-out cases, if these are images of one."""
+        """The detector of the held-out cases of other patients, if these are images of a held-out case."""
         names, known = [image_key(image) for image in images], self.made_from.get("images", [])
         own = residuals.square()[[name in known for name in names]]
         excess = (len(own) * self.mean_squares - own.sum(dim=0)) / (len(self.scores) - len(own))
-        is_other = ~torch.isin(self.scans, self.scans[: len(known)][[name in names for name in known]])
+        patients = torch.tensor(self.made_from.get("patients", self.scans.tolist()))
+        is_other = ~torch.isin(patients, patients[: len(known)][[name in names for name in known]])
         scores, scans = self.scores[is_other], self.scans[is_other]
         return replace(self, mean_squares=(self.mean_squares + excess).clamp(min=0), scores=scores, scans=scans)
 

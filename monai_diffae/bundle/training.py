@@ -271,7 +271,10 @@ class TrainingDescription:
             complete_bundle(root, folder, with_model=self.kind in ("latent", "fast"))
             ignored = write_values(self.run_config, folder, self.file, dry=is_complete)
             if ignored and is_complete:
-                logger.warning("%s: not used, as nothing is trained; omit, or set overwrite", ", ".join(ignored))
+                logger.warning(
+                    "the training is complete, so these are ignored: %s; omit them, or set overwrite to train again",
+                    ", ".join(ignored),
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """The part of the description that a checkpoint keeps; it contains no ids of scans."""

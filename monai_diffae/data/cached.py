@@ -87,7 +87,7 @@ class CachedCases(Dataset[Item]):
         """Read and preprocess all cases, if this has not been done, and return the dataset itself."""
         if self._items is not None:
             return self
-        if not self.data:
+        if not self.data and not self.failures:
             raise CohortError("there are no cases to read; check the cohort and its splits")
         remove_abandoned_caches(self.cache_dir)
         items: list[Item] = []

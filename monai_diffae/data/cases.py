@@ -98,7 +98,7 @@ NEARLY_ALL = 0.9
 
 
 def share_known(cases: Sequence[Case]) -> float:
-    """The share of cases whose patient is not the name of a case, as an unknown patient and that of twins are."""
+    """Share of cases with a known patient (unknown ones, and those of twins, are named after a case)."""
     names = {
         name if case.slice_index is None else name.rpartition("_")[0]
         for case in cases
@@ -195,8 +195,8 @@ def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
             )  # fmt: skip
         elif wrong and len(wrong) <= max(1, len(texts) // 10) < len(texts):
             logger.warning(
-                "label '%s': is read as text, because %d of %d values are no numbers, the first in row %d, %s; correct "
-                "them, or leave them empty", name, len(wrong), len(texts), *wrong[0],
+                "label '%s': is read as text, because %d of %d values cannot be read as numbers, the first in row %d, "
+                "%s; correct or empty such cells", name, len(wrong), len(texts), *wrong[0],
             )  # fmt: skip
     return labels
 
@@ -309,12 +309,15 @@ def with_hashes(cases: Sequence[Case], folder: Path, ids: Ids = "names") -> list
     if not any(is_private):
         return list(cases)
     key = folder_key(folder)
+    by_name = {name: case.id for case in cases for name in (case.file_name, case.id)}
 
     def hashed(case: Case) -> Case:
         if ids == "names":
             return replace(case, patient=key.hash(case.patient))
         id = f"case-{key.hash(case.id)}"
-        return replace(case, id=id, file_name="", patient=id if case.has_own_patient else key.hash(case.patient))
+        owner = by_name.get(case.patient)  # that an unknown patient, or that of twins, is named after
+        patient = key.hash(case.patient) if owner is None else f"case-{key.hash(owner)}"
+        return replace(case, id=id, file_name="", patient=patient)
 
     return [hashed(case) if private else case for case, private in zip(cases, is_private, strict=True)]
 

@@ -328,7 +328,8 @@ def check_sequences(cases: Sequence[Case], folder: Path) -> None:
     if found := find_sequences(unknown):
         raise CohortError(
             f"{folder.name}: {shortened(' and '.join(found[:2]), 60)} may be sequences of one patient; run "
-            "monai-diffae list-scans FOLDER scans.csv --patient-pattern '([^/]+)[-_/][^-_/]+$', and give scans.csv"
+            "monai-diffae list-scans FOLDER scans.csv --patient-pattern '([^/]+)[-_/][^-_/]+$' (or, if each scan is "
+            "its own patient, '(.+)'), and give scans.csv"
         )
 
 

@@ -76,7 +76,9 @@ def read_embeddings(path: PathLike) -> pd.DataFrame:
             path.name, num_double,
         )  # fmt: skip
     if encoder_name(table) == "harmonized":
-        kept = "".join(f", with the effect of {name}, which goes with the scanner" for name in confounded(table))
+        kept = "".join(
+            f", with the effect of {name}, which is associated with the scanner" for name in confounded(table)
+        )
         logger.warning("%s: was harmonized in one go%s; compare with probe --harmonize, which does it in each fold",
                        path.name, kept)  # fmt: skip
     for name in table[label_columns(table)].select_dtypes(exclude=["number", "bool"]):
@@ -161,7 +163,7 @@ def source_encoder(table: pd.DataFrame) -> str:
 
 
 def confounded(table: pd.DataFrame) -> list[str]:
-    """The columns whose effect :func:`monai_diffae.harmonize` kept, although they go with the scanner."""
+    """The columns whose effect :func:`monai_diffae.harmonize` kept, although they are associated with the scanner."""
     return list(_made_from(table).get("confounded", []))
 
 
@@ -230,7 +232,7 @@ def matrix(table: pd.DataFrame, features: Features) -> NDArray[np.float32]:
     if not columns:
         raise CohortError(f"features: the table has no columns {prefix}_000, ...; embed again with features {features}")
     if [int(name[2:]) for name in columns] != [*range(len(columns))]:
-        raise CohortError(f"of the columns {prefix}_000, ... one is missing, or they have another order; embed again")
+        raise CohortError(f"the columns {prefix}_000, ... are incomplete or out of order; embed again")
     try:
         values = table[columns].to_numpy(np.float32)
     except (TypeError, ValueError):

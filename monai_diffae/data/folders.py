@@ -125,7 +125,7 @@ def find_sequences(names: Sequence[str]) -> list[str]:
     # nnU-Net's channels begin at 0000; classes have many numbers and few names, as benign_0000 and malignant_0000
     are_patients = len(several) > len(numbers) or all(re.search(r"\d", stem) for stem in several)
     are_many = len(several) > 1 and 2 * sum(map(len, several.values())) > len(names)
-    return next(iter(several.values())) if are_patients and are_many and max(numbers, default="") < "0012" else []
+    return next(iter(several.values())) if are_patients and are_many else []
 
 
 # -- label maps --------------------------------------------------------------------------------------------------------

@@ -225,11 +225,11 @@ def _check_label_file(path: Path, image: str) -> None:
         raise ConfigError("label: cannot be read as an image; save it again as NIfTI, NRRD or PNG") from error
     values = sitk.GetArrayViewFromImage(label)
     if not np.array_equal(values, np.rint(values)):
-        raise ConfigError("label: has values that are no whole numbers; save a mask, whose values are classes")
+        raise ConfigError("label: contains values that are not whole numbers; save a mask, whose values are classes")
     with suppress(ScanError):  # viewers may show an image that this package refuses
         sizes = [sorted(n for n in size if n > 1) for size in (label.GetSize(), read_scan(image).array.shape[1:])]
         if sizes[0] != sizes[1]:  # readers may order the axes differently
-            raise ConfigError("label: has another number of voxels than the image; save a mask on the image's own grid")
+            raise ConfigError("label: its size differs from the image's; save a mask on the image's own grid")
 
 
 def image_paths(datastore: Datastore) -> tuple[dict[str, str], dict[str, str]]:

@@ -1,5 +1,6 @@
 """The detector of a bundle: stored, refused if stale, and applied to pictures and to volumes in a 2D bundle."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,10 @@ def test_a_held_out_case_is_compared_with_the_others(trained, tiny_bundle):
     found = [fitted(each) for each in opened]
     assert [each.score for each in found] == pytest.approx(fitted.scores.tolist(), rel=1e-5)
     assert sorted(each.p_value for each in found) == pytest.approx(np.arange(1, 7) / 6)
+    cases = [replace(case, patient=f"p{row % 2}") for row, case in enumerate(cases)]
+    fitted = fit_detector(trained, cases, ({"image": each.images[0]} for each in opened), AnomalySettings(draws=2))
+    for each in opened:  # with the three scans of the other patient
+        assert 4 * fitted(each).p_value == pytest.approx(round(4 * fitted(each).p_value))
 
 
 def test_a_volume_in_a_2d_bundle_has_a_map_in_its_own_space(detector, trained, tmp_path):

@@ -258,7 +258,7 @@ def test_a_cohort_may_move_but_replaced_scans_of_the_same_size_are_refused(train
     with caplog.at_level(logging.INFO, logger="monai_diffae"):
         train(whole, dataset_dir=str(moved), learning_rate=0.5)  # moving changes nothing
     assert config.read_bytes() == values
-    assert "learning_rate: not used, as nothing is trained" in caplog.text
+    assert "the training is complete, so these are ignored: learning_rate" in caplog.text
     assert "training is complete after 15 steps; nothing to do. Increase max_epochs" in caplog.text
     assert (whole / "models" / "checkpoint.pt").stat().st_mtime_ns == before
     table = pd.read_csv(moved)

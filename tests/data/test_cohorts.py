@@ -243,6 +243,6 @@ def test_the_types_of_labels(caplog):
         "label 'age': is read as text, because numbers such as 41,5 have a comma; write points, or separate the "
         "columns by semicolons",
         "label 'psa': 1 cells such as - count as missing numbers",
-        "label 'dose': is read as text, because 1 of 3 values are no numbers, the first in row 3, '1.040,5'; correct "
-        "them, or leave them empty",
+        "label 'dose': is read as text, because 1 of 3 values cannot be read as numbers, the first in row 3, "
+        "'1.040,5'; correct or empty such cells",
     ]

@@ -62,7 +62,7 @@ def test_what_is_no_table_of_embeddings_is_refused_by_its_name(table, tmp_path):
         read_embeddings(tmp_path / "mine.csv")
     for other in (table.drop(columns="z_001"), table[["id", "z_001", "z_000", "z_002"]]):
         other.to_parquet(tmp_path / "lost.parquet")
-        with pytest.raises(CohortError, match="one is missing, or they have another order"):
+        with pytest.raises(CohortError, match="are incomplete or out of order"):
             read_embeddings(tmp_path / "lost.parquet")
     for record in ([1], "x", {"made_from": [1]}, {"made_from": {"overrides": 3}}, {"z_sem_usage": "x"}):
         table.attrs = {"monai_diffae": record}

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+from dataclasses import replace
 
 import pytest
 from dicom_files import save_series
@@ -80,3 +81,5 @@ def test_hashed_ids_are_unique_and_stay_the_same(tmp_path, scans):
     assert all(case.id == case.file_name and case.id.startswith("case-") for case in hashed)
     assert [case.has_own_patient for case in hashed] == [True, False, False]
     assert hashed[1].patient == hashed[2].patient != "sub-01"
+    shared = with_hashes([cases[0], replace(cases[1], patient=cases[0].patient)], tmp_path, "hashed")
+    assert shared[0].patient == shared[1].patient == shared[0].id

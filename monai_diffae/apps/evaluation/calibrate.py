@@ -58,8 +58,9 @@ def calibrate(
     """Calibrate anomaly maps and scores with held-out cases, and store the calibration in the bundle.
 
     Training does this at its end with validation cases; this command can use more cases, or normal ones only. It
-    replaces ``models/anomaly.safetensors``, which holds no images: the mean squared residual of each voxel, the scores
-    of the cases, and quantiles.
+    replaces ``models/anomaly.safetensors``, which holds no images: the mean squared residual of each voxel, quantiles,
+    and for each case its score, numbers for its scan and patient, and a hash of its image. Someone who has a scan can
+    test with the hash whether it was used.
 
     Args:
         bundle: Folder of a trained bundle.
@@ -139,7 +140,9 @@ def fit_detector(
         settings=settings, mean_squares=residuals.square().mean(dim=0),
         scores=metrics.highest_mean(maps, settings.fraction).double(), scans=torch.from_numpy(scans),
         quantiles=torch.from_numpy(np.stack([shares, np.quantile(voxels, shares)])),
-        made_from={**models.calibrated_model(trained), "images": images, **(made_from or {})},
+        made_from={
+            **models.calibrated_model(trained), "images": images, "patients": patients.tolist(), **(made_from or {}),
+        },
     )  # fmt: skip
 
 

@@ -132,7 +132,7 @@ def as_float32(path: Path, values: NDArray[np.generic], scaling: tuple[float, fl
 def check_regular(path: Path) -> None:
     """Raise an error if a path is a pipe, a device or a link to one, at which reading waits or never ends."""
     if path.exists() and not path.is_file():
-        raise problem(path, "it is no regular file, but a pipe, device or folder", "leave it out")
+        raise problem(path, "it is a pipe, device or folder, not a file", "leave it out")
 
 
 def check_packed(path: PathLike, needed: int, stored: int) -> None:

@@ -7,12 +7,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from dicom_files import make_plane
 from PIL import Image
 from tiny_bundles import rewrite
 
-from monai_diffae import load_bundle, reconstruct
-from monai_diffae.errors import ConfigError
+from monai_diffae import edit, explain, load_bundle, reconstruct, trusting
+from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.metrics import noise_statistics
 
 # what tests/conftest.py says of the tiny bundle, and what the bundle's config says
@@ -73,7 +74,8 @@ def test_in_the_models_grid_which_a_preprocessing_that_cannot_be_undone_needs(ti
     assert reconstruct(bundle, tiny_bundle.cohort, tmp_path / "out", grid="model", **options).num_cases == 1
 
 
-def test_a_colour_dicom_that_cannot_be_written_is_one_failed_case(tiny_bundle, tmp_path):
+@pytest.mark.parametrize("command", [reconstruct, edit, explain])
+def test_a_colour_dicom_that_cannot_be_written_is_one_failed_case(command, labelled, tmp_path):
     (tmp_path / "scans").mkdir()
     colour = {
         "stored": np.random.default_rng(0).integers(256, size=(14, 10, 3)), "SamplesPerPixel": 3, "BitsAllocated": 16,
@@ -84,11 +86,22 @@ def test_a_colour_dicom_that_cannot_be_written_is_one_failed_case(tiny_bundle, t
         make_plane([0, 0, 0], number=number, SeriesInstanceUID=f"1.2.{number}", **tags).save_as(
             tmp_path / "scans" / f"{number}.dcm"
         )
-    options = {"dicom": True, "steps": 2, "device": "cpu", "overrides": {"colour": "grey", "val_fraction": 0.0}}
-    result = reconstruct(tiny_bundle.directory, tmp_path / "scans", tmp_path / "out", **options)
+    torch.jit.trace(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.AvgPool1d(256)), torch.rand(1, 1, 16, 16)).save(
+        tmp_path / "mean.ts"
+    )
+    options = {
+        edit: {"direction": labelled.direction},
+        explain: {"model": tmp_path / "mean.ts", "embeddings": labelled.embeddings, "activation": "sigmoid"},
+    }.get(command, {}) | {"dicom": True, "steps": 2, "device": "cpu"}
+    with trusting():
+        result = command(labelled.bundle, tmp_path / "scans", tmp_path / "out", **options)
+        (tmp_path / "scans" / "0.dcm").unlink()
+        with pytest.raises(CohortError, match=r"all 1 cases failed.*cannot be written as DICOM"):
+            command(labelled.bundle, tmp_path / "scans", tmp_path / "all", **options)
     assert (result.num_cases, result.num_failed) == (1, 1)
     assert result.incomplete
-    assert len(list((tmp_path / "out" / "x_T" / "dicom").iterdir())) == 1
+    assert {file.name[0] for file in (tmp_path / "out").glob("*/dicom/*")} == {"0"}
+    assert (tmp_path / "all" / "failures.csv").exists()
 
 
 def test_the_table_says_whether_x_T_is_noise(both, tiny_bundle):

@@ -135,7 +135,7 @@ def test_pipes_and_devices_fail_and_formulas_are_doubtful(tmp_path):
     rows.to_csv(tmp_path / "scans.csv", index=False)
     checked = {each.reading.case.id: each for each in verify(tmp_path / "scans.csv").verification.cases}
     assert [checked[id].status for id in "abcdef"] == ["failed"] * 5 + ["doubtful"]
-    assert {checked[id].findings[0].reason for id in "abcde"} == {"it is no regular file, but a pipe, device or folder"}
+    assert {checked[id].findings[0].reason for id in "abcde"} == {"it is a pipe, device or folder, not a file"}
     assert "formula" in checked["f"].findings[0].reason
 
 
