@@ -50,6 +50,7 @@ class Case:
     labels: dict[str, Label] = field(default_factory=dict)
     slice_index: int | None = None  #: the slice of the volume; None for a whole image
     file_name: str = ""  #: the id as a name for files, without a suffix: unique in the cohort, and safe on every system
+    patient_is_given: bool = False  #: whether the cohort names the patient, who has no other scan
 
     def __post_init__(self) -> None:
         if not self.file_name:
@@ -75,7 +76,7 @@ class Case:
     @property
     def has_own_patient(self) -> bool:
         """Whether no patient is known, so that the case counts as a patient of its own."""
-        return self.patient in (self.id, self.file_name)
+        return not self.patient_is_given and self.patient in (self.id, self.file_name)
 
     def item(self) -> dict[str, Any]:
         """The case as MONAI's transforms take it: paths as text, ``id``, and ``slice`` for a slice.
@@ -104,7 +105,7 @@ def share_known(cases: Sequence[Case]) -> float:
         for case in cases
         for name in (case.id, case.file_name)
     }
-    return sum(case.patient not in names for case in cases) / len(cases)
+    return sum(case.patient_is_given or case.patient not in names for case in cases) / len(cases)
 
 
 def spread_cases(cases: Sequence[Case], limit: int) -> list[Case]:

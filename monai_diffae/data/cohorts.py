@@ -352,11 +352,16 @@ def _to_cases(
     unique_names = [name if counts[name] == 1 else file for name, file in zip(names, files, strict=True)]
     texts = [row.id or name for row, name in zip(rows, unique_names, strict=True)]
     _check_rows(source, rows, texts, refuse_leaks=refuse_leaks)
-    cases = []
+    cases, scans_of = [], Counter(patients)
     for row, safe, file_name, patient in zip(rows, *safe_names(texts), patients, strict=True):
         id = row.id or safe
         split = standard_split(source, id, row.split)
-        cases.append(replace(row, id=id, patient=patient or file_name, split=split, file_name=file_name))
+        is_given = bool(patient) and scans_of[patient] == 1  # twins share one that a scan is named after
+        cases.append(
+            replace(
+                row, id=id, patient=patient or file_name, split=split, patient_is_given=is_given, file_name=file_name
+            )
+        )
     _warn_of_patients(source, rows, cases)
     return cases
 

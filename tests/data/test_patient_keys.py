@@ -9,9 +9,10 @@ import pytest
 from dicom_files import save_series
 
 from monai_diffae.data import cases as patient_keys
-from monai_diffae.data.cases import KEY_FILE, PatientKey, folder_key, key_beside, with_hashes
+from monai_diffae.data.cases import KEY_FILE, PatientKey, folder_key, key_beside, share_known, with_hashes
+from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.formats.dicom import hash_patient
-from monai_diffae.data.inspection.listing import list_cases
+from monai_diffae.data.inspection.listing import list_cases, write_listing
 from monai_diffae.errors import ConfigError, MachineError
 
 pytestmark = pytest.mark.goal(id="R21")
@@ -71,6 +72,13 @@ def test_names_that_files_give_stay_and_need_no_key(tmp_path, scans):
     cases = list_cases(scans("sub-01_T1w.nii.gz")).cases
     assert with_hashes(cases, tmp_path) == cases
     assert not (tmp_path / KEY_FILE).exists()
+
+
+def test_patients_that_a_table_gives_are_known_even_if_they_name_the_scans(tmp_path, scans):
+    table = scans("a.nii", "b.nii").parent / "patients.csv"
+    table.write_text("image,patient\nscans/a.nii,a\nscans/b.nii,b\n")
+    copy = write_listing(list_cases(table), tmp_path / "copy.csv")
+    assert [share_known(read_cohort(each)) for each in (table, copy, tmp_path / "scans")] == [1, 1, 0]
 
 
 def test_hashed_ids_are_unique_and_stay_the_same(tmp_path, scans):

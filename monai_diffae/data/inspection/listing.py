@@ -168,6 +168,7 @@ def _table_text(listing: Listing, path: Path) -> str:
     if clash is not None:
         raise CohortError(f"a label is named {quoted(clash)}, like another column of the table; rename it")
     columns = [name for name, known in is_known.items() if known]
+    counts = Counter(case.patient for case in listing.cases)
     stream = io.StringIO()
     table = csv.writer(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", lineterminator="\n")
     table.writerow([*keys, *columns, *labels])
@@ -175,6 +176,8 @@ def _table_text(listing: Listing, path: Path) -> str:
         images = [case.images[key] for key in keys]
         if any(isinstance(image, tuple) for image in images):
             raise CohortError(f"{case.id}: has one file per channel, which a table cannot list; use the datalist")
+        if case.has_own_patient and counts[case.patient] == 1:
+            case = replace(case, patient="")
         files = [Path(os.path.relpath(str(image), path.parent)).as_posix() for image in images]
         table.writerow([*files, *(getattr(case, name) for name in columns), *map(case.labels.get, labels)])
     return stream.getvalue()
