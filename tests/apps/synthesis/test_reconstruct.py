@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_bundles import rewrite
 
 from monai_diffae import load_bundle, reconstruct
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.metrics import noise_statistics
 
 # what tests/conftest.py says of the tiny bundle, and what the bundle's config says
@@ -89,6 +89,9 @@ def test_a_colour_dicom_that_cannot_be_written_is_one_failed_case(tiny_bundle, t
     assert (result.num_cases, result.num_failed) == (1, 1)
     assert result.incomplete
     assert len(list((tmp_path / "out" / "x_T" / "dicom").iterdir())) == 1
+    (tmp_path / "scans" / "0.dcm").unlink()
+    with pytest.raises(CohortError, match="all 1 cases failed"):
+        reconstruct(tiny_bundle.directory, tmp_path / "scans", tmp_path / "none", **options)
 
 
 def test_the_table_says_whether_x_T_is_noise(both, tiny_bundle):
