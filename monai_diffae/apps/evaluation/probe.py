@@ -239,7 +239,7 @@ def _result(figures: Mapping[str, Any], alike: TableTwins, folder: Path | None, 
         incomplete.append(f"{what}: images are unreadable ({listed}) or not in the cohort")
     if omitted := figures["omitted_targets"]:
         incomplete.append(f"{counted(len(omitted), 'target')} omitted: {', '.join(omitted)}")
-    doubts = {}
+    doubts: dict[str, Any] = {}
     if kept := ", ".join(tables.confounded(alike.table)):  # any label that is correlated with it shows this effect
         leak = f"Harmonizing kept the effect of {kept}, so this may be an artefact of the scanner. {leak}".strip()
         doubts = {"answer": "unclear", "advice": "run probe --harmonize on the original table"}

@@ -216,6 +216,7 @@ def test_what_a_protected_label_of_the_scanner_shows_is_no_finding(write, tmp_pa
     assert 0.6 < cost["association"] < 0.8
     assert "'ill' is associated with the scanner (0." in caplog.text
     table = pd.read_parquet(out)
+    table["z_000"] += 3 * table["ill"]
     table.assign(diagnosis=table["ill"], age=np.random.default_rng(1).normal(size=120)).to_parquet(copied, index=False)
     for name, is_predicted in {"ill": True, "diagnosis": True, "age": False}.items():
         (verdict,) = probe(copied, targets=[name], probes=["linear"]).verdicts
