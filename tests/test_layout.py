@@ -18,39 +18,39 @@ PACKAGE = ROOT / "monai_diffae"
 MOST_PARAMETERS = 12
 
 BUDGETS = {
-    ".": (320, 5),
-    "apps": (1_520, 9),
-    "apps/embedding": (1_570, 7),
-    "apps/evaluation": (2_760, 11),
-    "apps/pages": (2_200, 11),
-    "apps/sharing": (430, 4),
-    "apps/study": (990, 6),
-    "apps/synthesis": (2_290, 12),
-    "apps/training": (2_330, 13),
-    "bundle": (2_720, 11),
-    "cli": (250, 2),
-    "data": (6_420, 29),
-    "diffusion": (1_270, 7),
-    "engines": (1_450, 11),
-    "explorer": (950, 6),
-    "handlers": (1_590, 9),
-    "inferers": (1_000, 6),
-    "label": (1_870, 10),
-    "latents": (3_870, 16),
-    "metrics": (640, 6),
-    "networks": (2_210, 12),
-    "official": (610, 4),
-    "pictures": (820, 4),
-    "serving": (160, 3),
-    "transforms": (1_100, 5),
+    ".": (340, 6),
+    "apps": (1_590, 10),
+    "apps/embedding": (1_620, 8),
+    "apps/evaluation": (2_860, 12),
+    "apps/pages": (2_250, 12),
+    "apps/sharing": (440, 5),
+    "apps/study": (1_070, 7),
+    "apps/synthesis": (2_700, 14),
+    "apps/training": (2_390, 14),
+    "bundle": (2_800, 12),
+    "cli": (270, 3),
+    "data": (6_800, 30),
+    "diffusion": (1_300, 8),
+    "engines": (1_420, 12),
+    "explorer": (960, 7),
+    "handlers": (1_630, 10),
+    "inferers": (1_010, 7),
+    "label": (1_930, 11),
+    "latents": (4_100, 17),
+    "metrics": (650, 7),
+    "networks": (2_250, 13),
+    "official": (620, 5),
+    "pictures": (830, 5),
+    "serving": (160, 4),
+    "transforms": (1_170, 6),
 }
-"""Lines and files of each room. Who raises one says in the message of the commit why the room is worth more."""
+"""Lines and files of each room, with a little slack. Who raises one says in the commit why the room is worth more."""
 
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 28_300
-TEST_FUNCTIONS = 1_235
+TEST_LINES = 29_000
+TEST_FUNCTIONS = 1_270
 TRAININGS = 48
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import sparse, stats
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import numbered_groups
@@ -71,9 +71,12 @@ def _permuted_p(design: "_Design", columns: Floats, y: Floats) -> Floats:
     starts, generator = np.cumsum(design.sizes) - design.sizes, np.random.default_rng(0)
     member, explained = np.repeat(np.arange(len(starts)), design.sizes), []
     other, place = member, np.arange(len(y)) - starts[member]
+    classes = sparse.csr_array(columns)
     for _ in range(_PERMUTATIONS):
-        x = _without(columns[starts[other] + place % design.sizes[other]], design.basis)
-        explained.append(np.square(np.linalg.qr(x)[0].T @ y).sum(axis=0))
+        x = classes[starts[other] + place % design.sizes[other]]
+        shared, known = x.T @ y, x.T @ design.basis  # y has nothing of the basis
+        inverse = np.linalg.pinv((x.T @ x).toarray() - known @ known.T, hermitian=True)  # they may follow from it
+        explained.append((shared * (inverse @ shared)).sum(axis=0))
         other = generator.permutation(len(starts))[member]  # the patient whose values each gets next
     return np.asarray((np.array(explained) >= explained[0] * (1 - 1e-9)).mean(axis=0))
 

@@ -52,11 +52,14 @@ def harmonized(
 
 
 def association(covariates: ArrayLike, scanners: ArrayLike, patients: ArrayLike) -> float:
-    """How closely covariates ``[N, C]`` go with scanners, from 0 to 1; each value of a patient and scanner counts once.
+    """How closely covariates ``[N, C]`` and scanners are associated, from 0 to 1; NaN if the covariates do not vary.
 
-    It is Cramer's V for the indicators of classes and the correlation ratio for a number, minus what is expected by
-    chance with few patients and many classes (Bergsma 2013, doi:10.1016/j.jkss.2012.10.002).
+    Each value of a patient and scanner counts once. It is Cramer's V for the indicators of classes and the correlation
+    ratio for a number, minus what is expected by chance with few patients and many classes
+    (Bergsma 2013, doi:10.1016/j.jkss.2012.10.002).
     """
+    if not np.diff(covariates, axis=0).any():
+        return np.nan
     patient = numbered_groups(patients)
     both = np.unique(np.column_stack([patient, np.unique(scanners, return_inverse=True)[1], covariates]), axis=0)
     x, y = (each - each.mean(axis=0) for each in (both[:, 1:2] == np.unique(both[:, 1]), both[:, 2:]))

@@ -140,6 +140,20 @@ def test_differences_between_scanners_are_no_prediction_for_one_that_was_left_ou
     assert [row["num_test"] for row in probe.left_out] == [50, 50, 50]
 
 
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_an_effect_that_holds_on_all_scanners_does_not_change_without_one(kind):
+    generator = np.random.default_rng(0)
+    scanner, own = np.arange(240) % 3, generator.normal(size=240)
+    score = own + 2 * scanner  # the label also differs between the scanners
+    z = np.column_stack([score, generator.normal(size=240)])
+    label = score + generator.normal(size=240)
+    label = label if kind == "numbers" else label > 2
+    table = pd.DataFrame({"id": range(240), "patient": range(240), "label": label, "scanner": scanner})
+    settings = ProbeSettings("cv", probes=("linear",), nuisance="scanner")
+    ((probe,), _) = evaluate_probes(table, ["label"], [FeatureSet.from_values("z_sem", z)], settings)
+    assert abs(probe.row["left_out_change"]) < 0.05 < probe.row["score"] - probe.row["left_out_score"]
+
+
 def test_no_interval_leaves_the_range_of_its_score():
     generator = np.random.default_rng(0)
     for truth, predicted in (

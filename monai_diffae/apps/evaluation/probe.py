@@ -86,8 +86,8 @@ class Probing:
     label is predicted for a value of it that the probe was not fitted to."""
     harmonize: str | None = None
     """Remove the effect of this column, such as the scanner, from all features, fitted to the training cases of each
-    fold (ComBat, CovBat). No label is protected, so none is invented, but labels that go with the scanner are told less
-    well. Cases without it are left out."""
+    fold (ComBat, CovBat). No label is protected, so no effect is invented; labels associated with the scanner are
+    predicted less well. Cases without a value, or of a scanner with fewer than 10 training cases, are omitted."""
     skip_few_labels: bool = False
     """Do not write scores with the labels of few patients, which take most of the time."""
     seed: Seed = 0
@@ -135,8 +135,8 @@ def probe(
         ``rows``, one per target, feature set and probe: ``target``, ``kind``, ``features``, ``dims``, ``probe``; the
         main ``metric`` with ``score``, ``low``, ``high``; ``difference`` (the embeddings' score minus this one, paired)
         with its interval; how it was evaluated; and each metric with its interval; with ``nuisance`` also
-        ``nuisance_accuracy`` and ``left_out_score``, and how this ``left_out_change`` s the score, each with its
-        interval. ``verdicts``, one per target:
+        ``nuisance_accuracy``, ``left_out_score`` and ``left_out_change`` (this minus the usual probe's score within
+        scanners), each with its interval. ``verdicts``, one per target:
         ``target``, ``answer``, ``sentence``, ``advice``. Also ``omitted_targets``, with the
         reason; ``num_failed``, cases whose images could not be read; and ``twins``, cases with nearly the same z_sem.
 
@@ -162,8 +162,6 @@ def probe(
     table = tables.read_embeddings(embeddings)
     representation.warn_if_unused(table.attrs.get("monai_diffae", {}).get("z_sem_usage"))
     names = _target_columns(table, targets, probing.nuisance or probing.harmonize, embeddings.name)
-    if probing.harmonize is not None:
-        table = table.dropna(subset=[probing.harmonize]).reset_index(drop=True)
     unknown = [name for name in kinds if name not in names]
     if unknown:
         raise ConfigError(f"kinds: '{unknown[0]}' is not among the targets: {', '.join(names)}")
@@ -241,16 +239,14 @@ def _result(figures: Mapping[str, Any], alike: TableTwins, folder: Path | None, 
         incomplete.append(f"{what}: images are unreadable ({listed}) or not in the cohort")
     if omitted := figures["omitted_targets"]:
         incomplete.append(f"{counted(len(omitted), 'target')} omitted: {', '.join(omitted)}")
+    doubts: dict[str, Any] = {}
+    if kept := ", ".join(tables.confounded(alike.table)):  # any label that is correlated with it shows this effect
+        leak = f"Harmonizing kept the effect of {kept}, so this may be an artefact of the scanner. {leak}".strip()
+        doubts = {"answer": "unclear", "advice": "run probe --harmonize on the original table"}
     verdicts = [
-        replace(each, sentence=f"{each.sentence} {leak}") if leak and each.is_predicted else each
+        replace(each, sentence=f"{each.sentence} {leak}", **doubts) if leak and each.is_predicted else each
         for each in find_verdicts(figures["rows"])
     ]
-    for place, each in enumerate(verdicts):
-        if each.target in tables.confounded(alike.table):
-            verdicts[place] = replace(
-                each, answer="unclear", advice="use the table before, with probe --harmonize",
-                sentence=f"{each.sentence} It goes with the scanner, and harmonizing kept it: it may be an artefact.",
-            )  # fmt: skip
     figures = {**figures, "verdicts": [asdict(each) for each in verdicts], "twins": alike.report.figures()}
     notes = [*(f"{each.sentence} {each.next_step}" for each in verdicts), *_score_tables(figures["rows"])]
     told = [line for row in figures["rows"] if "nuisance_chance" in row for line in _nuisance_lines(row)]

@@ -183,11 +183,13 @@ class _Analysis:
         scores, rows = self._scores, self.cases.rows
         targets = [self._target(each) for each in (name, *self.covariates)]
         kept = functools.reduce(np.intersect1d, [each.rows for each in targets])
-        if len(kept) == 0:
-            raise ConfigError("no case has it and all covariates")
         variable, *others = [each.only(np.isin(each.rows, kept)) for each in targets]
         is_large = _is_large(variable, self.cases.patients[kept])
         kept, variable, *others = kept[is_large], *(each.only(is_large) for each in (variable, *others))
+        if len(kept) == 0:
+            raise ConfigError(
+                f"no case has it and all covariates, or each class has fewer than {_LEAST_PATIENTS} patients"
+            )
         covariates = {each.name: _design(each) for each in others}
         patients, classes = self.cases.patients[kept], variable.classes or ()
         scale = 1.0 if classes else float(variable.values.std()) or 1.0

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -70,9 +71,9 @@ def harmonize(
     the leading components, one for every 8 training cases of the smallest scanner, nearly the same covariances. All is
     fitted to the training cases (all cases if the table has no split), at least 10 of each scanner, and applied to all.
     It also removes differences between the patients of the scanners, except for what the protected columns explain. A
-    protected column that goes with the scanner gets an effect that it does not have (Nygaard et al. 2016,
+    protected column that is associated with the scanner gets an effect that it does not have (Nygaard et al. 2016,
     doi:10.1093/biostatistics/kxv027): from an association of .3 (Cramer's V or correlation ratio) there is a warning,
-    and later verdicts on it are unclear; above .8 it is refused. ``probe --harmonize`` protects nothing.
+    and ``probe`` then calls no label predicted; above .8 it is refused. ``probe --harmonize`` protects nothing.
 
     The new table is for ``probe``, ``neighbors`` and statistics; commands that decode refuse it. Beside it,
     ``<name>_costs.csv`` has the scores of probes before and after, and ``<name>_omitted.csv`` the cases that could not
@@ -181,20 +182,22 @@ class _Cases:
             logger.warning("%s with training and other cases: what ComBat is fitted to is not independent of their "
                            "other cases, and targets are cross-validated", counted(num, "patient"))  # fmt: skip
 
-        for name in self.confounded:
-            value = self.association(name)
-            text = f"protect: '{name}' goes with the scanner (association {value:.2f}), so an effect of it "
+        for name, value in self.confounded.items():
+            text = f"protect: '{name}' is associated with the scanner ({value:.2f}), so "
             if value > _NEARLY_COLLINEAR:
-                raise ConfigError(f"{text}would be invented; do not protect it, or use probe --harmonize")
-            logger.warning("%smay be an artefact (Nygaard 2016); compare with probe --harmonize", text)
+                raise ConfigError(
+                    f"{text}harmonizing would create a false effect of it; do not protect it, or use probe --harmonize"
+                )
+            logger.warning("%san effect of it may be an artefact (Nygaard 2016); compare with probe --harmonize", text)
 
-    @property
-    def confounded(self) -> list[str]:
-        """The protected columns that go with the scanner in the training cases."""
-        return [name for name in self.method.protect if self.association(name) >= harmonization.CONFOUNDED]
+    @cached_property
+    def confounded(self) -> dict[str, float]:
+        """The protected columns that are associated with the scanner in the training cases, and how closely."""
+        names = self.method.protect
+        return {name: value for name in names if (value := self.association(name)) >= harmonization.CONFOUNDED}
 
     def association(self, name: str) -> float:
-        """How closely a label goes with the scanner in the training cases."""
+        """How closely a label is associated with the scanner in the training cases; NaN if it does not vary."""
         kept = self.is_fitted & ~labels.missing(self.rows[name].tolist())
         design = _covariate(self.rows[name], kept, np.where(kept, "", "-").astype(object))[kept]
         return harmonization.association(design, self.scanners[kept], self.rows["patient"][kept].tolist())
@@ -292,8 +295,12 @@ def _notes(figures: Mapping[str, Any], scanner: str) -> list[str]:
         line = "{target}: {metric} {before:.3f} before, {after:.3f} after: {difference:+.3f}".format(**row)
         if row["difference_low"] is not None:
             line += " ({difference_low:+.3f} to {difference_high:+.3f})".format(**row)
-        if row["association"] >= harmonization.CONFOUNDED:
-            line += "; it goes with the scanner ({association:.2f}), so what is lost may be the scanner".format(**row)
+        if (row["association"] or 0) >= harmonization.CONFOUNDED:
+            line += (
+                "; it is associated with the scanner ({association:.2f}), so what is lost may be the scanner".format(
+                    **row
+                )
+            )
         notes.append(f"{line}{'; protected, so it may be too high' if row['is_protected'] else ''}")
     notes += [f"{target}: not probed: {reason}" for target, reason in figures["omitted_targets"].items()]
     if figures["has_wide"]:

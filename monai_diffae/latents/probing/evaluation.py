@@ -23,7 +23,7 @@ from monai_diffae.latents.probing.scores import (
     plain,
 )
 from monai_diffae.latents.statistics import Floats
-from monai_diffae.latents.targets import Target, class_name, copies_of
+from monai_diffae.latents.targets import Target, copies_of
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def evaluate_probes(
         ConfigError: no target can be probed.
     """
     if settings.harmonize is not None:
-        scanners = [class_name(value) for value in table[settings.harmonize]]
+        scanners = nested.value_names(table[settings.harmonize])
         feature_sets = [each.harmonized(scanners) for each in feature_sets]
     is_available = np.all([features.is_available for features in feature_sets], axis=0)
     cases = nested.ProbedCases.from_table(table, is_available, settings.splits, split_origin)
@@ -251,10 +251,10 @@ def _difference(
 def left_out_scores(probe: EvaluatedProbe, data: TargetFeatures) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score a probe that is fitted without one value of the nuisance and tested on it, for each value in turn.
 
-    The score within the values, with its interval and its change from the usual probe on the same cases and draws of
-    patients; and one row per value. Differences between the values do not count: AUROCs are averaged, weighted by the
-    patients of the rarest class, and the baseline of R2 is the mean of each value. None, with a warning, if no training
-    cases are left without one of the values.
+    The score within the values, with its interval and its change from that of the usual probe on the same cases and
+    draws of patients; and one row per value. For both probes, differences between the values do not count: AUROCs are
+    averaged, weighted by the patients of the rarest class, and the baseline of R2 is the mean of each value. None, with
+    a warning, if no training cases are left without one of the values.
     """
     row, usual, target, seed = probe.row, probe.predictions, data.target, data.settings.seed
     nuisance, rows = np.asarray(target.nuisance), target.target.rows
@@ -262,22 +262,23 @@ def left_out_scores(probe: EvaluatedProbe, data: TargetFeatures) -> tuple[dict[s
         return dict.fromkeys(_LEFT_OUT), []
     x = [data.features.extract(rows[train])[rows] for train, _ in folds]
     predictions = nested.predict_held_out(x, target.target, target.patients, folds, data.model(row["probe"]))
-    tested = np.sort(np.concatenate([test for _, test in folds]))
-    kept = np.isin(target.test_cases, tested)
-    names, value = np.unique(nuisance[tested], return_inverse=True)
-    masks = [value == k for k in range(len(names))]
+    tested = target.test_cases
+    every, member = np.unique(nuisance[tested], return_inverse=True)
+    names = every[every != ""]
+    masks = [nuisance[tested] == name for name in names]
     patients, truth, is_class = target.patients[tested], target.target.values[tested], target.target.classes is not None
     counts = np.array([patients_of_rarest(truth[mask], patients[mask]) for mask in masks])
-    baseline = None if is_class else (np.bincount(value, truth) / np.bincount(value))[value]
-    scores, usual_scores = replace(predictions, baseline=baseline).scores(), usual.scores()
+    baseline = None if is_class else (np.bincount(member, truth) / np.bincount(member))[member]
+    left_out_probe, usual_probe = (replace(each, baseline=baseline).scores() for each in (predictions, usual))
 
-    def every_score(weights: Floats) -> Floats:
-        all_weights = np.zeros(len(kept))
-        all_weights[kept] = weights
-        parts = np.array([scores(weights * mask)[0] if weights[mask].any() else np.nan for mask in masks])
+    def within(scores: Any, weights: Floats) -> list[float]:
+        parts = [scores(weights * mask)[0] if weights[mask].any() else np.nan for mask in masks]
         shares = counts * np.isfinite(parts)
         mean = np.nan_to_num(parts) @ shares / (shares.sum() or np.nan)
-        return np.array([*parts, mean if is_class else scores(weights)[0], usual_scores(all_weights)[0]])
+        return [*parts, mean if is_class else scores(weights * (nuisance[tested] != ""))[0]]
+
+    def every_score(weights: Floats) -> Floats:
+        return np.array([*within(left_out_probe, weights), within(usual_probe, weights)[-1]])
 
     values = every_score(np.ones(len(tested)))
     draws = bootstrapped(every_score, patients, seed, row["num_folds"], None if is_class else 1)
@@ -298,7 +299,7 @@ def _left_out_folds(target: TargetFolds, nuisance: NDArray[Any]) -> Folds:
     """Each fold, once for each value: fitted to the training cases of others, tested on its test cases; or none."""
     folds, values, name = [], target.target.values, target.target.name
     for train, test in target.folds:
-        for value in np.unique(nuisance[test][nuisance[test] != ""]):
+        for value in np.unique(nuisance[test]):  # where it is unknown, the prediction has no weight
             fitted = train[(nuisance[train] != value) & (nuisance[train] != "")]
             tested = test[nuisance[test] == value]
             num_values = len(np.unique(values[fitted]))
@@ -309,6 +310,4 @@ def _left_out_folds(target: TargetFolds, nuisance: NDArray[Any]) -> Folds:
                 )  # fmt: skip
                 return []
             folds.append((fitted, tested))
-    if not folds:
-        logger.warning("target '%s': no test case has the nuisance; fill in its column", name)
     return folds

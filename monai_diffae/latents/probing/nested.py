@@ -6,8 +6,9 @@ The predictions come from nested cross-validation or from one split.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.latents.harmonization import least_fitted
 from monai_diffae.latents.neighbors import nearest_neighbors, numbered_groups
 from monai_diffae.latents.probing.probes import FittedProbe, Folds, Probe, ProbeModel, grouped_folds, inner_folds
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores, with_interval
@@ -166,6 +168,19 @@ def choose_folds(cases: ProbedCases, table: pd.DataFrame, name: str, settings: P
     else:
         target, folds = cross_validation_folds(all_cases, cases.patients[all_cases.rows], settings.seed)
         num_considered = len(cases.positions)
+    if settings.harmonize is not None:
+        scanners, least = value_names(table[settings.harmonize]), least_fitted(False)
+        counts = [Counter(scanners[target.rows[train]]) for train, _ in folds]
+        names = [each for each in counts[0] if each and min(count[each] for count in counts) >= least]
+        is_omitted = ~np.isin(scanners[cases.positions], names)
+        if len(names) < 2:
+            raise ConfigError(f"harmonize: fewer than two scanners have {least} training cases; omit harmonize")
+        if num := int(is_omitted.sum()):
+            text = (
+                "target '%s': %d cases are omitted, without '%s' or of one with fewer than %d training cases in a fold"
+            )
+            logger.warning(text, name, num, settings.harmonize, least)
+            return choose_folds(replace(cases, positions=cases.positions[~is_omitted]), table, name, settings)
     if num_omitted := num_considered - len(target.rows):
         logger.info("target '%s': %d cases without a usable label are omitted", name, num_omitted)
     if omitted := [label for label in all_cases.classes or () if label not in (target.classes or ())]:
@@ -174,14 +189,18 @@ def choose_folds(cases: ProbedCases, table: pd.DataFrame, name: str, settings: P
     num_seen = cases.num_seen(np.concatenate([patients[test] for _, test in folds]))
     nuisance = None
     if settings.nuisance is not None:
-        values = table[settings.nuisance].iloc[target.rows].tolist()
-        nuisance = np.where(missing(values), "", [class_name(value) for value in values])
+        nuisance = value_names(table[settings.nuisance])[target.rows]
         if num := int((nuisance == "").sum()):
             logger.warning("nuisance: %d cases without '%s' are not used when it is left out", num, settings.nuisance)
     target_folds = TargetFolds(target, patients, folds, evaluation, num_omitted, num_seen, nuisance)
     for doubt in _doubts(target_folds, settings.seed):
         logger.warning("target '%s': %s", name, doubt)
     return target_folds
+
+
+def value_names(column: pd.Series[Any]) -> NDArray[np.str_]:
+    """The values of a column as text, which is empty where there is none."""
+    return np.where(missing(values := column.tolist()), "", [*map(class_name, values)])
 
 
 def _doubts(folds: TargetFolds, seed: int) -> Iterator[str]:

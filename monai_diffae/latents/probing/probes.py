@@ -317,12 +317,15 @@ class FeatureSet:
             )
         return cls(name, is_available, lambda train: x, standardise, tuple(columns))
 
-    def harmonized(self, scanners: Sequence[str]) -> FeatureSet:
-        """The features without what scanners ``[N]`` add, fitted to the training cases."""
+    def harmonized(self, scanners: NDArray[np.str_]) -> FeatureSet:
+        """The features without what scanners ``[N]`` add, fitted to the training cases; arbitrary on other scanners."""
         none = np.empty((len(scanners), 0))
         return replace(
             self, name=f"{self.name}, harmonized",
-            extract=lambda train: harmonized(np.nan_to_num(self.extract(train)), scanners, none, train),
+            extract=lambda train: harmonized(
+                np.nan_to_num(self.extract(train)),
+                np.where(np.isin(scanners, scanners[train]), scanners, scanners[train[0]]), none, train,
+            ),
         )  # fmt: skip
 
     @classmethod

@@ -114,8 +114,8 @@ def bootstrapped(
 ) -> Floats:  # fmt: skip
     """The scores ``[draws, metrics]`` in 1000 bootstrap draws of groups, which are the same for all predictions.
 
-    With several folds, the draws are stretched. Those of scores with one end, such as R2, cannot pass it (``perfect``,
-    a number, or one for each score).
+    With several folds, the draws are stretched. ``perfect``: the best possible score (or one for each), which
+    stretched draws do not exceed (1 for R2, 0 for MAE).
     """
     member = numbered_groups(groups)
     num_groups = int(member.max()) + 1

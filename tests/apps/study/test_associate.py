@@ -66,8 +66,10 @@ def test_planted_associations_are_found_and_cases_without_values_are_counted(wri
 def test_classes_of_few_patients_are_left_out_by_name_and_do_not_refuse_the_variable(written, tmp_path, caplog):
     table = cohort()
     table.loc[:1, "site"] = "one patient"
+    table["small"] = table["patient"].where(table.index < 30)
     with caplog.at_level(logging.WARNING):
-        found = associate(written(table), tmp_path / "a", variables=["site"], components=2)
+        found = associate(written(table), tmp_path / "a", variables=["site", "small"], components=2)
+    assert "fewer than 5 patients" in found.omitted_variables["small"]
     assert "variable 'site': classes of fewer than 5 patients are left out: one patient" in caplog.text
     rows = pd.read_csv(found.folder / "associations.csv")
     assert (rows["contrast"].iloc[0], rows["num_missing"].iloc[0]) == ("3 classes", 2)
