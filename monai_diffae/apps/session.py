@@ -26,7 +26,7 @@ from monai_diffae.data.cohort_split import SplitCohort, split_cohort
 from monai_diffae.data.cohorts import COLUMN_ROLES, column_names
 from monai_diffae.data.fingerprints import json_digest, scan_contents
 from monai_diffae.data.inspection.survey import survey_cohort
-from monai_diffae.data.progress import Failure, check_any_usable, track, write_failures
+from monai_diffae.data.progress import Failure, track, write_failures
 from monai_diffae.errors import CohortError, counted
 from monai_diffae.inferers.reconstruction import encode_exactly
 from monai_diffae.policies import PathLike
@@ -185,8 +185,6 @@ class Session:
         )
         dataset.failures, dataset.failures_name = unwritable, failures_name
         try:
-            if unwritable:
-                check_any_usable(len(dataset.data), unwritable)
             dataset.prepare()
         finally:
             write_failures(out / failures_name, [*listed, *dataset.failures])
