@@ -26,6 +26,7 @@ Images = Path | tuple[Path, ...]
 logger = logging.getLogger(__name__)
 
 _DECIMAL = re.compile(r"[+-]?\d+([.,]\d+)?")
+_GROUPED = re.compile(r"[+-]?[\d.]+([.,]\d+)?")  # also with points between thousands
 _MARKS = ("-", "--", ".", "?")  # of missing numbers; among words, a class may be called so
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 _LONGEST = 100
@@ -189,12 +190,13 @@ def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
         wrong = [
             (row, quoted(each)) for row, each in enumerate(values, 1) if isinstance(each, str) and not _is_number(each)
         ]
-        if with_comma and all(_DECIMAL.fullmatch(text) for text in texts):
+        is_rare = 0 < len(wrong) <= max(1, len(texts) // 10) < len(texts)
+        if with_comma and all((_DECIMAL if is_rare else _GROUPED).fullmatch(text) for text in texts):
             logger.warning(
                 "label '%s': is read as text, because numbers such as %s have a comma; write points, or separate the "
                 "columns by semicolons", name, with_comma[0],
             )  # fmt: skip
-        elif wrong and len(wrong) <= max(1, len(texts) // 10) < len(texts):
+        elif is_rare:
             logger.warning(
                 "label '%s': is read as text, because %d of %d values cannot be read as numbers, the first in row %d, "
                 "%s; correct or empty such cells", name, len(wrong), len(texts), *wrong[0],

@@ -36,6 +36,7 @@ COLUMN_ROLES = ("id", "patient", "split")
 """The standard column names besides the image keys."""
 
 _SECTIONS = ("", "training", "train", "validation", "val", "test", "testing")
+_THOUSANDS = re.compile(r"[1-9]\d{0,2},\d{3}")
 _DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)$")
 _WHOLE = re.compile(r"\d+\.0+")
 _INSIGNIFICANT = re.compile(r"\s+|(?<!\d)[-_]+|[-_]+(?!\d)|(?<!\d)0+(?=\d)")  # spaces, hyphens and leading zeros
@@ -169,6 +170,11 @@ def read_columns(path: Path, names: Collection[str] = (), *, may_be_empty: bool 
     if delimiter == ";":  # written by a program in whose language 1,5 is a number
         for name in columns.keys() - {*names}:
             if name.lower().replace(" ", "_") not in (*ID_COLUMNS, *PATIENTS):
+                if columns[name] and all(map(_THOUSANDS.fullmatch, columns[name])):
+                    logger.warning(
+                        "%s: numbers in '%s' such as %s have a decimal comma; if it separates thousands, omit it",
+                        path.name, name, columns[name][0],
+                    )  # fmt: skip
                 columns[name] = [_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in columns[name]]
     return columns
 

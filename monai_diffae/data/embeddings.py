@@ -231,7 +231,8 @@ def matrix(table: pd.DataFrame, features: Features) -> NDArray[np.float32]:
     columns, prefix = (z_columns(table), "z") if features == "z" else (wide_columns(table), "w")
     if not columns:
         raise CohortError(f"features: the table has no columns {prefix}_000, ...; embed again with features {features}")
-    if [int(name[2:]) for name in columns] != [*range(len(columns))]:
+    num = table.attrs.get("monai_diffae", {}).get("z_channels") if features == "z" else None
+    if [int(name[2:]) for name in columns] != [*range(num or len(columns))]:
         raise CohortError(f"the columns {prefix}_000, ... are incomplete or out of order; embed again")
     try:
         values = table[columns].to_numpy(np.float32)

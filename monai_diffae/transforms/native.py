@@ -14,6 +14,7 @@ from monai.transforms import Compose, CopyItemsd, EnsureTyped, InvertibleTransfo
 from monai.transforms.utils import allow_missing_keys_mode, convert_applied_interp_mode
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from monai_diffae.data.formats.scan import Voxels
@@ -184,7 +185,10 @@ class NativeSpace:
 
 def fits_png(file: PathLike, scan: Scan) -> bool:
     """Whether a scan comes from a PNG or JPEG of 8 bits, so that PNG can hold images with its intensities."""
-    return is_picture(file) and len(scan.array) in (1, 3) and bool(scan.array.max() <= 255)
+    if not is_picture(file) or len(scan.array) not in (1, 3) or scan.array.max() > 255:
+        return False
+    with Image.open(file) as picture:
+        return not picture.mode.startswith("I")  # of 16 bits, however dark
 
 
 def _nearest(operation: dict[str, Any]) -> dict[str, Any]:

@@ -160,6 +160,7 @@ class WriteScand(MapTransform):
         overwrite: replace existing files.
 
     Example:
+        >>> import os
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = WriteScand("pred", folder)({"pred": torch.zeros(1, 4, 4), "id": "a"})
@@ -204,6 +205,7 @@ class WriteReconstructiond(MapTransform):
         overwrite: replace existing files.
 
     Example:
+        >>> import os
         >>> import tempfile
         >>> from monai.transforms import Compose
         >>> from monai_diffae.data.scans import write_scan

@@ -235,14 +235,14 @@ def test_the_types_of_labels(caplog):
     assert not caplog.messages
     assert as_labels({"hpv": ["-", "+"], "empty": ["-", ""]}) == {"hpv": ["-", "+"], "empty": ["-", None]}
     assert as_labels({"age": ["41,5", "7", ""], "note": ["1,5", "a"]})["age"] == ["41,5", "7", None]
-    assert as_labels({"psa": ["1.5", "-", "2"], "dose": ["1", "2", "1.040,5"]}) == {
-        "psa": [1.5, None, 2.0],
-        "dose": ["1", "2", "1.040,5"],
-    }
+    labels = {"psa": ["1.5", "-", "2"], "dose": ["1", "2", "1.040,5"], "volume": ["1.040,5", "2.250,1"]}
+    assert as_labels(labels) == {**labels, "psa": [1.5, None, 2.0]}
     assert caplog.messages == [
         "label 'age': is read as text, because numbers such as 41,5 have a comma; write points, or separate the "
         "columns by semicolons",
         "label 'psa': 1 cells such as - count as missing numbers",
         "label 'dose': is read as text, because 1 of 3 values cannot be read as numbers, the first in row 3, "
         "'1.040,5'; correct or empty such cells",
+        "label 'volume': is read as text, because numbers such as 1.040,5 have a comma; write points, or separate the "
+        "columns by semicolons",
     ]

@@ -190,12 +190,15 @@ def test_what_cannot_be_joined_is_said(scans, table, id_column, message):
     assert len(str(caught.value)) <= 200
 
 
-def test_decimal_commas_of_a_table_with_semicolons_are_numbers(scans):
+def test_decimal_commas_of_a_table_with_semicolons_are_numbers(scans, caplog):
     folder = scans("a.png", "b.png")
     table = folder / "labels.csv"
     table.write_text("image;age;site\na.png;41,5;x,1\nb.png;-2,25;y\n", encoding="utf-8-sig")
     labels = [case.labels for case in read_cohort(table)]
     assert labels == [{"age": 41.5, "site": "x,1"}, {"age": -2.25, "site": "y"}]
+    table.write_text("image;volume\na.png;1,043\nb.png;2,250\n")
+    read_cohort(table)
+    assert "numbers in 'volume' such as 1,043 have a decimal comma; if it separates thousands" in caplog.text
 
 
 def paths(*folders, each=3):

@@ -54,6 +54,9 @@ PCA, WIDE = {"features": "PCA of pixels"}, {"features": "wide"}
         ([row(0.95, 0.9, 0.98, **left_out(0.8, 0.7, 0.9)), row(0.9, 0.8, 0.95, difference=0.1, **PCA, **LEFT_OUT)],
          "predicts", "z_sem predicts sex: AUROC 0.80 (0.70 to 0.90) on a scanner"),
         ([row(0.95, 0.9, 0.98, **left_out(None, None, None))], "unclear", "no AUROC on a scanner that was left out"),
+        ([row(0.95, 0.9, 0.98, **left_out(None, None, None))], "unclear", "each class of sex from at least two values"),
+        ([row(0.5, 0.47, 0.53, harmonized="scanner", association=0.9)], "unclear", "(0.90), so harmonizing removes"),
+        ([row(0.5, 0.47, 0.53, harmonized="scanner", association=0.1)], "hardly", "hardly predicts sex"),
         ([row(None, None, None)], "unclear", "no AUROC"),
         # of five labels the best one may be chance; its own interval excludes it
         ([row(0.62, 0.51, 0.71), *(row(0.5, 0.4, 0.6, target=f"label {i}") for i in range(4))], "unclear", "by chance"),

@@ -148,6 +148,8 @@ def test_pictures(tmp_path):
     Image.fromarray(pixels.astype(np.uint16) * 200).save(tmp_path / "deep.png")
     deep = NativeSpace(shipped_2d(), {"image": str(tmp_path / "deep.png")})
     assert deep.suffix == ".nii.gz"
+    Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "dark.png")
+    assert NativeSpace(shipped_2d(), {"image": str(tmp_path / "dark.png")}).suffix == ".nii.gz"
     assert nib.load(write_native(tmp_path / "deep.nii.gz", deep.scan.array, deep.scan)).get_data_dtype() == np.uint16
 
 

@@ -171,7 +171,7 @@ def embed(
     from monai_diffae.apps.embedding.encoders import fit_or_load, open_baseline, wide_checksum
     from monai_diffae.apps.embedding.encoding import CohortEncoder, PatchCutter
     from monai_diffae.apps.embedding.tables import make_tables, with_map_columns
-    from monai_diffae.data.embeddings import COMMON_SCALE, read_embeddings, z_matrix
+    from monai_diffae.data.embeddings import COMMON_SCALE, read_embeddings, z_columns, z_matrix
 
     read_as = {} if colour is None else {"colour": colour}
     if encoder != "trained":
@@ -242,6 +242,7 @@ def embed(
         described = {
             "preprocessing": preprocessing_config(session.trained.config), "z_sem_usage": usage,
             "patient_key": patient_key.name, "knows_patients": share_known(cases) >= NEARLY_ALL,
+            "z_channels": len(z_columns(tables[0])),
         }  # fmt: skip
         if encoder == "trained":
             described["split_origin"] = session.split_origin

@@ -149,6 +149,11 @@ def explain(
     if search.to is not None:
         users_model.value_of(search.to)  # refuses what is no score
     reference = Reference(*edit.table_of_patients(embeddings, trained))
+    if reference.training["patient"].nunique() < 2:
+        raise ConfigError("embeddings: the training cases are of one patient, and two are needed; embed more patients")
+    if interface.input_size or not interface.takes_scan:
+        with torch.no_grad():  # before scans are read: does it take such images?
+            users_model.values(torch.zeros(1, trained.config["in_channels"], *trained.config["image_size"]))
     tables.check_labels(reference.table, {"labels": search.labels, "positive": list(search.positive)})
     markers = {name: shortcuts.read_marker(Path(file)) for name, file in search.paste.items()}
     representation.warn_if_unused(trained.z_sem_usage)
@@ -187,6 +192,8 @@ def explain(
             [tests for _, tests in surveyed], [value for value, _ in surveyed], fitting.middle,
             [case.patient for case in read.cases], search.seed,
         )  # fmt: skip
+        for name in markers.keys() - {row["label"] for row in pasted}:
+            logger.warning("paste: all %d scored scans look as if %s was pasted already", len(surveyed), name)
         figures = _Explanations(finder, store, out, output, markers).run(read, rows, pasted)
         numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         log_to_open_run(numbers, [out / "explained.png", out / "labels.png"], "explained")
@@ -484,12 +491,13 @@ class Finder:
         fractions = torch.tensor(_FRACTIONS).to(found.change)
         images = self._decoded(coded, torch.outer(fractions, found.change)).cpu()
         values = [case.stored_value(self.array(case.native, image, image - images[0])) for image in images]
-        crossing, towards = _crossing(values, target), np.sign(target - start)
+        towards = float(np.sign(target - start)) or 1.0
+        crossing = _crossing(values, target, towards)
         reaching = [each for each, value in zip(_FRACTIONS, values, strict=True) if (value - target) * towards >= 0]
         for length in (crossing, *(each for each in reaching if each > crossing)):  # the curve may bend
             image = self._decoded(coded, length * found.change[None]).cpu()[0]
             value = case.stored_value(self.array(case.native, image, image - images[0]))
-            if reached := bool((value - target) * towards >= 0):
+            if reached := bool(length > 0 and (value - target) * towards >= 0):
                 break
         score_of, difference = self.users_model.score_of, (image - images[0])[None].to(coded.image)
         distances = [float(found.change.norm()) * fraction for fraction in (*_FRACTIONS, length)]
@@ -587,9 +595,8 @@ class Finder:
         return torch.cat([coded.z_sem, encoded]).cpu()
 
 
-def _crossing(values: Sequence[float], target: float) -> float:
+def _crossing(values: Sequence[float], target: float, towards: float) -> float:
     """The smallest fraction at which a score reaches the target, interpolated; that of the closest if none does."""
-    towards = 1.0 if target >= values[0] else -1.0
     gaps = [(value - target) * towards for value in values]  # at least 0: reached
     i = next((i for i, gap in enumerate(gaps) if gap >= 0), None)
     if i is None:

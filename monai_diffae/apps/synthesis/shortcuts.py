@@ -38,6 +38,8 @@ def pasted(scan: Floats, marker: Floats) -> Floats | None:
     resampled = torch.nn.functional.interpolate(torch.from_numpy(marker)[None], scan.shape[1:], mode="nearest-exact")
     values, span = resampled[0].numpy(), float(np.ptp(scan))
     is_pasted = np.broadcast_to(values.any(axis=0), scan.shape)
+    if not is_pasted.any():
+        raise ConfigError("paste: nothing is left of the marker at the size of a scan; use a larger marker")
     changed = np.where(is_pasted, scan.max() if set(np.unique(marker)) <= {0, 1} else values, scan)
     return changed if np.abs(changed - scan)[is_pasted].mean() > _LEAST_VISIBLE * span else None
 
@@ -121,10 +123,11 @@ def _is_found(share: lines.ChangeShare) -> bool:
 
 def sentences(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What the tests say; that there is no shortcut, only where a control that has one was found."""
-    untested = []
+    untested: dict[bool, list[str]] = {True: [], False: []}  # by whether there is a control
     for row in rows:
         if not (row["found"] or row["control_found"] or row["how"] == "paste"):
-            untested.append("{label} ({num_changed} of {num_cases})".format(**row))
+            label = "{label} ({num_changed} of {num_cases})".format(**row)
+            untested[row["control_share"] is not None].append(label)
             continue
         how = "pasting" if row["how"] == "paste" else "moving along"
         chance = "" if row["how"] == "paste" else f"; random changes of this length: {row['random_share']:.0%}"
@@ -137,8 +140,13 @@ def sentences(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             if row["control_found"]:
                 verdict = f"no shortcut found; a control that looks for it alone changes in {row['control_share']:.0%}"
         yield f"{how} {row['label']} changes {text}{chance}): {verdict}"
-    if untested:
+    if untested[True]:
         yield (
-            f"decisions that change along {', '.join(untested)}: this says nothing without a control that is found and "
-            "looks for the label alone (set paste to a picture of it)"
+            f"decisions that change along {', '.join(untested[True])}: this says nothing, as a control that looks for "
+            "the pasted marker alone is missed, too: the bundle cannot draw it"
+        )
+    if untested[False]:
+        yield (
+            f"decisions that change along {', '.join(untested[False])}: this says nothing without a control, which "
+            "needs a picture of the label (paste)"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -49,7 +48,8 @@ class ModelInterface:
     """Black and white for your model, e.g. ``0,1``, the default with ``input_mean`` or ``input_std``; else the
     bundle's, usually ``-1,1``."""
     input_mean: Numbers = ()
-    """Subtracted after ``input_range``, one number or one per channel, e.g. ``.485,.456,.406``."""
+    """Subtracted after ``input_range``: one number, or one for each of the channels that a grey image is repeated to,
+    e.g. ``.485,.456,.406``."""
     input_std: Numbers = ()
     """Divides after that, one number or one per channel, e.g. ``.229,.224,.225``."""
     input_channels: Annotated[int, Ge(1)] | None = None
@@ -222,7 +222,9 @@ class ScoredCase:
         with torch.no_grad():
             value = float(self.users_model.values(image))
         if not math.isfinite(value):
-            raise ScanError(f"{self.id}: the output of {self.users_model.name} is not finite; check the scan")
+            raise ScanError(
+                f"{self.id}: the output of {self.users_model.name} is not finite for the scan or a changed one"
+            )
         return value
 
 
@@ -239,9 +241,10 @@ def check_file(path: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a model's files: the weights of ``a.onnx`` may be in ``a.onnx.data``."""
-    files = sorted(path.parent.glob(f"{glob.escape(path.name)}*"))
-    return json_digest([file_checksum(file) for file in files if file.is_file()])
+    """SHA-256 of a model's files: the weights of an ONNX file may be in others, which it names."""
+    content = path.read_bytes() if path.suffix == ".onnx" else b""
+    files = sorted(file for file in path.parent.iterdir() if file.is_file() and file.name.encode() in content)
+    return json_digest([file_checksum(file) for file in (path, *files)])
 
 
 def read_users_model(path: Path, interface: ModelInterface, trained: bundles.TrainedBundle) -> UsersModel:

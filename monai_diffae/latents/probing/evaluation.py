@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents.harmonization import association
 from monai_diffae.latents.probing import nested
 from monai_diffae.latents.probing.nested import HeldOutPredictions, ProbeSettings, TargetFolds
 from monai_diffae.latents.probing.probes import FeatureSet, Folds, Probe, ProbeModel, regularisations
@@ -98,7 +99,14 @@ def evaluate_probes(
     for name in targets:
         try:
             target = nested.choose_folds(cases, table, name, settings)
-            evaluated += _evaluate_target(target, feature_sets, settings)
+            probes = _evaluate_target(target, feature_sets, settings)
+            if settings.harmonize is not None:
+                values, kept = target.target.values[:, None], scanners[target.target.rows]
+                design = values if target.target.classes is None else values == np.unique(values)
+                removed = {"harmonized": settings.harmonize, "association": association(design, kept, target.patients)}
+                for each in probes:
+                    each.row.update(removed)
+            evaluated += probes
             chosen.append(target)
         except ConfigError as error:
             errors[name] = error

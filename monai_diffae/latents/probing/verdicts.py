@@ -11,6 +11,7 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from monai_diffae.errors import counted
+from monai_diffae.latents.harmonization import CONFOUNDED
 from monai_diffae.latents.probing.probes import WIDE_NAME
 
 Row = Mapping[str, Any]
@@ -75,6 +76,12 @@ def _verdict(rows: Sequence[Row], num_labels: int) -> Verdict:
     others.sort(key=lambda each: (fails and _predicts(each, num_labels), "PCA" in each["features"], each["score"]))
     baseline = others.pop() if others else None
     verdict = _without_claim(row, baseline, num_labels) if fails else _claim(row, baseline)
+    if (row.get("association") or 0) >= CONFOUNDED:
+        lost = f"{row['target']} is associated with {row['harmonized']} ({row['association']:.2f}), so harmonizing "
+        lost = f"{verdict.sentence} But {lost}removes what both share: the score may be too low."
+        advice = f"compare with probe --nuisance {row['harmonized']}; {verdict.advice}"
+        answer = "unclear" if fails else verdict.answer
+        verdict = replace(verdict, answer=answer, sentence=lost, advice=advice)
     is_better = any(each["features"] == WIDE_NAME and (each["difference_high"] or 0) < 0 for each in others)
     return replace(verdict, advice=f"{verdict.advice}. {_WIDE_IS_BETTER}") if is_better else verdict
 
@@ -131,6 +138,8 @@ def _without_claim(row: Row, baseline: Row | None, num_labels: int) -> Verdict:
         sentence += f"; about {needed} would be needed to find {NAMES[metric]} {effect:g}"
     if other and baseline:
         advice = f"the images show {target}: {_instead(baseline)}"
+    elif row.get("where") and row["score"] is None:
+        advice = f"collect scans of each class of {target} from at least two values of {row['nuisance']}"
     elif is_enough:
         advice = "label more patients, or train for longer"
     elif row["num_folds"] == 1:

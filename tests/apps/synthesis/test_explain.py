@@ -162,6 +162,8 @@ def test_a_control_measures_how_far_an_image_is_on_the_way_to_the_marker(labelle
     (row,) = test.rows(ScoredCase("a", native, model), [target, (scan + target) / 2])
     assert row["control"] == pytest.approx([1.0, 0.5], abs=0.05)  # the model's range clips
     assert pasted(target, marker) is None
+    with pytest.raises(ConfigError, match="nothing is left of the marker"):
+        pasted(scan, np.pad(marker[:, 1:3, 1:3], ((0, 0), (1, 500), (1, 500))))
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -201,8 +203,8 @@ def test_a_shortcut_is_denied_only_if_a_control_is_found():
     assert told(18, None).endswith("your model uses it, or what changes with it")
     assert "no shortcut found; a control that looks for it alone changes in 100%" in told(1, [0.9, 0.1])
     assert told(4, [0.9, 0.1]).endswith("too few scans to say more")
-    for control in ([0.1, 0.1], None):
-        assert "along marker (0 of 20): this says nothing without a control" in told(0, control)
+    assert told(0, [0.1, 0.1]).endswith("is missed, too: the bundle cannot draw it")
+    assert "along marker (0 of 20): this says nothing without a control" in told(0, None)
 
 
 def test_curves_begin_at_the_scan_and_contain_the_counterfactual(made, table):
@@ -332,10 +334,12 @@ def test_the_second_output_of_a_softmax_is_its_logit():
 
 def test_weights_beside_an_onnx_file_belong_to_it(tmp_path):
     """Else a classifier that was trained again would get the results of the one before."""
-    (tmp_path / "a.onnx").write_text("graph")
-    (tmp_path / "a.onnx.data").write_text("weights")
+    (tmp_path / "a.onnx").write_text("graph, weights.bin")
+    (tmp_path / "weights.bin").write_text("weights")
     before = checksum(tmp_path / "a.onnx")
-    (tmp_path / "a.onnx.data").write_text("others")
+    (tmp_path / "other.bin").write_text("of another")
+    assert checksum(tmp_path / "a.onnx") == before
+    (tmp_path / "weights.bin").write_text("others")
     assert checksum(tmp_path / "a.onnx") != before
 
 
