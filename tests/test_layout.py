@@ -25,7 +25,7 @@ BUDGETS = {
     "apps/pages": (2_250, 12),
     "apps/sharing": (440, 5),
     "apps/study": (1_070, 7),
-    "apps/synthesis": (2_720, 14),
+    "apps/synthesis": (2_750, 15),
     "apps/training": (2_390, 14),
     "bundle": (2_800, 12),
     "cli": (270, 3),

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from monai_diffae import embed, explain, load_bundle, report, sample_data, trusting
-from monai_diffae.apps.synthesis import explain as module
+from monai_diffae.apps.synthesis import finder
 from monai_diffae.apps.synthesis.shortcuts import DirectTest, pasted, sentences, summarise
 from monai_diffae.apps.synthesis.users_model import ModelInterface, ScoredCase, UsersModel, checksum
 from monai_diffae.cli import main
@@ -189,7 +189,7 @@ def test_a_model_that_sees_more_than_the_bundle_is_refused(labelled, users, tmp_
 def test_cases_are_balanced_over_decisions_and_labels():
     decisions, labels = [True] * 8 + [False] * 2, list("aaaaaaabab")
     cases = [Case(str(i), {}, "test", str(i), {"label": label, "age": i}) for i, label in enumerate(labels)]
-    rows = module.balanced_rows(module.strata(cases, decisions), 4, seed=0)
+    rows = finder.balanced_rows(finder.strata(cases, decisions), 4, seed=0)
     assert sorted((decisions[row], labels[row]) for row in rows) == sorted(product([True, False], "ab"))
 
 
@@ -221,7 +221,7 @@ def test_curves_begin_at_the_scan_and_contain_the_counterfactual(made, table):
 @pytest.mark.slow
 def test_other_formats_and_a_killed_run_give_the_same(run, users, table, tmp_path, monkeypatch):
     assert pd.read_csv(run(users("logit", ".pt2")).folder / "counterfactuals.csv").equals(table)
-    find, calls = module.Finder.find, []
+    find, calls = finder.Finder.find, []
 
     def killed(self, coded, case):
         calls.append(coded.case.id)
@@ -229,7 +229,7 @@ def test_other_formats_and_a_killed_run_give_the_same(run, users, table, tmp_pat
             raise KeyboardInterrupt
         return find(self, coded, case)
 
-    monkeypatch.setattr(module.Finder, "find", killed)
+    monkeypatch.setattr(finder.Finder, "find", killed)
     with pytest.raises(KeyboardInterrupt):
         run(users("logit"), out=tmp_path)
     resumed = run(users("logit"), out=tmp_path)
