@@ -95,8 +95,7 @@ class Case:
         return {**item, "id": self.id}
 
 
-NEARLY_ALL = 0.9
-"""The share of cases with a known patient from which on results speak of patients."""
+_NEARLY_ALL = 0.9  # cases with a known patient, from which on results speak of patients
 
 
 def share_known(cases: Sequence[Case]) -> float:
@@ -107,6 +106,11 @@ def share_known(cases: Sequence[Case]) -> float:
         for name in (case.id, case.file_name)
     }
     return sum(case.patient_is_given or case.patient not in names for case in cases) / len(cases)
+
+
+def are_patients_known(cases: Sequence[Case]) -> bool:
+    """Whether results speak of patients: those of nearly all cases are known."""
+    return share_known(cases) >= _NEARLY_ALL
 
 
 def spread_cases(cases: Sequence[Case], limit: int) -> list[Case]:

@@ -23,7 +23,7 @@ from monai_diffae.bundle.config import preprocessing_config
 from monai_diffae.bundle.description import versions
 from monai_diffae.bundle.layout import model_file
 from monai_diffae.data.atomic import PartStore, is_abandoned, remove_abandoned, write_atomic
-from monai_diffae.data.cases import NEARLY_ALL, folder_key, share_known
+from monai_diffae.data.cases import are_patients_known, folder_key
 from monai_diffae.data.fingerprints import json_digest, scan_states
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import cohort_split, pd, provenance, representation, sessions
@@ -241,7 +241,7 @@ def embed(
             ]
         described = {
             "preprocessing": preprocessing_config(session.trained.config), "z_sem_usage": usage,
-            "patient_key": patient_key.name, "knows_patients": share_known(cases) >= NEARLY_ALL,
+            "patient_key": patient_key.name, "knows_patients": are_patients_known(cases),
             "z_channels": len(z_columns(tables[0])),
         }  # fmt: skip
         if encoder == "trained":

@@ -22,7 +22,7 @@ from monai_diffae.apps.settings import Columns
 from monai_diffae.apps.steps import Steps
 from monai_diffae.bundle import layout
 from monai_diffae.data.atomic import write_json
-from monai_diffae.data.cases import NEARLY_ALL, share_known
+from monai_diffae.data.cases import are_patients_known
 from monai_diffae.data.fingerprints import cohort_fingerprint
 from monai_diffae.errors import ConfigError, OtherResultsError, counted
 from monai_diffae.lazy import cohorts, page_data, pages, sections, speeds, twins
@@ -140,7 +140,7 @@ class FirstHour:
             "Plan the training", "plan", cohort=self.table, minutes=self.hour.minutes, colour=colour,
             device=self.hour.device, **(_SLICES if are_few else {}),
         ).plan  # fmt: skip
-        is_known = share_known(listed.listing.cases) >= NEARLY_ALL
+        is_known = are_patients_known(listed.listing.cases)
         patients = f" of {counted(listed.listing.num_patients, 'patient')}" if is_known else ""
         summary = [
             f"{counted(len(listed.listing.cases), 'scan')}{patients}; "

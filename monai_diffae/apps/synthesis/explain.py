@@ -24,13 +24,8 @@ from monai_diffae.apps.synthesis.finder import (
     balanced_rows,
     search_inferer,
     strata,
-)  # fmt: skip
-from monai_diffae.apps.synthesis.users_model import (
-    ModelInterface,
-    check_file,
-    checksum,
-    read_users_model,
-)  # fmt: skip
+)
+from monai_diffae.apps.synthesis.users_model import ModelInterface, check_file, checksum, read_users_model
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import PartStore, write_csv
 from monai_diffae.data.cases import Case
@@ -122,7 +117,7 @@ def explain(
         raise ConfigError("embeddings: the training cases are of one patient, and two are needed; embed more patients")
     if interface.input_size or not interface.takes_scan:
         with torch.no_grad():  # before scans are read: does it take such images?
-            users_model.values(torch.zeros(1, trained.config["in_channels"], *trained.config["image_size"]))
+            users_model.values(torch.zeros(1, *trained.image_shape))
     tables.check_labels(reference.table, {"labels": search.labels, "positive": list(search.positive)})
     markers = {name: shortcuts.read_marker(Path(file)) for name, file in search.paste.items()}
     representation.warn_if_unused(trained.z_sem_usage)

@@ -185,14 +185,15 @@ class Finder:
         for case in track(cases, f"scoring {counted(len(cases), 'scan')}"):
             scored = self.scored(case)
             try:
-                surveyed.append((scored.value(), list(shortcuts.paste_rows(scored, markers))))
+                start = scored.value()
+                surveyed.append((start, list(shortcuts.paste_rows(scored, start, markers))))
             except ScanError:  # is told when the case is explained
                 surveyed.append((np.nan, []))
         return surveyed
 
     def check_seen(self, cases: Sequence[Case]) -> None:
         """Refuse a model whose decisions change if it gets only what the bundle sees of a scan."""
-        num, middle, size = 0, self.users_model.middle, " x ".join(map(str, self.session.trained.config["image_size"]))
+        num, middle, size = 0, self.users_model.middle, " x ".join(map(str, self.session.trained.image_shape[1:]))
         if not self.users_model.interface.takes_scan:
             text = "%s: gets the bundle's images, %s; if it takes the scans themselves, set input_size or input_from"
             logger.info(text, self.users_model.name, size)

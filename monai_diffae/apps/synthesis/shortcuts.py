@@ -44,11 +44,11 @@ def pasted(scan: Floats, marker: Floats) -> Floats | None:
     return changed if np.abs(changed - scan)[is_pasted].mean() > _LEAST_VISIBLE * span else None
 
 
-def paste_rows(case: ScoredCase, markers: Mapping[str, Floats]) -> Iterator[dict[str, Any]]:
-    """The value of a case with each marker pasted; no row if its scan looks like this already."""
+def paste_rows(case: ScoredCase, start: float, markers: Mapping[str, Floats]) -> Iterator[dict[str, Any]]:
+    """The value of a case with each marker pasted, and without; no row if its scan looks like this already."""
     for name, marker in markers.items():
         if (array := pasted(case.native.scan.array, marker)) is not None:
-            yield {"label": name, "how": "paste", "values": [case.stored_value(array), case.value()], "control": None}
+            yield {"label": name, "how": "paste", "values": [case.stored_value(array), start], "control": None}
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import (
     MISSING_WORDS,
-    NEARLY_ALL,
     SPLITS,
     Case,
     Label,
+    are_patients_known,
     as_labels,
     check_splits,
     label_names,
@@ -103,10 +103,10 @@ class Listing:
         """What was found, line by line."""
         formats = ", ".join(f"{count} {name}" for name, count in self.formats.most_common())
         yield f"{self.name}: {counted(len(self.cases), 'scan')} ({formats})"
-        if (share := share_known(self.cases)) >= NEARLY_ALL:
+        if are_patients_known(self.cases):
             yield f"patients: {self.num_patients}"
         else:
-            known = "known of some scans only, so each other" if share else "not known, so each"
+            known = "known of some scans only, so each other" if share_known(self.cases) else "not known, so each"
             yield f"patients: {known} scan counts as a patient (--patient-pattern finds them in the paths)"
         yield from self.notes
         if set(self.splits) != {None}:
