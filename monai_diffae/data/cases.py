@@ -51,6 +51,9 @@ class Case:
     labels: dict[str, Label] = field(default_factory=dict)
     slice_index: int | None = None  #: the slice of the volume; None for a whole image
     file_name: str = ""  #: the id as a name for files, without a suffix: unique in the cohort, and safe on every system
+    #: the files of its named sequences, such as ``FLAIR``, from which those of ``"image"`` are chosen
+    sequences: dict[str, Path] = field(default_factory=dict)
+    mask: Path | None = None  #: a label map of its image
     patient_is_given: bool = False  #: whether the cohort names the patient, who has no other scan
 
     def __post_init__(self) -> None:

@@ -16,23 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffae.data.cases import SPLITS, Case, Images, as_labels, cases_of_one_file, check_splits, safe_names
-from monai_diffae.data.folders import (
-    BIDS_SUBJECT,
-    FolderContent,
-    find_sequences,
-    name_within,
-    search_folder,
-    short_names,
-)
+from monai_diffae.data.folders import BIDS_SUBJECT, FolderContent, name_within, search_folder, short_names
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.formats.scan import warn_once
 from monai_diffae.data.scans import SUFFIXES, may_be_dicom, scan_suffix
+from monai_diffae.data.sequences import channel_names, with_channels, with_sequences
 from monai_diffae.errors import CohortError, ConfigError, quoted, shortened
 from monai_diffae.policies import MISSING_WORDS, PathLike
 
 logger = logging.getLogger(__name__)
 
-COLUMN_ROLES = ("id", "patient", "split")
+COLUMN_ROLES = ("id", "patient", "split", "mask")
 """The standard column names besides the image keys."""
 
 _SECTIONS = ("", "training", "train", "validation", "val", "test", "testing")
@@ -74,8 +68,7 @@ def read_cohort(
         patient of its own.
 
     Raises:
-        CohortError: there are no usable cases, or duplicates, or a patient is in two splits; or a folder has several
-            sequences of patients that are not known.
+        CohortError: there are no usable cases, or duplicates, or a patient is in two splits.
         ConfigError: ``patient_pattern`` is not a regular expression, or ``columns`` has an unknown key.
 
     Example:
@@ -96,18 +89,19 @@ def read_cohort(
     check_cohort_exists(path)
     folder, uid = dicom.split_series(path)
     suffix = path.suffix.lower()
+    if path.name == "dataset.json" and not {*_SECTIONS}.intersection(_read_json(path)):  # of nnU-Net, without entries
+        path = folder = path.parent
     if folder.is_dir() and uid is None:
         content = search_folder(path)
         for line in content.left_out():
             logger.warning("%s: %s", path.name, line)
-        cases = cases_in_folder(path, content, pattern)
-        check_sequences(cases, path)
-        return cases
+        return cases_in_folder(path, content, pattern)
     if is_table := suffix in (".csv", ".tsv", ".json", *_EXCEL):
         read = _read_datalist if suffix == ".json" else _read_table
         rows = read(path, names, tuple(image_keys), set(columns or {}))
     else:
         rows = [Case("", {"image": path}, "")]
+    rows = with_channels(rows)
     root = _common_folder(path.parent, rows) if is_table else folder.parent
     cases = _to_cases(path.name, rows, root, pattern, refuse_leaks=refuse_leaks)
     if refuse_leaks:
@@ -126,6 +120,9 @@ ID_COLUMNS = (
     "subject", "subject_id", "subjectid", "mrid", "mri_id", "ixi_id", "patient_id", "patientid", "patient",
 )  # fmt: skip
 """Usual names of the column with the ids; capitals do not matter. The one that fits most scans is used."""
+
+MASK_COLUMNS = ("mask", "label", "seg", "segmentation", "mask_file", "mask_path", "annotation")
+"""Usual names of a column with masks; capitals do not matter. A column ``label`` is one if its cells are files."""
 
 PATIENTS = (
     "patient", "patient_id", "patientid", "patient_key", "participant_id", "participant", "subject_id", "subject",
@@ -206,23 +203,49 @@ def _delimiter(path: Path, first_line: str) -> str:
 def _read_table(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...], explicit: set[str]) -> list[Case]:
     """The rows of a CSV or TSV; ``explicit`` are the roles whose columns must exist, besides the images."""
     cells = read_columns(path, names.values())
+    columns = _path_columns(cells, names)
+    masks = [name for name in columns if name.lower() in MASK_COLUMNS and name not in names.values()]
+    if masks and names["mask"] not in cells:
+        names = {**names, "mask": masks[0]}
+    sequences = {name: name for name in columns if name not in {*names.values(), *masks}}
+    if names["image"] in cells and sequences:
+        sequences = {"image": names["image"], **sequences}
     for role, name in names.items():
-        if name not in cells and (role in image_keys or role in explicit):
+        is_needed = role in image_keys and not (role == "image" and sequences and role not in explicit)
+        if name not in cells and (is_needed or role in explicit):
             raise _missing_column(path, role, name, cells, is_image=role in image_keys)
     for role in COLUMN_ROLES:
         similar = next((name for name in cells if name.lower() == role and name not in names.values()), None)
         if similar is not None and role not in cells:
             logger.warning("%s: the column %s is a label; if not, set columns %s=%s", path.name, similar, role, similar)
-    labels = as_labels({name: column for name, column in cells.items() if name not in names.values()})
+    no_labels = {*names.values(), *sequences.values(), *masks}
+    labels = as_labels({name: column for name, column in cells.items() if name not in no_labels})
     rows = []
+    keys = [key for key in image_keys if names[key] in cells]
     for i in range(len(next(iter(cells.values())))):
-        missing = next((names[key] for key in image_keys if not cells[names[key]][i]), None)
+        files = {name: path.parent / cells[column][i] for name, column in sequences.items() if cells[column][i]}
+        missing = next((names[key] for key in keys if not cells[names[key]][i]), None if keys else "image")
+        missing = missing if not files or missing not in (None, names["image"]) else None
         if missing is not None:
             raise CohortError(f'{path.name}: row {i + 1} has no file in column "{missing}"; fill it or remove the row')
-        images: dict[str, Images] = {key: path.parent / cells[names[key]][i] for key in image_keys}
-        id, patient, split = (cells[names[role]][i] if names[role] in cells else "" for role in COLUMN_ROLES)
-        rows.append(Case(id, images, patient, split, {name: column[i] for name, column in labels.items()}))
+        images: dict[str, Images] = {key: path.parent / cells[names[key]][i] for key in keys if cells[names[key]][i]}
+        id, patient, split, mask = (cells[names[role]][i] if names[role] in cells else "" for role in COLUMN_ROLES)
+        row = Case(id, images, patient, split, {name: column[i] for name, column in labels.items()})
+        row = replace(row, mask=path.parent / mask if mask else None, sequences=files)
+        rows.append(row if "image" in images else with_sequences(row, files))
     return rows
+
+
+def _path_columns(cells: Mapping[str, list[str]], names: Mapping[str, str]) -> list[str]:
+    """The columns whose cells are scans, by their suffixes; empty cells are allowed."""
+    roles = {names[role] for role in ("id", "patient", "split")}
+    columns = [
+        name
+        for name, column in cells.items()
+        if name not in roles and any(column) and all(not c or scan_suffix(c) or dicom.SERIES in c for c in column)
+    ]
+    is_unclear = names["image"] not in cells and any(name.lower() in ID_COLUMNS for name in columns)
+    return [] if is_unclear else columns
 
 
 def _missing_column(path: Path, role: str, name: str, cells: Mapping[str, list[str]], *, is_image: bool) -> CohortError:
@@ -244,8 +267,9 @@ def _missing_column(path: Path, role: str, name: str, cells: Mapping[str, list[s
 
 def _read_datalist(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...], _: set[str]) -> list[Case]:
     """The rows of a MONAI datalist; of an entry's other keys, numbers and text are labels."""
-    entries = _read_entries(path)
+    entries, channels = _read_entries(path), channel_names(_read_json(path))
     rows = [_entry(path, section, n, entry, names, image_keys) for section, n, entry in entries]
+    rows = [_with_names(row, channels) for row in with_channels(rows, channels)]
     mappings = [entry for *_, entry in entries if isinstance(entry, dict)]
     nested = {key for entry in mappings for key, value in entry.items() if isinstance(value, (list, dict))}
     if nested := nested.difference(names.values()):
@@ -258,17 +282,30 @@ def _read_datalist(path: Path, names: Mapping[str, str], image_keys: tuple[str, 
 
 def _read_entries(path: Path) -> list[tuple[str, int, Any]]:
     """Section, number and content of each entry of a datalist."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CohortError(f"{path.name}: this is not JSON ({error}); repair the file") from error
-    sections = content if isinstance(content, dict) else {"": content}
+    sections = _read_json(path)
     lists = [(section, sections.get(section)) for section in _SECTIONS]
     entries = [(section, n, entry) for section, each in lists if isinstance(each, list) for n, entry in enumerate(each)]
     if not entries:
         keys = shortened(", ".join(map(str, sections)) or "nothing", 80)
         raise CohortError(f"{path.name}: no list of entries under training, validation or test (has {keys}); add it")
     return entries
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CohortError(f"{path.name}: this is not JSON ({error}); repair the file") from error
+    return content if isinstance(content, dict) else {"": content}
+
+
+def _with_names(row: Case, channels: Sequence[str]) -> Case:
+    """A case with a file per channel, with names for its sequences: these, if they are as many."""
+    files = row.images["image"]
+    if not isinstance(files, tuple) or row.sequences:
+        return row
+    names = channels if len(files) == len(channels) else [f"channel{k}" for k in range(len(files))]
+    return with_sequences(row, dict(zip(names, files, strict=True)))
 
 
 def _entry(path: Path, section: str, n: int, entry: Any, names: Mapping[str, str], image_keys: tuple[str, ...]) -> Case:
@@ -284,12 +321,15 @@ def _entry(path: Path, section: str, n: int, entry: Any, names: Mapping[str, str
     standard = {role: values.get(names[role]) for role in COLUMN_ROLES}
     # pandas writes NaN for missing values
     texts = {role: str(value) for role, value in standard.items() if value is not None and value == value}
+    label = values.get("label")
+    mask = texts.get("mask") or (label if isinstance(label, str) and scan_suffix(label) else None)
     labels = {
         key: None if str(value).strip() in MISSING_WORDS else value
         for key, value in values.items()
-        if key not in names.values() and (value is None or isinstance(value, (str, int, float)))
+        if key not in names.values() and value is not mask and (value is None or isinstance(value, (str, int, float)))
     }
-    return Case(texts.get("id", ""), images, texts.get("patient", ""), texts.get("split", section), labels)
+    case = Case(texts.get("id", ""), images, texts.get("patient", ""), texts.get("split", section), labels)
+    return replace(case, mask=path.parent / mask if mask else None)
 
 
 def _common_folder(folder: Path, rows: Sequence[Case]) -> Path:
@@ -325,18 +365,9 @@ def cases_in_folder(folder: Path, content: FolderContent, pattern: re.Pattern[st
         searched = f"it was searched for {' '.join(SUFFIXES)} or DICOM without suffix"
         reason = next(content.left_out(), searched)
         raise CohortError(f"{folder.name}: there are no scans in this folder; {reason}")
-    return _to_cases(folder.name, content.scans, folder, pattern)
-
-
-def check_sequences(cases: Sequence[Case], folder: Path) -> None:
-    """Refuse a folder whose scans are by their names sequences of patients that are not known: splits divide them."""
-    unknown = [name_within(case.first_file, folder) for case in cases if case.has_own_patient]
-    if found := find_sequences(unknown):
-        raise CohortError(
-            f"{folder.name}: {shortened(' and '.join(found[:2]), 60)} may be sequences of one patient; run "
-            "monai-diffae list-scans FOLDER scans.csv --patient-pattern '([^/]+)[-_/][^-_/]+$' (or, if each scan is "
-            "its own patient, '(.+)'), and give scans.csv"
-        )
+    names = short_names([case.id or name_within(case.first_file, folder) for case in content.scans])
+    named = [replace(case, id=case.id and name) for case, name in zip(content.scans, names, strict=True)]
+    return _to_cases(folder.name, named, folder, pattern)
 
 
 def compiled(pattern: str | None) -> re.Pattern[str] | None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # every command imports this module, so it is light
 
 _NOT_IMAGES = ("id", "slice")  # entries of a case's item
 
+_CHANNEL = "#channel="  # as in data.formats.scan, which is heavy
 _VOXELS_OF = {".hdr": ".img", ".hdr.gz": ".img.gz"}  # by the suffixes of their headers
 _VOXELS_FIELD = re.compile(rb"(?im)^\s*(?:ElementDataFile\s*[=:]|data ?file\s*:(?!=))\s*([^\r\n]*)")
 _LONGEST_HEADER = 1 << 16
@@ -105,7 +106,7 @@ def voxel_files(path: PathLike) -> Iterator[str]:
 def content_hash(files: Sequence[PathLike]) -> str:
     """The SHA-256 of a case's files, whatever their names; missing files are empty. One file: as ``sha256sum``."""
     # the order of the files within a scan says nothing, and a series may be renamed
-    scans = [sorted(_file_hash(inner) for inner in scan_files(file)) for file in files]
+    scans = [sorted(_file_hash(inner) for inner in scan_files(file)) + _channel(file) for file in files]
     if len(scans) == 1 and len(scans[0]) == 1:
         return scans[0][0]
     return digest("\n".join(" ".join(hashes) for hashes in scans))
@@ -163,6 +164,11 @@ def _files(item: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(os.fspath(file) for file in files if isinstance(file, (str, os.PathLike)))
 
 
+def _channel(file: PathLike) -> list[str]:
+    """The number of the channel that a path names, as text, if it names one."""
+    return [os.fspath(file).rpartition(_CHANNEL)[2]] if _CHANNEL in os.fspath(file) else []
+
+
 def _file_hash(file: Path) -> str:
     try:
         return file_checksum(file) if file.is_file() else ""
@@ -172,6 +178,7 @@ def _file_hash(file: Path) -> str:
 
 def _state_lines(file: str) -> Iterator[str]:
     path = file.rpartition("#series=")[0] or file
+    path = path.partition(_CHANNEL)[0]
     for name, each in ((file, path), *((voxels, voxels) for voxels in voxel_files(path))):
         yield os.path.basename(name)  # noqa: PTH119 - see above
         try:

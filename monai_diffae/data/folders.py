@@ -11,6 +11,8 @@ from pathlib import Path, PurePath, PurePosixPath
 from monai_diffae.data.cases import Case
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.scans import scan_suffix
+from monai_diffae.data.sequences import group_files
+from monai_diffae.errors import counted
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +29,22 @@ _UNREADABLE = (
 class FolderContent:
     """What a folder holds."""
 
-    scans: list[Case]  # its scans, sorted by name, without ids; the patient is that of a DICOM file (a hash), or ""
-    label_maps: list[str] = field(default_factory=list)  # names of the label maps beside them, which are left out
+    # its cases, sorted by name; ids are given by their sequences, and the patient by DICOM (a hash), or they are ""
+    scans: list[Case]
+    label_maps: list[str] = field(default_factory=list)  # names of the label maps that belong to no case
+    notes: list[str] = field(default_factory=list)  # one line for each sequence that cannot be used
     # the number of image files whose format cannot be read, by suffix
     unreadable: Counter[str] = field(default_factory=Counter)
 
     def left_out(self) -> Iterator[str]:
-        """One line each about label maps and about files whose format cannot be read, if there are any."""
+        """One line each about masks, sequences and files that are left out, if there are any."""
+        masks = sum(case.mask is not None for case in self.scans)
+        if masks and (without := len(self.scans) - masks):
+            yield f"{counted(without, 'scan')} of {len(self.scans)} have no mask"
         if self.label_maps:
-            yield f"label maps beside the scans are left out: {len(self.label_maps)}, e.g. {self.label_maps[0]}"
+            why = "no scan's, or a second one" if masks else "no scan's"
+            yield f"masks are left out ({why}): {len(self.label_maps)}, e.g. {self.label_maps[0]}"
+        yield from self.notes
         if self.unreadable:
             suffixes = ", ".join(f"{count} {suffix}" for suffix, count in self.unreadable.most_common(3))
             yield f"files that cannot be read are left out: {suffixes}; convert them to .nii.gz or .png"
@@ -58,15 +67,15 @@ def search_folder(root: Path) -> FolderContent:
         dicom_names = {p.name for p in visible if scan_suffix(p) in ("", *dicom.SUFFIXES) and dicom.is_dicom(p)}
         if dicom_names:
             scans += _search_dicom(Path(folder), dicom_names)
-    named = sorted(
-        ((name_within(scan.first_file, root), scan) for scan in scans), key=lambda n: (n[0], str(n[1].first_file))
-    )
-    label_maps = find_label_maps([name for name, _ in named])
-    return FolderContent(
-        [scan for name, scan in named if name not in label_maps],
-        [Path(os.path.relpath(scan.first_file, root)).as_posix() for name, scan in named if name in label_maps],
-        unreadable,
-    )
+    counts = Counter(name_within(scan.first_file, root) for scan in scans)
+    named: dict[str, Case] = {}
+    for scan in sorted(scans, key=lambda scan: (name_within(scan.first_file, root), str(scan.first_file))):
+        name, file = name_within(scan.first_file, root), Path(os.path.relpath(scan.first_file, root)).as_posix()
+        named[name if counts[name] == 1 else file] = scan  # a.png and a.nii.gz have the same name
+    maps = find_label_maps(list(named))
+    images = {name: scan for name, scan in named.items() if name not in maps}
+    grouping = group_files(root, images, {name: named[name].first_file for name in named if name in maps})
+    return FolderContent(grouping.cases, grouping.left_over, grouping.notes, unreadable)
 
 
 def name_within(path: Path, root: Path) -> str:
@@ -101,31 +110,6 @@ def _search_dicom(folder: Path, names: set[str]) -> Iterator[Case]:
 
 def _warn(error: OSError) -> None:
     logger.warning("%s: this folder is skipped (%s)", Path(error.filename or "").name, error.strerror)
-
-
-# -- sequences ---------------------------------------------------------------------------------------------------------
-
-MODALITIES = (
-    "t1", "t1w", "t1n", "t1c", "t1ce", "t1gd", "t2", "t2w", "t2f", "flair", "pd", "pdw", "dwi", "adc", "swi", "asl",
-    "bold", "mr", "mri", "mra", "ct", "cta", "pet", "us", "dx", "cr", "mg", "axial", "coronal", "sagittal",
-)  # fmt: skip
-"""Words for sequences, modalities and planes."""
-
-_SEQUENCE = re.compile(rf"(.+)(?:[-_]\d{{4}}|[-_/](?:{'|'.join(MODALITIES)}))", re.IGNORECASE)
-
-
-def find_sequences(names: Sequence[str]) -> list[str]:
-    """The sequences of one patient if scans are named as in nnU-Net (``_0000``) or BraTS (``-t1c``); else none."""
-    stems: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        if match := _SEQUENCE.fullmatch(name):
-            stems[match[1]].append(PurePath(name).name)
-    several = {stem: group for stem, group in stems.items() if len(group) > 1}
-    numbers = {name[-4:] for group in several.values() for name in group if name[-4:].isdecimal()}
-    # nnU-Net's channels begin at 0000; classes have many numbers and few names, as benign_0000 and malignant_0000
-    are_patients = len(several) > len(numbers) or all(re.search(r"\d", stem) for stem in several)
-    are_many = len(several) > 1 and 2 * sum(map(len, several.values())) > len(names)
-    return next(iter(several.values())) if are_patients and are_many else []
 
 
 # -- label maps --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.data.formats import dicom, itk, nifti, pictures
 from monai_diffae.data.formats.scan import (
+    CHANNEL,
     Doubt,
     Floats,
     Header,
@@ -27,6 +28,7 @@ from monai_diffae.data.formats.scan import (
     check_affine,
     check_budget,
     check_regular,
+    split_channel,
     warn_once,
 )
 from monai_diffae.data.scan_writing import write_scan
@@ -83,7 +85,8 @@ def read_scan(path: PathLike, needs: ScanNeeds = ScanNeeds()) -> Scan:
     """Read one scan: NIfTI, NRRD, MHA, MHD, PNG, JPEG, a DICOM file or a folder with one DICOM series.
 
     Args:
-        path: the file or folder; ``folder#series=UID`` names one of several series in a folder.
+        path: the file or folder; ``folder#series=UID`` names one of several series in a folder, and ``file#channel=0``
+            one of the channels of a file.
         needs: the dimensions and channels that the caller needs, and what is done with doubtful scans.
 
     Returns:
@@ -112,16 +115,29 @@ def read_with_doubts(path: PathLike) -> Scan:
 
 
 def _read(path: PathLike) -> Scan:
+    file, channel = split_channel(path)
     with _one_line_errors(path):
-        scan: Scan = _format(path).read(Path(path))
-    return scan
+        if (reader := _format(file)) is nifti:  # of a large file, it converts one channel only
+            return nifti.read(file, channel)
+        scan: Scan = reader.read(file)
+    return scan if channel is None else one_channel(scan, file, channel)
+
+
+def one_channel(scan: Scan, file: Path, channel: int) -> Scan:
+    """One channel of a scan, as a scan."""
+    if channel >= len(scan.array):
+        raise problem(file, f"it has {len(scan.array)} channels, so none with number {channel}", "count from 0")
+    return replace(scan, array=scan.array[channel : channel + 1])
 
 
 def read_header(path: PathLike) -> Header:
     """Read the size and affine in the file's own axes, and the doubts about them, from the header."""
+    file, channel = split_channel(path)
     with _one_line_errors(path):
-        header: Header = _format(path).read_header(Path(path))
-    return header
+        if (reader := _format(file)) is nifti:
+            return nifti.read_header(file, channel)
+        header: Header = reader.read_header(file)
+    return header if channel is None else replace(header, channels=1)
 
 
 def apply_policy(path: Path, doubts: Sequence[Doubt], needs: ScanNeeds = ScanNeeds()) -> None:
@@ -163,7 +179,7 @@ def displayed_geometry(shape: tuple[int, ...], affine: Floats) -> tuple[tuple[in
 
 def scan_suffix(path: PathLike) -> str:
     """The file's suffix if it is one of :data:`SUFFIXES`, else ``""``."""
-    name = os.path.basename(path).lower()  # noqa: PTH119 - called for each of many rows
+    name = os.path.basename(path).lower().partition(CHANNEL)[0]  # noqa: PTH119 - called for each of many rows
     return next((s for s in SUFFIXES if name.endswith(s)), "")
 
 
@@ -224,7 +240,11 @@ _ROUNDING = 2  # JPEG may round the three channels of a grey picture differently
 def fit_scan(name: Path, scan: Scan, needs: ScanNeeds) -> Scan:
     """The scan with the dimensions and channels that a caller needs, and finite values."""
     scan = _fit_dims(name, flattened(scan) if needs.flatten else scan, needs.spatial_dims)
-    scan.array = _fit_channels(name, scan.array, needs.channels, needs.colour)
+    if scan.header is None or len(scan.array) == 1:
+        scan.array = _fit_channels(name, scan.array, needs.channels, needs.colour)
+    elif needs.channels not in (None, len(scan.array)):
+        wrong = f"it has {len(scan.array)} channels, expected {needs.channels}"
+        raise problem(name, wrong, f"choose one, e.g. {CHANNEL}0 after the file's name, or list its sequences")
     scan.array = _fit_values(name, scan.array, needs.nonfinite)
     return scan
 

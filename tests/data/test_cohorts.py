@@ -208,7 +208,7 @@ def test_datalist(tmp_path):
     }
     (tmp_path / "list.json").write_text(json.dumps(content))
     a, b, d = read_cohort(tmp_path / "list.json")
-    assert (a.id, a.split, a.labels) == ("a", "train", {"label": "seg.nii", "age": 3})
+    assert (a.id, a.split, a.labels, a.mask) == ("a", "train", {"age": 3}, tmp_path / "seg.nii")
     assert b.item()["image"] == [str(tmp_path / "b.nii"), str(tmp_path / "c.nii")]
     assert (d.id, d.split) == ("d", "test")
     (tmp_path / "list.json").write_text(json.dumps([{"image": "a.nii", "id": 7, "patient": "p"}]))

@@ -1,7 +1,6 @@
 """Listings: ids, labels from folders, tables and BIDS, the rows of scans, and the table that is written."""
 
 import csv
-import re
 
 import pytest
 from dicom_files import save_series
@@ -18,12 +17,9 @@ def test_participants_of_bids_are_joined(scans):
     folder = scans("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/func/sub-01_bold.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz")
     (folder / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t41\tF\nsub-02\tn/a\tM\n")
     cases = list_cases(folder).cases
-    assert [case.labels for case in cases] == [
-        {"age": 41, "sex": "F", "suffix": "T1w"},
-        {"age": 41, "sex": "F", "suffix": "bold"},
-        {"age": None, "sex": "M", "suffix": "T1w"},
-    ]
-    assert [case.patient for case in cases] == ["sub-01", "sub-01", "sub-02"]
+    assert [case.labels for case in cases] == [{"age": 41, "sex": "F"}, {"age": None, "sex": "M"}]
+    assert [case.patient for case in cases] == ["sub-01", "sub-02"]
+    assert [list(case.sequences) for case in cases] == [["T1w", "bold"], ["T1w"]]
 
 
 def list_with(table, content, folder, columns=None, **sources):
@@ -69,21 +65,32 @@ def test_scans_with_one_row_or_patient_are_one_patient(scans, tmp_path):
         (("B-GLI-00000-000/B-GLI-00000-000", "B-GLI-00002-000/B-GLI-00002-000"), ("-t1c", "-t1n", "-t2f")),  # BraTS
         (("BraTS20_001", "BraTS20_002"), ("_t1ce", "_flair")),
         (("patient01", "patient02"), ("/FLAIR", "/T1")),
-        (("patient0", "patient1"), [f"_{frame:04d}" for frame in range(40)]),
+        (("sub-01", "sub-02"), ("_T1w", "_FLAIR")),  # BIDS
     ],
 )
-def test_sequences_are_refused_unless_their_patients_are_known(scans, tmp_path, stems, ends):
+def test_sequences_are_one_case(scans, tmp_path, stems, ends):
     folder = scans(*(f"{stem}{end}.nii.gz" for stem in stems for end in ends))
-    for read in (list_cases, read_cohort):
-        with pytest.raises(CohortError, match="may be sequences of one patient") as caught:
-            read(folder)
-    pattern, own = re.findall("'(.*?)'", str(caught.value))
-    assert len(str(caught.value)) <= 300
-    assert list_cases(folder, Sources(patient_pattern=own)).num_patients == len(stems) * len(ends)
-    assert len({case.patient for case in read_cohort(folder, patient_pattern=pattern)}) == len(stems)
-    assert list_cases(folder, Sources(patient_pattern=pattern)).num_patients == len(stems)
+    cases, listing = read_cohort(folder), list_cases(folder)
+    assert [case.id for case in cases] == [stem.split("/")[-1] for stem in stems]
+    assert all(list(case.sequences) == sorted(end[1:] for end in ends) for case in cases)
+    assert listing.num_patients == len(stems)
+    written = read_cohort(write_listing(listing, tmp_path / "scans.csv"))
+    assert [(case.id, list(case.sequences)) for case in written] == [(case.id, list(case.sequences)) for case in cases]
     (tmp_path / "labels.csv").write_text("id,age\n" + "".join(f"{stem.split('/')[0]},1\n" for stem in stems))
-    assert list_cases(folder, Sources(table=tmp_path / "labels.csv")).num_patients == len(stems)
+    assert [case.labels for case in list_cases(folder, Sources(table=tmp_path / "labels.csv")).cases] == [
+        {"age": 1} for _ in stems
+    ]
+
+
+def test_many_frames_of_a_patient_are_scans_of_one_patient(scans):
+    cases = read_cohort(scans(*(f"patient{n}_{frame:04d}.png" for n in (0, 1) for frame in range(40))))
+    assert (len(cases), len({case.patient for case in cases})) == (80, 2)
+
+
+def test_two_files_of_one_sequence_are_both_left_out(scans):
+    listing = list_cases(scans(*(f"{name}.nii" for name in ("p1-T1", "p1_T1", "p1_FLAIR", "p2_T1", "p2_FLAIR"))))
+    assert [sorted(case.sequences) for case in listing.cases] == [["FLAIR"], ["FLAIR", "T1"]]
+    assert "p1-T1 and p1_T1 are both T1 of p1, so neither is used" in listing.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +101,6 @@ def test_sequences_are_refused_unless_their_patients_are_known(scans, tmp_path, 
         [f"p{n}_0000" for n in range(9)],
         [f"IM-{n:04d}-0001" for n in range(9)] + [f"IM-{n}-0001-000{k}" for n in (91, 92) for k in (1, 2)],
         [f"p{n}_{'ct' if n % 2 else 'mr'}" for n in range(9)],
-        ["sub-1_T1w", "sub-1_T2w", "sub-2_T1w", "sub-2_T2w"],
     ],
 )
 def test_counters_and_single_sequences_are_no_sequences_of_one_patient(scans, names):
@@ -155,7 +161,7 @@ def rows_of(folder, content, id_column=None):
     [
         (["x/benign (1).png"], "file,age\nother,1\n{id},2\n", [1]),
         (["sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz"], "participant_id,age\n01,41\n", [0, None]),
-        (["sub-01/sub-01_T1w.nii.gz", "sub-01/sub-01_T2w.nii.gz"], "participant_id,age\nsub-01,41\n", [0, 0]),
+        (["sub-01/sub-01_T1w.nii.gz", "sub-01/sub-01_T2w.nii.gz"], "participant_id,age\nsub-01,41\n", [0]),
         (
             ["sub-1/ses-1/sub-1_ses-1_T1w.nii", "sub-1/ses-2/sub-1_ses-2_T1w.nii"],
             "participant_id,session_id,age\nsub-1,ses-2,42\nsub-1,1,41\n",

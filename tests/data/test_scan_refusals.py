@@ -184,7 +184,8 @@ def test_a_header_can_name_a_file_beside_it(tmp_path):
 
 @pytest.mark.goal(id="R9")
 def test_wrong_dimensions_and_channels(tmp_path):
-    assert "4D" in refusal(save_nifti(tmp_path / "four.nii.gz", values(4, 4, 4, 3)))
+    assert "3 channels, expected 1" in refusal(save_nifti(tmp_path / "four.nii.gz", values(4, 4, 4, 3)), channels=1)
+    assert "#channel=0" in refusal(save_nifti(tmp_path / "times.nii.gz", values(4, 4, 4, 20)))
     sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(values(4, 4, 4))] * 2), str(tmp_path / "four.nrrd"))
     assert "4D" in refusal(tmp_path / "four.nrrd")
     volume = save_nifti(tmp_path / "three.nii.gz")

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 
 from monai_diffae.data.formats.dicom_pixels import decode, lenient, read_tags, without_padding
 from monai_diffae.data.formats.dicom_planes import TAGS, Stack, flat_geometry, make_stack, read_planes, to_volume
-from monai_diffae.data.formats.scan import Header, Scan, check_affine, check_budget
+from monai_diffae.data.formats.scan import Header, Scan, check_affine, check_budget, split_channel
 from monai_diffae.errors import ScanError, problem
 from monai_diffae.policies import PathLike
 
@@ -26,6 +26,7 @@ PROJECTIONS = frozenset({"CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA", "OP", "
 """Modalities in which each file is an image of its own, even if several share a series."""
 
 _IDENTITY = ["Modality", "PatientID", "SeriesInstanceUID", "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames"]
+_SERIES = [*_IDENTITY, "StudyInstanceUID", "SeriesDescription"]
 _HEADER = [*_IDENTITY, *TAGS, "PhotometricInterpretation", "ModalityLUTSequence"]
 
 
@@ -36,6 +37,8 @@ class Series:
     files: tuple[Path, ...]
     modality: str | None
     patient: str | None
+    study: str | None  # its UID
+    description: str | None
 
 
 def is_dicom(path: Path) -> bool:
@@ -62,10 +65,13 @@ def hash_patient(patient_id: str) -> str:
 
 
 def split_series(path: PathLike) -> tuple[Path, str | None]:
-    """Split ``ct#series=1.2.3`` into the folder ``ct`` and the UID ``1.2.3``; other paths have no UID (None)."""
+    """Split ``ct#series=1.2.3`` into the folder ``ct`` and the UID ``1.2.3``; other paths have no UID (None).
+
+    The number of a channel is left out.
+    """
     text = os.fspath(path)
     if SERIES not in text:
-        return Path(text), None
+        return split_channel(path)[0], None
     folder, _, uid = text.rpartition(SERIES)
     return Path(folder), uid
 
@@ -84,23 +90,42 @@ def _list_series(folder: str, _changed: int) -> dict[str, Series]:
         if (tags := _try_tags(Path(entry.path))) is not None:
             groups.setdefault(_text(tags, "SeriesInstanceUID") or "", []).append((Path(entry.path), tags))
     return {
-        uid: Series(tuple(path for path, _ in group), _text(group[0][1], "Modality"), _patient(group[0][1]))
+        uid: Series(
+            tuple(path for path, _ in group), _text(group[0][1], "Modality"), _patient(group[0][1]),
+            _text(group[0][1], "StudyInstanceUID"), _text(group[0][1], "SeriesDescription"),
+        )
         for uid, group in sorted(groups.items())
     }
 
 
+def series_path(path: Path) -> Path:
+    """The path of a series with its UID, also if its folder holds no other; other paths unchanged."""
+    folder, uid = split_series(path)
+    if uid is not None or not folder.is_dir():
+        return path
+    return next((Path(f"{folder}{SERIES}{name}") for name in list_series(folder)), path)
+
+
+def find_series(path: Path) -> Series | None:
+    """The series at a path of one, such as ``ct#series=1.2.3``; None if there is none, or the path is that of a file."""
+    folder, uid = split_series(path)
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises if the name is too long
+        return None
+    return next((series for name, series in list_series(folder).items() if uid in (None, name)), None)
+
+
 def read_patient(path: Path) -> str | None:
     """Read the hashed PatientID of a file or series; None if it has none or cannot be read."""
-    folder, uid = split_series(path)
-    if os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises if the name is too long
-        return next((series.patient for name, series in list_series(folder).items() if uid in (None, name)), None)
-    tags = _try_tags(folder)
+    if series := find_series(path):
+        return series.patient
+    folder, _ = split_series(path)
+    tags = None if os.path.isdir(folder) else _try_tags(folder)  # noqa: PTH112 - as above
     return None if tags is None else _patient(tags)
 
 
 def _try_tags(path: Path) -> Dataset | None:
     try:
-        return read_tags(path, _IDENTITY)
+        return read_tags(path, _SERIES)
     except (ScanError, OSError):
         return None
 

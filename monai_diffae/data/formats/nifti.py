@@ -25,6 +25,7 @@ SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 _SLACK = 64 * 1024**2  # bytes allowed before the voxels, for header extensions, and after them, for appended data
+_MOST_CHANNELS = 12  # of a 4D file; one with more volumes is a time series
 _SAME_SPACING = 0.02  # relative difference of two spacings that are the same
 _SHEARED = 0.01  # cosine of two axes
 
@@ -34,7 +35,7 @@ class _Layout:
     """The voxels' type, shape and affine; ``start`` is their first byte in the file that holds them."""
 
     header: nib.Nifti1Header
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # X, Y, Z and the number of channels
     affine: scan.Floats
     start: int
     doubts: tuple[scan.Doubt, ...]
@@ -44,9 +45,9 @@ class _Layout:
         return self.start + math.prod(self.shape) * int(self.header.get_data_dtype().itemsize)
 
 
-def read(path: Path) -> scan.Scan:
-    """Read a NIfTI file in its own voxel order: array ``[1, X, Y, Z]``, or ``[1, X, Y, 1]`` in two dimensions."""
-    with _open_checked(path) as (layout, file, voxels):
+def read(path: Path, channel: int | None = None) -> scan.Scan:
+    """Read a file, or one of its channels, in its own voxel order: ``[C, X, Y, Z]``, in two dimensions with Z = 1."""
+    with _open_checked(path, channel) as (layout, file, voxels):
         voxels.read(layout.start - voxels.tell())
         body = voxels.read(layout.end - layout.start)
         _check_length(file, voxels.tell(), layout.end)
@@ -58,26 +59,28 @@ def read(path: Path) -> scan.Scan:
     slope, inter = layout.header.get_slope_inter()
     is_scaled = slope is not None and (slope != 1 or inter)
     stored = np.frombuffer(body, layout.header.get_data_dtype())
+    if channel is not None:
+        stored = np.split(stored, layout.shape[3])[channel]
     values = scan.as_float32(path, stored, (slope, inter or 0.0) if is_scaled else None)
-    array = values.reshape(layout.shape, order="F")[None]
+    array = np.moveaxis(values.reshape((*layout.shape[:3], -1), order="F"), -1, 0)
     return scan.Scan(array, layout.affine, header=layout.header, doubts=layout.doubts)
 
 
-def read_header(path: Path) -> scan.Header:
+def read_header(path: Path, channel: int | None = None) -> scan.Header:
     """Read size ``(X, Y, Z)`` and affine from the header, and check the length of files that are not compressed."""
-    with _open_checked(path) as (layout, _, _):
-        return scan.Header(layout.shape, layout.affine, layout.doubts)
+    with _open_checked(path, channel) as (layout, _, _):
+        return scan.Header(layout.shape[:3], layout.affine, layout.doubts, layout.shape[3] if channel is None else 1)
 
 
 @contextmanager
-def _open_checked(path: Path) -> Iterator[tuple[_Layout, Path, BinaryIO]]:
+def _open_checked(path: Path, channel: int | None) -> Iterator[tuple[_Layout, Path, BinaryIO]]:
     """The layout, and the file with the voxels, opened, after a comparison of its size with the layout."""
     file = Path(voxel_file(path))
     if not file.is_file():
         raise problem(file, "this file is missing beside its .hdr file", "copy both files")
     with ExitStack() as stack:
         stream = stack.enter_context(_open(path))
-        layout = _layout(path, stream)
+        layout = _layout(path, stream, channel)
         voxels = stream if file == path else stack.enter_context(_open(file))
         if isinstance(voxels, gzip.GzipFile):
             scan.check_packed(file, layout.end, file.stat().st_size)
@@ -97,9 +100,9 @@ def _open(path: Path) -> Iterator[BinaryIO]:
             raise problem(path, "the compressed file ends early", "copy it again") from error
 
 
-def _layout(path: Path, stream: BinaryIO) -> _Layout:
+def _layout(path: Path, stream: BinaryIO, channel: int | None) -> _Layout:
     header, has_extensions = _header(path, stream)
-    shape, affine = _geometry(path, header)
+    shape, affine = _geometry(path, header, channel)
     declared, after_header = int(header.get_data_offset()), int(header["sizeof_hdr"]) + 4
     is_pair = voxel_file(path) != str(path)
     start = declared if is_pair else max(declared, after_header)
@@ -132,13 +135,19 @@ def _guess_type(raw: bytes) -> str:
     return " but a git-lfs pointer" if start.startswith(b"version https://git-lfs") else ""
 
 
-def _geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], scan.Floats]:
-    """The size along three axes, and the affine in mm."""
+def _geometry(path: Path, header: nib.Nifti1Header, channel: int | None) -> tuple[tuple[int, ...], scan.Floats]:
+    """The size along three axes, the number of channels, and the affine in mm."""
     dims = [int(n) for n in header["dim"]]
     if not 1 < dims[0] <= 7:
         raise problem(path, f"its header declares {dims[0]} dimensions", "export it again as a 3D volume")
     shape = dims[1 : 1 + dims[0]]
-    scan.check_budget(path, shape)
+    num_channels = math.prod(shape[3:])
+    if channel is None and num_channels > _MOST_CHANNELS:
+        wrong = f"a time series of {num_channels} volumes"
+        raise problem(path, wrong, f"choose one of them, with {scan.CHANNEL}0 after the file's name")
+    if channel is not None and channel >= num_channels:
+        raise problem(path, f"it has {num_channels} channels, so none with number {channel}", "count from 0")
+    scan.check_budget(path, shape[:3], num_channels if channel is None else 1)
     if header.get_data_dtype().kind not in "iufb":
         raise problem(path, "its voxels are complex numbers, colours or records", "save one real number per voxel")
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
@@ -152,7 +161,7 @@ def _geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[int, ...], sc
     affine = np.array(header.get_best_affine(), np.float64)
     affine[:3] *= _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
     scan.check_affine(path, affine)
-    return tuple((*shape, 1)[:3]), affine
+    return (*(*shape, 1)[:3], num_channels), affine
 
 
 def _doubts(header: nib.Nifti1Header, affine: scan.Floats) -> Iterator[scan.Doubt]:

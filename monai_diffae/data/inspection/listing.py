@@ -27,15 +27,15 @@ from monai_diffae.data.cohorts import (
     ID_COLUMNS,
     PATIENTS,
     cases_in_folder,
-    check_sequences,
     compiled,
     read_cohort,
     read_columns,
     standard_split,
 )
-from monai_diffae.data.folders import BIDS_SUBJECT, MODALITIES, name_within, search_folder, short_names
+from monai_diffae.data.folders import BIDS_SUBJECT, name_within, search_folder, short_names
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.scans import may_be_dicom, scan_suffix
+from monai_diffae.data.sequences import are_modalities, count_sequences
 from monai_diffae.errors import CohortError, ConfigError, OtherResultsError, counted, quoted
 from monai_diffae.lazy import pd
 
@@ -96,6 +96,7 @@ class Listing:
         splits = {str(name): count for name, count in self.splits.items()}
         return {
             "num_scans": len(self.cases), "num_patients": self.num_patients, "formats": dict(self.formats),
+            "sequences": count_sequences(self.cases), "num_masks": sum(case.mask is not None for case in self.cases),
             "splits": splits, "labels": labels, "notes": self.notes,
         }  # fmt: skip
 
@@ -108,6 +109,11 @@ class Listing:
         else:
             known = "known of some scans only, so each other" if share_known(self.cases) else "not known, so each"
             yield f"patients: {known} scan counts as a patient (--patient-pattern finds them in the paths)"
+        if sequences := count_sequences(self.cases):
+            counts = ", ".join(f"{name} ({count})" for name, count in sequences.items())
+            yield f"{counted(len(sequences), 'sequence')}: {counts}"
+        if num_masks := sum(case.mask is not None for case in self.cases):
+            yield f"masks: {num_masks}"
         yield from self.notes
         if set(self.splits) != {None}:
             yield f"column split: {_counts({name or 'none': count for name, count in self.splits.items()})}"
@@ -139,8 +145,6 @@ def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str,
         raise ConfigError(f"{unused}: there is no table whose columns it could name; omit {unused}, or set table")
     name = cohort.name or cohort.resolve().name
     check_splits(cases, name)
-    if is_folder:
-        check_sequences(cases, root)
     return Listing(name, _with_bids_details(cases, root), notes)
 
 
@@ -157,7 +161,8 @@ def write_listing(listing: Listing, path: Path, *, overwrite: bool = False) -> P
 
 
 def _table_text(listing: Listing, path: Path) -> str:
-    keys = list(listing.cases[0].images)
+    files = [_files(case, path.parent) for case in listing.cases]
+    keys = list(dict.fromkeys(key for each in files for key in each))
     labels = list(dict.fromkeys(name for case in listing.cases for name in case.labels))  # also the mark of twins
     is_known = {
         "id": True,
@@ -172,15 +177,18 @@ def _table_text(listing: Listing, path: Path) -> str:
     stream = io.StringIO()
     table = csv.writer(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", lineterminator="\n")
     table.writerow([*keys, *columns, *labels])
-    for case in listing.cases:
-        images = [case.images[key] for key in keys]
-        if any(isinstance(image, tuple) for image in images):
-            raise CohortError(f"{case.id}: has one file per channel, which a table cannot list; use the datalist")
+    for case, names in zip(listing.cases, files, strict=True):
         if case.has_own_patient and counts[case.patient] == 1:
             case = replace(case, patient="")
-        files = [Path(os.path.relpath(str(image), path.parent)).as_posix() for image in images]
-        table.writerow([*files, *(getattr(case, name) for name in columns), *map(case.labels.get, labels)])
+        values = (getattr(case, name) for name in columns)
+        table.writerow([*(names.get(key, "") for key in keys), *values, *map(case.labels.get, labels)])
     return stream.getvalue()
+
+
+def _files(case: Case, folder: Path) -> dict[str, str]:
+    """The paths of a case's images and mask from a folder, by their columns."""
+    files = {**(case.sequences or case.images), **({"mask": case.mask} if case.mask else {})}
+    return {name: Path(os.path.relpath(str(file), folder)).as_posix() for name, file in files.items()}
 
 
 def _with_plain_ids(cases: list[Case], root: Path) -> list[Case]:
@@ -190,7 +198,7 @@ def _with_plain_ids(cases: list[Case], root: Path) -> list[Case]:
         return cases
     return [
         replace(case, id=id, patient=id if case.has_own_patient else case.patient)
-        for case, id in zip(cases, ids, strict=True)
+        for case, id in zip(cases, (c.id if c.sequences else id for c, id in zip(cases, ids, strict=True)), strict=True)
     ]
 
 
@@ -230,7 +238,7 @@ def _are_classes(names: Sequence[str | None]) -> bool:
     return (
         2 <= len(folders) <= min(_MOST_CLASS_FOLDERS, len(names) // 2)
         and not any(_NO_CLASSES.match(folder) for folder in folders)
-        and not all(re.split(r"[-_ ]", folder.lower())[0] in MODALITIES for folder in folders)
+        and not are_modalities(re.split(r"[-_ ]", folder)[0] for folder in folders)
         and not _are_numbered(folders)
     )
 
@@ -271,7 +279,7 @@ def _with_classes(cases: Sequence[Case], root: Path, sources: Sources) -> tuple[
 
 def _with_bids_details(cases: list[Case], root: Path) -> list[Case]:
     """The cases with the session and suffix in their BIDS names as labels, if these differ and no table has them."""
-    details = [bids_details(name_within(case.first_file, root)) for case in cases]
+    details = [{} if case.sequences else bids_details(name_within(case.first_file, root)) for case in cases]
     for word in ("session", "suffix"):
         values = [each.get(word) for each in details]
         if len(set(values)) > 1 and not any(word in case.labels for case in cases):
@@ -484,7 +492,8 @@ def with_roles(join: Join, names: Mapping[str, str]) -> tuple[Join, list[str]]:
 
 def with_rows(cases: Sequence[Case], join: Join) -> list[Case]:
     """The cases with the cells of their rows: labels, and the split and patient if the table has them."""
-    others = {"image", "id", "patient", "split", join.id_column}
+    paths = {name for name, cells in join.columns.items() if any(map(scan_suffix, cells))}
+    others = {"image", "id", "patient", "split", join.id_column, *paths}
     labels = as_labels(
         {name: c for name, c in join.columns.items() if name not in others and name.lower() not in ("image", "id")}
     )
