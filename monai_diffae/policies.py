@@ -24,6 +24,12 @@ Colour = Literal["refuse", "grey", "rgb"]
 Uneven = Literal["resample", "refuse"]
 """What to do with DICOM series whose slices are unevenly spaced: resample them by their positions, or refuse them."""
 
+Grid = Literal["resample", "refuse"]
+"""What to do with sequences and masks on another grid than the first sequence: resample them to it, or refuse them."""
+
+Region = Literal["whole", "box", "masked"]
+"""What a model sees of a scan: all, the box around its mask, or the scan with background outside its mask."""
+
 Doubtful = Literal["warn", "refuse"]
 """What to do with all other doubts, such as about left and right: log a warning, or refuse the scan."""
 

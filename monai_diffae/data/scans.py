@@ -4,6 +4,7 @@ Everything is checked on reading: the result of :func:`read_scan` is complete, f
 dimensions and channels that the caller needs. Otherwise a :class:`~monai_diffae.errors.ScanError` of one line says why.
 """
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import affine_transform, gaussian_filter
 
 from monai_diffae.data.formats import dicom, itk, nifti, pictures
 from monai_diffae.data.formats.scan import (
@@ -33,7 +35,7 @@ from monai_diffae.data.formats.scan import (
 )
 from monai_diffae.data.scan_writing import write_scan
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, problem
-from monai_diffae.policies import Colour, Doubtful, PathLike, Uneven, check_choice
+from monai_diffae.policies import Colour, Doubtful, Grid, PathLike, Uneven, check_choice
 
 __all__ = [
     "SUFFIXES",
@@ -50,6 +52,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_HIGHEST_LABEL, _MOST_LABELS = 2**16 - 1, 256  # in a label map
 
 NonFinite = Literal["error"] | float
 
@@ -112,6 +116,23 @@ def read_scan(path: PathLike, needs: ScanNeeds = ScanNeeds()) -> Scan:
 def read_with_doubts(path: PathLike) -> Scan:
     """Read one scan of any dimensions and channels, as :func:`read_scan`, but leave its doubts to the caller."""
     return fit_scan(Path(path), _read(path), ScanNeeds())
+
+
+def read_labels(path: PathLike) -> Scan:
+    """Read a label map, which may be constant; a picture with black and white has the labels 0 and 1.
+
+    Raises:
+        ScanError: it cannot be read, or its values are not few whole numbers.
+    """
+    scan = flattened(_read(path))
+    array = _fit_channels(Path(path), scan.array, 1, "refuse")
+    classes = np.unique(array)
+    if classes[0] < 0 or classes[-1] > _HIGHEST_LABEL or (classes != np.round(classes)).any():
+        raise problem(path, "it has negative, large or fractional values, so it is no mask", "give whole numbers from 0")
+    if len(classes) > _MOST_LABELS:
+        raise problem(path, f"it has {len(classes)} different values, so it is no mask", "give a label map")
+    is_binary = is_picture(path) and classes[-1] == 255 and len(classes) == 2
+    return replace(scan, array=array / np.float32(255) if is_binary else array)
 
 
 def _read(path: PathLike) -> Scan:
@@ -316,6 +337,36 @@ def _fit_values(path: Path, array: Voxels, nonfinite: NonFinite) -> Voxels:
         wrong = f"every voxel has the same value ({float(array.flat[0]):g})"
         raise problem(path, wrong, "check the export, or omit it")
     return array
+
+
+# -- other grids -------------------------------------------------------------------------------------------------------
+
+
+def on_grid(path: PathLike, scan: Scan, target: Scan, grid: Grid = "resample", *, nearest: bool = False) -> Voxels:
+    """The values ``[C, *S]`` of a volume on the grid of another one, linearly or the nearest; its lowest value outside.
+
+    Raises:
+        ScanError: the volumes do not overlap, the images are 2D, or ``grid`` is ``refuse``.
+    """
+    sizes, expected = (" x ".join(map(str, each.array.shape[1:])) for each in (scan, target))
+    if sizes == expected and np.allclose(scan.affine, target.affine, atol=0.01):
+        return scan.array
+    if grid == "refuse" or (scan.spatial_dims, target.spatial_dims) != (3, 3):
+        raise problem(path, f"its grid ({sizes}) is not that of the first image ({expected})", "resample it to that grid")
+    to_own = np.linalg.solve(scan.affine, target.affine)  # from indices of the target to those of the scan
+    matrix, offset = to_own[:3, :3], to_own[:3, 3]
+    corners = np.array([*itertools.product(*((0, size - 1) for size in target.array.shape[1:]))]) @ matrix.T + offset
+    if (corners.max(axis=0) < 0).any() or (corners.min(axis=0) > np.array(scan.array.shape[1:]) - 1).any():
+        raise problem(path, "it lies outside of the first image", "check that both are of one patient and session")
+    warn_once(Path(path), f"it is resampled from {sizes} to {expected}, the grid of the first image")
+    sigma = [0.0 if nearest else max(0.0, (step - 1) / 2) for step in np.abs(matrix).max(axis=1)]
+    return np.stack([
+        affine_transform(
+            gaussian_filter(channel, sigma, mode="nearest") if any(sigma) else channel, matrix, offset,
+            target.array.shape[1:], order=0 if nearest else 1, mode="constant", cval=float(channel.min()),
+        )
+        for channel in scan.array
+    ])  # fmt: skip
 
 
 # -- slices of volumes, oriented for display ---------------------------------------------------------------------------

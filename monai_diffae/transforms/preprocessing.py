@@ -11,7 +11,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.utils import AFFINE_TOL, zoom_affine
-from monai.transforms import InvertibleTransform, MapTransform, SpatialResample
+from monai.transforms import Crop, InvertibleTransform, MapTransform, SpatialResample
 from monai.transforms.spatial.functional import orientation
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from torch import Tensor
 from monai_diffae.data.formats.scan import MAX_BYTES, Floats
 from monai_diffae.data.scans import ras_orientation
 from monai_diffae.errors import ConfigError, ScanError
-from monai_diffae.policies import Range, check_choice
+from monai_diffae.policies import Range, Region, check_choice
 from monai_diffae.transforms.reading import Item
 
 _DECIMALS = 3  # of a size in voxels before it is rounded: 13.4999999 and 13.5 are the same size
@@ -176,6 +176,58 @@ def spaced_grid(shape: Sequence[int], affine: Floats, spacing_mm: Sequence[float
     low, high = corners.min(axis=1), corners.max(axis=1)
     grid[:3, 3] = affine[:3, 3] + grid[:3, :3] @ low
     return [int(n) for n in np.round(np.round(high - low + 1, _DECIMALS))], grid
+
+
+class ToRegiond(MapTransform, InvertibleTransform):
+    """Crops each image to the box around the item's mask; what is outside the mask may become background.
+
+    Args:
+        keys: images ``[C, *S]`` as MetaTensor, of items with a label map ``"mask"`` on their grid, which is taken out.
+        region: ``whole`` changes nothing; ``box`` crops; ``masked`` crops, and sets what is outside the mask to the
+            lowest value of each channel.
+        margin_mm: what the box has around the mask on each side, in mm (pixels, if their size is not known).
+
+    Raises:
+        ScanError: the item has no mask, or an empty one.
+
+    Example:
+        >>> item = {"image": MetaTensor(torch.arange(5.0)[None, None]), "mask": torch.tensor([[[0, 0, 0, 1, 1]]])}
+        >>> ToRegiond("image", "box", margin_mm=1)(item)["image"].tolist()
+        [[[2.0, 3.0, 4.0]]]
+    """
+
+    def __init__(self, keys: KeysCollection, region: Region = "whole", margin_mm: float = 0.0) -> None:
+        super().__init__(keys)
+        check_choice("region", region, Region)
+        self.region, self.margin_mm = region, margin_mm
+        self._crop = Crop()
+
+    def __call__(self, data: Item) -> Item:
+        """Replace each image by its region."""
+        item = dict(data)
+        mask = torch.as_tensor(item.pop("mask", torch.empty(0))).amax(dim=0) > 0 if self.region != "whole" else None
+        for key in self.key_iterator(item) if mask is not None else ():
+            image: MetaTensor = item[key]
+            if not mask.any():
+                raise ScanError(f"{item.get('id', key)}: has no mask, or an empty one, for region {self.region}; omit it")
+            if self.region == "masked":
+                lowest = image.amin(dim=tuple(range(1, image.ndim)), keepdim=True)
+                image = self.push_transform(torch.where(mask, image, lowest), extra_info={"mask": mask})
+            margins = [math.ceil(self.margin_mm / float(mm)) for mm in image.pixdim]
+            places = [torch.nonzero(mask.movedim(axis, 0).flatten(1).any(1))[:, 0] for axis in range(mask.ndim)]
+            box = [slice(max(0, int(p[0]) - m), int(p[-1]) + m + 1) for p, m in zip(places, margins, strict=True)]
+            item[key] = self._crop(image, tuple(box))
+        return item
+
+    def inverse(self, data: Item) -> Item:
+        """Return each region to its place; 0 outside."""
+        item = dict(data)
+        for key in self.key_iterator(item) if self.region != "whole" else ():
+            image = self._crop.inverse(item[key])
+            if self.region == "masked":
+                image = image * self.pop_transform(image)[TraceKeys.EXTRA_INFO]["mask"]
+            item[key] = image
+        return item
 
 
 # -- intensities -------------------------------------------------------------------------------------------------------

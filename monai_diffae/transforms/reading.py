@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -11,15 +12,26 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from monai.utils import MetaKeys, SpaceKeys
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple_rep
 from numpy.typing import NDArray
 
 from monai_diffae.data.fingerprints import file_state
 from monai_diffae.data.formats.itk import LPS_TO_RAS
-from monai_diffae.data.formats.scan import Floats
-from monai_diffae.data.scans import Axis, Scan, ScanNeeds, check_colour, read_scan, scan_of_array, slice_volume
+from monai_diffae.data.formats.scan import Floats, split_channel
+from monai_diffae.data.masks import read_mask
+from monai_diffae.data.scans import (
+    Axis,
+    Scan,
+    ScanNeeds,
+    check_colour,
+    on_grid,
+    one_channel,
+    read_scan,
+    scan_of_array,
+    slice_volume,
+)
 from monai_diffae.errors import ScanError, problem
-from monai_diffae.policies import Colour, Doubtful, Uneven
+from monai_diffae.policies import Colour, Doubtful, Grid, Uneven, check_choice
 
 Item = dict[Any, Any]
 """An item of MONAI's dictionary transforms."""
@@ -29,7 +41,8 @@ class ReadScand(MapTransform):
     """Reads the scan under each key with all checks of :func:`~monai_diffae.data.scans.read_scan`.
 
     A path becomes a MetaTensor float32 ``[C, *S]`` with its affine in mm (RAS+) and without its path. The files of a
-    list become the channels of one image, and must have the same grid. An image in memory passes the same checks: an
+    list become the channels of one image, on the grid of the first one; an item's ``"mask"`` becomes a label map on
+    this grid. An image in memory passes the same checks: an
     array ``[C, *S]``, a MetaTensor, or a :class:`~monai_diffae.data.scans.Scan`. A 2D image has rows first (MONAI's own
     readers put columns first). If an item has ``"slice"``, that slice of the volume is read, oriented for display. For
     a 2D image, MONAI's affine has only the spacing; the complete affine is ``meta["scan_affine"]``.
@@ -37,7 +50,7 @@ class ReadScand(MapTransform):
     Args:
         keys: the keys of the paths or images.
         spatial_dims: the dimensions of the model, 2 or 3.
-        channels: the number of channels that the model takes for each key.
+        channels: the number of channels that the model takes for each key, or one number per key.
         axis: the axis for ``item["slice"]``: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
         nonfinite: ``"error"``, or a value that replaces NaN and infinite voxels.
         colour: ``refuse`` colour images if the model takes one channel; convert them to ``grey``; or ``rgb``: give grey
@@ -45,6 +58,7 @@ class ReadScand(MapTransform):
         uneven: ``resample`` DICOM series whose slices are unevenly spaced, or ``refuse`` them.
         doubtful: ``warn`` of scans that may not be what was measured, or ``refuse`` them. See
             :func:`~monai_diffae.data.scans.read_scan`.
+        grid: ``resample`` channels on other grids to that of the first one, linearly, or ``refuse`` them.
 
     Example:
         >>> import tempfile
@@ -60,17 +74,20 @@ class ReadScand(MapTransform):
         self,
         keys: KeysCollection,
         spatial_dims: int,
-        channels: int = 1,
+        channels: int | Sequence[int] = 1,
         axis: Axis = "axial",
         nonfinite: Literal["error"] | float = "error",
         colour: Colour = "refuse",
         uneven: Uneven = "resample",
         doubtful: Doubtful = "warn",
+        grid: Grid = "resample",
     ) -> None:
         super().__init__(keys)
-        self.needs = ScanNeeds(spatial_dims, channels, nonfinite, colour, uneven, doubtful)
-        check_colour(colour, channels)
-        self.spatial_dims, self.axis = spatial_dims, axis
+        self.channels = dict(zip(self.keys, ensure_tuple_rep(channels, len(self.keys)), strict=True))
+        self.needs = ScanNeeds(spatial_dims, None, nonfinite, colour, uneven, doubtful)
+        check_choice("grid", grid, Grid)
+        check_colour(colour, self.channels[self.keys[0]])
+        self.spatial_dims, self.axis, self.grid = spatial_dims, axis, grid
 
     def __call__(self, data: Item) -> Item:
         """Replace each path by its scan."""
@@ -79,12 +96,23 @@ class ReadScand(MapTransform):
     def read(self, data: Mapping[Any, Any]) -> dict[Hashable, Scan]:
         """Read the scan under each key."""
         index = data.get("slice") if self.spatial_dims == 2 else None
-        return {key: self._read(images, key, self.needs, index) for key, images in self._images(data)}
+        scans = {key: self._read(images, key, self.needs, index) for key, images in self._images(data)}
+        return scans | self._mask(data, index)
 
     def read_whole(self, data: Mapping[Any, Any]) -> dict[Hashable, Scan]:
         """Read the scan under each key; volumes stay volumes, whatever the dimensions of the model."""
         needs = replace(self.needs, spatial_dims=None, flatten=False)
-        return {key: self._read(images, key, needs) for key, images in self._images(data)}
+        scans = {key: self._read(images, key, needs) for key, images in self._images(data)}
+        return scans | self._mask(data, None)
+
+    def _mask(self, data: Mapping[Any, Any], index: int | None) -> dict[Hashable, Scan]:
+        """The mask of an item that has one, on the grid of its first image."""
+        mask = data.get("mask")
+        if mask is None or isinstance(mask, Scan):
+            return {} if mask is None else {"mask": mask}
+        first = next(self._images(data))[1][0]
+        scan = read_mask(mask, first, self.grid) if _is_path(mask) else _scan(mask, "mask", ScanNeeds())
+        return {"mask": slice_volume(scan, self.axis, index) if index is not None and scan.spatial_dims == 3 else scan}
 
     def _images(self, data: Mapping[Any, Any]) -> Iterator[tuple[str, list[Any]]]:
         """Each key with the list of its images, which are the channels of one image if there are several."""
@@ -96,22 +124,21 @@ class ReadScand(MapTransform):
 
     def _read(self, images: Sequence[Any], key: str, needs: ScanNeeds, index: int | None = None) -> Scan:
         """Read all channels of an image, or of the slice ``index`` of a volume."""
-        needs = needs if len(images) == 1 else replace(needs, channels=1)
+        channels = self.channels[key]
+        needs = replace(needs, channels=channels if len(images) == 1 else 1)
         if index is not None:
             needs = replace(needs, spatial_dims=None)
-        if index is not None and all(map(_is_path, images)):  # read once for consecutive slices
+        if len(images) not in (1, channels):
+            wrong = f"the case has {len(images)} sequences, but the model takes {channels}"
+            raise problem(images[0] if _is_path(images[0]) else key, wrong, "choose them with sequences")
+        if not all(map(_is_path, images)):
+            scan = _stacked([key] * len(images), [_scan(image, key, needs) for image in images], self.grid)
+        elif index is not None:  # read once for consecutive slices
             paths = tuple(map(str, images))
-            scans = _read_volume(paths, file_state(paths), needs)
+            scan = _read_volume(paths, file_state(paths), needs, self.grid)
         else:
-            scans = tuple(_scan(image, key, needs) for image in images)
-        if index is not None:
-            scans = tuple(slice_volume(s, self.axis, int(index)) if s.spatial_dims == 3 else s for s in scans)
-        names = [str(image) if _is_path(image) else key for image in images]
-        scan = _stacked(names, scans)
-        if len(scan.array) != self.needs.channels:
-            wrong = f"there are {len(images)} files; expected {self.needs.channels}"
-            raise problem(names[0], wrong, "give one file per channel")
-        return scan
+            scan = _read_channels(list(map(str, images)), needs, self.grid)
+        return slice_volume(scan, self.axis, int(index)) if index is not None and scan.spatial_dims == 3 else scan
 
 
 def _is_path(image: Any) -> bool:
@@ -141,19 +168,26 @@ def as_tensor(scan: Scan) -> MetaTensor:
 
 
 @functools.lru_cache(maxsize=1)
-def _read_volume(paths: tuple[str, ...], _state: str, needs: ScanNeeds) -> tuple[Scan, ...]:
-    return tuple(read_scan(path, needs) for path in paths)
+def _read_volume(paths: tuple[str, ...], _state: str, needs: ScanNeeds, grid: Grid) -> Scan:
+    return _read_channels(paths, needs, grid)
 
 
-def _stacked(paths: Sequence[str], scans: Sequence[Scan]) -> Scan:
-    first, todo = scans[0], "resample the channels to one grid"
-    for path, other in zip(paths[1:], scans[1:], strict=True):
-        sizes, expected = (" x ".join(map(str, scan.array.shape[1:])) for scan in (other, first))
-        if sizes != expected:
-            raise problem(path, f"its size is {sizes}, but the first channel's is {expected}", todo)
-        if not np.allclose(other.affine, first.affine, atol=0.01):
-            raise problem(path, "its affine differs from the first channel's", todo)
-    return replace(first, array=np.concatenate([s.array for s in scans]), header=None) if len(scans) > 1 else first
+def _read_channels(paths: Sequence[str], needs: ScanNeeds, grid: Grid) -> Scan:
+    """Read files as channels of one scan. A file of which several channels are needed is read once."""
+    places = [split_channel(path) for path in paths]
+    several = [file for file, count in Counter(file for file, _ in places).items() if count > 1]
+    whole = {file: read_scan(file, replace(needs, channels=None)) for file in several}
+    scans = [
+        one_channel(whole[file], file, number or 0) if file in whole else read_scan(path, needs)
+        for path, (file, number) in zip(paths, places, strict=True)
+    ]
+    return _stacked(paths, scans, grid)
+
+
+def _stacked(paths: Sequence[str], scans: Sequence[Scan], grid: Grid) -> Scan:
+    first, *others = scans
+    arrays = [first.array, *(on_grid(p, s, first, grid) for p, s in zip(paths[1:], others, strict=True))]
+    return replace(first, array=np.concatenate(arrays), header=None) if others else first
 
 
 def _array_in_memory(image: Any, key: str) -> tuple[NDArray[Any], Floats | None]:
